@@ -22,7 +22,6 @@ from microscope_tui.runlog import (
     Spool,
     encode_record,
     safe_text,
-    unreadable_logs,
 )
 from microscope_tui.sources import Search, split_run
 from microscope_tui.watch import DEFAULT_MEMORY, RunWatch
@@ -45,10 +44,9 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         fail(f"{path}: permission denied; ask the folder's owner for read access", NO_VERDICT)
     runs = search.runs()
-    unreadable = unreadable_logs(path)
-    if unreadable and not runs:
-        fail(f"no run can be read: {'; '.join(unreadable[:3])}", NO_VERDICT)
-    for reason in unreadable:
+    if search.unreadable and not runs:
+        fail(f"no run can be read: {'; '.join(search.unreadable[:3])}", NO_VERDICT)
+    for reason in search.unreadable:
         say(f"skipped {reason}")
     if not runs and not may_be_empty:
         fail(

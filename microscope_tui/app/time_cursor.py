@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 
 from microscope_tui.lines import bytes_of
-from microscope_tui.runlog import PipedLog, safe_text
+from microscope_tui.runlog import PipedLog, SpooledLog, safe_text
 from microscope_tui.watch import Pin, RunWatch, Window, kept_steps, pin, pin_at
 
 _NEXT_SPEED = {0: 1, 1: 4, 4: 16, 16: 0}
@@ -149,7 +149,7 @@ class TimeCursor:
         Reads from the disk: not for the thread that draws.
         """
         problem, watch = self._look_at(self._moment(step)), self._watch()
-        if problem or self.following or watch is None or watch.source.spool is None or step < 1:
+        if problem or self.following or watch is None or step < 1:
             return problem
         kept = kept_steps(watch)  # of a pipe
         return self.past_of_pipe() if kept and not kept[0] <= step <= kept[1] else None
@@ -175,8 +175,10 @@ class TimeCursor:
     def past_of_pipe(self) -> str | None:
         """The limits of the spooled history of a pipe; ``None`` if it is complete."""
         watch = self._watch()
-        spool = watch.source.spool if watch else None
-        if watch is None or spool is None or not (spool.start or spool.problem):
+        if watch is None or not isinstance(watch.source, SpooledLog):
+            return None
+        spool = watch.source.spool
+        if spool is None or not (spool.start or spool.problem):
             return None
         kept = kept_steps(watch)
         if kept is None:

@@ -54,7 +54,7 @@ from microscope_tui.report import (
     verdict_text,
     worst_code,
 )
-from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, read_at, unreadable_logs
+from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, read_at
 from microscope_tui.sources import Asked, Search, split_run
 from microscope_tui.watch import (
     AgainstBaseline,
@@ -362,7 +362,7 @@ def _to_follow(search: Search, demand: Demand, stop: Event) -> RunWatch:
     while (run := _newest(search)) is None:
         if not said:
             say(f"{path}: no run yet, waiting for one (Ctrl-C ends)")
-            for reason in unreadable_logs(path):
+            for reason in search.unreadable:
                 say(f"skipped {reason}")
             said = True
         time.sleep(POLL_S)

@@ -4,14 +4,12 @@ from .compressed import CompressedLog as CompressedLog
 from .decode import decode_line as decode_line
 from .decode import decode_matrices as decode_matrices
 from .decode import decode_means as decode_means
-from .discover import MAX_DEPTH as MAX_DEPTH
 from .discover import KnownLogs as KnownLogs
 from .discover import NoRuns as NoRuns
 from .discover import RunFile as RunFile
 from .discover import entries_of as entries_of
 from .discover import find_logs as find_logs
 from .discover import find_runs as find_runs
-from .discover import unreadable_logs as unreadable_logs
 from .discover import why_not_a_run as why_not_a_run
 from .index import Glance as Glance
 from .index import Overview as Overview
@@ -22,7 +20,10 @@ from .index import sample as sample
 from .index import sample_of as sample_of
 from .index import step_at as step_at
 from .index import surviving_steps as surviving_steps
+from .piped import MOST_BYTES as MOST_BYTES
 from .piped import PipedLog as PipedLog
+from .piped import Spool as Spool
+from .piped import SpooledLog as SpooledLog
 from .piped import take_over_stdin as take_over_stdin
 from .problems import SAID_IN_FULL as SAID_IN_FULL
 from .problems import Problem as Problem
@@ -46,8 +47,6 @@ from .records import one_or_each as one_or_each
 from .records import seconds_between as seconds_between
 from .safe_text import REPLACEMENT as REPLACEMENT
 from .safe_text import safe_text as safe_text
-from .spool import MOST_BYTES as MOST_BYTES
-from .spool import Spool as Spool
 from .tail import EVERYTHING as EVERYTHING
 from .tail import QUIET_S as QUIET_S
 from .tail import Chunk as Chunk

@@ -9,11 +9,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog, open_log
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
 from microscope_tui.runlog.decode import decode_line
 from microscope_tui.runlog.index import Glance, glance
 from microscope_tui.runlog.reader import Entry, RunReader
@@ -24,6 +24,7 @@ from microscope_tui.runlog.tail import (
     LineSplitter,
     Source,
     Stamp,
+    Tail,
     identity_of,
     opened,
     read_lines_at,
@@ -80,7 +81,9 @@ class RunFile:
         Raises:
             OSError: what reads it cannot be set up.
         """
-        return self.origin.open() if self.origin is not None else open_log(self.path)
+        if self.origin is not None:
+            return self.origin.open()
+        return CompressedLog(self.path) if self.is_read_whole else Tail(self.path)
 
     def glance(self) -> Glance:
         """Both ends of the run, as far as they are known; never raises because of its content."""
@@ -102,20 +105,16 @@ class RunFile:
 
 @dataclass(slots=True)
 class KnownLogs:
-    """Results of the last search below one root. Pass the same object to every search."""
+    """Results of the last search below a root. Pass the same object to every search of it."""
 
-    root: Path | None = None
     logs: dict[str, tuple[Stamp, RunFile | None]] = field(default_factory=dict)
     """By path: the state of the file when its head was read, and the run if it is one."""
     others: re.Pattern[str] | None = None
     """Names of further files to list."""
     listed: list[Path] = field(default_factory=list)
-    """The files with such names, in every folder that was searched."""
-
-    def names_other(self, entry: os.DirEntry[str]) -> bool:
-        """Whether the entry is a regular file with such a name."""
-        wanted = self.others is not None and self.others.fullmatch(entry.name)
-        return bool(wanted) and entry.is_file(follow_symlinks=False)
+    """The regular files with such names, in every folder that was searched."""
+    unreadable: list[str] = field(default_factory=list)
+    """The logs that may not or cannot be read, each with its reason."""
 
 
 def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
@@ -126,43 +125,22 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
     """
     if root.exists() and not root.is_dir():
         return [_single_run(root)]
-    if known is None or known.root != root:
-        known = known or KnownLogs()
-        known.root, known.logs = root, {}
-    found: dict[str, tuple[Stamp, RunFile | None]] = {}
-    known.listed = []
-    for entry in _log_files(os.fspath(root), MAX_DEPTH, known):
+    known = known or KnownLogs()
+    before, known.logs, known.listed, known.unreadable = known.logs, {}, [], []
+    for entry in _log_files(root, MAX_DEPTH, known):
         try:
-            status = entry.stat(follow_symlinks=False)
-            found[entry.path] = _look(entry.path, status, root, known.logs.get(entry.path))
-        except OSError:
-            continue  # vanished since the listing, or not readable: retried next time
-    known.logs = found
-    runs = [run for _, run in found.values() if run is not None]
+            known.logs[entry.path] = _look(entry, root, before.get(entry.path))
+        except OSError as error:  # tried again next time
+            known.unreadable.append(f"{entry.path}: {error.strerror or error}")
+    runs = [run for _, run in known.logs.values() if run is not None]
     return sorted(runs, key=lambda run: (-run.modified, run.name))
-
-
-def unreadable_logs(root: Path) -> list[str]:
-    """The logs below ``root`` that may not or cannot be read, each with its reason."""
-    reasons = []
-    for entry in _log_files(os.fspath(root), MAX_DEPTH) if root.is_dir() else ():
-        try:
-            _head(Path(entry.path))
-        except OSError as error:
-            reasons.append(f"{entry.path}: {error.strerror or error}")
-    return sorted(reasons)
 
 
 def find_logs(root: Path) -> list[Path]:
     """Every file below ``root`` that is named like a log, newest first; ``root`` if it is one."""
     if not root.is_dir():
         return [root]
-    found = []
-    for entry in _log_files(os.fspath(root), MAX_DEPTH):
-        try:
-            found.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
-        except OSError:
-            continue  # vanished since the listing
+    found = [(entry.stat().st_mtime, entry.path) for entry in _log_files(root, MAX_DEPTH)]
     return [Path(path) for _, path in sorted(found, reverse=True)]
 
 
@@ -220,37 +198,26 @@ def _single_run(path: Path) -> RunFile:
     reason = why_not_a_run(path)
     if reason:
         raise NoRuns(f"{path}: is not a run log ({reason}); point at a folder of runs or a .jsonl")
-    return _run_file(_run_name(path, path.parent), path, path.stat())
+    return _run_file(path, path.parent, path.stat())
 
 
 def _look(
-    path: str,
-    status: os.stat_result,
-    root: Path,
-    known: tuple[Stamp, RunFile | None] | None,
+    entry: os.DirEntry[str], root: Path, known: tuple[Stamp, RunFile | None] | None
 ) -> tuple[Stamp, RunFile | None]:
-    """The run at ``path``; its head is read again only if it may have changed."""
+    """The run in a file; its head is read again only if it may have changed."""
+    path, status = Path(entry.path), entry.stat(follow_symlinks=False)
     state = stamp_of(status)
-    if known is not None:
-        before, run = known
-        if state == before:
-            return known
-        if run is not None and state[:2] == before[:2] and status.st_size >= run.size:
-            return state, replace(run, modified=status.st_mtime, size=status.st_size)  # it grew
-    log = Path(path)
-    try:
-        if _why_not_a_run(log) is not None:
-            return state, None
-    except OSError as error:
-        if error.errno is None:  # not a permission problem: the archive stays damaged
-            return state, None
-        raise
-    return state, _run_file(_run_name(log, root), log, status)
+    before, run = known or (None, None)
+    if known is not None and state == before:
+        return known
+    grew = run is not None and state[:2] == run.inode and state.size >= run.size
+    is_one = grew or _why_not_a_run(path) is None
+    return state, _run_file(path, root, status) if is_one else None
 
 
-def _run_file(name: str, path: Path, status: os.stat_result) -> RunFile:
+def _run_file(path: Path, root: Path, status: os.stat_result) -> RunFile:
     inode = (status.st_dev, status.st_ino)
-    return RunFile(name, path, status.st_mtime, status.st_size, inode)
+    return RunFile(_run_name(path, root), path, status.st_mtime, status.st_size, inode)
 
 
 def _head(path: Path) -> bytes:
@@ -265,7 +232,7 @@ def _head(path: Path) -> bytes:
 
 
 def _log_files(
-    folder: str, depth: int, known: KnownLogs | None = None
+    folder: Path | str, depth: int, known: KnownLogs | None = None
 ) -> Iterator[os.DirEntry[str]]:
     """Regular files only, links not followed: avoids pipes, devices and loops of links.
 
@@ -273,25 +240,25 @@ def _log_files(
     ``known`` collects the files with other names that were asked for.
     """
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fspath(folder)) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return  # an unreadable folder must not hide the others
     logs: dict[str, os.DirEntry[str]] = {}
     for entry in listed:  # `x.jsonl` comes before `x.jsonl.gz`
-        if known is not None and known.names_other(entry):
-            known.listed.append(Path(entry.path))
-        if entry.name.endswith(_LOG_SUFFIXES) and entry.is_file(follow_symlinks=False):
-            logs.setdefault(_without_archive_suffix(entry.name), entry)
-        elif depth > 0 and entry.is_dir(follow_symlinks=False):
-            yield from _log_files(entry.path, depth - 1, known)
+        if entry.is_dir(follow_symlinks=False):
+            if depth > 0:
+                yield from _log_files(entry.path, depth - 1, known)
+        elif entry.is_file(follow_symlinks=False):
+            if known is not None and known.others and known.others.fullmatch(entry.name):
+                known.listed.append(Path(entry.path))
+            if entry.name.endswith(_LOG_SUFFIXES):
+                logs.setdefault(_without_archive_suffix(entry.name), entry)
     yield from logs.values()
 
 
 def _without_archive_suffix(name: str) -> str:
-    for suffix in ARCHIVE_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
+    return name.removesuffix(".gz").removesuffix(".zst")
 
 
 def _run_name(path: Path, root: Path) -> str:

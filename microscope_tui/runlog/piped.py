@@ -7,18 +7,106 @@ spool everything is kept on disk first, so that steps that were shown can be rea
 
 import os
 import select
+import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
+from typing import BinaryIO
 
-from microscope_tui.runlog.spool import Spool
 from microscope_tui.runlog.tail import Chunk, Source
 
 CAPACITY_BYTES = 8 << 20
+MOST_BYTES = 1 << 30
+"""Of a spool: a log of 58 routers with 256 experts fills this in about 10,000 steps."""
 _PIECE_BYTES = 1 << 16
+_COPY_BYTES = 1 << 20
 
 
-class PipedLog(Source):
+class Spool:
+    """Keeps the newest bytes of a stream; never uses more than ``limit`` of disk space.
+
+    The file has no name from the start (``O_TMPFILE``) or loses it before the first byte is
+    written, and only its owner may open it: nothing is left however the program ends. Every byte
+    keeps its offset in the stream. When the file is full, the newer half is copied to a fresh file
+    at the same offsets, with a hole in front of it, and the older half is dropped.
+    """
+
+    def __init__(self, limit: int = MOST_BYTES) -> None:
+        """Open the file in the folder for temporary files (``TMPDIR``).
+
+        Raises:
+            OSError: no file can be made there, or it could not be read again.
+        """
+        with _unnamed_file() as file:
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+        self.path = Path(f"/dev/fd/{self._file}")
+        """A path that can be opened while this object lives."""
+        self.start = 0
+        """Offset of the first kept byte."""
+        self.end = 0
+        """Offset after the last kept byte."""
+        self.problem: str | None = None
+        """Why nothing more is stored; earlier data stays."""
+        self.limit = limit
+        self._half = max(1, limit // 3)  # the third third is for the half that is copied
+        os.close(os.open(self.path, os.O_RDONLY))  # a system without /dev/fd has no spool
+
+    def keep(self, piece: bytes) -> None:
+        """Append data. A full disk is not an error: see ``problem``."""
+        if self.problem is not None:
+            return
+        try:
+            for at in range(0, len(piece), self._half):
+                part = piece[at : at + self._half]
+                if self.end - self.start + len(part) > 2 * self._half:
+                    self._drop_older()
+                _write_at(self._file, part, self.end)
+                self.end += len(part)
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+
+    def clear(self) -> None:
+        """Forget everything: the next byte has offset 0 again."""
+        os.ftruncate(self._file, 0)
+        self.start = self.end = 0
+
+    def _drop_older(self) -> None:
+        at = start = max(self.start, self.end - self._half)
+        with _unnamed_file() as fresh:
+            while at < self.end:
+                piece = os.pread(self._file, min(_COPY_BYTES, self.end - at), at)
+                _write_at(fresh.fileno(), piece, at)
+                at += len(piece)
+            self.start = start  # first: a reader must not look for a step in the hole
+            os.dup2(fresh.fileno(), self._file, inheritable=False)
+
+
+def _unnamed_file() -> BinaryIO:
+    return tempfile.TemporaryFile(prefix="moe-microscope-", buffering=0)
+
+
+def _write_at(file: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class SpooledLog(Source):
+    """A log that cannot be read again at its origin, only in its spool."""
+
+    def __init__(self, name: Path, spool: Spool | None) -> None:
+        """``name``: shown in place of a path."""
+        super().__init__(name if spool is None else spool.path, seekable=spool is not None)
+        self.spool = spool
+
+    def kept(self) -> tuple[int, int]:
+        """The bytes that the spool holds."""
+        return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
+
+
+class PipedLog(SpooledLog):
     """Complete lines from a descriptor; ``size`` counts the bytes received so far."""
 
     def __init__(
@@ -29,8 +117,7 @@ class PipedLog(Source):
         spool: Spool | None = None,
     ) -> None:
         """``name``: shown in place of a path."""
-        super().__init__(Path(name) if spool is None else spool.path, seekable=spool is not None)
-        self.spool = spool
+        super().__init__(Path(name), spool)
         self.ended = False
         """Whether the writer closed its end and everything was returned."""
         self._descriptor = descriptor
@@ -39,12 +126,7 @@ class PipedLog(Source):
         self._waiting = bytearray()
         self._closed = False  # nothing more will arrive
         self._error: OSError | None = None
-        self._inside_line = False  # the start of the next line was returned
         threading.Thread(target=self._receive, name="piped log", daemon=True).start()
-
-    def kept(self) -> tuple[int, int]:
-        """The bytes that the spool holds."""
-        return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines that have arrived, or a piece of a line that is longer.
@@ -57,31 +139,24 @@ class PipedLog(Source):
         with self._changed:
             data = bytes(self._waiting[:max_bytes])
             whole = data.rfind(b"\n") + 1
-            at_end = self._closed and len(data) == len(self._waiting)
-            if at_end or (not whole and len(data) >= min(max_bytes, self._capacity)):
+            if not whole and len(data) >= min(max_bytes, self._capacity):
                 whole = len(data)
-            data = data[:whole]
             del self._waiting[:whole]
-            self.offset += whole
+            self.offset = min(self.offset + whole, self.size)
             self._changed.notify_all()
-            if data:
-                self._inside_line = not data.endswith(b"\n")
-            if at_end:
-                if self._error is not None and not data:
-                    self.ended = self.exhausted = True
-                    raise self._error
-                if self._inside_line:
-                    data, self._inside_line = data + b"\n", False
-                self.ended = self._error is None
-            self.exhausted = at_end or (not self._closed and b"\n" not in self._waiting)
-        return Chunk(data)
+            self.exhausted = b"\n" not in self._waiting
+            self.ended = self._closed and not self._waiting and not (self._error and whole)
+            if self.ended and self._error is not None:
+                raise self._error
+        return Chunk(data[:whole])
 
     def _receive(self) -> None:
-        error: OSError | None = None
+        error, inside_line = None, False
         try:
             while piece := self._next_piece():
                 if self.spool is not None:
                     self.spool.keep(piece)
+                inside_line = not piece.endswith(b"\n")
                 with self._changed:
                     self._waiting += piece
                     self.size += len(piece)
@@ -90,6 +165,8 @@ class PipedLog(Source):
         except OSError as caught:
             error = caught
         with self._changed:
+            if inside_line:
+                self._waiting += b"\n"
             self._closed, self._error = True, error
 
     def _next_piece(self) -> bytes:
@@ -108,23 +185,20 @@ def take_over_stdin() -> int:
     Raises:
         OSError: nothing is piped in, or there is no terminal to read keys from.
     """
+    if os.isatty(0):
+        raise OSError("the standard input is the terminal: pipe a log into it, or name a path")
     try:
         pipe = os.dup(0)
     except OSError:
         raise OSError("the standard input is closed: pipe a log into it, or name a path") from None
     try:
-        if os.isatty(pipe):
-            raise OSError("the standard input is the terminal: pipe a log into it, or name a path")
-        try:
-            terminal = os.open("/dev/tty", os.O_RDWR)
-        except OSError as error:
-            raise OSError(
-                f"no terminal to read keys from (/dev/tty: {error.strerror}): use `snapshot -` or "
-                "`check -`"
-            ) from None
-    except OSError:
+        terminal = os.open("/dev/tty", os.O_RDWR)
+    except OSError as error:
         os.close(pipe)
-        raise
+        raise OSError(
+            f"no terminal to read keys from (/dev/tty: {error.strerror}): use `snapshot -` or "
+            "`check -`"
+        ) from None
     os.dup2(terminal, 0)
     os.close(terminal)
     return pipe

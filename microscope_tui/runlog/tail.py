@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from microscope_tui.runlog.decode import object_of
 from microscope_tui.runlog.records import BadLine
-from microscope_tui.runlog.spool import Spool
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 QUIET_S = 2.0
@@ -156,8 +155,6 @@ class Source(Progress, ABC):
         """The path of the file, or a display name for other sources."""
         self.changed_at: float | None = None
         """When we last saw it change, by the monotonic clock; ``None`` before the first time."""
-        self.spool: Spool | None = None
-        """Where its lines are kept, if they cannot be read again at their origin."""
         self.seekable = seekable
         """Whether ``path`` can be read at any offset in ``kept``."""
         self.translates = False
@@ -347,12 +344,6 @@ class Tail(Source):
         if len(self._head) < _FINGERPRINT_BYTES:
             self._head = (self._head + data[:_FINGERPRINT_BYTES])[:_FINGERPRINT_BYTES]
         self._tail = (self._tail + data[-_FINGERPRINT_BYTES:])[-_FINGERPRINT_BYTES:]
-
-    def _remember(self, file: int) -> None:
-        """Take the fingerprint from the file, after ``offset`` was moved by hand."""
-        self._head = os.pread(file, min(self.offset, _FINGERPRINT_BYTES), 0)
-        start = max(0, self.offset - _FINGERPRINT_BYTES)
-        self._tail = os.pread(file, self.offset - start, start)
 
 
 class Stamp(NamedTuple):

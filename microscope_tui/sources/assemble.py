@@ -21,8 +21,8 @@ from microscope_tui import measures
 from microscope_tui.runlog import (
     Chunk,
     RunHeader,
-    Source,
     Spool,
+    SpooledLog,
     Values,
     encode_record,
     one_or_each,
@@ -432,7 +432,7 @@ def counts_of_shares(shares: Sequence[float]) -> list[int] | None:
     return counts
 
 
-class TranslatedLog(Source):
+class TranslatedLog(SpooledLog):
     """The lines of a reader; ``offset`` and ``size`` in bytes of its source."""
 
     def __init__(self, reader: RecordReader) -> None:
@@ -440,14 +440,9 @@ class TranslatedLog(Source):
             spool = Spool()
         except OSError:  # no folder for temporary files: earlier steps cannot be shown again
             spool = None
-        shown = spool.path if spool is not None else reader.path
-        super().__init__(shown, seekable=spool is not None)
-        self.spool, self.translates = spool, True
+        super().__init__(reader.path, spool)
+        self.translates = True
         self._reader = reader
-
-    def kept(self) -> tuple[int, int]:
-        """The bytes of the lines that the spool holds."""
-        return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
 
     def wait_s(self) -> float:
         """See ``Source``."""

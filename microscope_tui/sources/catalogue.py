@@ -210,6 +210,11 @@ class Search:
         self._known = KnownLogs(others=_file_names())
         self._seen: dict[Path, _Seen] = {}
 
+    @property
+    def unreadable(self) -> list[str]:
+        """The logs in a folder that could not be read at the last search, each with its reason."""
+        return self._known.unreadable
+
     def runs(self) -> list[RunFile]:
         """The runs, newest first; empty while there is none yet.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog import find_runs, unreadable_logs
+from microscope_tui.runlog import KnownLogs, find_runs
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -283,6 +283,7 @@ def test_a_log_that_may_not_be_read_is_named_not_called_missing(
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    assert find_runs(tmp_path) == []
-    (reason,) = unreadable_logs(tmp_path)
+    known = KnownLogs()
+    assert find_runs(tmp_path, known) == []
+    (reason,) = known.unreadable
     assert reason.endswith("metrics.jsonl: Permission denied")

@@ -11,14 +11,12 @@ import pytest
 from backports import zstd
 
 from microscope_tui.runlog import (
-    MAX_DEPTH,
     KnownLogs,
     NoRuns,
     RunFile,
     discover,
     find_runs,
     tail,
-    unreadable_logs,
     why_not_a_run,
 )
 
@@ -52,7 +50,6 @@ def test_the_search_ends_four_levels_deep_and_follows_no_links(tmp_path: Path) -
     elsewhere = put(tmp_path / "elsewhere" / "metrics.jsonl")
     (root / "link").symlink_to(elsewhere.parent)
     (root / "link.jsonl").symlink_to(elsewhere)
-    assert MAX_DEPTH == 4
     assert [run.name for run in find_runs(root)] == ["a/b/c/d"]
 
 
@@ -88,7 +85,9 @@ def test_the_plain_log_wins_over_its_archive(tmp_path: Path) -> None:
 
 def test_an_archive_that_is_none_is_no_run_and_says_why(tmp_path: Path) -> None:
     path = put(tmp_path / "metrics.jsonl.gz")
-    assert find_runs(tmp_path) == []
+    known = KnownLogs()
+    assert find_runs(tmp_path, known) == []
+    assert "damaged archive" in known.unreadable[0]
     with pytest.raises(NoRuns, match="damaged archive"):
         find_runs(path)
 
@@ -98,8 +97,9 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(tmp_path / "socket.jsonl"))
     (tmp_path / "device.jsonl").symlink_to("/dev/zero")
-    assert find_runs(tmp_path) == []
-    assert unreadable_logs(tmp_path) == []
+    known = KnownLogs()
+    assert find_runs(tmp_path, known) == []
+    assert known.unreadable == []
     with pytest.raises(NoRuns, match="not a regular file; pipe its content in and name `-`"):
         find_runs(tmp_path / "pipe.jsonl")
     assert why_not_a_run(tmp_path / "pipe.jsonl") == "not a regular file"
@@ -189,9 +189,7 @@ def test_a_second_search_reads_only_what_is_new(tmp_path: Path, probed: Probed) 
     assert probed.since_last() == []
 
 
-def test_a_replaced_file_and_another_root_are_looked_at_again(
-    tmp_path: Path, probed: Probed
-) -> None:
+def test_a_replaced_file_is_looked_at_again(tmp_path: Path, probed: Probed) -> None:
     path = put(tmp_path / "a" / "metrics.jsonl")
     known = KnownLogs()
     find_runs(tmp_path, known)
@@ -199,8 +197,7 @@ def test_a_replaced_file_and_another_root_are_looked_at_again(
     assert find_runs(tmp_path, known) == []
     put(path)
     assert [run.name for run in find_runs(tmp_path, known)] == ["a"]
-    assert [run.name for run in find_runs(tmp_path / "a", known)] == ["a"]
-    assert probed.since_last() == ["a"] * 4
+    assert probed.since_last() == ["a"] * 3
 
 
 def test_a_log_that_could_not_be_read_is_tried_again(
@@ -215,5 +212,5 @@ def test_a_log_that_could_not_be_read_is_tried_again(
 
         locked.setattr(tail, "open_regular_file", refuse)
         assert find_runs(tmp_path, known) == []
-        assert unreadable_logs(tmp_path) == [f"{tmp_path}/a/metrics.jsonl: Permission denied"]
+        assert known.unreadable == [f"{tmp_path}/a/metrics.jsonl: Permission denied"]
     assert [run.name for run in find_runs(tmp_path, known)] == ["a"]

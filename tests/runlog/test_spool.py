@@ -83,7 +83,7 @@ def test_a_reader_keeps_its_file_while_the_spool_drops_the_older_half() -> None:
 FULL = """
 import resource, sys
 from microscope_tui.runlog import read_at
-from microscope_tui.runlog.spool import Spool
+from microscope_tui.runlog import Spool
 spool = Spool(1 << 20)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for _ in range(5):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import write_bulk
-from microscope_tui.runlog import KnownLogs, RunFile, find_runs, glance, sample, unreadable_logs
+from microscope_tui.runlog import RunFile, glance, sample
 from microscope_tui.watch import RunWatch, Window, pin_at, view_of
 
 Make = Callable[..., dict[str, Any]]
@@ -181,20 +181,6 @@ def test_a_long_header_does_not_make_the_first_look_read_the_whole_file(tmp_path
     assert found.line_bytes < 2000
     assert len(found.samples) < 40 + 64 + 8
     assert found.samples[-1].record.step == 20000
-
-
-def test_a_damaged_archive_is_named_with_its_reason_and_unpacked_once(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
-    path = tmp_path / "a" / "metrics.jsonl.gz"
-    path.parent.mkdir()
-    path.write_bytes(b"\x1f\x8b\x08\x00 no archive at all")
-    known = KnownLogs()
-    assert find_runs(tmp_path, known) == []
-    (reason,) = unreadable_logs(tmp_path)
-    assert "damaged archive" in reason
-    monkeypatch.setattr("microscope_tui.runlog.discover._head", lambda path: 1 / 0)
-    assert find_runs(tmp_path, known) == []  # remembered
 
 
 def test_a_run_that_was_resumed_and_has_no_new_step_yet_shows_where_it_stands(
