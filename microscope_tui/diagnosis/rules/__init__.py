@@ -95,5 +95,4 @@ def _check_relation(rule: str, mine: object, relation: str, otherwise: str) -> N
 
 
 def _value(mine: object, side: str) -> float:
-    value: float = float(side) if side[0].isdigit() else getattr(mine, side)
-    return value
+    return float(side if side[0].isdigit() else getattr(mine, side))

@@ -178,6 +178,8 @@ class Rule(ABC, Generic[L, M]):
     """Profiles in which the remedy includes an earlier checkpoint."""
     remedy_by_cause: ClassVar[bool] = False
     """The advice depends on the cause."""
+    ends_after: ClassVar[int | None] = None
+    """Clear steps that end an episode; by default twice the limit ``persistence``."""
     tells_usual: ClassVar[bool] = False
     """The text compares the effective experts with their usual value before the onset."""
 
@@ -197,7 +199,7 @@ class Rule(ABC, Generic[L, M]):
         self.start()
 
     def set_up(self) -> None:
-        """Set the persistence and everything else that follows from the context."""
+        """Set what follows from the context, besides a limit ``persistence``."""
 
     def start(self) -> None:
         """Reset the memory."""
@@ -207,6 +209,8 @@ class Rule(ABC, Generic[L, M]):
         """The same model continues under another header; the memory is kept."""
         self.context = context
         self.limits = cast(L, context.limits.of(self.limits_type))
+        if steps := getattr(self.limits, "persistence", 0):
+            self.persist(steps, self.ends_after)
         self.set_up()
 
     def persist(self, steps: int, leave: int | None = None) -> None:

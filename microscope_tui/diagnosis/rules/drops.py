@@ -31,9 +31,6 @@ class Drops(Rule[DropLimits, Nothing]):
     turn = 120
     cause_rank = 90
 
-    def set_up(self) -> None:
-        self.persist(self.limits.persistence)
-
     def read(self, view: StepView) -> Readings | None:
         rates = view.signal("drop_rate")
         if rates is None:

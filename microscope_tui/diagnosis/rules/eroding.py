@@ -77,7 +77,6 @@ class Eroding(Rule[ErodingLimits, Memory]):
     wants_balance = True
 
     def set_up(self) -> None:
-        self.persist(self.limits.persistence)
         self.leave = 4 * self.limits.persistence
         self.collapse = self.context.limits.of(CollapseLimits)
 

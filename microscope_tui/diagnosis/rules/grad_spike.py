@@ -66,9 +66,7 @@ class GradSpike(Rule[GradientLimits, Memory]):
     turn = 30
     cause_rank = 40
     family = "divergence"
-
-    def set_up(self) -> None:
-        self.persist(self.limits.persistence, leave=50)
+    ends_after = 50
 
     def restart(self, step: int) -> None:
         # The steps of the previous attempt are as good a reference.

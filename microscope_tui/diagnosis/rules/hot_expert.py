@@ -39,7 +39,6 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
     needs = ("max_load", *BALANCE)
 
     def set_up(self) -> None:
-        self.persist(self.limits.persistence)
         self.scales = [
             r.top_k / r.num_experts if r.num_experts > r.top_k > 1 else 0.0 for r in self.routers
         ]

@@ -59,11 +59,9 @@ class Logits(Rule[LogitLimits, Memory]):
     turn = 40
     cause_rank = 30
     family = "divergence"
+    ends_after = 50
     announced_by = "GRADSPIKE"
     rolls_back_in = ("pretrain", "finetune")
-
-    def set_up(self) -> None:
-        self.persist(self.limits.persistence, leave=50)
 
     def start(self) -> None:
         self.memory = Memory(past=Trail(every=4, size=55))

@@ -5,7 +5,7 @@ import msgspec
 from microscope_tui.diagnosis.context import NEVER, NEVER_ENDS, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import Signal, StepView, median
+from microscope_tui.diagnosis.signals import StepView, median
 from microscope_tui.runlog import RunRecord
 
 _CLEAR = 0.75
@@ -58,9 +58,6 @@ class Mismatch(Rule[MismatchLimits, Memory]):
     turn = 130
     cause_rank = 115
 
-    def set_up(self) -> None:
-        self.persist(self.limits.persistence)
-
     def restart(self, step: int) -> None:
         """What is usual stays usual."""
 
@@ -68,18 +65,14 @@ class Mismatch(Rule[MismatchLimits, Memory]):
         shares = view.signal("disagreement")
         if shares is None:
             return None
-        self._learn(shares)
-        return {index: self._judge(index, share) for index, share in enumerate(shares.values)}
-
-    def _learn(self, shares: Signal) -> None:
         memory = self.memory
-        if memory.usual:
-            return
-        memory.first.append(list(shares.values))
+        if not memory.usual:
+            memory.first.append(list(shares.values))
         if len(memory.first) >= self.limits.reference_steps:
             columns = zip(*memory.first, strict=True)
             memory.usual = [median([v for v in one if 0 <= v <= 1]) for one in columns]
             memory.first = []
+        return {index: self._judge(index, share) for index, share in enumerate(shares.values)}
 
     def _judge(self, index: int, share: float) -> Reading | None:
         if not 0.0 <= share <= 1.0:

@@ -68,7 +68,6 @@ class Overload(Rule[OverloadLimits, Memory]):
     needs = ("max_load",)
 
     def set_up(self) -> None:
-        self.persist(self.limits.persistence)
         size = self.context.run.expert_parallel_size
         bounded = _is_bounded(self.context.run)
         self.severity = Severity.WARN if bounded else Severity.INFO

@@ -69,7 +69,6 @@ class Starved(Rule[StarvedLimits, Memory]):
     needs = ("starved_experts",)
 
     def set_up(self) -> None:
-        self.persist(self.limits.persistence)
         self.least = 1 if self.context.moment else self.limits.window
         """Summed lines that are enough."""
 

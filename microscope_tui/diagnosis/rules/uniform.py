@@ -59,7 +59,6 @@ class Uniform(Rule[UniformLimits, Memory]):
     cause_rank = 120
 
     def set_up(self) -> None:
-        self.persist(self.limits.persistence)
         planned = self.context.run.planned_steps or 0
         self.after = max(
             self.limits.after_steps, int(self.limits.after_share * min(planned, 10**7))
