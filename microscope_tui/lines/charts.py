@@ -164,11 +164,9 @@ class ChartLayout:
 def arranged(
     stacks: Sequence[Sequence[str]], focus: str, size: tuple[int, int], *, enlarged: bool = False
 ) -> ChartLayout:
-    """Place charts in ``size`` cells.
+    """Place charts in ``size`` cells; if ``enlarged``, the one in focus alone.
 
-    Args:
-        stacks: their names, those of a stack from the most useful to the least.
-        enlarged: the one in focus alone.
+    ``stacks``: their names, those of a stack from the most useful to the least.
     """
     columns, rows = size
     names = [name for stack in stacks for name in stack]

@@ -100,11 +100,9 @@ def verdict(
     *,
     compact: bool = False,
 ) -> list[Line]:
-    """The worst alert in ``lines`` lines, or that the run is healthy.
+    """The worst alert that is not in ``seen``, in ``lines`` lines, or that the run is healthy.
 
-    Args:
-        seen: keys of alerts that were acknowledged; the worst of the others stands here.
-        compact: what and what next, as few lines have room for; otherwise also why.
+    ``compact``: what and what next, as few lines have room for; otherwise also why.
     """
     unseen = [pair for pair in view.alerts if key_of(view.name, pair[0]) not in seen]
     worst = unseen[0] if unseen else view.worst

@@ -189,13 +189,10 @@ def heat_line(
     marked: bool,
     chosen: int | None = None,
 ) -> Line:
-    """One line of cells; equal neighbours are merged, so that they are sent as one.
+    """One line of at most ``columns`` cells; equal neighbours are merged, and sent as one.
 
-    Args:
-        key: which cells these are, for levels that remember.
-        columns: cells there is room for, each ``cell`` characters wide.
-        marked: this line of the row carries the marks × and ▴.
-        chosen: position of the value that the cursor is on.
+    ``key``: which cells these are, for levels that remember; ``marked``: with the marks × and ▴;
+    ``chosen``: position of the value that the cursor is on.
     """
     per_cell, cells = -(-len(values) // max(1, columns)), list[Span]()
     if heat.look.measure in _SHARES:

@@ -59,14 +59,12 @@ class TableLayout:
     columns: int
     label: int
     heat: int
-    """Width of the load column."""
     cell: int
     """Cells per expert (or per group of experts)."""
     experts_per_cell: int
     spark: int
     """Width of each curve; 0 when curves are left out."""
     drop: int
-    """Width of the drop column."""
     drop_bar: int
     """Width of its bar; 0 if nothing can be dropped or there is no room."""
     row_height: int
@@ -75,8 +73,7 @@ class TableLayout:
     roomy: bool
     """Blank lines between the parts, and a verdict of three lines."""
     noted: bool
-    """Whether there is a line of notes under the ribbon; in small windows only if it has content.
-    """
+    """Whether there is a line of notes under the ribbon; in small windows if it has content."""
     legend: bool
     """Whether the legend has its own line; without one a verdict replaces it."""
     verdict_lines: int
@@ -100,11 +97,9 @@ class TableLayout:
 def fit(
     view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
 ) -> TableLayout:
-    """Lay out ``view`` in ``columns`` × ``rows`` cells.
+    """Lay out ``view``, or ``shown`` of its layers, in ``columns`` × ``rows`` cells.
 
-    Args:
-        shown: how many layers are to be shown; all of them by default.
-        noted: there is something to say under the ribbon, whatever else there is.
+    ``noted``: there is something to say under the ribbon, whatever else there is.
     """
     experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
     layers = max(1, len(view.layers) if shown is None else shown)

@@ -133,12 +133,9 @@ def notes(
     watching: Sequence[str] = (),
     cursor: str = "",
 ) -> Line:
-    """The line under the ribbon: events, and how much is hidden.
+    """The line under the ribbon: events, and how much is ``hidden``.
 
-    Args:
-        hidden: what the table leaves out.
-        watching: how changes of the log are noticed, and what that limits.
-        cursor: what the cursor is on; replaces the ticks.
+    ``watching``: how changes of the log are noticed; ``cursor``: what it is on, for the ticks.
     """
     right = list(hidden)  # most important first: the last ones are dropped
     if marked := [layer for layer in view.layers if layer.without != ()]:

@@ -45,9 +45,7 @@ def pieces_of(
 ) -> list[Piece]:
     """The pieces of the tokens from ``first`` on.
 
-    Args:
-        before: the bytes in front of them, which may begin their first character.
-        after: the bytes behind them, which may end their last character.
+    ``before`` and ``after``: the bytes around them, which may be parts of their characters.
     """
     before, after = before[-_LONGEST_REST:], after[:_LONGEST_REST]
     starts = list(accumulate(map(len, texts), initial=len(before)))

@@ -292,9 +292,7 @@ def _around(middle: int, count: int, room: int) -> range:
 def without_probe(width: int, problem: str = "", *, empty: bool = False) -> list[Line]:
     """Why there is nothing to see, and the command that changes that.
 
-    Args:
-        problem: why the file cannot be read; empty where there is none.
-        empty: the file is there and holds no token.
+    ``problem``: why the file cannot be read; ``empty``: it is there and holds no token.
     """
     why = problem or (
         "the probe of this run ended before its first token"
