@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from microscope_tui.probe import frameworks
 from microscope_tui.probe.sites import (
+    SCORE_KINDS,
     Adapter,
     Choice,
     Scores,
@@ -363,8 +364,7 @@ def _score_kind(router: nn.Module, block: nn.Module | None, config: Any = None) 
     if home in _SIGMOID or home in _SOFTMAX:
         return "sigmoid" if home in _SIGMOID else "softmax"
     names = ("scoring_func", "expert_selection_fn", "score_function")
-    known = ("softmax", "sigmoid", "sqrtsoftplus").__contains__
-    found: str | None = setting((router, block, config), names, known)
+    found: str | None = setting((router, block, config), names, SCORE_KINDS.__contains__)
     return found
 
 

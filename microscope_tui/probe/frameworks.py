@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.sites import Choice, Scores, Site, site_at_router
+from microscope_tui.probe.sites import SCORE_KINDS, Choice, Scores, Site, site_at_router
 
 
 def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
@@ -64,7 +64,7 @@ def megatron(path: str, module: Any, parent: nn.Module) -> Site:
         kept_TK = map_TE.gather(1, ids_TK) if drops else None
         return Choice(ids_TK, None, logits_TE, kept_TK, real_T)
 
-    known = kind if kind in ("softmax", "sigmoid", "sqrtsoftplus") else None
+    known = kind if kind in SCORE_KINDS else None
     made = site_at_router(path, module, parent, read, E, top_k, known)
     made.drops = drops
     made.plain_choice = not config.moe_router_num_groups and balancing != "sinkhorn"

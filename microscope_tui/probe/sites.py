@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 Overhear = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 MAX_NAME = 12
+SCORE_KINDS = ("softmax", "sigmoid", "sqrtsoftplus")
 
 _STACKS = {
     "encoder": "enc", "decoder": "dec", "mtp": "mtp", "mtp_layers": "mtp", "mtp_modules": "mtp",

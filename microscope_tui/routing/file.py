@@ -30,9 +30,6 @@ from microscope_tui.routing.layout import (
 )
 from microscope_tui.runlog import open_regular_file, safe_text
 
-_MOST_SHOWN = 64
-"""Bytes of a token of the vocabulary."""
-
 
 class _Header(msgspec.Struct):
     """The header as it is stored: sizes, names, and the tables of the probe, of any value."""
@@ -250,7 +247,7 @@ class Routing:
         if at < 0:
             return None
         token = (at - first) // size
-        return self.text(token, token + 1, _MOST_SHOWN)[0]
+        return self.text(token, token + 1, most=64)[0]
 
     def find_text(self, wanted: bytes, token: int, *, back: bool = False) -> int | None:
         """The next token after (or before) ``token`` in whose text ``wanted`` begins.

@@ -17,10 +17,8 @@ ALIGNMENT = 64
 PREAMBLE = struct.Struct("<8sIIQQQ")
 """Magic, version, zero, offset and length of the header, length of the file."""
 
-MOST_LAYERS, MOST_EXPERTS, MOST_CHOICES = 4096, 65_535, 64
-MOST_TOKENS = 1 << 32
-MOST_HEADER_BYTES = 64 << 20
-MOST_SLICES = 4096
+MOST_LAYERS, MOST_EXPERTS, MOST_CHOICES, MOST_SLICES = 4096, 65_535, 64, 4096
+MOST_TOKENS, MOST_HEADER_BYTES = 1 << 32, 64 << 20
 FEWEST_EXPECTED = 10
 """Pairs that an expert has to have in a slice on average for its ratio to mean anything: with
 fewer it is noise, and ``Tables.noise`` leaves it out."""
