@@ -117,17 +117,9 @@ def site_at_router(
 ) -> Site:
     """A site whose router is watched: ``read`` makes the choice of its output, ``kind`` is that of
     its scores."""
-    return Site(
-        path=path,
-        module=module,
-        read=read,
-        before=False,
-        num_experts=int(experts),
-        top_k=int(top_k),
-        scores=Scores(module, None, kind),
-        router=module,
-        block=parent,
-    )
+    made = Site(path, module, read, False, int(experts), int(top_k))
+    made.scores, made.router, made.block = Scores(module, None, kind), module, parent
+    return made
 
 
 def setting(holders: Iterable[Any], names: Sequence[str], fits: Callable[[Any], bool]) -> Any:
