@@ -137,7 +137,7 @@ class Reader:
     @property
     def _is_foreign(self) -> bool:
         """Whether another tool writes the open run: only changes of run logs are events."""
-        return self.watch is not None and self.watch.file.origin is not None
+        return self.watch is not None and self.watch.file.foreign
 
     def _rest(self, until: float) -> bool:
         """Judge finished runs for half of the time until then; true if an event came."""

@@ -120,7 +120,7 @@ def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE
     dst
         Folder for the run logs. A run folder that exists is never overwritten.
     """
-    runs = [run for run in runs_at(reading.search(src)) if run.origin]
+    runs = [run for run in runs_at(reading.search(src)) if run.foreign]
     if not runs:
         fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
     folders = _folders(runs, dst)

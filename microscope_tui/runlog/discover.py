@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
 from microscope_tui.runlog.decode import decode_line
@@ -42,20 +42,6 @@ class NoRuns(ValueError):
     """No runs at this path; the message says why and what to do."""
 
 
-class Origin(Protocol):
-    """What another tool wrote, as a run; see ``microscope_tui.sources``."""
-
-    def open(self) -> Source:
-        """Its log lines from the start."""
-
-    def identity(self) -> Identity:
-        """Its present state.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class RunFile:
     """One run on disk, as it was when it was found."""
@@ -67,13 +53,13 @@ class RunFile:
     size: int = 0
     inode: tuple[int, int] = (0, 0)
     """Device and inode: they identify a renamed file."""
-    origin: Origin | None = None
-    """What reads it, if it is not a run log."""
+    foreign: ClassVar[bool] = False
+    """Whether another tool wrote it, so that it is no run log; see ``microscope_tui.sources``."""
 
     @property
     def is_read_whole(self) -> bool:
         """Whether its end is unknown before all of it is read: an archive, or no run log."""
-        return self.origin is not None or self.path.suffix in ARCHIVE_SUFFIXES
+        return self.foreign or self.path.suffix in ARCHIVE_SUFFIXES
 
     def open(self) -> Source:
         """Its log lines from the start.
@@ -81,18 +67,11 @@ class RunFile:
         Raises:
             OSError: what reads it cannot be set up.
         """
-        if self.origin is not None:
-            return self.origin.open()
         return CompressedLog(self.path) if self.is_read_whole else Tail(self.path)
 
     def glance(self) -> Glance:
         """Both ends of the run, as far as they are known; never raises because of its content."""
-        if self.origin is None:
-            return glance(self.path)
-        try:
-            return Glance(identity=self.origin.identity())
-        except OSError as error:
-            return Glance(error=error.strerror or str(error))
+        return glance(self.path)
 
     def identity(self) -> Identity:
         """The present state of the file.
@@ -100,7 +79,7 @@ class RunFile:
         Raises:
             OSError: it cannot be read.
         """
-        return self.origin.identity() if self.origin is not None else identity_of(self.path)
+        return identity_of(self.path)
 
 
 @dataclass(slots=True)

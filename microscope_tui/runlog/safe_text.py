@@ -11,11 +11,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 # Control, format (bidi, zero-width), private use, surrogate, unassigned: none may reach a terminal.
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
+_VARIATION_SELECTORS = frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
 _MAX_COMBINING_MARKS = 2  # per cell; more would smear over the neighbouring lines
-
-
-def _is_variation_selector(char: str) -> bool:
-    return "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
 
 
 def safe_text(text: object, max_cells: int = 80) -> str:
@@ -30,16 +27,16 @@ def safe_text(text: object, max_cells: int = 80) -> str:
         if char in "\t\n\r\v\f":
             char = " "
         category = unicodedata.category(char)
-        is_mark = category == "Me" or unicodedata.combining(char) > 0
-        if is_mark or _is_variation_selector(char):  # other marks may take a cell of their own
+        selects = char in _VARIATION_SELECTORS
+        if selects or category == "Me" or unicodedata.combining(char):  # others may take a cell
             marks += 1
-            if out and marks <= _MAX_COMBINING_MARKS and not _is_variation_selector(char):
+            if out and marks <= _MAX_COMBINING_MARKS and not selects:
                 out.append(char)
             continue
         if category in _FORBIDDEN_CATEGORIES:
             char = REPLACEMENT
         marks = 0
-        width = 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        width = _cells(char)
         if cells + width > max_cells:
             while out and cells > max_cells - 1:
                 cells -= _cells(out.pop())

@@ -6,6 +6,7 @@ from .assemble import counts_of_shares as counts_of_shares
 from .assemble import run_record as run_record
 from .assemble import step_record as step_record
 from .catalogue import FORMATS as FORMATS
+from .catalogue import ForeignRun as ForeignRun
 from .catalogue import Search as Search
 from .catalogue import split_run as split_run
 from .databases import MlflowReader as MlflowReader

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 from microscope_tui.runlog import (
+    Glance,
     Identity,
     KnownLogs,
     NoRuns,
@@ -176,26 +178,34 @@ def _file_names() -> re.Pattern[str]:
     return re.compile("|".join([*names, re.escape(_MLFLOW_FOLDER)]))
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """A run that another tool wrote: see ``runlog.discover.Origin``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignRun(RunFile):
+    """A run that another tool wrote: its records are translated."""
 
+    foreign: ClassVar[bool] = True
     form: Format
-    path: Path
+    file: Path
+    """The file or folder that holds it, without ``#RUN``."""
     run: str
-    name: str
     asked: Asked
 
     def open(self) -> Source:
-        """See ``Origin``."""
+        """See ``RunFile``."""
         from microscope_tui.sources.assemble import TranslatedLog
 
-        return TranslatedLog(self.form.open(self.path, self.run, self.name, self.asked))
+        return TranslatedLog(self.form.open(self.file, self.run, self.name, self.asked))
+
+    def glance(self) -> Glance:
+        """Only its state: nothing is known before all of it is read."""
+        try:
+            return Glance(identity=self.identity())
+        except OSError as error:
+            return Glance(error=error.strerror or str(error))
 
     def identity(self) -> Identity:
-        """See ``Origin``."""
-        size, modified = _size_and_time(self.path)
-        known = repr((self.form.name, os.fspath(self.path), self.run, self.asked))
+        """See ``RunFile``."""
+        size, modified = _size_and_time(self.file)
+        known = repr((self.form.name, os.fspath(self.file), self.run, self.asked))
         return Identity(
             0, 0, size, round(modified * 1e9), hashlib.sha256(known.encode()).hexdigest()[:16]
         )
@@ -301,8 +311,9 @@ class Search:
         place = path.with_name(f"{path.name}#{run}") if run else path
         name = safe_text(run or (path.name if path.is_dir() else path.stem))
         size, modified = _size_and_time(path)
-        origin = Foreign(form, path, run, name, self.asked)
-        return RunFile(name, place, modified, size, origin=origin)
+        return ForeignRun(
+            name, place, modified, size, form=form, file=path, run=run, asked=self.asked
+        )
 
 
 def split_run(path: Path) -> tuple[Path, str]:

@@ -73,7 +73,7 @@ class Seen:
             return False
         age = age_of(self.file.modified, changed_at=self.changed_at)
         if self.file.is_read_whole:  # while it grows it would be read again and again
-            return self.file.origin is None or (age is not None and age >= STALE_S)
+            return not self.file.foreign or (age is not None and age >= STALE_S)
         over = self.ends.end is not None or (age is not None and age >= CRASHED_S)
         return over and self.ends.last is not None
 

@@ -289,7 +289,7 @@ class RunWatch:
                 has_steps=self.latest is not None,
                 end=self.shown.end,
                 step_times_s=list(self.scan.intervals),
-                logs_its_end=self.file.origin is None,
+                logs_its_end=not self.file.foreign,
             )
             return word, age
 

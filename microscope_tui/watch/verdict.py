@@ -110,7 +110,7 @@ def _hopeless(watch: RunWatch) -> str | None:
         return watch.error
     if watch.diagnosis is None or watch.latest is None:
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
-        if watch.file.origin is not None:
+        if watch.file.foreign:
             return f"no reading of a router in it yet: --map adds keys{first}"
         return f"no steps in the log yet{first}"
     serious = {e.rule for e in watch.diagnosis.episodes if e.severity >= Severity.WARN}
