@@ -21,7 +21,7 @@ from microscope_tui.probe.subject import (
     folder_of,
     load_published,
 )
-from microscope_tui.probe.texts import CharacterPieces, Pieces, TokenizerPieces, Window
+from microscope_tui.probe.texts import CharacterPieces, TokenizerPieces, Window
 from moe_model import DESCRIPTION, CharTokenizer, CheckpointError, read_checkpoint
 from moe_model.sampling import generate
 
@@ -74,11 +74,8 @@ def subject_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> Sub
     """
     if not model.routers:
         raise CannotProbe(f"{name}: a dense model, without a router; name a Mixture of Experts")
-    pieces: Pieces
-    if isinstance(tokenizer, CharTokenizer):
-        pieces = CharacterPieces(tokenizer)
-    else:
-        pieces = TokenizerPieces(tokenizer.library)
+    characters = isinstance(tokenizer, CharTokenizer)
+    pieces = CharacterPieces(tokenizer) if characters else TokenizerPieces(tokenizer.library)
 
     def forward(ids_BS: Tensor, real_BS: Tensor | None) -> Tensor | None:
         logits_BSV: Tensor = model(ids_BS, real_BS).logits_BSV
