@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ from microscope_tui.runlog.safe_text import safe_text
 Severity = Literal["error", "hint"]
 
 SAID_IN_FULL = 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _STRING_OR_BARE = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')
 _EXCERPT = 16
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -65,34 +64,22 @@ bare! {count} bare {name} (at character {at:,}), which is not JSON: write the st
 refused! a strict JSON reader refuses this line ({why}): write finite numbers of usual size, and
   text without lone surrogates
 misspelt? {inside}{key} is not a key of the format and is ignored: write {likely} if you mean that
-type! {key} is {value}, expected {expected}
-range! {key} is {value}, expected {expected}
-choice! {key} is {value}, expected one of {expected}
+expected! {key} is {value}, expected {expected}
+missing! {key} is missing: write {expected}
 unprintable! {key} is {value} with the control character U+{char:04X}: write plain text, screens do
   not show it
 length! {key} has {entries:,} entries for {routers:,} routers: write one per entry of model.layers,
   null where there is no value
 
-kind! kind is {value}, expected one of {kinds}: every record names its kind
 unknown kind? kind {value} is not one of {kinds}: readers ignore the record
 no run! a {kind} before any run record: write the run record first, with format_version {version}
   and model.layers, num_experts and top_k
 no load? no step has tokens_per_expert or router.effective_experts: there is no load to judge, write
   one of them
-format_version! format_version is {value}, expected {version}: readers refuse the whole log
-  otherwise
 no resumed_at_step? another run record without resumed_at_step: write the first step that will be
   written again (checkpoint step + 1; 1 after a fresh start)
 another model? layers, num_experts or top_k differ from the run record before: the diagnosis
   restarts here, write each model to its own folder
-model.layers! model.layers is {value}, expected a list of 1 to {most:,} depths: one entry per
-  router, in forward order, 0-based, dense layers left out
-model.layers[]! model.layers[{index}] is null, expected a depth
-long name? model.layer_names[{index}] is {value}: the screen shows {cells} characters of it, write a
-  shorter one
-same name? model.layer_names has {value} more than once: name each router differently, L3.attn and
-  L3.mlp for example
-missing! {key} is missing: write {expected}, or null
 unknown? {key} is unknown{where}: {lost}
 top_k above num_experts! top_k {k:,} of router {index} is above its num_experts {e:,}: write how
   many different experts a token chooses
@@ -101,9 +88,6 @@ top1! source.counts is "top1" but model.top_k is not 1: write top_k 1 where only
 event! an event without a name: write "event": "eval", "checkpoint" …
 reason? reason is {value}: the screen has words for {known}, and shows any other as stopped
 
-step! step is missing: write the number of optimizer steps completed, from 1
-step 0? step is 0, as in files of other tools: a trainer writes the number of optimizer steps
-  completed, from 1
 after end? a step after the end event of line {line:,}: write a run record with resumed_at_step
   before continuing
 before resumed! step {step:,} is below resumed_at_step {first:,} of line {line:,}: resumed_at_step
@@ -111,32 +95,17 @@ before resumed! step {step:,} is below resumed_at_step {first:,} of line {line:,
 twice! step {step:,} twice in a row: write each step once, from one process
 backwards! step {step:,} after step {last:,}: write a run record with resumed_at_step {step:,}
   before it if the run was resumed
-beyond planned? step {step:,} is beyond planned_steps {planned:,}: write the number of optimizer
-  steps that the run is to make, or null
 clock? time {time:.3f} is {back:.3g} s before that of the step above: write Unix seconds, from one
   machine
 kind first? "kind" is not the first key of the step: start the line with {{"kind": "step" so that
   readers can skip it
 key order? {keys} must be the last keys of the line, in this order: readers skip the end of the
   line, and are slow otherwise
-drop_rate? router.drop_rate without model.capacity_factor: leave it out where nothing can be
-  dropped, or write the capacity factor
-above ln E! router.{name}[{index}] is {number:g}, above ln {experts} = {limit:.4g}: write nats, and
-  divide sigmoid scores by their sum
-entropy above mean_entropy! router.mean_entropy[{index}] is {mean:g}, below router.entropy[{index}]
-  = {entropy:g}, which is impossible: mean_entropy is the entropy of the mean probability, entropy
-  the mean of the tokens' entropies
-above E! router.{name}[{index}] is {number:g}, above num_experts {experts}: expected {expected}
-starved below dead! router.starved_experts[{index}] is {few:g}, below router.dead_experts[{index}] =
-  {none:g}: count the dead ones among the starved
-contradiction! router.{name}[{index}] is {number:g}, but tokens_per_expert[{index}] gives
-  {expected:.5g}: write {formula} of the same step, or leave it out
+router! router.{name}[{index}] is {number:g}, {limit}
 
 width! {key} has {entries:,} entries, expected {expected}: one per routed expert, shared ones left
   out; {otherwise}
 null! {key} is null: {instead}
-counts of none? source.counts is "none" and the step has tokens_per_expert: write what the counts
-  are (exact, top1, shares or local_rank)
 no tokens? tokens_per_expert without tokens: write the real tokens of the global batch, so that it
   can be checked whether the counts are complete
 sum of shares! {key} sums to {total}, expected {expected} for shares: scale the fractions to it and
@@ -173,8 +142,8 @@ class Problems:
         self.line = 0
         """The current line; the collector adds it to new problems."""
         self._new: list[Problem] = []
-        self._seen: Counter[tuple[Severity, str]] = Counter()
-        self._last: dict[tuple[Severity, str], Problem] = {}
+        self._seen: Counter[str] = Counter()  # by class, as the last one
+        self._last: dict[str, Problem] = {}
 
     def say(self, what: str, code: str = "", /, **values: Any) -> None:
         """Add the problem ``what`` of ``_WORDS``; ``value`` is shown as one from a log.
@@ -184,7 +153,12 @@ class Problems:
         if "value" in values:
             values["value"] = shown(values["value"])
         severity, words = _SAYINGS[what]
-        self._add(severity, code or what, words.format(**values))
+        problem = Problem(self.line, severity, words.format(**values), code or what)
+        self._seen[problem.code] += 1
+        if self._seen[problem.code] <= SAID_IN_FULL:
+            self._new.append(problem)
+        else:
+            self._last[problem.code] = problem
 
     def new(self) -> list[Problem]:
         """Problems added since the last call that are reported in full."""
@@ -193,27 +167,13 @@ class Problems:
 
     def rest(self) -> Iterator[Problem]:
         """One summary for each class with more problems than are reported in full."""
-        for (severity, code), last in self._last.items():
-            more = self._seen[severity, code] - SAID_IN_FULL
+        for code, last in self._last.items():
+            more = self._seen[code] - SAID_IN_FULL
             reason = f"{more:,} more like the first {SAID_IN_FULL}; the last one: {last.reason}"
-            yield Problem(last.line, severity, reason, code, more)
-
-    def _add(self, severity: Severity, code: str, reason: str) -> None:
-        self._seen[severity, code] += 1
-        problem = Problem(self.line, severity, reason, code)
-        if self._seen[severity, code] <= SAID_IN_FULL:
-            self._new.append(problem)
-        else:
-            self._last[severity, code] = problem
+            yield replace(last, reason=reason, count=more)
 
     def strict_object(self, line: bytes) -> dict[str, Any] | None:
         """The object of the line; ``None`` if there is none, which is reported."""
-        if self.line == 1 and line.startswith(_BYTE_ORDER_MARK):
-            self.say("bom")
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        if b"\0" in line:
-            self.say("nul", size=line.count(b"\0"))
-            line = line.strip(b"\0")
         if not line.strip():
             self.say("empty")
             return None
@@ -228,36 +188,25 @@ class Problems:
             self.say("depth")
             return None
         except (msgspec.MsgspecError, UnicodeDecodeError) as refusal:
-            if (found := self._by_the_standard_library(text, refusal)) is None:
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError as error:
+                near = text[max(0, error.pos - _EXCERPT) : error.pos + _EXCERPT]
+                near = safe_text(near, 2 * _EXCERPT)
+                self.say("json", why=safe_text(error.msg), at=error.pos + 1, near=near)
                 return None
-            (value,) = found
+            except (ValueError, RecursionError) as error:  # thousands of digits, deep nesting
+                self.say("no record", "json", why=safe_text(error))
+                return None
+            bare = [match for match in _STRING_OR_BARE.finditer(text) if match[1]]
+            if bare:
+                self.say("bare", count=len(bare), name=bare[0][1], at=bare[0].start() + 1)
+            elif isinstance(refusal, msgspec.MsgspecError):
+                self.say("refused", "json", why=safe_text(refusal))
         if isinstance(value, dict):
             return value
         self.say("object", value=value)
         return None
-
-    def _by_the_standard_library(self, text: str, refusal: Exception) -> tuple[Any] | None:
-        """A value that msgspec refuses: reported with the place of the mistake, or tolerated."""
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            near = safe_text(
-                text[max(0, error.pos - _EXCERPT) : error.pos + _EXCERPT], 2 * _EXCERPT
-            )
-            self.say("json", why=safe_text(error.msg), at=error.pos + 1, near=near)
-            return None
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # an integer of thousands of digits, deep nesting
-            self.say("no record", "json", why=safe_text(error))
-            return None
-        bare = [match for match in _STRING_OR_BARE.finditer(text) if match[1]]
-        if bare:
-            self.say("bare", count=len(bare), name=bare[0][1], at=bare[0].start() + 1)
-        elif isinstance(refusal, msgspec.MsgspecError):
-            self.say("refused", "json", why=safe_text(refusal))
-        return (value,)
 
     def checked_fields(
         self, inside: str, record: Mapping[str, Any], rules: Mapping[str, Rule]
@@ -292,16 +241,19 @@ class Problems:
         kinds = {dict: "an object", bool: "true or false"}
         kind = rule if isinstance(rule, type) else str
         if not isinstance(value, kind):
-            expected = kinds.get(kind, "a string")
-            return self.say("type", f"type {code}", key=key, value=value, expected=expected)
+            return self.unexpected("type", key, value, kinds.get(kind, "a string"), code)
         if isinstance(value, str) and not value.isprintable():
             char = next((c for c in value if unicodedata.category(c) in _UNPRINTABLE), None)
             if char is not None:
                 self.say("unprintable", key=key, value=value, char=ord(char))
         if isinstance(rule, tuple) and value not in rule:
-            expected = ", ".join(rule)
-            return self.say("choice", f"choice {code}", key=key, value=value, expected=expected)
+            return self.unexpected("choice", key, value, f"one of {', '.join(rule)}", code)
         return value
+
+    def unexpected(self, what: str, key: str, value: Any, expected: str, code: str = "") -> None:
+        """Add the problem that ``value`` is not ``expected``; ``what``: "type", "range" …"""
+        code = f"{what} {code or key}"
+        self.say("expected", code, key=key, value=value, expected=expected)
 
     def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:
         """The finite number at ``key``."""
@@ -316,17 +268,15 @@ class Problems:
             expected += ", or null where there is no value"
         elif type(value) is not int and (type(value) is not float or rule.integer):
             what, expected = "type", _typed(rule, value)
-        return self.say(what, f"{what} {code}", key=key, value=value, expected=expected)
+        return self.unexpected(what, key, value, expected, code)
 
     def per_router(self, key: str, value: Any, routers: int | None) -> list[Any] | None:
         """The list at ``key`` with one entry per router; ``None`` where there is none."""
-        if value is None:
-            return None
-        if not isinstance(value, list):
+        if value is not None and not isinstance(value, list):
             expected = "a list with one entry per router of model.layers"
-            self.say("type", f"type {key}", key=key, value=value, expected=expected)
+            self.unexpected("type", key, value, expected)
             return None
-        if routers is not None and len(value) != routers:
+        if value is not None and routers not in (None, len(value)):
             self.say("length", f"length {key}", key=key, entries=len(value), routers=routers)
             return None
         return value

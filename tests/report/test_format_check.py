@@ -173,7 +173,6 @@ def test_lines_that_are_too_long_are_named(
 ) -> None:
     limit = 1000
     monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (limit,))
-    monkeypatch.setattr(validate, "MAX_LINE_BYTES", limit)
     path = write_log([make_header(), b"x" * 1001, make_header(), b"y" * 5000])
     report = check_format(path)
     assert [(p.line, p.code) for p in report.problems if p.severity == "error"] == [
@@ -181,11 +180,6 @@ def test_lines_that_are_too_long_are_named(
         (4, "overlong"),
     ]
     assert report.records["run"] == 2
-
-
-def test_a_line_above_the_limit_is_an_error_without_a_splitter_too() -> None:
-    lines = [(1, b"x" * (tail.MAX_LINE_BYTES + 1))]
-    assert [problem.code for problem in problems_in(lines)] == ["overlong"]
 
 
 def test_a_packed_log_is_the_same_log(write_log: Make, make_header: Make) -> None:
