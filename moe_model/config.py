@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 MOST = 2**31
 """Larger than any real size; larger numbers are rejected as damaged."""
 
-_KINDS = {
+KINDS = {
     int: f"a whole number below {MOST}",
     float: "a number",
     bool: "true or false",
@@ -61,7 +61,7 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in {what}.")
     kinds = typing.get_type_hints(cls)
-    return {name: _fitting(name, value, kinds[name]) for name, value in found.items()}
+    return {name: fitting(name, value, kinds[name]) for name, value in found.items()}
 
 
 def count(name: str, value: object) -> int:
@@ -89,7 +89,8 @@ def _plain(name: object) -> str:
     return quoted[1:-1] if isinstance(name, str) and quoted[1:-1].isidentifier() else quoted
 
 
-def _fitting(name: str, value: Any, annotation: Any) -> Any:
+def fitting(name: str, value: Any, annotation: Any) -> Any:
+    """``value`` as an argument of type ``annotation``, else ``ValueError`` with ``name``."""
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
     optional = type(None) in kinds
     if optional and value is None:
@@ -102,14 +103,15 @@ def _fitting(name: str, value: Any, annotation: Any) -> Any:
         kind = next(has_all, several[0])
     if typing.get_origin(kind) is Literal:
         kind = str  # the dataclass checks the value
-    if kind not in _KINDS:
+    if kind not in KINDS:
         return kind(**fields_of(kind, value, name))
-    if type(value) is kind and (kind is not int or abs(value) < MOST):
+    most = MOST if kind is int else math.inf
+    if type(value) is kind and (kind is str or abs(value) < most):
         return value
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     nothing = ", or null" if optional else ""
-    raise ValueError(f"{name}={shown(value)}: it must be {_KINDS[kind]}{nothing}.")
+    raise ValueError(f"{name}={shown(value)}: it must be {KINDS[kind]}{nothing}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

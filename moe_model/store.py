@@ -41,7 +41,8 @@ MOST_BYTES = 16 * 2**20
 """Size limit of ``checkpoint.json``; its largest part by far is a vocabulary of characters."""
 
 UNREADABLE = (
-    ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError,
+    ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, OSError,
+    SafetensorError,
 )  # fmt: skip
 """Errors that reading an untrusted file can raise."""
 
@@ -58,9 +59,13 @@ def _blamed_on(path: Path, what: str) -> Iterator[None]:
     """Turn what reading an untrusted file can raise into ``CheckpointError``."""
     try:
         yield
+    except CheckpointError:
+        raise
     except UNREADABLE as error:
         missing = isinstance(error, KeyError)
         reason = f"{shown(error.args[0])} is missing" if missing else str(error)
+        if isinstance(error, OSError):
+            reason = error.strerror or reason
         raise CheckpointError(f"{path} {what} ({reason}): use another checkpoint.") from error
 
 
@@ -118,7 +123,8 @@ class Checkpoint:
     stop_ids: tuple[int, ...]
     """The tokens that end a text: those of the model and of the tokenizer."""
     description: dict[str, Any]
-    """Everything in ``checkpoint.json``."""
+    """Everything in ``checkpoint.json``; of an imported model ``published`` is the ``config.json``
+    that it was imported with."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -130,11 +136,6 @@ class Checkpoint:
             )
         return self.tokenizer_if_any
 
-    @property
-    def published(self) -> dict[str, Any] | None:
-        """The ``config.json`` that the model was imported with; ``None`` if it was not imported."""
-        return self.description.get("published")
-
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
         """The model in evaluation mode; ``CheckpointError`` if weights and config disagree."""
         with torch.device("meta"):
@@ -145,13 +146,8 @@ class Checkpoint:
 
     def load_weights(self, model: LanguageModel, device: torch.device | str = "cpu") -> None:
         """Load the weights into ``model``; ``CheckpointError`` if they do not fit."""
-        try:
+        with _blamed_on(self.folder / WEIGHTS, f"does not fit its own {DESCRIPTION}"):
             model.load_state_dict(load_file(self.folder / WEIGHTS, device=str(device)))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise CheckpointError(
-                f"{self.folder / WEIGHTS} does not fit its own {DESCRIPTION} ({error}): "
-                "use another checkpoint."
-            ) from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -228,14 +224,10 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
 
 
 def _verify(path: Path, size: object, digest: object) -> None:
-    try:
+    with _blamed_on(path, "cannot be read"):
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
             raise CheckpointError(f"{path} is not a regular file: use another checkpoint.")
         found = file_facts(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}): use another checkpoint."
-        ) from error
     if found != {"bytes": size, "sha256": digest}:
         raise CheckpointError(
             f"{path} is damaged ({found['bytes']} bytes of {shown(size)}, or a wrong checksum): "
@@ -251,13 +243,8 @@ def _refuse_other_size(path: Path, config: ModelConfig) -> None:
     routers = config.num_hidden_layers - config.first_k_dense_replace
     routers += config.num_nextn_predict_layers
     expected = config.parameters() + routers * config.n_routed_experts  # each has an expert_bias
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): use another checkpoint."
-        ) from error
+    with _blamed_on(path, "cannot be read"), safe_open(path, framework="pt") as file:
+        found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if found != expected:
         raise CheckpointError(
             f"{path} does not fit its own {DESCRIPTION} ({found} numbers, the model has "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
@@ -30,39 +30,12 @@ FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
 MOST_BYTES = 256 * 2**20
 
 
-class Tokenizer(Protocol):
-    """The interface that training, generation and checkpoints use."""
-
-    def __len__(self) -> int:
-        """Number of ids, which start at 0."""
-
-    def encode(self, text: str) -> Tensor:
-        """Token ids of ``text``, int64; ``ValueError`` if it cannot be encoded."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry in a checkpoint's description, ready for JSON."""
-
-    @property
-    def end(self) -> int | None:
-        """The token that ends a text, if there is one."""
-
-    @property
-    def files(self) -> Mapping[str, bytes]:
-        """Files that a checkpoint keeps beside the weights, contents by name."""
-
-
-def stop_ids_of(tokenizer: Tokenizer | None, others: Iterable[int] = ()) -> tuple[int, ...]:
-    """The tokens that end a text, each once: ``others``, from the model, and the tokenizer's
-    own."""
-    end = None if tokenizer is None else tokenizer.end
-    return tuple(dict.fromkeys((*others, *(() if end is None else (end,)))))
-
-
 class CharTokenizer:
-    """Every distinct character of the training text is a token, in code point order."""
+    """Every distinct character of the training text is a token, in code point order.
+
+    Ids start at 0; ``end``, the token that ends a text, and ``files``, which a checkpoint keeps
+    beside the weights, are for other tokenizers.
+    """
 
     def __init__(self, vocabulary: str) -> None:
         """Use the characters of ``vocabulary``, each once; token i is its i-th character."""
@@ -77,11 +50,6 @@ class CharTokenizer:
         points = [ord(character) for character in vocabulary]
         self._id_of_point = torch.full((max(points) + 1,), -1, dtype=torch.int64)
         self._id_of_point[torch.tensor(points)] = torch.arange(len(points))
-
-    @classmethod
-    def from_text(cls, text: str) -> CharTokenizer:
-        """The tokenizer for exactly the characters of ``text``."""
-        return cls("".join(sorted(set(text))))
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> CharTokenizer:
@@ -188,6 +156,17 @@ class PretrainedTokenizer:
                 self._tokenizer.token_to_id(token) if isinstance(token, str) else None
             )
         return ids
+
+
+Tokenizer = CharTokenizer | PretrainedTokenizer
+"""What training, generation and checkpoints use."""
+
+
+def stop_ids_of(tokenizer: Tokenizer | None, others: Iterable[int] = ()) -> tuple[int, ...]:
+    """The tokens that end a text, each once: ``others``, from the model, and the tokenizer's
+    own."""
+    end = None if tokenizer is None else tokenizer.end
+    return tuple(dict.fromkeys((*others, *(() if end is None else (end,)))))
 
 
 def character_files(vocabulary: str) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     (documents,), code = load_documents(PYTHON_DOCS), sources()
     prose = documents.text
-    tokenizer = CharTokenizer.from_text(prose + code)
+    tokenizer = CharTokenizer("".join(sorted(set(prose + code))))
     batches = [
         TrainingBatches(
             Tokens(tokenizer.encode(text), torch.tensor([0])),

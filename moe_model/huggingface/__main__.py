@@ -100,7 +100,7 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
             dst,
             stop_ids=found.stop_ids,
             dtype=DTYPES[dtype],
-            imported=found.published,
+            imported=found.description.get("published"),
         )
         if tokenizer is None:
             say(f"{src} has no tokenizer: {dst} has none either.")

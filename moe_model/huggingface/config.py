@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_model import ModelConfig, ModelType, mscale
-from moe_model.config import Llama3Scaling, YarnScaling
+from moe_model.config import KINDS, Llama3Scaling, YarnScaling, fitting
 
 _GLM: ModelType = "glm4_moe_lite"
 _V2: ModelType = "deepseek_v2"
@@ -373,12 +373,6 @@ def rope_fields(config: ModelConfig) -> dict[str, Any]:
 
 def number(fields: dict[str, Any], name: str, kind: type) -> Any:
     """Field ``name`` if it has type ``kind``, else ``ValueError``."""
-    value: Any = fields.get(name)
-    if kind is float and type(value) is int:
-        value = float(value)
-    fits = type(value) is kind
-    if fits and abs(value) < float("inf"):
-        return value
-    said = f"{name}={value!r}" if name in fields else f"{name} is missing"
-    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-    raise ValueError(f"{said}: it must be {kinds[kind]}.")
+    if name not in fields:
+        raise ValueError(f"{name} is missing: it must be {KINDS[kind]}.")
+    return fitting(name, fields[name], kind)

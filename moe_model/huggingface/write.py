@@ -27,8 +27,7 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, published_fields
-from moe_model.huggingface.names import parts, stays_fp32
-from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then
+from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then, parts, stays_fp32
 
 SHARD_BYTES = 5_000_000_000
 _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}

@@ -10,6 +10,7 @@ from .checkpoint import PREVIOUS as PREVIOUS
 from .checkpoint import Checkpoints as Checkpoints
 from .checkpoint import is_sharded as is_sharded
 from .checkpoint import load_shards as load_shards
+from .checkpoint import newest_before as newest_before
 from .checkpoint import optimizer_state as optimizer_state
 from .checkpoint import save_shards as save_shards
 from .console import SHARDED_SAMPLE_TOKENS as SHARDED_SAMPLE_TOKENS
@@ -44,7 +45,6 @@ from .options import Options as Options
 from .options import flag_name as flag_name
 from .resolving import option_facts as option_facts
 from .resolving import resolve as resolve
-from .resume import newest_before as newest_before
 from .run import Progress as Progress
 from .setup import EVALUATION_SEQUENCES as EVALUATION_SEQUENCES
 from .setup import start_facts as start_facts

@@ -59,7 +59,10 @@ class StepBatches(NamedTuple):
 
 
 class TrainingBatches:
-    """Endless batches; between two batches ``drawn`` is the whole state."""
+    """Endless batches; between two batches ``drawn`` is the whole state.
+
+    ``Corpus.build`` refuses a text that is too short for one sequence and what it predicts.
+    """
 
     def __init__(
         self,
@@ -80,15 +83,7 @@ class TrainingBatches:
             batch_size: Sequences in a micro-batch of one rank.
             seed: Of the order; global random generators are neither read nor advanced.
             pin: Put batches into pinned memory.
-
-        Raises:
-            ValueError: If a sequence and what it predicts are longer than ``tokens``.
         """
-        if len(tokens) < seq_len + 1 + ahead:
-            raise ValueError(
-                f"{len(tokens)} tokens are less than a sequence of {seq_len} and the {1 + ahead} "
-                "behind it: use more, or shorter sequences."
-            )
         self.drawn = 0
         """Sequences drawn so far by all ranks together; set it to continue from there."""
         self._tokens = tokens
@@ -166,14 +161,8 @@ class HiddenTargets:
 
 
 def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -> list[Batch]:
-    """The same sequences every time: up to ``most``, spread evenly and without overlap;
-    ``ValueError`` if ``tokens`` hold no sequence and one token more."""
+    """The same sequences every time: up to ``most``, spread evenly and without overlap."""
     windows = (len(tokens) - 1) // seq_len
-    if windows < 1:
-        raise ValueError(
-            f"{len(tokens)} tokens are less than a sequence of {seq_len} and one more: use more, "
-            "or shorter sequences."
-        )
     rows = min(windows, most)
     first_N = torch.arange(rows) * (windows * seq_len // rows)
     return [_rows(tokens, first_B, seq_len + 1) for first_B in torch.split(first_N, batch_size)]

@@ -21,9 +21,8 @@ from rich.text import Text
 
 from moe_model import plain_text
 from moe_model.sampling import generate
-from moe_model.training.checkpoint import BEST, LATEST
+from moe_model.training.checkpoint import BEST, LATEST, newest_before
 from moe_model.training.options import Options
-from moe_model.training.resume import newest_before
 from moe_model.training.run import Progress, Run, dtype_name
 
 SAMPLE_TOKENS = 200

@@ -16,19 +16,19 @@ import torch
 
 from moe_model import PRESETS, Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
 from moe_model.training.batches import TrainingBatches, held_out_batches
-from moe_model.training.checkpoint import has_training_state
-from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
-from moe_model.training.distributed import World, agree, parallelize
-from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
-from moe_model.training.options import Options
-from moe_model.training.resume import (
+from moe_model.training.checkpoint import (
     AUTO,
     find_checkpoint,
+    has_training_state,
     is_newest,
     refuse_contradictions,
     refuse_other_model,
     restore,
 )
+from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
+from moe_model.training.distributed import World, agree, parallelize
+from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
+from moe_model.training.options import Options
 from moe_model.training.run import Progress, Run
 from moe_model.training.step import make_optimizer
 

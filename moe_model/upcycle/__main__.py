@@ -88,8 +88,7 @@ def main(
     parameters = llama.num_parameters()
     upcycled = upcycle(llama, shape, windows, noise, seed)
     _tell(upcycled, llama.config, parameters, noise)
-    losses = {name: getattr(upcycled, name) for name in ("source", "experts", "noise", "attention")}
-    facts = {"source": src.name, "noise": noise, "seed": seed, "losses": losses}
+    facts = {"source": src.name, "noise": noise, "seed": seed, "losses": upcycled.losses}
     try:
         with fresh_folder(dst) as folder:
             write_tensors(folder / WEIGHTS, upcycled.model.state_dict())
@@ -122,7 +121,7 @@ def _read_source(src: Path) -> tuple[Any, PretrainedTokenizer, list[int]]:
 
 
 def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
-    config = upcycled.model.config
+    config, losses = upcycled.model.config, upcycled.losses
     rotary, latent = (sum(share) / len(upcycled.kept) for share in zip(*upcycled.kept, strict=True))
     cached = config.kv_lora_rank + config.qk_rope_head_dim
     before = 2 * source.num_key_value_heads * source.head_dim
@@ -133,7 +132,7 @@ def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> Non
     say(f"cache: {before} numbers per token and layer -> {cached}")
     say("What training has to recover:")
     say(
-        f"- attention, {upcycled.attention - upcycled.noise:+.4f} nats per token: one rotary key "
+        f"- attention, {losses['attention'] - losses['noise']:+.4f} nats per token: one rotary key "
         f"keeps {rotary:.1%} of the fast pairs of all heads, a latent of {config.kv_lora_rank} "
         f"keeps {latent:.1%} of the keys without position and of the values"
     )

@@ -127,14 +127,9 @@ class Upcycled(NamedTuple):
 
     model: LanguageModel
     """In evaluation mode."""
-    source: float
-    """Loss of the source."""
-    experts: float
-    """Loss of the source with experts: the same except for rounding."""
-    noise: float
-    """Loss with noise in the routed experts."""
-    attention: float
-    """Loss of the new model."""
+    losses: dict[str, float]
+    """Of the source; with experts, the same except for rounding; with noise in the routed experts;
+    with the new attention, so of the new model."""
     kept: list[Kept]
     """The fractions kept of each layer's attention."""
 
@@ -174,7 +169,8 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
         for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True)
     ]
     attention = say_loss(lambda ids_BS: model(ids_BS).logits_BSV, "with latent attention", source)
-    return Upcycled(model, source, experts, noisy, attention, kept)
+    losses = {"source": source, "experts": experts, "noise": noisy, "attention": attention}
+    return Upcycled(model, losses, kept)
 
 
 def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> LanguageModel:
@@ -240,14 +236,10 @@ def split_into_experts(
     half in each.
 
     Args:
-        moe: Its router is not changed.
+        moe: Its router is not changed; ``norm_topk_prob`` fixes the sum of a token's weights.
         usefulness_F: Neurons with the highest values are shared.
     """
     config = moe.router.config
-    if not config.norm_topk_prob:
-        raise ValueError(
-            "norm_topk_prob=False does not fix the sum of a token's weights: choose True."
-        )
     width = config.moe_intermediate_size
     shared = config.n_shared_experts * width
     order_F = usefulness_F.argsort(descending=True, stable=True)

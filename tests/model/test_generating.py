@@ -194,13 +194,13 @@ def test_only_the_nucleus_is_sampled() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_text_survives_encoding(text: str) -> None:
-    tokenizer = CharTokenizer.from_dict(CharTokenizer.from_text(text).to_dict())
+    tokenizer = CharTokenizer.from_dict(CharTokenizer("".join(sorted(set(text)))).to_dict())
     assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
 
 
 def test_unknown_characters_are_named() -> None:
     with pytest.raises(ValueError, match="'!é' do not occur"):
-        CharTokenizer.from_text("abc").encode("abé!")
+        CharTokenizer("abc").encode("abé!")
 
 
 def test_ids_of_a_padded_head_do_not_crash_decoding() -> None:

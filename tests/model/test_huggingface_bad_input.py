@@ -115,9 +115,9 @@ def test_a_wrong_tensor_is_named(
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
         ({"num_nextn_predict_layers": 10**9}, "num_nextn_predict_layers=1000000000"),
         ({"n_routed_experts": 10**9}, "model.layers.1.mlp.gate.weight has shape (16, 32), but"),
-        ({"hidden_size": 10**12}, "model.embed_tokens.weight has shape (97, 32), but"),
-        ({"hidden_size": 2**62}, "a model too large for any memory"),
-        ({"hidden_size": 10**30}, "a model too large for any memory"),
+        ({"hidden_size": 2**30}, "model.embed_tokens.weight has shape (97, 32), but"),
+        ({"hidden_size": 2**31 - 2, "intermediate_size": 2**31 - 1}, "too large for any memory"),
+        ({"hidden_size": 10**30}, "it must be a whole number below 2147483648"),
         ({"rope_scaling": [4]}, "rope_scaling=[4] is neither an object nor null"),
         ({"rope_theta": 9.0}, "rope_theta=10000.0 contradicts rope_theta=9.0"),
         (
