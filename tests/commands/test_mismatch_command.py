@@ -97,6 +97,17 @@ def test_an_engine_is_compared_with_a_probe_in_either_order(
         assert there["margins"][0]["differing"] == 5
 
 
+def test_swaps_of_two_engines_go_from_the_first_to_the_second(
+    microscope: Run, tmp_path: Path, ids: Ids, flipped: Ids
+) -> None:
+    for name, choices in (("a.npy", ids), ("b.npy", flipped)):
+        rows = [[choices[layer][token] for layer in range(LAYERS)] for token in range(TOKENS)]
+        np.save(tmp_path / name, np.array(rows, dtype=np.int32))
+    done = microscope("mismatch", tmp_path / "a.npy", tmp_path / "b.npy", "--json")
+    swaps = json.loads(done.stdout)["layers"][1]["swaps"]
+    assert {swap["to"] for swap in swaps} == {15}
+
+
 def test_what_cannot_be_compared_says_the_first_difference(
     microscope: Run, tmp_path: Path, ids: Ids
 ) -> None:
