@@ -35,6 +35,7 @@ from .rows import Rows as Rows
 from .rows import Tiles as Tiles
 from .screens.alerts_screen import AlertsScreen as AlertsScreen
 from .screens.base import BaseScreen as BaseScreen
+from .screens.base import key_line as key_line
 from .screens.chart_screens import CourseScreen as CourseScreen
 from .screens.chart_screens import ExpertScreen as ExpertScreen
 from .screens.chart_screens import LayerScreen as LayerScreen
@@ -42,7 +43,6 @@ from .screens.compare_screens import CompareScreen as CompareScreen
 from .screens.compare_screens import MismatchScreen as MismatchScreen
 from .screens.help_screen import HelpScreen as HelpScreen
 from .screens.help_screen import help_lines as help_lines
-from .screens.last_line import key_line as key_line
 from .screens.main_screen import MainScreen as MainScreen
 from .screens.probe_screens import SlicesScreen as SlicesScreen
 from .screens.probe_screens import TokensScreen as TokensScreen

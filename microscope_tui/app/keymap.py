@@ -58,7 +58,21 @@ def keymap_of(
                 f"[keys] {safe_text(name, 40)}: no such id; "
                 f"{f'did you mean {near}? ' if near else ''}`moe-microscope keys` prints all"
             )
-        keymap[name] = _keys(name, value)
+        if not isinstance(value, str) or not value.strip():
+            shown = safe_text(repr(value), 40)
+            raise BadKey(f'[keys] {name} is {shown}: write at least one key, like "j" or "j,down"')
+        keys: dict[str, None] = {}
+        for written in (part.strip() for part in value.split(",")):
+            key = _named(written)
+            if key is None:
+                raise BadKey(
+                    f'[keys] {name}: terminals do not send a key "{safe_text(written, 30)}"; write '
+                    "a character (j J [ ?) or a name (up pageup space comma f5 ctrl+p)"
+                )
+            if key in _ALWAYS_QUIT:
+                raise BadKey(f"[keys] {name}: {key} always quits; write another key")
+            keys[key] = None
+        keymap[name] = ",".join(keys)
     if found := conflicts(screens, keymap):
         raise BadKey(f"[keys] conflicting keys: {'; '.join(found)}; bind one to another key")
     return keymap
@@ -86,25 +100,6 @@ def _entries(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield from _entries(value, f"{prefix}{part}.")
         else:
             yield f"{prefix}{part}", value
-
-
-def _keys(name: str, value: object) -> str:
-    """The keys of one binding by Textual's names, each once."""
-    if not isinstance(value, str) or not value.strip():
-        shown = safe_text(repr(value), 40)
-        raise BadKey(f'[keys] {name} is {shown}: write at least one key, like "j" or "j,down"')
-    keys: dict[str, None] = {}
-    for written in (part.strip() for part in value.split(",")):
-        key = _named(written)
-        if key is None:
-            raise BadKey(
-                f'[keys] {name}: terminals do not send a key "{safe_text(written, 30)}"; write a '
-                f"character (j J [ ?) or a name (up pageup space comma f5 ctrl+p)"
-            )
-        if key in _ALWAYS_QUIT:
-            raise BadKey(f"[keys] {name}: {key} always quits; write another key")
-        keys[key] = None
-    return ",".join(keys)
 
 
 def _named(written: str) -> str | None:

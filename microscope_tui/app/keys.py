@@ -33,6 +33,8 @@ class ScreenRow(NamedTuple):
     does: str
     place: str
     """``module:class`` below ``screens``: imported when the screen is opened."""
+    shown: tuple[str, ...] = ()
+    """What the last line says of it, and its key there."""
 
 
 SCREENS = {
@@ -40,7 +42,7 @@ SCREENS = {
     "layer": ScreenRow("2", "one layer", "chart_screens:LayerScreen"),
     "expert": ScreenRow("", "an expert", "chart_screens:ExpertScreen"),
     "alerts": ScreenRow("3", "alerts", "alerts_screen:AlertsScreen"),
-    "runs": ScreenRow("4,r", "runs", "runs_screen:RunsScreen"),
+    "runs": ScreenRow("4,r", "runs", "runs_screen:RunsScreen", ("runs", "r")),
     "compare": ScreenRow("5", "compare", "compare_screens:CompareScreen"),
     "course": ScreenRow("6", "loss and learning rate", "chart_screens:CourseScreen"),
     "tokens": ScreenRow("7", "tokens of a probe", "probe_screens:TokensScreen"),
@@ -78,14 +80,7 @@ def pair(short: str, *bindings: Binding, compact: bool = True) -> list[Binding]:
 
 
 _LEADS = [
-    key(
-        f"screen.{name}",
-        row.keys,
-        f"app.go('{name}')",
-        row.does,
-        name if name == "runs" else "",
-        "r" if name == "runs" else "",
-    )
+    key(f"screen.{name}", row.keys, f"app.go('{name}')", row.does, *row.shown)
     for name, row in SCREENS.items()
     if row.keys
 ]
@@ -145,7 +140,7 @@ EVERYWHERE = [
     key("app.help", "question_mark", "app.help", "help", "help"),
     key("app.quit", "q", "app.quit", "quit", "quit"),
 ]
-BACK = key("screen.back", "escape", "back", "back", "back")
+BACK = key("screen.back", "escape", "app.pop_screen", "back", "back")
 OPEN_LAYER = key("layer.open", "enter", "open_layer", "open the layer", "open")
 OPEN_EXPERT = key("expert.open", "enter", "open_expert", "open the expert", "expert")
 

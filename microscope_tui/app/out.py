@@ -84,7 +84,19 @@ def row_text(layer: LayerView, view: RunView) -> str:
     if layer.drop_rate is not None:
         dropped = words.percent(layer.drop_rate)
         parts.append(f"dropped {dropped}" if layer.drop_rate else "nothing dropped")
-    parts.append(_alert(layer, view))
+    active: list[Episode] = [
+        episode
+        for finding, _ in view.findings  # worst first, causes before effects
+        for episode in finding.episodes
+        if episode.active and episode.router_index == layer.index
+    ]
+    if active:
+        worst = max(active, key=lambda episode: episode.severity)
+        parts.append(f"{WORD_OF_SEVERITY[worst.severity]} {worst.rule} since {worst.onset:,}")
+    else:
+        parts.append(
+            "no alert" if view.judged >= 1 else f"no alert up to step {view.judged_step:,}"
+        )
     return _clean(f"{layer.router.name} step {view.step:,}: {', '.join(parts)}")
 
 
@@ -97,20 +109,6 @@ def value_text(layer: LayerView, expert: int | None = None) -> str:
         return "" if layer.collapse_index is None else repr(layer.collapse_index)
     known = layer.load is not None and 0 <= expert < len(layer.load)
     return repr(layer.load[expert]) if layer.load is not None and known else ""
-
-
-def _alert(layer: LayerView, view: RunView) -> str:
-    """The worst active episode in this layer, or how far the diagnosis has come."""
-    active = [
-        episode
-        for finding, _ in view.findings  # worst first, causes before effects
-        for episode in finding.episodes
-        if episode.active and episode.router_index == layer.index
-    ]
-    if active:
-        worst: Episode = max(active, key=lambda episode: episode.severity)
-        return f"{WORD_OF_SEVERITY[worst.severity]} {worst.rule} since {worst.onset:,}"
-    return "no alert" if view.judged >= 1.0 else f"no alert up to step {view.judged_step:,}"
 
 
 def _clean(*lines: str) -> str:

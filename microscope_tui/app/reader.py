@@ -9,7 +9,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from microscope_tui.runlog import RunFile, safe_text
-from microscope_tui.watch import FileEvents, Fleet, RunWatch
+from microscope_tui.watch import FileEvents, Fleet
 
 _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the processor
 _HUSH_S = 0.05
@@ -62,30 +62,25 @@ class Reader:
         self._chosen = file
         self._wanted.put(file)
 
-    @property
-    def watch(self) -> RunWatch | None:
-        """The open run."""
-        return self.fleet.open
-
     def _read(self) -> None:
         try:
             self._follow()
         except Exception as error:  # a bug: the screen keeps what was read and reports it
-            if self.watch is not None:
-                self.watch.error = f"reading stopped: {safe_text(repr(error), 200)}"
+            if self.fleet.open is not None:
+                self.fleet.open.error = f"reading stopped: {safe_text(repr(error), 200)}"
             self.switches += 1
             self.first_look.set()
 
     def _follow(self) -> None:
         self._choose_run(searched=self.fleet.search(now=True))
-        if self.watch is not None and self.watch.latest is None:
-            self.watch.advance()  # a short log has no overview, and is read in one go
+        if self.fleet.open is not None and self.fleet.open.latest is None:
+            self.fleet.open.advance()  # a short log has no overview, and is read in one go
         self.first_look.set()
         idle = woken = started = False
         rested, size = time.monotonic(), 0
         while not self._stop.is_set():
             self._choose_run(searched=self.fleet.search())
-            if not started and (self.watch is None or self.watch.complete):
+            if not started and (self.fleet.open is None or self.fleet.open.complete):
                 started = True  # after the first frame
                 if not self.fleet.piped:
                     self.events.start()
@@ -112,21 +107,21 @@ class Reader:
 
     def _pause(self) -> float:
         """Use half of a core for the history of a run that may be training on this machine."""
-        watch = self.watch
+        watch = self.fleet.open
         if watch is not None and not watch.complete:
             return _PAUSE_S  # the user waits for it, and it is short
         training = watch is not None and watch.shown.end is None
         return _WORK_S if training or self.fleet.follows_others else _PAUSE_S
 
     def _size(self) -> int:
-        return self.watch.source.size if self.watch is not None else 0
+        return self.fleet.open.source.size if self.fleet.open is not None else 0
 
     def _until_next_look(self, took: float) -> float:
         """Seconds: few while a source holds back a step that may not be complete.
 
         ``took``: seconds that the last look at all runs worked.
         """
-        watch = self.watch
+        watch = self.fleet.open
         if watch is None or not self._is_foreign:
             return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)
         source = watch.source
@@ -137,7 +132,7 @@ class Reader:
     @property
     def _is_foreign(self) -> bool:
         """Whether another tool writes the open run: only changes of run logs are events."""
-        return self.watch is not None and self.watch.file.foreign
+        return self.fleet.open is not None and self.fleet.open.file.foreign
 
     def _rest(self, until: float) -> bool:
         """Judge finished runs for half of the time until then; true if an event came."""
@@ -157,7 +152,7 @@ class Reader:
 
     def _choose_run(self, *, searched: bool) -> None:
         """Open the requested run, or the newest one where switching is safe."""
-        wanted, runs, watch = None, self.fleet.runs, self.watch
+        wanted, runs, watch = None, self.fleet.runs, self.fleet.open
         while not self._wanted.empty():  # the latest request counts
             wanted = self._wanted.get_nowait()
         asked = wanted is not None

@@ -107,7 +107,7 @@ class Session:
     async def has_probe(self) -> bool:
         """Whether the open run has a probe; looked up once for each version of the run."""
         watch = self.watch
-        wanted = (watch, self.version)
+        wanted = (watch, self.fleet.open_version)
         if self._looked[0] != wanted and watch is not None:
             there = watch.path.with_name(FILE_NAME)
             self._looked = wanted, await asyncio.to_thread(os.path.isfile, there)
@@ -125,11 +125,6 @@ class Session:
         return self.watch.run if self.watch is not None else None
 
     @property
-    def version(self) -> tuple[int, int]:
-        """Changes with the open run's data."""
-        return self.fleet.open_version, self.reader.switches
-
-    @property
     def selected(self) -> int:
         """Index of the chosen layer, clamped to the layers of the run."""
         run = self.run
@@ -144,11 +139,6 @@ class Session:
     @selected.setter
     def selected(self, index: int) -> None:
         self._selected = index
-
-    @property
-    def layer_count(self) -> int:
-        """Number of routers of the run."""
-        return len(self.run.routers) if self.run is not None else 0
 
     @property
     def has_run(self) -> bool:

@@ -268,12 +268,7 @@ def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta
 def step_at(
     when: time | timedelta, steps: Sequence[int], times: Sequence[float], newest_s: float | None
 ) -> int:
-    """The last step that was logged at ``when`` or before.
-
-    Args:
-        when: a time of day, the latest one of the run; or a time before the newest record.
-        steps: of the history, and their ``times``: Unix seconds, NaN where none was logged.
-        newest_s: time of the newest record, if logged.
+    """The last of ``steps`` that was logged (``times``: Unix seconds or NaN) at ``when`` or before.
 
     Raises:
         BadPlace: the run has no such time of day, or no times.
@@ -289,11 +284,7 @@ def step_at(
 
 
 def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | OfExpert:
-    """The token, or the expert, that ``text`` means.
-
-    Raises:
-        BadPlace: it means none in a text of so many tokens; the message says what to type.
-    """
+    """The token, or the expert, that ``text`` means; ``BadPlace`` says what to type instead."""
     typed = text.strip()
     if found := re.fullmatch(r"e([0-9]{1,6})", typed):
         if (expert := int(found[1])) >= experts:

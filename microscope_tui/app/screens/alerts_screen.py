@@ -49,8 +49,17 @@ class AlertsScreen(ListScreen):
         return 12
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        self._take(view)
-        entries, count = self._entries, len(self._entries)
+        watch, session = self.session.watch, self.session
+        pinned = watch is not None and not session.time.following
+        known = view_of(watch, 1, 1, None, range(0)).findings if watch and pinned else ()
+        entries = self._entries = alerts.entries_of(view, known, session.seen, self.pattern)
+        count, here = len(entries), session.selected
+        of_layer = (
+            at
+            for at, entry in enumerate(entries)
+            if any(episode.router_index == here for episode in entry.finding.episodes)
+        )
+        self.keep_chosen((entry.id for entry in entries), start=next(of_layer, 0))
         beside, airy = columns >= alerts.BESIDE_FROM and count > 0, rows >= AIRY_FROM_ROWS
         self.flag(beside=beside, airy=airy)
         room = rows - _FRAME_LINES - 2 * airy
@@ -82,20 +91,6 @@ class AlertsScreen(ListScreen):
         unfolded = [[Span(" " * gap), *line] for line in alerts.unfolded(chosen, *size)]
         self.show("alert-detail", unfolded if beside else [[], *unfolded])
         self.show("track", [alerts.track(chosen, view, columns, self.ribbon_columns())])
-
-    def _take(self, view: RunView) -> None:
-        """Update the alerts."""
-        watch, session = self.session.watch, self.session
-        pinned = watch is not None and not session.time.following
-        known = view_of(watch, 1, 1, None, range(0)).findings if watch and pinned else ()
-        self._entries = alerts.entries_of(view, known, session.seen, self.pattern)
-        here = session.selected
-        of_layer = (
-            at
-            for at, entry in enumerate(self._entries)
-            if any(episode.router_index == here for episode in entry.finding.episodes)
-        )
-        self.keep_chosen((entry.id for entry in self._entries), start=next(of_layer, 0))
 
     @property
     def _entry(self) -> Entry | None:

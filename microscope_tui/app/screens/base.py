@@ -1,13 +1,15 @@
 """The base of all screens: parts, when they are drawn, the last line, the prompt, what leaves.
 
-A screen names its parts from top to bottom, draws them in ``draw``, and lists its keys.
+A screen names its parts from top to bottom, draws them in ``draw``, and lists its keys. The prompt
+in the last line is no screen of its own: keys that are typed fast would still reach the screen
+below.
 """
 
 import asyncio
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import ClassVar, Union
+from typing import ClassVar, Literal, Union
 
 from textual import containers, events
 from textual.app import ComposeResult
@@ -17,19 +19,20 @@ from textual.geometry import Size
 from textual.screen import Screen
 from textual.widget import Widget
 
-from microscope_tui.app.keys import name_of, with_keymap
+from microscope_tui.app.keys import name_of, shown_key, with_keymap
 from microscope_tui.app.rows import Rows, in_truecolor
-from microscope_tui.app.screens.last_line import COPY_CHOICES, Kind, Prompt, film_line, key_line
 from microscope_tui.app.session import Session
 from microscope_tui.lines import (
     MIN_COLUMNS,
     MIN_ROWS,
+    Glyphs,
     Line,
     Palette,
     Pattern,
     Span,
     first_visible,
     frame,
+    line_width,
     pad,
     shortened,
     time_line,
@@ -41,7 +44,54 @@ from microscope_tui.watch import RunView
 AIRY_FROM_ROWS = 30
 """Rows from which there are blank lines between the parts."""
 _WAITING_S = 0.25
+Kind = Literal["", "place", "filter", "copy", "token", "find"]
+
+COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
+_MOST_CHARACTERS = 100
+_LABELS: Mapping[Kind, str] = {"place": "go to step", "token": "go to token"}
+_GIVE_WAY = ("look.overlay", "alert.onset", "time.go_to", "look.compare", "chart.smooth")
+_OF_A_PROBE = ("screen.tokens", "screen.slices")
+_ASCII_NAMES = {"↑": "up", "↓": "down", "⏎": "enter", "←": "left", "→": "right"}
 Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs quotes
+
+
+class Prompt:
+    """The state of the prompt: its kind and the typed text."""
+
+    def __init__(self) -> None:
+        self.kind: Kind = ""
+        """What the prompt is for; empty while it is closed."""
+        self.typed = ""
+
+    def take(self, key: str, character: str | None) -> str | None:
+        """Handle one key. Returns the text on enter; escape closes; other keys do nothing."""
+        if self.kind == "copy":
+            self.kind = ""
+            return character if character in COPY_CHOICES else None
+        if key == "backspace":
+            self.typed = self.typed[:-1]
+        elif key == "ctrl+u":
+            self.typed = ""
+        elif key in ("enter", "escape"):
+            self.kind = ""
+            return self.typed if key == "enter" else None
+        elif character is not None and character.isprintable():
+            self.typed = (self.typed + character)[:_MOST_CHARACTERS]
+        return None
+
+    def line(self, hint: str, problem: str | None, glyphs: Glyphs) -> Line:
+        """The prompt as a line; ``problem`` replaces the hint."""
+        label = Span(f" {_LABELS.get(self.kind, self.kind)} ", "accent")
+        if self.kind == "copy":
+            choices = [(f"  {key}", f" {what}") for key, what in COPY_CHOICES.items()]
+            return [label, *_said([*choices, ("   esc", " cancel")])]
+        cursor = Span("_" if glyphs is Glyphs.ASCII else "▏", "accent")
+        typed: Line = [label, Span(self.typed, "title"), cursor]
+        if problem:
+            return [*typed, Span(f"   {problem}", "warn")]
+        does, leaves = ("keep", "all") if self.kind == "filter" else ("go", "stay")
+        keys = [("enter", f" {does}   "), ("esc", f" {leaves}")]
+        return [*typed, Span(f"   {hint}   ", "dim"), *_said(keys)]
 
 
 class BaseScreen(Screen[None]):
@@ -141,7 +191,8 @@ class BaseScreen(Screen[None]):
         """Replace the content of a part, and its size where one is given."""
         rows = self.query_one(f"#{part}", Rows)
         if height is not None:
-            rows.styles.height = height
+            rows.set_class(not height, "gone")
+            rows.styles.height = height or 1
         if width is not None:
             rows.styles.width = width
         rows.show(lines, palette)
@@ -189,7 +240,8 @@ class BaseScreen(Screen[None]):
         if watch is None:
             return ()
         state, age = watch.state()
-        return self.session.version, watch, state, words.age(age)
+        session = self.session
+        return session.fleet.open_version, session.reader.switches, watch, state, words.age(age)
 
     @property
     def bindings_shown(self) -> Sequence[Binding]:
@@ -202,7 +254,7 @@ class BaseScreen(Screen[None]):
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
         glyphs, width, time = self.session.glyphs, self.size.width, self.session.time
-        if self.prompt.open:
+        if self.prompt.kind:
             hint, problem = self.prompt_hint()
             line = self.prompt.line(hint, problem, glyphs)
         elif self.said:
@@ -258,9 +310,6 @@ class BaseScreen(Screen[None]):
             self.show("header", frame.smallest(view, columns, rows))
         return small
 
-    async def action_back(self) -> None:
-        await self.app.pop_screen()
-
     async def action_move(self, by: int) -> None:
         """Choose another layer, alert or run."""
 
@@ -271,7 +320,8 @@ class BaseScreen(Screen[None]):
 
     async def action_ask(self, kind: Kind) -> None:
         if self.session.has_run:
-            self.prompt.ask(kind, self.pattern.text if kind == "filter" else "")
+            self.prompt.kind = kind
+            self.prompt.typed = self.pattern.text if kind == "filter" else ""
             self.draw_last_line()
 
     async def on_key(self, event: events.Key) -> None:
@@ -279,7 +329,7 @@ class BaseScreen(Screen[None]):
         self.session.reader.key_pressed()
         if self.said:
             self.tell(None)
-        if self.prompt.open:
+        if self.prompt.kind:
             event.stop()
             await self._type(event.key, event.character)
             return
@@ -290,7 +340,7 @@ class BaseScreen(Screen[None]):
 
     async def on_paste(self, event: events.Paste) -> None:
         """Paste text into the prompt."""
-        if self.prompt.open:
+        if self.prompt.kind:
             for character in event.text.strip():
                 if character.isprintable():
                     await self._type(character, character)
@@ -300,7 +350,7 @@ class BaseScreen(Screen[None]):
         entered = self.prompt.take(key, character)
         self.draw_last_line()
         if kind == "filter":  # applied while typing; esc clears it
-            gone = not self.prompt.open and entered is None
+            gone = not self.prompt.kind and entered is None
             self.pattern = Pattern.parse("" if gone else self.prompt.typed)
             await self.redraw()
         elif kind == "copy" and entered:
@@ -430,3 +480,72 @@ class ListScreen(BaseScreen):
     async def action_move(self, by: int) -> None:
         self._choose(self.at + by)
         await self.redraw()
+
+
+def key_line(
+    bindings: Iterable[Binding],
+    glyphs: Glyphs,
+    width: int,
+    *,
+    paused: bool = False,
+    probed: bool = False,
+) -> Line:
+    """The line of keys at the bottom, with the shown bindings in their order.
+
+    That of a run with a probe begins with the screens of the probe. Where the width is short,
+    bindings are left out; help and quit always stay.
+    """
+    places: dict[str, tuple[list[Binding], str]] = {}
+    first = _OF_A_PROBE if probed else ()
+    for binding in sorted(bindings, key=lambda one: one.id not in first):
+        name = binding.group.description if binding.group else binding.id or ""
+        if name in places:
+            places[name][0].append(binding)
+        elif name in first:
+            places[name] = [binding], name.removeprefix("screen.")
+        elif binding.show:
+            live = paused and binding.id == "time.follow"
+            does = name if binding.group else binding.description
+            places[name] = [binding], "live" if live else does
+    shown = {
+        name: [Span("  "), Span(_keys_of(of, glyphs), "accent"), Span(f" {does}", "dim")]
+        for name, (of, does) in places.items()
+    }
+    for name in (*_GIVE_WAY, *list(shown)[-3::-1]):
+        if sum(map(line_width, shown.values())) - 1 <= width:
+            break
+        shown.pop(name, None)
+    lead, *rest = [span for part in shown.values() for span in part] or [Span("")]
+    return pad([Span(lead.text[1:]), *rest], width)
+
+
+def film_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
+    """The line of keys while the run is played back: how fast, and how to stop it."""
+    does = {"time.follow": "stop"} | ({"time.play": f"{faster} a second"} if faster else {})
+    keys = [
+        (f"   {plain_key(shown_key(one.key.split(',')[0]), glyphs)}", f" {does[one.id]}")
+        for one in bindings
+        if one.id in does
+    ]
+    playing = f" playing {speed} column{'s' if speed > 1 else ''} a second"
+    return [Span(playing, "accent"), *_said(keys)]
+
+
+def plain_key(key: str, glyphs: Glyphs) -> str:
+    """A shown key in the characters of the terminal."""
+    return _ASCII_NAMES.get(key, key) if glyphs is Glyphs.ASCII else key
+
+
+def _keys_of(bindings: list[Binding], glyphs: Glyphs) -> str:
+    """The key of a binding, or those of a pair: ``↑↓``, ``[ ]``, ``up/down``."""
+    group = bindings[0].group
+    shown = [one.key_display or shown_key(one.key.split(",")[0]) for one in bindings]
+    keys = [plain_key(key, glyphs) for key in shown]
+    if group is None or not group.compact:
+        return " ".join(keys)
+    return ("" if all(len(key) == 1 for key in keys) else "/").join(keys)
+
+
+def _said(keys: Iterable[tuple[str, str]]) -> Line:
+    """Keys and what they do."""
+    return [span for key, does in keys for span in (Span(key, "accent"), Span(does, "dim"))]

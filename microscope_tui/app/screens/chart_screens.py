@@ -52,6 +52,7 @@ _TABS = (
     key("chart.next", "tab", "focus_chart(1)", "next chart", "chart"),
     key("chart.previous", "shift+tab", "focus_chart(-1)", "previous chart"),
 )
+Charts = Mapping[str, Chart]
 
 
 class ChartScreen(RunScreen):
@@ -112,11 +113,6 @@ class ChartScreen(RunScreen):
         session = self.session
         return time_line.aligned_ribbon(view, self.room.width, self.plot_area(), session.axis)
 
-    def show_part(self, part: str, lines: Sequence[Line]) -> None:
-        """A block of lines that is as high as its content."""
-        self.query_one(f"#{part}").set_class(not lines, "gone")
-        self.show(part, lines, height=max(1, len(lines)))
-
     def rows_of_charts(self, rows: int, others: int, gaps: int = 3) -> int:
         """Classes by the height of the screen; lines that the charts have beside other parts."""
         roomy, ribbon = rows >= ROOMY_FROM_ROWS, rows >= RIBBON_FROM_ROWS
@@ -125,12 +121,7 @@ class ChartScreen(RunScreen):
         return rows - others - ribbon - gaps * roomy
 
     def draw_charts(
-        self,
-        stacks: Sequence[Sequence[str]],
-        charts: Mapping[str, Chart],
-        time: TimeScale,
-        room: int,
-        step: int,
+        self, stacks: Sequence[Sequence[str]], charts: Charts, time: TimeScale, room: int, step: int
     ) -> None:
         """Lay out and show the charts; those without room are hidden, which is said."""
         self._stacks, columns = stacks, self.room.width
@@ -140,7 +131,11 @@ class ChartScreen(RunScreen):
         if hides:
             layout = arranged(stacks, focus, (columns - 1, room - 1))
         if "hidden" in self.PARTS:
-            self.show_part("hidden", [_hidden_line(layout.hidden, columns)] if hides else [])
+            names = ", ".join(name.replace("-", " ") for name in layout.hidden)
+            text = shortened(f" not shown: {names}", max(0, columns - 18))
+            said = [(text, "faint"), ("   tab", "accent"), (" shows them", "faint")]
+            lines = [pad([Span(*part) for part in said], columns)] if hides else []
+            self.show("hidden", lines, height=len(lines))
         places = {place.name: place for stack in layout.stacks for place in stack}
         self.set_class(len(layout.stacks) < 2, "single")
         for rows in self.query("#charts Rows").results(Rows):
@@ -151,9 +146,7 @@ class ChartScreen(RunScreen):
                 rows.styles.height, rows.styles.width = place.height, place.width
                 rows.show(self.drawn(place, charts, time, step))
 
-    def drawn(
-        self, place: Placed, charts: Mapping[str, Chart], time: TimeScale, step: int
-    ) -> list[Line]:
+    def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
         """One chart in its place."""
         return figure(
             charts[place.name],
@@ -215,15 +208,6 @@ class LayerScreen(ChartScreen):
             return
         layer = view.layers[self.session.selected]
         self._drawn = view, layer
-        self.show("layer-title", [self._title(view, layer, columns)])
-        said = evidence(view, layer, columns, max(1, rows // _EVIDENCE_SHARE - 2))
-        self.show_part("evidence", said)
-        charts = layer_charts(view, layer)
-        stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
-        time = time_scale(view, self.session.axis, layer.index)
-        self.draw_charts(stacks, charts, time, self.rows_of_charts(rows, 3 + len(said)), view.step)
-
-    def _title(self, view: RunView, layer: LayerView, columns: int) -> Line:
         left = [
             Span(f"  {layer.router.name}", "title"),
             Span(f"  {layer.index + 1} of {len(view.layers)} layers", "dim"),
@@ -232,11 +216,15 @@ class LayerScreen(ChartScreen):
         if layer.quadrant:
             left.append(Span(f"   {layer.quadrant}", "value"))
         moment = "" if self.session.time.following else f"{self.moment(view)} "
-        return spread(left, [Span(moment, "accent")], columns)
+        self.show("layer-title", [spread(left, [Span(moment, "accent")], columns)])
+        said = evidence(view, layer, columns, max(1, rows // _EVIDENCE_SHARE - 2))
+        self.show("evidence", said, height=len(said))
+        charts = layer_charts(view, layer)
+        stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
+        time = time_scale(view, self.session.axis, layer.index)
+        self.draw_charts(stacks, charts, time, self.rows_of_charts(rows, 3 + len(said)), view.step)
 
-    def drawn(
-        self, place: Placed, charts: Mapping[str, Chart], time: TimeScale, step: int
-    ) -> list[Line]:
+    def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
         if place.name in charts:
             return super().drawn(place, charts, time, step)
         (view, layer), session, size = self._drawn, self.session, (place.width, place.height)
@@ -357,7 +345,7 @@ class ExpertScreen(ChartScreen):
             expert_card.findings_line(view, layer, expert, columns),
             expert_card.comoving_line(known, expert, columns),
         ]
-        self.show_part("more", more)
+        self.show("more", more, height=len(more))
         why = "reading the log …" if self._asked else "no counts in this window"
         charts = expert_card.expert_charts(layer, expert, known, self._problem or why)
         room = max(4, self.rows_of_charts(rows, 5 + len(more), gaps=4))
@@ -411,10 +399,3 @@ class ExpertScreen(ChartScreen):
         if self.session.expert is not None:
             self.session.expert += by
         await self.redraw()
-
-
-def _hidden_line(hidden: Sequence[str], width: int) -> Line:
-    """Names of the hidden charts, and the key that shows them."""
-    names = ", ".join(name.replace("-", " ") for name in hidden)
-    text = shortened(f" not shown: {names}", max(0, width - 18))
-    return pad([Span(text, "faint"), Span("   tab", "accent"), Span(" shows them", "faint")], width)

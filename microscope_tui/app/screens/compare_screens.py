@@ -69,7 +69,16 @@ class CompareScreen(RunScreen):
         await self._choose(view)
         reference = self.session.reference or self._own
         if reference is None or view.run is None:
-            self._draw_nothing(columns)
+            problem = self._problem or self.session.pin_problem
+            texts = [
+                (problem or "looking for a step to compare with", "warn" if problem else "dim"),
+                ("b sets A to this step: then move in time, or wait for the run", "dim"),
+                ("r lists the runs, and p pins one as A, at the same step", "dim"),
+            ]
+            how = [pad([Span(f"  {text}", role)], columns) for text, role in [("", ""), *texts]]
+            self.show("moments", how, height=len(how))
+            for name in ("compare-heads", "pairs", "moved"):
+                self.show(name, [])
             return
         reference = aligned(reference, view.run)
         session = self.session
@@ -79,7 +88,7 @@ class CompareScreen(RunScreen):
         remarks = self._remark(view, reference), Span(self.moment(view), "accent")
         top = compare.moment_lines(view, reference, columns, remarks, brief=brief)
         top = [[], *top, []] if airy else top
-        self._show_top(top)
+        self.show("moments", [pad(line, columns) for line in top], height=len(top))
         layout = compare.fit_compare(view, reference, columns, rows - 5 - len(top), count)
         self.show("compare-heads", [layout.table.heads()])
         look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
@@ -92,18 +101,11 @@ class CompareScreen(RunScreen):
         if not self.layers_shown:
             lines = [pad([Span("  no layer matches", "dim")], columns)]
         self.show("pairs", lines, session.look.palette)
-        self._draw_moved(view, reference, layout)
-
-    def _draw_moved(
-        self, view: RunView, reference: Reference, layout: compare.CompareLayout
-    ) -> None:
-        """What changed in the chosen layer, and how many layers are hidden."""
-        session, columns = self.session, layout.table.width
-        moved = ""
+        moved = ""  # what changed in the chosen layer
         if session.selected in self.layers_shown:
             moved = compare.moved_text(view.layers[session.selected], reference, columns - 3)
         left: Line = [Span(f" {moved}", "accent")]
-        more = len(self.layers_shown) - layout.visible_layers
+        more = count - layout.visible_layers
         notes = [
             compare.only_in_reference(view, reference),
             self.filter_said(),
@@ -111,22 +113,6 @@ class CompareScreen(RunScreen):
             layout.table.no_room(", "),
         ]
         self.show("moved", [with_notes(left, notes, columns)])
-
-    def _draw_nothing(self, columns: int) -> None:
-        """Without a reference: how to set one."""
-        problem = self._problem or self.session.pin_problem
-        texts = [
-            (problem or "looking for a step to compare with", "warn" if problem else "dim"),
-            ("b sets A to this step: then move in time, or wait for the run", "dim"),
-            ("r lists the runs, and p pins one as A, at the same step", "dim"),
-        ]
-        self._show_top([[], *([Span(f"  {text}", role)] for text, role in texts)])
-        for name in ("compare-heads", "pairs", "moved"):
-            self.show(name, [])
-
-    def _show_top(self, lines: Sequence[Line]) -> None:
-        columns = self.room.width
-        self.show("moments", [pad(line, columns) for line in lines], height=len(lines))
 
     def _remark(self, view: RunView, reference: Reference) -> Span:
         """How A was chosen, or why it cannot be read."""

@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from microscope_tui.app.keys import key, shown_key
 from microscope_tui.app.palette import FAINT, GROUND
 from microscope_tui.app.rows import Rows
-from microscope_tui.app.screens.last_line import plain_key
+from microscope_tui.app.screens.base import plain_key
 from microscope_tui.lines import GLOSSARY, Glyphs, Line, Span, pad, wrap
 
 _READING = (
@@ -59,7 +59,7 @@ class HelpScreen(ModalScreen[None]):
     #help {{ border: round {FAINT}; background: {GROUND}; }}
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        key("help.close", "escape,question_mark,q,enter", "dismiss_help", "close"),
+        key("help.close", "escape,question_mark,q,enter", "dismiss", "close"),
         key("help.up", "up,k", "scroll(-1)", "up"),
         key("help.down", "down,j", "scroll(1)", "down"),
         key("help.page_up", "pageup", "scroll(-10)", "ten lines up"),
@@ -85,7 +85,18 @@ class HelpScreen(ModalScreen[None]):
     def redraw(self) -> None:
         """Draw the visible part of the help."""
         width = min(self.size.width, _WIDEST)
-        lines = self._lines(width - 4)
+        lines = help_lines(self._bindings_shown, self._glyphs, width - 4)
+        self._words_at = len(lines) + 1
+        if self._words:
+            lines += [[], [Span("  Reading the screen", "title")]]
+        for text in self._reading if self._words else ():
+            lines += [[Span(f"  {part}", "dim")] for part in wrap(text, width - 6)]
+        column = min(_WORDS, (width - 4) // 3)
+        for words, means in self._words:
+            names = wrap(words, column - 2)
+            texts = wrap(means, width - column - 6)
+            for name, text in zip_longest(names, texts, fillvalue=""):
+                lines.append([Span(f"  {name:<{column}}", "value"), Span(text, "dim")])
         room = max(1, min(len(lines), self.size.height - _FRAME_LINES))
         self._at = max(0, min(self._at, len(lines) - room))
         below = len(lines) - room - self._at
@@ -101,21 +112,6 @@ class HelpScreen(ModalScreen[None]):
         shown = [title, [], *lines[self._at : self._at + room]]
         help_.show([pad(line, width - 2) for line in shown])
 
-    def _lines(self, width: int) -> list[Line]:
-        lines = help_lines(self._bindings_shown, self._glyphs, width)
-        self._words_at = len(lines) + 1
-        if self._words:
-            lines += [[], [Span("  Reading the screen", "title")]]
-        for text in self._reading if self._words else ():
-            lines += [[Span(f"  {part}", "dim")] for part in wrap(text, width - 2)]
-        column = min(_WORDS, width // 3)
-        for words, means in self._words:
-            names = wrap(words, column - 2)
-            texts = wrap(means, width - column - 2)
-            for name, text in zip_longest(names, texts, fillvalue=""):
-                lines.append([Span(f"  {name:<{column}}", "value"), Span(text, "dim")])
-        return lines
-
     def action_words(self) -> None:
         """Show the glossary of the screen."""
         self._at = self._words_at
@@ -125,10 +121,6 @@ class HelpScreen(ModalScreen[None]):
         """Scroll."""
         self._at += by
         self.redraw()
-
-    def action_dismiss_help(self) -> None:
-        """Close the help."""
-        self.dismiss()
 
 
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
@@ -140,7 +132,11 @@ def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[
     for binding in bindings:
         kind = (binding.id or "").split(".")[0]
         lines = sections.setdefault(_SECTIONS.get(kind, "Here"), [])
-        lines += _entry(binding, glyphs, min(width, _COLUMN))
+        names = "  ".join(plain_key(shown_key(key), glyphs) for key in binding.key.split(","))
+        texts = wrap(binding.tooltip or binding.description, min(width, _COLUMN) - _KEYS - 1)
+        for at, text in enumerate(texts):  # on as many lines as that takes
+            keys = f"  {names if at == 0 else '':<{_KEYS - 3}} "
+            lines.append([Span(keys, "accent"), Span(text, "value")])
     sections["Screens"] = sections.pop("Screens", [])
     blocks = [[[Span(f"  {name}", "dim")], *lines, []] for name, lines in sections.items()]
     if width < 2 * _COLUMN:
@@ -155,13 +151,3 @@ def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[
     height = max(len(one), len(two))
     one, two = (part + [[]] * (height - len(part)) for part in (one, two))
     return [[*pad(a, _COLUMN), *b] for a, b in zip(one, two, strict=True)][:-1]
-
-
-def _entry(binding: Binding, glyphs: Glyphs, width: int) -> list[Line]:
-    """The keys of a binding and what it does, on as many lines as that takes."""
-    names = "  ".join(plain_key(shown_key(key), glyphs) for key in binding.key.split(","))
-    texts = wrap(binding.tooltip or binding.description, max(12, width - _KEYS - 1))
-    return [
-        [Span(f"  {names if at == 0 else '':<{_KEYS - 3}} ", "accent"), Span(text, "value")]
-        for at, text in enumerate(texts)
-    ]

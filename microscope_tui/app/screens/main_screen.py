@@ -1,8 +1,9 @@
 """The main screen: one row per layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import ClassVar
 
 from textual.binding import BindingType
@@ -78,7 +79,6 @@ class MainScreen(RunScreen):
     )
 
     layers_shown: Sequence[int] = ()
-    _layout: TableLayout | None = None
     _drawn: RunView | None = None
     _drawn_content: tuple[object, ...] = ()
 
@@ -99,7 +99,7 @@ class MainScreen(RunScreen):
         self.follow_pinned()
         self.layers_shown = matching(probe, session.filter)
         say = session.expert is not None or bool(session.filter.text)
-        layout = self._layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
+        layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
         self.flag(roomy=layout.roomy, noted=layout.noted, legend=layout.legend)
         self.query_one("#verdict").styles.height = layout.verdict_lines
         if self.draw_small(probe):
@@ -141,9 +141,9 @@ class MainScreen(RunScreen):
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         """Everything except the table."""
         session, palette = self.session, self.session.look.palette
+        heat = Heat(session.look, view.run, session.reference, not self.app.no_color)
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
-        heat = self._heat(view)
         samples, room = pad([], layout.columns), layout.columns - layout.label
         if view.layers and not any(layer.load for layer in view.layers):
             samples = pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
@@ -170,19 +170,20 @@ class MainScreen(RunScreen):
         self.show("ribbon", [self.ribbon(view)])
         self.draw_last_line()
 
-    def _heat(self, view: RunView) -> Heat:
-        session = self.session
-        return Heat(session.look, view.run, session.reference, not self.app.no_color)
-
     def _draw_table(self, view: RunView, layout: TableLayout) -> None:
         session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
         visible = [view.layers[index] for index in self._visible()]
         self._draw_labels(view, layout)
-        self.show("balance", _flat(table.balance(row, layout, glyphs, cursor) for row in visible))
-        self.show("entropy", _flat(table.entropy(row, layout, glyphs, cursor) for row in visible))
-        self.show("drop", _flat(table.drop(layer, layout, glyphs) for layer in visible))
+        parts = {
+            "balance": [table.balance(layer, layout, glyphs, cursor) for layer in visible],
+            "entropy": [table.entropy(layer, layout, glyphs, cursor) for layer in visible],
+            "drop": [table.drop(layer, layout, glyphs) for layer in visible],
+        }
+        for name, rows in parts.items():
+            self.show(name, [*chain(*rows)])
         chosen = {session.selected: session.expert}
-        loads, recent, heat = [], session.recent(), self._heat(view)
+        loads, recent = [], session.recent()
+        heat = Heat(session.look, view.run, session.reference, not self.app.no_color)
         for layer in visible:
             mean, noise = recent.of(layer)
             if heat.look.measure is Measure.BIAS:
@@ -196,9 +197,8 @@ class MainScreen(RunScreen):
     def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
         chosen = self.session.selected
         visible = [view.layers[index] for index in self._visible()]
-        self.show(
-            "label", _flat(table.label(layer, layout, layer.index == chosen) for layer in visible)
-        )
+        labels = [table.label(layer, layout, layer.index == chosen) for layer in visible]
+        self.show("label", [*chain(*labels)])
 
     async def action_compare(self) -> None:
         """Compare loads with the shown step; again: stop comparing."""
@@ -214,10 +214,6 @@ class MainScreen(RunScreen):
     async def action_clear(self) -> None:
         self.session.filter, self.session.expert = Pattern.parse(""), None
         await self.redraw()
-
-
-def _flat(rows: Iterable[list[Line]]) -> list[Line]:
-    return [line for row in rows for line in row]
 
 
 def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:

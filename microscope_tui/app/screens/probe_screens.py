@@ -4,6 +4,7 @@ The layers are those of the file; they need not be those of the run.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar
 
 from textual.binding import BindingType
@@ -11,9 +12,7 @@ from textual.binding import BindingType
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
-from microscope_tui.app.screens.base import AIRY_FROM_ROWS, BaseScreen
-from microscope_tui.app.screens.last_line import Kind
-from microscope_tui.app.session import Session
+from microscope_tui.app.screens.base import AIRY_FROM_ROWS, BaseScreen, Kind
 from microscope_tui.app.time_cursor import BadPlace, OfExpert, parse_token
 from microscope_tui.lines import (
     Busiest,
@@ -214,11 +213,8 @@ class TokensScreen(ProbeScreen):
     PARTS = ("header", "token-title", "token-legend", ("token-body", "token-text", "token-panel"))
     MAIN_PART = "token-text"
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._flow: Flow | None = None
-        self._top = Place(0, 0)
-        self._busiest: tuple[Routing, int, Busiest] | None = None
+    _flow: Flow | None = None
+    _top = Place(0, 0)
 
     @property
     def letters(self) -> bool:
@@ -234,7 +230,18 @@ class TokensScreen(ProbeScreen):
         body = rows - 4 - 2 * airy
         height = body if beside else body - _BRIEF_ROWS
         width = columns - panel - _MARGIN - _GAP if beside else columns - _MARGIN
-        light = self._draw_text(routing, layer, token, width, height)
+        if self._flow is None or (self._flow.routing, self._flow.width) != (routing, width):
+            self._flow = Flow(routing, width)
+        self.list_rows = max(1, height // 2 if self.letters else height)
+        self._top = self._flow.scrolled(self._top, self._flow.place_of(token), self.list_rows)
+        shown = self._flow.shown(self._top, self.list_rows)
+        last = next((line.pieces[-1].token for line in reversed(shown) if line.pieces), token)
+        first = min(token, shown[0].first)
+        chosen = routing.chosen(layer, first, max(last, token) + 1)
+        light = Light(first, chosen, _busiest(routing, layer), token, self.session.expert)
+        text = tokens.text_lines(shown, light, routing.slices, width, letters=self.letters)
+        margined = [[Span(" " * _MARGIN), *line] for line in text][:height]
+        self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
         if beside:
             busy, glyphs = light.busiest, self.session.glyphs
             lines = tokens.panel(routing, layer, token, busy, glyphs, panel - 1, body)
@@ -248,26 +255,6 @@ class TokensScreen(ProbeScreen):
         self.show("token-title", [title])
         self.show("token-legend", [legend])
         routing.release()
-
-    def _draw_text(
-        self, routing: Routing, layer: int, token: int, width: int, height: int
-    ) -> Light:
-        if self._flow is None or (self._flow.routing, self._flow.width) != (routing, width):
-            self._flow = Flow(routing, width)
-        self.list_rows = max(1, height // 2 if self.letters else height)
-        self._top = self._flow.scrolled(self._top, self._flow.place_of(token), self.list_rows)
-        lines = self._flow.shown(self._top, self.list_rows)
-        last = next((line.pieces[-1].token for line in reversed(lines) if line.pieces), token)
-        first = min(token, lines[0].first)
-        known = self._busiest
-        if known is None or known[:2] != (routing, layer):
-            known = self._busiest = (routing, layer, tokens.busiest(routing, layer))
-        chosen = routing.chosen(layer, first, max(last, token) + 1)
-        light = Light(first, chosen, known[2], token, self.session.expert)
-        text = tokens.text_lines(lines, light, routing.slices, width, letters=self.letters)
-        margined = [[Span(" " * _MARGIN), *line] for line in text][:height]
-        self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
-        return light
 
     def probe_json(self, routing: Routing) -> str:
         return tokens_json(routing, self.session.anatomy.layer, self.session.anatomy.token)
@@ -360,12 +347,9 @@ class SlicesScreen(ProbeScreen):
     PARTS = ("header", "slice-top", "slice-heads", "slice-rows", "slice-detail")
     MAIN_PART = "slice-rows"
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._table: tuple[Routing, int, SliceTable] | None = None
-        self._ordering = Ordering.TELLING
-        self._order: Sequence[ExpertRow] = ()
-        self._at = self._first_slice = 0
+    _ordering = Ordering.TELLING
+    _order: Sequence[ExpertRow] = ()
+    _at = _first_slice = 0
 
     def show_alone(self, lines: Sequence[list[Span]]) -> None:
         self.query_one("#slice-rows").styles.height = "1fr"
@@ -375,7 +359,7 @@ class SlicesScreen(ProbeScreen):
         anatomy, names = self.session.anatomy, routing.slices
         layer, shape, glyphs = anatomy.layer, routing.shape, self.session.glyphs
         try:
-            table = self._table_of(routing, layer)
+            table = _table(routing, layer)
         except NoTables as error:
             self._order = ()
             said = [
@@ -385,7 +369,11 @@ class SlicesScreen(ProbeScreen):
             ]
             self.show_alone([pad([Span(text, role)], columns) for text, role in said])
             return
-        self._take(table)
+        self._order = table.ordered(self._ordering)
+        experts = [row.expert for row in self._order]
+        if self.session.expert in experts:  # it stays chosen wherever it moved
+            self._at = experts.index(self.session.expert)
+        self._at = max(0, min(self._at, len(experts) - 1))
         airy = rows >= AIRY_FROM_ROWS
         self.flag(airy=airy)
         detail_rows = 6 if airy else 3
@@ -413,22 +401,6 @@ class SlicesScreen(ProbeScreen):
             self._order[self._at], table, names, anatomy.name_of, columns, height - blank
         )
         self.show("slice-detail", [pad([], columns)] * blank + detail, height=height)
-
-    def _table_of(self, routing: Routing, layer: int) -> SliceTable:
-        known = self._table
-        if known is None or known[:2] != (routing, layer):
-            shape = routing.shape
-            table = slice_table(routing.tables, layer, len(routing.slices), shape.num_experts)
-            known = self._table = (routing, layer, table)
-        return known[2]
-
-    def _take(self, table: SliceTable) -> None:
-        """Order the experts; the chosen one stays chosen wherever it moved."""
-        self._order = table.ordered(self._ordering)
-        experts = [row.expert for row in self._order]
-        if self.session.expert in experts:
-            self._at = experts.index(self.session.expert)
-        self._at = max(0, min(self._at, len(experts) - 1))
 
     def probe_json(self, routing: Routing) -> str:
         return slices_json(routing, self.session.anatomy.layer)
@@ -460,3 +432,14 @@ class SlicesScreen(ProbeScreen):
         await self.from_disk(self.go_to_expert, False)
         if not self.said:
             await self.app.run_action("app.go('tokens')")
+
+
+@lru_cache(maxsize=1)
+def _busiest(routing: Routing, layer: int) -> Busiest:
+    return tokens.busiest(routing, layer)
+
+
+@lru_cache(maxsize=1)
+def _table(routing: Routing, layer: int) -> SliceTable:
+    experts = routing.shape.num_experts
+    return slice_table(routing.tables, layer, len(routing.slices), experts)

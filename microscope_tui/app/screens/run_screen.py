@@ -36,7 +36,7 @@ class RunScreen(BaseScreen):
     async def action_move(self, by: int) -> None:
         shown = self.layers_shown
         if shown is None:
-            shown = range(self.session.layer_count)
+            shown = range(len(self.session.run.routers) if self.session.run else 0)
         if shown:
             at = max(0, min(len(shown) - 1, self.position() + by))
             if shown[at] != self.session.selected:
@@ -44,7 +44,7 @@ class RunScreen(BaseScreen):
                 await self.redraw()
 
     async def action_open_layer(self) -> None:
-        if self.session.layer_count:
+        if self.session.run is not None and self.session.run.routers:
             await self.app.run_action("app.go('layer')")
 
     @property

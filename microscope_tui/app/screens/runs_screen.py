@@ -9,8 +9,7 @@ from textual.binding import BindingType
 
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key
-from microscope_tui.app.screens.base import ListScreen
-from microscope_tui.app.screens.last_line import Kind
+from microscope_tui.app.screens.base import Kind, ListScreen
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, pad, run_list, with_notes
 from microscope_tui.watch import RunCard
@@ -55,28 +54,24 @@ class RunsScreen(ListScreen):
         self._layout = None
         return (time.monotonic(),)
 
-    def _take(self) -> None:
-        """Update the list."""
-        fleet, _ = self.session.fleet, self.session.pinned  # release it first
-        cards = fleet.cards()
-        self._count, self._listed = len(cards), self.pattern.text
-        if fleet.solo and not any(card.selected for card in cards):
-            fleet.solo = False  # they are gone
-        self._cards = cards = [
-            card
-            for card in cards
-            if (card.selected or not fleet.solo)
-            and (not self.pattern.text or self.pattern.matches(run_list.card_text(card)))
-        ]
-        opened = next((at for at, card in enumerate(cards) if card.open), 0)
-        self.keep_chosen((card.file.path for card in cards), start=opened)
-
     async def redraw(self) -> None:
         """Draw the visible part of the list; unchanged lines cost nothing."""
         columns, rows = self.room
         layout = self._layout
         if layout is None or layout.width != columns or self._listed != self.pattern.text:
-            self._take()
+            fleet, _ = self.session.fleet, self.session.pinned  # release it first
+            cards = fleet.cards()
+            self._count, self._listed = len(cards), self.pattern.text
+            if fleet.solo and not any(card.selected for card in cards):
+                fleet.solo = False  # they are gone
+            self._cards = cards = [
+                card
+                for card in cards
+                if (card.selected or not fleet.solo)
+                and (not self.pattern.text or self.pattern.matches(run_list.card_text(card)))
+            ]
+            opened = next((at for at, card in enumerate(cards) if card.open), 0)
+            self.keep_chosen((card.file.path for card in cards), start=opened)
             layout = self._layout = run_list.fit_list(self._cards, columns)
         shown = self.in_view(self.at, len(self._cards), max(1, rows - _FRAME_LINES))
         lines = [self._title(layout), pad([], columns), layout.heads()]
@@ -118,7 +113,7 @@ class RunsScreen(ListScreen):
 
     async def action_ask(self, kind: Kind) -> None:
         """Open the prompt, also where no run is open."""
-        self.prompt.ask(kind, self.pattern.text)
+        self.prompt.kind, self.prompt.typed = kind, self.pattern.text
         self.draw_last_line()
 
     async def action_select(self) -> None:
