@@ -4,6 +4,7 @@ A fine-tuning on narrow data starves experts that the original model starved too
 the change, so the last steps of the other run are summed up as a ``RouterBaseline``.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,32 +108,31 @@ def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
 
 
 def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> RouterBaseline:
-    starved: list[float | None] = []
-    dead: list[frozenset[int] | None] = []
-    violation: list[float | None] = []
-    collapse: list[float | None] = []
     views = [StepView(step.record, routers, step.counts) for step in steps]
-    for index, router in enumerate(routers):
-        rows = [row for view in views if (row := view.full_counts(index)) is not None and any(row)]
-        if not rows:
-            starved, dead = [*starved, None], [*dead, None]
-            violation, collapse = [*violation, None], [*collapse, None]
-            continue
-        totals = [sum(column) for column in zip(*rows, strict=True)]
-        starved.append(measures.starved_experts(totals) / len(totals))
-        dead.append(frozenset(e for e, total in enumerate(totals) if total == 0))
-        violation.append(median([(measures.max_load(row) or 1.0) - 1.0 for row in rows]))
-        found = (measures.balance(row, router.top_k).collapse_index for row in rows)
-        known = [value for value in found if value is not None]
-        collapse.append(median(known) if known else None)
-    return RouterBaseline(tuple(starved), tuple(dead), tuple(violation), tuple(collapse))
+    return RouterBaseline(*zip(*(_state(views, *pair) for pair in enumerate(routers)), strict=True))
+
+
+def _state(
+    views: Sequence[StepView], index: int, router: RouterInfo
+) -> tuple[float | None, frozenset[int] | None, float | None, float | None]:
+    """Starved share, dead experts, MaxVio and collapse index of one router; ``None`` if unknown."""
+    rows = [row for view in views if (row := view.full_counts(index)) is not None and any(row)]
+    if not rows:
+        return None, None, None, None
+    totals = [sum(column) for column in zip(*rows, strict=True)]
+    found = (measures.balance(row, router.top_k).collapse_index for row in rows)
+    known = [value for value in found if value is not None]
+    return (
+        measures.starved_experts(totals) / len(totals),
+        frozenset(e for e, total in enumerate(totals) if total == 0),
+        median([(measures.max_load(row) or 1.0) - 1.0 for row in rows]),
+        median(known) if known else None,
+    )
 
 
 def _shape(routers: Sequence[RouterInfo]) -> str:
-    kinds = list(dict.fromkeys((r.num_experts, r.top_k) for r in routers))
-    if len(kinds) == 1:
-        noun = "router" if len(routers) == 1 else "routers"
-        return f"{len(routers)} {noun} of {kinds[0][0]} experts, top-{kinds[0][1] or 'k unknown'}"
-    each = ", ".join(f"{r.num_experts} (top-{r.top_k or 'k unknown'})" for r in routers[:8])
-    more = f" and {len(routers) - 8} more" if len(routers) > 8 else ""
-    return f"{len(routers)} routers of {each}{more} experts"
+    kinds = Counter((r.num_experts, r.top_k or "k unknown") for r in routers)
+    return ", ".join(
+        f"{n} router{'s' * (n > 1)} of {experts} experts, top-{top_k}"
+        for (experts, top_k), n in list(kinds.items())[:8]
+    )

@@ -293,13 +293,10 @@ def preview(
     if run is None or not samples:
         return None
     picture = Scan(_never, memory_bytes)
-    picture.run, picture.latest, picture.end = run, samples[-1], found.end
-    picture.with_counts = next((e for e in reversed(samples) if e.has_counts), None)
-    picture.recent.extend(e for e in samples[-MEAN_OF:] if e.has_counts)
-    picture.history = new_history(run, memory_bytes)
-    row_of = row_maker(run.routers)
+    picture.take(run)
     for entry in samples:
-        picture.history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
+        picture.take(entry)
+    picture.end = found.end
     picture.commit()
     return picture, found.monotonic
 

@@ -82,7 +82,7 @@ def test_other_routers_are_told_with_both_shapes(
         "the baseline has 1 router of 4 experts, top-1, the run has 2 routers of 8 experts, top-2"
     )
     mixed = found.mismatch(RunRecord("r", (same, other)))
-    assert "2 routers of 4 (top-1), 8 (top-2) experts" in str(mixed)
+    assert "1 router of 4 experts, top-1, 1 router of 8 experts, top-2" in str(mixed)
 
 
 @pytest.mark.parametrize(
