@@ -158,13 +158,11 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     rows = fields.get("tokens_per_expert")
     if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROUTERS:
         return None
-    tokens = _number(fields.get("tokens"))
+    tokens = _number(fields.get("tokens")) or 0.0
     routers = []
     for index, row in enumerate(rows):
         counts = _counts_of(row) or []
-        top_k = 0
-        if tokens is not None and tokens >= 1:
-            top_k = max(1, min(round(sum(counts) / tokens), len(counts)))
+        top_k = max(1, min(round(sum(counts) / tokens), len(counts))) if tokens >= 1 else 0
         routers.append(RouterInfo(f"L{index}", index, len(counts), top_k))
     return RunRecord(run=safe_text(name), routers=tuple(routers), inferred=True)
 
@@ -331,16 +329,14 @@ def _counts_of(row: Any) -> list[int] | None:
     if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
         return row if min(row) >= 0 and max(row) < MAX_INTEGER else None
     counts = [_integer(item) for item in row]
-    if any(count is None or not 0 <= count < MAX_INTEGER for count in counts):
-        return None
-    return counts  # type: ignore[return-value]  # no None is left
+    known = [count for count in counts if count is not None and 0 <= count < MAX_INTEGER]
+    return known if len(known) == len(counts) else None
 
 
 def _floats_of(row: Any) -> list[float] | None:
     """A row of numbers; ``None`` if one of them is none."""
     if isinstance(row, list) and set(map(type, row)) == {float}:
         return row
-    values = _values_of(row)
-    if not values or any(value is None for value in values):
-        return None
-    return values  # type: ignore[return-value]  # no None is left
+    values = _values_of(row) or []
+    known = [value for value in values if value is not None]
+    return known if known and len(known) == len(values) else None

@@ -10,24 +10,15 @@ or after a crash. Failures and their effects:
   newline, so that a torn line costs only itself.
 - **The file is deleted, rotated, replaced or emptied**: the log continues in the file that has its
   name now. An empty file gets the run record first; lines of other writers are never cut.
-- **fsync** happens only in ``sync`` (at checkpoints) and ``close``: a crash of the program loses
-  nothing that was written, a power cut what came after the last checkpoint.
+- **A crash** of the program loses nothing that was written, a power cut what came after the last
+  ``sync`` (at checkpoints).
 - **After a fork** the log belongs to the process that opened it; the child writes nothing.
 
-``BackgroundLog`` writes on a thread of its own: the training never waits for the disk.
-Records queue up in memory, bounded in number and in bytes (below). When the disk is too slow, the
-least important data is dropped first:
-
-1. While more than half of the queue is used, steps are written without their matrices
-(``tokens_per_expert``, ``expert_bias``); the summaries of every router stay.
-2. When the queue is full, new steps are dropped and counted; a ``lost_records`` event in the gap
-gives the number.
-3. Run records and events have a reserve of their own and are never dropped in favour of steps.
-
-A record that cannot be encoded is lost with a warning; the thread continues. At exit the program
-waits a few seconds for the queue to drain, no longer. A forked child has no writing thread: every
-method returns at once and writes nothing, because the log belongs to the parent. Neither a
-KeyboardInterrupt nor a signal handler that logs can leave a lock held.
+``BackgroundLog`` writes on a thread of its own, from a queue that is bounded in records and bytes.
+When the disk is too slow, the least important data is dropped first: while more than half of the
+queue is used, steps lose their matrices; when it is full, new steps are dropped and counted. Run
+records and events have a reserve of their own. At exit the program waits a few seconds for the
+queue. Neither a KeyboardInterrupt nor a signal handler that logs can leave a lock held.
 """
 
 import atexit
@@ -36,11 +27,12 @@ import logging
 import math
 import os
 import queue
+import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,16 +215,11 @@ def _named_non_finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _named_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return value if _all_finite(value) else [_named_non_finite(item) for item in value]
+        with contextlib.suppress(TypeError, OverflowError):  # not numbers, or a huge one
+            if all(map(math.isfinite, value)):  # at C speed: matrices are most of a line
+                return value
+        return [_named_non_finite(item) for item in value]
     return value
-
-
-def _all_finite(numbers: Sequence[Any]) -> bool:
-    """True for a flat list of finite numbers, at C speed: matrices are most of a line."""
-    try:
-        return all(map(math.isfinite, numbers))
-    except (TypeError, OverflowError):  # a nested list, None, a string or a huge int
-        return False
 
 
 def _cut_torn_tail(file: int) -> None:
@@ -249,20 +236,8 @@ def _cut_torn_tail(file: int) -> None:
         os.ftruncate(file, position)
 
 
-_Entry = tuple[Record, int, int]
-"""A record in the queue, its size, and how many steps were lost before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """A marker in the queue: everything before it is written when the thread reaches it."""
-
-    last: bool = False
-    synced: "queue.SimpleQueue[bool]" = field(default_factory=queue.SimpleQueue)
-
-
 def without_matrices(record: Record, matrices: bool) -> Record:
-    """The record, or the record without its matrices (rule 1 above)."""
+    """The record, or the record without its matrices."""
     return record if matrices else {k: v for k, v in record.items() if k not in MATRICES}
 
 
@@ -287,11 +262,11 @@ class BackgroundLog:
         self._finish = finish
         self._max_records, self._max_bytes = max_records, max_bytes
         # Both are C code: nothing can interrupt them halfway and leave them locked.
-        self._queue: queue.SimpleQueue[_Entry | _Mark] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.RLock()
         self._records = self._bytes = 0  # queued, including the one being written
         self._dropped = 0  # steps dropped since the last queued record
-        self._late: _Mark | None = None
+        self._late: queue.SimpleQueue[bool] | None = None  # answer to a sync that took too long
         self._closing = self._abandoned = False
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="run log", daemon=True)
@@ -315,7 +290,7 @@ class BackgroundLog:
             if full and self._records:  # one record always fits, however large
                 self._dropped += 1
             else:
-                self._queue.put((record, size, self._dropped))
+                self._queue.put(partial(self._write, record, size, self._dropped))
                 self._dropped = 0
                 self._records += 1
                 self._bytes += size
@@ -327,20 +302,17 @@ class BackgroundLog:
 
         After a timeout it does not wait again until the disk makes progress.
         """
-        if self._closing or self._log.is_forked:
+        is_late = self._late is not None and self._late.empty()
+        if self._closing or self._log.is_forked or is_late:
             return False
-        if self._late is not None and self._late.synced.empty():
-            return False
-        mark = _Mark()
-        self._queue.put(mark)
+        synced = queue.SimpleQueue[bool]()
+        self._queue.put(lambda: synced.put(self._log.sync()))
         try:
-            synced = mark.synced.get(timeout=timeout_s)
+            return synced.get(timeout=timeout_s)
         except queue.Empty:
-            self._late = mark
+            self._late = synced
             self._warn_once(f"not on disk after {timeout_s:g} s: the disk is too slow")
             return False
-        self._late = None
-        return synced
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Write the queue and close the log; give up on steps after ``timeout_s``."""
@@ -348,7 +320,7 @@ class BackgroundLog:
             return
         if not self._closing:
             self._closing = True
-            self._queue.put(_Mark(last=True))
+            self._queue.put(None)
         self._thread.join(timeout_s)  # if interrupted here, the exit handler waits once more
         if self._thread.is_alive():
             self._abandoned = True
@@ -358,22 +330,15 @@ class BackgroundLog:
         atexit.unregister(self.close)
 
     def _run(self) -> None:
-        while True:
-            item = self._queue.get()
+        while (task := self._queue.get()) is not None:
             try:
-                if isinstance(item, tuple):
-                    self._write(*item)
-                elif item.last:
-                    with self._lock:
-                        self._log.lost_records += self._dropped
-                    self._log.close()
-                else:
-                    item.synced.put(self._log.sync())
+                task()
             except Exception as error:  # a bad record must not end the records after it
                 self._log.lost_records += 1
                 self._warn_once("a record cannot be written and is lost", f": {error!r}")
-            if isinstance(item, _Mark) and item.last:
-                return
+        with self._lock:
+            self._log.lost_records += self._dropped
+        self._log.close()
 
     def _write(self, record: Record, size: int, lost_before: int) -> None:
         with self._lock:
@@ -400,14 +365,10 @@ class BackgroundLog:
 
 def estimated_bytes(value: Any) -> int:
     """Approximate memory of a value, without visiting every number of a matrix."""
-    if isinstance(value, array):
-        return 64 + value.itemsize * len(value)
-    if isinstance(value, str | bytes):
-        return 50 + len(value)
     if isinstance(value, Mapping):
         return 64 + sum(100 + estimated_bytes(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        if value and isinstance(value[0], list | tuple | array | Mapping):
-            return 64 + sum(8 + estimated_bytes(item) for item in value)
-        return 64 + 40 * len(value)  # a pointer, and a number that it points to
-    return 32
+    if not isinstance(value, list | tuple):
+        return sys.getsizeof(value)
+    if value and isinstance(value[0], list | tuple | array | Mapping):
+        return 64 + sum(8 + estimated_bytes(item) for item in value)
+    return 64 + 40 * len(value)  # a pointer, and a number that it points to
