@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from microscope_tui.lines import plural
 from microscope_tui.report.check import HEALTHY, NO_VERDICT
 from microscope_tui.runlog import (
@@ -22,6 +20,7 @@ from microscope_tui.runlog import (
     LineSplitter,
     LogValidator,
     Problem,
+    is_an_object,
     open_regular_file,
     safe_text,
 )
@@ -124,7 +123,7 @@ def _problems(
             yield from validator.check(number, line)
         torn = not chunk.endswith(b"\n")
     for number, line in splitter.feed(b"\n") if torn else ():
-        whole = _is_whole(line)
+        whole = is_an_object(line)
         what = "wait for it" if whole else "skip the torn line until it is whole"
         validator.line = number
         validator.say("no newline", what=what)
@@ -132,15 +131,8 @@ def _problems(
         if whole:
             yield from validator.check(number, line)
     for validator.line in splitter.overlong:
-        validator.overlong()
+        validator.say("overlong")
         yield from validator.new()
-
-
-def _is_whole(line: bytes) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
 
 
 def _chunks(path: Path, descriptor: int | None) -> Iterator[bytes]:

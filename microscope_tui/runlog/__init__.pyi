@@ -51,7 +51,6 @@ from .tail import EVERYTHING as EVERYTHING
 from .tail import QUIET_S as QUIET_S
 from .tail import Chunk as Chunk
 from .tail import Defects as Defects
-from .tail import Identity as Identity
 from .tail import Lines as Lines
 from .tail import LineSplitter as LineSplitter
 from .tail import Progress as Progress
@@ -59,7 +58,9 @@ from .tail import Source as Source
 from .tail import Stamp as Stamp
 from .tail import Tail as Tail
 from .tail import identity_of as identity_of
+from .tail import is_an_object as is_an_object
 from .tail import open_regular_file as open_regular_file
+from .tail import opened as opened
 from .tail import read_at as read_at
 from .tail import stamp_of as stamp_of
 from .validate import LogValidator as LogValidator

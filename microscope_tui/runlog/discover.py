@@ -20,7 +20,6 @@ from microscope_tui.runlog.reader import Entry, RunReader
 from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.tail import (
-    Identity,
     LineSplitter,
     Source,
     Stamp,
@@ -73,13 +72,14 @@ class RunFile:
         """Both ends of the run, as far as they are known; never raises because of its content."""
         return glance(self.path)
 
-    def identity(self) -> Identity:
+    def identity(self) -> Stamp:
         """The present state of the file.
 
         Raises:
             OSError: it cannot be read.
         """
-        return identity_of(self.path)
+        with opened(self.path) as file:
+            return identity_of(file)
 
 
 @dataclass(slots=True)

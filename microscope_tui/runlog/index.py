@@ -27,8 +27,8 @@ from microscope_tui.runlog.records import (
     seconds_between,
 )
 from microscope_tui.runlog.tail import (
-    Identity,
-    identity_of_open,
+    Stamp,
+    identity_of,
     opened,
     read_lines_at,
 )
@@ -54,7 +54,7 @@ class Glance:
     end: EventRecord | None = None
     """The event that ended the run, if it is the last record."""
     error: str | None = None
-    identity: Identity | None = None
+    identity: Stamp | None = None
     """State of the file that was read; ``None`` if it cannot be read."""
 
 
@@ -67,13 +67,16 @@ def glance(path: Path) -> Glance:
     """
     try:
         with opened(path) as file:
-            identity = identity_of_open(file)
+            identity = identity_of(file)
             if path.suffix in ARCHIVE_SUFFIXES:
                 return Glance(identity=identity)  # its end is unknown before it is unpacked
             steps, end, late = _last(file, identity.size)
             steps.sort(key=lambda step: step.step)
             last = steps[-1] if steps else None
-            run = _with_sound_plan(late or _header(file), last, file, identity.size)
+            if (run := late) is None:
+                first = read_lines_at(file, 0, _END_BYTES, _MOST_END_BYTES).partition(b"\n")[0]
+                run = record if isinstance(record := _record(first), RunRecord) else None
+            run = _with_sound_plan(run, last, file, identity.size)
             before = steps[0] if len(steps) == 2 else None
             step_time = seconds_between(before, last) if last is not None else None
             return Glance(run, last, step_time, end, identity=identity)
@@ -96,13 +99,6 @@ def _with_sound_plan(
     return (
         run if last.step <= (run.planned_steps or last.step) else replace(run, planned_steps=None)
     )
-
-
-def _header(file: int) -> RunRecord | None:
-    """The run record of the first line; ``None`` for a log without one."""
-    first = read_lines_at(file, 0, _END_BYTES, _MOST_END_BYTES).partition(b"\n")[0]
-    record = _record(first)
-    return record if isinstance(record, RunRecord) else None
 
 
 def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
@@ -130,10 +126,9 @@ def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, R
 
 
 def _record(line: bytes) -> Record | None:
-    try:
+    with suppress(BadLine):  # a torn or foreign line: the full reader counts those
         return decode_line(line)
-    except BadLine:  # a torn or foreign line: the full reader counts those
-        return None
+    return None
 
 
 @dataclass(slots=True)
@@ -273,7 +268,7 @@ def _between(
         while data := os.pread(file, piece, start):
             start += len(data)
             for entry in reader.feed(data):
-                yield reader.line_start, entry
+                yield reader.lines.line_start, entry
             if end is not None and start >= end:
                 return
 
@@ -293,7 +288,11 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
         for _ in range(_MOST_PROBES):
             if high - low <= _NEAR_BYTES:
                 break
-            middle = _guess(low, high, low_step, high_step, step)
+            share = 0.5
+            if low_step is not None and high_step is not None and high_step > low_step:
+                share = (step - low_step) / (high_step - low_step)
+            # Never so close to an end that nothing is won.
+            middle = low + int((high - low) * min(0.9, max(0.1, share)))
             probe = _step_after(file, middle, high)
             if probe is None:  # no step begins between there and the end
                 high = middle
@@ -312,24 +311,13 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
     return best
 
 
-def _guess(low: int, high: int, low_step: int | None, high_step: int | None, step: int) -> int:
-    """Where ``step`` should be; never so close to an end that nothing is won."""
-    share = 0.5
-    if low_step is not None and high_step is not None and high_step > low_step:
-        share = (step - low_step) / (high_step - low_step)
-    return low + int((high - low) * min(0.9, max(0.1, share)))
-
-
 def _step_after(file: int, start: int, end: int) -> tuple[int, int] | None:
     """Offset and number of the first step whose line begins after ``start`` and before ``end``."""
     while (found := line_after(file, start, end)) is not None:
         at, line = found
-        try:
-            record = decode_line(line)
-        except (BadLine, UnknownFormat):
-            record = None
-        if isinstance(record, StepRecord):
-            return at, record.step
+        with suppress(BadLine, UnknownFormat):
+            if isinstance(record := decode_line(line), StepRecord):
+                return at, record.step
         start = at + len(line) - 1
     return None
 

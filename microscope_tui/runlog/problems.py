@@ -54,7 +54,7 @@ nul! {size:,} NUL bytes: a hole that a crash or two writers left; records may be
   each record with one write to a file opened for append
 no newline? no newline at the end of the file, readers {what}: write each record and its "\\n" with
   one write
-overlong! longer than {limit} MB and skipped by every reader: write one step a line
+overlong! longer than 64 MB and skipped by every reader: write one step a line
 utf-8! not UTF-8: byte {byte:#04x} at byte {at:,}: write the file as UTF-8
 depth! nested too deeply to be a record: write flat lists and objects
 object! {value}, not an object: write one JSON object a line
@@ -241,18 +241,17 @@ class Problems:
         kinds = {dict: "an object", bool: "true or false"}
         kind = rule if isinstance(rule, type) else str
         if not isinstance(value, kind):
-            return self.unexpected("type", key, value, kinds.get(kind, "a string"), code)
+            return self.unexpected(f"type {code}", key, value, kinds.get(kind, "a string"))
         if isinstance(value, str) and not value.isprintable():
             char = next((c for c in value if unicodedata.category(c) in _UNPRINTABLE), None)
             if char is not None:
                 self.say("unprintable", key=key, value=value, char=ord(char))
         if isinstance(rule, tuple) and value not in rule:
-            return self.unexpected("choice", key, value, f"one of {', '.join(rule)}", code)
+            return self.unexpected(f"choice {code}", key, value, f"one of {', '.join(rule)}")
         return value
 
-    def unexpected(self, what: str, key: str, value: Any, expected: str, code: str = "") -> None:
-        """Add the problem that ``value`` is not ``expected``; ``what``: "type", "range" …"""
-        code = f"{what} {code or key}"
+    def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
+        """Add the problem that ``value`` is not ``expected``; ``code``: its class."""
         self.say("expected", code, key=key, value=value, expected=expected)
 
     def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:
@@ -268,13 +267,13 @@ class Problems:
             expected += ", or null where there is no value"
         elif type(value) is not int and (type(value) is not float or rule.integer):
             what, expected = "type", _typed(rule, value)
-        return self.unexpected(what, key, value, expected, code)
+        return self.unexpected(f"{what} {code}", key, value, expected)
 
     def per_router(self, key: str, value: Any, routers: int | None) -> list[Any] | None:
         """The list at ``key`` with one entry per router; ``None`` where there is none."""
         if value is not None and not isinstance(value, list):
             expected = "a list with one entry per router of model.layers"
-            self.unexpected("type", key, value, expected)
+            self.unexpected(f"type {key}", key, value, expected)
             return None
         if value is not None and routers not in (None, len(value)):
             self.say("length", f"length {key}", key=key, entries=len(value), routers=routers)

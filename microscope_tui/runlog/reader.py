@@ -114,19 +114,9 @@ class RunReader:
         """
         self.name = name
         self.run = run
-        self._start = start
         self.defects = Defects()
-        self._splitter = LineSplitter()
-
-    @property
-    def line_start(self) -> int:
-        """Byte offset of the current line of ``feed``."""
-        return self._start + self._splitter.line_start
-
-    @property
-    def line_number(self) -> int:
-        """Number of the last line that was completed."""
-        return self._splitter.line_number
+        self.lines = LineSplitter(start=start)
+        """Knows number and place of the current line of ``feed``."""
 
     def feed(self, chunk: bytes) -> Iterator[Entry]:
         """Yield the entries that ``chunk`` completes.
@@ -134,7 +124,7 @@ class RunReader:
         Raises:
             UnknownFormat: the log has another format version; nothing in it can be trusted.
         """
-        for number, line in self._splitter.feed(chunk):
+        for number, line in self.lines.feed(chunk):
             try:
                 record = decode_line(line)
                 if isinstance(record, StepRecord):
@@ -146,7 +136,7 @@ class RunReader:
                     yield record
             except BadLine as error:
                 self.defects.add(number, str(error))
-        self._splitter.report(self.defects)
+        self.lines.report(self.defects)
 
     def _step(self, number: int, line: bytes, record: StepRecord) -> Iterator[Entry]:
         if self.run is None:
@@ -166,7 +156,7 @@ class RunReader:
                 self.defects.add(
                     number, f"router.{name} has {len(values)} values for {routers} routers"
                 )
-        entry = StepEntry(record, line, routers, self.line_start)
+        entry = StepEntry(record, line, routers, self.lines.line_start)
         _derive(entry)
         yield entry
 

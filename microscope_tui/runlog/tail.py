@@ -3,7 +3,7 @@
 ``Tail`` remembers how far it read and what the bytes before that looked like, so it notices when
 the file under the name was truncated, rewritten, replaced or removed. ``LineSplitter`` is the pure
 half: whatever the cuts in the byte stream, the same lines come out. ``Source`` is what every
-origin of a log offers, ``Identity`` the state of a file while nobody changes it.
+origin of a log offers, ``Stamp`` the state of a file while nobody changes it.
 """
 
 import errno
@@ -52,17 +52,17 @@ class LineSplitter:
     mark at the start of the file is a habit of some editors: neither belongs to the line.
     """
 
-    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES, start: int = 0) -> None:
+        """``start``: byte offset of the first line in the log."""
         self.line_number = 0
-        self.line_start = 0
-        """Byte offset in the stream of the line that ``feed`` yielded last."""
+        self.line_start = start
+        """Byte offset of the line that ``feed`` yielded last."""
         self.overlong: list[int] = []
         """Numbers of the lines that were longer than ``max_line_bytes`` and skipped."""
         self._max = max_line_bytes
         self._parts: list[bytes] = []
         self._size = 0
-        self._fed = 0  # bytes before the present chunk
-        self._next_start = 0
+        self._fed = self._next_start = start  # offset of the present chunk, and of the next line
 
     def feed(self, chunk: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield ``(line number from 1, line without its newline)`` for every line completed."""
@@ -211,10 +211,6 @@ class Tail(Source):
         """See ``Source``."""
         return EVERYTHING
 
-    def relocate(self, path: Path) -> None:
-        """Continue under another name after a rename. A different file restarts the reading."""
-        self.path = path
-
     def read_lines(self, max_bytes: int = 1 << 20) -> Lines:
         """The next complete lines; those above the limit are left out and count as defects.
 
@@ -347,44 +343,25 @@ class Tail(Source):
 
 
 class Stamp(NamedTuple):
-    """The state of a file by its status alone: equal while nobody writes or replaces it."""
+    """The state of a file: results stay valid while it is equal."""
 
     device: int
     inode: int
     size: int
     modified_ns: int
+    head: str = ""
+    """Hash of the first bytes, where the file was read for it."""
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp of a file that was looked at."""
+    """The stamp of a file that was looked at and not read."""
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-class Identity(NamedTuple):
-    """The state of a file and its first bytes: results stay valid while it is unchanged."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-    head: str
-    """Hash of the first bytes."""
-
-
-def identity_of(path: Path) -> Identity:
-    """The present state of the file at ``path``.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with opened(path) as file:
-        return identity_of_open(file)
-
-
-def identity_of_open(file: int) -> Identity:
-    """The present state of an open file."""
+def identity_of(file: int) -> Stamp:
+    """The present state of an open file, with its first bytes."""
     head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
-    return Identity(*stamp_of(os.fstat(file)), head)
+    return stamp_of(os.fstat(file))._replace(head=head)
 
 
 def read_at(path: Path, start: int, size: int) -> bytes:

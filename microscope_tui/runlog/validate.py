@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from microscope_tui import measures
 from microscope_tui.runlog import records as form
 from microscope_tui.runlog.problems import Problem, Problems
-from microscope_tui.runlog.tail import MAX_LINE_BYTES
 
 SUM_OF_SHARES = 1_000_000
 _KINDS = ("run", "step", "event")
@@ -85,10 +84,6 @@ class LogValidator(Problems):
             self._record(record)
         return self.new()
 
-    def overlong(self) -> None:
-        """The line at ``line`` is longer than any reader takes."""
-        self.say("overlong", limit=MAX_LINE_BYTES >> 20)
-
     def finish(self) -> list[Problem]:
         """Problems that are known only at the end of the log, and the summaries."""
         if self.records["step"] and not self._measured:
@@ -109,7 +104,7 @@ class LogValidator(Problems):
             self.say("unknown kind", value=kind, kinds=known)
         else:
             expected = f"one of {known}: every record names its kind"
-            self.say("expected", "kind", key="kind", value=kind, expected=expected)
+            self.unexpected("kind", "kind", kind, expected)
 
     def _run(self, record: dict[str, Any]) -> None:
         before, self._promise = self._promise, self._check_run(record)
@@ -166,15 +161,14 @@ class LogValidator(Problems):
         version, model = record.get("format_version"), record.get("model")
         if type(version) is not int or version != form.FORMAT_VERSION:
             expected = f"{form.FORMAT_VERSION}: readers refuse the whole log otherwise"
-            said = {"key": "format_version", "value": version, "expected": expected}
-            self.say("expected", "format_version", **said)
+            self.unexpected("format_version", "format_version", version, expected)
         said = self.checked_fields("", record, form.RUN)
         self.checked_fields("balance.", said["balance"] or {}, form.BALANCE)
         source = self.checked_fields("source.", said["source"] or {}, form.SOURCE)
         counts = source["counts"] or "exact"
         if not isinstance(model, dict):
             expected = "an object with layers, num_experts and top_k"
-            self.unexpected("type", "model", model, expected)
+            self.unexpected("type model", "model", model, expected)
             return _Promise(counts=counts)
         self.checked_fields("model.", model, form.MODEL)
         routers = self._check_layers(model)
@@ -193,15 +187,13 @@ class LogValidator(Problems):
         if not isinstance(layers, list) or not 0 < len(layers) <= form.MAX_ROUTERS:
             expected = f"a list of 1 to {form.MAX_ROUTERS:,} depths: one entry per router, "
             expected += "in forward order, 0-based, dense layers left out"
-            said = {"key": "model.layers", "value": layers, "expected": expected}
-            self.say("expected", "model.layers", **said)
+            self.unexpected("model.layers", "model.layers", layers, expected)
         else:
             routers = len(layers)
             for index, depth in enumerate(layers):
                 key = f"model.layers[{index}]"
                 if depth is None:
-                    said = {"key": key, "value": depth, "expected": "a depth"}
-                    self.say("expected", "model.layers[]", **said)
+                    self.unexpected("model.layers[]", key, depth, "a depth")
                 self.checked(key, depth, form.COUNT, "model.layers[]")
         for key in ("layer_names", "score_function"):
             texts, name = model.get(key), f"model.{key}"
@@ -331,7 +323,7 @@ class LogValidator(Problems):
             if row is None or (row == [] and "[]" in otherwise):
                 continue
             if not isinstance(row, list):
-                self.unexpected("type", key, row, f"a list of {what}", name)
+                self.unexpected(f"type {name}", key, row, f"a list of {what}")
             elif not row or experts not in (None, len(row)):
                 expected = "at least one" if experts is None else f"num_experts = {experts:,}"
                 said = {"entries": len(row), "expected": expected, "otherwise": otherwise}

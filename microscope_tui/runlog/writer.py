@@ -78,8 +78,7 @@ class RunLogWriter:
         self._owner = os.getpid()
         self._head = b""  # the latest run record: an empty file starts with it again
         self._head_is_due = False
-        self._failing = False
-        self._retry_at = self._warn_at = -math.inf
+        self._retry_at = self._warn_at = -math.inf  # the first only after a failure
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: int | None = None
         self._first = b""  # a newline where the file ends in half a line
@@ -99,7 +98,7 @@ class RunLogWriter:
             self._warn("belongs to the parent process, a fork does not write to it")
             return False
         kind = record.get("kind")
-        if kind == "step" and self._failing and self._clock() < self._retry_at:
+        if kind == "step" and self._clock() < self._retry_at:
             self.lost_records += 1
             return False
         line = encode_record(record)
@@ -140,11 +139,11 @@ class RunLogWriter:
             self._append(line)
         except OSError as error:
             self._let_go()  # whatever is wrong (a stale handle, a torn line), opening anew finds it
-            if not self._failing:
+            if self._retry_at == -math.inf:
                 self._warn(f"cannot be written ({error}); lost records are counted")
-            self._failing, self._retry_at = True, self._clock() + RETRY_S
+            self._retry_at = self._clock() + RETRY_S
             return False
-        self.lost_records, self._failing = 0, False
+        self.lost_records, self._retry_at = 0, -math.inf
         return True
 
     def _append(self, lines: bytes) -> None:

@@ -19,11 +19,11 @@ from typing import ClassVar
 
 from microscope_tui.runlog import (
     Glance,
-    Identity,
     KnownLogs,
     NoRuns,
     RunFile,
     Source,
+    Stamp,
     find_runs,
     safe_text,
     why_not_a_run,
@@ -202,11 +202,11 @@ class ForeignRun(RunFile):
         except OSError as error:
             return Glance(error=error.strerror or str(error))
 
-    def identity(self) -> Identity:
+    def identity(self) -> Stamp:
         """See ``RunFile``."""
         size, modified = _size_and_time(self.file)
         known = repr((self.form.name, os.fspath(self.file), self.run, self.asked))
-        return Identity(
+        return Stamp(
             0, 0, size, round(modified * 1e9), hashlib.sha256(known.encode()).hexdigest()[:16]
         )
 

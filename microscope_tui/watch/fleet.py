@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.runlog import Glance, Identity, NoRuns, RunFile, safe_text
+from microscope_tui.runlog import Glance, NoRuns, RunFile, Stamp, safe_text
 from microscope_tui.sources import Search
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_watch import RunWatch
@@ -127,9 +127,9 @@ class Fleet:
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, Seen] = {}
         self._kept = kept
-        self._verdicts: dict[Path, tuple[Identity, Verdict]] = {}
+        self._verdicts: dict[Path, tuple[Stamp, Verdict]] = {}
         """On finished runs, with the state of the log."""
-        self._at_work: tuple[RunWatch, Identity] | None = None
+        self._at_work: tuple[RunWatch, Stamp] | None = None
         """The finished run that is being judged."""
         self._search = search or Search(root)
         self._criteria = criteria
@@ -250,12 +250,12 @@ class Fleet:
             return False
         return self._verdict(run.path, seen.ends.identity) is None
 
-    def _verdict(self, path: Path, identity: Identity | None) -> Verdict | None:
+    def _verdict(self, path: Path, identity: Stamp | None) -> Verdict | None:
         """The verdict on the log at ``path`` in this state, if there is one."""
         known = self._verdicts.get(path)
         return known[1] if known is not None and known[0] == identity else None
 
-    def _keep(self, path: Path, identity: Identity, verdict: Verdict, *, cached: bool) -> None:
+    def _keep(self, path: Path, identity: Stamp, verdict: Verdict, *, cached: bool) -> None:
         with self.lock:
             self._verdicts[path] = identity, verdict
         if cached and self._kept is not None:

@@ -361,14 +361,16 @@ class RunWatch:
         try:
             take(entry)
         except RepeatedStep as error:
-            self.defects.add(self._reader.line_number, str(error))
+            self.defects.add(self._reader.lines.line_number, str(error))
         except (ArithmeticError, LookupError, ValueError, TypeError) as error:
-            self.defects.add(self._reader.line_number, f"not understood: {error!r}"[:120])
+            self.defects.add(self._reader.lines.line_number, f"not understood: {error!r}"[:120])
 
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
         if self.source.seekable:
             with contextlib.suppress(OSError):  # it is gone: the next poll reports it
-                yield from steps_in(self.source.path, run, row, limit, self._reader.line_start)
+                yield from steps_in(
+                    self.source.path, run, row, limit, self._reader.lines.line_start
+                )
 
     def _fail(self, error: OSError) -> bool:
         """Record why the log cannot be read; true if the reason is new."""

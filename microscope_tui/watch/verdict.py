@@ -24,7 +24,7 @@ from microscope_tui.diagnosis import (
     value_at,
     warm_up_left,
 )
-from microscope_tui.runlog import Identity, safe_text
+from microscope_tui.runlog import Stamp, safe_text
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import balance_now
 from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
@@ -171,7 +171,7 @@ class VerdictCache:
         ignored = ",".join(sorted(criteria.ignore))
         self._criteria = repr((criteria.profile, ignored, criteria.limits, criteria.baseline))
 
-    def load(self, identity: Identity) -> Verdict | None:
+    def load(self, identity: Stamp) -> Verdict | None:
         """The verdict on a log in this state; ``None`` if there is no valid one."""
         key = self._key(identity)
         try:
@@ -181,7 +181,7 @@ class VerdictCache:
             return None  # there is none, or it is damaged: the run is judged again
         return entry.verdict if entry.key == key and _is_safe(entry.verdict) else None
 
-    def keep(self, identity: Identity, verdict: Verdict) -> None:
+    def keep(self, identity: Stamp, verdict: Verdict) -> None:
         """Store a verdict; only those on the newest logs are kept."""
         if not self._keeps:
             return
@@ -196,7 +196,7 @@ class VerdictCache:
             return
         remove_oldest(self._folder, _OUR_FILE, MOST_KEPT)
 
-    def _key(self, identity: Identity) -> str:
+    def _key(self, identity: Stamp) -> str:
         depends_on = repr((_product(), self._criteria, tuple(identity)))
         return hashlib.sha256(depends_on.encode()).hexdigest()[:32]
 

@@ -12,7 +12,7 @@ from microscope_tui.cli import main
 from microscope_tui.commands import UserConfig, ViewConfig
 from microscope_tui.commands import watch as watch_command
 from microscope_tui.diagnosis import ANYTHING, Severity
-from microscope_tui.runlog import identity_of
+from microscope_tui.runlog import identity_of, opened
 from microscope_tui.watch import Fleet, Trouble, Verdict, VerdictCache
 from tests.watch.test_finished_runs import judge_all
 
@@ -26,7 +26,8 @@ def log(scenario: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path: Path = scenario("healthy", routers=3, steps=150) / "metrics.jsonl"
     then = time.time() - 3600
     os.utime(path, (then, then))
-    VerdictCache(ANYTHING).keep(identity_of(path), FALSE)
+    with opened(path) as file:
+        VerdictCache(ANYTHING).keep(identity_of(file), FALSE)
     return path
 
 

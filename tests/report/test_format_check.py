@@ -172,7 +172,7 @@ def test_lines_that_are_too_long_are_named(
     write_log: Make, make_header: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 1000
-    monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (limit,))
+    monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (limit, 0))
     path = write_log([make_header(), b"x" * 1001, make_header(), b"y" * 5000])
     report = check_format(path)
     assert [(p.line, p.code) for p in report.problems if p.severity == "error"] == [

@@ -232,7 +232,7 @@ def test_a_renamed_file_is_followed_without_reading_it_again(path: Path) -> None
     assert reader.source.deleted
     append(moved, b"two\n")
     assert isinstance(reader.source, Tail)
-    reader.source.relocate(moved)
+    reader.source.path = moved
     assert reader.look_until_exhausted() == [b"one", b"two"]
     assert (reader.restarts, reader.source.deleted) == (0, False)
 

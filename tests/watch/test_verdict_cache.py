@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.diagnosis import ANYTHING, CollapseLimits, Criteria, Limits, Severity
-from microscope_tui.runlog import Identity
+from microscope_tui.runlog import Stamp
 from microscope_tui.watch import Fleet, Trouble, Verdict, VerdictCache, verdict
 from tests.watch.test_finished_runs import judge_all, verdict_of
 from tests.watch.test_fleet import cards, read_all, write
 
-LOG = Identity(1, 2, 3_000, 4_000_000_000, "0123abcd")
+LOG = Stamp(1, 2, 3_000, 4_000_000_000, "0123abcd")
 VERDICT = Verdict(
     (Trouble("COLLAPSE", Severity.CRITICAL, ("L3", "L4"), 222, True),), None, "", 600, 1000
 )
@@ -36,7 +36,7 @@ def test_what_was_kept_is_there_again_for_its_owner_alone(tmp_path: Path) -> Non
     assert stat.S_IMODE(entry.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("field", Identity._fields)
+@pytest.mark.parametrize("field", Stamp._fields)
 def test_another_state_of_the_log_has_no_verdict(tmp_path: Path, field: str) -> None:
     cache = VerdictCache(ANYTHING, tmp_path)
     cache.keep(LOG, VERDICT)
