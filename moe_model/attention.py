@@ -159,7 +159,10 @@ class MultiHeadLatentAttention(nn.Module):
                 entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
         if past == 0 and visible_BSN is None:
-            out_BSHv = self._materialised(q_BSHd, latent_BSR, k_rope, rotary)
+            expanded, scale = self._expand(latent_BSR), softmax_scale(config)
+            k_BHSd, v_BHSv = keys_and_values(expanded, k_rope, rotary, config.v_head_dim)
+            q_BHSd = queries_with_position(q_BSHd, rotary)
+            out_BSHv = causal_attention(q_BHSd, k_BHSd, v_BHSv, scale).transpose(1, 2)
         else:
             q_turned = rotate(q_BSHd[..., config.qk_nope_head_dim :], rotary)
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
@@ -191,24 +194,12 @@ class MultiHeadLatentAttention(nn.Module):
 
     def first_bias(self) -> Tensor | None:
         """Bias of the first product: zeros for a full query, which has none."""
-        key_value_bias = self.kv_a_proj_with_mqa.bias
         if not self.config.attention_bias:
             return None
-        if self.config.q_lora_rank is None:
-            query_bias = key_value_bias.new_zeros(len(self.q_proj.weight))
-        else:
-            query_bias = self.q_a_proj.bias
-        return torch.cat((query_bias, key_value_bias))
-
-    def _materialised(
-        self, q_BSHd: Tensor, latent_BSR: Tensor, k_rope: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Materialised attention without a past."""
-        k_BHSd, v_BHSv = keys_and_values(
-            self._expand(latent_BSR), k_rope, rotary, self.config.v_head_dim
-        )
-        q_BHSd = queries_with_position(q_BSHd, rotary)
-        return causal_attention(q_BHSd, k_BHSd, v_BHSv, softmax_scale(self.config)).transpose(1, 2)
+        key_value = self.kv_a_proj_with_mqa.bias
+        full = self.config.q_lora_rank is None
+        query = key_value.new_zeros(len(self.q_proj.weight)) if full else self.q_a_proj.bias
+        return torch.cat((query, key_value))
 
     def _over_the_past(
         self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None

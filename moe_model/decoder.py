@@ -32,6 +32,7 @@ operations."""
 class Decoder:
     """Decodes one sequence with a latent cache."""
 
+    @torch.no_grad()
     def __init__(
         self, model: LanguageModel, length: int, *, weights: torch.dtype | None = None
     ) -> None:
@@ -84,6 +85,7 @@ class Drafter:
     cache.
     """
 
+    @torch.no_grad()
     def __init__(self, decoder: Decoder) -> None:
         """Draft for ``decoder``; ``ValueError`` if its model has no multi-token prediction."""
         model = decoder.model
@@ -148,11 +150,11 @@ class PreparedLinear:
     def __init__(self, weight_OI: Tensor, dtype: torch.dtype) -> None:
         self.half = dtype == torch.float16
         if self.half:
-            self.weight = weight_OI.detach().to(dtype).contiguous()
+            self.weight = weight_OI.to(dtype).contiguous()
             return
         (outputs, inputs), parts = weight_OI.shape, torch.get_num_threads()
         self.parts = parts if inputs % parts == 0 else 1
-        weight_IO = weight_OI.detach().to(dtype).t().contiguous()
+        weight_IO = weight_OI.to(dtype).t().contiguous()
         self.weight = weight_IO.view(self.parts, inputs // self.parts, outputs)
 
     def __call__(self, x_SI: Tensor) -> Tensor:
@@ -183,19 +185,19 @@ class PreparedLayer:
         self.config, self.dtype = layer.self_attn.config, dtype
         self.eps = layer.input_layernorm.eps
         self._prepare_attention(layer)
-        norm_D = layer.post_attention_layernorm.weight.detach().float()
+        norm_D = layer.post_attention_layernorm.weight.float()
         self.router: Router | None = None
         dense: FeedForward | None
         if isinstance(layer.mlp, MixtureOfExperts):
             router, experts, dense = layer.mlp.router, layer.mlp.experts, layer.mlp.shared_experts
             self.router, self.router_norm = router, norm_D
-            self.router_weight_DE = (router.weight.detach().float() * norm_D).t().contiguous()
+            self.router_weight_DE = (router.weight.float() * norm_D).t().contiguous()
             self.router_bias = router.expert_bias.tolist()
             self.experts = [
                 PreparedFeedForward(gate_up_FD.float() * norm_D, down_DF, dtype)
                 for gate_up_FD, down_DF in zip(
-                    experts.gate_up_proj.detach().unbind(),
-                    experts.down_proj.detach().unbind(),
+                    experts.gate_up_proj.unbind(),
+                    experts.down_proj.unbind(),
                     strict=True,
                 )
             ]
@@ -203,38 +205,38 @@ class PreparedLayer:
             dense = layer.mlp
         self.dense = None
         if dense is not None:
-            gate_up = torch.cat((dense.gate_proj.weight, dense.up_proj.weight)).detach().float()
+            gate_up = torch.cat((dense.gate_proj.weight, dense.up_proj.weight)).float()
             self.dense = PreparedFeedForward(gate_up * norm_D, dense.down_proj.weight, dtype)
 
     def _prepare_attention(self, layer: DecoderLayer) -> None:
         attention, config, dtype = layer.self_attn, self.config, self.dtype
         heads, R, nope = config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim
         rope = config.qk_rope_head_dim
-        norm_D = layer.input_layernorm.weight.detach().float()
-        key_value = attention.kv_a_proj_with_mqa.weight.detach().float() * norm_D
+        norm_D = layer.input_layernorm.weight.float()
+        key_value = attention.kv_a_proj_with_mqa.weight.float() * norm_D
         # [latent | rotary key], and of the queries [all without position | all rotary], so that
         # the rotary key follows the rotary queries.
         latent_and_key = (key_value[R:], key_value[:R])
         self.query_up = None
         if config.q_lora_rank is None:
-            query = attention.q_proj.weight.detach().float() * norm_D
+            query = attention.q_proj.weight.float() * norm_D
             parts = [*_nope_then_rope(query, heads, nope, softmax_scale(config)), *latent_and_key]
         else:
-            inner_norm = attention.q_a_layernorm.weight.detach().float()
-            query_up = attention.q_b_proj.weight.detach().float() * inner_norm
+            inner_norm = attention.q_a_layernorm.weight.float()
+            query_up = attention.q_b_proj.weight.float() * inner_norm
             both = _nope_then_rope(query_up, heads, nope, softmax_scale(config))
             self.query_up = PreparedLinear(torch.cat(both), dtype)
-            query = attention.q_a_proj.weight.detach().float() * norm_D
+            query = attention.q_a_proj.weight.float() * norm_D
             parts = [query, *latent_and_key]
         self.first = PreparedLinear(torch.cat(parts), dtype)
         self.first_bias: Tensor | None = None
         if (bias := attention.first_bias()) is not None:
-            query_bias, latent, key = torch.split(bias.detach().float(), [len(query), R, rope])
+            query_bias, latent, key = torch.split(bias.float(), [len(query), R, rope])
             self.first_bias = torch.cat((query_bias, key, latent))
-            self.out_bias = attention.o_proj.bias.detach().float()
+            self.out_bias = attention.o_proj.bias.float()
         self.widths = [len(query), rope, R]
-        self.latent_norm = attention.kv_a_layernorm.weight.detach().float()
-        up_HxR = attention.kv_b_proj.weight.detach().float().view(heads, -1, R)
+        self.latent_norm = attention.kv_a_layernorm.weight.float()
+        up_HxR = attention.kv_b_proj.weight.float().view(heads, -1, R)
         self.up_key_HnR = up_HxR[:, :nope].contiguous()
         self.up_value_HRv = up_HxR[:, nope:].transpose(1, 2).contiguous()
         self.out = PreparedLinear(attention.o_proj.weight, dtype)
@@ -264,22 +266,21 @@ class PreparedLayer:
     def _attend(self, unit_SD: Tensor, turn_S1r: Tensor, entries_NW: Tensor, start: int) -> Tensor:
         config, tokens = self.config, len(unit_SD)
         heads, R, rope = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
+        wide = heads * config.qk_nope_head_dim
         first = self.first(unit_SD.to(self.dtype)).float()
         if self.first_bias is not None:
             first += self.first_bias
         query, key_Sr, latent_SR = first.split_with_sizes(self.widths, dim=-1)
         if self.query_up is not None:
             query = self.query_up(unit(query, 1e-6).to(self.dtype)).float()
-        rotary = torch.cat((query[:, heads * config.qk_nope_head_dim :], key_Sr), dim=-1)
+        rotary = torch.cat((query[:, wide:], key_Sr), dim=-1)
         pairs = torch.view_as_complex(rotary.view(tokens, heads + 1, rope // 2, 2))
         turned = torch.view_as_real(pairs * turn_S1r).view(tokens, heads + 1, rope)
 
         end = start + tokens
         entries_NW[start:end, :R] = normed(latent_SR, self.latent_norm, 1e-6)
         entries_NW[start:end, R:] = turned[:, heads]
-        nope_HSn = (
-            query[:, : heads * config.qk_nope_head_dim].view(tokens, heads, -1).transpose(0, 1)
-        )
+        nope_HSn = query[:, :wide].view(tokens, heads, -1).transpose(0, 1)
         query_HSR = torch.bmm(nope_HSn, self.up_key_HnR)
         query_HSW = torch.cat((query_HSR, turned[:, :heads].transpose(0, 1)), dim=-1)
         context_HSR = _look_back(query_HSW, entries_NW, start, R)

@@ -99,13 +99,17 @@ class PretrainedTokenizer:
         self.files: Mapping[str, bytes] = {n: files[n] for n in FILES if n in files}
         if TOKENIZER not in self.files:
             raise ValueError(f"{TOKENIZER} is missing: a tokenizer needs it.")
-        self._settings = _json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
+        settings = _json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
         # Older files list the special tokens separately; transformers prefers these.
-        if "added_tokens_decoder" not in self._settings:
-            self._settings |= _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
-        self._tokenizer = _load(self.files[TOKENIZER])
+        if "added_tokens_decoder" not in settings:
+            settings |= _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
+        self.library = _load(self.files[TOKENIZER])
+        """The same tokenizer of the ``tokenizers`` library, which reports offsets too."""
         # As in transformers, the name of a special token in a text is plain text.
-        self._tokenizer.encode_special_tokens = self._settings.get("split_special_tokens") is True
+        self.library.encode_special_tokens = settings.get("split_special_tokens") is True
+        self.bos_id = self._special(settings.get("bos_token"))
+        self.end = self._special(settings.get("eos_token"))
+        """``bos_token_id`` and ``eos_token_id``; ``None`` if the tokenizer has no such token."""
 
     @classmethod
     def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
@@ -121,41 +125,23 @@ class PretrainedTokenizer:
 
     def __len__(self) -> int:
         """One more than the highest id."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-
-    @property
-    def library(self) -> Library:
-        """The same tokenizer of the ``tokenizers`` library, which reports offsets too."""
-        return self._tokenizer
+        return max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> Tensor:
         """Token ids of ``text``, int64, with the special tokens that the tokenizer adds."""
         try:
-            return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
+            return torch.tensor(self.library.encode(text).ids, dtype=torch.int64)
         except Exception as error:  # the library has no error class
             raise ValueError(f"the tokenizer cannot encode this text ({error}).") from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, without special tokens; unknown ids (of a padded head) are
         ignored."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.library.decode(list(ids), skip_special_tokens=True)
 
-    @property
-    def end(self) -> int | None:
-        """``eos_token_id``."""
-        return self.special_ids["eos_token_id"]
-
-    @property
-    def special_ids(self) -> dict[str, int | None]:
-        """``bos_token_id`` and ``eos_token_id``; ``None`` if the tokenizer has no such token."""
-        ids = {}
-        for name in ("bos_token", "eos_token"):
-            said = self._settings.get(name)
-            token = said.get("content") if isinstance(said, dict) else said
-            ids[f"{name}_id"] = (
-                self._tokenizer.token_to_id(token) if isinstance(token, str) else None
-            )
-        return ids
+    def _special(self, said: Any) -> int | None:
+        token = said.get("content") if isinstance(said, dict) else said
+        return self.library.token_to_id(token) if isinstance(token, str) else None
 
 
 Tokenizer = CharTokenizer | PretrainedTokenizer

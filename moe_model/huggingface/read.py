@@ -97,14 +97,6 @@ def copies(config: ModelConfig) -> dict[str, str]:
     return repeated
 
 
-def stays_fp32(name: str) -> bool:
-    """Whether our tensor ``name`` is always fp32, as in transformers.
-
-    The choice of experts depends on differences that half precision cannot represent.
-    """
-    return name.endswith((".router.weight", ".router.expert_bias"))
-
-
 def interleave(name: str, weight: Tensor, config: ModelConfig) -> None:
     """Reorder the rotary rows of our tensor ``name``, if any, from halves to pairs, in place.
 

@@ -27,13 +27,12 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, published_fields
-from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then, parts, stays_fp32
+from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then, parts
 
 SHARD_BYTES = 5_000_000_000
 _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
 """Imported fields that an export drops: custom code, aliases of our fields, facts about the
 imported files."""
-DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def save_pretrained(
@@ -59,9 +58,7 @@ def save_pretrained(
     """
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
-    begin = None
-    if isinstance(tokenizer, PretrainedTokenizer):
-        begin = tokenizer.special_ids["bos_token_id"]
+    begin = None if tokenizer is None else tokenizer.bos_id
     ends = stop_ids_of(tokenizer, stop_ids)
     with fresh_folder(folder) as fresh:
         write_config(fresh, model.config, dtype, begin, ends, imported)
@@ -100,9 +97,8 @@ def write_config(
     ids |= {name: before.get(name) for name, id_ in ids.items() if id_ is None}
     fields = {"use_cache": True, **before, **published_fields(config), **ids}
     # Up to 4.55 transformers read torch_dtype.
-    _write_json(
-        folder / CONFIG, fields | dict.fromkeys(("dtype", "torch_dtype"), DTYPE_NAMES[dtype])
-    )
+    name = str(dtype).removeprefix("torch.")
+    _write_json(folder / CONFIG, fields | {"dtype": name, "torch_dtype": name})
     if ends:
         _write_json(folder / GENERATION_CONFIG, special_ids)
 
@@ -130,7 +126,9 @@ def write_weights(
             )
     state = state | _empty_shared_experts(config, state)
     source = {part.name: (ours, part.place) for ours in state for part in parts(ours, config)}
-    dtypes = {n: torch.float32 if stays_fp32(ours) else dtype for n, (ours, _) in source.items()}
+    # The choice of experts depends on differences that half precision cannot represent.
+    exact = (".router.weight", ".router.expert_bias")
+    dtypes = {n: torch.float32 if o.endswith(exact) else dtype for n, (o, _) in source.items()}
     split = split_torch_state_dict_into_shards(
         {
             name: torch.empty(state[ours][place].shape, dtype=dtypes[name], device="meta")

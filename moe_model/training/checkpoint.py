@@ -124,8 +124,9 @@ class Checkpoints:
         before, self._before = self._before, None
         if before is None and link.is_symlink():
             before = self.folder / link.readlink()
-        inside = before is not None and before.parent.resolve() == self.folder.resolve()
-        if before is not None and inside and before.name != latest.name and before.is_dir():
+        if before is None or before.parent.resolve() != self.folder.resolve():
+            return
+        if before.name != latest.name and before.is_dir():
             self._point(PREVIOUS, before)
 
     def _point(self, name: str, target: Path) -> None:
@@ -239,7 +240,8 @@ def save_shards(
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     alone = not dist.is_initialized()
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # no process group
+        # torch warns where there is no process group.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             save(dict(tensors), storage_writer=writer, process_group=ranks, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{folder} cannot be written: {_causes(error)}") from error

@@ -102,18 +102,12 @@ class Corpus:
 
     @classmethod
     def build(
-        cls,
-        documents: Sequence[Document],
-        tokenizer: Tokenizer,
-        seq_len: int,
-        ahead: int,
-        cache: Path | None = None,
+        cls, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, ahead: int
     ) -> Corpus:
         """Encode ``documents``, or take the ids from an earlier run, and split them.
 
         Args:
             tokenizer: Its end token, if it has one, ends each document.
-            cache: Folder for the token ids of a long text; ``None`` for the user's.
 
         Raises:
             UsageError: If there is too little text, or the tokenizer cannot encode it.
@@ -122,8 +116,8 @@ class Corpus:
         encode = partial(encode_documents, documents, tokenizer)
         long = count_characters(documents) >= KEPT_FROM
         if long and not isinstance(tokenizer, CharTokenizer):
-            folder = (cache or user_cache()) / "tokens"
-            ids, starts = kept_tokens(folder, cache_key(digest, tokenizer), encode)
+            key = cache_key(digest, tokenizer)
+            ids, starts = kept_tokens(user_cache() / "tokens", key, encode)
         else:
             ids, starts = encode()
         boundary = len(ids) - len(ids) // HELD_OUT
@@ -204,10 +198,9 @@ def cache_key(digest: str, tokenizer: Tokenizer) -> str:
     Args:
         tokenizer: Its description, its files and the version of the library enter the hash.
     """
+    files = {n: hashlib.sha256(content).hexdigest() for n, content in tokenizer.files.items()}
     known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
-    known["files"] = {
-        name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.files.items()
-    }
+    known["files"] = files
     if isinstance(tokenizer, PretrainedTokenizer):
         known["library"] = importlib.metadata.version("tokenizers")
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
@@ -346,18 +339,15 @@ def _tiny_shakespeare(cache: Path) -> str:
             fname=SHAKESPEARE_FILE,
             path=cache,
         )
-    except OSError as error:  # requests' errors are OSErrors too
-        raise _not_fetched(type(error).__name__) from error
-    except ValueError as error:
-        raise _not_fetched("its SHA-256 differs from the expected one") from error
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors too
+        reason = "its SHA-256 differs from the expected one"
+        if isinstance(error, OSError):
+            reason = type(error).__name__
+        raise UsageError(
+            f"--data {TINY_SHAKESPEARE} cannot be downloaded ({reason}): download "
+            f"{SHAKESPEARE_URL} on another machine and pass the file to --data, or omit --data."
+        ) from error
     return read_text(Path(path), "--data")
-
-
-def _not_fetched(reason: str) -> UsageError:
-    return UsageError(
-        f"--data {TINY_SHAKESPEARE} cannot be downloaded ({reason}): download {SHAKESPEARE_URL} "
-        "on another machine and pass the file to --data, or omit --data."
-    )
 
 
 def make_tokenizer(

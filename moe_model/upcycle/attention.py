@@ -222,14 +222,14 @@ def _share_rotary_key(
 def _frequencies(theta: float, scaling: YarnScaling | Llama3Scaling | None, dims: int) -> Tensor:
     """Radians a token, of every pair of ``dims`` rotary dimensions."""
     assert not isinstance(scaling, YarnScaling), "refused when the source was read"
-    frequency_j: Tensor = theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+    frequency_j: Tensor = theta ** (-torch.arange(0, dims, 2).double() / dims)
     return frequency_j if scaling is None else slowed_as_in_llama3(frequency_j, scaling)
 
 
 def _mean_turn(frequency_j: Tensor, distance_HS: Tensor) -> Tensor:
     """What turning comes to on average over the distances of each head: complex, at most 1."""
-    back_S = torch.arange(distance_HS.shape[1], dtype=torch.float64)
-    turn_jS = torch.polar(torch.ones(1, dtype=torch.float64), -torch.outer(frequency_j, back_S))
+    back_S = torch.arange(distance_HS.shape[1]).double()
+    turn_jS = torch.polar(torch.ones(1).double(), -torch.outer(frequency_j, back_S))
     return distance_HS.to(turn_jS.dtype) @ turn_jS.T
 
 
@@ -303,7 +303,7 @@ def covariance(inputs_ND: Tensor, weight_N: Tensor) -> Tensor:
     """Second moments ``(D, D)`` of weighted inputs, with a little shrinkage."""
     weighted_ND = inputs_ND * weight_N.unsqueeze(-1) / len(inputs_ND)
     covariance_DD: Tensor = inputs_ND.T @ weighted_ND
-    equal_DD = torch.eye(len(covariance_DD), dtype=torch.float64)
+    equal_DD = torch.eye(len(covariance_DD)).double()
     return (1 - _SHRINKAGE) * covariance_DD + _SHRINKAGE * equal_DD
 
 

@@ -195,7 +195,7 @@ def test_one_folder_in_two_spellings_is_one_folder(
 def corpus_of(*texts: str) -> Corpus:
     documents = [Document(f"{place}.txt", text) for place, text in enumerate(texts)]
     tokenizer = CharTokenizer("".join(sorted(set("".join(texts)))))
-    return Corpus.build(documents, tokenizer, seq_len=4, ahead=0, cache=None)
+    return Corpus.build(documents, tokenizer, seq_len=4, ahead=0)
 
 
 def start_facts_of(*texts: str, dtype: torch.dtype = torch.float32) -> dict[str, str]:

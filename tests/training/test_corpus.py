@@ -113,7 +113,7 @@ def test_a_text_that_the_tokenizer_cannot_read_is_named() -> None:
 
 def test_the_last_tenth_is_held_out_in_one_piece() -> None:
     documents = documents_of("a" * 45, "b" * 43, "c" * 8, "d" * 10)
-    corpus = Corpus.build(documents, CharTokenizer("abcd"), 3, 0, cache=None)
+    corpus = Corpus.build(documents, CharTokenizer("abcd"), 3, 0)
     assert len(corpus.held_out) == 10
     assert corpus.tokenizer.decode(corpus.training.ids.tolist()) == "a" * 45 + "b" * 43 + "c" * 8
     assert corpus.training.starts.tolist() == [0, 45, 88]
@@ -147,7 +147,7 @@ def test_every_token_is_in_one_part_or_there_is_too_little(
 
 def test_no_text_at_all_is_too_little() -> None:
     with pytest.raises(UsageError, match="--data has only 0 tokens"):
-        Corpus.build([], CharTokenizer("a"), 8, 0, cache=None)
+        Corpus.build([], CharTokenizer("a"), 8, 0)
 
 
 def test_the_digest_is_of_texts_and_boundaries_and_not_of_names() -> None:
@@ -166,6 +166,11 @@ def test_the_digest_is_of_texts_and_boundaries_and_not_of_names() -> None:
     assert re.fullmatch("[0-9a-f]{64}", digests.pop())
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     """Documents that count as long, although they are not."""
@@ -174,32 +179,27 @@ def long(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
 
 
 def test_a_long_text_is_encoded_once(long: list[Document], tmp_path: Path) -> None:
-    first = Corpus.build(long, Words(), 4, 0, tmp_path)
+    first = Corpus.build(long, Words(), 4, 0)
     again = Words()
-    second = Corpus.build(long, again, 4, 0, tmp_path)
+    second = Corpus.build(long, again, 4, 0)
     assert again.calls == 0
     for a, b in ((first.training, second.training), (first.held_out, second.held_out)):
         assert a.ids.tolist() == b.ids.tolist()
         assert torch.equal(a.starts, b.starts)
-    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+    assert [path.name for path in tmp_path.iterdir()] == ["moe-microscope"]
 
 
-def test_token_ids_are_kept_in_the_users_cache(
-    long: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_token_ids_are_kept_in_the_users_cache(long: list[Document], tmp_path: Path) -> None:
     Corpus.build(long, Words(), 4, 0)
     assert len(list((tmp_path / "moe-microscope" / "tokens").iterdir())) == 1
 
 
-def test_another_text_or_other_documents_are_encoded_anew(
-    long: list[Document], tmp_path: Path
-) -> None:
-    Corpus.build(long, Words(), 4, 0, tmp_path)
+def test_another_text_or_other_documents_are_encoded_anew(long: list[Document]) -> None:
+    Corpus.build(long, Words(), 4, 0)
     joined = [Document("all", "".join(document.text for document in long))]
     for documents in (joined, long[::-1]):
         tokenizer = Words()
-        Corpus.build(documents, tokenizer, 4, 0, tmp_path)
+        Corpus.build(documents, tokenizer, 4, 0)
         assert tokenizer.calls > 0
 
 
@@ -212,7 +212,7 @@ def test_what_is_encoded_at_once_is_not_kept(
     built = tokenizer()
     if isinstance(built, CharTokenizer):
         monkeypatch.setattr(corpus_module, "KEPT_FROM", 100)
-    Corpus.build(documents_of("1 2 3 " * 100), built, 4, 0, tmp_path)
+    Corpus.build(documents_of("1 2 3 " * 100), built, 4, 0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -35,7 +35,7 @@ def test_the_mixture_is_trained_as_by_the_trainer(
     documents = load_documents(options.data)
     tokenizer = make_tokenizer("char", documents, None)
     config = ModelConfig.preset("tiny", vocab_size=len(tokenizer), **SHAPE)
-    corpus = Corpus.build(documents, tokenizer, 32, 0, cache=None)
+    corpus = Corpus.build(documents, tokenizer, 32, 0)
     held_out, training = dense_twin.train("mixture", options, config, corpus)
     last = [r["loss"] for r in read_log("r") if r["kind"] == "step"][-2:]
     assert training == pytest.approx(sum(last) / 2, rel=1e-5)
