@@ -4,7 +4,6 @@ from .charts import figure as figure
 from .keymap import BadKey as BadKey
 from .keymap import conflicts as conflicts
 from .keymap import keymap_of as keymap_of
-from .keys import SCREENS as SCREENS
 from .keys import all_bindings as all_bindings
 from .keys import key_table as key_table
 from .keys import screen_class as screen_class
@@ -33,6 +32,7 @@ from .remembered import save_view as save_view
 from .rows import TILE as TILE
 from .rows import Rows as Rows
 from .rows import Tiles as Tiles
+from .screen_table import SCREENS as SCREENS
 from .screens.alerts_screen import AlertsScreen as AlertsScreen
 from .screens.base import BaseScreen as BaseScreen
 from .screens.base import key_line as key_line

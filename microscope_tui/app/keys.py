@@ -1,6 +1,6 @@
 """The screens and the keys: bindings, the last line, the help and the palette derive from here.
 
-A new screen is a row of ``SCREENS`` and a file. The keys of one screen stand in its file, those
+The keys of one screen stand in its file, those
 of several in the lists here. Every binding has an id, by which the config file may give it other
 keys (see ``keymap``).
 """
@@ -8,11 +8,13 @@ keys (see ``keymap``).
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import Any
 
 from textual.binding import Binding, BindingType
 from textual.keys import REPLACED_KEYS, key_to_character
 from textual.screen import Screen
+
+from microscope_tui.app.screen_table import SCREENS
 
 _SHOWN = {
     "up": "↑",
@@ -24,33 +26,6 @@ _SHOWN = {
     "pageup": "page up",
     "pagedown": "page down",
 }
-
-
-class ScreenRow(NamedTuple):
-    """One screen: its keys, what they lead to, and where its class is."""
-
-    keys: str
-    does: str
-    place: str
-    """``module:class`` below ``screens``: imported when the screen is opened."""
-    shown: tuple[str, ...] = ()
-    """What the last line says of it, and its key there."""
-
-
-SCREENS = {
-    "main": ScreenRow("1", "all layers", "main_screen:MainScreen"),
-    "layer": ScreenRow("2", "one layer", "chart_screens:LayerScreen"),
-    "expert": ScreenRow("", "an expert", "chart_screens:ExpertScreen"),
-    "alerts": ScreenRow("3", "alerts", "alerts_screen:AlertsScreen"),
-    "runs": ScreenRow("4,r", "runs", "runs_screen:RunsScreen", ("runs", "r")),
-    "compare": ScreenRow("5", "compare", "compare_screens:CompareScreen"),
-    "course": ScreenRow("6", "loss and learning rate", "chart_screens:CourseScreen"),
-    "tokens": ScreenRow("7", "tokens of a probe", "probe_screens:TokensScreen"),
-    "slices": ScreenRow("8", "slices of a probe", "probe_screens:SlicesScreen"),
-    "mismatch": ScreenRow("9", "mismatch of two probes", "compare_screens:MismatchScreen"),
-    "help": ScreenRow("", "help", "help_screen:HelpScreen"),
-}
-"""By the names that ``action_go``, snapshots and the glossary use."""
 
 
 def screen_class(name: str) -> type[Any]:

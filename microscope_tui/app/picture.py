@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from textual.pilot import Pilot
 from textual.widget import Widget
 
-from microscope_tui.app.keys import SCREENS
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.out import stand_alone
 from microscope_tui.app.rows import Rows, in_truecolor
+from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RunFile

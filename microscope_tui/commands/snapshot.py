@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from microscope_tui.app import SCREENS
 from microscope_tui.commands.config import GlyphChoice, UserConfig, read_config
 from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions
 from microscope_tui.console import (
@@ -52,15 +53,17 @@ _Wanted = dict[str, Any]
 """Fields of ``app.Wanted``, which is imported late."""
 _SMALLEST = (20, 5)
 _SIZE, _WIDTH = (120, 40), 100
-_Probed = Literal["tokens", "slices", "mismatch"]
-_Main = Literal["main", "layer", "expert", "alerts", "runs", "compare", "course"]
+if TYPE_CHECKING:
+    ScreenName = str
+else:
+    ScreenName = Literal[tuple(SCREENS)]
 
 
 def snapshot(
     path: Path = DEFAULT_PATH,
     /,
     *,
-    screen: Literal[_Main, _Probed, "help"] = "main",
+    screen: ScreenName = "main",
     format_: Annotated[Literal["text", "json", "svg"], Parameter(name="--format")] = "text",
     step: int | None = None,
     layer: str = "",

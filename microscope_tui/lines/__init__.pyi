@@ -29,7 +29,7 @@ from .expert_card import expert_charts as expert_charts
 from .expert_card import most_remarkable as most_remarkable
 from .frame import MIN_COLUMNS as MIN_COLUMNS
 from .frame import MIN_ROWS as MIN_ROWS
-from .glossary import GLOSSARY as GLOSSARY
+from .glossary import glossary as glossary
 from .glyphs import CALM_FROM as CALM_FROM
 from .glyphs import CALM_TO as CALM_TO
 from .glyphs import FAIR_WITHIN as FAIR_WITHIN

@@ -143,21 +143,9 @@ def _sections() -> Mapping[str, Words]:
     return found
 
 
-_SCREENS = {
-    "main": "layers cells conditions alerts header time",
-    "layer": "layers quadrants charts =bias alerts header time",
-    "expert": "expert conditions layers =bias header time",
-    "alerts": "alerts alert_list layers header time",
-    "compare": "compare layers conditions header time",
-    "course": "charts layers alerts header time",
-    "mismatch": "mismatch =layer header",
-    "runs": "runs header alerts",
-    "tokens": "probe tokens =layer =entropy header",
-    "slices": "slices probe =layer =share header",
-}
 _PARTS = _sections()
-GLOSSARY = {
-    screen: [entry for part in parts.split() for entry in _PARTS[part]]
-    for screen, parts in _SCREENS.items()
-}
-"""By the name of the screen; its main terms first."""
+
+
+def glossary(parts: str) -> list[tuple[str, str]]:
+    """Words and their meanings: the named parts of the text, or one entry as ``=word``."""
+    return [entry for part in parts.split() for entry in _PARTS[part]]

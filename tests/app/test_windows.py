@@ -17,7 +17,7 @@ from microscope_tui.app import (
     help_lines,
     key_line,
 )
-from microscope_tui.lines import GLOSSARY, Glyphs, plain
+from microscope_tui.lines import Glyphs, glossary, plain
 from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, read
 
@@ -53,9 +53,8 @@ async def test_all_of_the_help_can_be_read_in_any_window(
         for binding in bindings:
             assert (binding.tooltip or binding.description) in " ".join(read.split())
         assert "Reading the screen" in read
-        for words, _ in GLOSSARY[
-            type(app.screen_stack[-2]).__name__.removesuffix("Screen").lower()
-        ]:
+        behind = type(app.screen_stack[-2]).__name__.removesuffix("Screen").lower()
+        for words, _ in glossary(SCREENS[behind].words):
             assert all(word in read for word in words.split(" "))
         assert "…" not in read
         assert ("more " in first) == (read != 2 * first)

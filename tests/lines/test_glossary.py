@@ -12,7 +12,6 @@ from microscope_tui import measures
 from microscope_tui.app import SCREENS
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import (
-    GLOSSARY,
     WORD_OF_SEVERITY,
     Heat,
     LoadSeries,
@@ -30,6 +29,7 @@ from microscope_tui.lines import (
     fit,
     fit_alerts,
     frame,
+    glossary,
     layer_charts,
     plain,
     run_list,
@@ -55,6 +55,8 @@ per room run runs scale state step the to tokens why next
 """
 PLAIN = frozenset(_PLAIN.split())
 """English that needs no explanation here."""
+
+GLOSSARY = {name: glossary(row.words) for name, row in SCREENS.items() if row.words}
 
 
 def names_in(text: str) -> set[str]:

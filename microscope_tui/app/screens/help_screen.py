@@ -11,8 +11,9 @@ from textual.screen import ModalScreen
 from microscope_tui.app.keys import key, shown_key
 from microscope_tui.app.palette import FAINT, GROUND
 from microscope_tui.app.rows import Rows
+from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import plain_key
-from microscope_tui.lines import GLOSSARY, Glyphs, Line, Span, pad, wrap
+from microscope_tui.lines import Glyphs, Line, Span, glossary, pad, wrap
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
@@ -71,7 +72,7 @@ class HelpScreen(ModalScreen[None]):
         """``screen``: the name of the screen behind, by which its words are found."""
         super().__init__()
         self._bindings_shown = bindings
-        self._words = GLOSSARY.get(screen, ())
+        self._words = glossary(SCREENS[screen].words) if screen else ()
         self._reading = _READING_OF.get(screen, _READING)
         self._glyphs = glyphs
         self._at = self._words_at = 0

@@ -1,0 +1,62 @@
+"""The screens: a new one is a row of ``SCREENS``, and its file in ``screens/``.
+
+Without Textual, so that the command line can name them.
+"""
+
+from typing import NamedTuple
+
+
+class ScreenRow(NamedTuple):
+    """One screen: its keys, what they lead to, where its class is, and its words."""
+
+    keys: str
+    does: str
+    place: str
+    """``module:class`` in ``screens/``: imported when the screen is opened."""
+    words: str = ""
+    """Parts of the glossary that its help explains, main terms first."""
+    shown: tuple[str, ...] = ()
+    """What the last line says of it, and its key there."""
+
+
+SCREENS = {
+    "main": ScreenRow(
+        "1", "all layers", "main_screen:MainScreen", "layers cells conditions alerts header time"
+    ),
+    "layer": ScreenRow(
+        "2",
+        "one layer",
+        "chart_screens:LayerScreen",
+        "layers quadrants charts =bias alerts header time",
+    ),
+    "expert": ScreenRow(
+        "", "an expert", "chart_screens:ExpertScreen", "expert conditions layers =bias header time"
+    ),
+    "alerts": ScreenRow(
+        "3", "alerts", "alerts_screen:AlertsScreen", "alerts alert_list layers header time"
+    ),
+    "runs": ScreenRow("4,r", "runs", "runs_screen:RunsScreen", "runs header alerts", ("runs", "r")),
+    "compare": ScreenRow(
+        "5", "compare", "compare_screens:CompareScreen", "compare layers conditions header time"
+    ),
+    "course": ScreenRow(
+        "6",
+        "loss and learning rate",
+        "chart_screens:CourseScreen",
+        "charts layers alerts header time",
+    ),
+    "tokens": ScreenRow(
+        "7",
+        "tokens of a probe",
+        "probe_screens:TokensScreen",
+        "probe tokens =layer =entropy header",
+    ),
+    "slices": ScreenRow(
+        "8", "slices of a probe", "probe_screens:SlicesScreen", "slices probe =layer =share header"
+    ),
+    "mismatch": ScreenRow(
+        "9", "mismatch of two probes", "compare_screens:MismatchScreen", "mismatch =layer header"
+    ),
+    "help": ScreenRow("", "help", "help_screen:HelpScreen"),
+}
+"""By the names that ``action_go``, snapshots and the glossary use."""
