@@ -25,6 +25,7 @@ Scored = tuple[Tensor, Tensor | None]
 _WAITING_BYTES = 16 * 1024 * 1024
 """About as much may wait to be counted, which then takes six times as much for a moment."""
 _TINY = torch.finfo(torch.float32).tiny
+WEIGHTS, NORMS = 1, 2
 
 
 class Call(NamedTuple):
@@ -222,15 +223,8 @@ class Tally:
         self.max_logit_L = torch.maximum(self.max_logit_L, logits_LTE.abs().amax(dim=(1, 2)))
         return entropy_LT, margin_LT
 
-    def add_weights(self, weights_LTK: Tensor, slots_LTK: Tensor) -> None:
-        """Add what the outputs of the chosen experts are multiplied with."""
-        self._spread(1, weights_LTK, slots_LTK)
-
-    def add_norms(self, norms_LTK: Tensor, slots_LTK: Tensor) -> None:
-        """Add the norms of the outputs of the chosen experts."""
-        self._spread(2, norms_LTK, slots_LTK)
-
-    def _spread(self, place: int, values_LTK: Tensor, slots_LTK: Tensor) -> None:
+    def add_values(self, place: int, values_LTK: Tensor, slots_LTK: Tensor) -> None:
+        """Add a number per pair to its expert, at ``WEIGHTS`` or ``NORMS`` of ``experts_L3E``."""
         spread_LE2 = torch.zeros_like(self.counts_LE2, dtype=self.sums_LN.dtype)
         slots_LP = slots_LTK.flatten(1)
         values_LP = values_LTK.detach().reshape(slots_LP.shape).to(spread_LE2.dtype)

@@ -3,13 +3,14 @@
 In nearly all of transformers the module that holds the experts is called with the hidden states,
 the chosen ids and their weights, in this order and whatever the router does to choose them (bias,
 groups, hashing, sampling): its arguments are the truth. What is different has a reader of its own
-in ``py`` (transformers) or ``frameworks.py`` (other training code).
+here (transformers) or ``frameworks.py`` (other training code).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -168,9 +169,6 @@ def _nothing_found(model: nn.Module) -> str:
     )
 
 
-__all__ = ["Scores", "find_sites", "takes_ids"]
-
-
 def _switch(path: str, module: Any, parent: nn.Module) -> Site:
     """Its one-hot choice is zero where the capacity dropped a token: the argmax is the demand."""
 
@@ -185,8 +183,9 @@ def _switch(path: str, module: Any, parent: nn.Module) -> Site:
     return made
 
 
-def _best_logits(path: str, module: Any, index: int, top_k: int, kind: str, parent: Any) -> Site:
-    """The choice is the ``top_k`` best of the logits, number ``index`` of the router's outputs."""
+def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind: str) -> Site:
+    """The choice is the best of the logits, number ``index`` of the router's outputs."""
+    top_k = int(module.top_k)
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
         logits_TE = output[index]
@@ -213,16 +212,6 @@ def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     made = site_at_router(path, module, parent, read, module.num_experts, 2, "softmax")
     made.drops, made.plain_choice = True, not samples
     return made
-
-
-def _jetmoe(path: str, module: Any, parent: nn.Module) -> Site:
-    """Returns a sorted order of tokens and no ids; its logits are the selection scores."""
-    return _best_logits(path, module, 4, int(module.top_k), "softmax", parent)
-
-
-def _llama4(path: str, module: Any, parent: nn.Module) -> Site:
-    """Its experts see every token, weighted by zero where it did not choose them."""
-    return _best_logits(path, module, 1, int(module.top_k), "sigmoid", parent)
 
 
 def _doge(path: str, module: Any, parent: nn.Module) -> Site:
@@ -383,8 +372,10 @@ def _family(module: nn.Module) -> str:
 _OWN: dict[tuple[str, str], Any] = {
     ("transformers", "SwitchTransformersTop1Router"): _switch,
     ("transformers", "NllbMoeTop2Router"): _nllb,
-    ("transformers", "JetMoeTopKGating"): _jetmoe,
-    ("transformers", "Llama4Router"): _llama4,
+    # Returns a sorted order of tokens and no ids.
+    ("transformers", "JetMoeTopKGating"): partial(_best_logits, index=4, kind="softmax"),
+    # Its experts see every token, weighted by zero where it did not choose them.
+    ("transformers", "Llama4Router"): partial(_best_logits, index=1, kind="sigmoid"),
     ("transformers", "DogeCDMoE"): _doge,
     ("transformers", "ZayaExperts"): _zaya,
     ("transformers", "Ernie4_5_VLMoeMoeExperts"): _ernie_experts,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from microscope_tui.probe.finding import text_config
-from microscope_tui.probe.judge import Alert, judged_by_its_settings
+from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site, setting
 from microscope_tui.probe.step_sums import Layout, Row
@@ -126,4 +126,7 @@ def check_settings(model: nn.Module, sites: Sequence[Site], mode: str) -> list[A
         source={"counts": "exact"},
         **describe(model, sites, rows, 1),
     )
-    return judged_by_its_settings(encode_record(plain(header.to_json())))
+    judge = RunJudge(encode_record(plain(header.to_json())))
+    empty = encode_record({"kind": "step", "step": 1, "router": {}})
+    alerts = judge.observe(empty, lambda index: None, lambda index: None)
+    return [alert for alert in alerts if alert.rule == "LINT"]

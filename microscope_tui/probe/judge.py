@@ -132,10 +132,6 @@ class RunJudge:
         diagnosis = save(self._diagnosis)
         return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
 
-    def findings(self) -> list[Finding]:
-        """All trouble so far, grouped over routers: active before over, worst first."""
-        return self._diagnosis.findings()
-
     def collapsed(self) -> tuple[str, ...]:
         """Names of the routers that are collapsed now, beyond a warning."""
         routers = self._diagnosis.run.routers
@@ -176,7 +172,7 @@ class RunJudge:
         if all(router.num_experts <= router.top_k for router in diagnosis.run.routers):
             return "NO VERDICT: no router has more experts than a token chooses"
         since = f" (judged from step {self.since:,} on)" if self.since > 1 else ""
-        found = [f for f in self.findings() if f.severity > Severity.INFO]
+        found = [f for f in diagnosis.findings() if f.severity > Severity.INFO]
         if (until := warm_up_left(diagnosis)) is not None:
             return f"{not_judged_yet(until)}{since}"
         if not found and unknown(diagnosis.run, "top_k"):
@@ -197,36 +193,24 @@ class RunJudge:
     def _alerts(self, step: int) -> list[Alert]:
         # Every episode, not only those that the engine names: one may have made another worse.
         news = [e for e in self._diagnosis.episodes if e.grades and e.grades[-1].step == step]
-        return [self._alert(step, finding) for finding in group(news)]
+        found = [(finding, self._advise(finding)) for finding in group(news)]
+        return [
+            Alert(
+                step,
+                finding.rule,
+                finding.severity.label,
+                finding.layers,
+                finding.onset,
+                advice.verdict,
+                advice.why,
+                advice.next,
+            )
+            for finding, advice in found
+        ]
 
     def _advise(self, finding: Finding) -> Advice:
         judged = self._diagnosis
         return advise(finding, judged.run, judged.checkpoints, judged.episodes)
-
-    def _alert(self, step: int, finding: Finding) -> Alert:
-        advice = self._advise(finding)
-        return Alert(
-            step=step,
-            rule=finding.rule,
-            severity=finding.severity.label,
-            layers=finding.layers,
-            onset=finding.onset,
-            verdict=advice.verdict,
-            why=advice.why,
-            next=advice.next,
-        )
-
-
-def judged_by_its_settings(header: bytes) -> list[Alert]:
-    """What is wrong with the settings that a header tells, before any step; see ``LINT``.
-
-    Raises:
-        ValueError: the header is not a run record.
-    """
-    judge = RunJudge(header)
-    empty = msgspec.json.encode({"kind": "step", "step": judge.since, "router": {}}) + b"\n"
-    alerts = judge.observe(empty, lambda index: None, lambda index: None)
-    return [alert for alert in alerts if alert.rule == "LINT"]
 
 
 def _word(finding: Finding) -> str:

@@ -177,7 +177,8 @@ class Probe:
             extra[0] = 1.0
             vector = layout.vector((), extra, ranks.rank, ranks.size)
         vector = ranks.sum(vector)
-        sums: StepSums | None = self._try(lambda: layout.read(vector, ranks.size, self._biases()))
+        biases = self._try(lambda: [self.sites[row.place].bias() for row in layout.rows])
+        sums: StepSums | None = self._try(lambda: layout.read(vector, ranks.size, biases))
         if sums is None:
             return
         self.stops = self.stops or sums.extra[EXTRA.index("stop")] > 0
@@ -189,10 +190,6 @@ class Probe:
         if record is not None:
             self._complain(sums, layout.rows)
             self._write(layout, record | {"step": self._step})
-
-    def _biases(self) -> list[Tensor | None]:
-        assert self.layout is not None
-        return [self.sites[row.place].bias() for row in self.layout.rows]
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step: nothing but its state where it does not count."""

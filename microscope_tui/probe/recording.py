@@ -11,11 +11,10 @@ import numpy as np
 from microscope_tui.probe import tables
 from microscope_tui.probe.counter import Traced
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.step_sums import Row
+from microscope_tui.probe.step_sums import Key, Row
 from microscope_tui.probe.texts import Window
 from microscope_tui.routing import RoutingWriter, Shape, Tables
 
-Key = tuple[int, int]
 _MOST_TABLE_ROWS = 1_000_000
 """Telling tokens in all: the tables are part of the header, which a reader decodes at once."""
 
@@ -57,7 +56,7 @@ class Recording:
         self.writer = RoutingWriter(path, shape, **about)
         self._slices = list(about["slices"])
         sections = self.writer.places.sections.values()
-        self._types = {one.name: np.dtype(f"<{_NUMPY[one.code]}") for one in sections}
+        self._types = {one.name: np.dtype(f"<{one.code}") for one in sections}
         self.tokens = 0
         """Tokens whose choices are written in all layers."""
         self._windows = 0
@@ -132,7 +131,3 @@ class Recording:
     def _read(self, name: str, layer: int) -> Any:
         data = self.writer.get(name, layer, self.tokens)
         return np.frombuffer(data, dtype=self._types[name])
-
-
-_NUMPY = {"B": "u1", "H": "u2", "I": "u4", "Q": "u8", "e": "f2"}
-"""numpy's names of the types of ``layout.sections``."""

@@ -189,8 +189,7 @@ def _tokenizer(folder: Path) -> Any:
             f"{folder}: has no {TOKENIZER}; save the tokenizer beside the model with "
             "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
         )
-    if _regular(path) > _MOST_TOKENIZER_BYTES:
-        raise CannotProbe(f"{path}: larger than {_MOST_TOKENIZER_BYTES:,} bytes")
+    _regular(path, _MOST_TOKENIZER_BYTES)
     from tokenizers import Tokenizer
 
     try:
@@ -317,8 +316,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if _regular(path) > _MOST_JSON_BYTES:
-        raise CannotProbe(f"{path}: larger than {_MOST_JSON_BYTES:,} bytes")
+    _regular(path, _MOST_JSON_BYTES)
     try:
         fields = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
@@ -328,12 +326,13 @@ def _json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _regular(path: Path) -> int:
-    """Size of a file; a pipe or a device would never end."""
+def _regular(path: Path, most_bytes: int = sys.maxsize) -> None:
+    """Refuse what is no file, or too large: a pipe or a device would never end."""
     try:
         found = path.stat()
     except OSError as error:
         raise CannotProbe(f"{path}: cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(found.st_mode):
         raise CannotProbe(f"{path}: not a regular file")
-    return found.st_size
+    if found.st_size > most_bytes:
+        raise CannotProbe(f"{path}: larger than {most_bytes:,} bytes")

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from microscope_tui.probe.counter import Call, Calls, Counted, Tracer
+from microscope_tui.probe.counter import NORMS, WEIGHTS, Call, Calls, Counted, Tracer
 from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.sites import Choice, Site
 
@@ -113,7 +113,7 @@ class Watch:
                 see = self._for(place, self._see_arguments)
                 self._hook(site.module.register_forward_pre_hook, see, with_kwargs=True)
             else:
-                see = self._for(place, self._see_output)
+                see = self._for(place, self._see)
                 self._hook(site.module.register_forward_hook, see, prepend=True)
             if self._saliency and site.experts is not None:
                 ask = self._for(place, self._ask_experts)
@@ -188,12 +188,10 @@ class Watch:
         if kwargs:
             names = list(inspect.signature(type(module).forward).parameters)[1:]
             args = (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
-        self._see(place, self.sites[place].read(module, args, None), args)
+        self._see(place, module, args, None)
 
-    def _see_output(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
-        self._see(place, self.sites[place].read(module, args, output), args)
-
-    def _see(self, place: int, choice: Choice, args: tuple[Any, ...]) -> None:
+    def _see(self, place: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        choice = self.sites[place].read(module, args, output)
         rows = choice.ids_TK.numel() // choice.ids_TK.shape[-1]
         if rows == 0:
             return
@@ -210,7 +208,7 @@ class Watch:
             experts = self.sites[place].num_experts
             self.tracer.add((place, number), experts, slots_TK, weights_TK, counted.scored)
         if self._saliency and weights_TK is not None:
-            counted.tally.add_weights(weights_TK, counted.slots_LTK)
+            counted.tally.add_values(WEIGHTS, weights_TK, counted.slots_LTK)
             if self.sites[place].experts is not None:  # otherwise these activations stay
                 self._counted[place] = counted, args
 
@@ -253,7 +251,7 @@ class Watch:
             self.sites[place].experts = None
             _logger.warning("no mean_output_norm of %s: %r", self.sites[place].name, error)
             return
-        counted.tally.add_norms(torch.stack(norms, dim=-1), counted.slots_LTK)
+        counted.tally.add_values(NORMS, torch.stack(norms, dim=-1), counted.slots_LTK)
 
 
 def _in_backward() -> bool:
@@ -292,14 +290,11 @@ class Batch:
         self.divides_loss = given.get("num_items_in_batch") is not None
         """The model divides its loss by the tokens of the whole step, not of this batch."""
         self._real: dict[str, Tensor | None] = {}
-        self._rows: dict[str, int | None] = {}
 
     def rows(self, stack: str) -> int | None:
         """Tokens that a router of the stack sees, padding included; ``None`` if not known."""
-        if stack not in self._rows:
-            shape = self._shape(stack)
-            self._rows[stack] = None if shape is None else shape[0] * shape[1]
-        return self._rows[stack]
+        shape = self._shape(stack)
+        return None if shape is None else shape[0] * shape[1]
 
     def real(self, stack: str) -> Tensor | None:
         """Bool ``[B·S]``, false for padding; ``None`` where every token is real."""
@@ -319,10 +314,8 @@ class Batch:
         return None
 
     def _mask(self) -> Tensor | None:
-        mask, shape = (
-            self._given.get("attention_mask", self._given.get("valid_BS")),
-            self._shape(""),
-        )
+        mask = self._given.get("attention_mask", self._given.get("valid_BS"))
+        shape = self._shape("")
         real = _from_mask(mask, None if shape is None else shape[1])
         return self._packed(shape) if real is None else real
 
