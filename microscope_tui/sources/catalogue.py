@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -66,14 +66,6 @@ class Format:
         if re.fullmatch(self.folders, file.name):
             return file.parent
         return file if re.fullmatch(self.files, file.name) else None
-
-    def recognises(self, path: Path, asked: Asked) -> bool:
-        """Whether the content at ``path`` is of this format; raises ``OSError``."""
-        return self.reader.recognises(path, asked.rules)
-
-    def runs(self, path: Path, asked: Asked) -> Sequence[str]:
-        """Names of the runs at ``path``; one empty name where it is one; raises ``OSError``."""
-        return self.reader.runs(path, asked.rules)
 
     def open(self, path: Path, run: str, name: str, asked: Asked) -> RecordReader:
         """The reader of a run at ``path``.
@@ -252,7 +244,7 @@ class Search:
         tried = []
         for form in [FORMATS[named]] if named else FORMATS.values():
             try:
-                if named or form.recognises(path, self.asked):
+                if named or form.reader.recognises(path, self.asked.rules):
                     return self._runs_of(form, path)
             except OSError as error:
                 raise NoRuns(f"{path}: {error.strerror or error}") from error
@@ -275,7 +267,8 @@ class Search:
             if file.parent not in folders:
                 self._look_at(file, seen)
         runs = {run.path: run for _, found in self._seen.values() for run in found}
-        if not logs and not runs and any(map(_is_of_an_mlflow_folder, self._known.listed)):
+        mlflow = [file.parent for file in self._known.listed if file.name == _MLFLOW_FOLDER]
+        if not logs and not runs and any((folder / "metrics").is_dir() for folder in mlflow):
             raise NoRuns(
                 f"{path}: MLflow's folders are not read; make a database of them and open that: "
                 "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
@@ -298,12 +291,12 @@ class Search:
         named = self.asked.source
         for form in [FORMATS[named]] if named else FORMATS.values():
             place = form.place_of(file)
-            if place is not None and (named or form.recognises(place, self.asked)):
+            if place is not None and (named or form.reader.recognises(place, self.asked.rules)):
                 return self._runs_of(form, place)
         return []
 
     def _runs_of(self, form: Format, path: Path) -> list[RunFile]:
-        names = list(form.runs(path, self.asked))[:MOST_RUNS]
+        names = form.reader.runs(path, self.asked.rules)[:MOST_RUNS]
         return [self._run(form, path, name) for name in names]
 
     def _run(self, form: Format, path: Path, run: str) -> RunFile:
@@ -322,10 +315,6 @@ def split_run(path: Path) -> tuple[Path, str]:
     if not mark or path.exists() or not Path(file).exists():
         return path, ""
     return Path(file), run
-
-
-def _is_of_an_mlflow_folder(file: Path) -> bool:
-    return file.name == _MLFLOW_FOLDER and (file.parent / "metrics").is_dir()
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:

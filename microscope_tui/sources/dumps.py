@@ -14,14 +14,15 @@ import time
 from abc import abstractmethod
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from microscope_tui.runlog import Stamp, open_regular_file, safe_text, stamp_of
+from microscope_tui import runlog
+from microscope_tui.runlog import Stamp, safe_text, stamp_of
 from microscope_tui.sources.assemble import Counts, run_record, step_record
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
 from microscope_tui.sources.reader import (
@@ -85,11 +86,8 @@ def opened(path: Path) -> Iterator[Bytes]:
     Raises:
         OSError: it cannot be opened, or is not a regular file.
     """
-    file = open_regular_file(path)
-    try:
+    with runlog.opened(path) as file:
         yield Bytes(file, path.name)
-    finally:
-        os.close(file)
 
 
 class Late(Exception):
@@ -351,6 +349,18 @@ class ExactCounts:
 
     def _row(self, row: Counts | None) -> Sequence[int] | None:
         return None if row is None else [*row, *[0] * (self._experts - len(row))]
+
+
+def misses_ranks(reader: RecordReader, ranks: Collection[int]) -> bool:
+    """Whether a rank is missing in ``ranks``: by their numbers, or by the files beside this one.
+
+    The names of the files have the group ``rank``; where it is empty, the rank is 0.
+    """
+    names, path = reader.names, reader.path
+    beside = files_of(path.parent, names, MOST_FILES) if names and not path.is_dir() else ()
+    found = [names.fullmatch(file.name) for file in beside if names]
+    there = {int(match["rank"] or 0) for match in found if match}
+    return not there <= set(ranks) or set(ranks) != set(range(len(ranks)))
 
 
 def add_counts(total: "list[int] | array[int]", counts: Sequence[int]) -> None:

@@ -71,20 +71,12 @@ class ImatrixReader(DumpReader):
                     )
                 header = read_header(data)
                 counts = _counts(data, header)
-            for record in self._snapshot(counts, header):
+            top_k, note = self._asked.top_k or _top_k(counts, header), _note(counts, header)
+            self._run = ExactCounts(
+                self._name, "imatrix", self._asked, profile="eval", top_k=top_k, note=note
+            )
+            for record in self._run.add(Counted(1, counts, tokens_of(counts, top_k))):
                 yield 1.0, record
-
-    def _snapshot(self, counts: dict[Router, list[int]], header: "GgufHeader") -> Iterator[Record]:
-        top_k = self._asked.top_k or _top_k(counts, _tokens(header))
-        self._run = ExactCounts(
-            self._name,
-            "imatrix",
-            self._asked,
-            profile="eval",
-            top_k=top_k,
-            note=_note(counts, header),
-        )
-        yield from self._run.add(Counted(1, counts, tokens_of(counts, top_k)))
 
 
 def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
@@ -108,14 +100,13 @@ def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
     return counts
 
 
-def _tokens(header: "GgufHeader") -> int:
-    """Tokens of the calibration; 0 if the file does not say."""
+def _top_k(counts: dict[Router, list[int]], header: "GgufHeader") -> int | None:
+    """Choices per token by most layers; the last layer may have seen fewer tokens.
+
+    ``None`` if the file does not say how many tokens the calibration had.
+    """
     chunks, size = (header.values.get(f"imatrix.chunk_{key}") for key in ("count", "size"))
-    return chunks * size if type(chunks) is int and type(size) is int else 0
-
-
-def _top_k(counts: dict[Router, list[int]], tokens: int) -> int | None:
-    """Choices per token by most layers; the last layer may have seen fewer tokens."""
+    tokens = chunks * size if type(chunks) is int and type(size) is int else 0
     if tokens <= 0:
         return None
     ratios = Counter(round(sum(row) / tokens, 3) for row in counts.values())  # float32 rounds

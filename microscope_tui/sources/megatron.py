@@ -38,6 +38,7 @@ from microscope_tui.sources.dumps import (
     Late,
     Router,
     add_counts,
+    misses_ranks,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
 from microscope_tui.sources.reader import Asked, Batch, Record, RecordReader, Unreadable, files_of
@@ -170,7 +171,7 @@ class RankTrace:
 class MegatronReader(RecordReader):
     """Follows a folder of traces, or one trace."""
 
-    names = re.compile(r"router_trace_rank(\d{1,6})\.jsonl")
+    names = re.compile(r"router_trace_rank(?P<rank>\d{1,6})\.jsonl")
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
@@ -201,7 +202,7 @@ class MegatronReader(RecordReader):
                 if self._failed is None:
                     self._complete(records)
                 else:
-                    self._append(self._until(self._behind()), records)
+                    records += self._until(self._behind())  # keeps those before an error
             except Late:
                 restarted = True
             except Unreadable as why:
@@ -216,7 +217,8 @@ class MegatronReader(RecordReader):
             return Batch((), True)
         if self._failed is not None and not records:
             raise self._failed
-        self._state()
+        self.report(*(trace.source for trace in self._ranks.values()))
+        self.exhausted &= not self._steps and self._failed is None
         return Batch(records)
 
     def _find(self) -> None:
@@ -271,9 +273,10 @@ class MegatronReader(RecordReader):
 
     def _complete(self, records: list[Record]) -> None:
         """Append the records of the steps that are complete."""
-        self._append(self._until(self._behind()), records)
+        records += self._until(self._behind())  # keeps those before an error
         traces = self._ranks.values()
-        quiet = self._quiet_for()
+        modified = max((trace.source.modified or 0.0 for trace in traces), default=0.0)
+        quiet = max(time.time() - modified, time.monotonic() - self._grew)
         if not all(trace.source.exhausted for trace in traces) or quiet < COMPLETE_AFTER_S:
             return
         last = max((trace.step for trace in traces), default=-1)
@@ -282,18 +285,9 @@ class MegatronReader(RecordReader):
             return
         for trace in traces:
             trace.is_silent = trace.step < last
-        self._append(self._until(last, last=last), records)
+        records += self._until(last, last=last)
         if self._run is not None:
             records += self._run.flush()
-
-    @staticmethod
-    def _append(found: Iterator[Record], records: list[Record]) -> None:
-        for record in found:  # those before an error are kept
-            records.append(record)
-
-    def _quiet_for(self) -> float:
-        modified = max((t.source.modified or 0.0 for t in self._ranks.values()), default=0.0)
-        return max(time.time() - modified, time.monotonic() - self._grew)
 
     def _until(self, end: int, last: int | None = None) -> Iterator[Record]:
         """The records of the steps before ``end``, and of the step ``last``."""
@@ -377,7 +371,7 @@ class MegatronReader(RecordReader):
 
     def _begin(self, ranks: int) -> ExactCounts:
         notes = []
-        alone = self._misses_ranks()
+        alone = misses_ranks(self, self._ranks)
         if alone:
             notes.append(ONE_RANK)
         elif ranks > 1 and self._asked.pipeline_parallel == 1:
@@ -392,17 +386,6 @@ class MegatronReader(RecordReader):
             counts="local_rank" if alone else "exact",
             note="; ".join(notes),
         )
-
-    def _misses_ranks(self) -> bool:
-        """Whether another rank wrote a trace that is not among these."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        names = [path.name for path in files_of(folder, self.names, MOST_FILES)]
-        there = {int(found[1]) for name in names if (found := self.names.fullmatch(name))}
-        return bool(there - set(self._ranks)) or set(self._ranks) != set(range(len(self._ranks)))
-
-    def _state(self) -> None:
-        self.report(*(trace.source for trace in self._ranks.values()))
-        self.exhausted &= not self._steps and self._failed is None
 
 
 def _shown(routers: set[Router]) -> str:

@@ -8,6 +8,7 @@ memory; there is no recursion.
 
 import struct
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from struct import Struct
 from typing import Any
 
@@ -33,13 +34,11 @@ class Refused(ValueError):
     """The pickle is damaged, too large, or would need code; the message says which."""
 
 
+@dataclass(slots=True)
 class Global:
     """A name that the pickle refers to; it is never imported."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
 
 ORDERED = "collections.OrderedDict"
@@ -59,7 +58,7 @@ def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Buil
     """
     try:
         value = _Interpreter(data, allowed, call, storage).run()
-    except (IndexError, struct.error):
+    except (IndexError, KeyError, struct.error):
         raise Refused("the pickle is damaged; copy the file again") from None
     _check_depth(value)
     return value
@@ -92,7 +91,7 @@ class _Interpreter:
             elif code == b"\x94":
                 self._memo[len(self._memo)] = self._stack[-1]
             elif code in _GETS:
-                self._stack.append(self._remembered(self._number(_GETS[code])))
+                self._stack.append(self._memo[self._number(_GETS[code])])
             elif not (self._push(code) or self._collect(code) or self._name(code)):
                 if not code:
                     raise IndexError
@@ -160,8 +159,7 @@ class _Interpreter:
             if type(function) is not Global or type(arguments) is not tuple:
                 raise Refused("the pickle calls something that is not a function")
             ordered = function.name == ORDERED and not arguments
-            made = {} if ordered else self._call((function.name, arguments))
-            self._stack.append(made)
+            self._stack.append({} if ordered else self._call((function.name, arguments)))
         elif code == b"Q":
             self._stack.append(self._storage(self._pop(1)[0]))
         else:
@@ -195,11 +193,6 @@ class _Interpreter:
         line = self._data[self._at : end]
         self._at = end + 1
         return line.decode("utf-8", "replace")
-
-    def _remembered(self, index: int) -> Any:
-        if index not in self._memo:
-            raise IndexError
-        return self._memo[index]
 
     def _pop(self, number: int) -> list[Any]:
         floor = self._marks[-1] if self._marks else 0

@@ -23,7 +23,6 @@ from typing import Any
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import torch_file
 from microscope_tui.sources.dumps import (
-    MOST_FILES,
     Bytes,
     Counted,
     DumpReader,
@@ -31,9 +30,10 @@ from microscope_tui.sources.dumps import (
     Late,
     Router,
     add_counts,
+    misses_ranks,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
-from microscope_tui.sources.reader import Record, files_of
+from microscope_tui.sources.reader import Record
 from microscope_tui.sources.torch_file import Tensor
 
 UNORDERED = "a circular buffer that is not rotated: the order of the passes is not guaranteed"
@@ -62,7 +62,9 @@ class Pass:
 class SGLangReader(DumpReader):
     """Reads one dump, or the folder of the recorder, in which more dumps may appear."""
 
-    names = re.compile(r"expert_distribution_recorder_(\d{1,12}(?:\.\d{1,9})?)(?:_(\d{1,6}))?\.pt")
+    names = re.compile(
+        r"expert_distribution_recorder_(\d{1,12}(?:\.\d{1,9})?)(?:_(?P<rank>\d{1,6}))?\.pt"
+    )
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
@@ -148,7 +150,7 @@ class SGLangReader(DumpReader):
 
     def _begin(self, counted: Counted, paths: Sequence[Path]) -> ExactCounts:
         if self._run is None:
-            alone = self._kind is list and self._misses_ranks()
+            alone = self._kind is list and misses_ranks(self, self._returned)
             times = [time for path in paths if (time := _time_of(path)[0])]
             self._run = ExactCounts(
                 self._name,
@@ -161,14 +163,6 @@ class SGLangReader(DumpReader):
                 time=min(times, default=None),
             )
         return self._run
-
-    def _misses_ranks(self) -> bool:
-        """Whether another rank wrote a dump that is not among these."""
-        ranks = set(self._returned)
-        if not self.path.is_dir():
-            for path in files_of(self.path.parent, self.names, MOST_FILES):
-                ranks.add(_time_of(path)[1])
-        return len(ranks) > len(self._returned) or ranks != set(range(len(ranks)))
 
 
 def _routers(rows: Sequence[Sequence[int]]) -> dict[Router, list[int]]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-from microscope_tui.runlog import QUIET_S, Stamp, open_regular_file, safe_text, stamp_of
+from microscope_tui.runlog import QUIET_S, Stamp, opened, safe_text, stamp_of
 from microscope_tui.sources.reader import Unreadable
 
 MAGIC = b"SQLite format 3\0"
@@ -191,8 +191,7 @@ class Database:
         return self.identity, (wal.stamp[:2], wal.head), None
 
     def _copy(self, source: Path, target: Path) -> None:
-        file = open_regular_file(source)
-        with open(file, "rb") as readable:
+        with opened(source) as file, open(file, "rb", closefd=False) as readable:
             size = os.fstat(file).st_size
             if size > min(MOST_COPIED, shutil.disk_usage(target.parent).free // 2):
                 raise Unreadable(
@@ -211,11 +210,8 @@ class Database:
 
 
 def _state(path: Path, head: int) -> _State:
-    file = open_regular_file(path)
-    try:
+    with opened(path) as file:
         return _State(stamp_of(os.fstat(file)), os.pread(file, head, 0))
-    finally:
-        os.close(file)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class StreamlitReader(RecordReader):
         self._version: Stamp | None = None
         self._given = 0
         self._digest = b""  # of the entries that were given
-        self._shape: list[tuple[int, int]] = []
+        self._header: Record = {}  # of the last entry that was given
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``; the whole array is read at once."""
@@ -87,7 +87,7 @@ class StreamlitReader(RecordReader):
         old = entries[: self._given]
         restarted = self._given > 0 and (len(old) < self._given or _digest(old) != self._digest)
         if restarted:
-            self._given, self._shape = 0, []
+            self._given, self._header = 0, {}
         records = [record for entry in entries[self._given :] for record in self._records(entry)]
         self._given, self._digest = len(entries), _digest(entries)
         return Batch(records, restarted)
@@ -97,19 +97,16 @@ class StreamlitReader(RecordReader):
         if step is None or not shares:
             return []
         layers = sorted(shares)
-        shape = [(layer, len(shares[layer])) for layer in layers]
-        header = [] if shape == self._shape else [self._header(shape)]
-        self._shape = shape
-        counts = [counts_of_shares(shares[layer]) for layer in layers]
-        loss, at = as_number(entry.get("loss")), as_time(entry.get("time"))
-        return [*header, step_record(step, counts, time=at, loss=loss)]
-
-    def _header(self, shape: Sequence[tuple[int, int]]) -> Record:
-        layers, experts = zip(*shape, strict=True)
+        experts = [len(shares[layer]) for layer in layers]
         profile = self._asked.profile or "pretrain"
-        return run_record(
+        header = run_record(
             self._name, layers, experts, 1, writer="streamlit", counts="top1", profile=profile
         )
+        is_new, self._header = header != self._header, header
+        counts = [counts_of_shares(shares[layer]) for layer in layers]
+        loss, at = as_number(entry.get("loss")), as_time(entry.get("time"))
+        record = step_record(step, counts, time=at, loss=loss)
+        return [header, record] if is_new else [record]
 
 
 def _shares_of(entry: dict[str, object]) -> _Shares:

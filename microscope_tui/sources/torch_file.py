@@ -25,25 +25,17 @@ _LOCAL_BYTES = 30
 _MOST_DIMENSIONS = 16
 _MOST_SIZE = 1 << 48
 _REBUILD = "torch._utils._rebuild_tensor_v2"
-_BFLOAT16 = "bfloat16"
-DTYPES = {
-    "torch.BoolStorage": ("bool", "?"),
-    "torch.ByteStorage": ("uint8", "B"),
-    "torch.CharStorage": ("int8", "b"),
-    "torch.ShortStorage": ("int16", "h"),
-    "torch.IntStorage": ("int32", "i"),
-    "torch.LongStorage": ("int64", "q"),
-    "torch.HalfStorage": ("float16", "e"),
-    "torch.BFloat16Storage": (_BFLOAT16, "H"),
-    "torch.FloatStorage": ("float32", "f"),
-    "torch.DoubleStorage": ("float64", "d"),
+CODES = {
+    **{"torch.BoolStorage": "?", "torch.ByteStorage": "B", "torch.CharStorage": "b"},
+    **{"torch.ShortStorage": "h", "torch.IntStorage": "i", "torch.LongStorage": "q"},
+    **{"torch.HalfStorage": "e", "torch.FloatStorage": "f", "torch.DoubleStorage": "d"},
+    "torch.BFloat16Storage": "e",  # of its size: only integers are read
 }
-"""Storage class → (dtype, code of ``struct``)."""
+"""Storage class → code of ``struct``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    dtype: str
     code: str
     member: ZipInfo
     elements: int
@@ -53,7 +45,6 @@ class _Storage:
 class Tensor:
     """A tensor whose numbers are in a file; ``numbers`` reads them from it."""
 
-    dtype: str
     shape: tuple[int, ...]
     _storage: _Storage
     _offset: int  # in elements, as the strides
@@ -62,23 +53,18 @@ class Tensor:
     @property
     def is_integer(self) -> bool:
         """Whether its numbers are integers (not truth values)."""
-        return self._storage.code in "Bbhiq" and self.dtype != _BFLOAT16
+        return self._storage.code in "Bbhiq"
 
     def numbers(self, data: Bytes, *index: int) -> list[Any]:
         """The numbers of ``tensor[index]`` in row-major order.
 
         Args:
             data: the file that ``load`` read.
-            index: positions in the first dimensions; none for the whole tensor.
+            index: positions in the first dimensions, inside the shape; none for all of it.
 
         Raises:
             Unreadable: there are more than ``MOST_ELEMENTS``, or the file changed.
-            IndexError: ``index`` is outside the shape.
         """
-        if len(index) > len(self.shape) or any(
-            not 0 <= i < size for i, size in zip(index, self.shape, strict=False)
-        ):
-            raise IndexError(f"{index} is not inside {self.shape}")
         first = self._offset + sum(i * s for i, s in zip(index, self._strides, strict=False))
         sizes, strides = self.shape[len(index) :], self._strides[len(index) :]
         if 0 in sizes:
@@ -89,20 +75,12 @@ class Tensor:
                 f"a tensor of shape {self.shape} is too large: {MOST_ELEMENTS:,} numbers are read "
                 "at once"
             )
-        flat = self._flat(data, first, span)
+        layout = struct.Struct(f"<{span}{self._storage.code}")
+        start = _start_of(data, self._storage.member) + first * (layout.size // span)
+        flat = layout.unpack(data.read(start, layout.size, "the numbers of a tensor"))
         if _is_contiguous(sizes, strides):
             return list(flat)
         return [flat[at] for at in _positions(sizes, strides)]
-
-    def _flat(self, data: Bytes, first: int, number: int) -> tuple[Any, ...]:
-        layout = struct.Struct(f"<{number}{self._storage.code}")
-        size = struct.calcsize(f"<{self._storage.code}")
-        start = _start_of(data, self._storage.member) + first * size
-        values = layout.unpack(data.read(start, layout.size, "the numbers of a tensor"))
-        if self.dtype == _BFLOAT16:  # the upper half of a float32
-            wide = struct.pack(f"<{number}I", *(value << 16 for value in values))
-            return struct.unpack(f"<{number}f", wide)
-        return values
 
 
 def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -209,7 +187,7 @@ def _start_of(data: Bytes, member: ZipInfo) -> int:
 
 
 def _is_allowed(name: str) -> bool:
-    return name in DTYPES or name in (_REBUILD, ORDERED)
+    return name in CODES or name in (_REBUILD, ORDERED)
 
 
 class _Tensors:
@@ -225,17 +203,13 @@ class _Tensors:
                 pass
             case _:
                 raise Refused("the pickle refers to something that is not a storage of a tensor")
-        if name not in DTYPES:
+        if name not in CODES:
             raise Refused(f"{safe_text(name, 60)} is not the storage of a tensor")
         member = self._found.get(f"{self._folder}data/{key}")
-        dtype, code = DTYPES[name]
-        if (
-            member is None
-            or elements < 0
-            or elements * struct.calcsize(f"<{code}") > member.file_size
-        ):
+        size = struct.calcsize(f"<{CODES[name]}")
+        if member is None or not 0 <= elements * size <= member.file_size:
             raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle says")
-        return _Storage(dtype, code, member, elements)
+        return _Storage(CODES[name], member, elements)
 
     def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor:
         """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``."""
@@ -259,4 +233,4 @@ class _Tensors:
                     f"a tensor of shape {shape} reaches element {last:,} of a storage of "
                     f"{storage.elements:,}"
                 )
-        return Tensor(storage.dtype, shape, storage, offset, strides)
+        return Tensor(shape, storage, offset, strides)

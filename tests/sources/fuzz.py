@@ -74,8 +74,9 @@ def read_as(name: str, data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = _written(os.path.join(folder, fuzz_seeds.file_name(name)), data)
         try:
-            form.recognises(path, asked)
-            readers = [form.open(path, run, "fuzz", asked) for run in form.runs(path, asked)]
+            form.reader.recognises(path, asked.rules)
+            runs = form.reader.runs(path, asked.rules)
+            readers = [form.open(path, run, "fuzz", asked) for run in runs]
             for reader in readers:
                 _to_the_end(reader)
         except Unreadable as why:
