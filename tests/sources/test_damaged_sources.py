@@ -31,7 +31,7 @@ def test_what_is_damaged_was_sound_before(tmp_path: Path, name: str) -> None:
     path.write_bytes(fuzz_seeds.seed_of(name))
     settle(path)
     form, asked = catalogue.FORMATS[name], Asked(top_k=2)
-    assert form.recognises(path, asked)
-    for run in form.runs(path, asked):
+    assert form.reader.recognises(path, asked.rules)
+    for run in form.reader.runs(path, asked.rules):
         records = drained(form.open(path, run, "sound", asked))
         assert [record for record in records if record["kind"] == "step"]

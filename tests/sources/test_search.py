@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import FORMATS, Asked, ForeignRun, Search, split_run
+from microscope_tui.sources import FORMATS, Asked, ForeignRun, Search, reader, split_run
 from microscope_tui.sources.reader import Reader
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -71,11 +71,9 @@ def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
 def test_a_search_opens_only_what_has_changed(mixed: Path, monkeypatch: Any) -> None:
     search, opened = Search(mixed), []
     assert len(search.runs()) == 3
-    recognises = type(FORMATS["wandb"]).recognises
+    files_of = reader.files_of
     monkeypatch.setattr(
-        type(FORMATS["wandb"]),
-        "recognises",
-        lambda form, path, asked: opened.append(path) or recognises(form, path, asked),
+        reader, "files_of", lambda path, *rest: opened.append(path) or files_of(path, *rest)
     )
     assert len(search.runs()) == 3
     assert opened == []
