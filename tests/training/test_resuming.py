@@ -237,7 +237,8 @@ def test_an_imported_model_is_trained_from_its_weights(
     assert "has weights only (an imported or upcycled model)" in capsys.readouterr().err
     rows = [row for row in read_log("new") if row["kind"] == "step"]
     assert [row["step"] for row in rows] == [1, 2, 3]
-    assert read_checkpoint(tmp_path / "ck" / "new").published == {"aux_loss_alpha": 0.001}
+    saved = read_checkpoint(tmp_path / "ck" / "new").description
+    assert saved["published"] == {"aux_loss_alpha": 0.001}
     ours, before = (
         read_checkpoint(path).load_model().state_dict()
         for path in (tmp_path / "ck" / "new", theirs)
