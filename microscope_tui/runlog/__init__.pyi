@@ -51,7 +51,6 @@ from .tail import EVERYTHING as EVERYTHING
 from .tail import QUIET_S as QUIET_S
 from .tail import Chunk as Chunk
 from .tail import Defects as Defects
-from .tail import Lines as Lines
 from .tail import LineSplitter as LineSplitter
 from .tail import Progress as Progress
 from .tail import Source as Source

@@ -97,10 +97,8 @@ backwards! step {step:,} after step {last:,}: write a run record with resumed_at
   before it if the run was resumed
 clock? time {time:.3f} is {back:.3g} s before that of the step above: write Unix seconds, from one
   machine
-kind first? "kind" is not the first key of the step: start the line with {{"kind": "step" so that
-  readers can skip it
-key order? {keys} must be the last keys of the line, in this order: readers skip the end of the
-  line, and are slow otherwise
+key order? "kind" must be the first key of the line and {keys} the last, in this order: readers skip
+  the rest of it, and are slow otherwise
 router! router.{name}[{index}] is {number:g}, {limit}
 
 width! {key} has {entries:,} entries, expected {expected}: one per routed expert, shared ones left

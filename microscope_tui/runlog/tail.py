@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,16 +105,8 @@ class Chunk:
     data: bytes
     restarted: bool = False
     """The file was truncated or replaced: everything read before is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lines:
-    """Result of one read as lines."""
-
-    lines: list[tuple[int, bytes]]
-    """Line number from 1, and the line without its newline."""
-    restarted: bool = False
-    """See ``Chunk``; the numbers start again."""
+    lines: list[tuple[int, bytes]] = field(default_factory=list)
+    """Of ``Tail.read_lines``: line number from 1, and the line without its newline."""
 
 
 class Progress:
@@ -211,7 +203,7 @@ class Tail(Source):
         """See ``Source``."""
         return EVERYTHING
 
-    def read_lines(self, max_bytes: int = 1 << 20) -> Lines:
+    def read_lines(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next complete lines; those above the limit are left out and count as defects.
 
         Use either this or ``read``.
@@ -222,7 +214,7 @@ class Tail(Source):
         chunk = self.read(max_bytes)
         lines = list(self._splitter.feed(chunk.data))
         self._splitter.report(self.defects)
-        return Lines(lines, chunk.restarted)
+        return replace(chunk, lines=lines)
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines: at most ``max_bytes``, or one line that is longer.

@@ -11,8 +11,7 @@ to sum to tokens × k and because summaries can be recomputed from counts.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from microscope_tui import measures
 from microscope_tui.runlog import records as form
@@ -53,8 +52,7 @@ T = TypeVar("T")
 Summaries = dict[str, list[float | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Promise:
+class _Promise(NamedTuple):
     """What the run record declares about the steps after it; ``None`` if it does not."""
 
     routers: int | None = None
@@ -111,8 +109,7 @@ class LogValidator(Problems):
         first = record.get("resumed_at_step")
         if self.records["run"] > 1 and first is None:
             self.say("no resumed_at_step")
-        shapes = [(one.routers, one.num_experts, one.top_k) for one in (before, self._promise)]
-        if before.routers is not None and shapes[0] != shapes[1]:
+        if before.routers is not None and before[:3] != self._promise[:3]:
             self.say("another model")
         if first is not None:
             self._last_step = None
@@ -234,11 +231,9 @@ class LogValidator(Problems):
     def _check_step(self, record: dict[str, Any]) -> None:
         """Check everything of a step but its place in the run."""
         keys = list(record)
-        if keys[0] != "kind":
-            self.say("kind first")
         present = [key for key in form.MATRICES if key in record]
-        if present and keys[-len(present) :] != present:
-            self.say("key order", keys=" and ".join(present))
+        if keys[0] != "kind" or keys[len(keys) - len(present) :] != present:
+            self.say("key order", keys=" and ".join(present) or "the matrices")
         said = self.checked_fields("", record, STEP)
         for name, value in (said["losses"] or {}).items():
             self.checked("a key of losses", name, str)

@@ -226,7 +226,7 @@ def test_matrices_belong_to_the_end_and_the_kind_to_the_start_of_a_line() -> Non
     rows = record.pop("tokens_per_expert")
     early = {"kind": "step", "tokens_per_expert": rows, **record}
     assert codes([header(), early]) == [(2, "hint", "key order")]
-    assert codes([header(), {"step": 1, **step(1)}]) == [(2, "hint", "kind first")]
+    assert codes([header(), {"step": 1, **step(1)}]) == [(2, "hint", "key order")]
 
 
 def test_a_log_that_starts_with_a_step_has_no_run_record() -> None:
