@@ -11,17 +11,15 @@ memory after all of it. On a busy machine the CPU seconds tell more than the tim
 Exits with 1 if a target is missed.
 """
 
-import math
 import os
 import random
-import statistics
 import struct
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import machine, options_of
-from benchmarks.terminal import Terminal
+from benchmarks.machine import machine, options_of, say
+from benchmarks.terminal import Terminal, microscope
 from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
 from microscope_tui.scenarios import Shape as RunShape
 from microscope_tui.scenarios import write_run
@@ -55,7 +53,7 @@ def measured(run: Path, tokens: int) -> list[bool]:
         say("CPU until then, s", [row[2] for row in opened]),
         say("peak memory after opening, MB", [row[3] for row in opened], MOST_MB),
     ]
-    with Terminal(command(run)) as terminal:
+    with Terminal(microscope(run)) as terminal:
         open_tokens(terminal, tokens)
         draw = random.Random(0)
         before = terminal.usage().cpu_s
@@ -77,7 +75,7 @@ def measured(run: Path, tokens: int) -> list[bool]:
 
 def opening(run: Path, tokens: int) -> tuple[float, float, float, float]:
     """Seconds from the start to the main screen, ms from key 7 to the text, CPU s, peak MB."""
-    with Terminal(command(run)) as terminal:
+    with Terminal(microscope(run)) as terminal:
         main_s = wait_for_main(terminal)
         key_ms = open_tokens(terminal, tokens)
         cost = terminal.usage()
@@ -131,20 +129,6 @@ def find(terminal: Terminal, tokens: int) -> float:
 def title(text: str) -> str:
     """The line of the layer and the cursor."""
     return text.split("\n")[1]
-
-
-def command(run: Path) -> list[str]:
-    return [sys.executable, "-m", "microscope_tui.cli", str(run)]
-
-
-def say(name: str, values: list[float], most: float = math.inf) -> bool:
-    """A row of the table; whether the median, or the only value, is within the target."""
-    middle = statistics.median(values)
-    verdict = "ok" if middle <= most else "MISSED"
-    target = f"target {most:g}  {verdict}" if math.isfinite(most) else ""
-    spread = f"{min(values):.3g} to {max(values):.3g} ({len(values)})" if values[1:] else ""
-    print(f"{name:>34}: {middle:8.3g}  {spread:<24} {target}", flush=True)
-    return middle <= most
 
 
 def write_probe(run: Path, tokens: int, layers: int) -> int:

@@ -10,7 +10,8 @@ it is. The shape is the shakespeare preset, scaled down to what two CPU cores fi
 eight experts, top 2.
 
 For every run: held-out loss, c per layer and MaxVio over the last tenth of the steps (counts
-summed), and what the microscope said, and when. Runs go two at a time, one thread each.
+summed), and what the microscope said, and when. Runs go two at a time, one thread each. Logs are
+kept in ``--folder``, and runs that are done there are not trained again.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from microscope_tui import measures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,22 +53,15 @@ class Result:
     method: str
     seed: int
     final_loss: float
-    best_loss: float
     collapse_index: list[float]
     max_violation: list[float]
     said: list[str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    asked = options_of(
+        __doc__, data="tinyshakespeare", seeds=3, steps=1000, only=tuple(METHODS), folder=Path
     )
-    parser.add_argument("--data", default="tinyshakespeare")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--folder", type=Path, help="keep logs here, and reuse runs that are done")
-    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch)
         jobs = [(method, seed) for seed in range(asked.seeds) for method in asked.only]
@@ -109,7 +103,6 @@ def read_result(method: str, seed: int, log: Path, steps: int) -> Result:
         method=method,
         seed=seed,
         final_loss=losses[-1],
-        best_loss=min(losses),
         collapse_index=[
             measures.collapse_index(value, model["num_experts"], model["top_k"]) or 0.0
             for value in effective

@@ -10,14 +10,12 @@ Enter of "go to step N" to the heatmap of that step. The file is read once befor
 
 import argparse
 import random
-import statistics
-import sys
 from itertools import cycle
 from pathlib import Path
 
-from benchmarks.machine import machine, options_of
+from benchmarks.machine import machine, options_of, say
 from benchmarks.open_log import history_is_shown
-from benchmarks.terminal import Terminal
+from benchmarks.terminal import Terminal, microscope
 
 COLUMNS, ROWS = 140, 50
 MOVES = 20 * "j" + 20 * "k"  # down the layers and up again, so that every key moves something
@@ -34,7 +32,7 @@ def main() -> None:
     say("whole history shown, s", opened)
     measured = Measured()
     for passes in (undisturbed, under_keys):
-        with Terminal(command(options.log), columns=COLUMNS, rows=ROWS) as terminal:
+        with Terminal(microscope(options.log), columns=COLUMNS, rows=ROWS) as terminal:
             passes(terminal, options, size, measured)
     for name, values in measured.items():
         say(name, values)
@@ -104,12 +102,8 @@ def cursor(text: str) -> int | None:
 
 
 def open_once(log: Path, steps: int) -> float:
-    with Terminal(command(log), columns=COLUMNS, rows=ROWS) as terminal:
+    with Terminal(microscope(log), columns=COLUMNS, rows=ROWS) as terminal:
         return terminal.wait_until(lambda text: history_is_shown(text, steps, 15))
-
-
-def command(log: Path) -> list[str]:
-    return [sys.executable, "-m", "microscope_tui.cli", str(log)]
 
 
 def warm(log: Path) -> int:
@@ -119,17 +113,6 @@ def warm(log: Path) -> int:
         while data := file.read(1 << 22):
             size += len(data)
     return size
-
-
-def say(name: str, values: list[float]) -> None:
-    if len(values) == 1:
-        print(f"{name:>34}: {values[0]:.4g}")
-        return
-    middle, most = statistics.median(values), sorted(values)[int(0.95 * (len(values) - 1))]
-    print(
-        f"{name:>34}: median {middle:.3g}, 95 % {most:.3g}, "
-        f"{min(values):.3g} to {max(values):.3g} ({len(values)})"
-    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any
 
 import msgspec
 
@@ -27,18 +27,9 @@ _FALL_STAGES, _STAGE_STEPS = 12, 5  # a collapse takes 60 steps
 _LINES_PER_WRITE = 16
 
 _SUMMARIES = (
-    "entropy",
-    "mean_entropy",
-    "effective_experts",
-    "max_load",
-    "dead_experts",
-    "starved_experts",
-    "z_loss",
-    "max_logit",
-    "grad_norm",
-    "selected_mass",
-    "margin",
-)
+    "entropy", "mean_entropy", "effective_experts", "max_load", "dead_experts", "starved_experts",
+    "z_loss", "max_logit", "grad_norm", "selected_mass", "margin",
+)  # fmt: skip
 _OPENINGS = (
     b'"router":{"entropy":[',
     *(f'],"{name}":['.encode() for name in _SUMMARIES[1:]),
@@ -49,25 +40,6 @@ _OPENINGS = (
 
 _Columns = tuple[bytes, ...]
 """The encoded values of some routers, one entry per column."""
-
-
-class BulkOptions(TypedDict, total=False):
-    """What can be asked of a bulk log; the defaults and their meaning are those of ``BulkPlan``."""
-
-    routers: int
-    num_experts: int
-    top_k: int
-    tokens: int
-    steps: int
-    seed: int
-    collapse: tuple[int, int] | None
-    spikes: Mapping[int, float]
-    restarts: Sequence[tuple[int, int]]
-    finished: bool
-    bias: bool
-    started: float
-    step_time_s: float
-    run: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +111,6 @@ class BulkPlan:
 class BulkTruth:
     """What a right reader finds in the log; superseded records do not count."""
 
-    steps: int
     last_step: int
     lowest_loss: float
     highest_loss: float
@@ -149,15 +120,13 @@ class BulkTruth:
 
 
 def write_bulk(
-    path: Path,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    **options: Unpack[BulkOptions],
+    path: Path, *, progress: Callable[[int, int], None] | None = None, **options: Any
 ) -> BulkTruth:
     """Append a whole run to ``path`` and say what is in it.
 
     Args:
         progress: called now and then with the lines and bytes written so far.
+        options: fields of :class:`BulkPlan`.
 
     Raises:
         ValueError: options that fit no run.
@@ -180,7 +149,7 @@ def write_bulk(
     return _truth(plan, size)
 
 
-def bulk_lines(**options: Unpack[BulkOptions]) -> Iterator[bytes]:
+def bulk_lines(**options: Any) -> Iterator[bytes]:
     """The same run line by line, newline included, for a writer with a pace of its own."""
     return _lines(BulkPlan(**options))
 
@@ -189,7 +158,6 @@ def _truth(plan: BulkPlan, size: int) -> BulkTruth:
     surviving = list(plan.surviving())
     losses = [loss for at in surviving if math.isfinite(loss := plan.loss(*at))]
     return BulkTruth(
-        steps=plan.steps,
         last_step=plan.steps,
         lowest_loss=min(losses),
         highest_loss=max(losses),

@@ -32,8 +32,7 @@ def independent(
 
 def clustered(rng: np.random.Generator, share: float, tokens: int, wanted: int) -> tuple[int, int]:
     """The same mean share, exponentially distributed over the sequences."""
-    before, seen = tokens // SEQUENCE, 0
-    seen = int(_hits(rng, share, before).sum())
+    seen = int(_hits(rng, share, tokens // SEQUENCE).sum())
     missing, more = wanted - seen, 0
     while missing > 0:
         hits = _hits(rng, share, max(64, math.ceil(missing / share / SEQUENCE / 2)))

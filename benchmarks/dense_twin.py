@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from moe_model import LanguageModel, ModelConfig, ModelOutput, bias_rate_at, update_expert_bias
 from moe_model.training import (
     CLIP_NORM,
@@ -137,7 +137,8 @@ class Results:
 
     def __init__(self, asked: argparse.Namespace) -> None:
         fields = {field.name for field in dataclasses.fields(ModelConfig)}
-        changes = dict(asked.change)
+        pairs = (change.partition("=") for change in asked.change)
+        changes = {name: json.loads(value) for name, _, value in pairs}
         of_model = {name: value for name, value in changes.items() if name in fields}
         of_run = {name: value for name, value in changes.items() if name not in fields}
         self.options = resolve(
@@ -166,10 +167,8 @@ class Results:
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.rows.append(row)
-        print(
-            f"{name}, {steps} steps, seed {seed}, {rate}: {held_out:.4f} ({training:.4f})",
-            flush=True,
-        )
+        said = f"{name}, {steps} steps, seed {seed}, {rate}: {held_out:.4f} ({training:.4f})"
+        print(said, flush=True)
         return held_out
 
     @property
@@ -182,18 +181,10 @@ class Results:
 
 def main() -> None:
     """Train what is missing and print a Markdown table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="tinyshakespeare")
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1500])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 3e-3])
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--change", nargs="+", type=name_and_value, default=[])
-    parser.add_argument("--results", type=Path, required=True)
-    asked = parser.parse_args()
+    asked = options_of(
+        __doc__, data="tinyshakespeare", preset="tiny", steps=[300, 1500], seeds=3,
+        rates=[2e-3, 3e-3], only=MODELS, change=[], results=Path("twin.jsonl"),
+    )  # fmt: skip
     results = Results(asked)
     first = min(asked.steps)
     best = {}
@@ -212,12 +203,6 @@ def main() -> None:
         each = ", ".join(f"{value:.3f}" for value in values)
         mean = statistics.mean(values)
         print(f"| {steps:,} | {name} | {best[name]:g} | {each} | {mean:.3f} |")
-
-
-def name_and_value(text: str) -> tuple[str, Any]:
-    """``seq_aux_weight=0`` as a name and a number."""
-    name, _, value = text.partition("=")
-    return name, json.loads(value)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@
 Every scenario × shape × seed is written, read back as bytes and judged: was each trouble named in
 the right layers (hit), how many steps after it began (delay), was it dated rightly, and what was
 said that is not so (false alarms in 10,000 steps). Beside it, on the same records, three limits on
-one number. Layers and tokens are drawn from the seed. An interrupted run resumes where it stopped;
-``--fresh`` starts again. Ends with 1 if a target is missed.
+one number. Layers and tokens are drawn from the seed. ``--quick`` takes two seeds and two shapes.
+An interrupted run resumes where it stopped; ``--fresh`` starts again. ``--throughput`` measures
+records a second, and memory. Ends with 1 if a target is missed.
 """
 
 import argparse
@@ -17,16 +18,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scoreboard.judging import show_throughput
-from benchmarks.scoreboard.plan import QUICK_SHAPES, SHAPES, Case, cases, fingerprint, numbers
+from benchmarks.scoreboard.plan import QUICK_SHAPES, SHAPES, Case, cases, fingerprint
 from benchmarks.scoreboard.results import complete
 from benchmarks.scoreboard.table import failures, show, show_one
 
 
 def main() -> int:
-    options = parsed()
+    options = options_of(
+        __doc__, seeds="", scenarios="", shapes="", jobs=2, results=Path, fresh=False,
+        quick=False, one=[], throughput=False,
+    )  # fmt: skip
     if options.one:
         scenario, shape, seed = options.one
         show_one(Case(scenario, shape, int(seed)))
@@ -40,12 +44,18 @@ def main() -> int:
 
 def scoreboard(options: argparse.Namespace) -> int:
     """Judge what is still to be judged, print the table; 1 if a target is missed."""
-    seeds: range = options.seeds
+    first, _, stop = (options.seeds or ("0:2" if options.quick else "0:20")).partition(":")
+    seeds = range(int(first), int(stop))
+    usual = QUICK_SHAPES if options.quick else SHAPES
+    shapes = options.shapes.split(",") if options.shapes else usual
+    scenarios = options.scenarios.split(",") if options.scenarios else list(SCENARIOS)
+    if unknown := sorted(set(scenarios) - set(SCENARIOS)):
+        sys.exit(f"--scenarios {', '.join(unknown)}: no such scenario")
     name = f"diagnosis-seeds-{seeds.start}-{seeds.stop}.jsonl"
     path = options.results or Path(tempfile.gettempdir()) / name
     if options.fresh:
         path.unlink(missing_ok=True)
-    wanted = list(cases(options.scenarios, options.shapes, seeds))
+    wanted = list(cases(scenarios, shapes, seeds))
     scores = complete(wanted, path, options.jobs)
     older = sum(score.code != fingerprint() for score in scores)
     print(f"{len(scores):,} runs, seeds {seeds.start} to {seeds.stop - 1}, code {fingerprint()}")
@@ -57,48 +67,6 @@ def scoreboard(options: argparse.Namespace) -> int:
     for line in failed or ["all targets met"]:
         print(line if not failed else f"TARGET MISSED: {line}")
     return 1 if failed else 0
-
-
-def parsed() -> argparse.Namespace:
-    """The command line; ``--quick`` changes the defaults."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=a_range, metavar="FIRST:STOP")
-    parser.add_argument("--scenarios", type=names, default=list(SCENARIOS))
-    parser.add_argument("--shapes", type=shapes, metavar="E/k,…")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--results", type=Path, metavar="FILE.jsonl")
-    parser.add_argument("--fresh", action="store_true", help="forget the results file first")
-    parser.add_argument("--quick", action="store_true", help="two seeds, two shapes")
-    parser.add_argument("--one", nargs=3, metavar=("SCENARIO", "E/k", "SEED"))
-    parser.add_argument("--throughput", action="store_true", help="records a second, and memory")
-    options = parser.parse_args()
-    options.seeds = options.seeds or (range(2) if options.quick else range(20))
-    options.shapes = options.shapes or list(QUICK_SHAPES if options.quick else SHAPES)
-    return options
-
-
-def a_range(text: str) -> range:
-    """``0:20`` as a range."""
-    first, _, stop = text.partition(":")
-    return range(int(first), int(stop))
-
-
-def names(text: str) -> list[str]:
-    """Scenarios by name."""
-    chosen = text.split(",")
-    if unknown := [name for name in chosen if name not in SCENARIOS]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: no such scenario")
-    return chosen
-
-
-def shapes(text: str) -> list[str]:
-    """Shapes like ``64/8``."""
-    chosen = text.split(",")
-    for shape in chosen:
-        numbers(shape)
-    return chosen
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ at the end, the bytes a second it sends to the terminal, and how many steps the 
 
 import re
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.live_writer import writing
 from benchmarks.machine import machine, options_of
-from benchmarks.terminal import Terminal
+from benchmarks.terminal import Terminal, microscope
 
 COLUMNS, ROWS = 140, 50
 COLOURS_256 = {"TERM": "screen-256color", "COLORTERM": ""}
@@ -51,11 +50,7 @@ def main() -> None:
         log = Path(folder) / "live" / "metrics.jsonl"
         size = ("--routers", options.routers, "--experts", options.experts)
         pace = ("--rate", options.rate, "--history", options.history)
-        command = [sys.executable, "-m", "microscope_tui.cli", str(log.parent)]
-        with (
-            writing(log, *pace, *size),
-            Terminal(command, columns=COLUMNS, rows=ROWS, environment=COLOURS_256) as terminal,
-        ):
+        with writing(log, *pace, *size), window(log.parent) as terminal:
             shown = terminal.wait_until(lambda text: bool(re.search(STEP_SHOWN, text)))
             terminal.read(SETTLING_S)
             samples = list(watch(terminal, log, options.seconds))
@@ -63,7 +58,12 @@ def main() -> None:
     report(samples)
 
 
-def watch(terminal: Terminal, log: Path, seconds: float) -> Iterator[Sample]:
+def window(place: Path) -> Terminal:
+    """The microscope in a pseudo-terminal of 140 × 50 with 256 colours."""
+    return Terminal(microscope(place), columns=COLUMNS, rows=ROWS, environment=COLOURS_256)
+
+
+def watch(terminal: Terminal, log: Path | None, seconds: float) -> Iterator[Sample]:
     """A sample a second, the first one at once.
 
     Raises:
@@ -72,8 +72,8 @@ def watch(terminal: Terminal, log: Path, seconds: float) -> Iterator[Sample]:
     started = terminal.age
     while True:
         cost = terminal.usage()
-        shown = re.search(STEP_SHOWN, terminal.text)
-        behind = last_step(log) - int(shown[1].replace(",", "")) if shown else None
+        shown = re.search(STEP_SHOWN, terminal.text) if log else None
+        behind = last_step(log) - int(shown[1].replace(",", "")) if log and shown else None
         yield Sample(terminal.age - started, cost.cpu_s, cost.memory_mb, terminal.sent, behind)
         if terminal.age - started >= seconds:
             return

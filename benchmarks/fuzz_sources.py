@@ -7,7 +7,6 @@ A case is a number: ``--first 4711 --cases 1`` is file 4711 again. Files that hu
 with 1 if any hurt.
 """
 
-import argparse
 import resource
 import signal
 import sys
@@ -15,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from tests.sources.fuzz import FORMATS, case
 
 MEMORY_BYTES = 1 << 30
@@ -23,17 +22,13 @@ CASE_TIMEOUT_S = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--format", choices=sorted(FORMATS), action="append")
-    parser.add_argument("--cases", type=int, default=50_000)
-    parser.add_argument("--first", type=int, default=1_000_000, help="number of the first case")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"))
-    options = parser.parse_args()
+    formats, keep = tuple(sorted(FORMATS)), Path("fuzz-failures")
+    options = options_of(__doc__, format=formats, cases=50_000, first=1_000_000, keep=keep)
     print(machine())
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGALRM, too_long)
     hurt = 0
-    for name in options.format or sorted(FORMATS):
+    for name in options.format:
         started = time.monotonic()
         failed = run(name, range(options.first, options.first + options.cases), options.keep)
         hurt += failed

@@ -9,7 +9,6 @@ checks passed, 1 one failed, 64 no GPU.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -24,15 +23,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+import train as trainer
 from moe_model import Experts, LanguageModel, ModelConfig, experts
 from moe_model.sampling import generate
 from moe_model.training import mixed_precision
-
-spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[1] / "train.py")
-assert spec is not None
-assert spec.loader is not None
-trainer = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(trainer)
 
 SHAPE = {
     "vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "first_k_dense_replace": 1,
@@ -67,7 +61,7 @@ def small_model(device: torch.device) -> LanguageModel:
 
 
 def losses_and_gradients(place_device: torch.device, dtype: torch.dtype, compiled: bool = False):
-    """Loss of one pass over fixed tokens, its gradients by name, and seconds of a second pass."""
+    """Loss and gradients by name of a second pass over fixed tokens."""
     model = small_model(place_device)
     if compiled:
         # Generated code takes minutes on a CPU, where one layer and its graph must do.
@@ -185,10 +179,10 @@ TRAINED = (
 )  # fmt: skip
 
 
-def losses_of(place: Place, run: str) -> list[float]:
+def logged(place: Place, run: str, field: str) -> list[float]:
+    """A number of every step of a run."""
     lines = (place.folder / "logs" / run / "metrics.jsonl").read_text("utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["loss"] for record in records if record["kind"] == "step"]
+    return [record[field] for record in map(json.loads, lines) if record["kind"] == "step"]
 
 
 def resumed_bit_for_bit(place: Place) -> Result:
@@ -205,7 +199,7 @@ def sharded_on_one(place: Place) -> Result:
     """FSDP2 with one rank against no FSDP."""
     train(place, "alone", "--steps=3")
     train(place, "sharded", "--steps=3", "--parallel=fsdp", rank=True)
-    one, other = losses_of(place, "alone"), losses_of(place, "sharded")
+    one, other = logged(place, "alone", "loss"), logged(place, "sharded", "loss")
     apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
     return apart < 1e-3, {"losses_apart": apart, "last_loss": other[-1]}
 
@@ -226,8 +220,7 @@ def throughput(place: Place) -> Result:
     """Tokens a second of the preset ``small`` on a GPU, after its first steps."""
     more = ["--steps=60", "--preset=small", "--batch-size=32"] if place.large else ["--steps=4"]
     train(place, "speed", *more, "--dtype=auto", own_shape=not place.large)
-    lines = (place.folder / "logs" / "speed" / "metrics.jsonl").read_text("utf-8").splitlines()
-    rates = [r["tokens_per_s"] for r in map(json.loads, lines) if r["kind"] == "step"]
+    rates = logged(place, "speed", "tokens_per_s")
     rate = sorted(rates[len(rates) // 2 :])[len(rates) // 4]
     return rate > 0, {"tokens_per_s": round(rate, 1)}
 

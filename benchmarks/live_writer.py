@@ -16,9 +16,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from benchmarks.bulk import bulk_lines
+from benchmarks.machine import options_of
 from microscope_tui import measures
 from microscope_tui.runlog import encode_record
 from microscope_tui.scenarios import Shape, draw_counts, jittered
@@ -48,18 +48,8 @@ def writing(*arguments: object) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("logs", type=Path, nargs="+")
-    parser.add_argument("--rate", type=float, default=20.0)
-    parser.add_argument("--history", type=int, default=2000)
-    parser.add_argument("--routers", type=int, default=58)
-    parser.add_argument("--experts", type=int, default=256)
-    parser.add_argument("--top-k", type=int, default=8)
-    parser.add_argument("--cv", type=float)
-    parser.add_argument("--spread", type=float, default=0.0)
-    options = parser.parse_args()
+    model = {"routers": 58, "experts": 256, "top_k": 8}
+    options = options_of(__doc__, "logs+", rate=20.0, history=2000, **model, cv=float, spread=0.0)
     writers = []
     for seed, log in enumerate(options.logs):
         log.parent.mkdir(parents=True, exist_ok=True)

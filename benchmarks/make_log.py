@@ -3,39 +3,27 @@
     python -m benchmarks.make_log PATH [--routers 58 --experts 256 --steps 100000]
         [--collapse 17@60000] [--spike 30000=9.5] [--restart 50000@49001] [--bias]
 
-Progress goes to standard error; what the log holds is printed at the end.
+``--collapse ROUTER@STEP`` counts routers from 0, ``--restart AFTER@BACK_TO`` goes back after a
+step; there may be several spikes and restarts. ``--bias`` writes rows of ``expert_bias`` too,
+``--unfinished`` no end event. Progress goes to standard error; what the log holds is printed at
+the end. PATH must not exist.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 from benchmarks.bulk import write_bulk
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("path", type=Path, help="the .jsonl file; it must not exist")
-    parser.add_argument("--routers", type=int, default=58)
-    parser.add_argument("--experts", type=int, default=256)
-    parser.add_argument("--top-k", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--collapse", metavar="ROUTER@STEP", help="router index (from 0)")
-    parser.add_argument("--spike", metavar="STEP=LOSS", action="append", default=[])
-    parser.add_argument("--restart", metavar="AFTER@BACK_TO", action="append", default=[])
-    parser.add_argument("--bias", action="store_true", help="write expert_bias rows too")
-    parser.add_argument("--unfinished", action="store_true", help="without the end event")
-    options = parser.parse_args()
+    sizes = {"routers": 58, "experts": 256, "top_k": 8, "tokens": 16384, "steps": 100_000}
+    changes = {"collapse": str, "spike": [], "restart": [], "bias": False, "unfinished": False}
+    options = options_of(__doc__, "path", **sizes, seed=0, **changes)
     if options.path.exists():
-        parser.error(f"{options.path} exists already: remove it, or choose another path")
+        sys.exit(f"{options.path} exists already: remove it, or choose another path")
     started = time.monotonic()
     truth = write_bulk(
         options.path,

@@ -8,13 +8,12 @@ CPU seconds until then, and the peak memory.
 """
 
 import re
-import statistics
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import machine, options_of
-from benchmarks.terminal import Terminal
+from benchmarks.machine import machine, options_of, say
+from benchmarks.terminal import Terminal, microscope
 from microscope_tui.scenarios import Shape, write_run
 
 
@@ -29,31 +28,35 @@ def main() -> None:
         print(f"{options.routers} layers x {options.experts} experts x {options.steps:,} steps,")
         print(f"{size:.1f} MB")
         measured = [open_once(run, options.steps) for _ in range(options.runs)]
-    for at, name in enumerate(
-        ["history shown, s", "scan and verdict, s", "CPU, s", "peak memory, MB"]
-    ):
-        values = sorted(row[at] for row in measured)
-        middle = statistics.median(values)
-        print(f"{name:>20}: median {middle:.2f}, {values[0]:.2f} to {values[-1]:.2f}")
+    say_all(measured)
 
 
-def open_once(run: Path, steps: int, *options: str) -> tuple[float, float, float, float]:
+def say_all(measured: Sequence[tuple[float, float, float, float]]) -> None:
+    """The rows of some openings."""
+    names = ("history shown, s", "all read and judged, s", "CPU until then, s", "peak memory, MB")
+    for name, values in zip(names, zip(*measured, strict=True), strict=True):
+        say(name, values)
+
+
+def open_once(
+    run: Path, steps: int, *options: str, cells: int = 30, timeout: float = 120.0
+) -> tuple[float, float, float, float]:
     """Seconds to the history, seconds to the verdict on all, CPU seconds, peak MB of one opening.
 
     Args:
         run: a run log, or a file of another tool, which collapses.
         options: of ``moe-microscope``.
+        cells: of a curve; the samples of a file may leave gaps.
     """
     shown: list[float] = []
-    command = [sys.executable, "-m", "microscope_tui.cli", str(run), *options]
-    with Terminal(command) as terminal:
+    with Terminal(microscope(run, *options)) as terminal:
 
         def is_judged(text: str) -> bool:
-            if not shown and history_is_shown(text, steps):
+            if not shown and history_is_shown(text, steps, cells):
                 shown.append(terminal.age)
             return "CRITICAL" in text and all_is_read(text, steps)
 
-        judged = terminal.wait_until(is_judged)
+        judged = terminal.wait_until(is_judged, timeout)
         cost = terminal.usage()
     return shown[0] if shown else judged, judged, cost.cpu_s, cost.peak_mb
 

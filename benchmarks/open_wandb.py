@@ -14,20 +14,17 @@ import argparse
 import os
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.big_log import SCANNING, say, warm
+from benchmarks.big_log import warm
 from benchmarks.machine import machine, options_of
-from benchmarks.open_log import history_is_shown
-from benchmarks.terminal import Terminal
+from benchmarks.open_log import open_once, say_all
 from tests.sources import wandb_bytes
 
 EXPERTS, ROWS = 64, 16
 COLLAPSED = 3
-CRITICAL = "CRITICAL"
 
 
 def main() -> None:
@@ -39,11 +36,11 @@ def main() -> None:
         size = warm(path)
         print(f"{size / 1e9:.2f} GB, {options.steps:,} steps, {options.keys:,} keys", end="")
         print(f" in every step that {every} divides; load {os.getloadavg()[0]:.2f}")
-        measured = [open_once(path, options.steps) for _ in range(options.runs)]
+        measured = [
+            open_once(path, options.steps, cells=8, timeout=1800) for _ in range(options.runs)
+        ]
         print(f"load {os.getloadavg()[0]:.2f}")
-    names = ["history shown, s", "all read and judged, s", "CPU until then, s", "peak memory, MB"]
-    for name, values in zip(names, zip(*measured, strict=True), strict=True):
-        say(name, sorted(values))
+    say_all(measured)
 
 
 def write(path: Path, options: argparse.Namespace) -> int:
@@ -88,15 +85,6 @@ def rows(keys: int, sick: bool) -> list[bytes]:
         chance.shuffle(items)
         made.append(b"".join(items))
     return made
-
-
-def open_once(path: Path, steps: int) -> tuple[float, float, float, float]:
-    """Seconds to the history, seconds to the verdict, CPU seconds, peak MB of one opening."""
-    with Terminal([sys.executable, "-m", "microscope_tui.cli", str(path)]) as terminal:
-        shown = terminal.wait_until(lambda text: history_is_shown(text, steps, 8))
-        read = terminal.wait_until(lambda text: SCANNING not in text and CRITICAL in text, 1800)
-        cost = terminal.usage()
-    return shown, read, cost.cpu_s, cost.peak_mb
 
 
 if __name__ == "__main__":

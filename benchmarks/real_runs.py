@@ -63,10 +63,8 @@ def report(plans: list[Plan], where: Where) -> None:
             f"{len(result.missed):>7}{len(result.false):>6}"
         )
     judged = [result for result in found.values() if not isinstance(result, str)]
-    steps, false = (
-        sum(len(result.log.steps) for result in judged),
-        sum(len(result.false) for result in judged),
-    )
+    steps = sum(len(result.log.steps) for result in judged)
+    false = sum(len(result.false) for result in judged)
     if judged:
         print(
             f"{sum(result.agrees for result in judged)} of {len(judged)} runs agree; {false} false "

@@ -6,6 +6,7 @@ import pty
 import select
 import signal
 import struct
+import sys
 import tempfile
 import termios
 import time
@@ -25,6 +26,11 @@ ANSWERS = {
 }
 """What a terminal replies when a program asks; some wait for it."""
 _LEAVING_S = 5.0
+
+
+def microscope(*arguments: object) -> list[str]:
+    """The command of ``moe-microscope``."""
+    return [sys.executable, "-m", "microscope_tui.cli", *map(str, arguments)]
 
 
 class Terminal:
@@ -156,7 +162,16 @@ class Terminal:
 
     def usage(self) -> "Usage":
         """What the program and its children have cost so far."""
-        return usage(self.pid)
+        cpu = memory = peak = 0.0
+        for process in tree(self.pid):
+            with suppress(OSError, StopIteration):
+                fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+                # own time, and that of children that have ended
+                cpu += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+                status = Path(f"/proc/{process}/status").read_text().splitlines()
+                memory += _kilobytes(status, "VmRSS") / 1024
+                peak += _kilobytes(status, "VmHWM") / 1024
+        return Usage(cpu, memory, peak)
 
     def _take(self) -> None:
         try:
@@ -179,20 +194,6 @@ class Usage:
     memory_mb: float
     peak_mb: float
     """Sum of the peaks of the processes that still run."""
-
-
-def usage(pid: int) -> Usage:
-    """Cost of a process and everything it started."""
-    cpu = memory = peak = 0.0
-    for process in tree(pid):
-        with suppress(OSError, StopIteration):
-            fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-            # own time, and that of children that have ended
-            cpu += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-            status = Path(f"/proc/{process}/status").read_text().splitlines()
-            memory += _kilobytes(status, "VmRSS") / 1024
-            peak += _kilobytes(status, "VmHWM") / 1024
-    return Usage(cpu, memory, peak)
 
 
 def tree(pid: int) -> list[int]:

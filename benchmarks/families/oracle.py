@@ -41,16 +41,10 @@ def _is_router(family: str, module: nn.Module) -> bool:
     name = type(module).__name__
     if family == "doge":
         return name == "DogeCDMoE"
-    kinds = (
-        "TopKRouter",
-        "TopkRouter",
-        "Top1Router",
-        "Top2Router",
-        "HashRouter",
-        "TokenChoiceRouter",
-    )
-    kinds += ("MoEV1Gate", "TopKGating", "Llama4Router", "DbrxRouter", "ZayaRouter", "TextRouter")
-    return name.endswith(kinds)
+    return name.endswith((
+        "TopKRouter", "TopkRouter", "Top1Router", "Top2Router", "HashRouter", "TokenChoiceRouter",
+        "MoEV1Gate", "TopKGating", "Llama4Router", "DbrxRouter", "ZayaRouter", "TextRouter",
+    ))  # fmt: skip
 
 
 def _ids_in_output(module: Any, output: Any) -> Tensor:

@@ -19,78 +19,36 @@ VOCABULARY = 97
 PAD = 1
 LAYERS = 4
 
-SIZES: dict[str, Any] = {
-    **dict.fromkeys(("vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input"), 97),
-    **dict.fromkeys(("hidden_size", "d_model", "text_hidden_size", "embed_dim"), 32),
-    **dict.fromkeys(
-        (
-            "intermediate_size", "moe_intermediate_size", "d_ff", "ffn_hidden_size",
-            "expert_ffn_hidden_size", "intermediate_size_mlp", "shared_expert_intermediate_size",
-            "share_expert_dim", "dense_intermediate_size", "moe_shared_expert_intermediate_size",
-            "shared_intermediate_size", "shared_experts_intermediate_size", "moe_hidden_size",
-            "encoder_ffn_dim", "decoder_ffn_dim", "mlp_dim",
-        ),
-        24,
-    ),
-    **dict.fromkeys(
-        (
-            "num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers",
-            "decoder_layers", "num_decoder_layers",
-        ),
-        LAYERS,
-    ),
-    **dict.fromkeys(
-        (
-            "num_attention_heads", "num_heads", "n_heads", "encoder_attention_heads",
-            "decoder_attention_heads", "swa_num_attention_heads", "num_sliding_attention_heads",
-            "linear_num_heads", "linear_num_value_heads", "mamba_n_heads", "mamba_num_heads",
-            "index_n_heads",
-        ),
-        4,
-    ),
-    **dict.fromkeys(
-        (
-            "num_key_value_heads", "swa_num_key_value_heads", "kv_n_heads", "linear_num_key_heads",
-        ),
-        2,
-    ),
-    **dict.fromkeys(
-        (
-            "head_dim", "d_kv", "kv_channels", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim",
-            "swa_head_dim", "linear_head_dim", "linear_key_head_dim", "linear_value_head_dim",
-            "index_head_dim", "mamba_d_head", "mamba_head_dim", "kv_lora_rank", "q_lora_rank",
-            "o_lora_rank", "mamba_d_state", "ssm_state_size", "mamba_dt_rank", "router_hidden_size",
-            "d_rel", "gated_norm_rank", "loop_gate_rank", "hc_lowrank",
-        ),
-        8,
-    ),
-    "qk_head_dim": 16,
-    **dict.fromkeys(
-        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8
-    ),
-    **dict.fromkeys(
-        (
-            "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k",
-            "top_k_experts",
-        ),
-        2,
-    ),
-    **dict.fromkeys(
-        ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1
-    ),
-    **dict.fromkeys(("n_group", "num_expert_group"), 2),
-    **dict.fromkeys(("topk_group",), 1),
-    **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_chunk_size"), 16),
-    **dict.fromkeys(("chunk_size", "mamba_chunk_size", "block_size"), 8),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id", "eod_token_id"), 2),
-    "pad_token_id": PAD,
-    "decoder_start_token_id": PAD,
-    "zero_expert_num": 4,
-    "max_position_embeddings": 128,
-    "layerdrop": 0.0,
-    "encoder_layerdrop": 0.0,
-    "decoder_layerdrop": 0.0,
-}  # fmt: skip
+_SIZES: list[tuple[float, str]] = [
+    (VOCABULARY, "vocab_size unpadded_vocab_size vocab_size_per_layer_input"),
+    (PAD, "pad_token_id decoder_start_token_id"),
+    (2, "bos_token_id eos_token_id sep_token_id eod_token_id"),
+    (128, "max_position_embeddings"),
+    (32, "hidden_size d_model text_hidden_size embed_dim"),
+    (24, """intermediate_size moe_intermediate_size d_ff ffn_hidden_size expert_ffn_hidden_size
+        intermediate_size_mlp shared_expert_intermediate_size share_expert_dim
+        dense_intermediate_size moe_shared_expert_intermediate_size shared_intermediate_size
+        shared_experts_intermediate_size moe_hidden_size encoder_ffn_dim decoder_ffn_dim
+        mlp_dim"""),
+    (LAYERS, """num_hidden_layers num_layers n_layers depth encoder_layers decoder_layers
+        num_decoder_layers"""),
+    (4, """num_attention_heads num_heads n_heads encoder_attention_heads decoder_attention_heads
+        swa_num_attention_heads num_sliding_attention_heads linear_num_heads linear_num_value_heads
+        mamba_n_heads mamba_num_heads index_n_heads zero_expert_num"""),
+    (2, "num_key_value_heads swa_num_key_value_heads kv_n_heads linear_num_key_heads"),
+    (8, """head_dim d_kv kv_channels v_head_dim qk_nope_head_dim qk_rope_head_dim swa_head_dim
+        linear_head_dim linear_key_head_dim linear_value_head_dim index_head_dim mamba_d_head
+        mamba_head_dim kv_lora_rank q_lora_rank o_lora_rank mamba_d_state ssm_state_size
+        mamba_dt_rank router_hidden_size d_rel gated_norm_rank loop_gate_rank hc_lowrank"""),
+    (16, "qk_head_dim sliding_window sliding_window_size attention_chunk_size"),
+    (8, "chunk_size mamba_chunk_size block_size"),
+    (8, "num_experts num_local_experts n_routed_experts moe_num_experts"),
+    (2, "num_experts_per_tok num_experts_per_token moe_top_k moe_topk moe_k top_k_experts"),
+    (1, "first_k_dense_replace num_dense_layers moe_layer_start_index topk_group"),
+    (2, "n_group num_expert_group"),
+    (0.0, "layerdrop encoder_layerdrop decoder_layerdrop"),
+]  # fmt: skip
+SIZES: dict[str, Any] = {name: size for size, names in _SIZES for name in names.split()}
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 OWN: dict[str, dict[str, Any]] = {

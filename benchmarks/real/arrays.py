@@ -8,7 +8,6 @@ Flags over steps become stretches of trouble; every limit has a grey zone around
 import json
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -66,9 +65,10 @@ class ArrayLog:
             judged &= (self.steps < again) | (self.steps >= again + WARM_UP)
         return judged
 
-    def scalar(self, *keys: str) -> np.ndarray:
+    def scalar(self, key: str, within: str | None = None) -> np.ndarray:
         """A number a step, NaN where there is none."""
-        return np.array([_number(_at(record, keys)) for record in self._records])
+        records = self._records if within is None else [r.get(within, {}) for r in self._records]
+        return np.array([_number(record.get(key)) for record in records])
 
     def per_router(self, key: str) -> np.ndarray:
         """A summary of every router a step, ``(S, L)``."""
@@ -78,13 +78,6 @@ class ArrayLog:
         """The selection bias ``(S, L, E)``, where there is one."""
         rows = [record.get("expert_bias") for record in self._records]
         return np.array(rows, float) if all(rows) else None
-
-
-def _at(record: dict[str, Any], keys: Sequence[str]) -> Any:
-    value: Any = record
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _number(value: Any) -> float:

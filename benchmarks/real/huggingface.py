@@ -3,8 +3,9 @@
     python -m benchmarks.real.huggingface --run NAME --folder DIR [--model mixtral|qwen3-moe]
 
 Nothing is downloaded: the text comes with Python. A forward hook on every router module reads its
-logits and the experts it chose; ``RunRecorder`` writes them down. ``--switch`` trains on prose (the
-language reference) first and on code (sources of the standard library) from the middle on.
+logits and the experts it chose; ``RunRecorder`` writes them down. ``--per-layer`` does not pool the
+auxiliary loss over the layers. ``--switch`` trains on prose (the language reference) first and on
+code (sources of the standard library) from the middle on.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from benchmarks.machine import options_of
 from microscope_tui.probe import RunRecorder
 from moe_model import CharTokenizer
 from moe_model.training import (
@@ -34,22 +36,10 @@ LAYERS, WIDTH, HEADS, EXPERT_WIDTH, BATCH, SEQUENCE = 4, 96, 4, 64, 8, 96
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--scratch", type=Path, help="not needed")
-    parser.add_argument("--model", choices=("mixtral", "qwen3-moe"), default="mixtral")
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--aux-weight", type=float, default=0.02)
-    parser.add_argument("--per-layer", action="store_true", help="do not pool it over layers")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--switch", action="store_true", help="to code in the middle")
-    options = parser.parse_args()
+    options = options_of(
+        __doc__, run="hf", folder=Path("real-runs"), model="mixtral", experts=8, top_k=2,
+        aux_weight=0.02, per_layer=False, lr=1e-3, steps=600, seed=0, switch=False,
+    )  # fmt: skip
     (documents,), code = load_documents(PYTHON_DOCS), sources()
     prose = documents.text
     tokenizer = CharTokenizer("".join(sorted(set(prose + code))))
@@ -207,10 +197,7 @@ def describe(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
             "per_layer": options.per_layer,
             "switch": options.switch,
         },
-        "versions": {
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-        },
+        "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
     }
 
 

@@ -5,6 +5,7 @@ ERODING is a forecast and has no truth at its own step: it is judged by what cam
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -56,11 +57,7 @@ def logits(log: ArrayLog, zone: Zone) -> Stretches:
     """z-loss above 3 × its trailing median, and no small one, for 10 steps."""
     z_SL = log.per_router("z_loss")
     over_SL = (z_SL > zone.above(3) * trailing_median(z_SL)) & (z_SL >= zone.above(1))
-    found = {
-        name: lasting(log.steps, over_S, zone.steps(10), zone.share, log.judged_S)
-        for name, over_S in zip(log.names, over_SL.T, strict=True)
-    }
-    return {name: stretches for name, stretches in found.items() if stretches}
+    return _by_layer(log, over_SL, 10, zone)
 
 
 def uniform(log: ArrayLog, zone: Zone) -> Stretches:
@@ -71,11 +68,7 @@ def uniform(log: ArrayLog, zone: Zone) -> Stretches:
     over_SL = entropy_SL > 0.97 - 0.005 * zone
     over_SL &= log.per_router("grad_norm") < 1e-6 * (1 + 0.2 * zone) * norm_S1
     over_SL &= (log.steps > max(500, 0.3 * planned))[:, None]
-    found = {
-        name: lasting(log.steps, over_S, {-1: 105, 0: 100, 1: 90}[zone], zone.share)
-        for name, over_S in zip(log.names, over_SL.T, strict=True)
-    }
-    return {name: stretches for name, stretches in found.items() if stretches}
+    return _named(log, over_SL, log.steps, {-1: 105, 0: 100, 1: 90}[zone], zone.share)
 
 
 def bias_runaway(log: ArrayLog, zone: Zone) -> Stretches:
@@ -99,11 +92,7 @@ def bias_runaway(log: ArrayLog, zone: Zone) -> Stretches:
             flat = c[-third:].mean() - c[:third].mean() < rise
             over_NL[look, index] = straight > straightness and fast and c[-1] < low and flat
     times = RUNAWAY_TIMES + (zone is Zone.CERTAIN) - (zone is Zone.POSSIBLE)
-    found = {
-        name: lasting(log.steps[looks], over_N, times)
-        for name, over_N in zip(log.names, over_NL.T, strict=True)
-    }
-    return {name: stretches for name, stretches in found.items() if stretches}
+    return _named(log, over_NL, log.steps[looks], times)
 
 
 def settings(log: ArrayLog, zone: Zone) -> Stretches:
@@ -116,7 +105,7 @@ def settings(log: ArrayLog, zone: Zone) -> Stretches:
     if balance["method"] == "none":
         found["no balancing"] = whole
     if balance["method"] == "aux":
-        floor_S = np.abs(log.scalar("losses", "aux") / log.top_k - 1) <= 0.05 + 0.005 * zone
+        floor_S = np.abs(log.scalar("aux", within="losses") / log.top_k - 1) <= 0.05 + 0.005 * zone
         effective_SL = collapse_index(log.counts_SLE, 0) * log.num_experts
         uneven_S = effective_SL.min(-1) < zone.below(0.5) * log.num_experts
         over_S = floor_S & uneven_S & (log.steps > WARM_UP)
@@ -246,9 +235,14 @@ def meter(log: ArrayLog, zone: Zone) -> Stretches:
 
 
 def _by_layer(log: ArrayLog, over_SL: np.ndarray, needed: int, zone: Zone) -> Stretches:
+    return _named(log, over_SL, log.steps, zone.steps(needed), zone.share, log.judged_S)
+
+
+def _named(log: ArrayLog, over_NL: np.ndarray, steps_N: np.ndarray, *lasts: Any) -> Stretches:
+    """Stretches of every layer that has some; ``lasts`` as in :func:`lasting`."""
     found = {
-        name: lasting(log.steps, over_S, zone.steps(needed), zone.share, log.judged_S)
-        for name, over_S in zip(log.names, over_SL.T, strict=True)
+        name: lasting(steps_N, over_N, *lasts)
+        for name, over_N in zip(log.names, over_NL.T, strict=True)
     }
     return {name: stretches for name, stretches in found.items() if stretches}
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,90 +40,63 @@ class Plan:
     name: str
     about: str
     """What is done to it, and what that should lead to."""
-    command: Callable[[str, Where], list[str]]
+    options: str = ""
+    """Of ``train.py``, or of the loop around a Hugging Face model."""
+    hugging_face: bool = False
 
-
-def trainer(*options: str) -> Callable[[str, Where], list[str]]:
-    """``train.py`` with ``options``."""
-
-    def command(name: str, where: Where) -> list[str]:
+    def command(self, where: Where) -> list[str]:
+        """What trains it."""
+        own = ["--run", self.name, *self.options.split()]
+        own += ["--steps", str(where.steps), "--seed", str(where.seed)]
+        if self.hugging_face:
+            module = ["-m", "benchmarks.real.huggingface", *own, "--folder", str(where.folder)]
+            return [sys.executable, *module]
         often = str(max(1, where.steps // 4))
         return [
-            *(sys.executable, str(ROOT / "train.py"), "--run", name, *SHAPE, *options),
-            *("--steps", str(where.steps), "--seed", str(where.seed)),
+            *(sys.executable, str(ROOT / "train.py"), *SHAPE, *own),
             *("--eval-every", often, "--save-every", str(where.steps)),
             *("--log-dir", str(where.folder), "--checkpoint-dir", str(where.scratch)),
         ]
 
-    return command
+
+def _hf(name: str, about: str, options: str) -> Plan:
+    return Plan(name, about, options, hugging_face=True)
 
 
-def module(script: str, *options: str) -> Callable[[str, Where], list[str]]:
-    """A training loop of this package with ``options``."""
-
-    def command(name: str, where: Where) -> list[str]:
-        return [
-            *(sys.executable, "-m", f"benchmarks.real.{script}", "--run", name, *options),
-            *("--steps", str(where.steps), "--seed", str(where.seed)),
-            *("--folder", str(where.folder), "--scratch", str(where.scratch)),
-        ]
-
-    return command
-
-
-QWEN3 = ("--model", "qwen3-moe", "--experts", "16", "--top-k", "4", "--switch")
+QWEN3 = "--model qwen3-moe --experts 16 --top-k 4 --switch"
+POOLED = "Mixtral with its own auxiliary loss, which pools all layers: as the counts say"
+UNBALANCED = "no balancing, learning rate x 5: LINT, and COLLAPSE where the counts say so"
+ONE = "one expert a token, its weight divided by itself: LINT"
+LARGE_RATE = "learning rate x 100: whatever comes of it, perhaps a divergence"
+SWITCH = "Qwen3 MoE (16 experts, top 4), prose, then code from the middle on: nothing"
 
 PLANS = [
-    Plan("balanced-bias", "bias updates as the preset has them: nothing", trainer()),
-    Plan(
+    Plan("balanced-bias", "bias updates as the preset has them: nothing"),
+    _hf(
         "hf-balanced",
         "Mixtral with an auxiliary loss for each layer: nothing",
-        module("huggingface", "--aux-weight", "0.1", "--per-layer"),
+        "--aux-weight 0.1 --per-layer",
     ),
-    Plan(
-        "hf-pooled-0.02",
-        "Mixtral with its own auxiliary loss, which pools all layers: as the counts say",
-        module("huggingface", "--aux-weight", "0.02"),
-    ),
-    Plan(
-        "hf-pooled-0.5",
-        "the same, 25 times as strong: as the counts say",
-        module("huggingface", "--aux-weight", "0.5"),
-    ),
-    Plan(
-        "unbalanced",
-        "no balancing, learning rate x 5: LINT, and COLLAPSE where the counts say so",
-        trainer("--balance", "none", "--lr", "5e-3"),
-    ),
-    Plan(
+    _hf("hf-pooled-0.02", POOLED, "--aux-weight 0.02"),
+    _hf("hf-pooled-0.5", "the same, 25 times as strong: as the counts say", "--aux-weight 0.5"),
+    Plan("unbalanced", UNBALANCED, "--balance none --lr 5e-3"),
+    _hf(
         "hf-unbalanced",
         "Mixtral without its auxiliary loss, high learning rate: as unbalanced",
-        module("huggingface", "--aux-weight", "0", "--lr", "5e-3"),
+        "--aux-weight 0 --lr 5e-3",
     ),
-    Plan("bias-1e-4", "a bias that hardly moves", trainer("--bias-update-rate", "1e-4")),
-    Plan("bias-1e-3", "a bias that moves slowly", trainer("--bias-update-rate", "1e-3")),
-    Plan("bias-5e-2", "a bias that moves in big steps", trainer("--bias-update-rate", "5e-2")),
-    Plan("bias-1", "a bias larger than any score: OSCILLATION", trainer("--bias-update-rate", "1")),
-    Plan(
-        "top-1-normalised",
-        "one expert a token, its weight divided by itself: LINT",
-        trainer("--model.num_experts_per_tok", "1"),
-    ),
-    Plan("lr-x10", "learning rate x 10: whatever comes of it", trainer("--lr", "1e-2")),
-    Plan(
-        "lr-x100",
-        "learning rate x 100: whatever comes of it, perhaps a divergence",
-        trainer("--lr", "1e-1"),
-    ),
-    Plan(
-        "data-switch",
-        "Qwen3 MoE (16 experts, top 4), prose, then code from the middle on: nothing",
-        module("huggingface", *QWEN3, "--aux-weight", "0.1", "--per-layer"),
-    ),
-    Plan(
+    Plan("bias-1e-4", "a bias that hardly moves", "--bias-update-rate 1e-4"),
+    Plan("bias-1e-3", "a bias that moves slowly", "--bias-update-rate 1e-3"),
+    Plan("bias-5e-2", "a bias that moves in big steps", "--bias-update-rate 5e-2"),
+    Plan("bias-1", "a bias larger than any score: OSCILLATION", "--bias-update-rate 1"),
+    Plan("top-1-normalised", ONE, "--model.num_experts_per_tok 1"),
+    Plan("lr-x10", "learning rate x 10: whatever comes of it", "--lr 1e-2"),
+    Plan("lr-x100", LARGE_RATE, "--lr 1e-1"),
+    _hf("data-switch", SWITCH, f"{QWEN3} --aux-weight 0.1 --per-layer"),
+    _hf(
         "data-switch-pooled",
         "the same with its own auxiliary loss at 0.02: as the counts say",
-        module("huggingface", *QWEN3, "--aux-weight", "0.02"),
+        f"{QWEN3} --aux-weight 0.02",
     ),
 ]
 
@@ -158,7 +130,7 @@ def train(plan: Plan, where: Where, threads: int) -> str:
     }
     started = time.monotonic()
     done = subprocess.run(
-        plan.command(plan.name, where),
+        plan.command(where),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -66,13 +66,19 @@ class Alarm:
 
 def baselines() -> dict[str, list[Alarm]]:
     """The three of them, by name, with nothing observed so far."""
+    tests: dict[str, Test] = {
+        "low": lambda *at: _entropy_share(*at) < COLLAPSE_BELOW,
+        "high": lambda *at: _entropy_share(*at) > RANDOM_ABOVE,
+        "MaxVio": lambda summary, at, _: _at(summary.max_load, at) - 1 > MOST_VIOLATION,
+        "dead": lambda summary, at, _: _at(summary.dead_experts, at) > 0,
+    }
     return {
         "token entropy": [
-            Alarm("entropy low", Severity.CRITICAL, PERSISTENCE, _entropy_is_low),
-            Alarm("entropy high", Severity.WARN, PERSISTENCE, _entropy_is_high),
+            Alarm("entropy low", Severity.CRITICAL, PERSISTENCE, tests["low"]),
+            Alarm("entropy high", Severity.WARN, PERSISTENCE, tests["high"]),
         ],
-        "MaxVio > 2": [Alarm("MaxVio", Severity.WARN, PERSISTENCE, _violates)],
-        "any dead": [Alarm("dead", Severity.WARN, 1, _has_dead)],
+        "MaxVio > 2": [Alarm("MaxVio", Severity.WARN, PERSISTENCE, tests["MaxVio"])],
+        "any dead": [Alarm("dead", Severity.WARN, 1, tests["dead"])],
     }
 
 
@@ -83,19 +89,3 @@ def _at(values: Values | None, index: int) -> float:
 
 def _entropy_share(summary: RouterSummary, index: int, router: RouterInfo) -> float:
     return _at(summary.entropy, index) / math.log(router.num_experts)
-
-
-def _entropy_is_low(summary: RouterSummary, index: int, router: RouterInfo) -> bool:
-    return _entropy_share(summary, index, router) < COLLAPSE_BELOW
-
-
-def _entropy_is_high(summary: RouterSummary, index: int, router: RouterInfo) -> bool:
-    return _entropy_share(summary, index, router) > RANDOM_ABOVE
-
-
-def _violates(summary: RouterSummary, index: int, router: RouterInfo) -> bool:
-    return _at(summary.max_load, index) - 1 > MOST_VIOLATION
-
-
-def _has_dead(summary: RouterSummary, index: int, router: RouterInfo) -> bool:
-    return _at(summary.dead_experts, index) > 0

@@ -6,10 +6,10 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.bulk import bulk_lines
+from benchmarks.bulk import write_bulk
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scoreboard.baselines import Alarm, baselines
 from benchmarks.scoreboard.plan import Case, drawn
@@ -121,18 +121,11 @@ CHUNK = 1 << 20
 REPEATS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """A healthy run to be judged."""
-
-    routers: int
-    num_experts: int
-    top_k: int
-    tokens: int
-    steps: int
-
-
-LOADS = (Load(10, 8, 2, 4096, 5_000), Load(58, 256, 8, 131_072, 3_000))
+LOADS = (
+    Shape(routers=10, num_experts=8, top_k=2, tokens=4096, steps=5_000),
+    Shape(routers=58, num_experts=256, top_k=8, tokens=131_072, steps=3_000),
+)
+"""Healthy runs to be judged."""
 
 
 def show_throughput(repeats: int = REPEATS) -> None:
@@ -140,8 +133,10 @@ def show_throughput(repeats: int = REPEATS) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for load in LOADS:
             log, twice = Path(folder) / "once.jsonl", Path(folder) / "twice.jsonl"
-            _write(log, load, load.steps)
-            _write(twice, load, 2 * load.steps)
+            sizes = asdict(load)
+            del sizes["capacity_factor"]
+            write_bulk(log, **sizes)
+            write_bulk(twice, **{**sizes, "steps": 2 * load.steps})
             measured = [_apart(log) for _ in range(repeats)]
             rates = sorted(load.steps / seconds for seconds, _ in measured)
             _, doubled = _apart(twice)
@@ -155,18 +150,6 @@ def show_throughput(repeats: int = REPEATS) -> None:
             print(f"  peak memory {peak:.1f} MB, {doubled - peak:+.1f} MB with twice the steps")
             log.unlink()
             twice.unlink()
-
-
-def _write(path: Path, load: Load, steps: int) -> None:
-    lines = bulk_lines(
-        routers=load.routers,
-        num_experts=load.num_experts,
-        top_k=load.top_k,
-        tokens=load.tokens,
-        steps=steps,
-    )
-    with path.open("wb") as file:
-        file.writelines(lines)
 
 
 def _apart(path: Path) -> tuple[float, float]:

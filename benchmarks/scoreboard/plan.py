@@ -37,11 +37,6 @@ class Case:
     """Experts and choices, ``64/8``."""
     seed: int
 
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What a line of the results is found by."""
-        return self.scenario, self.shape, self.seed
-
 
 def cases(scenarios: Sequence[str], shapes: Sequence[str], seeds: range) -> Iterator[Case]:
     """Every case that makes sense; all of a seed before the next one."""
@@ -56,7 +51,7 @@ def cases(scenarios: Sequence[str], shapes: Sequence[str], seeds: range) -> Iter
 def drawn(case: Case) -> Shape | None:
     """Layers and tokens by the seed; ``None`` where the scenario fits no such shape."""
     scenario = SCENARIOS[case.scenario]
-    experts, top_k = numbers(case.shape)
+    experts, top_k = map(int, case.shape.split("/"))
     rng = random.Random(f"{case.scenario} {case.shape} {case.seed}")
     most = max(LAYERS[0], EXPERT_STEPS // (experts * scenario.steps))
     layers = (LAYERS[0], min(LAYERS[1], most))
@@ -72,16 +67,6 @@ def drawn(case: Case) -> Shape | None:
         if scenario.fits(shape):
             return shape
     return None
-
-
-def numbers(shape: str) -> tuple[int, int]:
-    """``64/8`` as experts and choices.
-
-    Raises:
-        ValueError: If it is not such a pair.
-    """
-    experts, _, top_k = shape.partition("/")
-    return int(experts), int(top_k)
 
 
 @lru_cache(maxsize=1)

@@ -41,18 +41,13 @@ class RunScore(msgspec.Struct, kw_only=True):
     """The judgement ended in an exception."""
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What it is found by."""
-        return self.scenario, self.shape, self.seed
-
-    @property
     def is_positive(self) -> bool:
         """Something is wrong with the run."""
         return not self.hard_negative and any(o.severity != "info" for o in self.outcomes)
 
     @property
     def case(self) -> Case:
-        """What it is a score of."""
+        """What it is a score of, and what it is found by."""
         return Case(self.scenario, self.shape, self.seed)
 
 
@@ -82,23 +77,23 @@ def score_case(case: Case) -> RunScore:
     return score
 
 
-def load(path: Path) -> dict[tuple[str, str, int], RunScore]:
+def load(path: Path) -> dict[Case, RunScore]:
     """What is there already; a line torn by an interruption is left out."""
-    found: dict[tuple[str, str, int], RunScore] = {}
+    found: dict[Case, RunScore] = {}
     if path.exists():
         for line in path.read_bytes().splitlines():
             try:
                 score = msgspec.json.decode(line, type=RunScore)
             except msgspec.DecodeError:
                 continue
-            found[score.key] = score
+            found[score.case] = score
     return found
 
 
 def complete(cases: Sequence[Case], path: Path, jobs: int) -> list[RunScore]:
     """The scores of all cases; only those that ``path`` does not hold are judged."""
     known = load(path)
-    todo = [case for case in cases if case.key not in known]
+    todo = [case for case in cases if case not in known]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if file.tell() and not path.read_bytes().endswith(b"\n"):
@@ -106,8 +101,8 @@ def complete(cases: Sequence[Case], path: Path, jobs: int) -> list[RunScore]:
         for score in _with_progress(_scored(todo, jobs), len(todo)):
             file.write(msgspec.json.encode(score) + b"\n")
             file.flush()
-            known[score.key] = score
-    return [known[case.key] for case in cases]
+            known[score.case] = score
+    return [known[case] for case in cases]
 
 
 def _scored(cases: Sequence[Case], jobs: int) -> Iterator[RunScore]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bulk import BulkOptions, BulkTruth, bulk_lines, write_bulk
+from benchmarks.bulk import BulkTruth, bulk_lines, write_bulk
 from microscope_tui import measures
 from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile
 
-SMALL = BulkOptions(routers=11, num_experts=16, top_k=2, tokens=1024, steps=400, seed=3)
+SMALL = {"routers": 11, "num_experts": 16, "top_k": 2, "tokens": 1024, "steps": 400, "seed": 3}
 
 
 def records(**changes: Any) -> list[dict[str, Any]]:
