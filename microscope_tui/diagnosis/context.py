@@ -116,7 +116,6 @@ class Context:
         """The kind and reliability of the counts, in words."""
         source = self.run.counts
         words = {
-            "exact": "exact counts",
             "top1": "top-1 counts, which look more uneven than all k choices",
             "shares": "shares, not counts",
             "local_rank": "the counts of one rank only",

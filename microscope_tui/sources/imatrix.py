@@ -185,7 +185,7 @@ def read_header(data: Bytes) -> GgufHeader:
     if type(alignment) is not int or not 0 < alignment <= 1 << 20:
         raise data.broken(f"general.alignment is {safe_text(alignment, 20)}")
     start = -(-cursor.at // alignment) * alignment
-    for name, (shape, kind, offset) in found:
+    for name, shape, kind, offset in found:
         header.tensors[name] = TensorPlace(shape, kind == _F32, start + offset)
     return header
 
@@ -265,10 +265,10 @@ def _value(cursor: _Cursor, kind: int) -> Value | None:
     return None
 
 
-def _tensor(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.text()
     dimensions = cursor.number("<I")
     if dimensions > _MOST_DIMENSIONS:
         raise cursor.data.broken(f"tensor {safe_text(name, 60)} has {dimensions} dimensions")
     shape = tuple(cursor.number("<Q") for _ in range(dimensions))
-    return name, (shape, cursor.number("<I"), cursor.number("<Q"))
+    return name, shape, cursor.number("<I"), cursor.number("<Q")

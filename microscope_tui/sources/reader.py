@@ -44,9 +44,6 @@ DEFAULT = Asked()
 class Unreadable(OSError):
     """The file is not what it seems, or is damaged or hostile; the message says where and why."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-
 
 class Reader(Progress):
     """How a format is recognised, and how far it was read."""

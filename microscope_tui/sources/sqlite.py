@@ -256,11 +256,8 @@ class Tables:
 
     def rows(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[object, ...]]:
         """The rows of a query, one at a time."""
-        cursor = self._connection.execute(query, values)
-        try:
+        with closing(self._connection.execute(query, values)) as cursor:
             yield from cursor
-        finally:
-            cursor.close()
 
 
 def _restricted(connection: sqlite3.Connection, name: str) -> Tables:

@@ -14,10 +14,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
-
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.keys import Keys, Rule, Target
+from microscope_tui.sources.keys import Keys, Rule, Target, decode_object
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     SLOW,
@@ -204,16 +202,9 @@ def _by_time(files: list[_EventFile]) -> Iterator[Row]:
         yield first.rows.popleft()
 
 
-def _table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (_POLYNOMIAL if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_TABLE = _table()
+_TABLE = list(range(256))
+for _ in range(8):
+    _TABLE = [value >> 1 ^ (_POLYNOMIAL if value & 1 else 0) for value in _TABLE]
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -417,14 +408,8 @@ class EventRows:
 
     def _take_config(self, tensor: bytes) -> None:
         text = next((as_bytes(v) for n, v in fields(tensor) if n == _STRINGS), b"")
-        if len(text) > MAX_CONFIG_BYTES:
-            return
-        try:
-            found = msgspec.json.decode(text)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return  # some other text under that name: without it E and k are asked for
-        if isinstance(found, dict):
-            self.config.update(found)
+        if len(text) <= MAX_CONFIG_BYTES:  # without it E and k are asked for
+            self.config.update(decode_object(text) or {})
 
 
 def _scalar(tensor: bytes) -> float | None:

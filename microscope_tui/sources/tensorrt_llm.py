@@ -81,7 +81,7 @@ class TensorRTReader(DumpReader):
         ranks: list[_Rank] = []
         for path, is_raw in files.values():
             ranks.append(_Rank(path, is_raw))
-            if sum(rank.entries for rank in ranks) > MOST_ENTRIES:
+            if sum(len(found) for rank in ranks for found in rank.tensors.values()) > MOST_ENTRIES:
                 raise Unreadable(f"more than {MOST_ENTRIES:,} tensors; record fewer iterations")
         iterations = sorted({iteration for rank in ranks for iteration in rank.tensors})
         complete = list(files) == list(range(len(files)))
@@ -130,11 +130,6 @@ class _Rank:
                         "not expert statistics of TensorRT-LLM"
                     )
                 self.tensors.setdefault(int(found[1]), []).append((int(found[2]), tensor))
-
-    @property
-    def entries(self) -> int:
-        """Tensors of all iterations."""
-        return sum(map(len, self.tensors.values()))
 
     def rows(
         self, data: Bytes, iteration: int, experts: int | None

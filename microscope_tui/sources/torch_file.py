@@ -32,6 +32,7 @@ CODES = {
     "torch.BFloat16Storage": "e",  # of its size: only integers are read
 }
 """Storage class → code of ``struct``."""
+_ALLOWED = {*CODES, _REBUILD, ORDERED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def load(data: Bytes) -> Any:
     member = found[pickles[0]]
     content = data.read(_start_of(data, member), member.file_size, "the pickle")
     try:
-        return plain_pickle.load(content, _is_allowed, tensors.call, tensors.storage)
+        return plain_pickle.load(content, _ALLOWED.__contains__, tensors.call, tensors.storage)
     except Refused as refused:
         raise data.broken(str(refused)) from None
 
@@ -184,10 +185,6 @@ def _start_of(data: Bytes, member: ZipInfo) -> int:
     if not header.startswith(b"PK\3\4") or start + member.file_size > data.size:
         raise data.broken("a member is not where the directory says; copy the file again")
     return start
-
-
-def _is_allowed(name: str) -> bool:
-    return name in CODES or name in (_REBUILD, ORDERED)
 
 
 class _Tensors:

@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from microscope_tui.runlog import Tail, safe_text
 from microscope_tui.sources.assemble import NUM_EXPERTS, TOP_K
-from microscope_tui.sources.keys import Keys, Rule, Target
+from microscope_tui.sources.keys import Keys, Rule, Target, decode_json
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     SLOW,
@@ -193,7 +191,10 @@ class WandbReader(RowReader):
             elif number == _RUN:
                 self._take_run(as_bytes(value))
             elif number == _EXIT:
-                self._take_exit(as_bytes(value))
+                found = dict(fields(as_bytes(value)))
+                if not found.get(_NOT_COMPLETE):
+                    code = signed(as_number(found.get(_EXIT_CODE, 0)))
+                    self._ended = "failed" if code else "finished"
         return None
 
     def _take_run(self, message: bytes) -> None:
@@ -216,14 +217,8 @@ class WandbReader(RowReader):
             if self._config_bytes > MAX_CONFIG_BYTES:
                 return
             # Not JSON, or nested too deep: without it E and k are asked for.
-            with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                self._config[name] = msgspec.json.decode(text)
-
-    def _take_exit(self, message: bytes) -> None:
-        found = dict(fields(message))
-        if not found.get(_NOT_COMPLETE):
-            code = signed(as_number(found.get(_EXIT_CODE, 0)))
-            self._ended = "failed" if code else "finished"
+            with suppress(ValueError):
+                self._config[name] = decode_json(text)
 
 
 def _is_wanted(chunk: bytes) -> bool:

@@ -307,12 +307,7 @@ def stronger_balance(run: RunRecord, episode: Episode) -> str:
     value = run.balance.get("bias_update_rate")
     if run.balance.get("method") == "bias" and _is_positive(value):
         return _faster(run, value, *(episode.facts.get(name) for name in SCALES))
-    return _turned(run, 3.0, "raise", "strengthen the load balancing")
-
-
-def weaker_balance(run: RunRecord) -> str:
-    """Which setting to lower, from what to what."""
-    return _turned(run, 0.5, "lower", "weaken the load balancing")
+    return turned(run, 3.0, "raise", "strengthen the load balancing")
 
 
 def calm_down(run: RunRecord) -> str:
@@ -359,7 +354,8 @@ def _faster(run: RunRecord, rate: float, margin: object, largest: object) -> str
     )
 
 
-def _turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
+def turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
+    """Which setting to raise or lower (``verb``), from what to what; ``otherwise``: without one."""
     method = run.balance.get("method")
     knob = KNOBS.get(str(method))
     if knob is None:

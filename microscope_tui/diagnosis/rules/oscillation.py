@@ -15,7 +15,7 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import NEVER, SILENT_CUT, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, weaker_balance
+from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
@@ -238,7 +238,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        method, weaker = run.balance.get("method"), weaker_balance(run)
+        weaker = turned(run, 0.5, "lower", "weaken the load balancing")
+        method = run.balance.get("method")
         remedy = f"{weaker}, or average the load over more steps before each update"
         if method == "none":
             remedy = (
