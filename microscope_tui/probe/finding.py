@@ -8,7 +8,6 @@ here (transformers) or ``frameworks.py`` (other training code).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from microscope_tui.probe.sites import (
     Choice,
     Scores,
     Site,
+    argument_names,
     is_size,
     place,
     setting,
@@ -107,10 +107,7 @@ def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
 
 def takes_ids(module: nn.Module) -> bool:
     """The module is called with hidden states, expert ids and their weights."""
-    try:
-        names = list(inspect.signature(type(module).forward).parameters)[1:4]
-    except (TypeError, ValueError):
-        return False
+    names = argument_names(module)[:3]
     return len(names) == 3 and names[1] in _IDS and names[2] in _WEIGHTS
 
 

@@ -36,15 +36,9 @@ class Ranks:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all ranks."""
-        return self._reduced(values, dist.ReduceOp.SUM) if self.size > 1 else values
-
-    def max(self, values: Tensor) -> Tensor:
-        """The maximum over all ranks, entry by entry."""
-        return self._reduced(values, dist.ReduceOp.MAX) if self.size > 1 else values
-
-    def _reduced(self, values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
-        values = values.to(self._device).contiguous()
-        dist.all_reduce(values, op=how)
+        if self.size > 1:
+            values = values.to(self._device).contiguous()
+            dist.all_reduce(values)
         return values
 
     def told(self, own: _Told) -> list[_Told]:

@@ -66,7 +66,6 @@ class RunRecorder:
         profile: str = "pretrain",
         writer: str = "moe_model",
         counts_every: int = 1,
-        background: bool = True,
         world_size: int = 1,
         judge: bool = True,
         judgement: bytes | None = None,
@@ -79,8 +78,6 @@ class RunRecorder:
             balance: the ``balance`` object of the run record.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
-            background: write on a thread of its own. Without it every record is in the file when
-                the call returns, and a slow disk is a slow training.
             world_size: processes that train this run together.
             judge: run the diagnosis beside the training, see ``alerts``.
             judgement: what ``judgement()`` gave after the step before ``resumed_at_step``, to go
@@ -98,8 +95,8 @@ class RunRecorder:
             [size] * len(self._depths) if isinstance(size, int) else list(size) for size in sizes
         )
         self._counts_every = counts_every
-        self._log = RunLogWriter(Path(run_dir) / LOG_NAME)
-        self._background = BackgroundLog(self._log, finish=self._finish) if background else None
+        self._path = Path(run_dir) / LOG_NAME
+        self._log = BackgroundLog(RunLogWriter(self._path), finish=_finished)
         header = RunHeader(
             run=run, time=time.time(), planned_steps=planned_steps, profile=profile, model=model,
             resumed_at_step=resumed_at_step, balance=balance, world_size=world_size,
@@ -107,7 +104,7 @@ class RunRecorder:
             config=config or {}, versions=versions or {},
         )  # fmt: skip
         head = plain(header.to_json())
-        self._write(head)
+        self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
         self._judge = self._new_judge(head, judgement) if judge else None
 
@@ -167,16 +164,16 @@ class RunRecorder:
         matrices |= {"expert_bias": biases, "tokens_per_expert": counts}
         if in_full:
             head |= matrices
-        self._write(head)
+        self._log.write(head)
         for event in alerts:
-            self._write(event)
+            self._log.write(event)
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
         """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
         record = plain(head | fields)
-        self._write(record)
+        self._log.write(record)
         told = EventRecord(record["event"], step=record["step"])
         self.ask(lambda judge: judge.observe_event(told))
 
@@ -203,35 +200,16 @@ class RunRecorder:
 
         Returns ``False`` where that fails or takes longer than ``timeout_s``.
         """
-        return self._log.sync() if self._background is None else self._background.sync(timeout_s)
+        return self._log.sync(timeout_s)
 
     def close(self, *, step: int, reason: str) -> None:
-        """Write the ``end`` event and whatever waits, sync and close; bounded, see ``background``.
+        """Write the ``end`` event and whatever waits, sync and close, in a few seconds at most.
 
         Args:
             reason: ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
         """
         self.record_event(step=step, event="end", reason=reason)
-        (self._background or self._log).close()
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        if self._background is None:
-            self._log.write(self._finish(record, True))
-        else:
-            self._background.write(record)
-
-    def _finish(self, record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
-        """The line of a record; on the writing thread, with the matrices where there is time."""
-        if not matrices or "tokens_per_expert" not in record:
-            return without_matrices(record, False)
-        biases = [_encoded_biases(row) for row in record["expert_bias"]]
-        rows = [row if row is None else row.tolist() for row in record["tokens_per_expert"]]
-        means = {
-            name: [[rounded(plain(mean), 4) for mean in row] for row in record[name]]
-            for name in MEANS
-            if name in record
-        }
-        return {**record, **means, "expert_bias": biases, "tokens_per_expert": rows}
+        self._log.close()
 
     def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
         line = encode_record(head)
@@ -275,7 +253,7 @@ class RunRecorder:
             return None
 
     def _warn(self, what: str) -> None:
-        _logger.warning("%s: %s; training continues", self._log.path, what)
+        _logger.warning("%s: %s; training continues", self._path, what)
 
     def _router_object(
         self, readings: Mapping[str, Any], counts: _Counts
@@ -395,6 +373,20 @@ def _counts_row(row: Sequence[int]) -> array[int]:
 def _bias_row(row: Sequence[float] | None) -> array[float]:
     """A compact copy of one router's biases; empty for a router without any."""
     return array("d", () if row is None else row)
+
+
+def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
+    """The line of a record; on the writing thread, with the matrices where there is time."""
+    if not matrices or "tokens_per_expert" not in record:
+        return without_matrices(record, False)
+    biases = [_encoded_biases(row) for row in record["expert_bias"]]
+    rows = [row if row is None else row.tolist() for row in record["tokens_per_expert"]]
+    means = {
+        name: [[rounded(plain(mean), 4) for mean in row] for row in record[name]]
+        for name in MEANS
+        if name in record
+    }
+    return {**record, **means, "expert_bias": biases, "tokens_per_expert": rows}
 
 
 def _encoded_biases(row: array[float]) -> msgspec.Raw | list[float | None]:

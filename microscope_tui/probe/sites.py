@@ -6,6 +6,7 @@ first three layers are dense the first router is ``L3``.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,14 @@ def setting(holders: Iterable[Any], names: Sequence[str], fits: Callable[[Any], 
             if fits(value := getattr(holder, name, None)):
                 return value
     return None
+
+
+def argument_names(module: nn.Module) -> list[str]:
+    """Names of the arguments of a module's forward; none where it does not tell them."""
+    try:
+        return list(inspect.signature(type(module).forward).parameters)[1:]
+    except (TypeError, ValueError):
+        return []
 
 
 def is_size(value: Any) -> bool:

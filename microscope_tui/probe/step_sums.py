@@ -123,13 +123,11 @@ class Layout:
     def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
         """The layout that all ranks share, from the calls and their k that each saw in its first
         step."""
-        passes, top_k = torch.zeros(2, len(sites), dtype=torch.int64)
+        passes, top_k = [0] * len(sites), [site.top_k for site in sites]
         for (place, number), k in seen.items():
-            passes[place], top_k[place] = max(int(passes[place]), number + 1), k
-        for place, site in enumerate(sites):
-            top_k[place] = site.top_k or top_k[place]
-        agreed = ranks.max(torch.stack([passes, top_k])).tolist()
-        return cls.of(sites, *agreed)
+            passes[place] = max(passes[place], number + 1)
+            top_k[place] = sites[place].top_k or k
+        return cls.of(sites, *torch.tensor(ranks.told((passes, top_k))).amax(dim=0).tolist())
 
     def vector(
         self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int

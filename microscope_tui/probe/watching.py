@@ -10,7 +10,6 @@ warning.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections import defaultdict
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from microscope_tui.probe.counter import NORMS, WEIGHTS, Call, Calls, Counted, Tracer
 from microscope_tui.probe.losses import StepLosses
-from microscope_tui.probe.sites import Choice, Site
+from microscope_tui.probe.sites import Choice, Site, argument_names
 
 _logger = logging.getLogger(__name__)
 
@@ -186,7 +185,7 @@ class Watch:
         self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         if kwargs:
-            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            names = argument_names(module)
             args = (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
         self._see(place, module, args, None)
 
@@ -271,15 +270,6 @@ def _reentrant_checkpoint() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
-
-
-def argument_names(model: nn.Module) -> list[str]:
-    """Names of the positional arguments of the model's forward."""
-    try:
-        parameters = inspect.signature(type(model).forward).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD][1:]
 
 
 class Batch:

@@ -70,9 +70,7 @@ def test_the_advice_names_routing_replay(judge: Make, steps: Make, make_header: 
 
 def test_the_recorder_writes_the_share_and_the_format_check_reads_it(tmp_path: Path) -> None:
     model = {"layers": [1], "num_experts": 4, "top_k": 1}
-    recorder = RunRecorder(
-        tmp_path, run="rl", planned_steps=60, model=model, balance={}, background=False
-    )
+    recorder = RunRecorder(tmp_path, run="rl", planned_steps=60, model=model, balance={})
     for step in range(1, 61):
         recorder.record_step(
             step=step,

@@ -48,9 +48,9 @@ def records_of(scenario: str, routers: int, steps: int) -> tuple[Record, ...]:
 
 
 def open_recorder(folder: Path, header: Record, **changes: Any) -> RunRecorder:
-    """A recorder of a run with this header; by default every line is written at once."""
+    """A recorder of a run with this header."""
     keys = ("run", "planned_steps", "profile", "model", "balance")
-    fields = {key: header[key] for key in keys} | {"background": False}
+    fields = {key: header[key] for key in keys}
     return RunRecorder(folder / "run", **(fields | changes))
 
 
@@ -63,6 +63,7 @@ def replay(recorder: RunRecorder, records: Iterable[Record]) -> Iterator[Alert]:
             yield from recorder.alerts()
         elif record["kind"] == "event":
             recorder.record_event(event=record["event"], **fields)
+    assert recorder.sync()
 
 
 def watch(folder: Path) -> RunWatch:

@@ -15,11 +15,10 @@ from microscope_tui.report import check_format, format_text
 from tests.probe.replay import HEADER, collapsing, told_by, watch
 
 Fields = dict[str, Any]
-BACKGROUNDS = pytest.mark.parametrize("background", [True, False])
 
 
-def make(folder: Path, background: bool) -> RunRecorder:
-    return RunRecorder(folder / "run", background=background, **HEADER)
+def make(folder: Path) -> RunRecorder:
+    return RunRecorder(folder / "run", **HEADER)
 
 
 def record(recorder: RunRecorder, first: int, last: int) -> list[Alert]:
@@ -38,14 +37,12 @@ def steps(folder: Path) -> list[int]:
     return [r["step"] for r in written(folder) if r["kind"] == "step"]
 
 
-@BACKGROUNDS
 def test_a_full_disk_costs_lines_and_one_warning_but_no_alarm(
-    background: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    recorder = make(tmp_path, background)
+    recorder = make(tmp_path)
     record(recorder, 1, 150)
     assert recorder.sync()
 
@@ -68,11 +65,10 @@ def test_a_full_disk_costs_lines_and_one_warning_but_no_alarm(
     assert format_text(check_format(tmp_path / "run")).endswith("; no problems")
 
 
-@BACKGROUNDS
 def test_a_log_folder_that_is_deleted_comes_back_with_its_header(
-    background: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder = make(tmp_path, background)
+    recorder = make(tmp_path)
     record(recorder, 1, 150)
     assert recorder.sync()
     shutil.rmtree(tmp_path / "run")
@@ -86,11 +82,10 @@ def test_a_log_folder_that_is_deleted_comes_back_with_its_header(
     assert caplog.messages == []
 
 
-@BACKGROUNDS
 def test_a_folder_that_cannot_be_made_again_costs_a_warning(
-    background: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder = make(tmp_path, background)
+    recorder = make(tmp_path)
     record(recorder, 1, 150)
     assert recorder.sync()
     shutil.rmtree(tmp_path / "run")
@@ -105,11 +100,11 @@ def test_a_folder_that_cannot_be_made_again_costs_a_warning(
 def test_a_clock_that_goes_back_is_written_as_it_is_and_changes_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steady = make(tmp_path / "steady", background=False)
+    steady = make(tmp_path / "steady")
     alerts = record(steady, 1, 300)
     now = iter(range(2_000_000_000, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    back = make(tmp_path / "back", background=False)
+    back = make(tmp_path / "back")
     assert record(back, 1, 300) == alerts
     back.close(step=300, reason="finished")
     times = [r["time"] for r in written(tmp_path / "back")]
@@ -126,4 +121,4 @@ def test_a_clock_that_goes_back_is_written_as_it_is_and_changes_no_verdict(
 def test_an_unwritable_folder_is_said_before_the_run_begins(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file in its place")
     with pytest.raises(OSError, match="run"):
-        make(tmp_path, background=True)
+        make(tmp_path)

@@ -110,11 +110,8 @@ def test_what_counts_tell_is_what_the_measures_say(recorder: RunRecorder, tmp_pa
     assert told == {k: pytest.approx(v, rel=1e-4) for k, v in measures.summarise(counts).items()}
 
 
-@pytest.mark.parametrize("background", [True, False])
-def test_matrices_are_in_step_1_and_every_nth_line_and_summaries_in_all(
-    background: bool, tmp_path: Path
-) -> None:
-    recorder = make(tmp_path, counts_every=4, background=background)
+def test_matrices_are_in_step_1_and_every_nth_line_and_summaries_in_all(tmp_path: Path) -> None:
+    recorder = make(tmp_path, counts_every=4)
     for step in range(1, 10):
         record(recorder, step=step, expert_bias=[[0.1] * 4, []])
     recorder.close(step=9, reason="finished")
@@ -131,16 +128,6 @@ def test_biases_keep_four_significant_digits_and_what_is_not_finite(
     recorder.sync()
     bias = lines(tmp_path)[1]["expert_bias"]
     assert bias == [[-0.1235, 3.333e-08, 12350, 0], ["NaN", 1.0, 2.0, 3.0]]
-
-
-def test_without_a_background_every_record_is_in_the_file_at_once(tmp_path: Path) -> None:
-    recorder = make(tmp_path, background=False)
-    assert [r["kind"] for r in lines(tmp_path)] == ["run"]
-    record(recorder)
-    assert [r["kind"] for r in lines(tmp_path)] == ["run", "step"]
-    assert recorder.sync()
-    recorder.close(step=1, reason="finished")
-    assert lines(tmp_path)[-1]["reason"] == "finished"
 
 
 def test_what_is_handed_over_may_be_reused_by_the_caller(

@@ -22,7 +22,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
 
 
 def recorder(folder: Path) -> RunRecorder:
-    return RunRecorder(folder / "run", background=False, **HEADER)
+    return RunRecorder(folder / "run", **HEADER)
 
 
 def test_all_is_handed_on_to_the_recorder(tmp_path: Path) -> None:
@@ -66,6 +66,7 @@ def test_whatever_fails_is_said_once_and_the_next_call_is_tried_again(
     (message,) = said
     assert message == "the run log has a gap, training continues: RuntimeError('disk on fire')"
     assert log.step(*CALLS["step"]) is not None
+    assert log.sync()
     assert written(tmp_path)[-1]["step"] == 1
 
 
@@ -79,6 +80,7 @@ def test_a_record_that_makes_no_sense_costs_itself(
     assert log.step({}) is None
     assert log.step(record) is not None
     assert ["the run log has a gap" in message for message in caplog.messages] == [True]
+    assert log.sync()
     assert [r["kind"] for r in written(tmp_path) if r["kind"] != "event"] == ["run", "step"]
 
 
