@@ -105,8 +105,7 @@ def fitting(name: str, value: Any, annotation: Any) -> Any:
         kind = str  # the dataclass checks the value
     if kind not in KINDS:
         return kind(**fields_of(kind, value, name))
-    most = MOST if kind is int else math.inf
-    if type(value) is kind and (kind is str or abs(value) < most):
+    if type(value) is kind and (kind is not int or abs(value) < MOST):
         return value
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)

@@ -375,4 +375,7 @@ def number(fields: dict[str, Any], name: str, kind: type) -> Any:
     """Field ``name`` if it has type ``kind``, else ``ValueError``."""
     if name not in fields:
         raise ValueError(f"{name} is missing: it must be {KINDS[kind]}.")
-    return fitting(name, fields[name], kind)
+    value = fitting(name, fields[name], kind)
+    if not abs(value) < math.inf:
+        raise ValueError(f"{name}={value}: it must be {KINDS[kind]}.")
+    return value
