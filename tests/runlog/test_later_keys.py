@@ -91,7 +91,7 @@ def test_a_fast_reader_cuts_at_the_first_of_the_four_matrices(separators: tuple[
 
 def test_means_in_another_place_are_understood_and_said() -> None:
     moved = {"kind": "step", "mean_weight": LINE["mean_weight"], **LINE}
-    assert any("must be the last keys" in reason for reason in check(moved))
+    assert any("the last, in this order" in reason for reason in check(moved))
     record = decode_line(json.dumps(moved).encode())
     assert isinstance(record, StepRecord)
     assert record.loss == 2.0
