@@ -86,7 +86,7 @@ class BulkPlan:
         return [range(a, b + 1) for a, b in zip(firsts, lasts, strict=True)]
 
     def is_spike(self, attempt: int, step: int) -> bool:
-        """A spike stands in the first attempt at its step only."""
+        """A spike is in the first attempt at its step only."""
         if step not in self.spikes:
             return False
         return all(step not in steps for steps in self.attempts[:attempt])

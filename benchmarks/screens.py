@@ -71,7 +71,7 @@ class Result:
 def main() -> None:
     plan = QUICK if options_of(__doc__, quick=False).quick else Plan()
     print(machine())
-    print("58 layers x 256 experts where nothing else is said")
+    print("58 layers x 256 experts unless noted otherwise")
     print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
     print("\n| | measured | target | |\n|---|---|---|---|")
     missed = 0

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 WARM_UP = 100
-"""Nobody is judged in the first steps, nor in as many after a restart."""
+"""No verdict in the first steps, nor in as many after a restart."""
 
 
 class ArrayLog:

@@ -1,6 +1,6 @@
 """The screens and the keys: bindings, the last line, the help and the palette derive from here.
 
-The keys of one screen stand in its file, those
+The keys of one screen are in its file, those
 of several in the lists here. Every binding has an id, by which the config file may give it other
 keys (see ``keymap``).
 """

@@ -296,7 +296,7 @@ class RunRecorder:
 class TrainingLog:
     """What a training loop writes to: a recorder with a promise on top.
 
-    Whatever nobody thought of costs one warning and never the run; after a failure the next call
+    Any other exception costs one warning and never the run; after a failure the next call
     is tried like any other. That the log cannot be opened at all is no such failure:
     ``RunRecorder`` raises it as OSError before the run begins. A process whose run another one
     records has no recorder: nothing is written or judged, and the loop asks no questions.

@@ -327,7 +327,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _regular(path: Path, most_bytes: int = sys.maxsize) -> None:
-    """Refuse what is no file, or too large: a pipe or a device would never end."""
+    """Refuse what is not a file, or too large: a pipe or a device would never end."""
     try:
         found = path.stat()
     except OSError as error:

@@ -123,7 +123,7 @@ class ChartScreen(RunScreen):
     def draw_charts(
         self, stacks: Sequence[Sequence[str]], charts: Charts, time: TimeScale, room: int, step: int
     ) -> None:
-        """Lay out and show the charts; those without room are hidden, which is said."""
+        """Lay out and show the charts; those without room are hidden and named."""
         self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
         layout = arranged(stacks, focus, (columns - 1, room), enlarged=self.enlarged)

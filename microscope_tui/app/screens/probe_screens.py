@@ -44,7 +44,7 @@ class ProbeScreen(BaseScreen):
     """What both share: the file, the layer, the expert, and the prompts."""
 
     MAIN_PART = ""
-    """Where it is said that there is no probe."""
+    """The line that reports a missing probe."""
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session, anatomy = self.session, self.session.anatomy
