@@ -179,8 +179,8 @@ class Course:
     """Which steps hold, record by record.
 
     A run record with ``resumed_at_step`` supersedes the steps from there on, and so does a step
-    that is not after the last one: a run record without it changes nothing. Of a step that is written
-    twice in a row the first one stands.
+    that is not after the last one: a run record without it changes nothing. Of a step that is
+    written twice in a row the first one holds.
     Another model has a course of its own.
     """
 

@@ -1,8 +1,8 @@
 """The base of all screens: parts, when they are drawn, the last line, the prompt, what leaves.
 
 A screen names its parts from top to bottom, draws them in ``draw``, and lists its keys. The prompt
-in the last line is part of the screen: with a screen of its own, keys typed fast would reach the one
-below.
+in the last line is part of the screen: a prompt with a screen of its own would lose keys that are
+typed fast to the screen below.
 """
 
 import asyncio
