@@ -28,7 +28,7 @@ def options_of(description: str, *paths: str, **defaults: Any) -> argparse.Names
     """The command line: paths, and an option for every default, of its type; or for a type.
 
     A path whose name ends in ``+`` is given once or more. A list stands for values of the type of
-    the first one (or texts), a tuple for some of what stands in it.
+    the first one (or texts), a tuple for choices.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter

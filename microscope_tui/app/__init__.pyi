@@ -6,7 +6,6 @@ from .keymap import conflicts as conflicts
 from .keymap import keymap_of as keymap_of
 from .keys import all_bindings as all_bindings
 from .keys import key_table as key_table
-from .keys import screen_class as screen_class
 from .keys import shown_key as shown_key
 from .keys import with_keymap as with_keymap
 from .keys import written_key as written_key
@@ -29,7 +28,6 @@ from .reader import Reader as Reader
 from .remembered import SavedView as SavedView
 from .remembered import load_view as load_view
 from .remembered import save_view as save_view
-from .rows import TILE as TILE
 from .rows import Rows as Rows
 from .rows import Tiles as Tiles
 from .screen_table import SCREENS as SCREENS

@@ -22,7 +22,6 @@ from .engine import pending as pending
 from .engine import restore as restore
 from .engine import save as save
 from .engine import warm_up_left as warm_up_left
-from .episodes import EXACT as EXACT
 from .episodes import WHOLE_RUN as WHOLE_RUN
 from .episodes import Episode as Episode
 from .episodes import Facts as Facts

@@ -10,7 +10,6 @@ from .bars import load_bars as load_bars
 from .charts import GUTTER as GUTTER
 from .charts import SMOOTHINGS as SMOOTHINGS
 from .charts import Chart as Chart
-from .charts import ChartLayout as ChartLayout
 from .charts import Curve as Curve
 from .charts import Placed as Placed
 from .charts import arranged as arranged
@@ -41,7 +40,6 @@ from .glyphs import glyphs_for as glyphs_for
 from .glyphs import is_calm as is_calm
 from .glyphs import load_glyph as load_glyph
 from .glyphs import load_level as load_level
-from .glyphs import load_mark as load_mark
 from .glyphs import merged as merged
 from .glyphs import shade_level as shade_level
 from .glyphs import spark as spark
@@ -53,7 +51,6 @@ from .heat import Order as Order
 from .heat import Palette as Palette
 from .heat import cells_of as cells_of
 from .heat import has_legend as has_legend
-from .heat import heat_line as heat_line
 from .heat import legend as legend
 from .heat import order_of as order_of
 from .mismatch import beside_each_other as beside_each_other

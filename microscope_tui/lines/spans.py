@@ -123,7 +123,7 @@ def wrap(text: str, width: int) -> list[str]:
 def labelled(
     word: str, parts: Iterable[str], width: int, role: str = "value", of_word: str = "dim"
 ) -> list[Line]:
-    """Lines of text behind a word, which stands in ``width`` cells of the first one."""
+    """Lines of text behind a word, which has ``width`` cells of the first one."""
     return [
         [Span(f"  {'' if at else word:<{width - 2}}", of_word), Span(part, role)]
         for at, part in enumerate(parts)

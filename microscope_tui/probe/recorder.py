@@ -390,7 +390,7 @@ def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
 
 
 def _encoded_biases(row: array[float]) -> msgspec.Raw | list[float | None]:
-    """A row of biases as it stands in the line: most of its bytes, so one format makes them."""
+    """A row of biases as it is written in the line: most of its bytes, so one format makes them."""
     if not all(map(math.isfinite, row)):
         return [rounded(bias, 4) for bias in row]
     text = ",".join([_BIAS_FORMAT] * len(row)) % tuple(row)

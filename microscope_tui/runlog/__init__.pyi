@@ -32,7 +32,6 @@ from .reader import Entry as Entry
 from .reader import RunReader as RunReader
 from .reader import StepEntry as StepEntry
 from .reader import drop_from as drop_from
-from .records import FORMAT_VERSION as FORMAT_VERSION
 from .records import LOG_NAME as LOG_NAME
 from .records import BadLine as BadLine
 from .records import EventRecord as EventRecord

@@ -53,7 +53,7 @@ class RunFile:
     inode: tuple[int, int] = (0, 0)
     """Device and inode: they identify a renamed file."""
     foreign: ClassVar[bool] = False
-    """Whether another tool wrote it, so that it is no run log; see ``microscope_tui.sources``."""
+    """Whether another tool wrote it: it is not a run log; see ``microscope_tui.sources``."""
 
     @property
     def is_read_whole(self) -> bool:

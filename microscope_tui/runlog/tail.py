@@ -3,7 +3,7 @@
 ``Tail`` remembers how far it read and what the bytes before that looked like, so it notices when
 the file under the name was truncated, rewritten, replaced or removed. ``LineSplitter`` is the pure
 half: whatever the cuts in the byte stream, the same lines come out. ``Source`` is what every
-origin of a log offers, ``Stamp`` the state of a file while nobody changes it.
+origin of a log offers, ``Stamp`` the state of a file while it is unchanged.
 """
 
 import errno

@@ -35,9 +35,6 @@ from .run_watch import RunWatch as RunWatch
 from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY
 from .scan import balance_now as balance_now
 from .state import RunState as RunState
-from .state_folder import read_small as read_small
-from .state_folder import remove_oldest as remove_oldest
-from .state_folder import write_whole as write_whole
 from .verdict import Trouble as Trouble
 from .verdict import Verdict as Verdict
 from .verdict import VerdictCache as VerdictCache
@@ -45,7 +42,6 @@ from .verdict import evidence as evidence
 from .verdict import waits_until as waits_until
 from .verdict import why_no_verdict as why_no_verdict
 from .view import LayerView as LayerView
-from .view import Mark as Mark
 from .view import Recent as Recent
 from .view import RouterHealth as RouterHealth
 from .view import RunView as RunView
