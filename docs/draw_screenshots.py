@@ -20,22 +20,22 @@ from pathlib import Path
 os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 os.environ.pop("NO_COLOR", None)
 
-from microscope_tui.app import Wanted, draw
+from microscope_tui.app import PictureRequest, draw
 from microscope_tui.scenarios import write_run
 from microscope_tui.watch import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "screenshots"
 PICTURES = {
-    "main": Wanted("main", 112, 34),
-    "main-80x24": Wanted("main", 80, 24),
-    "layer": Wanted("layer", 112, 34),
-    "expert": Wanted("expert", 112, 34),
-    "alerts": Wanted("alerts", 112, 24),
-    "compare": Wanted("compare", 112, 24),
-    "course": Wanted("course", 112, 34),
+    "main": PictureRequest("main", 112, 34),
+    "main-80x24": PictureRequest("main", 80, 24),
+    "layer": PictureRequest("layer", 112, 34),
+    "expert": PictureRequest("expert", 112, 34),
+    "alerts": PictureRequest("alerts", 112, 24),
+    "compare": PictureRequest("compare", 112, 24),
+    "course": PictureRequest("course", 112, 34),
 }
-_SMALL = Wanted("main", 100, 24)
+_SMALL = PictureRequest("main", 100, 24)
 TROUBLES = {
     "collapse": _SMALL,
     "slow-collapse": _SMALL,
@@ -47,7 +47,7 @@ TROUBLES = {
     "rank-skew": _SMALL,
     "bias-limit-cycle": _SMALL,
     "bias-runaway": _SMALL,
-    "divergence": Wanted("course", 100, 24),
+    "divergence": PictureRequest("course", 100, 24),
     "dead-gradient": _SMALL,
     "double-counting": _SMALL,
     "lint-no-balance": _SMALL,

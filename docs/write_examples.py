@@ -8,7 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from microscope_tui.report import Demand, judge, verdict_json
+from microscope_tui.report import CheckRequest, judge, verdict_json
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import write_run
 from microscope_tui.watch import RunWatch
@@ -26,7 +26,7 @@ def example() -> str:
         write_run(log.parent, SCENARIO)
         watch = RunWatch(RunFile(SCENARIO, log, 0.0))
         watch.read_all()
-        report = verdict_json([judge(watch.file, Demand(), watch=watch)])
+        report = verdict_json([judge(watch.file, CheckRequest(), watch=watch)])
     report["runs"][0]["path"] = f"logs/{SCENARIO}/metrics.jsonl"
     text, before = json.dumps(report, indent=2, ensure_ascii=False), ""
     while before != text:

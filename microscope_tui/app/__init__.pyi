@@ -22,7 +22,7 @@ from .palette import COLOURS as COLOURS
 from .palette import style_of as style_of
 from .picture import SCREEN_NAMES as SCREEN_NAMES
 from .picture import NoPicture as NoPicture
-from .picture import Wanted as Wanted
+from .picture import PictureRequest as PictureRequest
 from .picture import draw as draw
 from .reader import Reader as Reader
 from .remembered import SavedView as SavedView

@@ -29,7 +29,7 @@ class NoPicture(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PictureRequest:
     """What to draw."""
 
     screen: str = "main"
@@ -54,7 +54,7 @@ class Picture:
     svg: str
 
 
-async def draw(fleet: Fleet, wanted: Wanted, glyphs: Glyphs = Glyphs.BRAILLE) -> Picture:
+async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRAILLE) -> Picture:
     """Draw a screen of the newest run of ``fleet``.
 
     Raises:
@@ -65,7 +65,7 @@ async def draw(fleet: Fleet, wanted: Wanted, glyphs: Glyphs = Glyphs.BRAILLE) ->
         return await _drawn(app, pilot, wanted)
 
 
-async def _drawn(app: Microscope, pilot: Pilot[None], wanted: Wanted) -> Picture:
+async def _drawn(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) -> Picture:
     if not await _until(lambda: _is_read(app), _PATIENCE_S):
         raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")
     if wanted.screen == "runs":
@@ -106,7 +106,7 @@ def _is_read(app: Microscope) -> bool:
     return watch.complete and not watch.unread
 
 
-async def _choose(app: Microscope, wanted: Wanted) -> None:
+async def _choose(app: Microscope, wanted: PictureRequest) -> None:
     session, run = app.session, app.session.run
     if run is None:
         return

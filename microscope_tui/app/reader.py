@@ -48,13 +48,13 @@ class Reader:
         self.events.stop()
         self._thread.join(timeout=1.0)
 
-    def hush(self) -> None:
+    def pause(self) -> None:
         """Pause for the next redraw."""
         self._quiet_until = time.monotonic() + _HUSH_S
 
     def key_pressed(self) -> None:
         """Pause background work while the user types."""
-        self.hush()
+        self.pause()
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
     def choose(self, file: RunFile) -> None:
@@ -95,8 +95,8 @@ class Reader:
                 ):
                     self.events.poll_found_change()  # without an event
                 idle = False
-                if (hush := self._quiet_until - time.monotonic()) > 0:
-                    self._stop.wait(hush)
+                if (pause := self._quiet_until - time.monotonic()) > 0:
+                    self._stop.wait(pause)
                 elif time.monotonic() - rested > _WORK_S:
                     self._stop.wait(self._pause())
                     rested = time.monotonic()

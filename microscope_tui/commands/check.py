@@ -44,7 +44,7 @@ from microscope_tui.diagnosis import Criteria, Severity
 from microscope_tui.report import (
     NO_VERDICT,
     Alerts,
-    Demand,
+    CheckRequest,
     News,
     format_check,
     judge,
@@ -55,7 +55,7 @@ from microscope_tui.report import (
     worst_code,
 )
 from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, read_at
-from microscope_tui.sources import Asked, Search, split_run
+from microscope_tui.sources import Search, SourceRequest, split_run
 from microscope_tui.watch import (
     AgainstBaseline,
     BadBaseline,
@@ -91,20 +91,20 @@ def check(
     if options.format_only:
         return _check_format(path, options)
     user = read_config(options.config)
-    asked = reading.asked(user)
-    baseline = _baseline(options.baseline, asked) if options.baseline is not None else None
-    demand = _demand(options, user, baseline)
-    search = Search(path, asked)
+    source = reading.request(user)
+    baseline = _baseline(options.baseline, source) if options.baseline is not None else None
+    request = _check_request(options, user, baseline)
+    search = Search(path, source)
     if options.follow:
-        return _follow(search, demand, options, baseline)
+        return _follow(search, request, options, baseline)
     if path == PIPE:
-        watches = [read_pipe(demand.criteria)]
+        watches = [read_pipe(request.criteria)]
     else:
         runs = runs_at(search)
-        watches = [read(run, demand.criteria) for run in (runs if options.every else runs[:1])]
+        watches = [read(run, request.criteria) for run in (runs if options.every else runs[:1])]
     for watch in watches:
         _compare(watch, baseline)
-    judgements = [judge(watch.file, demand, watch=watch) for watch in watches]
+    judgements = [judge(watch.file, request, watch=watch) for watch in watches]
     if options.as_json:
         print_json(verdict_json(judgements))
     else:
@@ -112,8 +112,10 @@ def check(
     return worst_code(judgements)
 
 
-def _demand(options: CheckOptions, user: UserConfig, baseline: Baseline | None) -> Demand:
-    """The options and the config file as one demand."""
+def _check_request(
+    options: CheckOptions, user: UserConfig, baseline: Baseline | None
+) -> CheckRequest:
+    """The options and the config file as one request."""
     ignore = frozenset(name.upper() for name in options.ignore)
     profile, remarks = options.profile or "", user.changes
     if baseline is None:
@@ -122,14 +124,14 @@ def _demand(options: CheckOptions, user: UserConfig, baseline: Baseline | None) 
         criteria = AgainstBaseline(ignore, profile, user.limits, baseline.reference)
         first, last = baseline.first_step, baseline.last_step
         remarks += (f"against the baseline {baseline.run}, steps {first:,} to {last:,}",)
-    return Demand(criteria, options.since_step, options.fail_on, remarks)
+    return CheckRequest(criteria, options.since_step, options.fail_on, remarks)
 
 
-def _baseline(path: Path, asked: Asked) -> Baseline:
+def _baseline(path: Path, source: SourceRequest) -> Baseline:
     try:
         if not split_run(path)[0].exists():
             raise BadBaseline(f"{path}: no such file or folder; name a run or its folder")
-        runs = Search(path, asked).runs()
+        runs = Search(path, source).runs()
         if not runs:
             raise BadBaseline(f"{path}: contains no run; name a run or its folder")
         return read_baseline(runs[0])
@@ -169,13 +171,13 @@ def _check_format(path: Path, options: CheckOptions) -> int:
 
 
 def _follow(
-    search: Search, demand: Demand, options: CheckOptions, baseline: Baseline | None
+    search: Search, request: CheckRequest, options: CheckOptions, baseline: Baseline | None
 ) -> int:
     """Follow the newest run that ``search`` finds to its end; the exit code of its verdict."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
     with _asked_to_stop() as stop:
-        watch = _to_follow(search, demand, stop)
-        alerts, ending = Alerts(demand.since_step), Ending(watch, options.wait)
+        watch = _to_follow(search, request, stop)
+        alerts, ending = Alerts(request.since_step), Ending(watch, options.wait)
         while True:
             moved = _read_on(watch, stop)
             _compare(watch, baseline)
@@ -186,8 +188,10 @@ def _follow(
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
         remark = "interrupted; the run may still be in progress" if stop.is_set() else ending.remark
-        demand = replace(demand, remarks=(*demand.remarks, remark) if remark else demand.remarks)
-        judgement = judge(watch.file, demand, watch=watch)
+        request = replace(
+            request, remarks=(*request.remarks, remark) if remark else request.remarks
+        )
+        judgement = judge(watch.file, request, watch=watch)
         if options.as_json:
             print_json(verdict_json([judgement]), indent=None)
         else:
@@ -353,11 +357,11 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait(1.0)
 
 
-def _to_follow(search: Search, demand: Demand, stop: Event) -> RunWatch:
+def _to_follow(search: Search, request: CheckRequest, stop: Event) -> RunWatch:
     """The run to follow: the pipe, or the newest one as soon as it exists."""
     path = search.root
     if path == PIPE:
-        return piped(0, demand.criteria)
+        return piped(0, request.criteria)
     said = False
     while (run := _newest(search)) is None:
         if not said:
@@ -368,7 +372,7 @@ def _to_follow(search: Search, demand: Demand, stop: Event) -> RunWatch:
         time.sleep(POLL_S)
         if stop.is_set():
             fail(f"{path}: interrupted before a run appeared", NO_VERDICT)
-    return RunWatch(run, demand.criteria, patient=True)
+    return RunWatch(run, request.criteria, patient=True)
 
 
 def _newest(search: Search) -> RunFile | None:

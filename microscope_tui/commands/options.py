@@ -13,7 +13,7 @@ from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis import RULES
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources import FORMATS, Asked, BadMapping, Search, rules_of
+from microscope_tui.sources import FORMATS, BadMapping, Search, SourceRequest, rules_of
 
 WAIT_S = 600
 """A restarted job needs minutes until its run resumes."""
@@ -145,7 +145,7 @@ class SourceOptions:
     top_k: int | None = None
     pipeline_parallel: int = 1
 
-    def asked(self, user: UserConfig) -> Asked:
+    def request(self, user: UserConfig) -> SourceRequest:
         """The options with the mapping of the config file; exits if they cannot be used."""
         if self.source and self.source not in FORMATS:
             known = ", ".join(FORMATS)
@@ -157,11 +157,11 @@ class SourceOptions:
         except BadMapping as error:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
-        return Asked(self.source, rules, experts, top_k, pipeline_parallel=stages)
+        return SourceRequest(self.source, rules, experts, top_k, pipeline_parallel=stages)
 
     def search(self, path: Path) -> Search:
         """What to search at ``path``, with your own config file."""
-        return Search(path, self.asked(read_config()))
+        return Search(path, self.request(read_config()))
 
 
 @Parameter(name="*")

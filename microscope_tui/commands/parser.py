@@ -56,10 +56,10 @@ def watch(
     limit = bytes_option("--memory", memory, "128MB", DEFAULT_MEMORY)
     kept = bytes_option("--spool", spool, "500MB, or 0 for none", MOST_BYTES, least=0)
     user = read_config(config).with_options(color=color, glyphs=glyphs, bell=bell)
-    asked = reading.asked(user)
+    source = reading.request(user)
     from microscope_tui.commands.watch import watch_with
 
-    return watch_with(path, user, memory=limit, spool=kept, asked=asked)
+    return watch_with(path, user, memory=limit, spool=kept, source=source)
 
 
 def bytes_option(

@@ -19,7 +19,7 @@ from microscope_tui.report import NO_VERDICT
 from microscope_tui.routing import FILE_NAME
 
 if TYPE_CHECKING:
-    from microscope_tui.probe import Outcome, Reading, Subject
+    from microscope_tui.probe import Outcome, ProbedModel, Reading
 
 INTERRUPTED = 130
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
@@ -66,7 +66,7 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
 
 def _prepare(
     model: str, text: tuple[str, ...], options: ProbeOptions
-) -> tuple[Subject, list[str], Reading]:
+) -> tuple[ProbedModel, list[str], Reading]:
     """The model, the names of the slices, and the windows of all texts."""
     from microscope_tui.probe import CannotProbe, find_slices, load, read_windows, refuse_unknown
 
@@ -86,7 +86,7 @@ def _prepare(
 
 
 def _continued(
-    subject: Subject, reading: Reading, num_slices: int, length: int, most: int
+    subject: ProbedModel, reading: Reading, num_slices: int, length: int, most: int
 ) -> Reading:
     """The beginnings of the texts, and what the model writes after them."""
     from microscope_tui.probe import Reading, continued
@@ -102,7 +102,9 @@ def _continued(
     return Reading(windows, reading.notes)
 
 
-def _run(subject: Subject, slices: list[str], reading: Reading, options: ProbeOptions) -> Outcome:
+def _run(
+    subject: ProbedModel, slices: list[str], reading: Reading, options: ProbeOptions
+) -> Outcome:
     """Probe, with progress, and print where it is written."""
     from microscope_tui.probe import run_probe
 

@@ -50,7 +50,7 @@ from microscope_tui.watch import (
 )
 
 _Wanted = dict[str, Any]
-"""Fields of ``app.Wanted``, which is imported late."""
+"""Fields of ``app.PictureRequest``, which is imported late."""
 _SMALLEST = (20, 5)
 _SIZE, _WIDTH = (120, 40), 100
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def snapshot(
         Write to this file instead of standard output.
     """
     user = read_config()
-    search = Search(path, reading.asked(user))
+    search = Search(path, reading.request(user))
     other = _other(against, screen, search)
     wanted: _Wanted = {"screen": screen, "step": step, "layer": layer}
     wanted |= {"expert": expert, "token": token, "against": other}
@@ -142,7 +142,7 @@ def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
         return None
     if screen not in ("compare", "mismatch"):
         fail(f"--against: the screen {screen} compares nothing; use compare or mismatch", USAGE)
-    return runs_at(Search(against, search.asked))[0]
+    return runs_at(Search(against, search.request))[0]
 
 
 def _as_json(search: Search, user: UserConfig, wanted: _Wanted) -> str:
@@ -213,10 +213,12 @@ def _drawn(
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
-    from microscope_tui.app import NoPicture, Wanted, draw
+    from microscope_tui.app import NoPicture, PictureRequest, draw
 
     try:
-        picture = asyncio.run(draw(fleet, Wanted(columns=columns, rows=rows, **wanted), glyphs))
+        picture = asyncio.run(
+            draw(fleet, PictureRequest(columns=columns, rows=rows, **wanted), glyphs)
+        )
     except NoPicture as problem:
         fail(str(problem), NO_VERDICT)
     return picture.svg if svg else picture.text

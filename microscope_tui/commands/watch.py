@@ -16,7 +16,7 @@ from microscope_tui.console import PIPE, USAGE, fail, fail_if_unreadable, piped,
 from microscope_tui.lines import Palette, glyphs_for
 from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
 from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
-from microscope_tui.sources import Asked, Search
+from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import DEFAULT_MEMORY, Fleet, VerdictCache
 
 _LOCAL_S, _REMOTE_S = 0.5, 1.9  # between two redraws, which take a tenth at most
@@ -30,14 +30,14 @@ def watch_with(
     *,
     memory: int = DEFAULT_MEMORY,
     spool: int = MOST_BYTES,
-    asked: Asked | None = None,
+    source: SourceRequest | None = None,
 ) -> int:
     """Open the screens on ``path``, a pipe for ``-``.
 
     ``memory`` are the bytes that the history may take, ``spool`` those of a pipe that may be kept
-    on disk. Other tools' files are read as ``asked``; by default as the config file says.
+    on disk. Other tools' files are read as ``source``; by default as the config file says.
     """
-    search = Search(path, asked or Asked(rules=user.rules))
+    search = Search(path, source or SourceRequest(rules=user.rules))
     if not (sys.stderr.isatty() and (path == PIPE or sys.stdin.isatty())):
         from microscope_tui.commands.snapshot import print_snapshot
 

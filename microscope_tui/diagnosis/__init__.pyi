@@ -12,7 +12,7 @@ from .context import Context as Context
 from .context import Criteria as Criteria
 from .context import Limits as Limits
 from .context import RouterBaseline as RouterBaseline
-from .context import is_moment as is_moment
+from .context import is_one_step as is_one_step
 from .engine import BadState as BadState
 from .engine import Diagnosis as Diagnosis
 from .engine import Pending as Pending

@@ -10,7 +10,7 @@ the first sign, and the same remedy. More balancing does not help a router whose
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.diagnosis.context import WHEN, is_moment
+from microscope_tui.diagnosis.context import WHEN, is_one_step
 from microscope_tui.diagnosis.episodes import EXACT, WHOLE_RUN, Episode, Finding, Severity
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import (
@@ -77,7 +77,7 @@ def advise(
     worst, rule = finding.worst, RULES[finding.rule]
     around = circumstances(finding, tuple(beside) or finding.episodes)
     where = f" in {_layers(finding.layers)}" if finding.layers else ""
-    since = WHEN if is_moment(run) else f"since step {finding.onset:,}"
+    since = WHEN if is_one_step(run) else f"since step {finding.onset:,}"
     if not finding.active:
         ended = max(e.recovered_at or e.last for e in finding.episodes)
         since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"

@@ -107,9 +107,9 @@ class Context:
         return self.profile != "eval"
 
     @property
-    def moment(self) -> bool:
-        """Whether there is a single step: see ``is_moment``."""
-        return is_moment(self.run, self.profile)
+    def one_step(self) -> bool:
+        """Whether there is a single step: see ``is_one_step``."""
+        return is_one_step(self.run, self.profile)
 
     @property
     def confidence(self) -> str:
@@ -145,7 +145,7 @@ class Criteria:
 ANYTHING = Criteria()
 
 
-def is_moment(run: RunRecord, profile: str = "") -> bool:
+def is_one_step(run: RunRecord, profile: str = "") -> bool:
     """Whether ``run`` is a single moment: an evaluation of one step, such as one dump of counts.
 
     It has no time axis. Nothing can persist or change in it, so one line is enough for an alarm.

@@ -65,7 +65,7 @@ class Diagnosis:
         self.checkpoints: list[int] = []
         self.warm_until = context.warm_up
         self.judged_since: int | None = None
-        """First step past the warm-up; see ``standing.warm_up_left``."""
+        """First step past the warm-up; see ``warm_up_left``."""
         self.seen: set[str] = set()
         """The numbers that the log has: see ``signals.see``."""
         self.too_few = ""
@@ -99,7 +99,7 @@ class Diagnosis:
         view = StepView(record, self.run.routers, counts, biases)
         self.ledger.see(view)
         see(view, self.seen)
-        if self.ledger.context.moment:
+        if self.ledger.context.one_step:
             self.too_few = _too_few(view, self.ledger.context)
         changed: list[Episode] = []
         self._unmeasured = frozenset()
@@ -108,8 +108,8 @@ class Diagnosis:
             for index, reading in rule.events(view):
                 if index not in silent:
                     changed.append(self.ledger.open(rule.name, index, record.step, reading))
-            if WHOLE_RUN not in silent and (causes := rule.standing(view)) is not None:
-                changed += self.ledger.stand(rule.name, record.step, causes)
+            if WHOLE_RUN not in silent and (causes := rule.whole_run_causes(view)) is not None:
+                changed += self.ledger.set_causes(rule.name, record.step, causes)
             readings = rule.read(view)
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
@@ -186,9 +186,9 @@ class Diagnosis:
             for index, track in list(rule.tracks.items()):
                 if not track.over and self.ledger.running(rule.name, index) is None:
                     del rule.tracks[index]
-            self.keep_looking(rule, self.ledger.running_of(rule.name))
+            self.evaluate_open(rule, self.ledger.running_of(rule.name))
 
-    def go_on(self, run: RunRecord) -> None:
+    def change_header(self, run: RunRecord) -> None:
         """The same model has a new header: judge its settings again."""
         context = self._judge_by(run)
         self.ledger.context = context
@@ -210,12 +210,12 @@ class Diagnosis:
         }
         return context
 
-    def keep_looking(self, rule: AnyRule, episodes: Sequence[Episode]) -> None:
+    def evaluate_open(self, rule: AnyRule, episodes: Sequence[Episode]) -> None:
         """Have a rule evaluate open episodes until they end."""
         for episode in episodes:
             rule.track(episode.router_index)
         if episodes:
-            rule.keep_looking(episodes)
+            rule.evaluate_open(episodes)
 
     def blind_spots(self) -> dict[str, str]:
         """Rules that cannot be evaluated on this log, and why."""
@@ -233,7 +233,9 @@ class Diagnosis:
 
     def _wanted(self, context: Context) -> Iterator[type[AnyRule]]:
         for rule in RULES.values():
-            fits = rule.judges_moment if context.moment else context.trains or not rule.trains_only
+            fits = (
+                rule.judges_one_step if context.one_step else context.trains or not rule.trains_only
+            )
             if fits and rule.name not in self._criteria.ignore:
                 yield rule
 
@@ -293,7 +295,9 @@ def _too_few(view: StepView, context: Context) -> str:
     found = {i: expected(view, i, context.run) for i, v in enumerate(values) if math.isfinite(v)}
     if not found:
         return ""
-    limits = [context.limits.of(rule.limits_type) for rule in RULES.values() if rule.judges_moment]
+    limits = [
+        context.limits.of(rule.limits_type) for rule in RULES.values() if rule.judges_one_step
+    ]
     needed = max(getattr(mine, "evidence", 0) for mine in limits)
     least = min(found, key=lambda index: found[index] or 0.0)
     known = found[least]
@@ -461,6 +465,6 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
     diagnosis.ledger.resume()
     for rule in diagnosis.rules:
         running = diagnosis.ledger.running_of(rule.name)
-        diagnosis.keep_looking(rule, [e for e in running if e.router_index not in rule.tracks])
+        diagnosis.evaluate_open(rule, [e for e in running if e.router_index not in rule.tracks])
     diagnosis.adapt()
     return diagnosis

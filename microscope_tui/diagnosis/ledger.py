@@ -118,7 +118,7 @@ class Ledger:
             del self._running[episode.rule, episode.router_index]
             yield episode
 
-    def stand(self, rule: str, step: int, causes: Mapping[str, Severity]) -> Iterator[Episode]:
+    def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> Iterator[Episode]:
         """Open the new causes that hold for the whole run, end those that are gone."""
         held = {e.facts.get("cause"): e for e in self.episodes if e.rule == rule and e.active}
         for cause, episode in held.items():
@@ -250,7 +250,7 @@ def _worse(reading: Reading, episode: Episode) -> bool:
 
 
 def _is_evaluated(episode: Episode) -> bool:
-    """Whether evaluations update and end it, not the causes of ``standing``."""
+    """Whether evaluations update and end it, not the causes of ``whole_run_causes``."""
     return not RULES[episode.rule].judges_settings
 
 

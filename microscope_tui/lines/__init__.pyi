@@ -1,6 +1,6 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
+from .alerts import AlertState as AlertState
 from .alerts import Entry as Entry
-from .alerts import Standing as Standing
 from .alerts import entries_of as entries_of
 from .alerts import evidence as evidence
 from .alerts import fit_alerts as fit_alerts

@@ -49,7 +49,7 @@ _AIRY_FROM = 14
 _MOST_EXPERTS = 24
 
 
-class Standing(StrEnum):
+class AlertState(StrEnum):
     """State of an alert at the shown step."""
 
     ACTIVE = "active"
@@ -65,7 +65,7 @@ class Entry:
 
     finding: Finding
     advice: Advice
-    standing: Standing
+    state: AlertState
     key: str
     """Key of the alert in the set of seen alerts."""
     seen: bool
@@ -79,12 +79,12 @@ class Entry:
     def text(self) -> str:
         """The text that a filter matches."""
         word = WORD_OF_SEVERITY[self.finding.severity]
-        return " ".join([self.finding.rule, word, self.standing, *self.finding.layers])
+        return " ".join([self.finding.rule, word, self.state, *self.finding.layers])
 
     @property
     def role(self) -> str:
         """Active alerts have the colour of their severity."""
-        active = self.standing is Standing.ACTIVE
+        active = self.state is AlertState.ACTIVE
         return ROLE_OF_SEVERITY[self.finding.severity] if active else "dim"
 
     @property
@@ -97,7 +97,7 @@ class Entry:
     @property
     def end(self) -> str:
         """The step of its end, or ``active``."""
-        if self.standing is Standing.LATER:
+        if self.state is AlertState.LATER:
             return "later"
         if self.finding.active:
             return "active"
@@ -126,14 +126,14 @@ def entries_of(
     entries: list[Entry] = []
     later = [pair for pair in known if pair[0].onset > view.step]
     for finding, advice in [*view.findings, *later]:
-        standing = Standing.ACTIVE if finding.active else Standing.RECOVERED
+        state = AlertState.ACTIVE if finding.active else AlertState.RECOVERED
         if finding.severity is Severity.INFO:
-            standing = Standing.NOTE
+            state = AlertState.NOTE
         if len(entries) >= len(view.findings):
-            standing = Standing.LATER
+            state = AlertState.LATER
         key = key_of(view.name, finding)
-        entries.append(Entry(finding, advice, standing, key, key in seen))
-    entries.sort(key=lambda entry: list(Standing).index(entry.standing))
+        entries.append(Entry(finding, advice, state, key, key in seen))
+    entries.sort(key=lambda entry: list(AlertState).index(entry.state))
     return [entry for entry in entries if pattern.matches(entry.text)]
 
 
@@ -142,10 +142,10 @@ def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
     line: Line = [Span(" alerts", "title")]
     if not entries:
         line.append(Span("   none", "dim"))
-    for standing in Standing:
-        group = [entry for entry in entries if entry.standing is standing]
+    for state in AlertState:
+        group = [entry for entry in entries if entry.state is state]
         if group:
-            word = f"{standing}s" if standing is Standing.NOTE and len(group) > 1 else standing
+            word = f"{state}s" if state is AlertState.NOTE and len(group) > 1 else state
             worst = max(group, key=lambda entry: entry.finding.severity)
             line.append(Span(f"   {len(group)} {word}", worst.role))
     return spread(line, [Span(f"{said} ", "faint")], width)
@@ -183,7 +183,7 @@ def list_width(entries: Sequence[Entry], columns: int) -> int:
 def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
     """One alert."""
     finding, role = entry.finding, entry.role
-    bright = "value" if entry.standing is Standing.ACTIVE or chosen else "dim"
+    bright = "value" if entry.state is AlertState.ACTIVE or chosen else "dim"
     severity = f"{finding.severity.letter} {finding.severity.label}"
     rule = shortened(finding.rule, table.width_of("rule") - 1)
     return table.line(
@@ -202,7 +202,7 @@ def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
 
 def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
     """Severity over time, in the columns of the ribbon below it; a letter where it changes."""
-    later, line = entry.standing is Standing.LATER, [Span(f" {'alert':<7}", "dim")]
+    later, line = entry.state is AlertState.LATER, [Span(f" {'alert':<7}", "dim")]
     newest, before = view.newest_step if later else view.step, None
     for mark in worst_of_columns(entry.finding.episodes, view.window, cells, newest):
         if mark is None:
@@ -293,7 +293,7 @@ def copied_text(entry: Entry, view: RunView) -> str:
     finding, advice = entry.finding, entry.advice
     return (
         f"{view.name} step {view.step:,}: {finding.severity.label} {finding.rule}, "
-        f"{entry.standing}\nVerdict: {advice.verdict}\nWhy: {advice.why}\nNext: {advice.next}"
+        f"{entry.state}\nVerdict: {advice.verdict}\nWhy: {advice.why}\nNext: {advice.next}"
     )
 
 

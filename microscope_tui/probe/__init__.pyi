@@ -5,9 +5,13 @@ from .checkpoints import trace_texts as trace_texts
 from .counter import Call as Call
 from .counter import Calls as Calls
 from .counter import RoutingCounter as RoutingCounter
-from .finding import find_sites as find_sites
+from .find_routers import find_sites as find_sites
 from .judge import Alert as Alert
 from .judge import RunJudge as RunJudge
+from .probed_model import CannotProbe as CannotProbe
+from .probed_model import ProbedModel as ProbedModel
+from .probed_model import folder_of as folder_of
+from .probed_model import out_of_memory as out_of_memory
 from .probing import Outcome as Outcome
 from .probing import refuse_unknown as refuse_unknown
 from .probing import run_probe as run_probe
@@ -17,10 +21,6 @@ from .sites import Adapter as Adapter
 from .sites import Choice as Choice
 from .sites import Scores as Scores
 from .sites import Site as Site
-from .subject import CannotProbe as CannotProbe
-from .subject import Subject as Subject
-from .subject import folder_of as folder_of
-from .subject import out_of_memory as out_of_memory
 from .tables import MOST_TELLING as MOST_TELLING
 from .texts import BadText as BadText
 from .texts import CharacterPieces as CharacterPieces

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from microscope_tui.probe.finding import find_sites
+from microscope_tui.probe.find_routers import find_sites
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
@@ -69,7 +69,7 @@ def attach(
     probe = Probe(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
     )
-    probe.begin(ranks.told(first)[0], resumed, judgement, planned_steps)
+    probe.begin(ranks.all_gather(first)[0], resumed, judgement, planned_steps)
     if judgement is None:  # else the run before has said it
         probe.check_settings()
     return probe
@@ -78,7 +78,7 @@ def attach(
 def _agree(ranks: Ranks, problem: Exception | None, sites: list[Site], folder: Path) -> None:
     """Continue where no rank has a problem and all have the same routers; else all raise."""
     routers = ", ".join(f"{site.name}×{site.num_experts}" for site in sites)
-    told = ranks.told((None if problem is None else str(problem), routers))
+    told = ranks.all_gather((None if problem is None else str(problem), routers))
     if problem is not None:
         raise problem
     for rank, (text, other) in enumerate(told):

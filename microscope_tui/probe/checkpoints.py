@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microscope_tui.probe.probing import run_probe
-from microscope_tui.probe.subject import (
+from microscope_tui.probe.probed_model import (
     DTYPES,
     CannotProbe,
-    Subject,
+    ProbedModel,
     choose_device,
     folder_of,
     load_published,
 )
+from microscope_tui.probe.probing import run_probe
 from microscope_tui.probe.texts import CharacterPieces, TokenizerPieces, Window
 from moe_model import DESCRIPTION, CharTokenizer, CheckpointError, read_checkpoint
 from moe_model.sampling import generate
@@ -28,7 +28,7 @@ from moe_model.sampling import generate
 
 def load(
     name: str, *, dtype: str = "auto", device: str = "auto", download: bool = False
-) -> Subject:
+) -> ProbedModel:
     """The model that ``name`` names, in evaluation mode.
 
     Args:
@@ -51,7 +51,7 @@ def load(
     return load_published(folder_of(name, download), name.split("/")[-1], dtype, where)
 
 
-def _own(path: Path, dtype: str, device: torch.device) -> Subject:
+def _own(path: Path, dtype: str, device: torch.device) -> ProbedModel:
     try:
         found = read_checkpoint(path)
         tokenizer = found.tokenizer
@@ -63,10 +63,10 @@ def _own(path: Path, dtype: str, device: torch.device) -> Subject:
     name = path.absolute().name
     if name in ("latest", "previous", "best", "collapse"):
         name = f"{path.absolute().parent.name}-{name}"
-    return subject_of(model, tokenizer, name, found.stop_ids)
+    return probed_model_of(model, tokenizer, name, found.stop_ids)
 
 
-def subject_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> Subject:
+def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> ProbedModel:
     """A ``LanguageModel`` and a tokenizer of this project.
 
     Raises:
@@ -86,7 +86,7 @@ def subject_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> Sub
         return generate(model, prompt_S, max_new_tokens=most, stop_at=stop_ids) if most else []
 
     context = model.config.max_position_embeddings
-    return Subject(name, model, pieces, context, forward, write)
+    return ProbedModel(name, model, pieces, context, forward, write)
 
 
 def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Path) -> str:
@@ -107,7 +107,7 @@ def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Pa
         return f"no trace: {folder} exists already"
     was_training = model.training
     try:
-        subject = subject_of(model.eval(), tokenizer, folder.name)
+        subject = probed_model_of(model.eval(), tokenizer, folder.name)
         parts: list[tuple[int, bytes, int]] = []
         for number, text in enumerate(texts.values()):
             pairs = zip(*subject.pieces.encode(text), strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from microscope_tui.probe.finding import text_config
+from microscope_tui.probe.find_routers import text_config
 from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site, setting

@@ -101,7 +101,7 @@ class RunJudge:
             if self.since > 1:
                 self._diagnosis.restart(self.since)
         else:
-            self._diagnosis, self.since = _go_on(run, state)
+            self._diagnosis, self.since = _resumed(run, state)
 
     def observe(self, line: bytes, counts: CountSource, biases: BiasSource) -> list[Alert]:
         """Judge one step; return what began or grew worse with it.
@@ -223,7 +223,7 @@ def _settings(run: RunRecord) -> RunRecord:
     return replace(run, run="", time=None, resumed_at_step=None)
 
 
-def _go_on(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
+def _resumed(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
     """The judgement of ``state``, and since when it judges, to go on under the header ``run``."""
     try:
         kept = msgspec.msgpack.decode(state, type=_Saved)
@@ -244,5 +244,5 @@ def _go_on(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
         # The state is part of that checkpoint, and so older than the event that tells of it.
         diagnosis.observe_event(EventRecord("checkpoint", step=first - 1))
     if _settings(run) != kept.run:
-        diagnosis.go_on(run)
+        diagnosis.change_header(run)
     return diagnosis, kept.since

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.header import check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.losses import grad_squares
@@ -26,7 +27,6 @@ from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, shortened, step_record
-from microscope_tui.probe.watching import Watch
 
 _logger = logging.getLogger(__name__)
 claimed: set[Path] = set()
@@ -59,7 +59,7 @@ class Probe:
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._said: set[str] = set()
-        self.watch = Watch(model, sites, mode, saliency)
+        self.hooks = ForwardHooks(model, sites, mode, saliency)
         self.begin(1, False, None, None)
 
     def begin(
@@ -104,7 +104,7 @@ class Probe:
             scalars: Whatever else is worth a place in the line: ``learning_rate``, ``grad_norm``.
         """
         self._step = self._step + 1 if step is None else int(step)
-        due, self.watch.on = self.watch.on, False
+        due, self.hooks.on = self.hooks.on, False
         if due:
             self._record(loss, losses, scalars)
         self._next()
@@ -112,7 +112,7 @@ class Probe:
     def read_gradients(self) -> None:
         """Take the norm of the routers' gradients now, for a trainer that clears them before
         ``step`` is called."""
-        if self.watch.on:
+        if self.hooks.on:
             self._squares = self._try(lambda: grad_squares(self.sites, self.ranks))
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
@@ -145,7 +145,7 @@ class Probe:
             reason: How the run ended: ``finished``, ``stopped``, ``collapse``, ``signal`` or
                 ``failed``.
         """
-        self.watch.detach()
+        self.hooks.detach()
         claimed.discard(self._folder)
         if self._log is not None:
             self._log.end(self._step, reason)
@@ -163,13 +163,13 @@ class Probe:
 
     def _next(self) -> None:
         self._squares = None
-        self.watch.reset(on=(self._step + 1) % self._every == 0)
+        self.hooks.reset(on=(self._step + 1) % self._every == 0)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
         """One line. The sums over ranks happen whatever else goes wrong."""
-        watch, ranks = self.watch, self.ranks
+        hooks, ranks = self.hooks, self.ranks
         if self.layout is None:
-            self.layout = Layout.agreed(self.sites, watch.calls.seen, ranks)
+            self.layout = Layout.agreed(self.sites, hooks.calls.seen, ranks)
         layout = self.layout
         vector = self._try(lambda: self._vector(layout, loss))
         if vector is None:  # it still takes part in the sum
@@ -193,16 +193,16 @@ class Probe:
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step: nothing but its state where it does not count."""
-        watch, ranks = self.watch, self.ranks
-        speaks = ranks.counts and not watch.problem
-        parts = list(watch.calls.parts(layout.num_experts))
+        hooks, ranks = self.hooks, self.ranks
+        speaks = ranks.counts and not hooks.problem
+        parts = list(hooks.calls.parts(layout.num_experts))
         device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
-        extra[0] = float(bool(watch.problem))
-        extra[1] = float(watch.passes if speaks else 0)
+        extra[0] = float(bool(hooks.problem))
+        extra[1] = float(hooks.passes if speaks else 0)
         extra[2] = float(self.wants_stop)
-        if speaks and watch.losses is not None:
-            extra[3:7] = watch.losses.read(device)
+        if speaks and hooks.losses is not None:
+            extra[3:7] = hooks.losses.read(device)
         if speaks and loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
@@ -268,7 +268,7 @@ class Probe:
                 step,
                 shortened(lacking),
             )
-        if self.watch.outside:
+        if self.hooks.outside:
             self._once(
                 "routers run outside the forward of the model that was given to attach, and are "
                 "not counted: attach to the module that the training calls"
@@ -289,7 +289,7 @@ class Probe:
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
             judgement=self._judgement,
-            **describe(self._model, self.sites, layout.rows, self.watch.passes),
+            **describe(self._model, self.sites, layout.rows, self.hooks.passes),
         )
 
     def _try(self, call: Callable[[], Any]) -> Any:
@@ -297,7 +297,7 @@ class Probe:
             with torch.no_grad():
                 return call()
         except Exception as error:  # whatever it is, the training matters more
-            self.watch.fail(error)
+            self.hooks.fail(error)
             return None
 
 

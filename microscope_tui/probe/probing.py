@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from microscope_tui.probe.attaching import attach
 from microscope_tui.probe.counter import Tracer
-from microscope_tui.probe.finding import find_sites
+from microscope_tui.probe.find_routers import find_sites
 from microscope_tui.probe.header import dtype_name
 from microscope_tui.probe.probe import Probe
-from microscope_tui.probe.recording import Recording
-from microscope_tui.probe.subject import CannotProbe, Subject, out_of_memory
+from microscope_tui.probe.probed_model import CannotProbe, ProbedModel, out_of_memory
 from microscope_tui.probe.texts import Window, batches, tensors
+from microscope_tui.probe.trace_file import TraceFile
 from microscope_tui.routing import FILE_NAME, Tables
 from microscope_tui.runlog import LOG_NAME
 
@@ -46,7 +46,7 @@ class Outcome:
     """Why it failed."""
 
 
-def refuse_unknown(subject: Subject, slices: int) -> None:
+def refuse_unknown(subject: ProbedModel, slices: int) -> None:
     """Check that there is something to trace, before a folder is made.
 
     Raises:
@@ -65,7 +65,7 @@ def refuse_unknown(subject: Subject, slices: int) -> None:
 
 
 def run_probe(
-    subject: Subject,
+    subject: ProbedModel,
     windows: Sequence[Window],
     slices: Sequence[str],
     folder: Path,
@@ -102,20 +102,20 @@ class _Run:
     """One probe under way."""
 
     def __init__(
-        self, subject: Subject, folder: Path, slices: list[str], whole: int, progress: Progress
+        self, subject: ProbedModel, folder: Path, slices: list[str], whole: int, progress: Progress
     ) -> None:
         self._subject, self._folder, self._slices = subject, folder, slices
         self._whole, self._progress = whole, progress
         self._tracer = Tracer()
-        self._recording: Recording | None = None
+        self._trace_file: TraceFile | None = None
 
     @property
     def tokens(self) -> int:
-        return 0 if self._recording is None else self._recording.tokens
+        return 0 if self._trace_file is None else self._trace_file.tokens
 
     def trace(self, probe: Probe, parts: Iterator[list[Window]], interrupt: Interrupt) -> Outcome:
         """Run the model over all batches; never raises."""
-        probe.watch.tracer = self._tracer
+        probe.hooks.tracer = self._tracer
         number, size, longest = 0, 0, 0
         try:
             for batch in parts:
@@ -143,12 +143,12 @@ class _Run:
 
     def _write(self, probe: Probe, batch: list[Window], loss: float | None) -> None:
         traced = self._tracer.take()
-        if probe.watch.problem or not traced:
-            raise RuntimeError(probe.watch.problem or "no router was seen in the forward pass")
+        if probe.hooks.problem or not traced:
+            raise RuntimeError(probe.hooks.problem or "no router was seen in the forward pass")
         probe.step(loss=loss)
-        if self._recording is None:
+        if self._trace_file is None:
             assert probe.layout is not None
-            self._recording = Recording(
+            self._trace_file = TraceFile(
                 self._folder / FILE_NAME,
                 probe.layout.rows,
                 probe.sites,
@@ -158,12 +158,12 @@ class _Run:
                 model=self._subject.name,
                 dtype=dtype_name(self._subject.model),
             )
-        self._recording.add(batch, traced)
+        self._trace_file.add(batch, traced)
 
     def conclude(self, probe: Probe, outcome: Outcome, interrupt: Interrupt) -> Outcome:
         """Close the log, compute the tables and finish the file; without a token, remove both."""
         probe.detach(outcome.reason)
-        recording = self._recording
+        recording = self._trace_file
         if recording is None or not recording.tokens:
             if recording is not None:
                 recording.writer.abandon()

@@ -16,7 +16,7 @@ _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "mod
 """Names of mesh dimensions along which every rank sees the same tokens."""
 
 
-_Told = TypeVar("_Told")
+_T = TypeVar("_T")
 
 
 class Ranks:
@@ -41,7 +41,7 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def told(self, own: _Told) -> list[_Told]:
+    def all_gather(self, own: _T) -> list[_T]:
         """What every rank tells; all ranks have to ask."""
         everyone = [own] * self.size
         if self.size > 1:

@@ -127,7 +127,7 @@ class Layout:
         for (place, number), k in seen.items():
             passes[place] = max(passes[place], number + 1)
             top_k[place] = sites[place].top_k or k
-        return cls.of(sites, *torch.tensor(ranks.told((passes, top_k))).amax(dim=0).tolist())
+        return cls.of(sites, *torch.tensor(ranks.all_gather((passes, top_k))).amax(dim=0).tolist())
 
     def vector(
         self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int

@@ -156,7 +156,7 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
     """
     found, split = Reading([], []), 0
     skipped: list[str] = []
-    strangers: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     room = length - len(pieces.prefix)
     if room < 1:
         raise BadText(f"a window of {length} has no room for text: choose a larger --window")
@@ -164,7 +164,7 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
         left = max(1, tokens // len(slices))
         for path in one.files:
             try:
-                ids, texts = _encode(path, pieces, left, strangers)
+                ids, texts = _encode(path, pieces, left, unknown)
             except BadText as error:
                 if path in one.named:
                     raise
@@ -180,8 +180,8 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
                 found.windows.append(window)
             if left <= 0:
                 break
-    if not found.windows and strangers:
-        raise BadText(f"{_listed(strangers)} are all there is, and the model has no token for them")
+    if not found.windows and unknown:
+        raise BadText(f"{_listed(unknown)} are all there is, and the model has no token for them")
     if not found.windows:
         names = ", ".join(one.name for one in slices)
         raise BadText(f"{names}: no text to read; name UTF-8 files that are not empty")
@@ -190,8 +190,8 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
             f"texts longer than a window of {length:,} tokens: {split:,}; read in several windows, "
             "each without what came before"
         )
-    if strangers:
-        found.notes.append(f"left out, as the model has no token for them: {_listed(strangers)}")
+    if unknown:
+        found.notes.append(f"left out, as the model has no token for them: {_listed(unknown)}")
     if skipped:
         found.notes.append(f"files left out: {len(skipped):,}; the first: {skipped[0]}")
     return found
@@ -204,14 +204,14 @@ def _listed(characters: Counter[str]) -> str:
 
 
 def _encode(
-    path: Path, pieces: Pieces, most: int, strangers: Counter[str]
+    path: Path, pieces: Pieces, most: int, unknown: Counter[str]
 ) -> tuple[list[int], list[bytes]]:
     """The first ``most`` tokens of a file; no more of it is read than they need."""
     ids: list[int] = []
     texts: list[bytes] = []
     for text in _read_text(path, min(_PIECE_BYTES, max(1 << 12, most * 8))):
-        if unknown := pieces.strangers(text):
-            strangers.update(one for one in text if one in unknown)
+        if missing := pieces.unknown_characters(text):
+            unknown.update(one for one in text if one in missing)
             text = "".join(one for one in text if one not in unknown)
         try:
             more_ids, more_texts = pieces.encode(text)
@@ -286,7 +286,7 @@ class Pieces:
         """The bytes that a token is in a text that a model writes."""
         raise NotImplementedError
 
-    def strangers(self, text: str) -> frozenset[str]:
+    def unknown_characters(self, text: str) -> frozenset[str]:
         """Characters of ``text`` to leave out: there is no token for them. A tokenizer has one for
         what it does not know, or refuses."""
         return frozenset()
@@ -306,7 +306,7 @@ class CharacterPieces(Pieces):
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
 
-    def strangers(self, text: str) -> frozenset[str]:
+    def unknown_characters(self, text: str) -> frozenset[str]:
         """See ``Pieces``: those that the model was not trained on."""
         return frozenset(text).difference(self._tokenizer.vocabulary)
 

@@ -98,8 +98,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         )
         if state.global_step and (names := _differing(self.probe.sites, marked)):
             _logger.warning(_OTHER_WEIGHTS, state.global_step, ", ".join(names[:8]))
-        self.probe.watch.losses = StepLosses(
-            self.probe.watch.model,
+        self.probe.hooks.losses = StepLosses(
+            self.probe.hooks.model,
             self.probe.ranks.counting,
             across_ranks=bool(args.average_tokens_across_devices),
         )

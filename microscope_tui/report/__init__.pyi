@@ -1,14 +1,14 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .check import NO_VERDICT as NO_VERDICT
 from .check import Alerts as Alerts
-from .check import Demand as Demand
+from .check import CheckRequest as CheckRequest
 from .check import Judgement as Judgement
 from .check import News as News
 from .check import finding_json as finding_json
+from .check import findings_with_advice as findings_with_advice
 from .check import judge as judge
 from .check import news_json as news_json
 from .check import news_text as news_text
-from .check import told as told
 from .check import verdict_json as verdict_json
 from .check import verdict_text as verdict_text
 from .check import worst_code as worst_code

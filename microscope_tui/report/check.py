@@ -22,7 +22,7 @@ from microscope_tui.diagnosis import (
     Severity,
     advise,
     group,
-    is_moment,
+    is_one_step,
     overall,
 )
 from microscope_tui.lines import listed
@@ -48,8 +48,8 @@ _COUNTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """The demand on ``check``."""
+class CheckRequest:
+    """What to judge a run by, and which findings count."""
 
     criteria: Criteria = ANYTHING
     since_step: int = 0
@@ -86,19 +86,21 @@ class Judgement:
 
 
 def judge(
-    file: RunFile, demand: Demand | None = None, *, watch: RunWatch | None = None
+    file: RunFile, request: CheckRequest | None = None, *, watch: RunWatch | None = None
 ) -> Judgement:
     """Read the whole run and judge it, unless ``watch`` has read it by the same criteria."""
-    demand = demand or Demand()
+    request = request or CheckRequest()
     if watch is None:
-        watch = RunWatch(file, demand.criteria, patient=True)
+        watch = RunWatch(file, request.criteria, patient=True)
         watch.read_all()
     state, _ = watch.state()
     diagnosis, problem = watch.diagnosis, why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []
     if diagnosis is not None:
-        findings = told(diagnosis, [e for e in diagnosis.episodes if e.onset >= demand.since_step])
-    code = NO_VERDICT if problem else exit_code([f for f, _ in findings], demand.fail_on)
+        findings = findings_with_advice(
+            diagnosis, [e for e in diagnosis.episodes if e.onset >= request.since_step]
+        )
+    code = NO_VERDICT if problem else exit_code([f for f, _ in findings], request.fail_on)
     return Judgement(
         run=file.name,
         path=safe_text(file.path, 1000),
@@ -109,11 +111,13 @@ def judge(
         findings=findings,
         problem=problem,
         waits_until=waits_until(watch),
-        notes=[*_notes_on_the_log(watch), *_notes_on_the_demand(demand, watch)],
+        notes=[*_notes_on_the_log(watch), *_notes_on_the_request(request, watch)],
     )
 
 
-def told(diagnosis: Diagnosis, episodes: Sequence[Episode]) -> list[tuple[Finding, Advice]]:
+def findings_with_advice(
+    diagnosis: Diagnosis, episodes: Sequence[Episode]
+) -> list[tuple[Finding, Advice]]:
     """These episodes as findings with their texts; information comes last."""
     run = diagnosis.run
     found = [
@@ -162,7 +166,7 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
     if watch.diagnosis is not None:
         if building_up := evidence(watch):
             yield building_up
-        if is_moment(watch.diagnosis.run):
+        if is_one_step(watch.diagnosis.run):
             yield "a single dump: rules about changes over time do not apply"
         blind = watch.diagnosis.blind_spots()
         for reason in dict.fromkeys(blind.values()):
@@ -171,9 +175,9 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
             yield f"{', '.join(rules)} {verb} not observable in this log: {reason}"
 
 
-def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
+def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[str]:
     """Remarks on the options that changed the verdict."""
-    criteria, diagnosis = demand.criteria, watch.diagnosis
+    criteria, diagnosis = request.criteria, watch.diagnosis
     if criteria.ignore:
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
     header = watch.run.profile if watch.run is not None else ""
@@ -183,13 +187,13 @@ def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
     elif header and diagnosis is not None and diagnosis.run.profile != header:
         judged = f"judged as {diagnosis.run.profile}, the header has {header}"
         yield f"{judged}; --profile chooses another"
-    yield from demand.remarks
-    if not demand.since_step:
+    yield from request.remarks
+    if not request.since_step:
         return
     last = watch.latest.record.step if watch.latest else 0
-    newest = f"; the newest step is {last:,}" if last < demand.since_step else ""
-    yield f"only findings that began at step {demand.since_step:,} or later{newest}"
-    if diagnosis is not None and (older := _still_active(diagnosis, demand.since_step)):
+    newest = f"; the newest step is {last:,}" if last < request.since_step else ""
+    yield f"only findings that began at step {request.since_step:,} or later{newest}"
+    if diagnosis is not None and (older := _still_active(diagnosis, request.since_step)):
         yield older
 
 
@@ -331,7 +335,7 @@ class Alerts:
         return [
             News(event, diagnosis.last_step, finding, advice)
             for event, episodes in changed.items()
-            for finding, advice in told(diagnosis, episodes)
+            for finding, advice in findings_with_advice(diagnosis, episodes)
         ]
 
 

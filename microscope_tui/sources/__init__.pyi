@@ -1,10 +1,4 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .assemble import SHARES_SUM as SHARES_SUM
-from .assemble import RowRecords as RowRecords
-from .assemble import config_number as config_number
-from .assemble import counts_of_shares as counts_of_shares
-from .assemble import run_record as run_record
-from .assemble import step_record as step_record
 from .catalogue import FORMATS as FORMATS
 from .catalogue import ForeignRun as ForeignRun
 from .catalogue import Search as Search
@@ -21,13 +15,19 @@ from .keys import Rule as Rule
 from .keys import Target as Target
 from .keys import rules_of as rules_of
 from .megatron import MegatronReader as MegatronReader
-from .reader import Asked as Asked
 from .reader import Record as Record
 from .reader import RecordReader as RecordReader
 from .reader import Row as Row
 from .reader import RowReader as RowReader
 from .reader import Rows as Rows
+from .reader import SourceRequest as SourceRequest
 from .reader import Unreadable as Unreadable
+from .row_records import SHARES_SUM as SHARES_SUM
+from .row_records import RowRecords as RowRecords
+from .row_records import config_number as config_number
+from .row_records import counts_of_shares as counts_of_shares
+from .row_records import run_record as run_record
+from .row_records import step_record as step_record
 from .sglang import SGLangReader as SGLangReader
 from .sqlite import Busy as Busy
 from .sqlite import Database as Database

@@ -29,7 +29,7 @@ from microscope_tui.runlog import (
     why_not_a_run,
 )
 from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.reader import DEFAULT, Asked, RecordReader, RowReader
+from microscope_tui.sources.reader import DEFAULT, RecordReader, RowReader, SourceRequest
 
 MOST_RUNS = 10_000
 """Runs of one place that are listed."""
@@ -67,19 +67,19 @@ class Format:
             return file.parent
         return file if re.fullmatch(self.files, file.name) else None
 
-    def open(self, path: Path, run: str, name: str, asked: Asked) -> RecordReader:
+    def open(self, path: Path, run: str, name: str, request: SourceRequest) -> RecordReader:
         """The reader of a run at ``path``.
 
         Args:
             run: one of ``runs``.
             name: the run's name, where the source has none.
         """
-        from microscope_tui.sources.assemble import RowRecords
+        from microscope_tui.sources.row_records import RowRecords
 
         reader = self.reader
         if issubclass(reader, RecordReader):
-            return reader(path, name, asked)
-        return RowRecords(reader(path, Keys(asked.rules), run), name, self.name, asked)
+            return reader(path, name, request)
+        return RowRecords(reader(path, Keys(request.rules), run), name, self.name, request)
 
 
 _FORMATS = (
@@ -179,13 +179,13 @@ class ForeignRun(RunFile):
     file: Path
     """The file or folder that holds it, without ``#RUN``."""
     run: str
-    asked: Asked
+    request: SourceRequest
 
     def open(self) -> Source:
         """See ``RunFile``."""
-        from microscope_tui.sources.assemble import TranslatedLog
+        from microscope_tui.sources.row_records import TranslatedLog
 
-        return TranslatedLog(self.form.open(self.file, self.run, self.name, self.asked))
+        return TranslatedLog(self.form.open(self.file, self.run, self.name, self.request))
 
     def glance(self) -> Glance:
         """Only its state: nothing is known before all of it is read."""
@@ -197,7 +197,7 @@ class ForeignRun(RunFile):
     def identity(self) -> Stamp:
         """See ``RunFile``."""
         size, modified = _size_and_time(self.file)
-        known = repr((self.form.name, os.fspath(self.file), self.run, self.asked))
+        known = repr((self.form.name, os.fspath(self.file), self.run, self.request))
         return Stamp(
             0, 0, size, round(modified * 1e9), hashlib.sha256(known.encode()).hexdigest()[:16]
         )
@@ -206,9 +206,9 @@ class ForeignRun(RunFile):
 class Search:
     """Finds the runs at one path; later searches open only what is new or has changed."""
 
-    def __init__(self, root: Path, asked: Asked = DEFAULT) -> None:
+    def __init__(self, root: Path, request: SourceRequest = DEFAULT) -> None:
         self.root = root
-        self.asked = asked
+        self.request = request
         self._known = KnownLogs(others=_file_names())
         self._seen: dict[Path, _Seen] = {}
 
@@ -238,13 +238,13 @@ class Search:
         return chosen
 
     def _of_file(self, path: Path) -> list[RunFile]:
-        named = self.asked.source
+        named = self.request.source
         if not named and why_not_a_run(path) is None:
             return find_runs(path)
         tried = []
         for form in [FORMATS[named]] if named else FORMATS.values():
             try:
-                if named or form.reader.recognises(path, self.asked.rules):
+                if named or form.reader.recognises(path, self.request.rules):
                     return self._runs_of(form, path)
             except OSError as error:
                 raise NoRuns(f"{path}: {error.strerror or error}") from error
@@ -260,7 +260,7 @@ class Search:
     def _of_folder(self, path: Path) -> list[RunFile]:
         logs = find_runs(path, self._known)
         folders = {log.path.parent for log in logs}
-        if self.asked.source:
+        if self.request.source:
             logs, folders = [], set()
         seen, self._seen = self._seen, {}
         for file in self._known.listed:
@@ -288,15 +288,15 @@ class Search:
             return  # vanished since the listing, or not readable: tried again next time
 
     def _found(self, file: Path) -> list[RunFile]:
-        named = self.asked.source
+        named = self.request.source
         for form in [FORMATS[named]] if named else FORMATS.values():
             place = form.place_of(file)
-            if place is not None and (named or form.reader.recognises(place, self.asked.rules)):
+            if place is not None and (named or form.reader.recognises(place, self.request.rules)):
                 return self._runs_of(form, place)
         return []
 
     def _runs_of(self, form: Format, path: Path) -> list[RunFile]:
-        names = form.reader.runs(path, self.asked.rules)[:MOST_RUNS]
+        names = form.reader.runs(path, self.request.rules)[:MOST_RUNS]
         return [self._run(form, path, name) for name in names]
 
     def _run(self, form: Format, path: Path, run: str) -> RunFile:
@@ -305,7 +305,7 @@ class Search:
         name = safe_text(run or (path.name if path.is_dir() else path.stem))
         size, modified = _size_and_time(path)
         return ForeignRun(
-            name, place, modified, size, form=form, file=path, run=run, asked=self.asked
+            name, place, modified, size, form=form, file=path, run=run, request=self.request
         )
 
 

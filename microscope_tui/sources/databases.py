@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from microscope_tui.runlog import BadLine, Defects, safe_text
-from microscope_tui.sources.assemble import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.keys import (
     Keys,
     Rule,
@@ -22,6 +21,7 @@ from microscope_tui.sources.keys import (
     matched,
 )
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
+from microscope_tui.sources.row_records import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.sqlite import MAGIC, Database, Tables
 
 MOST_RUNS = 1000

@@ -23,16 +23,16 @@ from typing import NamedTuple
 
 from microscope_tui import runlog
 from microscope_tui.runlog import Stamp, safe_text, stamp_of
-from microscope_tui.sources.assemble import Counts, run_record, step_record
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
 from microscope_tui.sources.reader import (
-    Asked,
     Batch,
     Record,
     RecordReader,
+    SourceRequest,
     Unreadable,
     files_of,
 )
+from microscope_tui.sources.row_records import Counts, run_record, step_record
 
 MOST_BYTES = 64 << 20
 """The longest piece read at once: as much as the longest line of a run log."""
@@ -97,8 +97,8 @@ class Late(Exception):
 class DumpReader(RecordReader):
     """Reads records from whole files."""
 
-    def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        super().__init__(path, name, asked)
+    def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
+        super().__init__(path, name, request)
         self._seen: dict[Path, tuple[Stamp, float]] = {}  # when a version was seen first
         self._start()
 
@@ -244,7 +244,7 @@ class ExactCounts:
         self,
         run: str,
         writer: str,
-        asked: Asked,
+        request: SourceRequest,
         *,
         profile: str,
         counts: str = "exact",
@@ -253,12 +253,12 @@ class ExactCounts:
         note: str = "",
         time: float | None = None,
     ) -> None:
-        """``asked`` wins over the other arguments, which are those of ``run_record``."""
-        self._run, self._writer, self._asked = run, writer, asked
-        self._profile, self._counts, self._time = asked.profile or profile, counts, time
+        """``request`` wins over the other arguments, which are those of ``run_record``."""
+        self._run, self._writer, self._request = run, writer, request
+        self._profile, self._counts, self._time = request.profile or profile, counts, time
         self.note = note
-        self._top_k = asked.top_k or top_k
-        self._num_experts = asked.num_experts or num_experts
+        self._top_k = request.top_k or top_k
+        self._num_experts = request.num_experts or num_experts
         self._width = 0  # experts seen
         self._routers: set[Router] = set()
         self._order: list[Router] = []
@@ -303,10 +303,10 @@ class ExactCounts:
                 f"{len(self._routers):,} routers with {self._experts:,} experts; at most "
                 f"{MAX_LAYERS:,} with {MAX_EXPERTS:,} are read"
             )
-        if self._asked.num_experts and self._width > self._asked.num_experts:
+        if self._request.num_experts and self._width > self._request.num_experts:
             raise Unreadable(
                 f"expert {self._width - 1} was chosen, but there are said to be "
-                f"{self._asked.num_experts}; give the number of routed experts of a layer"
+                f"{self._request.num_experts}; give the number of routed experts of a layer"
             )
         if (len(self._routers), self._experts, self._top_k) == before:
             return False

@@ -71,9 +71,9 @@ class ImatrixReader(DumpReader):
                     )
                 header = read_header(data)
                 counts = _counts(data, header)
-            top_k, note = self._asked.top_k or _top_k(counts, header), _note(counts, header)
+            top_k, note = self._request.top_k or _top_k(counts, header), _note(counts, header)
             self._run = ExactCounts(
-                self._name, "imatrix", self._asked, profile="eval", top_k=top_k, note=note
+                self._name, "imatrix", self._request, profile="eval", top_k=top_k, note=note
             )
             for record in self._run.add(Counted(1, counts, tokens_of(counts, top_k))):
                 yield 1.0, record

@@ -41,7 +41,14 @@ from microscope_tui.sources.dumps import (
     misses_ranks,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
-from microscope_tui.sources.reader import Asked, Batch, Record, RecordReader, Unreadable, files_of
+from microscope_tui.sources.reader import (
+    Batch,
+    Record,
+    RecordReader,
+    SourceRequest,
+    Unreadable,
+    files_of,
+)
 
 MOST_LINE_BYTES = 16 << 20
 """A longer line is refused; 100,000 tokens with 22 choices fit, and take 300 MB at most."""
@@ -178,8 +185,8 @@ class MegatronReader(RecordReader):
         """See ``Reader``."""
         return head.startswith(b"{") and all(key in head for key in _KEYS)
 
-    def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        super().__init__(path, name, asked)
+    def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
+        super().__init__(path, name, request)
         self._start()
 
     def _start(self) -> None:
@@ -309,7 +316,7 @@ class MegatronReader(RecordReader):
 
     def _stage_of(self, rank: int) -> int:
         """The pipeline stage of a rank; raises ``Unreadable`` if the ranks do not fit them."""
-        number, stages = len(self._ranks), self._asked.pipeline_parallel
+        number, stages = len(self._ranks), self._request.pipeline_parallel
         if stages == 1:
             return 0
         if sorted(self._ranks) != list(range(number)) or number % stages:
@@ -330,7 +337,7 @@ class MegatronReader(RecordReader):
                     f"ranks {other} and {rank} trace different layers in step {step} "
                     f"({_shown(expected)}; {_shown(routers)}): layers are numbered within a "
                     f"pipeline stage; give --pipeline-parallel N (now "
-                    f"{self._asked.pipeline_parallel})"
+                    f"{self._request.pipeline_parallel})"
                 )
         return ""
 
@@ -363,7 +370,7 @@ class MegatronReader(RecordReader):
     def _number_stages(self, parts: dict[int, RankStep]) -> None:
         """Each stage continues the layers of the one before."""
         start = 0
-        for stage in range(self._asked.pipeline_parallel):
+        for stage in range(self._request.pipeline_parallel):
             of_stage = (part for rank, part in parts.items() if self._stage_of(rank) == stage)
             layers = [router.layer for part in of_stage for router in part.counts if not router.mtp]
             self._stages.append((start, max(layers, default=-1) + 1))
@@ -374,14 +381,14 @@ class MegatronReader(RecordReader):
         alone = misses_ranks(self, self._ranks)
         if alone:
             notes.append(ONE_RANK)
-        elif ranks > 1 and self._asked.pipeline_parallel == 1:
+        elif ranks > 1 and self._request.pipeline_parallel == 1:
             notes.append(STAGES)
-        if not self._asked.num_experts:
+        if not self._request.num_experts:
             notes.append(WIDTH)
         return ExactCounts(
             self._name,
             "megatron",
-            self._asked,
+            self._request,
             profile="pretrain",
             counts="local_rank" if alone else "exact",
             note="; ".join(notes),

@@ -103,7 +103,7 @@ def as_number(value: int | bytes) -> int:
     return value
 
 
-class Heads(dict[bytes, Head]):
+class PrefixTargets(dict[bytes, Head]):
     """What a message is, by all of its bytes but the number, which are the same in every step.
 
     A target, another key, ``None`` where nobody wants it, or ``SLOW``: to be decoded by its fields.

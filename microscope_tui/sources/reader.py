@@ -2,7 +2,7 @@
 
 A ``RecordReader`` yields records of the run log as plain dicts, from the start of the source on and
 then whatever is appended. A ``RowReader`` is for the formats that hold named numbers (W&B,
-TensorBoard, JSONL …): it yields rows of numbers, and ``assemble.RowRecords`` makes records of them.
+TensorBoard, JSONL …): it yields rows of numbers, and ``RowRecords`` makes records of them.
 Both are recognised by how their content begins.
 """
 
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SourceRequest:
     """What the user says about a source; it wins over what the source says."""
 
     source: str = ""
@@ -38,7 +38,7 @@ class Asked:
     """Pipeline stages of a Megatron run."""
 
 
-DEFAULT = Asked()
+DEFAULT = SourceRequest()
 
 
 class Unreadable(OSError):
@@ -112,10 +112,10 @@ class Batch:
 class RecordReader(Reader, ABC):
     """Reads records from a source that may still grow."""
 
-    def __init__(self, path: Path, name: str, asked: Asked) -> None:
+    def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
         """``name``: of the run, where the source has none."""
         super().__init__(path)
-        self._name, self._asked = name, asked
+        self._name, self._request = name, request
 
     def sample(self, count: int) -> Sequence[Record]:
         """A header and about ``count`` steps of the whole run; empty where it must be read.

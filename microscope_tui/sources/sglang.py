@@ -155,7 +155,7 @@ class SGLangReader(DumpReader):
             self._run = ExactCounts(
                 self._name,
                 "sglang",
-                self._asked,
+                self._request,
                 profile="eval",
                 counts="local_rank" if alone else "exact",
                 top_k=counted.top_k,

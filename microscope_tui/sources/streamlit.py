@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from microscope_tui.runlog import QUIET_S, Stamp, read_at, safe_text, stamp_of
-from microscope_tui.sources.assemble import counts_of_shares, run_record, step_record
 from microscope_tui.sources.keys import (
     MAX_EXPERTS,
     MAX_LAYERS,
@@ -24,7 +23,8 @@ from microscope_tui.sources.keys import (
     as_time,
     decode_json,
 )
-from microscope_tui.sources.reader import Asked, Batch, Record, RecordReader, Unreadable
+from microscope_tui.sources.reader import Batch, Record, RecordReader, SourceRequest, Unreadable
+from microscope_tui.sources.row_records import counts_of_shares, run_record, step_record
 
 MOST_BYTES = MAX_ROW_BYTES
 """10 layers × 8 experts × 100 entries have 0.2 MB."""
@@ -41,8 +41,8 @@ class StreamlitReader(RecordReader):
         """See ``Reader``: an array that begins with loads of layers."""
         return re.match(rb"\s*\[\s*\{", head) is not None and bool(_LOAD_BYTES.search(head))
 
-    def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        super().__init__(path, name, asked)
+    def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
+        super().__init__(path, name, request)
         self._version: Stamp | None = None
         self._given = 0
         self._digest = b""  # of the entries that were given
@@ -98,7 +98,7 @@ class StreamlitReader(RecordReader):
             return []
         layers = sorted(shares)
         experts = [len(shares[layer]) for layer in layers]
-        profile = self._asked.profile or "pretrain"
+        profile = self._request.profile or "pretrain"
         header = run_record(
             self._name, layers, experts, 1, writer="streamlit", counts="top1", profile=profile
         )

@@ -21,7 +21,7 @@ from microscope_tui.sources.protobuf import (
     SLOW,
     BadMessage,
     Head,
-    Heads,
+    PrefixTargets,
     as_bytes,
     as_number,
     fields,
@@ -321,7 +321,7 @@ class EventRows:
     def __init__(self, keys: Keys) -> None:
         self.config: dict[str, object] = {}
         self._keys = keys
-        self._heads = Heads(self._head_of)
+        self._heads = PrefixTargets(self._head_of)
 
     def rows(self, events: Sequence[bytes]) -> tuple[list[Row], BadMessage | None]:
         """The rows of some events, and why the next one cannot be decoded, if so."""

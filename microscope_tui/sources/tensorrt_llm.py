@@ -30,7 +30,7 @@ from microscope_tui.sources.dumps import (
     tokens_of,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
-from microscope_tui.sources.reader import Asked, Record, Unreadable
+from microscope_tui.sources.reader import Record, SourceRequest, Unreadable
 
 MOST_META_BYTES = 1 << 16
 MOST_ENTRIES = 1 << 20
@@ -66,8 +66,8 @@ class TensorRTReader(DumpReader):
         is_meta = head.startswith(b"{") and all(key in head for key in _META_KEYS)
         return is_meta or _FIRST_KEY.match(head) is not None
 
-    def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        super().__init__(path if path.is_dir() else path.parent, name, asked)
+    def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
+        super().__init__(path if path.is_dir() else path.parent, name, request)
 
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
         if self._run is not None:
@@ -88,14 +88,14 @@ class TensorRTReader(DumpReader):
         self._run = ExactCounts(
             self._name,
             "tensorrt-llm",
-            self._asked,
+            self._request,
             profile="eval",
             counts="exact" if complete else "local_rank",
             top_k=meta.num_experts_per_token,
             num_experts=meta.num_experts or 0,
             note="" if complete else MISSING,
         )
-        top_k = self._asked.top_k or meta.num_experts_per_token
+        top_k = self._request.top_k or meta.num_experts_per_token
         for number, iteration in enumerate(iterations):
             rows = self._sum(ranks, iteration, meta.num_experts)
             if rows:

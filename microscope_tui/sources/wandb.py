@@ -16,14 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.assemble import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.keys import Keys, Rule, Target, decode_json
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     SLOW,
     BadMessage,
     Head,
-    Heads,
+    PrefixTargets,
     as_bytes,
     as_number,
     field,
@@ -32,6 +31,7 @@ from microscope_tui.sources.protobuf import (
     varint,
 )
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, coarse_to_fine
+from microscope_tui.sources.row_records import NUM_EXPERTS, TOP_K
 
 BLOCK_BYTES = 32 * 1024
 MAX_RECORD_BYTES = 64 * 1024 * 1024
@@ -81,7 +81,7 @@ class WandbReader(RowReader):
 
     def _start(self) -> None:
         self._splitter = RecordSplitter(_is_wanted)
-        self._heads = Heads(self._head_of)
+        self._heads = PrefixTargets(self._head_of)
         self._history = HistoryRows(self._heads, self._name_of)
         self._damage: Unreadable | None = None
         self._config: dict[str, object] = {}
@@ -347,7 +347,7 @@ class HistoryRows:
     decoded field by field.
     """
 
-    def __init__(self, heads: Heads, name_of: Callable[[str], Head]) -> None:
+    def __init__(self, heads: PrefixTargets, name_of: Callable[[str], Head]) -> None:
         """``name_of``: what a key is."""
         self._heads, self._name_of = heads, name_of
         self._last_step = -1

@@ -11,7 +11,7 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis import value_at
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunFile, RunRecord, StepRecord, Values
-from microscope_tui.watch.moment import Pin, pin_at
+from microscope_tui.watch.past_steps import Pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
 
 _MOST_READ = 16 << 20

@@ -82,7 +82,7 @@ class Judge:
         if run.resumed_at_step is not None:
             step = max(1, min(run.resumed_at_step, diagnosis.last_step + 1))
             diagnosis.restart(step, corrected=_is_correction(run, diagnosis))
-        diagnosis.go_on(run)
+        diagnosis.change_header(run)
 
     def _take_step(self, entry: StepEntry) -> None:
         if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:

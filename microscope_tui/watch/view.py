@@ -24,7 +24,7 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
 from microscope_tui.watch.history import NAN, Column, Curves, Window
-from microscope_tui.watch.moment import Pin
+from microscope_tui.watch.past_steps import Pin
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import MEAN_OF, balance, balance_now
 from microscope_tui.watch.state import RunState

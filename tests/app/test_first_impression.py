@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from microscope_tui.app import MainScreen, Microscope, Rows, Tiles, Wanted, draw
+from microscope_tui.app import MainScreen, Microscope, PictureRequest, Rows, Tiles, draw
 from microscope_tui.lines import Measure, SteadyLevels
 from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, judged
@@ -140,7 +140,7 @@ async def test_a_paused_step_shows_the_cells_of_a_picture_of_that_step(
         await again.screen.redraw()
         fresh = [[s for s in part._strips] for part in again.screen.query_one(Tiles).query(Rows)]
     assert paused == fresh
-    picture = await draw(Fleet(run), Wanted(columns=120, rows=40, step=298))
+    picture = await draw(Fleet(run), PictureRequest(columns=120, rows=40, step=298))
     assert "mean of" not in picture.text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app import Microscope, MismatchScreen, RunsScreen, Wanted, draw
+from microscope_tui.app import Microscope, MismatchScreen, PictureRequest, RunsScreen, draw
 from microscope_tui.routing import RoutingWriter, Shape
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import Fleet
@@ -97,7 +97,7 @@ async def test_the_picture_of_the_comparison_needs_no_keys(
 ) -> None:
     a, b = make_probe("before"), make_probe("after", flips=40)
     against = RunFile("before", a / "metrics.jsonl", 0.0)
-    wanted = Wanted("mismatch", *size, layer="L2", against=against)
+    wanted = PictureRequest("mismatch", *size, layer="L2", against=against)
     text = (await draw(Fleet(b), wanted)).text
     assert "3.33% of the choices" in text
     assert "▶ L2   10.0%" in text
@@ -130,12 +130,12 @@ async def test_a_probe_that_cannot_be_read_is_named(
     a, b = make_probe("before"), make_probe("after")
     spoil(a / "routing.bin")
     against = RunFile("before", a / "metrics.jsonl", 0.0)
-    text = (await draw(Fleet(b), Wanted("mismatch", 120, 30, against=against))).text
+    text = (await draw(Fleet(b), PictureRequest("mismatch", 120, 30, against=against))).text
     assert why in text
 
 
 async def test_probes_of_other_tokens_are_not_compared(make_probe: Make) -> None:
     a, b = make_probe("before", tokens=100), make_probe("after")
     against = RunFile("before", a / "metrics.jsonl", 0.0)
-    text = (await draw(Fleet(b), Wanted("mismatch", 120, 30, against=against))).text
+    text = (await draw(Fleet(b), PictureRequest("mismatch", 120, 30, against=against))).text
     assert "tokens: 100 in A, 200 in B" in text

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from microscope_tui.app import SCREEN_NAMES, Wanted, draw
+from microscope_tui.app import SCREEN_NAMES, PictureRequest, draw
 from microscope_tui.lines import Glyphs
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import Fleet, fleet, run_watch
@@ -158,7 +158,9 @@ async def test_a_screen_looks_as_it_did(
     monkeypatch.setattr("microscope_tui.app.session.Session.how_it_watches", lambda _: "polling")
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
     columns, rows = case.size
-    picture = await draw(Fleet(runs(case.state)), Wanted(case.screen, columns, rows), glyphs)
+    picture = await draw(
+        Fleet(runs(case.state)), PictureRequest(case.screen, columns, rows), glyphs
+    )
     assert "\x1b" not in picture.svg
     assert "\u202e" not in picture.svg
     if glyphs is Glyphs.ASCII:

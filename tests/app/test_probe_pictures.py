@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from microscope_tui.app import Wanted, draw
+from microscope_tui.app import PictureRequest, draw
 from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet, fleet, run_watch
 from tests.app.test_pictures import DRAWN_WITH, UPDATE, edit, versions, without_clock, words
@@ -75,7 +75,7 @@ async def test_a_screen_looks_as_it_did(
     for module in (fleet, run_watch):
         monkeypatch.setattr(module, "age_of", lambda *_, **__: 300.0)
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
-    wanted = Wanted(case.screen, *case.size, expert=case.expert, token=case.token)
+    wanted = PictureRequest(case.screen, *case.size, expert=case.expert, token=case.token)
     picture = await draw(Fleet(run), wanted, glyphs)
     if glyphs is Glyphs.ASCII:
         assert picture.text.isascii()

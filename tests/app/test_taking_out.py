@@ -116,14 +116,14 @@ async def test_the_bell_rings_for_a_new_critical_alert_and_only_if_asked(
         app = Microscope(Fleet(collapsed), preferences=Preferences(bell=bell))
         async with app.run_test(size=(120, 40)) as pilot:
             await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-            app.session.rings()
+            app.session.has_new_critical()
             watch = app.session.watch
             assert watch is not None
             assert watch.diagnosis is not None
             first = watch.diagnosis.episodes[0]
             known, app.session._rung = app.session._rung, set()
-            rung[bell] = app.session.rings()
-            assert app.session.rings() is False
+            rung[bell] = app.session.has_new_critical()
+            assert app.session.has_new_critical() is False
             assert bell is (known is not None)
             assert first.rule == "COLLAPSE"
     assert rung == {False: False, True: True}

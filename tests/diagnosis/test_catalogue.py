@@ -42,7 +42,7 @@ def test_a_rule_names_only_rules_and_profiles_that_there_are(name: str) -> None:
 
 @each_rule
 def test_a_rule_judges_settings_where_it_gives_causes_that_stand(name: str) -> None:
-    assert RULES[name].judges_settings == ("standing" in vars(RULES[name]))
+    assert RULES[name].judges_settings == ("whole_run_causes" in vars(RULES[name]))
 
 
 def test_every_rule_has_a_turn_of_its_own() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Criteria, Diagnosis, GradientLimits, Limits, Severity
-from microscope_tui.report import told
+from microscope_tui.report import findings_with_advice
 from microscope_tui.runlog import RouterInfo, RunRecord, StepRecord
 from tests.diagnosis.conftest import of
 
@@ -78,7 +78,7 @@ def test_gradients_that_are_no_number_are_critical(
     diagnosis = judge([make_header(), *broken])
     found = of(diagnosis, "GRADSPIKE")
     assert (found.severity, found.onset, found.alarm) == (Severity.CRITICAL, 300, 302)
-    ((_, advice),) = told(diagnosis, diagnosis.episodes)
+    ((_, advice),) = findings_with_advice(diagnosis, diagnosis.episodes)
     assert "NaN or infinite in 10 of 10 steps" in advice.why
 
 

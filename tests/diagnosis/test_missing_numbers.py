@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from microscope_tui import measures
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import snapshot_text
-from microscope_tui.report import Demand, Judgement, judge
+from microscope_tui.report import CheckRequest, Judgement, judge
 from microscope_tui.runlog import RunFile
 from tests.diagnosis.conftest import COLLAPSED, of
 
@@ -26,7 +26,7 @@ ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": 
 def judged(write_log: Any) -> Callable[[Sequence[Any]], Judgement]:
     def read(records: Sequence[Any]) -> Judgement:
         path = write_log(records)
-        return judge(RunFile("run", path, 0.0), Demand())
+        return judge(RunFile("run", path, 0.0), CheckRequest())
 
     return read
 

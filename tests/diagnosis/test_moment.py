@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.diagnosis import Criteria, restore, save
-from microscope_tui.report import Demand, Judgement, judge
+from microscope_tui.report import CheckRequest, Judgement, judge
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch
 from tests.conftest import header, step
@@ -37,7 +37,7 @@ def judged(records: Sequence[Any], **demand: Any) -> Judgement:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
         path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-        return judge(RunFile("run", path, 0.0), Demand(**demand))
+        return judge(RunFile("run", path, 0.0), CheckRequest(**demand))
 
 
 def rules(judgement: Judgement) -> set[str]:

@@ -17,7 +17,7 @@ from microscope_tui.diagnosis import (
     Limits,
     changed_limits,
 )
-from microscope_tui.report import told
+from microscope_tui.report import findings_with_advice
 from microscope_tui.runlog import Entry, RunReader
 from microscope_tui.scenarios import Shape, lines
 from microscope_tui.watch import Judge
@@ -85,7 +85,7 @@ def test_limits_that_pass_judge_every_scenario_and_can_be_put_into_words(
     diagnosis = judged(name, limits, profile).diagnosis
     assert diagnosis is not None
     assert diagnosis.last_step >= 239
-    told(diagnosis, diagnosis.episodes)
+    findings_with_advice(diagnosis, diagnosis.episodes)
 
 
 def test_every_relation_is_between_limits_there_are_and_holds_by_default() -> None:

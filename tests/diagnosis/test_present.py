@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from microscope_tui.diagnosis import Advice, Diagnosis, Episode, advise, group, restore, save
-from microscope_tui.lines import Entry, Standing, unfolded
+from microscope_tui.lines import AlertState, Entry, unfolded
 from microscope_tui.report import finding_json
 from tests.diagnosis.conftest import COLLAPSED, of, without_expert
 
@@ -56,7 +56,7 @@ def test_json_keeps_the_worst_and_gains_the_present(relieved: Diagnosis) -> None
 
 def test_the_unfolded_alert_names_both_values(relieved: Diagnosis) -> None:
     (finding,) = [f for f in relieved.findings() if f.rule == "COLLAPSE"]
-    entry = Entry(finding, told(relieved, "COLLAPSE"), Standing.ACTIVE, "key", seen=False)
+    entry = Entry(finding, told(relieved, "COLLAPSE"), AlertState.ACTIVE, "key", seen=False)
     text = "\n".join("".join(span.text for span in line) for line in unfolded(entry, 80, 30))
     assert "0 < 0.15, the worst in L2; 0.402 now" in text
 

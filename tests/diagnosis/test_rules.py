@@ -282,7 +282,7 @@ def test_an_ignored_meter_mutes_nothing(
     write_log: Any, make_header: Make, make_step: Make, balanced: Any
 ) -> None:
     from microscope_tui.diagnosis import Criteria
-    from microscope_tui.report import Demand
+    from microscope_tui.report import CheckRequest
     from microscope_tui.report import judge as judge_file
     from microscope_tui.runlog import RunFile
 
@@ -290,4 +290,4 @@ def test_an_ignored_meter_mutes_nothing(
     steps = [make_step(n, [balanced(), doubled, balanced()], 2048) for n in range(1, 300)]
     file = RunFile("run", write_log([make_header(), *steps]), 0.0)
     assert judge_file(file).exit_code == 3
-    assert judge_file(file, Demand(criteria=Criteria(frozenset({"METER"})))).exit_code == 2
+    assert judge_file(file, CheckRequest(criteria=Criteria(frozenset({"METER"})))).exit_code == 2

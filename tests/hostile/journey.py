@@ -22,7 +22,7 @@ from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.lines import Glyphs, fit_list, run_line, snapshot_text, spelled
 from microscope_tui.lines import plain as text_of
-from microscope_tui.report import Demand, format_check, judge, verdict_json, verdict_text
+from microscope_tui.report import CheckRequest, format_check, judge, verdict_json, verdict_text
 from microscope_tui.runlog import (
     NoRuns,
     RunFile,
@@ -212,7 +212,7 @@ def same_state(watch: RunWatch, other: RunWatch, way: str) -> None:
 
 def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
     """``check``, as text and as JSON, with its options."""
-    demand = Demand(
+    demand = CheckRequest(
         criteria=Criteria(ignore=rng.choice([frozenset(), frozenset({"METER"})])),
         since_step=rng.choice([0, 5]),
         fail_on=rng.choice(["warn", "crit"]),

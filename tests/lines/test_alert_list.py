@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import Entry, Pattern, Standing, alerts, line_width, plain
+from microscope_tui.lines import AlertState, Entry, Pattern, alerts, line_width, plain
 from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
 
 ALL = Pattern.parse("")
@@ -41,9 +41,9 @@ def roles(entry: Entry, view: RunView) -> list[str]:
 
 def test_active_alerts_stand_before_those_that_recovered(troubled: RunWatch) -> None:
     found = entries(view_of(troubled))
-    assert [(e.finding.rule, e.finding.layers, e.standing) for e in found] == [
-        ("COLLAPSE", ("L3",), Standing.ACTIVE),
-        ("COLLAPSE", ("L2",), Standing.RECOVERED),
+    assert [(e.finding.rule, e.finding.layers, e.state) for e in found] == [
+        ("COLLAPSE", ("L3",), AlertState.ACTIVE),
+        ("COLLAPSE", ("L2",), AlertState.RECOVERED),
     ]
     assert found[0].finding.onset == 300
 
@@ -51,16 +51,16 @@ def test_active_alerts_stand_before_those_that_recovered(troubled: RunWatch) -> 
 def test_what_begins_behind_the_shown_step_is_later(troubled: RunWatch) -> None:
     known = view_of(troubled).findings
     found = alerts.entries_of(view_at(troubled, 150), known, (), ALL)
-    assert [(e.finding.layers, e.standing) for e in found] == [
-        (("L2",), Standing.ACTIVE),
-        (("L3",), Standing.LATER),
+    assert [(e.finding.layers, e.state) for e in found] == [
+        (("L2",), AlertState.ACTIVE),
+        (("L3",), AlertState.LATER),
     ]
     layout = alerts.fit_alerts(found, 80)
     line = alerts.entry_line(found[1], layout, chosen=False)
     assert "later" in plain(line)
     assert {span.role for span in line if span.text.strip()} <= {"dim", "faint"}
     early = alerts.entries_of(view_at(troubled, 50), known, (), ALL)
-    assert [e.standing for e in early] == [Standing.LATER, Standing.LATER]
+    assert [e.state for e in early] == [AlertState.LATER, AlertState.LATER]
 
 
 @pytest.mark.parametrize(

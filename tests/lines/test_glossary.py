@@ -13,13 +13,13 @@ from microscope_tui.app import SCREENS
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import (
     WORD_OF_SEVERITY,
+    AlertState,
     Heat,
     LoadSeries,
     Look,
     Measure,
     Order,
     Pattern,
-    Standing,
     compare,
     condition,
     course_charts,
@@ -136,7 +136,7 @@ def test_every_state_badge_and_condition() -> None:
     )
     assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
-    assert not unexplained("alerts", *Standing, *WORD_OF_SEVERITY.values())
+    assert not unexplained("alerts", *AlertState, *WORD_OF_SEVERITY.values())
     assert not unexplained("alerts", *(severity.label for severity in Severity))
     conditions = {condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)}
     assert conditions == {"dead", "starving", "under", "fair", "over", "hot"}

@@ -319,7 +319,7 @@ def test_a_pass_without_tokens_counts_nothing_and_ends_nothing(tmp_path: Path) -
         for batch in (tokens(), tokens()[:0], tokens()):
             model(batch)
         probe.step()
-        assert not probe.watch.problem
+        assert not probe.hooks.problem
     assert sums(tmp_path) == [[2 * PAIRS] * 2]
 
 

@@ -97,7 +97,7 @@ def test_many_waiting_calls_are_counted_before_the_pass_ends(
 
     def forward(block: Block, x_BSD: Tensor) -> Tensor:
         output = run(block, x_BSD)
-        counted.append(len(probe.watch.calls.tallies))
+        counted.append(len(probe.hooks.calls.tallies))
         return output
 
     monkeypatch.setattr(Block, "forward", forward)
@@ -121,7 +121,7 @@ def test_a_call_too_large_to_wait_is_counted_in_a_saliency_run_too(
     with attach(model, tmp_path, routers=ROUTERS, saliency=True) as probe:
         model(tokens())
         probe.step()
-        assert not probe.watch.problem
+        assert not probe.hooks.problem
     assert sums(tmp_path) == [[2 * 12 * TOP_K] * 2]
 
 

@@ -13,7 +13,7 @@ from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
 
 
-def told(model: Any, folder: Path, caplog: Any) -> list[str]:
+def lint_verdicts(model: Any, folder: Path, caplog: Any) -> list[str]:
     """Causes in the log after two steps, which are those that were said before the first."""
     ids = torch.randint(3, 90, (2, 12))
     with caplog.at_level(logging.INFO, "microscope_tui.probe"), attach(model, folder) as probe:
@@ -51,18 +51,20 @@ def said(caplog: Any) -> list[str]:
 def test_a_setting_that_spoils_routers_is_told_once(
     family: str, changes: dict[str, Any], cause: str, tmp_path: Path, caplog: Any
 ) -> None:
-    assert any(cause in verdict for verdict in told(build(family, **changes), tmp_path, caplog))
+    assert any(
+        cause in verdict for verdict in lint_verdicts(build(family, **changes), tmp_path, caplog)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
 def test_routers_that_lora_leaves_out_are_told(tmp_path: Path, caplog: Any) -> None:
     config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(build("mixtral", output_router_logits=True), config)
-    assert any("router frozen" in verdict for verdict in told(model, tmp_path, caplog))
+    assert any("router frozen" in verdict for verdict in lint_verdicts(model, tmp_path, caplog))
 
 
 def test_trained_routers_are_not_called_frozen(tmp_path: Path, caplog: Any) -> None:
-    verdicts = told(build("mixtral", output_router_logits=True), tmp_path, caplog)
+    verdicts = lint_verdicts(build("mixtral", output_router_logits=True), tmp_path, caplog)
     assert not any("frozen" in verdict or "not applied" in verdict for verdict in verdicts)
 
 

@@ -118,7 +118,7 @@ def test_where_no_expert_is_asked_no_activations_are_held_between_steps(tmp_path
         for site in probe.sites:
             site.experts = None
         loss(model, batch("mixtral", model, "left", 0)[0]).backward()
-        assert not probe.watch._counted
+        assert not probe.hooks._counted
         probe.step()
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
     assert line["mean_weight"]

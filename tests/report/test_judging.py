@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Criteria
-from microscope_tui.report import Demand, Judgement, judge, verdict_json, verdict_text
+from microscope_tui.report import CheckRequest, Judgement, judge, verdict_json, verdict_text
 from microscope_tui.runlog import RunFile
 
 COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]
@@ -15,7 +15,7 @@ FORBIDDEN = {"ERODING", "OVERLOAD", "STARVED", "DEAD", "SHOCK", "HOT_EXPERT"}
 
 
 def judged(path: Path, **demand: Any) -> Judgement:
-    return judge(RunFile(path.parent.name, path, 0.0), Demand(**demand))
+    return judge(RunFile(path.parent.name, path, 0.0), CheckRequest(**demand))
 
 
 @pytest.fixture

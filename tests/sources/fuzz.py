@@ -18,11 +18,11 @@ from microscope_tui.runlog import RunReader, encode_record
 from microscope_tui.sources import (
     BLOCK_BYTES,
     HEADER_BYTES,
-    Asked,
     Keys,
     RecordReader,
     RowReader,
     RowRecords,
+    SourceRequest,
     Target,
     Unreadable,
     catalogue,
@@ -70,7 +70,7 @@ def read_tensorboard(data: bytes) -> None:
 def read_as(name: str, data: bytes) -> None:
     """A file as its writer would call it, opened as the catalogue does."""
     form = catalogue.FORMATS[name]
-    asked = Asked(top_k=2)
+    asked = SourceRequest(top_k=2)
     with tempfile.TemporaryDirectory() as folder:
         path = _written(os.path.join(folder, fuzz_seeds.file_name(name)), data)
         try:
@@ -93,7 +93,7 @@ FORMATS: dict[str, Callable[[bytes], None]] = {
 def journey(reader: RowReader, max_bytes: int = 1 << 20) -> None:
     """Read all there is, and make records of the run log of it."""
     try:
-        _to_the_end(RowRecords(_Checked(reader), "fuzz", "fuzz", Asked()), max_bytes)
+        _to_the_end(RowRecords(_Checked(reader), "fuzz", "fuzz", SourceRequest()), max_bytes)
     except Unreadable as why:
         _check_message(why)
 

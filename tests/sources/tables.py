@@ -4,7 +4,15 @@ import time
 from typing import Any
 
 from microscope_tui.runlog import Entry, RunReader, RunRecord, StepEntry, encode_record
-from microscope_tui.sources import Asked, Record, RecordReader, Row, RowReader, RowRecords, assemble
+from microscope_tui.sources import (
+    Record,
+    RecordReader,
+    Row,
+    RowReader,
+    RowRecords,
+    SourceRequest,
+    row_records,
+)
 
 COUNTS = [[[6, 1, 1, 0], [2, 2, 2, 2]], [[4, 2, 1, 1], [3, 3, 1, 1]], [[8, 0, 0, 0], [2, 3, 2, 1]]]
 """Three steps, two layers, four experts; k = 2 and 4 tokens per step."""
@@ -70,8 +78,8 @@ def as_run(found: list[Record]) -> tuple[RunRecord, list[StepEntry]]:
 
 def run_of(rows: RowReader, monkeypatch: Any, **asked: int) -> tuple[RunRecord, list[StepEntry]]:
     """A source of rows as a run; its last step is complete at once."""
-    monkeypatch.setattr(assemble, "COMPLETE_AFTER_S", 0.0)
-    return as_run(records(RowRecords(rows, "named", "test", Asked(**asked))))
+    monkeypatch.setattr(row_records, "COMPLETE_AFTER_S", 0.0)
+    return as_run(records(RowRecords(rows, "named", "test", SourceRequest(**asked))))
 
 
 def same_as_the_run_log(steps: list[StepEntry]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import Asked, catalogue
+from microscope_tui.sources import SourceRequest, catalogue
 from tests.sources import fuzz_seeds
 from tests.sources.dumped import drained, settle
 from tests.sources.fuzz import FORMATS, case
@@ -30,7 +30,7 @@ def test_what_is_damaged_was_sound_before(tmp_path: Path, name: str) -> None:
     path = tmp_path / fuzz_seeds.file_name(name)
     path.write_bytes(fuzz_seeds.seed_of(name))
     settle(path)
-    form, asked = catalogue.FORMATS[name], Asked(top_k=2)
+    form, asked = catalogue.FORMATS[name], SourceRequest(top_k=2)
     assert form.reader.recognises(path, asked.rules)
     for run in form.reader.runs(path, asked.rules):
         records = drained(form.open(path, run, "sound", asked))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import Asked, Search
+from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import RunWatch, Seen, pin_at
 from tests.sources import wandb_bytes
 
@@ -63,7 +63,7 @@ def opened(folder: Path, **asked: int) -> RunWatch:
     """The only run below a folder, read to its end."""
     for path in folder.rglob("*"):
         os.utime(path, (1e9, 1e9))  # at rest: the last step is complete
-    (run,) = Search(folder, Asked(**asked)).runs()  # type: ignore[arg-type]
+    (run,) = Search(folder, SourceRequest(**asked)).runs()  # type: ignore[arg-type]
     watch = RunWatch(run, patient=True)
     watch.read_all()
     assert watch.error is None
@@ -159,7 +159,7 @@ def test_without_a_folder_for_temporary_files_a_source_is_judged_without_a_past(
     def refuse() -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("microscope_tui.sources.assemble.Spool", refuse)
+    monkeypatch.setattr("microscope_tui.sources.row_records.Spool", refuse)
     jsonl(tmp_path)
     watch = opened(tmp_path, top_k=1)
     assert watch.diagnosis is not None

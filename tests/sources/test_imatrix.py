@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import FORMATS, Asked, ImatrixReader, Record, Unreadable
+from microscope_tui.sources import FORMATS, ImatrixReader, Record, SourceRequest, Unreadable
 from tests.peers.test_imatrix import CHUNK_SIZE, CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K
 from tests.peers.test_imatrix import counts_of as written_counts
 from tests.sources.dumped import (
@@ -23,8 +23,8 @@ recognises = ImatrixReader.recognises
 COUNTS = "blk.{}.ffn_{}_exps.weight.counts"
 
 
-def read(path: Path, asked: Asked | None = None) -> list[Record]:
-    return drained(ImatrixReader(path, "calibrated", asked or Asked()))
+def read(path: Path, asked: SourceRequest | None = None) -> list[Record]:
+    return drained(ImatrixReader(path, "calibrated", asked or SourceRequest()))
 
 
 def imatrix(
@@ -83,7 +83,7 @@ def test_k_is_unknown_where_the_tokens_do_not_give_it(
     path = imatrix(tmp_path / "x", {COUNTS.format(0, "gate"): [4.0, 6.0, 10.0]}, chunks, size)
     assert model_of(read(path)).get("top_k") is None
     assert "tokens" not in read(path)[-1]
-    assert model_of(read(path, Asked(top_k=2)))["top_k"] == 2
+    assert model_of(read(path, SourceRequest(top_k=2)))["top_k"] == 2
 
 
 def test_counts_that_float32_rounds_are_marked(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_matrix_of_a_dense_model_says_that_there_are_no_experts(tmp_path: Path
 
 def test_a_matrix_that_is_written_again_restarts(tmp_path: Path) -> None:
     path = imatrix(tmp_path / "x", {COUNTS.format(0, "up"): [1.0, 2.0]})
-    reader = ImatrixReader(path, "calibrated", Asked())
+    reader = ImatrixReader(path, "calibrated", SourceRequest())
     assert counts_of(drained(reader)) == {1: {"L0": [1, 2]}}
     imatrix(path, {COUNTS.format(0, "up"): [3.0, 4.0]}, datasets=2)
     assert counts_of(restarted(reader)) == {1: {"L0": [3, 4]}}

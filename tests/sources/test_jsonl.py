@@ -13,10 +13,10 @@ import pytest
 from microscope_tui.runlog import encode_record
 from microscope_tui.sources import (
     FORMATS,
-    Asked,
     JsonlReader,
     Keys,
     RowRecords,
+    SourceRequest,
     Unreadable,
     rules_of,
     run_record,
@@ -146,7 +146,7 @@ def test_layers_of_automodel_are_gates_of_unknown_order(tmp_path: Path) -> None:
         for e, load in enumerate(pair)
     }
     path = written(tmp_path / "m.jsonl", [{"step": step, **row} for step in (1, 2)])
-    found = records(RowRecords(JsonlReader(path, Keys()), "x", "jsonl", Asked()))
+    found = records(RowRecords(JsonlReader(path, Keys()), "x", "jsonl", SourceRequest()))
     assert found[0]["source"] == {"writer": "jsonl", "counts": "shares", "layer_order": "unknown"}
     run, steps = as_run(found)
     assert [router.name for router in run.routers] == ["gate 0", "gate 1", "gate 2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from microscope_tui.sources import Asked, MegatronReader, Record, Unreadable, megatron
+from microscope_tui.sources import MegatronReader, Record, SourceRequest, Unreadable, megatron
 from tests.sources.dumped import (
     counts_of,
     drained,
@@ -76,7 +76,7 @@ def trace(folder: Path, rank: int, *micro_batches: Chosen, more: str = "") -> Pa
 
 
 def read(path: Path, stages: int = 1, num_experts: int | None = EXPERTS) -> list[Record]:
-    asked = Asked(num_experts=num_experts, pipeline_parallel=stages)
+    asked = SourceRequest(num_experts=num_experts, pipeline_parallel=stages)
     return drained(MegatronReader(path, "traced", asked))
 
 
@@ -236,7 +236,7 @@ def test_every_cut_of_a_torn_tail_gives_the_same_records(tmp_path: Path) -> None
     whole = read(path)
     for cut in range(1, len(content)):
         path.write_bytes(content[:cut])
-        reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+        reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
         records = list(reader.read().records)
         with path.open("ab") as file:
             file.write(content[cut:])
@@ -259,7 +259,7 @@ def test_steps_are_followed_as_the_ranks_finish_them(
     paths = [tmp_path / f"router_trace_rank{rank}.jsonl" for rank in range(2)]
     for path in paths:
         path.touch()
-    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
     records = list(reader.read().records)
     for step in range(STEPS):
         for rank, path in enumerate(paths):
@@ -278,7 +278,7 @@ def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
     batches = [chosen(seed) for seed in range(2)]
     trace(tmp_path, 0, batches[0])
     trace(tmp_path, 1)
-    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
     assert counts_of(drained(reader)) == expected(batches[0])
     trace(tmp_path, 1, batches[1])
     assert counts_of(restarted(reader)) == expected(*batches)
@@ -286,7 +286,7 @@ def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
 
 def test_a_trace_that_begins_again_restarts_and_a_deleted_one_is_reported(tmp_path: Path) -> None:
     path = trace(tmp_path, 0, chosen(0))
-    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
     drained(reader)
     again = chosen(1, steps=1)
     trace(tmp_path, 0, again)
@@ -299,7 +299,7 @@ def test_a_trace_that_begins_again_restarts_and_a_deleted_one_is_reported(tmp_pa
 def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
     for rank in range(3):
         trace(tmp_path, rank, chosen(rank, steps=30))
-    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
     assert drained(reader, 1000) == read(tmp_path)
 
 
@@ -329,7 +329,7 @@ def test_a_damaged_line_is_refused_after_the_steps_before_it(
 ) -> None:
     ids = chosen(0)
     path = trace(tmp_path, 0, ids, more=bad)
-    reader = MegatronReader(path, "traced", Asked(num_experts=EXPERTS))
+    reader = MegatronReader(path, "traced", SourceRequest(num_experts=EXPERTS))
     records = reader.read().records
     before = expected(ids)
     assert counts_of(records) == {step: before[step] for step in range(1, STEPS)}

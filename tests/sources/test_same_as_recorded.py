@@ -11,12 +11,18 @@ import torch
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile, RunReader, StepEntry
-from microscope_tui.sources import Asked, MegatronReader, RecordReader, SGLangReader, TensorRTReader
+from microscope_tui.sources import (
+    MegatronReader,
+    RecordReader,
+    SGLangReader,
+    SourceRequest,
+    TensorRTReader,
+)
 from tests.sources import test_megatron, test_sglang
 from tests.sources.dumped import drained, encoded, entries_of, settle
 
 LAYERS, EXPERTS, K, TOKENS, STEPS, ONSET = 2, 16, 2, 256, 180, 130
-ASKED = Asked(num_experts=EXPERTS, top_k=K, profile="pretrain")
+ASKED = SourceRequest(num_experts=EXPERTS, top_k=K, profile="pretrain")
 
 
 def routing() -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import FORMATS, Asked, ForeignRun, Search, reader, split_run
+from microscope_tui.sources import FORMATS, ForeignRun, Search, SourceRequest, reader, split_run
 from microscope_tui.sources.reader import Reader
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -17,7 +17,7 @@ WANDB, IMATRIX = GOLDEN / "wandb", GOLDEN / "imatrix.gguf"
 
 def kinds(root: Path, **asked: Any) -> list[str]:
     """Format of every run that is found, ``run log`` for a run log."""
-    runs = Search(root, Asked(**asked)).runs()
+    runs = Search(root, SourceRequest(**asked)).runs()
     return sorted(run.form.name if isinstance(run, ForeignRun) else "run log" for run in runs)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from microscope_tui.sources import Asked, Record, SGLangReader, Unreadable, dumps
+from microscope_tui.sources import Record, SGLangReader, SourceRequest, Unreadable, dumps
 from tests.sources.dumped import (
     counts_of,
     drained,
@@ -70,8 +70,8 @@ def logical(values: torch.Tensor) -> torch.Tensor:
     return empty.scatter_add(2, MAP.unsqueeze(0).expand(values.shape[0], -1, -1), values)
 
 
-def read(path: Path, asked: Asked | None = None) -> list[Record]:
-    return drained(SGLangReader(path, "served", asked or Asked()))
+def read(path: Path, asked: SourceRequest | None = None) -> list[Record]:
+    return drained(SGLangReader(path, "served", asked or SourceRequest()))
 
 
 def expected(values: torch.Tensor, first: int) -> dict[int, dict[str, list[int]]]:
@@ -138,14 +138,14 @@ def test_what_stands_before_a_damaged_dump_is_returned_first(tmp_path: Path) -> 
     stat(tmp_path, values, 1.5)
     stat(tmp_path, values, 2.5).write_bytes(b"not a zip file")
     settle(tmp_path)
-    reader = SGLangReader(tmp_path, "served", Asked())
+    reader = SGLangReader(tmp_path, "served", SourceRequest())
     assert counts_of(reader.read().records) == expected(values, 1)
     with pytest.raises(Unreadable, match="cut off"):
         reader.read()
 
 
 def test_a_number_of_choices_that_the_user_gives_wins(tmp_path: Path) -> None:
-    assert model_of(read(stat(tmp_path, counts(2)), Asked(top_k=3)))["top_k"] == 3
+    assert model_of(read(stat(tmp_path, counts(2)), SourceRequest(top_k=3)))["top_k"] == 3
 
 
 def test_choices_per_token_give_k_where_the_recorder_has_room_for_eight(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_layer_that_is_used_later_gets_a_header_of_its_own(tmp_path: Path) -> 
 
 
 def test_new_dumps_of_a_live_server_are_read_when_all_ranks_have_written(tmp_path: Path) -> None:
-    reader = SGLangReader(tmp_path, "served", Asked())
+    reader = SGLangReader(tmp_path, "served", SourceRequest())
     assert drained(reader) == []
     values = [counts(10, PHYSICAL, seed) for seed in range(4)]
     for rank in range(RANKS):
@@ -193,7 +193,7 @@ def test_new_dumps_of_a_live_server_are_read_when_all_ranks_have_written(tmp_pat
 
 
 def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
-    reader = SGLangReader(tmp_path, "served", Asked())
+    reader = SGLangReader(tmp_path, "served", SourceRequest())
     values = [counts(10, PHYSICAL, seed) for seed in range(2)]
     detail(tmp_path, 0, values[0], 10.5)
     assert counts_of(drained(reader)) == expected(logical(values[0]), 1)
@@ -215,7 +215,7 @@ def test_a_server_that_restarts_counts_its_passes_again(tmp_path: Path) -> None:
 
 def test_a_replaced_file_restarts_and_a_deleted_one_is_reported(tmp_path: Path) -> None:
     path = stat(tmp_path, counts(3))
-    reader = SGLangReader(path, "served", Asked())
+    reader = SGLangReader(path, "served", SourceRequest())
     assert len(drained(reader)) == 4
     stat(tmp_path, counts(5, seed=1))
     assert len(restarted(reader)) == 6
@@ -229,7 +229,7 @@ def test_an_interrupted_dump_is_refused_until_it_is_whole(tmp_path: Path) -> Non
     content = path.read_bytes()
     path.write_bytes(content[:-30])
     settle(path)
-    reader = SGLangReader(path, "served", Asked())
+    reader = SGLangReader(path, "served", SourceRequest())
     for _ in range(2):
         with pytest.raises(Unreadable, match="still being written, or was cut off"):
             reader.read()
@@ -240,7 +240,7 @@ def test_an_interrupted_dump_is_refused_until_it_is_whole(tmp_path: Path) -> Non
 
 def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
     path = stat(tmp_path, counts(40))
-    reader = SGLangReader(path, "served", Asked())
+    reader = SGLangReader(path, "served", SourceRequest())
     first = reader.read(1)
     assert 0 < len(first.records) < 41
     assert 0 < reader.offset < reader.size
@@ -287,7 +287,7 @@ def test_foreign_content_is_refused_with_a_reason(
 def test_dumps_of_two_modes_in_one_folder_are_refused(tmp_path: Path) -> None:
     stat(tmp_path, counts(2), 1.5)
     detail(tmp_path, 0, counts(2, PHYSICAL), 2.5)
-    reader = SGLangReader(tmp_path, "served", Asked())
+    reader = SGLangReader(tmp_path, "served", SourceRequest())
     with pytest.raises(Unreadable, match="two modes"):
         drained(reader)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import FORMATS, Asked, StreamlitReader, Unreadable
+from microscope_tui.sources import FORMATS, SourceRequest, StreamlitReader, Unreadable
 from tests.sources.tables import as_run, records
 
 recognises = StreamlitReader.recognises
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def reader(path: Path) -> StreamlitReader:
-    return StreamlitReader(path, "older", Asked())
+    return StreamlitReader(path, "older", SourceRequest())
 
 
 def test_top_1_shares_come_out_with_one_choice_per_token(path: Path) -> None:

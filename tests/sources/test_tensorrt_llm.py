@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from microscope_tui.sources import Asked, Record, TensorRTReader, Unreadable
+from microscope_tui.sources import Record, SourceRequest, TensorRTReader, Unreadable
 from tests.sources.dumped import (
     counts_of,
     drained,
@@ -49,8 +49,8 @@ def write(folder: Path, raw: bool = False, ranks: int = RANKS) -> None:
     settle(folder)
 
 
-def read(path: Path, asked: Asked | None = None) -> list[Record]:
-    return drained(TensorRTReader(path, "served", asked or Asked()))
+def read(path: Path, asked: SourceRequest | None = None) -> list[Record]:
+    return drained(TensorRTReader(path, "served", asked or SourceRequest()))
 
 
 def expected(ranks: int = RANKS) -> dict[int, dict[str, list[int]]]:
@@ -100,13 +100,13 @@ def test_without_meta_info_k_is_the_users(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "meta_info.json").unlink()
     assert model_of(read(tmp_path)).get("top_k") is None
-    assert model_of(read(tmp_path, Asked(top_k=K)))["top_k"] == K
+    assert model_of(read(tmp_path, SourceRequest(top_k=K)))["top_k"] == K
     assert counts_of(read(tmp_path)) == expected()
 
 
 def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
     write(tmp_path, ranks=2)
-    reader = TensorRTReader(tmp_path, "served", Asked())
+    reader = TensorRTReader(tmp_path, "served", SourceRequest())
     assert counts_of(drained(reader)) == expected(2)
     safetensors.torch.save_file(counted(chosen(2)), tmp_path / "rank2.safetensors")
     settle(tmp_path / "rank2.safetensors")
@@ -117,7 +117,7 @@ def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
 
 def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
     write(tmp_path)
-    reader = TensorRTReader(tmp_path, "served", Asked())
+    reader = TensorRTReader(tmp_path, "served", SourceRequest())
     assert drained(reader, 1) == read(tmp_path)
 
 

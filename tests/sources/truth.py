@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from microscope_tui.runlog import Entry, RunReader, encode_record
-from microscope_tui.sources import Asked, Row, RowReader, RowRecords
+from microscope_tui.sources import Row, RowReader, RowRecords, SourceRequest
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = (10, 20, 30, 40)
@@ -61,7 +61,7 @@ def read_all(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
 
 def entries_of(reader: RowReader) -> tuple[list[Entry], int]:
     """The records of the run log that a source becomes, as read back; the number of defects."""
-    records = RowRecords(reader, "run", "test", Asked())
+    records = RowRecords(reader, "run", "test", SourceRequest())
     log = RunReader("run")
     entries: list[Entry] = []
     while True:

@@ -69,13 +69,13 @@ class AlertsScreen(ListScreen):
             height = min(count + 1, max(min(_LEAST_LIST, room // 2), room - _DETAIL_LINES))
         shown = self.in_view(self.at, count, height - bool(count))
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,} of {count:,}"
-        said = [part if count > self.list_rows else "", self.filter_said()]
+        said = [part if count > self.list_rows else "", self.filter_note()]
         title = "  ·  ".join(text for text in said if text)
         self.show("alerts-title", [alerts.title_line(entries, columns, title)])
         if not entries:
             nothing = alerts.no_alerts(view, columns)
             if self.pattern.text:
-                text = f"  no alert matches {self.filter_said(60)}"
+                text = f"  no alert matches {self.filter_note(60)}"
                 nothing = [pad([], columns), pad([Span(text, "dim")], columns)]
             self.show("alert-list", nothing[:height], width=width, height=height)
             self.show("alert-detail", [])
@@ -112,21 +112,21 @@ class AlertsScreen(ListScreen):
         """Mark the chosen alert as seen, or as not seen."""
         entry = self._entry
         if entry is None:
-            self.tell("no alert", "dim")
+            self.show_message("no alert", "dim")
             return
         now = self.session.toggle_seen({entry.key})
-        self.tell(f"{entry.finding.rule}: {now}", "accent")
+        self.show_message(f"{entry.finding.rule}: {now}", "accent")
         await self.redraw()
 
     async def action_open_onset(self) -> None:
         entry = self._entry
         if entry is None:
-            self.tell("no alert to go to", "dim")
+            self.show_message("no alert to go to", "dim")
             return
         worst = entry.finding.worst
         self.session.time.speed = 0
         await self.from_disk(self.session.time.go_to, worst.onset)
-        if self.said:  # the problem
+        if self.message_shown:  # the problem
             return
         if worst.router_index >= 0:
             self.session.selected = worst.router_index

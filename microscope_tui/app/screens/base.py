@@ -109,7 +109,7 @@ class BaseScreen(Screen[None]):
     """Lines of the list that fit."""
 
     own_pattern: Pattern | None = None
-    said = ""
+    message_shown = ""
     """The message in the last line, until the next key."""
 
     def __init__(self, session: Session) -> None:
@@ -228,9 +228,9 @@ class BaseScreen(Screen[None]):
         now = self.state_now()
         if now != self._shown and self.app.screen is self:
             self._shown = now
-            self.session.reader.hush()
+            self.session.reader.pause()
             await self.redraw()
-            if self.session.rings():
+            if self.session.has_new_critical():
                 self.app.bell()
         self._look_again()
 
@@ -257,8 +257,8 @@ class BaseScreen(Screen[None]):
         if self.prompt.kind:
             hint, problem = self.prompt_hint()
             line = self.prompt.line(hint, problem, glyphs)
-        elif self.said:
-            line = [Span(f" {self.said}", self._role)]
+        elif self.message_shown:
+            line = [Span(f" {self.message_shown}", self._role)]
         elif time.speed:
             line = film_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
         else:
@@ -266,15 +266,15 @@ class BaseScreen(Screen[None]):
             line = key_line(self.bindings_shown, glyphs, width, paused=paused, probed=probed)
         self.show("keys", [pad(line, width)])
 
-    def tell(self, text: str | None, role: str = "warn") -> None:
+    def show_message(self, text: str | None, role: str = "warn") -> None:
         """Show a message in the last line until the next key."""
-        self.said, self._role = safe_text(text or "", 300), role
+        self.message_shown, self._role = safe_text(text or "", 300), role
         if self.is_current:
             self.draw_last_line()
 
     async def from_disk(self, work: Callable[..., str | None], *arguments: object) -> None:
         """Run ``work`` in a thread, show the problem that it returns, and redraw."""
-        self.tell(await asyncio.to_thread(work, *arguments))
+        self.show_message(await asyncio.to_thread(work, *arguments))
         await self.redraw()
 
     def moment(self, view: RunView) -> str:
@@ -327,8 +327,8 @@ class BaseScreen(Screen[None]):
     async def on_key(self, event: events.Key) -> None:
         """Send keys to the prompt while it is open, in order."""
         self.session.reader.key_pressed()
-        if self.said:
-            self.tell(None)
+        if self.message_shown:
+            self.show_message(None)
         if self.prompt.kind:
             event.stop()
             await self._type(event.key, event.character)
@@ -384,14 +384,14 @@ class BaseScreen(Screen[None]):
         else:
             self.own_pattern = pattern
 
-    def filter_said(self, cells: int = 40) -> str:
+    def filter_note(self, cells: int = 40) -> str:
         """The filter as it is shown."""
         return f"/{safe_text(self.pattern.text, cells)}" if self.pattern.text else ""
 
     async def action_match(self, by: int) -> None:
         """The next layer, alert or run that the filter shows."""
         if not self.pattern.text:
-            self.tell("no filter: / sets one", "dim")
+            self.show_message("no filter: / sets one", "dim")
             return
         await self.action_move(by)
 
@@ -415,14 +415,14 @@ class BaseScreen(Screen[None]):
             await asyncio.to_thread(out.write_new, path, text)  # the disk may be slow
         except OSError as error:
             reason = error.strerror or error
-            self.tell(
+            self.show_message(
                 f"cannot write here: {reason}; start moe-microscope in a folder you can write to"
             )
         else:
             self.session.written.append(path)
             said = f"written: {path.name} in "
             room = max(8, self.size.width - len(said) - 2)
-            self.tell(said + shortened(str(path.parent), room), "ok")
+            self.show_message(said + shortened(str(path.parent), room), "ok")
 
     def as_json(self, view: RunView) -> str:
         """What the screen shows, as data."""
@@ -444,7 +444,7 @@ class BaseScreen(Screen[None]):
             "value": lambda: out.value_text(layer, session.expert),
         }[what]()
         if not text:
-            self.tell("no such value at this step")
+            self.show_message("no such value at this step")
             return
         self.put_in_clipboard(text, text.splitlines()[0])
 
@@ -452,7 +452,7 @@ class BaseScreen(Screen[None]):
         """Copy through the terminal."""
         self.app.copy_to_clipboard(text)
         hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
-        self.tell(f"copied: {said}{hint}", "ok")
+        self.show_message(f"copied: {said}{hint}", "ok")
 
 
 class ListScreen(BaseScreen):

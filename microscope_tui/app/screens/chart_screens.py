@@ -99,7 +99,7 @@ class ChartScreen(RunScreen):
         at = SMOOTHINGS.index(session.smoothing) + 1 if session.smoothing in SMOOTHINGS else 0
         session.smoothing = weight = SMOOTHINGS[at % len(SMOOTHINGS)]
         said = f"exponential moving average, {words.index(weight)}" if weight else "off"
-        self.tell(f"smoothing: {said}", "accent")
+        self.show_message(f"smoothing: {said}", "accent")
         await self.redraw()
 
     def plot_area(self) -> tuple[int, int]:

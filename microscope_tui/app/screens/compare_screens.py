@@ -108,7 +108,7 @@ class CompareScreen(RunScreen):
         more = count - layout.visible_layers
         notes = [
             compare.only_in_reference(view, reference),
-            self.filter_said(),
+            self.filter_note(),
             words.plural(more, "more layer") if more > 0 else "",
             layout.table.no_room(", "),
         ]
@@ -156,11 +156,11 @@ class CompareScreen(RunScreen):
         session, watch = self.session, self.session.watch
         moment = session.time.pin or (pin(watch) if watch is not None else None)
         if moment is None:
-            self.tell("no step yet", "dim")
+            self.show_message("no step yet", "dim")
             return
         session.fleet.pinned = None
         session.compare_with(moment)
-        self.tell(f"A is step {moment.step:,}: move in time with [ ] and :", "accent")
+        self.show_message(f"A is step {moment.step:,}: move in time with [ ] and :", "accent")
         await self.redraw()
 
 

@@ -205,10 +205,10 @@ class MainScreen(RunScreen):
         session, watch = self.session, self.session.watch
         if session.reference is not None:
             session.compare_with(None)
-            self.tell("no comparison", "accent")
+            self.show_message("no comparison", "accent")
         elif watch is not None:
             session.compare_with(session.time.pin or pin(watch))
-            self.tell("comparing with this step: move in time, or open 5 compare", "accent")
+            self.show_message("comparing with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
     async def action_clear(self) -> None:

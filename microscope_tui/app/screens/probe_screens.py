@@ -115,7 +115,7 @@ class ProbeScreen(BaseScreen):
         try:
             place = parse_token(text, shown=anatomy.token, tokens=count, experts=experts)
         except BadPlace as error:
-            self.tell(str(error))
+            self.show_message(str(error))
             return
         if isinstance(place, OfExpert):
             self.session.expert = place.expert
@@ -281,7 +281,7 @@ class TokensScreen(ProbeScreen):
         if self.session.expert is None:
             self.session.expert = self._expert_here()
         if self.session.expert is None:
-            self.tell("no expert was chosen here", "dim")
+            self.show_message("no expert was chosen here", "dim")
             return
         await self.from_disk(self.go_to_expert, direction < 0)
 
@@ -430,7 +430,7 @@ class SlicesScreen(ProbeScreen):
             return
         self.session.expert = self._order[self._at].expert
         await self.from_disk(self.go_to_expert, False)
-        if not self.said:
+        if not self.message_shown:
             await self.app.run_action("app.go('tokens')")
 
 

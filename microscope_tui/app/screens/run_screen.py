@@ -59,7 +59,7 @@ class RunScreen(BaseScreen):
             return
         order = list(order_of(view.layers[session.selected], self.expert_order))
         if not order:
-            self.tell("no counts in this layer at this step")
+            self.show_message("no counts in this layer at this step")
             return
         at = order.index(session.expert) + by if session.expert in order else 0
         session.expert = order[max(0, min(len(order) - 1, at))]
@@ -69,7 +69,7 @@ class RunScreen(BaseScreen):
         """Cycle through overlays, scales, orders or palettes."""
         now = self.session.look = self.session.look.next(what)
         said = {"order": f"experts by {now.order}", "palette": f"palette: {now.palette}"}
-        self.tell(said.get(what, f"cells show: {now.measure}"), "accent")
+        self.show_message(said.get(what, f"cells show: {now.measure}"), "accent")
         await self.redraw()
 
     def follow_pinned(self) -> None:
@@ -83,7 +83,7 @@ class RunScreen(BaseScreen):
     async def _follow(self, pinned: PinnedRun, step: int) -> None:
         await asyncio.sleep(_DEBOUNCE_S)  # another step may come at once, and end this worker
         if problem := await self.session.move_pinned(pinned, step):
-            self.tell(problem)
+            self.show_message(problem)
         await self.redraw_if_current()
 
     # Alerts
@@ -97,7 +97,7 @@ class RunScreen(BaseScreen):
         layers = [e.router_index for finding, _ in found for e in finding.episodes if e.active]
         sick = list(dict.fromkeys(layer for layer in layers if layer >= 0))
         if not sick:
-            self.tell("no active alert", "dim")
+            self.show_message("no active alert", "dim")
             return
         at = sick.index(here) + 1 if here in sick else 0
         self.session.selected = sick[at % len(sick)]
@@ -107,20 +107,20 @@ class RunScreen(BaseScreen):
         """Mark the alerts of the chosen layer, or the one on top, as seen."""
         view = self.session.glance()
         if view is None or not view.alerts:
-            self.tell("no active alert", "dim")
+            self.show_message("no active alert", "dim")
             return
         here = self.session.selected
         chosen = [f for f, _ in view.alerts if any(e.router_index == here for e in f.episodes)]
         chosen = chosen or [view.alerts[0][0]]
         now = self.session.toggle_seen({key_of(view.name, finding) for finding in chosen})
-        self.tell(f"{chosen[0].rule}: {now}", "accent")
+        self.show_message(f"{chosen[0].rule}: {now}", "accent")
         await self.redraw()
 
     async def action_onset(self) -> None:
         """Go to the step where the alert of the chosen layer, or the one on top, began."""
         view = self.session.glance()
         if view is None or not view.alerts:
-            self.tell("no active alert at this step", "dim")
+            self.show_message("no active alert at this step", "dim")
             return
         here = self.session.selected
         onsets = [e for f, _ in view.alerts for e in f.episodes if e.router_index == here]
@@ -145,14 +145,14 @@ class RunScreen(BaseScreen):
         time = self.session.time
         problem = time.why_no_past()
         if problem:
-            self.tell(problem)
+            self.show_message(problem)
             return
         if time.following:
             await asyncio.to_thread(time.go_to, time.window.first if time.window else 1)
         time.speed = time.next_speed()
         if self._player is None:
             self._player = self.set_interval(_TICK_S, self._play_on)
-        self.tell(None)
+        self.show_message(None)
         await self.redraw()
 
     async def _play_on(self) -> None:
@@ -163,7 +163,7 @@ class RunScreen(BaseScreen):
                 self._player = None
             return
         columns = time.speed * _TICK_S
-        self.tell(await asyncio.to_thread(time.play_on, columns, self.ribbon_columns()))
+        self.show_message(await asyncio.to_thread(time.play_on, columns, self.ribbon_columns()))
         await self.redraw()
 
     async def action_zoom(self, by: float) -> None:
@@ -174,5 +174,5 @@ class RunScreen(BaseScreen):
         """Switch the time axis: steps, run time, clock."""
         axes = list(Axis)
         self.session.axis = axes[(axes.index(self.session.axis) + 1) % len(axes)]
-        self.tell(f"time axis: {self.session.axis}", "accent")
+        self.show_message(f"time axis: {self.session.axis}", "accent")
         await self.redraw()

@@ -95,7 +95,7 @@ class RunsScreen(ListScreen):
         left: Line = [
             Span(f" {len(cards):,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
             Span("   solo" if fleet.solo else selected, "accent"),
-            Span(f"   {self.filter_said(30)}" if self.pattern.text else "", "accent"),
+            Span(f"   {self.filter_note(30)}" if self.pattern.text else "", "accent"),
             Span(f"   {live:,} live", "ok" if live else "dim"),
             Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
             Span(f"   {was_sick:,} recovered" if was_sick else "", "dim"),
@@ -126,7 +126,7 @@ class RunsScreen(ListScreen):
         """List only the selected runs; again: all."""
         fleet = self.session.fleet
         if not fleet.solo and not fleet.selected:
-            self.tell("no run is selected: space selects one", "dim")
+            self.show_message("no run is selected: space selects one", "dim")
             return
         fleet.solo, self._layout = not fleet.solo, None
         await self.redraw()
@@ -139,13 +139,15 @@ class RunsScreen(ListScreen):
         if card.pinned:
             self.session.fleet.pinned = None
             self.session.compare_with(None)
-            self.tell("unpinned", "accent")
+            self.show_message("unpinned", "accent")
         elif card.open:
-            self.tell("this is the open run: b compares with one of its steps", "dim")
+            self.show_message("this is the open run: b compares with one of its steps", "dim")
         elif problem := await self.session.pin_run(card.file):
-            self.tell(problem)
+            self.show_message(problem)
         else:
-            self.tell(f"pinned: {card.file.name} is A of 5 compare and 9 mismatch", "accent")
+            self.show_message(
+                f"pinned: {card.file.name} is A of 5 compare and 9 mismatch", "accent"
+            )
         self._layout = None
         await self.redraw()
 

@@ -155,12 +155,12 @@ class Rule(ABC, Generic[L, M]):
     """Active during the warm-up."""
     trains_only: ClassVar[bool] = False
     """Not evaluated in an evaluation run."""
-    judges_moment: ClassVar[bool] = False
+    judges_one_step: ClassVar[bool] = False
     """Evaluated where there is a single step."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Numbers without which it is blind, by the names of ``StepView`` and of the header."""
     judges_settings: ClassVar[bool] = False
-    """Needs no measurement: it reports the causes of ``standing``."""
+    """Needs no measurement: it reports the causes of ``whole_run_causes``."""
     muted_by: ClassVar[tuple[str, ...]] = ()
     """Rules that mute this one while active in the same router."""
     mutes_all: ClassVar[bool] = False
@@ -221,7 +221,7 @@ class Rule(ABC, Generic[L, M]):
 
     def lines(self, steps: int) -> int:
         """Number of lines that cover this many steps; at least five where possible."""
-        if self.context.moment:
+        if self.context.one_step:
             return 1
         return min(steps, max(LEAST_LINES, math.ceil(steps / self.spacing)))
 
@@ -247,7 +247,7 @@ class Rule(ABC, Generic[L, M]):
         """Readings to report at once as episodes of their own: (router or whole run, reading)."""
         return ()
 
-    def standing(self, view: StepView) -> Mapping[str, Severity] | None:
+    def whole_run_causes(self, view: StepView) -> Mapping[str, Severity] | None:
         """All causes that hold for the whole run from this step on; ``None``: unchanged."""
         return None
 
@@ -255,7 +255,7 @@ class Rule(ABC, Generic[L, M]):
         """The run resumes at ``step``: windows forget later steps."""
         self.start()
 
-    def keep_looking(self, episodes: Sequence[Episode]) -> None:
+    def evaluate_open(self, episodes: Sequence[Episode]) -> None:
         """Evaluate these open episodes until they end."""
 
     def inputs(self) -> Sequence[str]:
@@ -268,7 +268,7 @@ class Rule(ABC, Generic[L, M]):
 
     def suffices(self, view: StepView, index: int, evidence: float) -> bool:
         """Whether a single moment has enough assignments; persistence decides everywhere else."""
-        if not self.context.moment:
+        if not self.context.one_step:
             return True
         return (expected(view, index, self.context.run) or 0.0) >= evidence
 

@@ -12,7 +12,7 @@ from microscope_tui.diagnosis.context import (
     NEVER_ENDS,
     SILENT_CUT,
     RuleLimits,
-    is_moment,
+    is_one_step,
 )
 from microscope_tui.diagnosis.episodes import (
     EXACT,
@@ -122,7 +122,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
     turn = 50
     cause_rank = 20
-    judges_moment = True
+    judges_one_step = True
     needs = BALANCE
     low_is_bad = True
     family = "starvation"
@@ -200,7 +200,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
             facts["reference"] = reference
         if view.signal("entropy") is None:
             facts["blind"] = "entropy"
-        if not self.context.moment:
+        if not self.context.one_step:
             facts["shock_steps"] = self.context.limits.of(ShockLimits).within
         low_for = view.step - (suspect.low_since or view.step)
         clear = self._is_clear(value, reference)
@@ -325,4 +325,4 @@ def _why(worst: Episode, run: RunRecord) -> str:
     age = worst.last - worst.onset
     if worst.active and age < number(worst, "shock_steps"):
         why += f". It is {age + 1} steps old: a transient shock would look the same so far"
-    return why if is_moment(run) else f"{why}. The loss may not show it"
+    return why if is_one_step(run) else f"{why}. The loss may not show it"

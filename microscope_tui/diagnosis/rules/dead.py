@@ -5,7 +5,13 @@ from operator import add
 
 import msgspec
 
-from microscope_tui.diagnosis.context import CRITICAL_FIRST, SILENT_CUT, WHEN, RuleLimits, is_moment
+from microscope_tui.diagnosis.context import (
+    CRITICAL_FIRST,
+    SILENT_CUT,
+    WHEN,
+    RuleLimits,
+    is_one_step,
+)
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import (
     BACK,
@@ -81,7 +87,7 @@ class Dead(Rule[DeadLimits, Memory]):
         "at least 100 steps; critical from 200 steps on, above 20 % of the experts"
     )
     muted_by = ("COLLAPSE",)
-    judges_moment = True
+    judges_one_step = True
     needs = ("counts", "tokens", "top_k")
     turn = 80
     cause_rank = 50
@@ -94,7 +100,7 @@ class Dead(Rule[DeadLimits, Memory]):
         self.leave = self.limits.windows
 
     def inputs(self) -> Sequence[str]:
-        return ("counts",) if self.context.moment else self.needs
+        return ("counts",) if self.context.one_step else self.needs
 
     def restart(self, step: int) -> None:
         before = self.memory
@@ -110,7 +116,7 @@ class Dead(Rule[DeadLimits, Memory]):
                 self.memory.windows[index] = before.windows.get(index, {})
 
     def read(self, view: StepView) -> Readings | None:
-        if self.context.moment:
+        if self.context.one_step:
             return self._of_moment(view)
         dead, tokens, memory = view.signal("dead_experts"), view.tokens, self.memory
         if dead is None or tokens is None:
@@ -227,7 +233,7 @@ class Dead(Rule[DeadLimits, Memory]):
         baseline = self.context.baseline
         known = baseline.dead[index] if baseline is not None else None
         if known is None:
-            if self.context.moment:
+            if self.context.one_step:
                 return dead  # there is nothing before it
             if not self.memory.started:
                 self.memory.started_dead[index] = sorted(dead)
@@ -238,7 +244,7 @@ class Dead(Rule[DeadLimits, Memory]):
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         dead = f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)})"
         keep = "do not remove the experts: other data may need them"
-        if is_moment(run):
+        if is_one_step(run):
             expected = f"{number(worst, 'expected'):,.0f}"
             why = f"{dead} received no tokens {WHEN}, where each could expect {expected}"
             return why, f"count other data too; {keep}"

@@ -35,7 +35,7 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
     muted_by = ("COLLAPSE",)
     turn = 100
     cause_rank = 140
-    judges_moment = True
+    judges_one_step = True
     needs = ("max_load", *BALANCE)
 
     def set_up(self) -> None:

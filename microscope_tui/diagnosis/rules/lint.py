@@ -160,7 +160,7 @@ class Lint(Rule[LintLimits, Memory]):
         f"from the steps: {'; '.join(_FROM_STEPS)} (the bias of busy experts rises)"
     )
     in_warm_up = True
-    judges_moment = True
+    judges_one_step = True
     turn = 20
     cause_rank = 130
     judges_settings = True
@@ -183,7 +183,7 @@ class Lint(Rule[LintLimits, Memory]):
             self.memory.pooled_for, self.memory.pooled_at = 0, None
         self.memory.sign = again(self.memory.sign, sys.maxsize) if self.sign.moves else SignMemory()
 
-    def standing(self, view: StepView) -> Mapping[str, Severity] | None:
+    def whole_run_causes(self, view: StepView) -> Mapping[str, Severity] | None:
         memory = self.memory
         pooled = False
         if memory.pooled_at is None and view.record.losses:

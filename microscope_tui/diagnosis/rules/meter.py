@@ -123,7 +123,7 @@ class Meter(Rule[MeterLimits, Memory]):
         "own summary, fewer than k effective experts, or NaN; 3 of 10 looks"
     )
     in_warm_up = True
-    judges_moment = True
+    judges_one_step = True
     turn = 10
     cause_rank = 10
     mutes_all = True
@@ -133,7 +133,7 @@ class Meter(Rule[MeterLimits, Memory]):
         self.window, self.needed = self.limits.window, self.limits.needed
         self.leave = self.limits.leave
         self.luck = self.limits.luck
-        if self.context.moment:  # one look has to be as sure as several
+        if self.context.one_step:  # one look has to be as sure as several
             self.luck **= self.needed
             self.needed = self.leave = 1
         self.exact = self.context.run.counts == "exact"
@@ -155,7 +155,7 @@ class Meter(Rule[MeterLimits, Memory]):
     def restart(self, step: int) -> None:
         self.memory = Memory(self.limits.first_steps, had_entropy=self.memory.had_entropy)
 
-    def keep_looking(self, episodes: Sequence[Episode]) -> None:
+    def evaluate_open(self, episodes: Sequence[Episode]) -> None:
         # The checks of the first steps find wrong counts.
         for episode in episodes:
             if episode.facts.get("cause") in _OF_SUMMARIES:
@@ -238,7 +238,7 @@ class Meter(Rule[MeterLimits, Memory]):
         if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
             return {"cause": "forced", "total": total, "expected": total}
         # Expensive: each check covers a quarter of the routers, and all that were wrong before.
-        every = index in self.memory.miscounted or self.context.moment
+        every = index in self.memory.miscounted or self.context.one_step
         if every or (index + view.step) % 4 == 0:
             return self._belied(view, index, counts)
         return None

@@ -143,7 +143,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         full = len(next(iter(memory.rows.values()))) >= limits.window
         return self._judge() if full else None
 
-    def keep_looking(self, episodes: Sequence[Episode]) -> None:
+    def evaluate_open(self, episodes: Sequence[Episode]) -> None:
         self.memory.watched = {e.router_index: self.leave for e in episodes}
         self.memory.swinging = {e.router_index: e.onset for e in episodes}
 

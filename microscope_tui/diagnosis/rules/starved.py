@@ -3,7 +3,7 @@
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER, SILENT_CUT, RuleLimits, is_moment
+from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER, SILENT_CUT, RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import EXACT, PER_STEP, Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
 from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
@@ -65,11 +65,11 @@ class Starved(Rule[StarvedLimits, Memory]):
     turn = 90
     cause_rank = 100
     wants_balance = True
-    judges_moment = True
+    judges_one_step = True
     needs = ("starved_experts",)
 
     def set_up(self) -> None:
-        self.least = 1 if self.context.moment else self.limits.window
+        self.least = 1 if self.context.one_step else self.limits.window
         """Summed lines that are enough."""
 
     def restart(self, step: int) -> None:
@@ -127,7 +127,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             if tokens * router.top_k < limits.evidence * router.num_experts:
                 return None  # with so few tokens some expert starves in every step
         limit, context = self._limit(index), self.context
-        told = context.relative and not (context.moment and context.baseline is None)
+        told = context.relative and not (context.one_step and context.baseline is None)
         over = self._beyond_doubt(index, share, suspect.summed) > limit
         return Reading(
             severity=Severity.WARN if over else None,
@@ -151,7 +151,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             return self.limits.share
         baseline = self.context.baseline
         known = baseline.starved_share[index] if baseline is not None else None
-        if known is None and self.context.moment:
+        if known is None and self.context.one_step:
             known = self.limits.share  # healthy models starve up to 19 % on one domain
         if known is None:
             known = median([row[index] for row in self.memory.first if row[index] == row[index]])
@@ -167,7 +167,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         )
         if "reference" in worst.facts:
             why += f" ({number(worst, 'reference'):.0%} in the reference)"
-        if is_moment(run):
+        if is_one_step(run):
             return why, "count mixed data: on narrow data a long tail is normal"
         narrower = "check whether the data became narrower"
         remedy = stronger_balance(run, worst) if run.profile == "pretrain" else narrower

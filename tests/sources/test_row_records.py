@@ -13,16 +13,16 @@ from microscope_tui.diagnosis import Criteria
 from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record
 from microscope_tui.sources import (
     SHARES_SUM,
-    Asked,
     BadMapping,
     Keys,
     Row,
     RowReader,
     RowRecords,
     Rows,
-    assemble,
+    SourceRequest,
     config_number,
     counts_of_shares,
+    row_records,
     rules_of,
 )
 from microscope_tui.watch import Judge
@@ -51,7 +51,7 @@ class Logger(RowReader):
 
 def records(logger: Logger, **asked: Any) -> list[dict[str, Any]]:
     """Everything the logger holds, as records."""
-    reader, found = RowRecords(logger, "run", "test", Asked(**asked)), []
+    reader, found = RowRecords(logger, "run", "test", SourceRequest(**asked)), []
     while True:
         batch = reader.read()
         found += batch.records
@@ -181,7 +181,7 @@ def test_rows_with_experts_that_never_appear_are_not_laid_out() -> None:
 
 
 def test_numbers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microscope_tui.sources.assemble.MAX_NUMBERS", 3)
+    monkeypatch.setattr("microscope_tui.sources.row_records.MAX_NUMBERS", 3)
     steps = [(n, shares(n, [0.5, 0.5])) for n in range(5)]
     run = of_kind(records(Logger(steps)), "run")[-1]
     assert len(run["model"]["layers"]) <= 3
@@ -273,7 +273,7 @@ def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
 def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     whole = {"loss": 1.5, **shares(3, [0.75, 0.25])}
     logger = Logger([(1, shares(3, [0.5, 0.5])), (2, shares(3, [0.5, 0.5])), (3, {"loss": 1.5})])
-    reader = RowRecords(logger, "run", "test", Asked())
+    reader = RowRecords(logger, "run", "test", SourceRequest())
     log = RunReader("run")
 
     def read_on() -> list[dict[str, Any]]:
@@ -306,9 +306,9 @@ def test_only_a_rest_and_no_repeated_step_teaches_patience(
     late: dict[str, float], is_learned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("microscope_tui.sources.assemble.time.monotonic", lambda: now)
+    monkeypatch.setattr("microscope_tui.sources.row_records.time.monotonic", lambda: now)
     logger = Logger([(step, shares(3, [0.5, 0.5])) for step in (1, 2, 3)])
-    reader = RowRecords(logger, "run", "test", Asked())
+    reader = RowRecords(logger, "run", "test", SourceRequest())
     while logger._rows:
         reader.read()
     now = 107.0
@@ -320,7 +320,7 @@ def test_only_a_rest_and_no_repeated_step_teaches_patience(
 @pytest.mark.parametrize("step", [0, 1])
 def test_the_late_rest_of_a_step_before_the_header_is_merged(step: int) -> None:
     logger = Logger([(step, {"loss": 2.0})])
-    reader = RowRecords(logger, "run", "test", Asked())
+    reader = RowRecords(logger, "run", "test", SourceRequest())
     assert not reader.read().records
     logger._rows.append((step, shares(3, [0.5, 0.5])))
     found = [*reader.read().records]
@@ -333,9 +333,9 @@ def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
 ) -> None:
     now = [1000.0]
     clock = SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0])
-    monkeypatch.setattr(assemble, "time", clock)
+    monkeypatch.setattr(row_records, "time", clock)
     logger = Logger([])
-    reader = RowRecords(logger, "run", "test", Asked())
+    reader = RowRecords(logger, "run", "test", SourceRequest())
     kinds = []
     for step in range(1, 8):
         for part in ({"loss": 2.0}, shares(3, [0.5, 0.5])):
@@ -365,7 +365,7 @@ def test_the_late_rest_of_a_step_delays_no_alarm_and_a_resumed_run_is_given_time
     fair, hot = shares(3, [1.0] * 8), shares(3, [4.0, *[4 / 7] * 7])
     steps = [(n, fair if n < 300 else hot) for n in range(1, 460)]
     whole = records(Logger(steps, {"top_k": 2}))
-    reader = RowRecords(logger := Logger(steps[:289], {"top_k": 2}), "run", "test", Asked())
+    reader = RowRecords(logger := Logger(steps[:289], {"top_k": 2}), "run", "test", SourceRequest())
     late: list[dict[str, Any]] = []
     for rest in ([], [(289, {"loss": 2.0}), *steps[289:]]):
         logger._rows += rest
@@ -378,7 +378,9 @@ def test_the_late_rest_of_a_step_delays_no_alarm_and_a_resumed_run_is_given_time
 
 
 def test_the_late_rest_of_step_0_leaves_a_log_that_resumes_nowhere() -> None:
-    reader = RowRecords(logger := Logger([(0, shares(3, [0.5, 0.5]))]), "run", "test", Asked())
+    reader = RowRecords(
+        logger := Logger([(0, shares(3, [0.5, 0.5]))]), "run", "test", SourceRequest()
+    )
     found = list(reader.read().records)
     for row in ((0, {"loss": 2.0}), (1, {"loss": 1.5})):
         logger._rows.append(row)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.finding import text_config
+from microscope_tui.probe.find_routers import text_config
 from microscope_tui.probe.sites import is_size, setting
 from microscope_tui.probe.texts import Pieces, TokenizerPieces
 
@@ -27,7 +27,7 @@ class CannotProbe(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ProbedModel:
     """A model in evaluation mode."""
 
     name: str
@@ -119,13 +119,13 @@ _MOST_JSON_BYTES = 64 << 20
 _MOST_TOKENIZER_BYTES = 256 << 20
 
 
-def load_published(folder: Path, name: str, dtype: str, device: torch.device) -> Subject:
+def load_published(folder: Path, name: str, dtype: str, device: torch.device) -> ProbedModel:
     """The model in ``folder``; see ``checkpoints.load``."""
     fields = _config(folder)
     _refuse_pickles(folder)
     tokenizer = _tokenizer(folder)
     model = _model(folder, fields, dtype, device)
-    return Subject(
+    return ProbedModel(
         name, model, TokenizerPieces(tokenizer), _context(model), _forward(model), _writer(model)
     )
 

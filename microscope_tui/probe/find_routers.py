@@ -245,7 +245,7 @@ def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
             continue
         kinds: list[Any] = [None]
 
-        def overhear(module: Any, args: Any, kwargs: Any, kinds: list[Any] = kinds) -> None:
+        def note_token_types(module: Any, args: Any, kwargs: Any, kinds: list[Any] = kinds) -> None:
             given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
             kinds[0] = None if given is None else given.bool()
 
@@ -258,7 +258,7 @@ def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
 
         for site in sites:
             if site.block is layer.text_moe:
-                site.own_rows, site.asides = text, [(layer, overhear)]
+                site.own_rows, site.asides = text, [(layer, note_token_types)]
             if site.block is layer.vision_moe:
                 site.own_rows, site.optional = vision, True
 

@@ -29,7 +29,7 @@ from microscope_tui.runlog import (
     safe_text,
 )
 from microscope_tui.sources.keys import ROUTER_QUANTITIES, STEP_QUANTITIES, Target
-from microscope_tui.sources.reader import Asked, Batch, Record, RecordReader, Row, RowReader
+from microscope_tui.sources.reader import Batch, Record, RecordReader, Row, RowReader, SourceRequest
 
 LOOK_AHEAD = 2
 """Steps with router readings that are collected before the header is written."""
@@ -71,9 +71,9 @@ _Step = tuple[int, float | None, _Cells]
 class RowRecords(RecordReader):
     """The records of a source of named numbers."""
 
-    def __init__(self, rows: RowReader, name: str, writer: str, asked: Asked) -> None:
+    def __init__(self, rows: RowReader, name: str, writer: str, request: SourceRequest) -> None:
         """``name``: of the run, where the source has none; ``writer``: for the header."""
-        super().__init__(rows.path, name, asked)
+        super().__init__(rows.path, name, request)
         self._source, self._writer = rows, writer
         self._start()
 
@@ -118,7 +118,7 @@ class RowRecords(RecordReader):
 
     def sample(self, count: int) -> Sequence[Record]:
         """See ``RecordReader``."""
-        scratch = RowRecords(self._source, self._name, self._writer, self._asked)
+        scratch = RowRecords(self._source, self._name, self._writer, self._request)
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
         records = [record for row in rows for record in scratch._take(row)]
         return [*records, *scratch._close(), *scratch._flush()]
@@ -177,7 +177,7 @@ class RowRecords(RecordReader):
         if not self._ahead:
             return
         if self._layout is None:
-            self._layout = _Layout(self._asked, self._source)
+            self._layout = _Layout(self._request, self._source)
             for _, _, cells in self._waiting:
                 self._layout.grow(cells)
             yield self._header()
@@ -192,12 +192,12 @@ class RowRecords(RecordReader):
 class _Layout:
     """Which number is in which row of the run log."""
 
-    def __init__(self, asked: Asked, source: RowReader) -> None:
-        self._asked = asked
+    def __init__(self, request: SourceRequest, source: RowReader) -> None:
+        self._request = request
         self._source = source
         config = source.config
-        self._num_experts = asked.num_experts or config_number(config, NUM_EXPERTS) or 0
-        self._top_k = asked.top_k or config_number(config, TOP_K)
+        self._num_experts = request.num_experts or config_number(config, NUM_EXPERTS) or 0
+        self._top_k = request.top_k or config_number(config, TOP_K)
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
@@ -260,7 +260,7 @@ class _Layout:
             names=["all layers"] if layers == [None] else names,
             writer=writer,
             counts="exact" if exact else "shares" if "share" in self._rows else "none",
-            profile=self._asked.profile or "pretrain",
+            profile=self._request.profile or "pretrain",
             layer_order="unknown" if gates else "",  # see keys.Rule
         )
 

@@ -45,7 +45,7 @@ class _Hook:
         return _no_hook, ()
 
 
-class Watch:
+class ForwardHooks:
     """Watches the routers of one model between two logged steps."""
 
     def __init__(self, model: nn.Module, sites: list[Site], mode: str, saliency: bool) -> None:
@@ -106,8 +106,8 @@ class Watch:
             if site.scores is not None and site.scores.index is not None:
                 take = self._for(place, self._take_logits)
                 self._hook(site.scores.module.register_forward_hook, take, prepend=True)
-            for module, overhear in site.asides:
-                self._hook(module.register_forward_pre_hook, overhear, with_kwargs=True)
+            for module, pre_hook in site.asides:
+                self._hook(module.register_forward_pre_hook, pre_hook, with_kwargs=True)
             if site.before:
                 see = self._for(place, self._see_arguments)
                 self._hook(site.module.register_forward_pre_hook, see, with_kwargs=True)

@@ -19,7 +19,7 @@ _MOST_TABLE_ROWS = 1_000_000
 """Telling tokens in all: the tables are part of the header, which a reader decodes at once."""
 
 
-class Recording:
+class TraceFile:
     """One ``routing.bin``; a batch is in it completely or not at all."""
 
     def __init__(
