@@ -48,7 +48,7 @@ from moe_model.training.distributed import (
     lost_ranks,
     own_rank,
 )
-from moe_model.training.machine import StopRequest, only_training
+from moe_model.training.machine import StopRequest, run_lock
 from moe_model.training.options import Options
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
 from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names
@@ -80,7 +80,7 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
             agree(world, option_facts(options))
             with world.together():
                 options = resolve(options, world)
-            with only_training(options.checkpoint_dir / options.run, world):
+            with run_lock(options.checkpoint_dir / options.run, world):
                 return run_training(prepare(options, world), stop)
     except UsageError as error:
         if is_first():
@@ -209,7 +209,7 @@ def loop(
     """Train until all steps are done or there is a reason to stop; return the reason."""
     options, progress, world = run.options, run.progress, run.world
     if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
-        return "collapse"  # collapsed before this start, and --on-collapse is not log
+        return "collapse"  # collapsed before this start
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"

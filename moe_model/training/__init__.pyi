@@ -21,9 +21,9 @@ from .corpus import Corpus as Corpus
 from .corpus import Document as Document
 from .corpus import Tokens as Tokens
 from .corpus import cache_key as cache_key
+from .corpus import cached_tokens as cached_tokens
 from .corpus import documents_digest as documents_digest
 from .corpus import encode_documents as encode_documents
-from .corpus import kept_tokens as kept_tokens
 from .corpus import load_documents as load_documents
 from .corpus import make_tokenizer as make_tokenizer
 from .corpus import train_byte_pairs as train_byte_pairs

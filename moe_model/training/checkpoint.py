@@ -5,7 +5,7 @@ A checkpoint is written aside as ``.step-00000500.partial``, forced to disk and 
 symbolic links, replaced in one atomic rename, so there is never a moment without a loadable latest.
 Steps that no link points to are removed.
 
-Of a sharded optimizer every rank writes its share, and any number of ranks can read them:
+Every rank writes its share of a sharded optimizer, and any number of ranks can read them:
 ``torch.distributed.checkpoint`` plans which rank writes and reads which rows. Its default format
 uses pickle; its Hugging Face storage writes safetensors, one file per rank, with the position of
 the rows in the header. Only that storage is used here, for writing and reading. (While they plan a
@@ -107,7 +107,9 @@ class Checkpoints:
         if target is None or not target.exists():
             self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
             target, again = self.folder / f"step-{step:08d}", 1
-            while os.path.lexists(target):  # of a continuation that a resume from before discards
+            while os.path.lexists(
+                target
+            ):  # left by steps that a resume from an earlier one discarded
                 again += 1
                 target = self.folder / f"step-{step:08d}-{again}"
             with fresh_folder(target) as partial:
@@ -163,7 +165,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     sharded = run.options.parallel == "fsdp"
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
-            save_shards(Path(folder), state, run.world.patient)
+            save_shards(Path(folder), state, run.world.untimed)
             run.world.barrier()
             whole_weights(run.model, run.world)
         return checkpoints.folder / name
@@ -175,7 +177,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
         if sharded:
             announced = True
             run.world.broadcast_text(str(folder))
-            save_shards(folder, state, run.world.patient)
+            save_shards(folder, state, run.world.untimed)
             run.world.barrier()  # this rank forces the files to disk, the others wait
         else:
             write_tensors(folder / TRAINING_STATE, _on_cpu(state))
@@ -410,8 +412,8 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
     may_change = _MAY_CHANGE
     if not has_training_state(checkpoint.folder):
         may_change = _MAY_CHANGE | {"num_nextn_predict_layers"}
-    asked, saved = config.to_dict(), checkpoint.config.to_dict()
-    for field, value in asked.items():
+    saved = checkpoint.config.to_dict()
+    for field, value in config.to_dict().items():
         if value != saved[field] and field not in may_change:
             raise UsageError(
                 f"--model.{field} {value}: the weights in {checkpoint.folder} have {saved[field]}: "
@@ -443,9 +445,9 @@ class SavedState(NamedTuple):
 
 def read_state(checkpoint: Checkpoint) -> SavedState:
     """The state of the run in ``checkpoint``; ``CheckpointError`` if it is invalid."""
-    said = checkpoint.description
+    plain = checkpoint.description
     try:
-        data, scale = said["data"], said["loss_scale"]
+        data, scale = plain["data"], plain["loss_scale"]
         for name in ("scale", "growth_factor", "backoff_factor"):
             if scale and not 0 < number(f"loss_scale.{name}", scale[name]) < MOST_LOSS_SCALE:
                 raise ValueError(f"loss_scale.{name}={scale[name]} is out of range")
@@ -453,11 +455,11 @@ def read_state(checkpoint: Checkpoint) -> SavedState:
             if scale:
                 count(f"loss_scale.{name}", scale[name])
         return SavedState(
-            progress=Progress.from_dict(said["progress"], checkpoint.step),
+            progress=Progress.from_dict(plain["progress"], checkpoint.step),
             drawn=count("data.sequences", data["sequences"]),
             order=list(data["order"]),
             loss_scale=dict(scale),
-            sequences_per_step=count("sequences_per_step", said["sequences_per_step"]),
+            sequences_per_step=count("sequences_per_step", plain["sequences_per_step"]),
         )
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
@@ -480,7 +482,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     if run.scaler.is_enabled() and saved.loss_scale:
         run.scaler.load_state_dict(saved.loss_scale)
     if not run.is_newest:
-        # No checkpoint under the name of this run holds this state yet.
+        # This run has no checkpoint of this state yet.
         progress.saved_step = None
     order = saved.order
     if order != run.data_order or checkpoint.folder.parent != run.folder.resolve():

@@ -163,7 +163,7 @@ class Console:
 
 
 class _Narration:
-    """Standard error that may be full or closed: this must not end the training."""
+    """Standard error that may be full or closed, which must not end the training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -47,7 +47,7 @@ from moe_model.huggingface import HuggingFaceError, now_and_then, read_tokenizer
 
 HELD_OUT = 10
 """One token in this many."""
-KEPT_FROM = 1_000_000
+CACHED_FROM = 1_000_000
 """From this many characters on, token ids are kept for the next start. Measured on 100 MB: byte
 pairs take 110 s of a core, reading the ids 0.3 s; characters only 3 s, which are not kept."""
 FORMAT_VERSION = 2
@@ -114,10 +114,10 @@ class Corpus:
         """
         digest = documents_digest(documents)
         encode = partial(encode_documents, documents, tokenizer)
-        long = count_characters(documents) >= KEPT_FROM
+        long = count_characters(documents) >= CACHED_FROM
         if long and not isinstance(tokenizer, CharTokenizer):
             key = cache_key(digest, tokenizer)
-            ids, starts = kept_tokens(user_cache() / "tokens", key, encode)
+            ids, starts = cached_tokens(user_cache() / "tokens", key, encode)
         else:
             ids, starts = encode()
         boundary = len(ids) - len(ids) // HELD_OUT
@@ -206,7 +206,7 @@ def cache_key(digest: str, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def kept_tokens(
+def cached_tokens(
     folder: Path, key: str, encode: Callable[[], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """The ids and document starts of ``key``: from ``folder``, or from ``encode``, then kept there.

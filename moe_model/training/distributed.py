@@ -60,12 +60,12 @@ def launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, also where the ranks could not meet."""
+    """Whether this is rank 0, even if the ranks could not connect."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def own_rank() -> str:
-    """This process in an error message, also where the ranks could not meet."""
+    """This process in an error message, even if the ranks could not connect."""
     return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
 
 
@@ -90,7 +90,7 @@ class World:
     """Number of processes on all machines."""
     device: torch.device = _CPU
     """Device of this process."""
-    patient: dist.ProcessGroup | None = None
+    untimed: dist.ProcessGroup | None = None
     """A gloo group of all ranks, for waits without a time limit; ``None`` for a single process."""
 
     @property
@@ -119,10 +119,10 @@ class World:
     def barrier(self) -> None:
         """Return once every rank has called this, however long that takes.
 
-        A rank that ends makes the others fail at once. A rank that hangs looks like one that works.
+        A rank that ends makes the others fail at once. A rank that hangs is not detected.
         """
         if self.size > 1:
-            dist.barrier(group=self.patient)
+            dist.barrier(group=self.untimed)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -146,7 +146,7 @@ class World:
         try:
             yield
         except Exception as error:
-            if isinstance(error, RuntimeError) and _from_the_wire(error):
+            if isinstance(error, RuntimeError) and _is_connection_error(error):
                 raise  # no other rank is left
             fault = error
         self.share_fault(fault)
@@ -180,15 +180,15 @@ class World:
             return
         first = next(rank for rank, vote in enumerate(votes) if vote)
         is_usage = votes[first] == 2
-        words = "" if fault is None else str(fault) or type(fault).__name__
-        own = words.encode("utf-8", "backslashreplace").decode()  # a path may not be valid UTF-8
-        said = self.broadcast_text(own, src=first)
+        text = "" if fault is None else str(fault) or type(fault).__name__
+        own = text.encode("utf-8", "backslashreplace").decode()  # a path may not be valid UTF-8
+        message = self.broadcast_text(own, src=first)
         if fault is not None and self.is_main:
             raise fault
         if self.is_main:
             kind = UsageError if is_usage else RankLostError
-            raise kind(f"rank {first} of {self.size}: {said}")
-        if fault is not None and (own != said or (first and not is_usage)):
+            raise kind(f"rank {first} of {self.size}: {message}")
+        if fault is not None and (own != message or (first and not is_usage)):
             raise fault
         raise SystemExit(USAGE if is_usage else FAILED) from fault
 
@@ -246,7 +246,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     try:
         with _ended_by_signals():
             dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
-            patient = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
+            untimed = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
     except dist.DistError as error:
         where = [f"{name}={os.environ.get(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
         raise RankLostError(
@@ -260,7 +260,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         ) from error
     ended_well = False
     try:
-        yield World(rank, size, device, patient)
+        yield World(rank, size, device, untimed)
         ended_well = True
     finally:
         if ended_well or not cuda:
@@ -290,7 +290,7 @@ def lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _from_the_wire(error):
+        if not _is_connection_error(error):
             raise
         who = "this rank"
         if dist.is_initialized():
@@ -301,7 +301,7 @@ def lost_ranks() -> Iterator[None]:
         ) from error
 
 
-def _from_the_wire(error: RuntimeError) -> bool:
+def _is_connection_error(error: RuntimeError) -> bool:
     """Whether a connection broke or timed out; gloo raises a plain ``RuntimeError`` for it.
 
     A size mismatch that gloo reports is a bug of this program, not a lost rank.

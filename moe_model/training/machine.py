@@ -27,7 +27,7 @@ from moe_model.training.distributed import World
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 LOCK = ".lock"
-_NOT_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -81,12 +81,12 @@ def refuse_too_large(config: ModelConfig, device: torch.device, parts: int = 1) 
 
 
 @contextmanager
-def only_training(folder: Path, world: World) -> Iterator[None]:
+def run_lock(folder: Path, world: World) -> Iterator[None]:
     """While entered, no other process can train in ``folder``, which is created. A collective.
 
     A folder in which nothing was saved is removed again, with the parents made for it. The
-    operating system holds the lock and releases it when the process ends, even after a crash. If a
-    file system has no locks, a line on the console says so.
+    operating system holds the lock and releases it when the process ends, even after a crash. On a
+    file system without locks it prints a warning instead.
 
     Raises:
         UsageError: On all ranks, if another process trains there.
@@ -111,7 +111,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
             "--run."
         ) from error
     except OSError as error:
-        if error.errno not in _NOT_HERE:
+        if error.errno not in _NO_LOCKS:
             raise
         say(
             f"train.py: {folder} is on a disk without file locks: make sure that no other process "

@@ -243,8 +243,10 @@ class Options:
                 continue
             given = fields.setdefault(field, int(value) if value is True else value)
             if given != value and not (value is True and given):
-                said = flag_name(flag) if value is True else f"{flag_name(flag)} {value}"
-                raise UsageError(f"{said} contradicts --model.{field} {given}: omit one of them.")
+                spelled = flag_name(flag) if value is True else f"{flag_name(flag)} {value}"
+                raise UsageError(
+                    f"{spelled} contradicts --model.{field} {given}: omit one of them."
+                )
         if "drop_policy" in fields and "capacity_factor" not in fields:
             raise UsageError(
                 f"--drop-policy {fields['drop_policy']} has no effect without --capacity-factor: "

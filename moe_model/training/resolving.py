@@ -161,30 +161,30 @@ def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
 def _problems(options: Options, depths: int) -> Iterator[str]:
     """Values that are out of range, or contradict each other."""
 
-    def said(name: str) -> str:
+    def given(name: str) -> str:
         return f"{flag_name(name)} {getattr(options, name)}"
 
     for name in _COUNTS:
         if getattr(options, name) < 1:
-            yield f"{said(name)} is too few: choose 1 or more."
+            yield f"{given(name)} is too few: choose 1 or more."
     for name in ("batch_size", "grad_accum"):
         if getattr(options, name) > MOST_SEQUENCES:
-            yield f"{said(name)} is too many: choose {MOST_SEQUENCES} at most."
+            yield f"{given(name)} is too many: choose {MOST_SEQUENCES} at most."
     if not 0 < options.lr < math.inf:
-        yield f"{said('lr')} is out of range: choose above 0, such as 1e-3."
+        yield f"{given('lr')} is out of range: choose above 0, such as 1e-3."
     if not 0 <= options.seed < 2**63:
-        yield f"{said('seed')} is out of range: choose 0 to 2^63 - 1."
+        yield f"{given('seed')} is out of range: choose 0 to 2^63 - 1."
     for name in _WEIGHTS:
         if not 0 <= getattr(options, name) < math.inf:
-            yield f"{said(name)} is out of range: choose 0 or more."
+            yield f"{given(name)} is out of range: choose 0 or more."
     for name, methods in _BELONGS_TO.items():
         if getattr(options, name) and options.balance not in methods:
             yield (
-                f"{said(name)} has no effect with --balance {options.balance}: omit it, or choose "
+                f"{given(name)} has no effect with --balance {options.balance}: omit it, or choose "
                 f"--balance {' or '.join(methods)}."
             )
     if options.mtp_weight and not (options.mtp or depths):
-        yield f"{said('mtp_weight')} has no effect without --mtp: add it, or omit the weight."
+        yield f"{given('mtp_weight')} has no effect without --mtp: add it, or omit the weight."
     if options.run in ("", ".", "..") or not re.fullmatch(r"[\w.+=@ -]+", options.run):
         yield (
             f"--run {options.run!r} cannot name a folder: use letters, digits, '-', '_' and '.' "
@@ -202,14 +202,13 @@ def _problems(options: Options, depths: int) -> Iterator[str]:
         )
     if options.parallel is not None and not launched():
         yield (
-            f"{said('parallel')} needs several processes: start torchrun --nproc-per-node N -- "
+            f"{given('parallel')} needs several processes: start torchrun --nproc-per-node N -- "
             "train.py …, or omit it."
         )
 
 
 def option_facts(options: Options) -> dict[str, str]:
-    """Every option by its flag, folders as full paths; the same on ranks that
-    were given the same."""
+    """Every option by its flag, folders as full paths, to compare ranks."""
     plain = options.to_dict()
     model = plain.pop("model")
     facts = {name: value for name, value in plain.items() if name not in _MAY_DIFFER}

@@ -157,7 +157,7 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether it exists and is more than what a start that failed at once has left."""
+    """Whether it exists and holds more than the lock file of a start that failed."""
     return os.path.lexists(path) and not (
         path.is_dir() and all(inside.name == LOCK for inside in path.iterdir())
     )

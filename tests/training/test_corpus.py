@@ -174,7 +174,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     """Documents that count as long, although they are not."""
-    monkeypatch.setattr(corpus_module, "KEPT_FROM", 100)
+    monkeypatch.setattr(corpus_module, "CACHED_FROM", 100)
     return documents_of("1 2 3 " * 40, "4 " * 40)
 
 
@@ -211,7 +211,7 @@ def test_what_is_encoded_at_once_is_not_kept(
 ) -> None:
     built = tokenizer()
     if isinstance(built, CharTokenizer):
-        monkeypatch.setattr(corpus_module, "KEPT_FROM", 100)
+        monkeypatch.setattr(corpus_module, "CACHED_FROM", 100)
     Corpus.build(documents_of("1 2 3 " * 100), built, 4, 0)
     assert list(tmp_path.iterdir()) == []
 

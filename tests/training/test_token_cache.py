@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_model import TOKENIZER, CharTokenizer, PretrainedTokenizer, character_files
-from moe_model.training import cache_key, kept_tokens
+from moe_model.training import cache_key, cached_tokens
 
 KEY = "0" * 64
 IDS = torch.tensor([0, 49_999, 40_000, 7, 7]).to(torch.uint16)
@@ -36,13 +36,13 @@ def once() -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A cache that holds ``IDS``."""
-    assert same(kept_tokens(tmp_path / "new" / "tokens", KEY, once))
+    assert same(cached_tokens(tmp_path / "new" / "tokens", KEY, once))
     (path,) = (tmp_path / "new" / "tokens").iterdir()
     return path
 
 
 def test_what_is_kept_comes_back_without_encoding(file: Path) -> None:
-    ids, starts = kept_tokens(file.parent, KEY, never)
+    ids, starts = cached_tokens(file.parent, KEY, never)
     assert same((ids, starts))
     assert ids.dtype == torch.uint16
 
@@ -76,10 +76,10 @@ def test_damage_is_noticed_and_mended(
     file: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(file)
-    assert same(kept_tokens(file.parent, KEY, once))
+    assert same(cached_tokens(file.parent, KEY, once))
     (line,) = capsys.readouterr().err.splitlines()
     assert "is damaged" in line
-    assert same(kept_tokens(file.parent, KEY, never))
+    assert same(cached_tokens(file.parent, KEY, never))
 
 
 def test_a_folder_that_cannot_be_written_costs_one_line(
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_costs_one_line(
 ) -> None:
     folder = tmp_path / "tokens"
     folder.touch()
-    assert same(kept_tokens(folder, KEY, once))
+    assert same(cached_tokens(folder, KEY, once))
     assert f"{folder} cannot store token ids (" in capsys.readouterr().err
 
 
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert same(kept_tokens(tmp_path, KEY, once))
+    assert same(cached_tokens(tmp_path, KEY, once))
     assert "No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
