@@ -1,9 +1,9 @@
-"""The formats that are understood, and the runs at a path, whoever wrote them.
+"""The known formats, and the runs of any of them at a path.
 
 The names of the formats are an API (``--source``). A format's module is imported when a file with a
-fitting name was found, not before. A run log wins: the folder that holds one is that run. A file
-that was named is recognised by its content, whatever its name; in a folder only names that a known
-writer uses are opened.
+matching name is found. A run log takes precedence: the folder that holds one is that run. A file
+that the user names is recognised by its content, whatever its name; in a folder only files with a
+name that a known writer uses are opened.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class Format:
         return found
 
     def place_of(self, file: Path) -> Path | None:
-        """Where the run of a file in a folder is: the file or its folder; ``None``: not ours."""
+        """Where the run of a file in a folder is: the file or its folder, or ``None``."""
         if re.fullmatch(self.folders, file.name):
             return file.parent
         return file if re.fullmatch(self.files, file.name) else None
@@ -72,7 +72,7 @@ class Format:
 
         Args:
             run: one of ``runs``.
-            name: the run's name, where the source has none.
+            name: the run's name, if the source has none.
         """
         from microscope_tui.sources.row_records import RowRecords
 
@@ -188,7 +188,7 @@ class ForeignRun(RunFile):
         return TranslatedLog(self.form.open(self.file, self.run, self.name, self.request))
 
     def glance(self) -> Glance:
-        """Only its state: nothing is known before all of it is read."""
+        """Only its state: the rest is known once all of it is read."""
         try:
             return Glance(identity=self.identity())
         except OSError as error:
@@ -221,8 +221,8 @@ class Search:
         """The runs, newest first; empty while there is none yet.
 
         Raises:
-            NoRuns: the path is a single file that nothing recognises, or cannot be read, or a
-                folder with nothing but what is not read any more.
+            NoRuns: the path is a file of no known format, or cannot be read, or a folder that
+                holds only MLflow's folders, which are not read.
         """
         path, run = split_run(self.root)
         if path.exists() and not path.is_dir():
@@ -250,11 +250,11 @@ class Search:
                 raise NoRuns(f"{path}: {error.strerror or error}") from error
             tried.append(form.name)
         if not path.is_file():
-            return find_runs(path)  # says why
+            return find_runs(path)  # raises with the reason
         raise NoRuns(
-            f"{path}: is not a run log ({why_not_a_run(path)}), and no other format that is known "
-            f"({', '.join(tried)}) with a reading of a router; `moe-microscope sources` lists "
-            "them, --source names one, --map adds keys"
+            f"{path}: is not a run log ({why_not_a_run(path)}), and no file of a known format with "
+            f"router readings ({', '.join(tried)}); `moe-microscope sources` lists the formats, "
+            "--source selects one, --map adds keys"
         )
 
     def _of_folder(self, path: Path) -> list[RunFile]:
@@ -285,7 +285,7 @@ class Search:
             else:
                 self._seen[file] = state, self._found(file)
         except OSError:
-            return  # vanished since the listing, or not readable: tried again next time
+            return  # deleted since the listing, or not readable: tried again next time
 
     def _found(self, file: Path) -> list[RunFile]:
         named = self.request.source

@@ -34,7 +34,7 @@ _SAMPLE = 16
 _NEEDED = {"key", "value", "timestamp", "run_uuid", "step", "is_nan"}
 _MOST_KEYS = 100_000
 _LARGEST = 1.7976931348623157e308
-"""What MLflow stores for infinity, because some databases have none."""
+"""What MLflow stores for infinity, because some databases cannot store it."""
 _REASONS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
 
@@ -47,7 +47,7 @@ class Run(NamedTuple):
 
 @dataclass(slots=True)
 class _Found:
-    """Result of one poll, before it counts."""
+    """Result of one poll, which is repeated if the database changed meanwhile."""
 
     restarted: bool = False
     last: int = 0
@@ -161,7 +161,7 @@ class DatabaseReader(RowReader):
         return Rows(found.rows, restarted, found.ended)
 
     def _after(self, tables: Tables, max_bytes: int) -> _Found:
-        """The rows after the last one; changes only what is known of the run itself."""
+        """The rows after the last one; sets only the run and its configuration."""
         runs = [self._found] if self._found is not None else self.all_runs(tables)
         run = next((run for run in runs if run.label == self.run), None)
         if run is None:
@@ -211,7 +211,7 @@ class DatabaseReader(RowReader):
 
 
 def _unique_labels(runs: Sequence[tuple[str, str, tuple[object, ...]]]) -> list[Run]:
-    """Runs with names that tell them apart: ``name``, or ``name/more`` where it is not unique.
+    """Runs with unique names: ``name``, or ``name/more`` where it is not unique.
 
     Args:
         runs: name, what makes it unique, and the values that find the run.
@@ -270,7 +270,7 @@ class TrackioReader(DatabaseReader):
 
     @classmethod
     def _where(cls, tables: Tables) -> str:
-        # The plus keeps SQLite from an index: rows come by their number, without a sort.
+        # The plus stops SQLite from using an index: rows come by their number, without a sort.
         return " AND ".join(f"+{name} IS ?" for name in _finding(tables))
 
     def _row(self, values: tuple[object, ...]) -> Row:
@@ -310,7 +310,7 @@ def _object(data: object) -> dict[str, object] | None:
 class MlflowReader(DatabaseReader):
     """MLflow: one value per metric, step and time; E and k come from the run's parameters.
 
-    Its folders of text files are not read: MLflow itself moves them into a database.
+    Its folders of text files are not read: MLflow itself can migrate them to a database.
     """
 
     order = "rowid"
@@ -348,7 +348,7 @@ class MlflowReader(DatabaseReader):
 
     @classmethod
     def _where(cls, tables: Tables) -> str:
-        # The plus keeps SQLite from an index: rows come in the order in which they were written.
+        # The plus stops SQLite from using an index: rows come in the order of writing.
         return "+run_uuid = ?"
 
     def _row(self, values: tuple[object, ...]) -> Row:
@@ -361,7 +361,7 @@ class MlflowReader(DatabaseReader):
         measured = float("nan") if is_nan else as_number(value)
         if target is not None and measured is not None:
             if abs(measured) >= _LARGEST:
-                measured *= 2.0  # the infinity that it stands for
+                measured *= 2.0  # it was logged as infinity
             row.values.append((target, measured))
         return row
 

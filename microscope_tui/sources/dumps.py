@@ -5,8 +5,8 @@ together once none of them was written to for a moment: the ranks of a server wr
 the same time. A file that changes after it was read restarts the reading.
 
 ``ExactCounts`` makes the records. The header is written after a few steps, because a router that
-was not used yet cannot be told from a dense layer. If a router or an expert appears later, another
-header follows. A dump of one moment plans one step, and is judged by it.
+was not used yet looks like a dense layer. If a router or an expert appears later, another header
+follows. A dump of one moment has one planned step.
 """
 
 import os
@@ -75,7 +75,7 @@ class Bytes:
         return data
 
     def broken(self, why: str) -> Unreadable:
-        """The error that says what is wrong with this file."""
+        """An error about this file, with its name in front."""
         return Unreadable(f"{self.name}: {why}")
 
 
@@ -269,7 +269,7 @@ class ExactCounts:
         """The records that one more step gives.
 
         Raises:
-            Unreadable: more routers or experts than there can be.
+            Unreadable: more routers or experts than the limits allow.
         """
         grown = self._grow(counted)
         if not self._started:
@@ -305,7 +305,7 @@ class ExactCounts:
             )
         if self._request.num_experts and self._width > self._request.num_experts:
             raise Unreadable(
-                f"expert {self._width - 1} was chosen, but there are said to be "
+                f"expert {self._width - 1} was chosen, but --num-experts is "
                 f"{self._request.num_experts}; give the number of routed experts of a layer"
             )
         if (len(self._routers), self._experts, self._top_k) == before:

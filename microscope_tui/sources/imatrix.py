@@ -103,7 +103,7 @@ def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
 def _top_k(counts: dict[Router, list[int]], header: "GgufHeader") -> int | None:
     """Choices per token by most layers; the last layer may have seen fewer tokens.
 
-    ``None`` if the file does not say how many tokens the calibration had.
+    ``None`` if the file does not record how many tokens the calibration had.
     """
     chunks, size = (header.values.get(f"imatrix.chunk_{key}") for key in ("count", "size"))
     tokens = chunks * size if type(chunks) is int and type(size) is int else 0
@@ -147,7 +147,7 @@ class TensorPlace:
 
 @dataclass(slots=True)
 class GgufHeader:
-    """What stands before the tensors."""
+    """The metadata before the tensors."""
 
     values: dict[str, Value] = field(default_factory=dict)
     """Without arrays that are longer than ``MOST_ARRAY``."""
@@ -158,7 +158,7 @@ def read_header(data: Bytes) -> GgufHeader:
     """Read everything but the tensors.
 
     Raises:
-        Unreadable: no GGUF file, another version, damaged, or above a limit.
+        Unreadable: not a GGUF file, another version, damaged, or above a limit.
     """
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
@@ -225,7 +225,7 @@ class _Cursor:
         return self._head[start : self.at]
 
     def skip(self, length: int) -> None:
-        """Leave out bytes; that they are there is checked where the next are taken."""
+        """Skip bytes; the next ``take`` checks that they are there."""
         self.at += length
 
     def number(self, layout: str) -> int:

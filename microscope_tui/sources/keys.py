@@ -79,7 +79,7 @@ class Target(NamedTuple):
 
 
 class BadMapping(ValueError):
-    """A mapping cannot be used; the message says why and what to write."""
+    """A mapping cannot be used; the message has the reason and what to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _rule_of(pair: str) -> Rule:
     groups = set(compiled.groupindex)
     if groups - {"layer", "expert"}:
         extra = ", ".join(sorted(groups - {"layer", "expert"}))
-        raise BadMapping(f"{pattern!r}: unknown group {extra}; there are layer and expert")
+        raise BadMapping(f"{pattern!r}: unknown group {extra}; the groups are layer and expert")
     if quantity in MATRIX_QUANTITIES and "expert" not in groups:
         raise BadMapping(
             f"{pattern!r}: {quantity} is a number per expert; add the group (?P<expert>\\d+)"
@@ -181,7 +181,7 @@ class Keys(dict[str, Target | None]):
     """The target of each key, matched at its first appearance."""
 
     def __init__(self, own: Sequence[Rule] = ()) -> None:
-        """``own``: rules of the user, which win over the known ones."""
+        """``own``: rules of the user, which take precedence over the known ones."""
         super().__init__()
         self._rules = (*own, *known_rules())
         self._characters = 0

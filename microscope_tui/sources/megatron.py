@@ -8,8 +8,8 @@ Layers are numbered *within a pipeline stage*. Ranks that traced different layer
 refused, unless ``pipeline_parallel`` says how many stages there are. Then the ranks are split into
 that many equal groups in their order, as Megatron does by default, and each stage continues the
 numbers of the one before; a stage whose last layer is dense makes the next ones too low. Stages
-with equal layers cannot be told from data-parallel ranks, nor the chunks of a virtual pipeline from
-micro-batches: the header says so.
+with equal layers cannot be distinguished from data-parallel ranks, nor the chunks of a virtual
+pipeline from micro-batches: the header notes that.
 
 A line holds one call of one router: ``{"step", "stage", "block", "layer", "rank", "num_tokens",
 "topk", "top_indices": [[expert, …] per token], …}``, see ``megatron/core/transformer/moe/
@@ -67,7 +67,7 @@ _AHEAD = 4  # steps that one rank is read before the others
 _PIECE = 1 << 18
 _KEYS = (b'"step"', b'"layer"', b'"num_tokens"', b'"topk"', b'"top_indices"')
 ONE_RANK = "one rank of several; open the folder of the trace for all ranks"
-WIDTH = "the number of experts is the largest that was chosen; --num-experts says it exactly"
+WIDTH = "the number of experts is that of the highest one chosen; --num-experts sets it"
 STAGES = "the ranks count as one pipeline stage; if that is wrong, give --pipeline-parallel"
 
 

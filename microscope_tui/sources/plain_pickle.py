@@ -31,7 +31,7 @@ _SKIPPED = {b"\x80": 1, b"\x95": 8}  # protocol, frame
 
 
 class Refused(ValueError):
-    """The pickle is damaged, too large, or would need code; the message says which."""
+    """The pickle is damaged, too large, or would need code; the message has the reason."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Buil
         storage: the value of a persistent id.
 
     Raises:
-        Refused: see there.
+        Refused: it is damaged, too large, or would need code.
     """
     try:
         value = _Interpreter(data, allowed, call, storage).run()

@@ -106,7 +106,7 @@ def as_number(value: int | bytes) -> int:
 class PrefixTargets(dict[bytes, Head]):
     """What a message is, by all of its bytes but the number, which are the same in every step.
 
-    A target, another key, ``None`` where nobody wants it, or ``SLOW``: to be decoded by its fields.
+    A target, another key, ``None`` if it has no target, or ``SLOW``: decode it by its fields.
     """
 
     def __init__(self, find: Callable[[bytes], Head]) -> None:

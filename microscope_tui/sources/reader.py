@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class SourceRequest:
-    """What the user says about a source; it wins over what the source says."""
+    """What the user specifies about a source; it overrides what the source contains."""
 
     source: str = ""
     """Name of its format; by default it is recognised."""
@@ -42,7 +42,7 @@ DEFAULT = SourceRequest()
 
 
 class Unreadable(OSError):
-    """The file is not what it seems, or is damaged or hostile; the message says where and why."""
+    """The file is of another kind, damaged or hostile; the message has the place and the reason."""
 
 
 class Reader(Progress):
@@ -113,12 +113,12 @@ class RecordReader(Reader, ABC):
     """Reads records from a source that may still grow."""
 
     def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
-        """``name``: of the run, where the source has none."""
+        """``name``: of the run, if the source has none."""
         super().__init__(path)
         self._name, self._request = name, request
 
     def sample(self, count: int) -> Sequence[Record]:
-        """A header and about ``count`` steps of the whole run; empty where it must be read.
+        """A header and about ``count`` steps of the whole run; empty if the format has no sample.
 
         Raises:
             OSError, Unreadable: as ``read``.
@@ -159,7 +159,7 @@ class Rows:
     rows: Sequence[Row] = ()
     restarted: bool = False
     ended: str = ""
-    """Reason, if the writer said that the run ended: ``finished``, ``failed`` …"""
+    """Reason, if the writer recorded that the run ended: ``finished``, ``failed`` …"""
 
 
 class RowReader(Reader, ABC):
@@ -180,7 +180,7 @@ class RowReader(Reader, ABC):
         """The writer's configuration, as far as it was found; searched for E and k."""
 
     def sample(self, count: int) -> Sequence[Row]:
-        """Rows from about ``count`` places of the whole run; empty where it must be read.
+        """Rows from about ``count`` places of the whole run; empty if the format has no sample.
 
         Raises:
             OSError, Unreadable: as ``read``.

@@ -40,7 +40,7 @@ COMPLETE_AFTER_S = 0.4
 MAX_NUMBERS = 1 << 20
 """Distinct numbers of a run; further ones are left out: a hostile file must not fill the memory."""
 MOST_PATIENCE_S = 60.0
-"""The longest that is waited for the rest of a step, where it came late before."""
+"""Longest wait for the rest of a step, after one came late."""
 SHARES_SUM = 1_000_000
 """What the counts of a router add up to if only shares are known."""
 NUM_EXPERTS = (
@@ -72,7 +72,7 @@ class RowRecords(RecordReader):
     """The records of a source of named numbers."""
 
     def __init__(self, rows: RowReader, name: str, writer: str, request: SourceRequest) -> None:
-        """``name``: of the run, where the source has none; ``writer``: for the header."""
+        """``name``: of the run, if the source has none; ``writer``: for the header."""
         super().__init__(rows.path, name, request)
         self._source, self._writer = rows, writer
         self._start()
@@ -144,7 +144,7 @@ class RowRecords(RecordReader):
             late_s = time.monotonic() - self._grew
             self._patience_s = min(MOST_PATIENCE_S, max(self._patience_s, 2 * late_s))
         if self._layout is not None and not row.step:
-            return  # the format has no restart at step 0: what was returned stands
+            return  # the format has no restart at step 0: keep what was returned
         self._step, self._time, self._cells = early
         if self._layout is not None:
             self._again = True
@@ -333,7 +333,7 @@ def run_record(
     Args:
         depths: of every router, in forward order.
         experts: number of experts of every router; 0 where unknown.
-        top_k: choices per token; ``None`` if nothing says so.
+        top_k: choices per token; ``None`` if unknown.
         writer: what wrote the source, for example ``wandb``.
         counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
         names: shown names of the routers, by default ``L{depth}``.
@@ -418,7 +418,7 @@ def counts_of_shares(shares: Sequence[float]) -> list[int] | None:
     """Shares (or loads: any multiple of them) as counts that sum to ``SHARES_SUM``.
 
     The remainders go to the largest fractions, so that no count is off by more than one. ``None``
-    if they are no distribution: negative, not finite, or all zero.
+    if they are not a distribution: negative, not finite, or all zero.
     """
     total = sum(shares)
     if not 0 < total < float("inf") or min(shares) < 0:

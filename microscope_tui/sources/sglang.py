@@ -183,7 +183,7 @@ def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
     The numbers stay in the file; unused passes of the former are zero.
 
     Raises:
-        Unreadable: as ``torch_file.load``, or it is no such dump.
+        Unreadable: as ``torch_file.load``, or it is not such a dump.
     """
     content = torch_file.load(data)
     if isinstance(content, dict) and "logical_count" in content:
@@ -267,7 +267,7 @@ def _counts(data: Bytes, value: Any, dimensions: int) -> Tensor:
     layers, experts = value.shape[-2:]
     if not (0 < layers <= MAX_LAYERS and 0 < experts <= MAX_EXPERTS):
         raise data.broken(
-            f"{layers:,} layers with {experts:,} experts; there must be some, and at most "
-            f"{MAX_LAYERS:,} with {MAX_EXPERTS:,} are read"
+            f"{layers:,} layers with {experts:,} experts; at least one of each, and at "
+            f"most {MAX_LAYERS:,} with {MAX_EXPERTS:,}, are read"
         )
     return value

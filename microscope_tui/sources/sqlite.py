@@ -9,7 +9,7 @@ SQLite itself never opens the database in a way that takes a lock or makes a fil
   header, and every page that it moves into the database is still in the log), or if neither the
   ``-journal`` nor the database changed. The database is copied again only when that header changes.
 
-A hostile database may not run code of its schema, or take memory and time: see ``_restricted``.
+A hostile database cannot run code of its schema, or take memory and time: see ``_restricted``.
 """
 
 import os
@@ -178,7 +178,7 @@ class Database:
                 with suppress(FileNotFoundError):
                     self._copy(beside, place.with_name(place.name + suffix))
             if self._copy_state() == before:
-                # SQLite may change the copy of a database with a journal: copy it anew each time.
+                # SQLite may change the copy of a database with a journal: copy it each time.
                 self._copied = before if before[1] and not before[2] else None
                 return place
         raise Busy(f"{safe_text(self.path.name)}: written during {TRIES} copies; try again")
@@ -216,7 +216,7 @@ def _state(path: Path, head: int) -> _State:
 
 @contextmanager
 def _readable(path: Path, changed: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Errors of SQLite in our own words."""
+    """Errors of SQLite as ``Unreadable`` or ``Busy``."""
     name = safe_text(path.name)
     try:
         yield
@@ -261,7 +261,7 @@ class Tables:
 
 
 def _restricted(connection: sqlite3.Connection, name: str) -> Tables:
-    """Put every limit on a connection that has run nothing yet; ``name`` is for messages."""
+    """Put every limit on a connection that has not run a query yet; ``name`` is for messages."""
     for limit, value in _LIMITS.items():
         connection.setlimit(limit, value)
     end = time.monotonic() + DEADLINE_S

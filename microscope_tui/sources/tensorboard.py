@@ -237,7 +237,7 @@ class RecordSplitter:
         """Why nothing follows the records that were returned."""
         self._parts: list[bytes] = []  # what is torn
         self._have = 0
-        self._need = HEADER_BYTES  # bytes with which there is something to do
+        self._need = HEADER_BYTES  # bytes that the next record needs
         self._skip = 0  # bytes of an overlong record that are still to come
         self._at = start
         self._lengths: dict[bytes, int] = {}  # of headers that were verified
@@ -408,7 +408,7 @@ class EventRows:
 
     def _take_config(self, tensor: bytes) -> None:
         text = next((as_bytes(v) for n, v in fields(tensor) if n == _STRINGS), b"")
-        if len(text) <= MAX_CONFIG_BYTES:  # without it E and k are asked for
+        if len(text) <= MAX_CONFIG_BYTES:  # without it the user gives E and k
             self.config.update(decode_object(text) or {})
 
 

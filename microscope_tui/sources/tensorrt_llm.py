@@ -152,7 +152,7 @@ class _Rank:
                 row = [found[expert] for expert in range(max(found, default=-1) + 1)]
             if len(row) > (experts or MAX_EXPERTS):
                 raise data.broken(
-                    f"tensor {name!r} has {len(row):,} experts, meta_info.json says {experts}"
+                    f"tensor {name!r} has {len(row):,} experts, meta_info.json has {experts}"
                 )
             yield layer, row
 

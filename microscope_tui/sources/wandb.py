@@ -37,7 +37,7 @@ BLOCK_BYTES = 32 * 1024
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 """As a line of a run log. 100,000 numbers of one step are 8 MB."""
 MAX_NUMBER_BYTES = 64
-"""Longer JSON texts are no numbers: the longest float has 24 characters."""
+"""Longer JSON texts are not numbers: the longest float has 24 characters."""
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
 MAX_SAMPLED_BYTES = 20 << 20
@@ -71,7 +71,7 @@ class WandbReader(RowReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``; of whatever version."""
+        """See ``Reader``; of any version."""
         return len(head) == cls.head_bytes and _FILE_HEADER.unpack(head)[:2] == _MAGIC
 
     def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
@@ -121,7 +121,7 @@ class WandbReader(RowReader):
 
         Raises:
             OSError: it cannot be read.
-            Unreadable: it is no ``.wandb`` file, or one of a newer version.
+            Unreadable: it is not a ``.wandb`` file, or one of a newer version.
         """
         self._file.pread(0, 0)
         blocks = max(1, self._file.size // BLOCK_BYTES)
@@ -216,7 +216,7 @@ class WandbReader(RowReader):
             self._config_bytes += len(text)
             if self._config_bytes > MAX_CONFIG_BYTES:
                 return
-            # Not JSON, or nested too deep: without it E and k are asked for.
+            # Not JSON, or nested too deep: without it the user gives E and k.
             with suppress(ValueError):
                 self._config[name] = decode_json(text)
 
@@ -356,7 +356,7 @@ class HistoryRows:
         """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
 
         Raises:
-            BadMessage: the bytes are no such record.
+            BadMessage: the bytes are not such a record.
         """
         try:
             return self._row(record)

@@ -225,7 +225,7 @@ def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_heade
     records = read(trace(tmp_path, 0, ids), num_experts=None)
     assert [r["model"]["num_experts"] for r in records if r["kind"] == "run"] == [6, 8]
     assert "--num-experts" in header_of(records)["source"]["note"]
-    with pytest.raises(Unreadable, match="expert 7 was chosen, but there are said to be 6"):
+    with pytest.raises(Unreadable, match="expert 7 was chosen, but --num-experts is 6"):
         read(tmp_path, num_experts=6)
 
 

@@ -126,7 +126,7 @@ def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
     [
         ("meta_info.json", b"hello", "not the meta_info.json"),
         ("meta_info.json", b'{"num_experts": 0}', "not the meta_info.json"),
-        ("meta_info.json", b'{"num_experts": 4}', "8 experts, meta_info.json says 4"),
+        ("meta_info.json", b'{"num_experts": 4}', "8 experts, meta_info.json has 4"),
         ("rank0.safetensors", safetensors.torch.save({"w": torch.ones(2)}), "not named ITERATION"),
         ("rank0.safetensors", safetensors.torch.save({"1_9999": torch.ones(2)}), "not named"),
         ("rank0.safetensors", safetensors.torch.save({"1_1": torch.ones(2)}), "integers are read"),
