@@ -10,11 +10,12 @@ SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 	"On Linux this takes about 5.6 GB with the CUDA build of torch (the default), or 1.2 GB with a" \
 	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
 
-.PHONY: help demo test test-peers check format bench gpu-report screenshots clean
+.PHONY: help demo test quick test-peers check format bench gpu-report screenshots clean
 
 help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
 	@echo "make test         run all checks and tests, as CI does"
+	@echo "make quick        rules, oracles and pictures, without the checks: under a minute"
 	@echo "make test-peers   test with other training code and other loggers, in .venv-peers (2.8 GB with a CPU-only torch)"
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
@@ -49,6 +50,13 @@ check: .venv/.dev
 # Two workers with one torch thread each: two threads each are much slower on two cores.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# Scenarios and limits hold the rules, other people's code holds the model, files of real writers the
+# readers, pictures the screens.
+QUICK := tests/diagnosis tests/scenarios tests/model tests/sources tests/routing tests/test_measures.py \
+	tests/app/test_pictures.py tests/app/test_probe_pictures.py
+quick: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(QUICK)
 
 # An environment of its own: some of these need older versions of what the tests use.
 # DS_BUILD_OPS=0: nothing is compiled.
