@@ -14,7 +14,7 @@ class Anatomy:
     def __init__(self) -> None:
         self.routing: Routing | None = None
         self.problem = ""
-        """Why there is none; empty where the run has no such file."""
+        """Why there is none; empty if the run has no such file."""
         self.token = 0
         """The token at the cursor."""
         self.layer = 0
@@ -22,7 +22,7 @@ class Anatomy:
         self.letters: bool | None = None
         """Whether letters are shown below the text; by default where there are no colours."""
         self.found = ""
-        """The text that was last looked for."""
+        """The text that was last searched for."""
         self.names: dict[int, str] = {}
         """Tokens of the vocabulary as they are shown, by their ids."""
         self._log: Path | None = None
@@ -63,7 +63,7 @@ class Anatomy:
             self.layer = index
 
     def name_of(self, token_id: int) -> str:
-        """A token of the vocabulary as it is shown; its id where it does not occur."""
+        """A token of the vocabulary as it is shown; its id if it does not occur."""
         if token_id not in self.names and self.routing is not None:
             text = self.routing.text_of_id(token_id)
             self.names[token_id] = f"#{token_id}" if text is None else shown_token(text, 16)

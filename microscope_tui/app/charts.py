@@ -55,7 +55,7 @@ def figure(
 
     Args:
         step: the shown one, to which the value in the title belongs.
-        smoothing: weight of what came before in the exponential mean; what was measured stays
+        smoothing: weight of earlier values in the exponential mean; the measured values stay
             behind it, faint.
         ticks: labels of the time axis in the last line.
     """

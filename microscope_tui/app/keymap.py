@@ -47,7 +47,7 @@ def keymap_of(
         screens: the bindings of every screen.
 
     Raises:
-        BadKey: it cannot be laid over these bindings.
+        BadKey: it does not fit these bindings.
     """
     ids = list(dict.fromkeys(b.id for bindings in screens.values() for b in bindings if b.id))
     keymap: dict[str, str] = {}
@@ -94,7 +94,7 @@ def conflicts(screens: Mapping[str, Sequence[Binding]], keymap: Mapping[str, str
 
 
 def _entries(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Ids and values, however TOML nested them."""
+    """Ids and values, flattened: TOML may nest them."""
     for part, value in table.items():
         if isinstance(value, Mapping):
             yield from _entries(value, f"{prefix}{part}.")

@@ -1,8 +1,7 @@
 """The screens and the keys: bindings, the last line, the help and the palette derive from here.
 
-The keys of one screen are in its file, those
-of several in the lists here. Every binding has an id, by which the config file may give it other
-keys (see ``keymap``).
+The keys of one screen are in its file, those of several screens in the lists here. Every binding
+has an id, by which the config file may give it other keys (see ``keymap``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,9 +39,9 @@ def name_of(screen: Screen[Any]) -> str:
 
 
 def key(id: str, keys: str, action: str, does: str, short: str = "", shown: str = "") -> Binding:
-    """A binding; ``short`` is what the last line says of it, where it has a place there.
+    """A binding; ``short`` is its label in the last line, if it appears there.
 
-    ``shown``: its key there, where that is not its first one.
+    ``shown``: its key there, if that is not its first one.
     """
     display = shown or None
     return Binding(keys, action, short or does, bool(short), display, id=id, tooltip=does)

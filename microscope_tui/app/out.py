@@ -47,7 +47,7 @@ _MAX_STEM = 80
 
 
 def verdict_text(view: RunView) -> str:
-    """The worst finding, why, and what to do; one line where the run is healthy."""
+    """The worst finding, why, and what to do; one line if the run is healthy."""
     about = f"{view.name} step {view.step:,} ({view.state})"
     if view.error or view.worst is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
@@ -103,7 +103,7 @@ def row_text(layer: LayerView, view: RunView) -> str:
 def value_text(layer: LayerView, expert: int | None = None) -> str:
     """One number with all its digits: the load of ``expert``, else the balance of the layer.
 
-    Empty where there is no such number.
+    Empty if there is no such number.
     """
     if expert is None:
         return "" if layer.collapse_index is None else repr(layer.collapse_index)
@@ -133,7 +133,7 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
         stem = f"{stem[: _MAX_STEM // 2]}-{stem[1 - _MAX_STEM // 2 :]}"
     path = folder / f"{stem}{suffix}"
     for number in itertools.count(2):
-        if not os.path.lexists(path):  # a link that leads nowhere takes the name as well
+        if not os.path.lexists(path):  # a dangling link occupies the name as well
             break
         path = folder / f"{stem}-{number}{suffix}"
     return path

@@ -1,4 +1,4 @@
-"""Colours of the roles. Healthy is calm, trouble stands out; colour only where it has a meaning.
+"""Colours of the roles. Healthy is calm, trouble is bright; colour only where it has a meaning.
 
 One table of styles per kind of terminal: truecolor, 256 colours, 16 colours, and none, which uses
 reverse video and underlines. Nothing important depends on colour alone.
@@ -142,8 +142,8 @@ _NAMED = {
 class _Colours(NamedTuple):
     """Of one expert in a text: bright hue, dark ground, light ink; the same among 256 colours.
 
-    The grounds differ in hue and in lightness, so that people with any colour blindness tell them
-    apart (the tests measure it).
+    The grounds differ in hue and in lightness, so that people with any colour blindness can
+    distinguish them (the tests measure it).
     """
 
     hue: str

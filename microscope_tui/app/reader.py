@@ -15,8 +15,8 @@ _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the proces
 _HUSH_S = 0.05
 _AFTER_A_KEY_S = 0.3  # longer than the repeat of a held key: finished runs can wait
 _IDLE_S = 0.25
-_HELD_BACK_S, _RESTS = 0.05, 9  # but nine times as long as the last look worked
-_PATIENCE_WITH_EVENTS = 4  # idle waits between two polls where events wake us anyway
+_HELD_BACK_S, _RESTS = 0.05, 9  # at least nine times as long as the last look took
+_PATIENCE_WITH_EVENTS = 4  # idle waits between two polls if events wake the thread anyway
 _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
 
 
@@ -119,7 +119,7 @@ class Reader:
     def _until_next_look(self, took: float) -> float:
         """Seconds: few while a source holds back a step that may not be complete.
 
-        ``took``: seconds that the last look at all runs worked.
+        ``took``: seconds that the last look at all runs took.
         """
         watch = self.fleet.open
         if watch is None or not self._is_foreign:

@@ -74,7 +74,7 @@ def remember(session: Session) -> str | None:
 
 
 def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:
-    """The saved view of ``logs``; the default if there is none that is usable.
+    """The saved view of ``logs``; the default if there is no usable one.
 
     Args:
         state_dir: the state folder, where it is not the user's.

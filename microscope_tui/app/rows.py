@@ -146,7 +146,7 @@ def to_strip(
 ) -> Strip:
     """One line as a strip. Neighbours of one style are merged: every segment costs bytes.
 
-    ``plain_cells``: cells are characters (NO_COLOR), which must be read on greys of no kind.
+    ``plain_cells``: cells are characters (NO_COLOR) and have no grey background.
     """
     segments: list[Segment] = []
     before: Style | None = None

@@ -16,7 +16,7 @@ class ScreenRow(NamedTuple):
     words: str = ""
     """Parts of the glossary that its help explains, main terms first."""
     shown: tuple[str, ...] = ()
-    """What the last line says of it, and its key there."""
+    """Its label in the last line, and its key there."""
 
 
 SCREENS = {

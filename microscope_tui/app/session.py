@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # most sessions show no probe
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What the command line and the config file say; by default nothing rings and is written."""
+    """Settings of the command line and the config file; by default no bell and no saved view."""
 
     palette: Palette = Palette.DIVERGING
     interval_s: float = 0.5
@@ -181,7 +181,7 @@ class Session:
         return known is not None and bool(critical - known)
 
     def toggle_seen(self, marks: set[str]) -> str:
-        """Mark alerts as seen, or as not seen where all of them were; says which."""
+        """Mark alerts as seen, or as not seen if all of them were; returns which of the two."""
         if marks <= self.seen.keys():
             self.seen = {key: None for key in self.seen if key not in marks}
             return "not seen"

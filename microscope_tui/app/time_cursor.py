@@ -6,7 +6,7 @@ The window is the range of steps that curves and ribbon cover. What is typed aft
 * ``12410`` ``12,410`` ``12k``: a step; ``end`` is the newest
 * ``50%``: this share of the steps of the run
 * ``+100`` ``-2k``: steps from the shown one
-* ``14:30``: the clock of this computer, on the latest day where the run has it
+* ``14:30``: local time, on the latest day of the run that has it
 * ``-2h`` ``-30min``: before the newest record
 
 In the text of a probe it is a token by the same rules, or ``e17``: the next one of expert 17.
@@ -146,7 +146,7 @@ class TimeCursor:
     def go_to(self, step: int) -> str | None:
         """Show a step; the newest one follows again. Returns the problem, if any.
 
-        Reads from the disk: not for the thread that draws.
+        Reads from the disk: do not call it in the thread that draws.
         """
         problem, watch = self._look_at(self._moment(step)), self._watch()
         if problem or self.following or watch is None or step < 1:
@@ -268,7 +268,7 @@ def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta
 def step_at(
     when: time | timedelta, steps: Sequence[int], times: Sequence[float], newest_s: float | None
 ) -> int:
-    """The last of ``steps`` that was logged (``times``: Unix seconds or NaN) at ``when`` or before.
+    """The last of ``steps`` that was logged (``times``: Unix seconds or NaN) at or before ``when``.
 
     Raises:
         BadPlace: the run has no such time of day, or no times.
@@ -284,7 +284,7 @@ def step_at(
 
 
 def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | OfExpert:
-    """The token, or the expert, that ``text`` means; ``BadPlace`` says what to type instead."""
+    """The token or the expert that ``text`` means; ``BadPlace`` explains what to type instead."""
     typed = text.strip()
     if found := re.fullmatch(r"e([0-9]{1,6})", typed):
         if (expert := int(found[1])) >= experts:
@@ -303,7 +303,7 @@ def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | Of
 
 
 def _latest(clock: time, first_s: float, newest_s: float) -> float:
-    """The latest moment of the run at which the clocks here show ``clock``."""
+    """The latest moment of the run with the local time ``clock``."""
     try:
         began, ended = datetime.fromtimestamp(first_s), datetime.fromtimestamp(newest_s)
     except (OverflowError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The base of all screens: parts, when they are drawn, the last line, the prompt, what leaves.
+"""The base of all screens: parts, redraws, the last line, the prompt, copies and exports.
 
 A screen names its parts from top to bottom, draws them in ``draw``, and lists its keys. The prompt
 in the last line is part of the screen: a prompt with a screen of its own would lose keys that are
@@ -141,7 +141,7 @@ class BaseScreen(Screen[None]):
 
     async def on_screen_resume(self) -> None:
         await self.redraw()
-        self.call_later(self.call_later, self._send)  # behind the events of the first layout
+        self.call_later(self.call_later, self._send)  # after the events of the first layout
 
     def on_unmount(self) -> None:
         self._unsent.close()  # otherwise nothing would be sent again
@@ -177,7 +177,7 @@ class BaseScreen(Screen[None]):
         return range(0)
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        """Draw all parts but the header, the ribbon and the last line."""
+        """Draw all parts except the header, the ribbon and the last line."""
 
     def show(
         self,
@@ -260,7 +260,7 @@ class BaseScreen(Screen[None]):
         elif self.message_shown:
             line = [Span(f" {self.message_shown}", self._role)]
         elif time.speed:
-            line = film_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
+            line = playback_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
         else:
             paused, probed = not time.following, self.leads_to_probe
             line = key_line(self.bindings_shown, glyphs, width, paused=paused, probed=probed)
@@ -395,7 +395,7 @@ class BaseScreen(Screen[None]):
             return
         await self.action_move(by)
 
-    # What leaves the screen: through the terminal (OSC 52), or into the working directory.
+    # Copies go through the terminal (OSC 52), exports into the working directory.
 
     async def action_write(self, what: str) -> None:
         """Write the view as ``csv``, ``json`` or ``svg``, under an unused name."""
@@ -456,7 +456,7 @@ class BaseScreen(Screen[None]):
 
 
 class ListScreen(BaseScreen):
-    """A list with a cursor and a filter of its own; what was chosen stays so wherever it moves."""
+    """A list with a cursor and a filter of its own; the chosen entry stays chosen when it moves."""
 
     at = 0
     _ids: Sequence[Hashable] = ()
@@ -492,7 +492,7 @@ def key_line(
 ) -> Line:
     """The line of keys at the bottom, with the shown bindings in their order.
 
-    That of a run with a probe begins with the screens of the probe. Where the width is short,
+    For a run with a probe it begins with the screens of the probe. If the width is too small,
     bindings are left out; help and quit always stay.
     """
     places: dict[str, tuple[list[Binding], str]] = {}
@@ -519,7 +519,7 @@ def key_line(
     return pad([Span(lead.text[1:]), *rest], width)
 
 
-def film_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
+def playback_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
     """The line of keys while the run is played back: how fast, and how to stop it."""
     does = {"time.follow": "stop"} | ({"time.play": f"{faster} a second"} if faster else {})
     keys = [

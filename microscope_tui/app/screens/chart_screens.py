@@ -282,7 +282,7 @@ class CourseScreen(ChartScreen):
         watch, points = session.watch, self.points()
         assert watch is not None  # there is a view of it
         key = (watch, watch.generation, watch.version, view.window, points)
-        if self._health[0] != key:  # it walks over all layers
+        if self._health[0] != key:  # it iterates over all layers
             self._health = (key, router_health(watch, points, view.window))
         charts = course_charts(view, self._health[1])
         time = time_scale(view, session.axis)
@@ -318,7 +318,7 @@ class ExpertScreen(ChartScreen):
     has_focus_key = False
     _series = _NOTHING
     _of: tuple[object, ...] = ()
-    """What the series was read for: the router, its log, the window."""
+    """What the series belongs to: the router, its log, the window."""
     _asked: tuple[object, ...] = ()
     _problem = ""
 
@@ -361,7 +361,7 @@ class ExpertScreen(ChartScreen):
         return watch, watch.generation if watch is not None else 0, self.session.selected
 
     def _ask_for_samples(self, view: RunView, columns: int) -> None:
-        """Read the samples for the current view, unless they are read or being read."""
+        """Read the samples for the current view, unless they were read or are being read."""
         watch, problem = self.session.watch, self.session.time.why_no_past()
         self._problem = f"history cannot be read: {problem}" if problem else self._problem
         if watch is None or problem:

@@ -224,7 +224,7 @@ class MismatchScreen(RunScreen):
             return "Pin the run to compare with: 4 runs, then p. It is A, the open run is B."
         theirs = pinned.file.path.with_name(FILE_NAME)
         if theirs == mine:
-            return "A, the pinned run, is also the open one: open another, which is B, on 4 runs."
+            return "The pinned run, A, is also the open one: open another run, B, on 4 runs."
         if (their_stamp := _stamp(theirs)) is None:
             return f"A, {pinned.file.name}, has no probe (no {FILE_NAME} beside its log)."
         key = (theirs, their_stamp, mine, stamp)

@@ -29,7 +29,7 @@ _READING_OF = {
         "amber is more than overall, blue is less, a dot no more than chance",
     ),
 }
-"""Of the screens that show no loads."""
+"""For the screens that show no loads."""
 _WORDS = 27
 """Cells of the column of words."""
 _WIDE, _WIDEST = 56, 112
@@ -127,7 +127,7 @@ class HelpScreen(ModalScreen[None]):
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
     """Every binding with all its keys, in sections, in two columns where there is room.
 
-    What leads to other screens comes last: it is the same everywhere.
+    Keys that open other screens come last: they are the same everywhere.
     """
     sections: dict[str, list[Line]] = {}
     for binding in bindings:
@@ -135,7 +135,7 @@ def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[
         lines = sections.setdefault(_SECTIONS.get(kind, "Here"), [])
         names = "  ".join(plain_key(shown_key(key), glyphs) for key in binding.key.split(","))
         texts = wrap(binding.tooltip or binding.description, min(width, _COLUMN) - _KEYS - 1)
-        for at, text in enumerate(texts):  # on as many lines as that takes
+        for at, text in enumerate(texts):  # on as many lines as needed
             keys = f"  {names if at == 0 else '':<{_KEYS - 3}} "
             lines.append([Span(keys, "accent"), Span(text, "value")])
     sections["Screens"] = sections.pop("Screens", [])

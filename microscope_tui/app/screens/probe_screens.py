@@ -41,7 +41,7 @@ _SLICE_FRAME = 6  # header, summary, identity, two heads, keys
 
 
 class ProbeScreen(BaseScreen):
-    """What both share: the file, the layer, the expert, and the prompts."""
+    """What both share: the file, the layer, the expert, the prompts."""
 
     MAIN_PART = ""
     """The line that reports a missing probe."""
@@ -130,7 +130,7 @@ class ProbeScreen(BaseScreen):
         if routing is None:
             return None
         if not anatomy.found:
-            return "nothing to find: / asks for a text"
+            return "no search text; press / to enter one"
         wanted = anatomy.found.encode("utf-8", "replace")
         found = routing.find_text(wanted, anatomy.token, back=back)
         if found is None:
@@ -184,7 +184,7 @@ class TokensScreen(ProbeScreen):
             "token.next_of_expert",
             "e",
             "next_of_expert(1)",
-            "next token of the expert at the cursor, or of the one lit",
+            "next token of the expert at the cursor, or of the highlighted one",
             "next of expert",
         ),
         key("token.previous_of_expert", "E", "next_of_expert(-1)", "its previous token"),
@@ -192,7 +192,7 @@ class TokensScreen(ProbeScreen):
             "token.light",
             "enter",
             "light",
-            "light up one expert: the one at the cursor; again: all",
+            "highlight one expert: the one at the cursor; again: all",
             "one expert",
         ),
         key(
@@ -218,7 +218,7 @@ class TokensScreen(ProbeScreen):
 
     @property
     def letters(self) -> bool:
-        """Whether letters stand below the text."""
+        """Whether letters are shown below the text."""
         chosen = self.session.anatomy.letters
         return self.app.no_color if chosen is None else chosen
 
@@ -277,7 +277,7 @@ class TokensScreen(ProbeScreen):
         await self.action_line(direction * max(1, self.list_rows - 1))
 
     async def action_next_of_expert(self, direction: int) -> None:
-        """Go to the next, or previous, token of an expert, which stays lit."""
+        """Go to the next, or previous, token of an expert, which stays highlighted."""
         if self.session.expert is None:
             self.session.expert = self._expert_here()
         if self.session.expert is None:
@@ -286,13 +286,13 @@ class TokensScreen(ProbeScreen):
         await self.from_disk(self.go_to_expert, direction < 0)
 
     async def action_light(self) -> None:
-        """Light up the expert at the cursor, or all again."""
+        """Highlight the expert at the cursor, or all again."""
         session = self.session
         session.expert = self._expert_here() if session.expert is None else None
         await self.redraw()
 
     async def action_match(self, by: int) -> None:
-        """Go to the next, or previous, place of the text that was looked for."""
+        """Go to the next, or previous, place of the search text."""
         await self.from_disk(self.find, by < 0)
 
     async def action_letters(self) -> None:
@@ -365,13 +365,13 @@ class SlicesScreen(ProbeScreen):
             said = [
                 ("", ""),
                 (f"  {error}", "warn"),
-                ("  its tokens are there: 7 shows them", "dim"),
+                ("  its tokens can be read: 7 shows them", "dim"),
             ]
             self.show_alone([pad([Span(text, role)], columns) for text, role in said])
             return
         self._order = table.ordered(self._ordering)
         experts = [row.expert for row in self._order]
-        if self.session.expert in experts:  # it stays chosen wherever it moved
+        if self.session.expert in experts:  # it stays chosen when the order changes
             self._at = experts.index(self.session.expert)
         self._at = max(0, min(self._at, len(experts) - 1))
         airy = rows >= AIRY_FROM_ROWS
@@ -425,7 +425,7 @@ class SlicesScreen(ProbeScreen):
         await self.redraw()
 
     async def action_open_tokens(self) -> None:
-        """Show the next token of the expert at the cursor, with only this expert lit."""
+        """Show the next token of the expert at the cursor, with only this expert highlighted."""
         if not self._order:
             return
         self.session.expert = self._order[self._at].expert

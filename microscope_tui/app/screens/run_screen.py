@@ -1,4 +1,4 @@
-"""A screen of a run: moving among layers, alerts and steps, and how loads are looked at."""
+"""A screen of a run: moving among layers, alerts and steps, and how loads are shown."""
 
 import asyncio
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class RunScreen(BaseScreen):
             self.run_worker(self._follow(pinned, step), group="pinned", exclusive=True)
 
     async def _follow(self, pinned: PinnedRun, step: int) -> None:
-        await asyncio.sleep(_DEBOUNCE_S)  # another step may come at once, and end this worker
+        await asyncio.sleep(_DEBOUNCE_S)  # the next step may follow at once and cancel this worker
         if problem := await self.session.move_pinned(pinned, step):
             self.show_message(problem)
         await self.redraw_if_current()
@@ -104,7 +104,7 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     async def action_acknowledge(self) -> None:
-        """Mark the alerts of the chosen layer, or the one on top, as seen."""
+        """Mark the alerts of the chosen layer, or the topmost one, as seen."""
         view = self.session.glance()
         if view is None or not view.alerts:
             self.show_message("no active alert", "dim")
@@ -117,7 +117,7 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     async def action_onset(self) -> None:
-        """Go to the step where the alert of the chosen layer, or the one on top, began."""
+        """Go to the step where the alert of the chosen layer, or the topmost one, began."""
         view = self.session.glance()
         if view is None or not view.alerts:
             self.show_message("no active alert at this step", "dim")

@@ -46,7 +46,7 @@ class RunsScreen(ListScreen):
     _count = 0
     _cards: Sequence[RunCard] = ()
     _layout: Table | None = None
-    """``None`` where the list is to be made again."""
+    """``None`` if the list must be rebuilt."""
     _listed = ""
 
     def state_now(self) -> tuple[object, ...]:
