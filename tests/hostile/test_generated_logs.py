@@ -42,9 +42,9 @@ def test_the_same_number_is_the_same_log() -> None:
     assert [hostile_log(seed) for seed in range(50)] == [hostile_log(seed) for seed in range(50)]
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
+def test_many_of_the_logs_contain_what_hurts_readers() -> None:
+    logs = [hostile_log(seed) for seed in range(1500)]
+    for wanted in (
         b"\0" * 50,
         b":NaN",
         b"Infinity",
@@ -59,11 +59,8 @@ def test_the_same_number_is_the_same_log() -> None:
         b'"format_version":1',
         b'"tokens_per_expert":[[',
         b'"resumed_at_step":',
-    ],
-    ids=str,
-)
-def test_many_of_the_logs_contain_what_hurts_readers(wanted: bytes) -> None:
-    assert sum(wanted in hostile_log(seed) for seed in range(1500)) >= 5
+    ):
+        assert sum(wanted in log for log in logs) >= 5, wanted[:50]
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "\x9b2J", "a\rb", "\u202e", "\u200b", "\ud800", "\0"])
