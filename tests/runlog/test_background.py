@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import BackgroundLog, RunLogWriter, estimated_bytes
-from tests.runlog.written import records, steps
+from tests.runlog.written import lost, records, steps
 
 END = {"kind": "event", "event": "end", "step": 99}
 
@@ -51,10 +51,6 @@ def hang(slow: SlowLog, **limits: int) -> BackgroundLog:
     log.write(step(0))
     assert slow.reached.wait(30)
     return log
-
-
-def lost(path: Path) -> int:
-    return sum(r["values"]["count"] for r in records(path) if r.get("event") == "lost_records")
 
 
 def test_what_is_handed_over_is_in_the_file_in_order_after_closing(path: Path) -> None:

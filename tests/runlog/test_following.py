@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog import LineSplitter, Source, Tail
+from microscope_tui.runlog import LineSplitter, Tail
+from tests.runlog.followed import Reader, append
 
 RECORD = b'{"kind":"step","step":1}'
 
@@ -21,43 +22,6 @@ def path(tmp_path: Path) -> Path:
 def age(path: Path, seconds: float = 60.0) -> None:
     then = time.time() - seconds
     os.utime(path, (then, then))
-
-
-def append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
-
-
-class Reader:
-    """What a reader of a source keeps: the lines since the last restart."""
-
-    def __init__(self, source: Source, max_bytes: int = 1 << 20) -> None:
-        self.source, self.max_bytes = source, max_bytes
-        self.restarts = 0
-        self.lines: list[bytes] = []
-        self.splitter = LineSplitter()
-
-    def look(self) -> bytes:
-        chunk = self.source.read(self.max_bytes)
-        if chunk.restarted:
-            self.restarts += 1
-            self.lines, self.splitter = [], LineSplitter()
-        self.lines += [line for _, line in self.splitter.feed(chunk.data)]
-        return chunk.data
-
-    def look_until_exhausted(self) -> list[bytes]:
-        while self.look() or not self.source.exhausted:
-            pass
-        return self.lines
-
-
-def test_a_long_torn_line_that_is_cut_off_and_overwritten_loses_nothing(path: Path) -> None:
-    path.write_bytes(b"one\n" + b"x" * 5000)
-    reader = Reader(Tail(path), max_bytes=1000)
-    assert reader.look_until_exhausted() == [b"one"]
-    path.write_bytes(b"one\n" + b"y" * 6000 + b"\nthree\n")
-    assert reader.look_until_exhausted() == [b"one", b"y" * 6000, b"three"]
-    assert reader.restarts == 0
 
 
 def test_a_line_above_the_limit_is_skipped_in_pieces_and_counted(path: Path) -> None:
@@ -83,47 +47,6 @@ def test_lines_are_numbered_and_those_above_the_limit_are_defects(path: Path) ->
     path.write_bytes(b"new\n")
     got = tail.read_lines()
     assert (got.lines, got.restarted, tail.defects.count) == ([(1, b"new")], True, 0)
-
-
-def test_after_a_line_above_the_limit_a_torn_line_waits_again(path: Path) -> None:
-    path.write_bytes(b"x" * 5000 + b"\n" + b"two\ntorn")
-    reader = Reader(Tail(path, max_line_bytes=1000), max_bytes=100)
-    reader.look_until_exhausted()
-    os.truncate(path, 5005)  # the writer repairs what it tore
-    append(path, b"three\n")
-    assert reader.look_until_exhausted() == [b"x" * 5000, b"two", b"three"]
-    assert reader.restarts == 0
-
-
-def test_another_file_with_the_same_beginning_is_a_new_one(path: Path) -> None:
-    path.write_bytes(b"one\n")
-    reader = Reader(Tail(path))
-    reader.look()
-    other = path.with_name("other")
-    other.write_bytes(b"one\ntwo\n")
-    other.replace(path)
-    assert reader.look_until_exhausted() == [b"one", b"two"]
-    assert reader.restarts == 1
-
-
-def test_a_rewritten_file_with_the_same_head_and_more_bytes_starts_again(path: Path) -> None:
-    head = b'{"kind":"run","config":"%s"}\n' % (b"x" * 400)
-    path.write_bytes(head + b"one\ntwo\n")
-    reader = Reader(Tail(path))
-    reader.look()
-    with path.open("r+b") as file:  # the same inode, larger than before
-        file.write(head + b"uno\ndos\ntres\n")
-    assert reader.look_until_exhausted() == [head[:-1], b"uno", b"dos", b"tres"]
-    assert reader.restarts == 1
-
-
-def test_a_file_of_which_nothing_was_handed_out_is_not_restarted(path: Path) -> None:
-    path.write_bytes(b"torn" * 100)
-    reader = Reader(Tail(path))
-    reader.look()
-    path.write_bytes(b"one\n")
-    assert reader.look_until_exhausted() == [b"one"]
-    assert reader.restarts == 0
 
 
 def test_a_finished_log_without_its_last_newline_shows_its_last_record(path: Path) -> None:

@@ -19,7 +19,6 @@ from microscope_tui.runlog import (
     RunRecord,
     StepEntry,
     StepRecord,
-    Tail,
     UnknownFormat,
     decode_line,
     decode_matrices,
@@ -208,66 +207,6 @@ def test_an_endless_line_is_skipped_and_the_next_one_read() -> None:
     got = [line for chunk in [b"x" * 8, b"x" * 8, b"\nshort\n"] for _, line in splitter.feed(chunk)]
     assert got == [b"short"]
     assert splitter.overlong == [1]
-
-
-def test_following_costs_new_bytes_only_and_waits_for_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"one\ntwo\nthr")
-    follower = Tail(path)
-    assert follower.read().data == b"one\ntwo\n"
-    assert follower.read().data == b""
-    with path.open("ab") as file:
-        file.write(b"ee\nfour\n")
-    assert follower.read().data == b"three\nfour\n"
-    assert follower.exhausted
-
-
-def test_a_line_longer_than_a_read_is_handed_out_in_pieces(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"a" * 25 + b"\nb\n")
-    follower, splitter, got = Tail(path), LineSplitter(), []
-    while not follower.exhausted:
-        got += [line for _, line in splitter.feed(follower.read(10).data)]
-    assert got == [b"a" * 25, b"b"]
-
-
-@pytest.mark.parametrize("change", ["truncate", "replace"])
-def test_a_truncated_or_replaced_file_starts_again(tmp_path: Path, change: str) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"first line\nsecond line\n")
-    follower = Tail(path)
-    follower.read()
-    if change == "truncate":
-        path.write_bytes(b"new\n")
-    else:
-        other = tmp_path / "other"
-        other.write_bytes(b"new\n" + b"x" * 100 + b"\n")
-        other.replace(path)
-    chunk = follower.read()
-    assert chunk.restarted
-    assert chunk.data.startswith(b"new\n")
-
-
-def test_a_writer_that_cuts_its_torn_line_is_no_new_file(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"one\ntorn")
-    follower = Tail(path)
-    follower.read()
-    path.write_bytes(b"one\ntwo\n")
-    chunk = follower.read()
-    assert (chunk.restarted, chunk.data) == (False, b"two\n")
-
-
-def test_a_deleted_file_is_noticed_and_may_come_back(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"one\n")
-    follower = Tail(path)
-    follower.read()
-    path.unlink()
-    assert follower.read().data == b""
-    assert follower.deleted
-    path.write_bytes(b"again\n")
-    assert follower.read().data == b"again\n"
 
 
 def test_unreadable_bytes_in_the_middle_lose_only_their_line(
