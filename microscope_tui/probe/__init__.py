@@ -1,9 +1,8 @@
-"""The sensor: what a trainer imports to write a run log.
+"""The probe: what a trainer imports to write a run log.
 
     from microscope_tui.probe import Adapter, MicroscopeCallback, attach
 
-``RunRecorder`` needs no torch; ``attach`` and ``MicroscopeCallback`` are imported where they are
-asked for.
+``RunRecorder`` needs no torch; ``attach`` and ``MicroscopeCallback`` are imported on first use.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""``attach``: put a probe on a model that someone else trains."""
+"""``attach``: put a probe on a model that other code trains."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attach(
 ) -> Probe:
     """Watch the routers of ``model`` and write ``run_folder/metrics.jsonl``.
 
-    Under several processes all of them call it, and rank 0 writes.
+    In a distributed run every process calls it, and rank 0 writes.
 
     Args:
         model: The model whose forward the training calls; wrapping it before or after (DDP, FSDP,
@@ -43,17 +43,18 @@ def attach(
         mode: ``train`` counts passes in training mode with gradients, ``eval`` those in
             evaluation mode.
         every: Count and log the steps that this number divides.
-        routers: Adapters by module path for layers that are not known; only these are watched.
+        routers: Adapters by module path, for routers that the probe does not recognise; only these
+            are watched.
         saliency: Also log the mean weight and the mean output norm of every expert. Costs another
             pass through the experts for each of a token's choices.
-        start_step: The step that comes next: 1, or after a checkpoint its step + 1. In a folder
-            with a log the default is the step after the last one there.
-        judgement: From ``Probe.state_dict`` of the checkpoint.
+        start_step: The next step: 1, or after a checkpoint its step + 1. In a folder with a log the
+            default is the step after the last one there.
+        judgement: From ``Probe.state_dict`` in the checkpoint.
         on_alert: Called on rank 0 with every new ``Alert``.
-        planned_steps: Steps that the run will have.
+        planned_steps: Total steps of the run.
 
     Raises:
-        ValueError: no MoE layer is found, or an argument cannot be right; on every rank alike.
+        ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
         OSError: the folder cannot be written.
     """
     inner, ranks, folder = _unwrapped(model), Ranks(model), Path(run_folder).resolve()
@@ -70,31 +71,30 @@ def attach(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
     )
     probe.begin(ranks.all_gather(first)[0], resumed, judgement, planned_steps)
-    if judgement is None:  # else the run before has said it
+    if judgement is None:  # else the earlier run has reported it
         probe.check_settings()
     return probe
 
 
 def _agree(ranks: Ranks, problem: Exception | None, sites: list[Site], folder: Path) -> None:
-    """Continue where no rank has a problem and all have the same routers; else all raise."""
+    """Return if no rank has a problem and all have the same routers; otherwise all raise."""
     routers = ", ".join(f"{site.name}×{site.num_experts}" for site in sites)
-    told = ranks.all_gather((None if problem is None else str(problem), routers))
+    gathered = ranks.all_gather((None if problem is None else str(problem), routers))
     if problem is not None:
         raise problem
-    for rank, (text, other) in enumerate(told):
-        if text is not None or other != told[0][1]:
+    for rank, (text, other) in enumerate(gathered):
+        if text is not None or other != gathered[0][1]:
             claimed.discard(folder)
             if text is not None:
                 raise ValueError(f"attach failed on rank {rank}: {text}")
             raise ValueError(
                 "every rank must have all routers of the model (no pipeline parallelism): rank 0 "
-                f"has {told[0][1]:.300}, rank {rank} {other:.300}"
+                f"has {gathered[0][1]:.300}, rank {rank} {other:.300}"
             )
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:
-    """The first step of this run, and whether the folder holds a log already; the folder is
-    claimed."""
+    """Claim the folder; return the first step of this run, and whether the folder has a log."""
     log = folder / LOG_NAME
     last, resumed = _last_step(log, sites), log.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,10 @@ def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int,
 
 
 def _last_step(log: Path, sites: Sequence[Site]) -> int:
-    """The last step of a log; 0 where it has none.
+    """The last step of a log; 0 if it has none.
 
     Raises:
-        ValueError: the log is of other routers than ``sites``.
+        ValueError: the log has other routers than ``sites``.
     """
     seen = glance(log) if log.exists() else None
     if seen is None or seen.run is None:
@@ -121,8 +121,8 @@ def _last_step(log: Path, sites: Sequence[Site]) -> int:
     here = [(site.name, site.num_experts) for site in sites]
     if there != here:
         raise ValueError(
-            f"{log} is of other routers ({_shown(there)}) than this model has ({_shown(here)}): "
-            "choose a new run folder"
+            f"{log} has other routers ({_shown(there)}) than this model ({_shown(here)}): choose a "
+            "new run folder"
         )
     return seen.last.step if seen.last is not None else 0
 
@@ -149,7 +149,7 @@ def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> N
 
 
 def _unwrapped(model: Any) -> nn.Module:
-    """The module whose forward has the arguments: inside DDP, ``torch.compile`` and PEFT."""
+    """The model itself, without DDP, ``torch.compile`` and PEFT around it."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and type(model).__name__ == "DistributedDataParallel":

@@ -1,6 +1,6 @@
 """Loads the model that is probed: a checkpoint of this project, or a published model.
 
-The one place of the probe that imports ``moe_model``.
+The only module of the probe that imports ``moe_model``.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from moe_model.sampling import generate
 def load(
     name: str, *, dtype: str = "auto", device: str = "auto", download: bool = False
 ) -> ProbedModel:
-    """The model that ``name`` names, in evaluation mode.
+    """Load the model called ``name``, in evaluation mode.
 
     Args:
         name: A checkpoint of this project or its run, a folder of a published model, or a name on
             the Hugging Face hub.
         dtype: ``auto`` (as stored), ``fp32``, ``bf16`` or ``fp16``.
         device: ``auto``, ``cpu`` or ``cuda``.
-        download: Whether a name may be fetched.
+        download: Whether a model on the hub may be downloaded.
 
     Raises:
-        CannotProbe: there is none, it is damaged, or needs code of its own or pickles.
+        CannotProbe: it does not exist, is damaged, or requires custom code or pickles.
     """
     where, path = choose_device(device), Path(name)
     if path.is_dir():
@@ -67,7 +67,7 @@ def _own(path: Path, dtype: str, device: torch.device) -> ProbedModel:
 
 
 def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> ProbedModel:
-    """A ``LanguageModel`` and a tokenizer of this project.
+    """Make a ``ProbedModel`` of a ``LanguageModel`` and its tokenizer.
 
     Raises:
         CannotProbe: the model has no router.
@@ -90,35 +90,35 @@ def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -
 
 
 def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Path) -> str:
-    """Trace ``texts``, each a slice by its name, as one text in windows of the model's context.
+    """Trace ``texts``, a slice each, as one text in windows of the model's context.
 
-    Never raises but for Ctrl-C: the training that it ends has succeeded.
+    Raises nothing but ``KeyboardInterrupt``: the training before it has succeeded.
 
     Args:
         model: A ``LanguageModel``, which keeps its mode.
         tokenizer: Its tokenizer.
-        texts: Follow each other.
+        texts: By the name of the slice, in the order of the text.
         folder: Must not exist.
 
     Returns:
-        One line: where the trace is, or why there is none.
+        One line: the folder of the trace, or why there is none.
     """
     if folder.exists():
         return f"no trace: {folder} exists already"
     was_training = model.training
     try:
-        subject = probed_model_of(model.eval(), tokenizer, folder.name)
+        probed = probed_model_of(model.eval(), tokenizer, folder.name)
         parts: list[tuple[int, bytes, int]] = []
         for number, text in enumerate(texts.values()):
-            pairs = zip(*subject.pieces.encode(text), strict=True)
+            pairs = zip(*probed.pieces.encode(text), strict=True)
             parts += [(token, piece, number) for token, piece in pairs]
-        length = subject.context or len(parts)
+        length = probed.context or len(parts)
         windows = []
         for start in range(0, len(parts), length):
             ids, pieces, numbers = zip(*parts[start : start + length], strict=True)
             windows.append(Window(list(ids), list(pieces), list(numbers)))
-        outcome = run_probe(subject, windows, list(texts), folder)
-    except Exception as error:  # whatever it is, the run itself has finished
+        outcome = run_probe(probed, windows, list(texts), folder)
+    except Exception as error:  # any other failure: the run itself has finished
         return f"no trace: {error}"
     finally:
         model.train(was_training)

@@ -1,11 +1,11 @@
-"""Counts what routers chose in one optimizer step; on their device until the line is written.
+"""Counts what routers chose in one optimizer step, on their device until the line is written.
 
-There are two ways in and one counter. ``train.py`` hands the routings of its model to a
-``RoutingCounter``; of every other model the hooks of ``watching.py`` see each call of a router and
-hand it over as a ``Call``. Counting takes thirty small operations, whose start costs more than
-their arithmetic: calls of the same shape are stacked, so that the start is paid once for all
-layers. Counts are integers, nothing here waits for the device, and no id can be out of range:
-those outside the experts share a slot of their own.
+There are two ways in and one counter. ``train.py`` passes the routings of its model to a
+``RoutingCounter``; for every other model the hooks of ``forward_hooks.py`` see each call of a
+router and pass it on as a ``Call``. Counting takes thirty small operations, whose launch costs more
+than their arithmetic: calls of the same shape are stacked and launched once for all layers. Counts
+are integers, and nothing here waits for the device. Ids that are not experts share one more slot,
+so that none is out of range.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Scored = tuple[Tensor, Tensor | None]
 """Entropy and margin of every token, ``[L, T]``; no margin where there is none."""
 
 _WAITING_BYTES = 16 * 1024 * 1024
-"""About as much may wait to be counted, which then takes six times as much for a moment."""
+"""About as many bytes may wait to be counted; counting needs six times as many for a moment."""
 _TINY = torch.finfo(torch.float32).tiny
 WEIGHTS, NORMS = 1, 2
 
@@ -36,7 +36,7 @@ class Call(NamedTuple):
     kind: str | None
     """What turns the logits into scores, see ``Scores``."""
     has_margin: bool
-    """Chosen are the k best of the biased scores."""
+    """The k best of the biased scores are chosen."""
     ids_TK: Tensor
     """Chosen experts; any other id counts as unrouted."""
     real_T: Tensor | None = None
@@ -54,7 +54,7 @@ class Call(NamedTuple):
     def of(
         cls, site: Site, key: Key, choice: Choice, real_T: Tensor | None, logits_TE: Tensor | None
     ) -> Call:
-        """A call that a hook saw: copies, because the model may change its own tensors later."""
+        """Copies of what a hook saw, because the model may change its tensors later."""
         ids_TK = choice.ids_TK.detach().reshape(-1, choice.ids_TK.shape[-1]).long().clone()
         kind = None if site.scores is None else site.scores.kind
         if kind is None or (logits_TE is not None and len(logits_TE) != len(ids_TK)):
@@ -154,7 +154,7 @@ class Calls:
 
 
 class Tally:
-    """What L passes through routers with the same number of experts did in one step."""
+    """Sums of one step over L passes through routers with the same number of experts."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class Tally:
             real_LT = slots_LTK[..., 0] != E + 1
             logits_LTE = logits_LTE.masked_fill(~real_LT[..., None], 0.0)
         log_sum_LT1 = logits_LTE.logsumexp(dim=-1, keepdim=True)
-        # Scores of skip and identity slots come after those of the experts: left out.
+        # Scores of skip and identity slots come after those of the experts and are left out.
         scores_LTE = calls.scores_TE
         if scores_LTE is None:
             scores_LTE = _scores(logits_LTE, log_sum_LT1, kind)[..., :E]
@@ -242,7 +242,7 @@ class Tally:
 
 
 class RoutingCounter:
-    """Counts one optimizer step of a training that has the routings of its model, ``train.py``."""
+    """Counts one optimizer step of a trainer that has its model's routings: ``train.py``."""
 
     def __init__(self, routers: Sequence[Any]) -> None:
         """``routers``: those of ``moe_model`` that train, in forward order."""
@@ -280,11 +280,11 @@ class RoutingCounter:
 
     @torch.no_grad()
     def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
-        """Sum the step over all ranks in one collective, together with ``extra``, fp64.
+        """Sum the step and ``extra``, fp64, over all ranks in one collective.
 
         Args:
-            ranks: With ``rank``, ``size`` and ``sum``; all count the same routers, each on
-                different tokens.
+            ranks: Has ``rank``, ``size`` and ``sum``; every rank counts the same routers on other
+                tokens.
 
         Returns:
             ``extra``, summed.
@@ -308,7 +308,7 @@ class RoutingCounter:
         return self._layout.read(self._vector, self._ranks, biases)
 
     def record(self, sums: StepSums, grad_squares: Sequence[float]) -> dict[str, Any]:
-        """What ``RunRecorder.record_step`` takes of it."""
+        """The arguments of ``RunRecorder.record_step`` that follow from the routings."""
         return {
             "tokens": max(sums.tokens),
             "tokens_per_expert": sums.counts,
@@ -322,7 +322,7 @@ def _scores(logits_LTE: Tensor, log_sum_LT1: Tensor, kind: str | None) -> Tensor
         return logits_LTE
     if kind == "sqrtsoftplus":
         return nn.functional.softplus(logits_LTE).sqrt()
-    # A softmax from the sum that the z-loss needs too: torch's own is slow on a CPU in few columns.
+    # A softmax from the sum that the z-loss needs too: torch's is slow on a CPU with few columns.
     return logits_LTE.sigmoid() if kind == "sigmoid" else (logits_LTE - log_sum_LT1).exp()
 
 
@@ -340,7 +340,7 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """All of them, or none: calls of one shape."""
+    """Stack the tensors; calls of one shape all have one, or none has."""
     there = [part for part in parts if part is not None]
     return torch.stack(there) if there else None
 
@@ -351,12 +351,11 @@ class Traced(NamedTuple):
     ids_TK: Tensor
     """Chosen experts, int64, the largest weight first; −1 is a slot that chose no real expert."""
     weights_TK: Tensor
-    """What their outputs are multiplied with, fp32; NaN where it is not known."""
+    """Factors of their outputs, fp32; NaN: unknown."""
     margin_T: Tensor
-    """Selection score of the last chosen less that of the best one left out, fp32; NaN where it
-    is not known."""
+    """Selection score of the last chosen less that of the best one left out, fp32; NaN: unknown."""
     entropy_T: Tensor
-    """Of the router's probabilities over all experts, in nats, fp32; NaN where not known."""
+    """Of the router's probabilities over all experts, in nats, fp32; NaN: unknown."""
 
 
 class Tracer:
@@ -377,9 +376,10 @@ class Tracer:
 
         Args:
             key: Place of the site, and number of the pass through it.
-            slots_TK: Of ``Tally.add``: expert, ``num_experts`` for no expert, more for padding.
-            weights_TK: None where they are not known; the order of the choice is kept then.
-            scored: Of ``Tally.add_scores``, for the one call.
+            slots_TK: Result of ``Tally.add``: the expert, ``num_experts`` for no expert, more for
+                padding.
+            weights_TK: None if unknown; the order of the choice is kept then.
+            scored: Result of ``Tally.add_scores`` for this call.
         """
         real_T = slots_TK[:, 0] <= num_experts
         slots_TK = slots_TK[real_T]
@@ -404,8 +404,7 @@ class Tracer:
         )
 
     def take(self) -> dict[tuple[int, int], Traced]:
-        """The choices since the last call, by place and pass; a router may take a batch in
-        pieces."""
+        """Return and forget the choices by place and pass; a router may take a batch in pieces."""
         calls, self._calls = self._calls, {}
         return {
             key: Traced(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))

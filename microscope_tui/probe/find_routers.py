@@ -1,9 +1,9 @@
 """Finding the routers of a model.
 
-In nearly all of transformers the module that holds the experts is called with the hidden states,
-the chosen ids and their weights, in this order and whatever the router does to choose them (bias,
-groups, hashing, sampling): its arguments are the truth. What is different has a reader of its own
-here (transformers) or ``frameworks.py`` (other training code).
+In nearly all models of transformers the module that holds the experts is called with the hidden
+states, the chosen ids and their weights, in this order and however the router chooses them (bias,
+groups, hashing, sampling): its arguments are the truth. Other models have a reader of their own,
+here (transformers) or in ``frameworks.py`` (other training code).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[
     """All routers of ``model`` in forward order.
 
     Args:
-        routers: Adapters by module path; only these are watched where there are any.
+        routers: Adapters by module path; if there are any, only these are watched.
 
     Raises:
         ValueError: no router is found, or a path of ``routers`` is not in the model.
@@ -95,8 +95,8 @@ def _known(model: nn.Module) -> list[Site]:
 
 
 def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
-    """The site at ``module`` if its class, or one that it is made from (by its users, or by FSDP2),
-    has a reader of its own."""
+    """The site at ``module`` if its class, or a class that it is derived from (by users or by
+    FSDP2), has a reader of its own."""
     for kind in type(module).__mro__:
         make = _OWN.get((kind.__module__.partition(".")[0], kind.__name__))
         if make is not None:
@@ -126,7 +126,7 @@ def _experts_site(path: str, module: nn.Module, parent: nn.Module) -> Site | Non
         read=_router_ids if split else _argument_ids,
         before=not split,
         num_experts=experts,
-        # 0 where only a forward pass can tell.
+        # 0 if only a forward pass can show it.
         top_k=setting(holders, names, is_size) or 0,
         router=router,
         block=parent,
@@ -154,7 +154,7 @@ def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int
 
 
 def _nothing_found(model: nn.Module) -> str:
-    """What was looked at, so that the right path for an adapter is easy to name."""
+    """List the modules, so that the path for an adapter is easy to find."""
     kinds: dict[str, str] = {}
     for path, module in model.named_modules():
         kinds.setdefault(type(module).__name__, path)
@@ -192,8 +192,8 @@ def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind:
 
 
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
-    """Only the first choice reaches the experts, and those 0 and 1 alone run (a fault of the
-    library): counted is what the router chooses, and as dropped what it then gives no weight."""
+    """Only the first choice reaches the experts, and only experts 0 and 1 run (a bug of the
+    library). What the router chooses is counted; choices without a weight count as dropped."""
     samples = module.second_expert_policy == "sampling"
 
     def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
@@ -231,15 +231,14 @@ def _doge(path: str, module: Any, parent: nn.Module) -> Site:
 
 
 def _ernie_experts(path: str, module: Any, parent: nn.Module) -> Site:
-    """Text and vision have experts of their own, each called with its own tokens only, and the
-    vision ones only where the batch has images. The layer around both knows which are which."""
-
+    """Text and vision have separate experts, called with their own tokens only, and the vision ones
+    only if the batch has images. The layer around both has the types of the tokens."""
     top_k: Any = parent.top_k
     return _site_at_experts(path, module, parent, _argument_ids, top_k)
 
 
 def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
-    """Tell the two sites of every layer of ernie4_5_vl_moe which tokens they will see."""
+    """Give the two sites of every layer of ernie4_5_vl_moe the tokens that they see."""
     for layer in model.modules():
         if type(layer).__name__ != "Ernie4_5_VLMoeMoeBlock":
             continue
@@ -258,13 +257,13 @@ def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
 
         for site in sites:
             if site.block is layer.text_moe:
-                site.own_rows, site.asides = text, [(layer, note_token_types)]
+                site.own_rows, site.pre_hooks = text, [(layer, note_token_types)]
             if site.block is layer.vision_moe:
                 site.own_rows, site.optional = vision, True
 
 
 def _zaya(path: str, module: Any, parent: nn.Module) -> Site:
-    """A token that skips its layer is handed on as expert 0 with weight 0."""
+    """A token that skips its layer is passed on as expert 0 with weight 0."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
         _, ids_TK, weights_TK = args[:3]
@@ -296,14 +295,14 @@ _SOFTMAX = frozenset({
     "qwen3_omni_moe", "qwen3_vl_moe", "qwen4_exp", "switch_transformers", "unlimited_ocr",
     "zaya",
 })  # fmt: skip
-"""Families by what turns their logits into probabilities; in the others the configuration says."""
+"""Families by what turns their logits into probabilities; others name it in their configuration."""
 _NOT_PLAIN = ("kolibri1", "phimoe")
-"""Choose by the biased logits, and by sampling: not the best of the biased scores."""
+"""These choose by biased logits or by sampling: not the best of the biased scores."""
 _ROUTERS = ("Router", "Gate", "Gating", "Route")
 
 
 def _router_in(block: nn.Module) -> nn.Module | None:
-    """The router beside the experts in ``block``: what is called so, or is of a class called so."""
+    """The router beside the experts in ``block``, by its name or by the name of its class."""
     for name in ("gate", "router"):
         module = getattr(block, name, None)
         if isinstance(module, nn.Module) and type(module).__name__.endswith(_ROUTERS):
@@ -315,7 +314,7 @@ def _router_in(block: nn.Module) -> nn.Module | None:
 
 
 def _plain_choice(router: nn.Module | None, block: nn.Module) -> bool:
-    """Chosen are the k best of the biased scores, so that the next best was a candidate too."""
+    """The k best of the biased scores are chosen, so that the next best was a candidate too."""
     if router is not None and _family(router) in _NOT_PLAIN:
         return False
     names = ("n_group", "num_expert_group")
@@ -328,7 +327,7 @@ def _with_configs(*modules: nn.Module | None) -> list[Any]:
 
 
 def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
-    """Where the logits of a site are, as the model itself declares what it can record."""
+    """Where the logits of a site are, from the outputs that the model declares as recordable."""
     router, config = site.router, text_config(model)
     if router is None:
         return None
@@ -342,7 +341,7 @@ def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scor
 
 
 def _score_kind(router: nn.Module, block: nn.Module | None, config: Any = None) -> str | None:
-    """What turns logits of this router into probabilities; ``None`` where it is not known."""
+    """What turns logits of this router into probabilities; ``None`` if unknown."""
     kind = type(router).__name__
     if kind in _PROBABILITIES:
         return "probabilities"

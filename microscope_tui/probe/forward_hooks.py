@@ -1,11 +1,11 @@
 """The hooks of the probe, and the sums that they fill while a model runs forward.
 
-What counts is decided once, where the whole model's forward begins: in training mode and with
-gradients enabled. Routers that run outside such a pass (activation checkpointing runs them again
-in the backward pass; a reference model is run without gradients) are not counted.
+A pass counts if the model is in training mode with gradients enabled when its forward begins.
+Routers that run outside such a pass (activation checkpointing runs them again in the backward pass;
+a reference model runs without gradients) are not counted.
 
-A hook never waits for the device and never raises: the first failure ends the watching, with one
-warning.
+A hook never waits for the device and never raises: after the first failure nothing is counted any
+more, with one warning.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _logger = logging.getLogger(__name__)
 
 
 def _no_hook() -> Any:
-    """What is left of a hook in a copy of the model."""
+    """What a hook becomes in a copy of the model."""
     return lambda *args, **kwargs: None
 
 
 class _Hook:
-    """A hook that belongs to one model: in a copy or a pickle of it there is none."""
+    """A hook that belongs to one model: a copy or a pickle of the model does not have it."""
 
     def __init__(self, call: Callable[..., None]) -> None:
         self._call = call
@@ -51,13 +51,13 @@ class ForwardHooks:
     def __init__(self, model: nn.Module, sites: list[Site], mode: str, saliency: bool) -> None:
         self.sites, self.problem = sites, ""
         self.on = False
-        """Whether the step under way is one to be counted."""
+        """Whether the current step is counted."""
         self.passes = 0
         """Forward passes of the step that count."""
         self.losses: StepLosses | None = None
-        """Asks the outputs of the model for its losses."""
+        """Reads the losses from the outputs of the model."""
         self.tracer: Tracer | None = None
-        """Keeps what every single token chose."""
+        """Keeps the choice of every single token."""
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.calls = Calls()
@@ -76,7 +76,7 @@ class ForwardHooks:
         self._install()
 
     def reset(self, on: bool) -> None:
-        """Forget the step; count the next one if it is ``on``."""
+        """Forget the step; count the next one if ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.calls.clear()
@@ -84,13 +84,13 @@ class ForwardHooks:
             self.losses.reset()
 
     def detach(self) -> None:
-        """Take the hooks off: the model is as it was."""
+        """Remove the hooks: the model is as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def fail(self, error: Exception) -> None:
-        """Warn once; from now on nothing is watched."""
+        """Warn once; from now on nothing is counted."""
         if not self.problem:
             self.problem = f"{type(error).__name__}: {error}"
             _logger.warning(
@@ -106,7 +106,7 @@ class ForwardHooks:
             if site.scores is not None and site.scores.index is not None:
                 take = self._for(place, self._take_logits)
                 self._hook(site.scores.module.register_forward_hook, take, prepend=True)
-            for module, pre_hook in site.asides:
+            for module, pre_hook in site.pre_hooks:
                 self._hook(module.register_forward_pre_hook, pre_hook, with_kwargs=True)
             if site.before:
                 see = self._for(place, self._see_arguments)
@@ -134,7 +134,7 @@ class ForwardHooks:
         try:
             with torch.no_grad():
                 call(*args)
-        except Exception as error:  # whatever it is, the training matters more
+        except Exception as error:  # any failure: the training matters more
             self.fail(error)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -163,12 +163,12 @@ class ForwardHooks:
                 self.losses.add(output, batch.divides_loss)
 
     def _check_rows(self, batch: Batch, output: Any) -> None:
-        """Fail where a router saw only a part of the tokens (of a sequence that is split over
-        ranks): it is not known which part."""
+        """Fail if a router saw only some of the tokens (of a sequence that is split over ranks):
+        it is not known which."""
         for place, rows in self._rows.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
-            if not of_batch or rows % of_batch == 0 or output is None:  # none: an exception
+            if not of_batch or rows % of_batch == 0 or output is None:  # None: an exception
                 continue
             if self._together or batch.real(site.stack) is not None:
                 what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
@@ -219,7 +219,7 @@ class ForwardHooks:
             return 0, choice.real_T
         of_batch, real_N = batch.rows(site.stack), batch.real(site.stack)
         if site.own_rows is not None and (own_N := site.own_rows()) is not None:
-            # Without waiting for the device: how many rows there are is known from the call.
+            # Without waiting for the device: the number of rows is known from the call.
             at_T = torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
             return 0, None if real_N is None else real_N[at_T]
         before, self._rows[place] = self._rows[place], self._rows[place] + rows
@@ -246,7 +246,7 @@ class ForwardHooks:
                 module.forward(hidden_TD, ids_TK[:, k : k + 1], ones_T1).float().norm(dim=-1)
                 for k in range(ids_TK.shape[-1])
             ]
-        except Exception as error:  # some cannot take a single choice: only the norms are lost
+        except Exception as error:  # some do not take a single choice: only the norms are lost
             self.sites[place].experts = None
             _logger.warning("no mean_output_norm of %s: %r", self.sites[place].name, error)
             return
@@ -255,13 +255,13 @@ class ForwardHooks:
 
 def _in_backward() -> bool:
     if torch.compiler.is_compiling():
-        return False  # what is compiled is the forward; and asking would break its graph
-    task = getattr(torch._C, "_current_graph_task_id", None)  # private: may be gone one day
+        return False  # only the forward is compiled, and the next call would break its graph
+    task = getattr(torch._C, "_current_graph_task_id", None)  # private: may disappear
     return task is not None and task() != -1
 
 
 def _reentrant_checkpoint() -> bool:
-    """The whole model is checkpointed in the way that runs it without gradients first."""
+    """The whole model is under reentrant checkpointing, which runs it without gradients first."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "backward" and frame.f_code.co_filename.endswith(
@@ -282,7 +282,7 @@ class Batch:
         self._real: dict[str, Tensor | None] = {}
 
     def rows(self, stack: str) -> int | None:
-        """Tokens that a router of the stack sees, padding included; ``None`` if not known."""
+        """Tokens that a router of the stack sees, padding included; ``None`` if unknown."""
         shape = self._shape(stack)
         return None if shape is None else shape[0] * shape[1]
 
@@ -316,12 +316,12 @@ class Batch:
             return _from_mask(mask, length)
         labels = self._given.get("labels")
         if self._given.get("decoder_input_ids") is None and isinstance(labels, Tensor):
-            # The labels, shifted: every token that has one, after the start token.
+            # The shifted labels: every token that has one, after the start token.
             return nn.functional.pad(labels[:, :-1] != -100, (1, 0), value=True)
         return None
 
     def _packed(self, shape: tuple[int, int] | None) -> Tensor | None:
-        """Without a mask: what comes after the last sequence is padding."""
+        """Without a mask: tokens after the last sequence are padding."""
         if shape is None:
             return None
         for name in ("cu_seq_lens_q", "cu_seqlens", "cu_seqlens_q", "cu_seq_lens"):
@@ -335,8 +335,8 @@ class Batch:
         return None
 
     def _before_trailing_zeros(self, positions_BS: Tensor) -> Tensor:
-        """Packed batches are filled up with position 0. A single one may be a sequence of one
-        token, unless it is the padding token."""
+        """Packed batches are filled up with position 0. A single 0 may be a sequence of one token,
+        unless it is the padding token."""
         trailing_BS = (positions_BS == 0).flip(-1).int().cumprod(-1).flip(-1).bool()
         several_B1 = trailing_BS.sum(-1, keepdim=True) > 1
         ids = self._given.get("input_ids")
@@ -349,13 +349,13 @@ class Batch:
 
 def _from_mask(mask: Any, length: int | None) -> Tensor | None:
     """Real tokens ``[B, S]`` of a mask in any form that transformers takes."""
-    if isinstance(mask, Mapping):  # one for each kind of attention: they agree about padding
+    if isinstance(mask, Mapping):  # one per kind of attention; all agree on the padding
         mask = next((m for m in mask.values() if isinstance(m, Tensor)), None)
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         return None
-    if mask.dim() == 4:  # a real token sees itself: to be allowed is True, or an added zero
+    if mask.dim() == 4:  # a real token sees itself: allowed is True, or an added zero
         diagonal = mask[:, 0, :, -mask.shape[2] :].diagonal(dim1=-2, dim2=-1)
         real = diagonal if mask.dtype == torch.bool else diagonal >= 0
     else:
         real = mask != 0  # packed batches may number their sequences 1, 2, 3 …
-    return real if length is None else real[:, -length:]  # what came before is in a cache
+    return real if length is None else real[:, -length:]  # earlier tokens are in a cache

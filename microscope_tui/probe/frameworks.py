@@ -1,4 +1,4 @@
-"""Routers of other training code; ``finding.py`` recognises them by the names of their classes."""
+"""Routers of other training code; ``find_routers.py`` recognises them by their class names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from microscope_tui.probe.sites import SCORE_KINDS, Choice, Scores, Site, site_a
 
 
 def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
-    """The router of this project's own model; a capacity keeps what it does not drop."""
+    """The router of this project's model; ``kept_TK`` is what a capacity does not drop."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
         valid = args[1] if len(args) > 1 else None
@@ -37,10 +37,10 @@ def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
 def megatron(path: str, module: Any, parent: nn.Module) -> Site:
     """``(probabilities, map)``: a token's experts are the true entries of its row of the map.
 
-    A capacity has already changed the map, so with one the choice is made again from the logits.
+    A capacity has already changed the map, so that the choice is then recomputed from the logits.
 
     Raises:
-        ValueError: there is a capacity, and the logits cannot be made again.
+        ValueError: there is a capacity, and the logits cannot be recomputed.
     """
     config, top_k, E = module.config, int(module.config.moe_router_topk), module.num_experts
     kind, balancing = config.moe_router_score_function, config.moe_router_load_balancing_type
@@ -57,7 +57,7 @@ def megatron(path: str, module: Any, parent: nn.Module) -> Site:
         map_TE = output[1]
         logits_TE = None if changed else module.gating(args[0]).reshape(-1, E)
         ids_TK = _ids(_before_drop(module, logits_TE) if drops else map_TE, top_k)
-        # Tokens are in the order [S, B], so that only the router's own mask fits them.
+        # Tokens are in the order [S, B]: only the router's own mask has it too.
         real_T = torch.ones(len(map_TE), dtype=torch.bool, device=map_TE.device)
         if len(args) > 1 and args[1] is not None:
             real_T = ~args[1].reshape(-1).bool()
@@ -74,11 +74,11 @@ def megatron(path: str, module: Any, parent: nn.Module) -> Site:
 _MEGATRON_CHANGES = (
     "moe_input_jitter_eps", "moe_router_force_load_balancing", "moe_enable_routing_replay",
 )  # fmt: skip
-"""Settings with which the logits, made again, are not those that the router chose by."""
+"""Settings with which recomputed logits are not those that the router chose by."""
 
 
 def _before_drop(module: Any, logits_TE: Tensor | None) -> Tensor:
-    """What a router of Megatron chooses by its logits, as its own code does it."""
+    """What a router of Megatron chooses by its logits, computed by its own code."""
     home = next(c for c in type(module).__mro__ if c.__name__ == "TopKRouter").__module__
     chosen = sys.modules[home].topk_routing_with_score_function(
         logits_TE,
@@ -113,11 +113,11 @@ def torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
 
 
 def deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
-    """Its gate gives routes after the drop. What was chosen before it is the top k of the logits;
-    a gate that samples and drops nothing names it in its routes.
+    """Its gate returns the routes after the drop. The choice before it is the top k of the logits;
+    if the gate samples and drops nothing, it is the routes.
 
     Raises:
-        ValueError: the gate samples and drops, so that nothing tells what it chose.
+        ValueError: the gate samples and drops, so that its choice cannot be read.
     """
     top_k, noise = int(module.k), getattr(module, "noisy_gate_policy", None)
     drops = bool(getattr(module, "drop_tokens", True))
@@ -152,8 +152,8 @@ def deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
 
 
 def _routes(output: Any, top_k: int) -> Tensor:
-    """Ids of the experts that will run ``[T, K]``, −1 for what was dropped: named, or as a mask
-    ``[T, E, C]`` of their places."""
+    """Ids of the experts that will run ``[T, K]``, −1 for a dropped choice; from a list of ids, or
+    from a mask ``[T, E, C]`` of their places."""
     if len(output) == 4:
         return _ids(output[2].any(dim=-1), top_k)
     return torch.stack(tuple(output[3]), dim=-1).long()

@@ -1,7 +1,7 @@
-"""What the log says about a model before its first step, from its configuration.
+"""The header of the log, from a model and its configuration.
 
-What is wrong with the settings is reported at ``attach``, before any step. The same findings are in
-the log with the first line, so that ``check`` tells them too; there they are not said again.
+Wrong settings are reported at ``attach``, before any step. The first step of the log has the same
+findings, so that ``check`` reports them too; the trainer does not report them twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from microscope_tui.probe.step_sums import Layout, Row
 from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
-"""Families that normalise the weights whatever their configuration says."""
+"""Families that always normalise the weights; their configuration has no such field."""
 
 
 def describe(
@@ -56,14 +56,14 @@ def describe(
 
 
 def profile(model: nn.Module) -> str:
-    """``finetune`` where the weights were loaded, or only some of them are trained."""
+    """``finetune`` if the weights were loaded, or only some of them are trained."""
     loaded = bool(getattr(getattr(model, "config", None), "_name_or_path", ""))
     frozen = any(not p.requires_grad for p in model.parameters())
     return "finetune" if loaded or frozen else "pretrain"
 
 
 def _balance(model: nn.Module, config: Any, sites: Sequence[Site]) -> dict[str, Any]:
-    """How the routers are kept even, as far as the model and its configuration tell."""
+    """How the routers are balanced, as far as the model and its configuration show."""
     weight = _first(config, "router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha")
     asked = getattr(config, "output_router_logits", None)
     home = _home(model)
@@ -85,7 +85,7 @@ def _balance(model: nn.Module, config: Any, sites: Sequence[Site]) -> dict[str, 
 
 
 def _home(model: nn.Module) -> Any:
-    """The file of transformers that the model is written in; FSDP2 makes a class of its own."""
+    """The module of transformers that defines the model; FSDP2 derives a class from the model's."""
     for kind in type(model).__mro__:
         if kind.__module__.startswith("transformers.models."):
             return sys.modules[kind.__module__]
@@ -93,7 +93,7 @@ def _home(model: nn.Module) -> Any:
 
 
 def _is_frozen(site: Site) -> bool:
-    """Nothing trains the router: it was excluded, or an adapter like LoRA leaves it out."""
+    """The router is not trained: it was excluded, or an adapter like LoRA leaves it out."""
     weights = [p for p in site.router.parameters() if p.dim() >= 2] if site.router else []
     return bool(weights) and not any(p.requires_grad for p in weights)
 
@@ -110,13 +110,13 @@ def dtype_name(model: nn.Module) -> str:
 
 
 def setting_of(alert: Alert) -> str:
-    """What an alert of LINT is about, whenever it began."""
+    """The setting that an alert of LINT is about: its verdict without the step."""
     return alert.verdict.partition(" since ")[0]
 
 
 def check_settings(model: nn.Module, sites: Sequence[Site], mode: str) -> list[Alert]:
-    """What LINT finds in the model and its configuration."""
-    # Where k is not known yet, nothing that follows from it is claimed.
+    """The alerts of LINT about the model and its configuration."""
+    # If k is not known yet, LINT must not conclude anything from it.
     top_k = [site.top_k or site.num_experts for site in sites]
     rows = Layout.of(sites, [1] * len(sites), top_k).rows
     header = RunHeader(

@@ -1,9 +1,9 @@
-"""The diagnosis of the run that is being trained, beside the training and step by step.
+"""The diagnosis of a run while it trains, step by step.
 
 It judges what a reader of the log will judge: every line goes through the reader's own code, so
-numbers are the rounded ones that stand there, and counts exist only where the line has them.
-Hence the same steps give the same alerts at the same step, and ``check`` agrees afterwards. Its
-state is bytes for a checkpoint; with them a resumed run is judged as if it had never stopped.
+that numbers are rounded as in the file, and counts exist only if the line has them. The same steps
+therefore give the same alerts at the same step, and ``check`` agrees afterwards. Its state is bytes
+for a checkpoint; with them a resumed run is judged as if it had never stopped.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from microscope_tui.runlog import EventRecord, RunReader, RunRecord, StepEntry
 
 STATE_VERSION = 1
 MOST_LINES = 5
-"""Findings that a closing summary names; the rest is for ``check``."""
+"""Findings that the verdict names; ``check`` prints all."""
 _WORDS = {Severity.WARN: "WARNING", Severity.CRITICAL: "CRITICAL", Severity.ERROR: "NO VERDICT"}
 
 
@@ -49,7 +49,7 @@ class Alert:
     severity: str
     """``info``, ``warn``, ``crit`` or ``error`` (a fault of the measurement)."""
     layers: tuple[str, ...]
-    """Names of the routers in forward order; empty where it is the run's trouble."""
+    """Names of the routers in forward order; empty if it is about the whole run."""
     onset: int
     """First step of the evidence."""
     verdict: str
@@ -58,11 +58,11 @@ class Alert:
 
     @property
     def is_collapse(self) -> bool:
-        """A router has collapsed, beyond a warning."""
+        """A router has collapsed: critical, not only a warning."""
         return self.rule == "COLLAPSE" and self.severity == "crit"
 
     def as_values(self) -> dict[str, Any]:
-        """The ``values`` of its event in the log; why and what next are for the reader to say."""
+        """The ``values`` of its event in the log; readers derive ``why`` and ``next``."""
         names = ("rule", "severity", "layers", "onset", "verdict")
         return {name: getattr(self, name) for name in names} | {"layers": list(self.layers)}
 
@@ -78,14 +78,14 @@ class RunJudge:
     """Judges one run while it is written."""
 
     def __init__(self, header: bytes, state: bytes | None = None) -> None:
-        """Judge from the first step on, or go on from ``state`` where a checkpoint kept it.
+        """Judge from the first step on, or continue from ``state``.
 
         Args:
             header: the line of the run record.
-            state: what ``save`` gave after the step before the one that is recorded next.
+            state: what ``save`` returned after the step before the next one.
 
         Raises:
-            BadState: ``state`` is damaged, of another version or of another model.
+            BadState: ``state`` is damaged, or has another version or another model.
             ValueError: the header is not a run record.
         """
         self._reader = RunReader("run")
@@ -95,7 +95,7 @@ class RunJudge:
             raise ValueError(f"the header cannot be judged ({reasons}): fix the run record")
         self._settings = _settings(run)
         self.since = max(1, run.resumed_at_step or 1)
-        """First step that was judged; later than 1 where a resumed run came without its state."""
+        """First step that was judged; later than 1 if a run was resumed without its state."""
         if state is None:
             self._diagnosis = Diagnosis(run)
             if self.since > 1:
@@ -104,11 +104,11 @@ class RunJudge:
             self._diagnosis, self.since = _resumed(run, state)
 
     def observe(self, line: bytes, counts: CountSource, biases: BiasSource) -> list[Alert]:
-        """Judge one step; return what began or grew worse with it.
+        """Judge one step; return what began or grew worse at it.
 
         Args:
             line: the step's line, with or without its matrices.
-            counts: the counts of a router as they are read from the line; ``None`` if not there.
+            counts: the counts of a router as a reader reads them; ``None`` if the line has none.
             biases: the same for its selection bias.
         """
         diagnosis, alerts = self._diagnosis, list[Alert]()
@@ -117,8 +117,8 @@ class RunJudge:
                 continue
             step = entry.record.step
             if step == diagnosis.last_step:
-                continue  # a repeated step: for readers the first one stands
-            # No summary is missing in our own lines: nothing to derive from the counts.
+                continue  # a repeated step: readers take the first one
+            # Our own lines have all summaries: none has to be derived from the counts.
             if diagnosis.observe(entry.record, counts, biases):
                 alerts += self._alerts(step)
         return alerts
@@ -128,12 +128,12 @@ class RunJudge:
         self._diagnosis.observe_event(event)
 
     def save(self) -> bytes:
-        """The state after the last step, for a checkpoint; alerts are not kept in it."""
+        """The state after the last step, for a checkpoint; without the alerts."""
         diagnosis = save(self._diagnosis)
         return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
 
     def collapsed(self) -> tuple[str, ...]:
-        """Names of the routers that are collapsed now, beyond a warning."""
+        """Names of the routers that are collapsed now: critical, not only a warning."""
         routers = self._diagnosis.run.routers
         return tuple(
             routers[episode.router_index].name
@@ -144,7 +144,7 @@ class RunJudge:
         )
 
     def collapse_onset(self) -> int | None:
-        """The step to go back before: where the trouble behind the collapses of now began."""
+        """The step at which the trouble behind the present collapses began; resume before it."""
         episodes = self._diagnosis.episodes
         found = [
             circumstances(finding, episodes).onset
@@ -162,9 +162,9 @@ class RunJudge:
         return gathering(pending(self._diagnosis), balance)
 
     def verdict(self) -> str:
-        """The run in one line a finding, the gravest word first; ``healthy`` without any.
+        """One line per finding, the worst severity first; ``healthy`` without any.
 
-        A run in its warm-up without a finding is not judged yet.
+        A run in its warm-up is ``not judged yet``.
         """
         diagnosis = self._diagnosis
         if not diagnosis.last_step:
@@ -191,7 +191,7 @@ class RunJudge:
         return "\n".join(lines)
 
     def _alerts(self, step: int) -> list[Alert]:
-        # Every episode, not only those that the engine names: one may have made another worse.
+        # Every episode, not only those that the engine returns: one may have made another worse.
         news = [e for e in self._diagnosis.episodes if e.grades and e.grades[-1].step == step]
         found = [(finding, self._advise(finding)) for finding in group(news)]
         return [
@@ -219,7 +219,7 @@ def _word(finding: Finding) -> str:
 
 
 def _settings(run: RunRecord) -> RunRecord:
-    """All of a header that a resumed run has in common with the one before."""
+    """The part of a header that a resumed run has in common with the run before."""
     return replace(run, run="", time=None, resumed_at_step=None)
 
 
@@ -228,20 +228,20 @@ def _resumed(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
     try:
         kept = msgspec.msgpack.decode(state, type=_Saved)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadState(f"no state of a judgement: {error}") from None
+        raise BadState(f"not the state of a judge: {error}") from None
     if kept.version != STATE_VERSION:
-        raise BadState(f"the state has version {kept.version}, this is {STATE_VERSION}")
+        raise BadState(f"the state has version {kept.version}, expected {STATE_VERSION}")
     if kept.run.routers != run.routers:
         raise BadState(
-            f"the state is of {len(kept.run.routers)} other routers than the {len(run.routers)} "
-            "of this run"
+            f"the state has {len(kept.run.routers)} other routers than the {len(run.routers)} of "
+            "this run"
         )
     diagnosis = restore(kept.diagnosis, kept.run)
     first = run.resumed_at_step
     if first is not None and first <= diagnosis.last_step:
         diagnosis.restart(first)  # the state is of a later step than the weights
     if first is not None and first > 1 and first - 1 not in diagnosis.checkpoints:
-        # The state is part of that checkpoint, and so older than the event that tells of it.
+        # The state is part of that checkpoint, so it is older than the checkpoint's event.
         diagnosis.observe_event(EventRecord("checkpoint", step=first - 1))
     if _settings(run) != kept.run:
         diagnosis.change_header(run)

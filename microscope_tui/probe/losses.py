@@ -1,6 +1,6 @@
 """The loss of a step from the model's own outputs, over micro-batches and ranks.
 
-A model of transformers adds its auxiliary term to the loss it returns. The log wants the two apart:
+A model of transformers adds its auxiliary term to the loss it returns. The log has the two apart:
 the cross-entropy, and the auxiliary term without its weight.
 """
 
@@ -23,7 +23,7 @@ class StepLosses:
         """
         Args:
             counting_ranks: Ranks whose tokens are counted.
-            across_ranks: Where the model divides by the tokens of the step, these are those of
+            across_ranks: If the model divides by the tokens of the step, these are the tokens of
                 all ranks.
         """
         holders = model, getattr(model, "config", None)
@@ -34,7 +34,7 @@ class StepLosses:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the step."""
+        """Start a new step."""
         self._sums: list[Tensor] = []
         self._auxes: list[Tensor] = []
         self._divided = False
@@ -72,10 +72,10 @@ def _part(output: Any, name: str) -> Tensor | None:
 
 
 def grad_squares(sites: Sequence[Site], ranks: Ranks) -> Tensor:
-    """This rank's share of the squared norm per site; NaN where a router has no gradient.
+    """This rank's share of the squared norm per site; NaN if a router has no gradient.
 
-    Summed over all ranks it is the squared norm: what every rank holds whole is divided by their
-    number, what is sharded by the number of ranks that hold the same shard.
+    Summed over all ranks it is the squared norm: a whole gradient is divided by the number of
+    ranks, a shard by the number of ranks that hold the same one.
     """
     shares = [_square(site.router, ranks) for site in sites]
     device = next((share.device for share in shares if share is not None), torch.device("cpu"))

@@ -1,8 +1,8 @@
-"""The probe: it watches the routers of a model while someone else trains it, and writes the log.
+"""The probe: it watches the routers of a model while other code trains it, and writes the log.
 
-It counts in the hooks of ``watching.py``, and turns a step into a line here: one sum over ranks,
-one copy to the host, one record. After ``attach`` nothing raises; a process whose probe has failed
-still takes part in every sum, and the lines say that they are incomplete.
+The hooks of ``forward_hooks.py`` count; a step becomes a line here: one sum over ranks, one copy to
+the host, one record. After ``attach`` nothing raises. A process whose probe has failed still takes
+part in every sum, and its lines are marked as incomplete.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Probe:
     ) -> None:
         self.sites, self.ranks = sites, ranks
         self.stops = self.wants_stop = False
-        """The training should end, and all ranks have heard of it; rank 0 asks for it by
-        ``wants_stop``, before a step is logged."""
+        """``stops``: the training should end, on all ranks. Rank 0 requests it by ``wants_stop``;
+        the sum of the next logged step passes it on."""
         self._model, self._folder, self._mode, self._every = model, folder, mode, every
         self._saliency, self._on_alert = saliency, on_alert
         self.layout: Layout | None = None
         """The rows of the log, after the first logged step."""
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self.hooks = ForwardHooks(model, sites, mode, saliency)
         self.begin(1, False, None, None)
 
@@ -69,7 +69,7 @@ class Probe:
 
         Args:
             resumed: The log, or the run before it, has earlier steps.
-            judgement: What was thought of them.
+            judgement: State of the judge after them.
         """
         self._step, self._resumed = step - 1, resumed or step > 1
         self._judgement, self._planned_steps = judgement, planned_steps
@@ -77,13 +77,13 @@ class Probe:
         self._next()
 
     def check_settings(self) -> None:
-        """Say what is wrong with the settings of the model; rank 0 does."""
+        """Warn about wrong settings of the model, on rank 0."""
         if self.ranks.rank:
             return
         try:
             for alert in check_settings(self._model, self.sites, self._mode):
-                self._said.add(setting_of(alert))
-                _say(replace(alert, verdict=setting_of(alert)), "attach")
+                self._warned.add(setting_of(alert))
+                _report(replace(alert, verdict=setting_of(alert)), "attach")
         except Exception as error:
             _logger.warning("the settings of the model could not be checked: %r", error)
 
@@ -95,13 +95,13 @@ class Probe:
         step: int | None = None,
         **scalars: Any,
     ) -> None:
-        """Log the optimizer step that has just been completed. Every rank calls it, every step.
+        """Log the optimizer step that has just been completed; call it on every rank, every step.
 
         Args:
             loss: Next-token cross-entropy of this rank in nats; the log holds the mean over ranks.
-            losses: Other terms, unweighted, by name.
-            step: Its number, where it is not the next one.
-            scalars: Whatever else is worth a place in the line: ``learning_rate``, ``grad_norm``.
+            losses: Other loss terms, unweighted, by name.
+            step: Its number, if it is not the next one.
+            scalars: Other numbers for the line, for example ``learning_rate`` or ``grad_norm``.
         """
         self._step = self._step + 1 if step is None else int(step)
         due, self.hooks.on = self.hooks.on, False
@@ -110,8 +110,8 @@ class Probe:
         self._next()
 
     def read_gradients(self) -> None:
-        """Take the norm of the routers' gradients now, for a trainer that clears them before
-        ``step`` is called."""
+        """Read the norm of the routers' gradients now, for a trainer that clears them before it
+        calls ``step``."""
         if self.hooks.on:
             self._squares = self._try(lambda: grad_squares(self.sites, self.ranks))
 
@@ -121,14 +121,14 @@ class Probe:
             self._log.event(self._step if step is None else step, event, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep, so that a resumed run is judged as if never stopped."""
+        """The state for a checkpoint, with which a resumed run is judged as if never stopped."""
         judgement = self._judgement if self._log is None else self._log.judgement()
         if self._log is not None:
             self._log.sync()
         return {"step": self._step, "judgement": judgement}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``; before the first step.
+        """Continue from ``state_dict``; call it before the first step.
 
         Raises:
             RuntimeError: steps have been logged already.
@@ -139,7 +139,7 @@ class Probe:
         self.begin(step, resumed, state.get("judgement"), self._planned_steps)
 
     def detach(self, reason: str = "finished") -> None:
-        """Take the probe off the model, which is then as it was, and close the log.
+        """Remove the hooks, which leaves the model as it was, and close the log.
 
         Args:
             reason: How the run ended: ``finished``, ``stopped``, ``collapse``, ``signal`` or
@@ -166,7 +166,7 @@ class Probe:
         self.hooks.reset(on=(self._step + 1) % self._every == 0)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
-        """One line. The sums over ranks happen whatever else goes wrong."""
+        """Write one line. The sums over ranks are made even if everything else fails."""
         hooks, ranks = self.hooks, self.ranks
         if self.layout is None:
             self.layout = Layout.agreed(self.sites, hooks.calls.seen, ranks)
@@ -188,29 +188,29 @@ class Probe:
         scalars = {**self._cost(sums), **scalars}
         record = self._try(lambda: step_record(sums, layout.rows, self._saliency, losses, scalars))
         if record is not None:
-            self._complain(sums, layout.rows)
+            self._warn_incomplete(sums, layout.rows)
             self._write(layout, record | {"step": self._step})
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
-        """What this rank adds to the step: nothing but its state where it does not count."""
+        """What this rank adds to the step; only its state if it does not count."""
         hooks, ranks = self.hooks, self.ranks
-        speaks = ranks.counts and not hooks.problem
+        counts = ranks.counts and not hooks.problem
         parts = list(hooks.calls.parts(layout.num_experts))
         device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
         extra[0] = float(bool(hooks.problem))
-        extra[1] = float(hooks.passes if speaks else 0)
+        extra[1] = float(hooks.passes if counts else 0)
         extra[2] = float(self.wants_stop)
-        if speaks and hooks.losses is not None:
+        if counts and hooks.losses is not None:
             extra[3:7] = hooks.losses.read(device)
-        if speaks and loss is not None:
+        if counts and loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
         known = self._squares
         squares = grad_squares(self.sites, ranks) if known is None else known
         places = torch.tensor([row.place for row in layout.rows], device=device)
         extra = torch.cat([extra, squares.to(device)[places]])
-        return layout.vector(parts if speaks else (), extra, ranks.rank, ranks.size)
+        return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
 
     def _cost(self, sums: StepSums) -> dict[str, float | None]:
         """Speed, time and memory of a step, as the run log names them."""
@@ -227,8 +227,8 @@ class Probe:
             self._log = TrainingLog(self._try(lambda: self._open(layout)))
         self._log.step(record)
         for alert in self._log.alerts():
-            if alert.rule != "LINT" or setting_of(alert) not in self._said:
-                _say(alert, f"step {alert.step}")
+            if alert.rule != "LINT" or setting_of(alert) not in self._warned:
+                _report(alert, f"step {alert.step}")
             if self._on_alert is not None:
                 try:
                     self._on_alert(alert)
@@ -237,8 +237,8 @@ class Probe:
         if self.wants_stop and self.ranks.size == 1:
             self.stops = True
 
-    def _complain(self, sums: StepSums, rows: Sequence[Row]) -> None:
-        """Warn about what the step lacks, once each; a failure is reported where it happened."""
+    def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
+        """Warn about what the step lacks, once each; a failure was reported when it happened."""
         extra, step = dict(zip(EXTRA, sums.extra, strict=False)), self._step
         if extra["failed"]:
             return
@@ -275,8 +275,8 @@ class Probe:
             )
 
     def _once(self, text: str, *values: object) -> None:
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._warned:
+            self._warned.add(text)
             _logger.warning(text, *values)
 
     def _open(self, layout: Layout) -> RunRecorder:
@@ -296,19 +296,19 @@ class Probe:
         try:
             with torch.no_grad():
                 return call()
-        except Exception as error:  # whatever it is, the training matters more
+        except Exception as error:  # any failure: the training matters more
             self.hooks.fail(error)
             return None
 
 
-def _say(alert: Alert, when: str) -> None:
-    """Through ``logging``: a note as information, the rest as a warning."""
-    tell = _logger.info if alert.severity == "info" else _logger.warning
-    tell("%s: %s: %s. %s", when, alert.rule, alert.verdict, alert.next)
+def _report(alert: Alert, when: str) -> None:
+    """Log an alert: a note as information, all others as warnings."""
+    level = logging.INFO if alert.severity == "info" else logging.WARNING
+    _logger.log(level, "%s: %s: %s. %s", when, alert.rule, alert.verdict, alert.next)
 
 
 def _memory_bytes() -> int:
-    """Peak memory of the device, else of the process; without waiting for anything."""
+    """Peak memory of the device, else of the process; does not wait for the device."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

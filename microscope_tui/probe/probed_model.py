@@ -1,4 +1,4 @@
-"""The model that is probed, whoever wrote it: how to run it and how to read its tokens."""
+"""The model that is probed, of any library: how to run it and how to read its tokens."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class ProbedModel:
     model: nn.Module
     pieces: Pieces
     context: int | None
-    """Tokens that it reads at most; None where its configuration does not say."""
+    """Tokens that it reads at most; None if its configuration has no such field."""
     forward: Callable[[Tensor, Tensor | None], Tensor | None]
-    """``forward(ids_BS, real_BS)`` runs the whole model; next-token logits ``[B, S, V]``, None
-    where it has none."""
+    """``forward(ids_BS, real_BS)`` runs the whole model; next-token logits ``[B, S, V]``, None if
+    it has none."""
     write: Callable[[list[int], int], list[int]]
     """``write(ids, most)`` continues ids, with a fixed seed."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of its weights."""
         return next(self.model.parameters()).device
 
 
@@ -64,7 +64,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """The error says that memory is short: of the GPU, or of the machine."""
+    """Whether the GPU or the machine is out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
@@ -74,14 +74,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json"]
-"""All that is fetched, from the model's own folder only: no code and no pickles."""
+"""All that is downloaded, from the model's own folder only: no code and no pickles."""
 
 
 def folder_of(name: str, download: bool) -> Path:
     """The folder of the model ``org/name``.
 
     Raises:
-        CannotProbe: it is not in the cache and may not be fetched, or fetching failed.
+        CannotProbe: it is not in the cache and may not be downloaded, or the download failed.
     """
     if not _NAME.fullmatch(name):
         raise CannotProbe(f"{name}: no such folder; name a model folder, or ORG/NAME --download")
@@ -90,7 +90,7 @@ def folder_of(name: str, download: bool) -> Path:
     if not download:
         try:
             return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
-        except Exception as error:  # whatever is lacking, the answer is the same
+        except Exception as error:  # the answer is the same for every reason
             raise CannotProbe(
                 f"{name}: neither a folder nor in the local cache; add --download to fetch it"
             ) from error
@@ -144,7 +144,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if "auto_map" in fields:
             raise CannotProbe(
-                f"{folder}: needs code of its own (auto_map in {CONFIG}), which is never run; "
+                f"{folder}: requires custom code (auto_map in {CONFIG}), which is never executed; "
                 "probe it in your own code with microscope_tui.probe.attach"
             )
         raise CannotProbe(
@@ -155,7 +155,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _without_kernels(value: Any) -> Any:
-    """Without names of attention or expert kernels, which transformers may fetch and run."""
+    """Without names of attention or expert kernels, which transformers may download and run."""
     if isinstance(value, dict):
         if set(value) == {"__float__"}:  # how transformers writes what JSON lacks
             return float(value["__float__"])
@@ -171,7 +171,7 @@ def _refuse_pickles(folder: Path) -> None:
         shards = _json(folder / INDEX).get("weight_map")
         names = sorted(set(shards.values())) if isinstance(shards, dict) else []
         if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
-            raise CannotProbe(f"{folder / INDEX}: names files outside of the folder, or none")
+            raise CannotProbe(f"{folder / INDEX}: names no files, or files outside of the folder")
     elif not (folder / WEIGHTS).exists():
         pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind))
         only = f"only {pickles[0]}, a pickle, which can run code" if pickles else "none"
@@ -224,10 +224,10 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
                     f"{folder}: out of memory while loading; choose --dtype bf16, or a device "
                     "with more memory"
                 ) from error
-            said = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines()
             raise CannotProbe(
                 f"{folder}: transformers {transformers.__version__} cannot load it "
-                f"({type(error).__name__}: {said[0] if said else ''})"
+                f"({type(error).__name__}: {lines[0] if lines else ''})"
             ) from error
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
@@ -239,7 +239,7 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
 
 
 def _class(config: Any) -> Any:
-    """The class that the folder names, if it is one of transformers; else the automatic one."""
+    """The class of transformers that the folder names, else the automatic one."""
     import transformers
 
     for name in config.architectures or ():
@@ -300,7 +300,7 @@ def _writer(model: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks and bars of transformers: what matters is checked."""
+    """Silence the messages and progress bars of transformers: what matters is checked here."""
     from transformers.utils import logging as loud
 
     logging: Any = loud  # untyped
@@ -327,7 +327,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _regular(path: Path, most_bytes: int = sys.maxsize) -> None:
-    """Refuse what is not a file, or too large: a pipe or a device would never end."""
+    """Refuse what is not a regular file, or too large: a pipe or a device might never end."""
     try:
         found = path.stat()
     except OSError as error:

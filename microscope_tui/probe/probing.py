@@ -1,7 +1,7 @@
 """Runs a finished model over windows of text and writes what its routers chose.
 
 The result is a folder with a run log of profile ``eval`` (step n is the n-th batch) and
-``routing.bin``. An interrupted probe is the same in every way, of fewer tokens.
+``routing.bin``. An interrupted probe leaves the same files with fewer tokens.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ class Outcome:
     """What was written."""
 
     tokens: int
-    """Fewer than there were where ``reason`` is not ``finished``."""
+    """All of them, unless ``reason`` is not ``finished``."""
     reason: str
     """``finished``, ``signal`` or ``failed``."""
     problem: str = ""
     """Why it failed."""
 
 
-def refuse_unknown(subject: ProbedModel, slices: int) -> None:
-    """Check that there is something to trace, before a folder is made.
+def refuse_unknown(probed: ProbedModel, slices: int) -> None:
+    """Check that there is something to trace, before a folder is created.
 
     Raises:
         CannotProbe: no router is found, or there are too many slices.
     """
     try:
-        sites = find_sites(subject.model, None)
+        sites = find_sites(probed.model, None)
     except ValueError as error:
-        raise CannotProbe(f"{subject.name}: {str(error).partition(';')[0]}") from error
+        raise CannotProbe(f"{probed.name}: {str(error).partition(';')[0]}") from error
     entries = slices * sum(site.num_experts for site in sites)
     if entries > _MOST_COUNTS:
         raise CannotProbe(
@@ -65,7 +65,7 @@ def refuse_unknown(subject: ProbedModel, slices: int) -> None:
 
 
 def run_probe(
-    subject: ProbedModel,
+    probed: ProbedModel,
     windows: Sequence[Window],
     slices: Sequence[str],
     folder: Path,
@@ -73,22 +73,22 @@ def run_probe(
     batch_size: int = 1,
     progress: Progress = lambda *_: None,
 ) -> Outcome:
-    """Trace all windows into a new ``folder``, which is removed again if there is not one token.
+    """Trace all windows into a new ``folder``, which is removed again if no token was traced.
 
-    Ctrl-C ends it early, a second one also ends the tables.
+    Ctrl-C ends it early; a second one also ends the tables.
 
     Raises:
         CannotProbe: no router is found.
         KeyboardInterrupt: Ctrl-C came before the first batch was done.
         OSError: the folder cannot be written.
     """
-    refuse_unknown(subject, len(slices))
+    refuse_unknown(probed, len(slices))
     whole = sum(len(window.ids) for window in windows)
-    run = _Run(subject, folder, list(slices), whole, progress)
+    run = _Run(probed, folder, list(slices), whole, progress)
     planned = -(-len(windows) // batch_size)
     with Interrupt() as interrupt:
-        probe = attach(subject.model, folder, mode="eval", planned_steps=planned)
-        for site in probe.sites:  # what predicts further tokens does not run here
+        probe = attach(probed.model, folder, mode="eval", planned_steps=planned)
+        for site in probe.sites:  # layers of multi-token prediction do not run here
             site.optional = site.optional or site.stack == "mtp"
         outcome = run.trace(probe, batches(windows, batch_size), interrupt)
         with suppress(KeyboardInterrupt), interrupt.shielded():
@@ -99,12 +99,12 @@ def run_probe(
 
 
 class _Run:
-    """One probe under way."""
+    """A running probe."""
 
     def __init__(
-        self, subject: ProbedModel, folder: Path, slices: list[str], whole: int, progress: Progress
+        self, probed: ProbedModel, folder: Path, slices: list[str], whole: int, progress: Progress
     ) -> None:
-        self._subject, self._folder, self._slices = subject, folder, slices
+        self._probed, self._folder, self._slices = probed, folder, slices
         self._whole, self._progress = whole, progress
         self._tracer = Tracer()
         self._trace_file: TraceFile | None = None
@@ -122,16 +122,16 @@ class _Run:
                 number += 1
                 size, longest = len(batch), max(len(window.ids) for window in batch)
                 self._progress("tokens", self.tokens, self._whole)
-                ids_BS, real_BS = tensors(batch, self._subject.device)
+                ids_BS, real_BS = tensors(batch, self._probed.device)
                 self._tracer.take()
                 with torch.inference_mode():
-                    logits_BSV = self._subject.forward(ids_BS, real_BS)
+                    logits_BSV = self._probed.forward(ids_BS, real_BS)
                     loss = next_token_loss(logits_BSV, ids_BS, real_BS)
                 with interrupt.shielded():
                     self._write(probe, batch, loss)
         except KeyboardInterrupt:
             return Outcome(self.tokens, "signal")
-        except Exception as error:  # whatever it is, what is written already stays readable
+        except Exception as error:  # any other failure: what is written stays readable
             problem = f"batch {number}: {type(error).__name__}: {error}"
             if out_of_memory(error):
                 problem = (
@@ -155,20 +155,20 @@ class _Run:
                 traced,
                 self._whole,
                 slices=self._slices,
-                model=self._subject.name,
-                dtype=dtype_name(self._subject.model),
+                model=self._probed.name,
+                dtype=dtype_name(self._probed.model),
             )
         self._trace_file.add(batch, traced)
 
     def conclude(self, probe: Probe, outcome: Outcome, interrupt: Interrupt) -> Outcome:
         """Close the log, compute the tables and finish the file; without a token, remove both."""
         probe.detach(outcome.reason)
-        recording = self._trace_file
-        if recording is None or not recording.tokens:
-            if recording is not None:
-                recording.writer.abandon()
+        trace = self._trace_file
+        if trace is None or not trace.tokens:
+            if trace is not None:
+                trace.writer.abandon()
             (self._folder / LOG_NAME).unlink(missing_ok=True)
-            with suppress(OSError):  # something else is in it
+            with suppress(OSError):  # it has other files
                 self._folder.rmdir()
             return outcome
 
@@ -178,13 +178,13 @@ class _Run:
                 raise KeyboardInterrupt
 
         try:
-            made = recording.tables(layers)
+            made = trace.tables(layers)
         except KeyboardInterrupt:
             made, outcome = Tables(), Outcome(outcome.tokens, "signal")
         try:
-            recording.writer.finish(made, recording.tokens)
+            trace.writer.finish(made, trace.tokens)
         except OSError:
-            recording.writer.abandon()
+            trace.writer.abandon()
             raise
         return outcome
 
@@ -192,8 +192,8 @@ class _Run:
 def next_token_loss(
     logits_BSV: Tensor | None, ids_BS: Tensor, real_BS: Tensor | None
 ) -> float | None:
-    """Mean cross-entropy of the next real token in nats; None where no token has a next one, or
-    there are no logits."""
+    """Mean cross-entropy of the next real token in nats; None without logits, or if no token has a
+    next one."""
     total, count = 0.0, 0
     if logits_BSV is None:
         return None
@@ -211,7 +211,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._shielded = self.waiting = False
-        """A signal has come inside ``shielded``."""
+        """``waiting``: a signal came inside ``shielded``."""
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Interrupt:

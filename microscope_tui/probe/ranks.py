@@ -1,7 +1,7 @@
 """The processes that train together: one sum over all of them for every logged step.
 
 Ranks that see the same tokens (tensor-parallel siblings) take part with zeros, so that nothing is
-counted twice; so does a rank whose probe has failed, and no other rank ever waits for it.
+counted twice. So does a rank whose probe has failed, so that no other rank waits for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ranks:
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
         self.counts = not _is_sibling(model)
-        """Whether what this rank sees is counted: not what the rank before it sees too."""
+        """Whether the tokens of this rank count: not if a rank before it sees the same ones."""
         self._device = torch.device("cpu")
         if together and "nccl" in str(dist.get_backend()):
             self._device = torch.device("cuda", torch.cuda.current_device())
@@ -42,7 +42,7 @@ class Ranks:
         return values
 
     def all_gather(self, own: _T) -> list[_T]:
-        """What every rank tells; all ranks have to ask."""
+        """``own`` of every rank, in the order of ranks; every rank must call it."""
         everyone = [own] * self.size
         if self.size > 1:
             dist.all_gather_object(everyone, own)
@@ -50,7 +50,7 @@ class Ranks:
 
 
 def _is_sibling(model: nn.Module) -> bool:
-    """Another rank, which counts, sees the same tokens as this one."""
+    """Another rank sees the same tokens as this one and counts them."""
     for parameter in model.parameters():
         mesh = getattr(parameter, "device_mesh", None)
         for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):

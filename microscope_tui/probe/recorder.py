@@ -1,10 +1,9 @@
-"""``RunRecorder`` turns what a trainer knows of a step into one line of the run log.
+"""``RunRecorder`` turns the numbers of a step into one line of the run log.
 
-The trainer hands over raw counts and router readings; everything that can be derived from the
-counts is derived here, once, so that every writer of logs agrees with every reader. On the
-training thread a step is checked, copied, summarised and judged (``judge.py``), so that what it
-alarms about does not depend on the disk; encoding the matrices and writing wait for nobody
-(``runlog/writer.py``).
+The trainer passes raw counts and router readings. All values that follow from the counts are
+computed here, once, so that every writer of logs agrees with every reader. The training thread
+checks, copies, summarises and judges a step (``judge.py``), so that its alerts do not depend on the
+disk; another thread encodes the matrices and writes (``runlog/writer.py``).
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ from microscope_tui.runlog import (
 _logger = logging.getLogger(__name__)
 
 _MOST_ALERTS = 1000
-"""Of those that nobody asked for, the newest."""
+"""That wait for ``alerts``; older ones are dropped."""
 _Answer = TypeVar("_Answer")
 _Counts = Sequence["array[int] | None"]
 _BIAS_FORMAT = "%.4g"
 
 
 class RunRecorder:
-    """Writes one run's log, ``run_dir/metrics.jsonl``, and judges the run while it is trained.
+    """Writes one run's log, ``run_dir/metrics.jsonl``, and judges the run while it trains.
 
-    Neither a failing disk nor a failing judgement stops the training.
+    Neither a failing disk nor a failing judge stops the training.
     """
 
     def __init__(
@@ -73,15 +72,15 @@ class RunRecorder:
         """Open the log and write its ``run`` record.
 
         Args:
-            model: the ``model`` object of the run record; ``num_experts`` and ``top_k`` are used
-                here too (an integer, or a list with one entry per router).
+            model: the ``model`` object of the run record, with ``layers``, ``num_experts`` and
+                ``top_k`` (an integer, or a list with one entry per router).
             balance: the ``balance`` object of the run record.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             world_size: processes that train this run together.
-            judge: run the diagnosis beside the training, see ``alerts``.
-            judgement: what ``judgement()`` gave after the step before ``resumed_at_step``, to go
-                on as if nothing had happened; one that does not fit costs a warning.
+            judge: run the diagnosis while the run trains, see ``alerts``.
+            judgement: what ``judgement()`` returned after the step before ``resumed_at_step``, so
+                that the diagnosis continues; if it does not fit, a warning is logged.
 
         Raises:
             OSError: the folder cannot be written at all.
@@ -131,17 +130,17 @@ class RunRecorder:
             step: optimizer steps completed, this one included; the first is 1.
             loss: next-token cross-entropy in nats, mean over the global batch; ``None`` if unknown.
             tokens: real tokens of the global batch.
-            tokens_per_expert: selected pairs, a row per router; ``None`` where it was not counted.
+            tokens_per_expert: selected pairs, a row per router; ``None`` if it was not counted.
             expert_bias: uncentred selection bias, one row per router.
             mean_weight: of every expert over its tokens; so is ``mean_output_norm``, unweighted.
             router: further per-router summaries by their name in the format (``entropy`` …).
             losses: other loss terms, unweighted.
-            incomplete: what the line lacks, where it does not hold all of the step.
+            incomplete: what the line lacks, if it does not hold all of the step.
             scalars: ``learning_rate``, ``grad_norm``, ``tokens_per_s``, ``step_time_s``,
                 ``memory_bytes`` …
 
         Raises:
-            ValueError: something has not one entry per router, or a row not one per expert.
+            ValueError: not one entry per router, or not one per expert in a row.
         """
         step = int(step)
         counts = self._matrix("tokens_per_expert", tokens_per_expert, _counts_row)
@@ -154,9 +153,9 @@ class RunRecorder:
         head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
         head |= {} if incomplete is None else {"incomplete": incomplete}
         head["router"] = self._router_object(router or {}, counts)
-        # Judged first: with nothing to write yet, no other thread asks for the interpreter.
+        # Judged first: with nothing to write yet, no other thread needs the interpreter.
         alerts = self._judge_step(head, counts if in_full else [], biases)
-        # The matrices come last: a reader of a long history never has to look at them.
+        # The matrices come last, so that a reader of a long history can skip them.
         means = zip(MEANS, (mean_weight, mean_output_norm), strict=True)
         matrices = {
             name: self._matrix(name, rows, list) for name, rows in means if rows is not None
@@ -170,12 +169,12 @@ class RunRecorder:
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
-        """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""
+        """Write an event: ``eval``, ``checkpoint`` … (alerts are written automatically)."""
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
         record = plain(head | fields)
         self._log.write(record)
-        told = EventRecord(record["event"], step=record["step"])
-        self.ask(lambda judge: judge.observe_event(told))
+        known = EventRecord(record["event"], step=record["step"])
+        self.ask(lambda judge: judge.observe_event(known))
 
     def alerts(self) -> list[Alert]:
         """What began or grew worse since the last call, notes (``info``) included."""
@@ -184,26 +183,27 @@ class RunRecorder:
         return new
 
     def judgement(self) -> bytes | None:
-        """The state of the judgement after the last recorded step, to be saved in a checkpoint.
+        """The state of the judge after the last recorded step, to be saved in a checkpoint.
 
-        ``None`` where nothing is judged. Alerts that nobody asked for are not part of it.
+        ``None`` if nothing is judged. Alerts that wait for ``alerts`` are not part of it.
         """
         return self.ask(RunJudge.save)
 
     def verdict(self) -> str:
-        """A line a finding, ``healthy`` or ``not judged yet``: as ``check`` would say by now."""
+        """One line per finding, ``healthy`` or ``not judged yet``: the verdict of ``check``."""
         verdict = self.ask(RunJudge.verdict)
         return verdict or "NO VERDICT: the run was not judged while it trained"
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
-        """Force the log to disk; call it around a checkpoint, so that both tell the same story.
+        """Force the log to disk; call it around a checkpoint, so that both have the same steps.
 
-        Returns ``False`` where that fails or takes longer than ``timeout_s``.
+        Returns ``False`` if that fails or takes longer than ``timeout_s``.
         """
         return self._log.sync(timeout_s)
 
     def close(self, *, step: int, reason: str) -> None:
-        """Write the ``end`` event and whatever waits, sync and close, in a few seconds at most.
+        """Write the ``end`` event and all waiting records, sync and close; takes a few seconds at
+        most.
 
         Args:
             reason: ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
@@ -217,16 +217,16 @@ class RunRecorder:
             try:
                 return RunJudge(line, state)
             except BadState as error:
-                self._warn(f"the judgement starts anew, what was saved of it is no use: {error}")
+                self._warn(f"the saved state of the judge cannot be used, it starts anew: {error}")
                 return RunJudge(line)
-        except Exception as error:  # whatever is wrong with it, the training matters more
+        except Exception as error:  # any failure: the training matters more
             self._warn(f"the run is not judged while it trains: {error!r}")
             return None
 
     def _judge_step(
         self, head: Mapping[str, Any], counts: _Counts, biases: Sequence[array[float]]
     ) -> list[Mapping[str, Any]]:
-        """Judge the step; what it alarms about, to be written right after its line."""
+        """Judge the step; return the events of its alerts, to be written right after its line."""
 
         def counted(index: int) -> list[int] | None:
             row = counts[index] if counts else None
@@ -235,21 +235,21 @@ class RunRecorder:
         def biased(index: int) -> list[float] | None:
             return [float(_BIAS_FORMAT % bias) for bias in biases[index]] if biases else None
 
-        # The matrices are judged as they will be read, without writing them out for it.
+        # The matrices are judged as they will be read, without encoding them first.
         new = self.ask(lambda judge: judge.observe(encode_record(head), counted, biased)) or []
         self._alerts += new
         when = {"kind": "event", "step": head["step"], "time": head["time"], "event": "alert"}
         return [{**when, "values": alert.as_values()} for alert in new]
 
     def ask(self, question: Callable[[RunJudge], _Answer]) -> _Answer | None:
-        """The judge's answer. One that fails is asked no more; a warning says so."""
+        """The answer of the judge; a judge that raised is not called again, with a warning."""
         if self._judge is None:
             return None
         try:
             return question(self._judge)
         except Exception as error:
             self._judge = None
-            self._warn(f"the run is not judged any more: {error!r}")
+            self._warn(f"the run is no longer judged: {error!r}")
             return None
 
     def _warn(self, what: str) -> None:
@@ -258,13 +258,13 @@ class RunRecorder:
     def _router_object(
         self, readings: Mapping[str, Any], counts: _Counts
     ) -> dict[str, list[float | None]]:
-        """What the trainer read, and what follows from the counts."""
+        """The readings of the trainer, and what follows from the counts."""
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
         summaries = {**read, **_summaries(counts)}
         return {name: [rounded(one) for one in row] for name, row in summaries.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
-        """The collapse index of every router; no value for one that was not counted."""
+        """The collapse index of every router; ``None`` for one that was not counted."""
         return [
             None if row is None else measures.balance(row, k).collapse_index
             for row, k in zip(counts, self._top_k, strict=True)
@@ -294,22 +294,21 @@ class RunRecorder:
 
 
 class TrainingLog:
-    """What a training loop writes to: a recorder with a promise on top.
+    """The log of a training loop: a recorder whose exceptions never end the run.
 
-    Any other exception costs one warning and never the run; after a failure the next call
-    is tried like any other. That the log cannot be opened at all is no such failure:
-    ``RunRecorder`` raises it as OSError before the run begins. A process whose run another one
-    records has no recorder: nothing is written or judged, and the loop asks no questions.
+    The first exception is reported, and the next call is tried as usual. (A log that cannot be
+    opened at all raises OSError in ``RunRecorder``, before the run begins.) A process that does not
+    write the log has no recorder: the same calls do nothing.
     """
 
     def __init__(
         self, recorder: RunRecorder | None, say: Callable[[str], None] = _logger.warning
     ) -> None:
-        """``say`` is called with the one warning, at the first failure."""
+        """``say`` is called with the warning, at the first failure only."""
         self._recorder, self._say, self._warned = recorder, say, False
 
     def step(self, record: Mapping[str, Any]) -> list[float | None] | None:
-        """Write a step; the collapse index of every router, ``None`` where recording failed."""
+        """Write a step; the collapse index of every router, ``None`` if recording failed."""
         return self._try(lambda log: log.record_step(**record), None)
 
     def event(self, step: int, event: str, values: Mapping[str, Any]) -> None:
@@ -321,7 +320,7 @@ class TrainingLog:
         return self._try(lambda log: log.alerts(), [])
 
     def judgement(self) -> bytes | None:
-        """The state of the judgement for a checkpoint; ``None`` where there is none."""
+        """The state of the judge for a checkpoint; ``None`` if there is none."""
         return self._try(lambda log: log.judgement(), None)
 
     def collapsed(self) -> tuple[str, ...]:
@@ -329,7 +328,7 @@ class TrainingLog:
         return self._try(lambda log: log.ask(RunJudge.collapsed), None) or ()
 
     def collapse_onset(self) -> int | None:
-        """The step to go back before, where routers are collapsed now."""
+        """The step to resume before if routers are collapsed now; see ``RunJudge``."""
         return self._try(lambda log: log.ask(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
@@ -337,11 +336,11 @@ class TrainingLog:
         return self._try(lambda log: log.ask(lambda judge: judge.evidence(balance)), None) or ""
 
     def verdict(self) -> str:
-        """How the run stands, in one line or a few; empty where that cannot be told."""
+        """The verdict of ``RunRecorder``; empty if there is none."""
         return self._try(lambda log: log.verdict(), "")
 
     def sync(self) -> bool:
-        """Force what is written to disk; ``False`` where that failed."""
+        """Force what is written to disk; ``False`` if that failed."""
         return self._recorder is None or self._try(lambda log: log.sync(), False)
 
     def end(self, step: int, reason: str) -> None:
@@ -356,7 +355,7 @@ class TrainingLog:
         except Exception as error:
             if not self._warned:
                 self._warned = True
-                # Where the warning fails too, no one is left to warn: training continues.
+                # If the warning fails too, there is nothing left to do: training continues.
                 with contextlib.suppress(Exception):
                     self._say(f"the run log has a gap, training continues: {error!r}")
             return otherwise
@@ -365,7 +364,7 @@ class TrainingLog:
 def _counts_row(row: Sequence[int]) -> array[int]:
     """A compact copy of one router's counts."""
     try:
-        return array("q", row)  # whatever is an integer, numpy's included
+        return array("q", row)  # any integers, numpy's included
     except TypeError:  # counts that were summed as float64
         return array("q", [int(count) for count in row])
 
@@ -376,7 +375,7 @@ def _bias_row(row: Sequence[float] | None) -> array[float]:
 
 
 def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
-    """The line of a record; on the writing thread, with the matrices where there is time."""
+    """The line of a record, made on the writing thread; with the matrices if there is time."""
     if not matrices or "tokens_per_expert" not in record:
         return without_matrices(record, False)
     biases = [_encoded_biases(row) for row in record["expert_bias"]]
@@ -390,7 +389,7 @@ def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
 
 
 def _encoded_biases(row: array[float]) -> msgspec.Raw | list[float | None]:
-    """A row of biases as it is written in the line: most of its bytes, so one format makes them."""
+    """A row of biases as text of the line. They are most of its bytes, so one format makes them."""
     if not all(map(math.isfinite, row)):
         return [rounded(bias, 4) for bias in row]
     text = ",".join([_BIAS_FORMAT] * len(row)) % tuple(row)
@@ -398,7 +397,7 @@ def _encoded_biases(row: array[float]) -> msgspec.Raw | list[float | None]:
 
 
 def plain(value: Any) -> Any:
-    """A copy in Python's own types; what JSON cannot hold becomes its text."""
+    """A copy in Python's own types; values that JSON cannot hold become text."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
@@ -413,12 +412,12 @@ def plain(value: Any) -> Any:
 
 
 def rounded(value: float | None, digits: int = 5) -> float | None:
-    """``digits`` significant digits: half the bytes, and more than any screen shows."""
+    """``value`` with ``digits`` significant digits: half the bytes, and more than screens show."""
     return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
 def _summaries(counts: _Counts) -> dict[str, list[float | None]]:
-    """What follows from the counts; no value for a router that was not counted."""
+    """What follows from the counts; ``None`` for a router that was not counted."""
     known = measures.summarise([row for row in counts if row is not None])
     rest = {name: iter(values) for name, values in known.items()}
     return {

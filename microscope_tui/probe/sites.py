@@ -1,7 +1,7 @@
-"""Where routers are: one ``Site`` for every router module of a model, and what it is called.
+"""Where routers are: one ``Site`` for every router module of a model, and its name.
 
-A router is named by the depth that its module path holds, never by its position: in a model whose
-first three layers are dense the first router is ``L3``.
+A router is named by the depth in its module path, never by its position: in a model whose first
+three layers are dense the first router is ``L3``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-Overhear = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+PreHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 MAX_NAME = 12
 SCORE_KINDS = ("softmax", "sigmoid", "sqrtsoftplus")
 
@@ -33,30 +33,30 @@ _NO_TEXT = ("vis", "aud")
 
 
 class Choice(NamedTuple):
-    """What one call of a router decided about T tokens."""
+    """What one call of a router chose for T tokens."""
 
     ids_TK: Tensor
     """Expert ids; any other id (−1, a skip slot, an identity expert) counts as unrouted."""
     weights_TK: Tensor | None = None
-    """What the outputs of the chosen experts are multiplied with."""
+    """Factors of the outputs of the chosen experts."""
     logits_TE: Tensor | None = None
-    """What the router scored, see ``Scores``."""
+    """Logits of the router, see ``Scores``."""
     kept_TK: Tensor | None = None
     """False where a capacity dropped the pair."""
     real_T: Tensor | None = None
-    """False for padding, where the call does not see the tokens of the batch in their order."""
+    """False for padding; given if the call does not see the tokens of the batch in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How to read what a router scored: its module, its output, and what the numbers are."""
+    """How to read the logits of a router: its module, its output, and what the numbers are."""
 
     module: nn.Module
     index: int | None
-    """Of the logits in the module's output; ``None`` where the output is the logits."""
+    """Of the logits in the module's output; ``None`` if the output is the logits."""
     kind: str | None
     """``softmax``, ``sigmoid`` or ``sqrtsoftplus``: what turns the logits into scores;
-    ``probabilities`` where they are some already; ``None`` where that is not known."""
+    ``probabilities`` if they are already; ``None`` if unknown."""
 
 
 @dataclass(slots=True)
@@ -64,13 +64,13 @@ class Site:
     """One router of the model."""
 
     path: str
-    """Of the module that is watched, in the model."""
+    """Path in the model of the watched module."""
     module: nn.Module
     read: Callable[[nn.Module, tuple[Any, ...], Any], Choice]
-    """Makes a choice of one call: ``read(module, args, output)``; the output is ``None`` where
-    it is called before the module runs."""
+    """``read(module, args, output)`` returns the choice of one call; ``output`` is ``None`` if it
+    is called before the module runs."""
     before: bool
-    """Read when the module is entered: its arguments say all."""
+    """Read before the module runs: its arguments hold the choice."""
     num_experts: int
     top_k: int
     depth: int = 0
@@ -82,9 +82,9 @@ class Site:
     block: nn.Module | None = None
     """Holds the router and its experts."""
     experts: nn.Module | None = None
-    """Takes ``(hidden, ids, weights)``: can be asked for the output of single experts."""
+    """Takes ``(hidden, ids, weights)``: can compute the output of single experts."""
     plain_choice: bool = True
-    """Chosen are the k best of the biased scores, so that a margin means something."""
+    """The k best of the biased scores are chosen, so that a margin is defined."""
     sees_text: bool = True
     """Its tokens are those of the batch, in their order."""
     drops: bool = False
@@ -93,8 +93,8 @@ class Site:
     """Not every pass has tokens for it."""
     own_rows: Callable[[], Tensor | None] | None = None
     """Bool over the tokens of the batch: which of them this call sees; ``None`` for all."""
-    asides: list[tuple[nn.Module, Overhear]] = field(default_factory=list)
-    """Modules whose calls are overheard for ``own_rows``: called with their arguments."""
+    pre_hooks: list[tuple[nn.Module, PreHook]] = field(default_factory=list)
+    """Modules whose arguments ``own_rows`` needs, and the hook that takes them."""
 
     def bias(self) -> Tensor | None:
         """The selection bias as it is now, ``[E]``."""
@@ -116,15 +116,15 @@ def site_at_router(
     top_k: int,
     kind: str | None,
 ) -> Site:
-    """A site whose router is watched: ``read`` makes the choice of its output, ``kind`` is that of
-    its scores."""
+    """A site whose router is watched: ``read`` takes the choice from its output, ``kind`` is that
+    of its scores."""
     made = Site(path, module, read, False, int(experts), int(top_k))
     made.scores, made.router, made.block = Scores(module, None, kind), module, parent
     return made
 
 
 def setting(holders: Iterable[Any], names: Sequence[str], fits: Callable[[Any], bool]) -> Any:
-    """The first attribute of a holder, by one of the names, that ``fits``; ``None`` without any."""
+    """The first attribute of the holders by one of the names that ``fits``; else ``None``."""
     for holder in holders:
         for name in names:
             if fits(value := getattr(holder, name, None)):
@@ -133,7 +133,7 @@ def setting(holders: Iterable[Any], names: Sequence[str], fits: Callable[[Any], 
 
 
 def argument_names(module: nn.Module) -> list[str]:
-    """Names of the arguments of a module's forward; none where it does not tell them."""
+    """Names of the arguments of a module's forward; empty if it has no readable signature."""
     try:
         return list(inspect.signature(type(module).forward).parameters)[1:]
     except (TypeError, ValueError):
@@ -141,12 +141,12 @@ def argument_names(module: nn.Module) -> list[str]:
 
 
 def is_size(value: Any) -> bool:
-    """An integer from 1 on."""
+    """Whether ``value`` is a positive integer."""
     return isinstance(value, int) and value >= 1
 
 
 def place(sites: list[Site], model: nn.Module) -> list[Site]:
-    """Depth, stack and name of every site, from its path; sorted in forward order."""
+    """Set depth, stack and name of every site from its path; sort them in forward order."""
     for position, site in enumerate(sites):
         parts = site.path.split(".")
         at = _depth_at(parts, model)
@@ -172,7 +172,7 @@ def _stack(part: str) -> str:
 
 
 def _depth_at(parts: list[str], model: nn.Module) -> int | None:
-    """Index of the part that is the layer's number: in the outermost list of several modules."""
+    """Index of the part that is the layer's number, in the outermost list of several modules."""
     first, module = None, model
     for at, part in enumerate(parts):
         if part.isdigit():
@@ -221,7 +221,7 @@ class Adapter:
         """
         Raises:
             TypeError: ``ids`` cannot be called.
-            ValueError: a number of experts or choices that no router has.
+            ValueError: ``num_experts`` or ``top_k`` is less than 1.
         """
         if not callable(self.ids):
             raise TypeError(f"Adapter(ids={self.ids!r}): pass a function (module, args, output)")

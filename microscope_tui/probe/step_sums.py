@@ -1,8 +1,8 @@
 """One step's sums of all routers as one vector: summed over ranks at once, copied to the host
 once, and turned into a line of the log.
 
-The layout is agreed on at the first logged step and never changes: a rank that does not contribute
-(its probe failed, or it sees the tokens of another rank) adds zeros of the same length.
+The ranks agree on the layout at the first logged step, and it never changes: a rank that does not
+contribute (its probe failed, or it sees the tokens of another rank) adds zeros of the same length.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from microscope_tui.probe.sites import Site
 
 _logger = logging.getLogger(__name__)
 Key = tuple[int, int]
-"""Place of a router, and the number of the pass through it, where it runs several times."""
+"""Place of a router, and number of the pass through it, as it may run several times."""
 Values = list[float | None]
 SUMS = ("entropy", "z_loss", "selected_mass", "margin")
 """Sums over the real tokens that had logits."""
 MEANS = (*SUMS, "mean_entropy", "max_logit")
 EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
-"""What comes along in a probe: how many ranks failed, forward passes, whether rank 0 wants the
-training to stop, sums of losses and their numbers; then the squared gradient norm of every row."""
+"""Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
+the training to stop, sums of losses and how many; then the squared gradient norm of every row."""
 _OWN_KEYS = frozenset({
     "kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses",
     "mean_weight", "mean_output_norm", "incomplete", "loss",
@@ -40,7 +40,7 @@ _OWN_KEYS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the log: a router, and which pass through it where there are several."""
+    """One row of the log: a router, and which pass through it if there are several."""
 
     place: int
     number: int
@@ -60,13 +60,13 @@ class StepSums:
     """What all ranks saw in a step, as plain numbers; a list entry per row."""
 
     extra: list[float]
-    """What came along."""
+    """The further numbers, see ``EXTRA``."""
     tokens: list[int] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)
     unrouted: list[int] = field(default_factory=list)
     dropped: list[float] = field(default_factory=list)
     router: dict[str, Values] = field(default_factory=lambda: defaultdict(list))
-    """Summaries by their name in the log; no value without logits."""
+    """Summaries by their name in the log; ``None`` without logits."""
     weights: list[list[float]] = field(default_factory=list)
     norms: list[list[float]] = field(default_factory=list)
     biases: list[list[float]] = field(default_factory=list)
@@ -96,11 +96,11 @@ class Layout:
 
     Of every row: four numbers per expert (count, and sums of probability, weight and norm), pairs
     that went to no expert, tokens, dropped pairs, tokens with logits, ``SUMS``. Then the largest
-    logits of every rank, and what comes along.
+    logits of every rank, and further numbers.
     """
 
     def __init__(self, rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> None:
-        """``dtype``: in which means are computed."""
+        """``dtype``: of the means."""
         self.rows, self._dtype = list(rows), dtype
         self.num_experts = max((row.num_experts for row in rows), default=0)
         """Of the largest router: smaller ones have zeros at the end."""
@@ -121,8 +121,7 @@ class Layout:
 
     @classmethod
     def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
-        """The layout that all ranks share, from the calls and their k that each saw in its first
-        step."""
+        """The layout that all ranks share, from the calls and their k in the first step of each."""
         passes, top_k = [0] * len(sites), [site.top_k for site in sites]
         for (place, number), k in seen.items():
             passes[place] = max(passes[place], number + 1)
@@ -135,8 +134,8 @@ class Layout:
         """This rank's share of the step, fp64; nothing in it waits for the device.
 
         Args:
-            parts: Sums and largest logit of every router that was counted, of some in pieces.
-            extra: What comes along, fp64.
+            parts: Sums and largest logit of every router that was counted, some in pieces.
+            extra: Further numbers, fp64.
         """
         found: defaultdict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for key, flat_N, peak in parts:
@@ -158,10 +157,10 @@ class Layout:
         return vector[: len(self.rows) * self._width].view(-1, self._width)
 
     def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
-        """The vector, summed over ranks, as numbers: the one copy to the host.
+        """The numbers of a vector that is summed over ranks, in one copy to the host.
 
         Args:
-            biases: Selection bias of every row, to be copied too.
+            biases: Selection bias of every row, copied along.
         """
         E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
@@ -193,7 +192,7 @@ class Layout:
 def summaries(
     sums: StepSums, rows: Sequence[Row], grad_squares: Sequence[float]
 ) -> dict[str, Values]:
-    """The ``router`` object of a line: lists with a value at least."""
+    """The ``router`` object of a line: the lists that have at least one value."""
     found: dict[str, Values] = {**sums.router}
     found["grad_norm"] = [None if math.isnan(one) else math.sqrt(one) for one in grad_squares]
     if any(row.drops for row in rows):
@@ -244,7 +243,7 @@ def _mean(total: float, number: float) -> float | None:
 
 
 def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[float | None]]:
-    """Means over the pairs of every expert; ``[]`` for a router where they were not measured."""
+    """Means over the pairs of every expert; ``[]`` for a router without measurements."""
     return [
         [_mean(total, n) for total, n in zip(row, pairs, strict=True)] if any(row) else []
         for row, pairs in zip(sums, counts, strict=True)
@@ -252,7 +251,7 @@ def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[flo
 
 
 def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequence[bool]) -> str:
-    """Why the line does not hold all of the step; empty where it does."""
+    """Why the line does not hold all of the step; empty if it does."""
     if (failed := round(extra["failed"])) > 0:
         return f"{failed} ranks did not count"
     if not extra["passes"]:

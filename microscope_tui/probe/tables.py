@@ -1,4 +1,4 @@
-"""What a probe says about all tokens together: counts, noise, token identity, telling tokens.
+"""The tables of a probe over all its tokens: counts, noise, token identity, telling tokens.
 
 Pure functions of one layer at a time; memory is bounded by the tokens of one layer and by
 ``MOST_CELLS``. Shuffling uses a fixed seed, so that a probe is reproducible.
@@ -24,7 +24,7 @@ PIECE = 64
 shuffled one by one would look less noisy than the text is."""
 SHUFFLES = 100
 FEWEST_PAIRS = 5
-"""How often an expert has to have chosen a token for it to be telling."""
+"""An expert must have read a token this often for the token to be telling."""
 MOST_TELLING = 10
 MOST_CELLS = 1 << 22
 
@@ -131,7 +131,7 @@ def identity_share(vocabulary: Vocabulary, ids_TK: Array, num_experts: int) -> f
 
 
 def shuffled_identity(vocabulary: Vocabulary, ids_TK: Array, num_experts: int) -> float | None:
-    """``identity_share`` with the choices dealt out to the tokens at random."""
+    """``identity_share`` with the choices assigned to the tokens at random."""
     order_T = np.random.default_rng(SEED).permutation(vocabulary.tokens)
     return _explained(vocabulary, distinct(ids_TK, num_experts)[order_T], num_experts)
 
@@ -150,11 +150,11 @@ def _explained(vocabulary: Vocabulary, ids_TK: Array, num_experts: int) -> float
 def telling_tokens(
     vocabulary: Vocabulary, ids_TK: Array, num_experts: int, most: int = MOST_TELLING
 ) -> list[list[tuple[int, int, float]]]:
-    """The tokens that say most about each expert: token id, count, lift; the largest lift first.
+    """The most characteristic tokens of each expert: token id, count, lift; largest lift first.
 
-    The lift is P(expert | token) / P(expert) over tokens; tokens that the expert read fewer than
+    The lift is P(expert | token) / P(expert) over tokens. Tokens that the expert read fewer than
     ``FEWEST_PAIRS`` times, and those that it reads no more often than others (lift 1 or less), are
-    left out. Equal lifts: the more frequent, then the smaller id first.
+    left out. Among equal lifts the more frequent token is first, then the smaller id.
     """
     found_TK = distinct(ids_TK, num_experts)[vocabulary.order_T]
     total_E = np.bincount(found_TK.reshape(-1), minlength=num_experts + 1)[:num_experts]

@@ -1,15 +1,14 @@
 """The texts of a probe: files and folders in named slices, their tokens, and the windows that the
 model reads at once.
 
-Files that a folder holds are skipped where they are links, hidden, or not UTF-8 text; a file that
-was named has to be text. A text that is longer than a window is read in several, each without what
-came before it. Windows stay in the order of the text, so that a probe that is interrupted holds its
+Files in a folder are skipped if they are links, hidden, or not UTF-8 text; a file that is named on
+the command line must be text. A text longer than a window is read in several windows, each without
+the text before it. Windows stay in the order of the text, so that an interrupted probe holds its
 beginning.
 
-The bytes of all tokens together are the text. Byte-level BPE cuts characters apart, and
-SentencePiece has a token for every byte that it lacks a character for: both are exact here.
-Elsewhere the offsets that a tokenizer reports decide; what several tokens share belongs to the
-first of them.
+The bytes of all tokens together are the text. Byte-level BPE splits characters, and SentencePiece
+has byte tokens for characters that it lacks: both are exact here. For other tokenizers the reported
+offsets decide; bytes that several tokens share belong to the first of them.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ class Slice:
     name: str
     files: tuple[Path, ...]
     named: frozenset[Path]
-    """Those that were named on the command line: these must be text."""
+    """Files that were named on the command line: these must be text."""
 
 
 def find_slices(texts: Sequence[str]) -> list[Slice]:
-    """The slices that ``texts`` name: ``path`` or ``name=path``; equal names are one slice.
+    """The slices of ``texts``: each is ``path`` or ``name=path``; equal names are one slice.
 
     Raises:
         BadText: one is missing, unreadable, or a folder without files.
@@ -81,7 +80,7 @@ def _split(text: str) -> tuple[str, Path]:
 
 
 def _below(folder: Path) -> tuple[Path, ...]:
-    """Regular files below ``folder``, sorted; neither links nor what is hidden."""
+    """Regular files below ``folder``, sorted; without links and hidden files."""
     found: list[Path] = []
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -96,7 +95,7 @@ def _below(folder: Path) -> tuple[Path, ...]:
 
 
 def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
-    """The text of ``path`` in pieces that end with a line where there is one.
+    """The text of ``path`` in pieces; each ends with a line if it holds one.
 
     Raises:
         BadText: it is not UTF-8 text, or cannot be read.
@@ -125,31 +124,31 @@ def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens that are read together."""
+    """Tokens that the model reads together."""
 
     ids: list[int]
     texts: list[bytes]
-    """Of each token; empty for those that the tokenizer puts before a text."""
+    """Bytes of each token; empty for tokens that the tokenizer puts before a text."""
     slices: list[int]
     """Number of the slice of each token."""
     begins: bool = True
-    """It is the beginning of a text."""
+    """A text begins here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All windows of a probe, and what has to be said about them."""
+    """All windows of a probe, and notes about them for the user."""
 
     windows: list[Window]
     notes: list[str]
 
 
 def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: int) -> Reading:
-    """Read and cut the texts; characters that the model has no token for are left out, and said.
+    """Read and cut the texts; a note lists characters that are left out for lack of a token.
 
     Args:
-        length: Tokens of a window at most, those that the tokenizer puts before a text included.
-        tokens: At most this many in all, shared evenly between the slices.
+        length: Most tokens of a window, including those that the tokenizer puts before a text.
+        tokens: Most tokens in all, shared evenly between the slices.
 
     Raises:
         BadText: a text is unreadable, or there is none at all.
@@ -181,14 +180,14 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
             if left <= 0:
                 break
     if not found.windows and unknown:
-        raise BadText(f"{_listed(unknown)} are all there is, and the model has no token for them")
+        raise BadText(f"nothing but {_listed(unknown)}, and the model has no token for them")
     if not found.windows:
         names = ", ".join(one.name for one in slices)
         raise BadText(f"{names}: no text to read; name UTF-8 files that are not empty")
     if split:
         found.notes.append(
             f"texts longer than a window of {length:,} tokens: {split:,}; read in several windows, "
-            "each without what came before"
+            "each without the text before it"
         )
     if unknown:
         found.notes.append(f"left out, as the model has no token for them: {_listed(unknown)}")
@@ -198,7 +197,7 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
 
 
 def _listed(characters: Counter[str]) -> str:
-    """How many there are, and the most frequent ones."""
+    """Number of characters, and the most frequent ones."""
     shown = "".join(one for one, _ in characters.most_common(_SHOWN))
     return f"{characters.total():,} characters {shown!r}"
 
@@ -206,7 +205,7 @@ def _listed(characters: Counter[str]) -> str:
 def _encode(
     path: Path, pieces: Pieces, most: int, unknown: Counter[str]
 ) -> tuple[list[int], list[bytes]]:
-    """The first ``most`` tokens of a file; no more of it is read than they need."""
+    """The first ``most`` tokens of a file; only the bytes that they need are read."""
     ids: list[int] = []
     texts: list[bytes] = []
     for text in _read_text(path, min(_PIECE_BYTES, max(1 << 12, most * 8))):
@@ -235,8 +234,8 @@ def continued(
     """The beginning of each text as a prompt, and what the model writes after it.
 
     Args:
-        num_slices: What is written after slice ``n`` is slice ``n + num_slices``.
-        write: Continues ids by at most so many tokens.
+        num_slices: Text written after slice ``n`` is slice ``n + num_slices``.
+        write: ``write(ids, most)`` continues ``ids`` by at most ``most`` tokens.
         length: Tokens of a window; a prompt is cut to half of it.
         most: Tokens to write after each prompt.
     """
@@ -259,7 +258,7 @@ def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
 
 
 def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids ``[B, S]``, padded on the right, and which are real; None where all are."""
+    """Ids ``[B, S]``, padded on the right, and which are real; None if all are."""
     longest = max(len(window.ids) for window in batch)
     ids_BS = torch.tensor([one.ids + [one.ids[0]] * (longest - len(one.ids)) for one in batch])
     if all(len(window.ids) == longest for window in batch):
@@ -283,12 +282,12 @@ class Pieces:
         raise NotImplementedError
 
     def of_id(self, token: int) -> bytes:
-        """The bytes that a token is in a text that a model writes."""
+        """The bytes of a token in a text that a model writes."""
         raise NotImplementedError
 
     def unknown_characters(self, text: str) -> frozenset[str]:
-        """Characters of ``text`` to leave out: there is no token for them. A tokenizer has one for
-        what it does not know, or refuses."""
+        """Characters of ``text`` that have no token and are left out. Most tokenizers have a token
+        for unknown characters, or refuse."""
         return frozenset()
 
 
@@ -307,7 +306,7 @@ class CharacterPieces(Pieces):
         return known[token].encode() if token < len(known) else _name(token)
 
     def unknown_characters(self, text: str) -> frozenset[str]:
-        """See ``Pieces``: those that the model was not trained on."""
+        """See ``Pieces``: characters that the model was not trained on."""
         return frozenset(text).difference(self._tokenizer.vocabulary)
 
 
@@ -382,7 +381,7 @@ class TokenizerPieces(Pieces):
         return pieces
 
     def _shared(self, data: bytes, ids: list[int]) -> list[bytes]:
-        """``data`` divided among tokens: as their own bytes say, else all to the first."""
+        """``data`` divided among tokens by their own bytes; if these differ, the first has all."""
         own = [self.of_id(one) for one in ids] if len(ids) > 1 else [data]
         if len(ids) > 1 and data.endswith(joined := b"".join(own)):
             return [data[: len(data) - len(joined)] + own[0], *own[1:]]
@@ -391,7 +390,7 @@ class TokenizerPieces(Pieces):
 
 @cache
 def _byte_of_character() -> dict[str, int]:
-    """The characters that byte-level BPE writes bytes with (GPT-2, ``bytes_to_unicode``)."""
+    """The characters that byte-level BPE uses for bytes (GPT-2, ``bytes_to_unicode``)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {

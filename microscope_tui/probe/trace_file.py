@@ -16,7 +16,7 @@ from microscope_tui.probe.texts import Window
 from microscope_tui.routing import RoutingWriter, Shape, Tables
 
 _MOST_TABLE_ROWS = 1_000_000
-"""Telling tokens in all: the tables are part of the header, which a reader decodes at once."""
+"""Most telling tokens in all: the tables are in the header, which a reader decodes at once."""
 
 
 class TraceFile:
@@ -34,14 +34,14 @@ class TraceFile:
         """Open the file.
 
         Args:
-            rows: Of the run log; those that ``first`` lacks see no text and are left out.
+            rows: Rows of the run log; those that ``first`` lacks see no text and are left out.
             first: The choices of the first batch.
             capacity: Tokens that the file has room for.
             about: ``slices``, ``model`` and ``dtype`` of ``RoutingWriter``.
 
         Raises:
             BadRouting: the model has too many layers, experts or choices for the format.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         rows = [row for row in rows if (row.place, row.number) in first]
         self._keys: list[Key] = [(row.place, row.number) for row in rows]
@@ -99,7 +99,7 @@ class TraceFile:
             return {name: row.astype(self._types[name]).tobytes() for name, row in arrays.items()}
 
     def tables(self, progress: Callable[[int, int], None]) -> Tables:
-        """All tables; ``progress`` is called with layers done and layers in all."""
+        """Compute all tables; ``progress`` is called with finished layers and all layers."""
         writer, shape = self.writer, self.writer.shape
         E, L, S = shape.num_experts, len(shape.layers), len(self._slices)
         vocabulary = tables.Vocabulary(self._read("token_ids", 0))

@@ -1,4 +1,4 @@
-"""The probe as a callback of the Hugging Face Trainer, and of everything built on it (TRL).
+"""The probe as a callback of the Hugging Face Trainer and of trainers built on it (TRL).
 
 Trainer(model, ..., callbacks=[MicroscopeCallback("logs")])
 """
@@ -54,10 +54,10 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         Args:
             run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
             on_collapse: ``stop`` ends the training on all ranks at the next logged step.
-            every, routers, saliency, on_alert: As of ``attach``.
+            every, routers, saliency, on_alert: See ``attach``.
 
         Raises:
-            ValueError: ``on_collapse`` is something else.
+            ValueError: ``on_collapse`` is neither ``log`` nor ``stop``.
         """
         if on_collapse not in ("log", "stop"):
             raise ValueError(f"on_collapse is {on_collapse!r}: choose 'log' or 'stop'")
@@ -66,17 +66,17 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self._stop_on_collapse = on_collapse == "stop"
         self._learning_rate: float | None = None
         self._news: list[Alert] = []
-        """Alerts since the Trainer logged last."""
-        self._told = 0
+        """Alerts since the last log of the Trainer."""
+        self._in_history = 0
         """How many of them are in its history."""
         self.kept: str | None = None
-        """The judgement in a checkpoint, base64."""
+        """State of the judge in a checkpoint, base64."""
         self.marks: list[float | None] = []
-        """Of the MoE weights in it."""
+        """Of the MoE weights in the checkpoint, see ``_marks``."""
         self.probe: Probe | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Attach to the model; a Trainer that resumes knows its step already."""
+        """Attach to the model; a Trainer that resumes has set its step already."""
         if self.probe is not None:
             self.probe.detach("stopped")
         kept = (state.stateful_callbacks or {}).get(type(self).__name__)
@@ -105,7 +105,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """The gradients are there now, and gone at the end of the step."""
+        """Read the gradients: at the end of the step they are cleared."""
         if self.probe is not None:
             self.probe.read_gradients()
         optimizer = kw.get("optimizer")
@@ -118,11 +118,11 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if self.probe is None:
             return control
         self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
-        # What reporters see depends on the order of callbacks; the history is the Trainer's own.
-        for alert in self._news[self._told :]:
-            said = f"{alert.rule}: {alert.verdict}"
-            state.log_history.append({"moe_alert": said, "epoch": state.epoch, "step": alert.step})
-        self._told = len(self._news)
+        # What reporters get depends on the order of callbacks; the history is the Trainer's own.
+        for alert in self._news[self._in_history :]:
+            text = f"{alert.rule}: {alert.verdict}"
+            state.log_history.append({"moe_alert": text, "epoch": state.epoch, "step": alert.step})
+        self._in_history = len(self._news)
         if self.probe.stops:
             control.should_training_stop = True
         return control
@@ -130,26 +130,26 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
     ) -> None:
-        """Add the number of new alerts to what the callbacks after this one report."""
+        """Add the number of new alerts to the logs of the callbacks after this one."""
         if logs is not None and self._news:
             logs["moe_alerts"] = len(self._news)
-        self._news, self._told = [], 0
+        self._news, self._in_history = [], 0
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
     ) -> None:
-        """An event with the loss."""
+        """Write an event with the loss."""
         loss = (metrics or {}).get("eval_loss")
         if self.probe is not None and loss is not None:
             self.probe.event("eval", {"loss": loss}, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """An event, so that advice can name the checkpoint."""
+        """Write an event, so that advice can name the checkpoint."""
         if self.probe is not None:
             self.probe.event("checkpoint", {"step": state.global_step}, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Close the log and take the hooks off."""
+        """Close the log and remove the hooks."""
         if self.probe is not None:
             if verdict := self.probe.verdict():
                 _logger.info("%s", verdict)
@@ -159,7 +159,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self.probe = None
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer keeps in ``trainer_state.json``."""
+        """The state that the Trainer saves in ``trainer_state.json``."""
         if self.probe is not None:
             judgement, self.marks = self.probe.state_dict()["judgement"], _marks(self.probe.sites)
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
@@ -180,25 +180,25 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
 
 
 def _marks(sites: Sequence[Site]) -> list[float | None]:
-    """A number per router that tells its weights and those of its experts from others; ``None``
-    where this process holds only a part of them."""
+    """A number per router that changes with its weights and those of its experts; ``None`` if this
+    process holds only a part of them."""
     return [_mark([*(site.block or site.module).parameters()]) for site in sites]
 
 
 def _mark(weights: Sequence[Tensor]) -> float | None:
     if any(hasattr(weight, "device_mesh") or not weight.numel() for weight in weights):
         return None
-    # A sample costs nothing, and no two are alike.
+    # Samples are cheap, and different weights do not have the same norms.
     samples = [weight.detach().flatten()[:4096].double() for weight in weights]
     return math.fsum(float(torch.linalg.vector_norm(sample)) for sample in samples)
 
 
 def _differing(sites: Sequence[Site], kept: Sequence[float | None]) -> list[str]:
-    """Names of the routers whose weights, or those of their experts, are not those of ``kept``.
+    """Names of the routers whose weights, or those of their experts, differ from ``kept``.
 
-    A checkpoint whose weights have other names than the model's is loaded in part, and routers and
-    experts are what is left out. The Trainer of transformers does so with families whose experts
-    are saved one by one (huggingface/transformers#48805).
+    The Trainer of transformers loads a checkpoint in part if its weights have other names than the
+    model's. It leaves out the experts, and in some families the routers, if experts are saved one
+    by one (huggingface/transformers#48805).
     """
     if len(kept) != len(sites):
         return []

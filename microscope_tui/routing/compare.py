@@ -1,7 +1,7 @@
-"""Where two files made other choices for the same tokens.
+"""Where two files hold different choices for the same tokens.
 
 A choice is the set of experts of one token in one layer; their order does not count. Blocks of raw
-ids are compared as bytes, and only blocks that differ are looked at token by token. Tokens that one
+ids are compared as bytes, and only blocks that differ are compared token by token. Tokens that one
 side did not route (empty slots) are left out.
 """
 
@@ -16,17 +16,17 @@ from operator import ne
 from microscope_tui.routing.file import Routing
 
 _BLOCK = 1024
-"""Tokens of which the bytes are compared first."""
+"""Tokens whose bytes are compared first."""
 _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
-"""Different swaps that are kept; further ones are counted, not named."""
+"""Different swaps that are kept by name; further ones are only counted."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
 
 class NotComparable(ValueError):
-    """The files are not about the same choices; the message names the first difference."""
+    """The files do not hold choices of the same tokens; the message names the first difference."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class LayerMismatch:
     """Tokens that both sides routed."""
     differing: int = 0
     swaps: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """How often B chose the second expert in the place of the first."""
+    """How often B chose the second expert instead of the first."""
     unnamed_swaps: int = 0
 
     @property
@@ -65,16 +65,16 @@ class Mismatch:
     tokens: int
     """Tokens that both sides routed."""
     tokens_differing: int
-    """With another choice in at least one layer."""
+    """Tokens with another choice in at least one layer."""
     layers: Sequence[LayerMismatch]
     margins: Sequence[MarginBin]
     """Tenths of the choices, the smallest margin first; empty without margins."""
     margins_of: str = "A"
-    """Whose margins they are: A or B."""
+    """The file of the margins: A or B."""
 
     @property
     def compared(self) -> int:
-        """(token, layer) choices that were compared."""
+        """Choices that were compared, one per token and layer."""
         return sum(layer.compared for layer in self.layers)
 
     @property
@@ -110,11 +110,11 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = T
     """Compare the choices of two files.
 
     Args:
-        token_ids: whether both files have the ids of their tokens.
+        token_ids: whether both files have token ids.
         margins: whether ``a`` has margins.
 
     Raises:
-        NotComparable: other tokens, layers, experts or k, or no token that both routed.
+        NotComparable: they differ in tokens, layers, experts or k, or no token was routed in both.
     """
     _refuse_others(a, b, token_ids)
     flags = bytearray(a.tokens)
@@ -139,7 +139,7 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = T
 
 
 def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
-    """Check that both files are about the same tokens, layers, experts and k."""
+    """Check that both files have the same tokens, layers, experts and k."""
     for what, mine, theirs in (
         ("tokens", a.tokens, b.tokens),
         ("layers", len(a.shape.layers), len(b.shape.layers)),
@@ -177,7 +177,7 @@ class _Piece:
         self._empty = 0xFF if self._code == "B" else 0xFFFF
 
     def into(self, layer: LayerMismatch) -> tuple[list[int], list[int]]:
-        """Add the piece to its layer; tokens that differ, and that one side did not route."""
+        """Add the piece to its layer; return tokens that differ, and tokens not routed by both."""
         differing: list[int] = []
         unrouted: list[int] = []
         for token, mine, theirs in self._suspects():

@@ -1,10 +1,10 @@
-"""What an inference engine returned as ``routed_experts``, as a ``routing.bin``.
+"""Converts ``routed_experts`` of an inference engine to a ``routing.bin``.
 
-Read are a ``.npy`` of integers [tokens, layers, k], without numpy or pickle, and JSON lines of
+It reads a ``.npy`` of integers [tokens, layers, k], without numpy or pickle, and JSON lines of
 responses: vLLM's nested lists (``prompt_routed_experts`` and ``routed_experts``
 [tokens][layers][k]) and SGLang's base64 of int32 in ``meta_info``. Layers without MoE hold -1 and
-are dropped. Nothing routes the last sampled token: engines leave it out or fill it with zeros,
-which are not expert 0, so it stays empty here.
+are dropped. The last sampled token is never routed: engines leave it out or fill it with zeros,
+which do not mean expert 0, so it stays empty here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Rows = list[list[list[int]]]
 
 
 class BadEngineOutput(ValueError):
-    """It cannot be read as routed experts; the message says where and why."""
+    """The file cannot be read as routed experts; the message has the place and the reason."""
 
 
 def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
@@ -47,11 +47,11 @@ def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
             the engine's layers, and the number of experts is unknown.
 
     Returns:
-        Whether the ids of the tokens are known.
+        Whether the token ids are known.
 
     Raises:
         OSError: a file cannot be read or written.
-        BadEngineOutput: it has another form, or choices that the model of ``beside`` cannot make.
+        BadEngineOutput: it has another form, or expert ids that the model of ``beside`` lacks.
     """
     try:
         with closing(_Array(path) if path.suffix == ".npy" else _Lines(path, beside)) as source:
@@ -109,7 +109,7 @@ def _packed(
             f"expert {wrong:,} in layer {layer}: expected 0 to {experts - 1:,}, or -1"
         )
     code = "B" if empty == 0xFF else "H"
-    # Nothing chooses one expert twice: zeros in all slots are a token without a route.
+    # No token chooses an expert twice: zeros in all slots are a token without a route.
     unrouted = k > 1 and 0 in map(max, zip(*slots, strict=True))
     if low == _NONE or unrouted:
         chosen = (

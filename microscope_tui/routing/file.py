@@ -1,8 +1,8 @@
-"""Reads ``routing.bin``, memory-mapped, without torch or numpy, and writes it piece by piece, in
-whatever order the layers come.
+"""Reads ``routing.bin``, memory-mapped, without torch or numpy, and writes it piece by piece, with
+the layers in any order.
 
-Every offset and size is checked against the file before anything is read. Text is as hostile as in
-a log: ``text`` returns raw bytes, and what shows them must make them safe.
+Every offset and size is checked against the file before anything is read. Text may be hostile, as
+in a log: ``text`` returns raw bytes, and callers must escape them before they show them.
 """
 
 import mmap
@@ -32,7 +32,7 @@ from microscope_tui.runlog import open_regular_file, safe_text
 
 
 class _Header(msgspec.Struct):
-    """The header as it is stored: sizes, names, and the tables of the probe, of any value."""
+    """The header as it is stored: sizes, names, and the unchecked tables of the probe."""
 
     tokens: int
     capacity: int
@@ -47,7 +47,7 @@ class _Header(msgspec.Struct):
     tables: dict[str, Any] = {}
 
     def known_tables(self) -> Tables:
-        """The tables; what has another form than it should is left out."""
+        """The tables; empty ones if they have another form."""
         try:
             return msgspec.convert(self.tables, Tables)
         except (msgspec.ValidationError, RecursionError):
@@ -62,7 +62,7 @@ class Routing:
 
         Raises:
             OSError: it cannot be opened, or is not a regular file.
-            BadRouting: it is no ``routing.bin``, of another version, damaged, or cut off.
+            BadRouting: it is not a ``routing.bin``, has another version, is damaged, or cut off.
         """
         self.path = path
         descriptor = open_regular_file(path)
@@ -158,7 +158,7 @@ class Routing:
         return [ids[at : at + k] for at in range(0, len(ids), k)]
 
     def ids_of(self, layer: int, start: int, end: int) -> bytes:
-        """The raw ids of tokens ``start`` to before ``end``, for comparing them at C speed."""
+        """The raw ids of tokens ``start`` to before ``end``, for comparisons at C speed."""
         return self._raw("ids", layer, start, end)
 
     @property
@@ -236,7 +236,7 @@ class Routing:
         return pieces
 
     def text_of_id(self, token_id: int) -> bytes | None:
-        """The bytes of a token of the vocabulary, if it occurs; the start of a very long one."""
+        """The bytes of a token of the vocabulary if it occurs, of a very long one the first 64."""
         if not 0 <= token_id < 1 << 32 or not self.tokens:
             return None
         size = self._places.sections["token_ids"].itemsize
@@ -270,7 +270,7 @@ class Routing:
         return None if at < 0 else self._token_at(at - start)
 
     def release(self) -> None:
-        """Give back the memory of pages that were read; the system keeps them cached."""
+        """Release the memory of pages that were read; the system keeps them cached."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
@@ -326,7 +326,7 @@ class RoutingWriter:
         self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def put(self, name: str, layer: int, token: int, numbers: bytes) -> None:
-        """Write numbers of one section, packed as ``layout.sections`` says, from ``token`` on."""
+        """Write numbers of one section from ``token`` on, packed in the section's type."""
         row = self.places.sections[name].row
         if len(numbers) % row or token + len(numbers) // row > self.shape.capacity:
             raise ValueError(f"{name}: {len(numbers):,} bytes at token {token:,} do not fit")
@@ -370,7 +370,7 @@ class RoutingWriter:
         """Write the header and give the file its name.
 
         Args:
-            tokens: how many tokens all layers have, if fewer than were appended.
+            tokens: how many tokens all layers have, if not all that were appended.
         """
         shape = self.shape
         header = self._about | {

@@ -2,8 +2,8 @@
 
 A preamble of 64 bytes, sections of numbers aligned to 64 bytes, and a header in JSON at the end.
 Everything is little-endian and layer-major: one layer of a million tokens is one piece of memory.
-The sections have room for ``capacity`` tokens, of which ``tokens`` are written, so that a probe
-that is interrupted leaves a shorter file in the same layout.
+The sections have room for ``capacity`` tokens, of which ``tokens`` are written, so that an
+interrupted probe leaves fewer tokens in the same layout.
 """
 
 import struct
@@ -20,12 +20,12 @@ PREAMBLE = struct.Struct("<8sIIQQQ")
 MOST_LAYERS, MOST_EXPERTS, MOST_CHOICES, MOST_SLICES = 4096, 65_535, 64, 4096
 MOST_TOKENS, MOST_HEADER_BYTES = 1 << 32, 64 << 20
 FEWEST_EXPECTED = 10
-"""Pairs that an expert has to have in a slice on average for its ratio to mean anything: with
-fewer it is noise, and ``Tables.noise`` leaves it out."""
+"""Pairs that an expert must have in a slice on average: with fewer its ratio is noise, and
+``Tables.noise`` leaves it out."""
 
 
 class BadRouting(ValueError):
-    """The file is not a ``routing.bin`` that can be read; the message says where and why."""
+    """The file is not a readable ``routing.bin``; the message has the place and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Shape:
     """Tokens that there is room for."""
 
     def refuse_nonsense(self) -> None:
-        """Check the limits.
+        """Check that every size is in range.
 
         Raises:
             BadRouting: a size is out of range.
@@ -100,7 +100,7 @@ class Shape:
 
 
 class Places:
-    """Where the numbers of a file of some shape are."""
+    """The offsets of the numbers in a file of a given shape."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape, self._offsets, at = shape, dict[str, int](), ALIGNMENT
@@ -115,7 +115,7 @@ class Places:
         """The id that means no expert."""
 
     def at(self, name: str, layer: int, token: int) -> int:
-        """Offset of the numbers of a token, in a section that has layers of that layer."""
+        """Offset of the numbers of a token; ``layer`` counts in sections that have layers."""
         section = self.sections[name]
         before = layer * self._shape.capacity if section.per_layer else 0
         return self._offsets[name] + (before + token) * section.row
@@ -123,20 +123,20 @@ class Places:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """What needs a pass over all tokens; computed once by the probe.
+    """Tables that need a pass over all tokens; the probe computes them once.
 
-    Shares are of (token, choice) pairs. Layers, slices and experts in the order of the file.
+    Shares are of (token, choice) pairs. Layers, slices and experts are in the order of the file.
     """
 
     counts: Sequence[Sequence[Sequence[int]]] = ()
     """Chosen experts: slice → layer → expert."""
     noise: Sequence[float] = ()
-    """Per slice: the 99 % point of the absolute log2 ratio when pieces of text are dealt out to the
+    """Per slice: the 99 % point of the absolute log2 ratio when pieces of text are assigned to the
     slices at random; of experts with ``FEWEST_EXPECTED`` pairs."""
     identity: Sequence[float | None] = ()
     """Per layer: share of the routing that the token identity alone explains, 0 … 1."""
     identity_noise: Sequence[float | None] = ()
-    """The same with shuffled tokens: what chance alone would explain."""
+    """The same with shuffled tokens: the share that chance alone explains."""
     lifts: Sequence[Sequence[Sequence[tuple[int, int, float]]]] = ()
     """Layer → expert → its most telling tokens: token id, count, lift."""
 

@@ -153,7 +153,7 @@ def test_a_state_that_does_not_fit_costs_a_warning_and_the_judgement_starts_anew
     state = {"cut": state[:-9], "noise": b"\xc1" * 40, "empty": b""}.get(damage, state)
     second = open_recorder(tmp_path / "second", HEADER, resumed_at_step=121, judgement=state)
     (said,) = caplog.messages
-    assert "the judgement starts anew, what was saved of it is no use" in said
+    assert "the saved state of the judge cannot be used, it starts anew" in said
     (alert,) = [a for a in replay(second, collapsing(121, 400, at=300)) if a.is_collapse]
     assert 300 <= alert.step <= 330
     assert "(judged from step 121 on)" in second.verdict()
@@ -188,7 +188,7 @@ def test_a_failing_judge_costs_one_warning_and_the_log_goes_on(
     assert recorder.verdict().startswith("NO VERDICT")
     recorder.close(step=300, reason="finished")
     (said,) = caplog.messages
-    assert "is not judged any more: ZeroDivisionError('of course'); training continues" in said
+    assert "is no longer judged: ZeroDivisionError('of course'); training continues" in said
     assert [r["step"] for r in events(tmp_path) if r["kind"] == "step"] == list(range(1, 301))
 
 

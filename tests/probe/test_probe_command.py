@@ -104,7 +104,7 @@ def test_pickles_are_never_loaded(words: Path, tmp_path: Path) -> None:
     refused(folder, words, said="only pytorch_model.bin, a pickle")
     index = {"weight_map": {"a": "../../pytorch_model.bin"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, words, said="names files outside")
+    refused(folder, words, said="files outside of the folder")
     assert not trap.exists()
 
 
@@ -118,7 +118,7 @@ def test_code_of_a_model_is_never_run(words: Path, tmp_path: Path) -> None:
         return folder
 
     foreign = spring(planted(tmp_path / "foreign"), model_type="trap", architectures=["M"])
-    refused(foreign, words, said="needs code of its own .auto_map")
+    refused(foreign, words, said="requires custom code .auto_map")
     known = spring(planted(tmp_path / "known"), attn_implementation="evil/kernel")
     assert probe(str(known), str(words), device="cpu", output=tmp_path / "out") == 0
     adapter = planted(tmp_path / "adapter")
@@ -173,7 +173,7 @@ def test_characters_that_a_model_of_characters_does_not_know_are_left_out_and_sa
     assert "no token for them: 6 characters '`" in said
     assert "\x1b" not in said, "repr() spells what a terminal could obey"
     mixed.write_text("日本\U0001d518")
-    refused(model, mixed, said="3 characters '日本.' are all there is, and the model has no token")
+    refused(model, mixed, said="nothing but 3 characters '日本.', and the model has no token")
 
 
 def test_what_a_model_writes_is_a_slice_of_its_own(tmp_path: Path, words: Path) -> None:

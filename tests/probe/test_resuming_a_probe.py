@@ -39,7 +39,7 @@ def test_with_a_start_step_later_lines_are_superseded(tmp_path: Path) -> None:
 
 def test_a_log_of_other_routers_is_refused(tmp_path: Path) -> None:
     train(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"is of other routers \(2 routers: L1×6, L2×6\)"):
+    with pytest.raises(ValueError, match=r"has other routers \(2 routers: L1×6, L2×6\)"):
         train(tmp_path, 1, routers={"layers.1.gate": ADAPTER})
 
 
