@@ -44,7 +44,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """Other trouble in the run, as far as it changes the advice on one finding."""
+    """Other trouble in the run that changes the advice on one finding."""
 
     onset: int
     """The earliest onset of the chain of episodes that the finding is part of."""

@@ -3,10 +3,10 @@
 It runs over long histories in the background, beside a live run, and inside ``check``. It uses the
 per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
 
-Here is also what every place that shows a verdict asks: whether the run is judged yet, and which
-evidence is building up. A run without findings is healthy only once it is judged. ``save`` is for a
-resumed training: after a restore the same records give the same episodes as in one uninterrupted
-pass. msgpack of typed structs: nothing in it can execute, foreign bytes are refused with a reason.
+Every view of a verdict also needs ``warm_up_left`` and ``pending``: whether the run is judged yet,
+and which evidence is building up. A run without findings is healthy only once it is judged.
+``save`` is for a resumed training: after a restore, the same records give the same episodes as one
+uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign bytes are refused.
 """
 
 import math
@@ -87,7 +87,7 @@ class Diagnosis:
 
         Args:
             record: the step; a step at or below an earlier one is a restart (see ``restart``).
-            counts: decodes the counts of one router of this step; called only where a rule asks.
+            counts: decodes the counts of one router of this step; called only if a rule needs them.
             biases: the same for the selection bias.
         """
         if record.step <= self.last_step:
@@ -160,7 +160,7 @@ class Diagnosis:
         """The run resumes at ``step``: later evidence no longer holds.
 
         Args:
-            corrected: The process never stopped, it only writes the last step again: no warm-up.
+            corrected: the process never stopped and only writes its last step again: no warm-up.
         """
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
@@ -196,7 +196,7 @@ class Diagnosis:
         self.ledger.end_others({rule.name for rule in self.rules}, self.last_step + 1)
 
     def _judge_by(self, run: RunRecord) -> Context:
-        """Choose the rules for a header; those that are at work keep their memory."""
+        """Choose the rules for a header; those in use keep their memory."""
         context = self._criteria.context(run)
         self.run = replace(run, profile=context.profile)
         """The header, with the profile by which it is judged."""
@@ -249,7 +249,7 @@ class Diagnosis:
                 yield from self._evaluate(rule, index, step, reading, silent.get(index))
 
     def _evaluate(
-        self, rule: AnyRule, index: int, step: int, reading: Reading, said: Severity | None
+        self, rule: AnyRule, index: int, step: int, reading: Reading, muting: Severity | None
     ) -> Iterator[Episode]:
         if index not in rule.tracks and reading.severity is None:
             return
@@ -263,7 +263,7 @@ class Diagnosis:
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, step, reading)) is not None and (
-            said is None or severity > said  # of two the worse is reported
+            muting is None or severity > muting  # the worse of the two is reported
         ):
             yield self.ledger.open(rule.name, index, step, reading, severity, track)
 
@@ -291,7 +291,7 @@ class Diagnosis:
 def _too_few(view: StepView, context: Context) -> str:
     """Why the assignments of a moment do not suffice for a verdict; empty if they do."""
     effective = view.signal("effective_experts")
-    values = effective.values if effective is not None else ()  # no load: that is the reason then
+    values = effective.values if effective is not None else ()  # without a load, that is the reason
     found = {i: expected(view, i, context.run) for i, v in enumerate(values) if math.isfinite(v)}
     if not found:
         return ""
@@ -454,7 +454,7 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
                 rule.memory = decode(saved.memories[rule.name], type=type(rule.memory))
                 rule.tracks = saved.tracks.get(rule.name, {})
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadState(f"no state of a judgement: {error}") from None
+        raise BadState(f"not a saved judgement: {error}") from None
     for name in _OWN:
         setattr(diagnosis, name, getattr(saved, name))
     diagnosis.seen = set(saved.seen)

@@ -1,4 +1,4 @@
-"""Readings and episodes: what a rule reads in one step, and the alarms that come of it.
+"""Readings and episodes: what a rule reads in one step, and the alarms that result.
 
 A ``Reading`` is one evaluation of one rule on one router, before persistence. An ``Episode`` starts
 at a step, in a router, and may end. A ``Finding`` is the same trouble in one or more routers.
@@ -32,7 +32,7 @@ class Severity(IntEnum):
 
     @property
     def letter(self) -> str:
-        """One letter, so that colour is never the only carrier."""
+        """One letter, so that colour is never the only sign."""
         return {1: "I", 2: "W", 3: "C", 4: "M"}[self.value]
 
 
@@ -162,7 +162,7 @@ class Episode:
     def forget_from(self, step: int) -> None:
         """The run resumes at ``step``, after the alarm: forget later steps."""
         self.last = min(self.last, step - 1)
-        self.now = None  # the next evaluation tells
+        self.now = None  # until the next evaluation
         if self.recovered_at is not None and self.recovered_at >= step:
             self.recovered_at, self.led_to = None, ""  # those steps no longer hold
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
@@ -238,8 +238,8 @@ class Finding:
 def overall(findings: Iterable[Finding]) -> Severity:
     """The overall severity of a run: INFO is healthy, ERROR forbids a verdict.
 
-    A fault of the meter does that while it lasts, except where something critical was found in a
-    router whose meter is sound; once it is over it is a warning.
+    A fault of the meter forbids it while it lasts, unless there is a critical finding in a router
+    without such a fault. A fault that is over is a warning.
     """
     episodes = [episode for finding in findings for episode in finding.episodes]
     broken = {e.router_index for e in episodes if e.severity is Severity.ERROR and e.active}

@@ -119,7 +119,7 @@ class Ledger:
             yield episode
 
     def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> Iterator[Episode]:
-        """Open the new causes that hold for the whole run, end those that are gone."""
+        """Open an episode for each new cause of the whole run; end those whose cause is gone."""
         held = {e.facts.get("cause"): e for e in self.episodes if e.rule == rule and e.active}
         for cause, episode in held.items():
             if cause not in causes:
@@ -133,7 +133,7 @@ class Ledger:
         """Withdraw everything reported at ``step`` and later.
 
         Returns:
-            Withdrawn episodes that began before ``step``: their evidence may go on.
+            Withdrawn episodes that began before ``step``: their evidence may continue.
         """
         withdrawn = [e for e in self.episodes if e.onset < step <= e.alarm]
         self.episodes = [episode for episode in self.episodes if episode.alarm < step]

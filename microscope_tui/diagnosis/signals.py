@@ -212,7 +212,7 @@ def unknown(run: RunRecord, name: str) -> bool:
 def why_blind(needs: Sequence[str], seen: Set[str], run: RunRecord) -> str | None:
     """Which of the needed numbers are missing, in words; ``None`` if none is."""
     lacks = [_NEEDED[name] for name in needs if name in _NEEDED and name not in seen]
-    if lacks:  # what the header lacks comes next
+    if lacks:  # before what the header lacks
         return f"it needs {' and '.join(lacks)}"
     reasons = [_UNKNOWN[name] for name in needs if name in _UNKNOWN and unknown(run, name)]
     return "; ".join(reasons) or None

@@ -8,7 +8,7 @@ from microscope_tui.scenarios import collapsing, control, healthy
 from microscope_tui.scenarios.run import Run, Shape
 
 _ENOUGH = 20  # tokens per expert and step that distinguish a fading expert from chance
-_STEADY = 100  # tokens per expert and step at which no expert of a skewed rank stands out
+_STEADY = 100  # tokens per expert and step at which no expert of a skewed rank is conspicuous
 
 
 def any_shape(shape: Shape) -> bool:

@@ -34,7 +34,7 @@ BESIDE_COLLAPSE = {
     "DROPS": "crit",
     "BIAS_RUNAWAY": "warn",
 }
-"""True of every collapsed router: its other experts get nothing, and no bias brings them back."""
+"""Correct for every collapsed router: its other experts get nothing, and no bias revives them."""
 
 
 def growing(onset: int, every: float, limit: float = 20.0) -> ByStep:
@@ -47,7 +47,7 @@ def collapsing(
 ) -> Course:
     """A course with routers that fall from ``onset`` on; their bias has no effect.
 
-    Confident routers send every token where all go; the others keep most of their entropy.
+    Confident routers are certain of every token; the others keep most of their entropy.
     """
 
     def fallen(router: int, step: int) -> float:
@@ -73,7 +73,7 @@ def fallen(
 ) -> Expected:
     """The collapse caused by a pull from ``start`` on.
 
-    It begins with the pull, or where the router counts as collapsed: both are right to say.
+    Both onsets are correct: where the pull begins, and where the router counts as collapsed.
     """
     slide = first_collapsed(popularity, sick, shape, start) - start
     return Expected(
@@ -111,7 +111,7 @@ def slow(
 
 
 def dead_experts(shape: Shape, rng: random.Random) -> Run:
-    """A sixteenth of the experts of one router fade away; the others hardly notice."""
+    """A sixteenth of the experts of one router fade away; the load of the others barely changes."""
     (sick,) = some_routers(shape, 1 / shape.routers, rng)
     fading = around(0.13 * shape.steps, rng)
     dying = tuple(sorted(rng.sample(range(shape.num_experts), max(1, shape.num_experts // 16))))

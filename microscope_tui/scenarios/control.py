@@ -13,7 +13,7 @@ from microscope_tui.scenarios.run import Expected, Record, Run, Shape, Truth, ar
 TOO_FAST = 0.05
 _FOUR_RANKS = (1.68, 0.95, 0.75, 0.62)
 _EIGHT_RANKS = (1.7, 1.1, 1.0, 0.95, 0.9, 0.85, 0.78, 0.72)
-"""Load of every rank; one carries far more than its share, with no expert that stands out."""
+"""Load of every rank; one carries far more than its share, with no conspicuous expert."""
 LINT = Expected(rule="LINT")
 
 
@@ -46,7 +46,7 @@ def oscillation(
     )
     found = Expected(rule="OSCILLATION", routers=sick, onset=onset, tolerance=130)
     # In every single step the busiest expert does carry a multiple of its share, and this bias
-    # is not heeded: what is popular by itself pushes it on and on.
+    # has no effect: it keeps growing for experts that are popular anyway.
     truth = Truth(expected=(found,), allowed={"OVERLOAD": "warn", "BIAS_RUNAWAY": "warn"})
     balance = {"balance": {"method": "bias", "bias_update_rate": TOO_FAST}}
     return Run(shape=shape, truth=truth, header=balance, steps=steps(shape, rng, course))
@@ -128,7 +128,7 @@ def ranks_of(shape: Shape) -> tuple[float, ...]:
 
 
 def rank_skew(shape: Shape, rng: random.Random) -> Run:
-    """Experts that differ a little stand sorted: one rank does most of the work of a layer."""
+    """Experts sorted by a slightly different load: one rank does most of the work of a layer."""
     sick = some_routers(shape, 0.3, rng)
     loads = ranks_of(shape)
     each = shape.num_experts // len(loads)

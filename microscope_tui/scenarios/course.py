@@ -23,7 +23,7 @@ Meter = Callable[[int, int, list[int]], list[int]]
 
 
 def sharpening(router: int, step: int) -> float:
-    """Token entropy ÷ mean entropy of a router that learns as it should."""
+    """Token entropy ÷ mean entropy of a healthy router."""
     return 0.98 - 0.35 * min(1.0, step / 600)
 
 
@@ -67,7 +67,7 @@ class Course:
     bias_update_rate: float | None = BIAS_UPDATE_RATE
     """``None``: no balancing bias."""
     unheeded: Callable[[int, int], bool] = lambda router, step: False
-    """The bias of this router never evens out the load."""
+    """The bias of this router has no effect on the load."""
     meter: Meter | None = None
 
 
@@ -109,7 +109,7 @@ class _Biases:
         self._per_unit = 1 / course.bias_update_rate if course.bias_update_rate else None
         size = shape.num_experts if self._per_unit else 0
         self._rows = [[0] * size for _ in range(shape.routers)]
-        # Where the bias evens out the load it runs to a place and stays around it.
+        # A bias that evens out the load moves to a goal and stays near it.
         spread = _BIAS_SPREAD * (self._per_unit or 0.0)
         self._goals = [[round(rng.gauss(0, spread)) for _ in row] for row in self._rows]
 

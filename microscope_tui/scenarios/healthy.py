@@ -42,7 +42,7 @@ def shock(shape: Shape, rng: random.Random) -> Run:
 
 
 def hot_expert(shape: Shape, rng: random.Random) -> Run:
-    """One expert is chosen by nearly every token beside others: a shared expert in fact."""
+    """One expert is chosen by nearly every token beside others: effectively a shared expert."""
     return hot_shared(shape, rng, 0.2, math.log(40))
 
 

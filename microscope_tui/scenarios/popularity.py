@@ -201,7 +201,7 @@ def _noisy(mean: float, tokens: int, deviate: float) -> float:
 
 
 def _repair(counts: list[int], shares: list[float], tokens: int, top_k: int) -> None:
-    """Take what is above ``tokens`` to where there is room, popular experts first."""
+    """Move counts above ``tokens`` to experts that have room, popular ones first."""
     counts[:] = [min(tokens, count) for count in counts]
     missing = tokens * top_k - sum(counts)
     order = sorted((e for e, share in enumerate(shares) if share > 0), key=lambda e: -shares[e])

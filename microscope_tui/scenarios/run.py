@@ -102,6 +102,6 @@ def some_routers(shape: Shape, share: float, rng: random.Random) -> tuple[int, .
 def hot_experts(
     shape: Shape, routers: tuple[int, ...], rng: random.Random
 ) -> dict[int, tuple[int, ...]]:
-    """k experts for each of the routers, drawn for each alone."""
+    """k experts for each of the routers, drawn for each separately."""
     ids = range(shape.num_experts)
     return {router: tuple(sorted(rng.sample(ids, shape.top_k))) for router in routers}

@@ -31,7 +31,7 @@ def write_run(
     seed: int = 0,
     wait: Callable[[], bool] | None = None,
 ) -> Truth:
-    """Write ``folder/metrics.jsonl`` and return what a right diagnosis would find.
+    """Write ``folder/metrics.jsonl`` and return the findings of a correct diagnosis.
 
     Args:
         scenario: one, or its name in ``SCENARIOS``.
@@ -40,7 +40,7 @@ def write_run(
 
     Raises:
         UnknownScenario: no such scenario.
-        ValueError: the scenario makes no sense with this shape.
+        ValueError: the scenario does not fit this shape.
         OSError: the folder cannot be written.
     """
     run = _built(_known(scenario), shape, seed)
@@ -52,11 +52,11 @@ def write_run(
 
 
 def lines(scenario: str | Scenario, shape: Shape, seed: int) -> tuple[Truth, Iterator[bytes]]:
-    """The same run as encoded lines with invented times: the same seed gives the same bytes.
+    """The same run as encoded lines with synthetic timestamps: the same seed gives the same bytes.
 
     Raises:
         UnknownScenario: no such scenario.
-        ValueError: the scenario makes no sense with this shape.
+        ValueError: the scenario does not fit this shape.
     """
     found = _known(scenario)
     run = _built(found, shape, seed)

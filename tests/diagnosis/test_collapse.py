@@ -93,7 +93,7 @@ def test_without_counts_and_max_load_the_text_says_that_a_hot_expert_would_look_
 ) -> None:
     watch = run_of(lambda n: hot(256, 2, n), 256, 2, 200, without=["tokens_per_expert", "max_load"])
     (finding,) = [f for f in watch.diagnosis.findings() if f.rule == "COLLAPSE"]
-    assert "cannot be told from a collapse" in advise(finding, watch.run).why
+    assert "cannot be distinguished from a collapse" in advise(finding, watch.run).why
 
 
 def test_the_balance_on_the_screen_is_the_one_that_is_judged(run_of: Make) -> None:

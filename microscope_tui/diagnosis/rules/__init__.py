@@ -1,4 +1,4 @@
-"""All rules, in the order in which they evaluate a step; loaded when one is first asked for."""
+"""All rules, in the order in which they evaluate a step; loaded on first use."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -37,7 +37,7 @@ RULES: Mapping[str, type[AnyRule]] = _Catalogue()
 
 
 class BadLimit(ValueError):
-    """An unknown limit or an invalid value; the message says what to write."""
+    """An unknown limit or an invalid value; the message gives the valid values."""
 
 
 def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
@@ -85,13 +85,13 @@ def _check_relation(rule: str, mine: object, relation: str, otherwise: str) -> N
         return
     below, above = ("be below", "be above") if sign == "<" else ("not be above", "not be below")
     if left[0].isdigit():
-        what, must, mend = f"{right} is {high:g}", f"it must {above} {left}", "raise it"
+        what, must, fix = f"{right} is {high:g}", f"it must {above} {left}", "raise it"
     elif right[0].isdigit():
-        what, must, mend = f"{left} is {low:g}", f"it must {below} {right}", "lower it"
+        what, must, fix = f"{left} is {low:g}", f"it must {below} {right}", "lower it"
     else:
         what = f"{left} is {low:g} and {right} {high:g}"
-        must, mend = f"{left} must {below} {right}", f"lower {left} or raise {right}"
-    raise BadLimit(f"[rules.{rule}] {what}: {must}, or {otherwise}; {mend}")
+        must, fix = f"{left} must {below} {right}", f"lower {left} or raise {right}"
+    raise BadLimit(f"[rules.{rule}] {what}: {must}, or {otherwise}; {fix}")
 
 
 def _value(mine: object, side: str) -> float:

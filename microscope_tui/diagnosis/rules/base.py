@@ -1,7 +1,7 @@
 """Base of all rules: name, persistence, evaluation of a step, and texts; advice on balancing.
 
 A rule is one file here: its limits with their evidence, its memory, its evaluation and its words.
-Everything other parts of the diagnosis need to know about a rule is one of its class variables.
+All that other parts of the diagnosis use of a rule are its class variables.
 
 State between steps is in its ``memory``, a msgspec struct, so that a judgement can be saved in the
 middle of a run. What follows from the header is set up apart: a resumed run may have another one.
@@ -45,7 +45,7 @@ class Nothing(msgspec.Struct):
 
 
 class Track(msgspec.Struct):
-    """The evidence of one rule on one router: hysteresis. A router that is well has none.
+    """The evidence of one rule on one router: hysteresis. A healthy router has none.
 
     A single bad step is noise. An alarm starts when enough (usually 90 %) of the last evaluations
     were over the limit, is dated back to the first of them, and ends after a number of evaluations
@@ -321,7 +321,7 @@ def calm_down(run: RunRecord) -> str:
 
 
 def go_back(onset: int, checkpoints: Sequence[int]) -> str:
-    """Advice to go back to before the onset; the log does not say what is still on disk."""
+    """Advice to go back to before the onset; which checkpoints still exist is not in the log."""
     saved = max((step for step in checkpoints if step < onset), default=None)
     if onset <= 1:
         return "start again"
@@ -355,7 +355,7 @@ def _faster(run: RunRecord, rate: float, margin: object, largest: object) -> str
 
 
 def turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
-    """Which setting to raise or lower (``verb``), from what to what; ``otherwise``: without one."""
+    """Which setting to raise or lower (``verb``), and its values; ``otherwise`` without one."""
     method = run.balance.get("method")
     knob = KNOBS.get(str(method))
     if knob is None:

@@ -43,7 +43,7 @@ from microscope_tui.diagnosis.signals import (
 )
 from microscope_tui.runlog import RunRecord
 
-_MARGIN = 1.3  # of a limit without a limit of its own for recovery
+_MARGIN = 1.3  # of a limit that has no separate limit for recovery
 
 
 class CollapseLimits(RuleLimits, frozen=True):
@@ -58,7 +58,7 @@ class CollapseLimits(RuleLimits, frozen=True):
     urgent_steps: int = 50
     window: int = 30
     """Steps whose counts are summed: a bias that swings with period 2 looks collapsed in every
-    step and is perfectly even in the sum. A shock of 24 steps at a learning-rate restart passes."""
+    step and is perfectly even in the sum. The 24-step shock of a learning-rate restart passes."""
     evidence: int = 50
     """λ of the summed window below which noise alone lowers c; the window widens up to 200."""
     max_window: int = 200
@@ -317,8 +317,8 @@ def _why(worst: Episode, run: RunRecord) -> str:
         why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
     if worst.facts.get("unseen"):
         why += (
-            ". Without counts or max_load, an expert that every token chooses cannot be told "
-            "from a collapse"
+            ". Without counts or max_load, an expert that every token chooses cannot be "
+            "distinguished from a collapse"
         )
     if worst.facts.get("blind"):
         why += ". Counts only: a confident collapse and an undecided one look the same here"

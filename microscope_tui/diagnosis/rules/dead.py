@@ -131,7 +131,7 @@ class Dead(Rule[DeadLimits, Memory]):
         expected = min(tokens * r.top_k / max(1, r.num_experts) for r in self.routers)
         limits = self.limits
         least = window_steps(expected, limits.evidence, limits.min_window, limits.max_window)
-        # Where counts are logged now and then, the window waits for as many steps that have them.
+        # Where only some lines have counts, the window waits for as many of these.
         counted = max(memory.rows.values(), default=least)
         if memory.steps < least or (counted < least and memory.steps < _SPARSEST * least):
             return None
@@ -167,7 +167,7 @@ class Dead(Rule[DeadLimits, Memory]):
             rows = memory.rows.setdefault(index, 0) if value > 0 else 0
             counts = view.full_counts(index) if value > 0 else None
             totals = memory.totals.get(index)
-            if counts is not None:  # the summary says how many are dead, not that they are the same
+            if counts is not None:  # the summary has their number, not whether they are the same
                 totals = counts if totals is None else list(map(add, totals, counts))
                 memory.rows[index], memory.totals[index] = rows + 1, totals
             if value == 0 or (totals is not None and 0 not in totals):

@@ -39,7 +39,7 @@ class ErodingLimits(RuleLimits, frozen=True):
     relations = (
         ("8 <= short", f"{NEVER}: a trend needs more points"),
         ("short < long", NEVER),
-        ("long <= 400", "a look takes too long: it compares every point with every other"),
+        ("long <= 400", "an evaluation takes too long: it compares every point with every other"),
         ("level <= 1", "every fall would be deep enough: c is 1 at most"),
         ("fall < 1", f"{NEVER}: it is the share of c that is lost"),
     )
@@ -116,7 +116,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
                 level = self.limits.level * self._ceiling(view, index)
                 found[index] = self._judge([row[index] for row in blocks], level)
             elif value < self.collapse.leave:
-                found[index] = Reading(severity=None)  # it fell as far as it could: not a recovery
+                found[index] = Reading(severity=None)  # at its lowest: not a recovery
         return found
 
     def _ceiling(self, view: StepView, index: int) -> float:

@@ -64,7 +64,7 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
                 who = (counts.index(max(counts)),) if counts else ()
                 found[index] = Reading(
                     severity=Severity.INFO if hot else None,
-                    clear=not balanced,  # its current state is up to COLLAPSE
+                    clear=not balanced,  # COLLAPSE reports its current state
                     value=min(1.0, share),
                     limit=self.limits.share,
                     facts={"c": collapse.values[index], "experts": who},

@@ -1,11 +1,11 @@
 """LINT: settings that are known to damage a run, reported at the first step of each header.
 
 One shows in the steps: a bias update with the wrong sign. A busy expert must lose bias, an idle one
-gain it. A router with an uneven load is put on trial: from line to line the change of every
-expert's bias is compared with its load. Writers log the bias that a step was routed with or the one
+gain it. Where the load of a router is uneven, the change of every expert's bias from line to line
+is compared with its load: a trial. Writers log the bias that a step was routed with or the one
 after its update, so the change must agree with the load at both of its ends; where the load swings,
 it disagrees with one of them. A bias that moves back and forth is not evidence: counts that are
-logged only sometimes can show a swing in reverse. Each router is tried once per start of a run.
+logged only sometimes can show a swing in reverse. Each router has one trial per start of a run.
 """
 
 import sys
@@ -44,7 +44,7 @@ _TEXTS = {
     "layers pooled": (
         "transformers computes one auxiliary loss over all layers: layers that are uneven in "
         "different ways cancel out",
-        "watch each layer by itself, or add an auxiliary loss per layer",
+        "watch each layer separately, or add an auxiliary loss per layer",
     ),
     "bias not updated": (
         "the routers have a selection bias, and transformers never updates it",
@@ -52,7 +52,7 @@ _TEXTS = {
     ),
     "router frozen": (
         "at least one router is not trained: it was frozen, or LoRA leaves it out",
-        "nothing, if that is meant; else add the router to what is trained",
+        "nothing, if this is intended; otherwise add the router to the trained modules",
     ),
     WRONG_SIGN: (
         "the bias of busy experts rises and that of idle ones falls, step after step: the update "
@@ -154,7 +154,7 @@ class Lint(Rule[LintLimits, Memory]):
 
     name = "LINT"
     subject = "A setting to check"
-    means = "A setting that is known to damage routers, whatever the load shows so far."
+    means = "A setting that is known to damage routers, even if the load still looks healthy."
     formula = (
         f"from the header: {'; '.join(cause for cause in _TEXTS if cause not in _FROM_STEPS)}; "
         f"from the steps: {'; '.join(_FROM_STEPS)} (the bias of busy experts rises)"
@@ -204,7 +204,7 @@ class Lint(Rule[LintLimits, Memory]):
         return {cause: Severity.INFO if cause in _INFO else Severity.WARN for cause in causes}
 
     def _settings(self, view: StepView) -> Iterator[str]:
-        if self.context.trains:  # the settings of a finished model damage nothing any more
+        if self.context.trains:  # the settings of a finished model no longer matter
             yield from self._training_settings()
         if self.context.run.counts == "local_rank":
             yield "one rank"

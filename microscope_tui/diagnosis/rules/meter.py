@@ -23,7 +23,7 @@ _PAIRS = ("exact", "top1", "local_rank")
 """Sources whose counts are pairs, at most one of an expert and a token."""
 _ALL_CHOICES = ("exact", "shares", "none")
 """Sources that hold every choice of the tokens they count: first choices may all be one expert's,
-and so may be the pairs on the experts of one rank."""
+as may the pairs on the experts of one rank."""
 _OF_SUMMARIES = ("non-finite", "effective", "load")
 _ONCE = (
     "count all k choices of a token, each expert once; where only the first choice is known, write "
@@ -120,7 +120,7 @@ class Meter(Rule[MeterLimits, Memory]):
     )
     formula = (
         "counts ≠ tokens × k, a multiple of it, one above tokens, all equal to ±1, unlike their "
-        "own summary, fewer than k effective experts, or NaN; 3 of 10 looks"
+        "own summary, fewer than k effective experts, or NaN; 3 of 10 checks"
     )
     in_warm_up = True
     judges_one_step = True
@@ -133,7 +133,7 @@ class Meter(Rule[MeterLimits, Memory]):
         self.window, self.needed = self.limits.window, self.limits.needed
         self.leave = self.limits.leave
         self.luck = self.limits.luck
-        if self.context.one_step:  # one look has to be as sure as several
+        if self.context.one_step:  # one check must be as certain as several
             self.luck **= self.needed
             self.needed = self.leave = 1
         self.exact = self.context.run.counts == "exact"
@@ -197,11 +197,11 @@ class Meter(Rule[MeterLimits, Memory]):
             if _unrouted(view, index):
                 continue  # tokens that chose fewer than k real experts
             router = self.routers[index]
-            if effective is not None and (said := effective.values[index]) < least:
-                found[index] = _fault(cause="effective", total=said, expected=router.top_k)
-            elif loads is not None and (said := loads.values[index]) > most:
+            if effective is not None and (value := effective.values[index]) < least:
+                found[index] = _fault(cause="effective", total=value, expected=router.top_k)
+            elif loads is not None and (value := loads.values[index]) > most:
                 fair = router.num_experts / router.top_k
-                found[index] = _fault(cause="load", total=said, expected=fair)
+                found[index] = _fault(cause="load", total=value, expected=fair)
         return found
 
     def _look(
@@ -234,7 +234,7 @@ class Meter(Rule[MeterLimits, Memory]):
             most = counts.index(max(counts))
             return {"cause": "above", "total": counts[most], "expected": tokens, "experts": (most,)}
         forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k > 0
-        # Scaled shares are often even, and say nothing of chance.
+        # Scaled shares are often equal, which is not evidence.
         if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
             return {"cause": "forced", "total": total, "expected": total}
         # Expensive: each check covers a quarter of the routers, and all that were wrong before.
@@ -245,12 +245,12 @@ class Meter(Rule[MeterLimits, Memory]):
 
     def _belied(self, view: StepView, index: int, counts: list[int]) -> Facts | None:
         """Whether the summary of the line contradicts its counts."""
-        said, known = view.signal("effective_experts"), measures.effective_experts(counts)
-        if said is None or known is None or said.values[index] != said.values[index]:
+        logged, known = view.signal("effective_experts"), measures.effective_experts(counts)
+        if logged is None or known is None or logged.values[index] != logged.values[index]:
             return None
-        if abs(said.values[index] - known) <= self.limits.summary_error * known:
+        if abs(logged.values[index] - known) <= self.limits.summary_error * known:
             return None
-        return {"cause": "summary", "total": said.values[index], "expected": known}
+        return {"cause": "summary", "total": logged.values[index], "expected": known}
 
     def _vanished(self, view: StepView) -> dict[int, str]:
         """Detects a writer that omits NaN: no entropy, and all counts on the first k experts."""

@@ -1,7 +1,7 @@
 """OSCILLATION: the load swings with a period, driven by a bias that overshoots.
 
 Per expert the sign of its deviation is one bit a step. A shift and a count of bits correlate an
-expert with itself some steps later, so that a look at 64 steps of 256 experts costs a few
+expert with itself some steps later, so that a check of 64 steps of 256 experts takes a few
 milliseconds. Loads are shares: a step with more tokens is not a swing.
 """
 
@@ -20,7 +20,7 @@ from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
 
-_NOTICE = 8  # steps before a look in which an uneven router is noticed
+_NOTICE = 8  # steps before a check in which an uneven router is noticed
 _FIRST = 200  # steps that show whether counts are logged at every step …
 _IN_A_ROW = 4  # … which takes so many in a row: of every other step the first two are
 _TWICE = 0.75
@@ -71,7 +71,7 @@ class Memory(msgspec.Struct):
     last: int = 0
     wait: int = 0
     uneven: set[int] = set()
-    """Routers that were uneven lately: at its turning point a swing looks even."""
+    """Routers that were recently uneven: at its turning point a swing looks even."""
     pause: int = 0
     """Length of the next wait."""
     swinging: dict[int, int] = {}
@@ -88,7 +88,7 @@ class Memory(msgspec.Struct):
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
-    """Looks now and then at the counts of some steps in a row."""
+    """Checks the counts of some consecutive steps from time to time."""
 
     name = "OSCILLATION"
     subject = "Oscillating load"
@@ -99,9 +99,9 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     formula = (
         "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
         "themselves one period (2 … 32 steps) later and disagree after half of it; or, where the "
-        "sum of the steps is even and most single steps are not, at any time in between. Two looks "
-        "of 64 steps. Not observable: slower swings, which look like data in blocks, and any swing "
-        "where counts are not logged at every step"
+        "sum of the steps is even and most single steps are not, at any time in between. Two "
+        "checks of 64 steps. Not observable: slower swings, which look like data in blocks, and "
+        "any swing where counts are not logged at every step"
     )
     trains_only = True
     turn = 150
@@ -251,7 +251,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 f"check whether the data or the micro-batches alternate; if they do not, {weaker}"
             )
         elif method not in KNOBS:
-            remedy = f"if these layers are balanced, {remedy}; if not, look at the data"
+            remedy = f"if these layers are balanced, {remedy}; if not, check the data"
         return (
             f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
             f"period of {number(worst, 'period'):.0f} steps",
@@ -291,7 +291,7 @@ def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
     agreement = [0.0] + [_agreement(masks, steps, lag) for lag in range(1, steps // 2 + 1)]
     swings = {
         period: agreement[period]
-        for period in range(2, len(agreement))  # after half of it, of two nearest lags the lower
+        for period in range(2, len(agreement))  # after half of it: the lower of two lags
         if agreement[period] >= limit
         and min(agreement[period // 2], agreement[(period + 1) // 2]) <= -limit
     }

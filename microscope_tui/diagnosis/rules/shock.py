@@ -66,7 +66,7 @@ class Shock(Rule[ShockLimits, Memory]):
         signal, memory = view.plain_index, self.memory
         if signal is None or view.step <= self.context.warm_up:
             return ()
-        told: list[tuple[int, Reading]] = []
+        found: list[tuple[int, Reading]] = []
         for index, dip in list(memory.dips.items()):
             value = signal.values[index]
             if value >= dip.usual - self.limits.back:
@@ -79,7 +79,7 @@ class Shock(Rule[ShockLimits, Memory]):
                     since=dip.since,
                     until=view.step,
                 )
-                told += [(index, reading)] if dip.steps >= self.limits.least_steps else []
+                found += [(index, reading)] if dip.steps >= self.limits.least_steps else []
             elif view.step - dip.since > self.limits.within:
                 del memory.dips[index]  # not a shock: it lasts
             else:
@@ -87,7 +87,7 @@ class Shock(Rule[ShockLimits, Memory]):
         if signal.low < 1.0 - self.limits.drop and len(memory.usual.rows) >= 5:
             self._look_for_falls(view.step, signal.values)
         memory.usual.add(view.step, signal.values)
-        return told
+        return found
 
     def _look_for_falls(self, step: int, values: Sequence[float]) -> None:
         for index, value in enumerate(values):

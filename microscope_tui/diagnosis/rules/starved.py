@@ -127,14 +127,14 @@ class Starved(Rule[StarvedLimits, Memory]):
             if tokens * router.top_k < limits.evidence * router.num_experts:
                 return None  # with so few tokens some expert starves in every step
         limit, context = self._limit(index), self.context
-        told = context.relative and not (context.one_step and context.baseline is None)
+        compared = context.relative and not (context.one_step and context.baseline is None)
         over = self._beyond_doubt(index, share, suspect.summed) > limit
         return Reading(
             severity=Severity.WARN if over else None,
             clear=share <= limit / 1.3,
             value=share,
             limit=limit,
-            facts={"reference": limit - limits.over_reference} if told else {},
+            facts={"reference": limit - limits.over_reference} if compared else {},
             confidence=confidence,
         )
 
@@ -144,7 +144,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             return share
         if summed is not None and len(summed) >= min(summed.window, self.least):
             return measures.starved_experts(summed.totals, self.limits.enter) / len(summed.totals)
-        return share - 1.0 / max(1, self.routers[index].num_experts)  # a summary cannot tell
+        return share - 1.0 / max(1, self.routers[index].num_experts)  # which are close is unknown
 
     def _limit(self, index: int) -> float:
         if not self.context.relative:
