@@ -188,15 +188,3 @@ def test_stopping_wakes_who_waits_and_leaves_no_thread(
     while threading.active_count() > before:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-def test_a_thousand_folders_start_at_once(
-    tmp_path: Path, watching: Callable[..., FileEvents]
-) -> None:
-    root = tmp_path / "logs"
-    for number in range(1000):
-        (root / f"run-{number}").mkdir(parents=True)
-    started = time.perf_counter()
-    events = watching(root)
-    assert time.perf_counter() - started < 0.5
-    assert events.mode == "events"

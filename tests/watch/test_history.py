@@ -108,15 +108,6 @@ def test_the_mean_of_a_long_history_is_the_mean_of_its_steps() -> None:
         assert mean == pytest.approx(sum(values) / len(values), rel=0.01)
 
 
-def test_short_histories_keep_every_step() -> None:
-    made = history([1.0, 2.0, 3.0])
-    assert [(c.low, c.mean, c.high) for c in made.columns("x", 0, 10)] == [
-        (1, 1, 1),
-        (2, 2, 2),
-        (3, 3, 3),
-    ]
-
-
 def test_what_was_added_shows_once_it_is_committed() -> None:
     made = History({"x": 1})
     made.add(1, {"x": (5.0,)})
@@ -138,16 +129,6 @@ def test_routers_do_not_mix() -> None:
     made = made.halved()
     assert all(c.low > 0 for c in made.columns("x", 0, 3))
     assert all(c.high < 0 for c in made.columns("x", 1, 3))
-
-
-def test_a_restart_without_a_torn_row_drops_the_future_and_is_remembered() -> None:
-    made = history([1.0, 1.0, 9.0, 9.0])
-    assert made.restart(3) is None
-    made.add(3, {"x": (2.0,)})
-    made.commit()
-    assert made.restarts == [3]
-    assert made.last_step == 3
-    assert [c.mean for c in made.columns("x", 0, 10)] == [1.0, 1.0, 2.0]
 
 
 def test_a_step_that_goes_backwards_is_refused_until_the_history_is_restarted() -> None:

@@ -158,20 +158,6 @@ def test_a_run_that_logs_every_tenth_step_is_not_slow_between_two_records(
     assert glance(path).step_time_s == 20.0
 
 
-def test_counts_are_found_however_they_are_spaced(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
-) -> None:
-    counts = balanced()
-    line = json.dumps(make_step(1, [counts] * 3, 2048))
-    spaced = line.replace('"tokens_per_expert": [[', '"tokens_per_expert" : [ [')
-    assert spaced != line
-    path = write_log([make_header()])
-    with path.open("a") as file:
-        file.write(spaced + "\n")
-    view = view_of(open_log(path))
-    assert view.layers[0].counts == counts
-
-
 def test_a_long_header_does_not_make_the_first_look_read_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_bulk(path, steps=20000, routers=1, num_experts=4, top_k=1, tokens=512)

@@ -24,50 +24,6 @@ def append(path: Path, *records: dict[str, Any]) -> None:
             file.write(json.dumps(record).encode() + b"\n")
 
 
-def test_a_growing_log_is_followed(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
-) -> None:
-    path = write_log([make_header()])
-    watch = follow(path)
-    watch.read_all()
-    assert watch.latest is None
-    for number in (1, 2):
-        append(path, make_step(number, [balanced()] * 3, 2048))
-        assert watch.advance()
-        assert watch.latest is not None
-        assert watch.latest.record.step == number
-    assert not watch.advance()
-
-
-def test_a_resumed_run_shows_the_restart_and_drops_the_superseded_steps(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
-) -> None:
-    first = [make_step(n, [balanced()] * 3, 2048, loss=9.0 if n > 5 else 1.0) for n in range(1, 11)]
-    second = [make_step(n, [balanced()] * 3, 2048, loss=1.0) for n in range(6, 9)]
-    path = write_log([make_header(), *first, make_header(resumed_at_step=6), *second])
-    watch = open_log(path)
-    view = view_of(watch, 20)
-    assert view.restarts == (6,)
-    assert view.step == 8
-    assert max(column.high for column in view.loss_history) == 1.0
-
-
-def test_a_log_whose_layers_change_starts_a_new_history(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
-) -> None:
-    wider = make_header(model={"layers": [1, 2, 3, 4], "layer_names": None})
-    path = write_log(
-        [
-            make_header(),
-            make_step(1, [balanced()] * 3, 2048),
-            wider,
-            make_step(2, [balanced()] * 4, 2048),
-        ]
-    )
-    view = view_of(open_log(path))
-    assert len(view.layers) == 4
-
-
 def test_summaries_that_a_foreign_writer_left_out_are_derived_from_the_counts(
     write_log: Callable[..., Path], make_header: Make, balanced: Any, open_log: Any
 ) -> None:
@@ -132,22 +88,3 @@ def test_an_unreadable_log_is_said_and_does_not_raise(tmp_path: Path) -> None:
     watch.read_all()
     assert watch.error is not None
     assert "cannot be read" in watch.error
-
-
-def test_the_overview_samples_the_whole_history_before_the_scan(
-    scenario: Callable[..., Path],
-) -> None:
-    path = scenario("healthy", routers=6, steps=1500) / "metrics.jsonl"
-    watch = follow(path)
-    watch.open_overview()
-    view = view_of(watch, 40)
-    assert view.step >= 1490
-    assert watch.sampled
-    assert watch.history is not None
-    assert len(watch.history) > 200
-    assert view.progress < 1.0
-    watch.read_all()
-    assert view_of(watch, 40).progress == 1.0
-    assert not watch.sampled
-    assert watch.history is not None
-    assert len(watch.history) == 1500
