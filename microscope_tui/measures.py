@@ -107,7 +107,7 @@ def balance_of_summary(
 ) -> float | None:
     """The collapse index as ``balance`` gives it, from two summaries of a step.
 
-    They suffice to leave out one expert, and do not say which: with s its share of all
+    They suffice to leave out one expert, but not to know which: with s its share of all
     assignments, ``H = h(s) + (1 − s) H_rest`` where h is the entropy of (s, 1 − s). Where more
     may be left out (k ≥ 8), each holds so small a share that c hardly differs.
     """
@@ -176,7 +176,7 @@ def quadrant(
 
     Args:
         collapse_index: c; below 0.35 the router is ``collapsed``, however sure of itself.
-        mutual_information: relative, of the two entropies. What one token's choice tells.
+        mutual_information: relative, of the two entropies. What one token's choice reveals.
         selected_lift: mass on the chosen k ÷ (k ÷ E). Sigmoid scores over many experts keep
             nearly all of the entropy however sure the router is; their lift does not.
     """

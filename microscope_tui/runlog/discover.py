@@ -33,7 +33,7 @@ from microscope_tui.runlog.tail import (
 MAX_DEPTH = 4
 _LOG_SUFFIXES = (".jsonl", *(f".jsonl{suffix}" for suffix in ARCHIVE_SUFFIXES))
 _PROBE_BYTES = 1 << 16
-_MAX_PROBE_BYTES = 1 << 22  # a header line may be long; a file without any line end is no log
+_MAX_PROBE_BYTES = 1 << 22  # a header line may be long; a file without any line end is not a log
 _PROBE_LINES = 5
 
 
@@ -100,7 +100,7 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
     """The runs below ``root``, newest first; empty while there is none yet.
 
     Raises:
-        NoRuns: ``root`` is a single file that is no run log, or cannot be read.
+        NoRuns: ``root`` is a single file that is not a run log or cannot be read.
     """
     if root.exists() and not root.is_dir():
         return [_single_run(root)]
@@ -145,7 +145,7 @@ def entries_of(file: RunFile) -> Iterator[Entry]:
 def why_not_a_run(path: Path) -> str | None:
     """``None`` if the head of ``path`` holds a record, else the reason why not.
 
-    A log of an unknown format version counts as a run: opening it says so.
+    A log of an unknown format version counts as a run: opening it reports the version.
     """
     try:
         return _why_not_a_run(path)

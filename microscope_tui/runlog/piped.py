@@ -131,7 +131,7 @@ class PipedLog(SpooledLog):
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines that have arrived, or a piece of a line that is longer.
 
-        Nobody cuts off what is in a pipe, so the last line before its end is handed out whole.
+        What is in a pipe is never cut off, so the last line before its end is handed out whole.
 
         Raises:
             OSError: the descriptor could not be read on; everything before was handed out.

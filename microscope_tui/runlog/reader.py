@@ -1,8 +1,8 @@
 """From the bytes of one log to its records, in order, with what was wrong counted.
 
-``RunReader`` is the pure part (bytes in, entries out); it knows the header, so it can tell a
-summary of the wrong length from a sound one, and it invents a header for a log without one.
-``Course`` tells which of the steps a restart supersedes.
+``RunReader`` is the pure part (bytes in, entries out). It knows the header, so it drops summaries
+of the wrong length; a log without a header gets one from its counts. ``Course`` decides which steps
+a restart supersedes.
 """
 
 import re
@@ -110,7 +110,7 @@ class RunReader:
     def __init__(self, name: str, run: RunRecord | None = None, start: int = 0) -> None:
         """Read from the beginning, or from a line end at ``start`` under a known header.
 
-        ``name`` stands in for the run's name where the log does not say one.
+        ``name``: the name of the run if the log does not contain one.
         """
         self.name = name
         self.run = run

@@ -158,7 +158,7 @@ def numbers_of(record: type[StepRecord] | type[RouterSummary]) -> dict[str, Numb
 def seconds_between(before: StepRecord | None, after: StepRecord) -> float | None:
     """How long a record takes to come: the longer of the step's own time and of their distance.
 
-    Where not every step is logged the distance is the longer one; ``None`` where nothing tells.
+    Where not every step is logged the distance is the longer one; ``None`` if neither is known.
     """
     times = [after.step_time_s]
     if before is not None and before.time is not None and after.time is not None:
@@ -213,7 +213,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
-    """A run record as its writer says it; what it does not say is left out, ``None`` is null."""
+    """A run record as its writer gives it. Unset keys are left out; ``None`` is written as null."""
 
     run: str
     time: float | UnsetType | None = UNSET

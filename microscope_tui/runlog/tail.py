@@ -379,7 +379,7 @@ def open_regular_file(path: Path) -> int:
     """Open ``path`` for reading; never blocks on a pipe or a device.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):

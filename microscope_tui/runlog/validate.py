@@ -2,8 +2,8 @@
 
 The reader saves what it can, which is right for monitoring and wrong while a writer is being
 developed. The validator reports line by line what breaks the format (``error``) and what is valid
-but probably not intended (``hint``): first every field by the tables of ``records``, then what the
-parts of a step say about each other. A trainer that counts twice, counts after the drop or computes
+but probably not intended (``hint``): first every field by the tables of ``records``, then the
+parts of a step against each other. A trainer that counts twice, counts after the drop or computes
 a summary from another step writes valid JSON. Such mistakes are found because a row of counts has
 to sum to tokens × k and because summaries can be recomputed from counts.
 """
@@ -70,7 +70,7 @@ class LogValidator(Problems):
         """Records by kind; those of unknown kinds together as ``other``."""
         self._promise = _Promise()
         self._last_step: int | None = None
-        self._resumed: tuple[int, int] | None = None  # first step to come, line that says so
+        self._resumed: tuple[int, int] | None = None  # first step to come, line of its record
         self._last_time: float | None = None  # of a step since the last run record
         self._ended_at: int | None = None  # line of an ``end`` that nothing may follow
         self._measured = False
@@ -327,7 +327,7 @@ class LogValidator(Problems):
                 yield index, key, row
 
     def _check_counts(self, value: Any, tokens: int | None, summaries: Summaries) -> None:
-        """Check ``tokens_per_expert``, and what summaries say about the same rows."""
+        """Check ``tokens_per_expert``, and the summaries of the same rows against it."""
         name, counts = "tokens_per_expert", self._promise.counts
         own, unrouted = summaries.get("tokens", ()), summaries.get("unrouted", ())
         if isinstance(value, list) and tokens is None and not own and counts != "shares":

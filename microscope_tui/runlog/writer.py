@@ -69,7 +69,7 @@ class RunLogWriter:
         """Open ``path`` for append and create its folder.
 
         Raises:
-            OSError: the log cannot be created at all (said at the start, not hours later).
+            OSError: the log cannot be created at all: raised at the start, not hours later.
         """
         self.path = path
         self.lost_records = 0
@@ -92,7 +92,7 @@ class RunLogWriter:
     def write(self, record: Mapping[str, Any]) -> bool:
         """Append one record; ``False`` if it was lost (counted, and reported later in the log).
 
-        A run record is not lost but owed: it is written before whatever can be written next.
+        A run record is not lost but owed: it is written before the next record that fits.
         """
         if self.is_forked:
             self._warn("belongs to the parent process, a fork does not write to it")
@@ -138,7 +138,7 @@ class RunLogWriter:
         try:
             self._append(line)
         except OSError as error:
-            self._let_go()  # whatever is wrong (a stale handle, a torn line), opening anew finds it
+            self._let_go()  # opening it again repairs a stale handle or a torn line
             if self._retry_at == -math.inf:
                 self._warn(f"cannot be written ({error}); lost records are counted")
             self._retry_at = self._clock() + RETRY_S
@@ -155,7 +155,7 @@ class RunLogWriter:
         written = os.write(self._file, lines)
         if written < len(lines):  # a disk that is almost full takes half a line: undo it
             with contextlib.suppress(OSError):
-                if os.fstat(self._file).st_size == size + written:  # nobody wrote in between
+                if os.fstat(self._file).st_size == size + written:  # no one else wrote since
                     os.ftruncate(self._file, size)
             raise OSError(f"only {written} of {len(lines)} bytes fitted on the disk")
         self._first, self._head_is_due = b"", False

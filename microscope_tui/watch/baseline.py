@@ -31,8 +31,8 @@ class BadBaseline(ValueError):
 class AgainstBaseline(Criteria):
     """Criteria with a baseline: training on from another model is a fine-tuning.
 
-    A header that says nothing of a profile says ``pretrain``, and who names a baseline wants to
-    know what changed; ``finetune`` and ``eval`` stand as they are.
+    A header without a profile means ``pretrain``, but a baseline is named to see what changed.
+    ``finetune`` and ``eval`` are kept.
     """
 
     __slots__ = ()

@@ -2,7 +2,7 @@
 
 The mode is ``polling`` where events cannot be had (a kernel limits watches) or do not arrive
 although files grow (network and shared file systems do not report changes by other machines);
-``reason`` says why, in words for the screen.
+``reason`` is why, in words for the screen.
 """
 
 import errno
@@ -45,7 +45,7 @@ class FileEvents:
         self._found_at = -_LATE_S
 
     def start(self) -> None:
-        """Start watching; without events, ``reason`` says why. Never raises.
+        """Start watching; without events, ``reason`` is why. Never raises.
 
         A thousand folders take some hundredths of a second: not for the thread of a screen.
         """

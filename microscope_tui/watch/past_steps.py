@@ -67,7 +67,7 @@ def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
 def pin_at(watch: RunWatch, step: int) -> Pin | None:
     """The last logged step at or before ``step``, or the nearest one that can be read again.
 
-    ``None`` where it cannot be found now: the log is no plain file, is still being read and has
+    ``None`` where it cannot be found now: the log is not a plain file, is still being read and has
     restarts in it, or changed under us.
 
     Raises:

@@ -76,7 +76,7 @@ def reference_in(watch: RunWatch, step: int) -> Reference:
 def aligned(reference: Reference, run: RunRecord) -> Reference:
     """``reference`` with its routers in the order of ``run``, by their names; others behind them.
 
-    A name that stands there twice is matched in forward order.
+    A name that occurs twice is matched in forward order.
     """
     theirs, names = reference.routers, [router.name for router in run.routers]
     if not theirs or [None if r is None else r.name for r in theirs] == names:

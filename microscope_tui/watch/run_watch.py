@@ -86,7 +86,7 @@ class Judge:
 
     def _take_step(self, entry: StepEntry) -> None:
         if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:
-            return  # a repeated step: the first one stands
+            return  # a repeated step: the first one counts
         self.diagnosis.observe(entry.record, entry.counts, entry.biases)
 
 

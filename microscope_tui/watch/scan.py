@@ -100,7 +100,7 @@ def balance_now(
 ) -> tuple[float | None, tuple[int, ...] | None]:
     """The collapse index of a router in one step, and the experts it leaves out.
 
-    The experts are ``None`` where one is left out and only counts would tell which.
+    The experts are ``None`` where one is left out and only counts would show which.
 
     Args:
         counts: of the same step, where they are at hand.
@@ -163,7 +163,7 @@ class Scan:
         """Add one record.
 
         Raises:
-            RepeatedStep: the same step twice in a row; the first one stands.
+            RepeatedStep: the same step twice in a row; the first one counts.
         """
         match entry:
             case StepEntry():

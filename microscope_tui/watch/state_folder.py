@@ -41,7 +41,7 @@ def write_whole(path: Path, data: bytes, modified_ns: int | None = None) -> None
         modified_ns: the time of change that it gets, by default now.
 
     Raises:
-        OSError: it cannot be written; what stood there before still does.
+        OSError: it cannot be written; the previous file is kept.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)

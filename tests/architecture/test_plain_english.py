@@ -21,7 +21,7 @@ DOCUMENTS = [
 ]
 WORSE_AND_BETTER = {
     r"(?<!here )\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|later\b)": "is not a …",
-    r"\b(?:[Ss]tands?|stood|standing)\b(?! for\b)": "is, appears, is defined",
+    r"\b(?:[Ss]tands?|stood|standing)\b(?! for\b| out\b)": "is, appears, is defined",
     r"\b(?:goes?|going|went) on\b": "continues, resumes",
     r"\b(?:[Nn]obody|[Ss]omebody|[Ww]hoever)\b": "name the user or the program, or use the passive",
     r"\b(?:not|un)said\b": "not given, omitted, not reported",
