@@ -29,9 +29,10 @@ def train_step(
     model.train().zero_grad()
     routings = []
     for ids_BS in micro_batches:
-        output = model(ids_BS)
-        loss = F.cross_entropy(output.logits_BSV[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
-        (loss / len(micro_batches)).backward()
+        output = model(ids_BS, next_ids=ids_BS.roll(-1, 1) if len(model.mtp) else None)
+        logits = (output.logits_BSV, *output.ahead_logits)
+        losses = [F.cross_entropy(l_BSV.flatten(0, 1), ids_BS.flatten()) for l_BSV in logits]
+        (sum(losses) / len(micro_batches)).backward()
         routings.append(output.routings)
     return counter_of(model, *routings), counted(model, *routings)
 
@@ -47,25 +48,32 @@ def test_counts_are_those_of_the_chosen_experts(make_model: MakeModel, ids_BS: T
     assert all(type(n) is int for row in line["tokens_per_expert"] for n in row)
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "recompute"])
 def test_activation_checkpointing_counts_once_and_changes_nothing(
-    use_reentrant: bool, make_model: MakeModel, ids_BS: Tensor
+    how: str, make_model: MakeModel, ids_BS: Tensor
 ) -> None:
-    plain, recomputed = make_model(), make_model()
-    for layer in recomputed.layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=use_reentrant)
+    plain, recomputed = (make_model(num_nextn_predict_layers=1) for _ in range(2))
+    if how == "recompute":
+        recomputed.recompute = True
+    else:
+        for layer in (*recomputed.layers, *recomputed.mtp):
+            run = functools.partial(checkpoint, layer.forward, use_reentrant=how == "reentrant")
+            layer.forward = run
     (_, expected), (_, line) = train_step(plain, ids_BS), train_step(recomputed, ids_BS)
     assert line["tokens_per_expert"] == expected["tokens_per_expert"]
+    assert [sum(row) for row in line["tokens_per_expert"]] == [ids_BS.numel() * 2] * 3
     assert line["tokens"] == expected["tokens"]
     for ours, theirs in zip(recomputed.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_four_batches_of_one_are_one_batch_of_four(make_model: MakeModel, ids_BS: Tensor) -> None:
-    whole, parts = make_model(), make_model()
+    whole, parts = (make_model(num_nextn_predict_layers=1) for _ in range(2))
     for _ in range(3):
         (one, _), (four, _) = train_step(whole, ids_BS), train_step(parts, *ids_BS.split(1))
         assert torch.equal(one.counts, four.counts)
+        for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
         for model, counter in ((whole, one), (parts, four)):
             update_expert_bias(model.routers, counter.counts, 1e-2)
     for one_router, four_router in zip(whole.routers, parts.routers, strict=True):
@@ -125,24 +133,22 @@ def test_margin_has_no_value_where_the_groups_leave_no_next_expert(
     assert "margin" not in line["router"]
 
 
+def test_a_pass_without_the_tokens_ahead_is_noticed(make_model: MakeModel, ids_BS: Tensor) -> None:
+    model = make_model(num_nextn_predict_layers=2).train()
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        counted(model, model(ids_BS).routings)
+
+
 def test_bias_moves_by_the_rate_against_the_load_and_not_at_the_mean(make_model: MakeModel) -> None:
-    routers = make_model().routers
-    counts_LE = torch.tensor([[9, 1, 5, 5, 5, 5, 5, 5], [40, 0, 0, 0, 0, 0, 0, 0]])
-    update_expert_bias(routers, counts_LE, 0.01)
-    assert routers[0].expert_bias.tolist() == pytest.approx([-0.01, 0.01, 0, 0, 0, 0, 0, 0])
-    assert routers[1].expert_bias.tolist() == pytest.approx([-0.01] + [0.01] * 7)
-
-
-def test_counts_beyond_fp32_still_decide_the_sign(make_model: MakeModel) -> None:
-    routers = make_model().routers[:1]
+    """For counts beyond the integers of fp32 too."""
     fair = 2**40
-    update_expert_bias(routers, torch.tensor([[fair + 1, fair - 1] + [fair] * 6]), 0.01)
-    assert routers[0].expert_bias.tolist() == pytest.approx([-0.01, 0.01, 0, 0, 0, 0, 0, 0])
-
-
-def test_counts_for_other_routers_are_refused(make_model: MakeModel) -> None:
+    for counts in ([9, 1, *[5] * 6], [fair + 1, fair - 1, *[fair] * 6]):
+        routers = make_model().routers
+        update_expert_bias(routers, torch.tensor([counts, [40, 0, 0, 0, 0, 0, 0, 0]]), 0.01)
+        assert routers[0].expert_bias.tolist() == pytest.approx([-0.01, 0.01, *[0] * 6])
+        assert routers[1].expert_bias.tolist() == pytest.approx([-0.01] + [0.01] * 7)
     with pytest.raises(ValueError, match="2 routers got counts for 1"):
-        update_expert_bias(make_model().routers, torch.ones(1, 8, dtype=torch.int64), 0.01)
+        update_expert_bias(routers, torch.ones(1, 8, dtype=torch.int64), 0.01)
 
 
 def test_bias_rate_is_constant_and_then_zero() -> None:

@@ -1,32 +1,43 @@
-"""``python -m moe_model.generate``: options that have the same effect, or do not fit together."""
+"""``python -m moe_model.generate``: options that have the same effect or do not fit, and output."""
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_model import (
+    REPLACEMENT,
     WEIGHTS,
     CharTokenizer,
     LanguageModel,
     app,
+    pieces,
     run_command,
     write_description,
     write_tensors,
 )
 
+MakeModel = Callable[..., LanguageModel]
+
+
+def write_checkpoint(folder: Path, model: LanguageModel, vocabulary: str) -> str:
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    tokenizer = CharTokenizer(vocabulary).to_dict()
+    write_description(folder, model.config, 3, tokenizer=tokenizer)
+    return str(folder)
+
 
 @pytest.fixture
-def folder(make_model: Callable[..., LanguageModel], tmp_path: Path) -> str:
+def folder(make_model: MakeModel, tmp_path: Path) -> str:
     """A checkpoint with a character tokenizer of 97 characters."""
-    model = make_model()
-    tokenizer = CharTokenizer("\n" + "".join(map(chr, range(32, 128))))
-    write_tensors(tmp_path / WEIGHTS, model.state_dict())
-    write_description(tmp_path, model.config, 3, tokenizer=tokenizer.to_dict())
-    return str(tmp_path)
+    return write_checkpoint(tmp_path, make_model(), "\n" + "".join(map(chr, range(32, 128))))
 
 
 def test_a_prompt_of_which_the_rules_leave_one_token_is_greedy(
@@ -44,7 +55,8 @@ def test_a_prompt_of_which_the_rules_leave_one_token_is_greedy(
     [
         (["--top-k=-1"], "--top-k -1 is out of range: choose 1 or more, or 0 for all tokens"),
         (["--min-p=2"], "--min-p 2.0 is out of range: choose 0 to 1"),
-        (["--repetition-penalty=0"], "--repetition-penalty 0.0 is out of range: choose above 0"),
+        (["--max-new-tokens=0"], "--max-new-tokens 0 is too few"),
+        (["--seed=-1"], "--seed -1 is out of range"),
         (["--prompt=a", "--prompt=b"], "--prompt specified multiple times"),
         (["--prompt="], "--prompt is empty: pass at least one character"),
         (["--prompt=\x00"], "do not occur in the training text"),
@@ -64,3 +76,55 @@ def test_options_that_do_not_fit_are_refused(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err
+
+
+class Output(io.StringIO):
+    """Standard output, on a terminal or in a pipe."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
+def test_generated_text_cannot_control_a_terminal_and_is_data_in_a_pipe(
+    is_terminal: bool, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that takes nothing but escape, after a prompt with every kind of control."""
+    model = make_model()
+    with torch.no_grad():
+        model.norm.weight.zero_()[0] = 1
+        model.lm_head.weight[:, 0] = 0
+    folder = write_checkpoint(tmp_path, model, "\x1b\n\t\r\x9b\u202e\xa0é]")
+    output = Output(is_terminal)
+    monkeypatch.setattr(sys, "stdout", output)
+    prompt = "\xa0é\n\t\x1b]\r\x9b\u202e"
+    flags = ["--prompt", prompt, "--max-new-tokens=3", "--temperature=0"]
+    assert run_command(app, [folder, *flags]) == 0
+    shown = (
+        f"\xa0é\n\t{REPLACEMENT}]{REPLACEMENT * 6}\n" if is_terminal else f"{prompt}\x1b\x1b\x1b\n"
+    )
+    assert output.getvalue() == shown
+
+
+class Bytes:
+    """A tokenizer that can only decode."""
+
+    def __init__(self, tokens: list[bytes]) -> None:
+        self.tokens = tokens
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self.tokens[i] for i in ids).decode(errors="replace")
+
+
+@given(st.text(max_size=40), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_text_in_pieces_is_the_text(text: str, size: int) -> None:
+    """Tokens of ``size`` bytes: most of them are not whole characters."""
+    data = text.encode("utf-8", "ignore")
+    tokens = [data[i : i + size] for i in range(0, len(data), size)]
+    whole = b"".join(tokens).decode()
+    assert "".join(pieces(range(len(tokens)), Bytes(tokens))) == whole

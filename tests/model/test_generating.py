@@ -1,35 +1,27 @@
-"""Sampling: reproducible, within the nucleus, and text survives the tokenizer."""
+"""Generated texts: reproducible, the same with drafts and in batches, ended where they must be."""
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import (
-    REPLACEMENT,
-    WEIGHTS,
-    CharTokenizer,
-    LanguageModel,
-    SamplingRules,
-    app,
-    pieces,
-    run_command,
-    write_description,
-    write_tensors,
-)
+from benchmarks.transformers_peer import peer
+from moe_model import LanguageModel, SamplingRules, generate_batch
 from moe_model.sampling import Sampler, generate
+
+MakeModel = Callable[..., LanguageModel]
+ALL_RULES = {
+    "temperature": 1.5, "repetition_penalty": 1.3, "top_k": 9, "min_p": 0.01, "seed": 5,
+}  # fmt: skip
 
 
 def test_same_seed_same_text_and_the_global_generator_is_left_alone(
-    make_model: Callable[..., LanguageModel], ids_BS: Tensor
+    make_model: MakeModel, ids_BS: Tensor
 ) -> None:
     model = make_model()
     before = torch.get_rng_state()
@@ -40,38 +32,9 @@ def test_same_seed_same_text_and_the_global_generator_is_left_alone(
     assert len(first) == 8
 
 
-def test_temperature_zero_takes_the_likeliest(
-    make_model: Callable[..., LanguageModel], ids_BS: Tensor
-) -> None:
-    model = make_model().eval()
-    ids = generate(model, ids_BS[0], max_new_tokens=1, temperature=0)
-    with torch.no_grad():
-        assert ids == [int(model(ids_BS[:1]).logits_BSV[0, -1].argmax())]
-
-
-def test_context_longer_than_the_model_is_cut_on_the_left(
-    make_model: Callable[..., LanguageModel],
-) -> None:
-    model = make_model()
-    long = torch.arange(90) % 97
-    whole = generate(model, long, max_new_tokens=3)
-    assert whole == generate(model, long[-64:], max_new_tokens=3)
-
-
-def test_a_full_context_goes_on_from_its_second_half(
-    make_model: Callable[..., LanguageModel],
-) -> None:
-    model = make_model()
-    prompt = torch.arange(60) % 97
-    text = [*prompt.tolist(), *generate(model, prompt, max_new_tokens=12, temperature=0)]
-    # Tokens 61 to 64 fill the context and give the 65th; then 32 remain.
-    expected = generate(model, torch.tensor(text[65 - 32 : 65]), max_new_tokens=7, temperature=0)
-    assert text[65:] == expected
-
-
 @pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
 def test_every_token_is_that_of_reading_everything_again(
-    temperature: float, make_model: Callable[..., LanguageModel], ids_BS: Tensor
+    temperature: float, make_model: MakeModel, ids_BS: Tensor
 ) -> None:
     model = make_model().eval()
     ids = ids_BS[0].tolist()
@@ -84,20 +47,37 @@ def test_every_token_is_that_of_reading_everything_again(
     assert ids[24:] == generate(model, ids_BS[0], **options)
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("seed", range(6))
-def test_drafting_gives_exactly_the_same_text(
-    seed: int, temperature: float, make_model: Callable[..., LanguageModel]
-) -> None:
+def test_a_context_longer_than_the_model_is_cut_on_the_left(make_model: MakeModel) -> None:
+    model = make_model()
+    long = torch.arange(90) % 97
+    whole = generate(model, long, max_new_tokens=3)
+    assert whole == generate(model, long[-64:], max_new_tokens=3)
+
+
+def test_a_full_context_restarts_from_its_second_half(make_model: MakeModel) -> None:
+    model = make_model()
+    prompt = torch.arange(60) % 97
+    text = [*prompt.tolist(), *generate(model, prompt, max_new_tokens=12, temperature=0)]
+    # Tokens 61 to 64 fill the context and give the 65th; then 32 remain.
+    expected = generate(model, torch.tensor(text[65 - 32 : 65]), max_new_tokens=7, temperature=0)
+    assert text[65:] == expected
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"temperature": 0}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0}, ALL_RULES],
+    ids=["greedy", "sampled", "another seed", "every rule"],
+)
+def test_drafting_gives_exactly_the_same_text(rules: dict[str, Any], make_model: MakeModel) -> None:
     """Beyond the end of the context too."""
-    model = make_model(seed, num_nextn_predict_layers=1)
-    prompt = torch.arange(seed, seed + 9)
-    options = {"max_new_tokens": 90, "temperature": temperature, "seed": seed}
+    model = make_model(num_nextn_predict_layers=1)
+    options = {"max_new_tokens": 90, **rules}
+    prompt = torch.arange(9)
     assert generate(model, prompt, draft=True, **options) == generate(model, prompt, **options)
 
 
-def test_right_drafts_save_passes(make_model: Callable[..., LanguageModel]) -> None:
-    """A model whose head says one token whatever it sees: every guess is right."""
+def test_right_drafts_save_passes(make_model: MakeModel) -> None:
+    """A model whose head prefers one token after anything: every guess is right."""
     model = make_model(num_nextn_predict_layers=1)
     with torch.no_grad():
         model.norm.weight.zero_()[0] = 1
@@ -109,9 +89,7 @@ def test_right_drafts_save_passes(make_model: Callable[..., LanguageModel]) -> N
 
 
 @pytest.mark.parametrize("draft", [False, True])
-def test_the_token_that_ends_a_text_ends_it(
-    draft: bool, make_model: Callable[..., LanguageModel]
-) -> None:
+def test_the_token_that_ends_a_text_ends_it(draft: bool, make_model: MakeModel) -> None:
     model = make_model(num_nextn_predict_layers=1).train()
     options = {"max_new_tokens": 40, "seed": 1, "draft": draft}
     text = generate(model, torch.tensor([1, 2]), **options)
@@ -122,9 +100,7 @@ def test_the_token_that_ends_a_text_ends_it(
 
 
 @pytest.mark.parametrize("draft", [False, True])
-def test_a_text_that_was_left_is_gone_on_with(
-    draft: bool, make_model: Callable[..., LanguageModel]
-) -> None:
+def test_an_interrupted_text_is_continued(draft: bool, make_model: MakeModel) -> None:
     model = make_model(num_nextn_predict_layers=1)
     options = {"max_new_tokens": 20, "temperature": 0, "draft": draft}
     whole = generate(model, torch.tensor([1, 2]), **options)
@@ -135,9 +111,7 @@ def test_a_text_that_was_left_is_gone_on_with(
     assert whole[-len(rest) :] == rest
 
 
-def test_generating_with_a_diverged_model_is_a_clear_error(
-    make_model: Callable[..., LanguageModel],
-) -> None:
+def test_generating_with_a_diverged_model_is_a_clear_error(make_model: MakeModel) -> None:
     model = make_model()
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
@@ -145,99 +119,88 @@ def test_generating_with_a_diverged_model_is_a_clear_error(
         generate(model, torch.tensor([1]), max_new_tokens=1)
 
 
-def test_a_tiny_temperature_takes_the_likeliest() -> None:
-    generator = torch.Generator().manual_seed(0)
-    rules = SamplingRules(1e-40, top_p=1.0)
-    assert rules.pick(torch.tensor([90.0, 91.0, 89.0]), [], generator) == 1
+def test_an_empty_prompt_is_refused(make_model: MakeModel) -> None:
+    empty = torch.empty(0, dtype=torch.int64)
+    with pytest.raises(ValueError, match="the prompt has 0 tokens: it needs at least one"):
+        generate(make_model(), empty, max_new_tokens=1)
+    with pytest.raises(ValueError, match="a prompt has 0 tokens"):
+        generate_batch(make_model(), [PROMPTS[0], empty], max_new_tokens=1)
 
 
-def test_a_model_without_multi_token_prediction_cannot_draft(
-    make_model: Callable[..., LanguageModel],
+class Allocated(TorchDispatchMode):
+    """Adds up the bytes of all tensors that are made meanwhile, views left out."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not func.is_view:
+            self.nbytes += result.untyped_storage().nbytes()
+        return result
+
+
+@pytest.mark.parametrize("how", ["one prompt", "drafting", "several prompts"])
+def test_generating_allocates_the_same_for_every_length_of_the_context(
+    how: str, make_model: MakeModel
 ) -> None:
-    with pytest.raises(ValueError, match="Train it with --mtp"):
-        Sampler(make_model(), torch.tensor([1]), max_new_tokens=1, draft=True)
+    sizes, options = [], {"max_new_tokens": 2, "temperature": 0}
+    for context in (64, 163_840):
+        model = make_model(max_position_embeddings=context, num_nextn_predict_layers=1)
+        with Allocated() as allocated:
+            if how == "several prompts":
+                generate_batch(model, [torch.arange(9), torch.arange(2, 9)], **options)
+            else:
+                generate(model, torch.arange(9), draft=how == "drafting", **options)
+        sizes.append(allocated.nbytes)
+    assert sizes[0] == sizes[1]
+    assert sizes[0] > 1000, "nothing was seen"
 
 
-@given(st.text(max_size=40), st.integers(1, 4))
-def test_text_in_pieces_is_the_text(text: str, size: int) -> None:
-    """Tokens of ``size`` bytes: most of them are not whole characters."""
-    data = text.encode("utf-8", "ignore")
-    tokens = [data[i : i + size] for i in range(0, len(data), size)]
-    whole = b"".join(tokens).decode()
-    assert "".join(pieces(range(len(tokens)), Bytes(tokens))) == whole
+PROMPTS = [
+    torch.arange(40, 70), torch.tensor([3]), torch.arange(80) % 97,
+    torch.arange(64), torch.tensor([5, 5, 5, 5]), torch.arange(62),
+]  # fmt: skip
+"""Longer than the context too, exactly as long, and such that it is full soon."""
 
 
-class Bytes:
-    """A tokenizer of which only decoding is asked."""
-
-    def __init__(self, tokens: list[bytes]) -> None:
-        self.tokens = tokens
-
-    def decode(self, ids: list[int]) -> str:
-        return b"".join(self.tokens[i] for i in ids).decode(errors="replace")
-
-
-def test_empty_prompt_is_refused(make_model: Callable[..., LanguageModel]) -> None:
-    with pytest.raises(ValueError, match="it needs at least one"):
-        generate(make_model(), torch.empty(0, dtype=torch.int64), max_new_tokens=1)
-
-
-def test_only_the_nucleus_is_sampled() -> None:
-    logits_V = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    generator = torch.Generator().manual_seed(0)
-    rules = SamplingRules(1.0, top_p=0.75)
-    drawn = {rules.pick(logits_V, [], generator) for _ in range(200)}
-    assert drawn == {0, 1}
-    rules = SamplingRules(1.0, top_p=1e-6)
-    assert {rules.pick(logits_V, [], generator) for _ in range(20)} == {0}
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_text_survives_encoding(text: str) -> None:
-    tokenizer = CharTokenizer.from_dict(CharTokenizer("".join(sorted(set(text)))).to_dict())
-    assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
-
-
-def test_unknown_characters_are_named() -> None:
-    with pytest.raises(ValueError, match="'!é' do not occur"):
-        CharTokenizer("abc").encode("abé!")
-
-
-def test_ids_of_a_padded_head_do_not_crash_decoding() -> None:
-    assert CharTokenizer("ab").decode([0, 1, 7]) == "ab\N{REPLACEMENT CHARACTER}"
-
-
-class Output(io.StringIO):
-    """Standard output, on a terminal or in a pipe."""
-
-    def __init__(self, is_terminal: bool) -> None:
-        super().__init__()
-        self._is_terminal = is_terminal
-
-    def isatty(self) -> bool:
-        return self._is_terminal
-
-
-@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
-def test_what_a_model_writes_steers_no_terminal_and_is_data_in_a_pipe(
-    is_terminal: bool,
-    make_model: Callable[..., LanguageModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("rules", [{"temperature": 0}, ALL_RULES], ids=["greedy", "every rule"])
+def test_several_prompts_give_what_each_gives_alone(
+    rules: dict[str, Any], make_model: MakeModel
 ) -> None:
-    """A model that takes nothing but escape, after a prompt with every kind of control."""
-    model, tokenizer = make_model(), CharTokenizer("\x1b\n\t\r\x9b\u202e\xa0é]")
-    with torch.no_grad():
-        model.norm.weight.zero_()[0] = 1
-        model.lm_head.weight[:, 0] = 0
-    write_tensors(tmp_path / WEIGHTS, model.state_dict())
-    write_description(tmp_path, model.config, 3, tokenizer=tokenizer.to_dict())
-    output = Output(is_terminal)
-    monkeypatch.setattr(sys, "stdout", output)
-    prompt = "\xa0é\n\t\x1b]\r\x9b\u202e"
-    flags = ["--prompt", prompt, "--max-new-tokens=3", "--temperature=0"]
-    assert run_command(app, [str(tmp_path), *flags]) == 0
-    shown = (
-        f"\xa0é\n\t{REPLACEMENT}]{REPLACEMENT * 6}\n" if is_terminal else f"{prompt}\x1b\x1b\x1b\n"
-    )
-    assert output.getvalue() == shown
+    """Beyond the end of the context too, which the texts reach one after the other."""
+    model = make_model(q_lora_rank=20).train()
+    alone = [generate(model, prompt, max_new_tokens=40, **rules) for prompt in PROMPTS]
+    assert generate_batch(model, PROMPTS, max_new_tokens=40, **rules) == alone
+    assert model.training
+
+
+def test_each_text_of_a_batch_ends_where_it_ends_alone(make_model: MakeModel) -> None:
+    model = make_model()
+    options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0, "seed": 1}
+    whole = generate_batch(model, PROMPTS, **options)
+    places = [{ids.index(token) for ids in whole if token in ids} for token in range(97)]
+    stop_at = max(range(97), key=lambda token: len(places[token]))
+    alone = [generate(model, prompt, stop_at=[stop_at], **options) for prompt in PROMPTS]
+    assert len({len(ids) for ids in alone}) > 2, "they end at different places"
+    assert generate_batch(model, PROMPTS, stop_at=[stop_at], **options) == alone
+
+
+def test_a_batch_takes_as_many_passes_as_its_longest_text(make_model: MakeModel) -> None:
+    model, passes = make_model(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    texts = generate_batch(model, PROMPTS[:2], max_new_tokens=12)
+    assert [len(ids) for ids in texts] == [12, 12]
+    assert len(passes) == 12
+
+
+def test_a_batch_is_what_generate_of_transformers_makes_of_it(make_model: MakeModel) -> None:
+    """Padded on the left with a mask, as is usual there."""
+    model = make_model(n_routed_experts=16, num_experts_per_tok=4)
+    prompts = [torch.arange(40, 49), torch.tensor([3]), torch.arange(20)]
+    padded_BS, mask_BS = (torch.zeros(3, 20, dtype=torch.int64) for _ in range(2))
+    for row, prompt_S in enumerate(prompts):
+        padded_BS[row, 20 - len(prompt_S) :], mask_BS[row, 20 - len(prompt_S) :] = prompt_S, 1
+    options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
+    theirs = peer(model).eval().generate(padded_BS, attention_mask=mask_BS, **options)
+    ours = generate_batch(model, prompts, max_new_tokens=30, temperature=0)
+    assert ours == theirs[:, 20:].tolist()

@@ -1,13 +1,12 @@
-"""What is exported gives the same logits in transformers, and comes back bit for bit."""
+"""What is exported gives the same logits in transformers, and comes back bit for bit.
+
+``test_model_types.py`` has every model type; here are the writer and its command.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from moe_model import (
 from moe_model.config import YarnScaling
 from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretrained
 from moe_model.training import LATEST, Checkpoints
+from tests.forked import ForkServer
 from tests.model.published import (
     BIAS_MEAN,
     BIAS_SPREAD,
@@ -43,20 +43,6 @@ from tests.model.published import (
 )
 
 Make = Callable[..., LanguageModel]
-VARIANTS = [
-    pytest.param(
-        {"q_lora_rank": rank, "n_group": groups, "topk_group": (groups + 1) // 2, **yarn},
-        id=f"query rank {rank}, {groups} groups, {'yarn' if yarn else 'plain rotary'}",
-    )
-    for rank, groups, yarn in itertools.product(
-        (None, 20),
-        (1, 4),
-        (
-            {},
-            {"rope_scaling": YarnScaling(factor=4, original_max_position_embeddings=8, mscale=0.7)},
-        ),
-    )
-]
 
 
 @pytest.fixture(name="make")
@@ -73,56 +59,24 @@ def _make(make_model: Make) -> Make:
     return make
 
 
-def checkpoint(model: LanguageModel, run: Path, tokenizer: CharTokenizer) -> Path:
+def write_run(model: LanguageModel, run: Path, vocabulary: str = "ab") -> Path:
     """A run as the trainer leaves it."""
+    tokenizer = CharTokenizer(vocabulary).to_dict()
 
     def write(folder: Path) -> None:
         write_tensors(folder / "model.safetensors", model.state_dict())
-        for name, contents in tokenizer.files.items():
-            (folder / name).write_bytes(contents)
-        write_description(folder, model.config, 3, tokenizer=tokenizer.to_dict())
+        write_description(folder, model.config, 3, tokenizer=tokenizer)
 
     Checkpoints(run).save(LATEST, 3, write)
     return run
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_transformers_computes_the_same_logits(
-    variant: dict[str, Any], make: Make, tmp_path: Path, ids_BS: Tensor
-) -> None:
-    model = make(**variant)
-    save_pretrained(model, None, tmp_path / "published")
-    assert_same(their_logits(tmp_path / "published", ids_BS), our_logits(model, ids_BS))
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
-def test_a_model_without_shared_experts_is_published_whole(
-    make: Make, tmp_path: Path, ids_BS: Tensor
-) -> None:
-    """transformers misses no tensor, computes the same and writes what is read again."""
-    model = make(n_shared_experts=0, num_nextn_predict_layers=1)
-    save_pretrained(model, None, tmp_path / "published")
-    theirs, told = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "published", output_loading_info=True
-    )
-    assert not told["missing_keys"]
-    expected = our_logits(model, ids_BS)
-    assert_same(theirs.eval()(ids_BS, use_cache=False).logits.detach(), expected)
-    again, _ = load_pretrained(tmp_path / "published")
-    assert again.config == model.config
-    assert torch.equal(our_logits(again, ids_BS), expected)
-    theirs.save_pretrained(tmp_path / "by them")
-    assert torch.equal(our_logits(load_pretrained(tmp_path / "by them")[0], ids_BS), expected)
 
 
 def test_a_run_becomes_a_folder_that_auto_classes_load(
     make: Make, tmp_path: Path, ids_BS: Tensor
 ) -> None:
     text = "".join(map(chr, range(33, 33 + 94))) + "\n\t "
-    model, tokenizer = make(), CharTokenizer(text)
-    run = checkpoint(model, tmp_path / "run", tokenizer)
-    folder = tmp_path / "published"
-    assert command("export", run, folder) == 0
+    model, folder = make(), tmp_path / "published"
+    assert command("export", write_run(model, tmp_path / "run", text), folder) == 0
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
@@ -130,7 +84,7 @@ def test_a_run_becomes_a_folder_that_auto_classes_load(
     assert theirs.dtype == torch.float32
     assert_same(theirs(ids_BS, use_cache=False).logits.detach(), our_logits(model, ids_BS))
     ids = AutoTokenizer.from_pretrained(folder)("a b\n").input_ids
-    assert ids == tokenizer.encode("a b\n").tolist()
+    assert ids == CharTokenizer(text).encode("a b\n").tolist()
 
     # Ids 0 and 1, which are the ends of a text there by default, are characters here.
     assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (None, None)
@@ -144,8 +98,7 @@ def test_export_and_import_give_the_same_bits(make: Make, tmp_path: Path) -> Non
     model = make(
         q_lora_rank=20, n_group=4, topk_group=2, rope_scaling=yarn, num_nextn_predict_layers=2
     )
-    run = checkpoint(model, tmp_path / "run", CharTokenizer("ab"))
-    assert command("export", run, tmp_path / "published") == 0
+    assert command("export", write_run(model, tmp_path / "run"), tmp_path / "published") == 0
     assert command("import", tmp_path / "published", tmp_path / "back") == 0
     again = read_checkpoint(tmp_path / "back")
     assert again.config == model.config
@@ -156,7 +109,7 @@ def test_export_and_import_give_the_same_bits(make: Make, tmp_path: Path) -> Non
         assert torch.equal(kept[name], tensor), name
 
 
-def test_shards_are_as_small_as_asked_for(make: Make, tmp_path: Path, ids_BS: Tensor) -> None:
+def test_shards_are_as_small_as_requested(make: Make, tmp_path: Path, ids_BS: Tensor) -> None:
     model, folder = make(), tmp_path / "published"
     save_pretrained(model, None, folder, shard_bytes=30_000)
     shards = [load_file(path) for path in folder.glob("*.safetensors")]
@@ -164,8 +117,7 @@ def test_shards_are_as_small_as_asked_for(make: Make, tmp_path: Path, ids_BS: Te
     assert 20_000 < min(sorted(sizes)[1:]) <= max(sizes) <= 30_000, "all but the last are full"
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == tensors(folder).keys()
-    size = sum(tensor.nbytes for tensor in tensors(folder).values())
-    assert index["metadata"]["total_size"] == size
+    assert index["metadata"]["total_size"] == sum(sizes)
     assert_same(their_logits(folder, ids_BS), our_logits(model, ids_BS))
     back, _ = load_pretrained(folder)
     assert torch.equal(our_logits(back, ids_BS), our_logits(model, ids_BS))
@@ -174,30 +126,19 @@ def test_shards_are_as_small_as_asked_for(make: Make, tmp_path: Path, ids_BS: Te
 def test_in_bf16_the_router_and_its_bias_stay_fp32(
     make: Make, tmp_path: Path, ids_BS: Tensor
 ) -> None:
-    model = make()
-    run = checkpoint(model, tmp_path / "run", CharTokenizer("ab"))
-    assert command("export", run, tmp_path / "published", "--dtype", "bf16") == 0
-    kept = tensors(tmp_path / "published")
-    gate = "model.layers.1.mlp.gate."
-    assert torch.equal(kept[f"{gate}e_score_correction_bias"], model.routers[0].expert_bias)
-    assert torch.equal(kept[f"{gate}weight"], model.routers[0].weight)
+    model, folder = make(), tmp_path / "published"
+    assert command("export", write_run(model, tmp_path / "run"), folder, "--dtype", "bf16") == 0
+    kept = tensors(folder)
+    assert torch.equal(kept["model.layers.1.mlp.gate.weight"], model.routers[0].weight)
     assert kept["lm_head.weight"].dtype == torch.bfloat16
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "published")
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
     assert theirs.dtype == torch.bfloat16
     theirs_gate = theirs.model.layers[1].mlp.gate
     assert torch.equal(theirs_gate.e_score_correction_bias, model.routers[0].expert_bias)
-    cast = make()
     with torch.no_grad():
-        for name, parameter in cast.named_parameters():
+        for name, parameter in model.named_parameters():
             if "router" not in name:
                 parameter.copy_(parameter.bfloat16())
-    assert_same(their_logits(tmp_path / "published", ids_BS), our_logits(cast, ids_BS))
-
-
-def test_a_tied_head_is_not_written_twice(make: Make, tmp_path: Path, ids_BS: Tensor) -> None:
-    model, folder = make(tie_word_embeddings=True), tmp_path / "published"
-    save_pretrained(model, None, folder)
-    assert "lm_head.weight" not in tensors(folder)
     assert_same(their_logits(folder, ids_BS), our_logits(model, ids_BS))
 
 
@@ -227,7 +168,7 @@ def test_transformers_predicts_the_same_tokens_ahead(
         ({"n_routed_experts": 1, "num_experts_per_tok": 1}, "n_routed_experts=1"),
     ],
 )
-def test_what_their_class_cannot_be_is_refused(
+def test_a_model_that_their_class_cannot_be_is_refused(
     fields: dict[str, Any], message: str, make: Make, tmp_path: Path
 ) -> None:
     with pytest.raises(HuggingFaceError, match=f"{message}.*cannot be exported"):
@@ -235,10 +176,10 @@ def test_what_their_class_cannot_be_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_only_training_needs_is_said_to_be_left_out(
+def test_fields_that_only_training_needs_are_reported_as_omitted(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = checkpoint(make(capacity_factor=1.5), tmp_path / "run", CharTokenizer("ab"))
+    run = write_run(make(capacity_factor=1.5), tmp_path / "run")
     assert command("export", run, tmp_path / "published") == 0
     captured = capsys.readouterr()
     assert "capacity_factor and drop_policy are for training: omitted" in captured.err
@@ -248,7 +189,7 @@ def test_what_only_training_needs_is_said_to_be_left_out(
 def test_nothing_is_left_after_an_error(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
+    run = write_run(make(), tmp_path / "run")
     target = tmp_path / "deep" / "published"
     assert command("export", run, target) == 64
     assert "deep is not a folder: create it first" in capsys.readouterr().err
@@ -257,17 +198,12 @@ def test_nothing_is_left_after_an_error(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("moe_model.store.save_file", full)
-        assert command("export", run, target) == 1
-    assert "No space left on device" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setattr("moe_model.store.os.fsync", full)
-        assert command("export", run, target) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", full)
-        assert command("export", run, target) == 1
-    assert not list((tmp_path / "deep").iterdir())
+    for what in ("moe_model.store.save_file", "moe_model.store.os.fsync", "pathlib.Path.mkdir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, full)
+            assert command("export", run, target) == 1
+        assert "No space left on device" in capsys.readouterr().err
+        assert not list((tmp_path / "deep").iterdir())
 
     target.mkdir()
     assert command("export", run, target) == 64
@@ -275,8 +211,8 @@ def test_nothing_is_left_after_an_error(
     assert not list(target.iterdir())
 
 
-def test_what_a_killed_export_left_is_no_obstacle(make: Make, tmp_path: Path) -> None:
-    run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
+def test_leftovers_of_a_killed_export_are_replaced(make: Make, tmp_path: Path) -> None:
+    run = write_run(make(), tmp_path / "run")
     (tmp_path / ".published.partial").mkdir()
     (tmp_path / ".published.partial" / "half").write_text("of a file")
     assert command("export", run, tmp_path / "published") == 0
@@ -284,25 +220,24 @@ def test_what_a_killed_export_left_is_no_obstacle(make: Make, tmp_path: Path) ->
     assert not (tmp_path / ".published.partial").exists()
 
 
-def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path) -> None:
-    run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
-    (tmp_path / "out").mkdir()
-    slowly = (
-        "import sys, time, moe_model.store as f\n"
+def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path, fork_server: ForkServer) -> None:
+    run, out = write_run(make(), tmp_path / "run"), tmp_path / "out"
+    out.mkdir()
+    never_on_disk = (
+        "import os, sys, time, moe_model.store as store\n"
         "from moe_model import command; from moe_model.huggingface import app\n"
-        "f.force_to_disk = lambda path: time.sleep(60)\n"
+        f"store.force_to_disk = lambda _: (os.mkdir({str(tmp_path / 'now')!r}), time.sleep(60))\n"
         "sys.exit(command.run_command(app, sys.argv[1:]))\n"
     )
-    arguments = [sys.executable, "-c", slowly, "export", str(run), str(tmp_path / "out" / "p")]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=os.environ)
+    program = fork_server.start("-c", never_on_disk, "export", str(run), str(out / "p"))
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob(".*.partial/config.json")):
-        assert process.poll() is None, process.communicate()[1]
+    while not (tmp_path / "now").exists():
+        assert program.poll() is None, program.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, narration = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"Traceback" not in narration
-    assert not list((tmp_path / "out").iterdir())
+        time.sleep(0.01)
+    assert list(out.glob(".*.partial/config.json"))
+    program.send_signal(signal.SIGINT)
+    _, narration = program.communicate()
+    assert program.returncode == 130
+    assert "Traceback" not in narration
+    assert not list(out.iterdir())

@@ -1,11 +1,9 @@
-"""What transformers saves gives the same logits here: the oracle is transformers, through disk."""
+"""However transformers and others store a model, it gives the same logits here."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,6 +22,7 @@ from tests.model.published import (
     command,
     fill,
     imported,
+    of_type,
     our_logits,
     tensors,
     their_ahead_logits,
@@ -31,92 +30,29 @@ from tests.model.published import (
     their_model,
 )
 
-VARIANTS = [
-    pytest.param(
-        {
-            "q_lora_rank": rank,
-            "n_group": groups,
-            "topk_group": (groups + 1) // 2,
-            "rope_parameters": yarn,
-        },
-        id=f"query rank {rank}, {groups} groups, {'yarn' if yarn else 'plain rotary'}",
-    )
-    for rank, groups, yarn in itertools.product((None, 20), (1, 4), (None, YARN))
-]
 
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_those_of_transformers(
-    variant: dict[str, Any], tmp_path: Path, ids_BS: Tensor
+@pytest.mark.parametrize("storage", ["bf16", "fp16", "shards", "stacked experts", "head twice"])
+def test_weights_are_read_exactly_in_every_storage(
+    storage: str, tmp_path: Path, ids_BS: Tensor
 ) -> None:
-    their_model(**variant).save_pretrained(tmp_path / "theirs")
-    expected = their_logits(tmp_path / "theirs", ids_BS)
-    assert_same(our_logits(imported(tmp_path / "theirs"), ids_BS), expected)
-
-
-def test_halves_become_pairs_where_rotary_is_not_interleaved(
-    tmp_path: Path, ids_BS: Tensor
-) -> None:
-    for rank in (None, 20):
-        folder = tmp_path / f"rank-{rank}"
-        their_model(q_lora_rank=rank, rope_interleave=False).save_pretrained(folder)
-        expected = their_logits(folder, ids_BS)
-        assert_same(our_logits(imported(folder), ids_BS), expected)
-        change_config(folder, rope_interleave=True)
-        assert (their_logits(folder, ids_BS) - expected).abs().max() > 1e-2, "it does matter"
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
-def test_a_model_without_shared_experts_is_imported(tmp_path: Path, ids_BS: Tensor) -> None:
-    """transformers writes matrices of no rows for them."""
-    their_model(n_shared_experts=0).save_pretrained(tmp_path / "theirs")
-    assert any(0 in tensor.shape for tensor in tensors(tmp_path / "theirs").values())
-    model = imported(tmp_path / "theirs")
-    assert model.config.n_shared_experts == 0
-    assert_same(our_logits(model, ids_BS), their_logits(tmp_path / "theirs", ids_BS))
-
-
-def test_a_tied_head_is_the_embedding(tmp_path: Path, ids_BS: Tensor) -> None:
+    """A state dict of transformers 5 has stacked experts; some writers store a tied head."""
     folder = tmp_path / "theirs"
-    their_model(tie_word_embeddings=True).save_pretrained(folder)
-    assert "lm_head.weight" not in tensors(folder)
+    theirs = their_model(tie_word_embeddings=storage == "head twice")
+    if storage in ("bf16", "fp16"):
+        theirs.to({"bf16": torch.bfloat16, "fp16": torch.float16}[storage])
+    theirs.save_pretrained(folder, max_shard_size="10KB" if storage == "shards" else "1GB")
+    if storage == "shards":
+        assert len(list(folder.glob("*.safetensors"))) > 10
+    expected = their_logits(folder, ids_BS)
+    if storage == "stacked experts":
+        save_file(theirs.state_dict(), folder / "model.safetensors")
+        assert any(name.endswith("experts.gate_up_proj") for name in tensors(folder))
+    if storage == "head twice":
+        copy = tensors(folder)["model.embed_tokens.weight"]
+        change_tensors(folder, lambda content: content.update({"lm_head.weight": copy.clone()}))
     model = imported(folder)
-    assert model.lm_head is None
-    assert_same(our_logits(model, ids_BS), their_logits(folder, ids_BS))
-
-    # Some writers store the head although it is the embedding.
-    copy = tensors(folder)["model.embed_tokens.weight"]
-    change_tensors(folder, lambda content: content.update({"lm_head.weight": copy.clone()}))
-    again, _ = load_pretrained(folder)
-    assert torch.equal(our_logits(again, ids_BS), our_logits(model, ids_BS))
-
-
-def test_half_precision_is_read_exactly(tmp_path: Path, ids_BS: Tensor) -> None:
-    for dtype in (torch.bfloat16, torch.float16):
-        folder = tmp_path / str(dtype)
-        their_model().to(dtype).save_pretrained(folder)
-        assert tensors(folder)["lm_head.weight"].dtype == dtype
-        model = imported(folder)
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-        assert_same(our_logits(model, ids_BS), their_logits(folder, ids_BS))
-
-
-def test_shards_are_put_together(tmp_path: Path, ids_BS: Tensor) -> None:
-    their_model().save_pretrained(tmp_path / "theirs", max_shard_size="10KB")
-    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 10
-    expected = their_logits(tmp_path / "theirs", ids_BS)
-    assert_same(our_logits(imported(tmp_path / "theirs"), ids_BS), expected)
-
-
-def test_stacked_experts_are_read_as_well(tmp_path: Path, ids_BS: Tensor) -> None:
-    """A state dict of transformers 5 saved as it is."""
-    theirs = their_model()
-    theirs.save_pretrained(tmp_path / "theirs")
-    save_file(theirs.state_dict(), tmp_path / "theirs" / "model.safetensors")
-    assert any(name.endswith("experts.gate_up_proj") for name in tensors(tmp_path / "theirs"))
-    with torch.no_grad():
-        expected = theirs(ids_BS, use_cache=False).logits
-    assert_same(our_logits(imported(tmp_path / "theirs"), ids_BS), expected)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert_same(our_logits(model, ids_BS), expected)
 
 
 def test_additional_fields_of_a_published_config_are_ignored(
@@ -133,18 +69,13 @@ def test_additional_fields_of_a_published_config_are_ignored(
         seq_aux=True, moe_layer_freq=1, torch_dtype="bfloat16", num_key_value_heads=None,
         auto_map={"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"},
     )  # fmt: skip
-    change_tensors(
-        folder,
-        lambda content: content.update(
-            {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-        ),
-    )
+    inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    change_tensors(folder, lambda content: content.update(inv_freq))
     assert_same(our_logits(imported(folder), ids_BS), expected)
 
 
-def test_a_model_without_shared_experts_is_one_where_they_say_nothing(
-    tmp_path: Path, ids_BS: Tensor
-) -> None:
+@pytest.mark.parametrize("none", [None, 0])
+def test_shared_experts_may_be_absent(none: int | None, tmp_path: Path, ids_BS: Tensor) -> None:
     folder, theirs = tmp_path / "theirs", their_model()
     for layer in theirs.model.layers[1:]:
         torch.nn.init.zeros_(layer.mlp.shared_experts.down_proj.weight)
@@ -156,10 +87,8 @@ def test_a_model_without_shared_experts_is_one_where_they_say_nothing(
             del content[name]
 
     change_tensors(folder, without)
-    for none in (None, 0):
-        change_config(folder, n_shared_experts=none)
-        model, _ = load_pretrained(folder)
-        assert_same(our_logits(model, ids_BS), expected)
+    change_config(folder, n_shared_experts=none)
+    assert_same(our_logits(load_pretrained(folder)[0], ids_BS), expected)
 
 
 def test_a_rule_that_is_left_out_is_that_of_transformers(tmp_path: Path) -> None:
@@ -176,7 +105,17 @@ def test_a_rule_that_is_left_out_is_that_of_transformers(tmp_path: Path) -> None
     assert {n: getattr(config, n) for n in rules} == {n: getattr(theirs, n) for n in rules}
 
 
-def test_long_work_says_how_far_it_is(
+def test_glm_need_not_list_its_dense_layers_and_may_count_them(
+    tmp_path: Path, ids_BS: Tensor
+) -> None:
+    of_type("glm4_moe_lite").save_pretrained(tmp_path / "theirs")
+    expected = their_logits(tmp_path / "theirs", ids_BS)
+    for more in ({}, {"first_k_dense_replace": 1}):
+        change_config(tmp_path / "theirs", mlp_layer_types=..., **more)
+        assert_same(our_logits(load_pretrained(tmp_path / "theirs")[0], ids_BS), expected)
+
+
+def test_progress_is_printed_on_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     their_model().save_pretrained(tmp_path / "theirs")
@@ -200,46 +139,41 @@ def test_the_bias_survives_bit_for_bit_and_routers_stay_fp32(tmp_path: Path) -> 
     assert torch.equal(model.routers[1].expert_bias, gate.e_score_correction_bias)
 
 
-def their_prediction(theirs: DeepseekV3ForCausalLM, folder: Path, copied: bool) -> MtpModel:
+def add_their_prediction(theirs: DeepseekV3ForCausalLM, folder: Path, copied: bool) -> MtpModel:
     """One depth of multi-token prediction with random weights, added to ``folder`` as published."""
     depth = MtpModel(theirs, 1).eval()
     fill(depth.layers, 5)
     gate = depth.layers[0].mtp_block.mlp.gate
     gate.e_score_correction_bias.normal_(-0.6, 0.3, generator=torch.Generator().manual_seed(6))
-
-    def add(content: dict[str, Tensor]) -> None:
-        for name, tensor in depth.layers[0].state_dict().items():
-            name = name.removeprefix("mtp_block.").replace("post_norm", "shared_head.norm")
-            if name == "mlp.experts.gate_up_proj":
-                halves = dict(zip(("gate_proj", "up_proj"), tensor.chunk(2, dim=1), strict=True))
-            elif name == "mlp.experts.down_proj":
-                halves = {"down_proj": tensor}
-            else:
-                content[f"model.layers.3.{name}"] = tensor.clone()
-                continue
-            for matrix, stacked in halves.items():
+    added: dict[str, Tensor] = {}
+    for name, tensor in depth.layers[0].state_dict().items():
+        name = name.removeprefix("mtp_block.").replace("post_norm", "shared_head.norm")
+        if name.startswith("mlp.experts."):
+            matrices = {"down_proj": tensor}
+            if name.endswith("gate_up_proj"):
+                matrices = dict(zip(("gate_proj", "up_proj"), tensor.chunk(2, dim=1), strict=True))
+            for matrix, stacked in matrices.items():
                 for expert, weight in enumerate(stacked):
-                    one = f"model.layers.3.mlp.experts.{expert}.{matrix}.weight"
-                    content[one] = weight.clone()
-        if copied:
-            embedding = content["model.embed_tokens.weight"]
-            head = content.get("lm_head.weight", embedding)
-            content["model.layers.3.embed_tokens.weight"] = embedding.clone()
-            content["model.layers.3.shared_head.head.weight"] = head.clone()
-
-    change_tensors(folder, add)
+                    added[f"mlp.experts.{expert}.{matrix}.weight"] = weight.clone()
+        else:
+            added[name] = tensor.clone()
+    if copied:
+        added["embed_tokens.weight"] = theirs.get_input_embeddings().weight.data.clone()
+        added["shared_head.head.weight"] = theirs.lm_head.weight.data.clone()
+    published = {f"model.layers.3.{name}": tensor for name, tensor in added.items()}
+    change_tensors(folder, lambda content: content.update(published))
     return depth
 
 
-@pytest.mark.parametrize("copied", [True, False], ids=["with copies", "without copies"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(("tied", "copied"), [(True, True), (False, True), (False, False)])
 def test_multi_token_prediction_is_kept(
     tied: bool, copied: bool, tmp_path: Path, ids_BS: Tensor
 ) -> None:
+    """With copies of the embedding and the head that belong to it, and without."""
     folder = tmp_path / "theirs"
     theirs = their_model(rope_parameters=YARN, tie_word_embeddings=tied)
     theirs.save_pretrained(folder)
-    depth = their_prediction(theirs, folder, copied)
+    depth = add_their_prediction(theirs, folder, copied)
     model = imported(folder)
     assert model.config.num_nextn_predict_layers == 1
     ids_BS, next_ids = ids_BS[:, :-1], ids_BS[:, 1:]
@@ -248,17 +182,12 @@ def test_multi_token_prediction_is_kept(
         hidden = theirs.model(ids_BS).last_hidden_state
     assert_same(actual.ahead_logits[0], their_ahead_logits(depth, hidden, next_ids)[0])
 
-    change_tensors(folder, lambda content: content.pop("model.layers.3.eh_proj.weight"))
-    with pytest.raises(HuggingFaceError, match=r"model.layers.3.eh_proj.weight .32, 64. is miss"):
-        load_pretrained(folder)
-
-
-def test_copies_that_are_none_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "theirs"
-    theirs = their_model()
-    theirs.save_pretrained(folder)
-    their_prediction(theirs, folder, copied=True)
-    head = "model.layers.3.shared_head.head.weight"
-    change_tensors(folder, lambda content: content[head].mul_(1.5))
-    with pytest.raises(HuggingFaceError, match=f"{head} differs from lm_head.weight"):
+    if copied:
+        head = "model.layers.3.shared_head.head.weight"
+        change_tensors(folder, lambda content: content[head].mul_(1.5))
+        problem = f"{head} differs from {'model.embed_tokens' if tied else 'lm_head'}.weight"
+    else:
+        change_tensors(folder, lambda content: content.pop("model.layers.3.eh_proj.weight"))
+        problem = r"model.layers.3.eh_proj.weight .32, 64. is missing"
+    with pytest.raises(HuggingFaceError, match=problem):
         load_pretrained(folder)

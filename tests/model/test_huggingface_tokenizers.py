@@ -45,13 +45,13 @@ def byte_pairs() -> Tokenizer:
     return tokenizer
 
 
-BYTE_PAIRS = byte_pairs()
-
-
 def files_of(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
     known = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     content = {TOKENIZER: tokenizer.to_str(), SETTINGS: json.dumps(known | settings)}
     return {name: text.encode() for name, text in content.items()}
+
+
+FILES = files_of(byte_pairs())
 
 
 def write(files: dict[str, bytes], folder: Path) -> None:
@@ -61,17 +61,19 @@ def write(files: dict[str, bytes], folder: Path) -> None:
 
 
 @given(texts.filter(bool) | awkward)
+@settings(max_examples=50, deadline=None)
 def test_the_character_tokenizer_is_the_same_as_a_file(text: str) -> None:
-    ours = CharTokenizer("".join(sorted(set(text))))
+    ours = CharTokenizer.from_dict(CharTokenizer("".join(sorted(set(text)))).to_dict())
     published = PretrainedTokenizer(character_files(ours.vocabulary))
     assert torch.equal(published.encode(text), ours.encode(text))
-    assert published.decode(published.encode(text).tolist()) == text
+    for tokenizer in (published, ours):
+        assert tokenizer.decode(ours.encode(text).tolist()) == text
     assert len(published) == len(ours)
     assert (published.bos_id, published.end) == (None, None)
 
 
 @given(text=awkward)
-@settings(max_examples=20)
+@settings(max_examples=10, deadline=None)
 def test_transformers_loads_the_character_tokenizer(
     text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -83,15 +85,19 @@ def test_transformers_loads_the_character_tokenizer(
     assert len(theirs) == len(ours)
 
 
-def test_an_unknown_character_is_an_error_there_as_well() -> None:
-    published = PretrainedTokenizer(character_files("ab"))
+def test_an_unknown_character_is_an_error_and_an_unknown_id_is_not() -> None:
     with pytest.raises(ValueError, match="the tokenizer cannot encode this text"):
-        published.encode("abc")
+        PretrainedTokenizer(character_files("ab")).encode("abc")
+    with pytest.raises(ValueError, match="'!é' do not occur"):
+        CharTokenizer("abc").encode("abé!")
+    # Of a padded head.
+    assert CharTokenizer("ab").decode([0, 1, 7]) == "ab\N{REPLACEMENT CHARACTER}"
 
 
 @given(texts)
+@settings(max_examples=50, deadline=None)
 def test_any_text_survives_a_byte_level_tokenizer(text: str) -> None:
-    tokenizer = PretrainedTokenizer(files_of(BYTE_PAIRS))
+    tokenizer = PretrainedTokenizer(FILES)
     if not any(special in text for special in SPECIAL):
         assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
 
@@ -134,38 +140,42 @@ def test_ids_are_those_of_transformers(
     assert ours.bos_id == theirs.bos_token_id
 
 
-def test_a_tokenizer_travels_there_and_back(
+def test_a_tokenizer_travels_there_and_back_and_a_changed_file_is_noticed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, published = tmp_path / "theirs", tmp_path / "published"
+    source, ours, published = (tmp_path / name for name in ("theirs", "ours", "published"))
     their_model(vocab_size=300).save_pretrained(source)
     files = files_of(with_template(), chat_template="{{ messages }}")
     write(files | {"chat_template.jinja": b"{{ m }}", "notes.txt": b"stay"}, source)
-    assert command("import", source, tmp_path / "ours") == 0
+    assert command("import", source, ours) == 0
     assert capsys.readouterr().out == ""
-    found = read_checkpoint(tmp_path / "ours")
-    assert (tmp_path / "ours" / TOKENIZER).read_bytes() == files[TOKENIZER]
-    listed = json.loads((tmp_path / "ours" / "checkpoint.json").read_text())["files"]
+    found = read_checkpoint(ours)
+    assert (ours / TOKENIZER).read_bytes() == files[TOKENIZER]
+    listed = json.loads((ours / "checkpoint.json").read_text())["files"]
     assert set(listed) == {"model.safetensors", TOKENIZER, SETTINGS, "chat_template.jinja"}
     ids = found.tokenizer.encode("the").tolist()
     assert (ids[0], found.tokenizer.decode(ids)) == (0, "the")
 
-    arguments = [str(tmp_path / "ours"), "--prompt", "the router", "--max-new-tokens", "3"]
+    arguments = [str(ours), "--prompt", "the router", "--max-new-tokens", "3"]
     assert run_command(generate.app, arguments) == 0
     assert capsys.readouterr().out.startswith("the router")
 
-    assert command("export", tmp_path / "ours", published) == 0
+    assert command("export", ours, published) == 0
     theirs = AutoTokenizer.from_pretrained(published)
     assert theirs("the tokens").input_ids == found.tokenizer.encode("the tokens").tolist()
     ends = json.loads((published / "generation_config.json").read_text())
     assert ends == {"bos_token_id": 0, "eos_token_id": 1}
     assert not (published / "notes.txt").exists()
 
+    (ours / TOKENIZER).write_bytes(FILES[TOKENIZER])
+    assert run_command(generate.app, arguments) == 64
+    assert "tokenizer.json is damaged" in capsys.readouterr().err
+
 
 def test_code_of_a_tokenizer_is_left_behind(tmp_path: Path) -> None:
     their_model(vocab_size=300).save_pretrained(tmp_path)
     code = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}, "tokenizer_class": "Own"}
-    write(files_of(BYTE_PAIRS, **code), tmp_path)
+    write(files_of(byte_pairs(), **code), tmp_path)
     _, tokenizer = load_pretrained(tmp_path)
     assert tokenizer is not None
     kept = json.loads(tokenizer.files[SETTINGS])
@@ -200,18 +210,30 @@ def test_a_bad_tokenizer_is_refused(
     files: dict[str, bytes], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     their_model().save_pretrained(tmp_path / "theirs")
-    write(files_of(BYTE_PAIRS) | files, tmp_path / "theirs")
+    write(FILES | files, tmp_path / "theirs")
     assert command("import", tmp_path / "theirs", tmp_path / "ours") == 64
     assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
 
 
-def test_a_changed_tokenizer_file_is_noticed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("file", ["tiktoken.model", "qwen.tiktoken"])
+def test_a_vocabulary_of_tiktoken_alone_is_refused_and_no_code_is_run(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    their_model(vocab_size=300).save_pretrained(tmp_path / "theirs")
-    write(files_of(BYTE_PAIRS), tmp_path / "theirs")
-    assert command("import", tmp_path / "theirs", tmp_path / "ours") == 0
-    (tmp_path / "ours" / TOKENIZER).write_bytes(files_of(with_template())[TOKENIZER])
-    assert run_command(generate.app, [str(tmp_path / "ours")]) == 64
-    assert "tokenizer.json is damaged" in capsys.readouterr().err
+    folder = tmp_path / "theirs"
+    their_model().save_pretrained(folder)
+    settings = {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    for name, content in (
+        (file, "IQ== 0\nIg== 1\n"),
+        (SETTINGS, json.dumps(settings)),
+        ("tokenization_x.py", code),
+    ):
+        (folder / name).write_text(content)
+    assert command("import", folder, tmp_path / "ours") == 64
+    message = capsys.readouterr().err
+    assert f"{file} is a tiktoken vocabulary without the pattern" in message
+    assert "TikTokenConverter" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    (folder / file).unlink()
+    assert command("import", folder, tmp_path / "ours") == 0

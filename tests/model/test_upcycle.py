@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -37,16 +36,18 @@ def _text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def losses(said: str) -> list[float]:
-    return [float(number) for number in re.findall(r"^loss (\S+)", said, re.MULTILINE)]
+def losses(narration: str) -> list[float]:
+    return [float(number) for number in re.findall(r"^loss (\S+)", narration, re.MULTILINE)]
 
 
 def test_a_llama_becomes_a_checkpoint_that_is_little_worse(
     trained: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    generator = torch.get_rng_state()
     assert upcycle(trained, tmp_path / "new", text) == FINISHED
-    out, said = capsys.readouterr()
-    source, experts, noisy, _ = losses(said)
+    assert torch.equal(generator, torch.get_rng_state())
+    out, narration = capsys.readouterr()
+    source, experts, noisy, _ = losses(narration)
     assert out == ""
     assert experts == pytest.approx(source, abs=1e-5)
     assert noisy == pytest.approx(source, abs=0.01)
@@ -62,58 +63,51 @@ def test_a_llama_becomes_a_checkpoint_that_is_little_worse(
     blind = mean_loss(lambda ids_BS: llama(ids_BS).logits, windows)
     assert blind > before + 2, "the source has not learned to attend"
     assert after < before + MOST_LOST * (blind - before)
-    assert f"{llama.num_parameters():,}, all active" in said
-    assert sum(p.numel() for p in model.parameters()) == found.config.parameters()
-    assert f"{found.config.parameters():,}, {found.config.active_parameters():,} active" in said
+    config = found.config
+    assert f"{llama.num_parameters():,}, all active" in narration
+    assert f"{config.parameters():,}, {config.active_parameters():,} active" in narration
     assert found.description["upcycled"]["losses"]["source"] == pytest.approx(source, abs=1e-5)
 
-
-def test_the_shape_is_that_of_the_source_unless_said_otherwise(
-    trained: Path, text: Path, tmp_path: Path
-) -> None:
-    assert upcycle(trained, tmp_path / "plain", text) == FINISHED
-    config = read_checkpoint(tmp_path / "plain").config
+    # The default shape is that of the source.
     assert (config.kv_lora_rank, config.v_head_dim) == (48, 16)
     assert (config.qk_nope_head_dim, config.qk_rope_head_dim) == (8, 16)
     assert config.n_shared_experts * config.moe_intermediate_size == SHAPE["intermediate_size"] / 2
     assert config.moe_layers == (1, 2)
-    wishes = {
+
+
+def test_every_part_of_the_shape_can_be_chosen(trained: Path, text: Path, tmp_path: Path) -> None:
+    choices = {
         "n_routed_experts": 6, "num_experts_per_tok": 3, "n_shared_experts": 0,
         "first_k_dense_replace": 0, "kv_lora_rank": 20, "qk_nope_head_dim": 5,
         "qk_rope_head_dim": 14, "v_head_dim": 9,
     }  # fmt: skip
     words = ["--rotary-mixes", "1"]
-    words += [word for n, v in wishes.items() for word in (f"--{n.replace('_', '-')}", str(v))]
+    words += [word for n, v in choices.items() for word in (f"--{n.replace('_', '-')}", str(v))]
     assert upcycle(trained, tmp_path / "special", text, *words) == FINISHED
     found = read_checkpoint(tmp_path / "special")
-    assert {name: getattr(found.config, name) for name in wishes} == wishes
+    assert {name: getattr(found.config, name) for name in choices} == choices
     assert found.load_model()(torch.zeros(1, 64, dtype=torch.int64)).logits_BSV.isfinite().all()
 
 
-def test_same_seed_same_bytes_and_another_seed_others(
-    trained: Path, text: Path, tmp_path: Path
+def test_same_seed_same_bytes_and_noise_shows_in_the_loss(
+    trained: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, seed in (("first", 3), ("second", 3), ("third", 4)):
-        assert upcycle(trained, tmp_path / name, text, "--seed", str(seed)) == FINISHED
+    """So the loss with experts is not that of the dense feed-forwards."""
+    runs = (("first", "3", "0.01"), ("second", "3", "0.01"), ("third", "4", "3"))
+    for name, seed, noise in runs:
+        assert upcycle(trained, tmp_path / name, text, "--seed", seed, "--noise", noise) == FINISHED
     first, second, third = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-        for name in ("first", "second", "third")
+        for name, _, _ in runs
     )
     assert first == second
     assert first["model.safetensors"] != third["model.safetensors"]
-
-
-def test_loss_with_experts_is_that_of_the_experts(
-    trained: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Much noise shows, so the loss above was not that of the dense feed-forwards."""
-    assert upcycle(trained, tmp_path / "new", text, "--noise", "3") == FINISHED
-    source, experts, noisy, _ = losses(capsys.readouterr().err)
+    source, experts, noisy, _ = losses(capsys.readouterr().err)[-4:]
     assert experts == pytest.approx(source, abs=1e-5)
     assert noisy > source + 0.01
 
 
-def test_calibration_never_sees_the_text_that_the_loss_is_taken_of() -> None:
+def test_calibration_never_sees_the_text_that_measures_the_loss() -> None:
     text = "a" * 9000 + "b" * 1000
     calibration_NS, held_out_NS = windows_of(text, CharTokenizer("ab"), 1024, 64)
     assert calibration_NS.shape == (16, 64)
@@ -122,31 +116,17 @@ def test_calibration_never_sees_the_text_that_the_loss_is_taken_of() -> None:
     assert held_out_NS.all()
 
 
-def test_the_global_generator_is_left_alone(trained: Path, text: Path, tmp_path: Path) -> None:
-    before = torch.get_rng_state()
-    assert upcycle(trained, tmp_path / "new", text) == FINISHED
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def test_text_that_comes_with_python_is_the_default(trained: Path, tmp_path: Path) -> None:
     words = [str(trained), str(tmp_path / "new"), "--calibration-tokens", "512"]
     assert run_command(app, words) == FINISHED
 
 
-def test_shards_are_read_like_one_file(trained: Path, text: Path, tmp_path: Path) -> None:
-    save(LlamaForCausalLM.from_pretrained(trained), tmp_path / "shards", max_shard_size="100KB")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    for source, new in ((trained, "one"), (tmp_path / "shards", "many")):
-        assert upcycle(source, tmp_path / new, text) == FINISHED
-    one, many = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "many"))
-    assert all(torch.equal(one[name], many[name]) for name in one.keys() | many.keys())
-
-
-def test_a_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
+def test_a_mistral_without_a_window_in_shards_is_a_llama(tmp_path: Path) -> None:
     fields = {name: value for name, value in SHAPE.items() if name != "attn_implementation"}
     mistral = MistralForCausalLM(MistralConfig(**fields, sliding_window=None))
     mistral.load_state_dict(random_llama().state_dict())
-    mistral.save_pretrained(tmp_path / "mistral")
+    mistral.save_pretrained(tmp_path / "mistral", max_shard_size="100KB")
+    assert len(list((tmp_path / "mistral").glob("*.safetensors"))) > 1
     ids_BS = torch.randint(97, (1, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs: Tensor = read_llama(tmp_path / "mistral")(ids_BS).logits
@@ -164,7 +144,7 @@ def test_biases_and_stretched_positions_reach_the_checkpoint_and_its_export(
     llama = random_llama(kind=kind, num_key_value_heads=1, vocab_size=vocabulary, **fields)
     save(llama, tmp_path / "source")
     if kind == "qwen2":
-        change_config(tmp_path / "source", head_dim=...)  # published ones do not say it
+        change_config(tmp_path / "source", head_dim=...)  # published ones omit it
     exact = ["--kv-lora-rank", "48", "--qk-rope-head-dim", "16", "--rotary-mixes", "1"]
     assert upcycle(tmp_path / "source", tmp_path / "new", text, *exact, "--noise", "0") == FINISHED
     source, _, _, after = losses(capsys.readouterr().err)

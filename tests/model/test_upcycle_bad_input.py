@@ -1,4 +1,4 @@
-"""Sources, texts and wishes that cannot be: one message that says why, exit 64, nothing written."""
+"""Sources, texts and options that cannot work: one message with the reason, and no output."""
 
 from __future__ import annotations
 
@@ -15,83 +15,47 @@ from torch import Tensor
 from moe_model import FAILED, USAGE, python_docs
 from tests.model.llamas import random_llama, save, story, upcycle
 
+Damage = Callable[[Path], object]
 
-@pytest.fixture(name="plain", scope="module")
-def _plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a Llama that knows nothing."""
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama of random weights."""
     folder = tmp_path_factory.mktemp("llama") / "plain"
     save(random_llama(vocab_size=len(set(python_docs("--text")))), folder)
     return folder
 
 
-@pytest.fixture(name="text", scope="module")
-def _text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "stories.txt"
     path.write_text(story(4_000))
     return path
 
 
-@pytest.fixture(name="spoiled")
-def _spoiled(plain: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the Llama with other fields in its config.json."""
-
-    def make(**fields: Any) -> Path:
-        folder = tmp_path / "spoiled"
-        shutil.copytree(plain, folder)
+def fields(**fields: Any) -> Damage:
+    def change(folder: Path) -> None:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-        return folder
 
-    return make
-
-
-CONFIGS = [
-    ({"architectures": ["GemmaForCausalLM"]}, "has architecture GemmaForCausalLM"),
-    ({"architectures": ["Qwen3ForCausalLM"]}, "its rotary key is a linear function of the normed"),
-    ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "missing keys, such as"),
-    ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True,
-      "sliding_window": 8}, "sliding_window=8"),
-    ({"architectures": None}, "has architecture none"),
-    ({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8},
-     "sliding_window=8"),
-    ({"attention_bias": True}, "missing keys, such as model.layers.0.self_attn.k_proj.bias"),
-    ({"mlp_bias": True}, "mlp_bias=true"),
-    ({"hidden_act": "gelu"}, "hidden_act=gelu"),
-    ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-     "rope_type=linear"),
-    ({"num_key_value_heads": 3}, "num_attention_heads=4 for num_key_value_heads=3"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
-    ({"hidden_size": 64}, "cannot be read"),
-    ({"hidden_size": "wide"}, "cannot be read"),
-    ({"num_hidden_layers": 2}, "unexpected keys, such as model.layers.2."),
-    ({"num_hidden_layers": 4}, "missing keys, such as model.layers.3."),
-    ({"vocab_size": 20}, "cannot be read"),
-]  # fmt: skip
+    return change
 
 
-@pytest.mark.parametrize(("fields", "message"), CONFIGS)
-def test_a_source_that_is_not_exactly_a_llama_is_refused(
-    spoiled: Callable[..., Path],
-    text: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    fields: dict[str, Any],
-    message: str,
-) -> None:
-    assert upcycle(spoiled(**fields), tmp_path / "new", text) == USAGE
-    said = capsys.readouterr().err
-    assert message in said
-    assert len(said.splitlines()) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["spoiled"]
+def qwen2(**more: Any) -> Damage:
+    return fields(architectures=["Qwen2ForCausalLM"], model_type="qwen2", **more)
+
+
+def lose(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: str) -> Damage:
+    return lambda folder: (folder / name).write_text(content)
 
 
 def cut_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def pickle_weights(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 def break_weights(folder: Path) -> None:
@@ -100,17 +64,29 @@ def break_weights(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def lose(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
-
-
-def write(name: str, content: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(content) and None
-
-
-DAMAGES = [
+SOURCES = [
+    (fields(architectures=["GemmaForCausalLM"]), "has architecture GemmaForCausalLM"),
+    (fields(architectures=["Qwen3ForCausalLM"]), "its rotary key is a linear function of the"),
+    (qwen2(), "missing keys, such as"),
+    (qwen2(use_sliding_window=True, sliding_window=8), "sliding_window=8"),
+    (fields(architectures=None), "has architecture none"),
+    (fields(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=8),
+     "sliding_window=8"),
+    (fields(attention_bias=True), "missing keys, such as model.layers.0.self_attn.k_proj.bias"),
+    (fields(mlp_bias=True), "mlp_bias=true"),
+    (fields(hidden_act="gelu"), "hidden_act=gelu"),
+    (fields(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+     "rope_type=linear"),
+    (fields(num_key_value_heads=3), "num_attention_heads=4 for num_key_value_heads=3"),
+    (fields(quantization_config={"quant_method": "fp8"}), "quantization_config"),
+    (fields(hidden_size=64), "cannot be read"),
+    (fields(hidden_size="wide"), "cannot be read"),
+    (fields(num_hidden_layers=2), "unexpected keys, such as model.layers.2."),
+    (fields(num_hidden_layers=4), "missing keys, such as model.layers.3."),
+    (fields(vocab_size=20), "cannot be read"),
     (cut_weights, "cannot be read"),
-    (pickle_weights, "only pickled weights, which are not read"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+     "only pickled weights, which are not read"),
     (break_weights, "a loss of nan"),
     (lose("config.json"), "config.json cannot be read (No such file"),
     (lose("model.safetensors"), "no *.safetensors: save"),
@@ -118,73 +94,74 @@ DAMAGES = [
     (write("config.json", "{"), "is not a model config"),
     (write("config.json", "[]"), "is not a model config"),
     (write("tokenizer.json", "{}"), "is not a tokenizer"),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_a_damaged_source_is_refused(
-    spoiled: Callable[..., Path],
-    text: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[Path], None],
+@pytest.mark.parametrize(("damage", "message"), SOURCES, ids=[why for _, why in SOURCES])
+def test_a_source_that_is_damaged_or_not_exactly_a_llama_is_refused(
+    damage: Damage,
     message: str,
-) -> None:
-    folder = spoiled()
-    damage(folder)
-    assert upcycle(folder, tmp_path / "new", text) == USAGE
-    assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["spoiled"]
-
-
-OPTIONS = [
-    (["--noise", "-1"], "--noise -1.0 is out of range"),
-    (["--noise", "nan"], "--noise nan is out of range"),
-    (["--num-experts-per-tok", "9"], "num_experts_per_tok=9 is more than n_routed_experts=8"),
-    (["--n-shared-experts", "-1"], "n_shared_experts=-1 is out of range"),
-    (["--first-k-dense-replace", "3"], "leaves no expert layer"),
-    (["--kv-lora-rank", "49"], "kv_lora_rank=49 is too large for the source"),
-    (["--kv-lora-rank", "0"], "kv_lora_rank=0 is out of range"),
-    (["--rotary-mixes", "0"], "rotary_mixes=0 is too small"),
-    (["--rotary-mixes", "3"], "rotary_mixes=3 is too large for the source"),
-    (["--qk-rope-head-dim", "34"], "qk_rope_head_dim=34 is too large for the source"),
-    (["--qk-rope-head-dim", "7"], "qk_rope_head_dim=7 is odd"),
-    (["--v-head-dim", "0"], "v_head_dim=0 is out of range"),
-    (["--calibration-tokens", "10"], "is less than a window of 64"),
-    (["--seed", "x"], "Invalid value"),
-    (["--texts", "x"], "Unknown option"),
-]
-
-
-@pytest.mark.parametrize(("words", "message"), OPTIONS)
-def test_impossible_wishes_are_usage_errors(
     plain: Path,
     text: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(shutil.copytree(plain, tmp_path / "spoiled"))
+    assert upcycle(tmp_path / "spoiled", tmp_path / "new", text) == USAGE
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.splitlines()) == 2 + ("loss" in message)
+    assert [path.name for path in tmp_path.iterdir()] == ["spoiled"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--noise", "-1"], "--noise -1.0 is out of range"),
+        (["--noise", "nan"], "--noise nan is out of range"),
+        (["--num-experts-per-tok", "9"], "num_experts_per_tok=9 is more than n_routed_experts=8"),
+        (["--n-shared-experts", "-1"], "n_shared_experts=-1 is out of range"),
+        (["--first-k-dense-replace", "3"], "leaves no expert layer"),
+        (["--kv-lora-rank", "49"], "kv_lora_rank=49 is too large for the source"),
+        (["--kv-lora-rank", "0"], "kv_lora_rank=0 is out of range"),
+        (["--rotary-mixes", "0"], "rotary_mixes=0 is too small"),
+        (["--rotary-mixes", "3"], "rotary_mixes=3 is too large for the source"),
+        (["--qk-rope-head-dim", "34"], "qk_rope_head_dim=34 is too large for the source"),
+        (["--qk-rope-head-dim", "7"], "qk_rope_head_dim=7 is odd"),
+        (["--v-head-dim", "0"], "v_head_dim=0 is out of range"),
+        (["--calibration-tokens", "10"], "is less than a window of 64"),
+        (["--seed", "x"], "Invalid value"),
+        (["--texts", "x"], "Unknown option"),
+    ],
+)
+def test_impossible_options_are_usage_errors(
     words: list[str],
     message: str,
+    plain: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert upcycle(plain, tmp_path / "new", text, *words) == USAGE
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-TEXTS = [
-    (b"the cat", "--text has 7 tokens, but a window has 64: use at least 641 tokens"),
-    (b"\xff\xfe", "is not UTF-8 text (byte 0 is 0xff)"),
-    ("\N{SNOWMAN}".encode() * 2000, "--text: "),
-    (None, "does not exist: name a UTF-8 text file"),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), TEXTS)
-def test_a_text_that_is_none_is_refused(
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"the cat", "--text has 7 tokens, but a window has 64: use at least 641 tokens"),
+        (b"\xff\xfe", "is not UTF-8 text (byte 0 is 0xff)"),
+        ("\N{SNOWMAN}".encode() * 2000, "--text: "),
+        (None, "does not exist: name a UTF-8 text file"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused(
+    content: bytes | None,
+    message: str,
     plain: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    content: bytes | None,
-    message: str,
 ) -> None:
     if content is not None:
         (tmp_path / "text").write_bytes(content)
@@ -193,7 +170,7 @@ def test_a_text_that_is_none_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_what_exists_is_never_touched(
+def test_existing_files_are_never_touched(
     plain: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "new").write_text("mine")
