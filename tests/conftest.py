@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui import measures
+from microscope_tui.cli import main
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunWatch
@@ -82,6 +84,19 @@ def microscope(viewer_server: ForkServer) -> Callable[..., subprocess.CompletedP
         program = viewer_server.start(*words, given=given, **environment)
         output, errors = program.communicate()
         return subprocess.CompletedProcess(words, program.wait(), output, errors)
+
+    return run
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``moe-microscope`` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end, mock.patch.dict(os.environ):
+            main([str(argument) for argument in arguments])
+        return int(end.value.code or 0), *capsys.readouterr()
 
     return run
 

@@ -66,12 +66,17 @@ class Program:
         assert code is not None
         return code
 
+    def printed(self) -> tuple[str, str]:
+        """Standard output and standard error so far."""
+        output, errors = (text_of(file) for file in (self._output, self._errors))
+        return output, errors
+
     def communicate(self, timeout: float = 120) -> tuple[str, str]:
         """What the program has printed, after its end."""
         self.wait(timeout)
-        output, errors = read(self._output), read(self._errors)
+        found = self.printed()
         self.close()
-        return output, errors
+        return found
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -93,9 +98,10 @@ def feed(sink: int, given: bytes) -> None:
         pipe.write(given)
 
 
-def read(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode("utf-8", "surrogateescape")
+def text_of(file: IO[bytes]) -> str:
+    """All of a file that a program still writes: where it writes stays as it is."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode("utf-8", "surrogateescape")
 
 
 class ForkServer:

@@ -1,96 +1,74 @@
 """The commands as programs of their own: started, fed, and looked at from outside."""
 
-import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from threading import Thread
-from typing import IO
 
 import pytest
 
-PLAYER = Path(__file__).with_name("play_in_terminal.py")
+from tests.forked import ForkServer, Program
+from tests.terminal import Terminal
+
+QUICKLY = """
+import time
+from importlib import import_module
+from microscope_tui.cli import main
+check = import_module("microscope_tui.commands.check")
+check.POLL_S = check._BUSY_POLL_S = 0.02
+check.Ending.__init__.__defaults__ = (lambda: 20 * time.monotonic(),)
+main()
+"""
+"""``moe-microscope`` that polls often and waits 20 times as fast."""
 
 
 class Following:
-    """``check --follow`` beside us: what it said so far, and how it ended."""
+    """``check --follow`` beside us."""
 
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "microscope_tui.cli", "check", *map(str, arguments), "--follow"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONUTF8": "1"},
-        )
-        self.out, self.err = [], []
-        pairs = ((self.process.stdout, self.out), (self.process.stderr, self.err))
-        self._readers = [Thread(target=self._read, args=pair, daemon=True) for pair in pairs]
-        for reader in self._readers:
-            reader.start()
+    def __init__(self, program: Program) -> None:
+        self.program = program
 
-    @staticmethod
-    def _read(stream: IO[bytes], lines: list[str]) -> None:
-        lines.extend(iter(lambda: stream.readline().decode(), ""))
+    @property
+    def runs(self) -> bool:
+        return self.program.poll() is None
 
     def wait_for(self, text: str, within_s: float = 30.0) -> None:
-        """Until it has said ``text``, on either stream."""
+        """Until it has printed ``text``, on either stream."""
         until = time.monotonic() + within_s
-        while not any(text in line for line in [*self.out, *self.err]):
-            assert time.monotonic() < until, (text, self.out, self.err)
-            assert self.process.poll() is None or any(r.is_alive() for r in self._readers)
-            time.sleep(0.02)
+        while not any(text in stream for stream in self.program.printed()):
+            assert time.monotonic() < until, (text, self.program.printed())
+            time.sleep(0.01)
 
     def end(self) -> tuple[int, str, str]:
         """Wait for its end: exit code, standard output, standard error."""
-        code = self.process.wait(60)
-        for reader in self._readers:
-            reader.join(10)
-        return code, "".join(self.out), "".join(self.err)
+        code = self.program.wait(60)
+        return code, *self.program.communicate()
 
 
 @pytest.fixture
-def follow() -> Iterator[Callable[..., Following]]:
+def follow(viewer_server: ForkServer) -> Iterator[Callable[..., Following]]:
     """Start ``check --follow`` with more arguments; ended with the test at the latest."""
     started: list[Following] = []
 
     def start(*arguments: object) -> Following:
-        started.append(Following(*arguments))
+        words = ["-c", QUICKLY, "check", *map(str, arguments), "--follow"]
+        started.append(Following(viewer_server.start(*words)))
         return started[-1]
 
     yield start
     for following in started:
-        following.process.kill()
-        following.end()
-        for stream in (following.process.stdout, following.process.stderr):
-            if stream is not None:
-                stream.close()
+        following.program.kill()
 
 
 @pytest.fixture
-def play() -> Callable[..., tuple[list[str], int | None]]:
-    """Run a shell command in a terminal of its own and act there; see ``play_in_terminal.py``.
+def shell() -> Iterator[Callable[..., Terminal]]:
+    """Run a shell command in a terminal; ``$MICROSCOPE`` there is ``moe-microscope``."""
+    opened: list[Terminal] = []
 
-    Returns the screen after each ``see``, and the exit code.
-    """
+    def start(command: str, columns: int = 100, rows: int = 30) -> Terminal:
+        microscope = f"{sys.executable} -m microscope_tui.cli"
+        opened.append(Terminal(["sh", "-c", command], columns, rows, MICROSCOPE=microscope))
+        return opened[-1]
 
-    def run(
-        command: str, *acts: tuple[str, str], columns: int = 100, rows: int = 30
-    ) -> tuple[list[str], int | None]:
-        order = {"command": command, "acts": acts, "columns": columns, "rows": rows}
-        done = subprocess.run(
-            [sys.executable, PLAYER],
-            input=json.dumps(order),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"MICROSCOPE": f"{sys.executable} -m microscope_tui.cli"},
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        return told["screens"], told["exit_code"]
-
-    return run
+    yield start
+    for terminal in opened:
+        terminal.close()

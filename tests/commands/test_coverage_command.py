@@ -1,17 +1,16 @@
-"""``coverage`` as a program: its exit codes, its text and its JSON."""
+"""``coverage``: its exit codes, its text and its JSON."""
 
 import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
 from microscope_tui.routing import RoutingWriter, Shape
 
-Run = Callable[..., CompletedProcess[str]]
+Call = Callable[..., tuple[int, str, str]]
 MODEL = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
 
 
@@ -23,58 +22,53 @@ def log(write_log: Any, make_header: Any, make_step: Any) -> Path:
     return path
 
 
-def test_the_exit_code_tells_whether_all_experts_have_enough(microscope: Run, log: Path) -> None:
-    some = microscope("coverage", log, "--min-tokens", "100")
-    assert some.returncode == 1
-    assert "2 of 4 experts have fewer than 100 tokens" in some.stdout
-    assert microscope("coverage", log, "--min-tokens", "1", "--steps", "1:1").returncode == 1
-    found = json.loads(microscope("coverage", log, "--json").stdout)
+def test_the_exit_code_says_whether_all_experts_have_enough(call: Call, log: Path) -> None:
+    code, out, _ = call("coverage", log, "--min-tokens", "100")
+    assert code == 1
+    assert "2 of 4 experts have fewer than 100 tokens" in out
+    assert call("coverage", log, "--min-tokens", "1", "--steps", "1:1")[0] == 1
+    found = json.loads(call("coverage", log, "--json")[1])
     experts = found["layers"][0]["experts"]
     assert [one["tokens"] for one in experts] == [780, 200, 20, 0]
     assert experts[1]["more_tokens_low"] < 4000 < experts[1]["more_tokens_high"]
 
 
 def test_a_covered_run_exits_with_zero(
-    microscope: Run, write_log: Any, make_header: Any, make_step: Any
+    call: Call, write_log: Any, make_header: Any, make_step: Any
 ) -> None:
     path = write_log([make_header(model=MODEL), make_step(1, [[5, 5, 5, 5]], 20)], "even")
-    done = microscope("coverage", path.parent, "--min-tokens", "5")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "All 4 experts have at least 5 tokens" in done.stdout
+    code, out, err = call("coverage", path.parent, "--min-tokens", "5")
+    assert (code, err) == (0, "")
+    assert "All 4 experts have at least 5 tokens" in out
 
 
-def test_sequences_of_a_probe_are_its_windows(microscope: Run, log: Path) -> None:
+@pytest.mark.parametrize(
+    ("steps", "tokens"), [("1:1", 500), ("2:", 500), (":1", 500), ("1:2", 1000), (":", 1000)]
+)
+def test_a_range_of_steps_may_be_open(call: Call, log: Path, steps: str, tokens: int) -> None:
+    _, out, _ = call("coverage", log, "--steps", steps, "--json")
+    assert json.loads(out)["layers"][0]["tokens"] == tokens
+
+
+def test_sequences_of_a_probe_are_its_windows(call: Call, log: Path) -> None:
     shape = Shape((1,), ("L1",), 4, 1, 1000)
     writer = RoutingWriter(log.with_name("routing.bin"), shape)
     writer.put_tokens([0] * 1000, [b"a"] * 1000, [0] * 1000, [n // 100 for n in range(1000)])
     writer.put("ids", 0, 0, struct.pack("<1000B", *([0] * 1000)))
     writer.finish()
     for path in (log.parent, log.with_name("routing.bin")):
-        done = microscope("coverage", path)
-        assert "sequences of 100" in done.stdout
-        assert done.returncode == 1
+        code, out, _ = call("coverage", path)
+        assert "sequences of 100" in out
+        assert code == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "why"),
-    [
-        (("--min-tokens", "0"), 64, "write a number from 1"),
-        (("--steps", "7"), 64, "write A:B"),
-        (("--steps", "9:3"), 64, "write A:B"),
-        (("--steps", "10:"), 3, "no counts in --steps"),
-    ],
-)
-def test_what_cannot_be_measured_is_said_and_coded(
-    microscope: Run, log: Path, arguments: tuple[str, ...], code: int, why: str
+def test_a_run_or_a_range_without_counts_has_no_coverage(
+    call: Call, log: Path, write_log: Any, make_header: Any
 ) -> None:
-    done = microscope("coverage", log, *arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert why in done.stderr
-
-
-def test_a_run_without_counts_has_no_coverage(
-    microscope: Run, write_log: Any, make_header: Any
-) -> None:
-    done = microscope("coverage", write_log([make_header(), {"kind": "step", "step": 1}]))
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "no step with counts" in done.stderr
+    code, out, err = call("coverage", log, "--steps", "10:")
+    assert (code, out) == (3, "")
+    assert "no counts in --steps" in err
+    bare = write_log([make_header(), {"kind": "step", "step": 1}], name="bare")
+    code, out, err = call("coverage", bare)
+    assert (code, out) == (3, "")
+    assert "no step with counts" in err

@@ -79,16 +79,24 @@ def test_a_run_that_wanted_to_end_is_not_waited_for(
     assert (run.ending.remark, capsys.readouterr().err) == ("", "")
 
 
-@pytest.mark.parametrize("reason", ["signal", "stopped", "preempted", ""])
-def test_a_run_that_had_stopped_is_waited_for_and_it_is_said_once(
-    log: Path, capsys: pytest.CaptureFixture[str], reason: str
+@pytest.mark.parametrize(
+    ("reason", "how"),
+    [
+        *(("signal", "has stopped"), ("preempted", "has stopped"), ("", "has stopped")),
+        (None, "has been silent for long"),
+    ],
+)
+def test_a_run_that_had_stopped_is_waited_for_with_one_message(
+    log: Path, capsys: pytest.CaptureFixture[str], reason: str | None, how: str
 ) -> None:
     run = Followed(log)
-    run.append(end(reason))
+    if reason is None:
+        run.fall_silent()
+    else:
+        run.append(end(reason))
     assert not run.is_over()
     assert capsys.readouterr().err == (
-        f"moe-microscope: {log}: has stopped, waiting up to 600 s for it to resume "
-        "(--wait 0 does not)\n"
+        f"moe-microscope: {log}: {how}, waiting up to 600 s for it to resume (--wait 0 does not)\n"
     )
     assert not run.is_over(after_s=599)
     assert not run.ending.remark
@@ -97,26 +105,14 @@ def test_a_run_that_had_stopped_is_waited_for_and_it_is_said_once(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_that_had_gone_silent_is_waited_for(
-    log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Followed(log)
-    run.fall_silent()
-    assert not run.is_over()
-    assert "has been silent for long, waiting up to 600 s" in capsys.readouterr().err
-    assert run.is_over(after_s=600)
-
-
-def test_without_patience_nothing_is_waited_for(
-    log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_wait_0_nothing_is_waited_for(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Followed(log, wait_s=0)
     run.append(end("signal"))
     assert run.is_over()
     assert (run.ending.remark, capsys.readouterr().err) == ("", "")
 
 
-def test_a_run_that_goes_on_is_over_at_its_next_end_whatever_that_is(
+def test_a_run_that_resumes_is_over_at_its_next_end_whatever_that_is(
     log: Path, make_header: Any, step: Any
 ) -> None:
     run = Followed(log)
@@ -129,7 +125,7 @@ def test_a_run_that_goes_on_is_over_at_its_next_end_whatever_that_is(
     assert not run.ending.remark
 
 
-def test_half_a_line_after_the_end_is_no_sign_that_the_run_went_on(log: Path) -> None:
+def test_half_a_line_after_the_end_does_not_mean_that_the_run_resumed(log: Path) -> None:
     run = Followed(log)
     run.append(end("signal"))
     assert not run.is_over()
@@ -139,7 +135,7 @@ def test_half_a_line_after_the_end_is_no_sign_that_the_run_went_on(log: Path) ->
     assert run.is_over(after_s=600)
 
 
-def test_a_run_that_went_on_and_fell_silent_again_is_over(log: Path, step: Any) -> None:
+def test_a_run_that_resumed_and_fell_silent_again_is_over(log: Path, step: Any) -> None:
     run = Followed(log)
     run.fall_silent()
     assert not run.is_over()
@@ -149,7 +145,7 @@ def test_a_run_that_went_on_and_fell_silent_again_is_over(log: Path, step: Any) 
     assert run.is_over()
 
 
-def test_what_falls_silent_right_after_the_first_look_gets_its_whole_wait(log: Path) -> None:
+def test_a_run_that_falls_silent_right_after_the_first_poll_gets_its_whole_wait(log: Path) -> None:
     run = Followed(log)
     assert not run.is_over()  # it lives
     run.fall_silent()
@@ -183,7 +179,7 @@ def test_a_log_that_is_deleted_gets_a_moment_to_come_back(log: Path, step: Any) 
     assert followed.is_over(after_s=6)
 
 
-def test_an_archive_is_written_no_more(log: Path) -> None:
+def test_an_archive_is_over_at_once(log: Path) -> None:
     archive = log.with_name("metrics.jsonl.gz")
     archive.write_bytes(gzip.compress(log.read_bytes() + json.dumps(end("signal")).encode()))
     assert Followed(archive).is_over()

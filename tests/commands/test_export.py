@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from microscope_tui import measures
 from microscope_tui.report import EXPERT_COLUMNS, ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
 
-Run = Callable[..., CompletedProcess[str]]
+Call = Callable[..., tuple[int, str, str]]
 ROWS = [[900, 100, 0, 0], [250, 250, 250, 250]]
 
 
@@ -32,10 +31,10 @@ def table(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_a_row_per_step_and_router_without_superseded_steps(microscope: Run, log: Path) -> None:
-    done = microscope("export", log)
-    assert done.returncode == 0
-    rows = table(done.stdout)
+def test_a_row_per_step_and_router_without_superseded_steps(call: Call, log: Path) -> None:
+    code, out, _ = call("export", log)
+    assert code == 0
+    rows = table(out)
     assert [(row["step"], row["router"]) for row in rows] == [
         (step, router) for step in "123" for router in "01"
     ]
@@ -45,23 +44,26 @@ def test_a_row_per_step_and_router_without_superseded_steps(microscope: Run, log
     assert rows[2]["collapse_index"] == rows[1]["collapse_index"]  # the rows were swapped
     assert rows[0]["router.entropy"] == ""
     assert rows[2]["loss"] == "NaN"
+    assert rows[1]["layer"] == "'=2+5", "a name never becomes a formula"
 
 
-def test_a_row_per_expert_holds_its_count_and_bias(microscope: Run, log: Path) -> None:
-    rows = table(microscope("export", log, "--experts").stdout)
+def test_a_row_per_expert_holds_its_count_and_bias(call: Call, log: Path) -> None:
+    rows = table(call("export", log, "--experts")[1])
     assert len(rows) == 3 * 2 * 4
     assert [int(row["tokens_per_expert"]) for row in rows[:4]] == ROWS[0]
     assert [row["expert_bias"] for row in rows[:5]] == ["0.5", "0.0", "0.0", "0.0", ""]
 
 
-def test_a_name_never_becomes_a_formula(microscope: Run, log: Path) -> None:
-    assert table(microscope("export", log).stdout)[1]["layer"] == "'=2+5"
+def test_a_file_holds_what_is_printed(call: Call, log: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.csv"
+    assert call("export", log, "-o", file) == (0, "", f"moe-microscope: written: {file}\n")
+    assert file.read_text() == call("export", log)[1]
 
 
-def test_parquet_holds_the_same_rows_with_types(microscope: Run, log: Path, tmp_path: Path) -> None:
+def test_parquet_holds_the_same_rows_with_types(call: Call, log: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     out = tmp_path / "run.parquet"
-    assert microscope("export", log, "--format", "parquet", "-o", out).returncode == 0
+    assert call("export", log, "--format", "parquet", "-o", out)[0] == 0
     found = parquet.read_table(out)
     assert found.column_names == list(ROUTER_COLUMNS)
     expected = [list(row) for row in rows_of(RunFile("run", log, 0.0))]
@@ -70,29 +72,16 @@ def test_parquet_holds_the_same_rows_with_types(microscope: Run, log: Path, tmp_
         assert values["collapse_index"] == row[ROUTER_COLUMNS.index("collapse_index")]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "why"),
-    [
-        (("--format", "parquet"), 64, "name a file with -o"),
-        (("-o", "/nowhere/at/all.csv"), 64, "cannot be written"),
-        (("--format", "xlsx"), 64, "xlsx"),
-    ],
-)
-def test_what_cannot_be_written_is_a_usage_error(
-    microscope: Run, log: Path, arguments: tuple[str, ...], code: int, why: str
+def test_a_run_without_a_step_or_counts_has_nothing_to_export(
+    call: Call, write_log: Any, make_header: Any
 ) -> None:
-    done = microscope("export", log, *arguments)
-    assert done.returncode == code
-    assert why in done.stderr
-    assert done.stdout == ""
-
-
-def test_a_run_without_a_step_has_nothing_to_export(
-    microscope: Run, write_log: Any, make_header: Any
-) -> None:
-    done = microscope("export", write_log([make_header()]))
-    assert done.returncode == 3
-    assert "holds no step" in done.stderr
+    code, _, err = call("export", write_log([make_header()]))
+    assert code == 3
+    assert "holds no step" in err
+    bare = write_log([make_header(), {"kind": "step", "step": 1}], name="bare")
+    code, _, err = call("export", bare, "--experts")
+    assert code == 3
+    assert "holds no step with counts" in err
 
 
 def test_only_one_step_is_in_memory(write_log: Any, make_header: Any, make_step: Any) -> None:

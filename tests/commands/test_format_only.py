@@ -1,4 +1,4 @@
-"""``check --format-only`` as a program: exit codes, folders, archives, pipes."""
+"""``check --format-only``: exit codes, folders, archives, pipes."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-Run = Callable[..., Any]
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -25,79 +25,69 @@ def broken(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> P
     return write_log([make_header(), *steps, b'{"kind": "step", "step": 6,'], name="broken")  # type: ignore[no-any-return]
 
 
-def test_a_sound_log_exits_with_zero_in_one_line(microscope: Run, sound: Path) -> None:
+def test_a_sound_log_exits_with_zero_in_one_line(call: Call, sound: Path) -> None:
     for path in (sound, sound / "metrics.jsonl"):
-        done = microscope("check", "--format-only", path)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "1 run record, 60 steps" in done.stdout
-        assert done.stdout.endswith("no problems\n")
-        assert done.stdout.count("\n") == 1
+        code, out, err = call("check", "--format-only", path)
+        assert (code, err) == (0, "")
+        assert "1 run record, 60 steps" in out
+        assert out.endswith("no problems\n")
+        assert out.count("\n") == 1
 
 
-def test_every_error_names_file_line_reason_and_what_to_do(microscope: Run, broken: Path) -> None:
-    done = microscope("check", "--format-only", broken)
-    assert done.returncode == 3
-    assert f"{broken}:4: error: tokens_per_expert[0] sums to 8192, expected" in done.stdout
-    assert f"{broken}:7: error: not JSON" in done.stdout
-    assert "count every selected pair once" in done.stdout
+def test_every_error_names_file_line_reason_and_what_to_do(call: Call, broken: Path) -> None:
+    code, out, _ = call("check", "--format-only", broken)
+    assert code == 3
+    assert f"{broken}:4: error: tokens_per_expert[0] sums to 8192, expected" in out
+    assert f"{broken}:7: error: not JSON" in out
+    assert "count every selected pair once" in out
 
 
 def test_a_folder_means_its_newest_log_and_all_means_every_log_and_the_worst_code(
-    microscope: Run, sound: Path, broken: Path, tmp_path: Path
+    call: Call, sound: Path, broken: Path, tmp_path: Path
 ) -> None:
     os.utime(sound / "metrics.jsonl", (2000, 2000))
     os.utime(broken, (1000, 1000))
-    newest = microscope("check", "--format-only", tmp_path)
-    every = microscope("check", "--format-only", tmp_path, "--all")
-    assert newest.returncode == 0
-    assert "broken" not in newest.stdout
-    assert every.returncode == 3
-    assert "broken/metrics.jsonl: 7 lines" in every.stdout
-    assert "healthy-0/metrics.jsonl: " in every.stdout
-
-
-def test_the_json_report_is_one_object_and_a_list_with_all(
-    microscope: Run, sound: Path, broken: Path, tmp_path: Path
-) -> None:
-    os.utime(broken, (3e9, 3e9))
-    one = json.loads(microscope("check", "--format-only", tmp_path, "--json").stdout)
-    every = json.loads(microscope("check", "--format-only", tmp_path, "--json", "--all").stdout)
+    code, out, _ = call("check", "--format-only", tmp_path)
+    assert code == 0
+    assert "broken" not in out
+    code, out, _ = call("check", "--format-only", tmp_path, "--all")
+    assert code == 3
+    assert "broken/metrics.jsonl: 7 lines" in out
+    assert "healthy-0/metrics.jsonl: " in out
+    one = json.loads(call("check", "--format-only", broken, "--json")[1])
+    every = json.loads(call("check", "--format-only", tmp_path, "--json", "--all")[1])
     assert (one["schema_version"], one["exit_code"]) == (1, 3)
     assert {"line": 4, "severity": "error"}.items() <= one["problems"][0].items()
-    assert [report["exit_code"] for report in every] == [3, 0]
+    assert [report["exit_code"] for report in every] == [0, 3]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_an_archive_is_checked_like_its_log(microscope: Run, sound: Path, suffix: str) -> None:
-    if suffix == ".zst":
-        zstd = pytest.importorskip("backports.zstd")
-        pack = zstd.compress
-    else:
-        pack = gzip.compress
+def test_an_archive_is_checked_like_its_log(call: Call, sound: Path, suffix: str) -> None:
+    zst = suffix == ".zst"
+    pack = pytest.importorskip("backports.zstd").compress if zst else gzip.compress
     log = sound / "metrics.jsonl"
     packed = log.with_name(log.name + suffix)
     packed.write_bytes(pack(log.read_bytes()))
-    plain = microscope("check", "--format-only", log)
-    done = microscope("check", "--format-only", packed)
-    assert done.returncode == 0
-    assert done.stdout == plain.stdout.replace(str(log), str(packed))
+    code, out, _ = call("check", "--format-only", packed)
+    assert code == 0
+    assert out == call("check", "--format-only", log)[1].replace(str(log), str(packed))
 
 
 def test_a_pipe_is_checked_under_the_name_of_the_standard_input(
-    microscope: Run, broken: Path
+    microscope: Callable[..., Any], broken: Path
 ) -> None:
     done = microscope("check", "--format-only", "-", given=broken.read_bytes())
     assert done.returncode == 3
     assert "standard input:4: error: tokens_per_expert[0] sums to 8192" in done.stdout
-    assert microscope("check", "--format-only", "-").returncode == 3  # nothing is no log
+    assert microscope("check", "--format-only", "-").returncode == 3  # nothing is not a log
 
 
-def test_what_is_not_there_exits_with_three_and_one_line(microscope: Run, tmp_path: Path) -> None:
-    for path, words in (("missing", "No such file"), (".", "contains no *.jsonl")):
-        done = microscope("check", "--format-only", tmp_path / path)
-        assert done.returncode == 3
-        assert words in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
+def test_a_missing_log_exits_with_three_and_one_line(call: Call, tmp_path: Path) -> None:
+    for path, why in (("missing", "No such file"), (".", "contains no *.jsonl")):
+        code, out, err = call("check", "--format-only", tmp_path / path)
+        assert code == 3
+        assert why in out + err
+        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -107,9 +97,7 @@ def test_what_is_not_there_exits_with_three_and_one_line(microscope: Run, tmp_pa
         *(["--profile", "eval"], ["--baseline", "."], ["--config", "x.toml"]),
     ],
 )
-def test_options_that_judge_a_run_do_not_go_with_it(
-    microscope: Run, sound: Path, option: list[str]
-) -> None:
-    done = microscope("check", sound, "--format-only", *option)
-    assert done.returncode == 64
-    assert f"--format-only does not judge runs: remove {option[0]} out" in done.stderr
+def test_options_that_judge_a_run_do_not_go_with_it(call: Call, option: list[str]) -> None:
+    code, _, err = call("check", ".", "--format-only", *option)
+    assert code == 64
+    assert f"--format-only does not judge runs: remove {option[0]} out" in err

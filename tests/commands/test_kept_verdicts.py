@@ -3,12 +3,12 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from microscope_tui.cli import main
 from microscope_tui.commands import UserConfig, ViewConfig
 from microscope_tui.commands import watch as watch_command
 from microscope_tui.diagnosis import ANYTHING, Severity
@@ -31,27 +31,20 @@ def log(scenario: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def run(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return end.value.code
-
-
-def test_check_never_reads_a_kept_verdict_and_writes_none(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["check", "--all"], "healthy at step 150"),
+        (["snapshot", "--screen", "runs", "--format", "json"], '"rule":"COLLAPSE"'),
+    ],
+)
+def test_only_a_snapshot_of_the_list_reads_kept_verdicts_and_nothing_writes_them(
+    call: Callable[..., Any], log: Path, tmp_path: Path, arguments: list[str], printed: str
 ) -> None:
     before = sorted((tmp_path / "state").rglob("*"))
-    assert run("check", log.parent, "--all") == 0
-    assert "healthy at step 150" in capsys.readouterr().out
-    assert sorted((tmp_path / "state").rglob("*")) == before
-
-
-def test_a_snapshot_of_the_list_reads_them_and_writes_none(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = sorted((tmp_path / "state").rglob("*"))
-    assert run("snapshot", log.parent, "--screen", "runs", "--format", "json") == 0
-    assert '"rule":"COLLAPSE"' in capsys.readouterr().out
+    code, out, _ = call(*arguments, log.parent)
+    assert code == 0
+    assert printed in out
     assert sorted((tmp_path / "state").rglob("*")) == before
 
 

@@ -1,7 +1,7 @@
 """``make demo`` however it is left: no process stays, the terminal is as before, the code fits.
 
-The trainer is a stub, everything else is real: make, the script, the microscope, tmux where it is
-installed (a fake one that understands the same words is tried everywhere).
+The trainer is a stub, everything else is real: make, the script, the microscope, and tmux where it
+is installed.
 """
 
 import json
@@ -14,50 +14,47 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from microscope_tui.scenarios import Shape, lines
+from tests.forked import ForkServer
 from tests.probe.folders import own
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TOOLS = (
-    "make",
-    "bash",
-    "sh",
-    "date",
-    "dirname",
-    "mkdir",
-    "rmdir",
-    "sleep",
-    "stty",
-    "tail",
-    "touch",
-    "env",
-)
+TOOLS = [
+    *("make", "bash", "sh", "date", "dirname", "mkdir", "rmdir"),
+    *("sleep", "stty", "tail", "touch", "env"),
+]
 SHOWN = "outer collapse"
 STOPPING = "stopping the trainer and writing a checkpoint"
-TERMINALS = ["no tmux", "inside tmux", "fake tmux", "tmux"]
 
-Play = Callable[..., tuple[list[str], int | None]]
+Shell = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def log() -> bytes:
+    """A collapse that has not ended."""
+    _, records = lines("collapse", Shape(steps=400), 0)
+    return b"".join(list(records)[:-1])
 
 
 class House:
     """A checkout in which everything is installed and the trainer is a stub."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, log: bytes) -> None:
         self.folder = folder
         for name in ("examples", ".venv/bin", "bin"):
             (folder / name).mkdir(parents=True)
         for name in ("Makefile", "pyproject.toml", "examples/demo.sh"):
             shutil.copy(ROOT / name, folder / name)
         shutil.copy(HERE / "stub_trainer.py", folder / "train.py")
-        path = f"PYTHONPATH={ROOT}"
-        self.write(".venv/bin/python", f'exec env {path} {sys.executable} "$@"')
-        self.write(
-            ".venv/bin/moe-microscope",
-            f'exec env {path} {sys.executable} -m microscope_tui.cli "$@"',
-        )
+        (folder / "stub-log.jsonl").write_bytes(log)
+        python = f"exec env PYTHONPATH={ROOT} {sys.executable}"
+        self.write(".venv/bin/python", f'{python} "$@"')
+        self.write(".venv/bin/moe-microscope", f'{python} -m microscope_tui.cli "$@"')
         (folder / ".venv/.train").touch()
         for tool in TOOLS:
             (folder / "bin" / tool).symlink_to(shutil.which(tool) or "missing")
@@ -65,7 +62,6 @@ class House:
             "PATH": str(folder / "bin"),
             "HOME": str(folder),
             "TMUX_TMPDIR": str(folder),
-            "FAKE_TMUX": str(folder),
             "LANG": "C.UTF-8",
         }
 
@@ -75,25 +71,21 @@ class House:
         program.write_text(f"#!/bin/sh\n{line}\n")
         program.chmod(0o755)
 
-    def furnish(self, terminal: str) -> None:
-        """Have tmux or not, be inside or not."""
-        if terminal == "inside tmux":
-            self.environment["TMUX"] = "/tmp/tmux-0/default,1,0"
-        if terminal == "fake tmux":
-            self.write("bin/tmux", f'exec {sys.executable} {HERE / "fake_tmux.py"} "$@"')
-        if terminal == "tmux":
-            real = shutil.which("tmux")
-            if real is None:
-                pytest.skip("tmux is not installed")
-            (self.folder / "bin" / "tmux").symlink_to(real)
+    def install_tmux(self) -> None:
+        real = shutil.which("tmux")
+        if real is None:
+            pytest.skip("tmux is not installed")
+        (self.folder / "bin" / "tmux").symlink_to(real)
 
     def command(self, **more: str) -> str:
         variables = " ".join(f"{k}='{v}'" for k, v in (self.environment | more).items())
         return f"cd '{self.folder}' && unset TMUX && export {variables} && make demo"
 
-    def pids(self) -> list[int]:
-        texts = [path.read_text() for path in self.folder.glob("stub-*.pid")]
-        return [int(text) for text in texts if text]
+    def run_without_terminal(self, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", self.command(**more)],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
 
     def ending(self) -> str:
         """The signal that the only trainer there was has stopped for."""
@@ -105,7 +97,7 @@ class House:
         until = time.monotonic() + 10
         while left := self.processes():
             assert time.monotonic() < until, left
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def processes(self) -> list[str]:
         found = []
@@ -121,137 +113,105 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "a house")
+def house(tmp_path: Path, log: bytes) -> Iterator[House]:
+    house = House(tmp_path / "a house", log)
     yield house
     for line in house.processes():  # of a test that failed
         with suppress(ProcessLookupError):
             os.kill(int(line.split()[0]), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("terminal", TERMINALS)
+@pytest.mark.parametrize("terminal", ["inside tmux", "outside tmux"])
 def test_q_stops_the_trainer_and_gives_the_terminal_back(
-    terminal: str, house: House, play: Play
+    terminal: str, house: House, shell: Shell
 ) -> None:
-    house.furnish(terminal)
-    screens, code = play(
+    if terminal == "outside tmux":
+        house.install_tmux()
+    else:
+        house.environment["TMUX"] = "/tmp/tmux-0/default,1,0"
+        house.write("bin/tmux", "touch called")
+    screen = shell(
         f"stty -g >'{house.folder}/before'; {house.command()}; code=$?; "
         f"stty -g >'{house.folder}/after'; exit $code",
-        ("wait", SHOWN), ("see", ""), ("press", "q"), ("wait", STOPPING), ("wait", "generate text"),
-        ("see", ""), ("end", ""), columns=120, rows=40,
+        columns=120, rows=40,
     )  # fmt: skip
-    assert code == 0
+    screen.wait_for(SHOWN)
+    if terminal == "outside tmux":
+        assert "the trainer narrates" in screen.text, "its output is above the microscope"
+    screen.press("q")
+    assert screen.exit_code() == 0
+    assert STOPPING in screen.text
+    assert "watch it again:  .venv/bin/moe-microscope logs/demo-" in screen.text
     assert house.ending() == "SIGTERM"
-    if terminal == "tmux":
-        assert "the trainer narrates" in screens[0], "its output is above the microscope"
-    assert "watch it again:  .venv/bin/moe-microscope logs/demo-" in screens[1]
+    assert not (house.folder / "called").exists(), "no session within a session"
     before, after = ((house.folder / name).read_text() for name in ("before", "after"))
     assert before == after
     house.assert_no_orphan()
 
 
-def test_the_printed_commands_probe_the_checkpoint_and_show_its_tokens(
-    house: House, play: Play
-) -> None:
-    said, _ = play(
-        house.command(), ("wait", SHOWN), ("press", "q"), ("wait", "see tokens (7):"),
-        ("see", ""), ("end", ""), columns=200, rows=40,
-    )  # fmt: skip
-    [latest] = house.folder.glob("checkpoints/*/latest")
-    run = latest.parent.name
-    made = (
-        f".venv/bin/moe-microscope probe checkpoints/{run} README.md train.py -o logs/{run}-probe"
-    )
-    opened = f".venv/bin/moe-microscope logs/{run}-probe"
-    assert f"probe it (20 s): {made}" in said[0]
-    assert f"see tokens (7):  {opened}" in said[0]
-    latest.rmdir()  # of the stub
-    own(latest)
-    (house.folder / "README.md").write_text("Here `prose` is read.\n" * 20)
-    (house.folder / "train.py").write_text("def read(self): return 0\n" * 20)
-    screens, code = play(
-        f"cd '{house.folder}' && {made} && {opened}",
-        ("wait", "7 tokens"), ("press", "7"), ("wait", "Here prose is read."),
-        ("see", ""), ("press", "q"), ("end", ""),
-    )  # fmt: skip
-    assert code == 0
-    assert "slice README" in screens[0]
-
-
-@pytest.mark.parametrize("terminal", TERMINALS)
+@pytest.mark.parametrize("tmux", [False, True], ids=["no tmux", "tmux"])
 def test_a_terminal_that_is_closed_takes_everything_with_it(
-    terminal: str, house: House, play: Play
+    tmux: bool, house: House, shell: Shell
 ) -> None:
-    house.furnish(terminal)
-    play(house.command(), ("wait", SHOWN), ("hang up", ""), ("end", ""))
+    if tmux:
+        house.install_tmux()
+    screen = shell(house.command())
+    screen.wait_for(SHOWN)
+    screen.hang_up()
+    screen.exit_code()
     house.assert_no_orphan()
     assert house.ending() in ("SIGHUP", "SIGTERM"), "either way there is a checkpoint"
 
 
-def test_ctrl_c_while_the_trainer_starts_ends_both(house: House, play: Play) -> None:
-    _, code = play(
-        house.command(STUB="slow"),
-        ("wait", "at step 60"), ("press", "\x03"), ("end", ""),
-    )  # fmt: skip
-    assert code in (-signal.SIGINT, 130)
+def test_tmux_that_cannot_open_gives_way_to_the_microscope_alone(
+    house: House, shell: Shell
+) -> None:
+    house.write("bin/tmux", "echo open terminal failed >&2; exit 1")
+    screen = shell(house.command())
+    screen.wait_for("showing only the microscope")
+    screen.wait_for(SHOWN)
+    screen.press("q")
+    assert screen.exit_code() == 0
+    assert house.ending() == "SIGTERM"
     house.assert_no_orphan()
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(house: House, play: Play) -> None:
-    _, code = play(
-        house.command(STUB="deaf"),
-        ("wait", SHOWN), ("press", "q"), ("wait", STOPPING), ("press", "\x03"), ("end", ""),
-    )  # fmt: skip
-    assert code is not None
+def test_ctrl_c_while_the_trainer_starts_ends_both(house: House, shell: Shell) -> None:
+    screen = shell(house.command(STUB="slow"))
+    screen.wait_for("at step 60")
+    screen.press("\x03")
+    assert screen.exit_code() in (-signal.SIGINT, 130)
     house.assert_no_orphan()
 
 
-@pytest.mark.parametrize("terminal", TERMINALS)
-def test_a_trainer_that_cannot_start_is_reported(terminal: str, house: House, play: Play) -> None:
-    house.furnish(terminal)
-    _, code = play(
-        house.command(STUB="fails"),
-        ("wait", "the trainer failed with exit code 1"), ("wait", "train.py: the disk is full"),
-        ("wait", "Error 1"), ("end", ""),
-    )  # fmt: skip
-    assert code == 2, "what make ends with, whatever the recipe did"
+def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(house: House, shell: Shell) -> None:
+    screen = shell(house.command(STUB="deaf"))
+    screen.wait_for(SHOWN)
+    screen.press("q")
+    screen.wait_for(STOPPING)
+    screen.press("\x03")
+    screen.exit_code()
+    house.assert_no_orphan()
+
+
+def test_a_trainer_that_cannot_start_is_reported(house: House, shell: Shell) -> None:
+    screen = shell(house.command(STUB="fails"))
+    assert screen.exit_code() == 2, "what make ends with, whatever the recipe did"
+    for words in ("the trainer failed with exit code 1", "the disk is full", "Error 1"):
+        assert words in screen.text
     assert not any(path.is_dir() for path in (house.folder / "logs").iterdir())
     house.assert_no_orphan()
 
 
 def test_a_trainer_that_dies_while_it_is_watched_is_reported_at_the_end(
-    house: House, play: Play
+    house: House, shell: Shell
 ) -> None:
-    _, code = play(
-        house.command(STUB="dies"),
-        ("wait", SHOWN), ("press", "q"), ("wait", "the trainer failed with exit code 1"),
-        ("wait", "the trainer narrates"), ("end", ""),
-    )  # fmt: skip
-    assert code == 2
-    house.assert_no_orphan()
-
-
-def test_tmux_that_cannot_open_gives_way_to_the_microscope_alone(house: House, play: Play) -> None:
-    house.furnish("fake tmux")
-    _, code = play(
-        house.command(STUB_TMUX="fails"),
-        ("wait", "open terminal failed"), ("wait", SHOWN), ("press", "q"), ("end", ""),
-    )  # fmt: skip
-    assert code == 0
-    assert house.ending() == "SIGTERM"
-    house.assert_no_orphan()
-
-
-def test_two_demos_of_one_second_take_two_names(house: House, play: Play) -> None:
-    house.write("bin/date", "echo 2026-01-01-000000")
-    with running(house, STUB="slow") as beside:
-        _, code = play(house.command(), ("wait", SHOWN), ("press", "q"), ("end", ""))
-        assert code == 0
-        assert beside.poll() is None, "what stops one demo leaves the other alone"
-        beside.send_signal(signal.SIGTERM)
-        beside.communicate(timeout=60)
-    runs = {path.stem for path in house.folder.glob("stub-*.pid")}
-    assert runs == {"stub-demo-2026-01-01-000000", "stub-demo-2026-01-01-000000-2"}
+    screen = shell(house.command(STUB="dies"))
+    screen.wait_for(SHOWN)
+    screen.press("q")
+    assert screen.exit_code() == 2
+    for words in ("the trainer failed with exit code 1", "the trainer narrates"):
+        assert words in screen.text
     house.assert_no_orphan()
 
 
@@ -264,21 +224,31 @@ def running(house: House, **more: str) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as script:  # fmt: skip
         until = time.monotonic() + 20
-        while not house.pids():
+        while not any(path.read_text() for path in house.folder.glob("stub-*.pid")):
             assert time.monotonic() < until
-            time.sleep(0.05)
+            time.sleep(0.02)
         yield script
 
 
-def run_without_terminal(house: House, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", "-c", house.command(**more)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+def test_two_demos_of_one_second_take_two_names(house: House) -> None:
+    house.write("bin/date", "echo 2026-01-01-000000")
+    with running(house, STUB="slow") as beside:
+        assert house.run_without_terminal().returncode == 0
+        assert beside.poll() is None, "what ends one demo leaves the other alone"
+        beside.send_signal(signal.SIGTERM)
+        beside.communicate(timeout=60)
+    runs = {path.stem for path in house.folder.glob("stub-*.pid")}
+    assert runs == {"stub-demo-2026-01-01-000000", "stub-demo-2026-01-01-000000-2"}
+    house.assert_no_orphan()
 
 
-def test_without_a_terminal_it_trains_until_the_verdict_and_prints_it(house: House) -> None:
-    done = run_without_terminal(house)
+def test_without_a_terminal_it_trains_until_the_verdict_and_prints_what_to_do_next(
+    house: House,
+    fork_server: ForkServer,
+    microscope: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = house.run_without_terminal()
     assert done.returncode == 0, done.stderr
     assert "CRITICAL" in done.stdout
     assert SHOWN in done.stdout
@@ -287,19 +257,32 @@ def test_without_a_terminal_it_trains_until_the_verdict_and_prints_it(house: Hou
     assert words[words.index("--steps") + 1] == "150"
     assert words[words.index("--force-collapse") + 1] == "3@60"
     house.assert_no_orphan()
+    [latest] = house.folder.glob("checkpoints/*/latest")
+    run = latest.parent.name
+    made = f"probe checkpoints/{run} README.md train.py -o logs/{run}-probe"
+    assert f"probe it (20 s): .venv/bin/moe-microscope {made}" in done.stderr
+    assert f"see tokens (7):  .venv/bin/moe-microscope logs/{run}-probe" in done.stderr
+    latest.rmdir()  # of the stub
+    own(latest)
+    (house.folder / "README.md").write_text("Here `prose` is read.\n" * 20)
+    monkeypatch.chdir(house.folder)
+    probe = fork_server.start("-m", "microscope_tui.cli", *made.split())
+    assert probe.wait() == 0, probe.communicate()
+    shown = microscope("snapshot", f"logs/{run}-probe", "--screen", "tokens")
+    assert "Here prose is read." in shown.stdout
+    assert "slice README" in shown.stdout
 
 
 def test_what_is_installed_is_announced_and_pip_shows_its_progress(house: House) -> None:
     (house.folder / ".venv/.train").unlink()
     house.write(".venv/bin/pip", 'echo "pip $*"')
-    done = run_without_terminal(house)
-    assert done.returncode == 0, done.stderr
+    done = house.run_without_terminal(STUB="fails")
     assert done.stdout.index("about 5.6 GB") < done.stdout.index("pip install -e .[train]")
     assert "--quiet" not in done.stdout
 
 
 def test_without_a_terminal_the_code_of_a_trainer_that_failed_is_kept(house: House) -> None:
-    done = run_without_terminal(house, STUB="fails")
+    done = house.run_without_terminal(STUB="fails")
     assert done.returncode == 2
     assert "the disk is full" in done.stderr
     assert "Error 1" in done.stderr
@@ -312,6 +295,6 @@ def test_without_a_terminal_a_signal_stops_the_trainer_first(
     """As CI ends a job: the whole process group."""
     with running(house, STUB="slow") as script:
         os.killpg(script.pid, number)
-        _, said = script.communicate(timeout=60)
-    assert script.returncode == 128 + number, said
+        _, errors = script.communicate(timeout=60)
+    assert script.returncode == 128 + number, errors
     house.assert_no_orphan()

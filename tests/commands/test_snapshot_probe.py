@@ -1,13 +1,16 @@
-"""``snapshot`` of the screens of a probe: text, data and pictures, and what it says without one."""
+"""``snapshot`` of the screens of a probe: text, data and pictures, and the message without one."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from microscope_tui.cli import main
 from microscope_tui.routing import FILE_NAME, Routing
 from tests.probed import SLICES, write_probed
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -15,24 +18,18 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_probed(tmp_path_factory.mktemp("logs") / "probe")
 
 
-def snapshot(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["snapshot", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def test_the_tokens_as_text(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = snapshot(capsys, probed, "--screen", "tokens", "--token", 1200, "--layer", "L3")
+def test_the_tokens_as_text(probed: Path, call: Call) -> None:
+    arguments = ("--screen", "tokens", "--token", 1200, "--layer", "L3")
+    code, out, _ = call("snapshot", probed, *arguments)
     assert code == 0
     assert "  L3 3 of 6   token 1,200 of" in out
     with Routing(probed / FILE_NAME) as routing:
         assert f"expert {routing.choice(2, 1200).experts[0]} " in out
 
 
-def test_the_tokens_as_data(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tokens_as_data(probed: Path, call: Call) -> None:
     arguments = ("--screen", "tokens", "--format", "json", "--token", 1200, "--layer", "L3")
-    code, out, _ = snapshot(capsys, probed, *arguments)
+    code, out, _ = call("snapshot", probed, *arguments)
     found = json.loads(out)
     assert (code, found["layer"], found["top_k"]) == (0, "L3", 2)
     with Routing(probed / FILE_NAME) as routing:
@@ -44,8 +41,8 @@ def test_the_tokens_as_data(probed: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [row["token"] for row in found["tokens"]] == list(range(1200, 1400))
 
 
-def test_the_slices_as_data(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = snapshot(capsys, probed, "--screen", "slices", "--format", "json")
+def test_the_slices_as_data(probed: Path, call: Call) -> None:
+    code, out, _ = call("snapshot", probed, "--screen", "slices", "--format", "json")
     found = json.loads(out)
     assert code == 0
     assert [one["slice"] for one in found["slices"]] == list(SLICES)
@@ -56,54 +53,47 @@ def test_the_slices_as_data(probed: Path, capsys: pytest.CaptureFixture[str]) ->
         assert found["identity"] == routing.tables.identity[0]
 
 
-def test_the_pictures(probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for screen, text in (("tokens", "paragraphs"), ("slices", "expert")):
-        file = tmp_path / f"{screen}.svg"
-        arguments = ("--screen", screen, "--format", "svg", "-o", file)
-        code, _, _ = snapshot(capsys, probed, *arguments)
-        assert code == 0
-        assert text in file.read_text()
+def test_the_tokens_as_a_picture(probed: Path, tmp_path: Path, call: Call) -> None:
+    file = tmp_path / "tokens.svg"
+    arguments = ("--screen", "tokens", "--format", "svg", "-o", file)
+    assert call("snapshot", probed, *arguments)[0] == 0
+    assert "paragraphs" in file.read_text()
 
 
 @pytest.mark.parametrize("screen", ["tokens", "slices"])
-def test_without_a_probe_it_says_how_to_make_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], scenario: object, screen: str
-) -> None:
-    run = scenario("healthy", routers=3, steps=20)  # type: ignore[operator]
-    code, out, _ = snapshot(capsys, run, "--screen", screen)
+def test_without_a_probe_it_says_how_to_make_one(call: Call, scenario: Any, screen: str) -> None:
+    run = scenario("healthy", routers=3, steps=20)
+    code, out, _ = call("snapshot", run, "--screen", screen)
     assert code == 0
     assert "moe-microscope probe MODEL TEXT" in out
-    code, _, err = snapshot(capsys, run, "--screen", screen, "--format", "json")
+    code, _, err = call("snapshot", run, "--screen", screen, "--format", "json")
     assert code == 3
     assert "moe-microscope probe MODEL TEXT" in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--token", 99999), "no token 99,999"),
-        (("--token", -1), "no token -1"),
-        (("--layer", "L99"), "no layer 'L99': there are L1, L2"),
-        (("--expert", 16), "no expert 16"),
-        (("--format", "json", "--token", 99999), "no token 99,999"),
-        (("--format", "json", "--layer", "L99"), "no layer 'L99'"),
-    ],
-)
-def test_what_does_not_exist_is_refused(
-    probed: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], said: str
-) -> None:
-    code, _, err = snapshot(capsys, probed, "--screen", "tokens", *arguments)
-    assert code == 3
-    assert said in err
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_does_not_exist_is_refused(probed: Path, call: Call, form: str) -> None:
+    with Routing(probed / FILE_NAME) as routing:
+        tokens = routing.tokens
+    refused = [
+        ("--token", tokens, f"no token {tokens:,}"),
+        ("--token", -1, "no token -1"),
+        ("--layer", "L99", "no layer 'L99': there are L1, L2"),
+    ]
+    for option, value, why in (
+        refused if form == "json" else [*refused, ("--expert", 16, "no expert 16")]
+    ):
+        arguments = ("--screen", "tokens", "--format", form, option, value)
+        code, out, err = call("snapshot", probed, *arguments)
+        assert (code, out) == (3, "")
+        assert why in err
 
 
-def test_a_damaged_file_is_refused_as_data(
-    tmp_path: Path, probed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_file_is_refused_as_data(tmp_path: Path, probed: Path, call: Call) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_bytes((probed / "metrics.jsonl").read_bytes())
     (run / FILE_NAME).write_bytes((probed / FILE_NAME).read_bytes()[:-9])
-    code, _, err = snapshot(capsys, run, "--screen", "slices", "--format", "json")
+    code, _, err = call("snapshot", run, "--screen", "slices", "--format", "json")
     assert code == 3
     assert "cut off or damaged" in err

@@ -1,0 +1,154 @@
+"""Commands that need no run: ``explain``, ``keys``, ``demo``, ``doctor``."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.binding import Binding
+
+from microscope_tui.app import keymap_of
+from microscope_tui.app import keys as all_keys
+from microscope_tui.commands import tmux_says
+from microscope_tui.diagnosis import RULES
+from microscope_tui.scenarios import SCENARIOS
+
+Call = Callable[..., tuple[int, str, str]]
+Shell = Callable[..., Any]
+HELP = Binding("question_mark,comma", "help", id="app.help", tooltip="help")
+SCREENS = {
+    "main": [
+        Binding("up,k", "move(-1)", "layer", id="layer.previous", tooltip="previous layer"),
+        Binding("left_square_bracket", "step(-1)", id="time.back", tooltip="one step back"),
+        HELP,
+    ],
+    "layer": [Binding("escape", "back", "back", id="screen.back"), HELP],
+}
+
+
+def test_every_rule_of_the_catalogue_is_listed(call: Call) -> None:
+    code, out, err = call("explain")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == list(RULES)
+
+
+def test_a_rule_is_explained_whatever_the_case_of_its_name(call: Call) -> None:
+    code, out, _ = call("explain", "hot_Expert")
+    assert code == 0
+    assert out.startswith("HOT_EXPERT: ")
+    assert "share = 0.8" in out
+
+
+def test_an_explanation_as_data_is_the_one_of_the_list(call: Call) -> None:
+    every = json.loads(call("explain", "--json")[1])
+    (one,) = json.loads(call("explain", "meter", "--json")[1])["rules"]
+    assert every["schema_version"] == 1
+    assert one == next(rule for rule in every["rules"] if rule["rule"] == "METER")
+
+
+def test_every_binding_of_every_screen_has_its_line_as_the_config_file_takes_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(all_keys, "all_bindings", lambda _: SCREENS)
+    code, out, err = call("keys")
+    assert code == 0
+    assert "  layer.previous  up  k     previous layer" in out
+    assert "  time.back       [         one step back" in out
+    assert "config.toml changes them" in err
+    blocks = [block.splitlines() for block in out.split("\n\n")]
+    assert [block[0] for block in blocks] == ["main screen", "layer screen"]
+    for (name, *lines), bindings in zip(blocks, SCREENS.values(), strict=True):
+        written = [[part.strip() for part in line.split("  ") if part] for line in lines]
+        assert [id_ for id_, *_ in written] == [one.id for one in bindings]
+        for (id_, keys, *_), one in zip(written, bindings, strict=True):
+            assert keymap_of({id_: keys}, {name: [one]})
+
+
+def test_a_demo_leaves_nothing_behind_unless_asked(
+    microscope: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = microscope("demo", "--scenario", "healthy", TMPDIR=str(tmp_path))
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_live_demo_without_a_terminal_writes_the_whole_run_and_prints_it(
+    call: Call, tmp_path: Path
+) -> None:
+    code, out, err = call("demo", "--live", "-o", tmp_path)
+    assert code == 0, err
+    assert "writing it at once" in err
+    assert "outer collapse" in out
+    text = (tmp_path / "collapse" / "metrics.jsonl").read_text("utf-8")
+    last = json.loads(text.splitlines()[-1])
+    assert (last["event"], last["reason"]) == ("end", "finished")
+    assert last["step"] == SCENARIOS["collapse"].steps
+    code, _, err = call("demo", "--scenario", "collapse", "-o", tmp_path)
+    assert code == 64
+    assert "already contains a run" in err
+
+
+def test_a_live_demo_in_a_terminal_grows_and_ends_as_stopped(shell: Shell, tmp_path: Path) -> None:
+    screen = shell(f"$MICROSCOPE demo --live -o {tmp_path}")
+    screen.wait_for("collapse")
+    screen.wait_for("step 1")
+    screen.press("q")
+    assert screen.exit_code() == 0
+    text = (tmp_path / "collapse" / "metrics.jsonl").read_text("utf-8")
+    last = json.loads(text.splitlines()[-1])
+    assert (last["event"], last["reason"]) == ("end", "stopped")
+
+
+def test_doctor_in_a_pipe_prints_plain_ascii_even_in_the_c_locale() -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "xterm-256color"}
+    done = subprocess.run(
+        [sys.executable, "-m", "microscope_tui.cli", "doctor"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | plain | {"COLORTERM": "truecolor"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\x1b" not in done.stdout
+    text = done.stdout.decode("ascii")
+    assert all(f"\n{label}" in text for label in ("TERM", "colours", "ssh", "Recommended:"))
+    assert "ascii: ascii, locale C" in text
+    assert "LANG=C.UTF-8" in text
+
+
+def test_doctor_in_a_terminal_prints_size_layout_and_colours_without_an_escape(
+    shell: Shell,
+) -> None:
+    screen = shell("(TERM=dumb $MICROSCOPE doctor; $MICROSCOPE doctor) | cat -v", rows=60)
+    assert screen.exit_code() == 0
+    assert "^[" not in screen.text
+    assert "layout       roomy" in screen.text
+    assert "colours      truecolor: COLORTERM=truecolor" in screen.text
+    assert "nothing, all is well" in screen.text
+    assert "colours      none: TERM=dumb" in screen.text
+    assert "`snapshot` and `check`" in screen.text
+
+
+@pytest.mark.parametrize(
+    ("script", "features"),
+    [
+        ("echo bpaste,RGB,title", "bpaste,RGB,title"),
+        ("echo RGB; exit 1", ""),
+        ("exec sleep 60", ""),
+        ("printf '\\033[2J'", "\ufffd[2J"),
+    ],
+)
+def test_tmux_that_fails_hangs_or_is_hostile_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, features: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("microscope_tui.commands.about._ANSWER_S", 0.5 if features else 0.05)
+    path = tmp_path / "tmux"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    assert tmux_says() == features

@@ -1,0 +1,173 @@
+"""A mistake on the command line exits with 64, prints one line, and never a verdict."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.cli import COMMANDS
+from microscope_tui.commands import bytes_option
+from microscope_tui.console import USAGE
+from microscope_tui.diagnosis import RULES
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("check . .", "Unused Tokens"),
+        ("a b c", "Unused Tokens"),
+        ("check . --wrong", "Unknown option"),
+        ("check . --fail-on never", "never"),
+        ("check . --since-step -1", "the first step of a run is 1"),
+        ("check . --ignore COLAPSE", "no such rule; there are METER, LINT, GRADSPIKE"),
+        ("check . --notify-command true", "add --follow"),
+        ("check . --follow --notify-command=", "is empty: give a command"),
+        ("check . --follow --all", "leave --all out"),
+        ("check . --follow --wait -1", "--wait -1: write seconds, 0 for none"),
+        ("check . --wait 9", "--wait 9 waits for a run to resume: add --follow"),
+        ("check . --format-only --wait 9 --ignore DEAD", "remove --ignore, --wait out"),
+        ("check . --source excel", "no such format; there are"),
+        ("check . --map share", "write QUANTITY=REGEX"),
+        ("check . --top-k 0", "--top-k 0: write a number from 1 up"),
+        ("check . --config none.toml", "no such file; name a TOML file"),
+        ("snapshot . --size wide", "write COLUMNSxROWS"),
+        ("snapshot . --step many", "--step"),
+        ("snapshot RUN --step 0", "the first step of a run is 1"),
+        ("snapshot RUN --screen layer --against RUN", "compares nothing"),
+        ("snapshot RUN --screen mismatch --format json", "--against PATH"),
+        ("coverage RUN --min-tokens 0", "--min-tokens 0: write a number from 1 up"),
+        ("coverage RUN --steps 7", "write A:B"),
+        ("coverage RUN --steps 9:3", "write A:B"),
+        ("coverage -", "save it to a file first"),
+        ("export -", "save it to a file first"),
+        ("export RUN --format xlsx", "xlsx"),
+        ("export RUN --format parquet", "name a file with -o"),
+        ("export RUN -o /nowhere/at/all.csv", "cannot be written"),
+        ("import RUN logs", "holds run logs already"),
+        ("mismatch .", "requires"),
+        ("mismatch . . --max-share 2", "write a share from 0 to 1"),
+        ("explain colapse", f"colapse: no such rule; there are {', '.join(RULES)}"),
+        ("demo --seed x", "--seed"),
+        ("demo --scenario nonsense", "choose one of healthy"),
+        ("doctor --nonsense", "Unknown option"),
+        ("- --spool x", "write a size from 1MB up, for example 500MB, or 0 for none"),
+        ("- --spool -1", "--spool"),
+        (". --memory 0", "--memory '0': write a size from 1MB up, for example 128MB"),
+    ],
+)
+def test_a_usage_error_exits_with_64_and_one_line(
+    call: Call,
+    scenario: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: str,
+    why: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = scenario("healthy", routers=2, steps=5) if "RUN" in arguments else None
+    code, out, err = call(*(run if word == "RUN" else word for word in arguments.split()))
+    assert (code, out) == (USAGE, "")
+    assert err.startswith("moe-microscope: ")
+    assert err.count("\n") == 1
+    assert why in err
+
+
+def test_the_program_itself_exits_with_64_and_prints_no_verdict(
+    microscope: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = microscope("check", tmp_path, "--wrong")
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("1MB", 1 << 20), ("64mb", 64 << 20), ("2G", 2 << 30), ("1.5 GiB", 3 << 29)),
+        *(("2048k", 2 << 20), ("1048576", 1 << 20), ("", 7)),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert bytes_option("--memory", text, "128MB", 7) == size
+
+
+@pytest.mark.parametrize("text", ["0", "1048575", "1023kB", "-5", "64 apples", "MB", "1e9", "nan"])
+def test_other_sizes_are_usage_errors(text: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        bytes_option("--memory", text, "128MB", 7)
+    assert end.value.code == USAGE
+
+
+def test_the_least_size_of_an_option_is_allowed() -> None:
+    assert bytes_option("--spool", "0", "500MB", 7, least=0) == 0
+
+
+def bad_inputs(folder: Path) -> Sequence[tuple[str, Path]]:
+    (folder / "empty").mkdir()
+    (folder / "text.txt").write_text("just a text\n")
+    for name, line in (
+        ("version", {"kind": "run", "format_version": 7, "model": {"layers": []}}),
+        ("headless", {"kind": "step", "step": 1}),
+    ):
+        (folder / name).mkdir()
+        (folder / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return [
+        ("no such file", folder / "missing"),
+        ("contains no run", folder / "empty"),
+        ("not a run log", folder / "text.txt"),
+        ("format_version is 7", folder / "version"),
+        ("no steps in the log", folder / "headless"),
+    ]
+
+
+@pytest.mark.parametrize("command", ["check", "snapshot", "export", "coverage", ""])
+def test_bad_input_exits_with_three_and_says_what_it_is(
+    call: Call, tmp_path: Path, command: str
+) -> None:
+    for why, path in bad_inputs(tmp_path):
+        if command != "check" and why == "no steps in the log":
+            continue  # a run that has not begun can be looked at
+        code, out, err = call(*([command] if command else []), path)
+        assert code == 3, why
+        assert why in out + err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["check", "snapshot", ""])
+def test_without_a_path_the_newest_run_in_logs_is_read(
+    call: Call, scenario: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    run = scenario("collapse", routers=3, steps=450)
+    monkeypatch.chdir(run.parent)
+    words = [command] if command else []
+    code, _, err = call(*words)
+    assert code == 3
+    assert "logs: no such file or folder" in err
+    run.rename(run.parent / "logs")
+    code, out, err = call(*words)
+    assert "Router collapse in L3" in out, err
+    assert code == (2 if command == "check" else 0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "--json"], ["snapshot", "--screen", "runs"]], ids=" ".join
+)
+def test_options_alone_need_no_path(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "logs: no such file or folder" in call(*arguments)[2]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_prints_no_empty_default_and_every_command_a_version(call: Call, command: str) -> None:
+    words = [command] if command else []
+    _, shown, _ = call(*words, "--help")
+    assert "Usage: moe-microscope" in shown
+    assert '[default: ""]' not in shown
+    assert "[default: False]" not in shown
+    assert call(*words, "--version")[1][0].isdecimal()
