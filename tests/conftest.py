@@ -1,5 +1,6 @@
 """Shared makers of run logs. No test touches the network or anything outside its own folder."""
 
+import gc
 import json
 import os
 import random
@@ -24,6 +25,11 @@ from tests.forked import ForkServer
 # Started in the background, a shell has us ignore Ctrl-C, and with us every program that we start.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is searched for garbage no more: torch and others collect often."""
+    gc.freeze()
 
 
 def header(**changes: Any) -> dict[str, Any]:

@@ -1,20 +1,13 @@
-"""Text that comes with Python, its byte pairs, and small models whose routers stay even on it."""
+"""Text that comes with Python, its byte pairs, and a small model whose routers stay even on it."""
 
 from functools import cache
 from pydoc_data.topics import topics
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import (
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 LENGTH, VOCABULARY = 32, 600
 TEXT = "\n".join(topics.values())[:60_000]
@@ -52,22 +45,17 @@ class Pieces(Dataset[dict[str, Tensor]]):
         return {"input_ids": self.pieces_NS[index], "labels": self.pieces_NS[index]}
 
 
-def small(family: str, seed: int = 0, **changes: Any) -> Any:
-    """A random Mixtral or Qwen3-MoE of two layers that routes by token from the start."""
-    torch.manual_seed(seed)
-    common: dict[str, Any] = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2,
-        "output_router_logits": True, "router_aux_loss_coef": 0.02, "pad_token_id": 0,
-        "bos_token_id": 1, "eos_token_id": 1, "max_position_embeddings": 128,
-    }  # fmt: skip
-    common |= changes
-    if family == "mixtral":
-        mixtral = MixtralConfig(num_local_experts=8, intermediate_size=32, **common)
-        model: Any = MixtralForCausalLM(mixtral)
-    else:
-        qwen = Qwen3MoeConfig(num_experts=8, moe_intermediate_size=32, head_dim=8, **common)
-        model = Qwen3MoeForCausalLM(qwen)
+def small_mixtral() -> MixtralForCausalLM:
+    """Random weights and two layers; it routes by token from the start."""
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=8,
+            num_experts_per_tok=2, output_router_logits=True, router_aux_loss_coef=0.02,
+            pad_token_id=0, bos_token_id=1, eos_token_id=1, max_position_embeddings=128,
+        )
+    )  # fmt: skip
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(std=1.0)
         for layer in model.model.layers:
@@ -75,9 +63,9 @@ def small(family: str, seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def offset(model: Any, layer: int, by: float = 8.0) -> None:
-    """Add a fixed number to the logits of the first two experts of a layer: the router alone sees
-    a one in place of its first feature, and has that number for it in these two rows."""
+def offset(model: MixtralForCausalLM, layer: int) -> None:
+    """Add 8 to the logits of the first two experts of a layer: the router alone sees a one in place
+    of its first feature, and has 8 for it in these two rows."""
     gate: nn.Module = model.model.layers[layer].mlp.gate
 
     def one(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -88,4 +76,4 @@ def offset(model: Any, layer: int, by: float = 8.0) -> None:
     gate.register_forward_pre_hook(one)
     with torch.no_grad():
         gate.weight[:, 0] = 0.0
-        gate.weight[:2, 0] = by
+        gate.weight[:2, 0] = 8.0

@@ -1,185 +1,174 @@
-"""Two processes that train together: one log, and counts that are the sum of what both saw."""
+"""Two processes that train together: one log, and counts that are the sum of what both saw.
+
+``python -m tests.probe.test_ranks FOLDER RANK`` is one of them; what it saw is in ``FOLDER``.
+"""
 
 import json
-import subprocess
+import os
 import sys
+import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
 
-from tests.probe.layers import records
-
-END = """
-dist.destroy_process_group()
-sys.stderr.flush()
-sys.stdout.flush()
-os._exit(0)  # threads of torch abort the end of the interpreter now and then
-"""
-SCRIPT = """
-import os, sys, json, pathlib, torch, torch.distributed as dist
 from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
+from tests.forked import ForkServer
+from tests.probe.layers import ADAPTER, Model, records
 
-kind, broken, folder = sys.argv[1], sys.argv[2] == "broken", pathlib.Path(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(sys.argv[4]),
-                        world_size=2)
-rank = dist.get_rank()
-model = build("mixtral")
-if kind == "ddp":
-    model = torch.nn.parallel.DistributedDataParallel(model)
-else:
+Counts = list[list[int]]
+"""Of the layers and their experts."""
+
+
+def main(folder: Path, rank: int) -> None:
+    """All that the tests look at, one after the other in the same two processes."""
+    warnings.simplefilter("default")  # those of torch are not our errors
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    plain = build("mixtral")
+    seen = {"ddp": train(nn.parallel.DistributedDataParallel(plain), plain, folder / "ddp")}
+    for kind in ("fsdp", "broken"):
+        model = sharded(build("mixtral"))
+        seen[kind] = train(model, model, folder / kind, breaks=kind == "broken" and rank == 1)
+    seen["refusal"] = refuse_stages(folder / "stages", rank)
+    seen["alone"], seen["norms"] = split_models(folder, rank)
+    (folder / f"seen{rank}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # threads of torch abort the end of the interpreter now and then
+
+
+def sharded(model: Any) -> Any:
     from torch.distributed.fsdp import fully_shard
+
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-chosen, steps = [], []
-inner = model.module if kind == "ddp" else model
-for layer in inner.model.layers:
-    layer.mlp.experts.register_forward_pre_hook(
-        lambda module, args: chosen.append(args[1].clone()))
-with attach(model, folder / "run") as probe:
-    if broken and rank == 1:
-        site = probe.sites[0]
-        read, calls = site.read, []
-        def fail_later(*args):
-            calls.append(1)
-            if len(calls) > 1:
-                raise RuntimeError("made to fail")
-            return read(*args)
-        site.read = fail_later
-    made = torch.Generator().manual_seed(rank)
-    for step in range(3):
-        ids = torch.randint(3, 90, (2, 6 + rank), generator=made)  # unequal numbers of tokens
-        chosen.clear()
-        output = model(input_ids=ids, labels=ids)
-        steps.append([torch.bincount(c.flatten(), minlength=8).tolist() for c in chosen])
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        probe.step(loss=output.loss)
-(folder / f"seen{rank}.json").write_text(json.dumps(steps))
-"""
+    return fully_shard(model, mesh=mesh)
 
 
-def run(script: str, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", script + END, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).resolve().parents[2],
-    )
-
-
-def train_on_two(kind: str, broken: str, folder: Path) -> list[str]:
-    """Train three steps; what both processes said."""
-    ranks = [run(SCRIPT, kind, broken, str(folder), str(rank)) for rank in range(2)]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    return said
-
-
-def seen(folder: Path, rank: int) -> list[list[list[int]]]:
-    steps: list[list[list[int]]] = json.loads((folder / f"seen{rank}.json").read_text())
+def train(model: Any, inner: Any, folder: Path, breaks: bool = False) -> list[Counts]:
+    """Three steps; what the experts of this rank were called with. The probe ``breaks`` in the
+    second."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    chosen: list[Any] = []
+    for layer in inner.model.layers:
+        layer.mlp.experts.register_forward_pre_hook(lambda _, args: chosen.append(args[1].clone()))
+    made = torch.Generator().manual_seed(dist.get_rank())
+    steps = []
+    with attach(model, folder) as probe:
+        for number in range(3):
+            if breaks and number == 1:
+                probe.sites[0].read = fail
+            ids = torch.randint(3, 90, (2, 6 + dist.get_rank()), generator=made)
+            chosen.clear()
+            output = model(input_ids=ids, labels=ids)
+            steps.append([torch.bincount(c.flatten(), minlength=8).tolist() for c in chosen])
+            output.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(loss=output.loss)
     return steps
 
 
-def added(one: list[list[int]], two: list[list[int]]) -> list[list[int]]:
-    return [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(one, two, strict=True)]
+def fail(*_: object) -> Any:
+    raise RuntimeError("made to fail")
+
+
+def refuse_stages(folder: Path, rank: int) -> str:
+    """What is raised where each rank has a router of its own, as the stages of a pipeline have."""
+    with pytest.raises(ValueError, match="pipeline") as refusal:
+        attach(Model(), folder, routers={f"layers.{rank + 1}.gate": ADAPTER})
+    attach(Model(), folder, routers={"layers.1.gate": ADAPTER}).detach()
+    return str(refusal.value)
+
+
+def split_models(folder: Path, rank: int) -> tuple[Counts, list[float]]:
+    """A step of the same model and tokens, tensor parallel and expert parallel; what the routers of
+    the whole model choose, and the norms of their gradients."""
+    from transformers.distributed import DistributedConfig
+
+    whole = build("mixtral", output_router_logits=True)
+    if rank == 0:
+        whole.save_pretrained(folder / "weights")
+    dist.barrier()
+    ids = torch.randint(3, 90, (2, 8), generator=torch.Generator().manual_seed(0))
+    gates, chosen = [layer.mlp.gate for layer in whole.model.layers], []
+    for gate in gates:
+        gate.register_forward_hook(lambda module, args, out: chosen.append(out[2].flatten()))
+    whole.train()(input_ids=ids, labels=ids).loss.backward()
+    for kind, sizes in {"tensor": {"tp_size": 2}, "expert": {"tp_size": 2, "ep_size": 2}}.items():
+        config = DistributedConfig(**sizes)
+        model = type(whole).from_pretrained(folder / "weights", distributed_config=config).train()
+        with attach(model, folder / kind) as probe:
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            probe.step(loss=loss)
+    counts = [torch.bincount(ids, minlength=8).tolist() for ids in chosen]
+    return counts, [float(gate.weight.grad.norm()) for gate in gates]
+
+
+class Trained(NamedTuple):
+    folder: Path
+    seen: list[dict[str, Any]]
+    """By rank."""
+    errors: list[str]
+    """Standard error of each rank."""
+
+
+@pytest.fixture(name="trained", scope="module")
+def _trained(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("ranks")
+    module = "tests.probe.test_ranks"
+    ranks = [fork_server.start("-m", module, str(folder), str(rank)) for rank in (0, 1)]
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    seen = [json.loads((folder / f"seen{rank}.json").read_text()) for rank in (0, 1)]
+    return Trained(folder, seen, errors)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_ranks_write_one_log_with_the_sum_of_their_counts(kind: str, tmp_path: Path) -> None:
-    train_on_two(kind, "sound", tmp_path)
-    lines = records(tmp_path / "run")
+def test_two_ranks_write_one_log_with_the_sum_of_their_counts(kind: str, trained: Trained) -> None:
+    lines = records(trained.folder / kind)
     assert [line["step"] for line in lines] == [1, 2, 3]
-    for line, one, two in zip(lines, seen(tmp_path, 0), seen(tmp_path, 1), strict=True):
+    first, second = (torch.tensor(seen[kind]) for seen in trained.seen)
+    assert [line["tokens_per_expert"] for line in lines] == (first + second).tolist()
+    for line in lines:
         assert line["tokens"] == 2 * 6 + 2 * 7
-        assert line["tokens_per_expert"] == added(one, two)
         assert "incomplete" not in line
 
 
-def test_training_continues_where_the_probe_of_one_rank_fails_and_lines_say_so(
-    tmp_path: Path,
+def test_training_continues_if_the_probe_of_one_rank_fails_and_lines_are_incomplete(
+    trained: Trained,
 ) -> None:
-    said = train_on_two("fsdp", "broken", tmp_path)
-    assert said[1].count("made to fail") == 1  # one warning, not one a step
-    first, *rest = records(tmp_path / "run")
+    assert trained.errors[1].count("made to fail") == 1  # one warning, not one per step
+    first, *rest = records(trained.folder / "broken")
     assert "incomplete" not in first
     assert [line["step"] for line in rest] == [2, 3]
-    for line, one in zip(rest, seen(tmp_path, 0)[1:], strict=True):
-        assert line["incomplete"] == "1 ranks did not count"
-        assert line["tokens_per_expert"] == one
+    assert [line["incomplete"] for line in rest] == ["1 ranks did not count"] * 2
+    assert [line["tokens_per_expert"] for line in rest] == trained.seen[0]["broken"][1:]
 
 
-PARTS = """
-import os, sys, torch, torch.distributed as dist
-from microscope_tui.probe import attach
-from tests.probe.layers import ADAPTER, Model
-
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-model = Model()
-routers = {f"layers.{rank + 1}.gate": ADAPTER}  # as the stages of a pipeline have them
-try:
-    attach(model, f"{folder}/run", routers=routers)
-except ValueError as error:
-    print(error)
-attach(model, f"{folder}/run", routers={"layers.1.gate": ADAPTER}).detach()
-"""
+def test_the_stages_of_a_pipeline_are_refused_on_all_ranks(trained: Trained) -> None:
+    for seen in trained.seen:
+        assert seen["refusal"] == (
+            "every rank must have all routers of the model (no pipeline parallelism): rank 0 has "
+            "L1×6, rank 1 L2×6"
+        )
 
 
-def test_the_stages_of_a_pipeline_are_refused_on_all_ranks(tmp_path: Path) -> None:
-    ranks = [run(PARTS, str(tmp_path), str(rank)) for rank in range(2)]
-    for rank in ranks:
-        told, errors = rank.communicate(timeout=60)
-        assert rank.returncode == 0, errors
-        assert "every rank must have all routers of the model (no pipeline parallelism)" in told
-        assert "rank 0 has L1×6, rank 1 L2×6" in told
+@pytest.mark.parametrize("kind", ["tensor", "expert"])
+def test_parallel_ranks_count_their_common_tokens_once(kind: str, trained: Trained) -> None:
+    (line,) = records(trained.folder / kind)
+    assert line["tokens"] == 16
+    assert line["tokens_per_expert"] == trained.seen[0]["alone"]
+    assert line["router"]["grad_norm"] == pytest.approx(trained.seen[0]["norms"], rel=1e-3)
+    assert "incomplete" not in line
 
 
-SHARDED = """
-import json, os, pathlib, sys, torch, torch.distributed as dist
-from transformers.distributed import DistributedConfig
-from benchmarks.families.tiny import build
-from microscope_tui.probe import attach
-
-folder, rank = pathlib.Path(sys.argv[1]), sys.argv[2]
-os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2")
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
-whole = build("mixtral", output_router_logits=True)
-if rank == "0":
-    whole.save_pretrained(folder / "weights")
-dist.barrier()
-ids_BS = torch.randint(3, 90, (2, 8), generator=torch.Generator().manual_seed(0))
-chosen = []
-for layer in whole.model.layers:
-    layer.mlp.gate.register_forward_hook(lambda m, args, out: chosen.append(
-        torch.bincount(out[2].flatten(), minlength=8).tolist()))
-whole.train()(input_ids=ids_BS, labels=ids_BS).loss.backward()
-norms = [float(layer.mlp.gate.weight.grad.norm()) for layer in whole.model.layers]
-for kind, sizes in {"tensor": {"tp_size": 2}, "expert": {"tp_size": 2, "ep_size": 2}}.items():
-    model = type(whole).from_pretrained(
-        folder / "weights", distributed_config=DistributedConfig(**sizes)).train()
-    with attach(model, folder / kind) as probe:
-        loss = model(input_ids=ids_BS, labels=ids_BS).loss
-        loss.backward()
-        probe.step(loss=loss)
-(folder / f"seen{rank}.json").write_text(json.dumps([chosen, norms]))
-"""
-
-
-def test_tensor_and_expert_parallel_ranks_count_their_common_tokens_once(tmp_path: Path) -> None:
-    ranks = [run(SHARDED, str(tmp_path), str(rank)) for rank in range(2)]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors
-    chosen, norms = json.loads((tmp_path / "seen0.json").read_text())
-    for kind in ("tensor", "expert"):
-        (line,) = records(tmp_path / kind)
-        assert line["tokens"] == 16
-        assert line["tokens_per_expert"] == chosen
-        assert line["router"]["grad_norm"] == pytest.approx(norms, rel=1e-3)
-        assert "incomplete" not in line
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,9 +1,9 @@
 """The Trainers that people use, on real text: a layer made to collapse is reported, others not."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -15,11 +15,12 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from microscope_tui.probe import MicroscopeCallback
 from tests.probe.layers import records
-from tests.probe.real_text import TEXT, Pieces, offset, small, tokenizer
+from tests.probe.real_text import TEXT, Pieces, offset, small_mixtral, tokenizer
 
 ALONE, BROKEN = 105, 60
 """Steps: past the warm-up of 100, and past what a full collapse needs within it."""
 pytestmark = pytest.mark.filterwarnings("default")  # of the trainers, not of the probe
+Command = Callable[..., CompletedProcess[str]]
 
 
 def settings(folder: Path, **options: Any) -> dict[str, Any]:
@@ -31,59 +32,60 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
     return common | options
 
 
-def check(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Exit code and report of ``moe-microscope check``."""
-    command = [sys.executable, "-m", "microscope_tui.cli", "check", str(folder / "logs"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    report: dict[str, Any] = json.loads(done.stdout)
-    return done.returncode, report
+def collapsed(microscope: Command, folder: Path) -> tuple[int, list[list[str]]]:
+    """Exit code of ``check``, and the routers of every finding of a collapse."""
+    done = microscope("check", folder / "logs", "--json")
+    found = [finding for run in json.loads(done.stdout)["runs"] for finding in run["findings"]]
+    return done.returncode, [one["layers"] for one in found if one["rule"] == "COLLAPSE"]
 
 
-def collapsed(report: dict[str, Any]) -> list[list[str]]:
-    """Routers of every finding of a collapse."""
-    found = [finding for run in report["runs"] for finding in run["findings"]]
-    return [finding["layers"] for finding in found if finding["rule"] == "COLLAPSE"]
+def train(folder: Path, model: Any, steps: int, on_collapse: str = "log") -> Trainer:
+    trainer = Trainer(
+        model,
+        TrainingArguments(**settings(folder, max_steps=steps)),
+        train_dataset=Pieces(),
+        callbacks=[MicroscopeCallback(folder / "logs", on_collapse=on_collapse)],
+    )
+    trainer.train()
+    return trainer
 
 
-@pytest.mark.parametrize(
-    ("family", "broken"), [("mixtral", False), ("mixtral", True), ("qwen3_moe", True)]
-)
-def test_the_trainer_reports_the_layer_that_was_made_to_collapse_and_no_other(
-    family: str, broken: bool, tmp_path: Path
+def test_a_sound_training_is_healthy(tmp_path: Path, microscope: Command) -> None:
+    train(tmp_path, small_mixtral(), ALONE)
+    assert collapsed(microscope, tmp_path) == (0, [])
+
+
+def test_a_collapse_is_reported_in_its_layer_and_stops_the_training_if_requested(
+    tmp_path: Path, microscope: Command
 ) -> None:
-    model = small(family)
-    if broken:
-        offset(model, layer=1)
-    steps = BROKEN if broken else ALONE
-    arguments = TrainingArguments(**settings(tmp_path, max_steps=steps))
-    callbacks = [MicroscopeCallback(tmp_path / "logs")]
-    Trainer(model, arguments, train_dataset=Pieces(), callbacks=callbacks).train()
-    code, report = check(tmp_path)
-    assert collapsed(report) == ([["L1"]] if broken else [])
-    assert code == (2 if broken else 0)
+    model = small_mixtral()
+    offset(model, layer=1)
+    trained = train(tmp_path, model, BROKEN, on_collapse="stop")
+    assert collapsed(microscope, tmp_path) == (2, [["L1"]])
+    assert trained.state.global_step < BROKEN
+    assert records(tmp_path / "logs" / "run", "event")[-1]["reason"] == "collapse"
+    texts = [entry["moe_alert"] for entry in trained.state.log_history if "moe_alert" in entry]
+    assert sum(text.startswith("COLLAPSE: Router collapse in L1") for text in texts) == 1
 
 
 def lora() -> LoraConfig:
     return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_sft_with_lora_reports_the_layer_that_was_made_to_collapse_and_no_other(
-    broken: bool, tmp_path: Path
+def test_sft_with_lora_reports_the_collapsed_layer_and_no_other_and_continues(
+    tmp_path: Path, microscope: Command
 ) -> None:
-    model = small("mixtral")
-    if broken:
-        offset(model, layer=0)
-    steps = BROKEN if broken else ALONE
-    arguments = SFTConfig(**settings(tmp_path, max_steps=steps, max_length=32))
+    model = small_mixtral()
+    offset(model, layer=0)
     rows = Rows.from_list([{"text": TEXT[at : at + 60]} for at in range(0, 20_000, 60)])
     SFTTrainer(
-        model, arguments, train_dataset=rows, processing_class=tokenizer(), peft_config=lora(),
+        model, SFTConfig(**settings(tmp_path, max_steps=BROKEN, max_length=32)),
+        train_dataset=rows, processing_class=tokenizer(), peft_config=lora(),
         callbacks=[MicroscopeCallback(tmp_path / "logs")],
     ).train()  # fmt: skip
-    code, report = check(tmp_path)
-    assert collapsed(report) == ([["L0"]] if broken else [])
-    assert code == (2 if broken else 0)
+    assert collapsed(microscope, tmp_path) == (2, [["L0"]])
+    assert len(records(tmp_path / "logs" / "run")) == BROKEN
+    assert records(tmp_path / "logs" / "run", "event")[-1]["reason"] == "finished"
 
 
 class Calls:
@@ -103,47 +105,33 @@ class Calls:
         self.with_gradients.append(tokens)
 
 
-def assert_counted_once(calls: Calls, folder: Path) -> None:
-    lines = records(folder / "logs" / "run")
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+def test_only_the_update_of_the_policy_is_counted(kind: str, tmp_path: Path) -> None:
+    """Not the reference model, and not what GRPO generates and scores."""
+    model = small_mixtral()
+    calls = Calls(model)
+    texts = [TEXT[at : at + 50] for at in range(0, 1600, 50)]
+    common: dict[str, Any] = {
+        "processing_class": tokenizer(),
+        "peft_config": lora(),
+        "callbacks": [MicroscopeCallback(tmp_path / "logs")],
+    }
+    if kind == "dpo":
+        args = DPOConfig(**settings(tmp_path, max_steps=2, max_length=64))
+        pairs = [{"prompt": t[:20], "chosen": t[20:], "rejected": t[:25]} for t in texts]
+        DPOTrainer(model, args=args, train_dataset=Rows.from_list(pairs), **common).train()
+    else:
+        sizes = {"num_generations": 4, "max_completion_length": 8, "beta": 0.1}
+        GRPOTrainer(
+            model,
+            reward_funcs=lambda completions, **kw: [float(len(c)) for c in completions],
+            args=GRPOConfig(**settings(tmp_path, max_steps=2), **sizes),
+            train_dataset=Rows.from_list([{"prompt": text[:30]} for text in texts]),
+            **common,
+        ).train()
+    assert calls.without >= 2
+    lines = records(tmp_path / "logs" / "run")
     assert [line["tokens"] for line in lines] == calls.with_gradients
     for line in lines:
         assert "incomplete" not in line
         assert [sum(row) for row in line["tokens_per_expert"]] == [2 * line["tokens"]] * 2
-
-
-def test_dpo_with_lora_counts_the_policy_and_not_the_reference(tmp_path: Path) -> None:
-    model = small("mixtral")
-    calls = Calls(model)
-    rows = Rows.from_list(
-        [{"prompt": TEXT[i : i + 20], "chosen": TEXT[i + 20 : i + 50], "rejected": TEXT[i : i + 25]}
-         for i in range(0, 1600, 50)]
-    )  # fmt: skip
-    DPOTrainer(
-        model,
-        args=DPOConfig(**settings(tmp_path, max_steps=3, max_length=64)),
-        train_dataset=rows,
-        processing_class=tokenizer(),
-        peft_config=lora(),
-        callbacks=[MicroscopeCallback(tmp_path / "logs")],
-    ).train()
-    assert calls.without >= 3
-    assert_counted_once(calls, tmp_path)
-
-
-def test_grpo_counts_the_update_and_not_what_it_generates_and_scores(tmp_path: Path) -> None:
-    model = small("mixtral")
-    calls = Calls(model)
-    rows = Rows.from_list([{"prompt": TEXT[i : i + 30]} for i in range(0, 1600, 50)])
-    GRPOTrainer(
-        model,
-        reward_funcs=lambda completions, **kw: [float(len(c)) for c in completions],
-        args=GRPOConfig(
-            **settings(tmp_path, max_steps=2), num_generations=4, max_completion_length=8, beta=0.1
-        ),
-        train_dataset=rows,
-        processing_class=tokenizer(),
-        peft_config=lora(),
-        callbacks=[MicroscopeCallback(tmp_path / "logs")],
-    ).train()
-    assert calls.without >= 2
-    assert_counted_once(calls, tmp_path)

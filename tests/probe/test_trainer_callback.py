@@ -1,18 +1,19 @@
 """The callback in a real Hugging Face Trainer, on small random models."""
 
-import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from benchmarks.families.tiny import build
 from microscope_tui.probe import MicroscopeCallback
-from tests.probe.layers import records
+from tests.probe.layers import ROUTERS, Model, records
 
 LENGTHS = [12, 9, 12, 5, 8, 12, 3, 12]
 
@@ -31,145 +32,108 @@ class Texts(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids_S, "attention_mask": mask_S.long(), "labels": labels_S}
 
 
-def trainer(folder: Path, family: str = "mixtral", **options: Any) -> Trainer:
-    callback = {
-        name: options.pop(name) for name in ("on_collapse", "every", "run") if name in options
-    }
-    model = options.pop("model", None) or build(family, output_router_logits=True)
+def trainer(folder: Path, model: Any = None, **options: Any) -> Trainer:
     args: dict[str, Any] = {
-        "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": 4,
-        "max_steps": 4,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
+        "output_dir": str(folder / "out"), "per_device_train_batch_size": 4, "max_steps": 4,
+        "report_to": [], "save_strategy": "no", "logging_steps": 1, "learning_rate": 1e-3,
+        "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
     return Trainer(
-        model,
+        model or build("mixtral", output_router_logits=True),
         TrainingArguments(**(args | options)),
         train_dataset=Texts(),
         eval_dataset=Texts(),
-        callbacks=[MicroscopeCallback(folder / "logs", **callback)],
+        callbacks=[MicroscopeCallback(folder / "logs")],
     )
 
 
-def losses(trained: Trainer) -> list[float]:
-    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
-
-
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_loss_and_its_auxiliary_term_are_kept_apart(
+@pytest.mark.parametrize(("family", "accumulation"), [("mixtral", 2), ("qwen3_moe", 1)])
+def test_a_line_has_the_real_tokens_of_its_step_and_the_loss_without_its_auxiliary_term(
     family: str, accumulation: int, tmp_path: Path
 ) -> None:
-    trained = trainer(tmp_path, family, gradient_accumulation_steps=accumulation)
+    model = build(family, output_router_logits=True)
+    trained = trainer(tmp_path, model, gradient_accumulation_steps=accumulation)
     trained.train()
-    weight = trained.model.config.router_aux_loss_coef
+    losses = [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
     lines = records(tmp_path / "logs" / "out")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    for line, reported in zip(lines, losses(trained), strict=True):
+    for line, reported in zip(lines, losses, strict=True):
         # transformers adds the auxiliary term of every micro-batch to its share of the loss
-        aux = line["losses"]["aux"] * weight * accumulation
+        aux = line["losses"]["aux"] * model.config.router_aux_loss_coef * accumulation
         assert line["loss"] + aux == pytest.approx(reported, abs=2e-4)
         assert line["losses"]["aux"] >= 1.9  # floor k = 2, without its weight
         assert line["learning_rate"] > 0
         assert all(norm > 0 for norm in line["router"]["grad_norm"])
-
-
-def test_counts_are_those_of_the_real_tokens_of_the_step(tmp_path: Path) -> None:
-    trained = trainer(tmp_path, gradient_accumulation_steps=2)
-    trained.train()
-    for line in records(tmp_path / "logs" / "out"):
         assert [sum(row) for row in line["tokens_per_expert"]] == [2 * line["tokens"]] * 4
-        assert 8 * 3 <= line["tokens"] < 8 * 12
+        assert 4 * accumulation * 3 <= line["tokens"] < 4 * accumulation * 12
 
 
-def test_the_run_is_named_by_the_callback_else_the_trainer(tmp_path: Path) -> None:
-    trainer(tmp_path, run="mine", max_steps=1).train()
-    trainer(tmp_path, run_name="theirs", max_steps=1).train()
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["mine", "theirs"]
-    assert records(tmp_path / "logs" / "mine", "event")[-1]["reason"] == "finished"
+@pytest.mark.parametrize(
+    ("run", "run_name", "name"),
+    [("mine", "theirs", "mine"), (None, "theirs", "theirs"), (None, None, "out")],
+)
+def test_the_run_is_named_by_the_callback_else_the_trainer_else_its_folder(
+    run: str | None, run_name: str | None, name: str, tmp_path: Path
+) -> None:
+    callback = MicroscopeCallback(tmp_path, run, routers=ROUTERS)
+    args = SimpleNamespace(
+        run_name=run_name, output_dir="some/out", average_tokens_across_devices=False
+    )
+    callback.on_train_begin(args, TrainerState(), None, model=Model())
+    callback.on_train_end(args, TrainerState(), None)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_evaluation_is_an_event_and_not_counted(tmp_path: Path) -> None:
-    trained = trainer(tmp_path, eval_strategy="steps", eval_steps=2)
-    trained.train()
+    trainer(tmp_path, eval_strategy="steps", eval_steps=2).train()
     folder = tmp_path / "logs" / "out"
     evals = [event for event in records(folder, "event") if event["event"] == "eval"]
     assert [event["step"] for event in evals] == [2, 4]
+    assert all(event["values"]["loss"] > 0 for event in evals)
     assert all(line["tokens"] < 4 * 12 for line in records(folder))
 
 
-def test_a_resumed_training_continues_the_log_and_its_judgement(
-    tmp_path: Path, caplog: Any
-) -> None:
-    whole = trainer(tmp_path / "whole", max_steps=6)
-    whole.train()
-    first = trainer(tmp_path / "cut", max_steps=6, save_strategy="steps", save_steps=3)
-    first.train()
-    kept = json.loads(
-        (tmp_path / "cut" / "out" / "checkpoint-3" / "trainer_state.json").read_text()
-    )
-    assert kept["stateful_callbacks"]["MicroscopeCallback"]["attributes"]["kept"]
-    checkpoint = str(tmp_path / "cut" / "out" / "checkpoint-3")
+@pytest.fixture(name="uninterrupted", scope="module")
+def _uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of six steps with a checkpoint after the third."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    trainer(folder, max_steps=6, save_strategy="steps", save_steps=3).train()
+    return folder
+
+
+def resume(uninterrupted: Path, folder: Path, forgotten: dict[str, float]) -> None:
+    """Resume after the third step; parameters whose names hold a key are scaled by its value."""
+    checkpoint = str(uninterrupted / "out" / "checkpoint-3")
     # Of these families the Trainer restores all but the MoE weights.
-    model = type(first.model).from_pretrained(checkpoint)
-    trainer(tmp_path / "cut", max_steps=6, model=model).train(resume_from_checkpoint=checkpoint)
-    assert "not those of the checkpoint" not in caplog.text
-    folder = tmp_path / "cut" / "logs" / "out"
-    assert [run["resumed_at_step"] for run in records(folder, "run")] == [None, 4]
-    lines = records(folder)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
-    uninterrupted = records(tmp_path / "whole" / "logs" / "out")[-3:]
-    for line, expected in zip(lines[-3:], uninterrupted, strict=True):
-        for key in ("loss", "tokens", "tokens_per_expert", "router", "losses", "learning_rate"):
-            assert line[key] == expected[key]
-
-
-@pytest.mark.parametrize("forgotten", ["gate", "experts"])
-def test_a_resumed_training_without_its_experts_or_routers_is_told(
-    forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    first = trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=2)
-    first.train()
-    checkpoint = str(tmp_path / "out" / "checkpoint-2")
-    model = type(first.model).from_pretrained(checkpoint)
+    model = type(build("mixtral")).from_pretrained(checkpoint)
     for name, weight in model.named_parameters():
-        if f"layers.1.mlp.{forgotten}" in name:
-            weight.data.mul_(1.01)
-    monkeypatch.setattr(Trainer, "_load_from_checkpoint", lambda *args, **more: None)
-    trainer(tmp_path, max_steps=3, model=model).train(resume_from_checkpoint=checkpoint)
-    assert "the MoE weights of L1 are not those of the checkpoint" in caplog.text
+        for part, factor in forgotten.items():
+            weight.data.mul_(factor if part in name else 1.0)
+    trainer(folder, model, max_steps=6).train(resume_from_checkpoint=checkpoint)
 
 
-@pytest.mark.parametrize("what", ["log", "stop"])
-def test_a_collapse_is_reported_in_its_layer_and_stops_where_asked(
-    what: str, tmp_path: Path
+def test_a_resumed_training_continues_with_its_next_step_and_its_judgement(
+    uninterrupted: Path, tmp_path: Path, caplog: Any
 ) -> None:
-    model = build("mixtral", output_router_logits=True)
-    router = model.model.layers[2].mlp.gate
-    push = torch.zeros(8)
-    push[:2] = 50.0  # a fixed offset on two rows of one router
+    caplog.set_level(logging.INFO, "microscope_tui.probe")
+    resume(uninterrupted, tmp_path, {})
+    assert "not those of the checkpoint" not in caplog.text
+    assert caplog.messages[-1] == "not judged yet (warm-up until step 100)"  # not from step 4 on
+    whole, resumed = uninterrupted / "logs" / "out", tmp_path / "logs" / "out"
+    assert [records(run, "run")[0]["resumed_at_step"] for run in (whole, resumed)] == [None, 4]
+    keys = ("step", "loss", "losses", "tokens", "tokens_per_expert", "router", "learning_rate")
+    for line, expected in zip(records(resumed), records(whole)[3:], strict=True):
+        assert [line[key] for key in keys] == [expected[key] for key in keys]
+    events = records(whole, "event")
+    assert [one["step"] for one in events if one["event"] == "checkpoint"] == [3, 6]
 
-    def offset(module: Any, args: Any, output: Any) -> Any:
-        logits_TE = output[0] + push
-        weights_TK, ids_TK = logits_TE.softmax(-1).topk(2, dim=-1)
-        return logits_TE, weights_TK, ids_TK
 
-    router.register_forward_hook(offset)
-    trained = trainer(tmp_path, model=model, on_collapse=what, max_steps=125)
-    trained.train()
-    folder = tmp_path / "logs" / "out"
-    alerts = [e["values"] for e in records(folder, "event") if e["event"] == "alert"]
-    assert next(a["layers"] for a in alerts if a["rule"] == "COLLAPSE") == ["L2"]
-    end = records(folder, "event")[-1]
-    assert end["reason"] == ("collapse" if what == "stop" else "finished")
-    assert (trained.state.global_step < 125) == (what == "stop")
-    told = [entry["moe_alert"] for entry in trained.state.log_history if "moe_alert" in entry]
-    assert any(text.startswith("COLLAPSE: Router collapse in L2") for text in told)
+def test_a_resumed_training_without_its_experts_or_routers_is_warned_about(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(Trainer, "_load_from_checkpoint", lambda *args, **more: None)
+    resume(uninterrupted, tmp_path, {"layers.1.mlp.gate": 1.01, "layers.2.mlp.experts": 1.01})
+    assert "the MoE weights of L1, L2 are not those of the checkpoint" in caplog.text
 
 
 def test_another_word_for_on_collapse_is_refused() -> None:

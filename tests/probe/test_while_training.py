@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from microscope_tui.probe import attach
 from tests.probe.layers import ROUTERS, TOP_K, Block, Model, records, sums, tokens
-from tests.probe.real_text import Pieces, small
+from tests.probe.real_text import Pieces, small_mixtral
 
 PAIRS = 2 * 12 * TOP_K
 
@@ -39,7 +39,7 @@ def test_the_loop_of_accelerate_with_accumulation_is_counted_per_optimizer_step(
     tmp_path: Path,
 ) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    model = small("mixtral")
+    model = small_mixtral()
     model, optimizer, loader = accelerator.prepare(
         model, torch.optim.AdamW(model.parameters(), lr=1e-4), DataLoader(Pieces(), batch_size=4)
     )
@@ -182,7 +182,7 @@ def test_a_model_that_is_wrapped_after_attach_stays_watched(tmp_path: Path) -> N
         def forward(self, *args: Any, **more: Any) -> Any:
             return self.inner(*args, **more)
 
-    model = small("mixtral")
+    model = small_mixtral()
     with attach(model, tmp_path) as probe:
         with_adapter = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
         Wrapped(with_adapter)(input_ids=tokens(), labels=tokens()).loss.backward()
@@ -195,4 +195,4 @@ def test_a_transformers_before_5_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setattr("transformers.__version__", "4.57.1")
     with pytest.raises(ValueError, match=r"^transformers 4\.57\.1 is too old .*: install 5\.0$"):
-        attach(small("mixtral"), tmp_path)
+        attach(small_mixtral(), tmp_path)
