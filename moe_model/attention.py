@@ -12,12 +12,12 @@ ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q
 for few new tokens and a long past, as in generation.
 
 Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
-dimensions (0, 1), (2, 3), … are complex numbers turned by ``position · theta^(-2i/d)``. The tables
+dimensions (0, 1), (2, 3), … are complex numbers rotated by ``position · theta^(-2i/d)``. The tables
 are computed in fp32 where they are used: a buffer would follow the model to bf16, where position
 257 and position 258 are the same number. YaRN (Peng et al., 2023) stretches the context: dimensions
-that turn often keep their frequency, those that turn less than once in the original context are
-slowed down by the factor, in between is a ramp. It corrects twice: :func:`rotary_table` scales the
-rotated parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
+that rotate often keep their frequency, those that rotate less than once in the original context
+are slowed down by the factor, in between is a ramp. It corrects twice: :func:`rotary_table` scales
+the rotated parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
 :func:`softmax_scale` multiplies **all** scores by ``m(mscale_all_dim)²``, which is 1.87 there.
 """
 
@@ -88,7 +88,7 @@ def mscale(factor: float, strength: float) -> float:
 def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
     """Kept, divided by the factor, or between the two, by the turns in the original context.
 
-    What becomes of a pair depends on its own frequency alone.
+    The result for a pair depends on its own frequency only.
     """
     turns = frequency * (scaling.original_max_position_embeddings / (2 * math.pi))
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -259,15 +259,15 @@ def absorbing_is_cheaper(config: ModelConfig, queries: int) -> bool:
 
 
 def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
-    """True where one of the last ``queries`` tokens may look: ``(S, N)``."""
+    """True where one of the last ``queries`` tokens may attend: ``(S, N)``."""
     allowed_SN = torch.ones(queries, tokens, dtype=torch.bool, device=device)
     return allowed_SN.tril(tokens - queries)
 
 
 def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
-    """True where one of the last ``queries`` tokens may look: ``(B, S, N)``.
+    """True where one of the last ``queries`` tokens may attend: ``(B, S, N)``.
 
-    A token may look at real tokens up to its own position, and always at itself: the softmax of a
+    A token may attend to real tokens up to its own position, and always to itself: the softmax of a
     padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
 
     Args:

@@ -1,8 +1,9 @@
 """Load balancing: the bias update and the auxiliary losses.
 
 Loss-less balancing (Wang et al., 2024; DeepSeek-V3, section 2.1.2): once per optimizer step, from
-the counts of the whole batch, experts that got too much are made a little less likely to be chosen,
-the others a little more. No gradient is involved, so nothing pulls against the language-model loss.
+the counts of the whole batch, experts with too many tokens become a little less likely to be
+chosen, the others a little more likely. No gradient is involved, so nothing conflicts with the
+language-model loss.
 
 Everything here works on the :class:`~moe_model.router.Routing` that a forward pass returns, outside
 the layers. A layer that is computed again for activation checkpointing is therefore not counted
@@ -34,7 +35,7 @@ def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float
     Args:
         routers: In the order of the rows of ``counts_LE``.
         counts_LE: Tokens per expert of the whole optimizer step, integers: an expert exactly at the
-            mean must get no change, and fp32 cannot tell above 16.7 million.
+            mean must get no change, and fp32 has not every integer above 16.7 million.
         rate: Added to or taken from a bias, in units of the score.
     """
     if len(routers) != len(counts_LE):
@@ -79,7 +80,7 @@ def balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tensor:
     """Classic auxiliary loss per router, before its weight (Switch, GShard): ``E/K · sum f · P``.
 
     As :func:`sequence_balance_loss`, over all tokens at once and with f from the experts that were
-    really chosen. Per router: pooled over routers it can sit at its floor while each has collapsed.
+    actually chosen. Per router: pooled over routers it can be minimal while each has collapsed.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
     scores_LTE = torch.stack([r.scores_TE for r in routings])

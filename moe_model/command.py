@@ -101,8 +101,8 @@ def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
     """Return the device; ``auto`` is a GPU if there is one. ``UsageError`` for a missing GPU.
 
     ``deterministic`` enables deterministic operations, which must happen before anything runs on a
-    GPU: attention sums its gradients in any order there otherwise, and cuBLAS may. A CPU is
-    deterministic anyway.
+    GPU: otherwise attention sums its gradients in any order there, and cuBLAS may. A CPU is always
+    deterministic.
     """
     import torch  # not before need_packages()
 

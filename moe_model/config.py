@@ -56,8 +56,8 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
     fields = dataclasses.fields(cls)
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    strangers = [_plain(name) for name in found if name not in {field.name for field in fields}]
-    wrong = sorted(strangers)[:20] + sorted(needed - found.keys())
+    unknown = [_plain(name) for name in found if name not in {field.name for field in fields}]
+    wrong = sorted(unknown)[:20] + sorted(needed - found.keys())
     if wrong:
         raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in {what}.")
     kinds = typing.get_type_hints(cls)
@@ -127,9 +127,9 @@ class YarnScaling:
     original_max_position_embeddings: int
     """Context of the model before it was stretched, in tokens."""
     beta_fast: float = 32.0
-    """Dimensions that turn more often than this within the original context stay as they are."""
+    """Dimensions that rotate more often than this within the original context are unchanged."""
     beta_slow: float = 1.0
-    """Dimensions that turn less often than this are slowed down by the whole factor."""
+    """Dimensions that rotate less often than this are slowed down by the whole factor."""
     mscale: float = 1.0
     """Strength of the correction of the rotated parts, in the numerator."""
     mscale_all_dim: float = 1.0
@@ -152,14 +152,14 @@ class Llama3Scaling:
     """
 
     factor: float
-    """How many times slower the slowest pairs turn."""
+    """How many times slower the slowest pairs rotate."""
     original_max_position_embeddings: int
     """Context of the model before it was stretched, in tokens."""
     low_freq_factor: float
-    """Pairs that turn less often than this within the original context are slowed down by the
+    """Pairs that rotate less often than this within the original context are slowed down by the
     whole factor."""
     high_freq_factor: float
-    """Pairs that turn more often than this stay as they are."""
+    """Pairs that rotate more often than this are unchanged."""
 
     def __post_init__(self) -> None:
         _check_least(self, {**_LEAST, "low_freq_factor": 1e-3})

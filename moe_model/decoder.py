@@ -143,8 +143,8 @@ class PreparedLinear:
     """``x @ weightᵀ`` for few rows, at the speed of memory; in and out in the weight's format.
 
     In fp32 the weight is transposed, so that its rows are added up in order, and cut into one part
-    per thread: a product with one row runs on one core otherwise. In fp16 it stays as it is, and
-    every row is a product of its own, for which torch has a kernel that runs on all cores.
+    per thread: otherwise a product with one row runs on one core. In fp16 it is not transposed, and
+    every row is a separate product, for which torch has a kernel that uses all cores.
     """
 
     def __init__(self, weight_OI: Tensor, dtype: torch.dtype) -> None:
@@ -309,9 +309,9 @@ class PreparedLayer:
 def _look_back(query_HSW: Tensor, entries_NW: Tensor, start: int, rank: int) -> Tensor:
     """Attention of the S tokens from ``start`` on to themselves and the past, ``(H, S, R)``.
 
-    The past is cut into one part per thread, the same for both products, so that every core finds
-    its part in its own cache the second time. Parts are equally long: the last one may reach a few
-    tokens beyond the end, which are hidden like the future.
+    The past is split into one part per thread, the same for both products, so that every core has
+    its part in its own cache for the second product. Parts have the same length: the last one may
+    extend a few tokens beyond the end, which are masked like the future.
     """
     heads, tokens, width = query_HSW.shape
     parts, end = torch.get_num_threads(), start + tokens
@@ -329,7 +329,7 @@ def _look_back(query_HSW: Tensor, entries_NW: Tensor, start: int, rank: int) -> 
 
 
 def unit(x_SD: Tensor, eps: float) -> Tensor:
-    """RMSNorm without its weight; for one row by way of a Python number, in a third of the time."""
+    """RMSNorm without its weight; for one row through a Python number, in a third of the time."""
     if len(x_SD) > 1:
         return F.rms_norm(x_SD, x_SD.shape[1:], None, eps)
     row = x_SD.view(-1)

@@ -85,7 +85,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the last part of every query by its position; heads first, ``(B, H, S, d)``.
+    """Rotate the last part of every query by its position; heads first, ``(B, H, S, d)``.
 
     Args:
         q_BSHd: Queries whose last ``r`` dimensions are interleaved pairs.
@@ -104,7 +104,7 @@ def plain_queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) ->
 
 
 class _QueriesWithPosition(torch.autograd.Function):
-    """A turn is a product with a complex number; the gradient is turned back by its conjugate."""
+    """A rotation is a complex product; the gradient is rotated back by the conjugate."""
 
     @staticmethod
     def forward(ctx: Any, q_BSHd: Tensor, cos_Sr: Tensor, sin_Sr: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class _QueriesWithPosition(torch.autograd.Function):
 def keys_and_values(
     kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Keys of every head with the turned part that all heads share, and values; heads first.
+    """Keys of every head with the rotated part that all heads share, and values; heads first.
 
     Args:
         kv_BSHx: For every head its key without position, then its value.
@@ -171,7 +171,7 @@ class _KeysAndValues(torch.autograd.Function):
 
 
 def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
-    """A contiguous copy of ``x`` whose last dimensions, as many as ``turn`` has, are turned."""
+    """A contiguous copy of ``x``, whose last dimensions are rotated by ``turn``."""
     rope = 2 * turn.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     y[..., :-rope] = x[..., :-rope]
@@ -181,8 +181,8 @@ def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
 
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
     """Interleaved pairs times complex numbers, in the precision of the latter."""
-    # A copy in any case: a single token counts as contiguous wherever it begins, and a complex
-    # number must begin at an even place.
+    # Always a copy: a single token counts as contiguous at any offset, but a complex number needs
+    # an even one.
     rows = x.to(turn.real.dtype, copy=True, memory_format=torch.contiguous_format)
     pairs = rows.view(*x.shape[:-1], x.shape[-1] // 2, 2)
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
@@ -207,8 +207,8 @@ def plain_swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps ``silu(gate)``; on halves that are copied out, since every second half of a row costs
-    silu twice the time."""
+    """Keeps ``silu(gate)``, computed on a contiguous copy: on strided halves of rows, silu takes
+    twice the time."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, weight_P1: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
 
     Args:
         token_P: The token of each row.
-        place_TK: The rows of each token; rows that are nobody's pad an expert.
+        place_TK: The rows of each token; rows without a token pad an expert.
     """
     return _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -369,7 +369,7 @@ class _ExpertsInTurn(torch.autograd.Function):
 
 
 def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """A SwiGLU for every token; on a CPU some hundred tokens at a time, which stay in the cache."""
+    """A SwiGLU for every token; on a CPU for some hundred at a time, which stay in the cache."""
     if torch.compiler.is_compiling():
         return plain_feed_forward(x_TD, gate_FD, up_FD, down_DF)
     return _FeedForward.apply(x_TD, gate_FD, up_FD, down_DF)  # type: ignore[no-untyped-call, no-any-return]
@@ -381,8 +381,8 @@ def plain_feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Te
 
 
 class _FeedForward(torch.autograd.Function):
-    """Gradients of the weights are one product each, over all tokens: there the cache is no help,
-    and adding up blocks costs more than it saves."""
+    """Gradients of the weights are one product each, over all tokens: the cache does not help, and
+    adding up blocks costs more than it saves."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
@@ -444,8 +444,8 @@ def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale
 class _BlockwiseAttention(torch.autograd.Function):
     """Queries in blocks: each block sees the keys up to its own end, the rest is skipped.
 
-    Every product has a result of its own, which is put together afterwards: a batched product into
-    a part of a tensor is done matrix by matrix.
+    Every product has its own result, and the results are concatenated afterwards: a batched product
+    into a part of a tensor would run matrix by matrix.
     """
 
     @staticmethod
@@ -469,7 +469,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         grad = grad_BHSv.flatten(0, 1)
         grads_q: list[Tensor] = []
         grad_k = grad_v = None
-        # From the last block on, which sees all keys: the others add to a part of what it leaves.
+        # From the last block, which sees all keys: the others add to a part of its gradients.
         for (start, end), share in zip(_blocks(q)[::-1], shares[::-1], strict=True):
             grad_out = grad[:, start:end]
             grad_share = torch.bmm(grad_out, v[:, :end].transpose(1, 2))
@@ -499,7 +499,7 @@ def _blockwise_is_faster(q_BHSd: Tensor) -> bool:
 
 
 def _blocks(q_XSd: Tensor) -> list[tuple[int, int]]:
-    """Start and end of each block of queries; half precision wants larger products."""
+    """Start and end of each block of queries; half precision needs larger products."""
     length, size = q_XSd.shape[1], BLOCK if q_XSd.element_size() > 2 else 2 * BLOCK
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
@@ -512,7 +512,7 @@ def _hide_the_future(score_XqN: Tensor, start: int) -> None:
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs of ``x`` ``(B, S, heads, rope_dim)`` by the angles of their position."""
+    """Rotate the pairs of ``x`` ``(B, S, heads, rope_dim)`` by the angles of their position."""
     cos, sin = (part.unsqueeze(-2) for part in table)
     real, imaginary = x.to(cos.dtype).reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)

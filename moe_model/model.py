@@ -156,7 +156,7 @@ class ModelOutput(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """The language model; its output says what every router decided."""
+    """The language model; its output includes the decisions of every router."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ class SamplingRules:
         """Unnormalised probabilities of the next token after ``ids``, and the token ids, most
         likely first. The temperature must not be 0."""
         logits_V = self._penalised(logits_V, ids)
-        # The highest is 0, whatever it is divided by.
+        # The highest becomes 0, so that no temperature overflows it.
         scores_V = (logits_V - logits_V.max()) / self.temperature
         if 0 < self.top_k < len(scores_V):
             scores_V = scores_V.masked_fill(
@@ -72,7 +72,7 @@ class SamplingRules:
         probability_V, ids_V = scores_V.softmax(dim=-1).sort(descending=True)
         left_out_V = probability_V < self.min_p * probability_V[0]
         if self.top_p < 1:
-            # A token stays while the mass before it is below top_p: the likeliest always stays.
+            # A token is kept while the mass before it is below top_p: the likeliest always is.
             mass_before_V = probability_V.cumsum(dim=-1) - probability_V
             left_out_V |= mass_before_V >= self.top_p
         return probability_V.masked_fill(left_out_V, 0.0), ids_V

@@ -51,7 +51,7 @@ TRAINING_STATE = "training.safetensors"
 
 
 class CheckpointError(ValueError):
-    """The folder is not a checkpoint, or is damaged; the message says which and what to do."""
+    """The folder is not a checkpoint, or is damaged; the message names the cause and what to do."""
 
 
 @contextmanager
@@ -173,19 +173,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ends = [count("stop_ids", token) for token in plain.get("stop_ids", [])]
         if max(ends, default=0) >= config.vocab_size:
             raise ValueError(f"stop_ids={shown(ends)} for a vocab_size of {config.vocab_size}")
-        said = plain["tokenizer"]
+        described = plain["tokenizer"]
         if not isinstance(published := plain.get("published"), dict | None):
             raise ValueError(f"published={shown(published)}: it must be an object")
     for name, facts in files.items():
         _verify(folder / name, *facts)
     _refuse_other_size(folder / WEIGHTS, config)
     tokenizer: Tokenizer | None = None
-    if said is not None:
+    if described is not None:
         with _blamed_on(folder / DESCRIPTION, "describes no usable tokenizer"):
-            if said["kind"] == KIND:
-                tokenizer = PretrainedTokenizer.from_folder(said, folder)
+            if described["kind"] == KIND:
+                tokenizer = PretrainedTokenizer.from_folder(described, folder)
             else:
-                tokenizer = CharTokenizer.from_dict(said)
+                tokenizer = CharTokenizer.from_dict(described)
             if len(tokenizer) > config.vocab_size:
                 raise ValueError(
                     f"it has {len(tokenizer)} tokens, but vocab_size={config.vocab_size}"

@@ -79,9 +79,9 @@ class CharTokenizer:
         known = points < len(self._id_of_point)
         ids = torch.where(known, self._id_of_point[points.where(known, 0)], -1)
         if (ids < 0).any():
-            strangers = "".join(sorted(set(text) - set(self.vocabulary)))
+            unknown = "".join(sorted(set(text) - set(self.vocabulary)))
             raise ValueError(
-                f"characters {strangers[:20]!r} do not occur in the training text: remove them."
+                f"characters {unknown[:20]!r} do not occur in the training text: remove them."
             )
         return ids
 
@@ -139,8 +139,8 @@ class PretrainedTokenizer:
         ignored."""
         return self.library.decode(list(ids), skip_special_tokens=True)
 
-    def _special(self, said: Any) -> int | None:
-        token = said.get("content") if isinstance(said, dict) else said
+    def _special(self, setting: Any) -> int | None:
+        token = setting.get("content") if isinstance(setting, dict) else setting
         return self.library.token_to_id(token) if isinstance(token, str) else None
 
 

@@ -64,7 +64,7 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         dst: Checkpoint folder to create.
         dtype: Data type of the weights in the checkpoint.
     """
-    with _said_in_one_line(dst):
+    with _errors_in_one_line(dst):
         with fresh_folder(dst) as fresh:
             model, tokenizer = load_pretrained(src, DTYPES[dtype])
             write_tensors(fresh / WEIGHTS, model.state_dict())
@@ -91,7 +91,7 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         dst: Folder to create.
         dtype: Data type of the weights; routers and their bias are always fp32.
     """
-    with _said_in_one_line(dst):
+    with _errors_in_one_line(dst):
         found = read_checkpoint(src)
         tokenizer = found.tokenizer_if_any
         save_pretrained(
@@ -112,7 +112,7 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
 
 
 @contextmanager
-def _said_in_one_line(dst: Path) -> Iterator[None]:
+def _errors_in_one_line(dst: Path) -> Iterator[None]:
     """Turn bad input into a usage error; print write errors and let the caller continue."""
     try:
         if not dst.parent.is_dir():

@@ -86,13 +86,13 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
 
 def model_type_of(fields: Mapping[str, Any]) -> ModelType:
     """The model type of ``fields``; ``ValueError`` if it is not supported."""
-    names, said = fields.get("architectures"), fields.get("model_type")
+    names, named = fields.get("architectures"), fields.get("model_type")
     for model_type, architecture in ARCHITECTURES.items():
-        if names == [architecture.name] if names else said == model_type:
+        if names == [architecture.name] if names else named == model_type:
             return model_type
     known = [architecture.name for architecture in ARCHITECTURES.values()]
     raise ValueError(
-        f"architectures={names}, model_type={said!r}: only {', '.join(known[:-1])} and "
+        f"architectures={names}, model_type={named!r}: only {', '.join(known[:-1])} and "
         f"{known[-1]} can be imported."
     )
 
@@ -124,16 +124,16 @@ def _dense_layers(fields: Mapping[str, Any]) -> int:
                 f"mlp_layer_types={kinds!r} is not supported: it must be 'dense' for some of the "
                 "first layers and 'sparse' for all others."
             )
-    if (said := fields.get("first_k_dense_replace")) not in (None, dense):
+    if (given := fields.get("first_k_dense_replace")) not in (None, dense):
         raise ValueError(
-            f"first_k_dense_replace={said!r} contradicts mlp_layer_types={kinds!r}, where "
+            f"first_k_dense_replace={given!r} contradicts mlp_layer_types={kinds!r}, where "
             f"{dense} are dense (absent: 1): remove the wrong one."
         )
     return dense
 
 
 class HuggingFaceError(ValueError):
-    """A folder cannot be imported, or a model cannot be exported; the message has what to do."""
+    """A folder cannot be imported, or a model cannot be exported; the message says what to do."""
 
 
 class Published(NamedTuple):
@@ -245,7 +245,7 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
     ]
     if alone:
         impossible.append(
-            f"n_routed_experts={config.n_routed_experts}: it has at least two a group"
+            f"n_routed_experts={config.n_routed_experts}: it has at least two per group"
         )
     if impossible:
         raise HuggingFaceError(
@@ -325,9 +325,9 @@ def _strengths(yarn: dict[str, float]) -> tuple[float, float]:
     """The ``mscale`` and ``mscale_all_dim`` that are equivalent to the file in transformers.
 
     There the amplitude of the rotated parts is m(mscale) / m(mscale_all_dim) only where both are
-    given and not 0, otherwise m(1), and ``attention_factor`` overrules both; the correction of the
-    softmax is m(mscale_all_dim)² in any case. Here the amplitude is always the quotient, so where
-    the file's own ``mscale`` does not give the amplitude, another does.
+    given and not 0, otherwise m(1), and ``attention_factor`` overrides both; the correction of the
+    softmax is always m(mscale_all_dim)². Here the amplitude is always the quotient, so if the
+    file's own ``mscale`` does not give the amplitude, another one is computed that does.
     """
     factor, all_dim = yarn["factor"], yarn.get("mscale_all_dim", 0.0)
     amplitude = yarn.get("attention_factor", default_amplitude(yarn))

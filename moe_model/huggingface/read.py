@@ -101,7 +101,7 @@ def interleave(name: str, weight: Tensor, config: ModelConfig) -> None:
     """Reorder the rotary rows of our tensor ``name``, if any, from halves to pairs, in place.
 
     If ``rope_interleave`` is false, dimension i pairs with dimension i + d/2; here 2i pairs with
-    2i + 1. Queries and keys change alike, so their products are unchanged.
+    2i + 1. Queries and keys change in the same way, so their products are unchanged.
     """
     if name.endswith((".q_proj.weight", ".q_b_proj.weight")):
         heads_HdX = weight.view(config.num_attention_heads, config.qk_head_dim, -1)
@@ -147,7 +147,7 @@ def read_weights(
     folder: Path, published: Published, dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
     """The model of ``folder`` in evaluation mode, weights in ``dtype``, routers in fp32;
-    ``HuggingFaceError`` if a tensor is missing, too many, of another shape, or not finite."""
+    ``HuggingFaceError`` if a tensor is missing, unknown, of another shape, or not finite."""
     source = PublishedTensors(folder, published.fp8_block)
     config = _with_what_is_there(published.config, source.names())
     model = _unfilled(config, dtype)
@@ -201,7 +201,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
 
 
 def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
-    """``config``, without multi-token prediction if the files have no tensors of it.
+    """``config``, without multi-token prediction if the files have no tensors for it.
 
     Transformers writes ``num_nextn_predict_layers`` but not those layers.
     """
@@ -232,7 +232,7 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
 
 
 def _parts(name: str, source: PublishedTensors, config: ModelConfig) -> Iterable[Part]:
-    """Whether a file holds the experts stacked, as transformers 5 does in memory."""
+    """The parts in these files, which may have stacked experts, as transformers 5 in memory."""
     apart, stacked = list(parts(name, config)), published_name(name, config)
     return [Part(stacked, ())] if apart and stacked in source.names() else apart
 
@@ -274,15 +274,15 @@ def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
             continue
         path = inside(folder, name)
         try:
-            said = json.loads(read_small_file(path)).get("eos_token_id")
+            ends = json.loads(read_small_file(path)).get("eos_token_id")
         except (OSError, ValueError, RecursionError, AttributeError) as error:
             raise HuggingFaceError(
                 f"{path} is not a JSON object ({error}): download it again."
             ) from error
-        ids = said if isinstance(said, list) else [] if said is None else [said]
+        ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
         if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
             raise HuggingFaceError(
-                f"{path}: eos_token_id={shown(said)}: it must be a token from 0 to "
+                f"{path}: eos_token_id={shown(ends)}: it must be a token from 0 to "
                 f"{vocab_size - 1}, a list of them, or null."
             )
         found += ids
@@ -370,10 +370,10 @@ class PublishedTensors:
 
 def now_and_then(names: Collection[T], done: str, what: str) -> Iterator[T]:
     """Iterate over ``names``; print the progress on standard error every few seconds."""
-    spoke = time.monotonic()
+    last = time.monotonic()
     for number, name in enumerate(names):
-        if time.monotonic() - spoke > SECONDS_BETWEEN_LINES:
-            spoke = time.monotonic()
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
             say(f"{done} {number} of {len(names)} {what}")
         yield name
 

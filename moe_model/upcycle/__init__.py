@@ -1,4 +1,4 @@
-"""Convert a Llama to a Mixture of Experts with latent attention; see :mod:`.command`."""
+"""Convert a Llama to a Mixture of Experts with latent attention; see :mod:`.__main__`."""
 
 import lazy_loader
 

@@ -72,7 +72,7 @@ def main(
         seed: Same seed, same checkpoint.
         text: UTF-8 file for calibration and for measuring the loss (default: the language reference
             that comes with Python).
-            calibration_tokens: Tokens for calibration; as many again measure the loss.
+        calibration_tokens: Tokens for calibration; as many again measure the loss.
     """
     if not 0 <= noise < float("inf"):
         raise UsageError(f"--noise {noise} is out of range: choose 0 or more, such as 0.01.")
@@ -87,7 +87,7 @@ def main(
     windows = windows_of(words, tokenizer, calibration_tokens, context)
     parameters = llama.num_parameters()
     upcycled = upcycle(llama, shape, windows, noise, seed)
-    _tell(upcycled, llama.config, parameters, noise)
+    _report(upcycled, llama.config, parameters, noise)
     facts = {"source": src.name, "noise": noise, "seed": seed, "losses": upcycled.losses}
     try:
         with fresh_folder(dst) as folder:
@@ -120,7 +120,7 @@ def _read_source(src: Path) -> tuple[Any, PretrainedTokenizer, list[int]]:
     return llama, tokenizer, stop_ids
 
 
-def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
+def _report(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
     config, losses = upcycled.model.config, upcycled.losses
     rotary, latent = (sum(share) / len(upcycled.kept) for share in zip(*upcycled.kept, strict=True))
     cached = config.kv_lora_rank + config.qk_rope_head_dim

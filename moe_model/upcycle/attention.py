@@ -6,29 +6,29 @@ attention a token receives and how far back a head looks are measured
 the weights. The rest is truncated eigen- and singular value decompositions. There are three
 obstacles:
 
-1. **One rotary key for all heads.** A rotary pair is one complex number, and what is turned can be
-   mixed across heads by complex factors, before or after (TransMLA mixes with real ones). So of
-   each pair the best few mixes of the heads' keys become the shared key, and the queries take over
+1. **One rotary key for all heads.** A rotary pair is one complex number, and pairs can be mixed
+   across heads by complex factors, before or after the rotation (TransMLA mixes with real ones). So
+   of each pair the best few mixes of the heads' keys become the shared key, and the queries absorb
    the factors. Only the fastest pairs are kept; ``rope_theta`` is chosen such that the first mix of
-   a pair turns exactly as before, the others slower by less than one pair.
-2. **Keys without position.** Whatever is left, mostly the slow pairs, is compared without being
-   turned. A difference in turning multiplies a pair by exp(-iωΔ) at distance Δ; the best constant
-   to make up for it is the mean over the distances at which a head looks: nearly 1 for slow pairs
-   and near looks, nearly 0 where no constant is right. The same goes for mixes that turn slower.
+   a pair rotates exactly as before, the others slower by less than one pair.
+2. **Keys without position.** The rest, mostly the slow pairs, is compared without rotation. A
+   missing rotation multiplies a pair by exp(-iωΔ) at distance Δ; the best constant to correct it is
+   the mean over the distances at which a head looks: nearly 1 for slow pairs and short distances,
+   nearly 0 where no constant is right. The same holds for mixes that rotate slower.
 3. **One latent.** Keys without position and values of all heads are expanded from R numbers: the
    R-dimensional view of the input that predicts them best, counted by what their errors do to the
-   output. The latent passes an RMSNorm, so that view is given **orthonormal** rows: of an input
+   output. The latent passes an RMSNorm, so that view is given **orthonormal** rows: for an input
    of mean square 1 it then has nearly the same length for every token, and exactly at R = D.
 
-Exact is one case: one key-value head (or several that are mixes of one), all pairs rotary, R = D.
-Everywhere else the loss jumps.
+One case is exact: one key-value head (or several that are mixes of one), all pairs rotary, R = D.
+In all others the loss jumps.
 
 Biases (Qwen2) are exact wherever the weights are. That of values reaches the output whole, since
 attention adds up to one, so it belongs to the bias of ``o_proj``. Those of rotary keys have a place
-in ``kv_a_proj_with_mqa``; those of keys without position raise all scores of a query alike, which a
-softmax does not see. Only queries have no bias in this architecture, but their latent has: of rank
-D + 1 it holds the normed stream and a one, its norm finds a mean square of one and changes nothing,
-and the one carries the bias.
+in ``kv_a_proj_with_mqa``; those of keys without position raise all scores of a query by the same
+amount, which does not change a softmax. Only queries have no bias in this architecture, but their
+latent has: of rank D + 1 it holds the normed stream and a one, its norm finds a mean square of one
+and changes nothing, and the one carries the bias.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Kept(NamedTuple):
 
 
 def rotary_base(theta: float, head_dim: int, qk_rope_head_dim: int, mixes: int) -> float:
-    """``rope_theta`` with which pair ``mixes · j`` of the new key turns like pair j of the old.
+    """``rope_theta`` with which pair ``mixes · j`` of the new key rotates like pair j of the old.
 
-    Llama 3's stretch may follow: what it makes of a pair depends on its frequency alone.
+    Llama 3's scaling may follow: its effect on a pair depends on the frequency only.
     """
     return float(theta ** (qk_rope_head_dim / (head_dim * mixes)))
 
@@ -83,15 +83,15 @@ def convert_attention(
     d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
     frequency_j = _frequencies(theta, config.rope_scaling, d)
     inputs_ND = readings.inputs_ND.double()
-    # Half of a token's weight is for being there, half for the attention it gets: large models
-    # send most of it to the first token.
+    # Half of a token's weight is constant, half is the attention it receives: large models send
+    # most of that to the first token.
     weight_N = (1 + readings.attention_N) / 2
-    # Queries and keys have one more column, their bias, which the input meets with a one.
+    # Queries and keys have one more column, their bias, so the input gets a constant one.
     with_one_NE = F.pad(inputs_ND, (0, 1), value=1.0)
     seen_EE = covariance(with_one_NE, torch.ones_like(weight_N))
     attended_EE, attended_DD = (covariance(x, weight_N) for x in (with_one_NE, inputs_ND))
 
-    # The new pair i turns like the old pair i // mixes, or a little slower.
+    # The new pair i rotates like the old pair i // mixes, or a little slower.
     pair_i = torch.arange(config.qk_rope_head_dim // 2) // mixes
     ours_i = _frequencies(config.rope_theta, config.rope_scaling, config.qk_rope_head_dim)
     slower_i = frequency_j[pair_i] - ours_i
@@ -131,8 +131,8 @@ def convert_attention(
 def _fill(
     ours: MultiHeadLatentAttention, query_XE: Tensor, down_XE: Tensor, out_bias_D: Tensor
 ) -> None:
-    """What reads the stream, and biases: queries see a latent that is the stream and a one, which
-    carries theirs."""
+    """Set the projections of the stream, and biases: the latent of the queries is the stream and a
+    one, which carries their bias."""
     ours.kv_a_proj_with_mqa.weight.copy_(down_XE[:, :-1])
     ours.kv_a_layernorm.weight.fill_(1.0)
     if not ours.config.attention_bias:
@@ -184,9 +184,9 @@ class _SharedKey(NamedTuple):
     key_rE: Tensor
     """The rotary key of all heads, pairs interleaved."""
     q_HrE: Tensor
-    """The queries that look for it."""
+    """The queries for it."""
     rest_HjE: Tensor
-    """What is left of every pair of the keys, complex."""
+    """The rest of every pair of the keys, complex."""
     kept: float
 
 
@@ -197,15 +197,15 @@ def _share_rotary_key(
 
     Args:
         heads: Of the source.
-        pair_i: Which of their pairs the new one is a mix of, ascending.
-        slip_Hi: What makes up for it turning slower, for every head.
-        seen_EE: Covariance of what keys are made of, the one included.
+        pair_i: The old pair that each new one is a mix of, ascending.
+        slip_Hi: For every head, the factor that corrects the slower rotation.
+        seen_EE: Covariance of the inputs of the keys, the constant one included.
     """
     q_HjE, k_HjE = _pairs(heads.q_HdE), _pairs(heads.k_HdE)
     k_jHE = k_HjE[:, : pair_i[-1] + 1].transpose(0, 1)
     variance_jH, component_jHH = torch.linalg.eigh(moments(k_jHE, seen_EE))
     last_i = -1 - (torch.arange(len(pair_i)) - torch.searchsorted(pair_i, pair_i))
-    # Factors of size 1, so that the key is about as large as those it is a mix of.
+    # Factors of size 1, so that the key is about as large as the keys that it mixes.
     num_heads = len(q_HjE)
     mix_iH = component_jHH[pair_i, :, last_i] * math.sqrt(num_heads)
     key_iE = torch.einsum("ih,ihx->ix", mix_iH.conj(), k_jHE[pair_i]) / num_heads
@@ -221,13 +221,13 @@ def _share_rotary_key(
 
 def _frequencies(theta: float, scaling: YarnScaling | Llama3Scaling | None, dims: int) -> Tensor:
     """Radians a token, of every pair of ``dims`` rotary dimensions."""
-    assert not isinstance(scaling, YarnScaling), "refused when the source was read"
+    assert not isinstance(scaling, YarnScaling), "rejected when the source was read"
     frequency_j: Tensor = theta ** (-torch.arange(0, dims, 2).double() / dims)
     return frequency_j if scaling is None else slowed_as_in_llama3(frequency_j, scaling)
 
 
 def _mean_turn(frequency_j: Tensor, distance_HS: Tensor) -> Tensor:
-    """What turning comes to on average over the distances of each head: complex, at most 1."""
+    """The mean rotation over the distances of each head: complex, of size 1 at most."""
     back_S = torch.arange(distance_HS.shape[1]).double()
     turn_jS = torch.polar(torch.ones(1).double(), -torch.outer(frequency_j, back_S))
     return distance_HS.to(turn_jS.dtype) @ turn_jS.T

@@ -67,8 +67,8 @@ class Shape:
 def resolve(shape: Shape, source: Any) -> Shape:
     """``shape`` with all defaults filled in, for transformers' ``LlamaConfig`` or a similar one.
 
-    The fast half of the rotary pairs goes to the shared key, for the slow half there is as much
-    room without position. A latent as wide as four heads is what DeepSeek-V3 has. Raises
+    The fast half of the rotary pairs goes to the shared key; the slow half gets as many dimensions
+    without position. A latent as wide as four heads is what DeepSeek-V3 has. Raises
     ``UsageError`` if the source is too small for it.
     """
     D, head, groups = source.hidden_size, source.head_dim, source.num_key_value_heads
