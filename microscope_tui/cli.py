@@ -1,4 +1,4 @@
-"""The command line. Standard output is data, standard error is narration.
+"""The command line. Standard output is for data, standard error for messages.
 
 Exit codes are an API: 0 to 3 are verdicts of ``check``, 64 is a usage error. The plain call, which
 opens the screens, needs no parser and so does not wait for one.

@@ -1,7 +1,7 @@
 """Shared by the commands: finding runs, reading them with progress, output and errors.
 
-Standard output is data, standard error is narration. Every error names the problem, the values and
-what to do, and exits with a code that scripts can rely on.
+Data goes to standard output, messages go to standard error. Every error names the problem, the
+values and what to do, and exits with a code that scripts can rely on.
 """
 
 import json
@@ -80,14 +80,14 @@ def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> 
 def read(run: RunFile, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:
     """Read a whole run; a long read shows progress on a terminal."""
     watch = RunWatch(run, criteria, patient=True, memory_bytes=memory)
-    said = time.monotonic() if run.size >= _PROGRESS_FROM_BYTES else math.inf
+    shown = time.monotonic() if run.size >= _PROGRESS_FROM_BYTES else math.inf
     while watch.unread:
         if not watch.advance():
             time.sleep(watch.source.wait_s())
-        if time.monotonic() - said > 0.5:
-            said = time.monotonic()
+        if time.monotonic() - shown > 0.5:
+            shown = time.monotonic()
             show_progress(f"reading {bytes_of(run.size)}: {watch.progress:4.0%}")
-    if said < math.inf:
+    if shown < math.inf:
         show_progress("")
     return watch
 
@@ -149,7 +149,7 @@ def print_record(document: Mapping[str, Any]) -> None:
 
 
 def say(message: str) -> None:
-    """Print one line of narration."""
+    """Print one line to standard error."""
     sys.stderr.write(f"moe-microscope: {safe_text(message, 400)}\n")
 
 

@@ -68,9 +68,9 @@ from microscope_tui.watch import (
 POLL_S = 0.5
 _BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up
 _GONE_S = 5.0
-"""A log that is replaced may be gone for a moment."""
+"""A log that is being replaced is missing for a short time."""
 _HEAD_BYTES = 1 << 16
-_FOR_GOOD = ("finished", "failed", "collapse")
+_FINAL_REASONS = ("finished", "failed", "collapse")
 
 
 def check(
@@ -87,7 +87,7 @@ def check(
         A folder of runs, one run, a file of another tool (see ``sources``), or ``-`` for
         standard input.
     """
-    options.refuse_nonsense()
+    options.refuse_invalid()
     if options.format_only:
         return _check_format(path, options)
     user = read_config(options.config)
@@ -175,15 +175,15 @@ def _follow(
 ) -> int:
     """Follow the newest run that ``search`` finds to its end; the exit code of its verdict."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
-    with _asked_to_stop() as stop:
+    with _stop_event() as stop:
         watch = _to_follow(search, request, stop)
         alerts, ending = Alerts(request.since_step), Ending(watch, options.wait)
         while True:
             moved = _read_on(watch, stop)
             _compare(watch, baseline)
-            if watch.complete:  # a problem in the middle may be over further down
+            if watch.complete:  # a problem in the middle may be resolved further down
                 for alert in alerts.news(watch.diagnosis):
-                    _tell(watch.file, alert, options, notifier)
+                    _report(watch.file, alert, options, notifier)
             if stop.is_set() or ending.is_over():
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
@@ -211,7 +211,7 @@ def _read_on(watch: RunWatch, stop: Event) -> bool:
     return moved
 
 
-def _tell(file: RunFile, alert: News, options: CheckOptions, notifier: "Notifier | None") -> None:
+def _report(file: RunFile, alert: News, options: CheckOptions, notifier: "Notifier | None") -> None:
     serious = alert.finding.severity >= Severity.WARN
     if options.as_json:
         print_json(news_json(file, alert), indent=None)
@@ -260,7 +260,7 @@ class Ending:
         if not state.ended:
             self._deadline = None
             return False
-        if self._records() != self._first or not self._may_go_on():
+        if self._records() != self._first or not self._may_resume():
             return True
         return self._waited(state, self._began + self._wait_s, now)
 
@@ -281,17 +281,17 @@ class Ending:
         watch, end = self._watch, self._watch.scan.end
         return watch.generation, end, 0 if end else watch.source.size
 
-    def _may_go_on(self) -> bool:
+    def _may_resume(self) -> bool:
         end = self._watch.scan.end
         # An archive no longer grows.
-        return self._watch.source.seekable and (end is None or end.reason not in _FOR_GOOD)
+        return self._watch.source.seekable and (end is None or end.reason not in _FINAL_REASONS)
 
 
 class Notifier:
     """``--notify-command``: runs the user's command for every alert.
 
     The command is passed to the shell unchanged; nothing from a log is ever part of it. The finding
-    is one line of JSON on its standard input. Its failures never stop the following.
+    is one line of JSON on its standard input. A failure never stops ``--follow``.
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
@@ -362,13 +362,13 @@ def _to_follow(search: Search, request: CheckRequest, stop: Event) -> RunWatch:
     path = search.root
     if path == PIPE:
         return piped(0, request.criteria)
-    said = False
+    announced = False
     while (run := _newest(search)) is None:
-        if not said:
+        if not announced:
             say(f"{path}: no run yet, waiting for one (Ctrl-C ends)")
             for reason in search.unreadable:
                 say(f"skipped {reason}")
-            said = True
+            announced = True
         time.sleep(POLL_S)
         if stop.is_set():
             fail(f"{path}: interrupted before a run appeared", NO_VERDICT)
@@ -394,18 +394,18 @@ def _newest(search: Search) -> RunFile | None:
 
 
 @contextlib.contextmanager
-def _asked_to_stop() -> Iterator[Event]:
+def _stop_event() -> Iterator[Event]:
     """Record Ctrl-C and SIGTERM instead of raising; ignored signals stay ignored."""
     stop = Event()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         stop.set()
         signal.signal(number, signal.SIG_DFL)  # the second one exits at once
 
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, ask)
+            before[number] = signal.signal(number, request)
     try:
         yield stop
     finally:

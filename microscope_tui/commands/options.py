@@ -1,4 +1,4 @@
-"""The options of the commands: one dataclass for each purpose, and what cannot be meant.
+"""The options of the commands: one dataclass for each purpose, with the checks of their values.
 
 cyclopts makes options and help of the fields and docstrings.
 """
@@ -93,7 +93,7 @@ class CheckOptions:
     format_only: Switch = False
     config: Path | None = None
 
-    def refuse_nonsense(self) -> None:
+    def refuse_invalid(self) -> None:
         """Exit with a usage error if the options contradict each other."""
         for name in self.ignore:
             if name.upper() not in RULES:
@@ -105,7 +105,7 @@ class CheckOptions:
         given = [name for name in judging if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
         if self.format_only and given:
             words = ", ".join(f"--{_spelled(name)}" for name in given)
-            fail(f"--format-only does not judge runs: remove {words} out", USAGE)
+            fail(f"--format-only does not judge runs: remove {words}", USAGE)
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
         if self.wait < 0:
@@ -132,9 +132,9 @@ class SourceOptions:
         with the named groups ``layer`` and, for a number per expert, ``expert``. May be repeated;
         wins over the known keys.
     num_experts
-        Experts per layer, if the source does not say it.
+        Experts per layer, if the source does not contain it.
     top_k
-        Experts per token, if the source does not say it; without it no balance is computed.
+        Experts per token, if the source does not contain it; without it no balance is computed.
     pipeline_parallel
         Pipeline stages of a Megatron run: each numbers its own layers from 0.
     """
@@ -201,7 +201,7 @@ class ProbeOptions:
     batch_size: int | None = None
     output: Output = None
 
-    def refuse_nonsense(self) -> None:
+    def refuse_invalid(self) -> None:
         """Exit with a usage error if a number is out of range or the folder exists."""
         refuse_below(1, tokens=self.tokens, window=self.window, batch_size=self.batch_size)
         if self.output is not None and self.output.exists():

@@ -45,7 +45,7 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
     """
     if not text:
         fail("probe MODEL TEXT: name at least one text, a UTF-8 file or a folder", USAGE)
-    options.refuse_nonsense()
+    options.refuse_invalid()
     if [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         fail("probe needs pip install 'moe-microscope[train]'", USAGE)
 

@@ -158,7 +158,7 @@ def mismatch(
 def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing], list[bool], bool]:
     """Both sides, which of them are an engine's output, and whether both have token ids.
 
-    An engine's output is read with what the other side says about the model.
+    An engine's output is read with the model's shape that the other side has.
     """
     paths = [path / FILE_NAME if path.is_dir() else path for path in places]
     engine, token_ids = [path.suffix in SUFFIXES for path in paths], True

@@ -121,7 +121,7 @@ def entries_of(
 ) -> list[Entry]:
     """The alerts that match ``pattern``: active, recovered, notes, later; each worst first.
 
-    ``known``: what is known by the end of the log, for what begins behind the shown step.
+    ``known``: what is known by the end of the log, for alerts that begin after the shown step.
     """
     entries: list[Entry] = []
     later = [pair for pair in known if pair[0].onset > view.step]
@@ -137,8 +137,8 @@ def entries_of(
     return [entry for entry in entries if pattern.matches(entry.text)]
 
 
-def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
-    """Number of alerts of each kind; ``said`` is right-aligned."""
+def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:
+    """Number of alerts of each kind; ``right`` is right-aligned."""
     line: Line = [Span(" alerts", "title")]
     if not entries:
         line.append(Span("   none", "dim"))
@@ -148,7 +148,7 @@ def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
             word = f"{state}s" if state is AlertState.NOTE and len(group) > 1 else state
             worst = max(group, key=lambda entry: entry.finding.severity)
             line.append(Span(f"   {len(group)} {word}", worst.role))
-    return spread(line, [Span(f"{said} ", "faint")], width)
+    return spread(line, [Span(f"{right} ", "faint")], width)
 
 
 def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
@@ -211,9 +211,9 @@ def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
             line.append(Span(mark.letter if mark is not before else "━", ROLE_OF_SEVERITY[mark]))
         before = mark
     since, severity, _ = entry.finding.worst.course()[-1]
-    said = "later than the shown step" if later else f"{severity.label} from {since:,}"
-    if line_width(line) + 2 + width_of(said) <= columns:
-        line.append(Span(f"  {said}", "dim"))
+    text = "later than the shown step" if later else f"{severity.label} from {since:,}"
+    if line_width(line) + 2 + width_of(text) <= columns:
+        line.append(Span(f"  {text}", "dim"))
     return pad(line, columns)
 
 
@@ -228,9 +228,9 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
         lines[-1].append(Span("  seen", "dim"))
     gap: list[Line] = [[]] if height >= _AIRY_FROM else []
     lines += gap
-    lines += _told("why", entry.advice.why, room) + _told("next", entry.advice.next, room) + gap
+    lines += _part("why", entry.advice.why, room) + _part("next", entry.advice.next, room) + gap
     for word, text in _facts(entry):
-        lines += _told(word, text, room)
+        lines += _part(word, text, room)
     if len(lines) > height > 2:
         more = len(lines) - height + 1
         lines = [*lines[: height - 1], [Span(f"  … {more} more lines", "faint")]]
@@ -239,7 +239,7 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
     return [pad(line, width) for line in lines[: max(0, height)]]
 
 
-def _told(word: str, text: str, width: int, role: str = "value") -> list[Line]:
+def _part(word: str, text: str, width: int, role: str = "value") -> list[Line]:
     return labelled(word, wrap(text, max(16, width - _LABEL)), _LABEL, role)
 
 
@@ -257,8 +257,8 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
     if len(finding.layers) > 1:
         facts.append(("layers", ", ".join(finding.layers)))
     if len(grades := worst.course()) > 1:
-        said = [f"{severity.label} from {step:,} ({value:.3g})" for step, severity, value in grades]
-        facts.append(("grades", ", ".join(said)))
+        steps = [f"{grade.label} from {step:,} ({value:.3g})" for step, grade, value in grades]
+        facts.append(("grades", ", ".join(steps)))
     again = worst.recurrence
     facts.append(("before", f"{again} earlier in this layer" if again else "the first time"))
     facts.append(("confidence", worst.confidence))
@@ -272,7 +272,7 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
     if view.judged < 1.0:
         judged += f", {view.judged:.0%} of the log: the rest is not judged yet"
     explain = "`moe-microscope explain` lists all rules and their limits"
-    room, told = width - 4, list[Line]()
+    room, facts = width - 4, list[Line]()
     for word, text, role in (
         ("balance", f"c stays above {warn:g}; 1 is even, 0 collapsed", "value"),
         ("experts", f"none dead, few below {share:g} of the fair share for long", "value"),
@@ -282,9 +282,9 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
         ("judged", judged, "value"),
         ("rules", explain, "dim"),
     ):
-        told += [[Span("  "), *line] for line in _told(word, text, room, role)]
+        facts += [[Span("  "), *line] for line in _part(word, text, room, role)]
     healthy = Span("  no alerts; a healthy run is like this in every layer", "dim")
-    lines = [frame.verdict(view, width, 1)[0], [], [healthy], *told]
+    lines = [frame.verdict(view, width, 1)[0], [], [healthy], *facts]
     return [pad(line, width) for line in lines]
 
 

@@ -98,9 +98,9 @@ class Chart:
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
         line += [Span(f"   {value}", "title"), Span(f" at {step:,}", "dim")] if value else []
-        said = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
-        said += [f"smoothing {smoothing:g}"] if smoothing else []
-        return noted(line, [*said, self.note], width)
+        notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
+        notes += [f"smoothing {smoothing:g}"] if smoothing else []
+        return noted(line, [*notes, self.note], width)
 
 
 def chart_name(name: str, focused: bool) -> Line:
@@ -230,12 +230,12 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
         Curve(steps, layer.mean_entropy_history, role="dim"),
         Curve(steps, layer.entropy_history),
     ]
-    said = f"mean {words.decimal(mean)}" if mean is not None else ""
+    average = f"mean {words.decimal(mean)}" if mean is not None else ""
     most, why = math.log(max(2, layer.router.num_experts)), "not measured (docs/probe.md)"
     loads = [Curve(steps, layer.max_load_history, edge="high")]
     charts = {
         "balance": replace(balance, nothing=words.no_balance(layer)[1]),
-        "entropy": Chart("entropy", entropies, layer.entropy, said, top=most, nothing=why),
+        "entropy": Chart("entropy", entropies, layer.entropy, average, top=most, nothing=why),
         "max-load": Chart("max load", loads, layer.max_load, "1 is fair", limits=[(1.0, "dim")]),
     }
     if layer.drop_rate is not None or any(c.low == c.low for c in layer.drop_history):
@@ -261,7 +261,7 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
         (s, loss) for s, loss in view.evaluations if loss is not None and math.isfinite(loss)
     ]
     at, value = validated[-1] if validated else (0, None)
-    said = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
+    validation = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
     fair = f"in {most}, 1 is fair" if most else "1 is fair"
     losses = [Curve(steps, view.loss_history)]
     balances = [Curve(steps, health.balance, edge="low")]
@@ -269,7 +269,7 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     norms = [Curve(steps, view.grad_norm_history, edge="high")]
     rates = [Curve(steps, view.learning_rate_history)]
     charts = {
-        "loss": Chart("loss", losses, loss, said, bottom=None, points=validated),
+        "loss": Chart("loss", losses, loss, validation, bottom=None, points=validated),
         "balance": _balance("lowest balance c", balances, lowest, f"in {least}" if least else ""),
         "max-load": Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")]),
         "gradient-norm": Chart("gradient norm", norms, norm, spell=_significant),

@@ -39,7 +39,7 @@ def moment_lines(
 ) -> list[Line]:
     """A, B and the change from A to B, under their heads; A and B alone if ``brief``.
 
-    ``remarks``: what is to be said of A and of B.
+    ``remarks``: shown after the numbers of A and of B.
     """
     then, now = reference.record, view.record or reference.record
     rows = [_values(then), _values(now), _changes(then, now)]
@@ -54,13 +54,13 @@ def moment_lines(
     remark = Column("remark", columns, gap=3, head="")
     table = Table([Column("", 4, gap=0), name, *numbers, remark], columns)
 
-    def line(mark: str, of: str, values: Mapping[str, str], role: str, *said: Span) -> Line:
+    def line(mark: str, of: str, values: Mapping[str, str], role: str, *remarks: Span) -> Line:
         cells = {key: [Span(value, role)] for key, value in values.items()}
         cells |= {
             "": [Span(f" {mark:<3}", "accent")],
             "run": [Span(shortened(of, name.width), role)],
         }
-        return table.line({**cells, "remark": said})
+        return table.line({**cells, "remark": remarks})
 
     both = [
         line("A", reference.run, rows[0], "value", remarks[0]),
@@ -91,10 +91,10 @@ def _changes(then: StepRecord, now: StepRecord) -> Mapping[str, str]:
     }
 
 
-def _difference(then: float | None, now: float | None, say: Callable[[float], str]) -> str:
+def _difference(then: float | None, now: float | None, spell: Callable[[float], str]) -> str:
     if then is None or now is None or not math.isfinite(now - then):
         return "-"
-    return say(now - then) if now != then else "same"
+    return spell(now - then) if now != then else "same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,8 @@ class CompareLayout:
     visible_layers: int
 
 
-def why_apart(layer: LayerView, reference: Reference) -> str | None:
-    """Why the experts of a layer cannot be compared; ``None`` where they can."""
+def why_not_comparable(layer: LayerView, reference: Reference) -> str | None:
+    """Why the experts of a layer cannot be compared; ``None`` if they can."""
     router, index = router_in(reference, layer), layer.index
     if router is None:
         return f"no {layer.router.name} in A"
@@ -175,7 +175,7 @@ def layer_lines(
 ) -> list[Line]:
     """One layer: ``row_height`` lines, with the numbers on the middle one."""
     numbers, key = _numbers(layer, reference, layout, chosen), ("compare", layer.index)
-    values = why_apart(layer, reference) or cells_of(layer, heat)
+    values = why_not_comparable(layer, reference) or cells_of(layer, heat)
     lines = []
     for at in range(layout.row_height):
         here = at == (layout.row_height - 1) // 2
@@ -189,7 +189,7 @@ def layer_lines(
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
     """The experts of a layer that gained and lost the most, as far as they fit."""
-    name, why = layer.router.name, why_apart(layer, reference)
+    name, why = layer.router.name, why_not_comparable(layer, reference)
     then = reference.load_of(layer.index, layer.router.num_experts)
     if why or then is None or layer.load is None:
         return f"{name}: {why}"
@@ -198,16 +198,16 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
     up = sorted((e for e in ratios if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
     down = sorted((e for e in ratios if ratios[e] < 2.0**CALM_FROM), key=lambda e: ratios[e])
     dead = [e for e in range(len(now)) if not now[e] and then[e]]
-    said = []
+    parts = []
     if up:
-        said.append("up " + words.listed([f"{e} ({then[e]:.2g} to {now[e]:.2g})" for e in up], 2))
+        parts.append("up " + words.listed([f"{e} ({then[e]:.2g} to {now[e]:.2g})" for e in up], 2))
     if down:
-        said.append(f"down {words.listed(down)}")
+        parts.append(f"down {words.listed(down)}")
     if dead:
-        said.append(f"without tokens now {words.listed(dead)}")
-    while len(said) > 1 and len(f"{name}: {'; '.join(said)}") > room:
-        said.pop()
-    return f"{name}: {'; '.join(said) or 'no expert changed its load'}"
+        parts.append(f"without tokens now {words.listed(dead)}")
+    while len(parts) > 1 and len(f"{name}: {'; '.join(parts)}") > room:
+        parts.pop()
+    return f"{name}: {'; '.join(parts) or 'no expert changed its load'}"
 
 
 def _numbers(

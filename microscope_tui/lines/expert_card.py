@@ -15,7 +15,7 @@ from microscope_tui.lines.heat import role_of_level
 from microscope_tui.lines.spans import (
     Line,
     Span,
-    by_turns,
+    in_turn,
     line_width,
     pad,
     role_of,
@@ -105,7 +105,7 @@ def place_of(values: Sequence[float], expert: int) -> int:
     return 1 + sum(value > own for value in values) if own > 0 else len(values)
 
 
-def naming(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[Finding, Episode]]:
+def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[Finding, Episode]]:
     """The findings that name this expert of this layer, active ones first."""
     for finding, _ in view.findings:
         for episode in finding.episodes:
@@ -121,7 +121,7 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
         Span(f"  expert {expert}", "title"),
         Span(f"  of {size} in {router.name}, {words.choices(router.top_k)}", "dim"),
     ]
-    for finding, episode in naming(view, layer, expert):
+    for finding, episode in findings_of(view, layer, expert):
         left.append(Span(f"   {finding.severity.letter} {finding.rule}", role_of(episode)))
     return spread(left, [Span(f"{moment} ", "accent")], width)
 
@@ -136,12 +136,12 @@ def facts(
     what = condition(load[expert])
     share, of_all = words.part_of(view, layer, expert)
     rest = f" of {len(load)}   "
-    first = by_turns("  load ", words.decimal(load[expert]), " × the fair share   ", role="title")
+    first = in_turn("  load ", words.decimal(load[expert]), " × the fair share   ", role="title")
     first += [Span(what, _ROLES.get(what, "ok")), Span(_since(view, layer, expert, series, what))]
-    second = by_turns("  place ", f"{place_of(load, expert)}", rest, f"{share:.1%}", f" {of_all}")
+    second = in_turn("  place ", f"{place_of(load, expert)}", rest, f"{share:.1%}", f" {of_all}")
     if bias and expert < len(bias):
         away = bias[expert] - sum(bias) / len(bias)
-        second += by_turns("   bias ", words.signed(bias[expert]))
+        second += in_turn("   bias ", words.signed(bias[expert]))
         if math.isfinite(away):
             second.append(Span(f", {away:+.2g} from the mean", "dim"))
     if view.counts_step is not None and view.counts_step != view.step:
@@ -164,8 +164,8 @@ def expert_charts(
     biases = curves(one[expert] if one is not None else NAN for one in series.biases)
     places = curves(float(experts + 1 - place_of(one, expert)) for one in series.loads)
     now, place = (load[expert], float(place_of(load, expert))) if load else (None, None)
-    said = f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair"
-    charts = {"load": Chart("load", loads, now, said, limits=[(1.0, "dim")])}
+    note = f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair"
+    charts = {"load": Chart("load", loads, now, note, limits=[(1.0, "dim")])}
     if bias:
         charts["bias"] = Chart("bias", biases, bias[expert], bottom=None, spell=words.signed)
     charts["place"] = Chart(
@@ -193,9 +193,9 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
         f"{n} {what}" for what in ("dead", "starving", "hot") if (n := conditions.count(what))
     ]
     nowhere = "nowhere dead, starving or hot" if conditions else "no counts"
-    said = f"  {', '.join(counted) or nowhere}"
+    summary = f"  {', '.join(counted) or nowhere}"
     head = [_head("all layers"), Span(f"{names[0]} ", "dim")]
-    tail = [Span(f" {names[-1]}", "dim"), Span(said, "value" if counted else "dim")]
+    tail = [Span(f" {names[-1]}", "dim"), Span(summary, "value" if counted else "dim")]
     room = width - line_width([*head, *tail])
     per_cell = -(-len(loads) // max(1, room))
     cells = []
@@ -214,7 +214,7 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
     """The findings that name it, or the others of its layer."""
     line = [_head("findings")]
-    named = list(naming(view, layer, expert))
+    named = list(findings_of(view, layer, expert))
     for finding, episode in named:
         over = f" to {episode.recovered_at:,}" if episode.recovered_at is not None else ""
         line += [Span(finding.rule, role_of(episode)), Span(f" since {episode.onset:,}{over}")]
@@ -236,7 +236,7 @@ def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
     """The experts whose loads correlate with this one, positively and negatively."""
     found = series.comoving(expert)
     if found is None:
-        few = f"too few samples to tell: {len(series)} of {LEAST_SAMPLES}"
+        few = f"too few samples: {len(series)} of {LEAST_SAMPLES}"
         return pad([_head("moves with"), Span(few, "faint")], width)
     alike = _correlations(found.alike, f"none beyond chance ({words.index(found.chance)})")
     against = [Span("   against ", "dim"), _correlations(found.opposite, "none")]
@@ -254,10 +254,10 @@ def _correlations(pairs: Sequence[tuple[int, float]], none: str) -> Span:
 
 
 def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:
-    """Since when it is dead or starving: from the finding, else from the samples."""
+    """The step since which it is dead or starving: from the finding, else from the samples."""
     if what not in ("dead", "starving"):
         return ""
-    for finding, episode in naming(view, layer, expert):
+    for finding, episode in findings_of(view, layer, expert):
         if finding.rule == "DEAD" and episode.active:
             return f" since step {episode.onset:,}"
     first: int | None = None

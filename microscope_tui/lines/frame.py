@@ -1,4 +1,4 @@
-"""The lines above every screen of a run: the header, and the verdict or that all is well."""
+"""The lines above every screen of a run: the header, and the verdict."""
 
 import math
 from collections.abc import Container, Sequence
@@ -102,7 +102,7 @@ def verdict(
 ) -> list[Line]:
     """The worst alert that is not in ``seen``, in ``lines`` lines, or that the run is healthy.
 
-    ``compact``: what and what next, as few lines have room for; otherwise also why.
+    ``compact``: the finding and the remedy only; otherwise also the reason.
     """
     unseen = [pair for pair in view.alerts if key_of(view.name, pair[0]) not in seen]
     worst = unseen[0] if unseen else view.worst
@@ -116,9 +116,9 @@ def verdict(
         role = ROLE_OF_SEVERITY[finding.severity]
         badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
         active, known = len(view.alerts), f"{len(view.alerts) - len(unseen)} seen"
-        said = [f"1 of {active} alerts"] if active > 1 else []
-        said += [known if unseen else "seen"] if len(unseen) < active else []
-        more = [Span(f"{'  '.join(said)} ", "dim")] if said else []
+        counts = [f"1 of {active} alerts"] if active > 1 else []
+        counts += [known if unseen else "seen"] if len(unseen) < active else []
+        more = [Span(f"{'  '.join(counts)} ", "dim")] if counts else []
         if compact or lines < 3:
             first = crop([Span(" "), badge, Span(f" {advice.short}")], width)
             following = labelled("next", _cut(advice.next, width - 7, lines - 1), 7)

@@ -13,7 +13,7 @@ layer: one router and its experts; L5 is the sixth decoder layer, counted from 0
 load: tokens of an expert ÷ the fair share: 1 is fair, 0 none, 4 four times its share
 share: share of the tokens that chose the expert
 balance c, bal.: how evenly experts are used: 1 is even, 0 all on top-k experts (collapse)
-entropy H, ent.: of the router's choice for one token, in nats; low is sure of itself
+entropy H, ent.: of the router's choice for one token, in nats; low is confident
 dropped, drop: share of assignments that found their expert full and were lost
 dropless: no capacity is configured: nothing can be dropped
 max load: load of the busiest expert of the layer
@@ -33,8 +33,8 @@ under, over: clearly below, clearly above the fair share
 fair: about the fair share
 hot: several times the fair share
 # quadrants
-collapsed: few experts get all tokens, whatever the entropy is
-specialised: experts evenly used, and each token has a clear choice: what you want
+collapsed: few experts get all tokens, at any entropy
+specialised: experts evenly used, and each token has a clear choice: the goal
 uniform: experts evenly used because the router hardly distinguishes tokens
 undecided: between specialised and uniform, usual early in training
 # header
@@ -48,14 +48,14 @@ waiting, deleted: no step yet; the log was removed, what was read stays
 CRITICAL, WARNING, NOTE, METER: C act now, W look into it, I information, M the measurement is at
   fault
 onset, alarm: first step of the evidence; step at which it was enough to report
-active, recovered, later: still so; over; begins after the step shown
+active, recovered, later: continues; over; begins after the step shown
 seen: you marked it with A
 not judged yet, warm-up: the first steps, in which uneven experts are normal
 gathering evidence: something is wrong, for too few steps so far for an alert
 healthy: judged, and nothing found
 # alert_list
 rule: the kind of trouble; `moe-microscope explain RULE` describes it in full
-severity: how bad it is, by its worst moment
+severity: how bad it is, at its worst step
 crit, warn, info, error: critical, warning, note; the measurement is at fault
 end: the step of the recovery, or active
 value: the worst value against its limit
@@ -108,13 +108,13 @@ busiest, the other: the busiest experts of each slice have colours; all others a
 # tokens
 weight: how much the output of a chosen expert counts
 margin: score of the last chosen expert less that of the first one left out; 0 is a tie
-only expert: one expert is lit: tokens with it, brightest where it has the largest weight
-a b c, ^ ': below the text: the expert by its letter; the lit one first, or among others
+only expert: tokens of one expert are highlighted, brightest where it has the largest weight
+a b c, ^ ': below the text: the expert by its letter; ^ largest weight, ' also chosen
 ↵ → · �: newline, tab, a token without a character of its own, bytes that are not text
 # slices
 -1.0, +2.0: log2 of the share in the slice ÷ the share overall: half, four times as much
 chance, ·: what shuffled slices reach too, in 99 of 100; a dot is no more than that
-few: fewer than 10 choices are expected in this slice, too few to tell a ratio from chance
+few: fewer than 10 choices are expected in this slice: the ratio may be chance
 none: the expert was never chosen in this slice
 prefer, avoid: a share in some slice that differs from its share overall beyond chance
 most telling: tokens that go to the expert far more often than tokens overall

@@ -118,8 +118,8 @@ class Heat:
     @property
     def ranks(self) -> int:
         """Devices of expert parallelism; without a number in the header eight are assumed."""
-        told = self.run.expert_parallel_size if self.run is not None else 1
-        return told if told > 1 else _ASSUMED_RANKS
+        size = self.run.expert_parallel_size if self.run is not None else 1
+        return size if size > 1 else _ASSUMED_RANKS
 
     def reference_load(self, layer: LayerView) -> Sequence[float] | None:
         """The loads of a layer at the reference."""
@@ -175,7 +175,7 @@ def cells_of(layer: LayerView, heat: Heat) -> list[float] | str:
 
 
 def _ratio(now: float, then: float) -> float:
-    """Now ÷ then; 1 where both are zero, 0 where all is lost, 16 where it was nothing."""
+    """Now ÷ then; 1 if both are zero, 0 if now is zero, 16 if then was zero."""
     return 1.0 if now == then else 16.0 if not then > 0 else now / then
 
 
@@ -249,8 +249,8 @@ def heat_title(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> str:
         mean = f"{what.removesuffix(' per expert')}, mean of {steps} steps"
         return f"{mean},{more}" if more else mean
     if look.measure is Measure.RANKS:
-        told = heat.run is not None and heat.run.expert_parallel_size > 1
-        return f"load per rank, {heat.ranks} ranks{'' if told else ' assumed'}"
+        known = heat.run is not None and heat.run.expert_parallel_size > 1
+        return f"load per rank, {heat.ranks} ranks{'' if known else ' assumed'}"
     against = f"step {reference.step:,}" if reference is not None else "the reference"
     what = {
         Measure.LOAD: "load per expert",

@@ -1,13 +1,13 @@
-"""What is typed after ``/``: words that a name must hold, words it must not, and globs.
+"""The filter typed after ``/``: words that a name must contain, words it must not, and globs.
 
-* ``moe 1``: both words stand somewhere in the name; case never matters
-* ``!dense``: this word must not
+* ``moe 1``: both words are somewhere in the name; case never matters
+* ``!dense``: the name must not contain this word
 * ``L1*``, ``*.moe``, ``L?``: a word with ``*`` (any characters) or ``?`` (one character) is a glob
   and must equal one of the words of the name, from its beginning to its end
-* ``!L1*``: none of them may
+* ``!L1*``: no word of the name may match
 
-Nothing that is typed can hang the screen: since Python 3.11 ``fnmatch`` never takes back what a
-``*`` has matched.
+Nothing that is typed can hang the screen: since Python 3.11 ``fnmatch`` never backtracks into
+what a ``*`` has matched.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MOST_CHARACTERS = 100
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A typed filter; an empty one matches everything, and so does one with an error."""
+    """A typed filter; an empty or invalid one matches everything."""
 
     text: str = ""
     """The typed text; pass it through ``safe_text`` before showing it."""

@@ -16,8 +16,8 @@ from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     Line,
     Span,
-    by_turns,
     first_fitting,
+    in_turn,
     labelled,
     line_width,
     pad,
@@ -204,7 +204,7 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     """How many experts differ from chance, and which slices they read."""
     differ = sum(row.telling > 0 for row in table.rows)
     do = "prefers or avoids" if differ == 1 else "prefer or avoid"
-    line: Line = [Span(f"  {layer}", "title"), *by_turns(f" {at}   ", f"{differ}", role="title")]
+    line: Line = [Span(f"  {layer}", "title"), *in_turn(f" {at}   ", f"{differ}", role="title")]
     line.append(Span(f" of {len(table.rows)} experts {do} a slice"))
     chance = table.by_chance
     if sum(size > 0 for size in table.sizes) < 2:
@@ -229,7 +229,7 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     if value is None:
         return pad([Span("  not measured: what token identity alone explains", "faint")], width)
     explains, of = "  token identity explains ", " of the routing"
-    left = by_turns(explains, words.index(value), of, role="title")
+    left = in_turn(explains, words.index(value), of, role="title")
     if noise is not None:
         left.append(Span(f"   shuffled {words.index(noise)}", "dim"))
     pairs = [explained(tables, at) for at in range(len(names))]
@@ -257,9 +257,9 @@ def heads(
     for at in layout.shown:
         top += [Span(" "), _centred(shortened(names[at], layout.cell), layout.cell, "value")]
         limit = table.noise[at]
-        said = words.no_zero(f"±{limit:.2f}") if math.isfinite(limit) else "-"
-        said = "few" if all(row.cells[at].few for row in table.rows) else said
-        below += [Span(" "), _centred(said, layout.cell, "dim")]
+        text = words.no_zero(f"±{limit:.2f}") if math.isfinite(limit) else "-"
+        text = "few" if all(row.cells[at].few for row in table.rows) else text
+        below += [Span(" "), _centred(text, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
     what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
     scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
@@ -296,8 +296,8 @@ def expert_line(
 def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
-    """The expert at the cursor in full: every slice with its number, every token with its lift."""
-    said = [
+    """The expert at the cursor in full: every slice with its ratio, every token with its lift."""
+    ratios = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")
         for at, cell in enumerate(row.cells[:64])
@@ -306,7 +306,7 @@ def detail(
         f"{named(token_id)} {count:,}× lift {lift:.3g}" for token_id, count, lift in row.lifts
     ]
     reads = "reads" if tokens else "no token is counted often enough"
-    lines = _listed(f"expert {row.expert}", "title", said, width)[: max(1, rows // 2)]
+    lines = _listed(f"expert {row.expert}", "title", ratios, width)[: max(1, rows // 2)]
     return [*lines, *_listed(reads, "dim", tokens, width)][:rows]
 
 

@@ -30,13 +30,13 @@ def role_of(trouble: Finding | Episode) -> str:
     return ROLE_OF_SEVERITY[trouble.severity] if trouble.active else "dim"
 
 
-def by_turns(*texts: str, role: str = "value") -> Line:
-    """Words and values by turns: dim, and in ``role``."""
+def in_turn(*texts: str, role: str = "value") -> Line:
+    """Labels and values in turn: dim, and in ``role``."""
     return [Span(text, role if at % 2 else "dim") for at, text in enumerate(texts)]
 
 
 def placed(cells: list[tuple[str, str]], at: int, text: str, role: str, margin: int = 0) -> bool:
-    """Write a text over blank cells, with so many blank ones around; whether there was room."""
+    """Write a text over blank cells with ``margin`` blanks around it; false if there is no room."""
     around = cells[max(0, at - margin) : at + len(text) + margin]
     if not 0 <= at <= len(cells) - len(text) or any(char != " " for char, _ in around):
         return False
@@ -45,7 +45,7 @@ def placed(cells: list[tuple[str, str]], at: int, text: str, role: str, margin: 
 
 
 def merged(cells: Iterable[tuple[str, str]]) -> Line:
-    """Texts and roles as a line; neighbours of one role are merged: every span costs bytes."""
+    """Texts and roles as a line; neighbours of the same role are merged: a span costs bytes."""
     line: Line = []
     for text, role in cells:
         if line and line[-1].role == role:
@@ -138,7 +138,7 @@ def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
 
 
 def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
-    """Both ends of exactly ``width`` cells; ``right`` is dropped if it does not fit."""
+    """Left- and right-aligned text in ``width`` cells; ``right`` is dropped if it does not fit."""
     room = width - line_width(left) - line_width(right)
     if room < 1:
         return pad(left, width)
@@ -146,7 +146,7 @@ def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
 
 
 def first_fitting(texts: Iterable[str], room: int, default: str = "") -> str:
-    """The first of the texts that is not wider than ``room``; all of them say the same."""
+    """The first of the texts, which all mean the same, that fits into ``room`` cells."""
     return next((text for text in texts if width_of(text) <= room), default)
 
 
@@ -161,8 +161,8 @@ def joined(parts: Sequence[str], room: int) -> str:
 
 def with_notes(left: Sequence[Span], notes: Iterable[str], width: int, *, gap: int = 2) -> Line:
     """``left``, and at the other end of ``width`` cells the first of the notes, as many as fit."""
-    said = joined([note for note in notes if note], width - line_width(left) - gap - 1)
-    return spread(left, [Span(f"{said} ", "faint")], width)
+    shown = joined([note for note in notes if note], width - line_width(left) - gap - 1)
+    return spread(left, [Span(f"{shown} ", "faint")], width)
 
 
 def plain(line: Iterable[Span]) -> str:

@@ -99,7 +99,7 @@ def fit(
 ) -> TableLayout:
     """Lay out ``view``, or ``shown`` of its layers, in ``columns`` × ``rows`` cells.
 
-    ``noted``: there is something to say under the ribbon, whatever else there is.
+    ``noted``: the line of notes under the ribbon is needed in any case.
     """
     experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
     layers = max(1, len(view.layers) if shown is None else shown)
@@ -316,8 +316,8 @@ def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
     for finding, _ in view.findings:
         for episode in finding.episodes:
             if episode.active:
-                said = troubles.setdefault(episode.router_index, [])
-                said += [finding.rule, WORD_OF_SEVERITY[episode.severity]]
+                names = troubles.setdefault(episode.router_index, [])
+                names += [finding.rule, WORD_OF_SEVERITY[episode.severity]]
     return [
         layer.index
         for layer in view.layers

@@ -156,9 +156,9 @@ def notes(
         right.append(f"1 column = {words.plural(steps, 'step')}")
     if cursor:
         return with_notes([Span(f" {cursor}", "accent")], right, columns)
-    said = joined(right, columns // 2 if _labels(view) else columns - _LEFT)
-    ticks = tick_line(view, columns - width_of(said) - 2, ribbon_width(columns))
-    return pad([*ticks, Span(" " + said, "faint")], columns)
+    shown = joined(right, columns // 2 if _labels(view) else columns - _LEFT)
+    ticks = tick_line(view, columns - width_of(shown) - 2, ribbon_width(columns))
+    return pad([*ticks, Span(" " + shown, "faint")], columns)
 
 
 def tick_line(view: RunView, width: int, ribbon: int) -> Line:

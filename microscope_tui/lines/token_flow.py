@@ -1,7 +1,7 @@
 """The text of a probe as lines of a width: tokens as printable pieces, laid out in chunks.
 
 Every token has at least one cell, and none can harm. A character belongs to the token in which it
-begins; a token that holds only the rest of one, or nothing, shows ``·``. What a terminal could obey
+begins; a token that holds only the rest of one, or nothing, shows ``·``. A control character
 becomes ``�``; a newline is shown, and ends a line. A chunk begins behind the first newline after
 every 512th token, or there if none follows: the same tokens are always on the same lines.
 """
@@ -159,7 +159,7 @@ class Flow:
         return Place(chunk, at)
 
     def moved(self, place: Place, by: int) -> Place:
-        """The line so many lines further on, or back; the first or last one at the ends."""
+        """The line ``by`` lines below, or above; at most the last, at least the first."""
         chunk, line = place.chunk, place.line + by
         while line < 0 and chunk > 0:
             chunk -= 1
@@ -179,7 +179,7 @@ class Flow:
         return found
 
     def scrolled(self, top: Place, place: Place, rows: int) -> Place:
-        """The line on top with which ``place`` is in view: by few lines where it was near."""
+        """The top line with which ``place`` is in view; a near one is reached with few lines."""
         if (below := self.between(top, place, 2 * rows)) is not None:
             if below >= rows:
                 top = self.moved(top, below - rows + 1)
@@ -191,18 +191,18 @@ class Flow:
         return self.moved(top, -missing) if missing else top
 
     def token_below(self, token: int, by: int) -> int:
-        """The token in the same column so many lines further down, or up."""
+        """The token in the same column ``by`` lines below, or above."""
         place = self.place_of(token)
         column = 0
         for piece in self._lines(place.chunk)[place.line].pieces:
             if piece.token == token:
                 break
             column += piece.width
-        wanted = self.moved(place, by)
-        line = self._lines(wanted.chunk)[wanted.line]
+        there = self.moved(place, by)
+        line = self._lines(there.chunk)[there.line]
         if not line.pieces:  # the name of a slice: the line beyond it
-            wanted = self.moved(wanted, 1 if by > 0 else -1)
-            line = self._lines(wanted.chunk)[wanted.line]
+            there = self.moved(there, 1 if by > 0 else -1)
+            line = self._lines(there.chunk)[there.line]
         found = line.first
         for piece in line.pieces:
             if sum(p.width for p in line.pieces if p.token < piece.token) <= column:

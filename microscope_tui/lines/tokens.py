@@ -1,7 +1,7 @@
 """The text of a probe in the colours of its experts, and the token at the cursor in detail.
 
-The busiest experts of the layer have a colour and a letter each, all others are grey. With one
-expert in the light, its tokens alone are: brightest where it has the largest weight.
+The busiest experts of the layer have a colour and a letter each, all others are grey. If one expert
+is selected, only its tokens are highlighted, brightest where it has the largest weight.
 """
 
 import math
@@ -14,7 +14,7 @@ from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.spans import (
     Line,
     Span,
-    by_turns,
+    in_turn,
     line_width,
     merged,
     pad,
@@ -26,7 +26,7 @@ from microscope_tui.routing import Choice, Routing
 
 LETTERS = "abcdefg"
 _NEUTRAL = len(LETTERS)
-"""The colour of an expert in the light that is none of the busiest."""
+"""The colour of a selected expert that is not one of the busiest."""
 _SAMPLE = 1 << 15
 _MOST_SLICES = 64
 _REST = "dim"
@@ -68,8 +68,8 @@ def busiest(routing: Routing, layer: int) -> Busiest:
 
 
 @dataclass(frozen=True, slots=True)
-class Light:
-    """How the tokens in view are painted: their choices, and where the cursor is."""
+class Highlight:
+    """The colours of the tokens in view: their choices, and where the cursor is."""
 
     first: int
     chosen: Sequence[tuple[int, ...]]
@@ -77,11 +77,11 @@ class Light:
     busiest: Busiest
     cursor: int
     expert: int | None = None
-    """The only expert in the light."""
+    """The only expert to highlight."""
 
     @property
     def colour(self) -> int:
-        """The colour of the expert in the light."""
+        """The colour of the highlighted expert."""
         colour = self.busiest.colour(self.expert)
         return _NEUTRAL if colour is None else colour
 
@@ -105,7 +105,7 @@ class Light:
 
 
 def text_lines(
-    lines: Sequence[TextLine], light: Light, slices: Sequence[str], width: int, *, letters: bool
+    lines: Sequence[TextLine], light: Highlight, slices: Sequence[str], width: int, *, letters: bool
 ) -> list[Line]:
     """The lines of the text; with ``letters`` each has one below it."""
     found: list[Line] = []
@@ -130,7 +130,7 @@ def text_lines(
     return found
 
 
-def legend(light: Light, experts: int, width: int, *, letters: bool) -> Line:
+def legend(light: Highlight, experts: int, width: int, *, letters: bool) -> Line:
     """The experts that have a colour, with their shares, as many as there is room for."""
     line: Line
     if light.expert is not None:
@@ -145,8 +145,8 @@ def legend(light: Light, experts: int, width: int, *, letters: bool) -> Line:
         ]
         return pad(line, width)
     others = experts - len(light.busiest.shares)
-    said = "one other" if others == 1 else f"the other {others}"
-    rest = Span(f"  {'. ' if letters else ''}{said}" if others > 0 else "", _REST)
+    text = "one other" if others == 1 else f"the other {others}"
+    rest = Span(f"  {'. ' if letters else ''}{text}" if others > 0 else "", _REST)
     for with_shares, with_rest in ((True, True), (False, True), (False, False)):
         line = [Span("  busiest ", "dim")]
         for at, (expert, share) in enumerate(light.busiest.shares.items()):
@@ -170,11 +170,11 @@ def title(
     name = routing.slices[at] if at < len(routing.slices) else ""
     which, of_all = f" {layer + 1} of {len(shape.layers)}   token ", f" of {routing.tokens:,}   "
     left: Line = [Span(f"  {shape.layer_names[layer]}", "title")]
-    left += by_turns(which, f"{token:,}", of_all, role="title")
+    left += in_turn(which, f"{token:,}", of_all, role="title")
     if experts:
-        left += [*by_turns("expert ", f"{experts[0]}", role="title"), Span("   ")]
+        left += [*in_turn("expert ", f"{experts[0]}", role="title"), Span("   ")]
     if name:
-        left += by_turns("slice ", shortened(name, 24), role="title")
+        left += in_turn("slice ", shortened(name, 24), role="title")
     about = "  ".join(part for part in (routing.model, routing.dtype) if part)
     room = width - line_width(left) - 4
     right = [Span(f"{shortened(about, room)} ", "faint")] if about and room >= 8 else []
@@ -244,8 +244,8 @@ def _experts(choice: Choice, busy: Busiest, glyphs: Glyphs, width: int) -> list[
 def _facts(choice: Choice, experts: int, width: int) -> list[Line]:
     """The margin to the first expert that was left out, and the entropy."""
     margin, entropy = choice.margin, choice.entropy
-    said = words.index(margin) if not 0 < margin < 0.005 else words.no_zero(f"{margin:.1g}")
-    shown = Span(f"{said:<6}", "warn" if margin < _MARGIN_IS_SMALL else "value")
+    text = words.index(margin) if not 0 < margin < 0.005 else words.no_zero(f"{margin:.1g}")
+    shown = Span(f"{text:<6}", "warn" if margin < _MARGIN_IS_SMALL else "value")
     most = f"of {math.log(experts):.2f}" + (" nats" if width >= 28 else "")
     lines = []
     for word, value, span, more in (
@@ -290,9 +290,9 @@ def _around(middle: int, count: int, room: int) -> range:
 
 
 def without_probe(width: int, problem: str = "", *, empty: bool = False) -> list[Line]:
-    """Why there is nothing to see, and the command that changes that.
+    """Why the screen is empty, and the command that makes a probe.
 
-    ``problem``: why the file cannot be read; ``empty``: it is there and holds no token.
+    ``problem``: why the file cannot be read; ``empty``: the file has no tokens.
     """
     why = problem or (
         "the probe of this run ended before its first token"

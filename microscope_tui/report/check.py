@@ -2,7 +2,7 @@
 
 0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, not judged yet, or a meter
 fault that forbids a verdict. It is the worst severity of any episode that began in range, recovered
-or not: who was asleep wants to know. 2 wins over 3 where the critical layer's own meter is sound.
+or not. 2 takes precedence over 3 if the measurement of the critical layer is sound.
 The JSON follows the versioned schema of ``docs/check-json.md``; keys are only added.
 """
 
@@ -182,8 +182,8 @@ def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[st
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
     header = watch.run.profile if watch.run is not None else ""
     if criteria.profile:
-        said = f", the header has {header}" if header and header != criteria.profile else ""
-        yield f"judged as {criteria.profile} (--profile{said})"
+        declared = f", the header has {header}" if header and header != criteria.profile else ""
+        yield f"judged as {criteria.profile} (--profile{declared})"
     elif header and diagnosis is not None and diagnosis.run.profile != header:
         judged = f"judged as {diagnosis.run.profile}, the header has {header}"
         yield f"{judged}; --profile chooses another"

@@ -3,7 +3,7 @@
 A training run changes its routers, so its last counted steps describe it; an evaluation does not,
 and all of it counts.
 
-How many more tokens an expert needs until it has seen a wanted number comes with a 95 % interval.
+How many more tokens an expert needs until it has seen a given number comes with a 95 % interval.
 The expert has n hits in T tokens. If tokens are independent, the first N − 1 of its N hits are
 spread evenly over the T + M tokens that it takes to reach N, so the share of them that falls into
 the first T tokens is T / (T + M), and n of N − 1 measures that share. Its interval is that of a
@@ -61,7 +61,7 @@ class Need:
 
 
 def further(hits: int, tokens: int, wanted: int) -> Need | None:
-    """What is missing after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached.
+    """What is needed after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached.
 
     Raises:
         ValueError: more hits than tokens, or a negative number.
@@ -163,7 +163,7 @@ class _Sums:
     def add(
         self, counts: str, row: Sequence[int], tokens: float | None, means: Sequence[Values | None]
     ) -> None:
-        """Add a step; ``counts`` is what the header says of its counts."""
+        """Add a step; ``counts`` is the kind of counts by the header."""
         top_k, spent = self.router.top_k, float(tokens or 0)  # 0: unknown
         if counts == "shares":
             row = [round(count / _SHARES * spent * top_k) for count in row]
@@ -248,7 +248,7 @@ def _layer(sums: _Sums, wanted: int) -> LayerCoverage:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    """Few lines for a person: the experts with too few tokens, and what they need."""
+    """A short report: the experts with too few tokens, and what they need."""
     short = coverage.short
     experts = sum(len(layer.experts) for layer in coverage.layers)
     tokens = max(layer.tokens for layer in coverage.layers)
@@ -320,7 +320,7 @@ def _percent(share: float) -> str:
 
 
 def _total(needs: Sequence[Need], length: int | None) -> str:
-    """What all of these experts need."""
+    """The further tokens that all of these experts need."""
     if unseen := [need.low for need in needs if need.tokens is None]:
         tokens, amount = max(unseen), f"more than {short_number(max(unseen))}"
         experts = "1 expert was" if len(unseen) == 1 else f"{len(unseen):,} experts were"

@@ -44,7 +44,7 @@ class Terminal:
     used: tuple[int, int] | None
     """The size that Textual uses: COLUMNS and LINES come first where they are set."""
     tmux: str = ""
-    """In tmux: what the terminal outside can do, as far as tmux says."""
+    """In tmux: the features of the terminal outside, as tmux reports them."""
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
@@ -57,7 +57,7 @@ def in_multiplexer(environment: Mapping[str, str]) -> bool:
 def is_remote(environment: Mapping[str, str]) -> bool:
     """Whether bandwidth may be scarce: over SSH, or in tmux or screen.
 
-    Both outlive connections: their environment does not show where they are attached from now.
+    Both outlive connections: their environment does not show where they are attached now.
     """
     return bool(environment.get("SSH_CONNECTION")) or in_multiplexer(environment)
 
@@ -68,9 +68,9 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
     term = environment.get("TERM", "").strip().lower()
     shown = safe_text(term, _SHOWN)
     if not term or term in _COLOURLESS:
-        said = f"TERM={shown}" if term else "TERM is not set"
+        reason = f"TERM={shown}" if term else "TERM is not set"
         remedy = "set TERM to what your terminal is, for example xterm-256color"
-        return Colours(None, said, f"{remedy}; until then use `snapshot` and `check`")
+        return Colours(None, reason, f"{remedy}; until then use `snapshot` and `check`")
     if forced != "auto":
         name = safe_text(forced, _SHOWN)
         if forced not in _SYSTEMS:
@@ -116,14 +116,14 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
     environment, size, used = terminal.environment, terminal.size, terminal.used
     colours = colours_of(environment)
 
-    def said(*names: str) -> str:
+    def value_of(*names: str) -> str:
         values = (safe_text(environment.get(name, ""), _SHOWN) for name in names)
         return next(filter(None, values), "not set")
 
-    locale = f"{terminal.encoding}, locale {said('LC_ALL', 'LANG')}"
+    locale = f"{terminal.encoding}, locale {value_of('LC_ALL', 'LANG')}"
     facts = [
-        ("TERM", said("TERM")),
-        ("COLORTERM", said("COLORTERM")),
+        ("TERM", value_of("TERM")),
+        ("COLORTERM", value_of("COLORTERM")),
         ("NO_COLOR", "set: loads as characters" if "NO_COLOR" in environment else "not set"),
         ("colours", f"{colours.system or 'none'}: {colours.reason}"),
         ("characters", f"{terminal.glyphs}: {locale}"),
@@ -137,7 +137,7 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
         passes = "not known"
         if terminal.tmux:
             passes = "yes" if "RGB" in terminal.tmux.split(",") else "no"
-        version = said("TERM_PROGRAM_VERSION")
+        version = value_of("TERM_PROGRAM_VERSION")
         facts.append(("tmux", f"version {version}, truecolor passes through: {passes}"))
     return [*facts, ("ssh", "yes" if environment.get("SSH_CONNECTION") else "no")]
 

@@ -46,7 +46,7 @@ Row = Sequence[Cell]
 
 
 def view_csv(view: RunView) -> str:
-    """One row per layer and expert; ``router`` counts from 0, names may stand there twice.
+    """One row per layer and expert; ``router`` counts from 0; two routers may have the same name.
 
     Tokens, load and bias are those of ``counts_step``. A layer without counts has no rows.
     """
@@ -83,8 +83,8 @@ def view_json(view: RunView) -> str:
 def runs_json(cards: Sequence[RunCard]) -> str:
     """The list of runs as one line of JSON.
 
-    ``findings`` are the active ones, and null for a run that nothing is known of so far; ``judged``
-    is false without a verdict, and ``no_verdict`` says why where that is known.
+    ``findings`` are the active ones, and null for a run that has not been judged; ``judged``
+    is false without a verdict, and ``no_verdict`` is the reason if it is known.
     """
     runs = [
         {

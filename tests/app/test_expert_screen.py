@@ -126,7 +126,7 @@ async def test_a_compressed_log_shows_why_it_cannot_be_rewound(
         assert "history cannot be read: compressed logs cannot be rewound" in seen(
             pilot, "#chart-load"
         )
-        assert "too few samples to tell: 0 of 16" in seen(pilot, "#more")
+        assert "too few samples: 0 of 16" in seen(pilot, "#more")
         assert "dead" in seen(pilot, "#facts")
 
 

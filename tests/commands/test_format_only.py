@@ -100,4 +100,4 @@ def test_a_missing_log_exits_with_three_and_one_line(call: Call, tmp_path: Path)
 def test_options_that_judge_a_run_do_not_go_with_it(call: Call, option: list[str]) -> None:
     code, _, err = call("check", ".", "--format-only", *option)
     assert code == 64
-    assert f"--format-only does not judge runs: remove {option[0]} out" in err
+    assert f"--format-only does not judge runs: remove {option[0]}" in err

@@ -29,7 +29,7 @@ Call = Callable[..., tuple[int, str, str]]
         ("check . --follow --all", "leave --all out"),
         ("check . --follow --wait -1", "--wait -1: write seconds, 0 for none"),
         ("check . --wait 9", "--wait 9 waits for a run to resume: add --follow"),
-        ("check . --format-only --wait 9 --ignore DEAD", "remove --ignore, --wait out"),
+        ("check . --format-only --wait 9 --ignore DEAD", "remove --ignore, --wait"),
         ("check . --source excel", "no such format; there are"),
         ("check . --map share", "write QUANTITY=REGEX"),
         ("check . --top-k 0", "--top-k 0: write a number from 1 up"),

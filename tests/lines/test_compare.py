@@ -163,8 +163,8 @@ def test_layers_of_two_runs_are_matched_by_name_whatever_their_place(make_log: A
     assert aligned(reference, two.run) == reference
     assert reference.record.router.max_load is not None
     assert reference.record.router.max_load[2] is None
-    assert compare.why_apart(view.layers[0], reference) is None
-    assert compare.why_apart(view.layers[2], reference) == "no L4 in A"
+    assert compare.why_not_comparable(view.layers[0], reference) is None
+    assert compare.why_not_comparable(view.layers[2], reference) == "no L4 in A"
     assert compare.only_in_reference(view, reference) == "only in A: L0, L9"
     assert any("no L4 in A" in line for line in drawn(view, reference))
 
@@ -186,7 +186,7 @@ def test_other_numbers_of_experts_are_said_and_their_balance_still_compared(
     view = view_of(watch)
     assert watch.run is not None
     reference = aligned(reference_in(other, 1), watch.run)
-    assert compare.why_apart(view.layers[0], reference) == "4 experts in A, 8 in B"
+    assert compare.why_not_comparable(view.layers[0], reference) == "4 experts in A, 8 in B"
     lines = drawn(view, reference)
     assert "4 experts in A, 8 in B" in lines[1] + lines[2]
     assert compare.moved_text(view.layers[0], reference, 99) == "L1: 4 experts in A, 8 in B"

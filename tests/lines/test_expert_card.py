@@ -140,7 +140,7 @@ def test_comoving_experts_are_those_of_the_plain_correlation(seed: int) -> None:
 def test_few_samples_and_frozen_experts_say_nothing_about_who_moves_with_whom() -> None:
     few = LoadSeries([Sample(n, [n, 9, 9], None) for n in range(1, LEAST_SAMPLES)])
     assert few.comoving(0) is None
-    assert f"too few samples to tell: {LEAST_SAMPLES - 1} of 16" in plain(
+    assert f"too few samples: {LEAST_SAMPLES - 1} of 16" in plain(
         expert_card.comoving_line(few, 0, 80)
     )
     frozen = LoadSeries([Sample(n, [4, 4, 4], None) for n in range(1, 40)])

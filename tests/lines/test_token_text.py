@@ -9,7 +9,7 @@ from microscope_tui.lines import (
     Busiest,
     Flow,
     Glyphs,
-    Light,
+    Highlight,
     Place,
     busiest,
     line_width,
@@ -28,15 +28,15 @@ def routing(tmp_path_factory: pytest.TempPathFactory) -> Routing:
 BUSY = Busiest({5: 0.3, 2: 0.2})
 
 
-def light(expert: int | None = None) -> Light:
-    return Light(10, [(5, 2), (2, 5), (7, 5), ()], BUSY, 99, expert)
+def light(expert: int | None = None) -> Highlight:
+    return Highlight(10, [(5, 2), (2, 5), (7, 5), ()], BUSY, 99, expert)
 
 
 def test_a_token_has_the_colour_of_its_largest_weight() -> None:
     roles = [light().paint(token)[0] for token in (10, 11, 12, 13)]
     assert roles == ["token:0", "token:1", "dim", "dim"]
     assert [light().paint(token)[1] for token in (10, 11, 12, 13)] == ["a", "b", ".", "."]
-    assert Light(10, [(5,)], BUSY, 10).paint(10)[0] == "cursor"
+    assert Highlight(10, [(5,)], BUSY, 10).paint(10)[0] == "cursor"
 
 
 def test_one_expert_alone_is_lit_brightest_where_it_weighs_most() -> None:
@@ -67,7 +67,7 @@ def test_without_tables_the_busiest_are_counted(routing: Routing, tmp_path: Path
 def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
     lines = Flow(routing, 60).shown(Place(0, 0), 30)
     chosen = routing.chosen(0, 0, 500)
-    here = Light(0, chosen, busiest(routing, 0), 0)
+    here = Highlight(0, chosen, busiest(routing, 0), 0)
     text = tokens.text_lines(lines, here, routing.slices, 60, letters=True)
     assert plain(text[0]).startswith("── code ──")
     assert len(text) == 1 + 2 * (len(lines) - 1)
@@ -83,7 +83,7 @@ def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 @pytest.mark.parametrize("letters", [True, False])
 def test_the_lines_above_the_text_fit(routing: Routing, width: int, letters: bool) -> None:
-    here = Light(0, routing.chosen(0, 0, 9), busiest(routing, 0), 3)
+    here = Highlight(0, routing.chosen(0, 0, 9), busiest(routing, 0), 3)
     legend = tokens.legend(here, 16, width, letters=letters)
     assert line_width(legend) == width
     for at, expert in enumerate(here.busiest.shares):

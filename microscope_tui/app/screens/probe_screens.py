@@ -18,7 +18,7 @@ from microscope_tui.lines import (
     Busiest,
     ExpertRow,
     Flow,
-    Light,
+    Highlight,
     NoTables,
     Ordering,
     Place,
@@ -238,7 +238,7 @@ class TokensScreen(ProbeScreen):
         last = next((line.pieces[-1].token for line in reversed(shown) if line.pieces), token)
         first = min(token, shown[0].first)
         chosen = routing.chosen(layer, first, max(last, token) + 1)
-        light = Light(first, chosen, _busiest(routing, layer), token, self.session.expert)
+        light = Highlight(first, chosen, _busiest(routing, layer), token, self.session.expert)
         text = tokens.text_lines(shown, light, routing.slices, width, letters=self.letters)
         margined = [[Span(" " * _MARGIN), *line] for line in text][:height]
         self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
