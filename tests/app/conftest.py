@@ -3,16 +3,14 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
 
 from benchmarks.scenarios import SCENARIOS
-from microscope_tui.app import Rows, Tiles
 from microscope_tui.scenarios import Shape, write_run
-from tests.app import sitting
+from tests.probed import write_probed
 from tests.terminal import Terminal
 
 
@@ -61,23 +59,13 @@ def own_collapsed(collapsed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(collapsed, tmp_path / collapsed.name))
 
 
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a probe, for tests that only read it."""
+    return write_probed(tmp_path_factory.mktemp("runs") / "probe")
+
+
 @pytest.fixture
-def until() -> Callable[..., Awaitable[None]]:
-    """``await until(pilot, condition, what)``: let the app run until the condition holds."""
-
-    return sitting.until
-
-
-@pytest.fixture
-def seen() -> Callable[[Pilot[None], str], str]:
-    """``seen(pilot, selector)``: the text of the rows there on the present screen, or nothing."""
-
-    def text(pilot: Pilot[None], selector: str) -> str:
-        found = pilot.app.screen.query(selector)
-        if not found:
-            return ""
-        parts = found.first().query(Rows) if isinstance(found.first(), Tiles) else found
-        columns = [[s.text for s in part._strips] for part in parts]  # type: ignore[attr-defined]
-        return "\n".join("".join(row) for row in zip(*columns, strict=True))
-
-    return text
+def own_probed(probed: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(probed, tmp_path / probed.name))

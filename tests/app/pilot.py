@@ -61,6 +61,12 @@ class AppPilot:
         columns = [tile.texts for tile in tiles.results(Rows)]
         return "\n".join("".join(row) for row in zip(*columns, strict=True))
 
+    def charts(self) -> list[str]:
+        """Names of the charts that are on the screen and have lines for a curve."""
+        parts = self.screen.query("#charts Rows").results(Rows)
+        shown = [part.id or "" for part in parts if part.display and part.size.height > 1]
+        return [name.removeprefix("chart-") for name in shown]
+
     async def settle(self) -> None:
         """Let all messages be handled: a key passes from the app to the screen and back."""
         for _ in range(4):
@@ -78,6 +84,7 @@ class AppPilot:
 
     async def resize(self, columns: int, rows: int) -> None:
         await self._pilot.resize_terminal(columns, rows)
+        await self.until(lambda: self.app._resize_timer is None, "Textual gathers sizes for 8 ms")
         await self.settle()
 
     async def pause(self, seconds: float) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import AlertsScreen, MainScreen, Microscope
-from microscope_tui.lines import Glyphs
-from microscope_tui.watch import Fleet
-from tests.app.sitting import Seen, Until, opened
+from microscope_tui.app import AlertsScreen, MainScreen
+from tests.app.pilot import AppPilot, open_app
 
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
+SMALL = (80, 24)
 
 
 @pytest.fixture
@@ -28,229 +27,150 @@ def troubled(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
     return write_log(records, name="troubled")  # type: ignore[no-any-return]
 
 
-def chosen_in(text: str) -> str:
-    (line,) = [line for line in text.split("\n") if line.startswith(" ▶ ")]
+def chosen_in(app: AppPilot) -> str:
+    lines = app.text("alert-list").split("\n")
+    (line,) = [line for line in lines if line.startswith(" ▶ ")]
     return line
 
 
-async def test_the_list_shows_what_is_active_first_and_unfolds_the_chosen_alert(
-    troubled: Path, until: Until, seen: Seen
+async def test_the_list_shows_active_alerts_first_and_details_of_the_chosen_one(
+    troubled: Path,
 ) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until, AlertsScreen, "3")
-        assert "1 active   1 recovered" in seen(pilot, "#alerts-title")
-        heads, first, second, *_ = seen(pilot, "#alert-list").split("\n")
+    async with open_app(troubled, "3", size=SMALL) as app:
+        assert "1 active   1 recovered" in app.text("alerts-title")
+        heads, first, second, *_ = app.text("alert-list").split("\n")
         assert heads.split() == ["severity", "rule", "layers", "onset", "end", "value"]
         assert "C crit   COLLAPSE  L3" in first
         assert "active" in first
         assert "L2" in second
-        assert "collapse in L3 since step 300" in seen(pilot, "#alert-detail")
-        assert "C━━" in seen(pilot, "#track")
-
-
-async def test_the_unfolded_alert_stands_beside_the_list_where_there_is_room(
-    troubled: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(120, 40)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        list_, detail = app.screen.query_one("#alert-list"), app.screen.query_one("#alert-detail")
-        assert detail.region.x == list_.region.right
-        assert detail.region.y == list_.region.y
-        assert detail.region.right <= 120
-        await pilot.resize_terminal(90, 30)
-        await pilot.pause()
-        assert detail.region.y == list_.region.bottom
-        assert "evidence" in seen(pilot, "#alert-detail")
-
-
-async def test_arrows_home_and_end_choose_an_alert_and_stop_at_the_ends(
-    troubled: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until, AlertsScreen, "3")
+        assert "C━━" in app.text("track")
         for key, layer in (
             *(("down", "L2"), ("j", "L2"), ("up", "L3"), ("k", "L3")),
             *(("end", "L2"), ("home", "L3"), ("G", "L2"), ("g", "L3")),
         ):
-            await pilot.press(key)
-            assert layer in chosen_in(seen(pilot, "#alert-list"))
-            assert f"in {layer} " in seen(pilot, "#alert-detail")
+            await app.press(key)
+            assert layer in chosen_in(app)
+            assert f"collapse in {layer} " in app.text("alert-detail")
+        await app.resize(120, 40)  # the details are beside the list where there is room
+        list_, detail = (app.screen.query_one(f"#alert-{part}") for part in ("list", "detail"))
+        assert detail.region.x == list_.region.right
+        assert detail.region.y == list_.region.y
+        assert detail.region.right <= 120
+        await app.resize(90, 30)
+        assert detail.region.y == list_.region.bottom
+        assert "evidence" in app.text("alert-detail")
 
 
 async def test_enter_goes_to_the_onset_in_the_worst_layer_on_the_main_screen(
-    troubled: Path, until: Until, seen: Seen
+    troubled: Path,
 ) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        await pilot.press("down", "enter")
-        await until(pilot, lambda: isinstance(app.screen, MainScreen), "the main screen")
+    async with open_app(troubled, "3", "down", "enter", size=SMALL) as app:
+        await app.opens(MainScreen)
         assert app.session.time.shown_step == 100
         assert app.session.selected == 1
-        await until(pilot, lambda: "PAUSED" in seen(pilot, "#ribbon"), "the past")
+        assert "PAUSED" in app.text("ribbon")
+        await app.enter(":150")
+        await app.press("3")
+        assert "1 later" in app.text("alerts-title")  # it begins after the shown step
+        _, first, second, *_ = app.text("alert-list").split("\n")
+        assert "L2" in first
+        assert "active" in first
+        assert "later" in second
+        assert "L2" in chosen_in(app)  # the alert of the chosen layer
+        await app.press("end", "enter")
+        assert app.session.time.shown_step == 300
 
 
-async def test_a_log_without_a_past_says_so_instead_of_going_to_the_onset(
-    troubled: Path, until: Until, seen: Seen
+async def test_a_log_without_a_past_reports_it_instead_of_going_to_the_onset(
+    troubled: Path,
 ) -> None:
     packed = troubled.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(troubled.read_bytes()))
-    async with Microscope(Fleet(packed)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        await pilot.press("enter")
-        await until(pilot, lambda: "decompress it" in seen(pilot, "#keys"), "the reason")
+    async with open_app(packed, "3", "enter", size=SMALL) as app:
+        assert "decompress it" in app.text("keys")
         assert isinstance(app.screen, AlertsScreen)
         assert app.session.selected == 0
 
 
-async def test_a_mark_as_seen_is_kept_and_taken_away_again(
-    troubled: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        await pilot.press("A")
-        assert chosen_in(seen(pilot, "#alert-list")).rstrip().endswith("seen")
-        assert "COLLAPSE: seen" in seen(pilot, "#keys")
+async def test_a_mark_as_seen_is_kept_and_removed_again(troubled: Path) -> None:
+    async with open_app(troubled, "3", "A", size=SMALL) as app:
+        assert chosen_in(app).rstrip().endswith("seen")
+        assert "COLLAPSE: seen" in app.text("keys")
         assert len(app.session.seen) == 1
-        await pilot.press("escape")
-        await until(pilot, lambda: "seen" in seen(pilot, "#verdict"), "the mark on the main screen")
-        await pilot.press("3", "A")
-        assert not chosen_in(seen(pilot, "#alert-list")).rstrip().endswith("seen")
+        await app.press("escape")
+        assert "seen" in app.text("verdict")
+        await app.press("3", "A")
+        assert not chosen_in(app).rstrip().endswith("seen")
         assert not app.session.seen
 
 
-async def test_the_filter_of_the_list_leaves_that_of_the_layers_alone(
-    troubled: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        await pilot.press("n")
-        assert "no filter" in seen(pilot, "#keys")
-        await pilot.press("slash", *"l2", "enter")
-        assert "/l2" in seen(pilot, "#alerts-title")
-        assert "L2" in chosen_in(seen(pilot, "#alert-list"))
-        assert " L3 " not in seen(pilot, "#alert-list")
+async def test_the_filter_of_the_list_leaves_that_of_the_layers_alone(troubled: Path) -> None:
+    async with open_app(troubled, "3", "n", size=SMALL) as app:
+        assert "no filter" in app.text("keys")
+        await app.enter("/l2")
+        assert "/l2" in app.text("alerts-title")
+        assert "L2" in chosen_in(app)
+        assert " L3 " not in app.text("alert-list")
         assert app.session.filter.text == ""
-        await pilot.press("slash", *["backspace"] * 2, *"coll", "enter", "N")
-        assert "L3" in chosen_in(seen(pilot, "#alert-list"))
-        await pilot.press("n")
-        assert "L2" in chosen_in(seen(pilot, "#alert-list"))
-        await pilot.press("slash", *"x")
-        assert "no alert matches" in seen(pilot, "#alert-list")
-        await pilot.press("A")  # typed, not obeyed
+        await app.press("/", *["backspace"] * 2, *"coll", "enter", "N")
+        assert "L3" in chosen_in(app)
+        await app.press("n")
+        assert "L2" in chosen_in(app)
+        await app.press("/", "x")
+        assert "no alert matches" in app.text("alert-list")
+        await app.press("A")  # typed, not obeyed
         assert not app.session.seen
-        await pilot.press("escape", "down")
-        assert "1 active   1 recovered" in seen(pilot, "#alerts-title")
+        await app.press("escape", "down")
+        assert "1 active   1 recovered" in app.text("alerts-title")
 
 
-async def test_alerts_that_begin_behind_the_shown_step_are_later(
-    troubled: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "colon", *"150", "enter", "3")
-        await until(pilot, lambda: "1 later" in seen(pilot, "#alerts-title"), "the later one")
-        _, first, second, *_ = seen(pilot, "#alert-list").split("\n")
-        assert "L2" in first
-        assert "active" in first
-        assert "later" in second
-        await pilot.press("end", "enter")
-        await until(pilot, lambda: app.session.time.shown_step == 300, "its onset")
-
-
-async def test_the_alert_of_the_chosen_layer_is_chosen_at_first(
-    troubled: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until, AlertsScreen, "down", "3")
-        assert "L2" in chosen_in(seen(pilot, "#alert-list"))
-
-
-async def test_what_is_copied_is_the_chosen_alert(
-    troubled: Path, until: Until, seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_the_chosen_alert_is_copied_and_the_loads_are_written(
+    troubled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        await pilot.press("down", "Y", "v")
-        assert app.clipboard.startswith("troubled step 400: crit COLLAPSE, recovered")
-        assert "copied: COLLAPSE" in seen(pilot, "#keys")
-        await pilot.press("w")
-        await until(pilot, lambda: list(tmp_path.glob("*-alerts.csv")), "the table")
+    async with open_app(troubled, "3", "down", "Y", "v", size=SMALL) as app:
+        assert app.app.clipboard.startswith("troubled step 400: crit COLLAPSE, recovered")
+        assert "copied: COLLAPSE" in app.text("keys")
+        await app.press("Y", "r")
+        assert app.app.clipboard.startswith("L2 step 400: ")  # the layer of the alert
+        await app.press("w")
+        await app.until(lambda: list(tmp_path.glob("*-alerts.csv")), "the table")
 
 
-@pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
 async def test_without_an_alert_every_key_is_harmless_and_healthy_is_explained(
-    scenario: Callable[..., Path], until: Until, seen: Seen, glyphs: Glyphs
+    scenario: Callable[..., Path],
 ) -> None:
-    log = scenario("healthy", routers=3, steps=160)
-    async with Microscope(Fleet(log), glyphs).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        assert "c stays above 0.35" in seen(pilot, "#alert-list")
-        assert "up to step 160" in seen(pilot, "#alert-list")
-        assert "none" in seen(pilot, "#alerts-title")
-        await pilot.press("up", "down", "home", "end", "enter", "A", "n", "N")
+    async with open_app(scenario("healthy", routers=3, steps=160), "3", size=SMALL) as app:
+        assert "c stays above 0.35" in app.text("alert-list")
+        assert "up to step 160" in app.text("alert-list")
+        assert "none" in app.text("alerts-title")
+        await app.press("up", "down", "home", "end", "enter", "A", "n", "N")
         assert isinstance(app.screen, AlertsScreen)
-        if glyphs is Glyphs.ASCII:
-            assert "".join(seen(pilot, f"#{w}") for w in ("alert-list", "track", "keys")).isascii()
-        await pilot.press("escape")
-        assert isinstance(app.screen, MainScreen)
 
 
-async def test_a_new_alert_comes_into_the_list_and_the_chosen_one_stays_chosen(
-    troubled: Path, until: Until, seen: Seen, make_step: Any, balanced: Any
+@pytest.mark.usefixtures("quick_reader")
+async def test_the_list_follows_a_run_that_grows_is_replaced_and_is_deleted(
+    troubled: Path, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
-    async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until, AlertsScreen, "3")
-        await pilot.press("end")
+    async with open_app(troubled, "3", "end", size=SMALL) as app:
         with troubled.open("a") as file:
             for n in range(401, 501):
                 file.write(json.dumps(make_step(n, [SICK, balanced(), SICK], 2048)) + "\n")
-        await until(pilot, lambda: "2 active" in seen(pilot, "#alerts-title"), "the new alert")
-        assert "L2" in chosen_in(seen(pilot, "#alert-list"))
-
-
-async def test_names_that_are_hostile_and_sizes_that_storm_are_survived(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any, until: Until, seen: Seen
-) -> None:
-    names = ["\x1b[31m[bold]L1", "w[gate]\u202e/" + "x" * 60, "層" * 30]
-    records = [make_header(run="\x1b]52;c;x\x07", model={"layer_names": names})]
-    for n in range(1, 200):
-        records.append(make_step(n, [SICK if n > 100 else balanced()] * 3, 2048))
-    path = write_log(records, name="a\x1b[2Jb")
-    async with Microscope(Fleet(path)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        for size in [(40, 10), (10, 3), (1, 1), (300, 100), (60, 20), (99, 24), (100, 24)]:
-            await pilot.resize_terminal(*size)
-            await pilot.press("down", "up")
-        await pilot.pause()
-        text = "".join(seen(pilot, f"#{w}") for w in ("header", "alert-list", "alert-detail"))
-        assert "collapse" in text
-        assert not set("\x1b\u202e\x07") & set(text)
-        assert app.is_running
-
-
-@pytest.mark.parametrize("fate", ["deleted", "replaced"])
-async def test_a_run_that_is_deleted_or_replaced_meanwhile_does_not_end_the_screen(
-    troubled: Path,
-    until: Until,
-    seen: Seen,
-    make_header: Any,
-    make_step: Any,
-    balanced: Any,
-    fate: str,
-) -> None:
-    async with Microscope(Fleet(troubled.parent.parent)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, AlertsScreen, "3")
-        await pilot.press("down")
-        if fate == "deleted":
-            troubled.unlink()
-            await until(pilot, lambda: "deleted" in seen(pilot, "#header"), "that it is gone")
-            await pilot.press("enter")
-            await until(pilot, lambda: "cannot be read" in seen(pilot, "#keys"), "the reason")
-        else:
-            new = troubled.with_name("new")
-            records = [make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 9))]
-            new.write_text("".join(json.dumps(record) + "\n" for record in records))
-            os.replace(new, troubled)
-            await until(pilot, lambda: "none" in seen(pilot, "#alerts-title"), "the new run")
-            await pilot.press("enter", "A")
+        await app.sees("2 active", "alerts-title")
+        assert "L2" in chosen_in(app)
+        new = troubled.with_name("new")
+        records = [make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 9))]
+        new.write_text("".join(json.dumps(record) + "\n" for record in records))
+        before = troubled.with_name("before")
+        before.write_bytes(troubled.read_bytes())
+        os.replace(new, troubled)
+        await app.sees("none", "alerts-title")
+        await app.press("enter", "A")
+        assert isinstance(app.screen, AlertsScreen)
+        os.replace(before, troubled)
+        await app.sees("2 active", "alerts-title")
+        troubled.unlink()
+        await app.sees("deleted", "header")
+        await app.press("enter")
+        assert "cannot be read" in app.text("keys")
         assert isinstance(app.screen, AlertsScreen)

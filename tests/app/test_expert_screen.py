@@ -2,175 +2,136 @@
 
 import gzip
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
-from microscope_tui.app import ExpertScreen, MainScreen, Microscope
+from microscope_tui.app import ExpertScreen, MainScreen
 from microscope_tui.app.screens import chart_screens
-from microscope_tui.watch import Fleet
-from tests.app.sitting import Seen, Until, opened
+from tests.app.pilot import AppPilot, open_app
 
 
-async def card(pilot: Pilot[None], until: Until, *, sampled: bool = True) -> Microscope:
+@asynccontextmanager
+async def card(
+    path: Path, size: tuple[int, int] = (100, 30), *, sampled: bool = True
+) -> AsyncIterator[AppPilot]:
     """The card of the expert farthest from fair in the first sick layer."""
-    app = await opened(pilot, until, ExpertScreen, "a", "2", "enter")
-    if sampled:
-        await until(pilot, lambda: len(series(app)), "the samples")
-    await pilot.pause()
-    return app
+    async with open_app(path, "a", "2", "enter", size=size) as app:
+        if sampled:
+            await app.until(lambda: len(series(app)), "the samples")
+            await app.redraw()
+        yield app
 
 
-def series(app: Microscope) -> Any:
+def series(app: AppPilot) -> Any:
     assert isinstance(app.screen, ExpertScreen)
     return app.screen._series
 
 
-async def test_the_card_tells_load_place_share_and_where_else_it_is_dead(
-    collapsed: Path, until: Until, seen: Seen
+async def test_the_card_shows_load_share_and_where_else_the_expert_is_dead(
+    collapsed: Path,
 ) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await card(pilot, until)
-        await until(pilot, lambda: "steps sampled" in seen(pilot, "#chart-load"), "the curve")
-        facts = seen(pilot, "#facts")
-        assert "dead since about step 1" in facts
-        assert "of 8" in facts
-        assert "bias +" in facts
-        more = seen(pilot, "#more")
-        assert "1 dead" in more
-        assert "L4 has COLLAPSE" in more
-        assert "against" in more
-        assert [p.id for p in app.screen.query("#charts Rows") if p.size.height > 2] == [
-            "chart-load",
-            "chart-bias",
-            "chart-place",
-        ]
-
-
-async def test_arrows_choose_the_expert_and_stop_at_the_ends(
-    collapsed: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await card(pilot, until)
-        await pilot.press(*["left"] * 2)
+    async with card(collapsed, (80, 24)) as app:
+        assert "steps sampled" in app.text("chart-load")
+        for part, texts in {
+            "facts": ("dead since about step 1", "of 8", "bias +"),
+            "more": ("1 dead", "L4 has COLLAPSE", "against"),
+        }.items():
+            assert all(text in app.text(part) for text in texts), app.text(part)
+        assert app.charts() == ["load", "bias", "place"]
+        await app.press(*["left"] * 2)
         chosen = []
         for key in ("right", "l", "down", "j", "up", "k", "h", "left", "left"):
-            await pilot.press(key)
+            await app.press(key)
             chosen.append(app.session.expert)
-            assert f"expert {app.session.expert} " in seen(pilot, "#layer-title")
+            assert f"expert {app.session.expert} " in app.text("layer-title")
         assert chosen == [1, 2, 3, 4, 3, 2, 1, 0, 0]
-        await pilot.press(*["right"] * 8)
+        await app.press(*["right"] * 8)
         assert app.session.expert == 7
 
 
-async def test_the_card_travels_in_time_with_exact_values(
-    collapsed: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        app = await card(pilot, until)
-        await pilot.press("colon", *"101", "enter")
-        await until(pilot, lambda: "at 101" in seen(pilot, "#chart-load"), "step 101")
-        view = app.session.view(1, 1, range(0))
-        assert view is not None
+async def test_the_card_travels_in_time_with_exact_values(collapsed: Path) -> None:
+    async with card(collapsed) as app:
+        await app.enter(":101")
         assert app.session.expert is not None
-        load = (view.layers[3].load or ())[app.session.expert]
-        assert f"load   {load:.2f} at 101" in seen(pilot, "#chart-load")
-        assert "PAUSED, now 450" in seen(pilot, "#layer-title")
-        assert "dead" not in seen(pilot, "#facts")
+        load = (app.view().layers[3].load or ())[app.session.expert]
+        assert f"load   {load:.2f} at 101" in app.text("chart-load")
+        assert "PAUSED, now 450" in app.text("layer-title")
+        assert "dead" not in app.text("facts")
 
 
-async def test_another_layer_of_samples_is_read_only_when_it_is_asked_for(
-    collapsed: Path, until: Until, monkeypatch: pytest.MonkeyPatch
+async def test_samples_are_read_again_only_for_another_layer_or_window(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, object]] = []
+    read: list[int] = []
     real = chart_screens.samples
 
     def counted(watch: Any, router: int, count: int, window: Any, **more: Any) -> Any:
-        asked.append((router, window))
+        read.append(router)
         return real(watch, router, count, window, **more)
 
     monkeypatch.setattr(chart_screens, "samples", counted)
-    async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await card(pilot, until)
-        await pilot.press("right", "right", "left", "left_square_bracket", "x")
-        assert [router for router, _ in asked] == [3]
-        await pilot.press("plus")
-        await until(pilot, lambda: len(asked) == 2, "the samples of the window")
-        await until(pilot, lambda: series(app).steps[0] > 1, "them on the screen")
+    async with card(collapsed) as app:
+        await app.press("right", "right", "left", "[", "x")
+        assert read == [3]
+        await app.press("+")
+        await app.until(lambda: len(read) == 2, "the samples of the window")
+        await app.until(lambda: series(app).steps[0] > 1, "them on the screen")
 
 
-async def test_the_card_without_a_layer_screen_below_it_can_be_left(
-    collapsed: Path, until: Until
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await card(pilot, until)
-        await app.action_go("expert")
+async def test_the_card_without_a_layer_screen_below_it_can_be_left(collapsed: Path) -> None:
+    async with card(collapsed) as app:
+        await app.go("expert")
         assert isinstance(app.screen, MainScreen)
-        await app.action_go("expert")
+        await app.go("expert")
         assert isinstance(app.screen, ExpertScreen)
-        await pilot.press("escape")
+        await app.press("escape")
         assert isinstance(app.screen, MainScreen)
 
 
-async def test_a_compressed_log_shows_why_it_cannot_be_rewound(
-    collapsed: Path, until: Until, seen: Seen
-) -> None:
-    log = collapsed / "metrics.jsonl"
+async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Path) -> None:
+    log = own_collapsed / "metrics.jsonl"
     packed = log.with_name("metrics.jsonl.gz")
     packed.write_bytes(gzip.compress(log.read_bytes()))
     log.unlink()
-    async with Microscope(Fleet(packed)).run_test(size=(100, 30)) as pilot:
-        await card(pilot, until, sampled=False)
-        assert "history cannot be read: compressed logs cannot be rewound" in seen(
-            pilot, "#chart-load"
-        )
-        assert "too few samples: 0 of 16" in seen(pilot, "#more")
-        assert "dead" in seen(pilot, "#facts")
+    async with card(packed, sampled=False) as app:
+        why = "history cannot be read: compressed logs cannot be rewound"
+        assert why in app.text("chart-load")
+        assert "too few samples: 0 of 16" in app.text("more")
+        assert "dead" in app.text("facts")
 
 
-async def test_a_log_that_cannot_be_read_any_more_is_said(
-    collapsed: Path, until: Until, seen: Seen, monkeypatch: pytest.MonkeyPatch
+async def test_a_log_that_disappears_shows_the_reason(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setattr(chart_screens, "samples", gone)
-    async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        await card(pilot, until, sampled=False)
-        await until(pilot, lambda: "cannot be read" in seen(pilot, "#chart-load"), "the reason")
-        assert "No such file or directory" in seen(pilot, "#chart-load")
+    async with card(collapsed, sampled=False) as app:
+        await app.sees("history cannot be read: No such file or directory", "chart-load")
 
 
+@pytest.mark.usefixtures("quick_reader")
 async def test_a_growing_run_is_sampled_again_only_after_a_while(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any, until: Until, seen: Seen
+    write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 321)]
-    path = write_log([make_header(), *steps])
-    async with Microscope(Fleet(path)).run_test(size=(80, 24)) as pilot:
-        app = await card(pilot, until)
+    path = write_log(
+        [make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 321))]
+    )
+
+    def grow(first: int, last: int) -> None:
+        with path.open("ab") as file:
+            for n in range(first, last + 1):
+                file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
+
+    async with card(path) as app:
         first = series(app)
-
-        def grow(since: int, until_: int) -> None:
-            with path.open("ab") as file:
-                for n in range(since, until_):
-                    line = json.dumps(make_step(n, [balanced()] * 3, 2048))
-                    file.write(line.encode() + b"\n")
-
-        grow(321, 325)
-        await until(pilot, lambda: "at 324" in seen(pilot, "#chart-load"), "step 324")
+        grow(321, 324)
+        await app.sees("at 324", "chart-load")
         assert series(app) is first
-        grow(325, 360)
-        await until(pilot, lambda: series(app).steps[-1] >= 350, "new samples")
-
-
-async def test_a_storm_of_sizes_leaves_a_whole_card(
-    collapsed: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        await card(pilot, until)
-        for size in [(30, 6), (200, 60), (60, 20), (10, 3), (45, 11), (1, 1), (80, 24)]:
-            await pilot.resize_terminal(*size)
-        await until(pilot, lambda: "steps sampled" in seen(pilot, "#chart-load"), "the curve")
-        assert "expert" in seen(pilot, "#layer-title")
+        grow(325, 359)
+        await app.until(lambda: series(app).steps[-1] >= 350, "new samples")

@@ -1,7 +1,7 @@
 """The screen follows the files of other tools while they are written, torn steps included.
 
 "Within a second" is about the program, not the machine: what counts is the time for which the
-reader chose to wait between two looks, and one interval of the screen.
+reader chose to wait between two looks, and one default interval of the screen.
 """
 
 import time
@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
 
-from microscope_tui.app import BaseScreen, Microscope
+from microscope_tui.app import BaseScreen, Preferences
 from microscope_tui.sources import SETTLED_S
-from microscope_tui.watch import Fleet
-from tests.app.sitting import Seen, Until, latest_step
-from tests.app.test_time_travel import step_in
+from tests.app.pilot import AppPilot, running
+from tests.app.test_time_machine import step_in
 from tests.sources.live_writers import FIRST, LAYERS, WRITERS, Live, SGLang
 
 MOST_S = 1.0
@@ -26,9 +24,9 @@ READS = 2
 class Waits:
     """What the program waits for: of the reader in seconds, of the screen in looks."""
 
-    def __init__(self, app: Microscope, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, app: AppPilot, patch: pytest.MonkeyPatch) -> None:
         self.reader_s, self.reads, self.looks, self._since = 0.0, 0, 0, 0.0
-        events, source = app.session.reader.events, app.session.watch.source  # type: ignore[union-attr]
+        events, source = app.session.reader.events, app.watch.source
         wait, read, look = events.wait, source.read, BaseScreen._look
 
         def waited(timeout_s: float) -> bool:
@@ -57,51 +55,44 @@ class Waits:
 
 @pytest.mark.parametrize("begin", WRITERS, ids=lambda writer: writer.__name__.lower())
 async def test_the_screen_shows_a_step_within_a_second_and_keeps_all_before_a_torn_one(
-    tmp_path: Path,
-    until: Until,
-    seen: Seen,
-    monkeypatch: pytest.MonkeyPatch,
-    begin: Callable[[Path], Live],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], Live]
 ) -> None:
     writer = begin(tmp_path)
-    async with Microscope(Fleet(writer.path)).run_test(size=(120, 30)) as pilot:
-        app = pilot.app
-        assert isinstance(app, Microscope)
-        await until(pilot, lambda: step_in(seen(pilot, "#header")) == FIRST, "the first steps")
+    async with running(writer.path, (120, 30)) as app:
+        await app.until(lambda: step_in(app.text("header")) == FIRST, "the first steps")
         waits = Waits(app, monkeypatch)
         step = FIRST + 1
         writer.tear(step)
-        await read_again(pilot, until, waits)
-        assert (shown(pilot, seen), latest_step(app)) == (FIRST, FIRST)
+        await read_again(app, waits)
+        assert (shown(app), app.newest_step) == (FIRST, FIRST)
 
         writer.finish(step)
         waits.begin()
-        await until(pilot, lambda: latest_step(app) == step, "the step is read")
+        await app.reads(step)
         read_s, looks = waits.reader_s, waits.looks
-        await until(pilot, lambda: shown(pilot, seen) == step, "the step is shown")
+        await app.until(lambda: shown(app) == step, "the step is shown")
         settling_s = SETTLED_S if begin is SGLang else 0.0
-        assert read_s + app.session.preferences.interval_s <= MOST_S + settling_s
+        assert read_s + Preferences().interval_s <= MOST_S + settling_s
         assert waits.looks - looks <= 1
-        assert app.session.watch is not None
-        assert app.session.watch.defects.count == 0
+        assert app.watch.defects.count == 0
 
         writer.tear(step + 1)
         writer.die()
-        await read_again(pilot, until, waits)
+        await read_again(app, waits)
         looks = waits.looks
-        await until(pilot, lambda: waits.looks > looks, "the screen looks again")
-        assert (shown(pilot, seen), latest_step(app)) == (step, step)
-        error = app.session.watch.error or ""
+        await app.until(lambda: waits.looks > looks, "the screen looks again")
+        assert (shown(app), app.newest_step) == (step, step)
+        error = app.watch.error or ""
         assert ("recorder" in error) == (begin is SGLang)  # half of a dump is an error of its own
         assert "reading stopped" not in error
 
 
-async def read_again(pilot: Pilot[None], until: Until, waits: Waits) -> None:
+async def read_again(app: AppPilot, waits: Waits) -> None:
     before = waits.reads
-    await until(pilot, lambda: waits.reads >= before + READS, "the reader looks again")
+    await app.until(lambda: waits.reads >= before + READS, "the reader looks again")
 
 
-def shown(pilot: Pilot[None], seen: Seen) -> int:
+def shown(app: AppPilot) -> int:
     """The step on the screen, which also shows both layers."""
-    assert all(layer in seen(pilot, "#label") for layer in LAYERS)
-    return step_in(seen(pilot, "#header"))
+    assert all(layer in app.text("label") for layer in LAYERS)
+    return step_in(app.text("header"))

@@ -191,6 +191,7 @@ async def test_an_empty_folder_is_waited_on_until_a_run_appears_and_then_a_newer
         await app.sees("waiting for a run", "waiting")
         scenario("healthy", routers=3, steps=50).rename(logs / "first")
         await app.sees("first", "header")
+        await app.until(lambda: app.watch.complete, "all of it")
         scenario("collapse", routers=3, steps=300).rename(logs / "second")
         await app.sees("second", "header")
 

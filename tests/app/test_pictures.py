@@ -1,8 +1,8 @@
-"""Every screen as a picture, against the one that somebody looked at and found good.
+"""Every screen as a picture, against the one that was looked at and found good.
 
-The combinations of screen, size, colours and state cover every pair. After a change that is meant,
-draw them again with ``UPDATE_PICTURES=1 pytest tests/app/test_pictures.py``, look at what differs
-in ``tests/app/pictures``, and commit it.
+The combinations of screen, size, colours and state cover every pair; those of a probe are listed.
+After an intended change, draw them again with ``UPDATE_PICTURES=1 pytest`` and this file, look at
+what differs in ``tests/app/pictures``, and commit it.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from microscope_tui.app import SCREEN_NAMES, PictureRequest, draw
 from microscope_tui.lines import Glyphs
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import Fleet, fleet, run_watch
+from tests.probed import write_probed
 
 PICTURES = Path(__file__).parent / "pictures"
 DRAWN_WITH = PICTURES / "drawn-with.txt"
@@ -29,6 +30,7 @@ UPDATE = bool(os.environ.get("UPDATE_PICTURES"))
 SIZES = ((60, 20), (80, 24), (120, 40), (200, 60))
 COLOURS = ("truecolor", "16", "mono-ascii")
 STATES = ("healthy", "collapsed", "nan", "empty", "finished", "hostile")
+FACTORS = (SCREEN_NAMES, SIZES, COLOURS, STATES)
 HOSTILE = "\x1b]52;c;aGFja2Vk\x07[red]w[gate]\u202e[@click=app.quit]x[/]" + "名前" * 8
 
 
@@ -39,31 +41,50 @@ class Case(NamedTuple):
     size: tuple[int, int]
     colours: str
     state: str
+    token: int | None = None
+    expert: int | None = None
 
     @property
-    def name(self) -> str:
+    def path(self) -> Path:
         columns, rows = self.size
-        return f"{self.screen}-{columns}x{rows}-{self.colours}-{self.state}"
+        name = f"{self.screen}-{columns}x{rows}-{self.colours}"
+        if self.state != "probe":
+            return PICTURES / f"{name}-{self.state}.svg"
+        lit = "" if self.expert is None else f"-expert-{self.expert}"
+        return PICTURES / "probe" / f"{name}-{self.token or 0}{lit}.svg"
 
 
 def pairwise() -> Iterator[Case]:
     """Few cases that together hold every pair of values, always the same ones."""
-    factors = (SCREEN_NAMES, SIZES, COLOURS, STATES)
-    every = [Case(*values) for values in itertools.product(*factors)]
+    every = [Case(*values) for values in itertools.product(*FACTORS)]
     missing = {pair for case in every for pair in pairs(case)}
     used: Counter[Any] = Counter()
     while missing:
-        best = max(every, key=lambda c: (len(pairs(c) & missing), -sum(used[value] for value in c)))
+        best = max(every, key=lambda c: (len(pairs(c) & missing), -sum(used[v] for v in c[:4])))
         missing -= pairs(best)
-        used.update(best)
+        used.update(best[:4])
         yield best
 
 
 def pairs(case: Case) -> set[tuple[Any, Any]]:
-    return set(itertools.combinations(enumerate(case), 2))
+    return set(itertools.combinations(enumerate(case[:4]), 2))
 
 
-CASES = list(pairwise())
+PROBE_CASES = [
+    Case("tokens", (60, 20), "mono-ascii", "probe", 1700),
+    Case("tokens", (80, 24), "truecolor", "probe", 30),
+    Case("tokens", (80, 24), "16", "probe", 2400),
+    Case("tokens", (120, 40), "truecolor", "probe", 1100),
+    Case("tokens", (120, 40), "truecolor", "probe", 1700, expert=1),
+    Case("tokens", (120, 40), "mono-ascii", "probe", 30, expert=1),
+    Case("tokens", (200, 60), "truecolor", "probe", 1500),
+    Case("slices", (60, 20), "16", "probe"),
+    Case("slices", (80, 24), "truecolor", "probe"),
+    Case("slices", (120, 40), "truecolor", "probe", expert=3),
+    Case("slices", (120, 40), "mono-ascii", "probe"),
+    Case("slices", (200, 60), "truecolor", "probe"),
+]
+CASES = [*pairwise(), *PROBE_CASES]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +126,8 @@ def write(folder: Path, state: str) -> None:
         case "hostile":
             write_run(folder / "a-run", "collapse", shape=shape, seed=3)
             edit(folder / "a-run", lambda text: text.replace('"L3"', json.dumps(HOSTILE)))
+        case "probe":
+            write_probed(folder / "probe")
         case "empty":
             (folder / "a-run").mkdir()
             (folder / "a-run" / "metrics.jsonl").write_text(
@@ -137,14 +160,13 @@ def words(svg: str) -> list[str]:
     return [unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
 
 
-def test_the_cases_cover_every_pair() -> None:
+def test_the_cases_cover_every_pair_and_no_picture_is_left_over() -> None:
     covered = {pair for case in CASES for pair in pairs(case)}
-    factors = (SCREEN_NAMES, SIZES, COLOURS, STATES)
-    assert covered == {p for case in itertools.product(*factors) for p in pairs(Case(*case))}
-    assert {path.stem for path in PICTURES.glob("*.svg")} == {case.name for case in CASES}
+    assert covered >= {p for case in itertools.product(*FACTORS) for p in pairs(Case(*case))}
+    assert set(PICTURES.rglob("*.svg")) == {case.path for case in CASES}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.path.stem)
 async def test_a_screen_looks_as_it_did(
     case: Case, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,21 +179,17 @@ async def test_a_screen_looks_as_it_did(
         monkeypatch.setattr(module, "age_of", lambda *_, **__: 300.0)
     monkeypatch.setattr("microscope_tui.app.session.Session.how_it_watches", lambda _: "polling")
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
-    columns, rows = case.size
-    picture = await draw(
-        Fleet(runs(case.state)), PictureRequest(case.screen, columns, rows), glyphs
-    )
-    assert "\x1b" not in picture.svg
-    assert "\u202e" not in picture.svg
+    wanted = PictureRequest(case.screen, *case.size, expert=case.expert, token=case.token)
+    picture = await draw(Fleet(runs(case.state)), wanted, glyphs)
+    assert not set("\x1b\u202e") & set(picture.svg)
     if glyphs is Glyphs.ASCII:
         assert picture.text.isascii()
-    assert max((len(line) for line in picture.text.split("\n")), default=0) <= columns
-    path = PICTURES / f"{case.name}.svg"
+    assert max((len(line) for line in picture.text.split("\n")), default=0) <= case.size[0]
     if UPDATE:
-        PICTURES.mkdir(exist_ok=True)
-        path.write_text(picture.svg, encoding="utf-8")
+        case.path.parent.mkdir(exist_ok=True)
+        case.path.write_text(picture.svg, encoding="utf-8")
         DRAWN_WITH.write_text(versions() + "\n", encoding="utf-8")
-    looked_at = path.read_text(encoding="utf-8")
+    looked_at = case.path.read_text(encoding="utf-8")
     if DRAWN_WITH.read_text(encoding="utf-8").strip() == versions():
         assert picture.svg == looked_at
     else:  # another version may draw the same text with other markup

@@ -1,15 +1,14 @@
 """What is judged in the background takes half of a core at most, and nothing from the keys."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from microscope_tui.app import Microscope, Preferences, Reader
+from microscope_tui.app import Reader
 from microscope_tui.diagnosis import ANYTHING
 from microscope_tui.watch import Fleet, VerdictCache
+from tests.app.pilot import running
 from tests.watch.test_fleet import write
 
 SLICE_S = 0.01
@@ -69,24 +68,18 @@ def test_with_nothing_left_to_judge_it_waits_as_before(
     assert clock.pauses == pytest.approx([0.25])
 
 
-async def test_the_list_of_a_sitting_gets_all_its_verdicts_and_the_next_one_has_them(
-    tmp_path: Path, until: Callable[..., Any], seen: Callable[..., str]
-) -> None:
+async def test_the_list_gets_all_its_verdicts_and_the_next_session_has_them(tmp_path: Path) -> None:
     write(tmp_path / "logs", "open", 1000, steps=150)
     for at in range(3):
         write(tmp_path / "logs", f"sick{at}", 3600 + at, steps=600, collapse=(1, 200))
     write(tmp_path / "logs", "young", 9000, steps=60)
-
-    def app() -> Microscope:
-        kept = VerdictCache(ANYTHING, tmp_path / "state")
-        return Microscope(Fleet(tmp_path / "logs", kept=kept), preferences=Preferences())
-
-    async with app().run_test(size=(120, 20)) as pilot:
-        await until(pilot, lambda: pilot.app.session.has_run, "a step")  # type: ignore[attr-defined]
-        await pilot.press("r")
-        await until(pilot, lambda: "3 with alerts" in seen(pilot, "#runs"), "the verdicts")
-        await until(pilot, lambda: "not judged yet (warm-up" in seen(pilot, "#runs"), "the last")
-        assert "to judge" not in seen(pilot, "#runs").split("\n")[0]
-        await pilot.press("slash", *"collapse", "enter")
-        assert "3 of 5 runs   /collapse" in seen(pilot, "#runs")
+    kept = VerdictCache(ANYTHING, tmp_path / "state")
+    async with running(Fleet(tmp_path / "logs", kept=kept), (120, 20)) as app:
+        await app.until(lambda: app.session.has_run, "a step")
+        await app.press("r")
+        await app.sees("3 with alerts", "runs")
+        await app.sees("not judged yet (warm-up", "runs")
+        assert "to judge" not in app.text("runs").split("\n")[0]
+        await app.enter("/collapse")
+        assert "3 of 5 runs   /collapse" in app.text("runs")
     assert len(list((tmp_path / "state").iterdir())) == 4  # the open one is judged when it opens

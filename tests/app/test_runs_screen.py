@@ -4,33 +4,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
-from microscope_tui.app import MainScreen, Microscope, RunsScreen
+from microscope_tui.app import MainScreen, RunsScreen
 from microscope_tui.lines import Glyphs
-from microscope_tui.watch import Fleet
-from tests.app.sitting import Seen, Until
+from tests.app.pilot import AppPilot, running
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture
-def seen(seen: Seen) -> Seen:
-    """The list and the line of keys below it are one text here."""
-
-    def text(pilot: Pilot[None], selector: str) -> str:
-        keys = f"\n{seen(pilot, '#keys')}" if selector == "#runs" else ""
-        return f"{seen(pilot, selector)}{keys}"
-
-    return text
-
-
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
+pytestmark = pytest.mark.usefixtures("quick_reader")
 
 
 @pytest.fixture
@@ -53,34 +40,37 @@ def make_run(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
     return make
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of the runs: below the title, a blank line and the heads, above the keys."""
-    return [line for line in text.split("\n")[3:-1] if line.strip()]
+def lines_of(app: AppPilot) -> list[str]:
+    """The lines of the runs: below the title, a blank line and the heads."""
+    return [line for line in app.text("runs").split("\n")[3:] if line.strip()]
 
 
-def names_of(text: str) -> list[str]:
-    return [line[3:].split()[0] for line in lines_of(text)]
+def names_of(app: AppPilot) -> list[str]:
+    return [line[3:].split()[0] for line in lines_of(app)]
 
 
-def chosen_in(text: str) -> str:
-    (line,) = [line for line in lines_of(text) if line[1:3] == "▶ "]
+def chosen_in(app: AppPilot) -> str:
+    (line,) = [line for line in lines_of(app) if line[1:3] == "▶ "]
     return line[3:].split()[0]
 
 
-async def listed(pilot: Pilot[None], until: Until, seen: Seen, runs: int) -> None:
-    """Open the list and wait until every run was looked at."""
-    app = pilot.app
-    assert isinstance(app, Microscope)
-    await until(pilot, lambda: isinstance(app.screen, MainScreen) and app.session.has_run, "a step")
-    await pilot.press("r")
-    await until(pilot, lambda: f"{runs:,} run" in seen(pilot, "#runs"), f"{runs} runs")
-    screen = app.screen
-    assert isinstance(screen, RunsScreen)
-    await until(pilot, lambda: all(card.state for card in screen._cards), "a look at each")
+@asynccontextmanager
+async def listed(
+    root: Path, runs: int, size: tuple[int, int] = (110, 24), glyphs: Glyphs = Glyphs.BRAILLE
+) -> AsyncIterator[AppPilot]:
+    """The list, once every run was looked at."""
+    async with running(root, size, glyphs) as app:
+        await app.until(lambda: app.session.has_run, "a step")
+        await app.press("r")
+        await app.sees(f"{runs:,} run", "runs")
+        screen = app.screen
+        assert isinstance(screen, RunsScreen)
+        await app.until(lambda: all(card.state for card in screen._cards), "a look at each")
+        yield app
 
 
 async def test_every_run_is_listed_newest_first_with_its_state(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+    make_run: Make, tmp_path: Path
 ) -> None:
     states = {
         "live": make_run("a-live"),
@@ -92,346 +82,260 @@ async def test_every_run_is_listed_newest_first_with_its_state(
         "failed": make_run("g-failed", 7_000, end="failed"),
         "waiting": make_run("h-waiting", 8_000, steps=0),
     }
-    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
-        await listed(pilot, until, seen, len(states))
+    async with listed(tmp_path, len(states)) as app:
 
         def all_seen() -> bool:
-            lines = lines_of(seen(pilot, "#runs"))
-            return all(f" {state} " in line for state, line in zip(states, lines, strict=True))
+            lines = zip(states, lines_of(app), strict=True)
+            return all(f" {state} " in line for state, line in lines)
 
-        await until(pilot, all_seen, "the states")
-        text = seen(pilot, "#runs")
-        assert names_of(text) == [path.parent.name for path in states.values()]
-        assert " 12/500 " in lines_of(text)[4]
-        assert "2 live" in text
-        assert "2 h" in lines_of(text)[7]
+        await app.until(all_seen, "the states")
+        assert names_of(app) == [path.parent.name for path in states.values()]
+        assert " 12/500 " in lines_of(app)[4]
+        assert "2 live" in app.text("runs")
+        assert "2 h" in lines_of(app)[7]
 
 
 async def test_a_live_run_beside_the_open_one_gets_its_verdict(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+    make_run: Make, tmp_path: Path
 ) -> None:
     make_run("sick", 2, steps=200, sick_from=120)
     make_run("well", 1, steps=200)
     make_run("over", 9_000, end="collapse")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
-        await listed(pilot, until, seen, 3)
-        await until(pilot, lambda: "C COLLAPSE L2 since 1" in seen(pilot, "#runs"), "the verdict")
-        well, sick, over = lines_of(seen(pilot, "#runs"))
+    async with listed(tmp_path, 3) as app:
+        await app.sees("C COLLAPSE L2 since 1", "runs")
+        well, sick, over = lines_of(app)
         assert "well  open" in well
         assert "healthy" in well
         assert sick.startswith("   sick ")
         assert "stopped on collapse" in over
-        assert "1 with alerts" in seen(pilot, "#runs")
+        assert "1 with alerts" in app.text("runs")
 
 
 async def test_a_dead_run_grows_old_on_the_screen_although_nothing_happens(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen, monkeypatch: pytest.MonkeyPatch
+    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run("run", 1)
-    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
-        await listed(pilot, until, seen, 1)
-        await until(pilot, lambda: " live " in seen(pilot, "#runs"), "live")
+    async with listed(tmp_path, 1) as app:
+        await app.sees(" live ", "runs")
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + 300)
-        await until(pilot, lambda: re.search("stale +5 min", seen(pilot, "#runs")), "stale")
-        assert "0 live" in seen(pilot, "#runs")
+        await app.until(lambda: re.search("stale +5 min", app.text("runs")), "stale")
+        assert "0 live" in app.text("runs")
 
 
 async def test_enter_opens_the_chosen_run_and_nothing_newer_takes_its_place(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+    make_run: Make, tmp_path: Path
 ) -> None:
     make_run("old", 9_000, end="finished")
     make_run("new", 5_000, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 30)) as pilot:
-        app = pilot.app
-        assert isinstance(app, Microscope)
-        await listed(pilot, until, seen, 2)
-        assert chosen_in(seen(pilot, "#runs")) == "new"  # the open one
-        await pilot.press("down", "enter")
-        await until(pilot, lambda: isinstance(app.screen, MainScreen), "the main screen")
-        await until(pilot, lambda: " old " in seen(pilot, "#header"), "the old run")
+    async with listed(tmp_path, 2) as app:
+        assert chosen_in(app) == "new"  # the open one
+        await app.press("down", "enter")
+        await app.opens(MainScreen)
+        await app.sees(" old ", "header")
         make_run("newest")
-        await until(pilot, lambda: len(app.session.fleet.runs) == 3, "a newer run")
-        await pilot.pause(0.6)  # longer than the tempo of the reader and of the screen
-        assert " old " in seen(pilot, "#header")
-        await pilot.press("r")
-        await until(pilot, lambda: "3 runs" in seen(pilot, "#runs"), "the list")
-        assert chosen_in(seen(pilot, "#runs")) == "old"
+        await app.until(lambda: len(app.session.fleet.runs) == 3, "a newer run")
+        await app.pause(0.2)  # longer than the intervals of the reader and of the screen
+        assert " old " in app.text("header")
+        for key in ("r", "4", "escape"):
+            await app.press("r")
+            assert isinstance(app.screen, RunsScreen)
+            await app.press(key)
+            assert isinstance(app.screen, MainScreen), key
+        await app.press("r")
+        assert chosen_in(app) == "old"
 
 
-async def test_an_empty_list_says_that_runs_appear_by_themselves(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: pilot.app.screen.has_class("waiting"), "waiting")
-        await pilot.press("r")
-        await until(pilot, lambda: "no runs yet" in seen(pilot, "#runs"), "the empty list")
-        await pilot.press("7")
-        await until(pilot, lambda: pilot.app.screen.has_class("waiting"), "still waiting")
-        assert "waiting for a run" in seen(pilot, "#waiting")
-        await pilot.press("r")
-        await until(pilot, lambda: "no runs yet" in seen(pilot, "#runs"), "the list again")
+async def test_an_empty_list_fills_by_itself(make_run: Make, tmp_path: Path) -> None:
+    async with running(tmp_path, (80, 24)) as app:
+        await app.until(lambda: app.screen.has_class("waiting"), "waiting")
+        await app.press("r")
+        assert "no runs yet: new ones appear automatically" in app.text("runs")
+        await app.press("7")
+        assert "waiting for a run" in app.text("waiting")
+        await app.press("r")
         make_run("arrived", 1)
-        await until(pilot, lambda: "arrived" in seen(pilot, "#runs"), "the new run")
-        assert "no runs yet" not in seen(pilot, "#runs")
+        await app.sees("arrived", "runs")
+        assert "no runs yet" not in app.text("runs")
 
 
-async def test_new_runs_appear_in_the_list_and_the_chosen_line_stays_on_its_run(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+async def test_the_chosen_line_stays_on_its_run_while_others_come_and_go(
+    make_run: Make, tmp_path: Path
 ) -> None:
     for at in range(3):
         make_run(f"run-{at}", 5_000 + at, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 12)) as pilot:
-        await listed(pilot, until, seen, 3)
-        await pilot.press("down")
-        assert chosen_in(seen(pilot, "#runs")) == "run-1"
+    async with listed(tmp_path, 3) as app:
+        await app.press("down")
         make_run("arrived", 1)
-        await until(pilot, lambda: "arrived" in seen(pilot, "#runs"), "the new run")
-        assert names_of(seen(pilot, "#runs")) == ["arrived", "run-0", "run-1", "run-2"]
-        assert chosen_in(seen(pilot, "#runs")) == "run-1"
-
-
-async def test_a_chosen_run_that_is_deleted_leaves_the_choice_to_its_neighbour(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
-) -> None:
-    for at in range(3):
-        make_run(f"run-{at}", 5_000 + at, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 12)) as pilot:
-        await listed(pilot, until, seen, 3)
-        await pilot.press("down")
+        await app.sees("arrived", "runs")
+        assert names_of(app) == ["arrived", "run-0", "run-1", "run-2"]
+        assert chosen_in(app) == "run-1"
+        await app.press("space", "s")
+        assert names_of(app) == ["run-1"]
         (tmp_path / "run-1" / "metrics.jsonl").unlink()
-        await until(pilot, lambda: "run-1" not in seen(pilot, "#runs"), "that it is gone")
-        assert chosen_in(seen(pilot, "#runs")) == "run-2"
+        await app.sees("3 runs", "runs")  # solo ends with the last selected run
+        assert names_of(app) == ["arrived", "run-0", "run-2"]
+        await app.press("end", "up")
+        assert chosen_in(app) == "run-0"
+        (tmp_path / "run-0" / "metrics.jsonl").unlink()
+        await app.until(lambda: len(lines_of(app)) == 2, "that it is gone")
+        assert chosen_in(app) == "run-2"  # the neighbour
 
 
-async def test_a_thousand_runs_are_scrolled_to_both_ends(
-    tmp_path: Path, until: Until, seen: Seen
-) -> None:
-    head = json.dumps(
-        {
-            "kind": "run",
-            "format_version": 1,
-            "model": {"layers": [1], "num_experts": 2, "top_k": 1},
-        }
-    )
+async def test_more_runs_than_lines_are_scrolled_to_both_ends(tmp_path: Path) -> None:
+    model = {"layers": [1], "num_experts": 2, "top_k": 1}
+    head = json.dumps({"kind": "run", "format_version": 1, "model": model})
     step = json.dumps({"kind": "step", "step": 1, "tokens": 2, "tokens_per_expert": [[1, 1]]})
-    for at in range(1000):
-        path = tmp_path / f"run-{at:04}" / "metrics.jsonl"
+    for at in range(100):
+        path = tmp_path / f"run-{at:02}" / "metrics.jsonl"
         path.parent.mkdir()
         path.write_text(f"{head}\n{step}\n")
         os.utime(path, (1e9 - at, 1e9 - at))
-    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
-        await listed(pilot, until, seen, 1000)
-        assert "1 to 20" in seen(pilot, "#runs").split("\n")[0]
-        await pilot.press("end")
-        assert chosen_in(seen(pilot, "#runs")) == "run-0999"
-        assert names_of(seen(pilot, "#runs"))[0] == "run-0980"
-        await pilot.press("pageup", "pageup")
-        assert chosen_in(seen(pilot, "#runs")) == "run-0959"
-        started = time.perf_counter()
-        await pilot.press(*["up"] * 30)
-        assert (time.perf_counter() - started) / 30 < 0.2
-        assert chosen_in(seen(pilot, "#runs")) == "run-0929"
-        await pilot.press("home")
-        assert names_of(seen(pilot, "#runs"))[0] == "run-0000"
+    async with listed(tmp_path, 100, (80, 24)) as app:
+        assert "1 to 20" in app.text("runs").split("\n")[0]
+        await app.press("end")
+        assert chosen_in(app) == "run-99"
+        assert names_of(app)[0] == "run-80"
+        await app.press("pageup", "pageup", "up")
+        assert chosen_in(app) == "run-58"
+        await app.press("home")
+        assert names_of(app)[0] == "run-00"
 
 
-@pytest.mark.parametrize("size", [(40, 10), (60, 20), (80, 24), (120, 40)])
 @pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
-async def test_every_width_shows_state_age_verdict_and_a_sign_where_something_is_cut(
-    make_run: Make,
-    tmp_path: Path,
-    until: Until,
-    seen: Seen,
-    size: tuple[int, int],
-    glyphs: Glyphs,
+async def test_every_width_shows_state_age_and_verdict(
+    make_run: Make, tmp_path: Path, glyphs: Glyphs
 ) -> None:
     make_run("sweep-of-somebody-lr3e-4-batch512-seed1", 9_000, end="finished")
     make_run("sweep-of-somebody-lr3e-4-batch512-seed2", 9_001, end="finished")
     make_run("a-\u202e\x1b[31m[bold]-b", 9_002, end="finished")
-    async with Microscope(Fleet(tmp_path), glyphs).run_test(size=size) as pilot:
-        await listed(pilot, until, seen, 3)
-        await until(pilot, lambda: "to judge" not in seen(pilot, "#runs"), "all judged")
-        text = seen(pilot, "#runs")
-        assert {len(line) for line in text.split("\n")} == {size[0]}
-        assert all("finished     2 h" in line for line in lines_of(text))
-        first, second, third = lines_of(text)
-        assert first[3:].split()[0] != second[3:].split()[0]
-        assert third[3:].startswith("a-")
-        assert "\x1b" not in text
-        assert "\u202e" not in text
-        assert ("no room for step and loss" in text) == (size[0] == 60)
-        assert "help" in text.split("\n")[-1]
-        assert "quit" in text.split("\n")[-1]
-        if glyphs is Glyphs.ASCII:
-            assert not set("▶●…") & set(text)
+    async with listed(tmp_path, 3, glyphs=glyphs) as app:
+        await app.until(lambda: "to judge" not in app.text("runs"), "all judged")
+        for columns, rows in ((40, 10), (60, 20), (80, 24), (120, 40)):
+            await app.resize(columns, rows)
+            text = app.text("runs", "keys")
+            assert {len(line) for line in text.split("\n")} == {columns}
+            assert all("finished     2 h" in line for line in lines_of(app))
+            first, second, third = lines_of(app)
+            assert first[3:].split()[0] != second[3:].split()[0]  # each cut in its middle
+            assert third[3:].startswith("a-")
+            assert not set("\x1b\u202e") & set(text)
+            assert ("no room for step and loss" in text) == (columns == 60)
+            assert text.rstrip().endswith("? help  q quit")
+            if glyphs is Glyphs.ASCII:
+                assert not set("▶●…") & set(text)
 
 
-async def test_a_run_without_a_step_offers_the_list_instead_of_hiding_it(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+async def test_a_run_without_a_step_offers_the_list_and_its_filter(
+    make_run: Make, tmp_path: Path
 ) -> None:
     make_run("trained", 9_000, end="finished")
     make_run("begun", 1, steps=0)
-    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
-        app = pilot.app
-        await until(pilot, lambda: app.screen.has_class("waiting"), "waiting")
-        await until(pilot, lambda: "r all runs" in seen(pilot, "#waiting"), "the key")
-        assert "waiting for the first step of begun" in seen(pilot, "#waiting")
-        await pilot.press("r", "down", "enter")
-        await until(pilot, lambda: "trained" in seen(pilot, "#header"), "the other run")
+    async with running(tmp_path, (80, 24)) as app:
+        await app.sees("r all runs", "waiting")
+        assert "waiting for the first step of begun" in app.text("waiting")
+        await app.press("r", "down", "enter")
+        await app.sees("trained", "header")
         assert isinstance(app.screen, MainScreen)
-        await pilot.press("r", "up", "enter")
-        await until(pilot, lambda: app.screen.has_class("waiting"), "waiting again")
+        await app.press("r", "up", "enter")
+        await app.until(lambda: app.screen.has_class("waiting"), "waiting again")
+        await app.press("r")
+        await app.enter("/train")
+        assert names_of(app) == ["trained"]
+        await app.press("enter")
+        await app.sees("trained", "header")
 
 
-async def test_a_log_that_cannot_be_read_says_why_in_the_list_and_when_it_is_opened(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+async def test_a_log_that_cannot_be_read_shows_why_in_the_list_and_when_it_is_opened(
+    make_run: Make, tmp_path: Path
 ) -> None:
     make_run("good", 1)
     bad = tmp_path / "bad" / "metrics.jsonl"
     bad.parent.mkdir()
     bad.write_text('{"kind":"run","format_version":7,"model":{"layers":[]}}\n')
     os.utime(bad, (1e9, 1e9))
-    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
-        await listed(pilot, until, seen, 2)
-        await until(pilot, lambda: "format_version is 7" in seen(pilot, "#runs"), "the reason")
-        assert " error " in lines_of(seen(pilot, "#runs"))[1]
-        await pilot.press("down", "enter")
-        await until(
-            pilot, lambda: "format_version is 7" in seen(pilot, "#waiting"), "the reason again"
-        )
-
-
-@pytest.mark.parametrize("key", ["escape", "r", "4"])
-async def test_the_list_is_left_by_the_key_that_opened_it(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen, key: str
-) -> None:
-    make_run("run", 5_000, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
-        await listed(pilot, until, seen, 1)
-        assert isinstance(pilot.app.screen, RunsScreen)
-        await pilot.press(key)
-        assert isinstance(pilot.app.screen, MainScreen)
+    async with listed(tmp_path, 2) as app:
+        await app.sees("format_version is 7", "runs")
+        assert " error " in lines_of(app)[1]
+        await app.press("down", "enter")
+        await app.sees("format_version is 7", "waiting")
 
 
 async def test_space_selects_and_solo_lists_the_selected_runs_also_after_one_was_opened(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+    make_run: Make, tmp_path: Path
 ) -> None:
     for at in range(4):
         make_run(f"run-{at}", 5_000 + at, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
-        await listed(pilot, until, seen, 4)
-        await pilot.press("s")
-        assert "no run is selected" in seen(pilot, "#keys")
-        await pilot.press("down", "space", "end", "space")
-        assert "2 selected" in seen(pilot, "#runs")
-        assert [line[0] for line in lines_of(seen(pilot, "#runs"))] == [" ", "✓", " ", "✓"]
-        await pilot.press("s")
-        assert "2 of 4 runs   solo" in seen(pilot, "#runs")
-        assert names_of(seen(pilot, "#runs")) == ["run-1", "run-3"]
-        assert chosen_in(seen(pilot, "#runs")) == "run-3"
-        await pilot.press("enter")
-        await until(pilot, lambda: " run-3 " in seen(pilot, "#header"), "the run")
-        await pilot.press("r")
-        await until(pilot, lambda: "solo" in seen(pilot, "#runs"), "the list")
-        await pilot.press("s")
-        assert len(lines_of(seen(pilot, "#runs"))) == 4
-        await pilot.press("space", "home", "down", "space")
-        assert "selected" not in seen(pilot, "#runs").split("\n")[0]
+    async with listed(tmp_path, 4) as app:
+        await app.press("s")
+        assert "no run is selected" in app.text("keys")
+        await app.press("down", "space", "end", "space")
+        assert "2 selected" in app.text("runs")
+        assert [line[0] for line in lines_of(app)] == [" ", "✓", " ", "✓"]
+        await app.press("s")
+        assert "2 of 4 runs   solo" in app.text("runs")
+        assert names_of(app) == ["run-1", "run-3"]
+        assert chosen_in(app) == "run-3"
+        await app.press("enter")
+        await app.sees(" run-3 ", "header")
+        await app.press("r")
+        assert "solo" in app.text("runs")
+        await app.press("s")
+        assert len(lines_of(app)) == 4
+        await app.press("space", "home", "down", "space")
+        assert "selected" not in app.text("runs").split("\n")[0]
 
 
-async def test_solo_ends_with_the_last_selected_run(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+async def test_p_pins_the_run_under_the_cursor_and_releases_it_again(
+    make_run: Make, tmp_path: Path
 ) -> None:
-    for at in range(3):
-        make_run(f"run-{at}", 5_000 + at, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
-        await listed(pilot, until, seen, 3)
-        await pilot.press("down", "space", "s")
-        assert names_of(seen(pilot, "#runs")) == ["run-1"]
-        (tmp_path / "run-1" / "metrics.jsonl").unlink()
-        await until(pilot, lambda: "2 runs" in seen(pilot, "#runs"), "the others")
-        assert names_of(seen(pilot, "#runs")) == ["run-0", "run-2"]
-
-
-async def test_p_pins_the_run_under_the_cursor_and_lets_it_go_again(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
-) -> None:
-    for at in range(2):
-        make_run(f"run-{at}", 5_000 + at, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
-        app = pilot.app
-        assert isinstance(app, Microscope)
-        await listed(pilot, until, seen, 2)
-        await pilot.press("p")
-        assert "this is the open run" in seen(pilot, "#keys")
-        assert app.session.reference is None
-        await pilot.press("down", "p")
-        assert "pinned: run-1 is A" in seen(pilot, "#keys")
-        assert "run-1  pinned" in seen(pilot, "#runs")
-        assert app.session.reference is not None
-        assert (app.session.reference.run, app.session.reference.step) == ("run-1", 12)
-        await pilot.press("p")
-        assert "pinned" not in "".join(lines_of(seen(pilot, "#runs")))
-        assert app.session.reference is None
-        assert app.session.fleet.pinned is None
-
-
-async def test_a_run_that_cannot_be_pinned_says_why_each_time(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
-) -> None:
-    make_run("trained", 5_000, end="finished")
+    make_run("run-0", 5_000, end="finished")
+    make_run("run-1", 5_001, end="finished")
     make_run("begun", 6_000, steps=0)
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
-        await listed(pilot, until, seen, 2)
+    async with listed(tmp_path, 3) as app:
+        session = app.session
+        await app.press("p")
+        assert "this is the open run" in app.text("keys")
+        assert session.reference is None
+        await app.press("down", "p")
+        assert "pinned: run-1 is A" in app.text("keys")
+        assert "run-1  pinned" in app.text("runs")
+        assert session.reference is not None
+        assert (session.reference.run, session.reference.step) == ("run-1", 12)
+        await app.press("p")
+        assert "pinned" not in app.text("runs")
+        assert (session.reference, session.fleet.pinned) == (None, None)
         for _ in range(2):
-            await pilot.press("down", "p")
-            assert "begun has no step to compare with" in seen(pilot, "#keys")
-        assert "pinned" not in "".join(lines_of(seen(pilot, "#runs")))
+            await app.press("down", "p")
+            assert "begun has no step to compare with" in app.text("keys")
+        assert "pinned" not in app.text("runs")
 
 
-async def test_the_filter_finds_names_states_and_verdicts(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
-) -> None:
+async def test_the_filter_finds_names_states_and_verdicts(make_run: Make, tmp_path: Path) -> None:
     make_run("sweep-a", 5_000, end="finished")
     make_run("sweep-b", 6_000, end="collapse")
     make_run("other", 7_000, end="failed")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
-        app = pilot.app
-        assert isinstance(app, Microscope)
-        await listed(pilot, until, seen, 3)
-        await pilot.press("n")
-        assert "no filter" in seen(pilot, "#keys")
+    async with listed(tmp_path, 3) as app:
+        await app.press("n")
+        assert "no filter" in app.text("keys")
         for typed, names in (
             ("sweep", ["sweep-a", "sweep-b"]),
             ("failed", ["other"]),
             ("collapse", ["sweep-b"]),
             ("!sweep", ["other"]),
         ):
-            await pilot.press("slash", *typed)
-            assert names_of(seen(pilot, "#runs")) == names
-            assert f"{len(names)} of 3 runs   /{typed}" in seen(pilot, "#runs")
-            await pilot.press("escape")
-            assert len(lines_of(seen(pilot, "#runs"))) == 3
-        await pilot.press("slash", *"sweep", "enter", "home", "n")
-        assert chosen_in(seen(pilot, "#runs")) == "sweep-b"
-        await pilot.press("N")
-        assert chosen_in(seen(pilot, "#runs")) == "sweep-a"
-        await pilot.press("slash", *"-z")
-        assert "no run matches" in seen(pilot, "#runs")
+            await app.press("/", *typed)
+            assert names_of(app) == names
+            assert f"{len(names)} of 3 runs   /{typed}" in app.text("runs")
+            await app.press("escape")
+            assert len(lines_of(app)) == 3
+        await app.enter("/sweep")
+        await app.press("home", "n")
+        assert chosen_in(app) == "sweep-b"
+        await app.press("N")
+        assert chosen_in(app) == "sweep-a"
+        await app.press("/", *"-z")
+        assert "no run matches" in app.text("runs")
         assert app.session.filter.text == ""
-        await pilot.press("enter", "enter", "space", "p", "down")  # there is no run to act on
+        await app.press("enter", "enter", "space", "p", "down")  # there is no run to act on
         assert isinstance(app.screen, RunsScreen)
-
-
-async def test_the_filter_can_be_set_while_no_run_is_open(
-    make_run: Make, tmp_path: Path, until: Until, seen: Seen
-) -> None:
-    make_run("begun", 1, steps=0)
-    make_run("trained", 9_000, end="finished")
-    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "r all runs" in seen(pilot, "#waiting"), "the key")
-        await pilot.press("r", "slash", *"train", "enter")
-        assert names_of(seen(pilot, "#runs")) == ["trained"]
-        await pilot.press("enter")
-        await until(pilot, lambda: "trained" in seen(pilot, "#header"), "the run")

@@ -1,63 +1,52 @@
 """What is copied and written out of a screen, and the view that is kept of a folder."""
 
 import base64
+import io
 import json
+import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from microscope_tui.app import Microscope, Preferences
+from microscope_tui.app import Microscope, Preferences, Rows, Tiles
+from microscope_tui.lines import SteadyLevels
 from microscope_tui.watch import Fleet
-from tests.app.sitting import Seen, Until, read_until
+from tests.app.pilot import AppPilot, open_app
 
 
-@pytest.mark.parametrize(
-    ("key", "start"),
-    [("v", "collapse-0 step 450 (finished): critical COLLAPSE"), ("r", "L4 step 450: "), ("x", "")],
-)
-async def test_a_copy_goes_through_the_terminal(
-    collapsed: Path, until: Until, seen: Seen, key: str, start: str
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-        await pilot.press("a", "right", "Y")
-        assert "verdict" in seen(pilot, "#keys")
-        await pilot.press(key)
-        assert app.clipboard.startswith(start)
-        if key == "x":
-            assert float(app.clipboard) >= 0.0
-        assert "copied" in seen(pilot, "#keys")
-        await pilot.press("Y", "escape")
-        assert "copied" not in seen(pilot, "#keys")
+async def test_a_copy_goes_through_the_terminal(collapsed: Path) -> None:
+    async with open_app(collapsed, "a", "right", size=(120, 40)) as app:
+        for key, start in {
+            "v": "collapse-0 step 450 (finished): critical COLLAPSE",
+            "r": "L4 step 450: ",
+            "x": "",
+        }.items():
+            await app.press("Y")
+            assert "verdict" in app.text("keys")
+            await app.press(key)
+            assert app.app.clipboard.startswith(start)
+            assert "copied" in app.text("keys")
+        assert float(app.app.clipboard) >= 0.0
+        await app.press("Y", "escape")
+        assert "copied" not in app.text("keys")
 
 
 @pytest.mark.parametrize(("key", "suffix"), [("w", "csv"), ("W", "json"), ("S", "svg")])
 async def test_a_view_is_written_here_and_never_over_another_one(
-    collapsed: Path,
-    until: Until,
-    seen: Seen,
-    key: str,
-    suffix: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    collapsed: Path, key: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-        for number in (1, 2):
-            await pilot.press(key)
-            await until(pilot, lambda n=number: len(list(here.iterdir())) == n, "written")
-            await until(pilot, lambda: "written: " in seen(pilot, "#keys"), "said")
-            name = f"collapse-0-450-main{'-2' * (number == 2)}.{suffix}"
-            await until(pilot, lambda n=name: f"{n} in /" in seen(pilot, "#keys"), "its path")
-        assert [path.parent for path in pilot.app.session.written] == [here, here]  # type: ignore[attr-defined]
-        first, second = sorted(here.iterdir(), key=lambda path: len(path.name))
-        assert first.name == f"collapse-0-450-main.{suffix}"
-        assert second.name == f"collapse-0-450-main-2.{suffix}"
-        text = first.read_text()
+    monkeypatch.chdir(tmp_path)
+    names = [f"collapse-0-450-main{number}.{suffix}" for number in ("", "-2")]
+    async with open_app(collapsed, size=(120, 40)) as app:
+        for name in names:
+            await app.press(key)
+            await app.sees(f"written: {name} in /", "keys")
+        assert app.session.written == [tmp_path / name for name in names]
+        text = (tmp_path / names[0]).read_text()
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
         if suffix == "json":
             assert json.loads(text)["step"] == 450
         elif suffix == "csv":
@@ -66,81 +55,108 @@ async def test_a_view_is_written_here_and_never_over_another_one(
             assert "Router collapse" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-async def test_a_folder_that_cannot_be_written_is_said(
-    collapsed: Path, until: Until, seen: Seen, monkeypatch: pytest.MonkeyPatch
+async def test_a_folder_that_cannot_be_written_is_reported(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("microscope_tui.app.out.write_new", refused)
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-        await pilot.press("w")
-        await until(pilot, lambda: "Permission denied" in seen(pilot, "#keys"), "said")
+    async with open_app(collapsed, "w", size=(120, 40)) as app:
+        await app.sees("cannot write here: Permission denied", "keys")
 
 
-async def test_the_next_sitting_looks_as_the_last_one(
-    collapsed: Path, until: Until, seen: Seen
+@pytest.fixture
+def exported(
+    collapsed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Awaitable[set[str]]]:
+    """The colours of a picture that is exported from a session with this colour system."""
+
+    async def export(system: Any) -> set[str]:
+        monkeypatch.chdir(tmp_path)
+        microscope = Microscope(Fleet(collapsed))
+        microscope.console = Console(color_system=system, file=io.StringIO(), force_terminal=True)
+        async with microscope.run_test(size=(120, 40)) as pilot:
+            app = AppPilot(pilot)
+            await app.until(lambda: app.session.watch and not app.watch.unread, "judged")
+            app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
+            await app.redraw()
+            cells = app.screen.query_one(Tiles).query(Rows)
+            before = [list(part._strips) for part in cells]
+            await app.press("S")
+            await app.until(lambda: app.session.written, "the file")
+            assert [list(part._strips) for part in cells] == before
+            return set(re.findall("#[0-9a-f]{6}", app.session.written[0].read_text()))
+
+    return export
+
+
+async def test_a_picture_from_a_session_of_16_colours_is_in_truecolor(
+    exported: Callable[[str], Awaitable[set[str]]],
 ) -> None:
-    keep = Preferences(remember=True)
-    app = Microscope(Fleet(collapsed), preferences=keep)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-        await pilot.press("a", "A", "s", "c", "x", "slash", *"L", "enter")
-    again = Microscope(Fleet(collapsed), preferences=keep)
-    async with again.run_test(size=(120, 40)) as pilot:
-        await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
-        assert again.session.look == app.session.look
-        assert again.session.axis == app.session.axis
-        assert again.session.filter.text == "L"
-        assert again.session.selected == 3
-        assert again.session.seen == app.session.seen != {}
-        assert " seen" in seen(pilot, "#verdict")
+    colours = await exported("standard")
+    assert colours == await exported("truecolor")
+    assert "#162e54" in colours  # a starving expert, by the stop of its ramp
+
+
+async def test_the_next_session_looks_as_the_last_one(
+    collapsed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    remember = Preferences(remember=True)
+    async with open_app(collapsed, "a", "A", "s", "c", "x", preferences=remember) as app:
+        await app.enter("/L")
+    async with open_app(collapsed, preferences=remember) as again:
+        last, now = app.session, again.session
+        assert (now.look, now.axis, now.filter.text) == (last.look, last.axis, "L")
+        assert now.selected == 3
+        assert now.seen == last.seen != {}
+        assert " seen" in again.text("verdict")
 
 
 async def test_nothing_is_kept_unless_it_is_wanted(
-    collapsed: Path, until: Until, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collapsed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-        await pilot.press("s")
+    async with open_app(collapsed, "s"):
+        pass
     assert not (tmp_path / "state").exists()
 
 
-async def test_the_bell_rings_for_a_new_critical_alert_and_only_if_asked(
-    collapsed: Path, until: Until, seen: Seen
+@pytest.mark.parametrize("bell", [False, True])
+async def test_the_bell_rings_once_for_a_new_critical_alert_if_it_is_on(
+    write_log: Any, make_header: Any, make_step: Any, balanced: Any, bell: bool
 ) -> None:
-    rung: dict[bool, int] = {}
-    for bell in (False, True):
-        app = Microscope(Fleet(collapsed), preferences=Preferences(bell=bell))
-        async with app.run_test(size=(120, 40)) as pilot:
-            await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-            app.session.has_new_critical()
-            watch = app.session.watch
-            assert watch is not None
-            assert watch.diagnosis is not None
-            first = watch.diagnosis.episodes[0]
-            known, app.session._rung = app.session._rung, set()
-            rung[bell] = app.session.has_new_critical()
-            assert app.session.has_new_critical() is False
-            assert bell is (known is not None)
-            assert first.rule == "COLLAPSE"
-    assert rung == {False: False, True: True}
+    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
+
+    def records(first: int, last: int, *rows: Any) -> list[Any]:
+        return [make_step(n, [*rows, balanced()], 2048) for n in range(first, last)]
+
+    old = records(1, 150, sick, balanced())  # an alert that is there at first does not ring
+    log = write_log([make_header(), *old])
+    async with open_app(log, preferences=Preferences(bell=bell, interval_s=0.05)) as app:
+        await app.until(lambda: app.screen._shown, "the first look")  # type: ignore[attr-defined]
+        rung = []
+        app.app.bell = lambda: rung.append(app.newest_step)  # type: ignore[method-assign]
+        with log.open("a") as file:
+            file.writelines(json.dumps(one) + "\n" for one in records(150, 260, sick, sick))
+        await app.reads(259)
+        await app.until(lambda: len(app.view().alerts) and not app.watch.unread, "the alert")
+        await app.sees("step 259", "header")
+        await app.pause(0.15)
+        assert len(rung) == bell
 
 
-async def test_own_keys_work_and_are_shown(collapsed: Path, until: Until, seen: Seen) -> None:
-    own = Preferences(keymap={"layer.next": "n,down", "filter.next": "j"})
-    async with Microscope(Fleet(collapsed), preferences=own).run_test(size=(120, 60)) as pilot:
-        app = await read_until(pilot, until, seen, "#verdict", "CRITICAL")
-        await pilot.press("n", "n")
+async def test_custom_keys_work_and_are_shown(collapsed: Path) -> None:
+    keymap = Preferences(keymap={"layer.next": "n,down", "filter.next": "j"})
+    async with open_app(collapsed, "n", "n", preferences=keymap, size=(120, 60)) as app:
         assert app.session.selected == 2
-        await pilot.press("question_mark")
-        row = next(x for x in seen(pilot, "#help").split("\n") if "next layer" in x)
+        await app.press("?")
+        row = next(line for line in app.text("help").split("\n") if "next layer" in line)
         assert row.split()[:2] == ["n", "↓"]
 
 
-def test_the_copy_is_osc_52_in_a_real_terminal(terminal: Any, collapsed: Path) -> None:
+def test_a_copy_is_osc_52_in_a_real_terminal(terminal: Any, collapsed: Path) -> None:
     screen = terminal(collapsed)
     screen.wait_for("450 finished")
     screen.wait_for("CRITICAL")

@@ -1,6 +1,11 @@
-"""The microscope in a real terminal: what is seen, what is sent, and how it is left."""
+"""The microscope in a real terminal: what is shown, what is sent, and how it ends."""
 
+import os
+import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,70 +15,24 @@ import pytest
 Start = Callable[..., Any]
 LEAVES_ALTERNATE_SCREEN = b"\x1b[?1049l"
 SHOWS_CURSOR = b"\x1b[?25h"
+REMOTE = {"COLORTERM": "", "SSH_CONNECTION": "192.0.2.1 22 192.0.2.2 22"}
+MOST_PER_S = 10_000
 
 
-def test_the_verdict_and_every_layer_are_on_the_first_screen(
+def left_clean(screen: Any) -> bool:
+    """Whether the terminal is usable after the end of the program."""
+    return LEAVES_ALTERNATE_SCREEN in screen.output and SHOWS_CURSOR in screen.output
+
+
+def test_the_first_screen_shows_verdict_and_layers_and_steps_can_be_typed_and_pasted(
     terminal: Start, collapsed: Path
 ) -> None:
     screen = terminal(collapsed)
-    screen.wait_for("L5")
-    screen.wait_for("CRITICAL")
-    for text in ("Router collapse in L4 since step", "why", "next", "balance c", "entropy H"):
+    for text in ("L5", "CRITICAL", "Router collapse in L4 since step", "why", "next", "quit"):
         screen.wait_for(text)
-    screen.wait_for("quit")
+    for text in ("balance c", "entropy H", "450 finished"):
+        screen.wait_for(text)
     assert all(f" L{n} " in screen.text for n in range(1, 6))
-
-
-@pytest.mark.parametrize("leave", ["q", "\x03"])
-def test_quitting_leaves_a_sane_terminal_and_exit_code_zero(
-    terminal: Start, collapsed: Path, leave: str
-) -> None:
-    screen = terminal(collapsed)
-    screen.wait_for("L5")
-    screen.press(leave)
-    assert screen.exit_code() == 0
-    assert LEAVES_ALTERNATE_SCREEN in screen.output
-    assert SHOWS_CURSOR in screen.output
-    assert b"Traceback" not in screen.output
-
-
-def test_nothing_is_sent_while_nothing_changes(terminal: Start, collapsed: Path) -> None:
-    # An old file: its age in words changes once an hour, not while the test looks.
-    import os
-
-    os.utime(collapsed / "metrics.jsonl", (1_000_000_000, 1_000_000_000))
-    screen = terminal(collapsed)
-    screen.wait_for("CRITICAL")
-    screen.settle()
-    assert screen.read(1.5) == b""
-
-
-@pytest.mark.parametrize(("columns", "rows"), [(20, 5), (39, 9), (10, 2)])
-def test_a_window_that_is_too_small_says_what_it_needs(
-    terminal: Start, collapsed: Path, columns: int, rows: int
-) -> None:
-    screen = terminal(collapsed, columns=columns, rows=rows)
-    screen.wait_for("step 450"[:columns])
-    if rows >= 3:
-        screen.wait_for("needs 40x10, has")
-    screen.press("q")
-    assert screen.exit_code() == 0
-
-
-def test_ascii_and_no_colour_still_tell_the_whole_story(terminal: Start, collapsed: Path) -> None:
-    screen = terminal(collapsed, "--glyphs", "ascii", "--color", "never", columns=80, rows=24)
-    screen.wait_for("CRITICAL")
-    screen.settle()
-    assert screen.text.isascii()
-    row = next(line for line in screen.screen.display if " L4 " in line[:8])
-    assert "#" in row
-    assert " C " in row
-
-
-def test_a_step_typed_or_pasted_in_one_go_is_gone_to(terminal: Start, collapsed: Path) -> None:
-    screen = terminal(collapsed)
-    screen.wait_for("CRITICAL")
-    screen.wait_for("450 finished")
     screen.press(":273\r")
     screen.wait_for("273 PAUSED, now 450")
     screen.press(":")
@@ -84,50 +43,62 @@ def test_a_step_typed_or_pasted_in_one_go_is_gone_to(terminal: Start, collapsed:
     screen.wait_for("450 finished")
     screen.press("q")
     assert screen.exit_code() == 0
+    assert left_clean(screen)
+    assert b"Traceback" not in screen.output
 
 
-@pytest.mark.parametrize("environment", [{"TERM": "dumb"}])
-def test_a_dumb_terminal_is_told_what_to_use_instead(
-    terminal: Start, collapsed: Path, environment: dict[str, str]
+def test_nothing_is_sent_while_nothing_changes(terminal: Start, own_collapsed: Path) -> None:
+    # An old file: its age in words changes once an hour, not while the test looks.
+    os.utime(own_collapsed / "metrics.jsonl", (1_000_000_000, 1_000_000_000))
+    screen = terminal(own_collapsed)
+    screen.wait_for("CRITICAL")
+    screen.settle()
+    assert screen.read(1.2) == b""
+    screen.press("\x03")
+    assert screen.exit_code() == 0
+    assert left_clean(screen)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(39, 9), (10, 2)])
+def test_a_window_that_is_too_small_shows_the_size_that_is_needed(
+    terminal: Start, collapsed: Path, columns: int, rows: int
 ) -> None:
-    screen = terminal(collapsed, **environment)
+    screen = terminal(collapsed, columns=columns, rows=rows)
+    screen.wait_for("step 450"[:columns])
+    if rows >= 3:
+        screen.wait_for("needs 40x10, has")
+    screen.press("q")
+    assert screen.exit_code() == 0
+
+
+def test_a_dumb_terminal_is_refused_with_what_to_use_instead(
+    terminal: Start, collapsed: Path
+) -> None:
+    screen = terminal(collapsed, TERM="dumb")
     assert screen.exit_code() == 64
     assert b"use `snapshot` or `check`" in screen.output
 
 
-def test_a_hostile_log_sends_no_escape_sequence_of_its_own(
+def test_a_hostile_log_of_nan_sends_no_escape_sequence_of_its_own(
     terminal: Start, write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
     hostile = "\x1b]52;c;aGFja2Vk\x07\x1b]0;owned\x07[@click=app.quit]x[/]"
     header = make_header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
     sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
-    steps = [make_step(n, [balanced(), sick, balanced()], 2048) for n in range(1, 200)]
+    nan = {"entropy": ["NaN"] * 3, "mean_entropy": ["NaN"] * 3, "drop_rate": ["NaN"] * 3}
+    more: dict[str, Any] = {"loss": "NaN", "grad_norm": "Infinity", "router": nan}
+    steps = [make_step(n, [balanced(), sick, balanced()], 2048, **more) for n in range(1, 200)]
     event = {"kind": "event", "event": hostile, "reason": hostile, "step": 3}
     screen = terminal(write_log([header, *steps, event], name="a\u202eb"))
-    screen.wait_for("CRITICAL")
+    screen.wait_for("METER")
+    screen.wait_for("NaN")
     screen.press("\r")
     screen.wait_for("max load")
+    screen.wait_for("not measured")
     screen.press("q")
     assert screen.exit_code() == 0
     assert b"\x1b]52" not in screen.output
     assert b"\x1b]0;" not in screen.output
-
-
-def test_nan_everywhere_is_shown_and_survived(
-    terminal: Start, write_log: Any, make_header: Any, make_step: Any, balanced: Any
-) -> None:
-    nan = {"entropy": ["NaN"] * 3, "mean_entropy": ["NaN"] * 3, "drop_rate": ["NaN"] * 3}
-    steps = [
-        make_step(n, [balanced()] * 3, 2048, loss="NaN", grad_norm="Infinity", router=nan)
-        for n in range(1, 150)
-    ]
-    screen = terminal(write_log([make_header(), *steps]))
-    screen.wait_for("METER")
-    screen.wait_for("NaN")
-    screen.press("\r")
-    screen.wait_for("not measured")
-    screen.press("q")
-    assert screen.exit_code() == 0
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP])
@@ -138,45 +109,91 @@ def test_a_terminated_microscope_leaves_the_terminal_usable(
     screen.wait_for("L5")
     screen.kill(signal_)
     assert screen.exit_code() == 128 + signal_
-    assert LEAVES_ALTERNATE_SCREEN in screen.output
-    assert SHOWS_CURSOR in screen.output
+    assert left_clean(screen)
 
 
-def test_an_unexpected_error_leaves_the_terminal_usable_and_is_told(
+def test_an_unexpected_error_leaves_the_terminal_usable_and_is_reported(
     terminal: Start, collapsed: Path, tmp_path: Path
 ) -> None:
     broken = "import microscope_tui.lines.frame as f\nf.verdict = lambda *_, **__: 1 / 0\n"
     (tmp_path / "sitecustomize.py").write_text(broken)
     screen = terminal(collapsed, PYTHONPATH=str(tmp_path))
     assert screen.exit_code() == 3
-    assert LEAVES_ALTERNATE_SCREEN in screen.output
-    assert SHOWS_CURSOR in screen.output
+    assert left_clean(screen)
     assert b"ZeroDivisionError" in screen.output
 
 
+def cells(screen: Any) -> list[Any]:
+    """The cells of all experts of the first layer, which is healthy, as pyte drew them."""
+    row = next(y for y, line in enumerate(screen.screen.display) if " L1 " in line[:8])
+    left = screen.screen.display[row].index(" L1 ") + 8
+    return [screen.screen.buffer[row][x] for x in range(left, left + 40)]
+
+
 @pytest.mark.parametrize(
-    "environment",
+    ("options", "environment"),
     [
-        {"TERM": "screen-256color", "COLORTERM": ""},
-        {"TERM": "xterm", "COLORTERM": ""},
-        {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"NO_COLOR": "1"},
+        ([], REMOTE | {"TERM": "screen", "TMUX": "/tmp/tmux-0/default,1,0"}),
+        ([], REMOTE | {"TERM": "screen", "STY": "1.pts-0"}),
+        ([], REMOTE | {"TERM": "xterm"}),
+        ([], {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+        ([], {"NO_COLOR": "1"}),
+        (["--glyphs", "ascii", "--color", "never"], {}),
     ],
-    ids=["tmux", "16 colours", "no UTF-8", "no colours"],
+    ids=["tmux", "screen", "16 colours", "no UTF-8", "NO_COLOR", "options"],
 )
 def test_poor_terminals_show_the_same_facts(
-    terminal: Start, collapsed: Path, environment: dict[str, str]
+    terminal: Start, collapsed: Path, options: list[str], environment: dict[str, str]
 ) -> None:
-    screen = terminal(collapsed, columns=80, rows=24, **environment)
+    screen = terminal(collapsed, *options, **environment)
     screen.wait_for("CRITICAL")
     screen.wait_for("450 finished")
+    screen.wait_for("quit")
     row = next(line for line in screen.screen.display if " L4 " in line[:8])
     assert " C " in row
     assert any(mark in row for mark in "#▴^")
-    if "LANG" in environment:
-        assert screen.text.isascii()
-    if environment.get("TERM") == "xterm":
+    assert screen.text.isascii() == ("LANG" in environment or bool(options))
+    ground, grounds = screen.screen.buffer[0][0].bg, {cell.bg for cell in cells(screen)}
+    if environment.get("TERM") == "screen":  # healthy cells are grey, in 256 colours
+        assert grounds <= {"1c1c1c", "262626", "303030", "3a3a3a", "005f87", "875f00"}
+        assert len(grounds) > 1
+        assert ground not in grounds
+    if environment.get("TERM") == "xterm":  # a fair cell differs from the ground by its mark
         assert b"38;2;" not in screen.output
         assert b"48;5;" not in screen.output
+        assert all(
+            cell.data != " " or cell.bg not in ("black", "default") for cell in cells(screen)
+        )
+        assert {cell.fg for cell in cells(screen) if cell.bg == "black"} == {"white"}
     screen.press("q")
     assert screen.exit_code() == 0
+
+
+def test_a_live_run_whose_experts_differ_costs_little_over_ssh(
+    terminal: Start, tmp_path: Path
+) -> None:
+    """Bytes of any four seconds, after those in which the screen opens."""
+    log = tmp_path / "live" / "metrics.jsonl"
+    command = [sys.executable, "-m", "benchmarks.live_writer", str(log), "--rate", "1"]
+    command += ["--cv", "0.075", "--spread", "0.35", "--history", "40"]
+    command += ["--routers", "30", "--experts", "128"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            screen = terminal(log.parent, columns=140, rows=50, TERM="xterm-256color", **REMOTE)
+            screen.wait_for("mean of 8 steps")
+            started, samples = time.monotonic(), [(0.0, 0)]
+            steps: set[str] = set()
+            while (now := time.monotonic() - started) < 7.5:
+                screen.read(0.1)
+                samples.append((now, len(screen.output)))
+                steps |= set(re.findall(r"step (\d+) /", screen.text))
+        finally:
+            writer.terminate()
+    late = [(at, sent) for at, sent in samples if at >= 3]
+    for at, sent in late:
+        after = next((total for then, total in late if then >= at + 4), None)
+        assert after is None or after - sent <= 4 * MOST_PER_S
+    assert len(steps) >= 3
+    assert samples[-1][1] <= 3 * 80_000  # a small multiple of a full screen

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from microscope_tui.app import Microscope, Rows, figure
+from microscope_tui.app import Rows, figure
 from microscope_tui.lines import GUTTER, Chart, Curve, Glyphs, TimeScale, arranged, plain, plot_area
-from microscope_tui.watch import Column, Fleet, Window, column_of
-from tests.app.sitting import Until, judged
+from microscope_tui.watch import Column, Window, column_of
+from tests.app.pilot import open_app
 
 WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)).map(
     lambda pair: Window(pair[0], pair[0] + pair[1])
 )
-CURSORS = {Glyphs.BRAILLE: "│", Glyphs.BLOCK: "│", Glyphs.ASCII: "|"}
+SIZES = [(71, 24), (80, 24), (120, 40), (133, 35), (200, 60)]
 
 
 @example(Window(262_144, 262_144), 89, None, Glyphs.BRAILLE)
@@ -58,29 +58,21 @@ def test_the_plot_area_is_where_the_charts_over_time_stand(columns: int, enlarge
     assert (left, width) == (before + GUTTER, layout.stacks[-1][0].width - GUTTER)
 
 
-@pytest.mark.parametrize("size", [(71, 24), (80, 24), (120, 40), (133, 35), (200, 60)])
 @pytest.mark.parametrize("name", ["layer", "expert", "course"])
-async def test_the_cursor_of_the_ribbon_stands_below_that_of_the_charts(
-    collapsed: Path, until: Until, size: tuple[int, int], name: str
+async def test_the_cursor_of_the_ribbon_is_below_that_of_the_charts(
+    collapsed: Path, name: str
 ) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=size) as pilot:
-        app = await judged(pilot, until)
-        await app.action_go(name)
-        for step in (1, 137, 272, 449):
+    async with open_app(collapsed) as app:
+        await app.go(name)
+        for size, step in zip(SIZES, (1, 137, 272, 449, 137), strict=True):
             app.session.time.go_to(step)
-            await app.screen.redraw()  # type: ignore[attr-defined]
-            await pilot.pause()
+            await app.resize(*size)
             ribbon = app.screen.query_one("#ribbon", Rows)
             column = ribbon.region.x + ribbon.texts[0].index("┃")
-            charts = [
-                part for part in app.screen.query("#charts Rows").results(Rows) if part.display
-            ]
             over_time = 0
-            for part in charts:
+            for part in app.screen.query("#charts Rows").results(Rows):
                 at = column - part.region.x
-                body = part.texts[1:-1]
-                if not 0 <= at < part.size.width or (part.id == "chart-load" and name == "layer"):
-                    continue
-                crossed = [text for text in body if text[at : at + 1] == "│"]
-                over_time += bool(crossed)
-            assert over_time, (step, column)
+                bars = part.id == "chart-load" and name == "layer"
+                if part.display and 0 <= at < part.size.width and not bars:
+                    over_time += any(text[at : at + 1] == "│" for text in part.texts[1:-1])
+            assert over_time, (size, step, column)

@@ -1,28 +1,249 @@
-"""The window, the film and the units of the time axis."""
+"""Going to a step of the past, moving on from there, playback, the window and the time axis."""
 
+import gzip
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual import events
 
-from microscope_tui.app import Microscope, TimeCursor
-from microscope_tui.watch import Fleet
-from tests.app.sitting import Seen, Until, read_until
+from microscope_tui.app import LayerScreen, MainScreen, TimeCursor
+from tests.app.pilot import open_app
+
+Log = Callable[..., Path]
+OpenLog = Callable[..., Any]
 
 
-class Standing:
+@pytest.fixture
+def make_log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Log:
+    """A log with a record at each of the given steps."""
+
+    def make(steps: Any, name: str = "run", **changes: Any) -> Path:
+        records = [make_step(n, [balanced()] * 3, 2048, **changes) for n in steps]
+        return write_log([make_header(planned_steps=None), *records], name=name)  # type: ignore[no-any-return]
+
+    return make
+
+
+@pytest.fixture
+def cursor_on(make_log: Log, open_log: OpenLog) -> Callable[[Any], TimeCursor]:
+    def on(steps: Any) -> TimeCursor:
+        watch = open_log(make_log(steps))
+        return TimeCursor(lambda: watch)
+
+    return on
+
+
+def step_in(header: str) -> int:
+    found = re.search(r"step ([\d,]+)", header)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "step", "said"),
+    [
+        ("0", 1, None),
+        ("50", 50, None),
+        ("100", 100, None),
+        ("9" * 15, 100, "step 999,999,999,999,999 is not in the log: showing the newest, 100"),
+        ("25%", 25, None),
+        ("-30", 70, None),
+        ("end", 100, None),
+        ("-0min", 100, None),
+        ("abc", 100, "abc is not a place: try 12k, 50%, -100, 14:30, -2h or end"),
+    ],
+)
+def test_any_place_leads_to_the_nearest_step_there_is(
+    cursor_on: Callable[[Any], TimeCursor], typed: str, step: int, said: str | None
+) -> None:
+    cursor = cursor_on(range(1, 101))
+    cursor.speed = 4
+    assert cursor.go(typed) == said
+    assert cursor.shown_step == step
+    assert cursor.following == (step == 100)
+    assert cursor.speed == 0
+
+
+@pytest.mark.parametrize(
+    "logged", [range(1, 41), range(10, 401, 10), [*range(1, 7), 30, 31, 32, *range(90, 96), 200]]
+)
+def test_single_steps_are_logged_steps_however_rarely_they_are_logged(
+    cursor_on: Callable[[Any], TimeCursor], logged: Any
+) -> None:
+    steps, cursor, shown = list(logged), cursor_on(logged), []
+    for by in [-1] * 15 + [1] * 14:
+        assert cursor.step_by(by) is None
+        shown.append(cursor.shown_step)
+    back = steps[-2:-17:-1]
+    assert shown == [*back, *back[-2::-1]]
+    cursor.step_by(1)
+    assert cursor.following  # the newest step is the live run again
+
+
+def test_ten_steps_stop_at_the_first_and_at_the_live_run(
+    cursor_on: Callable[[Any], TimeCursor],
+) -> None:
+    cursor, shown = cursor_on(range(1, 36)), []
+    for by in [-10] * 5 + [10] * 4:
+        cursor.step_by(by)
+        shown.append("live" if cursor.following else cursor.shown_step)
+    assert shown == [25, 15, 5, 1, 1, 11, 21, 31, "live"]
+
+
+async def test_digits_typed_in_one_burst_after_the_colon_all_arrive(make_log: Log) -> None:
+    async with open_app(make_log(range(1, 401))) as app:
+        for key in ("colon", "2", "7", "3", "enter"):  # posted at once: nothing waits in between
+            app.app.post_message(events.Key(key, ":" if key == "colon" else key[0]))
+        await app.until(lambda: step_in(app.text("header")) == 273, "step 273")
+        assert "273 PAUSED, now 400" in app.text("ribbon")
+        assert " f live " in app.text("keys")
+        assert isinstance(app.screen, MainScreen)  # enter opened no layer
+
+
+async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(make_log: Log) -> None:
+    async with open_app(make_log(range(1, 101)), *":99", "backspace", size=(80, 24)) as app:
+        assert "go to step 9▏" in app.text("keys")
+        assert "1 to 100" in app.text("keys")
+        await app.press("escape")
+        assert app.session.time.following
+        assert "⏎ open" in app.text("keys")
+        await app.press(":", "q", "down", "left", "delete")  # all but q do nothing
+        assert "go to step q▏" in app.text("keys")
+        await app.press("ctrl+u", "7")
+        assert "go to step 7▏" in app.text("keys")
+        await app.press("escape")
+        assert app.app.is_running
+        await app.enter(":")
+        assert app.session.time.following
+        await app.enter(":abc")
+        assert "abc is not a place" in app.text("keys")
+        await app.press(":")
+        app.app.post_message(events.Paste(" 42\n"))
+        await app.sees("go to step 42▏", "keys")
+        await app.press("enter")
+        assert step_in(app.text("header")) == 42
+
+
+@pytest.mark.usefixtures("quick_reader")
+async def test_a_paused_run_continues_behind_the_shown_step_and_f_returns_to_it(
+    make_log: Log, make_step: Any, balanced: Any
+) -> None:
+    log = make_log(range(1, 51))
+
+    def grow(first: int, last: int) -> None:
+        with log.open("ab") as file:
+            for n in range(first, last + 1):
+                file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
+
+    async with open_app(log, "f") as app:
+        grow(51, 60)
+        await app.sees("50 PAUSED, now 60", "ribbon")
+        await app.enter(":20")
+        grow(61, 70)
+        await app.sees("20 PAUSED, now 70", "ribbon")
+        assert step_in(app.text("header")) == 20
+        await app.press("f")
+        assert step_in(app.text("header")) == 70
+        assert " f pause " in app.text("keys")
+        assert "70 live" in app.text("ribbon")
+        other = make_log(range(1, 31), name="other", loss=7.0)
+        await app.enter(":50")
+        other.replace(log)  # and with it the past
+        await app.until(lambda: step_in(app.text("header")) == 30, "the new log")
+        assert app.session.time.following
+        assert "PAUSED" not in app.text("ribbon")
+        assert "7.00" in app.text("header")
+
+
+async def test_other_screens_show_the_step_too_and_o_goes_to_the_onset(collapsed: Path) -> None:
+    async with open_app(collapsed, "a", "enter", size=(120, 40)) as app:
+        assert "collapse in L4" in app.text("evidence")
+        await app.enter(":100")
+        assert isinstance(app.screen, LayerScreen)
+        assert "no alerts in this layer" in app.text("evidence")
+        assert "PAUSED, now 450" in app.text("layer-title")
+        await app.press("escape")
+        assert step_in(app.text("header")) == 100
+        await app.press("home", "o")
+        assert "no active alert at this step" in app.text("keys")
+        await app.press("f", "o")
+        onset = app.session.time.shown_step
+        assert app.session.selected == 3
+        assert f"since step {onset}" in app.text("verdict")
+        assert f"onset {onset}" in app.text("notes")
+        assert "PAUSED" in app.text("ribbon")
+
+
+async def test_a_compressed_log_reports_that_it_cannot_be_rewound(make_log: Log) -> None:
+    log = make_log(range(1, 101))
+    packed = log.with_name("metrics.jsonl.gz")
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    why = "compressed logs cannot be rewound: decompress it first"
+    async with open_app(packed) as app:
+        for keys in ("[", "P", ":5"):
+            await app.press(*keys)
+            assert why in app.text("keys")
+            await app.press("enter" if ":" in keys else "down")
+        assert why in app.text("keys")
+        assert step_in(app.text("header")) == 100
+        assert isinstance(app.screen, MainScreen)
+        await app.press("down")  # the next key brings the keys back
+        assert "help" in app.text("keys")
+
+
+async def test_a_playback_runs_from_the_start_to_the_live_run_and_stops(collapsed: Path) -> None:
+    async with open_app(collapsed, "P", size=(60, 20)) as app:
+        time = app.session.time
+        assert "playing 1 column a second   f stop   P 4 a second" in app.text("keys")
+        assert time.shown_step == 1
+        await app.press("P", "P")
+        assert time.speed == 16
+        assert "playing 16 columns a second   f stop" in app.text("keys")
+        assert "PLAYING 16x" in app.text("ribbon")
+        await app.until(lambda: 1 < time.shown_step < 450, "it moves")
+        await app.press("P")
+        assert time.speed == 0
+        assert "PAUSED" in app.text("ribbon")
+        await app.press("P", " ")
+        assert time.speed == 0
+        assert "PAUSED" in app.text("ribbon")
+        assert "f live" in app.text("keys")
+        time.go_to(400)
+        await app.press("P", "P", "P")
+        await app.until(lambda: time.following, "the end of the playback")
+        assert time.speed == 0
+
+
+async def test_the_window_is_zoomed_and_its_axis_counts_steps_run_time_or_the_clock(
+    collapsed: Path,
+) -> None:
+    async with open_app(collapsed, "+", "+", size=(120, 40)) as app:
+        assert app.session.time.window == (339, 450)
+        assert "339" in app.text("ribbon")
+        await app.press("-")
+        assert app.session.time.window == (227, 450)
+        await app.press("0")
+        assert app.session.time.window is None
+        shown = []
+        for _ in range(3):
+            await app.press("x")
+            shown.append(app.text("ribbon").split()[-2])
+        assert shown[0].endswith("s")
+        assert shown[1].count(":") == 2
+        assert shown[2] == "450"
+
+
+def a_run_of(newest: int) -> Any:
     """As much of a followed run as the cursor asks for."""
-
-    def __init__(self, newest: int) -> None:
-        self.generation = 0
-        self.latest = self._at(newest)
-
-    def _at(self, step: int) -> Any:
-        from types import SimpleNamespace
-
-        return SimpleNamespace(record=SimpleNamespace(step=step))
+    return SimpleNamespace(
+        generation=0, latest=SimpleNamespace(record=SimpleNamespace(step=newest))
+    )
 
 
 @given(
@@ -33,10 +254,8 @@ class Standing:
 def test_the_shown_step_is_in_the_window_however_it_is_zoomed(
     newest: int, place: float, zooms: list[float]
 ) -> None:
-    from types import SimpleNamespace
-
-    standing: Any = Standing(newest)
-    cursor = TimeCursor(lambda: standing)
+    run = a_run_of(newest)
+    cursor = TimeCursor(lambda: run)
     shown = max(1, round(place * newest))
     cursor._pin = SimpleNamespace(step=shown, generation=0)  # type: ignore[assignment]
     for by in zooms:
@@ -48,104 +267,11 @@ def test_the_shown_step_is_in_the_window_however_it_is_zoomed(
 
 
 def test_a_window_slides_along_with_the_live_run() -> None:
-    standing: Any = Standing(1000)
-    cursor = TimeCursor(lambda: standing)
+    run = a_run_of(1000)
+    cursor = TimeCursor(lambda: run)
     cursor.zoom(0.1)
     assert cursor.window == (901, 1000)
-    standing.latest.record.step = 1040
+    run.latest.record.step = 1040
     assert cursor.window == (941, 1040)
     cursor.zoom(1e15)
     assert cursor.window is None
-
-
-async def test_zoom_keys_and_the_whole_run_again(collapsed: Path, until: Until, seen: Seen) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
-        await pilot.press("plus", "plus")
-        assert app.session.time.window == (339, 450)
-        assert "339" in seen(pilot, "#ribbon")
-        await pilot.press("minus")
-        window = app.session.time.window
-        assert window is not None
-        assert window.last - window.first + 1 == 224
-        await pilot.press("0")
-        assert app.session.time.window is None
-
-
-async def test_a_film_runs_from_the_start_to_the_live_run_and_stops(
-    collapsed: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
-        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
-        await pilot.press("P")
-        assert "playing 1 column a second   f stop   P 4 a second" in seen(pilot, "#keys")
-        await pilot.press("P", "P")
-        assert app.session.time.speed == 16
-        assert "playing 16 columns a second   f stop" in seen(pilot, "#keys")
-        assert app.session.time.shown_step < 450
-        await until(pilot, lambda: "PLAYING 16x" in seen(pilot, "#ribbon"), "playing")
-        first = app.session.time.shown_step
-        await until(pilot, lambda: app.session.time.shown_step > first, "it moves")
-        await pilot.press("P")
-        assert app.session.time.speed == 0
-        assert "PAUSED" in seen(pilot, "#ribbon")
-        await pilot.press("P")
-        await pilot.press("space")
-        assert app.session.time.speed == 0
-        assert "PAUSED" in seen(pilot, "#ribbon")
-        assert "f live" in seen(pilot, "#keys")
-        await pilot.press("P", "P", "P")
-        await until(pilot, lambda: app.session.time.following, "the end of the playback")
-        assert app.session.time.speed == 0
-
-
-async def test_the_axis_counts_steps_run_time_or_the_clock(
-    collapsed: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await read_until(pilot, until, seen, "#ribbon", "450 finished")
-        shown = []
-        for _ in range(3):
-            await pilot.press("x")
-            shown.append(seen(pilot, "#ribbon").split()[-3:])
-        assert shown[0][-2].endswith("s")
-        assert shown[1][-2].count(":") == 2
-        assert shown[2][-2] == "450"
-
-
-async def test_o_goes_to_where_the_trouble_began(collapsed: Path, until: Until, seen: Seen) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
-        await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
-        await pilot.press("o")
-        await until(pilot, lambda: "PAUSED" in seen(pilot, "#ribbon"), "there")
-        assert app.session.selected == 3
-        assert f"since step {app.session.time.shown_step}" in seen(pilot, "#verdict")
-        assert f"onset {app.session.time.shown_step}" in seen(pilot, "#notes")
-
-
-@pytest.mark.parametrize(
-    ("typed", "step"), [("50%", 225), ("-100", 350), ("1", 1), ("end", 450), ("-0min", 450)]
-)
-async def test_places_are_typed_as_people_think_of_them(
-    collapsed: Path, until: Until, seen: Seen, typed: str, step: int
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
-        await pilot.press(
-            "colon",
-            *[{"%": "percent_sign", "-": "minus", ".": "full_stop"}.get(c, c) for c in typed],
-            "enter",
-        )
-        await until(pilot, lambda: app.session.time.shown_step == step, typed)
-        assert app.session.time.following == (step == 450)
-
-
-async def test_an_invalid_place_is_refused_with_a_reason(
-    collapsed: Path, until: Until, seen: Seen
-) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
-        await pilot.press("colon", *"abc", "enter")
-        await until(pilot, lambda: "is not a place" in seen(pilot, "#keys"), "said")
-        assert app.session.time.following

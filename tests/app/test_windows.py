@@ -1,12 +1,12 @@
 """Windows of any size: what matters is shown, what is left out is named, and help can be read."""
 
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.binding import Binding
-from textual.pilot import Pilot
 
 from microscope_tui.app import (
     SCREENS,
@@ -17,142 +17,161 @@ from microscope_tui.app import (
     help_lines,
     key_line,
 )
-from microscope_tui.lines import Glyphs, glossary, plain
-from microscope_tui.watch import Fleet
-from tests.app.sitting import Seen, Until, read
+from microscope_tui.app.keys import screen_class
+from microscope_tui.lines import Glyphs, Measure, glossary, plain
+from tests.app.pilot import AppPilot, open_app
+
+SIZES = [(60, 20), (80, 24), (40, 10), (120, 40)]
 
 
-async def ready(pilot: Pilot[None], until: Until) -> Microscope:
-    """The app once the whole log has been read and shown."""
-    app = await read(pilot, until)
-    await app.screen.redraw()
-    await pilot.pause()
-    return app
-
-
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (40, 10), (120, 40)])
-@pytest.mark.parametrize("open_first", [[], ["enter"], ["r"]])
+@pytest.mark.parametrize(("size", "keys"), [*zip(SIZES, ["", "2", "r", "3"], strict=True)])
 async def test_all_of_the_help_can_be_read_in_any_window(
-    until: Until, seen: Seen, collapsed: Path, size: tuple[int, int], open_first: list[str]
+    collapsed: Path, size: tuple[int, int], keys: str
 ) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=size) as pilot:
-        app = await ready(pilot, until)
-        await pilot.press(*open_first)
+    async with open_app(collapsed, *keys, size=size) as app:
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
-        await pilot.press("question_mark")
-        await pilot.pause()
-        help_ = app.screen.query_one("#help")
-        assert help_.outer_size.height <= size[1]
-        first = seen(pilot, "#help")
-        await pilot.press("down")
-        assert (seen(pilot, "#help") != first) == ("more " in first)
-        await pilot.press("up")
+        words = glossary(SCREENS[app.app.shown].words)
+        await app.press("?")
+        assert app.screen.query_one("#help").outer_size.height <= size[1]
+        first = app.text("help")
+        await app.press("down")
+        assert (app.text("help") != first) == ("more " in first)
+        await app.press("up")
         read = ""
-        while not (read := read + seen(pilot, "#help")).endswith(2 * seen(pilot, "#help")):
+        while not (read := read + app.text("help")).endswith(2 * app.text("help")):
             app.screen.action_scroll(3)  # type: ignore[attr-defined]  # fewer lines than any window
         for binding in bindings:
             assert (binding.tooltip or binding.description) in " ".join(read.split())
         assert "Reading the screen" in read
-        behind = type(app.screen_stack[-2]).__name__.removesuffix("Screen").lower()
-        for words, _ in glossary(SCREENS[behind].words):
-            assert all(word in read for word in words.split(" "))
+        assert all(word in read for names, _ in words for word in names.split(" "))
         assert "…" not in read
         assert ("more " in first) == (read != 2 * first)
-        await pilot.press("q")
+        await app.press("w")
+        if size == (80, 24):  # the words are one key away
+            assert "w words" in first
+            assert "dropless" not in first
+            assert "Reading the screen" in app.text("help").splitlines()[2]
+        await app.press("q")
         assert not isinstance(app.screen, HelpScreen)
 
 
-@pytest.mark.parametrize("width", range(40, 121, 8))
+@pytest.mark.parametrize("name", sorted(SCREENS))
+def test_help_has_one_entry_per_binding_and_every_binding_has_an_action(name: str) -> None:
+    screen, bindings = screen_class(name), all_bindings()[name]
+    assert len({b.id for b in bindings}) == len(bindings)
+    keys = [key for b in bindings for key in b.key.split(",")]
+    assert len(set(keys)) == len(keys)
+    for binding in bindings:
+        action = binding.action.split("(")[0]
+        owner = Microscope if action.startswith("app.") else screen
+        assert hasattr(owner, f"action_{action.removeprefix('app.')}"), binding
+    lines = help_lines(bindings, Glyphs.BRAILLE, width=60)
+    named = [
+        line[0].text for line in lines if line and line[0].role == "accent" and line[0].text.strip()
+    ]
+    assert len(named) == len(bindings)
+    assert all(keys.endswith(" ") for keys in named)  # apart from what they do
+    texts = [plain(line).strip() for line in lines]
+    heads = [text for at, text in enumerate(texts) if at == 0 or not texts[at - 1]]
+    if name != "help":  # its own keys come first, the way to other screens last
+        assert heads[0] != "Screens"
+        assert heads[-1] == "Screens"
+
+
 @pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
-def test_the_line_of_keys_fits_and_never_loses_help_and_quit(width: int, glyphs: Glyphs) -> None:
+def test_the_line_of_keys_fits_and_never_loses_help_and_quit(glyphs: Glyphs) -> None:
     screens = all_bindings()
-    for name, probed in product(("main", "layer", "runs"), (False, True)):
+    for width, name, probed in product(range(40, 121, 8), ("main", "layer", "runs"), (False, True)):
         own = screens[name]
         line = plain(key_line(own, glyphs, width, probed=probed))
         assert line.startswith(" 7 tokens  8 slices  ") == probed
         assert len(line) <= width
         assert line.endswith("? help  q quit")
         if width >= 120 and not probed and glyphs is Glyphs.BRAILLE:
-            said = [b.group.description if b.group else b.description for b in own if b.show]
-            assert all(words in line for words in said)
+            labels = [b.group.description if b.group else b.description for b in own if b.show]
+            assert all(label in line for label in labels)
 
 
-@pytest.mark.parametrize("screen", ["slices", "tokens", "layer", "runs"])
-def test_help_begins_with_the_keys_of_its_screen_and_ends_with_the_way_to_others(
-    screen: str,
+async def test_a_small_window_counts_what_it_cannot_show(
+    scenario: Any, write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
-    lines = [plain(line).strip() for line in help_lines(all_bindings()[screen], Glyphs.BRAILLE, 60)]
-    heads = [line for at, line in enumerate(lines) if at == 0 or not lines[at - 1]]
-    assert heads[0] != "Screens"
-    assert heads[-1] == "Screens"
-
-
-async def test_a_small_window_says_what_it_cannot_show(
-    until: Until,
-    seen: Seen,
-    scenario: Any,
-    write_log: Any,
-    make_header: Any,
-    make_step: Any,
-    balanced: Any,
-) -> None:
-    many = scenario("healthy", routers=40, steps=30)
-    async with Microscope(Fleet(many)).run_test(size=(80, 24)) as pilot:
-        await ready(pilot, until)
-        assert "23 more layers" in seen(pilot, "#notes")
-        assert "L17" in seen(pilot, "#label")
+    async with open_app(scenario("healthy", routers=40, steps=30), size=(80, 24)) as app:
+        assert "23 more layers" in app.text("notes")
+        assert "L17" in app.text("label")
     steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 30)]
     bad = write_log([make_header(), *steps[:9], b"torn{", *steps[9:]])
-    async with Microscope(Fleet(bad)).run_test(size=(60, 20)) as pilot:
-        await ready(pilot, until)
-        assert "1 bad line" in seen(pilot, "#notes")
+    async with open_app(bad, size=(60, 20)) as app:
+        assert "1 bad line" in app.text("notes")
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
-async def test_a_long_name_gives_way_to_state_step_and_loss(
-    until: Until, seen: Seen, scenario: Any, size: tuple[int, int]
-) -> None:
+async def test_a_long_name_is_shortened_before_state_step_and_loss(scenario: Any) -> None:
     folder = scenario("healthy", routers=3, steps=30)
     long = folder.rename(folder.with_name("sweep-of-somebody-lr3e-4-batch512-wd0.1-seed-1234"))
-    async with Microscope(Fleet(long)).run_test(size=size) as pilot:
-        await ready(pilot, until)
-        header = seen(pilot, "#header")
-        assert header.strip().startswith("sweep")
-        assert "1234 " in header
-        assert "finished" in header
-        assert "step 30" in header
-        assert "loss 1." in header
+    async with open_app(long) as app:
+        for size in ((60, 20), (80, 24), (120, 40)):
+            await app.resize(*size)
+            header = app.text("header")
+            assert header.strip().startswith("sweep")
+            assert all(text in header for text in ("1234 ", "finished", "step 30", "loss 1."))
 
 
-@pytest.mark.parametrize("name", sorted(SCREENS.keys() - {"main", "runs", "help"}))
-async def test_in_a_window_that_is_too_small_only_the_state_is_left_of_any_screen(
-    until: Until, seen: Seen, collapsed: Path, name: str
+async def test_a_small_window_with_lines_to_spare_shows_the_advice_and_the_legend(
+    scenario: Any,
 ) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        app = await ready(pilot, until)
-        await app.action_go(name)
-        await pilot.resize_terminal(39, 9)
-        await until(pilot, lambda: "needs 40x10, has 39x9" in seen(pilot, "#header"), "said")
-        await pilot.pause()
-        shown = [part.id for part in app.screen.query(Rows) if part.size.area]
-        assert shown == ["header"]
-        await pilot.resize_terminal(100, 30)
-        await until(pilot, lambda: "needs" not in seen(pilot, "#header"), "all of it again")
-        await pilot.pause()
-        assert len([part for part in app.screen.query(Rows) if part.size.area]) > 1
+    async with open_app(scenario("collapse", routers=10, steps=600), size=(80, 24)) as app:
+        advice = " ".join(app.text("verdict").split())
+        assert "go back to before step" in advice
+        assert advice.endswith(").")
+        assert "fair" in app.text("legend")
 
 
-async def test_the_help_leads_to_the_words_with_one_key(
-    until: Until, seen: Seen, collapsed: Path
+async def test_the_legend_fits_or_is_left_out(scenario: Any) -> None:
+    async with open_app(scenario("healthy", routers=4, steps=60)) as app:
+        for key in ("y", "v", "v", "v", "v", "b"):
+            await app.press(key)
+            for columns, rows in ((80, 24), (200, 60), (60, 20), (40, 10), (120, 40)):
+                await app.resize(columns, rows)
+                where = "legend" if app.screen.has_class("legend") else "verdict"
+                text = app.text(where).splitlines()[-1]
+                assert len(text) <= columns
+                measure = app.session.look.measure
+                if columns >= 80 and measure is not Measure.OVERFLOW:  # it has no capacity
+                    found = any(word in text for word in ("fair", "mean", "same", "100 %"))
+                    assert found, (app.session.look, columns)
+
+
+def everything(app: AppPilot) -> dict[str, str]:
+    """The text of all parts of the screen that are shown."""
+    parts = app.screen.query(Rows).results(Rows)
+    return {str(part.id): "\n".join(part.texts) for part in parts if part.size.area}
+
+
+async def test_a_storm_of_sizes_leaves_every_screen_as_it_was(
+    write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
-    async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        await ready(pilot, until)
-        await pilot.press("question_mark")
-        await pilot.pause()
-        assert "w words" in seen(pilot, "#help")
-        assert "dropless" not in seen(pilot, "#help")
-        await pilot.press("w")
-        await pilot.pause()
-        read = seen(pilot, "#help")
-        assert "Reading the screen" in read.splitlines()[2]
-        assert "nothing can be dropped" in " ".join(read.split())
+    names = ["\x1b[31m[bold]L1", "w[gate]\u202e/" + "x" * 60, "層" * 30]
+    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
+    records = [make_header(run="\x1b]52;c;x\x07", model={"layer_names": names})]
+    for n in range(1, 151):
+        records.append(make_step(n, [sick if n > 80 else balanced()] * 3, 2048))
+    log = write_log(records, name="a\x1b[2Jb")
+    os.utime(log, (1e9, 1e9))  # its age in words stays the same
+    async with open_app(log, "f") as app:
+        for name in sorted(SCREENS.keys() - {"help"}):
+            await app.go("main")
+            await app.go(name)
+            await app.resize(98, 30)
+            await app.until(lambda: not getattr(app.screen, "busy", False), name)
+            await app.settle()
+            before = everything(app)
+            for columns, rows in ((30, 6), (200, 60), (60, 20), (10, 3), (1, 1), (39, 9)):
+                await app.resize(columns, rows)
+                await app.press("down", "up")
+            if name not in ("main", "runs"):
+                assert list(everything(app)) == ["header"], name
+                assert "needs 40x10, has 39x9" in app.text("header")
+            await app.resize(98, 30)
+            await app.until(lambda: not getattr(app.screen, "busy", False), name)
+            await app.settle()
+            assert everything(app) == before, name
+            assert not set("\x1b\u202e\x07") & set("".join(before.values()))
