@@ -15,14 +15,14 @@ import traceback
 from pathlib import Path
 
 from benchmarks.machine import machine, options_of
-from tests.sources.fuzz import FORMATS, case
+from tests.sources.damage import NAMES, case, read_damaged
 
 MEMORY_BYTES = 1 << 30
 CASE_TIMEOUT_S = 10
 
 
 def main() -> None:
-    formats, keep = tuple(sorted(FORMATS)), Path("fuzz-failures")
+    formats, keep = tuple(sorted(NAMES)), Path("fuzz-failures")
     options = options_of(__doc__, format=formats, cases=50_000, first=1_000_000, keep=keep)
     print(machine())
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
@@ -48,7 +48,7 @@ def run(name: str, seeds: range, keep: Path) -> int:
         data = case(name, seed)
         signal.alarm(CASE_TIMEOUT_S)
         try:
-            FORMATS[name](data)
+            read_damaged(name, data)
         except Exception:
             failed += 1
             keep.mkdir(parents=True, exist_ok=True)

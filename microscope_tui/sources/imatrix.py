@@ -90,8 +90,8 @@ def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
         row = float32(data, header.tensors[name], name)
         if layer >= MAX_LAYERS or not all(0 <= count < 2**53 for count in row):
             raise data.broken(f"{safe_text(name, 60)} holds {safe_text(row[:4])}, not counts")
-        if any(row):
-            counts[Router(0, layer)] = [round(count) for count in row]
+        if any(rounded := [round(count) for count in row]):
+            counts[Router(0, layer)] = rounded
     if not counts:
         raise data.broken(
             "no counts of experts (blk.*.ffn_*_exps.weight.counts): the model has no MoE layers, "

@@ -29,7 +29,15 @@ from microscope_tui.runlog import (
     safe_text,
 )
 from microscope_tui.sources.keys import ROUTER_QUANTITIES, STEP_QUANTITIES, Target
-from microscope_tui.sources.reader import Batch, Record, RecordReader, Row, RowReader, SourceRequest
+from microscope_tui.sources.reader import (
+    Batch,
+    Record,
+    RecordReader,
+    Row,
+    RowReader,
+    SourceRequest,
+    Unreadable,
+)
 
 LOOK_AHEAD = 2
 """Steps with router readings that are collected before the header is written."""
@@ -89,6 +97,7 @@ class RowRecords(RecordReader):
         self._again = False  # the open step is that one: its rest came late
         self._patience_s = 0.0  # a logger that writes a step in parts will do so again
         self._ended = False
+        self._damage: Unreadable | None = None  # raised after what comes before it was returned
 
     def wait_s(self) -> float:
         """See ``RecordReader``."""
@@ -96,7 +105,17 @@ class RowRecords(RecordReader):
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
-        found = self._source.read(max_bytes)
+        if self._damage is not None:
+            damage, self._damage = self._damage, None
+            raise damage
+        try:
+            found = self._source.read(max_bytes)
+        except Unreadable as damage:
+            records = self._rest()
+            if not records:
+                raise
+            self._damage, self.exhausted = damage, False
+            return Batch(records)
         if found.restarted:
             self._start()
         records = [record for row in found.rows for record in self._take(row)]
@@ -106,9 +125,7 @@ class RowRecords(RecordReader):
             self._grew = time.monotonic()
         if self.exhausted and (self._step is not None or self._waiting):
             if found.ended or self._is_quiet():
-                if self._step is not None:
-                    self._early = self._step, self._time, dict(self._cells)
-                records += [*self._close(), *self._flush()]
+                records += self._rest()
             else:
                 self.exhausted = False  # more rows may follow for the last step
         if found.ended and not self._ended and self._layout is not None:
@@ -122,6 +139,12 @@ class RowRecords(RecordReader):
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
         records = [record for row in rows for record in scratch._take(row)]
         return [*records, *scratch._close(), *scratch._flush()]
+
+    def _rest(self) -> list[Record]:
+        """The open step, and those that wait for the header."""
+        if self._step is not None:
+            self._early = self._step, self._time, dict(self._cells)
+        return [*self._close(), *self._flush()]
 
     def _is_quiet(self) -> bool:
         patience_s = max(COMPLETE_AFTER_S, self._patience_s)

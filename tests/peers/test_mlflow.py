@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import Keys, MlflowReader
-from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log
+from tests.sources.reading import all_rows, translated
+from tests.sources.sound import counts_row
+from tests.sources.test_equal_to_run_logs import counts_log, facts
 
 recognises, runs = MlflowReader.recognises, MlflowReader.runs
 
@@ -50,17 +52,13 @@ def mlflow_alone() -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # of its own dependencies
-def test_what_mlflow_logged_into_a_database_comes_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_alone: Any
-) -> None:
+def test_what_mlflow_logged_into_a_database_comes_out(tmp_path: Path, mlflow_alone: Any) -> None:
     pytest.importorskip("sqlalchemy")
     write(f"sqlite:///{tmp_path}/mlflow.db")
     path = tmp_path / "mlflow.db"
     assert recognises(path)
     assert runs(path) == ["first try"]
-    run, steps = run_of(MlflowReader(path, Keys(), "first try"), monkeypatch)
-    same_as_the_run_log(steps)
-    assert [(router.num_experts, router.top_k) for router in run.routers] == [(4, 2)] * 2
+    assert facts(translated(MlflowReader(path, Keys(), "first try"))) == facts(counts_log())
 
 
 @pytest.mark.filterwarnings("ignore")

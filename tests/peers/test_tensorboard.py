@@ -14,7 +14,8 @@ import pytest
 
 from microscope_tui.sources import Keys, TensorBoardReader
 from tests.sources import event_bytes
-from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of, read_all
+from tests.sources.reading import all_rows
+from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of
 
 recognises, NAMES = TensorBoardReader.recognises, TensorBoardReader.names
 
@@ -52,7 +53,7 @@ def test_what_tensorboard_writes_is_what_is_read(tmp_path: Path, tensors: bool) 
     assert recognises(tmp_path)
     for given in (path, tmp_path):
         reader = TensorBoardReader(given, Keys())
-        rows = read_all(reader)
+        rows = all_rows(reader)
         assert numbers_of(rows) == expected()
         assert [row.time for row in rows] == [1000.5 + step for step in STEPS]
         assert reader.config == CONFIG["model"]
@@ -70,7 +71,7 @@ def test_a_summary_writer_is_followed_as_it_flushes(tmp_path: Path) -> None:
         until = time.monotonic() + 10
         while not rows and time.monotonic() < until:
             writer.flush()  # another thread writes
-            rows = read_all(reader)
+            rows = all_rows(reader)
         assert [row.step for row in rows] == [step]
     writer.close()
 

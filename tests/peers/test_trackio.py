@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import Keys, TrackioReader
-from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log
+from tests.sources.reading import all_rows, translated
+from tests.sources.sound import counts_row
+from tests.sources.test_equal_to_run_logs import counts_log, facts
 
 recognises, runs = TrackioReader.recognises, TrackioReader.runs
 
@@ -45,14 +47,12 @@ def write(folder: Path) -> Path:
     return path
 
 
-def test_what_trackio_logged_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_trackio_logged_comes_out(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
     path = write(tmp_path)
     assert recognises(path)
     assert runs(path) == ["first"]
-    run, steps = run_of(TrackioReader(path, Keys(), "first"), monkeypatch)
-    same_as_the_run_log(steps)
-    assert [(router.num_experts, router.top_k) for router in run.routers] == [(4, 2)] * 2
+    assert facts(translated(TrackioReader(path, Keys(), "first"))) == facts(counts_log())
 
 
 def test_a_growing_project_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,8 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
-GOLDEN = Path(__file__).parent / "golden"
 _PROGRAM = """
 import json, sqlite3, sys
 database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
@@ -27,71 +25,49 @@ class Writer:
     """Runs statements in another process; a lock makes it fail at once."""
 
     def __init__(self, path: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-S", "-c", _PROGRAM, str(path)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def start(self, *statements: Any) -> None:
+        """Begin to run statements, each a text or a list of a text and its values."""
+        assert self._process.stdin is not None
+        lists = [[s] if isinstance(s, str) else s for s in statements]
+        self._process.stdin.write(json.dumps(lists) + "\n")
+        self._process.stdin.flush()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether ``finish`` returns at once."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
+    def finish(self) -> list[list[Any]]:
+        """Wait for what ``start`` began; the rows that were selected."""
+        assert self._process.stdout is not None
+        found = json.loads(self._process.stdout.readline())
+        assert not isinstance(found, str), found
+        return list(found)
 
     def run(self, *statements: Any) -> list[list[Any]]:
-        """Run statements, each a text or a list of a text and its values."""
-        return self.start(*statements).check()
-
-    def start(self, *statements: Any) -> "Writing":
-        """Begin to run statements, without waiting for their end."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        lists = [[s] if isinstance(s, str) else s for s in statements]
-        process.stdin.write(json.dumps(lists) + "\n")
-        process.stdin.flush()
-        return Writing(process.stdout)
+        self.start(*statements)
+        return self.finish()
 
     def kill(self) -> None:
         """End it without closing the database."""
         self._process.kill()
-        self.__exit__(None, None, None)
+        self._process.communicate()
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
 
 
-class Writing:
-    """Statements that are under way."""
-
-    def __init__(self, answers: IO[str]) -> None:
-        self._answers = answers
-
-    @property
-    def is_done(self) -> bool:
-        """Whether ``check`` returns at once."""
-        return bool(select.select([self._answers], [], [], 0)[0])
-
-    def check(self) -> list[list[Any]]:
-        """Wait for the end; the rows that were selected."""
-        found = json.loads(self._answers.readline())
-        assert not isinstance(found, str), found
-        return list(found)
-
-
-def golden(path: Path, name: str, *more: str) -> Path:
-    """A database of a real writer, made again from the statements that hold it."""
+def made(path: Path, *statements: Any) -> Path:
+    """A database after these statements."""
     with closing(sqlite3.connect(path)) as database:
-        database.executescript(f"BEGIN; {(GOLDEN / name).read_text()} COMMIT;")
-        for statement in more:
-            database.execute(statement)
+        for statement in statements:
+            database.execute(*([statement] if isinstance(statement, str) else statement))
         database.commit()
     return path

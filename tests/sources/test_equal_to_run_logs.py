@@ -1,51 +1,140 @@
-"""The same numbers as a run log and as the file of another tool are the same records."""
+"""The same routing as a run log and as the file of another tool: same records, same verdict."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+import torch
 
-from microscope_tui.runlog import Entry, RunReader, StepEntry, encode_record
+from microscope_tui.probe import RunRecorder
+from microscope_tui.report import judge
+from microscope_tui.runlog import RunFile, RunReader, StepEntry
 from microscope_tui.sources import (
-    Keys,
-    RowReader,
-    TensorBoardReader,
-    WandbReader,
+    FORMATS,
+    ForeignRun,
+    Record,
+    Search,
+    SourceRequest,
     counts_of_shares,
     run_record,
     step_record,
 )
-from tests.sources.truth import GOLDEN, STEPS, entries_of, logged
-
-READERS = {
-    "wandb": lambda: WandbReader(GOLDEN / "wandb", Keys()),
-    "tensorboard": lambda: TensorBoardReader(GOLDEN / "tensorboard", Keys()),
-    "tensorboard-tensors": lambda: TensorBoardReader(GOLDEN / "tensorboard-tensors", Keys()),
-}
+from tests.sources.reading import drained, encoded, entries_of, settle
+from tests.sources.sound import COUNTS, LOSSES, SOUND, Sound, database
+from tests.sources.truth import GOLDEN, STEPS, logged
 
 
-def as_run_log() -> list[Entry]:
+def shares_log() -> list[Record]:
+    """What the golden files of wandb and TensorBoard hold, as a run log."""
     records = [run_record("golden", [1, 2], [4, 4], 2, writer="test", counts="shares")]
     for step in STEPS:
         row = logged(step)
         shares = [[row[f"moe_ep_usage/L-{layer}_EP-{e}"] for e in range(4)] for layer in (1, 2)]
-        max_load = [row["moe/max_vio/layer_1"] + 1, row["train/block 02/load imbalance"]]
+        # Of the shares, not the logged MaxVio, which may be that of another window.
         counts = [counts_of_shares(of_layer) for of_layer in shares]
-        router = {"max_load": max_load}
-        records.append(step_record(step, counts, router=router, loss=row["loss"]))
-    log = RunReader("golden")
-    return [entry for record in records for entry in log.feed(encode_record(record))]
+        records.append(step_record(step, counts, loss=row["loss"]))
+    return records
 
 
-def facts(entries: list[Entry]) -> list[str]:
-    """Everything in the records of the steps but the time; as text, so that NaN equals NaN."""
-    steps = [entry for entry in entries if isinstance(entry, StepEntry)]
-    for step in steps:
+def counts_log() -> list[Record]:
+    """What the golden databases hold, as a run log."""
+    header = run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
+    steps = zip((1, 2, 3), COUNTS, LOSSES, strict=True)
+    return [header, *(step_record(step, rows, loss=loss) for step, rows, loss in steps)]
+
+
+def facts(records: Sequence[Record]) -> list[str]:
+    """All of the steps but their time; as text, so that NaN equals NaN."""
+    found = []
+    for run, step in entries_of(records):
         step.record.time = None
-    return [f"{step.record} {step.matrices()}" for step in steps]
+        routers = [(r.name, r.num_experts, r.top_k) for r in run.routers]
+        found.append(f"{run.counts} {routers} {step.record} {step.matrices()}")
+    return found
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_source_gives_the_records_of_a_run_log_with_its_numbers(name: str) -> None:
-    reader: RowReader = READERS[name]()
-    entries, defects = entries_of(reader)
-    assert defects == 0
-    assert len(facts(entries)) == len(STEPS)
-    assert facts(entries) == facts(as_run_log())
+FILES = {
+    "wandb": ("run-a.wandb", shares_log),
+    "tensorboard": ("events.out.tfevents.1.host", shares_log),
+    "tensorboard-tensors": ("events.out.tfevents.1.host", shares_log),
+    "trackio": ("moe.db", counts_log),
+    "mlflow": ("mlflow.db", counts_log),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_the_real_writers_wrote_gives_the_records_of_a_run_log_with_its_numbers(
+    name: str, tmp_path: Path
+) -> None:
+    file, expected = FILES[name]
+    path = GOLDEN / name
+    content = path.read_bytes() if path.exists() else database(f"{name}.sql")
+    (tmp_path / file).write_bytes(content)
+    settle(tmp_path)
+    (run,) = Search(tmp_path).runs()  # runs without routers are left out
+    assert isinstance(run, ForeignRun)
+    records = drained(run.form.open(run.file, run.run, run.name, run.request))
+    assert facts(records) == facts(expected())
+    reasons = [record["reason"] for record in records if record["kind"] == "event"]
+    assert reasons == ["finished"] * (name in ("wandb", "mlflow"))
+
+
+EXPERTS, K, TOKENS, ONSET = 16, 2, 256, 130
+
+
+@pytest.fixture(scope="module")
+def routing() -> list[list[list[int]]]:
+    """Counts of 180 steps; the second of two routers collapses."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(180, 2, TOKENS, EXPERTS, generator=generator)
+    scores[ONSET - 1 :, 1, :, :K] += 2
+    chosen = torch.nn.functional.one_hot(scores.topk(K).indices, EXPERTS)
+    return chosen.sum((2, 3)).tolist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def recorded(routing: list[list[list[int]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same routing as a trainer with our recorder logs it."""
+    folder = tmp_path_factory.mktemp("recorded")
+    model = {"layers": [0, 1], "num_experts": EXPERTS, "top_k": K}
+    log = RunRecorder(folder, run="run", planned_steps=None, model=model, balance={})
+    for step, counts in enumerate(routing, 1):
+        log.record_step(step=step, loss=None, tokens=TOKENS, tokens_per_expert=counts)
+    log.sync()
+    return folder / "metrics.jsonl"
+
+
+def rounded(entry: StepEntry) -> list[object]:
+    """Step, counts, and what follows from them, to the five digits that the recorder writes."""
+    router = entry.record.router
+    effective = [f"{value:.5g}" for value in router.effective_experts or ()]
+    load = [f"{value:.5g}" for value in router.max_load or ()]
+    dead = (router.dead_experts, router.starved_experts)
+    return [entry.record.step, entry.matrices().tokens_per_expert, effective, load, dead]
+
+
+def verdict(log: Path) -> tuple[int, list[tuple[str, int]]]:
+    """Exit code of ``check``, and the findings with their onsets."""
+    judgement = judge(RunFile("run", log, 0.0))
+    return judgement.exit_code, [(found.rule, found.onset) for found, _ in judgement.findings]
+
+
+EXACT = [sound for sound in SOUND if sound.times == 1 and not sound.one_moment]
+
+
+@pytest.mark.parametrize("sound", EXACT, ids=lambda sound: sound.form)
+def test_a_source_gives_the_steps_and_the_verdict_of_a_recorded_log(
+    sound: Sound, routing: list[list[list[int]]], recorded: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / sound.file
+    path.write_bytes(sound.content(routing))
+    settle(path)
+    request = SourceRequest(num_experts=EXPERTS, top_k=K, profile="pretrain")
+    (run, *_) = FORMATS[sound.form].reader.runs(path)
+    records = drained(FORMATS[sound.form].open(path, run, "run", request))
+    found = [rounded(entry) for _, entry in entries_of(records)]
+    entries = RunReader("run").feed(recorded.read_bytes())
+    assert found == [rounded(entry) for entry in entries if isinstance(entry, StepEntry)]
+    translated = tmp_path / "translated.jsonl"
+    translated.write_bytes(encoded(records))
+    assert verdict(translated) == verdict(recorded) == (2, [("COLLAPSE", ONSET)])

@@ -6,25 +6,7 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.sources import GgufHeader, Unreadable, imatrix, opened
-
-
-def text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def value(key: str, kind: int, raw: bytes) -> bytes:
-    return text(key) + struct.pack("<I", kind) + raw
-
-
-def file_of(*values: bytes, tensors: tuple[bytes, ...] = (), version: int = 3) -> bytes:
-    counts = struct.pack("<IQQ", version, len(tensors), len(values))
-    return b"GGUF" + counts + b"".join(values) + b"".join(tensors)
-
-
-def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
-    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-    return text(name) + sizes + struct.pack("<IQ", kind, offset)
+from tests.sources.gguf_bytes import file_of, tensor, text, value
 
 
 def header_of(path: Path, content: bytes) -> GgufHeader:

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import FORMATS, ImatrixReader, Record, SourceRequest, Unreadable
+from microscope_tui.sources import ImatrixReader, Record, SourceRequest, Unreadable
 from tests.peers.test_imatrix import CHUNK_SIZE, CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K
 from tests.peers.test_imatrix import counts_of as written_counts
-from tests.sources.dumped import (
+from tests.sources.gguf_bytes import imatrix
+from tests.sources.reading import (
     counts_of,
     drained,
     header_of,
     model_of,
-    restarted,
     settle,
 )
-from tests.sources.test_gguf import file_of, tensor, value
 
 recognises = ImatrixReader.recognises
 
@@ -27,26 +26,12 @@ def read(path: Path, asked: SourceRequest | None = None) -> list[Record]:
     return drained(ImatrixReader(path, "calibrated", asked or SourceRequest()))
 
 
-def imatrix(
-    path: Path, rows: dict[str, list[float]], chunks: int = 0, size: int = 0, datasets: int = 1
+def matrix(
+    folder: Path, rows: dict[str, list[float]], chunks: int = 0, size: int = 0, datasets: int = 1
 ) -> Path:
-    """A file with these tensors, laid out as in the golden one."""
-    named = b"".join(struct.pack("<Q", 5) + b"/a/%03d" % n for n in range(datasets))
-    values = (
-        value("general.type", 8, struct.pack("<Q", 7) + b"imatrix"),
-        value("imatrix.datasets", 9, struct.pack("<IQ", 8, datasets) + named.replace(b"\5", b"\6")),
-        value("imatrix.chunk_count", 4, struct.pack("<I", chunks)),
-        value("imatrix.chunk_size", 4, struct.pack("<I", size)),
-    )
-    places, body = [], b""
-    for name, row in rows.items():
-        places.append(tensor(name, (1, len(row)), offset=len(body)))
-        body += struct.pack(f"<{len(row)}f", *row)
-        body += b"\0" * (-len(body) % 32)
-    head = file_of(*values, tensors=tuple(places))
-    path.write_bytes(head + b"\0" * (-len(head) % 32) + body)
-    settle(path)
-    return path
+    path = folder / "x.gguf"
+    path.write_bytes(imatrix(rows, chunks, size, datasets))
+    return settle(path)
 
 
 def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_per_layer(
@@ -70,7 +55,7 @@ def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_per_layer(
 
 def test_a_last_layer_that_saw_fewer_tokens_has_a_number_of_its_own(tmp_path: Path) -> None:
     rows = {COUNTS.format(layer, "up"): [4.0, 6.0, 10.0] for layer in range(2)}
-    path = imatrix(tmp_path / "x", rows | {COUNTS.format(2, "up"): [1.0, 2.0, 3.0]}, 1, 10)
+    path = matrix(tmp_path, rows | {COUNTS.format(2, "up"): [1.0, 2.0, 3.0]}, 1, 10)
     records = read(path)
     assert model_of(records)["top_k"] == 2
     assert (records[1]["tokens"], records[1]["router"]["tokens"]) == (10, [10, 10, 3])
@@ -80,14 +65,14 @@ def test_a_last_layer_that_saw_fewer_tokens_has_a_number_of_its_own(tmp_path: Pa
 def test_k_is_unknown_where_the_tokens_do_not_give_it(
     tmp_path: Path, chunks: int, size: int
 ) -> None:
-    path = imatrix(tmp_path / "x", {COUNTS.format(0, "gate"): [4.0, 6.0, 10.0]}, chunks, size)
+    path = matrix(tmp_path, {COUNTS.format(0, "gate"): [4.0, 6.0, 10.0]}, chunks, size)
     assert model_of(read(path)).get("top_k") is None
     assert "tokens" not in read(path)[-1]
     assert model_of(read(path, SourceRequest(top_k=2)))["top_k"] == 2
 
 
 def test_counts_that_float32_rounds_are_marked(tmp_path: Path) -> None:
-    path = imatrix(tmp_path / "x", {COUNTS.format(0, "gate"): [2.0**25, 1.0]}, datasets=5)
+    path = matrix(tmp_path, {COUNTS.format(0, "gate"): [2.0**25, 1.0]}, datasets=5)
     assert header_of(read(path))["source"]["note"] == (
         "calibrated on 000, 001, 002 …; counts above 16,777,216 are rounded to float32"
     )
@@ -106,36 +91,12 @@ def test_the_legacy_format_is_recognised_and_refused_with_the_reason(tmp_path: P
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), 1e30])
 def test_numbers_that_are_no_counts_are_refused(tmp_path: Path, bad: float) -> None:
-    path = imatrix(tmp_path / "x", {COUNTS.format(0, "up"): [1.0, bad]})
+    path = matrix(tmp_path, {COUNTS.format(0, "up"): [1.0, bad]})
     with pytest.raises(Unreadable, match="not counts"):
         read(path)
 
 
 def test_a_matrix_of_a_dense_model_says_that_there_are_no_experts(tmp_path: Path) -> None:
-    path = imatrix(tmp_path / "x", {"blk.0.ffn_up.weight.counts": [5.0]})
+    path = matrix(tmp_path, {"blk.0.ffn_up.weight.counts": [5.0]})
     with pytest.raises(Unreadable, match="no MoE layers"):
         read(path)
-
-
-def test_a_matrix_that_is_written_again_restarts(tmp_path: Path) -> None:
-    path = imatrix(tmp_path / "x", {COUNTS.format(0, "up"): [1.0, 2.0]})
-    reader = ImatrixReader(path, "calibrated", SourceRequest())
-    assert counts_of(drained(reader)) == {1: {"L0": [1, 2]}}
-    imatrix(path, {COUNTS.format(0, "up"): [3.0, 4.0]}, datasets=2)
-    assert counts_of(restarted(reader)) == {1: {"L0": [3, 4]}}
-
-
-def test_only_importance_matrices_are_recognised(tmp_path: Path) -> None:
-    assert recognises(GOLDEN)
-    model = tmp_path / "imatrix.gguf"
-    model.write_bytes(
-        file_of(value("quantize.imatrix.dataset", 8, struct.pack("<Q", 1) + b"a"))
-        + b"quantize.imatrix.chunks_count"
-    )
-    assert not recognises(model)
-    for content in (b"", b"GGUF", b"\1\0\0\0\5\0\0\0hello", b"\0" * 100):
-        model.write_bytes(content)
-        assert not recognises(model)
-    assert not recognises(tmp_path)
-    names = ("imatrix.dat", "imatrix_unsloth.gguf", "m-IMatrix.gguf")
-    assert all(FORMATS["imatrix"].place_of(Path(name)) for name in names)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microscope_tui.sources import MegatronReader, Record, SourceRequest, Unreadable, megatron
-from tests.sources.dumped import (
+from tests.sources.reading import (
     counts_of,
     drained,
     entries_of,
@@ -17,6 +17,7 @@ from tests.sources.dumped import (
     restarted,
     settle,
 )
+from tests.sources.sound import call
 
 recognises = MegatronReader.recognises
 
@@ -45,19 +46,8 @@ def line(
     block: str = "decoder",
     mtp: int | None = None,
 ) -> str:
-    """One record, with the keys and the order of Megatron's ``RouterTracer``."""
-    record = {
-        "step": step,
-        "stage": "pre_dispatch",
-        "block": block,
-        "layer": layer,
-        "rank": rank,
-        "num_tokens": ids.shape[0],
-        "topk": ids.shape[1],
-    }
-    if mtp is not None:
-        record["mtp_idx"] = mtp
-    return json.dumps(record | {"top_indices": ids.tolist()}) + "\n"
+    more = {"block": block} if mtp is None else {"block": block, "mtp_idx": mtp}
+    return json.dumps(call(rank, step, layer, ids.tolist(), **more)) + "\n"
 
 
 def trace(folder: Path, rank: int, *micro_batches: Chosen, more: str = "") -> Path:
@@ -92,58 +82,43 @@ def expected(*batches: Chosen) -> dict[int, dict[str, list[int]]]:
     return {s: {name: row.tolist() for name, row in rows.items()} for s, rows in steps.items()}
 
 
-def test_counts_are_those_of_the_traced_choices(tmp_path: Path) -> None:
-    ids = chosen(0)
-    records = read(trace(tmp_path, 0, ids))
-    assert counts_of(records) == expected(ids)
-    assert [record["tokens"] for record in records[1:]] == [TOKENS] * STEPS
+def test_micro_batches_of_a_step_are_summed(tmp_path: Path) -> None:
+    batches = [chosen(seed) for seed in range(4)]
+    records = read(trace(tmp_path, 0, *batches))
+    assert counts_of(records) == expected(*batches)
+    assert records[1]["tokens"] == 4 * TOKENS
     assert header_of(records)["source"] == {"writer": "megatron", "counts": "exact"}
     assert header_of(records)["profile"] == "pretrain"
     model = model_of(records)
     assert (model["layers"], model["num_experts"], model["top_k"]) == ([0, 1, 2], EXPERTS, K)
 
 
-def test_micro_batches_of_a_step_are_summed(tmp_path: Path) -> None:
-    batches = [chosen(seed) for seed in range(4)]
-    records = read(trace(tmp_path, 0, *batches))
-    assert counts_of(records) == expected(*batches)
-    assert records[1]["tokens"] == 4 * TOKENS
+FIRST, SECOND = chosen(0), chosen(1)
+ALIKE_IN_ONE_LAYER = SECOND | {(step, 1): FIRST[step, 1] for step in range(STEPS)}
+BACKWARDS = dict(reversed(FIRST.items()))
 
 
-def test_ranks_with_tokens_of_their_own_are_summed_and_the_layout_is_doubted(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("ranks", "batches"),
+    [
+        ([[FIRST], [SECOND]], [FIRST, SECOND]),
+        ([[FIRST], [FIRST], [SECOND], [SECOND]], [FIRST, SECOND]),
+        ([[FIRST], [ALIKE_IN_ONE_LAYER]], [FIRST, ALIKE_IN_ONE_LAYER]),
+        ([[FIRST, SECOND, SECOND, BACKWARDS]], [FIRST, SECOND]),
+        ([[FIRST], []], [FIRST]),
+    ],
+    ids=["summed", "siblings", "alike in one layer", "recomputed", "a stage without routers"],
+)
+def test_every_choice_of_every_rank_counts_once(
+    ranks: list[list[Chosen]], batches: list[Chosen], tmp_path: Path
 ) -> None:
-    batches = [chosen(seed) for seed in range(4)]
-    for rank in range(4):
-        trace(tmp_path, rank, batches[rank])
+    for rank, traced in enumerate(ranks):
+        trace(tmp_path, rank, *traced)
     records = read(tmp_path)
     assert counts_of(records) == expected(*batches)
-    assert "give --pipeline-parallel" in header_of(records)["source"]["note"]
-
-
-def test_siblings_that_traced_the_same_tokens_count_once(tmp_path: Path) -> None:
-    batches = [chosen(seed) for seed in range(2)]
-    for rank in range(4):
-        trace(tmp_path, rank, batches[rank // 2])
-    records = read(tmp_path)
-    assert counts_of(records) == expected(*batches)
-    assert records[1]["tokens"] == 2 * TOKENS
-
-
-def test_ranks_that_agree_in_one_layer_only_are_no_siblings(tmp_path: Path) -> None:
-    first, second = chosen(0), chosen(1)
-    second |= {(step, 1): first[step, 1] for step in range(STEPS)}
-    trace(tmp_path, 0, first)
-    trace(tmp_path, 1, second)
-    assert counts_of(read(tmp_path)) == expected(first, second)
-
-
-def test_recomputed_activations_count_once(tmp_path: Path) -> None:
-    first, second = chosen(0), chosen(1)
-    backwards = dict(reversed(first.items()))
-    assert counts_of(read(trace(tmp_path, 0, first, second, second, backwards))) == expected(
-        first, second
-    )
+    assert records[1]["tokens"] == len(batches) * TOKENS
+    note = header_of(records)["source"].get("note", "")
+    assert ("give --pipeline-parallel" in note) == (len(ranks) * len(batches) > 2)
 
 
 def test_blocks_of_multi_token_prediction_are_routers_of_their_own(tmp_path: Path) -> None:
@@ -194,13 +169,6 @@ def test_ranks_that_do_not_fit_the_layout_are_refused(
         read(tmp_path, stages)
 
 
-def test_a_stage_without_routers_is_not_waited_for(tmp_path: Path) -> None:
-    ids = chosen(0)
-    trace(tmp_path, 0, ids)
-    trace(tmp_path, 1)
-    assert counts_of(read(tmp_path)) == expected(ids)
-
-
 def test_an_interrupted_last_step_is_left_out(tmp_path: Path) -> None:
     first, second = chosen(0), chosen(1)
     trace(tmp_path, 0, first)
@@ -227,21 +195,6 @@ def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_heade
     assert "--num-experts" in header_of(records)["source"]["note"]
     with pytest.raises(Unreadable, match="expert 7 was chosen, but --num-experts is 6"):
         read(tmp_path, num_experts=6)
-
-
-def test_every_cut_of_a_torn_tail_gives_the_same_records(tmp_path: Path) -> None:
-    ids = chosen(0, [0], 2, 3)
-    path = trace(tmp_path, 0, ids)
-    content = path.read_bytes()
-    whole = read(path)
-    for cut in range(1, len(content)):
-        path.write_bytes(content[:cut])
-        reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
-        records = list(reader.read().records)
-        with path.open("ab") as file:
-            file.write(content[cut:])
-        settle(path, 60)
-        assert [*records, *drained(reader)] == whole, cut
 
 
 def test_steps_are_followed_as_the_ranks_finish_them(
@@ -284,18 +237,6 @@ def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
     assert counts_of(restarted(reader)) == expected(*batches)
 
 
-def test_a_trace_that_begins_again_restarts_and_a_deleted_one_is_reported(tmp_path: Path) -> None:
-    path = trace(tmp_path, 0, chosen(0))
-    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
-    drained(reader)
-    again = chosen(1, steps=1)
-    trace(tmp_path, 0, again)
-    assert counts_of(restarted(reader)) == expected(again)
-    path.unlink()
-    assert not reader.read().restarted
-    assert reader.deleted
-
-
 def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
     for rank in range(3):
         trace(tmp_path, rank, chosen(rank, steps=30))
@@ -320,7 +261,6 @@ GOOD = line(0, 3, 1, torch.tensor([[1, 2], [3, 4]]))
         (GOOD.replace("decoder", "enc\\u001b[2J"), "neither decoder nor mtp"),
         (GOOD.replace('"step": 3', '"step": 0'), "step 0 after step 2; two runs"),
         (GOOD.replace('"step": 3', '"step": "\\u202e"'), "not a line"),
-        ("[" * 100_000 + "\n", "not a line"),
         ('{"step": 1}\n', "not a line"),
     ],
 )
@@ -342,20 +282,9 @@ def test_a_damaged_line_is_refused_after_the_steps_before_it(
     assert reader.read().restarted
 
 
-def test_a_line_longer_than_any_micro_batch_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(megatron, "MOST_LINE_BYTES", 2000)
-    with pytest.raises(Unreadable, match="longer than"):
-        read(trace(tmp_path, 0, chosen(0, steps=1), more=line(0, 0, 0, torch.zeros(900, K).long())))
-
-
-def test_traces_are_recognised_by_content(tmp_path: Path) -> None:
+def test_a_folder_is_recognised_by_any_of_its_traces(tmp_path: Path) -> None:
     assert not recognises(tmp_path)
-    trace(tmp_path, 0)
+    trace(tmp_path, 0)  # its rank has no router
+    assert not recognises(tmp_path)
     trace(tmp_path, 1, chosen(0))
     assert recognises(tmp_path)
-    other = tmp_path / "other.jsonl"
-    other.write_text('{"step": 1, "loss": 2.0}\n')
-    assert not recognises(other)
-    assert recognises((tmp_path / "router_trace_rank1.jsonl").rename(tmp_path / "renamed"))

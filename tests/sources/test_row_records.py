@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscope_tui.diagnosis import Criteria
-from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record
+from microscope_tui.runlog import RunReader, encode_record
 from microscope_tui.sources import (
     SHARES_SUM,
     BadMapping,
@@ -20,6 +20,7 @@ from microscope_tui.sources import (
     RowRecords,
     Rows,
     SourceRequest,
+    Target,
     config_number,
     counts_of_shares,
     row_records,
@@ -101,68 +102,74 @@ def test_layers_are_in_the_order_of_their_numbers_not_of_their_names() -> None:
         {"moe.num-experts": {"value": 4, "desc": None}, "args/top_k": 2},
     ],
 )
-def test_experts_and_choices_come_from_the_configuration(config: dict[str, object]) -> None:
-    run = records(Logger([(1, {"moe_maxvio_batch/L-1": 0.5})], config))[0]
-    assert run["model"]["num_experts"] == 4
-    assert run["model"]["top_k"] == 2
-
-
-def test_what_the_user_says_wins_over_the_configuration() -> None:
-    config = {"num_experts": 4, "top_k": 2}
-    run = records(Logger([(1, shares(1, [0.25] * 4))], config), num_experts=8, top_k=1)[0]
-    assert run["model"]["num_experts"] == 8
-    assert run["model"]["top_k"] == 1
+def test_experts_and_choices_come_from_the_user_else_from_the_configuration(
+    config: dict[str, object],
+) -> None:
+    logged: list[Logged] = [(1, {"moe_maxvio_batch/L-1": 0.5})]
+    for request, expected in (({}, (4, 2)), ({"num_experts": 8, "top_k": 1}, (8, 1))):
+        model = records(Logger(logged, config), **request)[0]["model"]
+        assert (model["num_experts"], model["top_k"]) == expected
 
 
 def test_without_a_word_on_the_choices_top_k_stays_unknown() -> None:
     assert records(Logger([(1, shares(1, [0.5, 0.5]))]))[0]["model"]["top_k"] is None
 
 
-def test_max_violation_is_a_load_less_one() -> None:
-    _, step = records(Logger([(1, {"moe/max_vio/layer_0": 0.5, "moe/max_vio/layer_1": 2.0})]))
-    assert step["router"] == {"max_load": [1.5, 3.0]}
+@pytest.mark.parametrize(
+    ("logged", "layers", "max_load"),
+    [
+        ({"moe/max_vio/layer_0": 0.5, "moe/max_vio/layer_1": 2.0}, ["L0", "L1"], [1.5, 3.0]),
+        ({"router/max_load/0": 1.75, "moe/max_vio/layer_0": 0.5}, ["L0"], [1.5]),
+        ({"moe/max_vio/layer_0": 0.5, "router/max_load/0": 1.75}, ["L0"], [1.75]),
+        ({"max_vio/max": 1.0, "max_vio/mean": 0.5}, ["all layers"], [2.0]),
+        ({"moe/max_vio/layer_0": 0.5, "moe/max_vio/max": 0.7}, ["L0"], [1.5]),
+    ],
+    ids=["load less one", "the later", "the later load", "one for all", "none beside layers"],
+)
+def test_max_violation_becomes_the_load_of_its_router(
+    logged: dict[str, float], layers: list[str], max_load: list[float]
+) -> None:
+    run, step = records(Logger([(1, logged)]))
+    assert run["model"]["layer_names"] == layers
+    assert run["source"]["counts"] == "none"
+    assert step["router"] == {"max_load": max_load}
 
 
 @pytest.mark.parametrize(
-    ("logged", "max_load"),
+    ("key", "target"),
     [
-        ({"router/max_load/0": 1.75, "moe/max_vio/layer_0": 0.5}, 1.5),
-        ({"moe/max_vio/layer_0": 0.5, "router/max_load/0": 1.75}, 1.75),
+        ("moe_ep_usage/L-3_EP-7", ("share", 3, 7)),  # EP is an expert here, not a rank
+        ("moe_bias/L-3_EP-7", ("expert_bias", 3, 7)),
+        ("moe_entropy/L-3", ("entropy", 3, None)),
+        ("moe_maxvio_batch/L-3", ("max_load", 3, None, 1.0)),
+        ("moe-expert/sinkhorn_tokens_per_expert_layer3_expert7", ("tokens_per_expert", 3, 7)),
+        ("moe_expert_utilization/layer_3_expert_7", ("share", 3, 7)),
+        ("moe/max_vio/layer_3", ("max_load", 3, None, 1.0)),
+        ("rollout/moe/max_vio/max", ("max_load", None, None, 1.0)),
+        ("max_vio/max", ("max_load", None, None, 1.0)),
+        ("max_vio", None),  # older prime-rl: without the k busiest experts, another quantity
+        ("expert_load/max_mean/max", ("max_load", None, None)),
+        ("train/block 03/load imbalance", ("max_load", 3, None)),
+        ("block_03/router_Z_loss_unscaled", ("z_loss", 3, None)),
+        ("load imbalance", ("max_load", None, None)),
+        ("moe/z_loss_layer_3", ("z_loss", 3, None)),
+        ("router/entropy/3", ("entropy", 3, None)),
+        ("router/tokens_per_expert/3/7", ("tokens_per_expert", 3, 7)),
+        ("train/CE loss", ("loss", None, None)),
+        ("optim/lr", ("learning_rate", None, None)),
+        ("total grad norm", ("grad_norm", None, None)),
+        ("throughput(tps)", ("tokens_per_s", None, None)),
+        ("num_tokens_per_step", ("tokens", None, None)),
+        ("moe_entropy/L-4095", ("entropy", 4095, None)),
+        ("moe_entropy/L-4096", None),
+        ("moe_bias/L-3_EP-65535", ("expert_bias", 3, 65535)),
+        ("moe_bias/L-3_EP-65536", None),
+        ("x" * 505 + "/loss", ("loss", None, None)),
+        ("x" * 508 + "/loss", None),
     ],
 )
-def test_of_two_readings_of_a_quantity_the_later_counts(
-    logged: dict[str, float], max_load: float
-) -> None:
-    _, step = records(Logger([(1, logged)]))
-    assert step["router"] == {"max_load": [max_load]}
-
-
-def test_an_aggregate_over_the_layers_is_one_router() -> None:
-    run, step = records(Logger([(1, {"max_vio/max": 1.0, "max_vio/mean": 0.5, "loss": 2.0})]))
-    assert (run["model"]["layers"], run["model"]["layer_names"]) == ([0], ["all layers"])
-    assert run["source"]["counts"] == "none"
-    assert step["router"] == {"max_load": [2.0]}
-    assert step["loss"] == 2.0
-
-
-def test_an_aggregate_beside_its_layers_is_left_out() -> None:
-    logged = {"moe/max_vio/layer_0": 0.5, "moe/max_vio/max": 0.5}
-    run, step = records(Logger([(1, logged)]))
-    assert run["model"]["layers"] == [0]
-    assert step["router"] == {"max_load": [1.5]}
-
-
-def test_prime_rls_older_max_vio_means_something_else_and_is_not_used() -> None:
-    assert Keys()["max_vio"] is None
-    assert Keys()["max_vio/max"] is not None
-
-
-def test_in_torchtitan_forks_ep_is_an_expert_and_not_a_rank() -> None:
-    assert Keys()["moe_ep_usage/L-3_EP-7"] == ("share", 3, 7, 0.0)
-
-
-def test_keys_with_spaces_and_prefixes_are_found() -> None:
-    assert Keys()["train/block 03/load imbalance"] == ("max_load", 3, None, 0.0)
+def test_the_keys_of_known_writers_have_a_target(key: str, target: tuple[Any, ...] | None) -> None:
+    assert Keys()[key] == (target and Target(*target))
 
 
 def test_a_row_with_a_missing_expert_is_no_row() -> None:
@@ -223,12 +230,6 @@ def test_a_mapping_that_cannot_be_used_is_refused(pair: str, why: str) -> None:
         rules_of([pair])
 
 
-def test_each_key_is_matched_once() -> None:
-    keys = Keys()
-    assert keys["loss"] is keys["loss"]
-    assert len(keys) == 1
-
-
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=64))
 def test_shares_become_counts_that_sum_to_a_million(row: list[float]) -> None:
     counts = counts_of_shares(row)
@@ -246,20 +247,10 @@ def test_what_is_no_distribution_has_no_counts(row: list[float]) -> None:
     assert counts_of_shares(row) is None
 
 
-def test_the_records_are_read_back_without_a_defect() -> None:
-    logged = [(n, shares(1, [0.25] * 4) | {"loss": float("nan")}) for n in range(1, 6)]
-    reader = RunReader("run")
-    lines = b"".join(map(encode_record, records(Logger(logged, {"top_k": 2}))))
-    run, *steps = reader.feed(lines)
-    assert isinstance(run, RunRecord)
-    assert run.counts == "shares"
-    assert [entry.record.step for entry in steps if isinstance(entry, StepEntry)] == [1, 2, 3, 4, 5]
-    assert reader.defects.count == 0
-
-
-def test_a_huge_configuration_is_not_searched_to_its_end() -> None:
-    config = {str(n): {str(m): 1 for m in range(100)} for n in range(10_000)}
-    assert config_number(config, ("top_k",)) is None
+@pytest.mark.parametrize(("others", "found"), [(100, 2), (30_000, None)])
+def test_a_huge_configuration_is_not_searched_to_its_end(others: int, found: int | None) -> None:
+    config = {"model": {"top_k": 2}, "other": {str(n): 0 for n in range(others)}}
+    assert config_number(config, ("top_k",)) == found
 
 
 def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

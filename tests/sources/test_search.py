@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import FORMATS, ForeignRun, Search, SourceRequest, reader, split_run
-from microscope_tui.sources.reader import Reader
+from microscope_tui.sources import (
+    FORMATS,
+    ForeignRun,
+    Search,
+    SourceRequest,
+    catalogue,
+    reader,
+    split_run,
+)
+from tests.sources import event_bytes, gguf_bytes, sound
 
 GOLDEN = Path(__file__).with_name("golden")
 WANDB, IMATRIX = GOLDEN / "wandb", GOLDEN / "imatrix.gguf"
@@ -104,6 +114,78 @@ def test_the_refusal_of_an_mlflow_folder_names_the_way_out(tmp_path: Path) -> No
     assert kinds(tmp_path) == ["wandb"]
 
 
-def test_every_format_has_what_the_catalogue_says_of_it() -> None:
-    for form in FORMATS.values():
-        assert issubclass(form.reader, Reader)
+@pytest.mark.parametrize(
+    ("name", "formats"),
+    [
+        ("run-asvs0d1j.wandb", ["wandb"]),
+        ("run-asvs0d1j.wandb.synced", []),
+        ("events.out.tfevents.1795711952.host.42.0.v2", ["tensorboard"]),
+        ("moe.db", ["trackio"]),
+        ("mlflow.db", ["trackio", "mlflow"]),
+        ("mlruns.sqlite", ["mlflow"]),
+        ("router_trace_rank12.jsonl", ["megatron"]),
+        ("training.jsonl", ["jsonl"]),
+        ("wandb-history.jsonl", ["jsonl"]),
+        ("notes.jsonl", []),
+        ("progress.csv", ["csv"]),
+        ("log.tsv", ["csv"]),
+        ("expert_distribution_recorder_1751349033.8436363_12.pt", ["sglang"]),
+        ("model.pt", []),
+        ("meta_info.json", ["tensorrt-llm"]),
+        ("rank12_raw.safetensors", ["tensorrt-llm"]),
+        ("imatrix.dat", ["imatrix"]),
+        ("m-IMatrix_unsloth.gguf", ["imatrix"]),
+        ("model.gguf", []),
+        ("training_metrics.json", ["streamlit"]),
+    ],
+)
+def test_files_in_a_folder_are_opened_by_the_names_that_writers_use(
+    name: str, formats: list[str]
+) -> None:
+    path = Path("runs", name)
+    assert [form.name for form in FORMATS.values() if form.place_of(path)] == formats
+    assert bool(catalogue._file_names().fullmatch(name)) == bool(formats)
+
+
+FOREIGN = {
+    "empty": b"",
+    "line break": b"\n",
+    "zeros": bytes(500),
+    "text": b"text " * 50,
+    "picture": b"\x89PNG\r\n\x1a\n",
+    "not UTF-8": b"\xff\xfe{}\n",
+    "array": b"[1, 2]",
+    "array without loads": b'[{"step": 1}]',
+    "object": b"{}",
+    "rows without routers": b'{"step": 1, "loss": 2.0}\n' * 3,
+    "routers without a step": b'{"moe_entropy/L-0": 2.0}\n',
+    "table without routers": b"step,loss\n1,2\n",
+    "torn table": b"step",
+    "torn header of W&B": b":W&B",
+    "TFRecords of something else": event_bytes.record(b"\x0a\x03abc"),
+    "model of llama.cpp": gguf_bytes.file_of(
+        gguf_bytes.value("quantize.imatrix.dataset", 8, gguf_bytes.text("a"))
+    )
+    + b"quantize.imatrix.chunks_count",
+    "torn GGUF": b"GGUF",
+    "like a legacy imatrix": b"\1\0\0\0\5\0\0\0hello",
+    "model of torch": sound.saved({"model": torch.zeros(3)}),
+    "weights": safetensors.torch.save({"w": torch.ones(2)}),
+    "database": sound.database("trackio.sql", ("DROP TABLE metrics", ())),
+    "database with other metrics": sound.database(
+        "trackio.sql", ("DROP TABLE metrics", ()), ("CREATE TABLE metrics (id, value)", ())
+    ),
+    "Trackio without routers": sound.database(
+        "trackio.sql", ("DELETE FROM metrics WHERE run_name = 'first'", ())
+    ),
+    "MLflow without routers": sound.database(
+        "mlflow.sql", ("DELETE FROM latest_metrics WHERE key LIKE 'moe%'", ())
+    ),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_what_holds_no_router_is_recognised_by_no_format(foreign: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(FOREIGN[foreign])
+    assert [name for name, form in FORMATS.items() if form.reader.recognises(path)] == []

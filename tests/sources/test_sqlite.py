@@ -2,16 +2,13 @@
 
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources import (
     Busy,
@@ -20,7 +17,7 @@ from microscope_tui.sources import (
     Unreadable,
     sqlite,
 )
-from tests.sources.sqlite_writer import Writer
+from tests.sources.sqlite_writer import Writer, made
 
 CREATE = "CREATE TABLE metrics (id INTEGER PRIMARY KEY, step INTEGER, metrics TEXT)"
 
@@ -163,14 +160,6 @@ def test_too_many_bytes_to_copy_are_refused_with_what_to_do(
             Database(path).read(steps)
 
 
-def made(path: Path, *statements: str) -> Path:
-    with closing(sqlite3.connect(path)) as database:
-        for statement in statements:
-            database.execute(statement)
-        database.commit()
-    return path
-
-
 @pytest.mark.parametrize(
     "statements",
     [
@@ -246,30 +235,3 @@ def test_a_missing_database_and_a_pipe_are_errors_of_the_system(path: Path) -> N
     os.mkfifo(path)
     with pytest.raises(OSError, match="not a regular file"):
         Database(path).read(steps)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("whole") / "moe.db"
-    rows = [
-        f"INSERT INTO metrics (step, metrics) VALUES ({i}, hex(zeroblob(40)))" for i in range(60)
-    ]
-    return made(path, "PRAGMA page_size=512", CREATE, *rows).read_bytes()
-
-
-@settings(max_examples=120, deadline=None)
-@given(st.data())
-def test_mutated_bytes_never_crash_or_hang(
-    whole: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    blob = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 8))):
-        at = data.draw(st.integers(0, len(blob) - 1))
-        new = data.draw(st.binary(min_size=1, max_size=16))
-        blob[at : at + len(new)] = new
-    path = tmp_path_factory.mktemp("fuzz") / "moe.db"
-    path.write_bytes(bytes(blob[: data.draw(st.integers(1, len(blob)))]))
-    begin = time.monotonic()
-    with suppress(Unreadable):
-        Database(path).read(steps)
-    assert time.monotonic() - begin < 6.0

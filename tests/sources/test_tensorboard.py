@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog import RunRecord, StepEntry
 from microscope_tui.sources import EventRows, Keys, Target, TensorBoardReader, Unreadable
 from tests.sources import event_bytes as eb
-from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
+from tests.sources.reading import all_rows
+from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, numbers_of
 from tests.sources.wandb_bytes import part
-
-recognises, NAMES = TensorBoardReader.recognises, TensorBoardReader.names
 
 NAME = "events.out.tfevents.{}.host.1.0"
 
@@ -33,38 +31,22 @@ def written(folder: Path, *events: bytes, time: int = 1) -> Path:
 
 
 def steps_of(reader: TensorBoardReader) -> list[int]:
-    return [row.step for row in read_all(reader)]
+    return [row.step for row in all_rows(reader)]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "tensorboard-tensors"])
 def test_the_files_of_tensorboard_give_what_was_logged(name: str) -> None:
-    assert recognises(GOLDEN / name)
     reader = TensorBoardReader(GOLDEN / name, Keys())
-    rows = read_all(reader)
+    rows = all_rows(reader)
     assert numbers_of(rows) == expected()
     assert [row.time for row in rows] == [1000.5 + step for step in STEPS]
     assert reader.config == CONFIG["model"]
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "tensorboard-tensors"])
-def test_the_files_of_tensorboard_become_a_run_log_without_defects(name: str) -> None:
-    entries, defects = entries_of(TensorBoardReader(GOLDEN / name, Keys()))
-    assert defects == 0
-    run, *steps = entries
-    assert isinstance(run, RunRecord)
-    assert [router.num_experts for router in run.routers] == [4, 4]
-    assert [router.top_k for router in run.routers] == [2, 2]
-    for step, logged in zip(steps, STEPS, strict=True):
-        assert isinstance(step, StepEntry)
-        of_layer = [8 + logged // 10, 8 - logged // 10, 8, 8]
-        assert step.counts(0) == [count * 1_000_000 // 32 for count in of_layer]
-
-
 def test_a_folder_is_one_run_and_its_files_follow_each_other(tmp_path: Path) -> None:
     written(tmp_path, scalar(1, 1.0), scalar(2, 2.0), scalar(3, 3.0), time=9)
     written(tmp_path, scalar(2, 9.0, wall=2000.0), scalar(3, 8.0, wall=2001.0), time=10)
-    assert recognises(tmp_path)
-    rows = read_all(TensorBoardReader(tmp_path, Keys()))
+    rows = all_rows(TensorBoardReader(tmp_path, Keys()))
     assert [(row.step, row.values[0][1]) for row in rows] == [
         (1, 1.0), (2, 2.0), (3, 3.0), (2, 9.0), (3, 8.0),
     ]  # fmt: skip
@@ -76,7 +58,7 @@ def test_files_written_at_once_are_merged_by_their_time(tmp_path: Path) -> None:
     evals = [scalar(step, 2.0, "eval/loss", 1000.5 + step) for step in range(100, 2001, 100)]
     written(tmp_path, *evals, time=2)
     reader = TensorBoardReader(tmp_path, Keys())
-    rows = read_all(reader, max_bytes=1000)
+    rows = all_rows(reader, max_bytes=1000)
     assert [row.step for row in rows] == sorted([*range(1, 2001), *range(100, 2001, 100)])
     assert reader.offset == reader.size
 
@@ -91,19 +73,17 @@ def test_a_file_that_appears_later_is_followed(tmp_path: Path) -> None:
     assert steps_of(reader) == [2]
 
 
-def test_subfolders_and_links_are_not_part_of_the_run(tmp_path: Path) -> None:
-    run, sub, other = tmp_path / "run", tmp_path / "run" / "loss_a", tmp_path / "other"
-    for folder in (run, sub, other):
-        folder.mkdir()
-        written(folder, scalar(len(folder.name), 1.0))
-    (run / NAME.format(7)).symlink_to(other / NAME.format(1))
-    assert steps_of(TensorBoardReader(run, Keys())) == [len("run")]
+def test_subfolders_are_not_part_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "loss_a").mkdir()
+    written(tmp_path, scalar(1, 1.0))
+    written(tmp_path / "loss_a", scalar(2, 1.0))
+    assert steps_of(TensorBoardReader(tmp_path, Keys())) == [1]
 
 
 def test_events_of_one_step_are_one_row(tmp_path: Path) -> None:
     events = [scalar(5, 0.25, f"moe_ep_usage/L-1_EP-{e}") for e in range(4)]
     path = written(tmp_path, *events, scalar(0, 1.0), scalar(300, 2.0))
-    rows = read_all(TensorBoardReader(path, Keys()))
+    rows = all_rows(TensorBoardReader(path, Keys()))
     assert [(row.step, row.time, len(row.values)) for row in rows] == [
         (5, 1005.0, 4), (0, 1000.0, 1), (300, 1300.0, 1),
     ]  # fmt: skip
@@ -111,7 +91,7 @@ def test_events_of_one_step_are_one_row(tmp_path: Path) -> None:
 
 def test_several_numbers_in_one_event_are_read(tmp_path: Path) -> None:
     event = eb.event(3, 1.0, eb.value("loss", 0.5), eb.value("x", 1.0), eb.value("lr", 0.25))
-    (row,) = read_all(TensorBoardReader(written(tmp_path, event), Keys()))
+    (row,) = all_rows(TensorBoardReader(written(tmp_path, event), Keys()))
     assert row.values == [(Target("loss"), 0.5), (Target("learning_rate"), 0.25)]
 
 
@@ -137,19 +117,19 @@ def test_tensors_with_one_number_are_read(
     tmp_path: Path, tensor: bytes, number: float | None
 ) -> None:
     path = written(tmp_path, eb.event(1, 1.0, eb.tensor_value("loss", tensor)))
-    rows = read_all(TensorBoardReader(path, Keys()))
+    rows = all_rows(TensorBoardReader(path, Keys()))
     assert [row.values for row in rows] == ([] if number is None else [[(Target("loss"), number)]])
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_passed_on(tmp_path: Path, number: float) -> None:
-    (row,) = read_all(TensorBoardReader(written(tmp_path, scalar(1, number)), Keys()))
+    (row,) = all_rows(TensorBoardReader(written(tmp_path, scalar(1, number)), Keys()))
     assert repr(row.values[0][1]) == repr(number)
 
 
 def test_steps_below_zero_are_dropped_and_a_time_may_be_missing(tmp_path: Path) -> None:
     path = written(tmp_path, scalar(-1, 1.0), scalar(2, 1.0, wall=math.nan))
-    rows = read_all(TensorBoardReader(path, Keys()))
+    rows = all_rows(TensorBoardReader(path, Keys()))
     assert [(row.step, row.time) for row in rows] == [(2, None)]
 
 
@@ -172,22 +152,6 @@ def test_the_fast_way_reads_what_the_slow_way_reads(
     assert [(row.step, row.time, repr(row.values)) for row in rows] == [
         (slow[0], slow[1], repr(slow[2]))
     ]
-
-
-def test_every_cut_of_a_growing_file_gives_the_same_rows(tmp_path: Path) -> None:
-    path = written(tmp_path, *(scalar(step, step / 4) for step in range(1, 6)))
-    data = path.read_bytes()
-    whole = numbers_of(read_all(TensorBoardReader(path, Keys())))
-    assert len(whole) == 5
-    for cut in range(len(data)):
-        path.write_bytes(data[:cut])
-        reader = TensorBoardReader(tmp_path, Keys())
-        rows = [*reader.read().rows]
-        with path.open("ab") as file:
-            file.write(data[cut:])
-        rows += read_all(reader)
-        assert numbers_of(rows) == whole
-        assert len(rows) == 5
 
 
 def test_the_checksum_of_a_length_is_always_verified(tmp_path: Path) -> None:
@@ -226,36 +190,6 @@ def test_an_event_that_cannot_be_decoded_is_reported(tmp_path: Path) -> None:
         reader.read()
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 500, eb.record(b"\x0a\x03abc"), b"text " * 50])
-def test_other_files_are_not_recognised(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / NAME.format(1)
-    path.write_bytes(data)
-    assert not recognises(path)
-    assert not recognises(tmp_path)
-
-
-def test_the_names_are_those_of_tensorboard() -> None:
-    assert NAMES.fullmatch("events.out.tfevents.1795711952.host.42.0")
-    assert NAMES.fullmatch("events.out.tfevents.1795711952.host.42.0.v2")
-    assert not NAMES.fullmatch("metrics.jsonl")
-
-
-def test_a_replaced_truncated_or_deleted_file_is_noticed(tmp_path: Path) -> None:
-    path = written(tmp_path, scalar(1, 1.0), scalar(2, 1.0))
-    reader = TensorBoardReader(tmp_path, Keys())
-    assert steps_of(reader) == [1, 2]
-    written(tmp_path, scalar(7, 1.0))
-    assert reader.read().restarted
-    assert steps_of(reader) == [7]
-    path.unlink()
-    assert reader.read().rows == []
-    assert reader.deleted
-    written(tmp_path, scalar(8, 1.0))
-    assert reader.read().restarted
-    assert steps_of(reader) == [8]
-    assert not reader.deleted
-
-
 def test_a_sample_is_whole_steps_of_the_whole_history_in_order(tmp_path: Path) -> None:
     events = [
         scalar(step, step + e / 8, f"moe_ep_usage/L-1_EP-{e}")
@@ -264,7 +198,7 @@ def test_a_sample_is_whole_steps_of_the_whole_history_in_order(tmp_path: Path) -
     ]
     written(tmp_path, *events[: 8 * 1000], time=1)
     written(tmp_path, *events[8 * 1000 :], time=2)
-    everything = numbers_of(read_all(TensorBoardReader(tmp_path, Keys())))
+    everything = numbers_of(all_rows(TensorBoardReader(tmp_path, Keys())))
     rows = TensorBoardReader(tmp_path, Keys()).sample(50)
     steps = [row.step for row in rows]
     assert steps == sorted(set(steps))

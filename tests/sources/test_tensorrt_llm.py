@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from microscope_tui.sources import Record, SourceRequest, TensorRTReader, Unreadable
-from tests.sources.dumped import (
+from tests.sources.reading import (
     counts_of,
     drained,
     header_of,
@@ -115,12 +115,6 @@ def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
     assert counts_of(restarted(reader)) == expected()
 
 
-def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
-    write(tmp_path)
-    reader = TensorRTReader(tmp_path, "served", SourceRequest())
-    assert drained(reader, 1) == read(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
@@ -152,12 +146,3 @@ def test_meta_info_alone_says_what_is_missing(tmp_path: Path) -> None:
     write(tmp_path, ranks=0)
     with pytest.raises(Unreadable, match="copy the files of all ranks beside it"):
         read(tmp_path)
-
-
-def test_only_such_statistics_are_recognised(tmp_path: Path) -> None:
-    assert not recognises(tmp_path)
-    safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "rank0.safetensors")
-    (tmp_path / "meta_info.json").write_text("{}")
-    assert not recognises(tmp_path)
-    write(tmp_path)
-    assert recognises(tmp_path)

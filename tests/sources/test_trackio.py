@@ -1,16 +1,16 @@
 """Trackio databases: a golden one of Trackio itself, older and newer columns, live and damaged."""
 
 import json
-import sqlite3
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import FORMATS, Busy, Keys, TrackioReader, Unreadable, rules_of
-from tests.sources.sqlite_writer import Writer, golden
-from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log, values
+from microscope_tui.sources import Busy, Keys, TrackioReader, Unreadable, rules_of
+from tests.sources.reading import all_rows, counts_of, translated, values
+from tests.sources.sound import COUNTS, counts_row
+from tests.sources.sqlite_writer import Writer, made
 
 recognises, runs = TrackioReader.recognises, TrackioReader.runs
 
@@ -31,36 +31,13 @@ def logged(run: str, step: object, row: object, **more: object) -> list[object]:
     return [f"INSERT INTO metrics ({', '.join(fields)}) VALUES ({marks})", list(fields.values())]
 
 
-def made(path: Path, *statements: object) -> Path:
-    with closing(sqlite3.connect(path)) as database:
-        for statement in statements:
-            database.execute(*([statement] if isinstance(statement, str) else statement))  # type: ignore[misc]
-        database.commit()
-    return path
-
-
-def test_counts_of_a_database_of_trackio_itself_come_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = golden(tmp_path / "moe.db", "trackio.sql")
-    assert recognises(path)
-    assert FORMATS["trackio"].place_of(path) == path
-    assert runs(path) == ["first"]  # the other run has no routers
-    run, steps = run_of(TrackioReader(path, Keys(), "first"), monkeypatch)
-    same_as_the_run_log(steps)
-    assert run.run == "first"
-    assert [(router.num_experts, router.top_k) for router in run.routers] == [(4, 2)] * 2
-    assert steps[0].record.time is not None
-
-
 @pytest.mark.parametrize("create", [OLDER, NEWER])
-def test_columns_of_older_and_newer_versions_are_read(
-    tmp_path: Path, create: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_columns_of_older_and_newer_versions_are_read(tmp_path: Path, create: str) -> None:
     path = made(tmp_path / "p.db", create, *(logged("a", s, counts_row(s)) for s in (1, 2, 3)))
     assert runs(path) == ["a"]
-    _, steps = run_of(TrackioReader(path, Keys(), "a"), monkeypatch)
-    same_as_the_run_log(steps)
+    assert counts_of(translated(TrackioReader(path, Keys(), "a"))) == {
+        step: {"L0": rows[0], "L1": rows[1]} for step, rows in enumerate(COUNTS, 1)
+    }
 
 
 def test_runs_are_told_apart_by_their_ids(tmp_path: Path) -> None:
@@ -104,21 +81,23 @@ def test_every_row_of_a_writer_that_never_rests_is_read_once(tmp_path: Path, mod
         writer.run(f"PRAGMA journal_mode={mode}", NEWER, logged("a", 0, {"loss": 1.0}))
         reader = TrackioReader(path, Keys(), "a")
         steps: list[int] = []
-        writing = writer.start(*(logged("a", step, {"loss": 1.0}) for step in range(1, 100)))
+        writer.start(*(logged("a", step, {"loss": 1.0}) for step in range(1, 100)))
         end = time.monotonic() + 30
-        while (not writing.is_done or steps[-1:] != [99]) and time.monotonic() < end:
+        while (not writer.is_done or steps[-1:] != [99]) and time.monotonic() < end:
             with suppress(Busy):
                 found = reader.read()
                 assert not found.restarted
                 steps += [row.step for row in found.rows]
-        writing.check()  # no statement found a lock
+        writer.finish()  # no statement found a lock
     assert steps == list(range(100))
 
 
 def test_small_reads_give_the_same_rows(tmp_path: Path) -> None:
-    rows = [logged("a", step, {"loss": step}) for step in range(50)]
-    path = made(tmp_path / "p.db", NEWER, *rows)
-    assert [row.step for row in all_rows(TrackioReader(path, Keys(), "a"), 100)] == list(range(50))
+    path = made(tmp_path / "p.db", NEWER, *(logged("a", s, {"loss": s}) for s in range(50)))
+    reader = TrackioReader(path, Keys(), "a")
+    assert len(reader.read(100).rows) < 10
+    assert not reader.exhausted
+    assert [row.step for row in all_rows(reader, 100)][-1] == 49
 
 
 def test_a_rewritten_table_restarts(tmp_path: Path) -> None:
@@ -132,18 +111,15 @@ def test_a_rewritten_table_restarts(tmp_path: Path) -> None:
     assert [row.step for row in found.rows] == [7]
 
 
-def test_another_file_under_the_name_restarts_and_a_removed_one_is_reported(tmp_path: Path) -> None:
+def test_another_file_under_the_name_restarts(tmp_path: Path) -> None:
     path = made(tmp_path / "p.db", NEWER, logged("a", 1, {"loss": 1}))
     reader = TrackioReader(path, Keys(), "a")
     all_rows(reader)
-    made(tmp_path / "q.db", NEWER, logged("a", 1, {"loss": 1}), logged("a", 2, {"loss": 1}))
+    made(tmp_path / "q.db", NEWER, *(logged("a", step, {"loss": 1}) for step in (1, 2)))
     (tmp_path / "q.db").rename(path)
     found = reader.read()
     assert found.restarted
     assert [row.step for row in found.rows] == [1, 2]
-    path.unlink()
-    assert not reader.read().rows
-    assert reader.deleted
 
 
 def test_rows_that_are_none_are_counted_and_skipped(tmp_path: Path) -> None:
@@ -159,16 +135,10 @@ def test_rows_that_are_none_are_counted_and_skipped(tmp_path: Path) -> None:
     assert reader.defects.first[0].startswith("line 1: without a step from 0")
 
 
-def test_other_databases_and_files_are_not_recognised(tmp_path: Path) -> None:
-    assert not recognises(made(tmp_path / "a.db", "CREATE TABLE metrics (id, value)"))
-    assert not recognises(made(tmp_path / "b.db", "CREATE TABLE x (y)"))
-    assert not recognises(made(tmp_path / "c.db", NEWER, logged("a", 1, {"loss": 1.0})))
-    (tmp_path / "d.db").write_text("hello")
-    assert not recognises(tmp_path / "d.db")
-    own = rules_of(["max_load=mine"])
-    path = made(tmp_path / "e.db", NEWER, logged("a", 1, {"mine": 1.0}))
+def test_a_database_without_a_router_is_recognised_by_a_mapping_only(tmp_path: Path) -> None:
+    path = made(tmp_path / "p.db", NEWER, logged("a", 1, {"mine": 1.0}))
     assert not recognises(path)
-    assert recognises(path, own)
+    assert recognises(path, rules_of(["max_load=mine"]))
 
 
 def test_a_view_instead_of_the_table_is_refused(tmp_path: Path) -> None:

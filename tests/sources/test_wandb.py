@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog import EventRecord, RunRecord, StepEntry
-from microscope_tui.sources import BLOCK_BYTES, FORMATS, Keys, Target, Unreadable, WandbReader
+from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader
 from tests.sources import wandb_bytes as wb
-from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
+from tests.sources.reading import all_rows
+from tests.sources.truth import CONFIG, GOLDEN, expected, numbers_of
 
 
 def written(folder: Path, data: bytes) -> Path:
@@ -26,34 +26,14 @@ def reader_of(folder: Path, *records: bytes) -> WandbReader:
 
 
 def rows_of(folder: Path, *records: bytes) -> dict[int, dict[str, float]]:
-    rows = read_all(reader_of(folder, *records))
+    rows = all_rows(reader_of(folder, *records))
     return {row.step: {target.quantity: value for target, value in row.values} for row in rows}
 
 
-def test_the_file_of_wandb_gives_what_was_logged() -> None:
+def test_the_file_of_wandb_has_the_name_and_the_configuration_of_the_run() -> None:
     reader = WandbReader(GOLDEN / "wandb", Keys())
-    assert WandbReader.recognises(GOLDEN / "wandb")
-    assert numbers_of(read_all(reader)) == expected()
-    assert reader.name == "golden"
-    assert reader.config["model"] == CONFIG["model"]
-    assert reader.read().ended == "finished"
-
-
-def test_the_file_of_wandb_becomes_a_run_log_without_defects() -> None:
-    entries, defects = entries_of(WandbReader(GOLDEN / "wandb", Keys()))
-    assert defects == 0
-    run, *steps, end = entries
-    assert isinstance(run, RunRecord)
-    assert [router.num_experts for router in run.routers] == [4, 4]
-    assert isinstance(end, EventRecord)
-    assert end.reason == "finished"
-    for step, logged in zip(steps, STEPS, strict=True):
-        assert isinstance(step, StepEntry)
-        assert step.record.step == logged
-        of_layer = [8 + logged // 10, 8 - logged // 10, 8, 8]
-        assert step.counts(0) == [count * 1_000_000 // 32 for count in of_layer]
-        # Of the shares, not of the run's own MaxVio, which may be that of another window.
-        assert step.record.router.max_load[0] == pytest.approx(1 + logged / 80)
+    assert numbers_of(all_rows(reader)) == expected()
+    assert (reader.name, reader.config["model"]) == ("golden", CONFIG["model"])
 
 
 def test_only_what_may_hold_the_number_of_experts_is_kept_of_a_configuration(
@@ -65,7 +45,7 @@ def test_only_what_may_hold_the_number_of_experts_is_kept_of_a_configuration(
         wb.config(**{"moe-topk": 2, "password": "secret"}),
         wb.history({"loss": 1.0}, 1),
     )
-    read_all(reader)
+    all_rows(reader)
     assert reader.config == {"model": {"num_experts": 8}, "moe-topk": 2}
 
 
@@ -85,7 +65,7 @@ def test_the_exit_record_ends_the_run(tmp_path: Path, code: int, ended: str) -> 
 
 def test_the_keys_of_older_writers_are_read(tmp_path: Path) -> None:
     old = wb.history({"loss": 0.5, "_step": 3, "_timestamp": 12.5}, old=True)
-    (row,) = read_all(reader_of(tmp_path, old))
+    (row,) = all_rows(reader_of(tmp_path, old))
     assert (row.step, row.time, row.values) == (3, 12.5, [(Target("loss"), 0.5)])
 
 
@@ -95,7 +75,7 @@ def test_nested_keys_are_joined_by_dots(tmp_path: Path) -> None:
     keys["a"] = Target("grad_norm")
     record = wb.history([(["a", "b"], 1.5), (["a"], 2.5), (["a", "c"], 3.5)], 1)
     path = written(tmp_path, wb.log([record]))
-    (row,) = read_all(WandbReader(path, keys))
+    (row,) = all_rows(WandbReader(path, keys))
     assert row.values == [(Target("loss"), 1.5), (Target("grad_norm"), 2.5)]
 
 
@@ -138,37 +118,12 @@ def test_summaries_and_other_records_are_skipped(tmp_path: Path) -> None:
     assert rows_of(tmp_path, summary, console, wb.history({"loss": 1.0}, 1)) == {1: {"loss": 1.0}}
 
 
-def test_every_cut_of_a_growing_file_gives_the_same_rows(tmp_path: Path) -> None:
-    records = [wb.run()]
-    records += [wb.history({"loss": float(n), "moe/max_vio/layer_3": 0.5}, n) for n in range(5)]
-    data = wb.log(records)
-    whole = numbers_of(read_all(reader_of(tmp_path, *records)))
-    assert len(whole) == 5
-    for cut in range(len(data)):
-        path = written(tmp_path, data[:cut])
-        reader = WandbReader(path, Keys())
-        rows = [*reader.read().rows]
-        with path.open("ab") as file:
-            file.write(data[cut:])
-        rows += read_all(reader)
-        assert numbers_of(rows) == whole
-        assert len(rows) == 5
-
-
-def test_a_killed_writer_leaves_all_whole_records(tmp_path: Path) -> None:
-    data = wb.log([wb.history({"loss": float(n)}, n) for n in range(10)])
-    reader = WandbReader(written(tmp_path, data[:-3]), Keys())
-    assert [row.step for row in read_all(reader)] == list(range(9))
-    assert reader.exhausted
-    assert reader.read().rows == []
-
-
 def test_zeros_that_a_crash_left_are_skipped(tmp_path: Path) -> None:
     data = wb.log([wb.history({"loss": 1.0}, 1)])
     hole = data + bytes(BLOCK_BYTES - len(data))
     chunk = wb.log([wb.history({"loss": 2.0}, 2)])[7:]
     reader = WandbReader(written(tmp_path, hole + chunk), Keys())
-    assert [row.step for row in read_all(reader)] == [1, 2]
+    assert [row.step for row in all_rows(reader)] == [1, 2]
 
 
 def test_damage_is_reported_after_everything_before_it(tmp_path: Path) -> None:
@@ -212,39 +167,10 @@ def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
         WandbReader(path, Keys()).sample(5)
 
 
-@pytest.mark.parametrize("data", [b"", b":W&B", b"\x89PNG\r\n\x1a\n", b'{"kind": "run"}'])
-def test_other_files_are_not_recognised(tmp_path: Path, data: bytes) -> None:
-    assert not WandbReader.recognises(written(tmp_path, data))
-    assert not WandbReader.recognises(tmp_path)
-
-
-def test_the_names_are_those_of_wandb() -> None:
-    assert FORMATS["wandb"].place_of(Path("run-asvs0d1j.wandb")) is not None
-    assert FORMATS["wandb"].place_of(Path("run-asvs0d1j.wandb.synced")) is None
-
-
-def test_a_replaced_truncated_or_deleted_file_is_noticed(tmp_path: Path) -> None:
-    reader = reader_of(tmp_path, wb.run("old"), wb.history({"loss": 1.0}, 1))
-    path = tmp_path / "run-abc123.wandb"
-    assert len(read_all(reader)) == 1
-    path.write_bytes(wb.log([wb.history({"loss": 2.0}, 2)]))
-    found = reader.read()
-    assert found.restarted
-    assert [row.step for row in found.rows] == [2]
-    assert reader.name == ""
-    path.unlink()
-    assert reader.read().rows == []
-    assert reader.deleted
-    other = written(tmp_path, wb.log([wb.history({"loss": 3.0}, 3)]))
-    assert other == path
-    assert reader.read().restarted
-    assert not reader.deleted
-
-
 def test_a_file_with_another_beginning_is_another_file(tmp_path: Path) -> None:
     records = [wb.history({"loss": float(step)}, step) for step in range(20)]
     reader = reader_of(tmp_path, *records)
-    assert len(read_all(reader)) == 20
+    assert len(all_rows(reader)) == 20
     path = tmp_path / "run-abc123.wandb"
     with path.open("r+b") as file:  # in place: the same inode, size and end
         file.write(wb.log([wb.history({"loss": 9.0}, 0), *records[1:]]))
@@ -259,7 +185,7 @@ def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
         row = {**others, "loss": step * 0.5, "moe_entropy/L-0": 0.25}
         records += [wb.history(row, step), wb.part(3, wb.part(1, wb.item("loss", 9.0)))]
     reader = reader_of(tmp_path, *records)
-    everything = numbers_of(read_all(reader_of(tmp_path, *records)))
+    everything = numbers_of(all_rows(reader_of(tmp_path, *records)))
     rows = reader.sample(20)
     steps = [row.step for row in rows]
     assert steps == sorted(set(steps))
@@ -268,7 +194,7 @@ def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
     assert max(b - a for a, b in pairwise(steps)) < 20
     assert numbers_of(rows).items() <= everything.items()
     assert (reader.name, reader.config) == ("abc", {"num_experts": 8})
-    assert [row.step for row in read_all(reader)] == list(range(200))
+    assert [row.step for row in all_rows(reader)] == list(range(200))
 
 
 def test_a_sample_has_the_rows_that_begin_in_a_record_of_many_blocks(tmp_path: Path) -> None:
@@ -304,5 +230,5 @@ def test_a_key_is_matched_once(tmp_path: Path) -> None:
 
     records = [wb.history({"loss": 1.0, "other": 2.0}, step) for step in range(50)]
     path = written(tmp_path, wb.log(records))
-    assert len(read_all(WandbReader(path, Counting()))) == 50
+    assert len(all_rows(WandbReader(path, Counting()))) == 50
     assert sorted(asked) == ["loss", "other"]

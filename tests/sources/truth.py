@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from microscope_tui.runlog import Entry, RunReader, encode_record
-from microscope_tui.sources import Row, RowReader, RowRecords, SourceRequest
+from microscope_tui.sources import Row
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = (10, 20, 30, 40)
@@ -48,24 +47,3 @@ def numbers_of(rows: Iterable[Row]) -> Numbers:
         of_step = numbers.setdefault(row.step, {})
         of_step.update({target[:3]: repr(value) for target, value in row.values})
     return numbers
-
-
-def read_all(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
-    """All rows that are there now."""
-    rows: list[Row] = []
-    while True:
-        rows += reader.read(max_bytes).rows
-        if reader.exhausted or reader.deleted:
-            return rows
-
-
-def entries_of(reader: RowReader) -> tuple[list[Entry], int]:
-    """The records of the run log that a source becomes, as read back; the number of defects."""
-    records = RowRecords(reader, "run", "test", SourceRequest())
-    log = RunReader("run")
-    entries: list[Entry] = []
-    while True:
-        for record in records.read().records:
-            entries += log.feed(encode_record(record))
-        if records.exhausted:
-            return entries, log.defects.count

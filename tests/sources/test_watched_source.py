@@ -1,17 +1,17 @@
-"""Every format is opened from where its writer puts it, through discovery, to a judged run."""
+"""A run of another tool in the rest of the microscope: watched, judged, and read again."""
 
 import json
 import os
 import shutil
-import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import RunWatch, Seen, pin_at
-from tests.sources import wandb_bytes
+from tests.sources import sound, wandb_bytes
+from tests.sources.sqlite_writer import made
 
 GOLDEN = Path(__file__).with_name("golden")
 SHARES = [[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]]
@@ -35,30 +35,6 @@ def jsonl(folder: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def csv(folder: Path) -> None:
-    names = list(flat(1))
-    lines = [",".join(["step", *names])]
-    lines += [",".join(map(str, [n, *flat(n).values()])) for n in range(1, 400)]
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-
-
-def trackio(folder: Path) -> None:
-    with sqlite3.connect(folder / "project.db") as base:
-        base.execute(
-            "CREATE TABLE metrics (id INTEGER PRIMARY KEY, timestamp TEXT, run_name TEXT, "
-            "step INTEGER, metrics TEXT)"
-        )
-        for n in range(1, 400):
-            row = ("2026-01-01T00:00:00", "my run", n, json.dumps(flat(n)))
-            base.execute(
-                "INSERT INTO metrics (timestamp, run_name, step, metrics) VALUES (?, ?, ?, ?)", row
-            )
-    base.close()
-
-
-WRITERS = {"jsonl": jsonl, "csv": csv, "trackio": trackio}
-
-
 def opened(folder: Path, **asked: int) -> RunWatch:
     """The only run below a folder, read to its end."""
     for path in folder.rglob("*"):
@@ -70,10 +46,8 @@ def opened(folder: Path, **asked: int) -> RunWatch:
     return watch
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_collapse_is_found_in_what_other_tools_wrote(tmp_path: Path, name: str) -> None:
-    write: Callable[[Path], None] = WRITERS[name]
-    write(tmp_path)
+def test_a_collapse_is_found_in_what_another_tool_wrote(tmp_path: Path) -> None:
+    jsonl(tmp_path)
     watch = opened(tmp_path, top_k=1)
     assert watch.diagnosis is not None
     found = {(e.rule, e.router_index, e.onset) for e in watch.diagnosis.episodes}
@@ -83,17 +57,6 @@ def test_a_collapse_is_found_in_what_other_tools_wrote(tmp_path: Path, name: str
     assert watch.latest.record.step == 399
     assert watch.run is not None
     assert watch.run.counts == "shares"
-
-
-@pytest.mark.parametrize("name", ["wandb", "imatrix.gguf", "tensorboard"])
-def test_what_the_real_writers_wrote_is_opened(tmp_path: Path, name: str) -> None:
-    there = {"wandb": "run-a.wandb", "tensorboard": "events.out.tfevents.1.host"}
-    shutil.copy(GOLDEN / name, tmp_path / there.get(name, name))
-    watch = opened(tmp_path)
-    assert watch.latest is not None
-    assert watch.run is not None
-    assert watch.run.routers
-    assert watch.defects.count == 0
 
 
 def test_an_earlier_step_is_read_again_from_the_spool(tmp_path: Path) -> None:
@@ -138,19 +101,16 @@ def test_a_part_without_any_line_is_read_on_at_once(tmp_path: Path) -> None:
 
 
 def test_a_run_in_a_database_keeps_its_path_when_others_join_it(tmp_path: Path) -> None:
-    trackio(tmp_path)
     base = tmp_path / "project.db"
+    base.write_bytes(sound.trackio(sound.RUN))
     (run,) = Search(base).runs()
-    assert run.path == tmp_path / "project.db#my run"
+    assert run.path == tmp_path / "project.db#first"
+    row = ("r3", "2026-01-01", "another", 1, json.dumps(flat(1)))
+    made(base, [f"INSERT INTO metrics ({sound.TRACKIO_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row])
+    assert {one.name for one in Search(base).runs()} == {"first", "another"}
     assert [one.path for one in Search(run.path).runs()] == [run.path]
-    with sqlite3.connect(base) as connection:
-        row = ("2026-01-01T00:00:00", "another", 1, json.dumps(flat(1)))
-        connection.execute(
-            "INSERT INTO metrics (timestamp, run_name, step, metrics) VALUES (?, ?, ?, ?)", row
-        )
-    connection.close()
-    assert run.path in [one.path for one in Search(base).runs()]
-    assert [one.path for one in Search(run.path).runs()] == [run.path]
+    with pytest.raises(NoRuns, match="has no run 'third'; there are another, first"):
+        Search(tmp_path / "project.db#third").runs()
 
 
 def test_without_a_folder_for_temporary_files_a_source_is_judged_without_a_past(

@@ -7,12 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record
-from microscope_tui.sources import Record, RecordReader, Unreadable
+from microscope_tui.sources import (
+    Record,
+    RecordReader,
+    Row,
+    RowReader,
+    RowRecords,
+    SourceRequest,
+    Unreadable,
+)
 from tests.problems import problems_in
 
 UNKNOWN_K = "model.top_k is missing: write an integer of at least 1"
-"""The one thing that a source may not know."""
+"""The one thing that a source may lack."""
 Steps = dict[int, dict[str, list[int] | None]]
+
+
+def settle(path: Path, seconds: float = 10.0) -> Path:
+    """Make a file, or the files of a folder, look as if nothing was written for a while."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        status = file.stat()
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns - int(seconds * 1e9)))
+    return path
 
 
 def drained(reader: RecordReader, max_bytes: int = 1 << 20) -> list[Record]:
@@ -26,6 +42,37 @@ def drained(reader: RecordReader, max_bytes: int = 1 << 20) -> list[Record]:
     raise AssertionError("the reader never came to an end")
 
 
+def restarted(reader: RecordReader) -> list[Record]:
+    """All records after the reader noticed that what it had read is gone."""
+    batch = reader.read()
+    assert batch.restarted
+    return [*batch.records, *drained(reader)]
+
+
+def translated(reader: RowReader, **request: int) -> list[Record]:
+    """The records of a source of named numbers; its last step is complete at once."""
+    if reader.path.exists():
+        settle(reader.path)
+    return drained(RowRecords(reader, "named", "test", SourceRequest(**request)))
+
+
+def all_rows(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
+    """Every row that is there now."""
+    rows: list[Row] = []
+    for _ in range(100_000):
+        found = reader.read(max_bytes)
+        assert not found.restarted
+        rows += found.rows
+        if reader.exhausted or reader.deleted:
+            return rows
+    raise AssertionError("the reader never came to an end")
+
+
+def values(rows: Iterable[Row]) -> list[tuple[int, str, int | None, int | None, float]]:
+    """Step, quantity, layer, expert and value of every number."""
+    return [(row.step, *target[:3], value) for row in rows for target, value in row.values]
+
+
 def refusal(read: Callable[[], object]) -> str:
     """Why the content was refused; empty if it was read. Any other error fails the test."""
     try:
@@ -35,28 +82,19 @@ def refusal(read: Callable[[], object]) -> str:
     return ""
 
 
-def restarted(reader: RecordReader) -> list[Record]:
-    """All records after the reader noticed that what it had read is gone."""
-    batch = reader.read()
-    assert batch.restarted
-    return [*batch.records, *drained(reader)]
-
-
 def encoded(records: Iterable[Record]) -> bytes:
     """The records as a run log."""
     return b"".join(map(encode_record, records))
 
 
-def settle(path: Path, seconds: float = 10.0) -> None:
-    """Make a file, or the files of a folder, look as if nothing was written for a while."""
-    for file in path.iterdir() if path.is_dir() else [path]:
-        status = file.stat()
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns - int(seconds * 1e9)))
-
-
 def header_of(records: Iterable[Record]) -> Record:
     """The last header."""
     return [record for record in records if record["kind"] == "run"][-1]
+
+
+def model_of(records: Iterable[Record]) -> Any:
+    """The model of the last header."""
+    return header_of(records)["model"]
 
 
 def counts_of(records: Iterable[Record]) -> Steps:
@@ -81,8 +119,3 @@ def entries_of(records: Iterable[Record]) -> Iterator[tuple[RunRecord, StepEntry
             assert reader.run is not None
             yield reader.run, entry
     assert not reader.defects.count, reader.defects.first
-
-
-def model_of(records: Iterable[Record]) -> Any:
-    """The model of the last header."""
-    return header_of(records)["model"]
