@@ -1,7 +1,6 @@
-"""Readers of runs and dumps that other tools wrote, one file or folder per format.
+"""Readers of runs and dumps that other tools wrote, one file per format.
 
-A reader turns what it finds into records of the run log; everything above reads those and knows no
-other format.
+A reader turns what it finds into records of the run log; everything above reads only those.
 """
 
 import lazy_loader

@@ -5,8 +5,8 @@ returned, the step is written again, behind a run record with ``resumed_at_step`
 those of the first steps that have readings of routers; if a layer or an expert appears later, a new
 run record follows, so that no number ends up in the wrong row.
 
-Everything above reads log lines and knows no other format: ``TranslatedLog`` writes those of a
-reader into an unnamed spool file, so that earlier steps can be read again.
+Everything above reads log lines only: ``TranslatedLog`` writes those of a reader into an unnamed
+spool file, so that earlier steps can be read again.
 """
 
 import math
@@ -111,11 +111,10 @@ class RowRecords(RecordReader):
         try:
             found = self._source.read(max_bytes)
         except Unreadable as damage:
-            records = self._rest()
-            if not records:
-                raise
-            self._damage, self.exhausted = damage, False
-            return Batch(records)
+            if records := self._rest():
+                self._damage, self.exhausted = damage, False
+                return Batch(records)
+            raise
         if found.restarted:
             self._start()
         records = [record for row in found.rows for record in self._take(row)]

@@ -4,8 +4,7 @@ From the file to the row: the blocks of a LevelDB log (``RecordSplitter``) hold 
 the history hold rows of key and JSON text (``HistoryRows``). The messages are those of
 ``wandb_internal.proto`` in wandb 0.31. A file holds the history, a summary after every step (as
 large as the history) and the console; only the records of history, run, configuration and exit are
-collected. The wandb package is not used: it brings a service of its own and a hundred megabytes,
-and reads files only to send them.
+collected. The wandb package is not used: it brings a service and reads files only to send them.
 """
 
 import re
