@@ -1,4 +1,4 @@
-"""The model as a whole: sizes, initial weights, and configs that contradict themselves."""
+"""The model as a whole: sizes, initial weights, number formats, and configs that contradict."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_model import PRESETS, LanguageModel, ModelConfig
 from moe_model.config import YarnScaling
+from tests.counted import counter_of
 
 MakeConfig = Callable[..., ModelConfig]
 MakeModel = Callable[..., LanguageModel]
@@ -56,27 +58,28 @@ def test_parameters_are_counted_without_building(
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"),
+    ("name", "millions", "active_millions"),
     [
-        ("tiny", 3e6, 8e6),
-        ("small", 0, 1e8),
-        ("shakespeare", 0, 1.5e8),
-        ("deepseek-v3", 670.95e9, 671.05e9),  # as published
+        ("tiny", 4.699, 2.349),
+        ("small", 72.261, 26.845),
+        ("shakespeare", 114.431, 50.730),
+        ("deepseek-v3", 671_026.404, 37_552.283),  # published: 671B, 37B
     ],
 )
 def test_presets_have_their_size_and_run_the_grouped_product(
-    name: str, least: float, most: float
+    name: str, millions: float, active_millions: float
 ) -> None:
     """Widths that are not a multiple of 16 bytes would silently take the slow loop."""
     config = ModelConfig.preset(name, **({} if name == "deepseek-v3" else {"vocab_size": 100}))
-    assert least < config.parameters(multi_token_prediction=False) < most
+    size = config.parameters(multi_token_prediction=False)
+    assert (size / 1e6, config.active_parameters() / 1e6) == pytest.approx(
+        (millions, active_millions), abs=0.001
+    )
     assert config.hidden_size % 8 == config.moe_intermediate_size % 8 == 0
     assert ModelConfig.from_dict(config.to_dict()) == config
     if name == "deepseek-v3":
-        assert round(config.active_parameters() / 1e9, 2) == 37.55
         # "11.5B" in its README: 257 experts, attention and the projection are 11.6.
-        ahead = config.parameters() - config.parameters(multi_token_prediction=False)
-        assert round(ahead / 1e9, 1) == 11.6
+        assert round((config.parameters() - size) / 1e9, 1) == 11.6
         assert config.initializer_range == 0.02, "as published"
     else:
         assert config.initializer_range * config.hidden_size**0.5 == pytest.approx(1, rel=0.05)
@@ -118,6 +121,51 @@ def test_same_seed_same_weights_for_any_global_generator(make_config: MakeConfig
         torch.rand(3)
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_fp32_router_weights_do_not_promote_a_bf16_stream(
+    make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    model = make_model().eval().bfloat16()
+    seen = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0].dtype))
+    output = model(ids_BS)
+    assert set(seen) == {torch.bfloat16}
+    assert output.logits_BSV.dtype == torch.bfloat16
+    assert output.routings[0].weights_TK.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore")  # what the compiler says about itself
+def test_compiled_layers_compute_and_count_the_same(
+    dtype: torch.dtype, make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    """Captured for the compiler and run without generated code, which would take a minute."""
+    plain, compiled = (make_model(num_hidden_layers=2).train() for _ in range(2))
+    for layer in compiled.layers[1:]:
+        layer.compile(backend="aot_eager")
+    losses, counts = [], []
+    for model in (plain, compiled):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            logits_BSV, routings = model(ids_BS)[:2]
+        losses.append(F.cross_entropy(logits_BSV.flatten(0, 1), ids_BS.flatten()))
+        counts.append(counter_of(model, routings).counts)
+        losses[-1].backward()
+        assert not any(router.expert_bias.any() for router in model.routers)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(losses[1], losses[0], atol=tolerance, rtol=tolerance)
+    assert counts[0].sum() == counts[1].sum() == 2 * ids_BS.numel()
+    if dtype == torch.float32:
+        assert torch.equal(*counts)
+        for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_an_empty_batch_is_accepted(make_model: MakeModel) -> None:
+    """The last rank of an uneven evaluation gets one."""
+    logits_BSV = make_model().eval()(torch.zeros(0, 5, dtype=torch.int64)).logits_BSV
+    assert logits_BSV.shape == (0, 5, 97)
 
 
 def test_a_hidden_router_is_noticed(make_model: MakeModel) -> None:

@@ -115,31 +115,21 @@ def test_as_many_mixes_as_key_value_heads_keep_all_of_the_fast_pairs() -> None:
         assert three == pytest.approx(1)
 
 
-def test_more_rank_never_predicts_worse_and_full_rank_predicts_all() -> None:
+@pytest.mark.parametrize("rank", [1, 10, 24])
+def test_the_view_predicts_best_for_its_rank_and_all_at_full_rank(rank: int) -> None:
+    """The singular values that are left out bound every approximation (Eckart and Young, 1936)."""
     generator = torch.Generator().manual_seed(3)
     wanted_MD = torch.randn(40, 24, generator=generator).double()
     inputs_ND = torch.randn(500, 24, generator=generator).double() * torch.linspace(0.1, 2, 24)
     covariance_DD = inputs_ND.T @ inputs_ND / 500
-    misses = []
-    for rank in range(1, 25):
-        view_RD, kept = latent_view(wanted_MD, covariance_DD, rank)
-        torch.testing.assert_close(view_RD @ view_RD.T, torch.eye(rank).double())
-        latent_NR, wanted_NM = inputs_ND @ view_RD.T, inputs_ND @ wanted_MD.T
-        found_RM = torch.linalg.lstsq(latent_NR, wanted_NM).solution
-        missed = (wanted_NM - latent_NR @ found_RM).square().sum() / wanted_NM.square().sum()
-        assert kept == pytest.approx(1 - float(missed), abs=1e-9)
-        misses.append(float(missed))
-    assert misses == sorted(misses, reverse=True)
-    assert misses[0] > 0.1
-    assert misses[-1] == pytest.approx(0, abs=1e-9)
-
-
-def test_the_view_is_the_best_of_its_rank() -> None:
-    """The singular values that are left out bound every approximation (Eckart and Young, 1936)."""
-    wanted_MD = torch.randn(40, 24, generator=torch.Generator().manual_seed(3)).double()
-    _, kept = latent_view(wanted_MD, torch.eye(24).double(), 10)
-    energy = torch.linalg.svdvals(wanted_MD).square()
-    assert kept == pytest.approx(float(energy[:10].sum() / energy.sum()))
+    view_RD, kept = latent_view(wanted_MD, covariance_DD, rank)
+    torch.testing.assert_close(view_RD @ view_RD.T, torch.eye(rank).double())
+    latent_NR, wanted_NM = inputs_ND @ view_RD.T, inputs_ND @ wanted_MD.T
+    found_RM = torch.linalg.lstsq(latent_NR, wanted_NM).solution
+    missed = (wanted_NM - latent_NR @ found_RM).square().sum() / wanted_NM.square().sum()
+    assert kept == pytest.approx(1 - float(missed), abs=1e-9)
+    energy = torch.linalg.svdvals(wanted_NM).square()
+    assert kept == pytest.approx(float(energy[:rank].sum() / energy.sum()))
 
 
 def test_tokens_with_a_long_latent_are_corrected_for() -> None:
@@ -233,14 +223,17 @@ def test_scores_are_right_at_the_distance_where_heads_look(
     assert difference(4) > 100 * TOLERANCE
 
 
-def test_readings_are_those_of_the_attention_itself() -> None:
-    llama = random_llama()
+def test_readings_are_those_of_the_model_itself() -> None:
+    llama, activations = random_llama(), []
+    for layer in llama.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, x: activations.append(x[0]))
     with torch.no_grad():
         attentions = llama(IDS_BS, output_attentions=True).attentions
     assert len(attentions) == SHAPE["num_hidden_layers"]
-    for seen, share_BHSS in zip(observe(llama, IDS_BS), attentions, strict=True):
-        cost_BHSS = share_BHSS.double().square()
+    seen_by_layer = zip(observe(llama, IDS_BS), attentions, llama.model.layers, strict=True)
+    for depth, (seen, share_BHSS, layer) in enumerate(seen_by_layer):
         torch.testing.assert_close(seen.inputs_ND.square().mean(), torch.tensor(1.0))
+        cost_BHSS = share_BHSS.double().square()
         received_BS = torch.einsum("bhqk->bk", cost_BHSS)
         expected = (received_BS / received_BS.mean()).flatten()
         torch.testing.assert_close(seen.attention_N, expected)
@@ -249,3 +242,6 @@ def test_readings_are_those_of_the_attention_itself() -> None:
             there = torch.arange(40)[:, None] - torch.arange(40) == far
             share_H = (cost_BHSS * there).sum(dim=(0, 2, 3)) / cost_BHSS.sum(dim=(0, 2, 3))
             torch.testing.assert_close(seen.distance_HS[:, far], share_H)
+        parts_BSFD = activations[depth].unsqueeze(-1) * layer.mlp.down_proj.weight.T
+        size_F = parts_BSFD.norm(dim=-1).mean(dim=(0, 1)).double()
+        torch.testing.assert_close(seen.usefulness_F, size_F, rtol=1e-5, atol=0)
