@@ -6,6 +6,7 @@ What both compute is compared with transformers in ``test_parity.py`` and ``test
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from moe_model import FEW, Decoder, LanguageModel, LatentCache, ModelConfig
 from moe_model.config import YarnScaling
+from moe_model.decoder import Drafter
 
 MakeModel = Callable[..., LanguageModel]
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)
@@ -47,13 +49,25 @@ def test_prepared_weights_compute_what_the_model_computes(
         expected = model(ids_BS[:1])
     decoder = Decoder(model, 24, weights=torch.float32)
     ids = ids_BS[0].tolist()
-    for start, end in [(0, 9), (9, 10), (10, 13), (13, 13 + FEW + 1), (22, 24)]:
+    for start, end in [(0, 9), (9, 10), (10, 11), (11, 13), (13, 13 + FEW + 1), (22, 24)]:
         logits_SV, hidden_SD = decoder.read(ids[start:end])
         for found, whole_BSX in (
             (logits_SV, expected.logits_BSV),
             (hidden_SD, expected.hidden_BSD),
         ):
             torch.testing.assert_close(found, whole_BSX[0, start:end], atol=2e-5, rtol=1e-5)
+
+
+def test_drafts_are_those_of_multi_token_prediction(make_model: MakeModel, ids_BS: Tensor) -> None:
+    model = make_model(num_nextn_predict_layers=1).eval()
+    with torch.no_grad():
+        ahead_SV = model(ids_BS[:1], next_ids=ids_BS[:1].roll(-1, 1)).ahead_logits[0][0]
+    decoder, ids = Decoder(model, 24, weights=torch.float32), ids_BS[0].tolist()
+    drafter = Drafter(decoder)
+    for start, end in pairwise([0, 9, 10, 11, 12, 15, 16, 18, 19, 20, 22, 23]):
+        _, hidden_SD = decoder.read(ids[start:end])
+        draft = drafter.propose(hidden_SD, ids[start + 1 : end + 1])
+        assert draft == int(ahead_SV[end - 1].argmax())
 
 
 def test_half_precision_rounds_a_little_and_keeps_sums_and_cache_in_fp32(
@@ -101,10 +115,10 @@ def test_cache_takes_latent_and_rotary_key_and_nothing_else(
 
 def test_a_full_cache_says_what_fits(make_model: MakeModel, ids_BS: Tensor) -> None:
     model = make_model().eval()
-    cache = LatentCache(model.config, 4, 20)
+    cache = LatentCache(model.config, 4, 23)
     with torch.no_grad():
         model(ids_BS[:, :15], cache=cache)
-        with pytest.raises(ValueError, match="holds 20 tokens, 15 of them used: 9 more"):
+        with pytest.raises(ValueError, match="holds 23 tokens, 15 of them used: 9 more"):
             model(ids_BS[:, 15:], cache=cache)
     assert cache.used == 15
 

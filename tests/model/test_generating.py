@@ -83,9 +83,11 @@ def test_right_drafts_save_passes(make_model: MakeModel) -> None:
         model.norm.weight.zero_()[0] = 1
         model.mtp[0].norm.weight.zero_()[0] = 1
         model.lm_head.weight[:, 0] = 0
-    sampler = Sampler(model, torch.tensor([1, 2, 3]), max_new_tokens=41, temperature=0, draft=True)
-    assert len(list(sampler)) == 41
-    assert sampler.passes == 21
+    options: dict[str, Any] = {"temperature": 0, "draft": True}
+    for tokens in (40, 41):
+        sampler = Sampler(model, torch.tensor([1, 2, 3]), max_new_tokens=tokens, **options)
+        assert len(list(sampler)) == tokens
+        assert sampler.passes == 21
 
 
 @pytest.mark.parametrize("draft", [False, True])

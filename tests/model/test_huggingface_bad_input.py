@@ -306,7 +306,7 @@ def test_a_link_out_of_the_folder_is_not_followed(
     assert f"{name!r} is outside the folder" in refused(folder, capsys)
 
 
-def test_the_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> None:
+def test_only_the_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "elsewhere/snapshots/abc", tmp_path / "elsewhere/blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -316,6 +316,9 @@ def test_the_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) 
     model, tokenizer = load_pretrained(snapshot)
     assert model.config.hidden_size == 32
     assert tokenizer is None
+    elsewhere = snapshot.parent.rename(tmp_path / "elsewhere/others") / "abc"
+    with pytest.raises(HuggingFaceError, match="is outside the folder"):
+        load_pretrained(elsewhere)
 
 
 def test_an_existing_target_is_not_replaced(

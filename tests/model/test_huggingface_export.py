@@ -80,6 +80,7 @@ def test_a_run_becomes_a_folder_that_auto_classes_load(
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "as of any new file"
     theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert theirs.dtype == torch.float32
     assert_same(theirs(ids_BS, use_cache=False).logits.detach(), our_logits(model, ids_BS))

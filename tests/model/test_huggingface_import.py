@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import AutoConfig, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
 from moe_model import read_checkpoint
@@ -91,18 +91,19 @@ def test_shared_experts_may_be_absent(none: int | None, tmp_path: Path, ids_BS: 
     assert_same(our_logits(load_pretrained(folder)[0], ids_BS), expected)
 
 
-def test_a_rule_that_is_left_out_is_that_of_transformers(tmp_path: Path) -> None:
-    folder = tmp_path / "theirs"
-    their_model().save_pretrained(folder)
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "deepseek_v2", "glm4_moe_lite"])
+def test_a_rule_that_is_left_out_is_that_of_transformers(model_type: str, tmp_path: Path) -> None:
+    folder, theirs = tmp_path / "theirs", AutoConfig.for_model(model_type).to_dict()
+    of_type(model_type).save_pretrained(folder)
     rules = (
         "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "rms_norm_eps",
-        "first_k_dense_replace", "initializer_range", "tie_word_embeddings",
-        "num_nextn_predict_layers",
+        "first_k_dense_replace", "initializer_range", "tie_word_embeddings", "attention_bias",
+        "num_nextn_predict_layers", "topk_method",
     )  # fmt: skip
-    change_config(folder, **dict.fromkeys(rules, ...), num_hidden_layers=4)
+    change_config(folder, **dict.fromkeys((*rules, "mlp_layer_types"), ...), num_hidden_layers=4)
     config = read_config(folder / "config.json").config
-    theirs = DeepseekV3Config()
-    assert {n: getattr(config, n) for n in rules} == {n: getattr(theirs, n) for n in rules}
+    expected = {name: theirs[name] for name in rules if theirs.get(name) is not None}
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_glm_need_not_list_its_dense_layers_and_may_count_them(

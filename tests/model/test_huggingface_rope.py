@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
@@ -51,7 +51,7 @@ strength = st.sampled_from([0.0, 0.5, 0.707, 1.0, 2.0])
 yarn = st.fixed_dictionaries(
     {"factor": st.sampled_from([1.0, 4.0, 40])},
     optional={
-        "original_max_position_embeddings": st.sampled_from([8, 16]),
+        "original_max_position_embeddings": st.sampled_from([8, 16, 4096]),
         "beta_fast": st.sampled_from([16.0, 32]),
         "beta_slow": st.sampled_from([0.5, 1]),
         "mscale": st.none() | strength,
@@ -61,13 +61,20 @@ yarn = st.fixed_dictionaries(
 )
 
 
-@given(yarn, st.sampled_from([10_000.0, 500.0]), st.booleans())
-@settings(max_examples=50, deadline=None)
-def test_yarn_as_in_transformers_4_and_5(yarn: dict[str, Any], theta: float, modern: bool) -> None:
+@given(yarn, st.sampled_from([10_000.0, 500.0]), st.booleans(), st.sampled_from([None, None, 12]))
+@example({"factor": 4.0, "original_max_position_embeddings": 4096}, 500.0, True, None)
+@example({"factor": 40.0}, 10_000.0, False, None)
+@settings(max_examples=60, deadline=None)
+def test_yarn_as_in_transformers_4_and_5(
+    yarn: dict[str, Any], theta: float, modern: bool, beside: int | None
+) -> None:
+    """The original length may be given beside the other rotary fields too."""
     if modern:
         fields = {"rope_parameters": {"rope_type": "yarn", "rope_theta": theta, **yarn}}
     else:
         fields = {"rope_scaling": {"type": "yarn", **yarn}, "rope_theta": theta}
+    if beside:
+        fields["original_max_position_embeddings"] = beside
     try:
         ours = read(fields)
     except HuggingFaceError:
@@ -107,7 +114,7 @@ def test_an_amplitude_that_no_mscale_gives_is_refused() -> None:
     st.builds(
         YarnScaling,
         factor=st.floats(1, 64),
-        original_max_position_embeddings=st.integers(4, 64),
+        original_max_position_embeddings=st.integers(4, 64) | st.just(4096),
         mscale=st.floats(0, 2),
         mscale_all_dim=st.floats(0, 2),
     )

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from moe_model import (
     SETTINGS,
+    SPECIAL_TOKENS,
     TOKENIZER,
     CharTokenizer,
     PretrainedTokenizer,
@@ -137,6 +138,14 @@ def test_ids_are_those_of_transformers(
     for text in ("the router", "", "  a\n\tb ", "</s>tokens", "é😀"):
         assert ours.encode(text).tolist() == theirs(text, truncation=False, padding=False).input_ids
     assert ours.end == theirs.eos_token_id
+    assert ours.bos_id == theirs.bos_token_id
+
+
+def test_older_files_list_special_tokens_separately(tmp_path: Path) -> None:
+    files = FILES | {SPECIAL_TOKENS: b'{"eos_token": "<s>"}'}
+    write(files, tmp_path)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), PretrainedTokenizer(files)
+    assert ours.end == theirs.eos_token_id == 0
     assert ours.bos_id == theirs.bos_token_id
 
 

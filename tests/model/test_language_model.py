@@ -168,6 +168,16 @@ def test_an_empty_batch_is_accepted(make_model: MakeModel) -> None:
     assert logits_BSV.shape == (0, 5, 97)
 
 
+def test_frozen_prediction_has_neither_gradients_nor_routers(make_model: MakeModel) -> None:
+    model = make_model(num_nextn_predict_layers=2)
+    assert model.router_depths == (1, 2, 3, 4)
+    assert [router is model.mtp[0].layer.mlp.router for router in model.routers] == [0, 0, 1, 0]
+    model.freeze_ahead()
+    assert model.router_depths == (1, 2)
+    assert len(model.routers) == 2
+    assert not any(parameter.requires_grad for parameter in model.mtp.parameters())
+
+
 def test_a_hidden_router_is_noticed(make_model: MakeModel) -> None:
     model = make_model()
     model.layers[1].mlp = torch.nn.Identity()

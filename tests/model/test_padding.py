@@ -34,12 +34,21 @@ def test_padding_that_was_read_stays_hidden(make_model: MakeModel, ids_BS: Tenso
 
 @torch.no_grad()
 def test_multi_token_prediction_looks_at_no_padding(make_model: MakeModel, ids_BS: Tensor) -> None:
+    """Neither on the left nor in a hole: nothing changes where the tokens ahead are real too."""
     model = make_model(num_nextn_predict_layers=2).eval()
-    ahead_ids = torch.cat((ids_BS[:1, 1:], torch.tensor([[3, 4]])), dim=1)
-    alone = model(ids_BS[:1, 9:], next_ids=ahead_ids[:, 9:])
-    padded = model(ids_BS[:1], without_the_first(9), next_ids=ahead_ids)
-    for ours, expected in zip(padded.ahead_logits, alone.ahead_logits, strict=True):
-        torch.testing.assert_close(ours[:, 9:], expected, atol=TOLERANCE, rtol=0)
+    ids_BN, valid_BN = ids_BS[:1], without_the_first(9)
+    valid_BN[:, 15:17] = False
+    changed_BN = torch.where(valid_BN, ids_BN, (ids_BN + 1) % 97)
+    alone, padded = (
+        model(ids[:, first:22], valid_BN[:, first:22], next_ids=ids[:, first + 1 :])
+        for ids, first in ((ids_BN, 9), (changed_BN, 0))
+    )
+    for depth, expected_BSV in enumerate(alone.ahead_logits):
+        real_S = valid_ahead(valid_BN[:, 9:22], depth + 1)[0]
+        found_BSV = padded.ahead_logits[depth][:, 9:]
+        torch.testing.assert_close(
+            found_BSV[:, real_S], expected_BSV[:, real_S], atol=TOLERANCE, rtol=0
+        )
 
 
 def test_a_position_is_valid_only_if_the_tokens_ahead_are() -> None:
