@@ -1,4 +1,4 @@
-"""Figures: of exactly their size, gaps left open, the cursor seen and all behind it faint."""
+"""Figures: of exactly their size, gaps left open, the cursor visible and all after it faint."""
 
 import math
 
@@ -57,7 +57,7 @@ def columns_of(lines: list[Line], role: str) -> set[int]:
     st.sampled_from([0.0, 0.6]),
     st.booleans(),
 )
-def test_a_figure_has_exactly_its_size_whatever_the_numbers(
+def test_a_figure_has_exactly_its_size_for_any_numbers(
     values: list[float],
     width: int,
     height: int,
@@ -97,7 +97,7 @@ def test_a_gap_stays_open() -> None:
     assert not columns & set(range(2 * width // 10 + 2, 6 * width // 10 - 1))
 
 
-def test_points_stand_at_their_real_steps_however_unevenly_they_were_logged() -> None:
+def test_points_are_at_their_real_steps_however_unevenly_they_were_logged() -> None:
     lines = drawn(chart([0.0, 1.0], [1, 2], top=1.0), TimeScale(Window(1, 1001), None))
     assert columns_of(lines, "value") == {0}
 
@@ -136,24 +136,14 @@ def test_restarts_onsets_evaluations_and_validation_losses_are_seen() -> None:
 
 
 def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
-    values = [1.0, 9.0] * 30
-    lines = figure(
-        chart(values),
-        TimeScale(Window(1, 60), None),
-        (60, 9),
-        Glyphs.BRAILLE,
-        step=60,
-        smoothing=0.9,
-    )
+    one, time = chart([1.0, 9.0] * 30), TimeScale(Window(1, 60), None)
+    lines = figure(one, time, (60, 9), Glyphs.BRAILLE, step=60, smoothing=0.9)
     assert columns_of(lines, "faint")
     assert columns_of(lines, "value")
     assert "smoothing 0.9" in plain(lines[0])
-    plainly = drawn(chart(values), TimeScale(Window(1, 60), None))
-    assert not columns_of(plainly, "faint")
+    assert not columns_of(drawn(one, time), "faint")
 
 
-def test_nothing_measured_is_said_with_the_reason() -> None:
-    lines = drawn(
-        chart([math.nan], nothing="a pipe cannot be rewound"), TimeScale(Window(1, 1), None)
-    )
-    assert "a pipe cannot be rewound" in plain(lines[1])
+def test_a_figure_without_a_measured_value_shows_the_reason() -> None:
+    one = chart([math.nan], nothing="a pipe cannot be rewound")
+    assert "a pipe cannot be rewound" in plain(drawn(one, TimeScale(Window(1, 1), None))[1])

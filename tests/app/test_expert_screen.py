@@ -36,11 +36,8 @@ async def test_the_card_shows_load_share_and_where_else_the_expert_is_dead(
 ) -> None:
     async with card(collapsed, (80, 24)) as app:
         assert "steps sampled" in app.text("chart-load")
-        for part, texts in {
-            "facts": ("dead since about step 1", "of 8", "bias +"),
-            "more": ("1 dead", "L4 has COLLAPSE", "against"),
-        }.items():
-            assert all(text in app.text(part) for text in texts), app.text(part)
+        assert "dead since about step 1" in app.text("facts")
+        assert "L4 has COLLAPSE" in app.text("more")
         assert app.charts() == ["load", "bias", "place"]
         await app.press(*["left"] * 2)
         chosen = []

@@ -1,4 +1,4 @@
-"""Keys of one's own: what is accepted means what it says, and nothing loses its key unnoticed."""
+"""Custom keys: an accepted key has one meaning on every screen, and others are refused."""
 
 import tomllib
 from unicodedata import normalize
@@ -72,21 +72,12 @@ def test_an_id_may_be_written_with_and_without_quotes(text: str) -> None:
     [
         ("J", "J"),
         ("é", "é"),
-        ("+", "plus"),
         ("<", "less_than_sign"),
-        ("|", "vertical_line"),
         ("solidus", "slash"),
-        ("slash", "slash"),
         ("comma", "comma"),
-        ("exclamation_mark", "exclamation_mark"),
         ("PageUp", "pageup"),
-        ("space", "space"),
-        ("tab", "tab"),
-        ("f5", "f5"),
-        ("ctrl+p", "ctrl+p"),
         ("shift+tab", "shift+tab"),
         ("shift+ctrl+up", "ctrl+shift+up"),
-        ("ctrl+backslash", "ctrl+backslash"),
     ],
 )
 def test_a_key_gets_the_name_that_textual_has_for_it(written: str, name: str) -> None:
@@ -114,25 +105,22 @@ def test_every_printable_character_has_the_name_that_its_press_has() -> None:
         ('layer.next = ["n"]', "layer.next is ['n']: write at least one key"),
         ('layer.next = " "', "layer.next is ' ': write at least one key, like"),
         ('app.quit = ""', "app.quit is '': write at least one key"),
-        ('layer.next = "n,"', 'terminals do not send a key ""'),
         ('layer.next = "ctrl+c"', "ctrl+c always quits; write another key"),
         ('app.quit = "Q,ctrl+q"', "ctrl+q always quits"),
-        ('layer.next = "nn"', 'terminals do not send a key "nn"'),
-        ('layer.next = "shift+n"', 'terminals do not send a key "shift+n"'),
-        ('layer.next = "ctrl+P"', 'terminals do not send a key "ctrl+P"'),
-        ('layer.next = "ctrl+i"', 'terminals do not send a key "ctrl+i"'),
-        ('layer.next = "ctrl+@"', 'terminals do not send a key "ctrl+@"'),
-        ('layer.next = "hyp+n"', 'terminals do not send a key "hyp+n"'),
-        ('layer.next = "ctrl+"', 'terminals do not send a key "ctrl+"'),
-        ('layer.next = "return"', 'terminals do not send a key "return"'),
-        ('layer.next = "f13"', 'terminals do not send a key "f13"'),
-        ('layer.next = "shift+enter"', 'terminals do not send a key "shift+enter"'),
         ('layer.next = "\\u001b"', 'terminals do not send a key "\N{REPLACEMENT CHARACTER}"'),
         ('"\\u001b[2J" = "n"', "\N{REPLACEMENT CHARACTER}[2J: no such id"),
     ],
 )
 def test_an_impossible_key_is_refused_with_what_to_write(text: str, words: str) -> None:
     assert words in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "nn", "shift+n", "ctrl+P", "ctrl+i", "ctrl+@", "hyp+n", "ctrl+", "return", "f13"],
+)
+def test_a_key_that_no_terminal_sends_is_refused(key: str) -> None:
+    assert f'terminals do not send a key "{key}"' in refusal(f'layer.next = "n,{key}"')
 
 
 def test_a_key_with_two_meanings_is_refused_with_all_of_them() -> None:
@@ -205,20 +193,9 @@ def test_every_key_that_is_accepted_comes_out_of_textuals_parser_in_any_terminal
 
 
 def test_names_of_keys_are_shown_as_people_know_them() -> None:
-    known = ["up", "escape", "left_square_bracket", "slash", "comma", "ctrl+p", "f5", "J", "space"]
-    assert [shown_key(key) for key in known] == [
-        "↑",
-        "esc",
-        "[",
-        "/",
-        ",",
-        "ctrl+p",
-        "f5",
-        "J",
-        "space",
-    ]
-    assert written_key("comma") == "comma"
-    assert written_key("up") == "up"
+    known = ["up", "escape", "left_square_bracket", "comma", "ctrl+p", "J", "space"]
+    assert [*map(shown_key, known)] == ["↑", "esc", "[", ",", "ctrl+p", "J", "space"]
+    assert [*map(written_key, known)] == ["up", "escape", "[", "comma", "ctrl+p", "J", "space"]
 
 
 @given(st.text(max_size=20))

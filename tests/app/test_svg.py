@@ -1,7 +1,8 @@
-"""An exported screen is valid XML that downloads nothing, whatever stands on it."""
+"""An exported screen is valid XML that downloads nothing, for any text on it."""
 
 import io
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -24,14 +25,8 @@ HOSTILE = [
 
 def drawn(*lines: str, title: str = "moe-microscope logs/") -> str:
     """What Textual's ``export_screenshot`` makes of a screen."""
-    console = Console(
-        width=60,
-        file=io.StringIO(),
-        force_terminal=True,
-        color_system="truecolor",
-        record=True,
-        legacy_windows=False,
-    )
+    options: dict[str, Any] = {"force_terminal": True, "color_system": "truecolor"}
+    console = Console(width=60, file=io.StringIO(), record=True, legacy_windows=False, **options)
     for line in lines:
         console.print(Text(line, "bold #d5d9e0 on #0f1419"), Text("dim", "#7d8793 on #0f1419"))
     return console.export_svg(title=title)
@@ -74,7 +69,7 @@ def test_any_screen_is_valid_and_shows_the_same_texts(title: str, lines: list[st
         assert after == shown(before)
 
 
-def test_a_curve_stands_where_its_cells_are_whatever_the_font() -> None:
+def test_a_curve_is_where_its_cells_are_in_any_font() -> None:
     svg = stand_alone(drawn("step 1 ⣀⣀  ⠉⠉ end"))
     placed = re.findall(r'<text[^>]* x="([\d.]+)"[^>]*textLength="([\d.]+)">([^<]*)</text>', svg)
     found = {text: (float(x), float(length)) for x, length, text in placed}
@@ -98,22 +93,15 @@ def test_web_fonts_go_from_the_style_and_from_nowhere_else() -> None:
     assert svg.count("@font-face") == 1
 
 
-def test_a_picture_has_the_same_names_whatever_it_shows() -> None:
+def test_a_picture_has_the_same_names_and_bytes_each_time_and_all_of_them_exist() -> None:
+    assert stand_alone(drawn("one")) == stand_alone(drawn("one"))
     for svg in (stand_alone(drawn("one")), stand_alone(drawn("two", "three", title="x"))):
         assert "terminal-" not in svg
         names = set(re.findall(r'id="([^"]+)"', svg))
         assert names == {"moe-clip-terminal"}
+        assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= names
         used = set(re.findall(r'class="([^"]+)"', svg)) - {"rich-terminal"}
         assert used <= set(re.findall(r"\.([\w-]+) ?\{", svg))
-
-
-def test_the_same_screen_gives_the_same_bytes() -> None:
-    assert stand_alone(drawn("one")) == stand_alone(drawn("one"))
-
-
-def test_every_reference_leads_somewhere() -> None:
-    svg = stand_alone(drawn("one", "two"))
-    assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= set(re.findall(r'id="([^"]+)"', svg))
 
 
 def test_a_picture_is_smaller_and_paints_the_same_cells() -> None:
@@ -130,5 +118,5 @@ def test_twice_is_once() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Z"])))
-def test_what_is_no_picture_is_left_alone(text: str) -> None:
+def test_any_other_text_is_left_alone(text: str) -> None:
     assert stand_alone(text) == text.replace("&#160;", "\N{NO-BREAK SPACE}")

@@ -3,14 +3,14 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.live_writer import writing
 
 Start = Callable[..., Any]
 LEAVES_ALTERNATE_SCREEN = b"\x1b[?1049l"
@@ -174,23 +174,16 @@ def test_a_live_run_whose_experts_differ_costs_little_over_ssh(
 ) -> None:
     """Bytes of any four seconds, after those in which the screen opens."""
     log = tmp_path / "live" / "metrics.jsonl"
-    command = [sys.executable, "-m", "benchmarks.live_writer", str(log), "--rate", "1"]
-    command += ["--cv", "0.075", "--spread", "0.35", "--history", "40"]
-    command += ["--routers", "30", "--experts", "128"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-        try:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"ready\n"
-            screen = terminal(log.parent, columns=140, rows=50, TERM="xterm-256color", **REMOTE)
-            screen.wait_for("mean of 8 steps")
-            started, samples = time.monotonic(), [(0.0, 0)]
-            steps: set[str] = set()
-            while (now := time.monotonic() - started) < 7.5:
-                screen.read(0.1)
-                samples.append((now, len(screen.output)))
-                steps |= set(re.findall(r"step (\d+) /", screen.text))
-        finally:
-            writer.terminate()
+    options = "--rate 1 --cv 0.075 --spread 0.35 --history 40 --routers 30 --experts 128"
+    with writing(log, *options.split()):
+        screen = terminal(log.parent, columns=140, rows=50, TERM="xterm-256color", **REMOTE)
+        screen.wait_for("mean of 8 steps")
+        started, samples = time.monotonic(), [(0.0, 0)]
+        steps: set[str] = set()
+        while (now := time.monotonic() - started) < 7.5:
+            screen.read(0.1)
+            samples.append((now, len(screen.output)))
+            steps |= set(re.findall(r"step (\d+) /", screen.text))
     late = [(at, sent) for at, sent in samples if at >= 3]
     for at, sent in late:
         after = next((total for then, total in late if then >= at + 4), None)
