@@ -28,9 +28,11 @@ CLASSES = 8
 WORDS = "the quick brown fox jumps over the lazy dog. A second line,\nand 3 more words; "
 
 
-def probe(model: str, *texts: str, **options: Any) -> int:
-    """The command; returns its exit code."""
-    return command(model, *texts, options=ProbeOptions(**options))
+def probe(model: object, *texts: object, **options: Any) -> int:
+    """The command, on the CPU; returns its exit code."""
+    return command(
+        str(model), *map(str, texts), options=ProbeOptions(**({"device": "cpu"} | options))
+    )
 
 
 def text(length: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe import Adapter
+from microscope_tui.probe import Adapter, attach
 
 EXPERTS, TOP_K, WIDTH, VOCABULARY = 6, 2, 8, 50
 
@@ -57,6 +57,8 @@ class Model(nn.Module):
 
 ADAPTER = Adapter(lambda module, args, output: output[1], num_experts=EXPERTS, top_k=TOP_K)
 ROUTERS = {"layers.1.gate": ADAPTER, "layers.2.gate": ADAPTER}
+PAIRS = 2 * 12 * TOP_K
+"""Of ``tokens()``, in every router."""
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> Tensor:
@@ -67,6 +69,15 @@ def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> Tensor:
 def records(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def one_step(model: nn.Module, folder: Path, *args: Any, **inputs: Any) -> dict[str, Any]:
+    """The line of a step with one forward pass."""
+    with attach(model, folder, routers=ROUTERS if isinstance(model, Model) else None) as probe:
+        model(*args, **inputs)
+        probe.step()
+    (line,) = records(folder)
+    return line
 
 
 def sums(folder: Path) -> list[list[int]]:

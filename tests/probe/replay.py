@@ -1,7 +1,7 @@
 """A synthetic run handed to a recorder step by step, and what a reader of its file finds."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,17 @@ HEADER = {
     "model": {"layers": [1, 2, 3, 4], "num_experts": 8, "top_k": 2},
     "balance": {"method": "bias", "bias_update_rate": 0.001},
 }
+STEPS = 400
 _WRITTEN_BY_ITSELF = ("kind", "time", "event")
 
 
-def step(number: int, rows: Sequence[list[int]], **changes: Any) -> dict[str, Any]:
+def step(number: int, rows: Sequence[list[int]], **changes: Any) -> Record:
     """A step of 2,048 tokens, as a recorder takes it."""
     known = {"loss": 2.0, "tokens": 2048, "tokens_per_expert": list(rows)}
     return {"kind": "step", "step": number, **known, **changes}
 
 
-def collapsing(first: int, last: int, layers: Sequence[int] = (3,), at: int = 200) -> list[Any]:
+def collapsing(first: int, last: int, layers: Sequence[int] = (3,), at: int = 200) -> list[Record]:
     """Steps of four routers; from ``at`` on those in ``layers`` are collapsed."""
     return [
         step(n, [COLLAPSED if n >= at and depth in layers else EVEN for depth in (1, 2, 3, 4)])
@@ -40,30 +41,32 @@ def collapsing(first: int, last: int, layers: Sequence[int] = (3,), at: int = 20
 
 
 @lru_cache(maxsize=16)
-def records_of(scenario: str, routers: int, steps: int) -> tuple[Record, ...]:
-    """The header, steps and checkpoints of a scenario."""
-    told = lines(SCENARIOS[scenario], Shape(routers=routers, steps=steps), 0)[1]
-    found = [json.loads(line) for line in told]
+def records_of(scenario: str) -> tuple[Record, ...]:
+    """The header, 400 steps of three routers and the checkpoints of a scenario."""
+    written = lines(SCENARIOS[scenario], Shape(routers=3, steps=STEPS), 0)[1]
+    found = [json.loads(line) for line in written]
     return tuple(r for r in found if r.get("event") != "end")
 
 
-def open_recorder(folder: Path, header: Record, **changes: Any) -> RunRecorder:
+def open_recorder(folder: Path, header: Record = HEADER, **changes: Any) -> RunRecorder:
     """A recorder of a run with this header."""
     keys = ("run", "planned_steps", "profile", "model", "balance")
     fields = {key: header[key] for key in keys}
     return RunRecorder(folder / "run", **(fields | changes))
 
 
-def replay(recorder: RunRecorder, records: Iterable[Record]) -> Iterator[Alert]:
-    """Record it all; yields what the recorder alarms about."""
+def replay(recorder: RunRecorder, records: Iterable[Record]) -> list[Alert]:
+    """Record it all; returns the alerts of the recorder."""
+    alerts = []
     for record in records:
         fields = {key: value for key, value in record.items() if key not in _WRITTEN_BY_ITSELF}
         if record["kind"] == "step":
             recorder.record_step(**_numbers(fields))
-            yield from recorder.alerts()
+            alerts += recorder.alerts()
         elif record["kind"] == "event":
             recorder.record_event(event=record["event"], **fields)
-    assert recorder.sync()
+    recorder.sync()
+    return alerts
 
 
 def watch(folder: Path) -> RunWatch:
@@ -73,14 +76,15 @@ def watch(folder: Path) -> RunWatch:
     return read
 
 
-def events(folder: Path) -> list[Record]:
-    """All lines of a log but the run records."""
+def written(folder: Path) -> list[Record]:
+    """All lines of the log."""
     lines = (folder / "run" / "metrics.jsonl").read_bytes().splitlines()
-    return [record for line in lines if (record := json.loads(line))["kind"] != "run"]
+    return [json.loads(line) for line in lines]
 
 
-def told_by(diagnosis: Diagnosis) -> set[tuple[Any, ...]]:
+def episodes_of(diagnosis: Diagnosis | None) -> set[tuple[Any, ...]]:
     """(step, rule, severity, router, onset) of every step at which an episode began or worsened."""
+    assert diagnosis is not None
     return {
         (grade.step, e.rule, grade.severity.label, e.router.name if e.router else None, e.onset)
         for e in diagnosis.episodes

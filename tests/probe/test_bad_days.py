@@ -1,50 +1,34 @@
-"""Full disks, vanished folders, clocks that go back: the training and its diagnosis continue."""
+"""Full disks, folders of others, clocks that go back: the training and its diagnosis continue.
+
+Whatever else fails in a ``TrainingLog`` costs one warning; other ranks have no log.
+"""
 
 import errno
-import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from microscope_tui.probe import Alert, RunRecorder
+from microscope_tui.probe import RunRecorder, TrainingLog
 from microscope_tui.report import check_format, format_text
-from tests.probe.replay import HEADER, collapsing, told_by, watch
-
-Fields = dict[str, Any]
-
-
-def make(folder: Path) -> RunRecorder:
-    return RunRecorder(folder / "run", **HEADER)
-
-
-def record(recorder: RunRecorder, first: int, last: int) -> list[Alert]:
-    """Steps of a run whose third router collapses at 200; what is alarmed about meanwhile."""
-    for fields in collapsing(first, last):
-        indices = recorder.record_step(**{k: v for k, v in fields.items() if k != "kind"})
-        assert len(indices) == 4
-    return recorder.alerts()
+from tests.probe.layers import records
+from tests.probe.replay import (
+    collapsing,
+    episodes_of,
+    open_recorder,
+    replay,
+    watch,
+    written,
+)
 
 
-def written(folder: Path) -> list[Fields]:
-    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_bytes().splitlines()]
-
-
-def steps(folder: Path) -> list[int]:
-    return [r["step"] for r in written(folder) if r["kind"] == "step"]
-
-
-def test_a_full_disk_costs_lines_and_one_warning_but_no_alarm(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_a_full_disk_costs_lines_and_one_warning_but_no_alert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder = make(tmp_path)
-    record(recorder, 1, 150)
-    assert recorder.sync()
+    recorder = open_recorder(tmp_path)
+    replay(recorder, collapsing(1, 150))
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -52,73 +36,140 @@ def test_a_full_disk_costs_lines_and_one_warning_but_no_alarm(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         patch.setattr("microscope_tui.runlog.writer.RETRY_S", 0.0)
-        alerts = record(recorder, 151, 260)
-        recorder.sync()  # what waits is lost before the disk has room again
+        alerts = replay(recorder, collapsing(151, 260))  # lost before the disk has room again
     assert [(a.layers, a.onset) for a in alerts if a.is_collapse] == [(("L3",), 200)]
-    assert ["No space left" in message for message in caplog.messages] == [True]
-    assert record(recorder, 261, 300) == []
+    (message,) = caplog.messages
+    assert "No space left" in message
+    assert str(tmp_path / "run" / "metrics.jsonl") in message
+    assert replay(recorder, collapsing(261, 300)) == []
     recorder.close(step=300, reason="finished")
-    assert steps(tmp_path) == [*range(1, 151), *range(261, 301)]
-    (lost,) = [r for r in written(tmp_path) if r.get("event") == "lost_records"]
+    steps = [line["step"] for line in records(tmp_path / "run")]
+    assert steps == [*range(1, 151), *range(261, 301)]
+    events = records(tmp_path / "run", "event")
+    (lost,) = [event for event in events if event["event"] == "lost_records"]
     assert lost["values"]["count"] == 110 + len(alerts)
     assert recorder.verdict().startswith("CRITICAL COLLAPSE")
     assert format_text(check_format(tmp_path / "run")).endswith("; no problems")
 
 
-def test_a_log_folder_that_is_deleted_comes_back_with_its_header(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    recorder = make(tmp_path)
-    record(recorder, 1, 150)
-    assert recorder.sync()
-    shutil.rmtree(tmp_path / "run")
-    alerts = record(recorder, 151, 260)
-    recorder.close(step=260, reason="finished")
-    assert [a.onset for a in alerts if a.is_collapse] == [200]
-    head, first, *_ = written(tmp_path)
-    assert (head["kind"], head["model"], first["step"]) == ("run", HEADER["model"], 151)
-    assert steps(tmp_path) == list(range(151, 261))
-    assert [r["values"]["onset"] for r in written(tmp_path) if r.get("event") == "alert"] == [200]
-    assert caplog.messages == []
-
-
-def test_a_folder_that_cannot_be_made_again_costs_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    recorder = make(tmp_path)
-    record(recorder, 1, 150)
-    assert recorder.sync()
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").write_text("a file in its place")
-    alerts = record(recorder, 151, 260)
-    recorder.close(step=260, reason="finished")
-    assert [a.onset for a in alerts if a.is_collapse] == [200]
-    assert "cannot be written" in caplog.messages[0]
-    assert (tmp_path / "run").read_text() == "a file in its place"
-
-
 def test_a_clock_that_goes_back_is_written_as_it_is_and_changes_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steady = make(tmp_path / "steady")
-    alerts = record(steady, 1, 300)
+    alerts = replay(open_recorder(tmp_path / "steady"), collapsing(1, 230))
     now = iter(range(2_000_000_000, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    back = make(tmp_path / "back")
-    assert record(back, 1, 300) == alerts
-    back.close(step=300, reason="finished")
-    times = [r["time"] for r in written(tmp_path / "back")]
+    back = open_recorder(tmp_path / "back")
+    assert replay(back, collapsing(1, 230)) == alerts
+    back.close(step=230, reason="finished")
+    times = [line["time"] for line in written(tmp_path / "back")]
     assert times[0] == 2_000_000_000
     assert times == sorted(times, reverse=True)
     read = watch(tmp_path / "back")
-    assert (read.defects.count, read.latest.record.step if read.latest else 0) == (0, 300)
-    assert read.diagnosis is not None
-    assert {k[:2] for k in told_by(read.diagnosis)} == {(a.step, a.rule) for a in alerts}
-    problems = format_text(check_format(tmp_path / "back" / "run"))
-    assert "0 errors" in problems
+    assert (read.defects.count, read.latest.record.step if read.latest else 0) == (0, 230)
+    assert {k[:2] for k in episodes_of(read.diagnosis)} == {(a.step, a.rule) for a in alerts}
+    assert "0 errors" in format_text(check_format(tmp_path / "back" / "run"))
 
 
-def test_an_unwritable_folder_is_said_before_the_run_begins(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_before_the_run_begins(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file in its place")
     with pytest.raises(OSError, match="run"):
-        make(tmp_path)
+        open_recorder(tmp_path)
+
+
+STEP = {"step": 1, "loss": 2.0, "tokens": 2048, "tokens_per_expert": [[512] * 8] * 4}
+CALLS: dict[str, tuple[Any, ...]] = {
+    "step": (STEP,),
+    "event": (1, "eval", {"loss": 2.0}),
+    "alerts": (),
+    "judgement": (),
+    "verdict": (),
+    "collapsed": (),
+    "collapse_onset": (),
+    "evidence": ([0.5] * 4,),
+    "sync": (),
+    "end": (1, "finished"),
+}
+NO_ANSWERS = {
+    **dict.fromkeys(("step", "event", "judgement", "collapse_onset", "end")),
+    **{"alerts": [], "verdict": "", "collapsed": (), "evidence": "", "sync": False},
+}
+
+
+def answers(log: TrainingLog) -> dict[str, Any]:
+    return {name: getattr(log, name)(*arguments) for name, arguments in CALLS.items()}
+
+
+def test_all_is_passed_on_to_the_recorder(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    log = TrainingLog(open_recorder(tmp_path), warnings.append)
+    steps = [{k: v for k, v in fields.items() if k != "kind"} for fields in collapsing(1, 230)]
+    for fields in steps[:212]:
+        indices = log.step(fields)
+    assert indices is not None
+    assert [round(c, 2) for c in indices if c is not None] == [1.0, 1.0, 0.0, 1.0]
+    assert log.evidence(indices) == "L3 at .00 for 13 steps, gathering evidence"
+    for fields in steps[212:]:
+        log.step(fields)
+    assert [a.rule for a in log.alerts() if a.is_collapse] == ["COLLAPSE"]
+    assert log.alerts() == []  # each one once
+    assert (log.collapsed(), log.collapse_onset()) == (("L3",), 200)
+    log.event(230, "eval", {"loss": 2.5})
+    assert log.sync()
+    assert log.judgement()
+    assert log.verdict().startswith("CRITICAL COLLAPSE")
+    log.end(230, "collapse")
+    evaluation, end = written(tmp_path)[-2:]
+    assert (evaluation["event"], evaluation["values"]) == ("eval", {"loss": 2.5})
+    assert (end["event"], end["reason"], end["step"]) == ("end", "collapse", 230)
+    assert warnings == []
+
+
+def test_a_failure_is_reported_once_and_the_next_call_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    log = TrainingLog(open_recorder(tmp_path), warnings.append)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("disk on fire")
+
+    with monkeypatch.context() as patch:
+        for name in RunRecorder.__dict__:
+            if not name.startswith("_"):
+                patch.setattr(RunRecorder, name, fail)
+        assert answers(log) == NO_ANSWERS
+    (message,) = warnings
+    assert message == "the run log has a gap, training continues: RuntimeError('disk on fire')"
+    assert log.step(STEP) is not None
+    assert log.sync()
+    assert written(tmp_path)[-1]["step"] == 1
+
+
+def test_a_record_that_makes_no_sense_costs_itself(tmp_path: Path, caplog: Any) -> None:
+    log = TrainingLog(open_recorder(tmp_path))
+    assert log.step(STEP | {"tokens_per_expert": [[1] * 8]}) is None
+    assert log.step({}) is None
+    assert log.step(STEP) is not None
+    assert ["the run log has a gap" in message for message in caplog.messages] == [True]
+    assert log.sync()
+    assert [r["kind"] for r in written(tmp_path) if r["kind"] != "event"] == ["run", "step"]
+
+
+def test_a_warning_that_fails_is_not_raised_and_ctrl_c_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(message: str) -> None:
+        raise RuntimeError(message)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    log = TrainingLog(open_recorder(tmp_path), fail)
+    assert log.step({}) is None
+    monkeypatch.setattr(RunRecorder, "record_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        log.step(STEP)
+
+
+def test_without_a_recorder_the_same_calls_do_nothing() -> None:
+    assert answers(TrainingLog(None)) == NO_ANSWERS | {"sync": True}

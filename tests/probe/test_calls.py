@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from microscope_tui.probe import Call, Calls, Choice, Scores, Site, attach
 from microscope_tui.probe import counter as counter_module
-from tests.probe.layers import ROUTERS, TOP_K, Block, Model, records, sums, tokens
+from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)
 Made = tuple[tuple[int, int], Choice, Tensor | None]
@@ -64,7 +64,7 @@ def totals(made_calls: list[Made], *, one_by_one: bool) -> dict[Any, tuple[Tenso
     return found
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(made(), max_size=12))
 def test_calls_counted_together_sum_up_as_those_counted_one_by_one(made_calls: list[Made]) -> None:
     together, single = (totals(made_calls, one_by_one=each) for each in (False, True))
@@ -89,8 +89,9 @@ def test_a_call_keeps_what_the_model_chose_and_not_what_it_writes_there_later() 
     SITES[1].module.e_score_correction_bias.copy_(torch.linspace(-1, 1, 5))
 
 
-def test_many_waiting_calls_are_counted_before_the_pass_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", [0, counter_module._WAITING_BYTES])
+def test_calls_that_are_too_large_to_wait_are_counted_before_the_pass_ends(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
     run = Block.forward
@@ -101,34 +102,21 @@ def test_many_waiting_calls_are_counted_before_the_pass_ends(
         return output
 
     monkeypatch.setattr(Block, "forward", forward)
-    lines = []
-    for limit in (0, counter_module._WAITING_BYTES):
-        monkeypatch.setattr(counter_module, "_WAITING_BYTES", limit)
-        model = Model()
-        with attach(model, tmp_path / str(limit), routers=ROUTERS) as probe:
+    monkeypatch.setattr(counter_module, "_WAITING_BYTES", limit)
+    for saliency in (False, True):
+        model, folder = Model(), tmp_path / str(saliency)
+        with attach(model, folder, routers=ROUTERS, saliency=saliency) as probe:
             model(tokens())
             probe.step()
-        lines.append(records(tmp_path / str(limit))[0]["tokens_per_expert"])
-    assert counted == [1, 2, 0, 0]
-    assert lines[0] == lines[1]
-
-
-def test_a_call_too_large_to_wait_is_counted_in_a_saliency_run_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(counter_module, "_WAITING_BYTES", 0)
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS, saliency=True) as probe:
-        model(tokens())
-        probe.step()
-        assert not probe.hooks.problem
-    assert sums(tmp_path) == [[2 * 12 * TOP_K] * 2]
+            assert not probe.hooks.problem
+        assert sums(folder) == [[PAIRS] * 2]
+    assert counted == ([0, 0] if limit else [1, 2]) + [1, 2]  # saliency never waits
 
 
 def test_a_compiled_model_is_counted_when_the_number_of_tokens_changes(tmp_path: Path) -> None:
     model = Model()
     with attach(model, tmp_path, routers=ROUTERS) as probe:
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         for length in (12, 16, 20):  # from the second on it is compiled for any length
             compiled(tokens(length=length)).sum().backward()
             probe.step()

@@ -1,30 +1,18 @@
 """Families of transformers whose routing cannot be read in the usual way; one claim each."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.families.oracle import count
-from benchmarks.families.tiny import LAYERS, build
-from benchmarks.families.trial import Outcome, Way, attempt, batch
-from microscope_tui.probe import attach
+from benchmarks.families.tiny import build
+from benchmarks.families.trial import LENGTHS, SEQUENCE, WAYS, attempt, batch
+from tests.probe.layers import one_step, records
 
-
-def trained(family: str, folder: Path, **changes: Any) -> Outcome:
-    outcome = attempt(family, Way(padding="left"), folder, **changes)
-    assert outcome.problems() == []
-    return outcome
-
-
-def one_step(model: nn.Module, folder: Path, **inputs: Any) -> dict[str, Any]:
-    with attach(model, folder) as probe:
-        model(**inputs)
-        probe.step()
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[1])
+EXPERTS = 8
 
 
 def test_a_skipped_layer_of_zaya_is_unrouted_and_no_pair_of_expert_0(tmp_path: Path) -> None:
@@ -40,24 +28,25 @@ def test_a_skipped_layer_of_zaya_is_unrouted_and_no_pair_of_expert_0(tmp_path: P
     assert sum(line["tokens_per_expert"][1]) == 0
 
 
-def test_identity_experts_of_longcat_are_unrouted(tmp_path: Path) -> None:
-    outcome = trained("longcat_flash", tmp_path)
-    elsewhere = outcome.line["router"]["unrouted"]
-    assert 0 < sum(elsewhere) < 2 * len(elsewhere) * outcome.line["tokens"]
-    assert outcome.run["model"]["num_experts"] == 8
-
-
-def test_experts_that_cannot_be_asked_alone_cost_the_norms_only(tmp_path: Path) -> None:
-    line = trained("longcat_flash", tmp_path).line
+def test_identity_experts_of_longcat_are_unrouted_and_their_norms_cannot_be_measured(
+    tmp_path: Path,
+) -> None:
+    line = attempt("longcat_flash", WAYS["left"], tmp_path).line
+    elsewhere = line["router"]["unrouted"]
+    assert 0 < sum(elsewhere) < 2 * len(elsewhere) * line["tokens"]
     assert line["mean_output_norm"] == [[]] * len(line["tokens_per_expert"])
     assert all(len(row) == 8 for row in line["mean_weight"])
 
 
-def test_hash_routed_layers_of_deepseek_v4_keep_their_place(tmp_path: Path) -> None:
-    outcome = trained("deepseek_v4", tmp_path)
-    assert outcome.run["model"]["layers"] == [0, 1, 2, 3]  # router_logits has fewer
-    entropy = outcome.line["router"]["entropy"]
-    assert 0 < [value is None for value in entropy].count(True) < LAYERS
+def test_hash_routed_layers_of_deepseek_v4_have_no_entropy(tmp_path: Path) -> None:
+    entropy = attempt("deepseek_v4", WAYS["left"], tmp_path).line["router"]["entropy"]
+    assert [value is None for value in entropy] == [True, True, True, False]
+
+
+def test_the_canvas_of_diffusion_gemma_is_not_a_part_of_the_prompt(tmp_path: Path) -> None:
+    outcome = attempt("diffusion_gemma", WAYS["left"], tmp_path)
+    assert outcome.problems() == []
+    assert (outcome.tokens["enc.0"], outcome.tokens["dec.0"]) == (21, 24)
 
 
 def test_a_fresh_hash_table_of_deepseek_v4_is_logged_as_it_routes(tmp_path: Path) -> None:
@@ -68,38 +57,6 @@ def test_a_fresh_hash_table_of_deepseek_v4_is_logged_as_it_routes(tmp_path: Path
     line = one_step(model, tmp_path, **batch("deepseek_v4", model, "left", 0)[0])
     # Expert 0 twice for every token: a fault of the model, and shown.
     assert line["tokens_per_expert"][0] == [2 * line["tokens"]] + [0] * 7
-
-
-def test_both_routers_of_a_layer_of_jetmoe_are_kept_apart_attention_first(tmp_path: Path) -> None:
-    outcome = trained("jetmoe", tmp_path)
-    names = outcome.run["model"]["layer_names"]
-    assert names[:2] == ["L0.attn", "L0"] or names[0].endswith(".attn")
-    assert len(names) == 2 * LAYERS
-    assert outcome.run["model"]["layers"] == [0, 0, 1, 1, 2, 2, 3, 3]
-
-
-def test_a_looped_layer_has_a_row_for_every_pass(tmp_path: Path) -> None:
-    outcome = trained("inkling2_loop", tmp_path)
-    names = outcome.run["model"]["layer_names"]
-    assert {"L1#1", "L1#2", "L2#1", "L2#2"} <= set(names)
-    rows = dict(zip(names, outcome.line["tokens_per_expert"], strict=True))
-    assert rows["L1#1"] != rows["L1#2"]
-
-
-def test_llama4_is_counted_though_its_experts_see_every_token(tmp_path: Path) -> None:
-    outcome = trained("llama4", tmp_path, num_experts_per_tok=2)
-    assert outcome.run["model"]["score_function"] == "sigmoid"
-
-
-def test_product_keys_of_doge_name_experts_by_pairs(tmp_path: Path) -> None:
-    outcome = trained("doge", tmp_path)
-    assert outcome.run["model"]["num_experts"] == 16
-
-
-def test_encoder_and_decoder_are_kept_apart(tmp_path: Path) -> None:
-    outcome = trained("switch_transformers", tmp_path)
-    names = outcome.run["model"]["layer_names"]
-    assert [name.partition(".")[0] for name in names] == ["enc", "enc", "dec", "dec"]
 
 
 def test_labels_alone_tell_which_decoder_tokens_are_real(tmp_path: Path) -> None:
@@ -113,54 +70,39 @@ def test_labels_alone_tell_which_decoder_tokens_are_real(tmp_path: Path) -> None
     assert (encoder, decoder) == (21, 10 + 8 + 5)
 
 
-def test_the_canvas_of_diffusion_gemma_is_no_part_of_the_prompt(tmp_path: Path) -> None:
-    outcome = trained("diffusion_gemma", tmp_path)
-    assert outcome.tokens["enc.0"] == 21
-    assert outcome.tokens["dec.0"] == 24
-
-
-def test_text_and_vision_experts_of_ernie_see_their_own_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", [True, False])
+def test_text_and_vision_experts_of_ernie_see_their_own_tokens(
+    images: bool, tmp_path: Path
+) -> None:
     model = build("ernie4_5_vl_moe")
     inputs, real = batch("ernie4_5_vl_moe", model, "left", 0)
     types_BS = torch.zeros_like(inputs["input_ids"])
-    types_BS[0, 2:6] = 1  # real tokens of an image; the padding counts for neither
+    types_BS[0, 2:6] = int(images)  # real tokens of an image; the padding counts for neither
+    types = {"moe_mm_token_type_ids": types_BS}
     chosen: dict[str, list[list[int]]] = {}
     for path, module in model.named_modules():
         if type(module).__name__ == "Ernie4_5_VLMoeMoeTopKRouter":
 
             def keep(module: Any, args: Any, output: Any, path: str = path) -> None:
-                chosen[path] = output[2].tolist()
+                depth = path.split(".layers.")[1].partition(".")[0]
+                chosen[f"L{depth}.{'vis' if 'vision_moe' in path else 'text'}"] = output[2].tolist()
 
             module.register_forward_hook(keep)
-        if type(module).__name__ == "Ernie4_5_VLMoeMoeBlock":
-            module.register_forward_pre_hook(_with_types(types_BS), with_kwargs=True)
-    line = one_step(model, tmp_path, **inputs)
-    run = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    names = run["model"]["layer_names"]
-    rows = dict(zip(names, line["tokens_per_expert"], strict=True))
-    is_vision = types_BS.flatten().bool().tolist()
-    for path, ids in chosen.items():
-        vision = "vision_moe" in path
-        depth = path.split(".layers.")[1].partition(".")[0]
-        mine = [r for r, v in zip(real[""], is_vision, strict=True) if v == vision]
-        assert rows[f"L{depth}.{'vis' if vision else 'text'}"] == count(ids, mine, 8)[0]
-    assert len(chosen) == len(names)
-
-
-def _with_types(types_BS: Tensor) -> Any:
-    def change(module: Any, args: Any, kwargs: Any) -> Any:
-        return args[:1], kwargs | {"moe_mm_token_type_ids": types_BS}
-
-    return change
-
-
-def test_a_vision_router_that_is_never_called_has_seen_no_token(tmp_path: Path) -> None:
-    model = build("ernie4_5_vl_moe")
-    inputs, _ = batch("ernie4_5_vl_moe", model, "left", 0)
+        if images and type(module).__name__ == "Ernie4_5_VLMoeMoeBlock":
+            module.register_forward_pre_hook(
+                lambda module, args, kwargs: (args[:1], kwargs | types), with_kwargs=True
+            )
     line = one_step(model, tmp_path, **inputs)
     assert "incomplete" not in line
-    assert 0 in line["router"]["tokens"]
-    assert [sum(row) == 0 for row in line["tokens_per_expert"]].count(True) >= 1
+    (run,) = records(tmp_path, "run")
+    is_vision = types_BS.flatten().bool().tolist()
+    for name, row in zip(run["model"]["layer_names"], line["tokens_per_expert"], strict=True):
+        if name.endswith(".vis") and not images:
+            assert (name in chosen, sum(row)) == (False, 0)  # it is not called
+            continue
+        pairs = zip(real[""], is_vision, strict=True)
+        mine = [is_real for is_real, vision in pairs if vision == name.endswith(".vis")]
+        assert row == count(chosen[name], mine, 8)[0]
 
 
 @pytest.mark.parametrize("family", ["gemma4", "diffusion_gemma"])
@@ -177,10 +119,6 @@ def test_probabilities_are_not_softmaxed_again(family: str, tmp_path: Path) -> N
     assert "z_loss" not in line["router"]
 
 
-def test_sampled_choices_of_phimoe_are_counted_as_chosen(tmp_path: Path) -> None:
-    trained("phimoe", tmp_path)
-
-
 def test_rejected_groups_that_win_in_axk2_are_counted(tmp_path: Path) -> None:
     model = build("axk2")
     for name, bias in model.named_buffers():
@@ -194,17 +132,6 @@ def test_rejected_groups_that_win_in_axk2_are_counted(tmp_path: Path) -> None:
     real_T = inputs["attention_mask"].flatten().bool()
     expected = torch.bincount(chosen[0][real_T].flatten(), minlength=8).tolist()
     assert line["tokens_per_expert"][0] == expected
-
-
-@pytest.mark.parametrize("family", ["afmoe", "laguna", "ernie4_5_moe", "lfm2_moe", "zaya"])
-def test_the_selection_bias_is_found_wherever_it_lies(family: str, tmp_path: Path) -> None:
-    outcome = trained(family, tmp_path)
-    assert all(len(row) == 8 for row in outcome.line["expert_bias"])
-    assert any(any(row) for row in outcome.line["expert_bias"])
-
-
-def test_a_learned_router_bias_is_no_selection_bias(tmp_path: Path) -> None:
-    assert trained("gpt_oss", tmp_path).line["expert_bias"] == []
 
 
 @pytest.mark.parametrize(
@@ -224,7 +151,7 @@ def test_entropy_follows_the_score_function_of_the_family(
     scores = {
         "softmax": lambda x: x.softmax(-1),
         "sigmoid": torch.sigmoid,
-        "sqrtsoftplus": lambda x: nn.functional.softplus(x).sqrt(),
+        "sqrtsoftplus": lambda x: torch.nn.functional.softplus(x).sqrt(),
     }[kind]
     x_TE = logits[-1].double()[torch.tensor(real[""])]
     p_TE = scores(x_TE) / scores(x_TE).sum(-1, keepdim=True)
@@ -235,3 +162,66 @@ def test_entropy_follows_the_score_function_of_the_family(
     assert router["mean_entropy"][-1] == pytest.approx(float(-(mean_E * mean_E.log()).sum()), 1e-4)
     assert router["z_loss"][-1] == pytest.approx(float(x_TE.logsumexp(-1).square().mean()), 1e-4)
     assert router["max_logit"][-1] == pytest.approx(float(x_TE.abs().max()), rel=1e-4)
+
+
+def logged(model: Any, kind: str, inputs: dict[str, Tensor], folder: Path) -> tuple[Any, list[Any]]:
+    """The line of one step, and what every router was given and returned, in forward order."""
+    calls: list[Any] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        calls.append((module, args[0].detach(), [part.detach().clone() for part in output]))
+
+    for module in model.modules():
+        if type(module).__name__ == kind:
+            module.register_forward_hook(keep)
+    return one_step(model, folder, **inputs), calls
+
+
+def counts_of(chosen: list[tuple[int, ...]]) -> list[int]:
+    return [sum(e in ids for ids in chosen) for e in range(EXPERTS)]
+
+
+@pytest.mark.parametrize("capacity", [1, 2])
+def test_switch_counts_the_demand_and_reports_what_the_capacity_dropped(
+    capacity: int, tmp_path: Path
+) -> None:
+    model = build("switch_transformers", expert_capacity=capacity)
+    inputs, _ = batch("switch_transformers", model, "right", 0)
+    line, calls = logged(model, "SwitchTransformersTop1Router", inputs, tmp_path)
+    for row, (_, _, (_, _, logits_BSE)) in enumerate(calls):
+        demand, dropped = [0] * EXPERTS, 0
+        for sequence, length in zip(logits_BSE.double().argmax(-1).tolist(), LENGTHS, strict=True):
+            for place in range(length):  # every sequence fills the experts anew
+                expert = sequence[place]
+                demand[expert] += 1
+                dropped += sequence[:place].count(expert) >= capacity
+        assert line["tokens_per_expert"][row] == demand
+        assert line["router"]["drop_rate"][row] == pytest.approx(dropped / sum(LENGTHS), rel=1e-4)
+        assert dropped > 0
+
+
+@pytest.mark.parametrize("policy", ["all", "sampling"])
+def test_nllb_counts_both_choices_and_reports_what_the_capacity_dropped(
+    policy: str, tmp_path: Path
+) -> None:
+    capacity = 4
+    model = build("nllb_moe", expert_capacity=capacity, second_expert_policy=policy)
+    inputs, _ = batch("nllb_moe", model, "right", 0)
+    inputs = {name: inputs[name] for name in ("input_ids", "decoder_input_ids")}
+    line, calls = logged(model, "NllbMoeTop2Router", inputs, tmp_path)
+    for row, (router, hidden_TD, (_, _, noisy_TE)) in enumerate(calls):
+        clean = hidden_TD.double() @ router.classifier.weight.detach().double().T
+        firsts = clean.argmax(-1).tolist()
+        seconds = []
+        for first, scores in zip(firsts, noisy_TE.tolist(), strict=True):
+            scores[first] = float("-inf")
+            seconds.append(scores.index(max(scores)))
+        # First choices come first; second ones queue behind all of them.
+        dropped = sum(firsts[:t].count(e) >= capacity for t, e in enumerate(firsts))
+        dropped += sum(
+            firsts.count(e) + seconds[:t].count(e) >= capacity for t, e in enumerate(seconds)
+        )
+        assert line["tokens_per_expert"][row] == counts_of(list(zip(firsts, seconds, strict=True)))
+        pairs = 2 * SEQUENCE * len(LENGTHS)
+        assert line["router"]["drop_rate"][row] == pytest.approx(dropped / pairs, rel=1e-4)
+        assert dropped > 0

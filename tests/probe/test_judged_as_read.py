@@ -1,53 +1,68 @@
 """What is judged beside the training is what a reader finds in the file afterwards."""
 
-import logging
 import math
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from microscope_tui.diagnosis import Diagnosis
-from microscope_tui.lines import snapshot_text
+from microscope_tui.probe import Alert
 from microscope_tui.report import check_format, judge, verdict_text
 from microscope_tui.report import format_text as format_report
-from microscope_tui.report.check import exit_code
-from microscope_tui.runlog import RunFile, RunReader, StepEntry, find_runs, glance
+from microscope_tui.runlog import RunFile, RunReader, StepEntry, glance
+from tests.probe.layers import records
 from tests.probe.replay import (
     EVEN,
     HEADER,
+    STEPS,
+    Record,
     collapsing,
-    events,
+    episodes_of,
     open_recorder,
     records_of,
     replay,
     step,
-    told_by,
     watch,
 )
 
 SICK = (
     *("collapse", "early-collapse", "dead-experts", "divergence", "overflow", "bias-limit-cycle"),
-    *("nan", "padding", "lint-no-balance"),
+    *("nan", "padding", "lint-no-balance", "shock"),
 )
-NEEDS_ALL_COUNTS = ("bias-limit-cycle",)
+SPARSE = ("collapse", "early-collapse", "dead-experts", "padding", "bias-limit-cycle")
+"""Also with counts in every tenth line only, where the last one cannot be recognised."""
+RUNS = [(scenario, 1) for scenario in ("healthy", *SICK)] + [(scenario, 10) for scenario in SPARSE]
 WORDS = {0: "healthy", 1: "WARNING", 2: "CRITICAL", 3: "NO VERDICT"}
 
 
-@pytest.mark.parametrize("counts_every", [1, 10])
-@pytest.mark.parametrize("scenario", ["healthy", *SICK])
-def test_alerts_are_what_the_diagnosis_of_the_written_file_says(
-    scenario: str, counts_every: int, tmp_path: Path
-) -> None:
-    header, *records = records_of(scenario, 4, 600)
-    recorder = open_recorder(tmp_path, header, counts_every=counts_every)
-    alerts = list(replay(recorder, records))
-    recorder.close(step=600, reason="finished")
-    read = watch(tmp_path)
+class Recorded(NamedTuple):
+    folder: Path
+    scenario: str
+    counts_every: int
+    alerts: list[Alert]
+    verdict: str
+
+
+@pytest.fixture(
+    name="recorded", scope="module", params=RUNS, ids=lambda run: f"{run[0]}-every-{run[1]}"
+)
+def _recorded(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    scenario, counts_every = request.param
+    folder = tmp_path_factory.mktemp("recorded")
+    header, *steps = records_of(scenario)
+    recorder = open_recorder(folder, header, counts_every=counts_every)
+    alerts = replay(recorder, steps)
+    recorder.close(step=STEPS, reason="finished")
+    return Recorded(folder, scenario, counts_every, alerts, recorder.verdict())
+
+
+def test_alerts_are_those_of_the_diagnosis_of_the_written_file(recorded: Recorded) -> None:
+    read = watch(recorded.folder)
     assert read.defects.count == 0
-    assert read.diagnosis is not None
-    known = told_by(read.diagnosis)
+    known = episodes_of(read.diagnosis)
+    alerts = recorded.alerts
     assert {(a.step, a.rule, layer) for a in alerts for layer in a.layers or (None,)} == {
         (at, rule, router) for at, rule, _, router, _ in known
     }
@@ -56,78 +71,81 @@ def test_alerts_are_what_the_diagnosis_of_the_written_file_says(
         mine = [k for k in same if k[3] in (alert.layers or (None,))]
         assert (alert.severity, alert.onset) in {(k[2], k[4]) for k in mine}
         assert alert.onset == min(k[4] for k in mine)
-    assert bool(alerts) == (
-        scenario in SICK and (counts_every == 1 or scenario not in NEEDS_ALL_COUNTS)
-    )
+    is_found = recorded.counts_every == 1 or recorded.scenario != "bias-limit-cycle"
+    assert bool(alerts) == (is_found and recorded.scenario in SICK)
 
 
-@pytest.mark.parametrize("scenario", ["healthy", "divergence", "overflow", "shock", "padding"])
-def test_the_verdict_is_that_of_check(scenario: str, tmp_path: Path) -> None:
-    header, *records = records_of(scenario, 4, 600)
-    recorder = open_recorder(tmp_path, header)
-    for _ in replay(recorder, records):
-        pass
-    recorder.close(step=600, reason="finished")
-    verdict = recorder.verdict()
+def test_the_verdict_is_that_of_check(recorded: Recorded) -> None:
+    judged = judge(RunFile("run", recorded.folder / "run" / "metrics.jsonl", 0.0))
+    assert recorded.verdict.startswith(WORDS[judged.exit_code])
+    printed = verdict_text(judged)
+    for line in recorded.verdict.splitlines():
+        assert line == "healthy" or line.split(": ", 1)[1] in printed
+
+
+def with_nan(first: int, last: int) -> list[Record]:
+    """Steps that are healthy but for losses and biases."""
+    steps = collapsing(1, 300, layers=())
+    for one in steps[first - 1 : last]:
+        one |= {"loss": math.nan, "expert_bias": [[math.nan] * 8] * 4}
+    return steps
+
+
+def with_faulty_counts() -> list[Record]:
+    """L3 collapses at step 200; from step 100 on L1 has twice the counts of the others."""
+    steps = collapsing(1, 300)
+    for one in steps[99:]:
+        one["tokens_per_expert"] = [[2 * n for n in EVEN], *one["tokens_per_expert"][1:]]
+    return steps
+
+
+COLLAPSE_AND_METER = (
+    "CRITICAL COLLAPSE: Router collapse in L3 since step 200\n"
+    "NO VERDICT METER: Meter fault in L1 since step "
+)
+NOTHING_CHOSEN = [step(n, [[2048] * 8] * 4) for n in range(1, 5)]
+FEW = [step(1, [[9, 11, 8, 12, 10, 10, 11, 9]] * 4, tokens=40)]
+TOO_FEW = "not judged: L1 has 10 assignments per expert in this dump, needs 56"
+VERDICTS: dict[str, tuple[Record, list[Record], int, str]] = {
+    "a collapsed router comes before a faulty meter": (
+        {}, with_faulty_counts(), 2, COLLAPSE_AND_METER,
+    ),
+    "a meter fault that is over is a warning": (
+        {}, with_nan(100, 150), 1, "WARNING METER: Meter fault from step 100 to 151",
+    ),
+    "a meter fault is no verdict": (
+        {}, with_nan(240, 300), 3, "NO VERDICT METER: Meter fault since step 240",
+    ),
+    "routers without a choice have no verdict": (
+        {"model": HEADER["model"] | {"top_k": 8}}, NOTHING_CHOSEN, 3,
+        "NO VERDICT: no router has more experts",
+    ),
+    "a dump with few assignments is not judged": (
+        {"profile": "eval", "planned_steps": 1}, FEW, 3, TOO_FEW,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", VERDICTS)
+def test_the_words_of_the_verdict_follow_the_exit_code(claim: str, tmp_path: Path) -> None:
+    header, steps, exit_code, verdict = VERDICTS[claim]
+    recorder = open_recorder(tmp_path, HEADER | header)
+    assert recorder.verdict() == "NO VERDICT: no step was judged"
+    replay(recorder, steps)
     judged = judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0))
-    assert verdict.startswith(WORDS[judged.exit_code])
-    said = verdict_text(judged)
-    for line in verdict.splitlines():
-        assert line == "healthy" or line.split(": ", 1)[1] in said
-
-
-def test_a_sound_router_that_collapsed_comes_before_a_faulty_meter(tmp_path: Path) -> None:
-    recorder = open_recorder(tmp_path, HEADER)
-    records = collapsing(1, 300, layers=(3,))
-    for record in records[99:]:
-        record["tokens_per_expert"] = [[2 * n for n in EVEN], *record["tokens_per_expert"][1:]]
-    list(replay(recorder, records))
-    first, second = recorder.verdict().splitlines()
-    assert first == "CRITICAL COLLAPSE: Router collapse in L3 since step 200"
-    assert second.startswith("NO VERDICT METER: Meter fault in L1 since step ")
-    assert judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0)).exit_code == 2
-
-
-def test_a_meter_fault_that_is_over_is_a_warning(tmp_path: Path) -> None:
-    recorder = open_recorder(tmp_path, HEADER)
-    records = collapsing(1, 300, layers=())
-    for record in records[99:150]:
-        record["loss"] = math.nan
-    list(replay(recorder, records))
-    assert recorder.verdict().startswith("WARNING METER: Meter fault from step 100 to 151")
-    assert judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0)).exit_code == 1
+    assert recorder.verdict().startswith(verdict)
+    assert judged.exit_code == exit_code
 
 
 def test_of_a_step_that_is_recorded_twice_the_first_one_is_judged(tmp_path: Path) -> None:
-    recorder = open_recorder(tmp_path, HEADER)
-    twice = [
-        r for pair in zip(collapsing(1, 300), collapsing(1, 300, at=1), strict=True) for r in pair
-    ]
-    (alert,) = [a for a in replay(recorder, twice) if a.rule == "COLLAPSE"]
-    read = watch(tmp_path).diagnosis
-    assert read is not None
-    assert (alert.step, "COLLAPSE", "crit", "L3", 200) in told_by(read)
+    steps = zip(collapsing(1, 230), collapsing(1, 230, at=1), strict=True)
+    twice = [one for pair in steps for one in pair]
+    (alert,) = [a for a in replay(open_recorder(tmp_path), twice) if a.rule == "COLLAPSE"]
+    assert (alert.step, "COLLAPSE", "crit", "L3", 200) in episodes_of(watch(tmp_path).diagnosis)
     assert alert.onset == 200
 
 
-def test_routers_without_a_choice_have_no_verdict(tmp_path: Path) -> None:
-    dense = HEADER | {"model": HEADER["model"] | {"top_k": 8}}
-    recorder = open_recorder(tmp_path, dense)
-    assert recorder.verdict() == "NO VERDICT: no step was judged"
-    list(replay(recorder, [step(n, [[2048] * 8] * 4) for n in range(1, 5)]))
-    assert recorder.verdict().startswith("NO VERDICT: no router has more experts")
-    assert judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0)).exit_code == 3
-
-
-def test_a_dump_with_few_assignments_is_not_judged_in_the_trainer_either(tmp_path: Path) -> None:
-    recorder = open_recorder(tmp_path, HEADER | {"profile": "eval", "planned_steps": 1})
-    list(replay(recorder, [step(1, [[9, 11, 8, 12, 10, 10, 11, 9]] * 4, tokens=40)]))
-    assert recorder.verdict().endswith("has 10 assignments per expert in this dump, needs 56")
-    read = judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0))
-    assert (read.exit_code, read.problem) == (3, recorder.verdict())
-
-
-def odd_steps() -> list[dict[str, Any]]:
+def odd_steps() -> list[Record]:
     """Numbers of all sizes, rows without a bias, readings that are missing or not finite."""
     rng = random.Random(0)
     made = []
@@ -162,8 +180,7 @@ def test_every_number_is_judged_as_it_is_read(
         return []
 
     monkeypatch.setattr(Diagnosis, "observe", look)
-    recorder = open_recorder(tmp_path, HEADER, counts_every=counts_every)
-    list(replay(recorder, odd_steps()))
+    replay(open_recorder(tmp_path, counts_every=counts_every), odd_steps())
     data = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     read = [
         repr((entry.record, [(entry.counts(i), entry.biases(i)) for i in range(4)]))
@@ -173,36 +190,16 @@ def test_every_number_is_judged_as_it_is_read(
     assert judged == read
 
 
-def test_readings_that_are_not_finite_are_judged_as_they_are_read(tmp_path: Path) -> None:
-    recorder = open_recorder(tmp_path, HEADER)
-    records = collapsing(1, 60, layers=())
-    for record in records[39:]:
-        record |= {"loss": math.nan, "expert_bias": [[math.nan] * 8] * 4}
-    (alert,) = [a for a in replay(recorder, records) if a.rule == "METER"]
-    assert (alert.severity, alert.layers, alert.onset) == ("error", (), 40)
-    read = watch(tmp_path).diagnosis
-    assert read is not None
-    assert (alert.step, "METER", "error", None, 40) in told_by(read)
-    assert recorder.verdict().startswith("NO VERDICT METER: Meter fault since step 40")
-    assert exit_code(read.findings()) == 3
-
-
-def test_every_reader_takes_the_alerts_in_a_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    recorder = open_recorder(tmp_path, HEADER)
-    alerts = list(replay(recorder, collapsing(1, 300)))
-    recorder.close(step=300, reason="collapse")
+def test_alerts_in_a_log_disturb_no_reader(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path)
+    alerts = replay(recorder, collapsing(1, 230))
+    recorder.close(step=230, reason="collapse")
     path = tmp_path / "run" / "metrics.jsonl"
-    assert sum(r.get("event") == "alert" for r in events(tmp_path)) == len(alerts) > 0
+    events = records(tmp_path / "run", "event")
+    assert sum(event["event"] == "alert" for event in events) == len(alerts) > 0
     assert format_report(check_format(path)).endswith("; no problems")
-    assert [run.path for run in find_runs(tmp_path)] == [path]
-    looked = glance(path)
-    assert (looked.error, looked.last and looked.last.step) == (None, 300)
-    assert looked.end is not None
-    assert looked.end.reason == "collapse"
-    read = watch(tmp_path)
+    seen, read = glance(path), watch(tmp_path)
+    assert (seen.error, seen.last and seen.last.step) == (None, 230)
+    assert seen.end is not None
+    assert seen.end.reason == "collapse"
     assert (read.defects.count, read.state()[0]) == (0, "stopped")
-    assert "Router collapse in L3" in verdict_text(judge(RunFile("run", path, 0.0)))
-    assert "L3" in snapshot_text(read, 100, 30)

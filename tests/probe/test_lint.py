@@ -1,6 +1,5 @@
-"""Settings that spoil routers are told at attach, once, and are in the log."""
+"""Settings that spoil routers are reported at attach, once, and are in the log."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,31 +10,23 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
+from tests.probe.layers import records
 
 
-def lint_verdicts(model: Any, folder: Path, caplog: Any) -> list[str]:
-    """Causes in the log after two steps, which are those that were said before the first."""
+def causes(model: Any, folder: Path, caplog: Any) -> str:
+    """The LINT alerts of a log of two steps, which are those that were reported before them."""
     ids = torch.randint(3, 90, (2, 12))
     with caplog.at_level(logging.INFO, "microscope_tui.probe"), attach(model, folder) as probe:
-        first = said(caplog)
+        reported = [one for one in caplog.messages if ": LINT: " in one]
         for _ in range(2):
             model(input_ids=ids).logits.square().mean().backward()
             probe.step()
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    alerts = [e["values"] for e in entries if e.get("event") == "alert"]
-    causes = [
-        a["verdict"].partition(": ")[2].partition(" since ")[0]
-        for a in alerts
-        if a["rule"] == "LINT"
-    ]
-    assert said(caplog) == first
-    assert all(any(cause in message for message in first) for cause in causes)
-    assert len(first) == len(causes)
-    return causes
-
-
-def said(caplog: Any) -> list[str]:
-    return [r.message for r in caplog.records if ": LINT: " in r.message]
+    assert [one for one in caplog.messages if ": LINT: " in one] == reported
+    alerts = [e["values"] for e in records(folder, "event") if e["event"] == "alert"]
+    verdicts = [a["verdict"].partition(" since ")[0] for a in alerts if a["rule"] == "LINT"]
+    assert len(reported) == len(verdicts)
+    assert all(any(verdict in one for one in reported) for verdict in verdicts)
+    return "\n".join(verdicts)
 
 
 @pytest.mark.parametrize(
@@ -48,29 +39,28 @@ def said(caplog: Any) -> list[str]:
         ("deepseek_v3", {}, "bias not updated"),
     ],
 )
-def test_a_setting_that_spoils_routers_is_told_once(
+def test_a_setting_that_spoils_routers_is_reported_once(
     family: str, changes: dict[str, Any], cause: str, tmp_path: Path, caplog: Any
 ) -> None:
-    assert any(
-        cause in verdict for verdict in lint_verdicts(build(family, **changes), tmp_path, caplog)
-    )
+    assert cause in causes(build(family, **changes), tmp_path, caplog)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
-def test_routers_that_lora_leaves_out_are_told(tmp_path: Path, caplog: Any) -> None:
-    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(build("mixtral", output_router_logits=True), config)
-    assert any("router frozen" in verdict for verdict in lint_verdicts(model, tmp_path, caplog))
+@pytest.mark.parametrize("lora", [False, True])
+def test_only_routers_that_lora_leaves_out_are_frozen(
+    lora: bool, tmp_path: Path, caplog: Any
+) -> None:
+    model = build("mixtral", output_router_logits=True)
+    if lora:
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    found = causes(model, tmp_path, caplog)
+    assert ("router frozen" in found) == lora
+    assert "not applied" not in found
 
 
-def test_trained_routers_are_not_called_frozen(tmp_path: Path, caplog: Any) -> None:
-    verdicts = lint_verdicts(build("mixtral", output_router_logits=True), tmp_path, caplog)
-    assert not any("frozen" in verdict or "not applied" in verdict for verdict in verdicts)
-
-
-def test_settings_of_training_are_not_told_of_a_finished_model(tmp_path: Path) -> None:
+def test_settings_of_training_are_not_reported_for_a_finished_model(tmp_path: Path) -> None:
     model = build("mixtral", output_router_logits=False).eval()
     with attach(model, tmp_path, mode="eval") as probe:
         model(input_ids=torch.randint(3, 90, (2, 12)))
         probe.step()
-    assert '"alert"' not in (tmp_path / "metrics.jsonl").read_text()
+    assert all(event["event"] != "alert" for event in records(tmp_path, "event"))

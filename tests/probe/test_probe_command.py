@@ -7,6 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from moe_model import CharTokenizer
 from tests.probe.folders import CHARACTERS, change, family, own, planted, probe, save, text
 from tests.probe.layers import records
 
+Run = Callable[..., int]
+
 
 @pytest.fixture(name="model", scope="module")
 def _model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,37 +37,49 @@ def _words(tmp_path: Path) -> Path:
     return tmp_path / "words.txt"
 
 
-def refused(model: object, *texts: object, said: str, code: int = 64, **how: Any) -> None:
-    """The command exits with ``code`` and one line that matches ``said``."""
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr(sys, "stderr", type("E", (), {"write": lines.append, "isatty": bool})())
-        with pytest.raises(SystemExit) as exit_:
-            probe(str(model), *map(str, texts), **({"device": "cpu"} | how))
+@pytest.fixture(name="run")
+def _run(model: Path, words: Path, out: Path) -> Run:
+    """Probe the planted model over ``words`` in batches of 100 tokens, into ``out``."""
+
+    def run() -> int:
+        return probe(model, words, output=out, window=50, batch_size=2)
+
+    return run
+
+
+@pytest.fixture(name="out")
+def _out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def refused(model: object, *texts: object, why: str, code: int = 64, **how: Any) -> None:
+    """The command exits with ``code``, and its last line matches ``why``."""
+    with redirect_stderr(StringIO()) as errors, pytest.raises(SystemExit) as exit_:
+        probe(model, *texts, **how)
     assert exit_.value.code == code
-    assert re.search(said, lines[-1]), lines
-    assert lines[-1].count("\n") == 1
+    assert re.search(why, errors.getvalue().splitlines()[-1]), errors.getvalue()
 
 
-def test_bad_texts_are_refused_in_one_line(model: Path, words: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_bad_texts_are_refused_in_one_line(
+    model: Path, words: Path, tmp_path: Path, out: Path
+) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary").write_bytes(b"abc\0def")
     (tmp_path / "latin").write_bytes("é".encode("latin-1"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "strange.txt").write_text("日本")
-    refused(model, output=out, said="name at least one text")
-    refused(model, tmp_path / "absent", output=out, said="no such file")
-    refused(model, tmp_path / "empty.txt", output=out, said="no text to read")
-    refused(model, tmp_path / "binary", output=out, said="binary .byte 3")
-    refused(model, tmp_path / "latin", output=out, said="not UTF-8")
-    refused(model, tmp_path / "folder", output=out, said="contains no file")
-    refused(model, tmp_path / "strange.txt", output=out, said="tokenizer cannot encode")
-    refused(model, words, output=tmp_path, said="exists already")
-    refused(model, words, output=out, window=65, said="reads at most 64 tokens")
-    refused(model, words, output=out, tokens=0, said="--tokens 0")
+    refused(model, output=out, why="name at least one text")
+    refused(model, tmp_path / "absent", output=out, why="no such file")
+    refused(model, tmp_path / "empty.txt", output=out, why="no text to read")
+    refused(model, tmp_path / "binary", output=out, why="binary .byte 3")
+    refused(model, tmp_path / "latin", output=out, why="not UTF-8")
+    refused(model, tmp_path / "folder", output=out, why="contains no file")
+    refused(model, tmp_path / "strange.txt", output=out, why="tokenizer cannot encode")
+    refused(model, words, output=tmp_path, why="exists already")
+    refused(model, words, output=out, window=65, why="reads at most 64 tokens")
+    refused(model, words, output=out, tokens=0, why="--tokens 0")
     if not torch.cuda.is_available():
-        refused(model, words, output=out, device="cuda", said="no usable GPU")
+        refused(model, words, output=out, device="cuda", why="no usable GPU")
     assert not out.exists()
 
 
@@ -72,24 +89,24 @@ def test_models_that_cannot_be_probed_are_refused_in_one_line(words: Path, tmp_p
                     num_attention_heads=1)
     )  # fmt: skip
     save(dense, tmp_path / "dense")
-    refused(tmp_path / "dense", words, said="no MoE layer found in LlamaForCausalLM")
+    refused(tmp_path / "dense", words, why="no MoE layer found in LlamaForCausalLM")
     bare = planted(tmp_path / "bare")
     (bare / "tokenizer.json").unlink()
-    refused(bare, words, said="no tokenizer.json")
-    refused(words, words, said="a file; name the folder")
-    refused(tmp_path, words, said="neither config.json nor checkpoint.json")
-    refused("some/where", words, said="add --download")
-    refused("nowhere", words, said="no such folder")
+    refused(bare, words, why="no tokenizer.json")
+    refused(words, words, why="a file; name the folder")
+    refused(tmp_path, words, why="neither config.json nor checkpoint.json")
+    refused("some/where", words, why="add --download")
+    refused("nowhere", words, why="no such folder")
     cut = planted(tmp_path / "cut")
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(cut, words, said="cannot load it")
+    refused(cut, words, why="cannot load it")
     other = planted(tmp_path / "other")
     change(other / "config.json", num_hidden_layers=3)
-    refused(other, words, said="weights are missing")
+    refused(other, words, why="weights are missing")
     damaged = own(tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"no")
-    refused(damaged, words, said="is damaged")
+    refused(damaged, words, why="is damaged")
 
 
 def test_pickles_are_never_loaded(words: Path, tmp_path: Path) -> None:
@@ -101,14 +118,14 @@ def test_pickles_are_never_loaded(words: Path, tmp_path: Path) -> None:
 
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    refused(folder, words, said="only pytorch_model.bin, a pickle")
+    refused(folder, words, why="only pytorch_model.bin, a pickle")
     index = {"weight_map": {"a": "../../pytorch_model.bin"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, words, said="files outside of the folder")
+    refused(folder, words, why="files outside of the folder")
     assert not trap.exists()
 
 
-def test_code_of_a_model_is_never_run(words: Path, tmp_path: Path) -> None:
+def test_code_of_a_model_is_never_run(words: Path, tmp_path: Path, out: Path) -> None:
     trap = tmp_path / "sprung"
     map_ = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
 
@@ -118,16 +135,16 @@ def test_code_of_a_model_is_never_run(words: Path, tmp_path: Path) -> None:
         return folder
 
     foreign = spring(planted(tmp_path / "foreign"), model_type="trap", architectures=["M"])
-    refused(foreign, words, said="requires custom code .auto_map")
+    refused(foreign, words, why="requires custom code .auto_map")
     known = spring(planted(tmp_path / "known"), attn_implementation="evil/kernel")
-    assert probe(str(known), str(words), device="cpu", output=tmp_path / "out") == 0
+    assert probe(known, words, output=out) == 0
     adapter = planted(tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/model"}')
-    refused(adapter, words, said="merge it")
+    refused(adapter, words, why="merge it")
     assert not trap.exists()
 
 
-def test_without_torch_one_line_says_what_to_install(words: Path) -> None:
+def test_without_torch_one_line_names_what_to_install(words: Path) -> None:
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more)\n"
@@ -135,12 +152,12 @@ def test_without_torch_one_line_says_what_to_install(words: Path) -> None:
         f"main(['probe', 'some/model', {str(words)!r}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    said = "moe-microscope: probe needs pip install 'moe-microscope[train]'\n"
-    assert (done.returncode, done.stdout, done.stderr) == (64, "", said)
+    error = "moe-microscope: probe needs pip install 'moe-microscope[train]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (64, "", error)
 
 
 def test_slices_have_their_names_and_share_the_tokens(
-    model: Path, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, words: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "many"
     (folder / "deep").mkdir(parents=True)
@@ -149,9 +166,7 @@ def test_slices_have_their_names_and_share_the_tokens(
     (folder / "c.bin").write_bytes(b"\0")
     (folder / ".hidden").write_text("hidden")
     (folder / "link").symlink_to(words)
-    texts = ["code=" + str(folder), str(words), f"code={words}"]
-    out = tmp_path / "out"
-    assert probe(str(model), *texts, device="cpu", tokens=100, output=out) == 0
+    assert probe(model, f"code={folder}", words, f"code={words}", tokens=100, output=out) == 0
     assert "c.bin: binary" in capsys.readouterr().err
     with Routing(out / "routing.bin") as routing:
         assert routing.slices == ("code", "words")
@@ -161,39 +176,46 @@ def test_slices_have_their_names_and_share_the_tokens(
         assert [routing.window_of(n) for n in (0, 5, 6, 12, 13, 50, 99)] == [0, 0, 1, 1, 2, 3, 3]
 
 
-def test_characters_that_a_model_of_characters_does_not_know_are_left_out_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_characters_without_a_token_are_left_out_and_listed(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, mixed = own(tmp_path / "model"), tmp_path / "mixed.txt"
     mixed.write_text("a `quick` fox, 日\x1b[31m and $ 3 more words; ")
-    assert probe(str(model), str(mixed), output=tmp_path / "out", device="cpu") == 0
-    with Routing(tmp_path / "out" / "routing.bin") as routing:
+    assert probe(model, mixed, output=out) == 0
+    with Routing(out / "routing.bin") as routing:
         assert b"".join(routing.text(0, routing.tokens)) == b"a quick fox, 31m and  3 more words; "
-    said = capsys.readouterr().err
-    assert "no token for them: 6 characters '`" in said
-    assert "\x1b" not in said, "repr() spells what a terminal could obey"
+    errors = capsys.readouterr().err
+    assert "no token for them: 6 characters '`" in errors
+    assert "\x1b" not in errors, "repr() spells what a terminal could obey"
     mixed.write_text("日本\U0001d518")
-    refused(model, mixed, said="nothing but 3 characters '日本.', and the model has no token")
+    refused(model, mixed, why="nothing but 3 characters '日本.', and the model has no token")
 
 
-def test_what_a_model_writes_is_a_slice_of_its_own(tmp_path: Path, words: Path) -> None:
-    for name, made in (("own", own(tmp_path / "o")), ("theirs", family("mixtral", tmp_path / "t"))):
-        out = tmp_path / name
-        assert probe(str(made), str(words), device="cpu", generate=True, output=out) == 0
-        with Routing(out / "routing.bin") as routing:
-            assert routing.slices == ("words", "words written")
-            slices = [routing.slice_of(n) for n in range(routing.tokens)]
-            prompt = slices.count(0)
-            assert slices == sorted(slices)
-            assert prompt < len(slices) <= 2 * prompt
-            assert b"".join(routing.text(0, prompt)).decode() == text(400)[:prompt]
-            ids, texts = (routing.token_ids(prompt, 10**6), routing.text(prompt, 10**6))
-            if name == "own":
-                vocabulary = CharTokenizer(CHARACTERS)
-                assert vocabulary.decode(ids).encode() == b"".join(texts)
+@pytest.mark.parametrize("make", [own, lambda folder: family("mixtral", folder)])
+def test_what_a_model_writes_is_a_slice_of_its_own(
+    make: Callable[[Path], Path], tmp_path: Path, words: Path, out: Path
+) -> None:
+    assert probe(make(tmp_path / "model"), words, generate=True, output=out) == 0
+    with Routing(out / "routing.bin") as routing:
+        assert routing.slices == ("words", "words written")
+        slices = [routing.slice_of(n) for n in range(routing.tokens)]
+        prompt = slices.count(0)
+        assert slices == sorted(slices)
+        assert prompt < len(slices) <= 2 * prompt
+        assert b"".join(routing.text(0, prompt)).decode() == text(400)[:prompt]
+        ids, texts = routing.token_ids(prompt, 10**6), routing.text(prompt, 10**6)
+        if make is own:
+            assert CharTokenizer(CHARACTERS).decode(ids).encode() == b"".join(texts)
 
 
-def in_third_batch(happens: Any) -> Any:
+def raises(error: BaseException) -> Any:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+def in_third_batch(happens: Callable[[], Any]) -> Any:
     """``batches`` of ``probing``, where something happens before the third."""
     batches = probing.batches
 
@@ -206,22 +228,20 @@ def in_third_batch(happens: Any) -> Any:
     return counted
 
 
-SMALL: Any = {"device": "cpu", "window": 50, "batch_size": 2}
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_readable_shorter_probe(
     number: signal.Signals,
-    model: Path,
-    words: Path,
-    tmp_path: Path,
+    run: Run,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        signalled = in_third_batch(lambda: os.kill(os.getpid(), number))
-        patch.setattr(probing, "batches", signalled)
-        assert probe(str(model), str(words), output=out, **SMALL) == 130
+    monkeypatch.setattr(probing, "batches", in_third_batch(lambda: send(number)))
+    assert run() == 130
     assert "interrupted: 200 of 400 tokens are written" in capsys.readouterr().err
     (end,) = (one for one in records(out, "event") if one["event"] == "end")
     assert (end["step"], end["reason"]) == (2, "signal")
@@ -232,82 +252,75 @@ def test_a_signal_leaves_a_readable_shorter_probe(
 
 
 def test_a_signal_while_a_batch_is_written_waits_for_it(
-    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write = tmp_path / "out", probing._Run._write
+    write = probing._Run._write
 
     def signalled(*args: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        send(signal.SIGINT)
         write(*args)
 
     monkeypatch.setattr(probing._Run, "_write", signalled)
-    assert probe(str(model), str(words), output=out, **SMALL) == 130
+    assert run() == 130
     assert len(records(out)) == 1
     with Routing(out / "routing.bin") as routing:
         assert routing.tokens == 100
 
 
 def test_a_signal_while_tables_are_computed_leaves_them_out(
-    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-
     def signalled(what: str, done: int, whole: int) -> None:
         if what == "layers":
-            os.kill(os.getpid(), signal.SIGINT)
+            send(signal.SIGINT)
 
     monkeypatch.setattr("microscope_tui.commands.probe._Progress", lambda: signalled)
-    assert probe(str(model), str(words), output=out, **SMALL) == 130
+    assert run() == 130
     with Routing(out / "routing.bin") as routing:
         assert (routing.tokens, routing.tables.counts) == (400, [])
 
 
 def test_a_full_disk_is_one_line(
-    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, words: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", str(out))
-
-    monkeypatch.setattr("microscope_tui.routing.file.RoutingWriter.finish", full)
-    refused(model, words, said="out: cannot be written .No space", code=3, output=out)
+    full = OSError(28, "No space left on device", str(out))
+    finish = "microscope_tui.routing.file.RoutingWriter.finish"
+    monkeypatch.setattr(finish, lambda *_: raises(full)())
+    refused(model, words, why="out: cannot be written .No space", code=3, output=out)
     assert os.listdir(out) == ["metrics.jsonl"]
 
 
-def test_out_of_memory_says_what_to_lower_and_keeps_what_is_there(
-    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_out_of_memory_names_what_to_lower_and_keeps_what_is_there(
+    model: Path, words: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
     monkeypatch.setattr(probing, "batches", in_third_batch(raises(MemoryError())))
-    said = r"lower --batch-size .2. or --window .50.*; what came before"
-    refused(model, words, said=said, code=3, output=out, **SMALL)
+    why = r"lower --batch-size .2. or --window .50.*; what came before"
+    refused(model, words, why=why, code=3, output=out, window=50, batch_size=2)
     (end,) = (one for one in records(out, "event") if one["event"] == "end")
     assert end["reason"] == "failed"
     with Routing(out / "routing.bin") as routing:
         assert routing.tokens == 200
 
 
-def test_a_probe_of_nothing_leaves_nothing(model: Path, words: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "batches", lambda *_: iter(raises(MemoryError()), None))
-        refused(model, words, output=out, said="out of memory", code=3)
+@pytest.mark.parametrize(
+    ("error", "why", "code"),
+    [(MemoryError(), "out of memory", 3), (KeyboardInterrupt(), "nothing is written", 130)],
+)
+def test_a_probe_of_nothing_leaves_nothing(
+    error: BaseException,
+    why: str,
+    code: int,
+    model: Path,
+    words: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probing, "batches", lambda *_: iter(raises(error), None))
+    refused(model, words, output=out, why=why, code=code)
     assert not out.exists()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "batches", lambda *_: iter(raises(KeyboardInterrupt()), None))
-        refused(model, words, output=out, said="nothing is written", code=130)
-    assert not out.exists()
 
 
-def raises(error: BaseException) -> Any:
-    def call() -> None:
-        raise error
-
-    return call
-
-
-def test_errors_of_memory_are_told_from_others() -> None:
+def test_errors_of_memory_are_distinguished_from_others() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50)
     assert out_of_memory(caught.value)
@@ -355,31 +368,30 @@ def test_a_name_is_fetched_only_when_asked_and_its_size_is_printed_first(
     assert remote.fetched is None
 
 
-def test_dtype_is_that_of_the_weights(words: Path, tmp_path: Path) -> None:
-    model = family("mixtral", tmp_path / "model")
-    for dtype in ("bf16", "fp32"):
-        assert (
-            probe(str(model), str(words), device="cpu", dtype=dtype, output=tmp_path / dtype) == 0
-        )
-        with Routing(tmp_path / dtype / "routing.bin") as routing:
-            assert routing.dtype == dtype
-    ours = load(str(own(tmp_path / "own")), dtype="bf16", device="cpu")
-    assert next(ours.model.parameters()).dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_dtype_is_that_of_the_weights(dtype: str, words: Path, tmp_path: Path, out: Path) -> None:
+    assert probe(family("mixtral", tmp_path / "model"), words, dtype=dtype, output=out) == 0
+    with Routing(out / "routing.bin") as routing:
+        assert routing.dtype == dtype
+    ours = load(str(own(tmp_path / "own")), dtype=dtype, device="cpu")
+    expected = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    assert next(ours.model.parameters()).dtype == expected
 
 
 def test_the_default_folder_names_model_and_time(
     model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert probe(str(model), str(words), device="cpu") == 0
+    assert probe(model, words) == 0
     (folder,) = (tmp_path / "logs").iterdir()
     assert re.fullmatch(r"probe-planted-\d{4}-\d\d-\d\d-\d{6}", folder.name)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_layers_that_predict_further_tokens_are_left_out(words: Path, tmp_path: Path) -> None:
-    model = own(tmp_path / "model", num_nextn_predict_layers=1)
-    assert probe(str(model), str(words), device="cpu", output=tmp_path / "out") == 0
-    assert not any("incomplete" in line for line in records(tmp_path / "out"))
-    with Routing(tmp_path / "out" / "routing.bin") as routing:
+def test_layers_that_predict_further_tokens_are_left_out(
+    words: Path, tmp_path: Path, out: Path
+) -> None:
+    assert probe(own(tmp_path / "model", num_nextn_predict_layers=1), words, output=out) == 0
+    assert not any("incomplete" in line for line in records(out))
+    with Routing(out / "routing.bin") as routing:
         assert routing.shape.layers == (1, 2, 3, 4, 5)

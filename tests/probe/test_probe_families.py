@@ -29,10 +29,9 @@ def run(model: Path, folder: Path) -> Routing:
     """Probe two files in windows of 16, the last of each shorter: batches with padding."""
     for name in ("a.txt", "b.txt"):
         (folder / name).write_text(text(TOKENS // 2))
-    texts = [str(folder / name) for name in ("a.txt", "b.txt")]
+    texts = [folder / name for name in ("a.txt", "b.txt")]
     out = folder / "out"
-    how = {"device": "cpu", "window": WINDOW, "batch_size": BATCH, "output": out}
-    assert probe(str(model), *texts, **how) == 0  # type: ignore[arg-type]
+    assert probe(model, *texts, window=WINDOW, batch_size=BATCH, output=out) == 0
     lines = (out / "metrics.jsonl").read_bytes().splitlines()
     assert [one for one in problems_in(enumerate(lines, 1)) if one.severity != "hint"] == []
     records = [json.loads(line) for line in lines]

@@ -1,9 +1,8 @@
-"""Things that happen to a model, a disk or a loop while a probe watches: training continues."""
+"""Things that happen to a model, a probe or a loop while a probe watches: training continues, also
+in a folder that has a log already, and from a checkpoint."""
 
 import copy
-import errno
-import logging
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,39 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from microscope_tui.probe import attach
-from tests.probe.layers import ROUTERS, TOP_K, Block, Model, records, sums, tokens
+from microscope_tui.probe import Adapter, attach
+from tests.probe.layers import (
+    ADAPTER,
+    EXPERTS,
+    PAIRS,
+    ROUTERS,
+    TOP_K,
+    Block,
+    Model,
+    records,
+    sums,
+    tokens,
+)
 from tests.probe.real_text import Pieces, small_mixtral
 
-PAIRS = 2 * 12 * TOP_K
+
+def collapsed(module: Any, args: Any, output: Any) -> Tensor:
+    return torch.tensor([[0, 1]]).expand(len(output[1]), TOP_K)
 
 
-def train(model: nn.Module, probe: Any, steps: int = 1) -> list[bool]:
-    """Steps of a plain loop; whether each of them moved the first weight of the model."""
+COLLAPSED = {"layers.1.gate": Adapter(collapsed, EXPERTS, TOP_K)}
+
+
+def train(model: nn.Module, probe: Any, steps: int = 1) -> None:
+    """Steps of a plain loop; each of them moves the first weight of the model."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    moved = []
     for _ in range(steps):
         before = next(model.parameters()).detach().clone()
         model(tokens()).square().mean().backward()
         optimizer.step()
         probe.step(loss=1.0)
         optimizer.zero_grad()
-        moved.append(not torch.equal(before, next(model.parameters()).detach()))
-    return moved
+        assert not torch.equal(before, next(model.parameters()).detach())
 
 
 def test_the_loop_of_accelerate_with_accumulation_is_counted_per_optimizer_step(
@@ -43,13 +56,13 @@ def test_the_loop_of_accelerate_with_accumulation_is_counted_per_optimizer_step(
     model, optimizer, loader = accelerator.prepare(
         model, torch.optim.AdamW(model.parameters(), lr=1e-4), DataLoader(Pieces(), batch_size=4)
     )
-    seen: list[list[int]] = []
+    seen: list[Tensor] = []
     for layer in accelerator.unwrap_model(model).model.layers:
         layer.mlp.gate.register_forward_hook(
-            lambda m, args, out: seen.append(torch.bincount(out[2].flatten(), minlength=8).tolist())
+            lambda m, args, out: seen.append(torch.bincount(out[2].flatten(), minlength=8))
         )
     with attach(model, tmp_path) as probe:
-        for number, batch in enumerate(loader):
+        for batch, _ in zip(loader, range(6), strict=False):
             with accelerator.accumulate(model):
                 loss = model(**batch).loss
                 accelerator.backward(loss)
@@ -57,41 +70,24 @@ def test_the_loop_of_accelerate_with_accumulation_is_counted_per_optimizer_step(
                 optimizer.zero_grad()
             if accelerator.sync_gradients:
                 probe.step(loss=loss)
-            if number == 5:
-                break
     lines = records(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
-    for line in lines:
-        first, second = [seen.pop(0) for _ in range(2)], [seen.pop(0) for _ in range(2)]
-        both = [
-            [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)
-        ]
-        assert line["tokens_per_expert"] == both
+    for line, passes in zip(lines, torch.stack(seen).view(3, 2, 2, 8), strict=True):
+        assert line["tokens_per_expert"] == passes.sum(0).tolist()
         assert line["tokens"] == 2 * 4 * 32
         assert "incomplete" not in line
 
 
-def test_a_full_disk_costs_lines_and_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_folder_that_disappears_before_the_first_step_costs_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
-        train(model, probe, 2)
-        probe.state_dict()  # waits until both lines are on the disk
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", full)
-            patch.setattr("microscope_tui.runlog.writer.RETRY_S", 0.0)
-            assert train(model, probe, 3) == [True] * 3
-            probe.state_dict()
-        assert train(model, probe) == [True]
-    said = [message for message in caplog.messages if "No space left" in message]
-    assert len(said) == 1
-    assert str(tmp_path / "metrics.jsonl") in said[0]
-    assert [line["step"] for line in records(tmp_path)] == [1, 2, 6]
-    assert sums(tmp_path) == [[PAIRS] * 2] * 3
+    with attach(model, tmp_path / "run", routers=ROUTERS) as probe:
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").write_text("a file in its place")
+        train(model, probe, 3)
+    (message,) = caplog.messages
+    assert "training continues" in message
 
 
 def test_a_model_that_is_moved_or_cast_in_place_stays_watched(tmp_path: Path) -> None:
@@ -99,25 +95,28 @@ def test_a_model_that_is_moved_or_cast_in_place_stays_watched(tmp_path: Path) ->
     with attach(model, tmp_path, routers=ROUTERS) as probe:
         train(model, probe)
         model.to(device="cpu", dtype=torch.float64)
-        assert train(model, probe) == [True]
+        train(model, probe)
         model.load_state_dict(Model().state_dict(), assign=True)  # all weights are new tensors
-        assert train(model, probe) == [True]
+        train(model, probe)
     assert sums(tmp_path) == [[PAIRS] * 2] * 3
     assert all(all(norm > 0 for norm in line["router"]["grad_norm"]) for line in records(tmp_path))
 
 
-def test_training_a_copy_instead_is_told_once(
+def test_training_a_copy_instead_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Model()
     with attach(model, tmp_path, routers=ROUTERS) as probe:
         train(model, probe)
-        assert train(copy.deepcopy(model), probe, 3) == [True] * 3
-    said = [message for message in caplog.messages if "no forward pass was counted" in message]
-    assert len(said) == 1
-    assert "call the model that was given to attach" in said[0]
-    assert "or is a copy" in said[0]
-    assert ["incomplete" in line for line in records(tmp_path)] == [False, True, True, True]
+        train(copy.deepcopy(model), probe, 3)
+    (message,) = [one for one in caplog.messages if "no forward pass was counted" in one]
+    assert "call the model that was given to attach" in message
+    first, *rest = records(tmp_path)
+    assert "incomplete" not in first
+    for line in rest:
+        assert line["incomplete"] == "no forward pass was counted"
+        assert line["tokens_per_expert"] == [None, None]
+        assert line["loss"] == 1.0
 
 
 def test_a_layer_that_is_replaced_is_named_once(
@@ -127,16 +126,25 @@ def test_a_layer_that_is_replaced_is_named_once(
     with attach(model, tmp_path, routers=ROUTERS) as probe:
         train(model, probe)
         model.layers[2] = Block()
-        assert train(model, probe, 2) == [True] * 2
-    (said,) = [message for message in caplog.messages if "not seen" in message]
-    assert "step 2: L2 not seen; where layers were replaced after attach" in said
-    assert [line.get("incomplete") for line in records(tmp_path)] == [None] + ["not seen: L2"] * 2
-    assert [line["tokens_per_expert"][1] is None for line in records(tmp_path)] == [
-        False, True, True,
-    ]  # fmt: skip
+        train(model, probe, 2)
+    (message,) = [one for one in caplog.messages if "not seen" in one]
+    assert "step 2: L2 not seen; where layers were replaced after attach" in message
+    lines = records(tmp_path)
+    assert [line.get("incomplete") for line in lines] == [None] + ["not seen: L2"] * 2
+    assert [line["tokens_per_expert"][1] is None for line in lines] == [False, True, True]
 
 
-def test_a_router_that_sees_a_part_of_the_tokens_is_not_guessed_about(
+def test_a_router_outside_the_pass_of_the_model_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        model.layers[1](torch.randn(2, 12, 8, requires_grad=True))
+        probe.step()
+    assert "routers run outside the forward of the model" in caplog.text
+
+
+def test_a_router_that_sees_a_part_of_the_tokens_is_not_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Half(Model):
@@ -144,32 +152,77 @@ def test_a_router_that_sees_a_part_of_the_tokens_is_not_guessed_about(
             return super().forward(input_ids[:, ::2])
 
     model = Half()
-    with attach(model, tmp_path, routers=ROUTERS) as probe, caplog.at_level(logging.WARNING):
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
         for _ in range(2):
             model(tokens(), torch.ones(2, 12)).sum().backward()
             probe.step()
-    (said,) = caplog.messages
-    assert "L1 (layers.1.gate) saw 12 of 24 tokens" in said
+    (message,) = caplog.messages
+    assert "L1 (layers.1.gate) saw 12 of 24 tokens" in message
     assert all(line["incomplete"] == "1 ranks did not count" for line in records(tmp_path))
 
 
-def test_a_pass_that_ends_with_an_exception_costs_no_later_one(tmp_path: Path) -> None:
+def test_an_adapter_that_fails_costs_one_warning_and_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(module: Any, args: Any, output: Any) -> Tensor:
+        raise RuntimeError("not like this")
+
+    model = Model()
+    with attach(model, tmp_path, routers={"layers.1.gate": Adapter(broken, 6, 2)}) as probe:
+        train(model, probe, 3)
+    (message,) = [one for one in caplog.messages if "stops counting" in one]
+    assert "RuntimeError: not like this" in message
+    assert all(line["incomplete"] == "1 ranks did not count" for line in records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("error", "not_seen"), [(torch.cuda.OutOfMemoryError, "L2"), (KeyboardInterrupt, "L1, L2")]
+)
+def test_a_pass_that_ends_with_an_exception_costs_no_later_one(
+    error: type[BaseException], not_seen: str, tmp_path: Path
+) -> None:
     model = Model()
 
-    def out_of_memory(module: Any, args: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("made to fail")
+    def fail(module: Any, args: Any) -> None:
+        raise error
 
     with attach(model, tmp_path, routers=ROUTERS) as probe:
-        handle = model.layers[2].register_forward_pre_hook(out_of_memory)
-        with pytest.raises(torch.cuda.OutOfMemoryError):
+        handle = model.layers[2].register_forward_pre_hook(fail)
+        with pytest.raises(error):
             model(tokens(), torch.ones(2, 12))
         handle.remove()
         probe.step()
         train(model, probe)
     first, second = records(tmp_path)
-    assert first["incomplete"] == "not seen: L2"
+    assert first["incomplete"] == f"not seen: {not_seen}"
     assert [sum(row) for row in second["tokens_per_expert"]] == [PAIRS] * 2
     assert "incomplete" not in second
+
+
+def test_an_exception_inside_the_with_is_passed_on_and_ends_the_run_as_failed(
+    tmp_path: Path,
+) -> None:
+    model = Model()
+
+    def fail() -> None:
+        with attach(model, tmp_path, routers=ROUTERS) as probe:
+            train(model, probe)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert records(tmp_path, "event")[-1]["reason"] == "failed"
+    attach(model, tmp_path, routers=ROUTERS).detach()  # nothing holds the folder
+
+
+def test_numbers_that_are_not_finite_are_logged_as_they_are(tmp_path: Path) -> None:
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        for loss in (float("nan"), torch.tensor(float("inf")), None):
+            model(tokens())
+            probe.step(loss=loss, mine="no number", grad_norm=torch.tensor(1.5))
+    assert [line["loss"] for line in records(tmp_path)] == ["NaN", "Infinity", None]
+    assert [line["grad_norm"] for line in records(tmp_path)] == [1.5] * 3
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
@@ -190,9 +243,74 @@ def test_a_model_that_is_wrapped_after_attach_stays_watched(tmp_path: Path) -> N
     assert sums(tmp_path) == [[PAIRS] * 2]
 
 
-def test_a_transformers_before_5_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_compiled_and_run_before_attach_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("transformers.__version__", "4.57.1")
-    with pytest.raises(ValueError, match=r"^transformers 4\.57\.1 is too old .*: install 5\.0$"):
-        attach(small_mixtral(), tmp_path)
+    compiled = torch.compile(Model(), backend="eager")
+    compiled(tokens()).sum().backward()
+    with attach(compiled, tmp_path, routers=ROUTERS) as probe:
+        compiled(tokens()).sum().backward()
+        probe.step()
+    assert "incomplete" in records(tmp_path)[0]
+    assert "code compiled before attach, hides them" in caplog.text
+
+
+def test_alerts_reach_the_callback_whose_exceptions_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+
+    def on_alert(alert: Any) -> None:
+        seen.append(alert.rule)
+        raise ValueError("mine")
+
+    model = Model()
+    with attach(model, tmp_path, routers=COLLAPSED, on_alert=on_alert) as probe:
+        for _ in range(60):
+            model(tokens())
+            probe.step(loss=1.0)
+    assert "COLLAPSE" in seen
+    assert "on_alert raised" in caplog.text
+    assert len(records(tmp_path)) == 60
+
+
+def trained(folder: Path, steps: int, **options: Any) -> dict[str, Any]:
+    model = Model()
+    with attach(model, folder, **({"routers": ROUTERS} | options)) as probe:
+        for _ in range(steps):
+            model(tokens())
+            probe.step(loss=1.0)
+        return probe.state_dict()
+
+
+@pytest.mark.parametrize("start_step", [None, 3])
+def test_a_log_continues_after_its_last_step_or_with_the_given_one(
+    start_step: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, 3)
+    trained(tmp_path, 2, start_step=start_step)
+    first = start_step or 4
+    assert [run["resumed_at_step"] for run in records(tmp_path, "run")] == [None, first]
+    assert [line["step"] for line in records(tmp_path)] == [1, 2, 3, first, first + 1]
+    assert ("continuing with step 4" in caplog.text) == (start_step is None)
+
+
+def test_a_log_of_other_routers_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"has other routers \(2 routers: L1×6, L2×6\)"):
+        trained(tmp_path, 1, routers={"layers.1.gate": ADAPTER})
+
+
+def test_state_carries_the_step_and_the_judgement(tmp_path: Path) -> None:
+    state = trained(tmp_path / "first", 60, routers=COLLAPSED)
+    assert state["step"] == 60
+    model = Model()
+    with attach(model, tmp_path / "second", routers=COLLAPSED) as probe:
+        probe.load_state_dict(state)
+        model(tokens())
+        probe.step()
+        assert "COLLAPSE" in probe.verdict()  # long before the end of a warm-up of its own
+        with pytest.raises(RuntimeError, match="after steps were logged"):
+            probe.load_state_dict(state)
+    assert [line["step"] for line in records(tmp_path / "second")] == [61]
+    assert records(tmp_path / "second", "run")[0]["resumed_at_step"] == 61

@@ -88,7 +88,7 @@ def test_an_array_of_something_else_is_refused(tmp_path: Path, array: Any, why: 
     assert [one.name for one in tmp_path.iterdir()] == ["a.npy"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_damaged_arrays_are_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -178,8 +178,8 @@ def test_a_line_that_is_something_else_is_named(tmp_path: Path, response: object
         read(lines(tmp_path, response))
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    for name in ("a.jsonl", "a.npy"):
-        (tmp_path / name).write_bytes(b"")
-        with pytest.raises(BadEngineOutput):
-            read(tmp_path / name)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.npy"])
+def test_an_empty_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(BadEngineOutput, match=r"is empty|is not a \.npy"):
+        read(tmp_path / name)

@@ -22,7 +22,9 @@ def write(
     shape = Shape(tuple(range(layers)), names, num_experts, k, capacity or tokens)
     writer = RoutingWriter(path, shape, slices=["prose", "code"], model="planted", dtype="fp32")
     texts = [TEXTS[n % len(TEXTS)] for n in range(tokens)]
-    writer.put_tokens(range(tokens), texts, [n % 2 for n in range(tokens)], [0] * tokens)
+    writer.put_tokens(
+        range(tokens), texts, [n % 2 for n in range(tokens)], [n // 4 for n in range(tokens)]
+    )
     code = "B" if num_experts < 255 else "H"
     for layer, rows in enumerate(ids):
         flat = [expert for row in rows for expert in row]
@@ -47,16 +49,14 @@ def test_every_choice_is_read_back(tmp_path_factory: pytest.TempPathFactory, dat
     with Routing(path) as routing:
         assert routing.tokens == tokens
         for layer in range(layers):
-            for token in range(tokens):
-                real = tuple(one for one in ids[layer][token] if one != empty)
-                assert routing.choice(layer, token).experts == real
+            real = [tuple(one for one in row if one != empty) for row in ids[layer]]
+            assert [routing.choice(layer, token).experts for token in range(tokens)] == real
+            assert routing.chosen(layer, 0, tokens + 5) == real
+            assert routing.chosen(layer, tokens, tokens) == []
             firsts = [row[0] if row[0] != empty else None for row in ids[layer]]
             assert routing.first_choices(layer, 0, tokens + 5) == firsts
-            wanted, at = (
-                data.draw(st.integers(0, experts - 1)),
-                data.draw(st.integers(0, tokens - 1)),
-            )
-            holds = [n for n, row in enumerate(ids[layer]) if wanted in row]
+            wanted, at = data.draw(expert), data.draw(st.integers(0, tokens - 1))
+            holds = [n for n, row in enumerate(real) if wanted in row]
             after, before = [n for n in holds if n > at], [n for n in holds if n < at]
             assert routing.next_of(layer, wanted, at) == (after[0] if after else None)
             assert routing.next_of(layer, wanted, at, back=True) == (before[-1] if before else None)
@@ -67,24 +67,12 @@ def test_tokens_slices_and_tables_are_read_back(tmp_path: Path) -> None:
     with Routing(tmp_path / "routing.bin") as routing:
         assert b"".join(routing.text(0, 12)) == b"".join(TEXTS) * 2
         assert routing.text(5, 7) == [b"fox", b"The "]
-        assert (routing.slices, routing.slice_of(3), routing.window_of(3)) == (
-            ("prose", "code"),
-            1,
-            0,
-        )
+        assert (routing.slices, routing.slice_of(3)) == (("prose", "code"), 1)
+        assert [routing.window_of(n) for n in (3, 4)] == [0, 1]
         assert routing.token_ids(2, 5) == [2, 3, 4]
         assert routing.tables.noise == [0.1, 0.2]
         choice = routing.choice(0, 3)
         assert (choice.weights, choice.margin, choice.entropy) == ((1.0, 0.5), 0.5, 0.5)
-
-
-def test_a_text_is_found_behind_the_cursor_and_then_from_the_start(tmp_path: Path) -> None:
-    write(tmp_path / "routing.bin", [[[0, 1]] * 12])
-    with Routing(tmp_path / "routing.bin") as routing:
-        assert routing.find_text(b"brown", 0) == 2
-        assert routing.find_text(b"brown", 2) == 8
-        assert routing.find_text(b"brown", 9) == 2
-        assert routing.find_text(b"wolf", 0) is None
 
 
 def test_a_shorter_probe_is_read_up_to_its_end(tmp_path: Path) -> None:
@@ -160,7 +148,7 @@ def test_what_is_no_routing_file_is_refused(tmp_path: Path, data: bytes, why: st
         Routing(tmp_path / "routing.bin")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_refused_or_read_within_the_file(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -184,17 +172,6 @@ def test_damaged_bytes_are_refused_or_read_within_the_file(
         pass
 
 
-def test_a_text_is_found_backwards_too(tmp_path: Path) -> None:
-    write(tmp_path / "routing.bin", [[[0, 1]] * 12])
-    with Routing(tmp_path / "routing.bin") as routing:
-        assert routing.find_text(b"brown", 9, back=True) == 8
-        assert routing.find_text(b"brown", 8, back=True) == 2
-        assert routing.find_text(b"brown", 2, back=True) == 8
-        assert routing.find_text(b"The", 0, back=True) == 6
-        assert routing.find_text(b"wolf", 5, back=True) is None
-        assert routing.find_text(b"", 5, back=True) is None
-
-
 @given(st.data())
 def test_searches_agree_with_a_walk_over_the_tokens(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -216,18 +193,10 @@ def test_searches_agree_with_a_walk_over_the_tokens(
         before = [n for n in begins if n < token]
         assert routing.find_text(wanted, token) == (after[0] if after else None)
         last = before[-1] if before else begins[-1] if begins else None
+        assert routing.find_text(b"", token) is None
         assert routing.find_text(wanted, token, back=True) == last
         for one in (*ids, 5000):
             expected = texts[ids.index(one)] if one in ids else None
             assert routing.text_of_id(one) == expected
-        rows = routing.chosen(0, 0, 99)
-        assert rows == [routing.choice(0, n).experts for n in range(len(texts))]
         assert list(routing.slices_of(0, 99)) == [0] * len(texts)
         assert routing.text(0, 99, 1) == [text[:1] for text in texts]
-
-
-def test_chosen_leaves_out_empty_slots(tmp_path: Path) -> None:
-    write(tmp_path / "routing.bin", [[[1, 255], [255, 2], [255, 255], [3, 0]]])
-    with Routing(tmp_path / "routing.bin") as routing:
-        assert routing.chosen(0, 0, 4) == [(1,), (2,), (), (3, 0)]
-        assert routing.chosen(0, 3, 3) == []
