@@ -1,22 +1,27 @@
-"""Runs of seconds: a few thousand parameters on a short text that the test makes itself."""
+"""Runs of seconds: a few thousand parameters on a short text that the tests make themselves."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 from moe_model.training import console
 from tests.forked import ROOT, ForkServer, Program
+from tests.training.story import Log, ReadLog, Train
 
 SMALL = [
     "--model.hidden_size=32", "--model.num_hidden_layers=3", "--model.intermediate_size=48",
@@ -27,15 +32,26 @@ SMALL = [
 ]  # fmt: skip
 
 
+def last_of_each(flags: Sequence[str]) -> list[str]:
+    return list({flag.split("=")[0]: flag for flag in flags}.values())
+
+
+def log_of(folder: Path) -> Log:
+    """Every complete line of a run's log, parsed strictly."""
+    text = (folder / "metrics.jsonl").read_text("utf-8")
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    return [json.loads(line) for line in complete]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def text_file(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some 4,000 characters with something to learn."""
-    path = tmp_path / "text.txt"
+    path = tmp_path_factory.mktemp("text") / "text.txt"
     lines = [f"the {n} of {n * 7 % 13} routers sends token {n * n % 97}.\n" for n in range(100)]
     path.write_text("".join(lines), "utf-8")
     return path
@@ -44,13 +60,9 @@ def text_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def arguments(tmp_path: Path, text_file: Path) -> Callable[..., list[str]]:
     """The command line of a small run that writes below the test's own folder; ``more`` wins."""
-    folders = [f"--log-dir={tmp_path / 'logs'}", f"--checkpoint-dir={tmp_path / 'ck'}"]
-
-    def make(*more: str) -> list[str]:
-        flags = [f"--data={text_file}", *folders, *SMALL, *more]
-        return list({flag.split("=")[0]: flag for flag in flags}.values())
-
-    return make
+    own = [f"--data={text_file}", f"--log-dir={tmp_path / 'logs'}"]
+    own.append(f"--checkpoint-dir={tmp_path / 'ck'}")
+    return lambda *more: last_of_each([*own, *SMALL, *more])
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +80,56 @@ def trainer() -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def train(trainer: ModuleType, arguments: Callable[..., list[str]]) -> Callable[..., int]:
+def train(trainer: ModuleType, arguments: Callable[..., list[str]]) -> Train:
     """Run the trainer in this process; returns its exit code."""
+    return lambda *more: trainer.run_command(trainer.app, arguments(*more))
 
-    def run(*more: str) -> int:
-        return trainer.run_command(trainer.app, arguments(*more))
+
+@dataclass
+class Trained:
+    """A run ``r`` that has ended, in ``folder``; many tests read it and none changes it."""
+
+    folder: Path
+    code: int
+    narration: str
+
+    @property
+    def log(self) -> Log:
+        return log_of(self.folder / "logs" / "r")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "ck" / "r"
+
+
+@pytest.fixture(scope="session")
+def trained(
+    trainer: ModuleType, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Trained]:
+    """Train ``r`` with these options, once for all tests."""
+
+    @cache
+    def run(*flags: str) -> Trained:
+        folder = tmp_path_factory.mktemp("trained")
+        own = [f"--data={text_file}", f"--log-dir={folder / 'logs'}", "--run=r"]
+        own.append(f"--checkpoint-dir={folder / 'ck'}")
+        with redirect_stderr(io.StringIO()) as narration:
+            code = trainer.run_command(trainer.app, last_of_each([*own, *SMALL, *flags]))
+        return Trained(folder, code, narration.getvalue())
 
     return run
+
+
+@pytest.fixture
+def copied(trained: Callable[..., Trained], tmp_path: Path) -> Callable[..., Trained]:
+    """A copy of a run of ``trained`` in the test's own folder, where ``train`` resumes it."""
+
+    def copy(*flags: str) -> Trained:
+        run = trained(*flags)
+        shutil.copytree(run.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+        return Trained(tmp_path, run.code, run.narration)
+
+    return copy
 
 
 @pytest.fixture
@@ -93,12 +148,23 @@ def from_shell(*arguments: str, starter: Sequence[str] = ()) -> subprocess.Popen
 
 
 @pytest.fixture
-def read_log(tmp_path: Path) -> Callable[[str], list[dict[str, Any]]]:
-    """Every complete line of a run's log, parsed strictly."""
+def read_log(tmp_path: Path) -> ReadLog:
+    """The log of a run that ``train`` or ``start`` made."""
+    return lambda run: log_of(tmp_path / "logs" / run)
 
-    def read(run: str) -> list[dict[str, Any]]:
-        text = (tmp_path / "logs" / run / "metrics.jsonl").read_text("utf-8")
-        complete = text[: text.rfind("\n") + 1].splitlines()
-        return [json.loads(line) for line in complete]
 
-    return read
+@pytest.fixture(scope="session")
+def ranks(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder that the ranks of ``ranks.py`` worked in; those that mostly wait start first."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("apart", "together")}
+
+    @cache
+    def start(kind: str) -> Program:
+        return fork_server.start("-m", "tests.training.ranks", kind, str(folders[kind]))
+
+    def finished(kind: str) -> Path:
+        start("apart")
+        assert start(kind).wait(timeout=300) == 0
+        return folders[kind]
+
+    return finished

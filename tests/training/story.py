@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,13 @@ from typing import Any
 import pytest
 
 Log = list[dict[str, Any]]
+Train = Callable[..., int]
+ReadLog = Callable[[str], Log]
+
+
+def steps(log: Log) -> Log:
+    """The records of steps."""
+    return [record for record in log if record["kind"] == "step"]
 
 
 def story(log: Log) -> Log:
@@ -34,7 +42,7 @@ def from_step(log: Log, first: int) -> Log:
 
 
 class KilledError(BaseException):
-    """Stands for a process that is gone: nothing may catch it."""
+    """Ends a run of this process as SIGKILL would: nothing may catch it."""
 
 
 def before_step(
@@ -52,5 +60,14 @@ def before_step(
 
 
 def die() -> None:
-    """As SIGKILL, in a run of this process."""
     raise KilledError
+
+
+def wait_until(condition: Callable[[], Any], *programs: Any) -> None:
+    """Until ``condition`` holds; fails when a program ends before, or after two minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        for program in programs:
+            assert program.poll() is None, program.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -4,205 +4,229 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import torch
 
 from moe_model import read_checkpoint
 from tests.forked import ROOT, ForkServer, Program
-from tests.training.story import Log, from_step, story
+from tests.training.conftest import SMALL, last_of_each, log_of
+from tests.training.story import Log, ReadLog, Train, from_step, steps, story, wait_until
 
-ReadLog = Callable[[str], Log]
 Ranks = list[Program]
+StartRanks = Callable[..., Ranks]
+TRAINER = [str(ROOT / "train.py")]
+KINDS = ("ddp", "fsdp")
+STEPS = 12
 
-STEPS = 24
+DIES = """
+import os, signal, sys, train
+real = train.optimizer_step
+def stepping(run, step):
+    if step == 7 and run.world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(run, step)
+train.optimizer_step = stepping
+sys.exit(train.run_command(train.app, sys.argv[1:]))
+"""
+IN_OWN_FOLDER = """
+import os, sys, train
+os.chdir(os.environ["RANK"])
+sys.exit(train.run_command(train.app, sys.argv[1:]))
+"""
+
+
+def start_as_ranks(
+    server: ForkServer, *flags_of_each: Sequence[str], program: Sequence[str] = TRAINER
+) -> Ranks:
+    """Start a rank with each of the command lines, as ``srun`` does: nothing is around them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    size = str(len(flags_of_each))
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size}
+    return [
+        server.start(*program, *flags, **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, flags in enumerate(flags_of_each)
+    ]
 
 
 @pytest.fixture
-def start_ranks(
-    fork_server: ForkServer, arguments: Callable[..., list[str]]
-) -> Callable[..., Ranks]:
-    """Start the trainer as so many processes, as ``srun`` does: without anything around them."""
-
-    def run(size: int, *more: str) -> Ranks:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
-        words = [str(ROOT / "train.py"), *arguments(*more)]
-        return [
-            fork_server.start(*words, **place, RANK=str(rank), LOCAL_RANK=str(rank))
-            for rank in range(size)
-        ]
-
-    return run
+def start_ranks(fork_server: ForkServer, arguments: Callable[..., list[str]]) -> StartRanks:
+    """Start two ranks with the same options."""
+    return lambda *more: start_as_ranks(fork_server, *[arguments(*more)] * 2)
 
 
-def end(ranks: Ranks, timeout: float = 120) -> tuple[list[int], list[str]]:
-    """Exit codes and what each rank said."""
-    errors = [rank.communicate(timeout=timeout)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], errors
+def end(ranks: Ranks) -> tuple[list[int], list[str]]:
+    """Exit codes and what each rank printed."""
+    errors = [rank.communicate()[1] for rank in ranks]
+    return [rank.wait() for rank in ranks], errors
 
 
-def wait_for(path: Path, ranks: Ranks) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert all(rank.poll() is None for rank in ranks), end(ranks)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+@pytest.fixture(scope="session")
+def runs(
+    fork_server: ForkServer, trained: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """The same run by one process and by two, each way; ``log``, ``flags``, ``codes``, ``errors``.
+
+    Documents of all lengths, so that ranks have different numbers of targets.
+    """
+    folder = tmp_path_factory.mktemp("over-ranks")
+    (folder / "files").mkdir()
+    for n in range(60):
+        text = f"file {n} of {n * n % 97}.\n" * (1 + n % 7)
+        (folder / "files" / f"{n}.txt").write_text(text, "utf-8")
+    common = [
+        *SMALL, f"--data={folder / 'files'}", f"--steps={STEPS}", "--eval-every=5",
+        "--save-every=4", "--mtp", "--z-loss-weight=1e-3", "--seq-aux-weight=0.1",
+    ]  # fmt: skip
+
+    @cache
+    def start(kind: str) -> Any:
+        own = [f"--run={kind}", f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'ck'}"]
+        flags = [*common, *own, f"--parallel={kind}"]
+        return flags, start_as_ranks(fork_server, flags, flags)
+
+    @cache
+    def found(kind: str) -> Any:
+        if kind in KINDS:
+            flags, ranks = start(kind)
+            codes, errors = end(ranks)
+            log = log_of(folder / "logs" / kind)
+            return SimpleNamespace(log=log, codes=codes, errors=errors, flags=flags)
+        for parallel in KINDS:
+            start(parallel)  # beside the one process
+        split = {"one": ["--batch-size=8"], "accumulated": ["--batch-size=2", "--grad-accum=4"]}
+        return trained(*common, *split[kind])
+
+    return found
 
 
-def steps(log: Log) -> Log:
-    return [record for record in story(log) if record["kind"] == "step"]
-
-
-def assert_same_run(one: Log, other: Log) -> None:
+@pytest.mark.parametrize("kind", ["accumulated", *KINDS])
+def test_a_step_is_the_same_over_ranks_and_micro_batches(
+    runs: Callable[[str], Any], kind: str
+) -> None:
     """Losses to 1e-5, counts and biases to the bit: the log has those of all ranks together."""
+    one, other = runs("one").log, runs(kind).log
+    if kind in KINDS:
+        assert runs(kind).codes == [0, 0], runs(kind).errors
+        assert runs(kind).errors[1] == "", "the first rank speaks for all"
+        assert other[0]["world_size"] == 2
     assert len(steps(one)) == len(steps(other)) == STEPS
     for expected, found in zip(steps(one), steps(other), strict=True):
         for exact in ("tokens", "tokens_per_expert", "expert_bias"):
             assert found[exact] == expected[exact]
+        assert set(found["losses"]) == {"mtp", "seq_aux", "z_loss"}
         assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
         for name, row in expected["router"].items():
             assert found["router"][name] == pytest.approx(row, rel=2e-4, abs=1e-5), name
-    evaluations = [
-        [record["values"]["loss"] for record in story(log) if record.get("event") == "eval"]
-        for log in (one, other)
-    ]
-    assert evaluations[0] == pytest.approx(evaluations[1], abs=1e-5)
+    assert evaluations(other) == pytest.approx(evaluations(one), abs=1e-5)
 
 
-COMMON = (f"--steps={STEPS}", "--eval-every=10", "--save-every=10", "--mtp", "--z-loss-weight=1e-3")
+def evaluations(log: Log) -> list[float]:
+    return [record["values"]["loss"] for record in log if record.get("event") == "eval"]
 
 
-@pytest.fixture
-def folder_of_files(tmp_path: Path) -> str:
-    """Documents of all lengths, so that ranks have different numbers of targets."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    for n in range(60):
-        (folder / f"{n}.txt").write_text(f"file {n} of {n * n % 97}.\n" * (1 + n % 7), "utf-8")
-    return f"--data={folder}"
-
-
-def test_a_step_is_the_same_over_ranks_and_micro_batches(
-    train: Callable[..., int],
-    start_ranks: Callable[..., Ranks],
-    read_log: ReadLog,
-    folder_of_files: str,
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_rank_ends_the_others_and_together_they_resume_bit_for_bit(
+    runs: Callable[[str], Any], kind: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    together = [
-        start_ranks(2, f"--run={kind}", f"--parallel={kind}", folder_of_files, *COMMON)
-        for kind in ("ddp", "fsdp")
-    ]
-    assert train("--run=one", "--batch-size=8", folder_of_files, *COMMON) == 0
-    assert train("--run=accumulated", "--grad-accum=2", folder_of_files, *COMMON) == 0
-    for ranks in together:
-        codes, errors = end(ranks)
-        assert codes == [0, 0], errors
-        assert errors[1] == "", "the first rank speaks for all"
-    for run in ("ddp", "fsdp", "accumulated"):
-        assert_same_run(read_log("one"), read_log(run))
-    assert read_log("ddp")[0]["world_size"] == 2
-
-
-def test_ranks_do_not_wait_for_gradients_of_multi_token_prediction_without_a_weight(
-    train: Callable[..., int], start_ranks: Callable[..., Ranks], read_log: ReadLog, tmp_path: Path
-) -> None:
-    flags = ("--steps=4", "--eval-every=4", "--mtp", "--mtp-weight=0")
-    together = [
-        start_ranks(2, f"--run={kind}", f"--parallel={kind}", *flags) for kind in ("ddp", "fsdp")
-    ]
-    assert train("--run=one", "--batch-size=8", *flags) == 0
-    for ranks in together:
-        codes, errors = end(ranks)
-        assert codes == [0, 0], errors
-    one = steps(read_log("one"))
-    for kind in ("ddp", "fsdp"):
-        found = steps(read_log(kind))
-        assert [row["tokens_per_expert"] for row in found] == [
-            row["tokens_per_expert"] for row in one
-        ]
-        for expected, row in zip(one, found, strict=True):
-            assert row["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-            assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-        state = read_checkpoint(tmp_path / "ck" / kind).load_model().state_dict()
-        new = read_checkpoint(tmp_path / "ck" / "one").load_model().state_dict()
-        assert all(torch.equal(state[name], new[name]) for name in state if "mtp." in name)
-
-
-def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_go_on(
-    start_ranks: Callable[..., Ranks], train: Callable[..., int], read_log: ReadLog, tmp_path: Path
-) -> None:
-    endless = ("--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
-    ranks = start_ranks(2, "--run=r", "--parallel=fsdp", *endless)
-    wait_for(tmp_path / "logs" / "r" / "metrics.jsonl", ranks)
-    time.sleep(0.5)
-    ranks[1].send_signal(signal.SIGTERM)
-    codes, errors = end(ranks)
-    assert codes == [75, 75], errors
-    log = read_log("r")
-    assert log[-1]["reason"] == "signal"
-    saved = read_checkpoint(tmp_path / "ck" / "r")
-    assert saved.step == log[-1]["step"]
-    assert saved.load_model(), "a sharded run leaves whole weights"
-
-    more = ("--run=r", "--resume=auto", f"--steps={saved.step + 5}", "--save-every=2")
-    assert train(*more, "--batch-size=8") == 0
-    rows = steps(read_log("r"))
-    assert [row["step"] for row in rows] == list(range(saved.step + 1, saved.step + 6))
-    more = ("--run=r", "--resume=auto", f"--steps={saved.step + 8}", "--batch-size=4")
-    codes, errors = end(start_ranks(2, *more, "--parallel=ddp"))
-    assert codes == [0, 0], errors
-    assert len(steps(read_log("r"))) == 3
-
-
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_several_ranks_resume_bit_for_bit(
-    kind: str, start_ranks: Callable[..., Ranks], read_log: ReadLog, tmp_path: Path
-) -> None:
-    flags = ("--steps=30", "--save-every=4", "--eval-every=10", f"--parallel={kind}")
-    whole = start_ranks(2, "--run=whole", *flags)
-    killed = start_ranks(2, "--run=killed", *flags)
-    wait_for(tmp_path / "ck" / "killed" / "previous", killed)
-    killed[1].kill()
-    codes, errors = end(killed)
-    assert codes[0] == 1
+    own = [f"--log-dir={tmp_path / 'logs'}", f"--checkpoint-dir={tmp_path / 'ck'}"]
+    flags = last_of_each([*runs(kind).flags, *own])
+    codes, errors = end(start_as_ranks(fork_server, flags, flags, program=["-c", DIES]))
+    assert codes == [1, -signal.SIGKILL]
     assert "rank 0 of 2: another rank no longer responds" in errors[0]
     assert "start again with --resume auto" in errors[0]
     assert "Traceback" not in errors[0]
-    assert end(whole)[0] == [0, 0]
-    codes, errors = end(start_ranks(2, "--run=killed", "--resume=auto", *flags))
+    codes, errors = end(start_as_ranks(fork_server, *[[*flags, "--resume=auto"]] * 2))
     assert codes == [0, 0], errors
-    rows = story(read_log("killed"))
+    rows = story(log_of(tmp_path / "logs" / kind))
     first = rows[0]["step"]
-    assert first > 1
-    assert from_step(rows, 0) == from_step(story(read_log("whole")), first)
+    assert first > 4
+    assert from_step(rows, 0) == from_step(story(runs(kind).log), first)
 
 
-def test_a_usage_error_is_reported_once_and_ends_all_ranks_with_64(
-    start_ranks: Callable[..., Ranks],
+def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_resume(
+    start_ranks: StartRanks, train: Train, read_log: ReadLog, tmp_path: Path
 ) -> None:
-    codes, errors = end(start_ranks(2, "--steps=0"))
-    assert codes == [64, 64]
-    assert "--steps 0 is too few" in errors[0]
-    assert errors[1] == ""
+    endless = ("--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
+    ranks = start_ranks("--run=r", "--parallel=fsdp", *endless)
+    log = tmp_path / "logs" / "r" / "metrics.jsonl"
+    wait_until(lambda: log.exists() and b'"step"' in log.read_bytes(), *ranks)
+    ranks[1].send_signal(signal.SIGTERM)
+    codes, errors = end(ranks)
+    assert codes == [75, 75], errors
+    assert read_log("r")[-1]["reason"] == "signal"
+    saved = read_checkpoint(tmp_path / "ck" / "r")
+    assert saved.step == read_log("r")[-1]["step"]
+    assert saved.load_model(), "a sharded run leaves whole weights"
+
+    more = ("--run=r", "--resume=auto", f"--steps={saved.step + 3}", "--batch-size=8")
+    assert train(*more) == 0
+    assert [row["step"] - saved.step for row in steps(story(read_log("r")))] == [1, 2, 3]
+    more = ("--run=r", "--resume=auto", f"--steps={saved.step + 5}", "--parallel=ddp")
+    codes, errors = end(start_ranks(*more))
+    assert codes == [0, 0], errors
+    assert [row["step"] - saved.step for row in steps(story(read_log("r")))] == [4, 5]
 
 
-def test_a_collapse_stops_all_ranks_with_3(
-    start_ranks: Callable[..., Ranks], read_log: ReadLog
-) -> None:
+def test_a_collapse_stops_all_ranks_with_3(start_ranks: StartRanks, read_log: ReadLog) -> None:
     flags = ("--run=r", "--steps=90", "--force-collapse=2@5", "--on-collapse=stop")
-    ranks = start_ranks(2, *flags)
-    while all(rank.poll() is None for rank in ranks):
-        time.sleep(0.005)
+    ranks = start_ranks(*flags)
+    wait_until(lambda: any(rank.poll() is not None for rank in ranks))
     for rank in ranks:  # as torchrun does as soon as the first rank has ended
         rank.terminate()
     codes, errors = end(ranks)
     assert codes == [3, 3], errors
     assert read_log("r")[-1]["reason"] == "collapse"
+
+
+@pytest.mark.parametrize(
+    ("common", "of_second", "message"),
+    [
+        ([], ["--lr=0.1"], "rank 1 of 2: --lr is 0.1, on rank 0 it is not given: start all ranks"),
+        (["--lr=0"], [], "train.py: --lr 0.0 is out of range"),
+        # One spelling, another folder for each: as on machines that share no disk.
+        (["--data=/proc/self/cwd/text.txt"], [], "rank 1 of 2: the text (--data) is sha256 "),
+    ],
+    ids=["option", "range", "text"],
+)
+def test_a_usage_error_of_any_rank_is_printed_once_and_ends_all_with_64(
+    fork_server: ForkServer,
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    common: list[str],
+    of_second: list[str],
+    message: str,
+) -> None:
+    for rank in range(2):
+        (tmp_path / f"{rank}").mkdir()
+        (tmp_path / f"{rank}" / "text.txt").write_text(f"the text of {rank}\n" * 100, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    flags = arguments("--run=r", "--steps=2", *common)
+    ranks = start_as_ranks(fork_server, flags, [*flags, *of_second], program=["-c", IN_OWN_FOLDER])
+    codes, errors = end(ranks)
+    assert codes == [64, 64], errors
+    assert message in errors[0]
+    assert len(errors[0].splitlines()) == 2, "the fault, and where help is"
+    assert errors[1] == ""
+
+
+def test_a_rank_that_cannot_connect_reports_its_own_error(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert train() == 64
+    narration = capsys.readouterr().err
+    assert narration.startswith("train.py: rank 1 of 2: RANK=1 and WORLD_SIZE=2 are set, but the")
+    assert len(narration.splitlines()) == 1

@@ -1,0 +1,622 @@
+"""What ranks that train together must find, over gloo: ``python -m tests.training.ranks KIND DIR``.
+
+A claim is a function that every rank of a world calls. Most claims share a world of two or three
+ranks (``together``); one in which a rank is lost has a world of its own (``apart``). What failed is
+written to ``DIR/SIZE-RANK.json``, by the name of the claim.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from microscope_tui.probe import RoutingCounter
+from moe_model import LanguageModel, ModelConfig, Routing, UsageError, update_expert_bias
+from moe_model.sampling import generate
+from moe_model.training import (
+    SHARDED_SAMPLE_TOKENS,
+    RankLostError,
+    World,
+    agree,
+    gradient_squares,
+    join_world,
+    load_shards,
+    lost_ranks,
+    make_optimizer,
+    optimizer_state,
+    parallelize,
+    save_shards,
+    square_norms,
+    synchronised,
+    whole_weights,
+)
+from moe_model.training.console import sample
+
+Claim = Callable[[World, Path], None]
+CPU = torch.device("cpu")
+SEQUENCES, LENGTH = 12, 10
+KINDS: tuple[Any, ...] = ("ddp", "fsdp")
+
+
+# ---- what ranks work on ----------------------------------------------------------------------
+
+
+def make_model(*, tied: bool = False, small: bool = False) -> LanguageModel:
+    """A few thousand parameters. Two and three ranks share 29 tokens unequally; of 4 experts, the
+    last of three ranks gets none."""
+    config = ModelConfig(
+        vocab_size=29, hidden_size=16, num_hidden_layers=2 if small else 3, first_k_dense_replace=1,
+        intermediate_size=24, moe_intermediate_size=8, n_routed_experts=4, n_shared_experts=1,
+        num_experts_per_tok=2, num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=4,
+        qk_rope_head_dim=4, v_head_dim=4, max_position_embeddings=32, tie_word_embeddings=tied,
+        num_nextn_predict_layers=0 if small else 1,
+    )  # fmt: skip
+    model = LanguageModel(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.train()
+
+
+def all_sequences() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 29, (SEQUENCES, LENGTH + 2), generator=generator)
+
+
+def loss_of(
+    forward: Callable[..., Any],
+    ids_BN: Tensor,
+    counter: RoutingCounter | None = None,
+    *,
+    ahead: bool = True,
+) -> Tensor:
+    """This part's share of the mean over all sequences; its routings are counted."""
+    output = forward(ids_BN[:, :LENGTH], next_ids=ids_BN[:, 1:-1] if ahead else None)
+    if counter is not None:
+        counter.add(output.routings)
+    next_ids, after = ids_BN[:, 1:-1].flatten(), ids_BN[:, 2:].flatten()
+    total = F.cross_entropy(output.logits_BSV.flatten(0, 1), next_ids, reduction="sum")
+    for logits_BSV in output.ahead_logits:
+        total = total + 0.3 * F.cross_entropy(logits_BSV.flatten(0, 1), after, reduction="sum")
+    return total / (SEQUENCES * LENGTH)
+
+
+def train_step(
+    model: LanguageModel, forward: Callable[..., Any], optimizer: Any, world: World
+) -> tuple[dict[str, Tensor], float, list[list[int]]]:
+    """One step in two micro-batches; gradients before clipping, whole, their norm, and counts."""
+    counter = RoutingCounter(model.routers)
+    ahead = all(parameter.requires_grad for parameter in model.mtp.parameters())
+    own_AB = all_sequences().view(2, world.size, -1, LENGTH + 2)[:, world.rank]
+    for place, ids_BN in enumerate(own_AB):
+        with synchronised(forward, last=place == 1):
+            (loss_of(forward, ids_BN, counter, ahead=ahead) * world.size).backward()
+    gradients = {
+        name: whole(parameter.grad).clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    norm = counter.all_reduce(world, gradient_squares(model, world))[-1].sqrt()
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    update_expert_bias(model.routers, counter.counts, 0.01)
+    return gradients, norm.item(), counter.counts.tolist()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``; gathering a DTensor is a collective."""
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full
+
+
+# ---- claims about a step ---------------------------------------------------------------------
+
+
+def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
+    """Two micro-batches, multi-token prediction, a loss times the number of ranks: plain sums."""
+
+    def claim(world: World, folder: Path) -> None:
+        alone, model = (make_model(tied="tied" in more) for _ in range(2))
+        for each in (alone, model):
+            if "frozen" in more:
+                each.freeze_ahead()  # ranks must not wait for gradients that never come
+        expected, expected_norm, expected_counts = train_step(
+            alone, alone, make_optimizer(alone, 1e-2), World()
+        )
+        if world.rank:
+            model.norm.weight.data.fill_(7.0)  # the weights of rank 0 are what counts
+        model.recompute = "recompute" in more
+        forward = parallelize(model, kind, world)
+        found, norm, counts = train_step(model, forward, make_optimizer(model, 1e-2), world)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        assert norm == pytest.approx(expected_norm, rel=1e-6)
+        assert expected_norm > 0.1  # so that clipping has something to do
+        assert counts == expected_counts
+        for name, tensor in alone.state_dict().items():
+            here = whole(model.state_dict()[name])
+            # Adam divides by the gradient's own size, so weights are less exact.
+            exact = "expert_bias" in name or ("frozen" in more and name.startswith("mtp."))
+            torch.testing.assert_close(here, tensor, atol=0 if exact else 1e-4, rtol=0)
+            of_first = here.clone()
+            dist.broadcast(of_first, src=0)
+            assert torch.equal(here, of_first), f"{name} differs from rank 0's"
+
+    return claim
+
+
+def ranks_do_not_talk_before_the_last_micro_batch(world: World, folder: Path) -> None:
+    model = make_model()
+    forward = parallelize(model, "ddp", world)
+    with synchronised(forward, last=False):
+        loss_of(forward, all_sequences()[world.rank :: world.size]).backward()
+    gradient = model.norm.weight.grad
+    assert gradient is not None
+    of_first = gradient.clone()
+    dist.broadcast(of_first, src=0)
+    assert torch.equal(gradient, of_first) == (world.rank == 0)
+
+    model = make_model()
+    forward = parallelize(model, "fsdp", world)
+    with synchronised(forward, last=False):
+        loss_of(forward, all_sequences()[world.rank :: world.size]).backward()
+    assert model.norm.weight.grad is None  # not reduced yet
+
+
+def a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights(
+    world: World, folder: Path
+) -> None:
+    """A bias that differs between ranks, which it never should, is not synchronised."""
+    for kind in KINDS:
+        model = make_model()
+        forward = parallelize(model, kind, world)
+        parameters = dict(model.named_parameters())
+        for router in model.routers:
+            router.expert_bias.fill_(float(world.rank))
+        with synchronised(forward, last=True):
+            loss_of(forward, all_sequences()[:2]).backward()
+        model.eval()
+        with torch.no_grad():
+            loss_of(forward, all_sequences()[:2])
+        assert all(parameters[name] is p for name, p in model.named_parameters())
+        for router in model.routers:
+            assert router.expert_bias.tolist() == [world.rank] * 4
+            assert router.expert_bias.dtype == torch.float32
+        kept = whole_weights(model, world)
+        expected = make_model().state_dict() if world.is_main else {}
+        assert kept.keys() == expected.keys()
+        assert all(kept[n].shape == expected[n].shape for n in kept)
+
+
+def squares_add_up_to_the_norms_of_whole_gradients(world: World, folder: Path) -> None:
+    for kind in KINDS:
+        model = make_model()
+        forward = parallelize(model, kind, world)
+        with synchronised(forward, last=True):
+            loss_of(forward, all_sequences()).backward()
+        squares = square_norms([None, *(router.weight.grad for router in model.routers)], world)
+        world.sum(squares)
+        norms = [whole(router.weight.grad).norm().item() for router in model.routers]
+        assert squares.sqrt().tolist() == pytest.approx([0.0, *norms], rel=1e-6)
+        assert min(norms) > 0
+
+
+# ---- claims about what ranks exchange --------------------------------------------------------
+
+
+def one_sum_brings_all_counts_to_all_ranks(world: World, folder: Path) -> None:
+    """Far beyond what fp32 tells apart; other numbers ride along, and a maximum is no sum."""
+    routers = make_model().routers[:2]
+    counter, together = RoutingCounter(routers), RoutingCounter(routers)
+    for rank in range(world.size):
+        together.add(_routings_of(rank))
+    counter.add(_routings_of(world.rank))
+    large = 2**52 // world.size
+    counter._calls.tallies[0].counts_LE2[0, 0] += large
+    together._calls.tallies[0].counts_LE2[0, 0] += large * world.size
+    collectives, sum_before = [], World.sum
+    World.sum = lambda self, tensor: (collectives.append(1), sum_before(self, tensor))[1]  # type: ignore[method-assign]
+    extra = torch.tensor([0.5, float(world.rank == 1)], dtype=torch.float64)
+    summed = counter.all_reduce(world, extra)
+    World.sum = sum_before  # type: ignore[method-assign]
+    assert len(collectives) == 1
+    assert summed.tolist() == [world.size * 0.5, 1.0]
+    together.all_reduce(World(), extra)
+    assert torch.equal(counter.counts, together.counts)
+    assert int(counter.counts.max()) > 2**51
+    line, expected = (one.record(one.read(), [1.0] * 2) for one in (counter, together))
+    assert line["tokens"] == expected["tokens"]
+    for name, values in expected["router"].items():
+        assert line["router"][name] == pytest.approx(values, rel=1e-5), name
+    assert line["router"]["max_logit"] == expected["router"]["max_logit"]
+
+
+def _routings_of(rank: int) -> list[Routing]:
+    generator = torch.Generator().manual_seed(rank)
+    found = []
+    for _ in range(2):
+        logits_TE = torch.randn(6, 4, generator=generator) * (1 + rank)
+        scores_TE = logits_TE.sigmoid()
+        weights_TK, ids_TK = scores_TE.topk(2)
+        kept_TK = torch.rand(6, 2, generator=generator) > 0.3
+        margin_T = torch.rand(6, generator=generator)
+        found.append(Routing(logits_TE, scores_TE, ids_TK, weights_TK, margin_T, kept_TK))
+    return found
+
+
+def texts_and_votes_reach_all_ranks(world: World, folder: Path) -> None:
+    assert world.broadcast_text("räume" if world.is_main else "not this") == "räume"
+    assert world.broadcast_text("" if world.is_main else "not this") == ""
+    assert world.any(world.rank == 1)
+    assert not world.any(False)
+
+
+def the_first_rank_is_through_the_block_before_the_others_enter(world: World, folder: Path) -> None:
+    file = folder / "downloaded"
+    with world.main_first():
+        assert file.exists() == (world.rank > 0)
+        file.touch()
+
+
+FULL = "[Errno 28] No space left on device"
+QUIET_USAGE, QUIET_FAILURE = "SystemExit: 64", "SystemExit: 1"
+FAULTS: dict[str, tuple[dict[int, Exception], list[str]]] = {
+    "no fault": ({}, ["well"] * 3),
+    "usage errors of all ranks": (
+        {rank: UsageError("--steps 0") for rank in range(3)},
+        ["UsageError: --steps 0", QUIET_USAGE, QUIET_USAGE],
+    ),
+    "a usage error of a later rank": (
+        {2: UsageError("--steps 0")},
+        ["UsageError: rank 2 of 3: --steps 0", QUIET_USAGE, QUIET_USAGE],
+    ),
+    "the same usage error of two later ranks": (
+        {rank: UsageError("--lr 0") for rank in (1, 2)},
+        ["UsageError: rank 1 of 3: --lr 0", QUIET_USAGE, QUIET_USAGE],
+    ),
+    "two different usage errors": (
+        {0: UsageError("--lr 0"), 2: UsageError("--steps 0")},
+        ["UsageError: --lr 0", QUIET_USAGE, "UsageError: --steps 0"],
+    ),
+    "a path that is not UTF-8": (
+        {1: UsageError(f"--data {os.fsdecode(b'caf' + bytes([233]))}")},
+        [r"UsageError: rank 1 of 3: --data caf\\udce9", QUIET_USAGE, QUIET_USAGE],
+    ),
+    "a full disk of a later rank": (
+        {1: OSError(28, "No space left on device")},
+        [f"RankLostError: rank 1 of 3: {FULL}", f"OSError: {FULL}", QUIET_FAILURE],
+    ),
+    "a full disk of all ranks": (
+        {rank: OSError(28, "No space left on device") for rank in range(3)},
+        [f"OSError: {FULL}", QUIET_FAILURE, QUIET_FAILURE],
+    ),
+    "an error without words": (
+        {1: KeyError()},
+        ["RankLostError: rank 1 of 3: KeyError", "KeyError: ", QUIET_FAILURE],
+    ),
+}
+"""Faults by the rank that finds them, and how each rank ends."""
+
+
+def fault_ends_all_ranks(found_by: dict[int, Exception], expected: list[str]) -> Claim:
+    """What the first rank cannot do the others do not try; after it all are still in step."""
+
+    def claim(world: World, folder: Path) -> None:
+        for block in (world.together, world.main_first):
+            entered, ended = False, "well"
+            try:
+                with block():
+                    entered = True
+                    if world.rank in found_by:
+                        raise found_by[world.rank]
+            except (Exception, SystemExit) as error:
+                ended = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"
+            assert world.any(world.rank == 1)
+            if block == world.main_first and world.rank and 0 in found_by:
+                usage = isinstance(found_by[0], UsageError)
+                assert (entered, ended) == (False, QUIET_USAGE if usage else QUIET_FAILURE)
+            else:
+                assert (entered, ended) == (True, expected[world.rank]), ended
+
+    return claim
+
+
+def another_fact_ends_all_ranks_and_both_values_are_named(world: World, folder: Path) -> None:
+    agree(world, {"--seed": "0"})
+    other = {"--seed": "0", "--lr": "0.1" if world.rank == 1 else "0.001", "--run": "räume"}
+    missing = {"--seed": "0"} if world.rank == 2 else {"--seed": "0", "--mtp": "True"}
+    for facts, message in (
+        (other, "rank 1 of 3: --lr is 0.1, on rank 0 it is 0.001: start all ranks with the same"),
+        (missing, "rank 2 of 3: --mtp is not given, on rank 0 it is True: start all ranks"),
+    ):
+        with pytest.raises(UsageError if world.is_main else SystemExit) as caught:
+            agree(world, facts)
+        assert message in str(caught.value) if world.is_main else caught.value.code == 64
+
+
+# ---- claims about checkpoints and samples ----------------------------------------------------
+
+
+def state_of(world: World) -> tuple[LanguageModel, Any, dict[str, Tensor]]:
+    """A model, its optimizer, and all that a checkpoint would hold of them and more."""
+    model = make_model(small=True)
+    parallelize(model, "fsdp", world)
+    optimizer = make_optimizer(model, 1e-2)
+    state = {**model.state_dict(), **optimizer_state(model, optimizer)}
+    state["more.int64"] = torch.zeros(3, dtype=torch.int64)
+    state["more.uint8"] = torch.zeros(256, dtype=torch.uint8)
+    state["more.bf16"] = torch.zeros(2, 3, dtype=torch.bfloat16)
+    state["more.scalar"] = torch.zeros((), dtype=torch.float64)
+    return model, optimizer, state
+
+
+def truth(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the tensors of ``state`` hold in the checkpoint, whole: random bits, by name."""
+    found = {}
+    for place, (name, tensor) in enumerate(sorted(state.items())):
+        generator = torch.Generator().manual_seed(place)
+        if tensor.dtype in (torch.int64, torch.uint8):
+            high = 255 if tensor.dtype == torch.uint8 else 2**62
+            found[name] = torch.randint(high, tensor.shape, dtype=tensor.dtype, generator=generator)
+        else:
+            numbers = torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
+            found[name] = numbers.to(tensor.dtype)
+    return found
+
+
+def wrong_bits(state: dict[str, Tensor]) -> list[str]:
+    expected = truth(state)
+    found = {name: whole(tensor.detach()) for name, tensor in state.items()}
+    return [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])]
+
+
+def two_ranks_save_their_shards(world: World, folder: Path) -> None:
+    _, _, state = state_of(world)
+    for name, tensor in truth(state).items():
+        target: Any = state[name].detach()
+        if isinstance(target, DTensor):
+            rows = torch.chunk(tensor, world.size)
+            target.to_local().copy_(rows[world.rank])
+        else:
+            target.copy_(tensor)
+    assert wrong_bits(state) == []
+    save_shards(folder / "shards", state)
+
+
+def three_ranks_load_the_shards_of_two_bit_for_bit(world: World, folder: Path) -> None:
+    """Weights, moments, the scalar ``step``, int64, uint8 and bf16."""
+    _, _, state = state_of(world)
+    assert len(wrong_bits(state)) > 80
+    load_shards(folder / "shards", state)
+    assert wrong_bits(state) == []
+    assert sum(isinstance(tensor, DTensor) for tensor in state.values()) > 60
+
+
+def a_rank_that_cannot_write_fails_all(world: World, folder: Path) -> None:
+    _, _, state = state_of(world)
+    target = folder / "unwritable"
+    if world.is_main:
+        (target / "shard-00002-model-00001-of-00001.safetensors").mkdir(parents=True)
+    world.barrier()
+    with pytest.raises(OSError, match="cannot be written: rank 1: IsADirectoryError"):
+        save_shards(target, state)
+
+
+def three_ranks_resume_a_run_of_two(world: World, folder: Path) -> None:
+    """Two ranks make two steps, save, and make one more; three load and make that one."""
+    model, optimizer, _ = state_of(world)
+    state = {**model.state_dict(), **optimizer_state(model, optimizer)}
+    if world.size == 2:
+        for _ in range(2):
+            train_step(model, model, optimizer, world)
+        save_shards(folder / "resumed", state)
+    else:
+        load_shards(folder / "resumed", state)
+    train_step(model, model, optimizer, world)
+    weights = whole_weights(model, world)
+    if world.is_main and world.size == 2:
+        torch.save(weights, folder / "weights.pt")
+    elif world.is_main:
+        torch.testing.assert_close(weights, torch.load(folder / "weights.pt"), rtol=0, atol=1e-4)
+
+
+def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folder: Path) -> None:
+    model = make_model(tied=True)
+    prompt_S = torch.tensor([1, 2, 3])
+    expected = generate(model, prompt_S, max_new_tokens=SHARDED_SAMPLE_TOKENS, seed=7)
+    assert len(expected) == SHARDED_SAMPLE_TOKENS
+    parallelize(model, "fsdp", world)
+    run: Any = SimpleNamespace(
+        model=model, world=world, options=SimpleNamespace(parallel="fsdp", seed=7),
+        prompt="", stop_ids=(),
+        corpus=SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list)),
+    )  # fmt: skip
+    built, before = [], LanguageModel.__init__
+    LanguageModel.__init__ = lambda *given: (built.append(1), before(*given))[1]  # type: ignore[method-assign]
+    found: Any = sample(run)
+    LanguageModel.__init__ = before  # type: ignore[method-assign]
+    assert found == expected
+    assert not built
+    weight = model.layers[0].mlp.up_proj.weight
+    assert weight.to_local().shape[0] == weight.shape[0] / 2
+    assert model.training
+
+
+TOGETHER: dict[int, dict[str, Claim]] = {
+    2: {
+        "step: ddp, recompute": step_is_that_of_one_process("ddp", "recompute"),
+        "step: fsdp, tied": step_is_that_of_one_process("fsdp", "tied"),
+        "step: ddp, frozen": step_is_that_of_one_process("ddp", "frozen"),
+        "step: fsdp, frozen": step_is_that_of_one_process("fsdp", "frozen"),
+        **{
+            claim.__name__: claim
+            for claim in (
+                ranks_do_not_talk_before_the_last_micro_batch,
+                a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
+                squares_add_up_to_the_norms_of_whole_gradients,
+                two_ranks_save_their_shards,
+                a_rank_that_cannot_write_fails_all,
+                three_ranks_resume_a_run_of_two,
+                a_sharded_model_writes_its_sample_without_becoming_whole,
+            )
+        },
+    },
+    3: {
+        "step: ddp": step_is_that_of_one_process("ddp"),
+        "step: fsdp, recompute": step_is_that_of_one_process("fsdp", "recompute"),
+        **{f"fault: {name}": fault_ends_all_ranks(*fault) for name, fault in FAULTS.items()},
+        **{
+            claim.__name__: claim
+            for claim in (
+                one_sum_brings_all_counts_to_all_ranks,
+                texts_and_votes_reach_all_ranks,
+                the_first_rank_is_through_the_block_before_the_others_enter,
+                another_fact_ends_all_ranks_and_both_values_are_named,
+                three_ranks_load_the_shards_of_two_bit_for_bit,
+                three_ranks_resume_a_run_of_two,
+            )
+        },
+    },
+}
+
+
+# ---- worlds that lose a rank -----------------------------------------------------------------
+
+TIMEOUT_S, PATIENT_S = 1.5, 2.0
+"""What a rank waits in a step, and for how long another one works by itself."""
+
+
+def killed_in_a_step(kind: Any) -> Claim:
+    def claim(world: World, folder: Path) -> None:
+        forward = parallelize(make_model(), kind, world)
+        with noticed(world):
+            for step in range(3):
+                loss = loss_of(forward, all_sequences())
+                if world.rank == 1 and step == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                loss.backward()
+
+    return claim
+
+
+def killed_while_the_others_wait_without_a_limit(world: World, folder: Path) -> None:
+    world.barrier()  # all have joined
+    with noticed(world), world.main_first():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work_may_take_longer_than_a_step_but_a_step_may_not(world: World, folder: Path) -> None:
+    started = time.monotonic()
+    with world.main_first():
+        if world.is_main:
+            time.sleep(PATIENT_S)
+    with world.together():
+        if world.rank == 1:
+            time.sleep(PATIENT_S)
+    assert world.any(world.rank == 1)
+    assert time.monotonic() - started > 2 * TIMEOUT_S
+    if world.rank == 1:  # hangs until the other one has given up
+        while not (folder / "given up").exists():
+            time.sleep(0.02)
+        os._exit(0)
+    with noticed(world, "Timed out"):
+        world.any(True)
+    (folder / "given up").touch()
+
+
+@contextmanager
+def noticed(world: World, reason: str = "no longer responds") -> Iterator[None]:
+    """A block that ends soon because another rank no longer responds."""
+    started = time.monotonic()
+    with pytest.raises(RankLostError, match=reason) as caught, lost_ranks():
+        yield
+    expected = f"rank {world.rank} of {world.size}: another rank no longer responds"
+    assert str(caught.value).startswith(expected), caught.value
+    assert "start again with --resume auto" in str(caught.value)
+    assert time.monotonic() - started < 20
+
+
+APART: dict[str, tuple[int, Claim, float]] = {
+    "killed in a step of ddp": (2, killed_in_a_step("ddp"), 30.0),
+    "killed in a step of fsdp": (3, killed_in_a_step("fsdp"), 30.0),
+    **{
+        claim.__name__: (size, claim, timeout)
+        for size, claim, timeout in (
+            (3, killed_while_the_others_wait_without_a_limit, 30.0),
+            (2, work_may_take_longer_than_a_step_but_a_step_may_not, TIMEOUT_S),
+        )
+    },
+}
+
+
+# ---- running ranks ---------------------------------------------------------------------------
+
+
+def fork_ranks(size: int, one_rank: Callable[[int], None]) -> list[int]:
+    """Fork ``size`` processes with the environment of ranks; their process ids."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+            try:
+                one_rank(rank)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)  # a forked child must not run on into its parent's code
+        children.append(child)
+    return children
+
+
+def check(claims: dict[str, Claim], name: str, folder: Path, timeout_s: float, rank: int) -> None:
+    """Check ``claims`` as one rank of a world, and write which failed and why."""
+    outcomes = {}
+    with join_world(CPU, timeout_s) as world:
+        for claim_name, claim in claims.items():
+            try:
+                claim(world, folder)
+                outcomes[claim_name] = ""
+            except BaseException:
+                outcomes[claim_name] = traceback.format_exc()
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(outcomes), "utf-8")
+
+
+def main(kind: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    import_module("torch._dynamo")  # an optimizer imports it, which takes a second: once for all
+    if kind == "together":
+        for size, claims in TOGETHER.items():
+            for child in fork_ranks(size, partial(check, claims, str(size), folder, 30.0)):
+                os.waitpid(child, 0)
+        return
+    children = []
+    for name, (size, claim, timeout_s) in APART.items():
+        children += fork_ranks(size, partial(check, {name: claim}, name, folder, timeout_s))
+    for child in children:
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

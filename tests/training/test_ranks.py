@@ -1,0 +1,188 @@
+"""Several processes, one model: steps, sums, shards, faults and lost ranks.
+
+``ranks.py`` beside this file holds what ranks must find, over gloo on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from moe_model import UsageError
+from moe_model.training import (
+    RankLostError,
+    World,
+    agree,
+    distributed,
+    join_world,
+    launched,
+    lost_ranks,
+    parallelize,
+)
+from tests.forked import ForkServer
+from tests.training.ranks import APART, CPU, TOGETHER, make_model
+from tests.training.story import wait_until
+
+CLAIMS = [(size, name) for size, claims in TOGETHER.items() for name in claims]
+
+
+def check(folder: Path, world: str, claim: str, ranks_left: int) -> None:
+    """Every rank that is left must have found ``claim`` true."""
+    files = sorted(folder.glob(f"{world}-*.json"))
+    assert len(files) == ranks_left
+    failures = [json.loads(file.read_text("utf-8"))[claim] for file in files]
+    assert not any(failures), "\n".join(failures)
+
+
+@pytest.mark.parametrize(("size", "claim"), CLAIMS, ids=lambda value: str(value))
+def test_ranks_together(ranks: Callable[..., Path], size: int, claim: str) -> None:
+    check(ranks("together"), str(size), claim, size)
+
+
+@pytest.mark.parametrize("claim", APART)
+def test_ranks_that_lose_one(ranks: Callable[..., Path], claim: str) -> None:
+    check(ranks("apart"), claim, claim, APART[claim][0] - 1)
+
+
+# ---- one process -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No launcher has set anything."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_a_process_without_a_launcher_is_a_world_of_one(alone: pytest.MonkeyPatch) -> None:
+    assert not launched()
+    model = make_model(small=True)
+    with join_world(CPU) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        tensor = torch.ones(2)
+        world.sum(tensor)
+        world.barrier()
+        assert tensor.tolist() == [1.0, 1.0]
+        assert world.broadcast_text("as it is") == "as it is"
+        assert not dist.is_initialized()
+        assert parallelize(model, "fsdp", world) is model
+
+
+def test_a_process_without_a_launcher_raises_its_own_error() -> None:
+    error = OSError("disk")
+    for block in (World().together, World().main_first):
+        with pytest.raises(OSError, match="disk") as caught, block():
+            raise error
+        assert caught.value is error
+    agree(World(), {"--lr": "0.1"})
+
+
+def test_a_model_on_the_cpu_is_sharded_over_a_mesh_of_the_cpu(alone: pytest.MonkeyPatch) -> None:
+    """Without a mesh ``fully_shard`` takes the accelerator's, where the machine has one."""
+    meshes = []
+    alone.setattr(distributed, "fully_shard", lambda module, **given: meshes.append(given["mesh"]))
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in {**place, "RANK": "0", "WORLD_SIZE": "1"}.items():
+        alone.setenv(name, value)
+    with join_world(CPU) as world:
+        parallelize(make_model(small=True), "fsdp", world)
+    assert [mesh.device_type for mesh in meshes] == ["cpu"] * 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK='first' is not a number"),
+    ],
+)
+def test_half_a_launcher_is_a_usage_error(
+    alone: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name, value in environment.items():
+        alone.setenv(name, value)
+    assert launched()
+    with pytest.raises(UsageError, match=message), join_world(CPU):
+        pass
+
+
+def test_a_rank_that_waits_for_the_others_in_vain_reports_the_address(
+    alone: pytest.MonkeyPatch,
+) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {**place, "RANK": "1", "WORLD_SIZE": "2"}.items():
+        alone.setenv(name, value)
+    with pytest.raises(RankLostError, match="not all ranks joined") as caught, join_world(CPU, 0.1):
+        pass
+    assert str(caught.value).startswith("rank 1 of 2: ")
+    assert "MASTER_ADDR=127.0.0.1 MASTER_PORT=1" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_rank_that_waits_for_the_others(
+    number: signal.Signals, fork_server: ForkServer
+) -> None:
+    waits = (
+        "from torch import device; from moe_model.training import StopRequest, join_world\n"
+        "with StopRequest(), join_world(device('cpu')):\n"
+        "    pass"
+    )
+    port = free_port()
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    rank = fork_server.start("-c", waits, **place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+    wait_until(listens, rank)
+    rank.send_signal(number)
+    assert rank.wait(timeout=5) == -number
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"),
+        RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:456] op.preamble.length <= 4"),
+        RuntimeError("Connection closed by peer"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        OSError("No space left on device"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_other_errors_pass_unchanged(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, lost_ranks():
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/p/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1. GLHF"),
+        RuntimeError("[/p/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 9ms for recv"),
+        dist.DistBackendError("NCCL error: remote process exited"),
+        dist.DistNetworkError("The client socket has timed out after 3s"),
+        dist.DistStoreError("wait timeout after 3000ms"),
+    ],
+)
+def test_broken_and_silent_connections_are_lost_ranks(error: RuntimeError) -> None:
+    with pytest.raises(RankLostError, match="no longer responds") as caught, lost_ranks():
+        raise error
+    assert caught.value.__cause__ is error
+    assert "gloo/transport" not in str(caught.value)
