@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +30,10 @@ SMALL = [
     "--model.v_head_dim=8", "--model.max_position_embeddings=32",
     "--batch-size=4", "--device=cpu", "--dtype=fp32",
 ]  # fmt: skip
+
+
+SHORT = ("--steps=4", "--save-every=2", "--eval-every=100")
+"""A run with the checkpoints ``latest`` (step 4), which is ``best`` as well, and ``previous``."""
 
 
 def last_of_each(flags: Sequence[str]) -> list[str]:
@@ -57,12 +61,21 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def arguments_in(text_file: Path) -> Callable[..., list[str]]:
+    """The command line of a small run that writes below ``folder``; ``more`` wins."""
+
+    def arguments(folder: Path, *more: str) -> list[str]:
+        own = [f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'ck'}"]
+        return last_of_each([f"--data={text_file}", *own, *SMALL, *more])
+
+    return arguments
+
+
 @pytest.fixture
-def arguments(tmp_path: Path, text_file: Path) -> Callable[..., list[str]]:
-    """The command line of a small run that writes below the test's own folder; ``more`` wins."""
-    own = [f"--data={text_file}", f"--log-dir={tmp_path / 'logs'}"]
-    own.append(f"--checkpoint-dir={tmp_path / 'ck'}")
-    return lambda *more: last_of_each([*own, *SMALL, *more])
+def arguments(arguments_in: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """The same in the test's own folder."""
+    return partial(arguments_in, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -104,17 +117,20 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(
-    trainer: ModuleType, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+    trainer: ModuleType,
+    arguments_in: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Trained]:
-    """Train ``r`` with these options, once for all tests."""
+    """Train ``r`` with these options, once for all tests; ``after`` it was trained with others."""
 
     @cache
-    def run(*flags: str) -> Trained:
+    def run(*flags: str, after: tuple[str, ...] = ()) -> Trained:
         folder = tmp_path_factory.mktemp("trained")
-        own = [f"--data={text_file}", f"--log-dir={folder / 'logs'}", "--run=r"]
-        own.append(f"--checkpoint-dir={folder / 'ck'}")
+        if after:
+            shutil.copytree(run(*after).folder, folder, symlinks=True, dirs_exist_ok=True)
+            flags = ("--resume=auto", *flags)
         with redirect_stderr(io.StringIO()) as narration:
-            code = trainer.run_command(trainer.app, last_of_each([*own, *SMALL, *flags]))
+            code = trainer.run_command(trainer.app, arguments_in(folder, "--run=r", *flags))
         return Trained(folder, code, narration.getvalue())
 
     return run
@@ -124,8 +140,8 @@ def trained(
 def copied(trained: Callable[..., Trained], tmp_path: Path) -> Callable[..., Trained]:
     """A copy of a run of ``trained`` in the test's own folder, where ``train`` resumes it."""
 
-    def copy(*flags: str) -> Trained:
-        run = trained(*flags)
+    def copy(*flags: str, after: tuple[str, ...] = ()) -> Trained:
+        run = trained(*flags, after=after)
         shutil.copytree(run.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
         return Trained(tmp_path, run.code, run.narration)
 
@@ -133,9 +149,20 @@ def copied(trained: Callable[..., Trained], tmp_path: Path) -> Callable[..., Tra
 
 
 @pytest.fixture
-def start(fork_server: ForkServer, arguments: Callable[..., list[str]]) -> Callable[..., Program]:
-    """Start the trainer in a process of its own."""
-    return lambda *more: fork_server.start(str(ROOT / "train.py"), *arguments(*more))
+def start(
+    fork_server: ForkServer, arguments: Callable[..., list[str]]
+) -> Iterator[Callable[..., Program]]:
+    """Start the trainer in a process of its own, which does not outlive the test."""
+    started: list[Program] = []
+
+    def program(*more: str) -> Program:
+        started.append(fork_server.start(str(ROOT / "train.py"), *arguments(*more)))
+        return started[-1]
+
+    yield program
+    for each in started:
+        if each.returncode is None:
+            each.kill()
 
 
 def from_shell(*arguments: str, starter: Sequence[str] = ()) -> subprocess.Popen[str]:

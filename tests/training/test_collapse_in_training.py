@@ -1,82 +1,129 @@
-"""The trainer notices its own collapse and follows ``--on-collapse``."""
+"""The trainer notices its own collapse, follows ``--on-collapse`` and says how to go back."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from microscope_tui.cli import main as microscope
 from moe_model import read_checkpoint
-from tests.training.story import Log
+from moe_model.training import newest_before
+from tests.training.conftest import SHORT, Trained
+from tests.training.story import Log, ReadLog, Train, steps, story
 
-Train = Callable[..., int]
-COLLAPSE = ("--run=r", "--steps=90", "--force-collapse=2@5", "--save-every=1000", "--lr=1e-3")
+COLLAPSE = ("--steps=70", "--force-collapse=2@5", "--save-every=1000", "--lr=1e-3")
+
+
+@pytest.fixture
+def stopped(copied: Callable[..., Trained]) -> Trained:
+    """A run that collapses from step 5 on, has a checkpoint of step 4, and stops."""
+    return copied(*COLLAPSE, "--on-collapse=stop", after=SHORT)
 
 
 def alerts(log: Log) -> Log:
     return [record for record in log if record.get("event") == "alert"]
 
 
-def test_stop_saves_writes_the_verdict_and_exits_with_3(
-    train: Train,
-    read_log: Callable[[str], Log],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert train(*COLLAPSE, "--on-collapse=stop") == 3
-    narration = capsys.readouterr().err
-    assert "CRIT" in narration
-    assert "Router collapse in L2 since step 5" in narration
-    assert "verdict    CRITICAL COLLAPSE" in narration
-    log = read_log("r")
-    (alert,) = alerts(log)
-    stopped_at = log[-1]["step"]
-    assert alert["step"] == stopped_at < 90
-    assert alert["values"] == alert["values"] | {"severity": "crit", "layers": ["L2"], "onset": 5}
-    assert (log[-1]["event"], log[-1]["reason"]) == ("end", "collapse")
-    assert read_checkpoint(tmp_path / "ck" / "r" / "latest").step == stopped_at
+def printed(narration: str, name: str) -> list[str]:
+    """The words of the command that is called ``name``, as a shell has them."""
+    (line,) = [line for line in narration.splitlines() if line.startswith(f"  {name}")]
+    return shlex.split(line.removeprefix(f"  {name}"), comments=True)
+
+
+def check(log: Path) -> int | str | None:
     with pytest.raises(SystemExit) as ended:
-        microscope(["check", str(tmp_path / "logs" / "r")])
-    assert ended.value.code == 2, "check sees what the trainer saw"
+        microscope(["check", str(log)])
+    return ended.value.code
+
+
+def test_stop_saves_writes_the_verdict_and_exits_with_3(stopped: Trained) -> None:
+    assert stopped.code == 3
+    assert "CRIT" in stopped.narration
+    assert "Router collapse in L2 since step 5" in stopped.narration
+    assert "verdict    CRITICAL COLLAPSE" in stopped.narration
+    (alert,) = alerts(stopped.log)
+    last = stopped.log[-1]
+    assert alert["step"] == last["step"] < 70
+    assert alert["values"] == alert["values"] | {"severity": "crit", "layers": ["L2"], "onset": 5}
+    assert (last["event"], last["reason"]) == ("end", "collapse")
+    assert read_checkpoint(stopped.checkpoints / "latest").step == last["step"]
+    assert check(stopped.folder / "logs" / "r") == 2, "check sees what the trainer saw"
+
+
+def test_a_forced_collapse_sends_every_token_to_k_experts_from_that_step_on(
+    stopped: Trained,
+) -> None:
+    for record in steps(stopped.log):
+        healthy, forced = record["tokens_per_expert"]
+        assert sum(count > 0 for count in healthy) > 2
+        if record["step"] >= 5:
+            assert forced == [record["tokens"]] * 2 + [0] * 6
+            assert record["router"]["effective_experts"][1] == pytest.approx(2)
+        else:
+            assert sum(count > 0 for count in forced) > 2
+
+
+def test_going_back_names_a_checkpoint_that_is_older_than_the_onset(
+    stopped: Trained, trainer: ModuleType
+) -> None:
+    command = printed(stopped.narration, "go back")
+    assert command[:2] == ["python", "train.py"]
+    named = Path(command[command.index("--resume") + 1])
+    assert named.name == "previous"
+    assert read_checkpoint(named).step == 4
+    here = [word.replace(str(named.parents[2]), str(stopped.folder)) for word in command[2:]]
+    assert trainer.run_command(trainer.app, [*here, "--steps=6"]) == 0, "as it was printed"
+    assert read_checkpoint(stopped.checkpoints / "latest").step == 6
 
 
 def test_a_run_stopped_on_a_collapse_resumes_only_with_on_collapse_log(
-    train: Train, read_log: Callable[[str], Log], capsys: pytest.CaptureFixture[str]
+    stopped: Trained, train: Train, read_log: ReadLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(*COLLAPSE, "--on-collapse=stop") == 3
+    for name in ("previous", "best"):
+        (stopped.checkpoints / name).unlink()
     step = read_log("r")[-1]["step"]
     for _ in range(2):
         assert train("--run=r", "--resume=auto") == 3, "a job that comes back must not train on"
         assert read_log("r")[-1] == read_log("r")[-1] | {"step": step, "reason": "collapse"}
-    assert "--on-collapse log" in capsys.readouterr().err
+        narration = capsys.readouterr().err
+        assert "no checkpoint before step 5: start again with another setting" in narration
+        assert printed(narration, "resume")[-2:] == ["--on-collapse", "log"]
     assert train("--run=r", "--resume=auto", "--on-collapse=log") == 0
     assert len(alerts(read_log("r"))) == 1
-    assert read_log("r")[-1]["step"] == 90
+    assert read_log("r")[-1]["step"] == 70
+    assert not (stopped.checkpoints / "collapse").exists()
 
 
-def test_checkpoint_keeps_the_state_of_that_moment_and_goes_on(
-    train: Train, read_log: Callable[[str], Log], tmp_path: Path
+def test_checkpoint_keeps_the_state_of_that_moment_and_training_continues(
+    trained: Callable[..., Trained],
 ) -> None:
-    assert train(*COLLAPSE, "--on-collapse=checkpoint") == 0
-    log = read_log("r")
-    (alert,) = alerts(log)
-    assert read_checkpoint(tmp_path / "ck" / "r" / "collapse").step == alert["step"]
-    assert read_checkpoint(tmp_path / "ck" / "r" / "latest").step == 90
+    """Counts of every tenth step are enough for the trainer and for ``check``."""
+    whole = trained(*COLLAPSE, "--on-collapse=stop", after=SHORT)
+    few = trained(*COLLAPSE, "--on-collapse=checkpoint", "--counts-every=10", after=SHORT)
+    assert few.code == 0
+    (alert,) = alerts(few.log)
+    assert alert["step"] == whole.log[-1]["step"]
+    assert read_checkpoint(few.checkpoints / "collapse").step == alert["step"]
+    assert read_checkpoint(few.checkpoints / "latest").step == 70
+    rows = steps(story(few.log))
+    for key in ("expert_bias", "tokens_per_expert"):
+        assert [row["step"] for row in rows if key in row] == [10, 20, 30, 40, 50, 60, 70]
+    for one, other in zip(steps(story(whole.log)), rows, strict=False):
+        assert one["router"] == other["router"], "the summaries are in every line"
+        assert other.get("tokens_per_expert", one["tokens_per_expert"]) == one["tokens_per_expert"]
+        assert other.get("expert_bias", one["expert_bias"]) == one["expert_bias"]
+    assert check(few.folder / "logs" / "r") == 2
 
 
-def test_on_collapse_log_only_alerts_and_training_continues(
-    train: Train, read_log: Callable[[str], Log], tmp_path: Path
-) -> None:
-    assert train(*COLLAPSE) == 0
-    assert len(alerts(read_log("r"))) == 1
-    assert not (tmp_path / "ck" / "r" / "collapse").exists()
-
-
-def test_a_healthy_run_raises_no_alert_and_is_not_stopped(
-    train: Train, read_log: Callable[[str], Log], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train("--run=r", "--steps=110", "--on-collapse=stop") == 0
-    assert not alerts(read_log("r"))
-    assert "verdict    healthy" in capsys.readouterr().err
+def test_the_newest_of_the_older_checkpoints_is_named(copied: Callable[..., Trained]) -> None:
+    folder = copied(*SHORT).checkpoints
+    assert newest_before(folder, 5) == (folder / "latest", 4)
+    assert newest_before(folder, 4) == (folder / "previous", 2)
+    assert newest_before(folder, 2) is None
+    (folder / "previous" / "checkpoint.json").write_text("{}")
+    assert newest_before(folder, 4) is None, "a damaged one is not a way back"
+    assert newest_before(folder / "nowhere", 6) is None

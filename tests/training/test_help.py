@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -101,21 +100,11 @@ def test_a_preset_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.Monke
     assert re.search("small .* 967 MB", help_module._presets())
 
 
-def test_a_checkpoint_has_the_size_that_the_table_says(
-    train: Callable[..., int], tmp_path: Path
-) -> None:
-    assert train("--run=r", "--steps=1") == 0
-    files = [path.stat().st_size for path in (tmp_path / "ck/r/latest").glob("*.safetensors")]
-    weights = (tmp_path / "ck/r/latest/model.safetensors").stat().st_size
-    assert sum(files) == pytest.approx(weights * help_module.SAVED_BYTES_PER_PARAMETER / 4, rel=0.1)
-
-
 @pytest.mark.parametrize(
     "command",
     [
         *(["-m", f"moe_model.{name}"] for name in ("generate", "huggingface", "upcycle")),
         ["-m", "moe_model.huggingface", "import"],
-        ["-m", "moe_model.huggingface", "export"],
     ],
     ids=" ".join,
 )
@@ -133,13 +122,11 @@ def test_the_trainer_prints_its_version_without_torch() -> None:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_command_of_the_microscope_prints_its_version(microscope: Run, command: str) -> None:
+def test_every_command_of_the_microscope_has_a_version_and_no_empty_default_in_its_help(
+    microscope: Run, command: str
+) -> None:
     done = microscope(*command.split(), "--version")
     assert (done.returncode, done.stdout) == (0, f"{version()}\n"), done.stderr
-
-
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_no_help_shows_an_empty_default(microscope: Run, command: str) -> None:
     done = microscope(*command.split(), "--help")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.replace("│", " ").split())

@@ -1,6 +1,6 @@
 """A ``checkpoint.json`` that was damaged, or written by an attacker.
 
-Whatever it says, a run goes on from the checkpoint before it, or ends with one line: no traceback,
+Whatever it holds, a run resumes from the checkpoint before it, or ends with one line: no traceback,
 no loop without end, nothing that a terminal would obey.
 """
 
@@ -8,56 +8,43 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from moe_model import MOST_BYTES, CheckpointError, read_checkpoint, read_plain_description
-from moe_model.training import Progress
-
-Train = Callable[..., int]
-Resume = Callable[..., tuple[int, list[str]]]
+from moe_model import (
+    MOST_BYTES,
+    CharTokenizer,
+    CheckpointError,
+    LanguageModel,
+    ModelConfig,
+    read_checkpoint,
+    read_plain_description,
+    write_description,
+    write_tensors,
+)
+from moe_model.config import YarnScaling
+from moe_model.training import Options, Progress, World
+from moe_model.training.checkpoint import described, find_checkpoint
+from tests.training.conftest import SHORT, Trained
+from tests.training.story import Train
 
 ESCAPE = "\x1b[31mred"
 GIANT = 2**31 - 1
-HUGE = "1e999"  # stands for itself, unquoted: JSON may say it, and Python makes it infinity
+HUGE = "1e999"  # written without its quotes: JSON may hold it, and Python makes it infinity
 YARN = {"factor": 4.0, "original_max_position_embeddings": 8}
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kept") / "ck"
-
-
 @pytest.fixture
-def latest(train: Train, kept: Path, tmp_path: Path) -> Path:
-    """The newest checkpoint (step 4) of a run that has a previous one (step 2); trained once."""
-    if not kept.exists():
-        assert train("--run=r", "--steps=4", "--save-every=2", "--eval-every=100") == 0
-        shutil.copytree(tmp_path / "ck", kept, symlinks=True)
-        shutil.rmtree(tmp_path / "logs")
-    else:
-        shutil.copytree(kept, tmp_path / "ck", symlinks=True)
-    return (tmp_path / "ck" / "r" / "latest").resolve()
-
-
-@pytest.fixture
-def resume(train: Train, capsys: pytest.CaptureFixture[str], latest: Path) -> Resume:
-    """Go on; the exit code, and what was said."""
-
-    def run(*more: str) -> tuple[int, list[str]]:
-        capsys.readouterr()
-        code = train("--run=r", "--resume=auto", *more)
-        narration = capsys.readouterr().err
-        assert "Traceback" not in narration
-        assert all(line.isprintable() and len(line) < 1000 for line in narration.splitlines()), (
-            narration
-        )
-        return code, narration.splitlines()
-
-    return run
+def latest(copied: Callable[..., Trained]) -> Path:
+    """The newest checkpoint (step 4) of a run that has a previous one (step 2)."""
+    return (copied(*SHORT).checkpoints / "latest").resolve()
 
 
 def edit(folder: Path, place: str, value: object, *, seal: bool = False) -> None:
@@ -117,8 +104,6 @@ HOSTILE: list[tuple[str, object]] = [
     ("progress/tokens", HUGE),
     ("data/sequences", HUGE),
     ("sha256", ESCAPE),
-]
-LOST_COUNT: list[tuple[str, object]] = [
     ("progress", None),
     *(("progress/tokens", tokens) for tokens in (-1, True, "9", 10**400)),
     *(("progress/bad_steps", steps) for steps in (-1, 0.5)),
@@ -129,49 +114,51 @@ LOST_COUNT: list[tuple[str, object]] = [
 ]
 
 
+def harmless(lines: list[str]) -> list[str]:
+    """One or two short lines that a terminal only shows."""
+    assert all(line.isprintable() and len(line) < 1000 for line in lines), lines
+    return lines
+
+
+def assert_only_previous_counts(latest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """First beside a sound ``previous``, then alone."""
+    folder = latest.parents[1]
+    options = Options(resume="auto", run="r", checkpoint_dir=folder, log_dir=folder / "logs")
+
+    def found() -> int | None:
+        list(described("auto", "r", folder))  # where options are inherited from
+        checkpoint = find_checkpoint(options, World())
+        return None if checkpoint is None else checkpoint.step
+
+    capsys.readouterr()
+    assert found() == 2
+    (line,) = harmless(capsys.readouterr().err.splitlines())
+    previous = latest.parent / "previous"
+    assert f"latest is damaged, trying {previous}: {latest.parent}/" in line
+    previous.unlink()
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(latest.parent))}/"):
+        found()
+    assert capsys.readouterr().err == ""
+
+
 def named(value: object) -> str:
     return ascii(value)[:30].replace("\\", "")
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_a_file_that_says_nothing_gives_way_to_previous_or_ends_in_one_line(
-    content: bytes, latest: Path, resume: Resume
+def test_a_file_without_a_description_gives_way_to_previous(
+    content: bytes, latest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (latest / "checkpoint.json").write_bytes(content)
-    assert_only_previous_counts(latest, resume)
+    assert_only_previous_counts(latest, capsys)
 
 
 @pytest.mark.parametrize(("place", "value"), HOSTILE, ids=named)
-def test_a_value_that_cannot_be_gives_way_to_previous_or_ends_in_one_line(
-    place: str, value: object, latest: Path, resume: Resume
+def test_a_value_that_cannot_be_gives_way_to_previous(
+    place: str, value: object, latest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(latest, place, value)
-    assert_only_previous_counts(latest, resume)
-
-
-def assert_only_previous_counts(latest: Path, resume: Resume) -> None:
-    """First beside a sound ``previous`` (whose two steps are all that is asked for), then alone."""
-    code, narration = resume("--steps=2")
-    assert code == 0
-    assert len(narration) == 2, narration
-    assert f"latest is damaged, trying {latest.parent / 'previous'}: {latest}" in narration[0]
-    assert "already has all 2 steps" in narration[1]
-    (latest.parent / "previous").unlink()
-    code, narration = resume("--steps=6")
-    assert code == 1
-    assert len(narration) == 1, narration
-    assert narration[0].startswith(f"train.py: r failed: {latest}"), narration
-
-
-@pytest.mark.parametrize(("place", "value"), LOST_COUNT, ids=named)
-def test_a_count_that_cannot_be_ends_in_one_line(
-    place: str, value: object, latest: Path, resume: Resume
-) -> None:
-    edit(latest, place, value)
-    (latest.parent / "previous").unlink()
-    code, narration = resume("--steps=6")
-    assert (code, len(narration)) == (1, 1), narration
-    assert narration[0].startswith(f"train.py: r failed: {latest}"), narration
+    assert_only_previous_counts(latest, capsys)
 
 
 @pytest.mark.parametrize(
@@ -179,15 +166,52 @@ def test_a_count_that_cannot_be_ends_in_one_line(
     [("step", 2), ("data/sequences", 3), ("options/lr", 0.5), ("model/rms_norm_eps", 1e-5)],
 )
 def test_a_value_that_could_be_does_not_change_unnoticed(
-    place: str, value: object, latest: Path, resume: Resume
+    place: str, value: object, latest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(latest, place, value, seal=True)
-    code, narration = resume("--steps=2")
-    assert code == 0
-    assert "it is damaged: its checksum does not match" in narration[0]
+    with pytest.raises(CheckpointError, match="it is damaged: its checksum does not match"):
+        read_checkpoint(latest)
+    assert_only_previous_counts(latest, capsys)
 
 
-def test_laid_out_anew_or_without_its_checksum_it_says_the_same(latest: Path) -> None:
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "training.safetensors"])
+def test_a_pipe_is_not_waited_for(
+    name: str,
+    make: Callable[[Path], None],
+    latest: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (latest / name).unlink()
+    make(latest / name)
+    assert_only_previous_counts(latest, capsys)
+    if name == "checkpoint.json":
+        with pytest.raises(CheckpointError, match="it is not a file"):
+            read_plain_description(latest)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("step", -5), ("model", []), ("options", ESCAPE), (f"model/{ESCAPE}", 1), ("progress", None)],
+    ids=named,
+)
+def test_a_whole_run_resumes_from_previous_or_ends_in_one_line(
+    place: str, value: object, latest: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two steps of ``previous`` are all that is asked for first."""
+    edit(latest, place, value)
+    sound = place == "options"  # they are only not inherited
+    assert train("--run=r", "--resume=auto", "--steps=2") == 0
+    *damaged, last = harmless(capsys.readouterr().err.splitlines())
+    assert ["latest is damaged, trying" in line for line in damaged] == [True] * (not sound)
+    assert "already has all 2 steps" in last
+    (latest.parent / "previous").unlink()
+    assert train("--run=r", "--resume=auto", "--steps=4") == (0 if sound else 1)
+    (line,) = harmless(capsys.readouterr().err.splitlines())
+    assert sound or line.startswith(f"train.py: r failed: {latest}"), line
+
+
+def test_laid_out_anew_or_without_its_checksum_it_is_the_same_description(latest: Path) -> None:
     before = read_checkpoint(latest).description
     path = latest / "checkpoint.json"
     path.write_text(json.dumps(dict(reversed(before.items())), indent=7), "utf-8")
@@ -197,25 +221,110 @@ def test_laid_out_anew_or_without_its_checksum_it_says_the_same(latest: Path) ->
     assert read_checkpoint(latest).description == before
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "training.safetensors"])
-def test_a_pipe_is_not_waited_for(
-    name: str, make: Callable[[Path], None], latest: Path, resume: Resume
-) -> None:
-    (latest / name).unlink()
-    make(latest / name)
-    code, narration = resume("--steps=2")
-    assert (code, len(narration)) == (0, 2), narration
-    with pytest.raises(CheckpointError):
-        read_checkpoint(latest)
-    if name == "checkpoint.json":
-        with pytest.raises(CheckpointError, match="it is not a file"):
-            read_plain_description(latest)
-
-
-def test_what_a_run_says_of_itself_it_believes() -> None:
+def test_progress_that_a_run_wrote_is_read_back() -> None:
     known = Progress(step=3, loss=2, validation_loss=0.0, bad_steps=2, collapse_index=[None, 1, 0])
     saved = json.loads(json.dumps(known.to_dict()))
     assert Progress.from_dict(saved, 3).to_dict() == known.to_dict()
     fresh = Progress()
     assert Progress.from_dict(fresh.to_dict(), 0).best_loss == fresh.best_loss
+
+
+# ---- any description ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A checkpoint of the smallest model, and its ``checkpoint.json``."""
+    config = ModelConfig(
+        vocab_size=4, hidden_size=8, num_hidden_layers=2, first_k_dense_replace=1,
+        intermediate_size=8, moe_intermediate_size=4, n_routed_experts=4, n_shared_experts=1,
+        num_experts_per_tok=2, num_attention_heads=2, kv_lora_rank=4, qk_nope_head_dim=4,
+        qk_rope_head_dim=4, v_head_dim=4, max_position_embeddings=16,
+        rope_scaling=YarnScaling(factor=2.0, original_max_position_embeddings=8),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("saved")
+    write_tensors(folder / "model.safetensors", LanguageModel(config).state_dict())
+    write_description(
+        folder, config, 3, tokenizer=CharTokenizer("abcd").to_dict(), validation_loss=1.5
+    )
+    return folder, (folder / "checkpoint.json").read_text("utf-8")
+
+
+NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 4, 8, 0.5, 1e300, 2**31 - 1, 2**63, 10**30])
+TEXTS = st.text(st.characters(), max_size=3) | st.sampled_from(
+    ["..", "sha256", "char", "huggingface", "position"]
+)
+LEAVES = st.none() | st.booleans() | NUMBERS | TEXTS
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2)
+)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Callable[[dict[str, Any]], None]:
+    """Something to do to a description: somewhere in it, a value is replaced, removed or added."""
+    steps = draw(st.lists(st.integers(0, 40), min_size=1, max_size=3))
+    what, value, name = draw(st.sampled_from(["set", "remove", "add"])), draw(VALUES), draw(TEXTS)
+
+    def change(inner: dict[str, Any]) -> None:
+        key = name
+        for depth, step in enumerate(steps):
+            names = sorted(inner)
+            key = names[step % len(names)] if names else name
+            if depth == len(steps) - 1 or not isinstance(inner.get(key), dict):
+                break
+            inner = inner[key]
+        if what == "remove":
+            inner.pop(key, None)
+        else:
+            inner[key if what == "set" else name] = value
+
+    return change
+
+
+@given(st.lists(changes(), min_size=1, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_any_description_gives_a_model_or_a_checkpoint_error(
+    smallest: tuple[Path, str], todo: list[Callable[[dict[str, Any]], None]]
+) -> None:
+    folder, text = smallest
+    description = json.loads(text)
+    del description["sha256"]
+    for change in todo:
+        change(description)
+    (folder / "checkpoint.json").write_text(json.dumps(description), "utf-8")
+    try:
+        model = read_checkpoint(folder).load_model()
+    except CheckpointError:
+        return
+    assert model(torch.zeros(1, 4, dtype=torch.int64)).logits_BSV.shape[:2] == (1, 4)
+
+
+def test_a_whole_number_is_read_as_a_float_where_one_is_meant(smallest: tuple[Path, str]) -> None:
+    folder, text = smallest
+    description = json.loads(text)
+    description["model"]["rope_theta"] = 50000
+    description["model"]["rope_scaling"]["factor"] = 3
+    del description["sha256"]
+    (folder / "checkpoint.json").write_text(json.dumps(description), "utf-8")
+    config = read_checkpoint(folder).config
+    assert config.rope_scaling is not None
+    read = (config.rope_theta, config.rope_scaling.factor, config.rope_scaling.beta_fast)
+    assert repr(read) == "(50000.0, 3.0, 32.0)"
+
+
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+@settings(max_examples=100, deadline=None)
+def test_a_flipped_bit_is_noticed_or_changes_nothing(
+    smallest: tuple[Path, str], place: int, bit: int
+) -> None:
+    folder, text = smallest
+    content = bytearray(text.encode())
+    content[place % len(content)] ^= 1 << bit
+    (folder / "checkpoint.json").write_bytes(content)
+    try:
+        found = read_checkpoint(folder).description
+    except CheckpointError:
+        return
+    written = json.loads(text)
+    assert all(found[name] == written[name] for name in written.keys() - {"sha256"})

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
-import pytest
 import torch
 
-from moe_model import TRAINING_STATE, LanguageModel, ModelConfig, read_checkpoint
+from moe_model import LanguageModel, ModelConfig
 from moe_model.training import WEIGHT_DECAY, make_optimizer, set_learning_rate
-from tests.training.story import KilledError, Log, before_step, die, from_step, story
+from tests.training.conftest import Trained
+from tests.training.story import steps
 
 BY_ADAMW = (
     "embed_tokens",
@@ -42,7 +40,7 @@ def give_gradients(model: LanguageModel, seed: int) -> None:
 
 def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw() -> None:
     model = small_model()
-    twin = copy.deepcopy(model)
+    twin, before = copy.deepcopy(model), copy.deepcopy(dict(model.named_parameters()))
     ours = make_optimizer(model, 1e-2, "muon")
     named = dict(twin.named_parameters())
     muon = torch.optim.Muon(
@@ -67,43 +65,11 @@ def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw
             optimizer.zero_grad()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, named[name]), name
+        assert not torch.equal(parameter, before[name]), name
         assert parameter.grad is None, name
 
 
-def test_every_weight_moves_in_a_step_of_muon() -> None:
-    model = small_model()
-    before = copy.deepcopy(dict(model.named_parameters()))
-    give_gradients(model, 0)
-    make_optimizer(model, 1e-2, "muon").step()
-    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    assert not still
-
-
-def test_a_resumed_run_with_muon_is_the_run_that_never_stopped(
-    trainer: ModuleType,
-    train: Callable[..., int],
-    read_log: Callable[[str], Log],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    flags = ("--steps=6", "--save-every=3", "--mtp")
-    assert train("--run=whole", *flags, "--optimizer=muon") == 0
-    before_step(trainer, monkeypatch, 5, die)
-    with pytest.raises(KilledError):
-        train("--run=cut", *flags, "--optimizer=muon")
-    monkeypatch.undo()
-    assert train("--run=cut", "--resume=auto", "--optimizer=adamw") == 64
-    assert "was trained with --optimizer muon: omit it" in capsys.readouterr().err
-    assert train("--run=cut", "--resume=auto") == 0
-    assert from_step(story(read_log("cut")), 0) == from_step(story(read_log("whole")), 4)
-    ends = [read_checkpoint(tmp_path / "ck" / run / "latest").folder for run in ("whole", "cut")]
-    for name in ("model.safetensors", TRAINING_STATE):
-        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_muon_learns(dtype: str, train: Callable[..., int], read_log: Callable[[str], Log]) -> None:
-    assert train("--run=r", "--steps=30", "--optimizer=muon", "--lr=1e-2", f"--dtype={dtype}") == 0
-    losses = [row["loss"] for row in read_log("r") if row["kind"] == "step"]
+def test_muon_learns_in_fp16_too(trained: Callable[..., Trained]) -> None:
+    run = trained("--steps=30", "--optimizer=muon", "--lr=1e-2", "--dtype=fp16")
+    losses = [record["loss"] for record in steps(run.log)]
     assert losses[-1] < losses[0] - 0.5

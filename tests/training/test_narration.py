@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -26,8 +24,8 @@ from microscope_tui.probe import Alert, TrainingLog
 from microscope_tui.runlog import safe_text
 from moe_model import REPLACEMENT, plain_text, say
 from moe_model.training import Console, Progress
+from tests.forked import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a\x1b]52;c;eA==\x07b\x9b2J\u202ec\rd"
 HARMLESS = f"a{REPLACEMENT}]52;c;eA=={REPLACEMENT}b{REPLACEMENT}2J{REPLACEMENT}c"
 ALERT = Alert(1, HOSTILE, "crit", ("L1",), 1, HOSTILE, "why", HOSTILE)
@@ -183,47 +181,21 @@ def test_a_run_that_cannot_speak_finishes(
     assert read_log("r")[-1]["reason"] == "finished"
 
 
-def in_shell(redirection: str, *command: str) -> list[str]:
-    return ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
-
-
-def as_users_have_it() -> dict[str, str]:
-    """With a buffer behind standard error: what is left in it fails again at the very end."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return {**kept, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("code", [0, 75])
 def test_the_exit_code_on_a_full_disk_is_that_of_the_command(code: int) -> None:
+    """Standard error has a buffer: what is left in it fails again at the very end."""
     program = (
         "import sys; from cyclopts import App; from moe_model.command import run_command, say\n"
         f"app = App(); app.default(lambda: say('words') or {code})\n"
         "sys.exit(run_command(app, []))"
     )
-    command = in_shell("2>/dev/full", sys.executable, "-c", program)
-    done = subprocess.run(command, env=as_users_have_it(), cwd=ROOT, timeout=60)
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, cwd=ROOT, stderr=full, timeout=60
+        )
     assert done.returncode == code
-
-
-def test_a_run_without_standard_error_is_stopped_as_any_other(
-    arguments: Callable[..., list[str]],
-    read_log: Callable[[str], list[dict[str, Any]]],
-    tmp_path: Path,
-) -> None:
-    """Closed, its number goes to the next file that is opened: nothing may be printed there."""
-    trainer = [sys.executable, str(ROOT / "train.py"), *arguments("--run=r", "--steps=1000000")]
-    process = subprocess.Popen(in_shell("2>&-", *trainer), env=as_users_have_it())
-    log = tmp_path / "logs" / "r" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
-    assert read_log("r")[-1]["reason"] == "signal"
 
 
 # --- the warning about the run log --------------------------------------------------------------

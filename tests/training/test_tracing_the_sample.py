@@ -23,6 +23,8 @@ def test_the_sample_is_traced(
         assert [routing.slice_of(n) for n in (0, 26, 27, routing.tokens - 1)] == [0, 0, 1, 1]
         assert text[27:38] in said
         assert routing.window_of(routing.tokens - 1) > 0  # 32 tokens are its context
+    assert train("--run=untraced", "--steps=1") == 0
+    assert not (tmp_path / "logs" / "untraced-sample").exists()
 
 
 def test_a_trace_that_cannot_be_written_does_not_fail_the_run(
@@ -32,8 +34,3 @@ def test_a_trace_that_cannot_be_written_does_not_fail_the_run(
     assert train("--run=r", "--steps=2", "--trace-sample") == 0
     assert "no trace: " in capsys.readouterr().err
     assert not list((tmp_path / "logs" / "r-sample").iterdir())
-
-
-def test_without_the_option_nothing_is_traced(train: Callable[..., int], tmp_path: Path) -> None:
-    assert train("--run=r", "--steps=2") == 0
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["r"]

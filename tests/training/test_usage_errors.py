@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +9,15 @@ import pytest
 
 from moe_model import generate as generate_module
 from moe_model import run_command
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.forked import Program
 
 WRONG = [
     (["--bogus=1"], "Unknown option"),
     (["--steps=many"], "unable to convert"),
+    *(
+        ([wrong], "is not a whole number")
+        for wrong in ("--steps=1.5", "--seed=1.7", "--model.hidden_size=32.5")
+    ),
     (["--steps=0"], "--steps 0 is too few: choose 1 or more."),
     (["--grad-accum=0"], "--grad-accum 0 is too few"),
     (
@@ -86,12 +87,12 @@ def test_a_usage_error_exits_64_and_says_what_to_do(
     assert not (tmp_path / "ck").exists()
 
 
-def test_the_process_exits_64_too_and_not_2() -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "--steps", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 64
-    assert result.stderr.startswith("train.py: --steps 0 is too few")
-    assert "Traceback" not in result.stderr
+def test_the_process_exits_64_too_and_not_2(start: Callable[..., Program]) -> None:
+    process = start("--steps=0")
+    output, narration = process.communicate()
+    assert (process.returncode, output) == (64, "")
+    assert narration.startswith("train.py: --steps 0 is too few")
+    assert "Traceback" not in narration
 
 
 @pytest.mark.parametrize("kind", ["logs", "ck"])
@@ -104,23 +105,25 @@ def test_an_existing_run_is_refused(
     assert "already exists: resume it (--resume auto), choose another" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_text_is_refused(
-    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text\xff\xfe", "is not UTF-8 text (byte 4 is 0xff)"),
+        (b"", "contains no text"),
+        (b"ab" * 160, "--data has only 320 tokens, of which"),
+    ],
+    ids=["not text", "empty", "short"],
+)
+def test_a_text_that_cannot_be_trained_on_is_refused(
+    content: bytes,
+    message: str,
+    train: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "picture").write_bytes(b"text\xff\xfe")
-    assert train(f"--data={tmp_path / 'picture'}") == 64
-    assert "is not UTF-8 text (byte 4 is 0xff)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("length", [0, 100, 320])
-def test_a_text_that_is_too_short_is_refused(
-    length: int, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "short").write_text("ab" * (length // 2), "utf-8")
-    assert train(f"--data={tmp_path / 'short'}") == 64
-    assert (
-        "contains no text" if length == 0 else f"--data has only {length} tokens, of which"
-    ) in capsys.readouterr().err
+    (tmp_path / "text").write_bytes(content)
+    assert train(f"--data={tmp_path / 'text'}") == 64
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,107 @@
+"""Number formats, recomputation, accumulation, compilation: the same run, and exact counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe_model import LanguageModel, ModelConfig
+from tests.counted import counter_of
+from tests.training.conftest import Trained
+from tests.training.story import ReadLog, Train, from_step, steps, story
+
+GetTrained = Callable[..., Trained]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_recomputing_layers_changes_nothing(dtype: str, trained: GetTrained) -> None:
+    """Noise and capacity are on: what is computed again must draw and drop the same."""
+    flags = (f"--dtype={dtype}", "--steps=3", "--mtp", "--eval-every=2", "--router-noise=0.1")
+    kept, again = (
+        story(trained(*flags, "--capacity-factor=1.0", *more).log)
+        for more in ((), ("--activation-checkpointing",))
+    )
+    assert from_step(kept, 0) == from_step(again, 0)
+
+
+def test_accumulating_recomputed_layers_in_fp16_changes_only_the_rounding(
+    trained: GetTrained,
+) -> None:
+    common = ("--dtype=fp16", "--steps=4", "--mtp", "--eval-every=2", "--activation-checkpointing")
+    whole, parts = (
+        steps(trained(*common, f"--batch-size={size}", f"--grad-accum={passes}").log)
+        for size, passes in ((4, 1), (1, 4))
+    )
+    # Later a rounding may have turned a near-tie.
+    assert parts[0]["tokens_per_expert"] == whole[0]["tokens_per_expert"]
+    for one, other in zip(whole, parts, strict=True):
+        for row in (one, other):
+            assert [sum(counts) for counts in row["tokens_per_expert"]] == [4 * 32 * 2] * 3
+        assert other["loss"] == pytest.approx(one["loss"], abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_learns_as_fp32_does(dtype: str, trained: GetTrained) -> None:
+    common = ("--steps=30", "--lr=5e-3")
+    exact, other = (steps(trained(*common, f"--dtype={kind}").log) for kind in ("fp32", dtype))
+    assert other[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.06)
+    assert other[-1]["loss"] < other[0]["loss"] - 0.7
+
+
+def test_fp16_finds_its_loss_scale_and_a_skipped_step_moves_neither_weights_nor_bias(
+    trainer: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch, read_log: ReadLog
+) -> None:
+    seen = []
+
+    def step(run: object, at: int) -> object:
+        if at == 1:  # far too high: the first steps overflow
+            run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)  # type: ignore[attr-defined]
+        before = run.model.embed_tokens.weight.clone()  # type: ignore[attr-defined]
+        record = real(run, at)
+        moved = not torch.equal(before, run.model.embed_tokens.weight)  # type: ignore[attr-defined]
+        seen.append((moved, math.isfinite(record["grad_norm"]), run.scaler.get_scale()))  # type: ignore[attr-defined]
+        return record
+
+    real = trainer.optimizer_step
+    monkeypatch.setattr(trainer, "optimizer_step", step)
+    monkeypatch.setattr("moe_model.training.setup.Run.__setattr__", object.__setattr__)
+    assert train("--run=r", "--dtype=fp16", "--steps=15") == 0
+    assert not seen[0][1]
+    assert seen[-1][1]
+    assert all(moved == finite for moved, finite, _ in seen)
+    skipped = sum(not finite for _, finite, _ in seen)
+    assert seen[-1][2] == 2.0 ** (24 - skipped)
+    rows = steps(read_log("r"))
+    assert not any(any(row) for row in rows[skipped]["expert_bias"]), "the bias has not moved yet"
+    assert any(any(row) for row in rows[skipped + 1]["expert_bias"])
+    assert rows[0]["grad_norm"] in ("Infinity", "NaN")
+
+
+@pytest.mark.filterwarnings("default")  # what torch.compile prints about itself
+def test_a_compiled_layer_is_the_same_layer() -> None:
+    """The graph that torch.compile takes, without the code generator, which takes a minute."""
+    config = ModelConfig.preset(
+        "tiny", vocab_size=32, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
+        moe_intermediate_size=16, num_attention_heads=2, initializer_range=0.02,
+    )  # fmt: skip
+    ids_BS = torch.randint(32, (2, 32), generator=torch.Generator().manual_seed(0))
+    gradients, counts = [], []
+    for compiled in (False, True):
+        model = LanguageModel(config).train()
+        model.init_weights(torch.Generator().manual_seed(1))
+        model.recompute = True
+        if compiled:
+            torch._dynamo.reset()
+            model.layers[-1].compile(backend="aot_eager")
+        output = model(ids_BS)
+        F.cross_entropy(output.logits_BSV.flatten(0, 1), ids_BS.flatten()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+        counts.append(counter_of(model, output.routings).counts)
+    assert torch.equal(*counts)
+    for name, plain, other in zip(dict(model.named_parameters()), *gradients, strict=True):
+        assert (plain - other).norm() < 1e-4 * plain.norm().clamp(min=1e-6), name
