@@ -1,14 +1,36 @@
 """Runs of three routers of 8 experts, top-2, from counts step by step to their diagnosis."""
 
+import json
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
-
-from microscope_tui.diagnosis import Diagnosis, Episode
+from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, Severity
+from microscope_tui.runlog import RunReader
+from microscope_tui.watch import Judge
+from tests.conftest import step
 
 Record = dict[str, Any]
+Counts = Callable[[int], list[int]]
 COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]
+
+
+def even(n: int, router: int = 0) -> list[int]:
+    """Noisy counts around the fair share of 2,048 tokens, the same for the same step."""
+    rng = random.Random(8 * n + router)
+    counts = [512 + rng.randrange(-40, 41) for _ in range(8)]
+    counts[0] += 4096 - sum(counts)
+    return counts
+
+
+def alternating(n: int) -> list[int]:
+    """Each step alone has c = 0.33, the sum of two is even."""
+    return [1024, 0] * 4 if n % 2 else [0, 1024] * 4
+
+
+def collapse_at(onset: int, before: Counts = even) -> Counts:
+    """Even, or as ``before``, until the onset."""
+    return lambda n: COLLAPSED if n >= onset else before(n)
 
 
 def without_expert(row: list[int], expert: int) -> list[int]:
@@ -19,41 +41,36 @@ def without_expert(row: list[int], expert: int) -> list[int]:
     return given
 
 
+def steps(
+    first: int, last: int, sick: Counts = even, **changes: Callable[[int], Any]
+) -> list[Record]:
+    """Steps ``first`` to ``last``; ``sick(step)`` gives the counts of the router in the middle."""
+    return [
+        step(
+            n,
+            [even(n, 1), sick(n), even(n, 2)],
+            2048,
+            **{name: value(n) for name, value in changes.items()},
+        )
+        for n in range(first, last + 1)
+    ]
+
+
+def judge(records: Sequence[Record], criteria: Criteria | None = None) -> Diagnosis:
+    """The diagnosis of these records as lines of a log."""
+    judging = Judge("run", criteria or Criteria())
+    for entry in RunReader("run").feed(b"".join(json.dumps(r).encode() + b"\n" for r in records)):
+        judging.take(entry)
+    assert judging.diagnosis is not None
+    return judging.diagnosis
+
+
 def of(diagnosis: Diagnosis, rule: str) -> Episode:
     """The one episode of a rule."""
     (found,) = [episode for episode in diagnosis.episodes if episode.rule == rule]
     return found
 
 
-@pytest.fixture
-def judge(write_log: Any, open_log: Any) -> Callable[[Sequence[Record]], Diagnosis]:
-    """The diagnosis of these records, through a file."""
-
-    def judged(records: Sequence[Record]) -> Diagnosis:
-        diagnosis: Diagnosis = open_log(write_log(records)).diagnosis
-        return diagnosis
-
-    return judged
-
-
-@pytest.fixture
-def steps(make_step: Any, balanced: Any) -> Callable[..., list[Record]]:
-    """Steps ``first`` to ``last``; ``sick(step)`` gives the counts of the router in the middle."""
-
-    def made(
-        first: int,
-        last: int,
-        sick: Callable[[int], list[int]] | None = None,
-        **changes: Callable[[int], Any],
-    ) -> list[Record]:
-        return [
-            make_step(
-                n,
-                [balanced(), sick(n) if sick else balanced(), balanced()],
-                2048,
-                **{name: value(n) for name, value in changes.items()},
-            )
-            for n in range(first, last + 1)
-        ]
-
-    return made
+def loud(diagnosis: Diagnosis) -> list[Episode]:
+    """Episodes that are more than information."""
+    return [episode for episode in diagnosis.episodes if episode.severity > Severity.INFO]

@@ -3,7 +3,7 @@ is not. The router here is a real one in small: what the bias does to the load i
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +16,9 @@ from microscope_tui.diagnosis import (
     Diagnosis,
     SignMemory,
     StepView,
-    advise,
     again,
 )
+from microscope_tui.report import findings_with_advice
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 
@@ -26,6 +26,8 @@ E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
 ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))
 HEADER = RunRecord("r", ROUTER, balance={"method": "bias", "bias_update_rate": 0.001})
 Line = tuple[list[list[int]], list[list[float]]]
+SPREAD = 0.05
+"""Difference of two scores at which one expert is e times as popular as the other."""
 
 
 class Routers:
@@ -40,9 +42,8 @@ class Routers:
         memory: float = 0.0,
         proportional: bool = False,
         logged_after: bool = False,
-        spread: float = 0.05,
     ) -> None:
-        self.rng, self.rate, self.spread = random.Random(seed), rate, spread
+        self.rng, self.rate = random.Random(seed), rate
         self.every, self.memory, self.proportional = every, memory, proportional
         self.logged_after, self.step = logged_after, 0
         self.skill = [[self.rng.gauss(0, 0.7) for _ in range(E)] for _ in ROUTER]
@@ -53,9 +54,7 @@ class Routers:
         self.step += 1
         counts, routed_with = [], [list(row) for row in self.bias]
         for skill, bias, mean in zip(self.skill, self.bias, self.mean, strict=True):
-            logs = [
-                max(-9.0, min(9.0, s + b / self.spread)) for s, b in zip(skill, bias, strict=True)
-            ]
+            logs = [max(-9.0, min(9.0, s + b / SPREAD)) for s, b in zip(skill, bias, strict=True)]
             row = draw_counts([2.718**x for x in logs], TOKENS, K, self.rng)
             counts.append(row)
             for e, n in enumerate(row):
@@ -74,56 +73,57 @@ def view(step: int, line: Line, *, with_counts: bool = True) -> StepView:
     counts, biases = line
     effective = [measures.effective_experts(row) for row in counts]
     record = StepRecord(step, tokens=TOKENS, router=RouterSummary(effective_experts=effective))
-    source: Callable[[int], Any] = lambda i: counts[i] if with_counts else None  # noqa: E731
-    bias: Callable[[int], Any] = lambda i: biases[i] if with_counts else None  # noqa: E731
-    return StepView(record, ROUTER, source, bias)
+    if not with_counts:
+        return StepView(record, ROUTER, lambda i: None, lambda i: None)
+    return StepView(record, ROUTER, lambda i: counts[i], lambda i: biases[i])
 
 
-def wrong_at(routers: Routers, steps: int = 1500, counts_every: int = 1) -> int | None:
+def wrong_at(routers: Routers, steps: int, counts_every: int = 1) -> int | None:
+    """The step at which the sign counts as wrong, if it does within these steps."""
     sign, memory = BiasSign(Context(HEADER)), SignMemory()
     for step in range(1, steps + 1):
         shown = step % counts_every == 0
         sign.observe(view(step, next(routers), with_counts=shown), memory)
-    return memory.wrong_at
+        if memory.wrong_at is not None:
+            return step
+    return None
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "changes", [{}, {"logged_after": True}, {"memory": 0.9}, {"proportional": True}, {"every": 4}]
 )
 def test_a_bias_that_feeds_the_busy_experts_is_found(changes: Any, seed: int) -> None:
-    found = wrong_at(Routers(-0.001, seed=seed, **changes))
-    assert found is not None
-    assert found <= 130 * changes.get("every", 1)
+    assert wrong_at(Routers(-0.001, seed=seed, **changes), 130 * changes.get("every", 1))
 
 
 def test_it_is_found_where_only_some_lines_have_counts() -> None:
-    assert wrong_at(Routers(-0.001), counts_every=10) is not None
+    assert wrong_at(Routers(-0.001), 1500, counts_every=10)
 
 
-RIGHT: list[dict[str, Any]] = [
-    {"rate": 0.001},
-    {"rate": 0.001, "logged_after": True},
-    {"rate": 0.0},
-    {"rate": 0.05},
-    {"rate": 0.05, "logged_after": True},
-    {"rate": 0.01, "memory": 0.98},
-    {"rate": 0.02, "memory": 0.95},
-    {"rate": 0.002, "memory": 0.99},
-    {"rate": 0.01, "proportional": True},
-    {"rate": 0.1, "proportional": True, "logged_after": True},
-    {"rate": 0.02, "every": 10, "memory": 0.9},
-    {"rate": 0.1, "every": 7},
-]
-
-
-@pytest.mark.parametrize("counts_every", [1, 5, 20])
-@pytest.mark.parametrize("settings", RIGHT)
+@pytest.mark.parametrize("counts_every", [1, 20])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rate": 0.001},
+        {"rate": 0.001, "logged_after": True},
+        {"rate": 0.0},
+        {"rate": 0.05},
+        {"rate": 0.05, "logged_after": True},
+        {"rate": 0.01, "memory": 0.98},
+        {"rate": 0.02, "memory": 0.95},
+        {"rate": 0.002, "memory": 0.99},
+        {"rate": 0.01, "proportional": True},
+        {"rate": 0.1, "proportional": True, "logged_after": True},
+        {"rate": 0.02, "every": 10, "memory": 0.9},
+        {"rate": 0.1, "every": 7},
+    ],
+)
 def test_the_right_sign_is_not_blamed_however_it_is_applied(
     settings: dict[str, Any], counts_every: int
 ) -> None:
-    for seed in range(2):
-        assert wrong_at(Routers(**settings, seed=seed), counts_every=counts_every) is None
+    steps = 400 if counts_every == 1 and "every" not in settings else 1500
+    assert wrong_at(Routers(**settings, seed=counts_every), steps, counts_every) is None
 
 
 def swinging(step: int, period: float, lag: int = 0) -> Line:
@@ -145,7 +145,7 @@ def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
     sign, memory = BiasSign(Context(HEADER)), SignMemory()
     for step in range(counts_every, 400 * counts_every, counts_every):
         sign.observe(view(step, swinging(step, period, lag)), memory)
-    assert memory.outcomes, "it was tried"
+    assert memory.outcomes, "it was tested"
     assert memory.wrong_at is None
 
 
@@ -154,6 +154,7 @@ def test_after_it_was_corrected_and_resumed_it_ends() -> None:
     for step in range(1, 201):
         sign.observe(view(step, next(routers)), memory)
     assert memory.wrong_at is not None
+    assert again(memory, memory.wrong_at).wrong_at is None  # those steps no longer hold
     memory, routers.rate = again(memory, 201), 0.001
     assert memory.wrong_at is not None
     for step in range(201, 260):
@@ -161,22 +162,28 @@ def test_after_it_was_corrected_and_resumed_it_ends() -> None:
     assert memory.wrong_at is None
 
 
-@pytest.mark.parametrize("method", ["aux", "none"])
-def test_a_bias_that_no_update_moves_is_not_tried(method: str) -> None:
-    header = RunRecord("r", ROUTER, balance={"method": method})
-    assert not BiasSign(Context(header)).moves
-    assert not BiasSign(Context(HEADER, profile="eval")).moves
+@pytest.mark.parametrize(
+    ("balance", "profile", "moves"),
+    [
+        ({"method": "bias"}, "pretrain", True),
+        ({}, "pretrain", True),
+        ({"method": "bias", "bias_update_rate": 0.0}, "pretrain", False),
+        ({"method": "aux"}, "pretrain", False),
+        ({"method": "none"}, "pretrain", False),
+        ({"method": "bias"}, "eval", False),
+    ],
+)
+def test_a_bias_that_no_update_moves_is_not_tested(
+    balance: dict[str, Any], profile: str, moves: bool
+) -> None:
+    assert BiasSign(Context(RunRecord("r", ROUTER, balance=balance), profile)).moves == moves
 
 
-def test_every_advice_of_such_a_run_says_to_turn_the_sign(scenario: Any, open_log: Any) -> None:
-    diagnosis: Diagnosis = open_log(
-        scenario("bias-wrong-sign", routers=3, steps=400) / "metrics.jsonl"
-    ).diagnosis
-    said = {
-        f.rule: advise(f, diagnosis.run, diagnosis.checkpoints, diagnosis.episodes).next
-        for f in diagnosis.findings()
-    }
-    assert {"LINT", "COLLAPSE"} <= set(said)
-    assert {e.facts["cause"] for e in diagnosis.episodes if e.rule == "LINT"} == {WRONG_SIGN}
-    assert not any("raise bias_update_rate" in words.lower() for words in said.values())
-    assert "Flip the sign of the bias update" in said["COLLAPSE"]
+def test_every_advice_of_such_a_run_is_to_flip_the_sign(scenario: Any, open_log: Any) -> None:
+    path = scenario("bias-wrong-sign", routers=3, steps=400) / "metrics.jsonl"
+    diagnosis: Diagnosis = open_log(path).diagnosis
+    causes = {e.facts["cause"] for e in diagnosis.episodes if e.rule == "LINT"}
+    assert causes == {WRONG_SIGN}
+    said = [advice.next for _, advice in findings_with_advice(diagnosis, diagnosis.episodes)]
+    assert sum("lip the sign of the bias update" in words for words in said) >= 2
+    assert not any("aise bias_update_rate" in words for words in said)

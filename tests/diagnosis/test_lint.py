@@ -1,32 +1,83 @@
-"""The pooled auxiliary loss: only where the writer is known to pool, and only if it stays so."""
+"""LINT: settings that are known to damage a run, from its header and from its steps."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-Make = Callable[..., Any]
-POOLED = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
-PER_LAYER = {"method": "aux", "aux_weight": 0.02}
+from microscope_tui.diagnosis import Severity
+from tests.conftest import header
+from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, steps
+
+POOLS = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
+GPT_OSS = {"name": "openai/gpt_oss-20b"}
+WARN, INFO = Severity.WARN, Severity.INFO
+
+
+def causes(records: list[Record]) -> list[Any]:
+    episodes = judge(records).episodes
+    return [(e.facts["cause"], e.severity, e.onset) for e in episodes if e.rule == "LINT"]
 
 
 @pytest.mark.parametrize(
-    ("balance", "length", "told"),
-    [(POOLED, 200, True), (POOLED, 10, False), (PER_LAYER, 200, False)],
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"model": {"top_k": 1, "norm_top_k": True}}, [("top-1 normalised", WARN)]),
+        ({"model": {"top_k": 1, "norm_top_k": False}}, []),
+        ({"model": {"norm_top_k": True}}, []),
+        ({"balance": {"method": "none"}}, [("no balancing", WARN)]),
+        ({"balance": {"method": "aux", "aux_weight": 0.0}}, [("no balancing", WARN)]),
+        ({"balance": {"method": "aux", "aux_weight": 0.01}}, []),
+        ({"balance": POOLS | {"output_router_logits": False}}, [("aux not applied", WARN)]),
+        ({"balance": {"method": "aux", "pools_layers": True}}, [("layers pooled", INFO)]),
+        ({"balance": {"method": "bias", "updates_bias": False}}, [("bias not updated", INFO)]),
+        ({"balance": {"method": "bias", "frozen_routers": True}}, [("router frozen", INFO)]),
+        ({"balance": {"aux_weight": 0.5}, "model": GPT_OSS}, [("aux too strong", WARN)]),
+        ({"balance": {"aux_weight": 0.49}, "model": GPT_OSS}, []),
+        ({"balance": {"aux_weight": 0.9}}, []),
+        ({"source": {"counts": "local_rank"}}, [("one rank", INFO)]),
+        ({"profile": "eval", "balance": {"method": "none"}}, []),
+        ({"profile": "eval", "source": {"counts": "local_rank"}}, [("one rank", INFO)]),
+    ],
+)
+def test_a_setting_is_reported_at_the_first_step(
+    changes: dict[str, Any], found: list[tuple[str, Severity]]
+) -> None:
+    records = [header(**changes), *steps(1, 3)]
+    assert causes(records) == [(*cause, 1) for cause in found]
+
+
+@pytest.mark.parametrize(("tokens", "found"), [(4, []), (3, ["few tokens"])])
+def test_an_expert_that_can_expect_less_than_one_token_is_noted(
+    tokens: int, found: list[str]
+) -> None:
+    records = steps(1, 3)
+    for record in records:
+        record["tokens"] = tokens
+        del record["tokens_per_expert"]
+    assert [cause for cause, *_ in causes([header(), *records])] == found
+
+
+@pytest.mark.parametrize(
+    ("aux", "length", "balance", "found"),
+    [
+        (2.09, 25, POOLS, [("aux pooled", WARN, 224)]),
+        (1.91, 25, POOLS, [("aux pooled", WARN, 224)]),
+        (2.11, 25, POOLS, []),  # not at its floor
+        (2.0, 24, POOLS, []),  # it passes through
+        (2.0, 99, {"method": "aux", "aux_weight": 0.02}, []),  # a writer that does not pool
+    ],
 )
 def test_an_auxiliary_loss_at_k_is_pooled_where_it_stays_there_and_the_writer_pools(
-    judge: Make, steps: Make, make_header: Make, balance: Any, length: int, told: bool
+    aux: float, length: int, balance: dict[str, Any], found: list[Any]
 ) -> None:
-    collapsed = [2048, 2048, 0, 0, 0, 0, 0, 0]
-    aux = lambda n: {"aux": 2.0 if 200 <= n < 200 + length else 3.0}  # noqa: E731
-    records = [make_header(balance=balance), *steps(1, 400, lambda n: collapsed, losses=aux)]
-    causes = [e.facts["cause"] for e in judge(records).episodes if e.rule == "LINT"]
-    assert causes == (["aux pooled"] if told else [])
+    losses = lambda n: {"aux": aux if 200 <= n < 200 + length else 3.0}  # noqa: E731
+    for sick, expected in ((lambda n: COLLAPSED, found), (even, [])):
+        records = [header(balance=balance), *steps(1, 320, sick, losses=losses)]
+        assert causes(records) == expected
 
 
-def test_a_setting_is_told_although_the_first_steps_are_no_measurement(
-    judge: Make, steps: Make, make_header: Make
-) -> None:
-    header = make_header(balance={"method": "none"})
-    records = [header, *steps(1, 60, loss=lambda n: "NaN" if n < 5 else 2.0)]
+def test_a_setting_is_reported_although_the_first_steps_are_not_measured() -> None:
+    loss = lambda n: "NaN" if n < 5 else 2.0  # noqa: E731
+    records = [header(balance={"method": "none"}), *steps(1, 60, loss=loss)]
     assert {e.rule for e in judge(records).episodes} == {"METER", "LINT"}

@@ -1,142 +1,120 @@
 """Close to a limit: what is old enough, low enough or costly enough for an alarm, and what not."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from microscope_tui.diagnosis import Diagnosis, Episode, Severity, advise, group
-from tests.diagnosis.conftest import without_expert
-
-Make = Callable[..., Any]
-
-
-def loud(diagnosis: Diagnosis) -> list[Episode]:
-    """Episodes that are more than information."""
-    return [e for e in diagnosis.episodes if e.severity > Severity.INFO]
+from microscope_tui.diagnosis import Severity, advise, group
+from tests.conftest import header, step
+from tests.diagnosis.conftest import Counts, even, judge, loud, of, steps, without_expert
 
 
-def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200(
-    judge: Make, steps: Make, make_header: Make, balanced: Make
-) -> None:
-    def resting(last: int) -> Callable[[int], list[int]]:
-        without = without_expert(without_expert(balanced(), 3), 6)
-        return lambda n: without if 200 <= n <= last else balanced()
+def two_resting(last: int) -> Counts:
+    """Experts 3 and 6 receive nothing from step 200 to ``last``."""
+    return lambda n: without_expert(without_expert(even(n), 3), 6) if 200 <= n <= last else even(n)
 
-    for last in (240, 290):
-        assert [
-            e
-            for e in loud(judge([make_header(), *steps(1, 400, resting(last))]))
-            if e.rule in ("DEAD", "STARVED")
-        ] == []
-    (found,) = [
-        e for e in loud(judge([make_header(), *steps(1, 400, resting(390))])) if e.rule == "DEAD"
-    ]
-    assert (found.severity, found.active) == (Severity.WARN, True)
+
+@pytest.mark.parametrize("last", [240, 290])
+def test_experts_that_rest_for_less_than_100_steps_are_not_dead(last: int) -> None:
+    rules = {e.rule for e in loud(judge([header(), *steps(1, 400, two_resting(last))]))}
+    assert rules <= {"OVERLOAD"}
+
+
+def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200() -> None:
+    found = of(judge([header(), *steps(1, 390, two_resting(390))]), "DEAD")
+    assert (found.severity, found.facts["experts"]) == (Severity.WARN, (3, 6))
     assert 200 <= found.onset < 208
     assert found.onset + 100 <= found.alarm < found.onset + 108
-    (found,) = [
-        e for e in loud(judge([make_header(), *steps(1, 500, resting(499))])) if e.rule == "DEAD"
-    ]
-    assert [(g.severity, (g.step - found.onset) // 100) for g in found.grades] == [
-        (Severity.WARN, 1),
-        (Severity.CRITICAL, 2),
-    ]
+    found = of(judge([header(), *steps(1, 500, two_resting(500))]), "DEAD")
+    grades = [(grade.severity, (grade.step - found.onset) // 100) for grade in found.grades]
+    assert grades == [(Severity.WARN, 1), (Severity.CRITICAL, 2)]
 
 
-def test_the_age_of_dead_experts_is_a_difference_of_step_numbers(
-    judge: Make, make_header: Make, make_step: Make, balanced: Make
-) -> None:
-    rows = [balanced(), without_expert(without_expert(balanced(), 3), 6), balanced()]
-    records = [make_header(), *(make_step(10 * n, rows, 2048) for n in range(1, 60))]
-    (found,) = [e for e in loud(judge(records)) if e.rule == "DEAD"]
+def test_the_age_of_dead_experts_is_a_difference_of_step_numbers() -> None:
+    rows = [even(1), without_expert(without_expert(even(2), 3), 6), even(3)]
+    records = [header(), *(step(10 * n, rows, 2048) for n in range(1, 60))]
+    found = of(judge(records), "DEAD")
     assert (found.onset, found.alarm, found.severity) == (10, 240, Severity.CRITICAL)
 
 
-def test_other_experts_that_rest_keep_no_episode_of_dead_ones_open(
-    judge: Make, steps: Make, make_header: Make, balanced: Make
-) -> None:
+def test_other_experts_that_rest_keep_no_episode_of_dead_ones_open() -> None:
     def course(n: int) -> list[int]:
         if n >= 350:
-            return without_expert(balanced(), 1 + n // 40 % 7)
-        return without_expert(balanced(), 3) if n >= 200 else balanced()
+            return without_expert(even(n), 1 + n // 40 % 7)
+        return without_expert(even(n), 3) if n >= 200 else even(n)
 
-    (found,) = [e for e in loud(judge([make_header(), *steps(1, 600, course)])) if e.rule == "DEAD"]
+    found = of(judge([header(), *steps(1, 600, course)]), "DEAD")
     assert (found.severity, found.facts["experts"]) == (Severity.WARN, (3,))
     assert 350 <= (found.recovered_at or 0) <= 370
 
 
-@pytest.mark.parametrize("profile", ["finetune", "eval"])
-@pytest.mark.parametrize("with_counts", [True, False])
+def test_an_expert_that_is_empty_in_two_of_three_steps_is_not_dead() -> None:
+    sick: Counts = lambda n: without_expert(even(n), 5) if n % 3 else even(n)  # noqa: E731
+    assert loud(judge([header(), *steps(1, 400, sick)])) == []
+
+
+@pytest.mark.parametrize(("profile", "with_counts"), [("finetune", False), ("eval", True)])
 def test_an_expert_that_hovers_at_a_tenth_of_its_share_does_not_starve(
-    judge: Make,
-    make_header: Make,
-    make_step: Make,
-    balanced: Make,
-    profile: str,
-    with_counts: bool,
+    profile: str, with_counts: bool
 ) -> None:
-    records = [make_header(profile=profile)]
-    for n in range(1, 600):
+    def sick(n: int) -> list[int]:
         few = 60 if n < 60 else 51 + (-12 if n // 70 % 2 else 12)  # of a fair share of 512
-        row = balanced()
-        row[6], row[7] = row[6] + row[7] - few, few
-        record = make_step(n, [balanced(), row, balanced()], 2048)
-        if not with_counts:
-            del record["tokens_per_expert"]
-        records.append(record)
+        row = even(n)
+        return [*row[:6], row[6] + row[7] - few, few]
+
+    records = [header(profile=profile), *steps(1, 400, sick)]
+    for record in records if not with_counts else ():
+        record.pop("tokens_per_expert", None)
     assert loud(judge(records)) == []
 
 
 @pytest.mark.parametrize("every", [1, 10])
 def test_an_expert_that_loses_its_share_in_a_fine_tuning_starves_until_it_is_back_above_a_tenth(
-    judge: Make, make_header: Make, make_step: Make, balanced: Make, every: int
+    every: int,
 ) -> None:
-    def few(n: int) -> int:
-        return 512 if n < 200 else 10 if n < 700 else 40 if n < 1400 else 200
+    def sick(n: int) -> list[int]:
+        few = 512 if n < 200 else 10 if n < 600 else 40 if n < 900 else 200
+        row = even(n)
+        return [*row[:6], row[6] + row[7] - few, few]
 
-    records = [make_header(profile="finetune")]
-    for n in range(1, 2200):
-        row = balanced()
-        row[6], row[7] = row[6] + row[7] - few(n), few(n)
-        record = make_step(n, [balanced(), row, balanced()], 2048)
-        if n % every:
+    records = [header(profile="finetune"), *steps(1, 1400, sick)]
+    for record in records[1:]:
+        if record["step"] % every:
             del record["tokens_per_expert"]
-        records.append(record)
     (found,) = loud(judge(records))
     assert (found.rule, found.severity, found.recurrence) == ("STARVED", Severity.WARN, 0)
     assert 200 <= found.onset <= 200 + 30 * every
-    assert 1400 <= (found.recovered_at or 0) <= 1400 + 30 * every
+    assert 900 <= (found.recovered_at or 0) <= 900 + 30 * every
 
 
-def test_a_busy_expert_is_information_unless_something_waits_for_it(
-    judge: Make, make_header: Make, make_step: Make
+@pytest.mark.parametrize(("load", "alarm"), [(768, None), (769, 101)])
+def test_a_rank_is_overloaded_beyond_one_and_a_half_times_the_mean(
+    load: int, alarm: int | None
 ) -> None:
-    def even(n: int) -> list[int]:
-        return [256 + (3 * n + 5 * e) % 7 - 3 for e in range(63)] + [0]
+    others = (4096 - 2 * load) // 6
+    row = [load, load, *[others] * 5, 4096 - 2 * load - 5 * others]
+    found = loud(judge([header(expert_parallel_size=4), *steps(1, 160, lambda n: row)]))
+    assert [e.alarm for e in found] == ([alarm] if alarm else [])
 
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "severity", "advice"),
+    [
+        ({}, 1, Severity.INFO, "Nothing, while neither a capacity nor"),
+        ({"capacity_factor": 1.25}, 1, Severity.WARN, "Watch memory and step time"),
+        ({}, 8, Severity.WARN, "Watch memory and step time"),
+    ],
+)
+def test_a_busy_expert_is_information_unless_something_waits_for_it(
+    model: dict[str, float], ranks: int, severity: Severity, advice: str
+) -> None:
     def row(n: int) -> list[int]:
-        counts = even(n)
+        counts = [256 + (3 * n + 5 * e) % 7 - 3 for e in range(63)]
         if n >= 250:
             counts = [count * 14 // 15 for count in counts]
-        counts[63] = 2048 * 8 - sum(counts)
-        return counts
+        return [*counts, 2048 * 8 - sum(counts)]
 
-    model = {"num_experts": 64, "top_k": 8, "layers": [1], "layer_names": ["L1"]}
-    told = {}
-    for name, header in {
-        "neither": make_header(model=model),
-        "capacity": make_header(model=model | {"capacity_factor": 1.25}),
-        "ranks": make_header(model=model, expert_parallel_size=8),
-    }.items():
-        records = [header, *(make_step(n, [row(n)], 2048) for n in range(1, 400))]
-        diagnosis = judge(records)
-        (found,) = [e for e in diagnosis.episodes if e.rule == "OVERLOAD"]
-        told[name] = (found.severity, advise(group([found])[0], diagnosis.run).next)
-    assert {name: severity for name, (severity, _) in told.items()} == {
-        "neither": Severity.INFO,
-        "capacity": Severity.WARN,
-        "ranks": Severity.WARN,
-    }
-    assert told["neither"][1].startswith("Nothing, while neither a capacity nor")
-    assert told["capacity"][1].startswith("Watch memory and step time")
+    wide = {"num_experts": 64, "top_k": 8, "layers": [1], "layer_names": ["L1"]} | model
+    records = [header(model=wide, expert_parallel_size=ranks)]
+    diagnosis = judge(records + [step(n, [row(n)], 2048) for n in range(1, 320)])
+    found = of(diagnosis, "OVERLOAD")
+    assert found.severity is severity
+    assert advise(group([found])[0], diagnosis.run).next.startswith(advice)

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 RULE = '''
 """MASS: the chosen experts hold little of the probability."""
@@ -59,8 +57,9 @@ class Mass(Rule[MassLimits, Nothing]):
         why = f"the chosen experts hold {worst.value:.0%} of the probability"
         return why, "wait, or lower the temperature of the router"
 '''
-JUDGE = """
-import json
+SCRIPT = """
+import json, sys
+from microscope_tui.cli import main
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.advice import advise
@@ -77,47 +76,33 @@ worst = finding.worst
 print(json.dumps({
     "rule": worst.rule, "onset": worst.onset, "worst": worst.value, "worst_at": worst.worst_at,
     "now": worst.now.value, "why": advise(finding, run).why,
-}))
+}), flush=True)
+sys.argv[1:] = ["explain", "mass", "--config", sys.argv[1]]
+sys.exit(main())
 """
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    """A copy of the package with the rule in it."""
-    shutil.copytree(
-        ROOT / "microscope_tui", tmp_path / "microscope_tui", ignore=shutil.ignore_patterns("*.pyc")
-    )
-    rules = tmp_path / "microscope_tui" / "diagnosis" / "rules"
-    (rules / "mass.py").write_text(RULE.lstrip())
-    return tmp_path
+def test_a_new_rule_is_judged_explained_and_given_other_limits(tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("*.pyc")
+    shutil.copytree(ROOT / "microscope_tui", tmp_path / "microscope_tui", ignore=ignore)
+    (tmp_path / "microscope_tui" / "diagnosis" / "rules" / "mass.py").write_text(RULE.lstrip())
+    config = tmp_path / "config.toml"
 
+    def run(limits: str) -> subprocess.CompletedProcess[str]:
+        config.write_text(f"[rules.MASS]\n{limits}\n")
+        command = [sys.executable, "-c", SCRIPT, str(config)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
-def fresh(scratch: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the copy, not the package that is installed."""
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=scratch, capture_output=True, text=True, timeout=60
-    )
-
-
-def test_the_worst_of_a_new_rule_whose_low_values_are_bad_is_its_lowest(scratch: Path) -> None:
-    done = fresh(scratch, "-c", JUDGE)
+    done = run("warn = 0.2")
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    why = found.pop("why")
+    judged, _, explained = done.stdout.partition("\n")
+    found: dict[str, Any] = json.loads(judged)
+    why = found.pop("why")  # the lowest value is the worst
     assert found == {"rule": "MASS", "onset": 201, "worst": 0.05, "worst_at": 210, "now": 0.25}
     assert "hold 5% of the probability" in why
     assert "hold 25% of the probability" in why
-
-
-def test_a_new_rule_is_explained_ignored_and_given_other_limits(scratch: Path) -> None:
-    config = scratch / "config.toml"
-    config.write_text("[rules.MASS]\nwarn = 0.5\n")
-    command = ["-m", "microscope_tui.cli"]
-    refused = fresh(scratch, *command, "explain", "mass", "--config", str(config))
+    assert "MASS: Undecided routing" in explained
+    assert "warn = 0.2 (by default 0.3)" in explained
+    refused = run("warn = 0.5")
     assert refused.returncode != 0
     assert "warn must not be above leave" in refused.stderr
-    config.write_text("[rules.MASS]\nwarn = 0.2\n")
-    done = fresh(scratch, *command, "explain", "mass", "--config", str(config))
-    assert done.returncode == 0, done.stderr
-    assert "MASS: Undecided routing" in done.stdout
-    assert "warn = 0.2 (by default 0.3)" in done.stdout

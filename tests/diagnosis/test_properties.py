@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import BadState, Diagnosis, Episode, Severity, restore, save
+from microscope_tui.diagnosis import WHOLE_RUN, BadState, Diagnosis, Episode, restore, save
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 
 Rows = Sequence[list[int]]
 E, K, T = 8, 2, 1024
+SEEDS = st.integers(0, 63)
+"""Few enough that the properties share the histories."""
 
 
 def run_record(routers: int, **changes: Any) -> RunRecord:
@@ -22,10 +25,16 @@ def run_record(routers: int, **changes: Any) -> RunRecord:
     return RunRecord(run="r", routers=infos, balance={"method": "bias"}, **changes)
 
 
+def readings_of(step: int) -> dict[str, Any]:
+    """Spikes, two overflows, and a z-loss that leaves its usual range."""
+    spike = 80.0 if step in (180, 300) else float("nan") if step in (240, 241) else 1.0
+    return {"grad_norm": spike, "router": {"z_loss": [4.0 if step < 200 else 50.0] * 3}}
+
+
 def judged(
-    history: Sequence[Rows], readings: Callable[[int], dict[str, Any]] = lambda step: {}, **run: Any
+    history: Sequence[Rows], readings: Callable[[int], dict[str, Any]] = lambda step: {}
 ) -> Diagnosis:
-    diagnosis = Diagnosis(run_record(len(history[0]), **run))
+    diagnosis = Diagnosis(run_record(len(history[0])))
     for step, rows in enumerate(history, start=1):
         observe(diagnosis, step, rows, readings(step))
     return diagnosis
@@ -42,16 +51,15 @@ def observe(diagnosis: Diagnosis, step: int, rows: Rows, readings: dict[str, Any
     diagnosis.observe(record, lambda index: list(rows[index]))
 
 
-def sick_history(seed: int, routers: int = 4, steps: int = 420) -> list[list[list[int]]]:
+@lru_cache(maxsize=64)
+def sick_history(seed: int) -> list[list[list[int]]]:
     """Each router has a course of its own: well, collapsing, losing experts, swinging."""
     rng = random.Random(seed)
-    courses = [
-        rng.choice(["well", "slow", "sudden", "dead", "swing", "hot"]) for _ in range(routers)
-    ]
+    courses = [rng.choice(["well", "slow", "sudden", "dead", "swing", "hot"]) for _ in range(3)]
     onset = rng.randrange(120, 240)
     return [
         [draw_counts(weights(course, step - onset, rng), T, K, rng) for course in courses]
-        for step in range(1, steps + 1)
+        for step in range(1, 421)
     ]
 
 
@@ -75,49 +83,26 @@ def weights(course: str, since: int, rng: random.Random) -> list[float]:
     return values
 
 
-def told(
-    episodes: Sequence[Episode], routers: Sequence[int] | None = None, experts: bool = False
-) -> list[tuple[Any, ...]]:
-    """Episodes as plain tuples in an order of their own."""
+def plain(episodes: Sequence[Episode], layers: Sequence[int] = (0, 1, 2)) -> list[Any]:
+    """Episodes as plain tuples in an order of their own; the last layer is the whole run."""
+    where = [*layers, WHOLE_RUN]
     found = [
-        (
-            e.rule,
-            e.router_index if routers is None or e.router_index < 0 else routers[e.router_index],
-            *(int(e.severity), e.onset, e.alarm, e.last, e.recovered_at, round(e.value, 9)),
-            *([e.facts.get("experts")] if experts else []),
-        )
+        (e.rule, where[e.router_index], int(e.severity), e.onset, e.alarm, e.last, e.recovered_at)
         for e in episodes
     ]
     return sorted(found, key=repr)
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10**6))
-def test_permuting_the_experts_changes_nothing(seed: int) -> None:
-    history = sick_history(seed, routers=2)
-    order = random.Random(seed + 1).sample(range(E), E)
-    shuffled = [[[row[e] for e in order] for row in rows] for rows in history]
-    assert told(judged(history).episodes) == told(judged(shuffled).episodes)
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10**6))
-def test_permuting_the_layers_permutes_the_findings(seed: int) -> None:
-    history = sick_history(seed)
-    order = random.Random(seed + 1).sample(range(4), 4)
-    shuffled = [[rows[i] for i in order] for rows in history]
-    assert told(judged(history).episodes) == told(judged(shuffled).episodes, order)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6))
-def test_ten_times_the_tokens_keep_a_healthy_run_healthy(seed: int) -> None:
-    rng = random.Random(seed)
-    spread = [2.718 ** rng.gauss(0, 0.25) for _ in range(E)]
-    history = [[draw_counts(spread, T, K, rng) for _ in range(3)] for _ in range(400)]
-    tenfold = [[[10 * n for n in row] for row in rows] for rows in history]
-    for one in (history, tenfold):
-        assert [e for e in judged(one).episodes if e.severity > Severity.INFO] == []
+@settings(max_examples=8, deadline=None)
+@given(SEEDS)
+def test_an_order_of_experts_and_layers_changes_nothing_but_the_layers_of_the_findings(
+    seed: int,
+) -> None:
+    rng = random.Random(seed + 1)
+    experts, layers = rng.sample(range(E), E), rng.sample(range(3), 3)
+    shuffled = [[[rows[i][e] for e in experts] for i in layers] for rows in sick_history(seed)]
+    in_order = judged(sick_history(seed)).episodes
+    assert plain(in_order) == plain(judged(shuffled).episodes, layers)
 
 
 NUMBERS = st.one_of(
@@ -128,29 +113,39 @@ NUMBERS = st.one_of(
 READING_NAMES = [name for name in RouterSummary.__struct_fields__ if name != "tokens"]
 
 
-@settings(max_examples=60, deadline=None)
+@lru_cache(maxsize=1)
+def two_well_and_one_collapsed() -> list[list[list[int]]]:
+    rng, fallen = random.Random(0), [1e4, 1e4, *[1.0] * 6]
+    return [
+        [
+            draw_counts(w, T, K, rng)
+            for w in ([1.0] * E, [1.0] * E, fallen if n > 120 else [1.0] * E)
+        ]
+        for n in range(1, 201)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(READING_NAMES), NUMBERS, st.integers(1, 300), st.integers(1, 80)),
+        st.tuples(st.sampled_from(READING_NAMES), NUMBERS, st.integers(1, 190), st.integers(1, 80)),
         max_size=6,
     )
 )
 def test_a_crafted_layer_sways_no_verdict_of_another(lies: list[Any]) -> None:
-    history = [[[256] * 7 + [256 + (step % 3), 256][:1] for _ in range(3)] for step in range(300)]
+    history = two_well_and_one_collapsed()
 
     def readings(step: int) -> dict[str, Any]:
         router: dict[str, Any] = {}
+        honest = measures.summarise(history[step - 1])
         for name, value, start, length in lies:
             if start <= step < start + length:
-                honest = measures.summarise(history[step - 1]).get(name, [1.0] * 3)
-                router[name] = [value, honest[1], honest[2]]
+                router[name] = [value, *honest.get(name, [0.0] * 3)[1:]]
         return {"router": router, "tokens": None}
 
-    honest = judged(history, lambda step: {"tokens": None})
-    crafted = judged(history, readings)
-    assert [one for one in told(crafted.episodes) if one[1] in (1, 2)] == [
-        one for one in told(honest.episodes) if one[1] in (1, 2)
-    ]
+    episodes = judged(history, readings).episodes
+    known = [(e.rule, e.router_index, e.onset, e.alarm) for e in episodes if e.router_index]
+    assert known == [("COLLAPSE", 2, 121, 147)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -175,48 +170,42 @@ def test_no_record_breaks_the_engine(
     assert diagnosis.last_step == (steps[-1][0] if steps else 0)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 419))
-def test_a_restored_state_goes_on_as_if_nothing_had_happened(seed: int, cut: int) -> None:
-    history = sick_history(seed, routers=3)
+@lru_cache(maxsize=64)
+def whole(seed: int) -> Diagnosis:
+    """The judgement of a whole history; not to be continued."""
+    return judged(sick_history(seed), readings_of)
 
-    def readings(step: int) -> dict[str, Any]:
-        return {"grad_norm": 80.0 if step == 300 else 1.0, "router": {"z_loss": [1.0 + step] * 3}}
 
-    whole = judged(history, readings)
-    first = judged(history[:cut], readings)
+@settings(max_examples=8, deadline=None)
+@given(SEEDS, st.integers(1, 419))
+def test_a_restored_state_continues_as_if_never_interrupted(seed: int, cut: int) -> None:
+    history = sick_history(seed)
+    first = judged(history[:cut], readings_of)
     second = restore(save(first), first.run)
     for step, rows in enumerate(history[cut:], start=cut + 1):
-        observe(second, step, rows, readings(step))
-    assert told(second.episodes, experts=True) == told(whole.episodes, experts=True)
-    assert save(second) == save(whole)
+        observe(second, step, rows, readings_of(step))
+    assert plain(second.episodes) == plain(whole(seed).episodes)
+    assert save(second) == save(whole(seed))
 
 
-def readings_of(step: int) -> dict[str, Any]:
-    """A spike, two overflows, and a z-loss that leaves its usual range."""
-    spike = 80.0 if step in (180, 300) else float("nan") if step in (240, 241) else 1.0
-    return {"grad_norm": spike, "router": {"z_loss": [4.0 if step < 200 else 50.0] * 3}}
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.integers(120, 419))
-def test_after_a_restart_only_what_the_steps_before_it_say_is_told(seed: int, at: int) -> None:
-    history = sick_history(seed, routers=3)
-    resumed, alone = judged(history, readings_of), judged(history[: at - 1], readings_of)
+@settings(max_examples=8, deadline=None)
+@given(SEEDS, st.integers(120, 419))
+def test_after_a_restart_only_what_the_steps_before_it_show_is_reported(seed: int, at: int) -> None:
+    resumed = restore(save(whole(seed)), whole(seed).run)
+    alone = judged(sick_history(seed)[: at - 1], readings_of)
     resumed.restart(at)
-    said = [
+    reported = [
         sorted((e.rule, e.router_index, e.onset, e.alarm, e.severity) for e in one.episodes)
         for one in (resumed, alone)
     ]
-    assert said[0] == said[1]
+    assert reported[0] == reported[1]
     assert all(e.last < at and e.worst_at < at for e in resumed.episodes)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6), st.integers(120, 419))
+@settings(max_examples=6, deadline=None)
+@given(SEEDS, st.integers(120, 419))
 def test_whatever_a_restart_leaves_open_ends_once_all_is_well(seed: int, at: int) -> None:
-    history = sick_history(seed, routers=3)
-    diagnosis = judged(history, readings_of)
+    diagnosis = restore(save(whole(seed)), whole(seed).run)
     rng = random.Random(seed)
     for step in range(at, at + 450):
         rows = [draw_counts([1.0 + 0.05 * rng.random() for _ in range(E)], T, K, rng)] * 3
@@ -224,17 +213,16 @@ def test_whatever_a_restart_leaves_open_ends_once_all_is_well(seed: int, at: int
     assert [e for e in diagnosis.episodes if e.active] == []
 
 
-def test_a_number_of_tokens_beyond_all_reason_costs_no_verdict() -> None:
-    history = [[[600, 600, 2, 2, 2, 2, 2, 2]] * 2] * 200
+def test_an_unreasonable_number_of_tokens_costs_no_verdict() -> None:
+    history = [[[600, 600, 2, 2, 2, 2, 2, 2]] * 2] * 150
     reading = {"router": {"tokens": [1e308, 5e-324]}, "grad_norm": 1.0}
     assert {e.rule for e in judged(history, lambda step: reading).episodes} == {"COLLAPSE"}
 
 
-def test_bytes_that_are_no_state_are_refused_with_the_reason() -> None:
-    state = save(judged(sick_history(1, routers=3)[:150]))
-    other = run_record(2)
+def test_bytes_that_are_not_a_state_are_refused_with_the_reason() -> None:
+    state = save(judged(sick_history(1)[:150]))
     with pytest.raises(BadState, match="3 other routers"):
-        restore(state, other)
+        restore(state, run_record(2))
     for damaged in (b"", b"\x93", state[:-5], b"\xc1" * 40, b"\x81" * 5000):
         with pytest.raises(BadState):
             restore(damaged, run_record(3))

@@ -17,7 +17,7 @@ def feed(over: str, enter: int = 10, leave: int = 20) -> Track:
     return evidence
 
 
-def test_nothing_is_said_before_there_is_enough_evidence() -> None:
+def test_nothing_is_reported_before_there_is_enough_evidence() -> None:
     assert feed("C" * 8).severity is None
     assert feed("C" * 9).severity is CRITICAL
 

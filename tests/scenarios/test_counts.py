@@ -5,19 +5,22 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.scenarios import draw_counts
+from microscope_tui.scenarios import draw_counts, inclusion_shares
 
 WEIGHTS = st.lists(st.floats(0.0, 1e4) | st.just(0.0), min_size=2, max_size=64)
 
 
 @given(WEIGHTS, st.integers(1, 500), st.data())
-def test_a_row_sums_to_tokens_times_k_with_no_expert_above_tokens(
+def test_a_row_sums_to_tokens_times_k_with_no_expert_above_tokens_and_shares_to_k(
     weights: list[float], tokens: int, data: st.DataObject
 ) -> None:
     top_k = data.draw(st.integers(1, len(weights)))
     counts = draw_counts(weights, tokens, top_k, random.Random(0))
     assert sum(counts) == tokens * top_k
     assert all(0 <= count <= tokens for count in counts)
+    shares = inclusion_shares(weights, top_k)
+    assert abs(sum(shares) - top_k) < 1e-6
+    assert all(0 <= share <= 1 + 1e-9 for share in shares)
 
 
 @given(st.integers(0, 1000), st.integers(1, 500))

@@ -1,7 +1,11 @@
-"""Scenarios: what their truth says is really in their lines, and nothing else is wrong."""
+"""Scenarios: what their lines hold that the diagnosis does not report.
+
+``tests/diagnosis/test_known_truth.py`` finds every trouble of their truth in the lines.
+"""
 
 import json
 import math
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -10,40 +14,29 @@ import pytest
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.variants import APART
 from microscope_tui import measures
+from microscope_tui.diagnosis import RULES
 from microscope_tui.scenarios import Expected, Shape, Truth, lines
 
-SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=600)
+SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=500)
 SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
 SHAPES = [
     Shape(routers=3, num_experts=4, top_k=1, tokens=512, steps=30),
     Shape(routers=2, num_experts=64, top_k=8, tokens=1024, steps=30),
-    SHORT,
 ]
 # Where the meter is at fault, or the format has another sum for it.
 SUM_DIFFERS = {"double-counting", "padding", "from-shares", "impossible-counts"}
-COLLAPSING = ["slow-collapse", "collapse-unconfident", "early-collapse", "collapse", "from-shares"]
-COLLAPSING += ["from-top1", "divergence", "lr-restarts"]
 HARD_NEGATIVES = ["specialised", "soft", "warm-up", "small-batch", "domain-bursts", "shock"]
 HARD_NEGATIVES += ["narrow-finetune", "hot-expert", "upcycled", "resume-bias-reset"]
 HARD_NEGATIVES += ["even-but-one", "narrow-steady", "parting"]
 HARD_NEGATIVES += ["data-in-blocks", "slow-swing", "alternating-tokens", "fine-grained"]
 HARD_NEGATIVES += ["hovering-finetune"]
-WARNINGS = {"COLLAPSE", "ERODING", "DEAD", "STARVED", "OVERLOAD", "DROPS", "LOGITS", "GRADSPIKE"}
-RULES = WARNINGS | {
-    "METER",
-    "UNIFORM",
-    "OSCILLATION",
-    "BIAS_RUNAWAY",
-    "LINT",
-    "SHOCK",
-    "HOT_EXPERT",
-}
 SEVERITIES = {"info", "warn", "crit", "error"}
 
 each_scenario = pytest.mark.parametrize("name", SCENARIOS)
 Drawn = tuple[Truth, dict[str, Any], list[dict[str, Any]]]
 
 
+@lru_cache(maxsize=4)
 def drawn(name: str, shape: Shape = SMALL, seed: int = 0) -> Drawn:
     """Truth, header and step records of a scenario; a torn last line is left out."""
     truth, encoded = lines(SCENARIOS[name], shape, seed)
@@ -83,10 +76,10 @@ def test_rows_sum_to_tokens_times_k_and_entropies_are_possible(name: str, shape:
 
 
 @each_scenario
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_truth_names_what_exists(name: str, seed: int) -> None:
     truth, _ = lines(SCENARIOS[name], SMALL, seed)
-    assert set(truth.allowed) <= RULES
+    assert set(truth.allowed) <= set(RULES)
     assert set(truth.allowed.values()) <= SEVERITIES
     for expected in truth.expected:
         assert expected.rule in RULES
@@ -97,22 +90,6 @@ def test_the_truth_names_what_exists(name: str, seed: int) -> None:
         assert 1 <= expected.onset < (expected.until or last)
         if truth.hard_negative:
             assert expected.severity == "info"
-
-
-@pytest.mark.parametrize("name", COLLAPSING)
-@pytest.mark.parametrize("seed", range(2))
-def test_the_sick_routers_collapse_at_their_onset_and_no_others(name: str, seed: int) -> None:
-    truth, header, steps = drawn(name, seed=seed)
-    found = one(truth, "COLLAPSE")
-    for router, c in enumerate(balance(steps[-1], header)):
-        assert c < 0.15 if router in found.routers else c > 0.8
-    router = found.routers[0]
-    over = [r["step"] for r in steps if balance(r, header)[router] < 0.35]
-    if name == "lr-restarts":  # two dips before it stays
-        over = [step for step in over if step >= found.onset]
-    elif name != "early-collapse":
-        over = [step for step in over if step > 60]
-    assert found.onset - 5 <= over[0] <= found.onset + found.tolerance
 
 
 def test_entropy_tells_a_confident_collapse_and_hides_an_unconfident_one() -> None:
@@ -141,40 +118,6 @@ def test_the_loss_says_nothing_of_a_slow_collapse_and_all_of_a_divergence() -> N
         assert (losses[-1] > min(losses) + 1) == rises
 
 
-def test_the_precursors_of_a_divergence_come_before_it() -> None:
-    truth, _, steps = drawn("divergence")
-    onsets = [one(truth, rule).onset for rule in ("GRADSPIKE", "LOGITS", "COLLAPSE")]
-    assert onsets == sorted(onsets)
-    at = steps[one(truth, "COLLAPSE").onset + 39]
-    assert at["grad_norm"] > 10
-    before = steps[onsets[0] - 2]["router"]["z_loss"]
-    for router, (z, was) in enumerate(zip(at["router"]["z_loss"], before, strict=True)):
-        assert (z / was > 3) == (router in one(truth, "LOGITS").routers)
-
-
-def test_dead_experts_get_nothing_and_only_they() -> None:
-    truth, _, steps = drawn("dead-experts")
-    dead = one(truth, "DEAD")
-    window = steps[dead.onset + 100 :]
-    assert len(window) > 50
-    for router in range(SMALL.routers):
-        rows = [record["tokens_per_expert"][router] for record in window]
-        zeros = tuple(e for e in range(SMALL.num_experts) if not any(row[e] for row in rows))
-        assert zeros == (dead.experts if router in dead.routers else ())
-
-
-def test_forced_balance_is_exact() -> None:
-    for record in drawn("forced-balance", SHORT)[2]:
-        assert all(max(row) - min(row) <= 1 for row in record["tokens_per_expert"])
-
-
-@pytest.mark.parametrize(("name", "factor"), [("double-counting", 2.0), ("padding", 2.5)])
-def test_a_bad_meter_counts_too_much(name: str, factor: float) -> None:
-    for record in drawn(name, SHORT)[2]:
-        sums = {sum(row) for row in record["tokens_per_expert"]}
-        assert sums == {factor * record["tokens"] * SHORT.top_k}
-
-
 def test_one_rank_carries_too_much_while_no_expert_stands_out() -> None:
     truth, header, steps = drawn("rank-skew")
     ranks, sick = header["expert_parallel_size"], one(truth, "OVERLOAD").routers
@@ -184,23 +127,6 @@ def test_one_rank_carries_too_much_while_no_expert_stands_out() -> None:
             loads = [sum(row[r * each : (r + 1) * each]) for r in range(ranks)]
             assert (max(loads) * ranks / sum(loads) > 1.5) == (router in sick)
             assert record["router"]["max_load"][router] < 2.2
-
-
-@pytest.mark.parametrize(("name", "period"), [("bias-bang-bang", 2), ("bias-limit-cycle", 24)])
-def test_an_oscillation_alternates_around_an_even_load(name: str, period: int) -> None:
-    truth, _, steps = drawn(name)
-    found = one(truth, "OSCILLATION")
-    window = steps[found.onset : found.onset + 4 * period]
-    for router in found.routers:
-        rows = [record["tokens_per_expert"][router] for record in window]
-        series = list(zip(*rows, strict=True))
-        summed = measures.effective_experts([sum(counts) for counts in series])
-        assert (measures.collapse_index(summed, SMALL.num_experts, SMALL.top_k) or 0) > 0.8
-        for counts in series:
-            mean = sum(counts) / len(counts)
-            later = counts[period // 2 :]
-            opposed = [(a - mean) * (b - mean) < 0 for a, b in zip(counts, later, strict=False)]
-            assert sum(opposed) > 0.6 * len(opposed)
 
 
 def test_in_a_rotation_most_experts_rest_in_every_step_and_none_in_the_sum() -> None:
@@ -237,21 +163,6 @@ def test_alternating_tokens_change_no_share() -> None:
         assert max(most) < 1.05 * min(most)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_impossible_counts_sum_to_tokens_times_k_and_exceed_the_tokens(seed: int) -> None:
-    truth, header, steps = drawn("impossible-counts", seed=seed)
-    sick = one(truth, "METER").routers
-    with_counts = header["source"]["counts"] == "exact"
-    for router, load in enumerate(steps[-1]["router"]["max_load"]):
-        assert (load > SMALL.num_experts / SMALL.top_k) == (router in sick)
-        if with_counts:
-            row = steps[-1]["tokens_per_expert"][router]
-            assert sum(row) == steps[-1]["tokens"] * SMALL.top_k
-            assert (max(row) > steps[-1]["tokens"]) == (router in sick)
-        else:
-            assert "tokens_per_expert" not in steps[-1]
-
-
 def test_an_eighth_of_the_experts_hovers_at_a_tenth_or_falls_to_next_to_nothing() -> None:
     wide = Shape(routers=3, num_experts=64, top_k=8, tokens=4096, steps=600)
     for name, low, high in [("hovering-finetune", 0.05, 0.16), ("starving-finetune", 0.005, 0.035)]:
@@ -263,26 +174,6 @@ def test_an_eighth_of_the_experts_hovers_at_a_tenth_or_falls_to_next_to_nothing(
             shares += [n * wide.num_experts / sum(summed) for n in summed]
         few = sorted(shares)[: wide.num_experts // 8]
         assert low < few[0] <= few[-1] < high
-
-
-def test_a_bias_that_loses_grows_evenly_while_the_others_stay() -> None:
-    truth, _, steps = drawn("bias-runaway")
-    found = one(truth, "BIAS_RUNAWAY")
-
-    def spread(record: dict[str, Any], router: int) -> float:
-        row = record["expert_bias"][router]
-        return float(max(row) - min(row))
-
-    for router in range(SMALL.routers):
-        growth = spread(steps[-1], router) - spread(steps[-201], router)
-        assert (growth > 0.3) == (router in found.routers)
-        assert growth < 0.41  # no update is larger than the rate
-
-
-def test_only_the_overflowing_router_drops() -> None:
-    truth, _, steps = drawn("overflow")
-    drops = steps[-1]["router"]["drop_rate"]
-    assert [r for r, rate in enumerate(drops) if rate > 0.2] == list(one(truth, "DROPS").routers)
 
 
 def test_nothing_but_the_first_experts_is_chosen_once_the_model_computes_nan() -> None:
@@ -316,25 +207,6 @@ def test_each_lint_has_a_header_of_its_own() -> None:
     assert headers["narrow-finetune"]["profile"] == "finetune"
     assert headers["from-shares"]["source"]["counts"] == "shares"
     assert headers["from-top1"]["source"]["counts"] == "top1"
-
-
-@pytest.mark.parametrize("top_k", [2, 4])
-def test_without_the_expert_that_every_token_chooses_the_load_is_even(top_k: int) -> None:
-    shape = Shape(routers=6, num_experts=32, top_k=top_k, tokens=2048, steps=120)
-    truth, _, steps = drawn("even-but-one", shape)
-    found = one(truth, "HOT_EXPERT")
-    for router, row in enumerate(steps[-1]["tokens_per_expert"]):
-        balance_now = measures.balance(row, top_k)
-        assert balance_now.without == (found.experts if router in found.routers else ())
-        assert (balance_now.collapse_index or 0) > 0.95
-
-
-def test_more_than_half_of_the_experts_of_a_dead_group_receive_nothing() -> None:
-    truth, _, steps = drawn("dead-groups")
-    found = one(truth, "DEAD")
-    row = steps[-1]["tokens_per_expert"][found.routers[0]]
-    assert tuple(e for e, count in enumerate(row) if count == 0) == found.experts
-    assert len(found.experts) > SMALL.num_experts / 2
 
 
 def test_narrow_data_are_as_uneven_at_the_end_as_at_the_start() -> None:

@@ -1,0 +1,120 @@
+"""Not judged is not healthy, and evidence that is building up is not health either."""
+
+from typing import Any
+
+import pytest
+
+from microscope_tui.diagnosis import (
+    Diagnosis,
+    Pending,
+    gathering,
+    not_judged_yet,
+    pending,
+    restore,
+    save,
+    warm_up_left,
+)
+from microscope_tui.runlog import RouterInfo
+from tests.conftest import header, step
+from tests.diagnosis.conftest import collapse_at, even, judge, of, steps
+
+
+def healthy(last: int, **head: Any) -> Diagnosis:
+    return judge([header(**head), *steps(1, last)])
+
+
+@pytest.mark.parametrize(
+    ("last", "head", "until"),
+    [
+        (1, {}, 100),
+        (100, {}, 100),
+        (101, {}, None),
+        (101, {"planned_steps": 20_000}, 400),
+        (101, {"planned_steps": 50_000}, 500),
+        (101, {"planned_steps": 90_000}, 500),
+        (1, {"profile": "eval"}, None),
+        (60, {"model": {"norm_top_k": True}}, 100),
+        (60, {"source": {"counts": "local_rank"}}, 100),  # information alone judges nothing
+        (1, {"balance": {"method": "none"}}, None),  # a warning
+    ],
+)
+def test_a_run_is_judged_past_its_warm_up_or_once_it_has_a_warning(
+    last: int, head: dict[str, Any], until: int | None
+) -> None:
+    assert warm_up_left(healthy(last, **head)) == until
+
+
+def test_an_urgent_finding_in_the_warm_up_makes_a_run_judged() -> None:
+    diagnosis = judge([header(), *steps(1, 80, collapse_at(1))])
+    assert of(diagnosis, "COLLAPSE").alarm <= 80
+    assert warm_up_left(diagnosis) is None
+    assert not_judged_yet(1000) == "not judged yet (warm-up until step 1,000)"
+
+
+@pytest.mark.parametrize(
+    ("resumed_at", "last", "plan", "until"),
+    [
+        (300, 310, 500, None),  # judged before: the grace after a restart changes nothing
+        (102, 110, 500, None),
+        (151, 160, 100_000, None),  # nor does a longer plan
+        (60, 80, 500, 100),  # nothing that still holds was past the warm-up
+        (1, 60, 500, 100),  # a fresh start in the same folder
+    ],
+)
+def test_a_resumed_run_stays_judged_as_long_as_what_was_judged_still_holds(
+    resumed_at: int, last: int, plan: int, until: int | None
+) -> None:
+    again = header(resumed_at_step=resumed_at, planned_steps=plan)
+    records = [header(), *steps(1, 320), again, *steps(resumed_at, last)]
+    assert warm_up_left(judge(records)) == until
+
+
+def test_a_restored_judgement_stays_judged_in_the_grace_after_the_restart() -> None:
+    before = healthy(320)
+    assert (warm_up_left(before, 60), warm_up_left(before, 150)) == (100, None)  # in the past
+    after = restore(save(before), before.run)
+    after.restart(300)
+    assert (after.warm_until, warm_up_left(after)) == (399, None)
+
+
+def test_between_a_collapse_and_its_alarm_the_evidence_is_named() -> None:
+    diagnosis = judge([header(), *steps(1, 212, collapse_at(200))])
+    assert diagnosis.episodes == []
+    (found,) = pending(diagnosis)
+    assert (found.rule, found.router_index, found.since, found.steps) == ("COLLAPSE", 1, 200, 13)
+    text = gathering([found], [0.9, 0.0, 0.9])
+    assert text == "L2 at .00 for 13 steps, gathering evidence"
+    assert pending(judge([header(), *steps(1, 240, collapse_at(200))])) == []  # it is an alarm now
+
+
+def test_the_stretch_is_as_long_as_the_layer_was_low_whatever_the_sum_still_holds() -> None:
+    def before(n: int) -> list[int]:  # uneven at the start: counts are summed from there on
+        return [1500, 1500, 500, 296, 100, 100, 50, 50] if n <= 12 else even(n)
+
+    (found,) = pending(judge([header(), *steps(1, 62, collapse_at(40, before))]))
+    assert (found.rule, found.since, found.steps) == ("COLLAPSE", 40, 23)
+
+
+def test_layers_that_fall_together_are_one_sentence() -> None:
+    fall = collapse_at(200)
+    records = [step(n, [fall(n), fall(n), fall(n)], 2048) for n in range(1, 211)]
+    text = gathering(pending(judge([header(), *records])), [0.0, 0.0, 0.0])
+    assert text == "L1 at .00 and 2 more layers for 11 steps, gathering evidence"
+
+
+def test_a_layer_that_is_even_in_this_step_is_not_named_with_its_current_balance() -> None:
+    found = [Pending("COLLAPSE", "Router collapse", 1, RouterInfo("L2", 2, 128, 2), 457, 43)]
+    text = gathering(found, [0.9, 0.97, 0.9])
+    assert text == "L2 uneven in most of the last 43 steps, gathering evidence"
+
+
+def test_other_evidence_is_named_by_its_rule() -> None:
+    exploding = steps(1, 304, router=lambda n: {"z_loss": [1.0, 1.0 if n <= 300 else 5.0, 1.0]})
+    text = gathering(pending(judge([header(), *exploding])), [0.9] * 3)
+    assert text == "exploding router logits in L2 for 4 steps, gathering evidence"
+
+
+@pytest.mark.parametrize("name", ["healthy", "small-batch", "specialised"])
+def test_a_healthy_run_gathers_no_evidence(scenario: Any, open_log: Any, name: str) -> None:
+    path = scenario(name, routers=3, steps=200) / "metrics.jsonl"
+    assert gathering(pending(open_log(path).diagnosis), []) == ""

@@ -1,0 +1,64 @@
+"""Synthetic runs with known truth: everything that is wrong is found in time, and nothing else."""
+
+import pytest
+
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.scoreboard.score import Outcome, false_alarms, outcomes
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.runlog import RunReader
+from microscope_tui.scenarios import Shape, lines
+from microscope_tui.watch import Judge
+
+DELAYS = {
+    **{"shock": (31,), "hot-expert": (100,), "collapse": (48,), "slow-collapse": (112, 201)},
+    **{"dead-experts": (223,), "starving-finetune": (84,), "divergence": (67, 76, 77)},
+    **{"bias-limit-cycle": (262,), "bias-runaway": (458,), "overflow": (31,)},
+    **{"dead-gradient": (589,), "rank-skew": (100,), "double-counting": (2,)},
+    **{"lint-no-balance": (0,), "even-but-one": (100,), "collapse-unconfident": (36,)},
+    **{"early-collapse": (81,), "lr-restarts": (24, 23, 35), "from-shares": (112, 201)},
+    **{"from-top1": (38,), "bias-bang-bang": (284,), "forced-balance": (2,), "padding": (2,)},
+    **{"nan": (2,), "lint-top1-normalised": (0,), "lint-aux-not-applied": (0,)},
+    **{"lint-pooled-aux": (59, 66), "bias-wrong-sign": (100,), "lint-gpt-oss-aux": (0,)},
+    **{"dead-groups": (209,), "finetune-collapse": (80,), "long-plan": (38,), "sparse-log": (400,)},
+    **{"rotation": (272,), "bias-odd-period": (267,), "impossible-counts": (2,)},
+}
+"""Steps from the beginning of each trouble to its alarm; all others are healthy runs."""
+
+
+def judged(name: str, shape: Shape, seed: int) -> list[Outcome]:
+    """What became of the troubles of a run; a false alarm fails."""
+    truth, encoded = lines(SCENARIOS[name], shape, seed)
+    judge, reader = Judge(name, Criteria()), RunReader(name)
+    for line in encoded:
+        for entry in reader.feed(line):
+            judge.take(entry)
+    assert judge.diagnosis is not None
+    episodes = judge.diagnosis.episodes
+    assert false_alarms(truth, episodes) == []
+    return outcomes(truth, episodes, shape.steps, shape.routers)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_everything_that_is_wrong_is_found_in_time_and_nothing_else(name: str) -> None:
+    scenario = SCENARIOS[name]
+    shape = Shape(routers=3, tokens=2048, steps=scenario.steps // 2)
+    if not scenario.fits(shape):
+        shape = Shape(routers=10, tokens=2048, steps=scenario.steps // 2)
+    found = judged(name, shape, 0)
+    assert [outcome.missing for outcome in found] == [""] * len(found)
+    assert tuple(outcome.delay for outcome in found) == pytest.approx(DELAYS.get(name, ()), abs=3)
+    for outcome in found:  # chance decides which token of a dying expert is the last
+        assert outcome.dated or outcome.rule == "DEAD", outcome
+
+
+@pytest.mark.parametrize("name", ["collapse", "healthy"])
+@pytest.mark.parametrize(
+    ("experts", "top_k", "tokens"), [(4, 1, 96), (64, 8, 2048), (128, 8, 4096)]
+)
+def test_a_collapse_is_found_at_every_size(
+    name: str, experts: int, top_k: int, tokens: int
+) -> None:
+    shape = Shape(routers=3, num_experts=experts, top_k=top_k, tokens=tokens, steps=450)
+    found = judged(name, shape, experts)
+    assert all(outcome.hit and outcome.dated for outcome in found), found
+    assert all((outcome.delay or 0) <= 55 for outcome in found), found

@@ -1,0 +1,106 @@
+"""METER: numbers that no choice of k experts a token can give, and NaN."""
+
+from typing import Any
+
+import pytest
+
+from microscope_tui.diagnosis import Criteria, Severity
+from tests.conftest import header, step
+from tests.diagnosis.conftest import COLLAPSED, Counts, even, judge, loud, steps
+
+IMPOSSIBLE = [3900, 100, 16, 16, 16, 16, 16, 16]  # of 2,048 tokens that choose two experts each
+DOUBLED = [2 * count for count in COLLAPSED]
+
+
+@pytest.mark.parametrize(
+    ("sick", "tokens", "cause", "numbers"),
+    [
+        (lambda n: DOUBLED, 2048, "multiple", (8192, 4096)),
+        (lambda n: [*even(n)[:7], 0], 2048, "sum", None),
+        (lambda n: [512] * 8, 2048, "forced", (4096, 4096)),
+        (lambda n: [513, 511, *[512] * 6], 2048, None, None),  # by two: chance
+        (lambda n: [1024] * 4, 2048, "width", (4, 8)),
+    ],
+)
+def test_counts_that_cannot_be_right_are_a_fault_of_the_meter_and_nothing_else(
+    sick: Counts, tokens: int, cause: str | None, numbers: tuple[int, int] | None
+) -> None:
+    found = loud(judge([header(), *steps(1, 150, sick)]))
+    assert [e.facts["cause"] for e in found] == ([cause] if cause else [])
+    for episode in found:
+        known = (episode.rule, episode.severity, episode.onset, episode.alarm)
+        assert known == ("METER", Severity.ERROR, 1, 3)
+        if numbers:
+            assert (episode.facts["total"], episode.facts["expected"]) == numbers
+
+
+def test_nan_is_a_meter_fault_of_the_run_although_it_looks_like_collapse() -> None:
+    sick: Counts = lambda n: COLLAPSED if n >= 200 else even(n)  # noqa: E731
+    loss = lambda n: "NaN" if n >= 200 else 2.0  # noqa: E731
+    found = loud(judge([header(), *steps(1, 300, sick, loss=loss)]))
+    assert [(e.rule, e.router, e.onset, e.alarm) for e in found] == [("METER", None, 200, 202)]
+
+
+@pytest.mark.parametrize("name", ["entropy", "mean_entropy", "z_loss", "max_logit"])
+def test_a_reading_that_is_not_finite_is_a_fault_of_its_router(name: str) -> None:
+    reading = lambda n: {name: [1.0, "Infinity" if n >= 200 else 1.0, 1.0]}  # noqa: E731
+    (found,) = loud(judge([header(), *steps(1, 220, router=reading)]))
+    assert (found.rule, found.router_index, found.onset) == ("METER", 1, 200)
+    assert found.facts["reading"] == f"router {name.replace('_', ' ')}"
+
+
+def test_an_entropy_that_vanishes_while_all_tokens_are_on_the_first_experts_was_nan() -> None:
+    records = [header(), *steps(1, 220, lambda n: COLLAPSED if n >= 200 else even(n))]
+    for record in records[1:200]:
+        record["router"]["entropy"] = [1.9] * 3
+    (found,) = loud(judge(records))
+    assert (found.rule, found.router_index, found.onset) == ("METER", 1, 200)
+
+
+def test_a_summary_that_contradicts_its_counts_is_a_fault() -> None:
+    def sick(n: int) -> dict[str, Any]:
+        return {"effective_experts": [7.9, 7.0 if n >= 100 else 7.95, 7.9]}
+
+    (found,) = loud(judge([header(), *steps(1, 400, router=sick)]))
+    assert (found.facts["cause"], found.router_index) == ("summary", 1)
+
+
+def test_pairs_that_chose_no_real_expert_are_counted_as_unrouted() -> None:
+    def sick(n: int) -> list[int]:
+        return [*even(n)[:7], 0]
+
+    for missing, faulty in ((0, False), (1, True)):
+        records = [header(), *steps(1, 100, sick)]
+        for record in records[1:]:
+            lost = 4096 - sum(record["tokens_per_expert"][1]) - missing
+            record["router"]["unrouted"] = [0, lost, 0]
+        assert ("METER" in {e.rule for e in judge(records).episodes}) == faulty
+
+
+@pytest.mark.parametrize(
+    ("counts", "fault"),
+    [("exact", True), ("shares", True), ("none", True), ("top1", False), ("local_rank", False)],
+)
+def test_what_is_impossible_depends_on_what_the_counts_are(counts: str, fault: bool) -> None:
+    first_choices = [1500, 300, 60, 60, 40, 40, 24, 24]  # 1.9 of 8 effective, none above tokens
+    records = [header(source={"counts": counts})]
+    records += [step(n, [first_choices] * 3, 2048) for n in range(1, 160)]
+    for record in records if counts in ("exact", "none") else ():
+        record.pop("tokens_per_expert", None)
+    rules = {e.rule for e in judge(records).episodes}
+    assert ("METER" in rules, "COLLAPSE" in rules) == (fault, not fault)
+
+
+@pytest.mark.parametrize("counts", ["exact", "top1", "local_rank"])
+def test_no_source_has_more_pairs_of_an_expert_than_tokens(counts: str) -> None:
+    rows = [[2100, 1500, 100, 96, 90, 80, 70, 60]] * 3
+    records = [header(source={"counts": counts})]
+    found = loud(judge(records + [step(n, rows, 2048) for n in range(1, 60)]))
+    assert {e.facts["cause"] for e in found} == {"above"}
+
+
+@pytest.mark.parametrize(("ignore", "rule"), [((), "METER"), (("METER",), "COLLAPSE")])
+def test_an_ignored_meter_mutes_nothing(ignore: tuple[str, ...], rule: str) -> None:
+    records = [header(), *steps(1, 200, lambda n: DOUBLED)]
+    criteria = Criteria(ignore=frozenset(ignore))
+    assert {episode.rule for episode in loud(judge(records, criteria))} == {rule}
