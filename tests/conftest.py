@@ -28,7 +28,7 @@ if threading.current_thread() is threading.main_thread():
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now is searched for garbage no more: torch and others collect often."""
+    """Exempt all that is imported by now from garbage collections, which torch and others start."""
     gc.freeze()
 
 

@@ -87,16 +87,6 @@ def test_a_model_that_is_checkpointed_as_a_whole_counts_once(
     assert sums(tmp_path) == [[PAIRS, PAIRS]]
 
 
-def test_micro_batches_are_summed_and_steps_are_not(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
-        for micro_batches in (1, 3, 1):
-            for _ in range(micro_batches):
-                model(tokens())
-            probe.step()
-    assert sums(tmp_path) == [[PAIRS] * 2, [3 * PAIRS] * 2, [PAIRS] * 2]
-
-
 def test_every_third_step_is_logged_and_describes_itself_alone(tmp_path: Path) -> None:
     model = Model()
     with attach(model, tmp_path, routers=ROUTERS, every=3) as probe:
@@ -161,19 +151,6 @@ def test_experts_that_take_their_tokens_in_pieces_are_counted_once(tmp_path: Pat
     one_step(InPieces(), tmp_path, tokens(), real)
     assert records(tmp_path, "run")[0]["model"]["layer_names"] == ["L1", "L2"]
     assert sums(tmp_path) == [[16 * TOP_K] * 2]
-
-
-def test_a_layer_that_runs_twice_has_two_rows(tmp_path: Path) -> None:
-    class Looped(Model):
-        def forward(self, input_ids: Tensor, attention_mask: Any = None, **more: Any) -> Tensor:
-            x_BSD = self.layers[0](self.embed(input_ids))
-            for layer in (self.layers[1], self.layers[2], self.layers[2]):
-                x_BSD = layer(x_BSD)
-            return x_BSD
-
-    one_step(Looped(), tmp_path, tokens())
-    assert records(tmp_path, "run")[0]["model"]["layer_names"] == ["L1", "L2#1", "L2#2"]
-    assert sums(tmp_path) == [[PAIRS] * 3]
 
 
 def test_ids_that_are_no_expert_are_unrouted_and_never_an_error(tmp_path: Path) -> None:

@@ -3,16 +3,14 @@ that they come about."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from benchmarks.families.oracle import Oracle
 from microscope_tui.probe import find_sites, load
 from microscope_tui.routing import Routing
-from moe_model import character_files, read_checkpoint
+from moe_model import read_checkpoint
 from tests.model.llamas import random_llama, upcycle
 from tests.model.published import command, their_model
 from tests.probe.folders import CHARACTERS, family, own, probe, save, text
@@ -116,10 +114,3 @@ def test_an_upcycled_model_is_traced(tmp_path: Path) -> None:
     assert upcycle(llama, tmp_path / "new", tmp_path / "long.txt") == 0
     with run(tmp_path / "new", tmp_path) as routing:
         assert routing.shape.num_experts > routing.shape.top_k >= 1
-
-
-def test_the_tokenizer_of_the_tests_is_that_of_transformers(tmp_path: Path) -> None:
-    for name, content in character_files(CHARACTERS).items():
-        (tmp_path / name).write_bytes(content)
-    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.encode(text(50)) == [CHARACTERS.index(c) for c in text(50)]

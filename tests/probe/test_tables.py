@@ -124,16 +124,6 @@ def test_a_planted_share_of_identity_is_recovered(q: float, k: int) -> None:
     assert chance == pytest.approx(39 / 199_999, rel=0.5)
 
 
-def test_what_chance_explains_is_known_in_closed_form() -> None:
-    """Rare tokens explain themselves: (V − 1) / (T − 1) of anything."""
-    made = np.random.default_rng(0)
-    tokens, ids = made.integers(0, 2000, 5000), made.integers(0, 16, (5000, 1))
-    vocabulary = tables.Vocabulary(tokens)
-    expected = (len(vocabulary.ids_V) - 1) / 4999
-    assert tables.identity_share(vocabulary, ids, 16) == pytest.approx(expected, rel=0.05)
-    assert tables.shuffled_identity(vocabulary, ids, 16) == pytest.approx(expected, rel=0.05)
-
-
 def test_noise_is_that_of_slices_which_do_not_differ() -> None:
     """Tokens without neighbours alike: the ratio has the spread of a share of n tokens."""
     made = np.random.default_rng(0)

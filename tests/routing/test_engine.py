@@ -15,36 +15,33 @@ from hypothesis import strategies as st
 from microscope_tui.routing import BadEngineOutput, Routing, Shape, convert
 
 BESIDE = Shape((1, 3), ("L1", "L3"), 8, 2, 1)
-Rows = list[list[list[int]]]
+Rows = list[list[tuple[int, ...]]]
+"""Token → layer → experts."""
+EMPTY: list[tuple[int, ...]] = [(), ()]
 
 
-def rows(tokens: int, layers: int = 2, k: int = 2, experts: int = 8, seed: int = 0) -> Rows:
-    rng = random.Random(seed)
-    return [[rng.sample(range(experts), k) for _ in range(layers)] for _ in range(tokens)]
+def rows(tokens: int, layers: int = 2, k: int = 2, experts: int = 8) -> Rows:
+    rng = random.Random(0)
+    return [[tuple(rng.sample(range(experts), k)) for _ in range(layers)] for _ in range(tokens)]
 
 
-def read(path: Path, beside: Shape | None = BESIDE) -> tuple[list[list[tuple[int, ...]]], Any]:
-    """The choices: token → layer → experts; and the token ids, if there are any."""
+def read(path: Path, beside: Shape = BESIDE) -> tuple[Rows, Any]:
+    """The choices, and the token ids if there are any."""
     target = path.with_name("routing.bin")
     has_token_ids = convert(path, target, beside)
     with Routing(target) as routing:
-        assert beside is None or routing.shape.layers == beside.layers
-        layers = range(len(routing.shape.layers))
-        found = [
-            [routing.choice(layer, token).experts for layer in layers]
-            for token in range(routing.tokens)
-        ]
-        return found, list(routing.token_ids(0, routing.tokens)) if has_token_ids else None
+        assert routing.shape.layers == beside.layers
+        chosen = [routing.chosen(layer, 0, routing.tokens) for layer in range(len(beside.layers))]
+        ids = list(routing.token_ids(0, routing.tokens))
+        return [list(of_layers) for of_layers in zip(*chosen, strict=True)], (
+            ids if has_token_ids else None
+        )
 
 
 def lines(tmp_path: Path, *responses: object) -> Path:
     path = tmp_path / "out.jsonl"
     path.write_text("\n".join(json.dumps(one) for one in responses) + "\n")
     return path
-
-
-def as_read(given: Rows) -> list[list[tuple[int, ...]]]:
-    return [[tuple(row) for row in token] for token in given]
 
 
 @settings(max_examples=30, deadline=None)
@@ -59,15 +56,13 @@ def test_an_array_of_numpy_is_read(
     tmp_path_factory: pytest.TempPathFactory, kind: str, tokens: int, layers: int, k: int, e: int
 ) -> None:
     path = tmp_path_factory.mktemp("n") / "routes.npy"
-    given_ = rows(tokens, layers, k, min(e, 200) if kind == "|u1" else e)
-    np.save(path, np.array(given_, dtype=kind))
+    choices = rows(tokens, layers, k, min(e, 200) if kind == "|u1" else e)
+    np.save(path, np.array(choices, dtype=kind))
     depths = tuple(range(layers))
     found, ids = read(path, Shape(depths, tuple(f"L{n}" for n in depths), e, k, 1))
-    expected = as_read(given_)
-    if not np.any(given_[-1]):
-        expected[-1] = [()] * layers
-    assert found == expected
-    assert ids is None
+    if not np.any(choices[-1]):
+        choices[-1] = [()] * layers
+    assert (found, ids) == (choices, None)
 
 
 @pytest.mark.parametrize(
@@ -107,40 +102,34 @@ def test_damaged_arrays_are_refused_or_read(
 
 
 def test_nested_lists_of_vllm_are_prompt_and_output(tmp_path: Path) -> None:
-    given_ = rows(5)
-    unrouted = [[0, 0], [0, 0]]
+    choices = rows(5)
     response = {
         "prompt_token_ids": [5, 6, 7],
-        "prompt_routed_experts": given_[:3],
-        "choices": [{"token_ids": [8, 9], "routed_experts": [given_[3], unrouted]}],
+        "prompt_routed_experts": choices[:3],
+        "choices": [{"token_ids": [8, 9], "routed_experts": [choices[3], [[0, 0], [0, 0]]]}],
     }
     found, ids = read(lines(tmp_path, response, response))
-    assert found == ([*as_read(given_[:4]), [(), ()]]) * 2  # not expert 0
+    assert found == [*choices[:4], EMPTY] * 2  # not expert 0
     assert ids == [5, 6, 7, 8, 9] * 2
 
 
 def test_base64_of_sglang_is_read_without_its_dense_layers(tmp_path: Path) -> None:
-    given_ = rows(3)
+    choices = rows(3)
     for last in ([], [0] * 8):
-        flat = [n for a, b in given_ for n in (-1, -1, *a, -1, -1, *b)] + last
+        flat = [n for a, b in choices for n in (-1, -1, *a, -1, -1, *b)] + last
         packed = base64.b64encode(struct.pack(f"<{len(flat)}i", *flat)).decode()
-        response = {
-            "input_ids": [1, 2],
-            "output_ids": [3, 4],
-            "meta_info": {"routed_experts": packed, "id": "x"},
-        }
+        response = {"input_ids": [1, 2], "output_ids": [3, 4]}
+        response |= {"meta_info": {"routed_experts": packed, "id": "x"}}
         found, ids = read(lines(tmp_path, response))
-        assert found == [*as_read(given_), [(), ()]]
-        assert ids == [1, 2, 3, 4]
+        assert (found, ids) == ([*choices, EMPTY], [1, 2, 3, 4])
 
 
 def test_a_response_without_its_prompt_leaves_the_prompt_unrouted(tmp_path: Path) -> None:
-    given_ = rows(2)
-    response = {"prompt_token_ids": [1, 2, 3], "token_ids": [4, 5, 6], "routed_experts": given_}
+    choices = rows(2)
+    response = {"prompt_token_ids": [1, 2, 3], "token_ids": [4, 5, 6], "routed_experts": choices}
     found, _ = read(lines(tmp_path, response))
-    empty: list[tuple[int, ...]] = [(), ()]
     # Two of three: the rows of the output but its last token.
-    assert found == [empty, empty, empty, *as_read(given_), empty]
+    assert found == [EMPTY, EMPTY, EMPTY, *choices, EMPTY]
 
 
 def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path) -> None:
@@ -150,12 +139,11 @@ def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path
 
 
 def test_without_a_probe_the_layers_are_those_that_chose(tmp_path: Path) -> None:
-    given_ = [[[-1, -1], *token] for token in rows(3)]
-    path = lines(tmp_path, {"routed_experts": given_})
-    convert(path, tmp_path / "routing.bin")
+    choices = [[(-1, -1), *token] for token in rows(3)]
+    convert(lines(tmp_path, {"routed_experts": choices}), tmp_path / "routing.bin")
     with Routing(tmp_path / "routing.bin") as routing:
         assert routing.shape.layers == (1, 2)
-        assert routing.choice(0, 1).experts == tuple(given_[1][1])
+        assert routing.choice(0, 1).experts == choices[1][1]
 
 
 @pytest.mark.parametrize(
