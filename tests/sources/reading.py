@@ -1,7 +1,7 @@
 """Reads a source to its end, and checks that what comes out is a sound run log."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from microscope_tui.sources import (
     RowReader,
     RowRecords,
     SourceRequest,
-    Unreadable,
 )
 from tests.problems import problems_in
 
@@ -71,20 +70,6 @@ def all_rows(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
 def values(rows: Iterable[Row]) -> list[tuple[int, str, int | None, int | None, float]]:
     """Step, quantity, layer, expert and value of every number."""
     return [(row.step, *target[:3], value) for row in rows for target, value in row.values]
-
-
-def refusal(read: Callable[[], object]) -> str:
-    """Why the content was refused; empty if it was read. Any other error fails the test."""
-    try:
-        read()
-    except Unreadable as why:
-        return str(why)
-    return ""
-
-
-def encoded(records: Iterable[Record]) -> bytes:
-    """The records as a run log."""
-    return b"".join(map(encode_record, records))
 
 
 def header_of(records: Iterable[Record]) -> Record:

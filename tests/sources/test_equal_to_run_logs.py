@@ -8,7 +8,7 @@ import torch
 
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import judge
-from microscope_tui.runlog import RunFile, RunReader, StepEntry
+from microscope_tui.runlog import RunFile, RunReader, StepEntry, encode_record
 from microscope_tui.sources import (
     FORMATS,
     ForeignRun,
@@ -19,7 +19,7 @@ from microscope_tui.sources import (
     run_record,
     step_record,
 )
-from tests.sources.reading import drained, encoded, entries_of, settle
+from tests.sources.reading import drained, entries_of, settle
 from tests.sources.sound import COUNTS, LOSSES, SOUND, Sound, database
 from tests.sources.truth import GOLDEN, STEPS, logged
 
@@ -136,5 +136,5 @@ def test_a_source_gives_the_steps_and_the_verdict_of_a_recorded_log(
     entries = RunReader("run").feed(recorded.read_bytes())
     assert found == [rounded(entry) for entry in entries if isinstance(entry, StepEntry)]
     translated = tmp_path / "translated.jsonl"
-    translated.write_bytes(encoded(records))
+    translated.write_bytes(b"".join(map(encode_record, records)))
     assert verdict(translated) == verdict(recorded) == (2, [("COLLAPSE", ONSET)])

@@ -1,11 +1,12 @@
 """Router traces of Megatron-LM: exact counts over micro-batches and ranks, and their traps."""
 
 import json
+import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import torch
 
 from microscope_tui.sources import MegatronReader, Record, SourceRequest, Unreadable, megatron
 from tests.sources.reading import (
@@ -22,64 +23,57 @@ from tests.sources.sound import call
 recognises = MegatronReader.recognises
 
 LAYERS, EXPERTS, K, TOKENS, STEPS = 3, 8, 2, 20, 3
-Chosen = dict[tuple[int, int], torch.Tensor]
-"""(step, layer) → experts of each token."""
+Ids = list[list[int]]
+"""Experts of each token."""
+Chosen = dict[tuple[int, int], Ids]
+"""By step and layer."""
 
 
 def chosen(
-    seed: int, layers: Iterable[int] = range(LAYERS), steps: int = STEPS, tokens: int = TOKENS
+    seed: int,
+    layers: Iterable[int] = range(LAYERS),
+    steps: int = STEPS,
+    tokens: int = TOKENS,
+    experts: int = EXPERTS,
 ) -> Chosen:
-    generator = torch.Generator().manual_seed(seed)
-    scores = {
-        (step, layer): torch.rand(tokens, EXPERTS, generator=generator)
-        for step in range(steps)
-        for layer in layers
-    }
-    return {key: value.topk(K).indices for key, value in scores.items()}
+    chance = random.Random(seed)
+    places = [(step, layer) for step in range(steps) for layer in layers]
+    return {at: [chance.sample(range(experts), K) for _ in range(tokens)] for at in places}
 
 
-def line(
-    rank: int,
-    step: int,
-    layer: int,
-    ids: torch.Tensor,
-    block: str = "decoder",
-    mtp: int | None = None,
-) -> str:
-    more = {"block": block} if mtp is None else {"block": block, "mtp_idx": mtp}
-    return json.dumps(call(rank, step, layer, ids.tolist(), **more)) + "\n"
+def line(rank: int, step: int, layer: int, ids: Ids, **more: object) -> str:
+    return json.dumps(call(rank, step, layer, ids, **more)) + "\n"
 
 
 def trace(folder: Path, rank: int, *micro_batches: Chosen, more: str = "") -> Path:
     path = folder / f"router_trace_rank{rank}.jsonl"
-    steps = sorted({step for batch in micro_batches for step, _ in batch})
-    text = "".join(
-        line(rank, step, layer, ids)
-        for step in steps
-        for batch in micro_batches
-        for (at, layer), ids in batch.items()
-        if at == step
-    )
-    path.write_text(text + more)
-    settle(path, 60)
-    return path
+    calls = [(*at, ids) for batch in micro_batches for at, ids in batch.items()]
+    calls.sort(key=lambda call: call[0])
+    path.write_text("".join(line(rank, *call) for call in calls) + more)
+    return settle(path, 60)
 
 
-def read(path: Path, stages: int = 1, num_experts: int | None = EXPERTS) -> list[Record]:
-    asked = SourceRequest(num_experts=num_experts, pipeline_parallel=stages)
-    return drained(MegatronReader(path, "traced", asked))
+def counted(ids: Ids) -> list[int]:
+    found = Counter(expert for token in ids for expert in token)
+    return [found[expert] for expert in range(EXPERTS)]
+
+
+def reader_of(path: Path, stages: int = 1, experts: int | None = EXPERTS) -> MegatronReader:
+    request = SourceRequest(num_experts=experts, pipeline_parallel=stages)
+    return MegatronReader(path, "traced", request)
+
+
+def read(path: Path, stages: int = 1, experts: int | None = EXPERTS) -> list[Record]:
+    return drained(reader_of(path, stages, experts))
 
 
 def expected(*batches: Chosen) -> dict[int, dict[str, list[int]]]:
     """Counts by step (from 1) and layer."""
-    steps: dict[int, dict[str, torch.Tensor]] = {}
-    for batch in batches:
-        for (step, layer), ids in batch.items():
-            row = steps.setdefault(step + 1, {}).setdefault(
-                f"L{layer}", torch.zeros(EXPERTS, dtype=torch.int64)
-            )
-            row += ids.flatten().bincount(minlength=EXPERTS)
-    return {s: {name: row.tolist() for name, row in rows.items()} for s, rows in steps.items()}
+    steps: dict[int, dict[str, list[int]]] = {}
+    for at in sorted({at for batch in batches for at in batch}):
+        ids = [token for batch in batches for token in batch.get(at, [])]
+        steps.setdefault(at[0] + 1, {})[f"L{at[1]}"] = counted(ids)
+    return steps
 
 
 def test_micro_batches_of_a_step_are_summed(tmp_path: Path) -> None:
@@ -124,14 +118,11 @@ def test_every_choice_of_every_rank_counts_once(
 def test_blocks_of_multi_token_prediction_are_routers_of_their_own(tmp_path: Path) -> None:
     ids = chosen(0, steps=1)
     ahead = [chosen(seed, [0], 1, TOKENS - 1 - seed)[0, 0] for seed in range(2)]
-    more = "".join(line(0, 0, 0, each, "mtp", index) for index, each in enumerate(ahead))
+    more = "".join(line(0, 0, 0, each, block="mtp", mtp_idx=n) for n, each in enumerate(ahead))
     records = read(trace(tmp_path, 0, ids, more=more))
     assert model_of(records)["layer_names"] == ["L0", "L1", "L2", "mtp.0", "mtp.1"]
     assert model_of(records)["layers"] == [0, 1, 2, 3, 4]
-    rows = [*ids.values(), *ahead]
-    assert list(counts_of(records)[1].values()) == [
-        row.flatten().bincount(minlength=EXPERTS).tolist() for row in rows
-    ]
+    assert list(counts_of(records)[1].values()) == list(map(counted, [*ids.values(), *ahead]))
     tokens = [TOKENS, TOKENS, TOKENS, TOKENS - 1, TOKENS - 2]
     ((_, entry),) = entries_of(records)
     assert entry.record.router.tokens == tokens
@@ -188,13 +179,15 @@ def test_one_rank_of_several_is_marked_as_such(tmp_path: Path) -> None:
 def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_header_says_so(
     tmp_path: Path,
 ) -> None:
-    ids = {key: value.clamp(max=5) for key, value in chosen(0, steps=12).items()}
-    ids[11, 0][0, 0] = 7
-    records = read(trace(tmp_path, 0, ids), num_experts=None)
+    ids = {
+        at: [[e % 6 for e in token] for token in each] for at, each in chosen(0, steps=12).items()
+    }
+    ids[11, 0][0][0] = 7
+    records = read(trace(tmp_path, 0, ids), experts=None)
     assert [r["model"]["num_experts"] for r in records if r["kind"] == "run"] == [6, 8]
     assert "--num-experts" in header_of(records)["source"]["note"]
     with pytest.raises(Unreadable, match="expert 7 was chosen, but --num-experts is 6"):
-        read(tmp_path, num_experts=6)
+        read(tmp_path, experts=6)
 
 
 def test_steps_are_followed_as_the_ranks_finish_them(
@@ -202,23 +195,17 @@ def test_steps_are_followed_as_the_ranks_finish_them(
 ) -> None:
     monkeypatch.setattr(megatron, "COMPLETE_AFTER_S", 0.0)
     batches = [chosen(seed) for seed in range(2)]
-    texts = [
-        [
-            "".join(line(rank, step, layer, batch[step, layer]) for layer in range(LAYERS))
-            for step in range(STEPS)
-        ]
-        for rank, batch in enumerate(batches)
-    ]
     paths = [tmp_path / f"router_trace_rank{rank}.jsonl" for rank in range(2)]
     for path in paths:
         path.touch()
-    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
+    reader = reader_of(tmp_path)
     records = list(reader.read().records)
     for step in range(STEPS):
         for rank, path in enumerate(paths):
             assert not [r for r in records if r.get("step", 0) > step]  # both must be past it
             with path.open("a") as file:
-                file.write(texts[rank][step])
+                for layer in range(LAYERS):
+                    file.write(line(rank, step, layer, batches[rank][step, layer]))
             records += reader.read().records
         assert records[-1]["step"] == step + 1
     assert counts_of(records) == expected(*batches)
@@ -231,7 +218,7 @@ def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
     batches = [chosen(seed) for seed in range(2)]
     trace(tmp_path, 0, batches[0])
     trace(tmp_path, 1)
-    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
+    reader = reader_of(tmp_path)
     assert counts_of(drained(reader)) == expected(batches[0])
     trace(tmp_path, 1, batches[1])
     assert counts_of(restarted(reader)) == expected(*batches)
@@ -240,11 +227,11 @@ def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
 def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
     for rank in range(3):
         trace(tmp_path, rank, chosen(rank, steps=30))
-    reader = MegatronReader(tmp_path, "traced", SourceRequest(num_experts=EXPERTS))
+    reader = reader_of(tmp_path)
     assert drained(reader, 1000) == read(tmp_path)
 
 
-GOOD = line(0, 3, 1, torch.tensor([[1, 2], [3, 4]]))
+GOOD = line(0, 3, 1, [[1, 2], [3, 4]])
 
 
 @pytest.mark.parametrize(
@@ -269,7 +256,7 @@ def test_a_damaged_line_is_refused_after_the_steps_before_it(
 ) -> None:
     ids = chosen(0)
     path = trace(tmp_path, 0, ids, more=bad)
-    reader = MegatronReader(path, "traced", SourceRequest(num_experts=EXPERTS))
+    reader = reader_of(path)
     records = reader.read().records
     before = expected(ids)
     assert counts_of(records) == {step: before[step] for step in range(1, STEPS)}

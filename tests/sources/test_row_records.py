@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis import Criteria
-from microscope_tui.runlog import RunReader, encode_record
 from microscope_tui.sources import (
     SHARES_SUM,
     BadMapping,
@@ -26,25 +24,26 @@ from microscope_tui.sources import (
     row_records,
     rules_of,
 )
-from microscope_tui.watch import Judge
+from tests.sources.reading import counts_of
 
 Logged = tuple[int, Mapping[str, float]]
 
 
 class Logger(RowReader):
-    """A source that is fed in the test; each poll returns what one ``log`` call wrote."""
+    """A source that is fed in the test; each read returns one row."""
 
-    def __init__(self, rows: Sequence[Logged], config: Mapping[str, object] = {}, **asked: Any):
-        super().__init__(Path(), Keys(rules_of(asked.pop("maps", ()))))
+    def __init__(
+        self, rows: Sequence[Logged], config: Mapping[str, object] = {}, maps: Sequence[str] = ()
+    ) -> None:
+        super().__init__(Path(), Keys(rules_of(maps)))
         self.config = config
         self._rows = list(rows)
         self.modified = 0.0  # at rest
-        self.ended = ""
 
     def read(self, max_bytes: int = 0) -> Rows:
         self.exhausted = len(self._rows) <= 1
         if not self._rows:
-            return Rows(ended=self.ended)
+            return Rows()
         step, values = self._rows.pop(0)
         known = [(target, value) for key, value in values.items() if (target := self.keys[key])]
         return Rows([Row(step, float(step), known)])
@@ -90,7 +89,7 @@ def test_a_source_without_a_router_reading_has_no_records() -> None:
 def test_layers_are_in_the_order_of_their_numbers_not_of_their_names() -> None:
     layers = shares(10, [0.9, 0.1]) | shares(2, [0.5, 0.5])
     run, step = records(Logger([(1, layers)]))
-    assert run["model"]["layers"] == [2, 10]
+    assert (run["model"]["layers"], run["model"]["top_k"]) == ([2, 10], None)  # k is unknown
     assert step["tokens_per_expert"] == [[500_000, 500_000], [900_000, 100_000]]
 
 
@@ -109,10 +108,6 @@ def test_experts_and_choices_come_from_the_user_else_from_the_configuration(
     for request, expected in (({}, (4, 2)), ({"num_experts": 8, "top_k": 1}, (8, 1))):
         model = records(Logger(logged, config), **request)[0]["model"]
         assert (model["num_experts"], model["top_k"]) == expected
-
-
-def test_without_a_word_on_the_choices_top_k_stays_unknown() -> None:
-    assert records(Logger([(1, shares(1, [0.5, 0.5]))]))[0]["model"]["top_k"] is None
 
 
 @pytest.mark.parametrize(
@@ -261,62 +256,55 @@ def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
     assert sum(map(len, keys)) < 1000
 
 
-def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
-    whole = {"loss": 1.5, **shares(3, [0.75, 0.25])}
-    logger = Logger([(1, shares(3, [0.5, 0.5])), (2, shares(3, [0.5, 0.5])), (3, {"loss": 1.5})])
-    reader = RowRecords(logger, "run", "test", SourceRequest())
-    log = RunReader("run")
+EVEN, UNEVEN = shares(3, [0.5, 0.5]), shares(3, [0.75, 0.25])
 
-    def read_on() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while not reader.exhausted or logger._rows:
-            found += reader.read().records
+
+class Live:
+    """A run that is read as far as it was logged, as if nothing followed for a while."""
+
+    def __init__(self) -> None:
+        self.logger = Logger([])
+        self.reader = RowRecords(self.logger, "run", "test", SourceRequest())
+
+    def log(self, *rows: Logged) -> list[dict[str, Any]]:
+        self.logger._rows += rows
+        found = list(self.reader.read().records)
+        while not self.reader.exhausted or self.logger._rows:
+            found += self.reader.read().records
         return found
 
-    before = read_on()
-    assert [r["step"] for r in of_kind(before, "step")] == [1, 2, 3]
-    logger._rows.append((3, shares(3, [0.75, 0.25])))
-    late = read_on()
-    assert late[0]["resumed_at_step"] == 3
-    assert late[0] == of_kind(before, "run")[0] | {"resumed_at_step": 3}
-    logger._rows.append((4, whole))
-    after = read_on()
-    assert [r["kind"] for r in (*late, *after)] == ["run", "step", "step"]
-    assert {k: v for k, v in late[1].items() if k not in ("step", "time")} == {
-        k: v for k, v in after[0].items() if k not in ("step", "time")
-    }
-    for record in (*before, *late, *after):
-        list(log.feed(encode_record(record)))
-    assert log.defects.count == 0
+
+def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
+    run = Live()
+    before = run.log((1, EVEN), (2, EVEN), (3, {"loss": 1.5}))
+    assert [record.get("step") for record in before] == [None, 1, 2, 3]
+    header, again = run.log((3, UNEVEN))
+    assert header == before[0] | {"resumed_at_step": 3}
+    assert (again["loss"], again["tokens_per_expert"]) == (1.5, [[750_000, 250_000]])
+    (after,) = run.log((4, {"loss": 1.5, **UNEVEN}))
+    assert after == again | {"step": 4, "time": 4.0}
+    assert list(counts_of([*before, header, again, after])) == [1, 2, 3, 4]  # without a defect
 
 
-@pytest.mark.parametrize(
-    ("late", "is_learned"), [({"loss": 1.5}, True), (shares(3, [0.75, 0.25]), False)]
-)
+@pytest.mark.parametrize(("late", "patience_s"), [({"loss": 1.5}, 14.0), (UNEVEN, 0.0)])
 def test_only_a_rest_and_no_repeated_step_teaches_patience(
-    late: dict[str, float], is_learned: bool, monkeypatch: pytest.MonkeyPatch
+    late: dict[str, float], patience_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr("microscope_tui.sources.row_records.time.monotonic", lambda: now)
-    logger = Logger([(step, shares(3, [0.5, 0.5])) for step in (1, 2, 3)])
-    reader = RowRecords(logger, "run", "test", SourceRequest())
-    while logger._rows:
-        reader.read()
+    run = Live()
+    run.log(*((step, EVEN) for step in (1, 2, 3)))
     now = 107.0
-    logger._rows.append((3, late))
-    reader.read()
-    assert reader._patience_s == (14.0 if is_learned else 0.0)
+    run.log((3, late))
+    assert run.reader._patience_s == patience_s
 
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_the_late_rest_of_a_step_before_the_header_is_merged(step: int) -> None:
-    logger = Logger([(step, {"loss": 2.0})])
-    reader = RowRecords(logger, "run", "test", SourceRequest())
-    assert not reader.read().records
-    logger._rows.append((step, shares(3, [0.5, 0.5])))
-    found = [*reader.read().records]
-    assert [r["kind"] for r in found] == ["run", "step"]
-    assert (found[1]["loss"], len(found[1]["tokens_per_expert"])) == (2.0, 1)
+    run = Live()
+    assert not run.log((step, {"loss": 2.0}))
+    _, found = run.log((step, EVEN))
+    assert (found["loss"], found["tokens_per_expert"]) == (2.0, [[500_000, 500_000]])
 
 
 def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
@@ -325,58 +313,24 @@ def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
     now = [1000.0]
     clock = SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0])
     monkeypatch.setattr(row_records, "time", clock)
-    logger = Logger([])
-    reader = RowRecords(logger, "run", "test", SourceRequest())
+    run = Live()
     kinds = []
     for step in range(1, 8):
-        for part in ({"loss": 2.0}, shares(3, [0.5, 0.5])):
-            logger._rows.append((step, part))
-            logger.modified = now[0]
+        for part in ({"loss": 2.0}, EVEN):
+            run.logger._rows.append((step, part))
+            run.logger.modified = now[0]
             for _ in range(10):  # a second and a half until the next part
-                kinds += [(r["kind"], r.get("step")) for r in reader.read().records]
+                kinds += [(r["kind"], r.get("step")) for r in run.reader.read().records]
                 now[0] += 0.15
     steps = [step for kind, step in kinds if kind == "step"]
     assert steps == [1, 2, 3, 4, 5, 6]  # the first was merged before there was a header
     assert [kind for kind, _ in kinds].count("run") == 1
     now[0] += 3.0
-    assert [r["step"] for r in reader.read().records] == [7]
-
-
-def alarms(found: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-    """What the diagnosis says of these records, and at which step."""
-    log, judge = RunReader("run"), Judge("run", Criteria())
-    for record in found:
-        for entry in log.feed(encode_record(record)):
-            judge.take(entry)
-    assert judge.diagnosis is not None
-    return [(episode.rule, episode.alarm) for episode in judge.diagnosis.episodes]
-
-
-def test_the_late_rest_of_a_step_delays_no_alarm_and_a_resumed_run_is_given_time() -> None:
-    fair, hot = shares(3, [1.0] * 8), shares(3, [4.0, *[4 / 7] * 7])
-    steps = [(n, fair if n < 300 else hot) for n in range(1, 460)]
-    whole = records(Logger(steps, {"top_k": 2}))
-    reader = RowRecords(logger := Logger(steps[:289], {"top_k": 2}), "run", "test", SourceRequest())
-    late: list[dict[str, Any]] = []
-    for rest in ([], [(289, {"loss": 2.0}), *steps[289:]]):
-        logger._rows += rest
-        while not reader.exhausted or logger._rows:
-            late += reader.read().records
-    (again,) = (record for record in late if record.get("resumed_at_step"))
-    assert alarms(late) == alarms(whole) != []
-    resumed = [record | {"time": 1e9} if record is again else record for record in late]
-    assert min(step for _, step in alarms(resumed)) > max(step for _, step in alarms(whole))
+    assert [r["step"] for r in run.reader.read().records] == [7]
 
 
 def test_the_late_rest_of_step_0_leaves_a_log_that_resumes_nowhere() -> None:
-    reader = RowRecords(
-        logger := Logger([(0, shares(3, [0.5, 0.5]))]), "run", "test", SourceRequest()
-    )
-    found = list(reader.read().records)
-    for row in ((0, {"loss": 2.0}), (1, {"loss": 1.5})):
-        logger._rows.append(row)
-        found += reader.read().records
-    assert [(r["kind"], r.get("step")) for r in found] == [
-        ("run", None), ("step", 0), ("step", 0), ("step", 1)
-    ]  # fmt: skip
-    assert not any(r.get("resumed_at_step") for r in found)
+    run = Live()
+    found = [*run.log((0, EVEN)), *run.log((0, {"loss": 2.0})), *run.log((1, {"loss": 1.5}))]
+    assert [record.get("step") for record in found] == [None, 0, 0, 1]
+    assert not any("resumed_at_step" in record for record in found)

@@ -46,12 +46,6 @@ def test_a_folder_lists_the_runs_of_every_known_writer(mixed: Path) -> None:
     assert kinds(mixed) == ["imatrix", "run log", "wandb"]
 
 
-def test_a_named_file_is_recognised_by_its_content_whatever_its_name(tmp_path: Path) -> None:
-    shutil.copy(WANDB, tmp_path / "copy.bin")
-    assert kinds(tmp_path / "copy.bin") == ["wandb"]
-    assert kinds(tmp_path) == []
-
-
 def test_a_folder_with_a_run_log_is_that_run(mixed: Path) -> None:
     shutil.copy(WANDB, mixed / "logs/mine/run-b.wandb")
     assert kinds(mixed / "logs") == ["run log"]

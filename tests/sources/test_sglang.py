@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from microscope_tui.sources import Record, SGLangReader, SourceRequest, Unreadable, dumps
-from tests.sources.reading import (
-    counts_of,
-    drained,
-    header_of,
-    model_of,
-    restarted,
-    settle,
-)
+from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 
 LAYERS, LOGICAL, PHYSICAL, RANKS = 4, 6, 8, 2
 DENSE = 0
@@ -114,18 +107,15 @@ def test_physical_counts_are_summed_over_ranks_and_mapped_to_logical_experts(
     assert model_of(records).get("top_k") is None
 
 
-def test_one_file_of_one_rank_is_marked_as_such(tmp_path: Path) -> None:
+def test_one_file_of_several_ranks_is_marked_as_such(tmp_path: Path) -> None:
     path = detail(tmp_path, 1, counts(2, PHYSICAL), 1700000000.5)
     for source in (path, tmp_path):  # rank 0 is not in the folder
         assert header_of(read(source))["source"]["counts"] == "local_rank"
-    path = detail(tmp_path, 0, counts(2, PHYSICAL), 1700000000.6)
-    assert header_of(read(path))["source"]["counts"] == "local_rank"
+    other = detail(tmp_path, 0, counts(2, PHYSICAL), 1700000000.6)
+    assert header_of(read(other))["source"]["counts"] == "local_rank"
     assert header_of(read(tmp_path))["source"]["counts"] == "exact"
-
-
-def test_the_only_file_of_a_server_with_one_rank_is_exact(tmp_path: Path) -> None:
-    path = detail(tmp_path, 0, counts(2, PHYSICAL), 1700000000.5)
-    assert header_of(read(path))["source"]["counts"] == "exact"
+    path.unlink()
+    assert header_of(read(other))["source"]["counts"] == "exact"  # the only rank
 
 
 def test_what_comes_before_a_damaged_dump_is_returned_first(tmp_path: Path) -> None:
@@ -137,10 +127,6 @@ def test_what_comes_before_a_damaged_dump_is_returned_first(tmp_path: Path) -> N
     assert counts_of(reader.read().records) == expected(values, 1)
     with pytest.raises(Unreadable, match="cut off"):
         reader.read()
-
-
-def test_a_number_of_choices_that_the_user_gives_wins(tmp_path: Path) -> None:
-    assert model_of(read(stat(tmp_path, counts(2)), SourceRequest(top_k=3)))["top_k"] == 3
 
 
 def test_choices_per_token_give_k_where_the_recorder_has_room_for_eight(tmp_path: Path) -> None:

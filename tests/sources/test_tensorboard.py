@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import EventRows, Keys, Target, TensorBoardReader, Unreadable
+from microscope_tui.sources import (
+    EventRows,
+    Keys,
+    Target,
+    TensorBoardReader,
+    Unreadable,
+    find_record,
+    masked_crc32c,
+)
+from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter
 from tests.sources import event_bytes as eb
 from tests.sources.reading import all_rows
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, numbers_of
@@ -69,68 +78,50 @@ def test_a_file_that_appears_later_is_followed(tmp_path: Path) -> None:
     assert reader.exhausted
     written(tmp_path, scalar(1, 1.0))
     assert steps_of(reader) == [1]
+    (tmp_path / "loss_a").mkdir()  # another run
+    written(tmp_path / "loss_a", scalar(7, 1.0), time=3)
     written(tmp_path, scalar(2, 1.0), time=2)
     assert steps_of(reader) == [2]
 
 
-def test_subfolders_are_not_part_of_the_run(tmp_path: Path) -> None:
-    (tmp_path / "loss_a").mkdir()
-    written(tmp_path, scalar(1, 1.0))
-    written(tmp_path / "loss_a", scalar(2, 1.0))
-    assert steps_of(TensorBoardReader(tmp_path, Keys())) == [1]
-
-
 def test_events_of_one_step_are_one_row(tmp_path: Path) -> None:
     events = [scalar(5, 0.25, f"moe_ep_usage/L-1_EP-{e}") for e in range(4)]
-    path = written(tmp_path, *events, scalar(0, 1.0), scalar(300, 2.0))
-    rows = all_rows(TensorBoardReader(path, Keys()))
+    rest = (scalar(0, 1.0), scalar(-1, 1.0), scalar(300, 2.0, wall=math.nan))
+    rows = all_rows(TensorBoardReader(written(tmp_path, *events, *rest), Keys()))
     assert [(row.step, row.time, len(row.values)) for row in rows] == [
-        (5, 1005.0, 4), (0, 1000.0, 1), (300, 1300.0, 1),
+        (5, 1005.0, 4), (0, 1000.0, 1), (300, None, 1),
     ]  # fmt: skip
 
 
-def test_several_numbers_in_one_event_are_read(tmp_path: Path) -> None:
-    event = eb.event(3, 1.0, eb.value("loss", 0.5), eb.value("x", 1.0), eb.value("lr", 0.25))
-    (row,) = all_rows(TensorBoardReader(written(tmp_path, event), Keys()))
-    assert row.values == [(Target("loss"), 0.5), (Target("learning_rate"), 0.25)]
+def tensor(kind: int, *fields: bytes) -> bytes:
+    return eb.tensor_value("loss", part(1, kind) + b"".join(fields))
 
 
-def _of_floats(number: float) -> bytes:
-    return part(1, 1) + eb.fixed(5, number, "<f")
+HALF, TWO = struct.pack("<f", 1.5), struct.pack("<2f", 1.5, 2.5)
 
 
 @pytest.mark.parametrize(
-    ("tensor", "number"),
+    ("values", "numbers"),
     [
-        (part(1, 1) + part(2, b"") + part(4, struct.pack("<f", 1.5)), 1.5),
-        (part(1, 1) + part(5, struct.pack("<f", 1.5)), 1.5),
-        (_of_floats(1.5), 1.5),
-        (part(1, 2) + part(4, struct.pack("<d", 0.1)), 0.1),
-        (part(1, 2) + eb.fixed(6, 0.1, "<d"), 0.1),
-        (part(1, 1) + part(4, struct.pack("<2f", 1.5, 2.5)), None),
-        (part(1, 3) + part(7, 4), None),
-        (part(1, 7) + part(8, b"text"), None),
-        (part(4, struct.pack("<f", 1.5)), None),
+        ([eb.value("loss", 0.5), eb.value("x", 1.0), eb.value("loss", 0.25)], [0.5, 0.25]),
+        *(([eb.value("loss", x)], [x]) for x in (math.nan, math.inf, -math.inf)),
+        ([tensor(1, part(2, b""), part(4, HALF))], [1.5]),
+        ([tensor(1, part(5, HALF))], [1.5]),
+        ([tensor(1, eb.fixed(5, 1.5, "<f"))], [1.5]),
+        ([tensor(2, part(4, struct.pack("<d", 0.1)))], [0.1]),
+        ([tensor(2, eb.fixed(6, 0.1, "<d"))], [0.1]),
+        ([tensor(1, part(4, TWO))], []),
+        ([tensor(3, part(7, 4))], []),
+        ([tensor(7, part(8, b"text"))], []),
+        ([eb.tensor_value("loss", part(4, HALF))], []),
     ],
 )
-def test_tensors_with_one_number_are_read(
-    tmp_path: Path, tensor: bytes, number: float | None
+def test_numbers_and_tensors_with_one_number_are_read(
+    tmp_path: Path, values: list[bytes], numbers: list[float]
 ) -> None:
-    path = written(tmp_path, eb.event(1, 1.0, eb.tensor_value("loss", tensor)))
-    rows = all_rows(TensorBoardReader(path, Keys()))
-    assert [row.values for row in rows] == ([] if number is None else [[(Target("loss"), number)]])
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_passed_on(tmp_path: Path, number: float) -> None:
-    (row,) = all_rows(TensorBoardReader(written(tmp_path, scalar(1, number)), Keys()))
-    assert repr(row.values[0][1]) == repr(number)
-
-
-def test_steps_below_zero_are_dropped_and_a_time_may_be_missing(tmp_path: Path) -> None:
-    path = written(tmp_path, scalar(-1, 1.0), scalar(2, 1.0, wall=math.nan))
-    rows = all_rows(TensorBoardReader(path, Keys()))
-    assert [(row.step, row.time) for row in rows] == [(2, None)]
+    rows = all_rows(TensorBoardReader(written(tmp_path, eb.event(3, 1.0, *values)), Keys()))
+    found = [pair for row in rows for pair in row.values]
+    assert repr(found) == repr([(Target("loss"), number) for number in numbers])
 
 
 @given(
@@ -217,3 +208,41 @@ def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers(tmp_path: 
     rows = TensorBoardReader(tmp_path, Keys()).sample(40)
     assert all(len(row.values) == 5 for row in rows)
     assert len(rows) > 35
+
+
+def test_the_checksum_is_crc32c() -> None:
+    """RFC 3720, appendix B.4: the crc32c of 32 zeros is 0x8A9136AA."""
+    crc = 0x8A9136AA
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert masked_crc32c(bytes(32)) == masked
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20), st.integers(1, 400))
+@settings(deadline=None)
+def test_records_come_back_whatever_the_cuts(records: list[bytes], cut: int) -> None:
+    data = b"".join(map(eb.record, records))
+    splitter = RecordSplitter()
+    found = [one for at in range(0, len(data), cut) for one in splitter.feed(data[at : at + cut])]
+    assert found == records
+
+
+def test_a_record_that_is_too_long_is_skipped_in_any_cut() -> None:
+    length = MAX_RECORD_BYTES + 1
+    head = struct.pack("<Q", length)
+    long = head + struct.pack("<I", masked_crc32c(head)) + bytes(length + 4)
+    data = eb.record(b"before") + long + eb.record(b"after")
+    for cut in (len(data), 1 << 20):
+        splitter = RecordSplitter()
+        found = []
+        for at in range(0, len(data), cut):
+            found += splitter.feed(data[at : at + cut])
+        assert found == [b"before", b"after"]
+
+
+@given(st.binary(max_size=200), st.integers(0, 2**16))
+@settings(deadline=None)
+def test_a_record_is_found_from_any_place(before: bytes, length: int) -> None:
+    record = eb.record(bytes([7]) * length)
+    at = find_record(before + record)
+    assert at is not None
+    assert at <= len(before)

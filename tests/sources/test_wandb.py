@@ -7,8 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader
+from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader, rules_of
+from microscope_tui.sources.wandb import RecordSplitter
 from tests.sources import wandb_bytes as wb
 from tests.sources.reading import all_rows
 from tests.sources.truth import CONFIG, GOLDEN, expected, numbers_of
@@ -70,34 +73,29 @@ def test_the_keys_of_older_writers_are_read(tmp_path: Path) -> None:
 
 
 def test_nested_keys_are_joined_by_dots(tmp_path: Path) -> None:
-    keys = Keys()
-    keys["a.b"] = Target("loss")
-    keys["a"] = Target("grad_norm")
+    own = Keys(rules_of(["loss=a[.]b", "grad_norm=a"]))
     record = wb.history([(["a", "b"], 1.5), (["a"], 2.5), (["a", "c"], 3.5)], 1)
-    path = written(tmp_path, wb.log([record]))
-    (row,) = all_rows(WandbReader(path, keys))
+    (row,) = all_rows(WandbReader(written(tmp_path, wb.log([record])), own))
     assert row.values == [(Target("loss"), 1.5), (Target("grad_norm"), 2.5)]
 
 
-def test_keys_with_spaces_and_long_keys_are_read(tmp_path: Path) -> None:
-    long = "x" * 200 + "/loss"
-    assert rows_of(tmp_path, wb.history({"train/block 07/load imbalance": 2.0}, 1)) == {
-        1: {"max_load": 2.0}
-    }
-    assert rows_of(tmp_path, wb.history({long: 2.0}, 1)) == {1: {"loss": 2.0}}
+NO_VALUES = ("1.5", None, True, [1], {"_type": "image-file"}, "x" * 500)
 
 
-@pytest.mark.parametrize("text", [math.nan, math.inf, -math.inf, "NaN", "Infinity", "-Infinity"])
-def test_numbers_that_are_not_finite_are_passed_on(tmp_path: Path, text: object) -> None:
-    found = rows_of(tmp_path, wb.history({"loss": text}, 1))
-    assert repr(found[1]["loss"]) == repr(float(text))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", ["1.5", None, True, [1], {"_type": "image-file"}, "x" * 500])
-def test_what_is_not_a_number_is_no_value(tmp_path: Path, value: object) -> None:
-    assert rows_of(tmp_path, wb.history({"loss": value, "lr": 1.0}, 1)) == {
-        1: {"learning_rate": 1.0}
-    }
+@pytest.mark.parametrize(
+    ("logged", "found"),
+    [
+        ({"train/block 07/load imbalance": 2.0}, {"max_load": 2.0}),
+        ({"x" * 200 + "/loss": 2.0}, {"loss": 2.0}),
+        *(({"loss": x}, {"loss": x}) for x in (math.nan, math.inf, -math.inf)),
+        *(({"loss": x}, {"loss": float(x)}) for x in ("NaN", "Infinity", "-Infinity")),
+        *(({"loss": x, "lr": 1.0}, {"learning_rate": 1.0}) for x in NO_VALUES),
+    ],
+)
+def test_numbers_of_any_key_are_read_and_nothing_else(
+    tmp_path: Path, logged: dict[str, object], found: dict[str, float]
+) -> None:
+    assert repr(rows_of(tmp_path, wb.history(logged, 1))) == repr({1: found})
 
 
 def test_the_step_is_of_the_record_else_of_its_item_else_the_next(tmp_path: Path) -> None:
@@ -126,36 +124,36 @@ def test_zeros_that_a_crash_left_are_skipped(tmp_path: Path) -> None:
     assert [row.step for row in all_rows(reader)] == [1, 2]
 
 
-def test_damage_is_reported_after_everything_before_it(tmp_path: Path) -> None:
-    data = bytearray(wb.log([wb.history({"loss": float(n)}, n) for n in range(3)]))
-    data[-10] ^= 1
-    reader = WandbReader(written(tmp_path, bytes(data)), Keys())
-    assert [row.step for row in reader.read().rows] == [0, 1]
-    for _ in range(2):
-        with pytest.raises(Unreadable, match=r"damaged at byte \d+ \(its checksum is"):
-            reader.read()
-
-
-def test_a_record_that_cannot_be_decoded_is_reported(tmp_path: Path) -> None:
-    reader = reader_of(tmp_path, wb.history({"loss": 1.0}, 1), wb.part(2, b"\x0a\x70abc"))
-    assert [row.step for row in reader.read().rows] == [1]
-    with pytest.raises(Unreadable, match="cannot be decoded"):
-        reader.read()
-
-
-def test_an_item_that_lies_about_its_length_is_refused(tmp_path: Path) -> None:
+def lying_item() -> bytes:
+    """An item whose value is longer than the item."""
     item = bytearray(wb.item("loss", 1.25))
     item[-5] += 1
-    reader = reader_of(tmp_path, wb.part(2, wb.part(1, bytes(item))))
-    with pytest.raises(Unreadable, match="length of a value"):
-        reader.read()
+    return wb.part(1, bytes(item))
 
 
-def test_an_item_that_is_longer_than_its_record_is_refused(tmp_path: Path) -> None:
-    item = wb.part(1, wb.item("other", 1.25))
-    reader = reader_of(tmp_path, wb.part(2, wb.part(1, wb.item("loss", 1.0)) + item[:-2]))
-    with pytest.raises(Unreadable, match="longer than its record"):
-        reader.read()
+def with_wrong_checksum(data: bytes) -> bytes:
+    return data[:-10] + bytes([data[-10] ^ 1]) + data[-9:]
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (wb.part(2, b"\x0a\x70abc"), "cannot be decoded"),
+        (wb.part(2, lying_item()), "length of a value"),
+        (wb.part(2, wb.part(1, wb.item("other", 1.25))[:-2]), "longer than its record"),
+        (None, r"damaged at byte \d+ \(its checksum is"),
+    ],
+)
+def test_damage_is_reported_after_everything_before_it(
+    tmp_path: Path, record: bytes | None, why: str
+) -> None:
+    history = [wb.history({"loss": float(n)}, n) for n in range(3)]
+    log = wb.log([*history[:2], record]) if record else with_wrong_checksum(wb.log(history))
+    reader = WandbReader(written(tmp_path, log), Keys())
+    assert [row.step for row in reader.read().rows] == [0, 1]
+    for _ in range(2):
+        with pytest.raises(Unreadable, match=why):
+            reader.read()
 
 
 def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
@@ -220,15 +218,36 @@ def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers_and_its_la
     assert max(b - a for a, b in pairwise(steps)) <= 150
 
 
-def test_a_key_is_matched_once(tmp_path: Path) -> None:
-    asked = []
+@given(
+    st.lists(st.integers(0, 3 * BLOCK_BYTES), max_size=8),
+    st.integers(-20, 20),
+    st.integers(2000, 50_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_records_of_any_length_come_back_whatever_the_cuts(
+    lengths: list[int], edge: int, cut: int
+) -> None:
+    lengths.append(max(0, BLOCK_BYTES - 7 - 7 + edge - sum(lengths) % BLOCK_BYTES))
+    records = [bytes([i]) * length for i, length in enumerate([*lengths, 100])]
+    data = wb.log(records)
+    splitter = RecordSplitter(lambda _: True)
+    found = []
+    for at in range(0, len(data), cut):
+        found += splitter.feed(data[at : at + cut])
+    assert found == records
+    assert splitter.damage is None
 
-    class Counting(Keys):
-        def _match(self, key: str) -> Target | None:
-            asked.append(key)
-            return super()._match(key)
 
-    records = [wb.history({"loss": 1.0, "other": 2.0}, step) for step in range(50)]
-    path = written(tmp_path, wb.log(records))
-    assert len(all_rows(WandbReader(path, Counting()))) == 50
-    assert sorted(asked) == ["loss", "other"]
+@given(st.lists(st.integers(0, 2 * BLOCK_BYTES), min_size=1, max_size=8), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_reading_from_a_block_gives_the_records_that_begin_after_it(
+    lengths: list[int], block: int
+) -> None:
+    records = [bytes([i]) * length for i, length in enumerate(lengths)]
+    data = wb.log(records)
+    splitter = RecordSplitter(lambda _: True, block * BLOCK_BYTES)
+    found = splitter.feed(data[block * BLOCK_BYTES :])
+    assert splitter.damage is None
+    assert found == records[len(records) - len(found) :]
+    begun = [len(wb.log(records[:i])) for i in range(len(records))]
+    assert len(found) == sum(at >= block * BLOCK_BYTES - 6 for at in begun)

@@ -14,25 +14,15 @@ from tests.sources import sound, wandb_bytes
 from tests.sources.sqlite_writer import made
 
 GOLDEN = Path(__file__).with_name("golden")
-SHARES = [[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]]
-
-
-def flat(step: int) -> dict[str, float]:
-    """What a torchtitan fork logs of a step: the second layer collapses at step 200."""
-    rows = SHARES if step >= 200 else [SHARES[0]] * 2
-    keys = {
-        f"moe_ep_usage/L-{layer}_EP-{expert}": share + 1e-4 * ((step + expert) % 3)
-        for layer, row in enumerate(rows)
-        for expert, share in enumerate(row)
-    }
-    return {"loss": 2.0, **keys}
+FAIR = [[16, 16, 16, 16], [16, 16, 16, 16]]
+UNFAIR = [FAIR[0], [62, 1, 1, 0]]
 
 
 def jsonl(folder: Path) -> None:
+    """The second router collapses at step 200."""
     path = folder / "run" / "monitors" / "file" / "metrics.jsonl"
     path.parent.mkdir(parents=True)
-    rows = ({"step": n, "time": 1e9 + n, **flat(n)} for n in range(1, 400))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_bytes(sound.jsonl([FAIR] * 199 + [UNFAIR] * 200))
 
 
 def opened(folder: Path, **asked: int) -> RunWatch:
@@ -44,19 +34,6 @@ def opened(folder: Path, **asked: int) -> RunWatch:
     watch.read_all()
     assert watch.error is None
     return watch
-
-
-def test_a_collapse_is_found_in_what_another_tool_wrote(tmp_path: Path) -> None:
-    jsonl(tmp_path)
-    watch = opened(tmp_path, top_k=1)
-    assert watch.diagnosis is not None
-    found = {(e.rule, e.router_index, e.onset) for e in watch.diagnosis.episodes}
-    assert ("COLLAPSE", 1, 200) in found
-    assert {router for rule, router, _ in found if rule == "COLLAPSE"} == {1}
-    assert watch.latest is not None
-    assert watch.latest.record.step == 399
-    assert watch.run is not None
-    assert watch.run.counts == "shares"
 
 
 def test_an_earlier_step_is_read_again_from_the_spool(tmp_path: Path) -> None:
@@ -89,7 +66,7 @@ def test_a_long_source_shows_its_whole_history_before_it_is_read(
 
 def test_a_part_without_any_line_is_read_on_at_once(tmp_path: Path) -> None:
     console = wandb_bytes.part(3, bytes(1 << 20))
-    rows = [wandb_bytes.history(flat(n), n) for n in (1, 2, 3)]
+    rows = [wandb_bytes.history(sound.counts_row(n), n) for n in (1, 2, 3)]
     content = wandb_bytes.log([wandb_bytes.run(), *([console] * 3), *rows])
     (tmp_path / "run-a.wandb").write_bytes(content)
     (run,) = Search(tmp_path).runs()
@@ -105,7 +82,7 @@ def test_a_run_in_a_database_keeps_its_path_when_others_join_it(tmp_path: Path) 
     base.write_bytes(sound.trackio(sound.RUN))
     (run,) = Search(base).runs()
     assert run.path == tmp_path / "project.db#first"
-    row = ("r3", "2026-01-01", "another", 1, json.dumps(flat(1)))
+    row = ("r3", "2026-01-01", "another", 1, json.dumps(sound.counts_row(1)))
     made(base, [f"INSERT INTO metrics ({sound.TRACKIO_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row])
     assert {one.name for one in Search(base).runs()} == {"first", "another"}
     assert [one.path for one in Search(run.path).runs()] == [run.path]
@@ -123,7 +100,10 @@ def test_without_a_folder_for_temporary_files_a_source_is_judged_without_a_past(
     jsonl(tmp_path)
     watch = opened(tmp_path, top_k=1)
     assert watch.diagnosis is not None
-    assert any(e.rule == "COLLAPSE" for e in watch.diagnosis.episodes)
+    found = {(e.router_index, e.onset) for e in watch.diagnosis.episodes if e.rule == "COLLAPSE"}
+    assert found == {(1, 200)}
+    assert watch.latest is not None
+    assert watch.latest.record.step == 399
     assert not watch.can_seek
 
 

@@ -1,4 +1,4 @@
-"""JSON lines: rows as prime-rl, AutoModel and others write them, and what is no row."""
+"""Lines of named numbers: JSON lines of prime-rl, AutoModel and others, and CSV of both kinds."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from microscope_tui.runlog import encode_record
 from microscope_tui.sources import (
+    CsvReader,
     JsonlReader,
     Keys,
     Unreadable,
@@ -16,9 +17,7 @@ from microscope_tui.sources import (
     step_record,
 )
 from tests.sources.reading import all_rows, counts_of, header_of, translated, values
-from tests.sources.sound import RUN, jsonl, lines, named
-
-recognises = JsonlReader.recognises
+from tests.sources.sound import RUN, SOUND, csv, jsonl, lines, named, rows
 
 
 def written(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -34,7 +33,7 @@ def test_several_rows_of_prime_rl_are_one_step(tmp_path: Path) -> None:
         {"step": 0, "time": 1.6, "expert_load/max_mean/max": 1.75, "optim/lr": 0.001},
         {"step": 1, "time": 2.5, "max_vio/mean": 0.3, "max_vio/max": 1.25},
     )
-    assert recognises(path)
+    assert JsonlReader.recognises(path)
     run, first, second = translated(JsonlReader(path, Keys()))
     assert run["model"]["layer_names"] == ["all layers"]
     assert run["source"]["counts"] == "none"
@@ -133,20 +132,20 @@ def test_a_run_log_is_not_recognised(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for record in (header, step_record(1, [[1, 1, 1, 1]]), {"kind": "event", "event": "end"}):
         path.write_bytes(encode_record({**record, **named(1, RUN[0]), "step": 1}))
-        assert not recognises(path)
+        assert not JsonlReader.recognises(path)
 
 
 def test_without_a_router_reading_only_a_mapping_makes_it_a_source(tmp_path: Path) -> None:
     path = written(tmp_path, {"step": 1, "loss": 1.0, "my/3/load": 2.0})
-    assert not recognises(path)
-    assert recognises(path, rules_of([r"max_load=my/(?P<layer>\d+)/load"]))
-    assert not recognises(path, rules_of([r"loss=loss"]))
+    assert not JsonlReader.recognises(path)
+    assert JsonlReader.recognises(path, rules_of([r"max_load=my/(?P<layer>\d+)/load"]))
+    assert not JsonlReader.recognises(path, rules_of([r"loss=loss"]))
 
 
 def test_a_first_row_longer_than_the_head_is_recognised_by_its_keys(tmp_path: Path) -> None:
     row = {"step": 1} | {f"moe_bias/L-{i // 64}_EP-{i % 64}": 0.1 for i in range(4096)}
-    assert recognises(written(tmp_path, row))
-    assert not recognises(written(tmp_path, {"step": 1, "x": "y" * 100_000}))
+    assert JsonlReader.recognises(written(tmp_path, row))
+    assert not JsonlReader.recognises(written(tmp_path, {"step": 1, "x": "y" * 100_000}))
 
 
 def test_a_file_of_another_kind_is_refused_with_what_was_wrong(tmp_path: Path) -> None:
@@ -155,3 +154,89 @@ def test_a_file_of_another_kind_is_refused_with_what_was_wrong(tmp_path: Path) -
     reader = JsonlReader(path, Keys())
     with pytest.raises(Unreadable, match=r"novel.txt: 1,\d+,\d+ bytes hold no JSON object.*line 1"):
         all_rows(reader)
+
+
+(CSV,) = (sound for sound in SOUND if sound.form == "csv")
+WIDE = csv(RUN).decode()
+LONG = "step,key,value\n" + "".join(
+    f"{step},{key},{value}\n" for step, _, row in rows(RUN) for key, value in row.items()
+)
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "metrics.csv"
+    path.write_bytes(text.encode())
+    return path
+
+
+def read(folder: Path, text: str) -> list[tuple[int, str, int | None, int | None, float]]:
+    return values(all_rows(CsvReader(table(folder, text), Keys())))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [WIDE, WIDE.replace(",", ";"), WIDE.replace(",", "\t"), LONG, "\ufeff" + WIDE],
+    ids=["wide", "semicolons", "tabs", "long", "byte order mark"],
+)
+def test_wide_and_long_tables_give_the_counts_that_were_written(tmp_path: Path, text: str) -> None:
+    path = table(tmp_path, text)
+    assert CsvReader.recognises(path)
+    assert counts_of(translated(CsvReader(path, Keys()))) == CSV.steps(RUN)
+
+
+def test_line_ends_of_windows_and_quoted_keys_are_read(tmp_path: Path) -> None:
+    text = 'step,"block 03/load imbalance"\r\n1,"1.5"\r\n'
+    assert CsvReader.recognises(table(tmp_path, text))
+    assert read(tmp_path, text) == [(1, "max_load", 3, None, 1.5)]
+
+
+def test_the_time_is_read_and_is_not_a_number_of_a_router(tmp_path: Path) -> None:
+    own = Keys(rules_of(["max_load=.*"]))
+    (row,) = all_rows(CsvReader(table(tmp_path, "time,step,x\n12.5,1,2\n"), own))
+    assert (row.time, values([row])) == (12.5, [(1, "max_load", None, None, 2.0)])
+
+
+def test_empty_fields_are_no_values_and_nan_is_one(tmp_path: Path) -> None:
+    found = read(tmp_path, "step,loss,lr\n1,,0.5\n2,nan,\n3,-inf,x\n4,,\n")
+    assert [cell[:2] for cell in found] == [(1, "learning_rate"), (2, "loss"), (3, "loss")]
+    assert math.isnan(found[1][4])
+    assert found[2][4] == -math.inf
+
+
+def test_rows_of_another_length_are_counted_and_skipped(tmp_path: Path) -> None:
+    reader = CsvReader(table(tmp_path, "step,loss\n1,2\n2\n3,4,5\nx,6\n-1,7\n4,8\n"), Keys())
+    assert [row.step for row in all_rows(reader)] == [1, 4]
+    assert reader.defects.count == 4
+    assert reader.defects.first[0] == "line 3: 1 fields for 2 columns"
+
+
+def test_a_table_sorted_by_key_is_refused_not_read_as_restarts(tmp_path: Path) -> None:
+    cells = [f"{step},{key},1\n" for key in ("loss", "moe_entropy/L-0") for step in (1, 2, 3)]
+    with pytest.raises(Unreadable, match="sorted by key; sort them by step"):
+        read(tmp_path, "step,key,value\n" + "".join(cells))
+
+
+def test_a_long_table_whose_steps_restart_is_read(tmp_path: Path) -> None:
+    text = "step,key,value\n5,loss,1\n6,loss,1\n5,loss,2\n6,loss,2\n"
+    assert [step for step, *_ in read(tmp_path, text)] == [5, 6, 5, 6]
+
+
+def test_a_replaced_table_restarts_with_its_own_columns(tmp_path: Path) -> None:
+    reader = CsvReader(table(tmp_path, "step,loss\n1,2\n2,3\n"), Keys())
+    all_rows(reader)
+    table(tmp_path, "lr,step\n0.5,7\n")
+    found = reader.read()
+    assert found.restarted
+    assert values(found.rows) == [(7, "learning_rate", None, None, 0.5)]
+
+
+@pytest.mark.parametrize("text", ["step,my3\n1,2\n", "step,key,value\n1,my3,2\n"])
+def test_only_a_mapping_makes_a_table_without_routers_a_source(tmp_path: Path, text: str) -> None:
+    path = table(tmp_path, text)
+    assert not CsvReader.recognises(path)
+    assert CsvReader.recognises(path, rules_of([r"max_load=my(?P<layer>\d+)"]))
+
+
+def test_a_table_without_a_column_for_the_step_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match=r"no column for the step \(one of step"):
+        read(tmp_path, "a,b\n1,2\n")
