@@ -7,7 +7,7 @@ layers) into a temporary folder and removes it at the end. In a real pseudo-term
 from the start of the process to the text, by way of the main screen and key 7; from key 7 to the
 text; from the Enter of a jump to the token, anywhere and in any layer; from ``e`` to the next token
 of an expert; to the only token of an expert, through the whole layer; finding a text; the peak
-memory after all of it. On a busy machine the CPU seconds tell more than the time from the start.
+memory after all of it. On a busy machine the CPU seconds are more reliable than the elapsed time.
 Exits with 1 if a target is missed.
 """
 

@@ -10,7 +10,7 @@ it is. The shape is the shakespeare preset, scaled down to what two CPU cores fi
 eight experts, top 2.
 
 For every run: held-out loss, c per layer and MaxVio over the last tenth of the steps (counts
-summed), and what the microscope said, and when. Runs go two at a time, one thread each. Logs are
+summed), and the alerts, and when. Runs go two at a time, one thread each. Logs are
 kept in ``--folder``, and runs that are done there are not trained again.
 """
 
@@ -135,7 +135,7 @@ def print_table(methods: Sequence[str], results: Sequence[Result]) -> None:
     print("\nc per layer, first seed:\n")
     for line in layers_of_first_seed(methods, results):
         print(line)
-    print("\nWhat the microscope said while they trained:\n")
+    print("\nWhat the microscope reported while they trained:\n")
     for result in results:
         said = "; ".join(result.said) or "nothing"
         print(f"- {result.method}, seed {result.seed}: {said}")

@@ -130,7 +130,7 @@ def keys(log: Path, presses: int) -> tuple[list[float], list[float]]:
 def _step_back(sitting: Sitting) -> float:
     sitting.read(random.uniform(0.01, 0.1))
     before = _held(sitting.text)
-    # The ribbon stands below the table: when it has arrived, so has the heatmap.
+    # The ribbon is below the table: when it has arrived, so has the heatmap.
     return sitting.react("[", lambda text: _held(text) not in (before, None))
 
 

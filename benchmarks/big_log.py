@@ -94,7 +94,7 @@ def jump(terminal: Terminal, step: int) -> float:
 
 
 def cursor(text: str) -> int | None:
-    """The row that the cursor stands on."""
+    """The row of the cursor."""
     for at, line in enumerate(text.split("\n")):
         if line.startswith(("▶", ">")):
             return at

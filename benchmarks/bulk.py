@@ -36,7 +36,7 @@ _OPENINGS = (
     b']},"expert_bias":[',
     b'],"tokens_per_expert":[',
 )
-"""What stands before each column of a line: the summaries, then the two matrices."""
+"""The text before each column of a line: the summaries, then the two matrices."""
 
 _Columns = tuple[bytes, ...]
 """The encoded values of some routers, one entry per column."""
@@ -122,7 +122,7 @@ class BulkTruth:
 def write_bulk(
     path: Path, *, progress: Callable[[int, int], None] | None = None, **options: Any
 ) -> BulkTruth:
-    """Append a whole run to ``path`` and say what is in it.
+    """Append a whole run to ``path`` and return its truth.
 
     Args:
         progress: called now and then with the lines and bytes written so far.

@@ -6,8 +6,8 @@
     python -m benchmarks.diagnosis --throughput
 
 Every scenario × shape × seed is written, read back as bytes and judged: was each trouble named in
-the right layers (hit), how many steps after it began (delay), was it dated rightly, and what was
-said that is not so (false alarms in 10,000 steps). Beside it, on the same records, three limits on
+the right layers (hit), how many steps after it began (delay), was it dated correctly, and what was
+wrong (false alarms in 10,000 steps). Beside it, on the same records, three limits on
 one number. Layers and tokens are drawn from the seed. ``--quick`` takes two seeds and two shapes.
 An interrupted run resumes where it stopped; ``--fresh`` starts again. ``--throughput`` measures
 records a second, and memory. Ends with 1 if a target is missed.

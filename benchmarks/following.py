@@ -94,7 +94,7 @@ def report(samples: Sequence[Sample]) -> None:
     """The table."""
     first, last = samples[0], samples[-1]
     minutes = [first, *(after for before, after in pairwise(samples) if new_minute(before, after))]
-    if last.at - minutes[-1].at > 10:  # the rest of a minute, if it says anything
+    if last.at - minutes[-1].at > 10:  # the rest of a minute, if it is given
         minutes.append(last)
     shares = [share(before, after) for before, after in pairwise(minutes)]
     behind = [sample.behind for sample in samples if sample.behind is not None]

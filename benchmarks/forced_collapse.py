@@ -1,9 +1,9 @@
-"""The whole chain with known truth: train, collapse on purpose, let ``check`` say what it sees.
+"""The whole chain with known truth: train, collapse on purpose, run ``check``.
 
     python -m benchmarks.forced_collapse [--steps 300] [--full]
 
-Trains the tiny preset healthily and with ``--force-collapse 3@100``, and prints what the run logs
-and ``moe-microscope check`` say. ``--full`` adds the preset's own number of steps.
+Trains the tiny preset healthily and with ``--force-collapse 3@100``, and prints the run logs
+and the output of ``moe-microscope check``. ``--full`` adds the preset's own number of steps.
 """
 
 import json

@@ -3,7 +3,7 @@
     python -m benchmarks.fuzz --cases 200000 [--first SEED] [--jobs 2] [--keep FOLDER]
     python -m benchmarks.fuzz --soak 600
 
-A case is a number: ``--first 4711 --cases 1`` is log 4711 again, and an interrupted run goes on
+A case is a number: ``--first 4711 --cases 1`` is log 4711 again, and an interrupted run resumes
 with ``--first`` at the number it printed last. Logs that hurt are saved below ``--keep``. Ends
 with 1 if any did.
 """
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run(first: int, cases: int, jobs: int, keep: Path) -> list[Failure]:
-    """All cases, in blocks; says where it is."""
+    """All cases, in blocks, with progress."""
     failures: list[Failure] = []
     spawn = multiprocessing.get_context("spawn")
     started = said = time.monotonic()
@@ -103,7 +103,7 @@ def run_block(first: int, end: int) -> tuple[int, list[Failure]]:
 
 
 def report(failure: Failure, keep: Path) -> None:
-    """Save the log and say what happened."""
+    """Save the log and print what happened."""
     seed, reason = failure
     keep.mkdir(parents=True, exist_ok=True)
     (keep / f"{seed}.jsonl").write_bytes(hostile_log(seed))

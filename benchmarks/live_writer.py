@@ -38,7 +38,7 @@ def writing(*arguments: object) -> Iterator[None]:
     try:
         assert writer.stdout is not None
         if writer.stdout.readline() != b"ready\n":
-            raise RuntimeError("the writer did not start; its message stands above")
+            raise RuntimeError("the writer did not start; its message is above")
         yield
         if writer.poll() is not None:
             raise RuntimeError(f"the writer ended early, with code {writer.returncode}")

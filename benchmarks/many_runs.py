@@ -4,7 +4,7 @@
 
 Makes a folder of small runs of all ages, finished and left unfinished; a process appends a step a
 second to some of them. ``moe-microscope FOLDER`` is started in a pseudo-terminal of 140 × 50, and
-once its first screen stands, the key that opens the list of runs is pressed. Measured: seconds
+once its first screen is drawn, the key that opens the list of runs is pressed. Measured: seconds
 until the first screen, until the list shows runs, the share of one core afterwards, and memory.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.live_writer import writing
 from benchmarks.machine import machine, options_of
 
 LISTED = 10
-"""The list stands once so many different runs are on the screen."""
+"""The list is complete once so many different runs are on the screen."""
 WATCH_S = 20.0
 ROUTERS, EXPERTS, TOP_K, TOKENS = 10, 8, 2, 4096
 

@@ -7,7 +7,7 @@ keys are the shares of 64 experts in as many layers as fit; they do not fit in e
 bytes (3,000 keys are 0.1 MB), so the routers are logged every few steps, and the loss in all. The
 last third of the run has a collapsed layer. From the start of the process, in a pseudo-terminal of
 120 x 40: the first picture of the whole history, the end of the reading with its verdict, the CPU
-seconds until then, and the peak memory. The load of the machine stands above the numbers.
+seconds until then, and the peak memory. The load of the machine is printed above the numbers.
 """
 
 import argparse

@@ -79,7 +79,7 @@ def write_tensorboard(log: Path, folder: Path) -> None:
 
 
 def accumulate(log: Path, folder: Path) -> None:
-    """Read an event file with nothing sampled away, say how many scalars it held, and wait."""
+    """Read an event file with nothing sampled away, print how many scalars it held, and wait."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})

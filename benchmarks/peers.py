@@ -3,7 +3,7 @@
     python -m benchmarks.peers --peers-python PYTHON [--steps 10000] [--runs 5]
 
 PYTHON is the interpreter of another environment, with ``pip install wandb tensorboard`` in it; a
-peer that is not there is said to be missing. Nothing is installed, and no network is used.
+peer that is not installed is listed as missing. Nothing is installed, and no network is used.
 
 A log of 10 layers × 8 experts is written once, and every number of it (loss, learning rate,
 gradient norm, eleven summaries of every layer, the tokens of every expert) is written again as
@@ -127,7 +127,7 @@ class Bench:
         return folder
 
     def microscope_events(self) -> Measured:
-        """moe-microscope on the events; no configuration in them says how many are chosen."""
+        """moe-microscope on the events; their configuration does not contain top_k."""
         return open_once(self.events, self.steps, "--top-k", str(TOP_K))
 
     def leet(self) -> Measured:
@@ -207,7 +207,7 @@ def has_chart(text: str) -> bool:
 
 
 def leet_has_all(text: str, steps: int) -> bool:
-    """LEET's summary stands at the last step, and the run is over."""
+    """LEET's summary shows the last step, and the run is over."""
     return "State: Finished" in text and bool(re.search(rf"_step +{steps}\b", text))
 
 

@@ -139,7 +139,7 @@ def followed(folder: Path, plan: Plan) -> Iterator[Result]:
 
 
 def finished_log(folder: Path) -> Path:
-    """A large run that ended long ago: its age in words stands still."""
+    """A large run that ended long ago: its age in words does not change."""
     log = folder / LOG_NAME
     write_bulk(log, steps=1000, run=folder.name)
     os.utime(log, (LONG_AGO, LONG_AGO))

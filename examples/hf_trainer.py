@@ -35,7 +35,7 @@ class Text(torch.utils.data.Dataset):
 
 
 def main() -> None:
-    """Train, and say what to open."""
+    """Train, and print what to open."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--logs", type=Path, default=Path("logs"))

@@ -1,4 +1,4 @@
-"""A MoE layer of your own: an adapter says which experts its router chose.
+"""A MoE layer of your own: an adapter returns the experts that its router chose.
 
     python examples/own_layer.py
 
@@ -73,7 +73,7 @@ def chosen_experts(module: nn.Module, args: tuple, output: tuple) -> Tensor:
 
 
 def main() -> None:
-    """Train, and say what to open."""
+    """Train, and print what to open."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--logs", type=Path, default=Path("logs"))

@@ -20,7 +20,7 @@ BATCH, LENGTH = 8, 64
 
 
 def main() -> None:
-    """Train, and say what to open."""
+    """Train, and print what to open."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -39,7 +39,7 @@ def byte_pairs() -> PreTrainedTokenizerFast:
 
 
 def small_mixtral() -> MixtralForCausalLM:
-    """Random weights; embeddings that are large enough for tokens to be told apart."""
+    """Random weights; embeddings that are large enough to distinguish tokens."""
     torch.manual_seed(0)
     config = MixtralConfig(
         vocab_size=VOCABULARY,
@@ -61,7 +61,7 @@ def small_mixtral() -> MixtralForCausalLM:
 
 
 def main() -> None:
-    """Tune, and say what to open."""
+    """Tune, and print what to open."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=110)
     parser.add_argument("--logs", type=Path, default=Path("logs"))

@@ -43,7 +43,7 @@ WAYS = {
 
 @dataclass
 class Outcome:
-    """What the log says beside what the oracle counted, by the name of the router."""
+    """What the log holds and what the oracle counted, by the name of the router."""
 
     line: dict[str, Any]
     run: dict[str, Any]

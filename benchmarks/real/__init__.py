@@ -1,1 +1,1 @@
-"""Real training runs, small enough for two CPU cores, and what brute force says about them."""
+"""Real training runs, small enough for two CPU cores, and what brute force finds in them."""

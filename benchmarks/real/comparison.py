@@ -23,7 +23,7 @@ TOLERANCE_STEPS = 40
 """An alarm may come so much before or after the stretch it is about: windows begin differently."""
 
 UNEXPLAINED_STEPS = 75
-"""What comes with a collapse need not be said until it has outlasted it for so long."""
+"""What comes with a collapse need not be reported until it has outlasted it for so long."""
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def place(episode: Episode) -> str:
 
 
 def _missed(found: Comparison) -> Iterator[str]:
-    """What is certain and was not said, nor its cause, nor that the measurement is broken."""
+    """What is certain and was not reported, nor its cause, nor a fault of the meter."""
     broken = [stretch for every in found.truth["METER"].values() for stretch in _all(every)]
     for rule, zones in found.truth.items():
         for layer, stretches in zones[Zone.CERTAIN].items():
@@ -119,7 +119,7 @@ def _end(episode: Episode) -> float:
 
 
 def _refuted(found: Comparison, episode: Episode) -> str:
-    """Why the episode is no truth, not even in the grey zone; empty where it is."""
+    """Why the episode is wrong, even in the grey zone; empty where it is not."""
     layer, rule = place(episode), episode.rule
     if rule == "ERODING":
         return "did not come" if eroded(found.log, layer, episode.alarm) == "no" else ""
@@ -146,7 +146,7 @@ def written(stretch: Stretch) -> str:
 
 
 def true_words(found: Comparison) -> Iterator[str]:
-    """What brute force says, a line a rule; ``~`` where it is close to a limit."""
+    """What brute force finds, a line a rule; ``~`` where it is close to a limit."""
     for rule, zones in found.truth.items():
         said = []
         for layer in zones[Zone.POSSIBLE]:
@@ -174,7 +174,7 @@ def _merged(stretches: list[Stretch]) -> list[Stretch]:
 
 
 def found_words(found: Comparison) -> Iterator[str]:
-    """What the diagnosis says, a line a rule."""
+    """What the diagnosis finds, a line a rule."""
     for rule in dict.fromkeys(episode.rule for episode in found.episodes):
         said = []
         for episode in (e for e in found.episodes if e.rule == rule):

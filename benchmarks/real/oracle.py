@@ -29,7 +29,7 @@ COMES_WITH = {
     "UNIFORM": ("COLLAPSE",),
     "ERODING": ("COLLAPSE",),
 }
-"""What need not be said of a layer where its cause is said."""
+"""What need not be reported of a layer where its cause is reported."""
 WINDOW = 25
 SWING_STEPS, SWING_EVERY = 64, 16
 SWING_AGREEMENT = {Zone.CERTAIN: 0.4, Zone.NOMINAL: 0.35, Zone.POSSIBLE: 0.25}

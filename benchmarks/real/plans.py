@@ -28,7 +28,7 @@ class Where:
     folder: Path
     """The log goes to ``folder/NAME/metrics.jsonl``."""
     scratch: Path
-    """For what nobody needs later."""
+    """For files that are not needed later."""
     steps: int
     seed: int
 
@@ -64,8 +64,8 @@ def _hf(name: str, about: str, options: str) -> Plan:
 
 
 QWEN3 = "--model qwen3-moe --experts 16 --top-k 4 --switch"
-POOLED = "Mixtral with its own auxiliary loss, which pools all layers: as the counts say"
-UNBALANCED = "no balancing, learning rate x 5: LINT, and COLLAPSE where the counts say so"
+POOLED = "Mixtral with its own auxiliary loss, which pools all layers: by its counts"
+UNBALANCED = "no balancing, learning rate x 5: LINT, and COLLAPSE where the counts show it"
 ONE = "one expert a token, its weight divided by itself: LINT"
 LARGE_RATE = "learning rate x 100: whatever comes of it, perhaps a divergence"
 SWITCH = "Qwen3 MoE (16 experts, top 4), prose, then code from the middle on: nothing"
@@ -78,7 +78,7 @@ PLANS = [
         "--aux-weight 0.1 --per-layer",
     ),
     _hf("hf-pooled-0.02", POOLED, "--aux-weight 0.02"),
-    _hf("hf-pooled-0.5", "the same, 25 times as strong: as the counts say", "--aux-weight 0.5"),
+    _hf("hf-pooled-0.5", "the same, 25 times as strong: by its counts", "--aux-weight 0.5"),
     Plan("unbalanced", UNBALANCED, "--balance none --lr 5e-3"),
     _hf(
         "hf-unbalanced",
@@ -95,7 +95,7 @@ PLANS = [
     _hf("data-switch", SWITCH, f"{QWEN3} --aux-weight 0.1 --per-layer"),
     _hf(
         "data-switch-pooled",
-        "the same with its own auxiliary loss at 0.02: as the counts say",
+        "the same with its own auxiliary loss at 0.02: by its counts",
         f"{QWEN3} --aux-weight 0.02",
     ),
 ]
@@ -119,7 +119,7 @@ def is_finished(log: Path, steps: int) -> bool:
 
 
 def train(plan: Plan, where: Where, threads: int) -> str:
-    """Train one run from its first step; what there is to say about it."""
+    """Train one run from its first step; returns its report."""
     log = log_of(plan, where)
     shutil.rmtree(log.parent, ignore_errors=True)
     shutil.rmtree(where.scratch / plan.name, ignore_errors=True)

@@ -167,7 +167,7 @@ def _resumed(records: Iterator[Record]) -> Iterator[Record]:
 
 
 def ragged(shape: Shape, rng: random.Random) -> Run:
-    """Steps are missing or out of order, a router says nothing for a while, the end is torn."""
+    """Steps are missing or out of order, a router logs nothing for a while, the end is torn."""
     silent = rng.randrange(shape.routers)
     begin = around(0.5 * shape.steps, rng)
     silence = range(begin, begin + shape.steps // 10)

@@ -58,7 +58,7 @@ class Judged:
 
     @property
     def episodes(self) -> list[Episode]:
-        """What the engine said."""
+        """What the engine found."""
         return self.diagnosis.episodes if self.diagnosis else []
 
 

@@ -17,7 +17,7 @@ LAYERS, TOKENS = (2, 58), (96, 16384)
 EXPERT_STEPS = 4_000_000
 """Layers × experts × steps of one run: what it costs to draw and to judge."""
 LEAST_PER_EXPERT = 4
-"""Assignments that an expert can expect in a step; below, no step says anything."""
+"""Assignments that an expert can expect in a step; below, no step is evidence."""
 _DRAWS = 300
 _ROOT = Path(__file__).parents[2]
 _CODE = (

@@ -1,9 +1,9 @@
-"""The scorer: what was said against what is true.
+"""The scorer: what was reported against what is true.
 
-A trouble is a *hit* when its rule spoke, at least as severely as it is, in every router that has
-it, naming the right experts, and saying that it is over where it is. An episode that comes before
-its trouble does, in another router, or of a rule that nobody expects is a false alarm, unless the
-truth allows it in the routers that are sick.
+A trouble is a *hit* if its rule fired in every router that has it, at least as severely as it is,
+with the right experts, and recovered where the trouble ends. An episode that precedes its trouble,
+is in another router, or is of an unexpected rule is a false alarm, unless the truth allows it in
+the sick routers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,16 +26,16 @@ class Outcome(msgspec.Struct, kw_only=True):
     rule: str
     severity: str
     named: bool
-    """The rule spoke severely enough, wherever."""
+    """The rule fired severely enough, in any router."""
     placed: bool
-    """It spoke in every router that has the trouble."""
+    """It fired in every router that has the trouble."""
     missing: str = ""
     """What it lacks to be a hit: silent, severity, layers, experts or recovery; else empty."""
     delay: int | None = None
     critical_delay: int | None = None
     dated: bool | None = None
     ended_early: bool = False
-    """In some router it was said to be over, and never is."""
+    """In some router it was reported as over, and never is."""
 
     @property
     def hit(self) -> bool:
@@ -84,7 +84,7 @@ def false_alarms(truth: Truth, episodes: Iterable[Episode]) -> list[FalseAlarm]:
 
 
 def plain(truth: Truth, episodes: Sequence[Episode]) -> Plain:
-    """The score of a baseline: the layer alone counts, whatever it says of it."""
+    """The score of a baseline: only the layer counts."""
     asked = [e for e in truth.expected if e.rule in LOAD_RULES and e.routers]
     hits = 0
     for wanted in asked:

@@ -114,7 +114,7 @@ def _plainly(plain: Sequence[Plain], scores: Sequence[RunScore]) -> tuple[str, s
 
 
 def _early(scores: Sequence[RunScore]) -> Iterable[str]:
-    """Whether what can be known early was said early."""
+    """Whether what can be known early was reported early."""
     for name in dict.fromkeys(score.scenario for score in scores):
         asked = [s.in_time for s in scores if s.scenario == name and s.in_time is not None]
         if asked:
@@ -172,7 +172,7 @@ def _wrong(score: RunScore) -> dict[tuple[int, str], int]:
         elif outcome.dated is False:
             add(4, f"{outcome.rule} hit, but dated wrongly")
         if outcome.hit and outcome.ended_early:
-            add(4, f"{outcome.rule} hit, but said to be over")
+            add(4, f"{outcome.rule} hit, but ended early")
     for alarm in score.false_alarms:
         add(2 if alarm.severity != "warn" else 3, f"false {alarm.severity} {alarm.rule}")
     return found

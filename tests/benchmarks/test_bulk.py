@@ -1,4 +1,4 @@
-"""Bulk logs: large, fast to write, and still true to the format and to what they say they hold."""
+"""Bulk logs: large, fast to write, and still true to the format and to their truth."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_summaries_are_exactly_those_of_the_counts_of_their_line() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_keys_stand_in_the_order_that_a_fast_reader_counts_on(bias: bool) -> None:
+def test_keys_are_in_the_order_that_a_fast_reader_expects(bias: bool) -> None:
     record = steps(bias=bias, steps=1)[0]
     assert list(record)[-3:] == ["router", "expert_bias", "tokens_per_expert"]
     lengths = {len(row) for row in record["expert_bias"]}
@@ -73,25 +73,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
     assert path.read_bytes() != b"".join(bulk_lines(**SMALL | {"seed": 4}, collapse=(4, 100)))
 
 
-def test_a_collapse_shows_in_c_of_its_router_and_in_no_other() -> None:
-    log = steps(collapse=(4, 100))
+@pytest.mark.parametrize("router", [0, 8, 10])
+def test_a_collapse_shows_in_c_of_its_router_and_in_no_other(router: int) -> None:
+    log = steps(collapse=(router, 100), steps=200)
     for record in log:
         fallen = [r for r in range(SMALL["routers"]) if balance(record, r) < 0.35]
-        if record["step"] < 100:
-            assert fallen == []
-        elif record["step"] >= 160:
-            assert fallen == [4]
-    assert balance(log[98], 4) > 0.9
-    assert balance(log[-1], 4) < 0.05
+        if not 100 <= record["step"] < 160:
+            assert fallen == ([router] if record["step"] >= 160 else [])
+    assert balance(log[98], router) > 0.9
+    assert balance(log[-1], router) < 0.05
 
 
-@pytest.mark.parametrize("router", [0, 7, 8, 10])
-def test_any_router_can_collapse(router: int) -> None:
-    last = steps(collapse=(router, 100))[-1]
-    assert [r for r in range(SMALL["routers"]) if balance(last, r) < 0.35] == [router]
-
-
-def test_a_restart_stands_in_the_log_with_other_losses(tmp_path: Path) -> None:
+def test_a_restart_is_in_the_log_with_other_losses() -> None:
     log = records(restarts=[(300, 201)])
     headers = [record for record in log if record["kind"] == "run"]
     assert [header["resumed_at_step"] for header in headers] == [None, 201]

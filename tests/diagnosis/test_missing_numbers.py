@@ -107,9 +107,6 @@ def test_the_largest_load_alone_shows_an_overload_and_nothing_else(
     checked: Any, ranks: int, severity: Severity, code: int
 ) -> None:
     run = header(**SUMMARIES, expert_parallel_size=ranks)
-    calm = checked([run, *loads(1, 300, 1.5)])
-    assert (calm.exit_code, calm.findings) == (3, [])
-    assert calm.problem == "max_load alone shows only an overload: log counts or effective_experts"
     judgement = checked([run, *loads(1, 250, 1.5), *loads(251, 300, 6.0)])
     ((finding, _),) = judgement.findings
     assert (finding.rule, finding.severity, finding.onset) == ("OVERLOAD", severity, 251)
@@ -117,12 +114,15 @@ def test_the_largest_load_alone_shows_an_overload_and_nothing_else(
 
 
 def test_rules_that_need_more_than_the_largest_load_are_listed(checked: Any) -> None:
-    notes = checked([header(**SUMMARIES), *loads(1, 300, 1.5)]).notes
-    (blind,) = (note for note in notes if note.startswith("COLLAPSE"))
+    judgement = checked([header(**SUMMARIES), *loads(1, 300, 1.5)])
+    assert (judgement.exit_code, judgement.findings) == (3, [])
+    words = "max_load alone shows only an overload: log counts or effective_experts"
+    assert judgement.problem == words
+    (blind,) = (note for note in judgement.notes if note.startswith("COLLAPSE"))
     assert set(blind.split(" are ")[0].split(", ")) >= OF_BALANCE
     assert "counts or effective_experts" in blind
-    assert [note for note in notes if note.startswith("DEAD is not observable")]
-    assert "the log has summaries per step and no counts per expert" in notes
+    assert [note for note in judgement.notes if note.startswith("DEAD is not observable")]
+    assert "the log has summaries per step and no counts per expert" in judgement.notes
 
 
 @pytest.mark.parametrize("experts", [8, 256])

@@ -103,10 +103,8 @@ def test_an_even_sample_is_healthy_a_collapsed_one_critical_and_a_small_one_not_
 
 def test_a_verdict_names_how_many_assignments_there_are_and_how_many_it_needs(judged: Any) -> None:
     judgement = judged(dump([[80, 70, 90, 60], [10, 12, 9, 11]], 2))
-    assert judgement.exit_code == NO_VERDICT
-    assert judgement.problem == (
-        "not judged: L1 has 10.5 assignments per expert in this dump, needs 56"
-    )
+    words = "not judged: L1 has 10.5 assignments per expert in this dump, needs 56"
+    assert (judgement.exit_code, judgement.problem) == (NO_VERDICT, words)
     assert judgement.findings == []
 
 
@@ -126,22 +124,13 @@ def test_one_step_is_enough_for_a_finding(
     assert (judgement.exit_code, rules(judgement)) == (code, found)
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        (COLLAPSED, "receive nothing"),
-        (
-            [700, 730, 690, 720, 710, 705, 715, 0],
-            "7) received no tokens in this dump, where each could expect 621",
-        ),
-    ],
-)
-def test_the_texts_do_not_mention_time(judged: Any, row: list[int], words: str) -> None:
-    ((_, advice),) = judged(dump([row])).findings
-    text = " ".join([advice.verdict, advice.why, advice.next, advice.short])
-    assert words in advice.why
-    assert "in this dump" in advice.verdict
-    assert not [word for word in ("step", "loss", "shock", "checkpoint") if word in text], text
+def test_the_texts_do_not_mention_time(judged: Any) -> None:
+    for row in (COLLAPSED, [700, 730, 690, 720, 710, 705, 715, 0]):
+        ((_, advice),) = judged(dump([row])).findings
+        text = " ".join([advice.verdict, advice.why, advice.next, advice.short])
+        assert "in this dump" in advice.verdict
+        assert not [word for word in ("step", "loss", "shock", "checkpoint") if word in text], text
+    assert "7) received no tokens in this dump, where each could expect 621" in advice.why
 
 
 @pytest.mark.parametrize(

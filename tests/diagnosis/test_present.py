@@ -93,7 +93,9 @@ def test_what_is_over_or_no_worse_than_noise_is_reported_once(after: Counts) -> 
     assert "Now" not in advised(diagnosis, "COLLAPSE").why
 
 
-def test_the_present_is_saved_and_a_state_without_it_still_loads(relieved: Diagnosis) -> None:
+def test_the_present_is_saved_and_forgotten_in_a_restart_and_a_state_without_it_still_loads(
+    relieved: Diagnosis,
+) -> None:
     again = restore(save(relieved), relieved.run)
     assert of(again, "COLLAPSE").now == of(relieved, "COLLAPSE").now
     older = msgspec.msgpack.decode(save(relieved))
@@ -103,9 +105,5 @@ def test_the_present_is_saved_and_a_state_without_it_still_loads(relieved: Diagn
     loaded = restore(msgspec.msgpack.encode(older), relieved.run)
     assert of(loaded, "COLLAPSE").now is None
     assert advised(loaded, "COLLAPSE").verdict == advised(relieved, "COLLAPSE").verdict
-
-
-def test_a_restart_forgets_the_present(relieved: Diagnosis) -> None:
-    relieved.restart(400)
-    episode = of(relieved, "COLLAPSE")
-    assert (episode.active, episode.now) == (True, None)
+    again.restart(400)
+    assert (of(again, "COLLAPSE").active, of(again, "COLLAPSE").now) == (True, None)

@@ -29,6 +29,7 @@ def test_one_step_inside_the_limit_in_ten_does_not_hide_trouble() -> None:
 
 def test_the_onset_is_the_first_step_of_the_evidence() -> None:
     assert feed("." * 30 + "C" * 10).since == 31
+    assert feed("C...CC").since == 5  # not of single steps before it
     assert feed("." * 20 + "w.........." + "C" * 10).since == 32
 
 

@@ -129,18 +129,6 @@ def test_one_rank_carries_too_much_while_no_expert_stands_out() -> None:
             assert record["router"]["max_load"][router] < 2.2
 
 
-def test_in_a_rotation_most_experts_rest_in_every_step_and_none_in_the_sum() -> None:
-    truth, _, steps = drawn("rotation")
-    found = one(truth, "OSCILLATION")
-    window = steps[found.onset : found.onset + 96]
-    for router in found.routers:
-        rows = [record["tokens_per_expert"][router] for record in window]
-        summed = [sum(column) for column in zip(*rows, strict=True)]
-        even = measures.effective_experts(summed) or 0
-        assert even > 0.6 * SMALL.num_experts
-        assert sum((measures.effective_experts(row) or 0) < 0.8 * even for row in rows) > 80
-
-
 def test_no_block_of_data_leaves_the_same_experts_out_for_long() -> None:
     _, _, steps = drawn("data-in-blocks")
     for router in range(SMALL.routers):
@@ -174,24 +162,6 @@ def test_an_eighth_of_the_experts_hovers_at_a_tenth_or_falls_to_next_to_nothing(
             shares += [n * wide.num_experts / sum(summed) for n in summed]
         few = sorted(shares)[: wide.num_experts // 8]
         assert low < few[0] <= few[-1] < high
-
-
-def test_nothing_but_the_first_experts_is_chosen_once_the_model_computes_nan() -> None:
-    truth, _, steps = drawn("nan")
-    onset = one(truth, "METER").onset
-    assert steps[onset - 2]["loss"] > 0
-    for record in steps[onset - 1 :]:
-        assert record["loss"] == "NaN"
-        assert set(record["router"]["entropy"]) == {"NaN", None}
-        assert all(sum(row[2:]) == 0 for row in record["tokens_per_expert"])
-
-
-def test_a_pooled_loss_is_near_its_floor_while_most_routers_are_collapsed() -> None:
-    shape = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=400)
-    truth, header, steps = drawn("lint-pooled-aux", shape)
-    sick = one(truth, "COLLAPSE").routers
-    assert steps[-1]["losses"]["aux"] < 1.15 * shape.top_k
-    assert [r for r, c in enumerate(balance(steps[-1], header)) if c < 0.1] == list(sick)
 
 
 def test_each_lint_has_a_header_of_its_own() -> None:
