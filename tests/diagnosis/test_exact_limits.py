@@ -44,7 +44,7 @@ def found(
 
 
 def between(first: int, last: int, value: float, usual: float, after: float = NAN) -> Course:
-    """``value`` in these steps, ``usual`` before and, without ``after``, behind them."""
+    """``value`` in these steps, ``usual`` before them, ``after`` (or ``usual``) after them."""
     rest = usual if after != after else after
     return lambda step: usual if step < first else value if step <= last else rest
 
@@ -171,7 +171,9 @@ def test_an_unlearned_router_has_no_gradient_and_prefers_no_expert(
 
 
 @pytest.mark.parametrize(("planned", "alarm"), [(500, 590), (2000, 690)])
-def test_a_router_has_500_steps_or_a_third_of_the_plan_to_learn(planned: int, alarm: int) -> None:
+def test_a_router_has_500_steps_or_three_tenths_of_the_plan_to_learn(
+    planned: int, alarm: int
+) -> None:
     courses = {"entropy": between(1, 999, 0.99 * LN_8, 0.5)}
     (episode,) = found("UNIFORM", courses, 700, planned_steps=planned)
     assert (episode.onset, episode.alarm) == (1, alarm)
@@ -218,23 +220,20 @@ def test_a_slide_is_reported_once_it_is_deep_and_low(
 
 
 @pytest.mark.parametrize(
-    ("value", "steps", "alarm"), [(2.29, 90, 45), (2.31, 90, None), (2.29, 44, None)]
+    ("course", "last", "plan", "alarm"),
+    [
+        (between(1, 90, 2.29, 7.9), 90, 500, 45),  # a total collapse is urgent
+        (between(1, 90, 2.29, 7.9), 44, 500, None),
+        (between(1, 90, 2.31, 7.9), 90, 500, None),
+        (between(1, 50, 6.81, 6.81, 3.0), 120, 100_000, 77),  # it was even for 50 steps
+        (between(1, 49, 6.81, 6.81, 3.0), 120, 100_000, None),
+        (between(1, 50, 6.79, 6.79, 3.0), 120, 100_000, None),
+    ],
 )
-def test_a_total_collapse_is_urgent_in_the_warm_up(
-    value: float, steps: int, alarm: int | None
+def test_a_collapse_in_the_warm_up_is_total_or_a_fall_from_an_even_load(
+    course: Course, last: int, plan: int, alarm: int | None
 ) -> None:
-    episodes = found("COLLAPSE", {"effective_experts": between(1, 90, value, 7.9)}, steps)
-    assert [e.alarm for e in episodes] == ([alarm] if alarm else [])
-
-
-@pytest.mark.parametrize(
-    ("even", "steps", "alarm"), [(6.81, 50, 77), (6.81, 49, None), (6.79, 50, None)]
-)
-def test_a_layer_that_was_even_for_50_steps_has_no_more_warm_up(
-    even: float, steps: int, alarm: int | None
-) -> None:
-    courses = {"effective_experts": between(1, steps, even, even, 3.0)}
-    episodes = found("COLLAPSE", courses, 120, planned_steps=100_000)
+    episodes = found("COLLAPSE", {"effective_experts": course}, last, planned_steps=plan)
     assert [e.alarm for e in episodes] == ([alarm] if alarm else [])
 
 
