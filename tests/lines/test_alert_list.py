@@ -1,7 +1,5 @@
 """The list of alerts: their order, what is later, what a filter finds, and severity over time."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +37,7 @@ def roles(entry: Entry, view: RunView) -> list[str]:
     return [span.role for span in alerts.track(entry, view, 100, 40)[1:41]]
 
 
-def test_active_alerts_stand_before_those_that_recovered(troubled: RunWatch) -> None:
+def test_active_alerts_are_before_those_that_recovered(troubled: RunWatch) -> None:
     found = entries(view_of(troubled))
     assert [(e.finding.rule, e.finding.layers, e.state) for e in found] == [
         ("COLLAPSE", ("L3",), AlertState.ACTIVE),
@@ -48,7 +46,7 @@ def test_active_alerts_stand_before_those_that_recovered(troubled: RunWatch) -> 
     assert found[0].finding.onset == 300
 
 
-def test_what_begins_behind_the_shown_step_is_later(troubled: RunWatch) -> None:
+def test_alerts_that_begin_after_the_shown_step_are_later(troubled: RunWatch) -> None:
     known = view_of(troubled).findings
     found = alerts.entries_of(view_at(troubled, 150), known, (), ALL)
     assert [(e.finding.layers, e.state) for e in found] == [
@@ -81,7 +79,7 @@ def test_a_filter_finds_rules_layers_and_words_of_severity(
     assert [layer for entry in found for layer in entry.finding.layers] == layers
 
 
-def test_alerts_that_were_seen_say_so(troubled: RunWatch) -> None:
+def test_alerts_that_were_seen_are_marked(troubled: RunWatch) -> None:
     view = view_of(troubled)
     first, second = entries(view)
     again, other = entries(view, seen={first.key})
@@ -108,19 +106,14 @@ def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_rib
     )
     line = plain(alerts.track(active, view, 100, 40))
     assert "C━━━" in line
-    assert line.endswith("crit from 300") or "crit from" in line
+    assert "crit from" in line
     assert line_width(alerts.track(active, view, 60, 26)) == 60
+    then = view_at(troubled, 120)
+    (entry,) = entries(then)
+    assert [n for n, mark in enumerate(roles(entry, then)) if mark != "faint"] == [9, 10, 11]
 
 
-def test_the_track_of_the_past_ends_at_the_shown_step(troubled: RunWatch) -> None:
-    view = view_at(troubled, 120)
-    (entry,) = entries(view)
-    marks = roles(entry, view)
-    assert [n for n, mark in enumerate(marks) if mark != "faint"] == [9, 10, 11]
-
-
-@pytest.mark.parametrize("width", [40, 50, 60, 80, 100, 160])
-@pytest.mark.parametrize("height", [1, 2, 5, 30])
+@pytest.mark.parametrize(("width", "height"), [(40, 1), (56, 2), (60, 5), (100, 30), (160, 5)])
 def test_list_and_unfolded_alert_keep_to_their_size(
     troubled: RunWatch, width: int, height: int
 ) -> None:
@@ -150,25 +143,3 @@ def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:
         "run step 400: crit COLLAPSE, recovered\nVerdict: Router collapse in L2"
     )
     assert len(copied.splitlines()) == 4
-
-
-def test_without_alerts_it_says_what_healthy_means_and_how_far_the_diagnosis_is(
-    scenario: Callable[..., Path], open_log: Any
-) -> None:
-    watch = open_log(scenario("healthy", routers=3, steps=160) / "metrics.jsonl")
-    lines = alerts.no_alerts(view_of(watch), 80)
-    text = "\n".join(map(plain, lines))
-    assert {line_width(line) for line in lines} == {80}
-    assert "c stays above 0.35" in text
-    assert "up to step 160" in text
-    assert plain(alerts.title_line([], 80, "")) == " alerts   none"
-
-
-@pytest.mark.parametrize("columns", [100, 120, 200])
-def test_a_list_beside_the_unfolded_alert_writes_severity_in_words(
-    troubled: RunWatch, columns: int
-) -> None:
-    found = entries(view_of(troubled))[:1]
-    layout = alerts.fit_alerts(found, alerts.list_width(found, columns))
-    assert "C crit" in plain(alerts.entry_line(found[0], layout, chosen=False))
-    assert layout.width <= columns - 40

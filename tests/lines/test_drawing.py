@@ -1,8 +1,7 @@
 """Numbers as characters: nothing breaks on gaps, nothing bad is averaged away, all lines fit."""
 
 import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -33,12 +32,12 @@ from microscope_tui.lines import (
     words,
     wrap,
 )
-from microscope_tui.runlog import LOG_NAME, RunFile
-from microscope_tui.scenarios import write_run
 from microscope_tui.watch import Column, RunWatch, view_of
 
+Synthetic = Callable[..., RunWatch]
 NUMBER = st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(math.inf)
 COLUMNS = st.lists(st.builds(lambda v: Column(v, v, v), NUMBER), max_size=80)
+GAP, LOW, HIGH = (Column(value, value, value) for value in (math.nan, 0.0, 1.0))
 
 
 @given(COLUMNS, st.integers(1, 30), st.sampled_from(list(Glyphs)), st.integers(1, 4))
@@ -49,11 +48,21 @@ def test_a_curve_always_fills_its_box_whatever_the_values(
     assert [len(line) for line in lines] == [width] * height
 
 
-def test_gaps_stay_blank_and_extremes_touch_the_edges() -> None:
-    gap = Column(math.nan, math.nan, math.nan)
-    low, high = Column(0, 0, 0), Column(1, 1, 1)
-    assert spark([low, gap, high], 3, 1.0, Glyphs.BLOCK) == ["▁ █"]
-    assert spark([low, low, gap, gap, high, high], 3, 1.0, Glyphs.BRAILLE) == ["⣀ ⠉"]
+@pytest.mark.parametrize(
+    ("columns", "width", "glyphs", "drawn"),
+    [
+        ([LOW, GAP, HIGH], 3, Glyphs.BLOCK, "▁ █"),
+        ([LOW, LOW, GAP, GAP, HIGH, HIGH], 3, Glyphs.BRAILLE, "⣀ ⠉"),
+        ([HIGH] * 50 + [LOW] * 50, 2, Glyphs.BLOCK, "█▁"),
+        ([Column(0.0, 0.5, 1.0)], 1, Glyphs.BRAILLE, "⢸"),
+        ([LOW, HIGH, HIGH, LOW], 4, Glyphs.ASCII, "_/-\\"),
+    ],
+    ids=["gap", "braille gap", "whole history", "spike", "ascii"],
+)
+def test_a_curve_keeps_gaps_extremes_and_its_whole_history(
+    columns: list[Column], width: int, glyphs: Glyphs, drawn: str
+) -> None:
+    assert spark(columns, width, 1.0, glyphs) == [drawn]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=100), st.integers(1, 40))
@@ -62,15 +71,6 @@ def test_merging_columns_keeps_both_ends_of_the_scale(values: list[float], count
     assert len(columns) <= count or len(columns) == len(values)
     assert min(column.low for column in columns) == min(values)
     assert max(column.high for column in columns) == max(values)
-
-
-def test_a_curve_with_more_columns_than_cells_shows_the_whole_history() -> None:
-    history = [Column(1, 1, 1)] * 50 + [Column(0, 0, 0)] * 50
-    assert spark(history, 2, 1.0, Glyphs.BLOCK) == ["█▁"]
-
-
-def test_a_spike_inside_a_column_is_drawn() -> None:
-    assert spark([Column(0.0, 0.5, 1.0)], 1, 1.0, Glyphs.BRAILLE) == ["⢸"]
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=300), st.integers(1, 80))
@@ -115,8 +115,20 @@ def test_a_bar_is_as_wide_as_its_share() -> None:
         (words.percent(0.001), "<1%"),
         (words.short_number(41234.0), "41k"),
         (words.short_number(4123.0), "4.1k"),
+        (words.short_number(1000.0), "1.0k"),
+        (words.age(9.0), "9 s"),
         (words.age(59.0), "50 s"),
+        (words.age(60.0), "1 min"),
         (words.age(7300.0), "2 h"),
+        (words.duration(59.0), "59s"),
+        (words.duration(60.0), "1m 00s"),
+        (words.duration(11_520.0), "3h 12m"),
+        (words.duration(2 * 86_400 + 11_000.0), "2d 03h"),
+        (words.bytes_of(1 << 20), "1 MB"),
+        (words.bytes_of(1600 << 20), "1.6 GB"),
+        (words.listed(range(5)), "0, 1, 2 and 2 more"),
+        (words.choices(2), "top-2"),
+        (words.choices(0), "top-k unknown"),
     ],
 )
 def test_numbers_are_as_short_as_their_columns(shown: str, text: str) -> None:
@@ -141,72 +153,83 @@ def test_wrapping_loses_no_word(text: str, width: int) -> None:
 
 @pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (64, 8), (256, 8)])
 @pytest.mark.parametrize("columns", [MIN_COLUMNS, 60, 80, 100, 120, 200])
-@pytest.mark.parametrize("glyphs", list(Glyphs))
 def test_every_line_of_the_table_fits_every_window(
-    scenario: Any, open_log: Any, experts: int, top_k: int, columns: int, glyphs: Glyphs
+    synthetic: Synthetic, experts: int, top_k: int, columns: int
 ) -> None:
-    folder = scenario(
-        "collapse", routers=3, num_experts=experts, top_k=top_k, steps=60, capacity_factor=1.25
-    )
-    watch = open_log(folder / "metrics.jsonl")
+    shape = {"routers": 3, "num_experts": experts, "top_k": top_k, "steps": 60}
+    watch = synthetic("collapse", **shape, capacity_factor=1.25)
     layout = fit(view_of(watch), columns, 24)
     view = view_of(watch, max(1, layout.spark), ribbon_width(columns))
-    for layer in view.layers:
-        parts = [
-            (table.label(layer, layout, True), layout.label),
-            (table.load(layer, layout, Heat()), layout.heat),
-            (table.balance(layer, layout, glyphs), layout.curve),
-            (table.entropy(layer, layout, glyphs), layout.curve),
-            (table.drop(layer, layout, glyphs), layout.drop),
-        ]
-        for lines, width in parts:
-            assert [line_width(line) for line in lines] == [width] * layout.row_height
-        assert sum(width for _, width in parts) + 6 <= columns
-    assert line_width(frame.header(view, columns, glyphs)) == columns
+    for glyphs in Glyphs:
+        for layer in view.layers:
+            parts = [
+                (table.label(layer, layout, True), layout.label),
+                (table.load(layer, layout, Heat()), layout.heat),
+                (table.balance(layer, layout, glyphs), layout.curve),
+                (table.entropy(layer, layout, glyphs), layout.curve),
+                (table.drop(layer, layout, glyphs), layout.drop),
+            ]
+            for lines, width in parts:
+                assert [line_width(line) for line in lines] == [width] * layout.row_height
+            assert sum(width for _, width in parts) + 6 <= columns
+        assert line_width(frame.header(view, columns, glyphs)) == columns
+        text = snapshot_text(watch, columns, 24, glyphs)
+        assert all(width_of(line) <= columns for line in text.split("\n"))
+        assert glyphs is not Glyphs.ASCII or text.isascii()
     for lines, compact in [(3, False), (3, True), (2, True), (1, True)]:
         verdict = frame.verdict(view, columns, lines, compact=compact)
         assert [line_width(line) for line in verdict] == [columns] * lines
     assert line_width(table.column_heads(view, layout)) <= columns
-    text = snapshot_text(watch, columns, 24, glyphs)
-    assert all(width_of(line) <= columns for line in text.split("\n"))
-    assert glyphs is not Glyphs.ASCII or text.isascii()
 
 
-def test_what_does_not_fit_is_named(scenario: Any, open_log: Any) -> None:
-    folder = scenario("healthy", routers=30, num_experts=128, top_k=8, steps=20)
-    layout = fit(view_of(open_log(folder / "metrics.jsonl")), 80, 24)
+@pytest.mark.parametrize(("experts", "routers"), [(8, 6), (16, 10), (64, 5)])
+def test_a_row_uses_its_width_and_curves_shrink_only_where_the_load_grows(
+    synthetic: Synthetic, experts: int, routers: int
+) -> None:
+    view = view_of(synthetic("healthy", routers=routers, num_experts=experts, steps=20))
+    before = None
+    for columns in range(72, 261):
+        layout = fit(view, columns, 60)
+        used = layout.label + layout.heat + 2 * (2 + layout.curve) + 2 + layout.drop
+        assert used <= columns
+        assert used >= 0.93 * columns or columns > 240
+        assert len(plain(table.column_heads(view, layout))) <= columns
+        if before is not None:
+            assert layout.cell >= before.cell
+            assert layout.heat > before.heat or layout.spark >= before.spark
+        before = layout
+
+
+def test_what_does_not_fit_is_named(synthetic: Synthetic) -> None:
+    watch = synthetic("healthy", routers=30, num_experts=128, top_k=8, steps=20)
+    layout = fit(view_of(watch), 80, 24)
     assert "4 experts a cell" in layout.hidden
     assert "13 more layers" in layout.hidden
 
 
 @given(st.integers(0, 40), st.integers(0, 60), st.integers(1, 41))
-def test_the_chosen_layer_is_always_visible(selected: int, first: int, visible: int) -> None:
+def test_the_selected_layer_is_always_visible(selected: int, first: int, visible: int) -> None:
     shown = first_visible(visible, selected, first, 41)
     assert shown <= selected < shown + visible
 
 
-@pytest.mark.parametrize("columns", range(MIN_COLUMNS, 120, 7))
 @pytest.mark.parametrize("lines", [2, 3])
-def test_advice_is_cut_between_words(
-    scenario: Any, open_log: Any, columns: int, lines: int
-) -> None:
-    folder = scenario("collapse", routers=10, steps=600)
-    view = view_of(open_log(folder / "metrics.jsonl"))
-    shown = frame.verdict(view, columns, lines, compact=True)[1:]
-    words = " ".join(plain(line) for line in shown).split()[1:]
-    whole = view.worst[1].next.split() if view.worst else []
-    cut = words.pop() == "…" if words[-1] == "…" else False
-    assert words == whole[: len(words)]
-    assert cut or words == whole
+def test_advice_is_cut_between_words(synthetic: Synthetic, lines: int) -> None:
+    view = view_of(synthetic("collapse", routers=10, steps=600))
+    assert view.worst is not None
+    whole = view.worst[1].next.split()
+    for columns in range(MIN_COLUMNS, 120):
+        shown = frame.verdict(view, columns, lines, compact=True)[1:]
+        advice = " ".join(plain(line) for line in shown).split()[1:]
+        cut = advice.pop() == "…" if advice[-1] == "…" else False
+        assert advice == whole[: len(advice)]
+        assert cut or advice == whole
 
 
 def test_the_lowest_balance_is_of_the_lowest_layer_not_of_one_that_has_a_note(
-    tmp_path: Path,
+    synthetic: Synthetic,
 ) -> None:
-    write_run(tmp_path / "run", "hot-expert")
-    watch = RunWatch(RunFile("run", tmp_path / "run" / LOG_NAME, 0.0))
-    watch.read_all()
-    view = view_of(watch)
+    view = view_of(synthetic("hot-expert"))
     balances = {layer.router.name: layer.collapse_index or 0.0 for layer in view.layers}
     lowest = min(balances, key=balances.__getitem__)
     noted = next(layer.router.name for layer in view.layers if layer.severity is not None)

@@ -1,8 +1,7 @@
 """``?`` explains every word that a screen prints as a name: columns, charts, states, badges."""
 
-import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from microscope_tui.lines import (
     condition,
     course_charts,
     entries_of,
-    expert_card,
     expert_charts,
     fit,
     fit_alerts,
@@ -36,8 +34,6 @@ from microscope_tui.lines import (
     table,
     unfolded,
 )
-from microscope_tui.runlog import RunFile
-from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import (
     Fleet,
     RunView,
@@ -68,30 +64,22 @@ def unexplained(screen: str, *texts: str) -> set[str]:
     return {name for text in texts for name in names_in(text)} - known
 
 
-@pytest.fixture(scope="module", params=["collapse", "overflow", "bias-runaway"])
-def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunWatch:
-    folder = tmp_path_factory.mktemp("logs") / request.param
-    write_run(folder, request.param, shape=Shape(routers=3, steps=300))
-    watch = RunWatch(RunFile("run", folder / "metrics.jsonl", 0.0))
-    watch.read_all()
-    return watch
+@pytest.fixture(params=["collapse", "overflow", "bias-runaway"])
+def watch(request: pytest.FixtureRequest, synthetic: Callable[..., RunWatch]) -> RunWatch:
+    return synthetic(request.param, routers=3, steps=300)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def view(watch: RunWatch) -> RunView:
     return view_of(watch)
 
 
-def looks() -> Iterator[Look]:
-    for measure, order in product(Measure, Order):
-        yield Look(measure=measure, order=order)
-
-
 def test_every_column_of_the_main_screen(view: RunView) -> None:
-    for look, columns in product(looks(), (60, 80, 100, 120, 200)):
+    for measure, order, columns in product(Measure, Order, (60, 80, 100, 120, 200)):
         layout = fit(view, columns, 40)
         for run in (view.run, None):
-            heads = plain(table.column_heads(view, layout, Heat(look, run)))
+            heat = Heat(Look(measure=measure, order=order), run)
+            heads = plain(table.column_heads(view, layout, heat))
             assert not unexplained("main", heads), heads
 
 
@@ -116,13 +104,13 @@ def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
     assert not unexplained("runs", plain(layout.heads()), "open pinned")
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120, 200])
-def test_every_column_of_a_comparison(watch: RunWatch, view: RunView, columns: int) -> None:
+def test_every_column_of_a_comparison(watch: RunWatch, view: RunView) -> None:
     moment = pin(watch)
     assert moment is not None
     reference = reference_of("run", moment, watch.run)
-    layout = compare.fit_compare(view, reference, columns, 20, 3)
-    assert not unexplained("compare", plain(layout.table.heads()), layout.table.no_room(", "))
+    for columns in (60, 80, 120, 200):
+        columns_of = compare.fit_compare(view, reference, columns, 20, 3).table
+        assert not unexplained("compare", plain(columns_of.heads()), columns_of.no_room(", "))
 
 
 def test_every_state_badge_and_condition() -> None:
@@ -156,15 +144,3 @@ def test_every_screen_of_a_run_has_its_words_and_no_word_twice() -> None:
     for screen, words in GLOSSARY.items():
         names = [name.strip() for entry, _ in words for name in entry.split(",")]
         assert len(names) == len(set(names)), screen
-
-
-def test_rank_means_a_device_and_nothing_else() -> None:
-    (means,) = {
-        means for words in GLOSSARY.values() for word, means in words if word.startswith("rank")
-    }
-    assert "parallelism" in means
-    for module in (expert_card, compare):
-        texts = re.findall(
-            r'"[^"]*"', re.sub(r'""".*?"""', "", inspect.getsource(module), flags=re.S)
-        )
-        assert not [text for text in texts if re.search(r"\brank", text)], module

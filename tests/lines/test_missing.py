@@ -24,7 +24,6 @@ from microscope_tui.lines import (
 from microscope_tui.watch import RunWatch, view_of
 
 ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": None}
-SIZES = [(80, 24), (120, 40), (100, 30)]
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def summaries(watched: Any) -> RunWatch:
     return watched(of, ("tokens", "tokens_per_expert"), router={"max_load": [3.25]})  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 def test_a_run_of_summaries_names_what_writes_counts(
     summaries: RunWatch, size: tuple[int, int]
 ) -> None:
@@ -61,17 +60,11 @@ def test_a_run_of_summaries_names_what_writes_counts(
     assert all(len(line) <= size[0] for line in text.splitlines())
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_an_unknown_top_k_is_named_where_the_balance_would_be(
-    watched: Any, size: tuple[int, int]
-) -> None:
-    text = snapshot_text(watched({"model": {"top_k": None}}), *size)
+def test_an_unknown_top_k_is_named_where_the_balance_would_be(watched: Any) -> None:
+    text = snapshot_text(watched({"model": {"top_k": None}}), 80, 24)
     assert text.count("k unknown") == 3
     assert "use --top-k" in text
     assert "healthy" not in text
-
-
-def test_a_balance_that_exists_is_never_called_missing(watched: Any) -> None:
     text = snapshot_text(watched({}), 100, 30)
     assert "unknown" not in text
     assert "no counts" not in text
@@ -120,7 +113,3 @@ def test_the_card_of_an_expert_without_counts_claims_nothing(summaries: RunWatch
     assert "no counts" in across
     assert "nowhere" not in across
     assert words.router_size(layer) == "experts ?, top-k unknown"
-
-
-def test_choices_are_spelled() -> None:
-    assert (words.choices(2), words.choices(0)) == ("top-2", "top-k unknown")

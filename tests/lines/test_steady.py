@@ -72,14 +72,6 @@ def test_a_level_changes_only_to_the_true_one(walk: list[float]) -> None:
         before = shown
 
 
-@given(WALK, st.booleans())
-def test_a_load_that_only_rises_or_falls_passes_through(walk: list[float], falls: bool) -> None:
-    steady = SteadyLevels()
-    ordered = sorted((load for load in walk if load), reverse=falls)
-    shown = [level for load in ordered for level in steady.levels("L1", [load])]
-    assert shown == sorted((level for level in shown if level is not None), reverse=falls)
-
-
 @given(st.sampled_from(FINE), st.sampled_from(FINE))
 def test_a_jump_over_a_whole_level_is_seen_at_once(before: int, after: int) -> None:
     assume(abs(FINE.index(before) - FINE.index(after)) > 1)
@@ -115,11 +107,6 @@ def test_death_and_revival_are_never_held_back(load: float) -> None:
     assert steady.levels("L1", [load]) == [alive]
     steady.levels("L1", [5e-324])
     assert steady.levels("L1", [0.0]) == [None]
-
-
-def test_every_level_can_be_reached() -> None:
-    loads = [2 ** (octaves / 16) for octaves in range(-96, 97)]
-    assert set(SteadyLevels().levels("L1", loads)) == set(FINE)
 
 
 def test_memory_is_that_of_the_key_the_place_and_the_length() -> None:

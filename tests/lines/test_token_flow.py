@@ -13,11 +13,6 @@ from hypothesis import strategies as st
 from microscope_tui.lines import CHUNK, NOTHING, Flow, Place, pieces_of, shown_token, wrapped
 from microscope_tui.routing import BadRouting, Routing, RoutingWriter, Shape
 
-HOSTILE = (
-    "\x1b]52;c;aGFja2Vk\x07\x9b2J\u202eevil\u2066\u200b\ufeff"
-    "\ue000\U000e0041\x00e\u0301\u0301\u0301"
-)
-
 
 def write(path: Path, texts: list[bytes], slices: list[int] | None = None) -> Routing:
     shape = Shape((1,), ("L1",), 4, 1, max(1, len(texts)))
@@ -73,22 +68,15 @@ def test_letters_split_over_tokens_are_shown_whole(text: str, data: st.DataObjec
     assert shown == whole
 
 
-@given(st.lists(st.binary(max_size=6).filter(bytes.isascii), max_size=20))
-def test_plain_text_is_shown_as_slowly_as_fast(texts: list[bytes]) -> None:
-    fast = pieces_of(texts, 1)
-    slow = pieces_of(["é".encode(), *texts], 0)[1:]
-    assert fast == slow
+def texts_of(*tokens: bytes, before: bytes = b"", after: bytes = b"") -> list[str]:
+    return [piece.text for piece in pieces_of(tokens, 0, before, after)]
 
 
 def test_a_letter_belongs_to_the_token_in_which_it_begins() -> None:
-    pieces = pieces_of([b"a\xe2\x82", b"\xac", b"b"], 0)
-    assert [piece.text for piece in pieces] == ["a€", NOTHING, "b"]
-    assert [p.text for p in pieces_of([b"\xac", b"b"], 1, before=b"a\xe2\x82")] == [NOTHING, "b"]
-    assert [p.text for p in pieces_of([b"a\xe2\x82"], 0, after=b"\xacb")] == ["a€"]
-
-
-def test_bytes_that_are_no_text_are_one_mark_a_token() -> None:
-    assert [p.text for p in pieces_of([b"\xff\xfe\xfd", b"x\xff", b""], 0)] == ["�", "x�", NOTHING]
+    assert texts_of(b"a\xe2\x82", b"\xac", b"b") == ["a€", NOTHING, "b"]
+    assert texts_of(b"\xac", b"b", before=b"a\xe2\x82") == [NOTHING, "b"]
+    assert texts_of(b"a\xe2\x82", after=b"\xacb") == ["a€"]
+    assert texts_of(b"\xff\xfe\xfd", b"x\xff", b"") == ["�", "x�", NOTHING]
 
 
 def test_newlines_are_seen_and_end_a_line() -> None:
@@ -110,18 +98,9 @@ def test_marks_stay_on_their_letter_and_are_few() -> None:
     assert (first.text, second.text, second.width) == ("e", "\u25cc\u0301x", 2)
 
 
-def test_hostile_text_is_harmless() -> None:
-    (piece,) = pieces_of([HOSTILE.encode()], 0)
-    assert not set(piece.text) & set("\x1b\x07\x9b\u202e\u2066\u200b\ufeff\ue000\x00")
-    assert "evil" in piece.text
-
-
-def test_words_are_not_broken_where_they_fit() -> None:
+def test_lines_break_between_words_and_anywhere_in_wide_letters() -> None:
     lines = wrapped(pieces_of([b"The", b" quick", b" br", b"own", b" fox"], 0), 12)
     assert ["".join(p.text for p in line.pieces) for line in lines] == ["The quick", " brown fox"]
-
-
-def test_wide_letters_break_anywhere_and_long_tokens_over_lines() -> None:
     lines = wrapped(pieces_of(["漢字".encode(), "仮名".encode()], 0), 6)
     assert ["".join(p.text for p in line.pieces) for line in lines] == ["漢字", "仮名"]
     lines = wrapped(pieces_of([b"x" * 25], 0), 10)
@@ -130,8 +109,6 @@ def test_wide_letters_break_anywhere_and_long_tokens_over_lines() -> None:
 
 def test_a_token_in_a_list_shows_its_blanks() -> None:
     assert shown_token(b"  x y") == "␣␣x y"
-    assert shown_token(b" ") == "␣"
-    assert shown_token(b"\n\n") == "↵↵"
     assert shown_token(b"\n    ") == "↵␣␣␣␣"
     assert shown_token(b"\n" + b" " * 19, 16) == "↵␣×19"
     assert shown_token(b"x \n") == "x␣↵"
@@ -160,7 +137,7 @@ def test_all_lines_together_are_the_text_once_with_the_slices(long: Routing) -> 
 def test_a_token_is_found_on_the_same_line_from_anywhere(long: Routing) -> None:
     every = Flow(long, 40).shown(Place(0, 0), 10_000)
     draw = random.Random(1)
-    for token in [0, long.tokens - 1, *(draw.randrange(long.tokens) for _ in range(60))]:
+    for token in [0, long.tokens - 1, *(draw.randrange(long.tokens) for _ in range(20))]:
         flow = Flow(long, 40)
         (line,) = flow.shown(flow.place_of(token), 1)
         first = next(one for one in every if any(p.token == token for p in one.pieces))
@@ -187,17 +164,15 @@ def test_moving_line_by_line_is_the_same_forwards_and_backwards(long: Routing) -
 def test_the_cursor_is_always_in_view_and_the_page_is_full(long: Routing) -> None:
     flow, top, draw = Flow(long, 40), Place(0, 0), random.Random(2)
     token = 0
-    for _ in range(300):
+    for _ in range(150):
         token = draw.choice([token + 1, token - 1, token + 30, draw.randrange(long.tokens)])
         token = max(0, min(long.tokens - 1, token))
         before, top = top, flow.scrolled(top, flow.place_of(token), 12)
         lines = flow.shown(top, 12)
         assert len(lines) == 12
         assert any(piece.token == token for line in lines for piece in line.pieces)
-        shown = flow.shown(before, 12)
-        if any(piece.token == token for piece in (p for ln in shown for p in ln.pieces)):
-            first = next(ln for ln in shown if any(p.token == token for p in ln.pieces))
-            assert first not in shown[:12] or before == top
+        if any(p.token == token for line in flow.shown(before, 12) for p in line.pieces):
+            assert before == top, "what is in view does not move"
 
 
 def test_lines_below_and_above_are_always_other_tokens(long: Routing) -> None:
