@@ -31,20 +31,14 @@ SCREENS = {
 }
 
 
-def test_every_rule_of_the_catalogue_is_listed(call: Call) -> None:
+def test_rules_are_explained_as_text_and_as_data(call: Call) -> None:
     code, out, err = call("explain")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == list(RULES)
-
-
-def test_a_rule_is_explained_whatever_the_case_of_its_name(call: Call) -> None:
     code, out, _ = call("explain", "hot_Expert")
     assert code == 0
     assert out.startswith("HOT_EXPERT: ")
     assert "share = 0.8" in out
-
-
-def test_an_explanation_as_data_is_the_one_of_the_list(call: Call) -> None:
     every = json.loads(call("explain", "--json")[1])
     (one,) = json.loads(call("explain", "meter", "--json")[1])["rules"]
     assert every["schema_version"] == 1

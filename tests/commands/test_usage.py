@@ -151,6 +151,7 @@ def test_without_a_path_the_newest_run_in_logs_is_read(
     code, out, err = call(*words)
     assert "Router collapse in L3" in out, err
     assert code == (2 if command == "check" else 0)
+    assert ("no terminal here" in err) == (not command)
 
 
 @pytest.mark.parametrize(

@@ -24,34 +24,28 @@ from microscope_tui.lines import (
 from microscope_tui.watch import RunWatch, view_of
 
 ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": None}
+SUMMARIES = {"model": ONE, "source": {"writer": "other", "counts": "none"}}
+NO_TOP_K = {"model": {"top_k": None}}
 
 
 @pytest.fixture
 def watched(
     write_log: Any, open_log: Any, make_header: Any, make_step: Any, balanced: Any
-) -> Callable[..., RunWatch]:
-    """A run of five steps with these changes of its header and its steps."""
+) -> Callable[[Any], RunWatch]:
+    """A run with this in its header; of ``SUMMARIES`` there is only the largest load."""
 
-    def watch(header: dict[str, Any], lacks: tuple[str, ...] = (), **only: Any) -> RunWatch:
+    def watch(header: dict[str, Any]) -> RunWatch:
         steps = [make_step(n, [balanced() for _ in range(3)], 2048) for n in range(1, 6)]
-        steps = [{k: v for k, v in one.items() if k not in lacks} | only for one in steps]
+        if header is SUMMARIES:
+            steps = [{"kind": "step", "step": 1, "loss": 2.0, "router": {"max_load": [3.25]}}]
         return open_log(write_log([make_header(**header), *steps]))  # type: ignore[no-any-return]
 
     return watch
 
 
-@pytest.fixture
-def summaries(watched: Any) -> RunWatch:
-    """The largest load of all layers, and nothing else of the routers."""
-    of = {"model": ONE, "source": {"writer": "other", "counts": "none"}}
-    return watched(of, ("tokens", "tokens_per_expert"), router={"max_load": [3.25]})  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-def test_a_run_of_summaries_names_what_writes_counts(
-    summaries: RunWatch, size: tuple[int, int]
-) -> None:
-    text = snapshot_text(summaries, *size)
+def test_a_run_of_summaries_names_what_writes_counts(watched: Any, size: tuple[int, int]) -> None:
+    text = snapshot_text(watched(SUMMARIES), *size)
     assert "no counts: only summaries; the probe writes counts (2 lines: docs/probe.md)" in text
     assert "max load 3.25" in text
     assert "E unknown" in text
@@ -61,7 +55,7 @@ def test_a_run_of_summaries_names_what_writes_counts(
 
 
 def test_an_unknown_top_k_is_named_where_the_balance_would_be(watched: Any) -> None:
-    text = snapshot_text(watched({"model": {"top_k": None}}), 80, 24)
+    text = snapshot_text(watched(NO_TOP_K), 80, 24)
     assert text.count("k unknown") == 3
     assert "use --top-k" in text
     assert "healthy" not in text
@@ -70,46 +64,44 @@ def test_an_unknown_top_k_is_named_where_the_balance_would_be(watched: Any) -> N
     assert "no counts" not in text
 
 
-def test_the_charts_of_a_layer_say_what_they_need(watched: Any, summaries: RunWatch) -> None:
-    view = view_of(watched({"model": {"top_k": None}}))
+def test_the_charts_of_a_layer_name_what_they_need(watched: Any) -> None:
+    view = view_of(watched(NO_TOP_K))
     charts = layer_charts(view, view.layers[0])
     assert not charts["balance"].measured
     assert charts["balance"].nothing == "top_k is unknown: use --top-k"
     assert "docs/probe.md" in charts["entropy"].nothing
-    view = view_of(summaries)
-    assert not view.layers[0].load
-    nothing = words.no_counts(view)
+    nothing = words.no_counts(view_of(watched(SUMMARIES)))
     lines = load_bars(None, (40, 6), Glyphs.BRAILLE, step=1, nothing=nothing)
     assert " ".join(plain(line).strip() for line in lines).count("docs/probe.md") == 1
     assert [line_width(line) for line in lines] == [40] * 6
 
 
-def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
-    watched: Any,
-) -> None:
-    expert = 3
-    series = LoadSeries(())
-    for header, said, wrong in (
+@pytest.mark.parametrize(
+    ("header", "of", "wrong"),
+    [
         ({}, "of 2,048 tokens", "assignments"),
-        ({"model": {"top_k": None}}, "of 4,096 assignments", "tokens"),
+        (NO_TOP_K, "of 4,096 assignments", "tokens"),
         ({"source": {"writer": "w", "counts": "shares"}}, "of the load", "tokens"),
-    ):
-        view = view_of(watched(header))
-        layer = view.layers[0]
-        card = " ".join(plain(s) for s in expert_card.facts(view, layer, expert, series, 100))
-        for text in (card, expert_line(view, 0, expert, Heat())):
-            assert said in text
-            assert wrong not in text
-    view = view_of(watched({"model": {"top_k": None}}))
-    assert cells_of(view.layers[0], Heat(Look(measure=Measure.SHARE))) == "top_k is unknown"
+    ],
+)
+def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
+    watched: Any, header: dict[str, Any], of: str, wrong: str
+) -> None:
+    view = view_of(watched(header))
+    card = expert_card.facts(view, view.layers[0], 3, LoadSeries(()), 100)
+    for text in (" ".join(map(plain, card)), expert_line(view, 0, 3, Heat())):
+        assert of in text
+        assert wrong not in text
+    share = cells_of(view.layers[0], Heat(Look(measure=Measure.SHARE)))
+    assert (share == "top_k is unknown") == (header is NO_TOP_K)
 
 
-def test_the_card_of_an_expert_without_counts_claims_nothing(summaries: RunWatch) -> None:
-    view = view_of(summaries)
-    layer = view.layers[0]
-    assert "0 in" not in plain(expert_card.title(view, layer, 0, "", 80))
-    assert "top-k unknown" in plain(expert_card.title(view, layer, 0, "", 80))
+def test_the_card_of_an_expert_without_counts_claims_nothing(watched: Any) -> None:
+    view = view_of(watched(SUMMARIES))
+    title = plain(expert_card.title(view, view.layers[0], 0, "", 80))
+    assert "0 in" not in title
+    assert "top-k unknown" in title
     across = plain(expert_card.across_layers(view, 0, 0, 80, colour=False))
     assert "no counts" in across
     assert "nowhere" not in across
-    assert words.router_size(layer) == "experts ?, top-k unknown"
+    assert words.router_size(view.layers[0]) == "experts ?, top-k unknown"

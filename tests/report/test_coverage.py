@@ -176,12 +176,6 @@ def test_shares_become_tokens_where_their_number_is_known(
     assert any("shares" in note for note in found.notes)
 
 
-def test_a_run_without_counts_is_not_measured(write_log: Write, make_header: Any) -> None:
-    path = write_log([make_header(), {"kind": "step", "step": 1, "loss": 2.0}])
-    with pytest.raises(NoCounts):
-        coverage_of(RunFile("run", path, 0.0), 1000)
-
-
 def test_an_expert_without_a_hit_never_gets_a_finite_estimate(
     write_log: Write, make_header: Any, make_step: Any
 ) -> None:

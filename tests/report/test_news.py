@@ -43,12 +43,12 @@ def news(alerts: Alerts, judged: Judged) -> list[tuple[str, tuple[str, ...]]]:
     return [(alert.event, alert.finding.layers) for alert in found]
 
 
-def test_the_first_look_tells_what_is_going_on_and_nothing_that_was_over() -> None:
+def test_the_first_look_reports_what_is_active_and_nothing_that_was_over() -> None:
     judged = Judged([episode(0), episode(1, recovered_at=200)])
     assert news(Alerts(), judged) == [("opened", ("L0",))]
 
 
-def test_nothing_is_told_twice_and_every_change_once() -> None:
+def test_every_change_is_reported_once() -> None:
     alerts, judged = Alerts(), Judged()
     assert news(alerts, judged) == []
     judged.episodes = [episode(0), episode(1)]
@@ -62,7 +62,7 @@ def test_nothing_is_told_twice_and_every_change_once() -> None:
     assert news(alerts, judged) == [("opened", ("L0",))]
 
 
-def test_what_came_and_went_between_two_looks_is_told_as_over() -> None:
+def test_what_opened_and_recovered_between_two_looks_is_reported_as_over() -> None:
     alerts, judged = Alerts(), Judged()
     news(alerts, judged)
     judged.episodes = [episode(2, recovered_at=200)]
@@ -71,7 +71,7 @@ def test_what_came_and_went_between_two_looks_is_told_as_over() -> None:
     assert "recovered" in news_text(alert)
 
 
-def test_what_a_restart_took_back_is_news_when_it_returns() -> None:
+def test_what_a_restart_withdrew_is_news_when_it_returns() -> None:
     alerts, judged = Alerts(), Judged([episode(0)])
     assert news(alerts, judged)
     judged.episodes = []
@@ -80,7 +80,7 @@ def test_what_a_restart_took_back_is_news_when_it_returns() -> None:
     assert news(alerts, judged) == [("opened", ("L0",))]
 
 
-def test_what_began_before_the_range_is_no_news() -> None:
+def test_what_began_before_the_range_is_not_news() -> None:
     assert news(Alerts(since_step=101), Judged([episode(0, onset=100)])) == []
 
 
