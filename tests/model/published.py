@@ -44,7 +44,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
-"""Of four pairs one stays as it is, one is between, and two are slowed down by the whole factor."""
+"""Of four pairs one is unchanged, one is between, and two are slowed down by the whole factor."""
 
 
 def their_model(seed: int = 0, **fields: Any) -> DeepseekV3ForCausalLM:
@@ -53,7 +53,7 @@ def their_model(seed: int = 0, **fields: Any) -> DeepseekV3ForCausalLM:
 
 
 def of_type(model_type: str, seed: int = 0, **fields: Any) -> Any:
-    """The same of another model type; what its config does not know is not said."""
+    """The same for another model type, without the fields that its config does not have."""
     shape = SHAPE
     if model_type == "deepseek_v2":
         unknown = {"n_group", "topk_group", "routed_scaling_factor"}
@@ -80,7 +80,7 @@ def fill(model: torch.nn.Module, seed: int) -> None:
 
 
 def their_logits(folder: Path, ids_BS: Tensor) -> Tensor:
-    """What transformers makes of a folder, in fp32."""
+    """Logits of the model that transformers loads from a folder, in fp32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         logits: Tensor = model(ids_BS, use_cache=False).logits
@@ -100,14 +100,14 @@ def their_ahead_logits(depths: MtpModel, hidden_BSD: Tensor, next_ids: Tensor) -
 
 
 def our_logits(model: LanguageModel, ids_BS: Tensor) -> Tensor:
-    """The same of a model of ours."""
+    """The logits of a model of ours."""
     with torch.no_grad():
         return model(ids_BS).logits_BSV
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """Equal within the tolerance, and large enough for that to say something."""
-    assert expected.abs().mean() > 0.3, "too small to tell anything"
+    """Equal within the tolerance, and large enough to prove something."""
+    assert expected.abs().mean() > 0.3, "too small to prove anything"
     torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0)
 
 

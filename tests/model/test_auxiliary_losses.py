@@ -49,7 +49,7 @@ def written_out(loss: Loss, routing: Routing, valid: list[list[bool]]) -> float:
 
 @pytest.mark.parametrize("shift", [0.0, -60.0], ids=["usual scores", "scores near zero"])
 @pytest.mark.parametrize("loss", [sequence_balance_loss, balance_loss, router_z_loss])
-def test_losses_equal_their_sums_written_out_without_padding(loss: Loss, shift: float) -> None:
+def test_losses_equal_sums_written_out_and_ignore_padding(loss: Loss, shift: float) -> None:
     """An epsilon in the normalisation would let the router hide behind tiny scores."""
     generator = torch.Generator().manual_seed(0)
     routings = [

@@ -110,21 +110,21 @@ def test_no_pair_is_dropped_without_a_capacity_and_no_rate_is_counted(
 
 
 @pytest.mark.parametrize("policy", ["position", "weight"])
-def test_recomputing_drops_the_same_pairs_where_scores_are_rounded_otherwise(
+def test_recomputing_drops_the_same_pairs_where_scores_are_rounded_differently(
     make_model: MakeModel, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    """On a GPU a product may round otherwise the second time; here every product does."""
+    """On a GPU a product may round differently the second time; here every product does."""
     kept: list[Tensor] = []
     decide, noise = Router._within_capacity, torch.Generator().manual_seed(0)
 
-    def otherwise(self: Router, x_TD: Tensor) -> Tensor:
+    def differently(self: Router, x_TD: Tensor) -> Tensor:
         return x_TD * (1 + 0.05 * torch.empty_like(x_TD).normal_(generator=noise))
 
     def noted(self: Router, *given: Tensor) -> Tensor:
         kept.append(decide(self, *given))
         return kept[-1]
 
-    monkeypatch.setattr(Router, "_jittered", otherwise)
+    monkeypatch.setattr(Router, "_jittered", differently)
     monkeypatch.setattr(Router, "_within_capacity", noted)
     model = make_model(capacity_factor=0.6, drop_policy=policy).train()
     model.recompute = True
@@ -136,7 +136,7 @@ def test_recomputing_drops_the_same_pairs_where_scores_are_rounded_otherwise(
         assert torch.equal(first, second)
 
 
-def test_noise_is_of_the_training_only_and_the_same_when_recomputed(
+def test_router_noise_applies_in_training_only_and_repeats_with_its_seed(
     make_model: MakeModel, ids_BS: Tensor
 ) -> None:
     noisy, plain = make_model(router_jitter_noise=0.3), make_model()

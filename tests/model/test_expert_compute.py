@@ -84,7 +84,7 @@ def test_output_and_gradients_are_those_of_the_naive_sum(
     ],
     ids=["few rows", "bf16", "many rows", "width of no 16 bytes", "fp64"],
 )
-def test_the_way_is_chosen_by_what_is_possible_and_pays(
+def test_the_grouped_product_is_used_where_it_is_possible_and_faster(
     tokens: int,
     changes: dict[str, int],
     dtype: torch.dtype,
@@ -150,7 +150,7 @@ def test_only_a_cpu_reads_a_feed_forward_in_blocks() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # what the compiler says about itself
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_other_row_counts_compile_nothing_anew(make_config: MakeConfig, dtype: torch.dtype) -> None:
+def test_changing_row_counts_do_not_recompile(make_config: MakeConfig, dtype: torch.dtype) -> None:
     """Row counts as Python numbers would be other constants of the graph in every step."""
     torch._dynamo.reset()
     counter = CompileCounter()

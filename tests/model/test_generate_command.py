@@ -40,7 +40,7 @@ def folder(make_model: MakeModel, tmp_path: Path) -> str:
     return write_checkpoint(tmp_path, make_model(), "\n" + "".join(map(chr, range(32, 128))))
 
 
-def test_a_prompt_of_which_the_rules_leave_one_token_is_greedy(
+def test_rules_that_leave_one_token_are_greedy(
     folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = set()

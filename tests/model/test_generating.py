@@ -33,7 +33,7 @@ def test_same_seed_same_text_and_the_global_generator_is_left_alone(
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
-def test_every_token_is_that_of_reading_everything_again(
+def test_cached_tokens_equal_those_of_full_forward_passes(
     temperature: float, make_model: MakeModel, ids_BS: Tensor
 ) -> None:
     model = make_model().eval()
@@ -91,7 +91,7 @@ def test_right_drafts_save_passes(make_model: MakeModel) -> None:
 
 
 @pytest.mark.parametrize("draft", [False, True])
-def test_the_token_that_ends_a_text_ends_it(draft: bool, make_model: MakeModel) -> None:
+def test_a_stop_token_ends_the_text(draft: bool, make_model: MakeModel) -> None:
     model = make_model(num_nextn_predict_layers=1).train()
     options = {"max_new_tokens": 40, "seed": 1, "draft": draft}
     text = generate(model, torch.tensor([1, 2]), **options)
@@ -195,7 +195,7 @@ def test_a_batch_takes_as_many_passes_as_its_longest_text(make_model: MakeModel)
     assert len(passes) == 12
 
 
-def test_a_batch_is_what_generate_of_transformers_makes_of_it(make_model: MakeModel) -> None:
+def test_a_batch_equals_generate_of_transformers(make_model: MakeModel) -> None:
     """Padded on the left with a mask, as is usual there."""
     model = make_model(n_routed_experts=16, num_experts_per_tok=4)
     prompts = [torch.arange(40, 49), torch.tensor([3]), torch.arange(20)]

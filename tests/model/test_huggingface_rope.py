@@ -1,4 +1,4 @@
-"""Rotary tables and the scale of the softmax are those of transformers, whatever the file says."""
+"""Rotary tables and the scale of the softmax are those of transformers for every file."""
 
 from __future__ import annotations
 

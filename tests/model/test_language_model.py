@@ -222,12 +222,12 @@ def test_contradictions_are_refused_with_values_and_a_way_out(
         ({"original_max_position_embeddings": 0}, "choose 1 or more"),
     ],
 )
-def test_a_stretch_that_makes_no_sense_is_refused(fields: dict[str, float], message: str) -> None:
+def test_impossible_scaling_is_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         YarnScaling(**{"factor": 4.0, "original_max_position_embeddings": 64, **fields})
 
 
-def test_descriptions_keep_a_stretch_and_name_wrong_fields(make_config: MakeConfig) -> None:
+def test_descriptions_keep_scaling_and_name_wrong_fields(make_config: MakeConfig) -> None:
     yarn = YarnScaling(factor=4.0, original_max_position_embeddings=64)
     config = make_config(rope_scaling=yarn)
     described = json.loads(json.dumps(config.to_dict()))

@@ -116,7 +116,7 @@ def test_gradients_of_every_weight_are_theirs(case: Case, ids_BS: Tensor) -> Non
             torch.testing.assert_close(ours[weight], gradient, atol=TOLERANCE, rtol=1e-4)
 
 
-def test_it_goes_back_as_the_class_it_came_from_with_all_fields(
+def test_an_export_has_the_class_and_all_fields_of_the_import(
     case: Case, tmp_path: Path, ids_BS: Tensor
 ) -> None:
     back = tmp_path / "back"
@@ -125,8 +125,8 @@ def test_it_goes_back_as_the_class_it_came_from_with_all_fields(
     dropped = {"auto_map", "_name_or_path", "transformers_version"}
     assert not dropped & after.keys()
     # Greedy has no groups, null there and 1 here; of multi-token prediction there are no layers.
-    written_otherwise = {"rope_parameters", "n_group", "topk_group", "num_nextn_predict_layers"}
-    same = before.keys() - dropped - written_otherwise - (case.fields.keys() & HALVES.keys())
+    written_differently = {"rope_parameters", "n_group", "topk_group", "num_nextn_predict_layers"}
+    same = before.keys() - dropped - written_differently - (case.fields.keys() & HALVES.keys())
     assert {n: after[n] for n in same} == {n: before[n] for n in same}
     again, report = AutoModelForCausalLM.from_pretrained(back, output_loading_info=True)
     assert type(again) is type(case.theirs)

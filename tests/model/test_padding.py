@@ -33,7 +33,7 @@ def test_padding_that_was_read_stays_hidden(make_model: MakeModel, ids_BS: Tenso
 
 
 @torch.no_grad()
-def test_multi_token_prediction_looks_at_no_padding(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_multi_token_prediction_ignores_padding(make_model: MakeModel, ids_BS: Tensor) -> None:
     """Neither on the left nor in a hole: nothing changes where the tokens ahead are real too."""
     model = make_model(num_nextn_predict_layers=2).eval()
     ids_BN, valid_BN = ids_BS[:1], without_the_first(9)

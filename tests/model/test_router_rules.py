@@ -1,4 +1,4 @@
-"""What must hold for every router and every token, whatever the logits and biases are."""
+"""What must hold for every router and every token, for any logits and biases."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_one_key_value_head_is_exact(
     assert largest_difference(llama, **EXACT, **shape) < TOLERANCE
 
 
-def test_key_value_heads_whose_keys_differ_by_a_turn_and_a_size_are_exact() -> None:
+def test_key_value_heads_whose_keys_differ_by_a_rotation_and_a_factor_are_exact() -> None:
     """One complex factor for each pair is what the queries can take over."""
     llama = random_llama()
     generator = torch.Generator().manual_seed(2)
@@ -90,7 +90,7 @@ def test_key_value_heads_whose_keys_differ_by_a_turn_and_a_size_are_exact() -> N
 
 
 @pytest.mark.parametrize("mixes", [1, 2, 3])
-def test_the_first_mix_of_a_pair_turns_as_before(mixes: int) -> None:
+def test_the_first_mix_of_a_pair_rotates_as_before(mixes: int) -> None:
     theta, head, rope = 10_000.0, 16, 12
     before = theta ** (-torch.arange(0, head, 2) / head)
     base = rotary_base(theta, head, rope, mixes)
@@ -203,7 +203,7 @@ def our_scores(ours: MultiHeadLatentAttention, x_BSD: Tensor) -> Tensor:
 def test_scores_are_right_at_the_distance_where_heads_look(
     groups: int, shape: dict[str, int]
 ) -> None:
-    """Heads that always look three tokens back lose nothing there, whatever is approximated."""
+    """Heads that always look three tokens back lose nothing there, for any approximation."""
     llama = random_llama(num_key_value_heads=groups)
     seen, layer = observe(llama, IDS_BS)[1], llama.model.layers[1]
     three_back = torch.zeros_like(seen.distance_HS)
