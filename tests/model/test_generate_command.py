@@ -50,6 +50,14 @@ def test_rules_that_leave_one_token_are_greedy(
     assert len(texts) == 1
 
 
+def test_the_seed_decides_the_text(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for seed in (1, 2, 1):
+        assert run_command(app, [folder, "--max-new-tokens=30", f"--seed={seed}"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[2] != texts[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -63,6 +63,7 @@ yarn = st.fixed_dictionaries(
 
 @given(yarn, st.sampled_from([10_000.0, 500.0]), st.booleans(), st.sampled_from([None, None, 12]))
 @example({"factor": 4.0, "original_max_position_embeddings": 4096}, 500.0, True, None)
+@example({"factor": 4.0, "original_max_position_embeddings": 2**20}, 500.0, True, None)
 @example({"factor": 40.0}, 10_000.0, False, None)
 @settings(max_examples=60, deadline=None)
 def test_yarn_as_in_transformers_4_and_5(

@@ -89,10 +89,10 @@ def test_transformers_loads_the_character_tokenizer(
 def test_an_unknown_character_is_an_error_and_an_unknown_id_is_not() -> None:
     with pytest.raises(ValueError, match="the tokenizer cannot encode this text"):
         PretrainedTokenizer(character_files("ab")).encode("abc")
-    with pytest.raises(ValueError, match="'!é' do not occur"):
-        CharTokenizer("abc").encode("abé!")
+    with pytest.raises(ValueError, match="'!dé' do not occur"):
+        CharTokenizer("abc").encode("abdé!")
     # Of a padded head.
-    assert CharTokenizer("ab").decode([0, 1, 7]) == "ab\N{REPLACEMENT CHARACTER}"
+    assert CharTokenizer("ab").decode([0, 1, 2]) == "ab\N{REPLACEMENT CHARACTER}"
 
 
 @given(texts)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_model import PRESETS, LanguageModel, ModelConfig
-from moe_model.config import YarnScaling
+from moe_model.config import Llama3Scaling, YarnScaling
 from tests.counted import counter_of
 
 MakeConfig = Callable[..., ModelConfig]
@@ -229,9 +229,13 @@ def test_impossible_scaling_is_refused(fields: dict[str, float], message: str) -
 
 def test_descriptions_keep_scaling_and_name_wrong_fields(make_config: MakeConfig) -> None:
     yarn = YarnScaling(factor=4.0, original_max_position_embeddings=64)
-    config = make_config(rope_scaling=yarn)
-    described = json.loads(json.dumps(config.to_dict()))
-    assert ModelConfig.from_dict(described) == config
+    llama3 = Llama3Scaling(
+        factor=8.0, original_max_position_embeddings=16, low_freq_factor=1.0, high_freq_factor=4.0
+    )
+    for scaling in (llama3, yarn):
+        config = make_config(rope_scaling=scaling)
+        described = json.loads(json.dumps(config.to_dict()))
+        assert ModelConfig.from_dict(described) == config
     with pytest.raises(ValueError, match="rope_scaling"):
         ModelConfig.from_dict({**described, "rope_scaling": {"factor": 4.0}})
     del described["hidden_size"]

@@ -29,7 +29,7 @@ MakeModel = Callable[..., LanguageModel]
 @given(
     seed=st.integers(0, 2**32 - 1),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
-    top_k=st.sampled_from([0, 1, 5, 40, 500]),
+    top_k=st.sampled_from([0, 1, 5, 40, 96, 500]),
     top_p=st.sampled_from([0.2, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     penalty=st.sampled_from([0.7, 1.0, 1.3, 5.0]),
