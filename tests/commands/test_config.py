@@ -167,7 +167,7 @@ def test_without_a_file_everything_is_as_it_is_by_default() -> None:
     assert keymap_from(found) == {}
 
 
-def test_keys_are_laid_over_the_bindings_only_when_somebody_asks(config: Any) -> None:
+def test_keys_are_a_keymap_by_the_ids_of_the_bindings(config: Any) -> None:
     found = read_config(config('[keys]\nlayer.next = "t"\n"time.back" = "u,left_square_bracket"\n'))
     assert dict(keymap_from(found)) == {
         "layer.next": "t",

@@ -118,17 +118,27 @@ def test_a_path_that_cannot_become_a_run_is_not_waited_for(follow: Follow, tmp_p
         assert why in out + err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_follow_reports_the_verdict_so_far(
-    follow: Follow, collapse: Written, number: signal.Signals
+@pytest.mark.parametrize(
+    ("what", "note"),
+    [
+        (signal.SIGINT, "note: interrupted; the run may still be in progress"),
+        (signal.SIGTERM, "note: interrupted; the run may still be in progress"),
+        ("removed", "(deleted)"),
+    ],
+)
+def test_an_interrupted_follow_and_a_removed_log_end_with_the_verdict_so_far(
+    follow: Follow, collapse: Written, what: signal.Signals | str, note: str
 ) -> None:
     collapse.write(until=-1)
     following = follow(collapse.path)
     following.wait_for("CRIT COLLAPSE")
-    following.program.send_signal(number)
+    if isinstance(what, signal.Signals):
+        following.program.send_signal(what)
+    else:
+        collapse.path.unlink()
     code, out, _ = following.end()
     assert code == 2
-    assert "note: interrupted; the run may still be in progress" in out
+    assert note in out
 
 
 def test_interrupted_before_the_first_run_there_is_no_verdict(
@@ -181,18 +191,6 @@ def test_waiting_in_vain_ends_with_the_verdict_and_a_note(
     assert f"{collapse.path}: has stopped, waiting up to 1 s for it to resume" in err
     assert "CRITICAL at step 450 (stopped)" in out
     assert "note: waited 1 s; the run did not resume" in out
-
-
-def test_a_log_that_is_removed_ends_it_with_the_verdict_so_far(
-    follow: Follow, collapse: Written
-) -> None:
-    collapse.write(until=-1)
-    following = follow(collapse.path)
-    following.wait_for("CRIT COLLAPSE")
-    collapse.path.unlink()
-    code, out, _ = following.end()
-    assert code == 2
-    assert "(deleted)" in out
 
 
 def test_a_pipe_is_followed_to_its_end(microscope: Run, collapse: Written) -> None:

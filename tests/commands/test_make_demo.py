@@ -194,24 +194,22 @@ def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(house: House, shell: S
     house.assert_no_orphan()
 
 
-def test_a_trainer_that_cannot_start_is_reported(house: House, shell: Shell) -> None:
-    screen = shell(house.command(STUB="fails"))
-    assert screen.exit_code() == 2, "what make ends with, whatever the recipe did"
-    for words in ("the trainer failed with exit code 1", "the disk is full", "Error 1"):
-        assert words in screen.text
-    assert not any(path.is_dir() for path in (house.folder / "logs").iterdir())
-    house.assert_no_orphan()
-
-
-def test_a_trainer_that_dies_while_it_is_watched_is_reported_at_the_end(
-    house: House, shell: Shell
+@pytest.mark.parametrize(
+    ("stub", "reported"),
+    [("fails", ("the disk is full", "Error 1")), ("dies", ("the trainer narrates",))],
+)
+def test_a_trainer_that_fails_before_or_while_it_is_watched_is_reported(
+    house: House, shell: Shell, stub: str, reported: tuple[str, ...]
 ) -> None:
-    screen = shell(house.command(STUB="dies"))
-    screen.wait_for(SHOWN)
-    screen.press("q")
-    assert screen.exit_code() == 2
-    for words in ("the trainer failed with exit code 1", "the trainer narrates"):
+    screen = shell(house.command(STUB=stub))
+    if stub == "dies":
+        screen.wait_for(SHOWN)
+        screen.press("q")
+    assert screen.exit_code() == 2, "what make ends with, whatever the recipe did"
+    for words in ("the trainer failed with exit code 1", *reported):
         assert words in screen.text
+    folders = [path for path in (house.folder / "logs").iterdir() if path.is_dir()]
+    assert bool(folders) == (stub == "dies"), "a run that never began leaves no folder"
     house.assert_no_orphan()
 
 
@@ -273,16 +271,14 @@ def test_without_a_terminal_it_trains_until_the_verdict_and_prints_what_to_do_ne
     assert "slice README" in shown.stdout
 
 
-def test_what_is_installed_is_announced_and_pip_shows_its_progress(house: House) -> None:
+def test_without_a_terminal_the_installation_is_announced_and_the_code_of_the_trainer_kept(
+    house: House,
+) -> None:
     (house.folder / ".venv/.train").unlink()
     house.write(".venv/bin/pip", 'echo "pip $*"')
     done = house.run_without_terminal(STUB="fails")
     assert done.stdout.index("about 5.6 GB") < done.stdout.index("pip install -e .[train]")
     assert "--quiet" not in done.stdout
-
-
-def test_without_a_terminal_the_code_of_a_trainer_that_failed_is_kept(house: House) -> None:
-    done = house.run_without_terminal(STUB="fails")
     assert done.returncode == 2
     assert "the disk is full" in done.stderr
     assert "Error 1" in done.stderr

@@ -68,7 +68,7 @@ def test_without_a_terminal_the_viewer_prints_a_snapshot_at_the_end(
     ],
     ids=["check nothing", "check text", "check packed", "snapshot text", "watch nothing"],
 )
-def test_a_pipe_without_a_step_exits_with_three_and_says_so(
+def test_a_pipe_without_a_step_exits_with_three_and_the_reason(
     microscope: Run, command: str, given: bytes
 ) -> None:
     done = microscope(*([command] if command else []), "-", given=given)

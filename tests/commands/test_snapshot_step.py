@@ -40,7 +40,7 @@ def test_before_the_onset_there_is_no_alert_and_after_it_there_is(
     assert "Router collapse in L3" in call("snapshot", collapsed, "--step", 200)[1]
 
 
-def test_a_step_that_was_not_logged_shows_another_and_says_so(
+def test_a_step_that_was_not_logged_shows_another_with_a_remark(
     call: Call, write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
     steps = [make_step(n, [balanced()] * 3, 2048) for n in range(10, 210, 10)]

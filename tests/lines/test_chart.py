@@ -58,7 +58,7 @@ def test_a_scale_never_has_its_ends_in_one_place(
     assert high > low
 
 
-def test_one_wild_spike_does_not_press_the_curve_flat_and_is_told() -> None:
+def test_one_wild_spike_does_not_press_the_curve_flat_and_is_noted() -> None:
     chart = Chart("loss", [curve(*[2.0 + n / 100 for n in range(60)], 1e9)], bottom=None)
     _, high, beyond = chart.scale()
     assert high < 10

@@ -126,7 +126,7 @@ def test_a_collapse_between_the_two_moments_is_a_worse_balance_and_experts_witho
     assert "no expert changed its load" in compare.moved_text(view.layers[0], reference, 200)
 
 
-def test_better_is_told_from_worse_by_sign_and_colour(make_run: Any) -> None:
+def test_better_and_worse_differ_in_sign_and_colour(make_run: Any) -> None:
     watch = make_run()
     sick, well = at_step(watch, 40), pin_at(watch, 10)
     layout = compare.fit_compare(view_of(watch), sick, 120, 3, 3)
@@ -140,7 +140,7 @@ def test_better_is_told_from_worse_by_sign_and_colour(make_run: Any) -> None:
     assert roles(view_of(watch), at_step(watch, 10))["-1.00"] == "crit"
 
 
-def test_layers_of_two_runs_are_matched_by_name_whatever_their_place(make_run: Any) -> None:
+def test_layers_of_two_runs_are_matched_by_name_in_any_place(make_run: Any) -> None:
     one = make_run("one", names=("L0", "L2", "L3", "L9"))
     two = make_run("two", names=("L2", "L3", "L4"))
     view = view_of(two)

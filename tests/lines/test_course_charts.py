@@ -43,7 +43,7 @@ def test_a_loss_that_rises_later_is_reported_with_the_distance(make_run: Any) ->
     assert "steps later: 3.00 before, 5.00 now" in answer
 
 
-def test_a_single_spike_is_no_rise(make_run: Any) -> None:
+def test_a_single_spike_is_not_a_rise(make_run: Any) -> None:
     answer = answered(view_of(make_run(lambda n: 9.0 if n == 300 else 3.0), 400))
     assert "does not show it" in answer
 

@@ -55,7 +55,7 @@ def test_signs_of_regular_expressions_are_themselves(text: str) -> None:
     assert Pattern.parse(text).matches(f"before {text} behind")
 
 
-def test_a_long_text_filters_nothing_and_says_so() -> None:
+def test_a_text_that_is_too_long_filters_nothing_and_is_an_error() -> None:
     pattern = Pattern.parse("a" * (MOST_CHARACTERS + 1))
     assert pattern.error == "longer than 100 characters: shorten it"
     assert all(pattern.matches(name) for name in NAMES)

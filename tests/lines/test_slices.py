@@ -56,7 +56,7 @@ def test_an_expert_that_a_slice_never_chose_is_beyond_chance_only_where_it_was_e
     assert not few.beyond
 
 
-def test_where_fewer_than_ten_pairs_are_expected_no_ratio_is_told_from_chance() -> None:
+def test_where_fewer_than_ten_pairs_are_expected_every_ratio_is_chance() -> None:
     """4 pairs of 100 are expected, or 40 of 1,000; both have three times as many."""
     small = table([[12, 88], [28, 872]])
     cell = small.rows[0].cells[0]
@@ -76,8 +76,8 @@ def test_a_cell_with_few_pairs_is_a_grey_dot_and_the_detail_says_why() -> None:
     line = slices.expert_line(found.rows[0], layout, named, chosen=False, colour=True)
     assert "·" in plain(line)
     assert "+1.6" not in plain(line)
-    said = plain(slices.detail(found.rows[0], found, ["a", "b"], named, 120, 4)[0])
-    assert "a +1.6 (12 of 100) few" in said
+    text = plain(slices.detail(found.rows[0], found, ["a", "b"], named, 120, 4)[0])
+    assert "a +1.6 (12 of 100) few" in text
     tiny = table([[1, 8], [2800, 87200]])
     below = plain(slices.heads(layout, ["a", "b"], Ordering.NUMBER, tiny)[1])
     assert "few" in below
@@ -170,11 +170,11 @@ def test_many_slices_are_scrolled_and_the_hidden_ones_counted() -> None:
     assert layout.shown.stop == 40
     assert layout.hidden == 40 - len(layout.shown)
     found = table([[5, 5]] * 40, [0.1] * 40)
-    said = plain(slices.heads(layout, names, Ordering.NUMBER, found)[0])
-    assert f"{layout.hidden} more" in said
+    text = plain(slices.heads(layout, names, Ordering.NUMBER, found)[0])
+    assert f"{layout.hidden} more" in text
     wide = slices.fit_slices(names, 200, 0)
-    said = plain(slices.heads(wide, names, Ordering.NUMBER, found)[0])
-    assert f"{wide.hidden} more slices" in said
+    text = plain(slices.heads(wide, names, Ordering.NUMBER, found)[0])
+    assert f"{wide.hidden} more slices" in text
 
 
 def test_what_identity_explains_is_shown_against_chance(routing: Routing) -> None:

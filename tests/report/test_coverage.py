@@ -1,8 +1,7 @@
 """Coverage: which experts saw too few tokens, and how many more it takes."""
 
 import random
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from microscope_tui.report import (
 )
 from microscope_tui.runlog import RunFile, decode_means
 
-Write = Callable[..., Path]
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
 
 
@@ -71,21 +69,25 @@ def test_more_hits_than_tokens_are_refused() -> None:
         further(4, 3, 10)
 
 
-def probe(write_log: Write, make_header: Any, make_step: Any, rows: Any, **header: Any) -> RunFile:
-    made = make_header(model=MODEL, profile="eval", **header)
-    steps = [make_step(n, counts, sum(counts[0])) for n, counts in enumerate(rows, 1)]
-    return RunFile("probe", write_log([made, *steps]), 0.0)
+@pytest.fixture
+def covering(write_log: Any, make_header: Any) -> Callable[..., Any]:
+    """``covering(wanted, steps, **header)``: the coverage of an evaluation with these steps."""
+
+    def cover(wanted: int, steps: Sequence[Any], **header: Any) -> Any:
+        log = write_log([make_header(**({"model": MODEL, "profile": "eval"} | header)), *steps])
+        return coverage_of(RunFile("probe", log, 0.0), wanted)
+
+    return cover
 
 
-def test_counts_of_an_evaluation_are_summed_over_all_steps(
-    write_log: Write, make_header: Any, make_step: Any
-) -> None:
+def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any, make_step: Any) -> None:
     rng = random.Random(0)
     rows = [
         [[a, 500 - a, 0, 500], [250] * 4]
         for a in (rng.randrange(10, 90) for _ in range(LAST_STEPS + 50))
     ]
-    found = coverage_of(probe(write_log, make_header, make_step, rows), 50_000)
+    steps = [make_step(n, counts, sum(counts[0])) for n, counts in enumerate(rows, 1)]
+    found = covering(50_000, steps)
     assert found.steps == LAST_STEPS + 50
     first, second = found.layers
     assert [expert.tokens for expert in first.experts] == [
@@ -100,7 +102,7 @@ def test_counts_of_an_evaluation_are_summed_over_all_steps(
 
 
 def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(
-    write_log: Write, make_header: Any, make_step: Any
+    write_log: Any, make_header: Any, make_step: Any
 ) -> None:
     model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
     old = [make_step(n, [[n, 10_000, 0, 0]], 10_000 + n) for n in range(1, 301)]
@@ -117,23 +119,19 @@ def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(
 
 @pytest.mark.parametrize("counts", ["exact", "shares"])
 def test_without_top_k_the_tokens_of_an_expert_are_known_only_beside_those_of_the_step(
-    write_log: Write, make_header: Any, make_step: Any, counts: str
+    covering: Any, make_step: Any, counts: str
 ) -> None:
     model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": None}
-    header = make_header(model=model, source={"writer": "test", "counts": counts})
+    header = {"model": model, "source": {"writer": "test", "counts": counts}}
     step = make_step(1, [[10, 20, 30, 40]], 50)
-    file = RunFile("run", write_log([header, step]), 0.0)
     if counts == "exact":
-        assert coverage_of(file, 1).layers[0].experts[3].share == pytest.approx(0.8)
-        file = RunFile("run", write_log([header, {**step, "tokens": None}], "other"), 0.0)
+        assert covering(1, [step], **header).layers[0].experts[3].share == pytest.approx(0.8)
+        step["tokens"] = None
     with pytest.raises(NoCounts, match=r"top_k \(use --top-k\)"):
-        coverage_of(file, 1)
+        covering(1, [step], **header)
 
 
-def test_saliency_is_the_mean_over_the_pairs_of_all_steps(
-    write_log: Write, make_header: Any, make_step: Any
-) -> None:
-    header = make_header(model=MODEL, profile="eval")
+def test_saliency_is_the_mean_over_the_pairs_of_all_steps(covering: Any, make_step: Any) -> None:
     steps = []
     for number, (counts, weights) in enumerate((([10, 30], [0.5, None]), ([30, 10], [0.1, 0.4]))):
         row = [*counts, 0, 60]
@@ -141,7 +139,7 @@ def test_saliency_is_the_mean_over_the_pairs_of_all_steps(
         counted = make_step(number + 1, [row, row], 100)
         matrix = counted.pop("tokens_per_expert")
         steps.append(counted | means | {"tokens_per_expert": matrix})
-    found = coverage_of(RunFile("probe", write_log([header, *steps]), 0.0), 1000)
+    found = covering(1000, steps)
     experts = found.layers[0].experts
     assert experts[0].mean_weight == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
     assert experts[0].saliency == pytest.approx(2 * 0.2)
@@ -165,22 +163,17 @@ def test_means_that_cannot_be_used_are_no_value(line: bytes, weights: Any) -> No
     assert decode_means(line, 2) == (weights, [None, None])
 
 
-def test_shares_become_tokens_where_their_number_is_known(
-    write_log: Write, make_header: Any, make_step: Any
-) -> None:
-    header = make_header(model=MODEL, profile="eval", source={"counts": "shares"})
+def test_shares_become_tokens_where_their_number_is_known(covering: Any, make_step: Any) -> None:
     row = [500_000, 250_000, 250_000, 0]
-    file = RunFile("run", write_log([header, make_step(1, [row, row], 4000)]), 0.0)
-    found = coverage_of(file, 1500)
+    found = covering(1500, [make_step(1, [row, row], 4000)], source={"counts": "shares"})
     assert [expert.tokens for expert in found.layers[0].experts] == [2000, 1000, 1000, 0]
     assert any("shares" in note for note in found.notes)
 
 
 def test_an_expert_without_a_hit_never_gets_a_finite_estimate(
-    write_log: Write, make_header: Any, make_step: Any
+    covering: Any, make_step: Any
 ) -> None:
-    rows = [[[40, 60, 0, 900], [250] * 4]]
-    found = coverage_of(probe(write_log, make_header, make_step, rows), 500)
+    found = covering(500, [make_step(1, [[40, 60, 0, 900], [250] * 4], 1000)])
     text = coverage_text(found)
     assert "more than" in text
     assert "1 expert was never chosen" in text

@@ -90,7 +90,7 @@ def test_what_is_missing_in_tmux_is_a_line_to_copy(says: str) -> None:
     assert len(lines) == " ".join(recommended(terminal)).count("`") // 2
 
 
-def test_truecolor_that_tmux_does_not_pass_on_is_said() -> None:
+def test_truecolor_that_tmux_does_not_pass_on_is_reported() -> None:
     terminal = in_tmux(GOOD, BLIND)
     assert "passes through: no" in doctor_text(VERSIONS, terminal)
     assert "terminal-overrides" in recommended(terminal)[0]

@@ -66,7 +66,7 @@ def test_every_expert_of_every_layer_has_a_row(view: Any) -> None:
     assert {(row["run"], row["step"], row["counts_step"]) for row in rows} == {("run", "2", "2")}
 
 
-def test_counts_of_an_earlier_step_say_so(
+def test_counts_of_an_earlier_step_have_its_number(
     write_log: Any, make_header: Any, make_step: Any, open_log: Any
 ) -> None:
     later = {"kind": "step", "step": 9, "loss": 1.0, "router": {"entropy": [1.0, 1.0, 1.0]}}

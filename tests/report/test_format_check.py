@@ -72,8 +72,8 @@ def test_the_documented_mistakes_are_found_as_documented(documented: Path) -> No
     third = {"kind": "step", "learningrate": 1e-3, **third}
     records = [run, first, second, third, *rest]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    said = re.sub(r"gives [\d.]+", "gives N", format_text(check_format(documented)))
-    assert said + "\n" in [re.sub(r"gives [\d.]+", "gives N", block) for block in blocks("")]
+    printed = re.sub(r"gives [\d.]+", "gives N", format_text(check_format(documented)))
+    assert printed + "\n" in [re.sub(r"gives [\d.]+", "gives N", block) for block in blocks("")]
 
 
 def test_the_documented_writer_names_what_is_not_finite(documented: Path) -> None:
