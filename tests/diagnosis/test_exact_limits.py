@@ -144,8 +144,8 @@ def test_a_shock_is_a_fall_that_is_back_within_50_steps(
     value: float, last: int, after: float, reported: bool
 ) -> None:
     courses = {"effective_experts": between(200, last, value, 7.9, after)}
-    dates = [(e.onset, e.alarm, e.recovered_at) for e in found("SHOCK", courses, 300)]
-    assert dates == ([(200, last + 1, last + 1)] if reported else [])
+    dates = [(e.onset, e.last, e.alarm, e.recovered_at) for e in found("SHOCK", courses, 300)]
+    assert dates == ([(200, last, last + 1, last + 1)] if reported else [])
 
 
 @pytest.mark.parametrize(
@@ -254,3 +254,29 @@ def test_a_fine_tuning_is_compared_with_its_first_steps(
     episodes = found("COLLAPSE", courses, 260, profile="finetune")
     episodes = [e for e in episodes if e.router_index == 1]
     assert [e.severity for e in episodes] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [(330, [(200, 0, None)]), (331, [(200, 0, 230), (331, 1, None)])],
+)
+def test_trouble_that_returns_within_100_steps_had_not_recovered(
+    again: int, expected: list[Any]
+) -> None:
+    courses = {"drop_rate": lambda n: 0.1 if 200 <= n < 230 or n >= again else 0.0}
+    episodes = found("DROPS", courses, 400)
+    assert [(e.onset, e.recurrence, e.recovered_at) for e in episodes] == expected
+
+
+def test_a_flickering_layer_keeps_20_episodes_and_counts_all() -> None:
+    courses = {"effective_experts": lambda n: 6.3 if n > 150 and n % 12 < 3 else 7.9}
+    episodes = found("SHOCK", courses, 150 + 12 * 25)
+    assert len(episodes) == 20
+    assert episodes[-1].recurrence >= 23
+
+
+def test_an_uneven_layer_has_no_hot_expert() -> None:
+    load = {"max_load": between(150, 300, 3.5, 1.5)}
+    assert found("HOT_EXPERT", load, 200)
+    uneven = {"effective_experts": between(150, 300, 4.0, 7.9)}
+    assert found("HOT_EXPERT", load | uneven, 200) == []

@@ -77,6 +77,13 @@ def test_an_auxiliary_loss_at_k_is_pooled_where_it_stays_there_and_the_writer_po
         assert causes(records) == expected
 
 
+@pytest.mark.parametrize(("name", "top_k"), [("z", 2), ("aux", [2, 2, 1])])
+def test_another_loss_and_routers_with_another_k_have_no_floor(name: str, top_k: Any) -> None:
+    run = header(balance=POOLS, model={"top_k": top_k})
+    losses = lambda n: {name: 2.0}  # noqa: E731
+    assert causes([run, *steps(1, 150, lambda n: COLLAPSED, losses=losses)]) == []
+
+
 def test_a_setting_is_reported_although_the_first_steps_are_not_measured() -> None:
     loss = lambda n: "NaN" if n < 5 else 2.0  # noqa: E731
     records = [header(balance={"method": "none"}), *steps(1, 60, loss=loss)]

@@ -6,7 +6,7 @@ import pytest
 
 from microscope_tui.diagnosis import Criteria, Severity
 from tests.conftest import header, step
-from tests.diagnosis.conftest import COLLAPSED, Counts, even, judge, loud, steps
+from tests.diagnosis.conftest import COLLAPSED, Counts, even, judge, loud, of, steps
 
 IMPOSSIBLE = [3900, 100, 16, 16, 16, 16, 16, 16]  # of 2,048 tokens that choose two experts each
 DOUBLED = [2 * count for count in COLLAPSED]
@@ -63,6 +63,15 @@ def test_a_summary_that_contradicts_its_counts_is_a_fault() -> None:
 
     (found,) = loud(judge([header(), *steps(1, 400, router=sick)]))
     assert (found.facts["cause"], found.router_index) == ("summary", 1)
+
+
+def test_wrong_counts_that_only_some_lines_have_are_one_fault() -> None:
+    records = [header(), *steps(1, 200, lambda n: DOUBLED)]
+    for record in records[1:]:
+        if record["step"] % 5:
+            del record["tokens_per_expert"]
+    found = of(judge(records), "METER")
+    assert (found.active, found.onset) == (True, 5)
 
 
 def test_pairs_that_chose_no_real_expert_are_counted_as_unrouted() -> None:

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Severity
+from microscope_tui.diagnosis import Severity, StepView
 from microscope_tui.lines import snapshot_text
 from microscope_tui.report import CheckRequest, Judgement
 from microscope_tui.report import judge as check
-from microscope_tui.runlog import RunFile
+from microscope_tui.runlog import RouterInfo, RunFile, StepRecord
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
@@ -42,6 +42,27 @@ def test_there_is_a_collapse_index_only_where_k_is_known_and_below_e(
 ) -> None:
     index = measures.balance(row, top_k).collapse_index
     assert (index is not None) == (any(row) and 0 < top_k < len(row))
+
+
+@pytest.mark.parametrize(
+    ("row", "usable", "whole"),
+    [
+        ([1, 0, 2, 3], True, True),
+        ([1, 0, 2], True, False),
+        ([1, -1, 2, 3], False, False),
+        ([1 << 49, 1 << 49, 0, 0], False, False),
+        ([], False, False),
+    ],
+)
+def test_a_row_is_counts_if_it_is_possible_and_full_if_every_expert_has_one(
+    row: list[int], usable: bool, whole: bool
+) -> None:
+    view = StepView(StepRecord(1), (RouterInfo("L1", 1, 4, 1),), lambda index: row)
+    assert (view.counts(0), view.full_counts(0)) == (
+        row if usable else None,
+        row if whole else None,
+    )
+    assert view.has_counts == usable
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,6 @@ def test_an_episode_that_a_resume_reopens_ends(
     assert [episode.recovered_at for episode in found] == [210] * len(found) != []
 
 
-def test_a_swing_that_a_resume_ends_is_over() -> None:
-    swing: Counts = lambda n: alternating(n) if n >= 200 else even(n)  # noqa: E731
-    records = resumed(500, 451, 1000, swing)
-    assert of(judge(records[:501]), "OSCILLATION").active
-    assert not of(judge(records), "OSCILLATION").active
-
-
 @pytest.mark.parametrize("end", [500, 530])
 def test_a_swing_that_stops_recovers_without_any_resume(end: int) -> None:
     still = [512 + 3 * e - 10 for e in range(8)]  # too even to be looked at
@@ -76,6 +69,7 @@ def test_a_swing_that_stops_recovers_without_any_resume(end: int) -> None:
     found = of(judge([header(), *steps(1, 1000, swing)]), "OSCILLATION")
     assert found.recovered_at is not None
     assert end <= found.recovered_at <= end + 200
+    assert 192 <= found.onset <= 208
 
 
 def test_severity_and_numbers_of_superseded_steps_are_withdrawn() -> None:
@@ -126,6 +120,13 @@ def test_a_setting_that_a_resume_corrects_is_over_and_one_that_it_spoils_is_repo
     corrected, spoilt = lint(bad, good), lint(good, bad)
     assert (corrected.alarm, corrected.recovered_at) == (1, 150)
     assert (spoilt.alarm, spoilt.recovered_at) == (150, None)
+
+
+def test_checkpoints_of_superseded_steps_are_forgotten() -> None:
+    saved = [{"kind": "event", "event": "checkpoint", "step": n} for n in (0, 50, 50, 100)]
+    records = [header(), *steps(1, 110), *saved]
+    assert judge(records).checkpoints == [0, 50, 100]
+    assert judge([*records, header(resumed_at_step=100), *steps(100, 110)]).checkpoints == [0, 50]
 
 
 @pytest.mark.parametrize(("method", "active"), [("none", True), ("bias", False)])

@@ -1,10 +1,8 @@
 """The lines of every scenario: reproducible, readable, and what the format says."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -63,9 +61,3 @@ def test_every_scenario_fits_the_shape_of_the_demo() -> None:
 def test_an_unknown_scenario_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UnknownScenario, match="healthy, shock"):
         write_run(tmp_path, "nonsense")
-
-
-def test_the_demo_writes_a_scenario(microscope: Callable[..., Any], tmp_path: Path) -> None:
-    done = microscope("demo", "--scenario", "collapse", "-o", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "collapse" / "metrics.jsonl").stat().st_size > 10_000
