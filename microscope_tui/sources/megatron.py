@@ -5,7 +5,7 @@ summed; so are ranks, but those that traced the same tokens (tensor-parallel sib
 A step is complete when every rank is past it, or when nothing is written any more.
 
 Layers are numbered *within a pipeline stage*. Ranks that traced different layers are therefore
-refused, unless ``pipeline_parallel`` says how many stages there are. Then the ranks are split into
+refused, unless ``pipeline_parallel`` gives the number of stages. Then the ranks are split into
 that many equal groups in their order, as Megatron does by default, and each stage continues the
 numbers of the one before; a stage whose last layer is dense makes the next ones too low. Stages
 with equal layers cannot be distinguished from data-parallel ranks, nor the chunks of a virtual

@@ -183,7 +183,7 @@ def _start_of(data: Bytes, member: ZipInfo) -> int:
     header = data.read(member.header_offset, _LOCAL_BYTES, "the header of a member")
     start: int = member.header_offset + _LOCAL_BYTES + sum(struct.unpack_from("<HH", header, 26))
     if not header.startswith(b"PK\3\4") or start + member.file_size > data.size:
-        raise data.broken("a member is not where the directory says; copy the file again")
+        raise data.broken("a member is not where the directory puts it; copy the file again")
     return start
 
 
@@ -205,7 +205,7 @@ class _Tensors:
         member = self._found.get(f"{self._folder}data/{key}")
         size = struct.calcsize(f"<{CODES[name]}")
         if member is None or not 0 <= elements * size <= member.file_size:
-            raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle says")
+            raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle needs")
         return _Storage(CODES[name], member, elements)
 
     def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor:
