@@ -1,10 +1,14 @@
 """Runs that many tests look at, the microscope in a terminal, and screens that answer at once."""
 
 import asyncio
+import json
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,9 @@ from benchmarks.scenarios import SCENARIOS
 from microscope_tui.scenarios import Shape, write_run
 from tests.probed import write_probed
 from tests.terminal import Terminal
+
+Record = dict[str, Any]
+SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +50,60 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
     yield start
     for one in opened:
         one.close()
+
+
+@pytest.fixture
+def make_steps(make_step: Any, balanced: Any) -> Callable[..., list[Record]]:
+    """Step records of some layers; ``sick``: when a layer sends all tokens to two experts."""
+
+    def make(
+        steps: Iterable[int], sick: Mapping[int, range] = {}, layers: int = 3, **changes: Any
+    ) -> list[Record]:
+        def row(step: int, layer: int) -> list[int]:
+            return SICK if step in sick.get(layer, ()) else balanced()  # type: ignore[no-any-return]
+
+        def record(n: int) -> Record:
+            rows = [row(n, layer) for layer in range(layers)]
+            return make_step(n, rows, 2048, **{"loss": 8.0 - n / 100, **changes})  # type: ignore[no-any-return]
+
+        return [record(n) for n in steps]
+
+    return make
+
+
+@pytest.fixture
+def make_run(write_log: Any, make_header: Any, make_steps: Any) -> Callable[..., Path]:
+    """Write the log of a run that was last written ``age`` seconds ago."""
+
+    def make(
+        name: str = "run",
+        steps: Iterable[int] = range(1, 13),
+        age: float = 0.0,
+        end: str = "",
+        names: Sequence[str] = ("L1", "L2", "L3"),
+        **changes: Any,
+    ) -> Path:
+        model = {"layers": [*range(len(names))], "layer_names": [*names]}
+        header = make_header(run=name, model=model, profile=changes.pop("profile", "train"))
+        records = [header, *make_steps(steps, layers=len(names), **changes)]
+        if end:
+            records.append({"kind": "event", "event": "end", "reason": end, "step": max(steps)})
+        path: Path = write_log(records, name=name)
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def append(make_steps: Any) -> Callable[..., None]:
+    """Append steps to a log."""
+
+    def to(log: Path, steps: Iterable[int], **how: Any) -> None:
+        with log.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in make_steps(steps, **how))
+
+    return to
 
 
 @pytest.fixture(scope="session")

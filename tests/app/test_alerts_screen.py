@@ -1,30 +1,21 @@
 """The alerts of a run: choosing one, going to where it began, marking it as seen, filtering."""
 
 import gzip
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from microscope_tui.app import AlertsScreen, MainScreen
 from tests.app.pilot import AppPilot, open_app
 
-SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
 SMALL = (80, 24)
 
 
 @pytest.fixture
-def troubled(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Path:
+def troubled(make_run: Callable[..., Path]) -> Path:
     """400 steps: L2 collapses at 100 and recovers, L3 collapses at 300 and stays so."""
-    records = [make_header(planned_steps=400)]
-    for n in range(1, 401):
-        second, third = 100 <= n < 180, n >= 300
-        rows = [balanced(), SICK if second else balanced(), SICK if third else balanced()]
-        records.append(make_step(n, rows, 2048))
-    return write_log(records, name="troubled")  # type: ignore[no-any-return]
+    return make_run("troubled", range(1, 401), sick={1: range(100, 180), 2: range(300, 999)})
 
 
 def chosen_in(app: AppPilot) -> str:
@@ -145,24 +136,19 @@ async def test_without_an_alert_every_key_is_harmless_and_healthy_is_explained(
 
 @pytest.mark.usefixtures("quick_reader")
 async def test_the_list_follows_a_run_that_grows_is_replaced_and_is_deleted(
-    troubled: Path, make_header: Any, make_step: Any, balanced: Any
+    troubled: Path, make_run: Callable[..., Path], append: Callable[..., None]
 ) -> None:
     async with open_app(troubled, "3", "end", size=SMALL) as app:
-        with troubled.open("a") as file:
-            for n in range(401, 501):
-                file.write(json.dumps(make_step(n, [SICK, balanced(), SICK], 2048)) + "\n")
+        append(troubled, range(401, 501), sick={0: range(999), 2: range(999)})
         await app.sees("2 active", "alerts-title")
         assert "L2" in chosen_in(app)
-        new = troubled.with_name("new")
-        records = [make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 9))]
-        new.write_text("".join(json.dumps(record) + "\n" for record in records))
         before = troubled.with_name("before")
         before.write_bytes(troubled.read_bytes())
-        os.replace(new, troubled)
+        make_run("new").replace(troubled)
         await app.sees("none", "alerts-title")
         await app.press("enter", "A")
         assert isinstance(app.screen, AlertsScreen)
-        os.replace(before, troubled)
+        before.replace(troubled)
         await app.sees("2 active", "alerts-title")
         troubled.unlink()
         await app.sees("deleted", "header")

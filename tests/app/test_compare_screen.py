@@ -1,12 +1,9 @@
 """Two steps side by side: where A comes from, how it follows B, and what its keys do."""
 
 import gzip
-import json
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,30 +11,8 @@ from microscope_tui.app import CompareScreen, LayerScreen, MainScreen
 from tests.app.pilot import AppPilot, open_app
 
 Make = Callable[..., Path]
-SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
-
-
-@pytest.fixture
-def make_run(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Make:
-    """A run of three layers whose L2 is sick from a step on, written ``age`` seconds ago."""
-
-    def make(
-        name: str = "run",
-        steps: int = 200,
-        sick_from: int = 100,
-        age: float = 9e8,
-        names: Any = ("L1", "L2", "L3"),
-    ) -> Path:
-        model = {"layers": list(range(len(names))), "layer_names": list(names)}
-        records = [make_header(run=name, planned_steps=200, model=model)]
-        for n in range(1, steps + 1):
-            rows = [SICK if at == 1 and n >= sick_from else balanced() for at in range(len(names))]
-            records.append(make_step(n, rows, 2048, loss=8.0 - n / 100))
-        path: Path = write_log(records, name=name)
-        os.utime(path, (2e9 - age,) * 2)
-        return path
-
-    return make
+STEPS = range(1, 201)
+SICK = {1: range(100, 999)}
 
 
 def moment(app: AppPilot, which: str) -> list[str]:
@@ -58,7 +33,7 @@ async def pinned(root: Path) -> AsyncIterator[AppPilot]:
 async def test_without_a_reference_the_step_before_the_worst_alert_is_taken(
     make_run: Make,
 ) -> None:
-    async with open_app(make_run(), "5") as app:
+    async with open_app(make_run(steps=STEPS, sick=SICK), "5") as app:
         assert "before COLLAPSE began" in app.text("moments")
         assert moment(app, "A") == ["run", "99"]
         assert moment(app, "B") == ["run", "200"]
@@ -75,13 +50,13 @@ async def test_without_a_reference_the_step_before_the_worst_alert_is_taken(
 async def test_in_a_healthy_run_a_tenth_of_it_is_taken(
     make_run: Make, steps: int, a: str, why: str
 ) -> None:
-    async with open_app(make_run(steps=steps, sick_from=999), "5") as app:
+    async with open_app(make_run(steps=range(1, steps + 1)), "5") as app:
         assert moment(app, "A") == ["run", a]
         assert why in app.text("moments")
 
 
 async def test_b_takes_the_shown_step_as_a_and_time_moves_on_from_there(make_run: Make) -> None:
-    async with open_app(make_run(), "5", *":50", "enter", "b") as app:
+    async with open_app(make_run(steps=STEPS, sick=SICK), "5", *":50", "enter", "b") as app:
         assert "A is step 50" in app.text("keys")
         assert "the same step as B" in app.text("moments")
         for keys, step in (("]", "51"), ("}", "61"), ("f", "200")):
@@ -95,7 +70,7 @@ async def test_b_takes_the_shown_step_as_a_and_time_moves_on_from_there(make_run
 
 
 async def test_a_layer_is_chosen_opened_and_filtered(make_run: Make) -> None:
-    async with open_app(make_run(), "5", size=(80, 24)) as app:
+    async with open_app(make_run(steps=STEPS, sick=SICK), "5", size=(80, 24)) as app:
         layers = []
         for key in ("down", "j", "down", "up", "k", "end", "home", "pagedown", "pageup"):
             await app.press(key)
@@ -122,8 +97,8 @@ async def test_a_layer_is_chosen_opened_and_filtered(make_run: Make) -> None:
 async def test_a_pinned_run_follows_to_the_same_step_until_b_or_its_end(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("new", age=8e8)
-    old = make_run("old", sick_from=999)
+    make_run("new", STEPS, 5000, sick=SICK)
+    old = make_run("old", STEPS, 6000)
     async with pinned(tmp_path) as app:
         assert moment(app, "A") == ["old", "200"]
         assert moment(app, "B") == ["new", "200"]
@@ -146,20 +121,14 @@ async def test_a_pinned_run_follows_to_the_same_step_until_b_or_its_end(
         assert "pinned" not in app.text("runs")
 
 
-async def test_a_shorter_pinned_run_stays_at_its_last_step(make_run: Make, tmp_path: Path) -> None:
-    make_run("new", age=8e8)
-    make_run("short", steps=60)
-    async with pinned(tmp_path) as app:
-        assert moment(app, "A") == ["short", "60"]
-        assert "pinned, its last step before B" in app.text("moments")
-
-
-async def test_runs_of_other_shapes_are_matched_by_the_names_of_their_layers(
+async def test_a_shorter_run_of_another_shape_is_matched_by_the_names_of_its_layers(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("new", age=8e8, names=("L1", "L2", "L7"))
-    make_run("other", names=("L0", "L2", "L1", "L9"))
+    make_run("new", STEPS, 5000, names=("L1", "L2", "L7"), sick=SICK)
+    make_run("other", range(1, 61), 6000, names=("L0", "L2", "L1", "L9"))
     async with pinned(tmp_path) as app:
+        assert moment(app, "A") == ["other", "60"]
+        assert "pinned, its last step before B" in app.text("moments")
         pairs = app.text("pairs").split("\n")
         assert "no L7 in A" in next(line for line in pairs if " L7 " in line)
         assert "no L1 in A" not in app.text("pairs")
@@ -167,7 +136,7 @@ async def test_runs_of_other_shapes_are_matched_by_the_names_of_their_layers(
 
 
 async def test_a_compressed_log_explains_how_to_get_a_reference(make_run: Make) -> None:
-    path = make_run()
+    path = make_run(steps=STEPS, sick=SICK)
     packed = path.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(path.read_bytes()))
     async with open_app(packed, "5", size=(80, 24)) as app:
@@ -179,14 +148,11 @@ async def test_a_compressed_log_explains_how_to_get_a_reference(make_run: Make) 
 
 @pytest.mark.usefixtures("quick_reader")
 async def test_a_run_that_is_replaced_gets_a_new_reference(
-    make_run: Make, make_header: Any, make_step: Any, balanced: Any
+    make_run: Make,
 ) -> None:
-    path = make_run()
+    path = make_run(steps=STEPS, sick=SICK)
     async with open_app(path, "5") as app:
-        new = path.with_name("new")
-        records = [make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 41))]
-        new.write_text("".join(json.dumps(record) + "\n" for record in records))
-        os.replace(new, path)
+        make_run("new", range(1, 41)).replace(path)
         await app.until(lambda: moment(app, "B")[1] == "40", "the new run")
         await app.until(lambda: moment(app, "A")[1] == "4", "its own A")
         path.unlink()
@@ -198,8 +164,8 @@ async def test_a_run_that_is_replaced_gets_a_new_reference(
 async def test_a_pinned_run_that_is_read_while_the_app_ends_is_no_failure(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("one", steps=20, age=9e8)
-    make_run("other", steps=20, age=9.1e8)
+    make_run("one", age=5000)
+    make_run("other", age=6000)
     for wait in (0.0, 0.05, 0.1, 0.15):
         async with open_app(tmp_path, "r") as app:
             await app.sees("2 runs", "runs")

@@ -1,8 +1,7 @@
 """The card of an expert: its keys, its past from the log, and logs without a past."""
 
 import gzip
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -114,21 +113,13 @@ async def test_a_log_that_disappears_shows_the_reason(
 
 @pytest.mark.usefixtures("quick_reader")
 async def test_a_growing_run_is_sampled_again_only_after_a_while(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any
+    make_run: Callable[..., Path], append: Callable[..., None]
 ) -> None:
-    path = write_log(
-        [make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 321))]
-    )
-
-    def grow(first: int, last: int) -> None:
-        with path.open("ab") as file:
-            for n in range(first, last + 1):
-                file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
-
+    path = make_run(steps=range(1, 321))
     async with card(path) as app:
         first = series(app)
-        grow(321, 324)
+        append(path, range(321, 325))
         await app.sees("at 324", "chart-load")
         assert series(app) is first
-        grow(325, 359)
+        append(path, range(325, 360))
         await app.until(lambda: series(app).steps[-1] >= 350, "new samples")

@@ -1,6 +1,5 @@
 """The main screen: its cursor, what its cells show, its filter, and runs that come and go."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -131,11 +130,10 @@ async def test_a_filter_shows_what_matches_while_it_is_typed(collapsed: Path) ->
 
 
 async def test_a_mark_as_seen_and_the_next_alert_that_is_not(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any
+    make_run: Callable[..., Path],
 ) -> None:
-    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
-    steps = [make_step(n, [sick, balanced(), sick], 2048) for n in range(1, 200)]
-    async with open_app(write_log([make_header(), *steps]), "a", size=(120, 40)) as app:
+    log = make_run(steps=range(1, 200), sick={0: range(999), 2: range(999)})
+    async with open_app(log, "a", size=(120, 40)) as app:
         first = app.session.selected
         await app.press("a")
         assert {first, app.session.selected} == {0, 2}
@@ -208,10 +206,10 @@ async def test_a_deleted_run_and_a_bug_in_the_reader_leave_what_was_read(
 
 
 async def test_a_screen_below_another_one_is_not_drawn(
-    scenario: Scenario, make_step: Any, balanced: Any, monkeypatch: pytest.MonkeyPatch
+    make_run: Callable[..., Path], append: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Textual would send the whole terminal again."""
-    log = scenario("healthy", routers=3, steps=40) / "metrics.jsonl"
+    log = make_run(steps=range(1, 41))
     drawn: list[int] = []
     real = MainScreen.redraw
 
@@ -224,8 +222,7 @@ async def test_a_screen_below_another_one_is_not_drawn(
         for step, key in enumerate(("enter", "r", "?"), 41):
             await app.press(key)
             drawn.clear()
-            with log.open("ab") as file:
-                file.write(json.dumps(make_step(step, [balanced()] * 3, 2048)).encode() + b"\n")
+            append(log, [step])
             await app.reads(step)
             await app.pause(2 * app.session.preferences.interval_s)
             assert drawn == []

@@ -1,11 +1,9 @@
 """Screen 9: the probe of the pinned run against that of the open one."""
 
-import os
 import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,14 +18,11 @@ TOKENS = 200
 
 
 @pytest.fixture
-def make_probe(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Make:
+def make_probe(make_run: Make) -> Make:
     """A probe of three layers; ``flips``: tokens of L2 that choose expert 7 instead of 0."""
 
-    def make(name: str, flips: int = 0, age: float = 9e8, *, tokens: int = TOKENS) -> Path:
-        records = [make_header(run=name, profile="eval")]
-        records += [make_step(n, [balanced() for _ in range(3)], 2048) for n in (1, 2)]
-        path: Path = write_log(records, name=name)
-        os.utime(path, (2e9 - age,) * 2)
+    def make(name: str, flips: int = 0, age: float = 5000, *, tokens: int = TOKENS) -> Path:
+        path = make_run(name, (1, 2), age, profile="eval")
         shape = Shape((1, 2, 3), ("L1", "L2", "L3"), 8, 2, tokens)
         writer = RoutingWriter(path.with_name("routing.bin"), shape)
         writer.put_tokens([5] * tokens, [b"a"] * tokens, [0] * tokens, [0] * tokens)

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,28 +15,7 @@ from microscope_tui.lines import Glyphs
 from tests.app.pilot import AppPilot, running
 
 Make = Callable[..., Path]
-SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
 pytestmark = pytest.mark.usefixtures("quick_reader")
-
-
-@pytest.fixture
-def make_run(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Make:
-    """Write a run of some steps whose log was last written ``age`` seconds ago."""
-
-    def make(
-        name: str, age: float = 0.0, steps: int = 12, end: str = "", sick_from: int = 10**9
-    ) -> Path:
-        records = [make_header(run=name)]
-        for n in range(1, steps + 1):
-            rows = [balanced(), SICK if n >= sick_from else balanced(), balanced()]
-            records.append(make_step(n, rows, 2048, step_time_s=0.1))
-        if end:
-            records.append({"kind": "event", "event": "end", "reason": end, "step": steps})
-        path: Path = write_log(records, name=name)
-        os.utime(path, (time.time() - age,) * 2)
-        return path
-
-    return make
 
 
 def lines_of(app: AppPilot) -> list[str]:
@@ -74,13 +52,13 @@ async def test_every_run_is_listed_newest_first_with_its_state(
 ) -> None:
     states = {
         "live": make_run("a-live"),
-        "slow": make_run("b-slow", 30),
-        "stale": make_run("c-stale", 120),
-        "crashed?": make_run("d-crashed", 4_000),
-        "finished": make_run("e-finished", 5_000, end="finished"),
-        "stopped": make_run("f-stopped", 6_000, end="signal"),
-        "failed": make_run("g-failed", 7_000, end="failed"),
-        "waiting": make_run("h-waiting", 8_000, steps=0),
+        "slow": make_run("b-slow", age=30),
+        "stale": make_run("c-stale", age=120),
+        "crashed?": make_run("d-crashed", age=4_000),
+        "finished": make_run("e-finished", age=5_000, end="finished"),
+        "stopped": make_run("f-stopped", age=6_000, end="signal"),
+        "failed": make_run("g-failed", age=7_000, end="failed"),
+        "waiting": make_run("h-waiting", (), 8_000),
     }
     async with listed(tmp_path, len(states)) as app:
 
@@ -98,9 +76,9 @@ async def test_every_run_is_listed_newest_first_with_its_state(
 async def test_a_live_run_beside_the_open_one_gets_its_verdict(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("sick", 2, steps=200, sick_from=120)
-    make_run("well", 1, steps=200)
-    make_run("over", 9_000, end="collapse")
+    make_run("sick", range(1, 201), 2, sick={1: range(120, 999)})
+    make_run("well", range(1, 201), 1)
+    make_run("over", age=9_000, end="collapse")
     async with listed(tmp_path, 3) as app:
         await app.sees("C COLLAPSE L2 since 1", "runs")
         well, sick, over = lines_of(app)
@@ -114,7 +92,7 @@ async def test_a_live_run_beside_the_open_one_gets_its_verdict(
 async def test_a_dead_run_grows_old_on_the_screen_although_nothing_happens(
     make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run("run", 1)
+    make_run("run", age=1)
     async with listed(tmp_path, 1) as app:
         await app.sees(" live ", "runs")
         real = time.time
@@ -126,8 +104,8 @@ async def test_a_dead_run_grows_old_on_the_screen_although_nothing_happens(
 async def test_enter_opens_the_chosen_run_and_nothing_newer_takes_its_place(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("old", 9_000, end="finished")
-    make_run("new", 5_000, end="finished")
+    make_run("old", age=9_000, end="finished")
+    make_run("new", age=5_000, end="finished")
     async with listed(tmp_path, 2) as app:
         assert chosen_in(app) == "new"  # the open one
         await app.press("down", "enter")
@@ -154,7 +132,7 @@ async def test_an_empty_list_fills_by_itself(make_run: Make, tmp_path: Path) -> 
         await app.press("7")
         assert "waiting for a run" in app.text("waiting")
         await app.press("r")
-        make_run("arrived", 1)
+        make_run("arrived", age=1)
         await app.sees("arrived", "runs")
         assert "no runs yet" not in app.text("runs")
 
@@ -163,10 +141,10 @@ async def test_the_chosen_line_stays_on_its_run_while_others_come_and_go(
     make_run: Make, tmp_path: Path
 ) -> None:
     for at in range(3):
-        make_run(f"run-{at}", 5_000 + at, end="finished")
+        make_run(f"run-{at}", age=5_000 + at, end="finished")
     async with listed(tmp_path, 3) as app:
         await app.press("down")
-        make_run("arrived", 1)
+        make_run("arrived", age=1)
         await app.sees("arrived", "runs")
         assert names_of(app) == ["arrived", "run-0", "run-1", "run-2"]
         assert chosen_in(app) == "run-1"
@@ -206,9 +184,9 @@ async def test_more_runs_than_lines_are_scrolled_to_both_ends(tmp_path: Path) ->
 async def test_every_width_shows_state_age_and_verdict(
     make_run: Make, tmp_path: Path, glyphs: Glyphs
 ) -> None:
-    make_run("sweep-of-somebody-lr3e-4-batch512-seed1", 9_000, end="finished")
-    make_run("sweep-of-somebody-lr3e-4-batch512-seed2", 9_001, end="finished")
-    make_run("a-\u202e\x1b[31m[bold]-b", 9_002, end="finished")
+    make_run("sweep-of-somebody-lr3e-4-batch512-seed1", age=9_000, end="finished")
+    make_run("sweep-of-somebody-lr3e-4-batch512-seed2", age=9_001, end="finished")
+    make_run("a-\u202e\x1b[31m[bold]-b", age=9_002, end="finished")
     async with listed(tmp_path, 3, glyphs=glyphs) as app:
         await app.until(lambda: "to judge" not in app.text("runs"), "all judged")
         for columns, rows in ((40, 10), (60, 20), (80, 24), (120, 40)):
@@ -229,8 +207,8 @@ async def test_every_width_shows_state_age_and_verdict(
 async def test_a_run_without_a_step_offers_the_list_and_its_filter(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("trained", 9_000, end="finished")
-    make_run("begun", 1, steps=0)
+    make_run("trained", age=9_000, end="finished")
+    make_run("begun", (), 1)
     async with running(tmp_path, (80, 24)) as app:
         await app.sees("r all runs", "waiting")
         assert "waiting for the first step of begun" in app.text("waiting")
@@ -249,7 +227,7 @@ async def test_a_run_without_a_step_offers_the_list_and_its_filter(
 async def test_a_log_that_cannot_be_read_shows_why_in_the_list_and_when_it_is_opened(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("good", 1)
+    make_run("good", age=1)
     bad = tmp_path / "bad" / "metrics.jsonl"
     bad.parent.mkdir()
     bad.write_text('{"kind":"run","format_version":7,"model":{"layers":[]}}\n')
@@ -265,7 +243,7 @@ async def test_space_selects_and_solo_lists_the_selected_runs_also_after_one_was
     make_run: Make, tmp_path: Path
 ) -> None:
     for at in range(4):
-        make_run(f"run-{at}", 5_000 + at, end="finished")
+        make_run(f"run-{at}", age=5_000 + at, end="finished")
     async with listed(tmp_path, 4) as app:
         await app.press("s")
         assert "no run is selected" in app.text("keys")
@@ -289,9 +267,9 @@ async def test_space_selects_and_solo_lists_the_selected_runs_also_after_one_was
 async def test_p_pins_the_run_under_the_cursor_and_releases_it_again(
     make_run: Make, tmp_path: Path
 ) -> None:
-    make_run("run-0", 5_000, end="finished")
-    make_run("run-1", 5_001, end="finished")
-    make_run("begun", 6_000, steps=0)
+    make_run("run-0", age=5_000, end="finished")
+    make_run("run-1", age=5_001, end="finished")
+    make_run("begun", (), 6_000)
     async with listed(tmp_path, 3) as app:
         session = app.session
         await app.press("p")
@@ -312,9 +290,9 @@ async def test_p_pins_the_run_under_the_cursor_and_releases_it_again(
 
 
 async def test_the_filter_finds_names_states_and_verdicts(make_run: Make, tmp_path: Path) -> None:
-    make_run("sweep-a", 5_000, end="finished")
-    make_run("sweep-b", 6_000, end="collapse")
-    make_run("other", 7_000, end="failed")
+    make_run("sweep-a", age=5_000, end="finished")
+    make_run("sweep-b", age=6_000, end="collapse")
+    make_run("other", age=7_000, end="failed")
     async with listed(tmp_path, 3) as app:
         await app.press("n")
         assert "no filter" in app.text("keys")

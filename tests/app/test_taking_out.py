@@ -125,21 +125,14 @@ async def test_nothing_is_kept_unless_it_is_wanted(
 
 @pytest.mark.parametrize("bell", [False, True])
 async def test_the_bell_rings_once_for_a_new_critical_alert_if_it_is_on(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any, bell: bool
+    make_run: Callable[..., Path], append: Callable[..., None], bell: bool
 ) -> None:
-    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
-
-    def records(first: int, last: int, *rows: Any) -> list[Any]:
-        return [make_step(n, [*rows, balanced()], 2048) for n in range(first, last)]
-
-    old = records(1, 150, sick, balanced())  # an alert that is there at first does not ring
-    log = write_log([make_header(), *old])
+    log = make_run(steps=range(1, 150), sick={0: range(999)})  # an alert that is there at first
     async with open_app(log, preferences=Preferences(bell=bell, interval_s=0.05)) as app:
         await app.until(lambda: app.screen._shown, "the first look")  # type: ignore[attr-defined]
         rung = []
         app.app.bell = lambda: rung.append(app.newest_step)  # type: ignore[method-assign]
-        with log.open("a") as file:
-            file.writelines(json.dumps(one) + "\n" for one in records(150, 260, sick, sick))
+        append(log, range(150, 260), sick={0: range(999), 1: range(999)})
         await app.reads(259)
         await app.until(lambda: len(app.view().alerts) and not app.watch.unread, "the alert")
         await app.sees("step 259", "header")

@@ -1,7 +1,6 @@
 """Going to a step of the past, moving on from there, playback, the window and the time axis."""
 
 import gzip
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,25 +15,13 @@ from textual import events
 from microscope_tui.app import LayerScreen, MainScreen, TimeCursor
 from tests.app.pilot import open_app
 
-Log = Callable[..., Path]
-OpenLog = Callable[..., Any]
+Make = Callable[..., Path]
 
 
 @pytest.fixture
-def make_log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Log:
-    """A log with a record at each of the given steps."""
-
-    def make(steps: Any, name: str = "run", **changes: Any) -> Path:
-        records = [make_step(n, [balanced()] * 3, 2048, **changes) for n in steps]
-        return write_log([make_header(planned_steps=None), *records], name=name)  # type: ignore[no-any-return]
-
-    return make
-
-
-@pytest.fixture
-def cursor_on(make_log: Log, open_log: OpenLog) -> Callable[[Any], TimeCursor]:
+def cursor_on(make_run: Make, open_log: Callable[..., Any]) -> Callable[[Any], TimeCursor]:
     def on(steps: Any) -> TimeCursor:
-        watch = open_log(make_log(steps))
+        watch = open_log(make_run(steps=steps))
         return TimeCursor(lambda: watch)
 
     return on
@@ -96,8 +83,8 @@ def test_ten_steps_stop_at_the_first_and_at_the_live_run(
     assert shown == [25, 15, 5, 1, 1, 11, 21, 31, "live"]
 
 
-async def test_digits_typed_in_one_burst_after_the_colon_all_arrive(make_log: Log) -> None:
-    async with open_app(make_log(range(1, 401))) as app:
+async def test_digits_typed_in_one_burst_after_the_colon_all_arrive(make_run: Make) -> None:
+    async with open_app(make_run(steps=range(1, 401))) as app:
         for key in ("colon", "2", "7", "3", "enter"):  # posted at once: nothing waits in between
             app.app.post_message(events.Key(key, ":" if key == "colon" else key[0]))
         await app.until(lambda: step_in(app.text("header")) == 273, "step 273")
@@ -106,8 +93,8 @@ async def test_digits_typed_in_one_burst_after_the_colon_all_arrive(make_log: Lo
         assert isinstance(app.screen, MainScreen)  # enter opened no layer
 
 
-async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(make_log: Log) -> None:
-    async with open_app(make_log(range(1, 101)), *":99", "backspace", size=(80, 24)) as app:
+async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(make_run: Make) -> None:
+    async with open_app(make_run(steps=range(1, 101)), *":99", "backspace", size=(80, 24)) as app:
         assert "go to step 9▏" in app.text("keys")
         assert "1 to 100" in app.text("keys")
         await app.press("escape")
@@ -132,27 +119,21 @@ async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(make_
 
 @pytest.mark.usefixtures("quick_reader")
 async def test_a_paused_run_continues_behind_the_shown_step_and_f_returns_to_it(
-    make_log: Log, make_step: Any, balanced: Any
+    make_run: Make, append: Callable[..., None]
 ) -> None:
-    log = make_log(range(1, 51))
-
-    def grow(first: int, last: int) -> None:
-        with log.open("ab") as file:
-            for n in range(first, last + 1):
-                file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
-
+    log = make_run(steps=range(1, 51))
     async with open_app(log, "f") as app:
-        grow(51, 60)
+        append(log, range(51, 61))
         await app.sees("50 PAUSED, now 60", "ribbon")
         await app.enter(":20")
-        grow(61, 70)
+        append(log, range(61, 71))
         await app.sees("20 PAUSED, now 70", "ribbon")
         assert step_in(app.text("header")) == 20
         await app.press("f")
         assert step_in(app.text("header")) == 70
         assert " f pause " in app.text("keys")
         assert "70 live" in app.text("ribbon")
-        other = make_log(range(1, 31), name="other", loss=7.0)
+        other = make_run("other", range(1, 31), loss=7.0)
         await app.enter(":50")
         other.replace(log)  # and with it the past
         await app.until(lambda: step_in(app.text("header")) == 30, "the new log")
@@ -180,8 +161,8 @@ async def test_other_screens_show_the_step_too_and_o_goes_to_the_onset(collapsed
         assert "PAUSED" in app.text("ribbon")
 
 
-async def test_a_compressed_log_reports_that_it_cannot_be_rewound(make_log: Log) -> None:
-    log = make_log(range(1, 101))
+async def test_a_compressed_log_reports_that_it_cannot_be_rewound(make_run: Make) -> None:
+    log = make_run(steps=range(1, 101))
     packed = log.with_name("metrics.jsonl.gz")
     packed.write_bytes(gzip.compress(log.read_bytes()))
     why = "compressed logs cannot be rewound: decompress it first"

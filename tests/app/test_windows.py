@@ -1,6 +1,6 @@
 """Windows of any size: what matters is shown, what is left out is named, and help can be read."""
 
-import os
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from microscope_tui.app.keys import screen_class
 from microscope_tui.lines import Glyphs, Measure, glossary, plain
 from tests.app.pilot import AppPilot, open_app
 
+Make = Callable[..., Path]
 SIZES = [(60, 20), (80, 24), (40, 10), (120, 40)]
 
 
@@ -92,12 +93,12 @@ def test_the_line_of_keys_fits_and_never_loses_help_and_quit(glyphs: Glyphs) -> 
             assert all(label in line for label in labels)
 
 
-async def test_a_small_window_counts_bad_lines(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any
-) -> None:
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 30)]
-    bad = write_log([make_header(), *steps[:9], b"torn{", *steps[9:]])
-    async with open_app(bad, size=(60, 20)) as app:
+async def test_a_small_window_counts_bad_lines(make_run: Make, append: Any) -> None:
+    log = make_run()
+    with log.open("a") as file:
+        file.write("torn{\n")
+    append(log, [13])
+    async with open_app(log, size=(60, 20)) as app:
         assert "1 bad line" in app.text("notes")
 
 
@@ -134,15 +135,11 @@ def everything(app: AppPilot) -> dict[str, str]:
 
 
 async def test_a_storm_of_sizes_leaves_every_screen_as_it_was(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any
+    make_run: Make,
 ) -> None:
     names = ["\x1b[31m[bold]L1", "w[gate]\u202e/" + "x" * 60, "層" * 30]
-    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
-    records = [make_header(run="\x1b]52;c;x\x07", model={"layer_names": names})]
-    for n in range(1, 151):
-        records.append(make_step(n, [sick if n > 80 else balanced()] * 3, 2048))
-    log = write_log(records, name="a\x1b[2Jb")
-    os.utime(log, (1e9, 1e9))  # its age in words stays the same
+    sick = dict.fromkeys(range(3), range(80, 999))
+    log = make_run("a\x1b[2Jb", range(1, 151), 1e9, names=names, sick=sick)  # its age stays
     async with open_app(log, "f") as app:
         for name in sorted(SCREENS.keys() - {"help"}):
             await app.go("main")
@@ -151,9 +148,9 @@ async def test_a_storm_of_sizes_leaves_every_screen_as_it_was(
             await app.until(lambda: not getattr(app.screen, "busy", False), name)
             await app.settle()
             before = everything(app)
-            for columns, rows in ((30, 6), (200, 60), (60, 20), (10, 3), (1, 1), (39, 9)):
+            for columns, rows in ((30, 6), (200, 60), (10, 3), (1, 1), (39, 9)):
                 await app.resize(columns, rows)
-                await app.press("down", "up")
+            await app.press("down", "up")
             if name not in ("main", "runs"):
                 assert list(everything(app)) == ["header"], name
                 assert "needs 40x10, has 39x9" in app.text("header")
