@@ -115,12 +115,15 @@ class Trained:
         return self.folder / "ck" / "r"
 
 
+GetTrained = Callable[..., Trained]
+
+
 @pytest.fixture(scope="session")
 def trained(
     trainer: ModuleType,
     arguments_in: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., Trained]:
+) -> GetTrained:
     """Train ``r`` with these options, once for all tests; ``after`` it was trained with others."""
 
     @cache
@@ -137,7 +140,7 @@ def trained(
 
 
 @pytest.fixture
-def copied(trained: Callable[..., Trained], tmp_path: Path) -> Callable[..., Trained]:
+def copied(trained: GetTrained, tmp_path: Path) -> GetTrained:
     """A copy of a run of ``trained`` in the test's own folder, where ``train`` resumes it."""
 
     def copy(*flags: str, after: tuple[str, ...] = ()) -> Trained:

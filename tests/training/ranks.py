@@ -459,40 +459,38 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     assert model.training
 
 
+def by_name(*claims: Claim) -> dict[str, Claim]:
+    return {claim.__name__: claim for claim in claims}
+
+
 TOGETHER: dict[int, dict[str, Claim]] = {
     2: {
         "step: ddp, recompute": step_is_that_of_one_process("ddp", "recompute"),
         "step: fsdp, tied": step_is_that_of_one_process("fsdp", "tied"),
         "step: ddp, frozen": step_is_that_of_one_process("ddp", "frozen"),
         "step: fsdp, frozen": step_is_that_of_one_process("fsdp", "frozen"),
-        **{
-            claim.__name__: claim
-            for claim in (
-                ranks_do_not_talk_before_the_last_micro_batch,
-                a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
-                squares_add_up_to_the_norms_of_whole_gradients,
-                two_ranks_save_their_shards,
-                a_rank_that_cannot_write_fails_all,
-                three_ranks_resume_a_run_of_two,
-                a_sharded_model_writes_its_sample_without_becoming_whole,
-            )
-        },
+        **by_name(
+            ranks_do_not_talk_before_the_last_micro_batch,
+            a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
+            squares_add_up_to_the_norms_of_whole_gradients,
+            two_ranks_save_their_shards,
+            a_rank_that_cannot_write_fails_all,
+            three_ranks_resume_a_run_of_two,
+            a_sharded_model_writes_its_sample_without_becoming_whole,
+        ),
     },
     3: {
         "step: ddp": step_is_that_of_one_process("ddp"),
         "step: fsdp, recompute": step_is_that_of_one_process("fsdp", "recompute"),
         **{f"fault: {name}": fault_ends_all_ranks(*fault) for name, fault in FAULTS.items()},
-        **{
-            claim.__name__: claim
-            for claim in (
-                one_sum_brings_all_counts_to_all_ranks,
-                texts_and_votes_reach_all_ranks,
-                the_first_rank_is_through_the_block_before_the_others_enter,
-                another_fact_ends_all_ranks_and_both_values_are_named,
-                three_ranks_load_the_shards_of_two_bit_for_bit,
-                three_ranks_resume_a_run_of_two,
-            )
-        },
+        **by_name(
+            one_sum_brings_all_counts_to_all_ranks,
+            texts_and_votes_reach_all_ranks,
+            the_first_rank_is_through_the_block_before_the_others_enter,
+            another_fact_ends_all_ranks_and_both_values_are_named,
+            three_ranks_load_the_shards_of_two_bit_for_bit,
+            three_ranks_resume_a_run_of_two,
+        ),
     },
 }
 
@@ -556,13 +554,8 @@ def noticed(world: World, reason: str = "no longer responds") -> Iterator[None]:
 APART: dict[str, tuple[int, Claim, float]] = {
     "killed in a step of ddp": (2, killed_in_a_step("ddp"), 30.0),
     "killed in a step of fsdp": (3, killed_in_a_step("fsdp"), 30.0),
-    **{
-        claim.__name__: (size, claim, timeout)
-        for size, claim, timeout in (
-            (3, killed_while_the_others_wait_without_a_limit, 30.0),
-            (2, work_may_take_longer_than_a_step_but_a_step_may_not, TIMEOUT_S),
-        )
-    },
+    "killed at its own work": (3, killed_while_the_others_wait_without_a_limit, 30.0),
+    "hung in a step": (2, work_may_take_longer_than_a_step_but_a_step_may_not, TIMEOUT_S),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 Log = list[dict[str, Any]]
 Train = Callable[..., int]
 ReadLog = Callable[[str], Log]
+Capsys = pytest.CaptureFixture[str]
 
 
 def steps(log: Log) -> Log:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from moe_model import read_checkpoint
-from tests.training.story import ReadLog, Train, before_step, steps
+from tests.training.story import Capsys, ReadLog, Train, before_step, steps
 
 
 def full_disk_at(
@@ -33,7 +33,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
 ) -> None:
     full_disk_at(trainer, monkeypatch, lambda step: 2 <= step <= 3)
     assert train("--run=r", "--steps=5", "--save-every=2", "--eval-every=100") == 0
@@ -47,7 +47,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_failed(
     monkeypatch: pytest.MonkeyPatch,
     read_log: ReadLog,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
 ) -> None:
     full_disk_at(trainer, monkeypatch, lambda step: step == 4)
     assert train("--run=r", "--steps=4", "--save-every=2", "--eval-every=100") == 1
@@ -58,7 +58,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_failed(
 
 @pytest.mark.parametrize("kind", ["logs", "ck"])
 def test_a_folder_that_cannot_be_made_is_one_clear_line_and_does_not_block_the_next_start(
-    kind: str, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, train: Train, tmp_path: Path, capsys: Capsys
 ) -> None:
     (tmp_path / kind).write_text("I am a file", "utf-8")
     assert train("--run=r", "--steps=2") == 1

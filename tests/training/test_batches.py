@@ -100,23 +100,20 @@ def test_ranks_and_accumulation_only_share_out_the_same_sequences(length: int) -
         assert torch.equal(draw_all(tokens, 6, size, accum, world, **shape), alone)
 
 
-def test_the_order_depends_on_the_seed_and_not_on_how_far_is_predicted() -> None:
-    tokens, size = tokens_of([500]), {"batch_size": 50, "seq_len": 10}
-    first = rows(TrainingBatches(tokens, seed=0, **size).draw())
-    assert torch.equal(first, rows(TrainingBatches(tokens, seed=0, **size).draw()))
-    further = rows(TrainingBatches(tokens, seed=0, ahead=2, **size).draw())
-    assert torch.equal(first, further[:, : first.shape[1]])
-    assert not torch.equal(first, rows(TrainingBatches(tokens, seed=1, **size).draw()))
+def test_the_order_depends_on_the_seed_alone_and_leaves_the_global_generator_alone() -> None:
+    """Not on how far is predicted either."""
 
+    def drawn(**more: int) -> Tensor:
+        return rows(TrainingBatches(tokens_of([500]), batch_size=50, seq_len=10, **more).draw())
 
-def test_the_global_generator_is_neither_read_nor_moved() -> None:
-    size = {"batch_size": 30, "seq_len": 10, "seed": 0}
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = rows(TrainingBatches(tokens_of([300]), **size).draw())
+    first = drawn(seed=0)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(rows(TrainingBatches(tokens_of([300]), **size).draw()), first)
+    assert torch.equal(first, drawn(seed=0))
+    assert torch.equal(first, drawn(seed=0, ahead=2)[:, : first.shape[1]])
+    assert not torch.equal(first, drawn(seed=1))
 
 
 @given(corpora())
@@ -158,20 +155,17 @@ def test_targets_of_the_whole_step_are_counted_without_the_other_ranks(
         assert all(len(step.num_targets) == shape["ahead"] + 1 for step in steps)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint16, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int32], ids=str)
 def test_narrow_ids_give_the_same_batches(dtype: torch.dtype) -> None:
+    ids = torch.tensor([65535, 40000, *range(58)])  # beyond the signed range of 16 bits
     shape = {"batch_size": 12, "seq_len": 5, "ahead": 1, "seed": 0}
-    (wide,) = TrainingBatches(tokens_of([60]), **shape).draw().micro_batches
-    (narrow,) = TrainingBatches(tokens_of([60], dtype), **shape).draw().micro_batches
+    wide, narrow = (
+        TrainingBatches(Tokens(each, torch.tensor([0])), **shape).draw().micro_batches[0]
+        for each in (ids, ids.to(dtype))
+    )
     assert narrow.tokens_BN.dtype == torch.int64
     assert torch.equal(narrow.tokens_BN, wide.tokens_BN)
-
-
-def test_ids_above_the_signed_range_stay_what_they_are() -> None:
-    ids = torch.tensor([65535, 40000, 1] * 4)
-    tokens = Tokens(ids.to(torch.uint16), torch.tensor([0]))
-    batch = TrainingBatches(tokens, batch_size=1, seq_len=11, seed=0).draw().micro_batches[0]
-    assert sorted(batch.tokens_BN.flatten().tolist()) == sorted(ids.tolist())
+    assert set(wide.tokens_BN.flatten().tolist()) == set(ids.tolist())
 
 
 def test_a_batch_moves_as_a_whole() -> None:

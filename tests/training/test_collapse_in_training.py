@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,14 +11,14 @@ import pytest
 from microscope_tui.cli import main as microscope
 from moe_model import read_checkpoint
 from moe_model.training import newest_before
-from tests.training.conftest import SHORT, Trained
-from tests.training.story import Log, ReadLog, Train, steps, story
+from tests.training.conftest import SHORT, GetTrained, Trained
+from tests.training.story import Capsys, Log, ReadLog, Train, steps, story
 
 COLLAPSE = ("--steps=70", "--force-collapse=2@5", "--save-every=1000", "--lr=1e-3")
 
 
 @pytest.fixture
-def stopped(copied: Callable[..., Trained]) -> Trained:
+def stopped(copied: GetTrained) -> Trained:
     """A run that collapses from step 5 on, has a checkpoint of step 4, and stops."""
     return copied(*COLLAPSE, "--on-collapse=stop", after=SHORT)
 
@@ -81,7 +80,7 @@ def test_going_back_names_a_checkpoint_that_is_older_than_the_onset(
 
 
 def test_a_run_stopped_on_a_collapse_resumes_only_with_on_collapse_log(
-    stopped: Trained, train: Train, read_log: ReadLog, capsys: pytest.CaptureFixture[str]
+    stopped: Trained, train: Train, read_log: ReadLog, capsys: Capsys
 ) -> None:
     for name in ("previous", "best"):
         (stopped.checkpoints / name).unlink()
@@ -99,7 +98,7 @@ def test_a_run_stopped_on_a_collapse_resumes_only_with_on_collapse_log(
 
 
 def test_checkpoint_keeps_the_state_of_that_moment_and_training_continues(
-    trained: Callable[..., Trained],
+    trained: GetTrained,
 ) -> None:
     """Counts of every tenth step are enough for the trainer and for ``check``."""
     whole = trained(*COLLAPSE, "--on-collapse=stop", after=SHORT)
@@ -119,7 +118,7 @@ def test_checkpoint_keeps_the_state_of_that_moment_and_training_continues(
     assert check(few.folder / "logs" / "r") == 2
 
 
-def test_the_newest_of_the_older_checkpoints_is_named(copied: Callable[..., Trained]) -> None:
+def test_the_newest_of_the_older_checkpoints_is_named(copied: GetTrained) -> None:
     folder = copied(*SHORT).checkpoints
     assert newest_before(folder, 5) == (folder / "latest", 4)
     assert newest_before(folder, 4) == (folder / "previous", 2)

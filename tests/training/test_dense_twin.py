@@ -12,6 +12,7 @@ import pytest
 from benchmarks import dense_twin
 from moe_model import PRESETS, ModelConfig
 from moe_model.training import Corpus, Options, load_documents, make_tokenizer, resolve
+from tests.training.story import Capsys
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48,
@@ -22,9 +23,7 @@ SHAPE = {
 
 
 def test_the_mixture_is_trained_as_by_the_trainer(
-    train: Callable[..., int],
-    read_log: Callable[[str], list[dict[str, Any]]],
-    text_file: Path,
+    train: Callable[..., int], read_log: Callable[[str], list[dict[str, Any]]], text_file: Path
 ) -> None:
     assert train("--run=r", "--steps=20", "--eval-every=20", "--lr=3e-3", "--seed=1") == 0
     expected = next(r["values"]["loss"] for r in read_log("r") if r.get("event") == "eval")
@@ -50,10 +49,7 @@ def test_the_twin_has_at_least_the_active_weights_and_hardly_more(preset: str) -
 
 
 def test_a_finished_run_is_not_trained_again_and_another_recipe_is(
-    text_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     trained = []
 

@@ -11,8 +11,9 @@ import pytest
 
 from moe_model import read_checkpoint
 from tests.forked import Program
-from tests.training.conftest import SHORT, Trained
+from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import (
+    Capsys,
     KilledError,
     Log,
     ReadLog,
@@ -25,8 +26,6 @@ from tests.training.story import (
 )
 from tests.training.test_training_runs import LEARNING
 
-Copied = Callable[..., Trained]
-
 
 def trained_in(log: Log) -> list[int]:
     return [record["step"] for record in steps(story(log))]
@@ -34,7 +33,7 @@ def trained_in(log: Log) -> list[int]:
 
 def test_a_fork_that_dies_before_its_first_save_resumes_as_that_fork(
     trainer: ModuleType,
-    trained: Callable[..., Trained],
+    trained: GetTrained,
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
     read_log: ReadLog,
@@ -49,7 +48,7 @@ def test_a_fork_that_dies_before_its_first_save_resumes_as_that_fork(
 
 def test_a_run_resumed_from_an_earlier_step_never_returns_to_the_abandoned_steps(
     trainer: ModuleType,
-    copied: Copied,
+    copied: GetTrained,
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
     read_log: ReadLog,
@@ -72,7 +71,7 @@ def test_a_run_resumed_from_an_earlier_step_never_returns_to_the_abandoned_steps
 
 def test_a_run_is_trained_by_one_process_at_a_time(
     start: Callable[..., Program], train: Train, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys
 ) -> None:  # fmt: skip
     first = start("--run=r", "--steps=1000000", "--save-every=1", "--eval-every=1000000")
     wait_until((tmp_path / "ck" / "r" / "latest").exists, first)
@@ -85,7 +84,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
 
 
 def test_a_start_without_checkpoints_in_an_old_log_is_reported(
-    copied: Copied, train: Train, capsys: pytest.CaptureFixture[str]
+    copied: GetTrained, train: Train, capsys: Capsys
 ) -> None:
     for folder in copied(*SHORT).checkpoints.glob("step-*"):
         shutil.rmtree(folder)
@@ -96,7 +95,7 @@ def test_a_start_without_checkpoints_in_an_old_log_is_reported(
 
 
 def test_a_fork_and_a_new_text_have_a_best_of_their_own(
-    copied: Copied, train: Train, text_file: Path, tmp_path: Path
+    copied: GetTrained, train: Train, text_file: Path, tmp_path: Path
 ) -> None:
     checkpoints = copied(*LEARNING).checkpoints
     worse = ("--steps=112", "--lr=0.5", "--eval-every=1")
@@ -109,7 +108,7 @@ def test_a_fork_and_a_new_text_have_a_best_of_their_own(
 
 
 def test_a_folder_that_is_not_a_checkpoint_of_ours_is_left_alone(
-    copied: Copied, train: Train
+    copied: GetTrained, train: Train
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     shutil.copytree((checkpoints / "latest").resolve(), checkpoints / "step-keep")

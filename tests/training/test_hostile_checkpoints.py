@@ -32,8 +32,8 @@ from moe_model import (
 from moe_model.config import YarnScaling
 from moe_model.training import Options, Progress, World
 from moe_model.training.checkpoint import described, find_checkpoint
-from tests.training.conftest import SHORT, Trained
-from tests.training.story import Train
+from tests.training.conftest import SHORT, GetTrained
+from tests.training.story import Capsys, Train
 
 ESCAPE = "\x1b[31mred"
 GIANT = 2**31 - 1
@@ -42,7 +42,7 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 8}
 
 
 @pytest.fixture
-def latest(copied: Callable[..., Trained]) -> Path:
+def latest(copied: GetTrained) -> Path:
     """The newest checkpoint (step 4) of a run that has a previous one (step 2)."""
     return (copied(*SHORT).checkpoints / "latest").resolve()
 
@@ -120,7 +120,7 @@ def harmless(lines: list[str]) -> list[str]:
     return lines
 
 
-def assert_only_previous_counts(latest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def assert_only_previous_counts(latest: Path, capsys: Capsys) -> None:
     """First beside a sound ``previous``, then alone."""
     folder = latest.parents[1]
     options = Options(resume="auto", run="r", checkpoint_dir=folder, log_dir=folder / "logs")
@@ -147,7 +147,7 @@ def named(value: object) -> str:
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_file_without_a_description_gives_way_to_previous(
-    content: bytes, latest: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes, latest: Path, capsys: Capsys
 ) -> None:
     (latest / "checkpoint.json").write_bytes(content)
     assert_only_previous_counts(latest, capsys)
@@ -155,7 +155,7 @@ def test_a_file_without_a_description_gives_way_to_previous(
 
 @pytest.mark.parametrize(("place", "value"), HOSTILE, ids=named)
 def test_a_value_that_cannot_be_gives_way_to_previous(
-    place: str, value: object, latest: Path, capsys: pytest.CaptureFixture[str]
+    place: str, value: object, latest: Path, capsys: Capsys
 ) -> None:
     edit(latest, place, value)
     assert_only_previous_counts(latest, capsys)
@@ -166,7 +166,7 @@ def test_a_value_that_cannot_be_gives_way_to_previous(
     [("step", 2), ("data/sequences", 3), ("options/lr", 0.5), ("model/rms_norm_eps", 1e-5)],
 )
 def test_a_value_that_could_be_does_not_change_unnoticed(
-    place: str, value: object, latest: Path, capsys: pytest.CaptureFixture[str]
+    place: str, value: object, latest: Path, capsys: Capsys
 ) -> None:
     edit(latest, place, value, seal=True)
     with pytest.raises(CheckpointError, match="it is damaged: its checksum does not match"):
@@ -177,10 +177,7 @@ def test_a_value_that_could_be_does_not_change_unnoticed(
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 @pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "training.safetensors"])
 def test_a_pipe_is_not_waited_for(
-    name: str,
-    make: Callable[[Path], None],
-    latest: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, make: Callable[[Path], None], latest: Path, capsys: Capsys
 ) -> None:
     (latest / name).unlink()
     make(latest / name)
@@ -196,7 +193,7 @@ def test_a_pipe_is_not_waited_for(
     ids=named,
 )
 def test_a_whole_run_resumes_from_previous_or_ends_in_one_line(
-    place: str, value: object, latest: Path, train: Train, capsys: pytest.CaptureFixture[str]
+    place: str, value: object, latest: Path, train: Train, capsys: Capsys
 ) -> None:
     """The two steps of ``previous`` are all that is asked for first."""
     edit(latest, place, value)

@@ -14,17 +14,15 @@ from moe_model.training import RUN_DEFAULTS
 from tests.model.llamas import random_llama, story, upcycle
 from tests.model.llamas import save as save_llama
 from tests.model.published import command
-from tests.training.conftest import SHORT, Trained
-from tests.training.story import Log, ReadLog, Train, steps
+from tests.training.conftest import SHORT, GetTrained
+from tests.training.story import Capsys, Log, ReadLog, Train, steps
 
 PRESET_LR = RUN_DEFAULTS["tiny"]["lr"]
 Imported = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def imported(
-    trained: Callable[..., Trained], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def imported(trained: GetTrained, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A model that was trained a little, published, and imported again; none of the tests
     changes it."""
 
@@ -107,7 +105,7 @@ def test_an_imported_model_keeps_its_weights_and_gets_the_depths_that_are_asked_
     train: Train,
     read_log: ReadLog,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
 ) -> None:
     """A checkpoint of the run knows what it is, and what was published with the model."""
     start = imported(*before)
@@ -133,16 +131,12 @@ def profile_and_rate(log: Log) -> tuple[str, float]:
     return head["profile"], head["config"]["lr"]
 
 
-def test_a_new_run_is_pretrained_at_the_preset_s_rate(trained: Callable[..., Trained]) -> None:
+def test_a_new_run_is_pretrained_at_the_preset_s_rate(trained: GetTrained) -> None:
     assert profile_and_rate(trained(*SHORT).log) == ("pretrain", PRESET_LR)
 
 
 def test_an_imported_model_is_fine_tuned_and_a_fork_keeps_profile_and_rate(
-    imported: Imported,
-    train: Train,
-    read_log: ReadLog,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    imported: Imported, train: Train, read_log: ReadLog, tmp_path: Path, capsys: Capsys
 ) -> None:
     start, fork = f"--resume={imported()}", f"--resume={tmp_path / 'ck' / 'new'}"
     tuned = ("finetune", pytest.approx(PRESET_LR / 10))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 
 from moe_model import LanguageModel, ModelConfig
 from moe_model.training import WEIGHT_DECAY, make_optimizer, set_learning_rate
-from tests.training.conftest import Trained
+from tests.training.conftest import GetTrained
 from tests.training.story import steps
 
 BY_ADAMW = (
@@ -69,7 +68,7 @@ def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw
         assert parameter.grad is None, name
 
 
-def test_muon_learns_in_fp16_too(trained: Callable[..., Trained]) -> None:
+def test_muon_learns_in_fp16_too(trained: GetTrained) -> None:
     run = trained("--steps=30", "--optimizer=muon", "--lr=1e-2", "--dtype=fp16")
     losses = [record["loss"] for record in steps(run.log)]
     assert losses[-1] < losses[0] - 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -12,10 +11,8 @@ import torch.nn.functional as F
 
 from moe_model import LanguageModel, ModelConfig
 from tests.counted import counter_of
-from tests.training.conftest import Trained
+from tests.training.conftest import GetTrained
 from tests.training.story import ReadLog, Train, from_step, steps, story
-
-GetTrained = Callable[..., Trained]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

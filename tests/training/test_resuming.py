@@ -11,8 +11,9 @@ import pytest
 
 from moe_model import TRAINING_STATE, read_checkpoint
 from tests.forked import Program
-from tests.training.conftest import SHORT, Trained
+from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import (
+    Capsys,
     KilledError,
     ReadLog,
     Train,
@@ -67,7 +68,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     where: str,
     resumes_at: int,
     trainer: ModuleType,
-    trained: Callable[..., Trained],
+    trained: GetTrained,
     train: Train,
     read_log: ReadLog,
     tmp_path: Path,
@@ -94,10 +95,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
 
 
 def test_kill_9_and_resume_give_the_same_log(
-    start: Callable[..., Program],
-    trained: Callable[..., Trained],
-    read_log: ReadLog,
-    tmp_path: Path,
+    start: Callable[..., Program], trained: GetTrained, read_log: ReadLog, tmp_path: Path
 ) -> None:
     flags = ("--steps=55", "--save-every=4", "--eval-every=18", "--force-collapse=2@5")
     killed = start("--run=r", *flags)
@@ -117,10 +115,7 @@ def test_kill_9_and_resume_give_the_same_log(
 
 
 def test_a_damaged_latest_gives_way_to_previous_with_a_message(
-    copied: Callable[..., Trained],
-    train: Train,
-    read_log: ReadLog,
-    capsys: pytest.CaptureFixture[str],
+    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Capsys
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     weights = (checkpoints / "latest").resolve() / "model.safetensors"
@@ -138,7 +133,7 @@ def test_a_damaged_latest_gives_way_to_previous_with_a_message(
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(
-    copied: Callable[..., Trained], train: Train, capsys: pytest.CaptureFixture[str]
+    copied: GetTrained, train: Train, capsys: Capsys
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     for folder in checkpoints.glob("step-*"):
@@ -164,7 +159,7 @@ def test_options_that_are_not_given_are_those_of_the_checkpoint(
 
 
 def test_another_balance_method_does_not_inherit_what_the_former_one_needed(
-    trained: Callable[..., Trained], train: Train, read_log: ReadLog
+    trained: GetTrained, train: Train, read_log: ReadLog
 ) -> None:
     before = trained("--steps=2", "--bias-update-rate=0.5").checkpoints
     assert train("--run=other", f"--resume={before}", "--steps=3", "--balance=aux") == 0
@@ -184,10 +179,7 @@ def test_a_switch_can_be_switched_off_when_a_run_is_resumed(
 
 
 def test_a_run_that_is_complete_is_left_alone(
-    copied: Callable[..., Trained],
-    train: Train,
-    read_log: ReadLog,
-    capsys: pytest.CaptureFixture[str],
+    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Capsys
 ) -> None:
     before = copied(*SHORT).log
     assert train("--run=r", "--steps=4", "--resume=auto") == 0
@@ -214,11 +206,11 @@ def test_resume_auto_starts_a_new_run_without_a_checkpoint(train: Train, read_lo
 def test_what_the_weights_do_not_fit_is_a_usage_error(
     flags: list[str],
     message: str,
-    trained: Callable[..., Trained],
+    trained: GetTrained,
     train: Train,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("other.txt").write_text("ÄÖÜ" * 1000, "utf-8")
@@ -228,11 +220,7 @@ def test_what_the_weights_do_not_fit_is_a_usage_error(
 
 
 def test_another_text_is_read_from_its_beginning_with_a_message(
-    trained: Callable[..., Trained],
-    train: Train,
-    text_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     (tmp_path / "more.txt").write_text(text_file.read_text("utf-8") * 2, "utf-8")
     more = (f"--resume={trained(*SHORT).checkpoints}", f"--data={tmp_path / 'more.txt'}")
@@ -245,7 +233,7 @@ def test_another_text_is_read_from_its_beginning_with_a_message(
 
 
 def test_the_command_line_overrides_options_of_a_file(
-    train: Train, read_log: ReadLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, read_log: ReadLog, tmp_path: Path, capsys: Capsys
 ) -> None:
     file = tmp_path / "run.toml"
     file.write_text(

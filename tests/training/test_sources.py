@@ -72,21 +72,14 @@ def test_a_file_is_one_document(tmp_path: Path) -> None:
     assert load_documents(str(path)) == [Document(str(path), "héllo\nworld")]
 
 
-def test_a_folder_is_one_document_per_file_by_relative_path(tmp_path: Path) -> None:
+def test_a_folder_is_one_document_per_file_by_relative_path_without_hidden_and_empty_ones(
+    tmp_path: Path,
+) -> None:
     names = ["b.txt", "a/z.md", "a/b/c", "a.txt", "B", "a-b/x", "é"]
-    documents = load_documents(str(write(tmp_path, {name: f"in {name}" for name in names})))
-    assert documents == [Document(name, f"in {name}") for name in sorted(names)]
-
-
-def test_hidden_and_empty_files_are_no_documents(tmp_path: Path) -> None:
-    hidden = {".git/config": "x", "a/.hidden": "x", ".x": "x", "a/.b/c.txt": "x"}
-    write(tmp_path, {**hidden, "a/seen": "yes", "empty": ""})
-    assert load_documents(str(tmp_path)) == [Document("a/seen", "yes")]
-
-
-def test_a_hidden_folder_is_read_when_it_is_named(tmp_path: Path) -> None:
-    folder = write(tmp_path / ".data", {"a": "text"})
-    assert load_documents(str(folder)) == [Document("a", "text")]
+    folder = write(tmp_path / ".data", {name: f"in {name}" for name in names})
+    write(folder, {".git/config": "x", "a/.hidden": "x", ".x": "x", "a/.b/c.txt": "x", "no": ""})
+    os.mkfifo(folder / "pipe")
+    assert load_documents(str(folder)) == [Document(name, f"in {name}") for name in sorted(names)]
 
 
 def test_links_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> None:
@@ -98,11 +91,6 @@ def test_links_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> Non
     (folder / "d").symlink_to(elsewhere / "alone")
     names = [document.name for document in load_documents(str(folder))]
     assert names == ["a/file", "b/alone", "b/other", "d"]
-
-
-def test_what_is_not_a_file_is_skipped(tmp_path: Path) -> None:
-    os.mkfifo(write(tmp_path, {"a": "text"}) / "pipe")
-    assert len(load_documents(str(tmp_path))) == 1
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
@@ -148,27 +136,16 @@ def test_a_name_that_cannot_be_looked_up_is_a_usage_error(
         load_documents(name)
 
 
-def test_the_cache_is_where_the_desktop_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert user_cache() == tmp_path / "moe-microscope"
-
-
-def test_shakespeare_is_fetched_once(tmp_path: Path, server: Server) -> None:
-    for _ in range(2):
-        documents = load_documents("tinyshakespeare", tmp_path / "cache")
-        assert documents == [Document("tinyshakespeare", PLAY.decode())]
-    assert server.asked == 1
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tinyshakespeare.txt"]
-
-
-def test_shakespeare_goes_to_the_users_cache_and_nowhere_else(
+def test_shakespeare_is_fetched_once_to_the_users_cache(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    load_documents("tinyshakespeare")
-    assert (tmp_path / "moe-microscope" / "tinyshakespeare.txt").read_bytes() == PLAY
+    for _ in range(2):
+        documents = load_documents("tinyshakespeare")
+        assert documents == [Document("tinyshakespeare", PLAY.decode())]
+    assert server.asked == 1
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file == user_cache() / "tinyshakespeare.txt" == tmp_path / "moe-microscope" / file.name
 
 
 def test_a_damaged_copy_of_shakespeare_is_fetched_again(tmp_path: Path, server: Server) -> None:
@@ -177,28 +154,24 @@ def test_a_damaged_copy_of_shakespeare_is_fetched_again(tmp_path: Path, server: 
     assert server.asked == 1
 
 
-def test_another_text_than_shakespeare_is_refused(tmp_path: Path, server: Server) -> None:
-    server.content = b"<html>Log in to the hotel network</html>"
-    with pytest.raises(
-        UsageError, match=r"SHA-256 differs.*download http.*pass the file to --data"
-    ):
-        load_documents("tinyshakespeare", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_network_there_is_a_way_out(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ("another text", r"SHA-256 differs.*"),
+        ("no network", r"ConnectionError.*"),
+        ("a cache that cannot be written", ""),
+    ],
+)
+def test_a_download_that_fails_has_a_way_out(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, trouble: str, reason: str
 ) -> None:
-    monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
-    with pytest.raises(
-        UsageError, match=r"ConnectionError.*download http.*pass the file to --data"
-    ):
-        load_documents("tinyshakespeare", tmp_path)
-
-
-def test_a_cache_that_cannot_be_written_has_the_same_way_out(
-    tmp_path: Path, server: Server
-) -> None:
-    cache = write(tmp_path, {"file": ""}) / "file" / "cache"
-    with pytest.raises(UsageError, match=r"download http.*pass the file to --data"):
+    cache = tmp_path / "cache"
+    if trouble == "another text":
+        server.content = b"<html>Log in to the hotel network</html>"
+    elif trouble == "no network":
+        monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
+    else:
+        cache = write(tmp_path, {"file": ""}) / "file" / "cache"
+    with pytest.raises(UsageError, match=rf"{reason}download http.*pass the file to --data"):
         load_documents("tinyshakespeare", cache)
+    assert not list(tmp_path.glob("cache/*"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moe_model import TOKENIZER, CharTokenizer, PretrainedTokenizer, character_files
 from moe_model.training import cache_key, cached_tokens
+from tests.training.story import Capsys
 
 KEY = "0" * 64
 IDS = torch.tensor([0, 49_999, 40_000, 7, 7]).to(torch.uint16)
@@ -47,33 +48,25 @@ def test_what_is_kept_comes_back_without_encoding(file: Path) -> None:
     assert ids.dtype == torch.uint16
 
 
-def cut_short(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
-
-
-def cut_to_nothing(file: Path) -> None:
-    os.truncate(file, 0)
-
-
-def one_bit_flipped(file: Path) -> None:
+def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
-def other_documents(file: Path) -> None:
-    save_file(load_file(file) | {"starts": torch.tensor([0, 1, 3])}, file)
-
-
-def without_a_digest(file: Path) -> None:
-    save_file({"ids": IDS, "starts": STARTS}, file)
-
-
 @pytest.mark.parametrize(
-    "damage", [cut_short, cut_to_nothing, one_bit_flipped, other_documents, without_a_digest]
+    "damage",
+    [
+        lambda file: os.truncate(file, file.stat().st_size - 1),
+        lambda file: os.truncate(file, 0),
+        flip_a_bit,
+        lambda file: save_file(load_file(file) | {"starts": torch.tensor([0, 1, 3])}, file),
+        lambda file: save_file({"ids": IDS, "starts": STARTS}, file),
+    ],
+    ids=["cut short", "empty", "a flipped bit", "other documents", "without a digest"],
 )
-def test_damage_is_noticed_and_mended(
-    file: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+def test_damage_is_noticed_and_repaired(
+    file: Path, damage: Callable[[Path], None], capsys: Capsys
 ) -> None:
     damage(file)
     assert same(cached_tokens(file.parent, KEY, once))
@@ -82,9 +75,7 @@ def test_damage_is_noticed_and_mended(
     assert same(cached_tokens(file.parent, KEY, never))
 
 
-def test_a_folder_that_cannot_be_written_costs_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path: Path, capsys: Capsys) -> None:
     folder = tmp_path / "tokens"
     folder.touch()
     assert same(cached_tokens(folder, KEY, once))
@@ -92,7 +83,7 @@ def test_a_folder_that_cannot_be_written_costs_one_line(
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

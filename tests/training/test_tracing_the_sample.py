@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from microscope_tui.routing import Routing
+from tests.training.story import Capsys
 
 PROMPT = "the 5 of " * 3
 
 
-def test_the_sample_is_traced(
-    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_sample_is_traced(train: Callable[..., int], tmp_path: Path, capsys: Capsys) -> None:
     assert train("--run=r", "--steps=2", "--trace-sample", f"--sample-prompt={PROMPT}") == 0
     said = capsys.readouterr().err
     assert "moe-microscope" in said.split("trace  ")[1]
@@ -28,7 +25,7 @@ def test_the_sample_is_traced(
 
 
 def test_a_trace_that_cannot_be_written_does_not_fail_the_run(
-    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Callable[..., int], tmp_path: Path, capsys: Capsys
 ) -> None:
     (tmp_path / "logs" / "r-sample").mkdir(parents=True)
     assert train("--run=r", "--steps=2", "--trace-sample") == 0

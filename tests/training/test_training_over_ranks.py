@@ -16,7 +16,7 @@ import pytest
 from moe_model import read_checkpoint
 from tests.forked import ROOT, ForkServer, Program
 from tests.training.conftest import SMALL, last_of_each, log_of
-from tests.training.story import Log, ReadLog, Train, from_step, steps, story, wait_until
+from tests.training.story import Capsys, Log, ReadLog, Train, from_step, steps, story, wait_until
 
 Ranks = list[Program]
 StartRanks = Callable[..., Ranks]
@@ -228,7 +228,7 @@ def test_a_usage_error_of_any_rank_is_printed_once_and_ends_all_with_64(
 
 
 def test_a_rank_that_cannot_connect_reports_its_own_error(
-    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import random
 import re
 from types import ModuleType
 
 import pytest
 import torch
-from rich.console import Console as RichConsole
 
 from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError, choose_device
 from moe_model.config import YarnScaling
@@ -31,6 +29,7 @@ from moe_model.training import (
     resolve,
     seed_step,
 )
+from tests.training.story import Capsys
 
 FLAGS = [
     "--preset", "--data", "--tokenizer", "--config",
@@ -59,7 +58,7 @@ def test_the_command_line_is_frozen(trainer: ModuleType) -> None:
 
 
 def test_every_flag_has_help(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     assert trainer.run_command(trainer.app, ["--help-all"]) == 0
@@ -69,12 +68,10 @@ def test_every_flag_has_help(
     assert set(described) >= {*FLAGS, *fields}
 
 
-def test_every_preset_says_how_it_is_trained() -> None:
-    assert set(RUN_DEFAULTS) == set(PRESETS)
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_resolved_options_are_complete_and_options_given_win(preset: str) -> None:
+    default_name = resolve(Options(preset=preset)).run
+    assert re.fullmatch(rf"{preset}-\d{{4}}-\d\d-\d\d-\d{{6}}", default_name)
     resolved = resolve(Options(preset=preset, steps=7, run="r"))
     optional = {"force_collapse", "sample_prompt", "router_noise", "capacity_factor", "drop_policy"}
     optional |= {"config", "parallel", "resume"}
@@ -96,10 +93,6 @@ def test_a_model_that_no_machine_here_can_train_is_refused_with_its_size() -> No
 def test_the_published_vocabulary_stays_whatever_the_text_has() -> None:
     config = Options(preset="deepseek-v3", seq_len=8).model_config(97)
     assert config == ModelConfig.preset("deepseek-v3")
-
-
-def test_default_run_name_says_preset_and_time() -> None:
-    assert re.fullmatch(r"tiny-\d{4}-\d\d-\d\d-\d{6}", resolve(Options()).run)
 
 
 def test_evaluation_judges_the_model_as_it_generates_and_leaves_no_trace() -> None:
@@ -154,41 +147,42 @@ def test_auto_takes_bf16_exactly_where_the_hardware_has_it() -> None:
     assert memory_bytes(device) > 10_000_000
 
 
-def show(progress: Progress, evidence: str = "") -> str:
-    console = Console(10, ["L1", "L2"])
-    console._rich.file = io.StringIO()
-    with console:
+@pytest.mark.parametrize(
+    ("progress", "evidence", "line", "layers"),
+    [
+        (
+            Progress(
+                step=1, loss=2.5, tokens_per_s=1234.4, collapse_index=[0.91, 0.42],
+                entropy=[1.5, 0.75], memory_bytes=2**30,
+            ),
+            "",
+            "loss 2.500  1,234 tok/s  worst L2 c 0.42  H 0.75  1.0 GiB",
+            "L1 0.91  L2 0.42",
+        ),
+        (
+            Progress(step=1, loss=2.5, validation_loss=2.25, collapse_index=[0.9, 0.0]),
+            "L2 at .00 for 36 steps",  # instead of the worst layer
+            "loss 2.500  val 2.250  0 tok/s  L2 at .00 for 36 steps  0.0 GiB",
+            "L1 0.90  L2 0.00",
+        ),
+        (
+            Progress(step=1, loss=2.5, collapse_index=[None, None]),
+            "",
+            "loss 2.500  0 tok/s  0.0 GiB",
+            "L1 –  L2 –",
+        ),
+    ],
+    ids=["worst layer", "evidence", "no collapse index"],
+)  # fmt: skip
+def test_the_console_shows_a_step_and_a_summary_and_interprets_nothing(
+    progress: Progress, evidence: str, line: str, layers: str, capsys: Capsys
+) -> None:
+    with Console(10, ["L1", "L2"]) as console:
         console.step(progress, evidence)
         console.say("[bold]not markup[/bold]")
         console.summary(progress, "finished", "healthy")
-    return console._rich.file.getvalue()
-
-
-def test_console_names_the_worst_layer_and_interprets_nothing() -> None:
-    progress = Progress(step=1, loss=2.5, tokens_per_s=1234.4, collapse_index=[0.91, 0.42])
-    progress.entropy, progress.memory_bytes = [1.5, 0.75], 2**30
-    text = show(progress)
-    assert "step 1/10  loss 2.500  1,234 tok/s  worst L2 c 0.42  H 0.75  1.0 GiB" in text
+    text = capsys.readouterr().err
+    assert f"step 1/10  {line}  ETA" in text
     assert "[bold]not markup[/bold]" in text
-    assert "L1 0.91  L2 0.42" in text
+    assert layers in text
     assert "\x1b" not in text
-
-
-def test_evidence_takes_the_place_of_the_worst_layer() -> None:
-    text = show(Progress(step=1, loss=2.5, collapse_index=[0.9, 0.0]), "L2 at .00 for 36 steps")
-    assert "step 1/10  loss 2.500  0 tok/s  L2 at .00 for 36 steps  0.0 GiB" in text
-    assert "worst" not in text
-
-
-def test_console_can_do_without_a_collapse_index() -> None:
-    text = show(Progress(step=1, collapse_index=[None, None]))
-    assert "worst" not in text
-    assert "L1 –  L2 –" in text
-
-
-def test_console_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(RichConsole, "is_terminal", property(lambda self: True))
-    text = show(Progress(step=4, loss=2.5, collapse_index=[0.9, 0.8]))
-    assert "4/10" in text
-    assert "━" in text

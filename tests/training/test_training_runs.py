@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 from moe_model import TRAINING_STATE, read_checkpoint, run_command
 from moe_model import generate as generate_module
 from moe_model.training import help as help_module
-from tests.training.conftest import Trained, from_shell
-from tests.training.story import ReadLog, Train, steps, story
+from tests.training.conftest import GetTrained, from_shell
+from tests.training.story import Capsys, ReadLog, Train, steps, story
 
-GetTrained = Callable[..., Trained]
 LEARNING = ("--steps=110", "--eval-every=20", "--lr=5e-3", "--on-collapse=stop")
 """Long enough to be judged."""
 WITH_MTP = ("--steps=30", "--lr=0.01", "--mtp")
@@ -128,7 +127,7 @@ def test_without_loss_less_balancing_the_bias_stays_zero(
 
 
 def test_routers_without_a_bias_are_not_given_one(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, tmp_path: Path, capsys: Capsys
 ) -> None:
     """As in DeepSeek-V2: what it would learn could not be exported."""
     softmax = ("--model.topk_method=greedy", "--model.scoring_func=softmax", "--steps=2")
@@ -161,11 +160,7 @@ def test_capacity_noise_and_z_loss_reach_model_and_log(train: Train, read_log: R
     ],
 )
 def test_one_expert_with_normalised_weights_is_warned_of_because_its_router_learns_nothing(
-    flags: list[str],
-    warned: bool,
-    train: Train,
-    read_log: ReadLog,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], warned: bool, train: Train, read_log: ReadLog, capsys: Capsys
 ) -> None:
     assert train("--run=r", "--steps=2", "--seq-aux-weight=0", *flags) == 0
     narration = capsys.readouterr().err
@@ -194,7 +189,7 @@ def test_a_broken_recorder_costs_a_warning_and_not_the_run(
     trainer: ModuleType,
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
     tmp_path: Path,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -212,7 +207,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_too_many_end_the_run(
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
     read_log: ReadLog,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
 ) -> None:
     real = trainer.gradient_squares
     monkeypatch.setattr(trainer, "gradient_squares", lambda *given: real(*given) * math.nan)
@@ -225,7 +220,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_too_many_end_the_run(
 
 
 def test_multi_token_prediction_is_trained_logged_balanced_and_drafts_the_same_text(
-    trained: GetTrained, capsys: pytest.CaptureFixture[str]
+    trained: GetTrained, capsys: Capsys
 ) -> None:
     run = trained(*WITH_MTP)
     head, *rest = run.log

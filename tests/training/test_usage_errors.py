@@ -10,6 +10,7 @@ import pytest
 from moe_model import generate as generate_module
 from moe_model import run_command
 from tests.forked import Program
+from tests.training.story import Capsys
 
 WRONG = [
     (["--bogus=1"], "Unknown option"),
@@ -73,11 +74,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG, ids=[" ".join(case[0]) for case in WRONG])
 def test_a_usage_error_exits_64_and_says_what_to_do(
-    wrong: list[str],
-    message: str,
-    train: Callable[..., int],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    wrong: list[str], message: str, train: Callable[..., int], tmp_path: Path, capsys: Capsys
 ) -> None:
     assert train(*wrong) == 64
     captured = capsys.readouterr()
@@ -97,7 +94,7 @@ def test_the_process_exits_64_too_and_not_2(start: Callable[..., Program]) -> No
 
 @pytest.mark.parametrize("kind", ["logs", "ck"])
 def test_an_existing_run_is_refused(
-    kind: str, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, train: Callable[..., int], tmp_path: Path, capsys: Capsys
 ) -> None:
     (tmp_path / kind / "r").mkdir(parents=True)
     (tmp_path / kind / "r" / "something").write_text("to lose", "utf-8")
@@ -115,11 +112,7 @@ def test_an_existing_run_is_refused(
     ids=["not text", "empty", "short"],
 )
 def test_a_text_that_cannot_be_trained_on_is_refused(
-    content: bytes,
-    message: str,
-    train: Callable[..., int],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    content: bytes, message: str, train: Callable[..., int], tmp_path: Path, capsys: Capsys
 ) -> None:
     (tmp_path / "text").write_bytes(content)
     assert train(f"--data={tmp_path / 'text'}") == 64
@@ -136,8 +129,6 @@ def test_a_text_that_cannot_be_trained_on_is_refused(
         ([], "requires an argument"),
     ],
 )
-def test_generating_has_usage_errors_too(
-    command: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generating_has_usage_errors_too(command: list[str], message: str, capsys: Capsys) -> None:
     assert run_command(generate_module.app, command) == 64
     assert message in capsys.readouterr().err
