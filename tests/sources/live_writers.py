@@ -44,11 +44,21 @@ class Live:
             file.write(self._content(RUN[:step])[file.tell() : end])
 
 
-def wandb(folder: Path) -> Live:
-    """Opened by its folder: no event of the file system announces it."""
-    live = Live(folder / "run-x.wandb", sound.wandb)
-    live.path = folder
-    return live
+def appended(form: str, cut: int = 2, by_folder: bool = False) -> Callable[[Path], Live]:
+    """A writer of the one file of a format.
+
+    Args:
+        by_folder: the folder is opened: no event of the file system announces its file.
+    """
+
+    def begin(folder: Path) -> Live:
+        (found,) = (one for one in sound.SOUND if one.form == form)
+        live = Live(folder / found.file, found.content, cut)
+        live.path = folder if by_folder else live.path
+        return live
+
+    begin.__name__ = form
+    return begin
 
 
 class WandbInBlocks(Live):
@@ -61,19 +71,6 @@ class WandbInBlocks(Live):
     def tear(self, step: int) -> None:
         there = self.path.stat().st_size
         self._append(step, (there // sound.wandb_bytes.BLOCK + 2) * sound.wandb_bytes.BLOCK)
-
-
-def tensorboard(folder: Path) -> Live:
-    path = folder / "events.out.tfevents.1.host"
-    return Live(path, sound.tensorboard, cut=20)  # within its first number
-
-
-def jsonl(folder: Path) -> Live:
-    return Live(folder / "metrics.jsonl", sound.jsonl)
-
-
-def csv(folder: Path) -> Live:
-    return Live(folder / "metrics.csv", sound.csv)
 
 
 class Megatron(Live):
@@ -143,12 +140,12 @@ class SGLang(Live):
 
 
 WRITERS: Sequence[Callable[[Path], Live]] = (
-    wandb,
+    appended("wandb", by_folder=True),
     WandbInBlocks,
-    tensorboard,
+    appended("tensorboard", cut=20),  # within its first number
     Trackio,
-    jsonl,
-    csv,
+    appended("jsonl"),
+    appended("csv"),
     Megatron,
     SGLang,
 )

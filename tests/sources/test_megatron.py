@@ -128,12 +128,14 @@ def test_blocks_of_multi_token_prediction_are_routers_of_their_own(tmp_path: Pat
     assert entry.record.router.tokens == tokens
 
 
-def test_stages_with_different_layers_are_refused_without_the_layout(tmp_path: Path) -> None:
-    trace(tmp_path, 0, chosen(0, [1, 2]))  # the first layer is dense
-    trace(tmp_path, 1, chosen(1, [0, 1, 2]))
-    with pytest.raises(
-        Unreadable, match=r"ranks 0 and 1 .* \(L1, L2; L0, L1, L2\): layers .* give"
-    ):
+@pytest.mark.parametrize("step", [0, 1])
+def test_stages_with_different_layers_are_refused_without_the_layout(
+    step: int, tmp_path: Path
+) -> None:
+    trace(tmp_path, 0, FIRST)
+    trace(tmp_path, 1, {at: ids for at, ids in SECOND.items() if at != (step, 0)})
+    why = rf"ranks 0 and 1 .* in step {step} \(L0, L1, L2; L1, L2\): layers .* give"
+    with pytest.raises(Unreadable, match=why):
         read(tmp_path)
 
 

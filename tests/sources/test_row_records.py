@@ -1,5 +1,6 @@
 """Named numbers end up in the right row of the right step."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,6 +273,21 @@ class Live:
         while not self.reader.exhausted or self.logger._rows:
             found += self.reader.read().records
         return found
+
+
+def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(row_records, "COMPLETE_AFTER_S", 1e6)
+    run = Live()
+    run.logger._rows, run.logger.modified = [(1, EVEN)], time.time()
+    assert not run.reader.read().records
+    assert not run.reader.exhausted
+    assert run.reader.wait_s() > 0
+    run.logger.modified = 0.0
+    assert [record.get("step") for record in run.reader.read().records] == [None, 1]
+    assert run.reader.exhausted
+    assert run.reader.wait_s() == 0
 
 
 def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:

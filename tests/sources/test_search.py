@@ -42,17 +42,15 @@ def mixed(tmp_path: Path, write_log: Any, make_header: Any, make_step: Any) -> P
     return tmp_path
 
 
-def test_a_folder_lists_the_runs_of_every_known_writer(mixed: Path) -> None:
-    assert kinds(mixed) == ["imatrix", "run log", "wandb"]
-
-
 def test_a_folder_with_a_run_log_is_that_run(mixed: Path) -> None:
     shutil.copy(WANDB, mixed / "logs/mine/run-b.wandb")
     assert kinds(mixed / "logs") == ["run log"]
     assert kinds(mixed / "logs", source="wandb") == ["wandb"]
 
 
-def test_links_are_followed_only_if_they_are_named(mixed: Path) -> None:
+def test_a_folder_lists_the_runs_of_every_writer_and_follows_no_link_unless_it_is_named(
+    mixed: Path,
+) -> None:
     link = mixed / "latest-run"
     link.symlink_to(mixed / "wandb" / "run-1")
     assert kinds(mixed) == ["imatrix", "run log", "wandb"]

@@ -25,18 +25,11 @@ def counts(passes: int, experts: int = LOGICAL, seed: int = 0) -> torch.Tensor:
 def stat(folder: Path, values: torch.Tensor, time: float = 1700000000.5, **more: Any) -> Path:
     path = folder / f"expert_distribution_recorder_{time}.pt"
     torch.save({"rank": 0, "logical_count": values, **more}, path)
-    settle(path)
-    return path
+    return settle(path)
 
 
 def detail(
-    folder: Path,
-    rank: int,
-    values: torch.Tensor,
-    time: float,
-    first: int = 0,
-    mapping: torch.Tensor = MAP,
-    **more: Any,
+    folder: Path, rank: int, values: torch.Tensor, time: float, first: int = 0, **more: Any
 ) -> Path:
     """``values`` [passes, layers, physical experts] as the recorder of one rank writes them."""
     records = [
@@ -50,9 +43,8 @@ def detail(
         for index, value in enumerate(values)
     ]
     path = folder / f"expert_distribution_recorder_{time}_{rank}.pt"
-    torch.save({"records": records, "last_physical_to_logical_map": mapping}, path)
-    settle(path)
-    return path
+    torch.save({"records": records, "last_physical_to_logical_map": MAP}, path)
+    return settle(path)
 
 
 def logical(values: torch.Tensor) -> torch.Tensor:
@@ -61,8 +53,12 @@ def logical(values: torch.Tensor) -> torch.Tensor:
     return empty.scatter_add(2, MAP.unsqueeze(0).expand(values.shape[0], -1, -1), values)
 
 
-def read(path: Path, asked: SourceRequest | None = None) -> list[Record]:
-    return drained(SGLangReader(path, "served", asked or SourceRequest()))
+def reader_of(path: Path) -> SGLangReader:
+    return SGLangReader(path, "served", SourceRequest())
+
+
+def read(path: Path) -> list[Record]:
+    return drained(reader_of(path))
 
 
 def expected(values: torch.Tensor, first: int) -> dict[int, dict[str, list[int]]]:
@@ -123,7 +119,7 @@ def test_what_comes_before_a_damaged_dump_is_returned_first(tmp_path: Path) -> N
     stat(tmp_path, values, 1.5)
     stat(tmp_path, values, 2.5).write_bytes(b"not a zip file")
     settle(tmp_path)
-    reader = SGLangReader(tmp_path, "served", SourceRequest())
+    reader = reader_of(tmp_path)
     assert counts_of(reader.read().records) == expected(values, 1)
     with pytest.raises(Unreadable, match="cut off"):
         reader.read()
@@ -155,7 +151,7 @@ def test_a_layer_that_is_used_later_gets_a_header_of_its_own(tmp_path: Path) -> 
 
 
 def test_new_dumps_of_a_live_server_are_read_when_all_ranks_have_written(tmp_path: Path) -> None:
-    reader = SGLangReader(tmp_path, "served", SourceRequest())
+    reader = reader_of(tmp_path)
     assert drained(reader) == []
     values = [counts(10, PHYSICAL, seed) for seed in range(4)]
     for rank in range(RANKS):
@@ -174,7 +170,7 @@ def test_new_dumps_of_a_live_server_are_read_when_all_ranks_have_written(tmp_pat
 
 
 def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
-    reader = SGLangReader(tmp_path, "served", SourceRequest())
+    reader = reader_of(tmp_path)
     values = [counts(10, PHYSICAL, seed) for seed in range(2)]
     detail(tmp_path, 0, values[0], 10.5)
     assert counts_of(drained(reader)) == expected(logical(values[0]), 1)
@@ -199,7 +195,7 @@ def test_an_interrupted_dump_is_refused_until_it_is_whole(tmp_path: Path) -> Non
     content = path.read_bytes()
     path.write_bytes(content[:-30])
     settle(path)
-    reader = SGLangReader(path, "served", SourceRequest())
+    reader = reader_of(path)
     for _ in range(2):
         with pytest.raises(Unreadable, match="still being written, or was cut off"):
             reader.read()
@@ -214,6 +210,10 @@ def test_a_long_dump_is_read_in_pieces(tmp_path: Path) -> None:
     assert 0 < reader.offset < reader.size
 
 
+MAPPED = {"last_physical_to_logical_map": MAP}
+PASS = {"forward_pass_id": 0, "rank": 0, "global_physical_count": MAP}
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -224,19 +224,11 @@ def test_a_long_dump_is_read_in_pieces(tmp_path: Path) -> None:
         ({"logical_count": torch.zeros(1, 0, 2, dtype=torch.int32)}, "0 layers"),
         ({"logical_count": torch.full((1, 1, 2), -1)}, "negative or too large"),
         ({"logical_count": torch.zeros(1, dtype=torch.int8).expand(1, 5000, 9)}, "5,000 layers"),
-        ({"records": [{}], "last_physical_to_logical_map": MAP}, "no forward_pass_id"),
         ({"records": [{}]}, "not a tensor of integers"),
-        (
-            {
-                "records": [{"forward_pass_id": 0, "rank": 0, "global_physical_count": MAP[:, :3]}],
-                "last_physical_to_logical_map": MAP,
-            },
-            "the dump is not consistent",
-        ),
-        (
-            {"records": [{}], "last_physical_to_logical_map": MAP - 1},
-            "negative or too large",
-        ),
+        ({"records": [{}], **MAPPED}, "no forward_pass_id"),
+        ({"records": [PASS | {"global_physical_count": MAP[:, :3]}], **MAPPED}, "not consistent"),
+        ({"records": [PASS, PASS | {"rank": 1}], **MAPPED}, "records of 2 ranks in one file"),
+        ({"records": [{}], "last_physical_to_logical_map": MAP - 1}, "negative or too large"),
         ({"records": [{}], "last_physical_to_logical_map": MAP + 2**30}, "no model has"),
     ],
 )
@@ -254,9 +246,8 @@ def test_foreign_content_is_refused_with_a_reason(
 def test_dumps_of_two_modes_in_one_folder_are_refused(tmp_path: Path) -> None:
     stat(tmp_path, counts(2), 1.5)
     detail(tmp_path, 0, counts(2, PHYSICAL), 2.5)
-    reader = SGLangReader(tmp_path, "served", SourceRequest())
     with pytest.raises(Unreadable, match="two modes"):
-        drained(reader)
+        read(tmp_path)
 
 
 def test_more_files_than_any_server_writes_are_refused(

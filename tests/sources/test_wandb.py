@@ -165,16 +165,6 @@ def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
         WandbReader(path, Keys()).sample(5)
 
 
-def test_a_file_with_another_beginning_is_another_file(tmp_path: Path) -> None:
-    records = [wb.history({"loss": float(step)}, step) for step in range(20)]
-    reader = reader_of(tmp_path, *records)
-    assert len(all_rows(reader)) == 20
-    path = tmp_path / "run-abc123.wandb"
-    with path.open("r+b") as file:  # in place: the same inode, size and end
-        file.write(wb.log([wb.history({"loss": 9.0}, 0), *records[1:]]))
-    assert reader.read().restarted
-
-
 def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
     chance = random.Random(0)
     others = {f"train/other_{i}": chance.random() for i in range(300)}

@@ -64,6 +64,17 @@ def test_a_long_source_shows_its_whole_history_before_it_is_read(
     assert watch.latest.record.step >= sampled
 
 
+def test_a_change_is_one_that_was_seen_to_happen(tmp_path: Path) -> None:
+    jsonl(tmp_path)
+    (run,) = Search(tmp_path).runs()
+    source = run.open()
+    source.read()
+    assert source.changed_at is None
+    os.utime(run.path, (1e9, 1e9))
+    source.read()
+    assert source.changed_at is not None
+
+
 def test_a_part_without_any_line_is_read_on_at_once(tmp_path: Path) -> None:
     console = wandb_bytes.part(3, bytes(1 << 20))
     rows = [wandb_bytes.history(sound.counts_row(n), n) for n in (1, 2, 3)]
