@@ -227,19 +227,13 @@ NARROW = [0.85, 0.82, 0.12, 0.08, 0.05, 0.04, 0.02, 0.02]  # c about 0.27, no ex
 NARROWER = [0.94, 0.93, 0.03, 0.03, 0.02, 0.02, 0.02, 0.01]  # c about 0.12
 
 
-def narrowing(first: int, last: int) -> Counts:
-    """Narrow data that is narrower from ``first`` up to ``last``."""
-    return lambda n: drawn(NARROWER if first <= n < last else NARROW, 2, n)
-
-
-def test_a_fine_tuning_that_becomes_more_uneven_is_reported_with_its_reference() -> None:
-    diagnosis = judge(one_router(narrowing(200, 999), profile="finetune"))
+def test_a_fine_tuning_that_returns_to_its_reference_has_recovered() -> None:
+    narrowing: Counts = lambda n: drawn(NARROWER if 200 <= n < 300 else NARROW, 2, n)  # noqa: E731
+    diagnosis = judge(one_router(narrowing, numbers=range(1, 451), profile="finetune"))
     found = of(diagnosis, "COLLAPSE")
-    assert (found.severity, found.active) == (Severity.CRITICAL, True)
+    assert (found.severity, found.active) == (Severity.CRITICAL, False)
     assert abs(found.onset - 200) <= 3
     assert "in the reference" in why(diagnosis)
-    back = judge(one_router(narrowing(200, 300), numbers=range(1, 451), profile="finetune"))
-    assert not of(back, "COLLAPSE").active
 
 
 @pytest.mark.parametrize(

@@ -42,15 +42,11 @@ class Mass(Rule[MassLimits, Nothing]):
         mass = view.signal("selected_mass")
         if mass is None:
             return None
-        return {
-            index: Reading(
-                severity=Severity.WARN if value < self.limits.warn else None,
-                clear=value > self.limits.leave,
-                value=value,
-                limit=self.limits.warn,
-            )
-            for index, value in enumerate(mass.values)
-        }
+        found, limits = {}, self.limits
+        for index, value in enumerate(mass.values):
+            severity = Severity.WARN if value < limits.warn else None
+            found[index] = Reading(severity, value > limits.leave, value, limits.warn)
+        return found
 
     @staticmethod
     def words(worst, run):

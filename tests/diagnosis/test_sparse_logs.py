@@ -48,13 +48,6 @@ def test_a_router_that_was_never_seen_even_keeps_its_warm_up(every: int) -> None
     assert overall(diagnosis.findings()) is Severity.INFO
 
 
-def test_a_fall_from_even_counts_is_reported_in_the_warm_up_of_a_sparse_log() -> None:
-    diagnosis = sparse(lambda n: [1.0] * 8 if n <= 120 else FALLEN, 20, 500, planned_steps=100_000)
-    episode = of(diagnosis, "COLLAPSE")
-    assert (episode.onset, episode.severity) == (140, Severity.CRITICAL)
-    assert episode.alarm < 300
-
-
 @pytest.mark.parametrize("every", [1, 10, 100])
 def test_a_narrow_fine_tuning_is_its_own_reference_however_rarely_it_logs(every: int) -> None:
     last = 30 * max(every, 10)

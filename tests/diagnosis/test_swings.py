@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from microscope_tui.diagnosis import Context, Oscillation, recurring, swinging, to_and_fro
 from microscope_tui.runlog import RouterInfo, RunRecord
 from microscope_tui.scenarios import draw_counts, jittered
-from tests.conftest import header, step
-from tests.diagnosis.conftest import even, judge
 
 STEPS = 64
 
@@ -70,17 +68,6 @@ def test_a_swing_is_wide_and_of_many_experts(swing: float, experts: int, found: 
         return [512 + up for up in ups] + [512] * (8 - experts)
 
     assert looked_at([row(n) for n in range(STEPS)], 2)[0] == found
-
-
-@pytest.mark.parametrize("rhythm", [(1, 2), (1, 1, 2), (1, 4), (3, 1, 2, 1, 1)])
-def test_tokens_that_alternate_are_not_a_swing_of_the_load(rhythm: tuple[int, ...]) -> None:
-    records = [header()]
-    uneven = [900, 800, 600, 500, 400, 350, 300, 246]
-    for n in range(1, 400):
-        times = rhythm[n % len(rhythm)]
-        rows = [[times * count for count in row] for row in (even(n), uneven, even(n, 2))]
-        records.append(step(n, rows, 2048 * times))
-    assert [e for e in judge(records).episodes if e.rule == "OSCILLATION"] == []
 
 
 @settings(max_examples=20, deadline=None)

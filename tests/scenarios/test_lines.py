@@ -12,7 +12,7 @@ from microscope_tui.report import check_format, format_text
 from microscope_tui.runlog import EventRecord, RunReader, RunRecord, StepEntry
 from microscope_tui.scenarios import Shape, UnknownScenario, lines, write_run
 
-SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
+SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=60)
 
 each_scenario = pytest.mark.parametrize("name", SCENARIOS)
 

@@ -18,6 +18,7 @@ from microscope_tui.diagnosis import RULES
 from microscope_tui.scenarios import Expected, Shape, Truth, lines
 
 SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=500)
+NEGATIVE = Shape(routers=4, num_experts=16, top_k=2, tokens=2048, steps=300)
 SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
 SHAPES = [
     Shape(routers=3, num_experts=4, top_k=1, tokens=512, steps=30),
@@ -76,9 +77,8 @@ def test_rows_sum_to_tokens_times_k_and_entropies_are_possible(name: str, shape:
 
 
 @each_scenario
-@pytest.mark.parametrize("seed", range(2))
-def test_the_truth_names_what_exists(name: str, seed: int) -> None:
-    truth, _ = lines(SCENARIOS[name], SMALL, seed)
+def test_the_truth_names_what_exists(name: str) -> None:
+    truth, _ = lines(SCENARIOS[name], SMALL, 1)
     assert set(truth.allowed) <= set(RULES)
     assert set(truth.allowed.values()) <= SEVERITIES
     for expected in truth.expected:
@@ -102,7 +102,7 @@ def test_entropy_tells_a_confident_collapse_and_hides_an_unconfident_one() -> No
 
 @pytest.mark.parametrize("name", [name for name in HARD_NEGATIVES if name != "narrow-steady"])
 def test_a_hard_negative_never_stays_collapsed(name: str) -> None:
-    _, header, steps = drawn(name, seed=4)
+    _, header, steps = drawn(name, NEGATIVE, seed=4)
     over = [r for r in steps if r["step"] > 100 and min(balance(r, header)) < 0.35]
     assert len(over) <= (24 if name == "shock" else 0)
 
