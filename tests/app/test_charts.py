@@ -1,12 +1,14 @@
-"""Figures: of exactly their size, gaps left open, the cursor visible and all after it faint."""
+"""Figures: of exactly their size, gaps left open, on the time axis of the ribbon below them."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.app import figure
+from microscope_tui.app import Rows, figure
 from microscope_tui.lines import (
     EVALUATION,
     GUTTER,
@@ -22,8 +24,13 @@ from microscope_tui.lines import (
     plain,
     spelled,
 )
-from microscope_tui.watch import Column, Window
+from microscope_tui.watch import Column, Window, column_of
+from tests.app.pilot import open_app
 
+WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)).map(
+    lambda pair: Window(pair[0], pair[0] + pair[1])
+)
+SIZES = [(71, 24), (80, 24), (120, 40), (133, 35), (200, 60)]
 VALUE = st.one_of(st.floats(width=32), st.just(math.nan), st.just(math.inf))
 
 
@@ -147,3 +154,38 @@ def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
 def test_a_figure_without_a_measured_value_shows_the_reason() -> None:
     one = chart([math.nan], nothing="a pipe cannot be rewound")
     assert "a pipe cannot be rewound" in plain(drawn(one, TimeScale(Window(1, 1), None))[1])
+
+
+@example(Window(262_144, 262_144), 89, None, Glyphs.BRAILLE)
+@given(WINDOWS, st.integers(8, 200), st.data(), st.sampled_from(Glyphs))
+def test_a_chart_draws_a_step_in_the_column_that_the_ribbon_has_for_it(
+    window: Window, columns: int, data: Any, glyphs: Glyphs
+) -> None:
+    step = data.draw(st.integers(window.first, window.last)) if data else window.first
+    one = chart([0.5], [step], top=1.0)
+    for cursor in (None, step):
+        time = TimeScale(window, cursor)
+        lines = figure(one, time, (columns + GUTTER, 6), glyphs, step=step, ticks=False)
+        texts = [plain(line)[GUTTER:] for line in lines[1:]]
+        found = {at for text in texts for at, char in enumerate(text) if char != " "}
+        assert found == {column_of(step, window, columns)}
+
+
+@pytest.mark.parametrize("name", ["layer", "expert", "course"])
+async def test_the_cursor_of_the_ribbon_is_below_that_of_the_charts(
+    collapsed: Path, name: str
+) -> None:
+    async with open_app(collapsed) as app:
+        await app.go(name)
+        for size, step in zip(SIZES, (1, 137, 272, 449, 137), strict=True):
+            app.session.time.go_to(step)
+            await app.resize(*size)
+            ribbon = app.screen.query_one("#ribbon", Rows)
+            column = ribbon.region.x + ribbon.texts[0].index("┃")
+            over_time = 0
+            for part in app.screen.query("#charts Rows").results(Rows):
+                at = column - part.region.x
+                bars = part.id == "chart-load" and name == "layer"
+                if part.display and 0 <= at < part.size.width and not bars:
+                    over_time += any(text[at : at + 1] == "│" for text in part.texts[1:-1])
+            assert over_time, (size, step, column)

@@ -47,8 +47,8 @@ async def listed(
         yield app
 
 
-async def test_every_run_is_listed_newest_first_with_its_state(
-    make_run: Make, tmp_path: Path
+async def test_every_run_is_listed_newest_first_with_its_state_and_grows_older(
+    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = {
         "live": make_run("a-live"),
@@ -71,6 +71,10 @@ async def test_every_run_is_listed_newest_first_with_its_state(
         assert " 12/500 " in lines_of(app)[4]
         assert "2 live" in app.text("runs")
         assert "2 h" in lines_of(app)[7]
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 300)  # although nothing happens
+        await app.until(lambda: re.search("stale +5 min", lines_of(app)[0]), "stale")
+        assert "0 live" in app.text("runs")
 
 
 async def test_a_live_run_beside_the_open_one_gets_its_verdict(
@@ -87,18 +91,6 @@ async def test_a_live_run_beside_the_open_one_gets_its_verdict(
         assert sick.startswith("   sick ")
         assert "stopped on collapse" in over
         assert "1 with alerts" in app.text("runs")
-
-
-async def test_a_dead_run_grows_old_on_the_screen_although_nothing_happens(
-    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_run("run", age=1)
-    async with listed(tmp_path, 1) as app:
-        await app.sees(" live ", "runs")
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + 300)
-        await app.until(lambda: re.search("stale +5 min", app.text("runs")), "stale")
-        assert "0 live" in app.text("runs")
 
 
 async def test_enter_opens_the_chosen_run_and_nothing_newer_takes_its_place(

@@ -1,4 +1,4 @@
-"""The text of a probe: keys, jumps and searches, against the file itself."""
+"""The screens of a probe: its text, and what its experts prefer, against the file itself."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import MainScreen, TokensScreen
-from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape
+from microscope_tui.app import MainScreen, Rows, TokensScreen
+from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape, Tables
 from tests.app.pilot import AppPilot, open_app
 
 TOKEN_PARTS = ("token-text", "token-panel", "token-title", "token-legend")
@@ -193,21 +193,97 @@ async def test_hostile_tokens_never_reach_the_terminal(own_probed: Path) -> None
         assert app.session.anatomy.token == 4
 
 
-async def test_the_tokens_in_view_are_written_as_data(
+async def test_the_tokens_in_view_are_written_and_the_cursor_stays_in_view(
     probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    async with open_app(probed, "7", *":7", "enter", "W") as app:
+    async with open_app(probed, "7", *":1200", "enter") as app:
+        for size in ((60, 20), (71, 10), (72, 10), (20, 5), (80, 24)):
+            await app.resize(*size)
+        assert app.session.anatomy.token == 1200
+        assert max(len(line.rstrip()) for line in app.text("token-text").split("\n")) <= 80 - 26
+        await app.enter(":7")
+        await app.press("W")
         await app.until(lambda: app.session.written, "the file")
         found = json.loads(app.session.written[0].read_text())
         assert found["tokens"][0]["token"] == 7
         assert tuple(found["tokens"][0]["experts"]) == routing_of(app).choice(0, 7).experts
 
 
-async def test_the_cursor_stays_in_view_in_any_size_of_the_window(probed: Path) -> None:
-    async with open_app(probed, "7", *":1200", "enter") as app:
-        for size in ((60, 20), (71, 10), (72, 10), (20, 5), (80, 24)):
-            await app.resize(*size)
-        assert isinstance(app.screen, TokensScreen)
-        assert app.session.anatomy.token == 1200
-        assert max(len(line.rstrip()) for line in app.text("token-text").split("\n")) <= 80 - 26
+def experts(app: AppPilot) -> list[int]:
+    """The experts of the rows, from above."""
+    rows = [line.replace("▶", " ").split() for line in app.text("slice-rows").split("\n")]
+    return [int(row[0]) for row in rows if row]
+
+
+async def test_every_expert_is_shown_with_slices_and_tokens(probed: Path) -> None:
+    async with open_app(probed, "8", size=(120, 40)) as app:
+        routing = routing_of(app)
+        assert sorted(experts(app)) == list(range(16))
+        first = experts(app)[0]
+        _, count, lift = routing.tables.lifts[0][first][0]
+        assert f" {count}" in app.text("slice-rows").split("\n")[0]
+        assert f"{count}× lift {lift:.3g}" in app.text("slice-detail")
+        assert "of 16 experts prefer or avoid a slice" in app.text("slice-top")
+        assert "token identity explains" in app.text("slice-top")
+        await app.resize(80, 40)  # few experts leave their rows to the detail
+        rows, detail, keys = (
+            app.screen.query_one(f"#{part}", Rows)
+            for part in ("slice-rows", "slice-detail", "keys")
+        )
+        assert rows.region.height == 16
+        assert detail.region.y == rows.region.bottom + 1
+        assert all(f"{name} " in " ".join(detail.texts) for name in routing.slices)
+        assert keys.region.bottom == 40
+        await app.press("end")
+        for columns, lines in ((60, 10), (20, 5), (80, 20)):
+            await app.resize(columns, lines)
+        assert keys.region.bottom == 20
+        assert rows.region.height < 16
+        assert "▶" in app.text("slice-rows")
+
+
+async def test_the_cursor_stays_on_its_expert_in_every_order_and_layer(probed: Path) -> None:
+    async with open_app(probed, "8", size=(120, 40)) as app:
+        anatomy, order = app.session.anatomy, experts(app)
+        await app.press("down", "j", "up")
+        assert app.session.expert == order[1]
+        await app.press("s")
+        assert "by slice" in app.text("slice-heads")
+        await app.press("s")
+        assert experts(app) == list(range(16))
+        assert app.session.expert == order[1]
+        assert f"expert {order[1]} " in app.text("slice-detail")
+        await app.press("right", "l", "left")
+        assert anatomy.layer == 1
+        assert "  L2 2 of 6" in app.text("slice-top")
+        assert app.session.expert == order[1]
+        await app.press("end")
+        assert app.session.expert == 15
+        await app.press("home", "pagedown", "pageup", "tab", "shift+tab")
+        assert app.session.expert == 0
+        await app.press("down", "enter")
+        await app.opens(TokensScreen)
+        expert = app.session.expert
+        assert expert == 1
+        assert anatomy.token == routing_of(app).next_of(1, expert, 0)
+        assert f"only expert  {expert} " in app.text("token-legend")
+        assert "  L2 " in app.text("token-title")
+
+
+async def test_an_interrupted_probe_has_tokens_and_no_tables(own_probed: Path) -> None:
+    with Routing(own_probed / FILE_NAME) as whole:
+        texts, shape = whole.text(0, 50), whole.shape
+        ids = [whole.ids_of(layer, 0, 50) for layer in range(6)]
+    writer = RoutingWriter(
+        own_probed / FILE_NAME, Shape(shape.layers, shape.layer_names, 16, 2, 99), slices=["code"]
+    )
+    writer.put_tokens(range(50), texts, [0] * 50, [0] * 50)
+    for layer, numbers in enumerate(ids):
+        writer.put("ids", layer, 0, numbers)
+    writer.finish(Tables())
+    async with open_app(own_probed, "8", size=(80, 24)) as app:
+        assert "no tables: it was interrupted" in app.text("slice-rows")
+        await app.press("down", "enter", "s", "right", "tab", "7")
+        await app.opens(TokensScreen)
+        assert "busiest" in app.text("token-legend")

@@ -1,0 +1,316 @@
+"""The screens of charts: one layer, the course of the run, one expert."""
+
+import gzip
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.app import ExpertScreen, LayerScreen, MainScreen
+from microscope_tui.app.screens import chart_screens
+from tests.app.pilot import AppPilot, open_app
+
+COURSE = ["loss", "balance", "max-load", "gradient-norm", "learning-rate"]
+
+
+async def test_tab_moves_the_focus_z_enlarges_it_and_e_smooths(collapsed: Path) -> None:
+    async with open_app(collapsed, "a", "enter", size=(140, 40)) as app:
+        names = app.charts()
+        assert names == ["load", "bias", "balance", "entropy", "max-load"]
+        focused = []
+        for key in ["tab"] * 5 + ["shift+tab"]:
+            await app.press(key)
+            focused += [n for n in names if app.text(f"chart-{n}").startswith("▶")]
+        assert focused == ["bias", "balance", "entropy", "max-load", "load", "max-load"]
+        await app.press("shift+tab", "shift+tab", "z")
+        assert app.charts() == ["balance"]
+        assert app.screen.query_one("#chart-balance").size.width > 130
+        await app.press("tab")
+        assert app.charts() == ["entropy"]
+        await app.press("z")
+        assert app.charts() == names
+        weights = []
+        for _ in range(3):
+            await app.press("e")
+            weights.append(app.session.smoothing)
+            title = app.text("chart-balance").split("\n")[0]
+            assert (f"smoothing {weights[-1]:g}" in title) == bool(weights[-1])
+        assert weights == [0.6, 0.9, 0.0]
+
+
+async def test_left_and_right_choose_an_expert_and_enter_opens_its_card(collapsed: Path) -> None:
+    async with open_app(collapsed, "a", "enter", "enter") as app:
+        load = app.view().layers[3].load or ()
+        assert app.session.expert == list(load).index(0.0)  # the one farthest from fair
+        await app.press("escape", *["left"] * 8)
+        chosen = []
+        for key in ("right", "l", "left", "h", "left"):
+            await app.press(key)
+            chosen.append(app.session.expert)
+        assert chosen == [1, 2, 1, 0, 0]
+        assert "expert 0 at 450" in app.text("chart-load")
+        await app.press(*["right"] * 8)
+        assert app.session.expert == 7
+        await app.press("enter")
+        assert isinstance(app.screen, ExpertScreen)
+        assert "expert 7" in app.text("layer-title")
+        await app.press("escape")
+        assert isinstance(app.screen, LayerScreen)
+
+
+@pytest.mark.parametrize(
+    ("screen", "chart", "part", "text"),
+    [
+        ("2", "max-load", "evidence", "no alerts in this layer"),
+        ("6", "learning-rate", "answer", "no alert in any router"),
+    ],
+)
+async def test_the_charts_follow_the_shown_step_and_the_window(
+    collapsed: Path, screen: str, chart: str, part: str, text: str
+) -> None:
+    async with open_app(collapsed, "a", screen, *":120", "enter", size=(120, 40)) as app:
+        assert " at 120" in app.text("chart-balance")
+        assert "│" in app.text("chart-balance")
+        assert text in app.text(part)
+        if screen == "2":
+            c = app.view().layers[app.session.selected].collapse_index
+            assert f"balance c   {c:.2f}".replace(" 0.", " .") in app.text("chart-balance")
+        await app.press("f", "+", "+")
+        window = app.session.time.window
+        assert window is not None
+        ticks = app.text(f"chart-{chart}").split("\n")[-1].split()
+        assert ticks
+        assert all(window.first <= int(tick) <= window.last for tick in ticks)
+        await app.press("x")
+        assert "s" in app.text(f"chart-{chart}").split("\n")[-1]
+
+
+async def test_a_small_window_counts_and_names_what_it_hides(collapsed: Path) -> None:
+    async with open_app(collapsed, "a", "enter", size=(60, 20)) as app:
+        assert app.charts() == ["load", "balance"]
+        assert "not shown: bias, entropy, max load" in app.text("hidden")
+        await app.press("shift+tab")
+        assert "max-load" in app.charts()
+        assert app.text("evidence").startswith("  CRIT")
+        await app.resize(60, 16)
+        lines = app.text("evidence").split("\n")
+        assert len(lines) == 2
+        assert "more lines" in lines[-1]
+        assert app.charts()
+
+
+@pytest.mark.parametrize("what", ["no counts", "NaN", "one step", "no summaries"])
+async def test_a_poor_log_is_shown_as_far_as_it_can(
+    what: str, write_log: Any, make_header: Any, make_step: Any
+) -> None:
+    steps = [make_step(n, [[4] * 8] * 3, 16) for n in range(1, 2 if what == "one step" else 40)]
+    for one in steps:
+        if what == "NaN":
+            one["loss"] = "NaN"
+            one["router"] = {
+                name: ["NaN"] * 3 for name in ("entropy", "effective_experts", "max_load")
+            }
+            one["expert_bias"] = [["NaN"] * 8] * 3
+        if what == "no counts":
+            del one["tokens_per_expert"]
+        if what == "no summaries":
+            del one["tokens_per_expert"]
+            one["router"] = {}
+    async with open_app(write_log([make_header(), *steps]), "2") as app:
+        await app.press("right", "tab", "z", "e", "z", "enter", "right", "escape")
+        await app.press("6", "tab", "z", "z", "2")
+        if what in ("no counts", "no summaries"):
+            assert "no counts" in app.text("chart-load")
+        if what == "no summaries":
+            assert "not measured" in app.text("chart-balance")
+        assert app.app.is_running
+
+
+@pytest.mark.usefixtures("quick_reader")
+async def test_a_run_that_is_replaced_while_open_is_shown_instead(
+    own_collapsed: Path, write_log: Any, make_header: Any, make_step: Any
+) -> None:
+    async with open_app(own_collapsed, "a", "enter", "end", *["right"] * 9) as app:
+        model = {"layers": [1], "layer_names": ["only"], "num_experts": 4}
+        steps = [make_step(n, [[8] * 4], 16) for n in range(1, 20)]
+        other = write_log([make_header(model=model, planned_steps=None), *steps], name="other")
+        other.replace(own_collapsed / "metrics.jsonl")
+        await app.sees("only", "layer-title")
+        await app.press("right", "left", "enter")
+        assert isinstance(app.screen, ExpertScreen)
+        assert "of 4 in only" in app.text("layer-title")
+
+
+async def test_all_charts_share_one_axis_and_one_focus(collapsed: Path) -> None:
+    async with open_app(collapsed, "6", size=(80, 24)) as app:
+        assert app.charts() == COURSE
+        with_ticks = [n for n in COURSE if "200" in app.text(f"chart-{n}").split("\n")[-1].split()]
+        assert with_ticks == ["learning-rate"]
+        lines = app.text(*(f"chart-{name}" for name in COURSE)).split("\n")
+        assert len({line.index("┊") for line in lines if "┊" in line}) == 1  # the onset
+        assert "COLLAPSE in L4 since 1" in app.text("answer")
+        assert "the loss does not show it" in app.text("answer")
+        focused = []
+        for key in ("tab", "tab", "shift+tab", "shift+tab", "shift+tab"):
+            await app.press(key)
+            focused += [n for n in COURSE if app.text(f"chart-{n}").startswith("▶")]
+        assert focused == ["balance", "max-load", "balance", "loss", "learning-rate"]
+        await app.press("z")
+        assert app.charts() == ["learning-rate"]
+        await app.press("z", "e")
+        assert app.charts() == COURSE
+        assert app.session.smoothing == 0.6
+        assert "smoothing 0.6" in app.text("chart-loss")
+        await app.resize(60, 20)
+        await app.press("tab")
+        assert app.charts()[:2] == ["loss", "balance"]
+        assert "learning rate" in app.text("hidden")
+        await app.press("shift+tab")
+        assert "learning-rate" in app.charts()
+
+
+@pytest.mark.parametrize(
+    ("count", "values", "shown"),
+    [
+        (59, {"loss": "NaN", "grad_norm": "NaN"}, "not measured"),
+        (1, {}, "not measured"),
+        (59, {"loss": 3.0}, "3.00 at 59"),
+    ],
+)
+async def test_a_log_without_router_summaries_has_only_its_loss(
+    count: int, values: dict[str, Any], shown: str, write_log: Any, make_header: Any
+) -> None:
+    steps = [{"kind": "step", "step": n} | values for n in range(1, count + 1)]
+    async with open_app(write_log([make_header(), *steps]), "6", size=(80, 24)) as app:
+        assert app.charts() == ["loss"]
+        assert shown in app.text("chart-loss")
+        await app.press("tab", "z", "e", "z", "a", "o", "[")
+        assert app.app.is_running
+
+
+@pytest.mark.usefixtures("quick_reader")
+async def test_the_course_follows_a_run_that_is_replaced(
+    own_collapsed: Path, write_log: Any, make_header: Any, make_step: Any
+) -> None:
+    async with open_app(own_collapsed, "6") as app:
+        before = app.text("chart-balance")
+        steps = [make_step(n, [[4] * 8], 16, loss=7.0) for n in (1, 2)]
+        model = {"layers": [1], "layer_names": ["only"]}
+        other = write_log([make_header(model=model), *steps], name="other")
+        other.replace(own_collapsed / "metrics.jsonl")
+        await app.sees("7.00 at 2", "chart-loss")
+        assert "1.00 at 2" in app.text("chart-balance") != before
+
+
+@asynccontextmanager
+async def card(
+    path: Path, size: tuple[int, int] = (100, 30), *, sampled: bool = True
+) -> AsyncIterator[AppPilot]:
+    """The card of the expert farthest from fair in the first sick layer."""
+    async with open_app(path, "a", "2", "enter", size=size) as app:
+        if sampled:
+            await app.until(lambda: len(series(app)), "the samples")
+            await app.redraw()
+        yield app
+
+
+def series(app: AppPilot) -> Any:
+    assert isinstance(app.screen, ExpertScreen)
+    return app.screen._series
+
+
+async def test_the_card_shows_load_share_and_where_else_the_expert_is_dead(
+    collapsed: Path,
+) -> None:
+    async with card(collapsed, (80, 24)) as app:
+        assert "steps sampled" in app.text("chart-load")
+        assert "dead since about step 1" in app.text("facts")
+        assert "L4 has COLLAPSE" in app.text("more")
+        assert app.charts() == ["load", "bias", "place"]
+        await app.press(*["left"] * 2)
+        chosen = []
+        for key in ("right", "l", "down", "j", "up", "k", "h", "left", "left"):
+            await app.press(key)
+            chosen.append(app.session.expert)
+            assert f"expert {app.session.expert} " in app.text("layer-title")
+        assert chosen == [1, 2, 3, 4, 3, 2, 1, 0, 0]
+        await app.press(*["right"] * 8)
+        assert app.session.expert == 7
+
+
+async def test_the_card_travels_in_time_with_exact_values(collapsed: Path) -> None:
+    async with card(collapsed) as app:
+        await app.enter(":101")
+        assert app.session.expert is not None
+        load = (app.view().layers[3].load or ())[app.session.expert]
+        assert f"load   {load:.2f} at 101" in app.text("chart-load")
+        assert "PAUSED, now 450" in app.text("layer-title")
+        assert "dead" not in app.text("facts")
+
+
+async def test_samples_are_read_again_only_for_another_layer_or_window(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = chart_screens.samples
+
+    def counted(watch: Any, router: int, count: int, window: Any, **more: Any) -> Any:
+        read.append(router)
+        return real(watch, router, count, window, **more)
+
+    monkeypatch.setattr(chart_screens, "samples", counted)
+    async with card(collapsed) as app:
+        await app.press("right", "right", "left", "[", "x")
+        assert read == [3]
+        await app.press("+")
+        await app.until(lambda: len(read) == 2, "the samples of the window")
+        await app.until(lambda: series(app).steps[0] > 1, "them on the screen")
+
+
+async def test_the_card_without_a_layer_screen_below_it_can_be_left(collapsed: Path) -> None:
+    async with card(collapsed) as app:
+        await app.go("expert")
+        assert isinstance(app.screen, MainScreen)
+        await app.go("expert")
+        assert isinstance(app.screen, ExpertScreen)
+        await app.press("escape")
+        assert isinstance(app.screen, MainScreen)
+
+
+async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Path) -> None:
+    log = own_collapsed / "metrics.jsonl"
+    packed = log.with_name("metrics.jsonl.gz")
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    log.unlink()
+    async with card(packed, sampled=False) as app:
+        why = "history cannot be read: compressed logs cannot be rewound"
+        assert why in app.text("chart-load")
+        assert "too few samples: 0 of 16" in app.text("more")
+        assert "dead" in app.text("facts")
+
+
+async def test_a_log_that_disappears_shows_the_reason(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(chart_screens, "samples", gone)
+    async with card(collapsed, sampled=False) as app:
+        await app.sees("history cannot be read: No such file or directory", "chart-load")
+
+
+@pytest.mark.usefixtures("quick_reader")
+async def test_a_growing_run_is_sampled_again_only_after_a_while(
+    make_run: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    path = make_run(steps=range(1, 321))
+    async with card(path) as app:
+        first = series(app)
+        append(path, range(321, 325))
+        await app.sees("at 324", "chart-load")
+        assert series(app) is first
+        append(path, range(325, 360))
+        await app.until(lambda: series(app).steps[-1] >= 350, "new samples")
