@@ -3,8 +3,11 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from textual.pilot import Pilot
 from textual.screen import Screen
 
@@ -12,7 +15,6 @@ from microscope_tui.app import MainScreen, Microscope, Preferences, Rows, Sessio
 from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet, RunView, RunWatch
 
-SIZES_IN_A_STORM = [(30, 6), (200, 60), (60, 20), (10, 3), (45, 11), (1, 1), (72, 16)]
 QUICK = Preferences(interval_s=0.05)
 
 
@@ -115,6 +117,15 @@ class AppPilot:
         """Let the app run until this is the newest step that was read."""
         await self.until(lambda: self.newest_step == step, f"step {step}")
 
+    async def is_judged(self) -> None:
+        """Let the app run until all of the open run is read and judged."""
+
+        def judged() -> bool:
+            watch = self.session.watch
+            return watch is not None and watch.complete and not watch.unread
+
+        await self.until(judged, "the whole log")
+
     async def opens(self, screen: type[Screen[object]]) -> None:
         """Let the app run until this screen is on top."""
         await self.until(lambda: isinstance(self.screen, screen), screen.__name__)
@@ -127,29 +138,22 @@ async def running(
     size: tuple[int, int] = (100, 30),
     glyphs: Glyphs = Glyphs.BRAILLE,
     preferences: Preferences = QUICK,
+    system: Any = None,
 ) -> AsyncIterator[AppPilot]:
-    """The app, just started."""
+    """The app, just started; ``system``: Rich's name of how many colours the terminal has."""
     fleet = fleet if isinstance(fleet, Fleet) else Fleet(fleet)
-    async with Microscope(fleet, glyphs, preferences).run_test(size=size) as pilot:
+    app = Microscope(fleet, glyphs, preferences)
+    if system is not None:
+        app.console = Console(color_system=system, file=StringIO(), force_terminal=True)
+    async with app.run_test(size=size) as pilot:
         yield AppPilot(pilot)
 
 
 @asynccontextmanager
-async def open_app(
-    path: Path,
-    *keys: str,
-    size: tuple[int, int] = (100, 30),
-    glyphs: Glyphs = Glyphs.BRAILLE,
-    preferences: Preferences = QUICK,
-) -> AsyncIterator[AppPilot]:
+async def open_app(path: Path, *keys: str, **how: Any) -> AsyncIterator[AppPilot]:
     """The app on a run that is read, judged and shown, after these keys."""
-    async with running(path, size, glyphs, preferences) as app:
-
-        def judged() -> bool:
-            watch = app.session.watch
-            return watch is not None and watch.complete and not watch.unread
-
-        await app.until(judged, "the whole log")
+    async with running(path, **how) as app:
+        await app.is_judged()
         await app.opens(MainScreen)
         await app.redraw()
         await app.press(*keys)

@@ -71,7 +71,7 @@ def test_with_nothing_left_to_judge_it_waits_as_before(
 async def test_the_list_gets_all_its_verdicts_and_the_next_session_has_them(tmp_path: Path) -> None:
     write(tmp_path / "logs", "open", 1000, steps=150)
     for at in range(3):
-        write(tmp_path / "logs", f"sick{at}", 3600 + at, steps=600, collapse=(1, 200))
+        write(tmp_path / "logs", f"sick{at}", 3600 + at, steps=300, collapse=(1, 100))
     write(tmp_path / "logs", "young", 9000, steps=60)
     kept = VerdictCache(ANYTHING, tmp_path / "state")
     async with running(Fleet(tmp_path / "logs", kept=kept), (120, 20)) as app:

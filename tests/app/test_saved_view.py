@@ -93,15 +93,6 @@ def test_the_file_is_private_and_names_its_folder(logs: Path, saved: Path) -> No
     assert json.loads(saved.read_text())["logs"] == os.path.realpath(logs)
 
 
-def test_the_users_state_folder_is_the_default(
-    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
-    save_view(logs, CHOSEN)
-    assert list(tmp_path.glob("mine/moe-microscope/views/*.json"))
-    assert kept(logs) == CHOSEN
-
-
 @in_one_folder
 @given(
     st.binary(max_size=300)

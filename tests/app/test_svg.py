@@ -110,13 +110,3 @@ def test_a_picture_is_smaller_and_paints_the_same_cells() -> None:
     assert len(small.encode()) < 0.7 * len(svg.encode())
     assert small.count("<rect") < svg.count("<rect")
     assert painted(small) == painted(svg)
-
-
-def test_twice_is_once() -> None:
-    once = stand_alone(drawn("one"))
-    assert stand_alone(once).replace('xml:space="preserve" ', "", 1) == once
-
-
-@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Z"])))
-def test_any_other_text_is_left_alone(text: str) -> None:
-    assert stand_alone(text) == text.replace("&#160;", "\N{NO-BREAK SPACE}")

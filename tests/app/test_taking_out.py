@@ -1,20 +1,17 @@
 """What is copied and written out of a screen, and the view that is kept of a folder."""
 
 import base64
-import io
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from microscope_tui.app import Microscope, Preferences, Rows, Tiles
+from microscope_tui.app import Preferences, Rows, Tiles
 from microscope_tui.lines import SteadyLevels
-from microscope_tui.watch import Fleet
-from tests.app.pilot import AppPilot, open_app
+from tests.app.pilot import open_app, running
 
 
 async def test_a_copy_goes_through_the_terminal(collapsed: Path) -> None:
@@ -66,37 +63,25 @@ async def test_a_folder_that_cannot_be_written_is_reported(
         await app.sees("cannot write here: Permission denied", "keys")
 
 
-@pytest.fixture
-def exported(
+async def test_a_picture_from_a_session_of_16_colours_is_in_truecolor(
     collapsed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], Awaitable[set[str]]]:
-    """The colours of a picture that is exported from a session with this colour system."""
-
-    async def export(system: Any) -> set[str]:
-        monkeypatch.chdir(tmp_path)
-        microscope = Microscope(Fleet(collapsed))
-        microscope.console = Console(color_system=system, file=io.StringIO(), force_terminal=True)
-        async with microscope.run_test(size=(120, 40)) as pilot:
-            app = AppPilot(pilot)
-            await app.until(lambda: app.session.watch and not app.watch.unread, "judged")
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    colours = {}
+    for system in ("standard", "truecolor"):
+        async with running(collapsed, (120, 40), system=system) as app:
+            await app.is_judged()
             app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
             await app.redraw()
             cells = app.screen.query_one(Tiles).query(Rows)
             before = [list(part._strips) for part in cells]
             await app.press("S")
-            await app.until(lambda: app.session.written, "the file")
+            await app.sees("written: ", "keys")
             assert [list(part._strips) for part in cells] == before
-            return set(re.findall("#[0-9a-f]{6}", app.session.written[0].read_text()))
-
-    return export
-
-
-async def test_a_picture_from_a_session_of_16_colours_is_in_truecolor(
-    exported: Callable[[str], Awaitable[set[str]]],
-) -> None:
-    colours = await exported("standard")
-    assert colours == await exported("truecolor")
-    assert "#162e54" in colours  # a starving expert, by the stop of its ramp
+            text = app.session.written[0].read_text()
+            colours[system] = set(re.findall("#[0-9a-f]{6}", text))
+    assert colours["standard"] == colours["truecolor"]
+    assert "#162e54" in colours["standard"]  # a starving expert, by the stop of its ramp
 
 
 async def test_the_next_session_looks_as_the_last_one(

@@ -83,16 +83,6 @@ def test_ten_steps_stop_at_the_first_and_at_the_live_run(
     assert shown == [25, 15, 5, 1, 1, 11, 21, 31, "live"]
 
 
-async def test_digits_typed_in_one_burst_after_the_colon_all_arrive(make_run: Make) -> None:
-    async with open_app(make_run(steps=range(1, 401))) as app:
-        for key in ("colon", "2", "7", "3", "enter"):  # posted at once: nothing waits in between
-            app.app.post_message(events.Key(key, ":" if key == "colon" else key[0]))
-        await app.until(lambda: step_in(app.text("header")) == 273, "step 273")
-        assert "273 PAUSED, now 400" in app.text("ribbon")
-        assert " f live " in app.text("keys")
-        assert isinstance(app.screen, MainScreen)  # enter opened no layer
-
-
 async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(make_run: Make) -> None:
     async with open_app(make_run(steps=range(1, 101)), *":99", "backspace", size=(80, 24)) as app:
         assert "go to step 9▏" in app.text("keys")
