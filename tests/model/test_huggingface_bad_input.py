@@ -169,6 +169,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
             ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt='e4m3'"),
             ({"quant_method": "fp8", "weight_block_size": [128]}, "two numbers of rows and"),
             ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "two numbers"),
+            ({"quant_method": "fp8", "weight_block_size": [128, 128, 0]}, "two numbers"),
             ({"quant_method": "fp8", "weight_block_size": None}, "two numbers"),
             (["fp8"], "quant_method='fp8'"),
         )

@@ -98,12 +98,14 @@ def test_a_rule_that_is_left_out_is_that_of_transformers(model_type: str, tmp_pa
     rules = (
         "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "rms_norm_eps",
         "first_k_dense_replace", "initializer_range", "tie_word_embeddings", "attention_bias",
-        "num_nextn_predict_layers", "topk_method",
+        "topk_method", "num_nextn_predict_layers",
     )  # fmt: skip
     change_config(folder, **dict.fromkeys((*rules, "mlp_layer_types"), ...), num_hidden_layers=4)
     config = read_config(folder / "config.json").config
     expected = {name: theirs[name] for name in rules if theirs.get(name) is not None}
     assert {name: getattr(config, name) for name in expected} == expected
+    change_config(folder, num_mtp_layers=2)  # another name of the last
+    assert read_config(folder / "config.json").config.num_nextn_predict_layers == 2
 
 
 def test_glm_need_not_list_its_dense_layers_and_may_count_them(
