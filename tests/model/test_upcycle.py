@@ -57,6 +57,7 @@ def test_a_llama_becomes_a_checkpoint_that_is_little_worse(
     windows = ids[: len(ids) // 64 * 64].view(-1, 64)
     model, llama = found.load_model(), LlamaForCausalLM.from_pretrained(trained).eval()
     before = mean_loss(lambda ids_BS: llama(ids_BS).logits, windows)
+    assert before == pytest.approx(llama(windows, labels=windows).loss.item(), rel=1e-5)
     after = mean_loss(lambda ids_BS: model(ids_BS).logits_BSV, windows)
     for layer in llama.model.layers:
         layer.self_attn.o_proj.weight.data.zero_()
@@ -65,6 +66,7 @@ def test_a_llama_becomes_a_checkpoint_that_is_little_worse(
     assert after < before + MOST_LOST * (blind - before)
     config = found.config
     assert f"{llama.num_parameters():,}, all active" in narration
+    assert "cache: 64 numbers per token and layer -> 64" in narration
     assert f"{config.parameters():,}, {config.active_parameters():,} active" in narration
     assert found.description["upcycled"]["losses"]["source"] == pytest.approx(source, abs=1e-5)
 

@@ -245,3 +245,5 @@ def test_readings_are_those_of_the_model_itself() -> None:
         parts_BSFD = activations[depth].unsqueeze(-1) * layer.mlp.down_proj.weight.T
         size_F = parts_BSFD.norm(dim=-1).mean(dim=(0, 1)).double()
         torch.testing.assert_close(seen.usefulness_F, size_F, rtol=1e-5, atol=0)
+    alone = observe(llama, IDS_BS[:, :1])[0]
+    assert (alone.distance_HS == 1).all(), "only the first token, which is left out, was there"

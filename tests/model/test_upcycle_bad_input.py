@@ -177,6 +177,8 @@ def test_existing_files_are_never_touched(
     assert upcycle(plain, tmp_path / "new", text) == USAGE
     assert "exists: choose another name" in capsys.readouterr().err
     assert (tmp_path / "new").read_text() == "mine"
+    (tmp_path / "link").symlink_to("nowhere")
+    assert upcycle(plain, tmp_path / "link", text) == USAGE
     assert upcycle(plain, tmp_path / "none" / "new", text) == USAGE
     assert "is not a folder: create it first" in capsys.readouterr().err
 
