@@ -1,5 +1,6 @@
 """The app under Textual's pilot: open it on a run, press keys, read what the screen shows."""
 
+import gzip
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,13 @@ from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet, RunView, RunWatch
 
 QUICK = Preferences(interval_s=0.05)
+
+
+def compressed(log: Path) -> Path:
+    """A compressed copy of a log, which cannot be rewound."""
+    packed = log.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    return packed
 
 
 class AppPilot:

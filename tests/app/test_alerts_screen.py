@@ -1,13 +1,12 @@
 """The alerts of a run: choosing one, going to where it began, marking it as seen, filtering."""
 
-import gzip
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from microscope_tui.app import AlertsScreen, MainScreen
-from tests.app.pilot import AppPilot, open_app
+from tests.app.pilot import AppPilot, compressed, open_app
 
 SMALL = (80, 24)
 
@@ -70,9 +69,7 @@ async def test_enter_goes_to_the_onset_in_the_worst_layer_on_the_main_screen(
 async def test_a_log_without_a_past_reports_it_instead_of_going_to_the_onset(
     troubled: Path,
 ) -> None:
-    packed = troubled.with_suffix(".jsonl.gz")
-    packed.write_bytes(gzip.compress(troubled.read_bytes()))
-    async with open_app(packed, "3", "enter", size=SMALL) as app:
+    async with open_app(compressed(troubled), "3", "enter", size=SMALL) as app:
         assert "decompress it" in app.text("keys")
         assert isinstance(app.screen, AlertsScreen)
         assert app.session.selected == 0

@@ -1,6 +1,5 @@
 """The screens of charts: one layer, the course of the run, one expert."""
 
-import gzip
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from microscope_tui.app import ExpertScreen, LayerScreen, MainScreen
 from microscope_tui.app.screens import chart_screens
-from tests.app.pilot import AppPilot, open_app
+from tests.app.pilot import AppPilot, compressed, open_app
 
 COURSE = ["loss", "balance", "max-load", "gradient-norm", "learning-rate"]
 
@@ -38,6 +37,9 @@ async def test_tab_moves_the_focus_z_enlarges_it_and_e_smooths(collapsed: Path) 
             title = app.text("chart-balance").split("\n")[0]
             assert (f"smoothing {weights[-1]:g}" in title) == bool(weights[-1])
         assert weights == [0.6, 0.9, 0.0]
+        await app.resize(60, 16)
+        assert "more lines" in app.text("evidence").split("\n")[1]
+        assert "not shown: load, bias, " in app.text("hidden")
 
 
 async def test_left_and_right_choose_an_expert_and_enter_opens_its_card(collapsed: Path) -> None:
@@ -85,20 +87,6 @@ async def test_the_charts_follow_the_shown_step_and_the_window(
         assert all(window.first <= int(tick) <= window.last for tick in ticks)
         await app.press("x")
         assert "s" in app.text(f"chart-{chart}").split("\n")[-1]
-
-
-async def test_a_small_window_counts_and_names_what_it_hides(collapsed: Path) -> None:
-    async with open_app(collapsed, "a", "enter", size=(60, 20)) as app:
-        assert app.charts() == ["load", "balance"]
-        assert "not shown: bias, entropy, max load" in app.text("hidden")
-        await app.press("shift+tab")
-        assert "max-load" in app.charts()
-        assert app.text("evidence").startswith("  CRIT")
-        await app.resize(60, 16)
-        lines = app.text("evidence").split("\n")
-        assert len(lines) == 2
-        assert "more lines" in lines[-1]
-        assert app.charts()
 
 
 @pytest.mark.parametrize("what", ["no counts", "NaN", "one step", "no summaries"])
@@ -280,11 +268,8 @@ async def test_the_card_without_a_layer_screen_below_it_can_be_left(collapsed: P
 
 
 async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Path) -> None:
-    log = own_collapsed / "metrics.jsonl"
-    packed = log.with_name("metrics.jsonl.gz")
-    packed.write_bytes(gzip.compress(log.read_bytes()))
-    log.unlink()
-    async with card(packed, sampled=False) as app:
+    log = compressed(own_collapsed / "metrics.jsonl")
+    async with card(log, sampled=False) as app:
         why = "history cannot be read: compressed logs cannot be rewound"
         assert why in app.text("chart-load")
         assert "too few samples: 0 of 16" in app.text("more")

@@ -1,8 +1,5 @@
 """A beside B: two steps, of one run or of two, and the probes of two runs."""
 
-import gzip
-import random
-import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +14,10 @@ from microscope_tui.app import (
     RunsScreen,
     draw,
 )
-from microscope_tui.routing import RoutingWriter, Shape
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import Fleet
-from tests.app.pilot import AppPilot, open_app
+from tests.app.pilot import AppPilot, compressed, open_app
+from tests.routing.test_compare import write
 
 Make = Callable[..., Path]
 STEPS = range(1, 201)
@@ -148,10 +145,8 @@ async def test_a_shorter_run_of_another_shape_is_matched_by_the_names_of_its_lay
 
 
 async def test_a_compressed_log_explains_how_to_get_a_reference(make_run: Make) -> None:
-    path = make_run(steps=STEPS, sick=SICK)
-    packed = path.with_suffix(".jsonl.gz")
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    async with open_app(packed, "5", size=(80, 24)) as app:
+    log = compressed(make_run(steps=STEPS, sick=SICK))
+    async with open_app(log, "5", size=(80, 24)) as app:
         assert "decompress it" in app.text("moments")
         assert "r lists the runs, and p pins one as A" in app.text("moments")
         await app.press("down", "up", "enter", "escape", "5", "b")
@@ -159,9 +154,7 @@ async def test_a_compressed_log_explains_how_to_get_a_reference(make_run: Make) 
 
 
 @pytest.mark.usefixtures("quick_reader")
-async def test_a_run_that_is_replaced_gets_a_new_reference(
-    make_run: Make,
-) -> None:
+async def test_a_run_that_is_replaced_gets_a_new_reference(make_run: Make) -> None:
     path = make_run(steps=STEPS, sick=SICK)
     async with open_app(path, "5") as app:
         make_run("new", range(1, 41)).replace(path)
@@ -178,7 +171,7 @@ async def test_a_pinned_run_that_is_read_while_the_app_ends_is_no_failure(
 ) -> None:
     make_run("one", age=5000)
     make_run("other", age=6000)
-    for wait in (0.0, 0.05, 0.1, 0.15):
+    for wait in (0.0, 0.1):
         async with open_app(tmp_path, "r") as app:
             await app.sees("2 runs", "runs")
             await app.press("down", "p", "escape", "[")
@@ -192,19 +185,10 @@ def make_probe(make_run: Make) -> Make:
     """A probe of three layers; ``flips``: tokens of L2 that choose expert 7 instead of 0."""
 
     def make(name: str, flips: int = 0, age: float = 5000, *, tokens: int = 200) -> Path:
-        path = make_run(name, (1, 2), age, profile="eval")
-        shape = Shape((1, 2, 3), ("L1", "L2", "L3"), 8, 2, tokens)
-        writer = RoutingWriter(path.with_name("routing.bin"), shape)
-        writer.put_tokens([5] * tokens, [b"a"] * tokens, [0] * tokens, [0] * tokens)
-        rng = random.Random(0)
-        margins = struct.pack(f"<{tokens}e", *(rng.random() for _ in range(tokens)))
-        for layer in range(3):
-            flipped = flips if layer == 1 else 0
-            ids = [7 if n < flipped and not n % 2 else n % 2 for n in range(2 * tokens)]
-            writer.put("ids", layer, 0, bytes(ids))
-            writer.put("margins", layer, 0, margins)
-        writer.finish()
-        return path.parent
+        log = make_run(name, (1, 2), age, profile="eval")
+        same = [[0, 1] for _ in range(tokens)]
+        ids = [same, [[7, 1]] * flips + same[flips:], same]
+        return write(log.with_name("routing.bin"), ids, experts=8).parent
 
     return make
 
@@ -222,7 +206,7 @@ async def picture(a: Path, b: Path, size: tuple[int, int] = (120, 30), layer: st
 
 async def test_two_probes_are_compared_once_the_other_is_pinned(make_probe: Make) -> None:
     make_probe("before")
-    root = make_probe("after", flips=40, age=0).parent
+    root = make_probe("after", flips=20, age=0).parent
     async with open_app(root, "9") as app:
         assert "Pin the run" in rows(app)
         assert "moe-microscope probe MODEL TEXT" in rows(app)
@@ -247,7 +231,7 @@ async def test_two_probes_are_compared_once_the_other_is_pinned(make_probe: Make
 
 
 async def test_the_picture_of_the_comparison_needs_no_keys(make_probe: Make) -> None:
-    text = await picture(make_probe("before"), make_probe("after", flips=40), (60, 12), "L2")
+    text = await picture(make_probe("before"), make_probe("after", flips=20), (60, 12), "L2")
     assert "3.33% of the choices" in text
     assert "▶ L2   10.0%" in text
     assert all(len(line) <= 60 for line in text.split("\n"))
