@@ -39,7 +39,7 @@ async def test_tab_moves_the_focus_z_enlarges_it_and_e_smooths(collapsed: Path) 
         assert weights == [0.6, 0.9, 0.0]
         await app.resize(60, 16)
         assert "more lines" in app.text("evidence").split("\n")[1]
-        assert "not shown: load, bias, " in app.text("hidden")
+        assert "not shown: bias, balance, max load" in app.text("hidden")
 
 
 async def test_left_and_right_choose_an_expert_and_enter_opens_its_card(collapsed: Path) -> None:

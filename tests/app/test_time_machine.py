@@ -233,7 +233,7 @@ def test_the_shown_step_is_in_the_window_however_it_is_zoomed(
             assert window.last - window.first + 1 < newest
 
 
-def test_a_window_slides_along_with_the_live_run() -> None:
+def test_a_window_slides_along_with_the_live_run_and_around_a_pinned_step() -> None:
     run = a_run_of(1000)
     cursor = TimeCursor(lambda: run)
     cursor.zoom(0.1)
@@ -242,3 +242,6 @@ def test_a_window_slides_along_with_the_live_run() -> None:
     assert cursor.window == (941, 1040)
     cursor.zoom(1e15)
     assert cursor.window is None
+    cursor._pin = SimpleNamespace(step=100, generation=0)  # type: ignore[assignment]
+    cursor.zoom(0.5)
+    assert cursor.window == (51, 570)  # the shown step keeps its place
