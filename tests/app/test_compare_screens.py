@@ -248,7 +248,6 @@ async def test_a_run_without_a_probe_shows_how_to_make_one(collapsed: Path) -> N
     [
         (lambda path: path.write_bytes(b"\x1b[2J" * 40), "MOEROUTE"),
         (lambda path: path.unlink(), "has no probe"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut off"),
     ],
 )
 async def test_a_probe_that_cannot_be_read_is_named(

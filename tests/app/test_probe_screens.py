@@ -1,7 +1,6 @@
 """The screens of a probe: its text, and what its experts prefer, against the file itself."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,23 +141,13 @@ async def test_a_run_without_a_probe_shows_how_to_make_one(collapsed: Path) -> N
         assert isinstance(app.screen, MainScreen)
 
 
-@pytest.mark.parametrize(
-    ("damage", "why"),
-    [
-        (lambda data: data[:5000], "cut off or damaged"),
-        (lambda data: b"x" * 200, "is not a routing file"),
-        (lambda data: b"", "shorter than the preamble"),
-    ],
-)
-async def test_a_damaged_probe_is_reported_and_the_run_stays(
-    own_probed: Path, damage: Callable[[bytes], bytes], why: str
-) -> None:
+async def test_a_damaged_probe_is_reported_and_the_run_stays(own_probed: Path) -> None:
     file = own_probed / FILE_NAME
-    file.write_bytes(damage(file.read_bytes()))
+    file.write_bytes(file.read_bytes()[:5000])
     async with open_app(own_probed, "7", size=(200, 30)) as app:
-        assert why in app.text("token-text")
+        assert "cut off or damaged" in app.text("token-text")
         await app.press("8")
-        assert why in app.text("slice-rows")
+        assert "cut off or damaged" in app.text("slice-rows")
         assert app.session.has_run
 
 
