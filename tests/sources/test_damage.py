@@ -17,7 +17,7 @@ from tests.sources import event_bytes, sound, wandb_bytes
 from tests.sources.damage import NAMES, case, read_damaged, seeds_of
 from tests.sources.reading import settle
 
-CASES, CUTS = 80, 25
+CASES, CUTS = 40, 12
 MOST_MEMORY = 40 << 20
 
 
