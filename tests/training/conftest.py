@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -166,15 +163,6 @@ def start(
     for each in started:
         if each.returncode is None:
             each.kill()
-
-
-def from_shell(*arguments: str, starter: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start the trainer with an interpreter of its own."""
-    return subprocess.Popen(
-        [*starter, sys.executable, str(ROOT / "train.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Number formats, recomputation, accumulation, compilation: the same run, and exact counts."""
+"""Number formats, recomputation, accumulation: the same run, and exact counts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from moe_model import LanguageModel, ModelConfig
-from tests.counted import counter_of
 from tests.training.conftest import GetTrained
 from tests.training.story import ReadLog, Train, from_step, steps, story
 
@@ -77,28 +74,3 @@ def test_fp16_finds_its_loss_scale_and_a_skipped_step_moves_neither_weights_nor_
     assert not any(any(row) for row in rows[skipped]["expert_bias"]), "the bias has not moved yet"
     assert any(any(row) for row in rows[skipped + 1]["expert_bias"])
     assert rows[0]["grad_norm"] in ("Infinity", "NaN")
-
-
-@pytest.mark.filterwarnings("default")  # what torch.compile prints about itself
-def test_a_compiled_layer_is_the_same_layer() -> None:
-    """The graph that torch.compile takes, without the code generator, which takes a minute."""
-    config = ModelConfig.preset(
-        "tiny", vocab_size=32, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
-        moe_intermediate_size=16, num_attention_heads=2, initializer_range=0.02,
-    )  # fmt: skip
-    ids_BS = torch.randint(32, (2, 32), generator=torch.Generator().manual_seed(0))
-    gradients, counts = [], []
-    for compiled in (False, True):
-        model = LanguageModel(config).train()
-        model.init_weights(torch.Generator().manual_seed(1))
-        model.recompute = True
-        if compiled:
-            torch._dynamo.reset()
-            model.layers[-1].compile(backend="aot_eager")
-        output = model(ids_BS)
-        F.cross_entropy(output.logits_BSV.flatten(0, 1), ids_BS.flatten()).backward()
-        gradients.append([p.grad for p in model.parameters()])
-        counts.append(counter_of(model, output.routings).counts)
-    assert torch.equal(*counts)
-    for name, plain, other in zip(dict(model.named_parameters()), *gradients, strict=True):
-        assert (plain - other).norm() < 1e-4 * plain.norm().clamp(min=1e-6), name

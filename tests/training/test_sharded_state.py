@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from moe_model import CheckpointError
-from moe_model.training import is_sharded, load_shards, make_optimizer, optimizer_state, save_shards
-from tests.training.ranks import make_model, wrong_bits
+from moe_model.training import is_sharded, load_shards, save_shards
+from tests.training.ranks import wrong_bits
 
 
 @pytest.fixture
@@ -101,28 +101,3 @@ def test_numbers_of_another_kind_or_shape_are_not_converted(
     save_shards(tmp_path, {"a": torch.arange(3)})
     with pytest.raises(CheckpointError, match=message):
         load_shards(tmp_path, into)
-
-
-def test_a_process_without_a_group_saves_what_it_reads(tmp_path: Path) -> None:
-    state = {"scalar": torch.tensor(2.5), "bytes": torch.arange(9, dtype=torch.uint8)}
-    save_shards(tmp_path / "new", state)
-    into = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    load_shards(tmp_path / "new", into)
-    assert all(torch.equal(into[name], tensor) for name, tensor in state.items())
-
-
-def test_the_state_of_an_optimizer_can_be_filled_before_its_first_step() -> None:
-    """Made beforehand or by the first step: the same state, and the same weights after it."""
-    models = [make_model(small=True) for _ in range(2)]
-    optimizers = [make_optimizer(model, 1e-2) for model in models]
-    assert not optimizers[1].state
-    made = optimizer_state(models[1], optimizers[1])
-    ids_BS = torch.randint(0, 29, (2, 8))
-    for model, optimizer in zip(models, optimizers, strict=True):
-        model(ids_BS).logits_BSV.square().mean().backward()
-        optimizer.step()
-    kept = optimizer_state(models[0], optimizers[0])
-    assert kept.keys() == made.keys()
-    for name, tensor in kept.items():
-        assert torch.equal(made[name], tensor), name
-        assert (made[name].dtype, made[name].device) == (tensor.dtype, tensor.device)

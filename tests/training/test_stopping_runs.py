@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from moe_model import TRAINING_STATE, read_checkpoint
 from moe_model.training import StopRequest
 from tests.forked import ROOT, ForkServer, Program
-from tests.training.conftest import from_shell
 from tests.training.story import ReadLog, steps, wait_until
 
 RARELY = ("--run=r", "--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
@@ -131,7 +131,11 @@ def test_after_a_first_signal_only_ctrl_c_interrupts() -> None:
 def test_nohup_protects_a_run_from_its_terminal(
     arguments: Callable[..., list[str]], read_log: ReadLog, has_trained: Callable[[], bool]
 ) -> None:
-    process = from_shell(*arguments(*OFTEN), starter=["nohup"])
+    process = subprocess.Popen(
+        ["nohup", sys.executable, str(ROOT / "train.py"), *arguments(*OFTEN)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
     wait_until(has_trained, process)
     process.send_signal(signal.SIGHUP)
     before = read_log("r")[-1]["step"]

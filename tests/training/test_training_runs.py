@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from moe_model import TRAINING_STATE, read_checkpoint, run_command
 from moe_model import generate as generate_module
 from moe_model.training import help as help_module
-from tests.training.conftest import GetTrained, from_shell
+from tests.forked import Program
+from tests.training.conftest import GetTrained
 from tests.training.story import Capsys, ReadLog, Train, steps, story
 
 LEARNING = ("--steps=110", "--eval-every=20", "--lr=5e-3", "--on-collapse=stop")
@@ -24,12 +25,12 @@ LEARNING = ("--steps=110", "--eval-every=20", "--lr=5e-3", "--on-collapse=stop")
 WITH_MTP = ("--steps=30", "--lr=0.01", "--mtp")
 
 
-def test_a_run_from_the_shell_writes_log_and_checkpoints_and_exits_0(
-    arguments: Callable[..., list[str]], read_log: ReadLog, tmp_path: Path
+def test_a_run_writes_log_and_checkpoints_and_exits_0(
+    start: Callable[..., Program], read_log: ReadLog, tmp_path: Path
 ) -> None:
     flags = ("--run=a run", "--steps=6", "--eval-every=4", "--save-every=2", "--grad-accum=2")
-    process = from_shell(*arguments(*flags))
-    output, narration = process.communicate(timeout=120)
+    process = start(*flags)
+    output, narration = process.communicate()
     assert process.returncode == 0, narration
     assert output == "", "standard output is data, and a training run has none"
     assert "watch it: moe-microscope" in narration

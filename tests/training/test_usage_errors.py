@@ -119,16 +119,10 @@ def test_a_text_that_cannot_be_trained_on_is_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
+def test_generating_has_usage_errors_too(capsys: Capsys) -> None:
+    for command, message in (
         (["/no/such/run"], "/no/such/run has no checkpoint.json"),
-        (["x", "--temperature=-1"], "--temperature -1.0 is out of range"),
-        (["x", "--top-p=0"], "--top-p 0.0 is out of range"),
-        (["x", "--max-new-tokens=0"], "--max-new-tokens 0 is too few"),
         ([], "requires an argument"),
-    ],
-)
-def test_generating_has_usage_errors_too(command: list[str], message: str, capsys: Capsys) -> None:
-    assert run_command(generate_module.app, command) == 64
-    assert message in capsys.readouterr().err
+    ):
+        assert run_command(generate_module.app, command) == 64
+        assert message in capsys.readouterr().err
