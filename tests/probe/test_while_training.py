@@ -280,7 +280,9 @@ def trained(folder: Path, steps: int, **options: Any) -> dict[str, Any]:
         for _ in range(steps):
             model(tokens())
             probe.step(loss=1.0)
-        return probe.state_dict()
+        state = probe.state_dict()
+        assert records(folder)[-1]["step"] == state["step"]  # on the disk before the checkpoint
+        return state
 
 
 @pytest.mark.parametrize("start_step", [None, 3])
