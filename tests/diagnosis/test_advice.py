@@ -36,8 +36,8 @@ SLIDING: dict[str, Any] = {"severity": Severity.WARN, "facts": {"from": 0.9, "le
 def episode(rule: str, onset: int = 950, index: int = 0, **changes: Any) -> Episode:
     router = RouterInfo(f"L{index + 1}", index + 1, 8, 2) if index != WHOLE_RUN else None
     known: dict[str, Any] = {"severity": Severity.CRITICAL, "value": 0.02, "limit": 0.15}
-    known |= {"alarm": onset + 20, "last": 1500, "facts": {"experts": (1, 2)}}
-    return Episode(rule=rule, router_index=index, router=router, onset=onset, **(known | changes))
+    known |= {"alarm": onset + 20, "last": 1500, "facts": {"experts": (1, 2)}, "router": router}
+    return Episode(rule=rule, router_index=index, onset=onset, **(known | changes))
 
 
 def alone(found: Episode, run: RunRecord = RUN) -> Advice:
@@ -164,6 +164,42 @@ def test_every_meter_fault_has_its_own_words(cause: str, words: str) -> None:
     advice = alone(episode("METER", severity=Severity.ERROR, facts=facts))
     assert advice.verdict == "Meter fault in L1 since step 950"
     assert advice.why.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("found", "run", "words"),
+    [
+        (
+            episode("LOGITS", facts={"cause": "range", "logit": 70.0, "most": 64.0}),
+            RUN,
+            "a router logit of 70 in bf16 (limit 64). Lower the learning rate",
+        ),
+        (
+            episode("DROPS", value=0.3),
+            RunRecord("r", (), capacity_factor=1.25),
+            "raise capacity_factor from 1.25 to 1.875 or go dropless",
+        ),
+        (
+            episode("METER", facts={"cause": "non-finite", "reading": "router entropy"}),
+            RunRecord("r", (), profile="eval"),
+            "Evaluate another checkpoint, or compute the router in fp32.",
+        ),
+        (
+            episode("STARVED", value=0.125, facts={"reference": 0.0}),
+            RunRecord("r", (), profile="eval", planned_steps=1),
+            "1 of 8 experts (12%) gets less than a tenth of the fair share (0% in the reference). "
+            "Count mixed data: on narrow data a long tail is normal.",
+        ),
+        (
+            episode("UNIFORM", router=RouterInfo("L1", 1, 8, 1)),
+            RunRecord("r", (), norm_top_k=True),
+            "Turn off the normalisation of the single weight: it is always 1.",
+        ),
+    ],
+)
+def test_the_words_depend_on_the_run(found: Episode, run: RunRecord, words: str) -> None:
+    advice = alone(found, run)
+    assert words.lower() in f"{advice.why} {advice.next}".lower()
 
 
 # Which layers, since when, and what is over.

@@ -112,6 +112,9 @@ def test_other_evidence_is_named_by_its_rule() -> None:
     exploding = steps(1, 304, router=lambda n: {"z_loss": [1.0, 1.0 if n <= 300 else 5.0, 1.0]})
     text = gathering(pending(judge([header(), *exploding])), [0.9] * 3)
     assert text == "exploding router logits in L2 for 4 steps, gathering evidence"
+    spiking = steps(1, 304, grad_norm=lambda n: 1.0 if n <= 300 else 20.0)
+    text = gathering(pending(judge([header(), *spiking])), [0.9] * 3)
+    assert text == "gradient spike for 4 steps, gathering evidence"
 
 
 @pytest.mark.parametrize("name", ["healthy", "small-batch", "specialised"])

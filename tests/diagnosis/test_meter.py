@@ -84,6 +84,10 @@ def test_pairs_that_chose_no_real_expert_are_counted_as_unrouted() -> None:
             lost = 4096 - sum(record["tokens_per_expert"][1]) - missing
             record["router"]["unrouted"] = [0, lost, 0]
         assert ("METER" in {e.rule for e in judge(records).episodes}) == faulty
+        for record in records[1:]:  # with few real choices, fewer than k experts are possible
+            record["router"] |= {"effective_experts": [7.9, 1.5, 7.9], "unrouted": [0, lost, 0]}
+            record.pop("tokens_per_expert")
+        assert "METER" not in {e.rule for e in judge(records).episodes}
 
 
 @pytest.mark.parametrize(

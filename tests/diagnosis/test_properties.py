@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -223,6 +224,9 @@ def test_bytes_that_are_not_a_state_are_refused_with_the_reason() -> None:
     state = save(judged(sick_history(1)[:150]))
     with pytest.raises(BadState, match="3 other routers"):
         restore(state, run_record(2))
+    older = msgspec.msgpack.encode(msgspec.msgpack.decode(state) | {"version": 2})
+    with pytest.raises(BadState, match="version 2, this is 3"):
+        restore(older, run_record(3))
     for damaged in (b"", b"\x93", state[:-5], b"\xc1" * 40, b"\x81" * 5000):
         with pytest.raises(BadState):
             restore(damaged, run_record(3))
