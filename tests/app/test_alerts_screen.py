@@ -61,7 +61,6 @@ async def test_enter_goes_to_the_onset_in_the_worst_layer_on_the_main_screen(
         assert "L2" in first
         assert "active" in first
         assert "later" in second
-        assert "L2" in chosen_in(app)  # the alert of the chosen layer
         await app.press("end", "enter")
         assert app.session.time.shown_step == 300
 
@@ -88,7 +87,8 @@ async def test_a_mark_as_seen_is_kept_and_removed_again(troubled: Path) -> None:
 
 
 async def test_the_filter_of_the_list_leaves_that_of_the_layers_alone(troubled: Path) -> None:
-    async with open_app(troubled, "3", "n", size=SMALL) as app:
+    async with open_app(troubled, "down", "3", "n", size=SMALL) as app:
+        assert "L2" in chosen_in(app)  # the alert of the chosen layer
         assert "no filter" in app.text("keys")
         await app.enter("/l2")
         assert "/l2" in app.text("alerts-title")
