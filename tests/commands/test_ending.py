@@ -15,30 +15,20 @@ from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch
 
 
-class Clock:
-    """Seconds that a test lets pass."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Followed:
-    """A log, its watch, and its ending."""
+    """A log, its watch, its ending, and a clock that the test sets."""
 
     def __init__(self, log: Path, wait_s: float = 600) -> None:
-        self.log, self.clock = log, Clock()
+        self.log, self.now = log, 1000.0
         self.watch = RunWatch(RunFile(log.parent.name, log, 0.0))
-        self.ending = Ending(self.watch, wait_s, self.clock)
+        self.ending = Ending(self.watch, wait_s, lambda: self.now)
 
     def append(self, *records: dict[str, Any]) -> None:
         with self.log.open("a") as file:
             file.write("".join(json.dumps(record) + "\n" for record in records))
 
     def is_over(self, after_s: float = 0) -> bool:
-        self.clock.now += after_s
+        self.now += after_s
         self.watch.read_all()
         return self.ending.is_over()
 
@@ -51,18 +41,14 @@ class Followed:
 
 
 @pytest.fixture
-def log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Path:
-    """Twenty steps, no end."""
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 21)]
-    return write_log([make_header(), *steps])  # type: ignore[no-any-return]
+def step(make_step: Any, balanced: Any) -> Callable[[int], dict[str, Any]]:
+    return lambda number: make_step(number, [balanced()] * 3, 2048)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def step(make_step: Any, balanced: Any) -> Callable[[int], dict[str, Any]]:
-    def make(number: int) -> dict[str, Any]:
-        return make_step(number, [balanced()] * 3, 2048)  # type: ignore[no-any-return]
-
-    return make
+def log(write_log: Any, make_header: Any, step: Any) -> Path:
+    """Twenty steps, no end."""
+    return write_log([make_header(), *map(step, range(1, 21))])  # type: ignore[no-any-return]
 
 
 def end(reason: str, step: int = 20) -> dict[str, Any]:

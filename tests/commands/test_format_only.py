@@ -1,6 +1,5 @@
 """``check --format-only``: exit codes, folders, archives, pipes."""
 
-import gzip
 import json
 import os
 from collections.abc import Callable
@@ -61,18 +60,6 @@ def test_a_folder_means_its_newest_log_and_all_means_every_log_and_the_worst_cod
     assert [report["exit_code"] for report in every] == [0, 3]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_an_archive_is_checked_like_its_log(call: Call, sound: Path, suffix: str) -> None:
-    zst = suffix == ".zst"
-    pack = pytest.importorskip("backports.zstd").compress if zst else gzip.compress
-    log = sound / "metrics.jsonl"
-    packed = log.with_name(log.name + suffix)
-    packed.write_bytes(pack(log.read_bytes()))
-    code, out, _ = call("check", "--format-only", packed)
-    assert code == 0
-    assert out == call("check", "--format-only", log)[1].replace(str(log), str(packed))
-
-
 def test_a_pipe_is_checked_under_the_name_of_the_standard_input(
     microscope: Callable[..., Any], broken: Path
 ) -> None:
@@ -80,14 +67,6 @@ def test_a_pipe_is_checked_under_the_name_of_the_standard_input(
     assert done.returncode == 3
     assert "standard input:4: error: tokens_per_expert[0] sums to 8192" in done.stdout
     assert microscope("check", "--format-only", "-").returncode == 3  # nothing is not a log
-
-
-def test_a_missing_log_exits_with_three_and_one_line(call: Call, tmp_path: Path) -> None:
-    for path, why in (("missing", "No such file"), (".", "contains no *.jsonl")):
-        code, out, err = call("check", "--format-only", tmp_path / path)
-        assert code == 3
-        assert why in out + err
-        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

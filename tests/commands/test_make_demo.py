@@ -176,14 +176,6 @@ def test_tmux_that_cannot_open_gives_way_to_the_microscope_alone(
     house.assert_no_orphan()
 
 
-def test_ctrl_c_while_the_trainer_starts_ends_both(house: House, shell: Shell) -> None:
-    screen = shell(house.command(STUB="slow"))
-    screen.wait_for("at step 60")
-    screen.press("\x03")
-    assert screen.exit_code() in (-signal.SIGINT, 130)
-    house.assert_no_orphan()
-
-
 def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(house: House, shell: Shell) -> None:
     screen = shell(house.command(STUB="deaf"))
     screen.wait_for(SHOWN)

@@ -53,13 +53,6 @@ def test_the_slices_as_data(probed: Path, call: Call) -> None:
         assert found["identity"] == routing.tables.identity[0]
 
 
-def test_the_tokens_as_a_picture(probed: Path, tmp_path: Path, call: Call) -> None:
-    file = tmp_path / "tokens.svg"
-    arguments = ("--screen", "tokens", "--format", "svg", "-o", file)
-    assert call("snapshot", probed, *arguments)[0] == 0
-    assert "paragraphs" in file.read_text()
-
-
 @pytest.mark.parametrize("screen", ["tokens", "slices"])
 def test_without_a_probe_it_says_how_to_make_one(call: Call, scenario: Any, screen: str) -> None:
     run = scenario("healthy", routers=3, steps=20)

@@ -64,12 +64,6 @@ def test_a_table_without_known_keys_says_how_to_add_them(call: Call, tmp_path: P
     assert "holds no reading of a router; --map names the keys to use" in err
 
 
-def test_a_snapshot_shows_the_routers_of_a_source(call: Call, source: Path) -> None:
-    code, out, _ = call("snapshot", source.parent)
-    assert code == 0
-    assert "L1" in out
-
-
 def test_the_sources_are_listed_as_text_and_as_data(call: Call) -> None:
     names = [row["source"] for row in json.loads(call("sources", "--json")[1])]
     text = call("sources")[1]

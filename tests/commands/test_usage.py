@@ -135,6 +135,8 @@ def test_bad_input_exits_with_three_and_says_what_it_is(
         assert code == 3, why
         assert why in out + err
         assert "Traceback" not in err
+    code, _, err = call("check", "--format-only", tmp_path / "empty")
+    assert (code, "contains no *.jsonl" in err) == (3, True)
 
 
 @pytest.mark.parametrize("command", ["check", "snapshot", ""])

@@ -91,13 +91,6 @@ def test_noise_around_an_edge_repaints_nothing(edge: float, noise: list[float]) 
     assert rows == [rows[0]] * len(rows)
 
 
-@given(st.lists(st.floats(0.56, 1.74), min_size=1, max_size=60))
-def test_a_calm_expert_stays_calm_a_little_beyond_its_band(loads: list[float]) -> None:
-    steady = SteadyLevels()
-    steady.levels("L1", [1.0])
-    assert all(is_calm(*steady.levels("L1", [load])) for load in loads)
-
-
 @given(LOAD.filter(bool))
 def test_death_and_revival_are_never_held_back(load: float) -> None:
     steady = SteadyLevels()

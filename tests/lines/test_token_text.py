@@ -10,7 +10,6 @@ from microscope_tui.lines import (
     Highlight,
     Place,
     busiest,
-    line_width,
     plain,
     tokens,
 )
@@ -75,23 +74,6 @@ def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
             marks = "".join(span.text for span in below)[at : at + piece.width]
             assert marks.strip() == here.paint(piece.token)[1]
             at += piece.width
-
-
-@pytest.mark.parametrize(("rows", "width"), [(6, 25), (16, 37), (20, 25), (50, 37)])
-def test_the_panel_holds_the_choice_and_fits(routing: Routing, rows: int, width: int) -> None:
-    busy, choice = busiest(routing, 2), routing.choice(2, 1200)
-    lines = tokens.panel(routing, 2, 1200, busy, Glyphs.BRAILLE, width, rows)
-    assert len(lines) <= rows
-    assert {line_width(line) for line in lines} == {width}
-    text = "\n".join(plain(line) for line in lines)
-    for expert in choice.experts:
-        assert f" {expert} " in text
-    if rows >= 16:
-        assert "margin" in text
-        assert "entropy" in text
-        here = next(plain(line) for line in lines if plain(line).startswith("▶"))
-        assert "L3" in here
-        assert str(choice.experts[0]) in here
 
 
 def test_what_was_not_measured_is_unknown(

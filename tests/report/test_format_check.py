@@ -185,9 +185,11 @@ def test_a_packed_log_is_the_same_log_and_what_cannot_be_read_exits_with_3(
     write_log: Make, make_header: Make, tmp_path: Path
 ) -> None:
     path = write_log([make_header(), b"broken", {"kind": "event", "event": "end"}])
-    packed = path.with_name("metrics.jsonl.gz")
+    packed, zstd = path.with_name("metrics.jsonl.gz"), path.with_name("metrics.jsonl.zst")
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert check_format(packed).problems == check_format(path).problems
+    zstd.write_bytes(pytest.importorskip("backports.zstd").compress(path.read_bytes()))
+    for archive in (packed, zstd):
+        assert check_format(archive).problems == check_format(path).problems
     packed.write_bytes(b"not gzip at all")
     os.mkfifo(tmp_path / "pipe.jsonl")
     for bad in (packed, tmp_path / "missing.jsonl", tmp_path, tmp_path / "pipe.jsonl"):

@@ -61,12 +61,6 @@ def test_evidence_that_is_building_up_is_noted(one_collapse: Any) -> None:
     assert list(judgement.notes) == ["L2 at .00 for 13 steps, gathering evidence"]
 
 
-def test_a_log_without_a_measured_load_is_not_judged(write_log: Any, make_header: Any) -> None:
-    steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 200)]
-    judgement = judged(write_log([make_header(), *steps]))
-    assert (judgement.exit_code, judgement.judged, judgement.waits_until) == (3, False, None)
-
-
 def test_a_range_behind_the_newest_step_is_noted(one_collapse: Any) -> None:
     (note,) = judged(one_collapse(range(0), steps=50), since_step=999).notes
     assert note == "only findings that began at step 999 or later; the newest step is 50"
@@ -100,10 +94,13 @@ def test_a_finding_of_the_whole_run_names_no_layer(scenario: Any) -> None:
     assert [finding["layers"] for finding in run["findings"]] == [[]]
 
 
-def test_findings_of_the_header_are_not_a_measurement(write_log: Any, make_header: Any) -> None:
-    steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 50)]
-    judgement = judged(write_log([make_header(balance={"method": "none"}), *steps]))
-    assert judgement.exit_code == 3
+@pytest.mark.parametrize("header", [{}, {"balance": {"method": "none"}}])
+def test_a_log_without_a_measured_load_is_not_judged_even_with_a_finding_of_the_header(
+    write_log: Any, make_header: Any, header: dict[str, Any]
+) -> None:
+    steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 200)]
+    judgement = judged(write_log([make_header(**header), *steps]))
+    assert (judgement.exit_code, judgement.judged, judgement.waits_until) == (3, False, None)
     assert "the log has no router loads" in str(judgement.problem)
 
 
