@@ -60,6 +60,9 @@ def test_sequences_of_a_probe_are_its_windows(call: Call, log: Path) -> None:
         code, out, _ = call("coverage", path)
         assert "sequences of 100" in out
         assert code == 1
+    header = '"kind": "run", "config": {"seq_len": 250}'
+    log.write_text(log.read_text().replace('"kind": "run"', header, 1))
+    assert "sequences of 250" in call("coverage", log)[1], "the header comes first"
 
 
 def test_a_run_or_a_range_without_counts_has_no_coverage(

@@ -3,12 +3,18 @@
 import json
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from microscope_tui.commands import Notifier
+from microscope_tui.commands.options import CheckOptions
+from microscope_tui.diagnosis import Advice, Episode, Severity, group
+from microscope_tui.report import News
+from microscope_tui.runlog import RouterInfo, RunFile
 
 Follow = Callable[..., Any]
 
@@ -32,6 +38,30 @@ def test_the_command_gets_the_finding_as_one_line_of_json(
     assert sorted(map(json.loads, got.read_text().splitlines()), key=str) == sorted(
         serious, key=str
     )
+
+
+@pytest.mark.parametrize(
+    ("event", "severity", "sent"),
+    [
+        ("opened", Severity.INFO, False),
+        ("opened", Severity.WARN, True),
+        ("worse", Severity.CRITICAL, True),
+        ("recovered", Severity.CRITICAL, False),
+    ],
+)
+def test_what_opens_or_grows_worse_is_sent_from_a_warning_on(
+    event: Any, severity: Severity, sent: bool
+) -> None:
+    about: Any = {"onset": 1, "alarm": 1, "last": 1, "value": 0.1, "limit": 0.05}
+    router = RouterInfo("L1", 1, 8, 2)
+    (finding,) = group(
+        [Episode(rule="DROPS", router_index=0, router=router, severity=severity, **about)]
+    )
+    alert = News(event, 9, finding, Advice("verdict", "why", "next", "short"))
+    notifier = mock.Mock()
+    check = import_module("microscope_tui.commands.check")
+    check._report(RunFile("run", Path("run"), 0.0), alert, CheckOptions(), notifier)
+    assert notifier.send.called == sent
 
 
 def test_a_hostile_log_runs_nothing(

@@ -120,6 +120,7 @@ def test_an_unfolded_alert_that_is_cut_says_so(troubled: RunWatch) -> None:
         assert {line_width(line) for line in lines} == {60}
         assert len(lines) <= height
         assert ("more lines" in plain(lines[-1])) == (height == 5)
+    assert alerts.unfolded(active, 60, len(lines)) == lines, "what just fits is not cut"
 
 
 def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:

@@ -114,7 +114,9 @@ def test_ticks_are_as_wide_as_the_chart_and_name_steps_in_the_window(
     time = TimeScale(Window(first, first + span), None, axis=axis)
     line = time.tick_line(width)
     assert line_width(line) == width
-    for label in plain(line).split():
+    labels = plain(line).split()
+    assert len(labels) > 1 or axis is not Axis.STEP or width < 60 or not span
+    for label in labels:
         assert first <= int(label.replace(",", "")) <= first + span
     # Columns are equal stretches: with fewer steps than columns each step takes several.
     assert time.column_of(first, width) == 0

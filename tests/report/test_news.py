@@ -81,7 +81,9 @@ def test_what_a_restart_withdrew_is_news_when_it_returns() -> None:
 
 
 def test_what_began_before_the_range_is_not_news() -> None:
-    assert news(Alerts(since_step=101), Judged([episode(0, onset=100)])) == []
+    judged = Judged([episode(0, onset=100)])
+    assert news(Alerts(since_step=101), judged) == []
+    assert news(Alerts(since_step=100), judged) == [("opened", ("L0",))]
 
 
 @pytest.mark.parametrize(
