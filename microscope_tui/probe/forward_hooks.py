@@ -115,8 +115,8 @@ class ForwardHooks:
                 see = self._for(place, self._see)
                 self._hook(site.module.register_forward_hook, see, prepend=True)
             if self._saliency and site.experts is not None:
-                ask = self._for(place, self._ask_experts)
-                self._hook(site.experts.register_forward_hook, ask, prepend=True)
+                measure = self._for(place, self._measure_norms)
+                self._hook(site.experts.register_forward_hook, measure, prepend=True)
 
     def _hook(self, register: Any, call: Callable[..., None], **options: Any) -> None:
         self._handles.append(register(_Hook(call), **options))
@@ -233,7 +233,7 @@ class ForwardHooks:
         start = before % of_batch  # a layer may take its tokens in pieces
         return before // of_batch, None if real_N is None else real_N[start : start + rows]
 
-    def _ask_experts(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
+    def _measure_norms(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         """The norm of what every chosen expert returns, before it is weighted."""
         found = self._counted.pop(place, None)
         if found is None:

@@ -65,15 +65,15 @@ def profile(model: nn.Module) -> str:
 def _balance(model: nn.Module, config: Any, sites: Sequence[Site]) -> dict[str, Any]:
     """How the routers are balanced, as far as the model and its configuration show."""
     weight = _first(config, "router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha")
-    asked = getattr(config, "output_router_logits", None)
+    with_logits = getattr(config, "output_router_logits", None)
     home = _home(model)
     adds_loss = home is None or hasattr(home, "load_balancing_loss_func")
     balance: dict[str, Any] = {}
     if weight is not None and adds_loss:
         balance = {"method": "aux", "aux_weight": weight}
-        if asked is not None:
-            balance["output_router_logits"] = bool(asked)
-        if home is not None and asked and len(sites) > 1:
+        if with_logits is not None:
+            balance["output_router_logits"] = bool(with_logits)
+        if home is not None and with_logits and len(sites) > 1:
             balance["pools_layers"] = True
     elif any(site.bias() is not None for site in sites):
         balance = {"method": "bias"} | ({} if home is None else {"updates_bias": False})

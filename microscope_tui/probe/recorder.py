@@ -174,7 +174,7 @@ class RunRecorder:
         record = plain(head | fields)
         self._log.write(record)
         known = EventRecord(record["event"], step=record["step"])
-        self.ask(lambda judge: judge.observe_event(known))
+        self.with_judge(lambda judge: judge.observe_event(known))
 
     def alerts(self) -> list[Alert]:
         """What began or grew worse since the last call, notes (``info``) included."""
@@ -187,11 +187,11 @@ class RunRecorder:
 
         ``None`` if nothing is judged. Alerts that wait for ``alerts`` are not part of it.
         """
-        return self.ask(RunJudge.save)
+        return self.with_judge(RunJudge.save)
 
     def verdict(self) -> str:
         """One line per finding, ``healthy`` or ``not judged yet``: the verdict of ``check``."""
-        verdict = self.ask(RunJudge.verdict)
+        verdict = self.with_judge(RunJudge.verdict)
         return verdict or "NO VERDICT: the run was not judged while it trained"
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
@@ -236,17 +236,20 @@ class RunRecorder:
             return [float(_BIAS_FORMAT % bias) for bias in biases[index]] if biases else None
 
         # The matrices are judged as they will be read, without encoding them first.
-        new = self.ask(lambda judge: judge.observe(encode_record(head), counted, biased)) or []
+        def observe(judge: RunJudge) -> list[Alert]:
+            return judge.observe(encode_record(head), counted, biased)
+
+        new = self.with_judge(observe) or []
         self._alerts += new
         when = {"kind": "event", "step": head["step"], "time": head["time"], "event": "alert"}
         return [{**when, "values": alert.as_values()} for alert in new]
 
-    def ask(self, question: Callable[[RunJudge], _Answer]) -> _Answer | None:
-        """The answer of the judge; a judge that raised is not called again, with a warning."""
+    def with_judge(self, call: Callable[[RunJudge], _Answer]) -> _Answer | None:
+        """Result of ``call``; a judge that raised is not called again, with a warning."""
         if self._judge is None:
             return None
         try:
-            return question(self._judge)
+            return call(self._judge)
         except Exception as error:
             self._judge = None
             self._warn(f"the run is no longer judged: {error!r}")
@@ -278,7 +281,7 @@ class RunRecorder:
             if row is not None and len(row) != experts and (row or must_be):
                 raise ValueError(
                     f"{name} has {len(row)} entries for the router in layer {depth}, which has "
-                    f"{experts} experts: hand over one per expert"
+                    f"{experts} experts: pass one per expert"
                 )
         return made
 
@@ -288,7 +291,7 @@ class RunRecorder:
         if len(values) != len(self._depths):
             raise ValueError(
                 f"{name} has {len(values)} entries and the model has {len(self._depths)} routers "
-                f"(in layers {self._depths}): hand over one per router, in forward order"
+                f"(in layers {self._depths}): pass one per router, in forward order"
             )
         return list(values)
 
@@ -325,15 +328,17 @@ class TrainingLog:
 
     def collapsed(self) -> tuple[str, ...]:
         """Names of the routers that are collapsed now."""
-        return self._try(lambda log: log.ask(RunJudge.collapsed), None) or ()
+        return self._try(lambda log: log.with_judge(RunJudge.collapsed), None) or ()
 
     def collapse_onset(self) -> int | None:
         """The step to resume before if routers are collapsed now; see ``RunJudge``."""
-        return self._try(lambda log: log.ask(RunJudge.collapse_onset), None)
+        return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
         """Evidence that may become an alert, in words; empty without any."""
-        return self._try(lambda log: log.ask(lambda judge: judge.evidence(balance)), None) or ""
+        return (
+            self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None) or ""
+        )
 
     def verdict(self) -> str:
         """The verdict of ``RunRecorder``; empty if there is none."""

@@ -161,8 +161,8 @@ def test_numbers_of_numpy_are_written_like_pythons(kind: str, tmp_path: Path) ->
         ({"tokens_per_expert": [[2] * 4, [2] * 5]}, "has 5 entries for the router in layer 3"),
         ({"tokens_per_expert": [[2] * 4, []]}, "has 0 entries for the router in layer 3"),
         ({"expert_bias": [[0.1] * 4] * 3}, "expert_bias has 3 entries and the model has 2 routers"),
-        ({"expert_bias": [[0.1] * 4, [0.1]]}, "which has 4 experts: hand over one per expert"),
-        ({"router": {"entropy": [1.0]}}, r"\(in layers \[1, 3\]\): hand over one per router"),
+        ({"expert_bias": [[0.1] * 4, [0.1]]}, "which has 4 experts: pass one per expert"),
+        ({"router": {"entropy": [1.0]}}, r"\(in layers \[1, 3\]\): pass one per router"),
     ],
 )
 def test_a_wrong_number_of_rows_is_refused_and_nothing_is_written(
