@@ -29,9 +29,11 @@ in_one_folder = settings(
 )
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
+@pytest.fixture(autouse=True)
+def views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the files, below the user's state folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "moe-microscope" / "views"
 
 
 @pytest.fixture
@@ -40,52 +42,51 @@ def logs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def saved(logs: Path, state: Path) -> Path:
+def saved(logs: Path, views: Path) -> Path:
     """The file of the view that is saved of the logs."""
-    assert save_view(logs, CHOSEN, state) is None
-    (path,) = (state / "views").iterdir()
+    assert save_view(logs, CHOSEN) is None
+    (path,) = views.iterdir()
     return path
 
 
-def kept(logs: Path, state: Path | None = None) -> SavedView:
+def kept(logs: Path, state_dir: Path | None = None) -> SavedView:
     """What is loaded, without the name of its folder."""
-    return replace(load_view(logs, state), logs="")
+    return replace(load_view(logs, state_dir), logs="")
 
 
-def test_a_view_is_loaded_as_it_was_saved_until_another_one_is(logs: Path, state: Path) -> None:
-    assert kept(logs, state) == SavedView()
+def test_a_view_is_loaded_as_it_was_saved_until_another_one_is(logs: Path) -> None:
+    assert kept(logs) == SavedView()
     for view in (CHOSEN, SavedView()):  # a return to the default is kept too
-        assert save_view(logs, view, state) is None
-        assert kept(logs, state) == view
+        assert save_view(logs, view) is None
+        assert kept(logs) == view
 
 
-def test_two_folders_have_views_of_their_own(logs: Path, state: Path) -> None:
+def test_two_folders_have_views_of_their_own(logs: Path) -> None:
     other = logs.with_name(os.fsdecode(b"caf\xe9"))  # not UTF-8
-    save_view(logs, CHOSEN, state)
-    save_view(other, SavedView(layer="x"), state)
-    assert kept(logs, state) == CHOSEN
-    assert kept(other, state) == SavedView(layer="x")
+    save_view(logs, CHOSEN)
+    save_view(other, SavedView(layer="x"))
+    assert kept(logs) == CHOSEN
+    assert kept(other) == SavedView(layer="x")
 
 
-def test_other_paths_to_a_folder_have_its_view(
-    logs: Path, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_paths_to_a_folder_have_its_view(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs.mkdir()
     (link := logs.with_name("link")).symlink_to(logs)
-    save_view(logs, CHOSEN, state)
+    save_view(logs, CHOSEN)
     monkeypatch.chdir(logs)
     for path in (link, Path("."), Path("../logs/")):
-        assert kept(path, state) == CHOSEN
+        assert kept(path) == CHOSEN
 
 
-def test_nothing_is_written_unless_something_has_changed(logs: Path, state: Path) -> None:
-    assert save_view(logs, SavedView(), state) is None
-    assert not state.exists()
-    save_view(logs, CHOSEN, state)
-    (path,) = (state / "views").iterdir()
-    before = path.stat()
-    assert save_view(logs, replace(CHOSEN), state) is None
-    assert path.stat().st_ino == before.st_ino  # a write would have put a new file there
+def test_nothing_is_written_unless_something_has_changed(
+    logs: Path, views: Path, saved: Path
+) -> None:
+    before = saved.stat().st_ino
+    assert save_view(logs, replace(CHOSEN)) is None
+    assert saved.stat().st_ino == before  # a write would have put a new file there
+    saved.unlink()
+    assert save_view(logs, SavedView()) is None
+    assert not list(views.iterdir())
 
 
 def test_the_file_is_private_and_names_its_folder(logs: Path, saved: Path) -> None:
@@ -105,13 +106,11 @@ def test_the_file_is_private_and_names_its_folder(logs: Path, saved: Path) -> No
 @example(b"[" * 60_000)
 @example(b"9" * 10_000)
 @example(b'{"version": 1}' + b" " * 70_000)
-def test_any_bytes_in_the_file_count_as_no_file(
-    logs: Path, state: Path, saved: Path, data: bytes
-) -> None:
+def test_any_bytes_in_the_file_count_as_no_file(logs: Path, saved: Path, data: bytes) -> None:
     saved.write_bytes(data)
-    assert kept(logs, state) == SavedView()
-    assert save_view(logs, CHOSEN, state) is None
-    assert kept(logs, state) == CHOSEN
+    assert kept(logs) == SavedView()
+    assert save_view(logs, CHOSEN) is None
+    assert kept(logs) == CHOSEN
 
 
 @in_one_folder
@@ -130,11 +129,11 @@ def test_any_bytes_in_the_file_count_as_no_file(
 @example(dict.fromkeys(asdict(CHOSEN), "\x1b[2J\u202e" + "x" * 500))
 @example(dict.fromkeys(asdict(CHOSEN), 10**400))
 def test_any_values_in_the_file_give_a_view_with_short_texts(
-    logs: Path, state: Path, saved: Path, values: dict[str, Any]
+    logs: Path, saved: Path, values: dict[str, Any]
 ) -> None:
     saved.write_text(json.dumps(json.loads(saved.read_text()) | values))
-    view = load_view(logs, state)
-    save_view(logs, CHOSEN, state)
+    view = load_view(logs)
+    save_view(logs, CHOSEN)
     assert 0.0 <= view.smoothing <= 1e6
     assert isinstance(view.measure, Measure)
     assert all(isinstance(text, str) for text in (view.filter, view.layer, *view.seen))
@@ -142,30 +141,30 @@ def test_any_values_in_the_file_give_a_view_with_short_texts(
 
 
 def test_files_of_another_folder_or_version_and_huge_ones_are_not_used(
-    logs: Path, state: Path, saved: Path
+    logs: Path, saved: Path
 ) -> None:
     mine = json.loads(saved.read_text())
     for change, more in (({"logs": "/elsewhere"}, 0), ({"version": 2}, 0), ({}, 1 << 20)):
         saved.write_text(json.dumps(mine | change) + " " * more)
-        assert kept(logs, state) == SavedView()
+        assert kept(logs) == SavedView()
     saved.unlink()
     os.mkfifo(saved)  # nothing waits for it
-    assert kept(logs, state) == SavedView()
+    assert kept(logs) == SavedView()
 
 
-def test_the_newest_alerts_stay_seen(logs: Path, state: Path) -> None:
+def test_the_newest_alerts_stay_seen(logs: Path) -> None:
     keys = tuple(f"COLLAPSE L{n} {n}" for n in range(700))
-    save_view(logs, SavedView(seen=keys), state)
-    assert load_view(logs, state).seen == keys[-500:]
+    save_view(logs, SavedView(seen=keys))
+    assert load_view(logs).seen == keys[-500:]
 
 
 def test_a_view_that_cannot_be_saved_is_reported(
-    logs: Path, state: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logs: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved.unlink()
     saved.mkdir()
-    assert "view settings are not saved" in str(save_view(logs, CHOSEN, state))
-    assert list((state / "views").iterdir()) == [saved]  # nothing is left over
+    assert "view settings are not saved" in str(save_view(logs, CHOSEN))
+    assert list(saved.parent.iterdir()) == [saved]  # nothing is left over
     file = tmp_path / "a file where the folder should be"
     file.write_text("")
     assert str(save_view(logs, CHOSEN, file)).startswith(f"view settings are not saved: {file}")
@@ -174,21 +173,20 @@ def test_a_view_that_cannot_be_saved_is_reported(
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert kept(Path("logs"), state) == SavedView()
-    assert "view settings are not saved" in str(save_view(Path("logs"), CHOSEN, state))
+    assert kept(Path("logs")) == SavedView()
+    assert "view settings are not saved" in str(save_view(Path("logs"), CHOSEN))
 
 
-def test_the_folders_that_were_looked_at_last_are_remembered(logs: Path, state: Path) -> None:
-    views = state / "views"
+def test_the_folders_that_were_looked_at_last_are_remembered(logs: Path, views: Path) -> None:
     views.mkdir(parents=True)
     (views / "notes.txt").write_text("not ours")
     for n in range(230):
         old = views / f"{n:016x}.json"
         old.write_text("{}")
         os.utime(old, (n, n))
-    save_view(logs, CHOSEN, state)
+    save_view(logs, CHOSEN)
     left = {path.name for path in views.iterdir()}
     assert len(left) == 200 + 1
     assert {"notes.txt", f"{229:016x}.json"} <= left
     assert f"{0:016x}.json" not in left
-    assert kept(logs, state) == CHOSEN
+    assert kept(logs) == CHOSEN
