@@ -82,7 +82,7 @@ def test_a_busy_rank_is_found_in_the_steps_that_have_counts(every: int) -> None:
     assert (found.router_index, found.onset, found.active) == (1, 1, True)
     assert found.alarm <= 160
     records = thinned(every, 200, skewed, expert_parallel_size=4)
-    for record in records[1:]:  # the other routers have counts, this one has none any more
+    for record in records[1:]:  # the other routers have counts, this one no longer does
         if record["step"] > 140 and "tokens_per_expert" in record:
             record["tokens_per_expert"] = [record["tokens_per_expert"][0], None, None]
     assert of(judge(records), "OVERLOAD").active
