@@ -311,12 +311,13 @@ class Fleet:
             state = RunState.ERROR
         elif seen is None and watch is None:
             state = RunState.UNKNOWN  # not read yet
+        step = last.step if last else verdict.last_step if verdict else 0
         return RunCard(
             file=run,
             state=state,
             age_s=age,
-            step=last.step if last else verdict.last_step if verdict else 0,
-            planned_steps=planned,
+            step=step,
+            planned_steps=planned if step <= (planned or 0) else None,
             loss=last.loss if last else None,
             verdict=verdict,
             error=error,

@@ -75,8 +75,10 @@ def single(value: float) -> float:
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
-def test_every_sampled_value_is_a_value_of_the_file(long_log: tuple[Path, BulkTruth]) -> None:
-    path, _ = long_log
+def test_a_sample_holds_values_of_the_file_from_its_first_to_its_last_step(
+    long_log: tuple[Path, BulkTruth],
+) -> None:
+    path, truth = long_log
     watch = watch_of(path)
     watch.open_overview()
     assert watch.sampled
@@ -91,17 +93,7 @@ def test_every_sampled_value_is_a_value_of_the_file(long_log: tuple[Path, BulkTr
         assert history.value("effective_experts", 1, at) == single(
             record["router"]["effective_experts"][1]
         )
-
-
-def test_the_sample_reaches_from_the_first_to_the_last_step(
-    long_log: tuple[Path, BulkTruth],
-) -> None:
-    path, truth = long_log
-    watch = watch_of(path)
-    watch.open_overview()
-    assert watch.history is not None
-    assert watch.history.steps[0] == 1
-    assert watch.history.steps[-1] == truth.last_step
+    assert (history.steps[0], history.steps[-1]) == (1, truth.last_step)
     view = view_of(watch, 40)
     assert (view.step, view.state) == (truth.last_step, "finished")
     assert view.layers[2].collapse_index == pytest.approx(0, abs=0.01)

@@ -217,46 +217,34 @@ def test_a_run_that_was_followed_to_its_end_is_not_read_again(
     assert not fleet.judge_finished()
 
 
-def test_a_resumed_run_shows_the_plan_of_its_newest_run_record(
-    tmp_path: Path, write_log: Make, make_header: Make, make_step: Make, balanced: Make
+@pytest.mark.parametrize(
+    ("planned", "again", "at_a_glance", "judged"),
+    [(12, 200, 200, 200), (12, None, None, None), (900, 300, 900, 300)],
+    ids=["more steps", "a plan that cannot be right", "fewer steps, known once it is judged"],
+)
+def test_the_plan_of_a_resumed_run_is_that_of_its_newest_run_record(
+    tmp_path: Path,
+    write_log: Make,
+    make_header: Make,
+    make_step: Make,
+    balanced: Make,
+    planned: int,
+    again: int | None,
+    at_a_glance: int | None,
+    judged: int | None,
 ) -> None:
-    rows = [balanced(), balanced(), balanced()]
-    records = [make_header(planned_steps=12), *(make_step(n, rows, 2048) for n in range(1, 13))]
-    again = make_header(planned_steps=200, resumed_at_step=13)
-    path = write_log([*records, again, *(make_step(n, rows, 2048) for n in range(13, 161))])
+    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 161)]
+    if again is not None:
+        steps.insert(12, make_header(planned_steps=again, resumed_at_step=13))
+    path = write_log([make_header(planned_steps=planned), *steps])
     age(path, 4000)
     found = glance(path).run
     assert found is not None
-    assert found.planned_steps == 200
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
-    (card,) = fleet.cards()
-    assert (card.step, card.planned_steps) == (160, 200)
-
-
-def test_a_plan_that_cannot_be_right_is_left_out(
-    write_log: Make, make_header: Make, make_step: Make, balanced: Make
-) -> None:
-    rows = [balanced(), balanced(), balanced()]
-    path = write_log(
-        [make_header(planned_steps=12), *(make_step(n, rows, 2048) for n in range(1, 41))]
-    )
-    found = glance(path).run
-    assert found is not None
-    assert found.planned_steps is None
-
-
-def test_a_smaller_plan_after_a_resume_is_known_once_the_run_is_judged(
-    tmp_path: Path, write_log: Make, make_header: Make, make_step: Make, balanced: Make
-) -> None:
-    rows = [balanced(), balanced(), balanced()]
-    records = [make_header(planned_steps=900), *(make_step(n, rows, 2048) for n in range(1, 13))]
-    again = make_header(planned_steps=300, resumed_at_step=13)
-    age(write_log([*records, again, *(make_step(n, rows, 2048) for n in range(13, 161))]), 4000)
+    assert found.planned_steps == at_a_glance
     fleet = Fleet(tmp_path)
     judge_all(fleet)
     (card,) = fleet.cards()
-    assert card.planned_steps == 300
+    assert (card.step, card.planned_steps) == (160, judged)
 
 
 def test_the_look_for_a_run_record_is_bounded(
