@@ -11,42 +11,20 @@ from moe_model.training import WEIGHT_DECAY, make_optimizer, set_learning_rate
 from tests.training.conftest import GetTrained
 from tests.training.story import steps
 
-BY_ADAMW = (
-    "embed_tokens",
-    "lm_head",
-    "norm",
-    "router",
-    "experts.gate_up_proj",
-    "experts.down_proj",
-)
-
-
-def small_model() -> LanguageModel:
-    fields = {"hidden_size": 16, "num_hidden_layers": 2, "moe_intermediate_size": 8}
-    config = ModelConfig.preset("tiny", vocab_size=20, num_nextn_predict_layers=1, **fields)
-    return LanguageModel(config)
-
-
-def by_adamw(name: str) -> bool:
-    return any(part in name for part in BY_ADAMW) and "shared_experts" not in name
-
-
-def give_gradients(model: LanguageModel, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+BY_ADAMW = ("embed_tokens", "lm_head", "norm", "router", "mlp.experts.")
 
 
 def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw() -> None:
-    model = small_model()
+    fields = {"hidden_size": 16, "num_hidden_layers": 2, "moe_intermediate_size": 8}
+    config = ModelConfig.preset("tiny", vocab_size=20, num_nextn_predict_layers=1, **fields)
+    model = LanguageModel(config)
     twin, before = copy.deepcopy(model), copy.deepcopy(dict(model.named_parameters()))
-    ours = make_optimizer(model, 1e-2, "muon")
     named = dict(twin.named_parameters())
+    rest = [p for name, p in named.items() if any(part in name for part in BY_ADAMW)]
     muon = torch.optim.Muon(
-        [p for name, p in named.items() if not by_adamw(name)],
+        [p for p in named.values() if not any(p is other for other in rest)],
         lr=1e-2, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw",
     )  # fmt: skip
-    rest = [p for name, p in named.items() if by_adamw(name)]
     adamw = torch.optim.AdamW(
         [
             {"params": [p for p in rest if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
@@ -54,12 +32,14 @@ def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw
         ],
         lr=1e-2, betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
+    optimizers = (make_optimizer(model, 1e-2, "muon"), muon, adamw)
     for step in range(3):
-        for optimizer in (ours, muon, adamw):
+        for each in (model, twin):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in each.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for optimizer in optimizers:
             set_learning_rate(optimizer, 1e-2 / (step + 1))
-        give_gradients(model, step)
-        give_gradients(twin, step)
-        for optimizer in (ours, muon, adamw):
             optimizer.step()
             optimizer.zero_grad()
     for name, parameter in model.named_parameters():

@@ -91,6 +91,9 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     for name in ("model.safetensors", TRAINING_STATE, "judgement.msgpack"):
         one, other = ((end.folder / name).read_bytes() for end in ends)
         assert one == other, name
+    for name in ("progress", "data", "loss_scale"):
+        one, other = (end.description[name] for end in ends)
+        assert one == other, name
     assert not list((tmp_path / "ck" / "r").glob(".step-*")), "what the dead left is gone"
 
 

@@ -11,14 +11,14 @@ PROMPT = "the 5 of " * 3
 
 def test_the_sample_is_traced(train: Callable[..., int], tmp_path: Path, capsys: Capsys) -> None:
     assert train("--run=r", "--steps=2", "--trace-sample", f"--sample-prompt={PROMPT}") == 0
-    said = capsys.readouterr().err
-    assert "moe-microscope" in said.split("trace  ")[1]
+    narration = capsys.readouterr().err
+    assert "moe-microscope" in narration.split("trace  ")[1]
     with Routing(tmp_path / "logs" / "r-sample" / "routing.bin") as routing:
         assert routing.slices == ("prompt", "sample")
         text = b"".join(routing.text(0, routing.tokens)).decode()
         assert text.startswith(PROMPT)
         assert [routing.slice_of(n) for n in (0, 26, 27, routing.tokens - 1)] == [0, 0, 1, 1]
-        assert text[27:38] in said
+        assert text[27:38] in narration
         assert routing.window_of(routing.tokens - 1) > 0  # 32 tokens are its context
     assert train("--run=untraced", "--steps=1") == 0
     assert not (tmp_path / "logs" / "untraced-sample").exists()
