@@ -128,6 +128,8 @@ def test_ticks_follow_the_chosen_axis() -> None:
     time = TimeScale(Window(1, 7200), None, (), Axis.RUN_TIME, [1, 3600], [60.0, 3660.0], 60.0)
     assert "1h 00m" in plain(time.tick_line(60))
     assert "0s" in plain(time.tick_line(60))
+    far = TimeScale(Window(1_000_000_001, 1_000_000_008), None)  # only one round step
+    assert plain(far.tick_line(40)).split() == ["1,000,000,001", "1,000,000,008"]
 
 
 @given(
