@@ -60,6 +60,7 @@ def test_a_run_resumed_from_an_earlier_step_never_returns_to_the_abandoned_steps
         with pytest.raises(KilledError):
             train("--run=r", f"--resume={checkpoints / 'previous'}", *more)
     assert read_checkpoint(checkpoints).step == 2
+    assert read_checkpoint(checkpoints / "previous").step == 2, "where it was resumed from"
     assert read_checkpoint(checkpoints / "best").step == 4, "it is not thrown away yet"
     for resume in ("auto", str(checkpoints / "latest")):
         with monkeypatch.context() as patch:

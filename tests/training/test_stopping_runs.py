@@ -122,7 +122,10 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored_but_not_that_of_
 def test_after_a_first_signal_only_ctrl_c_interrupts() -> None:
     with StopRequest() as stop:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
-            os.kill(os.getpid(), number)
+            try:
+                os.kill(os.getpid(), number)
+            except KeyboardInterrupt:
+                pytest.fail(f"{number.name} interrupts")
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import re
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from moe_model.training import (
     resolve,
     seed_step,
 )
+from moe_model.training.run import TrainingFailedError
 from tests.training.story import Capsys
 
 FLAGS = [
@@ -126,6 +129,23 @@ def test_only_matrices_decay() -> None:
     assert [p.dim() for p in decayed["params"]] == [2]
     assert [p.dim() for p in kept["params"]] == [1, 1]
     assert kept["weight_decay"] == 0
+
+
+def test_only_consecutive_steps_without_a_finite_gradient_end_a_run() -> None:
+    step: dict[str, Any] = {
+        "step": 1,
+        "loss": 1.0,
+        "tokens_per_s": 1.0,
+        "tokens": 7,
+        "memory_bytes": 1,
+    }
+    step["router"] = {"entropy": []}
+    progress = Progress()
+    for norm in [math.nan] * 19 + [1.0] + [math.inf] * 19:
+        progress.advance({**step, "grad_norm": norm}, [])
+    assert (progress.bad_steps, progress.tokens) == (19, 7 * 39)
+    with pytest.raises(TrainingFailedError, match="not finite in 20 consecutive steps"):
+        progress.advance({**step, "grad_norm": math.nan}, [])
 
 
 def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_alone() -> None:
