@@ -62,16 +62,6 @@ def test_what_is_handed_over_is_in_the_file_in_order_after_closing(path: Path) -
     assert records(path) == [*(step(n) for n in range(500)), END]
 
 
-def test_training_goes_on_while_the_disk_hangs(slow: SlowLog, path: Path) -> None:
-    log = hang(slow)
-    for n in range(1, 100):
-        log.write(step(n))
-    assert path.read_bytes() == b""
-    slow.moves.set()
-    log.close()
-    assert records(path) == [step(n) for n in range(100)]
-
-
 def test_a_full_queue_drops_counts_before_steps(slow: SlowLog, path: Path) -> None:
     log = hang(slow, max_records=9)
     for n in range(1, 9):

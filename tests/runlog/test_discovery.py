@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from microscope_tui.runlog import (
     discover,
     find_runs,
     tail,
-    why_not_a_run,
 )
 
 LINE = json.dumps({"kind": "step", "step": 1}) + "\n"
@@ -90,29 +88,6 @@ def test_an_archive_that_is_none_is_no_run_and_says_why(tmp_path: Path) -> None:
     assert "damaged archive" in known.unreadable[0]
     with pytest.raises(NoRuns, match="damaged archive"):
         find_runs(path)
-
-
-def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fspath(tmp_path / "socket.jsonl"))
-    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
-    known = KnownLogs()
-    assert find_runs(tmp_path, known) == []
-    assert known.unreadable == []
-    with pytest.raises(NoRuns, match="not a regular file; pipe its content in and name `-`"):
-        find_runs(tmp_path / "pipe.jsonl")
-    assert why_not_a_run(tmp_path / "pipe.jsonl") == "not a regular file"
-
-
-def test_loops_of_links_end_and_a_root_that_is_a_link_is_followed(tmp_path: Path) -> None:
-    root = tmp_path / "logs"
-    put(root / "a" / "metrics.jsonl")
-    (root / "a" / "loop").symlink_to(root)
-    (tmp_path / "link").symlink_to(root)
-    (tmp_path / "link.jsonl").symlink_to(root / "a" / "metrics.jsonl")
-    assert [run.name for run in find_runs(tmp_path / "link")] == ["a"]
-    assert [run.path for run in find_runs(tmp_path / "link.jsonl")] == [tmp_path / "link.jsonl"]
 
 
 def test_a_run_file_knows_its_size_and_inode_and_works_without_them(tmp_path: Path) -> None:

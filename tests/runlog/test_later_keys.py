@@ -5,11 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Diagnosis, Severity
 from microscope_tui.runlog import (
-    RunReader,
-    RunRecord,
-    StepEntry,
     StepRecord,
     decode_line,
     decode_matrices,
@@ -41,41 +37,15 @@ def check(line: dict[str, Any]) -> list[str]:
     return [problem.reason for problem in problems_in(enumerate(lines, 1))]
 
 
-def judged(line: dict[str, Any], steps: int = 12) -> Diagnosis:
-    reader = RunReader("run")
-    (run,) = reader.feed(json.dumps(HEADER).encode() + b"\n")
-    assert isinstance(run, RunRecord)
-    diagnosis = Diagnosis(run)
-    for step in range(1, steps + 1):
-        for entry in reader.feed(json.dumps(line | {"step": step}).encode() + b"\n"):
-            assert isinstance(entry, StepEntry)
-            diagnosis.observe(entry.record, entry.counts, entry.biases)
-    return diagnosis
-
-
-def faults(diagnosis: Diagnosis) -> list[Any]:
-    found = [e for e in diagnosis.episodes if e.severity is Severity.ERROR]
-    return [episode.facts["cause"] for episode in found]
-
-
 def test_row_and_unrouted_together_are_tokens_times_top_k() -> None:
     assert check(LINE) == []
-    assert faults(judged(LINE)) == []
 
 
 def test_a_row_that_lacks_pairs_which_went_nowhere_is_found() -> None:
     wrong = LINE | {"router": {"unrouted": [5, 0]}}
     (reason,) = check(wrong)
     assert "tokens_per_expert[0] + router.unrouted[0] sums to 15, expected" in reason
-    assert faults(judged(wrong)) == ["sum"]
     assert "sums to 10, expected tokens x top_k = 16" in check(LINE | {"router": {}})[0]
-
-
-def test_tokens_that_choose_fewer_real_experts_than_k_are_no_meter_fault() -> None:
-    line = LINE | {"tokens_per_expert": [[8, 0, 0, 0], [4, 4, 4, 4]]}
-    line["router"] = {"unrouted": [8, 0], "effective_experts": [1.0, 4.0], "max_load": [4.0, 1.0]}
-    line["router"] |= {"dead_experts": [3, 0], "starved_experts": [3, 0]}
-    assert faults(judged(line)) == []
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
@@ -114,8 +84,3 @@ def test_wrong_values_are_named(changes: dict[str, Any], reason: str) -> None:
 def test_an_incomplete_line_with_a_router_that_was_not_counted_is_valid() -> None:
     line = {"kind": "step", "incomplete": "not seen: L1"} | LINE
     assert check(line | {"tokens_per_expert": [[5, 4, 0, 1], None]}) == []
-
-
-@pytest.mark.parametrize("pairs", ["NaN", "-Infinity", None, -3, 10**400, "x"])
-def test_an_impossible_number_of_unrouted_pairs_hurts_no_reader(pairs: Any) -> None:
-    assert faults(judged(LINE | {"router": {"unrouted": [pairs, 0]}})) == ["sum"]

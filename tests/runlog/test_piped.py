@@ -64,24 +64,6 @@ def test_the_last_line_shows_when_the_writer_goes(ends: tuple[int, int]) -> None
     assert log.read().data == b""
 
 
-def test_an_end_without_any_line_is_an_end(ends: tuple[int, int]) -> None:
-    log = PipedLog(ends[0], "-")
-    os.close(ends[1])
-    soon(lambda: log.read().data == b"" and log.ended)
-    assert log.exhausted
-
-
-def test_the_end_is_said_only_after_everything_was_handed_out(ends: tuple[int, int]) -> None:
-    log = PipedLog(ends[0], "-")
-    os.write(ends[1], b"one\ntwo\nthree")
-    arrived(log, 13)
-    os.close(ends[1])
-    data = b""
-    while not log.ended:
-        data += log.read(4).data
-    assert data == b"one\ntwo\nthree\n"
-
-
 def test_a_writer_waits_while_nobody_reads(ends: tuple[int, int]) -> None:
     log = PipedLog(ends[0], "-", capacity=100_000)
     os.set_blocking(ends[1], False)

@@ -147,11 +147,6 @@ def test_a_step_that_is_no_step_number_is_a_bad_line(step: str) -> None:
         decode_line(b'{"kind":"step","step":' + step.encode() + b"}")
 
 
-def test_deep_nesting_is_a_bad_line() -> None:
-    with pytest.raises(BadLine):
-        decode_line(b'{"kind":"step","step":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
-
-
 def test_another_format_version_is_refused_with_what_to_do() -> None:
     with pytest.raises(UnknownFormat, match="format_version is 2, this microscope reads 1: update"):
         list(RunReader("r").feed(lines({**HEADER, "format_version": 2})))

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,32 +78,22 @@ def test_the_kernels_own_half_line_is_undone(path: Path) -> None:
     assert len(written) + lost(path) == 100
 
 
-def test_a_folder_that_vanished_is_made_again_and_its_log_starts_with_the_run_record(
-    path: Path,
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: shutil.rmtree(path.parent),
+        lambda path: path.rename(path.with_suffix(".1")),
+        lambda path: os.truncate(path, 0),
+    ],
+    ids=["folder removed", "rotated away", "emptied in place"],
+)
+def test_a_log_that_is_gone_is_made_again_and_starts_with_the_run_record(
+    path: Path, change: Callable[[Path], object]
 ) -> None:
     log = RunLogWriter(path)
     log.write(RUN)
     log.write(step(1))
-    shutil.rmtree(path.parent)
-    assert log.write(step(2))
-    assert records(path) == [RUN, step(2)]
-
-
-def test_a_log_that_was_rotated_away_goes_on_under_its_name(path: Path) -> None:
-    log = RunLogWriter(path)
-    log.write(RUN)
-    log.write(step(1))
-    path.rename(path.with_suffix(".1"))
-    assert log.write(step(2))
-    assert records(path.with_suffix(".1")) == [RUN, step(1)]
-    assert records(path) == [RUN, step(2)]
-
-
-def test_a_log_that_was_emptied_in_place_starts_with_the_run_record(path: Path) -> None:
-    log = RunLogWriter(path)
-    log.write(RUN)
-    log.write(step(1))
-    os.truncate(path, 0)
+    change(path)
     assert log.write(step(2))
     assert records(path) == [RUN, step(2)]
 
@@ -114,23 +105,3 @@ def test_a_file_that_somebody_else_put_there_is_continued_and_never_cut(path: Pa
     path.write_bytes(b'{"kind":"foreign"}\n{"kind":"half')
     assert log.write(step(2))
     assert path.read_bytes() == b'{"kind":"foreign"}\n{"kind":"half\n' + encode_record(step(2))
-
-
-def test_a_forked_child_writes_nothing_to_the_log_of_its_parent(path: Path) -> None:
-    done = python(
-        """
-        log = RunLogWriter(path)
-        log.write({"kind": "step", "step": 1})
-        child = os.fork()
-        if child == 0:
-            assert not log.write({"kind": "step", "step": 2})
-            assert not log.sync()
-            log.close()
-            os._exit(7)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        log.write({"kind": "step", "step": 3})
-        """,
-        path,
-    )
-    assert [r["step"] for r in records(path)] == [1, 3]
-    assert done.stderr.count("belongs to the parent process") == 1

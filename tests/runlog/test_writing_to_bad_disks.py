@@ -158,18 +158,6 @@ def test_a_disk_that_fails_and_works_in_turns_is_warned_of_once_a_minute(
     assert len(caplog.messages) == 2
 
 
-def test_half_a_line_on_a_full_disk_is_undone(path: Path, disk: Disk, clock: Clock) -> None:
-    log = RunLogWriter(path, clock=clock)
-    log.write(step(1))
-    disk.takes_half()
-    assert not log.write(step(2))
-    assert path.read_bytes() == encode_record(step(1))
-    disk.recovers()
-    clock.now += 1
-    assert log.write(step(3))
-    assert [r["step"] for r in records(path) if r["kind"] == "step"] == [1, 3]
-
-
 def test_half_a_line_that_cannot_be_undone_is_never_glued_to_the_next(
     path: Path, disk: Disk, clock: Clock
 ) -> None:
@@ -193,14 +181,6 @@ def test_what_somebody_else_appended_meanwhile_is_not_cut_off_with_half_a_line(
     disk.takes_half(then=b'\n{"kind":"foreign"}\n')
     assert not log.write(step(1))
     assert b'\n{"kind":"foreign"}\n' in path.read_bytes()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_the_kernels_own_full_disk_is_survived() -> None:
-    log = RunLogWriter(Path("/dev/full"))
-    assert not log.write(step(1))
-    log.close()
-    assert log.lost_records == 1
 
 
 def test_a_folder_that_cannot_be_made_again_costs_records_until_it_can(
