@@ -12,15 +12,8 @@ from typing import Any
 from tests.hostile import poison
 
 SUMMARIES = ("entropy", "mean_entropy", "effective_experts", "max_load", "dead_experts")
-SUMMARIES += (
-    "starved_experts",
-    "drop_rate",
-    "z_loss",
-    "max_logit",
-    "grad_norm",
-    "tokens",
-    "unrouted",
-)
+SUMMARIES += ("starved_experts", "drop_rate", "z_loss", "max_logit", "grad_norm", "tokens")
+SUMMARIES += ("unrouted",)
 SHAPES = [(1, 2, 1), (2, 4, 2), (3, 8, 2), (1, 1, 1), (2, 4, 4), (0, 3, 1), (5, 2, 1)]
 STATES = ["healthy", "healthy", "collapsed", "dead", "dropping", "forced", "doubled", "nan"]
 
