@@ -30,6 +30,7 @@ from moe_model.training import (
     refuse_too_large,
     resolve,
     seed_step,
+    weights_at,
 )
 from moe_model.training.run import TrainingFailedError
 from tests.training.story import Capsys
@@ -121,6 +122,12 @@ def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
     assert rates[99:] == sorted(rates[99:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
     assert learning_rate_at(1, 1, 1.0) == 1.0
+
+
+def test_multi_token_prediction_weighs_a_third_after_ten_of_fourteen_point_eight_parts() -> None:
+    options = Options(steps=148, mtp_weight=0.3, seq_aux_weight=0.0, aux_weight=0.01)
+    assert weights_at(1, options) == weights_at(100, options) == {"mtp": 0.3, "aux": 0.01}
+    assert weights_at(101, options) == weights_at(148, options) == {"mtp": 0.3 / 3, "aux": 0.01}
 
 
 def test_only_matrices_decay() -> None:
