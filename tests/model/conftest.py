@@ -60,6 +60,21 @@ def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., Languag
     return make
 
 
+@pytest.fixture
+def make_biased(make_model: Callable[..., LanguageModel]) -> Callable[..., LanguageModel]:
+    """A model of the shape of ``published``, whose expert biases are negative."""
+    from tests.model.published import BIAS_MEAN, BIAS_SPREAD, SHAPE
+
+    def make(**fields: Any) -> LanguageModel:
+        model = make_model(**{**SHAPE, **fields}).eval()
+        generator = torch.Generator().manual_seed(2)
+        for router in model.routers:
+            router.expert_bias.normal_(BIAS_MEAN, BIAS_SPREAD, generator=generator)
+        return model
+
+    return make
+
+
 @pytest.fixture(name="ids_BS")
 def _sequences() -> torch.Tensor:
     """Four sequences of 24 tokens."""

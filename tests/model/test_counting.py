@@ -133,12 +133,6 @@ def test_margin_has_no_value_where_the_groups_leave_no_next_expert(
     assert "margin" not in line["router"]
 
 
-def test_a_pass_without_the_tokens_ahead_is_noticed(make_model: MakeModel, ids_BS: Tensor) -> None:
-    model = make_model(num_nextn_predict_layers=2).train()
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
-        counted(model, model(ids_BS).routings)
-
-
 def test_bias_moves_by_the_rate_against_the_load_and_not_at_the_mean(make_model: MakeModel) -> None:
     """For counts beyond the integers of fp32 too."""
     fair = 2**40

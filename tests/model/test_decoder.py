@@ -51,11 +51,8 @@ def test_prepared_weights_compute_what_the_model_computes(
     ids = ids_BS[0].tolist()
     for start, end in [(0, 9), (9, 10), (10, 11), (11, 13), (13, 13 + FEW + 1), (22, 24)]:
         logits_SV, hidden_SD = decoder.read(ids[start:end])
-        for found, whole_BSX in (
-            (logits_SV, expected.logits_BSV),
-            (hidden_SD, expected.hidden_BSD),
-        ):
-            torch.testing.assert_close(found, whole_BSX[0, start:end], atol=2e-5, rtol=1e-5)
+        for found, whole in ((logits_SV, expected.logits_BSV), (hidden_SD, expected.hidden_BSD)):
+            torch.testing.assert_close(found, whole[0, start:end], atol=2e-5, rtol=1e-5)
 
 
 def test_drafts_are_those_of_multi_token_prediction(make_model: MakeModel, ids_BS: Tensor) -> None:
@@ -98,10 +95,7 @@ def test_tokens_that_are_forgotten_leave_no_trace(make_model: MakeModel, ids_BS:
 
 @pytest.mark.parametrize(
     ("preset", "dtype", "nbytes"),
-    [
-        ("shakespeare", torch.float32, 10 * (160 + 32) * 4),
-        ("deepseek-v3", torch.bfloat16, 70_272),
-    ],
+    [("shakespeare", torch.float32, 10 * (160 + 32) * 4), ("deepseek-v3", torch.bfloat16, 70_272)],
 )
 def test_cache_takes_latent_and_rotary_key_and_nothing_else(
     preset: str, dtype: torch.dtype, nbytes: int

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moe_model import Experts, ModelConfig
 from moe_model import experts as experts_module
-from moe_model.fused import _row_blocks
 
 T, K = 33, 2
 MakeConfig = Callable[..., ModelConfig]
@@ -137,15 +136,6 @@ def test_autocast_decides_the_number_format_and_the_input_that_of_the_output(
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.1)
-
-
-def test_only_a_cpu_reads_a_feed_forward_in_blocks() -> None:
-    blocks = {
-        device: [len(block) for (block,) in _row_blocks(torch.empty(1200, 4, device=device))]
-        for device in ("cpu", "meta")
-    }
-    assert blocks == {"cpu": [512, 512, 176], "meta": [1200]}
-    assert [len(block) for (block,) in _row_blocks(torch.empty(0, 4, device="meta"))] == [0]
 
 
 @pytest.mark.filterwarnings("ignore")  # what the compiler says about itself

@@ -62,9 +62,7 @@ def test_the_seed_decides_the_text(folder: str, capsys: pytest.CaptureFixture[st
     ("flags", "message"),
     [
         (["--top-k=-1"], "--top-k -1 is out of range: choose 1 or more, or 0 for all tokens"),
-        (["--min-p=2"], "--min-p 2.0 is out of range: choose 0 to 1"),
         (["--max-new-tokens=0"], "--max-new-tokens 0 is too few"),
-        (["--seed=-1"], "--seed -1 is out of range"),
         (["--prompt=a", "--prompt=b"], "--prompt specified multiple times"),
         (["--prompt="], "--prompt is empty: pass at least one character"),
         (["--prompt=\x00"], "do not occur in the training text"),
@@ -112,10 +110,8 @@ def test_generated_text_cannot_control_a_terminal_and_is_data_in_a_pipe(
     prompt = "\xa0é\n\t\x1b]\r\x9b\u202e"
     flags = ["--prompt", prompt, "--max-new-tokens=3", "--temperature=0"]
     assert run_command(app, [folder, *flags]) == 0
-    shown = (
-        f"\xa0é\n\t{REPLACEMENT}]{REPLACEMENT * 6}\n" if is_terminal else f"{prompt}\x1b\x1b\x1b\n"
-    )
-    assert output.getvalue() == shown
+    on_terminal = f"\xa0é\n\t{REPLACEMENT}]{REPLACEMENT * 6}\n"
+    assert output.getvalue() == (on_terminal if is_terminal else f"{prompt}\x1b\x1b\x1b\n")
 
 
 class Bytes:

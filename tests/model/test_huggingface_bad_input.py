@@ -17,13 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from moe_model.huggingface import HuggingFaceError, load_pretrained
-from tests.model.published import (
-    LLAMA3,
-    change_config,
-    change_tensors,
-    command,
-    of_type,
-)
+from tests.model.published import LLAMA3, change_config, change_tensors, command, of_type
 
 EXPERT = "model.layers.1.mlp.experts.15.up_proj.weight"
 Published = Callable[..., Path]
@@ -64,26 +58,18 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
+def put(name: str, tensor: torch.Tensor) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update({name: tensor})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t.pop(EXPERT), f"{EXPERT} (24, 32) is missing"),
-        (
-            lambda t: t.update({EXPERT: torch.zeros(24, 31)}),
-            f"{EXPERT} has shape (24, 31), but config.json requires (24, 32)",
-        ),
-        (
-            lambda t: t.update({"model.layers.7.mlp.bias": torch.zeros(3)}),
-            "model.layers.7.mlp.bias (3,) and 0 more tensors have no place",
-        ),
-        (
-            lambda t: t.update({EXPERT + "_scale_inv": torch.zeros(1, 1)}),
-            f"{EXPERT}_scale_inv (1, 1) and 0 more",
-        ),
-        (
-            lambda t: t.update({EXPERT: torch.zeros(24, 32, dtype=torch.int8)}),
-            f"{EXPERT} is torch.int8: only fp32",
-        ),
+        (put(EXPERT, torch.zeros(24, 31)), "(24, 31), but config.json requires (24, 32)"),
+        (put("model.layers.7.mlp.bias", torch.zeros(3)), "mlp.bias (3,) and 0 more tensors"),
+        (put(EXPERT + "_scale_inv", torch.zeros(1, 1)), f"{EXPERT}_scale_inv (1, 1) and 0 more"),
+        (put(EXPERT, torch.zeros(24, 32, dtype=torch.int8)), f"{EXPERT} is torch.int8: only fp32"),
         (lambda t: t[EXPERT].fill_(float("nan")), f"{EXPERT} contains NaN or infinity"),
         (lambda t: t.pop("lm_head.weight"), "lm_head.weight (97, 32) is missing"),
     ],
@@ -114,15 +100,11 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (V3, {"head_dim": 16}, "head_dim=16 is not supported: only 8 is"),
     (V3, {"num_mtp_layers": 3}, "num_mtp_layers=3"),
     (V3, {"rope_interleave": "yes"}, "rope_interleave='yes': it must be true or false"),
-    (V3, {"rope_interleave": None}, "rope_interleave=None: it must be true or false"),
     (V3, {"hidden_size": ...}, "hidden_size is missing: it must be a whole number"),
     (V3, {"q_lora_rank": ...}, "q_lora_rank is missing"),
     (V3, {"hidden_size": "32"}, "hidden_size='32': it must be a whole number"),
-    (V3, {"hidden_size": True}, "hidden_size=True: it must be a whole number"),
     (V3, {"norm_topk_prob": 1}, "norm_topk_prob=1: it must be true or false"),
     (V3, {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan: it must be a number"),
-    (V3, {"n_group": 5}, "n_routed_experts=16 is not divisible by n_group=5"),
-    (V3, {"num_hidden_layers": 1}, "first_k_dense_replace=1 leaves no expert layer"),
     (V3, {"num_hidden_layers": 2}, "model.layers.2.enorm.weight (32,) is missing"),
     (V3, {"num_hidden_layers": 2, "num_nextn_predict_layers": 0},
      "model.layers.2.input_layernorm.weight (32,) and"),
@@ -256,12 +238,7 @@ NOT_NAMES = ("a\0b", "loop", "long" * 100)
 @pytest.mark.parametrize(
     "name",
     [
-        "../elsewhere/x.safetensors",
-        "/etc/passwd",
-        "sub/x.safetensors",
-        "..",
-        "",
-        "link",
+        *("../elsewhere/x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "link"),
         *NOT_NAMES,
     ],
 )
@@ -329,10 +306,3 @@ def test_an_existing_target_is_not_replaced(
     assert command("import", folder, tmp_path / "elsewhere") == 64
     assert command("import", folder, folder) == 64
     assert capsys.readouterr().err.count("exists: choose another name") == 2
-
-
-def test_a_folder_without_a_checkpoint_is_not_exported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command("export", tmp_path, tmp_path / "ours") == 64
-    assert "has no checkpoint.json" in capsys.readouterr().err

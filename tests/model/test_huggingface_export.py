@@ -30,9 +30,6 @@ from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretra
 from moe_model.training import LATEST, Checkpoints
 from tests.forked import ForkServer
 from tests.model.published import (
-    BIAS_MEAN,
-    BIAS_SPREAD,
-    SHAPE,
     assert_same,
     command,
     our_logits,
@@ -41,20 +38,6 @@ from tests.model.published import (
 )
 
 Make = Callable[..., LanguageModel]
-
-
-@pytest.fixture(name="make")
-def _make(make_model: Make) -> Make:
-    """A model with negative biases."""
-
-    def make(**fields: Any) -> LanguageModel:
-        model = make_model(**{**SHAPE, **fields}).eval()
-        generator = torch.Generator().manual_seed(2)
-        for router in model.routers:
-            router.expert_bias.normal_(BIAS_MEAN, BIAS_SPREAD, generator=generator)
-        return model
-
-    return make
 
 
 def write_run(model: LanguageModel, run: Path, vocabulary: str = "ab") -> Path:
@@ -70,10 +53,10 @@ def write_run(model: LanguageModel, run: Path, vocabulary: str = "ab") -> Path:
 
 
 def test_a_run_becomes_a_folder_that_auto_classes_load(
-    make: Make, tmp_path: Path, ids_BS: Tensor
+    make_biased: Make, tmp_path: Path, ids_BS: Tensor
 ) -> None:
     text = "".join(map(chr, range(33, 33 + 94))) + "\n\t "
-    model, folder = make(), tmp_path / "published"
+    model, folder = make_biased(), tmp_path / "published"
     assert command("export", write_run(model, tmp_path / "run", text), folder) == 0
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -92,9 +75,9 @@ def test_a_run_becomes_a_folder_that_auto_classes_load(
     assert written.shape[1] == ids_BS.shape[1] + 5
 
 
-def test_export_and_import_give_the_same_bits(make: Make, tmp_path: Path) -> None:
+def test_export_and_import_give_the_same_bits(make_biased: Make, tmp_path: Path) -> None:
     yarn = YarnScaling(factor=3.0, original_max_position_embeddings=9, mscale_all_dim=0.3)
-    model = make(
+    model = make_biased(
         q_lora_rank=20, n_group=4, topk_group=2, rope_scaling=yarn, num_nextn_predict_layers=2
     )
     assert command("export", write_run(model, tmp_path / "run"), tmp_path / "published") == 0
@@ -108,8 +91,10 @@ def test_export_and_import_give_the_same_bits(make: Make, tmp_path: Path) -> Non
         assert torch.equal(kept[name], tensor), name
 
 
-def test_shards_are_as_small_as_requested(make: Make, tmp_path: Path, ids_BS: Tensor) -> None:
-    model, folder = make(), tmp_path / "published"
+def test_shards_are_as_small_as_requested(
+    make_biased: Make, tmp_path: Path, ids_BS: Tensor
+) -> None:
+    model, folder = make_biased(), tmp_path / "published"
     save_pretrained(model, None, folder, shard_bytes=30_000)
     shards = [load_file(path) for path in folder.glob("*.safetensors")]
     sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
@@ -123,9 +108,9 @@ def test_shards_are_as_small_as_requested(make: Make, tmp_path: Path, ids_BS: Te
 
 
 def test_in_bf16_the_router_and_its_bias_stay_fp32(
-    make: Make, tmp_path: Path, ids_BS: Tensor
+    make_biased: Make, tmp_path: Path, ids_BS: Tensor
 ) -> None:
-    model, folder = make(), tmp_path / "published"
+    model, folder = make_biased(), tmp_path / "published"
     assert command("export", write_run(model, tmp_path / "run"), folder, "--dtype", "bf16") == 0
     kept = tensors(folder)
     assert torch.equal(kept["model.layers.1.mlp.gate.weight"], model.routers[0].weight)
@@ -149,27 +134,20 @@ def test_in_bf16_the_router_and_its_bias_stay_fp32(
     ],
 )
 def test_a_model_that_their_class_cannot_be_is_refused(
-    fields: dict[str, Any], message: str, make: Make, tmp_path: Path
+    fields: dict[str, Any], message: str, make_biased: Make, tmp_path: Path
 ) -> None:
     with pytest.raises(HuggingFaceError, match=f"{message}.*cannot be exported"):
-        save_pretrained(make(**fields), None, tmp_path / "published")
+        save_pretrained(make_biased(**fields), None, tmp_path / "published")
     assert not list(tmp_path.iterdir())
 
 
-def test_fields_that_only_training_needs_are_reported_as_omitted(
-    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = write_run(make(capacity_factor=1.5), tmp_path / "run")
-    assert command("export", run, tmp_path / "published") == 0
-    captured = capsys.readouterr()
-    assert "capacity_factor and drop_policy are for training: omitted" in captured.err
-    assert not captured.out
-
-
 def test_nothing_is_left_after_an_error(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_biased: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = write_run(make(), tmp_path / "run")
+    run = write_run(make_biased(), tmp_path / "run")
     target = tmp_path / "deep" / "published"
     assert command("export", run, target) == 64
     assert "deep is not a folder: create it first" in capsys.readouterr().err
@@ -191,8 +169,8 @@ def test_nothing_is_left_after_an_error(
     assert not list(target.iterdir())
 
 
-def test_leftovers_of_a_killed_export_are_replaced(make: Make, tmp_path: Path) -> None:
-    run = write_run(make(), tmp_path / "run")
+def test_leftovers_of_a_killed_export_are_replaced(make_biased: Make, tmp_path: Path) -> None:
+    run = write_run(make_biased(), tmp_path / "run")
     (tmp_path / ".published.partial").mkdir()
     (tmp_path / ".published.partial" / "half").write_text("of a file")
     assert command("export", run, tmp_path / "published") == 0
@@ -200,8 +178,8 @@ def test_leftovers_of_a_killed_export_are_replaced(make: Make, tmp_path: Path) -
     assert not (tmp_path / ".published.partial").exists()
 
 
-def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path, fork_server: ForkServer) -> None:
-    run, out = write_run(make(), tmp_path / "run"), tmp_path / "out"
+def test_ctrl_c_leaves_nothing(make_biased: Make, tmp_path: Path, fork_server: ForkServer) -> None:
+    run, out = write_run(make_biased(), tmp_path / "run"), tmp_path / "out"
     out.mkdir()
     never_on_disk = (
         "import os, sys, time, moe_model.store as store\n"

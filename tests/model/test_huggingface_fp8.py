@@ -33,15 +33,8 @@ def quantise(folder: Path, high: int, wide: int) -> None:
             content[name], content[f"{name}_scale_inv"] = quantised, scale
 
     change_tensors(folder, change)
-    change_config(
-        folder,
-        quantization_config={
-            "activation_scheme": "dynamic",
-            "fmt": "e4m3",
-            "quant_method": "fp8",
-            "weight_block_size": [high, wide],
-        },
-    )
+    how = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8"}
+    change_config(folder, quantization_config=how | {"weight_block_size": [high, wide]})
 
 
 def value_of_e4m3(byte: np.ndarray) -> np.ndarray:

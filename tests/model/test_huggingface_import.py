@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -116,17 +115,6 @@ def test_glm_need_not_list_its_dense_layers_and_may_count_them(
     for more in ({}, {"first_k_dense_replace": 1}):
         change_config(tmp_path / "theirs", mlp_layer_types=..., **more)
         assert_same(our_logits(load_pretrained(tmp_path / "theirs")[0], ids_BS), expected)
-
-
-def test_progress_is_printed_on_standard_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    their_model().save_pretrained(tmp_path / "theirs")
-    monkeypatch.setattr("moe_model.huggingface.read.SECONDS_BETWEEN_LINES", 0.0)
-    imported(tmp_path / "theirs")
-    captured = capsys.readouterr()
-    assert re.search(r"^read \d+ of \d+ tensors$", captured.err, re.MULTILINE)
-    assert not captured.out
 
 
 def test_the_bias_survives_bit_for_bit_and_routers_stay_fp32(tmp_path: Path) -> None:

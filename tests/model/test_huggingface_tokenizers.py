@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,34 +118,23 @@ def cutting() -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("make", "options"),
+    "files",
     [
-        (byte_pairs, {}),
-        (with_template, {}),
-        (byte_pairs, {"add_bos_token": True}),
-        (with_template, {"add_bos_token": False, "eos_token": None}),
-        (with_template, {"bos_token": {"__type": "AddedToken", "content": "</s>"}}),
-        (cutting, {}),
+        FILES,
+        files_of(with_template()),
+        files_of(byte_pairs(), add_bos_token=True),
+        files_of(with_template(), add_bos_token=False, eos_token=None),
+        files_of(with_template(), bos_token={"__type": "AddedToken", "content": "</s>"}),
+        files_of(cutting()),
+        FILES | {SPECIAL_TOKENS: b'{"eos_token": "<s>"}'},  # older files list them separately
     ],
 )
-def test_ids_are_those_of_transformers(
-    make: Callable[[], Tokenizer], options: dict[str, Any], tmp_path: Path
-) -> None:
-    files = files_of(make(), **options)
+def test_ids_are_those_of_transformers(files: dict[str, bytes], tmp_path: Path) -> None:
     write(files, tmp_path)
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path), PretrainedTokenizer(files)
     for text in ("the router", "", "  a\n\tb ", "</s>tokens", "é😀"):
         assert ours.encode(text).tolist() == theirs(text, truncation=False, padding=False).input_ids
-    assert ours.end == theirs.eos_token_id
-    assert ours.bos_id == theirs.bos_token_id
-
-
-def test_older_files_list_special_tokens_separately(tmp_path: Path) -> None:
-    files = FILES | {SPECIAL_TOKENS: b'{"eos_token": "<s>"}'}
-    write(files, tmp_path)
-    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), PretrainedTokenizer(files)
-    assert ours.end == theirs.eos_token_id == 0
-    assert ours.bos_id == theirs.bos_token_id
+    assert (ours.end, ours.bos_id) == (theirs.eos_token_id, theirs.bos_token_id)
 
 
 def test_a_tokenizer_travels_there_and_back_and_a_changed_file_is_noticed(
@@ -233,12 +221,9 @@ def test_a_vocabulary_of_tiktoken_alone_is_refused_and_no_code_is_run(
     their_model().save_pretrained(folder)
     settings = {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
     code = f"open({str(tmp_path / 'ran')!r}, 'w')"
-    for name, content in (
-        (file, "IQ== 0\nIg== 1\n"),
-        (SETTINGS, json.dumps(settings)),
-        ("tokenization_x.py", code),
-    ):
-        (folder / name).write_text(content)
+    (folder / file).write_text("IQ== 0\nIg== 1\n")
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    (folder / "tokenization_x.py").write_text(code)
     assert command("import", folder, tmp_path / "ours") == 64
     message = capsys.readouterr().err
     assert f"{file} is a tiktoken vocabulary without the pattern" in message

@@ -59,10 +59,8 @@ def test_depth_k_predicts_the_token_k_plus_one_ahead_and_its_layer_is_trained_an
 
     full = model(inputs, next_ids=next_ids)
     expected = [
-        F.cross_entropy(
-            logits_BSV.flatten(0, 1), ids_BS[:, k + 1 : k + 1 + length].flatten()
-        ).item()
-        for k, logits_BSV in enumerate((full.logits_BSV, *full.ahead_logits))
+        F.cross_entropy(logits_BSV.flatten(0, 1), ids_BS[:, k : k + length].flatten()).item()
+        for k, logits_BSV in enumerate((full.logits_BSV, *full.ahead_logits), 1)
     ]
     assert next_token.item() == pytest.approx(expected[0])
     assert ahead.item() == pytest.approx(sum(expected[1:]) / D, rel=1e-6)

@@ -53,11 +53,8 @@ def test_multi_token_prediction_ignores_padding(make_model: MakeModel, ids_BS: T
 
 def test_a_position_is_valid_only_if_the_tokens_ahead_are() -> None:
     valid_BS = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 0, 1, 1, 1]], dtype=torch.bool)
-    assert valid_ahead(valid_BS, 1).int().tolist() == [
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1],
-        [0, 0, 1, 1, 1],
-    ]
+    expected = [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert valid_ahead(valid_BS, 1).int().tolist() == expected
     assert valid_ahead(valid_BS, 2)[0].int().tolist() == [1, 1, 0, 0, 0]
 
 

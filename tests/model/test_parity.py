@@ -3,7 +3,8 @@
 fp32 on one CPU thread. The biases are negative, because masking with zero instead of minus infinity
 only shows then; v_head_dim differs from the key's, because a swapped split only shows then; YaRN
 reaches beyond its original length. For padding, transformers gets the same mask and the positions
-that its ``generate`` computes: they count the real tokens only.
+that its ``generate`` computes: they count the real tokens only. ``test_model_types.py`` has more
+variants of the model, without padding.
 """
 
 from __future__ import annotations
@@ -19,21 +20,11 @@ from transformers import DynamicCache
 
 from benchmarks.transformers_peer import peer, their_name
 from moe_model import LanguageModel, LatentCache, absorbing_is_cheaper
-from moe_model.config import Llama3Scaling, YarnScaling
+from moe_model.config import YarnScaling
 
 TOLERANCE = 2e-5
-SHAPE = {
-    "n_routed_experts": 16,
-    "num_experts_per_tok": 4,
-    "v_head_dim": 12,
-    "routed_scaling_factor": 2.5,
-}
-"""Four groups are possible, and a swapped split of keys and values shows."""
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)
 """Both corrections differ from 1, and from each other."""
-LLAMA3 = Llama3Scaling(
-    factor=8.0, original_max_position_embeddings=16, low_freq_factor=1.0, high_freq_factor=4.0
-)
 MakeModel = Callable[..., LanguageModel]
 
 GROUPS = {"n_group": 4, "topk_group": 2}
@@ -44,14 +35,10 @@ HOLES = ["." * 24, "  " + "." * 20 + "  ", "...    " + "." * 17, " ." * 12]
 CASES = [
     pytest.param(fields, padding, id=name)
     for name, fields, padding in (
-        ("plain query", {}, None),
         ("four groups, yarn", {**GROUPS, "rope_scaling": YARN}, None),
         ("low-rank query, four groups", {"q_lora_rank": 20, **GROUPS}, None),
         ("low-rank query, yarn", {"q_lora_rank": 20, "rope_scaling": YARN}, None),
         ("biases, yarn", {"attention_bias": True, "rope_scaling": YARN}, None),
-        ("biases, low-rank query", {"attention_bias": True, "q_lora_rank": 20}, None),
-        ("positions as in Llama 3", {"rope_scaling": LLAMA3}, None),
-        ("tied head", {"tie_word_embeddings": True}, None),
         ("two shared, weights as scored", {"n_shared_experts": 2, "norm_topk_prob": False}, None),
         ("1e-6 in attention for any eps", {"q_lora_rank": 20, "rms_norm_eps": 1e-2}, None),
         ("padding on the left", {}, LEFT),
@@ -61,20 +48,6 @@ CASES = [
         ("padding everywhere, all at once", ALL_AT_ONCE, HOLES),
     )
 ]
-
-
-@pytest.fixture
-def make_biased(make_model: MakeModel) -> MakeModel:
-    """A model whose expert biases are about -0.6 ± 0.3."""
-
-    def make(**fields: Any) -> LanguageModel:
-        model = make_model(**{**SHAPE, **fields})
-        generator = torch.Generator().manual_seed(2)
-        for router in model.routers:
-            router.expert_bias.normal_(-0.6, 0.3, generator=generator)
-        return model
-
-    return make
 
 
 def real_tokens(padding: list[str] | None) -> Tensor:

@@ -74,14 +74,10 @@ def test_choice_weights_and_margin_are_those_of_the_paper(
         ids, weights, margin = route_one_by_one(scores, bias, router.config)
         assert routing.margin_T[token].item() == pytest.approx(margin, abs=1e-6)
         if margin > 1e-6:
-            found = dict(
-                zip(
-                    routing.expert_ids_TK[token].tolist(),
-                    routing.weights_TK[token].tolist(),
-                    strict=True,
-                )
+            found = routing.expert_ids_TK[token].tolist(), routing.weights_TK[token].tolist()
+            assert dict(zip(*found, strict=True)) == pytest.approx(
+                dict(zip(ids, weights, strict=True)), rel=1e-5
             )
-            assert found == pytest.approx(dict(zip(ids, weights, strict=True)), rel=1e-5)
 
 
 def test_margin_is_infinite_where_nothing_is_left_out() -> None:

@@ -27,18 +27,14 @@ from tests.sources.sound import GOLDEN, RUN, SOUND
 
 MOST_READS = 1000
 NAMES = {sound.form: sound.file for sound in SOUND}
-_OFTEN_SPECIAL = (
-    *(b"\0", b"\xff", b"\x7f", b"\x80", b"\x01", b"\n", b"\x12"),
-    *(b"NaN", b"1e999", b"[" * 64),
-)
+_SPECIAL = [*b"\0 \xff \x7f \x80 \x01 \n \x12 NaN 1e999".split(b" "), b"[" * 64]
 
 
 @cache
 def seeds_of(name: str) -> list[bytes]:
     """The files of a format that are damaged."""
-    golden = [
-        path.read_bytes() for path in sorted(GOLDEN.glob(f"{name}*")) if path.suffix != ".sql"
-    ]
+    paths = sorted(path for path in GOLDEN.glob(f"{name}*") if path.suffix != ".sql")
+    golden = [path.read_bytes() for path in paths]
     return golden or [sound.content(RUN) for sound in SOUND if sound.form == name]
 
 
@@ -59,7 +55,7 @@ def case(name: str, seed: int) -> bytes:
             case 2:
                 out[at:at] = out[at:end]
             case 3:
-                out[at:at] = chance.choice(_OFTEN_SPECIAL) * chance.choice((1, 1, 5, 300))
+                out[at:at] = chance.choice(_SPECIAL) * chance.choice((1, 1, 5, 300))
             case 4:
                 del out[at:]
             case _:
@@ -82,12 +78,9 @@ def _refusals(name: str, path: Path, data: bytes) -> Iterator[str]:
     os.utime(path, (1e9, 1e9))  # at rest: its last step is complete
     form, request = FORMATS[name], SourceRequest(top_k=2)
 
-    def runs() -> list[str]:
-        form.reader.recognises(path)
-        return list(form.reader.runs(path))
-
     try:
-        found = runs()
+        form.reader.recognises(path)
+        found = list(form.reader.runs(path))
     except Unreadable as why:
         yield _checked(why)
         return

@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record
-from microscope_tui.sources import (
-    Record,
-    RecordReader,
-    Row,
-    RowReader,
-    RowRecords,
-    SourceRequest,
-)
+from microscope_tui.sources import Record, RecordReader, Row, RowReader, RowRecords, SourceRequest
 from tests.problems import problems_in
 
 UNKNOWN_K = "model.top_k is missing: write an integer of at least 1"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -126,10 +127,10 @@ def choices(counts: Sequence[int]) -> list[list[int]]:
     return [[a, b] for a, b in zip(chosen[:half], chosen[half:], strict=True)]
 
 
-def saved(value: object) -> bytes:
+def saved(value: object, **options: Any) -> bytes:
     """What ``torch.save`` writes."""
     file = io.BytesIO()
-    torch.save(value, file)
+    torch.save(value, file, **options)
     return file.getvalue()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import (
     FORMATS,
     ForeignRun,
@@ -137,6 +138,9 @@ def test_a_pipe_is_refused_without_waiting_and_a_link_in_a_folder_is_not_followe
     for refused in (path, tmp_path / "missing"):
         with pytest.raises(OSError, match=r"not a regular file|No such file"):
             form.reader.recognises(refused)
+    assert Search(tmp_path).runs() == []
+    with pytest.raises(NoRuns, match="not a regular file"):
+        Search(path).runs()
     assert not form.reader.recognises(tmp_path)
     path.unlink()
     path.symlink_to(at_rest(tmp_path / "elsewhere", sound.content(RUN)))

@@ -35,13 +35,6 @@ def test_a_file_that_is_cut_off_is_read_or_refused_in_one_line(name: str) -> Non
         read_damaged(name, whole[:cut])
 
 
-def test_the_same_number_is_the_same_damage() -> None:
-    for name in NAMES:
-        files = [case(name, seed) for seed in range(20)]
-        assert files == [case(name, seed) for seed in range(20)]
-        assert len(set(files)) > 10
-
-
 ROW = b'{"step": 1, "max_vio/max": 1}\n'
 LONG = 20 << 20
 Parts = Sequence[bytes | int]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import Busy, Keys, MlflowReader, TrackioReader, Unreadable, rules_of
+from microscope_tui.sources import Busy, Keys, MlflowReader, TrackioReader, rules_of
 from tests.sources import sound
 from tests.sources.reading import all_rows, counts_of, translated, values
 from tests.sources.sqlite_writer import Writer, made
@@ -112,13 +112,9 @@ def test_a_rewritten_table_or_another_file_under_the_name_restarts(
 
 
 def test_rows_without_a_step_or_numbers_are_counted_and_skipped(path: Path) -> None:
-    rows = [
-        logged("a", None, {"loss": 1}),
-        logged("a", 1, [1, 2]),
-        logged("a", "x", {"loss": 1}),
-        logged("a", 2, {"loss": "NaN"}),
-    ]
-    reader = TrackioReader(made(path, NEWER, *rows), Keys(), "a")
+    rows = (None, {"loss": 1}), (1, [1, 2]), ("x", {"loss": 1}), (2, {"loss": "NaN"})
+    statements = [logged("a", *row) for row in rows]
+    reader = TrackioReader(made(path, NEWER, *statements), Keys(), "a")
     assert [row.step for row in all_rows(reader)] == [2]
     assert reader.defects.count == 3
     assert reader.defects.first[0].startswith("line 1: without a step from 0")
@@ -134,14 +130,6 @@ def test_a_database_without_a_router_is_recognised_by_a_mapping_only(
     made(path, "DROP TABLE metrics", NEWER, *losses(1))
     assert not TrackioReader.recognises(path)
     assert TrackioReader.recognises(path, own)
-
-
-def test_a_view_instead_of_the_table_is_refused(path: Path) -> None:
-    made(path, "CREATE VIEW metrics AS SELECT 1 id, 1 run_name, 1 timestamp, 1 step, 1 metrics")
-    with pytest.raises(Unreadable, match="metrics is a view"):
-        TrackioReader.recognises(path)
-    with pytest.raises(Unreadable, match="metrics is a view"):
-        TrackioReader(path, Keys(), "a").read()
 
 
 def test_only_the_parameters_that_are_needed_are_read(mlflow: Path) -> None:

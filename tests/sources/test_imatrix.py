@@ -20,8 +20,6 @@ from tests.peers.test_imatrix import counts_of as written_counts
 from tests.sources.gguf_bytes import file_of, imatrix, tensor, text, value
 from tests.sources.reading import counts_of, drained, header_of, model_of, settle
 
-recognises = ImatrixReader.recognises
-
 COUNTS = "blk.{}.ffn_{}_exps.weight.counts"
 
 
@@ -45,11 +43,8 @@ def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_per_layer(
     settle(path)
     records = read(path)
     assert counts_of(records) == {1: {f"L{layer}": written_counts(layer) for layer in LAYERS}}
-    assert header_of(records)["source"] == {
-        "writer": "imatrix",
-        "counts": "exact",
-        "note": "calibrated on wiki.train.raw",
-    }
+    note = "calibrated on wiki.train.raw"
+    assert header_of(records)["source"] == {"writer": "imatrix", "counts": "exact", "note": note}
     assert header_of(records)["profile"] == "eval"
     model = model_of(records)
     assert (model["layers"], model["num_experts"], model["top_k"]) == ([*LAYERS], EXPERTS, TOP_K)
@@ -87,7 +82,7 @@ def test_the_legacy_format_is_recognised_and_refused_with_the_reason(tmp_path: P
     entry = struct.pack("<i", len(name)) + name + struct.pack("<ii4f", 5, 4, 1, 2, 3, 4)
     path.write_bytes(struct.pack("<i", 1) + entry + struct.pack("<ii", 5, 3) + b"a.b")
     settle(path)
-    assert recognises(path)
+    assert ImatrixReader.recognises(path)
     with pytest.raises(Unreadable, match="one count per tensor, not per expert; compute it again"):
         read(path)
 
@@ -115,29 +110,18 @@ def gguf_of(path: Path, content: bytes) -> GgufHeader:
         return reader.read_header(data)
 
 
-SCALARS = [
-    (0, "<B", 255),
-    (1, "<b", -1),
-    (2, "<H", 65535),
-    (3, "<h", -2),
-    (4, "<I", 2**32 - 1),
-    (5, "<i", -3),
-    (6, "<f", 0.5),
-    (7, "<?", True),
-    (10, "<Q", 2**64 - 1),
-    (11, "<q", -4),
-    (12, "<d", 0.1),
-]
+CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_values_of_every_type_are_read(tmp_path: Path, version: int) -> None:
-    values = [value(str(kind), kind, struct.pack(code, v)) for kind, code, v in SCALARS]
+    raw = {kind: bytes(range(200, 200 + struct.calcsize(code))) for kind, code in CODES.items()}
+    values = [value(str(kind), kind, raw[kind]) for kind in CODES]
     values.append(value("text", 8, text("ü")))
     values.append(value("texts", 9, struct.pack("<IQ", 8, 2) + text("a") + text("")))
     values.append(value("numbers", 9, struct.pack("<IQ3h", 3, 3, 1, -2, 3)))
     found = gguf_of(tmp_path / "x.gguf", file_of(*values, version=version)).values
-    expected = {str(kind): v for kind, _, v in SCALARS}
+    expected = {str(k): struct.unpack(f"<{code}", raw[k])[0] for k, code in CODES.items()}
     assert found == expected | {"text": "ü", "texts": ["a", ""], "numbers": [1, -2, 3]}
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from microscope_tui.sources import Keys, RowReader, Search, catalogue
+from microscope_tui.sources import Keys, Search, catalogue
 from tests.sources.reading import all_rows, counts_of, drained, restarted, settle
 from tests.sources.sound import RUN, SOUND
 
@@ -16,9 +16,9 @@ CODE, ROW = re.findall(r"```python\n(.*?)```", TEXT.partition("CSV in 30 lines")
 (CSV,) = (sound for sound in SOUND if sound.form == "csv")
 
 
-@pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> type[RowReader]:
-    """The reader of the example, as a format of the catalogue."""
+def test_a_table_is_found_read_and_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = ModuleType("microscope_tui.sources.table")
     exec(CODE, module.__dict__)
     form = eval(ROW, {"Format": catalogue.Format})
@@ -26,11 +26,6 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> type[RowReader]:
     monkeypatch.setattr(catalogue, "_FORMATS", (form,))
     monkeypatch.setattr(catalogue, "FORMATS", {form.name: form})
     monkeypatch.setattr(catalogue, "_file_names", catalogue._file_names.__wrapped__)
-    found: type[RowReader] = form.reader
-    return found
-
-
-def test_a_table_is_found_read_and_followed(tmp_path: Path, reader: type[RowReader]) -> None:
     path = tmp_path / "run.table"
     path.write_bytes(CSV.content(RUN[:2]))
     (run,) = Search(tmp_path).runs()
@@ -43,14 +38,8 @@ def test_a_table_is_found_read_and_followed(tmp_path: Path, reader: type[RowRead
     path.write_bytes(CSV.content(RUN[::-1]))
     settle(path)
     assert counts_of(restarted(source)) == CSV.steps(RUN[::-1])
-
-
-def test_other_tables_are_not_recognised_and_a_bad_row_is_a_defect(
-    tmp_path: Path, reader: type[RowReader]
-) -> None:
-    path = tmp_path / "run.table"
     path.write_bytes(b"step,loss\n1,2\n2\n-1,3\n4,5\n")
-    assert not reader.recognises(path)
-    table = reader(path, Keys())
+    assert not form.reader.recognises(path)
+    table = form.reader(path, Keys())
     assert [row.step for row in all_rows(table)] == [1, 4]
-    assert table.defects.count == 2
+    assert table.defects.count == 2  # a short row, and a step below 0

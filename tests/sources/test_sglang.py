@@ -32,15 +32,11 @@ def detail(
     folder: Path, rank: int, values: torch.Tensor, time: float, first: int = 0, **more: Any
 ) -> Path:
     """``values`` [passes, layers, physical experts] as the recorder of one rank writes them."""
+    columns = {"global_physical_count": [value.clone() for value in values], **more}
     records = [
-        {
-            "forward_pass_id": first + index,
-            "rank": rank,
-            "gatherer_key": "primary",
-            "global_physical_count": value.clone(),
-            **{key: each[index] for key, each in more.items()},
-        }
-        for index, value in enumerate(values)
+        {"forward_pass_id": first + index, "rank": rank, "gatherer_key": "primary"}
+        | {key: each[index] for key, each in columns.items()}
+        for index in range(len(values))
     ]
     path = folder / f"expert_distribution_recorder_{time}_{rank}.pt"
     torch.save({"records": records, "last_physical_to_logical_map": MAP}, path)
@@ -188,20 +184,6 @@ def test_a_server_that_restarts_counts_its_passes_again(tmp_path: Path) -> None:
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 1, 2]
     again = logical(values[2] + values[3])[0, 1:]
     assert steps[4]["tokens_per_expert"] == again.tolist()
-
-
-def test_an_interrupted_dump_is_refused_until_it_is_whole(tmp_path: Path) -> None:
-    path = stat(tmp_path, counts(3))
-    content = path.read_bytes()
-    path.write_bytes(content[:-30])
-    settle(path)
-    reader = reader_of(path)
-    for _ in range(2):
-        with pytest.raises(Unreadable, match="still being written, or was cut off"):
-            reader.read()
-    path.write_bytes(content)
-    settle(path)
-    assert len(drained(reader)) == 4
 
 
 def test_a_long_dump_is_read_in_pieces(tmp_path: Path) -> None:

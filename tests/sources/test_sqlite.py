@@ -1,6 +1,5 @@
 """Reading SQLite beside its writer, and reading a hostile database."""
 
-import os
 import shutil
 import tempfile
 import time
@@ -202,19 +201,3 @@ def test_text_that_is_not_utf8_is_shown_not_raised(path: Path) -> None:
     made(path, CREATE, "INSERT INTO metrics (metrics) VALUES (CAST(x'ff41' AS TEXT))")
     rows = Database(path).read(lambda tables: list(tables.rows("SELECT metrics FROM metrics")))
     assert rows == [("\N{REPLACEMENT CHARACTER}A",)]
-
-
-@pytest.mark.parametrize("content", [b"SQLite", b"SQLite format 3\0" + b"\xff" * 5000])
-def test_damaged_databases_are_refused_in_one_line(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    why = r"^moe.db: cannot be read as an SQLite database: [^\n]+$"
-    with pytest.raises(Unreadable, match=why):
-        Database(path).read(steps)
-
-
-def test_a_missing_database_and_a_pipe_are_errors_of_the_system(path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        Database(path).read(steps)
-    os.mkfifo(path)
-    with pytest.raises(OSError, match="not a regular file"):
-        Database(path).read(steps)

@@ -20,8 +20,6 @@ from microscope_tui.sources import (
 )
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 
-recognises = TensorRTReader.recognises
-
 EXPERTS, K, TOKENS = 8, 2, 20
 ITERATIONS, LAYERS, RANKS = range(100, 112), (1, 2, 5), 3
 
@@ -80,7 +78,7 @@ def test_counts_are_summed_over_ranks_iteration_by_iteration(
 def test_a_file_of_the_folder_means_the_folder(tmp_path: Path) -> None:
     write(tmp_path)
     for name in ("meta_info.json", "rank1.safetensors"):
-        assert recognises(tmp_path / name)
+        assert TensorRTReader.recognises(tmp_path / name)
         assert counts_of(read(tmp_path / name)) == expected()
 
 

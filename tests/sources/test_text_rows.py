@@ -61,12 +61,7 @@ def test_nested_objects_and_lists_are_joined_with_slashes(tmp_path: Path) -> Non
 
 
 def test_layers_of_automodel_are_gates_of_unknown_order(tmp_path: Path) -> None:
-    """AutoModel numbers layers by the sorted names of their gates: layer 10 comes before layer 2.
-
-    Nothing in the rows says which layers have gates, so no depth can be computed. The rows keep
-    the order of the file and are called ``gate 0``, ``gate 1`` …; the header says that the order is
-    unknown. Sorting them would only move the fault.
-    """
+    """AutoModel numbers layers by the sorted names of their gates: layer 10 is before layer 2."""
     loads = {0: [2.0, 0.0], 1: [1.5, 0.5], 2: [1.0, 1.0]}
     row = {
         f"moe_expert_utilization/layer_{i}_expert_{e}": load
@@ -75,12 +70,9 @@ def test_layers_of_automodel_are_gates_of_unknown_order(tmp_path: Path) -> None:
     }
     path = written(tmp_path, *({"step": step, **row} for step in (1, 2)))
     found = translated(JsonlReader(path, Keys()))
-    assert header_of(found)["source"] == {
-        "writer": "test", "counts": "shares", "layer_order": "unknown"
-    }  # fmt: skip
-    assert counts_of(found)[1] == {
-        "gate 0": [1_000_000, 0], "gate 1": [750_000, 250_000], "gate 2": [500_000, 500_000]
-    }  # fmt: skip
+    assert header_of(found)["source"]["layer_order"] == "unknown"
+    rows = [[1_000_000, 0], [750_000, 250_000], [500_000, 500_000]]
+    assert counts_of(found)[1] == {f"gate {i}": row for i, row in enumerate(rows)}
 
 
 def test_the_extreme_experts_of_automodel_are_not_taken_for_all(tmp_path: Path) -> None:
@@ -158,6 +150,7 @@ def test_a_file_of_another_kind_is_refused_with_what_was_wrong(tmp_path: Path) -
 
 (CSV,) = (sound for sound in SOUND if sound.form == "csv")
 WIDE = csv(RUN).decode()
+WINDOWS = '"' + WIDE[:-1].replace(",", '","').replace("\n", '"\r\n"') + '"\r\n'
 LONG = "step,key,value\n" + "".join(
     f"{step},{key},{value}\n" for step, _, row in rows(RUN) for key, value in row.items()
 )
@@ -175,19 +168,20 @@ def read(folder: Path, text: str) -> list[tuple[int, str, int | None, int | None
 
 @pytest.mark.parametrize(
     "text",
-    [WIDE, WIDE.replace(",", ";"), WIDE.replace(",", "\t"), LONG, "\ufeff" + WIDE],
-    ids=["wide", "semicolons", "tabs", "long", "byte order mark"],
+    [WIDE, WIDE.replace(",", ";"), WIDE.replace(",", "\t"), LONG, "\ufeff" + WIDE, WINDOWS],
+    ids=[
+        "wide",
+        "semicolons",
+        "tabs",
+        "long",
+        "byte order mark",
+        "quotes and line ends of Windows",
+    ],
 )
 def test_wide_and_long_tables_give_the_counts_that_were_written(tmp_path: Path, text: str) -> None:
     path = table(tmp_path, text)
     assert CsvReader.recognises(path)
     assert counts_of(translated(CsvReader(path, Keys()))) == CSV.steps(RUN)
-
-
-def test_line_ends_of_windows_and_quoted_keys_are_read(tmp_path: Path) -> None:
-    text = 'step,"block 03/load imbalance"\r\n1,"1.5"\r\n'
-    assert CsvReader.recognises(table(tmp_path, text))
-    assert read(tmp_path, text) == [(1, "max_load", 3, None, 1.5)]
 
 
 def test_the_time_is_read_and_is_not_a_number_of_a_router(tmp_path: Path) -> None:

@@ -16,12 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.sources import Tensor, Unreadable, opened, plain_pickle, torch_file
-
-
-def saved(value: object, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer, **options)
-    return buffer.getvalue()
+from tests.sources.sound import saved
 
 
 def read(path: Path, content: bytes | None = None) -> Any:
@@ -45,10 +40,7 @@ def repacked(
 ) -> bytes:
     """The same archive with other members, one of them only, or another compression."""
     buffer = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(content)) as old,
-        zipfile.ZipFile(buffer, "w", method) as new,
-    ):
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", method) as new:
         for name in old.namelist():
             key = name.rpartition("/")[2].replace(".", "_")
             if key == only or not only:
@@ -70,10 +62,7 @@ def test_a_tensor_of_integers_and_any_shape_reads_as_torch_saved_it(
     assert numbers == tensor.flatten().tolist()
 
 
-@given(
-    st.lists(st.integers(1, 4), min_size=1, max_size=4),
-    st.randoms(use_true_random=False),
-)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.randoms(use_true_random=False))
 @settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

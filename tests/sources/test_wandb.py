@@ -110,12 +110,6 @@ def test_the_step_is_of_the_record_else_of_its_item_else_the_next(tmp_path: Path
     assert found == {n: {"loss": loss} for n, loss in zip((5, 7, 8, 0), (1, 2, 3, 4), strict=True)}
 
 
-def test_summaries_and_other_records_are_skipped(tmp_path: Path) -> None:
-    summary = wb.part(1, 8) + wb.part(3, wb.part(1, wb.item("loss", 9.0)))
-    console = wb.part(200, b"info") + wb.part(13, b"\x0a" * 100_000)
-    assert rows_of(tmp_path, summary, console, wb.history({"loss": 1.0}, 1)) == {1: {"loss": 1.0}}
-
-
 def test_zeros_that_a_crash_left_are_skipped(tmp_path: Path) -> None:
     data = wb.log([wb.history({"loss": 1.0}, 1)])
     hole = data + bytes(BLOCK_BYTES - len(data))
@@ -183,13 +177,6 @@ def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
     assert numbers_of(rows).items() <= everything.items()
     assert (reader.name, reader.config) == ("abc", {"num_experts": 8})
     assert [row.step for row in all_rows(reader)] == list(range(200))
-
-
-def test_a_sample_has_the_rows_that_begin_in_a_record_of_many_blocks(tmp_path: Path) -> None:
-    others = {f"train/other_{i}": 0.5 for i in range(2000)}  # two blocks
-    records = [wb.history({**others, "loss": float(step)}, step) for step in range(12)]
-    steps = [row.step for row in reader_of(tmp_path, *records).sample(1000)]
-    assert steps == list(range(12))
 
 
 def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers_and_its_last_ones(

@@ -10,7 +10,7 @@ import pytest
 from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import RunWatch, Seen, pin_at
-from tests.sources import sound, wandb_bytes
+from tests.sources import sound
 from tests.sources.sqlite_writer import made
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -73,19 +73,6 @@ def test_a_change_is_one_that_was_seen_to_happen(tmp_path: Path) -> None:
     os.utime(run.path, (1e9, 1e9))
     source.read()
     assert source.changed_at is not None
-
-
-def test_a_part_without_any_line_is_read_on_at_once(tmp_path: Path) -> None:
-    console = wandb_bytes.part(3, bytes(1 << 20))
-    rows = [wandb_bytes.history(sound.counts_row(n), n) for n in (1, 2, 3)]
-    content = wandb_bytes.log([wandb_bytes.run(), *([console] * 3), *rows])
-    (tmp_path / "run-a.wandb").write_bytes(content)
-    (run,) = Search(tmp_path).runs()
-    watch = RunWatch(run)
-    assert [watch.advance(1 << 20) for _ in range(3)] == [True] * 3
-    assert watch.latest is None
-    assert watch.advance(1 << 20)
-    assert watch.latest is not None
 
 
 def test_a_run_in_a_database_keeps_its_path_when_others_join_it(tmp_path: Path) -> None:

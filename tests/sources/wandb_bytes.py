@@ -42,11 +42,6 @@ def history(
     """A ``Record`` with one row of history."""
     pairs = values.items() if isinstance(values, Mapping) else values
     items = b"".join(part(1, item(key, value, **options)) for key, value in pairs)
-    return history_of(items, step)
-
-
-def history_of(items: bytes, step: int | None = None) -> bytes:
-    """A ``Record`` with these items of history."""
     of_step = b"" if step is None else part(2, part(1, step) if step else b"")
     return part(1, 7) + part(2, items + of_step)
 
