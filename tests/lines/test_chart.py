@@ -99,14 +99,6 @@ def test_stacks_fill_their_room_and_always_hold_the_focus(
     assert sum(stack[0].width for stack in layout.stacks) <= columns
 
 
-def test_twenty_lines_show_the_load_and_the_balance_first() -> None:
-    stacks = [["load", "bias"], ["balance", "entropy", "max-load"]]
-    layout = arranged(stacks, "load", (59, 12))
-    assert [place.name for place in layout.stacks[0]] == ["load", "balance"]
-    layout = arranged(stacks, "entropy", (59, 12))
-    assert [place.name for place in layout.stacks[0]] == ["load", "entropy"]
-
-
 @given(st.integers(1, 10**9), st.integers(0, 10**7), st.integers(8, 200), st.sampled_from(Axis))
 def test_ticks_are_as_wide_as_the_chart_and_name_steps_in_the_window(
     first: int, span: int, width: int, axis: Axis
@@ -155,13 +147,6 @@ def test_one_dead_expert_of_256_is_seen_however_narrow_the_bars(expert: int) -> 
     text = "\n".join(map(plain, load_bars(load, (40, 10), Glyphs.BRAILLE, step=1)))
     assert text.count("×") == 1
     assert "worst of 8 experts a bar" in text
-
-
-def test_the_selected_bar_is_named_and_marked() -> None:
-    lines = load_bars([1.0, 3.25, 0.5], (60, 10), Glyphs.BRAILLE, step=12410, chosen=1)
-    assert "3.25 expert 1 at 12,410" in plain(lines[0])
-    assert [span.text for span in lines[-1] if span.role == "cursor"] == ["1"]
-    assert any(span.role == "title" for line in lines[1:-1] for span in line)
 
 
 @given(st.integers(4, 90), st.sampled_from([0.0, 0.6]), st.booleans())

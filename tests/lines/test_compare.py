@@ -10,15 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines import (
-    Heat,
-    Look,
-    Measure,
-    Span,
-    compare,
-    line_width,
-    plain,
-)
+from microscope_tui.lines import Heat, Look, Measure, compare, line_width, plain
 from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import (
@@ -35,9 +27,8 @@ from microscope_tui.watch import (
 )
 
 NOT_FOLLOWED = lambda _: None  # noqa: E731
-LOADS = st.lists(
-    st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=12
-)  # few values: many ties
+FEW = st.integers(0, 6)  # so there are many ties
+LOADS = st.lists(st.tuples(FEW, FEW), min_size=2, max_size=12)
 
 
 def by_definition(first: list[int], second: list[int]) -> float:
@@ -126,20 +117,6 @@ def test_a_collapse_between_the_two_moments_is_a_worse_balance_and_experts_witho
     assert "no expert changed its load" in compare.moved_text(view.layers[0], reference, 200)
 
 
-def test_better_and_worse_differ_in_sign_and_colour(make_run: Any) -> None:
-    watch = make_run()
-    sick, well = at_step(watch, 40), pin_at(watch, 10)
-    layout = compare.fit_compare(view_of(watch), sick, 120, 3, 3)
-    heat = Heat(Look(measure=Measure.DIFFERENCE), reference=sick)
-
-    def roles(view: RunView, reference: Reference) -> dict[str, str]:
-        line = compare.layer_lines(view.layers[1], reference, layout, heat, chosen=False)[0]
-        return {span.text.strip(): span.role for span in line}
-
-    assert roles(view_of(watch, at=well), sick)["+1.00"] == "ok"
-    assert roles(view_of(watch), at_step(watch, 10))["-1.00"] == "crit"
-
-
 def test_layers_of_two_runs_are_matched_by_name_in_any_place(make_run: Any) -> None:
     one = make_run("one", names=("L0", "L2", "L3", "L9"))
     two = make_run("two", names=("L2", "L3", "L4"))
@@ -175,22 +152,8 @@ def test_other_numbers_of_experts_are_named_and_their_balance_still_compared(
     assert watch.run is not None
     reference = aligned(reference_in(other, 1), watch.run)
     assert compare.why_not_comparable(view.layers[0], reference) == "4 experts in A, 8 in B"
-    lines = drawn(view, reference)
-    assert "4 experts in A, 8 in B" in lines[1] + lines[2]
+    assert any("4 experts in A, 8 in B" in line for line in drawn(view, reference))
     assert compare.moved_text(view.layers[0], reference, 99) == "L1: 4 experts in A, 8 in B"
-
-
-def test_the_moments_say_how_much_has_changed(make_run: Any) -> None:
-    watch = make_run()
-    lines = compare.moment_lines(
-        view_of(watch), at_step(watch, 10), 100, (Span("a"), Span("b")), brief=False
-    )
-    assert {line_width(line) for line in lines} == {100}
-    heads, a, b, change = (plain(line).split() for line in lines)
-    assert heads == ["run", "step", "loss", "lr", "tokens"]
-    assert a == ["A", "run", "10", "7.00", "0.001", "2.0k", "a"]
-    assert b == ["B", "run", "40", "4.00", "0.001", "2.0k", "b"]
-    assert change == ["change", "+30", "-3.00", "same", "same"]
 
 
 def test_a_pinned_run_is_read_again_only_when_its_file_has_changed(make_log: Any) -> None:

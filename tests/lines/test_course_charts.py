@@ -37,13 +37,12 @@ def test_a_loss_that_keeps_falling_does_not_show_the_collapse(make_run: Any) -> 
     assert "the loss does not show it: 3." in answer
 
 
-def test_a_loss_that_rises_later_is_reported_with_the_distance(make_run: Any) -> None:
+def test_a_loss_that_rises_later_is_reported_with_the_distance_a_single_spike_is_not(
+    make_run: Any,
+) -> None:
     answer = answered(view_of(make_run(lambda n: 3.0 if n < 250 else 5.0), 400))
     assert "the loss rose" in answer
     assert "steps later: 3.00 before, 5.00 now" in answer
-
-
-def test_a_single_spike_is_not_a_rise(make_run: Any) -> None:
     answer = answered(view_of(make_run(lambda n: 9.0 if n == 300 else 3.0), 400))
     assert "does not show it" in answer
 
@@ -74,17 +73,9 @@ def test_validation_losses_are_points_of_the_loss(
 ) -> None:
     steps: list[Any] = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 60)]
     for at, loss in ((20, 2.5), (40, "NaN")):
-        steps.insert(
-            at,
-            {"kind": "event", "event": "eval", "step": at, "time": 1.0, "values": {"loss": loss}},
-        )
+        event = {"kind": "event", "event": "eval", "step": at, "time": 1.0}
+        steps.insert(at, event | {"values": {"loss": loss}})
     view = view_of(open_log(write_log([make_header(), *steps])), 80)
     chart = course_charts(view, router_health(open_log(write_log([])), 80, view.window))["loss"]
     assert list(chart.points) == [(20, 2.5)]
     assert "validation 2.50 at 20" in chart.note
-
-
-def test_the_chosen_layer_is_answered_for_if_it_has_an_alert(make_run: Any) -> None:
-    view = view_of(make_run(lambda n: 3.0), 80)
-    assert "in L3" in plain(loss_answer(view, 100, 2))
-    assert "in L3" in plain(loss_answer(view, 100, 0))

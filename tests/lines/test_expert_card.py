@@ -8,12 +8,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.lines import (
-    LEAST_SAMPLES,
-    LoadSeries,
-    expert_card,
-    plain,
-)
+from microscope_tui.lines import LEAST_SAMPLES, LoadSeries, expert_card, plain
 from microscope_tui.watch import RunWatch, Sample, samples, view_of
 
 NOTHING = LoadSeries(())
@@ -77,16 +72,6 @@ def test_without_a_finding_the_samples_say_about_when_it_died(
         expert_card.facts(view, view.layers[0], 7, always, 80)[0]
     )
     assert "since" not in plain(expert_card.facts(view, view.layers[0], 6, series, 80)[0])
-
-
-def test_the_strip_of_all_layers_shows_where_the_same_number_is_dead(dead: RunWatch) -> None:
-    view = view_of(dead)
-    line = expert_card.across_layers(view, 2, 0, 80, colour=False)
-    cells = "".join(s.text.strip() for s in line if s.role.startswith("heat") or s.role == "cursor")
-    assert len(cells) == len(view.layers)
-    assert cells.count("x") == 1
-    assert cells[6] == "x"
-    assert "1 dead" in plain(line)
 
 
 @pytest.mark.parametrize("seed", range(2))

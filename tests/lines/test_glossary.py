@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui import measures
 from microscope_tui.app import SCREENS
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import (
@@ -19,7 +18,6 @@ from microscope_tui.lines import (
     Measure,
     Order,
     Pattern,
-    compare,
     condition,
     course_charts,
     entries_of,
@@ -34,16 +32,7 @@ from microscope_tui.lines import (
     table,
     unfolded,
 )
-from microscope_tui.watch import (
-    Fleet,
-    RunView,
-    RunWatch,
-    pin,
-    reference_of,
-    router_health,
-    state,
-    view_of,
-)
+from microscope_tui.watch import Fleet, RunView, RunWatch, router_health, state, view_of
 
 _PLAIN = """
 a against all alert at before by cell each expert experts for from in is its layers log mean no of
@@ -96,21 +85,10 @@ def test_every_chart(watch: RunWatch, view: RunView) -> None:
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
     entries = entries_of(view, (), (), Pattern.parse(""))
     assert not unexplained("alerts", plain(fit_alerts(entries, 100).heads()))
-    labels = [
-        line[0].text for entry in entries for line in unfolded(entry, 80, 40) if len(line) > 1
-    ]
-    assert not unexplained("alerts", *labels)
+    details = [line for entry in entries for line in unfolded(entry, 80, 40) if len(line) > 1]
+    assert not unexplained("alerts", *(line[0].text for line in details))
     layout = run_list.fit_list(Fleet(tmp_path).cards(), 120)
     assert not unexplained("runs", plain(layout.heads()), "open pinned")
-
-
-def test_every_column_of_a_comparison(watch: RunWatch, view: RunView) -> None:
-    moment = pin(watch)
-    assert moment is not None
-    reference = reference_of("run", moment, watch.run)
-    for columns in (60, 80, 120, 200):
-        columns_of = compare.fit_compare(view, reference, columns, 20, 3).table
-        assert not unexplained("compare", plain(columns_of.heads()), columns_of.no_room(", "))
 
 
 def test_every_state_badge_and_condition() -> None:
@@ -119,9 +97,8 @@ def test_every_state_badge_and_condition() -> None:
     assert set(frame.STATE_ROLES) <= ended
     for screen in GLOSSARY:
         assert not unexplained(screen, *ended)
-    assert not unexplained(
-        "runs", "archived", "error", "to be judged, not judged", "healthy", "solo", "selected"
-    )
+    of_runs = "archived error to be judged, not judged healthy solo selected"
+    assert not unexplained("runs", of_runs)
     assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
     assert not unexplained("alerts", *AlertState, *WORD_OF_SEVERITY.values())
@@ -130,13 +107,7 @@ def test_every_state_badge_and_condition() -> None:
     assert conditions == {"dead", "starving", "under", "fair", "over", "hot"}
     for screen in ("main", "expert", "compare"):
         assert not unexplained(screen, *conditions)
-
-
-def test_every_quadrant() -> None:
-    grid = [None, 0.0, 0.05, 0.1, 0.3, 0.6, 1.0]
-    found = {measures.quadrant(c, i, lift) for c, i, lift in product(grid, grid, [None, 1.0, 9.0])}
-    assert found - {None} == {"collapsed", "specialised", "uniform", "undecided"}
-    assert not unexplained("layer", *filter(None, found))
+    assert not unexplained("layer", "collapsed", "specialised", "uniform", "undecided")
 
 
 def test_every_screen_of_a_run_has_its_words_and_no_word_twice() -> None:

@@ -94,14 +94,3 @@ def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
         assert wrong not in text
     share = cells_of(view.layers[0], Heat(Look(measure=Measure.SHARE)))
     assert (share == "top_k is unknown") == (header is NO_TOP_K)
-
-
-def test_the_card_of_an_expert_without_counts_claims_nothing(watched: Any) -> None:
-    view = view_of(watched(SUMMARIES))
-    title = plain(expert_card.title(view, view.layers[0], 0, "", 80))
-    assert "0 in" not in title
-    assert "top-k unknown" in title
-    across = plain(expert_card.across_layers(view, 0, 0, 80, colour=False))
-    assert "no counts" in across
-    assert "nowhere" not in across
-    assert words.router_size(view.layers[0]) == "experts ?, top-k unknown"

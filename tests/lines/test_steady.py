@@ -19,7 +19,6 @@ from microscope_tui.lines import (
 OCTAVES = st.floats(-6, 6)
 LOAD = st.just(0.0) | OCTAVES.map(lambda octaves: 2.0**octaves)
 WALK = st.lists(LOAD, min_size=1, max_size=40)
-FINE = (*range(-16, -2), -1, 0, 1, *range(3, 17))
 CALM_EDGES = (-0.7, -FAIR_WITHIN, FAIR_WITHIN, 0.65)
 
 
@@ -72,15 +71,6 @@ def test_a_level_changes_only_to_the_true_one(walk: list[float]) -> None:
         before = shown
 
 
-@given(st.sampled_from(FINE), st.sampled_from(FINE))
-def test_a_jump_over_a_whole_level_is_seen_at_once(before: int, after: int) -> None:
-    assume(abs(FINE.index(before) - FINE.index(after)) > 1)
-    assume(not (is_calm(before) and abs(after) == 3))  # the band is held as a whole
-    steady = SteadyLevels()
-    steady.levels("L1", [2 ** (before / 4)])
-    assert steady.levels("L1", [2 ** (after / 4)]) == [after]
-
-
 @given(
     st.sampled_from([-3.5, -2.8, 2.6, 3.5, 7.5, 12.5]),
     st.lists(st.floats(-0.062, 0.062), min_size=2, max_size=60),
@@ -89,17 +79,6 @@ def test_noise_around_an_edge_repaints_nothing(edge: float, noise: list[float]) 
     steady = SteadyLevels()
     rows = [steady.levels("L1", [2 ** (edge / 4 + tremble)]) for tremble in noise]
     assert rows == [rows[0]] * len(rows)
-
-
-@given(LOAD.filter(bool))
-def test_death_and_revival_are_never_held_back(load: float) -> None:
-    steady = SteadyLevels()
-    (alive,) = steady.levels("L1", [load])
-    assert alive is not None
-    assert steady.levels("L1", [0.0]) == [None]
-    assert steady.levels("L1", [load]) == [alive]
-    steady.levels("L1", [5e-324])
-    assert steady.levels("L1", [0.0]) == [None]
 
 
 def test_memory_is_that_of_the_key_the_place_and_the_length() -> None:

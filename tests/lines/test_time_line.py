@@ -55,8 +55,3 @@ def test_no_label_of_time_is_cut(
     word = re.split("[, ]", shown)[0]
     assert word in end, text
     assert not re.search(r"now [\d,]*$", end) or shown.split(", ", 1)[1] in end, text
-
-
-def test_a_clock_of_one_day_does_not_repeat_the_day(whole: RunView) -> None:
-    text = plain(ribbon(lasting(whole, 90.0), 120, "live", Axis.CLOCK))
-    assert re.search(r"▏ (\d\d [A-Z][a-z]{2} )?\d\d:\d\d:\d\d live$", text)

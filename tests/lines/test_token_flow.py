@@ -82,11 +82,8 @@ def test_a_letter_belongs_to_the_token_in_which_it_begins() -> None:
 def test_newlines_are_seen_and_end_a_line() -> None:
     pieces = pieces_of([b"a", b"\n\n  ", b"b\r\n"], 0)
     assert [(p.token, p.text, p.ends_line) for p in pieces] == [
-        (0, "a", False),
-        (1, "↵", True),
-        (1, "↵", True),
-        (1, "  ", False),
-        (2, "b␍↵", True),
+        *((0, "a", False), (1, "↵", True), (1, "↵", True)),
+        *((1, "  ", False), (2, "b␍↵", True)),
     ]
     assert len(wrapped(pieces, 40)) == 3
 
@@ -173,18 +170,6 @@ def test_the_cursor_is_always_in_view_and_the_page_is_full(long: Routing) -> Non
         assert any(piece.token == token for line in lines for piece in line.pieces)
         if any(p.token == token for line in flow.shown(before, 12) for p in line.pieces):
             assert before == top, "what is in view does not move"
-
-
-def test_lines_below_and_above_are_always_other_tokens(long: Routing) -> None:
-    flow, token = Flow(long, 40), 0
-    for _ in range(200):
-        below = flow.token_below(token, 1)
-        if below >= long.tokens:
-            break
-        assert below > token
-        assert flow.token_below(below, -1) < below
-        token = below
-    assert token > 500
 
 
 def test_a_text_without_newlines_and_one_of_nothing(tmp_path: Path) -> None:

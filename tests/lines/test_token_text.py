@@ -2,17 +2,7 @@
 
 import pytest
 
-from microscope_tui.lines import (
-    LETTERS,
-    Busiest,
-    Flow,
-    Glyphs,
-    Highlight,
-    Place,
-    busiest,
-    plain,
-    tokens,
-)
+from microscope_tui.lines import LETTERS, Busiest, Glyphs, Highlight, busiest, plain, tokens
 from microscope_tui.routing import Choice, Routing
 from tests.probed import SLICES
 
@@ -24,20 +14,14 @@ def highlight(expert: int | None = None) -> Highlight:
 
 
 def test_a_token_has_the_colour_of_its_largest_weight() -> None:
-    roles = [highlight().paint(token)[0] for token in (10, 11, 12, 13)]
-    assert roles == ["token:0", "token:1", "dim", "dim"]
-    assert [highlight().paint(token)[1] for token in (10, 11, 12, 13)] == ["a", "b", ".", "."]
+    marks = [("token:0", "a"), ("token:1", "b"), ("dim", "."), ("dim", ".")]
+    assert [highlight().paint(token) for token in (10, 11, 12, 13)] == marks
     assert Highlight(10, [(5,)], BUSY, 10).paint(10)[0] == "cursor"
 
 
 def test_one_expert_alone_is_lit_brightest_where_it_weighs_most() -> None:
-    assert [highlight(5).paint(t)[0] for t in (10, 11, 12, 13)] == [
-        "lit:0",
-        "also:0",
-        "also:0",
-        "dim",
-    ]
-    assert [highlight(5).paint(t)[1] for t in (10, 11, 12, 13)] == ["^", "'", "'", " "]
+    marks = [("lit:0", "^"), ("also:0", "'"), ("also:0", "'"), ("dim", " ")]
+    assert [highlight(5).paint(token) for token in (10, 11, 12, 13)] == marks
     assert highlight(7).paint(12)[0] == "lit:7"
 
 
@@ -58,22 +42,6 @@ def test_without_tables_the_busiest_are_counted(routing: Routing) -> None:
     firsts = bare.first_choices(2, 0, bare.tokens)
     busy = busiest(bare, 2)
     assert max(set(firsts), key=firsts.count) == next(iter(busy.shares))
-
-
-def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
-    lines = Flow(routing, 60).shown(Place(0, 0), 30)
-    chosen = routing.chosen(0, 0, 500)
-    here = Highlight(0, chosen, busiest(routing, 0), 0)
-    text = tokens.text_lines(lines, here, routing.slices, 60, letters=True)
-    assert plain(text[0]).startswith("── code ──")
-    assert len(text) == 1 + 2 * (len(lines) - 1)
-    for line, above, below in zip(lines[1:], text[1::2], text[2::2], strict=True):
-        assert plain(above).rstrip() == "".join(p.text for p in line.pieces).rstrip()
-        at = 0
-        for piece in line.pieces:
-            marks = "".join(span.text for span in below)[at : at + piece.width]
-            assert marks.strip() == here.paint(piece.token)[1]
-            at += piece.width
 
 
 def test_what_was_not_measured_is_unknown(
