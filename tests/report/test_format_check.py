@@ -18,14 +18,7 @@ from hypothesis import strategies as st
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import check_format, format_json, format_text, judge
 from microscope_tui.report.format_check import exit_code
-from microscope_tui.runlog import (
-    SAID_IN_FULL,
-    RouterSummary,
-    RunFile,
-    safe_text,
-    tail,
-    validate,
-)
+from microscope_tui.runlog import SAID_IN_FULL, RouterSummary, RunFile, safe_text, tail, validate
 from microscope_tui.runlog import records as tables
 from tests.problems import problems_in
 
@@ -60,20 +53,9 @@ def test_the_documented_writer_is_short_and_its_log_has_no_problems(documented: 
     file = documented / "metrics.jsonl"
     judgement = judge(RunFile("mine", file, file.stat().st_mtime))
     assert (judgement.exit_code, judgement.last_step, judgement.notes) == (3, 60, [])
+    assert judgement.waits_until == 100
     assert judgement.problem == "not judged yet (warm-up until step 100)"
     assert format_text(report) + "\n" in blocks("")
-
-
-def test_the_documented_mistakes_are_found_as_documented(documented: Path) -> None:
-    file = documented / "metrics.jsonl"
-    run, first, second, third, *rest = map(json.loads, file.read_text().splitlines())
-    first["tokens_per_expert"][1] = [2 * n for n in first["tokens_per_expert"][1]]
-    second = {"kind": "step", "router": {"effective_experts": [3.2, None, None]}, **second}
-    third = {"kind": "step", "learningrate": 1e-3, **third}
-    records = [run, first, second, third, *rest]
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    printed = re.sub(r"gives [\d.]+", "gives N", format_text(check_format(documented)))
-    assert printed + "\n" in [re.sub(r"gives [\d.]+", "gives N", block) for block in blocks("")]
 
 
 def test_the_documented_writer_names_what_is_not_finite(documented: Path) -> None:
@@ -115,15 +97,10 @@ def test_the_scenarios_write_sound_logs(scenario: Make, name: str, shape: dict[s
 def test_the_recorder_writes_sound_logs(tmp_path: Path, counts_every: int) -> None:
     model = {"name": "m", "layers": [1, 3], "num_experts": 4, "top_k": 2, "norm_top_k": True}
     for first in (1, 4):  # the second time it is a resumed run
-        recorder = RunRecorder(
-            tmp_path,
-            run="r",
-            planned_steps=9,
-            model=model,
-            balance={"method": "bias", "bias_update_rate": 0.01},
-            resumed_at_step=first if first > 1 else None,
-            counts_every=counts_every,
-        )
+        about: Any = {"model": model, "balance": {"method": "bias", "bias_update_rate": 0.01}}
+        resumed = first if first > 1 else None
+        about |= {"planned_steps": 9, "resumed_at_step": resumed, "counts_every": counts_every}
+        recorder = RunRecorder(tmp_path, run="r", **about)
         for number in range(first, first + 5):
             recorder.record_step(
                 step=number,
@@ -170,14 +147,11 @@ def test_a_whole_last_line_without_a_newline_is_checked_and_reported(
 def test_lines_that_are_too_long_are_named(
     write_log: Make, make_header: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = 1000
-    monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (limit, 0))
+    monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (1000, 0))
     path = write_log([make_header(), b"x" * 1001, make_header(), b"y" * 5000])
     report = check_format(path)
-    assert [(p.line, p.code) for p in report.problems if p.severity == "error"] == [
-        (2, "overlong"),
-        (4, "overlong"),
-    ]
+    errors = [(p.line, p.code) for p in report.problems if p.severity == "error"]
+    assert errors == [(2, "overlong"), (4, "overlong")]
     assert report.records["run"] == 2
 
 
@@ -244,16 +218,12 @@ JSON = st.recursive(
 KEYS = sorted({*validate.STEP, *tables.RUN, *tables.EVENT})
 
 
+KINDS = st.sampled_from(["run", "step", "event"])
+FIELDS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5)
+
+
 @settings(max_examples=100)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["run", "step", "event"]),
-            st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5),
-        ),
-        max_size=6,
-    )
-)
+@given(st.lists(st.tuples(KINDS, FIELDS), max_size=6))
 def test_no_values_stop_the_check(records: list[tuple[str, dict[str, Any]]]) -> None:
     lines = [json.dumps(fields | {"kind": kind}).encode() for kind, fields in records]
     for problem in problems_in(enumerate(lines, 1)):

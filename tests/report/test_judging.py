@@ -37,9 +37,7 @@ def collapses(judgement: Judgement) -> Sequence[int]:
     return [finding.onset for finding, _ in judgement.findings if finding.rule == "COLLAPSE"]
 
 
-def test_since_step_counts_by_the_onset_and_names_older_active_findings(
-    one_collapse: Any,
-) -> None:
+def test_since_step_counts_by_the_onset_and_names_older_active_findings(one_collapse: Any) -> None:
     path = one_collapse(range(150, 401))
     (onset,) = collapses(judged(path))
     assert judged(path, since_step=onset).exit_code == 2
@@ -66,11 +64,6 @@ def test_a_range_behind_the_newest_step_is_noted(one_collapse: Any) -> None:
     assert note == "only findings that began at step 999 or later; the newest step is 50"
 
 
-def test_a_healthy_run_is_one_line(one_collapse: Any) -> None:
-    text = verdict_text(judged(one_collapse(range(0), steps=200)))
-    assert text == "run: healthy at step 200 (finished)"
-
-
 def test_information_is_one_line_and_fails_nothing(scenario: Any) -> None:
     path = scenario("shock", routers=2, steps=1000) / "metrics.jsonl"
     judgement = judged(path)
@@ -79,10 +72,8 @@ def test_information_is_one_line_and_fails_nothing(scenario: Any) -> None:
     assert "healthy" in head
     assert [line.split(":")[0] for line in rest] == ["  INFO SHOCK"] * len(rest)
     assert rest
-    severities = [
-        finding["severity"] for finding in verdict_json([judgement])["runs"][0]["findings"]
-    ]
-    assert set(severities) == {"info"}
+    findings = verdict_json([judgement])["runs"][0]["findings"]
+    assert {finding["severity"] for finding in findings} == {"info"}
 
 
 def test_a_finding_of_the_whole_run_names_no_layer(scenario: Any) -> None:
@@ -107,11 +98,9 @@ def test_a_log_without_a_measured_load_is_not_judged_even_with_a_finding_of_the_
 def test_counts_that_were_doubled_for_a_while_leave_a_warning(
     write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
-    def rows(step: int) -> list[list[int]]:
-        factor = 2 if step <= 20 else 1
-        return [[factor * count for count in balanced()] for _ in range(3)]
-
-    steps = [make_step(n, rows(n), 2048) for n in range(1, 301)]
+    doubled = [[2 * count for count in balanced()] for _ in range(3)]
+    rows = [doubled] * 20 + [[balanced()] * 3 for _ in range(280)]
+    steps = [make_step(n, row, 2048) for n, row in enumerate(rows, 1)]
     assert judged(write_log([make_header(), *steps[:15]], name="early")).exit_code == 3
     judgement = judged(write_log([make_header(), *steps]))
     assert [f.rule for f, _ in judgement.findings] == ["METER"]
@@ -129,11 +118,8 @@ def test_another_profile_than_the_headers_is_noted(scenario: Any) -> None:
 def test_the_advice_is_for_the_profile_that_was_judged_by(
     write_log: Any, make_header: Any, make_step: Any
 ) -> None:
-    def row(step: int) -> list[int]:
-        return [512] * 8 if step < 60 else [585, 585, 585, 585, 585, 585, 586, 0]
-
     def jitter(step: int) -> list[int]:
-        counts = row(step)
+        counts = [512] * 8 if step < 60 else [585, 585, 585, 585, 585, 585, 586, 0]
         counts[step % 4] += 20
         counts[(step + 1) % 4] -= 20
         return counts

@@ -24,18 +24,9 @@ class Judged:
 
 
 def episode(index: int = 0, **changes: Any) -> Episode:
-    about = {
-        "rule": "DROPS",
-        "router_index": index,
-        "router": ROUTERS[index],
-        "severity": Severity.WARN,
-        "onset": 100,
-        "alarm": 120,
-        "last": 130,
-        "value": 0.1,
-        "limit": 0.05,
-    }
-    return Episode(**(about | changes))
+    known: Any = {"onset": 100, "alarm": 120, "last": 130, "value": 0.1, "limit": 0.05}
+    known |= {"severity": Severity.WARN} | changes
+    return Episode(rule="DROPS", router_index=index, router=ROUTERS[index], **known)
 
 
 def news(alerts: Alerts, judged: Judged) -> list[tuple[str, tuple[str, ...]]]:
