@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands import (
-    UserConfig,
-    ViewConfig,
-    changes_in,
-    default_config,
-    keymap_from,
-    read_config,
-)
+from microscope_tui.commands import UserConfig, ViewConfig, default_config, keymap_from, read_config
 from microscope_tui.console import USAGE
 from microscope_tui.diagnosis import DEFAULTS, changed_limits
 from microscope_tui.lines import Palette
@@ -131,7 +124,8 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
         [rules.DROPS]
         warn = 0.1
         [keys]
-        layer.next = "n,down"
+        layer.next = "t"
+        "time.back" = "u,left_square_bracket"
         [view]
         palette = "cividis"
         glyphs = "ascii"
@@ -145,33 +139,21 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
     found = read_config(path)
     assert found.limits == found.criteria.limits == changed_limits({"DROPS": {"warn": 0.1}})
     assert found.changes == (f"limits changed by {path}: DROPS warn 0.1 instead of 0.05",)
-    assert found.keys == {"layer": {"next": "n,down"}}
+    assert dict(keymap_from(found)) == {"layer.next": "t", "time.back": "u,left_square_bracket"}
     assert found.rules == rules_of(["loss=a/loss", "loss=b/loss"])
     assert found.view == ViewConfig(
-        palette=Palette.CIVIDIS,
-        glyphs="ascii",
-        color="256",
-        bell=True,
-        remember=False,
+        palette=Palette.CIVIDIS, glyphs="ascii", color="256", bell=True, remember=False
     )
 
 
-def test_without_a_file_everything_is_as_it_is_by_default() -> None:
+def test_without_a_file_everything_is_as_it_is_by_default(config: Any) -> None:
     assert not default_config().exists()
     found = read_config()
     assert found == UserConfig(path=default_config())
     assert (found.limits, found.changes, found.keys) == (DEFAULTS, (), {})
     assert (found.view.palette, found.view.bell, found.view.remember) == ("diverging", False, True)
-    assert read_config().limits == DEFAULTS
+    assert read_config(config("[rules.DROPS]\nwarn = 0.05\n")).changes == ()
     assert keymap_from(found) == {}
-
-
-def test_keys_are_a_keymap_by_the_ids_of_the_bindings(config: Any) -> None:
-    found = read_config(config('[keys]\nlayer.next = "t"\n"time.back" = "u,left_square_bracket"\n'))
-    assert dict(keymap_from(found)) == {
-        "layer.next": "t",
-        "time.back": "u,left_square_bracket",
-    }
 
 
 def test_a_wrong_key_is_a_usage_error_when_the_screen_opens_and_not_before(
@@ -193,9 +175,3 @@ def test_a_file_that_cannot_be_read_as_text_is_refused(call: Call, tmp_path: Pat
         code, _, err = call("check", tmp_path, "--config", path)
         assert code == USAGE
         assert why in err
-
-
-def test_a_file_without_rules_changes_nothing(config: Any) -> None:
-    found = read_config(config("[view]\nbell = true\n"))
-    assert (found.limits, found.changes) == (DEFAULTS, ())
-    assert changes_in(changed_limits({"DROPS": {"warn": 0.05}})) == []

@@ -55,11 +55,13 @@ def end(reason: str, step: int = 20) -> dict[str, Any]:
     return {"kind": "event", "event": "end", "step": step, "reason": reason}
 
 
-@pytest.mark.parametrize("reason", ["finished", "failed", "collapse"])
-def test_a_run_that_wanted_to_end_is_not_waited_for(
-    log: Path, capsys: pytest.CaptureFixture[str], reason: str
+@pytest.mark.parametrize(
+    ("reason", "wait_s"), [("finished", 600), ("failed", 600), ("collapse", 600), ("signal", 0)]
+)
+def test_a_run_that_wanted_to_end_is_not_waited_for_nor_any_with_wait_0(
+    log: Path, capsys: pytest.CaptureFixture[str], reason: str, wait_s: float
 ) -> None:
-    run = Followed(log)
+    run = Followed(log, wait_s)
     run.append(end(reason))
     assert run.is_over()
     assert (run.ending.remark, capsys.readouterr().err) == ("", "")
@@ -89,13 +91,6 @@ def test_a_run_that_had_stopped_is_waited_for_with_one_message(
     assert run.is_over(after_s=1)
     assert run.ending.remark == "waited 600 s; the run did not resume"
     assert capsys.readouterr().err == ""
-
-
-def test_with_wait_0_nothing_is_waited_for(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Followed(log, wait_s=0)
-    run.append(end("signal"))
-    assert run.is_over()
-    assert (run.ending.remark, capsys.readouterr().err) == ("", "")
 
 
 def test_a_run_that_resumes_is_over_at_its_next_end_whatever_that_is(

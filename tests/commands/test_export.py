@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.report import EXPERT_COLUMNS, ROUTER_COLUMNS, rows_of
+from microscope_tui.report import ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
 
 Call = Callable[..., tuple[int, str, str]]
@@ -82,10 +82,3 @@ def test_a_run_without_a_step_or_counts_has_nothing_to_export(
     code, _, err = call("export", bare, "--experts")
     assert code == 3
     assert "holds no step with counts" in err
-
-
-def test_only_one_step_is_in_memory(write_log: Any, make_header: Any, make_step: Any) -> None:
-    path = write_log([make_header(), *(make_step(n, [[512] * 8] * 3, 2048) for n in range(1, 50))])
-    rows = rows_of(RunFile("run", path, 0.0), experts=True)
-    assert next(rows)[EXPERT_COLUMNS.index("step")] == 1
-    assert sum(1 for _ in rows) == 49 * 3 * 8 - 1

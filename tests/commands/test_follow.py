@@ -1,7 +1,6 @@
 """``check --follow``: a run that is being written, until it ends."""
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -77,17 +76,6 @@ def test_a_run_that_ended_is_judged_at_once_like_without_following(
     assert out == microscope("check", folder).stdout
 
 
-def test_what_had_ended_before_is_not_an_alert(
-    follow: Follow, write_log: Any, make_header: Any, make_step: Any, balanced: Any
-) -> None:
-    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
-    rows = [[sick if 110 <= n < 200 else balanced()] * 3 for n in range(1, 401)]
-    steps = [make_step(n, row, 2048) for n, row in enumerate(rows, 1)]
-    code, out, _ = follow(write_log([make_header(), *steps, END | {"reason": "finished"}])).end()
-    assert code == 2
-    assert out.startswith("run: CRITICAL")  # the report alone
-
-
 @pytest.mark.parametrize("there", ["nothing", "its folder", "half of its first line"])
 def test_a_log_that_is_not_there_yet_is_waited_for(
     follow: Follow, collapse: Written, tmp_path: Path, there: str
@@ -150,16 +138,6 @@ def test_interrupted_before_the_first_run_there_is_no_verdict(
     code, _, err = following.end()
     assert code == 3
     assert "interrupted before a run appeared" in err
-
-
-def test_a_run_that_fell_silent_for_long_ends_it_with_the_verdict_so_far(
-    follow: Follow, collapse: Written
-) -> None:
-    collapse.write(until=-1)
-    os.utime(collapse.path, (1e9, 1e9))
-    code, out, err = follow(collapse.path, "--wait", "0").end()
-    assert (code, err) == (2, "")
-    assert "note: the run is crashed?: the verdict covers its routers up to step 450 only" in out
 
 
 def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_resumes(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,33 +205,6 @@ def test_a_trainer_that_fails_before_or_while_it_is_watched_is_reported(
     house.assert_no_orphan()
 
 
-@contextmanager
-def running(house: House, **more: str) -> Iterator[subprocess.Popen[str]]:
-    """The script without a terminal, in a process group of its own, once its trainer is there."""
-    with subprocess.Popen(
-        ["bash", "examples/demo.sh"],
-        cwd=house.folder, env=house.environment | more, text=True, process_group=0,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as script:  # fmt: skip
-        until = time.monotonic() + 20
-        while not any(path.read_text() for path in house.folder.glob("stub-*.pid")):
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        yield script
-
-
-def test_two_demos_of_one_second_take_two_names(house: House) -> None:
-    house.write("bin/date", "echo 2026-01-01-000000")
-    with running(house, STUB="slow") as beside:
-        assert house.run_without_terminal().returncode == 0
-        assert beside.poll() is None, "what ends one demo leaves the other alone"
-        beside.send_signal(signal.SIGTERM)
-        beside.communicate(timeout=60)
-    runs = {path.stem for path in house.folder.glob("stub-*.pid")}
-    assert runs == {"stub-demo-2026-01-01-000000", "stub-demo-2026-01-01-000000-2"}
-    house.assert_no_orphan()
-
-
 def test_without_a_terminal_it_trains_until_the_verdict_and_prints_what_to_do_next(
     house: House,
     fork_server: ForkServer,
@@ -280,8 +253,16 @@ def test_without_a_terminal_the_installation_is_announced_and_the_code_of_the_tr
 def test_without_a_terminal_a_signal_stops_the_trainer_first(
     number: signal.Signals, house: House
 ) -> None:
-    """As CI ends a job: the whole process group."""
-    with running(house, STUB="slow") as script:
+    """As CI ends a job: the whole process group, which the script leads."""
+    with subprocess.Popen(
+        ["bash", "examples/demo.sh"],
+        cwd=house.folder, env=house.environment | {"STUB": "slow"}, text=True, process_group=0,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as script:  # fmt: skip
+        until = time.monotonic() + 20
+        while not any(path.read_text() for path in house.folder.glob("stub-*.pid")):
+            assert time.monotonic() < until
+            time.sleep(0.02)
         os.killpg(script.pid, number)
         _, errors = script.communicate(timeout=60)
     assert script.returncode == 128 + number, errors

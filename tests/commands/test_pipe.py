@@ -43,11 +43,6 @@ def test_a_snapshot_of_a_pipe_is_the_one_of_the_file(microscope: Run, collapsed:
     assert piped.stdout.startswith(" collapse-0 ")
 
 
-def test_a_pipe_without_a_header_is_named_as_what_it_is(microscope: Run, collapsed: Path) -> None:
-    _, steps = collapsed.read_bytes().split(b"\n", 1)
-    assert microscope("check", "-", given=steps).stdout.startswith("standard input: ")
-
-
 def test_without_a_terminal_the_viewer_prints_a_snapshot_at_the_end(
     microscope: Run, collapsed: Path
 ) -> None:

@@ -71,13 +71,6 @@ def test_the_sources_are_listed_as_text_and_as_data(call: Call) -> None:
     assert all(f"\n{name} " in f"\n{text}" for name in names)
 
 
-def test_a_file_of_no_known_kind_exits_with_3(call: Call, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello\n")
-    code, _, err = call("check", tmp_path / "notes.txt")
-    assert code == 3
-    assert "--source" in err
-
-
 def test_coverage_reads_the_counts_of_an_importance_matrix(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "imatrix.gguf"
     shutil.copy(GOLDEN / "imatrix.gguf", path)

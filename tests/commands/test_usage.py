@@ -30,6 +30,11 @@ Call = Callable[..., tuple[int, str, str]]
         ("check . --follow --wait -1", "--wait -1: write seconds, 0 for none"),
         ("check . --wait 9", "--wait 9 waits for a run to resume: add --follow"),
         ("check . --format-only --wait 9 --ignore DEAD", "remove --ignore, --wait"),
+        *(
+            (f"check . --format-only {more}", f"does not judge runs: remove {more.split()[0]}")
+            for more in ("--since-step 5", "--fail-on crit", "--follow", "--profile eval")
+        ),
+        ("check . --format-only --baseline . --config x.toml", "remove --baseline, --config"),
         ("check . --source excel", "no such format; there are"),
         ("check . --map share", "write QUANTITY=REGEX"),
         ("check . --top-k 0", "--top-k 0: write a number from 1 up"),
@@ -100,9 +105,6 @@ def test_other_sizes_are_usage_errors(text: str) -> None:
     with pytest.raises(SystemExit) as end:
         bytes_option("--memory", text, "128MB", 7)
     assert end.value.code == USAGE
-
-
-def test_the_least_size_of_an_option_is_allowed() -> None:
     assert bytes_option("--spool", "0", "500MB", 7, least=0) == 0
 
 
@@ -139,31 +141,23 @@ def test_bad_input_exits_with_three_and_says_what_it_is(
     assert (code, "contains no *.jsonl" in err) == (3, True)
 
 
-@pytest.mark.parametrize("command", ["check", "snapshot", ""])
+@pytest.mark.parametrize(
+    "arguments", ["check", "check --json", "snapshot", "snapshot --screen runs", ""]
+)
 def test_without_a_path_the_newest_run_in_logs_is_read(
-    call: Call, scenario: Any, monkeypatch: pytest.MonkeyPatch, command: str
+    call: Call, scenario: Any, monkeypatch: pytest.MonkeyPatch, arguments: str
 ) -> None:
     run = scenario("collapse", routers=3, steps=450)
-    monkeypatch.chdir(run.parent)
-    words = [command] if command else []
+    monkeypatch.chdir(run.parent)  # which has no folder "logs" yet
+    words = arguments.split()
     code, _, err = call(*words)
     assert code == 3
     assert "logs: no such file or folder" in err
     run.rename(run.parent / "logs")
     code, out, err = call(*words)
-    assert "Router collapse in L3" in out, err
-    assert code == (2 if command == "check" else 0)
-    assert ("no terminal here" in err) == (not command)
-
-
-@pytest.mark.parametrize(
-    "arguments", [["check", "--json"], ["snapshot", "--screen", "runs"]], ids=" ".join
-)
-def test_options_alone_need_no_path(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "logs: no such file or folder" in call(*arguments)[2]
+    assert ("1 with alerts" if "runs" in words else "Router collapse in L3") in out, err
+    assert code == (2 if "check" in words else 0)
+    assert ("no terminal here" in err) == (not words)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
