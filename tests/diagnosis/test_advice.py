@@ -54,12 +54,9 @@ def advice_of(*episodes: Episode) -> dict[str, Advice]:
 CASES: list[tuple[str, float, float, dict[str, Any]]] = [
     ("COLLAPSE", 0.02, 0.15, {"effective": 2.1, "usual": 7.9, "share": 0.97, "experts": (1, 5)}),
     ("COLLAPSE", 0.02, 0.15, {"effective": 1.2, "judged": 7, "without": (5,), "idle": (0, 3)}),
-    ("ERODING", 0.5, 0.35, {"from": 0.9, "left": 30.0}),
     ("SHOCK", 0.2, 0.7, {"usual": 0.95}),
     ("DEAD", 2.0, 0.0, {"experts": (3, 5), "steps": 120}),
-    ("STARVED", 0.25, 0.1, {}),
     ("HOT_EXPERT", 0.97, 0.8, {"c": 0.8, "experts": (5,)}),
-    ("DROPS", 0.3, 0.2, {}),
     ("OVERLOAD", 1.7, 1.5, {"cause": "rank", "ranks": 4.0}),
     ("OVERLOAD", 6.0, 3.5, {"usual": 1.5}),
     ("MISMATCH", 0.2, 0.1, {"usual": 0.01}),
@@ -69,7 +66,6 @@ CASES: list[tuple[str, float, float, dict[str, Any]]] = [
     ("GRADSPIKE", 9.0, 3.0, {"cause": "non-finite", "of": 10}),
     ("LOGITS", 12.5, 10.0, {"z": 50.0, "usual": 4.0}),
     ("UNIFORM", 0.99, 0.97, {"gradient": 1e-9}),
-    ("UNIFORM", 0.99, 0.97, {}),
     ("METER", 1.0, 0.0, {"cause": "multiple", "total": 8192.0, "expected": 4096.0}),
     ("LINT", 0.0, 0.0, {"cause": "no balancing"}),
 ]
@@ -80,22 +76,14 @@ it. {FASTER} and go back to before step 950 {SAVED}.
 1.2 of 7 experts effective, without expert 5, which nearly every token chooses; 2 of 8 experts
 (0, 3) receive nothing. The loss may not show it. {FASTER} and go back to before step 950 {SAVED}.
 
-c fell from 0.90 to 0.50 and reaches 0.35 in about 30 steps. {FASTER} now, while it is cheap.
-
 c fell from 0.95 to 0.20 and came back. Check whether the learning rate or the data changed at that
 step.
 
 2 of 8 experts (3, 5) received no tokens for at least 120 steps. {FASTER}, then either re-initialise
 their router rows or go back to before step 950 {SAVED}.
 
-2 of 8 experts (25%) get less than a tenth of the fair share. {FASTER}; on narrow data a long tail
-is normal.
-
 expert 5 is chosen by up to 97% of the tokens while the others share the rest: c 0.80. Leave it;
 with expert parallelism watch the rank that holds it for stragglers.
-
-up to 30% of the assignments are dropped (limit 20%). Raise the capacity factor or go dropless, and
-find out which expert overflows.
 
 the busiest of 4 expert-parallel ranks has 1.7 times the work of the mean (limit 1.5). Place busy
 and idle experts on the same rank; no single expert is the cause.
@@ -126,9 +114,6 @@ before step 950 {SAVED}.
 
 token entropy is 99.0% of its maximum and its share of the gradient norm is 1e-09: it learns
 nothing. Check that the router is not frozen and that the balancing is not too strong.
-
-token entropy is 99.0% of its maximum; soft but consistent routing reads the same and is fine. Check
-that the router is not frozen and that the balancing is not too strong.
 
 counts sum to 8,192, 2 times tokens × k (4,096). Count the first forward pass only (activation
 checkpointing runs it again), and make tokens cover the same ranks and micro-batches as the counts.
@@ -167,38 +152,30 @@ def test_every_meter_fault_has_its_own_words(cause: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "run", "words"),
+    ("rule", "changes", "run", "words"),
     [
-        (
-            episode("LOGITS", facts={"cause": "range", "logit": 70.0, "most": 64.0}),
-            RUN,
-            "a router logit of 70 in bf16 (limit 64). Lower the learning rate",
-        ),
-        (
-            episode("DROPS", value=0.3),
-            RunRecord("r", (), capacity_factor=1.25),
-            "raise capacity_factor from 1.25 to 1.875 or go dropless",
-        ),
-        (
-            episode("METER", facts={"cause": "non-finite", "reading": "router entropy"}),
-            RunRecord("r", (), profile="eval"),
-            "Evaluate another checkpoint, or compute the router in fp32.",
-        ),
-        (
-            episode("STARVED", value=0.125, facts={"reference": 0.0}),
-            RunRecord("r", (), profile="eval", planned_steps=1),
-            "1 of 8 experts (12%) gets less than a tenth of the fair share (0% in the reference). "
-            "Count mixed data: on narrow data a long tail is normal.",
-        ),
-        (
-            episode("UNIFORM", router=RouterInfo("L1", 1, 8, 1)),
-            RunRecord("r", (), norm_top_k=True),
-            "Turn off the normalisation of the single weight: it is always 1.",
-        ),
+        ("LOGITS", {"facts": {"cause": "range", "logit": 70.0, "most": 64.0}}, {},
+         "a router logit of 70 in bf16 (limit 64). Lower the learning rate"),
+        ("DROPS", {"value": 0.3}, {"capacity_factor": 1.25},
+         "up to 30% of the assignments are dropped (limit 15%). Raise capacity_factor from 1.25 to "
+         "1.875 or go dropless"),
+        ("METER", {"facts": {"cause": "non-finite", "reading": "router entropy"}},
+         {"profile": "eval"}, "Evaluate another checkpoint, or compute the router in fp32."),
+        ("STARVED", {"value": 0.125, "facts": {"reference": 0.0}},
+         {"profile": "eval", "planned_steps": 1},
+         "1 of 8 experts (12%) gets less than a tenth of the fair share (0% in the reference). "
+         "Count mixed data: on narrow data a long tail is normal."),
+        ("UNIFORM", {"router": RouterInfo("L1", 1, 8, 1)}, {"norm_top_k": True},
+         "Turn off the normalisation of the single weight: it is always 1."),
+        ("ERODING", {"confidence": "per-step summaries only", **SLIDING}, {},
+         "c fell from 0.90 to 0.02 and reaches 0.15 in about 30 steps. Based on per-step summaries "
+         "only."),
     ],
-)
-def test_the_words_depend_on_the_run(found: Episode, run: RunRecord, words: str) -> None:
-    advice = alone(found, run)
+)  # fmt: skip
+def test_the_words_depend_on_the_run(
+    rule: str, changes: dict[str, Any], run: dict[str, Any], words: str
+) -> None:
+    advice = alone(episode(rule, **changes), RunRecord("r", (), **run) if run else RUN)
     assert words.lower() in f"{advice.why} {advice.next}".lower()
 
 
@@ -213,11 +190,6 @@ def test_a_verdict_names_the_trouble_its_layer_and_its_onset() -> None:
     assert "experts 0, 1, 2, 3, 4, 5 and 2 more take 97%" in advice.why
     setting = episode("LINT", 1, WHOLE_RUN, facts={"cause": "one rank"})
     assert alone(setting).verdict == "A setting to check: one rank since step 1"
-
-
-def test_other_evidence_than_exact_counts_is_named() -> None:
-    advice = alone(episode("DROPS", confidence="per-step summaries only"))
-    assert advice.why.endswith(" Based on per-step summaries only.")
 
 
 def test_of_several_layers_the_numbers_name_their_layer() -> None:

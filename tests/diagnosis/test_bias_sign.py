@@ -107,11 +107,9 @@ def test_it_is_found_where_only_some_lines_have_counts() -> None:
     [
         {"rate": 0.001},
         {"rate": 0.001, "logged_after": True},
-        {"rate": 0.0},
         {"rate": 0.05},
         {"rate": 0.05, "logged_after": True},
         {"rate": 0.01, "memory": 0.98},
-        {"rate": 0.02, "memory": 0.95},
         {"rate": 0.002, "memory": 0.99},
         {"rate": 0.01, "proportional": True},
         {"rate": 0.1, "proportional": True, "logged_after": True},

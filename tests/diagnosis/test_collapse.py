@@ -80,40 +80,12 @@ def why(diagnosis: Diagnosis) -> str:
 # When it begins, and when it is over.
 
 
-def test_a_sudden_collapse_is_dated_to_its_first_step() -> None:
-    ends: Counts = lambda n: [2048, 0, 0, 0, 2048, 0, 0, 0] if n >= 200 else even(n)  # noqa: E731
-    (episode,) = loud(judge([header(), *steps(1, 300, ends)]))
-    assert (episode.rule, episode.router_index, episode.onset) == ("COLLAPSE", 1, 200)
-    assert episode.alarm <= 230
-    assert (episode.facts["experts"], episode.active) == ((0, 4), True)
-
-
 @pytest.mark.parametrize("onset", [20, 60, 95])
 def test_a_collapse_that_begins_in_the_warm_up_is_dated_to_its_first_step(onset: int) -> None:
     sick = collapse_at(onset, lambda n: SETTLING)
     (episode,) = loud(judge([header(), *steps(1, 160, sick)]))
     assert abs(episode.onset - onset) <= 2
     assert episode.alarm <= max(101, onset + 50)
-
-
-def test_a_collapse_that_ends_is_recovered_and_a_second_one_recurs() -> None:
-    ends: Counts = lambda n: COLLAPSED if 150 <= n < 200 or n >= 350 else even(n)  # noqa: E731
-    first, second = loud(judge([header(), *steps(1, 420, ends)]))
-    assert (first.recovered_at is not None, second.active) == (True, True)
-    assert 200 <= (first.recovered_at or 0) <= 230
-    assert (first.recurrence, second.recurrence) == (0, 1)
-
-
-@pytest.mark.parametrize(
-    "sick",
-    [
-        lambda n: COLLAPSED if 200 <= n < 217 else even(n),  # a shock
-        lambda n: [1500, 1500, 300, 300, 200, 150, 100, 46] if n < 95 else even(n),  # a warm-up
-        lambda n: [2048, 300, 290, 295, 285, 290, 295, 293],  # a hot expert
-    ],
-)
-def test_what_only_looks_like_a_collapse_is_not_reported(sick: Counts) -> None:
-    assert loud(judge([header(), *steps(1, 300, sick)])) == []
 
 
 def test_an_oscillation_does_not_move_the_onset_of_a_collapse_far() -> None:

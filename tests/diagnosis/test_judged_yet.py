@@ -15,7 +15,7 @@ from microscope_tui.diagnosis import (
     warm_up_left,
 )
 from microscope_tui.runlog import RouterInfo
-from tests.conftest import header, step
+from tests.conftest import header
 from tests.diagnosis.conftest import collapse_at, even, judge, of, steps
 
 
@@ -84,6 +84,8 @@ def test_between_a_collapse_and_its_alarm_the_evidence_is_named() -> None:
     assert (found.rule, found.router_index, found.since, found.steps) == ("COLLAPSE", 1, 200, 13)
     text = gathering([found], [0.9, 0.0, 0.9])
     assert text == "L2 at .00 for 13 steps, gathering evidence"
+    text = gathering([found] * 3, [0.0] * 3)
+    assert text == "L2 at .00 and 2 more layers for 13 steps, gathering evidence"
     assert pending(judge([header(), *steps(1, 240, collapse_at(200))])) == []  # it is an alarm now
 
 
@@ -93,13 +95,6 @@ def test_the_stretch_is_as_long_as_the_layer_was_low_whatever_the_sum_still_hold
 
     (found,) = pending(judge([header(), *steps(1, 62, collapse_at(40, before))]))
     assert (found.rule, found.since, found.steps) == ("COLLAPSE", 40, 23)
-
-
-def test_layers_that_fall_together_are_one_sentence() -> None:
-    fall = collapse_at(200)
-    records = [step(n, [fall(n), fall(n), fall(n)], 2048) for n in range(1, 211)]
-    text = gathering(pending(judge([header(), *records])), [0.0, 0.0, 0.0])
-    assert text == "L1 at .00 and 2 more layers for 11 steps, gathering evidence"
 
 
 def test_a_layer_that_is_even_in_this_step_is_not_named_with_its_current_balance() -> None:

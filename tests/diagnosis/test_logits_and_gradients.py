@@ -54,11 +54,6 @@ def test_a_spike_that_reopens_an_episode_is_the_one_it_quotes() -> None:
     assert (found.onset, found.value, found.facts["norm"]) == (200, 5000.0, 5000.0)
 
 
-def test_a_gradient_that_is_not_finite_in_every_third_step_is_a_warning() -> None:
-    found = of(spiking(lambda n: "NaN" if n >= 200 and n % 3 == 0 else 1.0), "GRADSPIKE")
-    assert (found.severity, found.active) == (Severity.WARN, True)
-
-
 def test_the_overflows_of_a_loss_scale_are_not_reported() -> None:
     assert spiking(lambda n: "Infinity" if n < 8 or n % 60 < 2 else 1.0).episodes == []
 

@@ -34,13 +34,6 @@ def test_counts_that_cannot_be_right_are_a_fault_of_the_meter_and_nothing_else(
             assert (episode.facts["total"], episode.facts["expected"]) == numbers
 
 
-def test_nan_is_a_meter_fault_of_the_run_although_it_looks_like_collapse() -> None:
-    sick: Counts = lambda n: COLLAPSED if n >= 200 else even(n)  # noqa: E731
-    loss = lambda n: "NaN" if n >= 200 else 2.0  # noqa: E731
-    found = loud(judge([header(), *steps(1, 300, sick, loss=loss)]))
-    assert [(e.rule, e.router, e.onset, e.alarm) for e in found] == [("METER", None, 200, 202)]
-
-
 @pytest.mark.parametrize("name", ["entropy", "mean_entropy", "z_loss", "max_logit"])
 def test_a_reading_that_is_not_finite_is_a_fault_of_its_router(name: str) -> None:
     reading = lambda n: {name: [1.0, "Infinity" if n >= 200 else 1.0, 1.0]}  # noqa: E731

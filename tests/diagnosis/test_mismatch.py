@@ -17,7 +17,6 @@ from tests.diagnosis.conftest import judge, steps
     [
         (lambda n: 0.12, "pretrain", [1]),  # there is no warm-up
         (lambda n: 0.3, "eval", []),
-        (lambda n: 0.09, "pretrain", []),  # as usual
         (lambda n: 0.5 if n % 25 == 0 else 0.03, "pretrain", []),  # single steps
         (lambda n: None, "pretrain", []),
         (lambda n: 7.0, "pretrain", []),  # not a share

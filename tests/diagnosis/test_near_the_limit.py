@@ -2,7 +2,7 @@
 
 import pytest
 
-from microscope_tui.diagnosis import Severity, advise, group
+from microscope_tui.diagnosis import Severity
 from tests.conftest import header, step
 from tests.diagnosis.conftest import Counts, even, judge, loud, of, steps, without_expert
 
@@ -46,26 +46,6 @@ def test_other_experts_that_rest_keep_no_episode_of_dead_ones_open() -> None:
     assert 350 <= (found.recovered_at or 0) <= 370
 
 
-def test_an_expert_that_is_empty_in_two_of_three_steps_is_not_dead() -> None:
-    sick: Counts = lambda n: without_expert(even(n), 5) if n % 3 else even(n)  # noqa: E731
-    assert loud(judge([header(), *steps(1, 400, sick)])) == []
-
-
-@pytest.mark.parametrize(("profile", "with_counts"), [("finetune", False), ("eval", True)])
-def test_an_expert_that_hovers_at_a_tenth_of_its_share_does_not_starve(
-    profile: str, with_counts: bool
-) -> None:
-    def sick(n: int) -> list[int]:
-        few = 60 if n < 60 else 51 + (-12 if n // 70 % 2 else 12)  # of a fair share of 512
-        row = even(n)
-        return [*row[:6], row[6] + row[7] - few, few]
-
-    records = [header(profile=profile), *steps(1, 400, sick)]
-    for record in records if not with_counts else ():
-        record.pop("tokens_per_expert", None)
-    assert loud(judge(records)) == []
-
-
 @pytest.mark.parametrize("every", [1, 10])
 def test_an_expert_that_loses_its_share_in_a_fine_tuning_starves_until_it_is_back_above_a_tenth(
     every: int,
@@ -93,28 +73,3 @@ def test_a_rank_is_overloaded_beyond_one_and_a_half_times_the_mean(
     row = [load, load, *[others] * 5, 4096 - 2 * load - 5 * others]
     found = loud(judge([header(expert_parallel_size=4), *steps(1, 160, lambda n: row)]))
     assert [e.alarm for e in found] == ([alarm] if alarm else [])
-
-
-@pytest.mark.parametrize(
-    ("model", "ranks", "severity", "advice"),
-    [
-        ({}, 1, Severity.INFO, "Nothing, while neither a capacity nor"),
-        ({"capacity_factor": 1.25}, 1, Severity.WARN, "Watch memory and step time"),
-        ({}, 8, Severity.WARN, "Watch memory and step time"),
-    ],
-)
-def test_a_busy_expert_is_information_unless_something_waits_for_it(
-    model: dict[str, float], ranks: int, severity: Severity, advice: str
-) -> None:
-    def row(n: int) -> list[int]:
-        counts = [256 + (3 * n + 5 * e) % 7 - 3 for e in range(63)]
-        if n >= 250:
-            counts = [count * 14 // 15 for count in counts]
-        return [*counts, 2048 * 8 - sum(counts)]
-
-    wide = {"num_experts": 64, "top_k": 8, "layers": [1], "layer_names": ["L1"]} | model
-    records = [header(model=wide, expert_parallel_size=ranks)]
-    diagnosis = judge(records + [step(n, [row(n)], 2048) for n in range(1, 320)])
-    found = of(diagnosis, "OVERLOAD")
-    assert found.severity is severity
-    assert advise(group([found])[0], diagnosis.run).next.startswith(advice)

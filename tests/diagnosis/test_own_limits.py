@@ -94,16 +94,11 @@ def test_a_broken_relation_is_refused_with_the_values_and_what_to_do(
 
 
 def test_relations_hold_by_default_and_between_the_new_values() -> None:
-    assert changed_limits({}) == DEFAULTS
+    assert changed_limits({}) == changed_limits(TABLES) == DEFAULTS
     with pytest.raises(BadLimit, match=r"warn is 0\.7 and leave 0\.45.*lower warn or raise leave"):
         changed_limits({"COLLAPSE": {"warn": 0.7}})
     mine = changed_limits({"COLLAPSE": {"warn": 0.7, "leave": 0.8}}).of(CollapseLimits)
     assert (mine.warn, mine.leave) == (0.7, 0.8)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_the_defaults_of_a_rule_keep_its_relations(rule: str) -> None:
-    assert changed_limits({rule: TABLES[rule]}) == DEFAULTS
 
 
 def test_a_rule_that_is_changed_twice_is_refused() -> None:

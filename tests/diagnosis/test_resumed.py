@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
 from microscope_tui.diagnosis import Criteria, Episode, Severity, restore, save
@@ -181,14 +180,3 @@ def test_a_restored_judgement_leaves_out_what_is_ignored_now() -> None:
     assert [episode.rule for episode in diagnosis.episodes] == ["COLLAPSE"]
     ignoring = Criteria(ignore=frozenset({"COLLAPSE"}))
     assert restore(save(diagnosis), diagnosis.run, ignoring).episodes == []
-
-
-def test_a_state_from_before_the_age_of_dead_experts_was_kept_is_restored() -> None:
-    diagnosis = judge([header(), *steps(1, 250, dying)])
-    state = msgspec.msgpack.decode(save(diagnosis))
-    memory = msgspec.msgpack.decode(state["memories"]["DEAD"], strict=False)
-    assert memory.pop("windows")
-    state["memories"]["DEAD"] = msgspec.msgpack.encode(memory)
-    restored = restore(msgspec.msgpack.encode(state), diagnosis.run)
-    known = next(rule for rule in restored.rules if rule.name == "DEAD").memory
-    assert (known.dead[1], known.windows) == ({3: memory["dead"][1][3]}, {})
