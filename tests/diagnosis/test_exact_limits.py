@@ -73,13 +73,7 @@ def between(first: int, last: int, value: float, usual: float, after: float = NA
     ],
 )
 def test_a_value_is_reported_beyond_its_limit_and_over_once_it_is_clear_of_it(
-    rule: str,
-    name: str,
-    usual: float,
-    limit: tuple[float, float],
-    margin: tuple[float, float],
-    severity: Severity,
-    dates: tuple[int, int],
+    rule: str, name: str, usual: float, limit: Any, margin: Any, severity: Severity, dates: Any
 ) -> None:
     (inside, beyond), (kept, clear), (delay, leave) = limit, margin, dates
 

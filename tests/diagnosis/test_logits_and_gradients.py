@@ -1,13 +1,11 @@
 """Two measures of one rule at once, and the numbers that an episode quotes."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from microscope_tui.diagnosis import Diagnosis, Severity
-from microscope_tui.runlog import RouterInfo, RunRecord, StepRecord
 from tests.conftest import header
 from tests.diagnosis.conftest import even, judge, of, steps
 
@@ -68,8 +66,3 @@ def test_an_overloaded_rank_and_an_overloaded_expert_are_not_compared_as_numbers
     found = of(judge([header(expert_parallel_size=2), *steps(1, 400, sick)]), "OVERLOAD")
     assert "cause" not in found.facts
     assert (found.value, found.limit) == (pytest.approx(3.98, abs=0.01), 3.5)
-
-
-def test_an_infinite_norm_before_the_first_step_is_not_an_error() -> None:
-    diagnosis = Diagnosis(RunRecord("r", (RouterInfo("L1", 1, 8, 2),)))
-    assert diagnosis.observe(StepRecord(0, grad_norm=math.inf), lambda index: None) == []

@@ -58,10 +58,8 @@ def test_a_row_is_counts_if_it_is_possible_and_full_if_every_expert_has_one(
     row: list[int], usable: bool, whole: bool
 ) -> None:
     view = StepView(StepRecord(1), (RouterInfo("L1", 1, 4, 1),), lambda index: row)
-    assert (view.counts(0), view.full_counts(0)) == (
-        row if usable else None,
-        row if whole else None,
-    )
+    assert view.counts(0) == (row if usable else None)
+    assert view.full_counts(0) == (row if whole else None)
     assert view.has_counts == usable
 
 
@@ -150,9 +148,7 @@ def test_rules_that_need_more_than_the_largest_load_are_listed(checked: Any) -> 
 
 
 @pytest.mark.parametrize("experts", [8, 256])
-def test_noise_of_small_batches_is_not_an_overload_where_their_size_is_unknown(
-    experts: int,
-) -> None:
+def test_noise_of_small_batches_of_unknown_size_is_not_an_overload(experts: int) -> None:
     rng = random.Random(experts)
     records = [header(**SUMMARIES, expert_parallel_size=8)]
     for n in range(1, 401):

@@ -32,9 +32,7 @@ def relieved() -> Diagnosis:
     return sick_then(lambda n: HALF_WAY)
 
 
-def test_the_worst_and_the_present_are_both_reported_each_with_its_step(
-    relieved: Diagnosis,
-) -> None:
+def test_the_worst_and_the_present_are_reported_with_their_steps(relieved: Diagnosis) -> None:
     words = advised(relieved, "COLLAPSE")
     worst, _, now = words.why.partition(" Now ")
     assert worst.startswith("At worst (step 2")
@@ -43,9 +41,7 @@ def test_the_worst_and_the_present_are_both_reported_each_with_its_step(
     assert words.short.endswith(": now 4.4 of 8 experts effective")
 
 
-def test_json_and_the_unfolded_alert_keep_the_worst_and_gain_the_present(
-    relieved: Diagnosis,
-) -> None:
+def test_json_and_the_unfolded_alert_have_the_worst_and_the_present(relieved: Diagnosis) -> None:
     (finding,) = [f for f in relieved.findings() if f.rule == "COLLAPSE"]
     data = finding_json(finding, advised(relieved, "COLLAPSE"))
     assert (data["value"], data["now"]["step"]) == (pytest.approx(0.0), 440)

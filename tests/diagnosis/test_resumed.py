@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Criteria, Episode, Severity, restore, save
+from microscope_tui.diagnosis import Criteria, Severity, restore, save
 from tests.conftest import header
 from tests.diagnosis.conftest import (
     COLLAPSED,
@@ -108,17 +108,13 @@ def test_a_resume_in_a_long_warm_up_does_not_shorten_it(resumed_at: int) -> None
     assert judge(records).episodes == []
 
 
-def lint(before: Any, after: Any) -> Episode:
-    """The finding of a run whose balancing is changed by a resume at step 150."""
-    again = header(balance=after, resumed_at_step=150)
-    return of(judge([header(balance=before), *steps(1, 149), again, *steps(150, 160)]), "LINT")
-
-
 def test_a_setting_that_a_resume_corrects_is_over_and_one_that_it_spoils_is_reported() -> None:
     good, bad = {"method": "bias"}, {"method": "none"}
-    corrected, spoilt = lint(bad, good), lint(good, bad)
-    assert (corrected.alarm, corrected.recovered_at) == (1, 150)
-    assert (spoilt.alarm, spoilt.recovered_at) == (150, None)
+    for before, after, dates in ((bad, good, (1, 150)), (good, bad, (150, None))):
+        again = header(balance=after, resumed_at_step=150)
+        records = [header(balance=before), *steps(1, 149), again, *steps(150, 160)]
+        found = of(judge(records), "LINT")
+        assert (found.alarm, found.recovered_at) == dates
 
 
 def test_checkpoints_of_superseded_steps_are_forgotten() -> None:

@@ -4,10 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scoreboard.plan import Case
-from benchmarks.scoreboard.results import score_case
 from benchmarks.scoreboard.score import false_alarms, outcomes
-from benchmarks.scoreboard.table import failures, show
 from microscope_tui.diagnosis import Episode, Grade, Severity
 from microscope_tui.scenarios import Expected, Truth
 
@@ -57,11 +54,3 @@ def test_a_hit_is_the_right_rule_in_time_in_the_right_layers(
     assert (outcome.missing, len(false_alarms(truth, episodes))) == (missing, wrong)
     if not missing and truth is COLLAPSED:
         assert (outcome.dated, outcome.delay, outcome.critical_delay) == (True, 20, 50)
-
-
-def test_a_real_run_is_judged_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    score = score_case(Case("collapse", "4/1", 0))
-    assert (score.error, [o.hit for o in score.outcomes]) == ("", [True])
-    show([score])
-    assert "collapse" in capsys.readouterr().out
-    assert failures([score]) == []

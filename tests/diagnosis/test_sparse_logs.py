@@ -78,10 +78,10 @@ def test_an_expert_that_is_empty_in_the_counted_steps_alone_is_not_dead(every: i
 @pytest.mark.parametrize("every", [1, 2, 10])
 def test_a_busy_rank_is_found_in_the_steps_that_have_counts(every: int) -> None:
     skewed: Counts = lambda n: [900, 880, 400, 400, 380, 376, 380, 380]  # noqa: E731
-    found = of(judge(thinned(every, 200, skewed, expert_parallel_size=4)), "OVERLOAD")
+    records = thinned(every, 200, skewed, expert_parallel_size=4)
+    found = of(judge(records), "OVERLOAD")
     assert (found.router_index, found.onset, found.active) == (1, 1, True)
     assert found.alarm <= 160
-    records = thinned(every, 200, skewed, expert_parallel_size=4)
     for record in records[1:]:  # the other routers have counts, this one no longer does
         if record["step"] > 140 and "tokens_per_expert" in record:
             record["tokens_per_expert"] = [record["tokens_per_expert"][0], None, None]

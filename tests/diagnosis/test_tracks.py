@@ -17,16 +17,6 @@ def feed(over: str, enter: int = 10, leave: int = 20) -> Track:
     return evidence
 
 
-def test_nothing_is_reported_before_there_is_enough_evidence() -> None:
-    assert feed("C" * 8).severity is None
-    assert feed("C" * 9).severity is CRITICAL
-
-
-def test_one_step_inside_the_limit_in_ten_does_not_hide_trouble() -> None:
-    assert feed("." * 10 + "CCCC.CCCCC").severity is CRITICAL
-    assert feed("." * 10 + "CCC..CCCCC").severity is None
-
-
 def test_the_onset_is_the_first_step_of_the_evidence() -> None:
     assert feed("." * 30 + "C" * 10).since == 31
     assert feed("C...CC").since == 5  # not of single steps before it
