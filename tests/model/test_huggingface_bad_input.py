@@ -276,10 +276,8 @@ def test_a_link_out_of_the_folder_is_not_followed(
 ) -> None:
     """The file that it leads to would be copied to where the user may publish it."""
     (tmp_path / "elsewhere").mkdir()
-    if (folder / name).exists():
-        (folder / name).rename(tmp_path / "elsewhere" / name)
-    else:
-        (tmp_path / "elsewhere" / name).write_text("{}")
+    (tmp_path / "elsewhere" / name).write_text("{}")
+    (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "elsewhere" / name)
     assert f"{name!r} is outside the folder" in refused(folder, capsys)
 

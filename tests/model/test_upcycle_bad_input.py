@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from moe_model import FAILED, USAGE, python_docs
+from moe_model import USAGE, python_docs
 from tests.model.llamas import random_llama, save, story, upcycle
 
 Damage = Callable[[Path], object]
@@ -169,19 +168,3 @@ def test_existing_files_are_never_touched(
     assert upcycle(plain, tmp_path / "new", text) == USAGE
     assert "exists: choose another name" in capsys.readouterr().err
     assert (tmp_path / "new").read_text() == "mine"
-    (tmp_path / "link").symlink_to("nowhere")
-    assert upcycle(plain, tmp_path / "link", text) == USAGE
-    assert upcycle(plain, tmp_path / "none" / "new", text) == USAGE
-    assert "is not a folder: create it first" in capsys.readouterr().err
-
-
-def test_a_full_disk_leaves_nothing(
-    plain: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, tensors: dict[str, Tensor]) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("moe_model.upcycle.__main__.write_tensors", full)
-    assert upcycle(plain, tmp_path / "new", text) == FAILED
-    assert list(tmp_path.iterdir()) == []

@@ -28,13 +28,10 @@ pytestmark = pytest.mark.parametrize("sound", SOUND, ids=lambda sound: sound.for
 @pytest.fixture(autouse=True)
 def _only_a_settled_file_is_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is: what counts is the age of the file, which the tests set."""
-    for module, name in (
-        (row_records, "COMPLETE_AFTER_S"),
-        (megatron, "COMPLETE_AFTER_S"),
-        (dumps, "SETTLED_S"),
-        (streamlit, "QUIET_S"),
-    ):
-        monkeypatch.setattr(module, name, 1e6)
+    monkeypatch.setattr(row_records, "COMPLETE_AFTER_S", 1e6)
+    monkeypatch.setattr(megatron, "COMPLETE_AFTER_S", 1e6)
+    monkeypatch.setattr(dumps, "SETTLED_S", 1e6)
+    monkeypatch.setattr(streamlit, "QUIET_S", 1e6)
 
 
 def at_rest(path: Path, content: bytes) -> Path:

@@ -46,6 +46,8 @@ ENDLESS_EVENT = ENDLESS_LENGTH + struct.pack("<I", masked_crc32c(ENDLESS_LENGTH)
 ENDLESS_DIRECTORY = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, LONG, 0, 0)
 
 
+LONG_NAME = b', "' + b"x" * 1_000_000 + b'": {"0":0' + b',"1":1' * 10_000 + b"}}\n"
+LONG_RECORD = wandb_bytes.part(2, bytes(4 << 20))
 HISTORY = wandb_bytes.history({"max_vio/max": 1}, 1)
 EVENT = event_bytes.event(1, 1.0, event_bytes.value("max_vio/max", 1))
 HUGE = torch.zeros(1, 1, 1, dtype=torch.int8).expand(1, 4096, 1 << 15)
@@ -53,12 +55,7 @@ LONG_METRICS = sound.database("trackio.sql", ("UPDATE metrics SET metrics = zero
 LONG_VALUE = sound.database("mlflow.sql", ("UPDATE params SET value = zeroblob(9000000)", ()))
 HOSTILE: dict[str, tuple[str, Parts, str, list[int]]] = {
     "endless line": ("jsonl", [ROW, b'{"step": 2, "x": "', LONG, b'"}\n', ROW], "", [1]),
-    "long name of an object": (
-        "jsonl",
-        [ROW[:-2], b', "', b"x" * 1_000_000, b'": {"0":0', b',"1":1' * 10_000, b"}}\n"],
-        "",
-        [1],
-    ),
+    "long name of an object": ("jsonl", [ROW[:-2], LONG_NAME], "", [1]),
     "nested lists": ("jsonl", [b"[" * 100_000, b"\n", ROW], "", [1]),
     "nested objects": ("jsonl", [b'{"a":' * 100_000, b"\n", ROW], "", [1]),
     "endless digits": ("jsonl", [b'{"step":1,"loss":', b"9" * 5000, b"\n", ROW], "", [1]),
@@ -66,20 +63,10 @@ HOSTILE: dict[str, tuple[str, Parts, str, list[int]]] = {
     "endless field": ("csv", [b'step,max_vio/max\n1,"', b"9" * 200_000, b'"\n2,1\n'], "", [2]),
     "endless call": ("megatron", [b'{"top_indices": [', LONG, b"]}\n"], "longer than", []),
     "nested calls": ("megatron", [b"[" * 100_000, b"\n"], "not a line of a router trace", []),
-    "endless record": (
-        "wandb",
-        [wandb_bytes.log([HISTORY, wandb_bytes.part(2, bytes(4 << 20))])],
-        "longer than",
-        [1],
-    ),
+    "endless record": ("wandb", [wandb_bytes.log([HISTORY, LONG_RECORD])], "longer than", [1]),
     "endless event": ("tensorboard", [event_bytes.file_of(EVENT), ENDLESS_EVENT, LONG], "", [1]),
     "endless directory": ("sglang", [LONG, ENDLESS_DIRECTORY], "a directory of", []),
-    "huge tensor of a small storage": (
-        "sglang",
-        [sound.saved({"logical_count": HUGE})],
-        "too large",
-        [],
-    ),
+    "huge tensor": ("sglang", [sound.saved({"logical_count": HUGE})], "too large", []),
     "endless header": ("tensorrt-llm", [struct.pack("<Q", 1 << 60), LONG], "at most", []),
     "nested header": ("tensorrt-llm", [struct.pack("<Q", 100_000), b"[" * 100_000], "damaged", []),
     "endless tensors": ("imatrix", [b"GGUF", struct.pack("<IQQ", 3, 1 << 40, 0)], "at most", []),

@@ -181,9 +181,7 @@ def test_one_rank_of_several_is_marked_as_such(tmp_path: Path) -> None:
 def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_header_says_so(
     tmp_path: Path,
 ) -> None:
-    ids = {
-        at: [[e % 6 for e in token] for token in each] for at, each in chosen(0, steps=12).items()
-    }
+    ids = chosen(0, steps=12, experts=6)
     ids[11, 0][0][0] = 7
     records = read(trace(tmp_path, 0, ids), experts=None)
     assert [r["model"]["num_experts"] for r in records if r["kind"] == "run"] == [6, 8]

@@ -127,13 +127,6 @@ def test_a_run_log_is_not_recognised(tmp_path: Path) -> None:
         assert not JsonlReader.recognises(path)
 
 
-def test_without_a_router_reading_only_a_mapping_makes_it_a_source(tmp_path: Path) -> None:
-    path = written(tmp_path, {"step": 1, "loss": 1.0, "my/3/load": 2.0})
-    assert not JsonlReader.recognises(path)
-    assert JsonlReader.recognises(path, rules_of([r"max_load=my/(?P<layer>\d+)/load"]))
-    assert not JsonlReader.recognises(path, rules_of([r"loss=loss"]))
-
-
 def test_a_first_row_longer_than_the_head_is_recognised_by_its_keys(tmp_path: Path) -> None:
     row = {"step": 1} | {f"moe_bias/L-{i // 64}_EP-{i % 64}": 0.1 for i in range(4096)}
     assert JsonlReader.recognises(written(tmp_path, row))
@@ -224,11 +217,21 @@ def test_a_replaced_table_restarts_with_its_own_columns(tmp_path: Path) -> None:
     assert values(found.rows) == [(7, "learning_rate", None, None, 0.5)]
 
 
-@pytest.mark.parametrize("text", ["step,my3\n1,2\n", "step,key,value\n1,my3,2\n"])
-def test_only_a_mapping_makes_a_table_without_routers_a_source(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("reader", "text"),
+    [
+        (JsonlReader, '{"step": 1, "my3": 2.0, "loss": 1.0}\n'),
+        (CsvReader, "step,my3\n1,2\n"),
+        (CsvReader, "step,key,value\n1,my3,2\n"),
+    ],
+)
+def test_without_a_router_reading_only_a_mapping_makes_it_a_source(
+    tmp_path: Path, reader: type[JsonlReader | CsvReader], text: str
+) -> None:
     path = table(tmp_path, text)
-    assert not CsvReader.recognises(path)
-    assert CsvReader.recognises(path, rules_of([r"max_load=my(?P<layer>\d+)"]))
+    assert not reader.recognises(path)
+    assert reader.recognises(path, rules_of([r"max_load=my(?P<layer>\d+)"]))
+    assert not reader.recognises(path, rules_of(["loss=my3"]))
 
 
 def test_a_table_without_a_column_for_the_step_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -74,11 +74,10 @@ def log(records: Iterable[bytes]) -> bytes:
     return b"".join(pieces(records))
 
 
-def pieces(records: Iterable[bytes], at: int = 0) -> Iterator[bytes]:
-    """The same piece by piece; from ``at`` on it continues a file of so many bytes."""
-    if not at:
-        yield FILE_HEADER
-        at = len(FILE_HEADER)
+def pieces(records: Iterable[bytes]) -> Iterator[bytes]:
+    """The same piece by piece."""
+    yield FILE_HEADER
+    at = len(FILE_HEADER)
     for record in records:
         first = True
         while True:
