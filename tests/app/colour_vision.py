@@ -86,13 +86,8 @@ def _ciede2000(one: tuple[float, float, float], other: tuple[float, float, float
     turn = 0.0 if c1 * c2 == 0 else (h2 - h1 + 180) % 360 - 180
     hue = h1 + turn / 2 if c1 * c2 else h1 + h2
     light, chroma = (l1 + l2) / 2, (c1 + c2) / 2
-    t = (
-        1
-        - 0.17 * _cos(hue - 30)
-        + 0.24 * _cos(2 * hue)
-        + 0.32 * _cos(3 * hue + 6)
-        - 0.20 * _cos(4 * hue - 63)
-    )
+    t = 1 - 0.17 * _cos(hue - 30) + 0.24 * _cos(2 * hue)
+    t += 0.32 * _cos(3 * hue + 6) - 0.20 * _cos(4 * hue - 63)
     scale_l = 1 + 0.015 * (light - 50) ** 2 / math.sqrt(20 + (light - 50) ** 2)
     scale_c, scale_h = 1 + 0.045 * chroma, 1 + 0.015 * chroma * t
     rotation = -2 * math.sqrt(chroma**7 / (chroma**7 + 25**7))

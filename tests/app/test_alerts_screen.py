@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.app import AlertsScreen, MainScreen
-from tests.app.pilot import AppPilot, compressed, open_app
+from tests.app.pilot import AppPilot, open_app
 
 SMALL = (80, 24)
 
@@ -63,15 +63,6 @@ async def test_enter_goes_to_the_onset_in_the_worst_layer_on_the_main_screen(
         assert "later" in second
         await app.press("end", "enter")
         assert app.session.time.shown_step == 300
-
-
-async def test_a_log_without_a_past_reports_it_instead_of_going_to_the_onset(
-    troubled: Path,
-) -> None:
-    async with open_app(compressed(troubled), "3", "enter", size=SMALL) as app:
-        assert "decompress it" in app.text("keys")
-        assert isinstance(app.screen, AlertsScreen)
-        assert app.session.selected == 0
 
 
 async def test_a_mark_as_seen_is_kept_and_removed_again(troubled: Path) -> None:

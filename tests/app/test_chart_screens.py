@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import ExpertScreen, LayerScreen, MainScreen
+from microscope_tui.app import ExpertScreen, LayerScreen
 from microscope_tui.app.screens import chart_screens
 from tests.app.pilot import AppPilot, compressed, open_app
 
@@ -209,9 +209,7 @@ def series(app: AppPilot) -> Any:
     return app.screen._series
 
 
-async def test_the_card_shows_load_share_and_where_else_the_expert_is_dead(
-    collapsed: Path,
-) -> None:
+async def test_the_card_shows_load_share_and_where_else_the_expert_is_dead(collapsed: Path) -> None:
     async with card(collapsed, (80, 24)) as app:
         assert "steps sampled" in app.text("chart-load")
         assert "dead since about step 1" in app.text("facts")
@@ -257,16 +255,6 @@ async def test_samples_are_read_again_only_for_another_layer_or_window(
         await app.until(lambda: series(app).steps[0] > 1, "them on the screen")
 
 
-async def test_the_card_without_a_layer_screen_below_it_can_be_left(collapsed: Path) -> None:
-    async with card(collapsed) as app:
-        await app.go("expert")
-        assert isinstance(app.screen, MainScreen)
-        await app.go("expert")
-        assert isinstance(app.screen, ExpertScreen)
-        await app.press("escape")
-        assert isinstance(app.screen, MainScreen)
-
-
 async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Path) -> None:
     log = compressed(own_collapsed / "metrics.jsonl")
     async with card(log, sampled=False) as app:
@@ -274,17 +262,6 @@ async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Pa
         assert why in app.text("chart-load")
         assert "too few samples: 0 of 16" in app.text("more")
         assert "dead" in app.text("facts")
-
-
-async def test_a_log_that_disappears_shows_the_reason(
-    collapsed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(*_: Any, **__: Any) -> Any:
-        raise FileNotFoundError(2, "No such file or directory")
-
-    monkeypatch.setattr(chart_screens, "samples", gone)
-    async with card(collapsed, sampled=False) as app:
-        await app.sees("history cannot be read: No such file or directory", "chart-load")
 
 
 @pytest.mark.usefixtures("quick_reader")

@@ -39,6 +39,11 @@ def chart(values: list[float], steps: list[int] | None = None, **more: object) -
     return Chart("loss", [Curve(steps or range(1, len(values) + 1), columns)], **more)  # type: ignore[arg-type]
 
 
+def marks_at(restart: int, evaluation: int, onset: int) -> list[TimeMark]:
+    places = ((restart, RESTART, "dim"), (evaluation, EVALUATION, "dim"), (onset, ONSET, "crit"))
+    return [TimeMark(*place) for place in places]
+
+
 def drawn(one: Chart, time: TimeScale, glyphs: Glyphs = Glyphs.BRAILLE) -> list[Line]:
     return figure(one, time, (60, 9), glyphs, step=5)
 
@@ -73,21 +78,10 @@ def test_a_figure_has_exactly_its_size_for_any_numbers(
     smoothing: float,
     ticks: bool,
 ) -> None:
-    marks = [
-        TimeMark(3, RESTART, "dim"),
-        TimeMark(4, EVALUATION, "dim"),
-        TimeMark(9, ONSET, "crit"),
-    ]
-    time = TimeScale(Window(1, 20), cursor, marks)
-    lines = figure(
-        chart(values, limits=[(0.5, "warn")], points=[(2, 0.1), (3, math.nan)]),
-        time,
-        (width, height),
-        glyphs,
-        step=cursor or 20,
-        smoothing=smoothing,
-        ticks=ticks,
-    )
+    time = TimeScale(Window(1, 20), cursor, marks_at(3, 4, 9))
+    one = chart(values, limits=[(0.5, "warn")], points=[(2, 0.1), (3, math.nan)])
+    how: Any = {"step": cursor or 20, "smoothing": smoothing, "ticks": ticks}
+    lines = figure(one, time, (width, height), glyphs, **how)
     assert len(lines) == height
     assert all(line_width(line) == width for line in lines)
     if glyphs is Glyphs.ASCII:
@@ -129,11 +123,7 @@ def test_the_cursor_is_a_line_and_what_is_behind_it_is_faint(glyphs: Glyphs) -> 
 
 
 def test_restarts_onsets_evaluations_and_validation_losses_are_seen() -> None:
-    marks = [
-        TimeMark(30, RESTART, "dim"),
-        TimeMark(90, EVALUATION, "dim"),
-        TimeMark(60, ONSET, "crit"),
-    ]
+    marks = marks_at(30, 90, 60)
     one = chart([1.0] * 100, points=[(10, 0.3)])
     text = "\n".join(map(plain, drawn(one, TimeScale(Window(1, 100), None, marks))))
     assert text.count("╎") >= 5

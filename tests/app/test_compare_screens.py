@@ -39,9 +39,7 @@ async def pinned(root: Path) -> AsyncIterator[AppPilot]:
         yield app
 
 
-async def test_without_a_reference_the_step_before_the_worst_alert_is_taken(
-    make_run: Make,
-) -> None:
+async def test_without_a_reference_the_step_before_the_worst_alert_is_taken(make_run: Make) -> None:
     async with open_app(make_run(steps=STEPS, sick=SICK), "5") as app:
         assert "before COLLAPSE began" in app.text("moments")
         assert moment(app, "A") == ["run", "99"]
@@ -235,12 +233,6 @@ async def test_the_picture_of_the_comparison_needs_no_keys(make_probe: Make) -> 
     assert "3.33% of the choices" in text
     assert "▶ L2   10.0%" in text
     assert all(len(line) <= 60 for line in text.split("\n"))
-
-
-async def test_a_run_without_a_probe_shows_how_to_make_one(collapsed: Path) -> None:
-    async with open_app(collapsed, "9", "down", "pagedown", "end", "home") as app:
-        assert "has no probe" in rows(app)
-        assert "moe-microscope probe MODEL TEXT" in rows(app)
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,7 @@ def test_an_impossible_key_is_refused_with_what_to_write(text: str, words: str) 
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["", "nn", "shift+n", "ctrl+P", "ctrl+i", "ctrl+@", "hyp+n", "ctrl+", "return", "f13"],
+    "key", ["", "nn", "shift+n", "ctrl+P", "ctrl+i", "ctrl+@", "hyp+n", "ctrl+", "return", "f13"]
 )
 def test_a_key_that_no_terminal_sends_is_refused(key: str) -> None:
     assert f'terminals do not send a key "{key}"' in refusal(f'layer.next = "n,{key}"')

@@ -128,9 +128,7 @@ async def test_a_filter_shows_what_matches_while_it_is_typed(collapsed: Path) ->
         assert app.session.selected == 0
 
 
-async def test_a_mark_as_seen_and_the_next_alert_that_is_not(
-    make_run: Callable[..., Path],
-) -> None:
+async def test_a_mark_as_seen_and_the_next_alert_that_is_not(make_run: Callable[..., Path]) -> None:
     log = make_run(steps=range(1, 200), sick={0: range(999), 2: range(999)})
     async with open_app(log, "a", size=(120, 40)) as app:
         first = app.session.selected

@@ -75,12 +75,6 @@ def test_words_and_tokens_are_readable_and_faint_is_not_loud(system: str) -> Non
     assert READABLE > legibility("faint", system) >= 1.5
 
 
-@every_system
-def test_all_words_but_badges_are_on_the_ground_of_the_screen(system: str) -> None:
-    screen = seen(Color.parse(palette.GROUND), system)
-    assert {ground(role, system) for role in ["faint", *WORDS[:10]]} == {screen}
-
-
 @every_palette
 @every_system
 def test_marks_and_bars_are_visible_on_their_cells(chosen: Palette, system: str) -> None:
@@ -170,15 +164,6 @@ def test_a_dead_expert_and_the_fair_share_are_like_no_other_cell(
 
 
 @every_palette
-@pytest.mark.parametrize(("system", "most"), [("256", 11), ("standard", 5)])
-def test_few_colours_have_few_steps_so_that_little_is_repainted(
-    chosen: Palette, system: str, most: int
-) -> None:
-    for family, levels in (("heat", LEVELS), ("seq", STEPS)):
-        assert len({ground(f"{family}:{n}", system, chosen) for n in levels}) <= most
-
-
-@every_palette
 def test_256_colours_look_like_truecolor_and_are_sent_as_they_were_chosen(chosen: Palette) -> None:
     for role in CELLS:
         wanted = style_of(role, "256", chosen).bgcolor
@@ -212,15 +197,3 @@ def test_without_colours_nothing_is_coloured_and_cells_still_differ(chosen: Pale
         assert roles not in different or len(set(styles)) == len(roles)
     assert style_of("badge-crit", None).reverse
     assert style_of("cursor", None).reverse
-
-
-def test_the_stops_of_the_diverging_palette_are_as_designed() -> None:
-    designed = {-16: "162e54", -3: "242e3a", 0: "282c31", 6: "b27a2e", 16: "ffd6c4"}
-    for n, colour in designed.items():
-        assert "{:02x}{:02x}{:02x}".format(*ground(f"heat:{n}", "truecolor")) == colour
-
-
-@pytest.mark.parametrize("role", ["unheard-of", "heat:", "seq:high"])
-def test_a_role_that_does_not_exist_is_an_error(role: str) -> None:
-    with pytest.raises((KeyError, ValueError)):
-        style_of(role)

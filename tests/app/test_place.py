@@ -142,8 +142,7 @@ def test_missing_and_disordered_times_end_at_a_step_of_the_run(
 
 
 @pytest.mark.parametrize(
-    ("typed", "found"),
-    [("12", 12), ("50%", 50), ("-5", 35), ("end", 99), ("e7", OfExpert(7))],
+    ("typed", "found"), [("12", 12), ("50%", 50), ("-5", 35), ("end", 99), ("e7", OfExpert(7))]
 )
 def test_a_token_is_found_by_the_same_rules_or_by_its_expert(typed: str, found: object) -> None:
     assert parse_token(typed, shown=40, tokens=100, experts=8) == found

@@ -59,16 +59,6 @@ def test_nothing_is_sent_while_nothing_changes(terminal: Start, own_collapsed: P
     assert left_clean(screen)
 
 
-def test_a_window_that_is_too_small_shows_the_size_that_is_needed(
-    terminal: Start, collapsed: Path
-) -> None:
-    screen = terminal(collapsed, columns=39, rows=9)
-    screen.wait_for("step 450")
-    screen.wait_for("needs 40x10, has 39x9")
-    screen.press("q")
-    assert screen.exit_code() == 0
-
-
 def test_a_dumb_terminal_is_refused_with_what_to_use_instead(
     terminal: Start, collapsed: Path
 ) -> None:

@@ -11,7 +11,6 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerF
 
 LENGTH, VOCABULARY = 32, 600
 TEXT = "\n".join(topics.values())[:60_000]
-CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 
 
 @cache
@@ -26,9 +25,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )  # fmt: skip
     pairs.train_from_iterator([TEXT], trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=pairs, pad_token="<pad>", eos_token="<eos>")
-    made.chat_template = CHAT
-    return made
+    return PreTrainedTokenizerFast(tokenizer_object=pairs, pad_token="<pad>", eos_token="<eos>")
 
 
 class Pieces(Dataset[dict[str, Tensor]]):

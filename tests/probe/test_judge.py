@@ -34,19 +34,10 @@ def test_a_forced_collapse_is_one_critical_alert_right_after_its_step(tmp_path: 
     at = next(i for i, r in enumerate(lines) if r.get("values", {}).get("rule") == "COLLAPSE")
     before = max(i for i, r in enumerate(lines[:at]) if r["kind"] == "step")
     assert {r["kind"] for r in lines[before + 1 : at + 1]} == {"event"}
-    assert lines[at] == {
-        "kind": "event",
-        "step": alert.step,
-        "time": lines[before]["time"],
-        "event": "alert",
-        "values": {
-            "rule": "COLLAPSE",
-            "severity": "crit",
-            "layers": ["L3"],
-            "onset": 200,
-            "verdict": alert.verdict,
-        },
-    }
+    values = {"rule": "COLLAPSE", "severity": "crit", "layers": ["L3"], "onset": 200}
+    values["verdict"] = alert.verdict
+    event = {"kind": "event", "step": alert.step, "time": lines[before]["time"]}
+    assert lines[at] == event | {"event": "alert", "values": values}
 
 
 def test_in_the_warm_up_the_verdict_is_not_healthy(tmp_path: Path) -> None:

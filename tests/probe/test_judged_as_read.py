@@ -9,10 +9,8 @@ import pytest
 
 from microscope_tui.diagnosis import Diagnosis
 from microscope_tui.probe import Alert
-from microscope_tui.report import check_format, judge, verdict_text
-from microscope_tui.report import format_text as format_report
-from microscope_tui.runlog import RunFile, RunReader, StepEntry, glance
-from tests.probe.layers import records
+from microscope_tui.report import judge, verdict_text
+from microscope_tui.runlog import RunFile, RunReader, StepEntry
 from tests.probe.replay import (
     EVEN,
     HEADER,
@@ -188,18 +186,3 @@ def test_every_number_is_judged_as_it_is_read(
         if isinstance(entry, StepEntry)
     ]
     assert judged == read
-
-
-def test_alerts_in_a_log_disturb_no_reader(tmp_path: Path) -> None:
-    recorder = open_recorder(tmp_path)
-    alerts = replay(recorder, collapsing(1, 230))
-    recorder.close(step=230, reason="collapse")
-    path = tmp_path / "run" / "metrics.jsonl"
-    events = records(tmp_path / "run", "event")
-    assert sum(event["event"] == "alert" for event in events) == len(alerts) > 0
-    assert format_report(check_format(path)).endswith("; no problems")
-    seen, read = glance(path), watch(tmp_path)
-    assert (seen.error, seen.last and seen.last.step) == (None, 230)
-    assert seen.end is not None
-    assert seen.end.reason == "collapse"
-    assert (read.defects.count, read.state()[0]) == (0, "stopped")

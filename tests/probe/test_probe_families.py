@@ -11,9 +11,7 @@ from benchmarks.families.oracle import Oracle
 from microscope_tui.probe import find_sites, load
 from microscope_tui.routing import Routing
 from moe_model import read_checkpoint
-from tests.model.llamas import random_llama, upcycle
-from tests.model.published import command, their_model
-from tests.probe.folders import CHARACTERS, family, own, probe, save, text
+from tests.probe.folders import CHARACTERS, family, own, probe, text
 from tests.problems import problems_in
 
 FAMILIES = (
@@ -93,24 +91,3 @@ def test_our_checkpoint_is_traced_with_its_own_numbers(tmp_path: Path) -> None:
                 assert list(choice.experts) == one.expert_ids_TK[token].tolist()
                 assert choice.weights == pytest.approx(one.weights_TK[token].tolist(), abs=1e-3)
                 assert choice.margin == pytest.approx(float(one.margin_T[token]), rel=1e-2)
-
-
-def test_an_imported_model_is_traced_like_its_source(tmp_path: Path) -> None:
-    source = save(their_model(), tmp_path / "source")
-    assert command("import", source, tmp_path / "imported") == 0
-    (tmp_path / "1").mkdir()
-    (tmp_path / "2").mkdir()
-    with run(source, tmp_path / "1") as theirs, run(tmp_path / "imported", tmp_path / "2") as ours:
-        assert theirs.shape == ours.shape
-        for layer in range(len(ours.shape.layers)):
-            for token in range(TOKENS):
-                ids = [sorted(one.choice(layer, token).experts) for one in (theirs, ours)]
-                assert ids[0] == ids[1]
-
-
-def test_an_upcycled_model_is_traced(tmp_path: Path) -> None:
-    llama = save(random_llama(), tmp_path / "llama")
-    (tmp_path / "long.txt").write_text(text(4000))
-    assert upcycle(llama, tmp_path / "new", tmp_path / "long.txt") == 0
-    with run(tmp_path / "new", tmp_path) as routing:
-        assert routing.shape.num_experts > routing.shape.top_k >= 1

@@ -88,34 +88,22 @@ def test_sft_with_lora_reports_the_collapsed_layer_and_no_other_and_continues(
     assert records(tmp_path / "logs" / "run", "event")[-1]["reason"] == "finished"
 
 
-class Calls:
-    """Counts the tokens of the forward passes of a model that are run with gradients."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.with_gradients: list[int] = []
-        self.without = 0
-        model.register_forward_pre_hook(self._note, with_kwargs=True)
-
-    def _note(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if not (torch.is_grad_enabled() and module.training):
-            self.without += 1
-            return
-        mask = kwargs.get("attention_mask")
-        tokens = kwargs["input_ids"].numel() if mask is None else int(mask.sum())
-        self.with_gradients.append(tokens)
-
-
 @pytest.mark.parametrize("kind", ["dpo", "grpo"])
 def test_only_the_update_of_the_policy_is_counted(kind: str, tmp_path: Path) -> None:
     """Not the reference model, and not what GRPO generates and scores."""
     model = small_mixtral()
-    calls = Calls(model)
+    with_gradients, without = [], []
+
+    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        tokens = kwargs["input_ids"].numel() if mask is None else int(mask.sum())
+        is_update = torch.is_grad_enabled() and module.training
+        (with_gradients if is_update else without).append(tokens)
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
     texts = [TEXT[at : at + 50] for at in range(0, 1600, 50)]
-    common: dict[str, Any] = {
-        "processing_class": tokenizer(),
-        "peft_config": lora(),
-        "callbacks": [MicroscopeCallback(tmp_path / "logs")],
-    }
+    common: dict[str, Any] = {"processing_class": tokenizer(), "peft_config": lora()}
+    common["callbacks"] = [MicroscopeCallback(tmp_path / "logs")]
     if kind == "dpo":
         args = DPOConfig(**settings(tmp_path, max_steps=2, max_length=64))
         pairs = [{"prompt": t[:20], "chosen": t[20:], "rejected": t[:25]} for t in texts]
@@ -129,9 +117,9 @@ def test_only_the_update_of_the_policy_is_counted(kind: str, tmp_path: Path) -> 
             train_dataset=Rows.from_list([{"prompt": text[:30]} for text in texts]),
             **common,
         ).train()
-    assert calls.without >= 2
+    assert len(without) >= 2
     lines = records(tmp_path / "logs" / "run")
-    assert [line["tokens"] for line in lines] == calls.with_gradients
+    assert [line["tokens"] for line in lines] == with_gradients
     for line in lines:
         assert "incomplete" not in line
         assert [sum(row) for row in line["tokens_per_expert"]] == [2 * line["tokens"]] * 2

@@ -227,18 +227,10 @@ def test_numbers_that_are_not_finite_are_logged_as_they_are(tmp_path: Path) -> N
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
 def test_a_model_that_is_wrapped_after_attach_stays_watched(tmp_path: Path) -> None:
-    class Wrapped(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, *args: Any, **more: Any) -> Any:
-            return self.inner(*args, **more)
-
     model = small_mixtral()
     with attach(model, tmp_path) as probe:
-        with_adapter = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-        Wrapped(with_adapter)(input_ids=tokens(), labels=tokens()).loss.backward()
+        wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+        wrapped(input_ids=tokens(), labels=tokens()).loss.backward()
         probe.step()
     assert sums(tmp_path) == [[PAIRS] * 2]
 

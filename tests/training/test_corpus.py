@@ -25,7 +25,6 @@ from moe_model.training import (
     train_byte_pairs,
 )
 from moe_model.training import corpus as corpus_module
-from tests.training.story import Capsys
 
 texts = st.text(st.characters(codec="utf-8"))
 BYTE_PAIRS = train_byte_pairs([Document("a", "the router and the experts " * 20)], 280)
@@ -195,13 +194,3 @@ def test_what_is_encoded_at_once_is_not_kept(
 ) -> None:
     Corpus.build(documents_of("1 2 3 " * repeats), tokenizer, 3, 0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_long_work_is_announced(
-    long: list[Document], monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
-    encode_documents(long, Words())
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(corpus_module, "LONG_TEXT", 100)
-    encode_documents(long, Words())
-    assert re.fullmatch(r"encoding 0 million characters \.\.\.\n", capsys.readouterr().err)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 from benchmarks import dense_twin
 from moe_model import PRESETS, ModelConfig
 from moe_model.training import Corpus, Options, load_documents, make_tokenizer, resolve
-from tests.training.story import Capsys
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48,
@@ -46,32 +44,3 @@ def test_the_twin_has_at_least_the_active_weights_and_hardly_more(preset: str) -
     mixture = ModelConfig.preset(preset, **{"vocab_size": 65, **PRESETS[preset]})
     twin = sum(p.numel() for p in dense_twin.DenseTwin(mixture).parameters())
     assert 1 <= twin / mixture.active_parameters() < 1.005
-
-
-def test_a_finished_run_is_not_trained_again_and_another_recipe_is(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
-    trained = []
-
-    def one(
-        name: str, options: Options, config: ModelConfig, corpus: Corpus
-    ) -> tuple[float, float]:
-        trained.append((name, options.steps, options.seed, options.lr))
-        return options.steps + options.lr * (1 if name == "dense" else -1), 0.0
-
-    def run(*more: str) -> str:
-        flags = [f"--data={text_file}", f"--results={tmp_path / 'twin.jsonl'}", "--seeds=2"]
-        monkeypatch.setattr(
-            sys, "argv", ["x", *flags, "--steps", "3", "5", "--rates", "1", "2", *more]
-        )
-        dense_twin.main()
-        return capsys.readouterr().out
-
-    monkeypatch.setattr(dense_twin, "train", one)
-    assert "| 5 | dense | 1 | 6.000, 6.000 | 6.000 |" in run()
-    assert ("mixture", 5, 1, 2.0) in trained, "the best of the learning rates goes on"
-    assert len(trained) == 2 * (2 + 3)
-    assert "| 3 | mixture | 2 | 1.000, 1.000 | 1.000 |" in run()
-    assert len(trained) == 10
-    run("--only", "mixture", "--change", "initializer_range=0.5")
-    assert len(trained) == 15

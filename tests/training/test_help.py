@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -30,12 +29,6 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 def without_torch(*words: str) -> subprocess.CompletedProcess[str]:
     return python("-c", BLOCKED, *words)
-
-
-def rows() -> dict[str, list[str]]:
-    """The table of presets as ``--help`` shows it, by preset."""
-    found = re.findall(r"^ +(\S+) +(.*?) *$", without_torch("--help").stdout, re.MULTILINE)
-    return {name: re.split("  +", rest) for name, rest in found if name in PRESETS}
 
 
 def test_a_viewer_without_torch_is_told_what_to_install() -> None:
@@ -81,7 +74,8 @@ def test_help_shows_what_most_runs_need_and_help_all_the_rest() -> None:
 
 
 def test_the_table_of_presets_is_true() -> None:
-    table = rows()
+    found = re.findall(r"^ +(\S+) +(.*?) *$", without_torch("--help").stdout, re.MULTILINE)
+    table = {name: re.split("  +", rest) for name, rest in found if name in PRESETS}
     assert set(table) == set(PRESETS)
     assert table["tiny"] == ["4.7 M", "2.3 M", "1,500", "5.1", "56 MB"]
     for name, (_, _, steps, minutes, _) in table.items():
@@ -116,11 +110,4 @@ def test_every_command_of_the_model_prints_its_version(
 
 def test_the_trainer_prints_its_version_without_torch() -> None:
     done = without_torch("--version")
-    assert (done.returncode, done.stdout) == (0, f"{version()}\n"), done.stderr
-
-
-def test_the_microscope_prints_the_same_version(
-    microscope: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    done = microscope("--version")
     assert (done.returncode, done.stdout) == (0, f"{version()}\n"), done.stderr

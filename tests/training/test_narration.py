@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
-from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
-from microscope_tui.probe import Alert, TrainingLog
+from microscope_tui.probe import Alert
 from microscope_tui.runlog import safe_text
 from moe_model import REPLACEMENT, plain_text, say
 from moe_model.training import Console, Progress
@@ -186,25 +185,6 @@ def test_the_exit_code_on_a_full_disk_is_that_of_the_command(code: int) -> None:
             [sys.executable, "-c", program], env=environment, cwd=ROOT, stderr=full, timeout=60
         )
     assert done.returncode == code
-
-
-# --- the warning about the run log --------------------------------------------------------------
-
-
-class UnspeakableError(Exception):
-    """Fails even where it is printed."""
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no words")
-
-
-def test_a_warning_that_cannot_be_printed_costs_nothing() -> None:
-    recorder = mock.Mock()
-    recorder.record_step.side_effect = UnspeakableError()
-    recorder.alerts.side_effect = UnspeakableError()
-    log = TrainingLog(recorder)
-    assert log.step({}) is None
-    assert log.alerts() == []
 
 
 # --- the numbers beside the bar -----------------------------------------------------------------

@@ -63,13 +63,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def test_the_documentation_of_python_is_one_document() -> None:
-    assert load_documents("python-docs") == [Document("python-docs", python_docs("--data"))]
-
-
-def test_a_file_is_one_document(tmp_path: Path) -> None:
+def test_a_file_and_the_documentation_of_python_are_one_document_each(tmp_path: Path) -> None:
     path = write(tmp_path, {"one.txt": "héllo\nworld"}) / "one.txt"
     assert load_documents(str(path)) == [Document(str(path), "héllo\nworld")]
+    assert load_documents("python-docs") == [Document("python-docs", python_docs("--data"))]
 
 
 def test_a_folder_is_one_document_per_file_by_relative_path_without_hidden_and_empty_ones(
@@ -93,20 +90,15 @@ def test_links_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> Non
     assert names == ["a/file", "b/alone", "b/other", "d"]
 
 
-def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
-    write(tmp_path, {"a.txt": "text"})
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "picture.png").write_bytes(b"ok\x89PNG")
-    with pytest.raises(
-        UsageError, match=r"picture\.png is not UTF-8 .*byte 2 is 0x89.*move it out"
-    ):
-        load_documents(str(tmp_path))
-
-
-def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
-    (write(tmp_path, {"a": "text"}) / "gone").symlink_to(tmp_path / "nowhere")
+def test_a_file_that_is_not_text_and_a_link_that_leads_nowhere_are_named(tmp_path: Path) -> None:
+    link = write(tmp_path / "data", {"a.txt": "text", "deep/b": ""}) / "gone"
+    link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="gone does not exist"):
-        load_documents(str(tmp_path))
+        load_documents(str(tmp_path / "data"))
+    link.unlink()
+    (tmp_path / "data" / "deep" / "picture.png").write_bytes(b"ok\x89PNG")
+    with pytest.raises(UsageError, match=r"picture\.png is not UTF-8 .*byte 2 is 0x89.*move it"):
+        load_documents(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("name", ["", "file", ".hidden"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 from moe_model import TRAINING_STATE, read_checkpoint
 from moe_model.training import StopRequest
-from tests.forked import ROOT, ForkServer, Program
+from tests.forked import Program
 from tests.training.story import ReadLog, steps, wait_until
 
 RARELY = ("--run=r", "--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
@@ -129,46 +128,6 @@ def test_after_a_first_signal_only_ctrl_c_interrupts() -> None:
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_nohup_protects_a_run_from_its_terminal(
-    arguments: Callable[..., list[str]], read_log: ReadLog, has_trained: Callable[[], bool]
-) -> None:
-    process = subprocess.Popen(
-        ["nohup", sys.executable, str(ROOT / "train.py"), *arguments(*OFTEN)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    wait_until(has_trained, process)
-    process.send_signal(signal.SIGHUP)
-    before = read_log("r")[-1]["step"]
-    wait_until(lambda: read_log("r")[-1]["step"] > before + 5, process)
-    process.send_signal(signal.SIGTERM)
-    _, narration = process.communicate(timeout=60)
-    assert process.returncode == 75, narration
-    assert "SIGHUP" not in narration
-    assert read_log("r")[-1]["reason"] == "signal"
-
-
-def test_a_run_without_standard_error_is_stopped_as_any_other(
-    fork_server: ForkServer,
-    arguments: Callable[..., list[str]],
-    has_trained: Callable[[], bool],
-    read_log: ReadLog,
-) -> None:
-    """Closed, its number goes to the next file that is opened: nothing may be printed there."""
-    closed = (
-        "import os, runpy, sys\n"
-        "os.close(2)\n"
-        "sys.stderr = sys.__stderr__ = None\n"
-        f"sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    process = fork_server.start("-c", closed, *arguments(*RARELY))
-    wait_until(has_trained, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
-    assert read_log("r")[-1]["reason"] == "signal"
 
 
 def test_a_stop_is_announced_on_standard_error_unless_it_was_closed_from_the_start(

@@ -139,14 +139,8 @@ def test_only_matrices_decay() -> None:
 
 
 def test_only_consecutive_steps_without_a_finite_gradient_end_a_run() -> None:
-    step: dict[str, Any] = {
-        "step": 1,
-        "loss": 1.0,
-        "tokens_per_s": 1.0,
-        "tokens": 7,
-        "memory_bytes": 1,
-    }
-    step["router"] = {"entropy": []}
+    step: dict[str, Any] = {"step": 1, "loss": 1.0, "tokens_per_s": 1.0, "memory_bytes": 1}
+    step |= {"tokens": 7, "router": {"entropy": []}}
     progress = Progress()
     for norm in [math.nan] * 19 + [1.0] + [math.inf] * 19:
         progress.advance({**step, "grad_norm": norm}, [])

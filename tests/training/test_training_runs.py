@@ -41,13 +41,9 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     assert re.search(rf"try it +python -m moe_model.generate '{best}'\n", narration)
 
     head, *rest = read_log("a run")
-    assert head["kind"] == "run"
-    assert head["planned_steps"] == 6
-    assert head["model"]["layers"] == [1, 2]
-    assert head["model"]["num_experts"] == 8
-    assert head["balance"]["method"] == "bias"
-    assert head["config"]["batch_size"] == 4
-    assert head["config"]["model"]["hidden_size"] == 32
+    assert (head["kind"], head["planned_steps"], head["balance"]["method"]) == ("run", 6, "bias")
+    assert (head["model"]["layers"], head["model"]["num_experts"]) == ([1, 2], 8)
+    assert (head["config"]["batch_size"], head["config"]["model"]["hidden_size"]) == (4, 32)
     assert [record["step"] for record in steps(rest)] == list(range(1, 7))
     for record in steps(rest):
         assert record["tokens"] == 4 * 32 * 2
@@ -59,8 +55,7 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     events = {(r["event"], r["step"]) for r in rest if r["kind"] == "event"}
     assert events >= {("eval", 4), ("eval", 6), ("checkpoint", 2), ("checkpoint", 6)}
     assert ("eval", 2) not in events
-    assert rest[-1]["event"] == "end"
-    assert rest[-1]["reason"] == "finished"
+    assert (rest[-1]["event"], rest[-1]["reason"]) == ("end", "finished")
 
     checkpoint = read_checkpoint(best.parent / "latest")
     assert checkpoint.step == 6
@@ -231,15 +226,14 @@ def test_multi_token_prediction_is_trained_logged_balanced_and_drafts_the_same_t
     assert [sum(row) for row in steps(rest)[-1]["tokens_per_expert"]] == [4 * 32 * 2] * 3
     assert any(steps(rest)[-1]["expert_bias"][2])
     command = [str(run.checkpoints / "best"), "--prompt=the ", "--max-new-tokens=60"]
-    texts, narration = [], []
+    printed = []
     for flags in ([], [], ["--draft"]):
         assert run_command(generate_module.app, [*command, *flags]) == 0
-        captured = capsys.readouterr()
-        texts.append(captured.out)
-        narration.append(captured.err)
-    assert texts[0] == texts[1] == texts[2]
-    assert texts[0].startswith("the ")
-    assert len(texts[0]) == len("the ") + 60 + 1
-    assert "60 tokens in" in narration[0]
-    assert "1.00 tokens a pass" in narration[0]
-    assert "1.00 tokens a pass" not in narration[2], "some guesses are right by now"
+        printed.append(capsys.readouterr())
+    plain, again, drafted = printed
+    assert plain.out == again.out == drafted.out
+    assert plain.out.startswith("the ")
+    assert len(plain.out) == len("the ") + 60 + 1
+    assert "60 tokens in" in plain.err
+    assert "1.00 tokens a pass" in plain.err
+    assert "1.00 tokens a pass" not in drafted.err, "some guesses are right by now"
