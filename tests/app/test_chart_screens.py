@@ -264,6 +264,17 @@ async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Pa
         assert "dead" in app.text("facts")
 
 
+async def test_a_log_that_disappears_shows_the_reason(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(chart_screens, "samples", gone)
+    async with card(collapsed, sampled=False) as app:
+        await app.sees("history cannot be read: No such file or directory", "chart-load")
+
+
 @pytest.mark.usefixtures("quick_reader")
 async def test_a_growing_run_is_sampled_again_only_after_a_while(
     make_run: Callable[..., Path], append: Callable[..., None]

@@ -240,14 +240,11 @@ def test_mistakes_in_the_call_raise(
     assert hooks(model) == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"), [((None, 4, 2), TypeError), ((print, 0, 2), ValueError)]
-)
-def test_an_adapter_without_a_function_or_experts_raises(
-    arguments: Any, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=r"pass a function|at least 1"):
-        Adapter(*arguments)
+def test_an_adapter_without_a_function_or_experts_raises() -> None:
+    with pytest.raises(TypeError, match="pass a function"):
+        Adapter(None, 4, 2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1"):
+        Adapter(print, 0, 2)
 
 
 def test_a_folder_that_cannot_be_written_raises_in_attach(tmp_path: Path) -> None:

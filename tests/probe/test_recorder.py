@@ -41,7 +41,9 @@ def test_what_is_recorded_is_what_is_read(tmp_path: Path) -> None:
     big = 2**24 + 1  # beyond the exact range of fp32
     counts = [[big] * 4, [4 * big, 0, 0, 0]]
     record(recorder, step=2, tokens=4 * big, tokens_per_expert=counts, loss=math.nan)
-    record(recorder, step=3, grad_norm=math.inf)
+    even = [[2, 2, 2, 2], [8, 0, 0, 0]]
+    indices = record(recorder, step=3, grad_norm=math.inf, tokens_per_expert=even)
+    assert indices == pytest.approx([1.0, 0.0])
     recorder.record_event(step=3, event="eval", values={"loss": 2.4})
     recorder.close(step=3, reason="finished")
     entries = list(RunReader("run").feed((tmp_path / "run" / "metrics.jsonl").read_bytes()))
@@ -59,11 +61,6 @@ def test_what_is_recorded_is_what_is_read(tmp_path: Path) -> None:
     assert infinite.record.grad_norm == math.inf
     assert evaluation.values == {"loss": 2.4}
     assert (end.event, end.reason) == ("end", "finished")
-
-
-def test_the_collapse_index_of_every_router_is_returned(tmp_path: Path) -> None:
-    even = [[2, 2, 2, 2], [8, 0, 0, 0]]
-    assert record(make(tmp_path), tokens_per_expert=even) == pytest.approx([1.0, 0.0])
 
 
 def test_counts_and_bias_are_the_last_keys_of_a_line(tmp_path: Path) -> None:
@@ -85,6 +82,8 @@ def test_a_router_that_was_not_counted_has_no_summaries(tmp_path: Path) -> None:
 
 
 def test_matrices_are_in_step_1_and_every_nth_line_and_summaries_in_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"counts_every is 0: choose 1 \(every step\) or more"):
+        make(tmp_path, counts_every=0)
     recorder = make(tmp_path, counts_every=4)
     for step in range(1, 10):
         record(recorder, step=step, expert_bias=[[0.1] * 4, []])
@@ -132,16 +131,12 @@ def test_numbers_of_numpy_are_written_like_pythons(kind: str, tmp_path: Path) ->
         model=MODEL | {"num_experts": np.int64(4), "layers": np.array([1, 3])},
         config={"folder": tmp_path, "rate": np.float32(0.5)},
     )
+    numbers: dict[str, Any] = {"step": np.int64(1), "loss": np.float32(2.0), "tokens": np.int64(8)}
+    numbers |= {"memory_bytes": np.int64(17_179_869_185), "losses": {"aux": np.float32(1.5)}}
+    rows = {"entropy": np.array([0.5, 0.25], dtype=np.float32)}
+    biases = np.array(bias, dtype=np.float32)
     record(
-        recorder,
-        step=np.int64(1),
-        loss=np.float32(2.0),
-        tokens=np.int64(8),
-        tokens_per_expert=ARRAYS[kind](COUNTS),
-        expert_bias=np.array(bias, dtype=np.float32),
-        router={"entropy": np.array([0.5, 0.25], dtype=np.float32)},
-        memory_bytes=np.int64(17_179_869_185),
-        losses={"aux": np.float32(1.5)},
+        recorder, **numbers, tokens_per_expert=ARRAYS[kind](COUNTS), expert_bias=biases, router=rows
     )
     recorder.record_event(step=np.int64(1), event="eval", values={"loss": np.float64(2.5)})
     recorder.close(step=1, reason="finished")
@@ -173,8 +168,3 @@ def test_a_wrong_number_of_rows_is_refused_and_nothing_is_written(
         record(recorder, **wrong)
     recorder.sync()
     assert [line["kind"] for line in written(tmp_path)] == ["run"]
-
-
-def test_counts_every_less_than_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"counts_every is 0: choose 1 \(every step\) or more"):
-        make(tmp_path, counts_every=0)
