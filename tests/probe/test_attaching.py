@@ -256,6 +256,7 @@ def test_a_folder_that_cannot_be_written_raises_in_attach(tmp_path: Path) -> Non
 def test_a_transformers_before_5_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = build("mixtral")  # its first use loads the package anew
     monkeypatch.setattr("transformers.__version__", "4.57.1")
     with pytest.raises(ValueError, match=r"^transformers 4\.57\.1 is too old .*: install 5\.0$"):
-        attach(build("mixtral"), tmp_path)
+        attach(model, tmp_path)
