@@ -1,4 +1,4 @@
-"""The house stays as it was drawn: who needs what at run time, file sizes, words."""
+"""The contracts of the code: what needs what at run time, file sizes, budgets, words."""
 
 import ast
 import functools
@@ -175,9 +175,9 @@ def test_a_file_is_small_and_says_what_it_is(path: Path) -> None:
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
 
 
-@pytest.mark.parametrize("room", BUDGETS)
-def test_a_room_keeps_its_budget(room: str) -> None:
-    names = room.split()
+@pytest.mark.parametrize("package", BUDGETS)
+def test_a_package_keeps_its_budget(package: str) -> None:
+    names = package.split()
     files = [
         path
         for base in (ROOT, ROOT / "microscope_tui")
@@ -190,11 +190,11 @@ def test_a_room_keeps_its_budget(room: str) -> None:
     ]
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
     assert files
-    assert lines <= BUDGETS[room], "delete something, or argue in docs/decisions.md"
+    assert lines <= BUDGETS[package], "delete something, or argue in docs/decisions.md"
 
 
 def test_every_package_has_a_budget() -> None:
-    budgeted = {name for room in BUDGETS for name in room.split()}
+    budgeted = {name for package in BUDGETS for name in package.split()}
     tops = {p.relative_to(ROOT / "microscope_tui").parts[0] for p in SOURCES if inside(p)}
     assert {name.removesuffix(".py") for name in tops} - {"__init__"} <= budgeted
 
