@@ -169,15 +169,15 @@ def test_a_terminal_instead_of_a_pipe_is_a_usage_error(shell: Shell) -> None:
     assert screen.exit_code() == 64
 
 
-@pytest.mark.parametrize("writes", ["", "hello\n"])
+@pytest.mark.parametrize("writes", ["", "hello"])
 def test_a_silent_pipe_is_waited_on_until_it_ends_without_a_step(
     shell: Shell, tmp_path: Path, writes: str
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    screen = shell(f"cat {gate} | $MICROSCOPE -")
+    screen = shell(f"{{ read _ <{gate}; printf '{writes}'; }} | $MICROSCOPE -")
     screen.wait_for("waiting for the first step on standard input")
-    gate.write_text(writes)
+    gate.write_text("now\n")
     screen.wait_for("standard input ended without a step")
     assert ("the first: line 1: not JSON" in screen.text) == bool(writes)
     screen.press("q")

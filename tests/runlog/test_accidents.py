@@ -23,7 +23,8 @@ class Writer:
 
     def line(self, length: int) -> bytes:
         number = next(self.numbers)
-        return b'{"step":%d,"counts":"%s","n":%d}\n' % (number, b"x" * length, number)
+        filling = (b"%d," % number * length)[:length]
+        return b'{"step":%d,"counts":"%s","n":%d}\n' % (number, filling, number)
 
     def append(self, length: int) -> None:
         append(self.path, self.line(length))
