@@ -246,7 +246,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     try:
         with _ended_by_signals():
             dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
-            untimed = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
+            untimed: Any = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
     except dist.DistError as error:
         where = [f"{name}={os.environ.get(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
         raise RankLostError(
