@@ -70,6 +70,13 @@ def test_a_swing_is_wide_and_of_many_experts(swing: float, experts: int, found: 
     assert looked_at([row(n) for n in range(STEPS)], 2)[0] == found
 
 
+@pytest.mark.parametrize("rhythm", [(1, 2), (1, 1, 2), (3, 1, 2, 1, 1)])
+def test_tokens_that_alternate_are_not_a_swing_of_the_load(rhythm: tuple[int, ...]) -> None:
+    uneven = [900, 800, 600, 500, 400, 350, 300, 246]
+    rows = [[rhythm[n % len(rhythm)] * count for count in uneven] for n in range(STEPS)]
+    assert looked_at(rows, 2)[0] == 0
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([(4, 1), (8, 2), (64, 8)]), st.floats(0.0, 0.98))
 def test_loads_that_wander_are_not_a_swing(
