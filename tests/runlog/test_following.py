@@ -49,6 +49,17 @@ def test_lines_are_numbered_and_those_above_the_limit_are_defects(path: Path) ->
     assert (got.lines, got.restarted, tail.defects.count) == ([(1, b"new")], True, 0)
 
 
+def test_another_file_with_the_same_beginning_is_a_new_one(path: Path) -> None:
+    path.write_bytes(b"one\n")
+    reader = Reader(Tail(path))
+    reader.look()
+    other = path.with_name("other")
+    other.write_bytes(b"one\ntwo\n")
+    other.replace(path)
+    assert reader.look_until_exhausted() == [b"one", b"two"]
+    assert reader.restarts == 1
+
+
 def test_a_finished_log_without_its_last_newline_shows_its_last_record(path: Path) -> None:
     path.write_bytes(b"one\n" + RECORD)
     reader = Reader(Tail(path))
