@@ -42,7 +42,10 @@ from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord
 _EVEN_ENOUGH = CollapseLimits().leave
 """A balance above this does not look like a collapse, even if most steps before did."""
 STATE_VERSION = 3
-_OWN = ("last_step", "gaps", "restarted", "warm_until", "checkpoints", "judged_since", "too_few")
+_OWN = (
+    "last_step", "gaps", "restarted", "warm_until", "checkpoints", "judged_since", "too_few",
+    "resumes",
+)  # fmt: skip
 """Attributes that are saved as they are."""
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
@@ -63,6 +66,8 @@ class Diagnosis:
         self.gaps: list[int] = []
         """Gaps between the last lines; the smallest is the spacing of the log."""
         self.checkpoints: list[int] = []
+        self.resumes: list[int] = []
+        """First steps after a restart of the training."""
         self.warm_until = context.warm_up
         self.judged_since: int | None = None
         """First step past the warm-up; see ``warm_up_left``."""
@@ -165,7 +170,9 @@ class Diagnosis:
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
         self.restarted = True
+        self.resumes = [at for at in self.resumes if at < step]
         if not corrected:
+            self.resumes = [*self.resumes, step][-_MOST_CHECKPOINTS:]
             grace, before = step - 1 + AFTER_RESTART_STEPS, self.warm_until
             # Not after every restart: a run that is pre-empted often would never be judged.
             again = step <= before + AFTER_RESTART_STEPS
@@ -410,6 +417,7 @@ class _Saved(msgspec.Struct):
     past: Trail | None = None
     """Missing in states of older versions."""
     judged_since: int | None = None
+    resumes: list[int] = []
     seen: list[str] = []
     """Sorted: the order of a set differs between processes, and equal states are equal bytes."""
     too_few: str = ""

@@ -266,6 +266,10 @@ class Rule(ABC, Generic[L, M]):
         """Another reason why it cannot be evaluated on this log; ``None`` if there is none."""
         return None
 
+    def swing(self) -> float:
+        """The largest swing of a router's load that it knows, as a share of the fair load."""
+        return 0.0
+
     def suffices(self, view: StepView, index: int, evidence: float) -> bool:
         """Whether a single moment has enough assignments; persistence decides everywhere else."""
         if not self.context.one_step:
