@@ -8,15 +8,18 @@ costs that key, never the record, and never the reader.
 
 import json
 import math
+import re
 from typing import Any
 
 import msgspec
 
 from microscope_tui.runlog.records import (
     FORMAT_VERSION,
+    FRACTIONS,
     MATRICES,
     MAX_ROUTERS,
     NON_FINITE,
+    UPDATES,
     BadLine,
     EventRecord,
     Matrices,
@@ -27,6 +30,7 @@ from microscope_tui.runlog.records import (
     StepRecord,
     UnknownFormat,
     Values,
+    holds_fractions,
 )
 from microscope_tui.runlog.safe_text import safe_text
 
@@ -39,6 +43,7 @@ _MAX_DIGITS = 4000  # Python refuses to parse longer integers, and with them the
 Rows = list[Values | None]
 _step_decoder = msgspec.json.Decoder(StepRecord)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
+_SETTING = re.compile(r"[-\w./]{1,40}", re.ASCII)  # of a framework; shown, so not a sentence
 _MATRIX_KEYS = [f'"{name}":'.encode() for name in MATRICES]
 
 
@@ -98,10 +103,11 @@ def _without_matrices(line: bytes) -> bytes:
 def decode_matrices(line: bytes, routers: int) -> Matrices:
     """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
     fields = object_of(line)
-    return Matrices(
-        [_counts_of(row) for row in _rows_of(fields.get("tokens_per_expert"), routers)],
-        [_floats_of(row) for row in _rows_of(fields.get("expert_bias"), routers)],
-    )
+    rows = _rows_of(fields.get("tokens_per_expert"), routers)
+    counts = [_counts_of(row) for row in rows]
+    biases = [_floats_of(row) for row in _rows_of(fields.get("expert_bias"), routers)]
+    wrong = [i for i, row in enumerate(counts) if row is None and holds_fractions(rows[i])]
+    return Matrices(counts, biases, f"tokens_per_expert[{wrong[0]}] {FRACTIONS}" if wrong else "")
 
 
 def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
@@ -254,12 +260,18 @@ def _run(fields: dict[str, Any]) -> RunRecord:
 
 
 def _balance(fields: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the advice uses: the method by name, the rest as numbers (false is 0)."""
+    """The settings that the advice uses: numbers (false is 0), except for these three."""
     numbers = {
         safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
         for key, value in fields.items()
     }
-    return numbers | {"method": safe_text(fields.get("method") or "", 20)}
+    names, update = [*_mapping(fields, "names").items()][:40], fields.get("update")
+    texts = {
+        "method": safe_text(fields.get("method") or "", 20),
+        "update": update if update in UPDATES else None,
+        "names": {k: v for k, v in names if isinstance(v, str) and _SETTING.fullmatch(v)},
+    }
+    return {key: value for key, value in (numbers | texts).items() if value not in (None, {})}
 
 
 def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:

@@ -26,12 +26,7 @@ from microscope_tui.runlog.records import (
     UnknownFormat,
     seconds_between,
 )
-from microscope_tui.runlog.tail import (
-    Stamp,
-    identity_of,
-    opened,
-    read_lines_at,
-)
+from microscope_tui.runlog.tail import Stamp, identity_of, opened, read_lines_at
 
 _END_BYTES = 1 << 13  # a glance at an end of the file …
 _MOST_END_BYTES = 1 << 22  # … and what it reads there at most

@@ -80,7 +80,7 @@ no resumed_at_step? another run record without resumed_at_step: write the first 
   written again (checkpoint step + 1; 1 after a fresh start)
 another model? layers, num_experts or top_k differ from the run record before: the diagnosis
   restarts here, write each model to its own folder
-unknown? {key} is unknown{where}: {lost}
+unknown? {key} is unknown{where}: no balance and no verdict on a collapse, write it if you can
 top_k above num_experts! top_k {k:,} of router {index} is above its num_experts {e:,}: write how
   many different experts a token chooses
 top1! source.counts is "top1" but model.top_k is not 1: write top_k 1 where only the first choice is
@@ -104,6 +104,7 @@ router! router.{name}[{index}] is {number:g}, {limit}
 width! {key} has {entries:,} entries, expected {expected}: one per routed expert, shared ones left
   out; {otherwise}
 null! {key} is null: {instead}
+fractions! {key} {why}
 no tokens? tokens_per_expert without tokens: write the real tokens of the global batch, so that it
   can be checked whether the counts are complete
 sum of shares! {key} sums to {total}, expected {expected} for shares: scale the fractions to it and

@@ -158,6 +158,8 @@ class RunReader:
                 )
         entry = StepEntry(record, line, routers, self.lines.line_start)
         _derive(entry)
+        if entry._matrices is not None and entry._matrices.problem:
+            self.defects.add(number, entry._matrices.problem)
         yield entry
 
 

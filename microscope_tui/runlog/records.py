@@ -85,10 +85,14 @@ MODEL: dict[str, Rule] = {
     "norm_top_k": bool,
     "capacity_factor": AMOUNT,
 }
+UPDATES = ("sign", "proportional", "quantile")
 BALANCE: dict[str, Rule] = {
     "method": str,
+    "update": UPDATES,
+    "names": dict,
     **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),
 }
+FRACTIONS = 'holds fractions: write shares × 1,000,000 and source.counts "shares"'
 SOURCES = ("exact", "top1", "shares", "local_rank", "none")
 SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES}
 EVENT: dict[str, Rule] = {
@@ -100,6 +104,11 @@ EVENT: dict[str, Rule] = {
     "event": str,
 }
 END_REASONS = ("finished", "stopped", "collapse", "signal", "failed")
+
+
+def holds_fractions(row: Any) -> bool:
+    """Whether a row of counts holds shares or means instead."""
+    return isinstance(row, list) and any(type(n) is float and 0 < n % 1 < 1 for n in row)
 
 
 class BadLine(ValueError):
@@ -173,6 +182,7 @@ class Matrices:
 
     tokens_per_expert: list[list[int] | None]
     expert_bias: list[list[float] | None]
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,6 @@ _FORMULAS = {
     "dead_experts": "the number of zero counts",
 }
 """What follows from the counts of the same line, in words."""
-_LOST = {
-    "num_experts": "there is no balance and its routers are not judged, write it if you can",
-    "top_k": "there is no balance and no verdict on a collapse, write it if you can",
-}
-"""What is lost where it is unknown."""
 _ROWS = {
     "mean_weight": ("means", "write [] where not measured"),
     "mean_output_norm": ("means", "write [] where not measured"),
@@ -160,7 +155,9 @@ class LogValidator(Problems):
             expected = f"{form.FORMAT_VERSION}: readers refuse the whole log otherwise"
             self.unexpected("format_version", "format_version", version, expected)
         said = self.checked_fields("", record, form.RUN)
-        self.checked_fields("balance.", said["balance"] or {}, form.BALANCE)
+        balance = self.checked_fields("balance.", said["balance"] or {}, form.BALANCE)
+        for name in (balance["names"] or {}).values():
+            self.checked("a name of balance.names", name, str)
         source = self.checked_fields("source.", said["source"] or {}, form.SOURCE)
         counts = source["counts"] or "exact"
         if not isinstance(model, dict):
@@ -220,7 +217,7 @@ class LogValidator(Problems):
         each, given = isinstance(value, list), value if isinstance(value, list) else [value]
         if any(map(is_unknown, given)):
             where = " for a router" if each else ""
-            self.say("unknown", f"unknown {name}", key=name, where=where, lost=_LOST[key])
+            self.say("unknown", f"unknown {name}", key=name, where=where)
         entries = self.per_router(name, value, routers) or [None] * length if each else given
         known = [
             None if is_unknown(entry) else self.checked(name, entry, form.POSITIVE)
@@ -336,6 +333,9 @@ class LogValidator(Problems):
             if set(map(type, row)) != {int} or min(row) < 0 or max(row) > form.COUNT.high:
                 expert = next(e for e, n in enumerate(row) if not form.COUNT.fits(n))
                 place, instead = f"{key}[{expert}]", "write a count, 0 for none"
+                if form.holds_fractions(row):
+                    self.say("fractions", key=key, why=form.FRACTIONS)
+                    continue
                 if row[expert] is None:
                     self.say("null", "null in counts", key=place, instead=instead)
                 self.checked(place, row[expert], form.COUNT, name)

@@ -87,7 +87,11 @@ class Writer:
             "planned_steps": rng.choice([100, 3, 10_000, None]),
             "resumed_at_step": resumed_at_step,
             "model": model,
-            "balance": {"method": method, "bias_update_rate": 0.001, "aux_weight": 0.01},
+            "balance": {
+                **{"method": method, "update": "sign", "bias_update_rate": 0.001},
+                "aux_weight": 0.01,
+                "names": {"aux_weight": "router_aux_loss_coef", "bias_update_rate": "\x1b[2J"},
+            },
             "source": {"writer": "w", "counts": rng.choice(["exact", "exact", "shares", "none"])},
         }
 

@@ -22,7 +22,9 @@ from microscope_tui.runlog import (
     UnknownFormat,
     decode_line,
     decode_matrices,
+    safe_text,
 )
+from tests.hostile.poison import TEXTS
 
 HEADER = {
     "kind": "run",
@@ -122,6 +124,36 @@ def test_wrong_types_cost_the_key_or_the_line_never_the_reader(
     except UnknownFormat:
         return  # the one thing that may end a log, in words
     assert steps[-1] == 7
+
+
+@given(JSON, st.dictionaries(st.text(max_size=6), JSON | st.sampled_from(TEXTS)) | JSON)
+def test_names_of_a_framework_are_words_that_a_terminal_can_show(update: Any, names: Any) -> None:
+    balance = {"method": "aux", "update": update, "names": names}
+    record = decode_line(lines({**HEADER, "balance": balance}))
+    assert isinstance(record, RunRecord)
+    assert record.balance.get("update") in (None, "sign", "proportional", "quantile")
+    for name in record.balance.get("names", {"": "-"}).values():
+        assert name == safe_text(name, 40) == "".join(name.split()) != ""
+
+
+def test_the_names_of_the_advice_are_read() -> None:
+    names = {"aux_weight": "router_aux_loss_coef", "bias_update_rate": "a b", "z_loss_weight": 1}
+    many = {f"setting {n}": "--moe-z-loss-coeff" for n in range(1000)}
+    balance = {"update": "sign", "names": names | many}
+    record = decode_line(lines({**HEADER, "balance": balance}))
+    assert isinstance(record, RunRecord)
+    assert record.balance["update"] == "sign"
+    assert record.balance["names"].pop("aux_weight") == "router_aux_loss_coef"
+    assert set(record.balance["names"].values()) == {"--moe-z-loss-coeff"}
+    assert len(record.balance["names"]) < 40
+
+
+def test_fractions_in_the_counts_are_named_with_what_to_write() -> None:
+    reader, wrong = RunReader("r"), {**STEP, "tokens_per_expert": [[3, 1], [0.0, 0.25]]}
+    del wrong["router"]
+    assert len(list(reader.feed(lines(HEADER) + lines(wrong)))) == 2
+    (said,) = reader.defects.first
+    assert "tokens_per_expert[1] holds fractions: write shares × 1,000,000 and source.cou" in said
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ STEP_DAMAGE: list[tuple[str, str, Any]] = [
     ("range tokens_per_expert", "tokens_per_expert 0 1", -3),
     ("type tokens_per_expert", "tokens_per_expert 0 1", 3.0),
     ("type tokens_per_expert", "tokens_per_expert 1", 7),
+    ("fractions", "tokens_per_expert 1", lambda row: [0.0, *row[1:-1], 0.25]),
     ("null in counts", "tokens_per_expert 1 0", None),
     ("width tokens_per_expert", "tokens_per_expert 1", lambda row: row[1:]),
     ("length tokens_per_expert", "tokens_per_expert", lambda rows: rows[1:]),
@@ -196,6 +197,9 @@ HEADER_DAMAGE = {
     "choice source.counts": {"source": {"counts": "mean"}},
     "type source": {"source": "exact"},
     "top1": {"source": {"counts": "top1"}},
+    "choice balance.update": {"balance": {"update": "signed"}},
+    "type balance.names": {"balance": {"names": ["router_aux_loss_coef"]}},
+    "type a name of balance.names": {"balance": {"names": {"aux_weight": 0.01}}},
     "type balance.bias_update_rate": {"balance": {"bias_update_rate": "1e-3"}},
 }
 
