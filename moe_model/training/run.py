@@ -175,6 +175,10 @@ class Run:
         return [self.corpus.digest, self.options.seq_len, self.options.seed]
 
 
+_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight")
+"""Options of the load balancing that the log has under the same names."""
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -207,10 +211,9 @@ def describe(run: Run) -> dict[str, Any]:
         },
         "balance": {
             "method": options.balance,
-            "bias_update_rate": options.bias_update_rate,
-            "seq_aux_weight": options.seq_aux_weight,
-            "aux_weight": options.aux_weight,
-            "z_loss_weight": options.z_loss_weight,
+            "update": "sign" if options.balance == "bias" else None,
+            **{name: getattr(options, name) for name in _BALANCE},
+            "names": {n: f"--{n.replace('_', '-')}" for n in (*_BALANCE, "capacity_factor")},
         },
         "config": {
             **options.to_dict(),

@@ -43,6 +43,8 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     head, *rest = read_log("a run")
     assert (head["kind"], head["planned_steps"], head["balance"]["method"]) == ("run", 6, "bias")
     assert (head["model"]["layers"], head["model"]["num_experts"]) == ([1, 2], 8)
+    assert head["balance"]["update"] == "sign"
+    assert head["balance"]["names"]["bias_update_rate"] == "--bias-update-rate"
     assert (head["config"]["batch_size"], head["config"]["model"]["hidden_size"]) == (4, 32)
     assert [record["step"] for record in steps(rest)] == list(range(1, 7))
     for record in steps(rest):
@@ -115,6 +117,7 @@ def test_without_loss_less_balancing_the_bias_stays_zero(
     assert train("--run=r", "--steps=2", f"--balance={balance}") == 0
     head, *rest = read_log("r")
     assert head["balance"]["method"] == balance
+    assert head["balance"]["update"] is None
     assert head["balance"]["aux_weight"] == (0.01 if balance == "aux" else 0)
     for record in steps(rest):
         assert record["expert_bias"] == [[0.0] * 8] * 2
