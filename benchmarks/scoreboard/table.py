@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.scoreboard.judging import Judged, in_time, judge
+from benchmarks.scoreboard.judging import in_time, judge
 from benchmarks.scoreboard.plan import Case
 from benchmarks.scoreboard.results import RunScore
 from benchmarks.scoreboard.score import Outcome, Plain, false_alarms, outcomes, plain
-from microscope_tui.diagnosis import Finding, advise
+from microscope_tui.diagnosis import Advice, Finding, report
 
 LEAST_HITS = 0.99
 MOST_WARNINGS = 0.2
@@ -201,8 +201,8 @@ def show_one(case: Case) -> None:
         print(f"  expected: {expected}")
     print(f"  allowed: {dict(truth.allowed)}")
     if judged.diagnosis is not None:
-        for finding in judged.diagnosis.findings():
-            _print_finding(finding, judged)
+        for finding, advice in report(judged.diagnosis):
+            _print_finding(finding, advice)
     episodes = judged.episodes
     print()
     for outcome in outcomes(truth, episodes, shape.steps, shape.routers):
@@ -215,11 +215,9 @@ def show_one(case: Case) -> None:
         print(f"  {name}: {plain(truth, [e for alarm in alarms for e in alarm.episodes])}")
 
 
-def _print_finding(finding: Finding, judged: Judged) -> None:
-    assert judged.diagnosis is not None
-    advice = advise(
-        finding, judged.diagnosis.run, judged.diagnosis.checkpoints, judged.diagnosis.episodes
-    )
+def _print_finding(finding: Finding, advice: Advice) -> None:
+    if advice.explains:
+        print(f"\n  {advice.cause}, explains {', '.join(advice.explains)}: {advice.next}")
     print(f"\n  {finding.rule} {finding.severity.label}: {advice.verdict}")
     print(f"    {advice.why}")
     for e in finding.episodes[:_MOST_EPISODES]:

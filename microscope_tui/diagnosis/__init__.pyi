@@ -1,7 +1,10 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .advice import Advice as Advice
 from .advice import advise as advise
-from .advice import circumstances as circumstances
+from .advice import report as report
+from .causes import Cause as Cause
+from .causes import Known as Known
+from .causes import causes as causes
 from .context import ANYTHING as ANYTHING
 from .context import DEFAULTS as DEFAULTS
 from .context import PROFILES as PROFILES

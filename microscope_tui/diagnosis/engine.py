@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from microscope_tui.diagnosis.causes import Known, causes
+from microscope_tui.diagnosis.changes import Changes
 from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, WHEN, Context, Criteria
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
@@ -24,7 +26,7 @@ from microscope_tui.diagnosis.episodes import (
     Readings,
     Severity,
 )
-from microscope_tui.diagnosis.ledger import Ledger, group
+from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.rules import RULES, AnyRule
 from microscope_tui.diagnosis.rules.base import Track
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -44,7 +46,7 @@ _EVEN_ENOUGH = CollapseLimits().leave
 STATE_VERSION = 3
 _OWN = (
     "last_step", "gaps", "restarted", "warm_until", "checkpoints", "judged_since", "too_few",
-    "resumes",
+    "resumes", "changes",
 )  # fmt: skip
 """Attributes that are saved as they are."""
 _CLEAR = Reading(severity=None, clear=True)
@@ -68,6 +70,7 @@ class Diagnosis:
         self.checkpoints: list[int] = []
         self.resumes: list[int] = []
         """First steps after a restart of the training."""
+        self.changes = Changes()
         self.warm_until = context.warm_up
         self.judged_since: int | None = None
         """First step past the warm-up; see ``warm_up_left``."""
@@ -104,6 +107,8 @@ class Diagnosis:
         view = StepView(record, self.run.routers, counts, biases)
         self.ledger.see(view)
         see(view, self.seen)
+        if record.loss is not None:
+            self.changes.add(record.step, record.loss)
         if self.ledger.context.one_step:
             self.too_few = _too_few(view, self.ledger.context)
         changed: list[Episode] = []
@@ -160,6 +165,8 @@ class Diagnosis:
         if event.event == "checkpoint" and step is not None and step not in self.checkpoints[-1:]:
             self.checkpoints.append(step)
             del self.checkpoints[:-_MOST_CHECKPOINTS]
+        elif step is not None:
+            self.changes.event(step, event.event)
 
     def restart(self, step: int, *, corrected: bool = False) -> None:
         """The run resumes at ``step``: later evidence no longer holds.
@@ -181,6 +188,7 @@ class Diagnosis:
             )
         if self.judged_since is not None and self.judged_since >= step:
             self.judged_since = None
+        self.changes.forget_from(step)
         withdrawn = self.ledger.restart(step)
         for rule in self.rules:
             rule.restart(step)
@@ -234,9 +242,23 @@ class Diagnosis:
         }
         return {name: reason for name, reason in reasons.items() if reason}
 
+    @property
+    def known(self) -> Known:
+        """What the search for causes uses besides the episodes."""
+        return Known(
+            run=self.run,
+            checkpoints=self.checkpoints,
+            resumes=self.resumes,
+            changes=[
+                (at, what) for at, what in self.changes.found if at > self.ledger.context.warm_up
+            ],
+            swing=max((rule.swing() for rule in self.rules), default=0.0),
+            newest=self.last_step,
+        )
+
     def findings(self) -> list[Finding]:
-        """All episodes grouped over routers: active before recovered, worst first."""
-        return group(self.episodes)
+        """All episodes grouped by cause and rule: active before recovered, worst first."""
+        return [f for cause in causes(self.episodes, self.known) for f in cause.findings]
 
     def _wanted(self, context: Context) -> Iterator[type[AnyRule]]:
         for rule in RULES.values():
@@ -418,6 +440,7 @@ class _Saved(msgspec.Struct):
     """Missing in states of older versions."""
     judged_since: int | None = None
     resumes: list[int] = []
+    changes: Changes = msgspec.field(default_factory=Changes)
     seen: list[str] = []
     """Sorted: the order of a set differs between processes, and equal states are equal bytes."""
     too_few: str = ""

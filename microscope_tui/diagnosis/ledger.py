@@ -265,9 +265,12 @@ def _plain(facts: Facts) -> dict[str, Fact]:
 
 
 def group(episodes: Iterable[Episode]) -> list[Finding]:
-    """Episodes of one rule whose onsets lie close together become one finding, worst first."""
+    """The active episodes of a rule are one finding; those that are over, if they began together.
+
+    Worst first.
+    """
     groups: list[list[Episode]] = []
-    for episode in sorted(episodes, key=lambda e: (e.rule, not e.active, e.onset, e.router_index)):
+    for episode in sorted(episodes, key=_order):
         if groups and _belongs(episode, groups[-1]):
             groups[-1].append(episode)
         else:
@@ -280,11 +283,12 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
     )
 
 
+def _order(episode: Episode) -> tuple[str, bool, str, int, int]:
+    cause = str(episode.facts.get("cause"))
+    return episode.rule, not episode.active, cause, episode.onset, episode.router_index
+
+
 def _belongs(episode: Episode, members: Sequence[Episode]) -> bool:
     first = members[0]  # not the last one: chains of onsets could grow without end
-    return (
-        (first.rule, first.active) == (episode.rule, episode.active)
-        and first.facts.get("cause") == episode.facts.get("cause")
-        and episode.onset - first.onset <= GROUP_STEPS
-        and episode.router is not None
-    )
+    together = episode.active or episode.onset - first.onset <= GROUP_STEPS
+    return _order(first)[:3] == _order(episode)[:3] and together and episode.router is not None

@@ -13,20 +13,18 @@ from typing import Any
 import msgspec
 
 from microscope_tui.diagnosis import (
-    Advice,
     BadState,
     BiasSource,
     CountSource,
     Diagnosis,
     Finding,
     Severity,
-    advise,
-    circumstances,
+    causes,
     gathering,
-    group,
     not_judged_yet,
     overall,
     pending,
+    report,
     restore,
     save,
     unknown,
@@ -145,11 +143,11 @@ class RunJudge:
 
     def collapse_onset(self) -> int | None:
         """The step at which the trouble behind the present collapses began; resume before it."""
-        episodes = self._diagnosis.episodes
         found = [
-            circumstances(finding, episodes).onset
-            for finding in group(e for e in episodes if e.active and e.rule == "COLLAPSE")
-            if finding.severity is Severity.CRITICAL
+            cause.onset
+            for cause in causes(self._diagnosis.episodes, self._diagnosis.known)
+            for f in cause.findings
+            if f.active and f.rule == "COLLAPSE" and f.severity is Severity.CRITICAL
         ]
         return min(found, default=None)
 
@@ -172,19 +170,21 @@ class RunJudge:
         if all(router.num_experts <= router.top_k for router in diagnosis.run.routers):
             return "NO VERDICT: no router has more experts than a token chooses"
         since = f" (judged from step {self.since:,} on)" if self.since > 1 else ""
-        found = [f for f in diagnosis.findings() if f.severity > Severity.INFO]
+        found = [pair for pair in report(diagnosis) if pair[0].severity > Severity.INFO]
         if (until := warm_up_left(diagnosis)) is not None:
             return f"{not_judged_yet(until)}{since}"
         if not found and unknown(diagnosis.run, "top_k"):
             return "NO VERDICT: top_k is unknown, write it in the header"
         if not found:
             return f"{diagnosis.too_few or 'healthy'}{since}"
-        word = _WORDS[overall(found)]
-        found.sort(key=lambda finding: _word(finding) != word)
-        lines = [
-            f"{_word(finding)} {finding.rule}: {self._advise(finding).verdict}"
-            for finding in found[:MOST_LINES]
-        ]
+        word = _WORDS[overall(finding for finding, _ in found)]
+        found.sort(key=lambda pair: _word(pair[0]) != word)
+        lines = list[str]()
+        for finding, advice in found[:MOST_LINES]:
+            if advice.explains:
+                head = f"{_word(finding)} cause: {advice.cause}"
+                lines.append(f"{head}; explains {', '.join(advice.explains)}")
+            lines.append(f"{_word(finding)} {finding.rule}: {advice.verdict}")
         lines[0] += since
         if len(found) > MOST_LINES:
             lines.append(f"and {len(found) - MOST_LINES} more")
@@ -192,8 +192,9 @@ class RunJudge:
 
     def _alerts(self, step: int) -> list[Alert]:
         # Every episode, not only those that the engine returns: one may have made another worse.
-        news = [e for e in self._diagnosis.episodes if e.grades and e.grades[-1].step == step]
-        found = [(finding, self._advise(finding)) for finding in group(news)]
+        found = report(
+            self._diagnosis, shown=lambda e: bool(e.grades) and e.grades[-1].step == step
+        )
         return [
             Alert(
                 step,
@@ -207,10 +208,6 @@ class RunJudge:
             )
             for finding, advice in found
         ]
-
-    def _advise(self, finding: Finding) -> Advice:
-        judged = self._diagnosis
-        return advise(finding, judged.run, judged.checkpoints, judged.episodes)
 
 
 def _word(finding: Finding) -> str:

@@ -20,10 +20,10 @@ from microscope_tui.diagnosis import (
     Facts,
     Finding,
     Severity,
-    advise,
     group,
     is_one_step,
     overall,
+    report,
 )
 from microscope_tui.lines import listed
 from microscope_tui.runlog import RunFile, safe_text
@@ -32,7 +32,7 @@ from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
 _WORDS = {HEALTHY: "healthy", WARNING: "WARNING", CRITICAL: "CRITICAL", NO_VERDICT: "NO VERDICT"}
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KEYS = ("run", "path", "state", "judged", "last_step", "profile", "exit_code", "problem", "notes")
 _MOST_NAMED = 3
 Event = Literal["opened", "worse", "recovered"]
@@ -118,12 +118,9 @@ def judge(
 def findings_with_advice(
     diagnosis: Diagnosis, episodes: Sequence[Episode]
 ) -> list[tuple[Finding, Advice]]:
-    """These episodes as findings with their texts; information comes last."""
-    run = diagnosis.run
-    found = [
-        (f, advise(f, run, diagnosis.checkpoints, diagnosis.episodes)) for f in group(episodes)
-    ]
-    return sorted(found, key=lambda pair: pair[0].severity is Severity.INFO)
+    """These episodes as findings with their texts, by cause; the others help to find it."""
+    wanted = set(map(id, episodes))
+    return report(diagnosis, shown=lambda episode: id(episode) in wanted)
 
 
 def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
@@ -212,7 +209,7 @@ def _still_active(diagnosis: Diagnosis, since_step: int) -> str:
 
 
 def verdict_text(judgement: Judgement) -> str:
-    """The report on one run: one line if it is healthy, else three lines per finding."""
+    """The report on one run: one line if it is healthy, else the causes, each with its findings."""
     word = _WORDS[judgement.exit_code]
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
@@ -223,9 +220,18 @@ def verdict_text(judgement: Judgement) -> str:
     if judgement.problem and judgement.waits_until is None:
         lines.append(f"  {judgement.path}: {judgement.problem}")
     for finding, advice in judgement.findings:
-        lines += [f"  {line}" for line in _finding_text(finding, advice)]
+        cause, text = _cause_text(finding, advice), _finding_text(finding, advice)
+        lines += [f"  {line}" for line in [*cause, *(text[:2] if advice.cause else text)]]
     lines += [f"  note: {note}" for note in judgement.notes]
     return "\n".join(lines)
+
+
+def _cause_text(finding: Finding, advice: Advice) -> list[str]:
+    """What explains the findings that follow, and what to do; nothing where that is unknown."""
+    if not advice.explains:
+        return []
+    head = f"{finding.severity.label.upper()} cause: {advice.cause}"
+    return [f"{head}; explains {', '.join(advice.explains)}", f"  next  {advice.next}"]
 
 
 def _finding_text(finding: Finding, advice: Advice) -> list[str]:
@@ -268,6 +274,9 @@ def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
             {"step": grade.step, "severity": grade.severity.label, "value": finite(grade.value)}
             for grade in worst.grades
         ],
+        "cause": advice.cause,
+        "explains": list(advice.explains),
+        "onsets": {e.router.name: e.onset for e in finding.episodes if e.router is not None},
         "short": advice.short,
         "verdict": advice.verdict,
         "why": advice.why,
@@ -359,6 +368,8 @@ def news_text(alert: News) -> str:
     event = "" if alert.event == "opened" else f"{alert.event}: "
     if alert.event == "recovered":
         rest = []
+    elif alert.advice.cause:
+        rest.insert(-1, f"  cause {alert.advice.cause}")
     return "\n".join([f"step {alert.step:,}: {event}{first}", *(f"  {line}" for line in rest)])
 
 

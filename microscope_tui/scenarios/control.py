@@ -48,8 +48,8 @@ def oscillation(
     # In every single step the busiest expert does carry a multiple of its share, and this bias
     # has no effect: it keeps growing for experts that are popular anyway.
     truth = Truth(expected=(found,), allowed={"OVERLOAD": "warn", "BIAS_RUNAWAY": "warn"})
-    balance = {"balance": {"method": "bias", "bias_update_rate": TOO_FAST}}
-    return Run(shape=shape, truth=truth, header=balance, steps=steps(shape, rng, course))
+    rate = {"method": "bias", "bias_update_rate": TOO_FAST, "update": "sign"}
+    return Run(shape=shape, truth=truth, header={"balance": rate}, steps=steps(shape, rng, course))
 
 
 def bias_runaway(shape: Shape, rng: random.Random) -> Run:

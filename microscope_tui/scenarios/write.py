@@ -157,7 +157,7 @@ def _header(run: Run, name: str, now: float) -> Record:
             "norm_top_k": shape.top_k > 1,
             "capacity_factor": shape.capacity_factor,
         },
-        balance={"method": "bias", "bias_update_rate": BIAS_UPDATE_RATE},
+        balance={"method": "bias", "bias_update_rate": BIAS_UPDATE_RATE, "update": "sign"},
         source={"writer": "moe-microscope demo", "counts": "exact"},
     ).to_json()
     for key, change in run.header.items():

@@ -17,9 +17,8 @@ from microscope_tui.diagnosis import (
     Finding,
     Pending,
     Severity,
-    advise,
-    group,
     pending,
+    report,
     value_at,
 )
 from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
@@ -258,8 +257,7 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     if until is not None:
         episodes = [e.as_of(until) for e in episodes if e.onset <= until]
     found = []
-    for finding in group(episodes):
-        advice = advise(finding, diagnosis.run, diagnosis.checkpoints, episodes)
+    for finding, advice in report(diagnosis, episodes):
         if until is not None and finding.worst.alarm > until:  # known only in hindsight
             whose = f"(numbers from its alarm, step {finding.worst.alarm:,})"
             advice = replace(advice, verdict=f"{advice.verdict} {whose}")

@@ -49,7 +49,7 @@ def test_an_alert_is_printed_while_the_run_continues_and_the_end_event_ends_it(
     alerts, report = out.split("collapse-0: CRITICAL at step 450 (finished)\n")
     assert alerts.startswith("step ")
     assert "CRIT COLLAPSE" in alerts
-    assert report.startswith("  CRIT COLLAPSE: Router collapse in L3 since step 1")
+    assert report.startswith("  CRIT cause: bias update too slow; explains COLLAPSE in L3")
 
 
 def test_every_line_of_json_is_an_object_and_the_last_one_is_the_report(

@@ -3,6 +3,8 @@
 One trouble may be part of another: one chain gets one remedy and one step to go back to.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +15,15 @@ from microscope_tui.diagnosis import (
     Advice,
     Episode,
     Finding,
+    Known,
     Severity,
     advise,
+    causes,
     group,
 )
 from microscope_tui.runlog import RouterInfo, RunRecord
 
-BIAS: dict[str, Any] = {"method": "bias", "bias_update_rate": 0.001}
+BIAS: dict[str, Any] = {"method": "bias", "bias_update_rate": 0.001, "update": "sign"}
 AUX = {"method": "aux", "aux_weight": 0.02}
 RUN = RunRecord("r", (), balance=BIAS)
 CHECKPOINTS = [800, 900, 1000, 1100]
@@ -40,13 +44,22 @@ def episode(rule: str, onset: int = 950, index: int = 0, **changes: Any) -> Epis
     return Episode(rule=rule, router_index=index, onset=onset, **(known | changes))
 
 
-def alone(found: Episode, run: RunRecord = RUN) -> Advice:
-    """The advice on the only episode of a run."""
-    return advise(Finding((found,)), run, CHECKPOINTS)
+def explained(
+    *episodes: Episode, run: RunRecord = RUN, checkpoints: Sequence[int] = CHECKPOINTS, **known: Any
+) -> list[tuple[Finding, Advice]]:
+    """The findings of these episodes with their texts, cause by cause."""
+    facts = Known(run=run, checkpoints=checkpoints, **known)
+    return [(f, advise(f, c, facts)) for c in causes(episodes, facts) for f in c.findings]
 
 
-def advice_of(*episodes: Episode) -> dict[str, Advice]:
-    return {f.rule: advise(f, RUN, CHECKPOINTS, episodes) for f in group(episodes)}
+def alone(*found: Episode, run: RunRecord = RUN, **known: Any) -> Advice:
+    """The advice on the only finding of a run."""
+    ((_, advice),) = explained(*found, run=run, **known)
+    return advice
+
+
+def advice_of(*episodes: Episode, **known: Any) -> dict[str, Advice]:
+    return {finding.rule: advice for finding, advice in explained(*episodes, **known)}
 
 
 # The words of every rule.
@@ -109,8 +122,8 @@ the gradient norm is NaN or infinite in 9 of 10 steps: they are skipped, or corr
 back to a checkpoint with finite values, then lower the learning rate; in fp16 check whether the
 loss scale keeps falling.
 
-the z-loss is 12.5 times its median of the last 200 logged steps (50 against 4). {CALM}; go back to
-before step 950 {SAVED}.
+the z-loss is 12.5 times its median of the last 200 logged steps (50 against 4). {CALM}; then
+go back to before step 950 {SAVED}.
 
 token entropy is 99.0% of its maximum and its share of the gradient norm is 1e-09: it learns
 nothing. Check that the router is not frozen and that the balancing is not too strong.
@@ -175,7 +188,7 @@ def test_every_meter_fault_has_its_own_words(cause: str, words: str) -> None:
 def test_the_words_depend_on_the_run(
     rule: str, changes: dict[str, Any], run: dict[str, Any], words: str
 ) -> None:
-    advice = alone(episode(rule, **changes), RunRecord("r", (), **run) if run else RUN)
+    advice = alone(episode(rule, **changes), run=RunRecord("r", (), **run) if run else RUN)
     assert words.lower() in f"{advice.why} {advice.next}".lower()
 
 
@@ -194,15 +207,16 @@ def test_a_verdict_names_the_trouble_its_layer_and_its_onset() -> None:
 
 def test_of_several_layers_the_numbers_name_their_layer() -> None:
     one, other = episode("COLLAPSE", facts={"effective": 2.0}), episode("COLLAPSE", index=2)
-    assert advise(Finding((other, one)), RUN).why.startswith("In L3: 0.0 of 8 experts")
+    worse = replace(other, severity=Severity.CRITICAL, onset=940)
+    assert alone(worse, one).why.startswith("In L3: 0.0 of 8 experts")
     assert alone(one).why.startswith("2.0 of 8 experts")
 
 
-def test_the_same_trouble_in_several_layers_is_one_finding_that_names_them() -> None:
-    together = [episode("COLLAPSE", 950 + 25 * i, i) for i in range(5)]
-    findings = group([*together, episode("COLLAPSE", 1051, 7)])
-    assert [finding.layers for finding in findings] == [("L1", "L2", "L3", "L4", "L5"), ("L8",)]
-    assert "in L1, L2 and 3 more layers since step 950" in advise(findings[0], RUN).verdict
+def test_what_lasts_is_one_finding_and_what_is_over_only_if_it_began_together() -> None:
+    layers = [episode("COLLAPSE", 950 + 90 * i, i) for i in range(5)]
+    assert "in L1, L2 and 3 more layers since step 950" in alone(*layers).verdict
+    over = [replace(layer, recovered_at=1600) for layer in layers]
+    assert [f.layers for f in group(over)] == [("L1", "L2"), ("L3", "L4"), ("L5",)]
 
 
 def test_a_recovered_episode_needs_nothing() -> None:
@@ -234,7 +248,7 @@ def test_layers_are_a_shock_together_only_if_each_of_them_is(layers: Any, words:
         episode("COLLAPSE", onset, index, recovered_at=end, facts=SHOCKED)
         for index, (onset, end) in enumerate(layers)
     ]
-    assert advise(Finding(tuple(episodes)), RUN).verdict.endswith(words)
+    assert advice_of(*episodes)["COLLAPSE"].verdict.endswith(words)
 
 
 # The remedy fits the settings of this run.
@@ -261,7 +275,7 @@ def test_layers_are_a_shock_together_only_if_each_of_them_is(layers: Any, words:
 def test_the_remedy_names_the_setting_that_this_run_has(
     rule: str, balance: dict[str, Any], remedy: str
 ) -> None:
-    words = alone(episode(rule), RunRecord("r", (), balance=balance)).next
+    words = alone(episode(rule), run=RunRecord("r", (), balance=balance)).next
     assert words.lower().startswith(remedy)
 
 
@@ -276,7 +290,7 @@ def test_the_remedy_names_the_setting_that_this_run_has(
     ],
 )
 def test_only_a_training_is_sent_back(rule: str, profile: str, goes_back: bool) -> None:
-    words = alone(episode(rule), RunRecord("r", (), profile=profile, balance=BIAS)).next
+    words = alone(episode(rule), run=RunRecord("r", (), profile=profile, balance=BIAS)).next
     assert ("go back" in words) == goes_back
     assert ("bias_update_rate" in words) == (goes_back and profile != "eval")
     assert "prune" not in words
@@ -287,14 +301,14 @@ def test_only_a_training_is_sent_back(rule: str, profile: str, goes_back: bool) 
     [
         (1, [], "start again."),
         (1, [0, 100], "start again."),
-        (40, [0, 100], "start again (no checkpoint is older than step 40)."),
-        (40, [100], "go back to before step 40 (the log has no checkpoint that old)."),
+        (40, [0, 100], "start again (no checkpoint before step 40)."),
+        (40, [100], "start again (no checkpoint before step 40)."),
         (40, [], "go back to before step 40."),
         (100, [0, 99, 100], "go back to before step 100 (a checkpoint was written at 99)."),
     ],
 )
 def test_going_back_names_what_there_is(onset: int, saved: list[int], words: str) -> None:
-    assert advise(Finding((episode("COLLAPSE", onset),)), RUN, saved).next.endswith(words)
+    assert alone(episode("COLLAPSE", onset), checkpoints=saved).next.endswith(words)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +328,7 @@ def test_a_bias_rate_is_advised_by_the_scale_of_the_scores(
     rule: str, score_function: str, facts: dict[str, float], words: str
 ) -> None:
     run = RunRecord("r", (), balance=BIAS, score_function=score_function)
-    advice = alone(episode(rule, 900, facts=facts), run).next
+    advice = alone(episode(rule, 900, facts=facts), run=run).next
     assert advice.startswith(f"Raise bias_update_rate from {words}")
 
 
@@ -339,13 +353,13 @@ def test_a_divergence_has_one_remedy_and_one_step_to_go_back_to() -> None:
     said = advice_of(episode("GRADSPIKE", 903, WHOLE_RUN), *layers, *falls)
     assert set(said) == {"GRADSPIKE", "LOGITS", "COLLAPSE"}
     (words,) = {advice.next for advice in said.values()}
-    assert words == f"{CALM}; go back to before step 903 (a checkpoint was written at 900)."
+    assert words == f"{CALM}; then go back to before step 903 (a checkpoint was written at 900)."
     assert said["COLLAPSE"].why.endswith("The first sign was GRADSPIKE at step 903.")
 
 
 def test_logits_alone_announce_a_divergence_of_their_layer_only() -> None:
     layers = [episode("LOGITS", 925, 0), episode("COLLAPSE", 990, 0), episode("COLLAPSE", 700, 5)]
-    words = [advise(f, RUN, CHECKPOINTS, layers).next for f in group(layers)]
+    words = [advice.next for _, advice in explained(*layers)]
     assert sum("before step 925" in text and "z-loss" in text for text in words) == 2
     assert sum("before step 700" in text and FASTER in text for text in words) == 1
 
@@ -387,9 +401,10 @@ def test_experts_that_die_in_a_collapsed_layer_send_back_to_before_the_collapse(
 
 @pytest.mark.parametrize(("layer", "uneven"), [(0, True), (4, False)])
 def test_drops_beside_a_collapse_do_not_ask_for_capacity(layer: int, uneven: bool) -> None:
-    said = advice_of(episode("DROPS", 1000), episode("COLLAPSE", 910, layer))
-    assert said["DROPS"].next.startswith("Fix the uneven load first (see COLLAPSE)") == uneven
-    assert said["DROPS"].next.startswith("Raise the capacity factor") != uneven
+    advised = advice_of(episode("DROPS", 1000), episode("COLLAPSE", 910, layer))["DROPS"]
+    assert advised.next.startswith(FASTER) == uneven
+    assert advised.next.startswith("Raise the capacity factor") != uneven
+    assert advised.cause == ("bias update too slow" if uneven else "capacity too small")
 
 
 def test_what_led_to_a_collapse_in_some_layers_only_names_them() -> None:
@@ -397,9 +412,9 @@ def test_what_led_to_a_collapse_in_some_layers_only_names_them() -> None:
         episode("ERODING", 900, index, led_to="COLLAPSE", recovered_at=1000, **SLIDING)
         for index in (0, 2)
     ]
-    assert advise(Finding(tuple(slides)), RUN).verdict.endswith("to 1,000, then router collapse")
+    assert alone(*slides).verdict.endswith("to 1,000, then router collapse")
     slides.insert(0, episode("ERODING", 900, 1, recovered_at=1000, **SLIDING))
-    advice = advise(Finding(tuple(slides)), RUN)
+    advice = alone(*slides)
     assert advice.verdict.endswith("to 1,000, then router collapse in L1, L3, recovered elsewhere")
     assert advice.next == "See the alert it led to, router collapse."
     assert "would have reached" in advice.why
@@ -417,14 +432,124 @@ def test_a_slide_that_reached_the_limit_does_not_announce_that_it_will() -> None
     assert "reaches 0.35 in about 1 step." in elsewhere.why
 
 
-@pytest.mark.parametrize("rule", ["BIAS_RUNAWAY", "STARVED", "ERODING"])
+@pytest.mark.parametrize("rule", ["COLLAPSE", "BIAS_RUNAWAY", "STARVED", "ERODING"])
 def test_a_rate_that_makes_the_load_swing_is_not_raised(rule: str) -> None:
     known: dict[str, Any] = {"severity": Severity.WARN, "facts": {}}
     sick = episode(rule, 900, **known)
-    words = advice_of(sick, episode("OSCILLATION", 880, **known))[rule].next
-    assert words == "Stop the swing first (see OSCILLATION): stronger balancing would amplify it."
+    beside = advice_of(sick, episode("OSCILLATION", 880, **known))[rule]
+    assert (beside.cause, beside.next[:10]) == ("bias_update_rate too high", "Lower bias")
     for elsewhere_or_over in (
         episode("OSCILLATION", 880, 4, **known),
         episode("OSCILLATION", 700, recovered_at=800, **known),
     ):
-        assert advice_of(sick, elsewhere_or_over)[rule].next.startswith(FASTER)
+        words = advice_of(sick, elsewhere_or_over)[rule].next
+        assert words.startswith("Keep bias_update_rate: the load of a router swings by 30%")
+
+
+@pytest.mark.parametrize(
+    ("swing", "rate"), [(0.0, 0.003), (0.1, 0.003), (0.15, 0.002), (0.2, 0.0015), (0.21, None)]
+)
+def test_a_rate_is_raised_only_as_far_as_the_largest_swing_leaves_room(
+    swing: float, rate: float | None
+) -> None:
+    words = alone(episode("COLLAPSE"), swing=swing).next
+    assert words.startswith(f"Raise bias_update_rate from 0.001 to {rate} " if rate else "Keep ")
+
+
+def test_only_a_sign_update_is_made_faster() -> None:
+    for update, words in (
+        (
+            "proportional",
+            "Keep bias_update_rate: a proportional update overshoots at a higher rate",
+        ),
+        (None, "If your update is the sign of the violation, raise bias_update_rate from 0.001"),
+    ):
+        run = replace(RUN, balance=BIAS | {"update": update})
+        assert alone(episode("COLLAPSE"), run=run).next.startswith(words)
+
+
+# One cause on top, the others are its symptoms.
+
+
+def setting(cause: str, onset: int = 1, severity: Severity = Severity.WARN) -> Episode:
+    return episode("LINT", onset, WHOLE_RUN, severity=severity, facts={"cause": cause})
+
+
+@pytest.mark.parametrize(
+    ("cause", "balance", "title", "remedy"),
+    [
+        ("aux not applied", AUX, "auxiliary loss not applied", "Set output_router_logits to true"),
+        ("no balancing", {"method": "none"}, "no load balancing", "Switch one on"),
+        ("aux pooled", AUX, "auxiliary loss pooled over all layers", "Compute the auxiliary loss"),
+        ("top-1 normalised", {}, "top-1 routing with normalised weights", "Set norm_top_k"),
+        ("router frozen", AUX, "frozen router", "No setting balances a frozen router"),
+        (WRONG_SIGN, BIAS, "bias update with the wrong sign", "Flip the sign"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_the_cause_of_an_uneven_load(
+    cause: str, balance: dict[str, Any], title: str, remedy: str
+) -> None:
+    sick = [episode("COLLAPSE", 300 + 90 * i, i) for i in range(4)]
+    found = explained(
+        *sick, episode("DEAD", 1120, 1), setting(cause), run=replace(RUN, balance=balance)
+    )
+    assert [finding.rule for finding, _ in found] == ["COLLAPSE", "DEAD", "LINT"]
+    assert {advice.cause for _, advice in found} == {title}
+    assert found[0][1].explains == ("COLLAPSE in L1 to L4", "DEAD in L2")
+    assert not found[1][1].explains
+    assert all(advice.next.startswith(remedy) for _, advice in found)
+
+
+def test_pooling_is_the_cause_only_where_other_layers_are_even() -> None:
+    routers = tuple(RouterInfo(f"L{i + 1}", i + 1, 8, 2) for i in range(2))
+    run = RunRecord("r", routers, balance=AUX)
+    pooled = setting("layers pooled", severity=Severity.INFO)
+    one, both = [episode("COLLAPSE")], [episode("COLLAPSE"), episode("COLLAPSE", index=1)]
+    causes = [advice_of(*sick, pooled, run=run)["COLLAPSE"].cause for sick in (one, both)]
+    assert causes == ["auxiliary loss pooled over all layers", "auxiliary loss too weak"]
+
+
+@pytest.mark.parametrize(
+    ("experts", "resumes", "stopped"),
+    [
+        (range(8, 12), [501], "since the restart at 501"),
+        (range(8, 12), [], "since step 510"),
+        (range(8, 16), [501], "rank 2 and 3 stopped: experts 8 to 15"),
+        (range(8, 11), [501], ""),
+        (range(9, 13), [501], ""),
+        (range(0, 32), [501], ""),
+    ],
+)
+def test_dead_experts_that_are_exactly_one_rank_are_not_re_initialised(
+    experts: range, resumes: list[int], stopped: str
+) -> None:
+    router = RouterInfo("L1", 1, 32, 4)
+    run = replace(RUN, routers=(router,), expert_parallel_size=8)
+    dead = episode("DEAD", 510, router=router, facts={"experts": tuple(experts)})
+    advice = alone(dead, run=run, resumes=resumes)
+    assert stopped in advice.cause
+    assert ("re-initialise these experts" in advice.next) == bool(stopped)
+    if not stopped:
+        assert advice.cause.startswith("restart at step 501") == bool(resumes)
+
+
+@pytest.mark.parametrize(
+    ("onset", "is_cause"), [(500, False), (501, True), (551, True), (552, False)]
+)
+def test_a_restart_explains_what_begins_within_fifty_steps(onset: int, is_cause: bool) -> None:
+    advice = alone(episode("COLLAPSE", onset), resumes=[501])
+    assert advice.cause == ("restart at step 501" if is_cause else "bias update too slow")
+    assert ("compare what was loaded" in advice.next.lower()) == is_cause
+
+
+def test_a_change_of_the_data_explains_what_begins_in_several_layers_at_once() -> None:
+    changes = [(940, "the loss jumps from 2.1 to 2.6")]
+    routers = tuple(RouterInfo(f"L{i + 1}", i + 1, 8, 2) for i in range(3))
+    run = replace(RUN, routers=routers)
+    both = [episode("STARVED", 950, severity=Severity.WARN), episode("ERODING", 960, 1)]
+    causes = [
+        {a.cause for a in advice_of(*sick, run=run, changes=changes).values()}
+        for sick in (both, both[:1])
+    ]
+    changed = "change at step 940: the loss jumps from 2.1 to 2.6"
+    assert causes == [{changed}, {"bias update too slow"}]

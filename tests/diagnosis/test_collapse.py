@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Criteria, Diagnosis, Severity, advise, overall
+from microscope_tui.diagnosis import Criteria, Diagnosis, Severity, overall, report
 from microscope_tui.report import view_json
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import draw_counts
@@ -72,8 +72,8 @@ def severity_of(records: list[Record]) -> Severity:
 
 
 def why(diagnosis: Diagnosis) -> str:
-    (finding,) = [f for f in diagnosis.findings() if f.rule == "COLLAPSE"]
-    return advise(finding, diagnosis.run).why
+    (words,) = [advice.why for f, advice in report(diagnosis) if f.rule == "COLLAPSE"]
+    return words
 
 
 # When it begins, and when it is over.

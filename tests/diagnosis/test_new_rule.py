@@ -54,8 +54,7 @@ SCRIPT = """
 import json, sys
 from microscope_tui.cli import main
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.ledger import group
-from microscope_tui.diagnosis.advice import advise
+from microscope_tui.diagnosis.advice import report
 from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord
 
 run = RunRecord(run="r", routers=(RouterInfo("L1", 1, 8, 2),), balance={"method": "bias"})
@@ -64,10 +63,10 @@ for step in range(1, 301):
     mass = {210: 0.05, 260: 0.2}.get(step, 0.25 if step > 200 else 0.6)
     router = RouterSummary(effective_experts=(8.0,), selected_mass=(mass,))
     diagnosis.observe(StepRecord(step=step, tokens=4096.0, router=router), lambda index: None)
-(finding,) = group(diagnosis.episodes)
+((finding, advice),) = report(diagnosis)
 worst = finding.worst
 found = [worst.rule, worst.onset, worst.value, worst.worst_at, worst.now.value]
-print(json.dumps([*found, advise(finding, run).why]), flush=True)
+print(json.dumps([*found, advice.why]), flush=True)
 sys.argv[1:] = ["explain", "mass", "--config", sys.argv[1]]
 sys.exit(main())
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from microscope_tui.diagnosis import Advice, Diagnosis, advise, group, restore, save
+from microscope_tui.diagnosis import Advice, Diagnosis, report, restore, save
 from microscope_tui.lines import AlertState, Entry, unfolded
 from microscope_tui.report import finding_json
 from tests.conftest import header
@@ -17,8 +17,8 @@ def advised(diagnosis: Diagnosis, rule: str, step: int | None = None) -> Advice:
     episodes = diagnosis.episodes
     if step is not None:
         episodes = [e.as_of(step) for e in episodes if e.onset <= step]
-    (finding,) = [f for f in group(episodes) if f.rule == rule]
-    return advise(finding, diagnosis.run, diagnosis.checkpoints, episodes)
+    (advice,) = [advice for f, advice in report(diagnosis, episodes) if f.rule == rule]
+    return advice
 
 
 def sick_then(after: Counts, last: int = 440) -> Diagnosis:

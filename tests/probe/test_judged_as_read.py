@@ -98,6 +98,7 @@ def with_faulty_counts() -> list[Record]:
 
 
 COLLAPSE_AND_METER = (
+    "CRITICAL cause: bias update too slow; explains COLLAPSE in L3\n"
     "CRITICAL COLLAPSE: Router collapse in L3 since step 200\n"
     "NO VERDICT METER: Meter fault in L1 since step "
 )

@@ -31,7 +31,7 @@ def test_a_collapse_exits_with_two_and_says_what_why_and_next(call: Call, scenar
     report = json.loads(call("check", folder, "--json")[1])
     (run,) = report["runs"]
     (finding,) = run["findings"]
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert set(run) == {
         *("run", "path", "state", "judged", "last_step", "profile", "exit_code", "problem"),
         *("notes", "findings"),
@@ -40,6 +40,7 @@ def test_a_collapse_exits_with_two_and_says_what_why_and_next(call: Call, scenar
         *("rule", "severity", "layers", "experts", "onset", "alarm", "last", "state"),
         *("value", "limit", "confidence", "verdict", "why", "next"),
         *("recurrence", "evidence", "grades", "short", "worst_at", "now"),
+        *("cause", "explains", "onsets"),
     }
     assert (run["exit_code"], run["state"], finding["rule"]) == (2, "finished", "COLLAPSE")
     assert (finding["severity"], finding["layers"]) == ("crit", ["L3"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Episode, Severity
+from microscope_tui.diagnosis import Episode, Known, Severity
 from microscope_tui.report import Alerts, news_text
 from microscope_tui.runlog import RouterInfo, RunRecord
 
@@ -19,8 +19,10 @@ class Judged:
     episodes: list[Episode] = field(default_factory=list)
     last_step: int = 500
     run: RunRecord = field(default_factory=lambda: RunRecord("r", ROUTERS))
-    profile: str = "pretrain"
-    checkpoints: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> Known:
+        return Known(run=self.run)
 
 
 def episode(index: int = 0, **changes: Any) -> Episode:
@@ -80,8 +82,8 @@ def test_what_began_before_the_range_is_not_news() -> None:
 @pytest.mark.parametrize(
     ("change", "first_line", "lines"),
     [
-        ({}, "step 500: WARN DROPS: Dropped tokens in L0 since step 100", 3),
-        ({"severity": Severity.CRITICAL}, "step 500: worse: CRIT DROPS: Dropped tokens in L0", 3),
+        ({}, "step 500: WARN DROPS: Dropped tokens in L0 since step 100", 4),
+        ({"severity": Severity.CRITICAL}, "step 500: worse: CRIT DROPS: Dropped tokens in L0", 4),
         ({"recovered_at": 200}, "step 500: recovered: WARN DROPS: Dropped tokens in L0 from", 1),
     ],
 )

@@ -36,6 +36,11 @@ BACK = "go back to an earlier checkpoint"
 _BRIDGED_IN = 100
 """As many updates bridge the margin of the scores: one expert falls while another rises, so they
 swap places in half as many."""
+_ROOM = 0.3
+"""A swing of this amplitude, of the fair share, is the limit of OSCILLATION …"""
+_LEAST_RAISE = 1.5
+"""… and a setting that could be raised by less than this is kept."""
+_BESIDE = "add a sequence-wise auxiliary loss for the uneven layers"
 _OF_LOGITS = 0.05
 """In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
 
@@ -301,59 +306,92 @@ def listed(ids: object) -> str:
     return f"{shown} and {len(ids) - 6} more" if len(ids) > 6 else shown
 
 
+def ids_of(episode: Episode, name: str) -> tuple[int, ...]:
+    """Expert numbers of an episode; empty where there are none."""
+    ids = episode.facts.get(name)
+    return ids if isinstance(ids, tuple) else ()
+
+
 def size_of(episode: Episode) -> int:
     """Number of experts of the episode's router."""
     return episode.router.num_experts if episode.router else 0
 
 
 def stronger_balance(run: RunRecord, episode: Episode) -> str:
-    """Which setting to raise, from what to what; ``episode`` has the scale of the scores."""
-    value = run.balance.get("bias_update_rate")
-    if run.balance.get("method") == "bias" and _is_positive(value):
-        return _faster(run, value, *(episode.facts.get(name) for name in SCALES))
-    return turned(run, 3.0, "raise", "strengthen the load balancing")
+    """Which setting to raise, from what to what.
+
+    ``episode`` has the scale of the scores, and how far the load of a router swings: a faster
+    update swings as much further. Three times the rate is safe for the sign update alone.
+    """
+    value, swing = run.balance.get("bias_update_rate"), number(episode, "swing")
+    room = _ROOM / swing if swing > 0 else math.inf
+    knob = KNOBS.get(str(run.balance.get("method")))
+    update = run.balance.get("update")
+    if knob is not None and round(room, 9) < _LEAST_RAISE:
+        instead = _BESIDE if knob == "bias_update_rate" else "stop the swing first"
+        return (
+            f"keep {setting(run, knob)}: the load of a router swings by {swing:.0%} of its fair "
+            f"share, and stronger balancing would amplify that; {instead}"
+        )
+    if knob == "bias_update_rate" and update in ("proportional", "quantile"):
+        return (
+            f"keep {setting(run, knob)}: a {update} update overshoots at a higher rate; {_BESIDE}"
+        )
+    if knob == "bias_update_rate" and _is_positive(value):
+        faster = _faster(run, value, room, *(episode.facts.get(name) for name in SCALES))
+        return (
+            faster if update == "sign" else f"if your update is the sign of the violation, {faster}"
+        )
+    return turned(run, min(3.0, room), "raise", "strengthen the load balancing")
+
+
+def setting(run: RunRecord, name: str) -> str:
+    """The name of a setting in the framework of the run."""
+    names = run.balance.get("names")
+    return str(names.get(name, name)) if isinstance(names, dict) else name
 
 
 def calm_down(run: RunRecord) -> str:
     """What to change so that gradients and logits stay finite and small."""
     weight, z_loss = run.balance.get("z_loss_weight"), "add a z-loss of 1e-3"
     if isinstance(weight, int | float) and 0 < weight < 1:
-        z_loss = f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
+        z_loss = f"raise {setting(run, 'z_loss_weight')} from {weight:g} to {10 * weight:g}"
     return (
         f"lower the learning rate, clip the gradient norm, {z_loss} and compute the router in fp32"
     )
 
 
-def go_back(onset: int, checkpoints: Sequence[int]) -> str:
+def go_back(onset: int, checkpoints: Sequence[int], newest: int = 0) -> str:
     """Advice to go back to before the onset; which checkpoints still exist is not in the log."""
     saved = max((step for step in checkpoints if step < onset), default=None)
     if onset <= 1:
         return "start again"
-    if saved == 0:
-        return f"start again (no checkpoint is older than step {onset:,})"
-    known = (
-        f"a checkpoint was written at {saved:,}" if saved else "the log has no checkpoint that old"
-    )
-    return f"go back to before step {onset:,}" + (f" ({known})" if checkpoints else "")
+    if not saved and checkpoints:
+        return f"start again (no checkpoint before step {onset:,})"
+    price = f", {newest - saved:,} steps ago" if saved and newest > saved else ""
+    known = f" (a checkpoint was written at {saved:,}{price})" if saved else ""
+    return f"go back to before step {onset:,}{known}"
 
 
-def _faster(run: RunRecord, rate: float, margin: object, largest: object) -> str:
+def _faster(run: RunRecord, rate: float, room: float, margin: object, largest: object) -> str:
     """A bias on logits, which have no bound, needs more than one on scores from 0 to 1."""
-    change, plain, wanted = f"raise bias_update_rate from {rate:g} to", 3.0 * rate, _OF_LOGITS
+    knob, most = setting(run, "bias_update_rate"), _one_digit(rate * room)
+    plain, wanted = min(3.0 * rate, rate * room), _OF_LOGITS
     if _is_positive(margin):
         wanted = _one_digit(margin / _BRIDGED_IN)
     elif _is_positive(largest):
         wanted = _one_digit(largest / (2 * _BRIDGED_IN))
+    change, wanted = f"raise {knob} from {rate:g} to", min(wanted, most)
     unbounded = run.score_function == "softmax"
     if wanted <= plain or not (unbounded or _is_positive(margin)):
-        return f"{change} {plain:g}"
+        return f"{change} {plain:.3g}"
     if _is_positive(margin):
         return (
             f"{change} {wanted:g} (the chosen scores lead by {margin:.2g}; at {rate:g} a bias "
             f"needs {margin / rate:,.0f} steps to make up for that)"
         )
     return (
-        f"{change} {wanted:g} if the bias is added to logits, to {plain:g} if to probabilities "
+        f"{change} {wanted:g} if the bias is added to logits, to {plain:.3g} if to probabilities "
         "(a bias on softmax logits needs far more than one on sigmoid scores)"
     )
 
@@ -367,11 +405,14 @@ def turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
             return "enable a balancing method"
         return f"{otherwise} and check that it acts on every layer" if factor > 1 else otherwise
     value = run.balance.get(knob)
+    name = setting(run, knob)
     if value == 0 and factor > 1:
-        return f"set {knob} above zero"
+        return f"set {name} above zero"
     if not _is_positive(value):
-        return f"{verb} {knob}"
-    return f"{verb} {knob} from {value:g} to {factor * value:g}"
+        return f"{verb} {name}"
+    if factor > 1 and factor * value > 1:
+        return f"keep {name} at {value:g}, which is strong: check that it acts on every layer"
+    return f"{verb} {name} from {value:g} to {factor * value:.3g}"
 
 
 def _is_positive(value: object) -> TypeGuard[float]:

@@ -1,0 +1,337 @@
+"""Cause first: one pass over all episodes of a run finds what explains them, and the one remedy.
+
+A proof comes before a suspicion: a rank that stopped, a bias with the wrong sign or lost at a
+resume, a divergence. Then settings that cannot work, swings, a restart or a change of the data at
+the onset; what is left is balancing that is too weak. Each episode has one cause, so that no report
+turns one setting in two directions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Severity
+from microscope_tui.diagnosis.ledger import group
+from microscope_tui.diagnosis.rules import RULES
+from microscope_tui.diagnosis.rules.base import (
+    WRONG_SIGN,
+    calm_down,
+    ids_of,
+    setting,
+)
+from microscope_tui.runlog import RunRecord
+
+_GAP = 50
+"""Largest gap between the last evidence of one episode and the onset of the next that it led to; a
+dated onset may also precede the first sign of a divergence by this much."""
+_REACH = 500
+"""A sign of a divergence that lasts longer than this does not explain later onsets."""
+_SWINGS = 0.3
+"""The least swing that OSCILLATION reports."""
+_AFTER = 50
+"""Steps after a restart or a change of the data within which an onset belongs to it."""
+_UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
+"""Rules that fire where the load of a router is uneven, for whichever reason."""
+WRONG_SIGN_TITLE = "bias update with the wrong sign"
+_SETTINGS = {
+    WRONG_SIGN: WRONG_SIGN_TITLE,
+    "bias lost": "selection bias lost at the restart",
+    "aux not applied": "auxiliary loss not applied",
+    "no balancing": "no load balancing",
+    "router frozen": "frozen router",
+    "top-1 normalised": "top-1 routing with normalised weights",
+    "aux pooled": "auxiliary loss pooled over all layers",
+    "layers pooled": "auxiliary loss pooled over all layers",
+    "bias not updated": "selection bias not updated",
+    "aux too strong": "auxiliary loss too strong",
+}
+"""Causes of LINT that explain an uneven load, proofs first."""
+_SLOW = {"bias": "bias update too slow", "aux": "auxiliary loss too weak"}
+_LOADED = (
+    "compare what was loaded with what was saved: router weights, selection bias, optimizer state "
+    "and the position in the data"
+)
+_DATA = "compare the load on the data before and after this step"
+_FROZEN = (
+    "no setting balances a frozen router: train on other data, or unfreeze the router; compare the "
+    "load before the training"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the pass uses besides the episodes."""
+
+    run: RunRecord
+    checkpoints: Sequence[int] = ()
+    resumes: Sequence[int] = ()
+    """First steps after restarts."""
+    changes: Sequence[tuple[int, str]] = ()
+    """Steps at which the loss jumped or the writer logged an event of its own, in words."""
+    swing: float = 0.0
+    """The largest swing of the load of any router."""
+    newest: int = 0
+
+    def remedy_of(self, episode: Episode) -> str:
+        """What the rule of the episode advises; the swing limits how far a setting is raised."""
+        known = replace(episode, facts=episode.facts | {"swing": self.swing})
+        return RULES[episode.rule].words(known, self.run)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Findings with one explanation and one remedy, worst first."""
+
+    title: str
+    """Empty where nothing is known."""
+    findings: tuple[Finding, ...]
+    remedy: str = ""
+    """By default that of the rule of the first finding."""
+    onset: int = 0
+    """Where it began: checkpoints before this step are sound."""
+    sign: Episode | None = None
+    """The first sign of a divergence."""
+    goes_back: bool = True
+
+    @property
+    def explained(self) -> tuple[Finding, ...]:
+        """The findings without the one that is the cause itself."""
+        return tuple(f for f in self.findings if not RULES[f.rule].judges_settings)
+
+
+_Found = tuple[Cause, list[Episode]]
+
+
+def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
+    """Assign every episode to one cause: active before recovered, worst first."""
+    left, found = list(episodes), list[Cause]()
+    if any(e.rule == "OSCILLATION" for e in left):
+        known = replace(known, swing=max(known.swing, _SWINGS))
+    for find in (_ranks, _signs, _divergences, _settings, _swings, _moments, _weak, _capacity):
+        for cause, members in find(left, known):
+            found.append(_complete(cause, members, left, known))
+            taken = set(map(id, members))
+            left = [episode for episode in left if id(episode) not in taken]
+    for finding in group(left):
+        found.append(_complete(Cause("", ()), finding.episodes, left, known))
+    return sorted(found, key=_gravity)
+
+
+def _gravity(cause: Cause) -> tuple[bool, int, int, int]:
+    active = [f for f in cause.findings if f.active] or list(cause.findings)
+    worst = max(f.severity for f in active)
+    first = min(f.onset for f in active)
+    return not active[0].active, -worst, RULES[cause.findings[0].rule].cause_rank, first
+
+
+def _complete(
+    cause: Cause, members: Iterable[Episode], others: Sequence[Episode], known: Known
+) -> Cause:
+    members = list(members)
+    findings = tuple(group(members))
+    shown = next((f for f in findings if not RULES[f.rule].judges_settings), findings[0])
+    onsets = [cause.sign.onset] if cause.sign is not None else []
+    serious = [e for e in members if e.active and not RULES[e.rule].judges_settings] or members
+    onsets += [_chain_onset(episode, [*members, *others]) for episode in serious]
+    remedy = cause.remedy or known.remedy_of(shown.worst)
+    return replace(cause, findings=findings, remedy=remedy, onset=min(onsets))
+
+
+def _signs(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Settings that the steps prove wrong."""
+    return _by_lint(left, known, (WRONG_SIGN, "bias lost"))
+
+
+def _settings(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Settings with which balancing cannot work."""
+    return _by_lint(left, known, tuple(_SETTINGS)[2:])
+
+
+def _by_lint(left: list[Episode], known: Known, names: Sequence[str]) -> Iterator[_Found]:
+    lint = {e.facts.get("cause"): e for e in left if e.rule == "LINT" and e.active}
+    for name in names:
+        proof = lint.get(name)
+        if proof is None:
+            continue
+        explained = _beside(left, [e for e in left if _is_uneven(e, known)])
+        if name in ("top-1 normalised", "router frozen", "aux too strong"):
+            explained += [e for e in left if e.rule == "UNIFORM"]
+        if name == "aux too strong":
+            explained = [e for e in explained if e.rule == "UNIFORM"]
+        if name == WRONG_SIGN:
+            explained += [e for e in left if e.rule == "OSCILLATION"]
+        if name == "bias lost":
+            explained = [e for e in explained if e.onset >= proof.onset - _GAP]
+        if name == "layers pooled" and len({e.router_index for e in explained}) == len(
+            known.run.routers
+        ):
+            continue  # even layers beside uneven ones are what pooling hides
+        if name == "router frozen" and not _all_frozen(known.run):
+            continue
+        if any(e.severity > Severity.INFO for e in explained):
+            remedy = _FROZEN if name == "router frozen" else known.remedy_of(proof)
+            yield Cause(_SETTINGS[name], (), remedy), [proof, *explained]
+            return
+
+
+def _is_uneven(episode: Episode, known: Known) -> bool:
+    of_rank = episode.rule == "OVERLOAD" and episode.facts.get("cause") == "rank"
+    narrow = episode.rule in ("DEAD", "STARVED") and known.run.profile != "pretrain"
+    trains = known.run.profile != "eval"
+    return episode.rule in _UNEVEN and not of_rank and not narrow and trains
+
+
+def _all_frozen(run: RunRecord) -> bool:
+    frozen = run.balance.get("frozen_routers")
+    return not isinstance(frozen, int | float) or not 0 < frozen < len(run.routers)
+
+
+def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Experts without tokens that are exactly those of whole ranks."""
+    ranks, found = known.run.expert_parallel_size, dict[tuple[int, ...], list[Episode]]()
+    for episode in left:
+        experts = ids_of(episode, "experts" if episode.rule == "DEAD" else "idle")
+        number = episode.router.num_experts if episode.router is not None else 0
+        each = number // ranks if ranks > 1 and number % ranks == 0 else 0
+        blocks = sorted({expert // each for expert in experts}) if each > 1 else []
+        if experts and len(experts) == each * len(blocks) < number:
+            resumed = _last_before(known.resumes, episode.onset)
+            if each > 3 or resumed is not None:  # two neighbours can die by chance
+                found.setdefault(tuple(blocks), []).append(episode)
+    for whole, episodes in found.items():
+        router, blocks = episodes[0].router, list(whole)
+        assert router is not None
+        each, onset = router.num_experts // ranks, min(e.onset for e in episodes)
+        resumed = _last_before(known.resumes, onset)
+        at = f"the restart at {resumed:,}" if resumed is not None else f"step {onset:,}"
+        first, last = each * blocks[0], each * (blocks[-1] + 1) - 1
+        verb = "is" if len(blocks) == 1 else "are"
+        names = " and ".join(map(str, blocks))
+        title = (
+            f"rank {names} stopped: experts {first} to {last} of {router.num_experts} on {ranks} "
+            f"ranks {verb} its own, and their counts or weights are missing since {at}"
+        )
+        remedy = (
+            f"check that rank {names} loads its own part of the checkpoint and that the counts are "
+            "summed over all ranks; do not re-initialise these experts"
+        )
+        yield Cause(title, (), remedy, goes_back=False), _beside(left, episodes)
+
+
+def _beside(left: Sequence[Episode], core: Sequence[Episode]) -> list[Episode]:
+    """``core``, and the uneven load of the same routers at the same time."""
+    known = set(map(id, core))
+    others = [e for e in left if id(e) not in known and e.rule in _UNEVEN and overlaps(e, core)]
+    return [*core, *others]
+
+
+def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
+    for members in divergences(left):
+        sign = next(e for e in members if _is_sign(e))
+        cause = Cause(
+            "learning rate too high, the run diverges", (), calm_down(known.run), sign=sign
+        )
+        core = [e for e in members if e.severity > Severity.INFO]
+        yield cause, _beside([e for e in left if e.onset >= sign.onset - _GAP], core)
+
+
+def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """A bias update that overshoots."""
+    swings = [e for e in left if e.rule == "OSCILLATION" and e.active]
+    if swings and known.run.balance.get("method") == "bias":
+        remedy = known.remedy_of(swings[0])
+        title = f"{setting(known.run, 'bias_update_rate')} too high"
+        yield Cause(title, (), remedy, goes_back=False), _beside(left, swings)
+
+
+def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """A restart at the onset, or a change of the data in several layers at once."""
+    moments = [(at, f"restart at step {at:,}", _LOADED, 1) for at in known.resumes]
+    moments += [(at, f"change at step {at:,}: {what}", _DATA, 2) for at, what in known.changes]
+    for at, title, remedy, least in moments:
+        members = [e for e in left if _is_uneven(e, known) and at <= e.onset <= at + _AFTER]
+        serious = [e for e in members if e.severity > Severity.INFO]
+        if serious and len({e.router_index for e in serious}) >= min(least, len(known.run.routers)):
+            otherwise = known.remedy_of(serious[0])
+            yield Cause(title, (), f"{remedy}; if that is right, {otherwise}"), members
+            left = [e for e in left if e not in members]
+
+
+def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Balancing that does not suffice."""
+    core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
+    method = str(known.run.balance.get("method"))
+    if any(e.severity > Severity.INFO for e in core):
+        yield Cause(_SLOW.get(method, "load balancing too weak"), ()), _beside(left, core)
+
+
+def _capacity(left: list[Episode], known: Known) -> Iterator[_Found]:
+    drops = [e for e in left if e.rule == "DROPS"]
+    if drops:
+        yield Cause("capacity too small", ()), drops
+
+
+def _last_before(steps: Sequence[int], onset: int) -> int | None:
+    return max((at for at in steps if at - _GAP <= onset <= at + 2 * _AFTER), default=None)
+
+
+def _chain_onset(episode: Episode, others: Sequence[Episode]) -> int:
+    """The onset of the first episode of this router that led to this one without a gap."""
+    onset = episode.onset
+    if not _starves(episode):
+        return onset
+    before = [
+        e for e in others
+        if _starves(e) and e.router_index == episode.router_index and e.severity >= Severity.WARN
+    ]  # fmt: skip
+    for earlier in sorted(before, key=lambda e: -e.onset):
+        if earlier.onset < onset <= (earlier.recovered_at or earlier.last) + _GAP:
+            onset = earlier.onset
+    return onset
+
+
+def _starves(episode: Episode) -> bool:
+    return RULES[episode.rule].family == "starvation"
+
+
+def overlaps(trouble: Episode, episodes: Iterable[Episode]) -> bool:
+    return any(
+        trouble.router_index == e.router_index
+        and trouble.onset <= e.last
+        and (trouble.recovered_at is None or trouble.recovered_at > e.onset)
+        for e in episodes
+    )
+
+
+def divergences(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    """The divergences of a run: their signs and what followed them, earliest onset first."""
+    serious = sorted((e for e in episodes if e.severity >= Severity.WARN), key=lambda e: e.onset)
+    clusters: list[list[Episode]] = []
+    for sign in filter(_is_sign, serious):
+        if clusters and sign.onset <= max(map(_end, clusters[-1])):
+            clusters[-1].append(sign)
+        else:
+            clusters.append([sign])
+    for signs in clusters:
+        followed = [e for e in serious if RULES[e.rule].wants_balance and _follows(e, signs)]
+        found = sorted([*signs, *followed], key=lambda e: e.onset)
+        # A gradient spike alone is not a divergence.
+        if any(RULES[e.rule].announced_by for e in found):
+            yield found
+
+
+def _is_sign(episode: Episode) -> bool:
+    return RULES[episode.rule].family == "divergence"
+
+
+def _end(sign: Episode) -> int:
+    return min(sign.last, sign.onset + _REACH) + _GAP
+
+
+def _follows(episode: Episode, signs: list[Episode]) -> bool:
+    """A gradient spike alone is a sign only if an alarm followed it at once."""
+    return any(
+        signs[0].onset - _GAP <= episode.onset <= _end(sign)
+        for sign in signs
+        if sign.router_index == episode.router_index
+        or (sign.router_index == WHOLE_RUN and sign.severity is Severity.CRITICAL)
+    )
