@@ -1,11 +1,11 @@
 """A log of gigabytes: opening it, moving through it, and what the background passes cost.
 
-    python -m benchmarks.big_log LOG [--steps 100000] [--runs 3]
+    python -m benchmarks.big_log LOG [--routers 58] [--experts 256] [--steps 100000] [--runs 3]
 
-LOG comes from ``python -m benchmarks.make_log``. In a real pseudo-terminal of 140 × 50, from the
-start of the process: the whole history on the screen (sampled), the end of the scan, the end of
-the diagnosis, peak memory; while the scan runs and after it, key press to repaint; and from the
-Enter of "go to step N" to the heatmap of that step. The file is read once before, to be cached.
+LOG is written if it does not exist. In a real pseudo-terminal of 140 × 50, from the start of the
+process: the whole history on the screen (sampled), the end of the scan, the end of the diagnosis,
+peak memory; while the scan runs and after it, key press to repaint; and from the Enter of "go to
+step N" to the heatmap of that step. The file is read once before, to be cached.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import random
 from itertools import cycle
 from pathlib import Path
 
+from benchmarks.bulk import write_bulk
 from benchmarks.machine import machine, options_of, say
 from benchmarks.open_log import history_is_shown
 from benchmarks.terminal import Terminal, microscope
@@ -24,7 +25,11 @@ SCANNING, JUDGING = "scanning the log", "diagnosis at step"
 
 
 def main() -> None:
-    options = options_of(__doc__, "log", steps=100_000, runs=3, wait_for_diagnosis=False)
+    sizes = {"routers": 58, "experts": 256, "steps": 100_000}
+    options = options_of(__doc__, "log", **sizes, runs=3, wait_for_diagnosis=False)
+    if not options.log.exists():
+        sizes = {"num_experts": options.experts, "top_k": 8, "tokens": 16_384}
+        write_bulk(options.log, routers=options.routers, steps=options.steps, **sizes)
     size = warm(options.log)
     print(machine())
     print(f"{options.log}: {size / 1e9:.2f} GB, {options.steps:,} steps")

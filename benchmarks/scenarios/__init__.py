@@ -1,6 +1,6 @@
 """All scenarios of the scoreboard: those of ``demo``, their variants, and hard negatives."""
 
-from benchmarks.scenarios import lookalikes, variants
+from benchmarks.scenarios import causes, lookalikes, variants
 from microscope_tui import scenarios
 from microscope_tui.scenarios import Scenario, Shape, any_shape, can_lose_experts, several_choices
 
@@ -11,6 +11,10 @@ def _is_wide(shape: Shape) -> bool:
 
 def _takes_turns(shape: Shape) -> bool:
     return shape.num_experts >= 3 * shape.top_k
+
+
+def _has_few(shape: Shape) -> bool:
+    return several_choices(shape) and shape.num_experts <= 16
 
 
 def _has_many_routers(shape: Shape) -> bool:
@@ -46,7 +50,6 @@ _VARIANTS = (
     Scenario("padding", variants.padding),
     Scenario("nan", variants.nan),
     Scenario("lint-top1-normalised", variants.top1_normalised),
-    Scenario("lint-aux-not-applied", variants.aux_not_applied),
     Scenario("lint-pooled-aux", variants.pooled_aux_loss, _has_many_routers),
     Scenario("bias-wrong-sign", variants.bias_wrong_sign),
     Scenario("lint-gpt-oss-aux", variants.gpt_oss_aux),
@@ -59,5 +62,29 @@ _VARIANTS = (
     Scenario("slow-swing", variants.slow_swing),
     Scenario("impossible-counts", variants.impossible_counts, several_choices),
 )
+_CAUSES = (
+    Scenario("lint-aux-not-applied", causes.aux_off, steps=900),
+    Scenario("cause-unbalanced", causes.unbalanced, steps=900),
+    Scenario("cause-frozen", causes.frozen, steps=900),
+    Scenario("cause-too-slow", causes.too_slow, steps=1800),
+    Scenario("cause-too-fast", causes.too_fast, steps=1200),
+    Scenario("cause-divergence", causes.diverging, steps=400),
+    Scenario("cause-restart", causes.restart, steps=900),
+    Scenario("cause-bias-lost", causes.bias_lost, steps=900),
+    Scenario("cause-rank", causes.rank_lost, scenarios.SCENARIOS["rank-skew"].fits, 1200),
+    Scenario("cause-data", causes.data_switch, steps=900),
+    Scenario("cause-capacity", causes.small_capacity, steps=600),
+    Scenario("cause-stale-rows", causes.stale_rows, _is_wide, 600),
+    Scenario("cause-wrong-sums", causes.wrong_sums, steps=900),
+    Scenario("hot-and-narrow", causes.hot_and_narrow, _has_few, 600),
+    Scenario("idle-in-turn", causes.idle_in_turn, _is_wide),
+    Scenario("probed-collapse", causes.probed_collapse, steps=14),
+    Scenario("probed-narrow", causes.probed_narrow, steps=14),
+    Scenario("frozen-steady", causes.frozen_steady, _is_wide, 900),
+    Scenario("same-batch", causes.same_batch, steps=600),
+    Scenario("sinkhorn", causes.sinkhorn, steps=600),
+    Scenario("hot-rising", causes.hot_rising, several_choices, 1200),
+    Scenario("growing-logits", causes.growing_logits, steps=900),
+)
 
-SCENARIOS = scenarios.SCENARIOS | {one.name: one for one in (*_LOOKALIKES, *_VARIANTS)}
+SCENARIOS = scenarios.SCENARIOS | {one.name: one for one in (*_LOOKALIKES, *_VARIANTS, *_CAUSES)}

@@ -5,8 +5,9 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
+from typing import Any
 
-from microscope_tui.scenarios.collapsing import thin
+from microscope_tui.scenarios.collapsing import BESIDE_COLLAPSE, thin
 from microscope_tui.scenarios.course import Course, steps
 from microscope_tui.scenarios.healthy import hot_shared, settled
 from microscope_tui.scenarios.popularity import (
@@ -19,6 +20,7 @@ from microscope_tui.scenarios.popularity import (
     uneven,
 )
 from microscope_tui.scenarios.run import (
+    Expected,
     Record,
     Run,
     Shape,
@@ -31,12 +33,20 @@ from microscope_tui.scenarios.run import (
 
 Weight = Callable[[int, int, int], float]
 """``factor(router, expert, step)``: what the rhythm makes of an expert's weight."""
-LOOKS_SICK = Truth(hard_negative=True)
 LOST_STEPS = 37
 """Steps after the checkpoint that a resumed run takes again."""
 _WITHOUT_BIAS = 0.42  # collapse index of routers whose biases are gone
 _RHYTHMS = ((1, 2), (1, 1, 2), (1, 4), (1, 1, 1, 3), (1, 2, 3, 2))
 _NOTHING = 1e-9
+
+
+def run_of(shape: Shape, rng: random.Random, course: Course, *found: Expected, **more: Any) -> Run:
+    """A run that takes this course; without a trouble it is a hard negative."""
+    profile, cause = more.get("header", {}).get("profile", "pretrain"), more.pop("cause", "")
+    truth = Truth(expected=found, profile=profile, hard_negative=not found, cause=cause)
+    if found and found[0].rule != "METER":
+        truth = replace(truth, allowed=BESIDE_COLLAPSE | {"COLLAPSE": "warn"})
+    return replace(Run(shape=shape, truth=truth, steps=steps(shape, rng, course)), **more)
 
 
 def specialised(shape: Shape, rng: random.Random) -> Run:
@@ -47,7 +57,7 @@ def specialised(shape: Shape, rng: random.Random) -> Run:
         concentration=lambda step: 120.0,
         token_entropy=lambda router, step: max(level, 0.98 - step / 400),
     )
-    return Run(shape=shape, truth=LOOKS_SICK, steps=steps(shape, rng, course))
+    return run_of(shape, rng, course)
 
 
 def soft(shape: Shape, rng: random.Random) -> Run:
@@ -58,7 +68,7 @@ def soft(shape: Shape, rng: random.Random) -> Run:
         token_entropy=lambda router, step: level,
         softness=lambda router, step: 0.9,
     )
-    return Run(shape=shape, truth=LOOKS_SICK, steps=steps(shape, rng, course))
+    return run_of(shape, rng, course)
 
 
 def warm_up(shape: Shape, rng: random.Random) -> Run:
@@ -71,16 +81,14 @@ def warm_up(shape: Shape, rng: random.Random) -> Run:
         hot,
         lambda step: 3 * math.exp(-step / pace) if step < 400 else 0.0,
     )
-    return Run(
-        shape=shape, truth=LOOKS_SICK, steps=steps(shape, rng, Course(popularity=popularity))
-    )
+    return run_of(shape, rng, Course(popularity=popularity))
 
 
 def small_batch(shape: Shape, rng: random.Random) -> Run:
     """96 tokens a step: most of the unevenness is chance."""
     shape = replace(shape, tokens=96)
     course = Course(popularity=constant(shape, 0.2, rng), concentration=lambda step: 60.0)
-    return Run(shape=shape, truth=LOOKS_SICK, steps=steps(shape, rng, course))
+    return run_of(shape, rng, course)
 
 
 def domain_bursts(shape: Shape, rng: random.Random) -> Run:
@@ -90,7 +98,7 @@ def domain_bursts(shape: Shape, rng: random.Random) -> Run:
         popularity=constant(shape, 0.35, rng),
         concentration=lambda step: 25.0 if (step + offset) % 200 < 40 else 400.0,
     )
-    return Run(shape=shape, truth=LOOKS_SICK, steps=steps(shape, rng, course))
+    return run_of(shape, rng, course)
 
 
 def narrow_finetune(shape: Shape, rng: random.Random) -> Run:
@@ -101,12 +109,7 @@ def narrow_finetune(shape: Shape, rng: random.Random) -> Run:
         concentration=lambda step: 120.0,
         token_entropy=lambda router, step: level,
     )
-    return Run(
-        shape=shape,
-        truth=Truth(profile="finetune", hard_negative=True),
-        header={"profile": "finetune"},
-        steps=steps(shape, rng, course),
-    )
+    return run_of(shape, rng, course, header={"profile": "finetune"})
 
 
 def even_but_one(shape: Shape, rng: random.Random) -> Run:
@@ -127,8 +130,7 @@ def upcycled(shape: Shape, rng: random.Random) -> Run:
         token_entropy=lambda router, step: 0.997 - 0.3 * progress(step),
         softness=lambda router, step: 1 - 0.8 * progress(step),
     )
-    config: Record = {"config": {"upcycled": True}}
-    return Run(shape=shape, truth=LOOKS_SICK, header=config, steps=steps(shape, rng, course))
+    return run_of(shape, rng, course, header={"config": {"upcycled": True}})
 
 
 def resume_bias_reset(shape: Shape, rng: random.Random) -> Run:
@@ -140,12 +142,8 @@ def resume_bias_reset(shape: Shape, rng: random.Random) -> Run:
     first = Course(popularity=blended(even, even, lambda step: 0.0))
     second = replace(first, popularity=blended(even, off, lambda step: _healing(step - again)))
     last = min(shape.steps, again + LOST_STEPS)
-    return Run(
-        shape=shape,
-        truth=Truth(hard_negative=True),
-        steps=chain(steps(shape, rng, first, last=last), steps(shape, rng, second, first=again)),
-        edit=_resumed,
-    )
+    parts = chain(steps(shape, rng, first, last=last), steps(shape, rng, second, first=again))
+    return run_of(shape, rng, first, steps=parts, edit=_resumed)
 
 
 def _healing(since: int) -> float:
@@ -184,13 +182,9 @@ def ragged(shape: Shape, rng: random.Random) -> Run:
             values[silent] = None
         return replace(step, tokens_per_expert=rows, router=router)
 
-    return Run(
-        shape=shape,
-        truth=Truth(hard_negative=True),
-        steps=map(muted, steps(shape, rng, course)),
-        edit=_ragged(random.Random(rng.random()), range(gap, gap + 20)),
-        torn=True,
-    )
+    edit = _ragged(random.Random(rng.random()), range(gap, gap + 20))
+    muted_steps = map(muted, steps(shape, rng, course))
+    return run_of(shape, rng, course, steps=muted_steps, edit=edit, torn=True)
 
 
 def _ragged(rng: random.Random, gap: range) -> Callable[[Iterator[Record]], Iterator[Record]]:
@@ -215,19 +209,16 @@ def _ragged(rng: random.Random, gap: range) -> Callable[[Iterator[Record]], Iter
     return edit
 
 
-def narrow_and_steady(shape: Shape, rng: random.Random) -> Run:
+def narrow_and_steady(shape: Shape, rng: random.Random, **changes: Any) -> Run:
     """A fine-tuning on data so narrow that a layer is as uneven as an early collapse, for good."""
     sick = some_routers(shape, 0.3, rng)
     weights = [[math.exp(log) for log in row] for row in narrow(shape, sick, rng)]
     course = Course(
-        popularity=lambda router, step: weights[router], concentration=lambda step: 120.0
+        popularity=lambda router, step: weights[router],
+        concentration=lambda step: 120.0,
+        **changes,
     )
-    return Run(
-        shape=shape,
-        truth=Truth(profile="finetune", hard_negative=True),
-        header={"profile": "finetune"},
-        steps=steps(shape, rng, course),
-    )
+    return run_of(shape, rng, course, header={"profile": "finetune"})
 
 
 def parting(shape: Shape, rng: random.Random) -> Run:
@@ -244,7 +235,7 @@ def parting(shape: Shape, rng: random.Random) -> Run:
         )
     )
     truth = Truth(allowed={"STARVED": "warn"}, hard_negative=True)  # one may be below a tenth
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    return run_of(shape, rng, course, truth=truth)
 
 
 def data_in_blocks(shape: Shape, rng: random.Random) -> Run:
@@ -263,7 +254,7 @@ def data_in_blocks(shape: Shape, rng: random.Random) -> Run:
         popularity=modulated(constant(shape, 0.3, rng), factor),
         concentration=lambda step: 120.0,
     )
-    return Run(shape=shape, truth=Truth(hard_negative=True), steps=steps(shape, rng, course))
+    return run_of(shape, rng, course)
 
 
 def alternating_tokens(shape: Shape, rng: random.Random) -> Run:
@@ -276,8 +267,7 @@ def alternating_tokens(shape: Shape, rng: random.Random) -> Run:
         rows = [[n * times for n in row] if row else row for row in step.tokens_per_expert]
         return replace(step, tokens=step.tokens * times, tokens_per_expert=rows)
 
-    scaled_steps: Iterator[Step] = map(scaled, steps(shape, rng, course))
-    return Run(shape=shape, truth=Truth(hard_negative=True), steps=scaled_steps)
+    return run_of(shape, rng, course, steps=map(scaled, steps(shape, rng, course)))
 
 
 def fine_grained(shape: Shape, rng: random.Random) -> Run:
@@ -297,7 +287,7 @@ def fine_grained(shape: Shape, rng: random.Random) -> Run:
         popularity=blended(even, parted, lambda step: min(1.0, max(0.0, (step - begin) / length))),
         concentration=lambda step: 120.0,
     )
-    return Run(shape=shape, truth=Truth(hard_negative=True), steps=steps(shape, rng, course))
+    return run_of(shape, rng, course)
 
 
 def hovering(shape: Shape, rng: random.Random) -> Run:
@@ -317,11 +307,11 @@ def narrow(shape: Shape, routers: Sequence[int], rng: random.Random) -> list[lis
     rows = uneven(shape, 0.4, rng)
     for router in routers:
         target = rng.uniform(0.2, 0.33)
-        rows[router] = _few_busy(shape, target, rng)
+        rows[router] = few_busy(shape, target, rng)
     return rows
 
 
-def _few_busy(shape: Shape, target: float, rng: random.Random) -> list[float]:
+def few_busy(shape: Shape, target: float, rng: random.Random) -> list[float]:
     """Some experts share most of the tokens, and the others what brings c to ``target``."""
     busy = round(shape.top_k + 0.7 * target * (shape.num_experts - shape.top_k))
     chosen = set(rng.sample(range(shape.num_experts), max(shape.top_k + 1, busy)))

@@ -5,12 +5,20 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from benchmarks.scenarios.lookalikes import Weight, groups_of, modulated, narrow
-from microscope_tui.scenarios.collapsing import BESIDE_COLLAPSE, collapsing, fallen, growing, slow
+from benchmarks.scenarios.lookalikes import Weight, groups_of, modulated, narrow, run_of
+from microscope_tui.scenarios.collapsing import (
+    BESIDE_COLLAPSE,
+    collapsing,
+    fall,
+    fallen,
+    growing,
+    slow,
+)
 from microscope_tui.scenarios.control import (
     LINT,
     TOO_FAST,
     configured,
+    dead_gradient,
     measured,
     oscillation,
     pooled_aux,
@@ -31,6 +39,7 @@ from microscope_tui.scenarios.run import (
     some_routers,
 )
 
+_BESIDE_SWINGS = {"OVERLOAD": "warn", "BIAS_RUNAWAY": "warn"}
 SHARES_SUM = 1_000_000
 LONG_PLAN = 100_000
 APART = 50
@@ -51,23 +60,15 @@ def from_shares(shape: Shape, rng: random.Random) -> Run:
     return replace(run, header={"source": {"counts": "shares"}})
 
 
-def _sudden(shape: Shape, rng: random.Random, onset: int, share: float) -> Run:
-    sick = some_routers(shape, share, rng)
-    popularity = pulled(settled(shape, rng), hot_experts(shape, sick, rng), growing(onset, 4))
-    course = collapsing(popularity, sick, onset, confident=False)
-    found = fallen(popularity, sick, shape, onset)
-    truth = Truth(expected=(found,), allowed=BESIDE_COLLAPSE)
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
-
-
 def collapse_unconfident(shape: Shape, rng: random.Random) -> Run:
     """Half of the routers fall within some twenty steps; their token entropy reads healthy."""
-    return _sudden(shape, rng, around(0.1 * shape.steps, rng) + 40, 0.5)
+    onset = around(0.1 * shape.steps, rng) + 40
+    return run_of(shape, rng, *fall(shape, rng, onset, 4, 0.5, sigma=0.2))
 
 
 def early_collapse(shape: Shape, rng: random.Random) -> Run:
     """The same within the warm-up, where imbalance is normal but a total collapse is not."""
-    return _sudden(shape, rng, around(5, rng), 0.3)
+    return run_of(shape, rng, *fall(shape, rng, around(5, rng), 4, sigma=0.2))
 
 
 def from_top1(shape: Shape, rng: random.Random) -> Run:
@@ -152,7 +153,8 @@ def bias_wrong_sign(shape: Shape, rng: random.Random) -> Run:
 
     found = Expected(rule="LINT", tolerance=500)
     beside = BESIDE_COLLAPSE | {"COLLAPSE": "crit"}
-    return Run(shape=shape, truth=Truth(expected=(found,), allowed=beside), steps=logged())
+    truth = Truth(expected=(found,), allowed=beside, cause="sign")
+    return Run(shape=shape, truth=truth, steps=logged())
 
 
 def forced_balance(shape: Shape, rng: random.Random) -> Run:
@@ -201,11 +203,7 @@ def nan(shape: Shape, rng: random.Random) -> Run:
         return replace(step, loss=math.nan, grad_norm=math.nan, router=router)
 
     found = Expected(rule="METER", onset=onset, severity="error")
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,)),
-        steps=map(blinded, steps(shape, rng, course)),
-    )
+    return run_of(shape, rng, course, found, steps=map(blinded, steps(shape, rng, course)))
 
 
 def impossible_counts(shape: Shape, rng: random.Random) -> Run:
@@ -230,13 +228,9 @@ def impossible_counts(shape: Shape, rng: random.Random) -> Run:
 
     course = Course(popularity=settled(shape, rng), meter=meter)
     found = Expected(rule="METER", routers=sick, onset=onset, severity="error")
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,)),
-        header={"source": {"counts": "none"}} if summaries_only else {},
-        edit=_without_counts if summaries_only else None,
-        steps=steps(shape, rng, course),
-    )
+    header = {"source": {"counts": "none"}} if summaries_only else {}
+    edit = _without_counts if summaries_only else None
+    return run_of(shape, rng, course, found, header=header, edit=edit)
 
 
 def _without_counts(records: Iterator[Record]) -> Iterator[Record]:
@@ -246,14 +240,11 @@ def _without_counts(records: Iterator[Record]) -> Iterator[Record]:
 
 
 def top1_normalised(shape: Shape, rng: random.Random) -> Run:
-    """One choice per token, and its weight is divided by itself."""
-    return configured(replace(shape, top_k=1), rng, {"model": {"norm_top_k": True}})
-
-
-def aux_not_applied(shape: Shape, rng: random.Random) -> Run:
-    """A balancing loss is configured, but the model never returns what it needs."""
-    balance = {"method": "aux", "aux_weight": 0.001, "output_router_logits": False}
-    return configured(shape, rng, {"balance": balance})
+    """One choice per token, its weight divided by itself: no gradient, and soft for ever."""
+    run = dead_gradient(replace(shape, top_k=1), rng)
+    truth = replace(run.truth, expected=(LINT, *run.truth.expected), cause="top-1")
+    model = {"score_function": "softmax", "norm_top_k": True}
+    return replace(run, truth=truth, header=run.header | {"model": model})
 
 
 def gpt_oss_aux(shape: Shape, rng: random.Random) -> Run:
@@ -288,12 +279,8 @@ def pooled_aux_loss(shape: Shape, rng: random.Random) -> Run:
     lint = replace(LINT, onset=onset, tolerance=150)
     model = {"name": "mixtral", "score_function": "softmax"}
     balance = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(lint, collapsed), allowed=BESIDE_COLLAPSE),
-        header={"model": model, "balance": balance},
-        steps=steps(shape, rng, course),
-    )
+    header = {"model": model, "balance": balance}
+    return run_of(shape, rng, course, lint, collapsed, cause="pooled", header=header)
 
 
 def dead_groups(shape: Shape, rng: random.Random) -> Run:
@@ -308,8 +295,7 @@ def dead_groups(shape: Shape, rng: random.Random) -> Run:
         rule="DEAD", routers=(sick,), onset=onset, severity="crit", experts=dying, tolerance=60
     )
     course = Course(popularity=popularity, unheeded=lambda r, step: r == sick and step >= onset)
-    truth = Truth(expected=(found,), allowed={**BESIDE_COLLAPSE, "COLLAPSE": "warn"})
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    return run_of(shape, rng, course, found)
 
 
 def finetune_collapse(shape: Shape, rng: random.Random) -> Run:
@@ -323,33 +309,19 @@ def finetune_collapse(shape: Shape, rng: random.Random) -> Run:
     )
     # Uneven before, it is "collapsed" from the start by the limit of a pretraining.
     found = Expected(rule="COLLAPSE", routers=sick, onset=onset, severity="crit", tolerance=100)
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,), allowed=BESIDE_COLLAPSE, profile="finetune"),
-        header={"profile": "finetune"},
-        steps=steps(shape, rng, collapsing(popularity, sick, onset, confident=True)),
-    )
+    course = collapsing(popularity, sick, onset, confident=True)
+    return run_of(shape, rng, course, found, header={"profile": "finetune"})
 
 
 def long_plan(shape: Shape, rng: random.Random) -> Run:
     """A layer that is even falls within the long warm-up of a long plan."""
-    sick, onset = some_routers(shape, 0.3, rng), around(150, rng)
-    popularity = pulled(constant(shape, 0.1, rng), hot_experts(shape, sick, rng), growing(onset, 4))
-    found = fallen(popularity, sick, shape, onset)
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,), allowed=BESIDE_COLLAPSE),
-        header={"planned_steps": LONG_PLAN},
-        steps=steps(shape, rng, collapsing(popularity, sick, onset, confident=False)),
-    )
+    course, found = fall(shape, rng, around(150, rng), 4, sigma=0.1)
+    return run_of(shape, rng, course, found, header={"planned_steps": LONG_PLAN})
 
 
 def sparse(shape: Shape, rng: random.Random) -> Run:
     """A collapse in a log with a line for every fiftieth step."""
-    sick = some_routers(shape, 0.3, rng)
-    line = around(0.4 * shape.steps, rng)
-    popularity = pulled(constant(shape, 0.2, rng), hot_experts(shape, sick, rng), growing(line, 1))
-    found = fallen(popularity, sick, shape, line)
+    course, found = fall(shape, rng, around(0.4 * shape.steps, rng), 1, confident=True, sigma=0.2)
     found = replace(found, onset=found.onset * APART, tolerance=25 * APART)
 
     def spread(records: Iterator[Record]) -> Iterator[Record]:
@@ -358,13 +330,8 @@ def sparse(shape: Shape, rng: random.Random) -> Run:
                 record["step"] *= APART
             yield record
 
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,), allowed=BESIDE_COLLAPSE),
-        header={"planned_steps": shape.steps * APART},
-        steps=steps(shape, rng, collapsing(popularity, sick, line, confident=True)),
-        edit=spread,
-    )
+    header = {"planned_steps": shape.steps * APART}
+    return run_of(shape, rng, course, found, header=header, edit=spread)
 
 
 def rotation(shape: Shape, rng: random.Random) -> Run:
@@ -423,10 +390,6 @@ def _swinging(shape: Shape, rng: random.Random, factor: Weight, sigma: float) ->
         unheeded=lambda router, step: step >= onset and router in sick,
     )
     found = Expected(rule="OSCILLATION", routers=sick, onset=onset, tolerance=130)
-    allowed = {"OVERLOAD": "warn", "BIAS_RUNAWAY": "warn"}
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,), allowed=allowed),
-        header={"balance": {"method": "bias", "bias_update_rate": TOO_FAST}},
-        steps=steps(shape, rng, course),
-    )
+    header = {"balance": {"method": "bias", "bias_update_rate": TOO_FAST}}
+    run = run_of(shape, rng, course, found, header=header)
+    return replace(run, truth=replace(run.truth, allowed=_BESIDE_SWINGS))

@@ -81,6 +81,23 @@ def fallen(
     )
 
 
+def fall(
+    shape: Shape,
+    rng: random.Random,
+    onset: int,
+    every: float,
+    share: float = 0.3,
+    *,
+    confident: bool = False,
+    sigma: float = 0.3,
+) -> tuple[Course, Expected]:
+    """Some routers fall onto k experts, a log-weight in ``every`` steps; all loads are uneven."""
+    sick, base = some_routers(shape, share, rng), constant(shape, sigma, rng)
+    popularity = pulled(base, hot_experts(shape, sick, rng), growing(onset, every))
+    course = collapsing(popularity, sick, onset, confident=confident)
+    return course, fallen(popularity, sick, shape, onset)
+
+
 def collapse(shape: Shape, rng: random.Random) -> Run:
     """One layer falls onto k experts within 60 steps of one third of the run."""
     sick, onset = ((2 * shape.routers) // 3,), shape.steps // 3
@@ -160,7 +177,7 @@ def divergence(shape: Shape, rng: random.Random) -> Run:
         Expected(rule="LOGITS", routers=sick, onset=logits, tolerance=90),
         fallen(popularity, sick, shape, load),
     )
-    truth = Truth(expected=expected, allowed=BESIDE_COLLAPSE)
+    truth = Truth(expected=expected, allowed=BESIDE_COLLAPSE, cause="learning rate")
     return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
 
 

@@ -70,6 +70,8 @@ class Truth:
     profile: str = "pretrain"
     hard_negative: bool = False
     """Looks faulty but is healthy."""
+    cause: str = ""
+    """What the first line of a correct report names, in lower case; empty where none is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

