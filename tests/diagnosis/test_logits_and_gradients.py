@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Diagnosis, Severity
-from tests.conftest import header
-from tests.diagnosis.conftest import even, judge, of, steps
+from microscope_tui.diagnosis import Diagnosis, Episode, Severity, advise, restore, save
+from tests.conftest import header, step
+from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
 
 def logits(dtype: str, z_loss: Callable[[int], float], max_logit: Callable[[int], float]) -> Any:
@@ -66,3 +66,94 @@ def test_an_overloaded_rank_and_an_overloaded_expert_are_not_compared_as_numbers
     found = of(judge([header(expert_parallel_size=2), *steps(1, 400, sick)]), "OVERLOAD")
     assert "cause" not in found.facts
     assert (found.value, found.limit) == (pytest.approx(3.98, abs=0.01), 3.5)
+
+
+def warming_up(
+    z_loss: Callable[[int], float],
+    *,
+    falls: int = 999,
+    certain: int = 999,
+    norm: Callable[[int], float] = lambda n: 1.0,
+    last: int = 130,
+    first: int = 1,
+    **head: Any,
+) -> list[Record]:
+    """All routers take the course of ``z_loss``, fall onto two experts and become certain."""
+    rows = lambda n: [COLLAPSED if n >= falls else even(n, i) for i in range(3)]  # noqa: E731
+    return [
+        header(balance={"method": "aux", "aux_weight": 0.01}, **head),
+        *(
+            step(
+                *(n, rows(n), 2048),
+                router={"z_loss": [z_loss(n)] * 3, "entropy": [0.02 if n >= certain else 1.8] * 3},
+                grad_norm=norm(n),
+            )
+            for n in range(first, last + 1)
+        ),
+    ]
+
+
+def exploding(n: int) -> float:
+    """As a Mixtral at a rate ten times too high: 45-fold within 20 steps."""
+    return 4.5 * min(45.0, max(1.0, 1.22 ** (n - 8)))
+
+
+def logits_of(records: list[Record]) -> list[Episode]:
+    return [episode for episode in judge(records).episodes if episode.rule == "LOGITS"]
+
+
+def test_an_explosion_inside_the_warm_up_explains_the_collapse_of_all_layers() -> None:
+    diagnosis = judge(warming_up(exploding, falls=12, certain=28))
+    found = [e for e in diagnosis.episodes if e.rule == "LOGITS"]
+    # 1.5 times the first lines from step 11 on; 10 times from 20 on, for nine lines.
+    assert [(e.severity, e.onset, e.alarm) for e in found] == [(Severity.CRITICAL, 11, 28)] * 3
+    (collapse,) = [f for f in diagnosis.findings() if f.rule == "COLLAPSE"]
+    assert len(collapse.layers) == 3
+    advice = advise(collapse, diagnosis.run, (), diagnosis.episodes)
+    assert "Lower the learning rate" in advice.next
+    assert "aux_weight" not in advice.next
+    (logits,) = [f for f in diagnosis.findings() if f.rule == "LOGITS"]
+    why = advise(logits, diagnosis.run, (), diagnosis.episodes).why
+    assert (
+        "the z-loss is 45.0 times that of the first lines (202 against 4.5), and c is 0.00" in why
+    )
+
+
+@pytest.mark.parametrize(
+    ("signs", "named"),
+    [
+        ({"certain": 20}, "the token entropy is 1.0% of its maximum"),
+        ({"norm": lambda n: 1.0 if n < 20 else 11.0}, "the gradient norm is 11 times what it was"),
+    ],
+)
+def test_large_logits_are_a_divergence_with_any_other_sign_of_it(signs: Any, named: str) -> None:
+    (found, *_) = logits_of(warming_up(exploding, **signs))
+    assert (found.severity, found.onset, found.alarm) == (Severity.CRITICAL, 11, 28)
+    assert named in str(found.facts["sign"])
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        warming_up(exploding),
+        warming_up(lambda n: 4.5 * min(9.9, 1 + n / 9), falls=5, last=70),
+        warming_up(lambda n: min(9.0, 0.01 * 1.3**n), falls=5, last=70),  # from zero
+        warming_up(lambda n: 200.0, falls=5, last=70),  # the log begins too late
+        warming_up(exploding, falls=5, first=101, last=170),
+        # Grown healthily: a collapse long after it is another trouble.
+        warming_up(lambda n: 4.5 * min(16.0, 1 + n / 4), falls=260, last=340),
+    ],
+)
+def test_the_growth_of_logits_alone_is_no_divergence(records: list[Record]) -> None:
+    assert logits_of(records) == []
+
+
+def test_an_explosion_in_the_warm_up_lasts_while_its_signs_do_and_survives_a_resume() -> None:
+    settles = lambda n: 1.0 if n > 200 else exploding(n)  # noqa: E731
+    long = warming_up(exploding, falls=12, last=400)
+    assert all(episode.active for episode in logits_of(long))
+    assert [e.recovered_at for e in logits_of(warming_up(settles, falls=12, last=300))] == [201] * 3
+    again = [*long[:31], header(resumed_at_step=20), *long[20:61]]
+    assert [(e.onset, e.severity) for e in logits_of(again)] == [(11, Severity.CRITICAL)] * 3
+    diagnosis = judge(long[:25])
+    assert save(restore(save(diagnosis), diagnosis.run)) == save(diagnosis)

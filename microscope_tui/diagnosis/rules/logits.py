@@ -1,16 +1,21 @@
 """LOGITS: the router's logits explode."""
 
+import math
+
 import msgspec
 
 from microscope_tui.diagnosis.context import CRITICAL_FIRST, ENDS_INSIDE, NEVER_ENDS, RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity, graded
+from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, calm_down, number
-from microscope_tui.diagnosis.signals import Signal, StepView, Trail, median
+from microscope_tui.diagnosis.rules.collapse import CollapseLimits
+from microscope_tui.diagnosis.rules.grad_spike import GradientLimits
+from microscope_tui.diagnosis.signals import NAN, FirstValues, Signal, StepView, Trail, median
 from microscope_tui.runlog import RunRecord
 
 _REFRESH = 5  # kept values between two medians: 20 steps
 _LEAST = 25  # kept values that make a reference: 100 steps
 _RECENT = 5  # kept values that are too young to be a reference: 20 steps
+_FIRST = 3  # lines before the warm-up changes the logits
 
 
 class LogitLimits(RuleLimits, frozen=True):
@@ -23,6 +28,9 @@ class LogitLimits(RuleLimits, frozen=True):
     """A z-loss below this never counts as an explosion."""
     max_logit: float = 64.0
     """In bf16, adjacent logits of this size are at least 0.25 apart."""
+    certain: float = 0.02
+    """Token entropy ÷ ln E of a saturated softmax. Mixtral at 40 times its learning rate had z × 40
+    and this in 40 steps and stayed collapsed; at 10 times it had z × 6 and recovered."""
     persistence: int = 10
 
     relations = (
@@ -40,6 +48,10 @@ class Memory(msgspec.Struct):
     reference: list[float] = []
     fresh: int = 0
     raised_since: dict[int, int] = {}
+    first: FirstValues = msgspec.field(default_factory=lambda: FirstValues(_FIRST))
+    """z-loss of every router in the first lines, and the gradient norm."""
+    settled: set[int] = set()
+    """Routers whose reference is of their past, not of the first lines."""
 
 
 class Logits(Rule[LogitLimits, Memory]):
@@ -53,7 +65,8 @@ class Logits(Rule[LogitLimits, Memory]):
     )
     formula = (
         "z-loss above 3 × (critical: 10 ×) its median of the steps t − 220 … t − 20, for 10 steps; "
-        "or a logit above 64 in bf16"
+        "in the warm-up above 10 × the first lines beside c below 0.35, token entropy below 2 % of "
+        "ln E, or grad_norm above 10 × its first lines; or a logit above 64 in bf16"
     )
     trains_only = True
     turn = 40
@@ -67,8 +80,13 @@ class Logits(Rule[LogitLimits, Memory]):
         self.memory = Memory(past=Trail(every=4, size=55))
 
     def restart(self, step: int) -> None:
-        self.memory.past.forget_from(step)
-        self.memory.raised_since.clear()
+        memory = self.memory
+        memory.past.forget_from(step)
+        memory.first.forget_from(step)
+        if step <= self.context.warm_up:
+            memory.reference, memory.settled = [], set()
+        raised = memory.raised_since
+        memory.raised_since = {index: since for index, since in raised.items() if since < step}
 
     def read(self, view: StepView) -> Readings | None:
         z_loss = view.signal("z_loss")
@@ -77,7 +95,9 @@ class Logits(Rule[LogitLimits, Memory]):
             return None
         found: dict[int, Reading | None] = {}
         if z_loss is not None:
-            self._compare(view.step, z_loss, found)
+            norm = view.record.grad_norm
+            self.memory.first.add(view.step, [*z_loss.values, NAN if norm is None else norm])
+            self._compare(view, z_loss, found)
             if self.memory.past.add(view.step, z_loss.values):
                 self._refresh(z_loss)
         limit = self.limits.max_logit
@@ -92,51 +112,85 @@ class Logits(Rule[LogitLimits, Memory]):
                 found[index] = max(found.get(index) or of_range, of_range, key=_gravity)
         return found
 
-    def _compare(self, step: int, z_loss: Signal, found: dict[int, Reading | None]) -> None:
-        limits, raised = self.limits, self.memory.raised_since
-        if not self.memory.reference or z_loss.high <= limits.least / limits.warn:
+    def _compare(self, view: StepView, z_loss: Signal, found: dict[int, Reading | None]) -> None:
+        limits, memory, raised = self.limits, self.memory, self.memory.raised_since
+        if z_loss.high <= limits.least / limits.warn:
             raised.clear()
             return
-        pairs = zip(z_loss.values, self.memory.reference, strict=True)
-        for index, (value, usual) in enumerate(pairs):
+        reference, young = memory.reference or self._first(), view.step <= self.context.warm_up
+        for index, (value, usual) in enumerate(zip(z_loss.values, reference, strict=True)):
             if not value > limits.leave * usual:
                 raised.pop(index, None)
                 if value != value:
                     found[index] = None
-            else:
-                ratio = value / max(usual, 1e-12)
-                high = value >= limits.least
-                found[index] = Reading(
-                    severity=graded(ratio, limits.warn, limits.critical) if high else None,
-                    value=ratio,
-                    limit=limits.critical if ratio > limits.critical else limits.warn,
-                    facts={"z": value, "usual": usual},
-                    since=raised.setdefault(index, step),
-                )
+                continue
+            ratio, since = value / max(usual, 1e-12), raised.setdefault(index, view.step)
+            severity = graded(ratio, limits.warn, limits.critical)
+            facts: dict[str, Fact] = {"z": value, "usual": usual}
+            if early := index not in memory.settled:  # as long as it lasts
+                over = limits.critical if young else limits.warn
+                judged = ratio > over and (young or index in self.tracks)
+                sign = self._sign(view, index) if judged else ""
+                if not sign:
+                    continue
+                severity, facts["sign"] = Severity.CRITICAL, sign
+            found[index] = Reading(
+                severity=severity if value >= limits.least else None,
+                value=ratio,
+                limit=limits.critical if ratio > limits.critical else limits.warn,
+                settled=early,
+                facts=facts,
+                since=since,
+            )
+
+    def _first(self) -> list[float]:
+        """The z-loss of the first lines, at least that of even logits."""
+        usual, least = self.memory.first.usual, self.limits.least
+        evens = [math.log(router.num_experts or 1) ** 2 for router in self.routers]
+        return [max(usual(index, _FIRST), least, even) for index, even in enumerate(evens)]
+
+    def _sign(self, view: StepView, index: int) -> str:
+        """What makes logits that grew in the warm-up a divergence: healthy ones grow too."""
+        c, entropy, norm = view.collapse_index, view.signal("entropy"), view.record.grad_norm
+        limits, most = self.context.limits, math.log(self.routers[index].num_experts or 1)
+        usual = self.memory.first.usual(len(self.routers), _FIRST)
+        if c is not None and c.values[index] < limits.of(CollapseLimits).warn:
+            return f"c is {c.values[index]:.2f}"
+        if entropy is not None and entropy.values[index] < self.limits.certain * most:
+            return f"the token entropy is {entropy.values[index] / most:.1%} of its maximum"
+        if norm is not None and norm > limits.of(GradientLimits).ratio * usual > 0:
+            return f"the gradient norm is {norm / usual:,.0f} times what it was"
+        return ""
 
     def _refresh(self, z_loss: Signal) -> None:
         memory = self.memory
         memory.fresh += 1
         if memory.fresh < _REFRESH or len(memory.past.rows) < _RECENT + _LEAST:
             return
-        memory.fresh = 0
-        before = memory.reference
+        memory.fresh, before = 0, memory.reference or self._first()
+        held = {  # an explosion never becomes the reference
+            i for i, z in enumerate(z_loss.values)
+            if z > self.limits.warn * before[i] and (i in memory.settled or i in self.tracks)
+        }  # fmt: skip
+        every = range(len(self.routers))
         memory.reference = [
-            # An explosion never becomes the reference.
-            before[i] if before and z_loss.values[i] > self.limits.warn * before[i]
-            else median(memory.past.column(i, 0, -_RECENT))
-            for i in range(len(self.routers))
-        ]  # fmt: skip
+            before[i] if i in held else median(memory.past.column(i, 0, -_RECENT)) for i in every
+        ]
+        memory.settled.update(i for i in every if i not in held)
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        sign, logit = worst.facts.get("sign"), number(worst, "logit")
+        if worst.facts.get("cause") == "range":
+            why = f"a router logit of {logit:.0f} in bf16 (limit {number(worst, 'most'):.0f})"
+            return why, calm_down(run)
+        then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
         why = (
-            f"the z-loss is {worst.value:,.1f} times its median of the last 200 logged steps "
+            f"the z-loss is {worst.value:,.1f} times {then} "
             f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
         )
-        if worst.facts.get("cause") == "range":
-            logit, most = number(worst, "logit"), number(worst, "most")
-            why = f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})"
+        if sign:
+            return f"{why}, and {sign}", f"warm up for longer, {calm_down(run)}"
         return why, calm_down(run)
 
 
