@@ -129,7 +129,8 @@ def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
     assert worst.now is not None
     at_worst, now = f"{whose}, at worst" if whose else "At worst", "within the limits"
     if not worst.now.inside:
-        facts = {name: fact for name, fact in worst.now.facts.items() if name != "usual"}
+        before = ("usual",) if RULES[finding.rule].tells_usual else ()
+        facts = {name: fact for name, fact in worst.now.facts.items() if name not in before}
         present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
         now = words(present, run)[0].split(". ")[0].removeprefix("up to ")
     return (

@@ -115,15 +115,15 @@ max − min of the bias grew to 0.9, 0.002 a step in a straight line, while c st
 {FASTER}, and raise it further while the bias keeps
 growing; a bias on softmax logits needs far more than one on sigmoid scores.
 
-a gradient norm of 70, 56 times its median of the last 200 logged steps. Clip the gradient norm,
-watch LOGITS, and skip or replay the batch if it returns.
+a gradient norm of 70, 56 times its median before step 950. Clip the gradient norm, watch LOGITS,
+and skip or replay the batch if it returns.
 
 the gradient norm is NaN or infinite in 9 of 10 steps: they are skipped, or corrupt the weights. Go
 back to a checkpoint with finite values, then lower the learning rate; in fp16 check whether the
 loss scale keeps falling.
 
-the z-loss is 12.5 times its median of the last 200 logged steps (50 against 4). {CALM}; then
-go back to before step 950 {SAVED}.
+the z-loss is 12.5 times its median before step 950 (50 against 4). {CALM}; then go back to before
+step 950 {SAVED}.
 
 token entropy is 99.0% of its maximum and its share of the gradient norm is 1e-09: it learns
 nothing. Check that the router is not frozen and that the balancing is not too strong.

@@ -1,5 +1,7 @@
 """How bad it was at worst, how it is now, and what was usual before: three different moments."""
 
+from typing import Any
+
 import pytest
 
 from microscope_tui.diagnosis import Advice, Diagnosis, report, restore, save
@@ -57,6 +59,21 @@ def test_at_an_earlier_step_the_present_of_the_end_is_not_reported(relieved: Dia
     assert "Now (step" not in advised(relieved, "COLLAPSE", 280).why
     assert of(relieved, "COLLAPSE").as_of(280).now is None
     assert of(relieved, "COLLAPSE").as_of(440).now == of(relieved, "COLLAPSE").now
+
+
+@pytest.mark.parametrize(
+    ("rule", "router", "now"),
+    [
+        ("LOGITS", lambda n: {"z_loss": [4.0 if n < 200 else 80.0 if n < 300 else 24.0] * 3},
+         "the z-loss is 6.0 times its median before step 200 (24 against 4)."),
+        ("OVERLOAD", lambda n: {"max_load": [1.5 if n < 250 else 3.9 if n < 300 else 3.5] * 3},
+         "the busiest expert has 3.5 times its fair share (1.5 after the warm-up)."),
+    ],
+)  # fmt: skip
+def test_the_present_is_compared_with_what_was_usual(rule: str, router: Any, now: str) -> None:
+    capacity = {"model": {"capacity_factor": 4.0}}
+    diagnosis = judge([header(**capacity), *steps(1, 340, router=router)])
+    assert advised(diagnosis, rule).why.endswith(f"Now (step 340): {now}")
 
 
 def test_experts_that_came_back_are_not_listed_as_without_tokens() -> None:

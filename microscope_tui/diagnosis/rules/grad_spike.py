@@ -142,6 +142,6 @@ class GradSpike(Rule[GradientLimits, Memory]):
             )
         return (
             f"a gradient norm of {number(worst, 'norm'):.3g}, "
-            f"{worst.value:,.0f} times its median of the last 200 logged steps",
+            f"{worst.value:,.0f} times its median before step {worst.onset:,}",
             "clip the gradient norm, watch LOGITS, and skip or replay the batch if it returns",
         )
