@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Diagnosis, Episode, Severity, advise, restore, save
+from microscope_tui.diagnosis import Diagnosis, Episode, Severity, report, restore, save
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
@@ -107,16 +107,13 @@ def test_an_explosion_inside_the_warm_up_explains_the_collapse_of_all_layers() -
     found = [e for e in diagnosis.episodes if e.rule == "LOGITS"]
     # 1.5 times the first lines from step 11 on; 10 times from 20 on, for nine lines.
     assert [(e.severity, e.onset, e.alarm) for e in found] == [(Severity.CRITICAL, 11, 28)] * 3
-    (collapse,) = [f for f in diagnosis.findings() if f.rule == "COLLAPSE"]
-    assert len(collapse.layers) == 3
-    advice = advise(collapse, diagnosis.run, (), diagnosis.episodes)
+    advised = {finding.rule: (finding, advice) for finding, advice in report(diagnosis)}
+    collapse, advice = advised["COLLAPSE"]
+    assert (len(collapse.layers), advice.cause[:26]) == (3, "learning rate too high, th")
     assert "Lower the learning rate" in advice.next
     assert "aux_weight" not in advice.next
-    (logits,) = [f for f in diagnosis.findings() if f.rule == "LOGITS"]
-    why = advise(logits, diagnosis.run, (), diagnosis.episodes).why
-    assert (
-        "the z-loss is 45.0 times that of the first lines (202 against 4.5), and c is 0.00" in why
-    )
+    why = advised["LOGITS"][1].why
+    assert "45.0 times that of the first lines (202 against 4.5), and c is 0.00" in why
 
 
 @pytest.mark.parametrize(
