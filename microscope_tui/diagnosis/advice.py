@@ -34,6 +34,14 @@ class Advice:
     explains: tuple[str, ...] = ()
     """On the first finding of a cause: all that it explains, in words."""
 
+    @property
+    def headline(self) -> str:
+        """The verdict, after its cause where that is known."""
+        cause, verdict = self.cause, self.verdict
+        if not cause:
+            return verdict
+        return f"{cause[0].upper()}{cause[1:]}: {verdict[0].lower()}{verdict[1:]}"
+
 
 def report(
     diagnosis: Diagnosis,
@@ -70,7 +78,7 @@ def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
     )
     why, gist = _why(finding, run, collapsed)
     sign = cause.sign
-    if sign is not None and sign.rule != finding.rule:
+    if sign is not None and sign.rule != finding.rule and finding is cause.findings[0]:
         why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
     remedy = _remedy(finding, cause, known, collapsed)
     based = "" if worst.confidence == EXACT else f" Based on {worst.confidence}."

@@ -94,8 +94,10 @@ class Cause:
 
     @property
     def explained(self) -> tuple[Finding, ...]:
-        """The findings without the one that is the cause itself."""
-        return tuple(f for f in self.findings if not RULES[f.rule].judges_settings)
+        """The findings without the one that is the cause itself, and without early signs."""
+        found = [f for f in self.findings if not RULES[f.rule].judges_settings]
+        grave = [f for f in found if f.severity > Severity.INFO and not f.worst.led_to]
+        return tuple(grave or found)
 
 
 _Found = tuple[Cause, list[Episode]]

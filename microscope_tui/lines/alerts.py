@@ -227,7 +227,11 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
     if entry.seen:
         lines[-1].append(Span("  seen", "dim"))
     gap: list[Line] = [[]] if height >= _AIRY_FROM else []
+    explained = ", ".join(entry.advice.explains)
+    explains = f"explains {explained}" if explained else ""
     lines += gap
+    if entry.advice.cause:
+        lines += _part("cause", "; ".join(filter(None, (entry.advice.cause, explains))), room)
     lines += _part("why", entry.advice.why, room) + _part("next", entry.advice.next, room) + gap
     for word, text in _facts(entry):
         lines += _part(word, text, room)
@@ -293,7 +297,7 @@ def copied_text(entry: Entry, view: RunView) -> str:
     finding, advice = entry.finding, entry.advice
     return (
         f"{view.name} step {view.step:,}: {finding.severity.label} {finding.rule}, "
-        f"{entry.state}\nVerdict: {advice.verdict}\nWhy: {advice.why}\nNext: {advice.next}"
+        f"{entry.state}\nVerdict: {advice.headline}\nWhy: {advice.why}\nNext: {advice.next}"
     )
 
 

@@ -129,7 +129,7 @@ def verdict(
             why = _cut(advice.why, width - _HEAD, lines - 1 - last)
             following = labelled("why", why, _HEAD - 2)
             following += labelled("next", _cut(advice.next, width - _HEAD, last), _HEAD - 2)
-            title = [*edge, Span(" "), badge, Span(f" {advice.verdict}", "title")]
+            title = [*edge, Span(" "), badge, Span(f" {advice.headline}", "title")]
             rows = [spread(title, more, width), *([*edge, *line] for line in following)]
     rows += [[]] * (lines - len(rows))
     return [pad(row, width) for row in rows]

@@ -41,7 +41,7 @@ def test_a_full_disk_costs_lines_and_one_warning_but_no_alert(
     events = records(tmp_path / "run", "event")
     (lost,) = [event for event in events if event["event"] == "lost_records"]
     assert lost["values"]["count"] == 110 + len(alerts)
-    assert recorder.verdict().startswith("CRITICAL COLLAPSE")
+    assert recorder.verdict().startswith("CRITICAL cause: ")
     assert format_text(check_format(tmp_path / "run")).endswith("; no problems")
 
 
@@ -103,7 +103,7 @@ def test_all_is_passed_on_to_the_recorder(tmp_path: Path) -> None:
     log.event(230, "eval", {"loss": 2.5})
     assert log.sync()
     assert log.judgement()
-    assert log.verdict().startswith("CRITICAL COLLAPSE")
+    assert log.verdict().startswith("CRITICAL cause: ")
     log.end(230, "collapse")
     evaluation, end = written(tmp_path)[-2:]
     assert (evaluation["event"], evaluation["values"]) == ("eval", {"loss": 2.5})

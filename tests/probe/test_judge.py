@@ -29,7 +29,7 @@ def test_a_forced_collapse_is_one_critical_alert_right_after_its_step(tmp_path: 
     assert alert.is_collapse
     assert 200 <= alert.step <= 230
     assert alert.verdict == "Router collapse in L3 since step 200"
-    assert recorder.verdict().startswith("CRITICAL COLLAPSE: Router collapse in L3 since step 200")
+    assert recorder.verdict().endswith("CRITICAL COLLAPSE: Router collapse in L3 since step 200")
     lines = written(tmp_path)
     at = next(i for i, r in enumerate(lines) if r.get("values", {}).get("rule") == "COLLAPSE")
     before = max(i for i, r in enumerate(lines[:at]) if r["kind"] == "step")

@@ -368,7 +368,7 @@ def go_back(onset: int, checkpoints: Sequence[int], newest: int = 0) -> str:
         return "start again"
     if not saved and checkpoints:
         return f"start again (no checkpoint before step {onset:,})"
-    price = f", {newest - saved:,} steps ago" if saved and newest > saved else ""
+    price = f": {newest - saved:,} steps are lost" if saved and newest > saved else ""
     known = f" (a checkpoint was written at {saved:,}{price})" if saved else ""
     return f"go back to before step {onset:,}{known}"
 
