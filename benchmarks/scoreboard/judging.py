@@ -14,7 +14,7 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.scoreboard.baselines import Alarm, baselines
 from benchmarks.scoreboard.plan import Case, drawn
 from microscope_tui import measures
-from microscope_tui.diagnosis import Criteria, Diagnosis, Episode
+from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, report
 from microscope_tui.runlog import Entry, RunReader, RunRecord, StepEntry, StepRecord
 from microscope_tui.scenarios import Shape, Truth, lines
 from microscope_tui.watch import Judge
@@ -60,6 +60,14 @@ class Judged:
     def episodes(self) -> list[Episode]:
         """What the engine found."""
         return self.diagnosis.episodes if self.diagnosis else []
+
+    @property
+    def named_first(self) -> bool | None:
+        """Whether the first line of the report names the planted cause, where there is one."""
+        if not self.truth.cause or self.diagnosis is None:
+            return None
+        first = [f"{advice.cause} {advice.verdict}" for _, advice in report(self.diagnosis)[:1]]
+        return any(self.truth.cause in line.lower() for line in first)
 
 
 def judge(case: Case) -> Judged:

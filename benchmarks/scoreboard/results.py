@@ -36,6 +36,8 @@ class RunScore(msgspec.Struct, kw_only=True):
     false_alarms: list[FalseAlarm] = []
     in_time: bool | None = None
     """A warning came before the load had fallen; only where one is asked for."""
+    named_first: bool | None = None
+    """The first line names the planted cause; only where there is one."""
     baselines: dict[str, Plain] = {}
     error: str = ""
     """The judgement ended in an exception."""
@@ -69,6 +71,7 @@ def score_case(case: Case) -> RunScore:
     score.false_criticals, score.false_warnings = len(critical), len(wrong) - len(critical)
     score.false_alarms = [*critical, *(a for a in wrong if a.severity == "warn")][:MOST_LISTED]
     score.in_time = in_time(judged.fall, episodes)
+    score.named_first = judged.named_first
     score.baselines = {
         name: plain(truth, [episode for alarm in alarms for episode in alarm.episodes])
         for name, alarms in judged.alarms.items()

@@ -76,6 +76,9 @@ def failures(scores: Sequence[RunScore]) -> list[str]:
     found = [outcome.hit for s in scores if s.is_positive for outcome in s.outcomes]
     if found and statistics.mean(found) < LEAST_HITS:
         failed.append(f"positives: {sum(found)} of {len(found)} hit, below {LEAST_HITS:.0%}")
+    named = [score.named_first for score in scores if score.named_first is not None]
+    if named and statistics.mean(named) < LEAST_HITS:
+        failed.append(f"causes: {sum(named)} of {len(named)} named first, below {LEAST_HITS:.0%}")
     looks_sick = [score for score in scores if score.hard_negative]
     critical = sum(score.false_criticals for score in looks_sick)
     if critical:
@@ -120,6 +123,8 @@ def _early(scores: Sequence[RunScore]) -> Iterable[str]:
         if asked:
             share = f"{sum(asked)} of {len(asked)}"
             yield f"{name}: warned before the load had fallen in {share} runs"
+    if planted := [s.named_first for s in scores if s.named_first is not None]:
+        yield f"the planted cause is named first in {sum(planted)} of {len(planted)} runs"
 
 
 @dataclass(slots=True)
@@ -173,6 +178,8 @@ def _wrong(score: RunScore) -> dict[tuple[int, str], int]:
             add(4, f"{outcome.rule} hit, but dated wrongly")
         if outcome.hit and outcome.ended_early:
             add(4, f"{outcome.rule} hit, but ended early")
+    if score.named_first is False:
+        add(1, "the first line names another cause")
     for alarm in score.false_alarms:
         add(2 if alarm.severity != "warn" else 3, f"false {alarm.severity} {alarm.rule}")
     return found
@@ -209,6 +216,8 @@ def show_one(case: Case) -> None:
         print(f"  {said_of(outcome)}")
     for alarm in false_alarms(truth, episodes):
         print(f"  FALSE {alarm}")
+    if truth.cause:
+        print(f"  the first line names {truth.cause!r}: {judged.named_first}")
     if judged.fall is not None:
         print(f"  warned in time: {in_time(judged.fall, episodes)} ({judged.fall})")
     for name, alarms in judged.alarms.items():
