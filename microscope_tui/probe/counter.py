@@ -290,10 +290,8 @@ class RoutingCounter:
             ``extra``, summed.
         """
         parts = self._calls.parts(self._rows[0].num_experts)
-        self._vector, self._ranks = (
-            self._layout.vector(parts, extra, ranks.rank, ranks.size),
-            ranks.size,
-        )
+        self._vector = self._layout.vector(parts, extra, ranks.rank, ranks.size)
+        self._ranks = ranks.size
         ranks.sum(self._vector)
         return self._vector[-len(extra) :]
 

@@ -8,6 +8,7 @@ here (transformers) or in ``frameworks.py`` (other training code).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from microscope_tui.probe.sites import (
     site_at_router,
 )
 
+_WRAPPED = re.compile(r"(\.base_layer|\.modules_to_save\.\w+)+$")  # by PEFT
 _IDS = ("top_k_index", "router_indices", "topk_ids", "expert_indices")
 _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights")
 
@@ -75,11 +77,12 @@ def _adapted_site(path: str, module: nn.Module, adapter: Adapter) -> Site:
 
 
 def _known(model: nn.Module) -> list[Site]:
-    modules = dict(model.named_modules())
+    parts = model.named_modules()  # PEFT keeps a copy of what it trains as a whole
+    modules = {path: part for path, part in parts if "original_module" not in path}
     sites: list[Site] = []
     taken: list[str] = []
     for path, module in modules.items():
-        parent = modules.get(path.rpartition(".")[0], model)
+        parent = modules.get(_WRAPPED.sub("", path).rpartition(".")[0], model)
         site = _own_site(path, module, parent)
         if site is None and takes_ids(module):
             site = _experts_site(path, module, parent)
@@ -303,14 +306,19 @@ _ROUTERS = ("Router", "Gate", "Gating", "Route")
 
 def _router_in(block: nn.Module) -> nn.Module | None:
     """The router beside the experts in ``block``, by its name or by the name of its class."""
-    for name in ("gate", "router"):
-        module = getattr(block, name, None)
+    named = (getattr(block, name, None) for name in ("gate", "router"))
+    for module in map(_without_adapter, (*named, *block.children())):
         if isinstance(module, nn.Module) and type(module).__name__.endswith(_ROUTERS):
             return module
-    for module in block.children():
-        if type(module).__name__.endswith(_ROUTERS):
-            return module
     return None
+
+
+def _without_adapter(module: Any) -> Any:
+    """What PEFT has wrapped: the copy that it trains, or what an adapter adds to."""
+    copies = getattr(module, "modules_to_save", None)
+    if isinstance(copies, nn.ModuleDict):
+        return next(iter(copies.values()), module)
+    return getattr(module, "base_layer", module)
 
 
 def _plain_choice(router: nn.Module | None, block: nn.Module) -> bool:

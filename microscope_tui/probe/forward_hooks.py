@@ -58,6 +58,8 @@ class ForwardHooks:
         """Reads the losses from the outputs of the model."""
         self.tracer: Tracer | None = None
         """Keeps the choice of every single token."""
+        self.asked: bool | None = None
+        """The argument ``output_router_logits`` of the latest pass, if it had one."""
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.calls = Calls()
@@ -143,7 +145,9 @@ class ForwardHooks:
             return
         self._rows.clear()
         self._logits.clear()
-        self._batch = Batch(dict(zip(self._names, args, strict=False)) | kwargs, self._pad_id)
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        self.asked = given.get("output_router_logits")
+        self._batch = Batch(given, self._pad_id)
         self.passes += 1
 
     def _pass_counts(self) -> bool:

@@ -68,9 +68,29 @@ def megatron(path: str, module: Any, parent: nn.Module) -> Site:
     made = site_at_router(path, module, parent, read, E, top_k, known)
     made.drops = drops
     made.plain_choice = not config.moe_router_num_groups and balancing != "sinkhorn"
+    made.balance = _megatron_balance(config)
     return made
 
 
+def _megatron_balance(config: Any) -> dict[str, Any]:
+    """How Megatron balances; several auxiliary losses have a weight each, which is then unknown."""
+    kind, weight = config.moe_router_load_balancing_type, config.moe_aux_loss_coeff
+    balance = {"method": "aux", "aux_weight": weight if isinstance(weight, float | int) else None}
+    if config.moe_router_enable_expert_bias:
+        rate = config.moe_router_bias_update_rate
+        balance |= {"method": "bias", "update": "sign", "bias_update_rate": rate}
+    elif kind == "quantile_balancing":
+        balance = {"method": "bias", "update": "quantile"}
+    elif kind in ("sinkhorn", "none"):
+        balance = {"method": kind}
+    return balance | {"z_loss_weight": config.moe_z_loss_coeff, "names": _MEGATRON_NAMES}
+
+
+_MEGATRON_NAMES = {
+    "aux_weight": "--moe-aux-loss-coeff", "bias_update_rate": "--moe-router-bias-update-rate",
+    "capacity_factor": "--moe-expert-capacity-factor", "top_k": "--moe-router-topk",
+    "z_loss_weight": "--moe-z-loss-coeff",
+}  # fmt: skip
 _MEGATRON_CHANGES = (
     "moe_input_jitter_eps", "moe_router_force_load_balancing", "moe_enable_routing_replay",
 )  # fmt: skip
@@ -109,6 +129,9 @@ def torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
     made = site_at_router(path, module, parent, read, module.num_experts, module.top_k, None)
     made.scores = Scores(module.gate, 0, module.score_func)
     made.plain_choice = module.num_expert_groups is None
+    if (rate := getattr(parent, "load_balance_coeff", None)) is not None:
+        made.balance = {"method": "bias", "update": "sign", "bias_update_rate": rate}
+        made.balance["names"] = {"bias_update_rate": "load_balance_coeff"}
     return made
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,20 +17,29 @@ from torch import nn
 from microscope_tui.probe.find_routers import text_config
 from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.recorder import plain
-from microscope_tui.probe.sites import Site, setting
+from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Layout, Row
 from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
 """Families that always normalise the weights; their configuration has no such field."""
+_AUX_WEIGHT = (
+    "router_aux_loss_coef",
+    "aux_loss_coef",
+    "aux_loss_alpha",
+    "ffn_config.moe_loss_weight",
+)
+_CAPACITY = ("capacity_factor", "moe_expert_capacity_factor")
+_LOGITS = "output_router_logits"
+_NORM_TOP_K = ("norm_topk_prob", "route_norm", "norm_top_k_prob")
 
 
 def describe(
-    model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int
+    model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int, asked: bool | None
 ) -> dict[str, Any]:
-    """Arguments of ``RunRecorder`` that follow from the model."""
+    """Arguments of ``RunRecorder`` that follow from the model; ``asked``: see ``ForwardHooks``."""
     config = text_config(model)
-    normalises = _first(config, "norm_topk_prob", "route_norm", "norm_top_k_prob")
+    normalises = _named(config, *_NORM_TOP_K)[1]
     if normalises is None and getattr(config, "model_type", None) in _ALWAYS_NORMALISE:
         normalises = True
     versions = {"torch": str(torch.__version__)}
@@ -43,13 +53,13 @@ def describe(
             "layer_names": [row.name for row in rows],
             "num_experts": one_or_each([row.num_experts for row in rows]),
             "top_k": one_or_each([row.top_k for row in rows]),
-            "num_shared_experts": _first(config, "n_shared_experts", "num_shared_experts"),
+            "num_shared_experts": _named(config, "n_shared_experts", "num_shared_experts")[1],
             "score_function": one_or_each(kinds),
             "norm_top_k": normalises,
-            "capacity_factor": None,
+            "capacity_factor": _named(config, *_CAPACITY)[1],
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "balance": _balance(model, config, sites),
+        "balance": _balance(model, config, sites, asked),
         "config": {"dtype": dtype_name(model), "micro_batches": passes},
         "versions": versions,
     }
@@ -62,26 +72,32 @@ def profile(model: nn.Module) -> str:
     return "finetune" if loaded or frozen else "pretrain"
 
 
-def _balance(model: nn.Module, config: Any, sites: Sequence[Site]) -> dict[str, Any]:
+def _balance(
+    model: nn.Module, config: Any, sites: Sequence[Site], asked: bool | None
+) -> dict[str, Any]:
     """How the routers are balanced, as far as the model and its configuration show."""
-    weight = _first(config, "router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha")
-    with_logits = getattr(config, "output_router_logits", None)
-    home = _home(model)
-    adds_loss = home is None or hasattr(home, "load_balancing_loss_func")
-    balance: dict[str, Any] = {}
-    if weight is not None and adds_loss:
-        balance = {"method": "aux", "aux_weight": weight}
-        if with_logits is not None:
-            balance["output_router_logits"] = bool(with_logits)
-        if home is not None and with_logits and len(sites) > 1:
-            balance["pools_layers"] = True
-    elif any(site.bias() is not None for site in sites):
+    frozen = sum(map(_is_frozen, sites))
+    always = {"frozen_routers": frozen} if frozen else {}
+    if own := next((site.balance for site in sites if site.balance), None):
+        return own | always
+    home, outer = _home(model), getattr(model, "config", None)
+    balance: dict[str, Any] = {} if home is None else {"method": "none"}
+    if any(site.bias() is not None for site in sites):
         balance = {"method": "bias"} | ({} if home is None else {"updates_bias": False})
-    elif home is not None:
-        balance = {"method": "none"}
-    if frozen := sum(map(_is_frozen, sites)):
-        balance["frozen_routers"] = frozen
-    return balance
+    names = {"norm_top_k": _named(config, *_NORM_TOP_K)[0]}
+    name, weight = _named(config, *_AUX_WEIGHT)
+    if weight is not None and (home is None or hasattr(home, "load_balancing_loss_func")):
+        balance |= {"method": "aux", "aux_weight": weight}
+        names["aux_weight"] = name
+        adds = getattr(config, _LOGITS, None if home is None else False) if asked is None else asked
+        if adds is not None:
+            balance[_LOGITS], names[_LOGITS] = bool(adds), _LOGITS
+        if home is not None and adds and len(sites) > 1:
+            balance["pools_layers"] = True
+    parts = getattr(outer, "sub_configs", ())
+    inside = "".join(f"{part}." for part in parts if getattr(outer, part, None) is config)
+    names = {ours: inside + name for ours, name in names.items() if name}
+    return balance | ({"names": names} if names else {}) | always
 
 
 def _home(model: nn.Module) -> Any:
@@ -94,12 +110,19 @@ def _home(model: nn.Module) -> Any:
 
 def _is_frozen(site: Site) -> bool:
     """The router is not trained: it was excluded, or an adapter like LoRA leaves it out."""
-    weights = [p for p in site.router.parameters() if p.dim() >= 2] if site.router else []
+    parts = [*(site.block.children() if site.block else ()), site.router]
+    around = next((m for m in parts if m and site.router in m.modules()), None)  # with its adapter
+    weights = [p for p in around.parameters() if p.dim() >= 2] if around else []
     return bool(weights) and not any(p.requires_grad for p in weights)
 
 
-def _first(config: Any, *names: str) -> Any:
-    return setting((config,), names, lambda value: value is not None)
+def _named(config: Any, *names: str) -> tuple[str, Any]:
+    """The first of these settings that the configuration has, and its value."""
+    for name in names:
+        value = reduce(lambda one, part: getattr(one, part, None), name.split("."), config)
+        if value is not None:
+            return name, value
+    return "", None
 
 
 def dtype_name(model: nn.Module) -> str:
@@ -124,7 +147,7 @@ def check_settings(model: nn.Module, sites: Sequence[Site], mode: str) -> list[A
         planned_steps=None,
         profile="eval" if mode == "eval" else profile(model),
         source={"counts": "exact"},
-        **describe(model, sites, rows, 1),
+        **describe(model, sites, rows, 1, None),
     )
     judge = RunJudge(encode_record(plain(header.to_json())))
     empty = encode_record({"kind": "step", "step": 1, "router": {}})

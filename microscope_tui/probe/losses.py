@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microscope_tui.probe.find_routers import text_config
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site, setting
 
@@ -26,7 +27,7 @@ class StepLosses:
             across_ranks: If the model divides by the tokens of the step, these are the tokens of
                 all ranks.
         """
-        holders = model, getattr(model, "config", None)
+        holders = model, getattr(model, "config", None), text_config(model)
         names = "router_aux_loss_coef", "aux_loss_coef"
         weight = setting(holders, names, lambda value: isinstance(value, int | float))
         self._weight = float(weight or 0.0)

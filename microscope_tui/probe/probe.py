@@ -280,6 +280,7 @@ class Probe:
             _logger.warning(text, *values)
 
     def _open(self, layout: Layout) -> RunRecorder:
+        hooks = self.hooks
         return RunRecorder(
             self._folder,
             run=self._folder.name,
@@ -289,7 +290,7 @@ class Probe:
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
             judgement=self._judgement,
-            **describe(self._model, self.sites, layout.rows, self.hooks.passes),
+            **describe(self._model, self.sites, layout.rows, hooks.passes, hooks.asked),
         )
 
     def _try(self, call: Callable[[], Any]) -> Any:

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
 """Names of mesh dimensions along which every rank sees the same tokens."""
-
-
 _T = TypeVar("_T")
 
 

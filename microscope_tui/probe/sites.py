@@ -91,6 +91,8 @@ class Site:
     """A capacity may drop what was chosen."""
     optional: bool = False
     """Not every pass has tokens for it."""
+    balance: dict[str, Any] = field(default_factory=dict)
+    """How its framework balances it, in the keys of the run log; empty where that is unknown."""
     own_rows: Callable[[], Tensor | None] | None = None
     """Bool over the tokens of the batch: which of them this call sees; ``None`` for all."""
     pre_hooks: list[tuple[nn.Module, PreHook]] = field(default_factory=list)

@@ -107,7 +107,7 @@ class TraceFile:
         most = max(1, min(tables.MOST_TELLING, _MOST_TABLE_ROWS // (L * E)))
         counts: list[list[list[int]]] = [[] for _ in range(S)]
         ratios: list[list[Any]] = [[] for _ in range(S)]
-        identity, identity_noise, lifts = [], [], []
+        own, chance, lifts = [], [], []
         for layer in range(L):
             progress(layer, L)
             ids_TK = self._read("ids", layer).reshape(-1, writer.shape.top_k)
@@ -116,17 +116,11 @@ class TraceFile:
             if S > 1:
                 for place, found in enumerate(tables.shuffled_ratios(ids_TK, slices_T, S, E)):
                     ratios[place].append(found)
-            identity.append(tables.identity_share(vocabulary, ids_TK, E))
-            identity_noise.append(tables.shuffled_identity(vocabulary, ids_TK, E))
+            own.append(tables.identity_share(vocabulary, ids_TK, E))
+            chance.append(tables.shuffled_identity(vocabulary, ids_TK, E))
             lifts.append(tables.telling_tokens(vocabulary, ids_TK, E, most))
         noise = [tables.noise_level(np.concatenate(rows)) if rows else 0.0 for rows in ratios]
-        return Tables(
-            counts=counts,
-            noise=noise,
-            identity=identity,
-            identity_noise=identity_noise,
-            lifts=lifts,
-        )
+        return Tables(counts=counts, noise=noise, identity=own, identity_noise=chance, lifts=lifts)
 
     def _read(self, name: str, layer: int) -> Any:
         data = self.writer.get(name, layer, self.tokens)

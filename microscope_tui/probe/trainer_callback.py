@@ -164,10 +164,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             judgement, self.marks = self.probe.state_dict()["judgement"], _marks(self.probe.sites)
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
         settings = {"logs": str(self._logs), "run": self._run, "every": self._every}
-        settings |= {
-            "saliency": self._saliency,
-            "on_collapse": "stop" if self._stop_on_collapse else "log",
-        }
+        stops = "stop" if self._stop_on_collapse else "log"
+        settings |= {"saliency": self._saliency, "on_collapse": stops}
         return {"args": settings, "attributes": {"kept": self.kept, "marks": self.marks}}
 
     def _alarm(self, alert: Alert) -> None:
@@ -194,12 +192,7 @@ def _mark(weights: Sequence[Tensor]) -> float | None:
 
 
 def _differing(sites: Sequence[Site], kept: Sequence[float | None]) -> list[str]:
-    """Names of the routers whose weights, or those of their experts, differ from ``kept``.
-
-    The Trainer of transformers loads a checkpoint in part if its weights have other names than the
-    model's. It leaves out the experts, and in some families the routers, if experts are saved one
-    by one (huggingface/transformers#48805).
-    """
+    """Names of the routers whose weights, or those of their experts, differ from ``kept``."""
     if len(kept) != len(sites):
         return []
     return [
