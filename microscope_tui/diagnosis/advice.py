@@ -135,12 +135,17 @@ def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
     if not _has_changed(worst):
         return f"{f'{whose}: ' if whose else ''}{text}.", _first(text)
     assert worst.now is not None
-    at_worst, now = f"{whose}, at worst" if whose else "At worst", "within the limits"
-    if not worst.now.inside:
+    at_worst, now = f"{whose}, at worst" if whose else "At worst", "inside the limits"
+    if worst.now.facts:
         before = ("usual",) if RULES[finding.rule].tells_usual else ()
         facts = {name: fact for name, fact in worst.now.facts.items() if name not in before}
         present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
         now = words(present, run)[0].split(". ")[0].removeprefix("up to ")
+    if worst.now.inside:
+        left = worst.now.left
+        now += f"; {left} more such evaluation{'s end' if left != 1 else ' ends'} it"
+    elif 0 < worst.now.value <= worst.now.limit and RULES[finding.rule].ends_below:
+        now += f"; it ends below {RULES[finding.rule].ends_below:.0%} of the limit"
     return (
         f"{at_worst} (step {worst.worst_at:,}): {text}. Now (step {worst.now.step:,}): {now}.",
         f"now {_first(now)}",

@@ -98,6 +98,8 @@ class Present:
     facts: dict[str, Fact] = field(default_factory=dict)
     inside: bool = False
     """Within the limits, but not yet for long enough to count as recovered."""
+    left: int = 0
+    """Evaluations inside the limits, in a row, that are still needed for that."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -70,7 +70,7 @@ class Ledger:
             before.recovered_at, before.led_to, self._running[key] = None, "", before
             before.last = step
             self._take_numbers(before, step, reading)
-            self._take_present(before, step, reading)
+            self._take_present(before, step, reading, track)
             before.severity = max(before.severity, severity)
             before.grade(step)
             return before
@@ -95,7 +95,7 @@ class Ledger:
         self.episodes.append(episode)
         if track is not None:
             self._running[key] = episode
-            self._take_present(episode, step, reading)
+            self._take_present(episode, step, reading, track)
         self._forget_surplus(key)
         self._announce(episode)
         return episode
@@ -107,7 +107,7 @@ class Ledger:
         if reading.severity is not None and not reading.held:
             episode.last = step
             self._take_numbers(episode, step, reading)
-        self._take_present(episode, step, reading)
+        self._take_present(episode, step, reading, track)
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and not reading.held and severity > episode.severity:
             episode.severity = severity
@@ -191,7 +191,9 @@ class Ledger:
             episode.facts["usual"] = usual  # as of before the onset
         episode.confidence = self._words(reading)
 
-    def _take_present(self, episode: Episode, step: int, reading: Reading) -> None:
+    def _take_present(
+        self, episode: Episode, step: int, reading: Reading, track: Track | None
+    ) -> None:
         """The current reading, the worst or not; nothing without a number."""
         inside = reading.clear and (reading.severity is None or reading.held)
         if reading.severity is None and not inside and not reading.facts:
@@ -203,6 +205,7 @@ class Ledger:
             limit=reading.limit,
             facts=_plain(reading.facts),
             inside=inside,
+            left=track.leave - track.clear if inside and track is not None else 0,
         )
 
     def _facts(self, rule: str, index: int, onset: int, reading: Reading) -> dict[str, Fact]:

@@ -95,7 +95,7 @@ def test_other_experts_that_rest_now_are_not_counted_as_dead() -> None:
     assert "2 of 8 experts (3, 6) received no tokens" in why
     assert "no tokens for at least 2" in why  # steps: since 200, at least to 440
     assert "0 of 8" not in why
-    assert why.endswith("Now (step 464): within the limits.")
+    assert why.endswith("Now (step 464): inside the limits; 1 more such evaluation ends it.")
 
 
 @pytest.mark.parametrize("after", [even, lambda n: COLLAPSED], ids=["recovered", "as bad as ever"])

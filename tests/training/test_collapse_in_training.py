@@ -43,7 +43,7 @@ def test_stop_saves_writes_the_verdict_and_exits_with_3(stopped: Trained) -> Non
     assert stopped.code == 3
     assert "CRIT" in stopped.narration
     assert "Router collapse in L2 since step 5" in stopped.narration
-    assert "verdict    CRITICAL COLLAPSE" in stopped.narration
+    assert "verdict    CRITICAL cause: " in stopped.narration
     (alert,) = alerts(stopped.log)
     last = stopped.log[-1]
     assert alert["step"] == last["step"] < 70

@@ -185,6 +185,8 @@ class Rule(ABC, Generic[L, M]):
     """The advice depends on the cause."""
     ends_after: ClassVar[int | None] = None
     """Clear steps that end an episode; by default twice the limit ``persistence``."""
+    ends_below: ClassVar[float] = 0.0
+    """Share of the limit below which an evaluation counts towards the end; 0: another measure."""
     tells_usual: ClassVar[bool] = False
     """The text compares the effective experts with their usual value before the onset."""
 

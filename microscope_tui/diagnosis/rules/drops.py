@@ -28,6 +28,7 @@ class Drops(Rule[DropLimits, Nothing]):
     subject = "Dropped tokens"
     means = "Experts are at capacity: some tokens skip the layer, in training only."
     formula = "drop_rate above its limit in 90 % of 25 steps"
+    ends_below = 0.5
     turn = 120
     cause_rank = 90
 

@@ -55,6 +55,7 @@ class Mismatch(Rule[MismatchLimits, Memory]):
     )
     trains_only = True
     in_warm_up = True
+    ends_below = _CLEAR
     turn = 130
     cause_rank = 115
 

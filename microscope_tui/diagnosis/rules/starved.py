@@ -62,6 +62,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         "start an episode"
     )
     muted_by = ("COLLAPSE", "DEAD")
+    ends_below = 1 / 1.3
     turn = 90
     cause_rank = 100
     wants_balance = True
