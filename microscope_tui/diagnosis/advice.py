@@ -136,7 +136,7 @@ def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
         return f"{f'{whose}: ' if whose else ''}{text}.", _first(text)
     assert worst.now is not None
     at_worst, now = f"{whose}, at worst" if whose else "At worst", "inside the limits"
-    if worst.now.facts:
+    if worst.now.facts or not worst.now.inside:
         before = ("usual",) if RULES[finding.rule].tells_usual else ()
         facts = {name: fact for name, fact in worst.now.facts.items() if name not in before}
         present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
