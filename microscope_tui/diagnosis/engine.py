@@ -124,7 +124,7 @@ class Diagnosis:
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
             if rule.mutes_all:
-                muted = self._troubled(rule).keys()
+                muted = {i for i, s in self._troubled(rule).items() if s is Severity.ERROR}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         return changed + list(self._end_warnings(changed))
 

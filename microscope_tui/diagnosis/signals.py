@@ -24,6 +24,7 @@ NAN = math.nan
 MOST_COUNTS = 1 << 50
 """Upper bound of the assignments in a step; rows above it are not counts."""
 
+_OF_COUNTS = ("effective_experts", "max_load", "dead_experts", "starved_experts")
 BALANCE = ("effective_experts", "num_experts", "top_k")
 """What the collapse index is computed from."""
 _NEEDED = {
@@ -158,6 +159,15 @@ class StepView:
         """The counts, where there is one for every expert of the header."""
         row = self.counts(router_index)
         return row if row and len(row) == self._routers[router_index].num_experts else None
+
+    def leave_out(self, router_index: int) -> None:
+        """The counts of a router are wrong: they, and what follows from them, become unknown."""
+        self._counts[router_index] = None
+        for name in _OF_COUNTS:
+            if (signal := self.signal(name)) is not None:
+                values: list[float | None] = list(signal.values)
+                values[router_index] = None
+                self._signals[name] = Signal(values)
 
     def biases(self, router_index: int) -> list[float] | None:
         """The selection bias of every expert at this step, where the line holds it."""

@@ -131,8 +131,8 @@ nothing. Check that the router is not frozen and that the balancing is not too s
 counts sum to 8,192, 2 times tokens × k (4,096). Count the first forward pass only (activation
 checkpointing runs it again), and make tokens cover the same ranks and micro-batches as the counts.
 
-the header names no load balancing: no bias update, no auxiliary loss. Switch one on: bias updates,
-or an auxiliary loss per layer.
+the header names no load balancing: no bias update, no auxiliary loss. Switch on load balancing:
+bias updates, or an auxiliary loss per layer.
 """
 
 
@@ -479,7 +479,7 @@ def setting(cause: str, onset: int = 1, severity: Severity = Severity.WARN) -> E
     ("cause", "balance", "title", "remedy"),
     [
         ("aux not applied", AUX, "auxiliary loss not applied", "Set output_router_logits to true"),
-        ("no balancing", {"method": "none"}, "no load balancing", "Switch one on"),
+        ("no balancing", {"method": "none"}, "no load balancing", "Switch on"),
         ("aux pooled", AUX, "auxiliary loss pooled over all layers", "Compute the auxiliary loss"),
         ("top-1 normalised", {}, "top-1 routing with normalised weights", "Set norm_top_k"),
         ("router frozen", AUX, "frozen router", "No setting balances a frozen router"),

@@ -22,13 +22,13 @@ DELAYS = {
     **{"dead-groups": (209,), "finetune-collapse": (80,), "long-plan": (42,), "sparse-log": (400,)},
     **{"rotation": (272,), "bias-odd-period": (267,), "impossible-counts": (2,)},
     **{"cause-unbalanced": (0, 217), "cause-too-slow": (253, 499), "cause-too-fast": (122, 100)},
+    **{"cause-bias-lost": (0, 100), "cause-wrong-sums": (177,), "cause-frozen": (64,)},
     **{"cause-restart": (55,), "cause-rank": (103,), "cause-data": (26,), "cause-capacity": (100,)},
 }
 """Steps from the beginning of each trouble to its alarm; all others are healthy runs."""
 LATER = {
-    *("cause-frozen", "cause-divergence", "cause-bias-lost", "cause-stale-rows"),
-    *("cause-wrong-sums", "hot-and-narrow", "idle-in-turn", "probed-collapse"),
-    *("frozen-steady", "sinkhorn", "hot-rising"),
+    *("cause-divergence", "cause-stale-rows"),
+    *("hot-and-narrow", "idle-in-turn", "probed-collapse", "hot-rising"),
 }
 """Scenarios whose rule is still to be written."""
 

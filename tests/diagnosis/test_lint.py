@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Severity
+from microscope_tui.diagnosis import Severity, report
 from tests.conftest import header
-from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, steps
+from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
 POOLS = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
 GPT_OSS = {"name": "openai/gpt_oss-20b"}
@@ -32,6 +32,15 @@ def causes(records: list[Record]) -> list[Any]:
         ({"balance": {"method": "aux", "pools_layers": True}}, [("layers pooled", INFO)]),
         ({"balance": {"method": "bias", "updates_bias": False}}, [("bias not updated", INFO)]),
         ({"balance": {"method": "bias", "frozen_routers": True}}, [("router frozen", INFO)]),
+        ({"balance": {"method": "none", "frozen_routers": 3}}, [("router frozen", INFO)]),
+        (
+            {"balance": {"method": "none", "frozen_routers": 2}},
+            [("no balancing", WARN), ("router frozen", INFO)],
+        ),
+        *(
+            ({"balance": {"method": method}}, [("balanced by construction", INFO)])
+            for method in ("sinkhorn", "expert_choice", "base")
+        ),
         ({"balance": {"aux_weight": 0.5}, "model": GPT_OSS}, [("aux too strong", WARN)]),
         ({"balance": {"aux_weight": 0.49}, "model": GPT_OSS}, []),
         ({"balance": {"aux_weight": 0.9}}, []),
@@ -88,3 +97,64 @@ def test_a_setting_is_reported_although_the_first_steps_are_not_measured() -> No
     loss = lambda n: "NaN" if n < 5 else 2.0  # noqa: E731
     records = [header(balance={"method": "none"}), *steps(1, 60, loss=loss)]
     assert {e.rule for e in judge(records).episodes} == {"METER", "LINT"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "moves_at", "found"),
+    [
+        ("finetune", 99, [("router frozen", INFO, 5)]),
+        ("finetune", 3, [("no balancing", WARN, 3)]),  # at first its gradient was zero
+        ("finetune", 50, [("router frozen", INFO, 5), ("no balancing", WARN, 50)]),
+        ("pretrain", 99, [("no balancing", WARN, 1)]),  # there a gradient of zero is a fault
+    ],
+)
+def test_where_no_router_has_a_gradient_nothing_is_to_be_balanced(
+    profile: str, moves_at: int, found: list[Any]
+) -> None:
+    gradients = lambda n: {"grad_norm": [0.0, 0.0, 0.1 if n >= moves_at else 0.0]}  # noqa: E731
+    run = header(profile=profile, balance={"method": "none"})
+    records = [run, *steps(1, 60, router=gradients)]
+    assert causes(records) == found
+    resumed = [*records, run | {"resumed_at_step": 55}, *steps(55, 90, router=gradients)]
+    assert causes(resumed) == found, "a resume changes nothing"
+
+
+def with_bias(records: list[Record], span: Any, every: int = 1) -> list[Record]:
+    """Every layer has a bias that spans ``span(step)``, in every so many lines."""
+    for record in records:
+        if record["kind"] == "step" and record["step"] % every == 0:
+            record["expert_bias"] = [[span(record["step"]) * e / 7 for e in range(8)]] * 3
+    return records
+
+
+@pytest.mark.parametrize(
+    ("restart", "left", "every", "found"),
+    [
+        (201, 0.0, 1, [("bias lost", WARN, 201)]),
+        (201, 0.05, 4, [("bias lost", WARN, 201)]),
+        (201, 0.5, 1, []),  # it was smaller then: another rate
+        (2, 0.0, 1, []),  # from the beginning: it starts at zero
+        (None, 0.0, 1, []),
+    ],
+)
+def test_a_bias_that_a_restart_set_to_zero_was_not_in_the_checkpoint(
+    restart: int | None, left: float, every: int, found: list[Any]
+) -> None:
+    again = [header(resumed_at_step=restart)] if restart else []
+    before = with_bias(steps(1, 220), lambda n: 0.1 * n / 220, every)
+    after = with_bias(steps(restart or 221, 320), lambda n: left * 0.1, every)
+    diagnosis = judge([header(), *before, *again, *after])
+    assert causes([header(), *before, *again, *after]) == found
+    for _, advice in report(diagnosis) if found else ():
+        assert "0 since the restart at step 201, before it spanned 0.0" in advice.why
+        assert "a buffer" in advice.next
+        assert "go back to before step 201" in advice.next
+
+
+def test_a_lost_bias_that_has_grown_again_is_over() -> None:
+    resumed = [header(resumed_at_step=201), *steps(201, 500)]
+    records = [header(), *with_bias(steps(1, 200), lambda n: 0.1)]
+    diagnosis = judge(records + with_bias(resumed, lambda n: 0.1 * (n - 201) / 200))
+    found = of(diagnosis, "LINT")
+    assert (found.onset, found.facts["cause"]) == (201, "bias lost")
+    assert 301 <= (found.recovered_at or 0) <= 401

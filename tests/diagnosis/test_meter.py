@@ -1,5 +1,6 @@
 """METER: numbers that no choice of k experts a token can give, and NaN."""
 
+import random
 from typing import Any
 
 import pytest
@@ -110,3 +111,47 @@ def test_an_ignored_meter_mutes_nothing(ignore: tuple[str, ...], rule: str) -> N
     records = [header(), *steps(1, 200, lambda n: DOUBLED)]
     criteria = Criteria(ignore=frozenset(ignore))
     assert {episode.rule for episode in loud(judge(records, criteria))} == {rule}
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "expert_choice", "base"])
+def test_equal_counts_of_a_method_that_makes_them_are_no_fault(method: str) -> None:
+    equal = steps(1, 150, lambda n: [512] * 8)
+    assert loud(judge([header(balance={"method": method}), *equal])) == []
+
+
+def wrong(n: int, missing: int = 3) -> list[int]:
+    """The counts of a line from which some pairs are missing."""
+    return [*even(n)[:7], max(0, even(n)[7] - missing)]
+
+
+@pytest.mark.parametrize(
+    ("every", "severity"),
+    [(50, "warn"), (5, "warn"), (4, "warn"), (3, "error"), (1, "error")],
+)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_wrong_sums_are_a_warning_and_no_verdict_only_where_they_are_many(
+    every: int, severity: str, layers: int
+) -> None:
+    records = [header(), *steps(1, 300)]
+    for record in records[every::every]:
+        rows = [wrong(record["step"])] * layers
+        record |= step(record["step"], [*rows, *record["tokens_per_expert"][layers:]], 2048)
+    found = loud(judge(records[:301]))
+    assert {(e.rule, e.severity.label, e.active) for e in found} == {("METER", severity, True)}
+    assert len(found) == layers
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_collapse_is_found_beside_a_few_wrong_lines(share: float) -> None:
+    rng = random.Random(1)
+    lying = {n for n in range(1, 600) if rng.random() < share}
+
+    def sick(n: int) -> list[int]:
+        row = COLLAPSED if n >= 300 else even(n)
+        return [*even(n)[:7], 0] if n in lying else row  # they look even
+
+    found = loud(judge([header(), *steps(1, 599, sick)]))
+    assert {(e.rule, e.severity.label, e.active) for e in found} == {
+        ("METER", "warn" if share < 0.3 else "error", True),
+        *([("COLLAPSE", "crit", True)] if share < 0.3 else []),
+    }

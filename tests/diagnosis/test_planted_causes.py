@@ -26,10 +26,10 @@ ACTS = {
     "bias-wrong-sign": ("flip the sign", "raise|lower"),
     "divergence": ("lower the learning rate", "bias_update_rate|aux_weight"),
     "cause-divergence": ("lower the learning rate", "bias_update_rate|aux_weight"),
-    "cause-unbalanced": ("switch one on", "raise|lower"),
+    "cause-unbalanced": ("switch on", "raise|lower"),
     "cause-too-slow": ("raise bias_update_rate", "lower"),
     "cause-too-fast": ("lower bias_update_rate", "raise"),
-    "cause-frozen": ("unfreeze", "raise|switch one on|bias|aux"),
+    "cause-frozen": ("unfreeze", "raise|switch on|bias|aux"),
     "cause-bias-lost": ("bias", "raise|lower"),
     "cause-restart": ("what was loaded", "lower"),
     "cause-rank": ("its own part of the checkpoint", "raise|lower|(?<!not )re-initialise"),
@@ -39,8 +39,7 @@ ACTS = {
     "cause-wrong-sums": ("count", "raise|lower"),
 }
 """Scenario → what its remedy says, and what it must not say: a knob that cannot act."""
-LATER = {"cause-divergence", "cause-frozen", "cause-bias-lost", "cause-stale-rows"}
-LATER |= {"cause-wrong-sums", "cause-too-fast"}
+LATER = {"cause-divergence", "cause-stale-rows", "cause-too-fast"}
 """Causes whose rule is still to be written."""
 
 

@@ -1,11 +1,12 @@
 """LINT: settings that are known to damage a run, reported at the first step of each header.
 
-One shows in the steps: a bias update with the wrong sign. A busy expert must lose bias, an idle one
-gain it. Where the load of a router is uneven, the change of every expert's bias from line to line
-is compared with its load: a trial. Writers log the bias that a step was routed with or the one
-after its update, so the change must agree with the load at both of its ends; where the load swings,
-it disagrees with one of them. A bias that moves back and forth is not evidence: counts that are
-logged only sometimes can show a swing in reverse. Each router has one trial per start of a run.
+Some show in the steps: a bias that a restart has lost, and one whose update has the wrong sign. A
+busy expert must lose bias, an idle one gain it. Where the load of a router is uneven, the change of
+every expert's bias from line to line is compared with its load: a trial. Writers log the bias that
+a step was routed with or the one after its update, so the change must agree with the load at both
+of its ends; where the load swings, it disagrees with one of them. A bias that moves back and forth
+is not evidence: counts that are logged only sometimes can show a swing in reverse. Each router has
+one trial per start of a run.
 """
 
 import sys
@@ -14,20 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from microscope_tui.diagnosis.context import NEVER, Context, RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Severity
-from microscope_tui.diagnosis.rules.base import RIGHT_SIGN, WRONG_SIGN, Rule
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Severity
+from microscope_tui.diagnosis.rules.base import BACK, RIGHT_SIGN, WRONG_SIGN, Rule, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
-from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.rules.meter import CONSTRUCTED
+from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
 
+BIAS_LOST, BY_CONSTRUCTION = "bias lost", "balanced by construction"
 _TEXTS = {
     "top-1 normalised": (
         "with top_k 1 the normalised weight is always 1, so the loss sends the router no gradient",
-        "set norm_top_k (norm_topk_prob) to false, or route to two experts",
+        "set norm_top_k (norm_topk_prob) to false",
     ),
     "no balancing": (
         "the header names no load balancing: no bias update, no auxiliary loss",
-        "switch one on: bias updates, or an auxiliary loss per layer",
+        "switch on load balancing: bias updates, or an auxiliary loss per layer",
     ),
     "aux not applied": (
         "an auxiliary loss is configured, but output_router_logits is off and the model adds none",
@@ -35,16 +38,16 @@ _TEXTS = {
     ),
     "aux pooled": (
         "the auxiliary loss is at its floor while layers are uneven: it pools all layers first",
-        "compute the auxiliary loss per layer; pooled, opposite collapses cancel out",
+        "compute the auxiliary loss per layer",
     ),
     "aux too strong": (
         "gpt-oss ships with an auxiliary weight of 0.9, made for its own training",
-        "fine-tune with router_aux_loss_coef 1e-5 or so",
+        "lower router_aux_loss_coef to 1e-5 or so",
     ),
     "layers pooled": (
         "transformers computes one auxiliary loss over all layers: layers that are uneven in "
         "different ways cancel out",
-        "watch each layer separately, or add an auxiliary loss per layer",
+        "add an auxiliary loss per layer",
     ),
     "bias not updated": (
         "the routers have a selection bias, and transformers never updates it",
@@ -53,6 +56,15 @@ _TEXTS = {
     "router frozen": (
         "at least one router is not trained: it was frozen, or LoRA leaves it out",
         "nothing, if this is intended; otherwise add the router to the trained modules",
+    ),
+    BIAS_LOST: (
+        "the selection bias is 0 since the restart at step {at:,.0f}, before it spanned "
+        "{before:.2g}: the checkpoint does not hold it",
+        f"load the bias with the weights (it is a buffer, not a parameter), and {BACK}",
+    ),
+    BY_CONSTRUCTION: (
+        "the method makes every load even, whatever the router learns: load shows nothing here",
+        "watch drops, entropy and gradients",
     ),
     WRONG_SIGN: (
         "the bias of busy experts rises and that of idle ones falls, step after step: the update "
@@ -68,8 +80,10 @@ _TEXTS = {
         "sum tokens_per_expert over all ranks before it is written",
     ),
 }
-_INFO = ("few tokens", "one rank", "layers pooled", "bias not updated", "router frozen")
-_FROM_STEPS = ("aux pooled", WRONG_SIGN)
+_INFO = (
+    "few tokens", "one rank", "layers pooled", "bias not updated", "router frozen", BY_CONSTRUCTION,
+)  # fmt: skip
+_FROM_STEPS = ("aux pooled", BIAS_LOST, WRONG_SIGN)
 _OF_TRANSFORMERS = "output_router_logits"
 
 _MOST = 8  # routers on trial at the same time
@@ -80,6 +94,9 @@ _WEAK = 0.5  # agreement with the load at the other end of the change, which is 
 _DIRECTED = 0.6  # share of the path of the bias that leads away from its start
 _FEW = 32  # changes that are enough where the router is critically collapsed
 _RIGHT_AFTER = 40  # changes that show that the sign is right
+_LOOKS = 100  # lines from one look at the span of the bias to the next, which decodes a whole line
+_LOST, _BACK = 0.1, 0.5  # of its span before
+_STILL = 5  # lines without any gradient, after which the routers are frozen
 
 
 class LintLimits(RuleLimits, frozen=True):
@@ -147,6 +164,15 @@ class Memory(msgspec.Struct):
     pooled_at: int | None = None
     """Step from which it counts as pooled."""
     sign: SignMemory = msgspec.field(default_factory=SignMemory)
+    still: int = 0
+    """Lines without a gradient of any router, from the first; −1 once there was one."""
+    lines: int = 0
+    spans: Trail = msgspec.field(default_factory=lambda: Trail(every=1, size=40))
+    """Largest minus smallest bias of every router, every hundred lines."""
+    resumed: int | None = None
+    """Step of a restart after which no bias was seen yet."""
+    lost: dict[int, float] = {}
+    """Step of the restart at which the bias was lost, and the sum of the spans before."""
 
 
 class Lint(Rule[LintLimits, Memory]):
@@ -174,7 +200,13 @@ class Lint(Rule[LintLimits, Memory]):
         self.memory = Memory(
             pooled_at=at if at is not None and at < step else None,
             sign=again(self.memory.sign, step),
+            still=max(0, self.memory.still),
+            lines=self.memory.lines,
+            spans=self.memory.spans,
+            lost={at: span for at, span in self.memory.lost.items() if at < step},
         )
+        self.memory.spans.forget_from(step)
+        self.memory.resumed = step if self.memory.spans.rows else None
 
     def change(self, context: Context) -> None:
         super().change(context)
@@ -183,8 +215,31 @@ class Lint(Rule[LintLimits, Memory]):
             self.memory.pooled_for, self.memory.pooled_at = 0, None
         self.memory.sign = again(self.memory.sign, sys.maxsize) if self.sign.moves else SignMemory()
 
+    def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
+        """The bias is zero since a restart: an event, since the text needs what it was before."""
+        memory = self.memory
+        memory.lines += 1
+        due = memory.resumed is not None or memory.lines % _LOOKS == min(20, _LOOKS)
+        rows = map(view.biases, range(len(self.routers))) if due and self.sign.moves else ()
+        spans = [max(row) - min(row) for row in rows if row]
+        if not spans or len(spans) < len(self.routers):
+            return ()
+        before, at = memory.spans.rows[-1:], memory.resumed
+        memory.spans.add(view.step, spans)
+        memory.resumed = None
+        if any(sum(spans) >= _BACK * span for span in memory.lost.values()):
+            memory.lost, memory.looked = {}, False
+        if at is None or not any(old > 0 for row in before for old in row) or memory.lost:
+            return ()
+        if any(new > _LOST * old for new, old in zip(spans, before[0], strict=True)):
+            return ()
+        memory.lost, memory.looked = {at: sum(before[0])}, False
+        facts: Facts = {"cause": BIAS_LOST, "at": at, "before": max(before[0])}
+        return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=at))]
+
     def whole_run_causes(self, view: StepView) -> Mapping[str, Severity] | None:
         memory = self.memory
+        self._see_gradients(view)
         pooled = False
         if memory.pooled_at is None and view.record.losses:
             memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
@@ -201,7 +256,18 @@ class Lint(Rule[LintLimits, Memory]):
             causes.append("aux pooled")
         if memory.sign.wrong_at is not None:
             causes.append(WRONG_SIGN)
+        if memory.lost:
+            causes.append(BIAS_LOST)
         return {cause: Severity.INFO if cause in _INFO else Severity.WARN for cause in causes}
+
+    def _see_gradients(self, view: StepView) -> None:
+        """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""
+        memory, gradients = self.memory, view.signal("grad_norm")
+        if memory.still < 0 or gradients is None or self.context.profile != "finetune":
+            return
+        still = memory.still + 1 if gradients.known and not any(gradients.values) else -1
+        memory.looked = memory.looked and still != _STILL and not (still < 0 < memory.still)
+        memory.still = still
 
     def _settings(self, view: StepView) -> Iterator[str]:
         if self.context.trains:  # the settings of a finished model no longer matter
@@ -217,18 +283,23 @@ class Lint(Rule[LintLimits, Memory]):
         run, balance = self.context.run, self.context.run.balance
         chooses_one = any(r.top_k == 1 < r.num_experts for r in self.routers)
         # The top_k of top-1 counts describes the counting, not the routing.
-        if run.norm_top_k and chooses_one and run.counts != "top1":
+        normalised = run.norm_top_k and chooses_one and run.counts != "top1"
+        if normalised:
             yield "top-1 normalised"
         method, weight = balance.get("method"), balance.get("aux_weight")
-        if method == "none" or (method == "aux" and weight == 0):
+        frozen = balance.get("frozen_routers") or 0
+        unbalanced = method == "none" or (method == "aux" and weight == 0)
+        if unbalanced and frozen < len(self.routers) and self.memory.still <= 0:
             yield "no balancing"
+        if method in CONSTRUCTED:
+            yield BY_CONSTRUCTION
         if method == "aux" and balance.get(_OF_TRANSFORMERS) == 0:
             yield "aux not applied"
         if balance.get("pools_layers"):
             yield "layers pooled"
         if balance.get("updates_bias") == 0:
             yield "bias not updated"
-        if balance.get("frozen_routers"):
+        if frozen or (self.memory.still >= _STILL and not normalised):
             yield "router frozen"
         is_gpt_oss = "gpt-oss" in run.model_name.lower().replace("_", "-")
         if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
@@ -256,7 +327,8 @@ class Lint(Rule[LintLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        return _TEXTS[str(worst.facts.get("cause"))]
+        why, remedy = _TEXTS[str(worst.facts.get("cause"))]
+        return why.format(at=number(worst, "at"), before=number(worst, "before")), remedy
 
 
 class BiasSign:

@@ -1,10 +1,10 @@
 """METER: measurement faults that imitate router faults.
 
-Counts that do not sum to tokens × k, counts that are a multiple of it (hooks that fire again in
-recomputed activations), more pairs of one expert than there are tokens, fewer effective experts
-than k, counts that are equal to ±1 (a forced-balance debug flag), summaries that contradict their
-own counts, and NaN, whose argmax is expert 0. While the measurement of a router is faulty, all
-other rules are muted for it.
+Counts that do not sum to tokens × k, or to a multiple of it (hooks that fire again in recomputed
+activations); more pairs of one expert than there are tokens, fewer effective experts than k, counts
+that are equal to ±1 (a forced-balance debug flag), summaries that contradict their own counts, and
+NaN, whose argmax is expert 0. While the measurement of a router is faulty, all other rules are
+muted for it. A few wrong sums are a warning, and the other rules do without these lines.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.context import COOLDOWN_STEPS, NEVER, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
@@ -24,7 +24,12 @@ _PAIRS = ("exact", "top1", "local_rank")
 _ALL_CHOICES = ("exact", "shares", "none")
 """Sources that hold every choice of the tokens they count: first choices may all be one expert's,
 as may the pairs on the experts of one rank."""
+CONSTRUCTED = ("sinkhorn", "expert_choice", "base")
+"""Methods that make the load even by themselves: equal counts are not a fault."""
 _OF_SUMMARIES = ("non-finite", "effective", "load")
+_ROUNDED = 2.0**-22  # of a number that a source holds in fp32
+_MANY, _RECENT, _FEWEST = 0.3, 100, 20  # share of wrong sums in the last lines, at least 20
+_FORGOTTEN = 200  # right sums in a row
 _ONCE = (
     "count all k choices of a token, each expert once; where only the first choice is known, write "
     'top_k 1 and "counts": "top1" in the header'
@@ -96,6 +101,28 @@ class MeterLimits(RuleLimits, frozen=True):
     )
 
 
+class Sums(msgspec.Struct):
+    """The sums of one router since its first wrong one."""
+
+    since: int
+    lines: int = 0
+    wrong: int = 0
+    share: float = 0.0
+    """Of the last lines that are wrong; low at first."""
+    right: int = 0
+    """Right ones in a row."""
+    warned: bool = False
+    broken: int = -COOLDOWN_STEPS
+    """Last step at which too many were wrong."""
+
+    def add(self, wrong: bool) -> bool:
+        """Add one line; whether too many are wrong."""
+        self.lines, self.wrong = self.lines + 1, self.wrong + wrong
+        self.right = 0 if wrong else self.right + 1
+        self.share += (wrong - self.share) / min(max(self.lines, _FEWEST), _RECENT)
+        return self.share > _MANY or self.wrong == self.lines
+
+
 class Memory(msgspec.Struct):
     """Which checks of the counts are due, and which routers were faulty recently."""
 
@@ -107,6 +134,10 @@ class Memory(msgspec.Struct):
     not_finite: dict[int, int] = {}
     """The same for NaN or impossible readings; may contain the whole run."""
     had_entropy: bool = False
+    turn: int = 0
+    """The router whose sum is checked at a step without other checks."""
+    sums: dict[int, Sums] = {}
+    """Routers with a wrong sum, whose sum is checked at every step."""
 
 
 class Meter(Rule[MeterLimits, Memory]):
@@ -115,12 +146,13 @@ class Meter(Rule[MeterLimits, Memory]):
     name = "METER"
     subject = "Meter fault"
     means = (
-        "The logged numbers do not measure the routing: fix the counting first. "
-        "Meanwhile all other rules are suspended for these layers."
+        "The logged numbers do not measure the routing: fix the counting first. Meanwhile all "
+        "other rules are suspended for these layers; lines with a wrong sum, if few, are left out."
     )
     formula = (
         "counts ≠ tokens × k, a multiple of it, one above tokens, all equal to ±1, unlike their "
-        "own summary, fewer than k effective experts, or NaN; 3 of 10 checks"
+        "own summary, fewer than k effective experts, or NaN; 3 of 10 checks; of the sums more "
+        "than 30 % of the lines, below that a warning from the third on"
     )
     in_warm_up = True
     judges_one_step = True
@@ -136,7 +168,8 @@ class Meter(Rule[MeterLimits, Memory]):
         if self.context.one_step:  # one check must be as certain as several
             self.luck **= self.needed
             self.needed = self.leave = 1
-        self.exact = self.context.run.counts == "exact"
+        self.exact = self.context.run.counts == "exact" and bool(self.routers)
+        self.learned = self.context.run.balance.get("method") not in CONSTRUCTED
         slack = 1.0 + self.limits.summary_error
         whole = self.context.run.counts in _ALL_CHOICES
         self.bounds = [
@@ -176,13 +209,20 @@ class Meter(Rule[MeterLimits, Memory]):
             memory.left -= 1
             if not memory.left:
                 memory.left, memory.wait = limits.needed, limits.every
-        if not (due or memory.miscounted or memory.not_finite):
+        memory.turn = (memory.turn + 1) % max(1, len(self.routers))
+        summed = due or bool(self.exact and self._sum(view, memory.turn))
+        if not (summed or memory.sums or memory.miscounted or memory.not_finite):
             return None
         for index in range(len(self.routers)):
-            if index not in found:
-                self._look(view, index, due or index in impossible, found)
-                if index in impossible and found.get(index) is None:
-                    found[index] = impossible[index]
+            if index in found:
+                continue
+            own = self._add_sum(view, index) if summed or index in memory.sums else None
+            if own is not None and own.severity is not None:
+                found[index] = own
+                continue
+            self._look(view, index, due or index in impossible, found)
+            if found.get(index) is None and (index in impossible or own is not None):
+                found[index] = impossible.get(index, own)
         memory.miscounted = {i: left - 1 for i, left in memory.miscounted.items() if left > 1}
         memory.not_finite = {i: left - 1 for i, left in memory.not_finite.items() if left > 1}
         return found
@@ -204,6 +244,39 @@ class Meter(Rule[MeterLimits, Memory]):
                 found[index] = _fault(cause="load", total=value, expected=fair)
         return found
 
+    def _sum(self, view: StepView, index: int) -> Facts | None:
+        """What is wrong with the sum of a row; empty if nothing is, ``None`` if it is unknown."""
+        counts, tokens = view.full_counts(index), view.tokens_of(index)
+        if not self.exact or counts is None or tokens is None or not self.routers[index].top_k:
+            return None
+        total, expected = sum(counts) + _unrouted(view, index), tokens * self.routers[index].top_k
+        if abs(total - expected) <= max(0.5, _ROUNDED * expected):
+            return {}
+        cause = "multiple" if total > 0 and total % round(expected) == 0 else "sum"
+        return {"cause": cause, "total": total, "expected": round(expected)}
+
+    def _add_sum(self, view: StepView, index: int) -> Reading | None:
+        """Judge the sum of one router. A wrong line is left out of everything else."""
+        facts, known = self._sum(view, index), self.memory.sums
+        if facts is None or not (facts or index in known):
+            return None
+        sums, severity = known.setdefault(index, Sums(view.step)), None
+        many = sums.add(bool(facts))
+        if not facts:
+            if sums.right > _FORGOTTEN:
+                del known[index]
+                return None
+            return Reading(
+                severity=None, clear=not (sums.warned or (many and sums.right < self.window))
+            )
+        view.leave_out(index)
+        if many and sums.wrong >= self.needed:
+            severity, sums.warned, sums.broken = Severity.ERROR, False, view.step
+        elif sums.wrong >= self.needed and view.step > sums.broken + COOLDOWN_STEPS:
+            severity, sums.warned = Severity.WARN, True
+        facts = {**facts, "wrong": sums.wrong, "lines": sums.lines}
+        return Reading(severity, certain=True, value=1.0, facts=facts, since=sums.since)
+
     def _look(
         self, view: StepView, index: int, due: bool, found: dict[int, Reading | None]
     ) -> None:
@@ -223,17 +296,11 @@ class Meter(Rule[MeterLimits, Memory]):
         if router.num_experts and len(counts) != router.num_experts:
             return {"cause": "width", "total": len(counts), "expected": router.num_experts}
         tokens = view.tokens_of(index)
-        if self.exact and tokens is not None and router.top_k:
-            total += _unrouted(view, index)
-            expected = round(tokens * router.top_k)
-            if total != expected:
-                doubled = expected > 0 and total % expected == 0 and total > 0
-                cause = "multiple" if doubled else "sum"
-                return {"cause": cause, "total": total, "expected": expected}
         if tokens is not None and self.context.run.counts in _PAIRS and max(counts) >= tokens + 1:
             most = counts.index(max(counts))
             return {"cause": "above", "total": counts[most], "expected": tokens, "experts": (most,)}
-        forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k > 0
+        forced = self.learned and max(counts) - min(counts) <= 1
+        forced = forced and router.num_experts > router.top_k > 0
         # Scaled shares are often equal, which is not evidence.
         if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
             return {"cause": "forced", "total": total, "expected": total}
@@ -271,6 +338,9 @@ class Meter(Rule[MeterLimits, Memory]):
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         why, remedy = _TEXTS[str(worst.facts.get("cause"))]
         total, expected = number(worst, "total"), number(worst, "expected")
+        wrong, lines = number(worst, "wrong"), number(worst, "lines")
+        if wrong < lines:
+            why = f"in {wrong:,.0f} of {lines:,.0f} lines {why}"
         if worst.facts.get("cause") == "non-finite" and run.profile == "eval":
             remedy = "evaluate another checkpoint, or compute the router in fp32"
         return why.format(
