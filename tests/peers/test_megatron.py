@@ -97,6 +97,7 @@ def test_a_gpt_is_counted_as_its_logits_choose(built: Any, tmp_path: Path) -> No
     (run,) = records(tmp_path / "run", "run")
     assert run["model"]["layer_names"] == ["L1", "L2"]
     assert run["model"]["score_function"] == "softmax"
+    assert (run["balance"]["method"], run["balance"]["aux_weight"]) == ("aux", 0.01)
     assert line["tokens"] == BATCH * LENGTH
     for row, router in enumerate(routers(model)):
         logits_TE = logits(router, inputs[row])
@@ -119,7 +120,9 @@ def test_counts_are_those_of_the_counter_that_moves_its_bias(built: Any, tmp_pat
         assert line["tokens_per_expert"][row] == router.local_tokens_per_expert.tolist()
         bias = router.expert_bias.tolist()
         assert line["expert_bias"][row] == pytest.approx(bias, rel=1e-3)
-    assert records(tmp_path / "run", "run")[0]["balance"]["method"] == "bias"
+    balance = records(tmp_path / "run", "run")[0]["balance"]
+    assert (balance["method"], balance["update"]) == ("bias", "sign")
+    assert balance["bias_update_rate"] == model.config.moe_router_bias_update_rate
     assert "margin" not in line["router"]  # groups: the best left out may not have been eligible
 
 

@@ -66,6 +66,7 @@ def test_counts_are_those_of_the_counters_that_move_its_bias(
     (run,), (line,) = records(tmp_path, "run"), records(tmp_path)
     assert run["model"]["layer_names"] == ["L1", "L2"]
     assert run["model"]["score_function"] == router.get("score_func", "softmax")
+    assert run["balance"]["bias_update_rate"] == layers(model)[0].load_balance_coeff
     assert line["tokens"] == 32
     for row, moe in enumerate(layers(model)):
         assert line["tokens_per_expert"][row] == moe.tokens_per_expert_E.tolist()
