@@ -92,6 +92,8 @@ def _balance(
         adds = getattr(config, _LOGITS, None if home is None else False) if asked is None else asked
         if adds is not None:
             balance[_LOGITS], names[_LOGITS] = bool(adds), _LOGITS
+        if adds:  # then the bias is not what balances
+            balance.pop("updates_bias", None)
         if home is not None and adds and len(sites) > 1:
             balance["pools_layers"] = True
     parts = getattr(outer, "sub_configs", ())

@@ -32,6 +32,7 @@ from .reader import Entry as Entry
 from .reader import RunReader as RunReader
 from .reader import StepEntry as StepEntry
 from .reader import drop_from as drop_from
+from .records import FRACTIONS as FRACTIONS
 from .records import LOG_NAME as LOG_NAME
 from .records import BadLine as BadLine
 from .records import EventRecord as EventRecord
@@ -42,6 +43,7 @@ from .records import RunRecord as RunRecord
 from .records import StepRecord as StepRecord
 from .records import UnknownFormat as UnknownFormat
 from .records import Values as Values
+from .records import holds_fractions as holds_fractions
 from .records import one_or_each as one_or_each
 from .records import seconds_between as seconds_between
 from .safe_text import REPLACEMENT as REPLACEMENT
