@@ -13,6 +13,7 @@ from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Sever
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import (
+    MOST_SWING,
     WRONG_SIGN,
     calm_down,
     ids_of,
@@ -206,11 +207,10 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
         resumed = _last_before(known.resumes, onset)
         at = f"the restart at {resumed:,}" if resumed is not None else f"step {onset:,}"
         first, last = each * blocks[0], each * (blocks[-1] + 1) - 1
-        verb = "is" if len(blocks) == 1 else "are"
         names = " and ".join(map(str, blocks))
         title = (
-            f"rank {names} stopped: experts {first} to {last} of {router.num_experts} on {ranks} "
-            f"ranks {verb} its own, and their counts or weights are missing since {at}"
+            f"experts {first} to {last} of {router.num_experts} on {ranks} ranks are rank {names}: "
+            f"its counts or weights are missing since {at}"
         )
         remedy = (
             f"check that rank {names} loads its own part of the checkpoint and that the counts are "
@@ -262,8 +262,13 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Balancing that does not suffice."""
     core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
     method = str(known.run.balance.get("method"))
+    title = _SLOW.get(method, "load balancing too weak")
+    if method == "bias" and known.swing > MOST_SWING:
+        title = (
+            f"{setting(known.run, 'bias_update_rate')} too high for some layers, too low for others"
+        )
     if any(e.severity > Severity.INFO for e in core):
-        yield Cause(_SLOW.get(method, "load balancing too weak"), ()), _beside(left, core)
+        yield Cause(title, ()), _beside(left, core)
 
 
 def _capacity(left: list[Episode], known: Known) -> Iterator[_Found]:

@@ -514,7 +514,7 @@ def test_pooling_is_the_cause_only_where_other_layers_are_even() -> None:
     [
         (range(8, 12), [501], "since the restart at 501"),
         (range(8, 12), [], "since step 510"),
-        (range(8, 16), [501], "rank 2 and 3 stopped: experts 8 to 15"),
+        (range(8, 16), [501], "experts 8 to 15 of 32 on 8 ranks are rank 2 and 3: its counts"),
         (range(8, 11), [501], ""),
         (range(9, 13), [501], ""),
         (range(0, 32), [501], ""),

@@ -38,8 +38,8 @@ _BRIDGED_IN = 100
 swap places in half as many."""
 _ROOM = 0.3
 """A swing of this amplitude, of the fair share, is the limit of OSCILLATION …"""
-_LEAST_RAISE = 1.5
-"""… and a setting that could be raised by less than this is kept."""
+MOST_SWING = 0.2
+"""… and above this one no setting is raised: there is room for less than half as much again."""
 _BESIDE = "add a sequence-wise auxiliary loss for the uneven layers"
 _OF_LOGITS = 0.05
 """In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
@@ -329,16 +329,12 @@ def stronger_balance(run: RunRecord, episode: Episode) -> str:
     room = _ROOM / swing if swing > 0 else math.inf
     knob = KNOBS.get(str(run.balance.get("method")))
     update = run.balance.get("update")
-    if knob is not None and round(room, 9) < _LEAST_RAISE:
+    if knob is not None and swing > MOST_SWING:
         instead = _BESIDE if knob == "bias_update_rate" else "stop the swing first"
-        return (
-            f"keep {setting(run, knob)}: the load of a router swings by {swing:.0%} of its fair "
-            f"share, and stronger balancing would amplify that; {instead}"
-        )
+        swings = f"the load of a router swings by {swing:.0%} of its fair share"
+        return f"a higher {setting(run, knob)} would amplify a swing ({swings}): {instead}"
     if knob == "bias_update_rate" and update in ("proportional", "quantile"):
-        return (
-            f"keep {setting(run, knob)}: a {update} update overshoots at a higher rate; {_BESIDE}"
-        )
+        return f"a {update} update overshoots at a higher {setting(run, knob)}: {_BESIDE}"
     if knob == "bias_update_rate" and _is_positive(value):
         faster = _faster(run, value, room, *(episode.facts.get(name) for name in SCALES))
         return (
