@@ -464,7 +464,7 @@ def test_only_a_sign_update_is_made_faster() -> None:
     for update, words in (
         (
             "proportional",
-            "Keep bias_update_rate: a proportional update overshoots at a higher rate",
+            "A proportional update overshoots at a higher bias_update_rate: add",
         ),
         (None, "If your update is the sign of the violation, raise bias_update_rate from 0.001"),
     ):
