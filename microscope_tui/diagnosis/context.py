@@ -148,11 +148,7 @@ ANYTHING = Criteria()
 def is_one_step(run: RunRecord, profile: str = "") -> bool:
     """Whether ``run`` is a single moment: an evaluation of one step, such as one dump of counts.
 
-    It has no time axis. Nothing can persist or change in it, so one line is enough for an alarm.
-    Its evidence is λ, the number of assignments an expert can expect: below the limits of the
-    rules nothing is judged.
-
-    Args:
-        profile: if it is not that of the header.
+    Nothing can persist or change in it, so one line is enough for an alarm. Its evidence is λ, the
+    number of assignments an expert can expect: below the limits of the rules nothing is judged.
     """
     return (profile or run.profile) == "eval" and run.planned_steps == 1

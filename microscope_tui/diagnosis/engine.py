@@ -12,9 +12,12 @@ uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import add
+from typing import Any
 
 import msgspec
 
+from microscope_tui import measures
 from microscope_tui.diagnosis.causes import Known, causes
 from microscope_tui.diagnosis.changes import Changes
 from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, WHEN, Context, Criteria
@@ -28,8 +31,9 @@ from microscope_tui.diagnosis.episodes import (
 )
 from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.rules import RULES, AnyRule
-from microscope_tui.diagnosis.rules.base import Track
+from microscope_tui.diagnosis.rules.base import Track, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
+from microscope_tui.diagnosis.rules.dead import DeadLimits
 from microscope_tui.diagnosis.signals import (
     BiasSource,
     CountSource,
@@ -46,7 +50,7 @@ _EVEN_ENOUGH = CollapseLimits().leave
 STATE_VERSION = 3
 _OWN = (
     "last_step", "gaps", "restarted", "warm_until", "checkpoints", "judged_since", "too_few",
-    "resumes", "changes",
+    "resumes", "changes", "totals",
 )  # fmt: skip
 """Attributes that are saved as they are."""
 _CLEAR = Reading(severity=None, clear=True)
@@ -54,6 +58,10 @@ _MOST_CHECKPOINTS = 1000
 Muted = Mapping[int, Severity]
 """Routers in which a rule is muted, unless it has something worse to report."""
 _GAPS = 8
+_OF_SUMS = ("COLLAPSE", "DEAD", "STARVED")
+_ENOUGH, _PARTS, _LAST_STEPS = 20, 3, 10
+"""Of a run that is over: λ at which chance lowers c to 0.9, how often a sum has to have the
+evidence of DEAD, and the least number of steps with a low balance."""
 
 
 class Diagnosis:
@@ -78,6 +86,12 @@ class Diagnosis:
         """The numbers that the log has: see ``signals.see``."""
         self.too_few = ""
         """Why a single moment cannot be judged; empty if it can, and for any other run."""
+        self.totals: dict[int, list[int]] = {}
+        """Counts by router, summed over an evaluation."""
+        self.over = False
+        """No step will follow; see ``conclude``."""
+        self._at_end: list[Episode] = []
+        self._record = StepRecord(0)
         self._unmeasured: frozenset[int] = frozenset()
         self.restarted = False
         """No step was seen since the restart."""
@@ -86,7 +100,7 @@ class Diagnosis:
     @property
     def episodes(self) -> list[Episode]:
         """All episodes so far, in the order of their alarms."""
-        return self.ledger.episodes
+        return self.ledger.episodes + self._at_end
 
     def observe(
         self, record: StepRecord, counts: CountSource, biases: BiasSource | None = None
@@ -98,6 +112,8 @@ class Diagnosis:
             counts: decodes the counts of one router of this step; called only if a rule needs them.
             biases: the same for the selection bias.
         """
+        self.conclude(over=False)
+        self._record = record
         if record.step <= self.last_step:
             self.restart(record.step)
         self._space(record.step - self.last_step)
@@ -126,7 +142,64 @@ class Diagnosis:
             if rule.mutes_all:
                 muted = {i for i, s in self._troubled(rule).items() if s is Severity.ERROR}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
+        if not self.ledger.context.trains and self.run.counts != "shares":
+            for index in range(len(self.run.routers)):
+                if index not in self._unmeasured and (row := view.full_counts(index)):
+                    total = self.totals.get(index, [0] * len(row))
+                    self.totals[index] = list(map(add, total, row))
         return changed + list(self._end_warnings(changed))
+
+    def conclude(self, over: bool = True) -> None:
+        """Judge the sums of a run that is over as the dump of one moment, until the next step."""
+        context, needed = self.ledger.context, self._criteria.limits.of(DeadLimits).evidence
+        if over == self.over or context.one_step:
+            return
+        self.over, self._at_end, self.too_few = over, [], ""
+        sums = dict(self._sums()) if over else {}
+        for episode in self._as_one_step(sums) if sums else ():
+            rule, index, words = episode.rule, episode.router_index, ", summed over all steps"
+            few = rule == "DEAD" and number(episode, "expected") < _PARTS * needed
+            if few or index not in sums or self.ledger.running(rule, index) is not None:
+                continue
+            if context.trains:
+                words = f": the run ended while {self.run.routers[index].name} was collapsing"
+            elif rule == "STARVED" and context.baseline is None:
+                words, episode.severity, episode.grades = f"{words} on this text", Severity.INFO, []
+                episode.grade(self.last_step)
+            episode.onset, episode.confidence = sums[index][0], episode.confidence + words
+            self._at_end.append(episode)
+
+    def _sums(self) -> Iterator[tuple[int, tuple[int, list[int]]]]:
+        """By router: since when, and its counts in an evaluation or in the last collapsed steps."""
+        collapse = [rule for rule in self.rules if rule.name == "COLLAPSE"]
+        if not self.ledger.context.trains:
+            first = min(self.ledger.past.steps, default=self.last_step)
+            yield from ((index, (first, total)) for index, total in self.totals.items())
+        elif collapse and warm_up_left(self) is None:
+            for index, suspect in collapse[0].memory.suspects.items():
+                since = suspect.low_since or self.last_step
+                if index not in self._unmeasured and self.last_step - since >= _LAST_STEPS - 1:
+                    rows = suspect.summed.rows if suspect.summed is not None else []
+                    last = rows[-collapse[0].lines(_LAST_STEPS) :]
+                    yield index, (since, [sum(column) for column in zip(*last, strict=True)])
+
+    def _as_one_step(self, sums: Mapping[int, tuple[int, list[int]]]) -> list[Episode]:
+        """The alarms if these sums, or without any the last summaries, were a single step."""
+        change, limits, wanted = msgspec.structs.replace, self._criteria.limits, set(_OF_SUMS)
+        own = [change(limits.of(RULES[name].limits_type), evidence=_ENOUGH) for name in _OF_SUMS]
+        if self.ledger.context.trains:  # nothing but a warning below the critical limit
+            critical, wanted = limits.of(CollapseLimits).critical, {"COLLAPSE"}
+            own[0] = change(own[0], warn=critical, critical=0.0)
+        ignore = self._criteria.ignore | (RULES.keys() - wanted)
+        limits = change(limits, changed=tuple(own))
+        criteria = replace(self._criteria, ignore=ignore, profile="eval", limits=limits)
+        one = Diagnosis(replace(self.run, planned_steps=1), criteria)
+        rows = [sums.get(index, (0, []))[1] for index in range(len(self.run.routers))]
+        derived: dict[str, Any] = measures.summarise(rows) if any(rows) else {}
+        router = change(self._record.router, **derived)
+        one.observe(change(self._record, router=router), rows.__getitem__)
+        self.too_few = "" if self.ledger.context.trains else one.too_few.replace(f" {WHEN}", "")
+        return one.episodes
 
     def _end_warnings(self, changed: Sequence[Episode]) -> Iterator[Episode]:
         """End the episodes that warned of this one."""
@@ -171,14 +244,14 @@ class Diagnosis:
     def restart(self, step: int, *, corrected: bool = False) -> None:
         """The run resumes at ``step``: later evidence no longer holds.
 
-        Args:
-            corrected: the process never stopped and only writes its last step again: no warm-up.
+        ``corrected``: the process never stopped and only writes its last step again: no warm-up.
         """
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
         self.restarted = True
         self.resumes = [at for at in self.resumes if at < step]
         if not corrected:
+            self.totals = {}
             self.resumes = [*self.resumes, step][-_MOST_CHECKPOINTS:]
             grace, before = step - 1 + AFTER_RESTART_STEPS, self.warm_until
             # Not after every restart: a run that is pre-empted often would never be judged.
@@ -309,11 +382,10 @@ class Diagnosis:
         """Routers in which this rule has an episode, or evidence for one, and their severity."""
         found: dict[int, Severity] = {}
         for index, track in rule.tracks.items():
-            episode, pending = self.ledger.running(rule.name, index), track.pending
-            if episode is not None:
-                found[index] = max(episode.severity, pending or episode.severity)
-            elif pending is not None:
-                found[index] = pending
+            episode = self.ledger.running(rule.name, index)
+            known = [track.pending, episode.severity if episode is not None else None]
+            if any(known):
+                found[index] = max(severity for severity in known if severity is not None)
         return found
 
 
@@ -324,10 +396,8 @@ def _too_few(view: StepView, context: Context) -> str:
     found = {i: expected(view, i, context.run) for i, v in enumerate(values) if math.isfinite(v)}
     if not found:
         return ""
-    limits = [
-        context.limits.of(rule.limits_type) for rule in RULES.values() if rule.judges_one_step
-    ]
-    needed = max(getattr(mine, "evidence", 0) for mine in limits)
+    limits = [context.limits.of(RULES[name].limits_type) for name in _OF_SUMS]
+    needed = max(mine.values()["evidence"] for mine in limits)
     least = min(found, key=lambda index: found[index] or 0.0)
     known = found[least]
     if known is None:
@@ -343,8 +413,6 @@ class Pending:
     """Evidence of at least a warning in one router that is not yet enough for an alarm."""
 
     rule: str
-    subject: str
-    """Name in texts."""
     router_index: int
     router: RouterInfo | None
     """``None`` for the whole run."""
@@ -358,9 +426,7 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
 
     A run is judged once it is past the warm-up or has a finding of at least a warning. It stays
     judged when it resumes: the steps after a restart excuse alarms, not the verdict so far.
-
-    Args:
-        step: at this step of the past; by default at the last step.
+    ``step``: as of this step of the past.
     """
     step = diagnosis.last_step if step is None else step
     since = diagnosis.judged_since
@@ -382,6 +448,8 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
         e.router_index for e in diagnosis.episodes if e.active and e.severity >= Severity.WARN
     }
     found: dict[int, Pending] = {}
+    if diagnosis.over and not diagnosis.ledger.context.trains:
+        return []  # it is judged by its sums
     for rule in sorted(diagnosis.rules, key=lambda rule: rule.cause_rank):
         for index, track in rule.tracks.items():
             if index in alerted or index in found or track.began is None:
@@ -390,35 +458,29 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
                 continue
             router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
             steps = max(1, diagnosis.last_step - track.began + 1)
-            found[index] = Pending(rule.name, rule.subject, index, router, track.began, steps)
+            found[index] = Pending(rule.name, index, router, track.began, steps)
     return sorted(found.values(), key=lambda p: (RULES[p.rule].cause_rank, p.since))
 
 
 def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
-    """``L3 at .00 for 36 steps, gathering evidence``; empty where no evidence is building up.
-
-    Args:
-        found: what ``pending`` gave.
-        balance: the collapse index of every router now.
-    """
+    """``L3 at .00 for 36 steps, gathering evidence``, by the present balance of every router."""
     if not found:
         return ""
     first = found[0]
     same = sum(p.rule == first.rule for p in found) - 1
     more = f" and {same} more layer{'s' if same > 1 else ''}" if same else ""
     c = balance[first.router_index] if 0 <= first.router_index < len(balance) else None
-    if first.router is None:
-        what = first.subject.lower()
-    elif first.rule == "COLLAPSE" and c is not None and c >= _EVEN_ENOUGH:
-        return (
-            f"{first.router.name}{more} uneven in most of the last {first.steps:,} steps, "
-            "gathering evidence"
+    what, span = RULES[first.rule].subject.lower(), f"for {first.steps:,} step"
+    if first.router is not None and (first.rule != "COLLAPSE" or c is None):
+        what = f"{what} in {first.router.name}{more}"
+    elif first.router is not None and c is not None and c >= _EVEN_ENOUGH:
+        what, span = (
+            f"{first.router.name}{more} uneven",
+            f"in most of the last {first.steps:,} step",
         )
-    elif first.rule == "COLLAPSE" and c is not None:
+    elif first.router is not None:
         what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"
-    else:
-        what = f"{first.subject.lower()} in {first.router.name}{more}"
-    return f"{what} for {first.steps:,} step{'s' if first.steps > 1 else ''}, gathering evidence"
+    return f"{what} {span}{'s' if first.steps > 1 else ''}, gathering evidence"
 
 
 class BadState(ValueError):
@@ -444,6 +506,7 @@ class _Saved(msgspec.Struct):
     seen: list[str] = []
     """Sorted: the order of a set differs between processes, and equal states are equal bytes."""
     too_few: str = ""
+    totals: dict[int, list[int]] = {}
 
 
 def save(diagnosis: Diagnosis) -> bytes:
@@ -453,7 +516,7 @@ def save(diagnosis: Diagnosis) -> bytes:
         _Saved(
             version=STATE_VERSION,
             routers=diagnosis.run.routers,
-            episodes=diagnosis.episodes,
+            episodes=diagnosis.ledger.episodes,
             tracks={rule.name: rule.tracks for rule in diagnosis.rules},
             memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
             past=diagnosis.ledger.past,

@@ -30,7 +30,7 @@ from microscope_tui.watch.scan import (
     preview,
     steps_in,
 )
-from microscope_tui.watch.state import RunState, age_of, state_of
+from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
 
 
 class Judge:
@@ -189,8 +189,13 @@ class RunWatch:
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """The judgement so far."""
-        return self._judge.diagnosis
+        """The judgement so far, or of a run that ended or is silent for good."""
+        if (found := self._judge.diagnosis) is not None and self.complete and self._judge.along:
+            with self.lock:
+                state, age = self.state()
+                silent = state is RunState.STALE and (age or 0.0) > CRASHED_S
+                found.conclude(state.ended or silent)
+        return found
 
     @property
     def defects(self) -> Defects:

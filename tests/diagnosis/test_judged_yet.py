@@ -98,7 +98,7 @@ def test_the_stretch_is_as_long_as_the_layer_was_low_whatever_the_sum_still_hold
 
 
 def test_a_layer_that_is_even_in_this_step_is_not_named_with_its_current_balance() -> None:
-    found = [Pending("COLLAPSE", "Router collapse", 1, RouterInfo("L2", 2, 128, 2), 457, 43)]
+    found = [Pending("COLLAPSE", 1, RouterInfo("L2", 2, 128, 2), 457, 43)]
     text = gathering(found, [0.9, 0.97, 0.9])
     assert text == "L2 uneven in most of the last 43 steps, gathering evidence"
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
 from microscope_tui.probe import CannotProbe, folder_of, load, out_of_memory, probing
+from microscope_tui.report import judge
 from microscope_tui.routing import Routing
+from microscope_tui.runlog import RunFile
 from moe_model import CharTokenizer
 from tests.probe.folders import CHARACTERS, change, family, own, planted, probe, save, text
 from tests.probe.layers import records
@@ -395,3 +397,29 @@ def test_layers_that_predict_further_tokens_are_left_out(
     assert not any("incomplete" in line for line in records(out))
     with Routing(out / "routing.bin") as routing:
         assert routing.shape.layers == (1, 2, 3, 4, 5)
+
+
+def test_check_finds_a_router_that_sends_everything_to_two_experts(
+    model: Path, words: Path, tmp_path: Path
+) -> None:
+    sick = MixtralForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        sick.model.layers[1].mlp.gate.weight.zero_()
+        sick.model.layers[1].mlp.gate.weight[:2] = 1.0
+    found = {}
+    for name, folder, most in (
+        ("sound", model, 400),
+        ("sick", save(sick, tmp_path / "model"), 400),
+        ("short", model, 60),
+    ):
+        out = tmp_path / name
+        assert probe(folder, words, output=out, window=50, batch_size=1, tokens=most) == 0
+        found[name] = judge(RunFile(name, out / "metrics.jsonl", 0.0))
+    assert {name: one.exit_code for name, one in found.items()} == {
+        "sound": 0,
+        "sick": 2,
+        "short": 3,
+    }
+    ((finding, _),) = found["sick"].findings
+    assert (finding.rule, finding.layers, finding.onset) == ("COLLAPSE", ("L1",), 1)
+    assert found["short"].problem == "not judged: L0 has 15 assignments per expert, needs 20"
