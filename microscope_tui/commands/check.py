@@ -101,6 +101,8 @@ def check(
         watches = [read_pipe(request.criteria)]
     else:
         runs = runs_at(search)
+        if len(runs) > 1 and not options.every:
+            say(f"{runs[0].name}: newest of {len(runs):,} runs; --all judges all")
         watches = [read(run, request.criteria) for run in (runs if options.every else runs[:1])]
     for watch in watches:
         _compare(watch, baseline)
@@ -124,7 +126,8 @@ def _check_request(
         criteria = AgainstBaseline(ignore, profile, user.limits, baseline.reference)
         first, last = baseline.first_step, baseline.last_step
         remarks += (f"against the baseline {baseline.run}, steps {first:,} to {last:,}",)
-    return CheckRequest(criteria, options.since_step, options.fail_on, remarks)
+    since = options.since_step, options.new_only
+    return CheckRequest(criteria, *since, options.fail_on, remarks)
 
 
 def _baseline(path: Path, source: SourceRequest) -> Baseline:
@@ -177,7 +180,7 @@ def _follow(
     notifier = Notifier(options.notify_command) if options.notify_command else None
     with _stop_event() as stop:
         watch = _to_follow(search, request, stop)
-        alerts, ending = Alerts(request.since_step), Ending(watch, options.wait)
+        alerts, ending = Alerts(request), Ending(watch, options.wait)
         while True:
             moved = _read_on(watch, stop)
             _compare(watch, baseline)

@@ -52,8 +52,9 @@ class CheckOptions:
         Judge as this kind of run, overriding the header: in fine-tuning only the change against
         a reference counts, in an evaluation nothing is trained.
     since_step
-        Count only findings that began at this step or later; older ones that are still active
-        are listed in a note.
+        Count only findings that began at this step or later, or are active.
+    new_only
+        With --since-step: leave out active findings that began earlier; a note lists them.
     fail_on
         With ``crit`` a warning exits with 0.
     ignore
@@ -84,6 +85,7 @@ class CheckOptions:
     as_json: AsJson = False
     profile: Literal["pretrain", "finetune", "eval"] | None = None
     since_step: int = 0
+    new_only: Switch = False
     fail_on: Literal["warn", "crit"] = "warn"
     ignore: _Several = ()
     baseline: Path | None = None
@@ -101,6 +103,8 @@ class CheckOptions:
                 fail(f"--ignore {safe_text(name, 40)}: no such rule; there are {known}", USAGE)
         if self.since_step < 0:
             fail(f"--since-step {self.since_step}: the first step of a run is 1", USAGE)
+        if self.new_only and not self.since_step:
+            fail("--new-only leaves out what began earlier: add --since-step N", USAGE)
         judging = [entry.name for entry in fields(self) if entry.name not in _FOR_FORMATS]
         given = [name for name in judging if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
         if self.format_only and given:

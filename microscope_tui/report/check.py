@@ -2,7 +2,7 @@
 
 0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, not judged yet, or a meter
 fault that forbids a verdict. It is the worst severity of any episode that began in range, recovered
-or not. 2 takes precedence over 3 if the measurement of the critical layer is sound.
+or not, or is active. 2 takes precedence over 3 if the measurement of the critical layer is sound.
 The JSON follows the versioned schema of ``docs/check-json.md``; keys are only added.
 """
 
@@ -53,11 +53,17 @@ class CheckRequest:
 
     criteria: Criteria = ANYTHING
     since_step: int = 0
-    """Only episodes that began at this step or later count."""
+    """Only episodes that began at this step or later count, or are active …"""
+    new_only: bool = False
+    """… unless this is set."""
     fail_on: str = "warn"
     """With ``crit`` a warning exits with 0."""
     remarks: tuple[str, ...] = ()
     """Remarks to print with the verdict: a baseline, limits of a config file."""
+
+    def counts(self, episode: Episode) -> bool:
+        """Whether the exit code depends on the episode."""
+        return episode.onset >= self.since_step or (episode.active and not self.new_only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ def judge(
     findings: list[tuple[Finding, Advice]] = []
     if diagnosis is not None:
         findings = findings_with_advice(
-            diagnosis, [e for e in diagnosis.episodes if e.onset >= request.since_step]
+            diagnosis, [e for e in diagnosis.episodes if request.counts(e)]
         )
     code = NO_VERDICT if problem else exit_code([f for f, _ in findings], request.fail_on)
     return Judgement(
@@ -189,12 +195,13 @@ def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[st
         return
     last = watch.latest.record.step if watch.latest else 0
     newest = f"; the newest step is {last:,}" if last < request.since_step else ""
-    yield f"only findings that began at step {request.since_step:,} or later{newest}"
-    if diagnosis is not None and (older := _still_active(diagnosis, request.since_step)):
-        yield older
+    active = "" if request.new_only else " or are active"
+    yield f"only findings that began at step {request.since_step:,} or later{active}{newest}"
+    if request.new_only and diagnosis is not None:
+        yield from _still_active(diagnosis, request.since_step)
 
 
-def _still_active(diagnosis: Diagnosis, since_step: int) -> str:
+def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
     """Findings that began before the range and are still active."""
     older = group(e for e in diagnosis.episodes if e.active and e.onset < since_step)
     found = [
@@ -202,10 +209,10 @@ def _still_active(diagnosis: Diagnosis, since_step: int) -> str:
         for f in older
         if f.severity >= Severity.WARN
     ]
-    if len(found) <= 1:
-        return f"an older finding is still active: {found[0]}" if found else ""
     more = f"; and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    return f"older findings are still active: {'; '.join(found[:_MOST_NAMED])}{more}"
+    what = "an older finding is" if len(found) == 1 else "older findings are"
+    if found:
+        yield f"{what} still active: {'; '.join(found[:_MOST_NAMED])}{more}"
 
 
 def verdict_text(judgement: Judgement) -> str:
@@ -323,9 +330,9 @@ class Alerts:
     they are in. The first look reports what is active, and nothing that was already over.
     """
 
-    def __init__(self, since_step: int = 0) -> None:
-        """``since_step``: earlier findings are not reported."""
-        self._since_step = since_step
+    def __init__(self, request: CheckRequest | None = None) -> None:
+        """Only what counts by ``request`` is reported, and how it ends."""
+        self._request = request or CheckRequest()
         self._known: _Known | None = None
 
     def news(self, diagnosis: Diagnosis | None) -> Sequence[News]:
@@ -334,8 +341,8 @@ class Alerts:
         # An episode withdrawn by a restart may return, and is reported again.
         before, self._known = self._known, {}
         for episode in diagnosis.episodes if diagnosis is not None else ():
-            if episode.onset >= self._since_step:
-                key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
+            key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
+            if self._request.counts(episode) or key in (before or ()):
                 self._known[key] = (episode.severity, episode.active)
                 if event := _event(before, key, episode):
                     changed[event].append(episode)

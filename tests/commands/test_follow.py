@@ -180,6 +180,8 @@ def test_a_pipe_is_followed_to_its_end(microscope: Run, collapse: Written) -> No
 def test_news_before_the_range_is_not_reported(follow: Follow, collapse: Written) -> None:
     collapse.write()
     code, out, _ = follow(collapse.path, "--since-step", "449").end()
+    assert code == 2
+    code, out, _ = follow(collapse.path, "--since-step", "449", "--new-only").end()
     assert code == 0
     assert out.startswith("collapse-0: healthy at step 450")
     assert "still active: COLLAPSE in L3" in out

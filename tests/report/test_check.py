@@ -83,7 +83,8 @@ def test_the_smallest_documented_log_is_not_called_healthy(call: Call, tmp_path:
 def test_options_narrow_what_counts_and_ignored_rules_are_named(call: Call, scenario: Any) -> None:
     folder = scenario("collapse", routers=3, steps=450)
     for options, code in (
-        (["--since-step", "100000"], 0),
+        (["--since-step", "100000"], 2),
+        (["--since-step", "100000", "--new-only"], 0),
         (["--fail-on", "crit"], 2),
         (["--profile", "eval"], 2),
     ):
@@ -101,9 +102,10 @@ def test_a_folder_means_its_newest_run_and_all_means_the_worst(
     well = scenario("healthy", routers=3, steps=200)
     os.utime(sick / "metrics.jsonl", (1000, 1000))
     os.utime(well / "metrics.jsonl", (2000, 2000))
-    assert call("check", tmp_path)[0] == 0
-    code, out, _ = call("check", tmp_path, "--all")
-    assert code == 2
+    code, _, err = call("check", tmp_path)
+    assert (code, err) == (0, "moe-microscope: healthy-0: newest of 2 runs; --all judges all\n")
+    code, out, err = call("check", tmp_path, "--all")
+    assert (code, err) == (2, "")
     assert "healthy-0" in out
     assert "collapse-0" in out
 

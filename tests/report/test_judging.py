@@ -37,31 +37,41 @@ def collapses(judgement: Judgement) -> Sequence[int]:
     return [finding.onset for finding, _ in judgement.findings if finding.rule == "COLLAPSE"]
 
 
-def test_since_step_counts_by_the_onset_and_names_older_active_findings(one_collapse: Any) -> None:
+def test_an_active_finding_counts_whenever_it_began_unless_only_new_ones_do(
+    one_collapse: Any,
+) -> None:
     path = one_collapse(range(150, 401))
     (onset,) = collapses(judged(path))
-    assert judged(path, since_step=onset).exit_code == 2
-    later = judged(path, since_step=onset + 1, criteria=Criteria(frozenset(FORBIDDEN)))
+    assert judged(path, since_step=onset, new_only=True).exit_code == 2
+    how: Any = {"since_step": onset + 1, "criteria": Criteria(frozenset(FORBIDDEN))}
+    active = judged(path, **how)
+    assert (active.exit_code, collapses(active)) == (2, [onset])
+    words = f"only findings that began at step {onset + 1:,} or later or are active"
+    assert list(active.notes)[-1] == words
+    later = judged(path, new_only=True, **how)
     assert (later.exit_code, later.findings) == (0, [])
     assert f"only findings that began at step {onset + 1:,} or later" in later.notes
     assert f"an older finding is still active: COLLAPSE in L2 since step {onset:,}" in later.notes
 
 
 def test_an_older_finding_that_is_over_is_not_named(one_collapse: Any) -> None:
-    later = judged(one_collapse(range(110, 200), steps=500), since_step=400)
-    assert later.exit_code == 0
+    path = one_collapse(range(110, 200), steps=500)
+    later = judged(path, since_step=400, new_only=True)
+    assert (later.exit_code, judged(path, since_step=400).exit_code) == (0, 0)
     assert not [note for note in later.notes if "still active" in note]
 
 
 def test_evidence_that_is_building_up_is_noted(one_collapse: Any) -> None:
-    judgement = judged(one_collapse(range(200, 999), steps=212))
+    judgement = judged(one_collapse(range(200, 999), steps=212, end=False))
     assert (judgement.exit_code, judgement.findings) == (0, [])
     assert list(judgement.notes) == ["L2 at .00 for 13 steps, gathering evidence"]
+    assert judged(one_collapse(range(200, 999), steps=212)).exit_code == 1
 
 
 def test_a_range_behind_the_newest_step_is_noted(one_collapse: Any) -> None:
     (note,) = judged(one_collapse(range(0), steps=50), since_step=999).notes
-    assert note == "only findings that began at step 999 or later; the newest step is 50"
+    words = "only findings that began at step 999 or later or are active"
+    assert note == f"{words}; the newest step is 50"
 
 
 def test_information_is_one_line_and_fails_nothing(scenario: Any) -> None:

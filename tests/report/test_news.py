@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Episode, Known, Severity
-from microscope_tui.report import Alerts, news_text
+from microscope_tui.report import Alerts, CheckRequest, news_text
 from microscope_tui.runlog import RouterInfo, RunRecord
 
 ROUTERS = tuple(RouterInfo(f"L{n}", n, 8, 2) for n in range(3))
@@ -75,8 +75,13 @@ def test_what_a_restart_withdrew_is_news_when_it_returns() -> None:
 
 def test_what_began_before_the_range_is_not_news() -> None:
     judged = Judged([episode(0, onset=100)])
-    assert news(Alerts(since_step=101), judged) == []
-    assert news(Alerts(since_step=100), judged) == [("opened", ("L0",))]
+    assert news(Alerts(CheckRequest(since_step=101, new_only=True)), judged) == []
+    assert news(Alerts(CheckRequest(since_step=100, new_only=True)), judged)
+    alerts = Alerts(CheckRequest(since_step=101))  # active: it counts
+    assert news(alerts, judged) == [("opened", ("L0",))]
+    judged.episodes[0].recovered_at = 300
+    assert news(alerts, judged) == [("recovered", ("L0",))]
+    assert news(Alerts(CheckRequest(since_step=101)), judged) == []
 
 
 @pytest.mark.parametrize(
