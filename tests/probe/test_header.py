@@ -95,34 +95,31 @@ def test_a_router_inside_an_adapter_is_read_as_before_and_only_counts_as_frozen_
 
 
 class TopKRouter(nn.Module):
-    """What the probe reads of Megatron's class of this name when it is attached."""
-
     __module__ = "megatron.core.transformer.moe.router"
     num_experts = 4
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, kind: str, bias: bool) -> None:
         super().__init__()
-        names = "topk num_groups score_function enable_expert_bias bias_update_rate"
-        known = dict.fromkeys((f"moe_router_{name}" for name in names.split()), 1) | settings
-        known |= {"moe_expert_capacity_factor": None, "moe_z_loss_coeff": 0.1}
-        self.config = SimpleNamespace(**known)
+        names = "topk num_groups score_function bias_update_rate"
+        known: Any = dict.fromkeys((f"moe_router_{name}" for name in names.split()), 1)
+        known |= {"moe_router_load_balancing_type": kind, "moe_router_enable_expert_bias": bias}
+        known |= {"moe_aux_loss_coeff": 0.01, "moe_z_loss_coeff": 0.1}
+        self.config = SimpleNamespace(**known, moe_expert_capacity_factor=None)
 
 
 @pytest.mark.parametrize(
     ("kind", "bias", "expected"),
     [
-        ("aux_loss", False, {"method": "aux", "aux_weight": 0.01}),
+        ("aux_loss", False, {"method": "aux", "aux_weight": 0.01, "z_loss_weight": 0.1}),
         ("none", True, {"method": "bias", "update": "sign", "bias_update_rate": 1}),
         ("none", False, {"method": "none"}),
         ("sinkhorn", False, {"method": "sinkhorn"}),
         ("quantile_balancing", False, {"method": "bias", "update": "quantile"}),
     ],
 )
-def test_the_options_of_megatron_say_how_it_balances(
+def test_megatron_is_balanced_as_its_options_say(
     kind: str, bias: bool, expected: dict[str, Any]
 ) -> None:
-    options = {"moe_aux_loss_coeff": 0.01, "moe_router_load_balancing_type": kind}
-    router = TopKRouter(**options, moe_router_enable_expert_bias=bias)
-    (site,) = find_sites(nn.Sequential(router), None)
-    assert site.balance == site.balance | expected | {"z_loss_weight": 0.1}
+    (site,) = find_sites(nn.Sequential(TopKRouter(kind, bias)), None)
+    assert site.balance == site.balance | expected
     assert site.balance["names"]["aux_weight"] == "--moe-aux-loss-coeff"
