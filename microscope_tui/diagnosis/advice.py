@@ -72,7 +72,7 @@ def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
         ended = max(e.recovered_at or e.last for e in finding.episodes)
         since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence and where else ""
-    collapsed = any(
+    collapsed = finding.rule == "ERODING" and any(
         f.rule == "COLLAPSE" and f.active and overlaps(finding.worst, f.episodes)
         for f in cause.findings
     )
@@ -128,7 +128,7 @@ def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
     worst, words = finding.worst, RULES[finding.rule].words
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
     text, _ = words(worst, run)
-    if finding.rule == "ERODING" and worst.active and collapsed:
+    if worst.active and collapsed:
         text = (
             f"c fell from {number(worst, 'from'):.2f} to {worst.limit:.2f} and below, see COLLAPSE"
         )
@@ -165,7 +165,7 @@ def _has_changed(worst: Episode) -> bool:
 
 def _remedy(finding: Finding, cause: Cause, known: Known, collapsed: bool) -> str:
     then = next((e.led_to for e in finding.episodes if e.led_to), "")
-    if then or (finding.rule == "ERODING" and collapsed):
+    if then or collapsed:
         return f"see the alert it led to, {RULES[then or 'COLLAPSE'].subject.lower()}"
     remedy, active = cause.remedy, [f for f in cause.findings if f.active]
     back = go_back(cause.onset, known.checkpoints, known.newest)

@@ -106,16 +106,19 @@ _Found = tuple[Cause, list[Episode]]
 
 def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     """Assign every episode to one cause: active before recovered, worst first."""
-    left, found = list(episodes), list[Cause]()
+    left, found, slides = list(episodes), list[Cause](), dict[int, list[Episode]]()
+    for episode in sorted(left, key=lambda e: -e.onset):
+        if _starves(episode) and episode.severity >= Severity.WARN:
+            slides.setdefault(episode.router_index, []).append(episode)
     if any(e.rule == "OSCILLATION" for e in left):
         known = replace(known, swing=max(known.swing, _SWINGS))
     for find in (_ranks, _signs, _divergences, _settings, _swings, _moments, _weak, _capacity):
         for cause, members in find(left, known):
-            found.append(_complete(cause, members, left, known))
+            found.append(_complete(cause, group(members), slides, known))
             taken = set(map(id, members))
             left = [episode for episode in left if id(episode) not in taken]
     for finding in group(left):
-        found.append(_complete(Cause("", ()), finding.episodes, left, known))
+        found.append(_complete(Cause("", ()), [finding], slides, known))
     return sorted(found, key=_gravity)
 
 
@@ -127,16 +130,15 @@ def _gravity(cause: Cause) -> tuple[bool, int, int, int]:
 
 
 def _complete(
-    cause: Cause, members: Iterable[Episode], others: Sequence[Episode], known: Known
+    cause: Cause, findings: Sequence[Finding], slides: dict[int, list[Episode]], known: Known
 ) -> Cause:
-    members = list(members)
-    findings = tuple(group(members))
-    shown = next((f for f in findings if not RULES[f.rule].judges_settings), findings[0])
+    """With its remedy, and the step where it began."""
+    shown = [f for f in findings if not RULES[f.rule].judges_settings] or findings
+    serious = [e for f in shown for e in f.episodes if f.active] or shown[0].episodes
     onsets = [cause.sign.onset] if cause.sign is not None else []
-    serious = [e for e in members if e.active and not RULES[e.rule].judges_settings] or members
-    onsets += [_chain_onset(episode, [*members, *others]) for episode in serious]
-    remedy = cause.remedy or known.remedy_of(shown.worst)
-    return replace(cause, findings=findings, remedy=remedy, onset=min(onsets))
+    onsets += [_chain_onset(e, slides.get(e.router_index, ())) for e in serious]
+    remedy = cause.remedy or known.remedy_of(shown[0].worst)
+    return replace(cause, findings=tuple(findings), remedy=remedy, onset=min(onsets))
 
 
 def _signs(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -281,16 +283,13 @@ def _last_before(steps: Sequence[int], onset: int) -> int | None:
     return max((at for at in steps if at - _GAP <= onset <= at + 2 * _AFTER), default=None)
 
 
-def _chain_onset(episode: Episode, others: Sequence[Episode]) -> int:
-    """The onset of the first episode of this router that led to this one without a gap."""
+def _chain_onset(episode: Episode, slides: Iterable[Episode]) -> int:
+    """The onset of the first episode of this router that led to this one without a gap.
+
+    ``slides``: the starving episodes of the router, the latest onset first.
+    """
     onset = episode.onset
-    if not _starves(episode):
-        return onset
-    before = [
-        e for e in others
-        if _starves(e) and e.router_index == episode.router_index and e.severity >= Severity.WARN
-    ]  # fmt: skip
-    for earlier in sorted(before, key=lambda e: -e.onset):
+    for earlier in slides if _starves(episode) else ():
         if earlier.onset < onset <= (earlier.recovered_at or earlier.last) + _GAP:
             onset = earlier.onset
     return onset
