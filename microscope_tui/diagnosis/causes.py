@@ -174,6 +174,8 @@ def _by_lint(left: list[Episode], known: Known, names: Sequence[str]) -> Iterato
             continue
         if any(e.severity > Severity.INFO for e in explained):
             remedy = _FROZEN if name == "router frozen" else known.remedy_of(proof)
+            flag = "output_router_logits"
+            remedy = remedy.replace(flag, setting(known.run, flag))
             yield Cause(_SETTINGS[name], (), remedy), [proof, *explained]
             return
 
