@@ -2,14 +2,17 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis import Context, Oscillation, recurring, swinging, to_and_fro
-from microscope_tui.runlog import RouterInfo, RunRecord
+from microscope_tui import measures
+from microscope_tui.diagnosis import (
+    Context, Diagnosis, Oscillation, recurring, restore, save, swinging, to_and_fro,
+)  # fmt: skip
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts, jittered
 
 STEPS = 64
@@ -90,3 +93,49 @@ def test_loads_that_wander_are_not_a_swing(
         logs = [memory * log + news * rng.gauss(0, 1) for log in logs]
         rows.append(draw_counts([math.exp(log) for log in logs], 1024, top_k, rng))
     assert looked_at(rows, top_k)[0] == 0
+
+
+def swing(course: Callable[[int, int], float], last: int = 400, skew: float = 0.0) -> float:
+    """What is known after ``last`` steps in which expert ``e`` has this multiple of its share."""
+    rng, routers = random.Random(0), (RouterInfo("L1", 1, 16, 2),)
+    still = [math.exp(skew * rng.gauss(0, 1)) for _ in range(16)]
+    diagnosis = Diagnosis(RunRecord("r", routers, balance={"method": "bias"}, planned_steps=400))
+    for n in range(1, last + 1):
+        row = draw_counts([w * course(n, e) for e, w in enumerate(still)], 8192, 2, rng)
+        router = RouterSummary(**measures.summarise([row]))
+        diagnosis.observe(StepRecord(n, tokens=8192.0, router=router), lambda _, row=row: row)
+    again = restore(save(diagnosis), diagnosis.run)
+    (rule,) = (rule for rule in again.rules if rule.name == "OSCILLATION")
+    return rule.swing()
+
+
+def sine(amplitude: float, period: float, groups: int = 2) -> Callable[[int, int], float]:
+    turn = 2 * math.pi
+    return lambda n, e: 1 + amplitude * math.cos(turn * (n / period + e % groups / groups))
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.3], ids=["never suspected", "looked at"])
+@pytest.mark.parametrize(("period", "groups"), [(4, 2), (7, 3), (11, 16), (24, 2)])
+@pytest.mark.parametrize(
+    ("amplitude", "least", "most"), [(0.05, 0.0, 0.1), (0.15, 0.1, 0.2), (0.3, 0.2001, 0.4)]
+)
+def test_a_rate_is_raised_within_the_room_that_the_largest_swing_leaves(
+    amplitude: float, least: float, most: float, period: float, groups: int, skew: float
+) -> None:
+    assert least <= swing(sine(amplitude, period, groups), skew=skew) <= most
+
+
+@pytest.mark.parametrize(
+    ("course", "last", "skew"),
+    [
+        (sine(0.3, 24), 0, 0.0),  # nothing is known
+        (lambda n, e: 1.0, 400, 0.0),
+        (lambda n, e: 1.0, 400, 0.5),  # uneven, and still
+        (lambda n, e: math.exp(min(6.0, max(0.0, (n - 150) / 20)) * (e < 2)), 400, 0.3),  # falling
+        (lambda n, e: 2.0 if n % 200 < 40 and e < 6 else 1.0, 400, 0.3),  # data in blocks
+    ],
+)
+def test_a_load_that_does_not_swing_leaves_all_the_room(
+    course: Callable[[int, int], float], last: int, skew: float
+) -> None:
+    assert swing(course, last, skew) <= 0.1

@@ -85,6 +85,8 @@ class Memory(msgspec.Struct):
     """Longest run of consecutive steps with counts: a swing needs several."""
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=8, size=160))
     """Effective experts, to date a swing: checks are rare."""
+    swings: dict[int, float] = {}
+    """Router → the amplitude of its swing in the latest check; 0 for another course."""
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
@@ -147,6 +149,18 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         self.memory.watched = {e.router_index: self.leave for e in episodes}
         self.memory.swinging = {e.router_index: e.onset for e in episodes}
 
+    def swing(self) -> float:
+        swings, most = self.memory.swings, self.limits.amplitude
+        found = max(swings.values(), default=0.0)
+        for index, router in enumerate(self.routers if self.blind_to() is None else ()):
+            recent = self.memory.past.column(index, -_NOTICE)
+            if index not in swings and recent and router.num_experts:
+                uneven = [math.log(router.num_experts / max(1.0, value)) for value in recent]
+                bound = 2.0 * math.sqrt(max(0.0, sum(uneven) / len(uneven)))  # √2 CV
+                # Above √2 times the limit it is suspect: its counts will show whether it swings.
+                found = max(found, min(bound, most) if bound <= math.sqrt(2.0) * most else 0.0)
+        return found
+
     def blind_to(self) -> str | None:
         if self.memory.in_a_row >= _IN_A_ROW or self.memory.steps < _IN_A_ROW:
             return None
@@ -185,6 +199,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         began: dict[int, int] = {}
         for index, rows in memory.rows.items():
             period, share = self._swing(index, rows)
+            memory.swings[index] = self._amplitude(rows, period)
             if period:
                 began[index] = memory.swinging.get(index) or self._began(index)
                 found[index] = Reading(
@@ -225,6 +240,18 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         if not period and self._even_in_the_sum_alone(index, rows):
             period = recurring(masks, len(rows), limits.recurrence)
         return (period, len(masks) / experts) if period else (0, 0.0)
+
+    def _amplitude(self, rows: list[list[int]], period: int) -> float:
+        """√2 σ of the share of experts that makes a swing, without noise; 0 for another course."""
+        limits, steps, experts = self.limits, len(rows), len(rows[0])
+        wide = sorted(spreads(rows), reverse=True)[: int(limits.experts_share * experts) + 1]
+        masks = [mask for _, mask in wide]
+        returns = period or to_and_fro(masks, steps, limits.agreement)
+        if not (returns or recurring(masks, steps, limits.recurrence)):
+            return 0.0
+        noise = limits.overdispersion * experts * steps / sum(map(sum, rows))
+        least = limits.amplitude**2 if period else 0.0
+        return math.sqrt(2.0 * max(least, wide[-1][0] - noise))
 
     def _even_in_the_sum_alone(self, index: int, rows: list[list[int]]) -> bool:
         """Most single steps are more uneven than the sum of all, and than chance makes them."""
@@ -275,15 +302,20 @@ def _change(values: Sequence[float]) -> int | None:
 
 def swinging(rows: Sequence[Sequence[int]], amplitude: float) -> list[int]:
     """Bits of the experts whose share of the load deviates by more than ``amplitude`` (σ)."""
+    return [mask for variance, mask in spreads(rows) if variance > amplitude * amplitude]
+
+
+def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+    """Of every expert: the variance of its share of the load, and a bit for each step above it."""
     steps, experts = len(rows), len(rows[0])
     scales = [experts / total if (total := sum(row)) else 0.0 for row in rows]
-    masks = []
+    found = []
     for column in zip(*rows, strict=True):
         loads = list(map(mul, column, scales))
         mean = sum(loads) / steps
-        if sum(map(mul, loads, loads)) / steps - mean * mean > amplitude * amplitude:
-            masks.append(sum((load > mean) << step for step, load in enumerate(loads)))
-    return masks
+        mask = sum((load > mean) << step for step, load in enumerate(loads))
+        found.append((sum(map(mul, loads, loads)) / steps - mean * mean, mask))
+    return found
 
 
 def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
