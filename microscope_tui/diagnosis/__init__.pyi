@@ -47,7 +47,7 @@ from .rules.lint import SignMemory as SignMemory
 from .rules.lint import again as again
 from .rules.oscillation import Oscillation as Oscillation
 from .rules.oscillation import recurring as recurring
-from .rules.oscillation import swinging as swinging
+from .rules.oscillation import spreads as spreads
 from .rules.oscillation import to_and_fro as to_and_fro
 from .rules.starved import StarvedLimits as StarvedLimits
 from .signals import BiasSource as BiasSource

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import (
-    Context, Diagnosis, Oscillation, recurring, restore, save, swinging, to_and_fro,
+    Context,
+    Diagnosis,
+    Oscillation,
+    recurring,
+    restore,
+    save,
+    spreads,
+    to_and_fro,
 )  # fmt: skip
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts, jittered
@@ -26,7 +33,7 @@ def rotating(n: int, experts: int, groups: int, hold: int = 1) -> list[int]:
     return [share if e % groups == up else 0 for e in range(experts)]
 
 
-def looked_at(rows: Sequence[list[int]], top_k: int) -> tuple[int, float]:
+def looked_at(rows: Sequence[list[int]], top_k: int) -> tuple[int, float, float]:
     """What one look of the rule finds."""
     router = RouterInfo("L1", 1, len(rows[0]), top_k)
     return Oscillation(Context(RunRecord("r", (router,))))._swing(0, list(rows))
@@ -55,7 +62,7 @@ def test_a_smooth_swing_of_any_period_is_found(period: float, found: int) -> Non
 
 
 def test_three_groups_never_disagree_enough_to_swing_to_and_fro() -> None:
-    masks = swinging([rotating(n, 12, 3) for n in range(STEPS)], 0.2)
+    masks = [mask for _, mask in spreads([rotating(n, 12, 3) for n in range(STEPS)])]
     assert to_and_fro(masks, STEPS, 0.35) == 0
     assert recurring(masks, STEPS, 0.5) == 3
 

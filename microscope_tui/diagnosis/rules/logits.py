@@ -80,13 +80,9 @@ class Logits(Rule[LogitLimits, Memory]):
         self.memory = Memory(past=Trail(every=4, size=55))
 
     def restart(self, step: int) -> None:
-        memory = self.memory
-        memory.past.forget_from(step)
-        memory.first.forget_from(step)
-        if step <= self.context.warm_up:
-            memory.reference, memory.settled = [], set()
-        raised = memory.raised_since
-        memory.raised_since = {index: since for index, since in raised.items() if since < step}
+        self.memory.past.forget_from(step)
+        self.memory.first.forget_from(step)
+        self.memory.raised_since.clear()
 
     def read(self, view: StepView) -> Readings | None:
         z_loss = view.signal("z_loss")
@@ -109,7 +105,10 @@ class Logits(Rule[LogitLimits, Memory]):
                     limit=1.0,
                     facts={"cause": "range", "logit": value, "most": limit},
                 )
-                found[index] = max(found.get(index) or of_range, of_range, key=_gravity)
+                known = found.get(index) or of_range  # the graver one
+                found[index] = max(
+                    known, of_range, key=lambda r: (r.severity or 0, r.value / r.limit)
+                )
         return found
 
     def _compare(self, view: StepView, z_loss: Signal, found: dict[int, Reading | None]) -> None:
@@ -128,10 +127,9 @@ class Logits(Rule[LogitLimits, Memory]):
             severity = graded(ratio, limits.warn, limits.critical)
             facts: dict[str, Fact] = {"z": value, "usual": usual}
             if early := index not in memory.settled:  # as long as it lasts
-                over = limits.critical if young else limits.warn
-                judged = ratio > over and (young or index in self.tracks)
-                sign = self._sign(view, index) if judged else ""
-                if not sign:
+                lasts = limits.warn if index in self.tracks else math.inf
+                over = limits.critical if young else lasts
+                if ratio <= over or not (sign := self._sign(view, index)):
                     continue
                 severity, facts["sign"] = Severity.CRITICAL, sign
             found[index] = Reading(
@@ -146,7 +144,7 @@ class Logits(Rule[LogitLimits, Memory]):
     def _first(self) -> list[float]:
         """The z-loss of the first lines, at least that of even logits."""
         usual, least = self.memory.first.usual, self.limits.least
-        evens = [math.log(router.num_experts or 1) ** 2 for router in self.routers]
+        evens = (math.log(router.num_experts or 1) ** 2 for router in self.routers)
         return [max(usual(index, _FIRST), least, even) for index, even in enumerate(evens)]
 
     def _sign(self, view: StepView, index: int) -> str:
@@ -167,16 +165,13 @@ class Logits(Rule[LogitLimits, Memory]):
         memory.fresh += 1
         if memory.fresh < _REFRESH or len(memory.past.rows) < _RECENT + _LEAST:
             return
-        memory.fresh, before = 0, memory.reference or self._first()
-        held = {  # an explosion never becomes the reference
-            i for i, z in enumerate(z_loss.values)
-            if z > self.limits.warn * before[i] and (i in memory.settled or i in self.tracks)
-        }  # fmt: skip
-        every = range(len(self.routers))
-        memory.reference = [
-            before[i] if i in held else median(memory.past.column(i, 0, -_RECENT)) for i in every
-        ]
-        memory.settled.update(i for i in every if i not in held)
+        memory.fresh, reference = 0, memory.reference or self._first()
+        for i, z in enumerate(z_loss.values):
+            lasts = z > self.limits.warn * reference[i]
+            if not lasts or not (i in memory.settled or i in self.tracks):
+                memory.settled.add(i)  # an explosion never becomes the reference
+                reference[i] = median(memory.past.column(i, 0, -_RECENT))
+        memory.reference = reference
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -192,8 +187,3 @@ class Logits(Rule[LogitLimits, Memory]):
         if sign:
             return f"{why}, and {sign}", f"warm up for longer, {calm_down(run)}"
         return why, calm_down(run)
-
-
-def _gravity(reading: Reading) -> tuple[int, float]:
-    """How severe; of equal ones, how far beyond its limit."""
-    return reading.severity or 0, reading.value / max(reading.limit, 1e-12)

@@ -198,8 +198,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         memory.in_a_row = _IN_A_ROW
         began: dict[int, int] = {}
         for index, rows in memory.rows.items():
-            period, share = self._swing(index, rows)
-            memory.swings[index] = self._amplitude(rows, period)
+            period, share, memory.swings[index] = self._swing(index, rows)
             if period:
                 began[index] = memory.swinging.get(index) or self._began(index)
                 found[index] = Reading(
@@ -230,28 +229,24 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         at = _change([row[index] for row in past.rows])
         return first if at is None else min(first, past.steps[at])
 
-    def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float]:
-        """Period of the common swing, 0 where there is none, and the share of experts in it."""
-        limits, experts = self.limits, len(rows[0])
-        masks = swinging(rows, limits.amplitude)
-        if len(masks) <= limits.experts_share * experts:
-            return 0, 0.0
-        period = to_and_fro(masks, len(rows), limits.agreement)
-        if not period and self._even_in_the_sum_alone(index, rows):
-            period = recurring(masks, len(rows), limits.recurrence)
-        return (period, len(masks) / experts) if period else (0, 0.0)
-
-    def _amplitude(self, rows: list[list[int]], period: int) -> float:
-        """√2 σ of the share of experts that makes a swing, without noise; 0 for another course."""
+    def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
+        """Period of the common swing, 0 where there is none; the share of experts in it; and √2 σ
+        of the load of as many as make a swing, without noise, if it comes back at all.
+        """
         limits, steps, experts = self.limits, len(rows), len(rows[0])
-        wide = sorted(spreads(rows), reverse=True)[: int(limits.experts_share * experts) + 1]
-        masks = [mask for _, mask in wide]
-        returns = period or to_and_fro(masks, steps, limits.agreement)
-        if not (returns or recurring(masks, steps, limits.recurrence)):
-            return 0.0
+        wide = sorted(spreads(rows), reverse=True)
+        share = sum(variance > limits.amplitude**2 for variance, _ in wide) / experts
+        least = int(limits.experts_share * experts) + 1
+        masks = [mask for _, mask in wide[: max(least, round(share * experts))]]
+        period = to_and_fro(masks, steps, limits.agreement)
+        returns = period or recurring(masks, steps, limits.recurrence)
+        if share <= limits.experts_share:
+            period = 0
+        elif not period and self._even_in_the_sum_alone(index, rows):
+            period = returns
         noise = limits.overdispersion * experts * steps / sum(map(sum, rows))
-        least = limits.amplitude**2 if period else 0.0
-        return math.sqrt(2.0 * max(least, wide[-1][0] - noise))
+        variance = max(limits.amplitude**2 if period else 0.0, wide[least - 1][0] - noise)
+        return period, share if period else 0.0, math.sqrt(2.0 * variance) if returns else 0.0
 
     def _even_in_the_sum_alone(self, index: int, rows: list[list[int]]) -> bool:
         """Most single steps are more uneven than the sum of all, and than chance makes them."""
@@ -298,11 +293,6 @@ def _change(values: Sequence[float]) -> int | None:
         if fall > 0 and gain > best:
             best, found = gain, at
     return found if best > 0.4 * squares else None
-
-
-def swinging(rows: Sequence[Sequence[int]], amplitude: float) -> list[int]:
-    """Bits of the experts whose share of the load deviates by more than ``amplitude`` (σ)."""
-    return [mask for variance, mask in spreads(rows) if variance > amplitude * amplitude]
 
 
 def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
