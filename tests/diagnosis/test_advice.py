@@ -68,9 +68,9 @@ CASES: list[tuple[str, float, float, dict[str, Any]]] = [
     ("COLLAPSE", 0.02, 0.15, {"effective": 2.1, "usual": 7.9, "share": 0.97, "experts": (1, 5)}),
     ("COLLAPSE", 0.02, 0.15, {"effective": 1.2, "judged": 7, "without": (5,), "idle": (0, 3)}),
     ("SHOCK", 0.2, 0.7, {"usual": 0.95}),
-    ("DEAD", 2.0, 0.0, {"experts": (3, 5), "steps": 120}),
+    ("DEAD", 2.0, 0.0, {"experts": (3, 5), "steps": 120, "since": (950, 950)}),
     ("HOT_EXPERT", 0.97, 0.8, {"c": 0.8, "experts": (5,)}),
-    ("OVERLOAD", 1.7, 1.5, {"cause": "rank", "ranks": 4.0}),
+    ("OVERLOAD", 1.7, 1.5, {"cause": "rank", "ranks": 4.0, "experts": (4, 5)}),
     ("OVERLOAD", 6.0, 3.5, {"usual": 1.5}),
     ("MISMATCH", 0.2, 0.1, {"usual": 0.01}),
     ("OSCILLATION", 0.5, 0.3, {"period": 2.0}),
@@ -98,8 +98,8 @@ their router rows or go back to before step 950 {SAVED}.
 expert 5 is chosen by up to 97% of the tokens while the others share the rest: c 0.80. Leave it;
 with expert parallelism watch the rank that holds it for stragglers.
 
-the busiest of 4 expert-parallel ranks has 1.7 times the work of the mean (limit 1.5). Place busy
-and idle experts on the same rank; no single expert is the cause.
+rank 2 (experts 4 to 5) of 4 expert-parallel ranks has 1.7 times the work of the mean (limit 1.5).
+Place busy and idle experts on the same rank; no single expert is the cause.
 
 the busiest expert has 6.0 times its fair share (1.5 after the warm-up). Nothing, while neither a
 capacity nor expert parallelism is configured: experts that specialise are uneven.
@@ -112,8 +112,7 @@ both in fp32, and compare two probes with `moe-microscope mismatch` to see which
 bias_update_rate from 0.001 to 0.0005, or average the load over more steps before each update.
 
 max − min of the bias grew to 0.9, 0.002 a step in a straight line, while c stayed at 0.40.
-{FASTER}, and raise it further while the bias keeps
-growing; a bias on softmax logits needs far more than one on sigmoid scores.
+{FASTER}; a bias on softmax logits needs far more than one on sigmoid scores.
 
 a gradient norm of 70, 56 times its median before step 950. Clip the gradient norm, watch LOGITS,
 and skip or replay the batch if it returns.

@@ -76,14 +76,29 @@ def test_the_present_is_compared_with_what_was_usual(rule: str, router: Any, now
     assert advised(diagnosis, rule).why.endswith(f"Now (step 340): {now}")
 
 
-def test_experts_that_came_back_are_not_listed_as_without_tokens() -> None:
+def test_every_dead_expert_has_its_own_date_and_one_that_came_back_is_named() -> None:
     def sick(n: int) -> list[int]:
-        row = even(n) if n < 200 else without_expert(even(n), 3)
-        return without_expert(row, 6) if 200 <= n < 451 else row
+        row = without_expert(even(n), 3) if n >= 201 else even(n)
+        return without_expert(row, 6) if 273 <= n < 651 else row
 
     worst, _, now = advised(judge([header(), *steps(1, 800, sick)]), "DEAD").why.partition(" Now ")
-    assert "2 of 8 experts (3, 6) received no tokens" in worst
-    assert "1 of 8 experts (3) received no tokens" in now
+    assert "2 of 8 experts (3, 6, since steps 201 to 273) received no tokens for at least" in worst
+    assert now.endswith("expert 6 came back by itself at step 649: look at the data.")
+    again = [*steps(1, 650, sick), header(resumed_at_step=651), *steps(651, 800, sick)]
+    assert "by itself" not in advised(judge([header(), *again]), "DEAD").why
+    later: Counts = lambda n: without_expert(sick(n), 1) if n >= 401 else sick(n)  # noqa: E731
+    why = advised(judge([header(), *steps(1, 640, later)]), "DEAD").why
+    assert "3 of 8 experts (1, 3, 6, since steps 201 to 401, one more every 100 steps)" in why
+
+
+def test_the_fullest_expert_and_the_busiest_rank_are_named() -> None:
+    busy = [400, 400, 400, 900, 1196, 400, 200, 200]
+    full = steps(1, 240, lambda n: busy, router=lambda n: {"drop_rate": [0.0, 0.3, 0.0]})
+    diagnosis = judge([header(expert_parallel_size=4), *full])
+    why = advised(diagnosis, "DROPS").why
+    assert why == "up to 30% of the assignments are dropped, most by expert 4 (limit 20%)."
+    assert "which expert" not in advised(diagnosis, "DROPS").next
+    assert advised(diagnosis, "OVERLOAD").why.startswith("rank 2 (experts 4 to 5) of 4 ")
 
 
 def test_other_experts_that_rest_now_are_not_counted_as_dead() -> None:

@@ -120,19 +120,13 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
 
     def _since(self, index: int) -> int:
         """The first point from which the load stayed uneven."""
-        uneven = self.memory.steps[-1]
-        rows = zip(self.memory.steps, self.memory.indices, strict=True)
-        for step, indices in reversed(list(rows)):
-            if indices[index] >= self.limits.collapse_index:
-                break
-            uneven = step
-        return uneven
+        indices = [row[index] for row in self.memory.indices]
+        even = [at for at, c in enumerate(indices) if c >= self.limits.collapse_index]
+        return self.memory.steps[max(even, default=-1) + 1]
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        remedy = (
-            f"{stronger_balance(run, worst)}, and raise it further while the bias keeps growing"
-        )
+        remedy = stronger_balance(run, worst)
         if run.score_function not in ("sigmoid", "softmax"):
             remedy += "; a bias on softmax logits needs far more than one on sigmoid scores"
         return (

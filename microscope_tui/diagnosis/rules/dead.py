@@ -17,6 +17,7 @@ from microscope_tui.diagnosis.rules.base import (
     BACK,
     Rule,
     experts_of,
+    ids_of,
     number,
     size_of,
     stronger_balance,
@@ -71,6 +72,8 @@ class Memory(msgspec.Struct):
     """Dead in the first window of the run: a fine-tuning starts with experts its data ignores."""
     started: int = 0
     """Last step of that window; 0 before its end."""
+    back: dict[int, tuple[int, int]] = {}
+    """Router → a dead expert that got tokens again, and the first step of that window."""
 
 
 class Dead(Rule[DeadLimits, Memory]):
@@ -113,7 +116,9 @@ class Dead(Rule[DeadLimits, Memory]):
             kept = {expert: since for expert, since in dead.items() if since < step}
             if kept:
                 self.memory.dead[index] = kept
-                self.memory.windows[index] = before.windows.get(index, {})
+                # One that comes back at a restart does not come back by itself.
+                young, seen = self.limits.windows - 1, before.windows.get(index, {})
+                self.memory.windows[index] = {e: min(n, young) for e, n in seen.items()}
 
     def read(self, view: StepView) -> Readings | None:
         if self.context.one_step:
@@ -182,6 +187,7 @@ class Dead(Rule[DeadLimits, Memory]):
             if index in memory.alive:
                 memory.dead.pop(index, None)
                 memory.windows.pop(index, None)
+                memory.back.pop(index, None)
             elif totals is None or expected * memory.rows[index] < self.limits.evidence:
                 found[index] = None
             else:
@@ -198,6 +204,9 @@ class Dead(Rule[DeadLimits, Memory]):
         before, seen = memory.dead.get(index, {}), memory.windows.get(index, {})
         silent = {e: before.get(e, memory.first) for e, total in enumerate(totals) if total == 0}
         dead = self._new(index, silent)
+        lasted = [e for e, number in seen.items() if number >= limits.windows and e not in silent]
+        if lasted:
+            memory.back[index] = lasted[0], memory.first
         windows = {e: seen.get(e, 0) + 1 for e in dead}
         memory.dead[index], memory.windows[index] = dead, windows
         lasting = {e: since for e, since in dead.items() if e in before}
@@ -220,8 +229,10 @@ class Dead(Rule[DeadLimits, Memory]):
             value=float(len(old)),
             facts={
                 "experts": tuple(sorted(old)),
+                "since": tuple(since for _, since in sorted(old.items())),
                 "share": len(old) / experts,
                 "steps": step - max(old.values()) + 1,
+                "back": memory.back.get(index, ()),
             },
             since=min(old.values()),
         )
@@ -242,7 +253,7 @@ class Dead(Rule[DeadLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        dead = f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)})"
+        dead = f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}{_since(worst)})"
         keep = "do not remove the experts: other data may need them"
         if is_one_step(run):
             expected = f"{number(worst, 'expected'):,.0f}"
@@ -250,7 +261,23 @@ class Dead(Rule[DeadLimits, Memory]):
             return why, f"count other data too; {keep}"
         steps = number(worst, "steps") or worst.last - worst.onset + 1
         why = f"{dead} received no tokens for at least {steps:,.0f} steps"
+        if back := ids_of(worst, "back"):
+            why += f"; expert {back[0]} came back by itself at step {back[1]:,}: look at the data"
         if run.profile != "pretrain":
             return why, f"compare with the model before this training; {keep}"
         balance = stronger_balance(run, worst)
         return why, f"{balance}, then either re-initialise their router rows or {BACK}"
+
+
+def _since(worst: Episode) -> str:
+    """When they died, unless all at the onset, and how fast they follow each other."""
+    since = ids_of(worst, "since")
+    if not since or set(since) == {worst.onset}:
+        return ""
+    first, last = min(since), max(since)
+    if first == last:
+        return f", since step {first:,}"
+    pace = (last - first) / (len(since) - 1)
+    steady = 2 * len(set(since)) > max(4, len(since))
+    more = f", one more every {pace:,.0f} steps" if steady else ""
+    return f", since steps {first:,} to {last:,}{more}"

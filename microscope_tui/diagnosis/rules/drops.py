@@ -38,26 +38,30 @@ class Drops(Rule[DropLimits, Nothing]):
             return None
         if rates.known and rates.low >= 0 and rates.high < self.limits.warn / 2:
             return {}
-        return {i: self._judge(rate) for i, rate in enumerate(rates.values)}
+        return {i: self._judge(view, i, rate) for i, rate in enumerate(rates.values)}
 
-    def _judge(self, rate: float) -> Reading | None:
+    def _judge(self, view: StepView, index: int, rate: float) -> Reading | None:
         limits = self.limits
         if not 0.0 <= rate <= 1.0:
             return None
         severity = graded(rate, limits.warn, limits.critical)
+        counts = view.full_counts(index) if severity is not None else None
         return Reading(
             severity=severity,
             clear=rate < limits.warn / 2,
             value=rate,
             limit=limits.critical if rate > limits.critical else limits.warn,
+            facts={"fullest": counts.index(max(counts))} if counts else {},
         )
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        factor, more = run.capacity_factor, "raise the capacity factor"
+        factor, fullest = run.capacity_factor, worst.facts.get("fullest")
+        more, find = "raise the capacity factor", ", and find out which expert overflows"
         if factor:
             more = f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
+        by = f", most by expert {fullest:.0f}" if isinstance(fullest, int | float) else ""
         return (
-            f"up to {worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})",
-            f"{more} or go dropless, and find out which expert overflows",
+            f"up to {worst.value:.0%} of the assignments are dropped{by} (limit {worst.limit:.0%})",
+            f"{more} or go dropless{'' if by else find}",
         )

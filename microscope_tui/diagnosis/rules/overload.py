@@ -6,7 +6,7 @@ import msgspec
 
 from microscope_tui.diagnosis.context import NEVER_ENDS, Context, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import Signal, StepView, SummedCounts, median
 from microscope_tui.runlog import RunRecord
 
@@ -107,11 +107,14 @@ class Overload(Rule[OverloadLimits, Memory]):
             if ratio <= 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
                 memory.since.pop(index, None)
                 continue
+            totals, ranks = memory.ranks[index].totals, self.ranks[index]
+            busiest, each = totals.index(max(totals)), self.routers[index].num_experts // ranks
+            experts = tuple(range(busiest * each, (busiest + 1) * each))
             found[index] = Reading(
                 severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
                 value=ratio,
                 limit=self.limits.rank_ratio,
-                facts={"cause": "rank", "ranks": self.context.run.expert_parallel_size},
+                facts={"cause": "rank", "ranks": ranks, "experts": experts},
                 since=memory.since.setdefault(index, memory.looks[0]),
             )
         for index in memory.since:
@@ -181,8 +184,11 @@ class Overload(Rule[OverloadLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.facts.get("cause") == "rank":
+            ids, rank = ids_of(worst, "experts"), "the busiest"
+            if ids:
+                rank = f"rank {ids[0] // len(ids)} (experts {ids[0]} to {ids[-1]})"
             return (
-                f"the busiest of {number(worst, 'ranks'):.0f} expert-parallel ranks has "
+                f"{rank} of {number(worst, 'ranks'):.0f} expert-parallel ranks has "
                 f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})",
                 "place busy and idle experts on the same rank; no single expert is the cause",
             )
