@@ -87,6 +87,7 @@ class Memory(msgspec.Struct):
     """Effective experts, to date a swing: checks are rare."""
     swings: dict[int, float] = {}
     """Router → the amplitude of its swing in the latest check; 0 for another course."""
+    tokens: float = 0.0
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
@@ -119,6 +120,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             self._look_for_counts(view)
         if (effective := view.signal("effective_experts")) is not None:
             memory.past.add(view.step, effective.values)
+            memory.tokens = view.tokens or 0.0
         if memory.wait <= _NOTICE:
             memory.uneven |= self._suspects(view)
         if memory.wait > 0:
@@ -150,16 +152,17 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         self.memory.swinging = {e.router_index: e.onset for e in episodes}
 
     def swing(self) -> float:
-        swings, most = self.memory.swings, self.limits.amplitude
-        found = max(swings.values(), default=0.0)
+        memory, most, found = self.memory, self.limits.amplitude, [0.0]
         for index, router in enumerate(self.routers if self.blind_to() is None else ()):
-            recent = self.memory.past.column(index, -_NOTICE)
-            if index not in swings and recent and router.num_experts:
-                uneven = [math.log(router.num_experts / max(1.0, value)) for value in recent]
-                bound = 2.0 * math.sqrt(max(0.0, sum(uneven) / len(uneven)))  # √2 CV
+            recent, experts = memory.past.column(index, -_NOTICE), router.num_experts
+            if index not in memory.swings and recent and experts:
+                uneven = sum(math.log(experts / max(1.0, n)) for n in recent) / len(recent)
+                noise = self.limits.overdispersion * experts / 2
+                uneven -= noise / max(1.0, memory.tokens * router.top_k)
+                bound = 2.0 * math.sqrt(max(0.0, uneven))  # √2 CV
                 # Above √2 times the limit it is suspect: its counts will show whether it swings.
-                found = max(found, min(bound, most) if bound <= math.sqrt(2.0) * most else 0.0)
-        return found
+                found.append(min(bound, most) if bound <= math.sqrt(2.0) * most else 0.0)
+        return max(*found, *memory.swings.values(), 0.0)
 
     def blind_to(self) -> str | None:
         if self.memory.in_a_row >= _IN_A_ROW or self.memory.steps < _IN_A_ROW:
