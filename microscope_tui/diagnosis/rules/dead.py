@@ -117,8 +117,8 @@ class Dead(Rule[DeadLimits, Memory]):
             if kept:
                 self.memory.dead[index] = kept
                 # One that comes back at a restart does not come back by itself.
-                young, seen = self.limits.windows - 1, before.windows.get(index, {})
-                self.memory.windows[index] = {e: min(n, young) for e, n in seen.items()}
+                most, seen = self.limits.windows - 1, before.windows.get(index, {})
+                self.memory.windows[index] = {e: min(n, most) for e, n in seen.items()}
 
     def read(self, view: StepView) -> Readings | None:
         if self.context.one_step:
@@ -157,7 +157,6 @@ class Dead(Rule[DeadLimits, Memory]):
                     value=float(len(dead)),
                     facts={
                         "experts": tuple(sorted(dead)),
-                        "share": len(dead) / len(counts),
                         "expected": expected(view, index, self.context.run) or 0.0,
                     },
                 )
@@ -204,9 +203,9 @@ class Dead(Rule[DeadLimits, Memory]):
         before, seen = memory.dead.get(index, {}), memory.windows.get(index, {})
         silent = {e: before.get(e, memory.first) for e, total in enumerate(totals) if total == 0}
         dead = self._new(index, silent)
-        lasted = [e for e, number in seen.items() if number >= limits.windows and e not in silent]
-        if lasted:
-            memory.back[index] = lasted[0], memory.first
+        for expert, lasted in seen.items():
+            if lasted >= limits.windows and expert not in silent:
+                memory.back[index] = expert, memory.first
         windows = {e: seen.get(e, 0) + 1 for e in dead}
         memory.dead[index], memory.windows[index] = dead, windows
         lasting = {e: since for e, since in dead.items() if e in before}
@@ -219,8 +218,7 @@ class Dead(Rule[DeadLimits, Memory]):
             if windows[e] >= limits.windows and step - since >= limits.warn_steps
         }
         gone = sum(step - since >= limits.critical_steps for since in old.values())
-        experts = max(1, len(totals))
-        critical = gone > limits.critical_share * experts and not self.context.relative
+        critical = gone > limits.critical_share * len(totals) and not self.context.relative
         if not old:
             found[index] = Reading(Severity.WARN, clear=True, held=True, since=min(young.values()))
             return
@@ -230,7 +228,6 @@ class Dead(Rule[DeadLimits, Memory]):
             facts={
                 "experts": tuple(sorted(old)),
                 "since": tuple(since for _, since in sorted(old.items())),
-                "share": len(old) / experts,
                 "steps": step - max(old.values()) + 1,
                 "back": memory.back.get(index, ()),
             },
@@ -271,13 +268,12 @@ class Dead(Rule[DeadLimits, Memory]):
 
 def _since(worst: Episode) -> str:
     """When they died, unless all at the onset, and how fast they follow each other."""
-    since = ids_of(worst, "since")
-    if not since or set(since) == {worst.onset}:
+    since = sorted(ids_of(worst, "since"))
+    if not since or since[0] == since[-1] == worst.onset:
         return ""
-    first, last = min(since), max(since)
-    if first == last:
-        return f", since step {first:,}"
-    pace = (last - first) / (len(since) - 1)
-    steady = 2 * len(set(since)) > max(4, len(since))
+    if len(set(since)) == 1:
+        return f", since step {since[0]:,}"
+    pace = (since[-1] - since[0]) / (len(since) - 1)
+    steady = len(set(since)) > max(2, len(since) / 2)
     more = f", one more every {pace:,.0f} steps" if steady else ""
-    return f", since steps {first:,} to {last:,}{more}"
+    return f", since steps {since[0]:,} to {since[-1]:,}{more}"

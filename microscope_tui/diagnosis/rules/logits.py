@@ -65,8 +65,8 @@ class Logits(Rule[LogitLimits, Memory]):
     )
     formula = (
         "z-loss above 3 × (critical: 10 ×) its median of the steps t − 220 … t − 20, for 10 steps; "
-        "in the warm-up above 10 × the first lines beside c below 0.35, token entropy below 2 % of "
-        "ln E, or grad_norm above 10 × its first lines; or a logit above 64 in bf16"
+        "in the warm-up above 10 × the first lines, beside c below 0.35, token entropy below 2 % "
+        "of ln E or grad_norm above 10 × its first lines; or a logit above 64 in bf16"
     )
     trains_only = True
     turn = 40
@@ -143,9 +143,8 @@ class Logits(Rule[LogitLimits, Memory]):
 
     def _first(self) -> list[float]:
         """The z-loss of the first lines, at least that of even logits."""
-        usual, least = self.memory.first.usual, self.limits.least
-        evens = (math.log(router.num_experts or 1) ** 2 for router in self.routers)
-        return [max(usual(index, _FIRST), least, even) for index, even in enumerate(evens)]
+        usual, evens = self.memory.first.usual, [math.log(r.num_experts or 1) for r in self.routers]
+        return [max(usual(i, _FIRST), self.limits.least, even**2) for i, even in enumerate(evens)]
 
     def _sign(self, view: StepView, index: int) -> str:
         """What makes logits that grew in the warm-up a divergence: healthy ones grow too."""
@@ -175,15 +174,10 @@ class Logits(Rule[LogitLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        sign, logit = worst.facts.get("sign"), number(worst, "logit")
+        sign, logit, most = worst.facts.get("sign"), number(worst, "logit"), number(worst, "most")
         if worst.facts.get("cause") == "range":
-            why = f"a router logit of {logit:.0f} in bf16 (limit {number(worst, 'most'):.0f})"
-            return why, calm_down(run)
+            return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
         then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
-        why = (
-            f"the z-loss is {worst.value:,.1f} times {then} "
-            f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
-        )
-        if sign:
-            return f"{why}, and {sign}", f"warm up for longer, {calm_down(run)}"
-        return why, calm_down(run)
+        numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
+        why, remedy = f"the z-loss is {worst.value:,.1f} times {then} {numbers}", calm_down(run)
+        return (f"{why}, and {sign}", f"warm up for longer, {remedy}") if sign else (why, remedy)

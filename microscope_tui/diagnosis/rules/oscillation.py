@@ -87,7 +87,6 @@ class Memory(msgspec.Struct):
     """Effective experts, to date a swing: checks are rare."""
     swings: dict[int, float] = {}
     """Router → the amplitude of its swing in the latest check; 0 for another course."""
-    tokens: float = 0.0
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
@@ -117,10 +116,12 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
         if memory.in_a_row < _IN_A_ROW and memory.steps < _FIRST:
-            self._look_for_counts(view)
+            memory.steps += 1
+            if view.has_counts:
+                memory.in_a_row = memory.in_a_row + 1 if view.step == memory.counted + 1 else 1
+                memory.counted = view.step
         if (effective := view.signal("effective_experts")) is not None:
             memory.past.add(view.step, effective.values)
-            memory.tokens = view.tokens or 0.0
         if memory.wait <= _NOTICE:
             memory.uneven |= self._suspects(view)
         if memory.wait > 0:
@@ -152,29 +153,12 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         self.memory.swinging = {e.router_index: e.onset for e in episodes}
 
     def swing(self) -> float:
-        memory, most, found = self.memory, self.limits.amplitude, [0.0]
-        for index, router in enumerate(self.routers if self.blind_to() is None else ()):
-            recent, experts = memory.past.column(index, -_NOTICE), router.num_experts
-            if index not in memory.swings and recent and experts:
-                uneven = sum(math.log(experts / max(1.0, n)) for n in recent) / len(recent)
-                noise = self.limits.overdispersion * experts / 2
-                uneven -= noise / max(1.0, memory.tokens * router.top_k)
-                bound = 2.0 * math.sqrt(max(0.0, uneven))  # √2 CV
-                # Above √2 times the limit it is suspect: its counts will show whether it swings.
-                found.append(min(bound, most) if bound <= math.sqrt(2.0) * most else 0.0)
-        return max(*found, *memory.swings.values(), 0.0)
+        return max(self.memory.swings.values(), default=0.0)  # the others are below half the limit
 
     def blind_to(self) -> str | None:
         if self.memory.in_a_row >= _IN_A_ROW or self.memory.steps < _IN_A_ROW:
             return None
         return "a swing shows only in the counts of consecutive steps"
-
-    def _look_for_counts(self, view: StepView) -> None:
-        memory = self.memory
-        memory.steps += 1
-        if view.has_counts:
-            memory.in_a_row = memory.in_a_row + 1 if view.step == memory.counted + 1 else 1
-            memory.counted = view.step
 
     def _rest(self) -> None:
         memory, limits = self.memory, self.limits
@@ -182,17 +166,17 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         memory.wait = memory.pause = min(limits.most, max(limits.every, 2 * memory.pause))
 
     def _suspects(self, view: StepView) -> set[int]:
-        """Routers whose load is uneven enough in this step for such a swing."""
+        """Routers whose load is uneven enough in this step for half of such a swing."""
         loads, effective = view.signal("max_load"), view.signal("effective_experts")
         if loads is None or effective is None or view.step <= self.context.warm_up:
             return set()
-        limits = self.limits
+        half = self.limits.amplitude / 2
         # exp(−CV²/2) of a load that swings no more than that.
-        most = 1.0 - limits.experts_share * limits.amplitude**2 / 3
+        most = 1.0 - self.limits.experts_share * half**2 / 3
         return {
             index
             for index, router in enumerate(self.routers)
-            if loads.values[index] > 1.0 + limits.amplitude
+            if loads.values[index] > 1.0 + half
             and effective.values[index] < most * router.num_experts
         }
 
@@ -233,9 +217,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return first if at is None else min(first, past.steps[at])
 
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
-        """Period of the common swing, 0 where there is none; the share of experts in it; and √2 σ
-        of the load of as many as make a swing, without noise, if it comes back at all.
-        """
+        """Period of the common swing, or 0, the share of experts in it, and √2 σ of their load."""
         limits, steps, experts = self.limits, len(rows), len(rows[0])
         wide = sorted(spreads(rows), reverse=True)
         share = sum(variance > limits.amplitude**2 for variance, _ in wide) / experts

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import NEVER_ENDS, Context, RuleLimits
+from microscope_tui.diagnosis.context import NEVER_ENDS, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import Signal, StepView, SummedCounts, median
@@ -39,7 +39,6 @@ class Memory(msgspec.Struct):
     first: list[list[float]] = []
     reference: list[float] = []
     ranks: dict[int, SummedCounts] = {}
-    ratios: dict[int, float] = {}
     since: dict[int, int] = {}
     """Router → first step of the window in which its busiest rank was first seen."""
     looks: list[int] = []
@@ -75,19 +74,9 @@ class Overload(Rule[OverloadLimits, Memory]):
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
 
     def restart(self, step: int) -> None:
-        self._forget_ranks()
-        self.memory.since = {i: since for i, since in self.memory.since.items() if since < step}
-
-    def change(self, context: Context) -> None:
-        ranks = self.ranks
-        super().change(context)
-        if self.ranks != ranks:
-            self._forget_ranks()
-            self.memory.since = {}
-
-    def _forget_ranks(self) -> None:
         memory = self.memory
-        memory.ranks, memory.ratios, memory.looks, memory.wait = {}, {}, [], 0
+        memory.ranks, memory.looks, memory.wait = {}, [], 0
+        memory.since = {i: since for i, since in memory.since.items() if since < step}
 
     def read(self, view: StepView) -> Readings | None:
         loads = view.signal("max_load")
@@ -103,11 +92,14 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def _judge_ranks(self, found: dict[int, Reading | None]) -> None:
         memory = self.memory
-        for index, ratio in memory.ratios.items():
+        for index, summed in memory.ranks.items():
+            totals, ranks = summed.totals, self.ranks[index]
+            if len(summed) < summed.window or not sum(totals):
+                continue
+            ratio = max(totals) * ranks / sum(totals)
             if ratio <= 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
                 memory.since.pop(index, None)
                 continue
-            totals, ranks = memory.ranks[index].totals, self.ranks[index]
             busiest, each = totals.index(max(totals)), self.routers[index].num_experts // ranks
             experts = tuple(range(busiest * each, (busiest + 1) * each))
             found[index] = Reading(
@@ -171,15 +163,12 @@ class Overload(Rule[OverloadLimits, Memory]):
         for index, size in enumerate(self.ranks):
             counts = view.full_counts(index) if size else None
             if counts is None:
-                memory.ratios.pop(index, None)
+                memory.ranks.pop(index, None)
                 continue
             width = len(counts) // size
             folded = [sum(counts[at : at + width]) for at in range(0, len(counts), width)]
-            summed = memory.ranks.setdefault(index, SummedCounts(self.limits.rank_window, [], []))
-            summed.add(folded)
-            total = sum(summed.totals)
-            if len(summed) == summed.window and total:
-                memory.ratios[index] = max(summed.totals) * size / total
+            fresh = SummedCounts(self.limits.rank_window, [], [])
+            memory.ranks.setdefault(index, fresh).add(folded)
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
