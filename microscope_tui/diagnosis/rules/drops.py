@@ -2,7 +2,7 @@
 
 from microscope_tui.diagnosis.context import CRITICAL_FIRST, NEVER_ENDS, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, graded
-from microscope_tui.diagnosis.rules.base import Nothing, Rule
+from microscope_tui.diagnosis.rules.base import Nothing, Rule, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
 
@@ -56,12 +56,11 @@ class Drops(Rule[DropLimits, Nothing]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        factor, fullest = run.capacity_factor, worst.facts.get("fullest")
-        more, find = "raise the capacity factor", ", and find out which expert overflows"
+        factor, more = run.capacity_factor, "raise the capacity factor"
         if factor:
             more = f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
-        by = f", most by expert {fullest:.0f}" if isinstance(fullest, int | float) else ""
+        by = f", most by expert {number(worst, 'fullest'):.0f}" if "fullest" in worst.facts else ""
         return (
             f"up to {worst.value:.0%} of the assignments are dropped{by} (limit {worst.limit:.0%})",
-            f"{more} or go dropless{'' if by else find}",
+            f"{more} or go dropless{'' if by else ', and find out which expert overflows'}",
         )

@@ -80,19 +80,15 @@ class GradSpike(Rule[GradientLimits, Memory]):
         if norm is None:
             return None
         finite = math.isfinite(norm)
-        if not finite or memory.lately:
-            memory.lately.append(0 if finite else max(1, view.step))
-            del memory.lately[: -self.limits.persistence]
-            if not any(memory.lately):
-                memory.lately = []
+        if not finite or any(memory.lately):
+            lately = [*memory.lately, 0 if finite else max(1, view.step)]
+            memory.lately = lately[-self.limits.persistence :]
         if not finite:
             return {WHOLE_RUN: self._not_finite(view.step > self.context.warm_up)}
         if norm < 0:
             return None
-        if not memory.reference or norm <= self.limits.raised * memory.reference:
-            memory.raised_since = None
-        elif memory.raised_since is None:
-            memory.raised_since = view.step
+        raised = norm > self.limits.raised * memory.reference > 0
+        memory.raised_since = memory.raised_since or view.step if raised else None
         reading = self._compare(norm, view.step > self.context.warm_up)
         memory.seen += 1
         if memory.seen % _EVERY == 0:

@@ -200,9 +200,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 memory.watched[index] -= 1
             else:
                 memory.watched.pop(index, None)
-        for index in memory.watched:
-            if index not in memory.rows:
-                found[index] = None  # its counts were missing
+        found.update({i: None for i in memory.watched if i not in memory.rows})  # without counts
         memory.swinging = began
         if began:  # a swing is checked again at once: two checks in a row make an alarm
             memory.rows, memory.pause = {}, 0
