@@ -7,7 +7,7 @@ line is a valid record: rows sum to tokens × k, and summaries are exactly those
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,8 @@ class BulkTruth:
     size: int
 
 
-def write_bulk(
-    path: Path, *, progress: Callable[[int, int], None] | None = None, **options: Any
-) -> BulkTruth:
-    """Append a whole run to ``path`` and return its truth.
-
-    Args:
-        progress: called now and then with the lines and bytes written so far.
-        options: fields of :class:`BulkPlan`.
+def write_bulk(path: Path, **options: Any) -> BulkTruth:
+    """Append a whole run, a :class:`BulkPlan` of these options, to ``path``; return its truth.
 
     Raises:
         ValueError: options that fit no run.
@@ -134,17 +128,14 @@ def write_bulk(
     """
     plan = BulkPlan(**options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = size = 0
+    size = 0
     with path.open("ab", buffering=0) as file:
         batch: list[bytes] = []
         for line in _lines(plan):
             batch.append(line)
-            lines += 1
             if len(batch) == _LINES_PER_WRITE:
                 size += file.write(b"".join(batch))
                 batch.clear()
-                if progress is not None and lines % 512 == 0:
-                    progress(lines, size)
         size += file.write(b"".join(batch))
     return _truth(plan, size)
 

@@ -10,7 +10,8 @@ What is true of a run is computed from its log with numpy (``real/oracle.py``), 
 rules and without their code. Around every limit there is a grey zone: what lies in it may be found
 or not. Agreement: everything beyond the grey zone was found, in its layers and while it lasted, and
 nothing else at the severity of a warning or above. ``~`` marks what lies in the grey zone, ``(~)``
-what does so on its harmless side. ERODING is a forecast: it is judged by what came of it.
+what does so on its harmless side. ERODING is a forecast: it is judged by what came of it. At the
+end, for each run that follows the printed remedy of another: whether the cause is gone.
 """
 
 import sys
@@ -70,6 +71,12 @@ def report(plans: list[Plan], where: Where) -> None:
             f"{sum(result.agrees for result in judged)} of {len(judged)} runs agree; {false} false "
             f"alarms in {steps:,} steps, {1e4 * false / steps:.1f} in 10,000"
         )
+    for plan in plans:
+        sick, cured = found.get(plan.cures), found[plan.name]
+        if isinstance(sick, Comparison) and isinstance(cured, Comparison) and sick.causes:
+            cause, remedy = next(iter(sick.causes.items()))
+            outcome = "NOT gone" if cause in cured.causes else "gone"
+            print(f"{plan.cures}: {cause}. {remedy}\n  {plan.name}: {outcome} {[*cured.causes]}")
 
 
 def show(result: Comparison | str) -> None:

@@ -15,7 +15,7 @@ from benchmarks.real.arrays import (
     summed,
 )
 from benchmarks.real.oracle import COMES_WITH, RULES, WINDOW, eroded
-from microscope_tui.diagnosis import Episode, Severity
+from microscope_tui.diagnosis import Episode, Severity, report
 from microscope_tui.runlog import find_runs
 from microscope_tui.watch import RunWatch
 
@@ -36,6 +36,8 @@ class Comparison:
     """At the severity of a warning or above."""
     notes: int
     """Episodes below that."""
+    causes: dict[str, str] = field(default_factory=dict)
+    """What explains the findings that are active at the end, and the remedy printed; worst first."""
     missed: list[str] = field(default_factory=list)
     false: list[str] = field(default_factory=list)
 
@@ -61,6 +63,9 @@ def compare(path: Path) -> Comparison:
     episodes = [episode for episode in everything if episode.severity >= Severity.WARN]
     truth = {name: {zone: rule(log, zone) for zone in Zone} for name, rule in RULES.items()}
     found = Comparison(log, truth, episodes, len(everything) - len(episodes))
+    for finding, advice in report(watch.diagnosis) if watch.diagnosis is not None else ():
+        if finding.active and finding.severity >= Severity.WARN:
+            found.causes.setdefault(advice.cause, advice.next)
     found.missed = list(_missed(found))
     found.false = [
         f"{episode.rule} {place(episode)} {outcome} (alarm {episode.alarm})"

@@ -4,8 +4,8 @@
 
 Nothing is downloaded: the text comes with Python. A forward hook on every router module reads its
 logits and the experts it chose; ``RunRecorder`` writes them down. ``--per-layer`` does not pool the
-auxiliary loss over the layers. ``--switch`` trains on prose (the language reference) first and on
-code (sources of the standard library) from the middle on.
+auxiliary loss over the layers, ``--aux-off`` sets ``output_router_logits`` to false. ``--switch``
+trains on prose (the language reference) first and on code (modules of Python) from the middle on.
 """
 
 import argparse
@@ -38,7 +38,7 @@ LAYERS, WIDTH, HEADS, EXPERT_WIDTH, BATCH, SEQUENCE = 4, 96, 4, 64, 8, 96
 def main() -> None:
     options = options_of(
         __doc__, run="hf", folder=Path("real-runs"), model="mixtral", experts=8, top_k=2,
-        aux_weight=0.02, per_layer=False, lr=1e-3, steps=600, seed=0, switch=False,
+        aux_weight=0.02, per_layer=False, lr=1e-3, steps=600, seed=0, switch=False, aux_off=False,
     )  # fmt: skip
     (documents,), code = load_documents(PYTHON_DOCS), sources()
     prose = documents.text
@@ -74,7 +74,7 @@ def build(options: argparse.Namespace, vocabulary: int) -> nn.Module:
         "num_key_value_heads": HEADS // 2,
         "max_position_embeddings": SEQUENCE,
         "num_experts_per_tok": options.top_k,
-        "output_router_logits": True,
+        "output_router_logits": not options.aux_off,
         "router_aux_loss_coef": options.aux_weight,
     }
     if options.model == "mixtral":
@@ -140,7 +140,7 @@ def train(model: nn.Module, batches: list[TrainingBatches], options: argparse.Na
         output = model(input_ids=inputs_BS)
         loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BS.flatten())
         aux = per_layer_aux(output.router_logits, options) if options.per_layer else output.aux_loss
-        (loss + options.aux_weight * aux).backward()
+        (loss if aux is None else loss + options.aux_weight * aux).backward()
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         line = hooks.read()
         if torch.isfinite(norm):
@@ -150,7 +150,7 @@ def train(model: nn.Module, batches: list[TrainingBatches], options: argparse.Na
         recorder.record_step(
             step=step,
             loss=loss.item(),
-            losses={"aux": aux.item()} if options.aux_weight else {},
+            losses={"aux": aux.item()} if options.aux_weight and aux is not None else {},
             tokens=inputs_BS.numel(),
             learning_rate=rate,
             grad_norm=float(norm),
@@ -189,7 +189,7 @@ def describe(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
         "balance": {
             "method": "aux" if options.aux_weight else "none",
             "aux_weight": options.aux_weight,
-            "output_router_logits": True,
+            "output_router_logits": not options.aux_off,
         },
         "config": {
             "dtype": "fp32",

@@ -104,7 +104,9 @@ def settings(log: ArrayLog, zone: Zone) -> Stretches:
         found["top-1 normalised"] = whole
     if balance["method"] == "none":
         found["no balancing"] = whole
-    if balance["method"] == "aux":
+    if not balance.get("output_router_logits", True):
+        found["aux not applied"] = whole
+    elif balance["method"] == "aux":
         floor_S = np.abs(log.scalar("aux", within="losses") / log.top_k - 1) <= 0.05 + 0.005 * zone
         effective_SL = collapse_index(log.counts_SLE, 0) * log.num_experts
         uneven_S = effective_SL.min(-1) < zone.below(0.5) * log.num_experts

@@ -43,6 +43,8 @@ class Plan:
     options: str = ""
     """Of ``train.py``, or of the loop around a Hugging Face model."""
     hugging_face: bool = False
+    cures: str = ""
+    """The run whose printed remedy this one follows."""
 
     def command(self, where: Where) -> list[str]:
         """What trains it."""
@@ -59,8 +61,8 @@ class Plan:
         ]
 
 
-def _hf(name: str, about: str, options: str) -> Plan:
-    return Plan(name, about, options, hugging_face=True)
+def _hf(name: str, about: str, options: str, cures: str = "") -> Plan:
+    return Plan(name, about, options, True, cures)
 
 
 QWEN3 = "--model qwen3-moe --experts 16 --top-k 4 --switch"
@@ -69,6 +71,10 @@ UNBALANCED = "no balancing, learning rate x 5: LINT, and COLLAPSE where the coun
 ONE = "one expert a token, its weight divided by itself: LINT"
 LARGE_RATE = "learning rate x 100: whatever comes of it, perhaps a divergence"
 SWITCH = "Qwen3 MoE (16 experts, top 4), prose, then code from the middle on: nothing"
+
+CURED = "the remedy that the report of another run prints: its cause is gone"
+AUX = "--aux-weight 0.1 --lr 5e-3"
+SOFTMAX = "--lr 5e-3 --model.scoring_func softmax --bias-update-rate"
 
 PLANS = [
     Plan("balanced-bias", "bias updates as the preset has them: nothing"),
@@ -92,6 +98,15 @@ PLANS = [
     Plan("top-1-normalised", ONE, "--model.num_experts_per_tok 1"),
     Plan("lr-x10", "learning rate x 10: whatever comes of it", "--lr 1e-2"),
     Plan("lr-x100", LARGE_RATE, "--lr 1e-1"),
+    _hf("hf-aux-off", "Mixtral whose auxiliary loss is not applied: LINT", f"{AUX} --aux-off"),
+    _hf("hf-unbalanced-2e-3", "Mixtral without its auxiliary loss", "--aux-weight 0 --lr 2e-3"),
+    _hf("hf-unbalanced-4e-2", "the same, at a rate that diverges", "--aux-weight 0 --lr 4e-2"),
+    Plan("softmax-1e-5", "softmax scores and a bias that hardly moves", f"{SOFTMAX} 1e-5"),
+    Plan("now-balanced", CURED, "--lr 5e-3", cures="unbalanced"),
+    Plan("bias-2e-3", CURED, "--bias-update-rate 2e-3", cures="bias-1e-4"),
+    Plan("bias-5e-1", CURED, "--bias-update-rate 5e-1", cures="bias-1"),
+    _hf("hf-aux-on", CURED, AUX, "hf-aux-off"),
+    _hf("hf-unbalanced-4e-3", CURED, "--aux-weight 0 --lr 4e-3", "hf-unbalanced-4e-2"),
     _hf("data-switch", SWITCH, f"{QWEN3} --aux-weight 0.1 --per-layer"),
     _hf(
         "data-switch-pooled",

@@ -114,7 +114,7 @@ def diverging(shape: Shape, rng: random.Random) -> Run:
 def restart(shape: Shape, rng: random.Random) -> Run:
     """Layers fall soon after the training started again."""
     at = around(0.4 * shape.steps, rng)
-    course, found = fall(shape, rng, at + rng.randint(3, 40), 8)
+    course, found = fall(shape, rng, at + rng.randint(2, 20), 8)
     return _run(shape, rng, course, found, cause="restart", edit=_before(at))
 
 
