@@ -2,12 +2,12 @@
 
     python -m benchmarks.open_wandb [--gigabytes 2] [--steps 100000] [--keys 3000] [--runs 3]
 
-A file as wandb 0.31 writes it, without the summaries that double a real one (``--summaries``). The
-keys are the shares of 64 experts in as many layers as fit; they do not fit in every step of so few
-bytes (3,000 keys are 0.1 MB), so the routers are logged every few steps, and the loss in all. The
-last third of the run has a collapsed layer. From the start of the process, in a pseudo-terminal of
-120 x 40: the first picture of the whole history, the end of the reading with its verdict, the CPU
-seconds until then, and the peak memory. The load of the machine is printed above the numbers.
+A file as wandb 0.31 writes it, without the summaries that double a real one. The keys are the
+shares of 64 experts in as many layers as fit; they do not fit in every step of so few bytes (3,000
+keys are 0.1 MB), so the routers are logged every few steps, and the loss in all. The last third of
+the run has a collapsed layer. From the start of the process, in a pseudo-terminal of 120 x 40: the
+first picture of the whole history, the end of the reading with its verdict, the CPU seconds until
+then, and the peak memory. The load of the machine is printed above the numbers.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COLLAPSED = 3
 
 
 def main() -> None:
-    options = options_of(__doc__, gigabytes=2.0, steps=100_000, keys=3000, summaries=False, runs=3)
+    options = options_of(__doc__, gigabytes=2.0, steps=100_000, keys=3000, runs=3)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run-x.wandb"
@@ -46,7 +46,7 @@ def main() -> None:
 def write(path: Path, options: argparse.Namespace) -> int:
     """Write the file; returns how many steps there are per step with routers."""
     sound, sick = rows(options.keys, False), rows(options.keys, True)
-    row_bytes = statistics.mean(map(len, sound)) * (2 if options.summaries else 1)
+    row_bytes = statistics.mean(map(len, sound))
     every = max(1, round(options.steps * row_bytes / (options.gigabytes * 1e9)))
 
     def records() -> Iterator[bytes]:
@@ -56,8 +56,6 @@ def write(path: Path, options: argparse.Namespace) -> int:
             if step % every == 0 or step == options.steps:
                 items += (sick if step > options.steps * 2 // 3 else sound)[step // every % ROWS]
             yield wandb_bytes.history_of(items, step)
-            if options.summaries:
-                yield wandb_bytes.part(3, items)
 
     with path.open("wb") as file:
         file.writelines(wandb_bytes.pieces(records()))

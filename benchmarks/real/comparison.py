@@ -37,7 +37,7 @@ class Comparison:
     notes: int
     """Episodes below that."""
     causes: dict[str, str] = field(default_factory=dict)
-    """What explains the findings that are active at the end, and the remedy printed; worst first."""
+    """What explains the findings that are active at the end → its remedy; worst first."""
     missed: list[str] = field(default_factory=list)
     false: list[str] = field(default_factory=list)
 

@@ -9,18 +9,6 @@ def _is_wide(shape: Shape) -> bool:
     return any_shape(shape) and shape.num_experts >= 8
 
 
-def _takes_turns(shape: Shape) -> bool:
-    return shape.num_experts >= 3 * shape.top_k
-
-
-def _has_few(shape: Shape) -> bool:
-    return several_choices(shape) and shape.num_experts <= 16
-
-
-def _has_many_routers(shape: Shape) -> bool:
-    return any_shape(shape) and variants.pooled_aux_fits(shape)
-
-
 _LOOKALIKES = (
     Scenario("specialised", lookalikes.specialised),
     Scenario("soft", lookalikes.soft),
@@ -50,14 +38,14 @@ _VARIANTS = (
     Scenario("padding", variants.padding),
     Scenario("nan", variants.nan),
     Scenario("lint-top1-normalised", variants.top1_normalised),
-    Scenario("lint-pooled-aux", variants.pooled_aux_loss, _has_many_routers),
+    Scenario("lint-pooled-aux", variants.pooled_aux_loss, variants.pooled_aux_fits),
     Scenario("bias-wrong-sign", variants.bias_wrong_sign),
     Scenario("lint-gpt-oss-aux", variants.gpt_oss_aux),
     Scenario("dead-groups", variants.dead_groups, can_lose_experts, 900),
     Scenario("finetune-collapse", variants.finetune_collapse, _is_wide),
     Scenario("long-plan", variants.long_plan, steps=480),
     Scenario("sparse-log", variants.sparse, steps=120),
-    Scenario("rotation", variants.rotation, _takes_turns),
+    Scenario("rotation", variants.rotation, lambda s: s.num_experts >= 3 * s.top_k),
     Scenario("bias-odd-period", variants.odd_period),
     Scenario("slow-swing", variants.slow_swing),
     Scenario("impossible-counts", variants.impossible_counts, several_choices),
@@ -76,7 +64,7 @@ _CAUSES = (
     Scenario("cause-capacity", causes.small_capacity, steps=600),
     Scenario("cause-stale-rows", causes.stale_rows, _is_wide, 600),
     Scenario("cause-wrong-sums", causes.wrong_sums, steps=900),
-    Scenario("hot-and-narrow", causes.hot_and_narrow, _has_few, 600),
+    Scenario("hot-and-narrow", causes.hot_and_narrow, causes.can_be_hot, 600),
     Scenario("idle-in-turn", causes.idle_in_turn, _is_wide),
     Scenario("probed-collapse", causes.probed_collapse, steps=14),
     Scenario("probed-narrow", causes.probed_narrow, steps=14),

@@ -12,6 +12,7 @@ from itertools import chain
 from benchmarks.scenarios.lookalikes import few_busy, groups_of, modulated, narrow_and_steady
 from benchmarks.scenarios.lookalikes import run_of as _run
 from benchmarks.scenarios.variants import forced_balance
+from microscope_tui.scenarios import several_choices
 from microscope_tui.scenarios.collapsing import fall, growing
 from microscope_tui.scenarios.control import LINT, ranks_of
 from microscope_tui.scenarios.course import Course, falling_loss, steps
@@ -42,35 +43,33 @@ def _before(at: int, **event: object) -> Edit:
 
 def aux_off(shape: Shape, rng: random.Random) -> Run:
     """An auxiliary loss is configured, and the model never returns it."""
-    course, found = fall(shape, rng, around(0.3 * shape.steps, rng), 30, confident=True)
+    onset = around(0.3 * shape.steps, rng)
+    course, found = fall(shape, rng, onset, 30, confident=True, bias_update_rate=None)
     balance = {"method": "aux", "aux_weight": 0.01, "output_router_logits": False}
     header = {"model": {"score_function": "softmax"}, "balance": balance}
-    course = replace(course, bias_update_rate=None)
     return _run(shape, rng, course, LINT, found, cause="not applied", header=header)
 
 
 def unbalanced(shape: Shape, rng: random.Random) -> Run:
     """No balancing: some layers fall early and slowly."""
-    course, found = fall(shape, rng, around(0.1 * shape.steps, rng), 50)
-    course = replace(course, bias_update_rate=None)
+    course, found = fall(shape, rng, around(0.1 * shape.steps, rng), 50, bias_update_rate=None)
     return _run(shape, rng, course, LINT, found, cause="no load", header=_UNBALANCED)
 
 
 def frozen(shape: Shape, rng: random.Random) -> Run:
     """A fine-tuning of all but the routers: what they read drifts, until a layer falls."""
-    course, found = fall(shape, rng, around(0.4 * shape.steps, rng), 10)
-    course = replace(course, bias_update_rate=None, router_grad=0.0)
+    onset = around(0.4 * shape.steps, rng)
+    course, found = fall(shape, rng, onset, 10, bias_update_rate=None, router_grad=0.0)
     header = {"profile": "finetune"} | _UNBALANCED
     return _run(shape, rng, course, found, cause="frozen", header=header)
 
 
 def too_slow(shape: Shape, rng: random.Random) -> Run:
     """A rate made for sigmoid scores on softmax logits: the bias grows on, and layers fall."""
-    course, found = fall(shape, rng, around(0.08 * shape.steps, rng), 60)
+    course, found = fall(shape, rng, around(0.08 * shape.steps, rng), 60, bias_update_rate=1e-4)
     runaway = replace(found, rule="BIAS_RUNAWAY", severity="warn", tolerance=200)
     balance = {"method": "bias", "bias_update_rate": 1e-4}
     header = {"model": {"score_function": "softmax"}, "balance": balance}
-    course = replace(course, bias_update_rate=1e-4)
     return _run(shape, rng, course, found, runaway, cause="too slow", header=header)
 
 
@@ -94,19 +93,18 @@ def too_fast(shape: Shape, rng: random.Random) -> Run:
 def diverging(shape: Shape, rng: random.Random) -> Run:
     """Within 20 steps of the warm-up logits explode, tokens become certain and all layers fall."""
     onset = around(25, rng)
-    course, found = fall(shape, rng, onset, 2, 1.0)
-    logits = replace(found, rule="LOGITS", severity="warn", tolerance=40)
 
     def calm(step: int) -> float:
         return min(1.0, max(0.0, 1 - (step - onset) / 20))
 
-    course = replace(
-        course,
+    course, found = fall(
+        *(shape, rng, onset, 2, 1.0),
         z_scale=lambda router, step: 45 - 44 * calm(step),
         token_entropy=lambda router, step: max(0.003, 0.95 * calm(step)),
         softness=lambda router, step: 0.1 * calm(step),
         bias_update_rate=None,
     )
+    logits = replace(found, rule="LOGITS", severity="warn", tolerance=40)
     header = {"balance": {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}}
     return _run(shape, rng, course, logits, found, cause="learning rate", header=header)
 
@@ -119,24 +117,21 @@ def restart(shape: Shape, rng: random.Random) -> Run:
 
 
 def _jump(
-    shape: Shape, rng: random.Random, drawn: Callable[[Logs], Logs],
-    share: float = 0.4, found: Expected = _COLLAPSE,
+    shape: Shape, rng: random.Random, share: float = 0.4,
+    drawn: Callable[[Logs], Logs] | None = None, found: Expected = _COLLAPSE,
 ) -> tuple[Course, Expected]:  # fmt: skip
-    """The load of some routers jumps at one step."""
+    """The load of some routers jumps at one step: by default onto few experts."""
     at, before = around(0.43 * shape.steps, rng), uneven(shape, 0.3, rng)
     sick = some_routers(shape, share, rng)
+    drawn = drawn or (lambda row: few_busy(shape, rng.uniform(0.18, 0.28), rng))
     after = [drawn(row) if router in sick else row for router, row in enumerate(before)]
     course = Course(popularity=blended(before, after, lambda step: float(step >= at)))
     return course, replace(found, routers=sick, onset=at)
 
 
-def _narrow(shape: Shape, rng: random.Random) -> Callable[[Logs], Logs]:
-    return lambda row: few_busy(shape, rng.uniform(0.18, 0.28), rng)
-
-
 def bias_lost(shape: Shape, rng: random.Random) -> Run:
     """A resume without the biases: they stay near zero, and some layers uneven."""
-    course, found = _jump(shape, rng, _narrow(shape, rng))
+    course, found = _jump(shape, rng)
     lint = replace(LINT, onset=found.onset, tolerance=250)
     run = _run(shape, rng, course, lint, found, cause="lost", edit=_before(found.onset))
     without = steps(shape, rng, replace(course, bias_update_rate=1e-9), first=found.onset)
@@ -150,16 +145,18 @@ def rank_lost(shape: Shape, rng: random.Random) -> Run:
     each, rank = shape.num_experts // ranks, rng.randrange(ranks)
     gone = tuple(range(rank * each, (rank + 1) * each))
     dead = Expected(rule="DEAD", experts=gone, tolerance=60)
-    course, found = _jump(
-        shape, rng, lambda row: [log - 40 * (e in gone) for e, log in enumerate(row)], 1.0, dead
-    )
+
+    def without(row: Logs) -> Logs:
+        return [log - 40 * (e in gone) for e, log in enumerate(row)]
+
+    course, found = _jump(shape, rng, 1.0, without, dead)
     header, edit = {"world_size": ranks, "expert_parallel_size": ranks}, _before(found.onset)
     return _run(shape, rng, course, found, cause=f"rank {rank}", header=header, edit=edit)
 
 
 def data_switch(shape: Shape, rng: random.Random) -> Run:
     """The loss and the load of several layers jump at a step; half of the logs have an event."""
-    course, found = _jump(shape, rng, _narrow(shape, rng), 0.6)
+    course, found = _jump(shape, rng, 0.6)
     learned, at = falling_loss(shape), found.onset
     course = replace(course, loss=lambda step: learned(step) + 0.8 * (step >= at))
     edit = _before(at, kind="event", event="data", step=at) if rng.random() < 0.5 else None
@@ -174,6 +171,11 @@ def small_capacity(shape: Shape, rng: random.Random) -> Run:
     return _run(shape, rng, course, found, cause="capacity")
 
 
+def can_be_hot(shape: Shape) -> bool:
+    """One expert is a large part of the load."""
+    return several_choices(shape) and shape.num_experts <= 16
+
+
 def hot_and_narrow(shape: Shape, rng: random.Random) -> Run:
     """One expert has nearly all tokens, and few others share the rest: no shared expert."""
     rest = replace(shape, num_experts=shape.num_experts - 1, top_k=shape.top_k - 1)
@@ -182,7 +184,7 @@ def hot_and_narrow(shape: Shape, rng: random.Random) -> Run:
         row, share = few_busy(rest, rng.uniform(0.36, 0.4), rng), rng.uniform(0.97, 0.995)
         return [math.log(share * math.fsum(map(math.exp, row)) / (shape.top_k - share)), *row]
 
-    return _run(shape, rng, *_jump(shape, rng, drawn))
+    return _run(shape, rng, *_jump(shape, rng, 0.4, drawn))
 
 
 def idle_in_turn(shape: Shape, rng: random.Random) -> Run:
@@ -214,8 +216,8 @@ def stale_rows(shape: Shape, rng: random.Random) -> Run:
 
 
 def wrong_sums(shape: Shape, rng: random.Random) -> Run:
-    """Some tokens are lost in one line of five, or of fifty."""
-    lost, every = rng.randint(1, 5), rng.choice((5, 50))
+    """Some tokens are lost in one line of three to seven."""
+    lost, every = rng.randint(1, 5), rng.randint(3, 7)
     return _logged(
         shape, rng, lambda r, step, row: [max(0, row[0] - lost * (step % every == 0)), *row[1:]]
     )

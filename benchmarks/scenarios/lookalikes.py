@@ -43,9 +43,11 @@ _NOTHING = 1e-9
 def run_of(shape: Shape, rng: random.Random, course: Course, *found: Expected, **more: Any) -> Run:
     """A run that takes this course; without a trouble it is a hard negative."""
     profile, cause = more.get("header", {}).get("profile", "pretrain"), more.pop("cause", "")
-    truth = Truth(expected=found, profile=profile, hard_negative=not found, cause=cause)
-    if found and found[0].rule != "METER":
-        truth = replace(truth, allowed=BESIDE_COLLAPSE | {"COLLAPSE": "warn"})
+    beside = BESIDE_COLLAPSE | {"COLLAPSE": "warn"} if found and found[0].rule != "METER" else {}
+    truth = Truth(
+        expected=found, allowed=more.pop("allowed", beside), profile=profile,
+        hard_negative=not found, cause=cause,
+    )  # fmt: skip
     return replace(Run(shape=shape, truth=truth, steps=steps(shape, rng, course)), **more)
 
 
@@ -235,8 +237,7 @@ def parting(shape: Shape, rng: random.Random) -> Run:
             lambda step: min(1.0, max(0.0, (step - begin) / last)),
         )
     )
-    truth = Truth(allowed={"STARVED": "warn"}, hard_negative=True)  # one may be below a tenth
-    return run_of(shape, rng, course, truth=truth)
+    return run_of(shape, rng, course, allowed={"STARVED": "warn"})  # one may be below a tenth
 
 
 def data_in_blocks(shape: Shape, rng: random.Random) -> Run:

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from microscope_tui.scenarios.course import ByStep, Course, Meter, falling_loss, sharpening, steps
 from microscope_tui.scenarios.healthy import settled
@@ -90,12 +91,13 @@ def fall(
     *,
     confident: bool = False,
     sigma: float = 0.3,
+    **changes: Any,
 ) -> tuple[Course, Expected]:
     """Some routers fall onto k experts, a log-weight in ``every`` steps; all loads are uneven."""
     sick, base = some_routers(shape, share, rng), constant(shape, sigma, rng)
     popularity = pulled(base, hot_experts(shape, sick, rng), growing(onset, every))
     course = collapsing(popularity, sick, onset, confident=confident)
-    return course, fallen(popularity, sick, shape, onset)
+    return replace(course, **changes), fallen(popularity, sick, shape, onset)
 
 
 def collapse(shape: Shape, rng: random.Random) -> Run:
