@@ -111,8 +111,8 @@ def settings(log: ArrayLog, zone: Zone) -> Stretches:
         effective_SL = collapse_index(log.counts_SLE, 0) * log.num_experts
         uneven_S = effective_SL.min(-1) < zone.below(0.5) * log.num_experts
         over_S = floor_S & uneven_S & (log.steps > WARM_UP)
-        if over_S.any():
-            found["aux pooled"] = lasting(log.steps, over_S, 1)
+        if stretches := lasting(log.steps, over_S, zone.steps(25)):
+            found["aux pooled"] = stretches
     return found
 
 

@@ -104,8 +104,10 @@ PLANS = [
     Plan("softmax-1e-5", "softmax scores and a bias that hardly moves", f"{SOFTMAX} 1e-5"),
     Plan("now-balanced", CURED, "--lr 5e-3", cures="unbalanced"),
     Plan("bias-2e-3", CURED, "--bias-update-rate 2e-3", cures="bias-1e-4"),
-    Plan("bias-5e-1", CURED, "--bias-update-rate 5e-1", cures="bias-1"),
+    Plan("softmax-8e-4", CURED, f"{SOFTMAX} 8e-4", cures="softmax-1e-5"),
+    Plan("bias-1e-1", CURED, "--bias-update-rate 1e-1", cures="bias-1"),
     _hf("hf-aux-on", CURED, AUX, "hf-aux-off"),
+    _hf("hf-aux-per-layer", CURED, f"{AUX} --per-layer", "hf-aux-on"),
     _hf("hf-unbalanced-4e-3", CURED, "--aux-weight 0 --lr 4e-3", "hf-unbalanced-4e-2"),
     _hf("data-switch", SWITCH, f"{QWEN3} --aux-weight 0.1 --per-layer"),
     _hf(

@@ -23,7 +23,7 @@ DELAYS = {
     **{"rotation": (272,), "bias-odd-period": (267,), "impossible-counts": (2,)},
     **{"cause-unbalanced": (0, 217), "cause-too-slow": (253, 499), "cause-too-fast": (122, 100)},
     **{"cause-bias-lost": (0, 100), "cause-wrong-sums": (177,), "cause-frozen": (64,)},
-    **{"cause-restart": (55,), "cause-rank": (103,), "cause-data": (26,), "cause-capacity": (100,)},
+    **{"cause-restart": (54,), "cause-rank": (103,), "cause-data": (26,), "cause-capacity": (100,)},
 }
 """Steps from the beginning of each trouble to its alarm; all others are healthy runs."""
 LATER = {
