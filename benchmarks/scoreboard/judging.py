@@ -84,6 +84,8 @@ def judge(case: Case) -> Judged:
     reader, engine = RunReader(case.scenario), Judge(case.scenario, Criteria())
     for line in encoded:
         _take(reader.feed(line), engine, judged)
+    if engine.diagnosis is not None:
+        engine.diagnosis.conclude()
     judged.diagnosis = engine.diagnosis
     return judged
 
