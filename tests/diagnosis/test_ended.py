@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Criteria, Severity, restore, save
+from microscope_tui.diagnosis import Criteria, RouterBaseline, Severity, restore, save
 from microscope_tui.lines import card_text
 from microscope_tui.report import CheckRequest, Judgement
 from microscope_tui.report import judge as check
@@ -82,17 +82,11 @@ def test_a_finished_probe_with_a_collapsed_router_is_critical_a_live_one_gathers
     assert "exact counts, summed over all steps" in advice.why
 
 
-@pytest.mark.parametrize(
-    ("per_expert", "code"), [(12, NO_VERDICT), (19, NO_VERDICT), (21, CRITICAL)]
-)
-def test_an_evaluation_that_is_too_short_is_not_judged(
-    judged: Any, per_expert: float, code: int
-) -> None:
-    judgement = judged(evaluation(of_four(7 * round(8 * per_expert / 7) / 8), END))
-    assert judgement.exit_code == code
-    if code == NO_VERDICT:
-        assert judgement.problem.startswith("not judged: L")
-        assert judgement.problem.endswith(" assignments per expert, needs 20")
+def test_an_evaluation_that_is_too_short_is_not_judged(judged: Any) -> None:
+    short = judged(evaluation([[8] * 4 + [0] * 28] * 19, END))
+    assert (short.exit_code, rules(short)) == (NO_VERDICT, {})
+    assert short.problem == "not judged: L2 has 19 assignments per expert, needs 20"
+    assert judged(evaluation([[8] * 4 + [0] * 28] * 20, END)).exit_code == CRITICAL
 
 
 @pytest.mark.parametrize(
@@ -115,6 +109,7 @@ def test_an_expert_without_tokens_is_dead_in_a_sum_of_three_times_the_evidence(
 def test_starved_experts_are_information_on_this_text_and_a_warning_against_a_baseline(
     judged: Any,
 ) -> None:
+    known = RouterBaseline((0.0,) * 2, (frozenset(),) * 2, (None,) * 2, (None,) * 2)
     rows = [[*fair(n, 100, 24), *[1] * 8] for n in range(9)]
     judgement = judged(evaluation(rows, END))
     assert (judgement.exit_code, rules(judgement)) == (HEALTHY, {"STARVED": "info"})
@@ -122,6 +117,8 @@ def test_starved_experts_are_information_on_this_text_and_a_warning_against_a_ba
     assert "8 of 32 experts" in advice.why
     assert advice.why.endswith("summed over all steps on this text.")
     assert [grade.severity for grade in finding.worst.grades] == [Severity.INFO]
+    against = judged(evaluation(rows, END), criteria=Criteria(baseline=known))
+    assert (against.exit_code, rules(against)) == (WARNING, {"STARVED": "warn"})
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -217,6 +214,11 @@ def test_every_view_of_a_run_that_fell_silent_agrees(write_log: Any, tmp_path: P
         assert shown == [(f.rule, f.severity, f.onset) for f, _ in judgement.findings]
         assert view.no_verdict == judgement.problem
         assert not view.pending
+        with card.file.path.open("ab") as log:  # it continues
+            log.write(json.dumps(step(213, [fair(1, 128, 32)] * 2, 0)).encode() + b"\n")
+        assert watch.advance()
+        assert watch.diagnosis is not None
+        assert not watch.diagnosis.over
 
 
 @pytest.mark.parametrize("profile", ["pretrain", "eval"])
