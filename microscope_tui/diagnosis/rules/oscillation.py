@@ -166,17 +166,17 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         memory.wait = memory.pause = min(limits.most, max(limits.every, 2 * memory.pause))
 
     def _suspects(self, view: StepView) -> set[int]:
-        """Routers whose load is uneven enough in this step for half of such a swing."""
+        """Routers uneven enough in this step for such a swing; for half of it before any look."""
         loads, effective = view.signal("max_load"), view.signal("effective_experts")
         if loads is None or effective is None or view.step <= self.context.warm_up:
             return set()
-        half = self.limits.amplitude / 2
-        # exp(−CV²/2) of a load that swings no more than that.
-        most = 1.0 - self.limits.experts_share * half**2 / 3
+        limits, seen = self.limits, self.memory.swings
+        # exp(−CV²/2) of a load that swings half as much and no more.
+        most = 1.0 - limits.experts_share * (limits.amplitude / 2) ** 2 / 3
         return {
             index
             for index, router in enumerate(self.routers)
-            if loads.values[index] > 1.0 + half
+            if loads.values[index] > 1.0 + limits.amplitude / (1 if index in seen else 2)
             and effective.values[index] < most * router.num_experts
         }
 
