@@ -250,8 +250,8 @@ class SummedCounts(msgspec.Struct):
 class Trail(msgspec.Struct):
     """Every ``every``-th value of all routers, the last ``size`` of them."""
 
-    every: int
     size: int
+    every: int = 1
     steps: list[int] = []
     rows: list[list[float]] = []
     seen: int = 0
@@ -281,27 +281,16 @@ class Trail(msgspec.Struct):
         return self.column(router, 0, bisect_left(self.steps, step))
 
 
-class FirstValues(msgspec.Struct):
+class FirstValues(Trail):
     """Values of all routers in the first ``size`` lines: the initial state, kept in a resume."""
 
-    size: int
-    steps: list[int] = []
-    rows: list[list[float]] = []
-
-    def add(self, step: int, values: Sequence[float]) -> None:
+    def add(self, step: int, values: Sequence[float]) -> bool:
         """Add one line while there is room."""
-        if len(self.rows) < self.size:
-            self.steps.append(step)
-            self.rows.append(list(values))
-
-    def forget_from(self, step: int) -> None:
-        """The run continues from ``step`` again."""
-        kept = sum(at < step for at in self.steps)
-        del self.steps[kept:], self.rows[kept:]
+        return len(self.rows) < self.size and Trail.add(self, step, values)
 
     def usual(self, router: int, lines: int) -> float:
         """The median of one router in the first ``lines``; NaN before the first value."""
-        return median(_finite([row[router] for row in self.rows[:lines]]))
+        return median(self.column(router, 0, lines))
 
 
 def _finite(values: Sequence[float]) -> list[float]:
