@@ -203,8 +203,9 @@ class Dead(Rule[DeadLimits, Memory]):
         before, seen = memory.dead.get(index, {}), memory.windows.get(index, {})
         silent = {e: before.get(e, memory.first) for e, total in enumerate(totals) if total == 0}
         dead = self._new(index, silent)
-        for expert, lasted in seen.items():
-            if lasted >= limits.windows and expert not in silent:
+        for expert, since in before.items():
+            long = memory.first - since >= limits.warn_steps
+            if long and seen.get(expert, 0) >= limits.windows and expert not in silent:
                 memory.back[index] = expert, memory.first
         windows = {e: seen.get(e, 0) + 1 for e in dead}
         memory.dead[index], memory.windows[index] = dead, windows
@@ -271,9 +272,9 @@ def _since(worst: Episode) -> str:
     since = sorted(ids_of(worst, "since"))
     if not since or since[0] == since[-1] == worst.onset:
         return ""
-    if len(set(since)) == 1:
-        return f", since step {since[0]:,}"
-    pace = (since[-1] - since[0]) / (len(since) - 1)
+    pace = (since[-1] - since[0]) / max(1, len(since) - 1)
     steady = len(set(since)) > max(2, len(since) / 2)
     more = f", one more every {pace:,.0f} steps" if steady else ""
+    if not pace:
+        return f", since step {since[0]:,}"
     return f", since steps {since[0]:,} to {since[-1]:,}{more}"

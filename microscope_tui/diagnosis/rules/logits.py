@@ -127,8 +127,8 @@ class Logits(Rule[LogitLimits, Memory]):
             severity = graded(ratio, limits.warn, limits.critical)
             facts: dict[str, Fact] = {"z": value, "usual": usual}
             if early := index not in memory.settled:  # as long as it lasts
-                lasts = limits.warn if index in self.tracks else math.inf
-                over = limits.critical if young else lasts
+                known = self.tracks if young else index in self.tracks  # one layer is rarely alone
+                over = limits.warn if known else limits.critical if young else math.inf
                 if ratio <= over or not (sign := self._sign(view, index)):
                     continue
                 severity, facts["sign"] = Severity.CRITICAL, sign
