@@ -211,15 +211,16 @@ class _Block:
     healthy: list[_Columns]
     onset: int | None = None
     falling: Sequence[_Columns] = ()
-    """From the onset on: the stages of the fall, then what is drawn for ever."""
+    """From the onset on: the stages of the fall, two of each, then what is drawn for ever."""
 
     def at(self, step: int, rng: random.Random) -> _Columns:
-        draw = int(rng.random() * _VARIANTS)
+        draw = int(rng.random() * _VARIANTS) // 2 * 2 + step % 2  # never the same twice in a row
         if self.onset is None or step < self.onset:
             return self.healthy[draw]
         stage = (step - self.onset) // _STAGE_STEPS
-        settled = len(self.falling) - _FALL_STAGES
-        return self.falling[stage if stage < _FALL_STAGES else _FALL_STAGES + draw % settled]
+        settled = len(self.falling) - 2 * _FALL_STAGES
+        place = 2 * stage + step % 2
+        return self.falling[place if stage < _FALL_STAGES else 2 * _FALL_STAGES + draw % settled]
 
 
 def _blocks(plan: BulkPlan, rng: random.Random) -> list[_Block]:
@@ -232,8 +233,8 @@ def _blocks(plan: BulkPlan, rng: random.Random) -> list[_Block]:
         if sick is not None and start <= sick < stop:
             stop = sick if start < sick else sick + 1
         healthy = [
-            _joined([_healthy_row(plan, pool, router, rng) for router in range(start, stop)])
-            for _ in range(_VARIANTS)
+            _joined([_healthy_row(plan, pool[n % 2 :: 2], r, rng) for r in range(start, stop)])
+            for n in range(_VARIANTS)
         ]
         if start == sick:
             blocks.append(_Block(healthy, onset, _falling(plan, skill, rng)))
@@ -253,7 +254,7 @@ def _healthy_row(
 
 def _falling(plan: BulkPlan, skill: list[float], rng: random.Random) -> list[_Columns]:
     chosen = rng.sample(range(plan.num_experts), plan.top_k)
-    pulls = [9.0 * (stage + 1) / _FALL_STAGES for stage in range(_FALL_STAGES)]
+    pulls = [9.0 * (n // 2 + 1) / _FALL_STAGES for n in range(2 * _FALL_STAGES)]
     pulls += [9.0] * (_VARIANTS - _FALL_STAGES)
     return [_encoded(plan, _draw(plan, skill, pull, chosen, rng), rng) for pull in pulls]
 

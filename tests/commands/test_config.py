@@ -20,7 +20,7 @@ Call = Callable[..., tuple[int, str, str]]
 def overflow(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Path:
     """A run that drops 8 % of its tokens."""
     steps = [
-        make_step(n, [balanced()] * 3, 2048, router={"drop_rate": [0.08] * 3})
+        make_step(n, [balanced(r) for r in range(3)], 2048, router={"drop_rate": [0.08] * 3})
         for n in range(1, 301)
     ]
     return write_log([make_header(), *steps])  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ import pytest
 
 from microscope_tui.diagnosis import Diagnosis, Episode, Severity, report, restore, save
 from tests.conftest import header, step
-from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
+from tests.diagnosis.conftest import COLLAPSED, Record, about, even, judge, of, steps
 
 
 def logits(dtype: str, z_loss: Callable[[int], float], max_logit: Callable[[int], float]) -> Any:
@@ -57,15 +57,15 @@ def test_the_overflows_of_a_loss_scale_are_not_reported() -> None:
 
 
 def test_an_overloaded_rank_and_an_overloaded_expert_are_not_compared_as_numbers() -> None:
-    busy_rank = [840, 830, 820, 810, 200, 200, 198, 198]
-    busy_expert = [2040, 100, 100, 100, 439, 439, 439, 439]
+    busy_rank = about([840, 830, 820, 810, 200, 200, 198, 198])
+    busy_expert = about([2040, 100, 100, 100, 439, 439, 439, 439])
 
     def sick(n: int) -> list[int]:
-        return even(n) if n < 220 else busy_rank if n < 300 else busy_expert
+        return even(n) if n < 220 else busy_rank(n) if n < 300 else busy_expert(n)
 
     found = of(judge([header(expert_parallel_size=2), *steps(1, 400, sick)]), "OVERLOAD")
     assert "cause" not in found.facts
-    assert (found.value, found.limit) == (pytest.approx(3.98, abs=0.01), 3.5)
+    assert (found.value, found.limit) == (pytest.approx(3.98, abs=0.02), 3.5)
 
 
 def warming_up(

@@ -4,7 +4,7 @@ import pytest
 
 from microscope_tui.diagnosis import Severity
 from tests.conftest import header, step
-from tests.diagnosis.conftest import Counts, even, judge, loud, of, steps, without_expert
+from tests.diagnosis.conftest import Counts, about, even, judge, loud, of, steps, without_expert
 
 
 def two_resting(last: int) -> Counts:
@@ -66,5 +66,5 @@ def test_a_rank_is_overloaded_beyond_one_and_a_half_times_the_mean(
 ) -> None:
     others = (4096 - 2 * load) // 6
     row = [load, load, *[others] * 5, 4096 - 2 * load - 5 * others]
-    found = loud(judge([header(expert_parallel_size=4), *steps(1, 160, lambda n: row)]))
+    found = loud(judge([header(expert_parallel_size=4), *steps(1, 160, about(row))]))
     assert [e.alarm for e in found] == ([alarm] if alarm else [])

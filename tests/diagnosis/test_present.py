@@ -8,7 +8,16 @@ from microscope_tui.diagnosis import Advice, Diagnosis, report, restore, save
 from microscope_tui.lines import AlertState, Entry, unfolded
 from microscope_tui.report import finding_json
 from tests.conftest import header
-from tests.diagnosis.conftest import COLLAPSED, Counts, even, judge, of, steps, without_expert
+from tests.diagnosis.conftest import (
+    COLLAPSED,
+    Counts,
+    about,
+    even,
+    judge,
+    of,
+    steps,
+    without_expert,
+)
 
 HALF_WAY = [1400, 1400, 616, 400, 200, 60, 10, 10]
 """About half of the experts: c = 0.40, too little to count as recovered."""
@@ -95,8 +104,8 @@ def test_every_dead_expert_has_its_own_date_and_one_that_came_back_is_named() ->
 
 
 def test_the_fullest_expert_and_the_busiest_rank_are_named() -> None:
-    busy = [400, 400, 400, 900, 1196, 400, 200, 200]
-    full = steps(1, 240, lambda n: busy, router=lambda n: {"drop_rate": [0.0, 0.3, 0.0]})
+    busy = about([400, 400, 400, 900, 1196, 400, 200, 200])
+    full = steps(1, 240, busy, router=lambda n: {"drop_rate": [0.0, 0.3, 0.0]})
     diagnosis = judge([header(expert_parallel_size=4), *full])
     why = advised(diagnosis, "DROPS").why
     assert why == "up to 30% of the assignments are dropped, most by expert 4 (limit 20%)."

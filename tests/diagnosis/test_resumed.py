@@ -11,6 +11,7 @@ from tests.diagnosis.conftest import (
     COLLAPSED,
     Counts,
     Record,
+    about,
     alternating,
     collapse_at,
     even,
@@ -64,7 +65,7 @@ def test_an_episode_that_a_resume_reopens_ends(
 def test_a_swing_that_stops_recovers_without_any_resume(end: int) -> None:
     still = [512 + 3 * e - 10 for e in range(8)]  # too even to be looked at
     still[0] += 4096 - sum(still)
-    swing: Counts = lambda n: alternating(n) if 200 <= n < end else still  # noqa: E731
+    swing: Counts = lambda n: alternating(n) if 200 <= n < end else about(still)(n)  # noqa: E731
     found = of(judge([header(), *steps(1, 1000, swing)]), "OSCILLATION")
     assert found.recovered_at is not None
     assert end <= found.recovered_at <= end + 200
@@ -136,7 +137,7 @@ def test_a_setting_corrected_by_a_superseded_resume_depends_on_the_next_one(
 
 @pytest.mark.parametrize(("before", "after", "dates"), [(4, 1, (1, 201)), (1, 4, (201, None))])
 def test_ranks_are_those_of_the_latest_header(before: int, after: int, dates: Any) -> None:
-    skewed: Counts = lambda n: [900, 880, 400, 400, 380, 376, 380, 380]  # noqa: E731
+    skewed = about([900, 880, 400, 400, 380, 376, 380, 380])
     first, again = (header(expert_parallel_size=ranks) for ranks in (before, after))
     again["resumed_at_step"] = 201
     found = of(judge([first, *steps(1, 200, skewed), again, *steps(201, 400, skewed)]), "OVERLOAD")
@@ -151,7 +152,7 @@ def test_the_profile_of_a_later_header_decides_which_rules_apply() -> None:
 
 
 def starving(n: int) -> list[int]:
-    return [560, 540, 555, 565, 622, 624, 620, 10] if n >= 200 else even(n)
+    return about([560, 540, 555, 565, 622, 624, 620, 10])(n) if n >= 200 else even(n)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from microscope_tui.report import judge as check
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step
-from tests.diagnosis.conftest import Counts, Record, even, judge, of, steps, without_expert
+from tests.diagnosis.conftest import Counts, Record, about, even, judge, of, steps, without_expert
 
 NARROW = [100.0, 40.0, 3.0, 1.5, 1.0, 1.0, 0.7, 0.6]
 """c about 0.18: uneven, steadily."""
@@ -77,7 +77,7 @@ def test_an_expert_that_is_empty_in_the_counted_steps_alone_is_not_dead(every: i
 
 @pytest.mark.parametrize("every", [1, 2, 10])
 def test_a_busy_rank_is_found_in_the_steps_that_have_counts(every: int) -> None:
-    skewed: Counts = lambda n: [900, 880, 400, 400, 380, 376, 380, 380]  # noqa: E731
+    skewed = about([900, 880, 400, 400, 380, 376, 380, 380])
     records = thinned(every, 200, skewed, expert_parallel_size=4)
     found = of(judge(records), "OVERLOAD")
     assert (found.router_index, found.onset, found.active) == (1, 1, True)
@@ -99,7 +99,7 @@ def test_the_report_notes_when_counts_are_too_sparse_for_a_swing(
 @pytest.mark.parametrize("left_out", ["starved_experts", "dead_experts", "max_load"])
 def test_summaries_that_the_writer_leaves_out_are_computed_from_the_counts(left_out: str) -> None:
     starving = [560, 540, 555, 565, 622, 624, 620, 10]
-    records = [header(), *steps(1, 200, lambda n: starving)]
+    records = [header(), *steps(1, 200, about(starving))]
     for record in records[1:]:
         del record["router"][left_out]
     assert of(judge(records), "STARVED").router_index == 1

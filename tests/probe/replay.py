@@ -15,11 +15,12 @@ from microscope_tui.watch import RunWatch
 
 Record = dict[str, Any]
 EVEN, COLLAPSED = [512, 500, 520, 516, 510, 514, 512, 512], [2048, 2048, 0, 0, 0, 0, 0, 0]
+LAYERS = [1, 2, 3, 4]
 HEADER = {
     "run": "r",
     "planned_steps": 400,
     "profile": "pretrain",
-    "model": {"layers": [1, 2, 3, 4], "num_experts": 8, "top_k": 2},
+    "model": {"layers": LAYERS, "num_experts": 8, "top_k": 2},
     "balance": {"method": "bias", "bias_update_rate": 0.001},
 }
 STEPS = 400
@@ -35,9 +36,15 @@ def step(number: int, rows: Sequence[list[int]], **changes: Any) -> Record:
 def collapsing(first: int, last: int, layers: Sequence[int] = (3,), at: int = 200) -> list[Record]:
     """Steps of four routers; from ``at`` on those in ``layers`` are collapsed."""
     return [
-        step(n, [COLLAPSED if n >= at and depth in layers else EVEN for depth in (1, 2, 3, 4)])
+        step(n, [COLLAPSED if n >= at and depth in layers else even(n, depth) for depth in LAYERS])
         for n in range(first, last + 1)
     ]
+
+
+def even(number: int, depth: int) -> list[int]:
+    """No row repeats in the next line or in another layer."""
+    turn = (number + 3 * depth) % 8
+    return EVEN[turn:] + EVEN[:turn]
 
 
 @lru_cache(maxsize=16)

@@ -15,6 +15,7 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import COOLDOWN_STEPS, NEVER, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
+from microscope_tui.diagnosis.repeats import Repeats
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
@@ -28,8 +29,10 @@ CONSTRUCTED = ("sinkhorn", "expert_choice", "base")
 """Methods that make the load even by themselves: equal counts are not a fault."""
 _OF_SUMMARIES = ("non-finite", "effective", "load")
 _ROUNDED = 2.0**-22  # of a number that a source holds in fp32
+_EVEN = 0.5  # a collapse index that no other rule reports
 _MANY, _RECENT, _FEWEST = 0.3, 100, 20  # share of wrong sums in the last lines, at least 20
 _FORGOTTEN = 200  # right sums in a row
+_MIXED = 2654435761  # Knuth's multiplicative hash
 _ONCE = (
     "count all k choices of a token, each expert once; where only the first choice is known, write "
     'top_k 1 and "counts": "top1" in the header'
@@ -71,6 +74,26 @@ _TEXTS = {
     "summary": (
         "effective_experts is {total:.2f}, its counts give {expected:.2f}",
         "compute the summaries from the counts of the same step, over all ranks",
+    ),
+    "repeated": (
+        "its counts are all the same in {total:.0f} lines in a row, which different tokens never "
+        "give",
+        "fill the buffer of the counts anew in every step: a CUDA graph or a missing reset keeps "
+        "old ones",
+    ),
+    "shared": (
+        "its counts are those of another layer, in each of {total:.0f} lines",
+        "give every layer a buffer and an index of its own",
+    ),
+    "tied": (
+        "experts {experts} have equal counts in each of {total:.0f} lines",
+        "compute the router logits in fp32 (in bf16 they tie), and check that no router row is a "
+        "copy of another",
+    ),
+    "one batch": (
+        "the counts of all layers are the same in {total:.0f} lines in a row: one batch repeats, "
+        "and nothing is learned",
+        "nothing, if this is intended; otherwise check the order of the data and the learning rate",
     ),
     "forced": (
         "all experts have the same count to ±1, which no learned router produces",
@@ -134,8 +157,7 @@ class Memory(msgspec.Struct):
     not_finite: dict[int, int] = {}
     """The same for NaN or impossible readings; may contain the whole run."""
     had_entropy: bool = False
-    turn: int = 0
-    """The router whose sum is checked at a step without other checks."""
+    repeats: Repeats = msgspec.field(default_factory=Repeats)
     sums: dict[int, Sums] = {}
     """Routers with a wrong sum, whose sum is checked at every step."""
 
@@ -206,11 +228,14 @@ class Meter(Rule[MeterLimits, Memory]):
         memory.wait = max(0, memory.wait - 1)
         due = memory.wait == 0 and view.has_counts
         if due:
+            if memory.left == limits.needed:
+                memory.repeats.begin()
             memory.left -= 1
             if not memory.left:
                 memory.left, memory.wait = limits.needed, limits.every
-        memory.turn = (memory.turn + 1) % max(1, len(self.routers))
-        summed = due or bool(self.exact and self._sum(view, memory.turn))
+        # One router a line, in an order without a period: wrong lines may have one.
+        turn = (view.step * _MIXED >> 16) % max(1, len(self.routers))
+        summed = due or bool(self.exact and self._sum(view, turn))
         if not (summed or memory.sums or memory.miscounted or memory.not_finite):
             return None
         for index in range(len(self.routers)):
@@ -223,6 +248,8 @@ class Meter(Rule[MeterLimits, Memory]):
             self._look(view, index, due or index in impossible, found)
             if found.get(index) is None and (index in impossible or own is not None):
                 found[index] = impossible.get(index, own)
+        if due and self.exact and self.learned:
+            self._repeating(view, found)
         memory.miscounted = {i: left - 1 for i, left in memory.miscounted.items() if left > 1}
         memory.not_finite = {i: left - 1 for i, left in memory.not_finite.items() if left > 1}
         return found
@@ -306,18 +333,29 @@ class Meter(Rule[MeterLimits, Memory]):
             return {"cause": "forced", "total": total, "expected": total}
         # Expensive: each check covers a quarter of the routers, and all that were wrong before.
         every = index in self.memory.miscounted or self.context.one_step
-        if every or (index + view.step) % 4 == 0:
-            return self._belied(view, index, counts)
-        return None
+        logged = view.signal("effective_experts")
+        if logged is None or not (every or (index + view.step) % 4 == 0):
+            return None
+        value, known = logged.values[index], measures.effective_experts(counts)
+        if known is None or not abs(value - known) > self.limits.summary_error * known:
+            return None
+        return {"cause": "summary", "total": value, "expected": known}
 
-    def _belied(self, view: StepView, index: int, counts: list[int]) -> Facts | None:
-        """Whether the summary of the line contradicts its counts."""
-        logged, known = view.signal("effective_experts"), measures.effective_experts(counts)
-        if logged is None or known is None or logged.values[index] != logged.values[index]:
-            return None
-        if abs(logged.values[index] - known) <= self.limits.summary_error * known:
-            return None
-        return {"cause": "summary", "total": logged.values[index], "expected": known}
+    def _repeating(self, view: StepView, found: dict[int, Reading | None]) -> None:
+        """Look for rows that repeat. What looks like a collapse or a dead expert may repeat, and
+        other rules report it."""
+        balance, record = view.collapse_index, view.record
+        rows, tokens = dict[int, list[int]](), dict[int, float]()
+        for index, router in enumerate(self.routers):
+            row, known = view.full_counts(index), view.tokens_of(index)
+            sick = balance is not None and balance.values[index] < _EVEN
+            chosen = router.num_experts > router.top_k > 0 and found.get(index) is None
+            if row and known and min(row) and chosen and not sick:
+                rows[index], tokens[index] = row, known
+        fixed = not self.context.trains or record.learning_rate == 0
+        for index, facts in self.memory.repeats.add(rows, tokens, record.loss, fixed=fixed).items():
+            severity = Severity.INFO if facts["cause"] == "one batch" else Severity.ERROR
+            found[index] = Reading(severity, certain=True, value=1.0, facts=facts)
 
     def _vanished(self, view: StepView) -> dict[int, str]:
         """Detects a writer that omits NaN: no entropy, and all counts on the first k experts."""
