@@ -61,7 +61,8 @@ def bias_runaway(shape: Shape, rng: random.Random) -> Run:
     skewed = [list(row) for row in even]
     for router in sick:
         drawn = [rng.gauss(0, 1) for _ in range(shape.num_experts)]
-        skewed[router] = scaled_to(drawn, shape, target)
+        most = sorted(drawn)[-2]  # of two: one alone would be a hot expert
+        skewed[router] = scaled_to([min(most, log) for log in drawn], shape, target)
     course = Course(
         popularity=blended(even, skewed, lambda step: min(1.0, max(0.0, (step - onset) / 80))),
         unheeded=lambda router, step: step >= onset and router in sick,
