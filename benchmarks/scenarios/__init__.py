@@ -34,7 +34,7 @@ _VARIANTS = (
     Scenario("from-shares", variants.from_shares),
     Scenario("from-top1", variants.from_top1),
     Scenario("bias-bang-bang", variants.bias_bang_bang),
-    Scenario("forced-balance", variants.forced_balance),
+    Scenario("forced-balance", variants.forced_balance, _is_wide),
     Scenario("padding", variants.padding),
     Scenario("nan", variants.nan),
     Scenario("lint-top1-normalised", variants.top1_normalised),

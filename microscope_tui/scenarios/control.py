@@ -61,14 +61,15 @@ def bias_runaway(shape: Shape, rng: random.Random) -> Run:
     skewed = [list(row) for row in even]
     for router in sick:
         drawn = [rng.gauss(0, 1) for _ in range(shape.num_experts)]
-        most = sorted(drawn)[-2]  # of two: one alone would be a hot expert
+        most = sorted(drawn)[-min(2, shape.top_k)]  # one alone would be a hot expert
         skewed[router] = scaled_to([min(most, log) for log in drawn], shape, target)
     course = Course(
         popularity=blended(even, skewed, lambda step: min(1.0, max(0.0, (step - onset) / 80))),
         unheeded=lambda router, step: step >= onset and router in sick,
     )
     found = Expected(rule="BIAS_RUNAWAY", routers=sick, onset=onset, tolerance=200)
-    beside = dict.fromkeys(("COLLAPSE", "ERODING", "DEAD", "STARVED", "OVERLOAD"), "warn")
+    beside = dict.fromkeys(("COLLAPSE", "ERODING", "STARVED", "OVERLOAD"), "warn")
+    beside["DEAD"] = "crit"  # of four experts one alone is critical
     truth = Truth(expected=(found,), allowed=beside)
     return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
 
