@@ -37,10 +37,8 @@ class Advice:
     @property
     def headline(self) -> str:
         """The verdict, after its cause where that is known."""
-        cause, verdict = self.cause, self.verdict
-        if not cause:
-            return verdict
-        return f"{cause[0].upper()}{cause[1:]}: {verdict[0].lower()}{verdict[1:]}"
+        cause = f"{self.cause[0].upper()}{self.cause[1:]}: " if self.cause else ""
+        return f"{cause}{self.verdict}"
 
 
 def report(
@@ -80,6 +78,8 @@ def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
     sign = cause.sign
     if sign is not None and sign.rule != finding.rule and finding is cause.findings[0]:
         why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
+    if worst.facts.get("ended"):
+        since += "; the run ended while it was collapsing"
     remedy = _remedy(finding, cause, known, collapsed)
     based = "" if worst.confidence == EXACT else f" Based on {worst.confidence}."
     verdict = rule.subject

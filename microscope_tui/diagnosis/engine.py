@@ -162,7 +162,7 @@ class Diagnosis:
             if few or index not in sums or self.ledger.running(rule, index) is not None:
                 continue
             if context.trains:
-                words = f": the run ended while {self.run.routers[index].name} was collapsing"
+                words, episode.facts["ended"] = "", 1.0
             elif rule == "STARVED" and context.baseline is None:
                 words, episode.severity, episode.grades = f"{words} on this text", Severity.INFO, []
                 episode.grade(self.last_step)

@@ -169,6 +169,7 @@ class RunJudge:
             return "NO VERDICT: no step was judged"
         if all(router.num_experts <= router.top_k for router in diagnosis.run.routers):
             return "NO VERDICT: no router has more experts than a token chooses"
+        diagnosis.conclude()
         since = f" (judged from step {self.since:,} on)" if self.since > 1 else ""
         found = [pair for pair in report(diagnosis) if pair[0].severity > Severity.INFO]
         if (until := warm_up_left(diagnosis)) is not None:

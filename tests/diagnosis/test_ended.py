@@ -180,7 +180,7 @@ def test_a_training_that_ended_in_a_collapse_is_not_healthy(
     if code == WARNING and counted:
         ((finding, advice),) = judgement.findings
         assert (finding.rule, finding.layers, finding.onset) == ("COLLAPSE", ("L2",), 200)
-        assert advice.why.endswith("exact counts: the run ended while L2 was collapsing.")
+        assert advice.verdict.endswith("since step 200; the run ended while it was collapsing")
     assert judged(records).exit_code in (HEALTHY, code)
 
 
