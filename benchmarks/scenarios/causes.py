@@ -156,7 +156,7 @@ def rank_lost(shape: Shape, rng: random.Random) -> Run:
 
 def data_switch(shape: Shape, rng: random.Random) -> Run:
     """The loss and the load of several layers jump at a step; half of the logs have an event."""
-    course, found = _jump(shape, rng, 0.6)
+    course, found = _jump(shape, rng, 0.75)
     learned, at = falling_loss(shape), found.onset
     course = replace(course, loss=lambda step: learned(step) + 0.8 * (step >= at))
     edit = _before(at, kind="event", event="data", step=at) if rng.random() < 0.5 else None

@@ -39,8 +39,6 @@ ACTS = {
     "cause-wrong-sums": ("count", "raise|lower"),
 }
 """Scenario → what its remedy says, and what it must not say: a knob that cannot act."""
-LATER: set[str] = set()
-"""Causes whose rule is still to be written."""
 
 
 def reported(scenario: Scenario, shape: Shape, seed: int = 0) -> list[tuple[Finding, Advice]]:
@@ -56,8 +54,6 @@ def reported(scenario: Scenario, shape: Shape, seed: int = 0) -> list[tuple[Find
 
 @pytest.mark.parametrize("name", ACTS)
 def test_the_first_line_names_the_planted_cause_and_a_remedy_that_acts(name: str) -> None:
-    if name in LATER:
-        pytest.xfail("its rule is still to be written")
     scenario = SCENARIOS[name]
     wide = {"num_experts": 32, "top_k": 4} if name == "cause-rank" else {}
     layers = 8 if name == "lint-pooled-aux" else 4
@@ -142,8 +138,6 @@ def turned(texts: Iterable[str], balance: str) -> dict[str, set[str]]:
 def test_no_report_turns_one_setting_in_two_directions(
     first: str, second: str, method: str, period: int
 ) -> None:
-    if LATER and {"swing"} < {first, second}:
-        return  # BIAS_RUNAWAY still says "raise it further" beside a swing
     shape = Shape(routers=3, tokens=2048, steps=640)
     found = reported(pair(first, second, method, period), shape)
     knobs = turned((advice.next for _, advice in found), *BALANCE[method])
