@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.diagnosis import Criteria, Severity
 from tests.conftest import header, step
-from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, loud, of, steps
+from tests.diagnosis.conftest import even, judge, loud, of, steps
 
 NOISE = {"loss": lambda n: 2.0 + n * 7 % 11 / 100}
 """Every batch has another loss."""
@@ -45,13 +45,9 @@ def test_two_layers_with_the_same_rows_read_one_buffer(length: int, found: set[s
 def test_two_experts_that_are_always_chosen_together_are_a_tie() -> None:
     def tied(n: int) -> list[int]:
         row = even(n)
-        return [*row[:2], (row[2] + row[6]) // 2, *row[3:6], (row[2] + row[6]) // 2, row[7]]
+        return [row[0] + row[6] - row[2], *row[1:6], row[2], row[7]]
 
-    def summed(n: int) -> list[int]:
-        row = tied(n)
-        return [row[0] + 4096 - sum(row), *row[1:]]
-
-    (found,) = loud(judge([header(), *steps(1, 300, summed)]))
+    (found,) = loud(judge([header(), *steps(1, 300, tied)]))
     assert (found.facts["cause"], found.facts["experts"]) == ("tied", (2, 6))
 
 
@@ -79,49 +75,30 @@ def test_a_layer_that_repeats_at_a_rate_of_zero_is_a_fault_if_the_others_do_not(
     assert of(judge(records), "METER").severity is Severity.ERROR
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
-    st.sampled_from([(8, 2), (32, 4), (64, 8), (16, 1)]),
-    st.floats(0.0, 0.4),
-    st.integers(0, 30),
-    st.data(),
+    st.sampled_from([(8, 2), (32, 4), (64, 8), (16, 1)]), st.floats(0.0, 0.4), st.integers(0, 30)
 )
+@example((8, 2), 0.0, 0)  # a total collapse
 def test_a_collapse_keeps_its_verdict_though_its_rows_repeat(
-    size: tuple[int, int], width: float, strays: int, data: st.DataObject
+    size: tuple[int, int], width: float, strays: int
 ) -> None:
-    """All tokens on a few experts, in two layers on the same ones, line after line."""
+    """All tokens on a few experts, the same ones in three layers, line after line."""
     experts, top_k = size
     busy = top_k + round(width * (experts - top_k))
-    row = [0] * experts
-    for place in range(busy):
-        row[place] = 2048 * top_k // busy
+    row = [2048 * top_k // busy] * busy + [0] * (experts - busy)
     row[-1] = min(strays, row[0])
     row[0] += 2048 * top_k - sum(row)
-    onset = data.draw(st.sampled_from([1, 120]))
-    healthy = {n: [even(n, router) for router in range(3)] for n in range(1, onset)}
-    spread = experts == 8
     run = header(model={"num_experts": experts, "top_k": top_k})
-    records: list[Record] = [run]
-    for n in range(1 if spread else onset, 300):
-        rows = healthy[n] if n < onset else [row, row, row]
-        records.append(step(n, rows, 2048, **{"loss": NOISE["loss"](n)}))
+    records = [run, *(step(n, [row] * 3, 2048, loss=NOISE["loss"](n)) for n in range(1, 250))]
     alone = judge(records, Criteria(ignore=frozenset({"METER"})))
     assert [e for e in alone.episodes if e.rule in ("COLLAPSE", "DEAD")] != []
     assert judge(records).episodes == alone.episodes
 
 
 def test_an_expert_that_every_sequence_uses_once_is_not_a_tie() -> None:
-    def sick(n: int) -> list[int]:
+    def starting(n: int) -> list[int]:
         row = even(n)
-        return [16, 16, *(m + (row[0] + row[1] - 32) // 6 for m in row[2:])]
+        return [16, 16, row[2] + row[0] - 16, row[3] + row[1] - 16, *row[4:]]
 
-    def summed(n: int) -> list[int]:
-        row = sick(n)
-        return [*row[:7], row[7] + 4096 - sum(row)]
-
-    assert "METER" not in {e.rule for e in judge([header(), *steps(1, 400, summed)]).episodes}
-
-
-def test_a_total_collapse_is_not_a_stale_buffer() -> None:
-    records = [header(), *steps(1, 300, lambda n: COLLAPSED, **NOISE)]
-    assert [e.rule for e in loud(judge(records))] == ["COLLAPSE"]
+    assert "METER" not in {e.rule for e in judge([header(), *steps(1, 400, starting)]).episodes}

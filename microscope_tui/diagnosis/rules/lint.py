@@ -176,7 +176,7 @@ class Memory(msgspec.Struct):
 
 
 class Lint(Rule[LintLimits, Memory]):
-    """Reads the header; two settings show only in the steps."""
+    """Reads the header; some settings show only in the steps."""
 
     name = "LINT"
     subject = "A setting to check"
@@ -219,7 +219,8 @@ class Lint(Rule[LintLimits, Memory]):
         """The bias is zero since a restart: an event, since the text needs what it was before."""
         memory = self.memory
         memory.lines += 1
-        due = memory.resumed is not None or memory.lines % _LOOKS == min(20, _LOOKS)
+        due = memory.lines % _LOOKS == 20 and (memory.spans.rows or memory.lines < 4 * _LOOKS)
+        due = due or (memory.resumed is not None and view.step < memory.resumed + _LOOKS)
         rows = map(view.biases, range(len(self.routers))) if due and self.sign.moves else ()
         spans = [max(row) - min(row) for row in rows if row]
         if not spans or len(spans) < len(self.routers):
