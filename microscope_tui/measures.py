@@ -16,8 +16,8 @@ from operator import mul
 
 ALWAYS_CHOSEN = 0.95
 """An expert that this share of the tokens chooses acts as a shared expert, see ``balance``."""
-COLLAPSED_TOO = 0.15
-"""If the others are this collapsed, such an expert is part of the collapse."""
+EVEN_ENOUGH = 0.45
+"""Only beside experts with at least this c is the busiest one excused: COLLAPSE ends above it."""
 STARVED_SHARE = 0.1
 """An expert with less than this multiple of the mean count is starved (in the step or window)."""
 
@@ -60,7 +60,7 @@ _ROUNDING = 1e-3  # of counts that are scaled shares
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How even a router is, without the experts that (nearly) every token chooses."""
+    """How even a router is, without the experts that it excuses."""
 
     collapse_index: float | None
     effective: float | None
@@ -68,38 +68,43 @@ class Balance:
     num_experts: int
     """Number of judged experts."""
     without: tuple[int, ...] = ()
-    """Experts that are left out: (nearly) every token chooses them."""
+    """Experts that are left out."""
 
 
 def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
     """The collapse index of a router from its counts, as every part of the microscope judges it.
 
     With top-k routing one expert may be chosen by every token while the other choices are even:
-    a shared expert in fact (OLMoE has one), and no collapse. At most ``max(1, k // 4)`` experts
-    that 95 % of the tokens choose are left out, and the rest is judged with k less their number.
-    With k = 1, or where the rest is collapsed too, none is: it is the collapse itself.
+    a shared expert in fact (OLMoE has one), and no collapse. So the busiest ones, at most
+    ``max(1, k // 4)``, are left out where the others have c ≥ 0.45 with k less their number: where
+    95 % of the tokens choose them, and, whatever their share, where c of all experts is below 0.45.
+    With k = 1 none is. So c never gets better because an expert gets busier.
     """
-    always = ALWAYS_CHOSEN * sum(tokens_per_expert) / max(1, top_k)
-    if always_chosen(max_load(tokens_per_expert), len(tokens_per_expert), top_k):
-        hot = [e for e, count in enumerate(tokens_per_expert) if count >= always]
-        hot = sorted(hot, key=lambda e: -tokens_per_expert[e])[: max(1, top_k // 4)]
-        rest = [count for e, count in enumerate(tokens_per_expert) if e not in hot]
-        effective = effective_experts(rest)
-        index = collapse_index(effective, len(rest), top_k - len(hot))
-        if index is not None and index >= COLLAPSED_TOO:
-            return Balance(index, effective, len(rest), tuple(sorted(hot)))
     effective, experts = effective_experts(tokens_per_expert), len(tokens_per_expert)
-    return Balance(collapse_index(effective, experts, top_k), effective, experts)
+    plain = collapse_index(effective, experts, top_k)
+    if may_excuse(plain, max_load(tokens_per_expert), experts, top_k):
+        busiest = sorted(range(experts), key=lambda e: -tokens_per_expert[e])
+        always = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k
+        hot = sum(count >= always for count in tokens_per_expert)
+        most = max(1, top_k // 4)
+        for left_out in range(min(most, max(1, hot)), most + 1):
+            rest = [tokens_per_expert[e] for e in busiest[left_out:]]
+            among = effective_experts(rest)
+            index = collapse_index(among, len(rest), top_k - left_out)
+            if index is not None and index >= EVEN_ENOUGH:
+                return Balance(index, among, len(rest), tuple(sorted(busiest[:left_out])))
+    return Balance(plain, effective, experts)
 
 
-def always_chosen(max_load: float | None, num_experts: int, top_k: int) -> bool:
-    """Whether the busiest expert may be one that ``balance`` leaves out.
+def may_excuse(plain: float | None, max_load: float | None, num_experts: int, top_k: int) -> bool:
+    """Whether ``balance`` may leave out the busiest expert, from c of all experts and its load.
 
     More than all tokens choose no expert: then these are not the counts of k choices.
     """
-    if top_k < 2 or max_load is None or not num_experts:
+    if top_k < 2 or plain is None or max_load is None:
         return False
-    return ALWAYS_CHOSEN <= max_load * top_k / num_experts <= 1.0 + _ROUNDING
+    share = max_load * top_k / num_experts
+    return share <= 1.0 + _ROUNDING and (plain < EVEN_ENOUGH or share >= ALWAYS_CHOSEN)
 
 
 def balance_of_summary(
@@ -107,20 +112,29 @@ def balance_of_summary(
 ) -> float | None:
     """The collapse index as ``balance`` gives it, from two summaries of a step.
 
-    They suffice to leave out one expert, but not to know which: with s its share of all
-    assignments, ``H = h(s) + (1 − s) H_rest`` where h is the entropy of (s, 1 − s). Where more
-    may be left out (k ≥ 8), each holds so small a share that c hardly differs.
+    They suffice to leave out one expert, but not to know which; where more may be (k ≥ 8), each
+    has so small a share that c hardly differs.
     """
     plain = collapse_index(effective, num_experts, top_k)
-    if plain is None or max_load is None or not always_chosen(max_load, num_experts, top_k):
+    if not may_excuse(plain, max_load, num_experts, top_k):
         return plain
-    share = max_load / num_experts
+    index = without_busiest(effective, max_load, num_experts, top_k)
+    return index if index is not None and index >= EVEN_ENOUGH else plain
+
+
+def without_busiest(
+    effective: float | None, max_load: float | None, num_experts: int, top_k: int
+) -> float | None:
+    """The collapse index of all experts but the busiest one, each token choosing one less.
+
+    With s its share of all pairs, ``H = h(s) + (1 − s) H_rest``; h is the entropy of (s, 1 − s).
+    """
+    share = (max_load or 0.0) / max(1, num_experts)
     if effective is None or effective < 1 or not 0 < share < 1:
-        return plain
+        return None
     split = share * math.log(share) + (1 - share) * math.log1p(-share)
     rest = max(0.0, (math.log(effective) + split) / (1 - share))
-    index = collapse_index(math.exp(min(rest, 700.0)), num_experts - 1, top_k - 1)
-    return index if index is not None and index >= COLLAPSED_TOO else plain
+    return collapse_index(math.exp(min(rest, 700.0)), num_experts - 1, top_k - 1)
 
 
 def max_load(tokens_per_expert: Sequence[int]) -> float | None:

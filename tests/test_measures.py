@@ -113,11 +113,12 @@ def test_where_the_others_are_collapsed_too_nothing_is_left_out(experts: int, to
     assert found.collapse_index == pytest.approx(0.0, abs=1e-9)
 
 
-def test_94_percent_of_the_tokens_are_not_every_token() -> None:
-    tokens, experts = 100_000, 32
-    rest, more = divmod(2 * tokens - 94_000, experts - 1)
-    counts = [94_000, *(rest + (e < more) for e in range(experts - 1))]
-    assert measures.balance(counts, 2).without == ()
+def test_c_of_others_that_are_even_does_not_fall_as_one_expert_gets_busier() -> None:
+    tokens, experts = 100_000, 256  # of all experts c falls to 0.11
+    for share in (0.3, 0.6, 0.9, 0.94, 0.96, 1.0):
+        rest, more = divmod(round((2 - share) * tokens), experts - 1)
+        counts = [round(share * tokens), *(rest + (e < more) for e in range(experts - 1))]
+        assert (measures.balance(counts, 2).collapse_index or 0.0) > 0.45
 
 
 @st.composite

@@ -178,19 +178,23 @@ def summed(counts_SLE: np.ndarray, window: int) -> np.ndarray:
 def collapse_index(counts: np.ndarray, top_k: int) -> np.ndarray:
     """``(exp(H) − k) / (E − k)`` over the last axis.
 
-    Experts that 95 % of the tokens choose are left out, at most max(1, k ÷ 4) of them, unless the
-    others are collapsed too.
+    The busiest experts are left out, at most max(1, k ÷ 4) and as few as suffice, where the others
+    have 0.45 or more: if 95 % of the tokens choose them, or c of all is below 0.45.
     """
     span = counts.shape[-1] - top_k
     plain = (_effective(counts) - top_k) / span
     if top_k < 2:
         return plain
-    order = np.argsort(-counts, axis=-1, kind="stable")
-    busiest = np.zeros(counts.shape, bool)
-    np.put_along_axis(busiest, order[..., : max(1, top_k // 4)], True, axis=-1)
-    left_out = busiest & (counts >= 0.95 * counts.sum(-1, keepdims=True) / top_k)
-    rest = (_effective(np.where(left_out, 0, counts)) - (top_k - left_out.sum(-1))) / span
-    return np.where(left_out.any(-1) & (rest >= 0.15), rest, plain)
+    tokens = counts.sum(-1, keepdims=True) / top_k
+    always = np.clip((counts >= 0.95 * tokens).sum(-1), 1, max(1, top_k // 4))
+    excusable = (plain < 0.45) | (counts.max(-1) >= 0.95 * tokens[..., 0])
+    order, found = np.argsort(-counts, axis=-1, kind="stable"), plain
+    for left_out in range(max(1, top_k // 4), 0, -1):
+        rest = counts.copy()
+        np.put_along_axis(rest, order[..., :left_out], 0, axis=-1)
+        index = (_effective(rest) - (top_k - left_out)) / span
+        found = np.where(excusable & (left_out >= always) & (index >= 0.45), index, found)
+    return found
 
 
 def _effective(counts: np.ndarray) -> np.ndarray:

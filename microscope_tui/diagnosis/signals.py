@@ -104,8 +104,8 @@ class StepView:
 
     @cached_property
     def collapse_index(self) -> Signal | None:
-        """c of every router in this step alone, NaN where E ≤ k; without an expert that all tokens
-        choose, where the maximal load shows that there is one.
+        """c of every router in this step alone, NaN where E ≤ k; without its busiest expert, where
+        the maximal load shows that ``balance`` excuses it.
         """
         effective, loads = self.signal("effective_experts"), self.signal("max_load")
         if effective is None:

@@ -120,7 +120,8 @@ def _state(
     if not rows:
         return None, None, None, None
     totals = [sum(column) for column in zip(*rows, strict=True)]
-    found = (measures.balance(row, router.top_k).collapse_index for row in rows)
+    effective = map(measures.effective_experts, rows)
+    found = [measures.collapse_index(e, router.num_experts, router.top_k) for e in effective]
     known = [value for value in found if value is not None]
     return (
         measures.starved_experts(totals) / len(totals),

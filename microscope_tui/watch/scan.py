@@ -58,15 +58,18 @@ _Curves = Mapping[str, Sequence[float | None]]
 
 def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
     """A function from a step to the values that the history keeps for these routers."""
-    # Below this load no expert of any router is chosen by every token: the usual case.
+    # Below this load, and above this many effective experts, no router excuses its busiest expert.
     sizes = [(r.num_experts, r.top_k) for r in routers]
-    least = min((measures.ALWAYS_CHOSEN * e / k for e, k in sizes if k > 1), default=math.inf)
+    several = [(e, k) for e, k in sizes if k > 1]
+    most = min((measures.ALWAYS_CHOSEN * e / k for e, k in several), default=math.inf)
+    least = max((k + measures.EVEN_ENOUGH * (e - k) for e, k in several), default=0.0)
 
     def row_of(entry: StepEntry) -> _Curves:
         record, nothing = entry.record, (None,) * entry.routers
         summary = record.router
         effective, loads = summary.effective_experts, summary.max_load
-        if effective and loads and (None in loads or max(loads) >= least):  # type: ignore[type-var, operator]
+        gaps = effective and loads and (None in loads or None in effective)
+        if gaps or (effective and loads and (max(loads) >= most or min(effective) < least)):  # type: ignore[type-var, operator]
             effective = _as_judged(summary, sizes)
         return {
             "loss": (record.loss,),
@@ -83,14 +86,14 @@ def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
 
 
 def _as_judged(summary: RouterSummary, sizes: Sequence[tuple[int, int]]) -> Values:
-    """Effective experts that give the balance without an expert that every token chooses."""
+    """Effective experts that give the balance without an expert that it excuses."""
     values: Values = []
     for index, (experts, top_k) in enumerate(sizes):
         effective = value_at(summary.effective_experts, index)
         load = value_at(summary.max_load, index)
-        if measures.always_chosen(load, experts, top_k):
-            c = measures.balance_of_summary(effective, load, experts, top_k)
-            effective = None if c is None else top_k + c * (experts - top_k)
+        c = measures.balance_of_summary(effective, load, experts, top_k)
+        if c is not None and c != measures.collapse_index(effective, experts, top_k):
+            effective = top_k + c * (experts - top_k)
         values.append(effective)
     return values
 
@@ -107,13 +110,14 @@ def balance_now(
     """
     experts, top_k = router.num_experts, router.top_k
     load = value_at(summary.max_load, index)
+    effective = value_at(summary.effective_experts, index)
+    plain = measures.collapse_index(effective, experts, top_k)
     counted = counts is not None and len(counts) == experts
-    if counts is not None and counted and measures.always_chosen(load, experts, top_k):
+    if counts is not None and counted and measures.may_excuse(plain, load, experts, top_k):
         found = measures.balance(counts, top_k)
         return found.collapse_index, found.without
-    effective = value_at(summary.effective_experts, index)
     c = measures.balance_of_summary(effective, load, experts, top_k)
-    return c, () if c == measures.collapse_index(effective, experts, top_k) else None
+    return c, () if c == plain else None
 
 
 def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Column]:

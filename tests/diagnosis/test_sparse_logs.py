@@ -13,8 +13,8 @@ from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step
 from tests.diagnosis.conftest import Counts, Record, about, even, judge, of, steps, without_expert
 
-NARROW = [100.0, 40.0, 3.0, 1.5, 1.0, 1.0, 0.7, 0.6]
-"""c about 0.18: uneven, steadily."""
+NARROW = [100.0, 95.0, 8.0, 6.0, 4.0, 3.0, 2.0, 2.0]
+"""c about 0.19: uneven, steadily."""
 FALLEN = [1.0, 1.0, *[1e-9] * 6]
 
 

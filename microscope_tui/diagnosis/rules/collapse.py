@@ -12,7 +12,6 @@ from microscope_tui.diagnosis.context import (
     NEVER_ENDS,
     SILENT_CUT,
     RuleLimits,
-    is_one_step,
 )
 from microscope_tui.diagnosis.episodes import (
     EXACT,
@@ -116,8 +115,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
     means = (
         "The router sends (nearly) every token to the same k experts: the layer acts as a small "
         "dense layer, and the loss may not show it. In fine-tuning, c is compared with --baseline "
-        "or the first steps; c below the critical limit is always reported. An expert chosen by "
-        "95 % of the tokens is left out: it acts as a shared expert."
+        "or the first steps; c below the critical limit is always reported. The busiest expert is "
+        "excused where c of the others is 0.45 or more: it acts as a shared expert."
     )
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
     turn = 50
@@ -150,8 +149,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
         signal, memory = view.collapse_index, self.memory
         if signal is None:
             return None
-        if self.context.relative:
-            memory.first.add(view.step, signal.values)
+        if self.context.relative and view.plain_index is not None:  # whom it excuses may change
+            memory.first.add(view.step, view.plain_index.values)
         self._settle(view.step, signal)
         leave = self.limits.leave
         if signal.known and signal.low > leave and not memory.suspects:
@@ -267,15 +266,12 @@ class Collapse(Rule[CollapseLimits, Memory]):
         totals = suspect.summed.totals
         evidence = sum(totals) / len(totals)
         found = measures.balance(totals, top_k)
-        facts["effective"], facts["judged"] = found.effective or 0.0, found.num_experts
-        left = [e for e in range(len(totals)) if e not in found.without]
-        busiest = sorted(left, key=lambda e: -totals[e])[: top_k - len(found.without)]
+        facts["effective"] = measures.effective_experts(totals) or 0.0
+        busiest = sorted(range(len(totals)), key=lambda e: -totals[e])[:top_k]
         facts["experts"] = tuple(sorted(busiest))
-        facts["share"] = sum(totals[e] for e in busiest) / max(1, sum(totals[e] for e in left))
-        if found.without:
-            facts["without"] = found.without
+        facts["share"] = sum(totals[e] for e in busiest) / max(1, sum(totals))
         if evidence >= limits.evidence:
-            facts["idle"] = tuple(e for e in left if totals[e] == 0)
+            facts["idle"] = tuple(e for e, total in enumerate(totals) if total == 0)
         # Of few lines each must count: thirty lines of any size are enough by themselves.
         enough = self.window >= limits.window or evidence >= limits.evidence
         return found.collapse_index or 0.0, enough
@@ -290,28 +286,23 @@ class Collapse(Rule[CollapseLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if run.profile == "eval":
-            return _why(worst, run), (
+            return _why(worst), (
                 "evaluate on other data too, and check that the router's bias was loaded with its "
                 "weights; if all data shows it, the collapse comes from training"
             )
-        return _why(worst, run), stronger_balance(run, worst)
+        return _why(worst), stronger_balance(run, worst)
 
 
-def _why(worst: Episode, run: RunRecord) -> str:
+def _why(worst: Episode) -> str:
     effective, usual = number(worst, "effective"), number(worst, "usual")
-    why = f"{effective:.1f} of {number(worst, 'judged') or size_of(worst):.0f} experts effective"
-    without, idle = listed(worst.facts.get("without")), worst.facts.get("idle")
-    if usual > effective and not without:
+    why, idle = f"{effective:.1f} of {size_of(worst)} experts effective", worst.facts.get("idle")
+    if usual > effective:
         why += f" ({usual:.1f} before)"
     if "reference" in worst.facts:
         why += f"; c {worst.value:.2f}, {number(worst, 'reference'):.2f} in the reference"
-    if without:
-        noun = "experts" if " " in without else "expert"
-        why += f", without {noun} {without}, which nearly every token chooses"
     if "share" in worst.facts:
         noun, verb = ("experts", "take") if " " in experts_of(worst) else ("expert", "takes")
-        share, what = number(worst, "share"), "rest" if without else "load"
-        why += f"; {noun} {experts_of(worst)} {verb} {share:.0%} of the {what}"
+        why += f"; {noun} {experts_of(worst)} {verb} {number(worst, 'share'):.0%} of the load"
     if idle and isinstance(idle, tuple):
         verb = "receives" if len(idle) == 1 else "receive"
         why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
@@ -325,4 +316,4 @@ def _why(worst: Episode, run: RunRecord) -> str:
     age = worst.last - worst.onset
     if worst.active and age < number(worst, "shock_steps"):
         why += f". It is {age + 1} steps old: a transient shock would look the same so far"
-    return why if is_one_step(run) else f"{why}. The loss may not show it"
+    return why

@@ -27,8 +27,8 @@ class ErodingLimits(RuleLimits, frozen=True):
     ahead: int = 500
     """The slope must reach the limit of COLLAPSE within this many steps."""
     fall: float = 0.20
-    """… and c must have lost this share of itself (one dead expert of eight costs 0.16), and
-    ``noise`` times its own scatter."""
+    """… and c must have lost this share of itself (one dead expert of eight costs 0.16), even
+    without the busiest expert, which may be a hot one, and ``noise`` times its own scatter."""
     noise: float = 4.0
     level: float = 0.7
     """… and be below this: experts that specialise from an equal start settle at 0.75 and above."""
@@ -87,7 +87,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
         memory.steps, memory.blocks, memory.filled = memory.steps[:kept], memory.blocks[:kept], 0
 
     def read(self, view: StepView) -> Readings | None:
-        signal, memory = view.collapse_index, self.memory
+        signal, memory = view.plain_index, self.memory
         if signal is None:
             return None
         if not memory.filled:
@@ -108,14 +108,18 @@ class Eroding(Rule[ErodingLimits, Memory]):
         found: dict[int, Reading | None] = {}
         blocks, short = self.memory.blocks, self.limits.short
         now, then, first = blocks[-1], blocks[-short], blocks[0]
+        judged = view.collapse_index
+        signals = [view.signal(name) for name in ("effective_experts", "max_load")]
         for index, value in enumerate(now):
             if value != value:
                 found[index] = None
             # Nothing has fallen by enough, in the short or the long window: the usual case.
             elif max(then[index], first[index]) * (1.0 - self.limits.fall) >= value:
-                level = self.limits.level * self._ceiling(view, index)
-                found[index] = self._judge([row[index] for row in blocks], level)
-            elif value < self.collapse.leave:
+                level, router = self.limits.level * self._ceiling(view, index), self.routers[index]
+                effective, load = (s.values[index] if s else None for s in signals)
+                rest = measures.without_busiest(effective, load, router.num_experts, router.top_k)
+                found[index] = self._judge([row[index] for row in blocks], level, rest)
+            elif not (judged and judged.values[index] >= self.collapse.leave):
                 found[index] = Reading(severity=None)  # at its lowest: not a recovery
         return found
 
@@ -131,18 +135,19 @@ class Eroding(Rule[ErodingLimits, Memory]):
         effective = router.num_experts * math.exp(-lost)
         return measures.collapse_index(effective, router.num_experts, router.top_k) or 1.0
 
-    def _judge(self, series: list[float], level: float) -> Reading:
+    def _judge(self, series: list[float], level: float, rest: float | None) -> Reading:
         limits, floor = self.limits, self.collapse.warn
         for length in (limits.short, limits.long):
             steps, values = self._points(series, length)
-            if len(values) < max(8, 0.8 * length) or series[-1] <= floor:
+            if len(values) < max(8, 0.8 * length):
                 continue
             slope, z = _trend(steps, values)
             slope = max(slope, _recent_slope(steps, values))
             now, fallen = values[-1], values[0] - values[-1]
             enough = fallen > max(limits.fall * values[0], limits.noise * _scatter(values))
+            enough = enough and (rest is None or rest < (1.0 - limits.fall) * values[0])
             steady = _largest_drop(values) < limits.steady * fallen
-            collapses = now < level and now + slope * limits.ahead < floor
+            collapses = now < level and slope < 0 and now + slope * limits.ahead < floor
             if z < -limits.z and enough and steady and collapses:
                 return Reading(
                     severity=Severity.WARN,
@@ -164,11 +169,11 @@ class Eroding(Rule[ErodingLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        left = number(worst, "left")
+        left, when = number(worst, "left"), "reaches" if worst.active else "would have reached"
+        then = f" and {when} {worst.limit:.2f} in about {left:,.0f} step{'s' * (round(left) != 1)}"
+        then = then if worst.value > worst.limit else f", below {worst.limit:.2f}"
         return (
-            f"c fell from {number(worst, 'from'):.2f} to {worst.value:.2f} and "
-            f"{'reaches' if worst.active else 'would have reached'} {worst.limit:.2f} in about "
-            f"{left:,.0f} {'step' if round(left) == 1 else 'steps'}",
+            f"c fell from {number(worst, 'from'):.2f} to {worst.value:.2f}{then}",
             stronger_balance(run, worst) + (" now, while it is cheap" if worst.active else ""),
         )
 

@@ -1,8 +1,9 @@
-"""HOT_EXPERT: one expert takes nearly every token in an otherwise healthy layer."""
+"""HOT_EXPERT: an expert takes nearly every token in an otherwise healthy layer."""
 
+from microscope_tui import measures
 from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, number
+from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import BALANCE, StepView
 from microscope_tui.runlog import RunRecord
@@ -28,7 +29,7 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
     name = "HOT_EXPERT"
     subject = "A hot expert"
     means = (
-        "Nearly every token chooses the same expert, and the other experts share the rest evenly: "
+        "Nearly every token chooses the same expert, or few, and the others share the rest evenly: "
         "it acts as a shared expert. This is not a collapse: good models have such experts."
     )
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
@@ -57,25 +58,32 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
             if share != share:
                 found[index] = None
             elif share >= self.limits.leave:
-                balanced = collapse.values[index] >= collapsed.warn
+                counts, c = view.full_counts(index), collapse.values[index]
+                who: tuple[int, ...] = ()
+                if counts is not None:  # with several hot experts the summaries do not suffice
+                    top_k = self.routers[index].top_k
+                    c = measures.balance(counts, top_k).collapse_index or 0.0
+                    least = self.limits.share * sum(counts) / top_k
+                    who = tuple(e for e, count in enumerate(counts) if count > least)
+                balanced = c >= collapsed.warn
                 hot = share > self.limits.share and balanced
                 hot = hot and self.suffices(view, index, collapsed.evidence)
-                counts = view.full_counts(index) if hot else None
-                who = (counts.index(max(counts)),) if counts else ()
                 found[index] = Reading(
                     severity=Severity.INFO if hot else None,
                     clear=not balanced,  # COLLAPSE reports its current state
                     value=min(1.0, share),
                     limit=self.limits.share,
-                    facts={"c": collapse.values[index], "experts": who},
+                    facts={"c": c, "experts": who},
                 )
         return found
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        who = f"expert {experts_of(worst)}" if experts_of(worst) else "one expert"
+        several = len(ids_of(worst, "experts")) > 1
+        who = f"expert{'s' * several} {experts_of(worst)}" if experts_of(worst) else "one expert"
+        are, it = ("are each", "them") if several else ("is", "it")
         return (
-            f"{who} is chosen by up to {worst.value:.0%} of the tokens while the others share the "
-            f"rest: c {number(worst, 'c'):.2f}",
-            "leave it; with expert parallelism watch the rank that holds it for stragglers",
+            f"{who} {are} chosen by up to {worst.value:.0%} of the tokens while the others share "
+            f"the rest: c {number(worst, 'c'):.2f}",
+            f"leave {it}; with expert parallelism watch the rank that holds {it} for stragglers",
         )

@@ -23,6 +23,7 @@ from microscope_tui.runlog import RunRecord
 _NOTICE = 8  # steps before a check in which an uneven router is noticed
 _FIRST = 200  # steps that show whether counts are logged at every step …
 _IN_A_ROW = 4  # … which takes so many in a row: of every other step the first two are
+_BEYOND = 3  # lags after the longest period at which a slower swing agrees even better
 _TWICE = 0.75
 """Share of the steps up to which twice the period is tested; beyond, too few pairs remain."""
 
@@ -293,14 +294,15 @@ def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
 
 def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
     """Period after which the bits agree while they disagree after half of it; 0 for none."""
-    agreement = [0.0] + [_agreement(masks, steps, lag) for lag in range(1, steps // 2 + 1)]
+    lags = range(1, steps // 2 + _BEYOND + 1)
+    agreement = [0.0, *(_agreement(masks, steps, lag) for lag in lags)]
     swings = {
         period: agreement[period]
-        for period in range(2, len(agreement))  # after half of it: the lower of two lags
+        for period in range(2, steps // 2 + 1)  # after half of it: the lower of two lags
         if agreement[period] >= limit
         and min(agreement[period // 2], agreement[(period + 1) // 2]) <= -limit
     }
-    return _shortest(swings)
+    return _shortest(swings, agreement, steps // 2)
 
 
 def recurring(masks: Sequence[int], steps: int, limit: float) -> int:
@@ -328,13 +330,17 @@ def recurring(masks: Sequence[int], steps: int, limit: float) -> int:
         and known[period] - min(known[1:period]) >= limit
         and (2 * period >= len(known) or known[2 * period] >= limit)
     }
-    return _shortest(swings)
+    return _shortest(swings, known, steps // 2)
 
 
-def _shortest(swings: dict[int, float]) -> int:
-    """The shortest of the clear ones: twice the period agrees as well."""
+def _shortest(swings: dict[int, float], values: Sequence[float], longest: int) -> int:
+    """The shortest of the clear ones: twice the period agrees as well. None where the values still
+    rise after the longest: noise would decide whether such a slower swing is found.
+    """
     clear = max(swings.values(), default=0.0) - 0.05
-    return min((period for period, value in swings.items() if value >= clear), default=0)
+    found = min((period for period, value in swings.items() if value >= clear), default=0)
+    slower = found >= longest - _BEYOND and max(values[longest + 1 :][:_BEYOND]) > values[found]
+    return 0 if slower else found
 
 
 def _agreement(masks: Sequence[int], steps: int, lag: int) -> float:
