@@ -365,9 +365,15 @@ class Diagnosis:
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, step, reading)) is not None and (
-            muting is None or severity > muting  # the worse of the two is reported
+            muting is None
+            or severity > muting  # the worse of the two is reported
+            or (reading.certain and not self._reported(rule, index))  # evidence may come and go
         ):
             yield self.ledger.open(rule.name, index, step, reading, severity, track)
+
+    def _reported(self, rule: AnyRule, index: int) -> bool:
+        running = (self.ledger.running(other.name, index) for other in self._muting[rule.name])
+        return index in self._unmeasured or any(running)
 
     def _alarm(self, rule: AnyRule, track: Track, step: int, reading: Reading) -> Severity | None:
         if reading.held:

@@ -1,5 +1,8 @@
 """STARVED: a long tail of experts receives very few tokens."""
 
+import math
+from collections.abc import Sequence
+
 import msgspec
 
 from microscope_tui import measures
@@ -8,6 +11,10 @@ from microscope_tui.diagnosis.episodes import EXACT, PER_STEP, Episode, Reading,
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
 from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
 from microscope_tui.runlog import RunRecord
+
+_OVERDISPERSION = 4  # tokens of one sequence are correlated
+OVER_HISTORY = "over history"
+"""Cause: no expert starves for long, but many do in turn."""
 
 
 class StarvedLimits(RuleLimits, frozen=True):
@@ -22,6 +29,11 @@ class StarvedLimits(RuleLimits, frozen=True):
     window: int = 25
     evidence: int = 50
     persistence: int = 50
+    in_turn: float = 0.30
+    """Mean share of starved experts, step by step, that is too much even if others starve in turn:
+    healthy runs on data in blocks let a quarter of the experts rest …"""
+    in_turn_steps: int = 500
+    """… for this many steps of a pretraining, in at least twice ``window`` lines."""
 
     relations = (
         ("window <= 200", f"{SILENT_CUT}: no more steps are summed"),
@@ -40,11 +52,17 @@ class Suspect(msgspec.Struct):
 
 
 class Memory(msgspec.Struct):
-    """The suspects, and the usual values at the start."""
+    """The suspects, the usual values at the start, and the starved experts of a long block."""
 
     suspects: dict[int, Suspect] = {}
     first: list[list[float]] = []
     first_steps: list[int] = []
+    in_turn: dict[int, tuple[float, int, int]] = {}
+    """Router → its mean share in the last long block, since when, and when this was seen."""
+    sums: dict[int, float] = {}
+    """Router → the sum of its shares in this block."""
+    began: int = 0
+    lines: int = 0
 
 
 class Starved(Rule[StarvedLimits, Memory]):
@@ -59,7 +77,7 @@ class Starved(Rule[StarvedLimits, Memory]):
     formula = (
         "experts below 0.1 of the mean count in the summed window > 10 % of all, for 50 steps; in "
         "a fine-tuning or an evaluation 10 points above the reference, and only experts below 0.05 "
-        "start an episode"
+        "start an episode; in a pretraining also 30 % in the mean over 500 steps, in turn"
     )
     muted_by = ("COLLAPSE", "DEAD")
     ends_below = 1 / 1.3
@@ -78,6 +96,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         before = self.memory
         kept = sum(at < step for at in before.first_steps)
         self.memory = Memory(first=before.first[:kept], first_steps=before.first_steps[:kept])
+        self.memory.in_turn = {i: one for i, one in before.in_turn.items() if one[2] < step}
 
     def read(self, view: StepView) -> Readings | None:
         starved, memory = view.signal("starved_experts"), self.memory
@@ -90,7 +109,9 @@ class Starved(Rule[StarvedLimits, Memory]):
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
             memory.first_steps.append(view.step)
-        if starved.known and not memory.suspects and max(shares) <= limits.share / 2:
+        self._add(view, shares)
+        quiet = starved.known and not memory.suspects and not memory.in_turn
+        if quiet and max(shares) <= limits.share / 2:
             return {}
         found: dict[int, Reading | None] = {}
         for index, share in enumerate(shares):
@@ -105,7 +126,38 @@ class Starved(Rule[StarvedLimits, Memory]):
                     del memory.suspects[index]
                 else:
                     found[index] = self._look_closer(view, index, share, suspect)
+        for index, (share, since, _) in memory.in_turn.items():
+            found[index] = Reading(
+                severity=Severity.WARN,
+                certain=True,  # it has lasted long enough
+                value=share,
+                limit=limits.in_turn,
+                facts={"cause": OVER_HISTORY, "steps": limits.in_turn_steps},
+                since=since,
+            )
         return found
+
+    def _add(self, view: StepView, shares: Sequence[float]) -> None:
+        """Add a step to the block; judge a full one."""
+        memory, limits = self.memory, self.limits
+        if self.context.relative or view.step <= self.context.warm_up:
+            return
+        memory.began, memory.lines = memory.began or view.step, memory.lines + 1
+        for index, (share, router) in enumerate(zip(shares, self.routers, strict=True)):
+            if share > 0:
+                pairs = (view.tokens_of(index) or 0.0) * router.top_k / max(1, router.num_experts)
+                by_chance = math.exp(-pairs / _OVERDISPERSION)
+                memory.sums[index] = memory.sums.get(index, 0.0) + max(0.0, share - by_chance)
+        if view.step - memory.began < limits.in_turn_steps or memory.lines < 2 * limits.window:
+            return
+        before, memory.in_turn = memory.in_turn, {}
+        for index, total in memory.sums.items():
+            track, mean = self.tracks.get(index), total / memory.lines
+            # Not while the same experts starve for long: then the window has the numbers.
+            if mean >= limits.in_turn and (index in before or not (track and track.severity)):
+                known = before.get(index, (mean, memory.began, view.step))
+                memory.in_turn[index] = mean, *known[1:]
+        memory.sums, memory.began, memory.lines = {}, 0, 0
 
     def _look_closer(
         self, view: StepView, index: int, share: float, suspect: Suspect
@@ -161,6 +213,13 @@ class Starved(Rule[StarvedLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         size, share = size_of(worst), worst.value
+        if worst.facts.get("cause") == OVER_HISTORY:
+            return (
+                f"{share:.0%} of the experts get less than a tenth of the fair share, step by step "
+                f"in the mean over {number(worst, 'steps'):,.0f} steps: they starve in turn",
+                "check whether the data comes in blocks of one kind, and mix it; if it is mixed, "
+                "the load swings slowly: average it over more steps before each update",
+            )
         starved = round(share * size)
         why = (
             f"{starved} of {size} experts ({share:.0%}) {'gets' if starved == 1 else 'get'} less "
