@@ -62,7 +62,7 @@ _CAUSES = (
     Scenario("cause-rank", causes.rank_lost, scenarios.SCENARIOS["rank-skew"].fits, 1200),
     Scenario("cause-data", causes.data_switch, steps=900),
     Scenario("cause-capacity", causes.small_capacity, steps=600),
-    Scenario("cause-stale-rows", causes.stale_rows, _is_wide, 600),
+    Scenario("cause-stale-rows", causes.stale_rows, can_lose_experts, 600),
     Scenario("cause-wrong-sums", causes.wrong_sums, steps=900),
     Scenario("hot-and-narrow", causes.hot_and_narrow, causes.can_be_hot, 600),
     Scenario("idle-in-turn", causes.idle_in_turn, _is_wide),

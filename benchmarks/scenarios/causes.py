@@ -134,7 +134,7 @@ def bias_lost(shape: Shape, rng: random.Random) -> Run:
     course, found = _jump(shape, rng)
     lint = replace(LINT, onset=found.onset, tolerance=250)
     run = _run(shape, rng, course, lint, found, cause="lost", edit=_before(found.onset))
-    without = steps(shape, rng, replace(course, bias_update_rate=1e-9), first=found.onset)
+    without = steps(shape, rng, replace(course, bias_update_rate=1e-15), first=found.onset)
     before = steps(shape, rng, course, last=found.onset - 1)
     return replace(run, steps=chain(before, without))
 
