@@ -34,11 +34,9 @@ class Advice:
     explains: tuple[str, ...] = ()
     """On the first finding of a cause: all that it explains, in words."""
 
-    @property
-    def headline(self) -> str:
-        """The verdict, after its cause where that is known."""
-        cause = f"{self.cause[0].upper()}{self.cause[1:]}: " if self.cause else ""
-        return f"{cause}{self.verdict}"
+    def cause_first(self, text: str) -> str:
+        """``text`` after the cause, where that is known."""
+        return f"{self.cause[0].upper()}{self.cause[1:]}: {text}" if self.cause else text
 
 
 def report(

@@ -297,7 +297,8 @@ def copied_text(entry: Entry, view: RunView) -> str:
     finding, advice = entry.finding, entry.advice
     return (
         f"{view.name} step {view.step:,}: {finding.severity.label} {finding.rule}, "
-        f"{entry.state}\nVerdict: {advice.headline}\nWhy: {advice.why}\nNext: {advice.next}"
+        f"{entry.state}\nVerdict: {advice.cause_first(advice.verdict)}\nWhy: {advice.why}\n"
+        f"Next: {advice.next}"
     )
 
 

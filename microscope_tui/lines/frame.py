@@ -120,7 +120,7 @@ def verdict(
         counts += [known if unseen else "seen"] if len(unseen) < active else []
         more = [Span(f"{'  '.join(counts)} ", "dim")] if counts else []
         if compact or lines < 3:
-            first = crop([Span(" "), badge, Span(f" {advice.short}")], width)
+            first = crop([Span(" "), badge, Span(f" {advice.cause_first(advice.short)}")], width)
             following = labelled("next", _cut(advice.next, width - 7, lines - 1), 7)
             rows = [spread(first, more, width), *following]
         else:
@@ -129,7 +129,12 @@ def verdict(
             why = _cut(advice.why, width - _HEAD, lines - 1 - last)
             following = labelled("why", why, _HEAD - 2)
             following += labelled("next", _cut(advice.next, width - _HEAD, last), _HEAD - 2)
-            title = [*edge, Span(" "), badge, Span(f" {advice.headline}", "title")]
+            title = [
+                *edge,
+                Span(" "),
+                badge,
+                Span(f" {advice.cause_first(advice.verdict)}", "title"),
+            ]
             rows = [spread(title, more, width), *([*edge, *line] for line in following)]
     rows += [[]] * (lines - len(rows))
     return [pad(row, width) for row in rows]
