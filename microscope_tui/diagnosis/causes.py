@@ -233,9 +233,9 @@ def _beside(left: Sequence[Episode], core: Sequence[Episode]) -> list[Episode]:
 def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
     for members in divergences(left):
         sign = next(e for e in members if _is_sign(e))
-        cause = Cause(
-            "learning rate too high, the run diverges", (), calm_down(known.run), sign=sign
-        )
+        early = [known.remedy_of(e) for e in members if e.facts.get("sign")]  # in the warm-up
+        remedy = early[0] if early else calm_down(known.run)
+        cause = Cause("learning rate too high, the run diverges", (), remedy, sign=sign)
         core = [e for e in members if e.severity > Severity.INFO]
         yield cause, _beside([e for e in left if e.onset >= sign.onset - _GAP], core)
 
@@ -336,10 +336,12 @@ def _end(sign: Episode) -> int:
 
 
 def _follows(episode: Episode, signs: list[Episode]) -> bool:
-    """A gradient spike alone is a sign only if an alarm followed it at once."""
+    """Signs of several routers are those of the run; a gradient spike, if an alarm followed."""
+    several = len({sign.router_index for sign in signs} - {WHOLE_RUN}) > 1
     return any(
         signs[0].onset - _GAP <= episode.onset <= _end(sign)
         for sign in signs
         if sign.router_index == episode.router_index
+        or (several and sign.router_index != WHOLE_RUN)
         or (sign.router_index == WHOLE_RUN and sign.severity is Severity.CRITICAL)
     )

@@ -180,4 +180,6 @@ class Logits(Rule[LogitLimits, Memory]):
         then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
         why, remedy = f"the z-loss is {worst.value:,.1f} times {then} {numbers}", calm_down(run)
-        return (f"{why}, and {sign}", f"warm up for longer, {remedy}") if sign else (why, remedy)
+        if not sign:
+            return why, remedy
+        return f"{why}, and {sign}", remedy.replace("rate,", "rate, warm up for longer,")
