@@ -55,6 +55,7 @@ gathering evidence: something is wrong, for too few steps so far for an alert
 healthy: judged, and nothing found
 # alert_list
 rule: the kind of trouble; `moe-microscope explain RULE` describes it in full
+cause: what explains this alert and others; `next` is its remedy
 severity: how bad it is, at its worst step
 crit, warn, info, error: critical, warning, note; the measurement is at fault
 end: the step of the recovery, or active

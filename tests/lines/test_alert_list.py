@@ -109,7 +109,6 @@ def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:
     ):
         assert part in text
     copied = alerts.copied_text(over, view)
-    assert copied.startswith(
-        "run step 400: crit COLLAPSE, recovered\nVerdict: Router collapse in L2"
-    )
+    assert copied.startswith("run step 400: crit COLLAPSE, recovered\nVerdict: ")
+    assert "Bias update too slow: Router collapse in L2" in copied
     assert len(copied.splitlines()) == 4
