@@ -9,6 +9,7 @@ v < 8 an expert is not evidence: one that every sequence uses once always has th
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -46,11 +47,7 @@ class Repeats(msgspec.Struct):
         self, rows: Mapping[int, list[int]], tokens: Mapping[int, float], loss: float | None,
         *, fixed: bool,
     ) -> dict[int, Facts]:  # fmt: skip
-        """Add the rows of one line; returns what repeats, by router.
-
-        Args:
-            fixed: no parameter can change, so that the same batch gives the same rows.
-        """
+        """Add the rows of one line; returns what repeats. ``fixed``: no parameter can change."""
         found: dict[int, Facts] = {}
         hashes = {index: hash(tuple(row)) for index, row in rows.items()}
         fresh = {i for i, known in hashes.items() if self.rows.get(i, (0, 0))[0] != known}
@@ -63,9 +60,9 @@ class Repeats(msgspec.Struct):
         if (fixed or _is_still(self.losses)) and all(self.rows[i][1] >= _LINES for i in rows):
             return {index: {**facts, "cause": "one batch"} for index, facts in found.items()}
         for index in fresh:  # an old row is not further evidence
-            row, total = rows[index], tokens[index]
-            busy = [2 * n * len(row) > sum(row) and _variance(n, total) > _LEAST for n in row]
-            for tie in self._tie(index, range(len(row)), row.__getitem__, busy.__getitem__):
+            row = rows[index]
+            busy = partial(_is_busy, row, tokens[index])
+            for tie in self._tie(index, range(len(row)), row.__getitem__, busy):
                 found[index] = {"cause": "tied", "total": tie.lines, "experts": (*tie.ids,)}
         for tie in self._tie(
             WHOLE_RUN,
@@ -97,6 +94,11 @@ class Repeats(msgspec.Struct):
 
 def _variance(count: int, tokens: float) -> float:
     return count * (1 - count / tokens)
+
+
+def _is_busy(row: Sequence[int], tokens: float, expert: int) -> bool:
+    busy = 2 * row[expert] * len(row) > sum(row)
+    return busy and _variance(row[expert], tokens) > _LEAST
 
 
 def _chance(row: Sequence[int], tokens: float) -> float:
