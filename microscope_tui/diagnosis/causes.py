@@ -19,6 +19,7 @@ from microscope_tui.diagnosis.rules.base import (
     ids_of,
     setting,
 )
+from microscope_tui.diagnosis.rules.starved import OVER_HISTORY
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -265,6 +266,7 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Balancing that does not suffice."""
     core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
+    core = [e for e in core if e.facts.get("cause") != OVER_HISTORY]  # no strength evens out turns
     method = str(known.run.balance.get("method"))
     title = _SLOW.get(method, "load balancing too weak")
     if method == "bias" and known.swing > MOST_SWING:

@@ -159,6 +159,7 @@ def test_what_starves_in_turn_says_so_and_survives_a_restart() -> None:
     ((_, advice),) = report(before)
     assert "50% of the experts" in advice.why
     assert "they starve in turn" in advice.why
+    assert (advice.cause, "raise" in advice.next.lower()) == ("", False)
     again = run(idle, 2, range(610, 760), known=restore(save(before), before.run))
     assert of(again, "STARVED") == of(run(idle, 2, range(610, 760), known=before), "STARVED")
     assert (of(again, "STARVED").active, found.onset) == (True, 101)

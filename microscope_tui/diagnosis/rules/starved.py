@@ -12,7 +12,6 @@ from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_
 from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
 from microscope_tui.runlog import RunRecord
 
-_OVERDISPERSION = 4  # tokens of one sequence are correlated
 OVER_HISTORY = "over history"
 """Cause: no expert starves for long, but many do in turn."""
 
@@ -146,7 +145,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         for index, (share, router) in enumerate(zip(shares, self.routers, strict=True)):
             if share > 0:
                 pairs = (view.tokens_of(index) or 0.0) * router.top_k / max(1, router.num_experts)
-                by_chance = math.exp(-pairs / _OVERDISPERSION)
+                by_chance = math.exp(-pairs / 4)  # overdispersion, as in DEAD
                 memory.sums[index] = memory.sums.get(index, 0.0) + max(0.0, share - by_chance)
         if view.step - memory.began < limits.in_turn_steps or memory.lines < 2 * limits.window:
             return
