@@ -1,6 +1,6 @@
 """The judgement: router records in, episodes with Verdict / Why / Next out.
 
-``engine.Diagnosis`` is the entrance. It streams: one record in, changed episodes out.
+``engine.Diagnosis`` is the entrance. It streams, one record at a time.
 """
 
 import lazy_loader

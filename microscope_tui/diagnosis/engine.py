@@ -1,4 +1,4 @@
-"""The rule engine: records in, changed episodes out, in bounded memory.
+"""The rule engine: records in, episodes out, in bounded memory.
 
 It runs over long histories in the background, beside a live run, and inside ``check``. It uses the
 per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
@@ -11,7 +11,7 @@ uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import add
 from typing import Any
 
@@ -48,11 +48,6 @@ from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord
 _EVEN_ENOUGH = CollapseLimits().leave
 """A balance above this does not look like a collapse, even if most steps before did."""
 STATE_VERSION = 3
-_OWN = (
-    "last_step", "gaps", "restarted", "warm_until", "checkpoints", "judged_since", "too_few",
-    "resumes", "changes", "totals",
-)  # fmt: skip
-"""Attributes that are saved as they are."""
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 Muted = Mapping[int, Severity]
@@ -64,37 +59,44 @@ _ENOUGH, _PARTS, _LAST_STEPS = 20, 3, 10
 evidence of DEAD, and the least number of steps with a low balance."""
 
 
-class Diagnosis:
+@dataclass(kw_only=True, eq=False)
+class _State:
+    """What is saved of a judgement, besides its episodes and what its rules remember."""
+
+    last_step: int = 0
+    gaps: list[int] = field(default_factory=list)
+    """Gaps between the last lines; the smallest is the spacing of the log."""
+    restarted: bool = False
+    """No step was seen since the restart."""
+    warm_until: int = 0
+    judged_since: int | None = None
+    """First step past the warm-up; see ``warm_up_left``."""
+    checkpoints: list[int] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)
+    """First steps after a restart of the training."""
+    changes: Changes = field(default_factory=Changes)
+    seen: list[str] = field(default_factory=list)
+    """The numbers that the log has: see ``signals.see``."""
+    too_few: str = ""
+    """Why a single moment cannot be judged; empty if it can, and for any other run."""
+    totals: dict[int, list[int]] = field(default_factory=dict)
+    """Counts by router, summed over an evaluation."""
+
+
+class Diagnosis(_State):
     """Judges one run. Feed it every record in order; read ``findings()`` at any time."""
 
     def __init__(self, run: RunRecord, criteria: Criteria = ANYTHING) -> None:
+        super().__init__()
         self._criteria = criteria
         self.rules: list[AnyRule] = []
-        context = self._judge_by(run)
-        self.ledger = Ledger(context)
-        self.last_step = 0
-        self.gaps: list[int] = []
-        """Gaps between the last lines; the smallest is the spacing of the log."""
-        self.checkpoints: list[int] = []
-        self.resumes: list[int] = []
-        """First steps after a restart of the training."""
-        self.changes = Changes()
-        self.warm_until = context.warm_up
-        self.judged_since: int | None = None
-        """First step past the warm-up; see ``warm_up_left``."""
-        self.seen: set[str] = set()
-        """The numbers that the log has: see ``signals.see``."""
-        self.too_few = ""
-        """Why a single moment cannot be judged; empty if it can, and for any other run."""
-        self.totals: dict[int, list[int]] = {}
-        """Counts by router, summed over an evaluation."""
+        self.ledger = Ledger(self._judge_by(run))
+        self.warm_until = self.ledger.context.warm_up
         self.over = False
         """No step will follow; see ``conclude``."""
         self._at_end: list[Episode] = []
         self._record = StepRecord(0)
         self._unmeasured: frozenset[int] = frozenset()
-        self.restarted = False
-        """No step was seen since the restart."""
         self._everyone = frozenset(range(WHOLE_RUN, len(run.routers)))
 
     @property
@@ -104,8 +106,8 @@ class Diagnosis:
 
     def observe(
         self, record: StepRecord, counts: CountSource, biases: BiasSource | None = None
-    ) -> list[Episode]:
-        """Judge one step; return the episodes that began, grew worse or ended with it.
+    ) -> None:
+        """Judge one step.
 
         Args:
             record: the step; a step at or below an earlier one is a restart (see ``restart``).
@@ -127,18 +129,17 @@ class Diagnosis:
             self.changes.add(record.step, record.loss)
         if self.ledger.context.one_step:
             self.too_few = _too_few(view, self.ledger.context)
-        changed: list[Episode] = []
         self._unmeasured = frozenset()
         for rule in self.rules:
             silent = self._silent(rule)
             for index, reading in rule.events(view):
                 if index not in silent:
-                    changed.append(self.ledger.open(rule.name, index, record.step, reading))
+                    self.ledger.open(rule.name, index, record.step, reading)
             if WHOLE_RUN not in silent and (causes := rule.whole_run_causes(view)) is not None:
-                changed += self.ledger.set_causes(rule.name, record.step, causes)
+                self.ledger.set_causes(rule.name, record.step, causes)
             readings = rule.read(view)
             if readings is not None:
-                changed += self._take(rule, readings, record.step, silent)
+                self._take(rule, readings, record.step, silent)
             if rule.mutes_all:
                 muted = {i for i, s in self._troubled(rule).items() if s is Severity.ERROR}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
@@ -147,7 +148,6 @@ class Diagnosis:
                 if index not in self._unmeasured and (row := view.full_counts(index)):
                     total = self.totals.get(index, [0] * len(row))
                     self.totals[index] = list(map(add, total, row))
-        return changed + list(self._end_warnings(changed))
 
     def conclude(self, over: bool = True) -> None:
         """Judge the sums of a run that is over as the dump of one moment, until the next step."""
@@ -200,16 +200,6 @@ class Diagnosis:
         one.observe(change(self._record, router=router), rows.__getitem__)
         self.too_few = "" if self.ledger.context.trains else one.too_few.replace(f" {WHEN}", "")
         return one.episodes
-
-    def _end_warnings(self, changed: Sequence[Episode]) -> Iterator[Episode]:
-        """End the episodes that warned of this one."""
-        for episode in changed:
-            if episode.severity < Severity.CRITICAL or not episode.active:
-                continue
-            for rule in self.rules:
-                if episode.rule in rule.ends_in:
-                    yield from self.ledger.lead_to(rule.name, episode, self.last_step)
-                    rule.tracks.pop(episode.router_index, None)
 
     def _space(self, gap: int) -> None:
         if self.restarted or not self.last_step:
@@ -271,10 +261,12 @@ class Diagnosis:
                 if episode.rule == rule.name:
                     track = rule.track(episode.router_index)
                     track.recall(episode.onset, step - 1, episode.grades[0].severity)
-            for index, track in list(rule.tracks.items()):
-                if not track.over and self.ledger.running(rule.name, index) is None:
-                    del rule.tracks[index]
-            self.evaluate_open(rule, self.ledger.running_of(rule.name))
+            running = {e.router_index: e for e in self.ledger.running_of(rule.name)}
+            rule.tracks = {i: t for i, t in rule.tracks.items() if t.over or i in running}
+            for index in running:
+                rule.track(index)
+            if running:
+                rule.evaluate_open(list(running.values()))
 
     def change_header(self, run: RunRecord) -> None:
         """The same model has a new header: judge its settings again."""
@@ -291,19 +283,19 @@ class Diagnosis:
         known = {rule.name: rule for rule in self.rules}
         for rule in self.rules:
             rule.change(context)
-        self.rules = [known.get(rule.name) or rule(context) for rule in self._wanted(context)]
+        fits = [
+            rule
+            for rule in RULES.values()
+            if (rule.judges_one_step or not context.one_step)
+            and (context.trains or not rule.trains_only)
+        ]
+        names = self._criteria.ignore
+        self.rules = [known.get(r.name) or r(context) for r in fits if r.name not in names]
         self._muting = {
             rule.name: [other for other in self.rules if other.name in rule.muted_by]
             for rule in self.rules
         }
         return context
-
-    def evaluate_open(self, rule: AnyRule, episodes: Sequence[Episode]) -> None:
-        """Have a rule evaluate open episodes until they end."""
-        for episode in episodes:
-            rule.track(episode.router_index)
-        if episodes:
-            rule.evaluate_open(episodes)
 
     def blind_spots(self) -> dict[str, str]:
         """Rules that cannot be evaluated on this log, and why."""
@@ -333,26 +325,16 @@ class Diagnosis:
         """All episodes grouped by cause and rule: active before recovered, worst first."""
         return [f for cause in causes(self.episodes, self.known) for f in cause.findings]
 
-    def _wanted(self, context: Context) -> Iterator[type[AnyRule]]:
-        for rule in RULES.values():
-            fits = (
-                rule.judges_one_step if context.one_step else context.trains or not rule.trains_only
-            )
-            if fits and rule.name not in self._criteria.ignore:
-                yield rule
-
-    def _take(
-        self, rule: AnyRule, readings: Readings, step: int, silent: Muted
-    ) -> Iterator[Episode]:
+    def _take(self, rule: AnyRule, readings: Readings, step: int, silent: Muted) -> None:
         for index in [index for index in rule.tracks if index not in readings]:
-            yield from self._evaluate(rule, index, step, _CLEAR, silent.get(index))
+            self._evaluate(rule, index, step, _CLEAR, silent.get(index))
         for index, reading in readings.items():
             if reading is not None:
-                yield from self._evaluate(rule, index, step, reading, silent.get(index))
+                self._evaluate(rule, index, step, reading, silent.get(index))
 
     def _evaluate(
         self, rule: AnyRule, index: int, step: int, reading: Reading, muting: Severity | None
-    ) -> Iterator[Episode]:
+    ) -> None:
         if index not in rule.tracks and reading.severity is None:
             return
         track = rule.track(index)
@@ -361,7 +343,7 @@ class Diagnosis:
         episode = self.ledger.running(rule.name, index)
         if episode is not None:
             if index not in self._unmeasured:  # a reported episode continues, whatever mutes it
-                yield from self.ledger.update(episode, step, reading, track)
+                self.ledger.update(episode, step, reading, track)
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, step, reading)) is not None and (
@@ -369,7 +351,7 @@ class Diagnosis:
             or severity > muting  # the worse of the two is reported
             or (reading.certain and not self._reported(rule, index))  # evidence may come and go
         ):
-            yield self.ledger.open(rule.name, index, step, reading, severity, track)
+            self.ledger.open(rule.name, index, step, reading, severity, track)
 
     def _reported(self, rule: AnyRule, index: int) -> bool:
         running = (self.ledger.running(other.name, index) for other in self._muting[rule.name])
@@ -389,9 +371,8 @@ class Diagnosis:
         found: dict[int, Severity] = {}
         for index, track in rule.tracks.items():
             episode = self.ledger.running(rule.name, index)
-            known = [track.pending, episode.severity if episode is not None else None]
-            if any(known):
-                found[index] = max(severity for severity in known if severity is not None)
+            if worst := max(track.pending or 0, episode.severity if episode is not None else 0):
+                found[index] = Severity(worst)
         return found
 
 
@@ -405,12 +386,11 @@ def _too_few(view: StepView, context: Context) -> str:
     limits = [context.limits.of(RULES[name].limits_type) for name in _OF_SUMS]
     needed = max(mine.values()["evidence"] for mine in limits)
     least = min(found, key=lambda index: found[index] or 0.0)
-    known = found[least]
+    known, name = found[least], context.run.routers[least].name
     if known is None:
         return f"not judged: assignments per expert unknown {WHEN}, {needed:g} are needed"
     if known >= needed:
         return ""
-    name = context.run.routers[least].name
     return f"not judged: {name} has {known:.3g} assignments per expert {WHEN}, needs {needed:g}"
 
 
@@ -475,44 +455,31 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
     first = found[0]
     same = sum(p.rule == first.rule for p in found) - 1
     more = f" and {same} more layer{'s' if same > 1 else ''}" if same else ""
-    c = balance[first.router_index] if 0 <= first.router_index < len(balance) else None
-    what, span = RULES[first.rule].subject.lower(), f"for {first.steps:,} step"
-    if first.router is not None and (first.rule != "COLLAPSE" or c is None):
-        what = f"{what} in {first.router.name}{more}"
-    elif first.router is not None and c is not None and c >= _EVEN_ENOUGH:
-        what, span = (
-            f"{first.router.name}{more} uneven",
-            f"in most of the last {first.steps:,} step",
-        )
-    elif first.router is not None:
-        what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"
-    return f"{what} {span}{'s' if first.steps > 1 else ''}, gathering evidence"
+    what, span = RULES[first.rule].subject.lower(), "for"
+    if first.router is not None:
+        c = balance[first.router_index] if first.router_index < len(balance) else None
+        if first.rule != "COLLAPSE" or c is None:
+            what = f"{what} in {first.router.name}{more}"
+        elif c >= _EVEN_ENOUGH:
+            what, span = f"{first.router.name}{more} uneven", "in most of the last"
+        else:
+            what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"
+    plural = "s" if first.steps > 1 else ""
+    return f"{what} {span} {first.steps:,} step{plural}, gathering evidence"
 
 
 class BadState(ValueError):
     """The bytes are not a saved state of this run; the message says why."""
 
 
-class _Saved(msgspec.Struct):
+@dataclass(kw_only=True)
+class _Saved(_State):
     version: int
     routers: tuple[RouterInfo, ...]
-    last_step: int
-    gaps: list[int]
-    restarted: bool
-    warm_until: int
-    checkpoints: list[int]
     episodes: list[Episode]
+    past: Trail
     tracks: dict[str, dict[int, Track]]
     memories: dict[str, bytes]
-    past: Trail | None = None
-    """Missing in states of older versions."""
-    judged_since: int | None = None
-    resumes: list[int] = []
-    changes: Changes = msgspec.field(default_factory=Changes)
-    seen: list[str] = []
-    """Sorted: the order of a set differs between processes, and equal states are equal bytes."""
-    too_few: str = ""
-    totals: dict[int, list[int]] = {}
 
 
 def save(diagnosis: Diagnosis) -> bytes:
@@ -523,11 +490,10 @@ def save(diagnosis: Diagnosis) -> bytes:
             version=STATE_VERSION,
             routers=diagnosis.run.routers,
             episodes=diagnosis.ledger.episodes,
+            past=diagnosis.ledger.past,
             tracks={rule.name: rule.tracks for rule in diagnosis.rules},
             memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
-            past=diagnosis.ledger.past,
-            seen=sorted(diagnosis.seen),
-            **{name: getattr(diagnosis, name) for name in _OWN},
+            **{own.name: getattr(diagnosis, own.name) for own in fields(_State)},
         )
     )
 
@@ -555,16 +521,12 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
                 rule.tracks = saved.tracks.get(rule.name, {})
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadState(f"not a saved judgement: {error}") from None
-    for name in _OWN:
-        setattr(diagnosis, name, getattr(saved, name))
-    diagnosis.seen = set(saved.seen)
-    diagnosis.ledger.past = saved.past or diagnosis.ledger.past
+    for own in fields(_State):
+        setattr(diagnosis, own.name, getattr(saved, own.name))
+    diagnosis.ledger.past = saved.past
     # Episodes of rules that are ignored now would never end.
     judged = {rule.name for rule in diagnosis.rules}
     diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]
     diagnosis.ledger.resume()
-    for rule in diagnosis.rules:
-        running = diagnosis.ledger.running_of(rule.name)
-        diagnosis.evaluate_open(rule, [e for e in running if e.router_index not in rule.tracks])
     diagnosis.adapt()
     return diagnosis

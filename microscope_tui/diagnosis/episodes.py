@@ -7,6 +7,7 @@ at a step, in a router, and may end. A ``Finding`` is the same trouble in one or
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import pairwise
 
 from microscope_tui.runlog import RouterInfo
 
@@ -148,11 +149,10 @@ class Episode:
 
     def stretches(self, newest: int) -> Iterator[tuple[int, int, Severity]]:
         """First step, last step and severity of each grade, up to ``newest`` while it is active."""
-        course, over = self.course(), self.recovered_at
-        end = newest if over is None else max(self.onset, over - 1)
-        ends = [*(since - 1 for since, _, _ in course[1:]), end]
-        for (since, severity, _), until in zip(course, ends, strict=True):
-            yield since, until, severity
+        over = newest + 1 if self.active else max(self.onset + 1, self.recovered_at or 0)
+        last = over, self.severity, self.value
+        for (since, severity, _), (after, _, _) in pairwise([*self.course(), last]):
+            yield since, after - 1, severity
 
     def grade(self, step: int) -> None:
         """Record the severity at ``step``."""
@@ -162,11 +162,12 @@ class Episode:
         del self.grades[1:-_MOST_GRADES]
 
     def forget_from(self, step: int) -> None:
-        """The run resumes at ``step``, after the alarm: forget later steps."""
+        """Forget ``step`` and all later steps; it exists from its onset on."""
         self.last = min(self.last, step - 1)
-        self.now = None  # until the next evaluation
+        if self.now is not None and self.now.step >= step:
+            self.now = None
         if self.recovered_at is not None and self.recovered_at >= step:
-            self.recovered_at, self.led_to = None, ""  # those steps no longer hold
+            self.recovered_at, self.led_to = None, ""
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
         worst = max(self.grades, key=lambda grade: (grade.severity, grade.step))
         self.severity = worst.severity
@@ -175,23 +176,10 @@ class Episode:
             self.facts, self.confidence = worst.facts, worst.confidence
 
     def as_of(self, step: int) -> "Episode":
-        """The episode as of ``step``, in hindsight: it exists from its onset on."""
-        then = [grade for grade in self.grades if grade.step <= step] or self.grades[:1]
-        over = self.recovered_at is not None and self.recovered_at <= step
-        known = then[-1] if then and self.worst_at > step else self
-        return replace(
-            self,
-            severity=then[-1].severity if then else self.severity,
-            value=known.value,
-            limit=known.limit,
-            facts=known.facts,
-            confidence=known.confidence,
-            last=min(self.last, step),
-            now=self.now if self.now is not None and self.now.step <= step else None,
-            recovered_at=self.recovered_at if over else None,
-            led_to=self.led_to if over else "",
-            grades=then,
-        )
+        """The episode as of ``step``, in hindsight."""
+        then = replace(self)
+        then.forget_from(step + 1)
+        return then
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The ledger: all episodes of a run, which are open, how they change, and how they are dated."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from microscope_tui.diagnosis.context import COOLDOWN_STEPS, GROUP_STEPS, Context
@@ -32,7 +32,6 @@ class Ledger:
         self.context = context
         self.episodes: list[Episode] = []
         self._running: dict[tuple[str, int], Episode] = {}
-        self._opened: dict[tuple[str, int], int] = {}
         self.past = Trail(every=8, size=160)
         """Effective experts of every eighth step, for the usual value before an onset."""
         self._view: StepView | None = None
@@ -59,51 +58,45 @@ class Ledger:
         reading: Reading,
         severity: Severity | None = None,
         track: Track | None = None,
-    ) -> Episode:
+    ) -> None:
         """Begin an episode, or reopen one that just ended; without a ``track`` none updates it."""
-        key = (rule, index)
         severity = severity or reading.severity or Severity.INFO
         onset = self._onset(rule, index, step, reading, track)
-        same = [e for e in self.episodes if (e.rule, e.router_index) == key]
-        before = same[-1] if same and track is not None else None
-        if before is not None and onset <= (before.recovered_at or 0) + COOLDOWN_STEPS:
-            before.recovered_at, before.led_to, self._running[key] = None, "", before
-            before.last = step
-            self._take_numbers(before, step, reading)
-            self._take_present(before, step, reading, track)
-            before.severity = max(before.severity, severity)
-            before.grade(step)
-            return before
-        episode = Episode(
-            rule=rule,
-            router_index=index,
-            router=self.context.run.routers[index] if index != WHOLE_RUN else None,
-            severity=severity,
-            onset=onset,
-            alarm=step,
-            last=step if reading.until is None else max(onset, reading.until - 1),
-            value=reading.value,
-            limit=reading.limit,
-            facts=self._facts(rule, index, onset, reading),
-            confidence=self._words(reading),
-            worst_at=step,
-            recovered_at=reading.until,
-            recurrence=self._opened.get(key, 0),
-        )
-        episode.grade(step)
-        self._opened[key] = self._opened.get(key, 0) + 1
-        self.episodes.append(episode)
+        same = [e for e in self.episodes if (e.rule, e.router_index) == (rule, index)]
+        if track is not None and same and onset <= (same[-1].recovered_at or 0) + COOLDOWN_STEPS:
+            episode = same[-1]
+            episode.recovered_at, episode.led_to, episode.last = None, "", step
+            self._take_numbers(episode, step, reading)
+            episode.severity = max(episode.severity, severity)
+        else:
+            episode = Episode(
+                rule=rule,
+                router_index=index,
+                router=self.context.run.routers[index] if index != WHOLE_RUN else None,
+                severity=severity,
+                onset=onset,
+                alarm=step,
+                last=step if reading.until is None else max(onset, reading.until - 1),
+                value=reading.value,
+                limit=reading.limit,
+                facts=self._facts(rule, index, reading) | self._usual(rule, index, onset),
+                confidence=self._words(reading),
+                worst_at=step,
+                recovered_at=reading.until,
+                recurrence=same[-1].recurrence + 1 if same else 0,
+            )
+            self.episodes.append(episode)
+            self._announce(episode)
+            if len(same) >= MOST_EPISODES:
+                least = min(same, key=lambda e: (e.active, e.severity, e.onset))
+                self.episodes = [e for e in self.episodes if e is not least]
+        self._grade(episode, step)
         if track is not None:
-            self._running[key] = episode
+            self._running[rule, index] = episode
             self._take_present(episode, step, reading, track)
-        self._forget_surplus(key)
-        self._announce(episode)
-        return episode
 
-    def update(
-        self, episode: Episode, step: int, reading: Reading, track: Track
-    ) -> Iterator[Episode]:
-        """Add an evaluation of an open episode; yields it if it changed."""
+    def update(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
+        """Add an evaluation of an open episode."""
         if reading.severity is not None and not reading.held:
             episode.last = step
             self._take_numbers(episode, step, reading)
@@ -111,23 +104,20 @@ class Ledger:
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and not reading.held and severity > episode.severity:
             episode.severity = severity
-            episode.grade(step)
-            yield episode
+            self._grade(episode, step)
         elif (cleared_at := track.cleared_at) is not None:
             episode.recovered_at, episode.now = cleared_at, None
             del self._running[episode.rule, episode.router_index]
-            yield episode
 
-    def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> Iterator[Episode]:
+    def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> None:
         """Open an episode for each new cause of the whole run; end those whose cause is gone."""
         held = {e.facts.get("cause"): e for e in self.episodes if e.rule == rule and e.active}
         for cause, episode in held.items():
             if cause not in causes:
-                _end(episode, step)
-                yield episode
+                self._end(episode, step)
         for cause, severity in causes.items():
             if cause not in held:
-                yield self.open(rule, WHOLE_RUN, step, Reading(severity, facts={"cause": cause}))
+                self.open(rule, WHOLE_RUN, step, Reading(severity, facts={"cause": cause}))
 
     def restart(self, step: int) -> list[Episode]:
         """Withdraw everything reported at ``step`` and later.
@@ -139,33 +129,35 @@ class Ledger:
         self.episodes = [episode for episode in self.episodes if episode.alarm < step]
         for episode in self.episodes:
             episode.forget_from(step)
+            episode.now = None  # until the next evaluation
         self.past.forget_from(step)
         self.resume()
         return [e for e in withdrawn if _is_evaluated(e) and e.recovered_at != e.alarm]
 
     def resume(self) -> None:
         """Recompute which episodes are open."""
-        self._running, self._opened = {}, {}
-        for episode in self.episodes:
-            key = (episode.rule, episode.router_index)
-            self._opened[key] = max(self._opened.get(key, 0), episode.recurrence + 1)
-            if episode.active and _is_evaluated(episode):
-                self._running[key] = episode
-
-    def lead_to(self, rule: str, outcome: Episode, step: int) -> Iterator[Episode]:
-        """End the episode of ``rule`` in that router: what it warned of has happened."""
-        warning = self._running.pop((rule, outcome.router_index), None)
-        if warning is not None:
-            warning.led_to = outcome.rule
-            _end(warning, step)
-            yield warning
+        still = [e for e in self.episodes if e.active and _is_evaluated(e)]
+        self._running = {(e.rule, e.router_index): e for e in still}
 
     def end_others(self, rules: Container[str], step: int) -> None:
         """End the open episodes of all other rules."""
         for episode in self.episodes:
             if episode.active and episode.rule not in rules:
-                _end(episode, step)
-                self._running.pop((episode.rule, episode.router_index), None)
+                self._end(episode, step)
+
+    def _grade(self, episode: Episode, step: int) -> None:
+        """Record its severity; once it is critical, what warned of it is over."""
+        episode.grade(step)
+        for name in RULES if episode.severity >= Severity.CRITICAL else ():
+            warning = self.running(name, episode.router_index)
+            if warning is not None and episode.rule in RULES[name].ends_in:
+                warning.led_to = episode.rule
+                self._end(warning, step)
+
+    def _end(self, episode: Episode, step: int) -> None:
+        episode.recovered_at, episode.now = step, None
+        episode.last = max(episode.last, step - 1)
+        self._running.pop((episode.rule, episode.router_index), None)
 
     def _words(self, reading: Reading) -> str:
         return self.context.confidence if reading.confidence == EXACT else reading.confidence
@@ -185,15 +177,12 @@ class Ledger:
         if reading.value != episode.value:
             episode.worst_at = step
         episode.value, episode.limit = reading.value, reading.limit
-        usual = episode.facts.get("usual") if RULES[episode.rule].tells_usual else None
-        episode.facts = self._facts(episode.rule, episode.router_index, episode.onset, reading)
-        if usual is not None:
-            episode.facts["usual"] = usual  # as of before the onset
+        tells = RULES[episode.rule].tells_usual  # as of before the onset
+        usual = {k: v for k, v in episode.facts.items() if k == "usual" and tells}
+        episode.facts = self._facts(episode.rule, episode.router_index, reading) | usual
         episode.confidence = self._words(reading)
 
-    def _take_present(
-        self, episode: Episode, step: int, reading: Reading, track: Track | None
-    ) -> None:
+    def _take_present(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
         """The current reading, the worst or not; nothing without a number."""
         inside = reading.clear and (reading.severity is None or reading.held)
         if reading.severity is None and not inside and not reading.facts:
@@ -205,10 +194,10 @@ class Ledger:
             limit=reading.limit,
             facts=_plain(reading.facts),
             inside=inside,
-            left=track.leave - track.clear if inside and track is not None else 0,
+            left=track.leave - track.clear if inside else 0,
         )
 
-    def _facts(self, rule: str, index: int, onset: int, reading: Reading) -> dict[str, Fact]:
+    def _facts(self, rule: str, index: int, reading: Reading) -> dict[str, Fact]:
         """The facts of a reading, with those that the ledger adds."""
         facts = _plain(reading.facts)
         if RULES[rule].wants_balance and self._view is not None:
@@ -216,9 +205,11 @@ class Ledger:
                 signal = self._view.signal(name)
                 if signal is not None and signal.values[index] == signal.values[index]:
                     facts[name] = float(signal.values[index])
-        if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
-            facts["usual"] = median(usual)
         return facts
+
+    def _usual(self, rule: str, index: int, onset: int) -> dict[str, Fact]:
+        before = self.past.before(onset, index)[-_RECENT:] if RULES[rule].tells_usual else []
+        return {"usual": median(before)} if before else {}
 
     def _announce(self, episode: Episode) -> None:
         """A rule that announces another, and is soon followed by it, was its first sign."""
@@ -230,12 +221,6 @@ class Ledger:
         if soon and first_sign.severity < Severity.CRITICAL:
             first_sign.severity = Severity.CRITICAL
             first_sign.grade(episode.alarm)
-
-    def _forget_surplus(self, key: tuple[str, int]) -> None:
-        same = [e for e in self.episodes if (e.rule, e.router_index) == key]
-        if len(same) > MOST_EPISODES:
-            least = min(same[:-1], key=lambda e: (e.active, e.severity, e.onset))
-            self.episodes = [e for e in self.episodes if e is not least]
 
 
 def _worse(reading: Reading, episode: Episode) -> bool:
@@ -255,11 +240,6 @@ def _worse(reading: Reading, episode: Episode) -> bool:
 def _is_evaluated(episode: Episode) -> bool:
     """Whether evaluations update and end it, not the causes of ``whole_run_causes``."""
     return not RULES[episode.rule].judges_settings
-
-
-def _end(episode: Episode, step: int) -> None:
-    episode.recovered_at, episode.now = step, None
-    episode.last = max(episode.last, step - 1)
 
 
 def _plain(facts: Facts) -> dict[str, Fact]:

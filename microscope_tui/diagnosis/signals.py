@@ -6,9 +6,8 @@ all routers, so that a healthy run costs almost nothing however many layers it h
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import repeat
 
 import msgspec
 
@@ -27,10 +26,8 @@ MOST_COUNTS = 1 << 50
 _OF_COUNTS = ("effective_experts", "max_load", "dead_experts", "starved_experts")
 BALANCE = ("effective_experts", "num_experts", "top_k")
 """What the collapse index is computed from."""
-_NEEDED = {
-    "effective_experts": "counts or effective_experts",
-    "max_load": "counts or max_load",
-    "starved_experts": "counts or starved_experts",
+_SUMMARIES = ("effective_experts", "max_load", "starved_experts")
+_NEEDED = {name: f"counts or {name}" for name in _SUMMARIES} | {
     "counts": "counts",
     "tokens": "tokens",
 }
@@ -108,16 +105,11 @@ class StepView:
         the maximal load shows that ``balance`` excuses it.
         """
         effective, loads = self.signal("effective_experts"), self.signal("max_load")
-        if effective is None:
-            return None
-        known = loads.values if loads is not None else repeat(None)
-        values = zip(effective.values, known, self._routers, strict=False)
-        return Signal(
-            [
-                measures.balance_of_summary(value, load, r.num_experts, r.top_k)
-                for value, load, r in values
-            ]
-        )
+        if effective is None or loads is None:
+            return self.plain_index
+        known = zip(effective.values, loads.values, self._routers, strict=True)
+        balance = measures.balance_of_summary
+        return Signal([balance(v, load, r.num_experts, r.top_k) for v, load, r in known])
 
     @cached_property
     def plain_index(self) -> Signal | None:
@@ -165,8 +157,8 @@ class StepView:
         self._counts[router_index] = None
         for name in _OF_COUNTS:
             if (signal := self.signal(name)) is not None:
-                values: list[float | None] = list(signal.values)
-                values[router_index] = None
+                values = list(signal.values)
+                values[router_index] = NAN
                 self._signals[name] = Signal(values)
 
     def biases(self, router_index: int) -> list[float] | None:
@@ -202,16 +194,15 @@ def expected(view: StepView, index: int, run: RunRecord) -> float | None:
     return tokens * router.top_k / router.num_experts
 
 
-def see(view: StepView, seen: set[str]) -> None:
+def see(view: StepView, seen: list[str]) -> None:
     """Add the numbers of a step to those that the log has."""
-    for name in _NEEDED.keys() - seen:
+    for name in [name for name in _NEEDED if name not in seen]:
+        signal = view.signal(name) if name != "counts" else None
+        found = signal is not None and signal.high > -math.inf
         if name == "counts":
             found = view.has_counts
-        else:
-            signal = view.signal(name)
-            found = signal is not None and signal.high > -math.inf
         if found or (name == "tokens" and view.tokens is not None):
-            seen.add(name)
+            seen.append(name)
 
 
 def unknown(run: RunRecord, name: str) -> bool:
@@ -219,7 +210,7 @@ def unknown(run: RunRecord, name: str) -> bool:
     return not any(getattr(router, name) for router in run.routers)
 
 
-def why_blind(needs: Sequence[str], seen: Set[str], run: RunRecord) -> str | None:
+def why_blind(needs: Sequence[str], seen: Sequence[str], run: RunRecord) -> str | None:
     """Which of the needed numbers are missing, in words; ``None`` if none is."""
     lacks = [_NEEDED[name] for name in needs if name in _NEEDED and name not in seen]
     if lacks:  # before what the header lacks

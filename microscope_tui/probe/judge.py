@@ -117,7 +117,8 @@ class RunJudge:
             if step == diagnosis.last_step:
                 continue  # a repeated step: readers take the first one
             # Our own lines have all summaries: none has to be derived from the counts.
-            if diagnosis.observe(entry.record, counts, biases):
+            diagnosis.observe(entry.record, counts, biases)
+            if any(episode.grades[-1].step == step for episode in diagnosis.episodes):
                 alerts += self._alerts(step)
         return alerts
 
@@ -192,10 +193,7 @@ class RunJudge:
         return "\n".join(lines)
 
     def _alerts(self, step: int) -> list[Alert]:
-        # Every episode, not only those that the engine returns: one may have made another worse.
-        found = report(
-            self._diagnosis, shown=lambda e: bool(e.grades) and e.grades[-1].step == step
-        )
+        found = report(self._diagnosis, shown=lambda e: e.grades[-1].step == step)
         return [
             Alert(
                 step,
