@@ -175,11 +175,11 @@ def summed(counts_SLE: np.ndarray, window: int) -> np.ndarray:
     return sums
 
 
-def collapse_index(counts: np.ndarray, top_k: int) -> np.ndarray:
+def collapse_index(counts: np.ndarray, top_k: int, even: float = 0.45) -> np.ndarray:
     """``(exp(H) − k) / (E − k)`` over the last axis.
 
     The busiest experts are left out, at most max(1, k ÷ 4) and as few as suffice, where the others
-    have 0.45 or more: if 95 % of the tokens choose them, or c of all is below 0.45.
+    have ``even`` or more: if 95 % of the tokens choose them, or c of all is below 0.45.
     """
     span = counts.shape[-1] - top_k
     plain = (_effective(counts) - top_k) / span
@@ -193,7 +193,7 @@ def collapse_index(counts: np.ndarray, top_k: int) -> np.ndarray:
         rest = counts.copy()
         np.put_along_axis(rest, order[..., :left_out], 0, axis=-1)
         index = (_effective(rest) - (top_k - left_out)) / span
-        found = np.where(excusable & (left_out >= always) & (index >= 0.45), index, found)
+        found = np.where(excusable & (left_out >= always) & (index >= even), index, found)
     return found
 
 

@@ -54,10 +54,23 @@ def gradient_spike(log: ArrayLog, zone: Zone) -> Stretches:
 
 
 def logits(log: ArrayLog, zone: Zone) -> Stretches:
-    """z-loss above 3 × its trailing median, and no small one, for 10 steps."""
-    z_SL = log.per_router("z_loss")
+    """z-loss above 3 × its trailing median, and no small one, for 10 steps.
+
+    In the warm-up above 10 × the first lines (beside other such layers 3 ×), and a second sign.
+    """
+    z_SL, most = log.per_router("z_loss"), math.log(log.num_experts)
     over_SL = (z_SL > zone.above(3) * trailing_median(z_SL)) & (z_SL >= zone.above(1))
-    return _by_layer(log, over_SL, 10, zone)
+    found = _by_layer(log, over_SL, 10, zone)
+    first_L = np.maximum(np.median(z_SL[:3], axis=0), most**2)
+    norm_S = log.scalar("grad_norm")
+    sign_SL = collapse_index(log.counts_SLE, log.top_k) < zone.below(0.35)
+    sign_SL |= log.per_router("entropy") < zone.below(0.02) * most
+    sign_SL |= (norm_S > zone.above(10) * np.median(norm_S[:3]))[:, None]
+    times = 3 if zone is Zone.POSSIBLE else 10
+    early_SL = sign_SL & (z_SL > zone.above(times) * first_L) & (log.steps <= WARM_UP)[:, None]
+    for name, early in _named(log, early_SL, log.steps, zone.steps(10), zone.share).items():
+        found[name] = [*early, *found.get(name, [])]
+    return found
 
 
 def uniform(log: ArrayLog, zone: Zone) -> Stretches:
@@ -118,7 +131,7 @@ def settings(log: ArrayLog, zone: Zone) -> Stretches:
 
 def collapse(log: ArrayLog, zone: Zone, limit: float = 0.35) -> Stretches:
     """c of the counts of 25 steps below ``limit`` for 25 steps; below 0.05 even in the warm-up."""
-    c_SL = collapse_index(summed(log.counts_SLE, WINDOW), log.top_k)
+    c_SL = collapse_index(summed(log.counts_SLE, WINDOW), log.top_k, 0.45 + 0.06 * zone)
     found: Stretches = {}
     for index, name in enumerate(log.names):
         low_S, needed = c_SL[:, index] < zone.below(limit), zone.steps(WINDOW)
