@@ -171,17 +171,17 @@ class Diagnosis(_State):
 
     def _sums(self) -> Iterator[tuple[int, tuple[int, list[int]]]]:
         """By router: since when, and its counts in an evaluation or in the last collapsed steps."""
-        collapse = [rule for rule in self.rules if rule.name == "COLLAPSE"]
+        collapse = next((rule for rule in self.rules if rule.name == "COLLAPSE"), None)
+        swings = {episode.router_index for episode in self.ledger.running_of("OSCILLATION")}
         if not self.ledger.context.trains:
             first = min(self.ledger.past.steps, default=self.last_step)
             yield from ((index, (first, total)) for index, total in self.totals.items())
         elif collapse and warm_up_left(self) is None:
-            for index, suspect in collapse[0].memory.suspects.items():
-                since = suspect.low_since or self.last_step
-                if index not in self._unmeasured and self.last_step - since >= _LAST_STEPS - 1:
-                    rows = suspect.summed.rows if suspect.summed is not None else []
-                    last = rows[-collapse[0].lines(_LAST_STEPS) :]
-                    yield index, (since, [sum(column) for column in zip(*last, strict=True)])
+            for index, held in collapse.memory.suspects.items():
+                low_for = self.last_step - (held.low_since or self.last_step) + 1
+                if index not in self._unmeasured | swings and low_for >= _LAST_STEPS:
+                    last = (held.summed.rows if held.summed else [])[-collapse.lines(_LAST_STEPS) :]
+                    yield index, (held.low_since, [sum(n) for n in zip(*last, strict=True)])
 
     def _as_one_step(self, sums: Mapping[int, tuple[int, list[int]]]) -> list[Episode]:
         """The alarms if these sums, or without any the last summaries, were a single step."""

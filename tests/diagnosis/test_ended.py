@@ -184,6 +184,17 @@ def test_a_training_that_ended_in_a_collapse_is_not_healthy(
     assert judged(records).exit_code in (HEALTHY, code)
 
 
+def test_a_swing_that_ends_in_a_low_is_no_collapse() -> None:
+    def in_turn(n: int) -> Row:
+        taken = [1988 if e // 2 == n // 10 % 3 else 20 for e in range(8)]
+        return taken if n > 120 else [512] * 8
+
+    diagnosis = judge(steps(1, 499, in_turn))
+    diagnosis.conclude()
+    found = {e.rule for e in diagnosis.episodes if e.active and e.severity >= Severity.WARN}
+    assert found == {"OSCILLATION", "STARVED"}
+
+
 def test_a_layer_that_collapsed_at_a_resume_is_not_healthy_though_the_warm_up_is_excused(
     judged: Any,
 ) -> None:
