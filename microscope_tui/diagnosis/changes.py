@@ -1,6 +1,6 @@
 """Steps at which the data changed: the loss jumps to another level, or the log has an event."""
 
-from statistics import median
+from statistics import median_low
 
 import msgspec
 
@@ -29,17 +29,17 @@ class Changes(msgspec.Struct):
         self.losses.append(loss)
         if len(self.losses) < 3 * _LINES:
             return
-        losses, level = self.losses, list[float]()
-        for at in (0, _LINES, 2 * _LINES):
-            level.append(median(losses[at : at + _LINES]))
-        spread = max(
-            median(abs(loss - mid) for loss in losses[at : at + _LINES])
-            for at, mid in ((0, level[0]), (_LINES, level[1]), (2 * _LINES, level[2]))
-        )
+        losses = self.losses
+        parts = [losses[at : at + _LINES] for at in range(0, 3 * _LINES, _LINES)]
+        level = [median_low(part) for part in parts]
+        pairs = zip(parts, level, strict=True)
+        spread = max(median_low(abs(loss - mid) for loss in part) for part, mid in pairs)
         change, before = abs(level[2] - level[1]), abs(level[1] - level[0])
         if change > max(_FAR * spread, _TREND * before, _SHARE * abs(level[1])):
-            words = f"the loss jumps from {level[1]:.3g} to {level[2]:.3g}"
-            self.note(self.steps[2 * _LINES], words)
+            first = 2 * _LINES
+            while abs(losses[first - 1] - level[2]) < abs(losses[first - 1] - level[1]):
+                first -= 1  # it began within the block before
+            self.note(self.steps[first], f"the loss jumps from {level[1]:.3g} to {level[2]:.3g}")
         del self.steps[:_LINES], self.losses[:_LINES]
 
     def event(self, step: int, name: str) -> None:

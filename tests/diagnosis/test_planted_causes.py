@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui.diagnosis import Advice, Criteria, Finding, report
+from microscope_tui.diagnosis.changes import Changes
 from microscope_tui.runlog import RunReader
 from microscope_tui.scenarios import Scenario, Shape, lines
 from microscope_tui.scenarios.course import Course, steps
@@ -64,6 +65,16 @@ def test_the_first_line_names_the_planted_cause_and_a_remedy_that_acts(name: str
     acts, cannot_act = ACTS[name]
     assert re.search(acts, advice.next.lower())
     assert not re.search(cannot_act, advice.next.lower())
+
+
+@pytest.mark.parametrize("onset", range(200, 208))
+def test_a_jump_of_the_loss_is_dated_to_its_step_or_a_little_before(onset: int) -> None:
+    changes, rng = Changes(), random.Random(onset)
+    for step in range(1, 301):
+        changes.add(step, rng.gauss(2.8 if step >= onset else 2.0, 0.02))
+    ((step, words),) = changes.found
+    assert onset - 4 <= step <= onset
+    assert words.startswith("the loss jumps from ")
 
 
 SICK = ("collapse", "slow", "dead", "starved", "swing", "runaway", "overflow", "divergence")
