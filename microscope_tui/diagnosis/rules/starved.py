@@ -78,9 +78,9 @@ class Starved(Rule[StarvedLimits, Memory]):
         "a fine-tuning or an evaluation 10 points above the reference, and only experts below 0.05 "
         "start an episode; in a pretraining also 30 % in the mean over 500 steps, in turn"
     )
-    muted_by = ("COLLAPSE", "DEAD")
+    muted_by = ("COLLAPSE", "DEAD", "OSCILLATION")  # a swing starves in turn
     ends_below = 1 / 1.3
-    turn = 90
+    turn = 155
     cause_rank = 100
     wants_balance = True
     judges_one_step = True
