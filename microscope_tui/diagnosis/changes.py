@@ -29,17 +29,15 @@ class Changes(msgspec.Struct):
         self.losses.append(loss)
         if len(self.losses) < 3 * _LINES:
             return
-        losses = self.losses
-        parts = [losses[at : at + _LINES] for at in range(0, 3 * _LINES, _LINES)]
-        level = [median_low(part) for part in parts]
-        pairs = zip(parts, level, strict=True)
-        spread = max(median_low(abs(loss - mid) for loss in part) for part, mid in pairs)
-        change, before = abs(level[2] - level[1]), abs(level[1] - level[0])
-        if change > max(_FAR * spread, _TREND * before, _SHARE * abs(level[1])):
+        blocks = [self.losses[at : at + _LINES] for at in (0, _LINES, 2 * _LINES)]
+        before, old, new = map(median_low, blocks)
+        levels = zip(blocks, (before, old, new), strict=True)
+        spread = max(median_low(abs(loss - level) for loss in block) for block, level in levels)
+        if abs(new - old) > max(_FAR * spread, _TREND * abs(old - before), _SHARE * abs(old)):
             first = 2 * _LINES
-            while abs(losses[first - 1] - level[2]) < abs(losses[first - 1] - level[1]):
+            while abs(self.losses[first - 1] - new) < abs(self.losses[first - 1] - old):
                 first -= 1  # it began within the block before
-            self.note(self.steps[first], f"the loss jumps from {level[1]:.3g} to {level[2]:.3g}")
+            self.note(self.steps[first], f"the loss jumps from {old:.3g} to {new:.3g}")
         del self.steps[:_LINES], self.losses[:_LINES]
 
     def event(self, step: int, name: str) -> None:

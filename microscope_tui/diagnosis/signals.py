@@ -275,9 +275,16 @@ class Trail(msgspec.Struct):
 class FirstValues(Trail):
     """Values of all routers in the first ``size`` lines: the initial state, kept in a resume."""
 
+    medians: list[float] = []
+    """The median of every router, once there is no more room."""
+
     def add(self, step: int, values: Sequence[float]) -> bool:
         """Add one line while there is room."""
-        return len(self.rows) < self.size and Trail.add(self, step, values)
+        if len(self.rows) >= self.size or not Trail.add(self, step, values):
+            return False
+        if len(self.rows) == self.size:
+            self.medians = [median(self.column(router)) for router in range(len(values))]
+        return True
 
     def usual(self, router: int, lines: int) -> float:
         """The median of one router in the first ``lines``; NaN before the first value."""

@@ -1,7 +1,7 @@
 """BIAS_RUNAWAY: the selection bias grows without bound and the load does not follow."""
 
 from collections.abc import Sequence
-from statistics import correlation, linear_regression
+from statistics import correlation, fmean, linear_regression
 
 import msgspec
 
@@ -80,24 +80,22 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
         rows = [view.biases(index) for index in range(len(self.routers))]
         spreads = [max(biases) - min(biases) if biases else NAN for biases in rows]
         if all(spread != spread for spread in spreads):
-            memory.due = 1 if memory.due > -limits.every else limits.every
-            return None
+            return None  # due in the next line with biases
         memory.due = limits.every
         memory.steps.append(view.step)
         memory.spreads.append(spreads)
         memory.indices.append(list(indices.values))
         for past in (memory.steps, memory.spreads, memory.indices):
             del past[: -limits.points]
-        if len(memory.steps) < limits.points:
-            return None
-        return self._judge()
+        return self._judge() if len(memory.steps) >= limits.points else None
 
     def _judge(self) -> Readings:
         memory, limits, found = self.memory, self.limits, dict[int, Reading | None]()
         rate = self.context.run.balance.get("bias_update_rate")
         for index in range(len(self.routers)):
             spreads = [row[index] for row in memory.spreads]
-            if spreads[-1] <= spreads[0] or memory.indices[-1][index] >= limits.collapse_index:
+            indices = [row[index] for row in memory.indices]
+            if spreads[-1] <= spreads[0] or indices[-1] >= limits.collapse_index:
                 continue
             if any(spread != spread for spread in spreads):
                 found[index] = None
@@ -106,23 +104,17 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
             straight = correlation(memory.steps, spreads) ** 2  # R² of the line
             fast = not isinstance(rate, int | float) or slope >= limits.rate * 2 * rate
             third = max(1, limits.points // 3)
-            before = sum(row[index] for row in memory.indices[:third]) / third
-            after = sum(row[index] for row in memory.indices[-third:]) / third
+            before, after = fmean(indices[:third]), fmean(indices[-third:])
+            even = [at for at, c in enumerate(indices) if c >= limits.collapse_index]
             if straight > limits.straightness and fast and after - before < limits.rise:
                 found[index] = Reading(
                     severity=Severity.WARN,
                     value=spreads[-1],
                     limit=spreads[0],
                     facts={"slope": slope, "c": after},
-                    since=self._since(index),
+                    since=memory.steps[max(even, default=-1) + 1],  # uneven from there on
                 )
         return found
-
-    def _since(self, index: int) -> int:
-        """The first point from which the load stayed uneven."""
-        indices = [row[index] for row in self.memory.indices]
-        even = [at for at, c in enumerate(indices) if c >= self.limits.collapse_index]
-        return self.memory.steps[max(even, default=-1) + 1]
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:

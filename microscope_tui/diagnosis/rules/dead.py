@@ -12,7 +12,7 @@ from microscope_tui.diagnosis.context import (
     RuleLimits,
     is_one_step,
 )
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import (
     BACK,
     Rule,
@@ -24,8 +24,6 @@ from microscope_tui.diagnosis.rules.base import (
 )
 from microscope_tui.diagnosis.signals import StepView, expected, window_steps
 from microscope_tui.runlog import RunRecord
-
-_SPARSEST = 100  # with fewer lines with counts, the rule does not judge
 
 
 class DeadLimits(RuleLimits, frozen=True):
@@ -64,10 +62,8 @@ class Memory(msgspec.Struct):
     """Routers with possibly dead experts in the whole window → steps with their counts."""
     totals: dict[int, list[int]] = {}
     alive: set[int] = set()
-    dead: dict[int, dict[int, int]] = {}
-    """Router → expert → first step of the windows in which it was dead."""
-    windows: dict[int, dict[int, int]] = {}
-    """Router → expert → number of windows in a row."""
+    dead: dict[int, dict[int, tuple[int, int]]] = {}
+    """Router → expert → first step of the windows in a row in which it was dead; their number."""
     started_dead: dict[int, list[int]] = {}
     """Dead in the first window of the run: a fine-tuning starts with experts its data ignores."""
     started: int = 0
@@ -112,13 +108,10 @@ class Dead(Rule[DeadLimits, Memory]):
             return
         # The state at the start of the run is kept when it resumes.
         self.memory = Memory(started_dead=before.started_dead, started=before.started)
+        most = self.limits.windows - 1  # one that comes back here does not come back by itself
         for index, dead in before.dead.items():
-            kept = {expert: since for expert, since in dead.items() if since < step}
-            if kept:
-                self.memory.dead[index] = kept
-                # One that comes back at a restart does not come back by itself.
-                most, seen = self.limits.windows - 1, before.windows.get(index, {})
-                self.memory.windows[index] = {e: min(n, most) for e, n in seen.items()}
+            kept = {e: (since, min(n, most)) for e, (since, n) in dead.items() if since < step}
+            self.memory.dead[index] = kept
 
     def read(self, view: StepView) -> Readings | None:
         if self.context.one_step:
@@ -137,8 +130,7 @@ class Dead(Rule[DeadLimits, Memory]):
         limits = self.limits
         least = window_steps(expected, limits.evidence, limits.min_window, limits.max_window)
         # Where only some lines have counts, the window waits for as many of these.
-        counted = max(memory.rows.values(), default=least)
-        if memory.steps < least or (counted < least and memory.steps < _SPARSEST * least):
+        if memory.steps < least or max(memory.rows.values(), default=least) < least:
             return None
         return self._end_window(expected, view.step)
 
@@ -146,28 +138,19 @@ class Dead(Rule[DeadLimits, Memory]):
         """Experts without an assignment in the only step."""
         found: dict[int, Reading | None] = {}
         for index in range(len(self.routers)):
-            counts = view.full_counts(index)
-            if counts is None or not self.suffices(view, index, self.limits.evidence):
-                found[index] = None
+            counts, each = view.full_counts(index), expected(view, index, self.context.run) or 0.0
+            if counts is None or each < self.limits.evidence:
                 continue
-            dead = self._new(index, {e: view.step for e, n in enumerate(counts) if n == 0})
-            if dead:
-                found[index] = Reading(
-                    severity=Severity.WARN,
-                    value=float(len(dead)),
-                    facts={
-                        "experts": tuple(sorted(dead)),
-                        "expected": expected(view, index, self.context.run) or 0.0,
-                    },
-                )
+            if dead := self._new(index, [e for e, total in enumerate(counts) if total == 0]):
+                facts: Facts = {"experts": tuple(dead), "expected": each}
+                found[index] = Reading(Severity.WARN, value=float(len(dead)), facts=facts)
         return found
 
     def _add(self, view: StepView, dead: Sequence[float]) -> None:
         memory = self.memory
-        for index in range(len(self.routers)):
+        for index, value in enumerate(dead):
             if index in memory.alive:
                 continue
-            value = dead[index]
             rows = memory.rows.setdefault(index, 0) if value > 0 else 0
             counts = view.full_counts(index) if value > 0 else None
             totals = memory.totals.get(index)
@@ -185,7 +168,6 @@ class Dead(Rule[DeadLimits, Memory]):
             totals = memory.totals.get(index)
             if index in memory.alive:
                 memory.dead.pop(index, None)
-                memory.windows.pop(index, None)
                 memory.back.pop(index, None)
             elif totals is None or expected * memory.rows[index] < self.limits.evidence:
                 found[index] = None
@@ -199,29 +181,28 @@ class Dead(Rule[DeadLimits, Memory]):
     def _judge(
         self, index: int, step: int, totals: list[int], found: dict[int, Reading | None]
     ) -> None:
-        memory, limits = self.memory, self.limits
-        before, seen = memory.dead.get(index, {}), memory.windows.get(index, {})
-        silent = {e: before.get(e, memory.first) for e, total in enumerate(totals) if total == 0}
-        dead = self._new(index, silent)
-        for expert, since in before.items():
-            long = memory.first - since >= limits.warn_steps
-            if long and seen.get(expert, 0) >= limits.windows and expert not in silent:
+        memory, limits, before = self.memory, self.limits, self.memory.dead.get(index, {})
+        for expert, (since, windows) in before.items():
+            long = windows >= limits.windows and memory.first - since >= limits.warn_steps
+            if long and totals[expert]:
                 memory.back[index] = expert, memory.first
-        windows = {e: seen.get(e, 0) + 1 for e in dead}
-        memory.dead[index], memory.windows[index] = dead, windows
-        lasting = {e: since for e, since in dead.items() if e in before}
-        young = lasting if before else dead  # evidence needs the same experts as before
+        silent = self._new(index, [e for e, total in enumerate(totals) if total == 0])
+        known = {e: before.get(e, (memory.first, 0)) for e in silent}
+        dead = memory.dead[index] = {e: (since, n + 1) for e, (since, n) in known.items()}
+        # Evidence needs the same experts as before.
+        young = {e: dead[e] for e in before if e in dead} if before else dead
         if not young:
             return
         old = {
             e: since
-            for e, since in lasting.items()
-            if windows[e] >= limits.windows and step - since >= limits.warn_steps
+            for e, (since, windows) in young.items()
+            if windows >= limits.windows and step - since >= limits.warn_steps
         }
         gone = sum(step - since >= limits.critical_steps for since in old.values())
         critical = gone > limits.critical_share * len(totals) and not self.context.relative
         if not old:
-            found[index] = Reading(Severity.WARN, clear=True, held=True, since=min(young.values()))
+            first = min(since for since, _ in young.values())
+            found[index] = Reading(Severity.WARN, clear=True, held=True, since=first)
             return
         found[index] = Reading(
             severity=Severity.CRITICAL if critical else Severity.WARN,
@@ -235,19 +216,16 @@ class Dead(Rule[DeadLimits, Memory]):
             since=min(old.values()),
         )
 
-    def _new(self, index: int, dead: dict[int, int]) -> dict[int, int]:
+    def _new(self, index: int, dead: list[int]) -> list[int]:
         """Without the experts that were dead before the training on this data."""
-        if not self.context.relative:
+        context, memory = self.context, self.memory
+        if not context.relative:
             return dead
-        baseline = self.context.baseline
-        known = baseline.dead[index] if baseline is not None else None
-        if known is None:
-            if self.context.one_step:
-                return dead  # there is nothing before it
-            if not self.memory.started:
-                self.memory.started_dead[index] = sorted(dead)
-            known = frozenset(self.memory.started_dead.get(index, ()))
-        return {expert: since for expert, since in dead.items() if expert not in known}
+        known = context.baseline.dead[index] if context.baseline is not None else None
+        if known is None and not (memory.started or context.one_step):  # nothing is before that
+            memory.started_dead[index] = dead
+        before = memory.started_dead.get(index, ()) if known is None else known
+        return [expert for expert in dead if expert not in before]
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:

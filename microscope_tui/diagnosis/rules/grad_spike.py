@@ -70,19 +70,15 @@ class GradSpike(Rule[GradientLimits, Memory]):
 
     def restart(self, step: int) -> None:
         # The steps of the previous attempt are as good a reference.
-        memory = self.memory
-        if memory.raised_since is not None and memory.raised_since >= step:
-            memory.raised_since = None
-        memory.lately = []
+        self.memory.raised_since, self.memory.lately = None, []
 
     def read(self, view: StepView) -> Readings | None:
         norm, memory = view.record.grad_norm, self.memory
         if norm is None:
             return None
         finite = math.isfinite(norm)
-        if not finite or any(memory.lately):
-            lately = [*memory.lately, 0 if finite else max(1, view.step)]
-            memory.lately = lately[-self.limits.persistence :]
+        memory.lately.append(0 if finite else max(1, view.step))
+        del memory.lately[: -self.limits.persistence]
         if not finite:
             return {WHOLE_RUN: self._not_finite(view.step > self.context.warm_up)}
         if norm < 0:
@@ -117,14 +113,14 @@ class GradSpike(Rule[GradientLimits, Memory]):
         """Single overflows are normal in fp16, where the loss scale is found by trial."""
         limits, steps = self.limits, [step for step in self.memory.lately if step]
         often = len(steps) >= limits.not_finite
-        always = len(steps) >= self.needed
+        severity = Severity.CRITICAL if len(steps) >= self.needed else Severity.WARN
         return Reading(
-            severity=(Severity.CRITICAL if always else Severity.WARN) if often else None,
+            severity=severity if often else None,
             value=float(len(steps)),
             limit=float(limits.not_finite),
             certain=warm and often,
             facts={"cause": "non-finite", "of": limits.persistence},
-            since=steps[0] if steps else None,
+            since=steps[0],
         )
 
     @staticmethod

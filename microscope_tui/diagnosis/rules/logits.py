@@ -12,7 +12,7 @@ from microscope_tui.diagnosis.rules.grad_spike import GradientLimits
 from microscope_tui.diagnosis.signals import NAN, FirstValues, Signal, StepView, Trail, median
 from microscope_tui.runlog import RunRecord
 
-_REFRESH = 5  # kept values between two medians: 20 steps
+_REFRESH = 20  # lines between two medians
 _LEAST = 25  # kept values that make a reference: 100 steps
 _RECENT = 5  # kept values that are too young to be a reference: 20 steps
 _FIRST = 3  # lines before the warm-up changes the logits
@@ -44,9 +44,8 @@ class LogitLimits(RuleLimits, frozen=True):
 class Memory(msgspec.Struct):
     """z-loss of the past, and its median per router."""
 
-    past: Trail
+    past: Trail = msgspec.field(default_factory=lambda: Trail(every=4, size=55))
     reference: list[float] = []
-    fresh: int = 0
     raised_since: dict[int, int] = {}
     first: FirstValues = msgspec.field(default_factory=lambda: FirstValues(_FIRST))
     """z-loss of every router in the first lines, and the gradient norm."""
@@ -76,9 +75,6 @@ class Logits(Rule[LogitLimits, Memory]):
     announced_by = "GRADSPIKE"
     rolls_back_in = ("pretrain", "finetune")
 
-    def start(self) -> None:
-        self.memory = Memory(past=Trail(every=4, size=55))
-
     def restart(self, step: int) -> None:
         self.memory.past.forget_from(step)
         self.memory.first.forget_from(step)
@@ -94,7 +90,8 @@ class Logits(Rule[LogitLimits, Memory]):
             norm = view.record.grad_norm
             self.memory.first.add(view.step, [*z_loss.values, NAN if norm is None else norm])
             self._compare(view, z_loss, found)
-            if self.memory.past.add(view.step, z_loss.values):
+            self.memory.past.add(view.step, z_loss.values)
+            if self.memory.past.seen % _REFRESH == 0:
                 self._refresh(z_loss)
         limit = self.limits.max_logit
         for index, value in enumerate(largest.values if largest is not None else ()):
@@ -106,9 +103,7 @@ class Logits(Rule[LogitLimits, Memory]):
                     facts={"cause": "range", "logit": value, "most": limit},
                 )
                 known = found.get(index) or of_range  # the graver one
-                found[index] = max(
-                    known, of_range, key=lambda r: (r.severity or 0, r.value / r.limit)
-                )
+                found[index] = max(known, of_range, key=lambda reading: reading.severity or 0)
         return found
 
     def _compare(self, view: StepView, z_loss: Signal, found: dict[int, Reading | None]) -> None:
@@ -160,11 +155,9 @@ class Logits(Rule[LogitLimits, Memory]):
         return ""
 
     def _refresh(self, z_loss: Signal) -> None:
-        memory = self.memory
-        memory.fresh += 1
-        if memory.fresh < _REFRESH or len(memory.past.rows) < _RECENT + _LEAST:
+        memory, reference = self.memory, self.memory.reference or self._first()
+        if len(memory.past.rows) < _RECENT + _LEAST:
             return
-        memory.fresh, reference = 0, memory.reference or self._first()
         for i, z in enumerate(z_loss.values):
             lasts = z > self.limits.warn * reference[i]
             if not lasts or not (i in memory.settled or i in self.tracks):

@@ -1,11 +1,9 @@
 """MISMATCH: the trainer and the engine that generates its data route differently."""
 
-import msgspec
-
 from microscope_tui.diagnosis.context import NEVER, NEVER_ENDS, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import StepView, median
+from microscope_tui.diagnosis.signals import NAN, FirstValues, StepView
 from microscope_tui.runlog import RunRecord
 
 _CLEAR = 0.75
@@ -33,14 +31,7 @@ class MismatchLimits(RuleLimits, frozen=True):
     )
 
 
-class Memory(msgspec.Struct):
-    """The first logged shares, and their median once there are enough; per router."""
-
-    first: list[list[float]] = []
-    usual: list[float] = []
-
-
-class Mismatch(Rule[MismatchLimits, Memory]):
+class Mismatch(Rule[MismatchLimits, FirstValues]):
     """Share of the choices that another engine or precision makes differently."""
 
     name = "MISMATCH"
@@ -59,6 +50,9 @@ class Mismatch(Rule[MismatchLimits, Memory]):
     turn = 130
     cause_rank = 115
 
+    def start(self) -> None:
+        self.memory = FirstValues(self.limits.reference_steps)
+
     def restart(self, step: int) -> None:
         """What is usual stays usual."""
 
@@ -66,23 +60,17 @@ class Mismatch(Rule[MismatchLimits, Memory]):
         shares = view.signal("disagreement")
         if shares is None:
             return None
-        memory = self.memory
-        if not memory.usual:
-            memory.first.append(list(shares.values))
-        if len(memory.first) >= self.limits.reference_steps:
-            columns = zip(*memory.first, strict=True)
-            memory.usual = [median([v for v in one if 0 <= v <= 1]) for one in columns]
-            memory.first = []
+        self.memory.add(view.step, [v if 0.0 <= v <= 1.0 else NAN for v in shares.values])
         return {index: self._judge(index, share) for index, share in enumerate(shares.values)}
 
     def _judge(self, index: int, share: float) -> Reading | None:
         if not 0.0 <= share <= 1.0:
             return None
-        limits, usual = self.limits, self.memory.usual
-        limit, facts = limits.warn, {}
-        if index < len(usual) and usual[index] == usual[index]:
-            limit = min(limit, max(limits.least, limits.ratio * usual[index]))
-            facts = {"usual": usual[index]}
+        limits, limit, facts = self.limits, self.limits.warn, {}
+        usual = self.memory.medians[index] if self.memory.medians else NAN
+        if usual == usual:
+            limit = min(limit, max(limits.least, limits.ratio * usual))
+            facts = {"usual": usual}
         return Reading(
             severity=Severity.WARN if share > limit else None,
             clear=share < _CLEAR * limit,

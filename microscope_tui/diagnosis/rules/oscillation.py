@@ -8,7 +8,7 @@ milliseconds. Loads are shares: a step with more tokens is not a swing.
 import math
 from collections.abc import Sequence
 from operator import mul
-from statistics import median
+from statistics import fmean, median, pvariance
 
 import msgspec
 
@@ -21,8 +21,7 @@ from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
 
 _NOTICE = 8  # steps before a check in which an uneven router is noticed
-_FIRST = 200  # steps that show whether counts are logged at every step …
-_IN_A_ROW = 4  # … which takes so many in a row: of every other step the first two are
+_IN_A_ROW = 4  # steps that show that counts are logged at every step: of every other the first two
 _BEYOND = 3  # lags after the longest period at which a slower swing agrees even better
 _TWICE = 0.75
 """Share of the steps up to which twice the period is tested; beyond, too few pairs remain."""
@@ -69,17 +68,11 @@ class Memory(msgspec.Struct):
 
     rows: dict[int, list[list[int]]] = {}
     first: int = 0
-    last: int = 0
     wait: int = 0
     uneven: set[int] = set()
     """Routers that were recently uneven: at its turning point a swing looks even."""
     pause: int = 0
     """Length of the next wait."""
-    swinging: dict[int, int] = {}
-    """Router → where its swing began."""
-    watched: dict[int, int] = {}
-    """Router that swung → remaining checks without a swing until it is over."""
-    steps: int = 0
     counted: int = -2
     """Latest step with counts."""
     in_a_row: int = 0
@@ -116,11 +109,9 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
-        if memory.in_a_row < _IN_A_ROW and memory.steps < _FIRST:
-            memory.steps += 1
-            if view.has_counts:
-                memory.in_a_row = memory.in_a_row + 1 if view.step == memory.counted + 1 else 1
-                memory.counted = view.step
+        if memory.in_a_row < _IN_A_ROW and view.has_counts:
+            memory.in_a_row = memory.in_a_row + 1 if view.step == memory.counted + 1 else 1
+            memory.counted = view.step
         if (effective := view.signal("effective_experts")) is not None:
             memory.past.add(view.step, effective.values)
         if memory.wait <= _NOTICE:
@@ -129,14 +120,13 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             memory.wait -= 1
             return None
         if not memory.rows:
-            suspects, memory.uneven = set(memory.watched) | memory.uneven, set()
+            suspects, memory.uneven = self.tracks.keys() | memory.uneven, set()
             if not suspects:
                 return None
             memory.rows, memory.first = {index: [] for index in suspects}, view.step
-        elif view.step != memory.last + 1:
+        if view.step != memory.first + len(next(iter(memory.rows.values()))):
             self._rest()  # steps are missing: no swing can be detected
             return None
-        memory.last = view.step
         for index in list(memory.rows):
             counts = view.full_counts(index)
             if counts is None or sum(counts) == 0:
@@ -149,17 +139,12 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         full = len(next(iter(memory.rows.values()))) >= limits.window
         return self._judge() if full else None
 
-    def evaluate_open(self, episodes: Sequence[Episode]) -> None:
-        self.memory.watched = {e.router_index: self.leave for e in episodes}
-        self.memory.swinging = {e.router_index: e.onset for e in episodes}
-
     def swing(self) -> float:
         return max(self.memory.swings.values(), default=0.0)  # the others are below half the limit
 
     def blind_to(self) -> str | None:
-        if self.memory.in_a_row >= _IN_A_ROW or self.memory.steps < _IN_A_ROW:
-            return None
-        return "a swing shows only in the counts of consecutive steps"
+        short = self.memory.in_a_row < _IN_A_ROW
+        return "a swing shows only in the counts of consecutive steps" if short else None
 
     def _rest(self) -> None:
         memory, limits = self.memory, self.limits
@@ -182,28 +167,22 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         }
 
     def _judge(self) -> Readings:
-        memory, found = self.memory, dict[int, Reading | None]()
+        memory = self.memory
         memory.in_a_row = _IN_A_ROW
-        began: dict[int, int] = {}
+        found: dict[int, Reading | None] = {i: None for i in self.tracks if i not in memory.rows}
         for index, rows in memory.rows.items():
             period, share, memory.swings[index] = self._swing(index, rows)
             if period:
-                began[index] = memory.swinging.get(index) or self._began(index)
                 found[index] = Reading(
                     severity=Severity.WARN,
                     value=share,
                     limit=self.limits.experts_share,
                     facts={"period": period},
-                    since=began[index],
+                    since=self.track(index).dated or self._began(index),
                 )
-                memory.watched[index] = self.leave
-            elif memory.watched.get(index, 0) > 1:
-                memory.watched[index] -= 1
-            else:
-                memory.watched.pop(index, None)
-        found.update({i: None for i in memory.watched if i not in memory.rows})  # without counts
-        memory.swinging = began
-        if began:  # a swing is checked again at once: two checks in a row make an alarm
+        if any(
+            found.values()
+        ):  # a swing is checked again at once: two checks in a row make an alarm
             memory.rows, memory.pause = {}, 0
         else:
             self._rest()
@@ -267,16 +246,14 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
 def _change(values: Sequence[float]) -> int | None:
     """Index at which the mean drops most clearly, if it does; least squares."""
-    n, total = len(values), sum(values)
-    squares = sum(v * v for v in values) - total * total / n if n else 0.0
-    best, found, left = 0.0, None, 0.0
-    for at in range(1, n):
-        left += values[at - 1]
-        fall = left / at - (total - left) / (n - at)
-        gain = fall * fall * at * (n - at) / n
-        if fall > 0 and gain > best:
-            best, found = gain, at
-    return found if best > 0.4 * squares else None
+
+    def explained(at: int) -> float:
+        fall = fmean(values[:at]) - fmean(values[at:])
+        return max(0.0, fall) ** 2 * at * (len(values) - at) / len(values) ** 2
+
+    clearest = max(range(1, len(values)), key=explained, default=0)
+    enough = clearest and explained(clearest) > 0.4 * pvariance(values)
+    return clearest if enough else None
 
 
 def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, int]]:

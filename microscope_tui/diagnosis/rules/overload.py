@@ -7,7 +7,7 @@ import msgspec
 from microscope_tui.diagnosis.context import NEVER_ENDS, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
-from microscope_tui.diagnosis.signals import Signal, StepView, SummedCounts, median
+from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
 from microscope_tui.runlog import RunRecord
 
 
@@ -34,10 +34,9 @@ class OverloadLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """MaxVio after the warm-up, and the counts summed over ranks."""
+    """The maximal load after the warm-up, and the counts summed over ranks."""
 
-    first: list[list[float]] = []
-    reference: list[float] = []
+    first: FirstValues
     ranks: dict[int, SummedCounts] = {}
     since: dict[int, int] = {}
     """Router → first step of the window in which its busiest rank was first seen."""
@@ -68,10 +67,12 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def set_up(self) -> None:
         size = self.context.run.expert_parallel_size
-        bounded = _is_bounded(self.context.run)
-        self.severity = Severity.WARN if bounded else Severity.INFO
+        self.severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
         """Severity of a busy expert."""
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
+
+    def start(self) -> None:
+        self.memory = Memory(FirstValues(self.limits.reference_steps))
 
     def restart(self, step: int) -> None:
         memory = self.memory
@@ -84,9 +85,10 @@ class Overload(Rule[OverloadLimits, Memory]):
         if any(self.ranks):
             self._fold(view)
             self._judge_ranks(found)
-        if loads is not None and self._reference(view, loads):
-            least = 1.0 + self.limits.least
-            if loads.high > least / 1.3 or not loads.known:
+        if loads is not None and view.step > self.context.warm_up:
+            self.memory.first.add(view.step, loads.values)
+            high = loads.high > 1.0 + self.limits.least / 1.3 or not loads.known
+            if high and self.memory.first.medians:
                 self._judge_loads(view, loads, found)
         return found if loads is not None or any(self.ranks) else None
 
@@ -112,27 +114,18 @@ class Overload(Rule[OverloadLimits, Memory]):
         for index in memory.since:
             found.setdefault(index, None)  # no sum since the restart yet
 
-    def _reference(self, view: StepView, loads: Signal) -> bool:
-        memory = self.memory
-        if not memory.reference and view.step > self.context.warm_up:
-            memory.first.append(list(loads.values))
-            if len(memory.first) >= self.limits.reference_steps:
-                columns = [[r[i] for r in memory.first] for i in range(len(self.routers))]
-                memory.reference = [median([v for v in c if v == v]) - 1.0 for c in columns]
-                memory.first = []
-        return bool(memory.reference)
-
     def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
-        baseline = self.context.baseline
-        for index, load in enumerate(loads.values):
+        baseline, tokens = self.context.baseline, view.tokens or 0.0
+        for index, (load, router) in enumerate(zip(loads.values, self.routers, strict=True)):
             known = baseline.max_violation[index] if baseline is not None else None
-            reference = self.memory.reference[index] if known is None else known
+            reference = self.memory.first.medians[index] - 1.0 if known is None else known
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
-            noise = self._noise(view, index)
-            if noise is None:  # the reference is as noisy, if it is of this run
-                noise = 0.0 if known is None else math.inf
+            # Where it is unknown: the reference is as noisy, if it is of this run.
+            noise, experts = 0.0 if known is None else math.inf, router.num_experts
+            if choices := tokens * router.top_k:  # 99th percentile of MaxVio of an even router
+                noise = 3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices)
             limit = max(self.limits.ratio * reference, self.limits.least, noise)
             of_rank = found.get(index)
             over = of_rank is not None and of_rank.severity is not None
@@ -143,14 +136,6 @@ class Overload(Rule[OverloadLimits, Memory]):
                     limit=1.0 + limit,
                     facts={"usual": 1.0 + reference},
                 )
-
-    def _noise(self, view: StepView, index: int) -> float | None:
-        """99th percentile of MaxVio of a router that is even but for chance; ``None``: unknown."""
-        router, tokens = self.routers[index], view.tokens
-        if tokens is None or not router.num_experts or not router.top_k:
-            return None
-        expected = tokens * router.top_k / router.num_experts
-        return 1.6 * math.sqrt(2 * math.log(router.num_experts + 1) / expected) * 2
 
     def _fold(self, view: StepView) -> None:
         memory = self.memory

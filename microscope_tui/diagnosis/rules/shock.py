@@ -38,7 +38,7 @@ class Dip(msgspec.Struct):
 class Memory(msgspec.Struct):
     """Usual values, and the falls in progress."""
 
-    usual: Trail
+    usual: Trail = msgspec.field(default_factory=lambda: Trail(every=4, size=25))
     dips: dict[int, Dip] = {}
 
 
@@ -53,9 +53,6 @@ class Shock(Rule[ShockLimits, Memory]):
     cause_rank = 150
     needs = BALANCE
     low_is_bad = True
-
-    def start(self) -> None:
-        self.memory = Memory(usual=Trail(every=4, size=25))
 
     def restart(self, step: int) -> None:
         self.memory.dips.clear()

@@ -7,7 +7,7 @@ import msgspec
 from microscope_tui.diagnosis.context import NEVER, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import Signal, StepView
+from microscope_tui.diagnosis.signals import NAN, StepView
 from microscope_tui.runlog import RunRecord
 
 
@@ -73,49 +73,42 @@ class Uniform(Rule[UniformLimits, Memory]):
         entropy = view.signal("entropy")
         if entropy is None:
             return None
-        limits, since = self.limits, self.memory.since
-        if entropy.known and entropy.high <= (limits.entropy_share - 0.01) * self.least:
-            since.clear()
-            return {} if view.step > self.after else None
-        for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
-            if not value * scale > limits.entropy_share:
-                since.pop(index, None)
-            elif index not in since:
-                since[index] = view.step
-        return self._judge(view, entropy) if view.step > self.after else None
-
-    def _judge(self, view: StepView, entropy: Signal) -> Readings:
-        limits, gradients = self.limits, view.signal("grad_norm")
-        known = view.record.grad_norm
-        whole = known if known is not None and 0 < known < math.inf else math.nan
+        most, since = self.limits.entropy_share, self.memory.since
         found: dict[int, Reading | None] = {}
-        for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
-            share = value * scale
-            if share != share:
-                found[index] = None
-            elif share > limits.entropy_share - 0.01:
-                gradient = gradients.values[index] / whole if gradients is not None else math.nan
-                severity = self._severity(view, index, gradient)
-                dead = severity is Severity.WARN
-                found[index] = Reading(
-                    severity=severity if share > limits.entropy_share else None,
-                    clear=severity is None,
-                    value=min(1.0, share),
-                    limit=limits.entropy_share,
-                    facts={"entropy": share} | ({"gradient": gradient} if dead else {}),
-                    since=self.memory.since.get(index),
-                )
-        return found
+        if entropy.known and entropy.high <= (most - 0.01) * self.least:
+            since.clear()
+        else:
+            for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
+                share = value * scale
+                if share > most:
+                    since.setdefault(index, view.step)
+                else:
+                    since.pop(index, None)
+                if share != share:
+                    found[index] = None
+                elif share > most - 0.01 and view.step > self.after:
+                    found[index] = self._judge(view, index, share)
+        return found if view.step > self.after else None
 
-    def _severity(self, view: StepView, index: int, gradient: float) -> Severity | None:
-        """``gradient``: norm of the router relative to the global one; NaN if unknown."""
-        limits, router = self.limits, self.routers[index]
-        if gradient < limits.gradient:
-            return Severity.WARN
-        mass, lift = view.signal("selected_mass"), math.nan
+    def _judge(self, view: StepView, index: int, share: float) -> Reading:
+        limits, router, gradient, lift = self.limits, self.routers[index], NAN, NAN
+        norms, mass = view.signal("grad_norm"), view.signal("selected_mass")
+        if norms is not None and 0 < (whole := view.record.grad_norm or NAN) < math.inf:
+            gradient = norms.values[index] / whole
         if mass is not None and router.top_k:
             lift = mass.values[index] * router.num_experts / router.top_k
-        return None if gradient >= limits.learning or lift > limits.lift else Severity.INFO
+        learns = gradient >= limits.learning or lift > limits.lift
+        severity, facts = None if learns else Severity.INFO, {"entropy": share}
+        if gradient < limits.gradient:
+            severity, facts = Severity.WARN, facts | {"gradient": gradient}
+        return Reading(
+            severity=severity if share > limits.entropy_share else None,
+            clear=severity is None,
+            value=min(1.0, share),
+            limit=limits.entropy_share,
+            facts=facts,
+            since=self.memory.since.get(index),
+        )
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
