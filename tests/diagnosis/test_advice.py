@@ -265,8 +265,8 @@ def test_layers_are_a_shock_together_only_if_each_of_them_is(layers: Any, words:
         ("COLLAPSE", {}, "strengthen the load balancing and check that it acts on every layer"),
         ("OSCILLATION", {"method": "bias"}, "lower bias_update_rate, or average"),
         ("OSCILLATION", {"method": "none"}, "no enabled balancing could overshoot"),
-        ("OSCILLATION", AUX, "check whether the data or the micro-batches alternate; if they do "
-         "not, lower aux_weight from 0.02 to 0.01."),
+        ("OSCILLATION", AUX, "check whether data or micro-batches alternate; if they do not, "
+         "lower aux_weight from 0.02 to 0.01."),
         ("OSCILLATION", {"method": "quantile"}, "if these layers are balanced, weaken"),
         ("OSCILLATION", {}, "if these layers are balanced, weaken"),
         ("LOGITS", {"z_loss_weight": 1e-4}, "lower the learning rate, clip the gradient norm, "

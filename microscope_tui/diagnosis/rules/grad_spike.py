@@ -7,10 +7,12 @@ import msgspec
 from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER_ENDS, RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import StepView, median
+from microscope_tui.diagnosis.signals import StepView, Trail, median
 from microscope_tui.runlog import RunRecord
 
-_EVERY, _SIZE, _RECENT, _REFRESH, _LEAST = 2, 110, 10, 5, 25
+_REFRESH = 10  # lines between two medians
+_LEAST = 25  # kept values that make a reference: 50 steps
+_RECENT = 10  # kept values that are too young to be a reference: 20 steps
 
 
 class GradientLimits(RuleLimits, frozen=True):
@@ -41,8 +43,7 @@ class GradientLimits(RuleLimits, frozen=True):
 class Memory(msgspec.Struct):
     """Gradient norms of the past, every other step, and their median."""
 
-    past: list[float] = []
-    seen: int = 0
+    past: Trail = msgspec.field(default_factory=lambda: Trail(every=2, size=110))
     reference: float = 0.0
     raised_since: int | None = None
     lately: list[int] = []
@@ -73,41 +74,34 @@ class GradSpike(Rule[GradientLimits, Memory]):
         self.memory.raised_since, self.memory.lately = None, []
 
     def read(self, view: StepView) -> Readings | None:
-        norm, memory = view.record.grad_norm, self.memory
+        norm, memory, limits = view.record.grad_norm, self.memory, self.limits
         if norm is None:
             return None
-        finite = math.isfinite(norm)
+        finite, warm = math.isfinite(norm), view.step > self.context.warm_up
         memory.lately.append(0 if finite else max(1, view.step))
-        del memory.lately[: -self.limits.persistence]
+        del memory.lately[: -limits.persistence]
         if not finite:
-            return {WHOLE_RUN: self._not_finite(view.step > self.context.warm_up)}
+            return {WHOLE_RUN: self._not_finite(warm)}
         if norm < 0:
             return None
-        raised = norm > self.limits.raised * memory.reference > 0
+        usual = memory.reference
+        memory.past.add(view.step, [norm])
+        due = memory.past.seen % _REFRESH == 0 and len(memory.past.rows) >= _LEAST
+        if due and (not usual or norm <= limits.ratio * usual):
+            memory.reference = median(memory.past.column(0, 0, -_RECENT))
+        raised = norm > limits.raised * usual > 0
         memory.raised_since = memory.raised_since or view.step if raised else None
-        reading = self._compare(norm, view.step > self.context.warm_up)
-        memory.seen += 1
-        if memory.seen % _EVERY == 0:
-            memory.past.append(norm)
-            del memory.past[:-_SIZE]
-            calm = not memory.reference or norm <= self.limits.ratio * memory.reference
-            if memory.seen % (_EVERY * _REFRESH) == 0 and len(memory.past) >= _LEAST and calm:
-                memory.reference = median(memory.past[:-_RECENT])
-        return {} if reading is None else {WHOLE_RUN: reading}
-
-    def _compare(self, norm: float, warm: bool) -> Reading | None:
-        limits, usual = self.limits, self.memory.reference
         if not usual or norm <= limits.leave * usual:
-            return None
-        ratio = norm / usual
-        return Reading(
-            severity=Severity.WARN if ratio > limits.ratio else None,
-            value=ratio,
+            return {}
+        reading = Reading(
+            severity=Severity.WARN if norm > limits.ratio * usual else None,
+            value=norm / usual,
             limit=limits.ratio,
-            certain=warm and ratio > limits.once,
+            certain=warm and norm > limits.once * usual,
             facts={"norm": norm, "usual": usual},
-            since=self.memory.raised_since,
+            since=memory.raised_since,
         )
+        return {WHOLE_RUN: reading}
 
     def _not_finite(self, warm: bool) -> Reading:
         """Single overflows are normal in fp16, where the loss scale is found by trial."""

@@ -108,7 +108,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         self.leave = 2
 
     def read(self, view: StepView) -> Readings | None:
-        memory, limits = self.memory, self.limits
+        memory = self.memory
         if memory.in_a_row < _IN_A_ROW and view.has_counts:
             memory.in_a_row = memory.in_a_row + 1 if view.step == memory.counted + 1 else 1
             memory.counted = view.step
@@ -124,20 +124,18 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             if not suspects:
                 return None
             memory.rows, memory.first = {index: [] for index in suspects}, view.step
-        if view.step != memory.first + len(next(iter(memory.rows.values()))):
-            self._rest()  # steps are missing: no swing can be detected
-            return None
+        known = len(next(iter(memory.rows.values())))
         for index in list(memory.rows):
-            counts = view.full_counts(index)
+            counts = view.full_counts(index) if view.step == memory.first + known else None
             if counts is None or sum(counts) == 0:
                 del memory.rows[index]
             else:
                 memory.rows[index].append(counts)
         if not memory.rows:
-            self._rest()
-            return None
-        full = len(next(iter(memory.rows.values()))) >= limits.window
-        return self._judge() if full else None
+            self._rest()  # no swing can be detected where steps or counts are missing
+        elif known + 1 >= self.limits.window:
+            return self._judge()
+        return None
 
     def swing(self) -> float:
         return max(self.memory.swings.values(), default=0.0)  # the others are below half the limit
@@ -180,9 +178,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                     facts={"period": period},
                     since=self.track(index).dated or self._began(index),
                 )
-        if any(
-            found.values()
-        ):  # a swing is checked again at once: two checks in a row make an alarm
+        if any(found.values()):  # a swing is checked again at once: two in a row are an alarm
             memory.rows, memory.pause = {}, 0
         else:
             self._rest()
@@ -232,9 +228,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 "whether counts and tokens cover the same micro-batches"
             )
         elif method == "aux":
-            remedy = (
-                f"check whether the data or the micro-batches alternate; if they do not, {weaker}"
-            )
+            remedy = f"check whether data or micro-batches alternate; if they do not, {weaker}"
         elif method not in KNOBS:
             remedy = f"if these layers are balanced, {remedy}; if not, check the data"
         return (

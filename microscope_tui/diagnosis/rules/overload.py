@@ -67,8 +67,6 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def set_up(self) -> None:
         size = self.context.run.expert_parallel_size
-        self.severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
-        """Severity of a busy expert."""
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
 
     def start(self) -> None:
@@ -116,6 +114,7 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
         baseline, tokens = self.context.baseline, view.tokens or 0.0
+        severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
         for index, (load, router) in enumerate(zip(loads.values, self.routers, strict=True)):
             known = baseline.max_violation[index] if baseline is not None else None
             reference = self.memory.first.medians[index] - 1.0 if known is None else known
@@ -131,7 +130,7 @@ class Overload(Rule[OverloadLimits, Memory]):
             over = of_rank is not None and of_rank.severity is not None
             if load - 1.0 > limit / 1.3 and not over:
                 found[index] = Reading(
-                    severity=self.severity if load - 1.0 > limit else None,
+                    severity=severity if load - 1.0 > limit else None,
                     value=load,
                     limit=1.0 + limit,
                     facts={"usual": 1.0 + reference},

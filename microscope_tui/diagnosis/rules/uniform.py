@@ -59,10 +59,8 @@ class Uniform(Rule[UniformLimits, Memory]):
     cause_rank = 120
 
     def set_up(self) -> None:
-        planned = self.context.run.planned_steps or 0
-        self.after = max(
-            self.limits.after_steps, int(self.limits.after_share * min(planned, 10**7))
-        )
+        limits, planned = self.limits, min(self.context.run.planned_steps or 0, 10**7)
+        self.after = max(limits.after_steps, int(limits.after_share * planned))
         self.scales = [
             1 / math.log(r.num_experts) if r.num_experts > max(1, r.top_k) else 0.0
             for r in self.routers
