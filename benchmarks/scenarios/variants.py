@@ -390,7 +390,5 @@ def _swinging(shape: Shape, rng: random.Random, factor: Weight, sigma: float) ->
     )
     found = Expected(rule="OSCILLATION", routers=sick, onset=onset, tolerance=130)
     header = {"balance": {"method": "bias", "bias_update_rate": TOO_FAST}}
-    allowed = dict.fromkeys(
-        ("OVERLOAD", "BIAS_RUNAWAY", "STARVED"), "warn"
-    )  # they are idle in turn
+    allowed = {"OVERLOAD": "warn", "BIAS_RUNAWAY": "warn", "STARVED": "warn"}  # in turn
     return run_of(shape, rng, course, found, header=header, allowed=allowed)
