@@ -177,7 +177,8 @@ def _by_lint(left: list[Episode], known: Known, names: Sequence[str]) -> Iterato
             remedy = _FROZEN if name == "router frozen" else known.remedy_of(proof)
             flag = "output_router_logits"
             remedy = remedy.replace(flag, setting(known.run, flag))
-            yield Cause(_SETTINGS[name], (), remedy), [proof, *explained]
+            back = name != "router frozen"
+            yield Cause(_SETTINGS[name], (), remedy, goes_back=back), [proof, *explained]
             return
 
 
@@ -190,6 +191,8 @@ def _is_uneven(episode: Episode, known: Known) -> bool:
 
 def _all_frozen(run: RunRecord) -> bool:
     frozen = run.balance.get("frozen_routers")
+    if run.balance.get("method") == "bias":
+        return False  # a bias balances a frozen router, too
     return not isinstance(frozen, int | float) or not 0 < frozen < len(run.routers)
 
 
