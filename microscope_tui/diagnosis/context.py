@@ -3,7 +3,7 @@
 The limits of a rule are in its file. The config file may change them (``[rules.NAME]``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -84,14 +84,14 @@ class Context:
     """The header, the criteria, and the reference."""
 
     run: RunRecord
-    profile: str = "pretrain"
+    """The header, with the profile by which it is judged."""
     limits: Limits = DEFAULTS
     baseline: RouterBaseline | None = None
 
     @property
     def warm_up(self) -> int:
         """Steps in which healthy routers are uneven; none in an evaluation."""
-        if self.profile == "eval":
+        if not self.trains:
             return 0
         planned = self.run.planned_steps or 0
         return max(WARM_UP_STEPS, int(min(WARM_UP_SHARE * planned, WARM_UP_MAX)))
@@ -99,29 +99,28 @@ class Context:
     @property
     def relative(self) -> bool:
         """Narrow data is expected: what matters is the change against a reference."""
-        return self.profile != "pretrain"
+        return self.run.profile != "pretrain"
 
     @property
     def trains(self) -> bool:
         """Whether the run trains: it has a gradient and a time axis."""
-        return self.profile != "eval"
+        return self.run.profile != "eval"
 
     @property
     def one_step(self) -> bool:
         """Whether there is a single step: see ``is_one_step``."""
-        return is_one_step(self.run, self.profile)
+        return is_one_step(self.run)
 
     @property
     def confidence(self) -> str:
         """The kind and reliability of the counts, in words."""
-        source = self.run.counts
         words = {
             "top1": "top-1 counts, which look more uneven than all k choices",
             "shares": "shares, not counts",
             "local_rank": "the counts of one rank only",
             "none": "per-step summaries only",
         }
-        return words.get(source, f"{source} counts")
+        return words.get(self.run.counts, f"{self.run.counts} counts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +138,17 @@ class Criteria:
         """The context of ``run``. A baseline of another model is left out."""
         profile = self.profile or (run.profile if run.profile in PROFILES else "pretrain")
         fits = self.baseline is not None and len(self.baseline.dead) == len(run.routers)
-        return Context(run, profile, self.limits, self.baseline if fits else None)
+        judged = replace(run, profile=profile)
+        return Context(judged, self.limits, self.baseline if fits else None)
 
 
 ANYTHING = Criteria()
 
 
-def is_one_step(run: RunRecord, profile: str = "") -> bool:
+def is_one_step(run: RunRecord) -> bool:
     """Whether ``run`` is a single moment: an evaluation of one step, such as one dump of counts.
 
     Nothing can persist or change in it, so one line is enough for an alarm. Its evidence is λ, the
     number of assignments an expert can expect: below the limits of the rules nothing is judged.
     """
-    return (profile or run.profile) == "eval" and run.planned_steps == 1
+    return run.profile == "eval" and run.planned_steps == 1

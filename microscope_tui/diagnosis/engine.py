@@ -89,7 +89,7 @@ class Diagnosis(_State):
     def __init__(self, run: RunRecord, criteria: Criteria = ANYTHING) -> None:
         super().__init__()
         self._criteria = criteria
-        self.rules: list[AnyRule] = []
+        self.rules: dict[str, AnyRule] = {}
         self.ledger = Ledger(self._judge_by(run))
         self.warm_until = self.ledger.context.warm_up
         self.over = False
@@ -130,7 +130,7 @@ class Diagnosis(_State):
         if self.ledger.context.one_step:
             self.too_few = _too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
-        for rule in self.rules:
+        for rule in self.rules.values():
             silent = self._silent(rule)
             for index, reading in rule.events(view):
                 if index not in silent:
@@ -141,7 +141,7 @@ class Diagnosis(_State):
             if readings is not None:
                 self._take(rule, readings, record.step, silent)
             if rule.mutes_all:
-                muted = {i for i, s in self._troubled(rule).items() if s is Severity.ERROR}
+                muted = {i for i, s in self._troubled(rule.name).items() if s is Severity.ERROR}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         if not self.ledger.context.trains and self.run.counts != "shares":
             for index in range(len(self.run.routers)):
@@ -171,7 +171,7 @@ class Diagnosis(_State):
 
     def _sums(self) -> Iterator[tuple[int, tuple[int, list[int]]]]:
         """By router: since when, and its counts in an evaluation or in the last collapsed steps."""
-        collapse = next((rule for rule in self.rules if rule.name == "COLLAPSE"), None)
+        collapse = self.rules.get("COLLAPSE")
         swings = {episode.router_index for episode in self.ledger.running_of("OSCILLATION")}
         if not self.ledger.context.trains:
             first = min(self.ledger.past.steps, default=self.last_step)
@@ -202,23 +202,21 @@ class Diagnosis(_State):
         return one.episodes
 
     def _space(self, gap: int) -> None:
-        if self.restarted or not self.last_step:
-            self.restarted = False
-            return  # the gap at a restart is not the spacing
-        self.gaps.append(gap)
-        del self.gaps[:-_GAPS]
-        self.adapt()
+        if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
+            self.gaps = [*self.gaps, gap][-_GAPS:]
+            self.adapt()
+        self.restarted = False
 
     def adapt(self) -> None:
         """Persistence counts steps: a sparse log needs fewer lines."""
-        for rule in self.rules:
+        for rule in self.rules.values():
             rule.space(min(self.gaps, default=1))
 
     def _silent(self, rule: AnyRule) -> Muted:
         """Routers with episodes of the muting rules, and their severity."""
         silent = dict.fromkeys(self._unmeasured, Severity.ERROR)
-        for other in self._muting[rule.name]:
-            for index, severity in self._troubled(other).items():
+        for name in rule.muted_by:
+            for index, severity in self._troubled(name).items():
                 silent[index] = max(severity, silent.get(index, severity))
         return silent
 
@@ -243,17 +241,16 @@ class Diagnosis(_State):
         if not corrected:
             self.totals = {}
             self.resumes = [*self.resumes, step][-_MOST_CHECKPOINTS:]
-            grace, before = step - 1 + AFTER_RESTART_STEPS, self.warm_until
+            grace = step - 1 + AFTER_RESTART_STEPS
             # Not after every restart: a run that is pre-empted often would never be judged.
-            again = step <= before + AFTER_RESTART_STEPS
-            self.warm_until = (
-                max(self.ledger.context.warm_up, min(before, grace)) if again else grace
-            )
+            if step <= self.warm_until + AFTER_RESTART_STEPS:
+                grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
+            self.warm_until = grace
         if self.judged_since is not None and self.judged_since >= step:
             self.judged_since = None
         self.changes.forget_from(step)
         withdrawn = self.ledger.restart(step)
-        for rule in self.rules:
+        for rule in self.rules.values():
             rule.restart(step)
             for track in rule.tracks.values():
                 track.forget_from(step)
@@ -261,27 +258,25 @@ class Diagnosis(_State):
                 if episode.rule == rule.name:
                     track = rule.track(episode.router_index)
                     track.recall(episode.onset, step - 1, episode.grades[0].severity)
-            running = {e.router_index: e for e in self.ledger.running_of(rule.name)}
-            rule.tracks = {i: t for i, t in rule.tracks.items() if t.over or i in running}
-            for index in running:
-                rule.track(index)
-            if running:
-                rule.evaluate_open(list(running.values()))
+            running = self.ledger.running_of(rule.name)
+            for episode in running:
+                rule.track(episode.router_index)
+            kept = {episode.router_index for episode in running}
+            rule.tracks = {i: t for i, t in rule.tracks.items() if t.over or i in kept}
+            rule.evaluate_open(running)
 
     def change_header(self, run: RunRecord) -> None:
         """The same model has a new header: judge its settings again."""
         context = self._judge_by(run)
         self.ledger.context = context
         self.warm_until = max(self.warm_until, context.warm_up)
-        self.ledger.end_others({rule.name for rule in self.rules}, self.last_step + 1)
+        self.ledger.end_others(self.rules, self.last_step + 1)
 
     def _judge_by(self, run: RunRecord) -> Context:
         """Choose the rules for a header; those in use keep their memory."""
         context = self._criteria.context(run)
-        self.run = replace(run, profile=context.profile)
-        """The header, with the profile by which it is judged."""
-        known = {rule.name: rule for rule in self.rules}
-        for rule in self.rules:
+        self.run = context.run
+        for rule in self.rules.values():
             rule.change(context)
         fits = [
             rule
@@ -289,12 +284,8 @@ class Diagnosis(_State):
             if (rule.judges_one_step or not context.one_step)
             and (context.trains or not rule.trains_only)
         ]
-        names = self._criteria.ignore
-        self.rules = [known.get(r.name) or r(context) for r in fits if r.name not in names]
-        self._muting = {
-            rule.name: [other for other in self.rules if other.name in rule.muted_by]
-            for rule in self.rules
-        }
+        names = [rule.name for rule in fits if rule.name not in self._criteria.ignore]
+        self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
         return context
 
     def blind_spots(self) -> dict[str, str]:
@@ -302,8 +293,8 @@ class Diagnosis(_State):
         if not self.last_step:
             return {}
         reasons = {
-            rule.name: rule.blind_to() or why_blind(rule.inputs(), self.seen, self.run)
-            for rule in self.rules
+            name: rule.blind_to() or why_blind(rule.inputs(), self.seen, self.run)
+            for name, rule in self.rules.items()
         }
         return {name: reason for name, reason in reasons.items() if reason}
 
@@ -317,7 +308,7 @@ class Diagnosis(_State):
             changes=[
                 (at, what) for at, what in self.changes.found if at > self.ledger.context.warm_up
             ],
-            swing=max((rule.swing() for rule in self.rules), default=0.0),
+            swing=max((rule.swing() for rule in self.rules.values()), default=0.0),
             newest=self.last_step,
         )
 
@@ -354,7 +345,7 @@ class Diagnosis(_State):
             self.ledger.open(rule.name, index, step, reading, severity, track)
 
     def _reported(self, rule: AnyRule, index: int) -> bool:
-        running = (self.ledger.running(other.name, index) for other in self._muting[rule.name])
+        running = (self.ledger.running(name, index) for name in rule.muted_by)
         return index in self._unmeasured or any(running)
 
     def _alarm(self, rule: AnyRule, track: Track, step: int, reading: Reading) -> Severity | None:
@@ -366,11 +357,12 @@ class Diagnosis(_State):
             return None
         return track.severity
 
-    def _troubled(self, rule: AnyRule) -> dict[int, Severity]:
+    def _troubled(self, name: str) -> dict[int, Severity]:
         """Routers in which this rule has an episode, or evidence for one, and their severity."""
         found: dict[int, Severity] = {}
-        for index, track in rule.tracks.items():
-            episode = self.ledger.running(rule.name, index)
+        tracks = self.rules[name].tracks if name in self.rules else {}
+        for index, track in tracks.items():
+            episode = self.ledger.running(name, index)
             if worst := max(track.pending or 0, episode.severity if episode is not None else 0):
                 found[index] = Severity(worst)
         return found
@@ -387,11 +379,10 @@ def _too_few(view: StepView, context: Context) -> str:
     needed = max(mine.values()["evidence"] for mine in limits)
     least = min(found, key=lambda index: found[index] or 0.0)
     known, name = found[least], context.run.routers[least].name
-    if known is None:
-        return f"not judged: assignments per expert unknown {WHEN}, {needed:g} are needed"
-    if known >= needed:
+    if known is not None and known >= needed:
         return ""
-    return f"not judged: {name} has {known:.3g} assignments per expert {WHEN}, needs {needed:g}"
+    number = "an unknown number of" if known is None else f"{known:.3g}"
+    return f"not judged: {name} has {number} assignments per expert {WHEN}, needs {needed:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,15 +427,14 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
     found: dict[int, Pending] = {}
     if diagnosis.over and not diagnosis.ledger.context.trains:
         return []  # it is judged by its sums
-    for rule in sorted(diagnosis.rules, key=lambda rule: rule.cause_rank):
+    for rule in sorted(diagnosis.rules.values(), key=lambda rule: rule.cause_rank):
         for index, track in rule.tracks.items():
-            if index in alerted or index in found or track.began is None:
-                continue
-            if (track.pending or Severity.INFO) < Severity.WARN:
+            if index in alerted or index in found or (track.pending or 0) < Severity.WARN:
                 continue
             router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
-            steps = max(1, diagnosis.last_step - track.began + 1)
-            found[index] = Pending(rule.name, index, router, track.began, steps)
+            since = track.began or diagnosis.last_step
+            steps = max(1, diagnosis.last_step - since + 1)
+            found[index] = Pending(rule.name, index, router, since, steps)
     return sorted(found.values(), key=lambda p: (RULES[p.rule].cause_rank, p.since))
 
 
@@ -491,8 +481,8 @@ def save(diagnosis: Diagnosis) -> bytes:
             routers=diagnosis.run.routers,
             episodes=diagnosis.ledger.episodes,
             past=diagnosis.ledger.past,
-            tracks={rule.name: rule.tracks for rule in diagnosis.rules},
-            memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
+            tracks={name: rule.tracks for name, rule in diagnosis.rules.items()},
+            memories={name: encode(rule.memory) for name, rule in diagnosis.rules.items()},
             **{own.name: getattr(diagnosis, own.name) for own in fields(_State)},
         )
     )
@@ -515,18 +505,17 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
                 "of this run: judge it from its first step instead"
             )
         diagnosis = Diagnosis(run, criteria)
-        for rule in diagnosis.rules:
-            if rule.name in saved.memories:
-                rule.memory = decode(saved.memories[rule.name], type=type(rule.memory))
-                rule.tracks = saved.tracks.get(rule.name, {})
+        for name, rule in diagnosis.rules.items():
+            if name in saved.memories:
+                rule.memory = decode(saved.memories[name], type=type(rule.memory))
+                rule.tracks = saved.tracks.get(name, {})
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadState(f"not a saved judgement: {error}") from None
     for own in fields(_State):
         setattr(diagnosis, own.name, getattr(saved, own.name))
     diagnosis.ledger.past = saved.past
     # Episodes of rules that are ignored now would never end.
-    judged = {rule.name for rule in diagnosis.rules}
-    diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]
+    diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in diagnosis.rules]
     diagnosis.ledger.resume()
     diagnosis.adapt()
     return diagnosis

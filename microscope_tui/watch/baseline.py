@@ -6,7 +6,7 @@ the change, so the last steps of the other run are summed up as a ``RouterBaseli
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Context, Criteria, RouterBaseline, StepView, median
@@ -42,7 +42,7 @@ class AgainstBaseline(Criteria):
         found = Criteria.context(self, run)
         if self.profile or found.relative:
             return found
-        return Context(run, "finetune", found.limits, found.baseline)
+        return replace(found, run=replace(found.run, profile="finetune"))
 
 
 @dataclass(frozen=True, slots=True)

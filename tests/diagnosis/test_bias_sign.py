@@ -170,4 +170,6 @@ def test_after_it_was_corrected_and_resumed_it_ends() -> None:
 def test_a_bias_that_no_update_moves_is_not_tested(
     balance: dict[str, Any], profile: str, moves: bool
 ) -> None:
-    assert BiasSign(Context(RunRecord("r", ROUTER, balance=balance), profile)).moves == moves
+    assert (
+        BiasSign(Context(RunRecord("r", ROUTER, balance=balance, profile=profile))).moves == moves
+    )

@@ -112,7 +112,7 @@ def swing(course: Callable[[int, int], float], last: int = 400, skew: float = 0.
         router = RouterSummary(**measures.summarise([row]))
         diagnosis.observe(StepRecord(n, tokens=8192.0, router=router), lambda _, row=row: row)
     again = restore(save(diagnosis), diagnosis.run)
-    (rule,) = (rule for rule in again.rules if rule.name == "OSCILLATION")
+    rule = again.rules["OSCILLATION"]
     return rule.swing()
 
 

@@ -98,5 +98,5 @@ def test_a_baseline_makes_a_run_a_fine_tuning_unless_somebody_says_otherwise(
     header: str, asked: str, judged_as: str
 ) -> None:
     run = RunRecord("r", (RouterInfo("L1", 1, 8, 2),), profile=header)
-    assert AgainstBaseline(profile=asked).context(run).profile == judged_as
-    assert Criteria(profile=asked).context(run).profile == (asked or header)
+    assert AgainstBaseline(profile=asked).context(run).run.profile == judged_as
+    assert Criteria(profile=asked).context(run).run.profile == (asked or header)

@@ -1,7 +1,6 @@
-"""All rules, in the order in which they evaluate a step; loaded on first use."""
+"""All rules, in the order in which they evaluate a step: every file here."""
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -14,26 +13,11 @@ from microscope_tui.diagnosis.rules.base import Rule
 AnyRule = Rule[Any, Any]
 
 
-class _Catalogue(Mapping[str, type[AnyRule]]):
-    """Every rule by its name."""
-
-    @cached_property
-    def _found(self) -> dict[str, type[AnyRule]]:
-        for file in iter_modules(__path__, f"{__name__}."):
-            import_module(file.name)
-        return {rule.name: rule for rule in sorted(Rule.__subclasses__(), key=lambda r: r.turn)}
-
-    def __getitem__(self, name: str) -> type[AnyRule]:
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-
-RULES: Mapping[str, type[AnyRule]] = _Catalogue()
+for _file in iter_modules(__path__, f"{__name__}."):
+    import_module(_file.name)
+RULES: Mapping[str, type[AnyRule]] = {
+    rule.name: rule for rule in sorted(Rule.__subclasses__(), key=lambda rule: rule.turn)
+}
 
 
 class BadLimit(ValueError):

@@ -226,7 +226,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         known = context.baseline.collapse_index[index] if context.baseline is not None else None
         if known is not None and context.relative:
             return known
-        if context.profile != "finetune":
+        if context.run.profile != "finetune":
             return None  # an evaluation has no time axis to compare with
         first, lines = self.memory.first, self.lines(self.limits.reference_steps)
         # A run that starts out collapsed cannot be its own reference.

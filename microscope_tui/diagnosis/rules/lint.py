@@ -264,7 +264,7 @@ class Lint(Rule[LintLimits, Memory]):
     def _see_gradients(self, view: StepView) -> None:
         """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""
         memory, gradients = self.memory, view.signal("grad_norm")
-        if memory.still < 0 or gradients is None or self.context.profile != "finetune":
+        if memory.still < 0 or gradients is None or self.context.run.profile != "finetune":
             return
         still = memory.still + 1 if gradients.known and not any(gradients.values) else -1
         memory.looked = memory.looked and still != _STILL and not (still < 0 < memory.still)
