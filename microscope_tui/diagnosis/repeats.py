@@ -8,7 +8,8 @@ v < 8 an expert is not evidence: one that every sequence uses once always has th
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -17,31 +18,21 @@ from microscope_tui.diagnosis.episodes import WHOLE_RUN, Facts
 
 _LINES = 3  # with the same row
 _RARE = 3e-5  # of one repetition; of two it is below 1e-9
-_LEAST, _LIKELY = 8.0, 0.2  # v, and 1 ÷ √(πv)
+_LEAST = 8.0  # v of an expert that is evidence: two are equal with a chance below 0.2
 _ALWAYS = 20  # lines of a tie: 0.2 to this power, for at most 256² pairs
 _STILL = 2e-3  # share of the loss, and half as many nats: the same batch again
-
-
-class Tie(msgspec.Struct):
-    """Experts of a router, or layers, with equal counts in every line so far."""
-
-    ids: list[int]
-    lines: int = 0
-    """Those in which that is evidence."""
 
 
 class Repeats(msgspec.Struct):
     """What was equal in the checked lines."""
 
-    rows: dict[int, tuple[int, int]] = {}
-    """Router → hash of its row, and for how many lines in a row."""
-    losses: list[float | None] = []
-    ties: dict[int, list[Tie]] = {}
-    """Router → ties of its experts; those of the layers at ``WHOLE_RUN``."""
-
-    def begin(self) -> None:
-        """The next line does not follow the last one."""
-        self.rows, self.losses = {index: (row, 0) for index, (row, _) in self.rows.items()}, []
+    rows: dict[int, int] = {}
+    """Router → hash of its last row …"""
+    same: dict[int, int] = {}
+    """… and for how many lines in a row."""
+    loss: float | None = None
+    ties: dict[int, tuple[int, list[list[int]]]] = {}
+    """Router → groups of experts that were equal in so many lines; of layers at ``WHOLE_RUN``."""
 
     def add(
         self, rows: Mapping[int, list[int]], tokens: Mapping[int, float], loss: float | None,
@@ -50,64 +41,54 @@ class Repeats(msgspec.Struct):
         """Add the rows of one line; returns what repeats. ``fixed``: no parameter can change."""
         found: dict[int, Facts] = {}
         hashes = {index: hash(tuple(row)) for index, row in rows.items()}
-        fresh = {i for i, known in hashes.items() if self.rows.get(i, (0, 0))[0] != known}
-        for index, row in rows.items():
-            lines = 1 if index in fresh else self.rows[index][1] + 1
-            self.rows[index] = hashes[index], lines
-            if lines >= _LINES and _chance(row, tokens[index]) < _RARE:
-                found[index] = {"cause": "repeated", "total": lines}
-        self.losses.append(loss)
-        if (fixed or _is_still(self.losses)) and all(self.rows[i][1] >= _LINES for i in rows):
-            return {index: {**facts, "cause": "one batch"} for index, facts in found.items()}
+        fresh = {index for index, row in hashes.items() if self.rows.get(index) != row}
+        self.same = {i: 1 if i in fresh else self.same.get(i, 0) + 1 for i in rows}
+        self.rows |= hashes
+        if loss is not None and self.loss is not None:
+            fixed |= abs(loss - self.loss) <= _STILL * (0.5 + abs(loss))
+        self.loss = loss
+        one_batch = fixed and all(lines >= _LINES for lines in self.same.values())
+        for index, lines in self.same.items():
+            if lines >= _LINES and _is_rare(rows[index], tokens[index]):
+                found[index] = {"cause": "one batch" if one_batch else "repeated", "total": lines}
         for index in fresh:  # an old row is not further evidence
             row = rows[index]
-            busy = partial(_is_busy, row, tokens[index])
-            for tie in self._tie(index, range(len(row)), row.__getitem__, busy):
-                found[index] = {"cause": "tied", "total": tie.lines, "experts": (*tie.ids,)}
-        for tie in self._tie(
-            WHOLE_RUN,
-            list(rows),
-            lambda i: hashes.get(i, (i,)),
-            lambda i: i in fresh and _chance(rows[i], tokens[i]) < _LIKELY,
-        ):
-            found |= {index: {"cause": "shared", "total": tie.lines} for index in tie.ids}
+            for tie in self._tied(index, range(len(row)), partial(_busy, row, tokens[index])):
+                found[index] = {"cause": "tied", "total": self.ties[index][0], "experts": (*tie,)}
+        times = Counter(hashes[index] for index in fresh)
+        twins = [i for i in fresh if times[hashes[i]] > 1 and _is_rare(rows[i], tokens[i])]
+        for tie in self._tied(WHOLE_RUN, rows, {i: hashes[i] for i in twins}.get) if fresh else ():
+            shared: Facts = {"cause": "shared", "total": self.ties[WHOLE_RUN][0]}
+            found |= dict.fromkeys(tie, shared)
         return found
 
-    def _tie(
-        self,
-        place: int,
-        ids: Sequence[int],
-        key: Callable[[int], Hashable],
-        is_evidence: Callable[[int], bool],
-    ) -> list[Tie]:
-        """Keep what is still equal after one more line; returns what always was."""
-        kept = []
-        for tie in self.ties.get(place, [Tie(list(ids))]):
-            parts: dict[Hashable, list[int]] = {}
-            for one in tie.ids:
+    def _tied(
+        self, place: int, ids: Iterable[int], key: Callable[[int], int | None]
+    ) -> list[list[int]]:
+        """Keep what is equal in this line, too; returns what always was. No key: no evidence."""
+        lines, groups = self.ties.get(place, (0, [list(ids)]))
+        kept = list[list[int]]()
+        for group in groups:
+            parts: dict[int | None, list[int]] = {}
+            for one in group:
                 parts.setdefault(key(one), []).append(one)
-            same = [part for part in parts.values() if len(part) > 1]
-            kept += [Tie(part, tie.lines + is_evidence(part[0])) for part in same]
-        self.ties[place] = kept
-        return [tie for tie in kept if tie.lines >= _ALWAYS]
+            kept += [part for k, part in parts.items() if k is not None and len(part) > 1]
+        self.ties[place] = lines + 1, kept
+        return kept if lines + 1 >= _ALWAYS else []
 
 
 def _variance(count: int, tokens: float) -> float:
     return count * (1 - count / tokens)
 
 
-def _is_busy(row: Sequence[int], tokens: float, expert: int) -> bool:
-    busy = 2 * row[expert] * len(row) > sum(row)
-    return busy and _variance(row[expert], tokens) > _LEAST
+def _busy(row: Sequence[int], tokens: float, expert: int) -> int | None:
+    """The count of an expert that is evidence."""
+    count = row[expert]
+    busy = 2 * count * len(row) > sum(row) and _variance(count, tokens) > _LEAST
+    return count if busy else None
 
 
-def _chance(row: Sequence[int], tokens: float) -> float:
-    """Probability that the next line has the same row."""
+def _is_rare(row: Sequence[int], tokens: float) -> bool:
+    """Whether the next line hardly ever has the same row."""
     known = sorted(v for n in row if (v := _variance(n, tokens)) > _LEAST)[:-1]
-    return math.exp(-0.5 * sum(math.log(math.pi * v) for v in known))
-
-
-def _is_still(losses: Sequence[float | None]) -> bool:
-    known = [loss for loss in losses if loss is not None]
-    reach = _STILL * (0.5 + abs(known[-1])) if known else 0.0
-    return len(known) == len(losses) and max(known) - min(known) <= reach
+    return math.exp(-0.5 * sum(math.log(math.pi * v) for v in known)) < _RARE

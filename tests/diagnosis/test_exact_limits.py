@@ -52,7 +52,6 @@ def between(first: int, last: int, value: float, usual: float, after: float = NA
 @pytest.mark.parametrize(
     ("rule", "name", "usual", "limit", "margin", "severity", "dates"),
     [
-        ("METER", "effective_experts", 7.9, (1.97, 1.95), (1.9, 7.9), ERROR, (2, 3)),
         ("METER", "max_load", 1.5, (4.07, 4.09), (4.09, 1.5), ERROR, (2, 3)),
         ("DROPS", "drop_rate", 0.001, (0.05, 0.0501), (0.025, 0.0249), WARN, (22, 50)),
         ("DROPS", "drop_rate", 0.001, (0.2, 0.2001), (0.025, 0.0249), CRITICAL, (22, 50)),

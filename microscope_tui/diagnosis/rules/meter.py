@@ -1,20 +1,19 @@
 """METER: measurement faults that imitate router faults.
 
 Counts that do not sum to tokens × k, or to a multiple of it (hooks that fire again in recomputed
-activations); more pairs of one expert than there are tokens, fewer effective experts than k, counts
-that are equal to ±1 (a forced-balance debug flag), summaries that contradict their own counts, and
-NaN, whose argmax is expert 0. While the measurement of a router is faulty, all other rules are
-muted for it. A few wrong sums are a warning, and the other rules do without these lines.
+activations); more pairs of one expert than there are tokens, counts that are equal to ±1 (a
+forced-balance debug flag), rows that repeat, summaries that contradict their own counts, and NaN,
+whose argmax is expert 0. While the measurement of a router is faulty, all other rules are muted for
+it. A few wrong sums are a warning, and the other rules do without these lines.
 """
 
 import math
-from collections.abc import Sequence
 
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import COOLDOWN_STEPS, NEVER, RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
+from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.repeats import Repeats
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
@@ -27,7 +26,6 @@ _ALL_CHOICES = ("exact", "shares", "none")
 as may the pairs on the experts of one rank."""
 CONSTRUCTED = ("sinkhorn", "expert_choice", "base")
 """Methods that make the load even by themselves: equal counts are not a fault."""
-_OF_SUMMARIES = ("non-finite", "effective", "load")
 _ROUNDED = 2.0**-22  # of a number that a source holds in fp32
 _EVEN = 0.5  # a collapse index that no other rule reports
 _MANY, _RECENT, _FEWEST = 0.3, 100, 20  # share of wrong sums in the last lines, at least 20
@@ -55,11 +53,6 @@ _TEXTS = {
     "above": (
         "expert {experts} has {total:,.0f} pairs of {expected:,.0f} tokens, but a token chooses an "
         "expert at most once",
-        _ONCE,
-    ),
-    "effective": (
-        "effective_experts is {total:.2f}, but tokens that choose {expected:.0f} experts use at "
-        "least {expected:.0f}",
         _ONCE,
     ),
     "load": (
@@ -134,30 +127,21 @@ class Sums(msgspec.Struct):
     """Of the last lines that are wrong; low at first."""
     right: int = 0
     """Right ones in a row."""
-    warned: bool = False
-    broken: int = -COOLDOWN_STEPS
-    """Last step at which too many were wrong."""
-
-    def add(self, wrong: bool) -> bool:
-        """Add one line; whether too many are wrong."""
-        self.lines, self.wrong = self.lines + 1, self.wrong + wrong
-        self.right = 0 if wrong else self.right + 1
-        self.share += (wrong - self.share) / min(max(self.lines, _FEWEST), _RECENT)
-        return self.share > _MANY or self.wrong == self.lines
+    severity: Severity | None = None
+    """At the last wrong one."""
 
 
 class Memory(msgspec.Struct):
-    """Which checks of the counts are due, and which routers were faulty recently."""
+    """Which checks of the counts are due, and which sums were wrong."""
 
     left: int
     """Remaining checks in a row, at steps with counts."""
     wait: int = 0
-    miscounted: dict[int, int] = {}
-    """Router → steps for which its counts are still checked because they were wrong."""
-    not_finite: dict[int, int] = {}
-    """The same for NaN or impossible readings; may contain the whole run."""
+    had_counts: bool = False
     had_entropy: bool = False
     repeats: Repeats = msgspec.field(default_factory=Repeats)
+    repeating: list[int] = []
+    """Routers found by the last check of that."""
     sums: dict[int, Sums] = {}
     """Routers with a wrong sum, whose sum is checked at every step."""
 
@@ -173,8 +157,8 @@ class Meter(Rule[MeterLimits, Memory]):
     )
     formula = (
         "counts ≠ tokens × k, a multiple of it, one above tokens, all equal to ±1, unlike their "
-        "own summary, fewer than k effective experts, or NaN; 3 of 10 checks; of the sums more "
-        "than 30 % of the lines, below that a warning from the third on"
+        "own summary, or NaN; 3 of 10 checks; of the sums more than 30 % of the lines, below that "
+        "a warning from the third on"
     )
     in_warm_up = True
     judges_one_step = True
@@ -192,29 +176,22 @@ class Meter(Rule[MeterLimits, Memory]):
             self.needed = self.leave = 1
         self.exact = self.context.run.counts == "exact" and bool(self.routers)
         self.learned = self.context.run.balance.get("method") not in CONSTRUCTED
-        slack = 1.0 + self.limits.summary_error
         whole = self.context.run.counts in _ALL_CHOICES
-        self.bounds = [
-            (r.top_k / slack, slack * r.num_experts / r.top_k)
-            if whole and r.num_experts > r.top_k > 0
-            else (0.0, math.inf)
+        self.highest = [
+            r.num_experts / r.top_k if whole and r.num_experts > r.top_k > 0 else math.inf
             for r in self.routers
         ]
-        """Least effective experts and highest load of a router whose tokens choose k experts."""
-        self.least = max((least for least, _ in self.bounds), default=0.0)
-        self.most = min((most for _, most in self.bounds), default=math.inf)
+        """Load of an expert that every token chooses."""
+        self.slack = 1.0 + self.limits.summary_error
+        self.least = self.slack * min(self.highest, default=math.inf)
 
     def start(self) -> None:
         self.memory = Memory(self.limits.first_steps)
 
     def restart(self, step: int) -> None:
-        self.memory = Memory(self.limits.first_steps, had_entropy=self.memory.had_entropy)
-
-    def evaluate_open(self, episodes: Sequence[Episode]) -> None:
-        # The checks of the first steps find wrong counts.
-        for episode in episodes:
-            if episode.facts.get("cause") in _OF_SUMMARIES:
-                self.memory.not_finite[episode.router_index] = self.limits.window
+        had_counts, had_entropy = self.memory.had_counts, self.memory.had_entropy
+        self.start()
+        self.memory.had_counts, self.memory.had_entropy = had_counts, had_entropy
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
@@ -222,54 +199,48 @@ class Meter(Rule[MeterLimits, Memory]):
             index: _fault(cause="non-finite", reading=name)
             for index, name in (view.non_finite() or self._vanished(view)).items()
         }
-        memory.had_entropy = memory.had_entropy or view.record.router.entropy is not None
         impossible = self._impossible(view)
-        memory.not_finite |= dict.fromkeys([*found, *impossible], limits.window)
         memory.wait = max(0, memory.wait - 1)
         due = memory.wait == 0 and view.has_counts
         if due:
+            memory.had_counts = True
             if memory.left == limits.needed:
-                memory.repeats.begin()
+                memory.repeats.same = {}  # the lines before this one were not checked
             memory.left -= 1
             if not memory.left:
                 memory.left, memory.wait = limits.needed, limits.every
+        else:
+            found = dict.fromkeys(memory.repeating) | found
         # One router a line, in an order without a period: wrong lines may have one.
         turn = (view.step * _MIXED >> 16) % max(1, len(self.routers))
         summed = due or bool(self.exact and self._sum(view, turn))
-        if not (summed or memory.sums or memory.miscounted or memory.not_finite):
+        asked = {*memory.sums, *impossible, *self.tracks}
+        if summed:
+            asked = set(range(len(self.routers)))
+        elif not asked and not found:
             return None
-        for index in range(len(self.routers)):
-            if index in found:
-                continue
-            own = self._add_sum(view, index) if summed or index in memory.sums else None
-            if own is not None and own.severity is not None:
+        for index in asked - found.keys() - {WHOLE_RUN}:
+            own = self._add_sum(view, index)
+            if own is None or own.severity is None:
+                own = self._fault_in(view, index) or impossible.get(index, own)
+            if own is not None:
                 found[index] = own
-                continue
-            self._look(view, index, due or index in impossible, found)
-            if found.get(index) is None and (index in impossible or own is not None):
-                found[index] = impossible.get(index, own)
+            elif memory.had_counts and view.counts(index) is None:
+                found[index] = None  # the line does not show whether they are right again
         if due and self.exact and self.learned:
             self._repeating(view, found)
-        memory.miscounted = {i: left - 1 for i, left in memory.miscounted.items() if left > 1}
-        memory.not_finite = {i: left - 1 for i, left in memory.not_finite.items() if left > 1}
         return found
 
     def _impossible(self, view: StepView) -> dict[int, Reading]:
-        """Routers whose summaries are impossible for k choices per token. Checked at every step."""
-        effective, loads = view.signal("effective_experts"), view.signal("max_load")
-        few = effective is not None and effective.low < self.least
-        much = loads is not None and loads.high > self.most
-        found: dict[int, Reading] = {}
-        for index, (least, most) in enumerate(self.bounds) if few or much else ():
-            if _unrouted(view, index):
-                continue  # tokens that chose fewer than k real experts
-            router = self.routers[index]
-            if effective is not None and (value := effective.values[index]) < least:
-                found[index] = _fault(cause="effective", total=value, expected=router.top_k)
-            elif loads is not None and (value := loads.values[index]) > most:
-                fair = router.num_experts / router.top_k
-                found[index] = _fault(cause="load", total=value, expected=fair)
-        return found
+        """Routers in which an expert has more pairs than tokens; at every step."""
+        loads = view.signal("max_load")
+        if loads is None or loads.high <= self.least:
+            return {}
+        return {
+            index: _fault(cause="load", total=load, expected=most)
+            for index, (load, most) in enumerate(zip(loads.values, self.highest, strict=True))
+            if load > self.slack * most and not _unrouted(view, index)  # those choose fewer
+        }
 
     def _sum(self, view: StepView, index: int) -> Facts | None:
         """What is wrong with the sum of a row; empty if nothing is, ``None`` if it is unknown."""
@@ -287,59 +258,46 @@ class Meter(Rule[MeterLimits, Memory]):
         facts, known = self._sum(view, index), self.memory.sums
         if facts is None or not (facts or index in known):
             return None
-        sums, severity = known.setdefault(index, Sums(view.step)), None
-        many = sums.add(bool(facts))
+        sums = known.setdefault(index, Sums(view.step))
+        sums.lines, sums.wrong = sums.lines + 1, sums.wrong + bool(facts)
+        sums.right = 0 if facts else sums.right + 1
+        sums.share += (bool(facts) - sums.share) / min(max(sums.lines, _FEWEST), _RECENT)
         if not facts:
-            if sums.right > _FORGOTTEN:
+            if sums.right >= (self.window if sums.severity is Severity.ERROR else _FORGOTTEN):
                 del known[index]
-                return None
-            return Reading(
-                severity=None, clear=not (sums.warned or (many and sums.right < self.window))
-            )
+            return Reading(None, clear=sums.severity is None)
         view.leave_out(index)
-        if many and sums.wrong >= self.needed:
-            severity, sums.warned, sums.broken = Severity.ERROR, False, view.step
-        elif sums.wrong >= self.needed and view.step > sums.broken + COOLDOWN_STEPS:
-            severity, sums.warned = Severity.WARN, True
+        if sums.wrong >= self.needed:
+            many = sums.share > _MANY or sums.wrong == sums.lines
+            sums.severity = Severity.ERROR if many else Severity.WARN
         facts = {**facts, "wrong": sums.wrong, "lines": sums.lines}
-        return Reading(severity, certain=True, value=1.0, facts=facts, since=sums.since)
+        return Reading(sums.severity, certain=True, value=1.0, facts=facts, since=sums.since)
 
-    def _look(
-        self, view: StepView, index: int, due: bool, found: dict[int, Reading | None]
-    ) -> None:
-        """Check the counts of one router if due; it is clear if nothing is found."""
-        memory = self.memory
-        counts = view.counts(index) if due or index in memory.miscounted else None
+    def _fault_in(self, view: StepView, index: int) -> Reading | None:
+        """What is wrong with the counts of one router."""
+        counts, router = view.counts(index), self.routers[index]
         if counts is None:
-            # Without counts only a recovery from non-finite readings can be reported.
-            if index not in memory.not_finite or index in memory.miscounted:
-                found[index] = None
-        elif (facts := self._fault_in(view, index, counts)) is not None:
-            found[index] = _fault(**facts)
-            memory.miscounted[index] = self.limits.window
-
-    def _fault_in(self, view: StepView, index: int, counts: list[int]) -> Facts | None:
-        total, router = sum(counts), self.routers[index]
+            return None
         if router.num_experts and len(counts) != router.num_experts:
-            return {"cause": "width", "total": len(counts), "expected": router.num_experts}
+            return _fault(cause="width", total=len(counts), expected=router.num_experts)
         tokens = view.tokens_of(index)
         if tokens is not None and self.context.run.counts in _PAIRS and max(counts) >= tokens + 1:
             most = counts.index(max(counts))
-            return {"cause": "above", "total": counts[most], "expected": tokens, "experts": (most,)}
+            return _fault(cause="above", total=counts[most], expected=tokens, experts=(most,))
         forced = self.learned and max(counts) - min(counts) <= 1
         forced = forced and router.num_experts > router.top_k > 0
         # Scaled shares are often equal, which is not evidence.
         if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
-            return {"cause": "forced", "total": total, "expected": total}
+            return _fault(cause="forced", total=sum(counts), expected=sum(counts))
         # Expensive: each check covers a quarter of the routers, and all that were wrong before.
-        every = index in self.memory.miscounted or self.context.one_step
+        every = index in self.tracks or self.context.one_step
         logged = view.signal("effective_experts")
         if logged is None or not (every or (index + view.step) % 4 == 0):
             return None
         value, known = logged.values[index], measures.effective_experts(counts)
         if known is None or not abs(value - known) > self.limits.summary_error * known:
             return None
-        return {"cause": "summary", "total": value, "expected": known}
+        return _fault(cause="summary", total=value, expected=known)
 
     def _repeating(self, view: StepView, found: dict[int, Reading | None]) -> None:
         """Look for rows that repeat. What looks like a collapse or a dead expert may repeat, and
@@ -353,21 +311,22 @@ class Meter(Rule[MeterLimits, Memory]):
             if row and known and min(row) and chosen and not sick:
                 rows[index], tokens[index] = row, known
         fixed = not self.context.trains or record.learning_rate == 0
-        for index, facts in self.memory.repeats.add(rows, tokens, record.loss, fixed=fixed).items():
+        repeated = self.memory.repeats.add(rows, tokens, record.loss, fixed=fixed)
+        self.memory.repeating = list(repeated)
+        for index, facts in repeated.items():
             severity = Severity.INFO if facts["cause"] == "one batch" else Severity.ERROR
             found[index] = Reading(severity, certain=True, value=1.0, facts=facts)
 
     def _vanished(self, view: StepView) -> dict[int, str]:
         """Detects a writer that omits NaN: no entropy, and all counts on the first k experts."""
+        self.memory.had_entropy |= view.record.router.entropy is not None
         effective = view.signal("effective_experts")
         if not self.memory.had_entropy or view.record.router.entropy is not None:
             return {}
         found: dict[int, str] = {}
         for index, router in enumerate(self.routers):
-            value = effective.values[index] if effective is not None else router.top_k
-            if value > router.top_k + 0.01 or not router.num_experts > router.top_k > 0:
-                continue
-            counts = view.full_counts(index)
+            few = effective is None or effective.values[index] < router.top_k + 0.01
+            counts = view.full_counts(index) if few and router.num_experts > router.top_k else None
             if counts is not None and not any(counts[router.top_k :]):
                 found[index] = "router entropy"
         return found
