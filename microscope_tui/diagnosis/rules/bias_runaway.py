@@ -60,10 +60,8 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
     trains_only = True
     turn = 160
     cause_rank = 80
+    ends_after = 4
     wants_balance = True
-
-    def set_up(self) -> None:
-        self.persist(self.limits.persistence, leave=self.limits.persistence)
 
     def inputs(self) -> Sequence[str]:
         return BALANCE if self.context.run.balance.get("method") == "bias" else ()

@@ -172,15 +172,13 @@ class Dead(Rule[DeadLimits, Memory]):
             elif totals is None or expected * memory.rows[index] < self.limits.evidence:
                 found[index] = None
             else:
-                self._judge(index, step, totals, found)
+                found[index] = self._judge(index, step, totals)
         memory.started = memory.started or step
         memory.steps, memory.first = 0, 0
         memory.rows, memory.totals, memory.alive = {}, {}, set()
         return found
 
-    def _judge(
-        self, index: int, step: int, totals: list[int], found: dict[int, Reading | None]
-    ) -> None:
+    def _judge(self, index: int, step: int, totals: list[int]) -> Reading:
         memory, limits, before = self.memory, self.limits, self.memory.dead.get(index, {})
         for expert, (since, windows) in before.items():
             long = windows >= limits.windows and memory.first - since >= limits.warn_steps
@@ -192,7 +190,7 @@ class Dead(Rule[DeadLimits, Memory]):
         # Evidence needs the same experts as before.
         young = {e: dead[e] for e in before if e in dead} if before else dead
         if not young:
-            return
+            return Reading(None, clear=True)
         old = {
             e: since
             for e, (since, windows) in young.items()
@@ -202,9 +200,8 @@ class Dead(Rule[DeadLimits, Memory]):
         critical = gone > limits.critical_share * len(totals) and not self.context.relative
         if not old:
             first = min(since for since, _ in young.values())
-            found[index] = Reading(Severity.WARN, clear=True, held=True, since=first)
-            return
-        found[index] = Reading(
+            return Reading(Severity.WARN, clear=True, held=True, since=first)
+        return Reading(
             severity=Severity.CRITICAL if critical else Severity.WARN,
             value=float(len(old)),
             facts={

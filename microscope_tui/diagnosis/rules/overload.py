@@ -157,9 +157,8 @@ class Overload(Rule[OverloadLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.facts.get("cause") == "rank":
-            ids, rank = ids_of(worst, "experts"), "the busiest"
-            if ids:
-                rank = f"rank {ids[0] // len(ids)} (experts {ids[0]} to {ids[-1]})"
+            ids = ids_of(worst, "experts")
+            rank = f"rank {ids[0] // len(ids)} (experts {ids[0]} to {ids[-1]})"
             return (
                 f"{rank} of {number(worst, 'ranks'):.0f} expert-parallel ranks has "
                 f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})",
