@@ -21,7 +21,7 @@ from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
 
 _NOTICE = 8  # steps before a check in which an uneven router is noticed
-_IN_A_ROW = 4  # steps that show that counts are logged at every step: of every other the first two
+_IN_A_ROW = 4  # so many steps in a row with counts show that every step has them
 _BEYOND = 3  # lags after the longest period at which a slower swing agrees even better
 _TWICE = 0.75
 """Share of the steps up to which twice the period is tested; beyond, too few pairs remain."""
