@@ -277,7 +277,8 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
             f"{setting(known.run, 'bias_update_rate')} too high for some layers, too low for others"
         )
     if any(e.severity > Severity.INFO for e in core):
-        yield Cause(title, ()), _beside(left, core)
+        worst = min(core, key=lambda e: (not e.active, -e.severity, RULES[e.rule].cause_rank))
+        yield Cause(title, (), known.remedy_of(worst)), _beside(left, core)
 
 
 def _capacity(left: list[Episode], known: Known) -> Iterator[_Found]:

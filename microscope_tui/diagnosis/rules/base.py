@@ -410,7 +410,7 @@ def turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
         return f"{verb} {name}"
     if factor > 1 and factor * value > 1:
         return f"keep {name} at {value:g}, which is strong: check that it acts on every layer"
-    return f"{verb} {name} from {value:g} to {factor * value:.3g}"
+    return f"{verb} {name} from {value:g} to {factor * value:.2g}"
 
 
 def _is_positive(value: object) -> TypeGuard[float]:

@@ -219,7 +219,9 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        weaker = turned(run, 0.5, "lower", "weaken the load balancing")
+        # The swing of a sign update is proportional to its rate: aim at half of the limit.
+        factor = 0.15 / max(0.3, number(worst, "swing"))
+        weaker = turned(run, factor, "lower", "weaken the load balancing")
         method = run.balance.get("method")
         remedy = f"{weaker}, or average the load over more steps before each update"
         if method == "none":
@@ -265,7 +267,7 @@ def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
 
 def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
     """Period after which the bits agree while they disagree after half of it; 0 for none."""
-    lags = range(1, steps // 2 + _BEYOND + 1)
+    lags = range(1, min(steps, steps // 2 + _BEYOND + 1))
     agreement = [0.0, *(_agreement(masks, steps, lag) for lag in lags)]
     swings = {
         period: agreement[period]
