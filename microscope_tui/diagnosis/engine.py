@@ -45,13 +45,9 @@ from microscope_tui.diagnosis.signals import (
 )
 from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord
 
-_EVEN_ENOUGH = CollapseLimits().leave
-"""A balance above this does not look like a collapse, even if most steps before did."""
 STATE_VERSION = 3
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
-Muted = Mapping[int, Severity]
-"""Routers in which a rule is muted, unless it has something worse to report."""
 _GAPS = 8
 _OF_SUMS = ("COLLAPSE", "DEAD", "STARVED")
 _ENOUGH, _PARTS, _LAST_STEPS = 20, 3, 10
@@ -118,8 +114,10 @@ class Diagnosis(_State):
         self._record = record
         if record.step <= self.last_step:
             self.restart(record.step)
-        self._space(record.step - self.last_step)
-        self.last_step = record.step
+        if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
+            self.gaps = [*self.gaps, record.step - self.last_step][-_GAPS:]
+            self.adapt()
+        self.last_step, self.restarted = record.step, False
         if self.judged_since is None and record.step > self.warm_until:
             self.judged_since = record.step
         view = StepView(record, self.run.routers, counts, biases)
@@ -139,7 +137,7 @@ class Diagnosis(_State):
                 self.ledger.set_causes(rule.name, record.step, causes)
             readings = rule.read(view)
             if readings is not None:
-                self._take(rule, readings, record.step, silent)
+                self._take(rule, readings, silent)
             if rule.mutes_all:
                 muted = {i for i, s in self._troubled(rule.name).items() if s is Severity.ERROR}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
@@ -201,19 +199,13 @@ class Diagnosis(_State):
         self.too_few = "" if self.ledger.context.trains else one.too_few.replace(f" {WHEN}", "")
         return one.episodes
 
-    def _space(self, gap: int) -> None:
-        if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
-            self.gaps = [*self.gaps, gap][-_GAPS:]
-            self.adapt()
-        self.restarted = False
-
     def adapt(self) -> None:
         """Persistence counts steps: a sparse log needs fewer lines."""
         for rule in self.rules.values():
             rule.space(min(self.gaps, default=1))
 
-    def _silent(self, rule: AnyRule) -> Muted:
-        """Routers with episodes of the muting rules, and their severity."""
+    def _silent(self, rule: AnyRule) -> dict[int, Severity]:
+        """Routers in which a rule is muted, unless it has something worse to report."""
         silent = dict.fromkeys(self._unmeasured, Severity.ERROR)
         for name in rule.muted_by:
             for index, severity in self._troubled(name).items():
@@ -278,25 +270,23 @@ class Diagnosis(_State):
         self.run = context.run
         for rule in self.rules.values():
             rule.change(context)
-        fits = [
-            rule
-            for rule in RULES.values()
-            if (rule.judges_one_step or not context.one_step)
+        names = [
+            name
+            for name, rule in RULES.items()
+            if name not in self._criteria.ignore
+            and (rule.judges_one_step or not context.one_step)
             and (context.trains or not rule.trains_only)
         ]
-        names = [rule.name for rule in fits if rule.name not in self._criteria.ignore]
         self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
         return context
 
     def blind_spots(self) -> dict[str, str]:
         """Rules that cannot be evaluated on this log, and why."""
-        if not self.last_step:
-            return {}
-        reasons = {
-            name: rule.blind_to() or why_blind(rule.inputs(), self.seen, self.run)
-            for name, rule in self.rules.items()
-        }
-        return {name: reason for name, reason in reasons.items() if reason}
+        found: dict[str, str] = {}
+        for name, rule in self.rules.items() if self.last_step else ():
+            if reason := rule.blind_to() or why_blind(rule.inputs(), self.seen, self.run):
+                found[name] = reason
+        return found
 
     @property
     def known(self) -> Known:
@@ -316,19 +306,17 @@ class Diagnosis(_State):
         """All episodes grouped by cause and rule: active before recovered, worst first."""
         return [f for cause in causes(self.episodes, self.known) for f in cause.findings]
 
-    def _take(self, rule: AnyRule, readings: Readings, step: int, silent: Muted) -> None:
+    def _take(self, rule: AnyRule, readings: Readings, silent: dict[int, Severity]) -> None:
         for index in [index for index in rule.tracks if index not in readings]:
-            self._evaluate(rule, index, step, _CLEAR, silent.get(index))
+            self._judge(rule, index, _CLEAR, silent.get(index))
         for index, reading in readings.items():
             if reading is not None:
-                self._evaluate(rule, index, step, reading, silent.get(index))
+                self._judge(rule, index, reading, silent.get(index))
 
-    def _evaluate(
-        self, rule: AnyRule, index: int, step: int, reading: Reading, muting: Severity | None
-    ) -> None:
+    def _judge(self, rule: AnyRule, index: int, reading: Reading, muting: Severity | None) -> None:
         if index not in rule.tracks and reading.severity is None:
             return
-        track = rule.track(index)
+        track, step = rule.track(index), self.last_step
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since
         episode = self.ledger.running(rule.name, index)
@@ -337,7 +325,7 @@ class Diagnosis(_State):
                 self.ledger.update(episode, step, reading, track)
         elif not track.over:
             del rule.tracks[index]
-        elif (severity := self._alarm(rule, track, step, reading)) is not None and (
+        elif (severity := self._alarm(rule, track, reading)) is not None and (
             muting is None
             or severity > muting  # the worse of the two is reported
             or (reading.certain and not self._reported(rule, index))  # evidence may come and go
@@ -348,12 +336,12 @@ class Diagnosis(_State):
         running = (self.ledger.running(name, index) for name in rule.muted_by)
         return index in self._unmeasured or any(running)
 
-    def _alarm(self, rule: AnyRule, track: Track, step: int, reading: Reading) -> Severity | None:
+    def _alarm(self, rule: AnyRule, track: Track, reading: Reading) -> Severity | None:
         if reading.held:
             return None
         if reading.certain or reading.severity is None:
             return reading.severity  # an alarm is never raised on a healthy step
-        if step <= self.warm_until and not (rule.in_warm_up or reading.settled):
+        if self.last_step <= self.warm_until and not (rule.in_warm_up or reading.settled):
             return None
         return track.severity
 
@@ -407,9 +395,8 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
     """
     step = diagnosis.last_step if step is None else step
     since = diagnosis.judged_since
-    if since is not None and since <= step:
-        return None
-    if any(e.severity >= Severity.WARN and e.onset <= step for e in diagnosis.episodes):
+    found = (e.severity >= Severity.WARN and e.onset <= step for e in diagnosis.episodes)
+    if (since is not None and since <= step) or any(found):
         return None
     return diagnosis.warm_until if since is None else diagnosis.ledger.context.warm_up
 
@@ -450,7 +437,7 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
         c = balance[first.router_index] if first.router_index < len(balance) else None
         if first.rule != "COLLAPSE" or c is None:
             what = f"{what} in {first.router.name}{more}"
-        elif c >= _EVEN_ENOUGH:
+        elif c >= CollapseLimits().leave:  # not the look of a collapse
             what, span = f"{first.router.name}{more} uneven", "in most of the last"
         else:
             what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"

@@ -1,6 +1,6 @@
 """The ledger: all episodes of a run, which are open, how they change, and how they are dated."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from microscope_tui.diagnosis.context import COOLDOWN_STEPS, GROUP_STEPS, Context
@@ -61,7 +61,10 @@ class Ledger:
     ) -> None:
         """Begin an episode, or reopen one that just ended; without a ``track`` none updates it."""
         severity = severity or reading.severity or Severity.INFO
-        onset = self._onset(rule, index, step, reading, track)
+        dates = [step, reading.since, track.since if track is not None else None]
+        warnings = [self.running(name, index) for name, r in RULES.items() if rule in r.ends_in]
+        dates += [warning.onset for warning in warnings if warning is not None]  # began there
+        onset = min(at for at in dates if at is not None)
         same = [e for e in self.episodes if (e.rule, e.router_index) == (rule, index)]
         if track is not None and same and onset <= (same[-1].recovered_at or 0) + COOLDOWN_STEPS:
             episode = same[-1]
@@ -69,6 +72,9 @@ class Ledger:
             self._take_numbers(episode, step, reading)
             episode.severity = max(episode.severity, severity)
         else:
+            facts = self._facts(rule, index, reading)
+            if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
+                facts["usual"] = median(usual)
             episode = Episode(
                 rule=rule,
                 router_index=index,
@@ -79,7 +85,7 @@ class Ledger:
                 last=step if reading.until is None else max(onset, reading.until - 1),
                 value=reading.value,
                 limit=reading.limit,
-                facts=self._facts(rule, index, reading) | self._usual(rule, index, onset),
+                facts=facts,
                 confidence=self._words(reading),
                 worst_at=step,
                 recovered_at=reading.until,
@@ -132,11 +138,12 @@ class Ledger:
             episode.now = None  # until the next evaluation
         self.past.forget_from(step)
         self.resume()
-        return [e for e in withdrawn if _is_evaluated(e) and e.recovered_at != e.alarm]
+        lasting = [episode for episode in withdrawn if episode.recovered_at != episode.alarm]
+        return [episode for episode in lasting if not RULES[episode.rule].judges_settings]
 
     def resume(self) -> None:
-        """Recompute which episodes are open."""
-        still = [e for e in self.episodes if e.active and _is_evaluated(e)]
+        """Recompute which episodes evaluations update and end."""
+        still = [e for e in self.episodes if e.active and not RULES[e.rule].judges_settings]
         self._running = {(e.rule, e.router_index): e for e in still}
 
     def end_others(self, rules: Container[str], step: int) -> None:
@@ -161,14 +168,6 @@ class Ledger:
 
     def _words(self, reading: Reading) -> str:
         return self.context.confidence if reading.confidence == EXACT else reading.confidence
-
-    def _onset(
-        self, rule: str, index: int, step: int, reading: Reading, track: Track | None
-    ) -> int:
-        known = [step, reading.since, track.since if track is not None else None]
-        warnings = [self.running(name, index) for name, r in RULES.items() if rule in r.ends_in]
-        known += [warning.onset for warning in warnings if warning is not None]  # began there
-        return min(at for at in known if at is not None)
 
     def _take_numbers(self, episode: Episode, step: int, reading: Reading) -> None:
         """Set the numbers of an episode to those of its worst reading."""
@@ -207,10 +206,6 @@ class Ledger:
                     facts[name] = float(signal.values[index])
         return facts
 
-    def _usual(self, rule: str, index: int, onset: int) -> dict[str, Fact]:
-        before = self.past.before(onset, index)[-_RECENT:] if RULES[rule].tells_usual else []
-        return {"usual": median(before)} if before else {}
-
     def _announce(self, episode: Episode) -> None:
         """A rule that announces another, and is soon followed by it, was its first sign."""
         first_sign = self.running(RULES[episode.rule].announced_by, WHOLE_RUN)
@@ -237,11 +232,6 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     return reading.value >= episode.value
 
 
-def _is_evaluated(episode: Episode) -> bool:
-    """Whether evaluations update and end it, not the causes of ``whole_run_causes``."""
-    return not RULES[episode.rule].judges_settings
-
-
 def _plain(facts: Facts) -> dict[str, Fact]:
     """Numbers as floats, so that a saved state is the same when restored."""
     return {k: float(v) if isinstance(v, int) else v for k, v in facts.items()}
@@ -254,7 +244,10 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
     """
     groups: list[list[Episode]] = []
     for episode in sorted(episodes, key=_order):
-        if groups and _belongs(episode, groups[-1]):
+        first = groups[-1][0] if groups else episode  # not the last one: a chain has no end
+        alike = _order(first)[:3] == _order(episode)[:3] and episode.router is not None
+        soon = episode.active or episode.onset - first.onset <= GROUP_STEPS
+        if groups and alike and soon:
             groups[-1].append(episode)
         else:
             groups.append([episode])
@@ -269,9 +262,3 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
 def _order(episode: Episode) -> tuple[str, bool, str, int, int]:
     cause = str(episode.facts.get("cause"))
     return episode.rule, not episode.active, cause, episode.onset, episode.router_index
-
-
-def _belongs(episode: Episode, members: Sequence[Episode]) -> bool:
-    first = members[0]  # not the last one: chains of onsets could grow without end
-    together = episode.active or episode.onset - first.onset <= GROUP_STEPS
-    return _order(first)[:3] == _order(episode)[:3] and together and episode.router is not None

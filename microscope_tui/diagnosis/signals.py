@@ -34,10 +34,7 @@ _NEEDED = {name: f"counts or {name}" for name in _SUMMARIES} | {
 """Numbers of a step, in words."""
 _UNKNOWN = {
     "num_experts": "the number of experts is unknown: use --num-experts",
-    "top_k": (
-        "how many experts a token chooses (top_k) is unknown: use --top-k, or write model.top_k in "
-        "a run log"
-    ),
+    "top_k": "top_k, the experts per token, is unknown: use --top-k, or model.top_k in a run log",
 }
 """Numbers of the header."""
 
