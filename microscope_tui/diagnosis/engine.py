@@ -250,12 +250,11 @@ class Diagnosis(_State):
                 if episode.rule == rule.name:
                     track = rule.track(episode.router_index)
                     track.recall(episode.onset, step - 1, episode.grades[0].severity)
-            running = self.ledger.running_of(rule.name)
-            for episode in running:
-                rule.track(episode.router_index)
-            kept = {episode.router_index for episode in running}
-            rule.tracks = {i: t for i, t in rule.tracks.items() if t.over or i in kept}
-            rule.evaluate_open(running)
+            running = {
+                e.router_index: rule.track(e.router_index)
+                for e in self.ledger.running_of(rule.name)
+            }
+            rule.tracks = {i: t for i, t in rule.tracks.items() if t.over} | running
 
     def change_header(self, run: RunRecord) -> None:
         """The same model has a new header: judge its settings again."""

@@ -149,7 +149,6 @@ def test_every_rule_gives_its_numbers_and_a_remedy(case: Any, words: str) -> Non
     [
         ("non-finite", "the loss is NaN or infinite"),
         ("sum", "counts sum to 8,192, tokens × k is 4,096"),
-        ("above", "expert 3 has 8,192 pairs of 4,096 tokens"),
         ("load", "max_load is 8192.00, but an expert that every token chooses has 4096.00 times"),
         ("width", "8192 counts in a row, the header has 4096 experts"),
         ("summary", "effective_experts is 8192.00, its counts give 4096.00"),

@@ -262,9 +262,6 @@ class Rule(ABC, Generic[L, M]):
         """The run resumes at ``step``: windows forget later steps."""
         self.start()
 
-    def evaluate_open(self, episodes: Sequence[Episode]) -> None:
-        """Evaluate these open episodes until they end."""
-
     def inputs(self) -> Sequence[str]:
         """Numbers without which it is blind in this run."""
         return self.needs

@@ -2,15 +2,12 @@
 
 Some show in the steps: a bias that a restart has lost, and one whose update has the wrong sign. A
 busy expert must lose bias, an idle one gain it. Where the load of a router is uneven, the change of
-every expert's bias from line to line is compared with its load: a trial. Writers log the bias that
-a step was routed with or the one after its update, so the change must agree with the load at both
-of its ends; where the load swings, it disagrees with one of them. A bias that moves back and forth
-is not evidence: counts that are logged only sometimes can show a swing in reverse. Each router has
-one trial per start of a run.
+every expert's bias since a first line is compared with its load, once per start of the run. Where
+the load swings, the bias returns, and those lines do not agree.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from operator import sub
 
 import msgspec
 
@@ -88,12 +85,10 @@ _OF_TRANSFORMERS = "output_router_logits"
 
 _MOST = 8  # routers on trial at the same time
 _BLIND = 64  # lines with counts and without a bias, after which none is expected
-_FIRST = 16  # changes whose load is compared with the latest
-_GROWN = 1.2  # a wrong sign makes the load less even: its variance grows by this factor
-_WEAK = 0.5  # agreement with the load at the other end of the change, which is noisier
-_DIRECTED = 0.6  # share of the path of the bias that leads away from its start
-_FEW = 32  # changes that are enough where the router is critically collapsed
-_RIGHT_AFTER = 40  # changes that show that the sign is right
+_GROWN = 1.2  # a wrong sign makes the load less even: 1 − c grows by this factor
+_ON = 0.9  # of the largest change of a bias so far: it is not on its way back
+_FEW = 32  # lines that are enough where the router is critically collapsed
+_RIGHT, _RIGHT_AFTER = -0.5, 40  # agreement, and lines, that show that the sign is right
 _LOOKS = 100  # lines from one look at the span of the bias to the next, which decodes a whole line
 _LOST, _BACK = 0.1, 0.5  # of its span before
 _STILL = 5  # lines without any gradient, after which the routers are frozen
@@ -127,20 +122,15 @@ class LintLimits(RuleLimits, frozen=True):
 class Trial(msgspec.Struct):
     """One router whose bias is compared with its load."""
 
-    first: list[float]
-    """Bias at the start of the trial."""
+    c: float
     bias: list[float]
-    load: list[float]
-    """Counts minus their mean, of the latest line."""
-    changes: int = 0
-    agreed: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
-    """Load of the experts whose bias rose minus that of those whose bias fell, at both ends …"""
-    total: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
-    """… and the sum of the absolute loads."""
-    path: float = 0.0
-    early: float = 0.0
-    lately: float = 0.0
-    """Relative variance of the load, at the beginning and now."""
+    """At the start of the trial, as c."""
+    lines: int = 0
+    farthest: float = 0.0
+    """Largest change of the bias since the start."""
+    agreed: float = 0.0
+    """Share of the load that agrees with the change minus the rest; the sum over lines. Nothing of
+    lines where the bias is on its way back."""
 
 
 class SignMemory(msgspec.Struct):
@@ -158,21 +148,21 @@ class Memory(msgspec.Struct):
 
     looked: bool = False
     """Whether the header was read and is unchanged."""
-    causes: list[str] = []
+    settings: list[str] = []
+    causes: list[str] | None = None
+    """As last reported."""
     pooled_for: int = 0
-    """Steps in a row."""
-    pooled_at: int | None = None
-    """Step from which it counts as pooled."""
+    """Steps in a row; it stops where they are enough."""
     sign: SignMemory = msgspec.field(default_factory=SignMemory)
     still: int = 0
     """Lines without a gradient of any router, from the first; −1 once there was one."""
     lines: int = 0
-    spans: Trail = msgspec.field(default_factory=lambda: Trail(every=1, size=40))
-    """Largest minus smallest bias of every router, every hundred lines."""
+    spans: Trail = msgspec.field(default_factory=lambda: Trail(size=40))
+    """Largest minus smallest bias, the mean of all routers: every hundred lines."""
     resumed: int | None = None
     """Step of a restart after which no bias was seen yet."""
-    lost: dict[int, float] = {}
-    """Step of the restart at which the bias was lost, and the sum of the spans before."""
+    lost: int | None = None
+    """Step of the restart at which the bias was lost."""
 
 
 class Lint(Rule[LintLimits, Memory]):
@@ -194,71 +184,69 @@ class Lint(Rule[LintLimits, Memory]):
 
     def set_up(self) -> None:
         self.sign = BiasSign(self.context)
+        top_k, balance = {r.top_k for r in self.routers}, self.context.run.balance
+        # Only Transformers is known to pool; elsewhere the floor is 1 per layer.
+        pools = balance.get("method") == "aux" and balance.get(_OF_TRANSFORMERS) is not None
+        self.floor = float(max(top_k)) if pools and len(top_k) == 1 else 0.0
+        """Of an auxiliary loss that pools all layers; 0: it does not."""
 
     def restart(self, step: int) -> None:
-        at = self.memory.pooled_at
+        old = self.memory
+        old.spans.forget_from(step)
         self.memory = Memory(
-            pooled_at=at if at is not None and at < step else None,
-            sign=again(self.memory.sign, step),
-            still=max(0, self.memory.still),
-            lines=self.memory.lines,
-            spans=self.memory.spans,
-            lost={at: span for at, span in self.memory.lost.items() if at < step},
+            pooled_for=old.pooled_for if old.pooled_for >= self.limits.persistence else 0,
+            sign=again(old.sign, step),
+            still=max(0, old.still),
+            lines=old.lines,
+            spans=old.spans,
+            resumed=step if old.spans.rows else None,
+            lost=_before(step, old.lost),
         )
-        self.memory.spans.forget_from(step)
-        self.memory.resumed = step if self.memory.spans.rows else None
 
     def change(self, context: Context) -> None:
         super().change(context)
         self.memory.looked = False
-        if not self._may_pool():
-            self.memory.pooled_for, self.memory.pooled_at = 0, None
-        self.memory.sign = again(self.memory.sign, sys.maxsize) if self.sign.moves else SignMemory()
+        self.memory.sign = SignMemory(wrong_at=self.memory.sign.wrong_at)
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
         """The bias is zero since a restart: an event, since the text needs what it was before."""
-        memory = self.memory
+        memory, at = self.memory, self.memory.resumed
         memory.lines += 1
-        due = memory.lines % _LOOKS == 20 and (memory.spans.rows or memory.lines < 4 * _LOOKS)
-        due = due or (memory.resumed is not None and view.step < memory.resumed + _LOOKS)
+        due = memory.lines % _LOOKS == 20 or (at is not None and view.step < at + _LOOKS)
         rows = map(view.biases, range(len(self.routers))) if due and self.sign.moves else ()
         spans = [max(row) - min(row) for row in rows if row]
-        if not spans or len(spans) < len(self.routers):
+        if not spans:
             return ()
-        before, at = memory.spans.rows[-1:], memory.resumed
-        memory.spans.add(view.step, spans)
+        span = sum(spans) / len(spans)
+        before = memory.spans.rows[-1][0] if memory.spans.rows else 0.0
         memory.resumed = None
-        if any(sum(spans) >= _BACK * span for span in memory.lost.values()):
-            memory.lost, memory.looked = {}, False
-        if at is None or not any(old > 0 for row in before for old in row) or memory.lost:
-            return ()
-        if any(new > _LOST * old for new, old in zip(spans, before[0], strict=True)):
-            return ()
-        memory.lost, memory.looked = {at: sum(before[0])}, False
-        facts: Facts = {"cause": BIAS_LOST, "at": at, "before": max(before[0])}
-        return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=at))]
+        if memory.lost is not None:
+            memory.lost = memory.lost if span < _BACK * before else None
+        elif at is not None and span <= _LOST * before > 0:
+            memory.lost = at
+            facts: Facts = {"cause": BIAS_LOST, "at": at, "before": before}
+            return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=at))]
+        else:
+            memory.spans.add(view.step, [span])
+        return ()
 
     def whole_run_causes(self, view: StepView) -> Mapping[str, Severity] | None:
         memory = self.memory
         self._see_gradients(view)
-        pooled = False
-        if memory.pooled_at is None and view.record.losses:
+        self.sign.observe(view, memory.sign)
+        if memory.pooled_for < self.limits.persistence:
             memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
-            pooled = memory.pooled_for >= self.limits.persistence
-        turned = self.sign.observe(view, memory.sign)
-        if memory.looked and not pooled and not turned:
-            return None
-        if pooled:
-            memory.pooled_at = view.step
         if not memory.looked:
-            memory.looked, memory.causes = True, list(self._settings(view))
-        causes = list(memory.causes)
-        if memory.pooled_at is not None:
-            causes.append("aux pooled")
-        if memory.sign.wrong_at is not None:
-            causes.append(WRONG_SIGN)
-        if memory.lost:
-            causes.append(BIAS_LOST)
+            memory.looked, memory.settings = True, list(self._settings(view))
+        of_steps = {
+            "aux pooled": self.floor and memory.pooled_for >= self.limits.persistence,
+            WRONG_SIGN: self.sign.moves and memory.sign.wrong_at is not None,
+            BIAS_LOST: memory.lost is not None,
+        }
+        causes = memory.settings + [cause for cause, holds in of_steps.items() if holds]
+        if causes == memory.causes:
+            return None
+        memory.causes = causes
         return {cause: Severity.INFO if cause in _INFO else Severity.WARN for cause in causes}
 
     def _see_gradients(self, view: StepView) -> None:
@@ -306,22 +294,13 @@ class Lint(Rule[LintLimits, Memory]):
         if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
             yield "aux too strong"
 
-    def _may_pool(self) -> bool:
-        """Only Transformers is known to pool; elsewhere the floor is 1 per layer."""
-        balance = self.context.run.balance
-        return balance.get("method") == "aux" and balance.get(_OF_TRANSFORMERS) is not None
-
     def _looks_pooled(self, view: StepView) -> bool:
         """Near its floor k, pooled over layers, while a layer by itself is far from even."""
-        losses, effective = view.record.losses, view.signal("effective_experts")
-        if not losses or effective is None or view.step <= self.context.warm_up:
-            return False
+        losses, effective = view.record.losses or {}, view.signal("effective_experts")
         loss = next((losses[n] for n in ("aux", "aux_loss", "router_aux") if n in losses), None)
-        top_k = {r.top_k for r in self.routers}
-        if loss is None or len(top_k) != 1 or 0 in top_k or not self._may_pool():
+        if not self.floor or loss is None or effective is None or view.step <= self.context.warm_up:
             return False
-        floor = float(max(top_k))
-        return abs(loss - floor) <= self.limits.floor * floor and any(
+        return abs(loss - self.floor) <= self.limits.floor * self.floor and any(
             value < self.limits.uneven * router.num_experts
             for value, router in zip(effective.values, self.routers, strict=True)
         )
@@ -346,86 +325,62 @@ class BiasSign:
         )
         """Whether there is a bias with an update rate."""
 
-    def observe(self, view: StepView, memory: SignMemory) -> bool:
-        """Add one step; true if this changed whether the sign counts as wrong."""
-        index = view.collapse_index
+    def observe(self, view: StepView, memory: SignMemory) -> None:
+        """Add one step. The wrong sign shows where more trials found it than the right one."""
+        index, trials, outcomes = view.collapse_index, memory.trials, memory.outcomes
         if not self.moves or index is None or memory.blind >= _BLIND:
-            return False
-        known, uneven = memory.outcomes.keys() | memory.trials.keys(), self._limits.sign_uneven
-        new = [r for r, value in enumerate(index.values) if value < uneven and r not in known]
-        if not (memory.trials or new) or not view.has_counts:
-            return False
-        new.sort(key=index.values.__getitem__)
-        seen = False
-        for router in [*memory.trials, *new[: _MOST - len(memory.trials)]]:
-            seen = self._look(view, router, index.values[router], memory) or seen
-        memory.blind = 0 if seen else memory.blind + 1
-        return self._judge(view.step, memory)
-
-    def _look(self, view: StepView, router: int, c: float, memory: SignMemory) -> bool:
-        """Add one line of a router on trial; false if it has no bias or no counts."""
-        counts, bias = view.full_counts(router), view.biases(router)
-        if counts is None or bias is None or len(bias) != len(counts):
-            return False
-        load = _centred(counts)
-        trial = memory.trials.get(router)
-        if trial is None or len(trial.bias) != len(bias):
-            memory.trials[router] = Trial(bias, bias, load)
-            return True
-        change = _centred([b - a for a, b in zip(trial.bias, bias, strict=True)])
-        moved = sum(map(abs, change))
-        if moved > 1e-9 * (1.0 + max(map(abs, bias))):
-            for end, loads in enumerate((trial.load, load)):
-                signs = zip(loads, change, strict=True)
-                trial.agreed[end] += sum(abs(n) if n * m > 0 else -abs(n) for n, m in signs)
-                trial.total[end] += sum(map(abs, loads))
-            trial.path += moved
-            variance = sum(n * n for n in load) / max(1, sum(counts)) ** 2
-            trial.changes += 1
-            if trial.changes <= _FIRST:
-                trial.early += variance / _FIRST
-            trial.lately += (variance - trial.lately) / min(trial.changes, _FIRST)
-        trial.bias, trial.load = bias, load
-        outcome = self._outcome(trial, c)
-        if outcome is not None:
-            memory.outcomes[router] = outcome
-            del memory.trials[router]
-        return True
+            return
+        known, uneven = outcomes.keys() | trials.keys(), self._limits.sign_uneven
+        new = [r for r, c in enumerate(index.values) if c < uneven and r not in known]
+        if not (trials or new) or not view.has_counts:
+            return
+        memory.blind += 1
+        for router in [*trials, *new[: _MOST - len(trials)]]:
+            counts, bias, c = view.full_counts(router), view.biases(router), index.values[router]
+            if counts is None or bias is None:
+                continue
+            memory.blind, trial = 0, trials.setdefault(router, Trial(c, bias))
+            load, change = _centred(counts), _centred(list(map(sub, bias, trial.bias)))
+            distance = sum(map(abs, change))
+            trial.lines, trial.farthest = trial.lines + 1, max(trial.farthest, distance)
+            if any(load) and distance >= _ON * trial.farthest > 0:
+                agreed = (
+                    abs(n) if n * m > 0 else -abs(n) for n, m in zip(load, change, strict=True)
+                )
+                trial.agreed += sum(agreed) / sum(map(abs, load))
+            outcome = self._outcome(trial, c)
+            if outcome is not None:
+                outcomes[router] = outcome
+                del trials[router]
+        right_or_wrong = sum(outcomes.values())
+        if right_or_wrong < 0:
+            memory.wrong_at = None  # it was corrected
+        elif right_or_wrong > 0 and memory.wrong_at is None:
+            memory.wrong_at = view.step
 
     def _outcome(self, trial: Trial, c: float) -> int | None:
         """The outcome of the trial; ``None`` while it is running."""
-        changes, limits = trial.changes, self._limits
-        low, high = sorted(
-            a / t if t else 0.0 for a, t in zip(trial.agreed, trial.total, strict=True)
-        )
-        if changes >= _RIGHT_AFTER and low < -_WEAK:
+        lines, limits, most = trial.lines, self._limits, 2.5 * self._limits.sign_changes
+        agreed = trial.agreed / max(1, lines)
+        if lines >= _RIGHT_AFTER and agreed < _RIGHT:
             return -1
-        net = sum(map(abs, _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])))
-        most = 2.5 * limits.sign_changes
-        agrees = low >= _WEAK and high >= limits.sign_agreement and net >= _DIRECTED * trial.path
         enough = (
-            changes >= most
-            or (changes >= limits.sign_changes and trial.lately >= _GROWN * trial.early)
-            or (changes >= _FEW and c < self._critical)
+            lines >= most
+            or (lines >= limits.sign_changes and 1 - c >= _GROWN * (1 - trial.c))
+            or (lines >= _FEW and c < self._critical)
         )
-        if agrees and enough:
+        if enough and agreed >= limits.sign_agreement:
             return 1
-        return 0 if changes >= most else None
-
-    def _judge(self, step: int, memory: SignMemory) -> bool:
-        outcomes, before = list(memory.outcomes.values()), memory.wrong_at
-        wrong, right = outcomes.count(1), outcomes.count(-1)
-        if before is None and wrong and wrong >= 2 * right:
-            memory.wrong_at = step
-        elif before is not None and right > wrong:
-            memory.wrong_at = None  # it was corrected
-        return memory.wrong_at != before
+        return 0 if lines >= most else None
 
 
 def again(memory: SignMemory, step: int) -> SignMemory:
     """The state of a run that resumes at ``step``: new trials decide whether the sign is right."""
-    at = memory.wrong_at
-    return SignMemory(wrong_at=at if at is not None and at < step else None)
+    return SignMemory(wrong_at=_before(step, memory.wrong_at))
+
+
+def _before(step: int, at: int | None) -> int | None:
+    return at if at is not None and at < step else None
 
 
 def _centred(values: Sequence[float]) -> list[float]:

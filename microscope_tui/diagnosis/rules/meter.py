@@ -19,8 +19,6 @@ from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
 
-_PAIRS = ("exact", "top1", "local_rank")
-"""Sources whose counts are pairs, at most one of an expert and a token."""
 _ALL_CHOICES = ("exact", "shares", "none")
 """Sources that hold every choice of the tokens they count: first choices may all be one expert's,
 as may the pairs on the experts of one rank."""
@@ -31,10 +29,6 @@ _EVEN = 0.5  # a collapse index that no other rule reports
 _MANY, _RECENT, _FEWEST = 0.3, 100, 20  # share of wrong sums in the last lines, at least 20
 _FORGOTTEN = 200  # right sums in a row
 _MIXED = 2654435761  # Knuth's multiplicative hash
-_ONCE = (
-    "count all k choices of a token, each expert once; where only the first choice is known, write "
-    'top_k 1 and "counts": "top1" in the header'
-)
 _TEXTS = {
     "non-finite": (
         "the {reading} is NaN or infinite; NaN can look like every token on expert 0",
@@ -50,15 +44,11 @@ _TEXTS = {
         "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}",
         "count real tokens only (no padding), all k choices, over all ranks and micro-batches",
     ),
-    "above": (
-        "expert {experts} has {total:,.0f} pairs of {expected:,.0f} tokens, but a token chooses an "
-        "expert at most once",
-        _ONCE,
-    ),
     "load": (
         "max_load is {total:.2f}, but an expert that every token chooses has {expected:.2f} times "
         "its fair share",
-        _ONCE,
+        "count all k choices of a token, each expert once; where only the first choice is known, "
+        'write top_k 1 and "counts": "top1" in the header',
     ),
     "width": (
         "{total:.0f} counts in a row, the header has {expected:.0f} experts",
@@ -280,10 +270,6 @@ class Meter(Rule[MeterLimits, Memory]):
             return None
         if router.num_experts and len(counts) != router.num_experts:
             return _fault(cause="width", total=len(counts), expected=router.num_experts)
-        tokens = view.tokens_of(index)
-        if tokens is not None and self.context.run.counts in _PAIRS and max(counts) >= tokens + 1:
-            most = counts.index(max(counts))
-            return _fault(cause="above", total=counts[most], expected=tokens, experts=(most,))
         forced = self.learned and max(counts) - min(counts) <= 1
         forced = forced and router.num_experts > router.top_k > 0
         # Scaled shares are often equal, which is not evidence.
