@@ -25,7 +25,7 @@ as may the pairs on the experts of one rank."""
 CONSTRUCTED = ("sinkhorn", "expert_choice", "base")
 """Methods that make the load even by themselves: equal counts are not a fault."""
 _ROUNDED = 2.0**-22  # of a number that a source holds in fp32
-_EVEN = 0.5  # a collapse index that no other rule reports
+_EVEN, _ON_K = 0.5, 1e-3  # a collapse index that no other rule reports; k experts have all tokens
 _MANY, _RECENT, _FEWEST = 0.3, 100, 20  # share of wrong sums in the last lines, at least 20
 _FORGOTTEN = 200  # right sums in a row
 _MIXED = 2654435761  # Knuth's multiplicative hash
@@ -305,17 +305,14 @@ class Meter(Rule[MeterLimits, Memory]):
 
     def _vanished(self, view: StepView) -> dict[int, str]:
         """Detects a writer that omits NaN: no entropy, and all counts on the first k experts."""
-        self.memory.had_entropy |= view.record.router.entropy is not None
-        effective = view.signal("effective_experts")
-        if not self.memory.had_entropy or view.record.router.entropy is not None:
+        if view.record.router.entropy is not None:
+            self.memory.had_entropy = True
             return {}
-        found: dict[int, str] = {}
-        for index, router in enumerate(self.routers):
-            few = effective is None or effective.values[index] < router.top_k + 0.01
-            counts = view.full_counts(index) if few and router.num_experts > router.top_k else None
-            if counts is not None and not any(counts[router.top_k :]):
-                found[index] = "router entropy"
-        return found
+        balance = view.plain_index if self.memory.had_entropy else None
+        values = balance.values if balance is not None else ()
+        rows = {index: view.full_counts(index) for index, c in enumerate(values) if c < _ON_K}
+        ends = {index: row[self.routers[index].top_k :] for index, row in rows.items() if row}
+        return {index: "router entropy" for index, end in ends.items() if not any(end)}
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
