@@ -12,13 +12,7 @@ from dataclasses import dataclass, replace
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import (
-    MOST_SWING,
-    WRONG_SIGN,
-    calm_down,
-    ids_of,
-    setting,
-)
+from microscope_tui.diagnosis.rules.base import MOST_SWING, WRONG_SIGN, calm_down, ids_of, setting
 from microscope_tui.diagnosis.rules.starved import OVER_HISTORY
 from microscope_tui.runlog import RunRecord
 

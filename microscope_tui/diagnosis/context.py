@@ -29,12 +29,6 @@ LEAST_LINES = 5
 """Least lines for persistence, which counts steps: a log with a line for every tenth step needs a
 tenth of the lines. A shock of 24 steps covers five only if they are less than seven steps apart."""
 
-NEVER = "it could never fire"
-NEVER_ENDS = "its episodes would never end"
-SILENT_CUT = "it would be truncated silently"
-ENDS_INSIDE = "an episode would end inside its own limit"
-CRITICAL_FIRST = "it would be critical before it is a warning"
-
 
 class RuleLimits(msgspec.Struct, frozen=True):
     """The limits of one rule, with their evidence in the docstring.
@@ -43,10 +37,8 @@ class RuleLimits(msgspec.Struct, frozen=True):
     in a window, ``tokens × k ÷ E``.
     """
 
-    relations: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """``low < high`` or ``low <= high``, each side the name of a limit or a number; and the
-    consequence of breaking it, which the error message shows after "or".
-    """
+    relations: ClassVar[str] = ""
+    """``low < high, low <= high``: each side is the name of a limit, or a number."""
 
     def values(self) -> dict[str, float]:
         """Every limit by its name."""

@@ -24,7 +24,9 @@ from microscope_tui.watch import Judge
 
 TABLES = {name: rule.limits_type().values() for name, rule in RULES.items()}
 RELATIONS = [
-    (name, *relation) for name, rule in RULES.items() for relation in rule.limits_type.relations
+    (name, relation)
+    for name, rule in RULES.items()
+    for relation in filter(None, rule.limits_type.relations.split(", "))
 ]
 
 
@@ -75,7 +77,7 @@ def test_limits_that_pass_judge_every_scenario_and_can_be_put_into_words(
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: f"{r[0]} {r[1]}")
 def test_a_broken_relation_is_refused_with_the_values_and_what_to_do(relation: Any) -> None:
-    rule, text, _ = relation
+    rule, text = relation
     left, _, right = text.split()
     ends = {s: float(s) if s[0].isdigit() else TABLES[rule][s] for s in (left, right)}
     for side, value in ((left, 2 * ends[right]), (right, ends[left] / 2)):
@@ -86,14 +88,13 @@ def test_a_broken_relation_is_refused_with_the_values_and_what_to_do(relation: A
             changed_limits({rule: {side: broken}})
         message = str(refused.value)
         assert message.startswith(f"[rules.{rule}] ")
-        assert f"{side} is {broken:g}" in message or f"and {side} {broken:g}:" in message
-        assert any(f", or {why}; " in message for name, _, why in RELATIONS if name == rule)
-        assert "; lower " in message or "; raise " in message
+        assert f"{side} is {broken:g}" in message
+        assert any(message.endswith(f": expected {own}") for name, own in RELATIONS if name == rule)
 
 
 def test_relations_hold_by_default_and_between_the_new_values() -> None:
     assert changed_limits({}) == changed_limits(TABLES) == DEFAULTS
-    with pytest.raises(BadLimit, match=r"warn is 0\.7 and leave 0\.45.*lower warn or raise leave"):
+    with pytest.raises(BadLimit, match=r"warn is 0\.7 and leave is 0\.45: expected warn <= leave"):
         changed_limits({"COLLAPSE": {"warn": 0.7}})
     mine = changed_limits({"COLLAPSE": {"warn": 0.7, "leave": 0.8}}).of(CollapseLimits)
     assert (mine.warn, mine.leave) == (0.7, 0.8)

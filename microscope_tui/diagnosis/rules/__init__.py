@@ -50,8 +50,8 @@ def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
         changed[rule] = msgspec.structs.replace(defaults, **values)
     in_turn = [(name, changed[name]) for name in RULES if name in changed]
     for rule, mine in in_turn:
-        for relation, otherwise in mine.relations:
-            _check_relation(rule, mine, relation, otherwise)
+        for relation in filter(None, mine.relations.split(", ")):
+            _check_relation(rule, mine, relation)
     return Limits(tuple(mine for _, mine in in_turn if mine != type(mine)()))
 
 
@@ -62,20 +62,13 @@ def _check(what: str, value: object, default: float) -> None:
         raise BadLimit(f"{what} is {value!r}: give a number from 0 to 1e12, like {default:g}")
 
 
-def _check_relation(rule: str, mine: object, relation: str, otherwise: str) -> None:
+def _check_relation(rule: str, mine: object, relation: str) -> None:
     left, sign, right = relation.split()
     low, high = _value(mine, left), _value(mine, right)
     if low < high or (sign == "<=" and low == high):
         return
-    below, above = ("be below", "be above") if sign == "<" else ("not be above", "not be below")
-    if left[0].isdigit():
-        what, must, fix = f"{right} is {high:g}", f"it must {above} {left}", "raise it"
-    elif right[0].isdigit():
-        what, must, fix = f"{left} is {low:g}", f"it must {below} {right}", "lower it"
-    else:
-        what = f"{left} is {low:g} and {right} {high:g}"
-        must, fix = f"{left} must {below} {right}", f"lower {left} or raise {right}"
-    raise BadLimit(f"[rules.{rule}] {what}: {must}, or {otherwise}; {fix}")
+    named = [f"{name} is {_value(mine, name):g}" for name in (left, right) if not name[0].isdigit()]
+    raise BadLimit(f"[rules.{rule}] {' and '.join(named)}: expected {relation}")
 
 
 def _value(mine: object, side: str) -> float:

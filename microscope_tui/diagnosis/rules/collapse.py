@@ -5,14 +5,7 @@ import math
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import (
-    CRITICAL_FIRST,
-    ENDS_INSIDE,
-    NEVER,
-    NEVER_ENDS,
-    SILENT_CUT,
-    RuleLimits,
-)
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import (
     EXACT,
     PER_STEP,
@@ -71,14 +64,8 @@ class CollapseLimits(RuleLimits, frozen=True):
     """… or the median of the lines of this many first steps, at least five)."""
 
     relations = (
-        ("critical <= warn", CRITICAL_FIRST),
-        ("urgent <= warn", "it would be urgent before it is a warning"),
-        ("warn <= leave", ENDS_INSIDE),
-        ("leave < 1", f"{NEVER_ENDS}: c is 1 at most"),
-        ("window <= max_window", SILENT_CUT),
-        ("max_window <= 1000", "too much is held: the counts of so many steps"),
-        ("even <= 1", "no layer would ever have settled: c is 1 at most"),
-        ("relative_fall < 1", f"{NEVER}: it is the share of c that is lost"),
+        "critical <= warn, urgent <= warn, warn <= leave, leave < 1, window <= max_window, "
+        "max_window <= 1000, even <= 1, relative_fall < 1"
     )
 
 

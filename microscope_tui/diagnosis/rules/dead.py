@@ -5,13 +5,7 @@ from operator import add
 
 import msgspec
 
-from microscope_tui.diagnosis.context import (
-    CRITICAL_FIRST,
-    SILENT_CUT,
-    WHEN,
-    RuleLimits,
-    is_one_step,
-)
+from microscope_tui.diagnosis.context import WHEN, RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import (
     BACK,
@@ -46,11 +40,7 @@ class DeadLimits(RuleLimits, frozen=True):
     critical_share: float = 0.2
     """Share of dead experts that is critical."""
 
-    relations = (
-        ("min_window <= max_window", SILENT_CUT),
-        ("warn_steps <= critical_steps", CRITICAL_FIRST),
-        ("critical_share <= 1", "nothing would be critical: it is a share of the experts"),
-    )
+    relations = "min_window <= max_window, warn_steps <= critical_steps, critical_share <= 1"
 
 
 class Memory(msgspec.Struct):

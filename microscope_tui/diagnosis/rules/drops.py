@@ -1,6 +1,6 @@
 """DROPS: tokens are dropped because experts are full."""
 
-from microscope_tui.diagnosis.context import CRITICAL_FIRST, NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, graded
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, number
 from microscope_tui.diagnosis.signals import StepView
@@ -14,11 +14,7 @@ class DropLimits(RuleLimits, frozen=True):
     critical: float = 0.20
     persistence: int = 25
 
-    relations = (
-        ("0 < warn", f"{NEVER_ENDS}: it ends below half of this"),
-        ("warn <= critical", CRITICAL_FIRST),
-        ("critical <= 1", "nothing would be critical: it is a share of the assignments"),
-    )
+    relations = "0 < warn, warn <= critical, critical <= 1"
 
 
 class Drops(Rule[DropLimits, Nothing]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -36,13 +36,7 @@ class ErodingLimits(RuleLimits, frozen=True):
     """Largest share of the fall in any sixth of the window: a sudden step is not erosion."""
     persistence: int = 3
 
-    relations = (
-        ("8 <= short", f"{NEVER}: a trend needs more points"),
-        ("short < long", NEVER),
-        ("long <= 400", "an evaluation takes too long: it compares every point with every other"),
-        ("level <= 1", "every fall would be deep enough: c is 1 at most"),
-        ("fall < 1", f"{NEVER}: it is the share of c that is lost"),
-    )
+    relations = "8 <= short, short < long, long <= 400, level <= 1, fall < 1"
 
 
 class Memory(msgspec.Struct):

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView, Trail, median
@@ -31,12 +31,8 @@ class GradientLimits(RuleLimits, frozen=True):
     persistence: int = 10
 
     relations = (
-        ("not_finite <= persistence", "norms that are NaN could never fire it"),
-        ("1 <= raised", "every episode would be dated back to the start"),
-        ("1 <= leave", f"{NEVER_ENDS}: 1 is the usual value"),
-        ("raised <= ratio", "an episode would be dated to after its alarm"),
-        ("leave <= ratio", ENDS_INSIDE),
-        ("ratio <= once", "a single step would fire before many do"),
+        "not_finite <= persistence, 1 <= raised, 1 <= leave, raised <= ratio, leave <= ratio, "
+        "ratio <= once"
     )
 
 

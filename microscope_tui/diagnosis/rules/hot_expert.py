@@ -1,7 +1,7 @@
 """HOT_EXPERT: an expert takes nearly every token in an otherwise healthy layer."""
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -17,10 +17,7 @@ class HotExpertLimits(RuleLimits, frozen=True):
     leave: float = 0.7
     persistence: int = 25
 
-    relations = (
-        ("leave <= share", ENDS_INSIDE),
-        ("share <= 1", f"{NEVER}: it is a share of the tokens"),
-    )
+    relations = "leave <= share, share <= 1"
 
 
 class HotExpert(Rule[HotExpertLimits, Nothing]):

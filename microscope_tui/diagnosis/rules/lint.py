@@ -11,7 +11,7 @@ from operator import sub
 
 import msgspec
 
-from microscope_tui.diagnosis.context import NEVER, Context, RuleLimits
+from microscope_tui.diagnosis.context import Context, RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Severity
 from microscope_tui.diagnosis.rules.base import BACK, RIGHT_SIGN, WRONG_SIGN, Rule, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -112,11 +112,7 @@ class LintLimits(RuleLimits, frozen=True):
     sign_agreement: float = 0.9
     """… and this much of the load agrees with the change: 1 if every busy expert gains bias."""
 
-    relations = (
-        ("floor <= 1", "every auxiliary loss would be at its floor: it is a share of it"),
-        ("sign_agreement <= 1", f"{NEVER}: it is 1 at most"),
-        ("uneven <= 1", "every layer would be uneven: it is a share of the experts"),
-    )
+    relations = "floor <= 1, sign_agreement <= 1, uneven <= 1"
 
 
 class Trial(msgspec.Struct):

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import CRITICAL_FIRST, ENDS_INSIDE, NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, calm_down, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -33,12 +33,7 @@ class LogitLimits(RuleLimits, frozen=True):
     and this in 40 steps and stayed collapsed; at 10 times it had z × 6 and recovered."""
     persistence: int = 10
 
-    relations = (
-        ("1 <= leave", f"{NEVER_ENDS}: 1 is the usual value"),
-        ("leave <= warn", ENDS_INSIDE),
-        ("warn <= critical", CRITICAL_FIRST),
-        ("0 < max_logit", "every logit would be too large"),
-    )
+    relations = "1 <= leave, leave <= warn, warn <= critical, 0 < max_logit"
 
 
 class Memory(msgspec.Struct):

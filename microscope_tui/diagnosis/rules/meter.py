@@ -12,7 +12,7 @@ import math
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.repeats import Repeats
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
@@ -100,11 +100,7 @@ class MeterLimits(RuleLimits, frozen=True):
     summary_error: float = 0.02
     """Tolerance between the summary of a line and its own counts."""
 
-    relations = (
-        ("needed <= window", NEVER),
-        ("luck <= 1", "all counts would be forced ones: it is a chance"),
-        ("summary_error <= 1", "no summary would be wrong: it is a share of the value"),
-    )
+    relations = "needed <= window, luck <= 1, summary_error <= 1"
 
 
 class Sums(msgspec.Struct):

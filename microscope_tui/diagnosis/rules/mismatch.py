@@ -1,6 +1,6 @@
 """MISMATCH: the trainer and the engine that generates its data route differently."""
 
-from microscope_tui.diagnosis.context import NEVER, NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, FirstValues, StepView
@@ -23,12 +23,7 @@ class MismatchLimits(RuleLimits, frozen=True):
     reference_steps: int = 50
     persistence: int = 10
 
-    relations = (
-        ("0 < least", f"{NEVER_ENDS}: it ends below three quarters of this"),
-        ("1 < ratio", "the usual share would be too much"),
-        ("least <= warn", "a change would count only after it is a warning anyway"),
-        ("warn < 1", f"{NEVER}: it is a share of the choices"),
-    )
+    relations = "0 < least, 1 < ratio, least <= warn, warn < 1"
 
 
 class Mismatch(Rule[MismatchLimits, FirstValues]):

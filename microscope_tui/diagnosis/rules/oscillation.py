@@ -13,7 +13,7 @@ from statistics import fmean, median, pvariance
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import NEVER, SILENT_CUT, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -53,13 +53,8 @@ class OscillationLimits(RuleLimits, frozen=True):
     checks: int = 2
 
     relations = (
-        ("4 <= window", f"{NEVER}: the shortest swing takes two steps, twice"),
-        ("window <= 1000", "too much is held: the counts of so many steps"),
-        ("every <= most", SILENT_CUT),
-        ("experts_share < 1", f"{NEVER}: it is a share of the experts"),
-        ("agreement <= 1", f"{NEVER}: it is a correlation"),
-        ("recurrence <= 1", f"{NEVER}: it is a correlation"),
-        ("usual_step <= 1", "chance alone would be a swing: it is a share of the sum"),
+        "4 <= window, window <= 1000, every <= most, experts_share < 1, agreement <= 1, "
+        "recurrence <= 1, usual_step <= 1"
     )
 
 

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
@@ -30,7 +30,7 @@ class OverloadLimits(RuleLimits, frozen=True):
     """Counts of every fourth step are summed over eight of them."""
     persistence: int = 25
 
-    relations = (("1 < rank_ratio", f"{NEVER_ENDS}: the busiest rank has at least the mean"),)
+    relations = "1 < rank_ratio"
 
 
 class Memory(msgspec.Struct):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import BALANCE, StepView, Trail, median
@@ -19,11 +19,7 @@ class ShockLimits(RuleLimits, frozen=True):
     within: int = 50
     least_steps: int = 2
 
-    relations = (
-        ("drop < 1", f"{NEVER}: c is 1 at most"),
-        ("back <= drop", "a dip would be over as it begins"),
-        ("least_steps <= within", NEVER),
-    )
+    relations = "drop < 1, back <= drop, least_steps <= within"
 
 
 class Dip(msgspec.Struct):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER, SILENT_CUT, RuleLimits, is_one_step
+from microscope_tui.diagnosis.context import RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import EXACT, PER_STEP, Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
 from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
@@ -34,12 +34,7 @@ class StarvedLimits(RuleLimits, frozen=True):
     in_turn_steps: int = 500
     """… for this many steps of a pretraining, in at least twice ``window`` lines."""
 
-    relations = (
-        ("window <= 200", f"{SILENT_CUT}: no more steps are summed"),
-        ("share <= 1", f"{NEVER}: it is a share of the experts"),
-        ("over_reference <= 1", f"{NEVER}: it is a share of the experts"),
-        ("enter <= 0.1", ENDS_INSIDE),
-    )
+    relations = "window <= 200, share <= 1, over_reference <= 1, enter <= 0.1"
 
 
 class Suspect(msgspec.Struct):
