@@ -231,7 +231,8 @@ def same_batch(shape: Shape, rng: random.Random) -> Run:
         learning_rate=lambda step: 0.0,
         meter=lambda router, step, row: rows.setdefault(router, row),
     )
-    return _run(shape, rng, course)
+    truth = Truth(hard_negative=True, allowed={"DEAD": "warn"})  # of experts that it never chose
+    return replace(_run(shape, rng, course), truth=truth)
 
 
 def frozen_steady(shape: Shape, rng: random.Random) -> Run:

@@ -47,6 +47,7 @@ from .rules.lint import SignMemory as SignMemory
 from .rules.lint import again as again
 from .rules.oscillation import Oscillation as Oscillation
 from .rules.oscillation import recurring as recurring
+from .rules.oscillation import signs as signs
 from .rules.oscillation import spreads as spreads
 from .rules.oscillation import to_and_fro as to_and_fro
 from .rules.starved import StarvedLimits as StarvedLimits

@@ -141,6 +141,7 @@ def test_a_healthy_model_on_narrow_text_has_no_finding(
     rows = [[max(0, n) for n in row] for row in rows]
     totals = [sum(column) for column in zip(*rows, strict=True)]
     assume((measures.balance(totals, top_k).collapse_index or 0.0) > 0.42)  # OLMoE on Wikipedia
+    assume(min(totals) > 0)  # an expert without a token is DEAD from 168 expected ones on
     ignoring = Criteria(frozenset({"METER"}))
     judgement = judged(evaluation(rows, END, top_k=top_k), criteria=ignoring)
     assert judgement.exit_code in (HEALTHY, NO_VERDICT), judgement

@@ -16,6 +16,7 @@ from microscope_tui.diagnosis import (
     recurring,
     restore,
     save,
+    signs,
     spreads,
     to_and_fro,
 )
@@ -62,7 +63,7 @@ def test_a_smooth_swing_of_any_period_is_found(period: float, found: int) -> Non
 
 
 def test_three_groups_never_disagree_enough_to_swing_to_and_fro() -> None:
-    masks = [mask for _, mask in spreads([rotating(n, 12, 3) for n in range(STEPS)])]
+    masks = [signs(loads) for _, loads in spreads([rotating(n, 12, 3) for n in range(STEPS)])]
     assert to_and_fro(masks, STEPS, 0.35) == 0
     assert recurring(masks, STEPS, 0.5) == 3
 

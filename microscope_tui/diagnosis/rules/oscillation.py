@@ -7,7 +7,7 @@ milliseconds. Loads are shares: a step with more tokens is not a swing.
 
 import math
 from collections.abc import Sequence
-from operator import mul
+from operator import itemgetter, mul
 from statistics import fmean, median, pvariance
 
 import msgspec
@@ -188,18 +188,21 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
         """Period of the common swing, or 0, the share of experts in it, and √2 σ of their load."""
         limits, steps, experts = self.limits, len(rows), len(rows[0])
-        wide = sorted(spreads(rows), reverse=True)
+        wide = sorted(spreads(rows), key=itemgetter(0), reverse=True)
         share = sum(variance > limits.amplitude**2 for variance, _ in wide) / experts
         least = int(limits.experts_share * experts) + 1
-        masks = [mask for _, mask in wide[: max(least, round(share * experts))]]
+        noise = limits.overdispersion * experts * steps / sum(map(sum, rows))
+        variance = wide[least - 1][0] - noise
+        if share <= limits.experts_share and variance <= (limits.amplitude / 4) ** 2:
+            return 0, 0.0, 0.0  # the usual case
+        masks = [signs(loads) for _, loads in wide[: max(least, round(share * experts))]]
         period = to_and_fro(masks, steps, limits.agreement)
         returns = period or recurring(masks, steps, limits.recurrence)
         if share <= limits.experts_share:
             period = 0
         elif not period and self._even_in_the_sum_alone(index, rows):
             period = returns
-        noise = limits.overdispersion * experts * steps / sum(map(sum, rows))
-        variance = max(limits.amplitude**2 if period else 0.0, wide[least - 1][0] - noise)
+        variance = max(limits.amplitude**2 if period else 0.0, variance)
         return period, share if period else 0.0, math.sqrt(2.0 * variance) if returns else 0.0
 
     def _even_in_the_sum_alone(self, index: int, rows: list[list[int]]) -> bool:
@@ -247,17 +250,22 @@ def _change(values: Sequence[float]) -> int | None:
     return clearest if enough else None
 
 
-def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
-    """Of every expert: the variance of its share of the load, and a bit for each step above it."""
+def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, list[float]]]:
+    """The variance of every expert's load, as a share of the fair one, and the load itself."""
     steps, experts = len(rows), len(rows[0])
     scales = [experts / total if (total := sum(row)) else 0.0 for row in rows]
     found = []
     for column in zip(*rows, strict=True):
         loads = list(map(mul, column, scales))
         mean = sum(loads) / steps
-        mask = sum((load > mean) << step for step, load in enumerate(loads))
-        found.append((sum(map(mul, loads, loads)) / steps - mean * mean, mask))
+        found.append((sum(map(mul, loads, loads)) / steps - mean * mean, loads))
     return found
+
+
+def signs(loads: Sequence[float]) -> int:
+    """A bit for each step in which the load is above its mean."""
+    mean = sum(loads) / len(loads)
+    return sum((load > mean) << step for step, load in enumerate(loads))
 
 
 def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
