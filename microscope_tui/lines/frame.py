@@ -120,7 +120,8 @@ def verdict(
         counts += [known if unseen else "seen"] if len(unseen) < active else []
         more = [Span(f"{'  '.join(counts)} ", "dim")] if counts else []
         if compact or lines < 3:
-            first = crop([Span(" "), badge, Span(f" {advice.cause_first(advice.short)}")], width)
+            text = Span(f" {advice.cause_first(advice.short)}")
+            first = crop([Span(" "), badge, text], width - line_width(more) - 1)
             following = labelled("next", _cut(advice.next, width - 7, lines - 1), 7)
             rows = [spread(first, more, width), *following]
         else:
