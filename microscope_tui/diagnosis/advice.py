@@ -36,7 +36,10 @@ class Advice:
 
     def cause_first(self, text: str) -> str:
         """``text`` after the cause, where that is known."""
-        return f"{self.cause[0].upper()}{self.cause[1:]}: {text}" if self.cause else text
+        cause = self.cause
+        if "_" not in cause.split(" ")[0]:  # a setting keeps its name
+            cause = cause[:1].upper() + cause[1:]
+        return f"{cause}: {text}" if cause else text
 
 
 def report(

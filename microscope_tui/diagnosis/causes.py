@@ -224,7 +224,8 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
 def _beside(left: Sequence[Episode], core: Sequence[Episode]) -> list[Episode]:
     """``core``, and the uneven load of the same routers at the same time."""
     known = set(map(id, core))
-    others = [e for e in left if id(e) not in known and e.rule in _UNEVEN and overlaps(e, core)]
+    beside = (*_UNEVEN, "HOT_EXPERT", "SHOCK")
+    others = [e for e in left if id(e) not in known and e.rule in beside and overlaps(e, core)]
     return [*core, *others]
 
 

@@ -221,6 +221,8 @@ def verdict_text(judgement: Judgement) -> str:
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
         word = "warnings, ignored by --fail-on crit,"
+    if judgement.exit_code == HEALTHY and any(" still active: " in n for n in judgement.notes):
+        word = "nothing new"
     if judgement.waits_until is not None:
         word = f"{judgement.problem},"
     lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]

@@ -113,7 +113,7 @@ both in fp32, and compare two probes with `moe-microscope mismatch` to see which
 50% of the experts are overloaded and starved in turn, with a period of 2 steps. Lower
 bias_update_rate from 0.001 to 0.0005, or average the load over more steps before each update.
 
-max − min of the bias grew to 0.9, 0.002 a step in a straight line, while c stayed at 0.40.
+max − min of the bias grew to 0.9, 0.002 a step in a straight line, while c is 0.40.
 {FASTER}; a bias on softmax logits needs far more than one on sigmoid scores.
 
 a gradient norm of 70, 56 times its median before step 950. Clip the gradient norm, watch LOGITS,

@@ -116,6 +116,6 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
             remedy += "; a bias on softmax logits needs far more than one on sigmoid scores"
         return (
             f"max − min of the bias grew to {worst.value:.3g}, {number(worst, 'slope'):.2g} a "
-            f"step in a straight line, while c stayed at {number(worst, 'c'):.2f}",
+            f"step in a straight line, while c is {number(worst, 'c'):.2f}",
             remedy,
         )
