@@ -183,5 +183,5 @@ def test_news_before_the_range_is_not_reported(follow: Follow, collapse: Written
     assert code == 2
     code, out, _ = follow(collapse.path, "--since-step", "449", "--new-only").end()
     assert code == 0
-    assert out.startswith("collapse-0: healthy at step 450")
+    assert out.startswith("collapse-0: nothing new at step 450")
     assert "still active: COLLAPSE in L3" in out
