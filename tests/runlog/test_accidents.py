@@ -96,7 +96,9 @@ def test_any_accidents_in_any_order_leave_the_lines_of_the_file(
         if not writer.path.read_bytes().endswith(b"\n"):
             append(writer.path, b"\n")
         assert reader.look_until_exhausted() == writer.path.read_bytes().split(b"\n")[:-1]
-        assert reader.restarts == 0 or not {name for name, _ in accidents} <= ORDINARY
+        ordinary = {name for name, _ in accidents} <= ORDINARY
+        # Half a line that is too long is skipped at once: cutting it off looks like a restart.
+        assert reader.restarts == 0 or not ordinary or max_line_bytes == 300
 
 
 @settings(max_examples=100, deadline=None)
