@@ -8,7 +8,7 @@ cold. Findings with one cause (see ``causes``) share its remedy and the step to 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.diagnosis.causes import WRONG_SIGN_TITLE, Cause, Known, causes, overlaps
+from microscope_tui.diagnosis.causes import Cause, Known, causes, overlaps
 from microscope_tui.diagnosis.context import WHEN, is_one_step
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import EXACT, Episode, Finding, Severity
@@ -33,6 +33,12 @@ class Advice:
     """What explains the finding; empty where that is unknown."""
     explains: tuple[str, ...] = ()
     """On the first finding of a cause: all that it explains, in words."""
+
+    @property
+    def explanation(self) -> str:
+        """The cause, and on its first finding what it explains."""
+        explains = f"explains {', '.join(self.explains)}" if self.explains else ""
+        return "; ".join(filter(None, (self.cause, explains)))
 
     def cause_first(self, text: str) -> str:
         """``text`` after the cause, where that is known."""
@@ -175,8 +181,7 @@ def _remedy(finding: Finding, cause: Cause, known: Known, collapsed: bool) -> st
     elif finding.active and cause.goes_back and _undone(active, cause, known.run.profile):
         several = any(sign in remedy for sign in (", ", "; ", " and "))
         remedy = f"{remedy}; then {back}" if several else f"{remedy} and {back}"
-        if cause.title == WRONG_SIGN_TITLE and back.startswith("go back"):
-            remedy = f"{remedy}, with expert_bias set to zero"
+        remedy += cause.reset if back.startswith("go back") else ""
     if not finding.active and finding.severity > Severity.INFO:
         remedy = f"Nothing now; if it returns: {remedy}"
     return remedy

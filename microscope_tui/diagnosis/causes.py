@@ -6,8 +6,9 @@ the onset; what is left is balancing that is too weak. Each episode has one caus
 turns one setting in two directions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Severity
 from microscope_tui.diagnosis.ledger import group
@@ -27,10 +28,12 @@ _AFTER = 50
 """Steps after a restart or a change of the data within which an onset belongs to it."""
 _UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
 """Rules that fire where the load of a router is uneven, for whichever reason."""
-WRONG_SIGN_TITLE = "bias update with the wrong sign"
-_SETTINGS = {
-    WRONG_SIGN: WRONG_SIGN_TITLE,
+_PROVEN = {
+    WRONG_SIGN: "bias update with the wrong sign",
     "bias lost": "selection bias lost at the restart",
+}
+"""Causes of LINT that the steps prove: what explains an uneven load, in words."""
+_SETTINGS = {
     "aux not applied": "auxiliary loss not applied",
     "no balancing": "no load balancing",
     "router frozen": "frozen router",
@@ -40,7 +43,7 @@ _SETTINGS = {
     "bias not updated": "selection bias not updated",
     "aux too strong": "auxiliary loss too strong",
 }
-"""Causes of LINT that explain an uneven load, proofs first."""
+"""The same for settings with which balancing cannot work."""
 _SLOW = {"bias": "bias update too slow", "aux": "auxiliary loss too weak"}
 _LOADED = (
     "compare what was loaded with what was saved: router weights, selection bias, optimizer state "
@@ -87,6 +90,8 @@ class Cause:
     sign: Episode | None = None
     """The first sign of a divergence."""
     goes_back: bool = True
+    reset: str = ""
+    """What else to undo when going back."""
 
     @property
     def explained(self) -> tuple[Finding, ...]:
@@ -107,11 +112,11 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
             slides.setdefault(episode.router_index, []).append(episode)
     if any(e.rule == "OSCILLATION" for e in left):
         known = replace(known, swing=max(known.swing, _SWINGS))
-    for find in (_ranks, _signs, _divergences, _settings, _swings, _moments, _weak, _capacity):
+    proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
+    for find in (_ranks, proven, _divergences, settings, _swings, _moments, _weak, _capacity):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
-            taken = set(map(id, members))
-            left = [episode for episode in left if id(episode) not in taken]
+            left = _without(left, members)
     for finding in group(left):
         found.append(_complete(Cause("", ()), [finding], slides, known))
     return sorted(found, key=_gravity)
@@ -136,19 +141,15 @@ def _complete(
     return replace(cause, findings=tuple(findings), remedy=remedy, onset=min(onsets))
 
 
-def _signs(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """Settings that the steps prove wrong."""
-    return _by_lint(left, known, (WRONG_SIGN, "bias lost"))
+def _without(episodes: Sequence[Episode], taken: Iterable[Episode]) -> list[Episode]:
+    ids = set(map(id, taken))
+    return [episode for episode in episodes if id(episode) not in ids]
 
 
-def _settings(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """Settings with which balancing cannot work."""
-    return _by_lint(left, known, tuple(_SETTINGS)[2:])
-
-
-def _by_lint(left: list[Episode], known: Known, names: Sequence[str]) -> Iterator[_Found]:
+def _by_lint(titles: Mapping[str, str], left: list[Episode], known: Known) -> Iterator[_Found]:
+    """The first of these settings that LINT reports."""
     lint = {e.facts.get("cause"): e for e in left if e.rule == "LINT" and e.active}
-    for name in names:
+    for name, title in titles.items():
         proof = lint.get(name)
         if proof is None:
             continue
@@ -168,11 +169,11 @@ def _by_lint(left: list[Episode], known: Known, names: Sequence[str]) -> Iterato
         if name == "router frozen" and not _all_frozen(known.run):
             continue
         if any(e.severity > Severity.INFO for e in explained):
-            remedy = _FROZEN if name == "router frozen" else known.remedy_of(proof)
-            flag = "output_router_logits"
-            remedy = remedy.replace(flag, setting(known.run, flag))
-            back = name != "router frozen"
-            yield Cause(_SETTINGS[name], (), remedy, goes_back=back), [proof, *explained]
+            frozen = name == "router frozen"
+            remedy = _FROZEN if frozen else known.remedy_of(proof)
+            reset = ", with expert_bias set to zero" if name == WRONG_SIGN else ""
+            cause = Cause(title, (), remedy, goes_back=not frozen, reset=reset)
+            yield cause, [proof, *explained]
             return
 
 
@@ -223,17 +224,15 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _beside(left: Sequence[Episode], core: Sequence[Episode]) -> list[Episode]:
     """``core``, and the uneven load of the same routers at the same time."""
-    known = set(map(id, core))
     beside = (*_UNEVEN, "HOT_EXPERT", "SHOCK")
-    others = [e for e in left if id(e) not in known and e.rule in beside and overlaps(e, core)]
-    return [*core, *others]
+    others = _without(left, core)
+    return [*core, *(e for e in others if e.rule in beside and overlaps(e, core))]
 
 
 def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
-    for members in divergences(left):
+    for members in _clusters(left):
         sign = next(e for e in members if _is_sign(e))
-        early = [known.remedy_of(e) for e in members if e.facts.get("sign")]  # in the warm-up
-        remedy = early[0] if early else calm_down(known.run)
+        remedy = calm_down(known.run, early=any(e.facts.get("sign") for e in members))
         cause = Cause("learning rate too high, the run diverges", (), remedy, sign=sign)
         core = [e for e in members if e.severity > Severity.INFO]
         yield cause, _beside([e for e in left if e.onset >= sign.onset - _GAP], core)
@@ -258,7 +257,7 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
         if serious and len({e.router_index for e in serious}) >= min(least, len(known.run.routers)):
             otherwise = known.remedy_of(serious[0])
             yield Cause(title, (), f"{remedy}; if that is right, {otherwise}"), members
-            left = [e for e in left if e not in members]
+            left = _without(left, members)
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -303,6 +302,7 @@ def _starves(episode: Episode) -> bool:
 
 
 def overlaps(trouble: Episode, episodes: Iterable[Episode]) -> bool:
+    """Whether it is in the same router at the same time as one of the others."""
     return any(
         trouble.router_index == e.router_index
         and trouble.onset <= e.last
@@ -311,7 +311,7 @@ def overlaps(trouble: Episode, episodes: Iterable[Episode]) -> bool:
     )
 
 
-def divergences(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+def _clusters(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
     """The divergences of a run: their signs and what followed them, earliest onset first."""
     serious = sorted((e for e in episodes if e.severity >= Severity.WARN), key=lambda e: e.onset)
     clusters: list[list[Episode]] = []

@@ -45,7 +45,7 @@ from microscope_tui.diagnosis.signals import (
 )
 from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8
@@ -133,8 +133,8 @@ class Diagnosis(_State):
             for index, reading in rule.events(view):
                 if index not in silent:
                     self.ledger.open(rule.name, index, record.step, reading)
-            if WHOLE_RUN not in silent and (causes := rule.whole_run_causes(view)) is not None:
-                self.ledger.set_causes(rule.name, record.step, causes)
+            if WHOLE_RUN not in silent and (held := rule.whole_run_causes(view)) is not None:
+                self.ledger.set_causes(rule.name, record.step, held)
             readings = rule.read(view)
             if readings is not None:
                 self._take(rule, readings, silent)

@@ -16,7 +16,7 @@ from microscope_tui.diagnosis.episodes import (
     Severity,
 )
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import SCALES, Track
+from microscope_tui.diagnosis.rules.base import Track
 from microscope_tui.diagnosis.signals import StepView, Trail, median
 
 MOST_EPISODES = 20
@@ -200,10 +200,9 @@ class Ledger:
         """The facts of a reading, with those that the ledger adds."""
         facts = _plain(reading.facts)
         if RULES[rule].wants_balance and self._view is not None:
-            for name in SCALES:
-                signal = self._view.signal(name)
-                if signal is not None and signal.values[index] == signal.values[index]:
-                    facts[name] = float(signal.values[index])
+            margin = self._view.signal("margin")  # the scale of the scores
+            if margin is not None and margin.values[index] == margin.values[index]:
+                facts["margin"] = float(margin.values[index])
         return facts
 
     def _announce(self, episode: Episode) -> None:

@@ -227,11 +227,9 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
     if entry.seen:
         lines[-1].append(Span("  seen", "dim"))
     gap: list[Line] = [[]] if height >= _AIRY_FROM else []
-    explained = ", ".join(entry.advice.explains)
-    explains = f"explains {explained}" if explained else ""
     lines += gap
     if entry.advice.cause:
-        lines += _part("cause", "; ".join(filter(None, (entry.advice.cause, explains))), room)
+        lines += _part("cause", entry.advice.explanation, room)
     lines += _part("why", entry.advice.why, room) + _part("next", entry.advice.next, room) + gap
     for word, text in _facts(entry):
         lines += _part(word, text, room)

@@ -184,8 +184,7 @@ class RunJudge:
         lines = list[str]()
         for finding, advice in found[:MOST_LINES]:
             if advice.explains:
-                head = f"{_word(finding)} cause: {advice.cause}"
-                lines.append(f"{head}; explains {', '.join(advice.explains)}")
+                lines.append(f"{_word(finding)} cause: {advice.explanation}")
             lines.append(f"{_word(finding)} {finding.rule}: {advice.verdict}")
         lines[0] += since
         if len(found) > MOST_LINES:

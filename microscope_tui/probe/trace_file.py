@@ -107,7 +107,7 @@ class TraceFile:
         most = max(1, min(tables.MOST_TELLING, _MOST_TABLE_ROWS // (L * E)))
         counts: list[list[list[int]]] = [[] for _ in range(S)]
         ratios: list[list[Any]] = [[] for _ in range(S)]
-        own, chance, lifts = [], [], []
+        identity, shuffled, lifts = [], [], []
         for layer in range(L):
             progress(layer, L)
             ids_TK = self._read("ids", layer).reshape(-1, writer.shape.top_k)
@@ -116,11 +116,13 @@ class TraceFile:
             if S > 1:
                 for place, found in enumerate(tables.shuffled_ratios(ids_TK, slices_T, S, E)):
                     ratios[place].append(found)
-            own.append(tables.identity_share(vocabulary, ids_TK, E))
-            chance.append(tables.shuffled_identity(vocabulary, ids_TK, E))
+            identity.append(tables.identity_share(vocabulary, ids_TK, E))
+            shuffled.append(tables.shuffled_identity(vocabulary, ids_TK, E))
             lifts.append(tables.telling_tokens(vocabulary, ids_TK, E, most))
         noise = [tables.noise_level(np.concatenate(rows)) if rows else 0.0 for rows in ratios]
-        return Tables(counts=counts, noise=noise, identity=own, identity_noise=chance, lifts=lifts)
+        return Tables(
+            counts=counts, noise=noise, identity=identity, identity_noise=shuffled, lifts=lifts
+        )
 
     def _read(self, name: str, layer: int) -> Any:
         data = self.writer.get(name, layer, self.tokens)

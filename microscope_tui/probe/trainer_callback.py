@@ -192,7 +192,11 @@ def _mark(weights: Sequence[Tensor]) -> float | None:
 
 
 def _differing(sites: Sequence[Site], kept: Sequence[float | None]) -> list[str]:
-    """Names of the routers whose weights, or those of their experts, differ from ``kept``."""
+    """Names of the routers whose weights, or those of their experts, differ from ``kept``.
+
+    The Trainer of transformers loads a checkpoint in part if its weights have other names than the
+    model's: without experts that were saved one by one (huggingface/transformers#48805).
+    """
     if len(kept) != len(sites):
         return []
     return [

@@ -239,8 +239,8 @@ def _cause_text(finding: Finding, advice: Advice) -> list[str]:
     """What explains the findings that follow, and what to do; nothing where that is unknown."""
     if not advice.explains:
         return []
-    head = f"{finding.severity.label.upper()} cause: {advice.cause}"
-    return [f"{head}; explains {', '.join(advice.explains)}", f"  next  {advice.next}"]
+    label = finding.severity.label.upper()
+    return [f"{label} cause: {advice.explanation}", f"  next  {advice.next}"]
 
 
 def _finding_text(finding: Finding, advice: Advice) -> list[str]:

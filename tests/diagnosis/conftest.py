@@ -3,10 +3,15 @@
 import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, Severity
-from microscope_tui.runlog import RunReader
+from microscope_tui.report import CheckRequest, Judgement
+from microscope_tui.report import judge as check
+from microscope_tui.runlog import RunFile, RunReader
 from microscope_tui.watch import Judge
 from tests.conftest import step
 
@@ -73,6 +78,17 @@ def judge(records: Sequence[Record], criteria: Criteria | None = None) -> Diagno
         judging.take(entry)
     assert judging.diagnosis is not None
     return judging.diagnosis
+
+
+@pytest.fixture
+def judged(write_log: Any) -> Any:
+    """Judges records as ``check`` does."""
+
+    def read(records: Sequence[Any], **request: Any) -> Judgement:
+        path: Path = write_log(records)
+        return check(RunFile("run", path, 0.0), CheckRequest(**request))
+
+    return read
 
 
 def of(diagnosis: Diagnosis, rule: str) -> Episode:

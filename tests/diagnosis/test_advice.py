@@ -318,7 +318,6 @@ def test_going_back_names_what_there_is(onset: int, saved: list[int], words: str
         ("", {"margin": 5.1}, "0.001 to 0.05 (the chosen scores lead by 5.1; at 0.001"),
         ("softmax", {"margin": 0.02}, "0.001 to 0.003"),
         ("softmax", {}, "0.001 to 0.05 if the bias is added to logits, to 0.003 if to prob"),
-        ("softmax", {"max_logit": 40.0}, "0.001 to 0.2 if the bias is added to logits"),
         ("", {}, "0.001 to 0.003"),
     ],
 )  # fmt: skip

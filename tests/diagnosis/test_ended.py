@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from microscope_tui import measures
 from microscope_tui.diagnosis import Criteria, RouterBaseline, Severity, restore, save
 from microscope_tui.lines import card_text
-from microscope_tui.report import CheckRequest, Judgement
+from microscope_tui.report import Judgement
 from microscope_tui.report import judge as check
-from microscope_tui.runlog import RunFile, RunReader
+from microscope_tui.runlog import RunReader
 from microscope_tui.watch import Fleet, Judge, RunWatch, view_of
 from tests.conftest import header, step
 from tests.diagnosis.conftest import alternating, collapse_at, judge, steps
@@ -52,15 +52,6 @@ def of_four(per_expert: float, num_steps: int = 7) -> list[Row]:
 def silent_expert(per_step: Sequence[int]) -> list[Row]:
     """The last of 32 experts gets nothing at so many assignments per expert."""
     return [[*fair(n, each, 31), 0] for n, each in enumerate(per_step)]
-
-
-@pytest.fixture
-def judged(write_log: Any) -> Any:
-    def read(records: Sequence[Any], **request: Any) -> Judgement:
-        path: Path = write_log(records)
-        return check(RunFile("run", path, 0.0), CheckRequest(**request))
-
-    return read
 
 
 def rules(judgement: Judgement) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.diagnosis import Criteria, restore, save
-from microscope_tui.report import CheckRequest, Judgement
-from microscope_tui.report import judge as check
-from microscope_tui.runlog import RunFile
+from microscope_tui.report import Judgement
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, judge
 
@@ -29,15 +26,6 @@ def dump(rows: Rows, top_k: int | None = 2, tokens: int | None = None, **changes
     run = header(model=model, profile="eval", planned_steps=1, **changes)
     only = {k: v for k, v in step(1, rows, 0).items() if k != "tokens"}
     return [run, only if tokens is None else {**only, "tokens": tokens}]
-
-
-@pytest.fixture
-def judged(write_log: Any) -> Any:
-    def read(records: Sequence[Any], **request: Any) -> Judgement:
-        path: Path = write_log(records)
-        return check(RunFile("run", path, 0.0), CheckRequest(**request))
-
-    return read
 
 
 def rules(judgement: Judgement) -> set[str]:

@@ -146,7 +146,7 @@ def test_experts_that_are_idle_in_turn_starve_over_the_history(each: int, period
     found = of(run(idle, 2, range(1, 700), each), "STARVED")
     assert (found.severity, found.active, 601 <= found.alarm <= 610) == (Severity.WARN, True, True)
     assert loud(run(idle, 2, range(1, 700), each, profile="finetune")) == []
-    sparse = run(idle, 2, range(7, 1500, 14), each)  # of 49 lines it is no statement
+    sparse = run(idle, 2, range(7, 1500, 14), each)  # 49 lines are too few
     assert 780 <= of(sparse, "STARVED").alarm <= 850
     even = run(lambda n: idle(n) if n < 700 else [1.0] * 8, 2, range(1, 1500), each)
     assert not of(even, "STARVED").active

@@ -23,8 +23,6 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Balancing methods with a strength in the header."""
-SCALES = ("margin", "max_logit")
-"""Signals that give the scale of the scores: facts for the advice of stronger balancing."""
 WRONG_SIGN = "wrong bias sign"
 """Cause: a bias update that favours the busy experts."""
 RIGHT_SIGN = (
@@ -333,7 +331,7 @@ def stronger_balance(run: RunRecord, episode: Episode) -> str:
     if knob == "bias_update_rate" and update in ("proportional", "quantile"):
         return f"a {update} update overshoots at a higher {setting(run, knob)}: {_BESIDE}"
     if knob == "bias_update_rate" and _is_positive(value):
-        faster = _faster(run, value, room, *(episode.facts.get(name) for name in SCALES))
+        faster = _faster(run, value, room, episode.facts.get("margin"))
         return (
             faster if update == "sign" else f"if your update is the sign of the violation, {faster}"
         )
@@ -346,13 +344,15 @@ def setting(run: RunRecord, name: str) -> str:
     return str(names.get(name, name)) if isinstance(names, dict) else name
 
 
-def calm_down(run: RunRecord) -> str:
-    """What to change so that gradients and logits stay finite and small."""
+def calm_down(run: RunRecord, *, early: bool = False) -> str:
+    """What to change so that logits and gradients stay small; ``early``: in the warm-up."""
     weight, z_loss = run.balance.get("z_loss_weight"), "add a z-loss of 1e-3"
     if isinstance(weight, int | float) and 0 < weight < 1:
         z_loss = f"raise {setting(run, 'z_loss_weight')} from {weight:g} to {10 * weight:g}"
+    longer = "warm up for longer, " if early else ""
     return (
-        f"lower the learning rate, clip the gradient norm, {z_loss} and compute the router in fp32"
+        f"lower the learning rate, {longer}clip the gradient norm, {z_loss} and compute the router "
+        "in fp32"
     )
 
 
@@ -368,14 +368,12 @@ def go_back(onset: int, checkpoints: Sequence[int], newest: int = 0) -> str:
     return f"go back to before step {onset:,}{known}"
 
 
-def _faster(run: RunRecord, rate: float, room: float, margin: object, largest: object) -> str:
+def _faster(run: RunRecord, rate: float, room: float, margin: object) -> str:
     """A bias on logits, which have no bound, needs more than one on scores from 0 to 1."""
     knob, most = setting(run, "bias_update_rate"), _one_digit(rate * room)
     plain, wanted = min(3.0 * rate, rate * room), _OF_LOGITS
     if _is_positive(margin):
         wanted = _one_digit(margin / _BRIDGED_IN)
-    elif _is_positive(largest):
-        wanted = _one_digit(largest / (2 * _BRIDGED_IN))
     change, wanted = f"raise {knob} from {rate:g} to", min(wanted, most)
     unbounded = run.score_function == "softmax"
     if wanted <= plain or not (unbounded or _is_positive(margin)):

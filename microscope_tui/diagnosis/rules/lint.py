@@ -13,7 +13,7 @@ import msgspec
 
 from microscope_tui.diagnosis.context import Context, RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Severity
-from microscope_tui.diagnosis.rules.base import BACK, RIGHT_SIGN, WRONG_SIGN, Rule, number
+from microscope_tui.diagnosis.rules.base import BACK, RIGHT_SIGN, WRONG_SIGN, Rule, number, setting
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.meter import CONSTRUCTED
 from microscope_tui.diagnosis.signals import StepView, Trail
@@ -30,8 +30,8 @@ _TEXTS = {
         "switch on load balancing: bias updates, or an auxiliary loss per layer",
     ),
     "aux not applied": (
-        "an auxiliary loss is configured, but output_router_logits is off and the model adds none",
-        "set output_router_logits to true",
+        "an auxiliary loss is configured, but {flag} is off and the model adds none",
+        "set {flag} to true",
     ),
     "aux pooled": (
         "the auxiliary loss is at its floor while layers are uneven: it pools all layers first",
@@ -304,7 +304,9 @@ class Lint(Rule[LintLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         why, remedy = _TEXTS[str(worst.facts.get("cause"))]
-        return why.format(at=number(worst, "at"), before=number(worst, "before")), remedy
+        known = {name: number(worst, name) for name in ("at", "before")}
+        flag = setting(run, _OF_TRANSFORMERS)
+        return why.format(flag=flag, **known), remedy.format(flag=flag)
 
 
 class BiasSign:

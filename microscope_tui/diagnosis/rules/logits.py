@@ -167,7 +167,5 @@ class Logits(Rule[LogitLimits, Memory]):
             return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
         then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
-        why, remedy = f"the z-loss is {worst.value:,.1f} times {then} {numbers}", calm_down(run)
-        if not sign:
-            return why, remedy
-        return f"{why}, and {sign}", remedy.replace("rate,", "rate, warm up for longer,")
+        why = f"the z-loss is {worst.value:,.1f} times {then} {numbers}"
+        return f"{why}, and {sign}" if sign else why, calm_down(run, early=bool(sign))
