@@ -151,6 +151,7 @@ def test_every_rule_gives_its_numbers_and_a_remedy(case: Any, words: str) -> Non
         ("sum", "counts sum to 8,192, tokens × k is 4,096"),
         ("load", "max_load is 8192.00, but an expert that every token chooses has 4096.00 times"),
         ("width", "8192 counts in a row, the header has 4096 experts"),
+        ("effective", "effective_experts is 8192.00, but tokens that choose 4096 experts use"),
         ("summary", "effective_experts is 8192.00, its counts give 4096.00"),
         ("forced", "all experts have the same count to ±1"),
     ],

@@ -1,6 +1,7 @@
 """A bias update with the wrong sign is found; one that is only slow, late, averaged or too fast
 is not. The router here is a real one in small: what the bias does to the load is simulated."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def view(step: int, line: Line, *, with_counts: bool = True) -> StepView:
     return StepView(record, ROUTER, lambda i: counts[i], lambda i: biases[i])
 
 
-def wrong_at(routers: Routers, steps: int, counts_every: int = 1) -> int | None:
+def wrong_at(routers: Iterator[Line], steps: int, counts_every: int = 1) -> int | None:
     """The step at which the sign counts as wrong, if it does within these steps."""
     sign, memory = BiasSign(Context(HEADER)), SignMemory()
     for step in range(1, steps + 1):
@@ -118,6 +119,15 @@ def test_the_right_sign_is_not_blamed_however_it_is_applied(
 ) -> None:
     steps = 400 if counts_every == 1 and "every" not in settings else 1500
     assert wrong_at(Routers(**settings, seed=counts_every), steps, counts_every) is None
+
+
+def test_a_bias_that_rests_where_it_once_went_is_not_evidence() -> None:
+    def resting() -> Iterator[Line]:
+        for step in itertools.count(1):
+            bias = [0.01 * (4 - e) * min(1.0, step / 20) + 0.001 * (step + e & 1) for e in range(E)]
+            yield [[608, 416, 288, 224, 192, 144, 96, 80]] * ROUTERS, [bias] * ROUTERS
+
+    assert wrong_at(resting(), 400) is None
 
 
 def swinging(step: int, period: float, lag: int = 0) -> Line:

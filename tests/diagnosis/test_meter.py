@@ -93,12 +93,17 @@ def test_pairs_that_chose_no_real_expert_are_counted_as_unrouted() -> None:
     ("counts", "fault"),
     [("exact", True), ("shares", True), ("none", True), ("top1", False), ("local_rank", False)],
 )
-def test_what_is_impossible_depends_on_what_the_counts_are(counts: str, fault: bool) -> None:
-    first_choices = [1500, 300, 60, 60, 40, 40, 24, 24]  # 1.9 of 8 effective, none above tokens
+@pytest.mark.parametrize("summaries", ["all", "effective experts alone"])
+def test_what_is_impossible_depends_on_what_the_counts_are(
+    counts: str, fault: bool, summaries: str
+) -> None:
+    first_choices = [1790, 130, 40, 30, 20, 18, 10, 10]  # 1.8 of 8 effective, none above tokens
     records = [header(source={"counts": counts})]
     records += [step(n, [first_choices] * 3, 2048) for n in range(1, 160)]
     for record in records if counts in ("exact", "none") else ():
         record.pop("tokens_per_expert", None)
+    for record in records[1:] if summaries != "all" else ():
+        record["router"] = {"effective_experts": [1.8] * 3}
     rules = {e.rule for e in judge(records).episodes}
     assert ("METER" in rules, "COLLAPSE" in rules) == (fault, not fault)
 

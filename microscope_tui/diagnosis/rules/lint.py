@@ -2,12 +2,14 @@
 
 Some show in the steps: a bias that a restart has lost, and one whose update has the wrong sign. A
 busy expert must lose bias, an idle one gain it. Where the load of a router is uneven, the change of
-every expert's bias since a first line is compared with its load, once per start of the run. Where
-the load swings, the bias returns, and those lines do not agree.
+every expert's bias from line to line is compared with its load: a trial. Writers log the bias that
+a step was routed with or the one after its update, so the change must agree with the load at both
+of its ends; where the load swings, it disagrees with one of them. A bias that moves back and forth
+is not evidence: counts that are logged only sometimes can show a swing in reverse. Each router has
+one trial per start of a run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import sub
 
 import msgspec
 
@@ -85,10 +87,12 @@ _OF_TRANSFORMERS = "output_router_logits"
 
 _MOST = 8  # routers on trial at the same time
 _BLIND = 64  # lines with counts and without a bias, after which none is expected
-_GROWN = 1.2  # a wrong sign makes the load less even: 1 − c grows by this factor
-_ON = 0.9  # of the largest change of a bias so far: it is not on its way back
-_FEW = 32  # lines that are enough where the router is critically collapsed
-_RIGHT, _RIGHT_AFTER = -0.5, 40  # agreement, and lines, that show that the sign is right
+_FIRST = 16  # changes whose load is compared with the latest
+_GROWN = 1.2  # a wrong sign makes the load less even: its variance grows by this factor
+_WEAK = 0.5  # agreement with the load at the other end of the change, which is noisier
+_DIRECTED = 0.6  # share of the path of the bias that leads away from its start
+_FEW = 32  # changes that are enough where the router is critically collapsed
+_RIGHT_AFTER = 40  # changes that show that the sign is right
 _LOOKS = 100  # lines from one look at the span of the bias to the next, which decodes a whole line
 _LOST, _BACK = 0.1, 0.5  # of its span before
 _STILL = 5  # lines without any gradient, after which the routers are frozen
@@ -118,15 +122,20 @@ class LintLimits(RuleLimits, frozen=True):
 class Trial(msgspec.Struct):
     """One router whose bias is compared with its load."""
 
-    c: float
+    first: list[float]
+    """Bias at the start of the trial."""
     bias: list[float]
-    """At the start of the trial, as c."""
-    lines: int = 0
-    farthest: float = 0.0
-    """Largest change of the bias since the start."""
-    agreed: float = 0.0
-    """Share of the load that agrees with the change minus the rest; the sum over lines. Nothing of
-    lines where the bias is on its way back."""
+    load: list[float]
+    """Counts minus their mean, of the latest line."""
+    changes: int = 0
+    agreed: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
+    """Load of the experts whose bias rose minus that of those whose bias fell, at both ends …"""
+    total: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
+    """… and the sum of the absolute loads."""
+    path: float = 0.0
+    early: float = 0.0
+    lately: float = 0.0
+    """Relative variance of the load, at the beginning and now."""
 
 
 class SignMemory(msgspec.Struct):
@@ -324,52 +333,75 @@ class BiasSign:
         """Whether there is a bias with an update rate."""
 
     def observe(self, view: StepView, memory: SignMemory) -> None:
-        """Add one step. The wrong sign shows where more trials found it than the right one."""
-        index, trials, outcomes = view.collapse_index, memory.trials, memory.outcomes
+        """Add one step, and judge the sign."""
+        index = view.collapse_index
         if not self.moves or index is None or memory.blind >= _BLIND:
             return
-        known, uneven = outcomes.keys() | trials.keys(), self._limits.sign_uneven
-        new = [r for r, c in enumerate(index.values) if c < uneven and r not in known]
-        if not (trials or new) or not view.has_counts:
+        known, uneven = memory.outcomes.keys() | memory.trials.keys(), self._limits.sign_uneven
+        new = [r for r, value in enumerate(index.values) if value < uneven and r not in known]
+        if not (memory.trials or new) or not view.has_counts:
             return
-        memory.blind += 1
-        for router in [*trials, *new[: _MOST - len(trials)]]:
-            counts, bias, c = view.full_counts(router), view.biases(router), index.values[router]
-            if counts is None or bias is None:
-                continue
-            memory.blind, trial = 0, trials.setdefault(router, Trial(c, bias))
-            load, change = _centred(counts), _centred(list(map(sub, bias, trial.bias)))
-            distance = sum(map(abs, change))
-            trial.lines, trial.farthest = trial.lines + 1, max(trial.farthest, distance)
-            if any(load) and distance >= _ON * trial.farthest > 0:
-                agreed = (
-                    abs(n) if n * m > 0 else -abs(n) for n, m in zip(load, change, strict=True)
-                )
-                trial.agreed += sum(agreed) / sum(map(abs, load))
-            outcome = self._outcome(trial, c)
-            if outcome is not None:
-                outcomes[router] = outcome
-                del trials[router]
-        right_or_wrong = sum(outcomes.values())
-        if right_or_wrong < 0:
-            memory.wrong_at = None  # it was corrected
-        elif right_or_wrong > 0 and memory.wrong_at is None:
+        new.sort(key=index.values.__getitem__)
+        seen = False
+        for router in [*memory.trials, *new[: _MOST - len(memory.trials)]]:
+            seen = self._look(view, router, index.values[router], memory) or seen
+        memory.blind = 0 if seen else memory.blind + 1
+        outcomes = list(memory.outcomes.values())
+        wrong, right = outcomes.count(1), outcomes.count(-1)
+        if memory.wrong_at is None and wrong and wrong >= 2 * right:
             memory.wrong_at = view.step
+        elif right > wrong:
+            memory.wrong_at = None  # it was corrected
+
+    def _look(self, view: StepView, router: int, c: float, memory: SignMemory) -> bool:
+        """Add one line of a router on trial; false if it has no bias or no counts."""
+        counts, bias = view.full_counts(router), view.biases(router)
+        if counts is None or bias is None or len(bias) != len(counts):
+            return False
+        load = _centred(counts)
+        trial = memory.trials.get(router)
+        if trial is None or len(trial.bias) != len(bias):
+            memory.trials[router] = Trial(bias, bias, load)
+            return True
+        change = _centred([b - a for a, b in zip(trial.bias, bias, strict=True)])
+        moved = sum(map(abs, change))
+        if moved > 1e-9 * (1.0 + max(map(abs, bias))):
+            for end, loads in enumerate((trial.load, load)):
+                signs = zip(loads, change, strict=True)
+                trial.agreed[end] += sum(abs(n) if n * m > 0 else -abs(n) for n, m in signs)
+                trial.total[end] += sum(map(abs, loads))
+            trial.path += moved
+            variance = sum(n * n for n in load) / max(1, sum(counts)) ** 2
+            trial.changes += 1
+            if trial.changes <= _FIRST:
+                trial.early += variance / _FIRST
+            trial.lately += (variance - trial.lately) / min(trial.changes, _FIRST)
+        trial.bias, trial.load = bias, load
+        outcome = self._outcome(trial, c)
+        if outcome is not None:
+            memory.outcomes[router] = outcome
+            del memory.trials[router]
+        return True
 
     def _outcome(self, trial: Trial, c: float) -> int | None:
         """The outcome of the trial; ``None`` while it is running."""
-        lines, limits, most = trial.lines, self._limits, 2.5 * self._limits.sign_changes
-        agreed = trial.agreed / max(1, lines)
-        if lines >= _RIGHT_AFTER and agreed < _RIGHT:
-            return -1
-        enough = (
-            lines >= most
-            or (lines >= limits.sign_changes and 1 - c >= _GROWN * (1 - trial.c))
-            or (lines >= _FEW and c < self._critical)
+        changes, limits = trial.changes, self._limits
+        low, high = sorted(
+            a / t if t else 0.0 for a, t in zip(trial.agreed, trial.total, strict=True)
         )
-        if enough and agreed >= limits.sign_agreement:
+        if changes >= _RIGHT_AFTER and low < -_WEAK:
+            return -1
+        net = sum(map(abs, _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])))
+        most = 2.5 * limits.sign_changes
+        agrees = low >= _WEAK and high >= limits.sign_agreement and net >= _DIRECTED * trial.path
+        enough = (
+            changes >= most
+            or (changes >= limits.sign_changes and trial.lately >= _GROWN * trial.early)
+            or (changes >= _FEW and c < self._critical)
+        )
+        if agrees and enough:
             return 1
-        return 0 if lines >= most else None
+        return 0 if changes >= most else None
 
 
 def again(memory: SignMemory, step: int) -> SignMemory:

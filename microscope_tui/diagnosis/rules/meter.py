@@ -1,10 +1,11 @@
 """METER: measurement faults that imitate router faults.
 
 Counts that do not sum to tokens × k, or to a multiple of it (hooks that fire again in recomputed
-activations); more pairs of one expert than there are tokens, counts that are equal to ±1 (a
-forced-balance debug flag), rows that repeat, summaries that contradict their own counts, and NaN,
-whose argmax is expert 0. While the measurement of a router is faulty, all other rules are muted for
-it. A few wrong sums are a warning, and the other rules do without these lines.
+activations); more pairs of one expert than there are tokens, fewer effective experts than k, counts
+that are equal to ±1 (a forced-balance debug flag), rows that repeat, summaries that contradict
+their own counts, and NaN, whose argmax is expert 0. While the measurement of a router is faulty,
+all other rules are muted for it. A few wrong sums are a warning, and the other rules do without
+these lines.
 """
 
 import math
@@ -29,6 +30,10 @@ _EVEN, _ON_K = 0.5, 1e-3  # a collapse index that no other rule reports; k exper
 _MANY, _RECENT, _FEWEST = 0.3, 100, 20  # share of wrong sums in the last lines, at least 20
 _FORGOTTEN = 200  # right sums in a row
 _MIXED = 2654435761  # Knuth's multiplicative hash
+_ONCE = (
+    "count all k choices of a token, each expert once; where only the first choice is known, write "
+    'top_k 1 and "counts": "top1" in the header'
+)
 _TEXTS = {
     "non-finite": (
         "the {reading} is NaN or infinite; NaN can look like every token on expert 0",
@@ -47,8 +52,12 @@ _TEXTS = {
     "load": (
         "max_load is {total:.2f}, but an expert that every token chooses has {expected:.2f} times "
         "its fair share",
-        "count all k choices of a token, each expert once; where only the first choice is known, "
-        'write top_k 1 and "counts": "top1" in the header',
+        _ONCE,
+    ),
+    "effective": (
+        "effective_experts is {total:.2f}, but tokens that choose {expected:.0f} experts use at "
+        "least {expected:.0f}",
+        _ONCE,
     ),
     "width": (
         "{total:.0f} counts in a row, the header has {expected:.0f} experts",
@@ -143,8 +152,8 @@ class Meter(Rule[MeterLimits, Memory]):
     )
     formula = (
         "counts ≠ tokens × k, a multiple of it, one above tokens, all equal to ±1, unlike their "
-        "own summary, or NaN; 3 of 10 checks; of the sums more than 30 % of the lines, below that "
-        "a warning from the third on"
+        "own summary, fewer than k effective experts, or NaN; 3 of 10 checks; of the sums more "
+        "than 30 % of the lines, below that a warning from the third on"
     )
     in_warm_up = True
     judges_one_step = True
@@ -170,6 +179,7 @@ class Meter(Rule[MeterLimits, Memory]):
         """Load of an expert that every token chooses."""
         self.slack = 1.0 + self.limits.summary_error
         self.least = self.slack * min(self.highest, default=math.inf)
+        self.most = max((r.top_k / self.slack for r in self.routers), default=0.0)
 
     def start(self) -> None:
         self.memory = Memory(self.limits.first_steps)
@@ -218,15 +228,18 @@ class Meter(Rule[MeterLimits, Memory]):
         return found
 
     def _impossible(self, view: StepView) -> dict[int, Reading]:
-        """Routers in which an expert has more pairs than tokens; at every step."""
-        loads = view.signal("max_load")
-        if loads is None or loads.high <= self.least:
-            return {}
-        return {
-            index: _fault(cause="load", total=load, expected=most)
-            for index, (load, most) in enumerate(zip(loads.values, self.highest, strict=True))
-            if load > self.slack * most and not _unrouted(view, index)  # those choose fewer
-        }
+        """Routers whose summaries k choices per token cannot give; at every step."""
+        loads, effective = view.signal("max_load"), view.signal("effective_experts")
+        found: dict[int, Reading] = {}
+        if loads is not None and loads.high > self.least:
+            for index, (load, most) in enumerate(zip(loads.values, self.highest, strict=True)):
+                if load > self.slack * most:
+                    found[index] = _fault(cause="load", total=load, expected=most)
+        elif effective is not None and effective.low < self.most:
+            for index, (value, r) in enumerate(zip(effective.values, self.routers, strict=True)):
+                if self.slack * value < r.top_k and self.highest[index] < math.inf:
+                    found[index] = _fault(cause="effective", total=value, expected=r.top_k)
+        return {i: fault for i, fault in found.items() if not _unrouted(view, i)}  # choose fewer
 
     def _sum(self, view: StepView, index: int) -> Facts | None:
         """What is wrong with the sum of a row; empty if nothing is, ``None`` if it is unknown."""
