@@ -53,6 +53,13 @@ def step(number: int, rows: list[list[int]], tokens: int, **changes: Any) -> dic
     return record | changes | {"router": router, "tokens_per_expert": rows}
 
 
+def open_log(path: Path, **how: Any) -> RunWatch:
+    """Read a log completely; further arguments are those of the watch."""
+    watch = RunWatch(RunFile(path.parent.name, path, 0.0), **how)
+    watch.read_all()
+    return watch
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_config_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Neither the tester's own limits nor what an earlier run fetched or kept is in play."""
@@ -132,15 +139,12 @@ def write_log(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def open_log() -> Callable[..., RunWatch]:
-    """Read a log completely; further arguments are those of the watch."""
-
-    def read(path: Path, **how: Any) -> RunWatch:
-        watch = RunWatch(RunFile(path.parent.name, path, 0.0), **how)
-        watch.read_all()
-        return watch
-
-    return read
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes of a file were asked for, read by read; ``reads.clear()`` starts anew."""
+    sizes: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *of: (sizes.append(of[1]), pread(*of))[1])
+    return sizes
 
 
 @pytest.fixture

@@ -62,9 +62,7 @@ class Program:
     def wait(self, timeout: float = 120) -> int:
         if self.returncode is None and not select.select([self._answers], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(str(self.pid), timeout)
-        code = self.poll()
-        assert code is not None
-        return code
+        return self.poll()
 
     def printed(self) -> tuple[str, str]:
         """Standard output and standard error so far."""

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui.scenarios import Shape, write_run
+from tests.conftest import header, step
 from tests.probed import write_probed
 from tests.terminal import Terminal
 
@@ -53,7 +54,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.fixture
-def make_steps(make_step: Any, balanced: Any) -> Callable[..., list[Record]]:
+def make_steps(balanced: Any) -> Callable[..., list[Record]]:
     """Step records of some layers; ``sick``: when a layer sends all tokens to two experts."""
 
     def make(
@@ -64,7 +65,7 @@ def make_steps(make_step: Any, balanced: Any) -> Callable[..., list[Record]]:
 
         def record(n: int) -> Record:
             rows = [row(n, layer) for layer in range(layers)]
-            return make_step(n, rows, 2048, **{"loss": 8.0 - n / 100, **changes})  # type: ignore[no-any-return]
+            return step(n, rows, 2048, **{"loss": 8.0 - n / 100, **changes})
 
         return [record(n) for n in steps]
 
@@ -72,7 +73,7 @@ def make_steps(make_step: Any, balanced: Any) -> Callable[..., list[Record]]:
 
 
 @pytest.fixture
-def make_run(write_log: Any, make_header: Any, make_steps: Any) -> Callable[..., Path]:
+def make_run(write_log: Any, make_steps: Any) -> Callable[..., Path]:
     """Write the log of a run that was last written ``age`` seconds ago."""
 
     def make(
@@ -84,8 +85,8 @@ def make_run(write_log: Any, make_header: Any, make_steps: Any) -> Callable[...,
         **changes: Any,
     ) -> Path:
         model = {"layers": [*range(len(names))], "layer_names": [*names]}
-        header = make_header(run=name, model=model, profile=changes.pop("profile", "train"))
-        records = [header, *make_steps(steps, layers=len(names), **changes)]
+        first = header(run=name, model=model, profile=changes.pop("profile", "train"))
+        records = [first, *make_steps(steps, layers=len(names), **changes)]
         if end:
             records.append({"kind": "event", "event": "end", "reason": end, "step": max(steps)})
         path: Path = write_log(records, name=name)

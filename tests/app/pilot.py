@@ -45,7 +45,6 @@ class AppPilot:
     def watch(self) -> RunWatch:
         """The open run."""
         watch = self.session.watch
-        assert watch is not None
         return watch
 
     @property
@@ -56,7 +55,6 @@ class AppPilot:
     def view(self) -> RunView:
         """What the shown step holds, without history."""
         view = self.session.glance()
-        assert view is not None
         return view
 
     def text(self, *parts: str) -> str:

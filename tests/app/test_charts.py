@@ -117,7 +117,6 @@ def test_the_cursor_is_a_line_and_what_is_behind_it_is_faint(glyphs: Glyphs) -> 
     lines = drawn(chart(values), time, glyphs)
     at = time.column_of(50, 60 - GUTTER)
     assert columns_of(lines, "accent") | columns_of(lines, "title") == {at}
-    assert at is not None
     assert max(columns_of(lines, "value")) < at
     assert min(columns_of(lines, "faint")) > at
 

@@ -28,16 +28,14 @@ from microscope_tui.app import (
 from microscope_tui.app.out import _clean
 from microscope_tui.diagnosis import Advice
 from microscope_tui.lines import SteadyLevels
-from microscope_tui.runlog import RunFile
-from microscope_tui.watch import LayerView, RunView, RunWatch, view_of
+from microscope_tui.watch import LayerView, RunView, view_of
 from tests.app.pilot import open_app, running
+from tests.conftest import open_log
 
 
 @pytest.fixture(scope="module")
 def view(collapsed: Path) -> RunView:
-    watch = RunWatch(RunFile("collapse", collapsed / "metrics.jsonl", 0.0))
-    watch.read_all()
-    return view_of(watch)
+    return replace(view_of(open_log(collapsed / "metrics.jsonl")), name="collapse")
 
 
 @pytest.fixture
@@ -104,7 +102,6 @@ def test_a_row_leaves_out_what_was_not_measured_and_shows_drops_as_the_screen_do
 
 def test_a_value_has_all_its_digits_and_is_empty_if_there_is_none(sick: LayerView) -> None:
     assert float(value_text(sick)) == sick.collapse_index
-    assert sick.load is not None
     assert [float(value_text(sick, expert)) for expert in range(8)] == list(sick.load)
     assert value_text(replace(sick, collapse_index=None)) == ""
     assert value_text(replace(sick, load=None), 0) == ""

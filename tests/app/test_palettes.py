@@ -39,9 +39,7 @@ all_eyes = pytest.mark.parametrize("eyes", EYES)
 
 def sent(colour: Color | None, system: str) -> Color:
     """The colour that is sent after Textual's filter and Rich's choice."""
-    assert colour is not None
     through = ANSIToTruecolor(MONOKAI).truecolor_style(Style(color=colour), Color.default())
-    assert through.color is not None
     return through.color.downgrade(SYSTEMS[system])
 
 
@@ -49,7 +47,6 @@ def seen(colour: Color | None, system: str) -> RGB:
     """The colour that a terminal shows."""
     arrived = sent(colour, system)
     if system == "standard":
-        assert arrived.number is not None
         return tuple(STANDARD_PALETTE[arrived.number])
     return tuple(arrived.get_truecolor())
 
@@ -167,8 +164,6 @@ def test_a_dead_expert_and_the_fair_share_are_like_no_other_cell(
 def test_256_colours_look_like_truecolor_and_are_sent_as_they_were_chosen(chosen: Palette) -> None:
     for role in CELLS:
         wanted = style_of(role, "256", chosen).bgcolor
-        assert wanted is not None
-        assert wanted.number is not None
         # Rich takes the lightest greys for their neighbours.
         taken = (wanted.number, wanted.number - 1) if wanted.number >= 247 else (wanted.number,)
         assert sent(wanted, "256").number in taken, role

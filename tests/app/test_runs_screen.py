@@ -270,7 +270,6 @@ async def test_p_pins_the_run_under_the_cursor_and_releases_it_again(
         await app.press("down", "p")
         assert "pinned: run-1 is A" in app.text("keys")
         assert "run-1  pinned" in app.text("runs")
-        assert session.reference is not None
         assert (session.reference.run, session.reference.step) == ("run-1", 12)
         await app.press("p")
         assert "pinned" not in app.text("runs")

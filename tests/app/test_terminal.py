@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.live_writer import writing
+from tests.conftest import header, step
 
 Start = Callable[..., Any]
 LEAVES_ALTERNATE_SCREEN = b"\x1b[?1049l"
@@ -68,16 +69,16 @@ def test_a_dumb_terminal_is_refused_with_what_to_use_instead(
 
 
 def test_a_hostile_log_of_nan_sends_no_escape_sequence_of_its_own(
-    terminal: Start, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+    terminal: Start, write_log: Any, balanced: Any
 ) -> None:
     hostile = "\x1b]52;c;aGFja2Vk\x07\x1b]0;owned\x07[@click=app.quit]x[/]"
-    header = make_header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
+    first = header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
     sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
     nan = {"entropy": ["NaN"] * 3, "mean_entropy": ["NaN"] * 3, "drop_rate": ["NaN"] * 3}
     more: dict[str, Any] = {"loss": "NaN", "grad_norm": "Infinity", "router": nan}
-    steps = [make_step(n, [balanced(), sick, balanced()], 2048, **more) for n in range(1, 200)]
+    steps = [step(n, [balanced(), sick, balanced()], 2048, **more) for n in range(1, 200)]
     event = {"kind": "event", "event": hostile, "reason": hostile, "step": 3}
-    screen = terminal(write_log([header, *steps, event], name="a\u202eb"))
+    screen = terminal(write_log([first, *steps, event], name="a\u202eb"))
     screen.wait_for("METER")
     screen.wait_for("NaN")
     screen.press("\r")

@@ -13,12 +13,13 @@ from textual import events
 
 from microscope_tui.app import LayerScreen, MainScreen, TimeCursor
 from tests.app.pilot import compressed, open_app
+from tests.conftest import open_log
 
 Make = Callable[..., Path]
 
 
 @pytest.fixture
-def cursor_on(make_run: Make, open_log: Callable[..., Any]) -> Callable[[Any], TimeCursor]:
+def cursor_on(make_run: Make) -> Callable[[Any], TimeCursor]:
     def on(steps: Any) -> TimeCursor:
         watch = open_log(make_run(steps=steps))
         return TimeCursor(lambda: watch)

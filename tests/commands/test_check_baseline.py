@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import header, step
+
 Call = Callable[..., tuple[int, str, str]]
 NARROW = [700, 700, 700, 700, 700, 596, 0, 0]
 """Two of eight experts get nothing: the data is narrow."""
 
 
 @pytest.fixture
-def narrow(write_log: Any, make_header: Any, make_step: Any) -> Any:
+def narrow(write_log: Any) -> Any:
     """A run on narrow data; ``dying`` stops getting tokens at step 150."""
 
-    def write(name: str, dying: int | None = None, **header: Any) -> Path:
+    def write(name: str, dying: int | None = None, **changes: Any) -> Path:
         def row(step: int) -> list[int]:
             counts = [*NARROW]
             counts[step % 4] += 30
@@ -25,9 +27,9 @@ def narrow(write_log: Any, make_header: Any, make_step: Any) -> Any:
                 counts[dying] = 0
             return counts
 
-        steps = [make_step(n, [row(n)] * 3, 2048) for n in range(1, 401)]
+        steps = [step(n, [row(n)] * 3, 2048) for n in range(1, 401)]
         end = {"kind": "event", "event": "end", "reason": "finished", "step": 400}
-        return write_log([make_header(**header), *steps, end], name=name)  # type: ignore[no-any-return]
+        return write_log([header(**changes), *steps, end], name=name)  # type: ignore[no-any-return]
 
     return write
 
@@ -65,11 +67,11 @@ def test_a_baseline_of_another_model_is_a_usage_error_with_both_shapes(
 
 
 def test_a_baseline_that_cannot_serve_is_a_usage_error(
-    call: Call, write_log: Any, make_header: Any, tmp_path: Path
+    call: Call, write_log: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("just a text\n")
-    headless = write_log([make_header()], name="headless")
+    headless = write_log([header()], name="headless")
     for path, why in (
         (tmp_path / "missing", "no such file or folder"),
         (tmp_path / "empty", "contains no run"),

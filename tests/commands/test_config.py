@@ -12,18 +12,19 @@ from microscope_tui.console import USAGE
 from microscope_tui.diagnosis import DEFAULTS, changed_limits
 from microscope_tui.lines import Palette
 from microscope_tui.sources import rules_of
+from tests.conftest import header, step
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def overflow(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Path:
+def overflow(write_log: Any, balanced: Any) -> Path:
     """A run that drops 8 % of its tokens."""
     steps = [
-        make_step(n, [balanced(r) for r in range(3)], 2048, router={"drop_rate": [0.08] * 3})
+        step(n, [balanced(r) for r in range(3)], 2048, router={"drop_rate": [0.08] * 3})
         for n in range(1, 301)
     ]
-    return write_log([make_header(), *steps])  # type: ignore[no-any-return]
+    return write_log([header(), *steps])  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from microscope_tui.routing import RoutingWriter, Shape
+from tests.conftest import header, step
 
 Call = Callable[..., tuple[int, str, str]]
 MODEL = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
 
 
 @pytest.fixture
-def log(write_log: Any, make_header: Any, make_step: Any) -> Path:
+def log(write_log: Any) -> Path:
     rows = [[[400, 90, 10, 0]], [[380, 110, 10, 0]]]
-    steps = [make_step(n, counts, 500) for n, counts in enumerate(rows, 1)]
-    path: Path = write_log([make_header(model=MODEL, profile="eval", run="calib"), *steps])
+    steps = [step(n, counts, 500) for n, counts in enumerate(rows, 1)]
+    path: Path = write_log([header(model=MODEL, profile="eval", run="calib"), *steps])
     return path
 
 
@@ -33,10 +34,8 @@ def test_the_exit_code_says_whether_all_experts_have_enough(call: Call, log: Pat
     assert experts[1]["more_tokens_low"] < 4000 < experts[1]["more_tokens_high"]
 
 
-def test_a_covered_run_exits_with_zero(
-    call: Call, write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    path = write_log([make_header(model=MODEL), make_step(1, [[5, 5, 5, 5]], 20)], "even")
+def test_a_covered_run_exits_with_zero(call: Call, write_log: Any) -> None:
+    path = write_log([header(model=MODEL), step(1, [[5, 5, 5, 5]], 20)], "even")
     code, out, err = call("coverage", path.parent, "--min-tokens", "5")
     assert (code, err) == (0, "")
     assert "All 4 experts have at least 5 tokens" in out
@@ -66,12 +65,12 @@ def test_sequences_of_a_probe_are_its_windows(call: Call, log: Path) -> None:
 
 
 def test_a_run_or_a_range_without_counts_has_no_coverage(
-    call: Call, log: Path, write_log: Any, make_header: Any
+    call: Call, log: Path, write_log: Any
 ) -> None:
     code, out, err = call("coverage", log, "--steps", "10:")
     assert (code, out) == (3, "")
     assert "no counts in --steps" in err
-    bare = write_log([make_header(), {"kind": "step", "step": 1}], name="bare")
+    bare = write_log([header(), {"kind": "step", "step": 1}], name="bare")
     code, out, err = call("coverage", bare)
     assert (code, out) == (3, "")
     assert "no step with counts" in err

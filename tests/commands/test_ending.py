@@ -13,6 +13,7 @@ import pytest
 from microscope_tui.commands import Ending
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch
+from tests.conftest import header, step
 
 
 class Followed:
@@ -41,14 +42,14 @@ class Followed:
 
 
 @pytest.fixture
-def step(make_step: Any, balanced: Any) -> Callable[[int], dict[str, Any]]:
-    return lambda number: make_step(number, [balanced()] * 3, 2048)  # type: ignore[no-any-return]
+def a_step(balanced: Any) -> Callable[[int], dict[str, Any]]:
+    return lambda number: step(number, [balanced()] * 3, 2048)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def log(write_log: Any, make_header: Any, step: Any) -> Path:
+def log(write_log: Any, a_step: Any) -> Path:
     """Twenty steps, no end."""
-    return write_log([make_header(), *map(step, range(1, 21))])  # type: ignore[no-any-return]
+    return write_log([header(), *map(a_step, range(1, 21))])  # type: ignore[no-any-return]
 
 
 def end(reason: str, step: int = 20) -> dict[str, Any]:
@@ -94,12 +95,12 @@ def test_a_run_that_had_stopped_is_waited_for_with_one_message(
 
 
 def test_a_run_that_resumes_is_over_at_its_next_end_whatever_that_is(
-    log: Path, make_header: Any, step: Any
+    log: Path, a_step: Any
 ) -> None:
     run = Followed(log)
     run.append(end("signal"))
     assert not run.is_over()
-    run.append(make_header(resumed_at_step=21), step(21))
+    run.append(header(resumed_at_step=21), a_step(21))
     assert not run.is_over(after_s=10_000)
     run.append(end("signal", 21))
     assert run.is_over()
@@ -116,11 +117,11 @@ def test_half_a_line_after_the_end_does_not_mean_that_the_run_resumed(log: Path)
     assert run.is_over(after_s=600)
 
 
-def test_a_run_that_resumed_and_fell_silent_again_is_over(log: Path, step: Any) -> None:
+def test_a_run_that_resumed_and_fell_silent_again_is_over(log: Path, a_step: Any) -> None:
     run = Followed(log)
     run.fall_silent()
     assert not run.is_over()
-    run.append(step(21))
+    run.append(a_step(21))
     assert not run.is_over()
     run.fall_silent()
     assert run.is_over()
@@ -134,21 +135,19 @@ def test_a_run_that_falls_silent_right_after_the_first_poll_gets_its_whole_wait(
     assert run.is_over(after_s=100)
 
 
-def test_a_log_that_was_replaced_is_another_one(
-    log: Path, write_log: Any, make_header: Any, step: Any
-) -> None:
+def test_a_log_that_was_replaced_is_another_one(log: Path, write_log: Any, a_step: Any) -> None:
     run = Followed(log)
     run.append(end("signal"))
     assert not run.is_over()
     log.unlink()
-    write_log([make_header(run="another"), *(step(n) for n in range(1, 5)), end("signal", 4)])
+    write_log([header(run="another"), *(a_step(n) for n in range(1, 5)), end("signal", 4)])
     assert run.is_over()
 
 
-def test_a_log_that_is_deleted_gets_a_moment_to_come_back(log: Path, step: Any) -> None:
+def test_a_log_that_is_deleted_gets_a_moment_to_come_back(log: Path, a_step: Any) -> None:
     followed = Followed(log)
     assert not followed.is_over()
-    followed.append(step(21))
+    followed.append(a_step(21))
     content = log.read_bytes()
     log.unlink()
     assert not followed.is_over()

@@ -11,19 +11,20 @@ import pytest
 from microscope_tui import measures
 from microscope_tui.report import ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
+from tests.conftest import header, step
 
 Call = Callable[..., tuple[int, str, str]]
 ROWS = [[900, 100, 0, 0], [250, 250, 250, 250]]
 
 
 @pytest.fixture
-def log(write_log: Any, make_header: Any, make_step: Any) -> Path:
+def log(write_log: Any) -> Path:
     """A run of two routers whose step 2 is superseded by a restart."""
     model = {"layers": [1, 2], "layer_names": ["L1", "=2+5"], "num_experts": 4, "top_k": 1}
-    first = [make_step(n, ROWS, 1000, expert_bias=[[0.5, 0, 0, 0], []]) for n in (1, 2)]
-    again = make_header(model=model, resumed_at_step=2)
-    second = [make_step(n, ROWS[::-1], 1000, loss=float("nan")) for n in (2, 3)]
-    path: Path = write_log([make_header(model=model), *first, again, *second])
+    first = [step(n, ROWS, 1000, expert_bias=[[0.5, 0, 0, 0], []]) for n in (1, 2)]
+    again = header(model=model, resumed_at_step=2)
+    second = [step(n, ROWS[::-1], 1000, loss=float("nan")) for n in (2, 3)]
+    path: Path = write_log([header(model=model), *first, again, *second])
     return path
 
 
@@ -72,13 +73,11 @@ def test_parquet_holds_the_same_rows_with_types(call: Call, log: Path, tmp_path:
         assert values["collapse_index"] == row[ROUTER_COLUMNS.index("collapse_index")]
 
 
-def test_a_run_without_a_step_or_counts_has_nothing_to_export(
-    call: Call, write_log: Any, make_header: Any
-) -> None:
-    code, _, err = call("export", write_log([make_header()]))
+def test_a_run_without_a_step_or_counts_has_nothing_to_export(call: Call, write_log: Any) -> None:
+    code, _, err = call("export", write_log([header()]))
     assert code == 3
     assert "holds no step" in err
-    bare = write_log([make_header(), {"kind": "step", "step": 1}], name="bare")
+    bare = write_log([header(), {"kind": "step", "step": 1}], name="bare")
     code, _, err = call("export", bare, "--experts")
     assert code == 3
     assert "holds no step with counts" in err

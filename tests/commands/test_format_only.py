@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import header, step
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -17,11 +19,11 @@ def sound(scenario: Any) -> Path:
 
 
 @pytest.fixture
-def broken(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Path:
+def broken(write_log: Any, balanced: Any) -> Path:
     """A log whose third step counts every pair of its first router twice, and a torn line."""
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 6)]
+    steps = [step(n, [balanced()] * 3, 2048) for n in range(1, 6)]
     steps[2]["tokens_per_expert"][0] = [2 * n for n in steps[2]["tokens_per_expert"][0]]
-    return write_log([make_header(), *steps, b'{"kind": "step", "step": 6,'], name="broken")  # type: ignore[no-any-return]
+    return write_log([header(), *steps, b'{"kind": "step", "step": 6,'], name="broken")  # type: ignore[no-any-return]
 
 
 def test_a_sound_log_exits_with_zero_in_one_line(call: Call, sound: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from microscope_tui.routing import RoutingWriter, Shape
+from tests.conftest import header
 
 Call = Callable[..., tuple[int, str, str]]
 LAYERS, TOKENS, EXPERTS, K = 4, 500, 16, 2
@@ -127,14 +128,14 @@ def test_what_cannot_be_compared_says_the_first_difference(
 
 
 def test_the_screen_is_printed_against_another_run(
-    call: Call, tmp_path: Path, ids: Ids, flipped: Ids, make_header: Callable[..., object]
+    call: Call, tmp_path: Path, ids: Ids, flipped: Ids
 ) -> None:
     model = {"layers": [1, 2, 3, 4], "layer_names": ["L1", "L2", "L3", "L4"]}
     a, b = write(tmp_path / "a", ids), write(tmp_path / "b", flipped)
     for folder in (a, b):
         counts = [[TOKENS * K // EXPERTS] * EXPERTS for _ in range(LAYERS)]
         step = {"kind": "step", "step": 1, "loss": 2.0, "tokens_per_expert": counts}
-        head = make_header(model=model | {"num_experts": EXPERTS}, profile="eval", run=folder.name)
+        head = header(model=model | {"num_experts": EXPERTS}, profile="eval", run=folder.name)
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, (head, step))) + "\n")
     place = ("snapshot", b, "--screen", "mismatch", "--against", a)
     code, out, err = call(*place, "--size", "80x24")

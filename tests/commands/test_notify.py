@@ -15,6 +15,7 @@ from microscope_tui.commands.options import CheckOptions
 from microscope_tui.diagnosis import Advice, Episode, Severity, group
 from microscope_tui.report import News
 from microscope_tui.runlog import RouterInfo, RunFile
+from tests.conftest import header, step
 
 Follow = Callable[..., Any]
 
@@ -66,14 +67,14 @@ def test_what_opens_or_grows_worse_is_sent_from_a_warning_on(
 
 
 def test_a_hostile_log_runs_nothing(
-    follow: Follow, write_log: Any, make_header: Any, make_step: Any, balanced: Any, tmp_path: Path
+    follow: Follow, write_log: Any, balanced: Any, tmp_path: Path
 ) -> None:
     hostile = "$(touch pwned)`touch pwned`;touch pwned"
-    header = make_header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
+    first = header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
     rows = [balanced(), [2048, 2048, 0, 0, 0, 0, 0, 0], balanced()]
-    steps = [make_step(n, rows, 2048) for n in range(1, 200)]
+    steps = [step(n, rows, 2048) for n in range(1, 200)]
     end = {"kind": "event", "event": "end", "reason": hostile, "step": 199}
-    path = write_log([header, *steps, end], name="$(touch pwned)")
+    path = write_log([first, *steps, end], name="$(touch pwned)")
     got = tmp_path / "got"
     command = f"cd '{tmp_path}'; cat > '{got}'"
     code, _, _ = follow(path.parent, "--wait", "0", "--notify-command", command).end()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import header, step
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -35,16 +37,16 @@ def test_the_requested_step_is_shown_without_a_remark(
 
 
 def test_a_step_that_was_not_logged_shows_another_with_a_remark(
-    call: Call, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+    call: Call, write_log: Any, balanced: Any
 ) -> None:
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(10, 210, 10)]
-    log = write_log([make_header(), *steps])
-    for step, there, remark in ((77, 70, "showing 70"), (999, 200, "the newest is 200")):
-        code, out, err = call("snapshot", log, "--step", step)
+    steps = [step(n, [balanced()] * 3, 2048) for n in range(10, 210, 10)]
+    log = write_log([header(), *steps])
+    for asked, there, remark in ((77, 70, "showing 70"), (999, 200, "the newest is 200")):
+        code, out, err = call("snapshot", log, "--step", asked)
         assert (code, shown(out)) == (0, there)
-        assert f"--step {step}: not in the log, {remark}" in err
+        assert f"--step {asked}: not in the log, {remark}" in err
     assert shown(call("snapshot", log, "--step", 3)[1]) == 10
-    code, _, err = call("snapshot", write_log([make_header()]), "--step", 1)
+    code, _, err = call("snapshot", write_log([header()]), "--step", 1)
     assert (code, "no step in" in err) == (3, True)
 
 

@@ -11,13 +11,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import (
-    BiasSign,
-    Context,
-    SignMemory,
-    StepView,
-    again,
-)
+from microscope_tui.diagnosis import BiasSign, Context, SignMemory, StepView, again
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 

@@ -13,7 +13,7 @@ from microscope_tui.report import view_json
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import draw_counts
 from microscope_tui.watch import AgainstBaseline, read_baseline, view_of
-from tests.conftest import header, step
+from tests.conftest import header, open_log, step
 from tests.diagnosis.conftest import (
     COLLAPSED,
     Counts,
@@ -113,7 +113,7 @@ def test_a_hot_expert_is_recognised_from_the_summaries_alone() -> None:
     assert "cannot be distinguished from a collapse" in why(diagnosis)
 
 
-def test_the_balance_on_the_screen_is_the_one_that_is_judged(write_log: Any, open_log: Any) -> None:
+def test_the_balance_on_the_screen_is_the_one_that_is_judged(write_log: Any) -> None:
     view = view_of(open_log(write_log(one_router(lambda n: hot(32, 2, n), 32, 2, range(1, 121)))))
     (layer,) = view.layers
     assert layer.without == (5,)
@@ -222,9 +222,7 @@ def test_below_the_critical_limit_even_a_run_like_its_baseline_is_a_warning(
 # What leads to a collapse, and what follows from it.
 
 
-def test_a_slide_that_ends_in_a_critical_collapse_is_over_as_a_warning(
-    scenario: Any, open_log: Any
-) -> None:
+def test_a_slide_that_ends_in_a_critical_collapse_is_over_as_a_warning(scenario: Any) -> None:
     path = scenario("slow-collapse", 3, routers=3, steps=1000) / "metrics.jsonl"
     diagnosis: Diagnosis = open_log(path).diagnosis
     eroding, collapse = of(diagnosis, "ERODING"), of(diagnosis, "COLLAPSE")
@@ -234,9 +232,7 @@ def test_a_slide_that_ends_in_a_critical_collapse_is_over_as_a_warning(
     assert 7.6 <= float(str(collapse.facts["usual"])) <= 8.0  # from before the slide
 
 
-def test_a_runaway_bias_is_dated_to_where_the_load_became_uneven(
-    scenario: Any, open_log: Any
-) -> None:
+def test_a_runaway_bias_is_dated_to_where_the_load_became_uneven(scenario: Any) -> None:
     path = scenario("collapse", 1, steps=600) / "metrics.jsonl"
     diagnosis = open_log(path).diagnosis
     found = [episode.onset for episode in diagnosis.episodes if episode.rule == "BIAS_RUNAWAY"]

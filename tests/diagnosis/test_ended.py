@@ -220,7 +220,6 @@ def test_every_view_of_a_run_that_fell_silent_agrees(write_log: Any, tmp_path: P
         with card.file.path.open("ab") as log:  # it continues
             log.write(json.dumps(step(213, [fair(1, 128, 32)] * 2, 0)).encode() + b"\n")
         assert watch.advance()
-        assert watch.diagnosis is not None
         assert not watch.diagnosis.over
 
 
@@ -238,5 +237,4 @@ def test_a_run_that_continues_is_judged_as_if_it_had_never_been_over(
             judging.diagnosis = restore(save(judging.diagnosis), judging.diagnosis.run)
         for entry in reader.feed(json.dumps(record).encode() + b"\n"):
             judging.take(entry)
-    assert judging.diagnosis is not None
     assert save(judging.diagnosis) == save(judge(records))

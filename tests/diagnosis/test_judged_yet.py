@@ -15,7 +15,7 @@ from microscope_tui.diagnosis import (
     warm_up_left,
 )
 from microscope_tui.runlog import RouterInfo
-from tests.conftest import header
+from tests.conftest import header, open_log
 from tests.diagnosis.conftest import collapse_at, even, judge, of, steps
 
 
@@ -113,6 +113,6 @@ def test_other_evidence_is_named_by_its_rule() -> None:
 
 
 @pytest.mark.parametrize("name", ["healthy", "small-batch", "specialised"])
-def test_a_healthy_run_gathers_no_evidence(scenario: Any, open_log: Any, name: str) -> None:
+def test_a_healthy_run_gathers_no_evidence(scenario: Any, name: str) -> None:
     path = scenario(name, routers=3, steps=200) / "metrics.jsonl"
     assert gathering(pending(open_log(path).diagnosis), []) == ""

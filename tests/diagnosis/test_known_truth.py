@@ -37,7 +37,6 @@ def judged(name: str, shape: Shape, seed: int) -> list[Outcome]:
     for line in encoded:
         for entry in reader.feed(line):
             judge.take(entry)
-    assert judge.diagnosis is not None
     judge.diagnosis.conclude()
     episodes = judge.diagnosis.episodes
     assert false_alarms(truth, episodes) == []

@@ -70,8 +70,7 @@ def test_an_overloaded_rank_and_an_overloaded_expert_are_not_compared_as_numbers
 
 def warming_up(
     z_loss: Callable[[int], float], falls: int = 999, certain: int = 999, last: int = 130,
-    first: int = 1, **changes: Callable[[int], Any],
-) -> list[Record]:  # fmt: skip
+    first: int = 1, **changes: Callable[[int], Any]) -> list[Record]:  # fmt: skip
     """All routers take the course of ``z_loss``, fall onto two experts and become certain."""
     records = [header(balance={"method": "aux", "aux_weight": 0.01})]
     for n in range(first, last + 1):

@@ -13,7 +13,7 @@ from microscope_tui.lines import snapshot_text
 from microscope_tui.report import CheckRequest, Judgement
 from microscope_tui.report import judge as check
 from microscope_tui.runlog import RouterInfo, RunFile, StepRecord
-from tests.conftest import header, step
+from tests.conftest import header, open_log, step
 from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
 OF_BALANCE = {"COLLAPSE", "SHOCK", "ERODING", "HOT_EXPERT"}
@@ -100,7 +100,7 @@ def test_a_router_without_top_k_leaves_the_others_judged() -> None:
     st.integers(0, 10**6),
 )
 def test_whatever_is_missing_nothing_fails_and_everything_can_be_drawn(
-    write_log: Any, open_log: Any, top_k: Any, counts: str, lacks: set[str], seed: int
+    write_log: Any, top_k: Any, counts: str, lacks: set[str], seed: int
 ) -> None:
     rng, records = random.Random(seed), []
     for n in range(1, 40):

@@ -72,7 +72,6 @@ def _difference(watch: RunWatch, fresh: RunWatch) -> str:
 
 def _curves(watch: RunWatch) -> object:
     history = watch.scan.history
-    assert history is not None
     ends = [
         (column.low, column.high)
         for name in ("loss", "effective_experts", "max_load")

@@ -6,19 +6,18 @@ import pytest
 
 from microscope_tui.lines import AlertState, Entry, Pattern, alerts, line_width, plain
 from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
+from tests.conftest import header, open_log, step
 
 ALL = Pattern.parse("")
 
 
 @pytest.fixture
-def troubled(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any, open_log: Any
-) -> RunWatch:
+def troubled(write_log: Any, balanced: Any) -> RunWatch:
     """400 steps: L2 collapses at 100 and recovers, L3 collapses at 300 and stays so."""
-    sick, records = [2048, 2048, 0, 0, 0, 0, 0, 0], [make_header(planned_steps=400)]
+    sick, records = [2048, 2048, 0, 0, 0, 0, 0, 0], [header(planned_steps=400)]
     for n in range(1, 401):
         second = sick if 100 <= n < 180 else balanced()
-        records.append(make_step(n, [balanced(), second, sick if n >= 300 else balanced()], 2048))
+        records.append(step(n, [balanced(), second, sick if n >= 300 else balanced()], 2048))
     return open_log(write_log(records))  # type: ignore[no-any-return]
 
 

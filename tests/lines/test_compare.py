@@ -25,6 +25,7 @@ from microscope_tui.watch import (
     reference_of,
     view_of,
 )
+from tests.conftest import header, open_log, step
 
 NOT_FOLLOWED = lambda _: None  # noqa: E731
 FEW = st.integers(0, 6)  # so there are many ties
@@ -60,18 +61,18 @@ def test_loads_without_an_order_have_no_rank_correlation() -> None:
 
 
 @pytest.fixture
-def make_log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Any:
+def make_log(write_log: Any, balanced: Any) -> Any:
     """A run of some steps whose layer L2 collapses at ``sick_from``."""
 
     def make(
         name: str = "run", steps: int = 40, sick_from: int = 20, names: Any = ("L1", "L2", "L3")
     ) -> Path:
         model = {"layers": list(range(len(names))), "layer_names": list(names)}
-        records = [make_header(run=name, model=model)]
+        records = [header(run=name, model=model)]
         sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
         for n in range(1, steps + 1):
             rows = [sick if layer == "L2" and n >= sick_from else balanced() for layer in names]
-            records.append(make_step(n, rows, 2048, loss=8.0 - n / 10, learning_rate=1e-3))
+            records.append(step(n, rows, 2048, loss=8.0 - n / 10, learning_rate=1e-3))
         path: Path = write_log(records, name=name)
         return path
 
@@ -79,14 +80,13 @@ def make_log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
 
 
 @pytest.fixture
-def make_run(make_log: Any, open_log: Any) -> Any:
+def make_run(make_log: Any) -> Any:
     """The same, read."""
     return lambda *what, **more: open_log(make_log(*what, **more))
 
 
 def at_step(watch: RunWatch, step: int) -> Reference:
     moment = pin_at(watch, step)
-    assert moment is not None
     return reference_of(watch.file.name, moment, watch.run)
 
 
@@ -121,12 +121,10 @@ def test_layers_of_two_runs_are_matched_by_name_in_any_place(make_run: Any) -> N
     one = make_run("one", names=("L0", "L2", "L3", "L9"))
     two = make_run("two", names=("L2", "L3", "L4"))
     view = view_of(two)
-    assert two.run is not None
     raw = at_step(one, 40)
     reference = aligned(raw, two.run)
     assert reference.loads[:3] == [raw.loads[1], raw.loads[2], None]
     assert aligned(reference, two.run) == reference
-    assert reference.record.router.max_load is not None
     assert reference.record.router.max_load[2] is None
     assert compare.why_not_comparable(view.layers[0], reference) is None
     assert compare.why_not_comparable(view.layers[2], reference) == "no L4 in A"
@@ -137,19 +135,17 @@ def test_layers_of_two_runs_are_matched_by_name_in_any_place(make_run: Any) -> N
 def test_the_second_layer_of_one_name_is_matched_with_the_second(make_run: Any) -> None:
     one = make_run("one", names=("L1", "L1"))
     two = make_run("two", names=("L0", "L1", "L1"))
-    assert two.run is not None
     raw = at_step(one, 5)
     assert aligned(raw, two.run).loads == [None, *raw.loads]
 
 
 def test_other_numbers_of_experts_are_named_and_their_balance_still_compared(
-    make_run: Any, open_log: Any, write_log: Any, make_header: Any, make_step: Any
+    make_run: Any, write_log: Any
 ) -> None:
-    few = make_header(run="few", model={"num_experts": 4})
-    path = write_log([few, make_step(1, [[3, 3, 2, 2]] * 3, 5)], name="few")
+    few = header(run="few", model={"num_experts": 4})
+    path = write_log([few, step(1, [[3, 3, 2, 2]] * 3, 5)], name="few")
     watch, other = make_run(), open_log(path)
     view = view_of(watch)
-    assert watch.run is not None
     reference = aligned(reference_in(other, 1), watch.run)
     assert compare.why_not_comparable(view.layers[0], reference) == "4 experts in A, 8 in B"
     assert any("4 experts in A, 8 in B" in line for line in drawn(view, reference))
@@ -167,7 +163,7 @@ def test_a_pinned_run_is_read_again_only_when_its_file_has_changed(make_log: Any
     assert pinned.at(99).step == 7
 
 
-def test_a_pinned_run_that_is_followed_is_not_read_twice(make_log: Any, open_log: Any) -> None:
+def test_a_pinned_run_that_is_followed_is_not_read_twice(make_log: Any) -> None:
     path = make_log()
     watch = open_log(path)
     pinned = PinnedRun(watch.file, lambda wanted: watch if wanted == path else None)
@@ -176,11 +172,11 @@ def test_a_pinned_run_that_is_followed_is_not_read_twice(make_log: Any, open_log
 
 
 def test_a_pinned_run_without_a_readable_step_is_refused_with_the_reason(
-    write_log: Any, make_header: Any, tmp_path: Path
+    write_log: Any, tmp_path: Path
 ) -> None:
     packed = tmp_path / "metrics.jsonl.gz"
     packed.write_bytes(b"\x1f\x8b")
-    empty = write_log([make_header()])
+    empty = write_log([header()])
     for path, why in ((packed, "decompress it"), (empty, "no step to compare")):
         with pytest.raises(NothingToCompare, match=why):
             PinnedRun(RunFile("run", path, 0.0), NOT_FOLLOWED).at(1)

@@ -7,6 +7,7 @@ import pytest
 
 from microscope_tui.lines import course_charts, line_width, loss_answer, plain
 from microscope_tui.watch import RunView, RunWatch, Window, router_health, view_of
+from tests.conftest import header, open_log, step
 
 
 def answered(view: RunView) -> str:
@@ -16,17 +17,17 @@ def answered(view: RunView) -> str:
 
 
 @pytest.fixture
-def make_run(make_header: Any, make_step: Any, write_log: Any, open_log: Any, balanced: Any) -> Any:
+def make_run(write_log: Any, balanced: Any) -> Any:
     def make(loss: Callable[[int], Any], **changes: Any) -> RunWatch:
         """A router that collapses at step 150 of 400, and what the loss does meanwhile."""
         collapsed = [2048, 2048, 0, 0, 0, 0, 0, 0]
         steps = [
-            make_step(n, [balanced(), balanced(), collapsed if n > 150 else balanced()], 2048)
+            step(n, [balanced(), balanced(), collapsed if n > 150 else balanced()], 2048)
             | {"loss": loss(n)}
             | changes
             for n in range(1, 401)
         ]
-        return open_log(write_log([make_header(planned_steps=400), *steps]))  # type: ignore[no-any-return]
+        return open_log(write_log([header(planned_steps=400), *steps]))  # type: ignore[no-any-return]
 
     return make
 
@@ -68,14 +69,12 @@ def test_charts_without_a_value_are_left_out_but_never_the_loss(make_run: Any) -
     assert charts["balance"].now == pytest.approx(0.0)
 
 
-def test_validation_losses_are_points_of_the_loss(
-    make_header: Any, make_step: Any, write_log: Any, open_log: Any, balanced: Any
-) -> None:
-    steps: list[Any] = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 60)]
+def test_validation_losses_are_points_of_the_loss(write_log: Any, balanced: Any) -> None:
+    steps: list[Any] = [step(n, [balanced()] * 3, 2048) for n in range(1, 60)]
     for at, loss in ((20, 2.5), (40, "NaN")):
         event = {"kind": "event", "event": "eval", "step": at, "time": 1.0}
         steps.insert(at, event | {"values": {"loss": loss}})
-    view = view_of(open_log(write_log([make_header(), *steps])), 80)
+    view = view_of(open_log(write_log([header(), *steps])), 80)
     chart = course_charts(view, router_health(open_log(write_log([])), 80, view.window))["loss"]
     assert list(chart.points) == [(20, 2.5)]
     assert "validation 2.50 at 20" in chart.note

@@ -165,7 +165,6 @@ def test_the_selected_layer_is_always_visible(selected: int, first: int, visible
 @pytest.mark.parametrize("lines", [2, 3])
 def test_advice_is_cut_between_words(synthetic: Synthetic, lines: int) -> None:
     view = view_of(synthetic("collapse", routers=10, steps=600))
-    assert view.worst is not None
     whole = view.worst[1].next.split()
     for columns in range(MIN_COLUMNS, 120):
         shown = frame.verdict(view, columns, lines, compact=True)[1:]

@@ -10,6 +10,7 @@ import pytest
 from microscope_tui import measures
 from microscope_tui.lines import LEAST_SAMPLES, LoadSeries, expert_card, plain
 from microscope_tui.watch import RunWatch, Sample, samples, view_of
+from tests.conftest import header, open_log, step
 
 NOTHING = LoadSeries(())
 
@@ -56,12 +57,10 @@ def test_a_dead_expert_is_named_with_the_onset_of_its_finding(dead: RunWatch) ->
     assert "none names it" in plain(expert_card.findings_line(view, view.layers[0], other, 90))
 
 
-def test_without_a_finding_the_samples_say_about_when_it_died(
-    make_header: Any, make_step: Any, write_log: Any, open_log: Any
-) -> None:
+def test_without_a_finding_the_samples_say_about_when_it_died(write_log: Any) -> None:
     alive, gone = [4] * 8, [5, 5, 5, 5, 4, 4, 4, 0]
-    steps = [make_step(n, [gone if n > 12 else alive] * 3, 16) for n in range(1, 21)]
-    watch = open_log(write_log([make_header(), *steps]))
+    steps = [step(n, [gone if n > 12 else alive] * 3, 16) for n in range(1, 21)]
+    watch = open_log(write_log([header(), *steps]))
     view = view_of(watch)
     series = LoadSeries(samples(watch, 0, 20))
     assert "dead since about step 13" in plain(
@@ -84,7 +83,6 @@ def test_comoving_experts_are_those_of_the_plain_correlation(seed: int) -> None:
         rows.append([300 + swing + noise[0], 300 + swing + noise[1], 500 - swing, *noise[2:], 50])
     series = LoadSeries([Sample(n, row, None) for n, row in enumerate(rows, 1)])
     found = series.comoving(0)
-    assert found is not None
     loads = [measures.load(row) or [] for row in rows]
     for other, r in [*found.alike, *found.opposite]:
         expected = statistics.correlation([x[0] for x in loads], [x[other] for x in loads])
@@ -102,7 +100,6 @@ def test_few_samples_and_frozen_experts_say_nothing_about_who_moves_with_whom() 
     )
     frozen = LoadSeries([Sample(n, [4, 4, 4], None) for n in range(1, 40)])
     found = frozen.comoving(0)
-    assert found is not None
     assert not [*found.alike, *found.opposite]
     assert "none beyond chance" in plain(expert_card.comoving_line(frozen, 0, 80))
 
@@ -114,8 +111,6 @@ def test_the_charts_of_an_expert_hold_its_exact_loads_places_and_biases(dead: Ru
     assert list(load.steps) == [sample.step for sample in found]
     for at, sample in enumerate(found):
         loads = measures.load(sample.counts)
-        assert loads is not None
-        assert sample.bias is not None
         assert load.values[at] == loads[5]
         assert 33 - place.values[at] == expert_card.place_of(loads, 5)
         assert bias.values[at] == sample.bias[5]

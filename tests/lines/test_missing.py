@@ -22,6 +22,7 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.watch import RunWatch, view_of
+from tests.conftest import header, open_log, step
 
 ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": None}
 SUMMARIES = {"model": ONE, "source": {"writer": "other", "counts": "none"}}
@@ -29,16 +30,14 @@ NO_TOP_K = {"model": {"top_k": None}}
 
 
 @pytest.fixture
-def watched(
-    write_log: Any, open_log: Any, make_header: Any, make_step: Any, balanced: Any
-) -> Callable[[Any], RunWatch]:
+def watched(write_log: Any, balanced: Any) -> Callable[[Any], RunWatch]:
     """A run with this in its header; of ``SUMMARIES`` there is only the largest load."""
 
-    def watch(header: dict[str, Any]) -> RunWatch:
-        steps = [make_step(n, [balanced() for _ in range(3)], 2048) for n in range(1, 6)]
-        if header is SUMMARIES:
+    def watch(changes: dict[str, Any]) -> RunWatch:
+        steps = [step(n, [balanced() for _ in range(3)], 2048) for n in range(1, 6)]
+        if changes is SUMMARIES:
             steps = [{"kind": "step", "step": 1, "loss": 2.0, "router": {"max_load": [3.25]}}]
-        return open_log(write_log([make_header(**header), *steps]))  # type: ignore[no-any-return]
+        return open_log(write_log([header(**changes), *steps]))  # type: ignore[no-any-return]
 
     return watch
 

@@ -174,7 +174,6 @@ def test_code_of_a_tokenizer_is_left_behind(tmp_path: Path) -> None:
     code = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}, "tokenizer_class": "Own"}
     write(files_of(byte_pairs(), **code), tmp_path)
     _, tokenizer = load_pretrained(tmp_path)
-    assert tokenizer is not None
     kept = json.loads(tokenizer.files[SETTINGS])
     assert "auto_map" not in kept
     assert (kept["tokenizer_class"], kept["bos_token"]) == ("PreTrainedTokenizerFast", "<s>")

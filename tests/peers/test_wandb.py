@@ -98,7 +98,6 @@ def test_a_run_is_followed_while_wandb_writes(tmp_path: Path) -> None:
             rows += reader.read().rows
     before_the_end = len(rows)
     run.finish()
-    assert reader is not None
     rows += read_to_the_end(reader)[0]
     assert [row.step for row in rows] == list(range(1, 31))
     assert before_the_end > 10

@@ -9,9 +9,9 @@ from typing import Any
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui.diagnosis import Diagnosis
 from microscope_tui.probe import Alert, RunRecorder
-from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, lines
 from microscope_tui.watch import RunWatch
+from tests.conftest import open_log
 
 Record = dict[str, Any]
 EVEN, COLLAPSED = [512, 500, 520, 516, 510, 514, 512, 512], [2048, 2048, 0, 0, 0, 0, 0, 0]
@@ -78,9 +78,7 @@ def replay(recorder: RunRecorder, records: Iterable[Record]) -> list[Alert]:
 
 def watch(folder: Path) -> RunWatch:
     """The log as the microscope reads it, completely."""
-    read = RunWatch(RunFile("run", folder / "run" / "metrics.jsonl", 0.0))
-    read.read_all()
-    return read
+    return open_log(folder / "run" / "metrics.jsonl")
 
 
 def written(folder: Path) -> list[Record]:
@@ -91,7 +89,6 @@ def written(folder: Path) -> list[Record]:
 
 def episodes_of(diagnosis: Diagnosis | None) -> set[tuple[Any, ...]]:
     """(step, rule, severity, router, onset) of every step at which an episode began or worsened."""
-    assert diagnosis is not None
     return {
         (grade.step, e.rule, grade.severity.label, e.router.name if e.router else None, e.onset)
         for e in diagnosis.episodes

@@ -92,7 +92,6 @@ def test_all_is_passed_on_to_the_recorder(tmp_path: Path) -> None:
     steps = [{k: v for k, v in fields.items() if k != "kind"} for fields in collapsing(1, 230)]
     for fields in steps[:212]:
         indices = log.step(fields)
-    assert indices is not None
     assert [round(c, 2) for c in indices if c is not None] == [1.0, 1.0, 0.0, 1.0]
     assert log.evidence(indices) == "L3 at .00 for 13 steps, gathering evidence"
     for fields in steps[212:]:

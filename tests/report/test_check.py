@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import header, step
+
 Call = Callable[..., tuple[int, str, str]]
 RUN_LOG_PAGE = Path(__file__).parents[2] / "docs" / "run-log.md"
 
@@ -124,12 +126,12 @@ def test_a_terminal_without_utf_8_gets_ascii(scenario: Any) -> None:
 
 
 def test_the_report_names_what_could_not_be_judged(
-    call: Call, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+    call: Call, write_log: Any, balanced: Any
 ) -> None:
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 33)]
+    steps = [step(n, [balanced()] * 3, 2048) for n in range(1, 33)]
     lost = {"kind": "event", "event": "lost_records", "values": {"count": 7}, "step": 33}
     end = {"kind": "event", "event": "end", "reason": "failed", "step": 100}
-    _, out, _ = call("check", write_log([make_header(), *steps, lost, end]))
+    _, out, _ = call("check", write_log([header(), *steps, lost, end]))
     assert "the run is failed: the verdict covers its routers up to step 32 only" in out
     assert "the run ended at step 100: the steps after 32 are missing" in out
     assert "7 records were lost by the writer" in out

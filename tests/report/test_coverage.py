@@ -19,6 +19,7 @@ from microscope_tui.report import (
     score_interval,
 )
 from microscope_tui.runlog import RunFile, decode_means
+from tests.conftest import header, step
 
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
 
@@ -53,14 +54,11 @@ def test_an_estimate_lies_in_its_interval_and_a_miss_has_none(
     if hits == 0:
         assert need.tokens is need.high is None
     else:
-        assert need.tokens is not None
-        assert need.high is not None
         assert need.low <= max(need.tokens, need.low) <= need.high
 
 
 def test_without_a_hit_the_limit_is_the_rule_of_three() -> None:
     need = further(0, 30_000, 1000)
-    assert need is not None
     assert need.low == pytest.approx(1000 * 30_000 / 3, rel=0.01)
 
 
@@ -70,28 +68,28 @@ def test_more_hits_than_tokens_are_refused() -> None:
 
 
 @pytest.fixture
-def covering(write_log: Any, make_header: Any) -> Callable[..., Any]:
-    """``covering(wanted, steps, **header)``: the coverage of an evaluation with these steps."""
+def covering(write_log: Any) -> Callable[..., Any]:
+    """``covering(wanted, steps, **changes)``: the coverage of an evaluation with these steps."""
 
-    def cover(wanted: int, steps: Sequence[Any], **header: Any) -> Any:
-        log = write_log([make_header(**({"model": MODEL, "profile": "eval"} | header)), *steps])
+    def cover(wanted: int, steps: Sequence[Any], **changes: Any) -> Any:
+        log = write_log([header(**({"model": MODEL, "profile": "eval"} | changes)), *steps])
         return coverage_of(RunFile("probe", log, 0.0), wanted)
 
     return cover
 
 
-def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any, make_step: Any) -> None:
+def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any) -> None:
     rng = random.Random(0)
     rows = [
         [[a, 500 - a, 0, 500], [250] * 4]
         for a in (rng.randrange(10, 90) for _ in range(LAST_STEPS + 50))
     ]
-    steps = [make_step(n, counts, sum(counts[0])) for n, counts in enumerate(rows, 1)]
+    steps = [step(n, counts, sum(counts[0])) for n, counts in enumerate(rows, 1)]
     found = covering(50_000, steps)
     assert found.steps == LAST_STEPS + 50
     first, second = found.layers
     assert [expert.tokens for expert in first.experts] == [
-        sum(step[0][expert] for step in rows) for expert in range(4)
+        sum(row[0][expert] for row in rows) for expert in range(4)
     ]
     assert first.tokens == 1000 * len(rows)
     assert [(layer.router.name, expert.index) for layer, expert, _ in found.short] == [
@@ -101,14 +99,12 @@ def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any, make_s
     assert not [one for one in second.experts if one.need]
 
 
-def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
+def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(write_log: Any) -> None:
     model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
-    old = [make_step(n, [[n, 10_000, 0, 0]], 10_000 + n) for n in range(1, 301)]
-    new = [make_step(n, [[0, 0, n, 5]], n + 5) for n in range(251, 253)]
-    again = make_header(model=model, resumed_at_step=251)
-    path = write_log([make_header(model=model), *old, again, *new])
+    old = [step(n, [[n, 10_000, 0, 0]], 10_000 + n) for n in range(1, 301)]
+    new = [step(n, [[0, 0, n, 5]], n + 5) for n in range(251, 253)]
+    again = header(model=model, resumed_at_step=251)
+    path = write_log([header(model=model), *old, again, *new])
     found = coverage_of(RunFile("run", path, 0.0), 1)
     assert (found.first_step, found.last_step, found.steps) == (53, 252, 200)
     counts = [expert.tokens for expert in found.layers[0].experts]
@@ -119,24 +115,24 @@ def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(
 
 @pytest.mark.parametrize("counts", ["exact", "shares"])
 def test_without_top_k_the_tokens_of_an_expert_are_known_only_beside_those_of_the_step(
-    covering: Any, make_step: Any, counts: str
+    covering: Any, counts: str
 ) -> None:
     model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": None}
-    header = {"model": model, "source": {"writer": "test", "counts": counts}}
-    step = make_step(1, [[10, 20, 30, 40]], 50)
+    changes = {"model": model, "source": {"writer": "test", "counts": counts}}
+    one = step(1, [[10, 20, 30, 40]], 50)
     if counts == "exact":
-        assert covering(1, [step], **header).layers[0].experts[3].share == pytest.approx(0.8)
-        step["tokens"] = None
+        assert covering(1, [one], **changes).layers[0].experts[3].share == pytest.approx(0.8)
+        one["tokens"] = None
     with pytest.raises(NoCounts, match=r"top_k \(use --top-k\)"):
-        covering(1, [step], **header)
+        covering(1, [one], **changes)
 
 
-def test_saliency_is_the_mean_over_the_pairs_of_all_steps(covering: Any, make_step: Any) -> None:
+def test_saliency_is_the_mean_over_the_pairs_of_all_steps(covering: Any) -> None:
     steps = []
     for number, (counts, weights) in enumerate((([10, 30], [0.5, None]), ([30, 10], [0.1, 0.4]))):
         row = [*counts, 0, 60]
         means = {"mean_weight": [[*weights, None, 1.0], []], "mean_output_norm": [[2.0] * 4, []]}
-        counted = make_step(number + 1, [row, row], 100)
+        counted = step(number + 1, [row, row], 100)
         matrix = counted.pop("tokens_per_expert")
         steps.append(counted | means | {"tokens_per_expert": matrix})
     found = covering(1000, steps)
@@ -163,17 +159,15 @@ def test_means_that_cannot_be_used_are_no_value(line: bytes, weights: Any) -> No
     assert decode_means(line, 2) == (weights, [None, None])
 
 
-def test_shares_become_tokens_where_their_number_is_known(covering: Any, make_step: Any) -> None:
+def test_shares_become_tokens_where_their_number_is_known(covering: Any) -> None:
     row = [500_000, 250_000, 250_000, 0]
-    found = covering(1500, [make_step(1, [row, row], 4000)], source={"counts": "shares"})
+    found = covering(1500, [step(1, [row, row], 4000)], source={"counts": "shares"})
     assert [expert.tokens for expert in found.layers[0].experts] == [2000, 1000, 1000, 0]
     assert any("shares" in note for note in found.notes)
 
 
-def test_an_expert_without_a_hit_never_gets_a_finite_estimate(
-    covering: Any, make_step: Any
-) -> None:
-    found = covering(500, [make_step(1, [[40, 60, 0, 900], [250] * 4], 1000)])
+def test_an_expert_without_a_hit_never_gets_a_finite_estimate(covering: Any) -> None:
+    found = covering(500, [step(1, [[40, 60, 0, 900], [250] * 4], 1000)])
     text = coverage_text(found)
     assert "more than" in text
     assert "1 expert was never chosen" in text

@@ -20,6 +20,7 @@ from microscope_tui.report import (
     recommended,
 )
 from microscope_tui.watch import view_of
+from tests.conftest import open_log
 
 VERSIONS = {"moe-microscope": "0.1.0", "Python": "3.11.7"}
 XTERM = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
@@ -120,7 +121,7 @@ def test_over_ssh_the_profile_to_change_is_the_one_of_this_machine() -> None:
     assert "on this machine" in recommended(remote)[0]
 
 
-def test_the_layout_is_the_one_that_the_screens_have(scenario: Any, open_log: Any) -> None:
+def test_the_layout_is_the_one_that_the_screens_have(scenario: Any) -> None:
     view = view_of(open_log(scenario("healthy", routers=2, steps=3) / "metrics.jsonl"))
     for rows in (ROOMY_ROWS - 1, ROOMY_ROWS):
         assert fit(view, 80, rows).roomy == layout_of(80, rows).startswith("roomy")

@@ -18,6 +18,7 @@ from microscope_tui.report import VIEW_COLUMNS, judge, verdict_json, view_csv, v
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunView, view_of
+from tests.conftest import header, open_log, step
 
 Rows = list[dict[str, str]]
 NAME = st.text(max_size=20).map(safe_text)
@@ -36,18 +37,18 @@ def collapse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def collapsed(collapse: Path, open_log: Any) -> RunView:
+def collapsed(collapse: Path) -> RunView:
     return view_of(open_log(collapse))
 
 
 @pytest.fixture
-def view(write_log: Any, make_header: Any, make_step: Any, open_log: Any) -> Any:
+def view(write_log: Any) -> Any:
     """The view of a log of two steps, or of the records that are given."""
 
-    def make(rows: list[list[int]] | None = None, header: Any = None, **changes: Any) -> RunView:
+    def make(rows: list[list[int]] | None = None, first: Any = None, **changes: Any) -> RunView:
         rows = rows or [[512] * 8, [1024] * 4 + [0] * 4, [512] * 8]
-        steps = [make_step(n, rows, 2048, **changes) for n in (1, 2)]
-        return view_of(open_log(write_log([header or make_header(), *steps])))
+        steps = [step(n, rows, 2048, **changes) for n in (1, 2)]
+        return view_of(open_log(write_log([first or header(), *steps])))
 
     return make
 
@@ -66,18 +67,16 @@ def test_every_expert_of_every_layer_has_a_row(view: Any) -> None:
     assert {(row["run"], row["step"], row["counts_step"]) for row in rows} == {("run", "2", "2")}
 
 
-def test_counts_of_an_earlier_step_have_its_number(
-    write_log: Any, make_header: Any, make_step: Any, open_log: Any
-) -> None:
+def test_counts_of_an_earlier_step_have_its_number(write_log: Any) -> None:
     later = {"kind": "step", "step": 9, "loss": 1.0, "router": {"entropy": [1.0, 1.0, 1.0]}}
-    log = write_log([make_header(), make_step(1, [[512] * 8] * 3, 2048), later])
+    log = write_log([header(), step(1, [[512] * 8] * 3, 2048), later])
     row = rows_of(view_csv(view_of(open_log(log))))[0]
     assert (row["step"], row["counts_step"]) == ("9", "1")
 
 
-def test_routers_of_the_same_name_stay_apart(view: Any, make_header: Any) -> None:
-    header = make_header(model={"layers": [1, 1, 2], "layer_names": ["L1", "L1", "L2"]})
-    rows = rows_of(view_csv(view(header=header)))
+def test_routers_of_the_same_name_stay_apart(view: Any) -> None:
+    first = header(model={"layers": [1, 1, 2], "layer_names": ["L1", "L1", "L2"]})
+    rows = rows_of(view_csv(view(first=first)))
     assert len({(row["router"], row["expert"]) for row in rows}) == len(rows) == 24
 
 
@@ -114,11 +113,9 @@ def test_numbers_keep_all_their_digits(view: Any) -> None:
     assert loads == seen.layers[0].load
 
 
-def test_a_name_is_never_a_formula_and_a_negative_number_stays_one(
-    view: Any, make_header: Any
-) -> None:
-    header = make_header(model={"layer_names": ['=1+1,"x"', "@SUM(A1)", "-2"]})
-    seen = replace(view(header=header, expert_bias=[[-0.5] * 8] * 3), name=" ＝cmd()")
+def test_a_name_is_never_a_formula_and_a_negative_number_stays_one(view: Any) -> None:
+    first = header(model={"layer_names": ['=1+1,"x"', "@SUM(A1)", "-2"]})
+    seen = replace(view(first=first, expert_bias=[[-0.5] * 8] * 3), name=" ＝cmd()")
     rows = rows_of(view_csv(seen))
     assert {row["layer"] for row in rows} == {'\'=1+1,"x"', "'@SUM(A1)", "'-2"}
     assert {row["run"] for row in rows} == {"' ＝cmd()"}
@@ -149,10 +146,8 @@ def test_json_has_the_step_the_layers_and_the_findings(collapse: Path, collapsed
     assert "COLLAPSE" in [finding["rule"] for finding in document["findings"]]
 
 
-def test_a_run_without_a_step_is_exported_as_nothing_yet(
-    write_log: Any, make_header: Any, open_log: Any
-) -> None:
-    empty = view_of(open_log(write_log([make_header()])))
+def test_a_run_without_a_step_is_exported_as_nothing_yet(write_log: Any) -> None:
+    empty = view_of(open_log(write_log([header()])))
     assert view_csv(empty) == ",".join(VIEW_COLUMNS) + "\n"
     document = json.loads(view_json(empty))
     assert (document["step"], document["counts_step"], document["loss"]) == (0, None, None)

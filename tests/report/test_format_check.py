@@ -20,6 +20,7 @@ from microscope_tui.report import check_format, format_json, format_text, judge
 from microscope_tui.report.format_check import exit_code
 from microscope_tui.runlog import SAID_IN_FULL, RouterSummary, RunFile, safe_text, tail, validate
 from microscope_tui.runlog import records as tables
+from tests.conftest import header
 from tests.problems import problems_in
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
@@ -122,10 +123,10 @@ def test_the_recorder_writes_sound_logs(tmp_path: Path, counts_every: int) -> No
 
 @pytest.mark.parametrize("chunk", [4, 7, 1 << 20])
 def test_the_cut_of_the_bytes_changes_nothing(
-    write_log: Make, make_header: Make, monkeypatch: pytest.MonkeyPatch, chunk: int
+    write_log: Make, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    lines = [b"\xef\xbb\xbf" + json.dumps(make_header()).encode(), b"\0\0\0x", b"", b"[1]"]
-    path = write_log([*lines, make_header()])
+    lines = [b"\xef\xbb\xbf" + json.dumps(header()).encode(), b"\0\0\0x", b"", b"[1]"]
+    path = write_log([*lines, header()])
     path.write_bytes(path.read_bytes() + b'{"kind": "st')
     monkeypatch.setattr("microscope_tui.report.format_check._CHUNK_BYTES", chunk)
     report = check_format(path)
@@ -135,20 +136,18 @@ def test_the_cut_of_the_bytes_changes_nothing(
     assert (report.lines, report.records["run"]) == (6, 2)
 
 
-def test_a_whole_last_line_without_a_newline_is_checked_and_reported(
-    write_log: Make, make_header: Make
-) -> None:
-    path = write_log([make_header(), {"kind": "step", "step": "1"}])
+def test_a_whole_last_line_without_a_newline_is_checked_and_reported(write_log: Make) -> None:
+    path = write_log([header(), {"kind": "step", "step": "1"}])
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     codes = [(p.line, p.code) for p in check_format(path).problems]
     assert codes[:2] == [(2, "no newline"), (2, "type step")]
 
 
 def test_lines_that_are_too_long_are_named(
-    write_log: Make, make_header: Make, monkeypatch: pytest.MonkeyPatch
+    write_log: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (1000, 0))
-    path = write_log([make_header(), b"x" * 1001, make_header(), b"y" * 5000])
+    path = write_log([header(), b"x" * 1001, header(), b"y" * 5000])
     report = check_format(path)
     errors = [(p.line, p.code) for p in report.problems if p.severity == "error"]
     assert errors == [(2, "overlong"), (4, "overlong")]
@@ -156,9 +155,9 @@ def test_lines_that_are_too_long_are_named(
 
 
 def test_a_packed_log_is_the_same_log_and_what_cannot_be_read_exits_with_3(
-    write_log: Make, make_header: Make, tmp_path: Path
+    write_log: Make, tmp_path: Path
 ) -> None:
-    path = write_log([make_header(), b"broken", {"kind": "event", "event": "end"}])
+    path = write_log([header(), b"broken", {"kind": "event", "event": "end"}])
     packed, zstd = path.with_name("metrics.jsonl.gz"), path.with_name("metrics.jsonl.zst")
     packed.write_bytes(gzip.compress(path.read_bytes()))
     zstd.write_bytes(pytest.importorskip("backports.zstd").compress(path.read_bytes()))
@@ -172,30 +171,26 @@ def test_a_packed_log_is_the_same_log_and_what_cannot_be_read_exits_with_3(
         assert exit_code(report) == 3
 
 
-def test_hints_are_allowed_errors_and_empty_logs_are_not(
-    write_log: Make, make_header: Make
-) -> None:
-    hinted = check_format(write_log([make_header(), {"kind": "note"}], "hinted"))
+def test_hints_are_allowed_errors_and_empty_logs_are_not(write_log: Make) -> None:
+    hinted = check_format(write_log([header(), {"kind": "note"}], "hinted"))
     assert (hinted.count("hint"), exit_code(hinted)) == (1, 0)
-    wrong = check_format(write_log([make_header(format_version=2)], "wrong"))
+    wrong = check_format(write_log([header(format_version=2)], "wrong"))
     assert (wrong.count("error"), exit_code(wrong)) == (1, 3)
     empty = check_format(write_log([{"kind": "note"}], "empty"))
     assert (empty.count("error"), exit_code(empty)) == (0, 3)
 
 
-def test_however_bad_the_log_the_report_is_short_and_counts_everything(
-    write_log: Make, make_header: Make
-) -> None:
+def test_however_bad_the_log_the_report_is_short_and_counts_everything(write_log: Make) -> None:
     steps = [{"kind": "step", "step": n, "loss": "x", "router": 1} for n in range(1, 101)]
-    report = check_format(write_log([make_header(), *steps]))
+    report = check_format(write_log([header(), *steps]))
     lines = format_text(report).splitlines()
     assert len(lines) == 2 * (SAID_IN_FULL + 1) + 1 + 1
     assert lines[-1].endswith("101 lines: 1 run record, 100 steps; 200 errors, 1 hint")
     assert [p.count for p in report.problems if p.count > 1] == [80, 80]
 
 
-def test_text_and_json_name_line_reason_and_counts(write_log: Make, make_header: Make) -> None:
-    path = write_log([make_header(), {"kind": "event"}])
+def test_text_and_json_name_line_reason_and_counts(write_log: Make) -> None:
+    path = write_log([header(), {"kind": "event"}])
     report = check_format(path)
     first, last = format_text(report).splitlines()
     assert first.startswith(f"{path}:2: error: an event without a name: write ")

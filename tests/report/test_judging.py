@@ -9,6 +9,7 @@ import pytest
 from microscope_tui.diagnosis import Criteria
 from microscope_tui.report import CheckRequest, Judgement, judge, verdict_json, verdict_text
 from microscope_tui.runlog import RunFile
+from tests.conftest import header, step
 
 COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]
 FORBIDDEN = {"ERODING", "OVERLOAD", "STARVED", "DEAD", "SHOCK", "HOT_EXPERT"}
@@ -19,16 +20,16 @@ def judged(path: Path, **demand: Any) -> Judgement:
 
 
 @pytest.fixture
-def one_collapse(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Any:
+def one_collapse(write_log: Any, balanced: Any) -> Any:
     """A log whose second router is collapsed in the steps asked for."""
 
     def write(sick: range, steps: int = 400, end: bool = True) -> Path:
         records = [
-            make_step(n, [balanced(), COLLAPSED if n in sick else balanced(), balanced()], 2048)
+            step(n, [balanced(), COLLAPSED if n in sick else balanced(), balanced()], 2048)
             for n in range(1, steps + 1)
         ]
         over = [{"kind": "event", "event": "end", "reason": "finished", "step": steps}]
-        return write_log([make_header(), *records, *(over if end else [])])  # type: ignore[no-any-return]
+        return write_log([header(), *records, *(over if end else [])])  # type: ignore[no-any-return]
 
     return write
 
@@ -95,24 +96,24 @@ def test_a_finding_of_the_whole_run_names_no_layer(scenario: Any) -> None:
     assert [finding["layers"] for finding in run["findings"]] == [[]]
 
 
-@pytest.mark.parametrize("header", [{}, {"balance": {"method": "none"}}])
+@pytest.mark.parametrize("changes", [{}, {"balance": {"method": "none"}}])
 def test_a_log_without_a_measured_load_is_not_judged_even_with_a_finding_of_the_header(
-    write_log: Any, make_header: Any, header: dict[str, Any]
+    write_log: Any, changes: dict[str, Any]
 ) -> None:
     steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 200)]
-    judgement = judged(write_log([make_header(**header), *steps]))
+    judgement = judged(write_log([header(**changes), *steps]))
     assert (judgement.exit_code, judgement.judged, judgement.waits_until) == (3, False, None)
     assert "the log has no router loads" in str(judgement.problem)
 
 
 def test_counts_that_were_doubled_for_a_while_leave_a_warning(
-    write_log: Any, make_header: Any, make_step: Any, balanced: Any
+    write_log: Any, balanced: Any
 ) -> None:
     doubled = [[2 * count for count in balanced()] for _ in range(3)]
     rows = [doubled] * 20 + [[balanced()] * 3 for _ in range(280)]
-    steps = [make_step(n, row, 2048) for n, row in enumerate(rows, 1)]
-    assert judged(write_log([make_header(), *steps[:15]], name="early")).exit_code == 3
-    judgement = judged(write_log([make_header(), *steps]))
+    steps = [step(n, row, 2048) for n, row in enumerate(rows, 1)]
+    assert judged(write_log([header(), *steps[:15]], name="early")).exit_code == 3
+    judgement = judged(write_log([header(), *steps]))
     assert [f.rule for f, _ in judgement.findings] == ["METER"]
     assert judgement.exit_code == 1
 
@@ -125,16 +126,14 @@ def test_another_profile_than_the_headers_is_noted(scenario: Any) -> None:
     assert judged(path).notes == []
 
 
-def test_the_advice_is_for_the_profile_that_was_judged_by(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    def jitter(step: int) -> list[int]:
-        counts = [512] * 8 if step < 60 else [585, 585, 585, 585, 585, 585, 586, 0]
-        counts[step % 4] += 20
-        counts[(step + 1) % 4] -= 20
+def test_the_advice_is_for_the_profile_that_was_judged_by(write_log: Any) -> None:
+    def jitter(n: int) -> list[int]:
+        counts = [512] * 8 if n < 60 else [585, 585, 585, 585, 585, 585, 586, 0]
+        counts[n % 4] += 20
+        counts[(n + 1) % 4] -= 20
         return counts
 
-    path = write_log([make_header(), *(make_step(n, [jitter(n)] * 3, 2048) for n in range(1, 400))])
+    path = write_log([header(), *(step(n, [jitter(n)] * 3, 2048) for n in range(1, 400))])
 
     def next_of(profile: str) -> str:
         found = judged(path, criteria=Criteria(profile=profile)).findings

@@ -34,22 +34,19 @@ class SlowLog(RunLogWriter):
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "metrics.jsonl"
-
-
-@pytest.fixture
 def slow(path: Path) -> Iterator[SlowLog]:
     log = SlowLog(path)
     yield log
     log.moves.set()
 
 
-def hang(slow: SlowLog, **limits: int) -> BackgroundLog:
-    """A background log whose thread hangs in the write of step 0."""
+def hang(slow: SlowLog, more: int = 0, **limits: int) -> BackgroundLog:
+    """A background log whose thread hangs in the write of step 0, with more steps to come."""
     log = BackgroundLog(slow, **limits)
     log.write(step(0))
     assert slow.reached.wait(30)
+    for n in range(1, 1 + more):
+        log.write(step(n))
     return log
 
 
@@ -63,9 +60,7 @@ def test_what_is_handed_over_is_in_the_file_in_order_after_closing(path: Path) -
 
 
 def test_a_full_queue_drops_counts_before_steps(slow: SlowLog, path: Path) -> None:
-    log = hang(slow, max_records=9)
-    for n in range(1, 9):
-        log.write(step(n))
+    log = hang(slow, 8, max_records=9)
     slow.moves.set()
     log.close()
     assert steps(path) == list(range(9))
@@ -77,9 +72,7 @@ def test_a_full_queue_drops_counts_before_steps(slow: SlowLog, path: Path) -> No
 def test_steps_that_find_no_room_are_dropped_and_counted_where_they_are_missing(
     slow: SlowLog, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = hang(slow, max_records=4)
-    for n in range(1, 10):
-        log.write(step(n))
+    log = hang(slow, 9, max_records=4)
     assert ["steps are dropped" in message for message in caplog.messages] == [True]
     slow.moves.set()
     assert log.sync()
@@ -93,9 +86,7 @@ def test_steps_that_find_no_room_are_dropped_and_counted_where_they_are_missing(
 def test_a_queue_full_of_steps_still_takes_run_records_and_events(
     slow: SlowLog, path: Path
 ) -> None:
-    log = hang(slow, max_records=3)
-    for n in range(1, 6):
-        log.write(step(n))
+    log = hang(slow, 5, max_records=3)
     log.write({"kind": "run"})
     log.write(END)
     slow.moves.set()
@@ -206,9 +197,7 @@ def test_a_sync_on_a_disk_that_hangs_is_given_up_and_not_repeated_until_it_moves
 def test_closing_gives_up_on_steps_and_says_how_many_but_still_says_how_the_run_ended(
     slow: SlowLog, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = hang(slow)
-    for n in (1, 2):
-        log.write(step(n))
+    log = hang(slow, 2)
     log.write(END)
     log.close(timeout_s=0.01)
     assert ["4 records could not be written" in message for message in caplog.messages] == [True]

@@ -1,35 +1,26 @@
 """The background log in programs that end, fork or are interrupted: no loss, no hanging."""
 
-import subprocess
 from pathlib import Path
-
-import pytest
 
 from tests.runlog.written import records, run_python, steps
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "metrics.jsonl"
-
-
-def python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a process of its own; it must end well, and within a minute."""
-    head = "import os, signal, sys\nfrom pathlib import Path\n"
-    head += "from microscope_tui.runlog.writer import BackgroundLog\n"
-    head += "from microscope_tui.runlog.writer import RunLogWriter\n"
-    head += "log = BackgroundLog(RunLogWriter(Path(sys.argv[1])))\n"
-    return run_python(head, code, path)
-
-
 def test_a_program_that_ends_without_closing_leaves_nothing_in_the_queue(path: Path) -> None:
-    python("for n in range(2000): log.write({'kind': 'step', 'step': n})", path)
+    run_python(
+        """
+        log = BackgroundLog(RunLogWriter(path))
+        for n in range(2000):
+            log.write({"kind": "step", "step": n})
+        """,
+        path,
+    )
     assert steps(path) == list(range(2000))
 
 
 def test_a_forked_child_neither_hangs_nor_writes(path: Path) -> None:
-    done = python(
+    done = run_python(
         """
+        log = BackgroundLog(RunLogWriter(path))
         log.write({"kind": "step", "step": 1})
         log._lock.acquire()  # as if the fork came while the thread held it
         child = os.fork()
@@ -52,8 +43,10 @@ def test_a_forked_child_neither_hangs_nor_writes(path: Path) -> None:
 
 
 def test_interrupts_and_signal_handlers_that_log_leave_the_log_usable(path: Path) -> None:
-    python(
+    run_python(
         """
+        log = BackgroundLog(RunLogWriter(path))
+
         def handler(number, frame):
             log.write({"kind": "event", "event": "tick"})
             raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from backports import zstd
@@ -30,9 +31,14 @@ def pack_zst(data: bytes) -> bytes:
     return zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})
 
 
-KINDS = pytest.mark.parametrize(
-    ("pack", "name"), [(pack_gz, "m.jsonl.gz"), (pack_zst, "m.jsonl.zst")], ids=["gzip", "zstd"]
-)
+@pytest.fixture(params=[pack_gz, pack_zst], ids=["gz", "zst"])
+def pack(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def path(tmp_path: Path, pack: Pack) -> Path:
+    return tmp_path / ("m.jsonl.gz" if pack is pack_gz else "m.jsonl.zst")
 
 
 def read_all(log: Source, max_bytes: int = 1 << 20) -> list[bytes]:
@@ -46,12 +52,8 @@ def read_all(log: Source, max_bytes: int = 1 << 20) -> list[bytes]:
     return lines
 
 
-@KINDS
 @pytest.mark.parametrize("max_bytes", [10, 1000, 1 << 20])
-def test_an_archive_gives_the_lines_of_its_log(
-    tmp_path: Path, pack: Pack, name: str, max_bytes: int
-) -> None:
-    path = tmp_path / name
+def test_an_archive_gives_the_lines_of_its_log(path: Path, pack: Pack, max_bytes: int) -> None:
     path.write_bytes(pack(LOG))
     log = CompressedLog(path)
     assert read_all(log, max_bytes) == LINES
@@ -60,9 +62,7 @@ def test_an_archive_gives_the_lines_of_its_log(
     assert not log.seekable
 
 
-@KINDS
-def test_several_members_are_one_log(tmp_path: Path, pack: Pack, name: str) -> None:
-    path = tmp_path / name
+def test_several_members_are_one_log(path: Path, pack: Pack) -> None:
     path.write_bytes(pack(LOG[:1000]) + pack(b"") + pack(LOG[1000:]))
     assert read_all(CompressedLog(path)) == LINES
 
@@ -74,11 +74,10 @@ def test_skippable_frames_of_parallel_packers_are_skipped(tmp_path: Path) -> Non
     assert read_all(CompressedLog(path)) == LINES
 
 
-@KINDS
 def test_a_truncated_archive_shows_what_is_there_and_is_read_again_when_it_changes(
-    tmp_path: Path, pack: Pack, name: str
+    path: Path, pack: Pack
 ) -> None:
-    path, packed = tmp_path / name, pack(LOG)
+    packed = pack(LOG)
     log = CompressedLog(path)
     for cut in (0, 1, 5, 700, len(packed) - 3, len(packed)):
         path.write_bytes(packed[:cut])
@@ -88,11 +87,7 @@ def test_a_truncated_archive_shows_what_is_there_and_is_read_again_when_it_chang
     assert lines == LINES
 
 
-@KINDS
-def test_damage_is_said_after_what_was_unpacked_before_it(
-    tmp_path: Path, pack: Pack, name: str
-) -> None:
-    path = tmp_path / name
+def test_damage_is_said_after_what_was_unpacked_before_it(path: Path, pack: Pack) -> None:
     packed = bytearray(pack(LOG))
     packed[-2] ^= 0xFF  # the checksum
     path.write_bytes(packed)
@@ -142,9 +137,7 @@ def test_no_damage_hangs_the_reader_or_kills_it(
     raise AssertionError("no end")
 
 
-@KINDS
-def test_a_bomb_costs_time_but_no_memory(tmp_path: Path, pack: Pack, name: str) -> None:
-    path = tmp_path / name
+def test_a_bomb_costs_time_but_no_memory(path: Path, pack: Pack) -> None:
     path.write_bytes(pack(b"\0" * (20 << 20)) + pack(b"\none\n"))
     log, splitter = CompressedLog(path), LineSplitter()
     lines: list[bytes] = []
@@ -165,9 +158,7 @@ def test_a_window_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
         read_all(CompressedLog(path))
 
 
-@KINDS
-def test_a_replaced_archive_starts_again(tmp_path: Path, pack: Pack, name: str) -> None:
-    path = tmp_path / name
+def test_a_replaced_archive_starts_again(path: Path, pack: Pack) -> None:
     path.write_bytes(pack(LOG))
     log = CompressedLog(path)
     read_all(log)
@@ -177,11 +168,7 @@ def test_a_replaced_archive_starts_again(tmp_path: Path, pack: Pack, name: str) 
     assert chunk.data == b"{}\n" + LOG
 
 
-@KINDS
-def test_the_last_record_shows_without_a_newline_unless_it_is_torn(
-    tmp_path: Path, pack: Pack, name: str
-) -> None:
-    path = tmp_path / name
+def test_the_last_record_shows_without_a_newline_unless_it_is_torn(path: Path, pack: Pack) -> None:
     path.write_bytes(pack(LOG[:-1]))
     log = CompressedLog(path)
     assert read_all(log) == LINES
@@ -193,9 +180,7 @@ def test_the_last_record_shows_without_a_newline_unless_it_is_torn(
     assert read_all(CompressedLog(path)) == LINES[:-1]
 
 
-@KINDS
-def test_a_deleted_archive_is_noticed(tmp_path: Path, pack: Pack, name: str) -> None:
-    path = tmp_path / name
+def test_a_deleted_archive_is_noticed(path: Path, pack: Pack) -> None:
     assert CompressedLog(path).read().data == b""
     path.write_bytes(pack(LOG))
     log = CompressedLog(path)

@@ -26,7 +26,6 @@ RUNS = st.builds(
 def undoes(later: Entry, step: int) -> bool:
     if isinstance(later, StepEntry):
         return later.record.step <= step
-    assert isinstance(later, RunRecord)
     first = later.resumed_at_step
     return first is not None and max(1, first) <= step
 

@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from microscope_tui.runlog import (
-    KnownLogs,
-    NoRuns,
-    RunFile,
-    discover,
-    find_runs,
-    tail,
-)
+from microscope_tui.runlog import KnownLogs, NoRuns, RunFile, discover, find_runs, tail
 
 LINE = json.dumps({"kind": "step", "step": 1}) + "\n"
 

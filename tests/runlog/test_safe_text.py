@@ -50,7 +50,3 @@ def test_a_cut_text_says_so_and_wide_characters_count_twice() -> None:
 
 def test_combining_marks_cannot_smear_over_neighbouring_lines() -> None:
     assert len(safe_text("a" + "\u0316" * 500)) <= 3
-
-
-def test_markup_is_text() -> None:
-    assert safe_text("w[gate] [@click=app.quit]x[/]") == "w[gate] [@click=app.quit]x[/]"

@@ -4,40 +4,22 @@ import json
 import math
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from microscope_tui.runlog import RunLogWriter, encode_record
-from tests.runlog.written import lost, records, run_python, step
-
-RUN = {"kind": "run", "run": "r"}
+from tests.runlog.written import RUN, lost, records, run_python, step
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run" / "metrics.jsonl"
-
-
-def python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a process of its own; it must end well, and within a minute."""
-    head = "import os, sys\nfrom pathlib import Path\n"
-    head += "from microscope_tui.runlog.writer import RunLogWriter\npath = Path(sys.argv[1])\n"
-    return run_python(head, code, path)
-
-
-def test_a_torn_last_line_is_cut_off_on_reopening(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "metrics.jsonl"
-    path.parent.mkdir()
+def test_a_torn_last_line_is_cut_off_on_reopening(path: Path) -> None:
     path.write_bytes(b'{"kind":"run"}\n{"kind":"st')
     RunLogWriter(path).write({"kind": "step", "step": 1})
     assert records(path) == [{"kind": "run"}, {"kind": "step", "step": 1}]
 
 
-def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+def test_a_file_that_is_one_torn_line_becomes_empty(path: Path) -> None:
     path.write_bytes(b"x" * 200_000)
     RunLogWriter(path).close()
     assert path.read_bytes() == b""
@@ -60,7 +42,7 @@ def test_every_line_is_one_object_ended_by_a_newline() -> None:
 
 def test_the_kernels_own_half_line_is_undone(path: Path) -> None:
     """A file size limit is the one disk that a test can fill for real."""
-    done = python(
+    done = run_python(
         """
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))

@@ -7,6 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+RUN = {"kind": "run", "run": "r"}
+
 
 def step(number: int) -> dict[str, Any]:
     return {"kind": "step", "step": number}
@@ -25,10 +27,18 @@ def lost(path: Path) -> int:
     return sum(r["values"]["count"] for r in records(path) if r.get("event") == "lost_records")
 
 
-def run_python(head: str, code: str, path: Path) -> subprocess.CompletedProcess[str]:
+HEAD = """
+import os, signal, sys
+from pathlib import Path
+from microscope_tui.runlog.writer import BackgroundLog, RunLogWriter
+path = Path(sys.argv[1])
+"""
+
+
+def run_python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a process of its own; it must end well, and within a minute."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), str(path)],
+        [sys.executable, "-W", "ignore", "-c", HEAD + textwrap.dedent(code), str(path)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -79,8 +79,6 @@ def arguments(arguments_in: Callable[..., list[str]], tmp_path: Path) -> Callabl
 def trainer() -> Iterator[ModuleType]:
     """``train.py``, imported from where it is."""
     spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:

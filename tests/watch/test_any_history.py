@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch, history, pin_at, run_watch
+from tests.conftest import open_log
 from tests.hostile.outcome import difference, outcome
 from tests.watch.accidents import OPERATIONS, Log, Truth
 
@@ -59,12 +60,6 @@ def live_through(story: list[tuple[str, int]], log: Log, watch: RunWatch, slice_
     watch.read_all()
 
 
-def read_fresh(path: Path) -> RunWatch:
-    watch = RunWatch(RunFile("run", path, 0.0))
-    watch.read_all()
-    return watch
-
-
 @thoroughly
 @given(STORIES, SLICES, ALONG, ALONG, HOLD_S)
 def test_a_follower_ends_with_the_state_of_a_fresh_reader(
@@ -72,11 +67,11 @@ def test_a_follower_ends_with_the_state_of_a_fresh_reader(
 ) -> None:
     with TemporaryDirectory() as folder:
         log = Log(Path(folder) / "metrics.jsonl")
-        watch = RunWatch(RunFile("run", log.path, 0.0))
+        watch = RunWatch(RunFile(log.path.parent.name, log.path, 0.0))
         with reading(along, hold_s, coarse=False):
             live_through(story, log, watch, slice_bytes)
         with reading(fresh_along, 0.008, coarse=False):
-            fresh = read_fresh(log.path)
+            fresh = open_log(log.path)
         assert difference(outcome(watch), outcome(fresh)) == ""
         assert watch.defects == fresh.defects
         agrees_with_the_file(watch, Truth(log.path.read_bytes()))
@@ -96,7 +91,7 @@ def test_coarse_histories_hold_the_extremes_of_exactly_the_steps_that_survive(
         log = Log(Path(folder) / "metrics.jsonl", usual_steps=60)
         watch = RunWatch(RunFile("run", log.path, 0.0))
         live_through(story, log, watch, slice_bytes)
-        for reader in (watch, read_fresh(log.path)):
+        for reader in (watch, open_log(log.path)):
             agrees_with_the_file(reader, Truth(log.path.read_bytes()))
 
 
@@ -150,7 +145,6 @@ def agrees_with_the_file(watch: RunWatch, truth: Truth) -> None:
         seen += own
     assert seen == sorted(truth.kept)
     if truth.latest is not None:
-        assert watch.latest is not None
         assert (watch.latest.record.step, watch.latest.record.loss) == truth.latest
     moments_agree(watch, truth)
 
@@ -167,7 +161,6 @@ def moments_agree(watch: RunWatch, truth: Truth) -> None:
         if asked >= watch.latest.record.step:
             continue  # the present, which stays on screen until a resumed run has a step again
         found = pin_at(watch, asked)
-        assert found is not None
         assert (found.step, found.latest.record.loss) == (expected, truth.kept[expected][1])
         counted = [step for step in truth.counted if step <= expected and step in truth.kept]
         expected_counts = truth.kept[max(counted)] if counted else None

@@ -8,26 +8,25 @@ import pytest
 from microscope_tui.diagnosis import Criteria
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord
 from microscope_tui.watch import MOST_STEPS, AgainstBaseline, BadBaseline, Baseline, read_baseline
+from tests.conftest import header, step
 
 EVEN, ONE_DEAD = [4, 4, 4, 4], [8, 8, 0, 0]
 
 
-def small(make_header: Any, routers: int = 1) -> Any:
+def small(routers: int = 1) -> Any:
     model = {"layers": list(range(routers)), "layer_names": None, "num_experts": 4, "top_k": 1}
-    return make_header(model=model)
+    return header(model=model)
 
 
 def read(path: Path) -> Baseline:
     return read_baseline(RunFile(path.parent.name, path, 0.0))
 
 
-def test_a_baseline_sums_up_the_last_steps_that_have_counts(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    early = [make_step(n, [EVEN], 16) for n in range(1, 100)]
-    late = [make_step(n, [ONE_DEAD], 16) for n in range(100, 100 + MOST_STEPS)]
+def test_a_baseline_sums_up_the_last_steps_that_have_counts(write_log: Any) -> None:
+    early = [step(n, [EVEN], 16) for n in range(1, 100)]
+    late = [step(n, [ONE_DEAD], 16) for n in range(100, 100 + MOST_STEPS)]
     without = [{"kind": "step", "step": 1000, "loss": 1.0}]
-    found = read(write_log([small(make_header), *early, *late, *without]))
+    found = read(write_log([small(), *early, *late, *without]))
     assert (found.first_step, found.last_step, found.steps) == (100, 299, MOST_STEPS)
     reference = found.reference
     assert reference.dead == (frozenset({2, 3}),)
@@ -36,21 +35,17 @@ def test_a_baseline_sums_up_the_last_steps_that_have_counts(
     assert reference.collapse_index[0] == pytest.approx(1 / 3)
 
 
-def test_steps_that_a_resumed_run_took_back_do_not_count(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    steps = [make_step(n, [ONE_DEAD], 16) for n in range(1, 50)]
-    again = [make_step(n, [EVEN], 16) for n in range(1, 20)]
-    found = read(write_log([small(make_header), *steps, *again]))
+def test_steps_that_a_resumed_run_took_back_do_not_count(write_log: Any) -> None:
+    steps = [step(n, [ONE_DEAD], 16) for n in range(1, 50)]
+    again = [step(n, [EVEN], 16) for n in range(1, 20)]
+    found = read(write_log([small(), *steps, *again]))
     assert (found.last_step, found.reference.dead) == (19, (frozenset(),))
 
 
-def test_a_router_without_counts_has_no_reference(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    step = make_step(1, [EVEN, EVEN], 16)
-    step["tokens_per_expert"][1] = None
-    reference = read(write_log([small(make_header, 2), step])).reference
+def test_a_router_without_counts_has_no_reference(write_log: Any) -> None:
+    one = step(1, [EVEN, EVEN], 16)
+    one["tokens_per_expert"][1] = None
+    reference = read(write_log([small(2), one])).reference
     assert reference.dead == (frozenset(), None)
     assert (reference.starved_share[1], reference.max_violation[1]) == (None, None)
 
@@ -62,20 +57,16 @@ def test_a_router_without_counts_has_no_reference(
         (b'{"kind":"run","format_version":9}', "format_version is 9"),
     ],
 )
-def test_a_run_that_cannot_serve_says_why(
-    write_log: Any, make_header: Any, line: bytes, words: str
-) -> None:
-    path = write_log([line] if b"format_version" in line else [small(make_header), line])
+def test_a_run_that_cannot_serve_says_why(write_log: Any, line: bytes, words: str) -> None:
+    path = write_log([line] if b"format_version" in line else [small(), line])
     with pytest.raises(BadBaseline, match=words):
         read(path)
     with pytest.raises(BadBaseline, match=r"name another run|name a run that logs them"):
         read(path)
 
 
-def test_other_routers_are_told_with_both_shapes(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    found = read(write_log([small(make_header), make_step(1, [EVEN], 16)]))
+def test_other_routers_are_told_with_both_shapes(write_log: Any) -> None:
+    found = read(write_log([small(), step(1, [EVEN], 16)]))
     same, other = RouterInfo("another name", 7, 4, 1), RouterInfo("L1", 1, 8, 2)
     assert found.mismatch(RunRecord("r", (same,))) is None
     assert found.mismatch(RunRecord("r", (other, other))) == (

@@ -66,7 +66,6 @@ def scanned(long_log: tuple[Path, BulkTruth]) -> RunWatch:
 
 
 def losses(watch: RunWatch, count: int = 50) -> list[Any]:
-    assert watch.history is not None
     return watch.history.columns("loss", 0, count)
 
 
@@ -83,7 +82,6 @@ def test_a_sample_holds_values_of_the_file_from_its_first_to_its_last_step(
     watch.open_overview()
     assert watch.sampled
     history = watch.history
-    assert history is not None
     assert 200 < len(history) <= 250
     records = surviving(path)
     for at, step in enumerate(history.steps):
@@ -115,7 +113,6 @@ def test_the_refined_overview_has_the_extremes_of_brute_force(
     monkeypatch.setattr(watch, "_begin", begin_with_wide_rows)
     scan(watch)
     history = watch.history
-    assert history is not None
     assert history.stride == max(1, 2 ** math.ceil(math.log2(max(1, expected_steps / 8192))))
     records = [record for _, (_, record) in sorted(surviving(path).items())]
     edges = [bisect_left(records, step, key=itemgetter("step")) for step in history.steps]
@@ -148,14 +145,11 @@ def test_any_step_is_found_again_with_its_counts(
     records = surviving(path)
     for step in [1, 2, 38, 39, 4_499, 4_500, 6_010, 8_998, *range(100, 9_000, 997)]:
         moment = pin_at(watch, step)
-        assert moment is not None
         assert moment.step == step
         assert moment.latest.offset == records[step][0]
         view = view_of(watch, 10, at=moment)
         assert view.layers[3].counts == records[step][1]["tokens_per_expert"][3]
     last, first = pin_at(watch, 10**9), pin_at(watch, -5)
-    assert last is not None
-    assert first is not None
     assert (first.step, last.step) == (1, truth.last_step)
 
 
@@ -175,8 +169,6 @@ def test_a_diagnosis_that_comes_later_says_the_same(
         shares.append(behind.judged)
     assert shares == sorted(shares)
     assert behind.judged == 1.0
-    assert along.diagnosis is not None
-    assert behind.diagnosis is not None
     assert behind.diagnosis.episodes == along.diagnosis.episodes
     assert [e.rule for e in along.diagnosis.episodes] == ["COLLAPSE"]
 
@@ -186,7 +178,6 @@ def test_a_small_memory_makes_the_history_coarser_and_says_so(
 ) -> None:
     path, truth = long_log
     small = scan(watch_of(path, memory_bytes=MIB // 2))
-    assert small.history is not None
     rows, stride = len(small.history), small.history.stride
     assert rows * 21 * 12 < MIB // 2  # 21 curves of three single floats
     assert stride > 1
@@ -194,7 +185,6 @@ def test_a_small_memory_makes_the_history_coarser_and_says_so(
     assert view_of(scanned).memory_limit is None
     assert max(c.high for c in losses(small)) == single(truth.highest_loss)
     moment = pin_at(small, 4_321)
-    assert moment is not None
     assert moment.step == 4_321
 
 
@@ -209,9 +199,7 @@ def test_rows_stay_bounded_while_a_run_goes_on_for_ever(tmp_path: Path) -> None:
         with path.open("ab") as file:
             file.write(data[start : start + MIB // 2])
         watch.read_all()
-        assert watch.history is not None
         assert len(watch.history) < watch.history.capacity * 2
-    assert watch.history is not None
     assert watch.history.stride >= 4
     assert watch.history.last_step == 20_000
 

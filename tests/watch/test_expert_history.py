@@ -2,15 +2,14 @@
 
 import gzip
 import json
-import os
 import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch, Window, samples
+from tests.conftest import header, open_log, step
 
 Make = Callable[..., dict[str, Any]]
 EXPERTS, TOKENS = 8, 32
@@ -39,15 +38,15 @@ def surviving(records: list[dict[str, Any]], router: int) -> dict[int, tuple[Any
 
 
 @pytest.fixture
-def make_records(make_header: Make, make_step: Make) -> Callable[..., list[dict[str, Any]]]:
+def make_records() -> Callable[..., list[dict[str, Any]]]:
     def make(lives: list[tuple[int, int]], every: int = 1, seed: int = 0) -> list[dict[str, Any]]:
         """A log of several lives, each from one step to another; counts in every so many steps."""
         rng, records = random.Random(seed), []
         for at, (first, last) in enumerate(lives):
-            records.append(make_header(resumed_at_step=first if at else None))
+            records.append(header(resumed_at_step=first if at else None))
             for number in range(first, last + 1):
                 rows = [counts(rng) for _ in range(3)]
-                record = make_step(number, rows, TOKENS)
+                record = step(number, rows, TOKENS)
                 record["expert_bias"] = [[rng.random() for _ in range(EXPERTS)] for _ in rows]
                 if number % every and number > 1:
                     del record["tokens_per_expert"], record["expert_bias"]
@@ -70,8 +69,7 @@ def test_samples_are_what_a_reading_of_the_whole_log_gives_whatever_the_restarts
         lives.append((first, first + rng.randrange(1, 40)))
     records = make_records(lives, every=rng.choice([1, 1, 3, 5]), seed=seed)
     path = write_log(records)
-    watch = RunWatch(RunFile("run", path, 0.0))
-    watch.read_all()
+    watch = open_log(path)
     halve(watch, stride)
     known = surviving(records, 1)
     window = Window(first := rng.randrange(1, max(known) + 1), rng.randrange(first, max(known) + 1))
@@ -95,44 +93,33 @@ def halve(watch: RunWatch, stride: int) -> None:
 
 
 def test_work_is_bounded_by_the_number_of_samples_not_by_the_log(
-    make_records: Any, write_log: Any, open_log: Any, monkeypatch: pytest.MonkeyPatch
+    make_records: Any, write_log: Any, reads: list[int]
 ) -> None:
     watch = open_log(write_log(make_records([(1, 400)])))
-    read: list[int] = []
-    real = os.pread
-
-    def counted(file: int, size: int, start: int) -> bytes:
-        read.append(size)
-        return real(file, size, start)
-
-    monkeypatch.setattr(os, "pread", counted)
+    reads.clear()
     assert len(samples(watch, 0, 20)) == 20
-    assert len(read) == 20
-    assert sum(read) <= 20 * (1 << 14)
+    assert len(reads) == 20
+    assert sum(reads) <= 20 * (1 << 14)
 
 
-def test_a_log_without_counts_gives_no_samples(
-    make_header: Make, make_step: Make, write_log: Any, open_log: Any
-) -> None:
-    steps = [make_step(n, [[4] * 8] * 3, 16) for n in range(1, 30)]
+def test_a_log_without_counts_gives_no_samples(write_log: Any) -> None:
+    steps = [step(n, [[4] * 8] * 3, 16) for n in range(1, 30)]
     for one in steps:
         del one["tokens_per_expert"]
-    assert samples(open_log(write_log([make_header(), *steps])), 0, 10) == []
+    assert samples(open_log(write_log([header(), *steps])), 0, 10) == []
 
 
-def test_a_bias_of_another_length_is_no_bias(
-    make_header: Make, make_step: Make, write_log: Any, open_log: Any
-) -> None:
+def test_a_bias_of_another_length_is_no_bias(write_log: Any) -> None:
     steps = [
-        make_step(n, [[4] * 8] * 3, 16, expert_bias=[[0.1] * (8 if n > 5 else 7)] * 3)
+        step(n, [[4] * 8] * 3, 16, expert_bias=[[0.1] * (8 if n > 5 else 7)] * 3)
         for n in range(1, 11)
     ]
-    found = samples(open_log(write_log([make_header(), *steps])), 0, 10)
+    found = samples(open_log(write_log([header(), *steps])), 0, 10)
     assert [sample.bias is None for sample in found] == [True] * 5 + [False] * 5
 
 
 def test_a_packed_log_a_missing_router_and_a_cancelled_reading_give_nothing(
-    make_records: Any, write_log: Any, open_log: Any
+    make_records: Any, write_log: Any
 ) -> None:
     path = write_log(make_records([(1, 20)]))
     watch = open_log(path)
@@ -140,13 +127,12 @@ def test_a_packed_log_a_missing_router_and_a_cancelled_reading_give_nothing(
     assert samples(watch, 0, 10, cancelled=lambda: True) == []
     packed = path.with_name("metrics.jsonl.gz")
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    watch = RunWatch(RunFile("run", packed, 0.0))
-    watch.read_all()
+    watch = open_log(packed)
     assert samples(watch, 0, 10) == []
 
 
 def test_a_log_that_was_replaced_behind_our_back_gives_no_wrong_samples(
-    make_records: Any, write_log: Any, open_log: Any
+    make_records: Any, write_log: Any
 ) -> None:
     path = write_log(make_records([(1, 40)]))
     watch = open_log(path)
@@ -157,7 +143,7 @@ def test_a_log_that_was_replaced_behind_our_back_gives_no_wrong_samples(
         assert samples(watch, 0, 10) == []
 
 
-def test_a_log_that_is_gone_says_so(make_records: Any, write_log: Any, open_log: Any) -> None:
+def test_a_log_that_is_gone_says_so(make_records: Any, write_log: Any) -> None:
     path = write_log(make_records([(1, 40)]))
     watch = open_log(path)
     path.unlink()

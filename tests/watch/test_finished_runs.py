@@ -1,5 +1,6 @@
 """Runs that are over get their verdict in the background, whatever happens to their logs."""
 
+import gzip
 import json
 import os
 import time
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.diagnosis import ANYTHING
 from microscope_tui.lines import card_text
+from microscope_tui.report import judge
 from microscope_tui.runlog import glance
-from microscope_tui.watch import Fleet, RunCard, VerdictCache
+from microscope_tui.watch import MOST_FOLLOWED, Fleet, RunCard, VerdictCache, view_of
 from microscope_tui.watch import fleet as fleet_module
-from tests.watch.test_fleet import cards, read_all, write
+from tests.conftest import header, step
+from tests.watch.test_fleet import cards, fleet_of, opened, read_all, write
 
 Make = Callable[..., Any]
 STEP = b'{"kind":"step","step":21,"tokens":512}\n'
@@ -23,6 +27,12 @@ def judge_all(fleet: Fleet) -> None:
     read_all(fleet)
     while fleet.judge_finished():
         pass
+
+
+def judged_fleet(root: Path) -> Fleet:
+    fleet = Fleet(root)
+    judge_all(fleet)
+    return fleet
 
 
 def verdict_of(card: RunCard) -> str:
@@ -38,8 +48,7 @@ def test_finished_and_crashed_runs_are_judged_newest_first(tmp_path: Path) -> No
     write(tmp_path, "sick", 3600, steps=600, collapse=(1, 200))
     write(tmp_path, "crashed", 7200, steps=150, finished=False)
     write(tmp_path, "young", 9000, steps=60)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
     order: list[str] = []
     assert {card.file.name for card in fleet.cards() if card.queued} == {"sick", "crashed", "young"}
     while fleet.judge_finished():
@@ -53,8 +62,6 @@ def test_finished_and_crashed_runs_are_judged_newest_first(tmp_path: Path) -> No
 
 
 def test_the_verdict_is_that_of_check(tmp_path: Path, scenario: Make) -> None:
-    from microscope_tui.report import judge
-
     for name in ("collapse", "divergence", "shock", "nan", "lint-no-balance"):
         scenario(name, routers=3, steps=450)
     fleet = Fleet(tmp_path)
@@ -72,41 +79,36 @@ def test_the_verdict_is_that_of_check(tmp_path: Path, scenario: Make) -> None:
 
 
 def test_an_alert_that_recovered_is_named_beside_healthy(
-    tmp_path: Path, write_log: Make, make_header: Make, make_step: Make, balanced: Make
+    tmp_path: Path, write_log: Make, balanced: Make
 ) -> None:
     sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
     steps = [
-        make_step(n, [balanced(), sick if 150 <= n < 220 else balanced(), balanced()], 2048)
+        step(n, [balanced(), sick if 150 <= n < 220 else balanced(), balanced()], 2048)
         for n in range(1, 500)
     ]
-    age(write_log([make_header(), *steps]), 4000)
-    fleet = Fleet(tmp_path)
-    judge_all(fleet)
+    age(write_log([header(), *steps]), 4000)
+    fleet = judged_fleet(tmp_path)
     (card,) = fleet.cards()
     assert card.findings == []
     assert verdict_of(card) == "healthy, C COLLAPSE recovered"
 
 
 def test_live_runs_beyond_the_followed_ones_are_left_alone(tmp_path: Path) -> None:
-    for at in range(10):
+    for at in range(MOST_FOLLOWED + 2):
         write(tmp_path, f"run{at}", finished=False)
-    fleet = Fleet(tmp_path)
-    judge_all(fleet)
-    assert [card.queued for card in fleet.cards()] == [False] * 10
+    fleet = judged_fleet(tmp_path)
+    assert [card.queued for card in fleet.cards()] == [False] * (MOST_FOLLOWED + 2)
     assert sorted(verdict_of(c) for c in fleet.cards() if c.verdict is None) == ["not judged"] * 2
 
 
-def test_an_archive_is_judged_too(tmp_path: Path) -> None:
-    import gzip
-
+def test_an_archive_is_judged_and_shown_like_any_other_run(tmp_path: Path) -> None:
     path = write(tmp_path, "packed", 3600, steps=600, collapse=(1, 200))
     path.with_name("metrics.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    fleet = Fleet(tmp_path)
-    judge_all(fleet)
+    fleet = judged_fleet(tmp_path)
     (card,) = fleet.cards()
     assert verdict_of(card).startswith("C COLLAPSE L4 since ")
-    assert card.step == 600
+    assert (card.step, view_of(opened(fleet)).step) == (600, 600)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_a_log_that_changes_while_it_is_judged_costs_no_other_its_verdict(
     monkeypatch.setattr(fleet_module, "_SLICE_BYTES", 4096)
     first = write(tmp_path, "first", 3600, steps=400)
     write(tmp_path, "second", 7200, steps=400)
-    fleet = Fleet(tmp_path, kept=VerdictCache(fleet_criteria(), tmp_path / "state"))
+    fleet = Fleet(tmp_path, kept=VerdictCache(ANYTHING, tmp_path / "state"))
     read_all(fleet)
     for _ in range(5):
         assert fleet.judge_finished()
@@ -140,23 +142,15 @@ def test_a_log_that_changes_while_it_is_judged_costs_no_other_its_verdict(
     assert len(list((tmp_path / "state").iterdir())) == 1  # nothing is kept of the changed one
 
 
-def fleet_criteria() -> Any:
-    from microscope_tui.diagnosis import ANYTHING
-
-    return ANYTHING
-
-
 def test_a_run_that_goes_on_after_its_verdict_is_not_shown_with_the_old_one(tmp_path: Path) -> None:
     path = write(tmp_path, "run", 3600, steps=150)
-    fleet = Fleet(tmp_path)
-    judge_all(fleet)
+    fleet = judged_fleet(tmp_path)
     assert verdict_of(cards(fleet)["run"]) == "healthy"
     with path.open("ab") as file:
         file.write(STEP.replace(b"21", b"151"))
     age(path, 3000)
     read_all(fleet)
     verdict = cards(fleet)["run"].verdict  # it was seen to change, so it is followed
-    assert verdict is not None
     assert verdict.last_step == 151
 
 
@@ -177,8 +171,7 @@ def test_a_log_that_cannot_be_judged_says_why(tmp_path: Path, content: bytes, wo
     path.parent.mkdir()
     path.write_bytes(content)
     age(path, 4000)
-    fleet = Fleet(tmp_path)
-    judge_all(fleet)
+    fleet = judged_fleet(tmp_path)
     (card,) = fleet.cards()
     assert words in verdict_of(card)
 
@@ -196,8 +189,7 @@ def test_a_fault_in_the_judging_is_said_in_the_row_and_ends_nothing(
         return real(watch)
 
     monkeypatch.setattr(fleet_module, "verdict_on", failing)
-    fleet = Fleet(tmp_path)
-    judge_all(fleet)
+    fleet = judged_fleet(tmp_path)
     found = cards(fleet)
     assert verdict_of(found["first"]).startswith("cannot be judged: ZeroDivisionError")
     assert "\x1b" not in verdict_of(found["first"])
@@ -208,8 +200,7 @@ def test_a_run_that_was_followed_to_its_end_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, "run", finished=False, steps=150)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
     with path.open("ab") as file:
         file.write(b'{"kind":"event","event":"end","step":150,"reason":"finished"}\n')
     read_all(fleet)
@@ -225,46 +216,33 @@ def test_a_run_that_was_followed_to_its_end_is_not_read_again(
 def test_the_plan_of_a_resumed_run_is_that_of_its_newest_run_record(
     tmp_path: Path,
     write_log: Make,
-    make_header: Make,
-    make_step: Make,
     balanced: Make,
     planned: int,
     again: int | None,
     at_a_glance: int | None,
     judged: int | None,
 ) -> None:
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 161)]
+    steps = [step(n, [balanced()] * 3, 2048) for n in range(1, 161)]
     if again is not None:
-        steps.insert(12, make_header(planned_steps=again, resumed_at_step=13))
-    path = write_log([make_header(planned_steps=planned), *steps])
+        steps.insert(12, header(planned_steps=again, resumed_at_step=13))
+    path = write_log([header(planned_steps=planned), *steps])
     age(path, 4000)
     found = glance(path).run
-    assert found is not None
     assert found.planned_steps == at_a_glance
-    fleet = Fleet(tmp_path)
-    judge_all(fleet)
+    fleet = judged_fleet(tmp_path)
     (card,) = fleet.cards()
     assert (card.step, card.planned_steps) == (160, judged)
 
 
 def test_the_look_for_a_run_record_is_bounded(
-    tmp_path: Path, make_header: Make, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[int]
 ) -> None:
     monkeypatch.setattr("microscope_tui.runlog.index._MOST_END_BYTES", 1 << 16)
     path = tmp_path / "long.jsonl"
-    head = json.dumps(make_header(planned_steps=12)).encode()
-    again = json.dumps(make_header(planned_steps=9999, resumed_at_step=13)).encode()
+    head = json.dumps(header(planned_steps=12)).encode()
+    again = json.dumps(header(planned_steps=9999, resumed_at_step=13)).encode()
     lines = [b'{"kind":"step","step":%d,"tokens":2048}' % n for n in range(1, 9000)]
     path.write_bytes(b"\n".join([head, *lines[:12], again, *lines[12:]]) + b"\n")
-    real, read = os.pread, []
-
-    def counting(file: int, length: int, offset: int) -> bytes:
-        data = real(file, length, offset)
-        read.append(len(data))
-        return data
-
-    monkeypatch.setattr("microscope_tui.runlog.index.os.pread", counting)
     found = glance(path).run
-    assert found is not None
     assert found.planned_steps is None  # out of reach: no plan rather than a wrong one
-    assert sum(read) < path.stat().st_size / 2
+    assert sum(reads) < path.stat().st_size / 2

@@ -1,10 +1,8 @@
 """Many runs: a list from two short reads each, live ones judged in turn, files that move."""
 
-import gzip
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis import RULES, Criteria
 from microscope_tui.runlog import discover as discover_module
 from microscope_tui.runlog import glance
-from microscope_tui.runlog import index as index_module
-from microscope_tui.watch import MOST_FOLLOWED, Fleet, RunCard, view_of
+from microscope_tui.watch import Fleet, RunCard, RunWatch, view_of
+from tests.conftest import header
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
 
@@ -30,12 +28,24 @@ def write(root: Path, name: str, age_s: float = 0.0, **options: Any) -> Path:
 
 def read_all(fleet: Fleet) -> None:
     """Until nothing is left to search, to glance at or to read."""
-    fleet.search(now=True)
-    while fleet.turn():
-        pass
-    fleet.search(now=True)
-    while fleet.turn():
-        pass
+    for _ in range(2):
+        fleet.search(now=True)
+        while fleet.turn():
+            pass
+
+
+def fleet_of(root: Path) -> Fleet:
+    """The runs of a folder, read."""
+    fleet = Fleet(root)
+    read_all(fleet)
+    return fleet
+
+
+def opened(fleet: Fleet) -> RunWatch:
+    """Its newest run, on the screen."""
+    watch = fleet.open_run(fleet.runs[0])
+    read_all(fleet)
+    return watch
 
 
 def cards(fleet: Fleet) -> dict[str, RunCard]:
@@ -60,55 +70,36 @@ def test_the_list_says_how_every_run_is_doing(tmp_path: Path) -> None:
     write(tmp_path, "live", 0, finished=False)
     write(tmp_path, "stale", 120, finished=False)
     write(tmp_path, "dead", 7200, finished=False)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
     assert [card.file.name for card in fleet.cards()] == ["live", "stale", "finished", "dead"]
     found = cards(fleet)
     states = {name: card.state for name, card in found.items()}
-    assert states == {
-        "live": "live",
-        "stale": "stale",
-        "finished": "finished",
-        "dead": "crashed?",
-    }
+    assert states == {"live": "live", "stale": "stale", "finished": "finished", "dead": "crashed?"}
     assert (found["finished"].step, found["finished"].planned_steps) == (30, 30)
     assert found["finished"].loss is not None
     assert 3500 < (found["finished"].age_s or 0) < 3700
 
 
-def test_live_runs_are_judged_beside_the_open_one_and_the_rest_is_not_read(
-    tmp_path: Path,
-) -> None:
+def test_live_runs_are_judged_beside_the_open_one_and_the_rest_is_not_read(tmp_path: Path) -> None:
     write(tmp_path, "sick", steps=600, collapse=(1, 200), finished=False)
     write(tmp_path, "well", steps=300, finished=False)
     write(tmp_path, "over", steps=600, collapse=(1, 200))
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
     found = cards(fleet)
     sick = found["sick"].findings
-    assert sick is not None
     assert [finding.rule for finding in sick] == ["COLLAPSE"]
     assert found["well"].findings == []
     assert found["over"].findings is None
 
 
 def test_a_list_of_many_runs_reads_only_the_ends_of_their_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reads: list[int]
 ) -> None:
     path = write(tmp_path, "long", 3600, steps=3_000)
-    size, real, read = path.stat().st_size, os.pread, []
-
-    def counting(file: int, length: int, offset: int) -> bytes:
-        data = real(file, length, offset)
-        read.append(len(data))
-        return data
-
-    monkeypatch.setattr(index_module.os, "pread", counting)
     seen = glance(path)
-    assert seen.last is not None
     assert seen.last.step == 3_000
     assert seen.end is not None
-    assert sum(read) < size / 20
+    assert sum(reads) < path.stat().st_size / 20
 
 
 def test_a_run_that_did_not_change_is_not_looked_at_again(
@@ -116,8 +107,7 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
 ) -> None:
     for at in range(5):
         write(tmp_path, f"run{at}", 3600)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
     looked: list[Path] = []
     monkeypatch.setattr(
         discover_module, "glance", lambda path: (looked.append(path), glance(path))[1]
@@ -129,19 +119,9 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
     assert looked == [changed]
 
 
-def test_no_more_runs_are_followed_than_there_are_places(tmp_path: Path) -> None:
-    for at in range(MOST_FOLLOWED + 4):
-        write(tmp_path, f"run{at}", finished=False)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
-    followed = [card for card in fleet.cards() if card.findings is not None]
-    assert len(followed) == MOST_FOLLOWED
-
-
 def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
     assert cards(fleet)["run"].findings == []
     with path.open("ab") as file:
         file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
@@ -173,10 +153,8 @@ def test_a_huge_log_does_not_starve_the_live_ones(tmp_path: Path) -> None:
 
 def test_the_open_run_goes_on_when_its_folder_is_renamed(tmp_path: Path) -> None:
     path = write(tmp_path, "before", steps=60, finished=False)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
-    watch = fleet.open_run(fleet.runs[0])
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
+    watch = opened(fleet)
     path.parent.rename(tmp_path / "after")
     fleet.turn()
     read_all(fleet)
@@ -191,10 +169,8 @@ def test_the_open_run_goes_on_when_its_folder_is_renamed(tmp_path: Path) -> None
 
 def test_a_run_that_is_deleted_leaves_the_list_and_stays_on_the_screen(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
-    watch = fleet.open_run(fleet.runs[0])
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
+    watch = opened(fleet)
     path.unlink()
     read_all(fleet)
     assert fleet.cards() == []
@@ -205,10 +181,8 @@ def test_permission_that_is_lost_and_given_back_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, "run", steps=50, finished=False)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
-    watch = fleet.open_run(fleet.runs[0])
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
+    watch = opened(fleet)
     real = os.open
 
     def refused(name: Any, *arguments: Any, **options: Any) -> int:
@@ -232,8 +206,7 @@ def test_a_folder_that_cannot_be_listed_for_a_while_keeps_its_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, "live", finished=False)
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
+    fleet = fleet_of(tmp_path)
 
     def refused(*_: Any) -> Any:
         raise OSError(116, "Stale file handle")
@@ -246,19 +219,6 @@ def test_a_folder_that_cannot_be_listed_for_a_while_keeps_its_runs(
     assert cards(fleet)["live"].findings == []
 
 
-def test_an_archive_is_a_run_like_any_other(tmp_path: Path) -> None:
-    path = write(tmp_path, "packed", steps=80)
-    packed = path.with_name("metrics.jsonl.gz")
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
-    fleet = Fleet(tmp_path)
-    read_all(fleet)
-    watch = fleet.open_run(fleet.runs[0])
-    read_all(fleet)
-    assert view_of(watch).step == 80
-    assert cards(fleet)["packed"].step == 80
-
-
 @pytest.mark.parametrize("content", [b"", b"\0" * 4000, b"{", b'{"kind":"run"}\n', b"[]\n" * 9])
 def test_a_glance_at_anything_is_no_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.jsonl"
@@ -267,13 +227,10 @@ def test_a_glance_at_anything_is_no_error(tmp_path: Path, content: bytes) -> Non
     assert glance(tmp_path / "missing.jsonl").error is not None
 
 
-def test_a_late_run_record_is_the_header_of_the_list(
-    tmp_path: Path, make_header: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_late_run_record_is_the_header_of_the_list(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    first = json.dumps(make_header(planned_steps=100)).encode()
-    second = json.dumps(make_header(planned_steps=200, resumed_at_step=5)).encode()
+    first = json.dumps(header(planned_steps=100)).encode()
+    second = json.dumps(header(planned_steps=200, resumed_at_step=5)).encode()
     path.write_bytes(first + b'\n{"kind":"step","step":9}\n' + second + b"\n")
     seen = glance(path)
-    assert seen.run is not None
     assert seen.run.planned_steps == 200

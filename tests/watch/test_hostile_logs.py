@@ -7,6 +7,7 @@ import pytest
 from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch, view_of
+from tests.conftest import open_log
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,7 @@ def test_a_line_that_only_one_decoder_can_read_costs_its_counts_at_most(
     good = b'{"kind":"step","step":3,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
     path = tmp_path / "metrics.jsonl"
     path.write_bytes((header if with_header else b"") + line + b"\n" + good)
-    watch = RunWatch(RunFile("r", path, 0.0))
-    watch.read_all()
+    watch = open_log(path)
     assert view_of(watch).step == 3
     assert view_of(watch).layers[0].counts == [4, 4]
 
@@ -37,8 +37,7 @@ def test_a_model_without_routers_can_train_for_ever(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     steps = b"".join(b'{"kind":"step","step":%d,"loss":1.0}\n' % n for n in range(1, 9000))
     path.write_bytes(b'{"kind":"run","format_version":1,"model":{"layers":[]}}\n' + steps)
-    watch = RunWatch(RunFile("r", path, 0.0))
-    watch.read_all()
+    watch = open_log(path)
     assert view_of(watch).step == 8999
     assert judge(RunFile("r", path, 0.0)).exit_code == 3  # nothing measured is no all-clear
 

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.bulk import write_bulk
 from microscope_tui.runlog import RunFile, glance, sample
 from microscope_tui.watch import RunWatch, Window, pin_at, view_of
+from tests.conftest import header, open_log, step
 
 Make = Callable[..., dict[str, Any]]
 SKEWED = [2048, 2048, 0, 0, 0, 0, 0, 0]
@@ -22,14 +23,12 @@ def follow(path: Path) -> RunWatch:
 
 
 def test_a_past_step_in_the_sick_stretch_is_shown_sick_though_the_run_recovered(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
     rows = [
         [balanced(n), SKEWED if 200 <= n < 300 else balanced(n), balanced(n)] for n in range(800)
     ]
-    watch = open_log(
-        write_log([make_header(), *[make_step(n, r, 2048) for n, r in enumerate(rows) if n]])
-    )
+    watch = open_log(write_log([header(), *[step(n, r, 2048) for n, r in enumerate(rows) if n]]))
     now = view_of(watch)
     assert [finding.active for finding, _ in now.findings] == [False]
     then = view_of(watch, at=pin_at(watch, 280))
@@ -39,7 +38,7 @@ def test_a_past_step_in_the_sick_stretch_is_shown_sick_though_the_run_recovered(
 
 
 def test_a_verdict_of_the_past_quotes_the_numbers_of_its_own_time(
-    scenario: Callable[..., Path], open_log: Any
+    scenario: Callable[..., Path],
 ) -> None:
     watch = open_log(scenario("slow-collapse", routers=5, steps=1500) / "metrics.jsonl")
     now = view_of(watch)
@@ -55,11 +54,11 @@ def test_a_verdict_of_the_past_quotes_the_numbers_of_its_own_time(
 
 
 def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    steps = [make_step(n, [balanced(n)] * 3, 2048) for n in range(1, 101)]
-    again = [make_step(n, [balanced(n)] * 3, 2048) for n in range(61, 90)]
-    watch = open_log(write_log([make_header(), *steps, make_header(resumed_at_step=61), *again]))
+    steps = [step(n, [balanced(n)] * 3, 2048) for n in range(1, 101)]
+    again = [step(n, [balanced(n)] * 3, 2048) for n in range(61, 90)]
+    watch = open_log(write_log([header(), *steps, header(resumed_at_step=61), *again]))
     assert view_of(watch).restarts == (61,)
     past = view_of(watch, at=pin_at(watch, 30))
     assert past.restarts == (61,)
@@ -98,44 +97,40 @@ def test_a_log_deleted_in_the_middle_of_the_scan_keeps_the_overview(tmp_path: Pa
     for _ in range(50):
         watch.advance(1 << 14)
     assert not watch.complete
-    assert watch.latest is not None
     assert watch.latest.record.step == 4000
     watch.read_all()  # ends
 
 
 def test_counts_of_a_superseded_future_are_not_shown_after_the_restart(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    steps = [make_step(n, [SKEWED] * 3, 2048) for n in range(1, 21)]
+    steps = [step(n, [SKEWED] * 3, 2048) for n in range(1, 21)]
     bare = [
-        {k: v for k, v in make_step(n, [balanced(n)] * 3, 2048).items() if k != "tokens_per_expert"}
+        {k: v for k, v in step(n, [balanced(n)] * 3, 2048).items() if k != "tokens_per_expert"}
         for n in range(11, 14)
     ]
-    view = view_of(
-        open_log(write_log([make_header(), *steps, make_header(resumed_at_step=11), *bare]))
-    )
+    view = view_of(open_log(write_log([header(), *steps, header(resumed_at_step=11), *bare])))
     assert view.step == 13
     assert view.counts_step is None
 
 
 def test_other_experts_in_the_same_number_of_layers_are_another_model(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    first = [make_step(n, [balanced(n)] * 3, 2048) for n in range(1, 4)]
-    header = make_header()
-    other = make_header(model={**header["model"], "num_experts": 4})
-    view = view_of(open_log(write_log([header, *first, other])))
+    first = [step(n, [balanced(n)] * 3, 2048) for n in range(1, 4)]
+    one = header()
+    other = header(model={**one["model"], "num_experts": 4})
+    view = view_of(open_log(write_log([one, *first, other])))
     assert (view.step, view.counts_step, view.layers) == (0, None, [])
 
 
 def test_a_file_server_whose_clock_is_behind_does_not_make_a_live_run_stale(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    path = write_log([make_header(), make_step(1, [balanced()] * 3, 2048)])
-    watch = follow(path)
-    watch.read_all()
+    path = write_log([header(), step(1, [balanced()] * 3, 2048)])
+    watch = open_log(path)
     with path.open("ab") as file:
-        file.write(json.dumps(make_step(2, [balanced()] * 3, 2048)).encode() + b"\n")
+        file.write(json.dumps(step(2, [balanced()] * 3, 2048)).encode() + b"\n")
     an_hour_behind = time.time() - 3600
     os.utime(path, (an_hour_behind, an_hour_behind))
     watch.advance()
@@ -143,17 +138,16 @@ def test_a_file_server_whose_clock_is_behind_does_not_make_a_live_run_stale(
 
 
 def test_a_run_that_logs_every_tenth_step_is_not_slow_between_two_records(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
     steps = [
-        make_step(n, [balanced()] * 3, 2048, step_time_s=2.0, time=1_000_000.0 + 2 * n)
+        step(n, [balanced()] * 3, 2048, step_time_s=2.0, time=1_000_000.0 + 2 * n)
         for n in range(10, 400, 10)
     ]
-    path = write_log([make_header(), *steps])
+    path = write_log([header(), *steps])
     now = time.time()
     os.utime(path, (now - 25, now - 25))
-    watch = follow(path)
-    watch.read_all()
+    watch = open_log(path)
     assert watch.state()[0] == "live"
     assert glance(path).step_time_s == 20.0
 
@@ -170,11 +164,9 @@ def test_a_long_header_does_not_make_the_first_look_read_the_whole_file(tmp_path
 
 
 def test_a_run_that_was_resumed_and_has_no_new_step_yet_shows_where_it_stands(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 21)]
-    found = glance(write_log([make_header(), *steps, make_header(resumed_at_step=16)]))
-    assert found.last is not None
+    steps = [step(n, [balanced()] * 3, 2048) for n in range(1, 21)]
+    found = glance(write_log([header(), *steps, header(resumed_at_step=16)]))
     assert found.last.step == 15
-    assert found.run is not None
     assert found.run.resumed_at_step == 16

@@ -3,7 +3,6 @@
 import errno
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from microscope_tui.runlog import PipedLog, RunFile, Spool
 from microscope_tui.watch import RunWatch, kept_steps, pin_at, samples
+from tests.conftest import open_log
 
 LIMIT = 120_000
 
@@ -35,14 +35,10 @@ def piped(log: Path, spool: Spool | None) -> RunWatch:
 
 def counts_at(watch: RunWatch, step: int) -> tuple[int, Any]:
     pin = pin_at(watch, step)
-    assert pin is not None
-    assert pin.with_counts is not None
     return pin.step, pin.with_counts.matrices().tokens_per_expert
 
 
-def test_every_step_of_a_pipe_is_the_one_of_the_file(
-    log: Path, open_log: Callable[[Path], RunWatch]
-) -> None:
+def test_every_step_of_a_pipe_is_the_one_of_the_file(log: Path) -> None:
     watch, file = piped(log, Spool()), open_log(log)
     assert kept_steps(watch) == kept_steps(file) == (1, 400)
     for step in range(1, 401, 7):
@@ -50,12 +46,9 @@ def test_every_step_of_a_pipe_is_the_one_of_the_file(
     assert samples(watch, 1, 20) == samples(file, 1, 20)
 
 
-def test_steps_that_gave_way_show_the_first_that_is_kept(
-    log: Path, open_log: Callable[[Path], RunWatch]
-) -> None:
+def test_steps_that_gave_way_show_the_first_that_is_kept(log: Path) -> None:
     watch, file = piped(log, Spool(LIMIT)), open_log(log)
     kept = kept_steps(watch)
-    assert kept is not None
     first, last = kept
     assert 1 < first < 380
     assert last == 400
@@ -67,7 +60,7 @@ def test_steps_that_gave_way_show_the_first_that_is_kept(
 
 
 def test_steps_after_the_disk_was_full_show_the_last_that_is_kept(
-    log: Path, open_log: Callable[[Path], RunWatch], monkeypatch: pytest.MonkeyPatch
+    log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwrite
 
@@ -79,13 +72,9 @@ def test_steps_after_the_disk_was_full_show_the_last_that_is_kept(
     monkeypatch.setattr(os, "pwrite", full)
     monkeypatch.setattr("microscope_tui.runlog.piped._PIECE_BYTES", 4096)
     watch, file = piped(log, Spool()), open_log(log)
-    assert isinstance(watch.source, PipedLog)
-    assert watch.source.spool is not None
     assert watch.source.spool.problem == "No space left on device"
-    assert watch.latest is not None
     assert watch.latest.record.step == 400  # what came later was read as well
     kept = kept_steps(watch)
-    assert kept is not None
     assert kept[0] == 1
     assert 20 < kept[1] < 390
     for step in (1, kept[1] - 1, kept[1], kept[1] + 1, 399):

@@ -1,19 +1,18 @@
 """The worst router of every column, held against all routers by themselves."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from microscope_tui.watch import RunWatch, Window, router_health, view_of
+from microscope_tui.watch import Window, router_health, view_of
+from tests.conftest import header, open_log, step
 
 
 @pytest.mark.parametrize("window", [(1, 300), (120, 200)])
 @pytest.mark.parametrize("columns", [1, 30, 500])
 def test_the_worst_router_of_every_column_is_the_worst_of_the_view(
-    scenario: Any, open_log: Callable[[Path], RunWatch], window: tuple[int, int], columns: int
+    scenario: Any, window: tuple[int, int], columns: int
 ) -> None:
     watch = open_log(scenario("collapse", routers=4, steps=300) / "metrics.jsonl")
     view = view_of(watch, columns, window=Window(*window))
@@ -26,12 +25,10 @@ def test_the_worst_router_of_every_column_is_the_worst_of_the_view(
         assert health.max_load[at].high == max(highs)
 
 
-def test_what_one_router_did_not_measure_does_not_hide_the_others(
-    make_header: Any, make_step: Any, write_log: Any, open_log: Any
-) -> None:
+def test_what_one_router_did_not_measure_does_not_hide_the_others(write_log: Any) -> None:
     loads, nothing = [[2.0, None, "NaN"], [None] * 3], [[None] * 3, [4.0, 8.0, None]]
     steps = [
-        make_step(
+        step(
             n,
             [[4] * 8] * 3,
             16,
@@ -41,13 +38,13 @@ def test_what_one_router_did_not_measure_does_not_hide_the_others(
     ]
     for one in steps:
         del one["tokens_per_expert"]
-    health = router_health(open_log(write_log([make_header(), *steps])), 2, Window(1, 2))
+    health = router_health(open_log(write_log([header(), *steps])), 2, Window(1, 2))
     assert health.max_load[0].high == 2.0
     assert math.isnan(health.max_load[1].high)
     assert math.isnan(health.balance[0].low)
     assert health.balance[1].low == pytest.approx((4 - 2) / (8 - 2))
 
 
-def test_no_run_has_no_health(write_log: Any, open_log: Any) -> None:
+def test_no_run_has_no_health(write_log: Any) -> None:
     health = router_health(open_log(write_log([])), 10, Window(1, 1))
     assert (list(health.balance), list(health.max_load)) == ([], [])

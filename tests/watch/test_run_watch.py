@@ -8,14 +8,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog import RunFile
-from microscope_tui.watch import RunWatch, pin, view_of
+from microscope_tui.watch import pin, view_of
+from tests.conftest import header, open_log, step
 
 Make = Callable[..., dict[str, Any]]
-
-
-def follow(path: Path) -> RunWatch:
-    return RunWatch(RunFile(path.parent.name, path, 0.0))
 
 
 def append(path: Path, *records: dict[str, Any]) -> None:
@@ -25,34 +21,33 @@ def append(path: Path, *records: dict[str, Any]) -> None:
 
 
 def test_summaries_that_a_foreign_writer_left_out_are_derived_from_the_counts(
-    write_log: Callable[..., Path], make_header: Make, balanced: Any, open_log: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
     rows = [balanced(), [2048, 2048, 0, 0, 0, 0, 0, 0], balanced()]
     record = {"kind": "step", "step": 1, "tokens": 2048, "tokens_per_expert": rows}
-    view = view_of(open_log(write_log([make_header(), record])))
+    view = view_of(open_log(write_log([header(), record])))
     assert view.layers[0].collapse_index == pytest.approx(1.0, abs=0.02)
     assert view.layers[1].collapse_index == pytest.approx(0.0, abs=1e-9)
     assert view.layers[1].load == [4.0, 4.0, 0, 0, 0, 0, 0, 0]
 
 
 def test_the_last_logged_counts_are_shown_where_counts_are_logged_rarely(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    bare = make_step(2, [balanced()] * 3, 2048)
+    bare = step(2, [balanced()] * 3, 2048)
     del bare["tokens_per_expert"]
-    view = view_of(open_log(write_log([make_header(), make_step(1, [balanced()] * 3, 2048), bare])))
+    view = view_of(open_log(write_log([header(), step(1, [balanced()] * 3, 2048), bare])))
     assert (view.step, view.counts_step) == (2, 1)
     assert view.layers[0].load is not None
 
 
 def test_a_pinned_moment_stays_while_the_run_goes_on(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    path = write_log([make_header(), make_step(1, [balanced()] * 3, 2048, loss=5.0)])
-    watch = follow(path)
-    watch.read_all()
+    path = write_log([header(), step(1, [balanced()] * 3, 2048, loss=5.0)])
+    watch = open_log(path)
     moment = pin(watch)
-    append(path, *(make_step(n, [balanced()] * 3, 2048, loss=1.0) for n in (2, 3)))
+    append(path, *(step(n, [balanced()] * 3, 2048, loss=1.0) for n in (2, 3)))
     watch.read_all()
     held = view_of(watch, at=moment)
     assert (held.step, held.record.loss if held.record else None) == (1, 5.0)
@@ -62,13 +57,12 @@ def test_a_pinned_moment_stays_while_the_run_goes_on(
 
 
 def test_the_state_of_a_run_follows_its_age_and_its_last_event(
-    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    steps = [make_step(n, [balanced()] * 3, 2048, step_time_s=1.0) for n in range(1, 5)]
-    path = write_log([make_header(), *steps])
+    steps = [step(n, [balanced()] * 3, 2048, step_time_s=1.0) for n in range(1, 5)]
+    path = write_log([header(), *steps])
     os.utime(path, (1000.0, 1000.0))
-    watch = follow(path)
-    watch.read_all()
+    watch = open_log(path)
     ages = {1: "live", 10: "slow", 61: "stale", 601: "crashed?", -50: "live"}
     assert {age: watch.state(1000.0 + age)[0] for age in ages} == ages
     for reason, state in [("finished", "finished"), ("signal", "stopped"), ("failed", "failed")]:
@@ -84,7 +78,5 @@ def test_the_state_of_a_run_follows_its_age_and_its_last_event(
 def test_an_unreadable_log_is_said_and_does_not_raise(tmp_path: Path) -> None:
     folder = tmp_path / "metrics.jsonl"
     folder.mkdir()
-    watch = follow(folder)
-    watch.read_all()
-    assert watch.error is not None
+    watch = open_log(folder)
     assert "cannot be read" in watch.error
