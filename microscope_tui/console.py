@@ -116,7 +116,7 @@ def piped(
 def show_progress(text: str) -> None:
     """One line on a terminal that is written over, or removed if empty; nothing elsewhere."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r{text:<70}" + ("" if text else "\r"))
+        sys.stderr.write(f"\r\x1b[K{text}\r")  # what others print begins in the first column too
         sys.stderr.flush()
 
 
@@ -149,7 +149,8 @@ def print_record(document: Mapping[str, Any]) -> None:
 
 
 def say(message: str) -> None:
-    """Print one line to standard error."""
+    """Print one line to standard error, in place of the progress."""
+    show_progress("")
     sys.stderr.write(f"moe-microscope: {safe_text(message, 400)}\n")
 
 

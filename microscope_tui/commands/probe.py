@@ -6,6 +6,7 @@ The only command that imports the probe, and so torch, when it is called.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import sys
 import time
@@ -51,6 +52,7 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
 
     from microscope_tui.probe import BadText, CannotProbe
 
+    logging.lastResort = _Messages(logging.WARNING)
     try:
         outcome = _run(*_prepare(model, text, options), options)
     except (CannotProbe, BadText) as error:
@@ -137,6 +139,13 @@ def _default_folder(name: str) -> Path:
     return folder
 
 
+class _Messages(logging.Handler):
+    """Prints alerts and warnings of the probe, on lines of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
 class _Progress:
     """How far it is, and how long it still takes."""
 
@@ -148,15 +157,9 @@ class _Progress:
         if now - self._shown < (0.2 if sys.stderr.isatty() else 30):
             return
         self._shown = now
-        speed = done / (now - self._began)
-        if what == "layers":
-            text = f"tables: {done} of {whole} layers"
-        elif done:
-            left = f"{(whole - done) / speed:,.0f} s left"
-            text = f"{done / whole:.0%} of {whole:,} tokens, {speed:,.0f} tokens/s, {left}"
-        else:
-            return
-        if sys.stderr.isatty():
-            show_progress(text)
-        else:
-            say(text)
+        text = f"tables: {done} of {whole} layers"
+        if what == "tokens":
+            speed = done / (now - self._began)
+            left = f", {speed:,.0f} tokens/s, {(whole - done) / speed:,.0f} s left" if done else ""
+            text = f"{done / whole:.0%} of {whole:,} tokens{left}"
+        (show_progress if sys.stderr.isatty() else say)(text)

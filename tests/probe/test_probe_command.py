@@ -1,6 +1,7 @@
 """``moe-microscope probe`` on good and bad days: exit codes, hostile models, interruptions."""
 
 import json
+import logging
 import os
 import pickle
 import re
@@ -9,10 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from functools import partial
 from io import StringIO
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyte
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
@@ -251,6 +256,25 @@ def test_a_signal_leaves_a_readable_shorter_probe(
         assert (routing.tokens, routing.shape.capacity) == (200, 400)
         assert sum(routing.tables.counts[0][0]) == 400
     assert sorted(os.listdir(out)) == ["metrics.jsonl", "routing.bin"]
+
+
+def test_progress_never_shares_a_line_with_a_message(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarm = partial(logging.getLogger("microscope_tui.probe").warning, "step 2: COLLAPSE")
+    monkeypatch.setattr(probing, "batches", in_third_batch(alarm))
+    seconds = SimpleNamespace(monotonic=count().__next__)
+    monkeypatch.setattr("microscope_tui.commands.probe.time", seconds)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging, "lastResort", None)
+    screen, printed = pyte.Screen(300, 20), StringIO()
+    monkeypatch.setattr(printed, "isatty", lambda: True)
+    with redirect_stderr(printed):
+        assert run() == 0
+    pyte.Stream(screen).feed(printed.getvalue().replace("\n", "\r\n"))
+    assert "25% of 400 tokens, " in printed.getvalue()
+    begins = [line.removeprefix("moe-microscope: ")[:11] for line in screen.display[:4]]
+    assert begins == ["texts longe", "step 2: COL", "routing.bin", " " * 11]
 
 
 def test_a_signal_while_a_batch_is_written_waits_for_it(
