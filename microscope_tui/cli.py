@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from microscope_tui.console import DEFAULT_PATH, PIPE, fail
+from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import NoRuns
 
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(tokens: Sequence[str]) -> int | None:
+    if tokens:
+        _refuse_misspelled(tokens[0])
     if not tokens or (len(tokens) == 1 and _is_path(tokens[0])):
         from microscope_tui.commands import read_config, watch_with
 
@@ -61,6 +63,16 @@ def _run(tokens: Sequence[str]) -> int | None:
 
 def _is_path(token: str) -> bool:
     return bool(token) and token not in COMMANDS and not token.startswith("-")
+
+
+def _refuse_misspelled(word: str) -> None:
+    """Exit with a usage error if ``word`` is close to a command, and not a file or a folder."""
+    if not _is_path(word) or "/" in word or Path(word).exists():
+        return
+    from difflib import get_close_matches
+
+    if near := get_close_matches(word, [*COMMANDS, "--help"], n=1):
+        fail(f"{word}: no such command, file or folder; did you mean `{near[0]}`?", USAGE)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ _FIRST_BYTES = 1 << 16
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
     """The runs that ``search`` finds; exits if its path or the runs are missing."""
     path, _ = split_run(search.root)
-    if not path.exists():
+    if not path.exists() and not (may_be_empty and path == DEFAULT_PATH):
         fail(f"{path}: no such file or folder; start a run, or name another path", NO_VERDICT)
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         fail(f"{path}: permission denied; ask the folder's owner for read access", NO_VERDICT)

@@ -75,7 +75,7 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError) as error:
         say(f"{app.name[0]}: {error}")
-        say(f"Try '{app.name[0]} --help'.")
+        say(f"Try 'python {app.name[0].removeprefix('python ')} --help'.")
         return USAGE
     finally:
         try:

@@ -93,7 +93,7 @@ def microscope(viewer_server: ForkServer) -> Callable[..., subprocess.CompletedP
         *arguments: object, given: bytes = b"", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         texts = [os.fsdecode(a) if isinstance(a, bytes) else str(a) for a in arguments]
-        words = ["-m", "microscope_tui.cli", *texts]
+        words = ["-m", "microscope_tui", *texts]
         program = viewer_server.start(*words, given=given, **environment)
         output, errors = program.communicate()
         return subprocess.CompletedProcess(words, program.wait(), output, errors)

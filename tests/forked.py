@@ -143,7 +143,7 @@ def import_viewer() -> None:
 
     found = pkgutil.walk_packages(microscope_tui.__path__, "microscope_tui.")
     for module in found:
-        if "probe" not in module.name and module.name != "microscope_tui.cli":  # the program
+        if not any(part in module.name for part in ("probe", ".cli", "__main__")):  # the program
             import_module(module.name)
 
 

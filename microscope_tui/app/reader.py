@@ -80,19 +80,16 @@ class Reader:
         rested, size = time.monotonic(), 0
         while not self._stop.is_set():
             self._choose_run(searched=self.fleet.search())
-            if not started and (self.fleet.open is None or self.fleet.open.complete):
+            watch = self.fleet.open
+            if not started and (self.fleet.root.exists() if watch is None else watch.complete):
                 started = True  # after the first frame
                 if not self.fleet.piped:
                     self.events.start()
             begun = time.thread_time()
             if self.fleet.turn():
                 expected = self.events.mode == "events" and not self._is_foreign and idle
-                if (
-                    expected
-                    and not woken
-                    and self._size() > size
-                    and not self.events.wait(_GRACE_S)
-                ):
+                unannounced = expected and not woken and self._size() > size
+                if unannounced and not self.events.wait(_GRACE_S):
                     self.events.poll_found_change()  # without an event
                 idle = False
                 if (pause := self._quiet_until - time.monotonic()) > 0:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from microscope_tui.commands.config import Color, GlyphChoice, read_config
 from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions, Switch
@@ -94,5 +94,15 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
     try:
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        fail(f"{safe_text(error, 300)} (see moe-microscope --help)", USAGE)
+        page = f"moe-microscope {tokens[0]}" if tokens[0] in commands else "moe-microscope"
+        fail(f"{safe_text(_in_words(error), 300)} (see {page} --help)", USAGE)
     return code
+
+
+def _in_words(error: CycloptsError) -> object:
+    if not isinstance(error, UnusedCliTokensError):
+        return error
+    unused = ", ".join(error.unused_tokens or ())
+    if "path" in getattr(error.target, "__annotations__", ()):
+        return f"{unused}: one path too many; name one run, or the folder of several"
+    return f"{unused}: one argument too many"

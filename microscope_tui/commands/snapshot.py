@@ -4,7 +4,8 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -53,6 +54,7 @@ _Wanted = dict[str, Any]
 """Fields of ``app.PictureRequest``, which is imported late."""
 _SMALLEST = (20, 5)
 _SIZE, _WIDTH = (120, 40), 100
+_OF_PROBES = ("tokens", "slices")
 if TYPE_CHECKING:
     ScreenName = str
 else:
@@ -153,26 +155,33 @@ def _as_json(search: Search, user: UserConfig, wanted: _Wanted) -> str:
     if screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
     watched = newest(search, user.criteria)
-    if screen in ("tokens", "slices"):
-        path = watched.path.with_name(FILE_NAME)
-        return _of_probe(path, screen, wanted["layer"], wanted["token"] or 0)
+    if screen in _OF_PROBES:
+        return _of_probe(watched.path, screen, wanted["layer"], wanted["token"] or 0)
     return view_json(view_of(watched, 1, 1, _moment(watched, wanted["step"])))
 
 
 def _of_probe(path: Path, screen: str, layer: str, token: int) -> str:
     """The tokens from ``token`` on, or the slices, of one layer of a probe."""
+    with _probe_beside(path) as routing:
+        names = routing.shape.layer_names
+        if layer and layer not in names:
+            shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+            fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
+        at = names.index(layer) if layer else 0
+        if screen == "slices":
+            return slices_json(routing, at)
+        if not 0 <= token < routing.tokens:
+            fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
+        return tokens_json(routing, at, token)
+
+
+@contextmanager
+def _probe_beside(log: Path) -> Iterator[Routing]:
+    """The probe of a run; exits if there is none, or if it cannot be read."""
+    path = log.with_name(FILE_NAME)
     try:
         with Routing(path) as routing:
-            names = routing.shape.layer_names
-            if layer and layer not in names:
-                shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-                fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
-            at = names.index(layer) if layer else 0
-            if screen == "slices":
-                return slices_json(routing, at)
-            if not 0 <= token < routing.tokens:
-                fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
-            return tokens_json(routing, at, token)
+            yield routing
     except FileNotFoundError:
         fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
     except BadRouting as error:
@@ -210,6 +219,9 @@ def _drawn(
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
+    if wanted["screen"] in _OF_PROBES:
+        with _probe_beside(runs_at(search)[0].path):
+            pass  # without one there is nothing to draw
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)

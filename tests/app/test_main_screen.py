@@ -171,16 +171,20 @@ async def test_a_cross_means_that_no_token_came_in_the_whole_mean(
     assert by_layer == [True, False, True]
 
 
-async def test_an_empty_folder_is_waited_on_until_a_run_appears_and_then_a_newer_one(
-    tmp_path: Path, scenario: Scenario
+@pytest.mark.parametrize("exists", [True, False])
+async def test_a_folder_is_waited_on_until_a_run_appears_and_then_a_newer_one(
+    tmp_path: Path, scenario: Scenario, exists: bool
 ) -> None:
     logs = tmp_path / "logs"
-    logs.mkdir()
+    if exists:
+        logs.mkdir()
     async with running(logs, size=(80, 24)) as app:
         await app.sees("waiting for a run", "waiting")
+        logs.mkdir(exist_ok=True)
         scenario("healthy", routers=3, steps=50).rename(logs / "first")
         await app.sees("first", "header")
         await app.until(lambda: app.watch.complete, "all of it")
+        await app.until(lambda: app.session.how_it_watches() == "file events", "events")
         scenario("collapse", routers=3, steps=300).rename(logs / "second")
         await app.sees("second", "header")
 

@@ -1,6 +1,8 @@
 """``--notify-command``: the user's command runs for every alert."""
 
 import json
+import re
+import shutil
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -92,6 +94,15 @@ def test_every_problem_is_reported_once(
 ) -> None:
     sent(command, {"a": 1}, {"a": 2})
     assert capfd.readouterr().err.count(why) == 1
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="the recipe needs jq")
+def test_the_documented_recipe_mails_sentences(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/check-json.md").read_text()
+    (command,) = re.findall("--notify-command '(.*)mail -s", page)
+    alert = {"run": "big", "verdict": "Router collapse", "why": "2 of 8", "next": "Raise it"}
+    sent(f"{command} cat > '{tmp_path}/mail'", alert)
+    assert (tmp_path / "mail").read_text() == "big\nRouter collapse\n2 of 8\nRaise it\n"
 
 
 def test_a_command_that_takes_too_long_is_ended_with_what_it_started(

@@ -56,10 +56,10 @@ def test_the_slices_as_data(probed: Path, call: Call) -> None:
 @pytest.mark.parametrize("screen", ["tokens", "slices"])
 def test_without_a_probe_it_says_how_to_make_one(call: Call, scenario: Any, screen: str) -> None:
     run = scenario("healthy", routers=3, steps=20)
-    for form, expected in (("text", 0), ("json", 3)):
+    for form in ("text", "svg", "json"):
         code, out, err = call("snapshot", run, "--screen", screen, "--format", form)
-        assert code == expected
-        assert "moe-microscope probe MODEL TEXT" in (err if code else out)
+        assert (code, out) == (3, "")
+        assert "no probe; moe-microscope probe MODEL TEXT makes one" in err
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -80,11 +80,12 @@ def test_what_does_not_exist_is_refused(probed: Path, call: Call, form: str) -> 
         assert why in err
 
 
-def test_a_damaged_file_is_refused_as_data(tmp_path: Path, probed: Path, call: Call) -> None:
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_damaged_file_is_refused(tmp_path: Path, probed: Path, call: Call, form: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_bytes((probed / "metrics.jsonl").read_bytes())
     (run / FILE_NAME).write_bytes((probed / FILE_NAME).read_bytes()[:-9])
-    code, _, err = call("snapshot", run, "--screen", "slices", "--format", "json")
+    code, _, err = call("snapshot", run, "--screen", "slices", "--format", form)
     assert code == 3
     assert "cut off or damaged" in err

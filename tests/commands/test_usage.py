@@ -18,8 +18,12 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ("check . .", "Unused Tokens"),
-        ("a b c", "Unused Tokens"),
+        ("check A B", "B: one path too many; name one run, or the folder of several"),
+        ("a b c", "b, c: one path too many"),
+        ("keys a", "a: one argument too many (see moe-microscope keys --help)"),
+        ("snaphot", "snaphot: no such command, file or folder; did you mean `snapshot`?"),
+        ("chekc logs --json", "did you mean `check`?"),
+        ("help", "did you mean `--help`?"),
         ("check . --wrong", "Unknown option"),
         ("check . --fail-on never", "never"),
         ("check . --since-step -1", "the first step of a run is 1"),
@@ -159,6 +163,28 @@ def test_without_a_path_the_newest_run_in_logs_is_read(
     assert ("1 with alerts" if "runs" in words else "Router collapse in L3") in out, err
     assert code == (2 if "check" in words else 0)
     assert ("no terminal here" in err) == (not words)
+
+
+def test_in_an_empty_folder_it_waits_and_shows_how_to_log(
+    shell: Callable[..., Any], tmp_path: Path
+) -> None:
+    screen = shell(f"cd {tmp_path}; $MICROSCOPE")
+    screen.wait_for("waiting for a run in logs")
+    assert "python train.py" in screen.text
+    assert 'probe = attach(model, "logs/mine")' in screen.text
+    assert "probe.step(loss=loss)" in screen.text
+    screen.press("q")
+    assert screen.exit_code() == 0
+
+
+def test_a_file_is_never_taken_for_a_misspelled_command(
+    call: Call, scenario: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = scenario("healthy", routers=2, steps=5)
+    run.rename(run.parent / "chek")
+    monkeypatch.chdir(run.parent)
+    assert call("chek")[0] == 0
+    assert call("runs/check")[0] == 3, "a path is not a word"
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -81,6 +81,7 @@ def test_the_process_exits_64_too_and_not_2(start: Callable[..., Program]) -> No
     output, narration = process.communicate()
     assert (process.returncode, output) == (64, "")
     assert narration.startswith("train.py: --steps 0 is too few")
+    assert narration.endswith("\nTry 'python train.py --help'.\n"), "it can be pasted"
     assert "Traceback" not in narration
 
 

@@ -223,8 +223,7 @@ def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:
     runs: Line = [Span("r", "accent"), Span(" all runs   ", "dim")] if more else []
     text.append([*runs, Span("q", "accent"), Span(" quit", "dim")])
     lines: list[Line] = [[] for _ in range(max(0, (rows - len(text)) // 2))]
-    for line in text:
-        lines.append([Span(" " * max(0, (columns - line_width(line)) // 2)), *line])
+    lines += [[Span(" " * max(0, (columns - line_width(line)) // 2)), *line] for line in text]
     return [pad(line, columns) for line in lines[:rows]]
 
 
@@ -245,6 +244,10 @@ def _message(session: Session, columns: int) -> list[Line]:
         return [
             [Span("waiting for a run in ", "dim"), Span(where)],
             [Span("start one with  ", "dim"), Span("python train.py", "accent")],
+            [],
+            [Span("or in your own trainer (from microscope_tui.probe import attach)", "dim")],
+            [Span(f'probe = attach(model, "{where}/mine")', "accent")],
+            [Span("probe.step(loss=loss)  # after each optimizer step", "accent")],
         ]
     if not watch.complete:
         return [[Span("reading ", "dim"), Span(watch.file.name)], *bad]
