@@ -71,6 +71,8 @@ def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> 
     watch = read_pipe(criteria, memory) if piped_in else read(runs_at(search)[0], criteria, memory)
     if watch.error:
         fail(f"{watch.path}: {watch.error}", NO_VERDICT)
+    if watch.latest is None and watch.source.missing:
+        fail(f"{watch.path}: {watch.source.missing}", NO_VERDICT)
     if piped_in and watch.latest is None:
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
         fail(f"{watch.path}: ended without a step{first}; pipe a log into it", NO_VERDICT)
@@ -151,7 +153,7 @@ def print_record(document: Mapping[str, Any]) -> None:
 def say(message: str) -> None:
     """Print one line to standard error, in place of the progress."""
     show_progress("")
-    sys.stderr.write(f"moe-microscope: {safe_text(message, 400)}\n")
+    sys.stderr.write(f"moe-microscope: {safe_text(message, 1200)}\n")
 
 
 def fail(message: str, code: int) -> NoReturn:

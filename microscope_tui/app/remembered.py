@@ -7,6 +7,8 @@ It is a convenience: its content may be lost, and a damaged or foreign file is i
 import hashlib
 import os
 import re
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +18,7 @@ from msgspec import Meta
 from microscope_tui.app.session import Session
 from microscope_tui.lines import Axis, Look, Measure, Order, Palette, Pattern
 from microscope_tui.runlog import safe_text
+from microscope_tui.sources import BadMapping, rules_of
 from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 
 _MOST_BYTES = 1 << 20
@@ -43,6 +46,9 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
     smoothing: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
     seen: tuple[_Text, ...] = ()
     """Keys of acknowledged alerts, newest last."""
+    maps: tuple[Annotated[str, Meta(max_length=_MOST_BYTES >> 8)], ...] = ()
+    """Confirmed keys of other tools, as given with ``--map``."""
+    top_k: Annotated[int, Meta(gt=0)] | None = None
 
 
 def recall(session: Session) -> None:
@@ -54,11 +60,18 @@ def recall(session: Session) -> None:
     session.filter = Pattern.parse(safe_text(kept.filter, _MOST_CHARS))
     session.seen = dict.fromkeys(kept.seen)
     session.wanted_layer = kept.layer
+    request = session.fleet.request
+    if kept.maps and not request.rules:
+        with suppress(BadMapping):  # of a newer version
+            rules = rules_of(kept.maps)
+            top_k = request.top_k or kept.top_k
+            session.confirmed = replace(request, rules=rules, top_k=top_k)
+            session.fleet.read_as(session.confirmed)
 
 
 def remember(session: Session) -> str | None:
     """Save the view of the folder; returns the problem, if any."""
-    look, run = session.look, session.run
+    look, run, confirmed = session.look, session.run, session.confirmed
     compared = look.measure is Measure.DIFFERENCE  # which needs a reference
     kept = SavedView(
         layer=run.routers[session.selected].name if run and session.selected else "",
@@ -69,6 +82,8 @@ def remember(session: Session) -> str | None:
         axis=session.axis,
         smoothing=session.smoothing,
         seen=tuple(session.seen),
+        maps=tuple(rule.written for rule in confirmed.rules) if confirmed is not None else (),
+        top_k=confirmed.top_k if confirmed is not None else None,
     )
     return save_view(session.fleet.root, kept)
 

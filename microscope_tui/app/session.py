@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Container, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import Axis, Glyphs, Look, Palette, Pattern, SteadyLevels, shade_level
 from microscope_tui.routing import FILE_NAME
 from microscope_tui.runlog import PipedLog, RunFile, RunRecord, safe_text
+from microscope_tui.sources import ForeignRun, SourceRequest
 from microscope_tui.watch import (
     Fleet,
     NothingToCompare,
@@ -82,6 +83,8 @@ class Session:
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
         """Files exported in this session."""
+        self.confirmed: SourceRequest | None = None
+        """How keys of other tools are read that were confirmed here."""
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0
@@ -112,6 +115,21 @@ class Session:
             there = watch.path.with_name(FILE_NAME)
             self._looked = wanted, await asyncio.to_thread(os.path.isfile, there)
         return self._looked[1]
+
+    def confirm_keys(self) -> str:
+        """Read the unknown keys of the open run as proposed; what was done, or why not."""
+        watch = self.watch
+        if watch is None or not isinstance(watch.file, ForeignRun):
+            return "no keys of another tool to confirm"
+        proposed = getattr(watch.source, "proposed", None)
+        if proposed is None:
+            return "nothing is proposed for the keys of this run: --map names them"
+        self.confirmed = proposed
+        self.fleet.read_as(proposed)
+        self.reader.choose(replace(watch.file, request=proposed))
+        pairs = " ".join(f"--map '{rule.written}'" for rule in proposed.rules)
+        kept = "; remembered for this folder" if self.preferences.remember else ""
+        return f"read with {pairs}{kept}"
 
     def close(self) -> None:
         """Stop reading, and close the files."""

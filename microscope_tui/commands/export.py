@@ -163,7 +163,8 @@ def _write_log(run: RunFile, folder: Path) -> bool:
     finally:
         show_progress("")
     if not lines:
-        say(f"{run.path}: holds no reading of a router; --map names the keys to use")
+        none = "holds no reading of a router; --map names the keys to use"
+        say(f"{run.path}: {source.missing or none}")
         return False
     print_data(f"{log}: {lines:,} records")
     return True

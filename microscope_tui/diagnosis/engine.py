@@ -315,6 +315,12 @@ class Diagnosis(_State):
     def _judge(self, rule: AnyRule, index: int, reading: Reading, muting: Severity | None) -> None:
         if index not in rule.tracks and reading.severity is None:
             return
+        if (
+            reading.severity is Severity.CRITICAL
+            and self.run.unconfirmed
+            and self.run.counts == "shares"
+        ):
+            reading = replace(reading, severity=Severity.WARN)  # they may be something else
         track, step = rule.track(index), self.last_step
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since

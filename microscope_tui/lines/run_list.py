@@ -18,12 +18,14 @@ from microscope_tui.lines.spans import (
     shortened,
     width_of,
 )
+from microscope_tui.sources import ForeignRun
 from microscope_tui.watch import RunCard, RunState, Verdict
 
 _ENOUGH = 200
 """Cells of a verdict that a filter matches."""
 _GAP = 3
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
+_LABELS, _MOST_LABEL = ("project", "group"), 20
 _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 """States without colour in the list: live runs should stand out."""
 
@@ -39,9 +41,14 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
         Column("run", min(longest, _LEAST_NAME), gap=0),
         Column("state", 12, gap=0, head="  state"),
         Column("age", 8, "right", gap=0),
-        Column("step", step, "right", priority=2, gap=0),
-        Column("loss", loss, "right", priority=1, gap=0),
+        Column("step", step, "right", priority=3, gap=0),
+        Column("loss", loss, "right", priority=2, gap=0),
         Column("verdict", _GAP + _LEAST_VERDICT, gap=0, head=" " * _GAP + "verdict"),
+    ]
+    columns[-1:-1] = [
+        Column(name, max(len(name), cells), priority=1)
+        for name in _LABELS
+        if (cells := max([0, *(width_of(_label(card, name)) for card in cards)]))
     ]
     table = Table.fitting(columns, width)
     room = width - table.used("run", "verdict") - _GAP
@@ -67,6 +74,7 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
             "age": [Span(words.age(card.age_s), "dim")],
             "step": [Span(_step(card), bright)],
             "loss": [Span(_loss(card), bright)],
+            **{name: [Span(_label(card, name), "dim")] for name in _LABELS},
             "verdict": [Span(" " * _GAP), *_verdict(card, table.width_of("verdict") - _GAP)],
         }
     )
@@ -75,6 +83,12 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 def card_text(card: RunCard) -> str:
     """The text that a filter matches: name, state and verdict."""
     return f"{card.file.name} {card.state} {plain(_verdict(card, _ENOUGH))}"
+
+
+def _label(card: RunCard, name: str) -> str:
+    """The project or group of the run, as its tool has it."""
+    about = card.file.about if isinstance(card.file, ForeignRun) else {}
+    return shortened(about.get(name, ""), _MOST_LABEL)
 
 
 def _tag(card: RunCard) -> str:

@@ -163,6 +163,10 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         yield f"{watch.scan.lost_records:,} records were lost by the writer (disk full?)"
     if watch.run is not None and watch.run.inferred:
         yield "the log has no run record: layers and top-k are inferred from the counts"
+    if watch.run is not None and watch.source.missing:
+        yield watch.source.missing
+    if watch.run is not None and watch.run.unconfirmed:
+        yield f"taken for loads of experts: {watch.run.unconfirmed}; --map or m on screen confirms"
     if watch.run is not None and watch.run.counts != "exact":
         other = f"source.counts is {watch.run.counts!r}, which is unknown: the sums are not checked"
         yield _COUNTS.get(watch.run.counts, other)

@@ -94,7 +94,7 @@ BALANCE: dict[str, Rule] = {
 }
 FRACTIONS = 'holds fractions: write shares × 1,000,000 and source.counts "shares"'
 SOURCES = ("exact", "top1", "shares", "local_rank", "none")
-SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES}
+SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES, "unconfirmed": str}
 EVENT: dict[str, Rule] = {
     "kind": None,
     "step": COUNT,
@@ -217,6 +217,8 @@ class RunRecord:
     norm_top_k: bool | None = None
     balance: dict[str, Any] = field(default_factory=dict)
     counts: str = "exact"
+    unconfirmed: str = ""
+    """Keys of another tool that were taken for the loads of experts without asking."""
     expert_parallel_size: int = 1
     inferred: bool = False
 

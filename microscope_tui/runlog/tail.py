@@ -123,6 +123,8 @@ class Progress:
         """Whether nothing complete was left at the last read."""
         self.defects = Defects()
         """What could not be read and was skipped, before records were made of it."""
+        self.missing = ""
+        """What another tool's run holds instead of readings of routers, and what to do."""
 
     def wait_s(self) -> float:
         """Seconds until another read may give anything."""

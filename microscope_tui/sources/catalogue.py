@@ -10,12 +10,12 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from microscope_tui.runlog import (
     Glance,
@@ -28,14 +28,24 @@ from microscope_tui.runlog import (
     safe_text,
     why_not_a_run,
 )
-from microscope_tui.sources.keys import Keys
+from microscope_tui.sources.keys import Keys, Rule
 from microscope_tui.sources.reader import DEFAULT, RecordReader, RowReader, SourceRequest
 
 MOST_RUNS = 10_000
 """Runs of one place that are listed."""
 _MOST_FILES = 10_000  # of one folder that are looked at for its state
 _MLFLOW_FOLDER = "meta.yaml"
-_Seen = tuple[tuple[int, float], list[RunFile]]
+_ANY = (Rule("max_load", re.compile(r"(?!_).+", re.DOTALL)),)
+"""With these rules a reader recognises every file of its format, whatever its keys."""
+
+
+class _Seen(NamedTuple):
+    """A file at the last search."""
+
+    state: tuple[int, float]
+    runs: list[RunFile]
+    known: bool
+    """Whether they have readings of routers, or may get some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +190,8 @@ class ForeignRun(RunFile):
     """The file or folder that holds it, without ``#RUN``."""
     run: str
     request: SourceRequest
+    about: Mapping[str, str]
+    """See ``Reader.about``."""
 
     def open(self) -> Source:
         """See ``RunFile``."""
@@ -212,6 +224,10 @@ class Search:
         self._known = KnownLogs(others=_file_names())
         self._seen: dict[Path, _Seen] = {}
 
+    def read_as(self, request: SourceRequest) -> None:
+        """Read all files as ``request`` from the next search on."""
+        self.request, self._seen = request, {}
+
     @property
     def unreadable(self) -> list[str]:
         """The logs in a folder that could not be read at the last search, each with its reason."""
@@ -238,23 +254,18 @@ class Search:
         return chosen
 
     def _of_file(self, path: Path) -> list[RunFile]:
-        named = self.request.source
-        if not named and why_not_a_run(path) is None:
+        if not self.request.source and why_not_a_run(path) is None:
             return find_runs(path)
-        tried = []
-        for form in [FORMATS[named]] if named else FORMATS.values():
-            try:
-                if named or form.reader.recognises(path, self.request.rules):
-                    return self._runs_of(form, path)
-            except OSError as error:
-                raise NoRuns(f"{path}: {error.strerror or error}") from error
-            tried.append(form.name)
-        if not path.is_file():
-            return find_runs(path)  # raises with the reason
+        try:
+            found, _ = self._found(path, lambda form: path)
+        except OSError as error:
+            raise NoRuns(f"{path}: {error.strerror or error}") from error
+        if found or not path.is_file():
+            return found or find_runs(path)  # raises with the reason
         raise NoRuns(
-            f"{path}: is not a run log ({why_not_a_run(path)}), and no file of a known format with "
-            f"router readings ({', '.join(tried)}); `moe-microscope sources` lists the formats, "
-            "--source selects one, --map adds keys"
+            f"{path}: is not a run log ({why_not_a_run(path)}), and no file of a known format "
+            f"({', '.join(FORMATS)}); `moe-microscope sources` lists the formats, --source "
+            "selects one, --map adds keys"
         )
 
     def _of_folder(self, path: Path) -> list[RunFile]:
@@ -266,7 +277,9 @@ class Search:
         for file in self._known.listed:
             if file.parent not in folders:
                 self._look_at(file, seen)
-        runs = {run.path: run for _, found in self._seen.values() for run in found}
+        runs = {run.path: run for one in self._seen.values() if one.known for run in one.runs}
+        if not logs and not runs:  # better than nothing: the screen shows what their keys may be
+            runs = {run.path: run for one in self._seen.values() for run in one.runs}
         mlflow = [file.parent for file in self._known.listed if file.name == _MLFLOW_FOLDER]
         if not logs and not runs and any((folder / "metrics").is_dir() for folder in mlflow):
             raise NoRuns(
@@ -280,33 +293,38 @@ class Search:
         try:
             state = _size_and_time(file)
             before = seen.get(file)
-            if before is not None and before[0] == state:
+            if before is not None and before.state == state:
                 self._seen[file] = before
             else:
-                self._seen[file] = state, self._found(file)
+                found = self._found(file, lambda form: form.place_of(file))
+                self._seen[file] = _Seen(state, *found)
         except OSError:
             return  # deleted since the listing, or not readable: tried again next time
 
-    def _found(self, file: Path) -> list[RunFile]:
+    def _found(
+        self, file: Path, place_of: Callable[[Format], Path | None]
+    ) -> tuple[list[RunFile], bool]:
+        """The runs in ``file``, and whether readings of routers are known in them."""
         named = self.request.source
-        for form in [FORMATS[named]] if named else FORMATS.values():
-            place = form.place_of(file)
-            if place is not None and (named or form.reader.recognises(place, self.request.rules)):
-                return self._runs_of(form, place)
-        return []
+        for rules in (self.request.rules, _ANY):
+            for form in [FORMATS[named]] if named else FORMATS.values():
+                place = place_of(form)
+                if place is not None and (named or form.reader.recognises(place, rules)):
+                    return self._runs_of(form, place, rules), rules is not _ANY
+        return [], False
 
-    def _runs_of(self, form: Format, path: Path) -> list[RunFile]:
-        names = form.reader.runs(path, self.request.rules)[:MOST_RUNS]
+    def _runs_of(self, form: Format, path: Path, rules: Sequence[Rule]) -> list[RunFile]:
+        names = form.reader.runs(path, rules)[:MOST_RUNS]
         return [self._run(form, path, name) for name in names]
 
     def _run(self, form: Format, path: Path, run: str) -> RunFile:
         """``run``: what follows the ``#`` of its path, in a file of several runs."""
         place = path.with_name(f"{path.name}#{run}") if run else path
-        name = safe_text(run or (path.name if path.is_dir() else path.stem))
+        about = form.reader.about(path)
+        name = run or about.get("name") or (path.name if path.is_dir() else path.stem)
         size, modified = _size_and_time(path)
-        return ForeignRun(
-            name, place, modified, size, form=form, file=path, run=run, request=self.request
-        )
+        more = {"form": form, "file": path, "run": run, "request": self.request, "about": about}
+        return ForeignRun(safe_text(name), place, modified, size, **more)  # type: ignore[arg-type]
 
 
 def split_run(path: Path) -> tuple[Path, str]:

@@ -31,6 +31,8 @@ ROUTER_QUANTITIES = tuple(
     name for name in RouterSummary.__struct_fields__ if name not in ("tokens", "unrouted")
 )
 MATRIX_QUANTITIES = ("tokens_per_expert", "expert_bias", "share")
+LOAD_ENTROPY = "load_entropy"
+"""Entropy of the loads in nats: its exponential is the number of effective experts."""
 MAX_KEY_CHARACTERS = 512
 """Longer keys match nothing."""
 MAX_KEYS = 1 << 20
@@ -93,6 +95,11 @@ class Rule:
     """AutoModel's: the layer is a place in the sorted names of the gates (10 before 2), and experts
     may be missing; the loads of a whole row have the mean 1."""
 
+    @property
+    def written(self) -> str:
+        """As it is given with ``--map``."""
+        return f"{self.quantity}={self.pattern.pattern}"
+
 
 def _known(quantity: str, pattern: str, plus: float = 0.0) -> Rule:
     return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), plus)
@@ -132,8 +139,10 @@ def known_rules() -> Sequence[Rule]:
         # our own names, as another logger flattens them
         *(
             _known(name, rf"router/{name}/{_L}(?:/{_E})?")
-            for name in (*ROUTER_QUANTITIES, *MATRIX_QUANTITIES)
+            for name in (*ROUTER_QUANTITIES, *MATRIX_QUANTITIES, LOAD_ENTROPY)
         ),
+        _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/(?:layer[/_-]?)?{_L}/load_entropy"),
+        _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/load_entropy[/_](?:layer[/_-]?)?{_L}"),
         # the usual names of the whole step
         _known("loss", r"(?:loss|lm[_ ]loss|CE loss)"),
         _known("learning_rate", r"(?:lr|learning[_ ]rate|optim/lr)"),
@@ -155,7 +164,7 @@ def rules_of(pairs: Iterable[str]) -> tuple[Rule, ...]:
 def _rule_of(pair: str) -> Rule:
     quantity, equals, pattern = pair.partition("=")
     quantity = quantity.strip()
-    known = sorted({*STEP_QUANTITIES, *ROUTER_QUANTITIES, *MATRIX_QUANTITIES})
+    known = sorted({*STEP_QUANTITIES, *ROUTER_QUANTITIES, *MATRIX_QUANTITIES, LOAD_ENTROPY})
     if not equals or not pattern:
         raise BadMapping(f"{pair!r}: write QUANTITY=REGEX")
     if quantity not in known:
@@ -184,6 +193,8 @@ class Keys(dict[str, Target | None]):
         """``own``: rules of the user, which take precedence over the known ones."""
         super().__init__()
         self._rules = (*own, *known_rules())
+        self.unmatched = list(own)
+        """Rules of the user that no key has matched."""
         self._characters = 0
         self.of_gates = False
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
@@ -205,6 +216,8 @@ class Keys(dict[str, Target | None]):
             if (layer or 0) >= MAX_LAYERS or (expert or 0) >= MAX_EXPERTS:
                 return None
             self.of_gates |= rule.of_gates
+            if rule in self.unmatched:
+                self.unmatched.remove(rule)
             return Target(rule.quantity, layer, expert, rule.plus)
         return None
 

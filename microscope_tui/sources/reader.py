@@ -84,6 +84,11 @@ class Reader(Progress):
         """
         return [""]
 
+    @classmethod
+    def about(cls, path: Path) -> Mapping[str, str]:
+        """``name``, ``project`` and ``group`` of the run, as far as its tool has them."""
+        return {}
+
 
 def files_of(path: Path, names: re.Pattern[str] | None, most: int = 8) -> list[Path]:
     """The file itself, or the first files in a folder whose names match; links are not followed."""
@@ -116,6 +121,8 @@ class RecordReader(Reader, ABC):
         """``name``: of the run, if the source has none."""
         super().__init__(path)
         self._name, self._request = name, request
+        self.proposed: SourceRequest | None = None
+        """How unknown keys can be read, if nothing is known as a reading of a router."""
 
     def sample(self, count: int) -> Sequence[Record]:
         """A header and about ``count`` steps of the whole run; empty if the format has no sample.
@@ -178,6 +185,10 @@ class RowReader(Reader, ABC):
         self.keys, self.run = keys, run
         self.config: Mapping[str, object] = {}
         """The writer's configuration, as far as it was found; searched for E and k."""
+
+    def again(self, keys: Keys) -> "RowReader":
+        """The same source from its start, with other keys."""
+        return type(self)(self.path, keys, self.run)
 
     def sample(self, count: int) -> Sequence[Row]:
         """Rows from about ``count`` places of the whole run; empty if the format has no sample.

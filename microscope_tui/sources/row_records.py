@@ -28,7 +28,14 @@ from microscope_tui.runlog import (
     one_or_each,
     safe_text,
 )
-from microscope_tui.sources.keys import ROUTER_QUANTITIES, STEP_QUANTITIES, Target
+from microscope_tui.sources import proposals
+from microscope_tui.sources.keys import (
+    LOAD_ENTROPY,
+    ROUTER_QUANTITIES,
+    STEP_QUANTITIES,
+    Keys,
+    Target,
+)
 from microscope_tui.sources.reader import (
     Batch,
     Record,
@@ -69,6 +76,7 @@ TOP_K = (
 )
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
+_MOST_NATS = 700.0  # more overflow
 _MOST_DEPTH = 6
 _MOST_VALUES = 20_000
 Counts = Sequence[int]
@@ -83,6 +91,7 @@ class RowRecords(RecordReader):
         """``name``: of the run, if the source has none; ``writer``: for the header."""
         super().__init__(rows.path, name, request)
         self._source, self._writer = rows, writer
+        self._shape = ""  # of keys that were not confirmed
         self._start()
 
     def _start(self) -> None:
@@ -98,6 +107,8 @@ class RowRecords(RecordReader):
         self._patience_s = 0.0  # a logger that writes a step in parts will do so again
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
+        self._look_from = 0  # bytes read before unknown keys are looked at again
+        self.missing = ""
 
     def wait_s(self) -> float:
         """See ``RecordReader``."""
@@ -122,6 +133,10 @@ class RowRecords(RecordReader):
         self.defects = self._source.defects
         if found.rows:
             self._grew = time.monotonic()
+        if self._learn_keys():
+            return Batch()
+        if self._layout is not None and self.exhausted:
+            self.missing = proposals.unmatched(self._source.keys)
         if self.exhausted and (self._step is not None or self._waiting):
             if found.ended or self._is_quiet():
                 records += self._rest()
@@ -138,6 +153,41 @@ class RowRecords(RecordReader):
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
         records = [record for row in rows for record in scratch._take(row)]
         return [*records, *scratch._close(), *scratch._flush()]
+
+    def _learn_keys(self) -> bool:
+        """Look at keys of which none is known as a router; true to read again with a proposal."""
+        source, request = self._source, self._request
+        enough = self.exhausted or self.offset >= proposals.SURVEYED_BYTES
+        if self._layout is not None or source.keys.has_routers or not enough:
+            return False
+        if self.offset < self._look_from:
+            return False
+        self._look_from = 2 * self.offset + 1
+        found = proposals.survey(source)
+        top_k = request.top_k or config_number(source.config, TOP_K)
+        proposal = proposals.propose(found, top_k)
+        if proposal is not None and not self._fits(proposal, found):
+            proposal = None
+        self.proposed = proposal.applied(request) if proposal is not None else None
+        if found.values:
+            self.missing = proposals.described(found, proposal, source, self._writer, request)
+        if proposal is None or self.proposed is None or not proposal.certain or request.rules:
+            return False
+        self._source = source.again(Keys(self.proposed.rules))
+        self._request, self._shape = self.proposed, proposal.shape
+        self._start()
+        self.exhausted = False
+        return True
+
+    def _fits(self, proposal: proposals.Proposal, found: proposals.Survey) -> bool:
+        """Whether the proposal gives loads, tried on the numbers of all steps together."""
+        request = proposal.applied(self._request)
+        keys, layout = Keys(request.rules), _Layout(request, self._source)
+        latest = [(keys[key], [*series.values()][-1]) for key, series in found.values.items()]
+        cells = {target: value for target, value in latest if target is not None}
+        layout.grow(cells)
+        rows = layout.record(1, None, cells).get("tokens_per_expert") or [None]
+        return None not in rows
 
     def _rest(self) -> list[Record]:
         """The open step, and those that wait for the header."""
@@ -208,7 +258,8 @@ class RowRecords(RecordReader):
 
     def _header(self) -> Record:
         assert self._layout is not None
-        return self._layout.header(self._source.name or self._name, self._writer)
+        name = self._source.name or self._name
+        return self._layout.header(name, self._writer, self._shape)
 
 
 class _Layout:
@@ -237,8 +288,8 @@ class _Layout:
                 break
             self._known.add(target)
             quantity, layer, expert, plus = target
-            if plus:
-                self._shifted[target] = Target(quantity, layer, expert)
+            if plus or quantity == LOAD_ENTROPY:
+                self._shifted[target] = _final(target, 0.0)[0]
             if target.of_router:
                 seen = self._experts.get(layer, 0)
                 self._experts[layer] = max(seen, 0 if expert is None else expert + 1)
@@ -270,7 +321,7 @@ class _Layout:
     def _layers(self) -> list[int | None]:
         return sorted(self._experts, key=lambda layer: -1 if layer is None else layer)
 
-    def header(self, run: str, writer: str) -> Record:
+    def header(self, run: str, writer: str, unconfirmed: str = "") -> Record:
         layers, gates = self._layers, self._source.keys.of_gates
         names = [f"{'gate ' if gates else 'L'}{layer}" for layer in layers]
         exact = "tokens_per_expert" in self._rows
@@ -284,6 +335,7 @@ class _Layout:
             counts="exact" if exact else "shares" if "share" in self._rows else "none",
             profile=self._request.profile or "pretrain",
             layer_order="unknown" if gates else "",  # see keys.Rule
+            unconfirmed=unconfirmed,
         )
 
     def record(self, step: int, at: float | None, cells: _Cells) -> Record:
@@ -315,18 +367,29 @@ class _Layout:
         )
 
     def _unshifted(self, cells: _Cells) -> _Cells:
-        """MaxVio becomes a load; of two readings of the same quantity the later one counts."""
+        """MaxVio becomes a load, the entropy of a load a number of experts.
+
+        Of two readings of the same quantity the later one counts.
+        """
         shifted = self._shifted.keys() & cells.keys()
         if any(self._shifted[target] in cells for target in shifted):
-            return {Target(*target[:3]): value + target.plus for target, value in cells.items()}
+            return dict(_final(target, value) for target, value in cells.items())
         for target in shifted:
-            cells[self._shifted[target]] = cells.pop(target) + target.plus
+            final, value = _final(target, cells.pop(target))
+            cells[final] = value
         return cells
 
     def _matrix(self, quantity: str, cells: _Cells) -> list[list[float] | None]:
         """The numbers of every expert of every layer; ``None`` for a row where one is missing."""
         rows = [list(map(cells.get, targets)) for targets in self._rows.get(quantity, ())]
         return [None if not row or None in row else row for row in rows]  # type: ignore[misc]
+
+
+def _final(target: Target, value: float) -> tuple[Target, float]:
+    """A reading as a quantity of the run log."""
+    if target.quantity == LOAD_ENTROPY:
+        return Target("effective_experts", target.layer), math.exp(min(value, _MOST_NATS))
+    return Target(*target[:3]), value + target.plus
 
 
 def _integers(row: Sequence[float] | None) -> list[int] | None:
@@ -349,6 +412,7 @@ def run_record(
     planned_steps: int | None = None,
     note: str = "",
     layer_order: str = "",
+    unconfirmed: str = "",
 ) -> Record:
     """The ``run`` record of a source.
 
@@ -362,8 +426,10 @@ def run_record(
         profile: ``pretrain``, ``finetune`` or ``eval``.
         note: what limits these counts, in a few words.
         layer_order: ``unknown`` if the routers may be listed in another order than in the model.
+        unconfirmed: the keys that were taken for loads of experts without asking.
     """
     source: Record = {"writer": writer, "counts": counts, "note": note, "layer_order": layer_order}
+    source["unconfirmed"] = safe_text(unconfirmed, 120)
     return RunHeader(
         run=safe_text(run, 120),
         time=UNSET if time is None else time,
@@ -466,6 +532,11 @@ class TranslatedLog(SpooledLog):
         self.translates = True
         self._reader = reader
 
+    @property
+    def proposed(self) -> SourceRequest | None:
+        """How its unknown keys can be read."""
+        return self._reader.proposed
+
     def wait_s(self) -> float:
         """See ``Source``."""
         return self._reader.wait_s()
@@ -486,5 +557,5 @@ class TranslatedLog(SpooledLog):
         if self.spool is not None:
             self.spool.keep(lines)
         self.report(reader)
-        self.defects = reader.defects
+        self.defects, self.missing = reader.defects, reader.missing
         return Chunk(lines, batch.restarted)

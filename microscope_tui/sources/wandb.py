@@ -10,7 +10,7 @@ collected. The wandb package is not used: it brings a service and reads files on
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +29,14 @@ from microscope_tui.sources.protobuf import (
     signed,
     varint,
 )
-from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, coarse_to_fine
+from microscope_tui.sources.reader import (
+    HEAD_BYTES,
+    Row,
+    RowReader,
+    Rows,
+    Unreadable,
+    coarse_to_fine,
+)
 from microscope_tui.sources.row_records import NUM_EXPERTS, TOP_K
 
 BLOCK_BYTES = 32 * 1024
@@ -52,7 +59,7 @@ _SEEDS = [zlib.crc32(bytes([kind])) for kind in range(5)]
 _HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # of Record
 _WANTED = {_HISTORY, _CONFIG, _RUN, _EXIT}
 _BEFORE_THE_TYPE = {1, 16, 19, 200}  # num, control, uuid, _info
-_RUN_ID, _RUN_CONFIG, _DISPLAY_NAME = 1, 4, 8  # of RunRecord
+_RUN_ID, _PROJECT, _RUN_CONFIG, _GROUP, _DISPLAY_NAME = 1, 3, 4, 6, 8  # of RunRecord
 _EXIT_CODE, _NOT_COMPLETE = 1, 3  # of RunExitRecord
 _UPDATE = 1  # of ConfigRecord
 _ITEM, _STEP_FIELD = 1, 2  # of HistoryRecord
@@ -73,6 +80,14 @@ class WandbReader(RowReader):
         """See ``Reader``; of any version."""
         return len(head) == cls.head_bytes and _FILE_HEADER.unpack(head)[:2] == _MAGIC
 
+    @classmethod
+    def about(cls, path: Path) -> Mapping[str, str]:
+        """See ``Reader``."""
+        reader = cls(path, Keys())
+        with suppress(OSError):
+            reader.read(HEAD_BYTES)
+        return reader.labels
+
     def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
         super().__init__(path, keys, run)
         self._file = Tail(path, None)
@@ -87,6 +102,7 @@ class WandbReader(RowReader):
         self._config_bytes = 0
         self._ended = ""
         self.config, self.name = self._config, ""
+        self.labels: dict[str, str] = {}
 
     def _head_of(self, head: bytes) -> Head:
         """What an item is, by its bytes up to the value: one key, and every length below 128."""
@@ -197,14 +213,15 @@ class WandbReader(RowReader):
         return None
 
     def _take_run(self, message: bytes) -> None:
-        names = dict.fromkeys((_RUN_ID, _DISPLAY_NAME), b"")
+        texts = dict.fromkeys((_RUN_ID, _PROJECT, _GROUP, _DISPLAY_NAME), "")
         for number, value in fields(message):
-            if number in names:
-                names[number] = as_bytes(value)
+            if number in texts:
+                texts[number] = safe_text(as_bytes(value).decode("utf-8", "replace"), 120)
             elif number == _RUN_CONFIG:
                 self._take_config(as_bytes(value))
-        name = names[_DISPLAY_NAME] or names[_RUN_ID]
-        self.name = safe_text(name.decode("utf-8", "replace"), 120) or self.name
+        self.name = texts[_DISPLAY_NAME] or texts[_RUN_ID] or self.name
+        shown = f"{texts[_DISPLAY_NAME]} ({texts[_RUN_ID]})" if texts[_DISPLAY_NAME] else ""
+        self.labels = {"name": shown, "project": texts[_PROJECT], "group": texts[_GROUP]}
 
     def _take_config(self, message: bytes) -> None:
         """Keep what may hold the number of experts; the rest of a configuration is private."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.runlog import Glance, NoRuns, RunFile, Stamp, safe_text
-from microscope_tui.sources import Search
+from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import DEFAULT_MEMORY
@@ -177,6 +177,18 @@ class Fleet:
             self.open = watch
             self._beside.pop(file.path, None)
         return watch
+
+    def read_as(self, request: SourceRequest) -> None:
+        """Read other tools' files as ``request``; the open run closes."""
+        self._search.read_as(request)
+        self._next_search = 0.0
+        with self.lock:
+            self.open = None
+
+    @property
+    def request(self) -> SourceRequest:
+        """How other tools' files are read."""
+        return self._search.request
 
     def comparable(self, file: RunFile) -> PinnedRun:
         """A run to compare the open one with; read again only where it is not followed anyway."""

@@ -111,7 +111,8 @@ def _hopeless(watch: RunWatch) -> str | None:
     if watch.diagnosis is None or watch.latest is None:
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
         if watch.file.foreign:
-            return f"no reading of a router in it yet: --map adds keys{first}"
+            none = "no reading of a router in it yet: --map adds keys"
+            return f"{watch.source.missing or none}{first}"
         return f"no steps in the log yet{first}"
     serious = {e.rule for e in watch.diagnosis.episodes if e.severity >= Severity.WARN}
     if not all(RULES[rule].judges_settings for rule in serious):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,15 +55,57 @@ def test_an_imported_log_that_begins_at_step_0_is_sound(call: Call, tmp_path: Pa
 def test_a_table_without_known_keys_says_how_to_add_them(call: Call, tmp_path: Path) -> None:
     table = tmp_path / "run.csv"
     table.write_text("step,load_0_0,load_0_1\n1,3,5\n2,4,4\n")
-    code, _, err = call("check", table)
+    code, out, _ = call("check", table)
     assert code == 3
-    assert "--map adds keys" in err
-    code, out, _ = call("check", table, "--source", "csv")
+    assert "none known as a router (load_0_0, load_0_1 …). --map QUANTITY=REGEX names" in out
+    for command in (("import", table, tmp_path / "logs"), ("snapshot", table)):
+        code, _, err = call(*command)
+        assert code == 3
+        assert "--map QUANTITY=REGEX names the keys to use" in err
+
+
+def test_the_command_that_is_printed_for_unknown_keys_shows_the_run(
+    call: Call, tmp_path: Path
+) -> None:
+    table = tmp_path / "run.csv"
+    chance = random.Random(1)
+    pairs = [(step, chance.randrange(100)) for step in range(1, 301)]
+    rows = [(s, 900 - x, 800 + x, 0, 300, 480, 510 - x, 490, 520 + x, 1000) for s, x in pairs]
+    cells = [f"load {layer}/{expert}" for layer in (1, 2) for expert in range(4)]
+    lines = [("step", *cells, "tokens_per_step"), *rows]
+    table.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+    code, out, _ = call("check", table)
     assert code == 3
-    assert "no reading of a router in it yet: --map adds keys" in out
-    code, _, err = call("import", table, tmp_path / "logs", "--source", "csv")
-    assert code == 3
-    assert "holds no reading of a router; --map names the keys to use" in err
+    shape = (
+        "run.csv, 300 steps, 9 keys, none known as a router. Looks like: load N/M (8 keys, values "
+    )
+    assert f"{shape}0 to 900: counts)" in out
+    command = shlex.split(out.partition("Show it with: ")[2])
+    assert command[-2:] == ["--top-k", "2"]
+    code, out, _ = call("check", *command[1:])
+    assert code == 2
+    assert "1 of 4 experts (2)" in out, out
+    code, out, _ = call("check", *command[1:], "--map", r"entropy=entorpy (?P<layer>\d+)")
+    assert "matches no key; the nearest are load N/N" in out
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_shares_that_nobody_confirmed_give_no_critical_finding(
+    call: Call, tmp_path: Path, confirmed: bool
+) -> None:
+    healthy, dead = [0.26, 0.24, 0.27, 0.23], [1.0, 0.0, 0.0, 0.0]
+    rows = [
+        {f"moe/{layer}/expert_{e}_load": x for layer in "12" for e, x in enumerate(healthy)}
+        | {f"moe/2/expert_{e}_load": x for e, x in enumerate(healthy if step < 200 else dead)}
+        | {"step": step}
+        for step in range(1, 600)
+    ]
+    table = tmp_path / "run.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pattern = r"share=moe/(?P<layer>\d+)/expert_(?P<expert>\d+)_load"
+    code, out, _ = call("check", table, "--top-k", "1", *(["--map", pattern] if confirmed else []))
+    assert code == (2 if confirmed else 1), out
+    assert ("taken for loads of experts: moe/N/expert_M_load" in out) is not confirmed
 
 
 def test_the_sources_are_listed_as_text_and_as_data(call: Call) -> None:

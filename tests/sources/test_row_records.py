@@ -37,9 +37,13 @@ class Logger(RowReader):
         self, rows: Sequence[Logged], config: Mapping[str, object] = {}, maps: Sequence[str] = ()
     ) -> None:
         super().__init__(Path(), Keys(rules_of(maps)))
-        self.config = config
-        self._rows = list(rows)
+        self.config, self._rows, self._all = config, list(rows), rows
         self.modified = 0.0  # at rest
+
+    def again(self, keys: Keys) -> "Logger":
+        logger = Logger(self._all, self.config)
+        logger.keys = keys
+        return logger
 
     def read(self, max_bytes: int = 0) -> Rows:
         self.exhausted = len(self._rows) <= 1

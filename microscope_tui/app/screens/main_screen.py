@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from textwrap import wrap
 from typing import ClassVar
 
 from textual.binding import BindingType
@@ -68,6 +69,7 @@ class MainScreen(RunScreen):
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
         *keys.FILTER,
         *keys.OUT,
+        key("main.keys", "m", "confirm_keys", "use the proposed keys of another tool's run"),
         key("main.clear", "escape", "clear", "clear the filter and the cursor"),
         *keys.EVERYWHERE,
     ]
@@ -211,6 +213,11 @@ class MainScreen(RunScreen):
             self.show_message("comparing with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
+    async def action_confirm_keys(self) -> None:
+        """Read unknown keys as proposed."""
+        self.show_message(self.session.confirm_keys(), "accent")
+        await self.redraw()
+
     async def action_clear(self) -> None:
         self.session.filter, self.session.expert = Pattern.parse(""), None
         await self.redraw()
@@ -252,6 +259,21 @@ def _message(session: Session, columns: int) -> list[Line]:
     if not watch.complete:
         return [[Span("reading ", "dim"), Span(watch.file.name)], *bad]
     age = words.age(watch.state()[1])
+    if watch.source.missing:
+        return _unknown_keys(watch.source.missing, columns)
     name = Span(shortened(watch.file.name, max(10, columns - 30)))
     since = [Span("last written ", "dim"), Span(age), Span(" ago", "dim")] if age else []
     return [[Span("waiting for the first step of ", "dim"), name], since, *bad]
+
+
+def _unknown_keys(text: str, columns: int) -> list[Line]:
+    """What a run of another tool holds instead of readings of routers, and how to show it."""
+    width = max(20, min(columns - 8, 100))
+    about, show, command = text.partition(" Show it with: ")
+    lines: list[Line] = [[Span(line)] for line in wrap(about, width)]
+    if show:
+        lines += [[], [Span("m", "accent"), Span(" show it so, or in a shell:", "dim")]]
+        lines += [
+            [Span(line, "accent")] for line in command.replace(" --", " \\\n  --").split("\n")
+        ]
+    return [pad(line, width) for line in lines]

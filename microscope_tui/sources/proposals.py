@@ -1,0 +1,319 @@
+"""What the unknown keys of another tool's run may be, and the ``--map`` that shows them.
+
+Keys that differ only in numbers share a shape: ``moe/layer_N/expert_M_load``. A shape with two
+numbers is a matrix if every layer has all experts from 0 on. Which number is the layer follows from
+the sums, which are the same in every layer, then from the words before the numbers, then from their
+ranges. Values distinguish counts, shares and biases.
+"""
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from microscope_tui.runlog import safe_text
+from microscope_tui.sources.keys import (
+    MAX_KEY_CHARACTERS,
+    MAX_KEYS,
+    STEP_NAMES,
+    TIME_NAMES,
+    Keys,
+    Rule,
+    Target,
+    rules_of,
+)
+from microscope_tui.sources.reader import RowReader, SourceRequest, Unreadable
+
+SURVEYED_BYTES = 8 << 20
+"""How much of a run is read for its keys."""
+_MOST_NUMBERS = 1 << 20
+_LEAST_STEPS = 3
+"""Steps with a whole matrix before it is used without asking."""
+_OFF = 0.01
+"""How far the sums of layers may be apart: loggers round shares to three digits."""
+_WRITERS = {
+    "wandb": "W&B run",
+    "tensorboard": "TensorBoard run",
+    "trackio": "Trackio run",
+    "mlflow": "MLflow run",
+    "jsonl": "JSON lines",
+    "csv": "table",
+}
+_KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
+_DIGITS = re.compile(r"(\d+)")
+_LAST_WORD = re.compile(r"([A-Za-z]+)[^A-Za-z]*$")
+_WORDS = {
+    **dict.fromkeys(("layer", "layers", "l", "lyr", "block", "blocks", "blk", "h"), "layer"),
+    **dict.fromkeys(("expert", "experts", "exp", "e", "ep", "ex"), "expert"),
+}
+_OF_ROUTERS = re.compile(r"expert|router|moe", re.IGNORECASE)
+_LOAD = re.compile(
+    r"load|usage|util|count|tokens|freq|frac|share|assign|dispatch|routed|select|hits|percent|pct",
+    re.IGNORECASE,
+)
+_NO_LOAD = re.compile(r"prob|score|weight|logit|gate|grad|norm|loss|import|time", re.IGNORECASE)
+_Series = Mapping[int, float]
+
+
+class _EveryKey(Keys):
+    """Every key is its own target: a reader with it yields all numbers by their names."""
+
+    def __missing__(self, key: str) -> Target | None:
+        if len(key) > MAX_KEY_CHARACTERS or key in STEP_NAMES or key in TIME_NAMES or key[0] == "_":
+            return None
+        target = Target(key)
+        if len(self) < MAX_KEYS:
+            self[key] = target
+        return target
+
+
+@dataclass(slots=True)
+class Survey:
+    """All numbers at the beginning of a run."""
+
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By key and step."""
+    steps: set[int] = field(default_factory=set)
+    whole: bool = False
+    """Whether that is all of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One way to read unknown keys."""
+
+    shape: str
+    """The keys of the loads: ``moe/layer_N/expert_M_load``."""
+    maps: tuple[str, ...]
+    """``QUANTITY=REGEX``, as given with ``--map``: the loads, and biases if there are any."""
+    holds: str
+    """How many keys, and which values."""
+    top_k: int | None
+    certain: bool
+    """Whether it may be used without asking."""
+
+    def applied(self, request: SourceRequest) -> SourceRequest:
+        """``request`` with these rules, which win over its own."""
+        rules = (*rules_of(self.maps), *request.rules)
+        return replace(request, rules=rules, top_k=request.top_k or self.top_k)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """Keys that differ in the number of the layer, of the expert, or both."""
+
+    texts: Sequence[str]
+    """What is between the numbers."""
+    keys: Mapping[tuple[str, ...], str]
+    """By the numbers, as they are written."""
+    columns: Mapping[int, str]
+    """Which of the numbers is the layer, and which the expert."""
+    quantity: str
+    layers: int
+    right: bool
+    """Whether the sums of the layers agree in every step."""
+    total: float
+    """The sum of a layer, if it is the same in every step; else 0."""
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    @property
+    def experts(self) -> int:
+        return len(self.keys) // self.layers
+
+    def written(self, *, as_pattern: bool) -> str:
+        """Its keys in one line, as a regular expression or for people."""
+        shown = {"layer": "N", "expert": "M"}
+        numbers, parts = next(iter(self.keys)), []
+        for at, text in enumerate(self.texts):
+            parts.append(re.escape(text) if as_pattern else text)
+            name = self.columns.get(at)
+            if name:
+                parts.append(rf"(?P<{name}>\d+)" if as_pattern else shown[name])
+            elif at < len(numbers):
+                parts.append(numbers[at])
+        return "".join(parts)
+
+
+def survey(source: RowReader) -> Survey:
+    """Read the beginning of ``source`` again, with all of its keys."""
+    reader, found, numbers = source.again(_EveryKey()), Survey(), 0
+    with suppress(Unreadable, OSError):  # what comes before is used; reading the run reports it
+        while not found.whole and reader.offset < SURVEYED_BYTES and numbers < _MOST_NUMBERS:
+            for row in reader.read().rows:
+                found.steps.add(row.step)
+                numbers += len(row.values)
+                for target, value in row.values:
+                    found.values.setdefault(target.quantity, {})[row.step] = value
+            found.whole = reader.exhausted
+    return found
+
+
+def propose(found: Survey, top_k: int | None = None) -> Proposal | None:
+    """What the keys are most likely; ``None`` where nothing looks like loads of experts.
+
+    Args:
+        top_k: from the user or the configuration of the run.
+    """
+    shapes: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
+    for key in found.values:
+        parts = _DIGITS.split(key)
+        shapes.setdefault(tuple(parts[::2]), {})[tuple(parts[1::2])] = key
+    matrices = [m for shape in shapes.items() if (m := _matrix(*shape, found.values)) is not None]
+    loads = [m for m in matrices if m.quantity != "expert_bias"]
+    if not loads:
+        return None
+    best, *others = sorted(loads, key=lambda m: (not m.right, *_rank(m.text), -len(m.keys)))
+    biases = [m for m in matrices if m not in loads and m.experts == best.experts]
+    alone = not any(m.right for m in others)
+    return Proposal(
+        shape=best.written(as_pattern=False),
+        maps=tuple(f"{m.quantity}={m.written(as_pattern=True)}" for m in [best, *biases[:1]]),
+        holds=f"{len(best.keys):,} keys, values {_number(best.low)} to {_number(best.high)}: "
+        + _KINDS[best.quantity],
+        top_k=top_k or _top_k(best, found.values),
+        certain=alone and _is_certain(best, min(len(found.values[k]) for k in best.keys.values())),
+    )
+
+
+def _rank(text: str) -> tuple[bool, bool, bool]:
+    """Sort keys by their words: loads of experts first."""
+    return bool(_NO_LOAD.search(text)), not _OF_ROUTERS.search(text), not _LOAD.search(text)
+
+
+def _matrix(
+    texts: Sequence[str], keys: Mapping[tuple[str, ...], str], values: Mapping[str, _Series]
+) -> _Matrix | None:
+    """Keys of one shape as numbers per expert, by the order of layer and expert that fits best."""
+    columns = [len(set(column)) for column in zip(*keys, strict=True)]
+    varying = [at for at, different in enumerate(columns) if different > 1]
+    words = [_word(texts[at]) for at in varying]
+    if words == ["expert"]:
+        return _as_matrix(texts, keys, {varying[0]: "expert"}, values)
+    found = []
+    for names in (("layer", "expert"), ("expert", "layer")) if len(varying) == 2 else ():
+        order = dict(zip(varying, names, strict=True))
+        one = _as_matrix(texts, keys, order, values)
+        if one is not None:
+            named = sum(
+                (w == name) - (w not in ("", name)) for w, name in zip(words, names, strict=True)
+            )
+            more = columns[varying[names.index("expert")]]
+            found.append((one.right, named, more, one))
+    return max(found, key=lambda one: one[:3])[3] if found else None
+
+
+def _word(text: str) -> str:
+    """What a number counts, by the last word before it: ``layer``, ``expert`` or nothing."""
+    last = _LAST_WORD.search(text)
+    return _WORDS.get(last[1].lower(), "") if last else ""
+
+
+def _as_matrix(
+    texts: Sequence[str],
+    keys: Mapping[tuple[str, ...], str],
+    columns: Mapping[int, str],
+    values: Mapping[str, _Series],
+) -> _Matrix | None:
+    """The keys as a matrix; ``None`` if a layer lacks an expert, or the values are of no kind."""
+    at = {name: column for column, name in columns.items()}
+    rows: dict[int, dict[int, _Series]] = {}
+    for numbers, key in keys.items():
+        layer = int(numbers[at["layer"]]) if "layer" in at else 0
+        rows.setdefault(layer, {})[int(numbers[at["expert"]])] = values[key]
+    sizes = {len(row) for row in rows.values()}
+    if len(sizes) > 1 or min(sizes) < 2 or any(max(row) + 1 != len(row) for row in rows.values()):
+        return None
+    every = [value for key in keys.values() for value in values[key].values()]
+    low, high, right, total = min(every), max(every), False, 0.0
+    quantity = "expert_bias"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    if "bias" not in " ".join(texts).lower():
+        if low < 0 or high == 0 or set(every) <= {0.0, 1.0}:
+            return None
+        counts = high > 1 and all(value.is_integer() for value in every)
+        quantity = "tokens_per_expert" if counts else "share"
+        sums = _sums(rows)
+        right = bool(sums) and all(map(_agree, sums))
+        all_sums = [total for of_step in sums for total in of_step]
+        total = all_sums[0] if right and _agree(all_sums) else 0.0
+    return _Matrix(texts, keys, columns, quantity, len(rows), right, total, low, high)
+
+
+def _sums(rows: Mapping[int, Mapping[int, _Series]]) -> list[list[float]]:
+    """The sums of all layers, for every step that has all numbers."""
+    first, *others = [one for row in rows.values() for one in row.values()]
+    steps = sorted(set(first).intersection(*others))
+    return [[math.fsum(x[step] for x in row.values()) for row in rows.values()] for step in steps]
+
+
+def _agree(totals: Sequence[float]) -> bool:
+    return min(totals) > 0 and max(totals) - min(totals) <= _OFF * max(totals)
+
+
+def _near(value: float, wanted: float) -> bool:
+    return abs(value - wanted) <= _OFF * wanted
+
+
+def _top_k(best: _Matrix, values: Mapping[str, _Series]) -> int | None:
+    """k by the sum: of counts ÷ tokens, or of the shares of tokens that chose an expert."""
+    k = best.total
+    if best.quantity == "tokens_per_expert":
+        known, step = Keys(), min(values[next(iter(best.keys.values()))])
+        tokens = [v.get(step, 0.0) for key, v in values.items() if known[key] == Target("tokens")]
+        k = k / tokens[0] if tokens and tokens[0] > 0 else 0.0
+    elif best.high > 1 + _OFF or k < 2 - _OFF:
+        return None
+    whole = round(k)
+    return whole if 1 <= whole < best.experts and _near(k, whole) else None
+
+
+def _is_certain(best: _Matrix, steps: int) -> bool:
+    """Whether it is so like the loads of experts that it may be used without asking."""
+    usual = (*range(1, min(best.experts, 17)), best.experts, 100)  # shares, load ÷ mean, percent
+    sums = best.quantity == "tokens_per_expert" or any(_near(best.total, one) for one in usual)
+    named = _OF_ROUTERS.search(best.text) and not _NO_LOAD.search(best.text)
+    return bool(named and best.right and sums and best.layers > 1 and steps >= _LEAST_STEPS)
+
+
+def described(
+    found: Survey, proposal: Proposal | None, source: RowReader, name: str, asked: SourceRequest
+) -> str:
+    """What a run holds instead of readings of routers, and what to do; ``name``: of its format."""
+    path = f"{source.path}#{source.run}" if source.run else str(source.path)
+    run, count = source.name or source.run or source.path.name, len(found.steps)
+    steps = f"{count:,} step{'s' * (count != 1)}{'' if found.whole else ' or more'}"
+    none = _no_match(asked.rules[0], found.values) if asked.rules else "none known as a router"
+    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {len(found.values):,} keys, {none}"
+    if proposal is None:
+        some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])} …)"
+        return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
+    k = asked.top_k or proposal.top_k
+    words = ["moe-microscope", path, *(word for pair in proposal.maps for word in ("--map", pair))]
+    words += ["--top-k", str(k)] if k else []
+    needs = "" if k else "; c needs --top-k, the experts per token"
+    text += f". Looks like: {proposal.shape} ({proposal.holds}{needs})"
+    return safe_text(f"{text}. Show it with: {shlex.join(words)}", 1000)
+
+
+def unmatched(keys: Keys) -> str:
+    """The rules of the user that matched no key, with the keys that are most like them."""
+    return safe_text("; ".join(_no_match(rule, keys) for rule in keys.unmatched[:2]), 600)
+
+
+def _no_match(rule: Rule, keys: Iterable[str]) -> str:
+    literal = re.sub(r"\(\?P<\w+>[^)]*\)", "N", rule.pattern.pattern).replace("\\", "")
+    near = difflib.get_close_matches(literal, {_DIGITS.sub("N", key) for key in keys}, 3, 0.0)
+    return f"--map '{rule.written}' matches no key; the nearest are {', '.join(near)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.2g}".replace("0.", ".", 1)
