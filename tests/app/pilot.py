@@ -44,8 +44,7 @@ class AppPilot:
     @property
     def watch(self) -> RunWatch:
         """The open run."""
-        watch = self.session.watch
-        return watch
+        return self.session.watch
 
     @property
     def newest_step(self) -> int:
@@ -54,8 +53,7 @@ class AppPilot:
 
     def view(self) -> RunView:
         """What the shown step holds, without history."""
-        view = self.session.glance()
-        return view
+        return self.session.glance()
 
     def text(self, *parts: str) -> str:
         """The text of parts of the present screen; nothing for a part that it lacks."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -165,9 +166,7 @@ async def test_a_view_is_written_here_and_never_over_another_one(
 async def test_a_folder_that_cannot_be_written_is_reported(
     collapsed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
+    refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr("microscope_tui.app.out.write_new", refused)
     async with open_app(collapsed, "w", size=(120, 40)) as app:
         await app.sees("cannot write here: Permission denied", "keys")

@@ -15,10 +15,6 @@ from microscope_tui.watch import Fleet
 from tests.hostile import poison
 from tests.hostile.outcome import hurts
 
-LOG = (
-    b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
-    b'{"kind":"step","step":1,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
-)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ["..run", "a..b", "\x1b[2J", "\x1b]52;c;eA==\x07", "\u202eevil", "new\nline", "-rf"]
 NAMES += ["--json", "[bold]x[/]", "%s{0}", "~", "\x9b31m", "日本語", "x" * 200, "a" + "\u0489" * 9]
@@ -30,7 +26,7 @@ def put(folder: Path, name: str | bytes) -> None:
     path = os.path.join(os.fsencode(folder), os.fsencode(name))
     os.makedirs(path)
     with open(os.path.join(path, b"metrics.jsonl"), "wb") as file:
-        file.write(LOG)
+        file.write(poison.HEADER + poison.STEP % 1)
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.journey import travel
+from tests.hostile.poison import HEADER, STEP
 
-HEADER = b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
-STEP = b'{"kind":"step","step":%d,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
 LARGE = 100 << 20
 MOST_MB = 400
 """Of a whole process. A line up to 64 MB is held once or twice, a longer one not at all."""

@@ -8,9 +8,7 @@ import pytest
 from microscope_tui.runlog import RunReader, StepEntry, decode_line, glance
 from microscope_tui.watch import Row
 from tests.conftest import open_log
-
-HEADER = b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
-STEP = b'{"kind":"step","step":%d,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
+from tests.hostile.poison import HEADER, STEP
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"\xed\xa0\x80", b"\xff"])

@@ -11,22 +11,21 @@ import torch
 from moe_model import LanguageModel, ModelConfig
 
 SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "first_k_dense_replace": 1,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 24,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "num_attention_heads": 2,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "first_k_dense_replace": 1,
+    "intermediate_size": 48, "moe_intermediate_size": 24, "n_routed_experts": 8,
+    "n_shared_experts": 1, "num_experts_per_tok": 2, "num_attention_heads": 2,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "max_position_embeddings": 64,
-}
+}  # fmt: skip
+
+
+@torch.no_grad()
+def fill(model: torch.nn.Module, seed: int) -> None:
+    """Weights of 0.2 around 0, norms of 0.2 around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.empty_like(parameter).normal_(std=0.2, generator=generator)
+        parameter.copy_(noise if parameter.dim() > 1 else 1 + noise)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -50,11 +49,7 @@ def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., Languag
 
     def make(seed: int = 0, **fields: Any) -> LanguageModel:
         model = LanguageModel(make_config(**fields))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.empty_like(parameter).normal_(std=0.2, generator=generator)
-                parameter.copy_(noise if parameter.dim() > 1 else 1 + noise)
+        fill(model, seed)
         return model
 
     return make

@@ -14,16 +14,10 @@ from moe_model import character_files, python_docs, run_command
 from moe_model.upcycle import app
 
 SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "attn_implementation": "eager",
-}
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "max_position_embeddings": 64, "attn_implementation": "eager",
+}  # fmt: skip
 
 
 def random_llama(seed: int = 0, kind: str = "llama", **fields: Any) -> Any:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from moe_model import LanguageModel, read_checkpoint, run_command
 from moe_model.huggingface import app
+from tests.model.conftest import fill
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -68,15 +69,6 @@ def of_type(model_type: str, seed: int = 0, **fields: Any) -> Any:
             generator = torch.Generator().manual_seed(seed)
             buffer.normal_(BIAS_MEAN, BIAS_SPREAD, generator=generator)
     return model
-
-
-@torch.no_grad()
-def fill(model: torch.nn.Module, seed: int) -> None:
-    """Weights of 0.2 around 0, norms of 0.2 around 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        noise = torch.empty_like(parameter).normal_(std=0.2, generator=generator)
-        parameter.copy_(noise if parameter.dim() > 1 else 1 + noise)
 
 
 def their_logits(folder: Path, ids_BS: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.transformers_peer import peer
 from moe_model import LanguageModel, SamplingRules, generate_batch
 from moe_model.sampling import Sampler, generate
 
@@ -193,16 +192,3 @@ def test_a_batch_takes_as_many_passes_as_its_longest_text(make_model: MakeModel)
     texts = generate_batch(model, PROMPTS[:2], max_new_tokens=12)
     assert [len(ids) for ids in texts] == [12, 12]
     assert len(passes) == 12
-
-
-def test_a_batch_equals_generate_of_transformers(make_model: MakeModel) -> None:
-    """Padded on the left with a mask, as is usual there."""
-    model = make_model(n_routed_experts=16, num_experts_per_tok=4)
-    prompts = [torch.arange(40, 49), torch.tensor([3]), torch.arange(20)]
-    padded_BS, mask_BS = (torch.zeros(3, 20, dtype=torch.int64) for _ in range(2))
-    for row, prompt_S in enumerate(prompts):
-        padded_BS[row, 20 - len(prompt_S) :], mask_BS[row, 20 - len(prompt_S) :] = prompt_S, 1
-    options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
-    theirs = peer(model).eval().generate(padded_BS, attention_mask=mask_BS, **options)
-    ours = generate_batch(model, prompts, max_new_tokens=30, temperature=0)
-    assert ours == theirs[:, 20:].tolist()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -147,9 +148,7 @@ def test_nothing_is_left_after_an_error(
     assert "deep is not a folder: create it first" in capsys.readouterr().err
     (tmp_path / "deep").mkdir()
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
+    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
     for what in ("moe_model.store.save_file", "moe_model.store.os.fsync", "pathlib.Path.mkdir"):
         with monkeypatch.context() as patch:
             patch.setattr(what, full)

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -103,12 +102,6 @@ def test_llama3_as_in_transformers_4_and_5(rope: dict[str, Any], theta: float, n
     else:
         fields = {"rope_scaling": {"rope_type": "llama3", **rope}, "rope_theta": theta}
     assert_same_rotation(read(fields), json.loads(json.dumps(fields)))
-
-
-def test_an_amplitude_that_no_mscale_gives_is_refused() -> None:
-    rope = {"type": "yarn", "factor": 1.0, "attention_factor": 1.3}
-    with pytest.raises(HuggingFaceError, match=r"attention_factor=1.3 with factor=1.0"):
-        read({"rope_scaling": rope})
 
 
 @given(

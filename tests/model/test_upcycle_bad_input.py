@@ -32,6 +32,17 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The words with which the command refuses a source, a text or options."""
+
+    def words(src: Path, text: Path, *more: str) -> str:
+        assert upcycle(src, tmp_path / "new", text, *more) == USAGE
+        return capsys.readouterr().err
+
+    return words
+
+
 def fields(**fields: Any) -> Damage:
     def change(folder: Path) -> None:
         path = folder / "config.json"
@@ -95,16 +106,10 @@ SOURCES = [
 
 @pytest.mark.parametrize(("damage", "message"), SOURCES, ids=[why for _, why in SOURCES])
 def test_a_source_that_is_damaged_or_not_exactly_a_llama_is_refused(
-    damage: Damage,
-    message: str,
-    plain: Path,
-    text: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    damage: Damage, message: str, plain: Path, text: Path, tmp_path: Path, refused: Any
 ) -> None:
     damage(shutil.copytree(plain, tmp_path / "spoiled"))
-    assert upcycle(tmp_path / "spoiled", tmp_path / "new", text) == USAGE
-    errors = capsys.readouterr().err
+    errors = refused(tmp_path / "spoiled", text)
     assert message in errors
     assert len(errors.splitlines()) == 2 + ("loss" in message)
     assert [path.name for path in tmp_path.iterdir()] == ["spoiled"]
@@ -126,15 +131,9 @@ def test_a_source_that_is_damaged_or_not_exactly_a_llama_is_refused(
     ],
 )
 def test_impossible_options_are_usage_errors(
-    words: list[str],
-    message: str,
-    plain: Path,
-    text: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], message: str, plain: Path, text: Path, tmp_path: Path, refused: Any
 ) -> None:
-    assert upcycle(plain, tmp_path / "new", text, *words) == USAGE
-    assert message in capsys.readouterr().err
+    assert message in refused(plain, text, *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,23 +147,17 @@ def test_impossible_options_are_usage_errors(
     ],
 )
 def test_a_text_that_cannot_be_used_is_refused(
-    content: bytes | None,
-    message: str,
-    plain: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    content: bytes | None, message: str, plain: Path, tmp_path: Path, refused: Any
 ) -> None:
     if content is not None:
         (tmp_path / "text").write_bytes(content)
-    assert upcycle(plain, tmp_path / "new", tmp_path / "text") == USAGE
-    assert message in capsys.readouterr().err
+    assert message in refused(plain, tmp_path / "text")
     assert not (tmp_path / "new").exists()
 
 
 def test_existing_files_are_never_touched(
-    plain: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plain: Path, text: Path, tmp_path: Path, refused: Any
 ) -> None:
     (tmp_path / "new").write_text("mine")
-    assert upcycle(plain, tmp_path / "new", text) == USAGE
-    assert "exists: choose another name" in capsys.readouterr().err
+    assert "exists: choose another name" in refused(plain, text)
     assert (tmp_path / "new").read_text() == "mine"

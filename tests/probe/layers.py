@@ -1,6 +1,8 @@
 """A small MoE that no library has, for tests of the probe itself."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,14 @@ def one_step(model: nn.Module, folder: Path, *args: Any, **inputs: Any) -> dict[
         probe.step()
     (line,) = records(folder)
     return line
+
+
+@contextmanager
+def watched(folder: Path, **options: Any) -> Iterator[tuple[Model, Any]]:
+    """A small model and its probe, which writes to ``folder``."""
+    model = Model()
+    with attach(model, folder, **({"routers": ROUTERS} | options)) as probe:
+        yield model, probe
 
 
 def sums(folder: Path) -> list[list[int]]:

@@ -23,6 +23,7 @@ from tests.probe.layers import (
     records,
     sums,
     tokens,
+    watched,
 )
 from tests.problems import problems_in
 
@@ -33,8 +34,7 @@ def hooks(model: nn.Module) -> int:
 
 
 def test_layers_are_named_by_their_true_depth(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         model(tokens()).sum().backward()
         probe.step(loss=1.5, learning_rate=0.1)
     (run,), (line,) = records(tmp_path, "run"), records(tmp_path)
@@ -47,8 +47,7 @@ def test_layers_are_named_by_their_true_depth(tmp_path: Path) -> None:
 
 
 def test_passes_without_gradients_or_in_evaluation_do_not_count(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         model(tokens())
         with torch.no_grad():
             model(tokens())
@@ -88,8 +87,7 @@ def test_a_model_that_is_checkpointed_as_a_whole_counts_once(
 
 
 def test_every_third_step_is_logged_and_describes_itself_alone(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS, every=3) as probe:
+    with watched(tmp_path, every=3) as (model, probe):
         for _ in range(7):
             model(tokens())
             probe.step()
@@ -168,8 +166,7 @@ def test_ids_that_are_no_expert_are_unrouted_and_never_an_error(tmp_path: Path) 
 
 
 def test_a_pass_without_tokens_counts_nothing_and_ends_nothing(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         for batch in (tokens(), tokens()[:0], tokens()):
             model(batch)
         probe.step()
@@ -193,8 +190,7 @@ def test_the_probe_changes_neither_outputs_nor_gradients_nor_the_model(tmp_path:
 
 
 def test_a_copy_of_the_model_is_not_watched(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             other(tokens())
         model(tokens())

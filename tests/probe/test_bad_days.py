@@ -8,6 +8,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -22,10 +23,7 @@ def test_a_full_disk_costs_lines_and_one_warning_but_no_alert(
 ) -> None:
     recorder = open_recorder(tmp_path)
     replay(recorder, collapsing(1, 150))
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    full = mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         patch.setattr("microscope_tui.runlog.writer.RETRY_S", 0.0)
@@ -115,10 +113,7 @@ def test_a_failure_is_reported_once_and_the_next_call_is_tried_again(
 ) -> None:
     warnings: list[str] = []
     log = TrainingLog(open_recorder(tmp_path), warnings.append)
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("disk on fire")
-
+    fail = mock.Mock(side_effect=RuntimeError("disk on fire"))
     with monkeypatch.context() as patch:
         for name in RunRecorder.__dict__:
             if not name.startswith("_"):
@@ -134,15 +129,9 @@ def test_a_failure_is_reported_once_and_the_next_call_is_tried_again(
 def test_a_warning_that_fails_is_not_raised_and_ctrl_c_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(message: str) -> None:
-        raise RuntimeError(message)
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    log = TrainingLog(open_recorder(tmp_path), fail)
+    log = TrainingLog(open_recorder(tmp_path), mock.Mock(side_effect=RuntimeError))
     assert log.step({}) is None
-    monkeypatch.setattr(RunRecorder, "record_step", interrupt)
+    monkeypatch.setattr(RunRecorder, "record_step", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         log.step(STEP)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from microscope_tui.probe import Call, Calls, Choice, Scores, Site, attach
 from microscope_tui.probe import counter as counter_module
-from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens
+from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens, watched
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)
 Made = tuple[tuple[int, int], Choice, Tensor | None]
@@ -114,8 +114,7 @@ def test_calls_that_are_too_large_to_wait_are_counted_before_the_pass_ends(
 
 
 def test_a_compiled_model_is_counted_when_the_number_of_tokens_changes(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         for length in (12, 16, 20):  # from the second on it is compiled for any length
             compiled(tokens(length=length)).sum().backward()

@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pyte
 import pytest
@@ -215,13 +216,6 @@ def test_what_a_model_writes_is_a_slice_of_its_own(
             assert CharTokenizer(CHARACTERS).decode(ids).encode() == b"".join(texts)
 
 
-def raises(error: BaseException) -> Any:
-    def call() -> None:
-        raise error
-
-    return call
-
-
 def in_third_batch(happens: Callable[[], Any]) -> Any:
     """``batches`` of ``probing``, where something happens before the third."""
     batches = probing.batches
@@ -311,7 +305,7 @@ def test_a_full_disk_is_one_line(
 ) -> None:
     full = OSError(28, "No space left on device", str(out))
     finish = "microscope_tui.routing.file.RoutingWriter.finish"
-    monkeypatch.setattr(finish, lambda *_: raises(full)())
+    monkeypatch.setattr(finish, mock.Mock(side_effect=full))
     refused(model, words, why="out: cannot be written .No space", code=3, output=out)
     assert os.listdir(out) == ["metrics.jsonl"]
 
@@ -319,7 +313,7 @@ def test_a_full_disk_is_one_line(
 def test_out_of_memory_names_what_to_lower_and_keeps_what_is_there(
     model: Path, words: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "batches", in_third_batch(raises(MemoryError())))
+    monkeypatch.setattr(probing, "batches", in_third_batch(mock.Mock(side_effect=MemoryError)))
     why = r"lower --batch-size .2. or --window .50.*; what came before"
     refused(model, words, why=why, code=3, output=out, window=50, batch_size=2)
     (end,) = (one for one in records(out, "event") if one["event"] == "end")
@@ -341,7 +335,7 @@ def test_a_probe_of_nothing_leaves_nothing(
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probing, "batches", lambda *_: iter(raises(error), None))
+    monkeypatch.setattr(probing, "batches", lambda *_: iter(mock.Mock(side_effect=error), None))
     refused(model, words, output=out, why=why, code=code)
     assert not out.exists()
 

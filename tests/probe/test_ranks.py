@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def train(model: Any, inner: Any, folder: Path, breaks: bool = False) -> list[Co
     with attach(model, folder) as probe:
         for number in range(3):
             if breaks and number == 1:
-                probe.sites[0].read = fail
+                probe.sites[0].read = mock.Mock(side_effect=RuntimeError("made to fail"))
             ids = torch.randint(3, 90, (2, 6 + dist.get_rank()), generator=made)
             chosen.clear()
             output = model(input_ids=ids, labels=ids)
@@ -73,10 +74,6 @@ def train(model: Any, inner: Any, folder: Path, breaks: bool = False) -> list[Co
             optimizer.zero_grad()
             probe.step(loss=output.loss)
     return steps
-
-
-def fail(*_: object) -> Any:
-    raise RuntimeError("made to fail")
 
 
 def refuse_stages(folder: Path, rank: int) -> str:

@@ -5,6 +5,7 @@ import copy
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tests.probe.layers import (
     records,
     sums,
     tokens,
+    watched,
 )
 from tests.probe.real_text import Pieces, small_mixtral
 
@@ -81,8 +83,7 @@ def test_the_loop_of_accelerate_with_accumulation_is_counted_per_optimizer_step(
 def test_a_folder_that_disappears_before_the_first_step_costs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Model()
-    with attach(model, tmp_path / "run", routers=ROUTERS) as probe:
+    with watched(tmp_path / "run") as (model, probe):
         shutil.rmtree(tmp_path / "run")
         (tmp_path / "run").write_text("a file in its place")
         train(model, probe, 3)
@@ -91,8 +92,7 @@ def test_a_folder_that_disappears_before_the_first_step_costs_one_warning(
 
 
 def test_a_model_that_is_moved_or_cast_in_place_stays_watched(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         train(model, probe)
         model.to(device="cpu", dtype=torch.float64)
         train(model, probe)
@@ -105,8 +105,7 @@ def test_a_model_that_is_moved_or_cast_in_place_stays_watched(tmp_path: Path) ->
 def test_training_a_copy_instead_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         train(model, probe)
         train(copy.deepcopy(model), probe, 3)
     (message,) = [one for one in caplog.messages if "no forward pass was counted" in one]
@@ -122,8 +121,7 @@ def test_training_a_copy_instead_is_reported_once(
 def test_a_layer_that_is_replaced_is_named_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         train(model, probe)
         model.layers[2] = Block()
         train(model, probe, 2)
@@ -137,8 +135,7 @@ def test_a_layer_that_is_replaced_is_named_once(
 def test_a_router_outside_the_pass_of_the_model_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         model.layers[1](torch.randn(2, 12, 8, requires_grad=True))
         probe.step()
     assert "routers run outside the forward of the model" in caplog.text
@@ -164,11 +161,9 @@ def test_a_router_that_sees_a_part_of_the_tokens_is_not_counted(
 def test_an_adapter_that_fails_costs_one_warning_and_no_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(module: Any, args: Any, output: Any) -> Tensor:
-        raise RuntimeError("not like this")
-
+    broken = Adapter(mock.Mock(side_effect=RuntimeError("not like this")), 6, 2)
     model = Model()
-    with attach(model, tmp_path, routers={"layers.1.gate": Adapter(broken, 6, 2)}) as probe:
+    with attach(model, tmp_path, routers={"layers.1.gate": broken}) as probe:
         train(model, probe, 3)
     (message,) = [one for one in caplog.messages if "stops counting" in one]
     assert "RuntimeError: not like this" in message
@@ -181,13 +176,8 @@ def test_an_adapter_that_fails_costs_one_warning_and_no_training(
 def test_a_pass_that_ends_with_an_exception_costs_no_later_one(
     error: type[BaseException], not_seen: str, tmp_path: Path
 ) -> None:
-    model = Model()
-
-    def fail(module: Any, args: Any) -> None:
-        raise error
-
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
-        handle = model.layers[2].register_forward_pre_hook(fail)
+    with watched(tmp_path) as (model, probe):
+        handle = model.layers[2].register_forward_pre_hook(mock.Mock(side_effect=error))
         with pytest.raises(error):
             model(tokens(), torch.ones(2, 12))
         handle.remove()
@@ -216,8 +206,7 @@ def test_an_exception_inside_the_with_is_passed_on_and_ends_the_run_as_failed(
 
 
 def test_numbers_that_are_not_finite_are_logged_as_they_are(tmp_path: Path) -> None:
-    model = Model()
-    with attach(model, tmp_path, routers=ROUTERS) as probe:
+    with watched(tmp_path) as (model, probe):
         for loss in (float("nan"), torch.tensor(float("inf")), None):
             model(tokens())
             probe.step(loss=loss, mine="no number", grad_norm=torch.tensor(1.5))
@@ -256,8 +245,7 @@ def test_alerts_reach_the_callback_whose_exceptions_are_logged(
         seen.append(alert.rule)
         raise ValueError("mine")
 
-    model = Model()
-    with attach(model, tmp_path, routers=COLLAPSED, on_alert=on_alert) as probe:
+    with watched(tmp_path, routers=COLLAPSED, on_alert=on_alert) as (model, probe):
         for _ in range(60):
             model(tokens())
             probe.step(loss=1.0)
@@ -298,8 +286,7 @@ def test_a_log_of_other_routers_is_refused(tmp_path: Path) -> None:
 def test_state_carries_the_step_and_the_judgement(tmp_path: Path) -> None:
     state = trained(tmp_path / "first", 60, routers=COLLAPSED)
     assert state["step"] == 60
-    model = Model()
-    with attach(model, tmp_path / "second", routers=COLLAPSED) as probe:
+    with watched(tmp_path / "second", routers=COLLAPSED) as (model, probe):
         probe.load_state_dict(state)
         model(tokens())
         probe.step()

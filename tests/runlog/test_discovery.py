@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from backports import zstd
@@ -174,11 +175,8 @@ def test_a_log_that_could_not_be_read_is_tried_again(
     put(tmp_path / "a" / "metrics.jsonl")
     known = KnownLogs()
     with monkeypatch.context() as locked:
-
-        def refuse(path: Path) -> int:
-            raise PermissionError(13, "Permission denied", str(path))
-
-        locked.setattr(tail, "open_regular_file", refuse)
+        refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
+        locked.setattr(tail, "open_regular_file", refused)
         assert find_runs(tmp_path, known) == []
         assert known.unreadable == [f"{tmp_path}/a/metrics.jsonl: Permission denied"]
     assert [run.name for run in find_runs(tmp_path, known)] == ["a"]

@@ -5,6 +5,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -184,11 +185,7 @@ def test_a_read_error_is_said_and_its_end_loses_nothing(
     reader.look()
     append(path, b"two\n")
     with monkeypatch.context() as broken:
-
-        def stale(*_: object) -> int:
-            raise OSError(116, "Stale file handle")
-
-        broken.setattr(os, "open", stale)
+        broken.setattr(os, "open", mock.Mock(side_effect=OSError(116, "Stale file handle")))
         with pytest.raises(OSError, match="Stale"):
             reader.look()
     assert reader.look_until_exhausted() == [b"one", b"two"]

@@ -13,14 +13,8 @@ from microscope_tui.runlog import safe_text
 @pytest.mark.parametrize(
     "hostile",
     [
-        "\x1b[2J",
-        "\x1b]52;c;aGk=\x07",
-        "\x9b31m",
-        "a\u202eb",
-        "a\u200bb",
-        "\ud800",
-        "\x00",
-        "\ue000",
+        *("\x1b[2J", "\x1b]52;c;aGk=\x07", "\x9b31m", "a\u202eb"),
+        *("a\u200bb", "\ud800", "\x00", "\ue000"),
     ],
 )
 def test_what_a_terminal_could_obey_is_shown_as_a_replacement_character(hostile: str) -> None:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from moe_model.training import console
 from tests.forked import ROOT, ForkServer, Program
-from tests.training.story import Log, ReadLog, Train
+from tests.training.story import KilledError, Log, ReadLog, Train, before_step, die
 
 SMALL = [
     "--model.hidden_size=32", "--model.num_hidden_layers=3", "--model.intermediate_size=48",
@@ -161,6 +162,29 @@ def start(
     for each in started:
         if each.returncode is None:
             each.kill()
+
+
+@pytest.fixture
+def train_until(trainer: ModuleType, train: Train) -> Callable[..., None]:
+    """Train with these options and die before ``step``, or while its checkpoint is written."""
+
+    def until(step: int, *options: str, saving: bool = False) -> None:
+        def dying_save(name: str, run: Any, *rest: Any) -> Any:
+            if run.progress.step == step:
+                (rest[0].folder / f".step-{step:08d}.partial").mkdir()
+                die()
+            return real_save(name, run, *rest)
+
+        real_save = trainer.save_checkpoint
+        with pytest.MonkeyPatch.context() as patch:
+            if saving:
+                patch.setattr(trainer, "save_checkpoint", dying_save)
+            else:
+                before_step(trainer, patch, step, die)
+            with pytest.raises(KilledError):
+                train(*options)
+
+    return until
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,40 +14,35 @@ from moe_model import read_checkpoint
 from tests.training.story import Capsys, ReadLog, Train, before_step
 
 
-def full_disk_at(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, broken: Callable[[int], bool]
-) -> None:
-    def save(name: str, run: Any, *rest: Any) -> Any:
-        if broken(run.progress.step):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(name, run, *rest)
+@pytest.fixture
+def full_at(trainer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``full_at(2, 3)``: at these steps the disk is full."""
 
-    real = trainer.save_checkpoint
-    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    def full(*broken: int) -> None:
+        def save(name: str, run: Any, *rest: Any) -> Any:
+            if run.progress.step in broken:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(name, run, *rest)
+
+        real = trainer.save_checkpoint
+        monkeypatch.setattr(trainer, "save_checkpoint", save)
+
+    return full
 
 
 def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
-    trainer: ModuleType,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: Capsys,
+    full_at: Any, train: Train, tmp_path: Path, capsys: Capsys
 ) -> None:
-    full_disk_at(trainer, monkeypatch, lambda step: 2 <= step <= 3)
+    full_at(2, 3)
     assert train("--run=r", "--steps=5", "--save-every=2", "--eval-every=100") == 0
     assert "[Errno 28] No space left on device" in capsys.readouterr().err
     assert read_checkpoint(tmp_path / "ck" / "r").step == 5
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_has_failed(
-    trainer: ModuleType,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    read_log: ReadLog,
-    tmp_path: Path,
-    capsys: Capsys,
+    full_at: Any, train: Train, read_log: ReadLog, tmp_path: Path, capsys: Capsys
 ) -> None:
-    full_disk_at(trainer, monkeypatch, lambda step: step == 4)
+    full_at(4)
     assert train("--run=r", "--steps=4", "--save-every=2", "--eval-every=100") == 1
     assert "r failed: [Errno 28] No space left on device" in capsys.readouterr().err
     assert read_log("r")[-1]["reason"] == "failed"

@@ -5,25 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-
-import pytest
+from typing import Any
 
 from moe_model import read_checkpoint
 from tests.forked import Program
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import (
-    Capsys,
-    KilledError,
-    Log,
-    ReadLog,
-    Train,
-    before_step,
-    die,
-    steps,
-    story,
-    wait_until,
-)
+from tests.training.story import Capsys, Log, ReadLog, Train, steps, story, wait_until
 from tests.training.test_training_runs import LEARNING
 
 
@@ -32,48 +19,30 @@ def trained_in(log: Log) -> list[int]:
 
 
 def test_a_fork_that_dies_before_its_first_save_resumes_as_that_fork(
-    trainer: ModuleType,
-    trained: GetTrained,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    read_log: ReadLog,
+    trained: GetTrained, train: Train, train_until: Any, read_log: ReadLog
 ) -> None:
-    with monkeypatch.context() as patch:
-        before_step(trainer, patch, 5, die)
-        with pytest.raises(KilledError):
-            train("--run=fork", f"--resume={trained(*SHORT).checkpoints}", "--steps=6")
+    train_until(5, "--run=fork", f"--resume={trained(*SHORT).checkpoints}", "--steps=6")
     assert train("--run=fork", "--resume=auto", "--steps=6") == 0
     assert trained_in(read_log("fork")) == [5, 6], "and not from random weights on"
 
 
 def test_a_run_resumed_from_an_earlier_step_never_returns_to_the_abandoned_steps(
-    trainer: ModuleType,
-    copied: GetTrained,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    read_log: ReadLog,
+    copied: GetTrained, train_until: Any, read_log: ReadLog
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     more = ("--steps=30", "--save-every=500", "--eval-every=500")
-    with monkeypatch.context() as patch:
-        before_step(trainer, patch, 4, die)
-        with pytest.raises(KilledError):
-            train("--run=r", f"--resume={checkpoints / 'previous'}", *more)
+    train_until(4, "--run=r", f"--resume={checkpoints / 'previous'}", *more)
     assert read_checkpoint(checkpoints).step == 2
     assert read_checkpoint(checkpoints / "previous").step == 2, "where it was resumed from"
     assert read_checkpoint(checkpoints / "best").step == 4, "it is not thrown away yet"
     for resume in ("auto", str(checkpoints / "latest")):
-        with monkeypatch.context() as patch:
-            before_step(trainer, patch, 5, die)
-            with pytest.raises(KilledError):
-                train("--run=r", f"--resume={resume}", *more)
+        train_until(5, "--run=r", f"--resume={resume}", *more)
         assert trained_in(read_log("r")) == [3, 4], resume
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(
-    start: Callable[..., Program], train: Train, tmp_path: Path,
-    capsys: Capsys
-) -> None:  # fmt: skip
+    start: Callable[..., Program], train: Train, tmp_path: Path, capsys: Capsys
+) -> None:
     first = start("--run=r", "--steps=1000000", "--save-every=1", "--eval-every=1000000")
     wait_until((tmp_path / "ck" / "r" / "latest").exists, first)
     assert train("--run=r", "--resume=auto", "--steps=5000000") == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,43 +13,13 @@ import pytest
 from moe_model import TRAINING_STATE, read_checkpoint
 from tests.forked import Program
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import (
-    Capsys,
-    KilledError,
-    ReadLog,
-    Train,
-    before_step,
-    die,
-    from_step,
-    steps,
-    story,
-    wait_until,
-)
+from tests.training.story import Capsys, ReadLog, Train, from_step, steps, story, wait_until
 
 EVERYTHING = (
     "--steps=8", "--save-every=3", "--eval-every=4", "--grad-accum=2", "--batch-size=2", "--mtp",
     "--router-noise=0.1", "--capacity-factor=1.0", "--z-loss-weight=0.001",
 )  # fmt: skip
 """All that has a state or draws random numbers."""
-
-
-def killed_at(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, step: int, where: str
-) -> Callable[[], None]:
-    """Let the trainer die in ``step``: before it, or in the middle of writing its checkpoint."""
-
-    def dying_save(name: str, run: Any, *rest: Any) -> Any:
-        if run.progress.step == step:
-            (rest[0].folder / f".step-{step:08d}.partial").mkdir()
-            die()
-        return real_save(name, run, *rest)
-
-    real_save = trainer.save_checkpoint
-    if where == "step":
-        before_step(trainer, monkeypatch, step, die)
-    else:
-        monkeypatch.setattr(trainer, "save_checkpoint", dying_save)
-    return monkeypatch.undo
 
 
 @pytest.mark.parametrize(
@@ -67,19 +38,15 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     step: int,
     where: str,
     resumes_at: int,
-    trainer: ModuleType,
     trained: GetTrained,
     train: Train,
+    train_until: Any,
     read_log: ReadLog,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = trained(*EVERYTHING, flag)
     assert whole.code == 0
-    revive = killed_at(trainer, monkeypatch, step, where)
-    with pytest.raises(KilledError):
-        train("--run=r", *EVERYTHING, flag)
-    revive()
+    train_until(step, "--run=r", *EVERYTHING, flag, saving=where == "save")
     assert train("--run=r", "--resume=auto", *EVERYTHING, flag) == 0
 
     log = read_log("r")
@@ -201,7 +168,7 @@ def test_resume_auto_without_a_checkpoint_starts_a_new_run_and_names_similar_one
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "words"),
     [
         (["--model.hidden_size=64"], "--model.hidden_size 64: the weights in "),
         (["--mtp"], "--model.num_nextn_predict_layers 1: the weights in "),
@@ -212,19 +179,13 @@ def test_resume_auto_without_a_checkpoint_starts_a_new_run_and_names_similar_one
     ],
 )
 def test_what_the_weights_do_not_fit_is_a_usage_error(
-    flags: list[str],
-    message: str,
-    trained: GetTrained,
-    train: Train,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capsys,
+    flags: list[str], words: str, trained: GetTrained, train: Train, tmp_path: Path, capsys: Capsys
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("other.txt").write_text("ÄÖÜ" * 1000, "utf-8")
+    (tmp_path / "other.txt").write_text("ÄÖÜ" * 1000, "utf-8")
     resume = f"--resume={trained(*SHORT).checkpoints}"
-    assert train("--run=fork", resume, "--steps=6", *flags) == 64
-    assert message in capsys.readouterr().err
+    with chdir(tmp_path):
+        assert train("--run=fork", resume, "--steps=6", *flags) == 64
+    assert words in capsys.readouterr().err
 
 
 def test_another_text_is_read_from_its_beginning_with_a_message(

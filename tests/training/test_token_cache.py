@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -26,8 +27,7 @@ def same(found: tuple[Tensor, Tensor]) -> bool:
     return ids.dtype == IDS.dtype and ids.tolist() == IDS.tolist() and torch.equal(starts, STARTS)
 
 
-def never() -> tuple[Tensor, Tensor]:
-    raise AssertionError("encoded again")
+never = mock.Mock(side_effect=AssertionError("encoded again"))
 
 
 def once() -> tuple[Tensor, Tensor]:
@@ -79,10 +79,8 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path: Path, capsys: 
 def test_a_full_disk_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=full))
     assert same(cached_tokens(tmp_path, KEY, once))
     assert "No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from safetensors.torch import load_file
@@ -191,9 +192,7 @@ def test_a_broken_recorder_costs_a_warning_and_not_the_run(
     capsys: Capsys,
     tmp_path: Path,
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("disk on fire")
-
+    fail = mock.Mock(side_effect=RuntimeError("disk on fire"))
     monkeypatch.setattr(trainer.RunRecorder, "record_step", fail)
     assert train("--run=r", "--steps=2") == 0
     narration = capsys.readouterr().err

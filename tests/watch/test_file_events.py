@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -113,10 +114,7 @@ def test_a_folder_that_is_a_link_is_watched(
 def test_a_failed_start_is_polling_with_the_reason(
     log: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(FileEvents, "_observe", fail)
+    monkeypatch.setattr(FileEvents, "_observe", mock.Mock(side_effect=error))
     events = FileEvents(log.parent)
     events.start()
     assert events.mode == "polling"

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -207,12 +208,8 @@ def test_a_folder_that_cannot_be_listed_for_a_while_keeps_its_runs(
 ) -> None:
     write(tmp_path, "live", finished=False)
     fleet = fleet_of(tmp_path)
-
-    def refused(*_: Any) -> Any:
-        raise OSError(116, "Stale file handle")
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "scandir", refused)
+        patched.setattr(os, "scandir", mock.Mock(side_effect=OSError(116, "Stale file handle")))
         fleet.search(now=True)
         assert cards(fleet)["live"].findings == []
     fleet.search(now=True)

@@ -8,6 +8,7 @@ from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch, view_of
 from tests.conftest import open_log
+from tests.hostile.poison import HEADER, STEP
 
 
 @pytest.mark.parametrize(
@@ -24,10 +25,8 @@ from tests.conftest import open_log
 def test_a_line_that_only_one_decoder_can_read_costs_its_counts_at_most(
     tmp_path: Path, line: bytes, with_header: bool
 ) -> None:
-    header = b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
-    good = b'{"kind":"step","step":3,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes((header if with_header else b"") + line + b"\n" + good)
+    path.write_bytes((HEADER if with_header else b"") + line + b"\n" + STEP % 3)
     watch = open_log(path)
     assert view_of(watch).step == 3
     assert view_of(watch).layers[0].counts == [4, 4]
@@ -44,12 +43,11 @@ def test_a_model_without_routers_can_train_for_ever(tmp_path: Path) -> None:
 
 def test_another_format_version_stays_refused_however_long_the_log(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    step = b'{"kind":"step","step":%d,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
-    steps = b"".join(step % n for n in range(1, 9000))
+    steps = b"".join(STEP % n for n in range(1, 9000))
     path.write_bytes(b'{"kind":"run","format_version":2,"model":{"layers":[1]}}\n' + steps)
     watch = RunWatch(RunFile("r", path, 0.0))
     while watch.advance(4096):
         assert "format_version is 2" in (watch.error or "")
-    path.write_bytes(b'{"kind":"run","format_version":1,"model":{"layers":[1]}}\n' + step % 1)
+    path.write_bytes(b'{"kind":"run","format_version":1,"model":{"layers":[1]}}\n' + STEP % 1)
     watch.read_all()
     assert watch.error is None

@@ -5,6 +5,7 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -146,10 +147,8 @@ def test_other_files_beside_the_verdicts_are_left_alone(
 def test_a_disk_that_cannot_be_written_costs_the_keeping_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    def refused(*_: Any, **__: Any) -> None:
-        raise error
-
     write(tmp_path / "logs", "a", 3600, steps=150)
+    refused = mock.Mock(side_effect=error)
     monkeypatch.setattr("microscope_tui.watch.state_folder.tempfile.mkstemp", refused)
     fleet = Fleet(tmp_path / "logs", kept=VerdictCache(ANYTHING, tmp_path / "v"))
     judge_all(fleet)
