@@ -14,19 +14,16 @@ from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import NoRuns
 
 COMMANDS = {
-    "check": (
-        "check:check",
-        "Judge the newest run: 0 healthy, 1 warning, 2 critical, 3 no verdict.",
-    ),
+    "check": ("check:check", "Judge a run: 0 healthy, 1 warning, 2 critical, 3 no verdict."),
     "snapshot": ("snapshot:snapshot", "Print any screen at any step: text, data or a picture."),
-    "explain": ("about:explain", "List the rules, or explain one and what to do about it."),
     "probe": ("probe:probe", "Trace what the experts of a finished model do with a text."),
+    "explain": ("about:explain", "List the rules, or explain one and what to do about it."),
+    "demo": ("about:demo", "Write a synthetic run with known ground truth and open it."),
     "export": ("export:export", "Write a run as a table: one row per step and router."),
-    "import": ("export:import_runs", "Write what another tool logged as run logs."),
+    "import": ("export:import_runs", "Convert what another tool logged to run logs."),
     "coverage": ("routed:coverage", "List the experts that saw too few tokens: 0 none, 1 some."),
     "mismatch": ("routed:mismatch", "Compare what two probes of the same tokens chose."),
-    "sources": ("about:sources", "List what is understood of other tools' files."),
-    "demo": ("about:demo", "Write a synthetic run with known ground truth and open it."),
+    "sources": ("about:sources", "List the files of other tools that can be read."),
     "keys": ("about:keys", "List the keys of every screen: id, keys, what they do."),
     "doctor": ("about:doctor", "Report what this terminal can show, and why."),
 }

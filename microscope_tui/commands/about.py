@@ -25,7 +25,6 @@ from microscope_tui.sources import FORMATS
 
 _ANSWER_S = 2.0
 _ANSWER_SHOWN = 200
-_SCENARIOS_HELP = f"One of {', '.join(SCENARIOS)}."
 
 
 def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None = None) -> int:
@@ -35,8 +34,6 @@ def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None 
     ----------
     rule
         Name of a rule, in any case; without it, list every rule.
-    as_json_
-        Print the same as JSON.
     config
         Config file whose limits to show; by default your own, if it exists.
     """
@@ -52,13 +49,7 @@ def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None 
 
 
 def sources(*, as_json: AsJson = False) -> int:
-    """List the formats: the name for --source, what is read, what it can show, whether it is live.
-
-    Parameters
-    ----------
-    as_json
-        Print them as JSON.
-    """
+    """List the formats: the name for --source, what is read and shown, whether it is live."""
     rows = [
         {"source": form.name, "reads": form.reads, "shows": form.shows, "live": form.live}
         for form in FORMATS.values()
@@ -118,7 +109,8 @@ def tmux_says() -> str:
 
 def demo(
     *,
-    scenario: Annotated[str, Parameter(help=_SCENARIOS_HELP)] = "collapse",
+    scenario: str = "collapse",
+    list_: Annotated[bool, Parameter(name="--list", negative=())] = False,
     live: Switch = False,
     seed: int = 0,
     output: Output = None,
@@ -127,6 +119,10 @@ def demo(
 
     Parameters
     ----------
+    scenario
+        What happens in the run: a name from ``--list``.
+    list_
+        List the scenarios instead, with a sentence on each.
     live
         Write the run step by step while you watch.
     seed
@@ -134,6 +130,11 @@ def demo(
     output
         Folder for the run; by default a temporary one, removed afterwards.
     """
+    if list_:
+        width = max(map(len, SCENARIOS))
+        for name, one in SCENARIOS.items():
+            print_data(f"{name:<{width}}  {(one.build.__doc__ or '').splitlines()[0]}")
+        return 0
     if scenario not in SCENARIOS:
         fail(f"unknown scenario {scenario!r}: choose one of {', '.join(SCENARIOS)}", USAGE)
     from microscope_tui.commands.watch import watch_with

@@ -24,6 +24,7 @@ from microscope_tui.commands.options import (
     DEFAULT_CHECK,
     DEFAULT_SOURCE,
     CheckOptions,
+    RunPath,
     SourceOptions,
 )
 from microscope_tui.console import (
@@ -74,19 +75,12 @@ _FINAL_REASONS = ("finished", "failed", "collapse")
 
 
 def check(
-    path: Path = DEFAULT_PATH,
+    path: RunPath = DEFAULT_PATH,
     /,
     options: CheckOptions = DEFAULT_CHECK,
     reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
-    """Judge the newest run: exit code 0 healthy, 1 warning, 2 critical, 3 no verdict.
-
-    Parameters
-    ----------
-    path
-        A folder of runs, one run, a file of another tool (see ``sources``), or ``-`` for
-        standard input.
-    """
+    """Judge the newest run: exit code 0 healthy, 1 warning, 2 critical, 3 no verdict."""
     options.refuse_invalid()
     if options.format_only:
         return _check_format(path, options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.console import USAGE, fail
@@ -21,7 +21,9 @@ DEFAULT_WINDOW = 2048
 _FOR_FORMATS = ("every", "as_json", "format_only")
 """The options of ``check`` that do not concern the judgement of a run."""
 Switch = Annotated[bool, Parameter(negative=())]
-AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print the same as JSON.")]
+_PATH_HELP = "A run, a folder (its newest run), a file of another tool, or - (a pipe)."
+RunPath = Annotated[Path, Parameter(help=_PATH_HELP)]
 Output = Annotated[Path | None, Parameter(name=["-o", "--output"])]
 _Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
@@ -46,8 +48,6 @@ class CheckOptions:
     ----------
     every
         Judge every run and exit with the worst code.
-    as_json
-        Print the report as JSON; with --follow one object a line.
     profile
         Judge as this kind of run, overriding the header: in fine-tuning only the change against
         a reference counts, in an evaluation nothing is trained.
@@ -58,27 +58,24 @@ class CheckOptions:
     fail_on
         With ``crit`` a warning exits with 0.
     ignore
-        A rule to leave out, reported in the output; may be repeated. ``explain`` lists the rules.
+        Leave out this rule (see ``explain``); may be repeated.
     baseline
-        Judge against the last steps of this run: a log, or the folder of a run. Experts starved
-        or dead there do not count; a run without a profile is judged as a fine-tuning.
+        Judge against the last steps of this run (log or folder); experts starved or dead there do
+        not count.
     follow
-        Follow the newest run until it ends: print every new alert at once, then the report.
-        Waits for a log that does not exist yet; does not switch to a newer run. Ctrl-C prints the
-        verdict so far.
+        Print every new alert at once until the newest run ends, then the report; with --json one
+        object a line. Waits for a log that does not exist yet. Ctrl-C prints the verdict so far.
     wait
         With --follow: seconds to wait for a stopped or silent run to resume, for example when its
-        job is restarted; 0 does not wait. Runs that finished, failed or stopped on a collapse
-        are not waited for.
+        job is restarted; 0 does not wait.
     notify_command
-        With --follow: run this shell command for every alert, with the finding as one line of
-        JSON on its standard input.
+        With --follow: run this shell command for every alert, with the finding as a line of JSON
+        on its input.
     format_only
-        Validate the file against the log format instead of judging the run. Exit code 0, or 3
-        with line and reason of every error. With ``--all``, every log below the folder.
+        Validate the file against the log format instead: 0, or 3 with line and reason of every
+        error.
     config
-        Limits of the rules, as [rules.NAME] tables in TOML; by default config.toml in your
-        configuration folder, if it exists.
+        Limits of the rules, as [rules.NAME] tables in TOML; by default those in your config.toml.
     """
 
     every: Annotated[bool, Parameter(name="--all", negative=())] = False
@@ -122,7 +119,7 @@ class CheckOptions:
             fail("--notify-command is empty: give a command for the shell", USAGE)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Files of other tools", sort_key=1))
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """How to read files of other tools; a run log needs none of these.
@@ -130,15 +127,14 @@ class SourceOptions:
     Parameters
     ----------
     source
-        Format of the path, if it is not recognised: ``sources`` lists the names.
+        Name of the format; ``moe-microscope sources`` lists them.
     map_
-        QUANTITY=REGEX: keys of the source that hold this quantity of the run log (or ``share``),
-        with the named groups ``layer`` and, for a number per expert, ``expert``. May be repeated;
-        wins over the known keys.
+        QUANTITY=REGEX: which keys hold a quantity, for example
+        ``'share=load_(?P<layer>\\d+)_(?P<expert>\\d+)'``; may be repeated.
     num_experts
-        Experts per layer, if the source does not contain it.
+        Experts per layer, if the file does not contain it.
     top_k
-        Experts per token, if the source does not contain it; without it no balance is computed.
+        Experts per token, if not in the file; balance needs it.
     pipeline_parallel
         Pipeline stages of a Megatron run: each numbers its own layers from 0.
     """

@@ -3,12 +3,16 @@
 A command is imported when it is called, not before: ``check`` does not wait for the screens.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts.help import DefaultFormatter, HelpPanel, PanelSpec
 
 from microscope_tui.commands.config import Color, GlyphChoice, read_config
 from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions, Switch
@@ -16,8 +20,35 @@ from microscope_tui.console import DEFAULT_PATH, USAGE, fail
 from microscope_tui.runlog import MOST_BYTES, safe_text
 from microscope_tui.watch import DEFAULT_MEMORY
 
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _LEAST_SIZE = 1 << 20
+_RARE = {"--memory", "--spool", "--seed", "--pipeline-parallel"}
+"""Options that few need; all work, and ``--help-all`` lists them."""
+_EXAMPLES = """\
+moe-microscope                      # the newest run in logs/; waits for one
+moe-microscope logs/first           # one run
+moe-microscope wandb/latest-run     # a run of another tool
+moe-microscope check logs/first              # the verdict on one run
+moe-microscope check logs --all --json       # every run, as data
+moe-microscope check logs/first --follow     # alerts until the run ends
+moe-microscope snapshot logs/first --step 150      # the main screen as text
+moe-microscope snapshot logs/first --screen alerts
+moe-microscope snapshot --screen layer --format svg -o layer.svg
+moe-microscope probe checkpoints/first/best prose=book.txt code=src/
+moe-microscope probe ORG/NAME notes.txt --download
+moe-microscope explain COLLAPSE
+moe-microscope demo --list                      # what can happen in a run
+moe-microscope demo --scenario shock --live
+moe-microscope export logs/first -o first.csv
+moe-microscope export --experts --format parquet -o first.parquet
+moe-microscope import wandb/latest-run logs
+moe-microscope coverage logs/probe --min-tokens 500
+moe-microscope mismatch logs/probe-a logs/probe-b --max-share 0.1
+"""
+"""Printed on the page of their command, the others on the first."""
 
 
 def watch(
@@ -76,33 +107,57 @@ def bytes_option(
     return size
 
 
+class _Page(DefaultFormatter):
+    """A page of help: examples first, and options that few need only with ``--help-all``."""
+
+    def __init__(self, examples: str, *, everything: bool) -> None:
+        super().__init__()
+        self._examples, self._everything = examples, everything
+
+    def render_description(self, console: Console, options: ConsoleOptions, text: object) -> None:
+        super().render_description(console, options, text)
+        if self._examples:
+            console.print(self._examples, markup=False, highlight=False)
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        shown = [one for one in panel.entries if self._everything or not _RARE & set(one.names)]
+        more = len(panel.entries) - len(shown)
+        self.panel_spec = PanelSpec(subtitle=f"--help-all shows {more} more" if more else None)
+        super().__call__(console, options, panel.copy(entries=shown))
+
+
 def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int | None:
     """Call one of ``commands``: name → place, description; its exit code, ``None`` for success."""
+    everything = "--help-all" in tokens
+    examples = dict.fromkeys(("", *commands), "")
+    for line in _EXAMPLES.splitlines():
+        word = line.split()[1]
+        examples[word if word in commands else ""] += f"  {line}\n"
     app = App(
         name="moe-microscope",
         help="Watch the routers of a Mixture-of-Experts model while it trains.",
-        # Empty strings and flags that are off are not worth showing.
-        default_parameter=Parameter(
-            show_default=lambda value: None if value is False or value in ("", ()) else value
-        ),
+        help_formatter=_Page(examples[""], everything=everything),
+        default_parameter=Parameter(show_default=lambda value: value or None),
         version=lambda: metadata.version("moe-microscope"),
         result_action="return_value",
     )
     app.default(watch)
-    for name, (place, help_) in commands.items():
-        app.command(f"microscope_tui.commands.{place}", name=name, help=help_)
+    for order, (name, (place, help_)) in enumerate(commands.items()):
+        page = _Page(examples[name], everything=everything)
+        place = f"microscope_tui.commands.{place}"
+        app.command(place, name=name, help=help_, help_formatter=page, sort_key=order)
+    app.command(app.help_print, name="--help-all", help="Display every option.")
+    if everything:
+        tokens = ["--help" if token == "--help-all" else token for token in tokens]
     try:
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        page = f"moe-microscope {tokens[0]}" if tokens[0] in commands else "moe-microscope"
-        fail(f"{safe_text(_in_words(error), 300)} (see {page} --help)", USAGE)
+        command, problem = "moe-microscope", safe_text(error, 300)
+        if isinstance(error, UnusedCliTokensError):
+            several = "path" in getattr(error.target, "__annotations__", ())
+            advice = "; name one run, or the folder of several" if several else ""
+            problem = f"{', '.join(error.unused_tokens or ())}: one argument too many{advice}"
+        if tokens[0] in commands:
+            command = f"{command} {tokens[0]}"
+        fail(f"{problem} (see {command} --help)", USAGE)
     return code
-
-
-def _in_words(error: CycloptsError) -> object:
-    if not isinstance(error, UnusedCliTokensError):
-        return error
-    unused = ", ".join(error.unused_tokens or ())
-    if "path" in getattr(error.target, "__annotations__", ()):
-        return f"{unused}: one path too many; name one run, or the folder of several"
-    return f"{unused}: one argument too many"

@@ -41,8 +41,8 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
         A folder in the format of Hugging Face, a checkpoint of train.py, or ORG/NAME on the
         Hugging Face hub. Safetensors only; code that comes with a model is never run.
     text
-        UTF-8 files or folders, each a slice by the name of its file; NAME=PATH names the slice,
-        and equal names are one slice.
+        UTF-8 files or folders. Each is a slice with its own name, or with that of NAME=PATH;
+        equal names are one slice.
     """
     if not text:
         fail("probe MODEL TEXT: name at least one text, a UTF-8 file or a folder", USAGE)

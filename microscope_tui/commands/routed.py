@@ -63,8 +63,6 @@ def coverage(
     steps
         A:B, the first and the last step to count; A: and :B are open. By default the last 200
         counted steps of a training run, and all of an evaluation or a probe.
-    as_json
-        Print all experts as JSON.
     """
     refuse_below(1, min_tokens=min_tokens)
     if path == PIPE:
@@ -122,8 +120,6 @@ def mismatch(
         .jsonl of responses, or a .npy of integers (tokens, layers, k).
     b
         The same, for the same tokens in the same order.
-    as_json
-        Print the comparison as JSON.
     max_share
         Exit with 1 if more than this share of the (token, layer) choices differs, for example
         0.1; by default any share is fine.

@@ -4,8 +4,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from cyclopts import Parameter
 
 from microscope_tui.app import SCREENS
 from microscope_tui.commands.config import GlyphChoice, UserConfig, read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions
+from microscope_tui.commands.options import DEFAULT_SOURCE, Output, RunPath, SourceOptions
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -62,7 +61,7 @@ else:
 
 
 def snapshot(
-    path: Path = DEFAULT_PATH,
+    path: RunPath = DEFAULT_PATH,
     /,
     *,
     screen: ScreenName = "main",
@@ -81,9 +80,6 @@ def snapshot(
 
     Parameters
     ----------
-    path
-        A folder of runs, one run, a file of another tool (see ``sources``), or ``-`` for
-        standard input.
     screen
         Which screen. The main screen as text lists all layers.
     format_
@@ -97,7 +93,7 @@ def snapshot(
     token
         Number of the token to show on the screen tokens; the first by default.
     against
-        The run to compare with (compare, mismatch), A there: a path like the first one.
+        With compare or mismatch: path of the other run, which is A on the screen.
     size
         COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
@@ -156,32 +152,25 @@ def _as_json(search: Search, user: UserConfig, wanted: _Wanted) -> str:
         return runs_json(_cards(_fleet(search, user)))
     watched = newest(search, user.criteria)
     if screen in _OF_PROBES:
-        return _of_probe(watched.path, screen, wanted["layer"], wanted["token"] or 0)
+        return _of_probe(watched, screen, wanted["layer"], wanted["token"] or 0)
     return view_json(view_of(watched, 1, 1, _moment(watched, wanted["step"])))
 
 
-def _of_probe(path: Path, screen: str, layer: str, token: int) -> str:
+def _of_probe(run: RunFile | RunWatch, screen: str, layer: str, token: int) -> str:
     """The tokens from ``token`` on, or the slices, of one layer of a probe."""
-    with _probe_beside(path) as routing:
-        names = routing.shape.layer_names
-        if layer and layer not in names:
-            shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-            fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
-        at = names.index(layer) if layer else 0
-        if screen == "slices":
-            return slices_json(routing, at)
-        if not 0 <= token < routing.tokens:
-            fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
-        return tokens_json(routing, at, token)
-
-
-@contextmanager
-def _probe_beside(log: Path) -> Iterator[Routing]:
-    """The probe of a run; exits if there is none, or if it cannot be read."""
-    path = log.with_name(FILE_NAME)
+    path = run.path.with_name(FILE_NAME)
     try:
         with Routing(path) as routing:
-            yield routing
+            names = routing.shape.layer_names
+            if layer and layer not in names:
+                shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+                fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
+            at = names.index(layer) if layer else 0
+            if screen == "slices":
+                return slices_json(routing, at)
+            if not 0 <= token < routing.tokens:
+                fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
+            return tokens_json(routing, at, token)
     except FileNotFoundError:
         fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
     except BadRouting as error:
@@ -220,8 +209,7 @@ def _drawn(
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
     if wanted["screen"] in _OF_PROBES:
-        with _probe_beside(runs_at(search)[0].path):
-            pass  # without one there is nothing to draw
+        _of_probe(runs_at(search)[0], wanted["screen"], "", 0)  # exits if it cannot be read
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)

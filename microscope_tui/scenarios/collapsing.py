@@ -101,7 +101,7 @@ def fall(
 
 
 def collapse(shape: Shape, rng: random.Random) -> Run:
-    """One layer falls onto k experts within 60 steps of one third of the run."""
+    """One layer falls onto k experts, a third into the run."""
     sick, onset = ((2 * shape.routers) // 3,), shape.steps // 3
     hot = hot_experts(shape, sick, rng)
     popularity = pulled(settling(shape, 0.08, rng), hot, growing(onset, 8, limit=9))
@@ -112,7 +112,7 @@ def collapse(shape: Shape, rng: random.Random) -> Run:
 
 
 def slow_collapse(shape: Shape, rng: random.Random) -> Run:
-    """k experts of one router win a little every step, while the loss keeps falling."""
+    """k experts win a little every step; the loss keeps falling."""
     return slow(shape, rng)
 
 
@@ -130,7 +130,7 @@ def slow(
 
 
 def dead_experts(shape: Shape, rng: random.Random) -> Run:
-    """A sixteenth of the experts of one router fade away; the load of the others barely changes."""
+    """A sixteenth of the experts of one router fade away."""
     (sick,) = some_routers(shape, 1 / shape.routers, rng)
     fading = around(0.13 * shape.steps, rng)
     dying = tuple(sorted(rng.sample(range(shape.num_experts), max(1, shape.num_experts // 16))))
@@ -156,7 +156,7 @@ def dead_experts(shape: Shape, rng: random.Random) -> Run:
 
 
 def divergence(shape: Shape, rng: random.Random) -> Run:
-    """Gradients and router logits blow up, then the load of half of the routers falls."""
+    """Gradients and logits blow up, then half of the routers fall."""
     sick = some_routers(shape, 0.5, rng)
     onset = around(0.587 * shape.steps, rng)
     logits, load = onset + 20, onset + 70
@@ -201,7 +201,7 @@ def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: Level
 
 
 def starving(shape: Shape, rng: random.Random) -> Run:
-    """A fine-tuning in which an eighth of the experts loses nearly all of its tokens."""
+    """In a fine-tuning an eighth of the experts lose their tokens."""
     onset, left = around(0.25 * shape.steps, rng), rng.uniform(0.01, 0.025)
 
     def level(step: int) -> float:

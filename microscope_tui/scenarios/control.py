@@ -18,7 +18,7 @@ LINT = Expected(rule="LINT")
 
 
 def bias_limit_cycle(shape: Shape, rng: random.Random) -> Run:
-    """The load of every expert swings slowly; at any time others are up."""
+    """The load of every expert swings slowly, each in its turn."""
     share = 2 * math.pi / shape.num_experts
     return oscillation(shape, rng, [share * e for e in range(shape.num_experts)], 24, 0.9)
 
@@ -55,7 +55,7 @@ def oscillation(
 
 
 def bias_runaway(shape: Shape, rng: random.Random) -> Run:
-    """A router's preferences outgrow the bias, which keeps growing without effect."""
+    """The bias grows without effect on a router's preferences."""
     sick = some_routers(shape, 0.3, rng)
     onset = around(0.15 * shape.steps, rng)
     target = rng.uniform(0.42, 0.52)
@@ -77,7 +77,7 @@ def bias_runaway(shape: Shape, rng: random.Random) -> Run:
 
 
 def overflow(shape: Shape, rng: random.Random) -> Run:
-    """An eighth of the experts of one router get far more tokens than their capacity."""
+    """An eighth of the experts get far more than their capacity."""
     shape = replace(shape, capacity_factor=1.25)
     sick = some_routers(shape, 1 / shape.routers, rng)
     onset = around(0.3 * shape.steps, rng)
@@ -97,7 +97,7 @@ def overflow(shape: Shape, rng: random.Random) -> Run:
 
 
 def dead_gradient(shape: Shape, rng: random.Random) -> Run:
-    """No gradient reaches the routers: uniform tokens, and a load as even as chance is."""
+    """No gradient reaches the routers: they choose by chance."""
     fair = [1.0] * shape.num_experts
     course = Course(
         popularity=lambda router, step: fair,
@@ -132,7 +132,7 @@ def ranks_of(shape: Shape) -> tuple[float, ...]:
 
 
 def rank_skew(shape: Shape, rng: random.Random) -> Run:
-    """Experts sorted by a slightly different load: one rank does most of the work of a layer."""
+    """One rank does most of the work of some layers."""
     sick = some_routers(shape, 0.3, rng)
     loads = ranks_of(shape)
     each = shape.num_experts // len(loads)

@@ -17,13 +17,13 @@ from microscope_tui.scenarios.run import (
 
 
 def healthy(shape: Shape, rng: random.Random) -> Run:
-    """Uneven at the start, even after the first steps, with a little noise."""
+    """The load is uneven at first, then even, with a little noise."""
     course = Course(popularity=settling(shape, rng.uniform(0.08, 0.3), rng))
     return Run(shape=shape, truth=Truth(), steps=steps(shape, rng, course))
 
 
 def shock(shape: Shape, rng: random.Random) -> Run:
-    """One router falls onto k experts for some twenty steps and comes back."""
+    """One router falls onto k experts for 20 steps and recovers."""
     middle = around(0.47 * shape.steps, rng)
     sick = some_routers(shape, 1 / shape.routers, rng)
 
@@ -42,7 +42,7 @@ def shock(shape: Shape, rng: random.Random) -> Run:
 
 
 def hot_expert(shape: Shape, rng: random.Random) -> Run:
-    """One expert is chosen by nearly every token beside others: effectively a shared expert."""
+    """Nearly every token chooses one expert, beside others."""
     return hot_shared(shape, rng, 0.2, math.log(40))
 
 

@@ -63,6 +63,14 @@ def test_every_binding_of_every_screen_has_its_line_as_the_config_file_takes_it(
             assert keymap_of({id_: keys}, {name: [one]})
 
 
+def test_every_scenario_is_listed_with_a_sentence(call: Call) -> None:
+    code, out, _ = call("demo", "--list")
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert (code, [name for name, _ in lines]) == (0, list(SCENARIOS))
+    assert all(len(sentence) > 40 and sentence.endswith(".") for _, sentence in lines)
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_a_demo_leaves_nothing_behind_unless_asked(
     microscope: Callable[..., Any], tmp_path: Path
 ) -> None:

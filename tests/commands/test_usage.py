@@ -1,6 +1,7 @@
 """A mistake on the command line exits with 64, prints one line, and never a verdict."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ("check A B", "B: one path too many; name one run, or the folder of several"),
-        ("a b c", "b, c: one path too many"),
+        ("check A B", "B: one argument too many; name one run, or the folder of several"),
+        ("a b c", "b, c: one argument too many"),
         ("keys a", "a: one argument too many (see moe-microscope keys --help)"),
         ("snaphot", "snaphot: no such command, file or folder; did you mean `snapshot`?"),
         ("chekc logs --json", "did you mean `check`?"),
@@ -187,11 +188,53 @@ def test_a_file_is_never_taken_for_a_misspelled_command(
     assert call("runs/check")[0] == 3, "a path is not a word"
 
 
+@pytest.fixture
+def page(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What a command with ``--help`` or ``--help-all`` prints in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda command, flag="--help": call(*command.split(), flag)[1]
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_prints_no_empty_default_and_every_command_a_version(call: Call, command: str) -> None:
-    words = [command] if command else []
-    _, shown, _ = call(*words, "--help")
-    assert "Usage: moe-microscope" in shown
+def test_a_page_of_help_fits_a_screen_and_has_examples_that_work(
+    call: Call, page: Callable[..., str], command: str
+) -> None:
+    shown = page(command)
+    assert shown.startswith("Usage: moe-microscope")
+    assert len(shown.splitlines()) <= 50
     assert '[default: ""]' not in shown
     assert "[default: False]" not in shown
-    assert call(*words, "--version")[1][0].isdecimal()
+    examples, _, panels = shown.partition("╭")
+    known = panels + page(command, "--help-all")
+    for option in re.findall(r" (--?[a-z-]+)", examples):
+        assert re.search(rf"│ .*{option}\b", known), option
+    if command not in ("sources", "keys", "doctor"):
+        assert f"\n  moe-microscope {command}" in examples
+    assert call(*command.split(), "--version")[1][0].isdecimal()
+
+
+def test_help_begins_with_what_most_need(page: Callable[..., str]) -> None:
+    commands = re.findall(r"^│ (\S+) ", page(""), re.MULTILINE)
+    assert commands[:3] == ["check", "snapshot", "probe"]
+    assert commands[len(COMMANDS) :][:3] == ["--help", "--help-all", "--version"]
+    for command in ("", "check", "snapshot", "export", "import", "coverage"):
+        *_, last = page(command).split("╭─ ")
+        assert last.startswith("Files of other tools"), command
+        assert {"--source", "--map", "--num-experts", "--top-k"} <= set(last.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "hidden"),
+    [
+        *(("", "--memory 1MB"), ("", "--spool 1MB"), ("demo", "--seed 1")),
+        *((name, "--pipeline-parallel 2") for name in ("", "check", "import")),
+    ],
+)
+def test_what_few_need_is_behind_help_all_and_works(
+    call: Call, page: Callable[..., str], command: str, hidden: str
+) -> None:
+    option = hidden.split()[0]
+    assert option not in page(command)
+    assert "--help-all shows" in page(command)
+    assert option in page(command, "--help-all")
+    assert "Unknown option" not in call(*command.split(), *hidden.split())[2]
