@@ -96,3 +96,25 @@ def shown(app: AppPilot) -> int:
     """The step on the screen, which also shows both layers."""
     assert all(layer in app.text("label") for layer in LAYERS)
     return step_in(app.text("header"))
+
+
+async def test_m_shows_unknown_keys_as_proposed_and_the_folder_remembers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    table = tmp_path / "logs" / "metrics.csv"
+    table.parent.mkdir()
+    cells = [f"load {layer}/{expert}" for layer in (3, 4) for expert in range(4)]
+    rows = [("step", *cells), *((s, *[0.2, 0.3, 0.1, 0.4] * 2) for s in range(1, 41))]
+    table.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    remember = Preferences(remember=True)
+    async with running(table.parent, (120, 30), preferences=remember) as app:
+        await app.sees("Looks like: load N/M (8 keys", "waiting")
+        assert "--map 'share=load\\ (?P<layer>" in app.text("waiting")
+        await app.press("m")
+        await app.until(lambda: app.session.run is not None and app.newest_step == 40)
+        assert [router.name for router in app.session.run.routers] == ["L3", "L4"]
+    async with running(table.parent, (120, 30), preferences=remember) as app:
+        await app.until(lambda: app.session.run is not None and app.newest_step == 40)
+        await app.press("m")
+        assert "nothing is proposed for the keys of this run" in app.text("keys")

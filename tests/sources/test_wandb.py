@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microscope_tui.lines import fit_list, plain, run_line
 from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader, rules_of
 from microscope_tui.sources.wandb import RecordSplitter
+from microscope_tui.watch import Fleet
 from tests.sources import wandb_bytes as wb
 from tests.sources.reading import all_rows
 from tests.sources.truth import CONFIG, GOLDEN, expected, numbers_of
@@ -57,6 +59,20 @@ def test_a_run_is_named_by_its_display_name_else_its_id(tmp_path: Path) -> None:
         reader = reader_of(tmp_path, wb.run("abc", display_name))
         reader.read()
         assert reader.name == shown
+
+
+def test_runs_are_listed_by_their_names_with_project_and_group(tmp_path: Path) -> None:
+    labels = wb.part(3, b"moe") + wb.part(6, b"sweep")
+    for run_id, name in (("abc", b"base"), ("xyz", b"")):
+        of_run = wb.part(1, run_id.encode()) + labels + (wb.part(8, name) if name else b"")
+        (tmp_path / f"run-{run_id}.wandb").write_bytes(wb.log([wb.part(17, of_run)]))
+    fleet = Fleet(tmp_path)
+    fleet.search(now=True)
+    cards = fleet.cards()
+    assert {card.file.name for card in cards} == {"base (abc)", "run-xyz"}
+    table = fit_list(cards, 120)
+    assert "project  group" in plain(table.heads())
+    assert "moe      sweep" in plain(run_line(cards[0], table, chosen=False))
 
 
 @pytest.mark.parametrize(("code", "ended"), [(0, "finished"), (1, "failed"), (255, "failed")])
