@@ -124,6 +124,8 @@ def known_rules() -> Sequence[Rule]:
             _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}"),
             of_gates=True,
         ),
+        # the older microscope
+        _known("share", rf"layer_{_L}_load/{_E}"),
         # VeOmni, verl
         _known("max_load", rf"(?:rollout/)?moe/max_vio/layer_{_L}", 1.0),
         _known("max_load", r"(?:rollout/)?moe/max_vio(?:/max)?", 1.0),

@@ -178,6 +178,8 @@ class RowReader(Reader, ABC):
 
     name = ""
     """Name of the run, if the source has one."""
+    counts = ""
+    """Kind of its counts, if that does not follow from the keys."""
 
     def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
         """``run``: one of ``runs``."""

@@ -270,7 +270,8 @@ class _Layout:
         self._source = source
         config = source.config
         self._num_experts = request.num_experts or config_number(config, NUM_EXPERTS) or 0
-        self._top_k = request.top_k or config_number(config, TOP_K)
+        chosen = request.top_k or config_number(config, TOP_K)
+        self._top_k = 1 if source.counts == "top1" else chosen
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
@@ -332,7 +333,8 @@ class _Layout:
             self._top_k,
             names=["all layers"] if layers == [None] else names,
             writer=writer,
-            counts="exact" if exact else "shares" if "share" in self._rows else "none",
+            counts=self._source.counts
+            or ("exact" if exact else "shares" if "share" in self._rows else "none"),
             profile=self._request.profile or "pretrain",
             layer_order="unknown" if gates else "",  # see keys.Rule
             unconfirmed=unconfirmed,

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import Record, SourceRequest, StreamlitReader, Unreadable
+from microscope_tui.sources import (
+    Keys,
+    Record,
+    RowRecords,
+    SourceRequest,
+    StreamlitReader,
+    Unreadable,
+)
 from tests.sources.reading import counts_of, drained, settle
 
 
@@ -28,7 +35,11 @@ ENTRIES = [
 def read(folder: Path, *entries: dict[str, Any]) -> list[Record]:
     path = folder / "training_metrics.json"
     path.write_text(json.dumps(entries, indent=2))
-    return drained(StreamlitReader(path, "older", SourceRequest()))
+    return drained(opened(path))
+
+
+def opened(path: Path) -> RowRecords:
+    return RowRecords(StreamlitReader(path, Keys()), "older", "streamlit", SourceRequest())
 
 
 def test_top_1_shares_come_out_with_one_choice_per_token(tmp_path: Path) -> None:
@@ -46,16 +57,11 @@ def test_top_1_shares_come_out_with_one_choice_per_token(tmp_path: Path) -> None
 def test_a_damaged_file_at_rest_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "training_metrics.json"
     path.write_text(json.dumps(ENTRIES)[:-20])
-    reader = StreamlitReader(path, "older", SourceRequest())
+    reader = opened(path)
     assert not reader.read().records  # it may be being written
     settle(path)
     with pytest.raises(Unreadable, match=r"training_metrics.json: .*not the file that the older"):
         reader.read()
-
-
-def test_an_entry_of_another_shape_gets_its_own_header(tmp_path: Path) -> None:
-    records = read(tmp_path, ENTRIES[0], entry(2000, [0.5, 0.5]), entry(3000, [0.5, 0.5]))
-    assert [record["kind"] for record in records] == ["run", "step", "run", "step", "step"]
 
 
 @pytest.mark.parametrize(
