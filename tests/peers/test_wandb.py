@@ -6,6 +6,7 @@
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ recognises = WandbReader.recognises
 wandb = pytest.importorskip("wandb")
 
 
-def start(folder: Path) -> Any:
+def start(folder: Path, config: Mapping[str, object] = CONFIG) -> Any:
     """An offline run that tells nothing about this machine."""
     settings = wandb.Settings(
         x_disable_stats=True,
@@ -33,7 +34,7 @@ def start(folder: Path) -> Any:
         silent=True,
     )
     return wandb.init(
-        mode="offline", dir=folder, project="moe", name="golden", config=CONFIG, settings=settings
+        mode="offline", dir=folder, project="moe", name="golden", config=config, settings=settings
     )
 
 

@@ -21,6 +21,7 @@ from tests.sources import event_bytes, gguf_bytes, wandb_bytes
 
 GOLDEN = Path(__file__).with_name("golden")
 Counts = Sequence[Sequence[int]]
+Steps = Sequence[tuple[int, float, Mapping[str, float]]]
 COUNTS = [[[6, 1, 1, 0], [2, 2, 2, 2]], [[4, 2, 1, 1], [3, 3, 1, 1]], [[8, 0, 0, 0], [2, 3, 2, 1]]]
 """What the golden databases hold: three steps, two layers, four experts; eight choices per step."""
 LOSSES = [3.5, 3.25, 3.0]
@@ -83,11 +84,11 @@ def wandb(run: Sequence[Counts], others: Mapping[str, float] = {}) -> bytes:
     return wandb_bytes.log([wandb_bytes.run(), *history])
 
 
-def tensorboard(run: Sequence[Counts]) -> bytes:
+def tensorboard(run: Sequence[Counts] = (), steps: Steps = ()) -> bytes:
     return event_bytes.file_of(
         *(
             event_bytes.event(step, at, event_bytes.value(tag, number))
-            for step, at, row in rows(run)
+            for step, at, row in steps or rows(run)
             for tag, number in row.items()
         )
     )
@@ -172,10 +173,10 @@ def database(name: str, *statements: tuple[str, Sequence[object]]) -> bytes:
 TRACKIO_COLUMNS = "run_id, timestamp, run_name, step, metrics"
 
 
-def trackio(run: Sequence[Counts]) -> bytes:
+def trackio(run: Sequence[Counts] = (), steps: Steps = ()) -> bytes:
     values = "'r1', datetime(?, 'unixepoch'), 'first', ?, ?"
     insert = f"INSERT INTO metrics ({TRACKIO_COLUMNS}) VALUES ({values})"
-    logged = [(insert, (at, step, json.dumps(row))) for step, at, row in rows(run)]
+    logged = [(insert, (at, step, json.dumps(row))) for step, at, row in steps or rows(run)]
     return database("trackio.sql", ("DELETE FROM metrics", ()), *logged)
 
 
