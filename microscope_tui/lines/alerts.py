@@ -34,7 +34,7 @@ from microscope_tui.lines.spans import (
     width_of,
     wrap,
 )
-from microscope_tui.watch import LayerView, RunView, worst_of_columns
+from microscope_tui.watch import RunView, RunWatch, findings_of, worst_of_columns
 
 BESIDE_FROM = 100
 """Width from which the details are beside the list."""
@@ -276,7 +276,7 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
     explain = "`moe-microscope explain` lists all rules and their limits"
     room, facts = width - 4, list[Line]()
     for word, text, role in (
-        ("balance", f"c stays above {warn:g}; 1 is even, 0 collapsed", "value"),
+        ("balance", f"c stays above {warn:g}; 1 = even, 0 = collapsed", "value"),
         ("experts", f"none dead, few below {share:g} of the fair share for long", "value"),
         ("tokens", f"dropped ones stay below {drops:.0%}, no expert far overloaded", "value"),
         ("course", "logits, gradients and biases are steady, nothing swings", "value"),
@@ -300,16 +300,17 @@ def copied_text(entry: Entry, view: RunView) -> str:
     )
 
 
-def evidence(view: RunView, layer: LayerView, columns: int, most: int) -> list[Line]:
-    """Verdict, why and next of every finding of this layer, in at most ``most`` lines."""
+def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int) -> list[Line]:
+    """Verdict, why and next of this layer's own findings, in at most ``most`` lines."""
     lines: list[Line] = []
     width = max(20, columns - 12)
-    for finding, advice in view.findings:
-        if any(episode.router_index == layer.index for episode in finding.episodes):
-            severity = Span(f"  {finding.severity.label.upper():<6}", role_of(finding))
-            lines.append([severity, Span(advice.verdict)])
-            lines += labelled("why", wrap(advice.why, width), 8)
-            lines += labelled("next", wrap(advice.next, width), 8)
+    with watch.lock:
+        found = findings_of(watch, None if view.cursor is None else view.step, layer)
+    for finding, advice in found:
+        severity = Span(f"  {finding.severity.label.upper():<6}", role_of(finding))
+        lines.append([severity, Span(advice.verdict)])
+        lines += labelled("why", wrap(advice.why, width), 8)
+        lines += labelled("next", wrap(advice.next, width), 8)
     lines = lines or [[Span("  no alerts in this layer", "dim")]]
     lines = [pad(line, columns) for line in lines]
     if len(lines) > most:

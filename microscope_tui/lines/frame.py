@@ -3,7 +3,7 @@
 import math
 from collections.abc import Container, Sequence
 
-from microscope_tui.diagnosis import CollapseLimits, Severity, gathering, key_of
+from microscope_tui.diagnosis import CollapseLimits, Severity, gathering, is_one_step, key_of
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import Glyphs, spark
 from microscope_tui.lines.spans import (
@@ -64,7 +64,10 @@ def _after_name(
     over = view.state.ended and view.state != RunState.CRASHED and age
     state = f"{view.state} {age}{' ago' if over else ''}".rstrip()
     line = [gap, Span("● ", role), Span(state, role), gap]
-    line += [Span("step ", "dim"), Span(f"{view.step:,}")]
+    if view.run is not None and is_one_step(view.run):
+        return [*line, Span("evaluation"), gap, Span("loss ", "dim"), Span(_loss(view))]
+    evaluates = view.run is not None and view.run.profile == "eval"
+    line += [Span("evaluation, part " if evaluates else "step ", "dim"), Span(f"{view.step:,}")]
     if planned and view.run is not None and (steps := view.run.planned_steps):
         line.append(Span(f" / {steps:,}", "dim"))
         if width >= _WIDE:

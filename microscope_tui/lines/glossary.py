@@ -68,6 +68,8 @@ PAUSED, PLAYING 4x: one step is held; the run is played back, 4 columns a second
 step 0 ▁▄▇: the whole run in one line: ▁ healthy, ▄ warning, ▇ critical, ╎ restart
 restart, evaluation: the run was resumed at this step; the model was evaluated after it
 1 column = 8 steps: steps that one column of the line covers
+bad line: not readable and skipped; `moe-microscope check --format-only` shows the repair
+part 3 / 5: an evaluation has parts (batches, dumps) in place of training steps
 sampled: the log is still being read: a sample of its steps
 polling, file events: how changes of the log are noticed
 through a pipe: the log comes from the standard input

@@ -78,8 +78,9 @@ def swap_lines(
         pad(
             [
                 *pad([_dim(layer.name if named else "")], name),
-                Span(f"{old:>{size}} {arrow} {new:<{size}}  {times:>{most},} times"),
-                _dim(f"  {percent(times / layer.differing)} of the layer's"),
+                Span(f"{old:>{size}} {arrow} {new:<{size}}  {times:>{most},} "),
+                Span("time, " if times == 1 else "times,"),
+                _dim(f" {percent(times / layer.compared)} of {layer.name}'s choices"),
             ],
             columns,
         )

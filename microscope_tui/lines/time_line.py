@@ -29,6 +29,7 @@ from microscope_tui.watch import RunView, Window, column_of
 RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
 _DAYS_FROM_S = 2 * 86400.0  # longer clock axes are labelled with days
 _HEIGHTS = {1: "▂", 2: "▄", 3: "▇", 4: "▆"}
+_FULL = 110  # columns from which notes are complete
 _LEFT = 8  # cells before the first column, of the ribbon and of the notes
 _LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8
 
@@ -142,7 +143,8 @@ def notes(
         more = f" and {len(marked) - 1} more" if len(marked) > 1 else ""
         right.append(f"* {marked[0].router.name}{more}: balance {words.without(marked[0].without)}")
     if view.defects:
-        right.append(words.plural(view.defects, "bad line"))
+        which = f" ({view.first_defects[0]})" if columns >= _FULL and view.first_defects else ""
+        right.append(f"{words.plural(view.defects, 'bad line')}{which}")
     if view.progress < 1.0:
         right.append(f"sampled, reading {view.progress:.0%}")
     elif view.judged < 1.0:

@@ -25,7 +25,7 @@ from microscope_tui.diagnosis import (
     overall,
     report,
 )
-from microscope_tui.lines import listed
+from microscope_tui.lines import listed, plural
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
@@ -151,8 +151,9 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
     """Remarks on what the log lacks."""
     if watch.defects.count:
-        first = "; ".join(watch.defects.first)
-        yield f"{watch.defects.count:,} unreadable parts skipped: {first}"
+        how = "" if watch.file.foreign else "; repair: `moe-microscope check --format-only`"
+        skipped = f"{plural(watch.defects.count, 'unreadable part')} skipped"
+        yield f"{skipped}: {'; '.join(watch.defects.first)}{how}"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
     if not state.live and state not in (RunState.FINISHED, RunState.WAITING):

@@ -46,6 +46,7 @@ from .view import Recent as Recent
 from .view import RouterHealth as RouterHealth
 from .view import RunView as RunView
 from .view import column_of as column_of
+from .view import findings_of as findings_of
 from .view import recent_of as recent_of
 from .view import router_health as router_health
 from .view import view_of as view_of

@@ -211,7 +211,7 @@ def view_of(
             at = None  # the log was replaced: the pinned step is gone
         latest = at.latest if at else watch.latest
         with_counts = at.with_counts if at else watch.shown.with_counts
-        findings, diagnosis = _findings(watch, at.step if at else None), watch.diagnosis
+        findings, diagnosis = findings_of(watch, at.step if at else None), watch.diagnosis
         state, age = watch.state()
         newest = watch.latest.record.step if watch.latest else 0
         first, last = window = window or Window(1, max(1, newest))
@@ -249,7 +249,10 @@ def view_of(
         )
 
 
-def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]]:
+def findings_of(
+    watch: RunWatch, until: int | None, layer: int | None = None
+) -> list[tuple[Finding, Advice]]:
+    """What is found up to a step; of one layer, with its own numbers. The caller has the lock."""
     diagnosis = watch.diagnosis
     if diagnosis is None:
         return []
@@ -257,7 +260,7 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     if until is not None:
         episodes = [e.as_of(until) for e in episodes if e.onset <= until]
     found = []
-    for finding, advice in report(diagnosis, episodes):
+    for finding, advice in report(diagnosis, episodes, lambda e: layer in (None, e.router_index)):
         if until is not None and finding.worst.alarm > until:  # known only in hindsight
             whose = f"(numbers from its alarm, step {finding.worst.alarm:,})"
             advice = replace(advice, verdict=f"{advice.verdict} {whose}")
@@ -291,9 +294,7 @@ def _layers(
         c, without = balance_now(summary, index, router, counts if counted_now else None)
 
         def curve(name: str, index: int = index) -> Sequence[Column]:
-            if only is not None and index not in only:
-                return ()
-            return curves.of(name, index)
+            return curves.of(name, index) if only is None or index in only else ()
 
         layers.append(
             LayerView(

@@ -28,7 +28,7 @@ def cursor_on(make_run: Make) -> Callable[[Any], TimeCursor]:
 
 
 def step_in(header: str) -> int:
-    found = re.search(r"step ([\d,]+)", header)
+    found = re.search(r"(?:step|part) ([\d,]+)", header)
     return int(found[1].replace(",", "")) if found else 0
 
 

@@ -100,6 +100,8 @@ async def test_a_small_window_counts_bad_lines(make_run: Make, append: Any) -> N
     append(log, [13])
     async with open_app(log, size=(60, 20)) as app:
         assert "1 bad line" in app.text("notes")
+        await app.resize(120, 40)
+        assert "1 bad line (line 14: not JSON)" in app.text("notes")
 
 
 async def test_a_long_name_is_shortened_before_state_step_and_loss(scenario: Any) -> None:

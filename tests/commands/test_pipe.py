@@ -77,7 +77,10 @@ def test_a_pipe_without_a_step_exits_with_three_and_the_reason(
 def test_a_torn_last_line_costs_one_line_and_is_reported(microscope: Run, collapsed: Path) -> None:
     done = microscope("check", "-", given=collapsed.read_bytes()[:-300])
     assert done.returncode == 2
-    assert "1 unreadable parts skipped" in done.stdout
+    line = collapsed.read_bytes()[:-300].count(b"\n") + 1
+    assert (
+        f"1 unreadable part skipped: line {line}: not JSON; repair: `moe-microscope" in done.stdout
+    )
 
 
 def test_a_pipe_that_continues_is_followed_and_its_end_is_shown(

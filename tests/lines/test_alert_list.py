@@ -47,6 +47,21 @@ def test_alerts_that_begin_after_the_shown_step_are_later(troubled: RunWatch) ->
     assert [e.state for e in early] == [AlertState.LATER, AlertState.LATER]
 
 
+def test_the_evidence_of_a_layer_is_its_own_not_that_of_the_worst(
+    write_log: Any, balanced: Any
+) -> None:
+    mild, worst = [1650, 1650, 150, 150, 150, 150, 100, 96], [2048, 2048, 0, 0, 0, 0, 0, 0]
+    rows = {n: [mild, worst, balanced()] if n > 150 else [balanced()] * 3 for n in range(1, 301)}
+    steps = [step(n, row, 2048) for n, row in rows.items()]
+    watch = open_log(write_log([header(planned_steps=300), *steps]))
+    view = view_of(watch)
+    for layer, share in ((0, "81%"), (1, "100%")):
+        text = "\n".join(map(plain, alerts.evidence(watch, view, layer, 120, 9)))
+        assert f"Router collapse in L{layer + 1} since" in text
+        assert f"take {share} of the load" in text
+        assert "In L" not in text
+
+
 @pytest.mark.parametrize(
     ("typed", "layers"),
     [

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,19 @@ def test_a_row_uses_its_width_and_curves_shrink_only_where_the_load_grows(
             assert layout.cell >= before.cell
             assert layout.heat > before.heat or layout.spark >= before.spark
         before = layout
+
+
+@pytest.mark.parametrize(
+    ("planned", "said"), [(5, "evaluation, part 3 / 5"), (1, "evaluation   loss")]
+)
+def test_the_header_of_an_evaluation_has_no_steps(
+    synthetic: Synthetic, planned: int, said: str
+) -> None:
+    view = view_of(synthetic("healthy", routers=6, num_experts=8, steps=3))
+    run = replace(view.run, profile="eval", planned_steps=planned) if view.run else None
+    text = plain(frame.header(replace(view, run=run), 100, Glyphs.BRAILLE))
+    assert said in text
+    assert "step" not in text
 
 
 @given(st.integers(0, 40), st.integers(0, 60), st.integers(1, 41))

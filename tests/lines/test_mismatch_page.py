@@ -46,6 +46,13 @@ def test_every_line_fits(found: Mismatch, columns: int, rows: int, glyphs: Glyph
         assert any(plain(line).startswith("▶") for line in page)
 
 
+def test_a_swap_is_named_with_its_layer_and_its_share_of_all_choices() -> None:
+    layer = LayerMismatch("L3", 3, 500, 4, Counter({(7, 1): 3, (0, 12): 1}))
+    text = [plain(line) for line in mismatch_text(Mismatch(500, 4, [layer], []), 80, Glyphs.ASCII)]
+    assert "L3   7 -> 1   3 times, 0.60% of L3's choices" in text
+    assert "L3   0 -> 12  1 time,  0.20% of L3's choices" in text
+
+
 @pytest.mark.parametrize(
     ("share", "text"),
     [

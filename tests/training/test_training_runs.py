@@ -36,7 +36,7 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     assert output == "", "standard output is data, and a training run has none"
     assert "watch it: moe-microscope" in narration
     assert "finished at step 6/6" in narration
-    assert re.search(r"balance c +L1 0\.\d\d +L2 0\.\d\d", narration)
+    assert re.search(r"balance c +L1 0\.\d\d +L2 0\.\d\d  \(1 = even, 0 = coll", narration)
     assert re.search(r"verdict +not judged yet \(warm-up until step 100\)\n", narration)
     best = tmp_path / "ck" / "a run" / "best"
     assert re.search(rf"try it +python -m moe_model.generate '{best}'\n", narration)

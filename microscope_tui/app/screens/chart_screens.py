@@ -217,7 +217,9 @@ class LayerScreen(ChartScreen):
             left.append(Span(f"   {layer.quadrant}", "value"))
         moment = "" if self.session.time.following else f"{self.moment(view)} "
         self.show("layer-title", [spread(left, [Span(moment, "accent")], columns)])
-        said = evidence(view, layer, columns, max(1, rows // _EVIDENCE_SHARE - 2))
+        watch, most = self.session.watch, max(1, rows // _EVIDENCE_SHARE - 2)
+        assert watch is not None  # there is a view of it
+        said = evidence(watch, view, layer.index, columns, most)
         self.show("evidence", said, height=len(said))
         charts = layer_charts(view, layer)
         stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
