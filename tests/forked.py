@@ -32,6 +32,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NUMBER = struct.Struct("i")
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 class Program:
     """A forked program: the part of ``subprocess.Popen`` that the tests use."""
 

@@ -17,8 +17,8 @@ SLICE_S = 0.01
 class Clock:
     """A fleet with runs to judge, and waits that pass at once, by one clock."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, slices: int = 10**9) -> None:
-        self.now, self.worked, self.pauses, self.slices = 100.0, 0.0, list[float](), slices
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.now, self.worked, self.pauses, self.slices = 100.0, 0.0, list[float](), 10**9
         fleet = Fleet(folder)
         monkeypatch.setattr(fleet, "judge_finished", self.judge)
         self.reader = Reader(fleet, lambda: True)
@@ -39,19 +39,18 @@ class Clock:
         return False
 
 
-def test_after_every_slice_it_rests_as_long_as_it_worked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    clock = Clock(monkeypatch, tmp_path)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
+    return Clock(monkeypatch, tmp_path)
+
+
+def test_after_every_slice_it_rests_as_long_as_it_worked(clock: Clock) -> None:
     clock.reader._rest(clock.now + 1.0)
     assert clock.worked == pytest.approx(sum(clock.pauses))
     assert clock.worked == pytest.approx(0.5, abs=2 * SLICE_S)
 
 
-def test_while_keys_are_pressed_nothing_is_judged(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    clock = Clock(monkeypatch, tmp_path)
+def test_while_keys_are_pressed_nothing_is_judged(clock: Clock) -> None:
     for _ in range(20):
         clock.reader.key_pressed()
         clock.reader._rest(clock.now + 0.25)
@@ -60,10 +59,8 @@ def test_while_keys_are_pressed_nothing_is_judged(
     assert clock.worked > 0.0
 
 
-def test_with_nothing_left_to_judge_it_waits_as_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    clock = Clock(monkeypatch, tmp_path, slices=0)
+def test_with_nothing_left_to_judge_it_waits_as_before(clock: Clock) -> None:
+    clock.slices = 0
     clock.reader._rest(clock.now + 0.25)
     assert clock.pauses == pytest.approx([0.25])
 

@@ -72,13 +72,17 @@ def test_a_baseline_that_cannot_serve_is_a_usage_error(
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("just a text\n")
     headless = write_log([header()], name="headless")
+    newer = write_log([{"kind": "run", "format_version": 9}], name="newer")
     for path, why in (
         (tmp_path / "missing", "no such file or folder"),
         (tmp_path / "empty", "contains no run"),
         (tmp_path / "text", "is not a run log"),
         (headless, "holds no step with tokens_per_expert"),
+        (newer, "format_version is 9"),
     ):
         code, out, err = call("check", headless, "--baseline", path)
         assert (code, out) == (64, "")
         assert why in err
         assert err.startswith("moe-microscope: --baseline ")
+        assert ("name a run that logs them" in err) == (path == headless)
+        assert ("name another run" in err) == (path == newer)

@@ -2,15 +2,15 @@
 
 import json
 import random
-import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from microscope_tui.routing import RoutingWriter, Shape
 from tests.conftest import header
+from tests.routing import test_compare as compare
 
 Call = Callable[..., tuple[int, str, str]]
 LAYERS, TOKENS, EXPERTS, K = 4, 500, 16, 2
@@ -20,18 +20,9 @@ Ids = list[list[list[int]]]
 def write(folder: Path, ids: Ids, *, dtype: str = "fp32", first: int = 0) -> Path:
     """A probe with these choices: layer → token → experts; only its ``routing.bin``."""
     folder.mkdir()
-    depths = tuple(range(1, LAYERS + 1))
-    shape = Shape(depths, tuple(f"L{n}" for n in depths), EXPERTS, K, TOKENS)
-    writer = RoutingWriter(folder / "routing.bin", shape, model="planted", dtype=dtype)
-    tokens = range(first, first + TOKENS)
-    writer.put_tokens(tokens, [b"a"] * TOKENS, [0] * TOKENS, [0] * TOKENS)
-    for layer, rows in enumerate(ids):
-        flat = [expert for row in rows for expert in row]
-        margins = [0.001 + (token % 100) / 100 for token in range(TOKENS)]
-        writer.put("ids", layer, 0, struct.pack(f"<{len(flat)}B", *flat))
-        writer.put("margins", layer, 0, struct.pack(f"<{TOKENS}e", *margins))
-    writer.finish()
-    return folder
+    about: Any = {"margins": [0.001 + (token % 100) / 100 for token in range(TOKENS)]}
+    about |= {"tokens": first, "model": "planted", "dtype": dtype}
+    return compare.write(folder / "routing.bin", ids, EXPERTS, **about).parent
 
 
 @pytest.fixture

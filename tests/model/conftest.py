@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,41 +32,27 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def make_config() -> Callable[..., ModelConfig]:
-    """A config of the small model with some fields replaced."""
-
-    def make(**fields: Any) -> ModelConfig:
-        return ModelConfig(**{**SMALL, **fields})
-
-    return make
+def make_config(**fields: Any) -> ModelConfig:
+    """The config of the small model with some fields replaced."""
+    return ModelConfig(**{**SMALL, **fields})
 
 
-@pytest.fixture
-def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., LanguageModel]:
+def make_model(seed: int = 0, **fields: Any) -> LanguageModel:
     """A small model whose weights are large enough that nothing hides in the rounding."""
-
-    def make(seed: int = 0, **fields: Any) -> LanguageModel:
-        model = LanguageModel(make_config(**fields))
-        fill(model, seed)
-        return model
-
-    return make
+    model = LanguageModel(make_config(**fields))
+    fill(model, seed)
+    return model
 
 
-@pytest.fixture
-def make_biased(make_model: Callable[..., LanguageModel]) -> Callable[..., LanguageModel]:
+def make_biased(**fields: Any) -> LanguageModel:
     """A model of the shape of ``published``, whose expert biases are negative."""
     from tests.model.published import BIAS_MEAN, BIAS_SPREAD, SHAPE
 
-    def make(**fields: Any) -> LanguageModel:
-        model = make_model(**{**SHAPE, **fields}).eval()
-        generator = torch.Generator().manual_seed(2)
-        for router in model.routers:
-            router.expert_bias.normal_(BIAS_MEAN, BIAS_SPREAD, generator=generator)
-        return model
-
-    return make
+    model = make_model(**{**SHAPE, **fields}).eval()
+    generator = torch.Generator().manual_seed(2)
+    for router in model.routers:
+        router.expert_bias.normal_(BIAS_MEAN, BIAS_SPREAD, generator=generator)
+    return model
 
 
 @pytest.fixture(name="ids_BS")

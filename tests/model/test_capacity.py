@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from moe_model import DropPolicy, LanguageModel, ModelConfig, Router
 from tests.counted import counted
-from tests.model.conftest import SMALL
+from tests.model.conftest import SMALL, make_model
 
 E, K = 8, 2
-MakeModel = Callable[..., LanguageModel]
 
 
 def kept_one_by_one(
@@ -67,9 +65,7 @@ def collapse(model: LanguageModel) -> LanguageModel:
 
 
 @pytest.mark.parametrize("policy", ["position", "weight"])
-def test_drops_are_counted_exactly_and_stay_in_the_counts(
-    policy: str, make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_drops_are_counted_exactly_and_stay_in_the_counts(policy: str, ids_BS: Tensor) -> None:
     model = collapse(make_model(capacity_factor=1.5, drop_policy=policy).train())
     line = counted(model, model(ids_BS).routings)
     tokens = ids_BS.numel()
@@ -78,7 +74,7 @@ def test_drops_are_counted_exactly_and_stay_in_the_counts(
     assert line["router"]["drop_rate"] == [(tokens * K - 2 * capacity) / (tokens * K)] * 2
 
 
-def test_dropped_pairs_add_nothing_and_kept_ones_keep_their_weight(make_model: MakeModel) -> None:
+def test_dropped_pairs_add_nothing_and_kept_ones_keep_their_weight() -> None:
     mlp = make_model(capacity_factor=0.5).layers[1].mlp
     x_TD = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
     free, limited = mlp.eval().router(x_TD), mlp.train().router(x_TD)
@@ -89,7 +85,7 @@ def test_dropped_pairs_add_nothing_and_kept_ones_keep_their_weight(make_model: M
     assert not y_TD[~limited.kept_TK.any(dim=1)].any()
 
 
-def test_padding_takes_no_room(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_padding_takes_no_room(ids_BS: Tensor) -> None:
     """What a real token gets does not depend on the padding in front of it in the batch."""
     model = collapse(make_model(capacity_factor=1.0, num_hidden_layers=2).train())
     valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
@@ -100,9 +96,7 @@ def test_padding_takes_no_room(make_model: MakeModel, ids_BS: Tensor) -> None:
     assert kept_TK.sum(dim=0).tolist() == [capacity, capacity]
 
 
-def test_no_pair_is_dropped_without_a_capacity_and_no_rate_is_counted(
-    make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_no_pair_is_dropped_without_a_capacity_and_no_rate_is_counted(ids_BS: Tensor) -> None:
     model = collapse(make_model().train())
     routings = model(ids_BS).routings
     assert all(routing.kept_TK.all() for routing in routings)
@@ -111,7 +105,7 @@ def test_no_pair_is_dropped_without_a_capacity_and_no_rate_is_counted(
 
 @pytest.mark.parametrize("policy", ["position", "weight"])
 def test_recomputing_drops_the_same_pairs_where_scores_are_rounded_differently(
-    make_model: MakeModel, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch, policy: str
+    ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
     """On a GPU a product may round differently the second time; here every product does."""
     kept: list[Tensor] = []
@@ -136,9 +130,7 @@ def test_recomputing_drops_the_same_pairs_where_scores_are_rounded_differently(
         assert torch.equal(first, second)
 
 
-def test_router_noise_applies_in_training_only_and_repeats_with_its_seed(
-    make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_router_noise_applies_in_training_only_and_repeats_with_its_seed(ids_BS: Tensor) -> None:
     noisy, plain = make_model(router_jitter_noise=0.3), make_model()
     assert torch.equal(noisy.eval()(ids_BS).logits_BSV, plain.eval()(ids_BS).logits_BSV)
     torch.manual_seed(0)

@@ -6,7 +6,6 @@ Activation checkpointing and autocast have each spoiled these counts somewhere.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from microscope_tui.probe import RoutingCounter
 from moe_model import LanguageModel, bias_rate_at, update_expert_bias
 from tests.counted import counted, counter_of
-
-MakeModel = Callable[..., LanguageModel]
+from tests.model.conftest import make_model
 
 
 def train_step(
@@ -37,7 +35,7 @@ def train_step(
     return counter_of(model, *routings), counted(model, *routings)
 
 
-def test_counts_are_those_of_the_chosen_experts(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_counts_are_those_of_the_chosen_experts(ids_BS: Tensor) -> None:
     model = make_model()
     counter, line = train_step(model, ids_BS)
     routings = model(ids_BS).routings
@@ -49,9 +47,7 @@ def test_counts_are_those_of_the_chosen_experts(make_model: MakeModel, ids_BS: T
 
 
 @pytest.mark.parametrize("how", ["reentrant", "not reentrant", "recompute"])
-def test_activation_checkpointing_counts_once_and_changes_nothing(
-    how: str, make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_activation_checkpointing_counts_once_and_changes_nothing(how: str, ids_BS: Tensor) -> None:
     plain, recomputed = (make_model(num_nextn_predict_layers=1) for _ in range(2))
     if how == "recompute":
         recomputed.recompute = True
@@ -67,7 +63,7 @@ def test_activation_checkpointing_counts_once_and_changes_nothing(
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_four_batches_of_one_are_one_batch_of_four(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_four_batches_of_one_are_one_batch_of_four(ids_BS: Tensor) -> None:
     whole, parts = (make_model(num_nextn_predict_layers=1) for _ in range(2))
     for _ in range(3):
         (one, _), (four, _) = train_step(whole, ids_BS), train_step(parts, *ids_BS.split(1))
@@ -81,7 +77,7 @@ def test_four_batches_of_one_are_one_batch_of_four(make_model: MakeModel, ids_BS
         assert one_router.expert_bias.any()
 
 
-def test_summaries_are_what_their_definitions_say(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_summaries_are_what_their_definitions_say(ids_BS: Tensor) -> None:
     model = make_model()
     _, line = train_step(model, *ids_BS.split(1))
     for layer, routing in enumerate(model(ids_BS).routings):
@@ -102,7 +98,7 @@ def test_summaries_are_what_their_definitions_say(make_model: MakeModel, ids_BS:
 
 
 def test_summaries_are_the_same_however_many_routers_are_counted_together(
-    make_model: MakeModel, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
+    ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large models are counted router by router, so that no stack of all their logits is made."""
     model = make_model(num_nextn_predict_layers=1).train()
@@ -115,7 +111,7 @@ def test_summaries_are_the_same_however_many_routers_are_counted_together(
         assert row == pytest.approx(alone["router"][name], rel=1e-6), name
 
 
-def test_summaries_are_not_rounded_by_autocast(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_summaries_are_not_rounded_by_autocast(ids_BS: Tensor) -> None:
     model = make_model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         routings = model(ids_BS).routings
@@ -126,14 +122,12 @@ def test_summaries_are_not_rounded_by_autocast(make_model: MakeModel, ids_BS: Te
         assert value == pytest.approx(exact, rel=1e-5)
 
 
-def test_margin_has_no_value_where_the_groups_leave_no_next_expert(
-    make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_margin_has_no_value_where_the_groups_leave_no_next_expert(ids_BS: Tensor) -> None:
     _, line = train_step(make_model(n_group=4, topk_group=1), ids_BS)
     assert "margin" not in line["router"]
 
 
-def test_bias_moves_by_the_rate_against_the_load_and_not_at_the_mean(make_model: MakeModel) -> None:
+def test_bias_moves_by_the_rate_against_the_load_and_not_at_the_mean() -> None:
     """For counts beyond the integers of fp32 too."""
     fair = 2**40
     for counts in ([9, 1, *[5] * 6], [fair + 1, fair - 1, *[fair] * 6]):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import LanguageModel, summed_cross_entropy
 from moe_model import model as model_module
+from moe_model import summed_cross_entropy
+from tests.model.conftest import make_model
 
 B, S, D, V = 3, 11, 8, 50
 
@@ -54,9 +53,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_a_training_pass_never_holds_all_logits(
-    make_model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_pass_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither forward nor backward, for the next token or for one further ahead."""
     model = make_model(vocab_size=4001, num_nextn_predict_layers=1).train()
     ids_BN = torch.randint(0, 4001, (4, 34), generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,6 @@ What both compute is compared with transformers in ``test_parity.py`` and ``test
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model import FEW, Decoder, LanguageModel, LatentCache, ModelConfig
+from moe_model import FEW, Decoder, LatentCache, ModelConfig
 from moe_model.config import YarnScaling
 from moe_model.decoder import Drafter
+from tests.model.conftest import make_model
 
-MakeModel = Callable[..., LanguageModel]
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)
 GROUPS = {"n_group": 4, "topk_group": 2}
 
@@ -34,11 +33,7 @@ GROUPS = {"n_group": 4, "topk_group": 2}
     ids=["plain", "low-rank, yarn", "low-rank, groups, tied, not shared", "softmax"],
 )
 def test_prepared_weights_compute_what_the_model_computes(
-    fields: dict[str, Any],
-    threads: int,
-    make_model: MakeModel,
-    ids_BS: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any], threads: int, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long prompt, then one, several and too many tokens at once, for any number of cores."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -55,7 +50,7 @@ def test_prepared_weights_compute_what_the_model_computes(
             torch.testing.assert_close(found, whole[0, start:end], atol=2e-5, rtol=1e-5)
 
 
-def test_drafts_are_those_of_multi_token_prediction(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_drafts_are_those_of_multi_token_prediction(ids_BS: Tensor) -> None:
     model = make_model(num_nextn_predict_layers=1).eval()
     with torch.no_grad():
         ahead_SV = model(ids_BS[:1], next_ids=ids_BS[:1].roll(-1, 1)).ahead_logits[0][0]
@@ -67,9 +62,7 @@ def test_drafts_are_those_of_multi_token_prediction(make_model: MakeModel, ids_B
         assert draft == int(ahead_SV[end - 1].argmax())
 
 
-def test_half_precision_rounds_a_little_and_keeps_sums_and_cache_in_fp32(
-    make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_half_precision_rounds_a_little_and_keeps_sums_and_cache_in_fp32(ids_BS: Tensor) -> None:
     model = make_model().eval()
     exact = Decoder(model, 24, weights=torch.float32)
     half = Decoder(model, 24, weights=torch.float16)
@@ -82,7 +75,7 @@ def test_half_precision_rounds_a_little_and_keeps_sums_and_cache_in_fp32(
     assert 0 < difference < 0.05
 
 
-def test_tokens_that_are_forgotten_leave_no_trace(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_tokens_that_are_forgotten_leave_no_trace(ids_BS: Tensor) -> None:
     model = make_model().eval()
     ids = ids_BS[0].tolist()
     direct, detour = (Decoder(model, 24, weights=torch.float32) for _ in range(2))
@@ -107,7 +100,7 @@ def test_cache_takes_latent_and_rotary_key_and_nothing_else(
     assert sum(tensor.untyped_storage().nbytes() for tensor in live) == 2 * 10 * nbytes
 
 
-def test_a_full_cache_says_what_fits(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_a_full_cache_says_what_fits(ids_BS: Tensor) -> None:
     model = make_model().eval()
     cache = LatentCache(model.config, 4, 23)
     with torch.no_grad():
@@ -117,7 +110,7 @@ def test_a_full_cache_says_what_fits(make_model: MakeModel, ids_BS: Tensor) -> N
     assert cache.used == 15
 
 
-def test_a_cache_in_bf16_serves_a_model_in_bf16(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_a_cache_in_bf16_serves_a_model_in_bf16(ids_BS: Tensor) -> None:
     model = make_model().eval().bfloat16()
     cache = LatentCache(model.config, 4, 24, dtype=torch.bfloat16)
     with torch.no_grad():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moe_model import Experts, ModelConfig
 from moe_model import experts as experts_module
+from tests.model.conftest import make_config
 
 T, K = 33, 2
-MakeConfig = Callable[..., ModelConfig]
 
 
 def make_inputs(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,11 +51,7 @@ def naive(experts: Experts, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) ->
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-2)], ids=["fp32", "bf16"]
 )
 def test_output_and_gradients_are_those_of_the_naive_sum(
-    grouped: bool,
-    dtype: torch.dtype,
-    tolerance: float,
-    make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    grouped: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the inputs, the weights of the pairs and the matrices; the loss is not a plain sum."""
     monkeypatch.setattr(experts_module, "_grouped_is_better", lambda *_: grouped)
@@ -88,7 +82,6 @@ def test_the_grouped_product_is_used_where_it_is_possible_and_faster(
     changes: dict[str, int],
     dtype: torch.dtype,
     grouped: bool,
-    make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = make_config(**changes)
@@ -125,9 +118,7 @@ def test_a_gpu_groups_only_where_it_has_one_kernel_for_all_experts(
         assert experts_module._grouped_is_better(x_PD, *weights) is grouped
 
 
-def test_autocast_decides_the_number_format_and_the_input_that_of_the_output(
-    make_config: MakeConfig,
-) -> None:
+def test_autocast_decides_the_number_format_and_the_input_that_of_the_output() -> None:
     config = make_config()
     experts, inputs = make_experts(config, torch.float32), make_inputs(config, torch.float32)
     exact = experts(*inputs)
@@ -140,7 +131,7 @@ def test_autocast_decides_the_number_format_and_the_input_that_of_the_output(
 
 @pytest.mark.filterwarnings("ignore")  # what the compiler says about itself
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_changing_row_counts_do_not_recompile(make_config: MakeConfig, dtype: torch.dtype) -> None:
+def test_changing_row_counts_do_not_recompile(dtype: torch.dtype) -> None:
     """Row counts as Python numbers would be other constants of the graph in every step."""
     torch._dynamo.reset()
     counter = CompileCounter()

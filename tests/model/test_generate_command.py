@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,7 @@ from moe_model import (
     write_description,
     write_tensors,
 )
-
-MakeModel = Callable[..., LanguageModel]
+from tests.model.conftest import make_model
 
 
 def write_checkpoint(folder: Path, model: LanguageModel, vocabulary: str) -> str:
@@ -35,7 +33,7 @@ def write_checkpoint(folder: Path, model: LanguageModel, vocabulary: str) -> str
 
 
 @pytest.fixture
-def folder(make_model: MakeModel, tmp_path: Path) -> str:
+def folder(tmp_path: Path) -> str:
     """A checkpoint with a character tokenizer of 97 characters."""
     return write_checkpoint(tmp_path, make_model(), "\n" + "".join(map(chr, range(32, 128))))
 
@@ -97,7 +95,7 @@ class Output(io.StringIO):
 
 @pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
 def test_generated_text_cannot_control_a_terminal_and_is_data_in_a_pipe(
-    is_terminal: bool, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that takes nothing but escape, after a prompt with every kind of control."""
     model = make_model()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,18 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import LanguageModel, SamplingRules, generate_batch
+from moe_model import SamplingRules, generate_batch
 from moe_model.sampling import Sampler, generate
+from tests.model.conftest import make_model
 
-MakeModel = Callable[..., LanguageModel]
 ALL_RULES = {
     "temperature": 1.5, "repetition_penalty": 1.3, "top_k": 9, "min_p": 0.01, "seed": 5,
 }  # fmt: skip
 
 
-def test_same_seed_same_text_and_the_global_generator_is_left_alone(
-    make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_same_seed_same_text_and_the_global_generator_is_left_alone(ids_BS: Tensor) -> None:
     model = make_model()
     before = torch.get_rng_state()
     first = generate(model, ids_BS[0], max_new_tokens=8, seed=3)
@@ -33,7 +30,7 @@ def test_same_seed_same_text_and_the_global_generator_is_left_alone(
 
 @pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
 def test_cached_tokens_equal_those_of_full_forward_passes(
-    temperature: float, make_model: MakeModel, ids_BS: Tensor
+    temperature: float, ids_BS: Tensor
 ) -> None:
     model = make_model().eval()
     ids = ids_BS[0].tolist()
@@ -46,14 +43,14 @@ def test_cached_tokens_equal_those_of_full_forward_passes(
     assert ids[24:] == generate(model, ids_BS[0], **options)
 
 
-def test_a_context_longer_than_the_model_is_cut_on_the_left(make_model: MakeModel) -> None:
+def test_a_context_longer_than_the_model_is_cut_on_the_left() -> None:
     model = make_model()
     long = torch.arange(90) % 97
     whole = generate(model, long, max_new_tokens=3)
     assert whole == generate(model, long[-64:], max_new_tokens=3)
 
 
-def test_a_full_context_restarts_from_its_second_half(make_model: MakeModel) -> None:
+def test_a_full_context_restarts_from_its_second_half() -> None:
     model = make_model()
     prompt = torch.arange(60) % 97
     text = [*prompt.tolist(), *generate(model, prompt, max_new_tokens=12, temperature=0)]
@@ -67,7 +64,7 @@ def test_a_full_context_restarts_from_its_second_half(make_model: MakeModel) -> 
     [{"temperature": 0}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0}, ALL_RULES],
     ids=["greedy", "sampled", "another seed", "every rule"],
 )
-def test_drafting_gives_exactly_the_same_text(rules: dict[str, Any], make_model: MakeModel) -> None:
+def test_drafting_gives_exactly_the_same_text(rules: dict[str, Any]) -> None:
     """Beyond the end of the context too."""
     model = make_model(num_nextn_predict_layers=1)
     options = {"max_new_tokens": 90, **rules}
@@ -75,7 +72,7 @@ def test_drafting_gives_exactly_the_same_text(rules: dict[str, Any], make_model:
     assert generate(model, prompt, draft=True, **options) == generate(model, prompt, **options)
 
 
-def test_right_drafts_save_passes(make_model: MakeModel) -> None:
+def test_right_drafts_save_passes() -> None:
     """A model whose head prefers one token after anything: every guess is right."""
     model = make_model(num_nextn_predict_layers=1)
     with torch.no_grad():
@@ -90,7 +87,7 @@ def test_right_drafts_save_passes(make_model: MakeModel) -> None:
 
 
 @pytest.mark.parametrize("draft", [False, True])
-def test_a_stop_token_ends_the_text(draft: bool, make_model: MakeModel) -> None:
+def test_a_stop_token_ends_the_text(draft: bool) -> None:
     model = make_model(num_nextn_predict_layers=1).train()
     options = {"max_new_tokens": 40, "seed": 1, "draft": draft}
     text = generate(model, torch.tensor([1, 2]), **options)
@@ -101,7 +98,7 @@ def test_a_stop_token_ends_the_text(draft: bool, make_model: MakeModel) -> None:
 
 
 @pytest.mark.parametrize("draft", [False, True])
-def test_an_interrupted_text_is_continued(draft: bool, make_model: MakeModel) -> None:
+def test_an_interrupted_text_is_continued(draft: bool) -> None:
     model = make_model(num_nextn_predict_layers=1)
     options = {"max_new_tokens": 20, "temperature": 0, "draft": draft}
     whole = generate(model, torch.tensor([1, 2]), **options)
@@ -112,7 +109,7 @@ def test_an_interrupted_text_is_continued(draft: bool, make_model: MakeModel) ->
     assert whole[-len(rest) :] == rest
 
 
-def test_generating_with_a_diverged_model_is_a_clear_error(make_model: MakeModel) -> None:
+def test_generating_with_a_diverged_model_is_a_clear_error() -> None:
     model = make_model()
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
@@ -120,7 +117,7 @@ def test_generating_with_a_diverged_model_is_a_clear_error(make_model: MakeModel
         generate(model, torch.tensor([1]), max_new_tokens=1)
 
 
-def test_an_empty_prompt_is_refused(make_model: MakeModel) -> None:
+def test_an_empty_prompt_is_refused() -> None:
     empty = torch.empty(0, dtype=torch.int64)
     with pytest.raises(ValueError, match="the prompt has 0 tokens: it needs at least one"):
         generate(make_model(), empty, max_new_tokens=1)
@@ -141,9 +138,7 @@ class Allocated(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("how", ["one prompt", "drafting", "several prompts"])
-def test_generating_allocates_the_same_for_every_length_of_the_context(
-    how: str, make_model: MakeModel
-) -> None:
+def test_generating_allocates_the_same_for_every_length_of_the_context(how: str) -> None:
     sizes, options = [], {"max_new_tokens": 2, "temperature": 0}
     for context in (64, 163_840):
         model = make_model(max_position_embeddings=context, num_nextn_predict_layers=1)
@@ -165,9 +160,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("rules", [{"temperature": 0}, ALL_RULES], ids=["greedy", "every rule"])
-def test_several_prompts_give_what_each_gives_alone(
-    rules: dict[str, Any], make_model: MakeModel
-) -> None:
+def test_several_prompts_give_what_each_gives_alone(rules: dict[str, Any]) -> None:
     """Beyond the end of the context too, which the texts reach one after the other."""
     model = make_model(q_lora_rank=20).train()
     alone = [generate(model, prompt, max_new_tokens=40, **rules) for prompt in PROMPTS]
@@ -175,7 +168,7 @@ def test_several_prompts_give_what_each_gives_alone(
     assert model.training
 
 
-def test_each_text_of_a_batch_ends_where_it_ends_alone(make_model: MakeModel) -> None:
+def test_each_text_of_a_batch_ends_where_it_ends_alone() -> None:
     model = make_model()
     options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0, "seed": 1}
     whole = generate_batch(model, PROMPTS, **options)
@@ -186,7 +179,7 @@ def test_each_text_of_a_batch_ends_where_it_ends_alone(make_model: MakeModel) ->
     assert generate_batch(model, PROMPTS, stop_at=[stop_at], **options) == alone
 
 
-def test_a_batch_takes_as_many_passes_as_its_longest_text(make_model: MakeModel) -> None:
+def test_a_batch_takes_as_many_passes_as_its_longest_text() -> None:
     model, passes = make_model(), []
     model.register_forward_hook(lambda *_: passes.append(1))
     texts = generate_batch(model, PROMPTS[:2], max_new_tokens=12)

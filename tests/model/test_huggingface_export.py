@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,9 +29,8 @@ from moe_model.config import YarnScaling
 from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretrained
 from moe_model.training import LATEST, Checkpoints
 from tests.forked import ForkServer
+from tests.model.conftest import make_biased
 from tests.model.published import assert_same, command, our_logits, tensors, their_logits
-
-Make = Callable[..., LanguageModel]
 
 
 def write_run(model: LanguageModel, run: Path, vocabulary: str = "ab") -> Path:
@@ -47,9 +45,7 @@ def write_run(model: LanguageModel, run: Path, vocabulary: str = "ab") -> Path:
     return run
 
 
-def test_a_run_becomes_a_folder_that_auto_classes_load(
-    make_biased: Make, tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_a_run_becomes_a_folder_that_auto_classes_load(tmp_path: Path, ids_BS: Tensor) -> None:
     text = "".join(map(chr, range(33, 33 + 94))) + "\n\t "
     model, folder = make_biased(), tmp_path / "published"
     assert command("export", write_run(model, tmp_path / "run", text), folder) == 0
@@ -70,7 +66,7 @@ def test_a_run_becomes_a_folder_that_auto_classes_load(
     assert written.shape[1] == ids_BS.shape[1] + 5
 
 
-def test_export_and_import_give_the_same_bits(make_biased: Make, tmp_path: Path) -> None:
+def test_export_and_import_give_the_same_bits(tmp_path: Path) -> None:
     yarn = YarnScaling(factor=3.0, original_max_position_embeddings=9, mscale_all_dim=0.3)
     model = make_biased(
         q_lora_rank=20, n_group=4, topk_group=2, rope_scaling=yarn, num_nextn_predict_layers=2
@@ -86,9 +82,7 @@ def test_export_and_import_give_the_same_bits(make_biased: Make, tmp_path: Path)
         assert torch.equal(kept[name], tensor), name
 
 
-def test_shards_are_as_small_as_requested(
-    make_biased: Make, tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_shards_are_as_small_as_requested(tmp_path: Path, ids_BS: Tensor) -> None:
     model, folder = make_biased(), tmp_path / "published"
     save_pretrained(model, None, folder, shard_bytes=30_000)
     shards = [load_file(path) for path in folder.glob("*.safetensors")]
@@ -102,9 +96,7 @@ def test_shards_are_as_small_as_requested(
     assert torch.equal(our_logits(back, ids_BS), our_logits(model, ids_BS))
 
 
-def test_in_bf16_the_router_and_its_bias_stay_fp32(
-    make_biased: Make, tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_in_bf16_the_router_and_its_bias_stay_fp32(tmp_path: Path, ids_BS: Tensor) -> None:
     model, folder = make_biased(), tmp_path / "published"
     assert command("export", write_run(model, tmp_path / "run"), folder, "--dtype", "bf16") == 0
     kept = tensors(folder)
@@ -129,7 +121,7 @@ def test_in_bf16_the_router_and_its_bias_stay_fp32(
     ],
 )
 def test_a_model_that_their_class_cannot_be_is_refused(
-    fields: dict[str, Any], message: str, make_biased: Make, tmp_path: Path
+    fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(HuggingFaceError, match=f"{message}.*cannot be exported"):
         save_pretrained(make_biased(**fields), None, tmp_path / "published")
@@ -137,10 +129,7 @@ def test_a_model_that_their_class_cannot_be_is_refused(
 
 
 def test_nothing_is_left_after_an_error(
-    make_biased: Make,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(make_biased(), tmp_path / "run")
     target = tmp_path / "deep" / "published"
@@ -162,7 +151,7 @@ def test_nothing_is_left_after_an_error(
     assert not list(target.iterdir())
 
 
-def test_leftovers_of_a_killed_export_are_replaced(make_biased: Make, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_export_are_replaced(tmp_path: Path) -> None:
     run = write_run(make_biased(), tmp_path / "run")
     (tmp_path / ".published.partial").mkdir()
     (tmp_path / ".published.partial" / "half").write_text("of a file")
@@ -171,7 +160,7 @@ def test_leftovers_of_a_killed_export_are_replaced(make_biased: Make, tmp_path: 
     assert not (tmp_path / ".published.partial").exists()
 
 
-def test_ctrl_c_leaves_nothing(make_biased: Make, tmp_path: Path, fork_server: ForkServer) -> None:
+def test_ctrl_c_leaves_nothing(tmp_path: Path, fork_server: ForkServer) -> None:
     run, out = write_run(make_biased(), tmp_path / "run"), tmp_path / "out"
     out.mkdir()
     never_on_disk = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,15 +13,13 @@ from torch import Tensor
 from moe_model import PRESETS, LanguageModel, ModelConfig
 from moe_model.config import Llama3Scaling, YarnScaling
 from tests.counted import counter_of
-
-MakeConfig = Callable[..., ModelConfig]
-MakeModel = Callable[..., LanguageModel]
+from tests.model.conftest import make_config, make_model
 
 
 @pytest.mark.parametrize("rope", [2, 8])
 @pytest.mark.parametrize("ranks", [(15, None), (16, 5), (15, 5)])
 def test_a_single_token_is_read_wherever_its_rotary_part_begins(
-    ranks: tuple[int, int | None], rope: int, make_model: MakeModel, ids_BS: Tensor
+    ranks: tuple[int, int | None], rope: int, ids_BS: Tensor
 ) -> None:
     """With an odd rank of a latent it begins at an odd place, where no complex number may."""
     fields = {"kv_lora_rank": ranks[0], "q_lora_rank": ranks[1], "qk_nope_head_dim": 7}
@@ -47,9 +44,7 @@ def test_a_single_token_is_read_wherever_its_rotary_part_begins(
         {"num_nextn_predict_layers": 2},
     ],
 )
-def test_parameters_are_counted_without_building(
-    fields: dict[str, int | None], make_model: MakeModel
-) -> None:
+def test_parameters_are_counted_without_building(fields: dict[str, int | None]) -> None:
     model = make_model(**fields)
     assert model.config.parameters() == sum(p.numel() for p in model.parameters())
     expert = 3 * model.config.hidden_size * model.config.moe_intermediate_size
@@ -88,9 +83,7 @@ def test_presets_have_their_size_and_run_the_grouped_product(
     assert sum(p.numel() for p in model.parameters()) == config.parameters()
 
 
-def test_initial_weights_are_normal_and_those_behind_a_latent_as_large_as_a_projection(
-    make_config: MakeConfig,
-) -> None:
+def test_initial_weights_are_normal_and_those_behind_a_latent_as_large_as_a_projection() -> None:
     """What a latent is expanded to begins as large as a projection of the stream itself."""
     model = LanguageModel(
         make_config(hidden_size=128, q_lora_rank=32, kv_lora_rank=16, attention_bias=True)
@@ -114,7 +107,7 @@ def test_initial_weights_are_normal_and_those_behind_a_latent_as_large_as_a_proj
             assert expanded == pytest.approx(direct, rel=0.15)
 
 
-def test_same_seed_same_weights_for_any_global_generator(make_config: MakeConfig) -> None:
+def test_same_seed_same_weights_for_any_global_generator() -> None:
     first, second = LanguageModel(make_config()), LanguageModel(make_config())
     for model in (first, second):
         model.init_weights(torch.Generator().manual_seed(5))
@@ -123,9 +116,7 @@ def test_same_seed_same_weights_for_any_global_generator(make_config: MakeConfig
         assert torch.equal(ours, theirs)
 
 
-def test_fp32_router_weights_do_not_promote_a_bf16_stream(
-    make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_fp32_router_weights_do_not_promote_a_bf16_stream(ids_BS: Tensor) -> None:
     model = make_model().eval().bfloat16()
     seen = []
     for layer in model.layers:
@@ -138,9 +129,7 @@ def test_fp32_router_weights_do_not_promote_a_bf16_stream(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.filterwarnings("ignore")  # what the compiler says about itself
-def test_compiled_layers_compute_and_count_the_same(
-    dtype: torch.dtype, make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_compiled_layers_compute_and_count_the_same(dtype: torch.dtype, ids_BS: Tensor) -> None:
     """Captured for the compiler and run without generated code, which would take a minute."""
     plain, compiled = (make_model(num_hidden_layers=2).train() for _ in range(2))
     for layer in compiled.layers[1:]:
@@ -162,13 +151,13 @@ def test_compiled_layers_compute_and_count_the_same(
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_an_empty_batch_is_accepted(make_model: MakeModel) -> None:
+def test_an_empty_batch_is_accepted() -> None:
     """The last rank of an uneven evaluation gets one."""
     logits_BSV = make_model().eval()(torch.zeros(0, 5, dtype=torch.int64)).logits_BSV
     assert logits_BSV.shape == (0, 5, 97)
 
 
-def test_frozen_prediction_has_neither_gradients_nor_routers(make_model: MakeModel) -> None:
+def test_frozen_prediction_has_neither_gradients_nor_routers() -> None:
     model = make_model(num_nextn_predict_layers=2)
     assert model.router_depths == (1, 2, 3, 4)
     assert [router is model.mtp[0].layer.mlp.router for router in model.routers] == [0, 0, 1, 0]
@@ -178,7 +167,7 @@ def test_frozen_prediction_has_neither_gradients_nor_routers(make_model: MakeMod
     assert not any(parameter.requires_grad for parameter in model.mtp.parameters())
 
 
-def test_a_hidden_router_is_noticed(make_model: MakeModel) -> None:
+def test_a_hidden_router_is_noticed() -> None:
     model = make_model()
     model.layers[1].mlp = torch.nn.Identity()
     with pytest.raises(RuntimeError, match="found 1 routers, expected 2"):
@@ -207,7 +196,7 @@ def test_a_hidden_router_is_noticed(make_model: MakeModel) -> None:
     ],
 )
 def test_contradictions_are_refused_with_values_and_a_way_out(
-    fields: dict[str, Any], message: str, make_config: MakeConfig
+    fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
@@ -227,7 +216,7 @@ def test_impossible_scaling_is_refused(fields: dict[str, float], message: str) -
         YarnScaling(**{"factor": 4.0, "original_max_position_embeddings": 64, **fields})
 
 
-def test_descriptions_keep_scaling_and_name_wrong_fields(make_config: MakeConfig) -> None:
+def test_descriptions_keep_scaling_and_name_wrong_fields() -> None:
     yarn = YarnScaling(factor=4.0, original_max_position_embeddings=64)
     llama3 = Llama3Scaling(
         factor=8.0, original_max_position_embeddings=16, low_freq_factor=1.0, high_freq_factor=4.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,7 @@ from benchmarks.transformers_peer import peer, their_name
 from moe_model import LanguageModel, update_expert_bias
 from moe_model.training import Batch, StepBatches, loss_shares
 from tests.counted import counter_of
+from tests.model.conftest import make_model
 from tests.model.published import assert_same, their_ahead_logits
 
 S, D = 20, 2
@@ -21,7 +20,7 @@ S, D = 20, 2
 
 
 @pytest.fixture
-def model(make_model: Callable[..., LanguageModel]) -> LanguageModel:
+def model() -> LanguageModel:
     return make_model(num_nextn_predict_layers=D)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
-from moe_model import LanguageModel, LatentCache, valid_ahead
+from moe_model import LatentCache, valid_ahead
+from tests.model.conftest import make_model
 
 TOLERANCE = 2e-5
-MakeModel = Callable[..., LanguageModel]
 
 
 def without_the_first(columns: int) -> Tensor:
@@ -19,7 +17,7 @@ def without_the_first(columns: int) -> Tensor:
 
 
 @torch.no_grad()
-def test_padding_that_was_read_stays_hidden(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_padding_that_was_read_stays_hidden(ids_BS: Tensor) -> None:
     """New tokens need no mask, and tokens that are taken back leave no padding behind."""
     model = make_model(q_lora_rank=20).eval()
     alone = model(ids_BS[:1, 9:]).logits_BSV
@@ -33,7 +31,7 @@ def test_padding_that_was_read_stays_hidden(make_model: MakeModel, ids_BS: Tenso
 
 
 @torch.no_grad()
-def test_multi_token_prediction_ignores_padding(make_model: MakeModel, ids_BS: Tensor) -> None:
+def test_multi_token_prediction_ignores_padding(ids_BS: Tensor) -> None:
     """Neither on the left nor in a hole: nothing changes where the tokens ahead are real too."""
     model = make_model(num_nextn_predict_layers=2).eval()
     ids_BN, valid_BN = ids_BS[:1], without_the_first(9)
@@ -60,7 +58,7 @@ def test_a_position_is_valid_only_if_the_tokens_ahead_are() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_padded_batch_is_recomputed_and_rounded_as_any_other(
-    dtype: torch.dtype, make_model: MakeModel, ids_BS: Tensor
+    dtype: torch.dtype, ids_BS: Tensor
 ) -> None:
     valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
     valid_BS[1, :9] = False

@@ -9,7 +9,6 @@ variants of the model, without padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -19,13 +18,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from benchmarks.transformers_peer import peer, their_name
-from moe_model import LanguageModel, LatentCache, absorbing_is_cheaper
+from moe_model import LatentCache, absorbing_is_cheaper
 from moe_model.config import YarnScaling
+from tests.model.conftest import make_biased
 
 TOLERANCE = 2e-5
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)
 """Both corrections differ from 1, and from each other."""
-MakeModel = Callable[..., LanguageModel]
 
 GROUPS = {"n_group": 4, "topk_group": 2}
 ALL_AT_ONCE = {"q_lora_rank": 20, "rope_scaling": YARN, **GROUPS}
@@ -72,7 +71,7 @@ def their_logits(
 
 @pytest.mark.parametrize(("fields", "padding"), CASES)
 def test_logits_and_gradients_of_every_weight_equal(
-    fields: dict[str, Any], padding: list[str] | None, make_biased: MakeModel, ids_BS: Tensor
+    fields: dict[str, Any], padding: list[str] | None, ids_BS: Tensor
 ) -> None:
     model = make_biased(**fields).train()
     theirs = peer(model).train()
@@ -98,7 +97,7 @@ def test_logits_and_gradients_of_every_weight_equal(
 @pytest.mark.parametrize(("fields", "padding"), CASES)
 @torch.no_grad()
 def test_reading_in_parts_equals_theirs_with_their_cache(
-    fields: dict[str, Any], padding: list[str] | None, make_biased: MakeModel, ids_BS: Tensor
+    fields: dict[str, Any], padding: list[str] | None, ids_BS: Tensor
 ) -> None:
     """A prompt, few tokens absorbed, many after a past, one far behind, columns of padding."""
     model = make_biased(**fields).eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,12 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from moe_model import LanguageModel, ModelConfig, Router, update_expert_bias
+from moe_model import ModelConfig, Router, update_expert_bias
 from moe_model.training import make_optimizer
-from tests.model.conftest import SMALL
+from tests.model.conftest import SMALL, make_model
 
 E, K, D = 16, 3, 6
-MakeModel = Callable[..., LanguageModel]
 
 
 def make_router(**fields: Any) -> Router:
@@ -104,7 +102,7 @@ def test_forced_experts_take_every_token_but_only_while_training() -> None:
 
 
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "double"])
-def test_bias_stays_fp32_when_the_model_is_cast(cast: str, make_model: MakeModel) -> None:
+def test_bias_stays_fp32_when_the_model_is_cast(cast: str) -> None:
     model = make_model()
     model.routers[0].expert_bias.fill_(0.1234567)
     getattr(model, cast)()
@@ -114,7 +112,7 @@ def test_bias_stays_fp32_when_the_model_is_cast(cast: str, make_model: MakeModel
     assert model.routers[0].weight.dtype != torch.float32
 
 
-def test_bias_is_saved_with_the_weights_and_never_optimised(make_model: MakeModel) -> None:
+def test_bias_is_saved_with_the_weights_and_never_optimised() -> None:
     model, loaded = make_model(), make_model(seed=1)
     for router in model.routers:
         router.expert_bias.normal_()
@@ -127,7 +125,7 @@ def test_bias_is_saved_with_the_weights_and_never_optimised(make_model: MakeMode
     assert not managed & {id(router.expert_bias) for router in model.routers}
 
 
-def test_a_bias_that_was_loaded_in_bf16_is_not_updated_in_silence(make_model: MakeModel) -> None:
+def test_a_bias_that_was_loaded_in_bf16_is_not_updated_in_silence() -> None:
     model = make_model()
     half = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
     model.load_state_dict(half, assign=True)

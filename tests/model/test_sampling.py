@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,10 +19,9 @@ from transformers import (
 )
 
 from benchmarks.transformers_peer import peer
-from moe_model import LanguageModel, SamplingRules, generate_batch
+from moe_model import SamplingRules, generate_batch
 from moe_model.sampling import Sampler, generate
-
-MakeModel = Callable[..., LanguageModel]
+from tests.model.conftest import make_model
 
 
 @given(
@@ -67,9 +65,7 @@ def test_a_draw_is_one_of_the_nucleus_and_the_likeliest_at_a_tiny_temperature() 
         assert {rules.pick(logits_V, [], generator) for _ in range(50)} == nucleus
 
 
-def test_a_penalty_counts_the_prompt_as_in_their_loop(
-    make_model: MakeModel, ids_BS: Tensor
-) -> None:
+def test_a_penalty_counts_the_prompt_as_in_their_loop(ids_BS: Tensor) -> None:
     """Greedy, through the whole loop of transformers."""
     model, options = make_model(), {"max_new_tokens": 20, "repetition_penalty": 1.4}
     theirs = peer(model).eval()
@@ -90,9 +86,7 @@ def test_a_penalty_counts_the_prompt_as_in_their_loop(
         ({"repetition_penalty": 0.0}, "repetition-penalty 0.0 is out of range: choose above 0"),
     ],
 )
-def test_impossible_rules_are_refused(
-    rules: dict[str, Any], message: str, make_model: MakeModel
-) -> None:
+def test_impossible_rules_are_refused(rules: dict[str, Any], message: str) -> None:
     for start, prompt in ((Sampler, torch.tensor([1])), (generate_batch, [torch.tensor([1])])):
         with pytest.raises(ValueError, match=message):
             start(make_model(), prompt, max_new_tokens=1, **rules)

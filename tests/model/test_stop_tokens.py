@@ -22,6 +22,7 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.huggingface import read_stop_ids
+from tests.model.conftest import make_model
 from tests.model.llamas import random_llama, story, upcycle
 from tests.model.llamas import save as save_llama
 from tests.model.published import change_config, command, their_model
@@ -127,7 +128,7 @@ def test_a_damaged_file_or_an_impossible_token_is_refused(
     ],
 )
 def test_a_checkpoint_whose_tokens_do_not_fit_its_model_is_refused(
-    vocabulary: str, facts: dict[str, Any], message: str, make_model: Any, tmp_path: Path
+    vocabulary: str, facts: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     model = make_model()
     write_tensors(tmp_path / WEIGHTS, model.state_dict())

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model import FeedForward, MixtureOfExperts, ModelConfig
+from moe_model import FeedForward, MixtureOfExperts
 from moe_model.upcycle import break_symmetry, expert_width, split_into_experts
+from tests.model.conftest import make_config
 
 MakeCase = Callable[..., tuple[FeedForward, MixtureOfExperts]]
 
 
 @pytest.fixture
-def make_case(make_config: Callable[..., ModelConfig]) -> MakeCase:
+def make_case() -> MakeCase:
     """A dense layer and its experts; the neurons differ in usefulness."""
 
     def make(width: int, **fields: Any) -> tuple[FeedForward, MixtureOfExperts]:

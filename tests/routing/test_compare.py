@@ -4,6 +4,7 @@ import random
 import struct
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,13 +16,13 @@ Ids = list[list[list[int]]]
 
 
 def write(
-    path: Path, ids: Ids, experts: int, *, margins: list[float] | None = None, tokens: int = 0
+    path: Path, ids: Ids, experts: int, *, margins: Any = None, tokens: int = 0, **about: str
 ) -> Path:
     """A file with these choices: layer → token → experts; ``tokens``: first token id."""
     count, k = len(ids[0]), len(ids[0][0])
     depths = tuple(range(1, len(ids) + 1))
     shape = Shape(depths, tuple(f"L{n}" for n in depths), experts, k, count)
-    writer = RoutingWriter(path, shape)
+    writer = RoutingWriter(path, shape, **about)
     writer.put_tokens(range(tokens, tokens + count), [b"a"] * count, [0] * count, [0] * count)
     for layer, rows in enumerate(ids):
         flat = [expert for row in rows for expert in row]

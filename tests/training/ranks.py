@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -49,6 +48,7 @@ from moe_model.training import (
     whole_weights,
 )
 from moe_model.training.console import sample
+from tests.forked import free_port
 
 Claim = Callable[[World, Path], None]
 CPU = torch.device("cpu")
@@ -548,10 +548,7 @@ APART: dict[str, tuple[int, Claim, float]] = {
 
 def fork_ranks(size: int, one_rank: Callable[[int], None]) -> list[int]:
     """Fork ``size`` processes with the environment of ranks; their process ids."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(size)}
     children = []
     for rank in range(size):
         child = os.fork()

@@ -15,7 +15,6 @@ from moe_model import (
     CharTokenizer,
     CheckpointError,
     LanguageModel,
-    ModelConfig,
     read_checkpoint,
     store,
     write_description,
@@ -31,20 +30,14 @@ from moe_model.training import (
     optimizer_state,
 )
 from moe_model.training import checkpoint as checkpoint_module
+from tests.model.conftest import make_config
 
 Save = Callable[..., Path]
 
 
 @pytest.fixture
 def model() -> LanguageModel:
-    return LanguageModel(
-        ModelConfig(
-            vocab_size=4, hidden_size=16, num_hidden_layers=2, first_k_dense_replace=1,
-            intermediate_size=16, moe_intermediate_size=8, n_routed_experts=4, n_shared_experts=1,
-            num_experts_per_tok=2, num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=4,
-            qk_rope_head_dim=4, v_head_dim=4, max_position_embeddings=16,
-        )
-    )  # fmt: skip
+    return LanguageModel(make_config(vocab_size=4, num_hidden_layers=2, n_routed_experts=4))
 
 
 @pytest.fixture

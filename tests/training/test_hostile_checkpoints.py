@@ -23,7 +23,6 @@ from moe_model import (
     CharTokenizer,
     CheckpointError,
     LanguageModel,
-    ModelConfig,
     read_checkpoint,
     read_plain_description,
     write_description,
@@ -32,6 +31,7 @@ from moe_model import (
 from moe_model.config import YarnScaling
 from moe_model.training import Options, Progress, World
 from moe_model.training.checkpoint import described, find_checkpoint
+from tests.model.conftest import make_config
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import Capsys, Train
 
@@ -230,15 +230,10 @@ def test_progress_that_a_run_wrote_is_read_back() -> None:
 
 
 @pytest.fixture(scope="module")
-def smallest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A checkpoint of the smallest model, and its ``checkpoint.json``."""
-    config = ModelConfig(
-        vocab_size=4, hidden_size=8, num_hidden_layers=2, first_k_dense_replace=1,
-        intermediate_size=8, moe_intermediate_size=4, n_routed_experts=4, n_shared_experts=1,
-        num_experts_per_tok=2, num_attention_heads=2, kv_lora_rank=4, qk_nope_head_dim=4,
-        qk_rope_head_dim=4, v_head_dim=4, max_position_embeddings=16,
-        rope_scaling=YarnScaling(factor=2.0, original_max_position_embeddings=8),
-    )  # fmt: skip
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A checkpoint of a small model, and its ``checkpoint.json``."""
+    yarn = YarnScaling(factor=2.0, original_max_position_embeddings=8)
+    config = make_config(vocab_size=4, num_hidden_layers=2, rope_scaling=yarn)
     folder = tmp_path_factory.mktemp("saved")
     write_tensors(folder / "model.safetensors", LanguageModel(config).state_dict())
     write_description(
@@ -282,9 +277,9 @@ def changes(draw: st.DrawFn) -> Callable[[dict[str, Any]], None]:
 @given(st.lists(changes(), min_size=1, max_size=3))
 @settings(max_examples=100, deadline=None)
 def test_any_description_gives_a_model_or_a_checkpoint_error(
-    smallest: tuple[Path, str], todo: list[Callable[[dict[str, Any]], None]]
+    small: tuple[Path, str], todo: list[Callable[[dict[str, Any]], None]]
 ) -> None:
-    folder, text = smallest
+    folder, text = small
     description = json.loads(text)
     del description["sha256"]
     for change in todo:
@@ -297,8 +292,8 @@ def test_any_description_gives_a_model_or_a_checkpoint_error(
     assert model(torch.zeros(1, 4, dtype=torch.int64)).logits_BSV.shape[:2] == (1, 4)
 
 
-def test_a_whole_number_is_read_as_a_float_where_one_is_meant(smallest: tuple[Path, str]) -> None:
-    folder, text = smallest
+def test_a_whole_number_is_read_as_a_float_where_one_is_meant(small: tuple[Path, str]) -> None:
+    folder, text = small
     description = json.loads(text)
     description["model"]["rope_theta"] = 50000
     description["model"]["rope_scaling"]["factor"] = 3
@@ -312,9 +307,9 @@ def test_a_whole_number_is_read_as_a_float_where_one_is_meant(smallest: tuple[Pa
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
 @settings(max_examples=100, deadline=None)
 def test_a_flipped_bit_is_noticed_or_changes_nothing(
-    smallest: tuple[Path, str], place: int, bit: int
+    small: tuple[Path, str], place: int, bit: int
 ) -> None:
-    folder, text = smallest
+    folder, text = small
     content = bytearray(text.encode())
     content[place % len(content)] ^= 1 << bit
     (folder / "checkpoint.json").write_bytes(content)

@@ -26,7 +26,7 @@ from moe_model.training import (
     lost_ranks,
     parallelize,
 )
-from tests.forked import ForkServer
+from tests.forked import ForkServer, free_port
 from tests.training.ranks import APART, CPU, TOGETHER, make_model
 from tests.training.story import wait_until
 
@@ -60,12 +60,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def test_a_process_without_a_launcher_is_a_world_of_one(alone: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from moe_model import read_checkpoint
-from tests.forked import ROOT, ForkServer, Program
+from tests.forked import ROOT, ForkServer, Program, free_port
 from tests.training.conftest import SMALL, last_of_each, log_of
 from tests.training.story import Capsys, Log, ReadLog, Train, from_step, steps, story, wait_until
 
@@ -45,11 +44,8 @@ def start_as_ranks(
     server: ForkServer, *flags_of_each: Sequence[str], program: Sequence[str] = TRAINER
 ) -> Ranks:
     """Start a rank with each of the command lines, as ``srun`` does: nothing is around them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     size = str(len(flags_of_each))
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": size}
     return [
         server.start(*program, *flags, **place, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank, flags in enumerate(flags_of_each)

@@ -7,7 +7,7 @@ import pytest
 
 from microscope_tui.diagnosis import Criteria
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord
-from microscope_tui.watch import MOST_STEPS, AgainstBaseline, BadBaseline, Baseline, read_baseline
+from microscope_tui.watch import MOST_STEPS, AgainstBaseline, Baseline, read_baseline
 from tests.conftest import header, step
 
 EVEN, ONE_DEAD = [4, 4, 4, 4], [8, 8, 0, 0]
@@ -48,21 +48,6 @@ def test_a_router_without_counts_has_no_reference(write_log: Any) -> None:
     reference = read(write_log([small(2), one])).reference
     assert reference.dead == (frozenset(), None)
     assert (reference.starved_share[1], reference.max_violation[1]) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        (b'{"kind":"step","step":1,"loss":2}', "holds no step with tokens_per_expert"),
-        (b'{"kind":"run","format_version":9}', "format_version is 9"),
-    ],
-)
-def test_a_run_that_cannot_serve_says_why(write_log: Any, line: bytes, words: str) -> None:
-    path = write_log([line] if b"format_version" in line else [small(), line])
-    with pytest.raises(BadBaseline, match=words):
-        read(path)
-    with pytest.raises(BadBaseline, match=r"name another run|name a run that logs them"):
-        read(path)
 
 
 def test_other_routers_are_told_with_both_shapes(write_log: Any) -> None:

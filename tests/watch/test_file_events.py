@@ -12,6 +12,7 @@ import pytest
 from microscope_tui.runlog import Tail
 from microscope_tui.watch import FileEvents, file_events
 
+Watching = Callable[..., FileEvents]
 ARRIVES_S = 5.0
 QUIET_S = 0.05
 
@@ -25,7 +26,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def watching() -> Iterator[Callable[..., FileEvents]]:
+def watching() -> Iterator[Watching]:
     started: list[FileEvents] = []
 
     def watch(root: Path) -> FileEvents:
@@ -48,7 +49,7 @@ def wait_until_quiet(events: FileEvents) -> None:
         pass
 
 
-def test_what_a_trainer_does_is_announced(log: Path, watching: Callable[..., FileEvents]) -> None:
+def test_what_a_trainer_does_is_announced(log: Path, watching: Watching) -> None:
     events = watching(log.parents[1])
     assert (events.mode, events.reason) == ("events", "")
     new = log.parents[1] / "new" / "metrics.jsonl"
@@ -66,7 +67,7 @@ def test_what_a_trainer_does_is_announced(log: Path, watching: Callable[..., Fil
         assert events.wait(ARRIVES_S)
 
 
-def test_looking_at_a_log_announces_nothing(log: Path, watching: Callable[..., FileEvents]) -> None:
+def test_looking_at_a_log_announces_nothing(log: Path, watching: Watching) -> None:
     events = watching(log.parents[1])
     wait_until_quiet(events)
     Tail(log).read()
@@ -75,7 +76,7 @@ def test_looking_at_a_log_announces_nothing(log: Path, watching: Callable[..., F
 
 
 def test_a_single_file_is_watched_alone_also_through_a_link(
-    log: Path, tmp_path: Path, watching: Callable[..., FileEvents]
+    log: Path, tmp_path: Path, watching: Watching
 ) -> None:
     link = tmp_path / "link.jsonl"
     link.symlink_to(log)
@@ -89,9 +90,7 @@ def test_a_single_file_is_watched_alone_also_through_a_link(
         events.stop()
 
 
-def test_a_folder_that_is_a_link_is_watched(
-    log: Path, tmp_path: Path, watching: Callable[..., FileEvents]
-) -> None:
+def test_a_folder_that_is_a_link_is_watched(log: Path, tmp_path: Path, watching: Watching) -> None:
     (tmp_path / "link").symlink_to(log.parents[1])
     events = watching(tmp_path / "link")
     append(log)
@@ -129,7 +128,7 @@ def test_a_folder_that_is_not_there_is_polled(tmp_path: Path) -> None:
 
 
 def test_too_many_folders_are_polled(
-    log: Path, watching: Callable[..., FileEvents], monkeypatch: pytest.MonkeyPatch
+    log: Path, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_events, "_MAX_FOLDERS", 3)
     root = log.parents[1]
@@ -161,9 +160,7 @@ def test_events_that_do_not_arrive_are_given_up_the_second_time(mute: FileEvents
     assert (mute.mode, mute.reason) == ("polling", "events did not arrive")
 
 
-def test_an_event_that_comes_a_little_late_has_arrived(
-    log: Path, watching: Callable[..., FileEvents]
-) -> None:
+def test_an_event_that_comes_a_little_late_has_arrived(log: Path, watching: Watching) -> None:
     events = watching(log.parents[1])
     for _ in range(5):
         wait_until_quiet(events)
@@ -173,9 +170,7 @@ def test_an_event_that_comes_a_little_late_has_arrived(
     assert events.mode == "events"
 
 
-def test_stopping_wakes_who_waits_and_leaves_no_thread(
-    log: Path, watching: Callable[..., FileEvents]
-) -> None:
+def test_stopping_wakes_who_waits_and_leaves_no_thread(log: Path, watching: Watching) -> None:
     before = threading.active_count()
     events = watching(log.parents[1])
     wait_until_quiet(events)
