@@ -3,9 +3,8 @@
     python train.py                               # minutes, no download
     python train.py --steps 300 --run first
     python train.py --run first --resume auto     # resume, bit for bit
-    python train.py --balance none                # watch experts starve
     python train.py --force-collapse 3@100 --on-collapse stop
-    torchrun --nproc-per-node 2 -- train.py       # two processes, twice the batch
+    torchrun --nproc-per-node 2 -- train.py       # two processes
 
 Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 usage error, 75 stopped by a signal;
 before 3 and 75 a checkpoint is written.

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 COMMON = {
-    "--preset", "--data", "--steps", "--batch-size", "--lr", "--seed", "--device", "--balance",
-    "--bias-update-rate", "--force-collapse", "--run", "--resume", "--on-collapse", "--log-dir",
-    "--checkpoint-dir", "--config", "--help", "--help-all", "--version",
+    "--preset", "--data", "--steps", "--batch-size", "--lr", "--balance", "--bias-update-rate",
+    "--force-collapse", "--run", "--resume", "--on-collapse", "--help-all",
 }  # fmt: skip
 
 MEASURED_MINUTES = {"tiny": 5.1}
@@ -36,38 +35,46 @@ _VOCABULARY = {"char": 100, "bpe": 8192}
 """Vocabulary of a typical text; with characters it hardly changes the size of the model."""
 
 
-class _CommonOptions(DefaultFormatter):
-    """Hides in a panel what only ``--help-all`` shows."""
+class _Page(DefaultFormatter):
+    """A page of help: examples first, and options that few need only with ``--help-all``."""
+
+    def __init__(self, examples: str, *, everything: bool) -> None:
+        super().__init__()
+        self._examples, self._everything = examples, everything
+
+    def render_description(self, console: Console, options: ConsoleOptions, text: object) -> None:
+        super().render_description(console, options, text)
+        console.print(f"{self._examples}\n", markup=False, highlight=False)
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-        entries = [entry for entry in panel.entries if COMMON & set(entry.names)]
-        if entries:
-            super().__call__(console, options, panel.copy(entries=entries))
+        shown = [one for one in panel.entries if self._everything or COMMON & set(one.names)]
+        if shown:
+            super().__call__(console, options, panel.copy(entries=shown))
 
 
-def new_app(doc: str, **settings: Any) -> App:
+def new_app(doc: str, *, everything: bool = False, **settings: Any) -> App:
     """The cyclopts app of ``train.py``, without its command.
 
     Args:
         doc: The module's docstring: a summary, then examples.
     """
     summary, examples = doc.split("\n\n")[:2]
-    settings = {"help_formatter": _CommonOptions(), **settings}
     app = App(
         name="train.py",
         help=summary,
-        help_epilogue=f"{_presets()}\n\n{examples}",
+        help_formatter=_Page(examples, everything=everything),
+        help_epilogue=_presets(),
         version=version,
-        usage="Usage: train.py [OPTIONS]",
+        usage="Usage: python train.py [OPTIONS]",
         group_commands=Group("Help", sort_key=0),
         **settings,
     )
 
     def help_all() -> None:
         """Display every option, and every field of the model."""
-        everything = new_app(doc, help_formatter=None)
-        everything.default(app.default_command)
-        everything.help_print([])
+        full = new_app(doc, everything=True)
+        full.default(app.default_command)
+        full.help_print([])
 
     app.command(help_all, name="--help-all")
     return app
@@ -88,7 +95,7 @@ def answer_without_torch(doc: str) -> None:
 
 def _presets() -> str:
     """A table of the presets, indented as a block of code."""
-    rows = [("--preset", "parameters", "active", "steps", "minutes", "checkpoint")]
+    rows = [("--preset", "parameters", "per token", "steps", "minutes", "checkpoint")]
     for name, defaults in RUN_DEFAULTS.items():
         fields = {"vocab_size": _VOCABULARY[defaults["tokenizer"]], **PRESETS[name]}
         config = ModelConfig.from_dict(fields)
@@ -102,15 +109,10 @@ def _presets() -> str:
             minutes = MEASURED_MINUTES.get(name, "-")
             rows.append((*row, str(minutes), _bytes(SAVED_BYTES_PER_PARAMETER * size)))
     lines = [
-        f"{name:<12}{parameters:>11}{active:>9}{steps:>9}{minutes:>9}  {checkpoint}"
+        f"{name:<12}{parameters:>11}{active:>11}{steps:>9}{minutes:>9}  {checkpoint}"
         for name, parameters, active, steps, minutes, checkpoint in rows
     ]
-    lines += [
-        "",
-        "active: parameters used per token. checkpoint: size of one of latest, previous and best.",
-        "minutes: on 2 cores of an AMD EPYC, by python -m benchmarks.forced_collapse",
-        "--full; -: not measured.",
-    ]
+    lines.append("minutes: 2 cores of an AMD EPYC, python -m benchmarks.forced_collapse --full")
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 

@@ -30,6 +30,8 @@ _OUTPUT = Parameter(group=Group("Log and output", sort_key=5))
 _MODEL = Group("Model fields (default: the preset's)", sort_key=6)
 
 _SWITCH = Parameter(negative=(), show_default=False)
+_NAMED = Parameter(show_choices=False)
+"""The choices are in the text."""
 _SPEED = Parameter(show_default=False)
 """Can be switched off (``--no-compile``) when a run is resumed."""
 
@@ -102,11 +104,10 @@ class Options:
     """The options of a run."""
 
     preset: Annotated[str, _DATA] = "tiny"
-    """Shape of the model and defaults of the run: tiny, small, shakespeare or deepseek-v3."""
+    """Model and defaults: see the table below."""
     data: Annotated[str, _DATA] = _PRESET
-    """Training text: python-docs (comes with Python; the default, except for the preset
-    shakespeare), tinyshakespeare (1 MB, downloaded once), a UTF-8 file, or a folder of UTF-8
-    files."""
+    """Text: python-docs (comes with Python), tinyshakespeare (1 MB, downloaded), a UTF-8 file or
+    folder (default: the preset's)."""
     tokenizer: Annotated[str, _DATA] = _PRESET
     """Tokenizer: char, bpe (byte pairs, learned from the text), a name on the Hugging Face hub such
     as HuggingFaceTB/SmolLM2-135M, or a folder with a tokenizer.json (default: the preset's)."""
@@ -127,8 +128,8 @@ class Options:
     grad_accum: Annotated[int, _TRAINING] = 1
     """Micro-batches (forward passes) in one optimizer step."""
     lr: Annotated[float, _TRAINING] = _PRESET
-    """Peak learning rate, after warm-up and before the cosine (default: the preset's, or a tenth of
-    it when you start from an imported or upcycled model)."""
+    """Peak learning rate (default: the preset's, or a tenth of it when you start from an imported
+    or upcycled model)."""
     optimizer: Annotated[OptimizerName, _TRAINING] = "adamw"
     """Optimizer: adamw, or muon for the matrices of attention and dense layers with adamw for the
     rest."""
@@ -150,8 +151,8 @@ class Options:
     """Parallelism under torchrun: ddp (the default there) keeps the whole model in every process,
     fsdp a part of it."""
 
-    balance: Annotated[Literal["bias", "aux", "none"], _BALANCE] = "bias"
-    """Load balancing: bias (DeepSeek-V3, without a loss), aux (classic auxiliary loss), or none."""
+    balance: Annotated[Literal["bias", "aux", "none"], _BALANCE, _NAMED] = "bias"
+    """Load balancing: bias (as DeepSeek-V3, no loss), aux (auxiliary loss) or none."""
     bias_update_rate: Annotated[float, _BALANCE] = _PRESET
     """Change of an expert's bias per step with --balance bias (default: the preset's)."""
     seq_aux_weight: Annotated[float, _BALANCE] = _PRESET
@@ -175,7 +176,7 @@ class Options:
     """LAYER@STEP: from that step on, route every token of that layer to the same experts."""
 
     run: Annotated[str, _RUN] = _PRESET
-    """Name of the run and of its folders (default: PRESET-YYYY-MM-DD-HHMMSS)."""
+    """Name of the run (default: PRESET-YYYY-MM-DD-HHMMSS)."""
     log_dir: Annotated[Path, _OUTPUT] = Path("logs")
     """Write the run log to LOG_DIR/RUN."""
     profile: Annotated[Literal["pretrain", "finetune"] | None, _OUTPUT] = None
@@ -191,10 +192,9 @@ class Options:
     eval_every: Annotated[int, _OUTPUT] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
     resume: Annotated[str | None, _RUN] = None
-    """Resume from a checkpoint, bit for bit: auto takes the newest intact checkpoint of --run, or
-    starts the run if there is none; or name a checkpoint. Options not given are taken from that
-    run."""
-    on_collapse: Annotated[Literal["log", "checkpoint", "stop"], _RUN] = "log"
+    """Resume from a checkpoint, bit for bit; auto takes the newest of --run, or starts it. Options
+    not given are taken from that run."""
+    on_collapse: Annotated[Literal["log", "checkpoint", "stop"], _RUN, _NAMED] = "log"
     """When a router has collapsed: log reports it, checkpoint also saves the state at that step,
     stop saves and exits with 3."""
     sample_prompt: Annotated[str | None, _OUTPUT, Parameter(allow_leading_hyphen=True)] = None

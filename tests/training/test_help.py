@@ -70,7 +70,10 @@ def test_help_shows_what_most_runs_need_and_help_all_the_rest() -> None:
     for flag in ("--router-noise", "--model.hidden_size", "--grad-accum"):
         assert flag not in short.stdout
         assert flag in long.stdout
-    assert len(short.stdout.splitlines()) < len(long.stdout.splitlines()) / 2
+    assert len(short.stdout.splitlines()) <= 50 < len(long.stdout.splitlines()) / 2
+    for page in (short, long):
+        assert page.stdout.startswith("Usage: python train.py")
+        assert page.stdout.index("python train.py --run first") < page.stdout.index("╭─")
 
 
 def test_the_table_of_presets_is_true() -> None:
@@ -100,12 +103,15 @@ def test_a_preset_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.Monke
     ],
     ids=" ".join,
 )
-def test_every_command_of_the_model_prints_its_version(
+def test_every_command_of_the_model_prints_its_version_and_a_page_of_help(
     fork_server: ForkServer, command: list[str]
 ) -> None:
     program = fork_server.start(*command, "--version")
     output, errors = program.communicate()
     assert (program.returncode, output) == (0, f"{version()}\n"), errors
+    output, _ = fork_server.start(*command, "--help", COLUMNS="80").communicate()
+    assert output.startswith(f"Usage: python {' '.join(command)}")
+    assert len(output.splitlines()) <= 50
 
 
 def test_the_trainer_prints_its_version_without_torch() -> None:
