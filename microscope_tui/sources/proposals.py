@@ -54,7 +54,11 @@ _LOAD = re.compile(
     r"load|usage|util|count|tokens|freq|frac|share|assign|dispatch|routed|select|hits|percent|pct",
     re.IGNORECASE,
 )
-_NO_LOAD = re.compile(r"prob|score|weight|logit|gate|grad|norm|loss|import|time", re.IGNORECASE)
+_NO_LOAD = re.compile(
+    r"prob|score|weight|logit|gate|grad|norm|loss|import|time|rank|device|gpu|head|hist|bin|bucket"
+    r"|class|node|stage|slot|quantile",
+    re.IGNORECASE,
+)
 _Series = Mapping[int, float]
 
 
@@ -170,7 +174,7 @@ def propose(found: Survey, top_k: int | None = None) -> Proposal | None:
     loads = [m for m in matrices if m.quantity != "expert_bias"]
     if not loads:
         return None
-    best, *others = sorted(loads, key=lambda m: (not m.right, *_rank(m.text), -len(m.keys)))
+    best, *others = sorted(loads, key=_unlikely)
     biases = [m for m in matrices if m not in loads and m.experts == best.experts]
     alone = not any(m.right for m in others)
     return Proposal(
@@ -183,9 +187,16 @@ def propose(found: Survey, top_k: int | None = None) -> Proposal | None:
     )
 
 
-def _rank(text: str) -> tuple[bool, bool, bool]:
-    """Sort keys by their words: loads of experts first."""
-    return bool(_NO_LOAD.search(text)), not _OF_ROUTERS.search(text), not _LOAD.search(text)
+def _unlikely(one: _Matrix) -> tuple[object, ...]:
+    """Sorts matrices: right sums, words for the loads of experts, counts before shares, size."""
+    words = bool(_NO_LOAD.search(one.text)), not _OF_ROUTERS.search(one.text)
+    return (
+        not one.right,
+        *words,
+        not _LOAD.search(one.text),
+        one.quantity == "share",
+        -len(one.keys),
+    )
 
 
 def _matrix(
@@ -231,11 +242,9 @@ def _as_matrix(
     sizes = {len(row) for row in rows.values()}
     if len(sizes) > 1 or min(sizes) < 2 or any(max(row) + 1 != len(row) for row in rows.values()):
         return None
-    every = [value for key in keys.values() for value in values[key].values()]
-    low, high, right, total = min(every), max(every), False, 0.0
-    quantity = "expert_bias"
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return None
+    every = [v for key in keys.values() for v in values[key].values() if math.isfinite(v)]
+    low, high = min(every, default=0.0), max(every, default=0.0)
+    quantity, right, total = "expert_bias", False, 0.0
     if "bias" not in " ".join(texts).lower():
         if low < 0 or high == 0 or set(every) <= {0.0, 1.0}:
             return None
