@@ -49,8 +49,8 @@ class CheckOptions:
     every
         Judge every run and exit with the worst code.
     profile
-        Judge as this kind of run, overriding the header: in fine-tuning only the change against
-        a reference counts, in an evaluation nothing is trained.
+        Judge as this kind of run, not as in the header: finetune counts only changes, in eval
+        nothing is trained.
     since_step
         Count only findings that began at this step or later, or are active.
     new_only
@@ -127,7 +127,7 @@ class SourceOptions:
     Parameters
     ----------
     source
-        Name of the format; ``moe-microscope sources`` lists them.
+        Format, if not recognised (see ``moe-microscope sources``).
     map_
         QUANTITY=REGEX: which keys hold a quantity, for example
         ``'share=load_(?P<layer>\\d+)_(?P<expert>\\d+)'``; may be repeated.
