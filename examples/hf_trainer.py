@@ -1,5 +1,6 @@
 """The Hugging Face Trainer: one callback more.
 
+    pip install '.[hf]'    # with accelerate, which the Trainer needs
     python examples/hf_trainer.py
 
 Trains a small Mixtral with random weights on text that comes with Python: no download. A token is

@@ -1,6 +1,6 @@
 """TRL's supervised fine-tuning with LoRA: the same callback as for the Trainer.
 
-    pip install trl peft
+    pip install '.[hf]' trl peft
     python examples/sft_lora.py
 
 Tunes a small Mixtral with random weights on text that comes with Python: no download.

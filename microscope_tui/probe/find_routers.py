@@ -31,6 +31,7 @@ from microscope_tui.probe.sites import (
 )
 
 _WRAPPED = re.compile(r"(\.base_layer|\.modules_to_save\.\w+)+$")  # by PEFT
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _IDS = ("top_k_index", "router_indices", "topk_ids", "expert_indices")
 _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights")
 
@@ -69,7 +70,12 @@ def _adapted(model: nn.Module, routers: Mapping[str, Adapter]) -> list[Site]:
 
 def _adapted_site(path: str, module: nn.Module, adapter: Adapter) -> Site:
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        return Choice(adapter.ids(module, args, output))
+        ids, k = adapter.ids(module, args, output), adapter.top_k
+        shape, kind = [*getattr(ids, "shape", ())], getattr(ids, "dtype", type(ids).__name__)
+        if kind not in _INTEGERS or shape[-1:] != [k]:
+            found = f"the adapter of {path} returned {kind}{shape or ''}"
+            raise TypeError(f"{found}: return the ids of the chosen experts, integers [T, {k}]")
+        return Choice(ids)
 
     made = site_at_router(path, module, module, read, adapter.num_experts, adapter.top_k, None)
     made.block = made.scores = None
@@ -245,18 +251,17 @@ def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
     for layer in model.modules():
         if type(layer).__name__ != "Ernie4_5_VLMoeMoeBlock":
             continue
-        kinds: list[Any] = [None]
+        kinds: list[Tensor | None] = [None]
 
         def note_token_types(module: Any, args: Any, kwargs: Any, kinds: list[Any] = kinds) -> None:
             given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
             kinds[0] = None if given is None else given.bool()
 
-        def text(kinds: list[Any] = kinds) -> Tensor | None:
+        def text(kinds: list[Tensor | None] = kinds) -> Tensor | None:
             return None if kinds[0] is None else ~kinds[0]
 
-        def vision(kinds: list[Any] = kinds) -> Tensor | None:
-            seen: Tensor | None = kinds[0]
-            return seen
+        def vision(kinds: list[Tensor | None] = kinds) -> Tensor | None:
+            return kinds[0]
 
         for site in sites:
             if site.block is layer.text_moe:

@@ -126,16 +126,18 @@ class ForwardHooks:
     def _for(self, place: int, call: Callable[..., None]) -> Callable[..., None]:
         def hook(*args: Any) -> None:
             if self._batch is None:
-                self.outside += self.on and torch.is_grad_enabled() and not _in_backward()
+                inside = self._inside or _in_backward()
+                self.outside += self.on and torch.is_grad_enabled() and not inside
                 return
-            self._try(call, place, *args)
+            self.attempt(call, place, *args)
 
         return hook
 
-    def _try(self, call: Callable[..., Any], *args: Any) -> None:
+    def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What ``call`` returns; ``None`` if it fails, and then nothing is counted any more."""
         try:
             with torch.no_grad():
-                call(*args)
+                return call(*args)
         except Exception as error:  # any failure: the training matters more
             self.fail(error)
 
@@ -161,7 +163,7 @@ class ForwardHooks:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
             batch, self._batch = self._batch, None
-            self._try(self.calls.count)
+            self.attempt(self.calls.count)
             self._check_rows(batch, output)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)

@@ -54,6 +54,10 @@ class Alert:
     why: str
     next: str
 
+    def __str__(self) -> str:
+        """One line as ``check`` prints it: ``CRIT COLLAPSE: Router collapse in L3 since …``."""
+        return f"{self.severity.upper()} {self.rule}: {self.verdict}"
+
     @property
     def is_collapse(self) -> bool:
         """A router has collapsed: critical, not only a warning."""
@@ -135,11 +139,9 @@ class RunJudge:
         """Names of the routers that are collapsed now: critical, not only a warning."""
         routers = self._diagnosis.run.routers
         return tuple(
-            routers[episode.router_index].name
-            for episode in self._diagnosis.episodes
-            if episode.rule == "COLLAPSE"
-            and episode.active
-            and episode.severity is Severity.CRITICAL
+            routers[e.router_index].name
+            for e in self._diagnosis.episodes
+            if e.active and e.rule == "COLLAPSE" and e.severity is Severity.CRITICAL
         )
 
     def collapse_onset(self) -> int | None:
@@ -194,17 +196,8 @@ class RunJudge:
     def _alerts(self, step: int) -> list[Alert]:
         found = report(self._diagnosis, shown=lambda e: e.grades[-1].step == step)
         return [
-            Alert(
-                step,
-                finding.rule,
-                finding.severity.label,
-                finding.layers,
-                finding.onset,
-                advice.verdict,
-                advice.why,
-                advice.next,
-            )
-            for finding, advice in found
+            Alert(step, f.rule, f.severity.label, f.layers, f.onset, a.verdict, a.why, a.next)
+            for f, a in found
         ]
 
 

@@ -113,7 +113,7 @@ class Probe:
         """Read the norm of the routers' gradients now, for a trainer that clears them before it
         calls ``step``."""
         if self.hooks.on:
-            self._squares = self._try(lambda: grad_squares(self.sites, self.ranks))
+            self._squares = self.hooks.attempt(grad_squares, self.sites, self.ranks)
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
@@ -171,14 +171,14 @@ class Probe:
         if self.layout is None:
             self.layout = Layout.agreed(self.sites, hooks.calls.seen, ranks)
         layout = self.layout
-        vector = self._try(lambda: self._vector(layout, loss))
+        vector = hooks.attempt(self._vector, layout, loss)
         if vector is None:  # it still takes part in the sum
             extra = torch.zeros(len(EXTRA) + len(layout.rows), dtype=torch.float64)
             extra[0] = 1.0
             vector = layout.vector((), extra, ranks.rank, ranks.size)
         vector = ranks.sum(vector)
-        biases = self._try(lambda: [self.sites[row.place].bias() for row in layout.rows])
-        sums: StepSums | None = self._try(lambda: layout.read(vector, ranks.size, biases))
+        biases = hooks.attempt(lambda: [self.sites[row.place].bias() for row in layout.rows])
+        sums: StepSums | None = hooks.attempt(layout.read, vector, ranks.size, biases)
         if sums is None:
             return
         self.stops = self.stops or sums.extra[EXTRA.index("stop")] > 0
@@ -186,7 +186,7 @@ class Probe:
             self._log = self._log or TrainingLog(None)
             return
         scalars = {**self._cost(sums), **scalars}
-        record = self._try(lambda: step_record(sums, layout.rows, self._saliency, losses, scalars))
+        record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
         if record is not None:
             self._warn_incomplete(sums, layout.rows)
             self._write(layout, record | {"step": self._step})
@@ -224,7 +224,7 @@ class Probe:
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
-            self._log = TrainingLog(self._try(lambda: self._open(layout)))
+            self._log = TrainingLog(self.hooks.attempt(self._open, layout))
         self._log.step(record)
         for alert in self._log.alerts():
             if alert.rule != "LINT" or setting_of(alert) not in self._warned:
@@ -247,14 +247,14 @@ class Probe:
             for tokens, row in zip(sums.tokens, rows, strict=True)
             if not tokens and not row.optional
         ]
-        mode = "training" if self._mode == "train" else "evaluation"
+        why = (
+            "call the model that was given to attach; a model that was compiled and run before "
+            "attach, is replayed as a CUDA graph, or is a copy, is not seen"
+        )
+        if self._model.training != (self._mode == "train"):
+            why = f"call model.{self._mode}() before: passes in the other mode are not counted"
         if not extra["passes"]:
-            self._once(
-                "step %d: no forward pass was counted; call the model that was given to attach, in "
-                f"{mode} mode; a model that was compiled and run before attach, is replayed as a "
-                "CUDA graph, or is a copy, is not seen",
-                step,
-            )
+            self._once(f"step %d: no forward pass was counted; {why}", step)
         elif not any(sums.tokens):
             self._once(
                 "step %d: the model ran and no router was seen; a kernel that replaces the whole "
@@ -293,19 +293,11 @@ class Probe:
             **describe(self._model, self.sites, layout.rows, hooks.passes, hooks.asked),
         )
 
-    def _try(self, call: Callable[[], Any]) -> Any:
-        try:
-            with torch.no_grad():
-                return call()
-        except Exception as error:  # any failure: the training matters more
-            self.hooks.fail(error)
-            return None
-
 
 def _report(alert: Alert, when: str) -> None:
     """Log an alert: a note as information, all others as warnings."""
     level = logging.INFO if alert.severity == "info" else logging.WARNING
-    _logger.log(level, "%s: %s: %s. %s", when, alert.rule, alert.verdict, alert.next)
+    _logger.log(level, "%s: %s. %s", when, alert, alert.next)
 
 
 def _memory_bytes() -> int:

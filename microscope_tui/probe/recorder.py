@@ -15,7 +15,7 @@ import os
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from microscope_tui.runlog import (
     EventRecord,
     RunHeader,
     RunLogWriter,
+    counts_of,
     encode_record,
     without_matrices,
 )
@@ -55,10 +56,10 @@ class RunRecorder:
         self,
         run_dir: str | os.PathLike[str],
         *,
-        run: str,
-        planned_steps: int | None,
         model: Mapping[str, Any],
-        balance: Mapping[str, Any],
+        run: str | None = None,
+        planned_steps: int | None = None,
+        balance: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
         resumed_at_step: int | None = None,
@@ -74,7 +75,8 @@ class RunRecorder:
         Args:
             model: the ``model`` object of the run record, with ``layers``, ``num_experts`` and
                 ``top_k`` (an integer, or a list with one entry per router).
-            balance: the ``balance`` object of the run record.
+            run: name of the run; by default that of the folder.
+            balance: the ``balance`` object of the run record, whose values the advice names.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             world_size: processes that train this run together.
@@ -84,23 +86,27 @@ class RunRecorder:
 
         Raises:
             OSError: the folder cannot be written at all.
-            ValueError: ``counts_every`` is less than 1.
+            ValueError: ``counts_every`` is less than 1, or ``model`` lacks one of the three keys.
         """
         if counts_every < 1:
             raise ValueError(f"counts_every is {counts_every}: choose 1 (every step) or more")
-        self._depths = list(model["layers"])
-        sizes = plain(model["num_experts"]), plain(model["top_k"])
+        described = plain(model) if isinstance(model, Mapping) else {}
+        self._depths, *sizes = map(described.get, ("layers", "num_experts", "top_k"))
+        if None in sizes or not isinstance(self._depths, list):
+            needed = "layers (a list of the routers' depths), num_experts and top_k"
+            raise ValueError(f"model is {model!r:.300}: pass a dict with {needed}")
         self._num_experts, self._top_k = (
-            [size] * len(self._depths) if isinstance(size, int) else list(size) for size in sizes
+            [size] * len(self._depths) if isinstance(size, int) else self._rows(name, size)
+            for name, size in zip(("num_experts", "top_k"), sizes, strict=True)
         )
-        self._counts_every = counts_every
+        self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
         self._log = BackgroundLog(RunLogWriter(self._path), finish=_finished)
         header = RunHeader(
-            run=run, time=time.time(), planned_steps=planned_steps, profile=profile, model=model,
-            resumed_at_step=resumed_at_step, balance=balance, world_size=world_size,
+            run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
+            profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
+            balance=balance or {}, versions=versions or {}, world_size=world_size,
             source={"writer": writer, "counts": "exact"}, expert_parallel_size=1,
-            config=config or {}, versions=versions or {},
         )  # fmt: skip
         head = plain(header.to_json())
         self._log.write(head)
@@ -140,32 +146,32 @@ class RunRecorder:
                 ``memory_bytes`` …
 
         Raises:
-            ValueError: not one entry per router, or not one per expert in a row.
+            ValueError: not one entry per router, not one per expert in a row, or a count that is
+                not a whole number.
         """
         step = int(step)
-        counts = self._matrix("tokens_per_expert", tokens_per_expert, _counts_row)
+        counts = self._counts(tokens_per_expert)
         in_full = step == 1 or step % self._counts_every == 0
         biases: list[array[float]] = []
         if in_full and expert_bias is not None:
-            biases = self._matrix("expert_bias", expert_bias, _bias_row)
+            biases = [array("d", row) for row in self._matrix("expert_bias", expert_bias)]
         head: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
         head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
-        head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
+        head |= {name: self._number(name, plain(value)) for name, value in scalars.items()}
         head |= {} if incomplete is None else {"incomplete": incomplete}
         head["router"] = self._router_object(router or {}, counts)
         # Judged first: with nothing to write yet, no other thread needs the interpreter.
         alerts = self._judge_step(head, counts if in_full else [], biases)
         # The matrices come last, so that a reader of a long history can skip them.
         means = zip(MEANS, (mean_weight, mean_output_norm), strict=True)
-        matrices = {
-            name: self._matrix(name, rows, list) for name, rows in means if rows is not None
+        matrices: dict[str, Any] = {
+            name: self._matrix(name, rows) for name, rows in means if rows is not None
         }
         matrices |= {"expert_bias": biases, "tokens_per_expert": counts}
         if in_full:
             head |= matrices
-        self._log.write(head)
-        for event in alerts:
-            self._log.write(event)
+        for record in (head, *alerts):
+            self._log.write(record)
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
@@ -191,8 +197,8 @@ class RunRecorder:
 
     def verdict(self) -> str:
         """One line per finding, ``healthy`` or ``not judged yet``: the verdict of ``check``."""
-        verdict = self.with_judge(RunJudge.verdict)
-        return verdict or "NO VERDICT: the run was not judged while it trained"
+        nothing = "NO VERDICT: the run was not judged while it trained"
+        return self.with_judge(RunJudge.verdict) or nothing
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
         """Force the log to disk; call it around a checkpoint, so that both have the same steps.
@@ -212,13 +218,11 @@ class RunRecorder:
         self._log.close()
 
     def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
-        line = encode_record(head)
         try:
-            try:
-                return RunJudge(line, state)
-            except BadState as error:
-                self._warn(f"the saved state of the judge cannot be used, it starts anew: {error}")
-                return RunJudge(line)
+            return RunJudge(encode_record(head), state)
+        except BadState as error:
+            self._warn(f"the saved state of the judge cannot be used, it starts anew: {error}")
+            return self._new_judge(head, None)
         except Exception as error:  # any failure: the training matters more
             self._warn(f"the run is not judged while it trains: {error!r}")
             return None
@@ -258,9 +262,16 @@ class RunRecorder:
     def _warn(self, what: str) -> None:
         _logger.warning("%s: %s; training continues", self._path, what)
 
-    def _router_object(
-        self, readings: Mapping[str, Any], counts: _Counts
-    ) -> dict[str, list[float | None]]:
+    def _number(self, name: str, value: Any) -> float | None:
+        """``value`` for the line; anything else than a number is left out, with one warning."""
+        if type(value) in (int, float, type(None)):
+            return rounded(value, 6)
+        if name not in self._left_out:
+            self._left_out.add(name)
+            self._warn(f"{name} is {value!r:.60}, not a number: left out (router= takes lists)")
+        return None
+
+    def _router_object(self, readings: Mapping[str, Any], counts: _Counts) -> dict[str, Any]:
         """The readings of the trainer, and what follows from the counts."""
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
         summaries = {**read, **_summaries(counts)}
@@ -273,10 +284,24 @@ class RunRecorder:
             for row, k in zip(counts, self._top_k, strict=True)
         ]
 
-    def _matrix(self, name: str, rows: Any, convert: Callable[[Any], Sequence[Any]]) -> list[Any]:
-        """A compact copy of one row per router, so that the caller may reuse its own."""
-        must_be = convert is _counts_row
-        made = [None if row is None and must_be else convert(row) for row in self._rows(name, rows)]
+    def _counts(self, rows: Any) -> list[array[int] | None]:
+        """A compact copy of the counts, which may be floats: sums of whole numbers often are."""
+        made: list[array[int] | None] = []
+        for row, depth in zip(self._matrix("tokens_per_expert", rows), self._depths, strict=True):
+            counts = None if row is None else counts_of(row) or counts_of(plain(row))
+            if row is not None and counts is None:
+                expert = [counts_of([count]) for count in plain(row)].index(None)
+                raise ValueError(
+                    f"tokens_per_expert has {plain(row[expert])!r} for expert {expert} of the "
+                    f"router in layer {depth}: pass counts (whole numbers), not shares"
+                )
+            made.append(None if counts is None else array("q", counts))
+        return made
+
+    def _matrix(self, name: str, rows: Any) -> list[Any]:
+        """A list per router, so that the caller may reuse its own."""
+        must_be = name == "tokens_per_expert"
+        made = [None if row is None and must_be else _listed(row) for row in self._rows(name, rows)]
         for row, depth, experts in zip(made, self._depths, self._num_experts, strict=True):
             if row is not None and len(row) != experts and (row or must_be):
                 raise ValueError(
@@ -287,13 +312,13 @@ class RunRecorder:
 
     def _rows(self, name: str, values: Any) -> list[Any]:
         """``values`` as a list with an entry per router."""
-        values = values.tolist() if hasattr(values, "tolist") else values
-        if len(values) != len(self._depths):
+        rows = _listed(values)
+        if len(rows) != len(self._depths):
             raise ValueError(
-                f"{name} has {len(values)} entries and the model has {len(self._depths)} routers "
+                f"{name} has {len(rows)} entries and the model has {len(self._depths)} routers "
                 f"(in layers {self._depths}): pass one per router, in forward order"
             )
-        return list(values)
+        return rows
 
 
 class TrainingLog:
@@ -336,9 +361,8 @@ class TrainingLog:
 
     def evidence(self, balance: Sequence[float | None]) -> str:
         """Evidence that may become an alert, in words; empty without any."""
-        return (
-            self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None) or ""
-        )
+        found = self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None)
+        return found or ""
 
     def verdict(self) -> str:
         """The verdict of ``RunRecorder``; empty if there is none."""
@@ -366,17 +390,12 @@ class TrainingLog:
             return otherwise
 
 
-def _counts_row(row: Sequence[int]) -> array[int]:
-    """A compact copy of one router's counts."""
-    try:
-        return array("q", row)  # any integers, numpy's included
-    except TypeError:  # counts that were summed as float64
-        return array("q", [int(count) for count in row])
-
-
-def _bias_row(row: Sequence[float] | None) -> array[float]:
-    """A compact copy of one router's biases; empty for a router without any."""
-    return array("d", () if row is None else row)
+def _listed(values: Any) -> list[Any]:
+    """The rows of an array, or the values of a row, as a list; a single value as a list of one."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, Iterable):
+        return list(values)
+    return [] if values is None else [values]
 
 
 def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:

@@ -8,7 +8,6 @@ contribute (its probe failed, or it sees the tokens of another rank) adds zeros 
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +18,8 @@ import torch
 from torch import Tensor
 
 from microscope_tui.probe.ranks import Ranks
-from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site
 
-_logger = logging.getLogger(__name__)
 Key = tuple[int, int]
 """Place of a router, and number of the pass through it, as it may run several times."""
 Values = list[float | None]
@@ -220,8 +217,7 @@ def step_record(
     if any(unseen) and not all(unseen):
         unseen = [none and not row.optional for none, row in zip(unseen, rows, strict=True)]
     counts = [None if none else row for none, row in zip(unseen, sums.counts, strict=True)]
-    own = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
-    record: dict[str, Any] = {name: _number(value) for name, value in own.items()}
+    record = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
     record |= {"tokens": max(sums.tokens, default=0), "tokens_per_expert": counts}
     record["router"] = summaries(sums, rows, sums.extra[len(EXTRA) :])
     record["loss"] = _mean(extra["loss"], extra["losses"])
@@ -263,11 +259,3 @@ def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequenc
 def shortened(names: Sequence[str]) -> str:
     """The first eight of them."""
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-
-
-def _number(value: Any) -> float | None:
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        _logger.warning("a value that is not a number is not logged: %.60r", value)
-        return None
-    return value

@@ -114,31 +114,26 @@ def distinct(ids_TK: Array, num_experts: int) -> Array:
     return sorted_TK
 
 
-def identity_share(vocabulary: Vocabulary, ids_TK: Array, num_experts: int) -> float | None:
+def identity_share(
+    vocabulary: Vocabulary, ids_TK: Array, num_experts: int, shuffled: bool = False
+) -> float | None:
     """Share of the routing that the identity of the token explains, 0 … 1.
 
     The explained share of the variance of the E indicators "expert e is among the chosen", summed
     over experts: Goodman and Kruskal's tau where k is 1 (1954), the R² of the analysis of variance
     for categorical data of Light and Margolin (1971) in general. It is 1 where a token always
     chooses the same experts, and 0 where the choice does not depend on it, for any k; an entropy
-    of pairs would not be 1 for k > 1. Chance alone explains (V − 1) / (T − 1).
+    of pairs would not be 1 for k > 1. Chance alone explains (V − 1) / (T − 1): ``shuffled``
+    assigns the choices to the tokens at random.
 
     Returns:
         None where every token chose the same experts: nothing varies.
     """
-    found_TK = distinct(ids_TK, num_experts)[vocabulary.order_T]
-    return _explained(vocabulary, found_TK, num_experts)
-
-
-def shuffled_identity(vocabulary: Vocabulary, ids_TK: Array, num_experts: int) -> float | None:
-    """``identity_share`` with the choices assigned to the tokens at random."""
-    order_T = np.random.default_rng(SEED).permutation(vocabulary.tokens)
-    return _explained(vocabulary, distinct(ids_TK, num_experts)[order_T], num_experts)
-
-
-def _explained(vocabulary: Vocabulary, ids_TK: Array, num_experts: int) -> float | None:
+    random = np.random.default_rng(SEED)
+    order_T = random.permutation(vocabulary.tokens) if shuffled else vocabulary.order_T
+    found_TK = distinct(ids_TK, num_experts)[order_T]
     within, total_E = 0.0, np.zeros(num_experts, dtype=np.int64)
-    for first, counts_VE in vocabulary.chunks(ids_TK, num_experts):
+    for first, counts_VE in vocabulary.chunks(found_TK, num_experts):
         n_V = vocabulary.counts_V[first : first + len(counts_VE)]
         within += float((counts_VE * (n_V[:, None] - counts_VE) / n_V[:, None]).sum())
         total_E += counts_VE.sum(axis=0)

@@ -117,7 +117,7 @@ class TraceFile:
                 for place, found in enumerate(tables.shuffled_ratios(ids_TK, slices_T, S, E)):
                     ratios[place].append(found)
             identity.append(tables.identity_share(vocabulary, ids_TK, E))
-            shuffled.append(tables.shuffled_identity(vocabulary, ids_TK, E))
+            shuffled.append(tables.identity_share(vocabulary, ids_TK, E, shuffled=True))
             lifts.append(tables.telling_tokens(vocabulary, ids_TK, E, most))
         noise = [tables.noise_level(np.concatenate(rows)) if rows else 0.0 for rows in ratios]
         return Tables(

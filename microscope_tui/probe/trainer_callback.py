@@ -53,17 +53,20 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         """
         Args:
             run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
-            on_collapse: ``stop`` ends the training on all ranks at the next logged step.
+            on_collapse: ``stop`` ends the training on all ranks at the next logged step after a
+                critical COLLAPSE; a warning does not.
             every, routers, saliency, on_alert: See ``attach``.
 
         Raises:
             ValueError: ``on_collapse`` is neither ``log`` nor ``stop``.
         """
         if on_collapse not in ("log", "stop"):
-            raise ValueError(f"on_collapse is {on_collapse!r}: choose 'log' or 'stop'")
+            raise ValueError(
+                f"on_collapse is {on_collapse!r}: choose 'log' or 'stop' (if critical)"
+            )
         self._logs, self._run, self._every = Path(logs), run, every
         self._routers, self._saliency, self._on_alert = routers, saliency, on_alert
-        self._stop_on_collapse = on_collapse == "stop"
+        self._on_collapse = on_collapse
         self._learning_rate: float | None = None
         self._news: list[Alert] = []
         """Alerts since the last log of the Trainer."""
@@ -120,8 +123,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
         # What reporters get depends on the order of callbacks; the history is the Trainer's own.
         for alert in self._news[self._in_history :]:
-            text = f"{alert.rule}: {alert.verdict}"
-            state.log_history.append({"moe_alert": text, "epoch": state.epoch, "step": alert.step})
+            entry = {"moe_alert": str(alert), "epoch": state.epoch, "step": alert.step}
+            state.log_history.append(entry)
         self._in_history = len(self._news)
         if self.probe.stops:
             control.should_training_stop = True
@@ -164,15 +167,15 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             judgement, self.marks = self.probe.state_dict()["judgement"], _marks(self.probe.sites)
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
         settings = {"logs": str(self._logs), "run": self._run, "every": self._every}
-        stops = "stop" if self._stop_on_collapse else "log"
-        settings |= {"saliency": self._saliency, "on_collapse": stops}
+        settings |= {"saliency": self._saliency, "on_collapse": self._on_collapse}
         return {"args": settings, "attributes": {"kept": self.kept, "marks": self.marks}}
 
     def _alarm(self, alert: Alert) -> None:
         if alert.severity != "info":
             self._news.append(alert)
-        if alert.is_collapse and self._stop_on_collapse and self.probe is not None:
+        if alert.is_collapse and self._on_collapse == "stop" and self.probe is not None:
             self.probe.wants_stop = True
+            _logger.warning("on_collapse='stop': the critical collapse ends the training")
         if self._on_alert is not None:
             self._on_alert(alert)
 

@@ -1,6 +1,7 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .compressed import ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES
 from .compressed import CompressedLog as CompressedLog
+from .decode import counts_of as counts_of
 from .decode import decode_line as decode_line
 from .decode import decode_matrices as decode_matrices
 from .decode import decode_means as decode_means

@@ -104,7 +104,7 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
     """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
     fields = object_of(line)
     rows = _rows_of(fields.get("tokens_per_expert"), routers)
-    counts = [_counts_of(row) for row in rows]
+    counts = [counts_of(row) for row in rows]
     biases = [_floats_of(row) for row in _rows_of(fields.get("expert_bias"), routers)]
     wrong = [i for i, row in enumerate(counts) if row is None and holds_fractions(rows[i])]
     return Matrices(counts, biases, f"tokens_per_expert[{wrong[0]}] {FRACTIONS}" if wrong else "")
@@ -153,7 +153,7 @@ def decode_row(line: bytes, start: int) -> list[int] | None:
     if line.find(b"{", start, end) >= 0:
         return None
     try:
-        return _counts_of(msgspec.json.decode(line[start : end + 1]))
+        return counts_of(msgspec.json.decode(line[start : end + 1]))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -167,7 +167,7 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     tokens = _number(fields.get("tokens")) or 0.0
     routers = []
     for index, row in enumerate(rows):
-        counts = _counts_of(row) or []
+        counts = counts_of(row) or []
         top_k = max(1, min(round(sum(counts) / tokens), len(counts))) if tokens >= 1 else 0
         routers.append(RouterInfo(f"L{index}", index, len(counts), top_k))
     return RunRecord(run=safe_text(name), routers=tuple(routers), inferred=True)
@@ -335,7 +335,7 @@ def _rows_of(value: Any, routers: int) -> list[Any]:
     return value if isinstance(value, list) and len(value) == routers else [None] * routers
 
 
-def _counts_of(row: Any) -> list[int] | None:
+def counts_of(row: Any) -> list[int] | None:
     """A row of counts; ``None`` if one of them is none."""
     if not isinstance(row, list) or not row:
         return None

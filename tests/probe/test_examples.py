@@ -3,6 +3,7 @@
 import runpy
 import socket
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,9 @@ def test_an_example_trains_without_network_and_names_its_run(
     for line in lines:
         assert "incomplete" not in line
         assert {sum(row) for row in line["tokens_per_expert"]} == {2 * line["tokens"]}
+
+
+def test_the_example_of_the_trainer_names_the_extra_that_installs_accelerate() -> None:
+    project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text())["project"]
+    assert "accelerate" in str(project["optional-dependencies"]["hf"])
+    assert "pip install '.[hf]'    # with accelerate" in (EXAMPLES / "hf_trainer.py").read_text()

@@ -15,6 +15,20 @@ from tests.probe.layers import one_step, records
 EXPERTS = 8
 
 
+def logged(model: Any, kind: Any, inputs: dict[str, Tensor], folder: Path) -> tuple[Any, list[Any]]:
+    """The line of one step, and what every router (by the end of its class) was given and returned,
+    in forward order."""
+    calls: list[Any] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        calls.append((module, args[0].detach(), [part.detach().clone() for part in output]))
+
+    for module in model.modules():
+        if type(module).__name__.endswith(kind):
+            module.register_forward_hook(keep)
+    return one_step(model, folder, **inputs), calls
+
+
 def test_a_skipped_layer_of_zaya_is_unrouted_and_no_pair_of_expert_0(tmp_path: Path) -> None:
     model = build("zaya")
     with torch.no_grad():
@@ -109,11 +123,8 @@ def test_text_and_vision_experts_of_ernie_see_their_own_tokens(
 def test_probabilities_are_not_softmaxed_again(family: str, tmp_path: Path) -> None:
     model = build(family)
     inputs, real = batch(family, model, "right", 0)
-    seen: list[Tensor] = []
-    router = next(m for m in model.modules() if type(m).__name__.endswith("TextRouter"))
-    router.register_forward_hook(lambda module, args, output: seen.append(output[0].detach()))
-    line = one_step(model, tmp_path, **inputs)
-    p_TE = seen[0].double()[torch.tensor(real[""])]
+    line, calls = logged(model, "TextRouter", inputs, tmp_path)
+    p_TE = calls[0][2][0].double()[torch.tensor(real[""])]
     entropy = -(p_TE * p_TE.log()).sum(-1).mean()
     assert line["router"]["entropy"][0] == pytest.approx(float(entropy), rel=1e-4)
     assert "z_loss" not in line["router"]
@@ -125,12 +136,9 @@ def test_rejected_groups_that_win_in_axk2_are_counted(tmp_path: Path) -> None:
         if name.endswith("e_score_correction_bias"):
             bias.sub_(5.0)  # all choice scores negative: zero, that of the rejected, wins
     inputs, _ = batch("axk2", model, "right", 0)
-    chosen: list[Tensor] = []
-    router = next(m for m in model.modules() if type(m).__name__ == "AXK2TopkRouter")
-    router.register_forward_hook(lambda module, args, output: chosen.append(output[2].detach()))
-    line = one_step(model, tmp_path, **inputs)
+    line, calls = logged(model, "AXK2TopkRouter", inputs, tmp_path)
     real_T = inputs["attention_mask"].flatten().bool()
-    expected = torch.bincount(chosen[0][real_T].flatten(), minlength=8).tolist()
+    expected = torch.bincount(calls[0][2][2][real_T].flatten(), minlength=8).tolist()
     assert line["tokens_per_expert"][0] == expected
 
 
@@ -143,17 +151,13 @@ def test_entropy_follows_the_score_function_of_the_family(
 ) -> None:
     model = build(family)
     inputs, real = batch(family, model, "left", 0)
-    logits: list[Tensor] = []
-    for module in model.modules():
-        if type(module).__name__.endswith(("TopKRouter", "TopkRouter")):
-            module.register_forward_hook(lambda m, args, output: logits.append(output[0].detach()))
-    line = one_step(model, tmp_path, **inputs)
+    line, calls = logged(model, ("TopKRouter", "TopkRouter"), inputs, tmp_path)
     scores = {
         "softmax": lambda x: x.softmax(-1),
         "sigmoid": torch.sigmoid,
         "sqrtsoftplus": lambda x: torch.nn.functional.softplus(x).sqrt(),
     }[kind]
-    x_TE = logits[-1].double()[torch.tensor(real[""])]
+    x_TE = calls[-1][2][0].double()[torch.tensor(real[""])]
     p_TE = scores(x_TE) / scores(x_TE).sum(-1, keepdim=True)
     router = line["router"]
     expected = -(p_TE * p_TE.log()).sum(-1).mean()
@@ -162,19 +166,6 @@ def test_entropy_follows_the_score_function_of_the_family(
     assert router["mean_entropy"][-1] == pytest.approx(float(-(mean_E * mean_E.log()).sum()), 1e-4)
     assert router["z_loss"][-1] == pytest.approx(float(x_TE.logsumexp(-1).square().mean()), 1e-4)
     assert router["max_logit"][-1] == pytest.approx(float(x_TE.abs().max()), rel=1e-4)
-
-
-def logged(model: Any, kind: str, inputs: dict[str, Tensor], folder: Path) -> tuple[Any, list[Any]]:
-    """The line of one step, and what every router was given and returned, in forward order."""
-    calls: list[Any] = []
-
-    def keep(module: Any, args: Any, output: Any) -> None:
-        calls.append((module, args[0].detach(), [part.detach().clone() for part in output]))
-
-    for module in model.modules():
-        if type(module).__name__ == kind:
-            module.register_forward_hook(keep)
-    return one_step(model, folder, **inputs), calls
 
 
 @pytest.mark.parametrize("capacity", [1, 2])

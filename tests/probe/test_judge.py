@@ -146,11 +146,7 @@ def test_a_run_resumed_without_a_state_has_its_time_to_settle(tmp_path: Path) ->
     ],
 )
 def test_without_a_working_judge_there_is_one_warning_and_the_log_continues(
-    broken: str | None,
-    warnings: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    broken: str | None, warnings: list[str], tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of course")

@@ -235,11 +235,7 @@ def send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_readable_shorter_probe(
-    number: signal.Signals,
-    run: Run,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals, run: Run, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(probing, "batches", in_third_batch(lambda: send(number)))
     assert run() == 130
@@ -327,13 +323,7 @@ def test_out_of_memory_names_what_to_lower_and_keeps_what_is_there(
     [(MemoryError(), "out of memory", 3), (KeyboardInterrupt(), "nothing is written", 130)],
 )
 def test_a_probe_of_nothing_leaves_nothing(
-    error: BaseException,
-    why: str,
-    code: int,
-    model: Path,
-    words: Path,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException, why: str, code: int, model: Path, words: Path, out: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(probing, "batches", lambda *_: iter(mock.Mock(side_effect=error), None))
     refused(model, words, output=out, why=why, code=code)
@@ -433,11 +423,8 @@ def test_check_finds_a_router_that_sends_everything_to_two_experts(
         out = tmp_path / name
         assert probe(folder, words, output=out, window=50, batch_size=1, tokens=most) == 0
         found[name] = judge(RunFile(name, out / "metrics.jsonl", 0.0))
-    assert {name: one.exit_code for name, one in found.items()} == {
-        "sound": 0,
-        "sick": 2,
-        "short": 3,
-    }
+    codes = {"sound": 0, "sick": 2, "short": 3}
+    assert {name: one.exit_code for name, one in found.items()} == codes
     ((finding, _),) = found["sick"].findings
     assert (finding.rule, finding.layers, finding.onset) == ("COLLAPSE", ("L1",), 1)
     assert found["short"].problem == "not judged: L0 has 15 assignments per expert, needs 20"

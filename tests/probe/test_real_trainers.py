@@ -56,7 +56,7 @@ def test_a_sound_training_is_healthy(tmp_path: Path, microscope: Command) -> Non
 
 
 def test_a_collapse_is_reported_in_its_layer_and_stops_the_training_if_requested(
-    tmp_path: Path, microscope: Command
+    tmp_path: Path, microscope: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = small_mixtral()
     offset(model, layer=1)
@@ -65,7 +65,9 @@ def test_a_collapse_is_reported_in_its_layer_and_stops_the_training_if_requested
     assert trained.state.global_step < BROKEN
     assert records(tmp_path / "logs" / "run", "event")[-1]["reason"] == "collapse"
     texts = [entry["moe_alert"] for entry in trained.state.log_history if "moe_alert" in entry]
-    assert sum(text.startswith("COLLAPSE: Router collapse in L1") for text in texts) == 1
+    assert sum(text.startswith("CRIT COLLAPSE: Router collapse in L1") for text in texts) == 1
+    assert ": CRIT COLLAPSE: Router collapse in L1 since step " in caplog.text
+    assert "on_collapse='stop': the critical collapse ends the training" in caplog.text
 
 
 def lora() -> LoraConfig:

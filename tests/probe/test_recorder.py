@@ -1,12 +1,14 @@
 """The recorder writes the format that the reader reads, and derives what follows from counts."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from microscope_tui import measures
 from microscope_tui.probe import RunRecorder
@@ -18,8 +20,7 @@ COUNTS = [[1, 2, 3, 2], [8, 0, 0, 0]]
 
 
 def make(folder: Path, **changes: Any) -> RunRecorder:
-    fields = {"run": "run", "planned_steps": 10, "model": MODEL, "balance": {}}
-    return RunRecorder(str(folder / "run"), **(fields | changes))
+    return RunRecorder(str(folder / "run"), **({"model": MODEL} | changes))
 
 
 def record(recorder: RunRecorder, **changes: Any) -> list[float | None]:
@@ -63,13 +64,12 @@ def test_what_is_recorded_is_what_is_read(tmp_path: Path) -> None:
     assert (end.event, end.reason) == ("end", "finished")
 
 
-def test_counts_and_bias_are_the_last_keys_of_a_line(tmp_path: Path) -> None:
-    line = logged(tmp_path, learning_rate=0.1, losses={"aux": 1.0})
+def test_counts_are_last_in_a_line_and_their_summaries_those_of_the_measures(
+    tmp_path: Path,
+) -> None:
+    line = logged(tmp_path, learning_rate=0.1, router={"margin": [0.1, 0.2]})
     assert list(line)[-2:] == ["expert_bias", "tokens_per_expert"]
-
-
-def test_summaries_of_counts_are_those_of_the_measures(tmp_path: Path) -> None:
-    router = logged(tmp_path, router={"margin": [0.1, 0.2]})["router"]
+    router = line["router"]
     assert router.pop("margin") == [0.1, 0.2]
     assert router == {k: pytest.approx(v, rel=1e-4) for k, v in measures.summarise(COUNTS).items()}
 
@@ -117,9 +117,10 @@ def test_arguments_may_be_reused_by_the_caller(tmp_path: Path) -> None:
 
 ARRAYS: dict[str, Callable[[Any], Any]] = {
     "matrix": np.array,
-    "fp64": lambda rows: np.array(rows, dtype=np.float64),
     "scalars": lambda rows: [list(np.array(row, dtype=np.int32)) for row in rows],
     "tuples": lambda rows: tuple(tuple(row) for row in rows),
+    "whole fp32": lambda rows: [torch.tensor(row, dtype=torch.float32) for row in rows],
+    "scalars of torch": lambda rows: [list(torch.tensor(row)) for row in rows],
 }
 
 
@@ -158,9 +159,15 @@ def test_numbers_of_numpy_are_written_like_pythons(kind: str, tmp_path: Path) ->
         ({"expert_bias": [[0.1] * 4] * 3}, "expert_bias has 3 entries and the model has 2 routers"),
         ({"expert_bias": [[0.1] * 4, [0.1]]}, "which has 4 experts: pass one per expert"),
         ({"router": {"entropy": [1.0]}}, r"\(in layers \[1, 3\]\): pass one per router"),
+        ({"router": {"entropy": 1.0}}, "entropy has 1 entries and the model has 2 routers"),
+        ({"tokens_per_expert": [8, 8]}, "has 1 entries for the router in layer 1"),
+        *(
+            ({"tokens_per_expert": [None, [1, n, 2, 3]]}, rf"has {n} for expert 1 .* layer 3: pass")
+            for n in (0.125, math.nan, math.inf, True, -1, None)
+        ),
     ],
 )
-def test_a_wrong_number_of_rows_is_refused_and_nothing_is_written(
+def test_wrong_lengths_and_values_are_refused_and_nothing_is_written(
     wrong: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     recorder = make(tmp_path)
@@ -168,3 +175,18 @@ def test_a_wrong_number_of_rows_is_refused_and_nothing_is_written(
         record(recorder, **wrong)
     recorder.sync()
     assert [line["kind"] for line in written(tmp_path)] == ["run"]
+
+
+def test_a_model_that_is_not_described_is_refused_before_a_file_is_made(tmp_path: Path) -> None:
+    for wrong in (MODEL | {"layers": 2}, MODEL | {"top_k": None}, torch.nn.Linear(1, 1)):
+        with pytest.raises(ValueError, match=rf"{re.escape(str(wrong))}: pass a dict with layers"):
+            make(tmp_path, model=wrong)
+    with pytest.raises(ValueError, match="num_experts has 1 entries and the model has 2 routers"):
+        make(tmp_path, model=MODEL | {"num_experts": [4]})
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_name_of_the_run_its_plan_and_its_balance_are_optional(tmp_path: Path) -> None:
+    RunRecorder(tmp_path / "run", model=MODEL).close(step=0, reason="stopped")
+    head = written(tmp_path)[0]
+    assert (head["run"], head["planned_steps"], head["balance"]) == ("run", None, {})

@@ -120,7 +120,7 @@ def test_a_planted_share_of_identity_is_recovered(q: float, k: int) -> None:
     tokens, ids = planted(q, k=k)
     vocabulary = tables.Vocabulary(tokens)
     assert tables.identity_share(vocabulary, ids, 8) == pytest.approx(q * q, abs=0.01)
-    chance = tables.shuffled_identity(vocabulary, ids, 8)
+    chance = tables.identity_share(vocabulary, ids, 8, shuffled=True)
     assert chance == pytest.approx(39 / 199_999, rel=0.5)
 
 

@@ -118,6 +118,15 @@ def test_training_a_copy_instead_is_reported_once(
         assert line["loss"] == 1.0
 
 
+def test_a_model_in_evaluation_mode_is_reported_with_what_to_call(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watched(tmp_path) as (model, probe):
+        train(model.eval(), probe)
+    (message,) = caplog.messages
+    assert "step 1: no forward pass was counted; call model.train() before" in message
+
+
 def test_a_layer_that_is_replaced_is_named_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,15 +167,23 @@ def test_a_router_that_sees_a_part_of_the_tokens_is_not_counted(
     assert all(line["incomplete"] == "1 ranks did not count" for line in records(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (lambda *call: {}["ids"], "KeyError: 'ids'"),
+        (lambda *call: call[2][0], "gate returned torch.float32[24, 2]: return"),
+        (lambda *call: call[2][1][:, 0], "torch.int64[24]: return the ids of the chosen experts"),
+        (lambda *call: call[2], "returned tuple: return the ids of the chosen experts, integers"),
+    ],
+)
 def test_an_adapter_that_fails_costs_one_warning_and_no_training(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    broken: Any, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = Adapter(mock.Mock(side_effect=RuntimeError("not like this")), 6, 2)
     model = Model()
-    with attach(model, tmp_path, routers={"layers.1.gate": broken}) as probe:
+    with attach(model, tmp_path, routers={"layers.1.gate": Adapter(broken, 6, 2)}) as probe:
         train(model, probe, 3)
     (message,) = [one for one in caplog.messages if "stops counting" in one]
-    assert "RuntimeError: not like this" in message
+    assert why in message
     assert all(line["incomplete"] == "1 ranks did not count" for line in records(tmp_path))
 
 
@@ -205,13 +222,16 @@ def test_an_exception_inside_the_with_is_passed_on_and_ends_the_run_as_failed(
     attach(model, tmp_path, routers=ROUTERS).detach()  # nothing holds the folder
 
 
-def test_numbers_that_are_not_finite_are_logged_as_they_are(tmp_path: Path) -> None:
+def test_numbers_may_be_infinite_and_what_is_not_a_number_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with watched(tmp_path) as (model, probe):
         for loss in (float("nan"), torch.tensor(float("inf")), None):
             model(tokens())
-            probe.step(loss=loss, mine="no number", grad_norm=torch.tensor(1.5))
+            probe.step(loss=loss, mine=[0.5], grad_norm=torch.tensor(1.5))
+    assert "mine is [0.5], not a number: left out" in "".join(caplog.messages)
     assert [line["loss"] for line in records(tmp_path)] == ["NaN", "Infinity", None]
-    assert [line["grad_norm"] for line in records(tmp_path)] == [1.5] * 3
+    assert [(line["grad_norm"], line["mine"]) for line in records(tmp_path)] == [(1.5, None)] * 3
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
