@@ -103,8 +103,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     learning_rate = learning_rate_at(step, options.steps, options.lr)
     set_learning_rate(run.optimizer, learning_rate)
     if run.forced_collapse is not None and step >= run.forced_collapse[1]:
-        router = model.routers[run.forced_collapse[0]]
-        router.forced_experts = tuple(range(model.config.num_experts_per_tok))
+        model.routers[run.forced_collapse[0]].collapse()
 
     weights = weights_at(step, options)
     counter = RoutingCounter(model.routers)

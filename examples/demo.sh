@@ -37,7 +37,7 @@ stop_trainer() {
   # Checkpoints are replaced by one rename: a killed trainer leaves the previous one.
   trap 'trainer_runs && kill -KILL "$trainer"' INT
   kill -TERM "$trainer"
-  say "stopping the trainer and writing a checkpoint (press Ctrl-C to skip it)"
+  [ -e "$log" ] && say "stopping the trainer and writing a checkpoint (press Ctrl-C to skip it)"
 }
 
 finish() {
@@ -64,6 +64,9 @@ finish() {
       say "probe it (20 s): .venv/bin/moe-microscope probe checkpoints/$run README.md train.py -o logs/$run-probe"
       say "see tokens (7):  .venv/bin/moe-microscope logs/$run-probe"
     fi
+  elif [ "$stopped" = yes ]; then
+    rm -f "$console"
+    say "demo: stopped before the first step; nothing was written"
   fi
   exit "$code"
 }
@@ -84,7 +87,7 @@ fi
 modes=$(stty -g)
 say "starting the trainer; its output goes to $console"
 "${train[@]}" >"$console" 2>&1 </dev/null & trainer=$!
-say "at step 60 the router of L3 is collapsed on purpose; the verdict follows within a minute"
+say "at step 60 the router of L3 is collapsed on purpose; the verdict appears by step 112"
 while [ ! -s "$log" ]; do
   trainer_runs || exit 0   # `finish` reports why
   sleep 0.2
@@ -94,7 +97,8 @@ if command -v tmux >/dev/null && [ -z "${TMUX:-}" ]; then
   session=$run
   # Each command is a list of words, so that it does not matter which shell the user has.
   tmux new-session -s "$session" bash -c \
-    '"$@" || read -r -p "the microscope failed; Enter closes this" _; tmux kill-session -t "=$0"' \
+    'trap : INT; "$@" || [ $? = 130 ] || read -r -p "the microscope failed; Enter closes this" _
+    tmux kill-session -t "=$0"' \
     "$session" "${watch[@]}" \; split-window -d -v -b -l 25% tail -n +1 -f "$console" && exit 0
   [ -t 0 ] || exit 129   # the terminal was closed
   say "tmux cannot open a session here; showing only the microscope"

@@ -5,13 +5,17 @@ opens the screens, needs no parser and so does not wait for one.
 """
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail
-from microscope_tui.report import NO_VERDICT
-from microscope_tui.runlog import NoRuns
+try:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import NoReturn
+
+    from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail
+    from microscope_tui.report import NO_VERDICT
+    from microscope_tui.runlog import NoRuns
+except KeyboardInterrupt:  # Ctrl-C in the first tenth of a second
+    sys.exit(130)
 
 COMMANDS = {
     "check": ("check:check", "Judge a run: 0 healthy, 1 warning, 2 critical, 3 no verdict."),

@@ -30,7 +30,7 @@ def bias_rate_at(step: int, steps: int, rate: float) -> float:
 
 @torch.no_grad()
 def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float) -> None:
-    """``b += rate · sign(mean count − count)``, in place, for every router.
+    """``b += rate · sign(mean count − count)``, in place, for every router that is not held.
 
     Args:
         routers: In the order of the rows of ``counts_LE``.
@@ -52,7 +52,8 @@ def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float
     total_L1 = counts_LE.sum(dim=-1, keepdim=True)
     change_LE = (total_L1 - counts_LE * counts_LE.shape[-1]).sign().to(torch.float32) * rate
     for router, change_E in zip(routers, change_LE, strict=True):
-        router.expert_bias.add_(change_E)
+        if not router.held:
+            router.expert_bias.add_(change_E)
 
 
 def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tensor:

@@ -53,8 +53,18 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=config.initializer_range)
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("expert_bias", bias)
-        self.forced_experts: tuple[int, ...] | None = None
-        """In training, route every token to these k experts, to force a collapse."""
+        self.held = False
+        """Load balancing leaves the bias as it is."""
+
+    @torch.no_grad()
+    def collapse(self) -> None:
+        """From now on choose experts 0 to k − 1 for every token, in its checkpoints too.
+
+        A bias above any sum of two scores also decides between groups. Rows of the weight could not
+        force the choice: a logit changes its sign with the token.
+        """
+        self.held = True
+        self.expert_bias.zero_()[: self.config.num_experts_per_tok] = 4.0
 
     def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> Routing:
         """Choose experts for each token.
@@ -147,10 +157,7 @@ class Router(nn.Module):
             margin_T = torch.full_like(values[:, 0], float("inf"))
         else:
             margin_T = values[:, K - 1] - values[:, K]
-        ids_TK = ids[:, :K]
-        if self.forced_experts is not None and self.training:
-            ids_TK = ids_TK.new_tensor(self.forced_experts).expand_as(ids_TK)
-        return ids_TK, margin_T
+        return ids[:, :K], margin_T
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Router:
         """Move with the module, but stay fp32.

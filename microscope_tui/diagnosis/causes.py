@@ -1,9 +1,9 @@
 """Cause first: one pass over all episodes of a run finds what explains them, and the one remedy.
 
-A proof comes before a suspicion: a rank that stopped, a bias with the wrong sign or lost at a
-resume, a divergence. Then settings that cannot work, swings, a restart or a change of the data at
-the onset; what is left is balancing that is too weak. Each episode has one cause, so that no report
-turns one setting in two directions.
+A proof comes before a suspicion: a forced collapse, a rank that stopped, a bias with the wrong sign
+or lost at a resume, a divergence. Then settings that cannot work, swings, a restart or a change of
+the data at the onset; what is left is balancing that is too weak. Each episode has one cause, so
+that no report turns one setting in two directions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -113,7 +113,7 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     if any(e.rule == "OSCILLATION" for e in left):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
-    for find in (_ranks, proven, _divergences, settings, _swings, _moments, _weak, _capacity):
+    for find in (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _weak, _drops):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -172,16 +172,14 @@ def _by_lint(titles: Mapping[str, str], left: list[Episode], known: Known) -> It
             frozen = name == "router frozen"
             remedy = _FROZEN if frozen else known.remedy_of(proof)
             reset = ", with expert_bias set to zero" if name == WRONG_SIGN else ""
-            cause = Cause(title, (), remedy, goes_back=not frozen, reset=reset)
-            yield cause, [proof, *explained]
+            yield Cause(title, (), remedy, goes_back=not frozen, reset=reset), [proof, *explained]
             return
 
 
 def _is_uneven(episode: Episode, known: Known) -> bool:
     of_rank = episode.rule == "OVERLOAD" and episode.facts.get("cause") == "rank"
     narrow = episode.rule in ("DEAD", "STARVED") and known.run.profile != "pretrain"
-    trains = known.run.profile != "eval"
-    return episode.rule in _UNEVEN and not of_rank and not narrow and trains
+    return known.run.profile != "eval" and episode.rule in _UNEVEN and not of_rank and not narrow
 
 
 def _all_frozen(run: RunRecord) -> bool:
@@ -189,6 +187,17 @@ def _all_frozen(run: RunRecord) -> bool:
     if run.balance.get("method") == "bias":
         return False  # a bias balances a frozen router, too
     return not isinstance(frozen, int | float) or not 0 < frozen < len(run.routers)
+
+
+def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """A collapse on purpose: the header has its layer and its first step."""
+    layer, step = map(int, known.run.balance.get("force_collapse", "-1@0").split("@"))
+    here = [e for e in left if e.router and e.router.depth == layer and _is_uneven(e, known)]
+    core = [e for e in here if (e.recovered_at or e.last) >= step and e.severity > Severity.INFO]
+    if core:
+        name = setting(known.run, "force_collapse")
+        title, remedy = f"forced with {name} {layer}@{step}", f"train a new run without {name}"
+        yield Cause(title, (), remedy, goes_back=False), _beside(left, core)
 
 
 def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -225,13 +234,12 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
 def _beside(left: Sequence[Episode], core: Sequence[Episode]) -> list[Episode]:
     """``core``, and the uneven load of the same routers at the same time."""
     beside = (*_UNEVEN, "HOT_EXPERT", "SHOCK")
-    others = _without(left, core)
-    return [*core, *(e for e in others if e.rule in beside and overlaps(e, core))]
+    return [*core, *(e for e in _without(left, core) if e.rule in beside and overlaps(e, core))]
 
 
 def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
     for members in _clusters(left):
-        sign = next(e for e in members if _is_sign(e))
+        sign = next(e for e in members if RULES[e.rule].family == "divergence")
         remedy = calm_down(known.run, early=any(e.facts.get("sign") for e in members))
         cause = Cause("learning rate too high, the run diverges", (), remedy, sign=sign)
         core = [e for e in members if e.severity > Severity.INFO]
@@ -267,17 +275,15 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     method = str(known.run.balance.get("method"))
     title = _SLOW.get(method, "load balancing too weak")
     if method == "bias" and known.swing > MOST_SWING:
-        title = (
-            f"{setting(known.run, 'bias_update_rate')} too high for some layers, too low for others"
-        )
+        rate = setting(known.run, "bias_update_rate")
+        title = f"{rate} too high for some layers, too low for others"
     if any(e.severity > Severity.INFO for e in core):
         worst = min(core, key=lambda e: (not e.active, -e.severity, RULES[e.rule].cause_rank))
         yield Cause(title, (), known.remedy_of(worst)), _beside(left, core)
 
 
-def _capacity(left: list[Episode], known: Known) -> Iterator[_Found]:
-    drops = [e for e in left if e.rule == "DROPS"]
-    if drops:
+def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:
+    if drops := [e for e in left if e.rule == "DROPS"]:
         yield Cause("capacity too small", ()), drops
 
 
@@ -315,7 +321,7 @@ def _clusters(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
     """The divergences of a run: their signs and what followed them, earliest onset first."""
     serious = sorted((e for e in episodes if e.severity >= Severity.WARN), key=lambda e: e.onset)
     clusters: list[list[Episode]] = []
-    for sign in filter(_is_sign, serious):
+    for sign in (e for e in serious if RULES[e.rule].family == "divergence"):
         if clusters and sign.onset <= max(map(_end, clusters[-1])):
             clusters[-1].append(sign)
         else:
@@ -326,10 +332,6 @@ def _clusters(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
         # A gradient spike alone is not a divergence.
         if any(RULES[e.rule].announced_by for e in found):
             yield found
-
-
-def _is_sign(episode: Episode) -> bool:
-    return RULES[episode.rule].family == "divergence"
 
 
 def _end(sign: Episode) -> int:

@@ -261,15 +261,17 @@ def _run(fields: dict[str, Any]) -> RunRecord:
 
 
 def _balance(fields: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the advice uses: numbers (false is 0), except for these three."""
+    """The settings that the advice uses: numbers (false is 0), except for these four."""
     numbers = {
         safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
         for key, value in fields.items()
     }
     names, update = [*_mapping(fields, "names").items()][:40], fields.get("update")
+    forced = safe_text(fields.get("force_collapse") or "", 20)
     texts = {
         "method": safe_text(fields.get("method") or "", 20),
         "update": update if update in UPDATES else None,
+        "force_collapse": forced if re.fullmatch(r"\d+@\d+", forced) else None,
         "names": {k: v for k, v in names if isinstance(v, str) and _SETTING.fullmatch(v)},
     }
     return {key: value for key, value in (numbers | texts).items() if value not in (None, {})}

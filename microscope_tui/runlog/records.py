@@ -87,7 +87,7 @@ MODEL: dict[str, Rule] = {
 }
 UPDATES = ("sign", "proportional", "quantile")
 BALANCE: dict[str, Rule] = {
-    "method": str,
+    **dict.fromkeys(("method", "force_collapse"), str),
     "update": UPDATES,
     "names": dict,
     **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),

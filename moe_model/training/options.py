@@ -173,7 +173,8 @@ class Options:
     """What to drop beyond the capacity: the last tokens of the batch (position), or those with the
     smallest weights (weight)."""
     force_collapse: Annotated[str | None, _BALANCE] = None
-    """LAYER@STEP: from that step on, route every token of that layer to the same experts."""
+    """LAYER@STEP: from that step on, route every token of that layer to the same experts, in
+    checkpoints too."""
 
     run: Annotated[str, _RUN] = _PRESET
     """Name of the run (default: PRESET-YYYY-MM-DD-HHMMSS)."""

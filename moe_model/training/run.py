@@ -175,7 +175,9 @@ class Run:
         return [self.corpus.digest, self.options.seq_len, self.options.seed]
 
 
-_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight")
+_BALANCE = (
+    "bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "force_collapse",
+)  # fmt: skip
 """Options of the load balancing that the log has under the same names."""
 
 

@@ -6,6 +6,7 @@ is installed.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,13 +20,15 @@ from typing import Any
 import pytest
 
 from microscope_tui.scenarios import Shape, lines
+from moe_model.training import RUN_DEFAULTS
 from tests.forked import ForkServer
 from tests.probe.folders import own
+from tests.probe.replay import collapsing, open_recorder, replay
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TOOLS = [
-    *("make", "bash", "sh", "date", "dirname", "mkdir", "rmdir"),
+    *("make", "bash", "sh", "date", "dirname", "mkdir", "rm", "rmdir"),
     *("sleep", "stty", "tail", "touch", "env"),
 ]
 SHOWN = "outer collapse"
@@ -186,6 +189,35 @@ def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(house: House, shell: S
     house.assert_no_orphan()
 
 
+def test_ctrl_c_before_the_first_step_leaves_one_line_and_nothing_else(
+    house: House, shell: Shell
+) -> None:
+    screen = shell(house.command(STUB="slow"))
+    screen.wait_for("the verdict appears by step")
+    screen.press("\x03")
+    assert screen.exit_code() in (2, -signal.SIGINT), "what make and sh end with"
+    assert "demo: stopped before the first step; nothing was written" in screen.text
+    assert STOPPING not in screen.text
+    assert "Traceback" not in screen.text
+    assert not list((house.folder / "logs").iterdir())
+    house.assert_no_orphan()
+
+
+@pytest.mark.parametrize("uneven", [0, 25])
+def test_the_demo_names_the_step_by_which_its_verdict_appears(tmp_path: Path, uneven: int) -> None:
+    """A layer that was uneven shortly before its collapse takes longest."""
+    script = (ROOT / "examples/demo.sh").read_text("utf-8")
+    at, latest = map(int, re.findall(r"(?:at|appears by) step (\d+)", script))
+    assert f"collapse=(--force-collapse 3@{at})" in script
+    steps = [*collapsing(1, uneven, at=1), *collapsing(uneven + 1, 150, at=at)]
+    recorder = open_recorder(tmp_path, planned_steps=RUN_DEFAULTS["tiny"]["steps"])
+    (alert,) = [alert for alert in replay(recorder, steps) if alert.severity == "crit"]
+    assert alert.onset == at
+    assert alert.step == latest if uneven else alert.step < latest
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"collapses L3 at step {at}; the verdict appears by step {latest}" in readme
+
+
 @pytest.mark.parametrize(
     ("stub", "reported"),
     [("fails", ("the disk is full", "Error 1")), ("dies", ("the trainer narrates",))],
@@ -226,7 +258,7 @@ def test_without_a_terminal_it_trains_until_the_verdict_and_prints_what_to_do_ne
     assert f"probe it (20 s): .venv/bin/moe-microscope {made}" in done.stderr
     assert f"see tokens (7):  .venv/bin/moe-microscope logs/{run}-probe" in done.stderr
     latest.rmdir()  # of the stub
-    own(latest)
+    own(latest, collapsed=3)
     (house.folder / "README.md").write_text("Here `prose` is read.\n" * 20)
     monkeypatch.chdir(house.folder)
     probe = fork_server.start("-m", "microscope_tui.cli", *made.split())
@@ -234,6 +266,9 @@ def test_without_a_terminal_it_trains_until_the_verdict_and_prints_what_to_do_ne
     shown = microscope("snapshot", f"logs/{run}-probe", "--screen", "tokens")
     assert "Here prose is read." in shown.stdout
     assert "slice README" in shown.stdout
+    checked = microscope("check", f"logs/{run}-probe")
+    assert "Router collapse in L3 in" in checked.stdout, "what the demo showed"
+    assert "experts 0, 1 take 100%" in checked.stdout
 
 
 def test_without_a_terminal_the_installation_is_announced_and_the_code_of_the_trainer_kept(
@@ -266,4 +301,5 @@ def test_without_a_terminal_a_signal_stops_the_trainer_first(
         os.killpg(script.pid, number)
         _, errors = script.communicate(timeout=60)
     assert script.returncode == 128 + number, errors
+    assert errors.endswith("demo: stopped before the first step; nothing was written\n")
     house.assert_no_orphan()

@@ -334,6 +334,22 @@ def test_a_bias_rate_is_advised_by_the_scale_of_the_scores(
 # One trouble may be part of another.
 
 
+def test_a_forced_collapse_explains_what_its_layer_shows_from_then_on() -> None:
+    forced = {"force_collapse": "2@900", "names": {"force_collapse": "--force-collapse"}}
+    early = episode("STARVED", 100, 1, last=300, recovered_at=320)
+    others = [episode("COLLAPSE", 950), episode("GRADSPIKE", 905, WHOLE_RUN), early]
+    here = [episode("COLLAPSE", 890, 1), episode("DEAD", 940, 1), episode("SHOCK", 900, 1)]
+    found = explained(*others, *here, run=RunRecord("r", (), balance=BIAS | forced))
+    titles = {(finding.rule, finding.onset): advice.cause for finding, advice in found}
+    title = "forced with --force-collapse 2@900"
+    assert {key for key, cause in titles.items() if cause == title} == {
+        ("COLLAPSE", 890), ("DEAD", 940), ("SHOCK", 900)
+    }  # fmt: skip
+    advice = next(advice for finding, advice in found if finding.onset == 890)
+    assert advice.next == "Train a new run without --force-collapse."
+    assert advice.cause_first(advice.short).startswith("Forced with --force-collapse 2@900: L2 ")
+
+
 def test_a_wrong_sign_is_flipped_before_anything_is_raised() -> None:
     setting = episode("LINT", 300, WHOLE_RUN, facts={"cause": WRONG_SIGN})
     advised = advice_of(setting, episode("COLLAPSE"), episode("BIAS_RUNAWAY"))

@@ -60,7 +60,7 @@ def test_capacity_keeps_the_first_or_the_heaviest_pairs(
 def collapse(model: LanguageModel) -> LanguageModel:
     """Every token to experts 0 and 1."""
     for router in model.routers:
-        router.forced_experts = (0, 1)
+        router.collapse()
     return model
 
 

@@ -91,14 +91,23 @@ def test_logits_are_fp32_under_autocast() -> None:
     assert routing.weights_TK.dtype == torch.float32
 
 
-def test_forced_experts_take_every_token_but_only_while_training() -> None:
-    router = make_router()
-    router.forced_experts = (0, 1, 2)
-    routing = router.train()(tokens())
-    assert (routing.expert_ids_TK == torch.tensor([0, 1, 2])).all()
-    expected = routing.scores_TE[:, :3] / routing.scores_TE[:, :3].sum(dim=-1, keepdim=True)
-    torch.testing.assert_close(routing.weights_TK, expected)
-    assert (router.eval()(tokens()).expert_ids_TK > 2).any()
+@pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(("n_group", "topk_group"), [(1, 1), (4, 1), (8, 2)])
+def test_a_collapsed_router_chooses_its_first_k_experts_whatever_it_learns(
+    scoring_func: str, n_group: int, topk_group: int
+) -> None:
+    router = make_router(scoring_func=scoring_func, n_group=n_group, topk_group=topk_group)
+    free = router(tokens()).scores_TE
+    router.expert_bias.normal_()
+    router.collapse()
+    assert torch.equal(router(tokens()).scores_TE, free), "entropy cannot see it"
+    for scale in (1.0, -100.0):  # scores of exactly 0 and 1 too
+        with torch.no_grad():
+            router.weight.mul_(scale)
+        for mode in (router.train(), router.eval()):
+            routing = mode(tokens())
+            assert (routing.expert_ids_TK.sort().values == torch.arange(K)).all()
+        update_expert_bias([router], torch.tensor([[40] * K + [0] * (E - K)]), 0.5)
 
 
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "double"])

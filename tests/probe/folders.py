@@ -52,12 +52,15 @@ def family(name: str, folder: Path) -> Path:
     return save(build(name), folder)
 
 
-def own(folder: Path, **fields: Any) -> Path:
-    """A checkpoint of this project."""
+def own(folder: Path, collapsed: int | None = None, **fields: Any) -> Path:
+    """A checkpoint of this project; the router of layer ``collapsed`` is."""
     torch.manual_seed(0)
     config = ModelConfig.preset("tiny", vocab_size=len(CHARACTERS), **fields)
     folder.mkdir(parents=True)
-    write_tensors(folder / WEIGHTS, LanguageModel(config).state_dict())
+    model = LanguageModel(config)
+    if collapsed is not None:
+        model.routers[model.router_depths.index(collapsed)].collapse()
+    write_tensors(folder / WEIGHTS, model.state_dict())
     tokenizer = CharTokenizer(CHARACTERS).to_dict()
     write_description(folder, config, step=0, tokenizer=tokenizer, stop_ids=[])
     return folder

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,10 @@ def test_wrong_types_cost_the_key_or_the_line_never_the_reader(
 
 @given(JSON, st.dictionaries(st.text(max_size=6), JSON | st.sampled_from(TEXTS)) | JSON)
 def test_names_of_a_framework_are_words_that_a_terminal_can_show(update: Any, names: Any) -> None:
-    balance = {"method": "aux", "update": update, "names": names}
+    balance = {"method": "aux", "update": update, "names": names, "force_collapse": update}
     record = decode_line(lines({**HEADER, "balance": balance}))
     assert record.balance.get("update") in (None, "sign", "proportional", "quantile")
+    assert re.fullmatch(r"\d+@\d+", record.balance.get("force_collapse", "3@100"))
     for name in record.balance.get("names", {"": "-"}).values():
         assert name == safe_text(name, 40) == "".join(name.split()) != ""
 

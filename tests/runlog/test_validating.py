@@ -200,6 +200,7 @@ HEADER_DAMAGE = {
     "choice balance.update": {"balance": {"update": "signed"}},
     "type balance.names": {"balance": {"names": ["router_aux_loss_coef"]}},
     "type a name of balance.names": {"balance": {"names": {"aux_weight": 0.01}}},
+    "type balance.force_collapse": {"balance": {"force_collapse": 3}},
     "type balance.bias_update_rate": {"balance": {"bias_update_rate": "1e-3"}},
 }
 

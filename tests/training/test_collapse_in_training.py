@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from microscope_tui.cli import main as microscope
 from moe_model import read_checkpoint
@@ -43,7 +44,8 @@ def test_stop_saves_writes_the_verdict_and_exits_with_3(stopped: Trained) -> Non
     assert stopped.code == 3
     assert "CRIT" in stopped.narration
     assert "Router collapse in L2 since step 5" in stopped.narration
-    assert "verdict    CRITICAL cause: " in stopped.narration
+    assert "cause: forced with --force-collapse 2@5; explains COLLAPSE in L2" in stopped.narration
+    assert "since step 5. Train a new run without --force-collapse." in stopped.narration
     (alert,) = alerts(stopped.log)
     last = stopped.log[-1]
     assert alert["step"] == last["step"] < 70
@@ -62,8 +64,22 @@ def test_a_forced_collapse_sends_every_token_to_k_experts_from_that_step_on(
         if record["step"] >= 5:
             assert forced == [record["tokens"]] * 2 + [0] * 6
             assert record["router"]["effective_experts"][1] == pytest.approx(2)
+            assert record["expert_bias"][1] == [4.0, 4.0] + [0.0] * 6, "held"
         else:
             assert sum(count > 0 for count in forced) > 2
+
+
+@pytest.mark.parametrize("method", ["bias", "aux", "none"])
+def test_the_checkpoint_shows_the_collapse_that_was_forced(
+    trained: GetTrained, method: str
+) -> None:
+    run = trained(*COLLAPSE, f"--balance={method}", after=SHORT)
+    model = read_checkpoint(run.checkpoints / "latest").load_model().eval()
+    healthy, forced = model(torch.arange(24).view(2, 12)).routings
+    assert healthy.expert_ids_TK.unique().numel() > 2
+    assert forced.expert_ids_TK.unique().tolist() == [0, 1]
+    found = [a["values"]["rule"] for a in alerts(run.log) if a["values"]["severity"] == "crit"]
+    assert found == ["COLLAPSE"]
 
 
 def test_going_back_names_a_checkpoint_that_is_older_than_the_onset(
