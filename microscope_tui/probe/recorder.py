@@ -118,7 +118,7 @@ class RunRecorder:
         *,
         step: int,
         loss: float | None,
-        tokens: int,
+        tokens: int | None,
         tokens_per_expert: Sequence[Sequence[int] | None],
         expert_bias: Sequence[Sequence[float]] | None = None,
         mean_weight: Sequence[Sequence[float | None]] | None = None,
@@ -135,7 +135,7 @@ class RunRecorder:
         Args:
             step: optimizer steps completed, this one included; the first is 1.
             loss: next-token cross-entropy in nats, mean over the global batch; ``None`` if unknown.
-            tokens: real tokens of the global batch.
+            tokens: real tokens of the global batch; ``None`` if unknown.
             tokens_per_expert: selected pairs, a row per router; ``None`` if it was not counted.
             expert_bias: uncentred selection bias, one row per router.
             mean_weight: of every expert over its tokens; so is ``mean_output_norm``, unweighted.

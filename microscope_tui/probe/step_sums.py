@@ -218,7 +218,7 @@ def step_record(
         unseen = [none and not row.optional for none, row in zip(unseen, rows, strict=True)]
     counts = [None if none else row for none, row in zip(unseen, sums.counts, strict=True)]
     record = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
-    record |= {"tokens": max(sums.tokens, default=0), "tokens_per_expert": counts}
+    record |= {"tokens": max(sums.tokens, default=0) or None, "tokens_per_expert": counts}
     record["router"] = summaries(sums, rows, sums.extra[len(EXTRA) :])
     record["loss"] = _mean(extra["loss"], extra["losses"])
     record["losses"] = {**(losses or {})}
