@@ -15,7 +15,6 @@ share: share of the tokens that chose the expert
 balance c, bal.: how evenly experts are used: 1 is even, 0 all on top-k experts (collapse)
 entropy H, ent.: of the router's choice for one token, in nats; low is confident
 dropped, drop: share of assignments that found their expert full and were lost
-dropless: no capacity is configured: nothing can be dropped
 max load: load of the busiest expert of the layer
 top-2: each token goes to 2 experts (top-k: to k)
 k unknown, E unknown: neither the log nor --top-k or --num-experts gives it: no c is computed

@@ -126,10 +126,11 @@ def spark(
 ) -> list[str]:
     """A curve from 0 to ``top`` in ``height`` lines of ``width`` cells, newest at the right.
 
-    More columns than fit are merged, never cut off: a curve shows the whole history. Gaps
-    (NaN) stay blank; values outside 0 … ``top`` are drawn at the edge.
+    More columns than fit are merged, and fewer are repeated: a curve begins at the left and covers
+    the whole history. Gaps (NaN) stay blank; values outside 0 … ``top`` are drawn at the edge.
     """
-    cells = merged(columns, width * glyphs.points)
+    cells, points = merged(columns, width * glyphs.points), width * glyphs.points
+    cells = [cells[at * len(cells) // points] for at in range(points)] if cells else cells
     if glyphs is Glyphs.BRAILLE:
         return _braille(cells, width, top, height)
     if glyphs is Glyphs.BLOCK:
@@ -163,8 +164,7 @@ def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
 def _braille(cells: Sequence[Column], width: int, top: float, height: int) -> list[str]:
     levels = 4 * height
     masks = [[0] * width for _ in range(height)]
-    offset = 2 * width - len(cells)
-    for at, cell in enumerate(cells, start=offset):
+    for at, cell in enumerate(cells):
         for level in _span(cell, top, levels):
             masks[height - 1 - level // 4][at // 2] |= _BRAILLE_DOTS[at % 2][level % 4]
     return ["".join(chr(0x2800 + mask) if mask else " " for mask in line) for line in masks]
@@ -172,8 +172,7 @@ def _braille(cells: Sequence[Column], width: int, top: float, height: int) -> li
 
 def _block(cells: Sequence[Column], width: int, top: float, height: int) -> list[str]:
     lines = [[" "] * width for _ in range(height)]
-    offset = width - len(cells)
-    for at, cell in enumerate(cells, start=offset):
+    for at, cell in enumerate(cells):
         filled = _span(cell, top, 8 * height).stop
         for line in range(height):
             lines[line][at] = _BLOCKS[max(0, min(8, filled - 8 * (height - 1 - line)))]
@@ -189,7 +188,7 @@ def _ascii(cells: Sequence[Column], width: int, top: float) -> str:
         else:
             out += "\\" if level < before else "/"
         before = level
-    return out.rjust(width)
+    return out.ljust(width)
 
 
 def _span(cell: Column, top: float, levels: int) -> range:

@@ -40,8 +40,10 @@ from microscope_tui.watch import LayerView, Pin, RunView, RunWatch, view_of
 _PLAIN_HEAT = Heat()
 _MAX_CELL, _WIDE_CELL = 6, 12
 _MAX_HEIGHT = 8
-_MAX_SPARK, _LONG_SPARK = 72, 48
+_MAX_SPARK, _LONG_SPARK = 160, 48  # of both curves, of each
 """Cells grow beyond six only while the curves beside them are long."""
+_WORDS = 24
+"""Cells of the load where no layer has counts."""
 _GOOD_SPARK = 8
 _MIN_SPARK = 5
 _GAP = 2
@@ -64,9 +66,12 @@ class TableLayout:
     experts_per_cell: int
     spark: int
     """Width of each curve; 0 when curves are left out."""
+    has_entropy: bool
+    """Whether there is a column for it."""
     drop: int
+    """0 if nothing can be dropped."""
     drop_bar: int
-    """Width of its bar; 0 if nothing can be dropped or there is no room."""
+    """Width of its bar; 0 if there is no room."""
     row_height: int
     table_rows: int
     """Lines for the table's body."""
@@ -93,6 +98,11 @@ class TableLayout:
         """Width of the balance and of the entropy column: a number and its curve."""
         return 4 + (self.spark + 1 if self.spark else 0)
 
+    @property
+    def entropy(self) -> int:
+        """Width of the entropy column; 0 where no layer has an entropy."""
+        return self.curve if self.has_entropy else 0
+
 
 def fit(
     view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
@@ -107,17 +117,25 @@ def fit(
     # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
     roomy = rows >= 30
     has_drops = any(layer.drop_rate is not None for layer in view.layers)
+    has_entropy = any(layer.entropy is not None for layer in view.layers)
+    has_loads = any(layer.load for layer in view.layers)
     bar = 5 if columns >= 110 and has_drops else 0
-    drop = bar + 5 if bar else 8 if columns >= 72 else 4
-    room = columns - 1 - label - (_GAP + 4 + _GAP + 4 + _GAP + drop)
-    cell, per_cell, spark = _share(room, experts)
+    drop = 0 if not has_drops else bar + 5 if bar else 8 if columns >= 72 else 4
+    curves = 1 + has_entropy
+    room = columns - 1 - label - curves * (_GAP + 4) - (_GAP + drop if drop else 0)
+    cell, per_cell, spark = _share(room, experts, curves)
+    heat = -(-experts // per_cell) * cell
+    if not has_loads:  # a column of words
+        cell, per_cell, heat, spark = 1, 1, min(_WORDS, room), (room - _WORDS) // curves - 1
+        spark = min(_MAX_SPARK // curves, spark) if spark >= _MIN_SPARK else 0
     numbered = roomy and cell >= 3
     fixed = (1 + 1 + 3 + 1 + 1 + numbered + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
     body = max(1, rows - fixed)
     if roomy or rows < _NOTED_FROM_ROWS:
         noted = roomy
     else:
-        noted = bool(noted or body < layers or not spark or view.defects or view.memory_limit)
+        limited = not (spark and has_entropy) or view.defects or view.memory_limit
+        noted = bool(noted or body < layers or limited)
         body -= noted
     height = max(1, min(_MAX_HEIGHT, body // layers))
     free = max(0, body - layers * height)  # lines that no layer would use
@@ -126,10 +144,11 @@ def fit(
     body -= min(free, 2)
     more = layers - max(1, body // height)
     hidden = [words.plural(more, "more layer")] if more > 0 else []
+    hidden += [] if has_entropy else ["no entropy in the log"]
     hidden += [] if spark else ["no room for curves"]
     hidden += [f"{per_cell} experts a cell"] if per_cell > 1 else []
     return TableLayout(
-        *(columns, label, -(-experts // per_cell) * cell, cell, per_cell, spark, drop, bar),
+        *(columns, label, heat, cell, per_cell, spark, has_entropy, drop, bar),
         row_height=height,
         table_rows=body,
         roomy=roomy,
@@ -141,18 +160,18 @@ def fit(
     )
 
 
-def _share(room: int, experts: int) -> tuple[int, int, int]:
-    """Share ``room`` between load and two curves: cells an expert, experts a cell, curve width."""
+def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
+    """Share ``room`` between load and curves: cells an expert, experts a cell, curve width."""
     for cell in range(_WIDE_CELL, 0, -1):
-        spark = (room - experts * cell) // 2 - 1
+        spark = (room - experts * cell) // curves - 1
         least = _LONG_SPARK if cell > _MAX_CELL else _GOOD_SPARK if cell > 1 else _MIN_SPARK
         if spark >= least:
-            return cell, 1, min(_MAX_SPARK, spark)
-    with_curves = room - 2 * (_MIN_SPARK + 1)
+            return cell, 1, min(_MAX_SPARK // curves, spark)
+    with_curves = room - curves * (_MIN_SPARK + 1)
     if with_curves >= 16:
         per_cell = -(-experts // with_curves)
-        spark = (room - -(-experts // per_cell)) // 2 - 1
-        return 1, per_cell, min(_MAX_SPARK, spark)
+        spark = (room - -(-experts // per_cell)) // curves - 1
+        return 1, per_cell, min(_MAX_SPARK // curves, spark)
     return 1, -(-experts // max(1, room)), 0
 
 
@@ -235,12 +254,12 @@ class _Curve:
     def beside(
         self, number: Span, layout: TableLayout, glyphs: Glyphs, cursor: float | None
     ) -> list[Line]:
-        """The number, and the curve behind it where there is room; faint after ``cursor``."""
+        """The number, and the curve that ends at it where there is room; faint after ``cursor``."""
         height, width = layout.row_height, layout.spark
         if not number.text.strip("*") and all(
             column.mean != column.mean for column in self.history
         ):
-            text = first_fitting([f"   {self.nothing}"], layout.curve, "   -")
+            text = first_fitting([self.nothing], layout.curve, "   -")
             return _tall([Span(text, "faint")], layout.curve, layout)
         if not width:
             return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
@@ -248,15 +267,13 @@ class _Curve:
         # From three lines on, the last stays blank, to separate the curves of neighbours.
         blank = [" " * width] if height >= 3 else []
         curve = spark(self.history, width, self.top, glyphs, height - len(blank)) + blank
-        drawn = min(width, -(-len(self.history) // glyphs.points))
-        past = width if cursor is None else width - drawn + math.ceil(cursor * drawn)
+        past = width if cursor is None else math.ceil(cursor * width)
         numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
         return [
             [
-                Span(f"{here:>4}", number.role),
-                Span(" "),
                 Span(text[:past], role),
                 Span(text[past:], "faint"),
+                Span(f" {here:>4}", number.role),
             ]
             for here, text in zip(numbers, curve, strict=True)
         ]
@@ -287,16 +304,14 @@ def column_heads(
         mean = f"mean of {steps}"
         short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
     wide = layout.curve >= 12
-    dropped = any(layer.drop_rate is not None for layer in view.layers)
-    drop = "drop" if layout.drop < 8 else "dropped" if dropped else "dropless"
     columns = [
         Column("  layer", layout.label, gap=0),
         Column(first_fitting([full, *short], layout.heat, short[-1]), layout.heat, gap=0),
         Column("balance c" if wide else "bal.", layout.curve),
-        Column("entropy H" if wide else "ent.", layout.curve),
-        Column(drop, layout.drop),
+        Column("entropy H" if wide else "ent.", layout.entropy),
+        Column("drop" if layout.drop < 8 else "dropped", layout.drop),
     ]
-    return Table(columns).heads()
+    return Table([column for column in columns if column.width]).heads()
 
 
 def expert_numbers(view: RunView, layout: TableLayout, heat: Heat) -> Line:
@@ -389,13 +404,13 @@ def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), indices[x.index]))
     lines: list[Line] = []
     for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):
-        parts = (
+        parts = [
             label(layer, layout, view.worst is not None and layer is worst_first[0]),
             load(layer, layout, Heat(colour=False)),
             balance(layer, layout, glyphs),
-            entropy(layer, layout, glyphs),
-            drop(layer, layout, glyphs),
-        )
+        ]
+        parts += [entropy(layer, layout, glyphs)] if layout.entropy else []
+        parts += [drop(layer, layout, glyphs)] if layout.drop else []
         for name, cells, *rest in zip(*parts, strict=True):
             lines.append([*name, *cells, *(span for part in rest for span in (Span("  "), *part))])
     return lines

@@ -50,7 +50,7 @@ async def test_all_of_the_help_can_be_read_in_any_window(
         await app.press("w")
         if size == (80, 24):  # the words are one key away
             assert "w words" in first
-            assert "dropless" not in first
+            assert "dropped" not in first
             assert "Reading the screen" in app.text("help").splitlines()[2]
         await app.press("q")
         assert not isinstance(app.screen, HelpScreen)

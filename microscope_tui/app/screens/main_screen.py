@@ -109,10 +109,10 @@ class MainScreen(RunScreen):
             return
         self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
         await self.query_one(Tiles).fit(layout.heat)
-        curve = layout.curve
-        widths = dict(label=layout.label, load=layout.heat, drop=layout.drop)
-        for name, width in (widths | dict(balance=curve, entropy=curve)).items():
-            self.query_one(f"#{name}").styles.width = width
+        widths = dict(label=layout.label, load=layout.heat, balance=layout.curve)
+        for name, width in (widths | dict(entropy=layout.entropy, drop=layout.drop)).items():
+            part = self.query_one(f"#{name}")
+            part.display, part.styles.width = width > 0, width
         self.query_one("#table").styles.height = layout.table_rows
         watch, chosen = session.watch, session.expert is not None and session.selected
         content = (  # everything that the table depends on
