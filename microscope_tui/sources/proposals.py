@@ -44,7 +44,7 @@ _WRITERS = {
 }
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
 _DIGITS = re.compile(r"(\d+)")
-_LAST_WORD = re.compile(r"([A-Za-z]+)[^A-Za-z]*$")
+_LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
 _WORDS = {
     **dict.fromkeys(("layer", "layers", "l", "lyr", "block", "blocks", "blk", "h"), "layer"),
     **dict.fromkeys(("expert", "experts", "exp", "e", "ep", "ex"), "expert"),
@@ -54,6 +54,8 @@ _LOAD = re.compile(
     r"load|usage|util|count|tokens|freq|frac|share|assign|dispatch|routed|select|hits|percent|pct",
     re.IGNORECASE,
 )
+_LOADS = [*_LOAD.pattern.split("|"), ""]  # of two that fit, the one with the earlier word is meant
+_BEFORE = {"layer": {"", "moe", "router", "mlp", "ffn"}, "expert": set(_LOADS)}  # no task, no rank
 _NO_LOAD = re.compile(
     r"prob|score|weight|logit|gate|grad|norm|loss|import|time|rank|device|gpu|head|hist|bin|bucket"
     r"|class|node|stage|slot|quantile",
@@ -188,15 +190,12 @@ def propose(found: Survey, top_k: int | None = None) -> Proposal | None:
 
 
 def _unlikely(one: _Matrix) -> tuple[object, ...]:
-    """Sorts matrices: right sums, words for the loads of experts, counts before shares, size."""
-    words = bool(_NO_LOAD.search(one.text)), not _OF_ROUTERS.search(one.text)
-    return (
-        not one.right,
-        *words,
-        not _LOAD.search(one.text),
-        one.quantity == "share",
-        -len(one.keys),
-    )
+    """Sorts matrices, in any order of the keys: right sums, a matrix before the mean of its layers,
+    words for the loads of experts, counts before shares."""
+    text = one.text.lower()
+    place = next(at for at, word in enumerate(_LOADS) if word in text)
+    words = bool(_NO_LOAD.search(text)), not _OF_ROUTERS.search(text)
+    return not one.right, one.layers == 1, *words, one.quantity == "share", place, text
 
 
 def _matrix(
@@ -205,7 +204,7 @@ def _matrix(
     """Keys of one shape as numbers per expert, by the order of layer and expert that fits best."""
     columns = [len(set(column)) for column in zip(*keys, strict=True)]
     varying = [at for at, different in enumerate(columns) if different > 1]
-    words = [_word(texts[at]) for at in varying]
+    words = [_WORDS.get(_word(texts[at]), "") for at in varying]
     if words == ["expert"]:
         return _as_matrix(texts, keys, {varying[0]: "expert"}, values)
     found = []
@@ -222,9 +221,8 @@ def _matrix(
 
 
 def _word(text: str) -> str:
-    """What a number counts, by the last word before it: ``layer``, ``expert`` or nothing."""
-    last = _LAST_WORD.search(text)
-    return _WORDS.get(last[1].lower(), "") if last else ""
+    """The last word before a number, or nothing."""
+    return str(_LAST_WORD.findall(text)[0]).lower()
 
 
 def _as_matrix(
@@ -289,7 +287,9 @@ def _is_certain(best: _Matrix, steps: int) -> bool:
     """Whether it is so like the loads of experts that it may be used without asking."""
     usual = (*range(1, min(best.experts, 17)), best.experts, 100)  # shares, load ÷ mean, percent
     sums = best.quantity == "tokens_per_expert" or any(_near(best.total, one) for one in usual)
-    named = _OF_ROUTERS.search(best.text) and not _NO_LOAD.search(best.text)
+    words = [(name, _word(best.texts[at])) for at, name in best.columns.items()]
+    clear = all(word in _BEFORE[name] or _WORDS.get(word) == name for name, word in words)
+    named = clear and _OF_ROUTERS.search(best.text) and not _NO_LOAD.search(best.text)
     return bool(named and best.right and sums and best.layers > 1 and steps >= _LEAST_STEPS)
 
 

@@ -359,6 +359,8 @@ class _Layout:
             if values.count(None) < len(values):
                 router[name] = values
         numbers = {name: cells.get(Target(name)) for name in STEP_QUANTITIES}
+        if (tokens := numbers["tokens"]) is not None and tokens.is_integer():
+            numbers["tokens"] = int(tokens)
         return step_record(
             step,
             counts,

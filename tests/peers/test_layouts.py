@@ -10,12 +10,7 @@ from microscope_tui.sources import Keys, WandbReader
 from tests.peers.test_wandb import file_of, read_to_the_end, start
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, nested, write
 from tests.sources.reading import settle
-from tests.sources.test_proposals import (
-    FOUND,
-    assert_not_used_by_itself,
-    assert_recognised,
-    cases,
-)
+from tests.sources.test_proposals import FOUND, assert_not_used_by_itself, assert_recognised
 
 
 def wandb(folder: Path, layout: Layout) -> Path:
@@ -68,7 +63,7 @@ LOGGERS = {log.__name__: log for log in (wandb, tensorboard, trackio, mlflow)}
 
 
 @pytest.mark.filterwarnings("ignore")  # of the dependencies of mlflow
-@pytest.mark.parametrize("layout", cases([*LAYOUTS, *OTHERS], strict=False))
+@pytest.mark.parametrize("layout", [*LAYOUTS, *OTHERS], ids=lambda layout: layout.name)
 def test_what_a_real_logger_writes_is_recognised_or_not_used_by_itself(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

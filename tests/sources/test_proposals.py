@@ -1,18 +1,14 @@
 """Unknown keys: the right proposal for layouts of public code, and a wrong one is never used."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from microscope_tui.sources import ForeignRun, Keys, RecordReader, Search, SourceRequest, Target
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, write
 from tests.sources.reading import counts_of, drained
 
 KNOWN_MISSES = {"add-scalars": "the expert is only in the name of a folder"}
-PENDING = ("nanomoe", "captured", "scaletraining", "nested", "choices", "tasks")
-"""Wrong today: the mean over layers, tokens as 4096.0, two distributions, other indices."""
 FOUND = [layout for layout in LAYOUTS if layout.name not in KNOWN_MISSES]
 
 
@@ -49,23 +45,17 @@ def assert_not_used_by_itself(path: Path) -> None:
     assert not [records for reader in readers(path) for records in drained(reader)]
 
 
-def cases(layouts: Sequence[Layout], *, strict: bool) -> list[ParameterSet]:
-    """As parameters with their names."""
-    wrong = pytest.mark.xfail(strict=strict)
-    return [pytest.param(x, id=x.name, marks=[wrong] * (x.name in PENDING)) for x in layouts]
-
-
 def test_at_least_eighteen_of_twenty_layouts_are_recognised() -> None:
     assert (len(LAYOUTS), len(FOUND)) == (20, 20 - len(KNOWN_MISSES))
     assert len(FOUND) >= 18
 
 
-@pytest.mark.parametrize("layout", cases(FOUND, strict=True))
+@pytest.mark.parametrize("layout", FOUND, ids=lambda layout: layout.name)
 def test_a_layout_of_public_code_is_recognised(layout: Layout, tmp_path: Path) -> None:
     assert_recognised(write(tmp_path, layout), layout)
 
 
-@pytest.mark.parametrize("layout", cases(OTHERS, strict=True))
+@pytest.mark.parametrize("layout", OTHERS, ids=lambda layout: layout.name)
 def test_other_shares_and_other_indices_are_not_used_by_themselves(
     layout: Layout, tmp_path: Path
 ) -> None:
