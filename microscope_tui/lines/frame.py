@@ -66,8 +66,8 @@ def _after_name(
     line = [gap, Span("● ", role), Span(state, role), gap]
     if view.run is not None and is_one_step(view.run):
         return [*line, Span("evaluation"), gap, Span("loss ", "dim"), Span(_loss(view))]
-    if view.run is not None and (forced := view.run.balance.get("force_collapse")):
-        line += [Span(f"forced {forced}" if width >= _WIDE else "forced", "warn"), gap]
+    if view.run is not None and "force_collapse" in view.run.balance:
+        line += [Span("forced", "warn"), gap]
     evaluates = view.run is not None and view.run.profile == "eval"
     line += [Span("evaluation, part " if evaluates else "step ", "dim"), Span(f"{view.step:,}")]
     if planned and view.run is not None and (steps := view.run.planned_steps):

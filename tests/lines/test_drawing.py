@@ -175,8 +175,8 @@ def test_the_header_of_an_evaluation_has_no_steps(
 def test_the_header_shows_that_a_collapse_is_forced(synthetic: Synthetic) -> None:
     view = view_of(synthetic("healthy", routers=6, num_experts=8, steps=3))
     run = replace(view.run, balance={"force_collapse": "2@5"}) if view.run else None
-    for columns, shown in ((120, "  forced 2@5   step 3"), (80, "  forced   step 3")):
-        assert shown in plain(frame.header(replace(view, run=run), columns, Glyphs.BRAILLE))
+    text = plain(frame.header(replace(view, run=run), 80, Glyphs.BRAILLE))
+    assert "   forced   step 3" in text
 
 
 @given(st.integers(0, 40), st.integers(0, 60), st.integers(1, 41))
