@@ -67,6 +67,7 @@ PROSE = (
     "below summarizes the various releases.\n"
 )
 SLICES = ("code", "prose", "greek")
+LAYERS, EXPERTS, TOP_K, SEED = 6, 16, 2, 7
 _WORDS = "def return if else for in self class import not and is or None while"
 _KEYWORDS = frozenset(_WORDS.split())
 CLASSES = ("keyword", "indent", "punctuation", "number", "name", "word", "greek", "break")
@@ -100,30 +101,21 @@ def class_of(token: bytes, slice_: str) -> str:
     return "name" if slice_ == "code" else "word"
 
 
-def texts(repeat: int = 1) -> list[tuple[str, list[bytes]]]:
+def texts() -> list[tuple[str, list[bytes]]]:
     """The three slices as tokens."""
     return [
-        ("code", tokenized(CODE * 3 * repeat)),
-        ("prose", tokenized(PROSE * 6 * repeat)),
-        ("greek", tokenized(GREEK * 4 * repeat)),
+        ("code", tokenized(CODE * 3)),
+        ("prose", tokenized(PROSE * 6)),
+        ("greek", tokenized(GREEK * 4)),
     ]
 
 
-def write_probed(
-    folder: Path,
-    layers: int = 6,
-    num_experts: int = 16,
-    top_k: int = 2,
-    *,
-    repeat: int = 1,
-    model: str = "planted/moe-tiny",
-    seed: int = 7,
-) -> Path:
+def write_probed(folder: Path) -> Path:
     """A run of profile eval, and its ``routing.bin`` with planted routing."""
-    shape = RunShape(routers=layers, num_experts=num_experts, top_k=top_k, steps=40, tokens=2048)
+    shape = RunShape(routers=LAYERS, num_experts=EXPERTS, top_k=TOP_K, steps=40, tokens=2048)
     write_run(folder, "healthy", shape=shape, seed=3)
-    names = tuple(f"L{n}" for n in range(1, layers + 1))
-    slices = texts(repeat)
+    names = tuple(f"L{n}" for n in range(1, LAYERS + 1))
+    slices = texts()
     tokens = [token for _, part in slices for token in part]
     of_slice = [at for at, (_, part) in enumerate(slices) for _ in part]
     classes = [class_of(t, SLICES[s]) for t, s in zip(tokens, of_slice, strict=True)]
@@ -131,62 +123,51 @@ def write_probed(
     ids = [known[token] for token in tokens]
     writer = RoutingWriter(
         folder / FILE_NAME,
-        Shape(tuple(range(1, layers + 1)), names, num_experts, top_k, len(tokens)),
+        Shape(tuple(range(1, LAYERS + 1)), names, EXPERTS, TOP_K, len(tokens)),
         slices=SLICES,
-        model=model,
+        model="planted/moe-tiny",
         dtype="bf16",
     )
     writer.put_tokens(ids, tokens, of_slice, [n // 256 for n in range(len(tokens))])
-    chosen = [
-        _put_layer(writer, layer, classes, num_experts, top_k, random.Random(seed + layer))
-        for layer in range(layers)
-    ]
-    writer.finish(_tables(chosen, of_slice, ids, num_experts, random.Random(seed)))
+    chosen = [_put_layer(writer, layer, classes) for layer in range(LAYERS)]
+    writer.finish(_tables(chosen, of_slice, ids))
     return folder
 
 
-def _put_layer(
-    writer: RoutingWriter,
-    layer: int,
-    classes: list[str],
-    num_experts: int,
-    top_k: int,
-    rng: random.Random,
-) -> list[list[int]]:
+def _put_layer(writer: RoutingWriter, layer: int, classes: list[str]) -> list[list[int]]:
     """Deeper layers follow the class less, as noise takes over."""
-    order = list(range(num_experts))
+    rng, order = random.Random(SEED + layer), list(range(EXPERTS))
     rng.shuffle(order)
-    per = max(top_k, num_experts // len(CLASSES))
+    per = max(TOP_K, EXPERTS // len(CLASSES))
     home = {
-        name: [order[(at * per + n) % num_experts] for n in range(per)]
+        name: [order[(at * per + n) % EXPERTS] for n in range(per)]
         for at, name in enumerate(CLASSES)
     }
     strength = 3.2 / (1 + 0.25 * layer)
     rows: list[list[int]] = []
     flat, weights, margins, entropies = [], [], [], []
     for name in classes:
-        logits = [rng.gauss(0, 1) for _ in range(num_experts)]
+        logits = [rng.gauss(0, 1) for _ in range(EXPERTS)]
         for expert in home[name]:
             logits[expert] += strength
         top = max(logits)
         exps = [math.exp(x - top) for x in logits]
         total = sum(exps)
         probs = [x / total for x in exps]
-        best = sorted(range(num_experts), key=lambda e: -probs[e])
-        rows.append(best[:top_k])
-        flat += best[:top_k]
-        weights += [probs[e] for e in best[:top_k]]
-        margins.append(probs[best[top_k - 1]] - probs[best[top_k]])
+        best = sorted(range(EXPERTS), key=lambda e: -probs[e])
+        rows.append(best[:TOP_K])
+        flat += best[:TOP_K]
+        weights += [probs[e] for e in best[:TOP_K]]
+        margins.append(probs[best[TOP_K - 1]] - probs[best[TOP_K]])
         entropies.append(-sum(p * math.log(p) for p in probs if p > 0))
-    code = "B" if num_experts < 255 else "H"
-    writer.put("ids", layer, 0, struct.pack(f"<{len(flat)}{code}", *flat))
+    writer.put("ids", layer, 0, bytes(flat))
     for section, values in (("weights", weights), ("margins", margins), ("entropies", entropies)):
         writer.put(section, layer, 0, struct.pack(f"<{len(values)}e", *values))
     return rows
 
 
-def _counts(rows: list[list[int]], of_slice: list[int], experts: int) -> list[list[int]]:
-    found = [[0] * experts for _ in SLICES]
+def _counts(rows: list[list[int]], of_slice: list[int]) -> list[list[int]]:
+    found = [[0] * EXPERTS for _ in SLICES]
     for row, at in zip(rows, of_slice, strict=True):
         for expert in row:
             found[at][expert] += 1
@@ -205,18 +186,12 @@ def _ratios(counts: list[list[int]]) -> list[list[float]]:
     ]
 
 
-def _tables(
-    chosen: list[list[list[int]]],
-    of_slice: list[int],
-    ids: list[int],
-    experts: int,
-    rng: random.Random,
-) -> Tables:
-    counts = [_counts(rows, of_slice, experts) for rows in chosen]
+def _tables(chosen: list[list[list[int]]], of_slice: list[int], ids: list[int]) -> Tables:
+    rng, counts = random.Random(SEED), [_counts(rows, of_slice) for rows in chosen]
     shuffled = list(of_slice)
     rng.shuffle(shuffled)
     noise = []
-    chance = [_ratios(_counts(rows, shuffled, experts)) for rows in chosen]
+    chance = [_ratios(_counts(rows, shuffled)) for rows in chosen]
     for at in range(len(SLICES)):
         values = sorted(value for layer in chance for value in layer[at])
         noise.append(values[int(0.99 * (len(values) - 1))])
@@ -227,7 +202,7 @@ def _tables(
         noise=noise,
         identity=[_explained(rows, ids) for rows in chosen],
         identity_noise=[_explained(rows, mixed) for rows in chosen],
-        lifts=[_lifts(rows, ids, experts) for rows in chosen],
+        lifts=[_lifts(rows, ids) for rows in chosen],
     )
 
 
@@ -243,15 +218,13 @@ def _explained(rows: list[list[int]], ids: list[int]) -> float:
     return 1 - within / whole
 
 
-def _lifts(
-    rows: list[list[int]], ids: list[int], experts: int
-) -> list[list[tuple[int, int, float]]]:
+def _lifts(rows: list[list[int]], ids: list[int]) -> list[list[tuple[int, int, float]]]:
     seen, pairs, load = Counter(ids), Counter[tuple[int, int]](), Counter[int]()
     for row, token in zip(rows, ids, strict=True):
         for expert in row:
             pairs[expert, token] += 1
             load[expert] += 1
-    found: list[list[tuple[int, int, float]]] = [[] for _ in range(experts)]
+    found: list[list[tuple[int, int, float]]] = [[] for _ in range(EXPERTS)]
     for (expert, token), n in pairs.items():
         if n >= 5:
             lift = n / seen[token] / (load[expert] / len(rows))

@@ -56,12 +56,13 @@ class Terminal:
         self.output += got
         return got
 
-    def wait_for(self, text: str, seconds: float = 20.0, *, gone: bool = False) -> None:
-        """Read until ``text`` is on the screen, or is not if it is to be ``gone``."""
-        end = time.monotonic() + seconds
-        while (text in self.text) is gone and time.monotonic() < end:
-            self.read(0.05)
-        assert (text in self.text) is not gone, self.text
+    def wait_for(self, *texts: str) -> None:
+        """Read until each of them was on the screen."""
+        for text in texts:
+            end = time.monotonic() + 20.0
+            while text not in self.text and time.monotonic() < end:
+                self.read(0.05)
+            assert text in self.text, self.text
 
     def settle(self, seconds: float = 0.6) -> None:
         """Read until nothing has come for longer than the interval of the screen."""

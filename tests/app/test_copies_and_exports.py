@@ -245,8 +245,7 @@ async def test_custom_keys_work_and_are_shown(collapsed: Path) -> None:
 
 def test_a_copy_is_osc_52_in_a_real_terminal(terminal: Any, collapsed: Path) -> None:
     screen = terminal(collapsed)
-    screen.wait_for("450 finished")
-    screen.wait_for("CRITICAL")
+    screen.wait_for("450 finished", "CRITICAL")
     screen.press("a")
     screen.wait_for("▶ L4")
     screen.press("Yr")

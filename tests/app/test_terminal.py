@@ -79,11 +79,9 @@ def test_a_hostile_log_of_nan_sends_no_escape_sequence_of_its_own(
     steps = [step(n, [balanced(), sick, balanced()], 2048, **more) for n in range(1, 200)]
     event = {"kind": "event", "event": hostile, "reason": hostile, "step": 3}
     screen = terminal(write_log([first, *steps, event], name="a\u202eb"))
-    screen.wait_for("METER")
-    screen.wait_for("NaN")
+    screen.wait_for("METER", "NaN")
     screen.press("\r")
-    screen.wait_for("max load")
-    screen.wait_for("not measured")
+    screen.wait_for("max load", "not measured")
     screen.press("q")
     assert screen.exit_code() == 0
     assert b"\x1b]52" not in screen.output
@@ -134,9 +132,7 @@ def test_poor_terminals_show_the_same_facts(
     terminal: Start, collapsed: Path, options: list[str], environment: dict[str, str]
 ) -> None:
     screen = terminal(collapsed, *options, **environment)
-    screen.wait_for("CRITICAL")
-    screen.wait_for("450 finished")
-    screen.wait_for("quit")
+    screen.wait_for("CRITICAL", "450 finished", "quit")
     row = next(line for line in screen.screen.display if " L4 " in line[:8])
     assert " C " in row
     assert any(mark in row for mark in "#▴^")

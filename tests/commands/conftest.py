@@ -31,9 +31,9 @@ class Following:
     def runs(self) -> bool:
         return self.program.poll() is None
 
-    def wait_for(self, text: str, within_s: float = 30.0) -> None:
+    def wait_for(self, text: str) -> None:
         """Until it has printed ``text``, on either stream."""
-        until = time.monotonic() + within_s
+        until = time.monotonic() + 30.0
         while not any(text in stream for stream in self.program.printed()):
             assert time.monotonic() < until, (text, self.program.printed())
             time.sleep(0.01)

@@ -97,8 +97,7 @@ def test_a_live_demo_without_a_terminal_writes_the_whole_run_and_prints_it(
 
 def test_a_live_demo_in_a_terminal_grows_and_ends_as_stopped(shell: Shell, tmp_path: Path) -> None:
     screen = shell(f"$MICROSCOPE demo --live -o {tmp_path}")
-    screen.wait_for("collapse")
-    screen.wait_for("step 1")
+    screen.wait_for("collapse", "step 1")
     screen.press("q")
     assert screen.exit_code() == 0
     text = (tmp_path / "collapse" / "metrics.jsonl").read_text("utf-8")

@@ -100,8 +100,7 @@ def test_a_pipe_that_continues_is_followed_and_its_end_is_shown(
     screen.press("[")
     screen.wait_for("a pipe cannot be rewound without a spool")
     screen.press("r")
-    screen.wait_for("the pipe has ended")
-    screen.wait_for("collapse-0  open")
+    screen.wait_for("the pipe has ended", "collapse-0  open")
     screen.press("rq")
     assert screen.exit_code() == 0
 
@@ -152,8 +151,7 @@ def test_a_spool_that_is_full_says_from_which_step_time_travel_works(
     padding = b',"padding":"' + b"x" * 10_000 + b'"}'
     padded.write_bytes(b"\n".join(line[:-1] + padding for line in lines if line))
     screen = shell(f"cat {padded} | $MICROSCOPE - --spool 1MB")
-    screen.wait_for("450 finished")
-    screen.wait_for("time travel from step ")
+    screen.wait_for("450 finished", "time travel from step ")
     screen.press(":3\r")
     screen.wait_for("PAUSED")
     # The note about the spool gives way where another one needs the room.

@@ -480,10 +480,7 @@ def test_a_rate_is_raised_only_as_far_as_the_largest_swing_leaves_room(
 
 def test_only_a_sign_update_is_made_faster() -> None:
     for update, words in (
-        (
-            "proportional",
-            "A proportional update overshoots at a higher bias_update_rate: add",
-        ),
+        ("proportional", "A proportional update overshoots at a higher bias_update_rate: add"),
         (None, "If your update is the sign of the violation, raise bias_update_rate from 0.001"),
     ):
         run = replace(RUN, balance=BIAS | {"update": update})
@@ -493,8 +490,8 @@ def test_only_a_sign_update_is_made_faster() -> None:
 # One cause on top, the others are its symptoms.
 
 
-def setting(cause: str, onset: int = 1, severity: Severity = Severity.WARN) -> Episode:
-    return episode("LINT", onset, WHOLE_RUN, severity=severity, facts={"cause": cause})
+def setting(cause: str, severity: Severity = Severity.WARN) -> Episode:
+    return episode("LINT", 1, WHOLE_RUN, severity=severity, facts={"cause": cause})
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def advised(diagnosis: Diagnosis, rule: str, step: int | None = None) -> Advice:
     return advice
 
 
-def sick_then(after: Counts, last: int = 440) -> Diagnosis:
+def sick_then(after: Counts) -> Diagnosis:
     """Collapsed from 200 up to 300."""
     sick: Counts = lambda n: even(n) if n < 200 else COLLAPSED if n < 300 else after(n)  # noqa: E731
-    return judge([header(), *steps(1, last, sick)])
+    return judge([header(), *steps(1, 440, sick)])
 
 
 @pytest.fixture

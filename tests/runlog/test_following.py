@@ -112,7 +112,7 @@ def test_a_last_record_that_was_shown_early_and_changed_is_read_again(
     assert reader.restarts == 1
 
 
-def test_a_byte_order_mark_does_not_cost_the_header(path: Path) -> None:
+def test_a_byte_order_mark_does_not_cost_the_header() -> None:
     for cut in range(5):
         data = b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n"
         splitter = LineSplitter()

@@ -102,9 +102,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(ends: tuple[int, int]) -
     assert not log.ended
 
 
-def test_a_descriptor_that_cannot_be_read_is_an_error(
-    ends: tuple[int, int], tmp_path: Path
-) -> None:
+def test_a_descriptor_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     log = PipedLog(folder, "-")
     with pytest.raises(IsADirectoryError):

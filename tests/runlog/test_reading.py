@@ -106,10 +106,7 @@ JSON = st.recursive(
 @settings(max_examples=300)
 @given(
     st.sampled_from(["step", "run", "event"]),
-    st.dictionaries(
-        st.sampled_from(FIELDS),
-        JSON,
-    ),
+    st.dictionaries(st.sampled_from(FIELDS), JSON),
     st.dictionaries(st.sampled_from(["layers", "layer_names", "num_experts", "top_k"]), JSON),
 )
 def test_wrong_types_cost_the_key_or_the_line_never_the_reader(

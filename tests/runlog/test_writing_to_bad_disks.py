@@ -104,9 +104,7 @@ def test_whatever_fails_steps_are_lost_and_the_log_goes_on(
     assert lost(path) == 1
 
 
-def test_a_failed_write_is_tried_again_at_most_once_a_second(
-    path: Path, disk: Disk, log: RunLogWriter
-) -> None:
+def test_a_failed_write_is_tried_again_at_most_once_a_second(disk: Disk, log: RunLogWriter) -> None:
     disk.fails("write", errno.EIO)
     for n in range(1000):
         disk.now = n / 100
@@ -126,7 +124,7 @@ def test_events_are_few_and_are_tried_at_once(path: Path, disk: Disk, log: RunLo
 
 
 def test_a_disk_that_fails_and_works_in_turns_is_warned_of_once_a_minute(
-    path: Path, disk: Disk, log: RunLogWriter, caplog: pytest.LogCaptureFixture
+    disk: Disk, log: RunLogWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n in range(30):
         disk.now = 4.0 * n

@@ -196,9 +196,7 @@ def test_a_fault_in_the_judging_is_said_in_the_row_and_ends_nothing(
     assert verdict_of(found["second"]) == "healthy"
 
 
-def test_a_run_that_was_followed_to_its_end_is_not_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_followed_to_its_end_is_not_read_again(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False, steps=150)
     fleet = fleet_of(tmp_path)
     with path.open("ab") as file:
