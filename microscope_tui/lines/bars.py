@@ -1,9 +1,11 @@
 """One bar per expert: load relative to the fair share, or bias around the mean.
 
-If several experts share a bar, it shows the one farthest from fair, never a mean.
+If several experts share a bar, it shows the one farthest from fair, never a mean. Where one expert
+dwarfs the rest, the axis is logarithmic.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from microscope_tui.lines import words
@@ -14,6 +16,9 @@ from microscope_tui.lines.spans import Line, Span, merged, pad, placed, wrap
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
+_DWARFS = 8.0
+"""A load so many times as high as the median, and as fair, would press the others flat."""
+_TICKS = {0.25: "1/4", 4.0: "4", 16.0: "16", 64.0: "64"}
 _LEAST_ROOM = 8
 _NUMBER_GAP = 2
 _BLANK = (" ", "")
@@ -40,7 +45,11 @@ def load_bars(
     room, rows = width - GUTTER, height - 2
     shown = bin_loads(load, max(1, room))
     per_bar = -(-len(load) // max(1, len(shown)))
+    alive = [x for x in load if 0 < x < math.inf] or [1.0]
+    top = max(2.0, *alive)
+    log = top >= _DWARFS and top > _DWARFS * statistics.median(alive)
     name = "load" if per_bar > 1 or chosen is not None else "load per expert"
+    name += " (log)" if log else ""
     title = chart_name(_named(name, per_bar), focused)
     if chosen is not None and chosen < len(load):
         title += [Span(f"   {words.decimal(load[chosen])}", "title")]
@@ -50,19 +59,20 @@ def load_bars(
     lines = [noted(title, ["1 is fair"], width)]
     if rows < 1 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
-    top = max(2.0, *(x for x in load if math.isfinite(x)))
     cell = max(1, min(_WIDEST, room // max(1, len(shown))))
-    fair = rows - 1 - min(rows - 1, int(rows / top))
+    ticks = {tick: _row(_share(tick, top, log=log), rows) for tick in (_TICKS if log else [])}
+    fair = _row(_share(1.0, top, log=log), rows)
     body = [[_BLANK] * room for _ in range(rows)]
     body[fair][: cell * len(shown)] = [("┈", "faint")] * (cell * len(shown))
-    bars = [(_risen(value / top, rows, glyphs), _role(value)) for value in shown]
+    bars = [(_risen(_share(x, top, log=log), rows, glyphs), _role(x)) for x in shown]
     if chosen is not None and chosen // per_bar < len(bars):
         bars[chosen // per_bar] = bars[chosen // per_bar][0], "title"
     _place(body, bars, cell)
     for at, value in enumerate(shown):
         if not value > 0:
             body[-1][at * cell] = ("×", "heat:dead")
-    labels = {0: tick_text(top, top), rows - 1: "0", fair: "1"}
+    labels = {row: _TICKS[tick] for tick, row in ticks.items() if tick < top / 2}
+    labels |= {0: tick_text(top, top), rows - 1: "1/16" if log else "0", fair: "1"}
     numbers = _numbers(len(shown), per_bar, cell, room, chosen)
     lines += _labelled(body, labels, width)
     return [*lines, pad([Span(" " * GUTTER), *numbers], width)]
@@ -124,6 +134,17 @@ def _role(load: float) -> str:
     if level is None or _STARVING < level < _OVER:
         return "curve"
     return "accent" if level < 0 else "warn" if level < _HOT else "crit"
+
+
+def _share(load: float, top: float, *, log: bool) -> float:
+    """The height of a bar as a share of the axis, which begins at 0; a logarithmic one at 1/16."""
+    if not log or not load / top > 0:
+        return load / top
+    return max(1e-9, 1 + math.log2(load / top) / math.log2(16 * top))
+
+
+def _row(share: float, rows: int) -> int:
+    return rows - 1 - min(rows - 1, int(rows * share))
 
 
 def _risen(share: float, rows: int, glyphs: Glyphs) -> list[str]:

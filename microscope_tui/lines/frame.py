@@ -92,7 +92,7 @@ def _loss(view: RunView) -> str:
 def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:
     """The loss scaled between its lowest and highest value: shows its shape only."""
     values = [column.mean for column in history if math.isfinite(column.mean)]
-    if not values:
+    if len(values) < 2:
         return ""
     bottom, top = min(values), max(values)
     means = [column.mean - bottom for column in history]

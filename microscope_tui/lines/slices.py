@@ -296,7 +296,7 @@ def expert_line(
 def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
-    """The expert at the cursor in full: every slice with its ratio, every token with its lift."""
+    """The expert at the cursor in words and in full: each slice and token with its ratio."""
     ratios = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")
@@ -307,7 +307,28 @@ def detail(
     ]
     reads = "reads" if tokens else "no token is counted often enough"
     lines = _listed(f"expert {row.expert}", "title", ratios, width)[: max(1, rows // 2)]
-    return [*lines, *_listed(reads, "dim", tokens, width)][:rows]
+    sentence = first_fitting((in_words(row, table, names, most) for most in (4, 3, 2)), width - 2)
+    first = [pad([Span(f"  {sentence or in_words(row, table, names, 1)}")], width)]
+    return [*first, *lines, *_listed(reads, "dim", tokens, width)][:rows]
+
+
+def in_words(row: ExpertRow, table: SliceTable, names: Sequence[str], most: int) -> str:
+    """In a sentence, which slices the expert reads more and less often than the whole text."""
+    if not any(map(math.isfinite, table.noise)):
+        return f"Nothing to compare the slices of expert {row.expert} with."
+    found = sorted((-cell.ratio, at) for at, cell in enumerate(row.cells) if cell.beyond)
+    parts = [f"{shortened(names[at], 16)} {_often(row.cells[at])}" for _, at in found[:most]]
+    if not parts:
+        return f"Expert {row.expert} reads every slice about as often as chance allows."
+    parts[0] += " as overall" if parts[0].endswith("often") else ""
+    return f"Expert {row.expert} reads {', '.join(parts)}{' …' if found[most:] else '.'}"
+
+
+def _often(cell: Cell) -> str:
+    if not cell.count:
+        return "never"
+    times = 2**cell.ratio
+    return f"1/{1 / times:.0f} as often" if times <= 0.5 else f"{times:.1f} times as often"
 
 
 def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line]:

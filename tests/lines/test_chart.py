@@ -149,6 +149,19 @@ def test_one_dead_expert_of_256_is_seen_however_narrow_the_bars(expert: int) -> 
     assert "worst of 8 experts a bar" in text
 
 
+@pytest.mark.parametrize("width", [38, 79, 120])
+def test_one_expert_that_dwarfs_the_rest_makes_the_axis_logarithmic(width: int) -> None:
+    rest = [0.1 + n / 128 for n in range(255)]
+    title, *bars = map(plain, load_bars([32.0, *rest], (width, 14), Glyphs.BRAILLE, step=1))
+    assert "load (log), worst of" in title or width == 120
+    labels = [line.split()[0] for line in bars if line[:6].strip()]
+    assert labels == ["32.0", "4", "1", "1/4", "1/16"]
+    heights = {sum(line.ljust(38)[at] == "█" for line in bars) for at in range(8, 36)}
+    assert len(heights) > 2, "the others differ by more than an eighth of a cell"
+    for load in ([2.0, 2.0, 0.0, 0.0], rest, [32.0, *[0.0] * 255]):  # nothing to press flat
+        assert "log" not in plain(load_bars(load, (width, 14), Glyphs.BRAILLE, step=1)[0])
+
+
 @given(st.integers(4, 90), st.sampled_from([0.0, 0.6]), st.booleans())
 def test_a_title_leaves_notes_out_rather_than_cutting_them(
     width: int, smoothing: float, focused: bool

@@ -63,12 +63,34 @@ def test_a_cell_with_few_pairs_is_a_grey_dot_and_the_detail_says_why() -> None:
     line = slices.expert_line(found.rows[0], layout, named, chosen=False, colour=True)
     assert "·" in plain(line)
     assert "+1.6" not in plain(line)
-    text = plain(slices.detail(found.rows[0], found, ["a", "b"], named, 120, 4)[0])
+    text = plain(slices.detail(found.rows[0], found, ["a", "b"], named, 120, 4)[1])
     assert "a +1.6 (12 of 100) few" in text
     tiny = table([[1, 8], [2800, 87200]])
     below = plain(slices.heads(layout, ["a", "b"], Ordering.NUMBER, tiny)[1])
     assert "few" in below
     assert below.count("±") == 1, "a slice with few pairs of every expert has no noise to show"
+
+
+@pytest.mark.parametrize(
+    ("counts", "noise", "sentence"),
+    [
+        (
+            [[800, 200], [50, 950], [0, 400]],
+            [0.1] * 3,
+            "Expert 0 reads a 2.3 times as often as overall, b 1/7 as often, c never.",
+        ),
+        ([[500, 500]] * 3, [0.1] * 3, "reads every slice about as often as chance allows."),
+        ([[500, 500]], [math.inf], "Nothing to compare the slices of expert 0 with."),
+    ],
+)
+def test_an_expert_is_described_in_a_sentence(
+    counts: list[list[int]], noise: list[float], sentence: str
+) -> None:
+    found, names = table(counts, noise), ["a", "b", "c"]
+    first = plain(slices.detail(found.rows[0], found, names, named, 120, 4)[0])
+    assert first.endswith(sentence)
+    short = plain(slices.detail(found.rows[0], found, names, named, 64, 4)[0])
+    assert first.startswith(short.removesuffix(" …"))
 
 
 @pytest.mark.parametrize(
