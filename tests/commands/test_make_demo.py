@@ -203,6 +203,33 @@ def test_ctrl_c_before_the_first_step_leaves_one_line_and_nothing_else(
     house.assert_no_orphan()
 
 
+@pytest.mark.parametrize("tmux", [False, True], ids=["no tmux", "tmux"])
+def test_ctrl_c_while_the_microscope_starts_ends_the_demo_too(
+    tmux: bool, house: House, shell: Shell
+) -> None:
+    if tmux:
+        house.install_tmux()
+    house.write(".venv/bin/moe-microscope", "echo it imports; sleep 60")
+    screen = shell(house.command())
+    screen.wait_for("it imports")
+    screen.press("\x03")
+    screen.exit_code()
+    assert STOPPING in screen.text
+    house.assert_no_orphan()
+
+
+def test_ctrl_c_while_the_command_line_is_imported_prints_no_traceback() -> None:
+    code = (
+        "import sys\n"
+        "def find_spec(name, *_):\n"
+        "    if name == 'microscope_tui.report': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, type('Key', (), {'find_spec': staticmethod(find_spec)}))\n"
+        "import microscope_tui.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("uneven", [0, 25])
 def test_the_demo_names_the_step_by_which_its_verdict_appears(tmp_path: Path, uneven: int) -> None:
     """A layer that was uneven shortly before its collapse takes longest."""
