@@ -107,9 +107,9 @@ from .token_flow import pieces_of as pieces_of
 from .token_flow import shown_token as shown_token
 from .token_flow import wrapped as wrapped
 from .tokens import LETTERS as LETTERS
-from .tokens import Busiest as Busiest
 from .tokens import Highlight as Highlight
 from .tokens import busiest as busiest
+from .tokens import colours as colours
 from .words import bytes_of as bytes_of
 from .words import listed as listed
 from .words import plural as plural

@@ -106,7 +106,8 @@ probe: a finished model on a text: `moe-microscope probe` writes down every choi
 token, id: a piece of the text as the model reads it; its number in the vocabulary
 slice, window: a named part of the text; the stretch that the model saw at once
 expert: chosen by the router for a token; a token goes to the k best
-busiest, the other: the busiest experts of each slice have colours; all others are grey
+this token, others: its experts have colours, here and in the text; all others are grey
+busiest: the experts with the largest shares of all choices in this layer
 # tokens
 weight: how much the output of a chosen expert counts
 margin: score of the last chosen expert less that of the first one left out; 0 is a tie

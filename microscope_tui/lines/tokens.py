@@ -1,7 +1,7 @@
 """The text of a probe in the colours of its experts, and the token at the cursor in detail.
 
-The busiest experts of the layer have a colour and a letter each, all others are grey. If one expert
-is selected, only its tokens are highlighted, brightest where it has the largest weight.
+The experts of the token at the cursor have a colour and a letter each, all others are grey. If one
+expert is selected, only its tokens are highlighted, brightest where it has the largest weight.
 """
 
 import math
@@ -25,28 +25,14 @@ from microscope_tui.lines.token_flow import NEWLINE, TextLine, shown_token
 from microscope_tui.routing import Choice, Routing
 
 LETTERS = "abcdefg"
-_NEUTRAL = len(LETTERS)
-"""The colour of a selected expert that is not one of the busiest."""
 _SAMPLE = 1 << 15
-_MOST_SLICES = 64
 _REST = "dim"
 _NUMBER, _WEIGHT = 4, 6
 _MARGIN_IS_SMALL = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Busiest:
-    """The experts of one layer that have a colour, the busiest first, and their shares."""
-
-    shares: Mapping[int, float]
-
-    def colour(self, expert: int | None) -> int | None:
-        """The number of its colour; ``None`` for grey."""
-        return next((at for at, one in enumerate(self.shares) if one == expert), None)
-
-
-def busiest(routing: Routing, layer: int) -> Busiest:
-    """In turn the busiest of each slice, so that every slice has colours; the largest slice first.
+def busiest(routing: Routing, layer: int) -> Mapping[int, float]:
+    """The share of every expert of a layer, the busiest first.
 
     From the tables; without them, from the largest weights of the first tokens.
     """
@@ -57,14 +43,16 @@ def busiest(routing: Routing, layer: int) -> Busiest:
         counts = [[firsts[expert] for expert in range(experts)]]
     totals = [sum(column) for column in zip(*counts, strict=True)]
     total = sum(totals) or 1
-    found: dict[int, float] = {}
-    of_slices = sorted(counts[:_MOST_SLICES], key=sum, reverse=True)
-    ranked = [sorted(range(experts), key=lambda e: -row[e])[: len(LETTERS)] for row in of_slices]
-    for place in range(min(experts, len(LETTERS))):
-        for order, row in zip(ranked, of_slices, strict=True):
-            if row[expert := order[place]] > 0:
-                found.setdefault(expert, totals[expert] / total)
-    return Busiest(dict(list(found.items())[: len(LETTERS)]))
+    return {e: totals[e] / total for e in sorted(range(experts), key=lambda e: -totals[e])}
+
+
+def colours(experts: Sequence[int]) -> Mapping[int, int]:
+    """The colour of each expert of a token: by its number, or the next one that is free."""
+    found: dict[int, int] = {}
+    for expert in experts[: len(LETTERS)]:
+        own = (number % len(LETTERS) for number in range(expert, expert + len(LETTERS)))
+        found[expert] = next(colour for colour in own if colour not in found.values())
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +62,8 @@ class Highlight:
     first: int
     chosen: Sequence[tuple[int, ...]]
     """The choices of the tokens from ``first`` on, the largest weight first."""
-    busiest: Busiest
+    colours: Mapping[int, int]
+    """Those of the experts of the token at the cursor; all other experts are grey."""
     cursor: int
     expert: int | None = None
     """The only expert to highlight."""
@@ -82,8 +71,8 @@ class Highlight:
     @property
     def colour(self) -> int:
         """The colour of the highlighted expert."""
-        colour = self.busiest.colour(self.expert)
-        return _NEUTRAL if colour is None else colour
+        own = (self.expert or 0) % len(LETTERS)
+        return own if self.expert is None else self.colours.get(self.expert, own)
 
     def choice(self, token: int) -> tuple[int, ...]:
         """The chosen experts of a token in view."""
@@ -94,7 +83,7 @@ class Highlight:
         """The role of the text of a token, and the letter under it."""
         chosen = self.choice(token)
         if self.expert is None:
-            colour = self.busiest.colour(chosen[0]) if chosen else None
+            colour = self.colours.get(chosen[0]) if chosen else None
             role, mark = (_REST, ".") if colour is None else (f"token:{colour}", LETTERS[colour])
         elif self.expert in chosen:
             kind, mark = ("lit", "^") if chosen[0] == self.expert else ("also", "'")
@@ -130,8 +119,8 @@ def text_lines(
     return found
 
 
-def legend(light: Highlight, experts: int, width: int, *, letters: bool) -> Line:
-    """The experts that have a colour, with their shares, as many as there is room for."""
+def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters: bool) -> Line:
+    """The experts that have a colour, and as many of the busiest as there is room for."""
     line: Line
     if light.expert is not None:
         line = [
@@ -144,20 +133,19 @@ def legend(light: Highlight, experts: int, width: int, *, letters: bool) -> Line
             Span("   not chosen", _REST),
         ]
         return pad(line, width)
-    others = experts - len(light.busiest.shares)
-    text = "one other" if others == 1 else f"the other {others}"
-    rest = Span(f"  {'. ' if letters else ''}{text}" if others > 0 else "", _REST)
-    for with_shares, with_rest in ((True, True), (False, True), (False, False)):
-        line = [Span("  busiest ", "dim")]
-        for at, (expert, share) in enumerate(light.busiest.shares.items()):
-            line += [
-                Span(" "),
-                Span(f" {LETTERS[at]} {expert} " if letters else f" {expert} ", f"token:{at}"),
-                Span(f" {share:.0%} " if with_shares else "", "dim"),
-            ]
-        line += [rest] if with_rest else []
-        if line_width(line) <= width:
+    line = [Span("  this token ", "dim")]
+    with_shares = len(light.colours) * (9 + 2 * letters) + 34 < width
+    for expert, colour in light.colours.items():
+        text = f" {LETTERS[colour]} {expert} " if letters else f" {expert} "
+        of_all = f" {shares[expert]:.0%} " if with_shares else ""
+        line += [Span(" "), Span(text, f"token:{colour}"), Span(of_all, "dim")]
+    line.append(Span(f"  {'. ' if letters else ''}others", _REST))
+    for at, (expert, share) in enumerate([*shares.items()][: len(LETTERS)]):
+        head = Span("" if at else "   busiest", "dim")
+        part = [head, Span(f"  {expert}"), Span(f" {share:.0%}", "dim")]
+        if line_width([*line, *part]) > width:
             break
+        line += part
     return pad(line, width)
 
 
@@ -182,7 +170,13 @@ def title(
 
 
 def panel(
-    routing: Routing, layer: int, token: int, busy: Busiest, glyphs: Glyphs, width: int, rows: int
+    routing: Routing,
+    layer: int,
+    token: int,
+    own: Mapping[int, int],
+    glyphs: Glyphs,
+    width: int,
+    rows: int,
 ) -> list[Line]:
     """The panel beside the text: the token at the cursor, its experts, and as many layers as fit.
 
@@ -196,7 +190,7 @@ def panel(
         [Span(identity, "dim")],
         *([[]] if rows >= 18 else []),
         [Span("expert", "dim"), Span("weight".rjust(width - 6), "dim")],
-        *_experts(choices[layer], busy, glyphs, width),
+        *_experts(choices[layer], own, glyphs, width),
         *_facts(choices[layer], routing.shape.num_experts, width),
     ]
     room = rows - len(lines)
@@ -225,14 +219,14 @@ def _shown(routing: Routing, token: int, most: int) -> str:
     return shown_token(routing.text(token, token + 1, 256)[0], most)
 
 
-def _experts(choice: Choice, busy: Busiest, glyphs: Glyphs, width: int) -> list[Line]:
+def _experts(choice: Choice, own: Mapping[int, int], glyphs: Glyphs, width: int) -> list[Line]:
     if not choice.experts:
         return [[Span("none chosen", "warn")]]
     top = max((weight for weight in choice.weights if weight > 0), default=1.0)
     room = max(1, width - _NUMBER - 1 - _WEIGHT)
     lines = []
     for expert, weight in zip(choice.experts, choice.weights, strict=True):
-        colour = busy.colour(expert)
+        colour = own.get(expert)
         share = weight / top if math.isfinite(weight) and math.isfinite(top) else 0.0
         drawn = Span(bar(share, room, glyphs), "curve" if colour is None else f"ink:{colour}")
         number = pad([Span(f"{expert}")], _NUMBER, "right")

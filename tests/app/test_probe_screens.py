@@ -34,7 +34,8 @@ async def test_the_text_is_shown_with_the_choice_at_the_cursor(probed: Path) -> 
         after = app.text("token-text").split("\n")
         assert after[1].rstrip() == before[1].rstrip()
         assert set("".join(after[2].split())) <= {".", *"abcdefg"}
-        assert " a " in app.text("token-legend")
+        first = choice.experts[0]
+        assert f" {'abcdefg'[first % 7]} {first} " in app.text("token-legend")
         await app.press("?", "w")
         assert "colour of the expert" in app.text("help")
         await app.press("escape", "8", "?", "w")

@@ -1,47 +1,67 @@
 """Colours, letters and the panel of a token, without a terminal."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from microscope_tui.lines import LETTERS, Busiest, Glyphs, Highlight, busiest, plain, tokens
+from microscope_tui.lines import LETTERS, Glyphs, Highlight, busiest, colours, plain, tokens
 from microscope_tui.routing import Choice, Routing
-from tests.probed import SLICES
 
-BUSY = Busiest({5: 0.3, 2: 0.2})
+OWN = colours((5, 2))
 
 
 def highlight(expert: int | None = None) -> Highlight:
-    return Highlight(10, [(5, 2), (2, 5), (7, 5), ()], BUSY, 99, expert)
+    return Highlight(10, [(5, 2), (2, 5), (7, 5), ()], OWN, 99, expert)
 
 
 def test_a_token_has_the_colour_of_its_largest_weight() -> None:
-    marks = [("token:0", "a"), ("token:1", "b"), ("dim", "."), ("dim", ".")]
+    marks = [("token:5", "f"), ("token:2", "c"), ("dim", "."), ("dim", ".")]
     assert [highlight().paint(token) for token in (10, 11, 12, 13)] == marks
-    assert Highlight(10, [(5,)], BUSY, 10).paint(10)[0] == "cursor"
+    assert Highlight(10, [(5,)], OWN, 10).paint(10)[0] == "cursor"
 
 
 def test_one_expert_alone_is_lit_brightest_where_it_weighs_most() -> None:
-    marks = [("lit:0", "^"), ("also:0", "'"), ("also:0", "'"), ("dim", " ")]
+    marks = [("lit:5", "^"), ("also:5", "'"), ("also:5", "'"), ("dim", " ")]
     assert [highlight(5).paint(token) for token in (10, 11, 12, 13)] == marks
-    assert highlight(7).paint(12)[0] == "lit:7"
+    assert highlight(7).paint(12)[0] == "lit:0"
 
 
-def test_every_slice_has_an_expert_with_a_colour(routing: Routing) -> None:
-    busy = busiest(routing, 0)
-    assert 0 < len(busy.shares) <= len(LETTERS)
-    for at in range(len(SLICES)):
-        counts = routing.tables.counts[at][0]
-        assert busy.colour(counts.index(max(counts))) is not None
+@given(st.lists(st.integers(0, 511), max_size=12, unique=True))
+def test_the_experts_of_a_token_have_different_colours_that_stay_with_them(
+    experts: list[int],
+) -> None:
+    found = colours(experts)
+    assert list(found) == experts[: len(LETTERS)]
+    assert len(set(found.values())) == len(found)
+    assert all(colours([expert]) == {expert: expert % len(LETTERS)} for expert in experts)
+
+
+def test_the_legend_has_the_experts_of_the_token_and_the_busiest_in_order(
+    routing: Routing,
+) -> None:
+    shares = busiest(routing, 0)
     total = sum(sum(rows[0]) for rows in routing.tables.counts)
-    for expert, share in busy.shares.items():
+    for expert, share in shares.items():
         assert share == sum(rows[0][expert] for rows in routing.tables.counts) / total
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    for columns in (60, 80, 200):
+        text = plain(tokens.legend(highlight(), shares, columns, letters=False))
+        assert re.match(r"  this token   5  +\d+%   2  +\d+%   others   busiest", text)
+        listed = re.findall(r"(\d+) +\d+%", text.partition("busiest")[2])
+        assert list(map(int, listed)) == list(shares)[: len(listed)]
+        assert len(listed) == {60: 1, 80: 4, 200: 7}[columns]
+    many = Highlight(0, [()], colours(range(200, 208)), 0)
+    text = plain(tokens.legend(many, dict.fromkeys(range(256), 0.1), 80, letters=True))
+    assert text.endswith("  . others")
 
 
 def test_without_tables_the_busiest_are_counted(routing: Routing) -> None:
     bare = Routing(routing.path)
     bare.tables = type(bare.tables)()
     firsts = bare.first_choices(2, 0, bare.tokens)
-    busy = busiest(bare, 2)
-    assert max(set(firsts), key=firsts.count) == next(iter(busy.shares))
+    assert max(set(firsts), key=firsts.count) == next(iter(busiest(bare, 2)))
 
 
 def test_what_was_not_measured_is_unknown(
@@ -49,11 +69,10 @@ def test_what_was_not_measured_is_unknown(
 ) -> None:
     unknown = Choice((), (), float("nan"), float("nan"))
     infinite = Choice((1, 2), (float("inf"), float("nan")), -1.0, 0.0)
-    busy = busiest(routing, 0)
 
     def shown(choice: Choice, glyphs: Glyphs) -> str:
         monkeypatch.setattr(Routing, "choice", lambda *_: choice)
-        lines = tokens.panel(routing, 0, 5, busy, glyphs, 30, 20)
+        lines = tokens.panel(routing, 0, 5, {}, glyphs, 30, 20)
         return "\n".join(plain(line) for line in lines)
 
     text = shown(unknown, Glyphs.ASCII)

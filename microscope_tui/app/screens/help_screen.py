@@ -21,7 +21,8 @@ _READING = (
 )
 _READING_OF = {
     "tokens": (
-        "a token has the colour of the expert with its largest weight in this layer; others grey",
+        "a token has the colour of the expert with its largest weight in this layer",
+        "colours are for the experts of the token at the cursor; all others are grey",
         "beside or below: the token at the cursor, its experts, and the same token in all layers",
     ),
     "slices": (

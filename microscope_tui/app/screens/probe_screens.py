@@ -3,7 +3,7 @@
 The layers are those of the file; they need not be those of the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -15,7 +15,6 @@ from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS, BaseScreen, Kind
 from microscope_tui.app.time_cursor import BadPlace, OfExpert, parse_token
 from microscope_tui.lines import (
-    Busiest,
     ExpertRow,
     Flow,
     Highlight,
@@ -157,8 +156,8 @@ class ProbeScreen(BaseScreen):
 
 
 class TokensScreen(ProbeScreen):
-    """Every token in the colour of its expert; the cursor moves by tokens, and from one token of
-    an expert to the next. Colours, letters and the panel are of the chosen layer."""
+    """The experts of the token at the cursor have colours, and with them every token that they have
+    in this layer. The cursor moves by tokens, and from one token of an expert to the next."""
 
     CSS = """
     #token-title, #token-legend { height: 1; }
@@ -238,20 +237,21 @@ class TokensScreen(ProbeScreen):
         last = next((line.pieces[-1].token for line in reversed(shown) if line.pieces), token)
         first = min(token, shown[0].first)
         chosen = routing.chosen(layer, first, max(last, token) + 1)
-        light = Highlight(first, chosen, _busiest(routing, layer), token, self.session.expert)
+        own = tokens.colours(chosen[token - first])
+        light = Highlight(first, chosen, own, token, self.session.expert)
         text = tokens.text_lines(shown, light, routing.slices, width, letters=self.letters)
         margined = [[Span(" " * _MARGIN), *line] for line in text][:height]
         self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
         if beside:
-            busy, glyphs = light.busiest, self.session.glyphs
-            lines = tokens.panel(routing, layer, token, busy, glyphs, panel - 1, body)
+            glyphs = self.session.glyphs
+            lines = tokens.panel(routing, layer, token, own, glyphs, panel - 1, body)
             self.show("token-panel", lines, width=panel, height=body)
         else:
             lines = tokens.brief(routing, layer, token, columns)
             self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
         title = tokens.title(routing, layer, token, columns, light.choice(token))
-        experts = routing.shape.num_experts
-        legend = tokens.legend(light, experts, columns, letters=self.letters)
+        shares = _busiest(routing, layer)
+        legend = tokens.legend(light, shares, columns, letters=self.letters)
         self.show("token-title", [title])
         self.show("token-legend", [legend])
         routing.release()
@@ -435,7 +435,7 @@ class SlicesScreen(ProbeScreen):
 
 
 @lru_cache(maxsize=1)
-def _busiest(routing: Routing, layer: int) -> Busiest:
+def _busiest(routing: Routing, layer: int) -> Mapping[int, float]:
     return tokens.busiest(routing, layer)
 
 
