@@ -5,6 +5,7 @@ from .alerts import entries_of as entries_of
 from .alerts import evidence as evidence
 from .alerts import fit_alerts as fit_alerts
 from .alerts import unfolded as unfolded
+from .bars import bars_width as bars_width
 from .bars import bias_bars as bias_bars
 from .bars import load_bars as load_bars
 from .charts import GUTTER as GUTTER

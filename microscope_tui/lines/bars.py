@@ -19,7 +19,7 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _DWARFS = 8.0
 """A load so many times as high as the median, and as fair, would press the others flat."""
 _TICKS = {0.25: "1/4", 4.0: "4", 16.0: "16", 64.0: "64"}
-_LEAST_ROOM = 8
+_LEAST_ROOM, _TITLE = 8, 48
 _NUMBER_GAP = 2
 _BLANK = (" ", "")
 
@@ -115,6 +115,13 @@ def bias_bars(
         bars[chosen // per_bar] = bars[chosen // per_bar][0], "title"
     _place(body, bars, max(1, min(_WIDEST, room // max(1, len(shown)))))
     return lines + _labelled(body, {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}, width)
+
+
+def bars_width(experts: int, most: int) -> int:
+    """Of ``most`` cells those that the bars of so many experts take, or their title."""
+    room = max(1, most - GUTTER)
+    bars = len(bin_loads([1.0] * experts, room))
+    return min(most, max(_TITLE, GUTTER + bars * min(_WIDEST, room // max(1, bars))))
 
 
 def _named(what: str, per_bar: int) -> str:

@@ -162,11 +162,17 @@ class ChartLayout:
 
 
 def arranged(
-    stacks: Sequence[Sequence[str]], focus: str, size: tuple[int, int], *, enlarged: bool = False
+    stacks: Sequence[Sequence[str]],
+    focus: str,
+    size: tuple[int, int],
+    *,
+    enlarged: bool = False,
+    first: int = 0,
 ) -> ChartLayout:
     """Place charts in ``size`` cells; if ``enlarged``, the one in focus alone.
 
-    ``stacks``: their names, those of a stack from the most useful to the least.
+    ``stacks``: their names, those of a stack from the most useful to the least; ``first``: the
+    cells that the first of two stacks can use, if it needs no half.
     """
     columns, rows = size
     names = [name for stack in stacks for name in stack]
@@ -174,21 +180,26 @@ def arranged(
     if columns < _TWO_STACKS_FROM and len(stacks) > 1:  # the first of each, the second of each …
         longest = max(map(len, stacks))
         stacks = [[stack[at] for at in range(longest) for stack in stacks if at < len(stack)]]
-    width = _stack_width(columns, len(stacks))
-    placed = [_stacked(stack, names, focus, width, rows) for stack in stacks]
+    widths = _stack_widths(columns, len(stacks), first)
+    placed = [
+        _stacked(stack, names, focus, width, rows)
+        for stack, width in zip(stacks, widths, strict=True)
+    ]
     shown = {chart.name for stack in placed for chart in stack}
     return ChartLayout(placed, [name for name in names if name not in shown])
 
 
-def plot_area(columns: int, stacks: int = 1) -> tuple[int, int]:
+def plot_area(columns: int, stacks: int = 1, first: int = 0) -> tuple[int, int]:
     """Start and width of the time axis of the charts in the last of ``stacks``."""
-    stacks = stacks if columns >= _TWO_STACKS_FROM else 1
-    width = _stack_width(columns, stacks)
-    return (stacks - 1) * (width + _GAP) + GUTTER, max(1, width - GUTTER)
+    *others, last = _stack_widths(columns, stacks if columns >= _TWO_STACKS_FROM else 1, first)
+    return sum(others) + len(others) * _GAP + GUTTER, max(1, last - GUTTER)
 
 
-def _stack_width(columns: int, stacks: int) -> int:
-    return (columns - _GAP * (stacks - 1)) // max(1, stacks)
+def _stack_widths(columns: int, stacks: int, first: int) -> Sequence[int]:
+    half = (columns - _GAP * (stacks - 1)) // max(1, stacks)
+    if stacks == 2 and 0 < first < half:
+        return [first, columns - _GAP - first]
+    return [half] * stacks
 
 
 def _stacked(

@@ -9,7 +9,7 @@ from microscope_tui.lines.spans import Line, Span, pad, shortened, wrap
 from microscope_tui.routing import LayerMismatch, Mismatch
 
 _GAP = 2
-_MOST_BAR = 40
+_MOST_BAR = 100
 _LEAST_BAR = 4
 MOST_SWAPS = 10
 

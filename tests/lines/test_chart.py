@@ -13,10 +13,12 @@ from microscope_tui.lines import (
     Glyphs,
     TimeScale,
     arranged,
+    bars_width,
     bias_bars,
     line_width,
     load_bars,
     plain,
+    plot_area,
     smoothed,
     tick_text,
 )
@@ -79,14 +81,15 @@ def test_labels_of_the_y_axis_fit_their_gutter() -> None:
     st.integers(24, 220),
     st.integers(2, 70),
     st.booleans(),
+    st.integers(0, 200),
 )
 def test_stacks_fill_their_room_and_always_hold_the_focus(
-    sizes: list[int], focus_at: int, columns: int, rows: int, enlarged: bool
+    sizes: list[int], focus_at: int, columns: int, rows: int, enlarged: bool, first: int
 ) -> None:
     stacks = [[f"{s}.{n}" for n in range(size)] for s, size in enumerate(sizes)]
     names = [name for stack in stacks for name in stack]
     focus = names[focus_at % len(names)]
-    layout = arranged(stacks, focus, (columns, rows), enlarged=enlarged)
+    layout = arranged(stacks, focus, (columns, rows), enlarged=enlarged, first=first)
     shown = [place.name for stack in layout.stacks for place in stack]
     assert focus in shown
     assert sorted([*shown, *layout.hidden]) == sorted(names)
@@ -97,6 +100,18 @@ def test_stacks_fill_their_room_and_always_hold_the_focus(
             n for n in names if n in shown and n in {place.name for place in stack}
         ]
     assert sum(stack[0].width for stack in layout.stacks) <= columns
+    start, width = plot_area(columns, len(layout.stacks), first)
+    widths = [stack[0].width for stack in layout.stacks]
+    assert start + width == sum(widths) + 2 * (len(widths) - 1)
+
+
+@pytest.mark.parametrize("experts", [8, 16, 60, 64, 128, 256])
+@pytest.mark.parametrize("columns", [80, 120, 160, 200])
+def test_the_bars_of_a_layer_leave_no_empty_space_beside_them(columns: int, experts: int) -> None:
+    used = bars_width(experts, columns // 2)
+    line = plain(load_bars([1.0] * experts, (used, 9), Glyphs.BRAILLE, step=1)[-2])
+    assert used <= columns // 2
+    assert used - len(line) <= 8 or used == 48  # the width of a title
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**7), st.integers(8, 200), st.sampled_from(Axis))

@@ -22,6 +22,7 @@ from microscope_tui.lines import (
     Span,
     TimeScale,
     arranged,
+    bars_width,
     bias_bars,
     course_charts,
     evidence,
@@ -102,6 +103,10 @@ class ChartScreen(RunScreen):
         self.show_message(f"smoothing: {said}", "accent")
         await self.redraw()
 
+    def first_stack(self) -> int:
+        """Cells that the first of two stacks can use; 0 for half of them."""
+        return 0
+
     def plot_area(self) -> tuple[int, int]:
         """Start and width of the time axis of the charts."""
         return plot_area(self.room.width - 1)
@@ -126,10 +131,11 @@ class ChartScreen(RunScreen):
         """Lay out and show the charts; those without room are hidden and named."""
         self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
-        layout = arranged(stacks, focus, (columns - 1, room), enlarged=self.enlarged)
+        first, enlarged = self.first_stack(), self.enlarged
+        layout = arranged(stacks, focus, (columns - 1, room), enlarged=enlarged, first=first)
         hides = "hidden" in self.PARTS and bool(layout.hidden) and not self.enlarged
         if hides:
-            layout = arranged(stacks, focus, (columns - 1, room - 1))
+            layout = arranged(stacks, focus, (columns - 1, room - 1), first=first)
         if "hidden" in self.PARTS:
             names = ", ".join(name.replace("-", " ") for name in layout.hidden)
             text = shortened(f" not shown: {names}", max(0, columns - 18))
@@ -198,7 +204,12 @@ class LayerScreen(ChartScreen):
     _drawn: tuple[RunView, LayerView]
 
     def plot_area(self) -> tuple[int, int]:
-        return plot_area(self.room.width - 1, 1 if self.enlarged else 2)
+        return plot_area(self.room.width - 1, 1 if self.enlarged else 2, self.first_stack())
+
+    def first_stack(self) -> int:
+        run, selected = self.session.run, self.session.selected
+        routers = run.routers[selected : selected + 1] if run is not None else ()
+        return bars_width(routers[0].num_experts, self.room.width // 2) if routers else 0
 
     def layers_in_detail(self) -> Container[int]:
         return (self.session.selected,)
