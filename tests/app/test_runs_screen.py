@@ -200,10 +200,13 @@ async def test_a_run_without_a_step_offers_the_list_and_its_filter(
     make_run: Make, tmp_path: Path
 ) -> None:
     make_run("trained", age=9_000, end="finished")
-    make_run("begun", (), 1)
+    with make_run("begun", (), 1).open("a") as log:
+        log.write("Epoch 1\n")
     async with running(tmp_path, (80, 24)) as app:
         await app.sees("r all runs", "waiting")
-        assert "waiting for the first step of begun" in app.text("waiting")
+        await app.sees("waiting for the first step of begun", "waiting")
+        await app.sees("1 bad line, line 2: not JSON", "waiting")
+        assert "repair: moe-microscope check --format-only" in app.text("waiting")
         await app.press("r", "down", "enter")
         await app.sees("trained", "header")
         assert isinstance(app.screen, MainScreen)

@@ -180,6 +180,6 @@ def test_a_silent_pipe_is_waited_on_until_it_ends_without_a_step(
     screen.wait_for("waiting for the first step on standard input")
     gate.write_text("now\n")
     screen.wait_for("standard input ended without a step")
-    assert ("the first: line 1: not JSON" in screen.text) == bool(writes)
+    assert ("1 bad line, line 1: not JSON" in screen.text) == bool(writes)
     screen.press("q")
     assert screen.exit_code() == 0

@@ -241,7 +241,9 @@ def _message(session: Session, columns: int) -> list[Line]:
     bad: list[Line] = []
     if watch is not None and watch.defects.count:
         first = watch.defects.first[0] if watch.defects.first else ""
-        bad = [[Span(f"{watch.defects.count:,} unreadable, the first: {first}", "warn")]]
+        bad = [[Span(f"{words.plural(watch.defects.count, 'bad line')}, {first}", "warn")]]
+        how = "repair: moe-microscope check --format-only"
+        bad.append([Span("" if watch.file.foreign else how, "dim")])
     if session.pipe_ended:
         return [[Span("standard input ended without a step", "warn")], *bad]
     if session.fleet.piped:
