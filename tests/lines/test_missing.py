@@ -59,21 +59,17 @@ def test_a_column_that_no_layer_fills_is_left_out_and_the_curve_has_its_room(
     watched: Any, write_log: Any, columns: int
 ) -> None:
     """Only a log with capacity can drop, and only one with entropies has their curve."""
-    bare, summed = watched({}), watched(SUMMARIES)
-    rows = [{"entropy": [1.0] * 3, "drop_rate": [0.1] * 3}, {"entropy": [1.0] * 3}]
-    full, dropless = (
-        open_log(write_log([header(), step(1, [[8] * 8] * 3, 32, router=row)], name=str(len(row))))
-        for row in rows
-    )
-    for watch, shown in ((bare, ""), (summed, ""), (dropless, "entropy"), (full, "entropy drop")):
-        text = snapshot_text(watch, columns, 40)
+    entropy, both = {"entropy": [1.0] * 3}, {"entropy": [1.0] * 3, "drop_rate": [0.1] * 3}
+    runs = {"": watched({}), " ": watched(SUMMARIES)}
+    for shown, router in {"entropy": entropy, "entropy drop": both}.items():
+        path = write_log([header(), step(1, [[8] * 8] * 3, 32, router=router)], name=shown)
+        runs[shown] = open_log(path)
+    for shown, watch in runs.items():
+        layout, text = fit(view_of(watch), columns, 40), snapshot_text(watch, columns, 40)
         heads = next(line for line in text.splitlines() if line.startswith("  layer"))
-        assert ("entropy H" in heads) == ("no entropy in the log" not in text)
         assert [word for word in ("entropy", "drop") if word in heads] == shown.split()
-        layout = fit(view_of(watch), columns, 40)
-        used = layout.label + layout.heat + 2 + layout.curve
-        used += 2 * bool(layout.entropy) + layout.entropy + 2 * bool(layout.drop) + layout.drop
-        assert columns - 8 <= used <= columns
+        widths = layout.label + layout.heat, layout.curve, layout.entropy, layout.drop
+        assert columns - 8 <= sum(2 + width for width in widths if width) - 2 <= columns
 
 
 def test_an_unknown_top_k_is_named_where_the_balance_would_be(watched: Any) -> None:

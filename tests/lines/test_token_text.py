@@ -41,17 +41,15 @@ def test_the_experts_of_a_token_have_different_colours_that_stay_with_them(
 def test_the_legend_has_the_experts_of_the_token_and_the_busiest_in_order(
     routing: Routing,
 ) -> None:
-    shares = busiest(routing, 0)
-    total = sum(sum(rows[0]) for rows in routing.tables.counts)
+    shares, counts = busiest(routing, 0), [rows[0] for rows in routing.tables.counts]
     for expert, share in shares.items():
-        assert share == sum(rows[0][expert] for rows in routing.tables.counts) / total
+        assert share == sum(row[expert] for row in counts) / sum(map(sum, counts))
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
-    for columns in (60, 80, 200):
+    for columns, most in ((60, 1), (80, 4), (200, 7)):
         text = plain(tokens.legend(highlight(), shares, columns, letters=False))
         assert re.match(r"  this token   5  +\d+%   2  +\d+%   others   busiest", text)
         listed = re.findall(r"(\d+) +\d+%", text.partition("busiest")[2])
-        assert list(map(int, listed)) == list(shares)[: len(listed)]
-        assert len(listed) == {60: 1, 80: 4, 200: 7}[columns]
+        assert list(map(int, listed)) == list(shares)[:most]
     many = Highlight(0, [()], colours(range(200, 208)), 0)
     text = plain(tokens.legend(many, dict.fromkeys(range(256), 0.1), 80, letters=True))
     assert text.endswith("  . others")
