@@ -116,8 +116,8 @@ def fit(
     label = max(8, 2 + max((len(layer.router.name) for layer in view.layers), default=2) + 3)
     # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
     roomy = rows >= 30
-    has_drops = any(layer.drop_rate is not None for layer in view.layers)
-    has_entropy = any(layer.entropy is not None for layer in view.layers)
+    has_drops = any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers)
+    has_entropy = any(_has(layer.entropy, layer.entropy_history) for layer in view.layers)
     has_loads = any(layer.load for layer in view.layers)
     bar = 5 if columns >= 110 and has_drops else 0
     drop = 0 if not has_drops else bar + 5 if bar else 8 if columns >= 72 else 4
@@ -158,6 +158,11 @@ def fit(
         numbered=numbered,
         hidden=tuple(hidden),
     )
+
+
+def _has(now: float | None, history: Sequence[Bucket]) -> bool:
+    """Whether there is a value, now or earlier: some logs have one every ten steps."""
+    return now is not None or any(column.low == column.low for column in history)
 
 
 def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:

@@ -62,7 +62,8 @@ def test_a_column_that_no_layer_fills_is_left_out_and_the_curve_has_its_room(
     entropy, both = {"entropy": [1.0] * 3}, {"entropy": [1.0] * 3, "drop_rate": [0.1] * 3}
     runs = {"": watched({}), " ": watched(SUMMARIES)}
     for shown, router in {"entropy": entropy, "entropy drop": both}.items():
-        path = write_log([header(), step(1, [[8] * 8] * 3, 32, router=router)], name=shown)
+        steps = [step(n, [[8] * 8] * 3, 32, router=router if n == 1 else {}) for n in (1, 2)]
+        path = write_log([header(), *steps], name=shown)
         runs[shown] = open_log(path)
     for shown, watch in runs.items():
         layout, text = fit(view_of(watch), columns, 40), snapshot_text(watch, columns, 40)

@@ -90,7 +90,7 @@ class MainScreen(RunScreen):
     async def redraw(self) -> None:
         columns, rows = self.room
         session = self.session
-        probe = session.glance()
+        probe = session.view(1, 1, (0,))  # of one layer, what was logged at all
         waits = not session.has_run and (self._drawn is None or session.is_blank)
         self.set_class(waits, "waiting")
         if waits:
