@@ -78,7 +78,7 @@ def _after_name(
             line += [Span(" "), Span(full * done, "accent")]
             line.append(Span(rest * (_PROGRESS - done), "faint"))
     if view.run is not None and view.run.unconfirmed:
-        line += [gap, Span("keys not confirmed: m", "warn")]
+        line += [gap, Span("m: confirm keys", "warn")]
     line += [gap, Span("loss ", "dim"), Span(_loss(view))]
     if width >= _WIDE and view.loss_history:
         line += [Span(" "), Span(_loss_curve(view.loss_history, glyphs), "dim")]
