@@ -153,7 +153,7 @@ def print_record(document: Mapping[str, Any]) -> None:
 def say(message: str) -> None:
     """Print one line to standard error, in place of the progress."""
     show_progress("")
-    sys.stderr.write(f"moe-microscope: {safe_text(message, 1200)}\n")
+    sys.stderr.write(f"moe-microscope: {safe_text(message, 8000)}\n")
 
 
 def fail(message: str, code: int) -> NoReturn:

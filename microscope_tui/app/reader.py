@@ -9,6 +9,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from microscope_tui.runlog import RunFile, safe_text
+from microscope_tui.sources import SourceRequest
 from microscope_tui.watch import FileEvents, Fleet
 
 _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the processor
@@ -33,7 +34,7 @@ class Reader:
         """Incremented when another run is opened."""
         self._may_leave = may_leave
         self._chosen: RunFile | None = None  # opened by the user: a newer run does not replace it
-        self._wanted: SimpleQueue[RunFile] = SimpleQueue()
+        self._wanted: SimpleQueue[tuple[RunFile, SourceRequest | None]] = SimpleQueue()
         self._quiet_until = self._judging_from = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
@@ -57,10 +58,13 @@ class Reader:
         self.pause()
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
-    def choose(self, file: RunFile) -> None:
-        """Open a run at the next iteration and stay with it."""
+    def choose(self, file: RunFile, request: SourceRequest | None = None) -> None:
+        """Open a run at the next iteration and stay with it.
+
+        ``request``: how the files of other tools are read from then on.
+        """
         self._chosen = file
-        self._wanted.put(file)
+        self._wanted.put((file, request))
 
     def _read(self) -> None:
         try:
@@ -149,10 +153,15 @@ class Reader:
 
     def _choose_run(self, *, searched: bool) -> None:
         """Open the requested run, or the newest one where switching is safe."""
-        wanted, runs, watch = None, self.fleet.runs, self.fleet.open
+        wanted, watch, request = None, self.fleet.open, None
         while not self._wanted.empty():  # the latest request counts
-            wanted = self._wanted.get_nowait()
-        asked = wanted is not None
+            wanted, request = self._wanted.get_nowait()
+        if wanted is not None and request is not None:
+            self.fleet.read_as(request)
+            self.fleet.search(now=True)
+            path, watch = wanted.path, None
+            wanted = next((run for run in self.fleet.runs if run.path == path), wanted)
+        asked, runs = wanted is not None, self.fleet.runs
         if wanted is None and searched and runs and self._chosen is None:
             wanted = runs[0]
         if wanted is None or (watch is not None and watch.path == wanted.path):

@@ -48,7 +48,6 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of acknowledged alerts, newest last."""
     maps: tuple[Annotated[str, Meta(max_length=_MOST_BYTES >> 8)], ...] = ()
     """Confirmed keys of other tools, as given with ``--map``."""
-    top_k: Annotated[int, Meta(gt=0)] | None = None
 
 
 def recall(session: Session) -> None:
@@ -60,18 +59,16 @@ def recall(session: Session) -> None:
     session.filter = Pattern.parse(safe_text(kept.filter, _MOST_CHARS))
     session.seen = dict.fromkeys(kept.seen)
     session.wanted_layer = kept.layer
-    request = session.fleet.request
+    session.maps, request = kept.maps, session.fleet.request
     if kept.maps and not request.rules:
         with suppress(BadMapping):  # of a newer version
             rules = rules_of(kept.maps)
-            top_k = request.top_k or kept.top_k
-            session.confirmed = replace(request, rules=rules, top_k=top_k)
-            session.fleet.read_as(session.confirmed)
+            session.fleet.read_as(replace(request, rules=rules))
 
 
 def remember(session: Session) -> str | None:
     """Save the view of the folder; returns the problem, if any."""
-    look, run, confirmed = session.look, session.run, session.confirmed
+    look, run = session.look, session.run
     compared = look.measure is Measure.DIFFERENCE  # which needs a reference
     kept = SavedView(
         layer=run.routers[session.selected].name if run and session.selected else "",
@@ -82,8 +79,7 @@ def remember(session: Session) -> str | None:
         axis=session.axis,
         smoothing=session.smoothing,
         seen=tuple(session.seen),
-        maps=tuple(rule.written for rule in confirmed.rules) if confirmed is not None else (),
-        top_k=confirmed.top_k if confirmed is not None else None,
+        maps=session.maps,
     )
     return save_view(session.fleet.root, kept)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -83,8 +84,8 @@ class Session:
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
         """Files exported in this session."""
-        self.confirmed: SourceRequest | None = None
-        """How keys of other tools are read that were confirmed here."""
+        self.maps: tuple[str, ...] = ()
+        """Confirmed keys of other tools, as given with ``--map``."""
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0
@@ -117,19 +118,21 @@ class Session:
         return self._looked[1]
 
     def confirm_keys(self) -> str:
-        """Read the unknown keys of the open run as proposed; what was done, or why not."""
-        watch = self.watch
+        """Read the unknown keys of the open run as proposed, or forget them; what was done."""
+        watch, request = self.watch, self.fleet.request
         if watch is None or not isinstance(watch.file, ForeignRun):
-            return "no keys of another tool to confirm"
-        proposed = getattr(watch.source, "proposed", None)
-        if proposed is None:
+            return "this is a run log: confirm keys with --map when you import it"
+        proposed: SourceRequest | None = getattr(watch.source, "proposed", None)
+        if proposed is None and not self.maps:
             return "nothing is proposed for the keys of this run: --map names them"
-        self.confirmed = proposed
-        self.fleet.read_as(proposed)
-        self.reader.choose(replace(watch.file, request=proposed))
-        pairs = " ".join(f"--map '{rule.written}'" for rule in proposed.rules)
+        own = tuple(rule for rule in request.rules if rule.written not in self.maps)
+        rules = proposed.rules if proposed is not None else own
+        self.maps = tuple(rule.written for rule in rules if rule not in own)
+        self.reader.choose(watch.file, replace(request, rules=rules))
+        if not self.maps:
+            return "the confirmed keys are forgotten; m confirms them again"
         kept = "; remembered for this folder" if self.preferences.remember else ""
-        return f"read with {pairs}{kept}"
+        return f"confirmed: {shlex.join(self.maps)}{kept}; m forgets it"
 
     def close(self) -> None:
         """Stop reading, and close the files."""

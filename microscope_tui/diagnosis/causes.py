@@ -191,7 +191,9 @@ def _all_frozen(run: RunRecord) -> bool:
 
 def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
     """A collapse on purpose: the header has its layer and its first step."""
-    layer, step = map(int, known.run.balance.get("force_collapse", "-1@0").split("@"))
+    if "force_collapse" not in known.run.balance:
+        return
+    layer, step = map(int, known.run.balance["force_collapse"].split("@"))
     here = [e for e in left if e.router and e.router.depth == layer and _is_uneven(e, known)]
     core = [e for e in here if (e.recovered_at or e.last) >= step and e.severity > Severity.INFO]
     if core:

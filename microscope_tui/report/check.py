@@ -167,7 +167,7 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
     if watch.run is not None and watch.source.missing:
         yield watch.source.missing
     if watch.run is not None and watch.run.unconfirmed:
-        yield f"taken for loads of experts: {watch.run.unconfirmed}; --map or m on screen confirms"
+        yield f"taken for loads of experts without asking; confirm with {watch.run.unconfirmed}"
     if watch.run is not None and watch.run.counts != "exact":
         other = f"source.counts is {watch.run.counts!r}, which is unknown: the sums are not checked"
         yield _COUNTS.get(watch.run.counts, other)

@@ -255,7 +255,7 @@ def _run(fields: dict[str, Any]) -> RunRecord:
         norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,
         balance=_balance(_mapping(fields, "balance")),
         counts=safe_text(_mapping(fields, "source").get("counts") or "exact", 20),
-        unconfirmed=safe_text(_mapping(fields, "source").get("unconfirmed") or "", 120),
+        unconfirmed=safe_text(_mapping(fields, "source").get("unconfirmed") or "", 300),
         expert_parallel_size=max(1, _integer(fields.get("expert_parallel_size")) or 1),
     )
 

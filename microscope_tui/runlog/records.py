@@ -218,7 +218,7 @@ class RunRecord:
     balance: dict[str, Any] = field(default_factory=dict)
     counts: str = "exact"
     unconfirmed: str = ""
-    """Keys of another tool that were taken for the loads of experts without asking."""
+    """``--map`` of keys that were taken for the loads of experts without asking."""
     expert_parallel_size: int = 1
     inferred: bool = False
 

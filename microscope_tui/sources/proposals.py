@@ -43,6 +43,8 @@ _WRITERS = {
     "csv": "table",
 }
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
+_LETTERS = {"layer": "N the layer", "expert": "M the expert"}
+_MOST_DIGITS = 9
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
 _WORDS = {
@@ -68,7 +70,12 @@ class _EveryKey(Keys):
     """Every key is its own target: a reader with it yields all numbers by their names."""
 
     def __missing__(self, key: str) -> Target | None:
-        if len(key) > MAX_KEY_CHARACTERS or key in STEP_NAMES or key in TIME_NAMES or key[0] == "_":
+        if (
+            len(key) > MAX_KEY_CHARACTERS
+            or key in STEP_NAMES
+            or key in TIME_NAMES
+            or key[:1] in ("", "_")
+        ):
             return None
         target = Target(key)
         if len(self) < MAX_KEYS:
@@ -97,14 +104,17 @@ class Proposal:
     """``QUANTITY=REGEX``, as given with ``--map``: the loads, and biases if there are any."""
     holds: str
     """How many keys, and which values."""
-    top_k: int | None
     certain: bool
     """Whether it may be used without asking."""
 
     def applied(self, request: SourceRequest) -> SourceRequest:
         """``request`` with these rules, which win over its own."""
-        rules = (*rules_of(self.maps), *request.rules)
-        return replace(request, rules=rules, top_k=request.top_k or self.top_k)
+        return replace(request, rules=(*rules_of(self.maps), *request.rules))
+
+    @property
+    def options(self) -> list[str]:
+        """As the words of a command."""
+        return [word for pair in self.maps for word in ("--map", pair)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,8 @@ class _Matrix:
     """The sum of a layer, if it is the same in every step; else 0."""
     low: float
     high: float
+    clear: bool = True
+    """Whether layer and expert can be distinguished."""
 
     @property
     def text(self) -> str:
@@ -162,12 +174,8 @@ def survey(source: RowReader) -> Survey:
     return found
 
 
-def propose(found: Survey, top_k: int | None = None) -> Proposal | None:
-    """What the keys are most likely; ``None`` where nothing looks like loads of experts.
-
-    Args:
-        top_k: from the user or the configuration of the run.
-    """
+def propose(found: Survey) -> Proposal | None:
+    """What the keys are most likely; ``None`` where nothing looks like loads of experts."""
     shapes: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
     for key in found.values:
         parts = _DIGITS.split(key)
@@ -178,13 +186,13 @@ def propose(found: Survey, top_k: int | None = None) -> Proposal | None:
         return None
     best, *others = sorted(loads, key=_unlikely)
     biases = [m for m in matrices if m not in loads and m.experts == best.experts]
-    alone = not any(m.right for m in others)
+    alone, named = not any(m.right for m in others), best.columns.values()
     return Proposal(
         shape=best.written(as_pattern=False),
         maps=tuple(f"{m.quantity}={m.written(as_pattern=True)}" for m in [best, *biases[:1]]),
-        holds=f"{len(best.keys):,} keys, values {_number(best.low)} to {_number(best.high)}: "
-        + _KINDS[best.quantity],
-        top_k=top_k or _top_k(best, found.values),
+        holds=f"{' and '.join(text for name, text in _LETTERS.items() if name in named)}, "
+        f"{len(best.keys):,} keys, values {_number(best.low)} to {_number(best.high)}: "
+        f"{_KINDS[best.quantity]}",
         certain=alone and _is_certain(best, min(len(found.values[k]) for k in best.keys.values())),
     )
 
@@ -217,7 +225,10 @@ def _matrix(
             )
             more = columns[varying[names.index("expert")]]
             found.append((one.right, named, more, one))
-    return max(found, key=lambda one: one[:3])[3] if found else None
+    if not found:
+        return None
+    *_, best = max(found, key=lambda one: one[:3])
+    return replace(best, clear=len(found) == 1 or found[0][:2] != found[1][:2])
 
 
 def _word(text: str) -> str:
@@ -235,6 +246,8 @@ def _as_matrix(
     at = {name: column for column, name in columns.items()}
     rows: dict[int, dict[int, _Series]] = {}
     for numbers, key in keys.items():
+        if any(len(numbers[column]) > _MOST_DIGITS for column in columns):
+            return None
         layer = int(numbers[at["layer"]]) if "layer" in at else 0
         rows.setdefault(layer, {})[int(numbers[at["expert"]])] = values[key]
     sizes = {len(row) for row in rows.values()}
@@ -259,7 +272,7 @@ def _sums(rows: Mapping[int, Mapping[int, _Series]]) -> list[list[float]]:
     """The sums of all layers, for every step that has all numbers."""
     first, *others = [one for row in rows.values() for one in row.values()]
     steps = sorted(set(first).intersection(*others))
-    return [[math.fsum(x[step] for x in row.values()) for row in rows.values()] for step in steps]
+    return [[sum(x[step] for x in row.values()) for row in rows.values()] for step in steps]
 
 
 def _agree(totals: Sequence[float]) -> bool:
@@ -270,47 +283,48 @@ def _near(value: float, wanted: float) -> bool:
     return abs(value - wanted) <= _OFF * wanted
 
 
-def _top_k(best: _Matrix, values: Mapping[str, _Series]) -> int | None:
-    """k by the sum: of counts ÷ tokens, or of the shares of tokens that chose an expert."""
-    k = best.total
-    if best.quantity == "tokens_per_expert":
-        known, step = Keys(), min(values[next(iter(best.keys.values()))])
-        tokens = [v.get(step, 0.0) for key, v in values.items() if known[key] == Target("tokens")]
-        k = k / tokens[0] if tokens and tokens[0] > 0 else 0.0
-    elif best.high > 1 + _OFF or k < 2 - _OFF:
-        return None
-    whole = round(k)
-    return whole if 1 <= whole < best.experts and _near(k, whole) else None
-
-
 def _is_certain(best: _Matrix, steps: int) -> bool:
     """Whether it is so like the loads of experts that it may be used without asking."""
     usual = (*range(1, min(best.experts, 17)), best.experts, 100)  # shares, load ÷ mean, percent
-    sums = best.quantity == "tokens_per_expert" or any(_near(best.total, one) for one in usual)
+    counts = best.quantity == "tokens_per_expert" and best.total > 0
+    sums = (counts or any(_near(best.total, one) for one in usual)) and best.low < best.high
     words = [(name, _word(best.texts[at])) for at, name in best.columns.items()]
     clear = all(word in _BEFORE[name] or _WORDS.get(word) == name for name, word in words)
-    named = clear and _OF_ROUTERS.search(best.text) and not _NO_LOAD.search(best.text)
+    named = _OF_ROUTERS.search(best.text) and _LOAD.search(best.text)
+    named = named if clear and best.clear and not _NO_LOAD.search(best.text) else None
     return bool(named and best.right and sums and best.layers > 1 and steps >= _LEAST_STEPS)
 
 
 def described(
-    found: Survey, proposal: Proposal | None, source: RowReader, name: str, asked: SourceRequest
+    found: Survey,
+    proposal: Proposal | None,
+    source: RowReader,
+    name: str,
+    asked: SourceRequest,
+    top_k: int | None,
 ) -> str:
-    """What a run holds instead of readings of routers, and what to do; ``name``: of its format."""
+    """What a run holds instead of readings of routers, and what to do.
+
+    Args:
+        name: of its format.
+        top_k: of the run, if known.
+    """
     path = f"{source.path}#{source.run}" if source.run else str(source.path)
     run, count = source.name or source.run or source.path.name, len(found.steps)
-    steps = f"{count:,} step{'s' * (count != 1)}{'' if found.whole else ' or more'}"
+    where = "" if found.whole else f" in its first {SURVEYED_BYTES >> 20} MB"
+    steps = f"{count:,} step{'s' * (count != 1)}{where}"
     none = _no_match(asked.rules[0], found.values) if asked.rules else "none known as a router"
-    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {len(found.values):,} keys, {none}"
+    keys = len(found.values)
+    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {keys:,} key{'s' * (keys != 1)}, {none}"
     if proposal is None:
-        some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])} …)"
+        more = " …" * (keys > 4)
+        some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])}{more})"
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
-    k = asked.top_k or proposal.top_k
-    words = ["moe-microscope", path, *(word for pair in proposal.maps for word in ("--map", pair))]
-    words += ["--top-k", str(k)] if k else []
-    needs = "" if k else "; c needs --top-k, the experts per token"
+    words = ["moe-microscope", path, *proposal.options]
+    words += ["--top-k", str(top_k)] if top_k else []
+    needs = "" if top_k else "; c needs --top-k, the experts per token"
     text += f". Looks like: {proposal.shape} ({proposal.holds}{needs})"
-    return safe_text(f"{text}. Show it with: {shlex.join(words)}", 1000)
+    return safe_text(text, 600) + safe_text(f". Show it with: {shlex.join(words)}", 8000)
 
 
 def unmatched(keys: Keys) -> str:

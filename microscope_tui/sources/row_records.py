@@ -11,6 +11,7 @@ spool file, so that earlier steps can be read again.
 
 import math
 import re
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,7 +92,15 @@ class RowRecords(RecordReader):
         """``name``: of the run, if the source has none; ``writer``: for the header."""
         super().__init__(rows.path, name, request)
         self._source, self._writer = rows, writer
-        self._shape = ""  # of keys that were not confirmed
+        self._asked = request
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin without what was learnt of the keys."""
+        self._request, self._unconfirmed = self._asked, ""
+        self._surveyed: object = None  # the state of the source when its keys were looked at
+        self._survey_from = 0.0
+        self.proposed = None
         self._start()
 
     def _start(self) -> None:
@@ -107,7 +116,7 @@ class RowRecords(RecordReader):
         self._patience_s = 0.0  # a logger that writes a step in parts will do so again
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
-        self._look_from = 0  # bytes read before unknown keys are looked at again
+        self._checked = 0  # keys at the last look for rules that match none
         self.missing = ""
 
     def wait_s(self) -> float:
@@ -127,7 +136,10 @@ class RowRecords(RecordReader):
                 return Batch(records)
             raise
         if found.restarted:
-            self._start()
+            self._source = self._source.again(Keys(self._asked.rules))
+            self._forget()
+            self.exhausted = False
+            return Batch((), restarted=True)
         records = [record for row in found.rows for record in self._take(row)]
         self.report(self._source)
         self.defects = self._source.defects
@@ -135,8 +147,9 @@ class RowRecords(RecordReader):
             self._grew = time.monotonic()
         if self._learn_keys():
             return Batch()
-        if self._layout is not None and self.exhausted:
-            self.missing = proposals.unmatched(self._source.keys)
+        keys = self._source.keys
+        if self._layout is not None and self.exhausted and len(keys) != self._checked:
+            self._checked, self.missing = len(keys), proposals.unmatched(keys)
         if self.exhausted and (self._step is not None or self._waiting):
             if found.ended or self._is_quiet():
                 records += self._rest()
@@ -145,7 +158,7 @@ class RowRecords(RecordReader):
         if found.ended and not self._ended and self._layout is not None:
             records.append({"kind": "event", "event": "end", "reason": found.ended})
             self._ended = True
-        return Batch(records, found.restarted)
+        return Batch(records)
 
     def sample(self, count: int) -> Sequence[Record]:
         """See ``RecordReader``."""
@@ -160,34 +173,38 @@ class RowRecords(RecordReader):
         enough = self.exhausted or self.offset >= proposals.SURVEYED_BYTES
         if self._layout is not None or source.keys.has_routers or not enough:
             return False
-        if self.offset < self._look_from:
+        begun, state = time.monotonic(), (self.offset, self.modified)
+        if state == self._surveyed or begun < self._survey_from:
             return False
-        self._look_from = 2 * self.offset + 1
         found = proposals.survey(source)
-        top_k = request.top_k or config_number(source.config, TOP_K)
-        proposal = proposals.propose(found, top_k)
-        if proposal is not None and not self._fits(proposal, found):
-            proposal = None
+        self._surveyed = state
+        self._survey_from = begun + max(1.0, 10 * (time.monotonic() - begun))
+        proposal = proposals.propose(found)
+        proposal, top_k = self._tried(proposal, found) if proposal is not None else (None, None)
         self.proposed = proposal.applied(request) if proposal is not None else None
         if found.values:
-            self.missing = proposals.described(found, proposal, source, self._writer, request)
+            asked = self._writer, request, top_k
+            self.missing = proposals.described(found, proposal, source, *asked)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:
             return False
         self._source = source.again(Keys(self.proposed.rules))
-        self._request, self._shape = self.proposed, proposal.shape
+        self._request, self._unconfirmed = self.proposed, shlex.join(proposal.options)
         self._start()
         self.exhausted = False
         return True
 
-    def _fits(self, proposal: proposals.Proposal, found: proposals.Survey) -> bool:
-        """Whether the proposal gives loads, tried on the numbers of all steps together."""
+    def _tried(
+        self, proposal: proposals.Proposal, found: proposals.Survey
+    ) -> tuple[proposals.Proposal | None, int | None]:
+        """The proposal if it gives loads, tried on the last number of every key, and k."""
         request = proposal.applied(self._request)
         keys, layout = Keys(request.rules), _Layout(request, self._source)
         latest = [(keys[key], [*series.values()][-1]) for key, series in found.values.items()]
         cells = {target: value for target, value in latest if target is not None}
         layout.grow(cells)
+        layout.learn_top_k(cells)
         rows = layout.record(1, None, cells).get("tokens_per_expert") or [None]
-        return None not in rows
+        return (None if None in rows else proposal), layout.top_k
 
     def _rest(self) -> list[Record]:
         """The open step, and those that wait for the header."""
@@ -252,6 +269,7 @@ class RowRecords(RecordReader):
             self._layout = _Layout(self._request, self._source)
             for _, _, cells in self._waiting:
                 self._layout.grow(cells)
+                self._layout.learn_top_k(cells)
             yield self._header()
         while self._waiting:
             yield self._layout.record(*self._waiting.popleft())
@@ -259,7 +277,7 @@ class RowRecords(RecordReader):
     def _header(self) -> Record:
         assert self._layout is not None
         name = self._source.name or self._name
-        return self._layout.header(name, self._writer, self._shape)
+        return self._layout.header(name, self._writer, self._unconfirmed)
 
 
 class _Layout:
@@ -271,7 +289,7 @@ class _Layout:
         config = source.config
         self._num_experts = request.num_experts or config_number(config, NUM_EXPERTS) or 0
         chosen = request.top_k or config_number(config, TOP_K)
-        self._top_k = 1 if source.counts == "top1" else chosen
+        self.top_k = 1 if source.counts == "top1" else chosen
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
@@ -299,6 +317,21 @@ class _Layout:
             self._experts.pop(None, None)  # a number for all layers, where each has its own
         self._arrange()
         return (self._experts, set(self._rows)) != before
+
+    def learn_top_k(self, cells: _Cells) -> None:
+        """Where k is unknown, take it from the sums: counts ÷ tokens, or shares of tokens."""
+        exact = "tokens_per_expert" in self._rows
+        rows = self._matrix("tokens_per_expert" if exact else "share", cells)
+        tokens = cells.get(Target("tokens"), 0.0) if exact else 1.0
+        known = [row for row in rows if row is not None]
+        if self.top_k is not None or not known or not 0 < tokens < math.inf:
+            return
+        sums = [sum(row) / tokens for row in known]
+        k, experts = sums[0], min(map(len, known))
+        # Shares that sum to 1 are shares of all choices.
+        whole = 1.0 <= k < experts if exact else 1.5 < k < experts and max(map(max, known)) <= 1.0
+        if whole and all(abs(one - round(k)) <= 0.01 for one in sums):
+            self.top_k = round(k)
 
     def _arrange(self) -> None:
         """Where the numbers of each row are; none for a row with an expert that never appeared."""
@@ -330,7 +363,7 @@ class _Layout:
             run,
             [layer or 0 for layer in layers],
             [max(self._num_experts, self._experts[layer]) for layer in layers],
-            self._top_k,
+            self.top_k,
             names=["all layers"] if layers == [None] else names,
             writer=writer,
             counts=self._source.counts
@@ -433,7 +466,7 @@ def run_record(
         unconfirmed: the keys that were taken for loads of experts without asking.
     """
     source: Record = {"writer": writer, "counts": counts, "note": note, "layer_order": layer_order}
-    source["unconfirmed"] = safe_text(unconfirmed, 120)
+    source["unconfirmed"] = safe_text(unconfirmed, 300)
     return RunHeader(
         run=safe_text(run, 120),
         time=UNSET if time is None else time,

@@ -179,11 +179,8 @@ class Fleet:
         return watch
 
     def read_as(self, request: SourceRequest) -> None:
-        """Read other tools' files as ``request``; the open run closes."""
+        """Read other tools' files as ``request`` from the next search on, by the same thread."""
         self._search.read_as(request)
-        self._next_search = 0.0
-        with self.lock:
-            self.open = None
 
     @property
     def request(self) -> SourceRequest:

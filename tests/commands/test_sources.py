@@ -57,7 +57,7 @@ def test_a_table_without_known_keys_says_how_to_add_them(call: Call, tmp_path: P
     table.write_text("step,load_0_0,load_0_1\n1,3,5\n2,4,4\n")
     code, out, _ = call("check", table)
     assert code == 3
-    assert "none known as a router (load_0_0, load_0_1 …). --map QUANTITY=REGEX names" in out
+    assert "none known as a router (load_0_0, load_0_1). --map QUANTITY=REGEX names" in out
     for command in (("import", table, tmp_path / "logs"), ("snapshot", table)):
         code, _, err = call(*command)
         assert code == 3
@@ -76,10 +76,8 @@ def test_the_command_that_is_printed_for_unknown_keys_shows_the_run(
     table.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
     code, out, _ = call("check", table)
     assert code == 3
-    shape = (
-        "run.csv, 300 steps, 9 keys, none known as a router. Looks like: load N/M (8 keys, values "
-    )
-    assert f"{shape}0 to 900: counts)" in out
+    shape = "run.csv, 300 steps, 9 keys, none known as a router. Looks like: load N/M (N the "
+    assert f"{shape}layer and M the expert, 8 keys, values 0 to 900: counts)" in out
     command = shlex.split(out.partition("Show it with: ")[2])
     assert command[-2:] == ["--top-k", "2"]
     code, out, _ = call("check", *command[1:])
@@ -105,7 +103,7 @@ def test_shares_that_nobody_confirmed_give_no_critical_finding(
     pattern = r"share=moe/(?P<layer>\d+)/expert_(?P<expert>\d+)_load"
     code, out, _ = call("check", table, "--top-k", "1", *(["--map", pattern] if confirmed else []))
     assert code == (2 if confirmed else 1), out
-    assert ("taken for loads of experts: moe/N/expert_M_load" in out) is not confirmed
+    assert ("without asking; confirm with --map 'share=moe/(?P<layer>" in out) is not confirmed
 
 
 def test_the_sources_are_listed_as_text_and_as_data(call: Call) -> None:
