@@ -157,6 +157,8 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
             several = "path" in getattr(error.target, "__annotations__", ())
             advice = "; name one run, or the folder of several" if several else ""
             problem = f"{', '.join(error.unused_tokens or ())}: one argument too many{advice}"
+            if tokens[0] not in commands and not commands.keys().isdisjoint(tokens):
+                problem = "options come after the command, for example: check --json PATH"
         if tokens[0] in commands:
             command = f"{command} {tokens[0]}"
         fail(f"{problem} (see {command} --help)", USAGE)

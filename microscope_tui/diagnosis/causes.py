@@ -195,7 +195,7 @@ def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
         return
     layer, step = map(int, known.run.balance["force_collapse"].split("@"))
     here = [e for e in left if e.router and e.router.depth == layer and _is_uneven(e, known)]
-    core = [e for e in here if (e.recovered_at or e.last) >= step and e.severity > Severity.INFO]
+    core = [e for e in here if e.onset >= step - 10 and e.severity > Severity.INFO]
     if core:
         name = setting(known.run, "force_collapse")
         title, remedy = f"forced with {name} {layer}@{step}", f"train a new run without {name}"

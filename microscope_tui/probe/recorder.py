@@ -428,7 +428,7 @@ def plain(value: Any) -> Any:
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
         return plain(value.tolist())
