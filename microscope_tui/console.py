@@ -34,6 +34,7 @@ DEFAULT_PATH = Path("logs")
 """Where the trainer writes its runs; the default path of every command."""
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
+_MOST_LOOKED_AT = 8
 
 
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
@@ -48,12 +49,27 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
         fail(f"no run can be read: {'; '.join(search.unreadable[:3])}", NO_VERDICT)
     for reason in search.unreadable:
         say(f"skipped {reason}")
+    if len(runs) > 1 and not may_be_empty:
+        runs = _with_readings_first(runs)
     if not runs and not may_be_empty:
         fail(
-            f"{path}: contains no run yet: no *.jsonl with records, and no file of another tool "
-            "that `moe-microscope sources` lists",
+            f"{path}: contains no run yet: no run log, and no file of another tool by a name that "
+            "its writer uses; name the file (`moe-microscope sources` lists the formats)",
             NO_VERDICT,
         )
+    return runs
+
+
+def _with_readings_first(runs: list[RunFile]) -> list[RunFile]:
+    """The same, from the newest run on in which a reading of a router is known."""
+    for at, run in enumerate(runs[:_MOST_LOOKED_AT]):
+        watch = RunWatch(run)
+        while run.foreign and watch.run is None and watch.unread:
+            watch.advance()
+        if not run.foreign or watch.run is not None:
+            for blank in runs[:at]:
+                say(f"{blank.name}: skipped, no reading of a router is known in it")
+            return runs[at:] + runs[:at]
     return runs
 
 

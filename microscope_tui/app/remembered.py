@@ -60,10 +60,8 @@ def recall(session: Session) -> None:
     session.seen = dict.fromkeys(kept.seen)
     session.wanted_layer = kept.layer
     session.maps, request = kept.maps, session.fleet.request
-    if kept.maps and not request.rules:
-        with suppress(BadMapping):  # of a newer version
-            rules = rules_of(kept.maps)
-            session.fleet.read_as(replace(request, rules=rules))
+    with suppress(BadMapping):  # of a newer version
+        session.fleet.read_as(replace(request, confirmed=rules_of(kept.maps)))
 
 
 def remember(session: Session) -> str | None:

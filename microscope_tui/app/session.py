@@ -125,10 +125,9 @@ class Session:
         proposed: SourceRequest | None = getattr(watch.source, "proposed", None)
         if proposed is None and not self.maps:
             return "nothing is proposed for the keys of this run: --map names them"
-        own = tuple(rule for rule in request.rules if rule.written not in self.maps)
-        rules = proposed.rules if proposed is not None else own
-        self.maps = tuple(rule.written for rule in rules if rule not in own)
-        self.reader.choose(watch.file, replace(request, rules=rules))
+        rules = proposed.confirmed if proposed is not None else ()
+        self.maps = tuple(rule.written for rule in rules)
+        self.reader.choose(watch.file, replace(request, confirmed=rules))
         if not self.maps:
             return "the confirmed keys are forgotten; m confirms them again"
         kept = "; remembered for this folder" if self.preferences.remember else ""

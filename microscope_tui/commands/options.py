@@ -157,7 +157,7 @@ class SourceOptions:
         except BadMapping as error:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
-        return SourceRequest(self.source, rules, experts, top_k, pipeline_parallel=stages)
+        return SourceRequest(self.source, rules, (), experts, top_k, pipeline_parallel=stages)
 
     def search(self, path: Path) -> Search:
         """What to search at ``path``, with your own config file."""

@@ -232,7 +232,8 @@ class Diagnosis(_State):
         self.resumes = [at for at in self.resumes if at < step]
         if not corrected:
             self.totals = {}
-            self.resumes = [*self.resumes, step][-_MOST_CHECKPOINTS:]
+            if step > 1:  # else another run begins in the same file
+                self.resumes = [*self.resumes, step][-_MOST_CHECKPOINTS:]
             grace = step - 1 + AFTER_RESTART_STEPS
             # Not after every restart: a run that is pre-empted often would never be judged.
             if step <= self.warm_until + AFTER_RESTART_STEPS:

@@ -242,7 +242,7 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
         Curve(steps, layer.entropy_history),
     ]
     average = f"mean {words.decimal(mean)}" if mean is not None else ""
-    most, why = math.log(max(2, layer.router.num_experts)), "not measured (docs/probe.md)"
+    most, why = words.most_entropy(layer), "not measured (docs/probe.md)"
     loads = [Curve(steps, layer.max_load_history, edge="high")]
     charts = {
         "balance": replace(balance, nothing=words.no_balance(layer)[1]),

@@ -82,7 +82,8 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 
 def card_text(card: RunCard) -> str:
     """The text that a filter matches: name, state and verdict."""
-    return f"{card.file.name} {card.state} {plain(_verdict(card, _ENOUGH))}"
+    labels = "".join(f"{_label(card, name)} " for name in _LABELS if _label(card, name))
+    return f"{card.file.name} {labels}{card.state} {plain(_verdict(card, _ENOUGH))}"
 
 
 def _label(card: RunCard, name: str) -> str:
@@ -123,7 +124,7 @@ def _verdict(card: RunCard, room: int) -> Line:
         return _calm(card, card.verdict, room)
     if not card.state and card.verdict is None:
         return []
-    if card.judged > 0.0:
+    if 0.0 < card.judged < 1.0:
         return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
     if card.queued:
         return [Span("to be judged", "faint")]

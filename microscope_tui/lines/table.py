@@ -230,8 +230,7 @@ def entropy(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
-    top = math.log(max(2, layer.router.num_experts))
-    curve = _Curve(layer.entropy_history, top, "not logged")
+    curve = _Curve(layer.entropy_history, words.most_entropy(layer), "not logged")
     return curve.beside(Span(words.decimal(layer.entropy)), layout, glyphs, cursor)
 
 

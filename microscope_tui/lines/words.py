@@ -145,3 +145,11 @@ def no_balance(layer: LayerView) -> tuple[str, str]:
     if router.num_experts <= router.top_k:
         return "all chosen", "every token chooses all experts"
     return "no load", "not measured: it needs counts"
+
+
+def most_entropy(layer: LayerView) -> float:
+    """The top of the scale of an entropy: ln E, or the highest value if E is unknown."""
+    if layer.router.num_experts > 1:
+        return math.log(layer.router.num_experts)
+    highs = (one.high for one in layer.entropy_history)
+    return max((high for high in highs if math.isfinite(high)), default=1.0) or 1.0

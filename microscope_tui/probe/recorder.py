@@ -101,6 +101,8 @@ class RunRecorder:
         )
         self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
+        if resumed_at_step is None and self._path.exists() and self._path.stat().st_size:
+            self._warn("holds a run already: name another folder, or pass resumed_at_step")
         self._log = BackgroundLog(RunLogWriter(self._path), finish=_finished)
         header = RunHeader(
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,

@@ -89,7 +89,9 @@ class Format:
         reader = self.reader
         if issubclass(reader, RecordReader):
             return reader(path, name, request)
-        return RowRecords(reader(path, Keys(request.rules), run), name, self.name, request)
+        return RowRecords(
+            reader(path, Keys(request.rules, request.confirmed), run), name, self.name, request
+        )
 
 
 _FORMATS = (
@@ -286,7 +288,8 @@ class Search:
                 f"{path}: MLflow's folders are not read; make a database of them and open that: "
                 "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
             )
-        return sorted([*logs, *runs.values()], key=lambda run: (-run.modified, run.name))
+        # Those of one file were changed at the same time: their order stays.
+        return sorted([*logs, *runs.values()], key=lambda run: -run.modified)
 
     def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
         """What ``file`` holds; opened only if it has changed since the last search."""
@@ -315,7 +318,7 @@ class Search:
 
     def _runs_of(self, form: Format, path: Path, rules: Sequence[Rule]) -> list[RunFile]:
         names = form.reader.runs(path, rules)[:MOST_RUNS]
-        return [self._run(form, path, name) for name in names]
+        return [self._run(form, path, name) for name in reversed(names)]  # the newest first
 
     def _run(self, form: Format, path: Path, run: str) -> RunFile:
         """``run``: what follows the ``#`` of its path, in a file of several runs."""

@@ -191,10 +191,14 @@ def _rule_of(pair: str) -> Rule:
 class Keys(dict[str, Target | None]):
     """The target of each key, matched at its first appearance."""
 
-    def __init__(self, own: Sequence[Rule] = ()) -> None:
-        """``own``: rules of the user, which take precedence over the known ones."""
+    def __init__(self, own: Sequence[Rule] = (), confirmed: Sequence[Rule] = ()) -> None:
+        """``own``: rules that take precedence over the known ones; ``confirmed``: come after."""
         super().__init__()
-        self._rules = (*own, *known_rules())
+        self._rules = (*own, *known_rules(), *confirmed)
+        self._own = len(own)
+        self._key_of: dict[Target, str] = {}  # what the user's rules matched
+        self.doubled: tuple[str, str] | None = None
+        """Two keys that the user's rules take for the same number."""
         self.unmatched = list(own)
         """Rules of the user that no key has matched."""
         self._characters = 0
@@ -218,9 +222,12 @@ class Keys(dict[str, Target | None]):
             if (layer or 0) >= MAX_LAYERS or (expert or 0) >= MAX_EXPERTS:
                 return None
             self.of_gates |= rule.of_gates
-            if rule in self.unmatched:
-                self.unmatched.remove(rule)
-            return Target(rule.quantity, layer, expert, rule.plus)
+            target = Target(rule.quantity, layer, expert, rule.plus)
+            if self._rules.index(rule) < self._own:
+                self.unmatched = [one for one in self.unmatched if one is not rule]
+                if (other := self._key_of.setdefault(target, key)) != key:
+                    self.doubled = self.doubled or (other, key)
+            return target
         return None
 
     @property

@@ -108,8 +108,8 @@ class Proposal:
     """Whether it may be used without asking."""
 
     def applied(self, request: SourceRequest) -> SourceRequest:
-        """``request`` with these rules, which win over its own."""
-        return replace(request, rules=(*rules_of(self.maps), *request.rules))
+        """``request`` with these rules."""
+        return replace(request, confirmed=(*rules_of(self.maps), *request.confirmed))
 
     @property
     def options(self) -> list[str]:
@@ -141,6 +141,11 @@ class _Matrix:
     @property
     def text(self) -> str:
         return " ".join(self.texts)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its words are those of loads."""
+        return bool(_LOAD.search(self.text)) and not _NO_LOAD.search(self.text)
 
     @property
     def experts(self) -> int:
@@ -181,11 +186,11 @@ def propose(found: Survey) -> Proposal | None:
         parts = _DIGITS.split(key)
         shapes.setdefault(tuple(parts[::2]), {})[tuple(parts[1::2])] = key
     matrices = [m for shape in shapes.items() if (m := _matrix(*shape, found.values)) is not None]
-    loads = [m for m in matrices if m.quantity != "expert_bias"]
+    loads = [m for m in matrices if m.quantity != "expert_bias" and (m.right or m.is_named)]
     if not loads:
         return None
     best, *others = sorted(loads, key=_unlikely)
-    biases = [m for m in matrices if m not in loads and m.experts == best.experts]
+    biases = [m for m in matrices if m.quantity == "expert_bias" and m.experts == best.experts]
     alone, named = not any(m.right for m in others), best.columns.values()
     return Proposal(
         shape=best.written(as_pattern=False),
@@ -290,9 +295,16 @@ def _is_certain(best: _Matrix, steps: int) -> bool:
     sums = (counts or any(_near(best.total, one) for one in usual)) and best.low < best.high
     words = [(name, _word(best.texts[at])) for at, name in best.columns.items()]
     clear = all(word in _BEFORE[name] or _WORDS.get(word) == name for name, word in words)
-    named = _OF_ROUTERS.search(best.text) and _LOAD.search(best.text)
-    named = named if clear and best.clear and not _NO_LOAD.search(best.text) else None
-    return bool(named and best.right and sums and best.layers > 1 and steps >= _LEAST_STEPS)
+    named = best.is_named and _OF_ROUTERS.search(best.text) is not None
+    return bool(
+        named
+        and clear
+        and best.clear
+        and best.right
+        and sums
+        and best.layers > 1
+        and steps >= _LEAST_STEPS
+    )
 
 
 def described(
@@ -328,8 +340,13 @@ def described(
 
 
 def unmatched(keys: Keys) -> str:
-    """The rules of the user that matched no key, with the keys that are most like them."""
-    return safe_text("; ".join(_no_match(rule, keys) for rule in keys.unmatched[:2]), 600)
+    """What is wrong with the rules of the user: one matches no key, or two keys are one number."""
+    found = [_no_match(rule, keys) for rule in keys.unmatched[:2]]
+    if keys.doubled:
+        found.append(
+            f"--map takes {' and '.join(keys.doubled)} for the same number: map one of them"
+        )
+    return safe_text("; ".join(found), 600)
 
 
 def _no_match(rule: Rule, keys: Iterable[str]) -> str:

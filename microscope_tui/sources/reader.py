@@ -31,6 +31,8 @@ class SourceRequest:
     """Name of its format; by default it is recognised."""
     rules: tuple[Rule, ...] = ()
     """Which key is which quantity, before the known ones."""
+    confirmed: tuple[Rule, ...] = ()
+    """The same after the known ones: proposals that were accepted for a folder of runs."""
     num_experts: int | None = None
     top_k: int | None = None
     profile: str = ""

@@ -136,7 +136,7 @@ class RowRecords(RecordReader):
                 return Batch(records)
             raise
         if found.restarted:
-            self._source = self._source.again(Keys(self._asked.rules))
+            self._source = self._source.again(Keys(self._asked.rules, self._asked.confirmed))
             self._forget()
             self.exhausted = False
             return Batch((), restarted=True)
@@ -187,7 +187,7 @@ class RowRecords(RecordReader):
             self.missing = proposals.described(found, proposal, source, *asked)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:
             return False
-        self._source = source.again(Keys(self.proposed.rules))
+        self._source = source.again(Keys(request.rules, self.proposed.confirmed))
         self._request, self._unconfirmed = self.proposed, shlex.join(proposal.options)
         self._start()
         self.exhausted = False
@@ -198,7 +198,7 @@ class RowRecords(RecordReader):
     ) -> tuple[proposals.Proposal | None, int | None]:
         """The proposal if it gives loads, tried on the last number of every key, and k."""
         request = proposal.applied(self._request)
-        keys, layout = Keys(request.rules), _Layout(request, self._source)
+        keys, layout = Keys((), request.confirmed), _Layout(request, self._source)
         latest = [(keys[key], [*series.values()][-1]) for key, series in found.values.items()]
         cells = {target: value for target, value in latest if target is not None}
         layout.grow(cells)

@@ -212,14 +212,20 @@ class Fleet:
             return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
         for run in stale:
-            found, known = run.glance(), run.path in self._glances
+            found, seen = run.glance(), self._glances.get(run.path)
             verdict = None
             if self._kept is not None and found.identity is not None and found.error is None:
                 verdict = self._kept.load(found.identity)
             with self.lock:
                 if verdict is not None and found.identity is not None:
                     self._verdicts[run.path] = found.identity, verdict
-                self._glances[run.path] = Seen(run, found, time.monotonic() if known else None)
+                at = None if seen is None else seen.changed_at
+                if seen is not None and (seen.file.modified, seen.file.size) != (
+                    run.modified,
+                    run.size,
+                ):
+                    at = time.monotonic()
+                self._glances[run.path] = Seen(run, found, at)
         return bool(stale)
 
     def judge_finished(self) -> bool:

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import ForeignRun, Keys, RecordReader, Search, SourceRequest, Target
+from microscope_tui.sources import (
+    ForeignRun,
+    Keys,
+    RecordReader,
+    Search,
+    SourceRequest,
+    Target,
+    rules_of,
+)
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, write
 from tests.sources.reading import counts_of, drained
 
@@ -31,7 +39,10 @@ def assert_recognised(path: Path, layout: Layout) -> None:
     by_itself, proposed = drained(reader), reader.proposed
     assert proposed is not None
     key, number = next(iter(layout.keys.items()))
-    quantity, keys = "tokens_per_expert" if number == "counts" else "share", Keys(proposed.rules)
+    quantity, keys = (
+        "tokens_per_expert" if number == "counts" else "share",
+        Keys((), proposed.confirmed),
+    )
     for layer in layout.layers:
         for expert in range(layout.experts):
             wanted = Target(quantity, layer if "{l" in key else None, expert)
@@ -125,3 +136,27 @@ def test_k_follows_from_counts_and_tokens(tmp_path: Path) -> None:
     )
     (reader,) = readers(path)
     assert drained(reader)[0]["model"]["top_k"] == 2
+
+
+def test_keys_that_were_confirmed_for_one_run_leave_the_others_of_the_folder_alone(
+    tmp_path: Path,
+) -> None:
+    one = _logged(tmp_path / "log.jsonl", *_matrix("load {l} {e}", 2, 4))
+    (reader,) = readers(one)
+    assert not drained(reader)
+    for key in ("router/tokens_per_expert/{l}/{e}", "moe/layer_{l}/expert_{e}_load"):
+        other = _logged(tmp_path / "train.jsonl", *_matrix(key, 3, 4))
+        alone, (with_confirmed,) = drained(readers(other)[0]), readers(other, reader.proposed)
+        assert drained(with_confirmed) == alone
+        assert not with_confirmed.missing
+
+
+def test_two_keys_that_a_map_takes_for_one_number_are_named(tmp_path: Path) -> None:
+    rows = [
+        {**enc, **dec}
+        for enc, dec in zip(_matrix("enc {l} {e}", 2, 4), _matrix("dec {l} {e}", 2, 4), strict=True)
+    ]
+    maps = rules_of([r"tokens_per_expert=(enc|dec) (?P<layer>\d+) (?P<expert>\d+)"])
+    (reader,) = readers(_logged(tmp_path / "log.jsonl", *rows), SourceRequest(rules=maps))
+    drained(reader)
+    assert "--map takes enc 0 0 and dec 0 0 for the same number" in reader.missing

@@ -94,6 +94,7 @@ class MainScreen(RunScreen):
         waits = not session.has_run and (self._drawn is None or session.is_blank)
         self.set_class(waits, "waiting")
         if waits:
+            self.flag(legend=False, noted=False)
             self.show("waiting", _waiting_lines(session, columns, rows))
         if waits or probe is None:
             return
