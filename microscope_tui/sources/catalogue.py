@@ -157,7 +157,7 @@ _FORMATS = (
     Format(
         name="imatrix",
         where="imatrix.ImatrixReader",
-        files=r"(?i:.*imatrix.*\.(?:gguf|dat))",
+        files=r"(?i:.*imatrix.*\.gguf)",
         reads="importance matrices of llama.cpp (GGUF)",
         shows="exact counts of one calibration",
         live="no",

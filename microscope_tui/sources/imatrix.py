@@ -3,7 +3,7 @@
 ``llama-imatrix`` writes a GGUF file with ``blk.{L}.ffn_{gate,up,down}_exps.weight.counts`` (F32,
 one number per expert) for each MoE layer. The tensors of one layer count the same choices, so one
 of them is taken and they are never summed. It is one moment without a time axis, judged in the
-profile ``eval``. The legacy format (``.dat``) has one count per tensor and is refused.
+profile ``eval``. The legacy format (``.dat``) has one count per tensor: not read.
 
 GGUF: versions 2 and 3, little-endian; layout in ``docs/gguf.md`` of ggml. Only F32 tensors are
 read, and only those that are asked for.
@@ -45,7 +45,6 @@ _SCALARS = {
     **{10: "<Q", 11: "<q", 12: "<d"},
 }
 _COUNTS = re.compile(r"blk\.(\d{1,4})\.ffn_(gate_up|gate|up|down)_exps\.weight\.counts")
-_TENSOR_NAME = re.compile(rb"(?:blk\.\d+\.|output|token_embd)[\w.]*")
 _EXACT_FLOAT = 1 << 24
 _ROUNDED = "counts above 16,777,216 are rounded to float32"
 Value = int | float | str | list[int | float | str]
@@ -56,19 +55,13 @@ class ImatrixReader(DumpReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``; of the present or the legacy format."""
-        if head.startswith(b"GGUF"):
-            return b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
-        return _is_legacy(head)
+        """See ``Reader``."""
+        named = b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
+        return head.startswith(b"GGUF") and named
 
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
         for path in paths:
             with self._opened(path) as data:
-                if _is_legacy(data.read(0, min(data.size, 1 << 10), "the beginning")):
-                    raise data.broken(
-                        "a legacy importance matrix has one count per tensor, not per expert; "
-                        "compute it again with a llama.cpp that writes GGUF"
-                    )
                 header = read_header(data)
                 counts = _counts(data, header)
             top_k, note = self._request.top_k or _top_k(counts, header), _note(counts, header)
@@ -123,15 +116,6 @@ def _note(counts: dict[Router, list[int]], header: "GgufHeader") -> str:
     if max(map(max, counts.values())) > _EXACT_FLOAT:
         notes.append(_ROUNDED)
     return "; ".join(notes)
-
-
-def _is_legacy(head: bytes) -> bool:
-    """Number of entries, length of the first name, and the name of a tensor of llama.cpp."""
-    if len(head) < 8:
-        return False
-    entries, length = struct.unpack_from("<ii", head)
-    name = head[8 : 8 + max(0, min(length, 256))]
-    return 0 < entries < 1 << 20 and len(name) == length and bool(_TENSOR_NAME.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,17 +76,6 @@ def test_counts_that_float32_rounds_are_marked(tmp_path: Path) -> None:
     )
 
 
-def test_the_legacy_format_is_recognised_and_refused_with_the_reason(tmp_path: Path) -> None:
-    path = tmp_path / "imatrix.dat"
-    name = b"blk.0.ffn_down_exps.weight"
-    entry = struct.pack("<i", len(name)) + name + struct.pack("<ii4f", 5, 4, 1, 2, 3, 4)
-    path.write_bytes(struct.pack("<i", 1) + entry + struct.pack("<ii", 5, 3) + b"a.b")
-    settle(path)
-    assert ImatrixReader.recognises(path)
-    with pytest.raises(Unreadable, match="one count per tensor, not per expert; compute it again"):
-        read(path)
-
-
 @pytest.mark.parametrize(
     ("name", "row", "why"),
     [

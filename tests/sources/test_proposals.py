@@ -127,17 +127,6 @@ def test_another_log_under_the_same_name_is_looked_at_again(tmp_path: Path) -> N
             assert "unconfirmed" not in records[0]["source"]
 
 
-def test_k_follows_from_counts_and_tokens(tmp_path: Path) -> None:
-    rows = _matrix("router/tokens_per_expert/{l}/{e}", 2, 4)
-    totals = [sum(row[f"router/tokens_per_expert/0/{e}"] for e in range(4)) for row in rows]
-    path = _logged(
-        tmp_path / "log.jsonl",
-        *({**row, "tokens_per_step": total / 2} for row, total in zip(rows, totals, strict=True)),
-    )
-    (reader,) = readers(path)
-    assert drained(reader)[0]["model"]["top_k"] == 2
-
-
 def test_keys_that_were_confirmed_for_one_run_leave_the_others_of_the_folder_alone(
     tmp_path: Path,
 ) -> None:

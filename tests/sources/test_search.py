@@ -112,7 +112,6 @@ def test_the_refusal_of_an_mlflow_folder_names_the_way_out(tmp_path: Path) -> No
         ("model.pt", []),
         ("meta_info.json", ["tensorrt-llm"]),
         ("rank12_raw.safetensors", ["tensorrt-llm"]),
-        ("imatrix.dat", ["imatrix"]),
         ("m-IMatrix_unsloth.gguf", ["imatrix"]),
         ("model.gguf", []),
     ],
@@ -142,7 +141,6 @@ FOREIGN = {
     )
     + b"quantize.imatrix.chunks_count",
     "torn GGUF": b"GGUF",
-    "like a legacy imatrix": b"\1\0\0\0\5\0\0\0hello",
     "model of torch": sound.saved({"model": torch.zeros(3)}),
     "weights": safetensors.torch.save({"w": torch.ones(2)}),
     "database": sound.database("trackio.sql", ("DROP TABLE metrics", ())),
