@@ -81,8 +81,7 @@ class RunRecorder:
                 and of every step that this number divides; the summaries are in every line.
             world_size: processes that train this run together.
             judge: run the diagnosis while the run trains, see ``alerts``.
-            judgement: what ``judgement()`` returned after the step before ``resumed_at_step``, so
-                that the diagnosis continues; if it does not fit, a warning is logged.
+            judgement: of ``judgement()`` after the step before ``resumed_at_step``, to continue.
 
         Raises:
             OSError: the folder cannot be written at all.
@@ -101,9 +100,7 @@ class RunRecorder:
         )
         self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
-        if resumed_at_step is None and self._path.exists() and self._path.stat().st_size:
-            self._warn("holds a run already: name another folder, or pass resumed_at_step")
-        self._log = BackgroundLog(RunLogWriter(self._path), finish=_finished)
+        self._log = self._opened(resumed_at_step)
         header = RunHeader(
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
@@ -114,6 +111,11 @@ class RunRecorder:
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
         self._judge = self._new_judge(head, judgement) if judge else None
+
+    def _opened(self, resumed_at_step: int | None) -> BackgroundLog:
+        if resumed_at_step is None and self._path.exists():
+            self._warn("holds a run already: name another folder, or pass resumed_at_step")
+        return BackgroundLog(RunLogWriter(self._path), finish=_finished)
 
     def record_step(
         self,
