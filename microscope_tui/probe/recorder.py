@@ -113,7 +113,7 @@ class RunRecorder:
         self._judge = self._new_judge(head, judgement) if judge else None
 
     def _opened(self, resumed_at_step: int | None) -> BackgroundLog:
-        if resumed_at_step is None and self._path.exists():
+        if resumed_at_step is None and self._path.exists() and self._path.stat().st_size:
             self._warn("holds a run already: name another folder, or pass resumed_at_step")
         return BackgroundLog(RunLogWriter(self._path), finish=_finished)
 
