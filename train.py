@@ -17,10 +17,12 @@ import sys
 import time
 from typing import Annotated, Any
 
+from moe_model.threads import choose_waiting
 from moe_model.training.help import answer_without_torch, new_app
 
 if __name__ == "__main__":
     answer_without_torch(__doc__)  # --help and --version print at once
+    choose_waiting("train.py")
 
 import torch
 from cyclopts import Parameter

@@ -1,6 +1,7 @@
 """Kill training runs with SIGKILL at random moments, resume them, and compare with one that ran on.
 
     python -m benchmarks.kill_and_resume [--kills 20] [--steps 120] [--dtype fp32|bf16] [--seed 0]
+        [--threads 1|auto]  # auto: as train.py chooses
 
 Checkpoints are written every other step, so that many kills hit one that is being written. What is
 compared, bit for bit: every row of the log from the resume point on (losses, counts, biases,
@@ -33,7 +34,10 @@ SMALL = [
 
 
 def main() -> None:
-    asked = options_of(__doc__, kills=20, steps=120, dtype="fp32", seed=0)
+    asked = options_of(__doc__, kills=20, steps=120, dtype="fp32", seed=0, threads="1")
+    os.environ["OMP_NUM_THREADS"] = asked.threads
+    if asked.threads == "auto":
+        del os.environ["OMP_NUM_THREADS"]
     moment = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,7 +92,6 @@ def start(folder: Path, flags: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         cwd=folder,  # so that the paths in both logs are the same
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

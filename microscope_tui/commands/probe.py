@@ -50,8 +50,13 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
     if [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         fail("probe needs pip install 'moe-microscope[train]'", USAGE)
 
+    from microscope_tui.probe import choose_waiting, settle_threads
+
+    choose_waiting("moe-microscope probe")
+
     from microscope_tui.probe import BadText, CannotProbe
 
+    settle_threads()
     logging.lastResort = _Messages(logging.WARNING)
     try:
         outcome = _run(*_prepare(model, text, options), options)

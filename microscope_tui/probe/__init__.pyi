@@ -29,4 +29,6 @@ from .texts import TokenizerPieces as TokenizerPieces
 from .texts import continued as continued
 from .texts import find_slices as find_slices
 from .texts import read_windows as read_windows
+from .threads import choose_waiting as choose_waiting
+from .threads import settle_threads as settle_threads
 from .trainer_callback import MicroscopeCallback as MicroscopeCallback

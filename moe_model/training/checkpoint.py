@@ -208,6 +208,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "tokenizer": run.corpus.tokenizer.to_dict(),
         "options": run.options.to_dict(),
         "stop_ids": list(run.stop_ids),
+        "threads": torch.get_num_threads(),
         "progress": run.progress.to_dict(),
         "data": {"order": run.data_order, "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+import torch
 import torch.distributed as dist
 from rich import progress as bars
 from rich.console import Console as RichConsole
@@ -190,10 +191,11 @@ def _duration(seconds: float) -> str:
 def introduction(run: Run) -> list[str]:
     """Lines about the run that starts, and how to watch it."""
     config, options, world = run.model.config, run.options, run.world
+    threads = f", threads: {torch.get_num_threads()}" if run.device.type == "cpu" else ""
     over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
     lines = [
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
-        f"per token, on {run.device.type} in {dtype_name(run.dtype)}{over}"
+        f"per token, on {run.device.type} in {dtype_name(run.dtype)}{threads}{over}"
     ]
     if run.resumed_from is not None:
         lines.append(f"resumes after step {run.progress.step} from {run.resumed_from}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -221,6 +222,8 @@ def describe(run: Run) -> dict[str, Any]:
             **options.to_dict(),
             "device": run.device.type,
             "dtype": dtype_name(run.dtype),
+            "threads": torch.get_num_threads(),
+            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
             "model": config.to_dict(),
         },
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},

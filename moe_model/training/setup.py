@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from moe_model import PRESETS, Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
+from moe_model.threads import settle_threads
 from moe_model.training.batches import TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import (
     AUTO,
@@ -45,6 +46,7 @@ def prepare(options: Options, world: World) -> Run:
         resumed_at = 1 if _refuse_existing(options, checkpoint) else None
         if checkpoint is not None and has_training_state(checkpoint.folder):
             resumed_at = checkpoint.step + 1
+        settle_threads(checkpoint and checkpoint.description.get("threads"), world.say)
         dtype = choose_dtype(options.dtype, device)
     config, corpus = _read_data(options, checkpoint, world)
     agree(world, start_facts(corpus, checkpoint, dtype))

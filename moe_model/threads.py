@@ -1,0 +1,99 @@
+"""How many threads torch computes with, and how they wait for each other.
+
+A sum differs in its last bits between one thread and two. So the number follows from the processors
+that the process may use, never from the load, and a resumed run takes that of its checkpoint.
+Waiting changes no bit. Threads spin while they wait, which is the fastest alone; on a busy machine
+they take the processor from the thread that they wait for. libgomp reads this when torch loads it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from moe_model.command import say
+
+_CHOSEN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "RANK"}  # ranks divide the threads
+_TRAINING = re.compile(r"[^\0]*\bpython[^/\0]*\0(-\w+\0)?([^\0]*/)?train\.py\0")
+_LOOK_S = 0.25
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def choose_waiting(program: str) -> None:
+    """Let waiting threads sleep if the machine is busy and the user has not chosen.
+
+    Only for a process that trains or probes by itself, before it imports torch."""
+    if sys.platform != "linux" or "torch" in sys.modules or _CHOSEN & os.environ.keys():
+        return
+    threads = _threads("\0".join(map("=".join, os.environ.items())))
+    if threads > 1:
+        before = _idle_s()
+        time.sleep(_LOOK_S)
+        idle = (_idle_s() - before) / _LOOK_S
+        others = _threads_of_trainings()  # last: those that start now are not in the load yet
+        if idle < threads - 0.5 or others + threads > processors():
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+            say(f"{program}: the machine is busy: waiting threads sleep (OMP_WAIT_POLICY=PASSIVE)")
+
+
+def settle_threads(saved: object = None, report: Callable[[str], None] = say) -> None:
+    """Use the threads of a checkpoint, or the processors allowed; before anything is computed."""
+    import torch  # not before choose_waiting()
+
+    now, fixed = torch.get_num_threads(), "OMP_NUM_THREADS" in os.environ
+    threads = now if fixed else min(now, processors())  # torch ignores the quota
+    if isinstance(saved, int) and 0 < saved <= processors() and not fixed:
+        threads = saved
+    elif isinstance(saved, int) and saved != threads:
+        report(
+            f"the checkpoint was written with {saved} threads, this process has {threads}: the "
+            f"last bits of sums will differ; set OMP_NUM_THREADS={saved} on {saved} processors."
+        )
+    if threads != now:
+        torch.set_num_threads(threads)
+
+
+def processors() -> int:
+    """How many the affinity and the control groups of this process allow."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    found = [len(os.sched_getaffinity(0))]
+    with suppress(OSError, ValueError):
+        for line in (_PROC / "self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kinds else ("cpu.max",)
+            for folder in (Path(path[1:]), *Path(path[1:]).parents):  # each limits those inside it
+                with suppress(OSError, ValueError):  # no such file, or "max"
+                    texts = [(_CGROUPS / kinds / folder / file).read_text() for file in files]
+                    quota, period = map(int, " ".join(texts).split())
+                    found += [-(-quota // period)] if quota > 0 else []
+    return max(1, min(found))
+
+
+def _threads(environment: str) -> int:
+    found = re.search(r"(?:^|\0)OMP_NUM_THREADS=(\d+)", environment)
+    return min(processors(), int(found[1])) if found else processors()
+
+
+def _threads_of_trainings() -> int:
+    """Of every other ``python train.py`` of this user that shares a processor with us."""
+    found, own = 0, os.sched_getaffinity(0)
+    for process in _PROC.glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if _TRAINING.match((process / "cmdline").read_text("latin-1")):
+                number = int(process.name)
+                if number != os.getpid() and own & os.sched_getaffinity(number):
+                    found += _threads((process / "environ").read_text("latin-1"))
+    return found
+
+
+def _idle_s() -> float:
+    """For how long our processors have been idle, in sum."""
+    own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    rows = [line.split() for line in (_PROC / "stat").read_text().splitlines()]
+    return sum(int(r[4]) + int(r[5]) for r in rows if r[0] in own) / os.sysconf("SC_CLK_TCK")
