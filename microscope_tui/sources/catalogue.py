@@ -322,7 +322,7 @@ class Search:
 
     def _run(self, form: Format, path: Path, run: str) -> RunFile:
         """``run``: what follows the ``#`` of its path, in a file of several runs."""
-        place = path.with_name(f"{path.name}#{run}") if run else path
+        place = Path(f"{path}#{run}") if run else path
         about = form.reader.about(path)
         name = run or about.get("name") or (path.name if path.is_dir() else path.stem)
         size, modified = _size_and_time(path)

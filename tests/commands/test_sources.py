@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sources import wandb_bytes as wb
+
 Call = Callable[..., tuple[int, str, str]]
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden"
 
@@ -122,3 +124,17 @@ def test_coverage_reads_the_counts_of_an_importance_matrix(call: Call, tmp_path:
     for layer in json.loads(out)["layers"]:
         assert sum(expert["tokens"] for expert in layer["experts"]) == 192 * layer["top_k"]
         assert all(expert["tokens"] < 1000 for expert in layer["experts"])
+
+
+def test_check_takes_the_newest_run_in_which_a_router_is_known(call: Call, tmp_path: Path) -> None:
+    for age, (name, key) in enumerate(
+        (("new", "mix/{}"), ("old", "router/tokens_per_expert/1/{}"))
+    ):
+        path = tmp_path / name / f"run-{name}.wandb"
+        path.parent.mkdir()
+        rows = [{key.format(e): 10 + (e + step) % 3 for e in range(4)} for step in range(9)]
+        path.write_bytes(wb.log([wb.history(row, step) for step, row in enumerate(rows)]))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    _, out, err = call("check", tmp_path)
+    assert "run-new: skipped, no reading of a router is known in it" in err
+    assert out.startswith("run-old: ")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import Busy, Keys, MlflowReader, TrackioReader, rules_of
+from microscope_tui.sources import Busy, Keys, MlflowReader, Search, TrackioReader, rules_of
 from tests.sources import sound
 from tests.sources.reading import all_rows, counts_of, translated, values
 from tests.sources.sqlite_writer import Writer, made
@@ -59,6 +59,7 @@ def test_runs_of_one_name_are_found_by_their_ids(path: Path) -> None:
     ]
     made(path, NEWER, *rows)
     assert TrackioReader.runs(path) == ["b", "a/id1", "a/id2"]
+    assert [run.name for run in Search(path).runs()] == ["a/id2", "a/id1", "b"]  # the newest first
     numbers = values(all_rows(TrackioReader(path, Keys(), "a/id2")))
     assert [(step, value) for step, *_, value in numbers] == [(1, 3.0), (2, 4.0)]
     assert all_rows(TrackioReader(path, Keys(), "missing")) == []
