@@ -18,8 +18,11 @@ import os, sys, time
 from moe_model import threads
 threads.processors, threads._idle_s = lambda: 2, lambda: 2 * time.monotonic()
 threads._PROC = threads.Path(sys.argv[1])
+print("ready", flush=True)
+input()
 threads.choose_waiting("train.py")
-print(os.environ.get("OMP_WAIT_POLICY"))
+print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
+input()  # a training is still there when the others look
 """
 ATTACHED = """
 import os, sys, torch
@@ -70,8 +73,15 @@ def test_two_trainings_that_start_at_once_both_sleep_and_one_alone_spins(tmp_pat
     (tmp_path / "train.py").write_text(TWO_IDLE_PROCESSORS)
     for places, policy in (([tmp_path], "None\n"), (["/proc", "/proc"], "PASSIVE\n")):
         commands = [[sys.executable, str(tmp_path / "train.py"), str(place)] for place in places]
-        runs = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in commands]
-        assert {run.communicate()[0] for run in runs} == {policy}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        runs = [subprocess.Popen(each, **pipes) for each in commands]
+        for run in runs:
+            assert run.stdout.readline() == "ready\n"
+        for run in runs:
+            run.stdin.write("\n")
+        assert {run.stdout.readline() for run in runs} == {policy}
+        for run in runs:
+            run.communicate("\n")
 
 
 @pytest.mark.parametrize(
