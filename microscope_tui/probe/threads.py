@@ -1,4 +1,4 @@
-"""How many threads compute and how they wait, chosen as in ``train.py`` before torch loads."""
+"""``moe_model.threads`` for the command: it loads without torch, before waiting is chosen."""
 
 from moe_model.threads import choose_waiting as choose_waiting
 from moe_model.threads import settle_threads as settle_threads

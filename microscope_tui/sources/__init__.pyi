@@ -15,9 +15,6 @@ from .keys import Rule as Rule
 from .keys import Target as Target
 from .keys import rules_of as rules_of
 from .megatron import MegatronReader as MegatronReader
-from .proposals import Proposal as Proposal
-from .proposals import propose as propose
-from .proposals import survey as survey
 from .reader import Record as Record
 from .reader import RecordReader as RecordReader
 from .reader import Row as Row
@@ -27,7 +24,6 @@ from .reader import SourceRequest as SourceRequest
 from .reader import Unreadable as Unreadable
 from .row_records import SHARES_SUM as SHARES_SUM
 from .row_records import RowRecords as RowRecords
-from .row_records import TranslatedLog as TranslatedLog
 from .row_records import config_number as config_number
 from .row_records import counts_of_shares as counts_of_shares
 from .row_records import run_record as run_record

@@ -213,7 +213,7 @@ class Keys(dict[str, Target | None]):
         return target
 
     def _match(self, key: str) -> Target | None:
-        for rule in self._rules:
+        for place, rule in enumerate(self._rules):
             found = rule.pattern.fullmatch(key)
             if found is None:
                 continue
@@ -223,7 +223,7 @@ class Keys(dict[str, Target | None]):
                 return None
             self.of_gates |= rule.of_gates
             target = Target(rule.quantity, layer, expert, rule.plus)
-            if self._rules.index(rule) < self._own:
+            if place < self._own:
                 self.unmatched = [one for one in self.unmatched if one is not rule]
                 if (other := self._key_of.setdefault(target, key)) != key:
                     self.doubled = self.doubled or (other, key)
