@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -24,7 +25,7 @@ from microscope_tui.runlog import (
     safe_text,
 )
 from microscope_tui.sources import Search, split_run
-from microscope_tui.watch import DEFAULT_MEMORY, RunWatch
+from microscope_tui.watch import DEFAULT_MEMORY, LONG_BYTES, RunWatch
 
 USAGE = 64
 PIPE = Path("-")
@@ -97,14 +98,15 @@ def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> 
 
 def read(run: RunFile, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:
     """Read a whole run; a long read shows progress on a terminal."""
-    watch = RunWatch(run, criteria, patient=True, memory_bytes=memory)
+    watch = RunWatch(run, criteria, patient=True, memory_bytes=memory, apart_from=LONG_BYTES)
     shown = time.monotonic() if run.size >= _PROGRESS_FROM_BYTES else math.inf
-    while watch.unread:
-        if not watch.advance():
-            time.sleep(watch.source.wait_s())
-        if time.monotonic() - shown > 0.5:
-            shown = time.monotonic()
-            show_progress(f"reading {bytes_of(run.size)}: {watch.progress:4.0%}")
+    with closing(watch):
+        while watch.unread:
+            if not watch.advance():
+                time.sleep(watch.source.wait_s())
+            if time.monotonic() - shown > 0.5:
+                shown = time.monotonic()
+                show_progress(f"reading {bytes_of(run.size)}: {watch.progress:4.0%}")
     if shown < math.inf:
         show_progress("")
     return watch

@@ -48,6 +48,7 @@ class Reader:
         self._stop.set()
         self.events.stop()
         self._thread.join(timeout=1.0)
+        self.fleet.close()
 
     def pause(self) -> None:
         """Pause for the next redraw."""

@@ -149,6 +149,8 @@ def notes(
         right.append(f"sampled, reading {view.progress:.0%}")
     elif view.judged < 1.0:
         right.append(f"diagnosis at {view.judged:.0%}")
+    if view.judged_again and view.judged < 1.0:
+        right.append(f"{view.judged_again}, judging again")
     if view.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
     right.extend(watching)

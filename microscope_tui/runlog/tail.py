@@ -44,6 +44,11 @@ class Defects:
         if len(self.first) < 3:
             self.first.append(f"line {line_number:,}: {reason}")
 
+    def merge(self, other: "Defects") -> None:
+        """Count the defects that were found elsewhere, too."""
+        self.count += other.count
+        self.first = [*self.first, *other.first][:3]
+
 
 class LineSplitter:
     """Splits a byte stream into numbered lines; keeps an incomplete line for the next chunk.

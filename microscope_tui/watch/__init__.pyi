@@ -18,6 +18,8 @@ from .history import History as History
 from .history import Row as Row
 from .history import Window as Window
 from .history import rows_within as rows_within
+from .judge import Judge as Judge
+from .judge import SecondProcess as SecondProcess
 from .past_steps import Pin as Pin
 from .past_steps import Sample as Sample
 from .past_steps import kept_steps as kept_steps
@@ -30,7 +32,7 @@ from .reference import Reference as Reference
 from .reference import aligned as aligned
 from .reference import reference_in as reference_in
 from .reference import reference_of as reference_of
-from .run_watch import Judge as Judge
+from .run_watch import LONG_BYTES as LONG_BYTES
 from .run_watch import RunWatch as RunWatch
 from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY
 from .scan import balance_now as balance_now

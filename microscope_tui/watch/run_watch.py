@@ -4,7 +4,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria, Diagnosis
@@ -12,7 +11,6 @@ from microscope_tui.runlog import (
     EVERYTHING,
     Defects,
     Entry,
-    EventRecord,
     PipedLog,
     RunFile,
     RunReader,
@@ -23,86 +21,23 @@ from microscope_tui.runlog import (
     read_at,
 )
 from microscope_tui.watch.history import MAX_ROWS, History, Row
-from microscope_tui.watch.scan import (
-    DEFAULT_MEMORY,
-    RepeatedStep,
-    Scan,
-    preview,
-    steps_in,
-)
+from microscope_tui.watch.judge import Ended, Judge, SecondProcess, guarded, second_process_helps
+from microscope_tui.watch.scan import DEFAULT_MEMORY, Scan, preview, steps_in
 from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
-
-
-class Judge:
-    """The diagnosis of one log, fed with the same records as the scan, at its own pace.
-
-    For a short or a live log it follows the scan record by record. For a long one it reads
-    separately until it reaches the scan; from then on they advance together.
-    """
-
-    def __init__(self, name: str, criteria: Criteria) -> None:
-        self.diagnosis: Diagnosis | None = None
-        self.reader = RunReader(name)
-        """Used while the judge is behind the scan."""
-        self.offset = 0
-        """Position in bytes of the log while behind the scan."""
-        self.along = True
-        """Whether it is fed along with the scan."""
-        self._criteria = criteria
-
-    def read_on(self, path: Path, end: int, max_bytes: int) -> Iterator[Entry]:
-        """Read the next records up to the scan at ``end``; from there, advance with it.
-
-        Raises:
-            OSError: the log cannot be read.
-        """
-        left = end - self.offset
-        if left <= 0:
-            self.along = True
-            return self.reader.feed(b"\n")  # the last line may lack its newline
-        data = read_at(path, self.offset, min(max_bytes, left))
-        self.offset += len(data) or left  # it shrank: the scan will report it
-        return self.reader.feed(data)
-
-    def take(self, entry: Entry) -> None:
-        """Judge one record."""
-        match entry:
-            case StepEntry():
-                self._take_step(entry)
-            case RunRecord():
-                self._take_run(entry)
-            case EventRecord() if self.diagnosis is not None:
-                self.diagnosis.observe_event(entry)
-
-    def _take_run(self, run: RunRecord) -> None:
-        diagnosis = self.diagnosis
-        if diagnosis is None or diagnosis.run.routers != run.routers:
-            self.diagnosis = Diagnosis(run, self._criteria)
-            return
-        if run.resumed_at_step is not None:
-            step = max(1, min(run.resumed_at_step, diagnosis.last_step + 1))
-            diagnosis.restart(step, corrected=_is_correction(run, diagnosis))
-        diagnosis.change_header(run)
-
-    def _take_step(self, entry: StepEntry) -> None:
-        if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:
-            return  # a repeated step: the first one counts
-        self.diagnosis.observe(entry.record, entry.counts, entry.biases)
-
-
-def _is_correction(run: RunRecord, diagnosis: Diagnosis) -> bool:
-    """The last step is written again behind the same header, its time included: the rest of the
-    step came late."""
-    again = replace(run, resumed_at_step=None, profile=diagnosis.run.profile)
-    is_last = run.resumed_at_step == diagnosis.last_step
-    return is_last and again == replace(diagnosis.run, resumed_at_step=None)
-
 
 SLICE_BYTES = 1 << 20
 HOLD_S = 0.008
 """Maximum time that the lock is held while records are added."""
 _OVERVIEW_FROM_BYTES = 1 << 20
 _ALONG_BYTES = 48 << 20  # the judge advances with the scan if no more than this is left to read
+APART_BYTES = 4 << 20
+"""Size of a log from which a second process judges it sooner than the first one would …"""
+LONG_BYTES = 64 << 20
+"""… and from which that is worth a second start where nobody looks on."""
+_MOST_WAITING = 4 << 20  # bytes that the second process has not taken yet
+_LISTEN_S = 0.02
+_MOST_FAILURES = 2  # of a second process; after that, all runs in one
+_MOST_OF_A_LINE = 1 << 20
 
 
 class RunWatch:
@@ -116,6 +51,7 @@ class RunWatch:
         source: Source | None = None,
         memory_bytes: int = DEFAULT_MEMORY,
         patient: bool = False,
+        apart_from: int | None = None,
     ) -> None:
         """Watch ``file``, or another source of its bytes.
 
@@ -123,6 +59,8 @@ class RunWatch:
             criteria: by what the run is judged.
             memory_bytes: bound of the history.
             patient: read and judge in one pass, however long the log.
+            apart_from: bytes of a log from which it is judged in a second process until that has
+                caught up; by default none. ``close`` the watch then.
         """
         self.file = file
         self.lock = threading.RLock()
@@ -131,10 +69,15 @@ class RunWatch:
         self.memory_bytes = memory_bytes
         self._criteria = criteria
         self._patient = patient
+        self._apart_from = apart_from if source is None else None
+        self._apart: SecondProcess | None = None
+        self._failures: list[str] = []
         self.source: Source = source or file.open()
         self._start()
 
     def _start(self) -> None:
+        self.close()
+        self._may_be_apart = True
         self.error = None
         self.foreign = False
         """Unsupported format version: nothing more is read from this file."""
@@ -217,7 +160,14 @@ class RunWatch:
         """Share of the file that the diagnosis has seen, 0 … 1."""
         if self._judge.along:
             return 1.0 if self.complete else self.progress
+        if self._apart is not None and not self._is_file:  # its offset is in lines
+            return self.progress * self._judge.offset / max(1, self._apart.sent)
         return min(1.0, self._judge.offset / max(1, self.source.size))
+
+    @property
+    def judged_again(self) -> str:
+        """Why a second process could not judge the log to its end; empty if none failed."""
+        return self._failures[-1] if self._failures else ""
 
     @property
     def bounded_by_memory(self) -> bool:
@@ -227,6 +177,7 @@ class RunWatch:
 
     def open_overview(self) -> None:
         """Sample the whole history of a long log, for a first frame before the full scan."""
+        self._judge_apart()
         try:
             found = preview(self.source, self.file, self.memory_bytes, _OVERVIEW_FROM_BYTES)
         except UnknownFormat as error:
@@ -244,8 +195,12 @@ class RunWatch:
 
         The scan goes first, the diagnosis then catches up. Never raises because of the log.
         """
+        self._judge_apart()
         self.scan.make_room(self.lock)
         if self._scan_on():
+            return True
+        if self._apart is not None and self._apart.backlog > _MOST_WAITING:
+            self._listen(_LISTEN_S)
             return True
         before = self.source.offset
         try:
@@ -260,9 +215,15 @@ class RunWatch:
                 self.error = None  # it can be read again
             if chunk.data and not self.foreign:
                 self._begin(chunk.data)
+        if self._apart is not None and not self._is_file and chunk.data:
+            self._apart.judge_lines(chunk.data)
         self._scan_on()
         finished = self._finish_scan()
         if moved or chunk.restarted or finished:
+            self._listen()
+            return True
+        if self._apart is not None:
+            self._listen(_LISTEN_S, at_end=True)
             return True
         return not self.source.deleted and self._catch_up(max_bytes)
 
@@ -284,6 +245,12 @@ class RunWatch:
         """Continue under a new name after the log was renamed."""
         self.file, self.source.path = file, file.path
 
+    def close(self) -> None:
+        """End the second process, if there is one. What was read stays."""
+        if self._apart is not None:
+            self._apart.close()
+            self._apart = None
+
     def state(self, now: float | None = None) -> tuple[RunState, float | None]:
         """The state of the run in one word, and seconds since its last change."""
         with self.lock:
@@ -302,8 +269,9 @@ class RunWatch:
         """Prepare a chunk; decide at the first one whether the judge advances with the scan."""
         if not self._begun:
             self._begun = True
-            left, is_file = self.source.size - len(data), self.source.kept() == EVERYTHING
-            self._judge.along = self._patient or not is_file or left <= _ALONG_BYTES
+            left, is_file = self.source.size - len(data), self._is_file
+            if self._apart is None:
+                self._judge.along = self._patient or not is_file or left <= _ALONG_BYTES
             if is_file:
                 self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
         self._scanning = self._reader.feed(data)
@@ -332,6 +300,70 @@ class RunWatch:
             self.version += 1
         return True
 
+    @property
+    def _is_file(self) -> bool:
+        """Whether the source is a file that anyone can read; else it makes the lines."""
+        return self.source.kept() == EVERYTHING
+
+    def _judge_apart(self) -> None:
+        """Start the second process if the log is long and there is a core for it."""
+        if not self._may_be_apart:
+            return
+        self._may_be_apart = False
+        long = self._apart_from is not None and self.file.size >= self._apart_from
+        if not long or len(self._failures) >= _MOST_FAILURES or not second_process_helps():
+            return
+        with contextlib.suppress(OSError):  # it cannot start: all runs in this process
+            judge = Judge(self.file.name, self._criteria)
+            judge.along = False
+            self._apart, self._judge = SecondProcess(judge), judge
+            if self._is_file:  # it need not wait for the scan
+                start = max(0, self.file.size - _MOST_OF_A_LINE)
+                end = start + read_at(self.source.path, start, _MOST_OF_A_LINE).rfind(b"\n") + 1
+                self._apart.judge_file(self.source.path, end)
+
+    def _listen(self, timeout_s: float = 0.0, *, at_end: bool = False) -> None:
+        """Exchange with the second process; continue without it once it has caught up.
+
+        ``at_end``: nothing is left to read now.
+        """
+        if (apart := self._apart) is None:
+            return
+        try:
+            answer = apart.exchange(timeout_s)
+        except Ended as error:
+            return self._judge_again(str(error))
+        if answer is not None:
+            with self.lock:
+                self._judge, self.version = answer, self.version + 1
+        judge = self._judge
+        if judge.offset < apart.sent:
+            if at_end and not self._is_file:
+                apart.ask()
+        elif self._is_file and self.source.offset > apart.sent:
+            apart.judge_file(self.source.path, self.source.offset)
+        elif at_end and (not self._is_file or self.source.offset == apart.sent):
+            with self.lock:
+                self.close()
+                judge.along = not self._is_file  # in a file the last line may lack its newline
+                self.defects.merge(judge.defects)
+                judge.defects = Defects()
+                self.version += 1
+
+    def _judge_again(self, reason: str) -> None:
+        """The second process is gone: start another one, or judge here."""
+        self._failures.append(reason)
+        if self._is_file:
+            self.close()
+            with self.lock:
+                self._judge, self._may_be_apart = Judge(self.file.name, self._criteria), True
+                self._judge.along = False
+        else:  # the lines that it had are gone, too
+            with self.lock:
+                self.source = self.file.open()
+                self._start()
+            self.open_overview()
+
     def _catch_up(self, max_bytes: int) -> bool:
         """Let the diagnosis read up to the scan."""
         judge = self._judge
@@ -352,23 +384,15 @@ class RunWatch:
         with self.lock:
             try:
                 for entry in entries:
-                    self._guarded(take, entry)
+                    guarded(take, entry, self.defects, self._reader.lines.line_number)
                     if more := time.monotonic() > until:
                         break
             except UnknownFormat as error:
                 self.error, self.foreign = str(error), True
+                self.close()
             if self._overview is None:  # otherwise it is not visible yet
                 self.version += self.scan.commit()
         return more
-
-    def _guarded(self, take: Callable[[Entry], None], entry: Entry) -> None:
-        """Count a record that cannot be processed: monitoring never stops because of its data."""
-        try:
-            take(entry)
-        except RepeatedStep as error:
-            self.defects.add(self._reader.lines.line_number, str(error))
-        except (ArithmeticError, LookupError, ValueError, TypeError) as error:
-            self.defects.add(self._reader.lines.line_number, f"not understood: {error!r}"[:120])
 
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
         if self.source.seekable:

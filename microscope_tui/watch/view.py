@@ -157,6 +157,8 @@ class RunView:
     """Share of the log that the diagnosis has seen."""
     judged_step: int
     """The latest step that the diagnosis has seen."""
+    judged_again: str
+    """Why the diagnosis had to start again, in words; usually empty."""
     no_verdict: str | None
     """Why the run is not judged at the shown step, in words; ``None`` if it is."""
     pending: Sequence[Pending]
@@ -240,6 +242,7 @@ def view_of(
             progress=1.0 if watch.complete else watch.progress,
             judged=watch.judged,
             judged_step=diagnosis.last_step if diagnosis else 0,
+            judged_again=watch.judged_again,
             no_verdict=why_no_verdict(watch, at.step if at else None),
             pending=pending(diagnosis) if diagnosis and at is None else (),
             memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,

@@ -1,0 +1,286 @@
+"""The diagnosis of one log, at its own pace: here, or in a second process.
+
+``Judge`` is fed with the records of a log. ``SecondProcess`` has one in another interpreter, so
+that a long history is read and judged at the same time, on two cores, and a key never waits for a
+rule. It is given lines, or ranges of a file to read by itself, and answers with the state of its
+judge, which is a complete one after every answer: at the end the reader continues with it. It is
+started by ``exec``: a fork would copy threads and locks, and ``__main__`` is never imported again.
+"""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from microscope_tui.diagnosis import Criteria, Diagnosis
+from microscope_tui.runlog import (
+    Defects,
+    Entry,
+    EventRecord,
+    RunReader,
+    RunRecord,
+    StepEntry,
+    UnknownFormat,
+    read_at,
+    safe_text,
+)
+from microscope_tui.watch.scan import RepeatedStep
+
+
+class Judge:
+    """The diagnosis of one log, fed with the same records as the scan, at its own pace.
+
+    For a short or a live log it follows the scan record by record. For a long one it reads
+    separately until it reaches the scan; from then on they advance together.
+    """
+
+    def __init__(self, name: str, criteria: Criteria) -> None:
+        self.diagnosis: Diagnosis | None = None
+        self.reader = RunReader(name)
+        """Used while the judge is behind the scan."""
+        self.offset = 0
+        """Position in bytes of the log while behind the scan."""
+        self.along = True
+        """Whether it is fed along with the scan."""
+        self.defects = Defects()
+        """Records that it could not process while behind the scan."""
+        self._criteria = criteria
+
+    def read_on(self, path: Path, end: int, max_bytes: int) -> Iterator[Entry]:
+        """Read the next records up to the scan at ``end``; from there, advance with it.
+
+        Raises:
+            OSError: the log cannot be read.
+        """
+        left = end - self.offset
+        if left <= 0:
+            self.along = True
+            return self.reader.feed(b"\n")  # the last line may lack its newline
+        data = read_at(path, self.offset, min(max_bytes, left))
+        self.offset += len(data) or left  # it shrank: the scan will report it
+        return self.reader.feed(data)
+
+    def take(self, entry: Entry) -> None:
+        """Judge one record."""
+        match entry:
+            case StepEntry():
+                self._take_step(entry)
+            case RunRecord():
+                self._take_run(entry)
+            case EventRecord() if self.diagnosis is not None:
+                self.diagnosis.observe_event(entry)
+
+    def _take_run(self, run: RunRecord) -> None:
+        diagnosis = self.diagnosis
+        if diagnosis is None or diagnosis.run.routers != run.routers:
+            self.diagnosis = Diagnosis(run, self._criteria)
+            return
+        if run.resumed_at_step is not None:
+            step = max(1, min(run.resumed_at_step, diagnosis.last_step + 1))
+            diagnosis.restart(step, corrected=_is_correction(run, diagnosis))
+        diagnosis.change_header(run)
+
+    def _take_step(self, entry: StepEntry) -> None:
+        if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:
+            return  # a repeated step: the first one counts
+        self.diagnosis.observe(entry.record, entry.counts, entry.biases)
+
+
+def _is_correction(run: RunRecord, diagnosis: Diagnosis) -> bool:
+    """The last step is written again behind the same header, its time included: the rest of the
+    step came late."""
+    again = replace(run, resumed_at_step=None, profile=diagnosis.run.profile)
+    is_last = run.resumed_at_step == diagnosis.last_step
+    return is_last and again == replace(diagnosis.run, resumed_at_step=None)
+
+
+def guarded(take: Callable[[Entry], None], entry: Entry, defects: Defects, line: int) -> None:
+    """Count a record that cannot be processed: monitoring never stops because of its data."""
+    try:
+        take(entry)
+    except RepeatedStep as error:
+        defects.add(line, str(error))
+    except (ArithmeticError, LookupError, ValueError, TypeError) as error:
+        defects.add(line, f"not understood: {error!r}"[:120])
+
+
+_SLICE_BYTES = 1 << 20
+_ANSWER_S = 0.2
+_NICE = 10  # a training on this machine goes first
+_SIZE = struct.Struct("<Q")
+_PIPE_BYTES = 1 << 20
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[1:]; "
+    "from microscope_tui.watch.judge import judge_for_parent; judge_for_parent()"
+)
+
+
+class Ended(Exception):
+    """The second process is gone; the message says which one and why."""
+
+
+class SecondProcess:
+    """A ``Judge`` in a process of its own. It ends with this one, however this one ends."""
+
+    def __init__(self, judge: Judge) -> None:
+        """Start it with the state of ``judge``.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.sent = judge.offset
+        """Bytes of the log that it has been told to judge."""
+        self._asked = -1
+        self._answer = bytearray()
+        self._waiting: deque[memoryview] = deque()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            process_group=0,  # Ctrl-C is for this process, which then closes the pipe
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._in, self._out = self.process.stdin.fileno(), self.process.stdout.fileno()
+        for pipe in (self._in, self._out):
+            os.set_blocking(pipe, False)
+        self._send(judge)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that it has not taken yet."""
+        return sum(map(len, self._waiting))
+
+    def judge_lines(self, lines: bytes) -> None:
+        """Let it judge the next lines of the log."""
+        self.sent += len(lines)
+        self._send(lines)
+
+    def ask(self) -> None:
+        """Let it answer after the lines that it has been given."""
+        if self._asked != self.sent:
+            self._asked = self.sent
+            self._send(b"")
+
+    def judge_file(self, path: Path, end: int) -> None:
+        """Let it read and judge the file up to ``end``, which is the end of a line."""
+        self.sent = end
+        self._send((path, end))
+
+    def exchange(self, timeout_s: float = 0.0) -> Judge | None:
+        """Pass on what waits; the newest answer that has come, waiting for one ``timeout_s``.
+
+        Raises:
+            Ended: it is gone.
+        """
+        newest: Judge | None = None
+        writes = [self._in] if self._waiting else []
+        ready, takes, _ = select.select([self._out], writes, [], timeout_s)
+        try:
+            while takes and self._waiting:
+                part = self._waiting[0]
+                taken = os.write(self._in, part)
+                self._waiting[0] = part[taken:]
+                if taken == len(part):
+                    self._waiting.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            ready = [self._out]  # its last words
+        while ready:
+            try:
+                data = os.read(self._out, _PIPE_BYTES)
+            except BlockingIOError:
+                break
+            if not data:
+                raise Ended(self._how_it_ended())
+            self._answer += data
+        while len(self._answer) >= _SIZE.size:
+            (size,) = _SIZE.unpack_from(self._answer)
+            if len(self._answer) < _SIZE.size + size:
+                break
+            answer = pickle.loads(self._answer[_SIZE.size : _SIZE.size + size])
+            del self._answer[: _SIZE.size + size]
+            if isinstance(answer, str):
+                raise Ended(f"process {self.process.pid} failed: {answer}")
+            newest = answer
+        return newest
+
+    def close(self) -> None:
+        """End it. A second call does nothing."""
+        process = self.process
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _send(self, what: object) -> None:
+        self._waiting.append(memoryview(pickle.dumps(what, pickle.HIGHEST_PROTOCOL)))
+
+    def _how_it_ended(self) -> str:
+        code = self.process.wait()
+        with contextlib.suppress(ValueError):
+            if code < 0:
+                return f"process {self.process.pid} was killed by {signal.Signals(-code).name}"
+        return f"process {self.process.pid} ended with code {code}"
+
+
+def second_process_helps() -> bool:
+    """Whether there is a core for it, on a system where it was tried."""
+    return sys.platform == "linux" and bool(sys.executable) and len(os.sched_getaffinity(0)) > 1
+
+
+def judge_for_parent() -> None:
+    """The second process: judge what comes on standard input, answer on standard output.
+
+    It ends when the first one does: reading finds the end, or answering finds nobody.
+    """
+    os.nice(_NICE)
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    answered = time.monotonic()
+
+    def answer(state: object) -> None:
+        nonlocal answered
+        data = pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
+        answers.write(_SIZE.pack(len(data)) + data)
+        answers.flush()
+        answered = time.monotonic()
+
+    try:
+        judge: Judge = pickle.load(requests)
+        while True:
+            request = pickle.load(requests)
+            if isinstance(request, bytes):
+                judge.offset += len(request)
+                _judge(judge, judge.reader.feed(request))
+            else:
+                path, end = request
+                while judge.offset < end:
+                    _judge(judge, judge.read_on(path, end, _SLICE_BYTES))
+                    if time.monotonic() - answered > _ANSWER_S:
+                        answer(judge)
+            if not request or isinstance(request, tuple) or time.monotonic() - answered > _ANSWER_S:
+                answer(judge)
+    except (EOFError, BrokenPipeError):
+        pass
+    except Exception as error:  # the first process reports it, and judges by itself
+        with contextlib.suppress(OSError):
+            answer(safe_text(repr(error), 200))
+
+
+def _judge(judge: Judge, entries: Iterator[Entry]) -> None:
+    with contextlib.suppress(UnknownFormat):  # the scan reports it, and ends this process
+        for entry in entries:
+            guarded(judge.take, entry, judge.defects, judge.reader.lines.line_number)

@@ -1,0 +1,174 @@
+"""A second process judges a long log: the same judgement, whatever happens to it."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.bulk import write_bulk
+from microscope_tui.diagnosis import ANYTHING, save
+from microscope_tui.sources import Search
+from microscope_tui.watch import RunWatch
+from microscope_tui.watch.judge import Ended, Judge, SecondProcess
+from microscope_tui.watch.verdict import verdict_on
+from tests.watch.accidents import OPERATIONS, Log
+
+SHAPE: dict[str, Any] = {"routers": 4, "num_experts": 16, "top_k": 2, "tokens": 512}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One run as a log with restarts, as an archive, and as rows of another tool."""
+    folder = tmp_path_factory.mktemp("logs")
+    log = folder / "log" / "metrics.jsonl"
+    write_bulk(log, steps=1_500, collapse=(2, 900), restarts=[(1_000, 701)], **SHAPE)
+    packed, rows = folder / "packed" / "metrics.jsonl.gz", folder / "rows" / "rows.jsonl"
+    for path in (packed, rows):
+        path.parent.mkdir()
+    packed.write_bytes(gzip.compress(log.read_bytes(), 1))
+    with rows.open("w") as file:
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            for layer, row in enumerate(record.get("tokens_per_expert", [])):
+                loads = {f"moe/layer_{layer}/expert_{e}_tokens": n for e, n in enumerate(row)}
+                file.write(json.dumps({"step": record["step"], **loads}) + "\n")
+    return {"log": log, "archive": packed, "rows": rows}
+
+
+def watch_of(path: Path, **options: Any) -> RunWatch:
+    (file,) = Search(path).runs()
+    return RunWatch(file, **options)
+
+
+def state_of(watch: RunWatch) -> tuple[Any, ...]:
+    """What must not depend on the number of processes."""
+    assert watch.diagnosis is not None
+    with watch.lock:
+        return save(watch.diagnosis), watch.defects, verdict_on(watch), watch.judged
+
+
+def read_in_one(path: Path) -> RunWatch:
+    watch = watch_of(path, patient=True)
+    watch.read_all()
+    return watch
+
+
+def read_in_two(path: Path) -> RunWatch:
+    watch = watch_of(path, apart_from=1)
+    watch.advance()
+    assert watch._apart is not None
+    watch.read_all()
+    assert watch._apart is None
+    return watch
+
+
+@pytest.mark.parametrize("kind", ["log", "archive", "rows"])
+def test_two_processes_judge_like_one(logs: dict[str, Path], kind: str) -> None:
+    watch = read_in_two(logs[kind])
+    assert watch.judged_again == ""
+    assert len(watch.diagnosis.episodes if watch.diagnosis else ()) > 0
+    assert state_of(watch) == state_of(read_in_one(logs[kind]))
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize("kind", ["log", "rows"])
+def test_a_killed_process_is_named_and_the_log_judged_again(
+    logs: dict[str, Path], kind: str, kills: int
+) -> None:
+    watch = watch_of(logs[kind], apart_from=1)
+    for _ in range(kills):
+        watch.advance()
+        assert watch._apart is not None
+        process = watch._apart.process
+        process.kill()
+        began = time.monotonic()
+        while str(process.pid) not in watch.judged_again:
+            watch.advance()
+        assert time.monotonic() - began < 2
+        assert watch.judged_again == f"process {process.pid} was killed by SIGKILL"
+    watch.read_all()
+    assert state_of(watch) == state_of(read_in_one(logs[kind]))
+
+
+def test_what_is_appended_later_is_judged_here(tmp_path: Path, logs: dict[str, Path]) -> None:
+    lines = logs["log"].read_bytes().splitlines(keepends=True)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(lines[:1_400]) + lines[1_400][:50])  # a torn last line
+    watch = read_in_two(path)
+    assert watch.latest is not None
+    before = watch.latest.record.step
+    with path.open("ab") as file:
+        file.write(lines[1_400][50:] + b"".join(lines[1_401:]))
+    watch.read_all()
+    assert watch._apart is None
+    assert watch.latest.record.step > before
+    assert state_of(watch) == state_of(read_in_one(logs["log"]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_log_with_accidents_is_judged_alike(tmp_path: Path, seed: int) -> None:
+    log = Log(tmp_path / "metrics.jsonl", usual_steps=60)
+    for at in range(40):
+        log.happens(OPERATIONS[(seed * 7 + at * 5) % OPERATIONS.index("truncate")], at)
+    log.finish_story()
+    assert state_of(read_in_two(log.path)) == state_of(read_in_one(log.path))
+
+
+def test_a_program_that_is_killed_leaves_no_process_behind(logs: dict[str, Path]) -> None:
+    program = (
+        "import sys; from pathlib import Path; "
+        "from tests.watch.test_second_process import watch_of; "
+        "watch = watch_of(Path(sys.argv[1]), apart_from=1); watch.advance(); "
+        "print(watch._apart.process.pid, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(logs["log"])]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as first:
+        assert first.stdout is not None
+        second = int(first.stdout.readline())
+        first.kill()
+        first.wait()
+    until = time.monotonic() + 2
+    while _is_there(second):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_there_is_no_second_process_on_one_core(
+    logs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    watch = watch_of(logs["log"], apart_from=1)
+    watch.advance()
+    assert watch._apart is None
+
+
+def test_a_folder_full_of_modules_is_never_imported(
+    logs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("msgspec", "pickle", "select", "microscope_tui"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert read_in_two(logs["log"]).judged_again == ""
+
+
+def test_what_fails_in_the_second_process_is_told(tmp_path: Path) -> None:
+    second = SecondProcess(Judge("run", ANYTHING))
+    second.judge_file(tmp_path / "missing", 10)
+    second.exchange()  # passes the request on
+    with closing(second), pytest.raises(Ended, match=r"process \d+ failed: FileNotFoundError"):
+        second.exchange(10.0)
