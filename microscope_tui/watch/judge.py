@@ -7,17 +7,15 @@ judge, which is a complete one after every answer: at the end the reader continu
 started by ``exec``: a fork would copy threads and locks, and ``__main__`` is never imported again.
 """
 
-import contextlib
 import os
 import pickle
 import select
-import signal
 import struct
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,29 +136,22 @@ class SecondProcess:
             OSError: it cannot be started.
         """
         self.sent = judge.offset
-        """Bytes of the log that it has been told to judge."""
-        self._asked = -1
+        """Bytes of the log that it has been given."""
+        self.waiting = bytearray()
+        """What it has not taken yet."""
         self._answer = bytearray()
-        self._waiting: deque[memoryview] = deque()
+        self._asked = -1
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", _PROGRAM, *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            process_group=0,  # Ctrl-C is for this process, which then closes the pipe
-        )
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            bufsize=0, process_group=0,  # Ctrl-C is for this process, which then closes the pipe
+        )  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._in, self._out = self.process.stdin.fileno(), self.process.stdout.fileno()
         for pipe in (self._in, self._out):
             os.set_blocking(pipe, False)
         self._send(judge)
-
-    @property
-    def backlog(self) -> int:
-        """Bytes that it has not taken yet."""
-        return sum(map(len, self._waiting))
 
     def judge_lines(self, lines: bytes) -> None:
         """Let it judge the next lines of the log."""
@@ -184,57 +175,41 @@ class SecondProcess:
         Raises:
             Ended: it is gone.
         """
+        ready, takes, _ = select.select(
+            [self._out], [self._in] if self.waiting else [], [], timeout_s
+        )
+        with suppress(BlockingIOError, BrokenPipeError):  # its last answer gives the reason
+            while takes and self.waiting:
+                del self.waiting[: os.write(self._in, self.waiting)]
+        with suppress(BlockingIOError):
+            while ready:
+                if not (data := os.read(self._out, _PIPE_BYTES)):
+                    raise Ended(self._how_it_ended())
+                self._answer += data
         newest: Judge | None = None
-        writes = [self._in] if self._waiting else []
-        ready, takes, _ = select.select([self._out], writes, [], timeout_s)
-        try:
-            while takes and self._waiting:
-                part = self._waiting[0]
-                taken = os.write(self._in, part)
-                self._waiting[0] = part[taken:]
-                if taken == len(part):
-                    self._waiting.popleft()
-        except BlockingIOError:
-            pass
-        except OSError:
-            ready = [self._out]  # its last words
-        while ready:
-            try:
-                data = os.read(self._out, _PIPE_BYTES)
-            except BlockingIOError:
+        while (start := _SIZE.size) <= len(self._answer):
+            end = start + _SIZE.unpack_from(self._answer)[0]
+            if len(self._answer) < end:
                 break
-            if not data:
-                raise Ended(self._how_it_ended())
-            self._answer += data
-        while len(self._answer) >= _SIZE.size:
-            (size,) = _SIZE.unpack_from(self._answer)
-            if len(self._answer) < _SIZE.size + size:
-                break
-            answer = pickle.loads(self._answer[_SIZE.size : _SIZE.size + size])
-            del self._answer[: _SIZE.size + size]
+            answer = pickle.loads(self._answer[start:end])
+            del self._answer[:end]
             if isinstance(answer, str):
                 raise Ended(f"process {self.process.pid} failed: {answer}")
             newest = answer
         return newest
 
     def close(self) -> None:
-        """End it. A second call does nothing."""
-        process = self.process
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        """End it."""
+        with self.process:  # closes the pipes and waits
+            self.process.kill()
 
     def _send(self, what: object) -> None:
-        self._waiting.append(memoryview(pickle.dumps(what, pickle.HIGHEST_PROTOCOL)))
+        self.waiting += pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
 
     def _how_it_ended(self) -> str:
         code = self.process.wait()
-        with contextlib.suppress(ValueError):
-            if code < 0:
-                return f"process {self.process.pid} was killed by {signal.Signals(-code).name}"
-        return f"process {self.process.pid} ended with code {code}"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return f"process {self.process.pid} {how}"
 
 
 def second_process_helps() -> bool:
@@ -245,42 +220,38 @@ def second_process_helps() -> bool:
 def judge_for_parent() -> None:
     """The second process: judge what comes on standard input, answer on standard output.
 
-    It ends when the first one does: reading finds the end, or answering finds nobody.
+    It ends when the first one does: its input ends, or its answer cannot be written.
     """
     os.nice(_NICE)
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    answered = time.monotonic()
+    requests, answered = sys.stdin.buffer, time.monotonic()
 
-    def answer(state: object) -> None:
+    def answer(state: Judge | str, *, now: bool = True) -> None:
         nonlocal answered
-        data = pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
-        answers.write(_SIZE.pack(len(data)) + data)
-        answers.flush()
-        answered = time.monotonic()
+        if now or time.monotonic() - answered > _ANSWER_S:
+            data = pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
+            sys.stdout.buffer.write(_SIZE.pack(len(data)) + data)
+            sys.stdout.buffer.flush()
+            answered = time.monotonic()
 
     try:
         judge: Judge = pickle.load(requests)
         while True:
-            request = pickle.load(requests)
-            if isinstance(request, bytes):
+            if isinstance(request := pickle.load(requests), bytes):
                 judge.offset += len(request)
-                _judge(judge, judge.reader.feed(request))
-            else:
-                path, end = request
-                while judge.offset < end:
-                    _judge(judge, judge.read_on(path, end, _SLICE_BYTES))
-                    if time.monotonic() - answered > _ANSWER_S:
-                        answer(judge)
-            if not request or isinstance(request, tuple) or time.monotonic() - answered > _ANSWER_S:
-                answer(judge)
+                _take_all(judge, judge.reader.feed(request))
+                answer(judge, now=not request)
+                continue
+            path, end = request
+            while judge.offset < end:
+                _take_all(judge, judge.read_on(path, end, _SLICE_BYTES))
+                answer(judge, now=judge.offset >= end)
     except (EOFError, BrokenPipeError):
-        pass
+        os._exit(0)  # without flushing: the reader is gone
     except Exception as error:  # the first process reports it, and judges by itself
-        with contextlib.suppress(OSError):
-            answer(safe_text(repr(error), 200))
+        answer(safe_text(repr(error), 200))
 
 
-def _judge(judge: Judge, entries: Iterator[Entry]) -> None:
-    with contextlib.suppress(UnknownFormat):  # the scan reports it, and ends this process
+def _take_all(judge: Judge, entries: Iterator[Entry]) -> None:
+    with suppress(UnknownFormat):  # the scan reports it, and ends this process
         for entry in entries:
             guarded(judge.take, entry, judge.defects, judge.reader.lines.line_number)

@@ -33,10 +33,9 @@ _ALONG_BYTES = 48 << 20  # the judge advances with the scan if no more than this
 APART_BYTES = 4 << 20
 """Size of a log from which a second process judges it sooner than the first one would …"""
 LONG_BYTES = 64 << 20
-"""… and from which that is worth a second start where nobody looks on."""
+"""… and from which that is worth a second start without a screen."""
 _MOST_WAITING = 4 << 20  # bytes that the second process has not taken yet
 _LISTEN_S = 0.02
-_MOST_FAILURES = 2  # of a second process; after that, all runs in one
 _MOST_OF_A_LINE = 1 << 20
 
 
@@ -71,13 +70,13 @@ class RunWatch:
         self._patient = patient
         self._apart_from = apart_from if source is None else None
         self._apart: SecondProcess | None = None
-        self._failures: list[str] = []
+        self.judged_again = ""
+        """Why a second process could not judge the log to its end, if one could not."""
         self.source: Source = source or file.open()
         self._start()
 
     def _start(self) -> None:
         self.close()
-        self._may_be_apart = True
         self.error = None
         self.foreign = False
         """Unsupported format version: nothing more is read from this file."""
@@ -160,14 +159,9 @@ class RunWatch:
         """Share of the file that the diagnosis has seen, 0 … 1."""
         if self._judge.along:
             return 1.0 if self.complete else self.progress
-        if self._apart is not None and not self._is_file:  # its offset is in lines
-            return self.progress * self._judge.offset / max(1, self._apart.sent)
+        if (apart := self._apart) is not None and not self._is_file:  # its offset is in lines
+            return self.progress * self._judge.offset / max(1, apart.sent)
         return min(1.0, self._judge.offset / max(1, self.source.size))
-
-    @property
-    def judged_again(self) -> str:
-        """Why a second process could not judge the log to its end; empty if none failed."""
-        return self._failures[-1] if self._failures else ""
 
     @property
     def bounded_by_memory(self) -> bool:
@@ -199,7 +193,7 @@ class RunWatch:
         self.scan.make_room(self.lock)
         if self._scan_on():
             return True
-        if self._apart is not None and self._apart.backlog > _MOST_WAITING:
+        if self._apart is not None and len(self._apart.waiting) > _MOST_WAITING:
             self._listen(_LISTEN_S)
             return True
         before = self.source.offset
@@ -307,11 +301,9 @@ class RunWatch:
 
     def _judge_apart(self) -> None:
         """Start the second process if the log is long and there is a core for it."""
-        if not self._may_be_apart:
+        if self._begun or self._apart is not None or self._apart_from is None:
             return
-        self._may_be_apart = False
-        long = self._apart_from is not None and self.file.size >= self._apart_from
-        if not long or len(self._failures) >= _MOST_FAILURES or not second_process_helps():
+        if self.file.size < self._apart_from or not second_process_helps():
             return
         with contextlib.suppress(OSError):  # it cannot start: all runs in this process
             judge = Judge(self.file.name, self._criteria)
@@ -332,7 +324,11 @@ class RunWatch:
         try:
             answer = apart.exchange(timeout_s)
         except Ended as error:
-            return self._judge_again(str(error))
+            self.judged_again, self._apart_from = str(error), None
+            with self.lock:  # the lines that it had are gone, too
+                self.source = self.file.open()
+                self._start()
+            return self.open_overview()
         if answer is not None:
             with self.lock:
                 self._judge, self.version = answer, self.version + 1
@@ -349,20 +345,6 @@ class RunWatch:
                 self.defects.merge(judge.defects)
                 judge.defects = Defects()
                 self.version += 1
-
-    def _judge_again(self, reason: str) -> None:
-        """The second process is gone: start another one, or judge here."""
-        self._failures.append(reason)
-        if self._is_file:
-            self.close()
-            with self.lock:
-                self._judge, self._may_be_apart = Judge(self.file.name, self._criteria), True
-                self._judge.along = False
-        else:  # the lines that it had are gone, too
-            with self.lock:
-                self.source = self.file.open()
-                self._start()
-            self.open_overview()
 
     def _catch_up(self, max_bytes: int) -> bool:
         """Let the diagnosis read up to the scan."""
