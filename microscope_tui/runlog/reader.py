@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from itertools import repeat
 from typing import TypeVar, cast
 
+from msgspec.structs import astuple
+
 from microscope_tui import measures
 from microscope_tui.runlog.decode import (
     Rows,
@@ -148,7 +150,15 @@ class RunReader:
         if record.tokens is not None and not 1 <= record.tokens < _MAX_TOKENS:
             self.defects.add(number, f"tokens is {record.tokens:g}, not a number of tokens")
             record.tokens = None
-        summary = record.router
+        if {len(v) for v in astuple(record.router) if v is not None} - {routers}:
+            self._drop_wrong_lengths(number, record.router, routers)
+        entry = StepEntry(record, line, routers, self.lines.line_start)
+        _derive(entry)
+        if entry._matrices is not None and entry._matrices.problem:
+            self.defects.add(number, entry._matrices.problem)
+        yield entry
+
+    def _drop_wrong_lengths(self, number: int, summary: RouterSummary, routers: int) -> None:
         for name in _SUMMARY_NAMES:
             values = cast(Values | None, getattr(summary, name))
             if values is not None and len(values) != routers:
@@ -156,11 +166,6 @@ class RunReader:
                 self.defects.add(
                     number, f"router.{name} has {len(values)} values for {routers} routers"
                 )
-        entry = StepEntry(record, line, routers, self.lines.line_start)
-        _derive(entry)
-        if entry._matrices is not None and entry._matrices.problem:
-            self.defects.add(number, entry._matrices.problem)
-        yield entry
 
 
 def _derive(entry: StepEntry) -> None:

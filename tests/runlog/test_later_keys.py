@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from microscope_tui.runlog import decode_line, decode_matrices
+from microscope_tui.runlog import BadLine, decode_line, decode_matrices
 from microscope_tui.runlog.decode import _without_matrices
 from tests.problems import problems_in
 
@@ -52,6 +54,30 @@ def test_a_fast_reader_cuts_at_the_first_of_the_four_matrices(separators: tuple[
     record = decode_line(line)
     assert record.router.unrouted == [6, 0]
     assert decode_matrices(line, 2).tokens_per_expert == LINE["tokens_per_expert"]
+
+
+@settings(max_examples=300)
+@given(
+    st.just(list(LINE)[1:]) | st.permutations(list(LINE)[1:]),
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+    st.sampled_from([b"", b'"expert_bias":', b'"', b"\0", b"]", b'"x":[],']),
+    st.integers(1, 99),
+    st.booleans(),
+)
+def test_what_a_fast_reader_takes_from_a_line_is_what_a_careful_one_takes(
+    keys: list[str], separators: tuple[str, str], damage: bytes, back: int, torn: bool
+) -> None:
+    line = json.dumps({name: LINE[name] for name in ("kind", *keys)}, separators=separators)
+    spoilt = line.encode()[:-back] + damage + line.encode()[-back:] * (not torn)
+    careful = b" " + spoilt  # does not begin as the writers' lines do
+    try:
+        expected = decode_line(careful)
+    except BadLine:
+        if torn or b"\0" in spoilt:
+            with pytest.raises(BadLine):
+                decode_line(spoilt)
+        return
+    assert repr(decode_line(spoilt)) == repr(expected).replace("losses={}", "losses=None")
 
 
 def test_means_in_another_place_are_understood_and_said() -> None:
