@@ -4,14 +4,15 @@ A row covers ``stride`` steps and keeps the lowest and the highest value of them
 survives any number of mergings. When the rows reach their capacity, neighbours merge in pairs
 (``halved``) and every row covers twice as many steps from then on. A new row begins at a restart,
 and each knows where in the file its first record is, so that any step can be found again. Every 16
-rows have one coarse row: a chart of a hundred columns never walks over thousands of rows.
+rows have one coarse row, made when a chart first asks for the curve: a chart of a hundred columns
+walks over thousands of rows once.
 """
 
 import itertools
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, cast
 
@@ -36,7 +37,7 @@ Cells: TypeAlias = "array[float]"
 
 
 class Level:
-    """Rows of one resolution."""
+    """Rows of one resolution; where each covers one step, the three arrays are one."""
 
     __slots__ = ("high", "low", "mean")
 
@@ -46,19 +47,23 @@ class Level:
     def __len__(self) -> int:
         return len(self.low)
 
-    def append(self, column: Column) -> None:
-        """Add one row."""
-        self.low.append(column.low)
-        self.mean.append(column.mean)
-        self.high.append(column.high)
-
     def truncate(self, rows: int) -> None:
         """Keep the first ``rows`` rows."""
         del self.low[rows:], self.mean[rows:], self.high[rows:]
 
+    def extend(self, rows: "Level") -> None:
+        """Add rows."""
+        self.low.extend(rows.low)
+        if self.mean is not self.low:
+            self.mean.extend(rows.mean)
+            self.high.extend(rows.high)
+
     def cut(self, first: int, last: int) -> "Level":
         """Rows ``first`` to ``last`` (exclusive)."""
-        return Level(self.low[first:last], self.mean[first:last], self.high[first:last])
+        low = self.low[first:last]
+        if self.mean is self.low:
+            return Level(low, low, low)
+        return Level(low, self.mean[first:last], self.high[first:last])
 
     def joined(self, other: "Level") -> "Level":
         """These rows and then those of ``other``."""
@@ -66,34 +71,63 @@ class Level:
 
     def column(self) -> Column:
         """All rows in one; gaps are left out."""
-        if not self.low:
-            return EMPTY
-        total = sum(self.mean)
-        if math.isfinite(total):
-            return Column(min(self.low), total / len(self.mean), max(self.high))
-        measured = [i for i, value in enumerate(self.low) if value == value]
-        if not measured:
-            return EMPTY
-        low, high = (min(self.low[i] for i in measured), max(self.high[i] for i in measured))
-        return Column(low, sum(self.mean[i] for i in measured) / len(measured), high)
+        return _column(self.low, self.mean, self.high)
 
-    def paired(self) -> "Level":
-        """Rows 0 and 1, 2 and 3 … in one each; an odd last row stays by itself."""
-        rest = self.cut(len(self) & ~1, len(self))
-        first, second = slice(0, len(self) & ~1, 2), slice(1, len(self) & ~1, 2)
-        if math.isfinite(sum(self.mean)):  # no gap anywhere: at C speed
-            low = array("f", map(min, self.low[first], self.low[second]))
-            high = array("f", map(max, self.high[first], self.high[second]))
-        else:
-            low = array("f", map(_lower, self.low[first], self.low[second]))
-            high = array("f", map(_higher, self.high[first], self.high[second]))
-        mean = array("f", map(_middle, self.mean[first], self.mean[second]))
-        return Level(low, mean, high).joined(rest)
+    def grouped(self, size: int) -> "Level":
+        """Every ``size`` rows in one; the last one may cover fewer."""
+        return _grouped(self.low, self.mean, self.high, size)
 
 
-def empty_level() -> Level:
-    """A level without rows."""
-    return Level(array("f"), array("f"), array("f"))
+def _level(low: Iterable[float], mean: Iterable[float], high: Iterable[float]) -> Level:
+    return Level(array("f", low), array("f", mean), array("f", high))
+
+
+def _column(low: Sequence[float], mean: Sequence[float], high: Sequence[float]) -> Column:
+    """All rows in one; gaps are left out."""
+    if not low:
+        return EMPTY
+    total = sum(mean)
+    if math.isfinite(total):
+        return Column(min(low), total / len(mean), max(high))
+    measured = [i for i, value in enumerate(low) if value == value]
+    if not measured:
+        return EMPTY
+    lowest, highest = (min(low[i] for i in measured), max(high[i] for i in measured))
+    return Column(lowest, sum(mean[i] for i in measured) / len(measured), highest)
+
+
+def _grouped(
+    low: Sequence[float], mean: Sequence[float], high: Sequence[float], size: int
+) -> Level:
+    sound = math.isfinite(sum(mean))  # no gap anywhere
+    if not sound and not any(value == value for value in low):
+        return _level(*[[NAN] * -(-len(low) // size)] * 3)
+    lows, means, highs = list[float](), list[float](), list[float]()
+    whole = len(mean) // size * size if sound or size == 2 else 0
+    groups = [zip(*[iter(cells[:whole])] * size, strict=True) for cells in (low, mean, high)]
+    if size == 2 and sound:  # the most frequent one, without a call for each
+        lows = [b if b < a else a for a, b in groups[0]]
+        means = [(a + b) / 2 for a, b in groups[1]]
+        highs = [b if b > a else a for a, b in groups[2]]
+    elif size == 2:
+        lows = [b if a != a or b < a else a for a, b in groups[0]]
+        means = [_middle(a, b) for a, b in groups[1]]
+        highs = [b if a != a or b > a else a for a, b in groups[2]]
+    elif whole:
+        lows, highs = list(map(min, groups[0])), list(map(max, groups[2]))
+        means = [total / size for total in map(sum, groups[1])]
+    cuts = [slice(at, at + size) for at in range(whole, len(mean), size)]
+    columns = [_column(low[cut], mean[cut], high[cut]) for cut in cuts]
+    lows += [column.low for column in columns]
+    means += [column.mean for column in columns]
+    highs += [column.high for column in columns]
+    return _level(lows, means, highs)
+
+
+def _with_nan(values: Sequence[float | None]) -> Sequence[float]:
+    if None in values:
+        return [NAN if value is None else value for value in values]
+    return cast(Sequence[float], values)
 
 
 class Series:
@@ -101,19 +135,20 @@ class Series:
 
     __slots__ = ("coarse", "fine")
 
-    def __init__(self, fine: Level | None = None, coarse: Level | None = None) -> None:
-        self.fine = fine or empty_level()
-        self.coarse = coarse or empty_level()
+    def __init__(self, stride: int) -> None:
+        cells = array("f")
+        self.fine = Level(cells, cells, cells) if stride == 1 else _level((), (), ())
+        self.coarse = _level((), (), ())
 
     def fold(self, values: Sequence[float | None], before: int) -> None:
         """Merge ``values`` into the last row, which holds ``before`` steps already."""
-        new, last = _summary(values), self.fine
+        known, last = _with_nan(values), self.fine
+        new = _column(known, known, known)
         if new.low != new.low:
             return
         low = last.low[-1]
         if low != low:
-            last.truncate(len(last) - 1)
-            last.append(new)
+            last.low[-1], last.mean[-1], last.high[-1] = new.low, new.mean, new.high
             return
         last.low[-1] = min(low, new.low)
         last.high[-1] = max(last.high[-1], new.high)
@@ -121,29 +156,32 @@ class Series:
 
     def extend(self, values: Sequence[float | None], stride: int) -> None:
         """Add a row for every ``stride`` values; the last row may cover fewer."""
+        known = _with_nan(values)
         if stride == 1:
-            row = array("f", _with_nan(values))
-            for cells in (self.fine.low, self.fine.mean, self.fine.high):
-                cells.extend(row)
-            return
-        for start in range(0, len(values), stride):
-            self.fine.append(_summary(values[start : start + stride]))
+            cells = array("f", known)
+            self.fine.extend(Level(cells, cells, cells))
+        else:
+            self.fine.extend(_grouped(known, known, known, stride))
 
     def keep_coarse(self, complete: int) -> None:
         """Bring the coarse rows up to the ``complete`` rows that change no more."""
-        for start in range(len(self.coarse) * COARSE, complete - COARSE + 1, COARSE):
-            self.coarse.append(self.fine.cut(start, start + COARSE).column())
+        done, complete = len(self.coarse) * COARSE, complete // COARSE * COARSE
+        if complete > done:
+            coarse = self.fine.cut(done, complete).grouped(COARSE)
+            self.coarse = self.coarse.joined(coarse)  # a new one: ``halved`` may be reading
 
     def truncate(self, rows: int) -> None:
         """Keep the first ``rows`` rows."""
         self.fine.truncate(rows)
         self.coarse.truncate(rows // COARSE)
 
-    def paired(self) -> "Series":
+    def paired(self, complete: int) -> "Series":
         """The same curve at half the resolution."""
-        fine, coarse = self.fine.paired(), self.coarse.paired()
-        coarse.truncate(len(self.coarse) // 2)  # an odd last one covers half of its new rows
-        return Series(fine, coarse)
+        self.keep_coarse(complete)
+        made = Series(2)
+        made.fine, made.coarse = self.fine.grouped(2), self.coarse.grouped(2)
+        made.coarse.truncate(len(self.coarse) // 2)  # an odd last one covers half of its new rows
+        return made
 
     def columns(self, cuts: Sequence[int]) -> list[Column]:
         """One column between each two neighbours of ``cuts`` (increasing row numbers)."""
@@ -170,32 +208,6 @@ def _mixed(one: Column, other: Column, share: float) -> Column:
         return other
     mean = one.mean + share * (other.mean - one.mean)
     return Column(min(one.low, other.low), mean, max(one.high, other.high))
-
-
-def _with_nan(values: Sequence[float | None]) -> Sequence[float]:
-    if None in values:
-        return [NAN if value is None else value for value in values]
-    return cast(Sequence[float], values)
-
-
-def _summary(values: Sequence[float | None]) -> Column:
-    if None not in values:
-        known = cast(Sequence[float], values)
-        mean = sum(known) / len(known)
-        if math.isfinite(mean):
-            return Column(min(known), mean, max(known))
-    measured = [value for value in values if value is not None and value == value]
-    if not measured:
-        return EMPTY
-    return Column(min(measured), sum(measured) / len(measured), max(measured))
-
-
-def _lower(a: float, b: float) -> float:
-    return b if a != a or b < a else a
-
-
-def _higher(a: float, b: float) -> float:
-    return b if a != a or b > a else a
 
 
 def _middle(a: float, b: float) -> float:
@@ -254,7 +266,7 @@ class History:
         self.restarts: list[int] = []
         self.capacity = capacity
         self.stride = stride
-        self._curves = {name: [Series() for _ in range(width)] for name, width in widths.items()}
+        self._curves = {name: [Series(stride) for _ in range(n)] for name, n in widths.items()}
         self._pending: list[Mapping[str, Values]] = []
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row
@@ -310,11 +322,6 @@ class History:
         self.offsets.extend(row.offset for row in self._opened)
         self.times.extend(row.time for row in self._opened)
         self._pending, self._opened = [], []
-        complete = len(self.steps) - (self._in_row < self.stride)
-        if complete // COARSE > self._coarse_rows():
-            for curves in self._curves.values():
-                for curve in curves:
-                    curve.keep_coarse(complete)
         return True
 
     def restart(self, step: int) -> Row | None:
@@ -348,7 +355,8 @@ class History:
         """A copy with half of the rows; this one stays as it is, so readers never wait."""
         other = History({}, self.capacity, self.stride * 2)
         other._curves = {
-            name: [curve.paired() for curve in curves] for name, curves in self._curves.items()
+            name: [curve.paired(self._complete) for curve in curves]
+            for name, curves in self._curves.items()
         }
         other.steps, other.offsets = self.steps[::2], self.offsets[::2]
         other.times = self.times[::2]
@@ -388,7 +396,9 @@ class History:
             name: the series; ``index`` the router in it.
             since, until: first and last step shown; the whole history by default.
         """
-        return self._curves[name][index].columns(self._cuts(count, self.rows(since, until)))
+        curve = self._curves[name][index]
+        curve.keep_coarse(self._complete)
+        return curve.columns(self._cuts(count, self.rows(since, until)))
 
     def axis(self, count: int, *, since: int | None = None, until: int | None = None) -> list[int]:
         """The first step of every column that ``columns`` gives."""
@@ -412,11 +422,10 @@ class History:
         """The mean of one row, the last by default; NaN while there is none."""
         return self._curves[name][index].fine.mean[row] if self.steps else NAN
 
-    def _coarse_rows(self) -> int:
-        for curves in self._curves.values():
-            for curve in curves:
-                return len(curve.coarse)
-        return 0
+    @property
+    def _complete(self) -> int:
+        """Number of visible rows that change no more."""
+        return len(self.steps) - (self._committed_in_row < self.stride)
 
 
 class Window(NamedTuple):

@@ -25,7 +25,6 @@ from microscope_tui.runlog import (
     RunRecord,
     Source,
     StepEntry,
-    Values,
     sample,
     sample_of,
     seconds_between,
@@ -54,23 +53,28 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
 
 
 _Curves = Mapping[str, Sequence[float | None]]
+_NONE = (math.inf, -math.inf)
+_ROUNDING = 1e-9
 
 
 def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
     """A function from a step to the values that the history keeps for these routers."""
-    # Below this load, and above this many effective experts, no router excuses its busiest expert.
     sizes = [(r.num_experts, r.top_k) for r in routers]
-    several = [(e, k) for e, k in sizes if k > 1]
-    most = min((measures.ALWAYS_CHOSEN * e / k for e, k in several), default=math.inf)
-    least = max((k + measures.EVEN_ENOUGH * (e - k) for e, k in several), default=0.0)
+    # Below this load, and above this many effective experts, a router excuses no busiest expert.
+    always, enough = measures.ALWAYS_CHOSEN - _ROUNDING, measures.EVEN_ENOUGH + _ROUNDING
+    bounds = [(always * e / k, k + enough * (e - k)) if k > 1 else _NONE for e, k in sizes]
+    most = min((high for high, _ in bounds), default=math.inf)
+    least = max((low for _, low in bounds), default=0.0)
+    nothing = (None,) * len(routers)
 
     def row_of(entry: StepEntry) -> _Curves:
-        record, nothing = entry.record, (None,) * entry.routers
+        record = entry.record
         summary = record.router
         effective, loads = summary.effective_experts, summary.max_load
-        gaps = effective and loads and (None in loads or None in effective)
-        if gaps or (effective and loads and (max(loads) >= most or min(effective) < least)):  # type: ignore[type-var, operator]
-            effective = _as_judged(summary, sizes)
+        if effective and loads:
+            gaps = None in loads or None in effective
+            if gaps or max(loads) >= most or min(effective) < least:  # type: ignore[type-var, operator]
+                effective = list(map(_as_judged, effective, loads, sizes, bounds))
         return {
             "loss": (record.loss,),
             "learning_rate": (record.learning_rate,),
@@ -85,17 +89,17 @@ def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
     return row_of
 
 
-def _as_judged(summary: RouterSummary, sizes: Sequence[tuple[int, int]]) -> Values:
-    """Effective experts that give the balance without an expert that it excuses."""
-    values: Values = []
-    for index, (experts, top_k) in enumerate(sizes):
-        effective = value_at(summary.effective_experts, index)
-        load = value_at(summary.max_load, index)
-        c = measures.balance_of_summary(effective, load, experts, top_k)
-        if c is not None and c != measures.collapse_index(effective, experts, top_k):
-            effective = top_k + c * (experts - top_k)
-        values.append(effective)
-    return values
+def _as_judged(
+    effective: float | None, load: float | None, size: tuple[int, int], bounds: tuple[float, float]
+) -> float | None:
+    """Effective experts that give the balance without an expert that the router excuses."""
+    if effective is None or load is None or (load < bounds[0] and effective >= bounds[1]):
+        return effective
+    experts, top_k = size
+    c = measures.balance_of_summary(effective, load, experts, top_k)
+    if c is not None and c != measures.collapse_index(effective, experts, top_k):
+        return top_k + c * (experts - top_k)
+    return effective
 
 
 def balance_now(

@@ -1,6 +1,7 @@
 """The history: bounded, true at its extremes, and without the futures that were superseded."""
 
 import math
+import random
 from collections.abc import Iterable
 
 import pytest
@@ -98,6 +99,36 @@ def test_every_row_holds_the_extremes_of_exactly_its_surviving_steps(
 def test_means_stay_between_low_and_high(values: list[float], stride: int) -> None:
     for column in history(values, 32, stride).columns("x", 0, 3):
         assert column.low - 1e-6 <= column.mean <= column.high + 1e-6
+
+
+@given(st.integers(0, 999), st.sampled_from([1, 2, 4]), st.integers(1, 90), st.integers(1, 9))
+def test_a_chart_drawn_meanwhile_changes_no_later_one(
+    seed: int, stride: int, commit_every: int, count: int
+) -> None:
+    chance = random.Random(seed)
+    values = [chance.choice([chance.random(), 2.0, None, math.nan]) for _ in range(40 + seed)]
+    watched, made = (History({"x": 1}, 64, stride) for _ in range(2))
+    for step, value in enumerate(values, start=1):
+        watched, made = (
+            add(h, step, value, commit=step % commit_every == 0) for h in (watched, made)
+        )
+        watched.columns("x", 0, count)
+    for history in (watched, made):
+        history.commit()
+    for columns in (1, count, 64):
+        assert repr(watched.columns("x", 0, columns)) == repr(made.columns("x", 0, columns))
+
+
+@given(VALUES, st.sampled_from([1, 2, 4, 8]))
+def test_a_row_is_the_mean_of_what_was_measured_in_it(
+    values: list[float | None], stride: int
+) -> None:
+    made = history(values, 512, stride, commit_every=stride)
+    rows = made.columns("x", 0, len(made))
+    for row, first in zip(rows, range(0, len(values), stride), strict=True):
+        own = [v for v in values[first : first + stride] if v is not None and v == v]
+        mean = sum(own) / len(own) if own else math.nan
+        assert row.mean == pytest.approx(mean, rel=1e-5, abs=1e-2, nan_ok=True)
 
 
 def test_the_mean_of_a_long_history_is_the_mean_of_its_steps() -> None:
