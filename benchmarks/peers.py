@@ -16,7 +16,7 @@ scalars of an offline W&B run and of a TensorBoard event file. Then, from the st
   until all scalars are in memory
 - ``tensorboard`` with its fast data server and nothing sampled away: seconds until it serves the
   last series with all its steps. Neither draws anything: a browser would come on top.
-- CPU seconds until then and peak memory, children such as wandb-core included.
+- CPU seconds until then and peak memory (PSS), children such as wandb-core included.
 """
 
 import json

@@ -26,6 +26,7 @@ ANSWERS = {
 }
 """What a terminal replies when a program asks; some wait for it."""
 _LEAVING_S = 5.0
+_WEIGH_S = 0.1
 
 
 def microscope(*arguments: object) -> list[str]:
@@ -53,6 +54,7 @@ class Terminal:
         self.started = time.monotonic()
         self.sent = 0
         self.open = True
+        self._weighed = self._peak = 0.0
         self.pid, self._file = pty.fork()
         if self.pid == 0:
             try:
@@ -122,6 +124,7 @@ class Terminal:
         until = time.monotonic() + timeout
         while not condition(self.text):
             while not select.select([self._file], [], [], 0.1)[0]:
+                self._weigh()
                 if time.monotonic() > until:
                     raise TimeoutError(f"not seen in {timeout:.0f} s; the screen:\n{self.text}")
             self._take()
@@ -162,18 +165,30 @@ class Terminal:
 
     def usage(self) -> "Usage":
         """What the program and its children have cost so far."""
-        cpu = memory = peak = 0.0
+        cpu = 0.0
         for process in tree(self.pid):
-            with suppress(OSError, StopIteration):
+            with suppress(OSError):
                 fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
                 # own time, and that of children that have ended
                 cpu += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-                status = Path(f"/proc/{process}/status").read_text().splitlines()
-                memory += _kilobytes(status, "VmRSS") / 1024
-                peak += _kilobytes(status, "VmHWM") / 1024
-        return Usage(cpu, memory, peak)
+        self._weighed = 0.0
+        memory = self._weigh()
+        return Usage(cpu, memory, self._peak)
+
+    def _weigh(self) -> float:
+        """Megabytes of the program and its children, a page of several in equal parts."""
+        memory = 0.0
+        if time.monotonic() - self._weighed > _WEIGH_S:
+            for process in tree(self.pid):
+                with suppress(OSError, StopIteration):
+                    parts = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+                    line = next(line for line in parts if line.startswith("Pss:"))
+                    memory += int(line.split()[1]) / 1024
+            self._weighed, self._peak = time.monotonic(), max(self._peak, memory)
+        return memory
 
     def _take(self) -> None:
+        self._weigh()
         try:
             data = os.read(self._file, 65536)
         except OSError:  # the program is gone
@@ -188,12 +203,13 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Processor seconds and memory of a program with its children."""
+    """Processor seconds and memory of a program with its children, those that ended included."""
 
     cpu_s: float
     memory_mb: float
+    """Proportional set size: shared pages are divided among the processes that have them."""
     peak_mb: float
-    """Sum of the peaks of the processes that still run."""
+    """The most of it at any tenth of a second."""
 
 
 def tree(pid: int) -> list[int]:
@@ -204,7 +220,3 @@ def tree(pid: int) -> list[int]:
             for task in Path(f"/proc/{process}/task").iterdir():
                 found += map(int, (task / "children").read_text().split())
     return found
-
-
-def _kilobytes(status: list[str], name: str) -> int:
-    return int(next(line for line in status if line.startswith(name)).split()[1])
