@@ -58,6 +58,7 @@ from microscope_tui.report import (
 from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, read_at
 from microscope_tui.sources import Search, SourceRequest, split_run
 from microscope_tui.watch import (
+    VERDICT_MEMORY,
     AgainstBaseline,
     BadBaseline,
     Baseline,
@@ -97,7 +98,8 @@ def check(
         runs = runs_at(search)
         if len(runs) > 1 and not options.every:
             say(f"{runs[0].name}: newest of {len(runs):,} runs; --all judges all")
-        watches = [read(run, request.criteria) for run in (runs if options.every else runs[:1])]
+        wanted = runs if options.every else runs[:1]
+        watches = [read(run, request.criteria, VERDICT_MEMORY) for run in wanted]
     for watch in watches:
         _compare(watch, baseline)
     judgements = [judge(watch.file, request, watch=watch) for watch in watches]

@@ -7,6 +7,7 @@ from .baseline import read_baseline as read_baseline
 from .file_events import FileEvents as FileEvents
 from .fleet import JUDGING_S as JUDGING_S
 from .fleet import MOST_FOLLOWED as MOST_FOLLOWED
+from .fleet import VERDICT_MEMORY as VERDICT_MEMORY
 from .fleet import Fleet as Fleet
 from .fleet import RunCard as RunCard
 from .fleet import Seen as Seen

@@ -86,7 +86,9 @@ _RESCAN_S = 2.0
 _RESCAN_SHARE = 0.02  # share of one core: slow searches run less often
 _MEMORY_BESIDE = 16  # a run beside the open one gets this fraction of the memory
 _GLANCES_A_TURN = 64
-_MEMORY_BYTES, _SLICE_BYTES = 1 << 20, 1 << 18  # of a finished run while it is judged
+VERDICT_MEMORY = 1 << 20
+"""Bytes of the history where only the verdict is wanted."""
+_SLICE_BYTES = 1 << 18  # of a finished run while it is judged
 
 
 class Fleet:
@@ -242,7 +244,7 @@ class Fleet:
             identity = self._glances[wanted.path].ends.identity if wanted is not None else None
             if wanted is None or identity is None:
                 return False
-            watch = RunWatch(wanted, self._criteria, patient=True, memory_bytes=_MEMORY_BYTES)
+            watch = RunWatch(wanted, self._criteria, patient=True, memory_bytes=VERDICT_MEMORY)
             self._at_work = watch, identity
         watch, identity = self._at_work
         try:

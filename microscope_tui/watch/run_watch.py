@@ -27,7 +27,8 @@ from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
 
 SLICE_BYTES = 1 << 20
 HOLD_S = 0.008
-"""Maximum time that the lock is held while records are added."""
+"""Maximum time that the lock is held while records are added …"""
+_PATIENT_S = 0.5  # … and where no screen waits for it
 _OVERVIEW_FROM_BYTES = 1 << 20
 _ALONG_BYTES = 48 << 20  # the judge advances with the scan if no more than this is left to read
 APART_BYTES = 4 << 20
@@ -57,7 +58,7 @@ class RunWatch:
         Args:
             criteria: by what the run is judged.
             memory_bytes: bound of the history.
-            patient: read and judge in one pass, however long the log.
+            patient: read and judge in one pass, however long the log; no screen shows it.
             apart_from: bytes of a log from which it is judged in a second process until that has
                 caught up; by default none. ``close`` the watch then.
         """
@@ -362,7 +363,7 @@ class RunWatch:
 
     def _take_in(self, entries: Iterator[Entry], take: Callable[[Entry], None]) -> bool:
         """Add entries for at most ``HOLD_S``; true if there may be more."""
-        until, more = time.monotonic() + HOLD_S, False
+        until, more = time.monotonic() + (_PATIENT_S if self._patient else HOLD_S), False
         with self.lock:
             try:
                 for entry in entries:
