@@ -4,18 +4,11 @@ Exit codes are an API: 0 to 3 are verdicts of ``check``, 64 is a usage error. Th
 opens the screens, needs no parser and so does not wait for one.
 """
 
+import gc
+import os
 import sys
-
-try:
-    from collections.abc import Sequence
-    from pathlib import Path
-    from typing import NoReturn
-
-    from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail
-    from microscope_tui.report import NO_VERDICT
-    from microscope_tui.runlog import NoRuns
-except KeyboardInterrupt:  # Ctrl-C in the first tenth of a second
-    sys.exit(130)
+from collections.abc import Sequence
+from typing import NoReturn
 
 COMMANDS = {
     "check": ("check:check", "Judge a run: 0 healthy, 1 warning, 2 critical, 3 no verdict."),
@@ -36,21 +29,30 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    gc.disable()  # what is made during a start stays: searching it for garbage takes 10 ms
     given = sys.argv[1:] if arguments is None else arguments
-    # A lone hyphen would be parsed as an option; spelled like this it is the same path.
-    tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     try:
-        code = _run(tokens)
-    except NoRuns as error:
-        fail(str(error), NO_VERDICT)
+        code = _run(given)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # never exit with 1 by accident: 1 is a verdict
-        fail(f"failed: {error!r}", NO_VERDICT)
+        from microscope_tui.console import fail
+        from microscope_tui.report import NO_VERDICT
+        from microscope_tui.runlog import NoRuns
+
+        fail(str(error) if isinstance(error, NoRuns) else f"failed: {error!r}", NO_VERDICT)
+    finally:
+        gc.enable()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _run(tokens: Sequence[str]) -> int | None:
+def _run(given: Sequence[str]) -> int | None:
+    from pathlib import Path
+
+    from microscope_tui.console import DEFAULT_PATH, PIPE
+
+    # A lone hyphen would be parsed as an option; spelled like this it is the same path.
+    tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     if tokens:
         _refuse_misspelled(tokens[0])
     if not tokens or (len(tokens) == 1 and _is_path(tokens[0])):
@@ -59,6 +61,7 @@ def _run(tokens: Sequence[str]) -> int | None:
         return watch_with(Path(tokens[0]) if tokens else DEFAULT_PATH, read_config())
     from microscope_tui.commands import run
 
+    gc.enable()
     return run(tokens, COMMANDS)
 
 
@@ -68,9 +71,11 @@ def _is_path(token: str) -> bool:
 
 def _refuse_misspelled(word: str) -> None:
     """Exit with a usage error if ``word`` is close to a command, and not a file or a folder."""
-    if not _is_path(word) or "/" in word or Path(word).exists():
+    if not _is_path(word) or "/" in word or os.path.exists(word):
         return
     from difflib import get_close_matches
+
+    from microscope_tui.console import USAGE, fail
 
     if near := get_close_matches(word, [*COMMANDS, "--help"], n=1):
         fail(f"{word}: no such command, file or folder; did you mean `{near[0]}`?", USAGE)

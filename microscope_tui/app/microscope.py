@@ -83,8 +83,7 @@ class Microscope(App[None]):
 
     async def on_mount(self) -> None:
         self.session.reader.first_look.wait(_FIRST_LOOK_S)
-        # Objects made so far live as long as the process: garbage collection can skip them.
-        self.set_timer(_FREEZE_S, gc.freeze)
+        self.set_timer(_FREEZE_S, _collect_from_now_on)
         # Without this a terminated process leaves the alternate screen on.
         for signal_ in (signal.SIGTERM, signal.SIGHUP):
             with suppress(ValueError, RuntimeError):  # tests run outside the main thread
@@ -137,3 +136,8 @@ class Microscope(App[None]):
     def action_repaint(self) -> None:
         """Repaint everything, after another program wrote over the screen."""
         self.screen.refresh(layout=True)
+
+
+def _collect_from_now_on() -> None:
+    gc.freeze()  # objects made so far live as long as the process
+    gc.enable()
