@@ -16,6 +16,7 @@ _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the proces
 _HUSH_S = 0.05
 _AFTER_A_KEY_S = 0.3  # longer than the repeat of a held key: finished runs can wait
 _IDLE_S = 0.25
+_PAINTING_S = 0.5
 _HELD_BACK_S, _RESTS = 0.05, 9  # at least nine times as long as the last look took
 _PATIENCE_WITH_EVENTS = 4  # idle waits between two polls if events wake the thread anyway
 _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
@@ -30,6 +31,8 @@ class Reader:
         self.events = FileEvents(fleet.root)
         self.first_look = threading.Event()
         """Set once the search has finished and part of the run was read."""
+        self.painted = threading.Event()
+        """Set once it is on the screen: reading would take the processor from drawing."""
         self.switches = 0
         """Incremented when another run is opened."""
         self._may_leave = may_leave
@@ -81,6 +84,7 @@ class Reader:
         if self.fleet.open is not None and self.fleet.open.latest is None:
             self.fleet.open.advance()  # a short log has no overview, and is read in one go
         self.first_look.set()
+        self.painted.wait(_PAINTING_S)
         idle = woken = started = False
         rested, size = time.monotonic(), 0
         while not self._stop.is_set():

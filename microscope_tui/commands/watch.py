@@ -119,7 +119,7 @@ def _prepare_terminal(color: str) -> None:
     if os.environ.get("TERM", "dumb") == "dumb":
         fail("TERM=dumb cannot show the microscope: use `snapshot` or `check`, or set TERM", USAGE)
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
-    os.environ.setdefault("TEXTUAL_FPS", "60")  # how long a key waits; we draw twice a second
+    os.environ.setdefault("TEXTUAL_FPS", "240")  # how long a new screen waits
     if color == "never":
         os.environ["NO_COLOR"] = "1"
     elif color != "auto":

@@ -120,6 +120,7 @@ class BaseScreen(Screen[None]):
         self._role = ""
         self._unsent = ExitStack()  # paints of a new screen are held back
         self._new = True
+        self._drawn_in = Size()
 
     def compose(self) -> ComposeResult:
         yield from map(self.made, (*self.PARTS, "keys"))
@@ -136,11 +137,13 @@ class BaseScreen(Screen[None]):
         # the toasts that it might have shown. Only the final state is sent.
         self._unsent.enter_context(self.app.batch_update())
         # Before the first layout: every paint of the whole screen that is saved is 50 KB.
+        self._drawn_in = self.room
         await self.redraw()
         self._look_again()
 
     async def on_screen_resume(self) -> None:
-        await self.redraw()
+        if not self._new:
+            await self.redraw()
         self.call_later(self.call_later, self._send)  # after the events of the first layout
 
     def on_unmount(self) -> None:
@@ -152,9 +155,11 @@ class BaseScreen(Screen[None]):
             self._new = False
             self._unsent.close()
             self.refresh(layout=True)
+            self.call_after_refresh(self.session.reader.painted.set)
 
     async def on_resize(self) -> None:
-        await self.redraw()
+        if not self._new or self.room != self._drawn_in:
+            await self.redraw()
 
     async def redraw(self) -> None:
         """Draw everything from the current state of the session."""
@@ -199,8 +204,8 @@ class BaseScreen(Screen[None]):
 
     def flag(self, **classes: bool) -> None:
         """Set the classes of the screen that the styles depend on."""
-        for name, on in classes.items():
-            self.set_class(on, name)
+        self.add_class(*[name for name, on in classes.items() if on])
+        self.remove_class(*[name for name, on in classes.items() if not on])
 
     def in_view(self, at: int, count: int, visible: int) -> range:
         """Scroll a list so that ``at`` is in view; the indices that are."""
@@ -253,7 +258,7 @@ class BaseScreen(Screen[None]):
 
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
-        glyphs, width, time = self.session.glyphs, self.size.width, self.session.time
+        glyphs, width, time = self.session.glyphs, self.room.width, self.session.time
         if self.prompt.kind:
             hint, problem = self.prompt_hint()
             line = self.prompt.line(hint, problem, glyphs)
