@@ -112,7 +112,7 @@ def guarded(take: Callable[[Entry], None], entry: Entry, defects: Defects, line:
 
 
 _SLICE_BYTES = 1 << 20
-_ANSWER_S = 0.2
+_ANSWER_S = 0.5
 _NICE = 10  # a training on this machine goes first
 _SIZE = struct.Struct("<Q")
 _PIPE_BYTES = 1 << 20
