@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from time import monotonic
 from typing import ClassVar, Literal, Union
 
 from textual import containers, events
@@ -44,6 +45,7 @@ from microscope_tui.watch import RunView
 AIRY_FROM_ROWS = 30
 """Rows from which there are blank lines between the parts."""
 _WAITING_S = 0.25
+_SOON_S = 0.05  # the end of reading and judging is shown at once
 Kind = Literal["", "place", "filter", "copy", "token", "find"]
 
 COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
@@ -117,6 +119,8 @@ class BaseScreen(Screen[None]):
         self.session = session
         self.prompt = Prompt()
         self._shown: tuple[object, ...] = ()
+        self._stage: object = None  # whether the run was read and judged in the last picture
+        self._due = 0.0
         self._role = ""
         self._unsent = ExitStack()  # paints of a new screen are held back
         self._new = True
@@ -225,14 +229,19 @@ class BaseScreen(Screen[None]):
         return any(worker.node is self and not worker.is_finished for worker in self.workers)
 
     def _look_again(self) -> None:
-        interval_s = self.session.preferences.interval_s
+        interval_s, watch = self.session.preferences.interval_s, self.session.watch
+        if watch is not None and watch.unread:
+            interval_s = _SOON_S
         self.set_timer(interval_s if self.session.has_run else _WAITING_S, self._look)
 
     async def _look(self) -> None:
         """Redraw if the run, its state or its age in words has changed."""
-        now = self.state_now()
-        if now != self._shown and self.app.screen is self:
-            self._shown = now
+        now, watch = self.state_now(), self.session.watch
+        stage = watch and (watch.complete, watch.unread)
+        due = stage != self._stage or monotonic() >= self._due
+        if due and now != self._shown and self.app.screen is self:
+            self._shown, self._stage = now, stage
+            self._due = monotonic() + self.session.preferences.interval_s
             self.session.reader.pause()
             await self.redraw()
             if self.session.has_new_critical():
