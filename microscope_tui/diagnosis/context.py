@@ -4,6 +4,7 @@ The limits of a rule are in its file. The config file may change them (``[rules.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -71,7 +72,7 @@ class RouterBaseline:
     collapse_index: tuple[float | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Context:
     """The header, the criteria, and the reference."""
 
@@ -80,7 +81,7 @@ class Context:
     limits: Limits = DEFAULTS
     baseline: RouterBaseline | None = None
 
-    @property
+    @cached_property
     def warm_up(self) -> int:
         """Steps in which healthy routers are uneven; none in an evaluation."""
         if not self.trains:
@@ -98,7 +99,7 @@ class Context:
         """Whether the run trains: it has a gradient and a time axis."""
         return self.run.profile != "eval"
 
-    @property
+    @cached_property
     def one_step(self) -> bool:
         """Whether there is a single step: see ``is_one_step``."""
         return is_one_step(self.run)

@@ -37,6 +37,7 @@ from microscope_tui.diagnosis.rules.dead import DeadLimits
 from microscope_tui.diagnosis.signals import (
     BiasSource,
     CountSource,
+    Routers,
     StepView,
     Trail,
     expected,
@@ -115,12 +116,13 @@ class Diagnosis(_State):
         if record.step <= self.last_step:
             self.restart(record.step)
         if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
-            self.gaps = [*self.gaps, record.step - self.last_step][-_GAPS:]
+            self.gaps.append(record.step - self.last_step)
+            del self.gaps[:-_GAPS]
             self.adapt()
         self.last_step, self.restarted = record.step, False
         if self.judged_since is None and record.step > self.warm_until:
             self.judged_since = record.step
-        view = StepView(record, self.run.routers, counts, biases)
+        view = StepView(record, self._routers, counts, biases)
         self.ledger.see(view)
         see(view, self.seen)
         if record.loss is not None:
@@ -129,17 +131,18 @@ class Diagnosis(_State):
             self.too_few = _too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
         for rule in self.rules.values():
-            silent = self._silent(rule)
             for index, reading in rule.events(view):
-                if index not in silent:
+                if self._muting(rule, index) is None:
                     self.ledger.open(rule.name, index, record.step, reading)
-            if WHOLE_RUN not in silent and (held := rule.whole_run_causes(view)) is not None:
-                self.ledger.set_causes(rule.name, record.step, held)
+            if rule.judges_settings and self._muting(rule, WHOLE_RUN) is None:
+                held = rule.whole_run_causes(view)
+                if held is not None:
+                    self.ledger.set_causes(rule.name, record.step, held)
             readings = rule.read(view)
-            if readings is not None:
-                self._take(rule, readings, silent)
-            if rule.mutes_all:
-                muted = {i for i, s in self._troubled(rule.name).items() if s is Severity.ERROR}
+            if readings is not None and (readings or rule.tracks):
+                self._take(rule, readings)
+            if rule.mutes_all and rule.tracks:
+                muted = {i for i in rule.tracks if self._trouble(rule.name, i) is Severity.ERROR}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         if not self.ledger.context.trains and self.run.counts != "shares":
             for index in range(len(self.run.routers)):
@@ -149,9 +152,10 @@ class Diagnosis(_State):
 
     def conclude(self, over: bool = True) -> None:
         """Judge the sums of a run that is over as the dump of one moment, until the next step."""
-        context, needed = self.ledger.context, self._criteria.limits.of(DeadLimits).evidence
+        context = self.ledger.context
         if over == self.over or context.one_step:
             return
+        needed = self._criteria.limits.of(DeadLimits).evidence
         self.over, self._at_end, self.too_few = over, [], ""
         sums = dict(self._sums()) if over else {}
         for episode in self._as_one_step(sums) if sums else ():
@@ -201,16 +205,17 @@ class Diagnosis(_State):
 
     def adapt(self) -> None:
         """Persistence counts steps: a sparse log needs fewer lines."""
-        for rule in self.rules.values():
-            rule.space(min(self.gaps, default=1))
+        spacing = min(self.gaps, default=1)
+        for rule in self.rules.values() if spacing != self._spacing else ():
+            rule.space(spacing)
+        self._spacing = spacing
 
-    def _silent(self, rule: AnyRule) -> dict[int, Severity]:
-        """Routers in which a rule is muted, unless it has something worse to report."""
-        silent = dict.fromkeys(self._unmeasured, Severity.ERROR)
-        for name in rule.muted_by:
-            for index, severity in self._troubled(name).items():
-                silent[index] = max(severity, silent.get(index, severity))
-        return silent
+    def _muting(self, rule: AnyRule, index: int) -> Severity | None:
+        """What mutes a rule in a router, unless it has something worse to report."""
+        if index in self._unmeasured:
+            return Severity.ERROR
+        found = [self._trouble(name, index) for name in rule.muted_by]
+        return max(filter(None, found), default=None)
 
     def observe_event(self, event: EventRecord) -> None:
         """Remember checkpoints: the advice names one to roll back to."""
@@ -268,6 +273,7 @@ class Diagnosis(_State):
         """Choose the rules for a header; those in use keep their memory."""
         context = self._criteria.context(run)
         self.run = context.run
+        self._routers, self._spacing = Routers(context.run.routers), 0
         for rule in self.rules.values():
             rule.change(context)
         names = [
@@ -306,22 +312,20 @@ class Diagnosis(_State):
         """All episodes grouped by cause and rule: active before recovered, worst first."""
         return [f for cause in causes(self.episodes, self.known) for f in cause.findings]
 
-    def _take(self, rule: AnyRule, readings: Readings, silent: dict[int, Severity]) -> None:
+    def _take(self, rule: AnyRule, readings: Readings) -> None:
         for index in [index for index in rule.tracks if index not in readings]:
-            self._judge(rule, index, _CLEAR, silent.get(index))
+            self._judge(rule, index, _CLEAR)
         for index, reading in readings.items():
-            if reading is not None:
-                self._judge(rule, index, reading, silent.get(index))
+            if reading is not None and (reading.severity is not None or index in rule.tracks):
+                self._judge(rule, index, reading)
 
-    def _judge(self, rule: AnyRule, index: int, reading: Reading, muting: Severity | None) -> None:
-        if index not in rule.tracks and reading.severity is None:
-            return
+    def _judge(self, rule: AnyRule, index: int, reading: Reading) -> None:
         if (
             reading.severity is Severity.CRITICAL
             and self.run.unconfirmed
             and self.run.counts == "shares"
         ):
-            reading = replace(reading, severity=Severity.WARN)  # they may be something else
+            reading = msgspec.structs.replace(reading, severity=Severity.WARN)  # they may be something else
         track, step = rule.track(index), self.last_step
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since
@@ -332,7 +336,7 @@ class Diagnosis(_State):
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, reading)) is not None and (
-            muting is None
+            (muting := self._muting(rule, index)) is None
             or severity > muting  # the worse of the two is reported
             or (reading.certain and not self._reported(rule, index))  # evidence may come and go
         ):
@@ -351,15 +355,14 @@ class Diagnosis(_State):
             return None
         return track.severity
 
-    def _troubled(self, name: str) -> dict[int, Severity]:
-        """Routers in which this rule has an episode, or evidence for one, and their severity."""
-        found: dict[int, Severity] = {}
-        tracks = self.rules[name].tracks if name in self.rules else {}
-        for index, track in tracks.items():
-            episode = self.ledger.running(name, index)
-            if worst := max(track.pending or 0, episode.severity if episode is not None else 0):
-                found[index] = Severity(worst)
-        return found
+    def _trouble(self, name: str, index: int) -> Severity | None:
+        """The severity of the episode of this rule in a router, or of its evidence for one."""
+        track = self.rules[name].tracks.get(index) if name in self.rules else None
+        if track is None:
+            return None
+        episode = self.ledger.running(name, index)
+        worst = max(track.pending or 0, episode.severity if episode is not None else 0)
+        return Severity(worst) if worst else None
 
 
 def _too_few(view: StepView, context: Context) -> str:

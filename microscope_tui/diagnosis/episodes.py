@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import pairwise
 
+import msgspec
+
 from microscope_tui.runlog import RouterInfo
 
 _MOST_GRADES = 50
@@ -41,8 +43,7 @@ Fact = float | str | tuple[int, ...]
 Facts = Mapping[str, Fact]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """One evaluation of one rule on one router."""
 
     severity: Severity | None
@@ -57,7 +58,7 @@ class Reading:
     """Strong evidence: needs no persistence and ignores the warm-up."""
     settled: bool = False
     """The router was healthy before: ignores the warm-up, but needs persistence."""
-    facts: Facts = field(default_factory=dict)
+    facts: Facts = {}
     """The numbers for the text."""
     confidence: str = EXACT
     since: int | None = None
@@ -89,14 +90,13 @@ class Grade:
     confidence: str = EXACT
 
 
-@dataclass(frozen=True, slots=True)
-class Present:
+class Present(msgspec.Struct, frozen=True):
     """The latest evaluation of an open episode; its other numbers are the worst."""
 
     step: int
     value: float
     limit: float = 0.0
-    facts: dict[str, Fact] = field(default_factory=dict)
+    facts: dict[str, Fact] = {}
     inside: bool = False
     """Within the limits, but not yet for long enough to count as recovered."""
     left: int = 0

@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from operator import sub, truediv
 
 import msgspec
 
@@ -44,10 +45,32 @@ def value_at(values: Values | None, index: int) -> float | None:
     return values[index] if values is not None and index < len(values) else None
 
 
+class Routers(tuple[RouterInfo, ...]):
+    """The routers of a run, with what every step needs of all of them."""
+
+    def __init__(self, routers: Sequence[RouterInfo]) -> None:
+        self.top_k = [r.top_k for r in routers]
+        self.spans = [r.num_experts - r.top_k for r in routers]
+        self.choose = min(self.top_k, default=0) > 0 and min(self.spans) > 0
+        """Whether every router has a collapse index."""
+        most = max((r.top_k / max(1, r.num_experts) for r in routers if r.top_k > 1), default=0.0)
+        self.plain_below = (measures.ALWAYS_CHOSEN - 1e-9) / most if most else math.inf
+        """A maximal load with which no even router excuses its busiest expert."""
+
+    def collapse_index(self, effective: "Signal") -> Sequence[float | None]:
+        """``measures.collapse_index`` of all; at once where no value has to be clamped."""
+        if self.choose and effective.known:
+            values = list(map(truediv, map(sub, effective.values, self.top_k), self.spans))
+            if min(values) >= 0.0 and max(values) <= 1.0:
+                return values
+        pairs = zip(effective.values, self, strict=True)
+        return [measures.collapse_index(v, r.num_experts, r.top_k) for v, r in pairs]
+
+
 class Signal:
     """One reading of every router at one step; NaN where there is no value."""
 
-    __slots__ = ("known", "values")
+    __slots__ = ("_high", "_low", "known", "values")
 
     def __init__(self, values: Sequence[float | None]) -> None:
         # One sum checks a whole list, which is nearly always finite.
@@ -58,16 +81,24 @@ class Signal:
             if self.known
             else [NAN if v is None or not math.isfinite(v) else v for v in values]
         )
+        self._high: float | None = None
+        self._low: float | None = None
 
     @property
     def high(self) -> float:
         """The largest value, without NaN; −∞ without values."""
-        return max(self.values if self.known else _finite(self.values), default=-math.inf)
+        if self._high is None:
+            known = self.values if self.known else _finite(self.values)
+            self._high = max(known, default=-math.inf)
+        return self._high
 
     @property
     def low(self) -> float:
         """The smallest value, without NaN; ∞ without values."""
-        return min(self.values if self.known else _finite(self.values), default=math.inf)
+        if self._low is None:
+            known = self.values if self.known else _finite(self.values)
+            self._low = min(known, default=math.inf)
+        return self._low
 
 
 class StepView:
@@ -82,19 +113,22 @@ class StepView:
     ) -> None:
         self.record = record
         self.step = record.step
-        self._routers = routers
+        self._routers = routers if isinstance(routers, Routers) else Routers(routers)
         self._count_source = counts
         self._bias_source = biases
         self._counts: dict[int, list[int] | None] = {}
         self._signals: dict[str, Signal | None] = {}
+        self._indexed: tuple[Signal, Signal] | None = None
 
     def signal(self, name: str) -> Signal | None:
         """A per-router summary by its name in the format; ``None`` if not logged."""
-        if name not in self._signals:
+        try:
+            return self._signals[name]
+        except KeyError:
             values = getattr(self.record.router, name)
             usable = values is not None and len(values) == len(self._routers) and values
-            self._signals[name] = Signal(values) if usable else None
-        return self._signals[name]
+            signal = self._signals[name] = Signal(values) if usable else None
+            return signal
 
     @cached_property
     def collapse_index(self) -> Signal | None:
@@ -104,18 +138,27 @@ class StepView:
         effective, loads = self.signal("effective_experts"), self.signal("max_load")
         if effective is None or loads is None:
             return self.plain_index
-        known = zip(effective.values, loads.values, self._routers, strict=True)
-        balance = measures.balance_of_summary
-        return Signal([balance(v, load, r.num_experts, r.top_k) for v, load, r in known])
+        plain, even, below = self._index(effective), measures.EVEN_ENOUGH, self._routers.plain_below
+        if plain.known and plain.low >= even and loads.high < below:
+            return plain
+        found: list[float | None] = [*plain.values]
+        for index, (c, load) in enumerate(zip(found, loads.values, strict=True)):
+            if not (c >= even and load < below):  # it may excuse its busiest expert
+                r = self._routers[index]
+                value = effective.values[index]
+                found[index] = measures.balance_of_summary(value, load, r.num_experts, r.top_k)
+        return Signal(found)
 
     @cached_property
     def plain_index(self) -> Signal | None:
         """The collapse index of every router with all of its experts."""
         effective = self.signal("effective_experts")
-        if effective is None:
-            return None
-        pairs = zip(effective.values, self._routers, strict=True)
-        return Signal([measures.collapse_index(v, r.num_experts, r.top_k) for v, r in pairs])
+        return None if effective is None else self._index(effective)
+
+    def _index(self, effective: Signal) -> Signal:
+        if self._indexed is None or self._indexed[0] is not effective:
+            self._indexed = effective, Signal(self._routers.collapse_index(effective))
+        return self._indexed[1]
 
     @property
     def tokens(self) -> float | None:
@@ -193,7 +236,8 @@ def expected(view: StepView, index: int, run: RunRecord) -> float | None:
 
 def see(view: StepView, seen: list[str]) -> None:
     """Add the numbers of a step to those that the log has."""
-    for name in [name for name in _NEEDED if name not in seen]:
+    missing = [name for name in _NEEDED if name not in seen] if len(seen) < len(_NEEDED) else ()
+    for name in missing:
         signal = view.signal(name) if name != "counts" else None
         found = signal is not None and signal.high > -math.inf
         if name == "counts":

@@ -74,8 +74,7 @@ class Track(msgspec.Struct):
         """Add one evaluation; ``clear`` means inside the limit by its margin."""
         recent = self.recent
         while len(recent) >= self.window:
-            self.over -= recent[0][1] > 0
-            del recent[0]
+            self.over -= recent.pop(0)[1] > 0
         recent.append((step, int(severity or 0)))
         if severity is not None:
             self.over += 1
@@ -98,15 +97,14 @@ class Track(msgspec.Struct):
         """The worst of the evidence that is building up."""
         if self.since is None:
             return None
-        return Severity(max(severity for _, severity in self.recent))
+        return Severity(max([severity for _, severity in self.recent]))
 
     @property
     def severity(self) -> Severity | None:
         """The highest severity that enough of the last evaluations reach."""
         if self.over < self.needed:
             return None
-        over = sorted((severity for _, severity in self.recent if severity), reverse=True)
-        return Severity(over[self.needed - 1])
+        return Severity(sorted([severity for _, severity in self.recent])[-self.needed])
 
     @property
     def cleared_at(self) -> int | None:
