@@ -6,7 +6,7 @@ all routers, so that a healthy run costs almost nothing however many layers it h
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from operator import sub, truediv
 
@@ -117,6 +117,7 @@ class StepView:
         self._count_source = counts
         self._bias_source = biases
         self._counts: dict[int, list[int] | None] = {}
+        self._totals: dict[int, int] = {}
         self._signals: dict[str, Signal | None] = {}
         self._indexed: tuple[Signal, Signal] | None = None
 
@@ -183,9 +184,14 @@ class StepView:
         """Selected pairs per expert of this step, where the line holds them."""
         if router_index not in self._counts:
             row = self._count_source(router_index)
-            usable = row and min(row) >= 0 and sum(row) < MOST_COUNTS
+            total = self._totals[router_index] = sum(row or ())
+            usable = row and min(row) >= 0 and total < MOST_COUNTS
             self._counts[router_index] = row if usable else None
         return self._counts[router_index]
+
+    def total(self, router_index: int) -> int:
+        """The sum of the counts, where there are some."""
+        return self._totals[router_index]
 
     def full_counts(self, router_index: int) -> list[int] | None:
         """The counts, where there is one for every expert of the header."""
@@ -304,6 +310,10 @@ class Trail(msgspec.Struct):
         while self.steps and self.steps[-1] >= step:
             del self.steps[-1], self.rows[-1]
 
+    def columns(self, last: int | None = None) -> Iterator[Sequence[float]]:
+        """The kept finite values of every router, oldest first."""
+        return map(_finite, zip(*self.rows[:last], strict=True))
+
     def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
         """The kept finite values of one router, oldest first."""
         return _finite([row[router] for row in self.rows[first:last]])
@@ -332,8 +342,9 @@ class FirstValues(Trail):
         return median(self.column(router, 0, lines))
 
 
-def _finite(values: Sequence[float]) -> list[float]:
-    return [value for value in values if value == value]
+def _finite(values: Sequence[float]) -> Sequence[float]:
+    total = sum(values)
+    return values if total == total else [value for value in values if value == value]
 
 
 def window_steps(expected: float, evidence: float, least: int, most: int) -> int:

@@ -87,6 +87,7 @@ class Dead(Rule[DeadLimits, Memory]):
     def set_up(self) -> None:
         self.needed = self.window = 1  # how long it lasts is counted in steps, expert by expert
         self.leave = self.limits.windows
+        self.sizes = {(r.top_k, max(1, r.num_experts)) for r in self.routers}
 
     def inputs(self) -> Sequence[str]:
         return ("counts",) if self.context.one_step else self.needs
@@ -112,11 +113,12 @@ class Dead(Rule[DeadLimits, Memory]):
         memory.steps += 1
         memory.first = memory.first or view.step
         if dead.known and dead.high <= 0:
-            memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
+            if len(memory.alive) < len(self.routers):
+                memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows, memory.totals = {}, {}
         elif len(memory.alive) < len(self.routers):
             self._add(view, dead.values)
-        expected = min(tokens * r.top_k / max(1, r.num_experts) for r in self.routers)
+        expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
         limits = self.limits
         least = window_steps(expected, limits.evidence, limits.min_window, limits.max_window)
         # Where only some lines have counts, the window waits for as many of these.

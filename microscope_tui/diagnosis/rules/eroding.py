@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from operator import add
 
 import msgspec
 
@@ -86,7 +87,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
             return None
         if not memory.filled:
             memory.sums, memory.started = [0.0] * len(signal.values), view.step
-        memory.sums = [a + b for a, b in zip(memory.sums, signal.values, strict=True)]
+        memory.sums = list(map(add, memory.sums, signal.values))
         memory.filled += 1
         if memory.filled < self.limits.block:
             return None

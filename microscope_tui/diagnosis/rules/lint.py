@@ -301,9 +301,11 @@ class Lint(Rule[LintLimits, Memory]):
 
     def _looks_pooled(self, view: StepView) -> bool:
         """Near its floor k, pooled over layers, while a layer by itself is far from even."""
+        if not self.floor or view.step <= self.context.warm_up:
+            return False
         losses, effective = view.record.losses or {}, view.signal("effective_experts")
         loss = next((losses[n] for n in ("aux", "aux_loss", "router_aux") if n in losses), None)
-        if not self.floor or loss is None or effective is None or view.step <= self.context.warm_up:
+        if loss is None or effective is None:
             return False
         return abs(loss - self.floor) <= self.limits.floor * self.floor and any(
             value < self.limits.uneven * router.num_experts
@@ -334,10 +336,12 @@ class BiasSign:
 
     def observe(self, view: StepView, memory: SignMemory) -> None:
         """Add one step, and judge the sign."""
-        index = view.collapse_index
-        if not self.moves or index is None or memory.blind >= _BLIND:
+        if not self.moves or memory.blind >= _BLIND or (index := view.collapse_index) is None:
             return
-        known, uneven = memory.outcomes.keys() | memory.trials.keys(), self._limits.sign_uneven
+        uneven = self._limits.sign_uneven
+        if not (memory.trials or index.low < uneven):
+            return
+        known = memory.outcomes.keys() | memory.trials.keys()
         new = [r for r, value in enumerate(index.values) if value < uneven and r not in known]
         if not (memory.trials or new) or not view.has_counts:
             return

@@ -83,7 +83,8 @@ class Logits(Rule[LogitLimits, Memory]):
         found: dict[int, Reading | None] = {}
         if z_loss is not None:
             norm = view.record.grad_norm
-            self.memory.first.add(view.step, [*z_loss.values, NAN if norm is None else norm])
+            if len(self.memory.first.rows) < _FIRST:
+                self.memory.first.add(view.step, [*z_loss.values, NAN if norm is None else norm])
             self._compare(view, z_loss, found)
             self.memory.past.add(view.step, z_loss.values)
             if self.memory.past.seen % _REFRESH == 0:
@@ -107,6 +108,9 @@ class Logits(Rule[LogitLimits, Memory]):
             raised.clear()
             return
         reference, young = memory.reference or self._first(), view.step <= self.context.warm_up
+        if z_loss.known and z_loss.high <= limits.leave * min(reference):
+            raised.clear()  # none of them is raised
+            return
         for index, (value, usual) in enumerate(zip(z_loss.values, reference, strict=True)):
             if not value > limits.leave * usual:
                 raised.pop(index, None)
@@ -153,11 +157,12 @@ class Logits(Rule[LogitLimits, Memory]):
         memory, reference = self.memory, self.memory.reference or self._first()
         if len(memory.past.rows) < _RECENT + _LEAST:
             return
-        for i, z in enumerate(z_loss.values):
+        columns = memory.past.columns(-_RECENT)
+        for i, (z, past) in enumerate(zip(z_loss.values, columns, strict=True)):
             lasts = z > self.limits.warn * reference[i]
             if not lasts or not (i in memory.settled or i in self.tracks):
                 memory.settled.add(i)  # an explosion never becomes the reference
-                reference[i] = median(memory.past.column(i, 0, -_RECENT))
+                reference[i] = median(past)
         memory.reference = reference
 
     @staticmethod

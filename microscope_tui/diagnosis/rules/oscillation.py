@@ -122,7 +122,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         known = len(next(iter(memory.rows.values())))
         for index in list(memory.rows):
             counts = view.full_counts(index) if view.step == memory.first + known else None
-            if counts is None or sum(counts) == 0:
+            if counts is None or not any(counts):
                 del memory.rows[index]
             else:
                 memory.rows[index].append(counts)
@@ -188,13 +188,17 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
         """Period of the common swing, or 0, the share of experts in it, and √2 σ of their load."""
         limits, steps, experts = self.limits, len(rows), len(rows[0])
+        least, totals = int(limits.experts_share * experts) + 1, list(map(sum, rows))
+        noise = limits.overdispersion * experts * steps / sum(totals)
+        some = min((limits.amplitude / 4) ** 2 + noise, limits.amplitude**2)
+        wider = most_beyond(rows, totals, some)
+        if wider < least and wider <= limits.experts_share * experts:
+            return 0, 0.0, 0.0  # the usual case
         wide = sorted(spreads(rows), key=itemgetter(0), reverse=True)
         share = sum(variance > limits.amplitude**2 for variance, _ in wide) / experts
-        least = int(limits.experts_share * experts) + 1
-        noise = limits.overdispersion * experts * steps / sum(map(sum, rows))
         variance = wide[least - 1][0] - noise
         if share <= limits.experts_share and variance <= (limits.amplitude / 4) ** 2:
-            return 0, 0.0, 0.0  # the usual case
+            return 0, 0.0, 0.0
         masks = [signs(loads) for _, loads in wide[: max(least, round(share * experts))]]
         period = to_and_fro(masks, steps, limits.agreement)
         returns = period or recurring(masks, steps, limits.recurrence)
@@ -259,6 +263,18 @@ def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, list[float]]]:
         loads = list(map(mul, column, scales))
         mean = sum(loads) / steps
         found.append((sum(map(mul, loads, loads)) / steps - mean * mean, loads))
+    return found
+
+
+def most_beyond(rows: Sequence[Sequence[int]], totals: Sequence[int], variance: float) -> int:
+    """An upper bound of the experts whose load varies by more, quickly if the totals are equal."""
+    if min(totals) < max(totals):
+        return len(rows[0])
+    steps, fair, found = len(rows), totals[0] / len(rows[0]), 0
+    for column in zip(*rows, strict=True):
+        mean = sum(column) / steps
+        rest = math.hypot(*column) ** 2 / steps - (1.0 - 1e-12) * mean * mean
+        found += rest > (1.0 - 1e-6) * variance * fair * fair
     return found
 
 

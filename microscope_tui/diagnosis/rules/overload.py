@@ -121,6 +121,8 @@ class Overload(Rule[OverloadLimits, Memory]):
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
+            if load - 1.0 <= self.limits.least / 1.3:
+                continue  # below every limit
             # Where it is unknown: the reference is as noisy, if it is of this run.
             noise, experts = 0.0 if known is None else math.inf, router.num_experts
             if choices := tokens * router.top_k:  # 99th percentile of MaxVio of an even router

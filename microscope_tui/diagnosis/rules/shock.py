@@ -85,10 +85,11 @@ class Shock(Rule[ShockLimits, Memory]):
     def _look_for_falls(self, step: int, values: Sequence[float]) -> None:
         for index, value in enumerate(values):
             if value < 1.0 - self.limits.drop and index not in self.memory.dips:
-                usual = median(self.memory.usual.column(index))
                 before = self.memory.usual.rows[-1][index]
-                # A layer that was low before does not fall.
-                if value < usual - self.limits.drop and before > value + self.limits.back / 2:
+                if not before > value + self.limits.back / 2:
+                    continue  # a layer that was low before does not fall
+                usual = median(self.memory.usual.column(index))
+                if value < usual - self.limits.drop:
                     self.memory.dips[index] = Dip(step, usual, value)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from operator import truediv
 
 import msgspec
 
@@ -84,6 +85,7 @@ class Starved(Rule[StarvedLimits, Memory]):
     def set_up(self) -> None:
         self.least = 1 if self.context.one_step else self.limits.window
         """Summed lines that are enough."""
+        self.sizes = [max(1, r.num_experts) for r in self.routers]
 
     def restart(self, step: int) -> None:
         # The state at the start of the run is kept when it resumes.
@@ -97,13 +99,11 @@ class Starved(Rule[StarvedLimits, Memory]):
         if starved is None:
             return None
         limits = self.limits
-        shares = [
-            s / max(1, r.num_experts) for s, r in zip(starved.values, self.routers, strict=True)
-        ]
+        shares = list(map(truediv, starved.values, self.sizes))
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
             memory.first_steps.append(view.step)
-        self._add(view, shares)
+        self._add(view, shares, starved.high > 0)
         quiet = starved.known and not memory.suspects and not memory.in_turn
         if quiet and max(shares) <= limits.share / 2:
             return {}
@@ -131,14 +131,15 @@ class Starved(Rule[StarvedLimits, Memory]):
             )
         return found
 
-    def _add(self, view: StepView, shares: Sequence[float]) -> None:
-        """Add a step to the block; judge a full one."""
+    def _add(self, view: StepView, shares: Sequence[float], starve: bool) -> None:
+        """Add a step to the block; judge a full one. ``starve``: one of the shares is not 0."""
         memory, limits = self.memory, self.limits
         if self.context.relative or view.step <= self.context.warm_up:
             return
         memory.began, memory.lines = memory.began or view.step, memory.lines + 1
-        for index, (share, router) in enumerate(zip(shares, self.routers, strict=True)):
+        for index, share in enumerate(shares if starve else ()):
             if share > 0:
+                router = self.routers[index]
                 pairs = (view.tokens_of(index) or 0.0) * router.top_k / max(1, router.num_experts)
                 by_chance = math.exp(-pairs / 4)  # overdispersion, as in DEAD
                 memory.sums[index] = memory.sums.get(index, 0.0) + max(0.0, share - by_chance)
