@@ -83,9 +83,9 @@ def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
     effective, experts = effective_experts(tokens_per_expert), len(tokens_per_expert)
     plain = collapse_index(effective, experts, top_k)
     if may_excuse(plain, max_load(tokens_per_expert), experts, top_k):
-        busiest = sorted(range(experts), key=lambda e: -tokens_per_expert[e])
+        busiest = sorted(range(experts), key=tokens_per_expert.__getitem__, reverse=True)
         always = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k
-        hot = sum(count >= always for count in tokens_per_expert)
+        hot = len([count for count in tokens_per_expert if count >= always])
         most = max(1, top_k // 4)
         for left_out in range(min(most, max(1, hot)), most + 1):
             rest = [tokens_per_expert[e] for e in busiest[left_out:]]

@@ -8,7 +8,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from operator import sub, truediv
+from operator import add, sub, truediv
 
 import msgspec
 
@@ -123,13 +123,12 @@ class StepView:
 
     def signal(self, name: str) -> Signal | None:
         """A per-router summary by its name in the format; ``None`` if not logged."""
-        try:
+        if name in self._signals:
             return self._signals[name]
-        except KeyError:
-            values = getattr(self.record.router, name)
-            usable = values is not None and len(values) == len(self._routers) and values
-            signal = self._signals[name] = Signal(values) if usable else None
-            return signal
+        values = getattr(self.record.router, name)
+        usable = values is not None and len(values) == len(self._routers) and values
+        signal = self._signals[name] = Signal(values) if usable else None
+        return signal
 
     @cached_property
     def collapse_index(self) -> Signal | None:
@@ -281,7 +280,7 @@ class SummedCounts(msgspec.Struct):
         if len(row) != len(self.totals):
             self.rows, self.totals = [], [0] * len(row)
         oldest = self.rows.pop(0) if len(self.rows) >= self.window else [0] * len(row)
-        self.totals = [t - o + n for t, o, n in zip(self.totals, oldest, row, strict=True)]
+        self.totals = list(map(add, map(sub, self.totals, oldest), row))
         self.rows.append(list(row))
 
 

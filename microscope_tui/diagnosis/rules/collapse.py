@@ -253,8 +253,9 @@ class Collapse(Rule[CollapseLimits, Memory]):
         totals = suspect.summed.totals
         evidence = sum(totals) / len(totals)
         found = measures.balance(totals, top_k)
-        facts["effective"] = measures.effective_experts(totals) or 0.0
-        busiest = sorted(range(len(totals)), key=lambda e: -totals[e])[:top_k]
+        whole = measures.effective_experts(totals) if found.without else found.effective
+        facts["effective"] = whole or 0.0
+        busiest = sorted(range(len(totals)), key=totals.__getitem__, reverse=True)[:top_k]
         facts["experts"] = tuple(sorted(busiest))
         facts["share"] = sum(totals[e] for e in busiest) / max(1, sum(totals))
         if evidence >= limits.evidence:

@@ -136,14 +136,15 @@ class Eroding(Rule[ErodingLimits, Memory]):
             steps, values = self._points(series, length)
             if len(values) < max(8, 0.8 * length):
                 continue
-            slope, z = _trend(steps, values)
-            slope = max(slope, _recent_slope(steps, values))
             now, fallen = values[-1], values[0] - values[-1]
             enough = fallen > max(limits.fall * values[0], limits.noise * _scatter(values))
             enough = enough and (rest is None or rest < (1.0 - limits.fall) * values[0])
             steady = _largest_drop(values) < limits.steady * fallen
-            collapses = now < level and slope < 0 and now + slope * limits.ahead < floor
-            if z < -limits.z and enough and steady and collapses:
+            if not (enough and steady and now < level):
+                continue  # the trend takes the longest
+            slope, z = _trend(steps, values)
+            slope = max(slope, _recent_slope(steps, values))
+            if z < -limits.z and slope < 0 and now + slope * limits.ahead < floor:
                 return Reading(
                     severity=Severity.WARN,
                     value=now,
@@ -151,10 +152,12 @@ class Eroding(Rule[ErodingLimits, Memory]):
                     facts={"from": values[0], "left": max(1.0, (now - floor) / -slope)},
                     since=steps[_start(values)],
                 )
+        if not series[-1] >= self.collapse.leave:
+            return Reading(severity=None)
         slope, _ = _trend(*self._points(series, limits.short))
         # Still falling, though not fast enough for an alarm: not a recovery.
         still = slope <= -limits.fall / (limits.long * limits.block)
-        return Reading(severity=None, clear=not still and series[-1] >= self.collapse.leave)
+        return Reading(severity=None, clear=not still)
 
     def _points(self, series: list[float], length: int) -> tuple[list[int], list[float]]:
         """The last finite points, and the first steps of their blocks."""
