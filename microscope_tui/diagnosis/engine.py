@@ -132,9 +132,9 @@ class Diagnosis(_State):
         self._unmeasured = frozenset()
         for rule in self.rules.values():
             for index, reading in rule.events(view):
-                if self._muting(rule, index) is None:
+                if not self._is_muted(rule, index):
                     self.ledger.open(rule.name, index, record.step, reading)
-            if rule.judges_settings and self._muting(rule, WHOLE_RUN) is None:
+            if rule.judges_settings and not self._is_muted(rule, WHOLE_RUN):
                 held = rule.whole_run_causes(view)
                 if held is not None:
                     self.ledger.set_causes(rule.name, record.step, held)
@@ -142,7 +142,7 @@ class Diagnosis(_State):
             if readings is not None and (readings or rule.tracks):
                 self._take(rule, readings)
             if rule.mutes_all and rule.tracks:
-                muted = {i for i in rule.tracks if self._trouble(rule.name, i) is Severity.ERROR}
+                muted = {i for i in rule.tracks if self._mutes(rule.name, i, Severity.ERROR)}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         if not self.ledger.context.trains and self.run.counts != "shares":
             for index in range(len(self.run.routers)):
@@ -210,12 +210,21 @@ class Diagnosis(_State):
             rule.space(spacing)
         self._spacing = spacing
 
-    def _muting(self, rule: AnyRule, index: int) -> Severity | None:
-        """What mutes a rule in a router, unless it has something worse to report."""
+    def _is_muted(self, rule: AnyRule, index: int, severity: int = Severity.INFO) -> bool:
+        """Whether a rule is muted in a router, where it has nothing worse to report."""
         if index in self._unmeasured:
-            return Severity.ERROR
-        found = [self._trouble(name, index) for name in rule.muted_by]
-        return max(filter(None, found), default=None)
+            return True
+        return any(self._mutes(name, index, severity) for name in rule.muted_by)
+
+    def _mutes(self, name: str, index: int, severity: int) -> bool:
+        """Whether a rule has such an episode in a router, or evidence for one, or a worse one."""
+        track = self.rules[name].tracks.get(index) if name in self.rules else None
+        if track is None:
+            return False
+        episode = self.ledger.running(name, index)
+        if episode is not None and episode.severity >= severity:
+            return True
+        return (track.pending or 0) >= severity
 
     def observe_event(self, event: EventRecord) -> None:
         """Remember checkpoints: the advice names one to roll back to."""
@@ -336,8 +345,7 @@ class Diagnosis(_State):
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, reading)) is not None and (
-            (muting := self._muting(rule, index)) is None
-            or severity > muting  # the worse of the two is reported
+            not self._is_muted(rule, index, severity)  # the worse of the two is reported
             or (reading.certain and not self._reported(rule, index))  # evidence may come and go
         ):
             self.ledger.open(rule.name, index, step, reading, severity, track)
@@ -354,15 +362,6 @@ class Diagnosis(_State):
         if self.last_step <= self.warm_until and not (rule.in_warm_up or reading.settled):
             return None
         return track.severity
-
-    def _trouble(self, name: str, index: int) -> Severity | None:
-        """The severity of the episode of this rule in a router, or of its evidence for one."""
-        track = self.rules[name].tracks.get(index) if name in self.rules else None
-        if track is None:
-            return None
-        episode = self.ledger.running(name, index)
-        worst = max(track.pending or 0, episode.severity if episode is not None else 0)
-        return Severity(worst) if worst else None
 
 
 def _too_few(view: StepView, context: Context) -> str:

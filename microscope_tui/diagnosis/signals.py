@@ -14,7 +14,7 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.episodes import WHOLE_RUN
-from microscope_tui.runlog import RouterInfo, RunRecord, StepRecord, Values
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
 
 CountSource = Callable[[int], list[int] | None]
 """Decodes the counts of one router of the current step."""
@@ -81,24 +81,36 @@ class Signal:
             if self.known
             else [NAN if v is None or not math.isfinite(v) else v for v in values]
         )
-        self._high: float | None = None
-        self._low: float | None = None
+        self._high = self._low = NAN
 
     @property
     def high(self) -> float:
         """The largest value, without NaN; −∞ without values."""
-        if self._high is None:
+        if self._high != self._high:
             known = self.values if self.known else _finite(self.values)
-            self._high = max(known, default=-math.inf)
+            self._high = max(known) if known else -math.inf
         return self._high
 
     @property
     def low(self) -> float:
         """The smallest value, without NaN; ∞ without values."""
-        if self._low is None:
+        if self._low != self._low:
             known = self.values if self.known else _finite(self.values)
-            self._low = min(known, default=math.inf)
+            self._low = min(known) if known else math.inf
         return self._low
+
+
+class _Signals(dict[str, Signal | None]):
+    """The readings of one step that were used so far."""
+
+    def __init__(self, summary: RouterSummary, routers: int) -> None:
+        self._summary, self._routers = summary, routers
+
+    def __missing__(self, name: str) -> Signal | None:
+        values = getattr(self._summary, name)
+        usable = values is not None and len(values) == self._routers and values
+        self[name] = signal = Signal(values) if usable else None
+        return signal
 
 
 class StepView:
@@ -118,17 +130,10 @@ class StepView:
         self._bias_source = biases
         self._counts: dict[int, list[int] | None] = {}
         self._totals: dict[int, int] = {}
-        self._signals: dict[str, Signal | None] = {}
-        self._indexed: tuple[Signal, Signal] | None = None
-
-    def signal(self, name: str) -> Signal | None:
+        self._signals = _Signals(record.router, len(routers))
+        self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""
-        if name in self._signals:
-            return self._signals[name]
-        values = getattr(self.record.router, name)
-        usable = values is not None and len(values) == len(self._routers) and values
-        signal = self._signals[name] = Signal(values) if usable else None
-        return signal
+        self._indexed: tuple[Signal, Signal] | None = None
 
     @cached_property
     def collapse_index(self) -> Signal | None:

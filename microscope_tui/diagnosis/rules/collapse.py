@@ -119,6 +119,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
 
     def set_up(self) -> None:
         self.persist(self.limits.window)
+        self.shock = self.context.limits.of(ShockLimits).within
 
     def start(self) -> None:
         first = FirstValues(self.limits.reference_steps)
@@ -187,7 +188,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         if view.signal("entropy") is None:
             facts["blind"] = "entropy"
         if not self.context.one_step:
-            facts["shock_steps"] = self.context.limits.of(ShockLimits).within
+            facts["shock_steps"] = self.shock
         low_for = view.step - (suspect.low_since or view.step)
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:

@@ -118,6 +118,8 @@ class Dead(Rule[DeadLimits, Memory]):
             memory.rows, memory.totals = {}, {}
         elif len(memory.alive) < len(self.routers):
             self._add(view, dead.values)
+        if memory.steps < self.limits.min_window:
+            return None
         expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
         limits = self.limits
         least = window_steps(expected, limits.evidence, limits.min_window, limits.max_window)

@@ -41,6 +41,7 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
             r.top_k / r.num_experts if r.num_experts > r.top_k > 1 else 0.0 for r in self.routers
         ]
         self.least = min((1 / s for s in self.scales if s), default=float("inf"))
+        self.collapse = self.context.limits.of(CollapseLimits)
 
     def read(self, view: StepView) -> Readings | None:
         loads, collapse = view.signal("max_load"), view.collapse_index
@@ -48,7 +49,6 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
             return None
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
-        collapsed = self.context.limits.of(CollapseLimits)
         found: dict[int, Reading | None] = {}
         for index, (load, scale) in enumerate(zip(loads.values, self.scales, strict=True)):
             share = load * scale
@@ -56,15 +56,16 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
                 found[index] = None
             elif share >= self.limits.leave:
                 counts, c = view.full_counts(index), collapse.values[index]
-                who: tuple[int, ...] = ()
+                top_k = self.routers[index].top_k
                 if counts is not None:  # with several hot experts the summaries do not suffice
-                    top_k = self.routers[index].top_k
                     c = measures.balance(counts, top_k).collapse_index or 0.0
-                    least = self.limits.share * sum(counts) / top_k
-                    who = tuple(e for e, count in enumerate(counts) if count > least)
-                balanced = c >= collapsed.warn
+                balanced = c >= self.collapse.warn
                 hot = share > self.limits.share and balanced
-                hot = hot and self.suffices(view, index, collapsed.evidence)
+                hot = hot and self.suffices(view, index, self.collapse.evidence)
+                if not (hot or index in self.tracks):
+                    continue
+                least = self.limits.share * sum(counts or ()) / top_k
+                who = tuple(e for e, count in enumerate(counts or ()) if count > least)
                 found[index] = Reading(
                     severity=Severity.INFO if hot else None,
                     clear=not balanced,  # COLLAPSE reports its current state

@@ -115,15 +115,17 @@ class Overload(Rule[OverloadLimits, Memory]):
     def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
         baseline, tokens = self.context.baseline, view.tokens or 0.0
         severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
-        for index, (load, router) in enumerate(zip(loads.values, self.routers, strict=True)):
+        usual, least = self.memory.first.medians, self.limits.least / 1.3
+        for index, load in enumerate(loads.values):
             known = baseline.max_violation[index] if baseline is not None else None
-            reference = self.memory.first.medians[index] - 1.0 if known is None else known
+            reference = usual[index] - 1.0 if known is None else known
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
-            if load - 1.0 <= self.limits.least / 1.3:
+            if load - 1.0 <= least:
                 continue  # below every limit
             # Where it is unknown: the reference is as noisy, if it is of this run.
+            router = self.routers[index]
             noise, experts = 0.0 if known is None else math.inf, router.num_experts
             if choices := tokens * router.top_k:  # 99th percentile of MaxVio of an even router
                 noise = 3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices)

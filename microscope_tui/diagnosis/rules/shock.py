@@ -83,8 +83,9 @@ class Shock(Rule[ShockLimits, Memory]):
         return found
 
     def _look_for_falls(self, step: int, values: Sequence[float]) -> None:
+        low = 1.0 - self.limits.drop
         for index, value in enumerate(values):
-            if value < 1.0 - self.limits.drop and index not in self.memory.dips:
+            if value < low and index not in self.memory.dips:
                 before = self.memory.usual.rows[-1][index]
                 if not before > value + self.limits.back / 2:
                     continue  # a layer that was low before does not fall

@@ -98,14 +98,15 @@ class Starved(Rule[StarvedLimits, Memory]):
         starved, memory = view.signal("starved_experts"), self.memory
         if starved is None:
             return None
-        limits = self.limits
-        shares = list(map(truediv, starved.values, self.sizes))
+        limits, none = self.limits, starved.known and starved.high <= 0.0
+        calm = none and not memory.suspects and not self.context.relative
+        shares = [] if calm else list(map(truediv, starved.values, self.sizes))
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
             memory.first_steps.append(view.step)
-        self._add(view, shares, starved.high > 0)
+        self._add(view, () if none else shares)
         quiet = starved.known and not memory.suspects and not memory.in_turn
-        if quiet and max(shares) <= limits.share / 2:
+        if quiet and max(shares, default=0.0) <= limits.share / 2:
             return {}
         found: dict[int, Reading | None] = {}
         for index, share in enumerate(shares):
@@ -131,13 +132,13 @@ class Starved(Rule[StarvedLimits, Memory]):
             )
         return found
 
-    def _add(self, view: StepView, shares: Sequence[float], starve: bool) -> None:
-        """Add a step to the block; judge a full one. ``starve``: one of the shares is not 0."""
+    def _add(self, view: StepView, shares: Sequence[float]) -> None:
+        """Add a step to the block, without shares if all are 0; judge a full one."""
         memory, limits = self.memory, self.limits
         if self.context.relative or view.step <= self.context.warm_up:
             return
         memory.began, memory.lines = memory.began or view.step, memory.lines + 1
-        for index, share in enumerate(shares if starve else ()):
+        for index, share in enumerate(shares):
             if share > 0:
                 router = self.routers[index]
                 pairs = (view.tokens_of(index) or 0.0) * router.top_k / max(1, router.num_experts)
