@@ -84,9 +84,8 @@ def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
     plain = collapse_index(effective, experts, top_k)
     if may_excuse(plain, max_load(tokens_per_expert), experts, top_k):
         busiest = sorted(range(experts), key=tokens_per_expert.__getitem__, reverse=True)
-        always = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k
-        hot = len([count for count in tokens_per_expert if count >= always])
-        most = max(1, top_k // 4)
+        always, most = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k, max(1, top_k // 4)
+        hot = len([n for n in tokens_per_expert if n >= always]) if most > 1 else 1
         for left_out in range(min(most, max(1, hot)), most + 1):
             rest = [tokens_per_expert[e] for e in busiest[left_out:]]
             among = effective_experts(rest)

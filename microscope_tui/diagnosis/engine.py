@@ -116,9 +116,10 @@ class Diagnosis(_State):
         if record.step <= self.last_step:
             self.restart(record.step)
         if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
-            self.gaps.append(record.step - self.last_step)
+            self.gaps.append(gap := record.step - self.last_step)
             del self.gaps[:-_GAPS]
-            self.adapt()
+            if gap != self._spacing:  # else it stays the smallest
+                self.adapt()
         self.last_step, self.restarted = record.step, False
         if self.judged_since is None and record.step > self.warm_until:
             self.judged_since = record.step
@@ -131,13 +132,8 @@ class Diagnosis(_State):
             self.too_few = _too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
         for rule in self.rules.values():
-            for index, reading in rule.events(view):
-                if not self._is_muted(rule, index):
-                    self.ledger.open(rule.name, index, record.step, reading)
-            if rule.judges_settings and not self._is_muted(rule, WHOLE_RUN):
-                held = rule.whole_run_causes(view)
-                if held is not None:
-                    self.ledger.set_causes(rule.name, record.step, held)
+            if rule.reports_itself:
+                self._report(rule, view)
             readings = rule.read(view)
             if readings is not None and (readings or rule.tracks):
                 self._take(rule, readings)
@@ -320,6 +316,15 @@ class Diagnosis(_State):
     def findings(self) -> list[Finding]:
         """All episodes grouped by cause and rule: active before recovered, worst first."""
         return [f for cause in causes(self.episodes, self.known) for f in cause.findings]
+
+    def _report(self, rule: AnyRule, view: StepView) -> None:
+        for index, reading in rule.events(view):
+            if not self._is_muted(rule, index):
+                self.ledger.open(rule.name, index, view.step, reading)
+        if not self._is_muted(rule, WHOLE_RUN):
+            held = rule.whole_run_causes(view)
+            if held is not None:
+                self.ledger.set_causes(rule.name, view.step, held)
 
     def _take(self, rule: AnyRule, readings: Readings) -> None:
         for index in [index for index in rule.tracks if index not in readings]:

@@ -67,21 +67,24 @@ class Routers(tuple[RouterInfo, ...]):
         return [measures.collapse_index(v, r.num_experts, r.top_k) for v, r in pairs]
 
 
-class Signal:
+class Signal(msgspec.Struct, gc=False):
     """One reading of every router at one step; NaN where there is no value."""
 
-    __slots__ = ("_high", "_low", "known", "values")
+    values: Sequence[float]
+    known: bool
+    """Whether every router has a finite value."""
+    _high: float = NAN
+    _low: float = NAN
 
-    def __init__(self, values: Sequence[float | None]) -> None:
-        # One sum checks a whole list, which is nearly always finite.
-        self.known = None not in values and math.isfinite(sum(values))  # type: ignore[arg-type]
-        """Whether every router has a finite value."""
-        self.values: Sequence[float] = (
-            values  # type: ignore[assignment]
-            if self.known
-            else [NAN if v is None or not math.isfinite(v) else v for v in values]
-        )
-        self._high = self._low = NAN
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> "Signal":
+        """One sum checks a whole list, which is nearly always finite."""
+        try:
+            if math.isfinite(sum(values)):  # type: ignore[arg-type]
+                return cls(values, True)  # type: ignore[arg-type]
+        except TypeError:
+            pass  # there is a None
+        return cls([NAN if v is None or not math.isfinite(v) else v for v in values], False)
 
     @property
     def high(self) -> float:
@@ -109,7 +112,7 @@ class _Signals(dict[str, Signal | None]):
     def __missing__(self, name: str) -> Signal | None:
         values = getattr(self._summary, name)
         usable = values is not None and len(values) == self._routers and values
-        self[name] = signal = Signal(values) if usable else None
+        self[name] = signal = Signal.of(values) if usable else None
         return signal
 
 
@@ -147,12 +150,12 @@ class StepView:
         if plain.known and plain.low >= even and loads.high < below:
             return plain
         found: list[float | None] = [*plain.values]
-        for index, (c, load) in enumerate(zip(found, loads.values, strict=True)):
-            if not (c >= even and load < below):  # it may excuse its busiest expert
-                r = self._routers[index]
-                value = effective.values[index]
-                found[index] = measures.balance_of_summary(value, load, r.num_experts, r.top_k)
-        return Signal(found)
+        pairs = enumerate(zip(plain.values, loads.values, strict=True))
+        for index in [i for i, (c, load) in pairs if not (c >= even and load < below)]:
+            r = self._routers[index]  # it may excuse its busiest expert
+            value, load = effective.values[index], loads.values[index]
+            found[index] = measures.balance_of_summary(value, load, r.num_experts, r.top_k)
+        return Signal.of(found)
 
     @cached_property
     def plain_index(self) -> Signal | None:
@@ -162,7 +165,7 @@ class StepView:
 
     def _index(self, effective: Signal) -> Signal:
         if self._indexed is None or self._indexed[0] is not effective:
-            self._indexed = effective, Signal(self._routers.collapse_index(effective))
+            self._indexed = effective, Signal.of(self._routers.collapse_index(effective))
         return self._indexed[1]
 
     @property
@@ -209,7 +212,7 @@ class StepView:
             if (signal := self.signal(name)) is not None:
                 values = list(signal.values)
                 values[router_index] = NAN
-                self._signals[name] = Signal(values)
+                self._signals[name] = Signal.of(values)
 
     def biases(self, router_index: int) -> list[float] | None:
         """The selection bias of every expert at this step, where the line holds it."""

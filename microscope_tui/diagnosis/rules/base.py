@@ -139,6 +139,8 @@ class Rule(ABC, Generic[L, M]):
 
     limits_type: ClassVar[type[RuleLimits]]
     memory_type: ClassVar[type[msgspec.Struct]]
+    reports_itself: ClassVar[bool]
+    """Opens episodes besides those that follow from its readings."""
     name: ClassVar[str]
     subject: ClassVar[str]
     """Name in texts."""
@@ -189,6 +191,7 @@ class Rule(ABC, Generic[L, M]):
     def __init_subclass__(cls) -> None:
         """Find the two types in ``Rule[limits, memory]``."""
         cls.limits_type, cls.memory_type = get_args(cls.__dict__["__orig_bases__"][0])
+        cls.reports_itself = {"events", "whole_run_causes"} & cls.__dict__.keys() != set()
 
     def __init__(self, context: Context) -> None:
         self.routers = context.run.routers

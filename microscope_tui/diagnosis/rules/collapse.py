@@ -252,15 +252,16 @@ class Collapse(Rule[CollapseLimits, Memory]):
             suspect.summed = summing(counts, limits.evidence, least, limits.max_window)
         suspect.summed.add(counts)
         totals = suspect.summed.totals
-        evidence = sum(totals) / len(totals)
+        total = sum(totals)
+        evidence = total / len(totals)
         found = measures.balance(totals, top_k)
         whole = measures.effective_experts(totals) if found.without else found.effective
         facts["effective"] = whole or 0.0
         busiest = sorted(range(len(totals)), key=totals.__getitem__, reverse=True)[:top_k]
         facts["experts"] = tuple(sorted(busiest))
-        facts["share"] = sum(totals[e] for e in busiest) / max(1, sum(totals))
+        facts["share"] = sum([totals[e] for e in busiest]) / max(1, total)
         if evidence >= limits.evidence:
-            facts["idle"] = tuple(e for e, total in enumerate(totals) if total == 0)
+            facts["idle"] = tuple([e for e, count in enumerate(totals) if count == 0])
         # Of few lines each must count: thirty lines of any size are enough by themselves.
         enough = self.window >= limits.window or evidence >= limits.evidence
         return found.collapse_index or 0.0, enough
