@@ -87,6 +87,7 @@ class Diagnosis(_State):
         super().__init__()
         self._criteria = criteria
         self.rules: dict[str, AnyRule] = {}
+        self._spacing = 0
         self.ledger = Ledger(self._judge_by(run))
         self.warm_until = self.ledger.context.warm_up
         self.over = False
@@ -201,10 +202,9 @@ class Diagnosis(_State):
 
     def adapt(self) -> None:
         """Persistence counts steps: a sparse log needs fewer lines."""
-        spacing = min(self.gaps, default=1)
-        for rule in self.rules.values() if spacing != self._spacing else ():
-            rule.space(spacing)
-        self._spacing = spacing
+        self._spacing = min(self.gaps, default=1)
+        for rule in self.rules.values():
+            rule.space(self._spacing)
 
     def _is_muted(self, rule: AnyRule, index: int, severity: int = Severity.INFO) -> bool:
         """Whether a rule is muted in a router, where it has nothing worse to report."""
@@ -278,7 +278,8 @@ class Diagnosis(_State):
         """Choose the rules for a header; those in use keep their memory."""
         context = self._criteria.context(run)
         self.run = context.run
-        self._routers, self._spacing = Routers(context.run.routers), 0
+        self._routers = Routers(context.run.routers)
+        self._spacing = 0  # not known to new rules
         for rule in self.rules.values():
             rule.change(context)
         names = [
@@ -339,7 +340,9 @@ class Diagnosis(_State):
             and self.run.unconfirmed
             and self.run.counts == "shares"
         ):
-            reading = msgspec.structs.replace(reading, severity=Severity.WARN)  # they may be something else
+            reading = msgspec.structs.replace(
+                reading, severity=Severity.WARN
+            )  # they may be something else
         track, step = rule.track(index), self.last_step
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since

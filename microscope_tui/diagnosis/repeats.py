@@ -53,7 +53,8 @@ class Repeats(msgspec.Struct):
                 found[index] = {"cause": "one batch" if one_batch else "repeated", "total": lines}
         for index in fresh:  # an old row is not further evidence
             row = rows[index]
-            for tie in self._tied(index, range(len(row)), partial(_busy, row, tokens[index])):
+            busy = partial(_busy, row, sum(row), tokens[index])
+            for tie in self._tied(index, range(len(row)), busy):
                 found[index] = {"cause": "tied", "total": self.ties[index][0], "experts": (*tie,)}
         times = Counter(hashes[index] for index in fresh)
         twins = [i for i in fresh if times[hashes[i]] > 1 and _is_rare(rows[i], tokens[i])]
@@ -81,10 +82,10 @@ def _variance(count: int, tokens: float) -> float:
     return count * (1 - count / tokens)
 
 
-def _busy(row: Sequence[int], tokens: float, expert: int) -> int | None:
+def _busy(row: Sequence[int], total: int, tokens: float, expert: int) -> int | None:
     """The count of an expert that is evidence."""
     count = row[expert]
-    busy = 2 * count * len(row) > sum(row) and _variance(count, tokens) > _LEAST
+    busy = 2 * count * len(row) > total and _variance(count, tokens) > _LEAST
     return count if busy else None
 
 

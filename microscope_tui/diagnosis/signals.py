@@ -132,7 +132,7 @@ class StepView:
         self._count_source = counts
         self._bias_source = biases
         self._counts: dict[int, list[int] | None] = {}
-        self._totals: dict[int, int] = {}
+        self._sums: dict[int, tuple[int, int]] = {}
         self._signals = _Signals(record.router, len(routers))
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""
@@ -191,14 +191,13 @@ class StepView:
         """Selected pairs per expert of this step, where the line holds them."""
         if router_index not in self._counts:
             row = self._count_source(router_index)
-            total = self._totals[router_index] = sum(row or ())
-            usable = row and min(row) >= 0 and total < MOST_COUNTS
-            self._counts[router_index] = row if usable else None
+            least, total = self._sums[router_index] = (min(row), sum(row)) if row else (-1, 0)
+            self._counts[router_index] = row if least >= 0 and total < MOST_COUNTS else None
         return self._counts[router_index]
 
-    def total(self, router_index: int) -> int:
-        """The sum of the counts, where there are some."""
-        return self._totals[router_index]
+    def least_and_sum(self, router_index: int) -> tuple[int, int]:
+        """The lowest of the counts, and their sum, where there are some."""
+        return self._sums[router_index]
 
     def full_counts(self, router_index: int) -> list[int] | None:
         """The counts, where there is one for every expert of the header."""
@@ -321,11 +320,11 @@ class Trail(msgspec.Struct):
         """The kept finite values of every router, oldest first."""
         return map(_finite, zip(*self.rows[:last], strict=True))
 
-    def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
+    def column(self, router: int, first: int = 0, last: int | None = None) -> Sequence[float]:
         """The kept finite values of one router, oldest first."""
         return _finite([row[router] for row in self.rows[first:last]])
 
-    def before(self, step: int, router: int) -> list[float]:
+    def before(self, step: int, router: int) -> Sequence[float]:
         """The kept values of one router from before ``step``, oldest first."""
         return self.column(router, 0, bisect_left(self.steps, step))
 

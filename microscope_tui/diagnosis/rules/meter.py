@@ -17,7 +17,7 @@ from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.repeats import Repeats
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
-from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.signals import StepView, value_at
 from microscope_tui.runlog import RunRecord
 
 _ALL_CHOICES = ("exact", "shares", "none")
@@ -246,7 +246,8 @@ class Meter(Rule[MeterLimits, Memory]):
         counts, tokens = view.full_counts(index), view.tokens_of(index)
         if not self.exact or counts is None or tokens is None or not self.routers[index].top_k:
             return None
-        total, expected = sum(counts) + _unrouted(view, index), tokens * self.routers[index].top_k
+        total = view.least_and_sum(index)[1] + _unrouted(view, index)
+        expected = tokens * self.routers[index].top_k
         if abs(total - expected) <= max(0.5, _ROUNDED * expected):
             return {}
         cause = "multiple" if total > 0 and total % round(expected) == 0 else "sum"
@@ -279,11 +280,12 @@ class Meter(Rule[MeterLimits, Memory]):
             return None
         if router.num_experts and len(counts) != router.num_experts:
             return _fault(cause="width", total=len(counts), expected=router.num_experts)
-        forced = self.learned and max(counts) - min(counts) <= 1
-        forced = forced and router.num_experts > router.top_k > 0
+        least, total = view.least_and_sum(index)
+        forced = self.learned and router.num_experts > router.top_k > 0
+        forced = forced and total <= (least + 1) * len(counts) and max(counts) - least <= 1
         # Scaled shares are often equal, which is not evidence.
         if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
-            return _fault(cause="forced", total=sum(counts), expected=sum(counts))
+            return _fault(cause="forced", total=total, expected=total)
         # Expensive: each check covers a quarter of the routers, and all that were wrong before.
         every = index in self.tracks or self.context.one_step
         logged = view.signal("effective_experts")
@@ -303,7 +305,7 @@ class Meter(Rule[MeterLimits, Memory]):
             row, known = view.full_counts(index), view.tokens_of(index)
             sick = balance is not None and balance.values[index] < _EVEN
             chosen = router.num_experts > router.top_k > 0 and found.get(index) is None
-            if row and known and min(row) and chosen and not sick:
+            if row and known and chosen and not sick and view.least_and_sum(index)[0]:
                 rows[index], tokens[index] = row, known
         fixed = not self.context.trains or record.learning_rate == 0
         repeated = self.memory.repeats.add(rows, tokens, record.loss, fixed=fixed)
@@ -347,7 +349,7 @@ def _fault(**facts: float | str | tuple[int, ...]) -> Reading:
 
 def _unrouted(view: StepView, index: int) -> int:
     """Pairs of a router that chose no real expert."""
-    pairs = next(iter((view.record.router.unrouted or [])[index : index + 1]), None)
+    pairs = value_at(view.record.router.unrouted, index)
     return 0 if pairs is None or not 0 <= pairs < math.inf else round(pairs)
 
 
