@@ -335,14 +335,9 @@ class Diagnosis(_State):
                 self._judge(rule, index, reading)
 
     def _judge(self, rule: AnyRule, index: int, reading: Reading) -> None:
-        if (
-            reading.severity is Severity.CRITICAL
-            and self.run.unconfirmed
-            and self.run.counts == "shares"
-        ):
-            reading = msgspec.structs.replace(
-                reading, severity=Severity.WARN
-            )  # they may be something else
+        unsure = self.run.unconfirmed and self.run.counts == "shares"
+        if unsure and reading.severity is Severity.CRITICAL:  # they may be something else
+            reading = msgspec.structs.replace(reading, severity=Severity.WARN)
         track, step = rule.track(index), self.last_step
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since

@@ -132,7 +132,8 @@ class StepView:
         self._count_source = counts
         self._bias_source = biases
         self._counts: dict[int, list[int] | None] = {}
-        self._sums: dict[int, tuple[int, int]] = {}
+        self.sums: dict[int, tuple[int, int]] = {}
+        """The lowest count and the sum of every row that was decoded."""
         self._signals = _Signals(record.router, len(routers))
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""
@@ -191,13 +192,9 @@ class StepView:
         """Selected pairs per expert of this step, where the line holds them."""
         if router_index not in self._counts:
             row = self._count_source(router_index)
-            least, total = self._sums[router_index] = (min(row), sum(row)) if row else (-1, 0)
+            least, total = self.sums[router_index] = (min(row), sum(row)) if row else (-1, 0)
             self._counts[router_index] = row if least >= 0 and total < MOST_COUNTS else None
         return self._counts[router_index]
-
-    def least_and_sum(self, router_index: int) -> tuple[int, int]:
-        """The lowest of the counts, and their sum, where there are some."""
-        return self._sums[router_index]
 
     def full_counts(self, router_index: int) -> list[int] | None:
         """The counts, where there is one for every expert of the header."""

@@ -246,7 +246,7 @@ class Meter(Rule[MeterLimits, Memory]):
         counts, tokens = view.full_counts(index), view.tokens_of(index)
         if not self.exact or counts is None or tokens is None or not self.routers[index].top_k:
             return None
-        total = view.least_and_sum(index)[1] + _unrouted(view, index)
+        total = view.sums[index][1] + _unrouted(view, index)
         expected = tokens * self.routers[index].top_k
         if abs(total - expected) <= max(0.5, _ROUNDED * expected):
             return {}
@@ -280,7 +280,7 @@ class Meter(Rule[MeterLimits, Memory]):
             return None
         if router.num_experts and len(counts) != router.num_experts:
             return _fault(cause="width", total=len(counts), expected=router.num_experts)
-        least, total = view.least_and_sum(index)
+        least, total = view.sums[index]
         forced = self.learned and router.num_experts > router.top_k > 0
         forced = forced and total <= (least + 1) * len(counts) and max(counts) - least <= 1
         # Scaled shares are often equal, which is not evidence.
@@ -305,7 +305,7 @@ class Meter(Rule[MeterLimits, Memory]):
             row, known = view.full_counts(index), view.tokens_of(index)
             sick = balance is not None and balance.values[index] < _EVEN
             chosen = router.num_experts > router.top_k > 0 and found.get(index) is None
-            if row and known and chosen and not sick and view.least_and_sum(index)[0]:
+            if row and known and chosen and not sick and view.sums[index][0]:
                 rows[index], tokens[index] = row, known
         fixed = not self.context.trains or record.learning_rate == 0
         repeated = self.memory.repeats.add(rows, tokens, record.loss, fixed=fixed)
