@@ -31,9 +31,10 @@ class Changes(msgspec.Struct):
             return
         blocks = [self.losses[at : at + _LINES] for at in (0, _LINES, 2 * _LINES)]
         before, old, new = map(median_low, blocks)
-        levels = zip(blocks, (before, old, new), strict=True)
-        spread = max(median_low(abs(loss - level) for loss in block) for block, level in levels)
-        if abs(new - old) > max(_FAR * spread, _TREND * abs(old - before), _SHARE * abs(old)):
+        rise, least = abs(new - old), _SHARE * abs(old)
+        levels = zip(blocks if rise > least else (), (before, old, new), strict=False)
+        spreads = [median_low([abs(loss - level) for loss in block]) for block, level in levels]
+        if spreads and rise > max(_FAR * max(spreads), _TREND * abs(old - before), least):
             first = 2 * _LINES
             while abs(self.losses[first - 1] - new) < abs(self.losses[first - 1] - old):
                 first -= 1  # it began within the block before

@@ -89,12 +89,12 @@ class Context:
         planned = self.run.planned_steps or 0
         return max(WARM_UP_STEPS, int(min(WARM_UP_SHARE * planned, WARM_UP_MAX)))
 
-    @property
+    @cached_property
     def relative(self) -> bool:
         """Narrow data is expected: what matters is the change against a reference."""
         return self.run.profile != "pretrain"
 
-    @property
+    @cached_property
     def trains(self) -> bool:
         """Whether the run trains: it has a gradient and a time axis."""
         return self.run.profile != "eval"

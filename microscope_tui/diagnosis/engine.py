@@ -132,13 +132,13 @@ class Diagnosis(_State):
         if self.ledger.context.one_step:
             self.too_few = _too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
-        for rule in self.rules.values():
-            if rule.reports_itself:
+        for rule, read, reports_itself, mutes_all in self._in_turn:
+            if reports_itself:
                 self._report(rule, view)
-            readings = rule.read(view)
+            readings = read(view)
             if readings is not None and (readings or rule.tracks):
                 self._take(rule, readings)
-            if rule.mutes_all and rule.tracks:
+            if mutes_all and rule.tracks:
                 muted = {i for i in rule.tracks if self._mutes(rule.name, i, Severity.ERROR)}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         if not self.ledger.context.trains and self.run.counts != "shares":
@@ -210,7 +210,7 @@ class Diagnosis(_State):
         """Whether a rule is muted in a router, where it has nothing worse to report."""
         if index in self._unmeasured:
             return True
-        return any(self._mutes(name, index, severity) for name in rule.muted_by)
+        return any([self._mutes(name, index, severity) for name in rule.muted_by])
 
     def _mutes(self, name: str, index: int, severity: int) -> bool:
         """Whether a rule has such an episode in a router, or evidence for one, or a worse one."""
@@ -290,6 +290,8 @@ class Diagnosis(_State):
             and (context.trains or not rule.trains_only)
         ]
         self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
+        # Looked up once, not at every step.
+        self._in_turn = [(r, r.read, r.reports_itself, r.mutes_all) for r in self.rules.values()]
         return context
 
     def blind_spots(self) -> dict[str, str]:
@@ -322,7 +324,7 @@ class Diagnosis(_State):
         for index, reading in rule.events(view):
             if not self._is_muted(rule, index):
                 self.ledger.open(rule.name, index, view.step, reading)
-        if not self._is_muted(rule, WHOLE_RUN):
+        if rule.judges_settings and not self._is_muted(rule, WHOLE_RUN):
             held = rule.whole_run_causes(view)
             if held is not None:
                 self.ledger.set_causes(rule.name, view.step, held)

@@ -128,6 +128,9 @@ class StepView:
     ) -> None:
         self.record = record
         self.step = record.step
+        tokens = record.tokens
+        self.tokens = tokens if tokens is not None and 1 <= tokens < MOST_COUNTS else None
+        """Tokens of this step, if they are a valid number."""
         self._routers = routers if isinstance(routers, Routers) else Routers(routers)
         self._count_source = counts
         self._bias_source = biases
@@ -168,12 +171,6 @@ class StepView:
         if self._indexed is None or self._indexed[0] is not effective:
             self._indexed = effective, Signal.of(self._routers.collapse_index(effective))
         return self._indexed[1]
-
-    @property
-    def tokens(self) -> float | None:
-        """Tokens of this step, if they are a valid number."""
-        tokens = self.record.tokens
-        return tokens if tokens is not None and 1 <= tokens < MOST_COUNTS else None
 
     def tokens_of(self, router_index: int) -> float | None:
         """Tokens of this router: its own number if logged, else that of the step."""

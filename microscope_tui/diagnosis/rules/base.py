@@ -243,7 +243,10 @@ class Rule(ABC, Generic[L, M]):
 
     def track(self, index: int) -> Track:
         """The evidence on one router, a new one where there is none."""
-        return self.tracks.setdefault(index, Track(self.window, self.needed, self.leave))
+        track = self.tracks.get(index)
+        if track is None:
+            track = self.tracks[index] = Track(self.window, self.needed, self.leave)
+        return track
 
     def read(self, view: StepView) -> Readings | None:
         """Evaluate one step. ``None``: no evaluation (no value, window not full)."""

@@ -243,12 +243,12 @@ class Lint(Rule[LintLimits, Memory]):
             memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
         if not memory.looked:
             memory.looked, memory.settings = True, list(self._settings(view))
-        of_steps = {
-            "aux pooled": self.floor and memory.pooled_for >= self.limits.persistence,
-            WRONG_SIGN: self.sign.moves and memory.sign.wrong_at is not None,
-            BIAS_LOST: memory.lost is not None,
-        }
-        causes = memory.settings + [cause for cause, holds in of_steps.items() if holds]
+        of_steps = (
+            "aux pooled" if self.floor and memory.pooled_for >= self.limits.persistence else "",
+            WRONG_SIGN if self.sign.moves and memory.sign.wrong_at is not None else "",
+            BIAS_LOST if memory.lost is not None else "",
+        )
+        causes = [*memory.settings, *filter(None, of_steps)]
         if causes == memory.causes:
             return None
         memory.causes = causes
