@@ -37,7 +37,8 @@ def load_entropy(tokens_per_expert: Sequence[int]) -> float | None:
     if total <= 0:
         return None
     # H = ln N − (Σ n ln n) / N needs one logarithm a count and no division.
-    used = [n for n in tokens_per_expert if n > 0]
+    counts = tokens_per_expert
+    used = counts if min(counts) > 0 else [n for n in counts if n > 0]
     weighted = math.fsum(map(mul, used, map(math.log, used)))
     return max(0.0, math.log(total) - weighted / total)
 

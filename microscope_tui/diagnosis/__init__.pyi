@@ -46,6 +46,7 @@ from .rules.lint import BiasSign as BiasSign
 from .rules.lint import SignMemory as SignMemory
 from .rules.lint import again as again
 from .rules.oscillation import Oscillation as Oscillation
+from .rules.oscillation import most_beyond as most_beyond
 from .rules.oscillation import recurring as recurring
 from .rules.oscillation import signs as signs
 from .rules.oscillation import spreads as spreads

@@ -208,9 +208,8 @@ class Diagnosis(_State):
 
     def _is_muted(self, rule: AnyRule, index: int, severity: int = Severity.INFO) -> bool:
         """Whether a rule is muted in a router, where it has nothing worse to report."""
-        if index in self._unmeasured:
-            return True
-        return any([self._mutes(name, index, severity) for name in rule.muted_by])
+        mutes = self._mutes
+        return index in self._unmeasured or any(mutes(n, index, severity) for n in rule.muted_by)
 
     def _mutes(self, name: str, index: int, severity: int) -> bool:
         """Whether a rule has such an episode in a router, or evidence for one, or a worse one."""
@@ -218,9 +217,8 @@ class Diagnosis(_State):
         if track is None:
             return False
         episode = self.ledger.running(name, index)
-        if episode is not None and episode.severity >= severity:
-            return True
-        return (track.pending or 0) >= severity
+        reported = episode.severity if episode is not None else 0
+        return reported >= severity or (track.pending or 0) >= severity
 
     def observe_event(self, event: EventRecord) -> None:
         """Remember checkpoints: the advice names one to roll back to."""
@@ -290,7 +288,6 @@ class Diagnosis(_State):
             and (context.trains or not rule.trains_only)
         ]
         self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
-        # Looked up once, not at every step.
         self._in_turn = [(r, r.read, r.reports_itself, r.mutes_all) for r in self.rules.values()]
         return context
 
@@ -325,8 +322,7 @@ class Diagnosis(_State):
             if not self._is_muted(rule, index):
                 self.ledger.open(rule.name, index, view.step, reading)
         if rule.judges_settings and not self._is_muted(rule, WHOLE_RUN):
-            held = rule.whole_run_causes(view)
-            if held is not None:
+            if (held := rule.whole_run_causes(view)) is not None:
                 self.ledger.set_causes(rule.name, view.step, held)
 
     def _take(self, rule: AnyRule, readings: Readings) -> None:

@@ -73,8 +73,8 @@ class Signal(msgspec.Struct, gc=False):
     values: Sequence[float]
     known: bool
     """Whether every router has a finite value."""
-    _high: float = NAN
-    _low: float = NAN
+    _high: float | None = None
+    _low: float | None = None
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> "Signal":
@@ -89,7 +89,7 @@ class Signal(msgspec.Struct, gc=False):
     @property
     def high(self) -> float:
         """The largest value, without NaN; −∞ without values."""
-        if self._high != self._high:
+        if self._high is None:
             known = self.values if self.known else _finite(self.values)
             self._high = max(known) if known else -math.inf
         return self._high
@@ -97,7 +97,7 @@ class Signal(msgspec.Struct, gc=False):
     @property
     def low(self) -> float:
         """The smallest value, without NaN; ∞ without values."""
-        if self._low != self._low:
+        if self._low is None:
             known = self.values if self.known else _finite(self.values)
             self._low = min(known) if known else math.inf
         return self._low

@@ -243,10 +243,9 @@ class Rule(ABC, Generic[L, M]):
 
     def track(self, index: int) -> Track:
         """The evidence on one router, a new one where there is none."""
-        track = self.tracks.get(index)
-        if track is None:
-            track = self.tracks[index] = Track(self.window, self.needed, self.leave)
-        return track
+        if index not in self.tracks:
+            self.tracks[index] = Track(self.window, self.needed, self.leave)
+        return self.tracks[index]
 
     def read(self, view: StepView) -> Readings | None:
         """Evaluate one step. ``None``: no evaluation (no value, window not full)."""

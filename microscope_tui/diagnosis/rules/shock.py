@@ -86,11 +86,10 @@ class Shock(Rule[ShockLimits, Memory]):
         low = 1.0 - self.limits.drop
         for index, value in enumerate(values):
             if value < low and index not in self.memory.dips:
-                before = self.memory.usual.rows[-1][index]
-                if not before > value + self.limits.back / 2:
+                past = self.memory.usual
+                if not past.rows[-1][index] > value + self.limits.back / 2:
                     continue  # a layer that was low before does not fall
-                usual = median(self.memory.usual.column(index))
-                if value < usual - self.limits.drop:
+                if value < (usual := median(past.column(index))) - self.limits.drop:
                     self.memory.dips[index] = Dip(step, usual, value)
 
     @staticmethod
