@@ -321,9 +321,9 @@ class Diagnosis(_State):
         for index, reading in rule.events(view):
             if not self._is_muted(rule, index):
                 self.ledger.open(rule.name, index, view.step, reading)
-        if rule.judges_settings and not self._is_muted(rule, WHOLE_RUN):
-            if (held := rule.whole_run_causes(view)) is not None:
-                self.ledger.set_causes(rule.name, view.step, held)
+        silent = not rule.judges_settings or self._is_muted(rule, WHOLE_RUN)
+        if not silent and (held := rule.whole_run_causes(view)) is not None:
+            self.ledger.set_causes(rule.name, view.step, held)
 
     def _take(self, rule: AnyRule, readings: Readings) -> None:
         for index in [index for index in rule.tracks if index not in readings]:
