@@ -25,6 +25,7 @@ ANSWERS = {
     b"\x1b[c": b"\x1b[?62;22c",  # who are you
 }
 """What a terminal replies when a program asks; some wait for it."""
+NOT_OURS = ("COLUMNS", "LINES", "PYTHONDONTWRITEBYTECODE")  # an installed program is compiled
 _LEAVING_S = 5.0
 _WEIGH_S = 0.1
 
@@ -45,12 +46,11 @@ class Terminal:
         rows: int = 40,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start ``command``; ``environment`` is added to ours, without COLUMNS and LINES."""
-        kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+        """Start ``command``; ``environment`` is added to ours, without ``NOT_OURS``."""
+        kept = {k: v for k, v in os.environ.items() if k not in NOT_OURS}
         kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", **(environment or {})}
         self._state = tempfile.TemporaryDirectory(prefix="moe-microscope-state-")
-        kept["XDG_STATE_HOME"] = self._state.name  # an empty view
-        kept = {name: value for name, value in kept.items() if value}
+        kept = {k: v for k, v in kept.items() if v} | {"XDG_STATE_HOME": self._state.name}
         self.started = time.monotonic()
         self.sent = 0
         self.open = True
