@@ -11,8 +11,9 @@ unknown, which is 0).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import mul
+
+import msgspec
 
 ALWAYS_CHOSEN = 0.95
 """An expert that this share of the tokens chooses acts as a shared expert, see ``balance``."""
@@ -59,8 +60,7 @@ def collapse_index(effective: float | None, num_experts: int, top_k: int) -> flo
 _ROUNDING = 1e-3  # of counts that are scaled shares
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(msgspec.Struct, frozen=True):
     """How even a router is, without the experts that it excuses."""
 
     collapse_index: float | None

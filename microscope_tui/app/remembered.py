@@ -8,12 +8,12 @@ import hashlib
 import os
 import re
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from microscope_tui.app.session import Session
 from microscope_tui.lines import Axis, Look, Measure, Order, Palette, Pattern

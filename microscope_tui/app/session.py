@@ -4,10 +4,12 @@ import asyncio
 import os
 import shlex
 from collections.abc import Container, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
@@ -36,8 +38,7 @@ if TYPE_CHECKING:  # most sessions show no probe
     from microscope_tui.routing import Mismatch
 
 
-@dataclass(frozen=True, slots=True)
-class Preferences:
+class Preferences(msgspec.Struct, frozen=True):
     """Settings of the command line and the config file; by default no bell and no saved view."""
 
     palette: Palette = Palette.DIVERGING
@@ -47,7 +48,7 @@ class Preferences:
     """Ring the bell at a new critical alert."""
     remember: bool = False
     """Save the view settings of each folder."""
-    keymap: Mapping[str, str] = field(default_factory=dict)
+    keymap: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Custom keys, by the id of their binding."""
 
 

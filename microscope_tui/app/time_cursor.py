@@ -14,8 +14,9 @@ In the text of a probe it is a token by the same rules, or ``e17``: the next one
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, time, timedelta
+
+import msgspec
 
 from microscope_tui.lines import bytes_of
 from microscope_tui.runlog import PipedLog, SpooledLog, safe_text
@@ -226,8 +227,7 @@ class BadPlace(ValueError):
     """The typed text is not a place in this run; the message says what to type."""
 
 
-@dataclass(frozen=True, slots=True)
-class OfExpert:
+class OfExpert(msgspec.Struct, frozen=True):
     """The next token that chose this expert."""
 
     expert: int

@@ -6,12 +6,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from msgspec.structs import replace
 
 from microscope_tui.commands.config import default_config, keymap_from, read_config
 from microscope_tui.commands.options import AsJson, Output, Switch

@@ -13,11 +13,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from types import FrameType
 from typing import Any
+
+from msgspec.structs import replace
 
 from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.commands.options import (

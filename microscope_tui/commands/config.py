@@ -7,10 +7,11 @@ and ``check`` reports what it changed. Unknown names are errors: a typo must not
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import msgspec
+from msgspec.structs import replace
 from platformdirs import user_config_path
 
 from microscope_tui.console import USAGE, fail
@@ -34,8 +35,7 @@ class _BadConfig(ValueError):
     """The file is invalid; the message says where and what to write."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewConfig:
+class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The ``[view]`` table: how the screens look and behave."""
 
     palette: Palette = Palette.DIVERGING
@@ -47,15 +47,14 @@ class ViewConfig:
     """Save the view settings of each folder."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserConfig:
+class UserConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The content of a config file; the defaults without one."""
 
     path: Path
     limits: Limits = DEFAULTS
     changes: tuple[str, ...] = ()
     """The changed limits, in words, to report with a verdict."""
-    keys: Mapping[str, object] = field(default_factory=dict)
+    keys: Mapping[str, object] = msgspec.field(default_factory=dict)
     """The ``[keys]`` table, unchecked; see ``keymap_from``."""
     view: ViewConfig = ViewConfig()
     rules: tuple[Rule, ...] = ()
@@ -170,7 +169,7 @@ def _key_rules(table: Mapping[str, object]) -> tuple[Rule, ...]:
 
 
 def _view(table: Mapping[str, object]) -> ViewConfig:
-    known = [entry.name for entry in fields(ViewConfig)]
+    known = ViewConfig.__struct_fields__
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in known:

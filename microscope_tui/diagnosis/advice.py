@@ -6,7 +6,9 @@ cold. Findings with one cause (see ``causes``) share its remedy and the step to 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis.causes import Cause, Known, causes, overlaps
 from microscope_tui.diagnosis.context import WHEN, is_one_step
@@ -21,8 +23,7 @@ _CHANGED = 0.5
 """The current value differs from the worst by more than this share of (worst − limit)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
+class Advice(msgspec.Struct, frozen=True):
     """The three lines of a finding, and its one line for narrow screens."""
 
     verdict: str

@@ -7,8 +7,10 @@ that no report turns one setting in two directions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Severity
 from microscope_tui.diagnosis.ledger import group
@@ -56,8 +58,7 @@ _FROZEN = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class Known(msgspec.Struct, frozen=True, kw_only=True):
     """What the pass uses besides the episodes."""
 
     run: RunRecord
@@ -76,8 +77,7 @@ class Known:
         return RULES[episode.rule].words(known, self.run)[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True):
     """Findings with one explanation and one remedy, worst first."""
 
     title: str

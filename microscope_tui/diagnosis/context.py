@@ -3,11 +3,11 @@
 The limits of a rule are in its file. The config file may change them (``[rules.NAME]``).
 """
 
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog import RunRecord
 
@@ -62,8 +62,7 @@ class Limits(msgspec.Struct, frozen=True):
 DEFAULTS = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class RouterBaseline:
+class RouterBaseline(msgspec.Struct, frozen=True):
     """Earlier state of each router (``None``: unknown): of its own start, or of another run."""
 
     starved_share: tuple[float | None, ...]
@@ -72,8 +71,7 @@ class RouterBaseline:
     collapse_index: tuple[float | None, ...]
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(msgspec.Struct, frozen=True, dict=True):
     """The header, the criteria, and the reference."""
 
     run: RunRecord
@@ -116,8 +114,7 @@ class Context:
         return words.get(self.run.counts, f"{self.run.counts} counts")
 
 
-@dataclass(frozen=True, slots=True)
-class Criteria:
+class Criteria(msgspec.Struct, frozen=True):
     """The criteria of a judgement, shared by everything that judges the run."""
 
     ignore: frozenset[str] = frozenset()

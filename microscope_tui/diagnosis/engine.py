@@ -11,11 +11,12 @@ uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from operator import add
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.causes import Known, causes
@@ -382,8 +383,7 @@ def _too_few(view: StepView, context: Context) -> str:
     return f"not judged: {name} has {number} assignments per expert {WHEN}, needs {needed:g}"
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """Evidence of at least a warning in one router that is not yet enough for an alarm."""
 
     rule: str

@@ -5,11 +5,11 @@ at a step, in a router, and may end. A ``Finding`` is the same trouble in one or
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import pairwise
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog import RouterInfo
 
@@ -78,15 +78,14 @@ def graded(value: float, warn: float, critical: float) -> Severity | None:
     return Severity.WARN if value > warn else None
 
 
-@dataclass(frozen=True, slots=True)
-class Grade:
+class Grade(msgspec.Struct, frozen=True):
     """Severity of an episode from a step on, with the worst numbers so far."""
 
     step: int
     severity: Severity
     value: float
     limit: float = 0.0
-    facts: dict[str, Fact] = field(default_factory=dict)
+    facts: dict[str, Fact] = msgspec.field(default_factory=dict)
     confidence: str = EXACT
 
 
@@ -103,8 +102,7 @@ class Present(msgspec.Struct, frozen=True):
     """Evaluations inside the limits, in a row, that are still needed for that."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Episode:
+class Episode(msgspec.Struct, kw_only=True):
     """One alarm of one rule in one router, or in the run as a whole."""
 
     rule: str
@@ -122,7 +120,7 @@ class Episode:
     value: float
     """The worst value so far; limit, facts and confidence are of the same reading."""
     limit: float
-    facts: dict[str, Fact] = field(default_factory=dict)
+    facts: dict[str, Fact] = msgspec.field(default_factory=dict)
     confidence: str = EXACT
     worst_at: int = 0
     """Step at which the value was reached."""
@@ -133,7 +131,7 @@ class Episode:
     """The rule whose critical episode ended this one, if it did not recover."""
     recurrence: int = 0
     """Number of earlier episodes of this rule in this router."""
-    grades: list[Grade] = field(default_factory=list)
+    grades: list[Grade] = msgspec.field(default_factory=list)
     """Severity over time: the alarm, and every step at which it rose."""
 
     @property
@@ -182,8 +180,7 @@ class Episode:
         return then
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """The same trouble in one or more routers, as reported. Worst router first."""
 
     episodes: tuple[Episode, ...]

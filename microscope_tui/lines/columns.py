@@ -1,13 +1,14 @@
 """Tables of text: columns, those of them that fit, and their cells as a line."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.lines.spans import Line, Span, pad
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """One column of a table."""
 
     name: str
@@ -22,8 +23,7 @@ class Column:
     """Its head, if that is not its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """The columns of a table, and how wide its lines are."""
 
     columns: Sequence[Column]

@@ -7,10 +7,12 @@ extreme one, never the mean.
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import groupby
 from typing import Any, TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.lines.glyphs import Glyphs, load_glyph, load_level, load_mark, shade_level
 from microscope_tui.lines.spans import Line, Span, line_width, merged, pad
@@ -76,8 +78,7 @@ _CHOICES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """The display choices of a session."""
 
     measure: Measure = Measure.LOAD
@@ -102,11 +103,10 @@ def exact_levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]
     return [shade_level(ratio) for ratio in ratios]
 
 
-@dataclass(frozen=True, slots=True)
-class Heat:
+class Heat(msgspec.Struct, frozen=True):
     """How a heatmap is drawn."""
 
-    look: Look = field(default_factory=Look)
+    look: Look = msgspec.field(default_factory=Look)
     run: RunRecord | None = None
     """The header, which some measures need."""
     reference: Reference | None = None

@@ -10,16 +10,16 @@ Nothing that is typed can hang the screen: since Python 3.11 ``fnmatch`` never b
 what a ``*`` has matched.
 """
 
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Self
+
+import msgspec
 
 MOST_CHARACTERS = 100
 """Longer texts are refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(msgspec.Struct, frozen=True):
     """A typed filter; an empty or invalid one matches everything."""
 
     text: str = ""

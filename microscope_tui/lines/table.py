@@ -7,7 +7,8 @@ and numbers are on its middle line.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import frame, time_line, words
@@ -54,8 +55,7 @@ _ALL_WORDS = 9
 """Lines that hold any verdict."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableLayout:
+class TableLayout(msgspec.Struct, frozen=True):
     """Widths in cells, heights in lines."""
 
     columns: int
@@ -247,8 +247,7 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     return _tall(line, layout.drop, layout)
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
+class _Curve(msgspec.Struct, frozen=True):
     """A history on a scale from 0 to ``top``; ``nothing``: why it may be empty."""
 
     history: Sequence[Bucket]

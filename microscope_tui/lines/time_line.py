@@ -7,8 +7,9 @@ import math
 import time as clock
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from microscope_tui.lines import words
 from microscope_tui.lines.spans import (
@@ -191,8 +192,7 @@ def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
     return labels + [(step, RESTART, "dim") for step in reversed(view.restarts)]
 
 
-@dataclass(frozen=True, slots=True)
-class TimeMark:
+class TimeMark(msgspec.Struct, frozen=True):
     """An event at a step: a restart, the onset of an alert, an evaluation."""
 
     step: int
@@ -200,8 +200,7 @@ class TimeMark:
     role: str
 
 
-@dataclass(frozen=True, slots=True)
-class TimeScale:
+class TimeScale(msgspec.Struct, frozen=True):
     """The window of a view as the x axis of charts."""
 
     window: Window

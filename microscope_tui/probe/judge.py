@@ -7,10 +7,11 @@ for a checkpoint; with them a resumed run is judged as if it had never stopped.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import (
     BadState,

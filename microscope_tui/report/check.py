@@ -9,8 +9,9 @@ The JSON follows the versioned schema of ``docs/check-json.md``; keys are only a
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from microscope_tui.diagnosis import (
     ANYTHING,
@@ -55,8 +56,7 @@ _COUNTS = {
 """What each kind of counts except exact ones means for the verdict."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckRequest:
+class CheckRequest(msgspec.Struct, frozen=True):
     """What to judge a run by, and which findings count."""
 
     criteria: Criteria = ANYTHING
@@ -74,8 +74,7 @@ class CheckRequest:
         return episode.onset >= self.since_step or (episode.active and not self.new_only)
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True):
     """The verdict on one run."""
 
     run: str
@@ -330,8 +329,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(msgspec.Struct, frozen=True):
     """A finding of a followed run that opened, grew worse or recovered."""
 
     event: Event

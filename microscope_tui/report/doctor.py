@@ -7,7 +7,8 @@ promises 16, so the screens use them.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from microscope_tui.lines import MIN_COLUMNS, MIN_ROWS, Glyphs, wrap
 from microscope_tui.runlog import safe_text
@@ -21,8 +22,7 @@ _SHOWN = 60
 _WIDTH = 74
 
 
-@dataclass(frozen=True, slots=True)
-class Colours:
+class Colours(msgspec.Struct, frozen=True):
     """The number of colours, and why."""
 
     system: str | None
@@ -32,8 +32,7 @@ class Colours:
     """What to do if the screens cannot open."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terminal:
+class Terminal(msgspec.Struct, frozen=True):
     """The terminal that the screens would open in."""
 
     environment: Mapping[str, str]

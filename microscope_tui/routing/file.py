@@ -381,7 +381,7 @@ class RoutingWriter:
             "layers": shape.layers,
             "layer_names": shape.layer_names,
             "text_bytes": self._text_bytes,
-            "tables": {name: getattr(tables, name) for name in tables.__slots__},
+            "tables": {name: getattr(tables, name) for name in tables.__struct_fields__},
         }
         encoded = msgspec.json.encode(header)
         at = self.places.text + self._text_bytes

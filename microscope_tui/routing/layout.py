@@ -8,7 +8,8 @@ interrupted probe leaves fewer tokens in the same layout.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 FILE_NAME = "routing.bin"
 MAGIC = b"MOEROUTE"
@@ -28,8 +29,7 @@ class BadRouting(ValueError):
     """The file is not a readable ``routing.bin``; the message has the place and the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(msgspec.Struct, frozen=True):
     """Numbers of one type: ``struct`` code, and how many per layer and token."""
 
     name: str
@@ -69,8 +69,7 @@ def sections(num_experts: int, top_k: int) -> Sequence[Section]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """The sizes of a file."""
 
     layers: tuple[int, ...]
@@ -121,8 +120,7 @@ class Places:
         return self._offsets[name] + (before + token) * section.row
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tables:
+class Tables(msgspec.Struct, frozen=True, kw_only=True):
     """Tables that need a pass over all tokens; the probe computes them once.
 
     Shares are of (token, choice) pairs. Layers, slices and experts are in the order of the file.
@@ -141,8 +139,7 @@ class Tables:
     """Layer → expert → its most telling tokens: token id, count, lift."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """What one router chose for one token."""
 
     experts: tuple[int, ...]

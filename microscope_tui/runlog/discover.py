@@ -9,9 +9,10 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
+
+import msgspec
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
 from microscope_tui.runlog.decode import decode_line
@@ -41,8 +42,7 @@ class NoRuns(ValueError):
     """No runs at this path; the message says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunFile:
+class RunFile(msgspec.Struct, frozen=True):
     """One run on disk, as it was when it was found."""
 
     name: str
@@ -82,17 +82,16 @@ class RunFile:
             return identity_of(file)
 
 
-@dataclass(slots=True)
-class KnownLogs:
+class KnownLogs(msgspec.Struct):
     """Results of the last search below a root. Pass the same object to every search of it."""
 
-    logs: dict[str, tuple[Stamp, RunFile | None]] = field(default_factory=dict)
+    logs: dict[str, tuple[Stamp, RunFile | None]] = msgspec.field(default_factory=dict)
     """By path: the state of the file when its head was read, and the run if it is one."""
     others: re.Pattern[str] | None = None
     """Names of further files to list."""
-    listed: list[Path] = field(default_factory=list)
+    listed: list[Path] = msgspec.field(default_factory=list)
     """The regular files with such names, in every folder that was searched."""
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[str] = msgspec.field(default_factory=list)
     """The logs that may not or cannot be read, each with its reason."""
 
 

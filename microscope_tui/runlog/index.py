@@ -11,8 +11,10 @@ narrows a stretch by interpolation until a single read covers what is left.
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.decode import decode_line
@@ -37,8 +39,7 @@ _LONGEST_LINE = 8 << 20
 _MOST_PROBES = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Glance:
+class Glance(msgspec.Struct, frozen=True):
     """The ends of one log."""
 
     run: RunRecord | None = None
@@ -126,12 +127,11 @@ def _record(line: bytes) -> Record | None:
     return None
 
 
-@dataclass(slots=True)
-class Overview:
+class Overview(msgspec.Struct):
     """Steps spread evenly over the bytes of a log, in increasing order."""
 
     run: RunRecord | None = None
-    samples: list[StepEntry] = field(default_factory=list)
+    samples: list[StepEntry] = msgspec.field(default_factory=list)
     line_bytes: int = 0
     """Length of a typical line."""
     monotonic: bool = True

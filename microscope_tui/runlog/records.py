@@ -7,7 +7,6 @@ NaN is a value: a measurement that was not a number.
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
@@ -28,8 +27,7 @@ SLACK = 1e-3
 """Of what is derived from counts by another formula."""
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(msgspec.Struct, frozen=True):
     """What a number of the format may be."""
 
     what: str
@@ -176,8 +174,7 @@ def seconds_between(before: StepRecord | None, after: StepRecord) -> float | Non
     return max(known, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Matrices:
+class Matrices(msgspec.Struct, frozen=True):
     """The matrices of one step: one row per router, ``None`` where a row is absent or unusable."""
 
     tokens_per_expert: list[list[int] | None]
@@ -185,8 +182,7 @@ class Matrices:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RouterInfo:
+class RouterInfo(msgspec.Struct, frozen=True):
     """One router of the model: its shown name, true depth, experts and choices per token."""
 
     name: str
@@ -197,8 +193,7 @@ class RouterInfo:
     """0 if unknown: then there is no collapse index."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class RunRecord(msgspec.Struct, frozen=True):
     """The header of a run: what was trained and how its routers are balanced."""
 
     run: str
@@ -215,7 +210,7 @@ class RunRecord:
     capacity_factor: float | None = None
     score_function: str = ""
     norm_top_k: bool | None = None
-    balance: dict[str, Any] = field(default_factory=dict)
+    balance: dict[str, Any] = msgspec.field(default_factory=dict)
     counts: str = "exact"
     unconfirmed: str = ""
     """``--map`` of keys that were taken for the loads of experts without asking."""
@@ -223,8 +218,7 @@ class RunRecord:
     inferred: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunHeader:
+class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     """A run record as its writer gives it. Unset keys are left out; ``None`` is written as null."""
 
     run: str
@@ -244,7 +238,7 @@ class RunHeader:
 
     def to_json(self) -> dict[str, Any]:
         """The record, its keys in the order of the format."""
-        said = {key.name: getattr(self, key.name) for key in fields(self)}
+        said = {key: getattr(self, key) for key in self.__struct_fields__}
         head = {"kind": "run", "format_version": FORMAT_VERSION}
         return head | {key: value for key, value in said.items() if value is not UNSET}
 
@@ -254,15 +248,14 @@ def one_or_each(values: Sequence[T]) -> T | list[T]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
+class EventRecord(msgspec.Struct, frozen=True):
     """An event at a step: ``eval``, ``checkpoint``, ``end`` …"""
 
     event: str
     step: int | None = None
     time: float | None = None
     reason: str = ""
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 Record = RunRecord | StepRecord | EventRecord

@@ -15,9 +15,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog.decode import object_of
 from microscope_tui.runlog.records import BadLine
@@ -31,12 +33,11 @@ _SCAN_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass(slots=True)
-class Defects:
+class Defects(msgspec.Struct):
     """Unreadable records: their number, and the first three in words."""
 
     count: int = 0
-    first: list[str] = field(default_factory=list)
+    first: list[str] = msgspec.field(default_factory=list)
 
     def add(self, line_number: int, reason: str) -> None:
         """Count one defect."""
@@ -103,14 +104,13 @@ class LineSplitter:
             self._parts.append(part)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """Result of one read: bytes, and whether they belong to a new file."""
 
     data: bytes
     restarted: bool = False
     """The file was truncated or replaced: everything read before is gone."""
-    lines: list[tuple[int, bytes]] = field(default_factory=list)
+    lines: list[tuple[int, bytes]] = msgspec.field(default_factory=list)
     """Of ``Tail.read_lines``: line number from 1, and the line without its newline."""
 
 

@@ -11,11 +11,12 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, NamedTuple
+
+import msgspec
 
 from microscope_tui.runlog import (
     Glance,
@@ -48,8 +49,7 @@ class _Seen(NamedTuple):
     """Whether they have readings of routers, or may get some."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
+class Format(msgspec.Struct, frozen=True, kw_only=True):
     """One format."""
 
     name: str
@@ -182,8 +182,7 @@ def _file_names() -> re.Pattern[str]:
     return re.compile("|".join([*names, re.escape(_MLFLOW_FOLDER)]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForeignRun(RunFile):
+class ForeignRun(RunFile, frozen=True, kw_only=True):
     """A run that another tool wrote: its records are translated."""
 
     foreign: ClassVar[bool] = True

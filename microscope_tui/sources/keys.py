@@ -12,13 +12,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from itertools import compress
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog import RouterSummary, StepRecord
 
@@ -84,8 +84,7 @@ class BadMapping(ValueError):
     """A mapping cannot be used; the message has the reason and what to write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One pattern: keys that match it hold this quantity."""
 
     quantity: str

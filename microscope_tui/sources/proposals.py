@@ -12,7 +12,9 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources.keys import (
@@ -83,19 +85,17 @@ class _EveryKey(Keys):
         return target
 
 
-@dataclass(slots=True)
-class Survey:
+class Survey(msgspec.Struct):
     """All numbers at the beginning of a run."""
 
-    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    values: dict[str, dict[int, float]] = msgspec.field(default_factory=dict)
     """By key and step."""
-    steps: set[int] = field(default_factory=set)
+    steps: set[int] = msgspec.field(default_factory=set)
     whole: bool = False
     """Whether that is all of the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(msgspec.Struct, frozen=True):
     """One way to read unknown keys."""
 
     shape: str
@@ -117,8 +117,7 @@ class Proposal:
         return [word for pair in self.maps for word in ("--map", pair)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Matrix:
+class _Matrix(msgspec.Struct, frozen=True):
     """Keys that differ in the number of the layer, of the expert, or both."""
 
     texts: Sequence[str]

@@ -10,9 +10,10 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from microscope_tui.runlog import Progress, read_at
 from microscope_tui.sources.keys import Keys, Rule, Target
@@ -23,8 +24,7 @@ Record = dict[str, Any]
 """One record of the run log, as ``docs/run-log.md`` describes it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRequest:
+class SourceRequest(msgspec.Struct, frozen=True):
     """What the user specifies about a source; it overrides what the source contains."""
 
     source: str = ""
@@ -107,8 +107,7 @@ def files_of(path: Path, names: re.Pattern[str] | None, most: int = 8) -> list[P
     return [path / name for name in sorted(found)[:most]]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Result of one read: records in the order of their steps."""
 
     records: Sequence[Record] = ()
@@ -146,14 +145,13 @@ class RecordReader(Reader, ABC):
         """
 
 
-@dataclass(slots=True)
-class Row:
+class Row(msgspec.Struct):
     """Numbers of one step that matched the mapping."""
 
     step: int
     time: float | None
     """Unix seconds."""
-    values: list[tuple[Target, float]] = field(default_factory=list)
+    values: list[tuple[Target, float]] = msgspec.field(default_factory=list)
 
     @property
     def of_router(self) -> bool:
@@ -161,8 +159,7 @@ class Row:
         return any(target.of_router for target, _ in self.values)
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(msgspec.Struct, frozen=True):
     """Result of one read of a ``RowReader``."""
 
     rows: Sequence[Row] = ()

@@ -6,7 +6,9 @@ the change, so the last steps of the other run are summed up as a ``RouterBaseli
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Context, Criteria, RouterBaseline, StepView, median
@@ -28,14 +30,12 @@ class BadBaseline(ValueError):
     """The run cannot be a baseline; the message says why and what to do."""
 
 
-class AgainstBaseline(Criteria):
+class AgainstBaseline(Criteria, frozen=True):
     """Criteria with a baseline: training on from another model is a fine-tuning.
 
     A header without a profile means ``pretrain``, but a baseline is named to see what changed.
     ``finetune`` and ``eval`` are kept.
     """
-
-    __slots__ = ()
 
     def context(self, run: RunRecord) -> Context:
         """The context of ``run``."""
@@ -45,8 +45,7 @@ class AgainstBaseline(Criteria):
         return replace(found, run=replace(found.run, profile="finetune"))
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
+class Baseline(msgspec.Struct, frozen=True):
     """State of the routers in the last steps of a run."""
 
     run: str

@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.runlog import Glance, NoRuns, RunFile, Stamp, safe_text
@@ -23,8 +24,7 @@ from microscope_tui.watch.state import CRASHED_S, STALE_S, RunState, age_of, sta
 from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict_on
 
 
-@dataclass(frozen=True, slots=True)
-class RunCard:
+class RunCard(msgspec.Struct, frozen=True):
     """One run in the list."""
 
     file: RunFile
@@ -58,8 +58,7 @@ class RunCard:
         return [] if self.verdict is None else [t for t in self.verdict.troubles if not t.active]
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """The result of a glance, and when the file was seen to change (``None``: not yet)."""
 
     file: RunFile

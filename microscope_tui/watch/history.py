@@ -13,8 +13,9 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, cast
+
+import msgspec
 
 NAN = math.nan
 COARSE = 16
@@ -22,8 +23,7 @@ COARSE = 16
 BYTES_PER_ROW = 3 * 4 * (1 + 1 / COARSE)
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """What one column of a chart covers; NaN where nothing was measured."""
 
     low: float
@@ -224,8 +224,7 @@ _BATCH = 64  # steps that are taken in together: one pass over 64 values costs l
 Values = Sequence[float | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """Start of one row: step number and byte offset of the first record."""
 
     step: int

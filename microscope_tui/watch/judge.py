@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import Criteria, Diagnosis
 from microscope_tui.runlog import (

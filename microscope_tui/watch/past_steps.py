@@ -6,8 +6,10 @@ first record, so evenly spaced rows give evenly spaced samples for the price of 
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog import (
     RunRecord,
@@ -24,8 +26,7 @@ _MOST_ROWS_BACK = 512
 _NEAR_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(msgspec.Struct, frozen=True):
     """A pinned step, with the entries that were current then."""
 
     step: int
@@ -128,8 +129,7 @@ _LEAST_BYTES = 1 << 14
 _WALK_BYTES = 1 << 19  # bytes to search for a line with counts, if not every line has them
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """One step of one router."""
 
     step: int
@@ -137,8 +137,7 @@ class Sample:
     bias: Sequence[float] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """Where to look for a sample: the line at ``offset``, and valid lines after it."""
 
     step: int

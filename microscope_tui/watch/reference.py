@@ -3,10 +3,10 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import value_at
@@ -22,8 +22,7 @@ class NothingToCompare(ValueError):
     """The reference cannot be compared with; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """The loads at the reference step, one list per router in forward order."""
 
     run: str

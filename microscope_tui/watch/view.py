@@ -7,8 +7,10 @@ must be visible.
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
+
+import msgspec
+from msgspec.structs import replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import (
@@ -30,8 +32,7 @@ from microscope_tui.watch.state import RunState
 from microscope_tui.watch.verdict import why_no_verdict
 
 
-@dataclass(slots=True)
-class Mark:
+class Mark(msgspec.Struct):
     """One column of the time ribbon."""
 
     severity: Severity | None = None
@@ -88,8 +89,7 @@ def worst_of_columns(
     return worst
 
 
-@dataclass(frozen=True, slots=True)
-class LayerView:
+class LayerView(msgspec.Struct, frozen=True):
     """One router at the shown step, with its history in columns."""
 
     index: int
@@ -120,8 +120,7 @@ class LayerView:
     drop_history: Sequence[Column]
 
 
-@dataclass(frozen=True, slots=True)
-class RunView:
+class RunView(msgspec.Struct, frozen=True):
     """One frame of a run."""
 
     name: str
@@ -344,8 +343,7 @@ _ENOUGH = 512  # differences of two steps needed to estimate the noise
 _OCTAVES = 1 / math.log(2)
 
 
-@dataclass(frozen=True, slots=True)
-class Recent:
+class Recent(msgspec.Struct, frozen=True):
     """The last steps of a run: a single step of a balanced router is half noise, their mean is not.
 
     Empty to show a single step.
@@ -396,8 +394,7 @@ def _noise(rows: Sequence[Sequence[int]]) -> float:
     return math.sqrt(sum(squares) / max(1, len(squares)) / 2 / len(rows)) * _OCTAVES
 
 
-@dataclass(frozen=True, slots=True)
-class RouterHealth:
+class RouterHealth(msgspec.Struct, frozen=True):
     """The worst router of every column."""
 
     balance: Sequence[Column]

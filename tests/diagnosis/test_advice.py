@@ -4,10 +4,10 @@ One trouble may be part of another: one chain gets one remedy and one step to go
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import (
     WHOLE_RUN,

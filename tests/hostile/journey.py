@@ -14,9 +14,10 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+
+from msgspec.structs import replace
 
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from microscope_tui.lines import Axis, plain, ribbon
 from microscope_tui.watch import RunView, RunWatch, view_of

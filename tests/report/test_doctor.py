@@ -1,12 +1,12 @@
 """The doctor's judgement of a terminal: as Rich will judge it, with advice that can be copied."""
 
 import io
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from rich.console import Console
 
 from microscope_tui.lines import Glyphs, fit

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +12,7 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from microscope_tui.app import free_name, write_new
 from microscope_tui.report import VIEW_COLUMNS, judge, verdict_json, view_csv, view_json, write_csv
