@@ -16,7 +16,7 @@ _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the proces
 _HUSH_S = 0.05
 _AFTER_A_KEY_S = 0.3  # longer than the repeat of a held key: finished runs can wait
 _IDLE_S = 0.25
-_PAINTING_S = 0.5
+_SHORT_S, _PAINTING_S = 0.15, 0.5
 _HELD_BACK_S, _RESTS = 0.05, 9  # at least nine times as long as the last look took
 _PATIENCE_WITH_EVENTS = 4  # idle waits between two polls if events wake the thread anyway
 _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
@@ -81,8 +81,9 @@ class Reader:
 
     def _follow(self) -> None:
         self._choose_run(searched=self.fleet.search(now=True))
-        if self.fleet.open is not None and self.fleet.open.latest is None:
-            self.fleet.open.advance()  # a short log has no overview, and is read in one go
+        watch, until = self.fleet.open, time.monotonic() + _SHORT_S
+        while watch and not watch.sampled and watch.advance() and time.monotonic() < until:
+            pass  # a short log has no overview, and is read in one go
         self.first_look.set()
         self.painted.wait(_PAINTING_S)
         idle = woken = started = False

@@ -254,8 +254,8 @@ class BaseScreen(Screen[None]):
         if watch is None:
             return ()
         state, age = watch.state()
-        session = self.session
-        return session.fleet.open_version, session.reader.switches, watch, state, words.age(age)
+        session, seen = self.session, (watch, state, words.age(age))
+        return session.fleet.open_version, session.reader.switches, session.pipe_ended, seen
 
     @property
     def bindings_shown(self) -> Sequence[Binding]:
