@@ -209,8 +209,10 @@ class Diagnosis(_State):
 
     def _is_muted(self, rule: AnyRule, index: int, severity: int = Severity.INFO) -> bool:
         """Whether a rule is muted in a router, where it has nothing worse to report."""
-        mutes = self._mutes
-        return index in self._unmeasured or any(mutes(n, index, severity) for n in rule.muted_by)
+        for name in rule.muted_by:
+            if self._mutes(name, index, severity):
+                return True
+        return index in self._unmeasured
 
     def _mutes(self, name: str, index: int, severity: int) -> bool:
         """Whether a rule has such an episode in a router, or evidence for one, or a worse one."""

@@ -110,9 +110,10 @@ class _Signals(dict[str, Signal | None]):
         self._summary, self._routers = summary, routers
 
     def __missing__(self, name: str) -> Signal | None:
-        values = getattr(self._summary, name)
-        usable = values is not None and len(values) == self._routers and values
-        self[name] = signal = Signal.of(values) if usable else None
+        values, signal = getattr(self._summary, name), None
+        if values and len(values) == self._routers:
+            signal = Signal.of(values)
+        self[name] = signal
         return signal
 
 

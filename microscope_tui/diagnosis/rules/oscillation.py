@@ -7,6 +7,7 @@ milliseconds. Loads are shares: a step with more tokens is not a swing.
 
 import math
 from collections.abc import Sequence
+from itertools import starmap
 from operator import itemgetter, mul
 from statistics import fmean, median, pvariance
 
@@ -270,12 +271,10 @@ def most_beyond(rows: Sequence[Sequence[int]], totals: Sequence[int], variance: 
     """An upper bound of the experts whose load varies by more, quickly if the totals are equal."""
     if min(totals) < max(totals):
         return len(rows[0])
-    steps, fair, found = len(rows), totals[0] / len(rows[0]), 0
-    for column in zip(*rows, strict=True):
-        mean = sum(column) / steps
-        rest = math.hypot(*column) ** 2 / steps - (1.0 - 1e-12) * mean * mean
-        found += rest > (1.0 - 1e-6) * variance * fair * fair
-    return found
+    columns, steps = list(zip(*rows, strict=True)), len(rows)
+    most = (1.0 - 1e-6) * variance * (sum(totals) / len(rows[0])) ** 2
+    pairs = zip(starmap(math.hypot, columns), map(sum, columns), strict=True)
+    return sum([steps * h * h - (1.0 - 1e-12) * total * total > most for h, total in pairs])
 
 
 def signs(loads: Sequence[float]) -> int:
