@@ -39,7 +39,7 @@ def load_entropy(tokens_per_expert: Sequence[int]) -> float | None:
         return None
     # H = ln N − (Σ n ln n) / N needs one logarithm a count and no division.
     counts = tokens_per_expert
-    used = counts if min(counts) > 0 else [n for n in counts if n > 0]
+    used = counts if min(counts) > 0 else list(filter((0.0).__lt__, counts))
     weighted = math.fsum(map(mul, used, map(math.log, used)))
     return max(0.0, math.log(total) - weighted / total)
 
@@ -88,7 +88,7 @@ def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
         always, most = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k, max(1, top_k // 4)
         hot = len([n for n in tokens_per_expert if n >= always]) if most > 1 else 1
         for left_out in range(min(most, max(1, hot)), most + 1):
-            rest = [tokens_per_expert[e] for e in busiest[left_out:]]
+            rest = list(map(tokens_per_expert.__getitem__, busiest[left_out:]))
             among = effective_experts(rest)
             index = collapse_index(among, len(rest), top_k - left_out)
             if index is not None and index >= EVEN_ENOUGH:

@@ -32,7 +32,7 @@ from microscope_tui.diagnosis.episodes import (
 )
 from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.rules import RULES, AnyRule
-from microscope_tui.diagnosis.rules.base import Track, number
+from microscope_tui.diagnosis.rules.base import Rule, Track, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.dead import DeadLimits
 from microscope_tui.diagnosis.signals import (
@@ -133,13 +133,13 @@ class Diagnosis(_State):
         if self.ledger.context.one_step:
             self.too_few = _too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
-        for rule, read, reports_itself, mutes_all in self._in_turn:
-            if reports_itself:
+        for rule, read, plain in self._in_turn:
+            if not plain:
                 self._report(rule, view)
             readings = read(view)
             if readings is not None and (readings or rule.tracks):
                 self._take(rule, readings)
-            if mutes_all and rule.tracks:
+            if not plain and rule.mutes_all and rule.tracks:
                 muted = {i for i in rule.tracks if self._mutes(rule.name, i, Severity.ERROR)}
                 self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         if not self.ledger.context.trains and self.run.counts != "shares":
@@ -291,7 +291,8 @@ class Diagnosis(_State):
             and (context.trains or not rule.trains_only)
         ]
         self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
-        self._in_turn = [(r, r.read, r.reports_itself, r.mutes_all) for r in self.rules.values()]
+        plain = [not r.mutes_all and type(r).events is Rule.events for r in self.rules.values()]
+        self._in_turn = [(r, r.read, p) for r, p in zip(self.rules.values(), plain, strict=True)]
         return context
 
     def blind_spots(self) -> dict[str, str]:

@@ -53,8 +53,8 @@ class Repeats(msgspec.Struct):
                 found[index] = {"cause": "one batch" if one_batch else "repeated", "total": lines}
         for index in fresh:  # an old row is not further evidence
             row = rows[index]
-            busy = partial(_busy, row, sum(row), tokens[index])
-            for tie in self._tied(index, range(len(row)), busy):
+            key = partial(_busy, row, sum(row), tokens[index])
+            for tie in self._tied(index, range(len(row)), key):
                 found[index] = {"cause": "tied", "total": self.ties[index][0], "experts": (*tie,)}
         times = Counter(hashes[index] for index in fresh)
         twins = [i for i in fresh if times[hashes[i]] > 1 and _is_rare(rows[i], tokens[i])]

@@ -6,7 +6,7 @@ all routers, so that a healthy run costs almost nothing however many layers it h
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from operator import add, sub, truediv
 
@@ -51,15 +51,14 @@ class Routers(tuple[RouterInfo, ...]):
     def __init__(self, routers: Sequence[RouterInfo]) -> None:
         self.top_k = [r.top_k for r in routers]
         self.spans = [r.num_experts - r.top_k for r in routers]
-        self.choose = min(self.top_k, default=0) > 0 and min(self.spans) > 0
-        """Whether every router has a collapse index."""
+        self.have_index = min(self.top_k, default=0) > 0 and min(self.spans) > 0
         most = max((r.top_k / max(1, r.num_experts) for r in routers if r.top_k > 1), default=0.0)
         self.plain_below = (measures.ALWAYS_CHOSEN - 1e-9) / most if most else math.inf
         """A maximal load with which no even router excuses its busiest expert."""
 
     def collapse_index(self, effective: "Signal") -> Sequence[float | None]:
         """``measures.collapse_index`` of all; at once where no value has to be clamped."""
-        if self.choose and effective.known:
+        if self.have_index and effective.known:
             values = list(map(truediv, map(sub, effective.values, self.top_k), self.spans))
             if min(values) >= 0.0 and max(values) <= 1.0:
                 return values
@@ -90,16 +89,14 @@ class Signal(msgspec.Struct, gc=False):
     def high(self) -> float:
         """The largest value, without NaN; −∞ without values."""
         if self._high is None:
-            known = self.values if self.known else _finite(self.values)
-            self._high = max(known) if known else -math.inf
+            self._high = max(_finite(self.values), default=-math.inf)
         return self._high
 
     @property
     def low(self) -> float:
         """The smallest value, without NaN; ∞ without values."""
         if self._low is None:
-            known = self.values if self.known else _finite(self.values)
-            self._low = min(known) if known else math.inf
+            self._low = min(_finite(self.values), default=math.inf)
         return self._low
 
 
@@ -311,10 +308,6 @@ class Trail(msgspec.Struct):
         while self.steps and self.steps[-1] >= step:
             del self.steps[-1], self.rows[-1]
 
-    def columns(self, last: int | None = None) -> Iterator[Sequence[float]]:
-        """The kept finite values of every router, oldest first."""
-        return map(_finite, zip(*self.rows[:last], strict=True))
-
     def column(self, router: int, first: int = 0, last: int | None = None) -> Sequence[float]:
         """The kept finite values of one router, oldest first."""
         return _finite([row[router] for row in self.rows[first:last]])
@@ -343,6 +336,15 @@ class FirstValues(Trail):
         return median(self.column(router, 0, lines))
 
 
+def outside(
+    values: Sequence[float], low: float = -math.inf, high: float = math.inf, *,
+    others: Collection[int] = (),
+) -> Sequence[int]:  # fmt: skip
+    """Routers, in order, whose value is not between the two, and the others."""
+    found = [index for index, value in enumerate(values) if not low < value < high]
+    return sorted({*found, *others}) if others else found
+
+
 def _finite(values: Sequence[float]) -> Sequence[float]:
     total = sum(values)
     return values if total == total else [value for value in values if value == value]
@@ -360,5 +362,6 @@ def summing(counts: Sequence[int], evidence: float, least: int, most: int) -> Su
 
 
 def median(values: Sequence[float]) -> float:
-    """The median, the upper one of two; NaN without values."""
-    return sorted(values)[len(values) // 2] if values else NAN
+    """The median without NaN, the upper one of two; NaN without values."""
+    known = _finite(values)
+    return sorted(known)[len(known) // 2] if known else NAN

@@ -10,6 +10,7 @@ middle of a run. What follows from the header is set up apart: a resumed run may
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import ClassVar, Generic, Literal, TypeGuard, TypeVar, cast, get_args
 
 import msgspec
@@ -38,6 +39,7 @@ _ROOM = 0.3
 """A swing of this amplitude, of the fair share, is the limit of OSCILLATION …"""
 MOST_SWING = 0.2
 """… and above this one no setting is raised: there is room for less than half as much again."""
+_SEVERITY = itemgetter(1)
 _BESIDE = "add a sequence-wise auxiliary loss for the uneven layers"
 _OF_LOGITS = 0.05
 """In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
@@ -97,14 +99,14 @@ class Track(msgspec.Struct):
         """The worst of the evidence that is building up."""
         if self.since is None:
             return None
-        return Severity(max([severity for _, severity in self.recent]))
+        return Severity(max(map(_SEVERITY, self.recent)))
 
     @property
     def severity(self) -> Severity | None:
         """The highest severity that enough of the last evaluations reach."""
         if self.over < self.needed:
             return None
-        return Severity(sorted([severity for _, severity in self.recent])[-self.needed])
+        return Severity(sorted(map(_SEVERITY, self.recent))[-self.needed])
 
     @property
     def cleared_at(self) -> int | None:
@@ -139,8 +141,6 @@ class Rule(ABC, Generic[L, M]):
 
     limits_type: ClassVar[type[RuleLimits]]
     memory_type: ClassVar[type[msgspec.Struct]]
-    reports_itself: ClassVar[bool]
-    """Opens episodes besides those that follow from its readings."""
     name: ClassVar[str]
     subject: ClassVar[str]
     """Name in texts."""
@@ -191,7 +191,6 @@ class Rule(ABC, Generic[L, M]):
     def __init_subclass__(cls) -> None:
         """Find the two types in ``Rule[limits, memory]``."""
         cls.limits_type, cls.memory_type = get_args(cls.__dict__["__orig_bases__"][0])
-        cls.reports_itself = {"events", "whole_run_causes"} & cls.__dict__.keys() != set()
 
     def __init__(self, context: Context) -> None:
         self.routers = context.run.routers

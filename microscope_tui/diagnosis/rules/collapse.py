@@ -30,6 +30,7 @@ from microscope_tui.diagnosis.signals import (
     Signal,
     StepView,
     SummedCounts,
+    outside,
     summing,
     value_at,
 )
@@ -144,12 +145,12 @@ class Collapse(Rule[CollapseLimits, Memory]):
         if signal.known and signal.low > leave and not memory.suspects:
             return {}
         found: dict[int, Reading | None] = {}
-        for index, value in enumerate(signal.values):
-            suspect = memory.suspects.get(index)
+        for index in outside(signal.values, leave, others=memory.suspects):
+            value, suspect = signal.values[index], memory.suspects.get(index)
             if value != value:
                 found[index] = None
-            elif value <= leave or suspect is not None:
-                suspect = memory.suspects.setdefault(index, Suspect())
+            else:
+                suspect = suspect or memory.suspects.setdefault(index, Suspect())
                 suspect.calm = 0 if value <= leave else suspect.calm + 1
                 if suspect.calm > self.leave:
                     del memory.suspects[index]
@@ -163,8 +164,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
         before, memory.seen_at = memory.seen_at, step
         if signal.known and signal.low >= limits.even:
             return
-        for index, value in enumerate(signal.values):
-            if not value >= limits.even:
+        for index in outside(signal.values, limits.even):
+            if not signal.values[index] >= limits.even:
                 if before - memory.uneven_at[index] >= limits.even_steps:
                     memory.settled.add(index)
                 memory.uneven_at[index] = step

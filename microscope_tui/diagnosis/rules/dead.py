@@ -113,8 +113,7 @@ class Dead(Rule[DeadLimits, Memory]):
         memory.steps += 1
         memory.first = memory.first or view.step
         if dead.known and dead.high <= 0:
-            if len(memory.alive) < len(self.routers):
-                memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
+            memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows, memory.totals = {}, {}
         elif len(memory.alive) < len(self.routers):
             self._add(view, dead.values)

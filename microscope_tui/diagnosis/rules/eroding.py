@@ -137,10 +137,10 @@ class Eroding(Rule[ErodingLimits, Memory]):
             if len(values) < max(8, 0.8 * length):
                 continue
             now, fallen = values[-1], values[0] - values[-1]
-            enough = fallen > max(limits.fall * values[0], limits.noise * _scatter(values))
+            enough = now < level and fallen > limits.fall * values[0]
             enough = enough and (rest is None or rest < (1.0 - limits.fall) * values[0])
-            steady = _largest_drop(values) < limits.steady * fallen
-            if not (enough and steady and now < level):
+            enough = enough and fallen > limits.noise * _scatter(values)
+            if not (enough and _largest_drop(values) < limits.steady * fallen):
                 continue  # the trend takes the longest
             slope, z = _trend(steps, values)
             slope = max(slope, _recent_slope(steps, values))
@@ -152,12 +152,11 @@ class Eroding(Rule[ErodingLimits, Memory]):
                     facts={"from": values[0], "left": max(1.0, (now - floor) / -slope)},
                     since=steps[_start(values)],
                 )
-        if not series[-1] >= self.collapse.leave:
-            return Reading(severity=None)
-        slope, _ = _trend(*self._points(series, limits.short))
-        # Still falling, though not fast enough for an alarm: not a recovery.
-        still = slope <= -limits.fall / (limits.long * limits.block)
-        return Reading(severity=None, clear=not still)
+        if clear := series[-1] >= self.collapse.leave:
+            slope, _ = _trend(*self._points(series, limits.short))
+            # Still falling, though not fast enough for an alarm: not a recovery.
+            clear = not slope <= -limits.fall / (limits.long * limits.block)
+        return Reading(severity=None, clear=clear)
 
     def _points(self, series: list[float], length: int) -> tuple[list[int], list[float]]:
         """The last finite points, and the first steps of their blocks."""

@@ -1,11 +1,13 @@
 """HOT_EXPERT: an expert takes nearly every token in an otherwise healthy layer."""
 
+from operator import mul
+
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
-from microscope_tui.diagnosis.signals import BALANCE, StepView
+from microscope_tui.diagnosis.signals import BALANCE, StepView, outside
 from microscope_tui.runlog import RunRecord
 
 
@@ -50,11 +52,11 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
         found: dict[int, Reading | None] = {}
-        for index, (load, scale) in enumerate(zip(loads.values, self.scales, strict=True)):
-            share = load * scale
-            if share != share:
+        shares = list(map(mul, loads.values, self.scales))
+        for index in outside(shares, high=self.limits.leave):
+            if (share := shares[index]) != share:
                 found[index] = None
-            elif share >= self.limits.leave:
+            else:
                 counts, c = view.full_counts(index), collapse.values[index]
                 top_k = self.routers[index].top_k
                 if counts is not None:  # with several hot experts the summaries do not suffice

@@ -240,7 +240,8 @@ class Lint(Rule[LintLimits, Memory]):
         self._see_gradients(view)
         self.sign.observe(view, memory.sign)
         if memory.pooled_for < self.limits.persistence:
-            memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
+            pooled = self.floor and self._looks_pooled(view)
+            memory.pooled_for = memory.pooled_for + 1 if pooled else 0
         if not memory.looked:
             memory.looked, memory.settings = True, list(self._settings(view))
         of_steps = (
@@ -301,11 +302,9 @@ class Lint(Rule[LintLimits, Memory]):
 
     def _looks_pooled(self, view: StepView) -> bool:
         """Near its floor k, pooled over layers, while a layer by itself is far from even."""
-        if not self.floor or view.step <= self.context.warm_up:
-            return False
         losses, effective = view.record.losses or {}, view.signal("effective_experts")
         loss = next((losses[n] for n in ("aux", "aux_loss", "router_aux") if n in losses), None)
-        if loss is None or effective is None:
+        if loss is None or effective is None or view.step <= self.context.warm_up:
             return False
         return abs(loss - self.floor) <= self.limits.floor * self.floor and any(
             value < self.limits.uneven * router.num_experts
@@ -338,11 +337,9 @@ class BiasSign:
         """Add one step, and judge the sign."""
         if not self.moves or memory.blind >= _BLIND or (index := view.collapse_index) is None:
             return
-        uneven = self._limits.sign_uneven
-        if not (memory.trials or index.low < uneven):
-            return
-        known = memory.outcomes.keys() | memory.trials.keys()
-        new = [r for r, value in enumerate(index.values) if value < uneven and r not in known]
+        known, uneven = memory.outcomes.keys() | memory.trials.keys(), self._limits.sign_uneven
+        low = enumerate(index.values if index.low < uneven else ())
+        new = [r for r, value in low if value < uneven and r not in known]
         if not (memory.trials or new) or not view.has_counts:
             return
         new.sort(key=index.values.__getitem__)

@@ -104,12 +104,10 @@ class Logits(Rule[LogitLimits, Memory]):
 
     def _compare(self, view: StepView, z_loss: Signal, found: dict[int, Reading | None]) -> None:
         limits, memory, raised = self.limits, self.memory, self.memory.raised_since
-        if z_loss.high <= limits.least / limits.warn:
-            raised.clear()
-            return
         reference, young = memory.reference or self._first(), view.step <= self.context.warm_up
-        if z_loss.known and z_loss.high <= limits.leave * min(reference):
-            raised.clear()  # none of them is raised
+        calm = z_loss.known and z_loss.high <= limits.leave * min(reference)
+        if calm or z_loss.high <= limits.least / limits.warn:
+            raised.clear()
             return
         for index, (value, usual) in enumerate(zip(z_loss.values, reference, strict=True)):
             if not value > limits.leave * usual:
@@ -157,7 +155,7 @@ class Logits(Rule[LogitLimits, Memory]):
         memory, reference = self.memory, self.memory.reference or self._first()
         if len(memory.past.rows) < _RECENT + _LEAST:
             return
-        columns = memory.past.columns(-_RECENT)
+        columns = zip(*memory.past.rows[:-_RECENT], strict=True)
         for i, (z, past) in enumerate(zip(z_loss.values, columns, strict=True)):
             lasts = z > self.limits.warn * reference[i]
             if not lasts or not (i in memory.settled or i in self.tracks):

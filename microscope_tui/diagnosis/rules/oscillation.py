@@ -192,8 +192,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         least, totals = int(limits.experts_share * experts) + 1, list(map(sum, rows))
         noise = limits.overdispersion * experts * steps / sum(totals)
         some = min((limits.amplitude / 4) ** 2 + noise, limits.amplitude**2)
-        wider = most_beyond(rows, totals, some)
-        if wider < least and wider <= limits.experts_share * experts:
+        if most_beyond(rows, totals, some) <= limits.experts_share * experts:
             return 0, 0.0, 0.0  # the usual case
         wide = sorted(spreads(rows), key=itemgetter(0), reverse=True)
         share = sum(variance > limits.amplitude**2 for variance, _ in wide) / experts

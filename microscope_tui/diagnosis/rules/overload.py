@@ -115,14 +115,15 @@ class Overload(Rule[OverloadLimits, Memory]):
     def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
         baseline, tokens = self.context.baseline, view.tokens or 0.0
         severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
-        for index, load in enumerate(loads.values):
+        least, first = self.limits.least / 1.3, self.memory.first.medians
+        for index, (load, usual) in enumerate(zip(loads.values, first, strict=True)):
+            if load - 1.0 <= least and usual == usual and baseline is None:
+                continue  # below every limit
             known = baseline.max_violation[index] if baseline is not None else None
-            reference = self.memory.first.medians[index] - 1.0 if known is None else known
+            reference = usual - 1.0 if known is None else known
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
-            if load - 1.0 <= self.limits.least / 1.3:
-                continue  # below every limit
             # Where it is unknown: the reference is as noisy, if it is of this run.
             router = self.routers[index]
             noise, experts = 0.0 if known is None else math.inf, router.num_experts

@@ -83,10 +83,9 @@ class Shock(Rule[ShockLimits, Memory]):
         return found
 
     def _look_for_falls(self, step: int, values: Sequence[float]) -> None:
-        low = 1.0 - self.limits.drop
+        past, low = self.memory.usual, 1.0 - self.limits.drop
         for index, value in enumerate(values):
             if value < low and index not in self.memory.dips:
-                past = self.memory.usual
                 if not past.rows[-1][index] > value + self.limits.back / 2:
                     continue  # a layer that was low before does not fall
                 if value < (usual := median(past.column(index))) - self.limits.drop:
