@@ -5,7 +5,8 @@ rewritten and is read from the start.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +21,9 @@ from microscope_tui.sources.keys import (
     decode_object,
     matched,
 )
-from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
+from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, whole_steps
 from microscope_tui.sources.row_records import NUM_EXPERTS, TOP_K
-from microscope_tui.sources.sqlite import MAGIC, Database, Tables
+from microscope_tui.sources.sqlite import MAGIC, Busy, Database, Tables
 
 MOST_RUNS = 1000
 """Runs of one database that are listed."""
@@ -160,14 +161,45 @@ class DatabaseReader(RowReader):
             self._seen, self.offset = version, self.size
         return Rows(found.rows, restarted, found.ended)
 
-    def _after(self, tables: Tables, max_bytes: int) -> _Found:
-        """The rows after the last one; sets only the run and its configuration."""
+    def sample(self, count: int) -> list[Row]:
+        """See ``RowReader`` and ``whole_steps``: places are numbers of rows."""
+        with suppress(FileNotFoundError, Busy, Unreadable):  # reading all of it gives the reason
+            self._database.version()
+            self._identity = self._database.identity
+            return self._database.read(lambda tables: self._spread(tables, count))
+        return []
+
+    def _spread(self, tables: Tables, count: int) -> list[Row]:
+        if (run := self._run_in(tables)) is None:
+            return []
+        order, mine = self.order, f"FROM metrics WHERE {self._where(tables)}"
+        query = f"SELECT {self.columns} {mine} AND {order} >= ? AND {order} < ? ORDER BY {order}"
+
+        def rows_of(start: int, end: int) -> Iterator[Row]:
+            for values in tables.rows(query, (*run.values, start, end)):
+                with suppress(BadLine):
+                    yield self._row(values)
+
+        first = tables.rows(f"SELECT {order} {mine} ORDER BY {order} LIMIT 1", run.values)
+        last = tables.rows(f"SELECT {order} FROM metrics ORDER BY {order} DESC LIMIT 1")
+        match [number for (number,) in (*first, *last)]:
+            case [int(start), int(end)]:
+                return whole_steps(rows_of, start, end + 1, count, 2)
+        return []
+
+    def _run_in(self, tables: Tables) -> Run | None:
+        """The run; sets its name and configuration too."""
         runs = [self._found] if self._found is not None else self.all_runs(tables)
         run = next((run for run in runs if run.label == self.run), None)
-        if run is None:
+        if run is not None:
+            self._found, self.name = run, run.label
+            self.config = self.config or self._config(tables, run)
+        return run
+
+    def _after(self, tables: Tables, max_bytes: int) -> _Found:
+        """The rows after the last one; sets only the run and its configuration."""
+        if (run := self._run_in(tables)) is None:
             return _Found(restarted=self._anchor is not None)
-        self._found, self.name = run, run.label
-        self.config = self.config or self._config(tables, run)
         found = _Found(last=self._last, anchor=self._anchor)
         if self._anchor is not None and self._anchor_of(tables, run, self._last) != self._anchor:
             found = _Found(restarted=True)

@@ -8,8 +8,9 @@ Both are recognised by how their content begins.
 
 import os
 import re
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ HEAD_BYTES = 64 << 10
 """A file is recognised by this much of its beginning."""
 Record = dict[str, Any]
 """One record of the run log, as ``docs/run-log.md`` describes it."""
+_SAMPLING_S = 0.3  # processor time of ``whole_steps``, about
+_MOST_SAMPLED = 150_000  # numbers: 15 MB
 
 
 class SourceRequest(msgspec.Struct, frozen=True):
@@ -208,6 +211,55 @@ class RowReader(Reader, ABC):
         Raises:
             OSError, Unreadable: as ``RecordReader.read``.
         """
+
+
+def whole_steps(
+    rows_of: Callable[[int, int], Iterator[Row]], start: int, end: int, count: int, width: int
+) -> list[Row]:
+    """A whole step from each of about ``count`` places between ``start`` and ``end``.
+
+    It is the first one there with a reading of a router, or else the first one; at the end, the
+    last. ``rows_of`` gives the rows between two places, in their order. At each as much is looked
+    at as holds two such steps at the start: twice ``width``, or more. Empty where they are rare, or
+    every step is one number: rows may be sorted by name, and those of a step all over the source.
+    """
+    steps, took = list[Row](), 0.0
+    while sum(step.of_router for step in steps) < 2:
+        if width >= end - start or took > _SAMPLING_S / 4:
+            return []
+        width, began = 2 * width, time.thread_time()
+        steps = list(_between_edges(rows_of(start, start + width), begins=True))
+        took = time.thread_time() - began
+    numbers = max(len(step.values) for step in steps)
+    if numbers < 2:
+        return []
+    places = max(1, min(count, _MOST_SAMPLED // numbers, int(_SAMPLING_S / max(took, 1e-6))))
+    kept: list[Row] = []
+    for place in range(places + 1):
+        at = start + max(0, end - start - width) * place // places
+        found = _between_edges(rows_of(at, at + width), begins=not place)
+        chosen: Row | None = None
+        for step in reversed([*found]) if place == places else found:
+            if chosen is None or step.of_router:
+                chosen = step
+            if step.of_router:
+                break
+        while kept and chosen is not None and kept[-1].step >= chosen.step:
+            kept.pop()  # the run went back, or both places have the same step
+        kept += [] if chosen is None else [chosen]
+    return kept
+
+
+def _between_edges(rows: Iterator[Row], *, begins: bool) -> Iterator[Row]:
+    """Steps, their rows merged: all but the last one, and but the first unless it ``begins``."""
+    step: Row | None = None
+    for row in rows:
+        if step is not None and row.step == step.step:
+            step.values += row.values
+            continue
+        if step is not None and begins:
+            yield step
+        begins, step = begins or step is not None, row
 
 
 def coarse_to_fine(count: int) -> Iterator[float]:

@@ -7,10 +7,11 @@ that begins with many of them is refused.
 import csv
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from microscope_tui.runlog import BadLine, Tail, safe_text
+from microscope_tui.runlog import BadLine, LineSplitter, Tail, safe_text
 from microscope_tui.sources.keys import (
     MAX_ROW_BYTES,
     STEP_NAMES,
@@ -25,7 +26,7 @@ from microscope_tui.sources.keys import (
     matched,
     parse_number,
 )
-from microscope_tui.sources.reader import HEAD_BYTES, Row, RowReader, Rows, Unreadable
+from microscope_tui.sources.reader import HEAD_BYTES, Row, RowReader, Rows, Unreadable, whole_steps
 
 FOREIGN_BYTES = 1 << 20
 """A file whose first megabyte holds no row at all is refused."""
@@ -84,6 +85,23 @@ class LineRows(RowReader):
                 f"({self.defects.first[0]}); give another --source"
             )
         return Rows(rows, found.restarted)
+
+    def sample(self, count: int) -> list[Row]:
+        """See ``RowReader`` and ``whole_steps``."""
+        tail, reader = self._tail, type(self)(self.path, self.keys)  # with a state of its own
+
+        def rows_of(start: int, end: int) -> Iterator[Row]:
+            data = tail.pread(min(end - start, MAX_ROW_BYTES), start)
+            begin = data.find(b"\n") + 1 if start else 0
+            for _, line in LineSplitter(MAX_ROW_BYTES).feed(data[begin:]):
+                with suppress(BadLine):  # reading the whole file counts it
+                    if (row := reader._row(line)) is not None:
+                        yield row
+
+        tail.pread(0, 0)
+        with suppress(Unreadable):  # reading the whole file gives the reason
+            return whole_steps(rows_of, 0, tail.size, count, 2048)
+        return []
 
 
 class JsonlReader(LineRows):

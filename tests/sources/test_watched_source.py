@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -45,11 +44,13 @@ def test_an_earlier_step_is_read_again_from_the_spool(tmp_path: Path) -> None:
     assert pin.latest.counts(1) is not None
 
 
+@pytest.mark.parametrize("name", ["run-a.wandb", "metrics.jsonl"])
 def test_a_long_source_shows_its_whole_history_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microscope_tui.watch.run_watch._OVERVIEW_FROM_BYTES", 1)
-    shutil.copy(GOLDEN / "wandb", tmp_path / "run-a.wandb")
+    content = (GOLDEN / "wandb").read_bytes()
+    (tmp_path / name).write_bytes(content if "wandb" in name else sound.jsonl([FAIR] * 99))
     (run,) = Search(tmp_path).runs()
     watch = RunWatch(run)
     watch.open_overview()
@@ -57,7 +58,7 @@ def test_a_long_source_shows_its_whole_history_before_it_is_read(
     assert not watch.can_seek
     assert watch.latest is not None
     sampled = watch.latest.record.step
-    os.utime(tmp_path / "run-a.wandb", (1e9, 1e9))
+    os.utime(tmp_path / name, (1e9, 1e9))
     watch.read_all()
     assert not watch.sampled
     assert watch.can_seek
