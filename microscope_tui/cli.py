@@ -61,6 +61,7 @@ def _run(given: Sequence[str]) -> int | None:
         return watch_with(Path(tokens[0]) if tokens else DEFAULT_PATH, read_config())
     from microscope_tui.commands import run
 
+    gc.freeze()  # the end of the process would search it, too
     gc.enable()
     return run(tokens, COMMANDS)
 

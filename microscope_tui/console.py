@@ -20,7 +20,9 @@ from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import (
     PipedLog,
     RunFile,
+    RunReader,
     Spool,
+    UnknownFormat,
     encode_record,
     safe_text,
 )
@@ -76,10 +78,12 @@ def _with_readings_first(runs: list[RunFile]) -> list[RunFile]:
 
 def fail_if_unreadable(run: RunFile) -> None:
     """Exit before the screen opens if the only run cannot be read."""
-    watched = RunWatch(run)
-    watched.advance(_FIRST_BYTES)
-    if watched.error:
-        fail(f"{run.path}: {watched.error}", NO_VERDICT)
+    try:
+        next(RunReader(run.name).feed(run.open().read(_FIRST_BYTES).data), None)
+    except UnknownFormat as error:
+        fail(f"{run.path}: {error}", NO_VERDICT)
+    except OSError as error:
+        fail(f"{run.path}: cannot be read: {error.strerror or error}", NO_VERDICT)
 
 
 def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:

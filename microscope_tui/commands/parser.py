@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +125,12 @@ class _Page(DefaultFormatter):
         super().__call__(console, options, panel.copy(entries=shown))
 
 
+def _version() -> str:
+    from importlib.metadata import version  # as long as all options
+
+    return version("moe-microscope")
+
+
 def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int | None:
     """Call one of ``commands``: name → place, description; its exit code, ``None`` for success."""
     everything = "--help-all" in tokens
@@ -138,7 +143,7 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
         help="Watch the routers of a Mixture-of-Experts model while it trains.",
         help_formatter=_Page(examples[""], everything=everything),
         default_parameter=Parameter(show_default=lambda value: value or None),
-        version=lambda: metadata.version("moe-microscope"),
+        version=_version,
         result_action="return_value",
     )
     app.default(watch)

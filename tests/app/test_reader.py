@@ -65,6 +65,26 @@ def test_with_nothing_left_to_judge_it_waits_as_before(clock: Clock) -> None:
     assert clock.pauses == pytest.approx([0.25])
 
 
+@pytest.mark.parametrize(("steps", "long"), [(150, False), (2500, True)])
+def test_a_short_log_is_read_before_the_first_picture_and_a_long_one_after_it(
+    tmp_path: Path, steps: int, long: bool
+) -> None:
+    write(tmp_path, "run", 1000, steps=steps)
+    reader = Reader(Fleet(tmp_path), lambda: True)
+    reader.start()
+    reader.first_look.wait(10.0)
+    time.sleep(0.1)
+    watch = reader.fleet.open
+    assert (watch.sampled, watch.complete) == (long, not long)
+    assert watch.source.offset == (0 if long else watch.source.size)
+    reader.painted.set()
+    until = time.monotonic() + 10.0
+    while not watch.complete and time.monotonic() < until:
+        time.sleep(0.01)
+    reader.stop()
+    assert watch.complete
+
+
 async def test_the_list_gets_all_its_verdicts_and_the_next_session_has_them(tmp_path: Path) -> None:
     write(tmp_path / "logs", "open", 1000, steps=150)
     for at in range(3):

@@ -116,7 +116,8 @@ def test_the_whole_microscope_imports_without_torch() -> None:
     ("module", "unwanted"),
     [
         ("microscope_tui", ["textual", "rich", "msgspec"]),
-        ("microscope_tui.cli", ["textual", "plotext", "watchdog"]),
+        ("microscope_tui.cli", ["microscope_tui.console", "pathlib"]),
+        ("microscope_tui.commands.watch", ["textual", "plotext", "watchdog", "cyclopts"]),
         ("microscope_tui.probe.recorder", ["textual", "rich", "cyclopts"]),
         ("microscope_tui.app.microscope", ["plotext"]),
         ("moe_model", ["torch"]),
@@ -141,7 +142,10 @@ async def main():
         while not (app.session.watch and app.session.watch.complete):
             await pilot.pause(0.02)
         await pilot.pause()
-        print(sum(name.split(".")[0] == "microscope_tui" for name in sys.modules))
+        ours = [m for name, m in sys.modules.items() if name.split(".")[0] == "microscope_tui"]
+        types = {t for m in ours for t in vars(m).values() if isinstance(t, type)}
+        print(len(ours), *(t.__name__ for t in types if t.__module__.startswith("microscope_tui")
+                           and "__dataclass_fields__" in vars(t)))
 
 asyncio.run(main())
 """
@@ -157,7 +161,9 @@ def test_the_first_screen_of_a_run_log_loads_few_modules(tmp_path: Path) -> None
     code = [sys.executable, "-c", FIRST_SCREEN, str(tmp_path / "log")]
     done = subprocess.run(code, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) <= MAX_MODULES
+    modules, *dataclasses = done.stdout.split()
+    assert int(modules) <= MAX_MODULES
+    assert set(dataclasses) <= {"_State", "_Saved"}, "a dataclass costs 0.3 ms, a Struct nothing"
 
 
 @pytest.mark.parametrize(
