@@ -26,6 +26,7 @@ from .picture import PictureRequest as PictureRequest
 from .picture import draw as draw
 from .reader import Reader as Reader
 from .remembered import SavedView as SavedView
+from .remembered import begin as begin
 from .remembered import load_view as load_view
 from .remembered import save_view as save_view
 from .rows import Rows as Rows

@@ -17,9 +17,7 @@ from textual.theme import Theme
 from microscope_tui.app import palette
 from microscope_tui.app.keys import EVERYWHERE, name_of, screen_class, shown_key, with_keymap
 from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.session import DEFAULT, Preferences, Session
-from microscope_tui.lines import Glyphs
-from microscope_tui.watch import Fleet
+from microscope_tui.app.session import Session
 
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
@@ -60,22 +58,15 @@ class Microscope(App[None]):
 
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
 
-    def __init__(
-        self, fleet: Fleet, glyphs: Glyphs = Glyphs.BRAILLE, preferences: Preferences = DEFAULT
-    ) -> None:
+    def __init__(self, session: Session) -> None:
         self.problem: str | None = None
         """What failed at exit."""
-        self.session = Session(fleet, glyphs, preferences)
-        if preferences.remember:
-            from microscope_tui.app.remembered import recall
-
-            recall(self.session)
+        self.session = session
         super().__init__()
-        self.set_keymap(preferences.keymap)
+        self.set_keymap(session.preferences.keymap)
         self.register_theme(_THEME)
         self.theme = _THEME.name
         sys.setswitchinterval(_SWITCH_S)
-        self.session.reader.start()  # starts reading while Textual sets up the terminal
 
     def get_default_screen(self) -> Screen[None]:
         """The main screen; it stays below the others for the whole session."""

@@ -12,6 +12,7 @@ from textual.widget import Widget
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.out import stand_alone
+from microscope_tui.app.remembered import begin
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
@@ -60,7 +61,7 @@ async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRA
     Raises:
         NoPicture: no such screen, layer, expert or step.
     """
-    app = Microscope(fleet, glyphs)
+    app = Microscope(begin(fleet, glyphs))
     async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:
         return await _drawn(app, pilot, wanted)
 

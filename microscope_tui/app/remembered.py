@@ -15,10 +15,11 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from microscope_tui.app.session import Session
-from microscope_tui.lines import Axis, Look, Measure, Order, Palette, Pattern
+from microscope_tui.app.session import DEFAULT, Preferences, Session
+from microscope_tui.lines import Axis, Glyphs, Look, Measure, Order, Palette, Pattern
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import BadMapping, rules_of
+from microscope_tui.watch import Fleet
 from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 
 _MOST_BYTES = 1 << 20
@@ -48,6 +49,17 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of acknowledged alerts, newest last."""
     maps: tuple[Annotated[str, Meta(max_length=_MOST_BYTES >> 8)], ...] = ()
     """Confirmed keys of other tools, as given with ``--map``."""
+
+
+def begin(
+    fleet: Fleet, glyphs: Glyphs = Glyphs.BRAILLE, preferences: Preferences = DEFAULT
+) -> Session:
+    """A session that reads already, while the screens are still imported."""
+    session = Session(fleet, glyphs, preferences)
+    if preferences.remember:
+        recall(session)
+    session.reader.start()
+    return session
 
 
 def recall(session: Session) -> None:

@@ -99,12 +99,15 @@ def _dismiss_writers(descriptor: int) -> list[str]:
 def _open(fleet: Fleet, user: UserConfig) -> int:
     view = user.view
     _prepare_terminal(view.color)
-    from microscope_tui.app import Microscope, Preferences
+    from microscope_tui.app import Preferences, begin
 
     interval_s = _REMOTE_S if is_remote(os.environ) else _LOCAL_S
     looks = Palette(view.palette), interval_s, view.bell, view.remember
     preferences = Preferences(*looks, keymap_from(user))
-    microscope = Microscope(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
+    session = begin(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
+    from microscope_tui.app import Microscope  # Textual, while the log is read
+
+    microscope = Microscope(session)
     microscope.run(mouse=False)
     for path in microscope.session.written:  # the screen's messages are gone
         say(f"written: {path}")

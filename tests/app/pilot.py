@@ -12,7 +12,7 @@ from rich.console import Console
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-from microscope_tui.app import MainScreen, Microscope, Preferences, Rows, Session, Tiles
+from microscope_tui.app import MainScreen, Microscope, Preferences, Rows, Session, Tiles, begin
 from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet, RunView, RunWatch
 
@@ -146,7 +146,7 @@ async def running(
 ) -> AsyncIterator[AppPilot]:
     """The app, just started; ``system``: Rich's name of how many colours the terminal has."""
     fleet = fleet if isinstance(fleet, Fleet) else Fleet(fleet)
-    app = Microscope(fleet, glyphs, preferences)
+    app = Microscope(begin(fleet, glyphs, preferences))
     if system is not None:
         app.console = Console(color_system=system, file=StringIO(), force_terminal=True)
     async with app.run_test(size=size) as pilot:

@@ -134,10 +134,11 @@ FIRST_SCREEN = """
 import asyncio, sys
 from pathlib import Path
 from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.remembered import begin
 from microscope_tui.watch import Fleet
 
 async def main():
-    app = Microscope(Fleet(Path(sys.argv[1])))
+    app = Microscope(begin(Fleet(Path(sys.argv[1]))))
     async with app.run_test(size=(120, 40)) as pilot:
         while not (app.session.watch and app.session.watch.complete):
             await pilot.pause(0.02)
