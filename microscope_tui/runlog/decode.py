@@ -131,21 +131,24 @@ def row_starts(line: bytes, routers: int) -> list[int]:
     Only a matrix in the writers' usual form is cut up like this.
     """
     key = b'"tokens_per_expert":'
-    at = line.rfind(key)
-    at = -1 if at < 0 else line.find(b"[", at + len(key))
+    behind = line.rfind(b'"') + 2  # the last quote is usually that of the key, and fast to find
+    if not line.endswith(key, 0, behind):
+        behind = line.rfind(key) + len(key)
+    at = line.find(b"[", behind) if behind >= len(key) else -1
     if at < 0 or line[at - 1 : at] not in (b":", b" "):
         return []
-    starts: list[int] = []
-    end = at
-    while (at := line.find(b"[", at + 1)) >= 0 and len(starts) <= routers:
-        between = line[end + 1 : at]
-        if between != b"," and between.translate(None, b" ") != (b"," if starts else b""):
-            return []  # not a row, or a nested list
-        starts.append(at)
-        if (end := line.find(b"]", at)) < 0:
-            return []
+    starts, end, between = list[int](), at + 1, b""
+    try:
+        for _ in range(routers):
+            at = line.index(b"[", at + 1)
+            if line[end:at] != between and line[end:at].translate(None, b" ") != between:
+                return []  # not a row, or a nested list
+            starts.append(at)
+            end, between = line.index(b"]", at) + 1, b","
+    except ValueError:
+        return []
     # Behind the last row the matrix and the record end.
-    whole = len(starts) == routers and line[end + 1 :].translate(None, b" ") == b"]}"
+    whole = line.find(b"[", at + 1) < 0 and line[end:].translate(None, b" ") == b"]}"
     return starts if whole else []
 
 
