@@ -137,11 +137,8 @@ class Diagnosis(_State):
             if not plain:
                 self._report(rule, view)
             readings = read(view)
-            if readings is not None and (readings or rule.tracks):
+            if readings or rule.tracks:
                 self._take(rule, readings)
-            if not plain and rule.mutes_all and rule.tracks:
-                muted = {i for i in rule.tracks if self._mutes(rule.name, i, Severity.ERROR)}
-                self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         if not self.ledger.context.trains and self.run.counts != "shares":
             for index in range(len(self.run.routers)):
                 if index not in self._unmeasured and (row := view.full_counts(index)):
@@ -291,8 +288,8 @@ class Diagnosis(_State):
             and (context.trains or not rule.trains_only)
         ]
         self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
-        plain = [not r.mutes_all and type(r).events is Rule.events for r in self.rules.values()]
-        self._in_turn = [(r, r.read, p) for r, p in zip(self.rules.values(), plain, strict=True)]
+        plain = Rule.events
+        self._in_turn = [(r, r.read, type(r).events is plain) for r in self.rules.values()]
         return context
 
     def blind_spots(self) -> dict[str, str]:
@@ -329,12 +326,16 @@ class Diagnosis(_State):
         if not silent and (held := rule.whole_run_causes(view)) is not None:
             self.ledger.set_causes(rule.name, view.step, held)
 
-    def _take(self, rule: AnyRule, readings: Readings) -> None:
-        for index in [index for index in rule.tracks if index not in readings]:
-            self._judge(rule, index, _CLEAR)
-        for index, reading in readings.items():
-            if reading is not None and (reading.severity is not None or index in rule.tracks):
-                self._judge(rule, index, reading)
+    def _take(self, rule: AnyRule, readings: Readings | None) -> None:
+        if readings is not None:
+            for index in [index for index in rule.tracks if index not in readings]:
+                self._judge(rule, index, _CLEAR)
+            for index, reading in readings.items():
+                if reading is not None and (reading.severity is not None or index in rule.tracks):
+                    self._judge(rule, index, reading)
+        if rule.mutes_all:
+            muted = {i for i in rule.tracks if self._mutes(rule.name, i, Severity.ERROR)}
+            self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
 
     def _judge(self, rule: AnyRule, index: int, reading: Reading) -> None:
         unsure = self.run.unconfirmed and self.run.counts == "shares"

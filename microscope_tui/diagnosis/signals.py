@@ -6,7 +6,7 @@ all routers, so that a healthy run costs almost nothing however many layers it h
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from operator import add, sub, truediv
 
@@ -89,14 +89,16 @@ class Signal(msgspec.Struct, gc=False):
     def high(self) -> float:
         """The largest value, without NaN; −∞ without values."""
         if self._high is None:
-            self._high = max(_finite(self.values), default=-math.inf)
+            known = self.values if self.known else _finite(self.values)
+            self._high = max(known) if known else -math.inf
         return self._high
 
     @property
     def low(self) -> float:
         """The smallest value, without NaN; ∞ without values."""
         if self._low is None:
-            self._low = min(_finite(self.values), default=math.inf)
+            known = self.values if self.known else _finite(self.values)
+            self._low = min(known) if known else math.inf
         return self._low
 
 
@@ -334,15 +336,6 @@ class FirstValues(Trail):
     def usual(self, router: int, lines: int) -> float:
         """The median of one router in the first ``lines``; NaN before the first value."""
         return median(self.column(router, 0, lines))
-
-
-def outside(
-    values: Sequence[float], low: float = -math.inf, high: float = math.inf, *,
-    others: Collection[int] = (),
-) -> Sequence[int]:  # fmt: skip
-    """Routers, in order, whose value is not between the two, and the others."""
-    found = [index for index, value in enumerate(values) if not low < value < high]
-    return sorted({*found, *others}) if others else found
 
 
 def _finite(values: Sequence[float]) -> Sequence[float]:

@@ -1,6 +1,7 @@
 """COLLAPSE: c of the counts summed over a window falls below its limits."""
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -30,7 +31,6 @@ from microscope_tui.diagnosis.signals import (
     Signal,
     StepView,
     SummedCounts,
-    outside,
     summing,
     value_at,
 )
@@ -140,16 +140,18 @@ class Collapse(Rule[CollapseLimits, Memory]):
             return None
         if self.context.relative and view.plain_index is not None:  # whom it excuses may change
             memory.first.add(view.step, view.plain_index.values)
-        self._settle(view.step, signal)
-        leave = self.limits.leave
+        leave, most = self.limits.leave, max(self.limits.leave, self.limits.even)
+        calm = signal.known and signal.low > most
+        low = [] if calm else [i for i, value in enumerate(signal.values) if not value > most]
+        self._settle(view.step, signal, low)
         if signal.known and signal.low > leave and not memory.suspects:
             return {}
         found: dict[int, Reading | None] = {}
-        for index in outside(signal.values, leave, others=memory.suspects):
+        for index in sorted({*low, *memory.suspects}):
             value, suspect = signal.values[index], memory.suspects.get(index)
             if value != value:
                 found[index] = None
-            else:
+            elif value <= leave or suspect is not None:
                 suspect = suspect or memory.suspects.setdefault(index, Suspect())
                 suspect.calm = 0 if value <= leave else suspect.calm + 1
                 if suspect.calm > self.leave:
@@ -158,13 +160,11 @@ class Collapse(Rule[CollapseLimits, Memory]):
                     found[index] = self._look_closer(view, index, value, suspect)
         return found
 
-    def _settle(self, step: int, signal: Signal) -> None:
+    def _settle(self, step: int, signal: Signal, low: Sequence[int]) -> None:
         """Record routers that stop being even after a long time."""
         memory, limits = self.memory, self.limits
         before, memory.seen_at = memory.seen_at, step
-        if signal.known and signal.low >= limits.even:
-            return
-        for index in outside(signal.values, limits.even):
+        for index in low:
             if not signal.values[index] >= limits.even:
                 if before - memory.uneven_at[index] >= limits.even_steps:
                     memory.settled.add(index)

@@ -7,7 +7,7 @@ from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
-from microscope_tui.diagnosis.signals import BALANCE, StepView, outside
+from microscope_tui.diagnosis.signals import BALANCE, StepView
 from microscope_tui.runlog import RunRecord
 
 
@@ -52,11 +52,10 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
         found: dict[int, Reading | None] = {}
-        shares = list(map(mul, loads.values, self.scales))
-        for index in outside(shares, high=self.limits.leave):
-            if (share := shares[index]) != share:
+        for index, share in enumerate(map(mul, loads.values, self.scales)):
+            if share != share:
                 found[index] = None
-            else:
+            elif share >= self.limits.leave:
                 counts, c = view.full_counts(index), collapse.values[index]
                 top_k = self.routers[index].top_k
                 if counts is not None:  # with several hot experts the summaries do not suffice

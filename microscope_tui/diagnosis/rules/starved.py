@@ -10,7 +10,7 @@ from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import EXACT, PER_STEP, Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
-from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, outside, summing
+from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
 from microscope_tui.runlog import RunRecord
 
 OVER_HISTORY = "over history"
@@ -109,7 +109,8 @@ class Starved(Rule[StarvedLimits, Memory]):
         if quiet and max(shares, default=0.0) <= limits.share / 2:
             return {}
         found: dict[int, Reading | None] = {}
-        for index in outside(shares, high=limits.share / 2, others=memory.suspects):
+        high = [i for i, share in enumerate(shares) if not share <= limits.share / 2]
+        for index in sorted({*high, *memory.suspects}):
             share, suspect = shares[index], memory.suspects.get(index)
             if share != share:
                 found[index] = None
@@ -138,8 +139,8 @@ class Starved(Rule[StarvedLimits, Memory]):
         if self.context.relative or view.step <= self.context.warm_up:
             return
         memory.began, memory.lines = memory.began or view.step, memory.lines + 1
-        for index in outside(shares, high=0.0):
-            if (share := shares[index]) > 0:
+        for index, share in enumerate(shares):
+            if share > 0:
                 router = self.routers[index]
                 pairs = (view.tokens_of(index) or 0.0) * router.top_k / max(1, router.num_experts)
                 by_chance = math.exp(-pairs / 4)  # overdispersion, as in DEAD
