@@ -74,17 +74,16 @@ class Track(msgspec.Struct):
 
     def observe(self, step: int, severity: Severity | None, clear: bool) -> None:
         """Add one evaluation; ``clear`` means inside the limit by its margin."""
-        recent = self.recent
-        while len(recent) >= self.window:
-            self.over -= recent.pop(0)[1] > 0
+        recent, over, window = self.recent, self.over + (severity is not None), self.window
+        while len(recent) >= window:
+            over -= recent.pop(0)[1] > 0
         recent.append((step, int(severity or 0)))
-        if severity is not None:
-            self.over += 1
+        self.over = over
         if not clear:
             self.clear, self.clear_since = 0, None
         else:
             self.clear, self.clear_since = self.clear + 1, self.clear_since if self.clear else step
-        if 2 * self.over * self.window < len(recent) * self.needed or not self.over:
+        if 2 * over * window < len(recent) * self.needed or not over:
             self.since = None
         elif self.since is None and severity is not None:
             self.since = self._first_evidence()

@@ -52,10 +52,13 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
         found: dict[int, Reading | None] = {}
+        leave = self.limits.leave
         for index, share in enumerate(map(mul, loads.values, self.scales)):
+            if share < leave:
+                continue
             if share != share:
                 found[index] = None
-            elif share >= self.limits.leave:
+            else:
                 counts, c = view.full_counts(index), collapse.values[index]
                 top_k = self.routers[index].top_k
                 if counts is not None:  # with several hot experts the summaries do not suffice

@@ -115,10 +115,12 @@ class Overload(Rule[OverloadLimits, Memory]):
     def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
         baseline, tokens = self.context.baseline, view.tokens or 0.0
         severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
-        least, first = self.limits.least / 1.3, self.memory.first.medians
-        for index, (load, usual) in enumerate(zip(loads.values, first, strict=True)):
-            if load - 1.0 <= least and usual == usual and baseline is None:
-                continue  # below every limit
+        first, near = self.memory.first.medians, list(range(len(self.routers)))
+        if baseline is None and sum(first) == sum(first):  # else some of them are unknown
+            least = 1.0 + self.limits.least / 1.31  # below every limit
+            near = [i for i, load in enumerate(loads.values) if not load < least]
+        for index in near:
+            load, usual = loads.values[index], first[index]
             known = baseline.max_violation[index] if baseline is not None else None
             reference = usual - 1.0 if known is None else known
             if load != load or reference != reference:
