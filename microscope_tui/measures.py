@@ -54,7 +54,7 @@ def collapse_index(effective: float | None, num_experts: int, top_k: int) -> flo
     """``c = (effective − k) / (E − k)`` clamped to [0, 1]; no value when E ≤ k or k is unknown."""
     if effective is None or not math.isfinite(effective) or not num_experts > top_k > 0:
         return None
-    return min(1.0, max(0.0, (effective - top_k) / (num_experts - top_k)))
+    return c if 0.0 < (c := (effective - top_k) / (num_experts - top_k)) < 1.0 else float(c >= 1.0)
 
 
 _ROUNDING = 1e-3  # of counts that are scaled shares

@@ -120,6 +120,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
 
     def set_up(self) -> None:
         self.persist(self.limits.window)
+        self.watched = max(self.limits.leave, self.limits.even)
         self.shock = self.context.limits.of(ShockLimits).within
 
     def start(self) -> None:
@@ -140,7 +141,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
             return None
         if self.context.relative and view.plain_index is not None:  # whom it excuses may change
             memory.first.add(view.step, view.plain_index.values)
-        leave, most = self.limits.leave, max(self.limits.leave, self.limits.even)
+        leave, most = self.limits.leave, self.watched
         calm = signal.known and signal.low > most
         low = [] if calm else [i for i, value in enumerate(signal.values) if not value > most]
         self._settle(view.step, signal, low)

@@ -196,7 +196,7 @@ class Meter(Rule[MeterLimits, Memory]):
             for index, name in (view.non_finite() or self._vanished(view)).items()
         }
         impossible = self._impossible(view)
-        memory.wait = max(0, memory.wait - 1)
+        memory.wait -= memory.wait > 0
         due = memory.wait == 0 and view.has_counts
         if due:
             memory.had_counts = True
@@ -208,7 +208,7 @@ class Meter(Rule[MeterLimits, Memory]):
         else:
             found = dict.fromkeys(memory.repeating) | found
         # One router a line, in an order without a period: wrong lines may have one.
-        turn = (view.step * _MIXED >> 16) % max(1, len(self.routers))
+        turn = (view.step * _MIXED >> 16) % (len(self.routers) or 1)
         summed = due or bool(self.exact and self._sum(view, turn))
         asked = {*memory.sums, *impossible, *self.tracks}
         if summed:
@@ -248,7 +248,7 @@ class Meter(Rule[MeterLimits, Memory]):
             return None
         total = view.sums[index][1] + _unrouted(view, index)
         expected = tokens * self.routers[index].top_k
-        if abs(total - expected) <= max(0.5, _ROUNDED * expected):
+        if total == expected or abs(total - expected) <= max(0.5, _ROUNDED * expected):
             return {}
         cause = "multiple" if total > 0 and total % round(expected) == 0 else "sum"
         return {"cause": cause, "total": total, "expected": round(expected)}
