@@ -122,7 +122,8 @@ def _prepare_terminal(color: str) -> None:
     if os.environ.get("TERM", "dumb") == "dumb":
         fail("TERM=dumb cannot show the microscope: use `snapshot` or `check`, or set TERM", USAGE)
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
-    os.environ.setdefault("TEXTUAL_FPS", "240")  # how long a new screen waits
+    # A new screen waits for one frame; keys that come faster share one.
+    os.environ.setdefault("TEXTUAL_FPS", "60" if is_remote(os.environ) else "240")
     if color == "never":
         os.environ["NO_COLOR"] = "1"
     elif color != "auto":
