@@ -114,11 +114,11 @@ def guarded(take: Callable[[Entry], None], entry: Entry, defects: Defects, line:
 
 _SLICE_BYTES = 1 << 20
 _ANSWER_S = 0.5
-_NICE = 10  # a training on this machine goes first
+_NICE = 10  # from its first import on: a training goes first, and so does the first picture
 _SIZE = struct.Struct("<Q")
 _PIPE_BYTES = 1 << 20
 _PROGRAM = (
-    "import sys; sys.path[:] = sys.argv[1:]; "
+    f"import os, sys; os.nice({_NICE}); sys.path[:] = sys.argv[1:]; "
     "from microscope_tui.watch.judge import judge_for_parent; judge_for_parent()"
 )
 
@@ -223,7 +223,6 @@ def judge_for_parent() -> None:
 
     It ends when the first one does: its input ends, or its answer cannot be written.
     """
-    os.nice(_NICE)
     requests, answered = sys.stdin.buffer, time.monotonic()
 
     def answer(state: Judge | str, *, now: bool = True) -> None:
