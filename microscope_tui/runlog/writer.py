@@ -202,6 +202,10 @@ class RunLogWriter:
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """One record as one line. Non-finite numbers become the strings that the format names."""
+    with contextlib.suppress(TypeError):  # a kind of number or mapping that it does not know
+        line = msgspec.json.encode(record)
+        if b"null" not in line:  # neither a number that JSON lacks, nor ``None``
+            return line + b"\n"
     return msgspec.json.encode(_named_non_finite(record)) + b"\n"
 
 

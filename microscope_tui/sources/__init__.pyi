@@ -13,6 +13,7 @@ from .keys import BadMapping as BadMapping
 from .keys import Keys as Keys
 from .keys import Rule as Rule
 from .keys import Target as Target
+from .keys import config_number as config_number
 from .keys import rules_of as rules_of
 from .megatron import MegatronReader as MegatronReader
 from .reader import Record as Record
@@ -24,7 +25,6 @@ from .reader import SourceRequest as SourceRequest
 from .reader import Unreadable as Unreadable
 from .row_records import SHARES_SUM as SHARES_SUM
 from .row_records import RowRecords as RowRecords
-from .row_records import config_number as config_number
 from .row_records import counts_of_shares as counts_of_shares
 from .row_records import run_record as run_record
 from .row_records import step_record as step_record

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from microscope_tui.runlog import BadLine, Defects, safe_text
 from microscope_tui.sources.keys import (
+    NUM_EXPERTS,
+    TOP_K,
     Keys,
     Rule,
     as_number,
@@ -22,7 +24,6 @@ from microscope_tui.sources.keys import (
     matched,
 )
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, whole_steps
-from microscope_tui.sources.row_records import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.sqlite import MAGIC, Busy, Database, Tables
 
 MOST_RUNS = 1000
@@ -232,8 +233,8 @@ class DatabaseReader(RowReader):
             return
         last = found.rows[-1] if found.rows else None
         if last is not None and (last.step, last.time) == (row.step, row.time):
-            last.values += row.values
-        elif row.values:
+            last.add(row)
+        elif row.targets:
             found.rows.append(row)
 
     def _anchor_of(self, tables: Tables, run: Run, number: int) -> tuple[object, ...] | None:
@@ -388,14 +389,13 @@ class MlflowReader(DatabaseReader):
         number = as_step(step)
         if number is None or not isinstance(key, str):
             raise BadLine("without a step from 0, or without a key")
-        row = Row(number, as_time(at))
         target = self.keys[key]
         measured = float("nan") if is_nan else as_number(value)
         if target is not None and measured is not None:
             if abs(measured) >= _LARGEST:
                 measured *= 2.0  # it was logged as infinity
-            row.values.append((target, measured))
-        return row
+            return Row(number, as_time(at), [(target, measured)])
+        return Row(number, as_time(at))
 
     def _ended(self, tables: Tables, run: Run) -> str:
         if "status" not in tables.columns("runs"):

@@ -58,6 +58,24 @@ STEP_NAMES = (
     "iteration",
 )
 TIME_NAMES = ("time", "timestamp", "_timestamp", "wall_time")
+NUM_EXPERTS = (
+    "num_experts",
+    "n_routed_experts",
+    "num_local_experts",
+    "moe_num_experts",
+    "num_moe_experts",
+)
+TOP_K = (
+    "top_k",
+    "num_experts_per_tok",
+    "moe_router_topk",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_top_k",
+    "moe_topk",
+)
+_MOST_DEPTH = 6
+_MOST_VALUES = 20_000
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _CONTAINERS = {dict, list}
 _MILLISECONDS = 1e11
@@ -78,6 +96,12 @@ class Target(NamedTuple):
     def of_router(self) -> bool:
         """Whether it is a reading of a router; without a layer, of all routers together."""
         return self.layer is not None or self.quantity not in STEP_QUANTITIES
+
+    @property
+    def final(self) -> "Target":
+        """The same as a quantity of the run log."""
+        name = self.quantity
+        return Target("effective_experts" if name == LOAD_ENTROPY else name, *self[1:3])
 
 
 class BadMapping(ValueError):
@@ -339,3 +363,26 @@ def parse_number(text: str) -> float | None:
 def first_of(fields: Mapping[str, object], names: tuple[str, ...]) -> object:
     """The value of the first of ``names`` that ``fields`` holds, or ``None``."""
     return next((fields[name] for name in names if name in fields), None)
+
+
+def config_number(config: Mapping[str, object], names: Sequence[str]) -> int | None:
+    """The first positive integer that one of ``names`` has in a nested configuration.
+
+    Keys may be nested (``{"model": {"num_experts": 8}}``), dotted (``model.num_experts``) or spelt
+    with hyphens; W&B wraps values as ``{"value": …}``.
+    """
+    left = _MOST_VALUES
+    found: dict[str, int] = {}
+    todo: list[tuple[Mapping[object, object], int]] = [(config, 0)]  # type: ignore[list-item]
+    while todo and left > 0:
+        level, depth = todo.pop()
+        for key, value in level.items():
+            left -= 1
+            if isinstance(value, Mapping) and set(value) <= {"value", "desc"} and "value" in value:
+                value = value["value"]
+            name = re.split(r"[./]", str(key)[-200:])[-1].replace("-", "_")
+            if type(value) is int and 0 < value < 1 << 20:
+                found.setdefault(name, value)
+            elif isinstance(value, Mapping) and depth < _MOST_DEPTH:
+                todo.append((value, depth + 1))
+    return next((found[name] for name in names if name in found), None)

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from microscope_tui.sources.keys import Keys, Rule, Target
 
 HEAD_BYTES = 64 << 10
 """A file is recognised by this much of its beginning."""
+Pairs = Iterable[tuple[Target, float]]
 Record = dict[str, Any]
 """One record of the run log, as ``docs/run-log.md`` describes it."""
 _SAMPLING_S = 0.3  # processor time of ``whole_steps``, about
@@ -148,18 +149,29 @@ class RecordReader(Reader, ABC):
         """
 
 
-class Row(msgspec.Struct):
-    """Numbers of one step that matched the mapping."""
+class Row:
+    """Numbers of one step that matched the mapping: ``numbers[i]`` belongs to ``targets[i]``."""
 
-    step: int
-    time: float | None
-    """Unix seconds."""
-    values: list[tuple[Target, float]] = msgspec.field(default_factory=list)
+    def __init__(self, step: int, time: float | None, values: Pairs = ()) -> None:
+        """``time``: Unix seconds."""
+        self.step, self.time, pairs = step, time, [*values]
+        self.targets: list[Target] = [target for target, _ in pairs]
+        self.numbers: list[float] = [number for _, number in pairs]
+
+    @property
+    def values(self) -> list[tuple[Target, float]]:
+        """Every number with its target."""
+        return list(zip(self.targets, self.numbers, strict=True))
 
     @property
     def of_router(self) -> bool:
         """Whether there is a reading of a router in it."""
-        return any(target.of_router for target, _ in self.values)
+        return any(target.of_router for target in self.targets)
+
+    def add(self, row: "Row") -> None:
+        """Append the numbers of another row; not if the lists are shared."""
+        self.targets += row.targets
+        self.numbers += row.numbers
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -230,7 +242,7 @@ def whole_steps(
         width, began = 2 * width, time.thread_time()
         steps = list(_between_edges(rows_of(start, start + width), begins=True))
         took = time.thread_time() - began
-    numbers = max(len(step.values) for step in steps)
+    numbers = max(len(step.targets) for step in steps)
     if numbers < 2:
         return []
     places = max(1, min(count, _MOST_SAMPLED // numbers, int(_SAMPLING_S / max(took, 1e-6))))
@@ -255,7 +267,7 @@ def _between_edges(rows: Iterator[Row], *, begins: bool) -> Iterator[Row]:
     step: Row | None = None
     for row in rows:
         if step is not None and row.step == step.step:
-            step.values += row.values
+            step.add(row)
             continue
         if step is not None and begins:
             yield step

@@ -10,11 +10,12 @@ spool file, so that earlier steps can be read again.
 """
 
 import math
-import re
 import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
 
 from msgspec import UNSET
 
@@ -32,10 +33,13 @@ from microscope_tui.runlog import (
 from microscope_tui.sources import proposals
 from microscope_tui.sources.keys import (
     LOAD_ENTROPY,
+    NUM_EXPERTS,
     ROUTER_QUANTITIES,
     STEP_QUANTITIES,
+    TOP_K,
     Keys,
     Target,
+    config_number,
 )
 from microscope_tui.sources.reader import (
     Batch,
@@ -59,30 +63,12 @@ MOST_PATIENCE_S = 60.0
 """Longest wait for the rest of a step, after one came late."""
 SHARES_SUM = 1_000_000
 """What the counts of a router add up to if only shares are known."""
-NUM_EXPERTS = (
-    "num_experts",
-    "n_routed_experts",
-    "num_local_experts",
-    "moe_num_experts",
-    "num_moe_experts",
-)
-TOP_K = (
-    "top_k",
-    "num_experts_per_tok",
-    "moe_router_topk",
-    "num_experts_per_token",
-    "experts_per_token",
-    "moe_top_k",
-    "moe_topk",
-)
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
 _MOST_NATS = 700.0  # more overflow
-_MOST_DEPTH = 6
-_MOST_VALUES = 20_000
+_MOST_PARTS = 64  # rows of one step, before they are merged
 Counts = Sequence[int]
-_Cells = dict[Target, float]
-_Step = tuple[int, float | None, _Cells]
+_Matrix = Sequence[Sequence[float] | None]
 
 
 class RowRecords(RecordReader):
@@ -104,14 +90,12 @@ class RowRecords(RecordReader):
         self._start()
 
     def _start(self) -> None:
-        self._step: int | None = None  # the step that may still get more rows
-        self._time: float | None = None
-        self._cells: _Cells = {}
+        self._parts: list[Row] = []  # of the step that may still get more rows
         self._grew = time.monotonic()
         self._layout: _Layout | None = None
-        self._waiting: deque[_Step] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[Row] = deque(maxlen=MOST_WAITING)
         self._ahead = 0  # steps with router readings among those that wait
-        self._early: _Step | None = None  # the last step, returned because nothing more came
+        self._early: Row | None = None  # the last step, returned because nothing more came
         self._again = False  # the open step is that one: its rest came late
         self._patience_s = 0.0  # a logger that writes a step in parts will do so again
         self._ended = False
@@ -121,7 +105,7 @@ class RowRecords(RecordReader):
 
     def wait_s(self) -> float:
         """See ``RecordReader``."""
-        return 0.0 if self._step is None else COMPLETE_AFTER_S / 10
+        return 0.0 if not self._parts else COMPLETE_AFTER_S / 10
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
@@ -150,7 +134,7 @@ class RowRecords(RecordReader):
         keys = self._source.keys
         if self._layout is not None and self.exhausted and len(keys) != self._checked:
             self._checked, self.missing = len(keys), proposals.unmatched(keys)
-        if self.exhausted and (self._step is not None or self._waiting):
+        if self.exhausted and (self._parts or self._waiting):
             if found.ended or self._is_quiet():
                 records += self._rest()
             else:
@@ -200,16 +184,16 @@ class RowRecords(RecordReader):
         request = proposal.applied(self._request)
         keys, layout = Keys((), request.confirmed), _Layout(request, self._source)
         latest = [(keys[key], [*series.values()][-1]) for key, series in found.values.items()]
-        cells = {target: value for target, value in latest if target is not None}
-        layout.grow(cells)
-        layout.learn_top_k(cells)
-        rows = layout.record(1, None, cells).get("tokens_per_expert") or [None]
+        row = Row(1, None, [(target, value) for target, value in latest if target is not None])
+        layout.grow(row)
+        layout.learn_top_k(row)
+        rows = layout.record(row).get("tokens_per_expert") or [None]
         return (None if None in rows else proposal), layout.top_k
 
     def _rest(self) -> list[Record]:
         """The open step, and those that wait for the header."""
-        if self._step is not None:
-            self._early = self._step, self._time, dict(self._cells)
+        if self._parts:
+            self._early = _merged(self._parts)
         return [*self._close(), *self._flush()]
 
     def _is_quiet(self) -> bool:
@@ -218,48 +202,48 @@ class RowRecords(RecordReader):
         return at_rest or time.monotonic() - self._grew >= patience_s
 
     def _take(self, row: Row) -> Iterator[Record]:
-        if row.step != self._step:
+        if not self._parts or row.step != self._parts[0].step:
             yield from self._close()
             self._open(row)
-        self._cells.update(row.values)
+        elif len(self._parts) == _MOST_PARTS:
+            self._parts = [_merged(self._parts)]
+        self._parts.append(row)
 
     def _open(self, row: Row) -> None:
         """Begin a step, or continue the one that was returned too early."""
         early, self._early = self._early, None
-        self._step, self._time, self._cells = row.step, row.time, {}
-        if early is None or early[0] != row.step:
+        if early is None or early.step != row.step:
             return
-        if early[2].keys().isdisjoint(target for target, _ in row.values):  # not a resumed run
+        if set(early.targets).isdisjoint(row.targets):  # not a resumed run
             late_s = time.monotonic() - self._grew
             self._patience_s = min(MOST_PATIENCE_S, max(self._patience_s, 2 * late_s))
         if self._layout is not None and not row.step:
             return  # the format has no restart at step 0: keep what was returned
-        self._step, self._time, self._cells = early
+        self._parts = [early]
         if self._layout is not None:
             self._again = True
-        elif self._waiting and self._waiting[-1][0] == row.step:
+        elif self._waiting and self._waiting[-1].step == row.step:
             self._waiting.pop()
-            self._ahead -= any(target.of_router for target in self._cells)
+            self._ahead -= early.of_router
 
     def _close(self) -> Iterator[Record]:
         """The open step is complete."""
-        if self._step is None:
+        if not self._parts:
             return
-        step = self._step, self._time, self._cells
+        row, self._parts = _merged(self._parts), []
         again, self._again = self._again, False
-        self._step, self._cells = None, {}
         if self._layout is None:
-            self._waiting.append(step)
-            self._ahead += any(target.of_router for target in step[2])
+            self._waiting.append(row)
+            self._ahead += row.of_router
             if self._ahead >= LOOK_AHEAD:
                 yield from self._flush()
         else:
-            grew = self._layout.grow(step[2])
+            grew = self._layout.grow(row)
             if again:
-                yield self._header() | {"resumed_at_step": step[0]}
+                yield self._header() | {"resumed_at_step": row.step}
             elif grew:
                 yield self._header()
-            yield self._layout.record(*step)
+            yield self._layout.record(row)
 
     def _flush(self) -> Iterator[Record]:
         """Write the header and the steps that waited for it."""
@@ -267,17 +251,25 @@ class RowRecords(RecordReader):
             return
         if self._layout is None:
             self._layout = _Layout(self._request, self._source)
-            for _, _, cells in self._waiting:
-                self._layout.grow(cells)
-                self._layout.learn_top_k(cells)
+            for row in self._waiting:
+                self._layout.grow(row)
+                self._layout.learn_top_k(row)
             yield self._header()
         while self._waiting:
-            yield self._layout.record(*self._waiting.popleft())
+            yield self._layout.record(self._waiting.popleft())
 
     def _header(self) -> Record:
         assert self._layout is not None
         name = self._source.name or self._name
         return self._layout.header(name, self._writer, self._unconfirmed)
+
+
+def _merged(parts: Sequence[Row]) -> Row:
+    """The rows of one step as one; of two readings the later one counts."""
+    if len(parts) == 1:
+        return parts[0]
+    cells = {target: number for row in parts for target, number in row.values}
+    return Row(parts[0].step, parts[0].time, cells.items())
 
 
 class _Layout:
@@ -294,21 +286,21 @@ class _Layout:
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
         self._shifted: dict[Target, Target] = {}
-        self._columns: dict[str, list[Target]] = {}
         self._rows: dict[str, list[list[Target]]] = {}
+        self._planned: list[Target] | None = None
 
-    def grow(self, cells: _Cells) -> bool:
+    def grow(self, row: Row) -> bool:
         """Add the layers and experts of one step; true if there are new ones."""
-        if cells.keys() <= self._known:
+        if self._planned == row.targets or self._known.issuperset(row.targets):
             return False
         before = dict(self._experts), set(self._rows)
-        for target in cells.keys() - self._known:
+        for target in set(row.targets) - self._known:
             if len(self._known) >= MAX_NUMBERS:
                 break
             self._known.add(target)
-            quantity, layer, expert, plus = target
-            if plus or quantity == LOAD_ENTROPY:
-                self._shifted[target] = _final(target, 0.0)[0]
+            quantity, layer, expert, _ = target
+            if target != target.final:
+                self._shifted[target] = target.final
             if target.of_router:
                 seen = self._experts.get(layer, 0)
                 self._experts[layer] = max(seen, 0 if expert is None else expert + 1)
@@ -318,11 +310,12 @@ class _Layout:
         self._arrange()
         return (self._experts, set(self._rows)) != before
 
-    def learn_top_k(self, cells: _Cells) -> None:
+    def learn_top_k(self, row: Row) -> None:
         """Where k is unknown, take it from the sums: counts ÷ tokens, or shares of tokens."""
         exact = "tokens_per_expert" in self._rows
-        rows = self._matrix("tokens_per_expert" if exact else "share", cells)
-        tokens = cells.get(Target("tokens"), 0.0) if exact else 1.0
+        _, matrices, numbers = self._numbers(row)
+        rows = matrices.get("tokens_per_expert" if exact else "share", ())
+        tokens = numbers.get("tokens", 0.0) if exact else 1.0
         known = [row for row in rows if row is not None]
         if self.top_k is not None or not known or not 0 < tokens < math.inf:
             return
@@ -335,16 +328,11 @@ class _Layout:
 
     def _arrange(self) -> None:
         """Where the numbers of each row are; none for a row with an expert that never appeared."""
-        layers = self._layers
-        self._columns = {
-            name: [Target(name, layer) for layer in layers]
-            for name in ROUTER_QUANTITIES
-            if name not in STEP_QUANTITIES or layers != [None]
-        }
         matrices = {quantity for (quantity, _), experts in self._seen.items() if experts}
         self._rows = {
-            quantity: [self._row_of(quantity, layer) for layer in layers] for quantity in matrices
+            name: [self._row_of(name, layer) for layer in self._layers] for name in matrices
         }
+        self._planned = None
 
     def _row_of(self, quantity: str, layer: int | None) -> list[Target]:
         size = max(self._num_experts, self._experts[layer])
@@ -373,60 +361,79 @@ class _Layout:
             unconfirmed=unconfirmed,
         )
 
-    def record(self, step: int, at: float | None, cells: _Cells) -> Record:
-        cells = self._unshifted(cells)
+    def record(self, row: Row) -> Record:
+        router, matrices, numbers = self._numbers(row)
         counts: Sequence[Sequence[int] | None] | None = None
-        if "tokens_per_expert" in self._rows:
-            counts = [_integers(row) for row in self._matrix("tokens_per_expert", cells)]
-        elif "share" in self._rows:
-            rows = self._matrix("share", cells)
+        if "tokens_per_expert" in matrices:
+            counts = list(map(_integers, matrices["tokens_per_expert"]))
+        elif "share" in matrices:
+            loads = matrices["share"]
             if self._source.keys.of_gates:
-                rows = [
-                    row if row and abs(sum(row) / len(row) - 1) < _OFF else None for row in rows
+                loads = [
+                    one if one and abs(sum(one) / len(one) - 1) < _OFF else None for one in loads
                 ]
-            counts = [None if row is None else counts_of_shares(row) for row in rows]
-        bias = self._matrix("expert_bias", cells)
-        router: dict[str, Values] = {}
-        for name, targets in self._columns.items():
-            values = list(map(cells.get, targets))
-            if values.count(None) < len(values):
-                router[name] = values
-        numbers = {name: cells.get(Target(name)) for name in STEP_QUANTITIES}
-        if (tokens := numbers["tokens"]) is not None and tokens.is_integer():
+            counts = [None if one is None else counts_of_shares(one) for one in loads]
+        bias = matrices.get("expert_bias", ())
+        if (tokens := numbers.get("tokens")) is not None and tokens.is_integer():
             numbers["tokens"] = int(tokens)
         return step_record(
-            step,
+            row.step,
             counts,
-            expert_bias=bias if any(row is not None for row in bias) else None,
+            expert_bias=bias if any(one is not None for one in bias) else None,
             router=router,
-            time=at,
+            time=row.time,
             **numbers,
         )
 
-    def _unshifted(self, cells: _Cells) -> _Cells:
-        """MaxVio becomes a load, the entropy of a load a number of experts.
+    def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
+        """Summaries of routers, matrices (no row where an expert is missing), numbers of the step.
 
-        Of two readings of the same quantity the later one counts.
+        Most steps have the same targets in the same order: it is planned once what goes where.
         """
-        shifted = self._shifted.keys() & cells.keys()
-        if any(self._shifted[target] in cells for target in shifted):
-            return dict(_final(target, value) for target, value in cells.items())
-        for target in shifted:
-            final, value = _final(target, cells.pop(target))
-            cells[final] = value
-        return cells
+        if self._planned != row.targets:
+            self._plan(row.targets)
+        values: list[Any] = [*row.numbers, None]
+        for at, target in self._changed:
+            values[at] = _final(target, values[at])
+        found = list(self._ordered(values))
+        return (
+            {name: found[part] for name, part in self._parts.items()},
+            {name: [at and found[at] for at in rows] for name, rows in self._matrices.items()},
+            {name: values[at] for name, at in self._singles.items()},
+        )
 
-    def _matrix(self, quantity: str, cells: _Cells) -> list[list[float] | None]:
-        """The numbers of every expert of every layer; ``None`` for a row where one is missing."""
-        rows = [list(map(cells.get, targets)) for targets in self._rows.get(quantity, ())]
-        return [None if not row or None in row else row for row in rows]  # type: ignore[misc]
+    def _plan(self, targets: list[Target]) -> None:
+        """Of two readings of the same quantity the later one counts."""
+        self._planned = targets
+        self._changed = [(at, one) for at, one in enumerate(targets) if one in self._shifted]
+        latest = {target: at for at, target in enumerate(targets)}
+        place = {self._shifted.get(target, target): at for target, at in latest.items()}
+        order: list[int] = []  # of ``_parts`` and ``_matrices`` together
+
+        def part(row: Sequence[Target]) -> slice:
+            order.extend(place.get(target, -1) for target in row)
+            return slice(len(order) - len(row), len(order))
+
+        whole = STEP_QUANTITIES if self._layers == [None] else ()
+        columns = ((n, [Target(n, at) for at in self._layers]) for n in ROUTER_QUANTITIES)
+        self._parts = {
+            name: part(row)
+            for name, row in columns
+            if name not in whole and not place.keys().isdisjoint(row)
+        }
+        self._matrices = {
+            name: [part(row) if row and place.keys() >= set(row) else None for row in rows]
+            for name, rows in self._rows.items()
+        }
+        self._singles = {n: place[Target(n)] for n in STEP_QUANTITIES if Target(n) in place}
+        self._ordered = itemgetter(*order, -1, -1)
 
 
-def _final(target: Target, value: float) -> tuple[Target, float]:
-    """A reading as a quantity of the run log."""
+def _final(target: Target, value: float) -> float:
+    """A reading as the quantity ``target.final``."""
     if target.quantity == LOAD_ENTROPY:
-        return Target("effective_experts", target.layer), math.exp(min(value, _MOST_NATS))
-    return Target(*target[:3]), value + target.plus
+        return math.exp(min(value, _MOST_NATS))
+    return value + target.plus
 
 
 def _integers(row: Sequence[float] | None) -> list[int] | None:
@@ -482,29 +489,6 @@ def run_record(
     ).to_json()
 
 
-def config_number(config: Mapping[str, object], names: Sequence[str]) -> int | None:
-    """The first positive integer that one of ``names`` has in a nested configuration.
-
-    Keys may be nested (``{"model": {"num_experts": 8}}``), dotted (``model.num_experts``) or spelt
-    with hyphens; W&B wraps values as ``{"value": …}``.
-    """
-    left = _MOST_VALUES
-    found: dict[str, int] = {}
-    todo: list[tuple[Mapping[object, object], int]] = [(config, 0)]  # type: ignore[list-item]
-    while todo and left > 0:
-        level, depth = todo.pop()
-        for key, value in level.items():
-            left -= 1
-            if isinstance(value, Mapping) and set(value) <= {"value", "desc"} and "value" in value:
-                value = value["value"]
-            name = re.split(r"[./]", str(key)[-200:])[-1].replace("-", "_")
-            if type(value) is int and 0 < value < 1 << 20:
-                found.setdefault(name, value)
-            elif isinstance(value, Mapping) and depth < _MOST_DEPTH:
-                todo.append((value, depth + 1))
-    return next((found[name] for name in names if name in found), None)
-
-
 def step_record(
     step: int,
     tokens_per_expert: Sequence[Counts | None] | None = None,
@@ -529,7 +513,8 @@ def step_record(
         for name, values in derived.items():
             given = summaries.get(name) or [None] * len(rows)
             both = zip(values, given, rows, strict=True)
-            summaries[name] = [value if row else other for value, other, row in both]
+            mixed = (value if row else other for value, other, row in both)
+            summaries[name] = values if all(rows) else list(mixed)
     else:
         rows = None
     record: Record = {"kind": "step", "step": step, **numbers}

@@ -183,7 +183,7 @@ class _EventFile:
                 data, splitter = data[start:], RecordSplitter(offset + start)
             found, why = self._decoder.rows(splitter.feed(data))
             if rows and found and rows[-1].step == found[0].step:
-                rows[-1].values += found.pop(0).values
+                rows[-1].add(found.pop(0))
             rows += found
             ended = why is not None or offset + _SAMPLED_AT_ONCE >= self.bytes.size
             if ended or any(row.of_router for row in rows[1:-1]):  # the last may not be complete
@@ -341,15 +341,17 @@ class EventRows:
                 if type(head) is Target:
                     number = unpack_float(event[-4:])[0]
                     if step == last.step:
-                        last.values.append((head, number))
+                        last.targets.append(head)
+                        last.numbers.append(number)
                         continue
                     wall, values = unpack_double(event, 1)[0], [(head, number)]
                 else:
                     step, wall, values = self._slow(event)
+                row = Row(step, wall if 0 <= wall < MAX_STEP else None, values)
                 if step == last.step:
-                    last.values += values
+                    last.add(row)
                 elif values and step < MAX_STEP:
-                    last = Row(step, wall if 0 <= wall < MAX_STEP else None, values)
+                    last = row
                     rows.append(last)
         except BadMessage as why:
             return rows, why

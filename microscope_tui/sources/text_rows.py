@@ -75,7 +75,7 @@ class LineRows(RowReader):
                 tail.defects.add(number, str(error))
                 continue
             self._has_rows = True
-            if row is not None and row.values:
+            if row is not None and row.targets:
                 rows.append(row)
         self.report(tail)
         self.defects = tail.defects

@@ -12,13 +12,15 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 
+import msgspec
+
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.keys import Keys, Rule, Target, decode_json
+from microscope_tui.sources.keys import NUM_EXPERTS, TOP_K, Keys, Rule, Target, decode_json
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
-    SLOW,
     BadMessage,
     Head,
     PrefixTargets,
@@ -37,7 +39,6 @@ from microscope_tui.sources.reader import (
     Unreadable,
     coarse_to_fine,
 )
-from microscope_tui.sources.row_records import NUM_EXPERTS, TOP_K
 
 BLOCK_BYTES = 32 * 1024
 MAX_RECORD_BYTES = 64 * 1024 * 1024
@@ -64,9 +65,10 @@ _EXIT_CODE, _NOT_COMPLETE = 1, 3  # of RunExitRecord
 _UPDATE = 1  # of ConfigRecord
 _ITEM, _STEP_FIELD = 1, 2  # of HistoryRecord
 _KEY, _NESTED_KEY, _VALUE_JSON = 1, 2, 16  # of HistoryItem and ConfigItem
+_FLOATS = msgspec.json.Decoder(list[float])
 _ITEM_TAG, _SHORT = 0x0A, 128
 _VALUE_TAG = b"\x82\x01"
-_OF_THE_ROW = {name: name for name in ("_step", "_timestamp")}
+_OF_THE_ROW = ("_step", "_timestamp")
 _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").encode())
 
 
@@ -95,8 +97,8 @@ class WandbReader(RowReader):
 
     def _start(self) -> None:
         self._splitter = RecordSplitter(_is_wanted)
-        self._heads = PrefixTargets(self._head_of)
-        self._history = HistoryRows(self._heads, self._name_of)
+        self._heads = PrefixTargets(self._what)
+        self._history = HistoryRows(self._heads)
         self._damage: Unreadable | None = None
         self._config: dict[str, object] = {}
         self._config_bytes = 0
@@ -104,15 +106,12 @@ class WandbReader(RowReader):
         self.config, self.name = self._config, ""
         self.labels: dict[str, str] = {}
 
-    def _head_of(self, head: bytes) -> Head:
-        """What an item is, by its bytes up to the value: one key, and every length below 128."""
-        plain = len(head) > 4 and head[0] in (_KEY << 3 | 2, _NESTED_KEY << 3 | 2)
-        if not plain or head[1] != len(head) - 4 or not head.endswith(_VALUE_TAG):
-            return SLOW
-        return self._name_of(head[2:-2].decode("utf-8", "replace"))
-
-    def _name_of(self, name: str) -> Head:
-        return _OF_THE_ROW.get(name) or self.keys[name]
+    def _what(self, head: bytes) -> Head:
+        """What an item is, by the bytes before its value: its key with tag and length, or alone."""
+        if head[:1] in (b"\x0a", b"\x12") and head.endswith(_VALUE_TAG):
+            head = head[2:-2]
+        name = head.decode("utf-8", "replace")
+        return name if name in _OF_THE_ROW else self.keys[name]
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
         """See ``RowReader``."""
@@ -172,7 +171,7 @@ class WandbReader(RowReader):
         """
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
         # Of its own: a row without a step follows no other.
-        history = HistoryRows(self._heads, self._name_of)
+        history = HistoryRows(self._heads)
         for block in range(start, start + most):
             data = self._file.pread(BLOCK_BYTES, block * BLOCK_BYTES)
             for record in splitter.feed(data):
@@ -357,16 +356,20 @@ def _damaged(at: int, why: str) -> Unreadable:
 class HistoryRows:
     """Turns history records into rows.
 
-    Most of the time is spent here. The common layout of an item is recognised by its bytes before
-    the value, with one lookup; the value is parsed only if the key has a target. W&B writes the
-    items of every record in another order, so every key must be looked at. All other layouts are
-    decoded field by field.
+    Most of the time is spent here. The common layout of an item is recognised by its lengths; the
+    bytes of its key and around it are the same in every record, so they are looked up as a whole.
+    W&B writes the items of every record in another order: they are put into one order, and the
+    numbers are decoded together. All other layouts are decoded field by field.
     """
 
-    def __init__(self, heads: PrefixTargets, name_of: Callable[[str], Head]) -> None:
-        """``name_of``: what a key is."""
-        self._heads, self._name_of = heads, name_of
+    def __init__(self, heads: PrefixTargets) -> None:
+        """``heads``: what an item is, by the bytes before its value, or by its name."""
+        self._heads = heads
         self._last_step = -1
+        self._known: list[Head] = []  # of the last record: its targets, and what the row needs
+        self._targets: list[Target] = []
+        self._ordered: Callable[[dict[bytes, bytes]], Sequence[bytes]]  # their values
+        self._count = 0  # of all its items
 
     def row(self, record: bytes) -> Row | None:
         """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
@@ -374,68 +377,69 @@ class HistoryRows:
         Raises:
             BadMessage: the bytes are not such a record.
         """
+        found: dict[bytes, bytes] = {}
+        step: int | None = None
+        at, end = 0, len(record)
         try:
-            return self._row(record)
+            while at < end:
+                size, start = record[at + 1], at + 2
+                if size < _SHORT and record[at] == _ITEM_TAG:
+                    value_at, stop = start + 4 + record[at + 3], start + size
+                    if record[value_at] == stop - value_at - 1 and record[value_at - 2] == 0x82:
+                        found[record[start:value_at]] = record[value_at + 1 : stop]
+                        at = stop
+                        continue
+                kind, value, at = field(record, at)
+                if kind == _ITEM:
+                    name, text = _named_value(as_bytes(value))
+                    found[name.encode()] = text
+                elif kind == _STEP_FIELD:  # protobuf omits a zero
+                    of_step = fields(as_bytes(value))
+                    numbers = [signed(as_number(n)) for key, n in of_step if key == 1]
+                    step = numbers[-1] if numbers else 0
         except IndexError:
             raise BadMessage("an item is cut off") from None
-
-    def _row(self, record: bytes) -> Row | None:
-        heads, at, end = self._heads, 0, len(record)
-        step: int | None = None
-        row = Row(0, None)
-        values = row.values
-        of_the_row: dict[str, float] = {}
-        while at < end:
-            size = record[at + 1]
-            if size < _SHORT and record[at] == _ITEM_TAG:
-                value_at = at + 6 + record[at + 3]
-                head = heads[record[at + 2 : value_at]]
-                if head is None:
-                    at += 2 + size
-                    continue
-                if head is not SLOW:
-                    at += 2 + size
-                    if record[value_at] != at - value_at - 1:
-                        raise BadMessage("the length of a value is not that of its item")
-                    text = record[value_at + 1 : at]
-                    try:
-                        number: float | None = float(text)
-                    except ValueError:
-                        number = json_number(text)
-                    if type(head) is Target and number is not None:
-                        values.append((head, number))
-                    else:
-                        _take(head, number, values, of_the_row)
-                    continue
-            kind, value, at = field(record, at)
-            if kind == _ITEM:
-                name, text = _named_value(as_bytes(value))
-                _take(self._name_of(name), json_number(text), values, of_the_row)
-            elif kind == _STEP_FIELD:  # protobuf omits a zero
-                numbers = [signed(as_number(n)) for key, n in fields(as_bytes(value)) if key == 1]
-                step = numbers[-1] if numbers else 0
         if at != end:
             raise BadMessage("an item is longer than its record")
+        row, of_the_row = self._row(found) if found else (Row(0, None), {})
         row.time = of_the_row.get("_timestamp")
         if step is None:
             step = int(of_the_row.get("_step", self._last_step + 1))
         row.step = self._last_step = step
-        return row if values and 0 <= step < MAX_STEP else None
+        return row if row.targets and 0 <= step < MAX_STEP else None
 
+    def _row(self, found: dict[bytes, bytes]) -> tuple[Row, dict[Head, float]]:
+        """The numbers that have a target, and those that the row itself needs."""
+        try:
+            if len(found) != self._count:
+                raise KeyError
+            texts = self._ordered(found)[: len(self._known)]
+        except KeyError:  # most records have the keys of the one before
+            self._learn(found)
+            texts = self._ordered(found)[: len(self._known)]
+        array, row, count = b"[%b,0]" % b",".join(texts), Row(0, None), len(self._targets)
+        try:
+            numbers = _FLOATS.decode(array)[:-1]
+            if b"-0," in array or len(numbers) != len(texts):
+                raise ValueError("a sign that would be lost, or no number")
+            row.targets, row.numbers = self._targets, numbers[:count]
+            others = list(zip(self._known, numbers, strict=True))[count:]
+        except (ValueError, msgspec.MsgspecError):
+            pairs = zip(self._known, map(json_number, texts), strict=True)
+            others = [(what, number) for what, number in pairs if number is not None]
+            row.add(Row(0, None, [(x, number) for x, number in others if isinstance(x, Target)]))
+        return row, {what: number for what, number in others if abs(number) < MAX_STEP}
 
-def _take(
-    head: Head,
-    number: float | None,
-    values: list[tuple[Target, float]],
-    of_the_row: dict[str, float],
-) -> None:
-    """Put the number of an item where it belongs; one without a target is dropped."""
-    if number is None or head is None:
-        return
-    if type(head) is Target:
-        values.append((head, number))
-    elif abs(number) < MAX_STEP:
-        of_the_row.setdefault(str(head), number)
+    def _learn(self, found: dict[bytes, bytes]) -> None:
+        """Which items are needed: those with a target, then those that the row itself needs."""
+        heads = {head: self._heads[head] for head in found}
+        targets = {head: what for head, what in heads.items() if isinstance(what, Target)}
+        known = targets | {head: what for head, what in heads.items() if what in _OF_THE_ROW}
+        self._targets, self._known = [*targets.values()], [*known.values()]
+        # Of two keys of one number the later one counts: then the order of each record matters.
+        is_once = len({target.final for target in self._targets}) == len(targets)
+        self._count = len(found) if is_once else 0
+        self._ordered = itemgetter(*(known | heads), *[*heads][:1])
 
 
 def _named_value(item: bytes) -> tuple[str, bytes]:
