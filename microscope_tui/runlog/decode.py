@@ -9,6 +9,7 @@ costs that key, never the record, and never the reader.
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -44,8 +45,12 @@ Rows = list[Values | None]
 _step_decoder = msgspec.json.Decoder(StepRecord)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
 _SETTING = re.compile(r"[-\w./]{1,40}", re.ASCII)  # of a framework; shown, so not a sentence
+_COUNTS_KEY = b'"tokens_per_expert":'
 _MATRIX_KEYS = {f'"{name}":'.encode() for name in MATRICES}
-_row_decoder = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, lt=MAX_INTEGER)]])
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_INTEGER)]
+_row_decoder = msgspec.json.Decoder(list[_Count])
+_rows_decoder = msgspec.json.Decoder(list[list[_Count]])
+_SHORT = 2048  # bytes of a matrix that is decoded in less time than its rows are found
 
 
 def decode_line(line: bytes) -> Record | None:
@@ -124,17 +129,28 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
     return list(map(_finite_of, weight)), list(map(_finite_of, norm))
 
 
+def short_rows(line: bytes, routers: int) -> Sequence[list[int]]:
+    """All rows of counts where they are short and at the end of the line; else none."""
+    at = line.rfind(b'"') + 2  # fast to find
+    if not line.endswith(_COUNTS_KEY, 0, at) or len(line) > at + _SHORT:
+        return ()
+    try:
+        rows = _rows_decoder.decode(line[at:-1])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ()
+    return rows if len(rows) == routers and line.endswith(b"}") else ()
+
+
 def row_starts(line: bytes, routers: int) -> list[int]:
     """Offsets of the opening brackets of the rows of counts; empty for an unusual line.
 
     A rule that suspects one of 58 routers step after step would otherwise decode all of them.
     Only a matrix in the writers' usual form is cut up like this.
     """
-    key = b'"tokens_per_expert":'
     behind = line.rfind(b'"') + 2  # the last quote is usually that of the key, and fast to find
-    if not line.endswith(key, 0, behind):
-        behind = line.rfind(key) + len(key)
-    at = line.find(b"[", behind) if behind >= len(key) else -1
+    if not line.endswith(_COUNTS_KEY, 0, behind):
+        behind = line.rfind(_COUNTS_KEY) + len(_COUNTS_KEY)
+    at = line.find(b"[", behind) if behind >= len(_COUNTS_KEY) else -1
     if at < 0 or line[at - 1 : at] not in (b":", b" "):
         return []
     starts, end, between = list[int](), at + 1, b""

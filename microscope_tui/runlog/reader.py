@@ -6,7 +6,7 @@ a restart supersedes.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import TypeVar, cast
 
@@ -21,6 +21,7 @@ from microscope_tui.runlog.decode import (
     decode_row,
     infer_run,
     row_starts,
+    short_rows,
 )
 from microscope_tui.runlog.records import (
     BadLine,
@@ -43,7 +44,7 @@ T = TypeVar("T")
 class StepEntry:
     """A step with its line; matrices are decoded on demand."""
 
-    __slots__ = ("_line", "_matrices", "_starts", "offset", "record", "routers")
+    __slots__ = ("_line", "_matrices", "_rows", "_starts", "offset", "record", "routers")
 
     def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
@@ -53,7 +54,8 @@ class StepEntry:
         """Number of routers that the run had at this step."""
         self._line = line
         self._matrices: Matrices | None = None
-        self._starts: list[int] | None = None
+        self._rows: Sequence[list[int]] | None = None
+        self._starts: list[int] = []
 
     @property
     def has_counts(self) -> bool:
@@ -97,8 +99,11 @@ class StepEntry:
         return decode_means(self._line.strip(b"\0 "), self.routers)
 
     def _row(self, router_index: int) -> list[int] | None:
-        if self._starts is None:
-            self._starts = row_starts(self._line, self.routers)
+        if self._rows is None:
+            self._rows = short_rows(self._line, self.routers)
+            self._starts = [] if self._rows else row_starts(self._line, self.routers)
+        if 0 <= router_index < len(self._rows):
+            return self._rows[router_index] or None
         known = 0 <= router_index < len(self._starts)
         return decode_row(self._line, self._starts[router_index]) if known else None
 
