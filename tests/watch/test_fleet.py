@@ -131,7 +131,10 @@ def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: 
     assert (card.state, card.findings) == ("finished", [])
 
 
-def test_a_huge_log_does_not_starve_the_live_ones(tmp_path: Path) -> None:
+def test_a_huge_log_does_not_starve_the_live_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microscope_tui.watch.run_watch.HOLD_S", 0.001)  # it is never huge for long
     huge = write(tmp_path, "huge", finished=False, steps=30_000)
     live = write(tmp_path, "live", finished=False)
     fleet = Fleet(tmp_path)
