@@ -191,10 +191,9 @@ class Meter(Rule[MeterLimits, Memory]):
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
-        found: dict[int, Reading | None] = {
-            index: _fault(cause="non-finite", reading=name)
-            for index, name in (view.non_finite() or self._vanished(view)).items()
-        }
+        found: dict[int, Reading | None] = {}
+        for index, name in (view.non_finite() or self._vanished(view)).items():
+            found[index] = _fault(cause="non-finite", reading=name)
         impossible = self._impossible(view)
         memory.wait -= memory.wait > 0
         due = memory.wait == 0 and view.has_counts
@@ -205,16 +204,16 @@ class Meter(Rule[MeterLimits, Memory]):
             memory.left -= 1
             if not memory.left:
                 memory.left, memory.wait = limits.needed, limits.every
-        else:
+        elif memory.repeating:
             found = dict.fromkeys(memory.repeating) | found
         # One router a line, in an order without a period: wrong lines may have one.
         turn = (view.step * _MIXED >> 16) % (len(self.routers) or 1)
         summed = due or bool(self.exact and self._sum(view, turn))
+        if not (summed or found or impossible or memory.sums or self.tracks):
+            return None
         asked = {*memory.sums, *impossible, *self.tracks}
         if summed:
             asked = set(range(len(self.routers)))
-        elif not asked and not found:
-            return None
         for index in asked - found.keys() - {WHOLE_RUN}:
             own = self._add_sum(view, index)
             if own is None or own.severity is None:
@@ -239,7 +238,9 @@ class Meter(Rule[MeterLimits, Memory]):
             for index, (value, r) in enumerate(zip(effective.values, self.routers, strict=True)):
                 if self.slack * value < r.top_k and self.highest[index] < math.inf:
                     found[index] = _fault(cause="effective", total=value, expected=r.top_k)
-        return {i: fault for i, fault in found.items() if not _unrouted(view, i)}  # choose fewer
+        for index in [i for i in found if _unrouted(view, i)] if found else ():
+            del found[index]  # some tokens choose fewer
+        return found
 
     def _sum(self, view: StepView, index: int) -> Facts | None:
         """What is wrong with the sum of a row; empty if nothing is, ``None`` if it is unknown."""
