@@ -288,8 +288,7 @@ class Diagnosis(_State):
             and (context.trains or not rule.trains_only)
         ]
         self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
-        plain = Rule.events
-        self._in_turn = [(r, r.read, type(r).events is plain) for r in self.rules.values()]
+        self._in_turn = [(r, r.read, type(r).events is Rule.events) for r in self.rules.values()]
         return context
 
     def blind_spots(self) -> dict[str, str]:

@@ -7,7 +7,6 @@ all routers, so that a healthy run costs almost nothing however many layers it h
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from operator import add, sub, truediv
 
 import msgspec
@@ -141,12 +140,19 @@ class StepView:
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""
         self._indexed: tuple[Signal, Signal] | None = None
+        self._judged: Signal | None = None
+        self._plain: Signal | None = None
 
-    @cached_property
+    @property
     def collapse_index(self) -> Signal | None:
         """c of every router in this step alone, NaN where E ≤ k; without its busiest expert, where
         the maximal load shows that ``balance`` excuses it.
         """
+        if self._judged is None:  # ``cached_property`` has a lock, which takes longer
+            self._judged = self._judge()
+        return self._judged
+
+    def _judge(self) -> Signal | None:
         effective, loads = self.signal("effective_experts"), self.signal("max_load")
         if effective is None or loads is None:
             return self.plain_index
@@ -161,11 +167,12 @@ class StepView:
             found[index] = measures.balance_of_summary(value, load, r.num_experts, r.top_k)
         return Signal.of(found)
 
-    @cached_property
+    @property
     def plain_index(self) -> Signal | None:
         """The collapse index of every router with all of its experts."""
-        effective = self.signal("effective_experts")
-        return None if effective is None else self._index(effective)
+        if self._plain is None and (effective := self.signal("effective_experts")) is not None:
+            self._plain = self._index(effective)
+        return self._plain
 
     def _index(self, effective: Signal) -> Signal:
         if self._indexed is None or self._indexed[0] is not effective:

@@ -218,8 +218,8 @@ class Lint(Rule[LintLimits, Memory]):
         memory, at = self.memory, self.memory.resumed
         memory.lines += 1
         due = memory.lines % _LOOKS == 20 or (at is not None and view.step < at + _LOOKS)
-        rows = map(view.biases, range(len(self.routers))) if due and self.sign.moves else ()
-        spans = [max(row) - min(row) for row in rows if row]
+        rows = map(view.biases, range(len(self.routers)))
+        spans = [max(r) - min(r) for r in rows if r] if due and self.sign.moves else []
         if not spans:
             return ()
         span = sum(spans) / len(spans)
@@ -257,8 +257,9 @@ class Lint(Rule[LintLimits, Memory]):
 
     def _see_gradients(self, view: StepView) -> None:
         """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""
-        memory, gradients = self.memory, view.signal("grad_norm")
-        if memory.still < 0 or gradients is None or self.context.run.profile != "finetune":
+        memory, tuned = self.memory, self.context.run.profile == "finetune"
+        gradients = view.signal("grad_norm") if tuned and memory.still >= 0 else None
+        if gradients is None:
             return
         still = memory.still + 1 if gradients.known and not any(gradients.values) else -1
         memory.looked = memory.looked and still != _STILL and not (still < 0 < memory.still)

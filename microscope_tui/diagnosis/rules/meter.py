@@ -227,7 +227,7 @@ class Meter(Rule[MeterLimits, Memory]):
         return found
 
     def _impossible(self, view: StepView) -> dict[int, Reading]:
-        """Routers whose summaries k choices per token cannot give; at every step."""
+        """Routers whose summaries k choices per token cannot give, if none chose fewer."""
         loads, effective = view.signal("max_load"), view.signal("effective_experts")
         found: dict[int, Reading] = {}
         if loads is not None and loads.high > self.least:
@@ -238,9 +238,7 @@ class Meter(Rule[MeterLimits, Memory]):
             for index, (value, r) in enumerate(zip(effective.values, self.routers, strict=True)):
                 if self.slack * value < r.top_k and self.highest[index] < math.inf:
                     found[index] = _fault(cause="effective", total=value, expected=r.top_k)
-        for index in [i for i in found if _unrouted(view, i)] if found else ():
-            del found[index]  # some tokens choose fewer
-        return found
+        return {i: fault for i, fault in found.items() if not _unrouted(view, i)} if found else {}
 
     def _sum(self, view: StepView, index: int) -> Facts | None:
         """What is wrong with the sum of a row; empty if nothing is, ``None`` if it is unknown."""
