@@ -99,6 +99,10 @@ def _column(low: Sequence[float], mean: Sequence[float], high: Sequence[float]) 
 def _grouped(
     low: Sequence[float], mean: Sequence[float], high: Sequence[float], size: int
 ) -> Level:
+    """Every ``size`` rows in one; the last one may cover fewer."""
+    if 0 < len(mean) < size:  # of a live run
+        only = _column(low, mean, high)
+        return _level((only.low,), (only.mean,), (only.high,))
     sound = math.isfinite(sum(mean))  # no gap anywhere
     if not sound and not any(value == value for value in low):
         return _level(*[[NAN] * -(-len(low) // size)] * 3)
