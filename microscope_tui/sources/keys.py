@@ -100,8 +100,8 @@ class Target(NamedTuple):
     @property
     def final(self) -> "Target":
         """The same as a quantity of the run log."""
-        name = self.quantity
-        return Target("effective_experts" if name == LOAD_ENTROPY else name, *self[1:3])
+        name = "effective_experts" if self.quantity == LOAD_ENTROPY else self.quantity
+        return Target(name, *self[1:3]) if self.plus or name != self.quantity else self
 
 
 class BadMapping(ValueError):

@@ -14,6 +14,7 @@ import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
@@ -286,7 +287,7 @@ class _Layout:
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
         self._shifted: dict[Target, Target] = {}
-        self._rows: dict[str, list[list[Target]]] = {}
+        self._rows: dict[str, list[slice]] = {}
         self._planned: list[Target] | None = None
 
     def grow(self, row: Row) -> bool:
@@ -327,12 +328,21 @@ class _Layout:
             self.top_k = round(k)
 
     def _arrange(self) -> None:
-        """Where the numbers of each row are; none for a row with an expert that never appeared."""
+        """Which numbers make a record; none for a row with an expert that never appeared."""
+        layers, self._wanted, self._planned = self._layers, list[Target](), None
+
+        def part(row: Sequence[Target]) -> slice:
+            self._wanted += row
+            return slice(len(self._wanted) - len(row), len(self._wanted))
+
         matrices = {quantity for (quantity, _), experts in self._seen.items() if experts}
-        self._rows = {
-            name: [self._row_of(name, layer) for layer in self._layers] for name in matrices
+        self._rows = {name: [part(self._row_of(name, at)) for at in layers] for name in matrices}
+        self._columns = {
+            name: part([Target(name, at) for at in layers])
+            for name in ROUTER_QUANTITIES
+            if name not in STEP_QUANTITIES or layers != [None]
         }
-        self._planned = None
+        self._steps = {name: part([Target(name)]).start for name in STEP_QUANTITIES}
 
     def _row_of(self, quantity: str, layer: int | None) -> list[Target]:
         size = max(self._num_experts, self._experts[layer])
@@ -399,33 +409,23 @@ class _Layout:
         return (
             {name: found[part] for name, part in self._parts.items()},
             {name: [at and found[at] for at in rows] for name, rows in self._matrices.items()},
-            {name: values[at] for name, at in self._singles.items()},
+            {name: found[at] for name, at in self._singles.items()},
         )
 
     def _plan(self, targets: list[Target]) -> None:
         """Of two readings of the same quantity the later one counts."""
         self._planned = targets
-        self._changed = [(at, one) for at, one in enumerate(targets) if one in self._shifted]
-        latest = {target: at for at, target in enumerate(targets)}
-        place = {self._shifted.get(target, target): at for target, at in latest.items()}
-        order: list[int] = []  # of ``_parts`` and ``_matrices`` together
-
-        def part(row: Sequence[Target]) -> slice:
-            order.extend(place.get(target, -1) for target in row)
-            return slice(len(order) - len(row), len(order))
-
-        whole = STEP_QUANTITIES if self._layers == [None] else ()
-        columns = ((n, [Target(n, at) for at in self._layers]) for n in ROUTER_QUANTITIES)
-        self._parts = {
-            name: part(row)
-            for name, row in columns
-            if name not in whole and not place.keys().isdisjoint(row)
-        }
+        place = {target: at for at, target in enumerate(targets)}
+        self._changed = [(place[one], one) for one in self._shifted if one in place]
+        if self._changed:
+            place = {self._shifted.get(target, target): at for target, at in place.items()}
+        order = list(map(place.get, self._wanted, repeat(-1)))
+        self._parts = {n: at for n, at in self._columns.items() if max(order[at], default=-1) >= 0}
         self._matrices = {
-            name: [part(row) if row and place.keys() >= set(row) else None for row in rows]
+            name: [at if min(order[at], default=-1) >= 0 else None for at in rows]
             for name, rows in self._rows.items()
         }
-        self._singles = {n: place[Target(n)] for n in STEP_QUANTITIES if Target(n) in place}
+        self._singles = {name: at for name, at in self._steps.items() if order[at] >= 0}
         self._ordered = itemgetter(*order, -1, -1)
 
 

@@ -434,7 +434,7 @@ class HistoryRows:
         """Which items are needed: those with a target, then those that the row itself needs."""
         heads = {head: self._heads[head] for head in found}
         targets = {head: what for head, what in heads.items() if isinstance(what, Target)}
-        known = targets | {head: what for head, what in heads.items() if what in _OF_THE_ROW}
+        known = targets | {head: what for head, what in heads.items() if isinstance(what, str)}
         self._targets, self._known = [*targets.values()], [*known.values()]
         # Of two keys of one number the later one counts: then the order of each record matters.
         is_once = len({target.final for target in self._targets}) == len(targets)
