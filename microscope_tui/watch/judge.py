@@ -7,6 +7,7 @@ judge, which is a complete one after every answer: at the end the reader continu
 started by ``exec``: a fork would copy threads and locks, and ``__main__`` is never imported again.
 """
 
+import fcntl
 import os
 import pickle
 import select
@@ -152,6 +153,8 @@ class SecondProcess:
         self._in, self._out = self.process.stdin.fileno(), self.process.stdout.fileno()
         for pipe in (self._in, self._out):
             os.set_blocking(pipe, False)
+            with suppress(OSError):  # a smaller one is slower
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._send(judge)
 
     def judge_lines(self, lines: bytes) -> None:
