@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,44 +30,30 @@ from microscope_tui.runlog import (
     RunRecord,
     StepEntry,
     UnknownFormat,
-    read_at,
+    opened,
     safe_text,
 )
 from microscope_tui.watch.scan import RepeatedStep
 
 
 class Judge:
-    """The diagnosis of one log, fed with the same records as the scan, at its own pace.
-
-    For a short or a live log it follows the scan record by record. For a long one it reads
-    separately until it reaches the scan; from then on they advance together.
-    """
+    """The diagnosis of one log, fed with the records of the scan, or with its lines."""
 
     def __init__(self, name: str, criteria: Criteria) -> None:
         self.diagnosis: Diagnosis | None = None
-        self.reader = RunReader(name)
-        """Used while the judge is behind the scan."""
         self.offset = 0
-        """Position in bytes of the log while behind the scan."""
-        self.along = True
-        """Whether it is fed along with the scan."""
+        """Bytes of the log that it was fed with."""
         self.defects = Defects()
-        """Records that it could not process while behind the scan."""
+        """Records in them that it could not process."""
+        self._reader = RunReader(name)
         self._criteria = criteria
 
-    def read_on(self, path: Path, end: int, max_bytes: int) -> Iterator[Entry]:
-        """Read the next records up to the scan at ``end``; from there, advance with it.
-
-        Raises:
-            OSError: the log cannot be read.
-        """
-        left = end - self.offset
-        if left <= 0:
-            self.along = True
-            return self.reader.feed(b"\n")  # the last line may lack its newline
-        data = read_at(path, self.offset, min(max_bytes, left))
-        self.offset += len(data) or left  # it shrank: the scan will report it
-        return self.reader.feed(data)
+    def feed(self, lines: bytes) -> None:
+        """Judge the next bytes of the log."""
+        self.offset += len(lines)
+        with suppress(UnknownFormat):  # the scan reports it, and ends a second process
+            for entry in self._reader.feed(lines):
+                guarded(self.take, entry, self.defects, self._reader.lines.line_number)
 
     def take(self, entry: Entry) -> None:
         """Judge one record."""
@@ -240,21 +226,17 @@ def judge_for_parent() -> None:
         judge: Judge = pickle.load(requests)
         while True:
             if isinstance(request := pickle.load(requests), bytes):
-                judge.offset += len(request)
-                _take_all(judge, judge.reader.feed(request))
+                judge.feed(request)
                 answer(judge, now=not request)
                 continue
             path, end = request
-            while judge.offset < end:
-                _take_all(judge, judge.read_on(path, end, _SLICE_BYTES))
-                answer(judge, now=judge.offset >= end)
+            with opened(path) as file:
+                while (left := end - judge.offset) > 0:
+                    data = os.pread(file, min(_SLICE_BYTES, left), judge.offset)
+                    judge.feed(data)
+                    judge.offset += 0 if data else left  # it shrank: the scan will report it
+                    answer(judge, now=judge.offset >= end)
     except (EOFError, BrokenPipeError):
         os._exit(0)  # without flushing: the reader is gone
     except Exception as error:  # the first process reports it, and judges by itself
         answer(safe_text(repr(error), 200))
-
-
-def _take_all(judge: Judge, entries: Iterator[Entry]) -> None:
-    with suppress(UnknownFormat):  # the scan reports it, and ends this process
-        for entry in entries:
-            guarded(judge.take, entry, judge.defects, judge.reader.lines.line_number)

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria, Diagnosis
@@ -30,7 +30,6 @@ HOLD_S = 0.008
 """Maximum time that the lock is held while records are added …"""
 _PATIENT_S = 0.5  # … and where no screen waits for it
 _OVERVIEW_FROM_BYTES = 1 << 20
-_ALONG_BYTES = 48 << 20  # the judge advances with the scan if no more than this is left to read
 APART_BYTES = 4 << 20
 """Size of a log from which a second process judges it sooner than the first one would …"""
 LONG_BYTES = 64 << 20
@@ -58,7 +57,7 @@ class RunWatch:
         Args:
             criteria: by what the run is judged.
             memory_bytes: bound of the history.
-            patient: read and judge in one pass, however long the log; no screen shows it.
+            patient: no screen shows it, so that more can be taken in at a time.
             apart_from: bytes of a log from which it is judged in a second process until that has
                 caught up; by default none. ``close`` the watch then.
         """
@@ -92,7 +91,6 @@ class RunWatch:
         self._scanning: Iterator[Entry] = iter(())
         self._scan_pending = False
         self._begun = False
-        self._judging: Iterator[Entry] = iter(())
         self.complete = False
         """Whether the whole file has been read once."""
         self.generation = getattr(self, "generation", -1) + 1
@@ -133,7 +131,7 @@ class RunWatch:
     @property
     def diagnosis(self) -> Diagnosis | None:
         """The judgement so far, or of a run that ended or is silent for good."""
-        if (found := self._judge.diagnosis) is not None and self.complete and self._judge.along:
+        if (found := self._judge.diagnosis) is not None and self.complete and self._apart is None:
             with self.lock:
                 state, age = self.state()
                 silent = state is RunState.STALE and (age or 0.0) > CRASHED_S
@@ -158,11 +156,11 @@ class RunWatch:
     @property
     def judged(self) -> float:
         """Share of the file that the diagnosis has seen, 0 … 1."""
-        if self._judge.along:
+        if (apart := self._apart) is None:
             return 1.0 if self.complete else self.progress
-        if (apart := self._apart) is not None and not self._is_file:  # its offset is in lines
-            return self.progress * self._judge.offset / max(1, apart.sent)
-        return min(1.0, self._judge.offset / max(1, self.source.size))
+        if self._is_file:
+            return min(1.0, self._judge.offset / max(1, self.source.size))
+        return self.progress * self._judge.offset / max(1, apart.sent)  # both in lines
 
     @property
     def bounded_by_memory(self) -> bool:
@@ -188,7 +186,7 @@ class RunWatch:
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
         """Read more records for a few milliseconds; true if anything changed.
 
-        The scan goes first, the diagnosis then catches up. Never raises because of the log.
+        Never raises because of the log.
         """
         self._judge_apart()
         self.scan.make_room(self.lock)
@@ -217,10 +215,9 @@ class RunWatch:
         if moved or chunk.restarted or finished:
             self._listen()
             return True
-        if self._apart is not None:
-            self._listen(_LISTEN_S, at_end=True)
-            return True
-        return not self.source.deleted and self._catch_up(max_bytes)
+        apart = self._apart is not None
+        self._listen(_LISTEN_S, at_end=True)
+        return apart
 
     @property
     def unread(self) -> bool:
@@ -228,7 +225,7 @@ class RunWatch:
         if self.source.deleted or self.error is not None:
             return self._scan_pending
         scanned = self.complete and self.source.exhausted and not self._scan_pending
-        return not (scanned and self._judge.along)
+        return not scanned or self._apart is not None
 
     def read_all(self) -> None:
         """Read and judge everything that the log contains now."""
@@ -261,24 +258,33 @@ class RunWatch:
             return word, age
 
     def _begin(self, data: bytes) -> None:
-        """Prepare a chunk; decide at the first one whether the judge advances with the scan."""
+        """Prepare a chunk."""
         if not self._begun:
             self._begun = True
-            left, is_file = self.source.size - len(data), self._is_file
-            if self._apart is None:
-                self._judge.along = self._patient or not is_file or left <= _ALONG_BYTES
-            if is_file:
+            if self._is_file:
                 self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
         self._scanning = self._reader.feed(data)
 
     def _scan_on(self) -> bool:
-        """Continue scanning the chunk; true if there is more of it."""
-        self._scan_pending = self._take_in(self._scanning, self._scan_one)
-        return self._scan_pending
+        """Add records of the chunk for at most ``HOLD_S``; true if there may be more."""
+        until, more = time.monotonic() + (_PATIENT_S if self._patient else HOLD_S), False
+        with self.lock:
+            try:
+                for entry in self._scanning:
+                    guarded(self._take, entry, self.defects, self._reader.lines.line_number)
+                    if more := time.monotonic() > until:
+                        break
+            except UnknownFormat as error:
+                self.error, self.foreign = str(error), True
+                self.close()
+            if self._overview is None:  # otherwise it is not visible yet
+                self.version += self.scan.commit()
+        self._scan_pending = more
+        return more
 
-    def _scan_one(self, entry: Entry) -> None:
+    def _take(self, entry: Entry) -> None:
         self.scan.take(entry)
-        if self._judge.along:
+        if self._apart is None:
             self._judge.take(entry)
         if isinstance(entry, RunRecord) and isinstance(self.source, PipedLog):
             self.file = RunFile(entry.run, self.path, 0.0)  # a pipe has no folder for a name
@@ -307,16 +313,14 @@ class RunWatch:
         if self.file.size < self._apart_from or not second_process_helps():
             return
         with contextlib.suppress(OSError):  # it cannot start: all runs in this process
-            judge = Judge(self.file.name, self._criteria)
-            judge.along = False
-            self._apart, self._judge = SecondProcess(judge), judge
+            self._apart = SecondProcess(self._judge)
             if self._is_file:  # it need not wait for the scan
                 start = max(0, self.file.size - _MOST_OF_A_LINE)
                 end = start + read_at(self.source.path, start, _MOST_OF_A_LINE).rfind(b"\n") + 1
                 self._apart.judge_file(self.source.path, end)
 
     def _listen(self, timeout_s: float = 0.0, *, at_end: bool = False) -> None:
-        """Exchange with the second process; continue without it once it has caught up.
+        """Exchange with the second process; take over from it once it has caught up.
 
         ``at_end``: nothing is left to read now.
         """
@@ -326,8 +330,11 @@ class RunWatch:
             answer = apart.exchange(timeout_s)
         except Ended as error:
             self.judged_again, self._apart_from = str(error), None
-            with self.lock:  # the lines that it had are gone, too
-                self.source = self.file.open()
+            with self.lock:
+                self.close()
+                if self.source.deleted:
+                    return  # what was read stays
+                self.source = self.file.open()  # the lines that it had are gone, too
                 self._start()
             return self.open_overview()
         if answer is not None:
@@ -342,40 +349,9 @@ class RunWatch:
         elif at_end and (not self._is_file or self.source.offset == apart.sent):
             with self.lock:
                 self.close()
-                judge.along = not self._is_file  # in a file the last line may lack its newline
+                judge.feed(b"\n")  # the last line may lack its newline
                 self.defects.merge(judge.defects)
-                judge.defects = Defects()
                 self.version += 1
-
-    def _catch_up(self, max_bytes: int) -> bool:
-        """Let the diagnosis read up to the scan."""
-        judge = self._judge
-        if judge.along:
-            return False
-        if self._take_in(self._judging, judge.take):
-            return True
-        try:
-            self._judging = judge.read_on(self.source.path, self.source.offset, max_bytes)
-        except OSError as error:
-            return self._fail(error)
-        self._take_in(self._judging, judge.take)
-        return True
-
-    def _take_in(self, entries: Iterator[Entry], take: Callable[[Entry], None]) -> bool:
-        """Add entries for at most ``HOLD_S``; true if there may be more."""
-        until, more = time.monotonic() + (_PATIENT_S if self._patient else HOLD_S), False
-        with self.lock:
-            try:
-                for entry in entries:
-                    guarded(take, entry, self.defects, self._reader.lines.line_number)
-                    if more := time.monotonic() > until:
-                        break
-            except UnknownFormat as error:
-                self.error, self.foreign = str(error), True
-                self.close()
-            if self._overview is None:  # otherwise it is not visible yet
-                self.version += self.scan.commit()
-        return more
 
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
         if self.source.seekable:

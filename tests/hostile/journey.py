@@ -102,8 +102,7 @@ def one_row_is_as_good_as_all(entry: StepEntry) -> None:
 
 
 def follow(path: Path, rng: random.Random) -> RunWatch:
-    """Read the log in slices; sometimes the judge comes behind, sometimes a sample comes first."""
-    run_watch._ALONG_BYTES = rng.choice([48 << 20, 48 << 20, -1])
+    """Read the log in slices; sometimes a sample comes first."""
     run_watch._OVERVIEW_FROM_BYTES = 1
     memory = rng.choice([1 << 12, 1 << 20, 1 << 27])
     file = RunFile(PIPE_NAME, path, 0.0)
@@ -160,7 +159,6 @@ def everything_else(watch: RunWatch, path: Path, rng: random.Random) -> None:
     json.dumps(format_check.format_json(report), allow_nan=False)
     if format_check.exit_code(report) not in (0, 3):
         raise Hurt(f"format check ends with {format_check.exit_code(report)}")
-    run_watch._ALONG_BYTES = rng.choice([-1, 48 << 20])
     other = RunWatch(watch.file)
     other.read_all()
     same_state(watch, other, "another pass over the file")

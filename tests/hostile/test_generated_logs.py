@@ -24,8 +24,9 @@ MOST_GROWTH = 256 << 20
 def test_no_log_hurts_the_reader(
     shard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_watch, "_ALONG_BYTES", run_watch._ALONG_BYTES)  # restored afterwards
-    monkeypatch.setattr(run_watch, "_OVERVIEW_FROM_BYTES", run_watch._OVERVIEW_FROM_BYTES)
+    monkeypatch.setattr(
+        run_watch, "_OVERVIEW_FROM_BYTES", run_watch._OVERVIEW_FROM_BYTES
+    )  # restored
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in range(shard * CASES, (shard + 1) * CASES):
         try:

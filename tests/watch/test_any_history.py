@@ -24,8 +24,6 @@ from tests.watch.accidents import OPERATIONS, Log, Truth
 
 STORIES = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 999)), max_size=25)
 SLICES = st.sampled_from([1, 300, 1000, 5000, 1 << 20])
-ALONG = st.sampled_from([48 << 20, -1])
-"""The judge walks along, or comes behind."""
 HOLD_S = st.sampled_from([0.008, -1.0])
 """A turn ends after some milliseconds, or after every record: the file then changes in between."""
 TO_70 = [("steps", 59), ("steps", 9)]
@@ -34,10 +32,9 @@ thoroughly = settings(max_examples=150, deadline=None, suppress_health_check=[He
 
 
 @contextmanager
-def reading(along: int, hold_s: float, *, coarse: bool) -> Iterator[None]:
-    """Readers that judge along or not, pause early or late, and merge rows soon (``coarse``)."""
+def reading(hold_s: float, *, coarse: bool) -> Iterator[None]:
+    """Readers that pause early or late, and merge rows soon (``coarse``)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_watch, "_ALONG_BYTES", along)
         patch.setattr(run_watch, "HOLD_S", hold_s)
         patch.setattr(run_watch, "_OVERVIEW_FROM_BYTES", 1)
         if coarse:
@@ -61,16 +58,16 @@ def live_through(story: list[tuple[str, int]], log: Log, watch: RunWatch, slice_
 
 
 @thoroughly
-@given(STORIES, SLICES, ALONG, ALONG, HOLD_S)
+@given(STORIES, SLICES, HOLD_S)
 def test_a_follower_ends_with_the_state_of_a_fresh_reader(
-    story: list[tuple[str, int]], slice_bytes: int, along: int, fresh_along: int, hold_s: float
+    story: list[tuple[str, int]], slice_bytes: int, hold_s: float
 ) -> None:
     with TemporaryDirectory() as folder:
         log = Log(Path(folder) / "metrics.jsonl")
         watch = RunWatch(RunFile(log.path.parent.name, log.path, 0.0))
-        with reading(along, hold_s, coarse=False):
+        with reading(hold_s, coarse=False):
             live_through(story, log, watch, slice_bytes)
-        with reading(fresh_along, 0.008, coarse=False):
+        with reading(0.008, coarse=False):
             fresh = open_log(log.path)
         assert difference(outcome(watch), outcome(fresh)) == ""
         assert watch.defects == fresh.defects
@@ -78,16 +75,16 @@ def test_a_follower_ends_with_the_state_of_a_fresh_reader(
 
 
 @thoroughly
-@given(STORIES, SLICES, ALONG, HOLD_S)
-@example([("tear", 996)], 1, 1, 0.008)
-@example([*TO_70, ("header again", 0), ("steps", 1), ("go back", 1)], 1000, -1, 0.008)
-@example([*TO_70, ("repeat", 0), ("steps", 1), ("go back", 1)], 1000, -1, 0.008)
-@example([*TO_70, ("resume", 502), ("steps", 59), ("steps", 59), ("go back", 2)], 1000, -1, -1.0)
-@example([*TO_70, ("go back", 2), ("steps", 59), ("steps", 59), ("resume", 62)], 1000, -1, -1.0)
+@given(STORIES, SLICES, HOLD_S)
+@example([("tear", 996)], 1, 0.008)
+@example([*TO_70, ("header again", 0), ("steps", 1), ("go back", 1)], 1000, 0.008)
+@example([*TO_70, ("repeat", 0), ("steps", 1), ("go back", 1)], 1000, 0.008)
+@example([*TO_70, ("resume", 502), ("steps", 59), ("steps", 59), ("go back", 2)], 1000, -1.0)
+@example([*TO_70, ("go back", 2), ("steps", 59), ("steps", 59), ("resume", 62)], 1000, -1.0)
 def test_coarse_histories_hold_the_extremes_of_exactly_the_steps_that_survive(
-    story: list[tuple[str, int]], slice_bytes: int, along: int, hold_s: float
+    story: list[tuple[str, int]], slice_bytes: int, hold_s: float
 ) -> None:
-    with TemporaryDirectory() as folder, reading(along, hold_s, coarse=True):
+    with TemporaryDirectory() as folder, reading(hold_s, coarse=True):
         log = Log(Path(folder) / "metrics.jsonl", usual_steps=60)
         watch = RunWatch(RunFile("run", log.path, 0.0))
         live_through(story, log, watch, slice_bytes)
@@ -100,7 +97,7 @@ def test_coarse_histories_hold_the_extremes_of_exactly_the_steps_that_survive(
 def test_a_sample_shows_values_of_the_file_and_leaves_when_the_scan_is_through(
     story: list[tuple[str, int]], seed: int
 ) -> None:
-    with TemporaryDirectory() as folder, reading(48 << 20, 0.008, coarse=False):
+    with TemporaryDirectory() as folder, reading(0.008, coarse=False):
         log = Log(Path(folder) / "metrics.jsonl")
         for name, size in story:
             if not name.startswith("look"):

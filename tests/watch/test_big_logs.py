@@ -5,6 +5,7 @@ import math
 import struct
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import closing
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from benchmarks.bulk import BulkTruth, write_bulk
 from microscope_tui.runlog import RunFile, reader
-from microscope_tui.watch import RunWatch, pin_at, run_watch, view_of
+from microscope_tui.watch import RunWatch, pin_at, view_of
 
 SHAPE: dict[str, Any] = {"routers": 4, "num_experts": 16, "top_k": 2, "tokens": 512}
 MIB = 1 << 20
@@ -50,8 +51,8 @@ def surviving(path: Path) -> dict[int, tuple[int, dict[str, Any]]]:
     return kept
 
 
-def watch_of(path: Path, **options: Any) -> RunWatch:
-    return RunWatch(RunFile("r", path, 0.0), **options)
+def watch_of(path: Path, size: int = 0, **options: Any) -> RunWatch:
+    return RunWatch(RunFile("r", path, 0.0, size), **options)
 
 
 def scan(watch: RunWatch) -> RunWatch:
@@ -153,26 +154,6 @@ def test_any_step_is_found_again_with_its_counts(
     assert (first.step, last.step) == (1, truth.last_step)
 
 
-def test_a_diagnosis_that_comes_later_says_the_same(
-    long_log: tuple[Path, BulkTruth], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, _ = long_log
-    along = watch_of(path, patient=True)
-    along.read_all()
-    monkeypatch.setattr(run_watch, "_ALONG_BYTES", MIB)
-    behind = scan(watch_of(path))
-    assert behind.judged < 0.5
-    assert view_of(behind).progress == 1.0
-    shares = [behind.judged]
-    while behind.unread:
-        behind.advance()
-        shares.append(behind.judged)
-    assert shares == sorted(shares)
-    assert behind.judged == 1.0
-    assert behind.diagnosis.episodes == along.diagnosis.episodes
-    assert [e.rule for e in along.diagnosis.episodes] == ["COLLAPSE"]
-
-
 def test_a_small_memory_makes_the_history_coarser_and_says_so(
     long_log: tuple[Path, BulkTruth], scanned: RunWatch
 ) -> None:
@@ -208,8 +189,7 @@ def test_the_log_is_scanned_without_decoding_a_matrix(
     long_log: tuple[Path, BulkTruth], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    monkeypatch.setattr(run_watch, "_ALONG_BYTES", 0)
     real: Callable[..., Any] = reader.decode_matrices
     monkeypatch.setattr(reader, "decode_matrices", lambda *a: (decoded.append(1), real(*a))[1])
-    scan(watch_of(long_log[0]))
-    assert decoded == []
+    with closing(scan(watch_of(long_log[0], size=MIB, apart_from=1))):
+        assert decoded == []

@@ -73,18 +73,17 @@ def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(
 def test_a_log_deleted_while_it_is_judged_leaves_the_reader_idle(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_bulk(path, steps=4000, routers=3, num_experts=8, top_k=2, tokens=512)
-    watch = follow(path)
-    watch._judge.along = False  # as behind a long log
-    watch._begin = lambda data: setattr(watch, "_scanning", watch._reader.feed(data))  # type: ignore[method-assign]
+    watch = RunWatch(RunFile("r", path, 0.0, path.stat().st_size), apart_from=1)
     while not watch.complete:
         watch.advance(1 << 16)
     path.unlink()
-    for _ in range(20):
-        if not watch.advance(1 << 16):
-            break
-    assert not watch.advance()
+    until = time.monotonic() + 10
+    while watch.advance(1 << 16):
+        assert time.monotonic() < until
     assert not watch.unread
     assert watch.state()[0] == "deleted"
+    assert watch.history is not None  # what was on screen stays
+    assert watch.history.last_step == 4000
 
 
 def test_a_log_deleted_in_the_middle_of_the_scan_keeps_the_overview(tmp_path: Path) -> None:

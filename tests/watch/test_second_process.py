@@ -64,7 +64,11 @@ def read_in_two(path: Path) -> RunWatch:
     watch = watch_of(path, apart_from=1)
     watch.advance()
     assert watch._apart is not None
-    watch.read_all()
+    shares = [watch.judged]
+    while watch.unread:
+        watch.advance()
+        shares.append(watch.judged)
+    assert shares == sorted(shares)
     assert watch._apart is None
     return watch
 
