@@ -12,7 +12,9 @@ import re
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 from microscope_tui.runlog import Tail, safe_text
 from microscope_tui.sources.keys import Keys, Rule, Target, decode_object
@@ -27,7 +29,15 @@ from microscope_tui.sources.protobuf import (
     fields,
     varint,
 )
-from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, coarse_to_fine, files_of
+from microscope_tui.sources.reader import (
+    Pairs,
+    Row,
+    RowReader,
+    Rows,
+    Unreadable,
+    coarse_to_fine,
+    files_of,
+)
 
 HEADER_BYTES = 12
 OVERHEAD_BYTES = 16
@@ -41,6 +51,7 @@ MAX_CONFIG_BYTES = 1 << 20
 CONFIG_TAGS = ("model_config/text_summary", "model_config")
 """Where the Hugging Face Trainer writes the configuration of the model, as JSON."""
 FILE_VERSION = b"brain.Event:"
+_LEAST_REPEATED = 8  # events of a step that are read together
 _LEAST_OF_A_FILE = 16 * 1024
 _SAMPLED_AT_ONCE = 16 * 1024  # a place needs three steps: the first is torn, the third ends it
 _MAX_KNOWN_HEADERS = 1 << 16
@@ -158,7 +169,7 @@ class _EventFile:
         self.restarted = chunk.restarted
         if self.damage is not None or self.restarted:
             return
-        rows, why = self._decoder.rows(self._splitter.feed(chunk.data))
+        rows, why = self._decoder.rows(self._splitter.feed(chunk.data, self._decoder.layout))
         self.rows += rows
         self.damage = self._splitter.damage
         if why is not None:
@@ -242,8 +253,8 @@ class RecordSplitter:
         self._at = start
         self._lengths: dict[bytes, int] = {}  # of headers that were verified
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The records that ``data`` completes."""
+    def feed(self, data: bytes, layout: "StepLayout | None" = None) -> list[bytes | Row]:
+        """The records that ``data`` completes; a row in place of those of a step of ``layout``."""
         if self.damage is not None:
             return []
         self._parts.append(data)
@@ -251,13 +262,13 @@ class RecordSplitter:
         if self._have < self._need:
             return []
         data = b"".join(self._parts)
-        records, used = self._split(data)
+        records, used = self._split(data, layout)
         rest = data[used:]
         self._parts, self._have, self._at = [rest], len(rest), self._at + used
         return records
 
-    def _split(self, data: bytes) -> tuple[list[bytes], int]:
-        records: list[bytes] = []
+    def _split(self, data: bytes, layout: "StepLayout | None") -> tuple[list[bytes | Row], int]:
+        records: list[bytes | Row] = []
         lengths, end = self._lengths, len(data)
         at = min(self._skip, end)
         self._skip -= at
@@ -267,6 +278,12 @@ class RecordSplitter:
             if start > end:
                 break
             header = data[at:start]
+            if layout is not None and header == layout.header:
+                row = layout.row(data, at)
+                if row is not None:
+                    records.append(row)
+                    at += layout.size
+                    continue
             length = lengths.get(header)
             if length is None:
                 length = self._verified(header, self._at + at)
@@ -310,6 +327,51 @@ def find_record(data: bytes) -> int | None:
     return None
 
 
+class StepLayout:
+    """The events of a step with one number each, which most writers repeat in every step.
+
+    All bytes are the same again but times, steps, numbers and their checksums. So one comparison
+    recognises a step of the same layout, and its numbers are unpacked together.
+    """
+
+    def __init__(self, events: Sequence[bytes], targets: Sequence[Head]) -> None:
+        """``targets``: of the ``events`` of one step; the first has one."""
+        self._targets, self._known = targets, [one for one in targets if type(one) is Target]
+        fixed, mask, layout = bytearray(), bytearray(), "<"
+        for event in events:
+            at = varint(event, 10)[1]
+            step, tag = at - 10, len(event) - at - 4
+            length = struct.pack("<Q", len(event))
+            fixed += length + struct.pack("<I", masked_crc32c(length)) + event + bytes(4)
+            mask += b"\xff" * 13 + bytes(8) + b"\xff" + bytes(step) + b"\xff" * tag + bytes(8)
+            layout += f"22x{step}s{tag}xf4x"
+        self.size, self.header = len(fixed), bytes(fixed[:HEADER_BYTES])
+        at = varint(events[0], 10)[1]
+        self._tag, self._tag_at = events[0][at:-4], HEADER_BYTES + at
+        self._mask = int.from_bytes(mask, "little")
+        self._fixed = int.from_bytes(fixed, "little") & self._mask
+        self._layout = struct.Struct(layout)
+
+    def row(self, data: bytes, at: int) -> Row | None:
+        """The step that begins at ``at`` with ``header``; ``None`` if it has another layout."""
+        if at + self.size > len(data) or not data.startswith(self._tag, at + self._tag_at):
+            return None
+        block = data[at : at + self.size]
+        if int.from_bytes(block, "little") & self._mask != self._fixed:
+            return None
+        found = self._layout.unpack(block)
+        steps = set(compress(found[::2], self._targets))
+        if len(steps) > 1 or found[0][-1] > 127:
+            return None
+        row = _row_of(varint(found[0], 0)[0], _DOUBLE.unpack_from(block, HEADER_BYTES + 1)[0])
+        row.targets, row.numbers = self._known[:], list(compress(found[1::2], self._targets))
+        return row
+
+
+def _row_of(step: int, wall: float, values: Pairs = ()) -> Row:
+    return Row(step, wall if 0 <= wall < MAX_STEP else None, values)
+
+
 class EventRows:
     """Turns the events of a run into rows; those of one step that follow each other are one row.
 
@@ -320,44 +382,64 @@ class EventRows:
 
     def __init__(self, keys: Keys) -> None:
         self.config: dict[str, object] = {}
+        self.layout: StepLayout | None = None
+        """That of the last two steps with the same one."""
         self._keys = keys
         self._heads = PrefixTargets(self._head_of)
+        self._lengths, self._tried = list[int](), list[int]()  # of the last step, of ``layout``
 
-    def rows(self, events: Sequence[bytes]) -> tuple[list[Row], BadMessage | None]:
+    def rows(self, events: Sequence[bytes | Row]) -> tuple[list[Row], BadMessage | None]:
         """The rows of some events, and why the next one cannot be decoded, if so."""
         rows: list[Row] = []
         last = Row(-1, None)
-        heads, unpack_double, unpack_float = self._heads, _DOUBLE.unpack_from, _FLOAT.unpack
+        first: int | None = None  # event of the last row, if that is plain
+        step, tag_at, mark = -1, 0, b"\xff" * 9  # of the last plain event; ``mark``: its bytes
+        heads, unpack_float = self._heads, _FLOAT.unpack
         try:
-            for event in events:
+            for place, event in enumerate(events):
                 head: Head = SLOW
-                if event[:1] == b"\x09" and event[9:10] == b"\x10":
-                    step, at = event[10], 11
-                    if step > 127:
-                        step, at = varint(event, 10)
-                    head = heads[event[at:-4]]
+                if isinstance(event, Row):
+                    row, first = event, None
+                else:
+                    if event[:1] == b"\x09" and event[9:10] == b"\x10":
+                        if not event.startswith(mark, 10):
+                            step, tag_at = varint(event, 10)
+                            mark = event[10:tag_at]
+                        head = heads[event[tag_at:-4]]
                     if head is None:
                         continue
-                if type(head) is Target:
-                    number = unpack_float(event[-4:])[0]
-                    if step == last.step:
+                    if type(head) is not Target:
+                        row = self._slow(event)
+                    elif step == last.step:
                         last.targets.append(head)
-                        last.numbers.append(number)
+                        last.numbers += unpack_float(event[-4:])
                         continue
-                    wall, values = unpack_double(event, 1)[0], [(head, number)]
-                else:
-                    step, wall, values = self._slow(event)
-                row = Row(step, wall if 0 <= wall < MAX_STEP else None, values)
-                if step == last.step:
+                    else:
+                        pair = head, unpack_float(event[-4:])[0]
+                        row = _row_of(step, _DOUBLE.unpack_from(event, 1)[0], [pair])
+                if row.step == last.step:
                     last.add(row)
-                elif values and step < MAX_STEP:
+                elif row.targets and row.step < MAX_STEP:
+                    if first is not None:
+                        self._learn(events[first:place])
+                    first = place if type(head) is Target else None
                     last = row
-                    rows.append(last)
+                    rows.append(row)
         except BadMessage as why:
             return rows, why
-        except IndexError:
-            return rows, BadMessage("it is cut off")
         return rows, None
+
+    def _learn(self, events: Sequence[Any]) -> None:
+        """Remember the layout of a step if the one before had the same."""
+        before, self._lengths = self._lengths, list(map(len, events))
+        if self._lengths == before != self._tried and len(events) >= _LEAST_REPEATED:
+            self._tried = before
+            heads = [
+                self._heads[event[varint(event, 10)[1] : -4]] if event[9:10] == b"\x10" else SLOW
+                for event in events
+            ]
+            if SLOW not in heads and {event[0] for event in events} == {9}:
+                self.layout = StepLayout(events, heads)
 
     def _head_of(self, head: bytes) -> Head:
         """``summary { value { tag simple_value } }`` without the number, and nothing else."""
@@ -376,7 +458,7 @@ class EventRows:
             return SLOW
         return self._keys[name.decode("utf-8", "replace")]
 
-    def _slow(self, event: bytes) -> tuple[int, float, list[tuple[Target, float]]]:
+    def _slow(self, event: bytes) -> Row:
         step, wall = 0, -1.0
         values: list[tuple[Target, float]] = []
         for number, value in fields(event):
@@ -388,7 +470,7 @@ class EventRows:
                 for inner, part in fields(as_bytes(value)):
                     if inner == _VALUE and (found := self._value(as_bytes(part))) is not None:
                         values.append(found)
-        return step, wall, values
+        return _row_of(step, wall, values)
 
     def _value(self, message: bytes) -> tuple[Target, float] | None:
         tag, number_read, tensor = "", None, b""

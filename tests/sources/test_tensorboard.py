@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from microscope_tui.sources import (
     EventRows,
     Keys,
+    Row,
     Target,
     TensorBoardReader,
     Unreadable,
     find_record,
     masked_crc32c,
 )
-from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter
+from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter, StepLayout
 from tests.sources import event_bytes as eb
 from tests.sources.reading import all_rows
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, numbers_of
@@ -138,8 +139,31 @@ def test_the_fast_way_reads_what_the_slow_way_reads(
     slow = EventRows(keys)._slow(event)
     assert why is None
     assert [(row.step, row.time, repr(row.values)) for row in rows] == [
-        (slow[0], slow[1], repr(slow[2]))
+        (slow.step, slow.time, repr(slow.values))
     ]
+
+
+def test_steps_of_one_layout_are_read_like_single_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[Row | None] = []
+    alone = StepLayout.row
+    monkeypatch.setattr(StepLayout, "row", lambda *of: whole.append(alone(*of)) or whole[-1])
+    logged = {}
+    for step in [*range(100, 140), *range(120, 400)]:
+        for at, tag in enumerate(["other", *(f"moe_entropy/L-{n}" for n in range(9)), "more"]):
+            tag = (
+                {150: "moe_entropy/L-0", 170: "moe_entropy/L-9"}.get(step, tag) if at == 5 else tag
+            )
+            named = step + (step == 160 and at == 7) + 900 * (tag == "more")
+            if step != 180 or at != 4:
+                logged[len(logged)] = (named, step + at / 16, tag)
+    events = [eb.event(step, wall, eb.value(tag, x)) for x, (step, wall, tag) in logged.items()]
+    rows = all_rows(TensorBoardReader(written(tmp_path, *events), Keys()), 40_000)
+    known = [(step, Keys()[tag], x) for x, (step, _, tag) in logged.items() if Keys()[tag]]
+    assert [(row.step, *pair) for row in rows for pair in row.values] == known
+    assert all(row.time == logged[int(row.numbers[0])][1] for row in rows)
+    assert len(whole) - whole.count(None) > 200
 
 
 def test_the_checksum_of_a_length_is_always_verified(tmp_path: Path) -> None:
