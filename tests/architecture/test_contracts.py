@@ -31,11 +31,10 @@ WORDS = {
 }
 
 
-def fresh(code: str) -> subprocess.CompletedProcess[str]:
+def fresh(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in an interpreter of its own: this one has everything imported already."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
 
 
 def module_name(path: Path) -> str:
@@ -130,6 +129,13 @@ def test_imports_load_no_more_than_they_need(module: str, unwanted: list[str]) -
     assert not set(done.stdout.split()) & set(unwanted)
 
 
+def test_ctrl_c_while_modules_are_imported_ends_the_program_without_a_word() -> None:
+    find = "lambda name, *_: os.kill(os.getpid(), 2) if name == 'msgspec' else None"
+    start = f"import os, sys, types; sys.meta_path[:0] = [types.SimpleNamespace(find_spec={find})]"
+    done = fresh(f"{start}; from microscope_tui.cli import main; main(['check', '/'])")
+    assert (done.returncode, done.stdout, done.stderr) == (-2, "", "")
+
+
 FIRST_SCREEN = """
 import asyncio, sys
 from pathlib import Path
@@ -153,14 +159,9 @@ asyncio.run(main())
 
 
 def test_the_first_screen_of_a_run_log_loads_few_modules(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "microscope_tui.cli", "demo", "-o", str(tmp_path / "log")],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    code = [sys.executable, "-c", FIRST_SCREEN, str(tmp_path / "log")]
-    done = subprocess.run(code, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    demo = [sys.executable, "-m", "microscope_tui.cli", "demo", "-o", str(tmp_path / "log")]
+    subprocess.run(demo, cwd=ROOT, check=True, capture_output=True)
+    done = fresh(FIRST_SCREEN, tmp_path / "log")
     assert done.returncode == 0, done.stderr
     modules, *dataclasses = done.stdout.split()
     assert int(modules) <= MAX_MODULES
