@@ -51,7 +51,8 @@ class Reader:
         self._stop.set()
         self.events.stop()
         self._thread.join(timeout=1.0)
-        self.fleet.close()
+        if not self._thread.is_alive():  # else its second process ends with this one
+            self.fleet.close()
 
     def pause(self) -> None:
         """Pause for the next redraw."""

@@ -68,6 +68,7 @@ _KEY, _NESTED_KEY, _VALUE_JSON = 1, 2, 16  # of HistoryItem and ConfigItem
 _FLOATS = msgspec.json.Decoder(list[float])
 _ITEM_TAG, _SHORT = 0x0A, 128
 _VALUE_TAG = b"\x82\x01"
+_PADDING = bytes(262)  # behind a record: the place of a value may seem to be behind its end
 _OF_THE_ROW = ("_step", "_timestamp")
 _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").encode())
 
@@ -380,25 +381,23 @@ class HistoryRows:
         found: dict[bytes, bytes] = {}
         step: int | None = None
         at, end = 0, len(record)
-        try:
-            while at < end:
-                size, start = record[at + 1], at + 2
-                if size < _SHORT and record[at] == _ITEM_TAG:
-                    value_at, stop = start + 4 + record[at + 3], start + size
-                    if record[value_at] == stop - value_at - 1 and record[value_at - 2] == 0x82:
-                        found[record[start:value_at]] = record[value_at + 1 : stop]
-                        at = stop
-                        continue
-                kind, value, at = field(record, at)
-                if kind == _ITEM:
-                    name, text = _named_value(as_bytes(value))
-                    found[name.encode()] = text
-                elif kind == _STEP_FIELD:  # protobuf omits a zero
-                    of_step = fields(as_bytes(value))
-                    numbers = [signed(as_number(n)) for key, n in of_step if key == 1]
-                    step = numbers[-1] if numbers else 0
-        except IndexError:
-            raise BadMessage("an item is cut off") from None
+        record += _PADDING
+        while at < end:
+            size, start = record[at + 1], at + 2
+            if size < _SHORT and record[at] == _ITEM_TAG:
+                value_at, stop = start + 4 + record[at + 3], start + size
+                if record[value_at] == stop - value_at - 1 and record[value_at - 2] == 0x82:
+                    found[record[start:value_at]] = record[value_at + 1 : stop]
+                    at = stop
+                    continue
+            kind, value, at = field(record, at)
+            if kind == _ITEM:
+                name, text = _named_value(as_bytes(value))
+                found[name.encode()] = text
+            elif kind == _STEP_FIELD:  # protobuf omits a zero
+                of_step = fields(as_bytes(value))
+                numbers = [signed(as_number(n)) for key, n in of_step if key == 1]
+                step = numbers[-1] if numbers else 0
         if at != end:
             raise BadMessage("an item is longer than its record")
         row, of_the_row = self._row(found) if found else (Row(0, None), {})

@@ -169,10 +169,10 @@ class Series:
 
     def keep_coarse(self, complete: int) -> None:
         """Bring the coarse rows up to the ``complete`` rows that change no more."""
-        done, complete = len(self.coarse) * COARSE, complete // COARSE * COARSE
-        if complete > done:
+        before, complete = self.coarse, complete // COARSE * COARSE
+        if complete > (done := len(before) * COARSE):
             coarse = self.fine.cut(done, complete).grouped(COARSE)
-            self.coarse = self.coarse.joined(coarse)  # a new one: ``halved`` may be reading
+            self.coarse = before.joined(coarse)  # a new one: ``halved`` may be doing the same
 
     def truncate(self, rows: int) -> None:
         """Keep the first ``rows`` rows."""
@@ -285,11 +285,7 @@ class History:
         return len(self.steps) >= self.capacity
 
     def add(
-        self,
-        step: int,
-        values: Mapping[str, Values],
-        offset: int = 0,
-        time: float | None = None,
+        self, step: int, values: Mapping[str, Values], offset: int = 0, time: float | None = None
     ) -> None:
         """Add one step.
 

@@ -45,15 +45,18 @@ class Judge:
         """Bytes of the log that it was fed with."""
         self.defects = Defects()
         """Records in them that it could not process."""
+        self._is_foreign = False  # a record of another format version: nothing behind it counts
         self._reader = RunReader(name)
         self._criteria = criteria
 
     def feed(self, lines: bytes) -> None:
         """Judge the next bytes of the log."""
         self.offset += len(lines)
-        with suppress(UnknownFormat):  # the scan reports it, and ends a second process
-            for entry in self._reader.feed(lines):
+        try:
+            for entry in () if self._is_foreign else self._reader.feed(lines):
                 guarded(self.take, entry, self.defects, self._reader.lines.line_number)
+        except UnknownFormat:  # the scan reports it
+            self._is_foreign = True
 
     def take(self, entry: Entry) -> None:
         """Judge one record."""

@@ -11,13 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.runlog import (
-    RunRecord,
-    StepEntry,
-    find_step,
-    read_steps,
-    step_at,
-)
+from microscope_tui.runlog import RunRecord, StepEntry, find_step, read_steps, step_at
 from microscope_tui.watch.history import History, Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import find_in, steps_in

@@ -66,8 +66,7 @@ class RunWatch:
         self.error: str | None = None
         """Why the log cannot be read, in words; everything read before stays."""
         self.memory_bytes = memory_bytes
-        self._criteria = criteria
-        self._patient = patient
+        self._criteria, self._patient = criteria, patient
         self._apart_from = apart_from if source is None else None
         self._apart: SecondProcess | None = None
         self.judged_again = ""
@@ -83,9 +82,7 @@ class RunWatch:
         self._reader = RunReader(self.file.name)
         self._judge = Judge(self.file.name, self._criteria)
         self.scan = Scan(self._reread, self.memory_bytes)
-        """State of all records read so far; the properties below show a sample until it is
-        complete.
-        """
+        """State of all records read so far; the properties below may show a sample instead."""
         self._overview: Scan | None = None
         self._monotonic = True
         self._scanning: Iterator[Entry] = iter(())
@@ -215,14 +212,15 @@ class RunWatch:
         if moved or chunk.restarted or finished:
             self._listen()
             return True
-        apart = self._apart is not None
+        apart = self._apart is not None and not self.source.deleted
         self._listen(_LISTEN_S, at_end=True)
         return apart
 
     @property
     def unread(self) -> bool:
         """Whether the log contains more to read and judge now."""
-        if self.source.deleted or self.error is not None:
+        judging = self.foreign and self._apart is not None
+        if self.source.deleted or (self.error is not None and not judging):
             return self._scan_pending
         scanned = self.complete and self.source.exhausted and not self._scan_pending
         return not scanned or self._apart is not None
@@ -276,7 +274,6 @@ class RunWatch:
                         break
             except UnknownFormat as error:
                 self.error, self.foreign = str(error), True
-                self.close()
             if self._overview is None:  # otherwise it is not visible yet
                 self.version += self.scan.commit()
         self._scan_pending = more
@@ -316,8 +313,9 @@ class RunWatch:
             self._apart = SecondProcess(self._judge)
             if self._is_file:  # it need not wait for the scan
                 start = max(0, self.file.size - _MOST_OF_A_LINE)
-                end = start + read_at(self.source.path, start, _MOST_OF_A_LINE).rfind(b"\n") + 1
-                self._apart.judge_file(self.source.path, end)
+                # Without a newline it shrank since it was found, or a line is very long.
+                if lines := read_at(self.source.path, start, _MOST_OF_A_LINE).rfind(b"\n") + 1:
+                    self._apart.judge_file(self.source.path, start + lines)
 
     def _listen(self, timeout_s: float = 0.0, *, at_end: bool = False) -> None:
         """Exchange with the second process; take over from it once it has caught up.
@@ -329,14 +327,10 @@ class RunWatch:
         try:
             answer = apart.exchange(timeout_s)
         except Ended as error:
-            self.judged_again, self._apart_from = str(error), None
-            with self.lock:
-                self.close()
-                if self.source.deleted:
-                    return  # what was read stays
-                self.source = self.file.open()  # the lines that it had are gone, too
-                self._start()
-            return self.open_overview()
+            self.judged_again = self.judged_again or str(error)
+            if not self.source.deleted:  # else what was read stays, and it may reappear
+                self._read_again()
+            return
         if answer is not None:
             with self.lock:
                 self._judge, self.version = answer, self.version + 1
@@ -344,14 +338,27 @@ class RunWatch:
         if judge.offset < apart.sent:
             if at_end and not self._is_file:
                 apart.ask()
-        elif self._is_file and self.source.offset > apart.sent:
-            apart.judge_file(self.source.path, self.source.offset)
-        elif at_end and (not self._is_file or self.source.offset == apart.sent):
+        elif self._is_file and self.source.offset != apart.sent:
+            if self.source.deleted:
+                return  # it may reappear under another name
+            if self.source.offset > apart.sent:
+                apart.judge_file(self.source.path, self.source.offset)
+            elif at_end:
+                self._read_again()  # it shrank before the scan began
+        elif at_end:
             with self.lock:
                 self.close()
                 judge.feed(b"\n")  # the last line may lack its newline
                 self.defects.merge(judge.defects)
                 self.version += 1
+
+    def _read_again(self) -> None:
+        """Begin without a second process."""
+        self._apart_from = None
+        with self.lock:
+            self.source = self.file.open()  # the lines that it had are gone, too
+            self._start()
+        self.open_overview()
 
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
         if self.source.seekable:

@@ -250,8 +250,7 @@ def test_a_fine_tuning_is_compared_with_its_first_steps(
 
 
 @pytest.mark.parametrize(
-    ("again", "expected"),
-    [(330, [(200, 0, None)]), (331, [(200, 0, 230), (331, 1, None)])],
+    ("again", "expected"), [(330, [(200, 0, None)]), (331, [(200, 0, 230), (331, 1, None)])]
 )
 def test_trouble_that_returns_within_100_steps_had_not_recovered(
     again: int, expected: list[Any]

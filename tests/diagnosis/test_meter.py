@@ -9,7 +9,6 @@ from microscope_tui.diagnosis import Criteria, Severity
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, Counts, even, judge, loud, of, steps
 
-IMPOSSIBLE = [3900, 100, 16, 16, 16, 16, 16, 16]  # of 2,048 tokens that choose two experts each
 DOUBLED = [2 * count for count in COLLAPSED]
 
 
@@ -123,8 +122,7 @@ def test_equal_counts_of_a_method_that_makes_them_are_no_fault(method: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("every", "severity"),
-    [(50, "warn"), (5, "warn"), (4, "warn"), (3, "error"), (1, "error")],
+    ("every", "severity"), [(50, "warn"), (5, "warn"), (4, "warn"), (3, "error"), (1, "error")]
 )
 @pytest.mark.parametrize("layers", [1, 3])
 def test_wrong_sums_are_a_warning_and_no_verdict_only_where_they_are_many(

@@ -38,9 +38,7 @@ def test_the_experts_of_a_token_have_different_colours_that_stay_with_them(
     assert all(colours([expert]) == {expert: expert % len(LETTERS)} for expert in experts)
 
 
-def test_the_legend_has_the_experts_of_the_token_and_the_busiest_in_order(
-    routing: Routing,
-) -> None:
+def test_the_legend_has_the_experts_of_the_token_and_the_busiest_in_order(routing: Routing) -> None:
     shares, counts = busiest(routing, 0), [rows[0] for rows in routing.tables.counts]
     for expert, share in shares.items():
         assert share == sum(row[expert] for row in counts) / sum(map(sum, counts))

@@ -151,8 +151,7 @@ def test_fractions_in_the_counts_are_named_with_what_to_write() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
-    [("NaN", math.nan), ("Infinity", math.inf), ("-Infinity", -math.inf)],
+    ("value", "shown"), [("NaN", math.nan), ("Infinity", math.inf), ("-Infinity", -math.inf)]
 )
 def test_non_finite_numbers_are_read_as_names_and_as_bare_tokens(value: str, shown: float) -> None:
     for text in (f'"{value}"', value):

@@ -17,7 +17,6 @@ from microscope_tui.scenarios import Shape, Truth, lines
 
 SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=500)
 NEGATIVE = Shape(routers=4, num_experts=16, top_k=2, tokens=2048, steps=300)
-SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
 SHAPES = [
     Shape(routers=3, num_experts=4, top_k=1, tokens=512, steps=30),
     Shape(routers=2, num_experts=64, top_k=8, tokens=1024, steps=30),

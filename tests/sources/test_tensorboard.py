@@ -152,9 +152,8 @@ def test_steps_of_one_layout_are_read_like_single_events(
     logged = {}
     for step in [*range(100, 140), *range(120, 400)]:
         for at, tag in enumerate(["other", *(f"moe_entropy/L-{n}" for n in range(9)), "more"]):
-            tag = (
-                {150: "moe_entropy/L-0", 170: "moe_entropy/L-9"}.get(step, tag) if at == 5 else tag
-            )
+            moved = {150: "moe_entropy/L-0", 170: "moe_entropy/L-9"} if at == 5 else {}
+            tag = moved.get(step, tag)
             named = step + (step == 160 and at == 7) + 900 * (tag == "more")
             if step != 180 or at != 4:
                 logged[len(logged)] = (named, step + at / 16, tag)

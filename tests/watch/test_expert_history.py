@@ -11,7 +11,6 @@ import pytest
 from microscope_tui.watch import RunWatch, Window, samples
 from tests.conftest import header, open_log, step
 
-Make = Callable[..., dict[str, Any]]
 EXPERTS, TOKENS = 8, 32
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.watch import MAX_ROWS, MIN_ROWS, Column, History, rows_within
+from microscope_tui.watch.history import COARSE, Level, Series
 
 VALUES = st.lists(
     st.one_of(st.floats(-1e6, 1e6, width=32), st.just(math.nan), st.none()), max_size=300
@@ -182,3 +183,14 @@ def test_rows_follow_the_memory_within_bounds() -> None:
     small = rows_within(4 << 20, 291)
     assert MIN_ROWS < small < MAX_ROWS
     assert small * 291 * 12 < 4 << 20
+
+
+def test_two_threads_make_the_same_coarse_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = Series(1)
+    series.extend(range(64), 1)
+    grouped, make = Level.grouped, series.keep_coarse
+    monkeypatch.setattr(
+        Level, "grouped", lambda *of: (monkeypatch.undo(), make(64), grouped(*of))[2]
+    )
+    make(64)
+    assert len(series.coarse) == 64 // COARSE

@@ -14,7 +14,6 @@ from microscope_tui.runlog import RunFile, glance, sample
 from microscope_tui.watch import RunWatch, Window, pin_at, view_of
 from tests.conftest import header, open_log, step
 
-Make = Callable[..., dict[str, Any]]
 SKEWED = [2048, 2048, 0, 0, 0, 0, 0, 0]
 
 
@@ -68,22 +67,6 @@ def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(
     assert early.restarts == ()
     assert not any(mark.restart for mark in early.ribbon)
     assert early.cursor == 0.5
-
-
-def test_a_log_deleted_while_it_is_judged_leaves_the_reader_idle(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    write_bulk(path, steps=4000, routers=3, num_experts=8, top_k=2, tokens=512)
-    watch = RunWatch(RunFile("r", path, 0.0, path.stat().st_size), apart_from=1)
-    while not watch.complete:
-        watch.advance(1 << 16)
-    path.unlink()
-    until = time.monotonic() + 10
-    while watch.advance(1 << 16):
-        assert time.monotonic() < until
-    assert not watch.unread
-    assert watch.state()[0] == "deleted"
-    assert watch.history is not None  # what was on screen stays
-    assert watch.history.last_step == 4000
 
 
 def test_a_log_deleted_in_the_middle_of_the_scan_keeps_the_overview(tmp_path: Path) -> None:

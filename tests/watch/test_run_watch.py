@@ -11,8 +11,6 @@ import pytest
 from microscope_tui.watch import pin, view_of
 from tests.conftest import header, open_log, step
 
-Make = Callable[..., dict[str, Any]]
-
 
 def append(path: Path, *records: dict[str, Any]) -> None:
     with path.open("ab") as file:
