@@ -230,14 +230,14 @@ class BaseScreen(Screen[None]):
 
     def _look_again(self) -> None:
         interval_s, watch = self.session.preferences.interval_s, self.session.watch
-        if watch is not None and watch.unread:
+        if watch is not None and watch.unread and watch.judged < 1.0:
             interval_s = _SOON_S
         self.set_timer(interval_s if self.session.has_run else _WAITING_S, self._look)
 
     async def _look(self) -> None:
         """Redraw if the run, its state or its age in words has changed."""
         now, watch = self.state_now(), self.session.watch
-        stage = watch and (watch.complete, watch.unread)
+        stage = watch and (watch.complete, watch.judged >= 1.0)
         due = stage != self._stage or monotonic() >= self._due
         if due and now != self._shown and self.app.screen is self:
             self._shown, self._stage = now, stage
