@@ -1,4 +1,4 @@
-"""The diagnosis of one log, at its own pace: here, or in a second process.
+"""The diagnosis of one log: along with the scan, or in a second process.
 
 ``Judge`` is fed with the records of a log. ``SecondProcess`` has one in another interpreter, so
 that a long history is read and judged at the same time, on two cores, and a key never waits for a

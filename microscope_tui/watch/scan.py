@@ -1,8 +1,8 @@
 """The scan: collects every record of a log in order.
 
-Header, latest step, history and events. It decodes no matrix and judges nothing, so it reads a long
-log at the speed of the disk; the judgement follows at its own pace. A preview of a long log is a
-scan of a few hundred evenly spread steps.
+Header, latest step, history and events. It decodes no matrix and judges nothing, so it takes
+little of the time that the judgement takes. A preview of a long log is a scan of a few hundred
+evenly spread steps.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Long logs: sampled first, scanned at disk speed, judged behind; any step can be found again."""
+"""Long logs: sampled first, then read in full; any step can be found again."""
 
 import json
 import math
