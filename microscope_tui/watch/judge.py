@@ -1,10 +1,10 @@
 """The diagnosis of one log: along with the scan, or in a second process.
 
-``Judge`` is fed with the records of a log. ``SecondProcess`` has one in another interpreter, so
-that a long history is read and judged at the same time, on two cores, and a key never waits for a
-rule. It is given lines, or ranges of a file to read by itself, and answers with the state of its
-judge, which is a complete one after every answer: at the end the reader continues with it. It is
-started by ``exec``: a fork would copy threads and locks, and ``__main__`` is never imported again.
+``SecondProcess`` has a ``Judge`` in another interpreter, so that a long log is read and judged at
+the same time, on two cores, and no key waits for a rule. It is sent lines, or ranges of a file to
+read by itself, and answers with its judge, which is complete after every answer: at the end the
+first process continues with it. Pickles pass between these two processes only. It is started by
+``exec``: a fork would copy threads and locks, and ``__main__`` is never imported again.
 """
 
 import fcntl
