@@ -48,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(given: Sequence[str]) -> int | None:
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is signal.default_int_handler:  # raised in msgspec's imports, it can crash them
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if raises := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # raised in msgspec's imports it can crash
     from pathlib import Path
 
     from microscope_tui.console import DEFAULT_PATH, PIPE
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    if raises:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A lone hyphen would be parsed as an option; spelled like this it is the same path.
     tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     if tokens:

@@ -168,14 +168,16 @@ class SecondProcess:
         Raises:
             Ended: it is gone.
         """
-        ready, takes, _ = select.select(
-            [self._out], [self._in] if self.waiting else [], [], timeout_s
-        )
+        poll = select.poll()
+        poll.register(self._out, select.POLLIN)
+        if self.waiting:
+            poll.register(self._in, select.POLLOUT)
+        found = dict(poll.poll(timeout_s * 1000))
         with suppress(BlockingIOError, BrokenPipeError):  # its last answer gives the reason
-            while takes and self.waiting:
+            while self._in in found and self.waiting:
                 del self.waiting[: os.write(self._in, self.waiting)]
         with suppress(BlockingIOError):
-            while ready:
+            while self._out in found:
                 if not (data := os.read(self._out, _PIPE_BYTES)):
                     raise Ended(self._how_it_ended())
                 self._answer += data

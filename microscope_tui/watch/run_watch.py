@@ -347,10 +347,11 @@ class RunWatch:
                 self._read_again()  # it shrank before the scan began
         elif at_end:
             with self.lock:
-                self.close()
+                self._apart = None
                 judge.feed(b"\n")  # the last line may lack its newline
                 self.defects.merge(judge.defects)
                 self.version += 1
+            apart.close()
 
     def _read_again(self) -> None:
         """Begin without a second process."""
