@@ -91,7 +91,7 @@ class Reader:
         rested, size = time.monotonic(), 0
         while not self._stop.is_set():
             self._choose_run(searched=self.fleet.search())
-            watch = self.fleet.open
+            watch, idle = self.fleet.open, idle and self.fleet.open is watch
             if not started and (self.fleet.root.exists() if watch is None else watch.complete):
                 started = True  # after the first frame
                 if not self.fleet.piped:
