@@ -139,7 +139,8 @@ def notes(
 
     ``watching``: how changes of the log are noticed; ``cursor``: what it is on, for the ticks.
     """
-    right = list(hidden)  # most important first: the last ones are dropped
+    again = view.judged_again and view.judged < 1.0  # most important first: the last are dropped
+    right = [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
     if marked := [layer for layer in view.layers if layer.without != ()]:
         more = f" and {len(marked) - 1} more" if len(marked) > 1 else ""
         right.append(f"* {marked[0].router.name}{more}: balance {words.without(marked[0].without)}")
@@ -150,8 +151,6 @@ def notes(
         right.append(f"sampled, reading {view.progress:.0%}")
     elif view.judged < 1.0:
         right.append(f"diagnosis at {view.judged:.0%}")
-    if view.judged_again and view.judged < 1.0:
-        right.append(f"{view.judged_again}, judging again")
     if view.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
     right.extend(watching)
