@@ -102,7 +102,7 @@ def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> 
 
 def read(run: RunFile, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:
     """Read a whole run; a long read shows progress on a terminal."""
-    watch = RunWatch(run, criteria, patient=True, memory_bytes=memory, apart_from=LONG_BYTES)
+    watch = RunWatch(run, criteria, patient=True, memory_bytes=memory, second_from=LONG_BYTES)
     shown = time.monotonic() if run.size >= _PROGRESS_FROM_BYTES else math.inf
     with closing(watch):
         while watch.unread:

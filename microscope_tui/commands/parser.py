@@ -126,7 +126,7 @@ class _Page(DefaultFormatter):
 
 
 def _version() -> str:
-    from importlib.metadata import version  # as long as all options
+    from importlib.metadata import version  # takes as long as to parse all options
 
     return version("moe-microscope")
 

@@ -66,7 +66,7 @@ class Routers(tuple[RouterInfo, ...]):
 
 
 class Signal(msgspec.Struct, gc=False):
-    """One reading of every router at one step; NaN where there is no value."""
+    """One reading of every router at one step; NaN where one is missing or not finite."""
 
     values: Sequence[float]
     known: bool

@@ -8,7 +8,6 @@ The JSON follows the versioned schema of ``docs/check-json.md``; keys are only a
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from typing import Any, Literal
 
 import msgspec
@@ -29,14 +28,7 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.lines import listed, plural
 from microscope_tui.runlog import RunFile, safe_text
-from microscope_tui.watch import (
-    LONG_BYTES,
-    RunState,
-    RunWatch,
-    evidence,
-    waits_until,
-    why_no_verdict,
-)
+from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
@@ -104,9 +96,8 @@ def judge(
     """Read the whole run and judge it, unless ``watch`` has read it by the same criteria."""
     request = request or CheckRequest()
     if watch is None:
-        watch = RunWatch(file, request.criteria, patient=True, apart_from=LONG_BYTES)
-        with closing(watch):
-            watch.read_all()
+        watch = RunWatch(file, request.criteria, patient=True)
+        watch.read_all()
     state, _ = watch.state()
     diagnosis, problem = watch.diagnosis, why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []

@@ -18,7 +18,7 @@ from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.runlog import Glance, NoRuns, RunFile, Stamp, safe_text
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch.reference import PinnedRun
-from microscope_tui.watch.run_watch import APART_BYTES, RunWatch
+from microscope_tui.watch.run_watch import SECOND_BYTES, RunWatch
 from microscope_tui.watch.scan import DEFAULT_MEMORY
 from microscope_tui.watch.state import CRASHED_S, STALE_S, RunState, age_of, state_of
 from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict_on
@@ -171,8 +171,8 @@ class Fleet:
 
     def open_run(self, file: RunFile) -> RunWatch:
         """Follow ``file`` in full; a first sample of its history is ready on return."""
-        memory, apart = self._memory_bytes, APART_BYTES
-        watch = RunWatch(file, self._criteria, memory_bytes=memory, apart_from=apart)
+        memory, second = self._memory_bytes, SECOND_BYTES
+        watch = RunWatch(file, self._criteria, memory_bytes=memory, second_from=second)
         watch.open_overview()
         self._keep_verdict(self.open)
         self.close()

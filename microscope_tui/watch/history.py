@@ -53,7 +53,7 @@ class Level:
 
     def extend(self, rows: "Level") -> None:
         """Add rows."""
-        self.low.extend(rows.low)
+        self.low.extend(array("f", rows.low))
         if self.mean is not self.low:
             self.mean.extend(rows.mean)
             self.high.extend(rows.high)
@@ -71,67 +71,53 @@ class Level:
 
     def column(self) -> Column:
         """All rows in one; gaps are left out."""
-        return _column(self.low, self.mean, self.high)
+        low, mean, high = self.low, self.mean, self.high
+        if not low:
+            return EMPTY
+        total = sum(mean)
+        if math.isfinite(total):
+            return Column(min(low), total / len(mean), max(high))
+        measured = [i for i, value in enumerate(low) if value == value]
+        if not measured:
+            return EMPTY
+        lowest, highest = (min(low[i] for i in measured), max(high[i] for i in measured))
+        return Column(lowest, sum(mean[i] for i in measured) / len(measured), highest)
 
     def grouped(self, size: int) -> "Level":
         """Every ``size`` rows in one; the last one may cover fewer."""
-        return _grouped(self.low, self.mean, self.high, size)
+        sound = math.isfinite(sum(self.mean))  # no gap anywhere
+        if not sound and not any(value == value for value in self.low):
+            return _level(*[[NAN] * -(-len(self) // size)] * 3)
+        lows, means, highs = list[float](), list[float](), list[float]()
+        whole = len(self) // size * size if sound or size == 2 else 0
+        three = (self.low, self.mean, self.high)
+        groups = [zip(*[iter(cells[:whole])] * size, strict=True) for cells in three]
+        if size == 2 and sound:  # the most frequent one, without a call for each
+            lows = [b if b < a else a for a, b in groups[0]]
+            means = [(a + b) / 2 for a, b in groups[1]]
+            highs = [b if b > a else a for a, b in groups[2]]
+        elif size == 2:
+            lows = [b if a != a or b < a else a for a, b in groups[0]]
+            means = [_middle(a, b) for a, b in groups[1]]
+            highs = [b if a != a or b > a else a for a, b in groups[2]]
+        elif whole:
+            lows, highs = list(map(min, groups[0])), list(map(max, groups[2]))
+            means = [total / size for total in map(sum, groups[1])]
+        rest = [self.cut(at, at + size).column() for at in range(whole, len(self), size)]
+        lows += [column.low for column in rest]
+        means += [column.mean for column in rest]
+        highs += [column.high for column in rest]
+        return _level(lows, means, highs)
 
 
 def _level(low: Iterable[float], mean: Iterable[float], high: Iterable[float]) -> Level:
     return Level(array("f", low), array("f", mean), array("f", high))
 
 
-def _column(low: Sequence[float], mean: Sequence[float], high: Sequence[float]) -> Column:
-    """All rows in one; gaps are left out."""
-    if not low:
-        return EMPTY
-    total = sum(mean)
-    if math.isfinite(total):
-        return Column(min(low), total / len(mean), max(high))
-    measured = [i for i, value in enumerate(low) if value == value]
-    if not measured:
-        return EMPTY
-    lowest, highest = (min(low[i] for i in measured), max(high[i] for i in measured))
-    return Column(lowest, sum(mean[i] for i in measured) / len(measured), highest)
-
-
-def _grouped(
-    low: Sequence[float], mean: Sequence[float], high: Sequence[float], size: int
-) -> Level:
-    """Every ``size`` rows in one; the last one may cover fewer."""
-    if 0 < len(mean) < size:  # of a live run
-        only = _column(low, mean, high)
-        return _level((only.low,), (only.mean,), (only.high,))
-    sound = math.isfinite(sum(mean))  # no gap anywhere
-    if not sound and not any(value == value for value in low):
-        return _level(*[[NAN] * -(-len(low) // size)] * 3)
-    lows, means, highs = list[float](), list[float](), list[float]()
-    whole = len(mean) // size * size if sound or size == 2 else 0
-    groups = [zip(*[iter(cells[:whole])] * size, strict=True) for cells in (low, mean, high)]
-    if size == 2 and sound:  # the most frequent one, without a call for each
-        lows = [b if b < a else a for a, b in groups[0]]
-        means = [(a + b) / 2 for a, b in groups[1]]
-        highs = [b if b > a else a for a, b in groups[2]]
-    elif size == 2:
-        lows = [b if a != a or b < a else a for a, b in groups[0]]
-        means = [_middle(a, b) for a, b in groups[1]]
-        highs = [b if a != a or b > a else a for a, b in groups[2]]
-    elif whole:
-        lows, highs = list(map(min, groups[0])), list(map(max, groups[2]))
-        means = [total / size for total in map(sum, groups[1])]
-    cuts = [slice(at, at + size) for at in range(whole, len(mean), size)]
-    columns = [_column(low[cut], mean[cut], high[cut]) for cut in cuts]
-    lows += [column.low for column in columns]
-    means += [column.mean for column in columns]
-    highs += [column.high for column in columns]
-    return _level(lows, means, highs)
-
-
-def _with_nan(values: Sequence[float | None]) -> Sequence[float]:
-    if None in values:
-        return [NAN if value is None else value for value in values]
-    return cast(Sequence[float], values)
+def _steps(values: Sequence[float | None]) -> Level:
+    """A row for every value, in double precision until rows are made of them."""
+    known = [NAN if value is None else value for value in values] if None in values else values
+    return Level(*[cast(Cells, known)] * 3)
 
 
 class Series:
@@ -146,8 +132,7 @@ class Series:
 
     def fold(self, values: Sequence[float | None], before: int) -> None:
         """Merge ``values`` into the last row, which holds ``before`` steps already."""
-        known, last = _with_nan(values), self.fine
-        new = _column(known, known, known)
+        new, last = _steps(values).column(), self.fine
         if new.low != new.low:
             return
         low = last.low[-1]
@@ -160,12 +145,8 @@ class Series:
 
     def extend(self, values: Sequence[float | None], stride: int) -> None:
         """Add a row for every ``stride`` values; the last row may cover fewer."""
-        known = _with_nan(values)
-        if stride == 1:
-            cells = array("f", known)
-            self.fine.extend(Level(cells, cells, cells))
-        else:
-            self.fine.extend(_grouped(known, known, known, stride))
+        steps = _steps(values)
+        self.fine.extend(steps if stride == 1 else steps.grouped(stride))
 
     def keep_coarse(self, complete: int) -> None:
         """Bring the coarse rows up to the ``complete`` rows that change no more."""

@@ -27,13 +27,13 @@ from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
 
 SLICE_BYTES = 1 << 20
 HOLD_S = 0.008
-"""Maximum time that the lock is held while records are added …"""
-_PATIENT_S = 0.5  # … and where no screen waits for it
+"""Maximum time that the lock is held while records are added."""
+_PATIENT_S = 0.5  # the same where no screen waits for the lock
 _OVERVIEW_FROM_BYTES = 1 << 20
-APART_BYTES = 4 << 20
-"""Size of a log from which a second process judges it sooner than the first one would …"""
+SECOND_BYTES = 4 << 20
+"""Size of a log from which a second process is worth its start."""
 LONG_BYTES = 64 << 20
-"""… and from which that is worth a second start without a screen."""
+"""The same without a screen, whose start it overlaps."""
 _MOST_WAITING = 4 << 20  # bytes that the second process has not taken yet
 _LISTEN_S = 0.02
 _MOST_OF_A_LINE = 1 << 20
@@ -50,7 +50,7 @@ class RunWatch:
         source: Source | None = None,
         memory_bytes: int = DEFAULT_MEMORY,
         patient: bool = False,
-        apart_from: int | None = None,
+        second_from: int | None = None,
     ) -> None:
         """Watch ``file``, or another source of its bytes.
 
@@ -58,7 +58,7 @@ class RunWatch:
             criteria: by what the run is judged.
             memory_bytes: bound of the history.
             patient: no screen shows it, so that more can be taken in at a time.
-            apart_from: bytes of a log from which it is judged in a second process until that has
+            second_from: bytes of a log from which it is judged in a second process until that has
                 caught up; by default none. ``close`` the watch then.
         """
         self.file = file
@@ -67,8 +67,8 @@ class RunWatch:
         """Why the log cannot be read, in words; everything read before stays."""
         self.memory_bytes = memory_bytes
         self._criteria, self._patient = criteria, patient
-        self._apart_from = apart_from if source is None else None
-        self._apart: SecondProcess | None = None
+        self._second_from = second_from if source is None else None
+        self._second: SecondProcess | None = None
         self.judged_again = ""
         """Why a second process could not judge the log to its end, if one could not."""
         self.source: Source = source or file.open()
@@ -128,7 +128,7 @@ class RunWatch:
     @property
     def diagnosis(self) -> Diagnosis | None:
         """The judgement so far, or of a run that ended or is silent for good."""
-        if (found := self._judge.diagnosis) is not None and self.complete and self._apart is None:
+        if (found := self._judge.diagnosis) is not None and self.complete and self._second is None:
             with self.lock:
                 state, age = self.state()
                 silent = state is RunState.STALE and (age or 0.0) > CRASHED_S
@@ -153,11 +153,11 @@ class RunWatch:
     @property
     def judged(self) -> float:
         """Share of the file that the diagnosis has seen, 0 … 1."""
-        if (apart := self._apart) is None:
+        if (second := self._second) is None:
             return 1.0 if self.complete else self.progress
         if self._is_file:
             return min(1.0, self._judge.offset / max(1, self.source.size))
-        return self.progress * self._judge.offset / max(1, apart.sent)  # both in lines
+        return self.progress * self._judge.offset / max(1, second.sent)  # both in lines
 
     @property
     def bounded_by_memory(self) -> bool:
@@ -167,7 +167,7 @@ class RunWatch:
 
     def open_overview(self) -> None:
         """Sample the whole history of a long log, for a first frame before the full scan."""
-        self._judge_apart()
+        self._start_second()
         try:
             found = preview(self.source, self.file, self.memory_bytes, _OVERVIEW_FROM_BYTES)
         except UnknownFormat as error:
@@ -185,11 +185,11 @@ class RunWatch:
 
         Never raises because of the log.
         """
-        self._judge_apart()
+        self._start_second()
         self.scan.make_room(self.lock)
         if self._scan_on():
             return True
-        if self._apart is not None and len(self._apart.waiting) > _MOST_WAITING:
+        if self._second is not None and len(self._second.waiting) > _MOST_WAITING:
             self._listen(_LISTEN_S)
             return True
         before = self.source.offset
@@ -205,25 +205,25 @@ class RunWatch:
                 self.error = None  # it can be read again
             if chunk.data and not self.foreign:
                 self._begin(chunk.data)
-        if self._apart is not None and not self._is_file and chunk.data:
-            self._apart.judge_lines(chunk.data)
+        if self._second is not None and not self._is_file and chunk.data:
+            self._second.judge_lines(chunk.data)
         self._scan_on()
         finished = self._finish_scan()
         if moved or chunk.restarted or finished:
             self._listen()
             return True
-        apart = self._apart is not None and not self.source.deleted
+        second = self._second is not None and not self.source.deleted
         self._listen(_LISTEN_S, at_end=True)
-        return apart
+        return second
 
     @property
     def unread(self) -> bool:
         """Whether the log contains more to read and judge now."""
-        judging = self.foreign and self._apart is not None
+        judging = self.foreign and self._second is not None
         if self.source.deleted or (self.error is not None and not judging):
             return self._scan_pending
         scanned = self.complete and self.source.exhausted and not self._scan_pending
-        return not scanned or self._apart is not None
+        return not scanned or self._second is not None
 
     def read_all(self) -> None:
         """Read and judge everything that the log contains now."""
@@ -237,9 +237,9 @@ class RunWatch:
 
     def close(self) -> None:
         """End the second process, if there is one. What was read stays."""
-        if self._apart is not None:
-            self._apart.close()
-            self._apart = None
+        if self._second is not None:
+            self._second.close()
+            self._second = None
 
     def state(self, now: float | None = None) -> tuple[RunState, float | None]:
         """The state of the run in one word, and seconds since its last change."""
@@ -281,7 +281,7 @@ class RunWatch:
 
     def _take(self, entry: Entry) -> None:
         self.scan.take(entry)
-        if self._apart is None:
+        if self._second is None:
             self._judge.take(entry)
         if isinstance(entry, RunRecord) and isinstance(self.source, PipedLog):
             self.file = RunFile(entry.run, self.path, 0.0)  # a pipe has no folder for a name
@@ -303,29 +303,29 @@ class RunWatch:
         """Whether the source is a file that anyone can read; else it makes the lines."""
         return self.source.kept() == EVERYTHING
 
-    def _judge_apart(self) -> None:
+    def _start_second(self) -> None:
         """Start the second process if the log is long and there is a core for it."""
-        if self._begun or self._apart is not None or self._apart_from is None:
+        if self._begun or self._second is not None or self._second_from is None:
             return
-        if self.file.size < self._apart_from or not second_process_helps():
+        if self.file.size < self._second_from or not second_process_helps():
             return
         with contextlib.suppress(OSError):  # it cannot start: all runs in this process
-            self._apart = SecondProcess(self._judge)
+            self._second = SecondProcess(self._judge)
             if self._is_file:  # it need not wait for the scan
                 start = max(0, self.file.size - _MOST_OF_A_LINE)
                 # Without a newline it shrank since it was found, or a line is very long.
                 if lines := read_at(self.source.path, start, _MOST_OF_A_LINE).rfind(b"\n") + 1:
-                    self._apart.judge_file(self.source.path, start + lines)
+                    self._second.judge_file(self.source.path, start + lines)
 
     def _listen(self, timeout_s: float = 0.0, *, at_end: bool = False) -> None:
         """Exchange with the second process; take over from it once it has caught up.
 
         ``at_end``: nothing is left to read now.
         """
-        if (apart := self._apart) is None:
+        if (second := self._second) is None:
             return
         try:
-            answer = apart.exchange(timeout_s)
+            answer = second.exchange(timeout_s)
         except Ended as error:
             self.judged_again = self.judged_again or str(error)
             if not self.source.deleted:  # else what was read stays, and it may reappear
@@ -335,27 +335,27 @@ class RunWatch:
             with self.lock:
                 self._judge, self.version = answer, self.version + 1
         judge = self._judge
-        if judge.offset < apart.sent:
+        if judge.offset < second.sent:
             if at_end and not self._is_file:
-                apart.ask()
-        elif self._is_file and self.source.offset != apart.sent:
+                second.ask()
+        elif self._is_file and self.source.offset != second.sent:
             if self.source.deleted:
                 return  # it may reappear under another name
-            if self.source.offset > apart.sent:
-                apart.judge_file(self.source.path, self.source.offset)
+            if self.source.offset > second.sent:
+                second.judge_file(self.source.path, self.source.offset)
             elif at_end:
                 self._read_again()  # it shrank before the scan began
         elif at_end:
             with self.lock:
-                self._apart = None
+                self._second = None
                 judge.feed(b"\n")  # the last line may lack its newline
                 self.defects.merge(judge.defects)
                 self.version += 1
-            apart.close()
+            second.close()
 
     def _read_again(self) -> None:
         """Begin without a second process."""
-        self._apart_from = None
+        self._second_from = None
         with self.lock:
             self.source = self.file.open()  # the lines that it had are gone, too
             self._start()

@@ -62,7 +62,7 @@ def test_a_sample_is_whole_steps_of_the_whole_history_and_costs_a_part_of_it(
     assert all("tokens_per_expert" in record for record in steps)
     gaps = [b - a for a, b in pairwise([0, *(r["step"] for r in steps), max(known)])]
     assert 0 <= min(gaps) <= max(gaps) < max(known) / 9
-    assert drained(watched) == whole  # as if nobody had looked
+    assert drained(watched) == whole  # the sample changes nothing
     assert watched.defects == other.defects
 
 

@@ -191,5 +191,5 @@ def test_the_log_is_scanned_without_decoding_a_matrix(
     decoded: list[int] = []
     real: Callable[..., Any] = reader.decode_matrices
     monkeypatch.setattr(reader, "decode_matrices", lambda *a: (decoded.append(1), real(*a))[1])
-    with closing(scan(watch_of(long_log[0], size=MIB, apart_from=1))):
+    with closing(scan(watch_of(long_log[0], size=MIB, second_from=1))):
         assert decoded == []

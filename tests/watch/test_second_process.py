@@ -65,15 +65,15 @@ def read_in_one(path: Path) -> RunWatch:
 
 
 def read_in_two(path: Path) -> RunWatch:
-    watch = watch_of(path, apart_from=1)
+    watch = watch_of(path, second_from=1)
     watch.advance()
-    assert watch._apart is not None
+    assert watch._second is not None
     shares = [watch.judged]
     while watch.unread:
         watch.advance()
         shares.append(watch.judged)
     assert shares == sorted(shares)
-    assert watch._apart is None
+    assert watch._second is None
     return watch
 
 
@@ -87,10 +87,10 @@ def test_two_processes_judge_like_one(logs: Logs, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["log", "rows"])
 def test_a_killed_process_is_named_and_the_log_judged_again(logs: Logs, kind: str) -> None:
-    watch = watch_of(logs[kind], apart_from=1)
+    watch = watch_of(logs[kind], second_from=1)
     watch.advance()
-    assert watch._apart is not None
-    process = watch._apart.process
+    assert watch._second is not None
+    process = watch._second.process
     process.kill()
     began = time.monotonic()
     while not watch.judged_again:
@@ -115,7 +115,7 @@ def test_what_is_appended_later_is_judged_here(tmp_path: Path, logs: Logs) -> No
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_happens_to_a_log_it_is_judged_alike(tmp_path: Path, seed: int) -> None:
     chance, log = Random(seed), Log(tmp_path / "metrics.jsonl", usual_steps=60)
-    watch = RunWatch(RunFile("r", log.path, 0.0, chance.choice([1, 1 << 22])), apart_from=1)
+    watch = RunWatch(RunFile("r", log.path, 0.0, chance.choice([1, 1 << 22])), second_from=1)
     story = [(chance.choice(OPERATIONS), chance.randrange(999)) for _ in range(20)]
     live_through(story, log, watch, 5_000)
     assert state_of(watch) == state_of(read_in_one(log.path))
@@ -125,8 +125,8 @@ def test_a_program_that_is_killed_leaves_no_process_behind(logs: Logs) -> None:
     program = (
         "import sys; from pathlib import Path; "
         "from tests.watch.test_second_process import watch_of; "
-        "watch = watch_of(Path(sys.argv[1]), apart_from=1); watch.advance(); "
-        "print(watch._apart.process.pid, flush=True); sys.stdin.read()"
+        "watch = watch_of(Path(sys.argv[1]), second_from=1); watch.advance(); "
+        "print(watch._second.process.pid, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(logs["log"])]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as first:
@@ -150,9 +150,9 @@ def test_there_is_no_second_process_on_one_core(
     logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    watch = watch_of(logs["log"], apart_from=1)
+    watch = watch_of(logs["log"], second_from=1)
     watch.advance()
-    assert watch._apart is None
+    assert watch._second is None
 
 
 def test_a_folder_full_of_modules_is_never_imported(
@@ -173,15 +173,15 @@ def test_what_fails_in_the_second_process_is_told(tmp_path: Path) -> None:
 
 
 def test_a_log_that_shrank_since_it_was_found_is_judged(tmp_path: Path, logs: Logs) -> None:
-    watch = watch_of(path := Path(copy(logs["log"], tmp_path)), apart_from=1)
-    watch._judge_apart()  # it is given a range that will be gone
+    watch = watch_of(path := Path(copy(logs["log"], tmp_path)), second_from=1)
+    watch._start_second()  # it is given a range that will be gone
     os.truncate(path, 1 << 18)
     watch.read_all()
     assert state_of(watch) == state_of(read_in_one(path))
 
 
 def test_a_log_that_is_renamed_while_it_is_judged_stays(tmp_path: Path, logs: Logs) -> None:
-    watch = watch_of(path := Path(copy(logs["log"], tmp_path)), apart_from=1)
+    watch = watch_of(path := Path(copy(logs["log"], tmp_path)), second_from=1)
     watch.advance()
     moved = path.rename(tmp_path / "moved.jsonl")
     while watch.advance() or not watch.source.deleted:
