@@ -19,6 +19,7 @@ from .history import History as History
 from .history import Row as Row
 from .history import Window as Window
 from .history import rows_within as rows_within
+from .judge import Judge as Judge
 from .past_steps import Pin as Pin
 from .past_steps import Sample as Sample
 from .past_steps import kept_steps as kept_steps

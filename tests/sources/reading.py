@@ -1,6 +1,7 @@
 """Reads a source to its end, and checks that what comes out is a sound run log."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.problems import problems_in
 
 UNKNOWN_K = "model.top_k is missing: write an integer of at least 1"
 """The one thing that a source may lack."""
+PATIENCE_S = 10.0  # a step without an end is complete after some tenths of a second
 Steps = dict[int, dict[str, list[int] | None]]
 
 
@@ -26,7 +28,8 @@ def settle(path: Path, seconds: float = 10.0) -> Path:
 def drained(reader: RecordReader, max_bytes: int = 1 << 20) -> list[Record]:
     """All records that are there now."""
     records: list[Record] = []
-    for _ in range(100_000):
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
         batch = reader.read(max_bytes)
         records = [*([] if batch.restarted else records), *batch.records]
         if reader.exhausted:
@@ -51,7 +54,8 @@ def translated(reader: RowReader, **request: int) -> list[Record]:
 def all_rows(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
     """Every row that is there now."""
     rows: list[Row] = []
-    for _ in range(100_000):
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
         found = reader.read(max_bytes)
         assert not found.restarted
         rows += found.rows
