@@ -1,0 +1,95 @@
+"""The ranks that share the experts of a layer, and what a placement is."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
+
+Placement = Sequence[Sequence[int]]
+"""The experts of every rank. An expert with several copies is listed once for each of them.
+
+Slot ``s`` of the files of engines is the ``s``-th expert of all these lists, one after the other.
+"""
+
+
+class BadCluster(ValueError):
+    """The numbers do not fit together; the message says which, and what would fit."""
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """The experts of one layer, and the ranks that hold them.
+
+    Raises:
+        BadCluster: the slots cannot be shared evenly.
+    """
+
+    experts: int
+    ranks: int
+    nodes: int = 1
+    groups: int = 1
+    """Groups of neighbouring experts; each stays on one node if the nodes divide them."""
+    replicas: int = 0
+    """Copies beside the first one of every expert; the published num_replicas is ``slots``."""
+
+    def __post_init__(self) -> None:
+        experts, ranks, extra = self.experts, self.ranks, self.replicas
+        if min(experts, ranks, self.nodes, self.groups) < 1 or extra < 0:
+            raise BadCluster("write numbers from 1 up, and 0 or more for --replicas")
+        if extra > experts * (ranks - 1):
+            most = experts * (ranks - 1)
+            raise BadCluster(
+                f"--replicas {extra:,}: at most {most:,} fit, a copy of each of {experts:,} "
+                f"experts on each of {ranks:,} ranks"
+            )
+        if self.slots % ranks:
+            fits = -(-self.slots // ranks) * ranks - experts
+            raise BadCluster(
+                f"{experts:,} experts and {extra:,} extra copies do not divide by {ranks:,} ranks; "
+                f"--replicas {fits} would"
+            )
+        if ranks % self.nodes:
+            raise BadCluster(f"--nodes {self.nodes}: {ranks:,} ranks do not divide by it")
+        if experts % self.groups:
+            raise BadCluster(f"--groups {self.groups}: {experts:,} experts do not divide by it")
+
+    @property
+    def slots(self) -> int:
+        """Copies of all experts."""
+        return self.experts + self.replicas
+
+    @property
+    def per_rank(self) -> int:
+        """Slots of each rank."""
+        return self.slots // self.ranks
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether the groups are shared out to the nodes first: their number divides by them."""
+        return self.nodes > 1 and self.groups % self.nodes == 0
+
+
+def contiguous(experts: int, ranks: int) -> list[list[int]]:
+    """Neighbouring experts on one rank, as engines place them; the first ranks hold the rest."""
+    each, rest = divmod(experts, ranks)
+    starts = [rank * each + min(rank, rest) for rank in range(ranks + 1)]
+    return [list(range(a, b)) for a, b in pairwise(starts)]
+
+
+def copies_of(placement: Placement, experts: int) -> list[int]:
+    """The number of copies of every expert."""
+    copies = [0] * experts
+    for held in placement:
+        for expert in held:
+            copies[expert] += 1
+    return copies
+
+
+def double_copies(placement: Placement) -> int:
+    """Slots that hold an expert which their rank has already: they balance nothing."""
+    return sum(len(held) - len(set(held)) for held in placement)
+
+
+def rank_loads(loads: Sequence[float], placement: Placement) -> list[float]:
+    """The load of every rank if the copies of an expert share its load evenly."""
+    copies = copies_of(placement, len(loads))
+    return [sum(loads[expert] / copies[expert] for expert in held) for held in placement]
