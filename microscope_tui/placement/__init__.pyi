@@ -6,3 +6,4 @@ from .cluster import contiguous as contiguous
 from .cluster import copies_of as copies_of
 from .cluster import double_copies as double_copies
 from .cluster import rank_loads as rank_loads
+from .published import published as published
