@@ -3,6 +3,7 @@
 cyclopts makes options and help of the fields and docstrings.
 """
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from microscope_tui.diagnosis import RULES
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import FORMATS, BadMapping, Search, SourceRequest, rules_of
 
+_STEPS = re.compile(r"(\d{0,18}):(\d{0,18})")
 WAIT_S = 600
 """A restarted job needs minutes until its run resumes."""
 DEFAULT_WINDOW = 2048
@@ -33,6 +35,17 @@ def refuse_below(least: int, **given: int | None) -> None:
     for name, number in given.items():
         if number is not None and number < least:
             fail(f"--{_spelled(name)} {number}: write a number from {least} up", USAGE)
+
+
+def step_range(name: str, steps: str) -> tuple[int | None, int | None]:
+    """First and last step of A:B, ``None`` for an open end; exits if it cannot be read."""
+    if not steps:
+        return None, None
+    found = _STEPS.fullmatch(steps)
+    first, last = (int(part) if part else None for part in found.groups()) if found else (0, -1)
+    if found is None or (first is not None and last is not None and first > last):
+        fail(f"{name} {safe_text(steps, 40)}: write A:B, for example 100:200", USAGE)
+    return first or 0, last
 
 
 def _spelled(name: str) -> str:

@@ -1,13 +1,18 @@
 """``moe-microscope coverage`` and ``mismatch``: what was routed, and where two probes differ."""
 
-import re
 import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from microscope_tui.commands.options import DEFAULT_SOURCE, AsJson, SourceOptions, refuse_below
+from microscope_tui.commands.options import (
+    DEFAULT_SOURCE,
+    AsJson,
+    SourceOptions,
+    refuse_below,
+    step_range,
+)
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -39,7 +44,6 @@ from microscope_tui.routing import (
 )
 from microscope_tui.runlog import RunFile, UnknownFormat, safe_text
 
-_STEPS = re.compile(r"(\d{0,18}):(\d{0,18})")
 _WIDTH = 80
 
 
@@ -67,7 +71,7 @@ def coverage(
     refuse_below(1, min_tokens=min_tokens)
     if path == PIPE:
         fail("a pipe is read once, coverage needs two passes: save it to a file first", USAGE)
-    first, last = _range(steps)
+    first, last = step_range("--steps", steps)
     place = path.parent if path.name == FILE_NAME else path
     (run, *_) = runs_at(reading.search(place))
     try:
@@ -82,16 +86,6 @@ def coverage(
     else:
         print_data(coverage_text(found))
     return int(bool(found.short))
-
-
-def _range(steps: str) -> tuple[int | None, int | None]:
-    if not steps:
-        return None, None
-    found = _STEPS.fullmatch(steps)
-    first, last = (int(part) if part else None for part in found.groups()) if found else (0, -1)
-    if found is None or (first is not None and last is not None and first > last):
-        fail(f"--steps {safe_text(steps, 40)}: write A:B, for example 100:200", USAGE)
-    return first or 0, last
 
 
 def _window_length(run: RunFile) -> int | None:

@@ -6,4 +6,15 @@ from .cluster import contiguous as contiguous
 from .cluster import copies_of as copies_of
 from .cluster import double_copies as double_copies
 from .cluster import rank_loads as rank_loads
+from .counted import Counts as Counts
+from .counted import Layer as Layer
+from .counted import NoCounts as NoCounts
+from .counted import read_counts as read_counts
 from .published import published as published
+from .score import even_shares as even_shares
+from .score import gain_of as gain_of
+from .score import nearest_shares as nearest_shares
+from .study import BadWindow as BadWindow
+from .study import Request as Request
+from .study import Study as Study
+from .study import study as study

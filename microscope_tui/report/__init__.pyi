@@ -44,6 +44,8 @@ from .export import write_csv as write_csv
 from .format_check import check_format as check_format
 from .format_check import format_json as format_json
 from .format_check import format_text as format_text
+from .placement import placement_json as placement_json
+from .placement import placement_text as placement_text
 from .probes import compared_probes as compared_probes
 from .probes import mismatch_json as mismatch_json
 from .probes import slices_json as slices_json

@@ -1,0 +1,134 @@
+"""The counts of a run, step by step, small enough to keep: what a placement is fitted to.
+
+A run log of any length is read once. Where it has more counts than fit into memory, every second
+step is kept, then every fourth …; the spacing is part of the result, because it limits how finely
+ageing can be measured.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from microscope_tui.runlog import (
+    Course,
+    RouterInfo,
+    RunFile,
+    RunRecord,
+    StepEntry,
+    entries_of,
+)
+
+MOST_COUNTS = 24_000_000
+"""Counts in memory, of four bytes each."""
+_LIMITS = {
+    "top1": "only first choices are known: the loads are those of the first choice",
+    "local_rank": "these are the counts of one rank: the others may differ",
+    "shares": "the counts are shares: steps of different size weigh the same",
+}
+
+
+class NoCounts(ValueError):
+    """The run has nothing to place; the message says why."""
+
+
+class Layer(msgspec.Struct):
+    """The counts of one router ``[steps × experts]``, row by row; a step without any is zero."""
+
+    router: RouterInfo
+    counts: array[float]
+
+    def columns(self, first: int, last: int) -> list[array[float]]:
+        """For every expert its counts in the steps ``first`` … ``last`` - 1."""
+        experts = self.router.num_experts
+        return [self.counts[first * experts + e : last * experts : experts] for e in range(experts)]
+
+
+class Counts(msgspec.Struct):
+    """The counted steps of one run."""
+
+    run: RunRecord
+    steps: array[int]
+    layers: Sequence[Layer]
+    """Only routers that counted something."""
+    every: int
+    """1, or each of how many counted steps was kept."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the numbers."""
+        notes = [_LIMITS[self.run.counts]] if self.run.counts in _LIMITS else []
+        if self.every > 1:
+            notes.append(f"a long run: every {self.every}th counted step is used")
+        return notes
+
+    def between(self, first: int | None, last: int | None) -> range:
+        """Positions of the steps ``first`` … ``last``; open ends are ``None``."""
+        start = 0 if first is None else bisect_left(self.steps, first)
+        return range(start, len(self.steps) if last is None else bisect_right(self.steps, last))
+
+
+class _Reading:
+    """Counts while they are read."""
+
+    def __init__(self, run: RunRecord) -> None:
+        self.run, self.steps, self.every, self._seen = run, array("q"), 1, 0
+        self.layers = [Layer(router, array("f")) for router in run.routers]
+        self._row = sum(router.num_experts for router in run.routers)
+
+    def add(self, entry: StepEntry) -> None:
+        self._seen += 1
+        if self._seen % self.every:
+            return
+        for layer, row in zip(self.layers, entry.matrices().tokens_per_expert, strict=True):
+            experts = layer.router.num_experts
+            layer.counts.extend(row if row and len(row) == experts else [0.0] * experts)
+        self.steps.append(entry.record.step)
+        if len(self.steps) * self._row > MOST_COUNTS and len(self.steps) > 1:
+            self._halve()
+
+    def _halve(self) -> None:
+        self.every *= 2
+        self.steps = self.steps[1::2]
+        for layer in self.layers:
+            experts, before, layer.counts = layer.router.num_experts, layer.counts, array("f")
+            for at in range(experts, len(before), 2 * experts):
+                layer.counts.extend(before[at : at + experts])
+
+    def drop_from(self, step: int) -> None:
+        kept = bisect_left(self.steps, step)
+        del self.steps[kept:]
+        for layer in self.layers:
+            del layer.counts[kept * layer.router.num_experts :]
+
+
+def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share: None) -> Counts:
+    """Read the counts of all steps that no restart superseded.
+
+    Args:
+        progress: called with the share that is read, 0 … 1; what it raises ends the reading.
+
+    Raises:
+        NoCounts: no step has counts.
+        OSError, UnknownFormat: the run cannot be read, or has another format version.
+    """
+    course, reading = Course(), None
+    for entry in entries_of(file):
+        cut = course.take(entry)
+        if isinstance(entry, RunRecord):
+            if reading is None or reading.run.routers != entry.routers:  # another model from here
+                reading, course = _Reading(entry), Course()
+            reading.run = entry
+        if reading is not None and cut is not None:
+            reading.drop_from(cut)
+        if isinstance(entry, StepEntry) and reading is not None:
+            progress(min(1.0, entry.offset / max(1, file.size)))
+            if entry.has_counts and not course.repeats:
+                reading.add(entry)
+    layers = [layer for layer in reading.layers if any(layer.counts)] if reading else []
+    if reading is None or not layers:
+        raise NoCounts("no step with counts: a placement needs tokens_per_expert")
+    return Counts(reading.run, reading.steps, layers, reading.every)

@@ -1,0 +1,121 @@
+"""How evenly a placement spreads the counts of given steps over the ranks, and how sure that is.
+
+Balancedness is the mean over the ranks divided by the busiest one, step by step: 1 is even. What
+one waits for is the sum of the busiest ranks of all layers, so of a model it is Σ mean ÷ Σ max.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import accumulate
+
+import msgspec
+
+from microscope_tui.placement.cluster import Cluster, Placement, copies_of
+
+Shares = Sequence[Sequence[float]]
+"""Beside a placement: which part of its expert's tokens each copy gets."""
+_RESAMPLES = 2_000
+_LEAST_BLOCKS = 4
+
+
+def even_shares(placement: Placement, experts: int) -> Shares:
+    """All copies of an expert get the same number of tokens, as EPLB assumes."""
+    copies = copies_of(placement, experts)
+    return [[1.0 / copies[expert] for expert in held] for held in placement]
+
+
+def nearest_shares(placement: Placement, cluster: Cluster) -> Shares:
+    """Every rank sends as much, to the copies on itself, else on its node, else to all evenly."""
+    homes: dict[int, list[int]] = {}
+    for rank, held in enumerate(placement):
+        for expert in held:
+            homes.setdefault(expert, []).append(rank)
+    per_node = cluster.ranks // cluster.nodes
+    parts: dict[tuple[int, int], float] = {}
+    for expert, ranks in homes.items():
+        for sender in range(cluster.ranks):
+            near = [rank for rank in ranks if rank == sender]
+            near = near or [rank for rank in ranks if rank // per_node == sender // per_node]
+            for rank in near or ranks:
+                part = 1.0 / cluster.ranks / len(near or ranks)
+                parts[expert, rank] = parts.get((expert, rank), 0.0) + part
+    return [[parts[e, rank] / held.count(e) for e in held] for rank, held in enumerate(placement)]
+
+
+def busiest(
+    columns: Sequence[Sequence[float]], placement: Placement, shares: Shares
+) -> list[float]:
+    """The load of the busiest rank in every step of ``columns``, which has a row per expert."""
+    ranks = []
+    for held, parts in zip(placement, shares, strict=True):
+        pairs = zip(held, parts, strict=True)
+        series = [columns[e] if p == 1.0 else [p * x for x in columns[e]] for e, p in pairs]
+        total: list[float] = list(map(sum, zip(*series, strict=True)))
+        ranks.append(total or [0.0] * len(columns[0]))
+    return list(map(max, zip(*ranks, strict=True)))
+
+
+class Tally:
+    """Sums over layers of the mean and the busiest rank, for every step."""
+
+    def __init__(self, steps: int) -> None:
+        """For ``steps`` steps, before the first layer."""
+        self.means, self.maxima = [0.0] * steps, [0.0] * steps
+
+    def add(self, means: Sequence[float], maxima: Sequence[float]) -> float | None:
+        """Add a layer; its balancedness, a mean over the steps in which it counted anything."""
+        self.means = [a + b for a, b in zip(self.means, means, strict=True)]
+        self.maxima = [a + b for a, b in zip(self.maxima, maxima, strict=True)]
+        known = [a / b for a, b in zip(means, maxima, strict=True) if b > 0]
+        return sum(known) / len(known) if known else None
+
+    def steps(self) -> list[float | None]:
+        """The balancedness of the model in every step."""
+        return [a / b if b > 0 else None for a, b in zip(self.means, self.maxima, strict=True)]
+
+    @property
+    def balancedness(self) -> float:
+        """Its mean over the steps."""
+        known = [value for value in self.steps() if value is not None]
+        return sum(known) / len(known) if known else 1.0
+
+    @property
+    def ratio(self) -> float:
+        """The mean over the steps of Σ max ÷ Σ mean."""
+        known = [1.0 / value for value in self.steps() if value is not None]
+        return sum(known) / len(known) if known else 1.0
+
+
+def paired(after: Tally, before: Tally) -> list[float]:
+    """The gain in balancedness of every step."""
+    pairs = zip(after.steps(), before.steps(), strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """A mean gain with its 95 % interval."""
+
+    mean: float
+    low: float | None
+    """``None``: too few steps for an interval."""
+    high: float | None
+    block: int
+    """Steps of a block of the bootstrap."""
+
+
+def gain_of(gains: Sequence[float]) -> Gain:
+    """The mean of a series whose neighbours are alike: a circular block bootstrap.
+
+    Blocks of √n steps are drawn with replacement (Politis and Romano 1992), with a fixed seed.
+    """
+    number = len(gains)
+    mean = sum(gains) / number if number else 0.0
+    block = max(1, round(number**0.5))
+    if number < _LEAST_BLOCKS * block:
+        return Gain(mean, None, None, block)
+    sums = [0.0, *accumulate([*gains, *gains[:block]])]
+    blocks = [sums[at + block] - sums[at] for at in range(number)]
+    drawn, count = random.Random(0), -(-number // block)
+    means = sorted(sum(drawn.choices(blocks, k=count)) for _ in range(_RESAMPLES))
+    low, high = (means[round(q * (_RESAMPLES - 1))] / (count * block) for q in (0.025, 0.975))
+    return Gain(mean, low, high, block)

@@ -1,0 +1,390 @@
+"""A placement fitted to some steps of a run, and scored on later ones.
+
+The score is held out: a placement is judged by steps that it was not fitted to, against the
+placement of today in the same steps. How it ages is measured with placements refitted at many
+steps, each scored some steps later.
+"""
+
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from microscope_tui.placement.cluster import (
+    BadCluster,
+    Cluster,
+    Placement,
+    contiguous,
+    double_copies,
+    rank_loads,
+)
+from microscope_tui.placement.counted import Counts, Layer
+from microscope_tui.placement.published import published
+from microscope_tui.placement.score import (
+    Gain,
+    Tally,
+    busiest,
+    even_shares,
+    gain_of,
+    nearest_shares,
+    paired,
+)
+
+refined = published  # until the refinement is there
+LAGS = (1, 3, 10, 30, 100, 300, 1000)
+LEAST_GAIN = 0.01
+"""Gain in balancedness that is worth a change."""
+KEPT_GAIN = 0.9
+"""Share of its first gain at which an ageing placement is replaced."""
+ENOUGH = 0.95
+"""Share of the gain that the fewest replicas keep."""
+BANDWIDTH = 25e9
+"""Bytes per second that a rank receives over a link of 200 Gbit/s."""
+_FITS, _LEAST_ANCHORS, _MOST_ANCHORS = 1_500, 8, 200
+_AGEING_STEPS = 100
+Steps = tuple[int | None, int | None]
+Progress = Callable[[float], None]
+
+
+class BadWindow(ValueError):
+    """The steps to fit or to score are empty, or overlap; the message says which."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to place, on which steps, and what it costs."""
+
+    ranks: int
+    nodes: int = 1
+    groups: int = 1
+    replicas: int = 0
+    fit: Steps = (None, None)
+    """First and last step; by default the first half of the counted steps."""
+    score: Steps = (None, None)
+    """By default the steps behind ``fit``."""
+    expert_bytes: float = 0.0
+    step_time: float = 0.0
+    """Seconds of a whole step; 0 for unknown."""
+    expert_share: float = 1.0
+    """Share of a balanced step that the experts take."""
+    bandwidth: float = BANDWIDTH
+
+    def cluster(self, experts: int) -> Cluster:
+        """The ranks of a layer with this many experts; see ``Cluster`` for what it refuses."""
+        return Cluster(
+            experts=experts,
+            ranks=self.ranks,
+            nodes=self.nodes,
+            groups=self.groups,
+            replicas=self.replicas,
+        )
+
+
+class Scored(msgspec.Struct):
+    """One way to place all layers."""
+
+    name: str
+    placements: list[Placement]
+    """One per layer."""
+    fitted: float
+    """Balancedness in the steps that were fitted."""
+    held_out: float
+    """Balancedness in the steps that were scored."""
+    ratio: float
+    """Σ max ÷ Σ mean there."""
+    layers: list[float | None]
+    """Balancedness of every layer there."""
+
+    @property
+    def doubles(self) -> int:
+        """Copies on a rank that holds their expert already, in all layers."""
+        return sum(map(double_copies, self.placements))
+
+
+class Aged(msgspec.Struct, frozen=True):
+    """Placements ``lag`` steps after the last step that they were fitted to."""
+
+    lag: int
+    balancedness: float
+    gain: float
+    """Against the placement of today in the same steps."""
+    number: int
+    """Placements in the mean."""
+
+
+class Moves(msgspec.Struct, frozen=True):
+    """What changes against the placement of today."""
+
+    copies: int
+    """Copies of experts that a rank does not hold yet, in all layers."""
+    most: int
+    """Of these, those of the rank that receives most."""
+    bytes: float
+    seconds: float
+    """Until the rank with most has received its copies."""
+    break_even: float | None
+    """Steps that save as much time; ``None`` where the time of a step is unknown."""
+
+
+class Study(msgspec.Struct):
+    """A placement, what it is worth, and for how long."""
+
+    counts: Counts
+    request: Request
+    fit: tuple[int, int, int]
+    """First step, last step, number of counted steps."""
+    score: tuple[int, int, int]
+    loads: list[list[float]]
+    """For every layer and expert the mean count in the scored steps."""
+    today: Scored
+    published: Scored
+    chosen: Scored
+    """The refined placement, or the one that was given."""
+    nearest: float
+    """Held-out balancedness of ``chosen`` if every rank sends to the nearest copy."""
+    gain: Gain
+    ageing: list[Aged]
+    interval: float | None
+    """Steps after which a placement has lost a tenth of its gain; ``inf`` if it never has."""
+    moves: Moves
+    fewest: int | None = None
+    """The fewest extra copies with 95 % of the gain; ``None`` without copies or gain."""
+
+    @property
+    def reason(self) -> str:
+        """Why it does not pay; empty if it does."""
+        gain, steps = self.gain, self.score[1] - self.score[0] + 1
+        if gain.low is None:
+            return f"{self.score[2]} scored steps are too few for an interval"
+        if gain.mean < LEAST_GAIN:
+            return f"the gain is below {LEAST_GAIN}"
+        if gain.low <= 0:
+            return "the 95 % interval of the gain reaches 0"
+        if self.moves.break_even is not None and self.moves.break_even > steps:
+            return f"the move is paid back only after the {steps:,} scored steps"
+        return ""
+
+
+def study(
+    counts: Counts,
+    request: Request,
+    given: Sequence[Placement] | None = None,
+    progress: Progress = lambda share: None,
+) -> Study:
+    """Fit a placement, or take the ``given`` one (per layer), and score it.
+
+    Raises:
+        BadCluster: the experts of a layer do not fit the ranks.
+        BadWindow: nothing to fit or to score, or steps in both.
+    """
+    fit, score = _windows(counts, request)
+    clusters = [_cluster(layer, request) for layer in counts.layers]
+    table = _Table(len(fit), len(score))
+    nearest, loads, ageing = Tally(len(score)), [], _Ageing(counts, len(fit))
+    for at, (layer, cluster) in enumerate(zip(counts.layers, clusters, strict=True)):
+        progress(at / len(clusters))
+        early, late = (layer.columns(w.start, w.stop) for w in (fit, score))
+        totals = [sum(column) for column in early]
+        chosen = given[at] if given is not None else refined(totals, cluster)
+        today = contiguous(cluster.experts, cluster.ranks)
+        table.add((today, published(totals, cluster), chosen), early, late)
+        means = [sum(step) / cluster.ranks for step in zip(*late, strict=True)]
+        nearest.add(means, busiest(late, chosen, nearest_shares(chosen, cluster)))
+        loads.append([sum(column) / len(score) for column in late])
+        ageing.add(layer, cluster, today)
+    names = ("contiguous", "published", "refined" if given is None else "file")
+    before, eplb, after = (table.scored(name, which) for which, name in enumerate(names))
+    found = Study(
+        counts=counts,
+        request=request,
+        fit=_said(counts, fit),
+        score=_said(counts, score),
+        loads=loads,
+        today=before,
+        published=eplb,
+        chosen=after,
+        nearest=nearest.balancedness,
+        gain=gain_of(paired(table.late[2], table.late[0])),
+        ageing=ageing.curve(),
+        interval=_interval(ageing.curve()),
+        moves=_moves(before, after, request),
+    )
+    if given is None and request.replicas and found.gain.mean > 0:
+        found.fewest = _fewest(counts, request, (fit, score), found, progress)
+    return found
+
+
+class _Table:
+    """Three placements in both windows."""
+
+    def __init__(self, fit: int, score: int) -> None:
+        self.early, self.late = ([Tally(n) for _ in range(3)] for n in (fit, score))
+        self.placements: list[list[Placement]] = [[], [], []]
+        self.layers: list[list[float | None]] = [[], [], []]
+
+    def add(
+        self,
+        placements: Sequence[Placement],
+        early: Sequence[Sequence[float]],
+        late: Sequence[Sequence[float]],
+    ) -> None:
+        """Add a layer."""
+        for columns, tallies, keeps in ((early, self.early, False), (late, self.late, True)):
+            means = [sum(step) / len(placements[0]) for step in zip(*columns, strict=True)]
+            for which, placement in enumerate(placements):
+                shares = even_shares(placement, len(columns))
+                value = tallies[which].add(means, busiest(columns, placement, shares))
+                if keeps:
+                    self.layers[which].append(value)
+        for which, placement in enumerate(placements):
+            self.placements[which].append(placement)
+
+    def scored(self, name: str, which: int) -> Scored:
+        """One of the three."""
+        early, late = self.early[which], self.late[which]
+        of = self.placements[which], early.balancedness, late.balancedness, late.ratio
+        return Scored(name, *of, self.layers[which])
+
+
+class _Ageing:
+    """Placements refitted at steps all over the run by the published algorithm, which is fast."""
+
+    def __init__(self, counts: Counts, fit: int) -> None:
+        steps, number = counts.steps, len(counts.steps)
+        self._window = max(1, min(fit, number // 10, _AGEING_STEPS))
+        most = max(_LEAST_ANCHORS, min(_MOST_ANCHORS, _FITS // len(counts.layers)))
+        first, last = self._window - 1, number - 2
+        spread = {first + i * (last - first) // max(1, most - 1) for i in range(most)}
+        self._anchors = sorted(at for at in spread if first <= at <= last)
+        self._later: list[tuple[int, int, int]] = []  # anchor, lag, position that is scored
+        for anchor in self._anchors:
+            for lag in LAGS:
+                at = bisect_left(steps, steps[anchor] + lag)
+                if at < number and steps[at] - steps[anchor] < 1.5 * lag:
+                    self._later.append((anchor, lag, at))
+        self._before, self._after = Tally(len(self._later)), Tally(len(self._later))
+
+    def add(self, layer: Layer, cluster: Cluster, today: Placement) -> None:
+        """Add a layer."""
+        experts, placed, ranks = cluster.experts, dict[int, Placement](), cluster.ranks
+        for anchor in self._anchors:
+            columns = layer.columns(anchor + 1 - self._window, anchor + 1)
+            placed[anchor] = published([sum(column) for column in columns], cluster)
+        rows = [layer.counts[at * experts : (at + 1) * experts] for _, _, at in self._later]
+        means = [sum(row) / ranks for row in rows]
+        after = [
+            max(rank_loads(row, placed[anchor]))
+            for row, (anchor, _, _) in zip(rows, self._later, strict=True)
+        ]
+        self._after.add(means, after)
+        self._before.add(means, [max(rank_loads(row, today)) for row in rows])
+
+    def curve(self) -> list[Aged]:
+        """The mean for every lag that the run is long enough for."""
+        pairs = zip(self._later, self._after.steps(), self._before.steps(), strict=True)
+        found: dict[int, list[tuple[float, float]]] = {}
+        for (_, lag, _), after, before in pairs:
+            if after is not None and before is not None:
+                found.setdefault(lag, []).append((after, after - before))
+        curve = []
+        for lag, rows in sorted(found.items()):
+            balancedness, gain = (sum(values) / len(rows) for values in zip(*rows, strict=True))
+            curve.append(Aged(lag, balancedness, gain, len(rows)))
+        return curve
+
+
+def _interval(curve: Sequence[Aged]) -> float | None:
+    """Where the gain falls to ``KEPT_GAIN`` of the first; between two lags on a log scale."""
+    if not curve or curve[0].gain < LEAST_GAIN:
+        return None
+    limit = KEPT_GAIN * curve[0].gain
+    for before, after in itertools.pairwise(curve):
+        if after.gain < limit:
+            part = (before.gain - limit) / (before.gain - after.gain)
+            return float(before.lag * (after.lag / before.lag) ** part)
+    return math.inf
+
+
+def _windows(counts: Counts, request: Request) -> tuple[range, range]:
+    """Positions of the steps to fit and of those to score."""
+    number, middle = len(counts.steps), (len(counts.steps) + 1) // 2
+    fit, score = (
+        None if w == (None, None) else counts.between(*w) for w in (request.fit, request.score)
+    )
+    if fit is None:
+        fit = range(min(middle, score.start)) if score is not None else range(middle)
+    if score is None:
+        score = range(max(fit.stop, 0), number)
+    there = f"counts are of steps {counts.steps[0]:,} to {counts.steps[-1]:,}"
+    if not fit:
+        raise BadWindow(f"no counted step to fit a placement to: {there}")
+    if not score:
+        raise BadWindow(f"no counted step is left to score a placement on: {there}")
+    if max(fit.start, score.start) < min(fit.stop, score.stop):
+        raise BadWindow("--fit and --score overlap: score steps that are not fitted")
+    return fit, score
+
+
+def _cluster(layer: Layer, request: Request) -> Cluster:
+    try:
+        return request.cluster(layer.router.num_experts)
+    except BadCluster as error:
+        raise BadCluster(f"{layer.router.name}: {error}") from None
+
+
+def _said(counts: Counts, window: range) -> tuple[int, int, int]:
+    return counts.steps[window.start], counts.steps[window.stop - 1], len(window)
+
+
+def _moves(before: Scored, after: Scored, request: Request) -> Moves:
+    incoming = [0] * request.ranks
+    for old, new in zip(before.placements, after.placements, strict=True):
+        for rank in range(request.ranks):
+            incoming[rank] += len(set(new[rank]) - set(old[rank]))
+    seconds, break_even = max(incoming) * request.expert_bytes / request.bandwidth, None
+    if request.step_time and request.expert_bytes:
+        slow = [1 + request.expert_share * (one.ratio - 1) for one in (before, after)]
+        saved = request.step_time * (1 - slow[1] / slow[0])
+        break_even = seconds / saved if saved > 0 else math.inf
+    amount = sum(incoming) * request.expert_bytes
+    return Moves(sum(incoming), max(incoming), amount, seconds, break_even)
+
+
+def _fewest(
+    counts: Counts, request: Request, windows: tuple[range, range], found: Study, progress: Progress
+) -> int:
+    """The fewest copies that keep the gain, by bisection: more copies never balance worse."""
+    wanted = found.today.held_out + ENOUGH * (found.chosen.held_out - found.today.held_out)
+    options = []
+    for replicas in range(request.replicas):
+        if all(
+            (layer.router.num_experts + replicas) % request.ranks == 0 for layer in counts.layers
+        ):
+            options.append(replicas)
+    options.append(request.replicas)
+    low, high = 0, len(options) - 1
+    while low < high:
+        middle = (low + high) // 2
+        fewer = replace(request, replicas=options[middle])
+        if _held_out(counts, fewer, windows, progress) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return options[low]
+
+
+def _held_out(
+    counts: Counts, request: Request, windows: tuple[range, range], progress: Progress
+) -> float:
+    fit, score = windows
+    tally = Tally(len(score))
+    for at, layer in enumerate(counts.layers):
+        progress(at / len(counts.layers))
+        totals = [sum(column) for column in layer.columns(fit.start, fit.stop)]
+        placement = refined(totals, _cluster(layer, request))
+        late = layer.columns(score.start, score.stop)
+        means = [sum(step) / request.ranks for step in zip(*late, strict=True)]
+        tally.add(means, busiest(late, placement, even_shares(placement, len(late))))
+    return tally.balancedness
