@@ -10,6 +10,10 @@ from .counted import Counts as Counts
 from .counted import Layer as Layer
 from .counted import NoCounts as NoCounts
 from .counted import read_counts as read_counts
+from .files import FORMS as FORMS
+from .files import BadFile as BadFile
+from .files import read_form as read_form
+from .files import write_form as write_form
 from .published import published as published
 from .score import even_shares as even_shares
 from .score import gain_of as gain_of

@@ -1,0 +1,227 @@
+"""The placement files of serving engines, written and read.
+
+All of them list slots: the expert of every slot, those of rank 0 first. They differ in how layers
+are numbered. Read from the parsers of SGLang (``eplb/expert_location.py``), vllm-ascend
+(``eplb/core/eplb_utils.py``) and TensorRT-LLM (``MoeLoadBalancerConfig``), and from the tests and
+descriptions of the pull requests of vLLM that ``FORMS`` names.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from microscope_tui.placement.cluster import Placement, double_copies
+from microscope_tui.runlog import read_at, safe_text
+
+MOST_BYTES = 8 << 20
+"""A longer file is refused; 128 layers of 1,024 slots take 4 MB in the longest form."""
+
+
+class Form(NamedTuple):
+    """The option of an engine that takes the file, and the open pull request that adds it."""
+
+    option: str
+    proposal: str = ""
+
+
+FORMS: Mapping[str, Form] = {
+    "sglang": Form("--init-expert-location FILE.json --ep-num-redundant-experts S"),
+    "vllm-map": Form("eplb_config.initial_expert_map_path", "vLLM pull request 49572"),
+    "vllm-mapping": Form("eplb_config.initial_mapping_path", "vLLM pull request 41141"),
+    "tensorrt-llm": Form("moe_config.load_balancer"),
+    "ascend": Form("additional_config.eplb_config.expert_map_path"),
+}
+
+
+class BadFile(ValueError):
+    """An engine would not take this file, or placement, or it does not fit; one line says why."""
+
+
+_Row = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]]
+
+
+class _Device(msgspec.Struct):
+    device_expert: _Row
+
+
+class _Layer(msgspec.Struct):
+    device_list: list[_Device]
+    device_count: int = 0
+
+
+class _File(msgspec.Struct):
+    """The keys of all forms, except ``vllm-map``, which has none."""
+
+    physical_to_logical_map: list[_Row] = []
+    logical_count: msgspec.Raw = msgspec.Raw()
+    layer_list: list[_Layer] = []
+    initial_global_assignments: dict[int, _Row] = {}
+    num_slots: int = 0
+    record_type: str = ""
+
+
+def write_form(
+    form: str, placements: Sequence[Placement], layers: Sequence[int], *, hidden_layers: int | None
+) -> str:
+    """The text of a placement file.
+
+    Args:
+        form: one of ``FORMS``.
+        placements: one per MoE layer.
+        layers: depths of these layers in the model, from 0.
+        hidden_layers: layers of the model, dense ones included; ``sglang`` needs it.
+
+    Raises:
+        BadFile: the engine could not read it.
+    """
+    of = dict(zip(layers, (list(chain(*placement)) for placement in placements), strict=True))
+    rows = list(of.values())
+    if len(rows) < len(layers):
+        raise BadFile(f"{form}: two routers are in the same layer of the model, of {[*layers]}")
+    experts, slots = 1 + max(rows[0]), len(rows[0])
+    if any(len(row) != slots or 1 + max(row) != experts for row in rows):
+        raise BadFile(f"{form}: not all layers have {experts:,} experts in {slots:,} slots")
+    content: Any = rows
+    if form == "sglang":
+        if hidden_layers is None or hidden_layers <= max(of):
+            raise BadFile(
+                "sglang wants a row for every layer of the model, dense ones too: give "
+                f"--hidden-layers, its num_hidden_layers (at least {max(of) + 1})"
+            )
+        dense = [slot % experts for slot in range(slots)]
+        content = {"physical_to_logical_map": [of.get(at, dense) for at in range(hidden_layers)]}
+    elif form == "vllm-mapping":
+        content = {
+            "record_type": "eplb_initial_mapping",
+            "version": 1,
+            "num_redundant_experts": slots - experts,
+            "num_slots": slots,
+            "initial_global_assignments": {str(at): row for at, row in enumerate(rows)},
+        }
+    elif form == "tensorrt-llm":
+        lines = (f"  {layer}: {row}\n" for layer, row in of.items())
+        head = f"num_slots: {slots}\nlayer_updates_per_iter: 0\ninitial_global_assignments:\n"
+        return head + "".join(lines)
+    elif form == "ascend":
+        found = [_ascend(at, placement) for at, placement in enumerate(placements)]
+        content = {"moe_layer_count": len(found), "layer_list": found}
+    return json.dumps(content) + "\n"
+
+
+def _ascend(at: int, placement: Placement) -> dict[str, Any]:
+    if double_copies(placement):
+        raise BadFile(
+            f"ascend: MoE layer {at} has two copies of an expert on one rank; vllm-ascend knows "
+            "only one of them and takes wrong slots for others: choose another --replicas"
+        )
+    held = enumerate(map(list, placement))
+    devices = [{"device_id": rank, "device_expert": experts} for rank, experts in held]
+    return {"layer_id": at, "device_count": len(devices), "device_list": devices}
+
+
+def read_form(
+    path: Path, layers: Sequence[int], experts: Sequence[int], ranks: int, hidden_layers: int | None
+) -> tuple[str, list[Placement]]:
+    """The form of a placement file, and the placement of every MoE layer.
+
+    Copies of an expert on one rank are kept, and keys that say nothing about slots ignored.
+
+    Args:
+        layers: depths of the MoE layers in the model, from 0.
+        experts: of each of them.
+        hidden_layers: layers of the model; without it, the last one is an MoE layer.
+
+    Raises:
+        BadFile: it cannot be read, or does not fit; the message has the first difference.
+    """
+    try:
+        data = read_at(path, 0, MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise BadFile(f"longer than {MOST_BYTES:,} bytes; is it a placement?")
+        if data.lstrip()[:1] in (b"{", b"["):
+            file = msgspec.json.decode(data, type=_File | list[_Row | int])
+        else:
+            file = msgspec.convert(_yaml(data.decode()), _File, strict=False)
+        form, rows = _rows(file, layers, ranks, max(hidden_layers or 0, max(layers) + 1))
+        slots = len(rows[0])
+        if slots % ranks:
+            raise BadFile(f"{slots:,} slots do not divide by {ranks:,} ranks")
+        for layer, row, number in zip(layers, rows, experts, strict=True):
+            _same(f"slots of layer {layer}", len(row), f"of layer {layers[0]}", slots)
+            if (most := max(row, default=0)) >= number:
+                at = f"layer {layer}, slot {row.index(most)}"
+                raise BadFile(f"{at}: expert {most:,}, but there are {number:,}, from 0")
+            if missing := set(range(number)) - set(row):
+                raise BadFile(f"layer {layer}: expert {min(missing)} has no slot")
+    except OSError as error:
+        raise BadFile(f"{safe_text(path, 200)}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # of msgspec, or the text is not UTF-8
+        raise BadFile(f"{safe_text(path.name, 60)}: {safe_text(error, 240)}") from None
+    each = slots // ranks
+    return form, [[row[at : at + each] for at in range(0, slots, each)] for row in rows]
+
+
+def _rows(
+    file: _File | list[_Row | int], layers: Sequence[int], ranks: int, depth: int
+) -> tuple[str, list[_Row]]:
+    """The form, and the slots of every MoE layer."""
+    here = "MoE layers of the run"
+    if isinstance(file, list):
+        shared = not file or isinstance(file[0], int)  # one list for all layers
+        _same("lists", len(layers) if shared else len(file), here, len(layers))
+        return "vllm-map", msgspec.convert([file] * len(layers) if shared else file, list[_Row])
+    if file.logical_count:
+        raise BadFile("logical_count holds counts: SGLang makes a placement from them itself")
+    if rows := file.physical_to_logical_map:
+        _same("rows", len(rows), "layers of the model, dense ones too (--hidden-layers)", depth)
+        return "sglang", [rows[layer] for layer in layers]
+    if file.layer_list:
+        _same("layer_list", len(file.layer_list), here, len(layers))
+        for at, layer in enumerate(file.layer_list):
+            held = [len(device.device_expert) for device in layer.device_list]
+            _same(f"device_count of layer_list[{at}]", layer.device_count or ranks, "ranks", ranks)
+            _same(f"device_list of layer_list[{at}]", len(held), "ranks", ranks)
+            _same(f"experts of a device of layer_list[{at}]", min(held), "of another", max(held))
+        devices = ([device.device_expert for device in one.device_list] for one in file.layer_list)
+        return "ascend", [list(chain(*held)) for held in devices]
+    if not (of := file.initial_global_assignments):
+        raise BadFile(f"no placement in a form of {', '.join(FORMS)}")
+    is_mapping = bool(file.record_type)
+    numbers = range(len(layers)) if is_mapping else layers
+    if other := set(of) ^ set(numbers):
+        wrong = "has no experts in the run" if min(other) in of else "is missing"
+        counted = "MoE layers" if is_mapping else "all layers"
+        raise BadFile(f"layer {min(other)} {wrong}; this form counts {counted} from 0")
+    rows = [of[number] for number in numbers]
+    _same("num_slots", file.num_slots, f"slots of layer {min(of)}", len(rows[0]))
+    return "vllm-mapping" if is_mapping else "tensorrt-llm", rows
+
+
+def _same(what: str, found: int, where: str, expected: int) -> None:
+    if found != expected:
+        raise BadFile(f"{what}: {found:,}, but {where}: {expected:,}")
+
+
+_TABLE = "initial_global_assignments"
+_FIELD = re.compile(r"(?m)^(\w+): +(\d{1,9}) *$", re.ASCII)
+_ENTRY = re.compile(r"(?m)^( +)(\d{1,9}): +(\[[\d,\s]*\]) *$", re.ASCII)
+_ITEMS = re.compile(r":[ ]*\n((?: +- +\d{1,9} *\n)+)", re.ASCII)
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    """What TensorRT-LLM's files have of YAML: numbers, and a table of lists in either style."""
+    text = re.sub(r"(?m)(?:^|(?<=[ \t]))#.*$|^---$|\r", "", text) + "\n"
+    text = _ITEMS.sub(lambda items: f": [{items[1].replace('-', ',').strip(' ,')}]\n", text)
+    entries, fields = _ENTRY.findall(text), dict(_FIELD.findall(text))
+    lists = {depth: msgspec.json.decode(row) for _, depth, row in entries}
+    rest = _FIELD.sub("", _ENTRY.sub("", text)).split()
+    if rest != [f"{_TABLE}:"]:
+        raise BadFile(f"neither JSON nor YAML of TensorRT-LLM: {safe_text(' '.join(rest), 60)!r}")
+    if len(lists) < len(entries) or len({indent for indent, _, _ in entries}) > 1:
+        raise BadFile("a layer is there twice, or indented unlike the others")
+    return {**fields, _TABLE: lists}
