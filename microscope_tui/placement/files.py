@@ -39,7 +39,7 @@ FORMS: Mapping[str, Form] = {
 
 
 class BadFile(ValueError):
-    """An engine would not take this file, or placement, or it does not fit; one line says why."""
+    """An engine would not take this file, or placement, or it does not fit; the reason is one line."""
 
 
 _Row = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]]
@@ -129,7 +129,7 @@ def read_form(
 ) -> tuple[str, list[Placement]]:
     """The form of a placement file, and the placement of every MoE layer.
 
-    Copies of an expert on one rank are kept, and keys that say nothing about slots ignored.
+    Copies of an expert on one rank are kept, and keys that are not about slots ignored.
 
     Args:
         layers: depths of the MoE layers in the model, from 0.
