@@ -39,7 +39,7 @@ FORMS: Mapping[str, Form] = {
 
 
 class BadFile(ValueError):
-    """An engine would not take this file, or placement, or it does not fit; the reason is one line."""
+    """An engine would not take this, or it does not fit the run; the reason is one line."""
 
 
 _Row = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]]
