@@ -42,5 +42,6 @@ from .tensorrt_llm import TensorRTReader as TensorRTReader
 from .text_rows import CsvReader as CsvReader
 from .text_rows import JsonlReader as JsonlReader
 from .torch_file import Tensor as Tensor
+from .vllm_eplb import VllmReader as VllmReader
 from .wandb import BLOCK_BYTES as BLOCK_BYTES
 from .wandb import WandbReader as WandbReader

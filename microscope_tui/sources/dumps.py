@@ -252,11 +252,13 @@ class ExactCounts:
         num_experts: int = 0,
         note: str = "",
         time: float | None = None,
+        ranks: int = 1,
+        is_live: bool = False,
     ) -> None:
-        """``request`` wins over the other arguments, which are those of ``run_record``."""
+        """``request`` wins over the others, most as in ``run_record``; ``is_live``: no moment."""
         self._run, self._writer, self._request = run, writer, request
         self._profile, self._counts, self._time = request.profile or profile, counts, time
-        self.note = note
+        self.note, self._ranks, self._is_live = note, ranks, is_live
         self._top_k = request.top_k or top_k
         self._num_experts = request.num_experts or num_experts
         self._width = 0  # experts seen
@@ -286,7 +288,8 @@ class ExactCounts:
         """The records of the steps that still wait for the header."""
         if self._waiting and not self._started:
             self._started = True
-            self._is_moment = self._profile == "eval" and len(self._waiting) == 1
+            one = self._profile == "eval" and len(self._waiting) == 1
+            self._is_moment = one and not self._is_live
             yield self._header()
         while self._waiting:
             yield self._record(self._waiting.popleft())
@@ -332,6 +335,7 @@ class ExactCounts:
             time=self._time,
             note=safe_text(self.note, 200),
             planned_steps=1 if self._is_moment else None,
+            ranks=self._ranks,
         )
 
     def _record(self, counted: Counted) -> Record:
@@ -369,6 +373,17 @@ def add_counts(total: "list[int] | array[int]", counts: Sequence[int]) -> None:
         total.extend([0] * (len(counts) - len(total)))
     for expert, count in enumerate(counts):
         total[expert] += count
+
+
+def by_logical(rows: Sequence[Sequence[int]], logical: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Counts per physical expert summed to counts per logical expert."""
+    width = 1 + max(max(row) for row in logical)
+    found = [[0] * width for _ in rows]
+    for row, experts, summed in zip(rows, logical, found, strict=True):
+        if any(row):
+            for count, expert in zip(row, experts, strict=True):
+                summed[expert] += count
+    return found
 
 
 def tokens_of(rows: Mapping[Router, Counts], top_k: int | None) -> dict[Router, int]:

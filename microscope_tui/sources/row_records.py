@@ -457,6 +457,7 @@ def run_record(
     note: str = "",
     layer_order: str = "",
     unconfirmed: str = "",
+    ranks: int = 1,
 ) -> Record:
     """The ``run`` record of a source.
 
@@ -471,6 +472,7 @@ def run_record(
         note: what limits these counts, in a few words.
         layer_order: ``unknown`` if the routers may be listed in another order than in the model.
         unconfirmed: the keys that were taken for loads of experts without asking.
+        ranks: that share the experts of a layer.
     """
     source: Record = {"writer": writer, "counts": counts, "note": note, "layer_order": layer_order}
     source["unconfirmed"] = safe_text(unconfirmed, 300)
@@ -486,6 +488,7 @@ def run_record(
             "top_k": top_k,  # null: unknown
         },
         source={key: value for key, value in source.items() if value},
+        expert_parallel_size=ranks if ranks > 1 else UNSET,
     ).to_json()
 
 

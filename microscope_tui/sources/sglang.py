@@ -30,6 +30,7 @@ from microscope_tui.sources.dumps import (
     Late,
     Router,
     add_counts,
+    by_logical,
     misses_ranks,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
@@ -140,7 +141,7 @@ class SGLangReader(DumpReader):
         for one in ranks:
             with self._opened(one.path) as data:
                 physical = _rows_of(data, one.counts)
-                rows = _routers(_by_logical(physical, one.logical))
+                rows = _routers(by_logical(physical, one.logical))
                 if one.choices is not None and rows and self._run is None:
                     layer = min(rows).layer
                     top_k = max(top_k or 0, _top_k_of(data, one.choices, layer) or 0)
@@ -208,17 +209,6 @@ def _rows_of(data: Bytes, counts: Tensor, *index: int) -> list[list[int]]:
     return [flat[at : at + width] for at in range(0, len(flat), width)]
 
 
-def _by_logical(rows: Sequence[Sequence[int]], logical: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Counts per physical expert summed to counts per logical expert."""
-    width = 1 + max(max(row) for row in logical)
-    found = [[0] * width for _ in rows]
-    for row, experts, summed in zip(rows, logical, found, strict=True):
-        if any(row):
-            for count, expert in zip(row, experts, strict=True):
-                summed[expert] += count
-    return found
-
-
 def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int | None:
     """The most experts that a token chose in one layer; ``None`` without a token.
 
@@ -238,8 +228,8 @@ def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
         return []
     mapping = _counts(data, content.get("last_physical_to_logical_map"), 2)
     logical = _rows_of(data, mapping)
-    if max(map(max, logical)) >= MAX_EXPERTS:
-        raise data.broken("last_physical_to_logical_map has experts that no model has")
+    if max(map(max, logical)) >= mapping.shape[-1]:
+        raise data.broken("last_physical_to_logical_map has more experts than slots")
     passes = []
     for record in found:
         match record:
