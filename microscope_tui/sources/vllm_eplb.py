@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.dumps import Counted, ExactCounts, Router, by_logical
+from microscope_tui.sources.dumps import Counted, ExactCounts, Router, by_logical, tokens_of
 from microscope_tui.sources.keys import MAX_ROW_BYTES, Rule
 from microscope_tui.sources.reader import Batch, Record, RecordReader, SourceRequest, Unreadable
 
@@ -100,6 +100,6 @@ class VllmReader(RecordReader):
             self._run = ExactCounts(
                 run, writer, request, profile="eval", note=LAYERS, ranks=self._ranks, is_live=True
             )
-        rows = enumerate(by_logical(loads.expert_load, loads.p2l_map))
-        counted = Counted(loads.step, {Router(0, at): row for at, row in rows if any(row)})
-        yield from self._run.add(counted)
+        summed = enumerate(by_logical(loads.expert_load, loads.p2l_map))
+        rows = {Router(0, at): row for at, row in summed if any(row)}
+        yield from self._run.add(Counted(loads.step, rows, tokens_of(rows, self._request.top_k)))

@@ -49,6 +49,7 @@ def test_both_revisions_give_the_ranks_and_lines_of_scripts_are_passed_over(tmp_
         step: {f"L{at}": list(row) for at, row in enumerate(counts)}
         for step, counts in enumerate(RUN, 1)
     }
+    assert {record["tokens"] for record in of_new if record["kind"] == "step"} == {4}
     header = header_of(of_new)
     assert (header["expert_parallel_size"], header["profile"]) == (2, "eval")
     assert header["source"] == {"writer": "vllm-eplb", "counts": "exact", "note": vllm_eplb.LAYERS}
