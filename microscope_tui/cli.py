@@ -21,6 +21,7 @@ COMMANDS = {
     "import": ("export:import_runs", "Convert what another tool logged to run logs."),
     "coverage": ("routed:coverage", "List the experts that saw too few tokens: 0 none, 1 some."),
     "mismatch": ("routed:mismatch", "Compare what two probes of the same tokens chose."),
+    "placement": ("placement:placement", "Score where experts should live: 0 pays, 1 does not."),
     "sources": ("about:sources", "List the files of other tools that can be read."),
     "keys": ("about:keys", "List the keys of every screen: id, keys, what they do."),
     "doctor": ("about:doctor", "Report what this terminal can show, and why."),

@@ -45,6 +45,8 @@ moe-microscope export logs/first -o first.csv
 moe-microscope export --experts --format parquet -o first.parquet
 moe-microscope import wandb/latest-run logs
 moe-microscope coverage logs/probe --min-tokens 500
+moe-microscope placement logs/first --ranks 4 --replicas 4
+moe-microscope placement dump/ --ranks 16 --write sglang map.json
 moe-microscope mismatch logs/probe-a logs/probe-b --max-share 0.1
 """
 """Printed on the page of their command, the others on the first."""

@@ -14,8 +14,7 @@ from microscope_tui.placement.cluster import Cluster, Placement, copies_of
 
 Shares = Sequence[Sequence[float]]
 """Beside a placement: which part of its expert's tokens each copy gets."""
-_RESAMPLES = 2_000
-_LEAST_BLOCKS = 4
+_RESAMPLES, _MOST_VALUES, _LEAST_STEPS = 2_000, 1_000, 16
 
 
 def even_shares(placement: Placement, experts: int) -> Shares:
@@ -106,16 +105,37 @@ class Gain(msgspec.Struct, frozen=True):
 def gain_of(gains: Sequence[float]) -> Gain:
     """The mean of a series whose neighbours are alike: a circular block bootstrap.
 
-    Blocks of √n steps are drawn with replacement (Politis and Romano 1992), with a fixed seed.
+    Blocks are drawn with replacement (Politis and Romano 1992), with a fixed seed. They are as long
+    as three correlation times, but √n steps at least and a quarter of all steps at most. With so
+    few blocks the interval is too narrow, and is widened like Student's t against the normal.
     """
     number = len(gains)
     mean = sum(gains) / number if number else 0.0
-    block = max(1, round(number**0.5))
-    if number < _LEAST_BLOCKS * block:
-        return Gain(mean, None, None, block)
-    sums = [0.0, *accumulate([*gains, *gains[:block]])]
-    blocks = [sums[at + block] - sums[at] for at in range(number)]
-    drawn, count = random.Random(0), -(-number // block)
-    means = sorted(sum(drawn.choices(blocks, k=count)) for _ in range(_RESAMPLES))
-    low, high = (means[round(q * (_RESAMPLES - 1))] / (count * block) for q in (0.025, 0.975))
-    return Gain(mean, low, high, block)
+    size = -(-number // _MOST_VALUES) or 1  # a long series is one of the means of short pieces
+    pieces = [sum(gains[at : at + size]) / size for at in range(0, number - size + 1, size)]
+    count = len(pieces)
+    if count < _LEAST_STEPS:
+        return Gain(mean, None, None, 1)
+    block = min(count // 4, max(round(count**0.5), round(3 * _correlation_time(pieces))))
+    sums = [0.0, *accumulate([*pieces, *pieces[:block]])]
+    blocks = [sums[at + block] - sums[at] for at in range(count)]
+    drawn, number = random.Random(0), -(-count // block)
+    means = sorted(sum(drawn.choices(blocks, k=number)) for _ in range(_RESAMPLES))
+    ends = (means[round(q * (_RESAMPLES - 1))] / (number * block) for q in (0.025, 0.975))
+    free = count / block - 1
+    wider = (1 + 1.21 / free + 1.44 / free**2) * (1 + 1 / free) ** 0.5
+    low, high = (mean + wider * (end - mean) for end in ends)
+    return Gain(mean, low, high, block * size)
+
+
+def _correlation_time(values: Sequence[float]) -> float:
+    """1 + 2 Σ of the autocorrelations, up to the first that is not positive."""
+    mean = sum(values) / len(values)
+    away = [value - mean for value in values]
+    total, time = sum(x * x for x in away), 1.0
+    for lag in range(1, len(away) // 4):
+        together = sum(x * y for x, y in zip(away, away[lag:], strict=False))
+        if together <= 0:
+            break
+        time += 2 * together / total
+    return time

@@ -96,11 +96,8 @@ class Scored(msgspec.Struct):
     """Σ max ÷ Σ mean there."""
     layers: list[float | None]
     """Balancedness of every layer there."""
-
-    @property
-    def doubles(self) -> int:
-        """Copies on a rank that holds their expert already, in all layers."""
-        return sum(map(double_copies, self.placements))
+    doubles: int
+    """Copies on a rank that holds their expert already, in all layers."""
 
 
 class Aged(msgspec.Struct, frozen=True):
@@ -244,8 +241,9 @@ class _Table:
     def scored(self, name: str, which: int) -> Scored:
         """One of the three."""
         early, late = self.early[which], self.late[which]
-        of = self.placements[which], early.balancedness, late.balancedness, late.ratio
-        return Scored(name, *of, self.layers[which])
+        placed, layers = self.placements[which], self.layers[which]
+        scores = early.balancedness, late.balancedness, late.ratio
+        return Scored(name, placed, *scores, layers, sum(map(double_copies, placed)))
 
 
 class _Ageing:

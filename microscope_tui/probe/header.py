@@ -51,6 +51,7 @@ def describe(
             "name": getattr(config, "model_type", None) or type(model).__name__,
             "layers": [sites[row.place].depth for row in rows],
             "layer_names": [row.name for row in rows],
+            "num_hidden_layers": _named(config, "num_hidden_layers")[1],
             "num_experts": one_or_each([row.num_experts for row in rows]),
             "top_k": one_or_each([row.top_k for row in rows]),
             "num_shared_experts": _named(config, "n_shared_experts", "num_shared_experts")[1],

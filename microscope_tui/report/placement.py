@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +11,6 @@ from microscope_tui.lines import bytes_of, plural
 from microscope_tui.placement import Study
 
 _WIDTH = 79
-_SHOWN_LAGS = (1, 10, 100, 1000)
 
 
 def placement_text(study: Study) -> str:
@@ -29,17 +29,22 @@ def placement_text(study: Study) -> str:
         *_table(study),
         "",
         _gain(study),
-        f"If every rank sends to its nearest copy instead, balancedness is {study.nearest:.3f}."
-        * bool(request.replicas),
-        _ageing(study),
+    ]
+    if request.replicas:
+        nearest = f"{study.nearest:.3f} if every rank sends to its nearest copy instead"
+        paragraphs.append(f"Balancedness is {nearest}.")
+    if study.fewest is not None:
+        paragraphs.append(f"{_copies(study.fewest, 'extra')} would keep 95 % of the gain.")
+    paragraphs += [
         _moves(study),
-        f"{_copies(study.fewest or 0, 'extra')} would keep 95 % of the gain."
-        * (study.fewest is not None),
+        "",
+        *_ageing(study),
+        "",
         "Loads are tokens, as in training and prefill; decode waits for the distinct experts that "
         "are read.",
         f"It does not pay: {study.reason}." if study.reason else "It pays.",
     ]
-    lines = (textwrap.wrap(text, _WIDTH) if text else [""] for text in paragraphs)
+    lines = (textwrap.wrap(text, _WIDTH) if len(text) > _WIDTH else [text] for text in paragraphs)
     return "\n".join(line for some in lines for line in some)
 
 
@@ -48,15 +53,22 @@ def _copies(number: int, kind: str = "") -> str:
 
 
 def _table(study: Study) -> list[str]:
-    heads = ("", "fitted", "held out", "busiest ÷ mean", "time lost", "double copies")
-    rows = [heads]
+    rows = [("", "fitted", "held out", "busiest ÷ mean", "time lost", "double copies")]
     for one in (study.today, study.published, study.chosen):
         numbers = (f"{one.fitted:.3f}", f"{one.held_out:.3f}", f"{one.ratio:.3f}")
         rows.append((one.name, *numbers, f"{1 - one.held_out:.1%}", f"{one.doubles:,}"))
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first cells to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = [[cell.rjust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
     return [
-        "  ".join([row[0].strip().ljust(widths[0]), *cells[at][1:]]) for at, row in enumerate(rows)
+        "  ".join(
+            cell.rjust(w) if at else cell.ljust(w)
+            for at, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
     ]
 
 
@@ -69,17 +81,21 @@ def _gain(study: Study) -> str:
     return f"Gain in balancedness: {gain.mean:+.3f}{sure}; lost expert time from {lost}."
 
 
-def _ageing(study: Study) -> str:
-    shown = [aged for aged in study.ageing if aged.lag in _SHOWN_LAGS]
-    if not shown:
-        return "Ageing: not measured, the run has too few counted steps."
-    after = ", ".join(f"{aged.lag:,}: {aged.gain:+.3f}" for aged in shown)
-    text, interval = f"Ageing, gain by the number of steps since the fit: {after}.", study.interval
-    if interval is None:
-        return text
+def _ageing(study: Study) -> list[str]:
+    if not study.ageing:
+        return ["Ageing is not measured: the run has too few counted steps."]
+    table = _aligned(
+        [
+            ("steps since the fit", *(f"{aged.lag:,}" for aged in study.ageing)),
+            ("gain", *(f"{aged.gain:+.3f}" for aged in study.ageing)),
+        ]
+    )
+    interval, text = study.interval, "There is no gain to keep."
+    if interval is not None:
+        text = f"A tenth of the gain is lost after about {interval:,.0f} steps: refit by then."
     if interval == math.inf:
-        return f"{text} It keeps 90 % of its gain for as long as the run shows."
-    return f"{text} A tenth of the gain is lost after about {interval:,.0f} steps: refit by then."
+        text = "At least 90 % of the gain is left after all of these steps."
+    return [*table, text]
 
 
 def _moves(study: Study) -> str:
@@ -96,22 +112,14 @@ def _moves(study: Study) -> str:
 
 def placement_json(study: Study) -> dict[str, Any]:
     """All of a study as data; ``schema_version`` is 1, keys may be added."""
-    keys = ("fit", "score", "nearest", "gain", "ageing", "interval", "moves", "fewest")
-    ways = (study.today, study.published, study.chosen)
+    found = {key: getattr(study, key) for key in Study.__struct_fields__ if key != "counts"}
+    routers = [layer.router for layer in study.counts.layers]
     return {
         "schema_version": 1,
         "run": study.counts.run.run,
+        "layers": [{"layer": router.name, "depth": router.depth} for router in routers],
         "pays": not study.reason,
         "reason": study.reason or None,
         "notes": study.counts.notes,
-        **msgspec.to_builtins(study.request),
-        **{key: msgspec.to_builtins(getattr(study, key)) for key in keys},
-        "placements": [
-            msgspec.to_builtins(way) | {"doubles": way.doubles, "lost": 1 - way.held_out}
-            for way in ways
-        ],
-        "layers": [
-            {"layer": layer.router.name, "depth": layer.router.depth}
-            for layer in study.counts.layers
-        ],
+        **{key: msgspec.to_builtins(value) for key, value in found.items()},
     }

@@ -274,6 +274,7 @@ def _run(fields: dict[str, Any]) -> RunRecord:
         model_name=safe_text(model.get("name") or "", 60),
         dtype=safe_text(config.get("dtype") or "", 20),
         sequence_length=_integer(config.get("seq_len")),
+        hidden_layers=_integer(model.get("num_hidden_layers")),
         capacity_factor=_number(model.get("capacity_factor")),
         score_function=safe_text(model.get("score_function") or "", 20),
         norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,

@@ -207,6 +207,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     """Data type of the computation, if configured: ``bf16``, ``fp32`` …"""
     sequence_length: int | None = None
     """Tokens of a sequence, if configured."""
+    hidden_layers: int | None = None
+    """Layers of the model, dense ones included, if known."""
     capacity_factor: float | None = None
     score_function: str = ""
     norm_top_k: bool | None = None

@@ -1,0 +1,153 @@
+"""``moe-microscope placement``: where experts should live, scored on steps it was not fitted to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from microscope_tui.commands.options import (
+    DEFAULT_SOURCE,
+    AsJson,
+    RunPath,
+    SourceOptions,
+    refuse_below,
+    step_range,
+)
+from microscope_tui.console import (
+    PIPE,
+    USAGE,
+    fail,
+    print_data,
+    print_record,
+    runs_at,
+    show_progress,
+    to_file,
+)
+from microscope_tui.placement import (
+    FORMS,
+    BadCluster,
+    BadFile,
+    BadWindow,
+    NoCounts,
+    Request,
+    Study,
+    read_counts,
+    read_form,
+    study,
+    write_form,
+)
+from microscope_tui.report import NO_VERDICT, placement_json, placement_text
+from microscope_tui.routing import FILE_NAME
+from microscope_tui.runlog import RunFile, UnknownFormat
+
+if TYPE_CHECKING:
+    Form = str
+else:
+    Form = Literal[tuple(FORMS)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PlacementOptions:
+    """The ranks, the steps, the price of a move, and the files of engines.
+
+    Parameters
+    ----------
+    ranks
+        Devices that share the experts of a layer.
+    nodes
+        Nodes that the ranks are on.
+    groups
+        Groups of experts; each stays on one node if the nodes divide them.
+    replicas
+        Extra copies of experts, on all ranks together; engines count them as E + S slots.
+    fit
+        A:B, the first and the last step to fit to; by default the first half of the counted steps.
+    score
+        A:B, the steps to score; by default those behind --fit.
+    expert_bytes
+        Bytes of one expert of one layer; a rank receives 25 GB/s.
+    step_time
+        Seconds of a step: with --expert-bytes, after how many steps a move is paid back.
+    expert_share
+        Share of a balanced step that the experts take, 1 if it is not given.
+    write
+        FORM FILE: write the placement as an engine reads it, whatever the verdict: sglang,
+        tensorrt-llm, ascend, vllm-map (open pull request 49572) or vllm-mapping (41141).
+    check
+        Score the placement in this file of an engine instead of a new one.
+    hidden_layers
+        Layers of the model with the dense ones, for sglang, if the run does not have them.
+    """
+
+    ranks: int
+    nodes: int = 1
+    groups: int = 1
+    replicas: int = 0
+    fit: str = ""
+    score: str = ""
+    expert_bytes: float = 0.0
+    step_time: float = 0.0
+    expert_share: float = 1.0
+    write: Annotated[tuple[Form, Path] | None, Parameter(negative=())] = None
+    check: Path | None = None
+    hidden_layers: int | None = None
+    as_json: AsJson = False
+
+    def request(self) -> Request:
+        """What to study; exits if a number is out of range."""
+        refuse_below(1, ranks=self.ranks, nodes=self.nodes, groups=self.groups)
+        refuse_below(1, hidden_layers=self.hidden_layers)
+        refuse_below(0, replicas=self.replicas)
+        if not 0 < self.expert_share <= 1 or min(self.expert_bytes, self.step_time) < 0:
+            fail("write --expert-share up to 1, --expert-bytes and --step-time from 0 up", USAGE)
+        names = ("ranks", "nodes", "groups", "replicas", "expert_bytes", "step_time")
+        return Request(
+            **{name: getattr(self, name) for name in (*names, "expert_share")},
+            fit=step_range("--fit", self.fit),
+            score=step_range("--score", self.score),
+        )
+
+
+def placement(
+    path: RunPath, /, options: PlacementOptions, reading: SourceOptions = DEFAULT_SOURCE
+) -> int:
+    """Place experts on ranks, and score that on later steps: 0 pays, 1 does not, 3 no counts."""
+    request = options.request()
+    if path == PIPE:
+        fail("a pipe has no second reading of its counts: save it to a file", USAGE)
+    (run, *_) = runs_at(reading.search(path.parent if path.name == FILE_NAME else path))
+    try:
+        found = _study(run, request, options)
+    except (BadCluster, BadWindow, BadFile) as error:
+        fail(str(error), USAGE)
+    except NoCounts as error:
+        fail(f"{run.path}: {error}", NO_VERDICT)
+    except (OSError, UnknownFormat) as error:
+        fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
+    finally:
+        show_progress("")
+    if options.as_json:
+        print_record(placement_json(found))
+    else:
+        print_data(placement_text(found))
+    return int(bool(found.reason))
+
+
+def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
+    """Read, fit, score and write."""
+    counts = read_counts(run, lambda share: show_progress(f"reading: {share:4.0%}"))
+    routers, given = [layer.router for layer in counts.layers], None
+    depths, experts = [r.depth for r in routers], [r.num_experts for r in routers]
+    hidden_layers = options.hidden_layers or counts.run.hidden_layers
+    if options.check is not None:
+        _, given = read_form(options.check, depths, experts, request.ranks, hidden_layers or 0)
+    found = study(counts, request, given, lambda share: show_progress(f"fitting: {share:4.0%}"))
+    if options.write is not None:
+        form, path = options.write
+        placements = found.chosen.placements
+        text = write_form(form, placements, depths, hidden_layers=hidden_layers)
+        with to_file(path) as file:
+            file.write(text)
+    return found

@@ -1,0 +1,142 @@
+"""``placement``: its exit codes, its text, its files, and what it refuses in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import header, step
+
+Call = Callable[..., tuple[int, str, str]]
+UNEVEN = np.array([8, 8, 1, 1, 1, 1, 2, 2])
+MODEL = {"layers": [1, 2], "num_experts": 8, "top_k": 1}
+
+
+def log_of(write_log: Any, shares: np.ndarray, name: str = "run", **more: Any) -> Path:
+    rng = np.random.default_rng(0)
+    steps = []
+    for number in range(1, 65):
+        counts = rng.poisson(1_000 * shares / shares.sum(), (2, 8)).tolist()
+        steps.append(step(number, counts, 1_000))
+    path: Path = write_log([header(model=MODEL, run=name, **more), *steps], name)
+    return path
+
+
+@pytest.fixture
+def log(write_log: Any) -> Path:
+    return log_of(write_log, UNEVEN)
+
+
+def test_the_exit_code_says_whether_a_placement_pays(call: Call, log: Path, write_log: Any) -> None:
+    code, out, err = call("placement", log, "--ranks", "4")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "It pays."
+    even = log_of(write_log, np.ones(8), "even")
+    code, out, _ = call("placement", even, "--ranks", "4")
+    assert code == 1
+    assert "does not pay: the gain is below 0.01" in out
+    slow = ("--expert-bytes", "1e15", "--step-time", "1")
+    assert call("placement", log, "--ranks", "4", *slow)[0] == 1
+
+
+def test_json_holds_the_placements_and_what_they_are_worth(call: Call, log: Path) -> None:
+    code, out, _ = call("placement", log, "--ranks", "4", "--replicas", "4", "--json")
+    found = json.loads(out)
+    before, after = found["today"], found["chosen"]
+    assert (code, found["pays"], found["reason"]) == (0, True, None)
+    assert (found["fit"], found["score"]) == ([1, 32, 32], [33, 64, 32])
+    assert before["placements"][0] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert before["held_out"] < found["published"]["held_out"] <= 1
+    assert sorted({e for rank in after["placements"][1] for e in rank}) == list(range(8))
+    assert found["gain"]["mean"] == pytest.approx(after["held_out"] - before["held_out"])
+    assert [layer["layer"] for layer in found["layers"]] == ["L1", "L2"]
+
+
+@pytest.mark.parametrize("form", ["sglang", "vllm-map", "vllm-mapping", "tensorrt-llm", "ascend"])
+def test_a_written_placement_is_scored_like_the_one_that_was_found(
+    call: Call, log: Path, tmp_path: Path, form: str
+) -> None:
+    file, ranks = tmp_path / "placement", ("--ranks", "4", "--replicas", "0")
+    every = ("--hidden-layers", "3", "--json")
+    first = json.loads(call("placement", log, *ranks, "--write", form, file, *every)[1])
+    again = json.loads(call("placement", log, *ranks, "--check", file, *every)[1])
+    assert again["chosen"] == first["chosen"] | {"name": "file"}
+
+
+def test_a_placement_is_written_although_it_does_not_pay(
+    call: Call, tmp_path: Path, write_log: Any
+) -> None:
+    even, file = log_of(write_log, np.ones(8)), tmp_path / "map.json"
+    assert call("placement", even, "--ranks", "4", "--write", "vllm-map", file)[0] == 1
+    assert len(json.loads(file.read_text())) == 2
+
+
+def test_a_file_with_two_copies_on_a_rank_is_scored_and_they_are_counted(
+    call: Call, log: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "map.json"
+    file.write_text("[0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2]")
+    _, out, _ = call("placement", log, "--ranks", "4", "--replicas", "4", "--check", file)
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("file")]
+    assert row[-1] == "2"  # one in each layer
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--ranks 3", "8 experts and 0 extra copies do not divide by 3 ranks; --replicas 1 would"),
+        ("--ranks 4 --replicas 25", "at most 24 fit"),
+        ("--ranks 4 --nodes 3", "--nodes 3: 4 ranks do not divide by it"),
+        ("--ranks 4 --groups 3", "--groups 3: 8 experts do not divide by it"),
+        ("--ranks 0", "--ranks 0: write a number from 1 up"),
+        ("--ranks 4 --fit 100:", "no counted step to fit a placement to"),
+        ("--ranks 4 --fit 1:64", "no counted step is left to score"),
+        ("--ranks 4 --fit 1:40 --score 30:64", "overlap"),
+        ("--ranks 4 --fit 9", "--fit 9: write A:B"),
+        ("--ranks 4 --expert-share 2", "--expert-share"),
+        ("--ranks 4 --write sglang x.json", "--hidden-layers"),
+        ("--ranks 4 --write other x.json", "other"),
+        ("--ranks 4 --check missing.json", "missing.json: No such file"),
+        ("", "--ranks"),
+    ],
+)
+def test_what_cannot_be_placed_is_a_usage_error_in_one_line(
+    call: Call,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("placement", log, *options.split())
+    assert (code, out) == (64, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_run_without_counts_has_nothing_to_place(
+    call: Call, write_log: Any, tmp_path: Path
+) -> None:
+    bare = write_log([header(model=MODEL), {"kind": "step", "step": 1}], "bare")
+    for path in (bare, tmp_path / "nothing"):
+        code, out, err = call("placement", path, "--ranks", "4")
+        assert (code, out) == (3, "")
+    assert "no such file" in err
+
+
+def test_shares_and_rarely_counted_steps_work_and_are_said(call: Call, write_log: Any) -> None:
+    path = log_of(write_log, UNEVEN, "shares", source={"counts": "shares"})
+    assert "note: the counts are shares" in call("placement", path, "--ranks", "4")[1]
+    sparse = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in sparse[1:]:
+        record["step"] *= 100
+    path = write_log(sparse, "sparse")
+    out = call("placement", path, "--ranks", "4")[1]
+    assert "fitted to steps 100 to 3,200 (32 counted)" in out
+    (heads,) = [line.split() for line in out.splitlines() if line.startswith("steps since")]
+    assert heads[4:] == ["100", "300", "1,000"]
