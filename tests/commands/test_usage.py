@@ -171,9 +171,9 @@ def test_in_an_empty_folder_it_waits_and_shows_how_to_log(
 ) -> None:
     screen = shell(f"cd {tmp_path}; $MICROSCOPE")
     screen.wait_for("waiting for a run in logs")
+    screen.wait_for("probe.step(loss=loss)")
     assert "python train.py" in screen.text
     assert 'probe = attach(model, "logs/mine")' in screen.text
-    assert "probe.step(loss=loss)" in screen.text
     screen.press("q")
     assert screen.exit_code() == 0
 
