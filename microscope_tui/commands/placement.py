@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from msgspec.structs import replace
 
 from microscope_tui.commands.options import (
     DEFAULT_SOURCE,
@@ -24,6 +25,7 @@ from microscope_tui.console import (
     show_progress,
     to_file,
 )
+from microscope_tui.lines import listed
 from microscope_tui.placement import (
     FORMS,
     BadCluster,
@@ -141,8 +143,15 @@ def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
     routers, given = [layer.router for layer in counts.layers], None
     depths, experts = [r.depth for r in routers], [r.num_experts for r in routers]
     hidden_layers = options.hidden_layers or counts.run.hidden_layers
+    if (options.check or options.write) and len(routers) < len(counts.run.routers):
+        missing = listed([r.name for r in counts.run.routers if r not in routers])
+        raise BadFile(f"{missing}: no counts, and a file of an engine has every MoE layer")
     if options.check is not None:
         _, given = read_form(options.check, depths, experts, request.ranks, hidden_layers or 0)
+        copies = sum(map(len, given[0])) - experts[0]
+        if request.replicas not in (0, copies):
+            raise BadFile(f"{options.check}: {copies:,} extra copies, not {request.replicas:,}")
+        request = replace(request, replicas=copies)
     found = study(counts, request, given, lambda share: show_progress(f"fitting: {share:4.0%}"))
     if options.write is not None:
         form, path = options.write

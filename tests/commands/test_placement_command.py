@@ -79,9 +79,20 @@ def test_a_file_with_two_copies_on_a_rank_is_scored_and_they_are_counted(
 ) -> None:
     file = tmp_path / "map.json"
     file.write_text("[0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2]")
-    _, out, _ = call("placement", log, "--ranks", "4", "--replicas", "4", "--check", file)
+    _, out, _ = call("placement", log, "--ranks", "4", "--check", file)
+    assert "8 experts and 4 extra copies on 4 ranks, 3 on each" in out
     (row,) = [line.split() for line in out.splitlines() if line.startswith("file")]
     assert row[-1] == "2"  # one in each layer
+    code, _, err = call("placement", log, "--ranks", "4", "--replicas", "8", "--check", file)
+    assert (code, "4 extra copies, not 8" in err) == (64, True)
+
+
+def test_a_file_needs_counts_of_every_layer(call: Call, log: Path, tmp_path: Path) -> None:
+    text = log.read_text().replace("[1, 2]", "[1, 2, 5]").replace("]], ", "], null], ")
+    log.write_text(text.replace("]]}", "], null]}"))
+    assert call("placement", log, "--ranks", "4")[0] == 0
+    code, _, err = call("placement", log, "--ranks", "4", "--write", "ascend", tmp_path / "x")
+    assert (code, ": no counts, and a file of an engine" in err) == (64, True)
 
 
 @pytest.mark.parametrize(
