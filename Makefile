@@ -59,11 +59,12 @@ quick: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(QUICK)
 
 # An environment of its own: some of these need older versions of what the tests use.
-# DS_BUILD_OPS=0: nothing is compiled.
+# DS_BUILD_OPS=0: nothing is compiled. Of the engines only single modules are imported: a folder apart.
 .venv-peers/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11+ with venv found: pass PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv-peers
 	DS_BUILD_OPS=0 .venv-peers/bin/pip install $(PIP_FLAGS) -e '.[dev,peers,writers]'
+	-.venv-peers/bin/pip install --no-deps --only-binary :all: --target .venv-peers/engines 'sglang>=0.5.23' 'vllm-ascend>=0.23'
 	@touch $@
 
 test-peers: .venv-peers/.installed
