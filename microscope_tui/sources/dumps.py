@@ -253,12 +253,14 @@ class ExactCounts:
         note: str = "",
         time: float | None = None,
         ranks: int = 1,
+        hidden_layers: int = 0,
         is_live: bool = False,
     ) -> None:
         """``request`` wins over the others, most as in ``run_record``; ``is_live``: no moment."""
         self._run, self._writer, self._request = run, writer, request
         self._profile, self._counts, self._time = request.profile or profile, counts, time
-        self.note, self._ranks, self._is_live = note, ranks, is_live
+        self.note, self._is_live = note, is_live
+        self._ranks, self._hidden_layers = ranks, hidden_layers
         self._top_k = request.top_k or top_k
         self._num_experts = request.num_experts or num_experts
         self._width = 0  # experts seen
@@ -336,6 +338,7 @@ class ExactCounts:
             note=safe_text(self.note, 200),
             planned_steps=1 if self._is_moment else None,
             ranks=self._ranks,
+            hidden_layers=self._hidden_layers,
         )
 
     def _record(self, counted: Counted) -> Record:

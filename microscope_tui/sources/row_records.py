@@ -458,6 +458,7 @@ def run_record(
     layer_order: str = "",
     unconfirmed: str = "",
     ranks: int = 1,
+    hidden_layers: int = 0,
 ) -> Record:
     """The ``run`` record of a source.
 
@@ -473,6 +474,7 @@ def run_record(
         layer_order: ``unknown`` if the routers may be listed in another order than in the model.
         unconfirmed: the keys that were taken for loads of experts without asking.
         ranks: that share the experts of a layer.
+        hidden_layers: of the model, dense ones included; 0 where unknown.
     """
     source: Record = {"writer": writer, "counts": counts, "note": note, "layer_order": layer_order}
     source["unconfirmed"] = safe_text(unconfirmed, 300)
@@ -486,6 +488,7 @@ def run_record(
             "layer_names": list(names) if names is not None else [f"L{depth}" for depth in depths],
             "num_experts": one_or_each(experts),
             "top_k": top_k,  # null: unknown
+            **({"num_hidden_layers": hidden_layers} if hidden_layers else {}),
         },
         source={key: value for key, value in source.items() if value},
         expert_parallel_size=ranks if ranks > 1 else UNSET,

@@ -94,7 +94,7 @@ class SGLangReader(DumpReader):
                     dumps.append(dump)
                     continue
                 for done, counted in self._stat(data, dump):
-                    for record in self._begin(counted, paths).add(counted):
+                    for record in self._begin(counted, paths, dump.shape[1]).add(counted):
                         yield (number + done) / len(paths), record
         yield from self._details(dumps, paths)
 
@@ -116,7 +116,8 @@ class SGLangReader(DumpReader):
                 done += len(by_number[number])
                 counted = self._sum(number, by_number[number])
                 if counted.rows:
-                    for record in self._begin(counted, paths).add(counted):
+                    layers = by_number[number][0].counts.shape[0]
+                    for record in self._begin(counted, paths, layers).add(counted):
                         yield done / todo, record
 
     def _between_restarts(self, dumps: list[list[Pass]]) -> Iterator[dict[int, list[Pass]]]:
@@ -149,7 +150,7 @@ class SGLangReader(DumpReader):
                 add_counts(total.setdefault(router, []), row)
         return Counted(number + 1, total, top_k=top_k or None)
 
-    def _begin(self, counted: Counted, paths: Sequence[Path]) -> ExactCounts:
+    def _begin(self, counted: Counted, paths: Sequence[Path], layers: int) -> ExactCounts:
         if self._run is None:
             alone = self._kind is list and misses_ranks(self, self._returned)
             times = [time for path in paths if (time := _time_of(path)[0])]
@@ -162,6 +163,7 @@ class SGLangReader(DumpReader):
                 top_k=counted.top_k,
                 note=ONE_RANK if alone else UNORDERED if self._kind is Tensor else "",
                 time=min(times, default=None),
+                hidden_layers=layers,
             )
         return self._run
 

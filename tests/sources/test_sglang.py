@@ -73,6 +73,7 @@ def test_stat_counts_are_those_of_the_layers_that_have_routers(
     assert counts_of(records) == expected(values, 1)
     header = header_of(records)
     assert (header["source"]["counts"], header["profile"]) == ("exact", "eval")
+    assert header["model"]["num_hidden_layers"] == LAYERS
     assert header["time"] == 1700000000.5
     assert (header["model"]["layers"], header["model"]["num_experts"]) == ([1, 2, 3], LOGICAL)
 
@@ -134,6 +135,7 @@ def test_choices_per_token_give_k_where_the_recorder_has_room_for_eight(tmp_path
     records = read(tmp_path)
     assert counts_of(records) == expected(logical(values), 1)
     assert model_of(records).get("top_k") == k
+    assert model_of(records)["num_hidden_layers"] == LAYERS
 
 
 def test_a_layer_that_is_used_later_gets_a_header_of_its_own(tmp_path: Path) -> None:
