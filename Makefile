@@ -16,7 +16,7 @@ help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
 	@echo "make test         run all checks and tests, as CI does"
 	@echo "make quick        rules, oracles and pictures, without the checks: under a minute"
-	@echo "make test-peers   test with other training code and other loggers, in .venv-peers (2.8 GB with a CPU-only torch)"
+	@echo "make test-peers   test with other training code and other loggers, in .venv-peers (3.1 GB with a CPU-only torch)"
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
 	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
