@@ -210,7 +210,7 @@ def _same(what: str, found: int, where: str, expected: int) -> None:
 _TABLE = "initial_global_assignments"
 _FIELD = re.compile(r"(?m)^(\w+): +(\d{1,9}) *$", re.ASCII)
 _ENTRY = re.compile(r"(?m)^( +)(\d{1,9}): +(\[[\d,\s]*\]) *$", re.ASCII)
-_ITEMS = re.compile(r":[ ]*\n((?: +- +\d{1,9} *\n)+)", re.ASCII)
+_ITEMS = re.compile(r":[ ]*\n((?: +- +\d{1,9} *+\n)++)", re.ASCII)
 
 
 def _yaml(text: str) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _yaml(text: str) -> dict[str, Any]:
     entries, fields = _ENTRY.findall(text), dict(_FIELD.findall(text))
     lists = {depth: msgspec.json.decode(row) for _, depth, row in entries}
     rest = _FIELD.sub("", _ENTRY.sub("", text)).split()
-    if rest != [f"{_TABLE}:"]:
+    if rest not in ([], [f"{_TABLE}:"]):
         raise BadFile(f"neither JSON nor YAML of TensorRT-LLM: {safe_text(' '.join(rest), 60)!r}")
     if len(lists) < len(entries) or len({indent for indent, _, _ in entries}) > 1:
         raise BadFile("a layer is there twice, or indented unlike the others")

@@ -135,7 +135,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_first_difference(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "neither JSON nor YAML"),
+        (b"num_slots: 6\nlayer_updates_per_iter: 2\n", "no placement in a form of sglang, "),
         (b"[" * 100_000, "Expected"),
         (b'{"a":' * 100_000, "recursion"),
         (b"{num_slots: 6}", "malformed"),
