@@ -16,6 +16,7 @@ from microscope_tui.app.remembered import begin
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
+from microscope_tui.app.session import DEFAULT, Preferences
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import JUDGING_S, Fleet
@@ -45,6 +46,7 @@ class PictureRequest:
     """The token at the cursor on the screen of the tokens; the first by default."""
     against: RunFile | None = None
     """The run to compare with."""
+    preferences: Preferences = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRA
     Raises:
         NoPicture: no such screen, layer, expert or step.
     """
-    app = Microscope(begin(fleet, glyphs))
+    app = Microscope(begin(fleet, glyphs, wanted.preferences))
     async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:
         return await _drawn(app, pilot, wanted)
 

@@ -24,7 +24,9 @@ from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.commands.options import (
     DEFAULT_CHECK,
     DEFAULT_SOURCE,
+    RANKS,
     CheckOptions,
+    Ranks,
     RunPath,
     SourceOptions,
 )
@@ -81,6 +83,7 @@ def check(
     /,
     options: CheckOptions = DEFAULT_CHECK,
     reading: SourceOptions = DEFAULT_SOURCE,
+    placed: Ranks = RANKS,
 ) -> int:
     """Judge the newest run: exit code 0 healthy, 1 warning, 2 critical, 3 no verdict."""
     options.refuse_invalid()
@@ -89,7 +92,7 @@ def check(
     user = read_config(options.config)
     source = reading.request(user)
     baseline = _baseline(options.baseline, source) if options.baseline is not None else None
-    request = _check_request(options, user, baseline)
+    request = replace(_check_request(options, user, baseline), cost=placed.request())
     search = Search(path, source)
     if options.follow:
         return _follow(search, request, options, baseline)

@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis import RULES
+from microscope_tui.placement import CostRequest
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import FORMATS, BadMapping, Search, SourceRequest, rules_of
 
@@ -77,7 +78,7 @@ class CheckOptions:
         not count.
     follow
         Print every new alert at once until the newest run ends, then the report; with --json one
-        object a line. Waits for a log that does not exist yet. Ctrl-C prints the verdict so far.
+        object a line. Waits for a missing log. Ctrl-C ends with a verdict.
     wait
         With --follow: seconds to wait for a stopped or silent run to resume, for example when its
         job is restarted; 0 does not wait.
@@ -179,6 +180,35 @@ class SourceOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Where the experts of a layer are.
+
+    Parameters
+    ----------
+    ranks
+        Report what uneven load costs on so many ranks.
+    nodes
+        Nodes that the ranks are on.
+    expert_share
+        Share of a balanced step that is spent in the experts: with it, the cost of a whole step.
+    """
+
+    ranks: int | None = None
+    nodes: int = 1
+    expert_share: float | None = None
+
+    def request(self) -> CostRequest:
+        """The same for ``cost_of``; exits if the numbers do not fit."""
+        refuse_below(1, ranks=self.ranks, nodes=self.nodes)
+        if (self.ranks or self.nodes) % self.nodes:
+            fail(f"--nodes {self.nodes}: --ranks {self.ranks} does not divide by it", USAGE)
+        if self.expert_share is not None and not 0 < self.expert_share <= 1:
+            fail(f"--expert-share {self.expert_share:g}: write a share, above 0 up to 1", USAGE)
+        return CostRequest(self.ranks, self.nodes, self.expert_share)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
     """What to read, how, and where to write it.
 
@@ -222,3 +252,4 @@ class ProbeOptions:
 
 
 DEFAULT_CHECK, DEFAULT_SOURCE, DEFAULT_PROBE = CheckOptions(), SourceOptions(), ProbeOptions()
+RANKS = Ranks()

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from cyclopts.help import DefaultFormatter, HelpPanel, PanelSpec
 
 from microscope_tui.commands.config import Color, GlyphChoice, read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions, Switch
+from microscope_tui.commands.options import DEFAULT_SOURCE, RANKS, Ranks, SourceOptions, Switch
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail
 from microscope_tui.runlog import MOST_BYTES, safe_text
 from microscope_tui.watch import DEFAULT_MEMORY
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _LEAST_SIZE = 1 << 20
-_RARE = {"--memory", "--spool", "--seed", "--pipeline-parallel"}
+_RARE = {"--memory", "--spool", "--seed", "--pipeline-parallel", "--expert-share"}
 """Options that few need; all work, and ``--help-all`` lists them."""
 _EXAMPLES = """\
 moe-microscope                      # the newest run in logs/; waits for one
@@ -63,6 +63,7 @@ def watch(
     bell: Switch = False,
     config: Path | None = None,
     reading: SourceOptions = DEFAULT_SOURCE,
+    placed: Ranks = RANKS,
 ) -> int:
     """Watch a folder of runs, one run, a file of another tool (see ``sources``), or a pipe.
 
@@ -88,10 +89,10 @@ def watch(
     limit = bytes_option("--memory", memory, "128MB", DEFAULT_MEMORY)
     kept = bytes_option("--spool", spool, "500MB, or 0 for none", MOST_BYTES, least=0)
     user = read_config(config).with_options(color=color, glyphs=glyphs, bell=bell)
-    source = reading.request(user)
+    source, cost = reading.request(user), placed.request()
     from microscope_tui.commands.watch import watch_with
 
-    return watch_with(path, user, memory=limit, spool=kept, source=source)
+    return watch_with(path, user, memory=limit, spool=kept, source=source, cost=cost)
 
 
 def bytes_option(

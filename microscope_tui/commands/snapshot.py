@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.app import SCREENS
+from microscope_tui.app import SCREENS, Preferences
 from microscope_tui.commands.config import GlyphChoice, UserConfig, read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, Output, RunPath, SourceOptions
+from microscope_tui.commands.options import (
+    DEFAULT_SOURCE,
+    RANKS,
+    Output,
+    Ranks,
+    RunPath,
+    SourceOptions,
+)
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -26,6 +33,7 @@ from microscope_tui.console import (
     to_file,
 )
 from microscope_tui.lines import Glyphs, glyphs_for, snapshot_text
+from microscope_tui.placement import CostRequest, cost_of
 from microscope_tui.report import (
     NO_VERDICT,
     compared_probes,
@@ -75,6 +83,7 @@ def snapshot(
     glyphs: GlyphChoice = "auto",
     output: Output = None,
     reading: SourceOptions = DEFAULT_SOURCE,
+    placed: Ranks = RANKS,
 ) -> int:
     """Print a screen of the newest run: text to read, JSON to work with, SVG to show.
 
@@ -106,6 +115,7 @@ def snapshot(
     other = _other(against, screen, search)
     wanted: _Wanted = {"screen": screen, "step": step, "layer": layer}
     wanted |= {"expert": expert, "token": token, "against": other}
+    wanted["preferences"] = Preferences(cost=placed.request())
     if format_ == "json":
         text = _as_json(search, user, wanted)
     else:
@@ -153,7 +163,9 @@ def _as_json(search: Search, user: UserConfig, wanted: _Wanted) -> str:
     watched = newest(search, user.criteria)
     if screen in _OF_PROBES:
         return _of_probe(watched, screen, wanted["layer"], wanted["token"] or 0)
-    return view_json(view_of(watched, 1, 1, _moment(watched, wanted["step"])))
+    moment = _moment(watched, wanted["step"])
+    cost = cost_of(watched, moment, wanted["preferences"].cost)
+    return view_json(view_of(watched, 1, 1, moment), cost)
 
 
 def _of_probe(run: RunFile | RunWatch, screen: str, layer: str, token: int) -> str:
@@ -204,7 +216,8 @@ def _drawn(
         watched = newest(search, user.criteria)
         moment = _moment(watched, wanted["step"])
         width, height = (columns, rows) if size else (_WIDTH, None)
-        return snapshot_text(watched, width, height, glyphs, moment)
+        cost = wanted["preferences"].cost
+        return snapshot_text(watched, width, height, glyphs, moment, cost)
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
@@ -246,7 +259,7 @@ def _cards(fleet: Fleet) -> Sequence[RunCard]:
     return fleet.cards()
 
 
-def print_snapshot(search: Search, user: UserConfig, memory: int) -> int:
+def print_snapshot(search: Search, user: UserConfig, memory: int, cost: CostRequest) -> int:
     """Print the main screen of the newest run, all layers, where there is no terminal."""
     if search.root == PIPE:
         say("no terminal here: printing a snapshot at the end of the input instead")
@@ -254,7 +267,7 @@ def print_snapshot(search: Search, user: UserConfig, memory: int) -> int:
     if search.root != PIPE:
         say("no terminal here: printing a snapshot instead")
     glyphs = glyphs_for(user.view.glyphs, sys.stdout)
-    print_data(snapshot_text(watched, _WIDTH, None, glyphs))
+    print_data(snapshot_text(watched, _WIDTH, None, glyphs, cost=cost))
     return 0
 
 

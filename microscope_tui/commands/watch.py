@@ -14,6 +14,7 @@ from pathlib import Path
 from microscope_tui.commands.config import UserConfig, keymap_from
 from microscope_tui.console import PIPE, USAGE, fail, fail_if_unreadable, piped, runs_at, say
 from microscope_tui.lines import Palette, glyphs_for
+from microscope_tui.placement import CostRequest
 from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
 from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
 from microscope_tui.sources import Search, SourceRequest
@@ -21,6 +22,7 @@ from microscope_tui.watch import DEFAULT_MEMORY, Fleet, VerdictCache
 
 _LOCAL_S, _REMOTE_S = 0.5, 1.9  # between two redraws, which take a tenth at most
 _WRITABLE = 0o200  # of the link that represents a descriptor
+_OF_HEADER = CostRequest()
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
 
@@ -31,6 +33,7 @@ def watch_with(
     memory: int = DEFAULT_MEMORY,
     spool: int = MOST_BYTES,
     source: SourceRequest | None = None,
+    cost: CostRequest = _OF_HEADER,
 ) -> int:
     """Open the screens on ``path``, a pipe for ``-``.
 
@@ -41,17 +44,17 @@ def watch_with(
     if not (sys.stderr.isatty() and (path == PIPE or sys.stdin.isatty())):
         from microscope_tui.commands.snapshot import print_snapshot
 
-        return print_snapshot(search, user, memory)
+        return print_snapshot(search, user, memory, cost)
     if path == PIPE:
-        return _watch_pipe(user, memory, spool)
+        return _watch_pipe(user, memory, spool, cost)
     runs = runs_at(search, may_be_empty=True)
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
     kept = VerdictCache(user.criteria) if user.view.remember else None
-    return _open(Fleet(path, memory, search, user.criteria, kept), user)
+    return _open(Fleet(path, memory, search, user.criteria, kept), user, cost)
 
 
-def _watch_pipe(user: UserConfig, memory: int, spool: int) -> int:
+def _watch_pipe(user: UserConfig, memory: int, spool: int, cost: CostRequest) -> int:
     try:
         descriptor = take_over_stdin()
     except OSError as error:
@@ -62,7 +65,7 @@ def _watch_pipe(user: UserConfig, memory: int, spool: int) -> int:
         reason = error.strerror or error
         say(f"cannot create the spool: {reason}; set TMPDIR to a writable folder, or use --spool 0")
         watched = piped(descriptor, user.criteria, memory)
-    code = _open(Fleet.of_one(watched), user)
+    code = _open(Fleet.of_one(watched), user, cost)
     for writer in _dismiss_writers(descriptor):
         say(f"{writer} still writes to this pipe and stops at its next line; Ctrl-C stops it now")
     return code
@@ -96,14 +99,14 @@ def _dismiss_writers(descriptor: int) -> list[str]:
     return staying
 
 
-def _open(fleet: Fleet, user: UserConfig) -> int:
+def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
     view = user.view
     _prepare_terminal(view.color)
     from microscope_tui.app import Preferences, begin
 
     interval_s = _REMOTE_S if is_remote(os.environ) else _LOCAL_S
     looks = Palette(view.palette), interval_s, view.bell, view.remember
-    preferences = Preferences(*looks, keymap_from(user))
+    preferences = Preferences(*looks, keymap_from(user), cost)
     session = begin(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     from microscope_tui.app import Microscope  # Textual, while the log is read
 

@@ -22,6 +22,8 @@ from .charts import smoothed as smoothed
 from .charts import tick_text as tick_text
 from .columns import Column as Column
 from .columns import Table as Table
+from .cost import layer_cost as layer_cost
+from .cost import model_cost as model_cost
 from .expert_card import LEAST_SAMPLES as LEAST_SAMPLES
 from .expert_card import LoadSeries as LoadSeries
 from .expert_card import condition as condition

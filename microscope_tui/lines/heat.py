@@ -114,12 +114,18 @@ class Heat(msgspec.Struct, frozen=True):
     colour: bool = True
     """Cells are characters, for terminals without colours."""
     levels: Levels = exact_levels
+    given_ranks: int | None = None
+
+    @property
+    def known_ranks(self) -> int:
+        """Devices of expert parallelism as given, or in the header; 0 if unknown."""
+        size = self.run.expert_parallel_size if self.run is not None else 1
+        return self.given_ranks or (size if size > 1 else 0)
 
     @property
     def ranks(self) -> int:
-        """Devices of expert parallelism; without a number in the header eight are assumed."""
-        size = self.run.expert_parallel_size if self.run is not None else 1
-        return size if size > 1 else _ASSUMED_RANKS
+        """The same; without a number eight are assumed."""
+        return self.known_ranks or _ASSUMED_RANKS
 
     def reference_load(self, layer: LayerView) -> Sequence[float] | None:
         """The loads of a layer at the reference."""
@@ -249,8 +255,7 @@ def heat_title(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> str:
         mean = f"{what.removesuffix(' per expert')}, mean of {steps} steps"
         return f"{mean},{more}" if more else mean
     if look.measure is Measure.RANKS:
-        known = heat.run is not None and heat.run.expert_parallel_size > 1
-        return f"load per rank, {heat.ranks} ranks{'' if known else ' assumed'}"
+        return f"load per rank, {heat.ranks} ranks{'' if heat.known_ranks else ' assumed'}"
     against = f"step {reference.step:,}" if reference is not None else "the reference"
     what = {
         Measure.LOAD: "load per expert",

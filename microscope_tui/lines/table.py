@@ -13,6 +13,7 @@ import msgspec
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import frame, time_line, words
 from microscope_tui.lines.columns import Column, Table
+from microscope_tui.lines.cost import cost_lines
 from microscope_tui.lines.glyphs import Glyphs, bar, spark, spelled
 from microscope_tui.lines.heat import (
     Heat,
@@ -35,10 +36,11 @@ from microscope_tui.lines.spans import (
     pad,
     plain,
 )
+from microscope_tui.placement import CostRequest, cost_of
 from microscope_tui.watch import Column as Bucket
 from microscope_tui.watch import LayerView, Pin, RunView, RunWatch, view_of
 
-_PLAIN_HEAT = Heat()
+_PLAIN_HEAT, _OF_HEADER = Heat(), CostRequest()
 _MAX_CELL, _WIDE_CELL = 6, 12
 _MAX_HEIGHT = 8
 _MAX_SPARK, _LONG_SPARK = 160, 48  # of both curves, of each
@@ -378,19 +380,23 @@ def snapshot_text(
     rows: int | None = None,
     glyphs: Glyphs = Glyphs.BRAILLE,
     at: Pin | None = None,
+    cost: CostRequest = _OF_HEADER,
 ) -> str:
-    """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``."""
-    probe = view_of(watch, at=at)
-    all_words = not rows
+    """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``.
+
+    ``cost``: the ranks whose uneven load costs something; it is reported below the verdict.
+    """
+    probe, all_words = view_of(watch, at=at), not rows
+    costs = cost_lines(cost_of(watch, at, cost), columns, whole=all_words)
     if not rows:  # as many as show every layer on one line: a tall table has more lines around it
         rows = len(probe.layers) + 6
         rows += 7 if rows >= 30 else 0
-    layout = fit(probe, columns, rows)
+    layout = fit(probe, columns, rows if all_words else rows - len(costs))
     points = max(1, layout.spark * glyphs.points)
     view = view_of(watch, points, time_line.ribbon_width(columns), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
     verdict = frame.verdict(view, columns, _ALL_WORDS if all_words else 3)
-    lines += [line for line in verdict if plain(line).strip()]
+    lines += [*(line for line in verdict if plain(line).strip()), *costs]
     lines.append(column_heads(view, layout))
     lines += _body(view, layout, glyphs)
     lines.append(time_line.ribbon(view, columns, view.state if at is None else "then"))

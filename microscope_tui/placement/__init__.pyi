@@ -6,6 +6,12 @@ from .cluster import contiguous as contiguous
 from .cluster import copies_of as copies_of
 from .cluster import double_copies as double_copies
 from .cluster import rank_loads as rank_loads
+from .cost import Cost as Cost
+from .cost import CostRequest as CostRequest
+from .cost import LayerCost as LayerCost
+from .cost import Reads as Reads
+from .cost import Uneven as Uneven
+from .cost import cost_of as cost_of
 from .counted import Counts as Counts
 from .counted import Layer as Layer
 from .counted import NoCounts as NoCounts

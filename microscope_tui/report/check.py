@@ -26,7 +26,8 @@ from microscope_tui.diagnosis import (
     overall,
     report,
 )
-from microscope_tui.lines import listed, plural
+from microscope_tui.lines import listed, model_cost, plural
+from microscope_tui.placement import Cost, CostRequest, cost_of
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
@@ -60,6 +61,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     """With ``crit`` a warning exits with 0."""
     remarks: tuple[str, ...] = ()
     """Remarks to print with the verdict: a baseline, limits of a config file."""
+    cost: CostRequest = CostRequest()
 
     def counts(self, episode: Episode) -> bool:
         """Whether the exit code depends on the episode."""
@@ -83,6 +85,7 @@ class Judgement(msgspec.Struct, frozen=True):
     """The step until which the run is not judged, if that is the reason."""
     notes: Sequence[str]
     """Limitations of the verdict, and the options that changed it."""
+    cost: Cost | None = None
 
     @property
     def judged(self) -> bool:
@@ -117,6 +120,7 @@ def judge(
         problem=problem,
         waits_until=waits_until(watch),
         notes=[*_notes_on_the_log(watch), *_notes_on_the_request(request, watch)],
+        cost=cost_of(watch, None, request.cost),
     )
 
 
@@ -234,6 +238,8 @@ def verdict_text(judgement: Judgement) -> str:
     lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]
     if judgement.problem and judgement.waits_until is None:
         lines.append(f"  {judgement.path}: {judgement.problem}")
+    if judgement.cost is not None:
+        lines.append(f"  cost: {model_cost(judgement.cost)}")
     for finding, advice in judgement.findings:
         cause, text = _cause_text(finding, advice), _finding_text(finding, advice)
         lines += [f"  {line}" for line in [*cause, *(text[:2] if advice.cause else text)]]
@@ -260,6 +266,7 @@ def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """The report on all judged runs."""
     runs = [
         {key: getattr(judgement, key) for key in _KEYS}
+        | {"cost": msgspec.to_builtins(judgement.cost)}
         | {"findings": [finding_json(found, advice) for found, advice in judgement.findings]}
         for judgement in judgements
     ]

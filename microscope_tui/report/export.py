@@ -15,7 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, TextIO
 
+import msgspec
+
 from microscope_tui.diagnosis import value_at
+from microscope_tui.placement import Cost
 from microscope_tui.report.check import finding_json
 from microscope_tui.runlog import (
     Course,
@@ -61,7 +64,7 @@ def view_csv(view: RunView) -> str:
     return text.getvalue()
 
 
-def view_json(view: RunView) -> str:
+def view_json(view: RunView, cost: Cost | None = None) -> str:
     """The whole view as one line of JSON, findings with the keys of ``docs/check-json.md``.
 
     ``schema_version`` is 1: keys may be added. The diagnosis has seen the log up to
@@ -74,6 +77,7 @@ def view_json(view: RunView) -> str:
         "judged": view.no_verdict is None,
         "judged_step": view.judged_step,
         **_scalars(view.record),
+        "cost": msgspec.to_builtins(cost),
         "layers": [_layer(layer, view) for layer in view.layers],
         "findings": [finding_json(finding, advice) for finding, advice in view.findings],
     }

@@ -35,6 +35,7 @@ from .reference import reference_of as reference_of
 from .run_watch import LONG_BYTES as LONG_BYTES
 from .run_watch import RunWatch as RunWatch
 from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY
+from .scan import KEPT as KEPT
 from .scan import balance_now as balance_now
 from .state import RunState as RunState
 from .verdict import Trouble as Trouble

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from pathlib import Path
 
 from microscope_tui import measures
@@ -134,8 +135,8 @@ def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Col
     return [Column(index(c.low), index(c.mean), index(c.high)) for c in columns]
 
 
-MEAN_OF = 8
-"""Steps whose counts are kept, for a mean."""
+MEAN_OF, KEPT = 8, 32
+"""Steps with counts that are kept decoded, for a mean, and as lines, for the cost on ranks."""
 Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
 """The steps of a row below a limit, from the file; empty if the log cannot be read again."""
 
@@ -154,6 +155,8 @@ class Scan:
         """The latest step with counts."""
         self.recent: deque[StepEntry] = deque(maxlen=MEAN_OF)
         """The last steps with counts."""
+        self.counted: deque[StepEntry] = deque(maxlen=KEPT)
+        """Copies of more of them, of which nothing is decoded: that takes seven times the bytes."""
         self.end: EventRecord | None = None
         self.lost_records = 0
         """Records that the writer reported as lost."""
@@ -200,6 +203,7 @@ class Scan:
             self.latest = self.with_counts = None  # another model from here on
             self._course = Course()
             self.recent.clear()
+            self.counted.clear()
         cut = self._course.take(run)
         if before is None or before.routers != run.routers or self.history is None:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
@@ -217,19 +221,18 @@ class Scan:
         if cut is not None:
             self._restart(cut, run)
         self.end = None
-        self._time_step(self.latest, entry)
-        self.latest = entry
-        if entry.has_counts:
-            self.with_counts = entry
-            self.recent.append(entry)
-        elif self.with_counts is not None and self.with_counts.record.step >= step:
-            self.with_counts = None  # counted after the restart point
-        history.add(step, self._row_of(entry), entry.offset, entry.record.time)
-
-    def _time_step(self, before: StepEntry | None, entry: StepEntry) -> None:
-        duration = seconds_between(before.record if before else None, entry.record)
-        if duration is not None:
+        before = self.latest.record if self.latest else None
+        if (duration := seconds_between(before, entry.record)) is not None:
             self.intervals.append(duration)
+        self.latest = entry
+        for kept in (self.recent, self.counted):
+            while kept and kept[-1].record.step >= step:
+                kept.pop()  # counted after the restart point
+        if entry.has_counts:
+            self.recent.append(entry)
+            self.counted.append(copy(entry))
+        self.with_counts = self.recent[-1] if self.recent else None
+        history.add(step, self._row_of(entry), entry.offset, entry.record.time)
 
     def _restart(self, step: int, run: RunRecord) -> None:
         """Forget what was recorded about ``step`` and later."""

@@ -373,13 +373,8 @@ class Recent(msgspec.Struct, frozen=True):
 def recent_of(watch: RunWatch) -> Recent:
     """The last ``MEAN_OF`` steps up to the one whose counts are shown, without gaps."""
     with watch.lock:
-        shown, entries = watch.shown.with_counts, tuple(watch.shown.recent)
-    kept: list[StepEntry] = []
-    if shown is not None and entries and entries[-1] is shown:
-        for entry in entries:
-            step = entry.record.step
-            kept = [e for e in kept if step - MEAN_OF < e.record.step < step] + [entry]
-    return Recent(kept)
+        entries = tuple(watch.shown.recent)
+    return Recent([e for e in entries if entries[-1].record.step - MEAN_OF < e.record.step])
 
 
 def _noise(rows: Sequence[Sequence[int]]) -> float:

@@ -53,7 +53,7 @@ def test_with_remember_false_the_viewer_keeps_no_verdict(
     log: Path, tmp_path: Path, remember: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Fleet] = []
-    monkeypatch.setattr(watch_command, "_open", lambda fleet, user: (opened.append(fleet), 0)[1])
+    monkeypatch.setattr(watch_command, "_open", lambda fleet, *_: (opened.append(fleet), 0)[1])
     for stream in (sys.stderr, sys.stdin):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     os.utime(log, (1e9, 1e9))  # another state than the kept one

@@ -36,7 +36,7 @@ def test_a_collapse_exits_with_two_and_says_what_why_and_next(call: Call, scenar
     assert report["schema_version"] == 2
     assert set(run) == {
         *("run", "path", "state", "judged", "last_step", "profile", "exit_code", "problem"),
-        *("notes", "findings"),
+        *("notes", "cost", "findings"),
     }
     assert set(finding) == {
         *("rule", "severity", "layers", "experts", "onset", "alarm", "last", "state"),

@@ -28,6 +28,7 @@ from microscope_tui.lines import (
     evidence,
     expert_card,
     layer_charts,
+    layer_cost,
     load_bars,
     loss_answer,
     most_remarkable,
@@ -39,10 +40,12 @@ from microscope_tui.lines import (
     time_scale,
     words,
 )
+from microscope_tui.placement import cost_of
 from microscope_tui.watch import LayerView, RouterHealth, RunView, RunWatch, router_health, samples
 
 RIBBON_FROM_ROWS = 16
 ROOMY_FROM_ROWS = 30
+_TWO_COSTS_FROM_ROWS = 24
 MOST_POINTS = 240
 _NOTHING = LoadSeries(())
 _LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
@@ -231,6 +234,9 @@ class LayerScreen(ChartScreen):
         watch, most = self.session.watch, max(1, rows // _EVIDENCE_SHARE - 2)
         assert watch is not None  # there is a view of it
         said = evidence(watch, view, layer.index, columns, most)
+        cost = cost_of(watch, self.session.time.pin, self.session.preferences.cost, (layer.index,))
+        if cost is not None:
+            said += layer_cost(cost, layer.index, columns, 1 + (rows >= _TWO_COSTS_FROM_ROWS))
         self.show("evidence", said, height=len(said))
         charts = layer_charts(view, layer)
         stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]

@@ -144,7 +144,7 @@ class MainScreen(RunScreen):
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         """Everything except the table."""
         session, palette = self.session, self.session.look.palette
-        heat = Heat(session.look, view.run, session.reference, not self.app.no_color)
+        heat = self._heat(view)
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
         samples, room = pad([], layout.columns), layout.columns - layout.label
@@ -186,7 +186,7 @@ class MainScreen(RunScreen):
             self.show(name, [*chain(*rows)])
         chosen = {session.selected: session.expert}
         loads, recent = [], session.recent()
-        heat = Heat(session.look, view.run, session.reference, not self.app.no_color)
+        heat = self._heat(view)
         for layer in visible:
             mean, noise = recent.of(layer)
             if heat.look.measure is Measure.BIAS:
@@ -196,6 +196,11 @@ class MainScreen(RunScreen):
         if not visible:
             loads = [pad([Span("no layer matches", "dim")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
+
+    def _heat(self, view: RunView) -> Heat:
+        session, colour = self.session, not self.app.no_color
+        ranks = session.preferences.cost.ranks
+        return Heat(session.look, view.run, session.reference, colour, given_ranks=ranks)
 
     def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
         chosen = self.session.selected
