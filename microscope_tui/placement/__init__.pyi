@@ -21,6 +21,7 @@ from .files import BadFile as BadFile
 from .files import read_form as read_form
 from .files import write_form as write_form
 from .published import published as published
+from .refine import refined as refined
 from .score import even_shares as even_shares
 from .score import gain_of as gain_of
 from .score import nearest_shares as nearest_shares

@@ -1,18 +1,15 @@
 """The published algorithm for placements: DeepSeek's EPLB, slot by slot.
 
-Experts get copies until the largest copy is small, then the copies are packed onto the ranks by
-falling load. With groups and nodes, groups are packed onto nodes first, and the rest happens in
-every node by itself.
-
-Source: https://github.com/deepseek-ai/EPLB, ``eplb.py`` (MIT). It computes in single precision and
-leaves the order of equal loads to torch; here they keep their order, in double precision.
+Groups are packed onto nodes; on every node the largest copy is divided until the slots are full,
+and the copies are packed onto ranks. Source: https://github.com/deepseek-ai/EPLB, ``eplb.py``,
+which leaves the order of equal loads to torch, in single precision; here the first one goes first.
 """
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heapreplace
 from itertools import chain
 
-from .cluster import Cluster
+from .cluster import Cluster, copies_of
 
 
 def published(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
@@ -21,20 +18,26 @@ def published(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
     Args:
         loads: one number per expert, in any unit.
     """
-    groups, nodes = cluster.groups, cluster.nodes
-    if groups % nodes:
-        groups = nodes = 1  # the global policy
-    size = cluster.experts // groups
-    members = [range(start, start + size) for start in range(0, cluster.experts, size)]
-    sums = [sum(map(loads.__getitem__, group)) for group in members]
+    groups = groups_of(cluster)
+    sums = [sum(map(loads.__getitem__, group)) for group in groups]
+    nodes = packed(sums, cluster.nodes if len(groups) > 1 else 1)
     ranks: list[list[int]] = []
-    for held in packed(sums, nodes):
-        experts = list(chain.from_iterable(members[group] for group in held))
+    for held in nodes:
+        experts = list(chain.from_iterable(groups[group] for group in held))
         own = [loads[expert] for expert in experts]
-        copies = replicated(own, cluster.slots // nodes)
-        placed = spread(own, copies, cluster.ranks // nodes)
+        placed = spread(
+            own, replicated(own, cluster.slots // len(nodes)), cluster.ranks // len(nodes)
+        )
         ranks += [[experts[item] for item in rank] for rank in placed]
     return ranks
+
+
+def groups_of(cluster: Cluster) -> list[range]:
+    """The experts of every group; all are one group where the nodes do not divide the groups."""
+    size = cluster.experts
+    if cluster.groups % cluster.nodes == 0:
+        size //= cluster.groups
+    return [range(start, start + size) for start in range(0, cluster.experts, size)]
 
 
 def replicated(loads: Sequence[float], slots: int) -> list[int]:
@@ -52,9 +55,7 @@ def replicated(loads: Sequence[float], slots: int) -> list[int]:
 
 def spread(loads: Sequence[float], copies: Sequence[int], ranks: int) -> list[list[int]]:
     """The copies packed onto ranks; those of one expert share its load evenly."""
-    counts = [0] * len(loads)
-    for item in copies:
-        counts[item] += 1
+    counts = copies_of([copies], len(loads))
     placed = packed([loads[item] / counts[item] for item in copies], ranks)
     return [[copies[index] for index in rank] for rank in placed]
 
