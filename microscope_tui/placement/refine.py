@@ -179,7 +179,7 @@ def refined(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
     even = _Packing(sums, range(len(groups)), nodes, _WORK)
     even.improve(sum(sums) / nodes)
     known, found = max(rank_loads(loads, published(loads, cluster))), []
-    for homes in (even.held, packed(sums, nodes)):
+    for homes in (even.held, packed(sums, nodes))[:nodes]:
         experts = [list(chain.from_iterable(groups[group] for group in home)) for home in homes]
         found.append(_on_nodes(loads, cluster, experts, known))
         if found[0][0] < 1:
@@ -206,6 +206,11 @@ def _on_nodes(
         most = max(*packings[node].totals, most)
     placement = []
     for node, home in enumerate(homes):
-        packings[node].part(most)
-        placement += [[home[item] for item in held] for held in packings[node].held]
+        packing = packings[node]
+        packing.part(most)
+        if doubles := double_copies(packing.held):  # the busiest rank may be on another node
+            other = _Search(own[node], slots, ranks, most, work).best()
+            if max(other.totals) <= most and double_copies(other.held) < doubles:
+                packing = other
+        placement += [[home[item] for item in held] for held in packing.held]
     return round(most / (known or 1), 12), double_copies(placement), placement
