@@ -7,7 +7,7 @@ expert and everything is packed again, starting from the best placement so far.
 
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import chain, combinations
+from itertools import chain, combinations, takewhile
 
 from .cluster import Cluster, copies_of, double_copies, rank_loads
 from .published import groups_of, packed, published, replicated, spread
@@ -103,64 +103,60 @@ _Found = tuple[float, int, int, _Packing]
 """The busiest rank in parts of what is enough, at least 1; double copies; a number; the packing."""
 
 
-class _Search:
-    """The placements of the experts of one node, the best one first."""
+def _search(
+    loads: Sequence[float], slots: int, ranks: int, enough: float, work: int
+) -> tuple[_Packing, int]:
+    """The best placement of the experts of one node that the work suffices for; the work left."""
+    queue: list[_Found] = []
+    seen: set[_Items] = set()
 
-    def __init__(self, loads: Sequence[float], slots: int, ranks: int, enough: float, work: int):
-        self._loads, self._ranks, self._enough, self.work = loads, ranks, enough, work
-        self._queue: list[_Found] = []
-        self._seen: set[_Items] = set()
-        copies, experts = replicated(loads, slots), len(loads)
-        light_first = sorted(range(experts), key=loads.__getitem__)
-        # Fewer of the published copies while that helps; light experts fill slots beside heavy ones
-        extra = ((slots - experts) * part // _STARTS for part in range(_STARTS, -1, -1))
-        for kept in dict.fromkeys(experts + n for n in extra):
-            fill = [light_first[i % experts] for i in range(slots - kept)]
-            found = self._pack(copies[:kept] + fill)
-            if found is not self._queue[0] or found[:2] <= (1, 0):
-                break
-
-    def best(self) -> _Packing:
-        """Search until the work is done, or nothing can be better."""
-        best = self._queue[0]
-        while self._queue and self.work > 0 and best[:2] > (1, 0):
-            place = heappop(self._queue)
-            for copies in self._neighbours(place[3], best[0] * self._enough):
-                found = self._pack(copies)
-                if found[:2] < best[:2]:
-                    best = found
-                    heappush(self._queue, place)
-                    break
-                if self.work <= 0:
-                    break
-        return best[3]
-
-    def _pack(self, copies: Sequence[int]) -> _Found:
-        packing = _Packing(self._loads, copies, self._ranks, self.work)
-        self._seen.add(tuple(packing.copies))
-        packing.improve(self._enough)
-        self.work = packing.work
-        busiest = max(round(max(packing.totals) / (self._enough or 1), 12), 1)
-        found = busiest, double_copies(packing.held), -self.work, packing  # work only falls
-        heappush(self._queue, found)
+    def pack(copies: Sequence[int]) -> _Found:
+        nonlocal work
+        packing = _Packing(loads, copies, ranks, work)
+        seen.add(tuple(packing.copies))
+        packing.improve(enough)
+        work = packing.work  # it only falls
+        busiest = max(round(max(packing.totals) / (enough or 1), 12), 1)
+        heappush(queue, found := (busiest, double_copies(packing.held), -work, packing))
         return found
 
-    def _neighbours(self, packing: _Packing, most: float) -> Iterator[list[int]]:
-        """One copy goes to another expert, first of the busiest rank, the largest copy first.
+    copies, experts = replicated(loads, slots), len(loads)
+    light_first = sorted(range(experts), key=loads.__getitem__)
+    # Fewer of the published copies while that helps; light experts fill slots beside heavy ones
+    extra = ((slots - experts) * part // _STARTS for part in range(_STARTS, -1, -1))
+    for kept in dict.fromkeys(experts + n for n in extra):
+        fill = [light_first[i % experts] for i in range(slots - kept)]
+        if pack(copies[:kept] + fill) is not queue[0] or queue[0][:2] <= (1, 0):
+            break
+    best = queue[0]
+    while queue and work > 0 and best[:2] > (1, 0):
+        place = heappop(queue)
+        neighbours = _neighbours(loads, place[3], best[0] * enough)
+        for counts in takewhile(lambda _: work > 0, neighbours):
+            if counts not in seen:
+                found = pack([i for i, n in enumerate(counts) for _ in range(n)])
+                if found[:2] < best[:2]:
+                    best = found
+                    heappush(queue, place)
+                    break
+    return best[3], work
 
-        It comes from one whose other copies stay within ``most``, first where they stay small.
-        """
-        loads, copies = self._loads, packing.copies
-        busy = packing.held[packing.totals.index(max(packing.totals))]
-        grown = {i: loads[i] / (n - 1) for i, n in enumerate(copies) if n > 1}
-        give = sorted((i for i in grown if grown[i] <= most), key=grown.__getitem__)
-        take = sorted(range(len(loads)), key=lambda i: (i not in busy, -loads[i] / copies[i]))
-        for more, less in ((more, less) for more in take for less in give if more != less):
-            counts = copies.copy()
-            counts[more] += 1
-            counts[less] -= 1
-            if tuple(counts) not in self._seen:
-                yield [i for i, n in enumerate(counts) for _ in range(n)]
+
+def _neighbours(loads: Sequence[float], packing: _Packing, most: float) -> Iterator[_Items]:
+    """Copies of every expert, one moved to another: first of the busiest rank, the largest first.
+
+    It comes from one whose other copies stay within ``most``, first where they stay small.
+    """
+    copies = packing.copies
+    busy = packing.held[packing.totals.index(max(packing.totals))]
+    grown = {i: loads[i] / (n - 1) for i, n in enumerate(copies) if n > 1}
+    give = sorted((i for i in grown if grown[i] <= most), key=grown.__getitem__)
+    take = sorted(range(len(loads)), key=lambda i: (i not in busy, -loads[i] / copies[i]))
+    for more, less in ((more, less) for more in take for less in give if more != less):
+        counts = copies.copy()
+        counts[more] += 1
+        counts[less] -= 1
+        yield tuple(counts)
 
 
 def refined(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
@@ -200,16 +196,15 @@ def _on_nodes(
     most = max(most * (1 + _ROUNDING), min(most * _CLOSE, known))
     packings: dict[int, _Packing] = {}
     for node in sorted(range(nodes), key=lambda node: sum(own[node])):
-        search = _Search(own[node], slots, ranks, most, work + _WORK // nodes)
-        packings[node] = search.best()
-        work = search.work  # left over for the nodes with more load
+        # what is left over is for the nodes with more load
+        packings[node], work = _search(own[node], slots, ranks, most, work + _WORK // nodes)
         most = max(*packings[node].totals, most)
     placement = []
     for node, home in enumerate(homes):
         packing = packings[node]
         packing.part(most)
         if doubles := double_copies(packing.held):  # the busiest rank may be on another node
-            other = _Search(own[node], slots, ranks, most, work).best()
+            other, work = _search(own[node], slots, ranks, most, work)
             if max(other.totals) <= most and double_copies(other.held) < doubles:
                 packing = other
         placement += [[home[item] for item in held] for held in packing.held]

@@ -4,7 +4,7 @@ import random
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from benchmarks.placement import inputs, optimum
 from microscope_tui.placement import (
@@ -18,8 +18,15 @@ from microscope_tui.placement import (
 )
 from tests.placement.drawn import fits, groups_are_together
 
+EVEN_NODES_ARE_WORSE = [3, 1, 0, 2, 3, 5, 2, 0, 3, 3, 3, 2]
+DOUBLES_OF_LIGHT_NODES = list(map(int, "501531205123255120124433131"))
+ANOTHER_NODE_IS_BUSIER = [774, 657, 547, 621, 468, 321, 431, 266, 391, 475, 908, 835, 605, 260, 778]
+
 
 @settings(max_examples=100, deadline=None)
+@example((EVEN_NODES_ARE_WORSE, Cluster(experts=12, ranks=18, nodes=3, groups=12, replicas=6)))
+@example((ANOTHER_NODE_IS_BUSIER, Cluster(experts=15, ranks=12, nodes=3, groups=3, replicas=9)))
+@example((DOUBLES_OF_LIGHT_NODES, Cluster(experts=27, ranks=18, nodes=3, groups=9, replicas=45)))
 @given(fits())
 def test_no_rank_is_busier_than_the_busiest_published_one(fit: tuple[list[int], Cluster]) -> None:
     loads, cluster = fit
