@@ -41,7 +41,7 @@ def nearest_shares(placement: Placement, cluster: Cluster) -> Shares:
     return [[parts[e, rank] / held.count(e) for e in held] for rank, held in enumerate(placement)]
 
 
-def busiest(
+def _busiest(
     columns: Sequence[Sequence[float]], placement: Placement, shares: Shares
 ) -> list[float]:
     """The load of the busiest rank in every step of ``columns``, which has a row per expert."""
@@ -60,6 +60,18 @@ class Tally:
     def __init__(self, steps: int) -> None:
         """For ``steps`` steps, before the first layer."""
         self.means, self.maxima = [0.0] * steps, [0.0] * steps
+
+    def place(
+        self, columns: Sequence[Sequence[float]], placement: Placement, shares: Shares | None = None
+    ) -> float | None:
+        """Add a layer with a row of counts per expert; its balancedness, as of ``add``.
+
+        Args:
+            shares: of the copies; by default even.
+        """
+        shares = even_shares(placement, len(columns)) if shares is None else shares
+        means = [sum(step) / len(placement) for step in zip(*columns, strict=True)]
+        return self.add(means, _busiest(columns, placement, shares))
 
     def add(self, means: Sequence[float], maxima: Sequence[float]) -> float | None:
         """Add a layer; its balancedness, a mean over the steps in which it counted anything."""

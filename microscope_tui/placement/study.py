@@ -23,17 +23,15 @@ from microscope_tui.placement.cluster import (
 )
 from microscope_tui.placement.counted import Counts, Layer
 from microscope_tui.placement.published import published
+from microscope_tui.placement.refine import refined
 from microscope_tui.placement.score import (
     Gain,
     Tally,
-    busiest,
-    even_shares,
     gain_of,
     nearest_shares,
     paired,
 )
 
-refined = published  # until the refinement is there
 LAGS = (1, 3, 10, 30, 100, 300, 1000)
 LEAST_GAIN = 0.01
 """Gain in balancedness that is worth a change."""
@@ -187,8 +185,7 @@ def study(
         chosen = given[at] if given is not None else refined(totals, cluster)
         today = contiguous(cluster.experts, cluster.ranks)
         table.add((today, published(totals, cluster), chosen), early, late)
-        means = [sum(step) / cluster.ranks for step in zip(*late, strict=True)]
-        nearest.add(means, busiest(late, chosen, nearest_shares(chosen, cluster)))
+        nearest.place(late, chosen, nearest_shares(chosen, cluster))
         loads.append([sum(column) / len(score) for column in late])
         ageing.add(layer, cluster, today)
     names = ("contiguous", "published", "refined" if given is None else "file")
@@ -208,7 +205,7 @@ def study(
         interval=_interval(ageing.curve()),
         moves=_moves(before, after, request),
     )
-    if given is None and request.replicas and found.gain.mean > 0:
+    if given is None and request.replicas and found.gain.mean >= LEAST_GAIN:
         found.fewest = _fewest(counts, request, (fit, score), found, progress)
     return found
 
@@ -228,14 +225,9 @@ class _Table:
         late: Sequence[Sequence[float]],
     ) -> None:
         """Add a layer."""
-        for columns, tallies, keeps in ((early, self.early, False), (late, self.late, True)):
-            means = [sum(step) / len(placements[0]) for step in zip(*columns, strict=True)]
-            for which, placement in enumerate(placements):
-                shares = even_shares(placement, len(columns))
-                value = tallies[which].add(means, busiest(columns, placement, shares))
-                if keeps:
-                    self.layers[which].append(value)
         for which, placement in enumerate(placements):
+            self.early[which].place(early, placement)
+            self.layers[which].append(self.late[which].place(late, placement))
             self.placements[which].append(placement)
 
     def scored(self, name: str, which: int) -> Scored:
@@ -382,7 +374,5 @@ def _held_out(
         progress(at / len(counts.layers))
         totals = [sum(column) for column in layer.columns(fit.start, fit.stop)]
         placement = refined(totals, _cluster(layer, request))
-        late = layer.columns(score.start, score.stop)
-        means = [sum(step) / request.ranks for step in zip(*late, strict=True)]
-        tally.add(means, busiest(late, placement, even_shares(placement, len(late))))
+        tally.place(layer.columns(score.start, score.stop), placement)
     return tally.balancedness
