@@ -12,15 +12,7 @@ from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
 from microscope_tui.lines.heat import role_of_level
-from microscope_tui.lines.spans import (
-    Line,
-    Span,
-    in_turn,
-    line_width,
-    pad,
-    role_of,
-    spread,
-)
+from microscope_tui.lines.spans import Line, Span, in_turn, line_width, pad, role_of, spread
 from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
 
 LEAST_SAMPLES = 16

@@ -179,28 +179,10 @@ class TokensScreen(ProbeScreen):
         key("token.page_down", "pagedown,space", "page(1)", "one page on"),
         key("token.first", "home,g", "token(-999999999999)", "first token"),
         key("token.last", "end,G", "token(999999999999)", "last token"),
-        key(
-            "token.next_of_expert",
-            "e",
-            "next_of_expert(1)",
-            "next token of the expert at the cursor, or of the highlighted one",
-            "next of expert",
-        ),
+        key("token.next_of_expert", "e", "next_of_expert(1)", "its next token", "next of expert"),
         key("token.previous_of_expert", "E", "next_of_expert(-1)", "its previous token"),
-        key(
-            "token.light",
-            "enter",
-            "light",
-            "highlight one expert: the one at the cursor; again: all",
-            "one expert",
-        ),
-        key(
-            "token.go_to",
-            "colon,comma",
-            "ask('token')",
-            "go to a token or to an expert: 12k, 50%, +100, e17",
-            "go to",
-        ),
+        key("token.light", "enter", "light", "highlight this expert; again: all", "one expert"),
+        key("token.go_to", "colon,comma", "ask('token')", "go to a token: 12k, 50%, e17", "go to"),
         key("token.find", "slash", "ask('find')", "find text", "find"),
         key("token.next_match", "n", "match(1)", "next match"),
         key("token.previous_match", "N", "match(-1)", "previous match"),
@@ -331,13 +313,7 @@ class SlicesScreen(ProbeScreen):
         key("slice.first", "home,g", "expert(-99999)", "first expert"),
         key("slice.last", "end,G", "expert(99999)", "last expert"),
         key("slice.tokens", "enter", "open_tokens", "show its tokens", "its tokens"),
-        key(
-            "slice.order",
-            "s",
-            "order",
-            "most telling first, by slice, by number, by share",
-            "order",
-        ),
+        key("slice.order", "s", "order", "most telling first, by slice, number, share", "order"),
         key("slice.right", "tab", "more_slices(1)", "slices further right"),
         key("slice.left", "shift+tab", "more_slices(-1)", "slices further left"),
         keys.JSON,
@@ -362,11 +338,7 @@ class SlicesScreen(ProbeScreen):
             table = _table(routing, layer)
         except NoTables as error:
             self._order = ()
-            said = [
-                ("", ""),
-                (f"  {error}", "warn"),
-                ("  its tokens can be read: 7 shows them", "dim"),
-            ]
+            said = [("", ""), (f"  {error}", "warn"), ("  its tokens can be read with 7", "dim")]
             self.show_alone([pad([Span(text, role)], columns) for text, role in said])
             return
         self._order = table.ordered(self._ordering)

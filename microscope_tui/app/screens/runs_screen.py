@@ -145,9 +145,7 @@ class RunsScreen(ListScreen):
         elif problem := await self.session.pin_run(card.file):
             self.show_message(problem)
         else:
-            self.show_message(
-                f"pinned: {card.file.name} is A of 5 compare and 9 mismatch", "accent"
-            )
+            self.show_message(f"pinned: {card.file.name} is A of 5 compare, 9 mismatch", "accent")
         self._layout = None
         await self.redraw()
 
