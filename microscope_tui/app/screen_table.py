@@ -57,6 +57,9 @@ SCREENS = {
     "mismatch": ScreenRow(
         "9", "mismatch of two probes", "compare_screens:MismatchScreen", "mismatch =layer header"
     ),
+    "placement": ScreenRow(
+        "d", "placement on devices", "placement_screen:PlacementScreen", "placement cells header"
+    ),
     "help": ScreenRow("", "help", "help_screen:HelpScreen"),
 }
 """By the names that ``action_go``, snapshots and the glossary use."""

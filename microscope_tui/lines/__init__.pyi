@@ -61,6 +61,8 @@ from .mismatch import mismatch_text as mismatch_text
 from .mismatch import percent as percent
 from .pattern import MOST_CHARACTERS as MOST_CHARACTERS
 from .pattern import Pattern as Pattern
+from .placement import ageing_chart as ageing_chart
+from .placement import placement_lines as placement_lines
 from .run_list import card_text as card_text
 from .run_list import fit_list as fit_list
 from .run_list import run_line as run_line

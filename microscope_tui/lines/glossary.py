@@ -130,6 +130,12 @@ differ: share of (token, layer) choices whose set of experts is not the same
 margin: score of the last chosen expert less that of the first one left out; 0 is a tie
 tenths: the choices in ten parts of equal size, the smallest margins first
 swap: the expert that only A chose, and the one that B chose in its place
+# placement
+balancedness: mean load of the ranks ÷ that of the busiest, step by step: 1 is even
+today, refined: neighbouring experts on one rank, as engines place them; the computed placement
+load: of a rank ÷ the mean of the ranks; in the cells of an expert ÷ the fair share
+gain, pays: balancedness on later steps less that of today; it is at least 0.01 and beyond chance
+ageing, refit: how the gain falls with the steps since the fit; when a tenth of it is lost
 """
 
 

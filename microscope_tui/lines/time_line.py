@@ -6,7 +6,7 @@ Columns are equal numbers of steps; their labels use the session's axis.
 import math
 import time as clock
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -211,6 +211,8 @@ class TimeScale(msgspec.Struct, frozen=True):
     times: Sequence[float | None] = ()
     """Times of ``steps``."""
     began: float | None = None
+    labels: Mapping[int, str] = {}
+    """Where the axis does not count steps: the texts of some positions."""
 
     def column_of(self, step: float, width: int) -> int | None:
         """The column of a step in ``width`` cells; ``None`` outside the window."""
@@ -239,6 +241,8 @@ class TimeScale(msgspec.Struct, frozen=True):
 
     def _ticks(self, width: int) -> Sequence[int]:
         """Round steps; on the other axes equal distances."""
+        if self.labels:
+            return list(self.labels)
         first, last = self.window
         if self.axis is not Axis.STEP:
             count = max(1, width // _LABEL_ROOM)
@@ -253,7 +257,7 @@ class TimeScale(msgspec.Struct, frozen=True):
     def _label(self, step: int) -> str:
         at = bisect_right(self.steps, step) - 1
         time = self.times[at] if 0 <= at < len(self.times) else None
-        text = axis_label(self.axis, step, time, self.began)
+        text = self.labels.get(step) or axis_label(self.axis, step, time, self.began)
         if self.axis is not Axis.CLOCK or time is None or " " not in text:
             return text
         day, hours = text.rsplit(" ", 1)

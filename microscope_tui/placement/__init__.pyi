@@ -25,7 +25,9 @@ from .refine import refined as refined
 from .score import even_shares as even_shares
 from .score import gain_of as gain_of
 from .score import nearest_shares as nearest_shares
+from .study import KEPT_GAIN as KEPT_GAIN
 from .study import BadWindow as BadWindow
 from .study import Request as Request
+from .study import Scored as Scored
 from .study import Study as Study
 from .study import study as study

@@ -1,6 +1,7 @@
 """Every screen as a picture, against the one that was looked at and found good.
 
-The combinations of screen, size, colours and state cover every pair; those of a probe are listed.
+The combinations of screen, size, colours and state cover every pair; those of a probe and of
+placements are listed.
 After an intended change, draw them again with ``UPDATE_PICTURES=1 pytest`` and this file, look at
 what differs in ``tests/app/pictures``, and commit it.
 """
@@ -30,7 +31,8 @@ UPDATE = bool(os.environ.get("UPDATE_PICTURES"))
 SIZES = ((60, 20), (80, 24), (120, 40), (200, 60))
 COLOURS = ("truecolor", "16", "mono-ascii")
 STATES = ("healthy", "collapsed", "nan", "empty", "finished", "hostile")
-FACTORS = (SCREEN_NAMES, SIZES, COLOURS, STATES)
+SCREENS = tuple(name for name in SCREEN_NAMES if name != "placement")  # of several ranks
+FACTORS = (SCREENS, SIZES, COLOURS, STATES)
 HOSTILE = "\x1b]52;c;aGFja2Vk\x07[red]w[gate]\u202e[@click=app.quit]x[/]" + "名前" * 8
 
 
@@ -84,7 +86,13 @@ PROBE_CASES = [
     Case("slices", (120, 40), "mono-ascii", "probe"),
     Case("slices", (200, 60), "truecolor", "probe"),
 ]
-CASES = [*pairwise(), *PROBE_CASES]
+PLACEMENT_CASES = [
+    Case("placement", (80, 24), "truecolor", "ranks"),
+    Case("placement", (120, 40), "truecolor", "ranks"),
+    Case("placement", (120, 40), "16", "hostile"),
+    Case("placement", (200, 60), "mono-ascii", "ranks"),
+]
+CASES = [*pairwise(), *PROBE_CASES, *PLACEMENT_CASES]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +128,8 @@ def write(folder: Path, state: str) -> None:
                 folder / "a-run",
                 lambda text: re.sub(r'"(entropy|loss)":[^,\]]*\[?[^]]*', nan, text),
             )
+        case "ranks":
+            write_run(folder / "a-run", "rank-skew", shape=shape, seed=3)
         case "finished":
             large = Shape(routers=30, num_experts=256, top_k=8, steps=120, tokens=4096)
             write_run(folder / "a-run", "healthy", shape=large, seed=3)

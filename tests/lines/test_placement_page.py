@@ -1,0 +1,67 @@
+"""The page of placements: every rank with its load and its experts, the verdict, ageing."""
+
+import re
+
+import numpy as np
+import pytest
+
+from microscope_tui.lines import (
+    Glyphs,
+    Heat,
+    Line,
+    ageing_chart,
+    line_width,
+    placement_lines,
+    plain,
+)
+from microscope_tui.placement import Request, Study, rank_loads, study
+from tests.placement.simulated import counts_of, drawn, popularity
+
+RNG = np.random.default_rng(0)
+UNEVEN = drawn(RNG, popularity(RNG, 3, 16), 60)
+
+
+def placed(loads: np.ndarray = UNEVEN, ranks: int = 4, every: int = 1) -> Study:
+    return study(counts_of(loads, every), Request(ranks=ranks))
+
+
+def page(found: Study, columns: int = 160, rows: int = 40) -> list[Line]:
+    router = found.counts.layers[1].router
+    return placement_lines(found, router, (columns, rows), Heat(colour=False), Glyphs.ASCII)
+
+
+def test_every_rank_has_its_load_and_its_experts_the_busiest_first() -> None:
+    found = placed()
+    assert plain(page(found)[1]).startswith("  pays")
+    for start, way in ((0, found.today), (80, found.chosen)):
+        held, loads, shown = way.placements[1], found.loads[1], []
+        ranks = rank_loads(loads, held)
+        for line in page(found):
+            row = re.match(r" +(\d+) +(\d\.\d\d) +#* +(.*)", plain(line)[start : start + 80])
+            if row is not None:
+                rank, experts = int(row[1]), [int(number) for number in re.findall(r"\d+", row[3])]
+                assert experts == sorted(held[rank], key=lambda expert: -loads[expert])
+                assert float(row[2]) == pytest.approx(ranks[rank] / np.mean(ranks), abs=0.006)
+                shown.append(ranks[rank])
+        assert shown == sorted(ranks, reverse=True)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 121, 200])
+def test_nothing_is_wider_than_the_screen_and_ranks_without_room_are_counted(columns: int) -> None:
+    for ranks, text in ((2, ""), (16, "7 less busy ranks are not shown")):
+        lines = page(placed(ranks=ranks), columns, 15)
+        assert max(map(line_width, lines)) <= columns
+        assert len(lines) <= 15
+        assert plain(lines[-1]).strip().startswith(text)
+
+
+def test_ageing_is_drawn_on_a_log_axis_with_the_steps_to_a_refit() -> None:
+    found = placed(np.concatenate([drawn(RNG, popularity(RNG, 3, 16), 40) for _ in range(8)]))
+    chart, time = ageing_chart(found)
+    at = {text: place for place, text in time.labels.items()}
+    assert at["100"] - at["10"] == at["10"] - at["1"] == 1000
+    assert [gain for _, gain in chart.points] == [aged.gain for aged in found.ageing]
+    assert [10 ** (mark.step / 1000) for mark in time.marks] == pytest.approx(
+        [found.interval], 0.01
+    )
+    assert not ageing_chart(placed(every=5000))[0].measured
