@@ -37,6 +37,7 @@ def placement_lines(
         with_notes([word, Span(refit)], ["copies, files: moe-microscope placement"], columns),
         with_notes(in_turn(*gained), [f"{study.moves.copies:,} experts move"], columns),
     ]
+    lines += [pad([Span(f"  note: {note}", "dim")], columns) for note in study.counts.notes]
     if router not in (routers := [layer.router for layer in study.counts.layers]):
         return [*lines, [Span("  no counts in this layer", "dim")]]
     gap: list[Line] = [[]] * (rows >= _AIRY_FROM)

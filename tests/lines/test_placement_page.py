@@ -46,6 +46,11 @@ def test_every_rank_has_its_load_and_its_experts_the_busiest_first() -> None:
         assert shown == sorted(ranks, reverse=True)
 
 
+def test_what_limits_the_counts_is_said() -> None:
+    found = study(counts_of(UNEVEN, counts="shares"), Request(ranks=4))
+    assert plain(page(found)[3]).startswith("  note: the counts are shares")
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80, 121, 200])
 def test_nothing_is_wider_than_the_screen_and_ranks_without_room_are_counted(columns: int) -> None:
     for ranks, text in ((2, ""), (16, "7 less busy ranks are not shown")):
