@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.runlog import (
     Course,
@@ -131,4 +132,5 @@ def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share:
     layers = [layer for layer in reading.layers if any(layer.counts)] if reading else []
     if reading is None or not layers:
         raise NoCounts("no step with counts: a placement needs tokens_per_expert")
-    return Counts(reading.run, reading.steps, layers, reading.every)
+    run = replace(reading.run, run=reading.run.run or file.name)
+    return Counts(run, reading.steps, layers, reading.every)

@@ -12,6 +12,8 @@ import msgspec
 
 from microscope_tui.placement.cluster import Cluster, Placement, copies_of
 
+Columns = Sequence[Sequence[float]]
+"""For every expert of a layer its counts, step by step."""
 Shares = Sequence[Sequence[float]]
 """Beside a placement: which part of its expert's tokens each copy gets."""
 _RESAMPLES, _MOST_VALUES, _LEAST_STEPS = 2_000, 1_000, 16
@@ -41,9 +43,7 @@ def nearest_shares(placement: Placement, cluster: Cluster) -> Shares:
     return [[parts[e, rank] / held.count(e) for e in held] for rank, held in enumerate(placement)]
 
 
-def _busiest(
-    columns: Sequence[Sequence[float]], placement: Placement, shares: Shares
-) -> list[float]:
+def _busiest(columns: Columns, placement: Placement, shares: Shares) -> list[float]:
     """The load of the busiest rank in every step of ``columns``, which has a row per expert."""
     ranks = []
     for held, parts in zip(placement, shares, strict=True):
@@ -62,9 +62,9 @@ class Tally:
         self.means, self.maxima = [0.0] * steps, [0.0] * steps
 
     def place(
-        self, columns: Sequence[Sequence[float]], placement: Placement, shares: Shares | None = None
+        self, columns: Columns, placement: Placement, shares: Shares | None = None
     ) -> float | None:
-        """Add a layer with a row of counts per expert; its balancedness, as of ``add``.
+        """Add a layer with these counts; its balancedness, as of ``add``.
 
         Args:
             shares: of the copies; by default even.

@@ -25,6 +25,7 @@ from microscope_tui.placement.counted import Counts, Layer
 from microscope_tui.placement.published import published
 from microscope_tui.placement.refine import refined
 from microscope_tui.placement.score import (
+    Columns,
     Gain,
     Tally,
     gain_of,
@@ -71,13 +72,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def cluster(self, experts: int) -> Cluster:
         """The ranks of a layer with this many experts; see ``Cluster`` for what it refuses."""
-        return Cluster(
-            experts=experts,
-            ranks=self.ranks,
-            nodes=self.nodes,
-            groups=self.groups,
-            replicas=self.replicas,
-        )
+        sizes = {name: getattr(self, name) for name in ("ranks", "nodes", "groups", "replicas")}
+        return Cluster(experts=experts, **sizes)
 
 
 class Scored(msgspec.Struct):
@@ -176,66 +172,61 @@ def study(
     """
     fit, score = _windows(counts, request)
     clusters = [_cluster(layer, request) for layer in counts.layers]
-    table = _Table(len(fit), len(score))
+    names = "contiguous", "published", "refined" if given is None else "file"
+    ways = [_Way(name, len(fit), len(score)) for name in names]
     nearest, loads, ageing = Tally(len(score)), [], _Ageing(counts, len(fit))
     for at, (layer, cluster) in enumerate(zip(counts.layers, clusters, strict=True)):
         progress(at / len(clusters))
         early, late = (layer.columns(w.start, w.stop) for w in (fit, score))
         totals = [sum(column) for column in early]
         chosen = given[at] if given is not None else refined(totals, cluster)
-        today = contiguous(cluster.experts, cluster.ranks)
-        table.add((today, published(totals, cluster), chosen), early, late)
+        placed = contiguous(cluster.experts, cluster.ranks), published(totals, cluster), chosen
+        for way, placement in zip(ways, placed, strict=True):
+            way.add(placement, early, late)
         nearest.place(late, chosen, nearest_shares(chosen, cluster))
         loads.append([sum(column) / len(score) for column in late])
-        ageing.add(layer, cluster, today)
-    names = ("contiguous", "published", "refined" if given is None else "file")
-    before, eplb, after = (table.scored(name, which) for which, name in enumerate(names))
-    found = Study(
+        ageing.add(layer, cluster, placed[0])
+    today, eplb, after = (way.scored() for way in ways)
+    gain, curve = gain_of(paired(ways[2].late, ways[0].late)), ageing.curve()
+    fewest = None
+    if given is None and request.replicas and gain.mean >= LEAST_GAIN:
+        wanted = today.held_out + ENOUGH * (after.held_out - today.held_out)
+        fewest = _fewest(counts, request, (fit, score), wanted, progress)
+    return Study(
         counts=counts,
         request=request,
-        fit=_said(counts, fit),
-        score=_said(counts, score),
+        fit=_ends(counts, fit),
+        score=_ends(counts, score),
         loads=loads,
-        today=before,
+        today=today,
         published=eplb,
         chosen=after,
         nearest=nearest.balancedness,
-        gain=gain_of(paired(table.late[2], table.late[0])),
-        ageing=ageing.curve(),
-        interval=_interval(ageing.curve()),
-        moves=_moves(before, after, request),
+        gain=gain,
+        ageing=curve,
+        interval=_interval(curve),
+        moves=_moves(today, after, request),
+        fewest=fewest,
     )
-    if given is None and request.replicas and found.gain.mean >= LEAST_GAIN:
-        found.fewest = _fewest(counts, request, (fit, score), found, progress)
-    return found
 
 
-class _Table:
-    """Three placements in both windows."""
+class _Way:
+    """One way to place all layers, while they are added."""
 
-    def __init__(self, fit: int, score: int) -> None:
-        self.early, self.late = ([Tally(n) for _ in range(3)] for n in (fit, score))
-        self.placements: list[list[Placement]] = [[], [], []]
-        self.layers: list[list[float | None]] = [[], [], []]
+    def __init__(self, name: str, fit: int, score: int) -> None:
+        self._name, self.early, self.late = name, Tally(fit), Tally(score)
+        self._placements: list[Placement] = []
+        self._layers: list[float | None] = []
 
-    def add(
-        self,
-        placements: Sequence[Placement],
-        early: Sequence[Sequence[float]],
-        late: Sequence[Sequence[float]],
-    ) -> None:
-        """Add a layer."""
-        for which, placement in enumerate(placements):
-            self.early[which].place(early, placement)
-            self.layers[which].append(self.late[which].place(late, placement))
-            self.placements[which].append(placement)
+    def add(self, placement: Placement, early: Columns, late: Columns) -> None:
+        self.early.place(early, placement)
+        self._layers.append(self.late.place(late, placement))
+        self._placements.append(placement)
 
-    def scored(self, name: str, which: int) -> Scored:
-        """One of the three."""
-        early, late = self.early[which], self.late[which]
-        placed, layers = self.placements[which], self.layers[which]
-        scores = early.balancedness, late.balancedness, late.ratio
-        return Scored(name, placed, *scores, layers, sum(map(double_copies, placed)))
+    def scored(self) -> Scored:
+        placed, scores = self._placements, (self.early.balancedness, self.late.balancedness)
+        doubles = sum(map(double_copies, placed))
+        return Scored(self._name, placed, *scores, self.late.ratio, self._layers, doubles)
 
 
 class _Ageing:
@@ -324,7 +315,7 @@ def _cluster(layer: Layer, request: Request) -> Cluster:
         raise BadCluster(f"{layer.router.name}: {error}") from None
 
 
-def _said(counts: Counts, window: range) -> tuple[int, int, int]:
+def _ends(counts: Counts, window: range) -> tuple[int, int, int]:
     return counts.steps[window.start], counts.steps[window.stop - 1], len(window)
 
 
@@ -343,36 +334,24 @@ def _moves(before: Scored, after: Scored, request: Request) -> Moves:
 
 
 def _fewest(
-    counts: Counts, request: Request, windows: tuple[range, range], found: Study, progress: Progress
+    counts: Counts,
+    request: Request,
+    windows: tuple[range, range],
+    wanted: float,
+    progress: Progress,
 ) -> int:
-    """The fewest copies that keep the gain, by bisection: more copies never balance worse."""
-    wanted = found.today.held_out + ENOUGH * (found.chosen.held_out - found.today.held_out)
-    options = []
-    for replicas in range(request.replicas):
-        if all(
-            (layer.router.num_experts + replicas) % request.ranks == 0 for layer in counts.layers
-        ):
-            options.append(replicas)
-    options.append(request.replicas)
-    low, high = 0, len(options) - 1
-    while low < high:
-        middle = (low + high) // 2
-        fewer = replace(request, replicas=options[middle])
-        if _held_out(counts, fewer, windows, progress) >= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    return options[low]
+    """The fewest copies with which it scores ``wanted``: more of them never balance worse."""
+    (fit, score), experts = windows, {layer.router.num_experts for layer in counts.layers}
 
+    def held_out(replicas: int) -> float:
+        fewer, tally = replace(request, replicas=replicas), Tally(len(score))
+        for at, layer in enumerate(counts.layers):
+            progress(at / len(counts.layers))
+            totals = [sum(column) for column in layer.columns(fit.start, fit.stop)]
+            placement = refined(totals, _cluster(layer, fewer))
+            tally.place(layer.columns(score.start, score.stop), placement)
+        return tally.balancedness
 
-def _held_out(
-    counts: Counts, request: Request, windows: tuple[range, range], progress: Progress
-) -> float:
-    fit, score = windows
-    tally = Tally(len(score))
-    for at, layer in enumerate(counts.layers):
-        progress(at / len(counts.layers))
-        totals = [sum(column) for column in layer.columns(fit.start, fit.stop)]
-        placement = refined(totals, _cluster(layer, request))
-        tally.place(layer.columns(score.start, score.stop), placement)
-    return tally.balancedness
+    most, ranks = request.replicas, request.ranks
+    options = [n for n in range(most) if all((e + n) % ranks == 0 for e in experts)]
+    return [*options, most][bisect_left(options, wanted, key=held_out)]
