@@ -149,7 +149,7 @@ def to_file(output: Path) -> TextIO:
     try:
         return output.open("w", encoding="utf-8", newline="")
     except OSError as error:
-        fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
+        fail(f"{output}: cannot be written: {error.strerror}; choose another path", USAGE)
 
 
 def print_data(text: str) -> None:

@@ -22,6 +22,7 @@ from microscope_tui.console import (
     print_data,
     print_record,
     runs_at,
+    say,
     show_progress,
     to_file,
 )
@@ -67,13 +68,13 @@ class PlacementOptions:
     fit
         A:B, the first and the last step to fit to; by default the first half of the counted steps.
     score
-        A:B, the steps to score; by default those behind --fit.
+        A:B, the steps to score; by default those after --fit.
     expert_bytes
         Bytes of one expert of one layer; a rank receives 25 GB/s.
     step_time
         Seconds of a step: with --expert-bytes, after how many steps a move is paid back.
     expert_share
-        Share of a balanced step that the experts take, 1 if it is not given.
+        Share of a balanced step that the experts take: with --step-time, what a move saves.
     write
         FORM FILE: write the placement as an engine reads it, whatever the verdict: sglang,
         tensorrt-llm, ascend, vllm-map (open pull request 49572) or vllm-mapping (41141).
@@ -102,14 +103,12 @@ class PlacementOptions:
         refuse_below(1, ranks=self.ranks, nodes=self.nodes, groups=self.groups)
         refuse_below(1, hidden_layers=self.hidden_layers)
         refuse_below(0, replicas=self.replicas)
-        if not 0 < self.expert_share <= 1 or min(self.expert_bytes, self.step_time) < 0:
+        prices = self.expert_bytes, self.step_time  # a sum with NaN is not below infinity
+        if not (0 < self.expert_share <= 1 and 0 <= min(prices) <= sum(prices) < float("inf")):
             fail("write --expert-share up to 1, --expert-bytes and --step-time from 0 up", USAGE)
-        names = ("ranks", "nodes", "groups", "replicas", "expert_bytes", "step_time")
-        return Request(
-            **{name: getattr(self, name) for name in (*names, "expert_share")},
-            fit=step_range("--fit", self.fit),
-            score=step_range("--score", self.score),
-        )
+        fit, score = step_range("--fit", self.fit), step_range("--score", self.score)
+        keys = ("ranks", "nodes", "groups", "replicas", "expert_bytes", "step_time", "expert_share")
+        return Request(**{key: getattr(self, key) for key in keys}, fit=fit, score=score)
 
 
 def placement(
@@ -159,4 +158,5 @@ def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
         text = write_form(form, placements, depths, hidden_layers=hidden_layers)
         with to_file(path) as file:
             file.write(text)
+        say(f"written: {path}, of layers at depth {listed(depths)}")
     return found

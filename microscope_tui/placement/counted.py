@@ -29,6 +29,7 @@ _LIMITS = {
     "top1": "only first choices are known: the loads are those of the first choice",
     "local_rank": "these are the counts of one rank: the others may differ",
     "shares": "the counts are shares: steps of different size weigh the same",
+    "capacity": "with a capacity ranks wait for less: counts are those of before the drops",
 }
 
 
@@ -61,10 +62,9 @@ class Counts(msgspec.Struct):
     @property
     def notes(self) -> list[str]:
         """What limits the numbers."""
-        notes = [_LIMITS[self.run.counts]] if self.run.counts in _LIMITS else []
-        if self.every > 1:
-            notes.append(f"a long run: every {self.every}th counted step is used")
-        return notes
+        said = self.run.counts, "capacity" if self.run.capacity_factor else ""
+        long = [f"a long run: one of {self.every} counted steps is used"] * (self.every > 1)
+        return [*(_LIMITS[key] for key in said if key in _LIMITS), *long]
 
     def between(self, first: int | None, last: int | None) -> range:
         """Positions of the steps ``first`` … ``last``; open ends are ``None``."""
@@ -131,6 +131,6 @@ def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share:
                 reading.add(entry)
     layers = [layer for layer in reading.layers if any(layer.counts)] if reading else []
     if reading is None or not layers:
-        raise NoCounts("no step with counts: a placement needs tokens_per_expert")
+        raise NoCounts("no step with counts (tokens_per_expert)" if reading else "no run now")
     run = replace(reading.run, run=reading.run.run or file.name)
     return Counts(run, reading.steps, layers, reading.every)

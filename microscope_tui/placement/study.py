@@ -62,7 +62,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     fit: Steps = (None, None)
     """First and last step; by default the first half of the counted steps."""
     score: Steps = (None, None)
-    """By default the steps behind ``fit``."""
+    """By default the steps after ``fit``."""
     expert_bytes: float = 0.0
     step_time: float = 0.0
     """Seconds of a whole step; 0 for unknown."""

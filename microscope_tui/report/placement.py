@@ -19,10 +19,10 @@ def placement_text(study: Study) -> str:
     cluster = request.cluster(layer.router.num_experts)
     copies = f" and {_copies(request.replicas, 'extra')}" if request.replicas else ""
     fit, score = (f"steps {a:,} to {b:,} ({n:,} counted)" for a, b, n in (study.fit, study.score))
+    layers, ranks = plural(len(study.counts.layers), "layer"), plural(request.ranks, "rank")
     paragraphs = [
-        f"{study.counts.run.run}: {plural(len(study.counts.layers), 'layer')} of "
-        f"{cluster.experts:,} experts{copies} on {request.ranks:,} ranks, {cluster.per_rank:,} on "
-        "each",
+        f"{study.counts.run.run}: {layers} of {cluster.experts:,} experts{copies} on {ranks}, "
+        f"{cluster.per_rank:,} on each",
         f"fitted to {fit}, scored on {score}",
         *(f"note: {note}" for note in study.counts.notes),
         "",
@@ -104,8 +104,8 @@ def _moves(study: Study) -> str:
     if cost:
         speed = study.request.bandwidth / 1e9
         text += f", {bytes_of(round(moves.bytes))}: {moves.seconds:.2g} s at {speed:g} GB/s a rank"
-    if moves.break_even is not None:
-        paid = "never" if moves.break_even == math.inf else f"after {moves.break_even:,.0f} steps"
+    if (even := moves.break_even) is not None:
+        paid = f"after {plural(math.ceil(even), 'step')}" if even < math.inf else "never"
         text += f", paid back {paid}"
     return f"{text}."
 

@@ -70,7 +70,8 @@ def test_a_placement_is_written_although_it_does_not_pay(
     call: Call, tmp_path: Path, write_log: Any
 ) -> None:
     even, file = log_of(write_log, np.ones(8)), tmp_path / "map.json"
-    assert call("placement", even, "--ranks", "4", "--write", "vllm-map", file)[0] == 1
+    code, _, err = call("placement", even, "--ranks", "4", "--write", "vllm-map", file)
+    assert (code, err.partition("map.json")[2]) == (1, ", of layers at depth 1, 2\n")
     assert len(json.loads(file.read_text())) == 2
 
 
@@ -108,6 +109,8 @@ def test_a_file_needs_counts_of_every_layer(call: Call, log: Path, tmp_path: Pat
         ("--ranks 4 --fit 1:40 --score 30:64", "overlap"),
         ("--ranks 4 --fit 9", "--fit 9: write A:B"),
         ("--ranks 4 --expert-share 2", "--expert-share"),
+        ("--ranks 4 --expert-bytes 1 --step-time nan", "--step-time from 0 up"),
+        ("--ranks 4 --expert-bytes inf", "--expert-bytes and"),
         ("--ranks 4 --write sglang x.json", "--hidden-layers"),
         ("--ranks 4 --write other x.json", "other"),
         ("--ranks 4 --check missing.json", "missing.json: No such file"),

@@ -43,11 +43,13 @@ def test_a_long_run_keeps_every_second_step_and_says_so(
 ) -> None:
     monkeypatch.setattr(counted, "MOST_COUNTS", 40)
     records = [step(n, [[n, 0], [0, n]], n) for n in range(1, 36)]
-    found = read(write_log, header(model=MODEL, source={"counts": "shares"}), *records)
+    about = {"source": {"counts": "shares"}}
+    found = read(write_log, header(model=MODEL | {"capacity_factor": 2}, **about), *records)
     assert found.steps.tolist() == list(range(4, 36, 4))
     assert found.layers[1].counts.tolist()[1::2] == found.steps.tolist()
     assert [note.partition(":")[0] for note in found.notes] == [
         "the counts are shares",
+        "with a capacity ranks wait for less",
         "a long run",
     ]
 
@@ -55,3 +57,7 @@ def test_a_long_run_keeps_every_second_step_and_says_so(
 def test_a_run_without_counts_says_what_is_missing(write_log: Any) -> None:
     with pytest.raises(NoCounts, match="tokens_per_expert"):
         read(write_log, header(model=MODEL), {"kind": "step", "step": 1})
+    (run,) = find_runs(write_log([header(model=MODEL)]))
+    run.path.unlink()
+    with pytest.raises(NoCounts, match="no run now"):
+        read_counts(run)
