@@ -17,7 +17,7 @@ from microscope_tui.watch import Column, Window
 
 _WIDEST, _AIRY_FROM, _LATE, _DECADE = 7, 22, 1.1, 1000
 _STEPS = "fitted to steps {:,} to {:,}, scored on {:,} to {:,}"
-_AGEING = "gain by steps since the fit; refit when a tenth of it is lost"
+_AGEING = "lost time won back, by steps since the fit; refit when a tenth of it is gone"
 
 
 def placement_lines(
@@ -90,8 +90,8 @@ def _cells(
 
 
 def ageing_chart(study: Study) -> tuple[Chart, TimeScale]:
-    """The gain by the steps since the fit, on a log axis."""
-    gains, due = [aged.gain for aged in study.ageing], study.interval
+    """The share of lost time won back by the steps since the fit, on a log axis."""
+    gains, due = [aged.won for aged in study.ageing], study.interval
     labels = {round(_DECADE * math.log10(aged.lag)): f"{aged.lag:,}" for aged in study.ageing}
     curves = [Curve([*labels], [Column(gain, gain, gain) for gain in gains], "curve")]
     points = list(zip(labels, gains, strict=True))

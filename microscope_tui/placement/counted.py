@@ -23,8 +23,8 @@ from microscope_tui.runlog import (
     entries_of,
 )
 
-MOST_COUNTS = 24_000_000
-"""Counts in memory, of four bytes each."""
+MOST_COUNTS, _LEAST_ROW = 18_000_000, 180
+"""Counts in memory, of four bytes each; a step with its scores takes as much as so many."""
 _LIMITS = {
     "top1": "only first choices are known: the loads are those of the first choice",
     "local_rank": "these are the counts of one rank: the others may differ",
@@ -78,7 +78,7 @@ class _Reading:
     def __init__(self, run: RunRecord) -> None:
         self.run, self.steps, self.every, self._seen = run, array("q"), 1, 0
         self.layers = [Layer(router, array("f")) for router in run.routers]
-        self._row = sum(router.num_experts for router in run.routers)
+        self._row = max(_LEAST_ROW, sum(router.num_experts for router in run.routers))
 
     def add(self, entry: StepEntry) -> None:
         self._seen += 1

@@ -24,14 +24,7 @@ from microscope_tui.placement.cluster import (
 from microscope_tui.placement.counted import Counts, Layer
 from microscope_tui.placement.published import published
 from microscope_tui.placement.refine import refined
-from microscope_tui.placement.score import (
-    Columns,
-    Gain,
-    Tally,
-    gain_of,
-    nearest_shares,
-    paired,
-)
+from microscope_tui.placement.score import Columns, Gain, Tally, gain_of, nearest_shares, paired
 
 LAGS = (1, 3, 10, 30, 100, 300, 1000)
 LEAST_GAIN = 0.01
@@ -101,6 +94,9 @@ class Aged(msgspec.Struct, frozen=True):
     balancedness: float
     gain: float
     """Against the placement of today in the same steps."""
+    won: float
+    """The share of today's lost time that it wins back: only this is alike where loads are more
+    uneven at some steps than at others, as when balancing sets in."""
     number: int
     """Placements in the mean."""
 
@@ -148,7 +144,7 @@ class Study(msgspec.Struct):
         """Why it does not pay; empty if it does."""
         gain, steps = self.gain, self.score[1] - self.score[0] + 1
         if gain.low is None:
-            return f"{self.score[2]} scored steps are too few for an interval"
+            return "the scored steps with counts are too few for an interval"
         if gain.mean < LEAST_GAIN:
             return f"the gain is below {LEAST_GAIN}"
         if gain.low <= 0:
@@ -255,10 +251,8 @@ class _Ageing:
             placed[anchor] = published([sum(column) for column in columns], cluster)
         rows = [layer.counts[at * experts : (at + 1) * experts] for _, _, at in self._later]
         means = [sum(row) / ranks for row in rows]
-        after = [
-            max(rank_loads(row, placed[anchor]))
-            for row, (anchor, _, _) in zip(rows, self._later, strict=True)
-        ]
+        pairs = zip(rows, self._later, strict=True)
+        after = [max(rank_loads(row, placed[anchor])) for row, (anchor, _, _) in pairs]
         self._after.add(means, after)
         self._before.add(means, [max(rank_loads(row, today)) for row in rows])
 
@@ -272,18 +266,20 @@ class _Ageing:
         curve = []
         for lag, rows in sorted(found.items()):
             balancedness, gain = (sum(values) / len(rows) for values in zip(*rows, strict=True))
-            curve.append(Aged(lag, balancedness, gain, len(rows)))
+            lost = 1 - balancedness + gain
+            won = max(gain / lost, -1.0) if lost > 0 else 0.0
+            curve.append(Aged(lag, balancedness, gain, won, len(rows)))
         return curve
 
 
 def _interval(curve: Sequence[Aged]) -> float | None:
-    """Where the gain falls to ``KEPT_GAIN`` of the first; between two lags on a log scale."""
+    """Where what is won falls to ``KEPT_GAIN`` of the first; between two lags on a log scale."""
     if not curve or curve[0].gain < LEAST_GAIN:
         return None
-    limit = KEPT_GAIN * curve[0].gain
+    limit = KEPT_GAIN * curve[0].won
     for before, after in itertools.pairwise(curve):
-        if after.gain < limit:
-            part = (before.gain - limit) / (before.gain - after.gain)
+        if after.won < limit:
+            part = (before.won - limit) / (before.won - after.won)
             return float(before.lag * (after.lag / before.lag) ** part)
     return math.inf
 

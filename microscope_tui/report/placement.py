@@ -15,14 +15,15 @@ _WIDTH = 79
 
 def placement_text(study: Study) -> str:
     """The table of the placements, what follows from it, and the verdict."""
-    request, (layer, *_) = study.request, study.counts.layers
-    cluster = request.cluster(layer.router.num_experts)
+    request, sizes = study.request, [layer.router.num_experts for layer in study.counts.layers]
+    ends = [request.cluster(size) for size in sorted({min(sizes), max(sizes)})]
+    experts = " to ".join(f"{one.experts:,}" for one in ends)
+    each = " to ".join(f"{one.per_rank:,}" for one in ends)
     copies = f" and {_copies(request.replicas, 'extra')}" if request.replicas else ""
     fit, score = (f"steps {a:,} to {b:,} ({n:,} counted)" for a, b, n in (study.fit, study.score))
-    layers, ranks = plural(len(study.counts.layers), "layer"), plural(request.ranks, "rank")
+    layers, ranks = plural(len(sizes), "layer"), plural(request.ranks, "rank")
     paragraphs = [
-        f"{study.counts.run.run}: {layers} of {cluster.experts:,} experts{copies} on {ranks}, "
-        f"{cluster.per_rank:,} on each",
+        f"{study.counts.run.run}: {layers} of {experts} experts{copies} on {ranks}, {each} on each",
         f"fitted to {fit}, scored on {score}",
         *(f"note: {note}" for note in study.counts.notes),
         "",
@@ -31,8 +32,9 @@ def placement_text(study: Study) -> str:
         _gain(study),
     ]
     if request.replicas:
-        nearest = f"{study.nearest:.3f} if every rank sends to its nearest copy instead"
-        paragraphs.append(f"Balancedness is {nearest}.")
+        paragraphs.append(
+            f"Balancedness is {study.nearest:.3f} if the nearest copy is used instead."
+        )
     if study.fewest is not None:
         paragraphs.append(f"{_copies(study.fewest, 'extra')} would keep 95 % of the gain.")
     paragraphs += [
@@ -84,18 +86,14 @@ def _gain(study: Study) -> str:
 def _ageing(study: Study) -> list[str]:
     if not study.ageing:
         return ["Ageing is not measured: the run has too few counted steps."]
-    table = _aligned(
-        [
-            ("steps since the fit", *(f"{aged.lag:,}" for aged in study.ageing)),
-            ("gain", *(f"{aged.gain:+.3f}" for aged in study.ageing)),
-        ]
-    )
+    lags = "steps since the fit", *(f"{aged.lag:,}" for aged in study.ageing)
+    won = "lost time won back", *(f"{aged.won:.0%}" for aged in study.ageing)
     interval, text = study.interval, "There is no gain to keep."
     if interval is not None:
-        text = f"A tenth of the gain is lost after about {interval:,.0f} steps: refit by then."
+        text = f"A tenth of it is lost again after about {interval:,.0f} steps: refit by then."
     if interval == math.inf:
-        text = "At least 90 % of the gain is left after all of these steps."
-    return [*table, text]
+        text = "At least 90 % of it is left after all of these steps."
+    return [*_aligned([lags, won]), text]
 
 
 def _moves(study: Study) -> str:

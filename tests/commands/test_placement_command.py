@@ -143,6 +143,14 @@ def test_a_run_without_counts_has_nothing_to_place(
     assert "no such file" in err
 
 
+def test_layers_of_different_sizes_are_named_as_such(call: Call, write_log: Any) -> None:
+    rows = [[[9, 1, 1, 1], [5, 1, 1, 1, 1, 1, 1, 1]]] * 64
+    steps = [step(at, row, 12) for at, row in enumerate(rows, 1)]
+    path = write_log([header(model=MODEL | {"num_experts": [4, 8]}), *steps], "mixed")
+    out = call("placement", path, "--ranks", "4")[1]
+    assert "2 layers of 4 to 8 experts on 4 ranks, 1 to 2 on each" in out
+
+
 def test_shares_and_rarely_counted_steps_work_and_are_said(call: Call, write_log: Any) -> None:
     path = log_of(write_log, UNEVEN, "shares", source={"counts": "shares"})
     assert "note: the counts are shares" in call("placement", path, "--ranks", "4")[1]

@@ -41,7 +41,7 @@ def test_steps_and_layers_without_counts_are_skipped_and_a_missing_row_is_zero(
 def test_a_long_run_keeps_every_second_step_and_says_so(
     write_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counted, "MOST_COUNTS", 40)
+    monkeypatch.setattr(counted, "MOST_COUNTS", 1_800)  # 10 steps
     records = [step(n, [[n, 0], [0, n]], n) for n in range(1, 36)]
     about = {"source": {"counts": "shares"}}
     found = read(write_log, header(model=MODEL | {"capacity_factor": 2}, **about), *records)

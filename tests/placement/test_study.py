@@ -64,6 +64,18 @@ def test_the_curve_of_ageing_shows_how_long_planted_loads_stay() -> None:
     assert study(counts_of(parts[0]), FOUR).interval == math.inf
 
 
+@pytest.mark.parametrize(("first", "last"), [(1.0, 0.15), (0.3, 1.0)])
+def test_loads_that_get_more_or_less_uneven_do_not_age_a_placement(
+    first: float, last: float
+) -> None:
+    skew = np.linspace(first, last, 2_000)[:, None, None]
+    shares = skew * popularity(rng := np.random.default_rng(9), 2, 32) + (1 - skew) / 32
+    found = study(counts_of(rng.poisson(20_000 * shares).astype(float)), FOUR)
+    gains = [aged.gain for aged in found.ageing]
+    assert abs(gains[-1] / gains[0] - 1) > 0.1
+    assert found.interval == math.inf
+
+
 def test_lags_are_steps_even_where_few_steps_are_counted() -> None:
     loads = drawn(rng := np.random.default_rng(5), popularity(rng, 1, 8), 60)
     found = study(counts_of(loads, every=20), FOUR)
