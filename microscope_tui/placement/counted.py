@@ -29,7 +29,7 @@ _LIMITS = {
     "top1": "only first choices are known: the loads are those of the first choice",
     "local_rank": "these are the counts of one rank: the others may differ",
     "shares": "the counts are shares: steps of different size weigh the same",
-    "capacity": "with a capacity ranks wait for less: counts are those of before the drops",
+    "capacity": "with a capacity ranks wait for less: the counts are before drops",
 }
 
 
