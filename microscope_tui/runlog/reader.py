@@ -57,6 +57,9 @@ class StepEntry:
         self._rows: Sequence[list[int]] | None = None
         self._starts: list[int] = []
 
+    def __copy__(self) -> "StepEntry":
+        return StepEntry(self.record, self._line, self.routers, self.offset)  # nothing is decoded
+
     @property
     def has_counts(self) -> bool:
         """Whether the line seems to have counts (cheap: nothing is decoded)."""
@@ -136,10 +139,8 @@ class RunReader:
                 record = decode_line(line)
                 if isinstance(record, StepRecord):
                     yield from self._step(number, line, record)
-                elif isinstance(record, RunRecord):
-                    self.run = record
-                    yield record
                 elif record is not None:
+                    self.run = record if isinstance(record, RunRecord) else self.run
                     yield record
             except BadLine as error:
                 self.defects.add(number, str(error))
@@ -168,9 +169,8 @@ class RunReader:
             values = cast(Values | None, getattr(summary, name))
             if values is not None and len(values) != routers:
                 setattr(summary, name, None)
-                self.defects.add(
-                    number, f"router.{name} has {len(values)} values for {routers} routers"
-                )
+                what = f"router.{name} has {len(values)} values for {routers} routers"
+                self.defects.add(number, what)
 
 
 def _derive(entry: StepEntry) -> None:
