@@ -135,7 +135,7 @@ balancedness: mean load of the ranks ÷ that of the busiest, step by step: 1 is 
 today, refined: neighbouring experts on one rank, as engines place them; the computed placement
 load: of a rank ÷ the mean of the ranks; in the cells of an expert ÷ the fair share
 gain, pays: balancedness on later steps less that of today; it is at least 0.01 and beyond chance
-ageing, refit: how the gain falls with the steps since the fit; when a tenth of it is lost
+ageing, refit: the lost time won back, by steps since the fit; when a tenth of it is gone
 """
 
 

@@ -30,7 +30,7 @@ LAGS = (1, 3, 10, 30, 100, 300, 1000)
 LEAST_GAIN = 0.01
 """Gain in balancedness that is worth a change."""
 KEPT_GAIN = 0.9
-"""Share of its first gain at which an ageing placement is replaced."""
+"""Share of what it won at first at which an ageing placement is replaced."""
 ENOUGH = 0.95
 """Share of the gain that the fewest replicas keep."""
 BANDWIDTH = 25e9
@@ -134,7 +134,7 @@ class Study(msgspec.Struct):
     gain: Gain
     ageing: list[Aged]
     interval: float | None
-    """Steps after which a placement has lost a tenth of its gain; ``inf`` if it never has."""
+    """Steps after which a placement wins back a tenth less lost time; ``inf`` if it never has."""
     moves: Moves
     fewest: int | None = None
     """The fewest extra copies with 95 % of the gain; ``None`` without copies or gain."""
