@@ -17,7 +17,7 @@ from microscope_tui.watch import Column, Window
 
 _WIDEST, _AIRY_FROM, _LATE, _DECADE = 7, 22, 1.1, 1000
 _STEPS = "fitted to steps {:,} to {:,}, scored on {:,} to {:,}"
-_AGEING = "lost time won back by steps since the fit; refit when a tenth is gone"
+_AGEING = "lost time won back by steps since the fit; refit when 10 % is gone"
 
 
 def placement_lines(
