@@ -87,7 +87,7 @@ def _ageing(study: Study) -> list[str]:
     if not study.ageing:
         return ["Ageing is not measured: the run has too few counted steps."]
     lags = "steps since the fit", *(f"{aged.lag:,}" for aged in study.ageing)
-    won = "lost time won back", *(f"{aged.won:.0%}" for aged in study.ageing)
+    won = "lost time won back", *(f"{aged.won:z.0%}" for aged in study.ageing)
     interval, text = study.interval, "There is no gain to keep."
     if interval is not None:
         text = f"A tenth of it is lost again after about {interval:,.0f} steps: refit by then."
