@@ -134,7 +134,7 @@ class Study(msgspec.Struct):
     gain: Gain
     ageing: list[Aged]
     interval: float | None
-    """Steps after which a placement wins back a tenth less lost time; ``inf`` if it never has."""
+    """Steps after which a placement wins back a tenth less lost time; ``inf`` if it never does."""
     moves: Moves
     fewest: int | None = None
     """The fewest extra copies with 95 % of the gain; ``None`` without copies or gain."""
