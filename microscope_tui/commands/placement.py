@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from microscope_tui.commands.options import (
     DEFAULT_SOURCE,
     AsJson,
-    RunPath,
     SourceOptions,
     refuse_below,
     step_range,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     Form = str
 else:
     Form = Literal[tuple(FORMS)]
+_PATH = "A run, a folder (its newest run), a probe, or a file of another tool, with counts."
 
 
 @Parameter(name="*")
@@ -112,13 +112,19 @@ class PlacementOptions:
 
 
 def placement(
-    path: RunPath, /, options: PlacementOptions, reading: SourceOptions = DEFAULT_SOURCE
+    path: Annotated[Path, Parameter(help=_PATH)],
+    /,
+    options: PlacementOptions,
+    reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Place experts on ranks, and score that on later steps: 0 pays, 1 does not, 3 no counts."""
     request = options.request()
     if path == PIPE:
-        fail("a pipe has no second reading of its counts: save it to a file", USAGE)
+        fail("a pipe is not read here: save it to a file, and name that", USAGE)
     (run, *_) = runs_at(reading.search(path.parent if path.name == FILE_NAME else path))
+    target = options.write[1] if options.write is not None else run.path.parent
+    if target == PIPE or (target.is_file() and target.samefile(run.path)):
+        fail(f"--write {target}: name a new file", USAGE)
     try:
         found = _study(run, request, options)
     except (BadCluster, BadWindow, BadFile) as error:

@@ -11,6 +11,9 @@ Placement = Sequence[Sequence[int]]
 Slot ``s`` of the files of engines is the ``s``-th expert of all these lists, one after the other.
 """
 
+MOST_SLOTS = 1 << 15
+"""More take minutes a layer."""
+
 
 class BadCluster(ValueError):
     """The numbers do not fit together; the message says which, and what would fit."""
@@ -41,6 +44,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
                 f"--replicas {extra:,}: at most {most:,} fit, a copy of each of {experts:,} "
                 f"experts on each of {ranks:,} ranks"
             )
+        if self.slots > MOST_SLOTS:
+            raise BadCluster(f"{self.slots:,} slots in a layer: at most {MOST_SLOTS:,} are placed")
         if self.slots % ranks:
             fits = -(-self.slots // ranks) * ranks - experts
             raise BadCluster(

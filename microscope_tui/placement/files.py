@@ -87,6 +87,12 @@ def write_form(
     if any(len(row) != slots or 1 + max(row) != experts for row in rows):
         raise BadFile(f"{form}: not all layers have {experts:,} experts in {slots:,} slots")
     content: Any = rows
+    by_depth = form in ("sglang", "tensorrt-llm")
+    if by_depth and [*of] == list(range(len(of))) and (hidden_layers or 0) > len(of):
+        raise BadFile(
+            f"{form} needs the depths of layers, and these count MoE layers from 0: {len(of):,} "
+            f"of {hidden_layers:,}"
+        )
     if form == "sglang":
         if hidden_layers is None or hidden_layers <= max(of):
             raise BadFile(

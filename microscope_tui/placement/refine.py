@@ -169,6 +169,8 @@ def refined(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
     Args:
         loads: one number per expert, in any unit.
     """
+    if cluster.per_rank == cluster.experts and not cluster.hierarchical:
+        return [list(range(cluster.experts)) for _ in range(cluster.ranks)]
     groups = groups_of(cluster)
     sums = [sum(map(loads.__getitem__, group)) for group in groups]
     nodes = cluster.nodes if len(groups) > 1 else 1

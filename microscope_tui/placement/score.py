@@ -16,7 +16,7 @@ Columns = Sequence[Sequence[float]]
 """For every expert of a layer its counts, step by step."""
 Shares = Sequence[Sequence[float]]
 """Beside a placement: which part of its expert's tokens each copy gets."""
-_RESAMPLES, _MOST_VALUES, _LEAST_STEPS = 2_000, 1_000, 16
+_RESAMPLES, _MOST_VALUES, _LEAST_STEPS = 2_000, 1_000, 32
 
 
 def even_shares(placement: Placement, experts: int) -> Shares:
@@ -43,7 +43,7 @@ def nearest_shares(placement: Placement, cluster: Cluster) -> Shares:
     return [[parts[e, rank] / held.count(e) for e in held] for rank, held in enumerate(placement)]
 
 
-def _busiest(columns: Columns, placement: Placement, shares: Shares) -> list[float]:
+def busiest(columns: Columns, placement: Placement, shares: Shares) -> list[float]:
     """The load of the busiest rank in every step of ``columns``, which has a row per expert."""
     ranks = []
     for held, parts in zip(placement, shares, strict=True):
@@ -71,7 +71,7 @@ class Tally:
         """
         shares = even_shares(placement, len(columns)) if shares is None else shares
         means = [sum(step) / len(placement) for step in zip(*columns, strict=True)]
-        return self.add(means, _busiest(columns, placement, shares))
+        return self.add(means, busiest(columns, placement, shares))
 
     def add(self, means: Sequence[float], maxima: Sequence[float]) -> float | None:
         """Add a layer; its balancedness, a mean over the steps in which it counted anything."""

@@ -95,11 +95,12 @@ class VllmReader(RecordReader):
                 "each its own"
             )
         self._last = loads.step
+        summed = by_logical(loads.expert_load, loads.p2l_map)
         if self._run is None:
             run, writer, request = self._name, "vllm-eplb", self._request
+            ranks = 1 if len(summed[0]) % self._ranks else self._ranks  # copies made them divide
             self._run = ExactCounts(
-                run, writer, request, profile="eval", note=LAYERS, ranks=self._ranks, is_live=True
+                run, writer, request, profile="eval", note=LAYERS, ranks=ranks, is_live=True
             )
-        summed = enumerate(by_logical(loads.expert_load, loads.p2l_map))
-        rows = {Router(0, at): row for at, row in summed if any(row)}
+        rows = {Router(0, at): row for at, row in enumerate(summed) if any(row)}
         yield from self._run.add(Counted(loads.step, rows, tokens_of(rows, self._request.top_k)))

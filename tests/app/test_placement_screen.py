@@ -73,7 +73,7 @@ async def test_a_run_that_grows_is_fitted_once_and_a_replaced_one_again(
     [
         (40, None, "One rank holds all experts: --ranks R"),
         (40, 3, "L1: 8 experts and 0 extra copies do not divide by 3 ranks"),
-        (1, 4, "no counted step is left to score a placement on"),
+        (1, 4, "too few for an interval"),
     ],
 )
 async def test_what_cannot_be_placed_says_why(

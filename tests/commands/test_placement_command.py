@@ -88,6 +88,13 @@ def test_a_file_with_two_copies_on_a_rank_is_scored_and_they_are_counted(
     assert (code, "4 extra copies, not 8" in err) == (64, True)
 
 
+def test_the_log_itself_is_never_written_over(call: Call, log: Path) -> None:
+    before = log.read_text()
+    for target in (log, "-"):
+        code, _, err = call("placement", log, "--ranks", "4", "--write", "ascend", target)
+        assert (code, "name a new file" in err, log.read_text()) == (64, True, before)
+
+
 def test_a_file_needs_counts_of_every_layer(call: Call, log: Path, tmp_path: Path) -> None:
     text = log.read_text().replace("[1, 2]", "[1, 2, 5]").replace("]], ", "], null], ")
     log.write_text(text.replace("]]}", "], null]}"))

@@ -18,7 +18,7 @@ from microscope_tui.placement import Request, Study, rank_loads, study
 from tests.placement.simulated import counts_of, drawn, popularity
 
 RNG = np.random.default_rng(0)
-UNEVEN = drawn(RNG, popularity(RNG, 3, 16), 60)
+UNEVEN = drawn(RNG, popularity(RNG, 3, 16), 80)
 
 
 def placed(loads: np.ndarray = UNEVEN, ranks: int = 4, every: int = 1) -> Study:

@@ -57,7 +57,7 @@ Case = tuple[int, int, list[int], list[Placement]]
 @st.composite
 def placed(draw: st.DrawFn) -> Case:
     """Experts, ranks, layers, and a placement of each; copies of an expert on different ranks."""
-    ranks, layers = draw(st.integers(1, 4)), draw(st.sets(st.integers(0, 9), min_size=1))
+    ranks, layers = draw(st.integers(1, 4)), draw(st.sets(st.integers(1, 9), min_size=1))
     experts = ranks * draw(st.integers(1, 3))
     each = draw(st.integers(experts // ranks, experts))
     found: list[Placement] = []
@@ -82,6 +82,12 @@ def test_what_is_written_is_read_back_also_from_another_writer_of_yaml(
             text = yaml.dump(yaml.safe_load(text), default_flow_style=flow, width=width)
             text = "---\n# a comment\n" + text.replace("\n", "  # more\n", 1)
             assert read(folder, text, layers, **of) == (form, placements)
+
+
+def test_numbers_of_moe_layers_are_not_taken_for_depths() -> None:
+    for form in ("sglang", "tensorrt-llm"):
+        with pytest.raises(BadFile, match="count MoE layers from 0: 2 of 5"):
+            write_form(form, PLACEMENTS, [0, 1], hidden_layers=5)
 
 
 def test_other_peoples_files_may_share_a_list_and_double_a_copy(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from microscope_tui.placement import (
     Study,
     contiguous,
     published,
+    rank_loads,
     study,
 )
 from tests.placement.simulated import balancedness, counts_of, drawn, popularity
@@ -82,6 +83,33 @@ def test_lags_are_steps_even_where_few_steps_are_counted() -> None:
     assert [aged.lag for aged in found.ageing] == [30, 100, 300, 1000]
     assert found.fit == (20, 600, 30)
     assert found.score == (620, 1200, 30)
+
+
+def test_of_two_placements_the_one_that_waits_less_in_the_fitted_steps_is_chosen() -> None:
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        loads = 1000 * rng.lognormal(0, 1.2, (60, 1, 8))  # their sum shows nothing of a step
+        found = study(counts_of(loads), replace(FOUR, replicas=4))
+        early, (best,), (known,) = (
+            loads[:30, 0],
+            found.chosen.placements,
+            found.published.placements,
+        )
+        waited = [sum(max(rank_loads(row, one)) for row in early) for one in (best, known)]
+        assert waited[0] <= waited[1] * (1 + 1e-6)
+        busiest = [max(rank_loads(early.sum(0), one)) for one in (best, known)]
+        assert busiest[0] <= busiest[1] * (1 + 1e-6)
+
+
+def test_even_counts_leave_every_expert_where_it_is() -> None:
+    assert study(counts_of(np.full((40, 2, 8), 50.0)), FOUR).moves.copies == 0
+
+
+def test_one_counted_step_is_placed_and_never_pays() -> None:
+    found = study(counts_of(drawn(rng := np.random.default_rng(1), popularity(rng, 2, 8), 1)), FOUR)
+    assert found.score == found.fit == (1, 1, 1)
+    assert found.chosen.held_out > found.today.held_out
+    assert "too few" in found.reason
 
 
 def rotating(steps: int, hold: int) -> np.ndarray:
