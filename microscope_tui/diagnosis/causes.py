@@ -36,7 +36,7 @@ _PROVEN = {
 }
 """Causes of LINT that the steps prove: what explains an uneven load, in words."""
 _SETTINGS = {
-    "aux not applied": "auxiliary loss not applied",
+    **dict.fromkeys(("aux not applied", "trainer aux ignored"), "auxiliary loss not applied"),
     "no balancing": "no load balancing",
     "router frozen": "frozen router",
     "top-1 normalised": "top-1 routing with normalised weights",

@@ -14,13 +14,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from microscope_tui.runlog import records as form
 from microscope_tui.runlog.records import (
     FORMAT_VERSION,
     FRACTIONS,
-    MATRICES,
-    MAX_ROUTERS,
-    NON_FINITE,
-    UPDATES,
     BadLine,
     EventRecord,
     Matrices,
@@ -31,7 +28,6 @@ from microscope_tui.runlog.records import (
     StepRecord,
     UnknownFormat,
     Values,
-    holds_fractions,
 )
 from microscope_tui.runlog.safe_text import safe_text
 
@@ -46,7 +42,7 @@ _step_decoder = msgspec.json.Decoder(StepRecord)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
 _SETTING = re.compile(r"[-\w./]{1,40}", re.ASCII)  # of a framework; shown, so not a sentence
 _COUNTS_KEY = b'"tokens_per_expert":'
-_MATRIX_KEYS = {f'"{name}":'.encode() for name in MATRICES}
+_MATRIX_KEYS = {f'"{name}":'.encode() for name in form.MATRICES}
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_INTEGER)]
 _row_decoder = msgspec.json.Decoder(list[_Count])
 _rows_decoder = msgspec.json.Decoder(list[list[_Count]])
@@ -112,7 +108,7 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
     rows = _rows_of(fields.get("tokens_per_expert"), routers)
     counts = [counts_of(row) for row in rows]
     biases = [_floats_of(row) for row in _rows_of(fields.get("expert_bias"), routers)]
-    wrong = [i for i, row in enumerate(counts) if row is None and holds_fractions(rows[i])]
+    wrong = [i for i, row in enumerate(counts) if row is None and form.holds_fractions(rows[i])]
     return Matrices(counts, biases, f"tokens_per_expert[{wrong[0]}] {FRACTIONS}" if wrong else "")
 
 
@@ -125,7 +121,7 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
         fields = object_of(line)
     except BadLine:  # the typed decoder of the step skipped what the full one rejects
         fields = {}
-    weight, norm = (_rows_of(fields.get(name), routers) for name in MATRICES[:2])
+    weight, norm = (_rows_of(fields.get(name), routers) for name in form.MATRICES[:2])
     return list(map(_finite_of, weight)), list(map(_finite_of, norm))
 
 
@@ -186,7 +182,7 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     """A default header from the first step of a log without one; ``None`` without counts."""
     fields = object_of(line)
     rows = fields.get("tokens_per_expert")
-    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROUTERS:
+    if not isinstance(rows, list) or not 0 < len(rows) <= form.MAX_ROUTERS:
         return None
     tokens = _number(fields.get("tokens")) or 0.0
     routers = []
@@ -279,6 +275,7 @@ def _run(fields: dict[str, Any]) -> RunRecord:
         score_function=safe_text(model.get("score_function") or "", 20),
         norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,
         balance=_balance(_mapping(fields, "balance")),
+        training=_training(_mapping(fields, "training")),
         counts=safe_text(_mapping(fields, "source").get("counts") or "exact", 20),
         unconfirmed=safe_text(_mapping(fields, "source").get("unconfirmed") or "", 300),
         expert_parallel_size=max(1, _integer(fields.get("expert_parallel_size")) or 1),
@@ -295,16 +292,29 @@ def _balance(fields: dict[str, Any]) -> dict[str, Any]:
     forced = safe_text(fields.get("force_collapse") or "", 20)
     texts = {
         "method": safe_text(fields.get("method") or "", 20),
-        "update": update if update in UPDATES else None,
+        "update": update if update in form.UPDATES else None,
         "force_collapse": forced if re.fullmatch(r"\d+@\d+", forced) else None,
         "names": {k: v for k, v in names if isinstance(v, str) and _SETTING.fullmatch(v)},
     }
     return {key: value for key, value in (numbers | texts).items() if value not in (None, {})}
 
 
+def _training(fields: dict[str, Any]) -> dict[str, Any]:
+    """What is trained; what cannot be read is left out."""
+    adapters = [*_mapping(fields, "adapters").items()][:20]
+    missing, share = fields.get("missing_targets"), fields.get("expert_weights")
+    names = missing[:20] if isinstance(missing, list) else []
+    found = {name: pair_of(fields.get(name)) for name in form.PAIRS} | {
+        "expert_weights": share if form.SHARE.fits(share) else None,
+        "adapters": {safe_text(key, 20): n for key, n in adapters if form.COUNT.fits(n)},
+        "missing_targets": [safe_text(name) for name in names if isinstance(name, str)],
+    }
+    return {key: value for key, value in found.items() if value not in (None, {}, [])}
+
+
 def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
     depths = model.get("layers")
-    if not isinstance(depths, list) or len(depths) > MAX_ROUTERS:
+    if not isinstance(depths, list) or len(depths) > form.MAX_ROUTERS:
         raise BadLine("model.layers is missing or not a list: it names the depth of every router")
     names = model.get("layer_names")
     names = names if isinstance(names, list) and len(names) == len(depths) else [None] * len(depths)
@@ -335,7 +345,7 @@ def _number(value: Any) -> float | None:
             return float(value)
         except OverflowError:  # 10^400 arrives as an int
             return None
-    return NON_FINITE.get(value) if isinstance(value, str) else None
+    return form.NON_FINITE.get(value) if isinstance(value, str) else None
 
 
 def _integer(value: Any) -> int | None:
@@ -371,6 +381,12 @@ def counts_of(row: Any) -> list[int] | None:
     counts = [_integer(item) for item in row]
     known = [count for count in counts if count is not None and 0 <= count < MAX_INTEGER]
     return known if len(known) == len(counts) else None
+
+
+def pair_of(value: Any) -> list[int] | None:
+    """``[trained, all]``, numbers of tensors; ``None`` if it is something else."""
+    pair = counts_of(value) or []
+    return pair if len(pair) == 2 and pair[0] <= pair[1] else None
 
 
 def _floats_of(row: Any) -> list[float] | None:

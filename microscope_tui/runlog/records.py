@@ -74,7 +74,7 @@ RUN: dict[str, Rule] = {
     "profile": ("pretrain", "finetune", "eval"),
     "world_size": POSITIVE,
     "expert_parallel_size": POSITIVE,
-    **dict.fromkeys(("balance", "config", "versions", "source"), dict),
+    **dict.fromkeys(("balance", "training", "config", "versions", "source"), dict),
 }
 MODEL: dict[str, Rule] = {
     "name": str,
@@ -89,7 +89,12 @@ BALANCE: dict[str, Rule] = {
     "update": UPDATES,
     "names": dict,
     **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),
+    "trainer_aux_weight": AMOUNT,
 }
+PAIRS = ("routers", "experts", "attention", "embeddings")
+"""``[trained, all]``, numbers of tensors."""
+TRAINING: dict[str, Rule] = dict.fromkeys((*PAIRS, "missing_targets"))
+TRAINING |= {"expert_weights": SHARE, "adapters": dict}
 FRACTIONS = 'holds fractions: write shares × 1,000,000 and source.counts "shares"'
 SOURCES = ("exact", "top1", "shares", "local_rank", "none")
 SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES, "unconfirmed": str}
@@ -137,6 +142,10 @@ class RouterSummary(msgspec.Struct, gc=False):
     """Pairs that chose a skip or identity slot instead of a real expert."""
     disagreement: Annotated[Values | None, SHARE] = None
     """Share of the choices that another engine or precision makes differently."""
+    looked_tensors: Annotated[Values | None, COUNT] = None
+    """Trained tensors that should have a gradient in this step; the next two are of these."""
+    still_tensors: Annotated[Values | None, COUNT] = None
+    unchanged_tensors: Annotated[Values | None, COUNT] = None
 
 
 class StepRecord(msgspec.Struct, gc=False):
@@ -213,6 +222,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     score_function: str = ""
     norm_top_k: bool | None = None
     balance: dict[str, Any] = msgspec.field(default_factory=dict)
+    training: dict[str, Any] = msgspec.field(default_factory=dict)
+    """As far as known; see ``TRAINING``."""
     counts: str = "exact"
     unconfirmed: str = ""
     """``--map`` of keys that were taken for the loads of experts without asking."""
@@ -231,6 +242,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     model: Mapping[str, Any]
     """``layers``, ``layer_names``, ``num_experts``, ``top_k`` …"""
     balance: Mapping[str, Any] | UnsetType = UNSET
+    training: Mapping[str, Any] | UnsetType = UNSET
     source: Mapping[str, Any] | UnsetType = UNSET
     """``writer``, ``counts``, ``note``."""
     world_size: int | UnsetType = UNSET

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from microscope_tui import measures
 from microscope_tui.runlog import records as form
+from microscope_tui.runlog.decode import pair_of
 from microscope_tui.runlog.problems import Problem, Problems
 
 SUM_OF_SHARES = 1_000_000
@@ -158,6 +159,10 @@ class LogValidator(Problems):
         balance = self.checked_fields("balance.", said["balance"] or {}, form.BALANCE)
         for name in (balance["names"] or {}).values():
             self.checked("a name of balance.names", name, str)
+        training = self.checked_fields("training.", said["training"] or {}, form.TRAINING)
+        for key, pair in ((f"training.{name}", training[name]) for name in form.PAIRS):
+            if pair is not None and pair_of(pair) is None:
+                self.unexpected(key, key, pair, "[trained, all], numbers of tensors")
         source = self.checked_fields("source.", said["source"] or {}, form.SOURCE)
         counts = source["counts"] or "exact"
         if not isinstance(model, dict):
@@ -274,6 +279,9 @@ class LogValidator(Problems):
         self._check_above(summaries, of_experts, float, "num_experts {0}: expected {2}")
         instead = ": count the dead ones among the starved"
         self._check_pair(summaries, of_experts[2:], 0.0, "starved below dead", instead)
+        for name in ("still_tensors", "unchanged_tensors"):
+            pair, instead = (name, "looked_tensors"), ": count only tensors that were looked at"
+            self._check_pair(summaries, pair, 0.0, f"looked below {name}", instead)
         return summaries
 
     def _check_above(

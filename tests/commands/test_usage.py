@@ -29,7 +29,7 @@ Call = Callable[..., tuple[int, str, str]]
         ("check . --fail-on never", "never"),
         ("check . --since-step -1", "the first step of a run is 1"),
         ("check . --new-only", "add --since-step N"),
-        ("check . --ignore COLAPSE", "no such rule; there are METER, LINT, GRADSPIKE"),
+        ("check . --ignore COLAPSE", "no such rule; there are METER, STILL, LINT"),
         ("check . --notify-command true", "add --follow"),
         ("check . --follow --notify-command=", "is empty: give a command"),
         ("check . --follow --all", "leave --all out"),

@@ -10,6 +10,12 @@ from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
 POOLS = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
 GPT_OSS = {"name": "openai/gpt_oss-20b"}
+ON_ATTENTION = {"experts": [0, 48], "adapters": {"experts": 0, "attention": 8}}
+UNUSED = {
+    "trainer_aux_weight": 0.01,
+    "names": {"trainer_aux_weight": "SFTConfig.aux_coef", "aux_weight": "router_aux_loss_coef"},
+}
+MOVES = "bias moves, router frozen"
 WARN, INFO = Severity.WARN, Severity.INFO
 
 
@@ -44,6 +50,17 @@ def causes(records: list[Record]) -> list[Any]:
         ({"balance": {"aux_weight": 0.5}, "model": GPT_OSS}, [("aux too strong", WARN)]),
         ({"balance": {"aux_weight": 0.49}, "model": GPT_OSS}, []),
         ({"balance": {"aux_weight": 0.9}}, []),
+        ({"training": {"missing_targets": ["w1"]}}, [("missing targets", WARN)]),
+        ({"training": {"routers": [3, 3], "experts": [0, 48], "missing_targets": []}}, []),
+        ({"training": {"routers": [0, 3]}}, [("router frozen", INFO)]),
+        ({"training": ON_ATTENTION}, [("adapters miss experts", INFO)]),
+        ({"training": ON_ATTENTION | {"experts": [48, 48]}}, []),  # trained without an adapter
+        ({"training": ON_ATTENTION | {"adapters": {"experts": 4, "attention": 8}}}, []),
+        ({"training": ON_ATTENTION | {"adapters": {"experts": 0, "attention": 0}}}, []),
+        ({"training": ON_ATTENTION | {"adapters": {"attention": 8}}}, []),  # unknown
+        ({"balance": {"method": "bias", **UNUSED}}, [("trainer aux ignored", WARN)]),
+        ({"balance": {"method": "bias", **UNUSED, "trainer_aux_weight": 0}}, []),
+        ({"profile": "eval", "training": ON_ATTENTION | {"missing_targets": ["w1"]}}, []),
         ({"source": {"counts": "local_rank"}}, [("one rank", INFO)]),
         ({"profile": "eval", "balance": {"method": "none"}}, []),
         ({"profile": "eval", "source": {"counts": "local_rank"}}, [("one rank", INFO)]),
@@ -117,6 +134,8 @@ def test_where_no_router_has_a_gradient_nothing_is_to_be_balanced(
     assert causes(records) == found
     resumed = [*records, run | {"resumed_at_step": 55}, *steps(55, 90, router=gradients)]
     assert causes(resumed) == found, "a resume changes nothing"
+    trained = [run | {"training": {"routers": [3, 3]}}, *records[1:]]  # not frozen, it is said
+    assert causes(trained) == [("no balancing", WARN, 1)]
 
 
 def with_bias(records: list[Record], span: Any, every: int = 1) -> list[Record]:
@@ -158,3 +177,45 @@ def test_a_lost_bias_that_has_grown_again_is_over() -> None:
     found = of(diagnosis, "LINT")
     assert (found.onset, found.facts["cause"]) == (201, "bias lost")
     assert 301 <= (found.recovered_at or 0) <= 401
+
+
+@pytest.mark.parametrize(
+    ("frozen", "span", "every", "found"),
+    [
+        ({"balance": {"method": "bias", "frozen_routers": 3}}, lambda n: n, 1, 2),
+        ({"training": {"routers": [0, 3]}}, lambda n: n, 10, 20),
+        ({"training": {"routers": [0, 3]}}, lambda n: n // 30, 1, 30),
+        ({"training": {"routers": [0, 3]}}, lambda n: n // 130, 1, 200),  # a later look
+        ({"training": {"routers": [0, 3]}}, lambda n: 7, 1, None),
+        ({"training": {"routers": [1, 3]}}, lambda n: n, 1, None),
+        ({"balance": {"method": "bias", "frozen_routers": 2}}, lambda n: n, 1, None),
+        ({"training": {"routers": [0, 3]}, "profile": "eval"}, lambda n: n, 1, None),
+    ],
+)
+def test_a_bias_that_moves_under_frozen_routers_is_found_as_soon_as_it_moves(
+    frozen: dict[str, Any], span: Any, every: int, found: int | None
+) -> None:
+    records = [header(**frozen), *with_bias(steps(1, 210), lambda n: 0.001 * span(n), every)]
+    assert [c for c in causes(records) if c[0] == MOVES] == [(MOVES, WARN, found)] * bool(found)
+
+
+@pytest.mark.parametrize(("then", "ended"), [(lambda n: n, None), (lambda n: 50, 90)])
+def test_a_bias_that_is_still_after_a_restart_no_longer_moves(then: Any, ended: Any) -> None:
+    run = header(training={"routers": [0, 3]}, balance={"method": "none"})
+    records = [run, *with_bias(steps(1, 50), lambda n: n)]
+    records += [run | {"resumed_at_step": 51}, *with_bias(steps(51, 130), then)]
+    found = [e for e in judge(records).episodes if e.facts["cause"] == MOVES]
+    assert [(e.onset, e.recovered_at) for e in found] == [(2, ended)]
+
+
+def test_the_text_names_the_modules_and_both_settings_and_shows_no_control_characters() -> None:
+    names = ["mlp.gate\x1b[2J", *"abcdefg"]
+    run = header(training={"missing_targets": names}, balance={"method": "aux", **UNUSED})
+    said = {f.worst.facts["cause"]: a for f, a in report(judge([run, *steps(1, 3)]))}
+    assert "mlp.gate\N{REPLACEMENT CHARACTER}[2J, a, b, c, d, e and 2 more" in (
+        said["missing targets"].why
+    )
+    advice = said["trainer aux ignored"]
+    assert "SFTConfig.aux_coef is 0.01" in advice.why
+    assert "reads router_aux_loss_coef" in advice.why
+    assert "Set router_aux_loss_coef" in advice.next

@@ -77,7 +77,7 @@ def test_the_smallest_documented_log_has_no_problems() -> None:
 
 def test_every_key_of_the_format_is_documented() -> None:
     known = {*validate.STEP, *SUMMARIES, *tables.RUN, *tables.MODEL, *tables.EVENT}
-    known |= {*tables.BALANCE, *tables.SOURCE, *tables.SOURCES}
+    known |= {*tables.BALANCE, *tables.TRAINING, *tables.SOURCE, *tables.SOURCES}
     words = set(re.findall(r"`(\w+)`", DOCUMENT.read_text(encoding="utf-8")))
     assert known <= words
 

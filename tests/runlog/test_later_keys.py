@@ -37,6 +37,49 @@ def check(line: dict[str, Any]) -> list[str]:
 
 def test_row_and_unrouted_together_are_tokens_times_top_k() -> None:
     assert check(LINE) == []
+    assert check(LINE | {"router": LINE["router"] | STILL}) == []
+
+
+STILL = {"looked_tensors": [3, 0], "still_tensors": [3, None], "unchanged_tensors": [None, 0]}
+TRAINING: dict[str, Any] = {
+    "routers": [2, 2],
+    "experts": [0, 48],
+    "expert_weights": 0.5,
+    "adapters": {"experts": 0, "router": 2},
+    "missing_targets": ["w1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"routers": [3, 2]}, "training.routers is a list of 2, expected [trained, all]"),
+        ({"experts": [0, 1.5]}, "training.experts is"),
+        ({"attention": 3, "embeddings": [1]}, "training.embeddings is a list of 1"),
+        ({"expert_weights": 1.5}, "training.expert_weights is 1.5, expected a share"),
+        ({"expert_weights": "NaN", "adapters": ["q"]}, "training.adapters is a list"),
+    ],
+)
+def test_of_what_is_trained_a_reader_leaves_out_what_it_cannot_read(
+    wrong: dict[str, Any], reason: str
+) -> None:
+    def header(training: dict[str, Any]) -> bytes:
+        return json.dumps(HEADER | {"training": training}).encode()
+
+    assert decode_line(header(TRAINING)).training == TRAINING
+    assert list(problems_in(enumerate([header(TRAINING)], 1))) == []
+    kept = {key: value for key, value in TRAINING.items() if key not in wrong}
+    assert decode_line(header(TRAINING | wrong)).training == kept
+    found = [problem.reason for problem in problems_in(enumerate([header(TRAINING | wrong)], 1))]
+    assert any(reason in said for said in found)
+
+
+def test_names_and_numbers_of_adapters_are_limited_and_cleaned() -> None:
+    many = {f"\x1b{i}": i for i in range(30)} | {"experts": -1}
+    training = {"adapters": many, "missing_targets": [3, *["\n" * 99] * 30]}
+    found = decode_line(json.dumps(HEADER | {"training": training}).encode()).training
+    assert found["adapters"] == {f"\N{REPLACEMENT CHARACTER}{i}": i for i in range(20)}
+    assert found["missing_targets"] == [" " * 79 + "…"] * 19
 
 
 def test_a_row_that_lacks_pairs_which_went_nowhere_is_found() -> None:
@@ -95,6 +138,9 @@ def test_means_in_another_place_are_understood_and_said() -> None:
         ({"mean_weight": [[0.5, 0.25, 0.1, 0.5]]}, "mean_weight has 1 entries for 2 routers"),
         ({"incomplete": 3}, "incomplete is 3, expected a string"),
         ({"router": {"unrouted": [-1, 0]}}, "router.unrouted[0] is -1"),
+        ({"router": STILL | {"still_tensors": [4, 0]}}, "below router.still_tensors[0] = 4"),
+        ({"router": STILL | {"unchanged_tensors": [0, 1]}}, "looked_tensors[1] is 0, below"),
+        ({"router": {"still_tensors": [0.5, 0]}}, "router.still_tensors[0] is 0.5"),
     ],
 )
 def test_wrong_values_are_named(changes: dict[str, Any], reason: str) -> None:

@@ -10,6 +10,7 @@ one trial per start of a run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
 
 BIAS_LOST, BY_CONSTRUCTION = "bias lost", "balanced by construction"
+MOVING = "bias moves, router frozen"
 _TEXTS = {
     "top-1 normalised": (
         "with top_k 1 the normalised weight is always 1, so the loss sends the router no gradient",
@@ -32,8 +34,8 @@ _TEXTS = {
         "switch on load balancing: bias updates, or an auxiliary loss per layer",
     ),
     "aux not applied": (
-        "an auxiliary loss is configured, but {flag} is off and the model adds none",
-        "set {flag} to true",
+        "an auxiliary loss is configured, but {output_router_logits} is off: the model adds none",
+        "set {output_router_logits} to true",
     ),
     "aux pooled": (
         "the auxiliary loss is at its floor while layers are uneven: it pools all layers first",
@@ -70,6 +72,24 @@ _TEXTS = {
         "has the wrong sign",
         RIGHT_SIGN,
     ),
+    "missing targets": (
+        "an adapter configuration names modules that the model does not have: {missing}",
+        "set target_modules, and target_parameters for experts, to names of the model",
+    ),
+    "adapters miss experts": (
+        "adapters train other modules, and all experts are frozen",
+        "nothing, if this is intended; otherwise target the parameters of the experts",
+    ),
+    "trainer aux ignored": (
+        "{trainer_aux_weight} is {coefficient:g} in the arguments of the trainer, but the model "
+        "reads {aux_weight} of its own configuration",
+        "set {aux_weight}, and {output_router_logits} to true, in the configuration of the model",
+    ),
+    MOVING: (
+        "every router is frozen, but its selection bias changes, and with it the choice of "
+        "experts; a saved adapter does not hold the bias",
+        "stop the bias update, or save the bias too",
+    ),
     "few tokens": (
         "an expert can expect less than one token a step: single steps show nothing",
         "log sums over more steps, or read the trend only",
@@ -81,9 +101,10 @@ _TEXTS = {
 }
 _INFO = (
     "few tokens", "one rank", "layers pooled", "bias not updated", "router frozen", BY_CONSTRUCTION,
+    "adapters miss experts",
 )  # fmt: skip
-_FROM_STEPS = ("aux pooled", BIAS_LOST, WRONG_SIGN)
-_OF_TRANSFORMERS = "output_router_logits"
+_FROM_STEPS = ("aux pooled", BIAS_LOST, WRONG_SIGN, MOVING)
+_OF_TRANSFORMERS, _OF_TRAINER = "output_router_logits", "trainer_aux_weight"
 
 _MOST = 8  # routers on trial at the same time
 _BLIND = 64  # lines with counts and without a bias, after which none is expected
@@ -94,6 +115,7 @@ _DIRECTED = 0.6  # share of the path of the bias that leads away from its start
 _FEW = 32  # changes that are enough where the router is critically collapsed
 _RIGHT_AFTER = 40  # changes that show that the sign is right
 _LOOKS = 100  # lines from one look at the span of the bias to the next, which decodes a whole line
+_EARLY = 40  # first lines with counts, in each of which the bias of frozen routers is compared
 _LOST, _BACK = 0.1, 0.5  # of its span before
 _STILL = 5  # lines without any gradient, after which the routers are frozen
 
@@ -168,6 +190,10 @@ class Memory(msgspec.Struct):
     """Step of a restart after which no bias was seen yet."""
     lost: int | None = None
     """Step of the restart at which the bias was lost."""
+    held: dict[int, list[float]] = {}
+    """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
+    moving: bool = False
+    counted: int = 0
 
 
 class Lint(Rule[LintLimits, Memory]):
@@ -194,6 +220,9 @@ class Lint(Rule[LintLimits, Memory]):
         pools = balance.get("method") == "aux" and balance.get(_OF_TRANSFORMERS) is not None
         self.floor = float(max(top_k)) if pools and len(top_k) == 1 else 0.0
         """Of an auxiliary loss that pools all layers; 0: it does not."""
+        trained, _ = self.context.run.training.get("routers", (1, 1))
+        frozen = balance.get("frozen_routers") or 0 if trained else len(self.routers)
+        self.frozen = frozen if self.context.trains else 0
 
     def restart(self, step: int) -> None:
         old = self.memory
@@ -206,11 +235,12 @@ class Lint(Rule[LintLimits, Memory]):
             spans=old.spans,
             resumed=step if old.spans.rows else None,
             lost=_before(step, old.lost),
+            moving=old.moving,
         )
 
     def change(self, context: Context) -> None:
         super().change(context)
-        self.memory.looked = False
+        self.memory.looked, self.memory.held, self.memory.counted = False, {}, 0
         self.memory.sign = SignMemory(wrong_at=self.memory.sign.wrong_at)
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
@@ -238,6 +268,7 @@ class Lint(Rule[LintLimits, Memory]):
     def whole_run_causes(self, view: StepView) -> Mapping[str, Severity] | None:
         memory = self.memory
         self._see_gradients(view)
+        self._see_bias(view)
         self.sign.observe(view, memory.sign)
         if memory.pooled_for < self.limits.persistence:
             pooled = self.floor and self._looks_pooled(view)
@@ -248,6 +279,7 @@ class Lint(Rule[LintLimits, Memory]):
             "aux pooled" if self.floor and memory.pooled_for >= self.limits.persistence else "",
             WRONG_SIGN if self.sign.moves and memory.sign.wrong_at is not None else "",
             BIAS_LOST if memory.lost is not None else "",
+            MOVING if memory.moving and self.frozen >= len(self.routers) else "",
         )
         causes = [*memory.settings, *filter(None, of_steps)]
         if causes == memory.causes:
@@ -257,13 +289,25 @@ class Lint(Rule[LintLimits, Memory]):
 
     def _see_gradients(self, view: StepView) -> None:
         """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""
-        memory, tuned = self.memory, self.context.run.profile == "finetune"
+        memory, run = self.memory, self.context.run
+        tuned = run.profile == "finetune" and "routers" not in run.training
         gradients = view.signal("grad_norm") if tuned and memory.still >= 0 else None
         if gradients is None:
             return
         still = memory.still + 1 if gradients.known and not any(gradients.values) else -1
         memory.looked = memory.looked and still != _STILL and not (still < 0 < memory.still)
         memory.still = still
+
+    def _see_bias(self, view: StepView) -> None:
+        """Whether it moves while every router is frozen; the first lines since a start decide."""
+        memory = self.memory
+        if self.frozen < len(self.routers) or not view.has_counts:
+            return
+        memory.counted += 1
+        if memory.counted <= _EARLY or memory.counted % _LOOKS == 0:
+            rows = {i: row for i in range(len(self.routers)) if (row := view.biases(i))}
+            moved = [memory.held.setdefault(i, row) != row for i, row in rows.items()]
+            memory.moving = any(moved) or (memory.moving and memory.counted < _EARLY)
 
     def _settings(self, view: StepView) -> Iterator[str]:
         if self.context.trains:  # the settings of a finished model no longer matter
@@ -283,7 +327,7 @@ class Lint(Rule[LintLimits, Memory]):
         if normalised:
             yield "top-1 normalised"
         method, weight = balance.get("method"), balance.get("aux_weight")
-        frozen = balance.get("frozen_routers") or 0
+        frozen, training = self.frozen, run.training
         unbalanced = method == "none" or (method == "aux" and weight == 0)
         if unbalanced and frozen < len(self.routers) and self.memory.still <= 0:
             yield "no balancing"
@@ -297,6 +341,13 @@ class Lint(Rule[LintLimits, Memory]):
             yield "bias not updated"
         if frozen or (self.memory.still >= _STILL and not normalised):
             yield "router frozen"
+        adapters, (tuned, experts) = training.get("adapters", {}), training.get("experts", (0, 0))
+        if any(adapters.values()) and adapters.get("experts") == tuned == 0 < experts:
+            yield "adapters miss experts"
+        if training.get("missing_targets"):
+            yield "missing targets"
+        if (balance.get(_OF_TRAINER) or 0) > 0:
+            yield "trainer aux ignored"
         is_gpt_oss = "gpt-oss" in run.model_name.lower().replace("_", "-")
         if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
             yield "aux too strong"
@@ -315,9 +366,13 @@ class Lint(Rule[LintLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         why, remedy = _TEXTS[str(worst.facts.get("cause"))]
-        known = {name: number(worst, name) for name in ("at", "before")}
-        flag = setting(run, _OF_TRANSFORMERS)
-        return why.format(flag=flag, **known), remedy.format(flag=flag)
+        known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before")}
+        for name in (_OF_TRANSFORMERS, _OF_TRAINER, "aux_weight"):
+            known[name] = setting(run, name)
+        names = run.training.get("missing_targets", ())
+        known["missing"] = ", ".join(names[:6]) + f" and {len(names) - 6} more" * (len(names) > 6)
+        known["coefficient"] = run.balance.get(_OF_TRAINER, 0.0)
+        return why.format(**known), remedy.format(**known)
 
 
 class BiasSign:

@@ -1,0 +1,93 @@
+"""STILL: weights that are meant to train get no gradient, or do not change."""
+
+from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Nothing, Rule, number
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog import RunRecord
+
+_APART = 100
+"""Steps between two looks whose values are compared."""
+_ROUNDS = ("bf16", "bfloat16")
+"""Weights of so few digits lose small updates."""
+
+
+class StillLimits(RuleLimits, frozen=True):
+    """Zero needs no tolerance: gradients reached 0 of 192 tensors of expert adapters, and the loss
+    fell all the same (unslothai/unsloth-zoo#606). A single look may meet a skipped step.
+    """
+
+    looks: int = 3
+    """Looked-at steps in a row; those between them are not counted."""
+
+
+class Still(Rule[StillLimits, Nothing]):
+    """Reads only steps in which the writer looked at gradients."""
+
+    name = "STILL"
+    subject = "Weights do not train"
+    means = (
+        "Experts or routers that should train stay as they are. Tokens with a loss use them, and "
+        "the loss can fall all the same, because other weights learn."
+    )
+    formula = (
+        "router.still_tensors above 0 in three looked-at steps in a row (critical: as many as "
+        "looked_tensors), or unchanged_tensors above 0 once (information where the dtype is bf16)"
+    )
+    trains_only = True
+    in_warm_up = True
+    turn = 15
+    cause_rank = 15
+
+    def set_up(self) -> None:
+        self.window = self.needed = self.limits.looks
+        self.leave = 1
+
+    def read(self, view: StepView) -> Readings | None:
+        looked, still = view.signal("looked_tensors"), view.signal("still_tensors")
+        if looked is None or still is None:
+            return None
+        same = view.signal("unchanged_tensors")
+        unchanged = same.values if same is not None else [0.0] * len(still.values)
+        rows = enumerate(zip(looked.values, still.values, unchanged, strict=True))
+        return {index: self._judge(view.step, *row) for index, row in rows}
+
+    def _judge(self, step: int, looked: float, still: float, same: float) -> Reading | None:
+        if not 0 <= still <= looked or not looked:
+            return None
+        facts: dict[str, Fact] = {"looked": looked, "looks": self.limits.looks}
+        if still:
+            severity = Severity.CRITICAL if still == looked else Severity.WARN
+            return Reading(severity, value=still, facts=facts)
+        if not 0 < same <= looked:
+            return Reading(None, clear=True)
+        return Reading(
+            Severity.INFO if self.context.run.dtype in _ROUNDS else Severity.WARN,
+            value=same,
+            certain=True,
+            facts=facts | {"cause": "unchanged"},
+            since=max(1, step - _APART),
+        )
+
+    @staticmethod
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        looked, still = number(worst, "looked"), worst.value
+        tensors = f"{still:.0f} of {looked:.0f} tensors"
+        if "cause" not in worst.facts:
+            none = "some weights get no" if still < looked else "no weight gets a"
+            return (
+                f"{none} gradient: {tensors} (experts and router) in {number(worst, 'looks'):.0f} "
+                "looked-at steps in a row",
+                "check that the optimizer holds these weights, that adapters target the parameters "
+                "of the experts, and that nothing detaches the output of the layer",
+            )
+        why = f"{tensors} are what they were {_APART} steps before"
+        if run.dtype in _ROUNDS:
+            return (
+                f"{why}: updates are lost in rounding",
+                "keep the weights, or the optimizer's copy of them, in fp32",
+            )
+        return (
+            f"{why}, although the learning rate is not zero",
+            "check that the optimizer holds these weights, and at which rate",
+        )

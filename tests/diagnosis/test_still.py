@@ -1,0 +1,132 @@
+"""STILL: what should train and gets no gradient, or stays what it was."""
+
+from typing import Any
+
+import pytest
+
+from microscope_tui.diagnosis import Diagnosis, Severity, report
+from tests.conftest import header
+from tests.diagnosis.conftest import COLLAPSED, Record, judge, steps
+
+INFO, WARN, CRITICAL, _ = Severity
+AT = (1, 2, 3, 101, 201, 301)
+"""The steps in which the probe looks."""
+
+
+def looked(last: int, still: Any, same: Any = 0, of_all: Any = 12, at: Any = AT) -> list[Record]:
+    """Steps of which those in ``at`` were looked at; ``still(step)`` is of the layer L2."""
+
+    def router(n: int) -> dict[str, Any]:
+        if n not in at:
+            return dict.fromkeys(("looked_tensors", "still_tensors"), [None] * 3) if n % 2 else {}
+        here = still(n) if callable(still) else still
+        found = {"looked_tensors": [12, of_all, 12], "still_tensors": [0, here, 0]}
+        return found | {"unchanged_tensors": [0, same, None]}
+
+    return steps(1, last, router=router)
+
+
+def found(records: list[Record], **changes: Any) -> list[Any]:
+    episodes = judge([header(**changes), *records]).episodes
+    return [(e.severity, e.onset, e.alarm, e.recovered_at) for e in episodes if e.router_index == 1]
+
+
+def only(diagnosis: Diagnosis) -> Any:
+    ((_, advice),) = report(diagnosis)
+    return advice
+
+
+@pytest.mark.parametrize(
+    ("still", "severity", "words"),
+    [
+        (12, CRITICAL, "no weight gets a gradient: 12 of 12 tensors"),
+        (11, WARN, "some weights get no gradient: 11 of 12 tensors"),
+        (lambda n: 12 if n < 3 else 1, WARN, "some weights get no gradient: 1 of 12 tensors"),
+    ],
+)
+def test_weights_without_a_gradient_are_found_in_the_third_look(
+    still: Any, severity: Severity, words: str
+) -> None:
+    assert found(looked(3, still)) == [(severity, 1, 3, None)]
+    advice = only(judge([header(profile="finetune"), *looked(3, still)]))
+    assert advice.verdict == "Weights do not train in L2 since step 1"
+    assert words in advice.why
+    assert "the optimizer holds" in advice.next
+
+
+@pytest.mark.parametrize(
+    ("records", "profile"),
+    [
+        (looked(320, 0), "pretrain"),
+        (looked(2, 12), "pretrain"),  # a short run
+        (looked(320, lambda n: 12 * (n != 2 and n != 201)), "finetune"),  # never three in a row
+        (looked(320, 12, at=(1, 101)), "pretrain"),
+        (looked(320, 12), "eval"),
+        (looked(320, 0, of_all=0), "finetune"),  # all of it is frozen, or without tokens
+        (looked(320, 3, of_all=None), "pretrain"),
+        *((looked(320, bad), "pretrain") for bad in (-1, 13, "NaN", "Infinity", None)),
+        (looked(320, 0, same=13), "pretrain"),
+        (looked(320, 0, same="NaN"), "pretrain"),
+    ],
+)
+def test_nothing_is_concluded_from_less_than_three_looks_in_a_row(
+    records: list[Record], profile: str
+) -> None:
+    assert found(records, profile=profile) == []
+
+
+def test_looks_follow_each_other_however_many_steps_are_between_them() -> None:
+    records = looked(320, lambda n: 12 * (n > 3), at=(1, 2, 3, 101, 202, 303))
+    assert found(records) == [(CRITICAL, 101, 303, None)]
+    sparse = [record for record in records if record["step"] % 101 < 4]
+    assert found(sparse) == [(CRITICAL, 101, 303, None)]
+
+
+def test_a_look_without_a_still_tensor_ends_it_and_one_without_a_value_does_not() -> None:
+    assert found(looked(320, lambda n: 4 if n < 201 else 0)) == [(WARN, 1, 3, 201)]
+    assert found(looked(320, lambda n: 4 if n < 101 else None)) == [(WARN, 1, 3, None)]
+
+
+@pytest.mark.parametrize(
+    ("resumed", "after", "dates"),
+    [
+        (3, 12, [(CRITICAL, 1, 3, None)]),  # with the evidence from before
+        (3, 0, []),  # superseded
+        (4, 0, [(CRITICAL, 1, 3, 4)]),
+        (1, 12, [(CRITICAL, 1, 3, None)]),
+    ],
+)
+def test_a_resume_keeps_the_looks_before_it(resumed: int, after: int, dates: list[Any]) -> None:
+    again = looked(resumed + 2, after, at=range(400))[resumed - 1 :]
+    assert found([*looked(3, 12), header(resumed_at_step=resumed), *again]) == dates
+
+
+@pytest.mark.parametrize(
+    ("dtype", "severity", "words", "remedy"),
+    [
+        ("fp32", WARN, "although the learning rate is not zero", "the optimizer holds"),
+        ("bf16", INFO, "updates are lost in rounding", "in fp32"),
+    ],
+)
+def test_weights_that_a_hundred_steps_did_not_change_are_found_at_once(
+    dtype: str, severity: Severity, words: str, remedy: str
+) -> None:
+    records = looked(210, 0, same=5, at=(101, 201))
+    assert found(records[:150], config={"dtype": dtype}) == [(severity, 1, 101, None)]
+    advice = only(judge([header(config={"dtype": dtype}), *records]))
+    assert "5 of 12 tensors are what they were 100 steps before" in advice.why
+    assert words in advice.why
+    assert remedy in advice.next
+    assert found([*records[:200], *looked(201, 0)[200:]]) == [(WARN, 1, 101, 201)]
+    assert found(looked(101, 12, same=12), config={"dtype": dtype}) == [(CRITICAL, 1, 3, None)]
+
+
+def test_the_layers_are_named_and_come_before_what_follows_from_them() -> None:
+    records = looked(160, 12, at=range(400))
+    for record in records:
+        record["router"]["still_tensors"] = [12, 12, 12]
+        record["router"] |= dict(effective_experts=[7.9, 2.0, 7.9], max_load=[1.2, 4.0, 1.2])
+        record["tokens_per_expert"][1] = COLLAPSED
+    advised = report(judge([header(), *records]))
+    assert [f.rule for f, _ in advised[:2] if f.severity is CRITICAL] == ["STILL", "COLLAPSE"]
+    assert advised[0][1].verdict == "Weights do not train in L1, L2, L3 since step 1"
