@@ -41,20 +41,14 @@ def test_row_and_unrouted_together_are_tokens_times_top_k() -> None:
 
 
 STILL = {"looked_tensors": [3, 0], "still_tensors": [3, None], "unchanged_tensors": [None, 0]}
-TRAINING: dict[str, Any] = {
-    "routers": [2, 2],
-    "experts": [0, 48],
-    "expert_weights": 0.5,
-    "adapters": {"experts": 0, "router": 2},
-    "missing_targets": ["w1"],
-}
+TRAINING: dict[str, Any] = {"routers": [2, 2], "experts": [0, 48], "expert_weights": 0.5}
+TRAINING |= {"adapters": {"experts": 0, "router": 2}, "missing_targets": ["w1"]}
 
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
         ({"routers": [3, 2]}, "training.routers is a list of 2, expected [trained, all]"),
-        ({"experts": [0, 1.5]}, "training.experts is"),
         ({"attention": 3, "embeddings": [1]}, "training.embeddings is a list of 1"),
         ({"expert_weights": 1.5}, "training.expert_weights is 1.5, expected a share"),
         ({"expert_weights": "NaN", "adapters": ["q"]}, "training.adapters is a list"),
@@ -70,8 +64,8 @@ def test_of_what_is_trained_a_reader_leaves_out_what_it_cannot_read(
     assert list(problems_in(enumerate([header(TRAINING)], 1))) == []
     kept = {key: value for key, value in TRAINING.items() if key not in wrong}
     assert decode_line(header(TRAINING | wrong)).training == kept
-    found = [problem.reason for problem in problems_in(enumerate([header(TRAINING | wrong)], 1))]
-    assert any(reason in said for said in found)
+    found = problems_in(enumerate([header(TRAINING | wrong)], 1))
+    assert any(reason in problem.reason for problem in found)
 
 
 def test_names_and_numbers_of_adapters_are_limited_and_cleaned() -> None:
