@@ -11,10 +11,8 @@ from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 POOLS = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
 GPT_OSS = {"name": "openai/gpt_oss-20b"}
 ON_ATTENTION = {"experts": [0, 48], "adapters": {"experts": 0, "attention": 8}}
-UNUSED = {
-    "trainer_aux_weight": 0.01,
-    "names": {"trainer_aux_weight": "SFTConfig.aux_coef", "aux_weight": "router_aux_loss_coef"},
-}
+NAMES = {"trainer_aux_weight": "SFTConfig.aux_coef", "aux_weight": "router_aux_loss_coef"}
+UNUSED = {"trainer_aux_weight": 0.01, "names": NAMES}
 MOVES = "bias moves, router frozen"
 WARN, INFO = Severity.WARN, Severity.INFO
 
@@ -57,6 +55,7 @@ def causes(records: list[Record]) -> list[Any]:
         ({"training": ON_ATTENTION | {"experts": [48, 48]}}, []),  # trained without an adapter
         ({"training": ON_ATTENTION | {"adapters": {"experts": 4, "attention": 8}}}, []),
         ({"training": ON_ATTENTION | {"adapters": {"attention": 8}}}, []),  # unknown
+        ({"training": ON_ATTENTION | {"adapters": {"experts": 0}}}, []),  # there is none
         ({"balance": {"method": "bias", **UNUSED}}, [("trainer aux ignored", WARN)]),
         ({"balance": {"method": "bias", **UNUSED, "trainer_aux_weight": 0}}, []),
         ({"profile": "eval", "training": ON_ATTENTION | {"missing_targets": ["w1"]}}, []),
