@@ -39,9 +39,7 @@ def found(records: list[Record], **changes: Any) -> list[Any]:
         (lambda n: 12 if n < 3 else 1, WARN, "some weights get no gradient: 1 of 12 tensors"),
     ],
 )
-def test_weights_without_a_gradient_are_found_in_three_looks(
-    still: Any, severity: Any, words: str
-) -> None:
+def test_missing_gradients_are_found_in_three_looks(still: Any, severity: Any, words: str) -> None:
     assert found(looked(3, still)) == [(severity, 1, 3, None)]
     ((_, advice),) = report(judge([header(profile="finetune"), *looked(3, still)]))
     assert advice.verdict == "Weights do not train in L2 since step 1"
@@ -95,21 +93,19 @@ def test_a_resume_keeps_the_looks_before_it(resumed: int, after: int, dates: lis
 
 
 @pytest.mark.parametrize(
-    ("dtype", "severity", "words", "remedy"),
+    ("dtype", "severity", "why", "fix"),
     [
         ("fp32", WARN, "although the learning rate is not zero", "the optimizer holds"),
         ("bf16", INFO, "updates are lost in rounding", "in fp32"),
     ],
 )
-def test_weights_that_a_hundred_steps_did_not_change_are_found_at_once(
-    dtype: str, severity: Severity, words: str, remedy: str
-) -> None:
+def test_unchanged_weights_are_found_at_once(dtype: str, severity: Any, why: str, fix: str) -> None:
     records = looked(210, 0, same=5, at=(101, 201))
     assert found(records[:150], config={"dtype": dtype}) == [(severity, 1, 101, None)]
     ((_, advice),) = report(judge([header(config={"dtype": dtype}), *records]))
     assert "5 of 12 tensors are what they were 100 steps before" in advice.why
-    assert words in advice.why
-    assert remedy in advice.next
+    assert why in advice.why
+    assert fix in advice.next
     assert found([*records[:200], *looked(201, 0)[200:]]) == [(WARN, 1, 101, 201)]
     assert found(looked(101, 12, same=12), config={"dtype": dtype}) == [(CRITICAL, 1, 3, None)]
 

@@ -54,17 +54,13 @@ TRAINING |= {"adapters": {"experts": 0, "router": 2}, "missing_targets": ["w1"]}
         ({"expert_weights": "NaN", "adapters": ["q"]}, "training.adapters is a list"),
     ],
 )
-def test_of_what_is_trained_a_reader_leaves_out_what_it_cannot_read(
-    wrong: dict[str, Any], reason: str
-) -> None:
-    def header(training: dict[str, Any]) -> bytes:
-        return json.dumps(HEADER | {"training": training}).encode()
-
-    assert decode_line(header(TRAINING)).training == TRAINING
-    assert list(problems_in(enumerate([header(TRAINING)], 1))) == []
+def test_what_cannot_be_read_of_the_training_is_left_out(wrong: Any, reason: str) -> None:
+    headers = [HEADER | {"training": one} for one in (TRAINING, TRAINING | wrong)]
+    sound, spoilt = (json.dumps(one).encode() for one in headers)
     kept = {key: value for key, value in TRAINING.items() if key not in wrong}
-    assert decode_line(header(TRAINING | wrong)).training == kept
-    found = problems_in(enumerate([header(TRAINING | wrong)], 1))
+    assert [decode_line(one).training for one in (sound, spoilt)] == [TRAINING, kept]
+    found = list(problems_in([(1, sound), (2, spoilt)]))
+    assert {problem.line for problem in found} == {2}
     assert any(reason in problem.reason for problem in found)
 
 
