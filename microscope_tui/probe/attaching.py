@@ -32,6 +32,7 @@ def attach(
     judgement: bytes | None = None,
     on_alert: Callable[[Alert], Any] | None = None,
     planned_steps: int | None = None,
+    trainer_args: Any = None,
 ) -> Probe:
     """Watch the routers of ``model`` and write ``run_folder/metrics.jsonl``.
 
@@ -52,6 +53,8 @@ def attach(
         judgement: From ``Probe.state_dict`` in the checkpoint.
         on_alert: Called on rank 0 with every new ``Alert``.
         planned_steps: Total steps of the run.
+        trainer_args: Arguments of the Trainer: their coefficient of an auxiliary loss is compared
+            with what the model applies.
 
     Raises:
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
@@ -68,11 +71,11 @@ def attach(
         problem = error
     _agree(ranks, problem, sites, folder)
     probe = Probe(
-        inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
-    )
+        inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
+        trainer_args=trainer_args,
+    )  # fmt: skip
     probe.begin(ranks.all_gather(first)[0], resumed, judgement, planned_steps)
-    if judgement is None:  # else the earlier run has reported it
-        probe.check_settings()
+    probe.check_settings(warn=judgement is None)  # else the earlier run has reported it
     return probe
 
 

@@ -60,6 +60,8 @@ class ForwardHooks:
         """Keeps the choice of every single token."""
         self.asked: bool | None = None
         """The argument ``output_router_logits`` of the latest pass, if it had one."""
+        self.returned: bool | None = None
+        """Whether its output had an auxiliary loss; ``None`` for an output without the field."""
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.calls = Calls()
@@ -164,6 +166,8 @@ class ForwardHooks:
         if self._inside == 0 and self._batch is not None:
             batch, self._batch = self._batch, None
             self.attempt(self.calls.count)
+            if hasattr(output, "aux_loss"):
+                self.returned = output.aux_loss is not None
             self._check_rows(batch, output)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)

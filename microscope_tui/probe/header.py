@@ -7,9 +7,9 @@ findings, so that ``check`` reports them too; the trainer does not report them t
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Layout, Row
+from microscope_tui.probe.trained import is_frozen, trained, trained_lines
 from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
@@ -31,13 +32,26 @@ _AUX_WEIGHT = (
 )
 _CAPACITY = ("capacity_factor", "moe_expert_capacity_factor")
 _LOGITS = "output_router_logits"
+_WEIGHTS = ("bias_update_rate", "aux_weight", "seq_aux_weight", "z_loss_weight")
 _NORM_TOP_K = ("norm_topk_prob", "route_norm", "norm_top_k_prob")
 
 
+class AuxLoss(NamedTuple):
+    """What is known of the auxiliary loss, beside the configuration of the model."""
+
+    trainer_args: Any = None
+    asked: bool | None = None
+    """The argument ``output_router_logits`` of the latest pass."""
+    returned: bool | None = None
+    """Whether the output of the latest pass had an auxiliary loss."""
+    decided: bool = True
+    """False before the first pass of a Trainer with a coefficient of its own."""
+
+
 def describe(
-    model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int, asked: bool | None
+    model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int, aux: AuxLoss
 ) -> dict[str, Any]:
-    """Arguments of ``RunRecorder`` that follow from the model; ``asked``: see ``ForwardHooks``."""
+    """Arguments of ``RunRecorder`` that follow from the model."""
     config = text_config(model)
     normalises = _named(config, *_NORM_TOP_K)[1]
     if normalises is None and getattr(config, "model_type", None) in _ALWAYS_NORMALISE:
@@ -60,7 +74,7 @@ def describe(
             "capacity_factor": _named(config, *_CAPACITY)[1],
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "balance": _balance(model, config, sites, asked),
+        "balance": _balance(model, config, sites, aux),
         "config": {"dtype": dtype_name(model), "micro_batches": passes},
         "versions": versions,
     }
@@ -73,11 +87,9 @@ def profile(model: nn.Module) -> str:
     return "finetune" if loaded or frozen else "pretrain"
 
 
-def _balance(
-    model: nn.Module, config: Any, sites: Sequence[Site], asked: bool | None
-) -> dict[str, Any]:
+def _balance(model: nn.Module, config: Any, sites: Sequence[Site], aux: AuxLoss) -> dict[str, Any]:
     """How the routers are balanced, as far as the model and its configuration show."""
-    frozen = sum(map(_is_frozen, sites))
+    frozen = sum(bool(is_frozen(site)) for site in sites)
     always = {"frozen_routers": frozen} if frozen else {}
     if own := next((site.balance for site in sites if site.balance), None):
         return own | always
@@ -87,11 +99,19 @@ def _balance(
         balance = {"method": "bias"} | ({} if home is None else {"updates_bias": False})
     names = {"norm_top_k": _named(config, *_NORM_TOP_K)[0]}
     name, weight = _named(config, *_AUX_WEIGHT)
-    if weight is not None and (home is None or hasattr(home, "load_balancing_loss_func")):
+    theirs, given = _named(aux.trainer_args, *_AUX_WEIGHT)
+    adds, can = aux.returned, home is None or hasattr(home, "load_balancing_loss_func")
+    if adds is None and can:
+        adds = getattr(config, _LOGITS, None if home is None else False)
+        adds = adds if aux.asked is None else aux.asked
+    if given is not None and (adds or not given):
+        weight = given
+    elif weight is not None:  # transformers applies the value that the model was built with
+        weight = getattr(model, "router_aux_loss_coef", weight)
+    if weight is not None and (can or adds):
         balance |= {"method": "aux", "aux_weight": weight}
         names["aux_weight"] = name
-        adds = getattr(config, _LOGITS, None if home is None else False) if asked is None else asked
-        if adds is not None:
+        if adds is not None and given != 0 and aux.decided:
             balance[_LOGITS], names[_LOGITS] = bool(adds), _LOGITS
         if adds:  # then the bias is not what balances
             balance.pop("updates_bias", None)
@@ -100,6 +120,9 @@ def _balance(
     parts = getattr(outer, "sub_configs", ())
     inside = "".join(f"{part}." for part in parts if getattr(outer, part, None) is config)
     names = {ours: inside + name for ours, name in names.items() if name}
+    if given is not None:
+        key = "aux_weight" if adds or not given or not aux.decided else "trainer_aux_weight"
+        balance[key], names[key] = given, f"{type(aux.trainer_args).__name__}.{theirs}"
     return balance | ({"names": names} if names else {}) | always
 
 
@@ -109,14 +132,6 @@ def _home(model: nn.Module) -> Any:
         if kind.__module__.startswith("transformers.models."):
             return sys.modules[kind.__module__]
     return None
-
-
-def _is_frozen(site: Site) -> bool:
-    """The router is not trained: it was excluded, or an adapter like LoRA leaves it out."""
-    parts = [*(site.block.children() if site.block else ()), site.router]
-    around = next((m for m in parts if m and site.router in m.modules()), None)  # with its adapter
-    weights = [p for p in around.parameters() if p.dim() >= 2] if around else []
-    return bool(weights) and not any(p.requires_grad for p in weights)
 
 
 def _named(config: Any, *names: str) -> tuple[str, Any]:
@@ -140,19 +155,41 @@ def setting_of(alert: Alert) -> str:
     return alert.verdict.partition(" since ")[0]
 
 
-def check_settings(model: nn.Module, sites: Sequence[Site], mode: str) -> list[Alert]:
-    """The alerts of LINT about the model and its configuration."""
+def check_settings(
+    model: nn.Module, sites: Sequence[Site], mode: str, trainer_args: Any = None
+) -> tuple[str, list[Alert]]:
+    """What is trained and balanced, as text, and the alerts of LINT about the model and its
+    configuration."""
     # If k is not known yet, LINT must not conclude anything from it.
     top_k = [site.top_k or site.num_experts for site in sites]
     rows = Layout.of(sites, [1] * len(sites), top_k).rows
+    aux = AuxLoss(trainer_args, decided=not hasattr(trainer_args, _AUX_WEIGHT[0]))
+    described, training = describe(model, sites, rows, 1, aux), trained(model, sites)
     header = RunHeader(
         run="run",
         planned_steps=None,
         profile="eval" if mode == "eval" else profile(model),
         source={"counts": "exact"},
-        **describe(model, sites, rows, 1, None),
+        training=training,
+        **described,
     )
     judge = RunJudge(encode_record(plain(header.to_json())))
     empty = encode_record({"kind": "step", "step": 1, "router": {}})
     alerts = judge.observe(empty, lambda index: None, lambda index: None)
-    return [alert for alert in alerts if alert.rule == "LINT"]
+    lines = [*trained_lines(training), _balance_line(model, described["balance"], aux)]
+    return "\n".join(lines), [alert for alert in alerts if alert.rule == "LINT"]
+
+
+def _balance_line(model: nn.Module, balance: Mapping[str, Any], aux: AuxLoss) -> str:
+    names, flag = balance.get("names", {}), balance.get(_LOGITS)
+    said = [str(balance.get("method", "unknown"))]
+    said += (f"{names.get(key, key)} {balance[key]:g}" for key in _WEIGHTS if balance.get(key))
+    if flag is not None:
+        said.append(f"{'' if flag else 'not '}applied: {names[_LOGITS]} is {str(flag).lower()}")
+    if flag is False and getattr(getattr(model, "config", None), _LOGITS, False):
+        said.append(f"{_LOGITS} of the whole model does not reach the text model")
+    if not aux.decided:
+        said.append("the first step shows whether it is applied")
+    if balance.get("updates_bias") is False:
+        said.append("transformers does not update the bias")
+    return f"balancing: {', '.join(said)}"

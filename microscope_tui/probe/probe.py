@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from microscope_tui.probe.forward_hooks import ForwardHooks
-from microscope_tui.probe.header import check_settings, describe, profile, setting_of
+from microscope_tui.probe.header import AuxLoss, check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.losses import grad_squares
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, shortened, step_record
+from microscope_tui.probe.trained import trained
 
 _logger = logging.getLogger(__name__)
 claimed: set[Path] = set()
@@ -47,13 +48,14 @@ class Probe:
         every: int,
         saliency: bool,
         on_alert: Callable[[Alert], Any] | None,
+        trainer_args: Any = None,
     ) -> None:
         self.sites, self.ranks = sites, ranks
         self.stops = self.wants_stop = False
         """``stops``: the training should end, on all ranks. Rank 0 requests it by ``wants_stop``;
         the sum of the next logged step passes it on."""
         self._model, self._folder, self._mode, self._every = model, folder, mode, every
-        self._saliency, self._on_alert = saliency, on_alert
+        self._saliency, self._on_alert, self._trainer_args = saliency, on_alert, trainer_args
         self.layout: Layout | None = None
         """The rows of the log, after the first logged step."""
         self._log: TrainingLog | None = None
@@ -76,12 +78,16 @@ class Probe:
         self._tick = time.perf_counter()
         self._next()
 
-    def check_settings(self) -> None:
-        """Warn about wrong settings of the model, on rank 0."""
+    def check_settings(self, warn: bool) -> None:
+        """Log what is trained, on rank 0, and ``warn`` about wrong settings of the model."""
         if self.ranks.rank:
             return
         try:
-            for alert in check_settings(self._model, self.sites, self._mode):
+            mode, given = self._mode, self._trainer_args
+            text, alerts = check_settings(self._model, self.sites, mode, given)
+            if mode == "train":
+                _logger.info("%s", text)
+            for alert in alerts if warn else ():
                 self._warned.add(setting_of(alert))
                 _report(replace(alert, verdict=setting_of(alert)), "attach")
         except Exception as error:
@@ -281,6 +287,7 @@ class Probe:
 
     def _open(self, layout: Layout) -> RunRecorder:
         hooks = self.hooks
+        aux = AuxLoss(self._trainer_args, hooks.asked, hooks.returned)
         return RunRecorder(
             self._folder,
             run=self._folder.name,
@@ -290,7 +297,8 @@ class Probe:
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
             judgement=self._judgement,
-            **describe(self._model, self.sites, layout.rows, hooks.passes, hooks.asked),
+            training=trained(self._model, self.sites) if self._mode == "train" else None,
+            **describe(self._model, self.sites, layout.rows, hooks.passes, aux),
         )
 
 

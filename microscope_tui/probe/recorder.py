@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import BadState
@@ -60,6 +61,7 @@ class RunRecorder:
         run: str | None = None,
         planned_steps: int | None = None,
         balance: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
         resumed_at_step: int | None = None,
@@ -77,6 +79,7 @@ class RunRecorder:
                 ``top_k`` (an integer, or a list with one entry per router).
             run: name of the run; by default that of the folder.
             balance: the ``balance`` object of the run record, whose values the advice names.
+            training: the ``training`` object of the run record.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             world_size: processes that train this run together.
@@ -104,8 +107,9 @@ class RunRecorder:
         header = RunHeader(
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
-            balance=balance or {}, versions=versions or {}, world_size=world_size,
-            source={"writer": writer, "counts": "exact"}, expert_parallel_size=1,
+            balance=balance or {}, training=training or UNSET, versions=versions or {},
+            world_size=world_size, expert_parallel_size=1,
+            source={"writer": writer, "counts": "exact"},
         )  # fmt: skip
         head = plain(header.to_json())
         self._log.write(head)

@@ -98,6 +98,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             judgement=base64.b64decode(text) if text and state.global_step else None,
             on_alert=self._alarm,
             planned_steps=state.max_steps,
+            trainer_args=args,
         )
         if state.global_step and (names := _differing(self.probe.sites, marked)):
             _logger.warning(_OTHER_WEIGHTS, state.global_step, ", ".join(names[:8]))
