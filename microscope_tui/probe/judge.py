@@ -54,6 +54,8 @@ class Alert:
     verdict: str
     why: str
     next: str
+    cause: str = ""
+    """What explains it, with the findings of other rules; empty where that is unknown."""
 
     def __str__(self) -> str:
         """One line as ``check`` prints it: ``CRIT COLLAPSE: Router collapse in L3 since …``."""
@@ -197,7 +199,9 @@ class RunJudge:
     def _alerts(self, step: int) -> list[Alert]:
         found = report(self._diagnosis, shown=lambda e: e.grades[-1].step == step)
         return [
-            Alert(step, f.rule, f.severity.label, f.layers, f.onset, a.verdict, a.why, a.next)
+            Alert(
+                step, f.rule, f.severity.label, f.layers, f.onset, a.verdict, a.why, a.next, a.cause
+            )
             for f, a in found
         ]
 

@@ -123,7 +123,8 @@ def _weights(model: nn.Module, sites: Sequence[Site]) -> Iterator[_Weight]:
             target = getattr(modules[holder[-1]], "parameter_name", "weight")
             path = f"{_plain(holder[-1])}.{target}"
         elif tunes and weight.requires_grad and (other := _ADAPTER.match(path)):
-            holder, path = [path.removesuffix(other[3] or "").rstrip("ABab")], other[1]
+            path = other[1]
+            holder = [f"{path} (of another library)"]
         elif len(shape_of(weight)) < 2:
             continue
         part = "attention" if _ATTENTION.search(path) else ""

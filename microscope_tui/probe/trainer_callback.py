@@ -9,6 +9,7 @@ import base64
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,15 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         saliency: bool = False,
         on_alert: Callable[[Alert], Any] | None = None,
         on_collapse: str = "log",
+        alerts: bool = False,
     ) -> None:
         """
         Args:
             run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
             on_collapse: ``stop`` ends the training on all ranks at the next logged step after a
                 critical COLLAPSE; a warning does not.
+            alerts: Also send a critical finding as an alert of the run of W&B or Trackio that is
+                active in this process: once per cause, or per rule where the cause is unknown.
             every, routers, saliency, on_alert: See ``attach``.
 
         Raises:
@@ -66,7 +70,9 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             )
         self._logs, self._run, self._every = Path(logs), run, every
         self._routers, self._saliency, self._on_alert = routers, saliency, on_alert
-        self._on_collapse = on_collapse
+        self._on_collapse, self._sends = on_collapse, alerts
+        self._sent: set[str] = set()
+        """Causes for which an alert was sent, and services that have failed."""
         self._learning_rate: float | None = None
         self._news: list[Alert] = []
         """Alerts since the last log of the Trainer."""
@@ -169,6 +175,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
         settings = {"logs": str(self._logs), "run": self._run, "every": self._every}
         settings |= {"saliency": self._saliency, "on_collapse": self._on_collapse}
+        settings["alerts"] = self._sends
         return {"args": settings, "attributes": {"kept": self.kept, "marks": self.marks}}
 
     def _alarm(self, alert: Alert) -> None:
@@ -177,8 +184,31 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if alert.is_collapse and self._on_collapse == "stop" and self.probe is not None:
             self.probe.wants_stop = True
             _logger.warning("on_collapse='stop': the critical collapse ends the training")
+        if (
+            self._sends
+            and alert.severity == "crit"
+            and (alert.cause or alert.rule) not in self._sent
+        ):
+            self._sent.add(alert.cause or alert.rule)
+            self._send(alert)
         if self._on_alert is not None:
             self._on_alert(alert)
+
+    def _send(self, alert: Alert) -> None:
+        """Send the alert to the services that have a run in this process; none is imported."""
+        for name, place in (("wandb", "run"), ("trackio", "context_vars")):
+            service: Any = sys.modules.get(name)
+            try:
+                run = getattr(service, place, None)
+                run = run.current_run.get() if place == "context_vars" and run else run
+                if run is not None:
+                    text = f"{alert.verdict}. {alert.why}. {alert.next}"
+                    level = service.AlertLevel.ERROR
+                    service.alert(title=f"MoE router: {alert.rule}", text=text, level=level)
+            except Exception as error:  # any failure: the training matters more
+                if name not in self._sent:
+                    _logger.warning("no alerts in %s, training continues: %r", name, error)
+                self._sent.add(name)
 
 
 def _marks(sites: Sequence[Site]) -> list[float | None]:
