@@ -46,7 +46,8 @@ def update(weights: Weights, bytes_T: jax.Array, next_T: jax.Array) -> tuple[Wei
     return jax.tree.map(lambda weight, slope: weight - RATE * slope, weights, gradients), numbers
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train, and print what to open."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--logs", type=Path, default=Path("logs"))
@@ -70,3 +71,7 @@ if __name__ == "__main__":
             print(alert)
     log.close(step=given.steps, reason="finished")
     print(f"next: moe-microscope {run}")
+
+
+if __name__ == "__main__":
+    main()

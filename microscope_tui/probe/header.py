@@ -19,7 +19,7 @@ from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Layout, Row
-from microscope_tui.probe.trained import is_frozen, trained, trained_lines
+from microscope_tui.probe.trained import trained, trained_lines
 from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
@@ -52,7 +52,8 @@ def describe(
     model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int, aux: AuxLoss
 ) -> dict[str, Any]:
     """Arguments of ``RunRecorder`` that follow from the model."""
-    config = text_config(model)
+    config, training = text_config(model), trained(model, sites)
+    routers = training.get("routers", (0, 0))
     normalises = _named(config, *_NORM_TOP_K)[1]
     if normalises is None and getattr(config, "model_type", None) in _ALWAYS_NORMALISE:
         normalises = True
@@ -74,7 +75,8 @@ def describe(
             "capacity_factor": _named(config, *_CAPACITY)[1],
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "balance": _balance(model, config, sites, aux),
+        "balance": _balance(model, config, sites, aux, routers[1] - routers[0]),
+        "training": training,
         "config": {"dtype": dtype_name(model), "micro_batches": passes},
         "versions": versions,
     }
@@ -87,9 +89,10 @@ def profile(model: nn.Module) -> str:
     return "finetune" if loaded or frozen else "pretrain"
 
 
-def _balance(model: nn.Module, config: Any, sites: Sequence[Site], aux: AuxLoss) -> dict[str, Any]:
+def _balance(
+    model: nn.Module, config: Any, sites: Sequence[Site], aux: AuxLoss, frozen: int
+) -> dict[str, Any]:
     """How the routers are balanced, as far as the model and its configuration show."""
-    frozen = sum(bool(is_frozen(site)) for site in sites)
     always = {"frozen_routers": frozen} if frozen else {}
     if own := next((site.balance for site in sites if site.balance), None):
         return own | always
@@ -164,19 +167,18 @@ def check_settings(
     top_k = [site.top_k or site.num_experts for site in sites]
     rows = Layout.of(sites, [1] * len(sites), top_k).rows
     aux = AuxLoss(trainer_args, decided=not hasattr(trainer_args, _AUX_WEIGHT[0]))
-    described, training = describe(model, sites, rows, 1, aux), trained(model, sites)
+    described = describe(model, sites, rows, 1, aux)
     header = RunHeader(
         run="run",
         planned_steps=None,
         profile="eval" if mode == "eval" else profile(model),
         source={"counts": "exact"},
-        training=training,
         **described,
     )
     judge = RunJudge(encode_record(plain(header.to_json())))
     empty = encode_record({"kind": "step", "step": 1, "router": {}})
     alerts = judge.observe(empty, lambda index: None, lambda index: None)
-    lines = [*trained_lines(training), _balance_line(model, described["balance"], aux)]
+    lines = [*trained_lines(described["training"]), _balance_line(model, described["balance"], aux)]
     return "\n".join(lines), [alert for alert in alerts if alert.rule == "LINT"]
 
 

@@ -27,7 +27,6 @@ from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, shortened, step_record
-from microscope_tui.probe.trained import trained
 
 _logger = logging.getLogger(__name__)
 claimed: set[Path] = set()
@@ -288,6 +287,9 @@ class Probe:
     def _open(self, layout: Layout) -> RunRecorder:
         hooks = self.hooks
         aux = AuxLoss(self._trainer_args, hooks.asked, hooks.returned)
+        described = describe(self._model, self.sites, layout.rows, hooks.passes, aux)
+        if self._mode == "eval":
+            del described["training"]
         return RunRecorder(
             self._folder,
             run=self._folder.name,
@@ -297,8 +299,7 @@ class Probe:
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
             judgement=self._judgement,
-            training=trained(self._model, self.sites) if self._mode == "train" else None,
-            **describe(self._model, self.sites, layout.rows, hooks.passes, aux),
+            **described,
         )
 
 

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from benchmarks.families.tiny import build, families
 from microscope_tui.probe import Alert, MicroscopeCallback, attach, find_sites
 from microscope_tui.probe.trained import trained
-from tests.probe.layers import Model, records, watched
+from tests.probe.layers import ROUTERS, Model, records
 from tests.probe.real_text import TEXT, small_mixtral, tokenizer
 from tests.probe.test_real_trainers import settings
 
@@ -118,17 +118,19 @@ def test_an_adapter_of_another_library_is_counted_where_it_is() -> None:
 def test_attach_logs_one_block_and_what_cannot_be_read_is_unknown(
     tmp_path: Path, caplog: Any
 ) -> None:
-    caplog.set_level(logging.INFO, "microscope_tui.probe")
     model = Model()
+    model.layers[1].gate.weight.requires_grad_(False)
     for block in model.layers[1:]:
-        block.linears = block._modules.pop("experts")
-    with watched(tmp_path):
-        pass
-    blocks = [one for one in caplog.messages if one.startswith("trained: ")]
-    assert [line.partition(":")[0] for line in blocks[0].splitlines()] == [
-        "trained", "trained", "frozen", "balancing",
-    ]  # fmt: skip
-    assert len(blocks) == 1
+        block.linears, block.experts = block.experts, None
+    with caplog.at_level(logging.INFO, "microscope_tui.probe"):
+        attach(model, tmp_path, routers=ROUTERS).detach()
+    blocks = [one.splitlines() for one in caplog.messages if one.startswith("trained: ")]
+    assert blocks == [[
+        "trained: routers 1 of 2, expert tensors unknown",
+        "trained: attention unknown, embeddings 1 of 1",
+        "frozen: none of these as a whole",
+        "balancing: unknown",
+    ]]  # fmt: skip
 
 
 def test_adapters_that_miss_all_experts_because_of_a_wrong_name_are_found_at_attach(
@@ -241,7 +243,7 @@ def test_a_flag_of_a_vision_language_model_that_does_not_reach_its_text_model_is
 
 
 def test_a_bias_that_moves_under_a_frozen_router_is_in_the_log(tmp_path: Path) -> None:
-    """mcore-bridge#195: the updates went on, and the checkpoint of the adapter did not have them."""
+    """mcore-bridge#195: the updates went on, and the saved adapter did not have them."""
     model: Any = lora("deepseek_v3", target_modules=["q_a_proj"])
     sites = find_sites(model.get_base_model(), None)
     with attach(model, tmp_path) as probe:
