@@ -78,8 +78,7 @@ class RunRecorder:
             model: the ``model`` object of the run record, with ``layers``, ``num_experts`` and
                 ``top_k`` (an integer, or a list with one entry per router).
             run: name of the run; by default that of the folder.
-            balance: the ``balance`` object of the run record, whose values the advice names.
-            training: the ``training`` object of the run record.
+            balance, training: objects of the run record; the advice names their values.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             world_size: processes that train this run together.
@@ -104,14 +103,13 @@ class RunRecorder:
         self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
         self._log = self._opened(resumed_at_step)
-        header = RunHeader(
+        head = plain(RunHeader(
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
-            balance=balance or {}, training=training or UNSET, versions=versions or {},
-            world_size=world_size, expert_parallel_size=1,
-            source={"writer": writer, "counts": "exact"},
-        )  # fmt: skip
-        head = plain(header.to_json())
+            balance=balance or {}, versions=versions or {}, world_size=world_size,
+            source={"writer": writer, "counts": "exact"}, expert_parallel_size=1,
+            training=training or UNSET,
+        ).to_json())  # fmt: skip
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
         self._judge = self._new_judge(head, judgement) if judge else None
