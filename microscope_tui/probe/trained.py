@@ -119,22 +119,22 @@ def _weights(model: nn.Module, routers: Collection[str], experts: set[str]) -> I
 
 def _places(model: nn.Module, sites: Sequence[Site]) -> tuple[dict[str, nn.Module], set[str]]:
     """The routers by path, with their adapters, and where experts are."""
-    modules = dict(model.named_modules())
-    path_of = {id(module): _plain(name) for name, module in modules.items()}
+    modules = {_plain(name): module for name, module in model.named_modules()}
+    path_of = {id(module): _plain(name) for name, module in model.named_modules()}
     routers, experts = dict[str, nn.Module](), set[str]()
-    for site in sites:
-        block = site.block or modules[site.path.rpartition(".")[0]]
+    for site in sites:  # what was replaced after attach is not found
+        block = site.block or modules.get(_plain(site.path).rpartition(".")[0], site.module)
         around = [*(site.block.children() if site.block else ()), site.router]
         router = next((m for m in around if m and site.router in m.modules()), None)
-        routers |= {} if router is None else {path_of[id(router)]: router}
+        routers |= {} if router is None else {path_of.get(id(router), site.path): router}
         if site.experts is not None:
-            experts.add(path_of[id(site.experts)])
+            experts.add(path_of.get(id(site.experts), site.path))
             continue
         own = [(_plain(n), shape_of(p)) for n, p in block.named_parameters() if "shared" not in n]
         named = [n for n, _ in own if "expert" in n] or [
             n for n, shape in own if shape[:1] == (site.num_experts,) and len(shape) > 1
         ]
-        experts.update(f"{path_of[id(block)]}.{name}".removeprefix(".") for name in named)
+        experts.update(f"{path_of.get(id(block), '?')}.{n}".removeprefix(".") for n in named)
     return routers, experts
 
 
