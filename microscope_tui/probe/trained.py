@@ -26,8 +26,7 @@ _ADAPTER = re.compile(r"^(.*?)\.?[^.]*(lora|adapter)", re.IGNORECASE)
 """An adapter that is not PEFT's; before it is what it adapts."""
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _HEADS = re.compile(r"lm_head|embed_out|output_layer|unembed")
-_OF_PEFT = {"classifier", "score", "qa_outputs"}
-"""Heads that PEFT adds to every ``modules_to_save``; a model has one of them."""
+_OF_PEFT = {"classifier", "score", "qa_outputs"}  # it adds them to modules_to_save
 
 
 class _Weight(NamedTuple):
@@ -54,9 +53,9 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         own = [_inside(w.path, changed) for w in weights if w.part == part and not w.adapter]
         found |= {part: [sum(own), len(own)]} if own else {}
     if "experts" in found:
-        sizes = [sum(math.prod(shape_of(w.tensor)) for w in ws if w.part == "experts")
-                 for ws in (trains, weights)]  # fmt: skip
-        found["expert_weights"] = sizes[0] / max(1, sizes[1])
+        sizes = [(w, math.prod(shape_of(w.tensor))) for w in weights if w.part == "experts"]
+        ours = sum(size for w, size in sizes if w.tensor.requires_grad)
+        found["expert_weights"] = ours / max(1, sum(size for _, size in sizes))
     configs = getattr(model, "peft_config", None)
     configs = configs if isinstance(configs, Mapping) else {}
     if holders or configs:
@@ -69,21 +68,17 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 def trained_lines(training: Mapping[str, Any]) -> list[str]:
     """The object as text."""
-    said = {
-        part: "{} of {}".format(*training[part]) if part in training else "unknown"
-        for part in ("routers", "experts", "attention", "embeddings")
-    }
-    share = f" ({training['expert_weights']:.3g} of their weights)" if "experts" in training else ""
-    lines = [
-        f"trained: routers {said['routers']}, expert tensors {said['experts']}{share}",
-        f"trained: attention {said['attention']}, embeddings {said['embeddings']}",
-    ]
+    known = {p: training.get(p) for p in ("routers", "experts", "attention", "embeddings")}
+    said = [f"{p} {'{} of {}'.format(*n) if n else 'unknown'}" for p, n in known.items()]
+    if "experts" in training:
+        said[1] += f" ({training['expert_weights']:.3g} of their weights)"
+    frozen = ", ".join(part for part, n in known.items() if n and not n[0])
+    lines = [f"trained tensors: {', '.join(said)}", f"frozen: {frozen or 'no part'}"]
     if adapters := training.get("adapters"):
         lines.append("adapters: " + ", ".join(f"{n} on {name}" for name, n in adapters.items()))
     if missing := training.get("missing_targets"):
         lines.append(f"adapters name what the model does not have: {', '.join(missing)}")
-    still = [part for part in said if part in training and not training[part][0]]
-    return [*lines, f"frozen: {', '.join(still) or 'none of these as a whole'}"]
+    return lines
 
 
 def shape_of(parameter: Any) -> tuple[int, ...]:

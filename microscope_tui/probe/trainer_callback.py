@@ -196,18 +196,17 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
 
     def _send(self, alert: Alert) -> None:
         """Send the alert to the services that have a run in this process; none is imported."""
-        for name, place in (("wandb", "run"), ("trackio", "context_vars")):
-            service: Any = sys.modules.get(name)
+        for name in {"wandb", "trackio"} & sys.modules.keys():
+            service: Any = sys.modules[name]
             try:
-                run = getattr(service, place, None)
-                run = run.current_run.get() if place == "context_vars" and run else run
-                if run is not None:
+                trackio = getattr(service, "context_vars", None)
+                if (trackio.current_run.get() if trackio else service.run) is not None:
                     text = f"{alert.verdict}. {alert.why}. {alert.next}"
-                    level = service.AlertLevel.ERROR
-                    service.alert(title=f"MoE router: {alert.rule}", text=text, level=level)
+                    title, level = f"MoE router: {alert.rule}", service.AlertLevel.ERROR
+                    service.alert(title=title, text=text, level=level)
             except Exception as error:  # any failure: the training matters more
                 if name not in self._sent:
-                    _logger.warning("no alerts in %s, training continues: %r", name, error)
+                    _logger.warning("no alert in %s, training continues: %r", name, error)
                 self._sent.add(name)
 
 
