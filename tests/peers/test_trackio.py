@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.probe import Alert, MicroscopeCallback
 from microscope_tui.sources import Keys, TrackioReader
 from tests.sources.reading import all_rows, translated
 from tests.sources.sound import counts_row
@@ -65,6 +66,21 @@ def test_a_growing_project_is_followed(tmp_path: Path, monkeypatch: pytest.Monke
     for step in range(4, 12):
         storage.SQLiteStorage.bulk_log("moe", "first", [{"loss": 0.5}], steps=[step], run_id="r1")
         assert [row.step for row in all_rows(reader)] == [step]
+
+
+def test_a_critical_finding_of_the_callback_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trackio = pytest.importorskip("trackio")
+    storage: Any = importlib.import_module("trackio.sqlite_storage")
+    monkeypatch.setattr(storage, "TRACKIO_DIR", tmp_path)
+    trackio.init(project="moe", name="run")
+    alert = Alert(9, "COLLAPSE", "crit", ("L1",), 3, "Collapse in L1", "why", "what to do")
+    MicroscopeCallback(alerts=True)._alarm(alert)
+    trackio.finish()
+    (stored,) = storage.SQLiteStorage.get_alerts("moe")
+    assert (stored["level"], stored["title"]) == ("error", "MoE router: COLLAPSE")
+    assert stored["text"].startswith("Collapse in L1. ")
 
 
 if __name__ == "__main__":
