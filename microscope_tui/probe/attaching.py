@@ -53,8 +53,7 @@ def attach(
         judgement: From ``Probe.state_dict`` in the checkpoint.
         on_alert: Called on rank 0 with every new ``Alert``.
         planned_steps: Total steps of the run.
-        trainer_args: Arguments of the Trainer: their coefficient of an auxiliary loss is compared
-            with what the model applies.
+        trainer_args: Arguments of a Trainer, which may set the coefficient of an auxiliary loss.
 
     Raises:
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.

@@ -166,7 +166,7 @@ class ForwardHooks:
         if self._inside == 0 and self._batch is not None:
             batch, self._batch = self._batch, None
             self.attempt(self.calls.count)
-            if isinstance(output, dict) and hasattr(output, "aux_loss"):  # of transformers
+            if not torch.compiler.is_compiling() and hasattr(output, "aux_loss"):
                 self.returned = output.aux_loss is not None
             self._check_rows(batch, output)
             if self.losses is not None:

@@ -25,11 +25,8 @@ from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
 """Families that always normalise the weights; their configuration has no such field."""
 _AUX_WEIGHT = (
-    "router_aux_loss_coef",
-    "aux_loss_coef",
-    "aux_loss_alpha",
-    "ffn_config.moe_loss_weight",
-)
+    "router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha", "ffn_config.moe_loss_weight",
+)  # fmt: skip
 _CAPACITY = ("capacity_factor", "moe_expert_capacity_factor")
 _LOGITS = "output_router_logits"
 _WEIGHTS = ("bias_update_rate", "aux_weight", "seq_aux_weight", "z_loss_weight")

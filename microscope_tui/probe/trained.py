@@ -22,20 +22,20 @@ _WRAPPERS = re.compile(
     r"(^|\.)(base_layer|modules_to_save\.\w+|_fsdp_wrapped_module|_orig_mod"
     r"|_checkpoint_wrapped_module)(?=\.|$)"
 )
-_ADAPTER = re.compile(r"^(.*?)\.?[^.]*(lora|adapter)", re.IGNORECASE)
-"""An adapter that is not PEFT's; before it is what it adapts."""
+_ADAPTER = re.compile(r"^(.*?)\.?[^.]*(lora|adapter)", re.IGNORECASE)  # not PEFT's
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _HEADS = re.compile(r"lm_head|embed_out|output_layer|unembed")
 _OF_PEFT = {"classifier", "score", "qa_outputs"}  # it adds them to modules_to_save
 
 
 class _Weight(NamedTuple):
+    """``path`` has no wrappers and is, of an adapter, that of what it adapts; ``adapter`` is where
+    the adapter is."""
+
     path: str
-    """Without wrappers; of an adapter, that of the weight or module that it adapts."""
     part: str
     tensor: Tensor
     adapter: str
-    """Where the adapter is; empty for a weight of the model."""
 
 
 def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     holders = {w.adapter: w for w in trains if w.adapter}
     adapted, found = {w.path for w in holders.values()}, dict[str, Any]()
     known = [[p for p in m.parameters() if len(shape_of(p)) > 1] for m in routers.values()]
-    if all(known):
+    if known and all(known):
         found["routers"] = [sum(any(p.requires_grad for p in ps) for ps in known), len(known)]
     changed = adapted | {w.path for w in trains}
     for part in ("experts", "attention", "embeddings"):
@@ -141,10 +141,8 @@ def _missing(model: nn.Module, configs: Iterable[Any], adapted: set[str]) -> lis
     fused = [set(path.rpartition(".")[2].split("_")) for path in adapted]
     missing = set[str]()
     for config in configs:
-        targets, weights, saved = (
-            getattr(config, f"{what}", None) or ()
-            for what in ("target_modules", "target_parameters", "modules_to_save")
-        )
+        names = "target_modules", "target_parameters", "modules_to_save"
+        targets, weights, saved = (getattr(config, name, None) or () for name in names)
         if isinstance(targets, str):
             found = targets == "all-linear" or any(re.fullmatch(targets, n) for n in modules)
             missing |= set() if found else {targets}
