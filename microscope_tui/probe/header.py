@@ -101,13 +101,12 @@ def _balance(
     name, weight = _named(config, *_AUX_WEIGHT)
     theirs, given = _named(aux.trainer_args, *_AUX_WEIGHT)
     adds, can = aux.returned, home is None or hasattr(home, "load_balancing_loss_func")
-    if adds is None and can:
+    if adds is None:
+        adds = aux.asked if can else False
+    if adds is None:
         adds = getattr(config, _LOGITS, None if home is None else False)
-        adds = adds if aux.asked is None else aux.asked
-    if given is not None and (adds or not given):
-        weight = given
-    elif weight is not None:  # transformers applies the value that the model was built with
-        weight = getattr(model, "router_aux_loss_coef", weight)
+    # Transformers applies the value that the model was built with.
+    weight = given if weight is None else getattr(model, "router_aux_loss_coef", weight)
     if weight is not None and (can or adds):
         balance |= {"method": "aux", "aux_weight": weight}
         names["aux_weight"] = name
@@ -121,7 +120,8 @@ def _balance(
     inside = "".join(f"{part}." for part in parts if getattr(outer, part, None) is config)
     names = {ours: inside + name for ours, name in names.items() if name}
     if given is not None:
-        key = "aux_weight" if adds or not given or not aux.decided else "trainer_aux_weight"
+        ignored = adds is False and given and aux.decided
+        key = "trainer_aux_weight" if ignored else "aux_weight"
         balance[key], names[key] = given, f"{type(aux.trainer_args).__name__}.{theirs}"
     return balance | ({"names": names} if names else {}) | always
 

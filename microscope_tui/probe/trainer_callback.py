@@ -184,12 +184,9 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if alert.is_collapse and self._on_collapse == "stop" and self.probe is not None:
             self.probe.wants_stop = True
             _logger.warning("on_collapse='stop': the critical collapse ends the training")
-        if (
-            self._sends
-            and alert.severity == "crit"
-            and (alert.cause or alert.rule) not in self._sent
-        ):
-            self._sent.add(alert.cause or alert.rule)
+        cause = alert.cause or alert.rule
+        if self._sends and alert.severity == "crit" and cause not in self._sent:
+            self._sent.add(cause)
             self._send(alert)
         if self._on_alert is not None:
             self._on_alert(alert)

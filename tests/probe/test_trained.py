@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset as Rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import MixtralForCausalLM, TrainingArguments
+from transformers import Llama4ForCausalLM, MixtralForCausalLM, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.families.tiny import build, families
@@ -173,6 +173,15 @@ class Fast(MixtralForCausalLM):
         return super().forward(*args, **given | {"output_router_logits": False})
 
 
+class Adding(Llama4ForCausalLM):
+    """Computes an auxiliary loss that its family does not have, as the fused forward of TRL."""
+
+    def forward(self, *args: Any, **given: Any) -> Any:
+        output = super().forward(*args, **given)
+        output.aux_loss = output.logits.mean()
+        return output
+
+
 def plain(folder: Path) -> Any:
     return WithCoefficient(output_dir=str(folder), router_aux_loss_coef=0.02)
 
@@ -191,6 +200,18 @@ def test_a_coefficient_of_the_trainer_that_the_model_does_not_apply_is_found_at_
     assert balance["names"]["aux_weight"] == "router_aux_loss_coef"
     assert balance["names"]["trainer_aux_weight"] == "WithCoefficient.router_aux_loss_coef"
     assert [m for m in caplog.messages if m.startswith("step 1: ") and "trainer aux ignored" in m]
+
+
+@pytest.mark.parametrize("adding", [False, True])
+def test_an_auxiliary_loss_that_the_family_does_not_have_counts_if_a_pass_returned_one(
+    adding: bool, tmp_path: Path
+) -> None:
+    model = build("llama4")
+    model.__class__ = Adding if adding else type(model)
+    balance = header(model, tmp_path, trainer_args=plain(tmp_path))["balance"]
+    key = "aux_weight" if adding else "trainer_aux_weight"
+    assert (balance["method"], balance[key]) == ("aux" if adding else "none", 0.02)
+    assert ("trainer_aux_weight" in balance) is not adding
 
 
 @pytest.mark.parametrize(("weight", "applied"), [(0.05, 0.05), (0.0, 0.0), (None, 0.02)])
