@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset as Rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import Llama4ForCausalLM, MixtralForCausalLM, TrainingArguments
+from transformers import DeepseekV3ForCausalLM, MixtralForCausalLM, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.families.tiny import build, families
@@ -173,7 +173,7 @@ class Fast(MixtralForCausalLM):
         return super().forward(*args, **given | {"output_router_logits": False})
 
 
-class Adding(Llama4ForCausalLM):
+class Adding(DeepseekV3ForCausalLM):
     """Computes an auxiliary loss that its family does not have, as the fused forward of TRL."""
 
     def forward(self, *args: Any, **given: Any) -> Any:
@@ -194,6 +194,7 @@ def test_a_coefficient_of_the_trainer_that_the_model_does_not_apply_is_found_at_
     model = build("mixtral", output_router_logits=fast)
     if fast:
         model.__class__ = Fast
+    model.config.router_aux_loss_coef = 0.5  # too late: the model copied it when it was built
     balance = header(model, tmp_path, trainer_args=plain(tmp_path))["balance"]
     assert balance["output_router_logits"] is False
     assert (balance["aux_weight"], balance["trainer_aux_weight"]) == (0.001, 0.02)
@@ -206,11 +207,11 @@ def test_a_coefficient_of_the_trainer_that_the_model_does_not_apply_is_found_at_
 def test_an_auxiliary_loss_that_the_family_does_not_have_counts_if_a_pass_returned_one(
     adding: bool, tmp_path: Path
 ) -> None:
-    model = build("llama4")
+    model = build("deepseek_v3")
     model.__class__ = Adding if adding else type(model)
     balance = header(model, tmp_path, trainer_args=plain(tmp_path))["balance"]
     key = "aux_weight" if adding else "trainer_aux_weight"
-    assert (balance["method"], balance[key]) == ("aux" if adding else "none", 0.02)
+    assert (balance["method"], balance[key]) == ("aux" if adding else "bias", 0.02)
     assert ("trainer_aux_weight" in balance) is not adding
 
 
