@@ -49,10 +49,18 @@ class Call(NamedTuple):
     scores_TE: Tensor | None = None
     """Scores and margin as the router itself computed them: then its ids are experts, too."""
     margin_T: Tensor | None = None
+    loss_T: Tensor | None = None
+    """True for tokens with loss; ``None`` where that is unknown."""
 
     @classmethod
     def of(
-        cls, site: Site, key: Key, choice: Choice, real_T: Tensor | None, logits_TE: Tensor | None
+        cls,
+        site: Site,
+        key: Key,
+        choice: Choice,
+        real_T: Tensor | None,
+        logits_TE: Tensor | None,
+        loss_T: Tensor | None = None,
     ) -> Call:
         """Copies of what a hook saw, because the model may change its tensors later."""
         ids_TK = choice.ids_TK.detach().reshape(-1, choice.ids_TK.shape[-1]).long().clone()
@@ -70,6 +78,7 @@ class Call(NamedTuple):
             _copy(choice.kept_TK),
             _copy(logits_TE),
             _copy(bias_E),
+            loss_T=None if loss_T is None else loss_T.to(ids_TK.device),
         )
 
     def shape(self) -> Any:
@@ -174,6 +183,10 @@ class Tally:
         self.experts_L3E = torch.zeros(L, 3, E, dtype=dtype, device=device)
         """Sums of probabilities, weights and norms of outputs."""
         self.max_logit_L = torch.zeros(L, dtype=torch.float32, device=device)
+        self.with_loss_LE2: Tensor | None = None
+        """As ``counts_LE2``: what has no loss, or was dropped, is counted with the padding."""
+        self.labelled = True
+        """Tokens with loss were known in every call."""
 
     def add(self, calls: Call) -> Tensor:
         """Count L calls with stacked tensors; returns the slot of every pair, ``[L, T, K]``."""
@@ -190,6 +203,16 @@ class Tally:
         if calls.kept_TK is not None:
             dropped_LP = ~calls.kept_TK.reshape(slots_LP.shape) & (slots_LP < E)
             self.tokens_L3[:, 1] += dropped_LP.sum(dim=1)
+        if calls.loss_T is None:
+            self.labelled = False
+        else:
+            at_LTK = slots_LTK.where(calls.loss_T[..., None], E + 1)
+            if calls.kept_TK is not None:
+                at_LTK = at_LTK.where(calls.kept_TK.reshape(at_LTK.shape), E + 1)
+            with_loss_LE2 = torch.zeros_like(self.counts_LE2)
+            with_loss_LE2.scatter_add_(1, at_LTK.flatten(1), torch.ones_like(slots_LP))
+            before = self.with_loss_LE2
+            self.with_loss_LE2 = with_loss_LE2 if before is None else before + with_loss_LE2
         return slots_LTK
 
     def add_scores(self, calls: Call, slots_LTK: Tensor) -> Scored:

@@ -204,9 +204,10 @@ class ForwardHooks:
         rows = choice.ids_TK.numel() // choice.ids_TK.shape[-1]
         if rows == 0:
             return
-        number, real_T = self._real(place, rows, choice)
+        number, real_T, loss_T = self._real(place, rows, choice)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
-        self.calls.add(Call.of(self.sites[place], (place, number), choice, real_T, logits))
+        key = place, number
+        self.calls.add(Call.of(self.sites[place], key, choice, real_T, logits, loss_T))
         if self.tracer is None and not self._saliency:
             if self.calls.many_wait:
                 self.calls.count()
@@ -215,33 +216,40 @@ class ForwardHooks:
         slots_TK, weights_TK = counted.slots_LTK[0], choice.weights_TK
         if self.tracer is not None:
             experts = self.sites[place].num_experts
-            self.tracer.add((place, number), experts, slots_TK, weights_TK, counted.scored)
+            self.tracer.add(key, experts, slots_TK, weights_TK, counted.scored)
         if self._saliency and weights_TK is not None:
             counted.tally.add_values(WEIGHTS, weights_TK, counted.slots_LTK)
             if self.sites[place].experts is not None:  # otherwise these activations stay
                 self._counted[place] = counted, args
 
-    def _real(self, place: int, rows: int, choice: Choice) -> tuple[int, Tensor | None]:
-        """Which pass through the site this is, and which of its rows are real tokens."""
+    def _real(
+        self, place: int, rows: int, choice: Choice
+    ) -> tuple[int, Tensor | None, Tensor | None]:
+        """Which pass through the site this is, which of its rows are real tokens, and which have a
+        loss."""
         batch, site = self._batch, self.sites[place]
         assert batch is not None
         if choice.real_T is not None or not site.sees_text:
-            return 0, choice.real_T
-        of_batch, real_N = batch.rows(site.stack), batch.real(site.stack)
+            return 0, choice.real_T, None
+        of_batch, masks = batch.rows(site.stack), (batch.real(site.stack), batch.loss(site.stack))
         if site.own_rows is not None and (own_N := site.own_rows()) is not None:
             # Without waiting for the device: the number of rows is known from the call.
             at_T = torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
-            return 0, None if real_N is None else real_N[at_T]
+            real_T, loss_T = (None if mask_N is None else mask_N[at_T] for mask_N in masks)
+            return 0, real_T, loss_T
         before, self._rows[place] = self._rows[place], self._rows[place] + rows
         if of_batch is None:
-            return before // rows, None
+            return before // rows, None, None
         if before % of_batch + rows > of_batch:
             raise ValueError(
                 f"{site.name} ({site.path}) is called with {rows} rows and the batch has "
                 f"{of_batch} tokens: it is not known which of them these are"
             )
         start = before % of_batch  # a layer may take its tokens in pieces
-        return before // of_batch, None if real_N is None else real_N[start : start + rows]
+        real_T, loss_T = (
+            None if mask_N is None else mask_N[start : start + rows] for mask_N in masks
+        )
+        return before // of_batch, real_T, loss_T
 
     def _measure_norms(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         """The norm of what every chosen expert returns, before it is weighted."""
@@ -290,6 +298,7 @@ class Batch:
         self.divides_loss = given.get("num_items_in_batch") is not None
         """The model divides its loss by the tokens of the whole step, not of this batch."""
         self._real: dict[str, Tensor | None] = {}
+        self._loss: Tensor | None = None
 
     def rows(self, stack: str) -> int | None:
         """Tokens that a router of the stack sees, padding included; ``None`` if unknown."""
@@ -302,6 +311,22 @@ class Batch:
             real_BS = self._decoder_mask() if stack == "dec" else self._mask()
             self._real[stack] = None if real_BS is None else real_BS.reshape(-1)
         return self._real[stack]
+
+    def loss(self, stack: str) -> Tensor | None:
+        """Bool ``[B·S]``, true where labels show a loss; ``None`` where that is unknown."""
+        if self._loss is None:
+            labels, shifted = self._given.get("labels"), self._given.get("shift_labels")
+            given = labels if shifted is None else shifted
+            if not isinstance(given, Tensor) or stack not in ("", "dec"):
+                return None
+            if given.shape != self._shape(stack):
+                return None
+            with_loss_BS = given != -100
+            if shifted is None and stack != "dec":
+                # The label is the next one; its own must count too where labels are not shifted.
+                with_loss_BS &= nn.functional.pad(with_loss_BS[:, 1:], (0, 1))
+            self._loss = with_loss_BS.reshape(-1)
+        return self._loss
 
     def _shape(self, stack: str) -> tuple[int, int] | None:
         names: tuple[str, ...] = ("decoder_input_ids", "labels", "decoder_inputs_embeds")

@@ -27,6 +27,7 @@ from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, shortened, step_record
+from microscope_tui.probe.still import Looks
 
 _logger = logging.getLogger(__name__)
 claimed: set[Path] = set()
@@ -61,6 +62,7 @@ class Probe:
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
         self.hooks = ForwardHooks(model, sites, mode, saliency)
+        self._looks = Looks(model, sites, ranks, mode == "train")
         self.begin(1, False, None, None)
 
     def begin(
@@ -115,9 +117,9 @@ class Probe:
         self._next()
 
     def read_gradients(self) -> None:
-        """Read the norm of the routers' gradients now, for a trainer that clears them before it
-        calls ``step``."""
+        """Read the gradients now, for a trainer that clears them before it calls ``step``."""
         if self.hooks.on:
+            self._looks.read()
             self._squares = self.hooks.attempt(grad_squares, self.sites, self.ranks)
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
@@ -151,6 +153,7 @@ class Probe:
                 ``failed``.
         """
         self.hooks.detach()
+        self._looks.detach()
         claimed.discard(self._folder)
         if self._log is not None:
             self._log.end(self._step, reason)
@@ -169,16 +172,20 @@ class Probe:
     def _next(self) -> None:
         self._squares = None
         self.hooks.reset(on=(self._step + 1) % self._every == 0)
+        self._looks.begin(self.hooks.on)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
         """Write one line. The sums over ranks are made even if everything else fails."""
-        hooks, ranks = self.hooks, self.ranks
+        hooks, ranks, looks = self.hooks, self.ranks, self._looks
+        looks.logged += 1
+        looks.rated += bool(scalars.get("learning_rate"))
         if self.layout is None:
             self.layout = Layout.agreed(self.sites, hooks.calls.seen, ranks)
+            looks.agree()
         layout = self.layout
         vector = hooks.attempt(self._vector, layout, loss)
         if vector is None:  # it still takes part in the sum
-            extra = torch.zeros(len(EXTRA) + len(layout.rows), dtype=torch.float64)
+            extra = torch.zeros(len(EXTRA) + len(layout.rows) + looks.size, dtype=torch.float64)
             extra[0] = 1.0
             vector = layout.vector((), extra, ranks.rank, ranks.size)
         vector = ranks.sum(vector)
@@ -193,6 +200,9 @@ class Probe:
         scalars = {**self._cost(sums), **scalars}
         record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
         if record is not None:
+            numbers = sums.extra[len(EXTRA) + len(layout.rows) :]
+            found = hooks.attempt(looks.found, numbers, layout.rows, sums.counts)
+            record["router"] |= found or {}
             self._warn_incomplete(sums, layout.rows)
             self._write(layout, record | {"step": self._step})
 
@@ -214,7 +224,9 @@ class Probe:
         known = self._squares
         squares = grad_squares(self.sites, ranks) if known is None else known
         places = torch.tensor([row.place for row in layout.rows], device=device)
-        extra = torch.cat([extra, squares.to(device)[places]])
+        self._looks.read()
+        looked = self._looks.vector(hooks.calls, counts, device)
+        extra = torch.cat([extra, squares.to(device)[places], looked])
         return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
 
     def _cost(self, sums: StepSums) -> dict[str, float | None]:

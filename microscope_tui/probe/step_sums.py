@@ -28,7 +28,8 @@ SUMS = ("entropy", "z_loss", "selected_mass", "margin")
 MEANS = (*SUMS, "mean_entropy", "max_logit")
 EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
 """Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
-the training to stop, sums of losses and how many; then the squared gradient norm of every row."""
+the training to stop, sums of losses and how many; then the squared gradient norm of every row, and
+what ``Looks.vector`` returns."""
 _OWN_KEYS = frozenset({
     "kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses",
     "mean_weight", "mean_output_norm", "incomplete", "loss",
@@ -219,7 +220,7 @@ def step_record(
     counts = [None if none else row for none, row in zip(unseen, sums.counts, strict=True)]
     record = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
     record |= {"tokens": max(sums.tokens, default=0) or None, "tokens_per_expert": counts}
-    record["router"] = summaries(sums, rows, sums.extra[len(EXTRA) :])
+    record["router"] = summaries(sums, rows, sums.extra[len(EXTRA) :][: len(rows)])
     record["loss"] = _mean(extra["loss"], extra["losses"])
     record["losses"] = {**(losses or {})}
     if (aux := _mean(extra["aux"], extra["auxes"])) is not None:
