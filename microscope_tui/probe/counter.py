@@ -183,10 +183,8 @@ class Tally:
         self.experts_L3E = torch.zeros(L, 3, E, dtype=dtype, device=device)
         """Sums of probabilities, weights and norms of outputs."""
         self.max_logit_L = torch.zeros(L, dtype=torch.float32, device=device)
-        self.with_loss_LE2: Tensor | None = None
-        """As ``counts_LE2``: what has no loss, or was dropped, is counted with the padding."""
-        self.labelled = True
-        """Tokens with loss were known in every call."""
+        self.with_loss_LE2 = torch.zeros(L, E + 2, dtype=torch.float64, device=device)
+        """As ``counts_LE2``, of pairs with a loss that no capacity dropped; NaN: unknown."""
 
     def add(self, calls: Call) -> Tensor:
         """Count L calls with stacked tensors; returns the slot of every pair, ``[L, T, K]``."""
@@ -204,15 +202,13 @@ class Tally:
             dropped_LP = ~calls.kept_TK.reshape(slots_LP.shape) & (slots_LP < E)
             self.tokens_L3[:, 1] += dropped_LP.sum(dim=1)
         if calls.loss_T is None:
-            self.labelled = False
+            self.with_loss_LE2.fill_(torch.nan)
         else:
-            at_LTK = slots_LTK.where(calls.loss_T[..., None], E + 1)
+            counted_LTK = calls.loss_T[..., None].expand(slots_LTK.shape)
             if calls.kept_TK is not None:
-                at_LTK = at_LTK.where(calls.kept_TK.reshape(at_LTK.shape), E + 1)
-            with_loss_LE2 = torch.zeros_like(self.counts_LE2)
-            with_loss_LE2.scatter_add_(1, at_LTK.flatten(1), torch.ones_like(slots_LP))
-            before = self.with_loss_LE2
-            self.with_loss_LE2 = with_loss_LE2 if before is None else before + with_loss_LE2
+                counted_LTK = counted_LTK & calls.kept_TK.reshape(slots_LTK.shape)
+            ones_LP = counted_LTK.flatten(1).double()
+            self.with_loss_LE2.scatter_add_(1, slots_LP, ones_LP)
         return slots_LTK
 
     def add_scores(self, calls: Call, slots_LTK: Tensor) -> Scored:

@@ -62,7 +62,7 @@ class Probe:
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
         self.hooks = ForwardHooks(model, sites, mode, saliency)
-        self._looks = Looks(model, sites, ranks, mode == "train")
+        self._looks = Looks(self.hooks, ranks, mode == "train")
         self.begin(1, False, None, None)
 
     def begin(
@@ -119,7 +119,7 @@ class Probe:
     def read_gradients(self) -> None:
         """Read the gradients now, for a trainer that clears them before it calls ``step``."""
         if self.hooks.on:
-            self._looks.read()
+            self.hooks.attempt(self._looks.read)
             self._squares = self.hooks.attempt(grad_squares, self.sites, self.ranks)
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
@@ -200,9 +200,10 @@ class Probe:
         scalars = {**self._cost(sums), **scalars}
         record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
         if record is not None:
-            numbers = sums.extra[len(EXTRA) + len(layout.rows) :]
-            found = hooks.attempt(looks.found, numbers, layout.rows, sums.counts)
-            record["router"] |= found or {}
+            looked = sums.extra[len(EXTRA) + len(layout.rows) :]
+            if not sums.extra[0]:
+                found = hooks.attempt(looks.found, looked, layout.rows, sums.counts)
+                record["router"] |= found or {}
             self._warn_incomplete(sums, layout.rows)
             self._write(layout, record | {"step": self._step})
 

@@ -20,6 +20,8 @@ from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
 from tests.forked import ForkServer
 from tests.probe.layers import ADAPTER, Model, records
+from tests.probe.real_text import small_mixtral
+from tests.probe.test_still import Setup, changed, looks, run, without_gradients
 
 Counts = list[list[int]]
 """Of the layers and their experts."""
@@ -35,12 +37,27 @@ def main(folder: Path, rank: int) -> None:
     for kind in ("fsdp", "broken"):
         model = sharded(build("mixtral"))
         seen[kind] = train(model, model, folder / kind, breaks=kind == "broken" and rank == 1)
+    for kind, setup in STILL.items():
+        model = sharded(setup.model()) if "fsdp" in kind else setup.model()
+        run(setup, folder / kind, model)
     seen["refusal"] = refuse_stages(folder / "stages", rank)
     seen["alone"], seen["norms"] = split_models(folder, rank)
     (folder / f"seen{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
     sys.stderr.flush()
     os._exit(0)  # threads of torch abort the end of the interpreter now and then
+
+
+def ddp() -> Any:
+    return nn.parallel.DistributedDataParallel(small_mixtral())
+
+
+STILL = {
+    "still ddp": Setup(ddp),
+    "still fsdp": Setup(),
+    "still fsdp, no gradients": Setup(changed(without_gradients)),
+    "still fsdp, in backward": Setup(in_backward=True),
+}
 
 
 def sharded(model: Any) -> Any:
@@ -137,6 +154,13 @@ def test_two_ranks_write_one_log_with_the_sum_of_their_counts(kind: str, trained
     for line in lines:
         assert line["tokens"] == 2 * 6 + 2 * 7
         assert "incomplete" not in line
+
+
+@pytest.mark.parametrize("kind", STILL)
+def test_gradients_of_other_ranks_count(kind: str, trained: Trained) -> None:
+    found = (17, 16 if "no gradients" in kind else 0)
+    expected = [[None if "in backward" in kind else found] * 2] * 3
+    assert looks(trained.folder / kind)[2:] == expected
 
 
 def test_training_continues_if_the_probe_of_one_rank_fails_and_lines_are_incomplete(
