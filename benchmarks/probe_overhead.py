@@ -5,10 +5,12 @@
 One Mixtral and a copy of it, on one batch, whose step takes at least 200 ms. Two copies may differ
 by a percent for their places in memory, so the probe is on one of them in the first half and on the
 other in the second. A ratio is the geometric mean of a pair of each half. A half has one log, so
-that its judgement is past its warm-up. Quote nothing from a busy machine.
+that its judgement is past its warm-up. The first looks at gradients are in the warm-up, and what
+one costs is printed. Quote nothing from a busy machine.
 """
 
 import copy
+import itertools
 import math
 import statistics
 import tempfile
@@ -22,6 +24,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from benchmarks.machine import options_of
 from microscope_tui.probe import attach
+from microscope_tui.probe.still import FIRST
 
 LEAST_S = 0.2
 STEPS = 5
@@ -43,13 +46,17 @@ def main() -> None:
         ):
             with_probe = side(watched, ids_BS, lambda loss, probe=probe: probe.step(loss=loss))
             without = side(plain, ids_BS, lambda loss: None)
-            ratios, seconds = measured([with_probe, without], steps, math.ceil(given.pairs / 2))
+            ratios, seconds = measured(
+                [with_probe, without], steps, math.ceil(given.pairs / 2), given.every
+            )
         halves.append(ratios)
         plain_s += seconds
     ratios = [math.sqrt(one * other) for one, other in zip(*halves, strict=True)]
     step_s = statistics.median(plain_s)
     if step_s < LEAST_S:
         print(f"a step takes {step_s * 1000:.0f} ms: raise --width or --tokens to reach 200 ms")
+    seconds, size = look(model, ids_BS)
+    print(f"a look takes {seconds * 1000:.1f} ms and at most {size / 1e6:.2f} MB of memory")
     low, high = interval(ratios)
     target = TARGETS.get(given.every)
     print(
@@ -60,21 +67,45 @@ def main() -> None:
 
 
 def measured(
-    sides: list[Callable[[], None]], steps: int, pairs: int
+    sides: list[Callable[[], None]], steps: int, pairs: int, every: int
 ) -> tuple[list[float], list[float]]:
     """Ratios of the first side to the second, and seconds of a step of the second."""
     ratios, plain_s = [], []
-    for pair in range(pairs + 1):
+    for pair in range(-math.ceil(FIRST * every / steps), pairs):
         seconds = [0.0, 0.0]
         for which in (0, 1) if pair % 2 else (1, 0):
             start = time.perf_counter()
             for _ in range(steps):
                 sides[which]()
             seconds[which] = time.perf_counter() - start
-        if pair:  # the first warms up
+        if pair >= 0:
             ratios.append(seconds[0] / seconds[1])
             plain_s.append(seconds[1] / steps)
     return ratios, plain_s
+
+
+def look(model: Any, ids_BS: torch.Tensor) -> tuple[float, float]:
+    """What a line with a look takes longer than one without, and the memory that it needs: what it
+    allocates at once, and the samples that are kept."""
+    seconds, sizes = [], []
+    with tempfile.TemporaryDirectory() as folder, attach(model, Path(folder) / "run") as probe:
+
+        def log(loss: Any) -> None:
+            start = time.perf_counter()
+            if len(seconds) != FIRST - 1:
+                probe.step(loss=loss)
+            else:
+                with torch.profiler.profile(profile_memory=True) as profile:
+                    probe.step(loss=loss)
+                sizes.extend(one.self_cpu_memory_usage for one in profile.events())
+            seconds.append(time.perf_counter() - start)
+
+        step = side(model, ids_BS, log)
+        for _ in range(2 * FIRST):
+            step()
+        kept = sum(sample.nbytes for sample in (probe._looks._kept or {}).values())
+    cost = statistics.median(seconds[1 : FIRST - 1]) - statistics.median(seconds[FIRST:])
+    return cost, max(itertools.accumulate(sizes)) + kept
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
