@@ -71,7 +71,7 @@ def measured(
 ) -> tuple[list[float], list[float]]:
     """Ratios of the first side to the second, and seconds of a step of the second."""
     ratios, plain_s = [], []
-    for pair in range(-math.ceil(FIRST * every / steps), pairs):
+    for pair in range(-math.ceil(FIRST[-1] * every / steps), pairs):
         seconds = [0.0, 0.0]
         for which in (0, 1) if pair % 2 else (1, 0):
             start = time.perf_counter()
@@ -92,7 +92,7 @@ def look(model: Any, ids_BS: torch.Tensor) -> tuple[float, float]:
 
         def log(loss: Any) -> None:
             start = time.perf_counter()
-            if len(seconds) != FIRST - 1:
+            if len(seconds) != FIRST[-1] - 1:
                 probe.step(loss=loss)
             else:
                 with torch.profiler.profile(profile_memory=True) as profile:
@@ -101,10 +101,12 @@ def look(model: Any, ids_BS: torch.Tensor) -> tuple[float, float]:
             seconds.append(time.perf_counter() - start)
 
         step = side(model, ids_BS, log)
-        for _ in range(2 * FIRST):
+        for _ in range(2 * FIRST[-1]):
             step()
-        kept = sum(sample.nbytes for sample in (probe._looks._kept or {}).values())
-    cost = statistics.median(seconds[1 : FIRST - 1]) - statistics.median(seconds[FIRST:])
+        kept = sum(sample.nbytes for sample in probe._looks._kept.values())
+    cost = statistics.median(seconds[FIRST[0] - 1 : FIRST[-1] - 1]) - statistics.median(
+        seconds[FIRST[-1] :]
+    )
     return cost, max(itertools.accumulate(sizes)) + kept
 
 

@@ -177,11 +177,9 @@ class Probe:
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
         """Write one line. The sums over ranks are made even if everything else fails."""
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
-        looks.logged += 1
-        looks.rated += bool(scalars.get("learning_rate"))
+        looks.count(scalars.get("learning_rate"))
         if self.layout is None:
             self.layout = Layout.agreed(self.sites, hooks.calls.seen, ranks)
-            looks.agree()
         layout = self.layout
         vector = hooks.attempt(self._vector, layout, loss)
         if vector is None:  # it still takes part in the sum

@@ -27,8 +27,9 @@ from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Row, Values
 
 _logger = logging.getLogger(__name__)
-FIRST, EVERY = 5, 100
-"""Looked-at are the logged steps from the second to this one, and then every hundredth."""
+FIRST, EVERY = range(3, 6), 100
+"""Looked-at are these of the logged steps, the first that may show an update between two steps, and
+then every hundredth."""
 ENOUGH_TOKENS, SAMPLE, _OTHERS = 50, 4096, 16
 """Tokens with loss of an expert; elements of a sample; other weights read in or after a layer."""
 _ANY, _ROUTER = -1, -2
@@ -36,6 +37,7 @@ _ANY, _ROUTER = -1, -2
 _ADAPTER = re.compile(r"(lora|hada|lokr|vera)_\w+")
 _HOLDERS = "main_grad", "ds_id", "_hp_mapping"
 """Attributes of a parameter whose gradient Megatron or DeepSpeed may keep elsewhere."""
+Group = tuple[int, str]
 Key = tuple[int, str, int]
 """Place of the router, path in its block without the number of the expert, and this number. Other
 weights have no path, and the place is behind how many routers they come."""
@@ -56,7 +58,7 @@ class Part(NamedTuple):
         return found if found is not None and found.requires_grad else None
 
     @property
-    def group(self) -> tuple[int, str]:
+    def group(self) -> Group:
         """Tensors of one kind in one layer are sampled together, and all others."""
         place, kind, _ = self.keys[0]
         return (place, kind) if kind else (0, "")
@@ -125,42 +127,44 @@ class Looks:
         self._E = max((site.num_experts for site in hooks.sites), default=0)
         self._parts: list[Part] = []
         self._numbers: dict[Key, int] = {}
-        self._kept: dict[tuple[int, str], Tensor] | None = None
-        """Samples by group: of the start, then of the last look at a hundredth step."""
+        self._samples: dict[Group, Tensor] = {}
+        self._kept: dict[Group, Tensor] = {}
+        """Samples after the first step, then of the last look at a hundredth."""
         self._handles: list[Any] = []
-        self._agreed = self._due = False
-        self.logged = self.rated = 0
+        self._moves: Tensor | None = None
+        self.size = self._width = 0
+        """Numbers that a look adds to the sum of the step: of this step, and of a look."""
+        self._logged = self._rated = 0
         """Logged steps, and those since the samples with a rate that is not zero."""
-
-    @property
-    def size(self) -> int:
-        """Numbers that a look adds to the sum of the step; 0 without one."""
-        if not self._due:
-            return 0
-        groups = {part.group for part in self._parts}
-        return len(self._hooks.sites) * self._E + len(self._numbers) + len(groups)
 
     def begin(self, on: bool) -> None:
         """Before a step that is logged if ``on``."""
         self.detach()
-        self._moves: Tensor | None = None
-        self._caught: dict[int, Tensor] = {}
-        self._samples: dict[tuple[int, str], Tensor] = {}
-        next_ = self.logged + 1
-        self._due = self._agreed and on and (next_ <= FIRST or next_ % EVERY == 0)
-        if self._trains and (self._due or self._kept is None):
+        number, self._moves, self._samples = self._logged + 1, None, {}
+        is_look = on and (number in FIRST or number % EVERY == 0)
+        self.size = self._width if is_look else 0
+        if self.size or (self._width and not self._kept):
             self._hooks.attempt(self._prepare)
 
-    def agree(self) -> None:
-        """After the first logged step; every rank calls it."""
-        if not self._trains:
+    def count(self, rate: Any) -> None:
+        """Begin with the line of a step; every rank calls it, and after the first it is agreed what
+        is looked at.
+
+        Args:
+            rate: The learning rate if it is known.
+        """
+        self._logged += 1
+        self._rated += isinstance(rate, int | float) and rate != 0
+        if self._logged > 1 or not self._trains:
             return
         parts = self._hooks.attempt(_plan, self._hooks.model, self._hooks.sites) or []
         self._parts, keys = parts, dict.fromkeys(key for part in parts for key in part.keys)
         self._numbers = {key: number for number, key in enumerate(keys)}
         zero = any(hasattr(part.weight, "ds_id") for part in parts)
         marks = self._ranks.all_gather(0 if zero else zlib.crc32(repr([*keys]).encode()))
-        self._agreed = bool(keys) and not zero and len(set(marks)) == 1
+        if keys and not zero and len(set(marks)) == 1:
+            tokens, groups = len(self._hooks.sites) * self._E, {part.group for part in parts}
+            self._width = tokens + len(keys) + len(groups)
         if zero and self._ranks.rank == 0:
             _logger.warning(
                 "ZeRO-3 keeps gradients in partitions: whether experts and routers get any is not "
@@ -175,24 +179,21 @@ class Looks:
 
     def read(self) -> None:
         """Read the gradients, before they are cleared."""
-        if self._due and self._moves is None:
+        if self.size and self._moves is None:
             self._moves = self._read()
 
     def _prepare(self) -> None:
-        parts = self._parts or _plan(self._hooks.model, self._hooks.sites)
-        weights: defaultdict[tuple[int, str], list[Tensor]] = defaultdict(list)
-        for number, part in enumerate(parts):
+        self._caught: dict[int, Tensor] = {}
+        weights: defaultdict[Group, list[Tensor]] = defaultdict(list)
+        for number, part in enumerate(self._parts):
             weight, some = part.weight, weights[part.group]
-            if weight is not None and not weight.is_meta:
+            if weight is not None:
                 some.append(_local(weight))
-            if self._due and getattr(weight, "_post_accumulate_grad_hooks", None):
+            if self.size and getattr(weight, "_post_accumulate_grad_hooks", None):
                 # An optimizer that steps inside the backward pass clears the gradient.
                 self._handles.append(weight.register_hook(self._catch(number)))
         self._samples = {group: _sample_of(some) for group, some in weights.items()}
-        both = self._kept or {}, self._samples
-        shapes = [{group: sample.shape for group, sample in of.items()} for of in both]
-        if shapes[0] != shapes[1]:  # the start, or sharded or wrapped after attach
-            self._kept, self.rated = self._samples, 0
+        self._kept = self._kept or self._samples
 
     def _catch(self, number: int) -> Callable[[Tensor], None]:
         def catch(grad: Tensor) -> None:
@@ -214,8 +215,7 @@ class Looks:
                 blind += at
             elif weight.grad is not None:
                 grad = _local(weight.grad)
-                if len(at) > 1 and hasattr(weight.grad, "placements"):
-                    at = at[_first_row(weight.grad) :][: len(grad)]
+                at = at[_first_row(weight.grad) :][: len(grad)] if len(at) > 1 else at
                 if grad.numel():
                     groups[grad.device, grad.dtype, len(part.keys) > 1].append((at, grad))
         for (*_, is_stack), some in groups.items():
@@ -235,17 +235,17 @@ class Looks:
         Args:
             counts: The tokens of this rank count.
         """
-        S, E, kept = len(self._hooks.sites), self._E, self._kept
+        S, E = len(self._hooks.sites), self._E
         tokens_SE = torch.zeros(S, E, dtype=torch.float64, device=device)
-        if not self._due or kept is None or self._moves is None:
+        if self._moves is None:
             return tokens_SE[:0, 0]
         for tally in calls.tallies if counts else ():
             for at, (place, _) in enumerate(tally.keys):
                 with_loss_E = tally.with_loss_LE2[at, : tally.num_experts]
                 tokens_SE[place, : tally.num_experts] += with_loss_E.to(device)
-        pairs = [(kept[group].to(new.device), new) for group, new in self._samples.items()]
+        pairs = [(self._kept[group].to(new.device), new) for group, new in self._samples.items()]
         changed = torch.stack([(old != new).sum().to(tokens_SE) for old, new in pairs])
-        if self.logged % EVERY == 0:
+        if self._logged % EVERY == 0:
             self._kept = self._samples
         return torch.cat([tokens_SE.flatten(), self._moves.to(device), changed])
 
@@ -254,19 +254,19 @@ class Looks:
     ) -> dict[str, Values]:
         """The summaries of the look from the sum of all vectors; ``counts`` are the pairs of every
         row, with and without loss."""
-        if not self._due:
+        if not self.size:
             return {}
         S, E, N = len(self._hooks.sites), self._E, len(self._numbers)
         moving, changed = numbers[S * E : S * E + N], numbers[S * E + N :]
-        is_hundredth = self.logged % EVERY == 0
-        compares = is_hundredth and self.rated >= EVERY // 2
-        self.rated = 0 if is_hundredth else self.rated
+        is_hundredth = self._logged % EVERY == 0
+        compares = is_hundredth and self._rated >= EVERY // 2
+        self._rated = 0 if is_hundredth else self._rated
         if not (any(changed) or compares) or not any(n > 0 for n in moving):
             return {}
         samples = zip(changed, self._samples.items(), strict=True)
         equal = {group for n, (group, sample) in samples if not n and len(sample) >= SAMPLE}
         moves = dict(zip(self._numbers, moving, strict=True))
-        last = max(at for (at, _, n), one in moves.items() if one > 0 and n != _ROUTER)
+        after = [at for (at, _, n), one in moves.items() if one > 0 and n != _ROUTER]
         found: list[tuple[float | None, ...]] = []
         layers: defaultdict[int, dict[Key, bool]] = defaultdict(dict)
         for key, one in moves.items():
@@ -282,7 +282,7 @@ class Looks:
             looked = [key for key in own if (enough[key[2]] if key[2] >= 0 else any(enough))]
             still = sum(not own[key] for key in looked)
             some = any(moved for (*_, n), moved in own.items() if n != _ROUTER)
-            if not looked or (unknown and still and (some or last <= row.place)):
+            if not looked or (unknown and still and (some or max(after, default=0) <= row.place)):
                 found.append((None, None, None))
                 continue
             same = sum((place, kind) in equal for place, kind, _ in looked) if compares else None
@@ -300,10 +300,11 @@ def _local(tensor: Any) -> Tensor:
 
 def _first_row(grad: Any) -> int:
     """Of this rank's part of a DTensor."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    if not hasattr(grad, "device_mesh"):
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as place_of
 
-    place = compute_local_shape_and_global_offset(grad.shape, grad.device_mesh, grad.placements)
-    return int(place[1][0])
+    return int(place_of(grad.shape, grad.device_mesh, grad.placements)[1][0])
 
 
 def _is_elsewhere(weight: Any) -> bool:

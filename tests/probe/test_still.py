@@ -249,7 +249,7 @@ STILL = {
 def test_what_gets_no_gradient_is_still_at_the_first_three_looks(name: str, tmp_path: Path) -> None:
     setup, looked, still = STILL[name]
     found = run(setup, tmp_path)
-    assert found[1:4] == [[(looked, still)] * 2] * 3
+    assert found[2:5] == [[(looked, still)] * 2] * 3
 
 
 @pytest.mark.parametrize("still", [0, 2])
