@@ -85,29 +85,28 @@ def measured(
 
 
 def look(model: Any, ids_BS: torch.Tensor) -> tuple[float, float]:
-    """What a line with a look takes longer than one without, and the memory that it needs: what it
-    allocates at once, and the samples that are kept."""
-    seconds, sizes = [], []
+    """Seconds that a line takes longer with a look than without, and bytes that it holds at once,
+    with the samples that are kept."""
+    lines = []
     with tempfile.TemporaryDirectory() as folder, attach(model, Path(folder) / "run") as probe:
 
         def log(loss: Any) -> None:
-            start = time.perf_counter()
-            if len(seconds) != FIRST[-1] - 1:
+            with torch.profiler.profile(profile_memory=True) as profile:
+                start = time.perf_counter()
                 probe.step(loss=loss)
-            else:
-                with torch.profiler.profile(profile_memory=True) as profile:
-                    probe.step(loss=loss)
-                sizes.extend(one.self_cpu_memory_usage for one in profile.events())
-            seconds.append(time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+            sizes = itertools.accumulate(one.self_cpu_memory_usage for one in profile.events())
+            lines.append((seconds, max(sizes)))
 
         step = side(model, ids_BS, log)
         for _ in range(2 * FIRST[-1]):
             step()
         kept = sum(sample.nbytes for sample in probe._looks._kept.values())
-    cost = statistics.median(seconds[FIRST[0] - 1 : FIRST[-1] - 1]) - statistics.median(
-        seconds[FIRST[-1] :]
+    looks, others = (
+        [statistics.median(column) for column in zip(*some, strict=True)]
+        for some in (lines[FIRST[0] - 1 : FIRST[-1]], lines[FIRST[-1] :])
     )
-    return cost, max(itertools.accumulate(sizes)) + kept
+    return looks[0] - others[0], looks[1] + kept
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:

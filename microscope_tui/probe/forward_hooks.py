@@ -204,7 +204,12 @@ class ForwardHooks:
         rows = choice.ids_TK.numel() // choice.ids_TK.shape[-1]
         if rows == 0:
             return
-        number, real_T, loss_T = self._real(place, rows, choice)
+        number, at = self._rows_of(place, rows, choice)
+        batch, stack = self._batch, self.sites[place].stack
+        real_T, loss_T = choice.real_T, None
+        if batch is not None and at is not None:
+            masks = batch.real(stack), batch.loss(stack)
+            real_T, loss_T = (None if mask_N is None else mask_N[at] for mask_N in masks)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
         key = place, number
         self.calls.add(Call.of(self.sites[place], key, choice, real_T, logits, loss_T))
@@ -222,34 +227,27 @@ class ForwardHooks:
             if self.sites[place].experts is not None:  # otherwise these activations stay
                 self._counted[place] = counted, args
 
-    def _real(
-        self, place: int, rows: int, choice: Choice
-    ) -> tuple[int, Tensor | None, Tensor | None]:
-        """Which pass through the site this is, which of its rows are real tokens, and which have a
-        loss."""
+    def _rows_of(self, place: int, rows: int, choice: Choice) -> tuple[int, Any]:
+        """Which pass through the site this is, and which rows of the batch it sees; ``None`` if
+        unknown."""
         batch, site = self._batch, self.sites[place]
         assert batch is not None
         if choice.real_T is not None or not site.sees_text:
-            return 0, choice.real_T, None
-        of_batch, masks = batch.rows(site.stack), (batch.real(site.stack), batch.loss(site.stack))
+            return 0, None
+        of_batch = batch.rows(site.stack)
         if site.own_rows is not None and (own_N := site.own_rows()) is not None:
             # Without waiting for the device: the number of rows is known from the call.
-            at_T = torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
-            real_T, loss_T = (None if mask_N is None else mask_N[at_T] for mask_N in masks)
-            return 0, real_T, loss_T
+            return 0, torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
         before, self._rows[place] = self._rows[place], self._rows[place] + rows
         if of_batch is None:
-            return before // rows, None, None
+            return before // rows, None
         if before % of_batch + rows > of_batch:
             raise ValueError(
                 f"{site.name} ({site.path}) is called with {rows} rows and the batch has "
                 f"{of_batch} tokens: it is not known which of them these are"
             )
         start = before % of_batch  # a layer may take its tokens in pieces
-        real_T, loss_T = (
-            None if mask_N is None else mask_N[start : start + rows] for mask_N in masks
-        )
-        return before // of_batch, real_T, loss_T
+        return before // of_batch, slice(start, start + rows)
 
     def _measure_norms(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         """The norm of what every chosen expert returns, before it is weighted."""
@@ -314,19 +312,13 @@ class Batch:
 
     def loss(self, stack: str) -> Tensor | None:
         """Bool ``[B·S]``, true where labels show a loss; ``None`` where that is unknown."""
-        if self._loss is None:
-            labels, shifted = self._given.get("labels"), self._given.get("shift_labels")
-            given = labels if shifted is None else shifted
-            if not isinstance(given, Tensor) or stack not in ("", "dec"):
-                return None
-            if given.shape != self._shape(stack):
-                return None
-            with_loss_BS = given != -100
-            if shifted is None and stack != "dec":
-                # The label is the next one; its own must count too where labels are not shifted.
-                with_loss_BS &= nn.functional.pad(with_loss_BS[:, 1:], (0, 1))
-            self._loss = with_loss_BS.reshape(-1)
-        return self._loss
+        labels, shifted = self._given.get("labels"), self._given.get("shift_labels")
+        given = labels if shifted is None else shifted
+        if self._loss is None and isinstance(given, Tensor) and given.shape == self._shape(stack):
+            self._loss = given != -100
+            if shifted is None:  # the next label and, as not all models shift them, its own
+                self._loss &= nn.functional.pad(self._loss[:, 1:], (0, 1))
+        return None if self._loss is None or stack not in ("", "dec") else self._loss.reshape(-1)
 
     def _shape(self, stack: str) -> tuple[int, int] | None:
         names: tuple[str, ...] = ("decoder_input_ids", "labels", "decoder_inputs_embeds")

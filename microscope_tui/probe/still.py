@@ -67,13 +67,11 @@ class Part(NamedTuple):
 def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
     """What is looked at: routers and their experts, and the smallest of the other weights."""
     modules, found, layers = dict(model.named_modules()), dict[int, Part](), dict[str, int]()
-    paths = {module: path for path, module in modules.items()}
     for place, site in enumerate(sites):
-        block = site.block or modules.get(site.path.rpartition(".")[0], model)
-        numbered = re.match(r"(.*\.)?\d+(?=\.|$)", paths[block])
-        layers[numbered[0] if numbered else paths[block]] = place
-        for part in _parts_of(block, site, place):
-            found.setdefault(id(part.weight), part)
+        numbered = re.match(r"(.*\.)?\d+(?=\.)", site.path)
+        layers[numbered[0] if numbered else site.path] = place
+        block = site.block or modules[site.path.rpartition(".")[0]]
+        found = {id(part.weight): part for part in _parts_of(block, site, place)} | found
     others: defaultdict[int, list[tuple[int, int, Part]]] = defaultdict(list)
     after = 0
     for number, (path, weight) in enumerate(model.named_parameters()):
@@ -288,7 +286,7 @@ class Looks:
             same = sum((place, kind) in equal for place, kind, _ in looked) if compares else None
             found.append((len(looked), still, same))
         names = "looked_tensors", "still_tensors", "unchanged_tensors"
-        lists = {name: [*one] for name, one in zip(names, zip(*found, strict=True), strict=True)}
+        lists = dict(zip(names, map(list, zip(*found, strict=True)), strict=True))
         return {name: one for name, one in lists.items() if any(v is not None for v in one)}
 
 
