@@ -159,8 +159,9 @@ def test_two_ranks_write_one_log_with_the_sum_of_their_counts(kind: str, trained
 @pytest.mark.parametrize("kind", STILL)
 def test_gradients_of_other_ranks_count(kind: str, trained: Trained) -> None:
     found = (17, 16 if "no gradients" in kind else 0)
-    expected = [[None if "in backward" in kind else found] * 2] * 3
-    assert looks(trained.folder / kind)[2:] == expected
+    for row in looks(trained.folder / kind)[2:]:
+        # FSDP2 runs the optimizers itself: those gradients are not seen.
+        assert all(one[1] == 0 for one in row) if "in backward" in kind else row == [found] * 2
 
 
 def test_training_continues_if_the_probe_of_one_rank_fails_and_lines_are_incomplete(
