@@ -71,7 +71,7 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
     known = {p: training.get(p) for p in ("routers", "experts", "attention", "embeddings")}
     said = [f"{p} {'{} of {}'.format(*n) if n else 'unknown'}" for p, n in known.items()]
     if "experts" in training:
-        said[1] += f" ({training['expert_weights']:.3g} of their weights)"
+        said[1] += f" ({100 * training['expert_weights']:.3g} % of their weights)"
     frozen = ", ".join(part for part, n in known.items() if n and not n[0])
     lines = [f"trained tensors: {', '.join(said)}", f"frozen: {frozen or 'no part'}"]
     if adapters := training.get("adapters"):

@@ -57,6 +57,10 @@ def causes(records: list[Record]) -> list[Any]:
         ({"training": ON_ATTENTION | {"adapters": {"attention": 8}}}, []),  # unknown
         ({"training": ON_ATTENTION | {"adapters": {"experts": 0}}}, []),  # there is none
         ({"balance": {"method": "bias", **UNUSED}}, [("trainer aux ignored", WARN)]),
+        (
+            {"balance": POOLS | UNUSED | {"output_router_logits": False}},
+            [("trainer aux ignored", WARN)],
+        ),
         ({"balance": {"method": "bias", **UNUSED, "trainer_aux_weight": 0}}, []),
         ({"profile": "eval", "training": ON_ATTENTION | {"missing_targets": ["w1"]}}, []),
         ({"source": {"counts": "local_rank"}}, [("one rank", INFO)]),
@@ -209,3 +213,10 @@ def test_the_text_names_the_modules_and_both_settings_without_control_characters
     assert "\N{REPLACEMENT CHARACTER}[2J, a, b, c, d, e and 2 more" in said["missing targets"].why
     assert "SFTConfig.aux_coef is 0.01" in said["trainer aux ignored"].why
     assert "Set router_aux_loss_coef" in said["trainer aux ignored"].next
+
+
+def test_a_model_without_an_auxiliary_loss_has_no_setting_to_advise() -> None:
+    run = header(balance={"method": "bias", "trainer_aux_weight": 0.01})
+    ((_, advice),) = report(judge([run, *steps(1, 3)]))
+    assert "the model has no auxiliary loss" in advice.why
+    assert advice.next.startswith("Set it to 0")

@@ -34,8 +34,9 @@ _TEXTS = {
         "switch on load balancing: bias updates, or an auxiliary loss per layer",
     ),
     "aux not applied": (
-        "an auxiliary loss is configured, but {output_router_logits} is off: the model adds none",
-        "set {output_router_logits} to true",
+        "an auxiliary loss is configured, but {output_router_logits} is off or ignored: the model "
+        "adds none",
+        "set {output_router_logits} to true; if it is, the forward of the model ignores it",
     ),
     "aux pooled": (
         "the auxiliary loss is at its floor while layers are uneven: it pools all layers first",
@@ -82,8 +83,10 @@ _TEXTS = {
     ),
     "trainer aux ignored": (
         "{trainer_aux_weight} is {coefficient:g} in the arguments of the trainer, but the model "
-        "reads {aux_weight} of its own configuration",
-        "set {aux_weight}, and {output_router_logits} to true, in the configuration of the model",
+        "adds no auxiliary loss: it reads {aux_weight} and {output_router_logits} of its own "
+        "configuration",
+        "set {aux_weight}, and {output_router_logits} to true, in the configuration of the model; "
+        "if they are set, the forward of the model ignores them",
     ),
     MOVING: (
         "every router is frozen, but its selection bias changes, and with it the choice of "
@@ -99,11 +102,16 @@ _TEXTS = {
         "sum tokens_per_expert over all ranks before it is written",
     ),
 }
+_NO_AUX = (
+    "{trainer_aux_weight} is {coefficient:g} in the arguments of the trainer, but the model has no "
+    "auxiliary loss",
+    "set it to 0, or add an auxiliary loss in the training code",
+)
 _INFO = (
     "few tokens", "one rank", "layers pooled", "bias not updated", "router frozen", BY_CONSTRUCTION,
     "adapters miss experts",
 )  # fmt: skip
-_FROM_STEPS = ("aux pooled", BIAS_LOST, WRONG_SIGN, MOVING)
+_FROM_STEPS = ("aux pooled", BIAS_LOST, MOVING, WRONG_SIGN)
 _OF_TRANSFORMERS, _OF_TRAINER = "output_router_logits", "trainer_aux_weight"
 
 _MOST = 8  # routers on trial at the same time
@@ -333,7 +341,8 @@ class Lint(Rule[LintLimits, Memory]):
             yield "no balancing"
         if method in CONSTRUCTED:
             yield BY_CONSTRUCTION
-        if method == "aux" and balance.get(_OF_TRANSFORMERS) == 0:
+        ignored = (balance.get(_OF_TRAINER) or 0) > 0
+        if method == "aux" and balance.get(_OF_TRANSFORMERS) == 0 and not ignored:
             yield "aux not applied"
         if balance.get("pools_layers"):
             yield "layers pooled"
@@ -346,7 +355,7 @@ class Lint(Rule[LintLimits, Memory]):
             yield "adapters miss experts"
         if training.get("missing_targets"):
             yield "missing targets"
-        if (balance.get(_OF_TRAINER) or 0) > 0:
+        if ignored:
             yield "trainer aux ignored"
         is_gpt_oss = "gpt-oss" in run.model_name.lower().replace("_", "-")
         if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
@@ -365,7 +374,9 @@ class Lint(Rule[LintLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        why, remedy = _TEXTS[str(worst.facts.get("cause"))]
+        cause, own = str(worst.facts.get("cause")), setting(run, "aux_weight")
+        no_setting = cause == "trainer aux ignored" and own == "aux_weight"
+        why, remedy = _NO_AUX if no_setting else _TEXTS[cause]
         known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before")}
         for name in (_OF_TRANSFORMERS, _OF_TRAINER, "aux_weight"):
             known[name] = setting(run, name)

@@ -78,8 +78,8 @@ class Still(Rule[StillLimits, Nothing]):
             return (
                 f"{none} gradient: {tensors} (experts and router) in {number(worst, 'looks'):.0f} "
                 "looked-at steps in a row",
-                "check that the optimizer holds these weights, that adapters target the parameters "
-                "of the experts, and that nothing detaches the output of the layer",
+                "check that the forward of the experts uses these weights (a kernel that replaces "
+                "it may ignore adapters), and that nothing detaches the output of the layer",
             )
         why = f"{tensors} are what they were {_APART} steps before"
         if run.dtype in _ROUNDS:
