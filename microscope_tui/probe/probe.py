@@ -119,7 +119,7 @@ class Probe:
     def read_gradients(self) -> None:
         """Read the gradients now, for a trainer that clears them before it calls ``step``."""
         if self.hooks.on:
-            self.hooks.attempt(self._looks.read)
+            self._looks.read()
             self._squares = self.hooks.attempt(grad_squares, self.sites, self.ranks)
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
@@ -200,7 +200,7 @@ class Probe:
         if record is not None:
             looked = sums.extra[len(EXTRA) + len(layout.rows) :]
             if not sums.extra[0]:
-                found = hooks.attempt(looks.found, looked, layout.rows, sums.counts)
+                found = looks.attempt(looks.found, looked, layout.rows, sums.counts)
                 record["router"] |= found or {}
             self._warn_incomplete(sums, layout.rows)
             self._write(layout, record | {"step": self._step})

@@ -28,8 +28,7 @@ from microscope_tui.probe.step_sums import Row, Values
 
 _logger = logging.getLogger(__name__)
 FIRST, EVERY = range(3, 6), 100
-"""Looked-at are these of the logged steps, the first that may show an update between two steps, and
-then every hundredth."""
+"""Logged steps with a look: the first ones that may follow an update, then every hundredth."""
 ENOUGH_TOKENS, SAMPLE, _OTHERS = 50, 4096, 16
 """Tokens with loss of an expert; elements of a sample; other weights read in or after a layer."""
 _ANY, _ROUTER = -1, -2
@@ -121,7 +120,7 @@ class Looks:
 
     def __init__(self, hooks: ForwardHooks, ranks: Ranks, trains: bool) -> None:
         """``trains``: the mode is ``train``; otherwise nothing is looked at."""
-        self._hooks, self._ranks, self._trains = hooks, ranks, trains
+        self._hooks, self._ranks, self._trains, self._failed = hooks, ranks, trains, False
         self._E = max((site.num_experts for site in hooks.sites), default=0)
         self._parts: list[Part] = []
         self._numbers: dict[Key, int] = {}
@@ -129,7 +128,7 @@ class Looks:
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
         self._handles: list[Any] = []
-        self._moves: Tensor | None = None
+        self._moves: Any = None
         self.size = self._width = 0
         """Numbers that a look adds to the sum of the step: of this step, and of a look."""
         self._logged = self._rated = 0
@@ -142,20 +141,25 @@ class Looks:
         is_look = on and (number in FIRST or number % EVERY == 0)
         self.size = self._width if is_look else 0
         if self.size or (self._width and not self._kept):
-            self._hooks.attempt(self._prepare)
+            self.attempt(self._prepare)
+
+    def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What ``call`` returns; ``None`` from the first failure on. The counting continues."""
+        try:
+            with torch.no_grad():
+                return None if self._failed else call(*args)
+        except Exception as error:  # any failure: the training matters more
+            self._failed = True
+            _logger.warning("gradients are not looked at any more, training continues: %r", error)
 
     def count(self, rate: Any) -> None:
-        """Begin with the line of a step; every rank calls it, and after the first it is agreed what
-        is looked at.
-
-        Args:
-            rate: The learning rate if it is known.
-        """
+        """A step is logged, with this learning rate; every rank calls it, and at the first they
+        agree on what is looked at."""
         self._logged += 1
         self._rated += isinstance(rate, int | float) and rate != 0
         if self._logged > 1 or not self._trains:
             return
-        parts = self._hooks.attempt(_plan, self._hooks.model, self._hooks.sites) or []
+        parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
         self._parts, keys = parts, dict.fromkeys(key for part in parts for key in part.keys)
         self._numbers = {key: number for number, key in enumerate(keys)}
         zero = any(hasattr(part.weight, "ds_id") for part in parts)
@@ -164,10 +168,7 @@ class Looks:
             tokens, groups = len(self._hooks.sites) * self._E, {part.group for part in parts}
             self._width = tokens + len(keys) + len(groups)
         if zero and self._ranks.rank == 0:
-            _logger.warning(
-                "ZeRO-3 keeps gradients in partitions: whether experts and routers get any is not "
-                "seen (no router.still_tensors in the log)"
-            )
+            _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
 
     def detach(self) -> None:
         """Remove the hooks of a look."""
@@ -178,16 +179,17 @@ class Looks:
     def read(self) -> None:
         """Read the gradients, before they are cleared."""
         if self.size and self._moves is None:
-            self._moves = self._read()
+            self._moves = self.attempt(self._read)
 
     def _prepare(self) -> None:
         self._caught: dict[int, Tensor] = {}
         weights: defaultdict[Group, list[Tensor]] = defaultdict(list)
         for number, part in enumerate(self._parts):
             weight, some = part.weight, weights[part.group]
-            if weight is not None:
-                some.append(_local(weight))
-            if self.size and getattr(weight, "_post_accumulate_grad_hooks", None):
+            if (held := part.module._parameters.get(part.name)) is not None:
+                some.append(_local(held))  # also while it is frozen: the sizes stay
+            hooks = getattr(weight, "_post_accumulate_grad_hooks", None)
+            if self.size and hooks and not hasattr(weight, "to_local"):
                 # An optimizer that steps inside the backward pass clears the gradient.
                 self._handles.append(weight.register_hook(self._catch(number)))
         self._samples = {group: _sample_of(some) for group, some in weights.items()}
@@ -195,10 +197,10 @@ class Looks:
 
     def _catch(self, number: int) -> Callable[[Tensor], None]:
         def catch(grad: Tensor) -> None:
-            moves = _largest([grad], len(self._parts[number].keys) > 1)[0] != 0
+            moves = _largest([_local(grad)], len(self._parts[number].keys) > 1)[0] != 0
             self._caught[number] = moves | self._caught.get(number, torch.zeros_like(moves))
 
-        return lambda grad: self._hooks.attempt(catch, grad)
+        return lambda grad: self.attempt(catch, grad)
 
     def _read(self) -> Tensor:
         """1 for every tensor with a gradient that is not zero; NaN where that is not known."""
@@ -220,23 +222,21 @@ class Looks:
             largest = torch.cat(_largest([grad for _, grad in some], is_stack))
             moves.append(([number for at, _ in some for number in at], largest != 0))
         device = moves[0][1].device if moves else torch.device("cpu")
+        moves.append((blind, torch.full((len(blind),), math.nan, device=device)))
+        at_M = torch.tensor([n for at, _ in moves for n in at], dtype=torch.long, device=device)
         found_N = torch.zeros(len(self._numbers), dtype=torch.float64, device=device)
-        for at, flags in moves:
-            found_N.index_add_(0, torch.tensor(at, device=device), flags.to(found_N))
-        found_N[blind] = math.nan
-        return found_N
+        return found_N.index_add_(0, at_M, torch.cat([flags.to(found_N) for _, flags in moves]))
 
     def vector(self, calls: Calls, counts: bool, device: torch.device) -> Tensor:
-        """What this rank adds: the tokens with loss of every expert, what ``_read`` returns, and
-        how many sampled elements of every group have changed.
+        """What this rank adds, always ``size`` numbers: the tokens with loss of every expert if its
+        tokens count, what ``_read`` returns, how many sampled elements of every group changed."""
+        found = None if self._moves is None else self.attempt(self._vector, calls, counts, device)
+        unknown = torch.full((self.size,), math.nan, dtype=torch.float64, device=device)
+        return found if found is not None and found.shape == unknown.shape else unknown
 
-        Args:
-            counts: The tokens of this rank count.
-        """
+    def _vector(self, calls: Calls, counts: bool, device: torch.device) -> Tensor:
         S, E = len(self._hooks.sites), self._E
         tokens_SE = torch.zeros(S, E, dtype=torch.float64, device=device)
-        if self._moves is None:
-            return tokens_SE[:0, 0]
         for tally in calls.tallies if counts else ():
             for at, (place, _) in enumerate(tally.keys):
                 with_loss_E = tally.with_loss_LE2[at, : tally.num_experts]
@@ -250,8 +250,7 @@ class Looks:
     def found(
         self, numbers: Sequence[float], rows: Sequence[Row], counts: Sequence[Sequence[int]]
     ) -> dict[str, Values]:
-        """The summaries of the look from the sum of all vectors; ``counts`` are the pairs of every
-        row, with and without loss."""
+        """The summaries of the look, from the sum of all vectors and the pairs of every row."""
         if not self.size:
             return {}
         S, E, N = len(self._hooks.sites), self._E, len(self._numbers)
@@ -291,9 +290,9 @@ class Looks:
 
 
 def _local(tensor: Any) -> Tensor:
-    """This rank's part of a DTensor."""
+    """This rank's part of a DTensor; of a sparse tensor the values."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach()
+    return local._values() if local.is_sparse else local.detach()
 
 
 def _first_row(grad: Any) -> int:
@@ -306,10 +305,11 @@ def _first_row(grad: Any) -> int:
 
 
 def _is_elsewhere(weight: Any) -> bool:
-    """The gradient may be kept elsewhere than in ``grad``; FSDP2 calls hooks that clear it."""
-    hooks = getattr(weight, "_post_accumulate_grad_hooks", None) and hasattr(weight, "to_local")
+    """The gradient may be kept elsewhere than in ``grad``, or hooks (FSDP2, LOMO) clear it."""
+    hooks = weight._post_accumulate_grad_hooks
+    clears = hasattr(weight, "to_local") if hooks else weight._backward_hooks
     held = any(getattr(weight, name, None) is not None for name in _HOLDERS)
-    return held or (weight.grad is None and bool(hooks)) or getattr(weight.grad, "is_sparse", False)
+    return held or (weight.grad is None and bool(clears))
 
 
 def _largest(grads: Sequence[Tensor], is_stack: bool) -> list[Tensor]:
@@ -323,4 +323,4 @@ def _sample_of(weights: Sequence[Tensor]) -> Tensor:
     """At least ``SAMPLE`` elements if there are as many; an odd distance meets all columns."""
     share = 2 * SAMPLE // max(1, len(weights)) + 1
     pieces = [one.flatten()[:: max(1, one.numel() // share) | 1] for one in weights]
-    return torch.cat(pieces).clone() if pieces else torch.zeros(0)
+    return torch.cat([one.to(pieces[0].device) for one in pieces] or [torch.zeros(0)]).clone()

@@ -21,7 +21,7 @@ from microscope_tui.probe import attach
 from tests.forked import ForkServer
 from tests.probe.layers import ADAPTER, Model, records
 from tests.probe.real_text import small_mixtral
-from tests.probe.test_still import Setup, changed, looks, run, without_gradients
+from tests.probe.test_still import Setup, changed, looks, run, step_in_backward, without_gradients
 
 Counts = list[list[int]]
 """Of the layers and their experts."""
@@ -56,7 +56,7 @@ STILL = {
     "still ddp": Setup(ddp),
     "still fsdp": Setup(),
     "still fsdp, no gradients": Setup(changed(without_gradients)),
-    "still fsdp, in backward": Setup(in_backward=True),
+    "still fsdp, in backward": Setup(in_backward=step_in_backward),
 }
 
 

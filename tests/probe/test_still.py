@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe import MicroscopeCallback, attach
+from microscope_tui.probe import MicroscopeCallback, attach, still
 from tests.probe.layers import EXPERTS, ROUTERS, Model, records
 from tests.probe.real_text import TEXT, small_mixtral, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("default")  # of the libraries, not of the probe
-STACKS, LAST = 2 * 8, 2
-"""Expert tensors and layers of the small Mixtral, whose experts are two stacks."""
+STACKS = 2 * 8
+"""Expert tensors of a layer of the small Mixtral, whose experts are two stacks."""
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Setup:
     options: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     """Steps that a scaler skips."""
-    in_backward: bool = False
-    """Every second parameter is updated, and its gradient cleared, in the backward pass."""
+    in_backward: Any = None
+    """Makes hooks that update every second parameter, and clear its gradient, in the backward."""
 
 
 def run(setup: Setup, folder: Path, model: Any = None) -> list[Any]:
@@ -50,7 +50,7 @@ def run(setup: Setup, folder: Path, model: Any = None) -> list[Any]:
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0 if not setup.skipped else 2.0**127)
     routers = ROUTERS if any(isinstance(m, Model) for m in model.modules()) else None
     made = torch.Generator().manual_seed(0)
-    handles = [step_in_backward(w, setup) for w in trained[::2]] if setup.in_backward else []
+    handles = [setup.in_backward(w, setup) for w in trained[::2]] if setup.in_backward else []
     with attach(model.train(), folder, routers=routers, every=setup.every) as probe:
         for step in range(setup.steps * setup.every):
             rate = setup.rates[min(step, len(setup.rates) - 1)]
@@ -83,6 +83,13 @@ def step_in_backward(weight: nn.Parameter, setup: Setup) -> Any:
         weight.grad = None
 
     return weight.register_post_accumulate_grad_hook(step)
+
+
+def clear_as_lomo(weight: nn.Parameter, setup: Setup) -> Any:
+    """A hook of the tensor uses the gradient, and a later one clears it."""
+    clear = lambda: setattr(weight, "grad", None)  # noqa: E731
+    engine = torch.autograd.Variable._execution_engine
+    return weight.register_hook(lambda grad: engine.queue_callback(clear))
 
 
 def looks(folder: Path) -> list[Any]:
@@ -158,6 +165,13 @@ def without_loss(layer: Any) -> None:
     layer.mlp.gate.register_forward_hook(choose)
 
 
+def frozen_later(layer: Any) -> None:
+    """From the third pass on."""
+    passes = iter(range(100))
+    hook = lambda module, args: module.requires_grad_(next(passes) < 2) and None  # noqa: E731
+    layer.mlp.experts.register_forward_pre_hook(hook)
+
+
 def checkpointed(reentrant: bool) -> Any:
     model = small_mixtral()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -190,7 +204,9 @@ HEALTHY = {
     "few with loss": (Setup(with_loss=0.1), None),
     "dead experts": (Setup(changed(with_dead_experts)), STACKS // 2 + 1),
     "fused": (Setup(options={"fused": True}), STACKS + 1),
-    "in backward": (Setup(in_backward=True), STACKS + 1),
+    "in backward": (Setup(in_backward=step_in_backward), STACKS + 1),
+    "LOMO": (Setup(in_backward=clear_as_lomo), None),
+    "frozen later": (Setup(changed(frozen_later)), 1),
     "every second": (Setup(every=2), STACKS + 1),
     "equal rewards": (
         Setup(own_loss=lambda output, ids: 0 * output.logits.sum()),
@@ -237,7 +253,7 @@ STILL = {
     "no_grad": (Setup(changed(without_gradients)), STACKS + 1, STACKS),
     "detach": (Setup(changed(cut_off)), STACKS + 1, STACKS),
     "no_grad in backward": (
-        Setup(changed(without_gradients), in_backward=True),
+        Setup(changed(without_gradients), in_backward=step_in_backward),
         STACKS + 1,
         STACKS,
     ),
@@ -303,6 +319,19 @@ def test_gradients_that_others_keep_are_not_looked_for(
             setattr(weight, holder, torch.ones(1))
     assert run(Setup(), tmp_path, model) == [[None, None]] * 5
     assert caplog.text.count("ZeRO-3 keeps gradients in partitions") == (holder == "ds_id")
+
+
+def test_a_look_that_fails_ends_the_looks_and_not_the_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(still, "_largest", None)
+    assert run(Setup(), tmp_path) == [[None, None]] * 5
+    assert not any("incomplete" in line for line in records(tmp_path))
+    assert caplog.text.count("gradients are not looked at any more") == 1
+
+
+def test_a_sample_may_be_of_weights_on_several_devices() -> None:
+    assert len(still._sample_of([torch.ones(3, device="meta"), torch.ones(2)])) == 5
 
 
 def test_nothing_is_looked_at_in_evaluation(tmp_path: Path) -> None:
