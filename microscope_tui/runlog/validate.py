@@ -163,6 +163,11 @@ class LogValidator(Problems):
         for key, pair in ((f"training.{name}", training[name]) for name in form.PAIRS):
             if pair is not None and pair_of(pair) is None:
                 self.unexpected(key, key, pair, "[trained, all], numbers of tensors")
+        for number in (training["adapters"] or {}).values():
+            self.checked("a number of training.adapters", number, form.COUNT)
+        if not isinstance(missing := training["missing_targets"] or [], list):
+            key = "training.missing_targets"
+            self.unexpected(key, key, missing, "a list of names")
         source = self.checked_fields("source.", said["source"] or {}, form.SOURCE)
         counts = source["counts"] or "exact"
         if not isinstance(model, dict):

@@ -52,6 +52,7 @@ TRAINING |= {"adapters": {"experts": 0, "router": 2}, "missing_targets": ["w1"]}
         ({"attention": 3, "embeddings": [1]}, "training.embeddings is a list of 1"),
         ({"expert_weights": 1.5}, "training.expert_weights is 1.5, expected a share"),
         ({"expert_weights": "NaN", "adapters": ["q"]}, "training.adapters is a list"),
+        ({"missing_targets": "w1"}, 'training.missing_targets is "w1", expected a list of names'),
     ],
 )
 def test_what_cannot_be_read_of_the_training_is_left_out(wrong: Any, reason: str) -> None:
