@@ -317,7 +317,7 @@ class Probe:
 def _report(alert: Alert, when: str) -> None:
     """Log an alert: a note as information, all others as warnings."""
     level = logging.INFO if alert.severity == "info" else logging.WARNING
-    _logger.log(level, "%s: %s. %s %s", when, alert, alert.why, alert.next)
+    _logger.log(level, "%s: %s: %s %s", when, alert, alert.why, alert.next)
 
 
 def _memory_bytes() -> int:

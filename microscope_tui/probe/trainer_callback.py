@@ -198,7 +198,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             try:
                 trackio = getattr(service, "context_vars", None)
                 if (trackio.current_run.get() if trackio else service.run) is not None:
-                    text = f"{alert.verdict}. {alert.why} {alert.next}"
+                    text = f"{alert.verdict}: {alert.why} {alert.next}"
                     title, level = f"MoE router: {alert.rule}", service.AlertLevel.ERROR
                     service.alert(title=title, text=text, level=level)
             except Exception as error:  # any failure: the training matters more

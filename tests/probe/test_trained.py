@@ -307,7 +307,7 @@ def test_a_critical_finding_is_sent_once_per_cause_to_the_run_that_is_active(
         MicroscopeCallback()._alarm(alert)  # not asked to
     assert [one["level"] for one in service.sent] == ["error", "error"]
     assert "COLLAPSE" in service.sent[0]["title"]
-    assert service.sent[0]["text"] == "Collapse in L1 since step 3. Why. Do it."
+    assert service.sent[0]["text"] == "Collapse in L1 since step 3: Why. Do it."
     assert len([m for m in caplog.messages if f"no alert in {name}" in m]) == broken
     service.run, service.sent = None, []
     service.context_vars.current_run.set(None)
