@@ -134,8 +134,7 @@ def _places(model: nn.Module, sites: Sequence[Site]) -> tuple[dict[str, nn.Modul
 
 
 def _missing(model: nn.Module, configs: Iterable[Any], adapted: set[str]) -> list[str]:
-    """Names in the configurations of PEFT that match nothing; not those of single projections of
-    an adapted weight that holds several (``gate_proj`` where ``gate_up_proj`` is adapted)."""
+    """Names for PEFT that match nothing; not a part (``gate_proj``) of a whole that is adapted."""
     modules = [_plain(name) for name, _ in model.named_modules()]
     parameters = [_plain(name) for name, _ in model.named_parameters()]
     fused = [set(path.rpartition(".")[2].split("_")) for path in adapted]
@@ -148,7 +147,8 @@ def _missing(model: nn.Module, configs: Iterable[Any], adapted: set[str]) -> lis
             missing |= set() if found else {targets}
             targets = ()
         targets = {n for n in targets if not any(set(n.split("_")) <= words for words in fused)}
-        missing |= {n for n in targets | (set(saved) - _OF_PEFT) if not _ends(modules, n)}
+        missing |= {n for n in targets if not _ends(modules, n)}
+        missing |= {n for n in set(saved) - _OF_PEFT if not any(m.endswith(n) for m in modules)}
         missing |= {n for n in weights if not _ends(parameters, n)}
     return sorted(missing)
 

@@ -103,7 +103,7 @@ def test_unchanged_weights_are_found_at_once(dtype: str, severity: Any, why: str
     records = looked(210, 0, same=5, at=(101, 201))
     assert found(records[:150], config={"dtype": dtype}) == [(severity, 1, 101, None)]
     ((_, advice),) = report(judge([header(config={"dtype": dtype}), *records]))
-    assert "5 of 12 tensors are what they were 100 steps before" in advice.why
+    assert "5 of 12 tensors are what they were 100 logged steps before" in advice.why
     assert why in advice.why
     assert fix in advice.next
     assert found([*records[:200], *looked(201, 0)[200:]]) == [(WARN, 1, 101, 201)]

@@ -149,6 +149,7 @@ def test_adapters_that_miss_all_experts_because_of_a_wrong_name_are_found_at_att
         ({"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_projs"]},
          ["mlp.experts.gate_up_projs"]),
         ({"target_modules": ["q_proj"], "modules_to_save": ["routers"]}, ["routers"]),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["head"]}, []),  # PEFT saves lm_head
         # Names of single projections of a weight that holds both and is adapted, as unsloth does.
         (WRONG_NAMES | {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}, []),
     ],

@@ -7,7 +7,7 @@ from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
 
 _APART = 100
-"""Steps between two looks whose values are compared."""
+"""Logged steps between two looks whose values are compared."""
 _ROUNDS = ("bf16", "bfloat16")
 """Weights of so few digits lose small updates."""
 
@@ -81,7 +81,7 @@ class Still(Rule[StillLimits, Nothing]):
                 "check that the forward of the experts uses these weights (a kernel that replaces "
                 "it may ignore adapters), and that nothing detaches the output of the layer",
             )
-        why = f"{tensors} are what they were {_APART} steps before"
+        why = f"{tensors} are what they were {_APART} logged steps before"
         if run.dtype in _ROUNDS:
             return (
                 f"{why}: updates are lost in rounding",
