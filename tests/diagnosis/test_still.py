@@ -35,7 +35,8 @@ def found(records: list[Record], **changes: Any) -> list[Any]:
     ("still", "severity", "words"),
     [
         (12, CRITICAL, "no weight gets a gradient: 12 of 12 tensors"),
-        (11, WARN, "some weights get no gradient: 11 of 12 tensors"),
+        (11, CRITICAL, "some weights get no gradient: 11 of 12 tensors"),
+        (10, WARN, "some weights get no gradient: 10 of 12 tensors"),
         (lambda n: 12 if n < 3 else 1, WARN, "some weights get no gradient: 1 of 12 tensors"),
     ],
 )

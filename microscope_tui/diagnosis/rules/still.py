@@ -31,8 +31,9 @@ class Still(Rule[StillLimits, Nothing]):
         "the loss can fall all the same, because other weights learn."
     )
     formula = (
-        "router.still_tensors above 0 in three looked-at steps in a row (critical: as many as "
-        "looked_tensors), or unchanged_tensors above 0 once (information where the dtype is bf16)"
+        "router.still_tensors above 0 in three looked-at steps in a row (critical: all of "
+        "looked_tensors but at most one), or unchanged_tensors above 0 once (information where "
+        "the dtype is bf16)"
     )
     trains_only = True
     in_warm_up = True
@@ -57,7 +58,8 @@ class Still(Rule[StillLimits, Nothing]):
             return None
         facts: dict[str, Fact] = {"looked": looked, "looks": self.limits.looks}
         if still:
-            severity = Severity.CRITICAL if still == looked else Severity.WARN
+            whole = still >= max(min(2, looked), looked - 1)  # the router may train alone
+            severity = Severity.CRITICAL if whole else Severity.WARN
             return Reading(severity, value=still, facts=facts)
         if not 0 < same <= looked:
             return Reading(None, clear=True)
