@@ -131,8 +131,8 @@ class Looks:
         self._moves: Any = None
         self.size = self._width = 0
         """Numbers that a look adds to the sum of the step: of this step, and of a look."""
-        self._logged = self._rated = 0
-        """Logged steps, and those since the samples with a rate that is not zero."""
+        self._logged = self._rated = self._empty = 0
+        """Logged steps, those since the samples with a rate that is not zero, and empty looks."""
 
     def begin(self, on: bool) -> None:
         """Before a step that is logged if ``on``."""
@@ -255,6 +255,13 @@ class Looks:
             return {}
         S, E, N = len(self._hooks.sites), self._E, len(self._numbers)
         moving, changed = numbers[S * E : S * E + N], numbers[S * E + N :]
+        self._empty += not any(moving)
+        if self._logged == FIRST[-1] and self._empty == len(FIRST):
+            _logger.warning(
+                "all gradients of logged steps %d to %d are zero or absent; if they are cleared "
+                "before probe.step, call it earlier",
+                *(FIRST[0], FIRST[-1]),
+            )
         is_hundredth = self._logged % EVERY == 0
         compares = is_hundredth and self._rated >= EVERY // 2
         self._rated = 0 if is_hundredth else self._rated

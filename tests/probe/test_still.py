@@ -321,6 +321,20 @@ def test_gradients_that_others_keep_are_not_looked_for(
     assert caplog.text.count("ZeRO-3 keeps gradients in partitions") == (holder == "ds_id")
 
 
+def test_gradients_that_are_cleared_too_early_are_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small_mixtral().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attach(model, tmp_path) as probe:
+        for _ in range(6):
+            model(input_ids=(ids := torch.randint(3, 49, (8, 64))), labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(learning_rate=0.1)
+    assert caplog.text.count("if they are cleared before probe.step") == 1
+
+
 def test_a_look_that_fails_ends_the_looks_and_not_the_counting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
