@@ -15,7 +15,7 @@ from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import Axis, Glyphs, Look, Palette, Pattern, SteadyLevels, shade_level
-from microscope_tui.placement import CostRequest
+from microscope_tui.placement import OF_HEADER, CostRequest
 from microscope_tui.routing import FILE_NAME
 from microscope_tui.runlog import PipedLog, RunFile, RunRecord, safe_text
 from microscope_tui.sources import ForeignRun, SourceRequest
@@ -51,7 +51,7 @@ class Preferences(msgspec.Struct, frozen=True):
     """Save the view settings of each folder."""
     keymap: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Custom keys, by the id of their binding."""
-    cost: CostRequest = CostRequest()
+    cost: CostRequest = OF_HEADER
 
 
 DEFAULT = Preferences()

@@ -164,5 +164,5 @@ def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
         text = write_form(form, placements, depths, hidden_layers=hidden_layers)
         with to_file(path) as file:
             file.write(text)
-        say(f"written: {path}, of layers at depth {listed(depths)}")
+        say(f"written: {path}, of layers at depth {listed(depths)}; give it to {FORMS[form]}")
     return found

@@ -24,9 +24,9 @@ from microscope_tui.console import (
     say,
 )
 from microscope_tui.lines import glyphs_for, mismatch_text, plain, spelled
+from microscope_tui.placement import NoCounts
 from microscope_tui.report import (
     NO_VERDICT,
-    NoCounts,
     coverage_json,
     coverage_of,
     coverage_text,

@@ -14,7 +14,7 @@ from pathlib import Path
 from microscope_tui.commands.config import UserConfig, keymap_from
 from microscope_tui.console import PIPE, USAGE, fail, fail_if_unreadable, piped, runs_at, say
 from microscope_tui.lines import Palette, glyphs_for
-from microscope_tui.placement import CostRequest
+from microscope_tui.placement import OF_HEADER, CostRequest
 from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
 from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
 from microscope_tui.sources import Search, SourceRequest
@@ -22,7 +22,6 @@ from microscope_tui.watch import DEFAULT_MEMORY, Fleet, VerdictCache
 
 _LOCAL_S, _REMOTE_S = 0.5, 1.9  # between two redraws, which take a tenth at most
 _WRITABLE = 0o200  # of the link that represents a descriptor
-_OF_HEADER = CostRequest()
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
 
@@ -33,7 +32,7 @@ def watch_with(
     memory: int = DEFAULT_MEMORY,
     spool: int = MOST_BYTES,
     source: SourceRequest | None = None,
-    cost: CostRequest = _OF_HEADER,
+    cost: CostRequest = OF_HEADER,
 ) -> int:
     """Open the screens on ``path``, a pipe for ``-``.
 

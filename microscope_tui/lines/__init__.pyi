@@ -115,6 +115,7 @@ from .tokens import LETTERS as LETTERS
 from .tokens import Highlight as Highlight
 from .tokens import busiest as busiest
 from .tokens import colours as colours
+from .words import aligned as aligned
 from .words import bytes_of as bytes_of
 from .words import listed as listed
 from .words import plural as plural

@@ -36,11 +36,11 @@ from microscope_tui.lines.spans import (
     pad,
     plain,
 )
-from microscope_tui.placement import CostRequest, cost_of
+from microscope_tui.placement import OF_HEADER, CostRequest, cost_of
 from microscope_tui.watch import Column as Bucket
 from microscope_tui.watch import LayerView, Pin, RunView, RunWatch, view_of
 
-_PLAIN_HEAT, _OF_HEADER = Heat(), CostRequest()
+_PLAIN_HEAT = Heat()
 _MAX_CELL, _WIDE_CELL = 6, 12
 _MAX_HEIGHT = 8
 _MAX_SPARK, _LONG_SPARK = 160, 48  # of both curves, of each
@@ -380,7 +380,7 @@ def snapshot_text(
     rows: int | None = None,
     glyphs: Glyphs = Glyphs.BRAILLE,
     at: Pin | None = None,
-    cost: CostRequest = _OF_HEADER,
+    cost: CostRequest = OF_HEADER,
 ) -> str:
     """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``.
 

@@ -6,9 +6,9 @@ from .cluster import contiguous as contiguous
 from .cluster import copies_of as copies_of
 from .cluster import double_copies as double_copies
 from .cluster import rank_loads as rank_loads
+from .cost import OF_HEADER as OF_HEADER
 from .cost import Cost as Cost
 from .cost import CostRequest as CostRequest
-from .cost import LayerCost as LayerCost
 from .cost import Reads as Reads
 from .cost import Uneven as Uneven
 from .cost import cost_of as cost_of
@@ -25,6 +25,7 @@ from .refine import refined as refined
 from .score import even_shares as even_shares
 from .score import gain_of as gain_of
 from .score import nearest_shares as nearest_shares
+from .study import BANDWIDTH as BANDWIDTH
 from .study import KEPT_GAIN as KEPT_GAIN
 from .study import BadWindow as BadWindow
 from .study import Request as Request

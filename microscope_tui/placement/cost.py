@@ -28,6 +28,9 @@ class CostRequest(msgspec.Struct, frozen=True):
     expert_share: float | None = None
 
 
+OF_HEADER = CostRequest()
+
+
 class Uneven(msgspec.Struct, frozen=True):
     """Busiest rank ÷ mean rank, and the share of expert time lost to waiting; with a capacity,
     instead of time, the share of the choices that is dropped."""

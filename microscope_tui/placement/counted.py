@@ -34,7 +34,7 @@ _LIMITS = {
 
 
 class NoCounts(ValueError):
-    """The run has nothing to place; the message says why."""
+    """The run has nothing to count; the message says why."""
 
 
 class Layer(msgspec.Struct):

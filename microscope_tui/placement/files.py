@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 
@@ -22,20 +22,14 @@ MOST_BYTES = 8 << 20
 """A longer file is refused; 128 layers of 1,024 slots take 4 MB in the longest form."""
 
 
-class Form(NamedTuple):
-    """The option of an engine that takes the file, and the open pull request that adds it."""
-
-    option: str
-    proposal: str = ""
-
-
-FORMS: Mapping[str, Form] = {
-    "sglang": Form("--init-expert-location FILE.json --ep-num-redundant-experts S"),
-    "vllm-map": Form("eplb_config.initial_expert_map_path", "vLLM pull request 49572"),
-    "vllm-mapping": Form("eplb_config.initial_mapping_path", "vLLM pull request 41141"),
-    "tensorrt-llm": Form("moe_config.load_balancer"),
-    "ascend": Form("additional_config.eplb_config.expert_map_path"),
+FORMS: Mapping[str, str] = {
+    "sglang": "--init-expert-location, with --ep-num-redundant-experts for copies",
+    "vllm-map": "eplb_config.initial_expert_map_path (open vLLM pull request 49572)",
+    "vllm-mapping": "eplb_config.initial_mapping_path (open vLLM pull request 41141)",
+    "tensorrt-llm": "moe_config.load_balancer",
+    "ascend": "additional_config.eplb_config.expert_map_path",
 }
+"""The option of the engine that takes the file."""
 
 
 class BadFile(ValueError):

@@ -71,7 +71,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of a whole step; 0 for unknown."""
     expert_share: float = 1.0
     """Share of a balanced step that the experts take."""
-    bandwidth: float = BANDWIDTH
 
     def cluster(self, experts: int) -> Cluster:
         """The ranks of a layer with this many experts; see ``Cluster`` for what it refuses."""
@@ -184,15 +183,13 @@ def study(
     for at, (layer, cluster) in enumerate(zip(counts.layers, clusters, strict=True)):
         progress(at / len(clusters))
         early, late = (layer.columns(w.start, w.stop) for w in (fit, score))
-        old, eplb, best = _fitted(early, cluster)
-        chosen = best if given is None else given[at]
-        placed = old, eplb, chosen
+        placed = _placed(early, cluster, given[at] if given is not None else None)
         for way, placement in zip(ways, placed, strict=True):
             way.add(placement, early, late)
-        nearest.place(late, chosen, nearest_shares(chosen, cluster))
+        nearest.place(late, placed[2], nearest_shares(placed[2], cluster))
         loads.append([sum(column) / len(score) for column in late])
-        ageing.add(layer, cluster, old)
-    today, known, after = (way.scored() for way in ways)
+        ageing.add(layer, cluster, placed[0])
+    today, eplb, after = (way.scored() for way in ways)
     gain, curve = gain_of(paired(ways[2].late, ways[0].late)), ageing.curve()
     fewest = None
     if given is None and request.replicas and gain.mean >= LEAST_GAIN:
@@ -205,7 +202,7 @@ def study(
         score=_ends(counts, score),
         loads=loads,
         today=today,
-        published=known,
+        published=eplb,
         chosen=after,
         nearest=nearest.balancedness,
         gain=gain,
@@ -216,14 +213,18 @@ def study(
     )
 
 
-def _fitted(early: Columns, cluster: Cluster) -> tuple[Placement, Placement, Placement]:
-    """Today's placement, the published one, and the one that waits least in the fitted steps.
+def _placed(
+    early: Columns, cluster: Cluster, given: Placement | None = None
+) -> tuple[Placement, Placement, Placement]:
+    """Today's placement, the published one, and ``given`` or what waits least in the fitted steps.
 
     That is the refined one mostly: the sum that it lowers does not show how single steps vary.
-    At the same time today's wins, which moves nothing. No sum is above the published one.
+    Where they wait as long, today's is kept. No sum is above the published one.
     """
     totals = [sum(column) for column in early]
     today, eplb = contiguous(cluster.experts, cluster.ranks), published(totals, cluster)
+    if given is not None:
+        return today, eplb, given
     options = [refined(totals, cluster), eplb]
     if max(rank_loads(totals, today)) <= max(rank_loads(totals, eplb)) and not cluster.replicas:
         options.insert(0, today)
@@ -349,7 +350,7 @@ def _moves(before: Scored, after: Scored, request: Request) -> Moves:
     for old, new in zip(before.placements, after.placements, strict=True):
         for rank in range(request.ranks):
             incoming[rank] += len(set(new[rank]) - set(old[rank]))
-    seconds, break_even = max(incoming) * request.expert_bytes / request.bandwidth, None
+    seconds, break_even = max(incoming) * request.expert_bytes / BANDWIDTH, None
     if request.step_time and request.expert_bytes:
         slow = [1 + request.expert_share * (one.ratio - 1) for one in (before, after)]
         saved = request.step_time * (1 - slow[1] / slow[0])
@@ -373,7 +374,7 @@ def _fewest(
         for at, layer in enumerate(counts.layers):
             progress(at / len(counts.layers))
             early = layer.columns(fit.start, fit.stop)
-            placement = _fitted(early, _cluster(layer, fewer))[2]
+            placement = _placed(early, _cluster(layer, fewer))[2]
             tally.place(layer.columns(score.start, score.stop), placement)
         return tally.balancedness
 

@@ -2,8 +2,8 @@
 
 Weights of two and more dimensions count. PEFT wraps what it adapts (``base_layer``) and keeps a
 copy of what it trains as a whole (``modules_to_save``): a weight that an adapter changes counts as
-trained, and the matrices of one adapter are one tensor. Nothing is guessed: what is not found (for
-example in the flat parameter of FSDP1) is left out.
+trained, and the matrices of one adapter are one tensor. Nothing is guessed: what cannot be found
+(for example in the flat parameter of FSDP1) is left out.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from .check import verdict_json as verdict_json
 from .check import verdict_text as verdict_text
 from .check import worst_code as worst_code
 from .coverage import LAST_STEPS as LAST_STEPS
-from .coverage import NoCounts as NoCounts
 from .coverage import coverage_json as coverage_json
 from .coverage import coverage_of as coverage_of
 from .coverage import coverage_text as coverage_text

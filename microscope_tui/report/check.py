@@ -27,7 +27,7 @@ from microscope_tui.diagnosis import (
     report,
 )
 from microscope_tui.lines import listed, model_cost, plural
-from microscope_tui.placement import Cost, CostRequest, cost_of
+from microscope_tui.placement import OF_HEADER, Cost, CostRequest, cost_of
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
@@ -61,7 +61,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     """With ``crit`` a warning exits with 0."""
     remarks: tuple[str, ...] = ()
     """Remarks to print with the verdict: a baseline, limits of a config file."""
-    cost: CostRequest = CostRequest()
+    cost: CostRequest = OF_HEADER
 
     def counts(self, episode: Episode) -> bool:
         """Whether the exit code depends on the episode."""

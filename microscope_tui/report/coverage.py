@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from microscope_tui.lines import short_number
+from microscope_tui.lines import aligned, short_number
+from microscope_tui.placement import NoCounts
 from microscope_tui.report.export import surviving_steps
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values
 
@@ -143,10 +144,6 @@ class Coverage:
         """All experts with too few tokens, the fewest first."""
         found = [(layer, e, e.need) for layer in self.layers for e in layer.experts if e.need]
         return sorted(found, key=lambda one: one[1].tokens)
-
-
-class NoCounts(ValueError):
-    """The run has nothing to count; the message says why."""
 
 
 class _Sums:
@@ -298,9 +295,7 @@ def _table(coverage: Coverage) -> list[str]:
         if length:
             del columns["share"]
     table = [(head, *cells) for head, cells in columns.items()]
-    aligned = [[cell.rjust(max(map(len, column))) for cell in column] for column in table]
-    aligned[0] = [cell.ljust(max(map(len, table[0]))) for cell in table[0]]
-    return ["  ".join(row) for row in zip(*aligned, strict=True)]
+    return aligned(list(zip(*table, strict=True)))
 
 
 def _need_words(need: Need) -> str:

@@ -2,13 +2,12 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from microscope_tui.lines import bytes_of, plural
-from microscope_tui.placement import Study
+from microscope_tui.lines import aligned, bytes_of, plural
+from microscope_tui.placement import BANDWIDTH, Study
 
 _WIDTH = 79
 
@@ -19,7 +18,7 @@ def placement_text(study: Study) -> str:
     ends = [request.cluster(size) for size in sorted({min(sizes), max(sizes)})]
     experts = " to ".join(f"{one.experts:,}" for one in ends)
     each = " to ".join(f"{one.per_rank:,}" for one in ends)
-    copies = f" and {_copies(request.replicas, 'extra')}" if request.replicas else ""
+    copies = f" and {_extra(request.replicas)}" if request.replicas else ""
     fit, score = (f"steps {a:,} to {b:,} ({n:,} counted)" for a, b, n in (study.fit, study.score))
     layers, ranks = plural(len(sizes), "layer"), plural(request.ranks, "rank")
     paragraphs = [
@@ -36,7 +35,7 @@ def placement_text(study: Study) -> str:
             f"Balancedness is {study.nearest:.3f} if the nearest copy is used instead."
         )
     if study.fewest is not None:
-        paragraphs.append(f"{_copies(study.fewest, 'extra')} would keep 95 % of the gain.")
+        paragraphs.append(f"{_extra(study.fewest)} would keep 95 % of the gain.")
     paragraphs += [
         _moves(study),
         "",
@@ -50,8 +49,8 @@ def placement_text(study: Study) -> str:
     return "\n".join(line for some in lines for line in some)
 
 
-def _copies(number: int, kind: str = "") -> str:
-    return f"{number:,} {kind} {'copy' if number == 1 else 'copies'}".replace("  ", " ")
+def _extra(copies: int) -> str:
+    return plural(copies, "extra copy", "extra copies")
 
 
 def _table(study: Study) -> list[str]:
@@ -59,19 +58,7 @@ def _table(study: Study) -> list[str]:
     for one in (study.today, study.published, study.chosen):
         numbers = (f"{one.fitted:.3f}", f"{one.held_out:.3f}", f"{one.ratio:.3f}")
         rows.append((one.name, *numbers, f"{1 - one.held_out:.1%}", f"{one.doubles:,}"))
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first cells to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(w) if at else cell.ljust(w)
-            for at, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    return aligned(rows)
 
 
 def _gain(study: Study) -> str:
@@ -93,14 +80,14 @@ def _ageing(study: Study) -> list[str]:
         text = f"A tenth of it is lost again after about {interval:,.0f} steps: refit by then."
     if interval == math.inf:
         text = "At least 90 % of it is left after all of these steps."
-    return [*_aligned([lags, won]), text]
+    return [*aligned([lags, won]), text]
 
 
 def _moves(study: Study) -> str:
     moves, cost = study.moves, study.request.expert_bytes
-    text = f"{_copies(moves.copies)} of experts to move"
+    text = f"{plural(moves.copies, 'copy', 'copies')} of experts to move"
     if cost:
-        speed = study.request.bandwidth / 1e9
+        speed = BANDWIDTH / 1e9
         text += f", {bytes_of(round(moves.bytes))}: {moves.seconds:.2g} s at {speed:g} GB/s a rank"
     if (even := moves.break_even) is not None:
         paid = f"after {plural(math.ceil(even), 'step')}" if even < math.inf else "never"

@@ -136,7 +136,7 @@ def test_where_no_router_has_a_gradient_nothing_is_to_be_balanced(
     assert causes(records) == found
     resumed = [*records, run | {"resumed_at_step": 55}, *steps(55, 90, router=gradients)]
     assert causes(resumed) == found, "a resume changes nothing"
-    trained = [run | {"training": {"routers": [3, 3]}}, *records[1:]]  # not frozen, it is said
+    trained = [run | {"training": {"routers": [3, 3]}}, *records[1:]]  # the header says: not frozen
     assert causes(trained) == [("no balancing", WARN, 1)]
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.coverage import covered
+from microscope_tui.placement import NoCounts
 from microscope_tui.report import (
     LAST_STEPS,
-    NoCounts,
     coverage_json,
     coverage_of,
     coverage_text,
