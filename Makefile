@@ -17,7 +17,7 @@ help:
 	@echo "make test         run all checks and tests, as CI does"
 	@echo "make quick        rules, oracles and pictures, without the checks: under a minute"
 	@echo "make test-peers   test with other training code and other loggers, in .venv-peers (3.1 GB with a CPU-only torch)"
-	@echo "make check        format, lint, types and import contracts only"
+	@echo "make check        format, lint, types, import contracts and the size of each package"
 	@echo "make format       format the code"
 	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
 	@echo "make gpu-report   run every check that needs a GPU and write gpu-report.json (64: no GPU)"
@@ -46,6 +46,7 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/architecture/sizes.py
 
 # Two workers with one torch thread each: two threads each are much slower on two cores.
 test: check

@@ -13,10 +13,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_fits_one_page_and_all_documents_an_afternoon() -> None:
+def test_the_readme_fits_one_page() -> None:
     assert len(README) <= 7_200
-    texts = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
-    assert sum(len(path.read_text(encoding="utf-8").split()) for path in texts) <= 20_890
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
