@@ -11,6 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+FOLDERS = ("microscope_tui", "moe_model", "tests", "benchmarks", "examples", "docs")
+FILES = [*ROOT.glob("*"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*"))]
 
 
 def test_the_readme_fits_one_page() -> None:
@@ -30,6 +33,32 @@ def test_every_benchmark_that_is_named_exists(document: Path) -> None:
         re.findall(r"python -m (benchmarks\.[a-z_]+)", document.read_text(encoding="utf-8"))
     )
     assert not [name for name in named if not _module(name)]
+
+
+def test_every_number_in_the_table_of_the_readme_is_in_the_experiments() -> None:
+    table = README.partition("| what | result | command |")[2].partition("\n\n")[0]
+    cells = [cell for row in table.splitlines()[2:] for cell in row.split("|")[1:3]]
+    number = re.compile(r"\d[\d,.]*\d|\d")
+    wanted = set(number.findall(" ".join(cells)))
+    measured = number.findall((ROOT / "docs/experiments.md").read_text(encoding="utf-8"))
+    assert len(wanted) > 10
+    missing = wanted - set(measured)
+    assert not missing
+
+
+def test_every_file_and_name_in_contributing_exists() -> None:
+    text = re.sub(r"```.*?```|## Style.*?\n## ", "", CONTRIBUTING, flags=re.DOTALL)
+    quoted = re.findall(r"`([^`]+)`", text)
+    files = {name for name in quoted if re.fullmatch(r"[a-z_/]+(?:\.pyi?|\.md|\.toml|/)", name)}
+    paths = [f"/{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in FILES]
+    missing = {name for name in files if not any(path.endswith(f"/{name}") for path in paths)}
+    assert missing == {"sources/table.py"}, "the worked example alone is not in the repository"
+    sources = [path for path in FILES if path.suffix in (".py", ".toml")]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text("utf-8") for path in sources)))
+    names = {found[0] for name in quoted if (found := re.match(r"_?[A-Za-z]\w+(?=$|\()", name))}
+    assert len(names) > 20
+    unknown = names - words
+    assert not unknown
 
 
 def test_the_recorder_example_of_the_readme_logs_a_collapse_that_check_finds(
