@@ -272,18 +272,7 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
 
 def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scaling | None]:
     """``rope_theta`` and the context extension; ``ValueError`` names the invalid field."""
-    rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
-    for source in ("rope_scaling", "rope_parameters"):
-        given = fields.get(source)
-        if not isinstance(given, dict | None):
-            raise ValueError(f"{source}={given!r} is neither an object nor null.")
-        for name, value in (given or {}).items():
-            name = "rope_type" if name == "type" else name
-            if rope.setdefault(name, value) != value:
-                raise ValueError(
-                    f"{source}.{name}={value!r} contradicts {name}={rope[name]!r} elsewhere in the "
-                    "file: remove the wrong one."
-                )
+    rope = _merged_rope(fields)
     theta: float = number({"rope_theta": 10_000.0, **rope}, "rope_theta", float)
     kind = rope.get("rope_type", "default")
     if kind == "default":
@@ -297,21 +286,44 @@ def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scalin
     known[_ORIGINAL] = number(
         {_ORIGINAL: fields.get("max_position_embeddings"), **known, **fields}, _ORIGINAL, int
     )
-    if kind == "llama3":
-        if known.get("mscale_all_dim"):
-            raise ValueError(
-                f"rope mscale_all_dim={known['mscale_all_dim']!r} is not supported with "
-                "rope_type='llama3': it belongs to yarn."
-            )
-        factors = ("factor", "low_freq_factor", "high_freq_factor")
-        llama3 = {name: number(known, name, float) for name in factors}
-        return theta, Llama3Scaling(**llama3, original_max_position_embeddings=known[_ORIGINAL])
+    return theta, _llama3(known) if kind == "llama3" else _yarn(known)
+
+
+def _merged_rope(fields: dict[str, Any]) -> dict[str, Any]:
+    """The rotary fields of all the places where a file may have them."""
+    rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
+    for source in ("rope_scaling", "rope_parameters"):
+        given = fields.get(source)
+        if not isinstance(given, dict | None):
+            raise ValueError(f"{source}={given!r} is neither an object nor null.")
+        for name, value in (given or {}).items():
+            name = "rope_type" if name == "type" else name
+            if rope.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{source}.{name}={value!r} contradicts {name}={rope[name]!r} elsewhere in the "
+                    "file: remove the wrong one."
+                )
+    return rope
+
+
+def _llama3(known: dict[str, Any]) -> Llama3Scaling:
+    if known.get("mscale_all_dim"):
+        raise ValueError(
+            f"rope mscale_all_dim={known['mscale_all_dim']!r} is not supported with "
+            "rope_type='llama3': it belongs to yarn."
+        )
+    factors = ("factor", "low_freq_factor", "high_freq_factor")
+    llama3 = {name: number(known, name, float) for name in factors}
+    return Llama3Scaling(**llama3, original_max_position_embeddings=known[_ORIGINAL])
+
+
+def _yarn(known: dict[str, Any]) -> YarnScaling:
     names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
     yarn = {name: number(known, name, float) for name in names if name in known}
     if not yarn.get("factor", 0) >= 1:
         raise ValueError(f"rope factor={known.get('factor')!r} is not a number of 1 or more.")
     mscale, mscale_all_dim = _strengths(yarn)
-    return theta, YarnScaling(
+    return YarnScaling(
         factor=yarn["factor"],
         original_max_position_embeddings=known[_ORIGINAL],
         beta_fast=yarn.get("beta_fast") or 32.0,
