@@ -36,7 +36,6 @@ from .distributed import launched as launched
 from .distributed import lost_ranks as lost_ranks
 from .distributed import parallelize as parallelize
 from .distributed import whole_weights as whole_weights
-from .machine import StopRequest as StopRequest
 from .machine import choose_dtype as choose_dtype
 from .machine import has_native_bf16 as has_native_bf16
 from .machine import refuse_too_large as refuse_too_large
@@ -48,6 +47,7 @@ from .resolving import resolve as resolve
 from .run import Progress as Progress
 from .setup import EVALUATION_SEQUENCES as EVALUATION_SEQUENCES
 from .setup import start_facts as start_facts
+from .signals import StopRequest as StopRequest
 from .step import CLIP_NORM as CLIP_NORM
 from .step import WEIGHT_DECAY as WEIGHT_DECAY
 from .step import evaluate as evaluate
@@ -59,6 +59,5 @@ from .step import memory_bytes as memory_bytes
 from .step import mixed_precision as mixed_precision
 from .step import seed_step as seed_step
 from .step import set_learning_rate as set_learning_rate
-from .step import square_norms as square_norms
 from .step import synchronised as synchronised
 from .step import weights_at as weights_at
