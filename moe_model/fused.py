@@ -3,8 +3,8 @@
 Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
 that read and write the same activations again and again. Each function here does the work of one
 group of them in as few passes as torch's operators allow, forward and backward, and keeps only what
-the backward pass needs. Each has a reference implementation, ``plain_…``, which the tests compare
-with and which runs under ``torch.compile``, which fuses operations itself.
+the backward pass needs. ``torch.compile`` fuses operations itself, and runs the reference
+implementation instead, ``plain_…``, with which the tests compare.
 """
 
 from __future__ import annotations
@@ -249,16 +249,6 @@ def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     return _Combine.apply(y_PD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def plain_dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-    """See :func:`dispatch`."""
-    return x_TD[token_P]
-
-
-def plain_combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-    """See :func:`combine`."""
-    return y_PD[place_TK].sum(dim=1)
-
-
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
@@ -305,21 +295,6 @@ def experts_in_turn(
         down_EDF: Down of each expert.
     """
     return _ExpertsInTurn.apply(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def plain_experts_in_turn(
-    x_PD: Tensor, weight_P1: Tensor, rows: list[int], gate_up_EFD: Tensor, down_EDF: Tensor
-) -> Tensor:
-    """See :func:`experts_in_turn`."""
-    # unbind once: W[e] inside the loop would build a full-size zero gradient per expert.
-    experts = zip(gate_up_EFD.unbind(), down_EDF.unbind(), strict=True)
-    blocks = zip(torch.split(x_PD, rows), torch.split(weight_P1, rows), strict=True)
-    return torch.cat(
-        [
-            F.linear(plain_swiglu(F.linear(x_ND, gate_up_FD), weight_N1), down_DF)
-            for (x_ND, weight_N1), (gate_up_FD, down_DF) in zip(blocks, experts, strict=True)
-        ]
-    )
 
 
 class _ExpertsInTurn(torch.autograd.Function):

@@ -16,6 +16,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from moe_model import (
+    WEIGHTS,
     CharTokenizer,
     LanguageModel,
     ModelConfig,
@@ -24,6 +25,7 @@ from moe_model import (
     character_files,
     fresh_folder,
     stop_ids_of,
+    write_description,
     write_tensors,
 )
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, published_fields
@@ -64,6 +66,20 @@ def save_pretrained(
         write_config(fresh, model.config, dtype, begin, ends, imported)
         write_tokenizer(tokenizer, fresh)
         write_weights(fresh, model.config, model.state_dict(), dtype, shard_bytes)
+
+
+def write_checkpoint(
+    folder: Path, model: LanguageModel, tokenizer: Tokenizer | None, **facts: Any
+) -> None:
+    """Write a checkpoint of a model that was not trained here to the empty ``folder``.
+
+    Args:
+        facts: Further entries of its description.
+    """
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_tokenizer(tokenizer, folder)
+    plain = None if tokenizer is None else tokenizer.to_dict()
+    write_description(folder, model.config, step=0, tokenizer=plain, **facts)
 
 
 def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
