@@ -149,7 +149,8 @@ class MultiHeadLatentAttention(nn.Module):
             remember: Appends to a cache, if there is one.
             visible_BSN: See :func:`visible_tokens`; ``None`` for the whole past.
         """
-        config, tokens = self.config, x_BSD.shape[1]
+        config = self.config
+        tokens = x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
         past = 0
         if remember is not None or visible_BSN is not None:
@@ -159,7 +160,8 @@ class MultiHeadLatentAttention(nn.Module):
                 entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
         if past == 0 and visible_BSN is None:
-            expanded, scale = self._expand(latent_BSR), softmax_scale(config)
+            expanded = self._expand(latent_BSR)
+            scale = softmax_scale(config)
             k_BHSd, v_BHSv = keys_and_values(expanded, k_rope, rotary, config.v_head_dim)
             q_BHSd = queries_with_position(q_BSHd, rotary)
             out_BSHv = causal_attention(q_BHSd, k_BHSd, v_BHSv, scale).transpose(1, 2)
@@ -176,7 +178,8 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(B, S, H, d)``, normed latent and rotary key, before rotation."""
-        config, dtype = self.config, compute_dtype(x_BSD)
+        config = self.config
+        dtype = compute_dtype(x_BSD)
         low_rank = config.q_lora_rank is not None
         query = self.q_a_proj if low_rank else self.q_proj
         # One product instead of two: concatenating the weights costs less than reading x twice.
@@ -231,7 +234,8 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
         """Absorbed attention: score the latents with projected queries."""
-        config, R = self.config, self.config.kv_lora_rank
+        config = self.config
+        R = self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
         up_key_HnR = weight_HxR[:, : config.qk_nope_head_dim]
         up_value_HvR = weight_HxR[:, config.qk_nope_head_dim :]

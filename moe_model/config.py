@@ -154,11 +154,7 @@ class YarnScaling:
 
     def __post_init__(self) -> None:
         _check_least(self, {**_LEAST, "mscale": 0, "mscale_all_dim": 0, "beta_slow": 1e-3})
-        if not self.beta_slow < self.beta_fast < MOST:
-            raise ValueError(
-                f"rope_scaling.beta_slow={self.beta_slow} is not below beta_fast={self.beta_fast}: "
-                "choose for example 1 and 32."
-            )
+        _check_order(self, "beta_slow", "beta_fast", "1 and 32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,11 +176,7 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         _check_least(self, {**_LEAST, "low_freq_factor": 1e-3})
-        if not self.low_freq_factor < self.high_freq_factor < MOST:
-            raise ValueError(
-                f"rope_scaling.low_freq_factor={self.low_freq_factor} is not below "
-                f"high_freq_factor={self.high_freq_factor}: choose for example 1 and 4."
-            )
+        _check_order(self, "low_freq_factor", "high_freq_factor", "1 and 4")
 
 
 def _check_least(scaling: object, least: Mapping[str, float]) -> None:
@@ -194,6 +186,14 @@ def _check_least(scaling: object, least: Mapping[str, float]) -> None:
                 f"rope_scaling.{name}={getattr(scaling, name)} is out of range: choose {low} or "
                 f"more, below {MOST}."
             )
+
+
+def _check_order(scaling: object, lower: str, upper: str, example: str) -> None:
+    low, high = getattr(scaling, lower), getattr(scaling, upper)
+    if not low < high < MOST:
+        raise ValueError(
+            f"rope_scaling.{lower}={low} is not below {upper}={high}: choose for example {example}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -375,7 +375,8 @@ _CHOICES = {
 
 def _sizes_out_of_range(config: ModelConfig) -> Iterator[str]:
     for field in dataclasses.fields(config):
-        name, value = field.name, getattr(config, field.name)
+        name = field.name
+        value = getattr(config, field.name)
         if name in _CHOICES and value not in (choices := get_args(_CHOICES[name])):
             several = f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
             yield f"{name}={shown(value)} is unknown: choose {several}."
@@ -400,7 +401,8 @@ def _sizes_out_of_range(config: ModelConfig) -> Iterator[str]:
 
 def _contradictions(config: ModelConfig) -> Iterator[str]:
     E, K, groups = config.n_routed_experts, config.num_experts_per_tok, config.n_group
-    rope, layers = config.qk_rope_head_dim, config.num_hidden_layers
+    rope = config.qk_rope_head_dim
+    layers = config.num_hidden_layers
     if config.rope_theta == 1:
         yield "rope_theta=1 rotates all pairs alike: choose a larger one, such as 10000."
     if rope % 2:

@@ -218,7 +218,8 @@ class LanguageModel(nn.Module):
         if cache is not None:
             cache.used += length
 
-        ahead_BSD, seen = hidden_BSD, [hidden_BSD]
+        ahead_BSD = hidden_BSD
+        seen = [hidden_BSD]
         for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])

@@ -35,7 +35,8 @@ class SamplingRules:
 
     def check(self) -> None:
         """Raise ``ValueError`` with name, value and range if one is out of range."""
-        penalty, infinity = self.repetition_penalty, float("inf")
+        penalty = self.repetition_penalty
+        infinity = float("inf")
         for name, value, is_possible, choice in (
             ("temperature", self.temperature, 0 <= self.temperature < infinity, "0 or more"),
             ("top-k", self.top_k, self.top_k >= 0, "1 or more, or 0 for all tokens"),
@@ -128,7 +129,8 @@ class Sampler:
         self.passes = 0
         """Forward passes so far, the prompt included."""
         self._model = model
-        self._left, self._stop_at = max_new_tokens, stop_at
+        self._left = max_new_tokens
+        self._stop_at = stop_at
         self._rules = SamplingRules(**rules)
         self._rules.check()
         self._generator = torch.Generator().manual_seed(seed)
@@ -174,7 +176,8 @@ class Sampler:
                 following = []
             elif token != guess or not self._left:
                 self._decoder.cache.used -= 1  # the draft was wrong
-                unseen_SD, following = unseen_SD[:1], []
+                unseen_SD = unseen_SD[:1]
+                following = []
             else:
                 following = [token]
                 token = self._pick(logits_SV[1])

@@ -112,7 +112,8 @@ def in_terms_of_deepseek_v3(model_type: ModelType, fields: Mapping[str, Any]) ->
 
 def _dense_layers(fields: Mapping[str, Any]) -> int:
     """Number of leading dense layers; transformers uses ``mlp_layer_types`` only."""
-    kinds, dense = fields.get("mlp_layer_types"), 1
+    kinds = fields.get("mlp_layer_types")
+    dense = 1
     if kinds is not None:
         dense = kinds.count("dense") if isinstance(kinds, list) else -1
         if (
@@ -177,7 +178,8 @@ def read_config(path: Path) -> Published:
 
 def _published(fields: dict[str, Any]) -> Published:
     model_type = model_type_of(fields)
-    kind, translated = ARCHITECTURES[model_type], in_terms_of_deepseek_v3(model_type, fields)
+    kind = ARCHITECTURES[model_type]
+    translated = in_terms_of_deepseek_v3(model_type, fields)
     theta, scaling = read_rope(fields)
     plain_query = fields.get("q_lora_rank", 0) is None
     not_shared = fields.get("n_shared_experts", 0) is None
@@ -218,7 +220,8 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
     if quantization is None:
         return None
     found = quantization if isinstance(quantization, dict) else {}
-    method, block = found.get("quant_method"), found.get("weight_block_size", list(FP8_BLOCK))
+    method = found.get("quant_method")
+    block = found.get("weight_block_size", list(FP8_BLOCK))
     if method != "fp8" or found.get("fmt", "e4m3") != "e4m3":
         raise ValueError(
             f"quantization_config={quantization} is not supported: only quant_method='fp8' with "
@@ -341,7 +344,8 @@ def _strengths(yarn: dict[str, float]) -> tuple[float, float]:
     softmax is always m(mscale_all_dim)². Here the amplitude is always the quotient, so if the
     file's own ``mscale`` does not give the amplitude, another one is computed that does.
     """
-    factor, all_dim = yarn["factor"], yarn.get("mscale_all_dim", 0.0)
+    factor = yarn["factor"]
+    all_dim = yarn.get("mscale_all_dim", 0.0)
     amplitude = yarn.get("attention_factor", default_amplitude(yarn))
     for strength in (yarn.get("mscale", 1.0), 1.0):
         if mscale(factor, strength) / mscale(factor, all_dim) == amplitude:

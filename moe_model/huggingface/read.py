@@ -233,7 +233,8 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
 
 def _parts(name: str, source: PublishedTensors, config: ModelConfig) -> Iterable[Part]:
     """The parts in these files, which may have stacked experts, as transformers 5 in memory."""
-    apart, stacked = list(parts(name, config)), published_name(name, config)
+    apart = list(parts(name, config))
+    stacked = published_name(name, config)
     return [Part(stacked, ())] if apart and stacked in source.names() else apart
 
 
@@ -383,7 +384,8 @@ def inside(folder: Path, name: str) -> Path:
 
     The only exception is the hub's cache, whose snapshots link to the blobs beside them.
     """
-    path, home = folder / name, folder.resolve()
+    path = folder / name
+    home = folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")

@@ -32,6 +32,7 @@ from moe_model.huggingface.config import CONFIG, HuggingFaceError, published_fie
 from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then, parts
 
 SHARD_BYTES = 5_000_000_000
+"""Largest size of a file; a larger tensor gets its own file."""
 _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
 """Imported fields that an export drops: custom code, aliases of our fields, facts about the
 imported files."""
@@ -44,7 +45,6 @@ def save_pretrained(
     *,
     stop_ids: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
-    shard_bytes: int = SHARD_BYTES,
     imported: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``model`` atomically as a new folder that transformers can load.
@@ -65,7 +65,7 @@ def save_pretrained(
     with fresh_folder(folder) as fresh:
         write_config(fresh, model.config, dtype, begin, ends, imported)
         write_tokenizer(tokenizer, fresh)
-        write_weights(fresh, model.config, model.state_dict(), dtype, shard_bytes)
+        write_weights(fresh, model.config, model.state_dict(), dtype)
 
 
 def write_checkpoint(
@@ -124,12 +124,8 @@ def write_weights(
     config: ModelConfig,
     state: dict[str, Tensor],
     dtype: torch.dtype,
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
-
-    Args:
-        shard_bytes: Largest size of a file; a larger tensor gets its own file.
 
     Raises:
         HuggingFaceError: If the format cannot hold a tensor that has an effect.
@@ -150,7 +146,7 @@ def write_weights(
             name: torch.empty(state[ours][place].shape, dtype=dtypes[name], device="meta")
             for name, (ours, place) in source.items()
         },
-        max_shard_size=shard_bytes,
+        max_shard_size=SHARD_BYTES,
         filename_pattern="model{suffix}.safetensors",
     )
     for file in now_and_then(split.filename_to_tensors, "wrote", "files"):
@@ -168,7 +164,8 @@ def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict
     """Empty matrices that transformers expects for absent shared experts."""
     if config.n_shared_experts:
         return {}
-    router, D = "router.weight", config.hidden_size
+    router = "router.weight"
+    D = config.hidden_size
     sizes = {"gate_proj": (0, D), "up_proj": (0, D), "down_proj": (D, 0)}
     return {
         f"{name.removesuffix(router)}shared_experts.{matrix}.weight": torch.empty(size)

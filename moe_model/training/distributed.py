@@ -246,7 +246,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
             )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
-    backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
+    backend = "nccl" if cuda else "gloo"
+    timeout = timedelta(seconds=timeout_s)
     try:
         with ended_by_signals():
             dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)

@@ -184,7 +184,8 @@ def start_facts(
     Args:
         dtype: Number format of matrix products; ``auto`` depends on the machine.
     """
-    tokenizer, found = corpus.tokenizer, "none"
+    tokenizer = corpus.tokenizer
+    found = "none"
     if checkpoint is not None:  # its description lists the SHA-256 of all its files
         plain = json.dumps(checkpoint.description, sort_keys=True).encode()
         found = f"step {checkpoint.step}, sha256 {hashlib.sha256(plain).hexdigest()[:16]}"

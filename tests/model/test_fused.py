@@ -44,7 +44,7 @@ def cases(name: str, dtype: torch.dtype) -> tuple[list[Tensor], tuple[Any, ...]]
         "causal_attention": (queries_keys_values, (0.4,)),
         "experts_in_turn": (
             [leaf(5, 4), leaf(5, 1, seed=1), leaf(3, 6, 4, seed=2), leaf(3, 4, 3, seed=3)],
-            ([2, 0, 3],),
+            (torch.tensor([2, 0, 3]),),
         ),
         "feed_forward": ([leaf(7, 4), *matrices], ()),
         "dispatch": ([leaf(3, 4)], places),
