@@ -37,7 +37,6 @@ from .distributed import lost_ranks as lost_ranks
 from .distributed import parallelize as parallelize
 from .distributed import whole_weights as whole_weights
 from .machine import choose_dtype as choose_dtype
-from .machine import has_native_bf16 as has_native_bf16
 from .machine import refuse_too_large as refuse_too_large
 from .options import RUN_DEFAULTS as RUN_DEFAULTS
 from .options import Options as Options

@@ -30,7 +30,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     A CPU without bf16 instructions converts to fp32 and back around every product, which is slower
     than fp32. A CPU with them trains this model about 1.4 times as fast (measured).
     """
-    native = has_native_bf16(device)
+    native = _has_native_bf16(device)
     if name == "auto":
         if native:
             return torch.bfloat16
@@ -42,7 +42,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def has_native_bf16(device: torch.device) -> bool:
+def _has_native_bf16(device: torch.device) -> bool:
     """Whether ``device`` has instructions for bf16 products, rather than an emulation."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
