@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.scenarios import Shape, lines
-from moe_model.training import RUN_DEFAULTS
+from moe_model.training.options import RUN_DEFAULTS
 from tests.forked import ROOT
 from tests.probe.replay import collapsing, open_recorder, replay
 

@@ -27,7 +27,7 @@ from moe_model import (
 )
 from moe_model.config import YarnScaling
 from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretrained
-from moe_model.training import LATEST, Checkpoints
+from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.forked import ForkServer
 from tests.model.conftest import make_biased
 from tests.model.published import assert_same, command, our_logits, tensors, their_logits

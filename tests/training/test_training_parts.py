@@ -12,24 +12,21 @@ import pytest
 import torch
 
 from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError
-from moe_model.training import (
-    RUN_DEFAULTS,
-    Console,
-    Options,
-    Progress,
-    Tokens,
-    choose_dtype,
+from moe_model.training.batches import held_out_batches
+from moe_model.training.console import Console
+from moe_model.training.corpus import Tokens
+from moe_model.training.machine import choose_dtype, refuse_too_large
+from moe_model.training.options import RUN_DEFAULTS, Options
+from moe_model.training.resolving import resolve
+from moe_model.training.run import Progress, TrainingFailedError
+from moe_model.training.step import (
     evaluate,
-    held_out_batches,
     learning_rate_at,
     make_optimizer,
     memory_bytes,
-    refuse_too_large,
-    resolve,
     seed_step,
     weights_at,
 )
-from moe_model.training.run import TrainingFailedError
 from tests.forked import ROOT
 from tests.training.story import Capsys
 
