@@ -295,7 +295,8 @@ class LanguageModel(nn.Module):
                 f"found {len(routers)} routers, expected {len(self.config.router_depths)}: a layer "
                 "was wrapped in a way that hides its router."
             )
-        return routers[: len(routers) - len(self.mtp) * self._ahead_is_frozen]
+        frozen = len(self.mtp) if self._ahead_is_frozen else 0
+        return routers[: len(routers) - frozen]
 
     @property
     def router_depths(self) -> tuple[int, ...]:

@@ -73,7 +73,8 @@ def processors() -> int:
                 with suppress(OSError, ValueError):  # no such file, or "max"
                     texts = [(_CGROUPS / kinds / folder / file).read_text() for file in files]
                     quota, period = map(int, " ".join(texts).split())
-                    found += [-(-quota // period)] if quota > 0 else []
+                    if quota > 0:
+                        found.append(-(-quota // period))
     return max(1, min(found))
 
 

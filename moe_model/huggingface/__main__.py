@@ -118,10 +118,8 @@ def _errors_in_one_line(dst: Path) -> Iterator[None]:
 
 def _counted(config: ModelConfig) -> str:
     ahead = config.num_nextn_predict_layers
-    return (
-        f"{config.parameters():,} parameters in {config.num_hidden_layers} layers"
-        f"{f', {ahead} more for multi-token prediction' if ahead else ''}."
-    )
+    more = f", {ahead} more for multi-token prediction" if ahead else ""
+    return f"{config.parameters():,} parameters in {config.num_hidden_layers} layers{more}."
 
 
 if __name__ == "__main__":

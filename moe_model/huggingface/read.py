@@ -280,7 +280,8 @@ def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
             raise HuggingFaceError(
                 f"{path} is not a JSON object ({error}): download it again."
             ) from error
-        ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        alone = [] if ends is None else [ends]
+        ids = ends if isinstance(ends, list) else alone
         if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
             raise HuggingFaceError(
                 f"{path}: eos_token_id={shown(ends)}: it must be a token from 0 to "
