@@ -49,11 +49,12 @@ from moe_model.training.distributed import (
     lost_ranks,
     own_rank,
 )
-from moe_model.training.machine import StopRequest, run_lock
+from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
 from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names
 from moe_model.training.setup import prepare
+from moe_model.training.signals import StopRequest
 from moe_model.training.step import (
     CLIP_NORM,
     evaluate,

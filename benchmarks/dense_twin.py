@@ -35,22 +35,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import machine, options_of
 from moe_model import LanguageModel, ModelConfig, ModelOutput, bias_rate_at, update_expert_bias
-from moe_model.training import (
+from moe_model.training.batches import TrainingBatches, held_out_batches
+from moe_model.training.corpus import Corpus, load_documents, make_tokenizer
+from moe_model.training.machine import choose_dtype
+from moe_model.training.options import Options
+from moe_model.training.resolving import resolve
+from moe_model.training.setup import EVALUATION_SEQUENCES
+from moe_model.training.step import (
     CLIP_NORM,
-    EVALUATION_SEQUENCES,
-    Corpus,
-    Options,
-    TrainingBatches,
-    choose_dtype,
     evaluate,
-    held_out_batches,
     learning_rate_at,
-    load_documents,
     loss_shares,
     make_optimizer,
-    make_tokenizer,
     mixed_precision,
-    resolve,
     seed_step,
     set_learning_rate,
     weights_at,

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 import train as trainer
 from moe_model import Experts, LanguageModel, ModelConfig, experts
 from moe_model.sampling import generate
-from moe_model.training import mixed_precision
+from moe_model.training.step import mixed_precision
 
 SHAPE = {
     "vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "first_k_dense_replace": 1,

@@ -49,7 +49,6 @@ from .model import valid_ahead as valid_ahead
 from .router import Router as Router
 from .router import Routing as Routing
 from .sampling import SamplingRules as SamplingRules
-from .sampling import generate_batch as generate_batch
 from .store import DESCRIPTION as DESCRIPTION
 from .store import MOST_BYTES as MOST_BYTES
 from .store import TRAINING_STATE as TRAINING_STATE

@@ -149,7 +149,8 @@ class MultiHeadLatentAttention(nn.Module):
             remember: Appends to a cache, if there is one.
             visible_BSN: See :func:`visible_tokens`; ``None`` for the whole past.
         """
-        config, tokens = self.config, x_BSD.shape[1]
+        config = self.config
+        tokens = x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
         past = 0
         if remember is not None or visible_BSN is not None:
@@ -159,7 +160,8 @@ class MultiHeadLatentAttention(nn.Module):
                 entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
         if past == 0 and visible_BSN is None:
-            expanded, scale = self._expand(latent_BSR), softmax_scale(config)
+            expanded = self._expand(latent_BSR)
+            scale = softmax_scale(config)
             k_BHSd, v_BHSv = keys_and_values(expanded, k_rope, rotary, config.v_head_dim)
             q_BHSd = queries_with_position(q_BSHd, rotary)
             out_BSHv = causal_attention(q_BHSd, k_BHSd, v_BHSv, scale).transpose(1, 2)
@@ -176,7 +178,8 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(B, S, H, d)``, normed latent and rotary key, before rotation."""
-        config, dtype = self.config, compute_dtype(x_BSD)
+        config = self.config
+        dtype = compute_dtype(x_BSD)
         low_rank = config.q_lora_rank is not None
         query = self.q_a_proj if low_rank else self.q_proj
         # One product instead of two: concatenating the weights costs less than reading x twice.
@@ -231,7 +234,8 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
         """Absorbed attention: score the latents with projected queries."""
-        config, R = self.config, self.config.kv_lora_rank
+        config = self.config
+        R = self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
         up_key_HnR = weight_HxR[:, : config.qk_nope_head_dim]
         up_value_HvR = weight_HxR[:, config.qk_nope_head_dim :]
@@ -264,20 +268,19 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
     return allowed_SN.tril(tokens - queries)
 
 
-def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
-    """True where one of the last ``queries`` tokens may attend: ``(B, S, N)``.
+def visible_tokens(valid_BS: Tensor) -> Tensor:
+    """True where a token may attend: ``(B, S, S)``.
 
     A token may attend to real tokens up to its own position, and always to itself: the softmax of a
     padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
 
     Args:
-        valid_BN: False for padding.
-        queries: The S last of the N tokens.
+        valid_BS: False for padding.
     """
-    tokens = valid_BN.shape[1]
-    causal_SN = causal_mask(queries, tokens, valid_BN.device)
-    itself_SN = causal_SN.triu(tokens - queries)
-    return causal_SN & (valid_BN.unsqueeze(1) | itself_SN)
+    tokens = valid_BS.shape[1]
+    causal_SS = causal_mask(tokens, tokens, valid_BS.device)
+    itself_SS = causal_SS.triu()
+    return causal_SS & (valid_BS.unsqueeze(1) | itself_SS)
 
 
 class LatentCache:
@@ -302,8 +305,6 @@ class LatentCache:
         depth = config.num_hidden_layers if layers is None else layers
         self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
         self.used = 0
-        self.valid_BN: Tensor | None = None
-        """False for padding; ``None`` as long as no sequence had any."""
 
     def __len__(self) -> int:
         """Capacity in tokens."""
@@ -322,27 +323,6 @@ class LatentCache:
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
-
-    def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
-        """Append the padding mask of S new tokens, ``None`` for no padding; return the whole mask.
-
-        Returns:
-            ``(B, used + S)``, a view; ``None`` if there is no padding at all.
-        """
-        end = self.end_of(tokens)
-        if self.valid_BN is None:
-            if valid_BS is None:
-                return None
-            shape, device = self.entries_LBNW.shape[1:3], self.entries_LBNW.device
-            self.valid_BN = torch.ones(shape, dtype=torch.bool, device=device)
-        self.valid_BN[:, self.used : end] = True if valid_BS is None else valid_BS
-        return self.valid_BN[:, :end]
-
-    def keep(self, sequences: list[int]) -> None:
-        """Keep only these sequences and free the memory of the others."""
-        self.entries_LBNW = self.entries_LBNW[:, sequences]
-        if self.valid_BN is not None:
-            self.valid_BN = self.valid_BN[sequences]
 
     def end_of(self, tokens: int) -> int:
         """The end position of ``tokens`` more; ``ValueError`` if they do not fit."""

@@ -132,7 +132,8 @@ class Drafter:
                 normed(hidden_SD, depth.hnorm.weight, depth.hnorm.eps),
             )
             x_SD = self._combine(torch.cat(both, dim=-1).to(self._decoder.weights)).float()
-            turn_S1r, entries_NW = self._decoder.turn_N1r[start:end], self.cache.entries_LBNW[0, 0]
+            turn_S1r = self._decoder.turn_N1r[start:end]
+            entries_NW = self.cache.entries_LBNW[0, 0]
             x_SD = self._layer.read(x_SD, turn_S1r, entries_NW, start)
             ahead_SD = normed(x_SD, depth.norm.weight, depth.norm.eps)
         self.cache.used = end
@@ -152,7 +153,8 @@ class PreparedLinear:
         if self.half:
             self.weight = weight_OI.to(dtype).contiguous()
             return
-        (outputs, inputs), parts = weight_OI.shape, torch.get_num_threads()
+        outputs, inputs = weight_OI.shape
+        parts = torch.get_num_threads()
         self.parts = parts if inputs % parts == 0 else 1
         weight_IO = weight_OI.to(dtype).t().contiguous()
         self.weight = weight_IO.view(self.parts, inputs // self.parts, outputs)
@@ -182,7 +184,8 @@ class PreparedLayer:
     """The weights of one layer as :class:`~moe_model.decoder.Decoder` reads them."""
 
     def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
-        self.config, self.dtype = layer.self_attn.config, dtype
+        self.config = layer.self_attn.config
+        self.dtype = dtype
         self.eps = layer.input_layernorm.eps
         self._prepare_attention(layer)
         norm_D = layer.post_attention_layernorm.weight.float()
@@ -190,7 +193,8 @@ class PreparedLayer:
         dense: FeedForward | None
         if isinstance(layer.mlp, MixtureOfExperts):
             router, experts, dense = layer.mlp.router, layer.mlp.experts, layer.mlp.shared_experts
-            self.router, self.router_norm = router, norm_D
+            self.router = router
+            self.router_norm = norm_D
             self.router_weight_DE = (router.weight.float() * norm_D).t().contiguous()
             self.router_bias = router.expert_bias.tolist()
             self.experts = [
@@ -209,7 +213,9 @@ class PreparedLayer:
             self.dense = PreparedFeedForward(gate_up * norm_D, dense.down_proj.weight, dtype)
 
     def _prepare_attention(self, layer: DecoderLayer) -> None:
-        attention, config, dtype = layer.self_attn, self.config, self.dtype
+        attention = layer.self_attn
+        config = self.config
+        dtype = self.dtype
         heads, R, nope = config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim
         rope = config.qk_rope_head_dim
         norm_D = layer.input_layernorm.weight.float()
@@ -264,7 +270,8 @@ class PreparedLayer:
         return x_SD
 
     def _attend(self, unit_SD: Tensor, turn_S1r: Tensor, entries_NW: Tensor, start: int) -> Tensor:
-        config, tokens = self.config, len(unit_SD)
+        config = self.config
+        tokens = len(unit_SD)
         heads, R, rope = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
         wide = heads * config.qk_nope_head_dim
         first = self.first(unit_SD.to(self.dtype)).float()
@@ -314,10 +321,12 @@ def _look_back(query_HSW: Tensor, entries_NW: Tensor, start: int, rank: int) -> 
     extend a few tokens beyond the end, which are masked like the future.
     """
     heads, tokens, width = query_HSW.shape
-    parts, end = torch.get_num_threads(), start + tokens
+    parts = torch.get_num_threads()
+    end = start + tokens
     each = -(-end // parts)
     if parts * each > len(entries_NW):
-        parts, each = 1, end
+        parts = 1
+        each = end
     past = entries_NW[: parts * each].view(parts, each, width)
     queries = query_HSW.reshape(1, heads * tokens, width).expand(parts, -1, -1)
     scores = torch.bmm(queries, past.transpose(1, 2)).transpose(0, 1).reshape(heads, tokens, -1)

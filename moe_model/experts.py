@@ -72,7 +72,7 @@ class Experts(nn.Module):
         if _grouped_is_better(x_PD, gate_up_EFD, down_EDF):
             y_PD = _grouped_experts(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
         else:
-            y_PD = _one_after_the_other(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
+            y_PD = experts_in_turn(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
         return combine(y_PD, token_P, place_TK).to(x_TD.dtype)
 
 
@@ -121,15 +121,6 @@ def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
     if x_PD.dtype != torch.float32:
         return True
     return len(x_PD) < _ENOUGH_ROWS * len(weights_EXX[0])
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _one_after_the_other(
-    x_PD: Tensor, weight_P1: Tensor, rows_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
-) -> Tensor:
-    """Outside of compiled graphs: the row counts are other shapes in every step, each of which
-    would be compiled anew."""
-    return experts_in_turn(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)
 
 
 def _grouped_experts(

@@ -3,8 +3,8 @@
 Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
 that read and write the same activations again and again. Each function here does the work of one
 group of them in as few passes as torch's operators allow, forward and backward, and keeps only what
-the backward pass needs. Each has a reference implementation, ``plain_…``, which the tests compare
-with and which runs under ``torch.compile``, which fuses operations itself.
+the backward pass needs. ``torch.compile`` fuses operations itself, and runs the reference
+implementation instead, ``plain_…``, with which the tests compare.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class _KeysAndValues(torch.autograd.Function):
     def backward(ctx: Any, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         (turn_Sr,) = ctx.saved_tensors
         rope = 2 * turn_Sr.shape[-1]
-        (B, H, S, d), v_dim = grad_k.shape, grad_v.shape[-1]
+        B, H, S, d = grad_k.shape
+        v_dim = grad_v.shape[-1]
         grad_kv = grad_k.new_empty(B, S, H, d - rope + v_dim)
         grad_kv[..., :-v_dim] = grad_k[..., :-rope].transpose(1, 2)
         grad_kv[..., -v_dim:] = grad_v.transpose(1, 2)
@@ -249,16 +250,6 @@ def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     return _Combine.apply(y_PD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def plain_dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-    """See :func:`dispatch`."""
-    return x_TD[token_P]
-
-
-def plain_combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-    """See :func:`combine`."""
-    return y_PD[place_TK].sum(dim=1)
-
-
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
@@ -292,34 +283,23 @@ def _sum_of_rows(rows_PD: Tensor, place_TK: Tensor) -> Tensor:
     return total_TD
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def experts_in_turn(
-    x_PD: Tensor, weight_P1: Tensor, rows: list[int], gate_up_EFD: Tensor, down_EDF: Tensor
+    x_PD: Tensor, weight_P1: Tensor, rows_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
     """One expert after the other, each from its first product to its last while it is in the cache.
+
+    Outside of compiled graphs: the row counts are other shapes in every step, each of which would
+    be compiled anew.
 
     Args:
         x_PD: Rows sorted by expert.
         weight_P1: What the output of each row is multiplied with.
-        rows: Rows of each expert, in order.
+        rows_E: Rows of each expert, in order.
         gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
         down_EDF: Down of each expert.
     """
-    return _ExpertsInTurn.apply(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def plain_experts_in_turn(
-    x_PD: Tensor, weight_P1: Tensor, rows: list[int], gate_up_EFD: Tensor, down_EDF: Tensor
-) -> Tensor:
-    """See :func:`experts_in_turn`."""
-    # unbind once: W[e] inside the loop would build a full-size zero gradient per expert.
-    experts = zip(gate_up_EFD.unbind(), down_EDF.unbind(), strict=True)
-    blocks = zip(torch.split(x_PD, rows), torch.split(weight_P1, rows), strict=True)
-    return torch.cat(
-        [
-            F.linear(plain_swiglu(F.linear(x_ND, gate_up_FD), weight_N1), down_DF)
-            for (x_ND, weight_N1), (gate_up_FD, down_DF) in zip(blocks, experts, strict=True)
-        ]
-    )
+    return _ExpertsInTurn.apply(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _ExpertsInTurn(torch.autograd.Function):
@@ -354,7 +334,8 @@ class _ExpertsInTurn(torch.autograd.Function):
         experts = _in_turn(ctx.rows, gate_up_EFD, down_EDF, grad_gate_up, grad_down)
         for i, (block, gate_up_FD, down_DF, to_gate_up, to_down) in enumerate(experts):
             gate, up, silu, y = hidden[4 * i : 4 * i + 4]
-            grad, weight_N1 = grad_PD[block], weight_P1[block]
+            grad = grad_PD[block]
+            weight_N1 = weight_P1[block]
             torch.mm(grad.t(), y, out=to_down)
             grad_y = grad @ down_DF
             grad_silu = grad_y * up
@@ -401,7 +382,8 @@ class _FeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, ...]:
         x_TD, gate_FD, up_FD, down_DF, gate_TF, up_TF, silu_TF, product_TF = ctx.saved_tensors
-        grad_TD, grad_x = grad_TD.contiguous(), torch.empty_like(x_TD)
+        grad_TD = grad_TD.contiguous()
+        grad_x = torch.empty_like(x_TD)
         grad_gate_TF, grad_up_TF = torch.empty_like(gate_TF), torch.empty_like(up_TF)
         whole = (grad_TD, gate_TF, up_TF, silu_TF, grad_x, grad_gate_TF, grad_up_TF)
         for grad, gate, up, silu, to_x, to_gate, to_up in _row_blocks(*whole):
@@ -458,7 +440,8 @@ class _BlockwiseAttention(torch.autograd.Function):
             shares.append(share.softmax(dim=-1))
             outputs.append(torch.bmm(shares[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *shares)
-        ctx.scale, ctx.heads = scale, q_BHSd.shape[:2]
+        ctx.scale = scale
+        ctx.heads = q_BHSd.shape[:2]
         out = torch.cat(outputs, dim=1)
         return out.view(*ctx.heads, *out.shape[1:])
 
@@ -500,7 +483,8 @@ def _blockwise_is_faster(q_BHSd: Tensor) -> bool:
 
 def _blocks(q_XSd: Tensor) -> list[tuple[int, int]]:
     """Start and end of each block of queries; half precision needs larger products."""
-    length, size = q_XSd.shape[1], BLOCK if q_XSd.element_size() > 2 else 2 * BLOCK
+    length = q_XSd.shape[1]
+    size = BLOCK if q_XSd.element_size() > 2 else 2 * BLOCK
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 

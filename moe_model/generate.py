@@ -73,7 +73,8 @@ def main(
         raise UsageError(f"--weights fp16 is for a CPU, not for {place.type}: use fp32.")
     try:
         found = read_checkpoint(checkpoint)
-        tokenizer, model = found.tokenizer, found.load_model(place)
+        tokenizer = found.tokenizer
+        model = found.load_model(place)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     try:
@@ -125,7 +126,8 @@ def _write(texts: Iterable[str], sampler: Sampler) -> int:
         code = INTERRUPTED
     except BrokenPipeError:
         sys.stdout = None  # the reader has closed the pipe; nothing to flush
-    given, seconds = sampler.given, time.perf_counter() - started
+    given = sampler.given
+    seconds = time.perf_counter() - started
     say(
         f"{given} tokens in {seconds:.1f} s, {given / seconds:.1f} tokens/s, "
         f"{given / max(1, sampler.passes):.2f} tokens a pass"
@@ -149,7 +151,8 @@ def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
         yield text[written:]
         written = len(text)
         if text.endswith("\n"):
-            line, written = [], 0
+            line = []
+            written = 0
     if line:
         yield tokenizer.decode(line)[written:]
 

@@ -111,7 +111,8 @@ class Router(nn.Module):
         Padding takes no capacity. The other weights do not change: a dropped pair is missing from
         the sum, as in GShard.
         """
-        config, pairs = self.config, ids_TK.numel()
+        config = self.config
+        pairs = ids_TK.numel()
         real_P = torch.ones(pairs, dtype=torch.bool, device=ids_TK.device)
         if valid_T is not None:
             real_P = valid_T.unsqueeze(-1).expand_as(ids_TK).flatten()
@@ -121,7 +122,8 @@ class Router(nn.Module):
             order_P = weights_TK.flatten().argsort(descending=True, stable=True)
         order_P = order_P[real_P[order_P].logical_not().argsort(stable=True)]
         order_P = order_P[ids_TK.flatten()[order_P].argsort(stable=True)]
-        ids_P, real_P = ids_TK.flatten()[order_P], real_P[order_P]
+        ids_P = ids_TK.flatten()[order_P]
+        real_P = real_P[order_P]
         pairs_E = ids_P.new_zeros(config.n_routed_experts)  # bincount would make the host wait
         pairs_E.scatter_add_(0, ids_P, torch.ones_like(ids_P))
         rank_P = torch.arange(pairs, device=ids_TK.device) - (pairs_E.cumsum(0) - pairs_E)[ids_P]

@@ -1,4 +1,4 @@
-"""Sampling: the rules, a draw, and the generation loops for one text and for several together.
+"""Sampling: the rules, a draw, and the generation loop.
 
 The rules are those of ``generate`` in transformers, in its order: repetition penalty, temperature,
 top k, top p, min p. The past is kept in a latent cache as long as prompt and answer need.
@@ -6,14 +6,13 @@ top k, top p, min p. The past is kept in a latent cache as long as prompt and an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moe_model.attention import LatentCache
 from moe_model.decoder import Decoder, Drafter
 from moe_model.model import LanguageModel
 
@@ -36,7 +35,8 @@ class SamplingRules:
 
     def check(self) -> None:
         """Raise ``ValueError`` with name, value and range if one is out of range."""
-        penalty, infinity = self.repetition_penalty, float("inf")
+        penalty = self.repetition_penalty
+        infinity = float("inf")
         for name, value, is_possible, choice in (
             ("temperature", self.temperature, 0 <= self.temperature < infinity, "0 or more"),
             ("top-k", self.top_k, self.top_k >= 0, "1 or more, or 0 for all tokens"),
@@ -129,7 +129,8 @@ class Sampler:
         self.passes = 0
         """Forward passes so far, the prompt included."""
         self._model = model
-        self._left, self._stop_at = max_new_tokens, stop_at
+        self._left = max_new_tokens
+        self._stop_at = stop_at
         self._rules = SamplingRules(**rules)
         self._rules.check()
         self._generator = torch.Generator().manual_seed(seed)
@@ -175,7 +176,8 @@ class Sampler:
                 following = []
             elif token != guess or not self._left:
                 self._decoder.cache.used -= 1  # the draft was wrong
-                unseen_SD, following = unseen_SD[:1], []
+                unseen_SD = unseen_SD[:1]
+                following = []
             else:
                 following = [token]
                 token = self._pick(logits_SV[1])
@@ -208,95 +210,3 @@ class Sampler:
 def generate(model: LanguageModel, prompt_S: Tensor, **options: Any) -> list[int]:
     """The token ids of a :class:`Sampler`, all at once."""
     return list(Sampler(model, prompt_S, **options))
-
-
-@dataclass(slots=True)
-class _Text:
-    """One of several texts that are continued together."""
-
-    ids: list[int]
-    """What it is continued from: no more than the context."""
-    generator: torch.Generator
-    new: list[int] = field(default_factory=list)
-
-
-def generate_batch(
-    model: LanguageModel,
-    prompts: Sequence[Tensor],
-    *,
-    max_new_tokens: int,
-    seed: int = 0,
-    stop_at: Collection[int] = (),
-    **rules: Any,
-) -> list[list[int]]:
-    """Continue several prompts together: every forward pass reads one token of each.
-
-    Shorter prompts are padded on the left, so that all texts grow at the same end. Every text has
-    its own random generator and context, so it equals the text that its prompt gives alone, up to
-    rounding of the logits.
-
-    Args:
-        model: In evaluation mode meanwhile, then restored.
-        prompts: As for :class:`Sampler`, like the other arguments.
-        max_new_tokens: How many tokens to sample for each.
-        seed: Seed of every text's generator.
-        stop_at: The tokens that end a text; they are left out.
-        rules: Fields of :class:`SamplingRules`.
-    """
-    if not all(len(prompt_S) for prompt_S in prompts):
-        raise ValueError("a prompt has 0 tokens: each needs at least one.")
-    picking = SamplingRules(**rules)
-    picking.check()
-    context, weight = model.config.max_position_embeddings, model.embed_tokens.weight
-    texts = [
-        _Text(prompt_S.tolist()[-context:], torch.Generator().manual_seed(seed))
-        for prompt_S in prompts
-    ]
-    length = min(context, max(len(text.ids) for text in texts) + max_new_tokens)
-    cache = LatentCache(model.config, len(texts), length, dtype=weight.dtype, device=weight.device)
-    was_training, going = model.training, texts
-    model.eval()
-    try:
-        while going:
-            kept = []
-            logits_BV = _read_batch(model, going, cache).cpu()
-            for row, (text, logits_V) in enumerate(zip(going, logits_BV, strict=True)):
-                token = picking.pick(logits_V, text.ids, text.generator)
-                if token in stop_at:
-                    continue
-                text.ids.append(token)
-                text.new.append(token)
-                if len(text.new) < max_new_tokens:
-                    kept.append(row)
-            if len(kept) < len(going):
-                going = [going[row] for row in kept]
-                cache.keep(kept)
-    finally:
-        model.train(was_training)
-    return [text.new for text in texts]
-
-
-@torch.inference_mode()
-def _read_batch(model: LanguageModel, texts: Sequence[_Text], cache: LatentCache) -> Tensor:
-    """Next-token logits of every text, ``(B, V)``.
-
-    A text whose context is full restarts from its second half, as a single text does; the others
-    are read again with it.
-    """
-    device, valid_BS = model.embed_tokens.weight.device, None
-    rows = [text.ids[-1:] for text in texts]
-    if not 0 < cache.used < len(cache):
-        cache.used = 0
-        context = model.config.max_position_embeddings
-        for text in texts:
-            if len(text.ids) > context:
-                text.ids = text.ids[-max(1, context // 2) :]
-        length = max(len(text.ids) for text in texts)
-        padding = [length - len(text.ids) for text in texts]
-        rows = [[0] * pad + text.ids for pad, text in zip(padding, texts, strict=True)]
-        if any(padding):
-            place_S = torch.arange(length, device=device)
-            valid_BS = place_S >= torch.tensor(padding, device=device)[:, None]
-    ids_BS = torch.tensor(rows, device=device)
-    logits_BSV: Tensor = model(ids_BS, valid_BS, cache=cache).logits_BSV
-    return logits_BSV[:, -1].float()

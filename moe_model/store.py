@@ -179,18 +179,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, facts in files.items():
         _verify(folder / name, *facts)
     _refuse_other_size(folder / WEIGHTS, config)
-    tokenizer: Tokenizer | None = None
-    if described is not None:
-        with _blamed_on(folder / DESCRIPTION, "describes no usable tokenizer"):
-            if described["kind"] == KIND:
-                tokenizer = PretrainedTokenizer.from_folder(described, folder)
-            else:
-                tokenizer = CharTokenizer.from_dict(described)
-            if len(tokenizer) > config.vocab_size:
-                raise ValueError(
-                    f"it has {len(tokenizer)} tokens, but vocab_size={config.vocab_size}"
-                )
+    tokenizer = None if described is None else _read_tokenizer(described, folder, config.vocab_size)
     return Checkpoint(folder, plain["step"], config, tokenizer, stop_ids_of(tokenizer, ends), plain)
+
+
+def _read_tokenizer(described: Any, folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint, from its entry ``described`` and its files."""
+    with _blamed_on(folder / DESCRIPTION, "describes no usable tokenizer"):
+        tokenizer: Tokenizer
+        if described["kind"] == KIND:
+            tokenizer = PretrainedTokenizer.from_folder(described, folder)
+        else:
+            tokenizer = CharTokenizer.from_dict(described)
+        if len(tokenizer) > vocab_size:
+            raise ValueError(f"it has {len(tokenizer)} tokens, but vocab_size={vocab_size}")
+    return tokenizer
 
 
 def file_facts(path: Path) -> dict[str, Any]:

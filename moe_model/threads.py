@@ -21,7 +21,8 @@ from moe_model.command import say
 _CHOSEN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "RANK"}  # ranks divide the threads
 _TRAINING = re.compile(r"[^\0]*\bpython[^/\0]*\0(-\w+\0)?([^\0]*/)?train\.py\0")
 _LOOK_S = 0.25
-_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def choose_waiting(program: str) -> None:
@@ -45,7 +46,8 @@ def settle_threads(saved: object = None, report: Callable[[str], None] = say) ->
     """Use the threads of a checkpoint, or the processors allowed; before anything is computed."""
     import torch  # not before choose_waiting()
 
-    now, fixed = torch.get_num_threads(), "OMP_NUM_THREADS" in os.environ
+    now = torch.get_num_threads()
+    fixed = "OMP_NUM_THREADS" in os.environ
     threads = now if fixed else min(now, processors())  # torch ignores the quota
     if isinstance(saved, int) and 0 < saved <= processors() and not fixed:
         threads = saved
@@ -71,7 +73,8 @@ def processors() -> int:
                 with suppress(OSError, ValueError):  # no such file, or "max"
                     texts = [(_CGROUPS / kinds / folder / file).read_text() for file in files]
                     quota, period = map(int, " ".join(texts).split())
-                    found += [-(-quota // period)] if quota > 0 else []
+                    if quota > 0:
+                        found.append(-(-quota // period))
     return max(1, min(found))
 
 
@@ -82,7 +85,8 @@ def _threads(environment: str) -> int:
 
 def _threads_of_trainings() -> int:
     """Of every other ``python train.py`` of this user that shares a processor with us."""
-    found, own = 0, os.sched_getaffinity(0)
+    found = 0
+    own = os.sched_getaffinity(0)
     for process in _PROC.glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or belongs to another user
             if _TRAINING.match((process / "cmdline").read_text("latin-1")):

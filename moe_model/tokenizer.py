@@ -152,7 +152,8 @@ def stop_ids_of(tokenizer: Tokenizer | None, others: Iterable[int] = ()) -> tupl
     """The tokens that end a text, each once: ``others``, from the model, and the tokenizer's
     own."""
     end = None if tokenizer is None else tokenizer.end
-    return tuple(dict.fromkeys((*others, *(() if end is None else (end,)))))
+    ends = [*others] if end is None else [*others, end]
+    return tuple(dict.fromkeys(ends))
 
 
 def character_files(vocabulary: str) -> dict[str, bytes]:

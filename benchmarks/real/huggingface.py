@@ -21,16 +21,9 @@ from torch import Tensor, nn
 from benchmarks.machine import options_of
 from microscope_tui.probe import RunRecorder
 from moe_model import CharTokenizer
-from moe_model.training import (
-    CLIP_NORM,
-    PYTHON_DOCS,
-    Tokens,
-    TrainingBatches,
-    learning_rate_at,
-    load_documents,
-    make_optimizer,
-    set_learning_rate,
-)
+from moe_model.training.batches import TrainingBatches
+from moe_model.training.corpus import PYTHON_DOCS, Tokens, load_documents
+from moe_model.training.step import CLIP_NORM, learning_rate_at, make_optimizer, set_learning_rate
 
 LAYERS, WIDTH, HEADS, EXPERT_WIDTH, BATCH, SEQUENCE = 4, 96, 4, 64, 8, 96
 

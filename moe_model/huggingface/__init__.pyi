@@ -10,4 +10,4 @@ from .read import published_name as published_name
 from .read import read_stop_ids as read_stop_ids
 from .read import read_tokenizer as read_tokenizer
 from .write import save_pretrained as save_pretrained
-from .write import write_tokenizer as write_tokenizer
+from .write import write_checkpoint as write_checkpoint

@@ -28,7 +28,6 @@ from moe_model import (
     FAILED,
     FINISHED,
     TOKENIZER,
-    WEIGHTS,
     CheckpointError,
     ModelConfig,
     UsageError,
@@ -37,12 +36,10 @@ from moe_model import (
     run_command,
     say,
     version,
-    write_description,
-    write_tensors,
 )
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
 from moe_model.huggingface.read import inside, load_pretrained, read_stop_ids
-from moe_model.huggingface.write import save_pretrained, write_tokenizer
+from moe_model.huggingface.write import save_pretrained, write_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DtypeName = Literal["fp32", "bf16"]
@@ -67,14 +64,9 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
     with _errors_in_one_line(dst):
         with fresh_folder(dst) as fresh:
             model, tokenizer = load_pretrained(src, DTYPES[dtype])
-            write_tensors(fresh / WEIGHTS, model.state_dict())
-            write_tokenizer(tokenizer, fresh)
-            plain = None if tokenizer is None else tokenizer.to_dict()
             fields = read_config(inside(src, CONFIG)).fields
             ends = read_stop_ids(src, model.config.vocab_size)
-            write_description(
-                fresh, model.config, step=0, tokenizer=plain, published=fields, stop_ids=ends
-            )
+            write_checkpoint(fresh, model, tokenizer, published=fields, stop_ids=ends)
         if tokenizer is None:
             say(f"{src} has no {TOKENIZER}: {dst} cannot generate text.")
         say(f"{dst}: {_counted(model.config)}")
@@ -126,10 +118,8 @@ def _errors_in_one_line(dst: Path) -> Iterator[None]:
 
 def _counted(config: ModelConfig) -> str:
     ahead = config.num_nextn_predict_layers
-    return (
-        f"{config.parameters():,} parameters in {config.num_hidden_layers} layers"
-        f"{f', {ahead} more for multi-token prediction' if ahead else ''}."
-    )
+    more = f", {ahead} more for multi-token prediction" if ahead else ""
+    return f"{config.parameters():,} parameters in {config.num_hidden_layers} layers{more}."
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def in_terms_of_deepseek_v3(model_type: ModelType, fields: Mapping[str, Any]) ->
 
 def _dense_layers(fields: Mapping[str, Any]) -> int:
     """Number of leading dense layers; transformers uses ``mlp_layer_types`` only."""
-    kinds, dense = fields.get("mlp_layer_types"), 1
+    kinds = fields.get("mlp_layer_types")
+    dense = 1
     if kinds is not None:
         dense = kinds.count("dense") if isinstance(kinds, list) else -1
         if (
@@ -177,7 +178,8 @@ def read_config(path: Path) -> Published:
 
 def _published(fields: dict[str, Any]) -> Published:
     model_type = model_type_of(fields)
-    kind, translated = ARCHITECTURES[model_type], in_terms_of_deepseek_v3(model_type, fields)
+    kind = ARCHITECTURES[model_type]
+    translated = in_terms_of_deepseek_v3(model_type, fields)
     theta, scaling = read_rope(fields)
     plain_query = fields.get("q_lora_rank", 0) is None
     not_shared = fields.get("n_shared_experts", 0) is None
@@ -218,7 +220,8 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
     if quantization is None:
         return None
     found = quantization if isinstance(quantization, dict) else {}
-    method, block = found.get("quant_method"), found.get("weight_block_size", list(FP8_BLOCK))
+    method = found.get("quant_method")
+    block = found.get("weight_block_size", list(FP8_BLOCK))
     if method != "fp8" or found.get("fmt", "e4m3") != "e4m3":
         raise ValueError(
             f"quantization_config={quantization} is not supported: only quant_method='fp8' with "
@@ -272,18 +275,7 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
 
 def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scaling | None]:
     """``rope_theta`` and the context extension; ``ValueError`` names the invalid field."""
-    rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
-    for source in ("rope_scaling", "rope_parameters"):
-        given = fields.get(source)
-        if not isinstance(given, dict | None):
-            raise ValueError(f"{source}={given!r} is neither an object nor null.")
-        for name, value in (given or {}).items():
-            name = "rope_type" if name == "type" else name
-            if rope.setdefault(name, value) != value:
-                raise ValueError(
-                    f"{source}.{name}={value!r} contradicts {name}={rope[name]!r} elsewhere in the "
-                    "file: remove the wrong one."
-                )
+    rope = _merged_rope(fields)
     theta: float = number({"rope_theta": 10_000.0, **rope}, "rope_theta", float)
     kind = rope.get("rope_type", "default")
     if kind == "default":
@@ -297,21 +289,44 @@ def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scalin
     known[_ORIGINAL] = number(
         {_ORIGINAL: fields.get("max_position_embeddings"), **known, **fields}, _ORIGINAL, int
     )
-    if kind == "llama3":
-        if known.get("mscale_all_dim"):
-            raise ValueError(
-                f"rope mscale_all_dim={known['mscale_all_dim']!r} is not supported with "
-                "rope_type='llama3': it belongs to yarn."
-            )
-        factors = ("factor", "low_freq_factor", "high_freq_factor")
-        llama3 = {name: number(known, name, float) for name in factors}
-        return theta, Llama3Scaling(**llama3, original_max_position_embeddings=known[_ORIGINAL])
+    return theta, _llama3(known) if kind == "llama3" else _yarn(known)
+
+
+def _merged_rope(fields: dict[str, Any]) -> dict[str, Any]:
+    """The rotary fields of all the places where a file may have them."""
+    rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
+    for source in ("rope_scaling", "rope_parameters"):
+        given = fields.get(source)
+        if not isinstance(given, dict | None):
+            raise ValueError(f"{source}={given!r} is neither an object nor null.")
+        for name, value in (given or {}).items():
+            name = "rope_type" if name == "type" else name
+            if rope.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{source}.{name}={value!r} contradicts {name}={rope[name]!r} elsewhere in the "
+                    "file: remove the wrong one."
+                )
+    return rope
+
+
+def _llama3(known: dict[str, Any]) -> Llama3Scaling:
+    if known.get("mscale_all_dim"):
+        raise ValueError(
+            f"rope mscale_all_dim={known['mscale_all_dim']!r} is not supported with "
+            "rope_type='llama3': it belongs to yarn."
+        )
+    factors = ("factor", "low_freq_factor", "high_freq_factor")
+    llama3 = {name: number(known, name, float) for name in factors}
+    return Llama3Scaling(**llama3, original_max_position_embeddings=known[_ORIGINAL])
+
+
+def _yarn(known: dict[str, Any]) -> YarnScaling:
     names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
     yarn = {name: number(known, name, float) for name in names if name in known}
     if not yarn.get("factor", 0) >= 1:
         raise ValueError(f"rope factor={known.get('factor')!r} is not a number of 1 or more.")
     mscale, mscale_all_dim = _strengths(yarn)
-    return theta, YarnScaling(
+    return YarnScaling(
         factor=yarn["factor"],
         original_max_position_embeddings=known[_ORIGINAL],
         beta_fast=yarn.get("beta_fast") or 32.0,
@@ -329,7 +344,8 @@ def _strengths(yarn: dict[str, float]) -> tuple[float, float]:
     softmax is always m(mscale_all_dim)². Here the amplitude is always the quotient, so if the
     file's own ``mscale`` does not give the amplitude, another one is computed that does.
     """
-    factor, all_dim = yarn["factor"], yarn.get("mscale_all_dim", 0.0)
+    factor = yarn["factor"]
+    all_dim = yarn.get("mscale_all_dim", 0.0)
     amplitude = yarn.get("attention_factor", default_amplitude(yarn))
     for strength in (yarn.get("mscale", 1.0), 1.0):
         if mscale(factor, strength) / mscale(factor, all_dim) == amplitude:

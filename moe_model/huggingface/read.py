@@ -233,7 +233,8 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
 
 def _parts(name: str, source: PublishedTensors, config: ModelConfig) -> Iterable[Part]:
     """The parts in these files, which may have stacked experts, as transformers 5 in memory."""
-    apart, stacked = list(parts(name, config)), published_name(name, config)
+    apart = list(parts(name, config))
+    stacked = published_name(name, config)
     return [Part(stacked, ())] if apart and stacked in source.names() else apart
 
 
@@ -279,7 +280,8 @@ def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
             raise HuggingFaceError(
                 f"{path} is not a JSON object ({error}): download it again."
             ) from error
-        ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        alone = [] if ends is None else [ends]
+        ids = ends if isinstance(ends, list) else alone
         if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
             raise HuggingFaceError(
                 f"{path}: eos_token_id={shown(ends)}: it must be a token from 0 to "
@@ -383,7 +385,8 @@ def inside(folder: Path, name: str) -> Path:
 
     The only exception is the hub's cache, whose snapshots link to the blobs beside them.
     """
-    path, home = folder / name, folder.resolve()
+    path = folder / name
+    home = folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")

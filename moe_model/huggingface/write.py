@@ -16,6 +16,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from moe_model import (
+    WEIGHTS,
     CharTokenizer,
     LanguageModel,
     ModelConfig,
@@ -24,12 +25,14 @@ from moe_model import (
     character_files,
     fresh_folder,
     stop_ids_of,
+    write_description,
     write_tensors,
 )
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, published_fields
 from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then, parts
 
 SHARD_BYTES = 5_000_000_000
+"""Largest size of a file; a larger tensor gets its own file."""
 _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
 """Imported fields that an export drops: custom code, aliases of our fields, facts about the
 imported files."""
@@ -42,7 +45,6 @@ def save_pretrained(
     *,
     stop_ids: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
-    shard_bytes: int = SHARD_BYTES,
     imported: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``model`` atomically as a new folder that transformers can load.
@@ -63,7 +65,21 @@ def save_pretrained(
     with fresh_folder(folder) as fresh:
         write_config(fresh, model.config, dtype, begin, ends, imported)
         write_tokenizer(tokenizer, fresh)
-        write_weights(fresh, model.config, model.state_dict(), dtype, shard_bytes)
+        write_weights(fresh, model.config, model.state_dict(), dtype)
+
+
+def write_checkpoint(
+    folder: Path, model: LanguageModel, tokenizer: Tokenizer | None, **facts: Any
+) -> None:
+    """Write a checkpoint of a model that was not trained here to the empty ``folder``.
+
+    Args:
+        facts: Further entries of its description.
+    """
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_tokenizer(tokenizer, folder)
+    plain = None if tokenizer is None else tokenizer.to_dict()
+    write_description(folder, model.config, step=0, tokenizer=plain, **facts)
 
 
 def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
@@ -108,12 +124,8 @@ def write_weights(
     config: ModelConfig,
     state: dict[str, Tensor],
     dtype: torch.dtype,
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
-
-    Args:
-        shard_bytes: Largest size of a file; a larger tensor gets its own file.
 
     Raises:
         HuggingFaceError: If the format cannot hold a tensor that has an effect.
@@ -134,7 +146,7 @@ def write_weights(
             name: torch.empty(state[ours][place].shape, dtype=dtypes[name], device="meta")
             for name, (ours, place) in source.items()
         },
-        max_shard_size=shard_bytes,
+        max_shard_size=SHARD_BYTES,
         filename_pattern="model{suffix}.safetensors",
     )
     for file in now_and_then(split.filename_to_tensors, "wrote", "files"):
@@ -152,7 +164,8 @@ def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict
     """Empty matrices that transformers expects for absent shared experts."""
     if config.n_shared_experts:
         return {}
-    router, D = "router.weight", config.hidden_size
+    router = "router.weight"
+    D = config.hidden_size
     sizes = {"gate_proj": (0, D), "up_proj": (0, D), "down_proj": (D, 0)}
     return {
         f"{name.removesuffix(router)}shared_experts.{matrix}.weight": torch.empty(size)

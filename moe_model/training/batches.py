@@ -87,9 +87,14 @@ class TrainingBatches:
         self.drawn = 0
         """Sequences drawn so far by all ranks together; set it to continue from there."""
         self._tokens = tokens
-        self._batch_size, self._grad_accum = batch_size, grad_accum
-        self._seq_len, self._ahead, self._seed = seq_len, ahead, seed
-        self._rank, self._world_size, self._pin = rank, world_size, pin
+        self._batch_size = batch_size
+        self._grad_accum = grad_accum
+        self._seq_len = seq_len
+        self._ahead = ahead
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._pin = pin
         self._windows = len(tokens) // seq_len
         self._hidden = [HiddenTargets(tokens, places) for places in range(1, ahead + 2)]
         self._order: tuple[int | None, Tensor] = (None, torch.empty(0))
@@ -97,7 +102,8 @@ class TrainingBatches:
     def draw(self) -> StepBatches:
         """This rank's batches of the next step; ``drawn`` advances by the whole step on every
         rank."""
-        B, in_a_round = self._batch_size, self._batch_size * self._world_size
+        B = self._batch_size
+        in_a_round = self._batch_size * self._world_size
         first_N = self._firsts(self.drawn, self._grad_accum * in_a_round)
         self.drawn += len(first_N)
         length = self._seq_len + 1 + self._ahead

@@ -107,7 +107,8 @@ class Checkpoints:
         target = self._written.get(step)
         if target is None or not target.exists():
             self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
-            target, again = self.folder / f"step-{step:08d}", 1
+            target = self.folder / f"step-{step:08d}"
+            again = 1
             while os.path.lexists(
                 target
             ):  # left by steps that a resume from an earlier one discarded
@@ -452,7 +453,8 @@ def read_state(checkpoint: Checkpoint) -> SavedState:
     """The state of the run in ``checkpoint``; ``CheckpointError`` if it is invalid."""
     plain = checkpoint.description
     try:
-        data, scale = plain["data"], plain["loss_scale"]
+        data = plain["data"]
+        scale = plain["loss_scale"]
         for name in ("scale", "growth_factor", "backoff_factor"):
             if scale and not 0 < number(f"loss_scale.{name}", scale[name]) < MOST_LOSS_SCALE:
                 raise ValueError(f"loss_scale.{name}={scale[name]} is out of range")

@@ -23,7 +23,7 @@ from rich.text import Text
 from moe_model import plain_text
 from moe_model.sampling import generate
 from moe_model.training.checkpoint import BEST, LATEST, newest_before
-from moe_model.training.options import Options
+from moe_model.training.options import Options, flag_name
 from moe_model.training.run import Progress, Run, dtype_name
 
 SAMPLE_TOKENS = 200
@@ -190,7 +190,9 @@ def _duration(seconds: float) -> str:
 
 def introduction(run: Run) -> list[str]:
     """Lines about the run that starts, and how to watch it."""
-    config, options, world = run.model.config, run.options, run.world
+    config = run.model.config
+    options = run.options
+    world = run.world
     threads = f", threads: {torch.get_num_threads()}" if run.device.type == "cpu" else ""
     over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
     lines = [
@@ -215,7 +217,8 @@ def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
     You can paste every command into a shell. ``onset``, the first step of a collapse, is what the
     checkpoint to go back to lies before.
     """
-    options, checkpoints = run.options, run.folder
+    options = run.options
+    checkpoints = run.folder
     found = {"checkpoint": str(checkpoints / LATEST), "log": str(options.log_dir / options.run)}
     if reason == "signal":
         found["resume"] = _again(run, "auto")
@@ -234,13 +237,14 @@ def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
 
 def _again(run: Run, resume: str) -> str:
     """The command line that resumes the run; omitted options keep their values."""
-    options, size = run.options, run.world.size
+    options = run.options
+    size = run.world.size
     start = f"torchrun --nproc-per-node {size} -- train.py" if size > 1 else "python train.py"
     words = [f"{start} --run {shlex.quote(options.run)} --resume {shlex.quote(resume)}"]
     for name in ("log_dir", "checkpoint_dir"):
         folder = getattr(options, name)
         if folder != getattr(Options(), name):
-            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(folder))}")
+            words.append(f"{flag_name(name)} {shlex.quote(str(folder))}")
     return " ".join(words)
 
 

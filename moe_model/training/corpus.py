@@ -157,11 +157,15 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tup
     characters = count_characters(documents)
     if characters > LONG_TEXT:
         say(f"encoding {characters / 1e6:,.0f} million characters ...")
-    vocabulary, end = len(tokenizer), tokenizer.end
+    vocabulary = len(tokenizer)
+    end = tokenizer.end
     dtype = torch.uint16 if vocabulary <= 1 << 16 else torch.int32
-    pieces, starts, total = [torch.empty(0, dtype=dtype)], [], 0
+    pieces = [torch.empty(0, dtype=dtype)]
+    starts = []
+    total = 0
     for document in now_and_then(documents, "encoded", "documents"):
-        begins, last = total, end
+        begins = total
+        last = end
         for ids in _encoded(document, tokenizer):
             if not len(ids):
                 continue
@@ -172,7 +176,8 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tup
                     "files do not match; use another tokenizer."
                 )
             pieces.append(ids.to(dtype))
-            total, last = total + len(ids), int(ids[-1])
+            total = total + len(ids)
+            last = int(ids[-1])
         if total > begins:
             starts.append(begins)
         if end is not None and last != end:
@@ -266,13 +271,13 @@ def user_cache() -> Path:
     return user_cache_path("moe-microscope")
 
 
-def load_documents(data: str, cache: Path | None = None) -> list[Document]:
+def load_documents(data: str) -> list[Document]:
     """The documents that ``data`` names: at least one, none of them empty; ``UsageError`` if it
     does not exist, cannot be read or downloaded, is not text, or is empty."""
     if data == PYTHON_DOCS:
         return [Document(data, python_docs("--data"))]
     if data == TINY_SHAKESPEARE:
-        return [Document(data, _tiny_shakespeare(cache or user_cache()))]
+        return [Document(data, _tiny_shakespeare())]
     try:
         os.stat(data)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -324,7 +329,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _tiny_shakespeare(cache: Path) -> str:
+def _tiny_shakespeare() -> str:
     try:
         import pooch
     except ModuleNotFoundError as error:
@@ -337,7 +342,7 @@ def _tiny_shakespeare(cache: Path) -> str:
             SHAKESPEARE_URL,
             known_hash=f"sha256:{SHAKESPEARE_SHA256}",
             fname=SHAKESPEARE_FILE,
-            path=cache,
+            path=user_cache(),
         )
     except (OSError, ValueError) as error:  # requests' errors are OSErrors too
         reason = "its SHA-256 differs from the expected one"

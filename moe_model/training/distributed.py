@@ -18,7 +18,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_model import FAILED, USAGE, LanguageModel, ModelOutput, UsageError, say
+from moe_model.training.signals import ended_by_signals
 
 TIMEOUT_S = 600.0
 """Seconds a rank waits for the others in a step before it fails."""
@@ -171,26 +171,30 @@ class World:
                 raise fault
             return
         self.barrier()
+        found = self._first_fault(fault)
+        if found is None:
+            return
+        first, is_usage = found
+        text = "" if fault is None else str(fault) or type(fault).__name__
+        own = text.encode("utf-8", "backslashreplace").decode()  # a path may not be valid UTF-8
+        message = self.broadcast_text(own, src=first)
+        if self.is_main:
+            kind = UsageError if is_usage else RankLostError
+            raise fault or kind(f"rank {first} of {self.size}: {message}")
+        if fault is not None and (own != message or (first and not is_usage)):
+            raise fault
+        raise SystemExit(USAGE if is_usage else FAILED) from fault
+
+    def _first_fault(self, fault: Exception | None) -> tuple[int, bool] | None:
+        """The lowest rank that has an error, and whether it is one of usage. A collective."""
         votes_R = torch.zeros(self.size, dtype=torch.int64, device=self.device)
         if fault is not None:
             votes_R[self.rank] = 2 if isinstance(fault, UsageError) else 1
         self.sum(votes_R)
-        votes = votes_R.tolist()
-        if not any(votes):
-            return
-        first = next(rank for rank, vote in enumerate(votes) if vote)
-        is_usage = votes[first] == 2
-        text = "" if fault is None else str(fault) or type(fault).__name__
-        own = text.encode("utf-8", "backslashreplace").decode()  # a path may not be valid UTF-8
-        message = self.broadcast_text(own, src=first)
-        if fault is not None and self.is_main:
-            raise fault
-        if self.is_main:
-            kind = UsageError if is_usage else RankLostError
-            raise kind(f"rank {first} of {self.size}: {message}")
-        if fault is not None and (own != message or (first and not is_usage)):
-            raise fault
-        raise SystemExit(USAGE if is_usage else FAILED) from fault
+        for rank, vote in enumerate(votes_R.tolist()):
+            if vote:
+                return rank, vote == 2
+        return None
 
     def broadcast_text(self, text: str, src: int = 0) -> str:
         """The text of rank ``src``; those of the other ranks are ignored."""
@@ -242,9 +246,10 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
             )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
-    backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
+    backend = "nccl" if cuda else "gloo"
+    timeout = timedelta(seconds=timeout_s)
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
             untimed: Any = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
     except dist.DistError as error:
@@ -265,22 +270,6 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     finally:
         if ended_well or not cuda:
             dist.destroy_process_group()
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Restore default signals while ranks connect: torch blocks Python's handlers, and there is
-    nothing to save yet."""
-    before = {
-        number: signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

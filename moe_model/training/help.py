@@ -40,7 +40,8 @@ class _Page(DefaultFormatter):
 
     def __init__(self, examples: str, *, everything: bool) -> None:
         super().__init__()
-        self._examples, self._everything = examples, everything
+        self._examples = examples
+        self._everything = everything
 
     def render_description(self, console: Console, options: ConsoleOptions, text: object) -> None:
         super().render_description(console, options, text)

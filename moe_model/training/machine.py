@@ -1,9 +1,6 @@
-"""The process of a run and its machine: device, number format, memory, lock, signals.
+"""What the machine gives a run: number format, memory, and the lock on its folder.
 
 Only one process trains a run: two would mix their logs and delete each other's checkpoints.
-Ctrl-C, SIGTERM and a lost terminal finish the step and save. Batch systems send SIGTERM some
-seconds before SIGKILL, enough for a step and a checkpoint. A second Ctrl-C exits at once. Signals
-that were ignored at the start stay ignored, as nohup requires, except SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,12 +8,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,8 +23,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` takes bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.
@@ -38,7 +30,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     A CPU without bf16 instructions converts to fp32 and back around every product, which is slower
     than fp32. A CPU with them trains this model about 1.4 times as fast (measured).
     """
-    native = has_native_bf16(device)
+    native = _has_native_bf16(device)
     if name == "auto":
         if native:
             return torch.bfloat16
@@ -50,7 +42,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def has_native_bf16(device: torch.device) -> bool:
+def _has_native_bf16(device: torch.device) -> bool:
     """Whether ``device`` has instructions for bf16 products, rather than an emulation."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -127,45 +119,3 @@ def _tidy(folder: Path, made: list[Path]) -> None:
             (folder / LOCK).unlink()
             for path in made:
                 path.rmdir()
-
-
-class StopRequest:
-    """While entered, a signal sets :attr:`requested`; a Ctrl-C after that interrupts at once.
-
-    SIGINT and SIGHUP are left alone where the process was started with them ignored.
-    """
-
-    def __init__(self, *, to_the_end: bool = False) -> None:
-        """``to_the_end``: the process ends with the block, so SIGTERM and SIGHUP are ignored after
-        it. torchrun sends SIGTERM to every rank as soon as the first has ended; without this the
-        slower ranks would report 143."""
-        self.requested = False
-        self._to_the_end = to_the_end
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
-            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # Not a Python handler: those are removed while Python shuts down.
-            ignored = self._to_the_end and number != signal.SIGINT
-            signal.signal(number, signal.SIG_IGN if ignored else handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            # A closing terminal sends several, and torchrun repeats what the scheduler sent.
-            if number != signal.SIGINT:
-                return
-            raise KeyboardInterrupt
-        self.requested = True
-        if sys.__stderr__ is None:
-            return  # closed from the start: descriptor 2 may now be any file, such as the run log
-        name = signal.Signals(number).name
-        line = f"\n{name}: saving, then stopping; press Ctrl-C to exit without saving.\n"
-        # Not through sys.stderr: the signal may have come in the middle of a write to it.
-        with suppress(OSError):
-            os.write(2, line.encode())

@@ -7,11 +7,7 @@ model is a flag at once.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
-import textwrap
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,18 +41,12 @@ MTP_WEIGHT = 0.3
 
 
 def _all_optional(cls: type, name: str, **nested: Any) -> Any:
-    """A dataclass with the fields of ``cls``, all optional, each with its docstring as help."""
+    """A dataclass with the fields of ``cls`` and their help, all optional."""
     kinds = {**typing.get_type_hints(cls), **nested}
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]  # a class
-    fields = []
-    for statement in itertools.pairwise(body):
-        match statement:
-            case ast.AnnAssign(target=ast.Name(id=field)), ast.Expr(
-                value=ast.Constant(value=str() as doc)
-            ):
-                kind: Any = kinds[field]
-                flag = Parameter(help=" ".join(doc.split()))
-                fields.append((field, Annotated[kind | None, flag], None))
+    fields: list[Any] = []
+    for known in dataclasses.fields(cls):
+        absent: Any = dataclasses.field(default=None, metadata=known.metadata)
+        fields.append((known.name, kinds[known.name] | None, absent))
     return dataclasses.make_dataclass(
         name,
         fields,

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,7 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
         )
-    defaults = dict(RUN_DEFAULTS[options.preset])
-    defaults["seq_len"] = (
-        options.model.max_position_embeddings or PRESETS[options.preset]["max_position_embeddings"]
-    )
-    defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
-    defaults["profile"] = "pretrain"
+    defaults = _defaults_of_preset(options)
     start = _start(options)
     if start is not None and not has_training_state(start[0]):
         # The diagnosis compares a fine-tuning with its beginning; upcycled routers are new.
@@ -131,10 +127,7 @@ def resolve(options: Options, world: World = ALONE) -> Options:
                 f"--resume {options.resume} has weights only: --lr defaults to "
                 f"{defaults['lr']:g}, a tenth of the preset's."
             )
-    depths = options.model.num_nextn_predict_layers
-    if depths is None:
-        model = PRESETS[options.preset] if start is None else start[1]["model"]
-        depths = model.get("num_nextn_predict_layers", 0)
+    depths = _depths_ahead(options, start)
     defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
     if options.resume == AUTO and options.run is None:
         raise UsageError("--resume auto needs the name of the run: add --run NAME.")
@@ -142,13 +135,35 @@ def resolve(options: Options, world: World = ALONE) -> Options:
     defaults["run"] = world.broadcast_text(name)  # their clocks may differ
     if options.parallel is None and world.size > 1:
         options = dataclasses.replace(options, parallel="ddp")
-    if options.balance != "bias":
-        defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     resolved = dataclasses.replace(options, **missing)
-    for problem in _problems(resolved, depths):
+    for problem in chain(_out_of_range(resolved), _contradictions(resolved, depths)):
         raise UsageError(problem)
     return resolved
+
+
+def _defaults_of_preset(options: Options) -> dict[str, Any]:
+    """What options that are not given take in a run from new weights."""
+    length = options.model.max_position_embeddings
+    defaults = {
+        **RUN_DEFAULTS[options.preset],
+        "seq_len": length or PRESETS[options.preset]["max_position_embeddings"],
+        "aux_weight": AUX_WEIGHT if options.balance == "aux" else 0.0,
+        "profile": "pretrain",
+    }
+    if options.balance != "bias":
+        defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
+    return defaults
+
+
+def _depths_ahead(options: Options, start: tuple[Path, dict[str, Any]] | None) -> int:
+    """Depths of multi-token prediction: those given, else those of the model that is trained."""
+    given: int | None = options.model.num_nextn_predict_layers
+    if given is not None:
+        return given
+    model = PRESETS[options.preset] if start is None else start[1]["model"]
+    depths: int = model.get("num_nextn_predict_layers", 0)
+    return depths
 
 
 def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
@@ -158,33 +173,38 @@ def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
     return next(described(options.resume, options.run, options.checkpoint_dir), None)
 
 
-def _problems(options: Options, depths: int) -> Iterator[str]:
-    """Values that are out of range, or contradict each other."""
-
-    def given(name: str) -> str:
-        return f"{flag_name(name)} {getattr(options, name)}"
-
+def _out_of_range(options: Options) -> Iterator[str]:
+    """Values that no run can have."""
     for name in _COUNTS:
         if getattr(options, name) < 1:
-            yield f"{given(name)} is too few: choose 1 or more."
+            yield f"{_spelled(options, name)} is too few: choose 1 or more."
     for name in ("batch_size", "grad_accum"):
         if getattr(options, name) > MOST_SEQUENCES:
-            yield f"{given(name)} is too many: choose {MOST_SEQUENCES} at most."
+            yield f"{_spelled(options, name)} is too many: choose {MOST_SEQUENCES} at most."
     if not 0 < options.lr < math.inf:
-        yield f"{given('lr')} is out of range: choose above 0, such as 1e-3."
+        yield f"--lr {options.lr} is out of range: choose above 0, such as 1e-3."
     if not 0 <= options.seed < 2**63:
-        yield f"{given('seed')} is out of range: choose 0 to 2^63 - 1."
+        yield f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1."
     for name in _WEIGHTS:
         if not 0 <= getattr(options, name) < math.inf:
-            yield f"{given(name)} is out of range: choose 0 or more."
+            yield f"{_spelled(options, name)} is out of range: choose 0 or more."
+
+
+def _contradictions(options: Options, depths: int) -> Iterator[str]:
+    """Values that exclude each other, or have no effect together.
+
+    Args:
+        depths: Of multi-token prediction in the model.
+    """
     for name, methods in _BELONGS_TO.items():
         if getattr(options, name) and options.balance not in methods:
             yield (
-                f"{given(name)} has no effect with --balance {options.balance}: omit it, or choose "
-                f"--balance {' or '.join(methods)}."
+                f"{_spelled(options, name)} has no effect with --balance {options.balance}: omit "
+                f"it, or choose --balance {' or '.join(methods)}."
             )
     if options.mtp_weight and not (options.mtp or depths):
-        yield f"{given('mtp_weight')} has no effect without --mtp: add it, or omit the weight."
+        weight = _spelled(options, "mtp_weight")
+        yield f"{weight} has no effect without --mtp: add it, or omit the weight."
     if options.run in ("", ".", "..") or not re.fullmatch(r"[\w.+=@ -]+", options.run):
         yield (
             f"--run {options.run!r} cannot name a folder: use letters, digits, '-', '_' and '.' "
@@ -202,9 +222,14 @@ def _problems(options: Options, depths: int) -> Iterator[str]:
         )
     if options.parallel is not None and not launched():
         yield (
-            f"{given('parallel')} needs several processes: start torchrun --nproc-per-node N -- "
-            "train.py …, or omit it."
+            f"--parallel {options.parallel} needs several processes: start torchrun "
+            "--nproc-per-node N -- train.py …, or omit it."
         )
+
+
+def _spelled(options: Options, name: str) -> str:
+    """The option ``name`` with its value, as on the command line."""
+    return f"{flag_name(name)} {getattr(options, name)}"
 
 
 def option_facts(options: Options) -> dict[str, str]:

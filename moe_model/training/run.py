@@ -27,7 +27,7 @@ from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.corpus import Corpus
 from moe_model.training.distributed import World
 from moe_model.training.machine import DTYPES
-from moe_model.training.options import Options
+from moe_model.training.options import Options, flag_name
 
 ENDINGS = {
     "finished": (FINISHED, "finished"),
@@ -109,7 +109,8 @@ class Progress:
         Raises:
             TrainingFailedError: After too many consecutive steps without a finite gradient.
         """
-        self.step, self.loss = record["step"], record["loss"]
+        self.step = record["step"]
+        self.loss = record["loss"]
         self.tokens_per_s = record["tokens_per_s"]
         self.tokens += record["tokens"]
         self.memory_bytes = record["memory_bytes"]
@@ -188,7 +189,9 @@ def _finite(value: float | None) -> float | None:
 
 def describe(run: Run) -> dict[str, Any]:
     """The arguments of a ``RunRecorder``: model, balancing, settings, how often experts count."""
-    options, config, judgement = run.options, run.model.config, None
+    options = run.options
+    config = run.model.config
+    judgement = None
     if run.start is not None and (run.start.folder / JUDGEMENT).exists():
         judgement = (run.start.folder / JUDGEMENT).read_bytes()
     return {
@@ -216,7 +219,7 @@ def describe(run: Run) -> dict[str, Any]:
             "method": options.balance,
             "update": "sign" if options.balance == "bias" else None,
             **{name: getattr(options, name) for name in _BALANCE},
-            "names": {n: f"--{n.replace('_', '-')}" for n in (*_BALANCE, "capacity_factor")},
+            "names": {name: flag_name(name) for name in (*_BALANCE, "capacity_factor")},
         },
         "config": {
             **options.to_dict(),

@@ -46,7 +46,8 @@ def prepare(options: Options, world: World) -> Run:
         resumed_at = 1 if _refuse_existing(options, checkpoint) else None
         if checkpoint is not None and has_training_state(checkpoint.folder):
             resumed_at = checkpoint.step + 1
-        settle_threads(checkpoint and checkpoint.description.get("threads"), world.say)
+        saved = {} if checkpoint is None else checkpoint.description
+        settle_threads(saved.get("threads"), world.say)
         dtype = choose_dtype(options.dtype, device)
     config, corpus = _read_data(options, checkpoint, world)
     agree(world, start_facts(corpus, checkpoint, dtype))
@@ -184,7 +185,8 @@ def start_facts(
     Args:
         dtype: Number format of matrix products; ``auto`` depends on the machine.
     """
-    tokenizer, found = corpus.tokenizer, "none"
+    tokenizer = corpus.tokenizer
+    found = "none"
     if checkpoint is not None:  # its description lists the SHA-256 of all its files
         plain = json.dumps(checkpoint.description, sort_keys=True).encode()
         found = f"step {checkpoint.step}, sha256 {hashlib.sha256(plain).hexdigest()[:16]}"

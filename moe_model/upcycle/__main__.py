@@ -25,7 +25,6 @@ from moe_model import (
     FAILED,
     FINISHED,
     TOKENIZER,
-    WEIGHTS,
     PretrainedTokenizer,
     UsageError,
     fresh_folder,
@@ -34,10 +33,8 @@ from moe_model import (
     run_command,
     say,
     version,
-    write_description,
-    write_tensors,
 )
-from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer, write_tokenizer
+from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer, write_checkpoint
 from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama, windows_of
 
@@ -91,16 +88,7 @@ def main(
     facts = {"source": src.name, "noise": noise, "seed": seed, "losses": upcycled.losses}
     try:
         with fresh_folder(dst) as folder:
-            write_tensors(folder / WEIGHTS, upcycled.model.state_dict())
-            write_tokenizer(tokenizer, folder)
-            write_description(
-                folder,
-                upcycled.model.config,
-                step=0,
-                tokenizer=tokenizer.to_dict(),
-                stop_ids=stop_ids,
-                upcycled=facts,
-            )
+            write_checkpoint(folder, upcycled.model, tokenizer, stop_ids=stop_ids, upcycled=facts)
     except OSError as error:
         say(f"{dst} cannot be written ({error}): nothing was written.")
         return FAILED

@@ -79,7 +79,8 @@ def convert_attention(
         readings: Of that layer.
         mixes: Of the heads' keys, for each rotary pair.
     """
-    config, heads = ours.config, _heads(layer)
+    config = ours.config
+    heads = _heads(layer)
     d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
     frequency_j = _frequencies(theta, config.rope_scaling, d)
     inputs_ND = readings.inputs_ND.double()
@@ -118,7 +119,8 @@ def convert_attention(
         errors += [root(out_vD @ out_vD.T).T @ v_vD]
 
     view_RD, kept = latent_view(torch.cat(errors), attended_DD, config.kv_lora_rank)
-    wanted_MD, eps = torch.cat(expanded), ours.kv_a_layernorm.eps
+    wanted_MD = torch.cat(expanded)
+    eps = ours.kv_a_layernorm.eps
     expand_MR = expansion(wanted_MD, view_RD, attended_DD, inputs_ND, weight_N, eps)
     scale = math.sqrt(config.qk_head_dim / d)  # ours divides scores by the root of another width
     down_XE = torch.cat((F.pad(view_RD, (0, 1)), shared.key_rE))
@@ -160,7 +162,8 @@ class _Heads(NamedTuple):
 
 def _heads(layer: Any) -> _Heads:
     """Keys and values that several heads share are repeated; the norm's gain is folded in."""
-    theirs, gain_D = layer.self_attn, layer.input_layernorm.weight.double()
+    theirs = layer.self_attn
+    gain_D = layer.input_layernorm.weight.double()
 
     def rows(projection: torch.nn.Linear) -> Tensor:
         weight_XD = projection.weight.double() * gain_D

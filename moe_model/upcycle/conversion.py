@@ -97,7 +97,8 @@ def resolve(shape: Shape, source: Any) -> Shape:
 def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
     """The config of the new model for a resolved ``shape``; ``UsageError`` if it is invalid."""
     fields = dataclasses.asdict(shape)
-    mixes, rope = fields.pop("rotary_mixes"), shape.qk_rope_head_dim
+    mixes = fields.pop("rotary_mixes")
+    rope = shape.qk_rope_head_dim
     rope_parameters = source.rope_parameters
     for name in (
         "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size",

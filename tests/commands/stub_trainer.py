@@ -1,8 +1,7 @@
 """Replaces ``train.py`` in tests of the demo: copies a short log, obeys signals as it does.
 
-``STUB`` in the environment says what happens: ``fails`` exits 1 at once, ``dies`` exits 1 after its
-last step, ``slow`` never writes a log, ``deaf`` needs SIGKILL. What it was called with, its process
-id and how it ended are in ``stub-RUN.json``, ``stub-RUN.pid`` and ``stub-RUN.end``.
+``STUB`` in the environment says what happens: ``fails`` exits 1 at once, ``slow`` never writes a
+log. What it was called with and how it ended are in ``stub-RUN.json`` and ``stub-RUN.end``.
 """
 
 import json
@@ -18,7 +17,6 @@ def main() -> int:
     what = os.environ.get("STUB", "")
     run = sys.argv[sys.argv.index("--run") + 1]
     Path(f"stub-{run}.json").write_text(json.dumps(sys.argv[1:]))
-    Path(f"stub-{run}.pid").write_text(str(os.getpid()))
     if what == "fails":
         sys.stderr.write("train.py: the disk is full\n")
         return 1
@@ -31,9 +29,7 @@ def main() -> int:
         log.parent.mkdir(exist_ok=True)
         shutil.copy("stub-log.jsonl", log)
     sys.stderr.write("the trainer narrates\n")
-    if what == "dies":
-        return 1
-    while (what or "--steps" not in sys.argv) and (not stops or what == "deaf"):
+    while (what or "--steps" not in sys.argv) and not stops:
         time.sleep(0.02)
     (Path("checkpoints") / run / "latest").mkdir(parents=True)
     if stops:

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from moe_model import fused
 
-NAMES = [name.removeprefix("plain_") for name in vars(fused) if name.startswith("plain_")]
+TWINS: dict[str, Any] = {
+    **{n.removeprefix("plain_"): twin for n, twin in vars(fused).items() if n.startswith("plain_")},
+    "dispatch": lambda x_TD, token_P, place_TK: x_TD[token_P],
+    "combine": lambda y_PD, token_P, place_TK: y_PD[place_TK].sum(dim=1),
+}
+NAMES = (*TWINS, "experts_in_turn")
+"""The experts' twin is the naive sum in test_expert_compute."""
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -38,7 +44,7 @@ def cases(name: str, dtype: torch.dtype) -> tuple[list[Tensor], tuple[Any, ...]]
         "causal_attention": (queries_keys_values, (0.4,)),
         "experts_in_turn": (
             [leaf(5, 4), leaf(5, 1, seed=1), leaf(3, 6, 4, seed=2), leaf(3, 4, 3, seed=3)],
-            ([2, 0, 3],),
+            (torch.tensor([2, 0, 3]),),
         ),
         "feed_forward": ([leaf(7, 4), *matrices], ()),
         "dispatch": ([leaf(3, 4)], places),
@@ -53,27 +59,24 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "ROWS_AT_A_TIME", 3)
 
 
-def call(name: str, leaves: tuple[Tensor, ...], rest: tuple[Any, ...]) -> Any:
-    if name.endswith("experts_in_turn"):  # the rows are in the middle
-        return getattr(fused, name)(*leaves[:2], *rest, *leaves[2:])
-    return getattr(fused, name)(*leaves, *rest)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     leaves, rest = cases(name, torch.float64)
-    assert torch.autograd.gradcheck(lambda *x: call(name, x, rest), leaves)
+    after = 2 if name == "experts_in_turn" else len(leaves)  # its rows are in the middle
+    assert torch.autograd.gradcheck(
+        lambda *x: getattr(fused, name)(*x[:after], *rest, *x[after:]), leaves
+    )
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-2)], ids=["fp32", "bf16"]
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TWINS)
 def test_equals_its_plain_twin(name: str, dtype: torch.dtype, tolerance: float) -> None:
     results = []
     leaves, rest = cases(name, dtype)
-    for function in (name, f"plain_{name}"):
-        y = call(function, tuple(leaves), rest)
+    for function in (getattr(fused, name), TWINS[name]):
+        y = function(*leaves, *rest)
         parts = y if isinstance(y, tuple) else (y,)
         loss = sum((p.float() * (1 + i + p.detach().float())).mean() for i, p in enumerate(parts))
         results.append([*parts, *torch.autograd.grad(loss, leaves)])
@@ -108,7 +111,7 @@ def test_rows_that_pad_an_expert_belong_to_no_token() -> None:
     real_P1 = torch.ones(7, 1, dtype=torch.float64)
     real_P1[3] = 0
     y_TD = fused.combine(fused.dispatch(x_TD, *places) * real_P1, *places)
-    plain_TD = fused.plain_combine(fused.plain_dispatch(x_TD, *places) * real_P1, *places)
+    plain_TD = TWINS["combine"](TWINS["dispatch"](x_TD, *places) * real_P1, *places)
     torch.testing.assert_close(y_TD, plain_TD)
     grads = [torch.autograd.grad((y * y).sum(), x_TD)[0] for y in (y_TD, plain_TD)]
     torch.testing.assert_close(*grads)

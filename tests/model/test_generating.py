@@ -1,4 +1,4 @@
-"""Generated texts: reproducible, the same with drafts and in batches, ended where they must be."""
+"""Generated texts: reproducible, the same with drafts, ended where they must be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import SamplingRules, generate_batch
+from moe_model import SamplingRules
 from moe_model.sampling import Sampler, generate
 from tests.model.conftest import make_model
 
@@ -121,8 +121,6 @@ def test_an_empty_prompt_is_refused() -> None:
     empty = torch.empty(0, dtype=torch.int64)
     with pytest.raises(ValueError, match="the prompt has 0 tokens: it needs at least one"):
         generate(make_model(), empty, max_new_tokens=1)
-    with pytest.raises(ValueError, match="a prompt has 0 tokens"):
-        generate_batch(make_model(), [PROMPTS[0], empty], max_new_tokens=1)
 
 
 class Allocated(TorchDispatchMode):
@@ -137,51 +135,13 @@ class Allocated(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("how", ["one prompt", "drafting", "several prompts"])
-def test_generating_allocates_the_same_for_every_length_of_the_context(how: str) -> None:
-    sizes, options = [], {"max_new_tokens": 2, "temperature": 0}
+@pytest.mark.parametrize("draft", [False, True], ids=["one by one", "drafting"])
+def test_generating_allocates_the_same_for_every_length_of_the_context(draft: bool) -> None:
+    sizes = []
     for context in (64, 163_840):
         model = make_model(max_position_embeddings=context, num_nextn_predict_layers=1)
         with Allocated() as allocated:
-            if how == "several prompts":
-                generate_batch(model, [torch.arange(9), torch.arange(2, 9)], **options)
-            else:
-                generate(model, torch.arange(9), draft=how == "drafting", **options)
+            generate(model, torch.arange(9), max_new_tokens=2, temperature=0, draft=draft)
         sizes.append(allocated.nbytes)
     assert sizes[0] == sizes[1]
     assert sizes[0] > 1000, "nothing was seen"
-
-
-PROMPTS = [
-    torch.arange(40, 70), torch.tensor([3]), torch.arange(80) % 97,
-    torch.arange(64), torch.tensor([5, 5, 5, 5]), torch.arange(62),
-]  # fmt: skip
-"""Longer than the context too, exactly as long, and such that it is full soon."""
-
-
-@pytest.mark.parametrize("rules", [{"temperature": 0}, ALL_RULES], ids=["greedy", "every rule"])
-def test_several_prompts_give_what_each_gives_alone(rules: dict[str, Any]) -> None:
-    """Beyond the end of the context too, which the texts reach one after the other."""
-    model = make_model(q_lora_rank=20).train()
-    alone = [generate(model, prompt, max_new_tokens=40, **rules) for prompt in PROMPTS]
-    assert generate_batch(model, PROMPTS, max_new_tokens=40, **rules) == alone
-    assert model.training
-
-
-def test_each_text_of_a_batch_ends_where_it_ends_alone() -> None:
-    model = make_model()
-    options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0, "seed": 1}
-    whole = generate_batch(model, PROMPTS, **options)
-    places = [{ids.index(token) for ids in whole if token in ids} for token in range(97)]
-    stop_at = max(range(97), key=lambda token: len(places[token]))
-    alone = [generate(model, prompt, stop_at=[stop_at], **options) for prompt in PROMPTS]
-    assert len({len(ids) for ids in alone}) > 2, "they end at different places"
-    assert generate_batch(model, PROMPTS, stop_at=[stop_at], **options) == alone
-
-
-def test_a_batch_takes_as_many_passes_as_its_longest_text() -> None:
-    model, passes = make_model(), []
-    model.register_forward_hook(lambda *_: passes.append(1))
-    texts = generate_batch(model, PROMPTS[:2], max_new_tokens=12)
-    assert [len(ids) for ids in texts] == [12, 12]
-    assert len(passes) == 12

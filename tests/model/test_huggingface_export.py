@@ -27,7 +27,7 @@ from moe_model import (
 )
 from moe_model.config import YarnScaling
 from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretrained
-from moe_model.training import LATEST, Checkpoints
+from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.forked import ForkServer
 from tests.model.conftest import make_biased
 from tests.model.published import assert_same, command, our_logits, tensors, their_logits
@@ -82,9 +82,12 @@ def test_export_and_import_give_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(kept[name], tensor), name
 
 
-def test_shards_are_as_small_as_requested(tmp_path: Path, ids_BS: Tensor) -> None:
+def test_shards_are_as_small_as_requested(
+    tmp_path: Path, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_model.huggingface.write.SHARD_BYTES", 30_000)
     model, folder = make_biased(), tmp_path / "published"
-    save_pretrained(model, None, folder, shard_bytes=30_000)
+    save_pretrained(model, None, folder)
     shards = [load_file(path) for path in folder.glob("*.safetensors")]
     sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
     assert 20_000 < min(sorted(sizes)[1:]) <= max(sizes) <= 30_000, "all but the last are full"

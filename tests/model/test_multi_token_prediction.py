@@ -10,7 +10,8 @@ from transformers.modeling_layers import MtpModel
 
 from benchmarks.transformers_peer import peer, their_name
 from moe_model import LanguageModel, update_expert_bias
-from moe_model.training import Batch, StepBatches, loss_shares
+from moe_model.training.batches import Batch, StepBatches
+from moe_model.training.step import loss_shares
 from tests.counted import counter_of
 from tests.model.conftest import make_model
 from tests.model.published import assert_same, their_ahead_logits

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from moe_model import ModelConfig, Router, update_expert_bias
-from moe_model.training import make_optimizer
+from moe_model.training.step import make_optimizer
 from tests.model.conftest import SMALL, make_model
 
 E, K, D = 16, 3, 6

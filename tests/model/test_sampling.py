@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from benchmarks.transformers_peer import peer
-from moe_model import SamplingRules, generate_batch
+from moe_model import SamplingRules
 from moe_model.sampling import Sampler, generate
 from tests.model.conftest import make_model
 
@@ -87,6 +87,5 @@ def test_a_penalty_counts_the_prompt_as_in_their_loop(ids_BS: Tensor) -> None:
     ],
 )
 def test_impossible_rules_are_refused(rules: dict[str, Any], message: str) -> None:
-    for start, prompt in ((Sampler, torch.tensor([1])), (generate_batch, [torch.tensor([1])])):
-        with pytest.raises(ValueError, match=message):
-            start(make_model(), prompt, max_new_tokens=1, **rules)
+    with pytest.raises(ValueError, match=message):
+        Sampler(make_model(), torch.tensor([1]), max_new_tokens=1, **rules)

@@ -24,19 +24,15 @@ from moe_model import (
     softmax_scale,
 )
 from moe_model.config import Llama3Scaling
-from moe_model.upcycle import (
-    Shape,
-    Windows,
+from moe_model.upcycle.attention import (
     convert_attention,
     expansion,
     latent_view,
-    observe,
-    resolve,
     rotary_base,
     shortened,
-    upcycle,
-    upcycled_config,
 )
+from moe_model.upcycle.conversion import Shape, resolve, upcycle, upcycled_config
+from moe_model.upcycle.llama import Windows, observe
 from tests.model.llamas import SHAPE, random_llama
 from tests.model.published import LLAMA3
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moe_model import FeedForward, MixtureOfExperts
-from moe_model.upcycle import break_symmetry, expert_width, split_into_experts
+from moe_model.upcycle.conversion import break_symmetry, expert_width, split_into_experts
 from tests.model.conftest import make_config
 
 MakeCase = Callable[..., tuple[FeedForward, MixtureOfExperts]]

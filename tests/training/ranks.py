@@ -31,23 +31,18 @@ from torch.distributed.tensor import DTensor
 from microscope_tui.probe import RoutingCounter
 from moe_model import LanguageModel, ModelConfig, Routing, UsageError, update_expert_bias
 from moe_model.sampling import generate
-from moe_model.training import (
-    SHARDED_SAMPLE_TOKENS,
+from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
+from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
+from moe_model.training.distributed import (
     RankLostError,
     World,
     agree,
-    gradient_squares,
     join_world,
-    load_shards,
     lost_ranks,
-    make_optimizer,
-    optimizer_state,
     parallelize,
-    save_shards,
-    synchronised,
     whole_weights,
 )
-from moe_model.training.console import sample
+from moe_model.training.step import gradient_squares, make_optimizer, synchronised
 from tests.forked import free_port
 
 Claim = Callable[[World, Path], None]

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from moe_model import CharTokenizer, read_checkpoint
-from moe_model.training import Corpus, Document, Options, flag_name, option_facts, start_facts
-from moe_model.training.options import ModelOverrides
+from moe_model.training.corpus import Corpus, Document
+from moe_model.training.options import ModelOverrides, Options, flag_name
+from moe_model.training.resolving import option_facts
+from moe_model.training.setup import start_facts
 
 
 def test_every_option_is_compared_but_where_the_others_came_from_and_the_device() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_model.training import IGNORED, StepBatches, Tokens, TrainingBatches, held_out_batches
+from moe_model.training.batches import IGNORED, StepBatches, TrainingBatches, held_out_batches
+from moe_model.training.corpus import Tokens
 
 
 def tokens_of(lengths: list[int], dtype: torch.dtype = torch.int64) -> Tokens:

@@ -20,16 +20,16 @@ from moe_model import (
     write_description,
     write_tensors,
 )
-from moe_model.training import (
+from moe_model.training import checkpoint as checkpoint_module
+from moe_model.training.checkpoint import (
     BEST,
     LATEST,
     PREVIOUS,
     Checkpoints,
     load_shards,
-    make_optimizer,
     optimizer_state,
 )
-from moe_model.training import checkpoint as checkpoint_module
+from moe_model.training.step import make_optimizer
 from tests.model.conftest import make_config
 
 Save = Callable[..., Path]

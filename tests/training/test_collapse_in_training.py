@@ -11,7 +11,7 @@ import torch
 
 from microscope_tui.cli import main as microscope
 from moe_model import read_checkpoint
-from moe_model.training import newest_before
+from moe_model.training.checkpoint import newest_before
 from tests.training.conftest import SHORT, GetTrained, Trained
 from tests.training.story import Capsys, Log, ReadLog, Train, steps, story
 

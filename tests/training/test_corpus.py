@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_model import CharTokenizer, UsageError
-from moe_model.training import (
+from moe_model.training import corpus as corpus_module
+from moe_model.training.corpus import (
     Corpus,
     Document,
     Tokens,
@@ -24,7 +25,6 @@ from moe_model.training import (
     make_tokenizer,
     train_byte_pairs,
 )
-from moe_model.training import corpus as corpus_module
 
 texts = st.text(st.characters(codec="utf-8"))
 BYTE_PAIRS = train_byte_pairs([Document("a", "the router and the experts " * 20)], 280)

@@ -10,7 +10,9 @@ import pytest
 
 from benchmarks import dense_twin
 from moe_model import PRESETS, ModelConfig
-from moe_model.training import Corpus, Options, load_documents, make_tokenizer, resolve
+from moe_model.training.corpus import Corpus, load_documents, make_tokenizer
+from moe_model.training.options import Options
+from moe_model.training.resolving import resolve
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48,

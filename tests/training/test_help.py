@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from moe_model import PRESETS, ModelConfig, version
-from moe_model.training import RUN_DEFAULTS
 from moe_model.training import help as help_module
+from moe_model.training.options import RUN_DEFAULTS
 from tests.forked import ROOT, ForkServer
 
 BLOCKED = (

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_model import experts
-from moe_model.training import TrainingBatches
+from moe_model.training.batches import TrainingBatches
 
 ROUTERS = 2
 READS = {"tolist", "cpu", "numpy", "__array__"}

@@ -29,8 +29,10 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.config import YarnScaling
-from moe_model.training import Options, Progress, World
 from moe_model.training.checkpoint import described, find_checkpoint
+from moe_model.training.distributed import World
+from moe_model.training.options import Options
+from moe_model.training.run import Progress
 from tests.model.conftest import make_config
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import Capsys, Train

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moe_model import python_docs, read_checkpoint
-from moe_model.training import RUN_DEFAULTS
+from moe_model.training.options import RUN_DEFAULTS
 from tests.model.llamas import random_llama, story, upcycle
 from tests.model.llamas import save as save_llama
 from tests.model.published import command

@@ -7,7 +7,7 @@ import copy
 import torch
 
 from moe_model import LanguageModel, ModelConfig
-from moe_model.training import WEIGHT_DECAY, make_optimizer, set_learning_rate
+from moe_model.training.step import WEIGHT_DECAY, make_optimizer, set_learning_rate
 from tests.training.conftest import GetTrained
 from tests.training.story import steps
 

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 
 from moe_model import UsageError
-from moe_model.training import (
+from moe_model.training import distributed
+from moe_model.training.distributed import (
     RankLostError,
     World,
     agree,
-    distributed,
     join_world,
     launched,
     lost_ranks,
@@ -122,7 +122,8 @@ def test_a_signal_ends_a_rank_that_waits_for_the_others(
     number: signal.Signals, fork_server: ForkServer
 ) -> None:
     waits = (
-        "from torch import device; from moe_model.training import StopRequest, join_world\n"
+        "from torch import device; from moe_model.training.distributed import join_world\n"
+        "from moe_model.training.signals import StopRequest\n"
         "with StopRequest(), join_world(device('cpu')):\n"
         "    pass"
     )

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from moe_model import CheckpointError
-from moe_model.training import is_sharded, load_shards, save_shards
+from moe_model.training.checkpoint import is_sharded, load_shards, save_shards
 from tests.training.ranks import wrong_bits
 
 

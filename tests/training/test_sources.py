@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from moe_model import UsageError, python_docs
-from moe_model.training import Document, corpus, load_documents, user_cache
+from moe_model.training import corpus
+from moe_model.training.corpus import Document, load_documents, user_cache
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from moe_model import TRAINING_STATE, read_checkpoint
-from moe_model.training import StopRequest
+from moe_model.training.signals import StopRequest
 from tests.forked import Program
 from tests.training.story import ReadLog, steps, wait_until
 

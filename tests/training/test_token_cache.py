@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_model import TOKENIZER, CharTokenizer, PretrainedTokenizer, character_files
-from moe_model.training import cache_key, cached_tokens
+from moe_model.training.corpus import cache_key, cached_tokens
 from tests.training.story import Capsys
 
 KEY = "0" * 64

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from moe_model import SETTINGS, TOKENIZER, CharTokenizer, PretrainedTokenizer, UsageError
-from moe_model.training import END, Document, make_tokenizer, train_byte_pairs
+from moe_model.training.corpus import END, Document, make_tokenizer, train_byte_pairs
 
 DOCUMENTS = [
     Document("one", "the router sends the tokens to the experts\n" * 20),

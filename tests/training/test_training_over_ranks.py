@@ -33,6 +33,13 @@ def stepping(run, step):
 train.optimizer_step = stepping
 sys.exit(train.run_command(train.app, sys.argv[1:]))
 """
+OVERFLOWS = """
+import functools, sys, torch, train
+torch.amp.GradScaler = functools.partial(
+    torch.amp.GradScaler, init_scale=2.0**24, backoff_factor=2.0**-10
+)
+sys.exit(train.run_command(train.app, sys.argv[1:]))
+"""
 IN_OWN_FOLDER = """
 import os, sys, train
 os.chdir(os.environ["RANK"])
@@ -124,6 +131,31 @@ def test_a_step_is_the_same_over_ranks_and_micro_batches(
         for name, row in expected["router"].items():
             assert found["router"][name] == pytest.approx(row, rel=2e-4, abs=1e-5), name
     assert evaluations(other) == pytest.approx(evaluations(one), abs=1e-5)
+
+
+def test_ranks_skip_the_step_that_one_process_skips_in_fp16_and_train_on_as_it_does(
+    fork_server: ForkServer, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    common = arguments("--dtype=fp16", "--steps=5", "--mtp", "--eval-every=100", "--batch-size=8")
+    started = {
+        "one": start_as_ranks(fork_server, [*common, "--run=one"], program=["-c", OVERFLOWS])
+    }
+    for kind in KINDS:
+        flags = last_of_each([*common, f"--run={kind}", f"--parallel={kind}", "--batch-size=4"])
+        started[kind] = start_as_ranks(fork_server, flags, flags, program=["-c", OVERFLOWS])
+    found = {}
+    for kind, ranks in started.items():
+        codes, errors = end(ranks)
+        assert set(codes) == {0}, errors
+        rows = steps(log_of(tmp_path / "logs" / kind))
+        assert [row["grad_norm"] in ("Infinity", "NaN") for row in rows] == [True] + [False] * 4
+        scaler = read_checkpoint(tmp_path / "ck" / kind).description["loss_scale"]
+        found[kind] = ([row["loss"] for row in rows], scaler["scale"], scaler["_growth_tracker"])
+    losses, *scale = found["one"]
+    assert scale == [2.0**14, 4]
+    assert losses[-1] < losses[0]
+    for kind in KINDS:
+        assert found[kind] == (pytest.approx(losses, abs=2e-3), *scale), kind
 
 
 def evaluations(log: Log) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import re
@@ -12,53 +11,38 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError, choose_device
-from moe_model.config import YarnScaling
-from moe_model.training import (
-    RUN_DEFAULTS,
-    Console,
-    Options,
-    Progress,
-    Tokens,
-    choose_dtype,
+from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError
+from moe_model.training.batches import held_out_batches
+from moe_model.training.console import Console
+from moe_model.training.corpus import Tokens
+from moe_model.training.machine import choose_dtype, refuse_too_large
+from moe_model.training.options import RUN_DEFAULTS, Options
+from moe_model.training.resolving import resolve
+from moe_model.training.run import Progress, TrainingFailedError
+from moe_model.training.step import (
     evaluate,
-    has_native_bf16,
-    held_out_batches,
     learning_rate_at,
     make_optimizer,
     memory_bytes,
-    refuse_too_large,
-    resolve,
     seed_step,
     weights_at,
 )
-from moe_model.training.run import TrainingFailedError
+from tests.forked import ROOT
 from tests.training.story import Capsys
 
-FLAGS = [
-    "--preset", "--data", "--tokenizer", "--config",
-    "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed", "--optimizer",
-    "--device", "--dtype",
-    "--compile", "--activation-checkpointing", "--deterministic", "--parallel",
-    "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",
-    "--seq-aux-weight", "--aux-weight",
-    "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
-    "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
-    "--eval-every", "--resume", "--on-collapse", "--sample-prompt", "--trace-sample",
-    "--profile",
-]  # fmt: skip
+
+def offered(trainer: ModuleType) -> set[str]:
+    """Every option of the command line, those of the model too."""
+    return {one.name for one in trainer.app.assemble_argument_collection() if not one.children}
 
 
-def model_fields() -> list[str]:
-    yarn = [f"rope_scaling.{f.name}" for f in dataclasses.fields(YarnScaling)]
-    return [f.name for f in dataclasses.fields(ModelConfig) if f.name != "rope_scaling"] + yarn
-
-
-def test_the_command_line_is_frozen(trainer: ModuleType) -> None:
-    """A new or lost flag is a decision, taken here and in the documentation."""
-    fields = model_fields()
-    offered = [a.name for a in trainer.app.assemble_argument_collection() if not a.children]
-    assert sorted(offered) == sorted([*FLAGS, *(f"--model.{name}" for name in fields)])
+def test_every_flag_that_a_document_names_is_one(trainer: ModuleType) -> None:
+    documents = (ROOT / "README.md", ROOT / "train.py", *(ROOT / "docs").glob("*.md"))
+    texts = [document.read_text("utf-8") for document in documents]
+    commands = [words for text in texts for words in re.findall(r"train\.py ([^`#\n]*)", text)]
+    named = {flag for words in commands for flag in re.findall(r"--[a-z][\w.-]*", words)}
+    assert len(named) >= 10
+    assert named <= {*offered(trainer), "--help"}
 
 
 def test_every_flag_has_help(
@@ -68,8 +52,7 @@ def test_every_flag_has_help(
     assert trainer.run_command(trainer.app, ["--help-all"]) == 0
     text = capsys.readouterr().out
     described = re.findall(r"(--[\w.-]+)(?: --[\w.-]+)?(?: [A-Z]+)? +[A-Z]", text)
-    fields = [f"--model.{name}" for name in model_fields()]
-    assert set(described) >= {*FLAGS, *fields}
+    assert set(described) >= offered(trainer)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -156,12 +139,30 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_alone() -> None:
     assert len({first, drawn(1, 1, 0), drawn(0, 2, 0), drawn(0, 1, 1)}) == 4
 
 
-def test_auto_takes_bf16_exactly_where_the_hardware_has_it() -> None:
-    device = choose_device("auto")
-    expected = torch.bfloat16 if has_native_bf16(device) else torch.float32
-    assert choose_dtype("auto", device) == expected
-    assert choose_dtype("fp32", device) == torch.float32
-    assert memory_bytes(device) > 10_000_000
+@pytest.mark.parametrize(
+    ("device", "hardware", "asked", "taken"),
+    [
+        ("cpu", {"avx512_bf16": True}, "auto", torch.bfloat16),
+        ("cpu", {"amx_bf16": True}, "auto", torch.bfloat16),
+        ("cpu", {"avx512_f": True, "avx512_bf16": False}, "auto", torch.float32),
+        ("cpu", {"avx512_bf16": True}, "fp32", torch.float32),
+        ("cuda", "native", "auto", torch.bfloat16),
+        ("cuda", "emulated", "auto", torch.float16),
+    ],
+)
+def test_auto_takes_bf16_where_there_are_instructions_for_it_and_not_where_it_is_emulated(
+    device: str, hardware: Any, asked: str, taken: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or hardware == "native"
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: hardware, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert choose_dtype(asked, torch.device(device)) == taken
+
+
+def test_the_memory_of_the_process_is_more_than_torch_itself() -> None:
+    assert memory_bytes(torch.device("cpu")) > 10_000_000
 
 
 @pytest.mark.parametrize(
