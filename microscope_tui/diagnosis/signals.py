@@ -292,6 +292,15 @@ class SummedCounts(msgspec.Struct):
         self.rows.append(list(row))
 
 
+class Sums(msgspec.Struct, frozen=True):
+    """Counts of a run that is over: of a whole evaluation, or of the last collapsed steps."""
+
+    last: StepRecord
+    since: dict[int, int] = {}
+    """Router → first step in its sum."""
+    counts: dict[int, list[int]] = {}
+
+
 class Trail(msgspec.Struct):
     """Every ``every``-th value of all routers, the last ``size`` of them."""
 
