@@ -12,11 +12,10 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Severity
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import MOST_SWING, WRONG_SIGN, calm_down, ids_of, setting
-from microscope_tui.diagnosis.rules.starved import OVER_HISTORY
+from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, setting
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -31,19 +30,19 @@ _AFTER = 50
 _UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
 """Rules that fire where the load of a router is uneven, for whichever reason."""
 _PROVEN = {
-    WRONG_SIGN: "bias update with the wrong sign",
-    "bias lost": "selection bias lost at the restart",
+    Reason.WRONG_SIGN: "bias update with the wrong sign",
+    Reason.BIAS_LOST: "selection bias lost at the restart",
 }
 """Causes of LINT that the steps prove: what explains an uneven load, in words."""
 _SETTINGS = {
-    **dict.fromkeys(("aux not applied", "trainer aux ignored"), "auxiliary loss not applied"),
-    "no balancing": "no load balancing",
-    "router frozen": "frozen router",
-    "top-1 normalised": "top-1 routing with normalised weights",
-    "aux pooled": "auxiliary loss pooled over all layers",
-    "layers pooled": "auxiliary loss pooled over all layers",
-    "bias not updated": "selection bias not updated",
-    "aux too strong": "auxiliary loss too strong",
+    **dict.fromkeys((Reason.AUX_NOT_APPLIED, Reason.AUX_IGNORED), "auxiliary loss not applied"),
+    Reason.NO_BALANCING: "no load balancing",
+    Reason.ROUTER_FROZEN: "frozen router",
+    Reason.TOP1_NORMALISED: "top-1 routing with normalised weights",
+    Reason.AUX_POOLED: "auxiliary loss pooled over all layers",
+    Reason.LAYERS_POOLED: "auxiliary loss pooled over all layers",
+    Reason.BIAS_NOT_UPDATED: "selection bias not updated",
+    Reason.AUX_TOO_STRONG: "auxiliary loss too strong",
 }
 """The same for settings with which balancing cannot work."""
 _SLOW = {"bias": "bias update too slow", "aux": "auxiliary loss too weak"}
@@ -146,7 +145,7 @@ def _without(episodes: Sequence[Episode], taken: Iterable[Episode]) -> list[Epis
     return [episode for episode in episodes if id(episode) not in ids]
 
 
-def _by_lint(titles: Mapping[str, str], left: list[Episode], known: Known) -> Iterator[_Found]:
+def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) -> Iterator[_Found]:
     """The first of these settings that LINT reports."""
     lint = {e.facts.get("cause"): e for e in left if e.rule == "LINT" and e.active}
     for name, title in titles.items():
@@ -154,30 +153,30 @@ def _by_lint(titles: Mapping[str, str], left: list[Episode], known: Known) -> It
         if proof is None:
             continue
         explained = _beside(left, [e for e in left if _is_uneven(e, known)])
-        if name in ("top-1 normalised", "router frozen", "aux too strong"):
+        if name in (Reason.TOP1_NORMALISED, Reason.ROUTER_FROZEN, Reason.AUX_TOO_STRONG):
             explained += [e for e in left if e.rule == "UNIFORM"]
-        if name == "aux too strong":
+        if name == Reason.AUX_TOO_STRONG:
             explained = [e for e in explained if e.rule == "UNIFORM"]
-        if name == WRONG_SIGN:
+        if name == Reason.WRONG_SIGN:
             explained += [e for e in left if e.rule == "OSCILLATION"]
-        if name == "bias lost":
+        if name == Reason.BIAS_LOST:
             explained = [e for e in explained if e.onset >= proof.onset - _GAP]
-        if name == "layers pooled" and len({e.router_index for e in explained}) == len(
+        if name == Reason.LAYERS_POOLED and len({e.router_index for e in explained}) == len(
             known.run.routers
         ):
             continue  # even layers beside uneven ones are what pooling hides
-        if name == "router frozen" and not _all_frozen(known.run):
+        if name == Reason.ROUTER_FROZEN and not _all_frozen(known.run):
             continue
         if any(e.severity > Severity.INFO for e in explained):
-            frozen = name == "router frozen"
+            frozen = name == Reason.ROUTER_FROZEN
             remedy = _FROZEN if frozen else known.remedy_of(proof)
-            reset = ", with expert_bias set to zero" if name == WRONG_SIGN else ""
+            reset = ", with expert_bias set to zero" if name == Reason.WRONG_SIGN else ""
             yield Cause(title, (), remedy, goes_back=not frozen, reset=reset), [proof, *explained]
             return
 
 
 def _is_uneven(episode: Episode, known: Known) -> bool:
-    of_rank = episode.rule == "OVERLOAD" and episode.facts.get("cause") == "rank"
+    of_rank = episode.rule == "OVERLOAD" and episode.facts.get("cause") == Reason.OF_RANK
     narrow = episode.rule in ("DEAD", "STARVED") and known.run.profile != "pretrain"
     return known.run.profile != "eval" and episode.rule in _UNEVEN and not of_rank and not narrow
 
@@ -273,7 +272,9 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Balancing that does not suffice."""
     core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
-    core = [e for e in core if e.facts.get("cause") != OVER_HISTORY]  # no strength evens out turns
+    core = [
+        e for e in core if e.facts.get("cause") != Reason.IN_TURN
+    ]  # no strength evens out turns
     method = str(known.run.balance.get("method"))
     title = _SLOW.get(method, "load balancing too weak")
     if method == "bias" and known.swing > MOST_SWING:

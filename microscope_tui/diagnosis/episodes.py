@@ -5,7 +5,7 @@ at a step, in a router, and may end. A ``Finding`` is the same trouble in one or
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from itertools import pairwise
 
 import msgspec
@@ -37,6 +37,47 @@ class Severity(IntEnum):
     def letter(self) -> str:
         """One letter, so that colour is never the only sign."""
         return {1: "I", 2: "W", 3: "C", 4: "M"}[self.value]
+
+
+class Reason(StrEnum):
+    """Why a rule fired, where it has several reasons: the fact ``cause`` of its episodes."""
+
+    # A setting that LINT reports
+    ADAPTERS_MISS_EXPERTS = "adapters miss experts"
+    AUX_IGNORED = "trainer aux ignored"
+    AUX_NOT_APPLIED = "aux not applied"
+    AUX_POOLED = "aux pooled"
+    AUX_TOO_STRONG = "aux too strong"
+    BIAS_LOST = "bias lost"
+    BIAS_MOVES = "bias moves, router frozen"
+    BIAS_NOT_UPDATED = "bias not updated"
+    BY_CONSTRUCTION = "balanced by construction"
+    FEW_TOKENS = "few tokens"
+    LAYERS_POOLED = "layers pooled"
+    MISSING_TARGETS = "missing targets"
+    NO_BALANCING = "no balancing"
+    ONE_RANK = "one rank"
+    ROUTER_FROZEN = "router frozen"
+    TOP1_NORMALISED = "top-1 normalised"
+    WRONG_SIGN = "wrong bias sign"
+    # A fault that METER reports
+    EFFECTIVE = "effective"
+    FORCED = "forced"
+    LOAD = "load"
+    MULTIPLE = "multiple"
+    NON_FINITE = "non-finite"
+    ONE_BATCH = "one batch"
+    REPEATED = "repeated"
+    SHARED = "shared"
+    SUM = "sum"
+    SUMMARY = "summary"
+    TIED = "tied"
+    WIDTH = "width"
+    # Of OVERLOAD, STARVED, LOGITS and STILL, beside their usual one
+    OF_RANK = "rank"
+    IN_TURN = "over history"
+    OUT_OF_RANGE = "range"
+    UNCHANGED = "unchanged"
 
 
 Fact = float | str | tuple[int, ...]

@@ -14,7 +14,7 @@ from functools import partial
 
 import msgspec
 
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Facts
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Facts, Reason
 
 _LINES = 3  # with the same row
 _RARE = 3e-5  # of one repetition; of two it is below 1e-9
@@ -50,16 +50,23 @@ class Repeats(msgspec.Struct):
         one_batch = fixed and all(lines >= _LINES for lines in self.same.values())
         for index, lines in self.same.items():
             if lines >= _LINES and _is_rare(rows[index], tokens[index]):
-                found[index] = {"cause": "one batch" if one_batch else "repeated", "total": lines}
+                found[index] = {
+                    "cause": Reason.ONE_BATCH if one_batch else Reason.REPEATED,
+                    "total": lines,
+                }
         for index in fresh:  # an old row is not further evidence
             row = rows[index]
             key = partial(_busy, row, sum(row), tokens[index])
             for tie in self._tied(index, range(len(row)), key):
-                found[index] = {"cause": "tied", "total": self.ties[index][0], "experts": (*tie,)}
+                found[index] = {
+                    "cause": Reason.TIED,
+                    "total": self.ties[index][0],
+                    "experts": (*tie,),
+                }
         times = Counter(hashes[index] for index in fresh)
         twins = [i for i in fresh if times[hashes[i]] > 1 and _is_rare(rows[i], tokens[i])]
         for tie in self._tied(WHOLE_RUN, rows, {i: hashes[i] for i in twins}.get) if fresh else ():
-            shared: Facts = {"cause": "shared", "total": self.ties[WHOLE_RUN][0]}
+            shared: Facts = {"cause": Reason.SHARED, "total": self.ties[WHOLE_RUN][0]}
             found |= dict.fromkeys(tie, shared)
         return found
 

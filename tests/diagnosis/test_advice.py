@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from microscope_tui.diagnosis import (
     WHOLE_RUN,
-    WRONG_SIGN,
     Advice,
     Episode,
     Finding,
     Known,
+    Reason,
     Severity,
     advise,
     causes,
@@ -351,7 +351,7 @@ def test_a_forced_collapse_explains_what_its_layer_shows_from_then_on() -> None:
 
 
 def test_a_wrong_sign_is_flipped_before_anything_is_raised() -> None:
-    setting = episode("LINT", 300, WHOLE_RUN, facts={"cause": WRONG_SIGN})
+    setting = episode("LINT", 300, WHOLE_RUN, facts={"cause": Reason.WRONG_SIGN})
     advised = advice_of(setting, episode("COLLAPSE"), episode("BIAS_RUNAWAY"))
     assert "lip the sign of the bias update" in advised["BIAS_RUNAWAY"].next
     assert "aise bias_update_rate" not in advised["BIAS_RUNAWAY"].next
@@ -502,7 +502,7 @@ def setting(cause: str, severity: Severity = Severity.WARN) -> Episode:
         ("aux pooled", AUX, "auxiliary loss pooled over all layers", "Compute the auxiliary loss"),
         ("top-1 normalised", {}, "top-1 routing with normalised weights", "Set norm_top_k"),
         ("router frozen", AUX, "frozen router", "No setting balances a frozen router"),
-        (WRONG_SIGN, BIAS, "bias update with the wrong sign", "Flip the sign"),
+        (Reason.WRONG_SIGN, BIAS, "bias update with the wrong sign", "Flip the sign"),
     ],
 )
 def test_a_setting_that_cannot_work_is_the_cause_of_an_uneven_load(

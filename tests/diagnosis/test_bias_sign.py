@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import BiasSign, Context, SignMemory, StepView, again
+from microscope_tui.diagnosis import Context, Lint, SignMemory, StepView
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 
@@ -71,7 +71,7 @@ def view(step: int, line: Line, *, with_counts: bool = True) -> StepView:
 
 def wrong_at(routers: Iterator[Line], steps: int, counts_every: int = 1) -> int | None:
     """The step at which the sign counts as wrong, if it does within these steps."""
-    sign, memory = BiasSign(Context(HEADER)), SignMemory()
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory()
     for step in range(1, steps + 1):
         shown = step % counts_every == 0
         sign.observe(view(step, next(routers), with_counts=shown), memory)
@@ -140,7 +140,7 @@ def swinging(step: int, period: float, lag: int = 0) -> Line:
 def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
     period: float, lag: int, counts_every: int
 ) -> None:
-    sign, memory = BiasSign(Context(HEADER)), SignMemory()
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory()
     for step in range(counts_every, 400 * counts_every, counts_every):
         sign.observe(view(step, swinging(step, period, lag)), memory)
     assert memory.outcomes, "it was tested"
@@ -148,12 +148,12 @@ def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
 
 
 def test_after_it_was_corrected_and_resumed_it_ends() -> None:
-    sign, memory, routers = BiasSign(Context(HEADER)), SignMemory(), Routers(-0.001)
+    sign, memory, routers = Lint(Context(HEADER)).sign, SignMemory(), Routers(-0.001)
     for step in range(1, 201):
         sign.observe(view(step, next(routers)), memory)
     assert memory.wrong_at is not None
-    assert again(memory, memory.wrong_at).wrong_at is None  # those steps no longer hold
-    memory, routers.rate = again(memory, 201), 0.001
+    assert memory.resumed(memory.wrong_at).wrong_at is None  # those steps no longer hold
+    memory, routers.rate = memory.resumed(201), 0.001
     assert memory.wrong_at is not None
     for step in range(201, 260):
         sign.observe(view(step, next(routers)), memory)
@@ -174,6 +174,5 @@ def test_after_it_was_corrected_and_resumed_it_ends() -> None:
 def test_a_bias_that_no_update_moves_is_not_tested(
     balance: dict[str, Any], profile: str, moves: bool
 ) -> None:
-    assert (
-        BiasSign(Context(RunRecord("r", ROUTER, balance=balance, profile=profile))).moves == moves
-    )
+    run = RunRecord("r", ROUTER, balance=balance, profile=profile)
+    assert Lint(Context(run)).bias_moves == moves

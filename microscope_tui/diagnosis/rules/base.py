@@ -24,8 +24,6 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Balancing methods with a strength in the header."""
-WRONG_SIGN = "wrong bias sign"
-"""Cause: a bias update that favours the busy experts."""
 RIGHT_SIGN = (
     "flip the sign of the bias update: busy experts must lose bias and idle ones gain it (a higher "
     "rate makes it worse)"

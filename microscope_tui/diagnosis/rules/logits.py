@@ -5,7 +5,15 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Severity, graded
+from microscope_tui.diagnosis.episodes import (
+    Episode,
+    Fact,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+    graded,
+)
 from microscope_tui.diagnosis.rules.base import Rule, calm_down, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.grad_spike import GradientLimits
@@ -96,7 +104,7 @@ class Logits(Rule[LogitLimits, Memory]):
                     severity=Severity.WARN if value > limit else None,
                     value=value / limit,
                     limit=1.0,
-                    facts={"cause": "range", "logit": value, "most": limit},
+                    facts={"cause": Reason.OUT_OF_RANGE, "logit": value, "most": limit},
                 )
                 known = found.get(index) or of_range  # the graver one
                 found[index] = max(known, of_range, key=lambda reading: reading.severity or 0)
@@ -166,7 +174,7 @@ class Logits(Rule[LogitLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         sign, logit, most = worst.facts.get("sign"), number(worst, "logit"), number(worst, "most")
-        if worst.facts.get("cause") == "range":
+        if worst.facts.get("cause") == Reason.OUT_OF_RANGE:
             return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
         then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
 from microscope_tui.runlog import RunRecord
@@ -106,7 +106,7 @@ class Overload(Rule[OverloadLimits, Memory]):
                 severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
                 value=ratio,
                 limit=self.limits.rank_ratio,
-                facts={"cause": "rank", "ranks": ranks, "experts": experts},
+                facts={"cause": Reason.OF_RANK, "ranks": ranks, "experts": experts},
                 since=memory.since.setdefault(index, memory.looks[0]),
             )
         for index in memory.since:
@@ -162,7 +162,7 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        if worst.facts.get("cause") == "rank":
+        if worst.facts.get("cause") == Reason.OF_RANK:
             ids = ids_of(worst, "experts")
             rank = f"rank {ids[0] // len(ids)} (experts {ids[0]} to {ids[-1]})"
             return (

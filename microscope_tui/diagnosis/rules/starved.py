@@ -8,13 +8,18 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits, is_one_step
-from microscope_tui.diagnosis.episodes import EXACT, PER_STEP, Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import (
+    EXACT,
+    PER_STEP,
+    Episode,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+)
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
 from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
 from microscope_tui.runlog import RunRecord
-
-OVER_HISTORY = "over history"
-"""Cause: no expert starves for long, but many do in turn."""
 
 
 class StarvedLimits(RuleLimits, frozen=True):
@@ -128,7 +133,7 @@ class Starved(Rule[StarvedLimits, Memory]):
                 certain=True,  # it has lasted long enough
                 value=share,
                 limit=limits.in_turn,
-                facts={"cause": OVER_HISTORY, "steps": limits.in_turn_steps},
+                facts={"cause": Reason.IN_TURN, "steps": limits.in_turn_steps},
                 since=since,
             )
         return found
@@ -210,7 +215,7 @@ class Starved(Rule[StarvedLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         size, share = size_of(worst), worst.value
-        if worst.facts.get("cause") == OVER_HISTORY:
+        if worst.facts.get("cause") == Reason.IN_TURN:
             return (
                 f"{share:.0%} of the experts get less than a tenth of the fair share, step by step "
                 f"in the mean over {number(worst, 'steps'):,.0f} steps: they starve in turn",
