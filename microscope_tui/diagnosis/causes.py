@@ -109,7 +109,7 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     for episode in sorted(left, key=lambda e: -e.onset):
         if _starves(episode) and episode.severity >= Severity.WARN:
             slides.setdefault(episode.router_index, []).append(episode)
-    if any(e.rule == "OSCILLATION" for e in left):
+    if _of("OSCILLATION", left):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
     for find in (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _weak, _drops):
@@ -147,32 +147,42 @@ def _without(episodes: Sequence[Episode], taken: Iterable[Episode]) -> list[Epis
 
 def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) -> Iterator[_Found]:
     """The first of these settings that LINT reports."""
-    lint = {e.facts.get("cause"): e for e in left if e.rule == "LINT" and e.active}
-    for name, title in titles.items():
-        proof = lint.get(name)
-        if proof is None:
+    lint = {e.facts.get("cause"): e for e in _of("LINT", left) if e.active}
+    for reason, title in titles.items():
+        proof = lint.get(reason)
+        explained = _explained_by(proof, left, known) if proof is not None else []
+        if proof is None or all(e.severity <= Severity.INFO for e in explained):
             continue
-        explained = _beside(left, [e for e in left if _is_uneven(e, known)])
-        if name in (Reason.TOP1_NORMALISED, Reason.ROUTER_FROZEN, Reason.AUX_TOO_STRONG):
-            explained += [e for e in left if e.rule == "UNIFORM"]
-        if name == Reason.AUX_TOO_STRONG:
-            explained = [e for e in explained if e.rule == "UNIFORM"]
-        if name == Reason.WRONG_SIGN:
-            explained += [e for e in left if e.rule == "OSCILLATION"]
-        if name == Reason.BIAS_LOST:
-            explained = [e for e in explained if e.onset >= proof.onset - _GAP]
-        if name == Reason.LAYERS_POOLED and len({e.router_index for e in explained}) == len(
-            known.run.routers
-        ):
-            continue  # even layers beside uneven ones are what pooling hides
-        if name == Reason.ROUTER_FROZEN and not _all_frozen(known.run):
-            continue
-        if any(e.severity > Severity.INFO for e in explained):
-            frozen = name == Reason.ROUTER_FROZEN
-            remedy = _FROZEN if frozen else known.remedy_of(proof)
-            reset = ", with expert_bias set to zero" if name == Reason.WRONG_SIGN else ""
-            yield Cause(title, (), remedy, goes_back=not frozen, reset=reset), [proof, *explained]
-            return
+        frozen = reason == Reason.ROUTER_FROZEN
+        remedy = _FROZEN if frozen else known.remedy_of(proof)
+        reset = ", with expert_bias set to zero" if reason == Reason.WRONG_SIGN else ""
+        yield Cause(title, (), remedy, goes_back=not frozen, reset=reset), [proof, *explained]
+        return
+
+
+def _explained_by(proof: Episode, left: list[Episode], known: Known) -> list[Episode]:
+    """Uneven loads, or what else a setting brings; nothing where it is not the cause."""
+    uneven = _beside(left, [e for e in left if _is_uneven(e, known)])
+    uniform = _of("UNIFORM", left)
+    match proof.facts["cause"]:
+        case Reason.AUX_TOO_STRONG:
+            return uniform
+        case Reason.TOP1_NORMALISED:
+            return uneven + uniform
+        case Reason.ROUTER_FROZEN:
+            return uneven + uniform if _all_frozen(known.run) else []
+        case Reason.WRONG_SIGN:
+            return uneven + _of("OSCILLATION", left)
+        case Reason.BIAS_LOST:
+            return [e for e in uneven if e.onset >= proof.onset - _GAP]
+        case Reason.LAYERS_POOLED:  # even layers beside uneven ones are what pooling hides
+            layers = {e.router_index for e in uneven}
+            return uneven if len(layers) != len(known.run.routers) else []
+    return uneven
+
+
+def _of(rule: str, episodes: Iterable[Episode]) -> list[Episode]:
+    return [episode for episode in episodes if episode.rule == rule]
 
 
 def _is_uneven(episode: Episode, known: Known) -> bool:
@@ -249,7 +259,7 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
     """A bias update that overshoots."""
-    swings = [e for e in left if e.rule == "OSCILLATION" and e.active]
+    swings = [e for e in _of("OSCILLATION", left) if e.active]
     if swings and known.run.balance.get("method") == "bias":
         remedy = known.remedy_of(swings[0])
         title = f"{setting(known.run, 'bias_update_rate')} too high"
@@ -286,7 +296,7 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:
-    if drops := [e for e in left if e.rule == "DROPS"]:
+    if drops := _of("DROPS", left):
         yield Cause("capacity too small", ()), drops
 
 

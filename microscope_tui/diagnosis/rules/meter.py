@@ -198,41 +198,61 @@ class Meter(Rule[MeterLimits, Memory]):
         self.memory.had_counts, self.memory.had_entropy = had_counts, had_entropy
 
     def read(self, view: StepView) -> Readings | None:
-        memory, limits = self.memory, self.limits
+        memory = self.memory
         found: dict[int, Reading | None] = {}
         for index, name in (view.non_finite() or self._vanished(view)).items():
             found[index] = _fault(cause=Reason.NON_FINITE, reading=name)
         impossible = self._impossible(view)
-        memory.wait -= memory.wait > 0
-        due = memory.wait == 0 and view.has_counts
-        if due:
-            memory.had_counts = True
-            if memory.left == limits.needed:
-                memory.repeats.same = {}  # the lines before this one were not checked
-            memory.left -= 1
-            if not memory.left:
-                memory.left, memory.wait = limits.needed, limits.every
-        elif memory.repeating:
+        due = self._due(view)
+        if memory.repeating and not due:
             found = dict.fromkeys(memory.repeating) | found
-        # One router a line, in an order without a period: wrong lines may have one.
-        turn = (view.step * _MIXED >> 16) % (len(self.routers) or 1)
-        summed = due or bool(self.exact and self._sum(view, turn))
-        if not (summed or found or impossible or memory.sums or self.tracks):
-            return None
         asked = {*memory.sums, *impossible, *self.tracks}
-        if summed:
+        if due or (self.exact and self._sum(view, self._turn(view.step))):
             asked = set(range(len(self.routers)))
+        elif not (found or asked):
+            return None
         for index in asked - found.keys() - {WHOLE_RUN}:
-            own = self._add_sum(view, index)
-            if own is None or own.severity is None:
-                own = self._fault_in(view, index) or impossible.get(index, own)
-            if own is not None:
-                found[index] = own
-            elif memory.had_counts and view.counts(index) is None:
-                found[index] = None  # the line does not show whether they are right again
+            self._settle(view, index, impossible.get(index), found)
         if due and self.exact and self.learned:
             self._repeating(view, found)
         return found
+
+    def _due(self, view: StepView) -> bool:
+        """Whether the counts of this line are checked: some in a row, then none for a while."""
+        memory, limits = self.memory, self.limits
+        if memory.wait > 0:
+            memory.wait -= 1
+        if memory.wait or not view.has_counts:
+            return False
+        memory.had_counts = True
+        if memory.left == limits.needed:
+            memory.repeats.same = {}  # the lines before this one were not checked
+        memory.left -= 1
+        if not memory.left:
+            memory.left = limits.needed
+            memory.wait = limits.every
+        return True
+
+    def _turn(self, step: int) -> int:
+        """The router whose sum is checked in any case: one a line, in an order without a period,
+        which wrong lines may have."""
+        return (step * _MIXED >> 16) % (len(self.routers) or 1)
+
+    def _settle(
+        self,
+        view: StepView,
+        index: int,
+        impossible: Reading | None,
+        found: dict[int, Reading | None],
+    ) -> None:
+        """Decide what is wrong with a router: its sum, else its counts, else its summaries."""
+        own = self._add_sum(view, index)
+        if own is None or own.severity is None:
+            own = self._fault_in(view, index) or impossible or own
+        if own is not None:
+            found[index] = own
+        elif self.memory.had_counts and view.counts(index) is None:
+            found[index] = None  # the line does not show whether they are right again
 
     def _impossible(self, view: StepView) -> dict[int, Reading]:
         """Routers whose summaries k choices per token cannot give, if none chose fewer."""
@@ -268,13 +288,15 @@ class Meter(Rule[MeterLimits, Memory]):
         if facts is None or not (facts or index in known):
             return None
         sums = known.setdefault(index, Sums(view.step))
-        sums.lines, sums.wrong = sums.lines + 1, sums.wrong + bool(facts)
-        sums.right = 0 if facts else sums.right + 1
+        sums.lines += 1
         sums.share += (bool(facts) - sums.share) / min(max(sums.lines, _FEWEST), _RECENT)
         if not facts:
+            sums.right += 1
             if sums.right >= (self.window if sums.severity is Severity.ERROR else _FORGOTTEN):
                 del known[index]
             return Reading(None, clear=sums.severity is None)
+        sums.wrong += 1
+        sums.right = 0
         view.leave_out(index)
         if sums.wrong >= self.needed:
             many = sums.share > _MANY or sums.wrong == sums.lines
