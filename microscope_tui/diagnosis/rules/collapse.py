@@ -132,7 +132,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
         memory.suspects.clear()
         memory.first.forget_from(step)
         # The bias may be lost: a router has to settle again.
-        memory.settled, memory.uneven_at = set(), [step - 1] * len(self.routers)
+        memory.settled = set()
+        memory.uneven_at = [step - 1] * len(self.routers)
         memory.seen_at = step - 1
 
     def read(self, view: StepView) -> Readings | None:
@@ -149,17 +150,23 @@ class Collapse(Rule[CollapseLimits, Memory]):
             return {}
         found: dict[int, Reading | None] = {}
         for index in sorted({*low, *memory.suspects}):
-            value, suspect = signal.values[index], memory.suspects.get(index)
-            if value != value:
-                found[index] = None
-            elif value <= leave or suspect is not None:
-                suspect = suspect or memory.suspects.setdefault(index, Suspect())
-                suspect.calm = 0 if value <= leave else suspect.calm + 1
-                if suspect.calm > self.leave:
-                    del memory.suspects[index]
-                else:
-                    found[index] = self._look_closer(view, index, value, suspect)
+            self._watch(view, index, signal.values[index], found)
         return found
+
+    def _watch(
+        self, view: StepView, index: int, value: float, found: dict[int, Reading | None]
+    ) -> None:
+        """Look at a suspect until it has been calm for as long as a recovery takes."""
+        low, suspects = value <= self.limits.leave, self.memory.suspects
+        if value != value:
+            found[index] = None
+        elif low or index in suspects:
+            suspect = suspects.setdefault(index, Suspect())
+            suspect.calm = 0 if low else suspect.calm + 1
+            if suspect.calm > self.leave:
+                del suspects[index]
+            else:
+                found[index] = self._look_closer(view, index, value, suspect)
 
     def _settle(self, step: int, signal: Signal, low: Sequence[int]) -> None:
         """Record routers that stop being even after a long time."""
@@ -172,8 +179,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
                 memory.uneven_at[index] = step
 
     def _look_closer(self, view: StepView, index: int, value: float, suspect: Suspect) -> Reading:
-        limits, router = self.limits, self.routers[index]
-        reference = self._reference(index)
+        limits, reference = self.limits, self._reference(index)
         if self._is_clear(value, reference) or self._is_usual(value, reference):
             suspect.low_since = None
         elif suspect.low_since is None and self._grade(value, reference)[0] is not None:
@@ -182,15 +188,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
         facts: dict[str, Fact] = {"effective": effective or 0.0}
         enough, counts = True, view.full_counts(index)
         if counts is not None:
-            value, enough = self._sum(counts, suspect, router.top_k, facts)
-        elif view.signal("max_load") is None and router.top_k > 1:
-            facts["unseen"] = "hot expert"
-        if reference is not None:
-            facts["reference"] = reference
-        if view.signal("entropy") is None:
-            facts["blind"] = "entropy"
-        if not self.context.one_step:
-            facts["shock_steps"] = self.shock
+            value, enough = self._sum(counts, suspect, self.routers[index].top_k, facts)
+        facts |= self._circumstances(view, index, reference)
         low_for = view.step - (suspect.low_since or view.step)
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:
@@ -209,6 +208,22 @@ class Collapse(Rule[CollapseLimits, Memory]):
             confidence=PER_STEP if counts is None else EXACT,
             since=suspect.low_since,
         )
+
+    def _circumstances(
+        self, view: StepView, index: int, reference: float | None
+    ) -> dict[str, Fact]:
+        """What the text says of the comparison, and of the numbers that are not logged."""
+        facts: dict[str, Fact] = {}
+        no_load = view.full_counts(index) is None and view.signal("max_load") is None
+        if no_load and self.routers[index].top_k > 1:
+            facts["unseen"] = "hot expert"
+        if reference is not None:
+            facts["reference"] = reference
+        if view.signal("entropy") is None:
+            facts["blind"] = "entropy"
+        if not self.context.one_step:
+            facts["shock_steps"] = self.shock
+        return facts
 
     def _reference(self, index: int) -> float | None:
         """The reference c of this router, where the change counts."""

@@ -74,7 +74,9 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def restart(self, step: int) -> None:
         memory = self.memory
-        memory.ranks, memory.looks, memory.wait = {}, [], 0
+        memory.ranks = {}
+        memory.looks = []
+        memory.wait = 0
         memory.since = {i: since for i, since in memory.since.items() if since < step}
 
     def read(self, view: StepView) -> Readings | None:
@@ -113,24 +115,21 @@ class Overload(Rule[OverloadLimits, Memory]):
             found.setdefault(index, None)  # no sum since the restart yet
 
     def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
-        baseline, tokens = self.context.baseline, view.tokens or 0.0
+        baseline = self.context.baseline
         severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
         first, near = self.memory.first.medians, list(range(len(self.routers)))
         if baseline is None and sum(first) == sum(first):  # else some of them are unknown
             least = 1.0 + self.limits.least / 1.31  # below every limit
             near = [i for i, load in enumerate(loads.values) if not load < least]
         for index in near:
-            load, usual = loads.values[index], first[index]
+            load = loads.values[index]
             known = baseline.max_violation[index] if baseline is not None else None
-            reference = usual - 1.0 if known is None else known
+            reference = first[index] - 1.0 if known is None else known
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
             # Where it is unknown: the reference is as noisy, if it is of this run.
-            router = self.routers[index]
-            noise, experts = 0.0 if known is None else math.inf, router.num_experts
-            if choices := tokens * router.top_k:  # 99th percentile of MaxVio of an even router
-                noise = 3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices)
+            noise = self._noise(index, view.tokens, 0.0 if known is None else math.inf)
             limit = max(self.limits.ratio * reference, self.limits.least, noise)
             of_rank = found.get(index)
             over = of_rank is not None and of_rank.severity is not None
@@ -141,6 +140,14 @@ class Overload(Rule[OverloadLimits, Memory]):
                     limit=1.0 + limit,
                     facts={"usual": 1.0 + reference},
                 )
+
+    def _noise(self, index: int, tokens: float | None, unknown: float) -> float:
+        """The 99th percentile of the MaxVio of an even router; ``unknown`` without tokens."""
+        router = self.routers[index]
+        choices, experts = (tokens or 0.0) * router.top_k, router.num_experts
+        return (
+            3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices) if choices else unknown
+        )
 
     def _fold(self, view: StepView) -> None:
         memory = self.memory

@@ -103,10 +103,11 @@ class Starved(Rule[StarvedLimits, Memory]):
         starved, memory = view.signal("starved_experts"), self.memory
         if starved is None:
             return None
-        limits, none = self.limits, starved.known and starved.high <= 0.0
-        calm = none and not memory.suspects and not self.context.relative
+        limits, relative = self.limits, self.context.relative
+        none = starved.known and starved.high <= 0.0
+        calm = none and not memory.suspects and not relative
         shares = [] if calm else list(map(truediv, starved.values, self.sizes))
-        if self.context.relative and len(memory.first) < 2 * limits.window:
+        if relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
             memory.first_steps.append(view.step)
         self._add(view, () if none else shares)
@@ -116,17 +117,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         found: dict[int, Reading | None] = {}
         high = [i for i, share in enumerate(shares) if not share <= limits.share / 2]
         for index in sorted({*high, *memory.suspects}):
-            share, suspect = shares[index], memory.suspects.get(index)
-            if share != share:
-                found[index] = None
-            elif share > limits.share / 2 or suspect is not None:
-                suspect = memory.suspects.setdefault(index, Suspect())
-                # An expert near a tenth of its share starves in every other step.
-                suspect.calm = 0 if share > limits.share / 2 else suspect.calm + 1
-                if suspect.calm > limits.window:
-                    del memory.suspects[index]
-                else:
-                    found[index] = self._look_closer(view, index, share, suspect)
+            self._watch(view, index, shares[index], found)
         for index, (share, since, _) in memory.in_turn.items():
             found[index] = Reading(
                 severity=Severity.WARN,
@@ -138,12 +129,29 @@ class Starved(Rule[StarvedLimits, Memory]):
             )
         return found
 
+    def _watch(
+        self, view: StepView, index: int, share: float, found: dict[int, Reading | None]
+    ) -> None:
+        """Look at a suspect until it has been calm for a whole window."""
+        high, suspects = share > self.limits.share / 2, self.memory.suspects
+        if share != share:
+            found[index] = None
+        elif high or index in suspects:
+            suspect = suspects.setdefault(index, Suspect())
+            # An expert near a tenth of its share starves in every other step.
+            suspect.calm = 0 if high else suspect.calm + 1
+            if suspect.calm > self.limits.window:
+                del suspects[index]
+            else:
+                found[index] = self._look_closer(view, index, share, suspect)
+
     def _add(self, view: StepView, shares: Sequence[float]) -> None:
         """Add a step to the block, without shares if all are 0; judge a full one."""
         memory, limits = self.memory, self.limits
         if self.context.relative or view.step <= self.context.warm_up:
             return
-        memory.began, memory.lines = memory.began or view.step, memory.lines + 1
+        memory.began = memory.began or view.step
+        memory.lines += 1
         for index, share in enumerate(shares):
             if share > 0:
                 router = self.routers[index]
@@ -159,7 +167,8 @@ class Starved(Rule[StarvedLimits, Memory]):
             if mean >= limits.in_turn and (index in before or not (track and track.severity)):
                 known = before.get(index, (mean, memory.began, view.step))
                 memory.in_turn[index] = mean, *known[1:]
-        memory.sums, memory.began, memory.lines = {}, 0, 0
+        memory.sums = {}
+        memory.began = memory.lines = 0
 
     def _look_closer(
         self, view: StepView, index: int, share: float, suspect: Suspect
