@@ -147,7 +147,7 @@ def _without(episodes: Sequence[Episode], taken: Iterable[Episode]) -> list[Epis
 
 def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) -> Iterator[_Found]:
     """The first of these settings that LINT reports."""
-    lint = {e.facts.get("cause"): e for e in _of("LINT", left) if e.active}
+    lint = {e.reason: e for e in _of("LINT", left) if e.active}
     for reason, title in titles.items():
         proof = lint.get(reason)
         explained = _explained_by(proof, left, known) if proof is not None else []
@@ -186,7 +186,7 @@ def _of(rule: str, episodes: Iterable[Episode]) -> list[Episode]:
 
 
 def _is_uneven(episode: Episode, known: Known) -> bool:
-    of_rank = episode.rule == "OVERLOAD" and episode.facts.get("cause") == Reason.OF_RANK
+    of_rank = episode.rule == "OVERLOAD" and episode.reason == Reason.OF_RANK
     narrow = episode.rule in ("DEAD", "STARVED") and known.run.profile != "pretrain"
     return known.run.profile != "eval" and episode.rule in _UNEVEN and not of_rank and not narrow
 
@@ -282,9 +282,7 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Balancing that does not suffice."""
     core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
-    core = [
-        e for e in core if e.facts.get("cause") != Reason.IN_TURN
-    ]  # no strength evens out turns
+    core = [e for e in core if e.reason != Reason.IN_TURN]  # no strength evens out turns
     method = str(known.run.balance.get("method"))
     title = _SLOW.get(method, "load balancing too weak")
     if method == "bias" and known.swing > MOST_SWING:

@@ -110,6 +110,8 @@ class Reading(msgspec.Struct, frozen=True):
 
 Readings = Mapping[int, Reading | None]
 """By router index. A missing router is clear; ``None``: no evaluation at this step."""
+Found = dict[int, Reading | None]
+"""The same, while a rule collects them."""
 
 
 def graded(value: float, warn: float, critical: float) -> Severity | None:
@@ -179,6 +181,11 @@ class Episode(msgspec.Struct, kw_only=True):
     def active(self) -> bool:
         """Not recovered so far."""
         return self.recovered_at is None
+
+    @property
+    def reason(self) -> Fact | None:
+        """The fact ``cause``."""
+        return self.facts.get("cause")
 
     def course(self) -> list[tuple[int, Severity, float]]:
         """First step, severity and value of each grade; the first one starts at the onset."""

@@ -129,7 +129,7 @@ class Ledger:
 
     def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> None:
         """Open an episode for each new cause of the whole run; end those whose cause is gone."""
-        held = {e.facts.get("cause"): e for e in self.episodes if e.rule == rule and e.active}
+        held = {e.reason: e for e in self.episodes if e.rule == rule and e.active}
         for cause, episode in held.items():
             if cause not in causes:
                 self._end(episode, step)
@@ -241,7 +241,7 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     Two causes of one rule are measured in different units: there the graver one, and then how far
     it is beyond its limit.
     """
-    if reading.facts.get("cause") != episode.facts.get("cause"):
+    if reading.facts.get("cause") != episode.reason:
         new, old = (one.value / (one.limit if one.limit > 0 else 1.0) for one in (reading, episode))
         return (reading.severity or 0, new) >= (episode.severity, old)
     if RULES[episode.rule].low_is_bad:
@@ -277,5 +277,5 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
 
 
 def _order(episode: Episode) -> tuple[str, bool, str, int, int]:
-    cause = str(episode.facts.get("cause"))
+    cause = str(episode.reason)
     return episode.rule, not episode.active, cause, episode.onset, episode.router_index

@@ -12,6 +12,7 @@ from microscope_tui.diagnosis.episodes import (
     PER_STEP,
     Episode,
     Fact,
+    Found,
     Reading,
     Readings,
     Severity,
@@ -148,14 +149,12 @@ class Collapse(Rule[CollapseLimits, Memory]):
         self._settle(view.step, signal, low)
         if signal.known and signal.low > leave and not memory.suspects:
             return {}
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         for index in sorted({*low, *memory.suspects}):
             self._watch(view, index, signal.values[index], found)
         return found
 
-    def _watch(
-        self, view: StepView, index: int, value: float, found: dict[int, Reading | None]
-    ) -> None:
+    def _watch(self, view: StepView, index: int, value: float, found: Found) -> None:
         """Look at a suspect until it has been calm for as long as a recovery takes."""
         low, suspects = value <= self.limits.leave, self.memory.suspects
         if value != value:

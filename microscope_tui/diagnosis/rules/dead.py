@@ -6,7 +6,7 @@ from operator import add
 import msgspec
 
 from microscope_tui.diagnosis.context import WHEN, RuleLimits, is_one_step
-from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Facts, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import (
     BACK,
     Rule,
@@ -130,7 +130,7 @@ class Dead(Rule[DeadLimits, Memory]):
 
     def _of_moment(self, view: StepView) -> Readings:
         """Experts without an assignment in the only step."""
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         for index in range(len(self.routers)):
             counts, each = view.full_counts(index), expected(view, index, self.context.run) or 0.0
             if counts is None or each < self.limits.evidence:
@@ -158,7 +158,7 @@ class Dead(Rule[DeadLimits, Memory]):
                 memory.totals.pop(index, None)
 
     def _end_window(self, expected: float, step: int) -> Readings:
-        memory, found = self.memory, dict[int, Reading | None]()
+        memory, found = self.memory, Found()
         for index in range(len(self.routers)):
             totals = memory.totals.get(index)
             if index in memory.alive:
@@ -190,7 +190,7 @@ class Dead(Rule[DeadLimits, Memory]):
             return Reading(None, clear=True)
         old = self._lasting(young, step)
         if not old:
-            first = min(since for since, _ in young.values())
+            first, _ = min(young.values())
             return Reading(Severity.WARN, clear=True, held=True, since=first)
         gone = sum(step - since >= limits.critical_steps for since in old.values())
         critical = gone > limits.critical_share * len(totals) and not self.context.relative

@@ -8,7 +8,7 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
@@ -100,7 +100,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
         return self._trends(view)
 
     def _trends(self, view: StepView) -> Readings:
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         blocks, short = self.memory.blocks, self.limits.short
         now, then, first = blocks[-1], blocks[-short], blocks[0]
         judged = view.collapse_index

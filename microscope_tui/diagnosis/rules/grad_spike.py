@@ -122,7 +122,7 @@ class GradSpike(Rule[GradientLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        if worst.facts.get("cause") == Reason.NON_FINITE:
+        if worst.reason == Reason.NON_FINITE:
             return (
                 f"the gradient norm is NaN or infinite in {worst.value:.0f} of "
                 f"{number(worst, 'of'):.0f} steps: they are skipped, or corrupt the weights",

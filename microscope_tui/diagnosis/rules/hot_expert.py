@@ -4,7 +4,7 @@ from operator import mul
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import BALANCE, StepView
@@ -51,7 +51,7 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
             return None
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         leave = self.limits.leave
         for index, share in enumerate(map(mul, loads.values, self.scales)):
             if share >= leave:

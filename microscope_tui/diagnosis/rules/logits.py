@@ -8,6 +8,7 @@ from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Fact,
+    Found,
     Reading,
     Readings,
     Reason,
@@ -88,7 +89,7 @@ class Logits(Rule[LogitLimits, Memory]):
         largest = view.signal("max_logit") if "bf" in self.context.run.dtype else None
         if z_loss is None and largest is None:
             return None
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         if z_loss is not None:
             norm = view.record.grad_norm
             if len(self.memory.first.rows) < _FIRST:
@@ -110,7 +111,7 @@ class Logits(Rule[LogitLimits, Memory]):
                 found[index] = max(known, of_range, key=lambda reading: reading.severity or 0)
         return found
 
-    def _compare(self, view: StepView, z_loss: Signal, found: dict[int, Reading | None]) -> None:
+    def _compare(self, view: StepView, z_loss: Signal, found: Found) -> None:
         limits, memory, raised = self.limits, self.memory, self.memory.raised_since
         reference, young = memory.reference or self._first(), view.step <= self.context.warm_up
         calm = z_loss.known and z_loss.high <= limits.leave * min(reference)
@@ -174,7 +175,7 @@ class Logits(Rule[LogitLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         sign, logit, most = worst.facts.get("sign"), number(worst, "logit"), number(worst, "most")
-        if worst.facts.get("cause") == Reason.OUT_OF_RANGE:
+        if worst.reason == Reason.OUT_OF_RANGE:
             return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
         then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"

@@ -18,6 +18,7 @@ from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
     Facts,
+    Found,
     Reading,
     Readings,
     Reason,
@@ -199,7 +200,7 @@ class Meter(Rule[MeterLimits, Memory]):
 
     def read(self, view: StepView) -> Readings | None:
         memory = self.memory
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         for index, name in (view.non_finite() or self._vanished(view)).items():
             found[index] = _fault(cause=Reason.NON_FINITE, reading=name)
         impossible = self._impossible(view)
@@ -243,7 +244,7 @@ class Meter(Rule[MeterLimits, Memory]):
         view: StepView,
         index: int,
         impossible: Reading | None,
-        found: dict[int, Reading | None],
+        found: Found,
     ) -> None:
         """Decide what is wrong with a router: its sum, else its counts, else its summaries."""
         own = self._add_sum(view, index)
@@ -327,7 +328,7 @@ class Meter(Rule[MeterLimits, Memory]):
             return None
         return _fault(cause=Reason.SUMMARY, total=value, expected=known)
 
-    def _repeating(self, view: StepView, found: dict[int, Reading | None]) -> None:
+    def _repeating(self, view: StepView, found: Found) -> None:
         """Look for rows that repeat. What looks like a collapse or a dead expert may repeat, and
         other rules report it."""
         balance, record = view.collapse_index, view.record
@@ -358,12 +359,12 @@ class Meter(Rule[MeterLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        why, remedy = _TEXTS[Reason(str(worst.facts.get("cause")))]
+        why, remedy = _TEXTS[Reason(str(worst.reason))]
         total, expected = number(worst, "total"), number(worst, "expected")
         wrong, lines = number(worst, "wrong"), number(worst, "lines")
         if wrong < lines:
             why = f"in {wrong:,.0f} of {lines:,.0f} lines {why}"
-        if worst.facts.get("cause") == Reason.NON_FINITE and run.profile == "eval":
+        if worst.reason == Reason.NON_FINITE and run.profile == "eval":
             remedy = "evaluate another checkpoint, or compute the router in fp32"
         return why.format(
             total=total,

@@ -15,7 +15,7 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
@@ -163,7 +163,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     def _judge(self) -> Readings:
         memory = self.memory
         memory.in_a_row = _IN_A_ROW
-        found: dict[int, Reading | None] = {i: None for i in self.tracks if i not in memory.rows}
+        found: Found = {i: None for i in self.tracks if i not in memory.rows}
         for index, rows in memory.rows.items():
             period, share, memory.swings[index] = self._swing(index, rows)
             if period:

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Reason, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
 from microscope_tui.runlog import RunRecord
@@ -81,7 +81,7 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def read(self, view: StepView) -> Readings | None:
         loads = view.signal("max_load")
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         if any(self.ranks):
             self._fold(view)
             self._judge_ranks(found)
@@ -92,7 +92,7 @@ class Overload(Rule[OverloadLimits, Memory]):
                 self._judge_loads(view, loads, found)
         return found if loads is not None or any(self.ranks) else None
 
-    def _judge_ranks(self, found: dict[int, Reading | None]) -> None:
+    def _judge_ranks(self, found: Found) -> None:
         memory = self.memory
         for index, summed in memory.ranks.items():
             totals, ranks = summed.totals, self.ranks[index]
@@ -114,7 +114,7 @@ class Overload(Rule[OverloadLimits, Memory]):
         for index in memory.since:
             found.setdefault(index, None)  # no sum since the restart yet
 
-    def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
+    def _judge_loads(self, view: StepView, loads: Signal, found: Found) -> None:
         baseline = self.context.baseline
         severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
         first, near = self.memory.first.medians, list(range(len(self.routers)))
@@ -169,7 +169,7 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        if worst.facts.get("cause") == Reason.OF_RANK:
+        if worst.reason == Reason.OF_RANK:
             ids = ids_of(worst, "experts")
             rank = f"rank {ids[0] // len(ids)} (experts {ids[0]} to {ids[-1]})"
             return (

@@ -12,6 +12,7 @@ from microscope_tui.diagnosis.episodes import (
     EXACT,
     PER_STEP,
     Episode,
+    Found,
     Reading,
     Readings,
     Reason,
@@ -114,12 +115,16 @@ class Starved(Rule[StarvedLimits, Memory]):
         quiet = starved.known and not memory.suspects and not memory.in_turn
         if quiet and max(shares, default=0.0) <= limits.share / 2:
             return {}
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         high = [i for i, share in enumerate(shares) if not share <= limits.share / 2]
         for index in sorted({*high, *memory.suspects}):
             self._watch(view, index, shares[index], found)
-        for index, (share, since, _) in memory.in_turn.items():
-            found[index] = Reading(
+        return found | self._in_turn()
+
+    def _in_turn(self) -> Found:
+        limits = self.limits
+        return {
+            index: Reading(
                 severity=Severity.WARN,
                 certain=True,  # it has lasted long enough
                 value=share,
@@ -127,11 +132,10 @@ class Starved(Rule[StarvedLimits, Memory]):
                 facts={"cause": Reason.IN_TURN, "steps": limits.in_turn_steps},
                 since=since,
             )
-        return found
+            for index, (share, since, _) in self.memory.in_turn.items()
+        }
 
-    def _watch(
-        self, view: StepView, index: int, share: float, found: dict[int, Reading | None]
-    ) -> None:
+    def _watch(self, view: StepView, index: int, share: float, found: Found) -> None:
         """Look at a suspect until it has been calm for a whole window."""
         high, suspects = share > self.limits.share / 2, self.memory.suspects
         if share != share:
@@ -224,7 +228,7 @@ class Starved(Rule[StarvedLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         size, share = size_of(worst), worst.value
-        if worst.facts.get("cause") == Reason.IN_TURN:
+        if worst.reason == Reason.IN_TURN:
             return (
                 f"{share:.0%} of the experts get less than a tenth of the fair share, step by step "
                 f"in the mean over {number(worst, 'steps'):,.0f} steps: they starve in turn",

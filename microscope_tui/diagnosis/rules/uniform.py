@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, StepView
 from microscope_tui.runlog import RunRecord
@@ -68,7 +68,7 @@ class Uniform(Rule[UniformLimits, Memory]):
         if entropy is None:
             return None
         most, since = self.limits.entropy_share, self.memory.since
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         if entropy.known and entropy.high <= (most - 0.01) * self.least:
             since.clear()
         else:
