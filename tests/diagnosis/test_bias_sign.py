@@ -19,6 +19,7 @@ E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
 ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))
 HEADER = RunRecord("r", ROUTER, balance={"method": "bias", "bias_update_rate": 0.001})
 Line = tuple[list[list[int]], list[list[float]]]
+UNEVEN = [608, 416, 288, 224, 192, 144, 96, 80]
 SPREAD = 0.05
 """Difference of two scores at which one expert is e times as popular as the other."""
 
@@ -119,9 +120,15 @@ def test_a_bias_that_rests_where_it_once_went_is_not_evidence() -> None:
     def resting() -> Iterator[Line]:
         for step in itertools.count(1):
             bias = [0.01 * (4 - e) * min(1.0, step / 20) + 0.001 * (step + e & 1) for e in range(E)]
-            yield [[608, 416, 288, 224, 192, 144, 96, 80]] * ROUTERS, [bias] * ROUTERS
+            yield [UNEVEN] * ROUTERS, [bias] * ROUTERS
 
     assert wrong_at(resting(), 400) is None
+
+
+def test_a_load_that_does_not_grow_with_the_bias_needs_two_and_a_half_times_the_changes() -> None:
+    lines = (([UNEVEN] * ROUTERS, [[0.001 * n * (4 - e) for e in range(E)]] * ROUTERS)
+             for n in itertools.count())  # fmt: skip
+    assert wrong_at(lines, 300) == 251
 
 
 def swinging(step: int, period: float, lag: int = 0) -> Line:

@@ -25,6 +25,11 @@ def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200() -> 
     assert grades == [(Severity.WARN, 1), (Severity.CRITICAL, 2)]
 
 
+def test_in_a_fine_tuning_dead_experts_are_a_warning_however_many_and_long() -> None:
+    records = [header(profile="finetune"), *steps(1, 500, two_resting(500))]
+    assert of(judge(records), "DEAD").severity is Severity.WARN
+
+
 def test_the_age_of_dead_experts_is_a_difference_of_step_numbers() -> None:
     rows = [even(1), without_expert(without_expert(even(2), 3), 6), even(3)]
     records = [header(), *(step(10 * n, rows, 2048) for n in range(1, 60))]
@@ -58,6 +63,20 @@ def test_in_a_fine_tuning_an_expert_starves_until_it_is_back_above_a_tenth(every
     assert (found.rule, found.severity, found.recurrence) == ("STARVED", Severity.WARN, 0)
     assert 200 <= found.onset <= 200 + 30 * every
     assert 900 <= (found.recovered_at or 0) <= 900 + 30 * every
+
+
+@pytest.mark.parametrize(("noise", "rules"), [(0.0, {"ERODING"}), (0.05, set())])
+def test_a_slide_that_is_not_larger_than_its_noise_is_not_eroding(
+    noise: float, rules: set[str]
+) -> None:
+    def balance(n: int) -> float:
+        return 0.85 - 0.35 * min(1.0, max(0, n - 150) / 200) + noise * (-1) ** ((n - 1) // 5)
+
+    router = lambda n: {"effective_experts": [7.9, 2 + 6 * balance(n), 7.9]}  # noqa: E731
+    records = [header(), *steps(1, 350, router=router)]
+    for record in records[1:]:
+        del record["tokens_per_expert"]
+    assert {e.rule for e in judge(records).episodes} == rules
 
 
 @pytest.mark.parametrize(("load", "alarm"), [(768, None), (769, 101)])
