@@ -15,8 +15,7 @@ from operator import add
 
 import msgspec
 
-from microscope_tui.diagnosis.causes import Known, causes
-from microscope_tui.diagnosis.changes import Changes
+from microscope_tui.diagnosis.causes import Changes, Known, causes
 from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, Context, Criteria
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
