@@ -61,7 +61,8 @@ def report(
         episodes: as they were at a step of the past; by default all.
         shown: episodes to report; the others only help to find the cause.
     """
-    known, found = diagnosis.known, list[tuple[Finding, Advice]]()
+    known = diagnosis.known
+    found = list[tuple[Finding, Advice]]()
     for cause in causes(diagnosis.episodes if episodes is None else episodes, known):
         wanted = group(e for f in cause.findings for e in f.episodes if shown(e))
         cause = replace(cause, findings=tuple(wanted))
@@ -71,7 +72,9 @@ def report(
 
 def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
     """Explain what ``finding``, one of those of ``cause``, means for the run."""
-    worst, rule, first = finding.worst, RULES[finding.rule], finding is cause.findings[0]
+    worst = finding.worst
+    rule = RULES[finding.rule]
+    first = finding is cause.findings[0]
     where, since = _layers(finding.layers), _since(finding, known.run)
     collapsed = finding.rule == "ERODING" and any(
         f.rule == "COLLAPSE" and f.active and overlaps(worst, f.episodes) for f in cause.findings
@@ -164,7 +167,8 @@ def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
 
 def _present(worst: Episode, now: Present, run: RunRecord) -> str:
     """The current numbers, and when it will end."""
-    rule, words = RULES[worst.rule], "inside the limits"
+    rule = RULES[worst.rule]
+    words = "inside the limits"
     if now.facts or not now.inside:
         facts = {k: fact for k, fact in now.facts.items() if k != "usual" or not rule.tells_usual}
         present = replace(worst, value=now.value, limit=now.limit, facts=facts)

@@ -105,7 +105,8 @@ class Changes(msgspec.Struct):
 
     def forget_from(self, step: int) -> None:
         """The run resumes at ``step``."""
-        self.steps, self.losses = [], []
+        self.steps = []
+        self.losses = []
         self.found = [(at, words) for at, words in self.found if at < step]
 
 
@@ -157,7 +158,9 @@ _Found = tuple[Cause, list[Episode]]
 
 def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     """Assign every episode to one cause: active before recovered, worst first."""
-    left, found, slides = list(episodes), list[Cause](), dict[int, list[Episode]]()
+    left = list(episodes)
+    found = list[Cause]()
+    slides = dict[int, list[Episode]]()
     for episode in sorted(left, key=lambda e: -e.onset):
         if _starves(episode) and episode.severity >= Severity.WARN:
             slides.setdefault(episode.router_index, []).append(episode)
@@ -265,7 +268,8 @@ def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Experts without tokens that are exactly those of whole ranks."""
-    ranks, found = known.run.expert_parallel_size, dict[tuple[int, ...], list[Episode]]()
+    ranks = known.run.expert_parallel_size
+    found = dict[tuple[int, ...], list[Episode]]()
     for episode in left:
         experts = ids_of(episode, "experts" if episode.rule == "DEAD" else "idle")
         number = episode.router.num_experts if episode.router is not None else 0
@@ -276,9 +280,11 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
             if each > 3 or resumed is not None:  # two neighbours can die by chance
                 found.setdefault(tuple(blocks), []).append(episode)
     for whole, episodes in found.items():
-        router, blocks = episodes[0].router, list(whole)
+        router = episodes[0].router
+        blocks = list(whole)
         assert router is not None
-        each, onset = router.num_experts // ranks, min(e.onset for e in episodes)
+        each = router.num_experts // ranks
+        onset = min(e.onset for e in episodes)
         resumed = _last_before(known.resumes, onset)
         at = f"the restart at {resumed:,}" if resumed is not None else f"step {onset:,}"
         first, last = each * blocks[0], each * (blocks[-1] + 1) - 1

@@ -328,7 +328,8 @@ class Diagnosis(_State):
         unsure = self.run.unconfirmed and self.run.counts == "shares"
         if unsure and reading.severity is Severity.CRITICAL:  # they may be something else
             reading = msgspec.structs.replace(reading, severity=Severity.WARN)
-        track, step = rule.track(index), self.last_step
+        track = rule.track(index)
+        step = self.last_step
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since
         episode = self.ledger.running(rule.name, index)

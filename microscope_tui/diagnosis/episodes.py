@@ -213,13 +213,17 @@ class Episode(msgspec.Struct, kw_only=True):
         if self.now is not None and self.now.step >= step:
             self.now = None
         if self.recovered_at is not None and self.recovered_at >= step:
-            self.recovered_at, self.led_to = None, ""
+            self.recovered_at = None
+            self.led_to = ""
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
         worst = max(self.grades, key=lambda grade: (grade.severity, grade.step))
         self.severity = worst.severity
         if self.worst_at >= step:
-            self.value, self.limit, self.worst_at = worst.value, worst.limit, worst.step
-            self.facts, self.confidence = worst.facts, worst.confidence
+            self.value = worst.value
+            self.limit = worst.limit
+            self.worst_at = worst.step
+            self.facts = worst.facts
+            self.confidence = worst.confidence
 
     def as_of(self, step: int) -> "Episode":
         """The episode as of ``step``, in hindsight."""

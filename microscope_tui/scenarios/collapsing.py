@@ -205,7 +205,8 @@ def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: Level
 
 def starving(shape: Shape, rng: random.Random) -> Run:
     """In a fine-tuning an eighth of the experts lose their tokens."""
-    onset, left = around(0.25 * shape.steps, rng), rng.uniform(0.01, 0.025)
+    onset = around(0.25 * shape.steps, rng)
+    left = rng.uniform(0.01, 0.025)
 
     def level(step: int) -> float:
         return max(left, 0.6 * math.exp(-max(0, step - onset) / 40))
@@ -227,5 +228,6 @@ def thin(shape: Shape, rng: random.Random, level: Level) -> Run:
         popularity=levelled(constant(shape, 0.25, rng), few, level),
         concentration=lambda step: 120.0,
     )
-    found, profile = Expected(rule="STARVED", routers=(sick,)), "finetune"
+    found = Expected(rule="STARVED", routers=(sick,))
+    profile = "finetune"
     return run_along(course, shape, rng, found, profile=profile, header={"profile": profile})

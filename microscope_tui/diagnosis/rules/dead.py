@@ -132,7 +132,8 @@ class Dead(Rule[DeadLimits, Memory]):
         """Experts without an assignment in the only step."""
         found: Found = {}
         for index in range(len(self.routers)):
-            counts, each = view.full_counts(index), expected(view, index, self.context.run) or 0.0
+            counts = view.full_counts(index)
+            each = expected(view, index, self.context.run) or 0.0
             if counts is None or each < self.limits.evidence:
                 continue
             if dead := self._new(index, [e for e, total in enumerate(counts) if total == 0]):

@@ -74,13 +74,15 @@ class GradSpike(Rule[GradientLimits, Memory]):
 
     def restart(self, step: int) -> None:
         # The steps of the previous attempt are as good a reference.
-        self.memory.raised_since, self.memory.lately = None, []
+        self.memory.raised_since = None
+        self.memory.lately = []
 
     def read(self, view: StepView) -> Readings | None:
         norm, memory, limits = view.record.grad_norm, self.memory, self.limits
         if norm is None:
             return None
-        finite, warm = math.isfinite(norm), view.step > self.context.warm_up
+        finite = math.isfinite(norm)
+        warm = view.step > self.context.warm_up
         memory.lately.append(0 if finite else max(1, view.step))
         del memory.lately[: -limits.persistence]
         if not finite:

@@ -366,7 +366,8 @@ class Lint(Rule[LintLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        cause, own = Reason(str(worst.reason)), setting(run, "aux_weight")
+        cause = Reason(str(worst.reason))
+        own = setting(run, "aux_weight")
         no_setting = cause == Reason.AUX_IGNORED and own == "aux_weight"
         why, remedy = _NO_AUX if no_setting else _TEXTS[cause]
         known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before")}

@@ -113,7 +113,8 @@ class Logits(Rule[LogitLimits, Memory]):
 
     def _compare(self, view: StepView, z_loss: Signal, found: Found) -> None:
         limits, memory, raised = self.limits, self.memory, self.memory.raised_since
-        reference, young = memory.reference or self._first(), view.step <= self.context.warm_up
+        reference = memory.reference or self._first()
+        young = view.step <= self.context.warm_up
         calm = z_loss.known and z_loss.high <= limits.leave * min(reference)
         if calm or z_loss.high <= limits.least / limits.warn:
             raised.clear()
@@ -124,7 +125,8 @@ class Logits(Rule[LogitLimits, Memory]):
                 if value != value:
                     found[index] = None
                 continue
-            ratio, since = value / max(usual, 1e-12), raised.setdefault(index, view.step)
+            ratio = value / max(usual, 1e-12)
+            since = raised.setdefault(index, view.step)
             severity = graded(ratio, limits.warn, limits.critical)
             facts: dict[str, Fact] = {"z": value, "usual": usual}
             if early := index not in memory.settled:  # as long as it lasts
@@ -132,7 +134,8 @@ class Logits(Rule[LogitLimits, Memory]):
                 over = limits.warn if known else limits.critical if young else math.inf
                 if ratio <= over or not (sign := self._sign(view, index)):
                     continue
-                severity, facts["sign"] = Severity.CRITICAL, sign
+                severity = Severity.CRITICAL
+                facts["sign"] = sign
             found[index] = Reading(
                 severity=severity if value >= limits.least else None,
                 value=ratio,

@@ -239,13 +239,7 @@ class Meter(Rule[MeterLimits, Memory]):
         which wrong lines may have."""
         return (step * _MIXED >> 16) % (len(self.routers) or 1)
 
-    def _settle(
-        self,
-        view: StepView,
-        index: int,
-        impossible: Reading | None,
-        found: Found,
-    ) -> None:
+    def _settle(self, view: StepView, index: int, impossible: Reading | None, found: Found) -> None:
         """Decide what is wrong with a router: its sum, else its counts, else its summaries."""
         own = self._add_sum(view, index)
         if own is None or own.severity is None:

@@ -116,10 +116,12 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             memory.wait -= 1
             return None
         if not memory.rows:
-            suspects, memory.uneven = self.tracks.keys() | memory.uneven, set()
+            suspects = self.tracks.keys() | memory.uneven
+            memory.uneven = set()
             if not suspects:
                 return None
-            memory.rows, memory.first = {index: [] for index in suspects}, view.step
+            memory.rows = {index: [] for index in suspects}
+            memory.first = view.step
         known = len(next(iter(memory.rows.values())))
         for index in list(memory.rows):
             counts = view.full_counts(index) if view.step == memory.first + known else None
@@ -175,7 +177,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                     since=self.track(index).dated or self._began(index),
                 )
         if any(found.values()):  # a swing is checked again at once: two in a row are an alarm
-            memory.rows, memory.pause = {}, 0
+            memory.rows = {}
+            memory.pause = 0
         else:
             self._rest()
         return found
@@ -189,7 +192,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
         """Period of the common swing, or 0, the share of experts in it, and √2 σ of their load."""
         limits, steps, experts = self.limits, len(rows), len(rows[0])
-        least, totals = int(limits.experts_share * experts) + 1, list(map(sum, rows))
+        least = int(limits.experts_share * experts) + 1
+        totals = list(map(sum, rows))
         noise = limits.overdispersion * experts * steps / sum(totals)
         some = min((limits.amplitude / 4) ** 2 + noise, limits.amplitude**2)
         if most_beyond(rows, totals, some) <= limits.experts_share * experts:

@@ -102,7 +102,8 @@ class Overload(Rule[OverloadLimits, Memory]):
             if ratio <= 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
                 memory.since.pop(index, None)
                 continue
-            busiest, each = totals.index(max(totals)), self.routers[index].num_experts // ranks
+            busiest = totals.index(max(totals))
+            each = self.routers[index].num_experts // ranks
             experts = tuple(range(busiest * each, (busiest + 1) * each))
             found[index] = Reading(
                 severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
