@@ -122,10 +122,9 @@ bias updates, or an auxiliary loss per layer."""),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rule", "value", "limit", "facts", "words"), CASES)
-def test_every_rule_gives_its_numbers_and_a_remedy(
-    rule: str, value: float, limit: float, facts: dict[str, Any], words: str
-) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_every_rule_gives_its_numbers_and_a_remedy(case: Any) -> None:
+    rule, value, limit, facts, words = case
     advice = alone(episode(rule, value=value, limit=limit, facts=facts))
     assert f"{advice.why} {advice.next}" == " ".join(words.split())
 
@@ -337,8 +336,7 @@ def test_a_forced_collapse_explains_what_its_layer_shows_from_then_on() -> None:
 
 
 def test_a_lost_bias_explains_what_began_since_the_restart() -> None:
-    facts = {"cause": Reason.BIAS_LOST, "at": 1000.0, "before": 0.1}
-    lost = episode("LINT", 1000, WHOLE_RUN, severity=Severity.WARN, facts=facts)
+    lost = replace(setting(Reason.BIAS_LOST), onset=1000)
     found = explained(lost, episode("COLLAPSE", 949), episode("COLLAPSE", 950, 1))
     assert {(finding.layers, advice.cause) for finding, advice in found[:2]} == {
         (("L1",), "bias update too slow"),
