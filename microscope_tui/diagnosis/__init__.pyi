@@ -2,6 +2,7 @@
 from .advice import Advice as Advice
 from .advice import advise as advise
 from .advice import report as report
+from .bias_sign import SignMemory as SignMemory
 from .causes import Cause as Cause
 from .causes import Known as Known
 from .causes import causes as causes
@@ -30,6 +31,7 @@ from .episodes import Episode as Episode
 from .episodes import Facts as Facts
 from .episodes import Finding as Finding
 from .episodes import Grade as Grade
+from .episodes import Reason as Reason
 from .episodes import Severity as Severity
 from .episodes import key_of as key_of
 from .episodes import overall as overall
@@ -37,14 +39,11 @@ from .ledger import group as group
 from .rules import RULES as RULES
 from .rules import BadLimit as BadLimit
 from .rules import changed_limits as changed_limits
-from .rules.base import WRONG_SIGN as WRONG_SIGN
 from .rules.base import Track as Track
 from .rules.collapse import CollapseLimits as CollapseLimits
 from .rules.drops import DropLimits as DropLimits
 from .rules.grad_spike import GradientLimits as GradientLimits
-from .rules.lint import BiasSign as BiasSign
-from .rules.lint import SignMemory as SignMemory
-from .rules.lint import again as again
+from .rules.lint import Lint as Lint
 from .rules.oscillation import Oscillation as Oscillation
 from .rules.oscillation import most_beyond as most_beyond
 from .rules.oscillation import recurring as recurring

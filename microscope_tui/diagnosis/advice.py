@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis.causes import Cause, Known, causes, overlaps
 from microscope_tui.diagnosis.context import WHEN, is_one_step
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import EXACT, Episode, Finding, Severity
+from microscope_tui.diagnosis.episodes import EXACT, Episode, Finding, Present, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import BACK, go_back, number
@@ -61,7 +61,8 @@ def report(
         episodes: as they were at a step of the past; by default all.
         shown: episodes to report; the others only help to find the cause.
     """
-    known, found = diagnosis.known, list[tuple[Finding, Advice]]()
+    known = diagnosis.known
+    found = list[tuple[Finding, Advice]]()
     for cause in causes(diagnosis.episodes if episodes is None else episodes, known):
         wanted = group(e for f in cause.findings for e in f.episodes if shown(e))
         cause = replace(cause, findings=tuple(wanted))
@@ -71,37 +72,51 @@ def report(
 
 def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
     """Explain what ``finding``, one of those of ``cause``, means for the run."""
-    worst, rule, run = finding.worst, RULES[finding.rule], known.run
-    where = f" in {_layers(finding.layers)}" if finding.layers else ""
+    worst = finding.worst
+    rule = RULES[finding.rule]
+    first = finding is cause.findings[0]
+    where, since = _layers(finding.layers), _since(finding, known.run)
+    collapsed = finding.rule == "ERODING" and any(
+        f.rule == "COLLAPSE" and f.active and overlaps(worst, f.episodes) for f in cause.findings
+    )
+    why, gist = _why(finding, known.run, collapsed)
+    sign = cause.sign
+    if first and sign is not None and sign.rule != finding.rule:
+        why += f" The first sign was {sign.rule} at step {sign.onset:,}."
+    if worst.confidence != EXACT:
+        why += f" Based on {worst.confidence}."
+    remedy = _remedy(finding, cause, known, collapsed)
+    subject = rule.subject
+    if rule.judges_settings:
+        subject += f": {worst.facts['cause']}"
+    verdict, short = subject, subject
+    if where:
+        verdict, short = f"{subject} in {where}", f"{where} {subject.lower()}"
+    verdict += f" {since}"
+    if where and worst.recurrence:
+        verdict += f" (occurrence {worst.recurrence + 1})"
+    return Advice(
+        verdict=verdict,
+        why=why,
+        next=remedy[0].upper() + remedy[1:] + ".",
+        short=f"{short} {since.replace(' step', '')}: {gist}",
+        cause=cause.title,
+        explains=_explained(cause) if first else (),
+    )
+
+
+def _since(finding: Finding, run: RunRecord) -> str:
+    """When it began, and how it ended."""
     since = WHEN if is_one_step(run) else f"since step {finding.onset:,}"
     if not finding.active:
-        ended = max(e.recovered_at or e.last for e in finding.episodes)
-        since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"
-    again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence and where else ""
-    collapsed = finding.rule == "ERODING" and any(
-        f.rule == "COLLAPSE" and f.active and overlaps(finding.worst, f.episodes)
-        for f in cause.findings
-    )
-    why, gist = _why(finding, run, collapsed)
-    sign = cause.sign
-    if sign is not None and sign.rule != finding.rule and finding is cause.findings[0]:
-        why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
-    if worst.facts.get("ended"):
+        since = f"from step {finding.onset:,} to {_end(finding):,}, {_how_it_ended(finding)}"
+    if finding.worst.facts.get("ended"):
         since += "; the run ended while it was collapsing"
-    remedy = _remedy(finding, cause, known, collapsed)
-    based = "" if worst.confidence == EXACT else f" Based on {worst.confidence}."
-    verdict = rule.subject
-    if rule.judges_settings:
-        verdict = f"{verdict}: {worst.facts['cause']}"
-    where_first = f"{_layers(finding.layers)} {verdict.lower()}" if where else verdict
-    return Advice(
-        verdict=f"{verdict}{where} {since}{again}",
-        why=f"{why}{based}",
-        next=remedy[0].upper() + remedy[1:] + ".",
-        short=f"{where_first} {since.replace(' step', '')}: {gist}",
-        cause=cause.title,
-        explains=_explained(cause) if finding is cause.findings[0] else (),
-    )
+    return since
+
+
+def _end(finding: Finding) -> int:
+    return max(e.recovered_at or e.last for e in finding.episodes)
 
 
 def _explained(cause: Cause) -> tuple[str, ...]:
@@ -125,39 +140,45 @@ def _how_it_ended(finding: Finding) -> str:
         return f"{then} in {_layers(Finding(tuple(led)).layers)}, recovered elsewhere"
     longest = max((e.recovered_at or e.last) - e.onset for e in finding.episodes)
     if finding.rule == "COLLAPSE" and longest <= number(finding.worst, "shock_steps"):
-        ended = max(e.recovered_at or e.last for e in finding.episodes)
-        when = "each recovered within" if ended - finding.onset > longest else "recovered after"
+        several = _end(finding) - finding.onset > longest
+        when = "each recovered within" if several else "recovered after"
         return f"{when} {longest:,} steps: a shock"
     return "recovered"
 
 
 def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
     """The numbers as sentences, and a short form; worst and current values if they differ."""
-    worst, words = finding.worst, RULES[finding.rule].words
+    worst = finding.worst
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
-    text, _ = words(worst, run)
+    text, _ = RULES[finding.rule].words(worst, run)
     if worst.active and collapsed:
         text = (
             f"c fell from {number(worst, 'from'):.2f} to {worst.limit:.2f} and below, see COLLAPSE"
         )
-    if not _has_changed(worst):
-        return f"{f'{whose}: ' if whose else ''}{text}.", _first(text)
-    assert worst.now is not None
-    at_worst, now = f"{whose}, at worst" if whose else "At worst", "inside the limits"
-    if worst.now.facts or not worst.now.inside:
-        before = ("usual",) if RULES[finding.rule].tells_usual else ()
-        facts = {name: fact for name, fact in worst.now.facts.items() if name not in before}
-        present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
-        now = words(present, run)[0].split(". ")[0].removeprefix("up to ")
-    if worst.now.inside:
-        left = worst.now.left
-        now += f"; {left} more such evaluation{'s end' if left != 1 else ' ends'} it"
-    elif 0 < worst.now.value <= worst.now.limit and RULES[finding.rule].ends_below:
-        now += f"; it ends below {RULES[finding.rule].ends_below:.0%} of the limit"
+    if not _has_changed(worst) or worst.now is None:
+        return f"{whose}: {text}." if whose else f"{text}.", _first(text)
+    at_worst = f"{whose}, at worst" if whose else "At worst"
+    now = _present(worst, worst.now, run)
     return (
         f"{at_worst} (step {worst.worst_at:,}): {text}. Now (step {worst.now.step:,}): {now}.",
         f"now {_first(now)}",
     )
+
+
+def _present(worst: Episode, now: Present, run: RunRecord) -> str:
+    """The current numbers, and when it will end."""
+    rule = RULES[worst.rule]
+    words = "inside the limits"
+    if now.facts or not now.inside:
+        facts = {k: fact for k, fact in now.facts.items() if k != "usual" or not rule.tells_usual}
+        present = replace(worst, value=now.value, limit=now.limit, facts=facts)
+        words = rule.words(present, run)[0].split(". ")[0].removeprefix("up to ")
+    if now.inside:
+        ends = "evaluation ends" if now.left == 1 else "evaluations end"
+        words += f"; {now.left} more such {ends} it"
+    elif 0 < now.value <= now.limit and rule.ends_below:
+        words += f"; it ends below {rule.ends_below:.0%} of the limit"
+    return words
 
 
 def _has_changed(worst: Episode) -> bool:
@@ -175,22 +196,28 @@ def _remedy(finding: Finding, cause: Cause, known: Known, collapsed: bool) -> st
     then = next((e.led_to for e in finding.episodes if e.led_to), "")
     if then or collapsed:
         return f"see the alert it led to, {RULES[then or 'COLLAPSE'].subject.lower()}"
-    remedy, active = cause.remedy, [f for f in cause.findings if f.active]
-    back = go_back(cause.onset, known.checkpoints, known.newest)
-    if finding.active and BACK in remedy:
-        remedy = remedy.replace(BACK, back)
-    elif finding.active and cause.goes_back and _undone(active, cause, known.run.profile):
-        several = any(sign in remedy for sign in (", ", "; ", " and "))
-        remedy = f"{remedy}; then {back}" if several else f"{remedy} and {back}"
-        remedy += cause.reset if back.startswith("go back") else ""
-    if not finding.active and finding.severity > Severity.INFO:
-        remedy = f"Nothing now; if it returns: {remedy}"
-    return remedy
+    if finding.active:
+        return _with_way_back(cause, known)
+    once = "Nothing now; if it returns: " if finding.severity > Severity.INFO else ""
+    return f"{once}{cause.remedy}"
 
 
-def _undone(active: Sequence[Finding], cause: Cause, profile: str) -> bool:
-    """Whether one of the findings leaves damage that only an earlier checkpoint undoes."""
-    return cause.sign is not None or any(profile in RULES[f.rule].rolls_back_in for f in active)
+def _with_way_back(cause: Cause, known: Known) -> str:
+    """The remedy, and the checkpoint to go back to where that helps."""
+    remedy, back = cause.remedy, go_back(cause.onset, known.checkpoints, known.newest)
+    if BACK in remedy:
+        return remedy.replace(BACK, back)
+    if not cause.goes_back or not _leaves_damage(cause, known.run.profile):
+        return remedy
+    several = any(sign in remedy for sign in (", ", "; ", " and "))
+    reset = cause.reset if back.startswith("go back") else ""
+    return f"{remedy}{'; then' if several else ' and'} {back}{reset}"
+
+
+def _leaves_damage(cause: Cause, profile: str) -> bool:
+    """Whether an active finding leaves damage that only an earlier checkpoint undoes."""
+    active = (RULES[f.rule] for f in cause.findings if f.active)
+    return cause.sign is not None or any(profile in rule.rolls_back_in for rule in active)
 
 
 def _first(text: str) -> str:

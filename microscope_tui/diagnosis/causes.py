@@ -3,20 +3,21 @@
 A proof comes before a suspicion: a forced collapse, a rank that stopped, a bias with the wrong sign
 or lost at a resume, a divergence. Then settings that cannot work, swings, a restart or a change of
 the data at the onset; what is left is balancing that is too weak. Each episode has one cause, so
-that no report turns one setting in two directions.
+that no report turns one setting in two directions. ``Changes`` notes while a run is judged at which
+steps its data changed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import median_low
 
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Severity
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import MOST_SWING, WRONG_SIGN, calm_down, ids_of, setting
-from microscope_tui.diagnosis.rules.starved import OVER_HISTORY
+from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, setting
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -31,19 +32,19 @@ _AFTER = 50
 _UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
 """Rules that fire where the load of a router is uneven, for whichever reason."""
 _PROVEN = {
-    WRONG_SIGN: "bias update with the wrong sign",
-    "bias lost": "selection bias lost at the restart",
+    Reason.WRONG_SIGN: "bias update with the wrong sign",
+    Reason.BIAS_LOST: "selection bias lost at the restart",
 }
 """Causes of LINT that the steps prove: what explains an uneven load, in words."""
 _SETTINGS = {
-    **dict.fromkeys(("aux not applied", "trainer aux ignored"), "auxiliary loss not applied"),
-    "no balancing": "no load balancing",
-    "router frozen": "frozen router",
-    "top-1 normalised": "top-1 routing with normalised weights",
-    "aux pooled": "auxiliary loss pooled over all layers",
-    "layers pooled": "auxiliary loss pooled over all layers",
-    "bias not updated": "selection bias not updated",
-    "aux too strong": "auxiliary loss too strong",
+    **dict.fromkeys((Reason.AUX_NOT_APPLIED, Reason.AUX_IGNORED), "auxiliary loss not applied"),
+    Reason.NO_BALANCING: "no load balancing",
+    Reason.ROUTER_FROZEN: "frozen router",
+    Reason.TOP1_NORMALISED: "top-1 routing with normalised weights",
+    Reason.AUX_POOLED: "auxiliary loss pooled over all layers",
+    Reason.LAYERS_POOLED: "auxiliary loss pooled over all layers",
+    Reason.BIAS_NOT_UPDATED: "selection bias not updated",
+    Reason.AUX_TOO_STRONG: "auxiliary loss too strong",
 }
 """The same for settings with which balancing cannot work."""
 _SLOW = {"bias": "bias update too slow", "aux": "auxiliary loss too weak"}
@@ -56,6 +57,57 @@ _FROZEN = (
     "no setting balances a frozen router: train on other data, or unfreeze the router; compare the "
     "load before the training"
 )
+
+_LEVEL = 8
+"""Lines of a level: the last ones against those before them, and these against the ones before."""
+_FAR = 6.0
+"""A jump is this much larger than the spread of both levels, …"""
+_TREND = 4.0
+"""… than the step from the level before, so a steep fall is not a jump, …"""
+_SHARE = 0.02
+"""… and this share of the loss."""
+_MOST_CHANGES = 50
+_USUAL = ("eval", "checkpoint", "alert", "lint", "lost_records", "end")
+
+
+class Changes(msgspec.Struct):
+    """Jumps of the loss and the writer's own events, with their steps, in words."""
+
+    steps: list[int] = []
+    losses: list[float] = []
+    found: list[tuple[int, str]] = []
+
+    def add(self, step: int, loss: float) -> None:
+        """Add one line; every eighth one ends a level."""
+        self.steps.append(step)
+        self.losses.append(loss)
+        if len(self.losses) < 3 * _LEVEL:
+            return
+        blocks = [self.losses[at : at + _LEVEL] for at in (0, _LEVEL, 2 * _LEVEL)]
+        before, old, new = map(median_low, blocks)
+        rise, least = abs(new - old), _SHARE * abs(old)
+        levels = zip(blocks if rise > least else (), (before, old, new), strict=False)
+        spreads = [median_low([abs(loss - level) for loss in block]) for block, level in levels]
+        if spreads and rise > max(_FAR * max(spreads), _TREND * abs(old - before), least):
+            first = 2 * _LEVEL
+            while abs(self.losses[first - 1] - new) < abs(self.losses[first - 1] - old):
+                first -= 1  # it began within the block before
+            self.note(self.steps[first], f"the loss jumps from {old:.3g} to {new:.3g}")
+        del self.steps[:_LEVEL], self.losses[:_LEVEL]
+
+    def event(self, step: int, name: str) -> None:
+        """Add an event with a name of the writer's own."""
+        if name not in _USUAL:
+            self.note(step, f"the log has the event {name!r}")
+
+    def note(self, step: int, words: str) -> None:
+        self.found = [*self.found, (step, words)][-_MOST_CHANGES:]
+
+    def forget_from(self, step: int) -> None:
+        """The run resumes at ``step``."""
+        self.steps = []
+        self.losses = []
+        self.found = [(at, words) for at, words in self.found if at < step]
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,11 +158,13 @@ _Found = tuple[Cause, list[Episode]]
 
 def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     """Assign every episode to one cause: active before recovered, worst first."""
-    left, found, slides = list(episodes), list[Cause](), dict[int, list[Episode]]()
+    left = list(episodes)
+    found = list[Cause]()
+    slides = dict[int, list[Episode]]()
     for episode in sorted(left, key=lambda e: -e.onset):
         if _starves(episode) and episode.severity >= Severity.WARN:
             slides.setdefault(episode.router_index, []).append(episode)
-    if any(e.rule == "OSCILLATION" for e in left):
+    if _of("OSCILLATION", left):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
     for find in (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _weak, _drops):
@@ -146,38 +200,48 @@ def _without(episodes: Sequence[Episode], taken: Iterable[Episode]) -> list[Epis
     return [episode for episode in episodes if id(episode) not in ids]
 
 
-def _by_lint(titles: Mapping[str, str], left: list[Episode], known: Known) -> Iterator[_Found]:
+def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) -> Iterator[_Found]:
     """The first of these settings that LINT reports."""
-    lint = {e.facts.get("cause"): e for e in left if e.rule == "LINT" and e.active}
-    for name, title in titles.items():
-        proof = lint.get(name)
-        if proof is None:
+    lint = {e.reason: e for e in _of("LINT", left) if e.active}
+    for reason, title in titles.items():
+        proof = lint.get(reason)
+        explained = _explained_by(proof, left, known) if proof is not None else []
+        if proof is None or all(e.severity <= Severity.INFO for e in explained):
             continue
-        explained = _beside(left, [e for e in left if _is_uneven(e, known)])
-        if name in ("top-1 normalised", "router frozen", "aux too strong"):
-            explained += [e for e in left if e.rule == "UNIFORM"]
-        if name == "aux too strong":
-            explained = [e for e in explained if e.rule == "UNIFORM"]
-        if name == WRONG_SIGN:
-            explained += [e for e in left if e.rule == "OSCILLATION"]
-        if name == "bias lost":
-            explained = [e for e in explained if e.onset >= proof.onset - _GAP]
-        if name == "layers pooled" and len({e.router_index for e in explained}) == len(
-            known.run.routers
-        ):
-            continue  # even layers beside uneven ones are what pooling hides
-        if name == "router frozen" and not _all_frozen(known.run):
-            continue
-        if any(e.severity > Severity.INFO for e in explained):
-            frozen = name == "router frozen"
-            remedy = _FROZEN if frozen else known.remedy_of(proof)
-            reset = ", with expert_bias set to zero" if name == WRONG_SIGN else ""
-            yield Cause(title, (), remedy, goes_back=not frozen, reset=reset), [proof, *explained]
-            return
+        frozen = reason == Reason.ROUTER_FROZEN
+        remedy = _FROZEN if frozen else known.remedy_of(proof)
+        reset = ", with expert_bias set to zero" if reason == Reason.WRONG_SIGN else ""
+        yield Cause(title, (), remedy, goes_back=not frozen, reset=reset), [proof, *explained]
+        return
+
+
+def _explained_by(proof: Episode, left: list[Episode], known: Known) -> list[Episode]:
+    """Uneven loads, or what else a setting brings; nothing where it is not the cause."""
+    uneven = _beside(left, [e for e in left if _is_uneven(e, known)])
+    uniform = _of("UNIFORM", left)
+    match proof.facts["cause"]:
+        case Reason.AUX_TOO_STRONG:
+            return uniform
+        case Reason.TOP1_NORMALISED:
+            return uneven + uniform
+        case Reason.ROUTER_FROZEN:
+            return uneven + uniform if _all_frozen(known.run) else []
+        case Reason.WRONG_SIGN:
+            return uneven + _of("OSCILLATION", left)
+        case Reason.BIAS_LOST:
+            return [e for e in uneven if e.onset >= proof.onset - _GAP]
+        case Reason.LAYERS_POOLED:  # even layers beside uneven ones are what pooling hides
+            layers = {e.router_index for e in uneven}
+            return uneven if len(layers) != len(known.run.routers) else []
+    return uneven
+
+
+def _of(rule: str, episodes: Iterable[Episode]) -> list[Episode]:
+    return [episode for episode in episodes if episode.rule == rule]
 
 
 def _is_uneven(episode: Episode, known: Known) -> bool:
-    of_rank = episode.rule == "OVERLOAD" and episode.facts.get("cause") == "rank"
+    of_rank = episode.rule == "OVERLOAD" and episode.reason == Reason.OF_RANK
     narrow = episode.rule in ("DEAD", "STARVED") and known.run.profile != "pretrain"
     return known.run.profile != "eval" and episode.rule in _UNEVEN and not of_rank and not narrow
 
@@ -204,7 +268,8 @@ def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Experts without tokens that are exactly those of whole ranks."""
-    ranks, found = known.run.expert_parallel_size, dict[tuple[int, ...], list[Episode]]()
+    ranks = known.run.expert_parallel_size
+    found = dict[tuple[int, ...], list[Episode]]()
     for episode in left:
         experts = ids_of(episode, "experts" if episode.rule == "DEAD" else "idle")
         number = episode.router.num_experts if episode.router is not None else 0
@@ -215,9 +280,11 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
             if each > 3 or resumed is not None:  # two neighbours can die by chance
                 found.setdefault(tuple(blocks), []).append(episode)
     for whole, episodes in found.items():
-        router, blocks = episodes[0].router, list(whole)
+        router = episodes[0].router
+        blocks = list(whole)
         assert router is not None
-        each, onset = router.num_experts // ranks, min(e.onset for e in episodes)
+        each = router.num_experts // ranks
+        onset = min(e.onset for e in episodes)
         resumed = _last_before(known.resumes, onset)
         at = f"the restart at {resumed:,}" if resumed is not None else f"step {onset:,}"
         first, last = each * blocks[0], each * (blocks[-1] + 1) - 1
@@ -250,7 +317,7 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
     """A bias update that overshoots."""
-    swings = [e for e in left if e.rule == "OSCILLATION" and e.active]
+    swings = [e for e in _of("OSCILLATION", left) if e.active]
     if swings and known.run.balance.get("method") == "bias":
         remedy = known.remedy_of(swings[0])
         title = f"{setting(known.run, 'bias_update_rate')} too high"
@@ -273,7 +340,7 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Balancing that does not suffice."""
     core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
-    core = [e for e in core if e.facts.get("cause") != OVER_HISTORY]  # no strength evens out turns
+    core = [e for e in core if e.reason != Reason.IN_TURN]  # no strength evens out turns
     method = str(known.run.balance.get("method"))
     title = _SLOW.get(method, "load balancing too weak")
     if method == "bias" and known.swing > MOST_SWING:
@@ -285,7 +352,7 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:
-    if drops := [e for e in left if e.rule == "DROPS"]:
+    if drops := _of("DROPS", left):
         yield Cause("capacity too small", ()), drops
 
 

@@ -9,19 +9,14 @@ and which evidence is building up. A run without findings is healthy only once i
 uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign bytes are refused.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from operator import add
-from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
-from microscope_tui import measures
-from microscope_tui.diagnosis.causes import Known, causes
-from microscope_tui.diagnosis.changes import Changes
-from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, WHEN, Context, Criteria
+from microscope_tui.diagnosis.causes import Changes, Known, causes
+from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, Context, Criteria
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
@@ -32,16 +27,15 @@ from microscope_tui.diagnosis.episodes import (
 )
 from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.rules import RULES, AnyRule
-from microscope_tui.diagnosis.rules.base import Rule, Track, number
+from microscope_tui.diagnosis.rules.base import Rule, Track
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
-from microscope_tui.diagnosis.rules.dead import DeadLimits
 from microscope_tui.diagnosis.signals import (
     BiasSource,
     CountSource,
     Routers,
     StepView,
+    Sums,
     Trail,
-    expected,
     see,
     why_blind,
 )
@@ -51,10 +45,8 @@ STATE_VERSION = 4
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8
-_OF_SUMS = ("COLLAPSE", "DEAD", "STARVED")
-_ENOUGH, _PARTS, _LAST_STEPS = 20, 3, 10
-"""Of a run that is over: λ at which chance lowers c to 0.9, how often a sum has to have the
-evidence of DEAD, and the least number of steps with a low balance."""
+_LAST_STEPS = 10
+"""With a low balance: fewer are not judged when a run is over."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -117,21 +109,16 @@ class Diagnosis(_State):
         self._record = record
         if record.step <= self.last_step:
             self.restart(record.step)
-        if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
-            self.gaps.append(gap := record.step - self.last_step)
-            del self.gaps[:-_GAPS]
-            if gap != self._spacing:  # else it stays the smallest
-                self.adapt()
-        self.last_step, self.restarted = record.step, False
-        if self.judged_since is None and record.step > self.warm_until:
-            self.judged_since = record.step
+        self._go_to(record.step)
         view = StepView(record, self._routers, counts, biases)
         self.ledger.see(view)
         see(view, self.seen)
         if record.loss is not None:
             self.changes.add(record.step, record.loss)
         if self.ledger.context.one_step:
-            self.too_few = _too_few(view, self.ledger.context)
+            from microscope_tui.diagnosis.at_end import too_few
+
+            self.too_few = too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
         for rule, read, plain in self._in_turn:
             if not plain:
@@ -140,63 +127,62 @@ class Diagnosis(_State):
             if readings or rule.tracks:
                 self._take(rule, readings)
         if not self.ledger.context.trains and self.run.counts != "shares":
-            for index in range(len(self.run.routers)):
-                if index not in self._unmeasured and (row := view.full_counts(index)):
-                    total = self.totals.get(index, [0] * len(row))
-                    self.totals[index] = list(map(add, total, row))
+            self._add_counts(view)
+
+    def _go_to(self, step: int) -> None:
+        """Learn the spacing of the log, and when the warm-up is over."""
+        if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
+            gap = step - self.last_step
+            self.gaps.append(gap)
+            del self.gaps[:-_GAPS]
+            if gap != self._spacing:  # else it stays the smallest
+                self.adapt()
+        self.last_step = step
+        self.restarted = False
+        if self.judged_since is None and step > self.warm_until:
+            self.judged_since = step
+
+    def _add_counts(self, view: StepView) -> None:
+        for index in range(len(self.run.routers)):
+            if index not in self._unmeasured and (row := view.full_counts(index)):
+                total = self.totals.get(index, [0] * len(row))
+                self.totals[index] = list(map(add, total, row))
 
     def conclude(self, over: bool = True) -> None:
         """Judge the sums of a run that is over as the dump of one moment, until the next step."""
-        context = self.ledger.context
-        if over == self.over or context.one_step:
+        if over == self.over or self.ledger.context.one_step:
             return
-        needed = self._criteria.limits.of(DeadLimits).evidence
-        self.over, self._at_end, self.too_few = over, [], ""
-        sums = dict(self._sums()) if over else {}
-        for episode in self._as_one_step(sums) if sums else ():
-            rule, index, words = episode.rule, episode.router_index, ", summed over all steps"
-            few = rule == "DEAD" and number(episode, "expected") < _PARTS * needed
-            if few or index not in sums or self.ledger.running(rule, index) is not None:
-                continue
-            if context.trains:
-                words, episode.facts["ended"] = "", 1.0
-            elif rule == "STARVED" and context.baseline is None:
-                words, episode.severity, episode.grades = f"{words} on this text", Severity.INFO, []
-                episode.grade(self.last_step)
-            episode.onset, episode.confidence = sums[index][0], episode.confidence + words
-            self._at_end.append(episode)
+        self.over = over
+        self._at_end = []
+        self.too_few = ""
+        sums = self._sums() if over else Sums(self._record)
+        if not sums.counts:
+            return
+        from microscope_tui.diagnosis.at_end import judge_sums, why_unjudged
 
-    def _sums(self) -> Iterator[tuple[int, tuple[int, list[int]]]]:
-        """By router: since when, and its counts in an evaluation or in the last collapsed steps."""
-        collapse = self.rules.get("COLLAPSE")
-        swings = {episode.router_index for episode in self.ledger.running_of("OSCILLATION")}
+        found = judge_sums(self.run, self._criteria, sums)
+        self._at_end = [e for e in found if not self.ledger.running(e.rule, e.router_index)]
+        if not self.ledger.context.trains:
+            self.too_few = why_unjudged(self.run, self._criteria, sums)
+
+    def _sums(self) -> Sums:
+        """Of an evaluation all counts; of a training those of the last steps, where c is low."""
         if not self.ledger.context.trains:
             first = min(self.ledger.past.steps, default=self.last_step)
-            yield from ((index, (first, total)) for index, total in self.totals.items())
-        elif collapse and warm_up_left(self) is None:
-            for index, held in collapse.memory.suspects.items():
-                low_for = self.last_step - (held.low_since or self.last_step) + 1
-                if index not in self._unmeasured | swings and low_for >= _LAST_STEPS:
-                    last = (held.summed.rows if held.summed else [])[-collapse.lines(_LAST_STEPS) :]
-                    yield index, (held.low_since, [sum(n) for n in zip(*last, strict=True)])
-
-    def _as_one_step(self, sums: Mapping[int, tuple[int, list[int]]]) -> list[Episode]:
-        """The alarms if these sums, or without any the last summaries, were a single step."""
-        change, limits, wanted = msgspec.structs.replace, self._criteria.limits, set(_OF_SUMS)
-        own = [change(limits.of(RULES[name].limits_type), evidence=_ENOUGH) for name in _OF_SUMS]
-        if self.ledger.context.trains:  # nothing but a warning below the critical limit
-            critical, wanted = limits.of(CollapseLimits).critical, {"COLLAPSE"}
-            own[0] = change(own[0], warn=critical, critical=0.0)
-        ignore = self._criteria.ignore | (RULES.keys() - wanted)
-        limits = change(limits, changed=tuple(own))
-        criteria = replace(self._criteria, ignore=ignore, profile="eval", limits=limits)
-        one = Diagnosis(replace(self.run, planned_steps=1), criteria)
-        rows = [sums.get(index, (0, []))[1] for index in range(len(self.run.routers))]
-        derived: dict[str, Any] = measures.summarise(rows) if any(rows) else {}
-        router = change(self._record.router, **derived)
-        one.observe(change(self._record, router=router), rows.__getitem__)
-        self.too_few = "" if self.ledger.context.trains else one.too_few.replace(f" {WHEN}", "")
-        return one.episodes
+            return Sums(self._record, dict.fromkeys(self.totals, first), self.totals)
+        sums = Sums(self._record)
+        collapse = self.rules.get("COLLAPSE")
+        if collapse is None or warm_up_left(self) is not None:
+            return sums
+        swings = {episode.router_index for episode in self.ledger.running_of("OSCILLATION")}
+        least = self.last_step - _LAST_STEPS + 1
+        for index, held in collapse.memory.suspects.items():
+            low = held.low_since and held.low_since <= least
+            if low and index not in self._unmeasured | swings:
+                rows = held.summed.rows[-collapse.lines(_LAST_STEPS) :] if held.summed else []
+                sums.since[index] = held.low_since
+                sums.counts[index] = [sum(column) for column in zip(*rows, strict=True)]
+        return sums
 
     def adapt(self) -> None:
         """Persistence counts steps: a sparse log needs fewer lines."""
@@ -239,14 +225,7 @@ class Diagnosis(_State):
         self.restarted = True
         self.resumes = [at for at in self.resumes if at < step]
         if not corrected:
-            self.totals = {}
-            if step > 1:  # else another run begins in the same file
-                self.resumes = [*self.resumes, step][-_MOST_CHECKPOINTS:]
-            grace = step - 1 + AFTER_RESTART_STEPS
-            # Not after every restart: a run that is pre-empted often would never be judged.
-            if step <= self.warm_until + AFTER_RESTART_STEPS:
-                grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
-            self.warm_until = grace
+            self._resume_at(step)
         if self.judged_since is not None and self.judged_since >= step:
             self.judged_since = None
         self.changes.forget_from(step)
@@ -259,11 +238,20 @@ class Diagnosis(_State):
                 if episode.rule == rule.name:
                     track = rule.track(episode.router_index)
                     track.recall(episode.onset, step - 1, episode.grades[0].severity)
-            running = {
-                e.router_index: rule.track(e.router_index)
-                for e in self.ledger.running_of(rule.name)
-            }
-            rule.tracks = {i: t for i, t in rule.tracks.items() if t.over} | running
+            running = [e.router_index for e in self.ledger.running_of(rule.name)]
+            lasting = {index: track for index, track in rule.tracks.items() if track.over}
+            rule.tracks = lasting | {index: rule.track(index) for index in running}
+
+    def _resume_at(self, step: int) -> None:
+        """The process starts again; at step 1 another run begins in the same file."""
+        self.totals = {}
+        if step > 1:
+            self.resumes = [*self.resumes, step][-_MOST_CHECKPOINTS:]
+        grace = step - 1 + AFTER_RESTART_STEPS
+        # Not after every restart: a run that is pre-empted often would never be judged.
+        if step <= self.warm_until + AFTER_RESTART_STEPS:
+            grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
+        self.warm_until = grace
 
     def change_header(self, run: RunRecord) -> None:
         """The same model has a new header: judge its settings again."""
@@ -340,7 +328,8 @@ class Diagnosis(_State):
         unsure = self.run.unconfirmed and self.run.counts == "shares"
         if unsure and reading.severity is Severity.CRITICAL:  # they may be something else
             reading = msgspec.structs.replace(reading, severity=Severity.WARN)
-        track, step = rule.track(index), self.last_step
+        track = rule.track(index)
+        step = self.last_step
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since
         episode = self.ledger.running(rule.name, index)
@@ -367,23 +356,6 @@ class Diagnosis(_State):
         if self.last_step <= self.warm_until and not (rule.in_warm_up or reading.settled):
             return None
         return track.severity
-
-
-def _too_few(view: StepView, context: Context) -> str:
-    """Why the assignments of a moment do not suffice for a verdict; empty if they do."""
-    effective = view.signal("effective_experts")
-    values = effective.values if effective is not None else ()  # without a load, that is the reason
-    found = {i: expected(view, i, context.run) for i, v in enumerate(values) if math.isfinite(v)}
-    if not found:
-        return ""
-    limits = [context.limits.of(RULES[name].limits_type) for name in _OF_SUMS]
-    needed = max(mine.values()["evidence"] for mine in limits)
-    least = min(found, key=lambda index: found[index] or 0.0)
-    known, name = found[least], context.run.routers[least].name
-    if known is not None and known >= needed:
-        return ""
-    number = "an unknown number of" if known is None else f"{known:.3g}"
-    return f"not judged: {name} has {number} assignments per expert {WHEN}, needs {needed:g}"
 
 
 class Pending(msgspec.Struct, frozen=True):

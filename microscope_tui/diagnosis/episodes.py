@@ -5,7 +5,7 @@ at a step, in a router, and may end. A ``Finding`` is the same trouble in one or
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from itertools import pairwise
 
 import msgspec
@@ -39,6 +39,47 @@ class Severity(IntEnum):
         return {1: "I", 2: "W", 3: "C", 4: "M"}[self.value]
 
 
+class Reason(StrEnum):
+    """Why a rule fired, where it has several reasons: the fact ``cause`` of its episodes."""
+
+    # A setting that LINT reports
+    ADAPTERS_MISS_EXPERTS = "adapters miss experts"
+    AUX_IGNORED = "trainer aux ignored"
+    AUX_NOT_APPLIED = "aux not applied"
+    AUX_POOLED = "aux pooled"
+    AUX_TOO_STRONG = "aux too strong"
+    BIAS_LOST = "bias lost"
+    BIAS_MOVES = "bias moves, router frozen"
+    BIAS_NOT_UPDATED = "bias not updated"
+    BY_CONSTRUCTION = "balanced by construction"
+    FEW_TOKENS = "few tokens"
+    LAYERS_POOLED = "layers pooled"
+    MISSING_TARGETS = "missing targets"
+    NO_BALANCING = "no balancing"
+    ONE_RANK = "one rank"
+    ROUTER_FROZEN = "router frozen"
+    TOP1_NORMALISED = "top-1 normalised"
+    WRONG_SIGN = "wrong bias sign"
+    # A fault that METER reports
+    EFFECTIVE = "effective"
+    FORCED = "forced"
+    LOAD = "load"
+    MULTIPLE = "multiple"
+    NON_FINITE = "non-finite"
+    ONE_BATCH = "one batch"
+    REPEATED = "repeated"
+    SHARED = "shared"
+    SUM = "sum"
+    SUMMARY = "summary"
+    TIED = "tied"
+    WIDTH = "width"
+    # Of OVERLOAD, STARVED, LOGITS and STILL, beside their usual one
+    OF_RANK = "rank"
+    IN_TURN = "over history"
+    OUT_OF_RANGE = "range"
+    UNCHANGED = "unchanged"
+
+
 Fact = float | str | tuple[int, ...]
 Facts = Mapping[str, Fact]
 
@@ -69,6 +110,8 @@ class Reading(msgspec.Struct, frozen=True):
 
 Readings = Mapping[int, Reading | None]
 """By router index. A missing router is clear; ``None``: no evaluation at this step."""
+Found = dict[int, Reading | None]
+"""The same, while a rule collects them."""
 
 
 def graded(value: float, warn: float, critical: float) -> Severity | None:
@@ -139,6 +182,11 @@ class Episode(msgspec.Struct, kw_only=True):
         """Not recovered so far."""
         return self.recovered_at is None
 
+    @property
+    def reason(self) -> Fact | None:
+        """The fact ``cause``."""
+        return self.facts.get("cause")
+
     def course(self) -> list[tuple[int, Severity, float]]:
         """First step, severity and value of each grade; the first one starts at the onset."""
         first = self.grades[0] if self.grades else self
@@ -165,13 +213,17 @@ class Episode(msgspec.Struct, kw_only=True):
         if self.now is not None and self.now.step >= step:
             self.now = None
         if self.recovered_at is not None and self.recovered_at >= step:
-            self.recovered_at, self.led_to = None, ""
+            self.recovered_at = None
+            self.led_to = ""
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
         worst = max(self.grades, key=lambda grade: (grade.severity, grade.step))
         self.severity = worst.severity
         if self.worst_at >= step:
-            self.value, self.limit, self.worst_at = worst.value, worst.limit, worst.step
-            self.facts, self.confidence = worst.facts, worst.confidence
+            self.value = worst.value
+            self.limit = worst.limit
+            self.worst_at = worst.step
+            self.facts = worst.facts
+            self.confidence = worst.confidence
 
     def as_of(self, step: int) -> "Episode":
         """The episode as of ``step``, in hindsight."""

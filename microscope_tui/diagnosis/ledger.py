@@ -61,36 +61,19 @@ class Ledger:
     ) -> None:
         """Begin an episode, or reopen one that just ended; without a ``track`` none updates it."""
         severity = severity or reading.severity or Severity.INFO
-        dates = [step, reading.since, track.since if track is not None else None]
-        warnings = [self.running(name, index) for name, r in RULES.items() if rule in r.ends_in]
-        dates += [warning.onset for warning in warnings if warning is not None]  # began there
-        onset = min(at for at in dates if at is not None)
+        onset = self._onset(rule, index, step, reading, track)
         same = [e for e in self.episodes if (e.rule, e.router_index) == (rule, index)]
         if track is not None and same and onset <= (same[-1].recovered_at or 0) + COOLDOWN_STEPS:
             episode = same[-1]
-            episode.recovered_at, episode.led_to, episode.last = None, "", step
+            episode.recovered_at = None
+            episode.led_to = ""
+            episode.last = step
             self._take_numbers(episode, step, reading)
             episode.severity = max(episode.severity, severity)
         else:
-            facts = self._facts(rule, index, reading)
-            if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
-                facts["usual"] = median(usual)
-            episode = Episode(
-                rule=rule,
-                router_index=index,
-                router=self.context.run.routers[index] if index != WHOLE_RUN else None,
-                severity=severity,
-                onset=onset,
-                alarm=step,
-                last=step if reading.until is None else max(onset, reading.until - 1),
-                value=reading.value,
-                limit=reading.limit,
-                facts=facts,
-                confidence=self._words(reading),
-                worst_at=step,
-                recovered_at=reading.until,
-                recurrence=same[-1].recurrence + 1 if same else 0,
-            )
+            episode = self._begin(rule, index, step, reading, onset)
+            episode.severity = severity
+            episode.recurrence = same[-1].recurrence + 1 if same else 0
             self.episodes.append(episode)
             self._announce(episode)
             if len(same) >= MOST_EPISODES:
@@ -100,6 +83,34 @@ class Ledger:
         if track is not None:
             self._running[rule, index] = episode
             self._take_present(episode, step, reading, track)
+
+    def _onset(
+        self, rule: str, index: int, step: int, reading: Reading, track: Track | None
+    ) -> int:
+        """The first step of the evidence, or the onset of a warning that it confirms."""
+        dates = [step, reading.since, track.since if track is not None else None]
+        dates += [warning.onset for warning in self._warnings_of(rule, index)]
+        return min(at for at in dates if at is not None)
+
+    def _begin(self, rule: str, index: int, step: int, reading: Reading, onset: int) -> Episode:
+        facts = self._facts(rule, index, reading)
+        if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
+            facts["usual"] = median(usual)
+        return Episode(
+            rule=rule,
+            router_index=index,
+            router=self.context.run.routers[index] if index != WHOLE_RUN else None,
+            severity=Severity.INFO,
+            onset=onset,
+            alarm=step,
+            last=step if reading.until is None else max(onset, reading.until - 1),
+            value=reading.value,
+            limit=reading.limit,
+            facts=facts,
+            confidence=self._words(reading),
+            worst_at=step,
+            recovered_at=reading.until,
+        )
 
     def update(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
         """Add an evaluation of an open episode."""
@@ -112,12 +123,13 @@ class Ledger:
             episode.severity = severity
             self._grade(episode, step)
         elif (cleared_at := track.cleared_at) is not None:
-            episode.recovered_at, episode.now = cleared_at, None
+            episode.recovered_at = cleared_at
+            episode.now = None
             del self._running[episode.rule, episode.router_index]
 
     def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> None:
         """Open an episode for each new cause of the whole run; end those whose cause is gone."""
-        held = {e.facts.get("cause"): e for e in self.episodes if e.rule == rule and e.active}
+        held = {e.reason: e for e in self.episodes if e.rule == rule and e.active}
         for cause, episode in held.items():
             if cause not in causes:
                 self._end(episode, step)
@@ -155,14 +167,19 @@ class Ledger:
     def _grade(self, episode: Episode, step: int) -> None:
         """Record its severity; once it is critical, what warned of it is over."""
         episode.grade(step)
-        for name in RULES if episode.severity >= Severity.CRITICAL else ():
-            warning = self.running(name, episode.router_index)
-            if warning is not None and episode.rule in RULES[name].ends_in:
+        if episode.severity >= Severity.CRITICAL:
+            for warning in self._warnings_of(episode.rule, episode.router_index):
                 warning.led_to = episode.rule
                 self._end(warning, step)
 
+    def _warnings_of(self, rule: str, index: int) -> list[Episode]:
+        """The open episodes of the rules that warn of this one."""
+        warning = (self.running(name, index) for name, r in RULES.items() if rule in r.ends_in)
+        return [episode for episode in warning if episode is not None]
+
     def _end(self, episode: Episode, step: int) -> None:
-        episode.recovered_at, episode.now = step, None
+        episode.recovered_at = step
+        episode.now = None
         episode.last = max(episode.last, step - 1)
         self._running.pop((episode.rule, episode.router_index), None)
 
@@ -175,7 +192,8 @@ class Ledger:
             return
         if reading.value != episode.value:
             episode.worst_at = step
-        episode.value, episode.limit = reading.value, reading.limit
+        episode.value = reading.value
+        episode.limit = reading.limit
         tells = RULES[episode.rule].tells_usual  # as of before the onset
         usual = {k: v for k, v in episode.facts.items() if k == "usual" and tells}
         episode.facts = self._facts(episode.rule, episode.router_index, reading) | usual
@@ -223,7 +241,7 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     Two causes of one rule are measured in different units: there the graver one, and then how far
     it is beyond its limit.
     """
-    if reading.facts.get("cause") != episode.facts.get("cause"):
+    if reading.facts.get("cause") != episode.reason:
         new, old = (one.value / (one.limit if one.limit > 0 else 1.0) for one in (reading, episode))
         return (reading.severity or 0, new) >= (episode.severity, old)
     if RULES[episode.rule].low_is_bad:
@@ -259,5 +277,5 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
 
 
 def _order(episode: Episode) -> tuple[str, bool, str, int, int]:
-    cause = str(episode.facts.get("cause"))
+    cause = str(episode.reason)
     return episode.rule, not episode.active, cause, episode.onset, episode.router_index

@@ -14,7 +14,7 @@ from functools import partial
 
 import msgspec
 
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Facts
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Facts, Reason
 
 _LINES = 3  # with the same row
 _RARE = 3e-5  # of one repetition; of two it is below 1e-9
@@ -36,32 +36,48 @@ class Repeats(msgspec.Struct):
 
     def add(
         self, rows: Mapping[int, list[int]], tokens: Mapping[int, float], loss: float | None,
-        *, fixed: bool,
+        *, fixed: bool
     ) -> dict[int, Facts]:  # fmt: skip
         """Add the rows of one line; returns what repeats. ``fixed``: no parameter can change."""
-        found: dict[int, Facts] = {}
         hashes = {index: hash(tuple(row)) for index, row in rows.items()}
         fresh = {index for index, row in hashes.items() if self.rows.get(index) != row}
         self.same = {i: 1 if i in fresh else self.same.get(i, 0) + 1 for i in rows}
         self.rows |= hashes
-        if loss is not None and self.loss is not None:
-            fixed |= abs(loss - self.loss) <= _STILL * (0.5 + abs(loss))
-        self.loss = loss
-        one_batch = fixed and all(lines >= _LINES for lines in self.same.values())
-        for index, lines in self.same.items():
-            if lines >= _LINES and _is_rare(rows[index], tokens[index]):
-                found[index] = {"cause": "one batch" if one_batch else "repeated", "total": lines}
+
+        def is_rare(index: int) -> bool:
+            return _is_rare(rows[index], tokens[index])
+
+        found = self._repeated(is_rare, self._is_same_loss(loss) or fixed)
         for index in fresh:  # an old row is not further evidence
             row = rows[index]
             key = partial(_busy, row, sum(row), tokens[index])
             for tie in self._tied(index, range(len(row)), key):
-                found[index] = {"cause": "tied", "total": self.ties[index][0], "experts": (*tie,)}
+                lines, experts = self.ties[index][0], tuple(tie)
+                found[index] = {"cause": Reason.TIED, "total": lines, "experts": experts}
         times = Counter(hashes[index] for index in fresh)
-        twins = [i for i in fresh if times[hashes[i]] > 1 and _is_rare(rows[i], tokens[i])]
-        for tie in self._tied(WHOLE_RUN, rows, {i: hashes[i] for i in twins}.get) if fresh else ():
-            shared: Facts = {"cause": "shared", "total": self.ties[WHOLE_RUN][0]}
+        twins = {i: hashes[i] for i in fresh if times[hashes[i]] > 1 and is_rare(i)}
+        for tie in self._tied(WHOLE_RUN, rows, twins.get) if fresh else ():
+            shared: Facts = {"cause": Reason.SHARED, "total": self.ties[WHOLE_RUN][0]}
             found |= dict.fromkeys(tie, shared)
         return found
+
+    def _is_same_loss(self, loss: float | None) -> bool:
+        """Whether the loss is that of the line before, but for rounding."""
+        before = self.loss
+        self.loss = loss
+        if loss is None or before is None:
+            return False
+        return abs(loss - before) <= _STILL * (0.5 + abs(loss))
+
+    def _repeated(self, is_rare: Callable[[int], bool], fixed: bool) -> dict[int, Facts]:
+        """Rows that are those of the lines before; one batch where all are and nothing learns."""
+        one_batch = fixed and all(lines >= _LINES for lines in self.same.values())
+        cause = Reason.ONE_BATCH if one_batch else Reason.REPEATED
+        return {
+            index: {"cause": cause, "total": lines}
+            for index, lines in self.same.items()
+            if lines >= _LINES and is_rare(index)
+        }
 
     def _tied(
         self, place: int, ids: Iterable[int], key: Callable[[int], int | None]

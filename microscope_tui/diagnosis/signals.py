@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from operator import add, sub, truediv
+from typing import TypeVar
 
 import msgspec
 
@@ -108,7 +109,8 @@ class _Signals(dict[str, Signal | None]):
         self._summary, self._routers = summary, routers
 
     def __missing__(self, name: str) -> Signal | None:
-        values, signal = getattr(self._summary, name), None
+        values = getattr(self._summary, name)
+        signal = None
         if values and len(values) == self._routers:
             signal = Signal.of(values)
         self[name] = signal
@@ -290,6 +292,39 @@ class SummedCounts(msgspec.Struct):
         oldest = self.rows.pop(0) if len(self.rows) >= self.window else [0] * len(row)
         self.totals = list(map(add, map(sub, self.totals, oldest), row))
         self.rows.append(list(row))
+
+
+class Suspect(msgspec.Struct):
+    """A router that a rule watches closely: its counts are summed."""
+
+    summed: SummedCounts | None = None
+    calm: int = 0
+    """Lines since the last bad one."""
+
+
+S = TypeVar("S", bound=Suspect)
+
+
+def watched(suspects: dict[int, S], index: int, bad: bool, most: int, new: type[S]) -> S | None:
+    """A router that is bad in this line, or was in one of the ``most`` lines before."""
+    suspect = suspects.get(index) or (new() if bad else None)
+    if suspect is None:
+        return None
+    suspects[index] = suspect
+    suspect.calm = 0 if bad else suspect.calm + 1
+    if suspect.calm <= most:
+        return suspect
+    del suspects[index]
+    return None
+
+
+class Sums(msgspec.Struct, frozen=True):
+    """Counts of a run that is over: of a whole evaluation, or of the last collapsed steps."""
+
+    last: StepRecord
+    since: dict[int, int] = {}
+    """Router → first step in its sum."""
+    counts: dict[int, list[int]] = {}
 
 
 class Trail(msgspec.Struct):

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from microscope_tui.scenarios.course import ByStep, Course, Meter, falling_loss, sharpening, steps
+from microscope_tui.scenarios.course import (
+    ByStep,
+    Course,
+    Meter,
+    falling_loss,
+    run_along,
+    sharpening,
+)
 from microscope_tui.scenarios.healthy import settled
 from microscope_tui.scenarios.popularity import (
     Popularity,
@@ -17,7 +24,6 @@ from microscope_tui.scenarios.popularity import (
 )
 from microscope_tui.scenarios.run import (
     Expected,
-    Record,
     Run,
     Shape,
     Truth,
@@ -107,8 +113,7 @@ def collapse(shape: Shape, rng: random.Random) -> Run:
     popularity = pulled(settling(shape, 0.08, rng), hot, growing(onset, 8, limit=9))
     course = collapsing(popularity, sick, onset, confident=True)
     found = fallen(popularity, sick, shape, onset)
-    truth = Truth(expected=(found,), allowed=BESIDE_COLLAPSE)
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, found, allowed=BESIDE_COLLAPSE)
 
 
 def slow_collapse(shape: Shape, rng: random.Random) -> Run:
@@ -125,8 +130,7 @@ def slow(
     course = replace(collapsing(popularity, sick, onset, confident=True), meter=meter)
     eroding = Expected(rule="ERODING", routers=sick, onset=onset, tolerance=150)
     found = fallen(popularity, sick, shape, onset, severity)
-    truth = Truth(expected=(eroding, found), allowed=BESIDE_COLLAPSE)
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, eroding, found, allowed=BESIDE_COLLAPSE)
 
 
 def dead_experts(shape: Shape, rng: random.Random) -> Run:
@@ -151,8 +155,8 @@ def dead_experts(shape: Shape, rng: random.Random) -> Run:
         tolerance=round(0.1 * shape.steps),
     )
     course = Course(popularity=popularity, unheeded=lambda r, step: r == sick and step >= fading)
-    truth = Truth(expected=(found,), allowed={"STARVED": "warn", "BIAS_RUNAWAY": "warn"})
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    beside = {"STARVED": "warn", "BIAS_RUNAWAY": "warn"}
+    return run_along(course, shape, rng, found, allowed=beside)
 
 
 def divergence(shape: Shape, rng: random.Random) -> Run:
@@ -174,13 +178,12 @@ def divergence(shape: Shape, rng: random.Random) -> Run:
         z_scale=z_scale,
         loss=lambda step: learned(step) + min(4.0, max(0.0, (step - load) / 60)),
     )
-    expected = (
+    found = (
         Expected(rule="GRADSPIKE", onset=onset, tolerance=75),
         Expected(rule="LOGITS", routers=sick, onset=logits, tolerance=90),
         fallen(popularity, sick, shape, load),
     )
-    truth = Truth(expected=expected, allowed=BESIDE_COLLAPSE, cause="learning rate")
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, *found, allowed=BESIDE_COLLAPSE, cause="learning rate")
 
 
 def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: Level) -> Popularity:
@@ -202,7 +205,8 @@ def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: Level
 
 def starving(shape: Shape, rng: random.Random) -> Run:
     """In a fine-tuning an eighth of the experts lose their tokens."""
-    onset, left = around(0.25 * shape.steps, rng), rng.uniform(0.01, 0.025)
+    onset = around(0.25 * shape.steps, rng)
+    left = rng.uniform(0.01, 0.025)
 
     def level(step: int) -> float:
         return max(left, 0.6 * math.exp(-max(0, step - onset) / 40))
@@ -224,10 +228,6 @@ def thin(shape: Shape, rng: random.Random, level: Level) -> Run:
         popularity=levelled(constant(shape, 0.25, rng), few, level),
         concentration=lambda step: 120.0,
     )
-    header: Record = {"profile": "finetune"}
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(Expected(rule="STARVED", routers=(sick,)),), profile="finetune"),
-        header=header,
-        steps=steps(shape, rng, course),
-    )
+    found = Expected(rule="STARVED", routers=(sick,))
+    profile = "finetune"
+    return run_along(course, shape, rng, found, profile=profile, header={"profile": profile})

@@ -5,10 +5,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from microscope_tui.scenarios.course import Course, Meter, steps
+from microscope_tui.scenarios.course import Course, Meter, run_along
 from microscope_tui.scenarios.healthy import settled
 from microscope_tui.scenarios.popularity import blended, pulled, scaled_to, settling, uneven
-from microscope_tui.scenarios.run import Expected, Record, Run, Shape, Truth, around, some_routers
+from microscope_tui.scenarios.run import Expected, Record, Run, Shape, around, some_routers
 
 TOO_FAST = 0.05
 _FOUR_RANKS = (1.68, 0.95, 0.75, 0.62)
@@ -47,11 +47,9 @@ def oscillation(
     found = Expected(rule="OSCILLATION", routers=sick, onset=onset, tolerance=130)
     # In every single step the busiest expert does carry a multiple of its share, and this bias
     # has no effect: it keeps growing for experts that are popular anyway.
-    truth = Truth(
-        expected=(found,), allowed=dict.fromkeys(("OVERLOAD", "BIAS_RUNAWAY", "STARVED"), "warn")
-    )
+    beside = dict.fromkeys(("OVERLOAD", "BIAS_RUNAWAY", "STARVED"), "warn")
     rate = {"method": "bias", "bias_update_rate": TOO_FAST, "update": "sign"}
-    return Run(shape=shape, truth=truth, header={"balance": rate}, steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, found, allowed=beside, header={"balance": rate})
 
 
 def bias_runaway(shape: Shape, rng: random.Random) -> Run:
@@ -72,8 +70,7 @@ def bias_runaway(shape: Shape, rng: random.Random) -> Run:
     found = Expected(rule="BIAS_RUNAWAY", routers=sick, onset=onset, tolerance=200)
     beside = dict.fromkeys(("COLLAPSE", "ERODING", "STARVED", "OVERLOAD"), "warn")
     beside["DEAD"] = "crit"  # of four experts one alone is critical
-    truth = Truth(expected=(found,), allowed=beside)
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, found, allowed=beside)
 
 
 def overflow(shape: Shape, rng: random.Random) -> Run:
@@ -92,8 +89,7 @@ def overflow(shape: Shape, rng: random.Random) -> Run:
     course = Course(popularity=popularity, unheeded=lambda r, step: step >= onset and r in sick)
     found = Expected(rule="DROPS", routers=sick, onset=onset, experts=hot)
     beside = {"OVERLOAD": "warn", "BIAS_RUNAWAY": "warn"}
-    truth = Truth(expected=(found,), allowed=beside)
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, found, allowed=beside)
 
 
 def dead_gradient(shape: Shape, rng: random.Random) -> Run:
@@ -116,12 +112,7 @@ def dead_gradient(shape: Shape, rng: random.Random) -> Run:
         "model": {"score_function": "softmax"},
         "balance": {"method": "aux", "aux_weight": 0.01},
     }
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,)),
-        header=header,
-        steps=steps(shape, rng, course),
-    )
+    return run_along(course, shape, rng, found, header=header)
 
 
 def ranks_of(shape: Shape) -> tuple[float, ...]:
@@ -145,18 +136,12 @@ def rank_skew(shape: Shape, rng: random.Random) -> Run:
     )
     found = Expected(rule="OVERLOAD", routers=sick, tolerance=150)
     header: Record = {"world_size": len(loads), "expert_parallel_size": len(loads)}
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,)),
-        header=header,
-        steps=steps(shape, rng, course),
-    )
+    return run_along(course, shape, rng, found, header=header)
 
 
 def measured(shape: Shape, rng: random.Random, meter: Meter, severity: str) -> Run:
     course = Course(popularity=settled(shape, rng), meter=meter)
-    found = Expected(rule="METER", severity=severity)
-    return Run(shape=shape, truth=Truth(expected=(found,)), steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, Expected(rule="METER", severity=severity))
 
 
 def double_counting(shape: Shape, rng: random.Random) -> Run:
@@ -171,8 +156,7 @@ def configured(shape: Shape, rng: random.Random, header: Record) -> Run:
         bias_update_rate=0.001 if "balance" not in header else None,
         losses=(lambda counts: {"aux": pooled_aux(counts, shape)}) if aux else None,
     )
-    truth = Truth(expected=(LINT,))
-    return Run(shape=shape, truth=truth, header=header, steps=steps(shape, rng, course))
+    return run_along(course, shape, rng, LINT, header=header)
 
 
 def no_balance(shape: Shape, rng: random.Random) -> Run:

@@ -4,11 +4,11 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from microscope_tui import measures
 from microscope_tui.scenarios.popularity import Popularity, draw_counts, jittered
-from microscope_tui.scenarios.run import Shape, Step, Values
+from microscope_tui.scenarios.run import Expected, Run, Shape, Step, Truth, Values
 
 BIAS_UPDATE_RATE = 0.001
 WARMUP_STEPS = 100
@@ -99,6 +99,15 @@ def steps(
             losses=course.losses(counts) if course.losses else {},
         )
         biases.update(step, counts)
+
+
+def run_along(
+    course: Course, shape: Shape, rng: random.Random, *found: Expected, **truth: Any
+) -> Run:
+    """A run that takes this course, with these faults; see ``Truth`` for the rest."""
+    header = truth.pop("header", {})
+    known = Truth(expected=found, **truth)
+    return Run(shape=shape, truth=known, header=header, steps=steps(shape, rng, course))
 
 
 class _Biases:

@@ -3,13 +3,12 @@
 import math
 import random
 
-from microscope_tui.scenarios.course import Course, steps
+from microscope_tui.scenarios.course import Course, run_along
 from microscope_tui.scenarios.popularity import Popularity, constant, pulled, settling
 from microscope_tui.scenarios.run import (
     Expected,
     Run,
     Shape,
-    Truth,
     around,
     hot_experts,
     some_routers,
@@ -19,7 +18,7 @@ from microscope_tui.scenarios.run import (
 def healthy(shape: Shape, rng: random.Random) -> Run:
     """The load is uneven at first, then even, with a little noise."""
     course = Course(popularity=settling(shape, rng.uniform(0.08, 0.3), rng))
-    return Run(shape=shape, truth=Truth(), steps=steps(shape, rng, course))
+    return run_along(course, shape, rng)
 
 
 def shock(shape: Shape, rng: random.Random) -> Run:
@@ -34,11 +33,7 @@ def shock(shape: Shape, rng: random.Random) -> Run:
     dip = Expected(
         rule="SHOCK", routers=sick, onset=middle - 15, until=middle + 16, severity="info"
     )
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(dip,), hard_negative=True),
-        steps=steps(shape, rng, Course(popularity=popularity)),
-    )
+    return run_along(Course(popularity=popularity), shape, rng, dip, hard_negative=True)
 
 
 def hot_expert(shape: Shape, rng: random.Random) -> Run:
@@ -54,11 +49,7 @@ def hot_shared(shape: Shape, rng: random.Random, sigma: float, pull: float) -> R
     found = Expected(
         rule="HOT_EXPERT", routers=sick, severity="info", experts=(hot,), tolerance=150
     )
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,), hard_negative=True),
-        steps=steps(shape, rng, Course(popularity=popularity)),
-    )
+    return run_along(Course(popularity=popularity), shape, rng, found, hard_negative=True)
 
 
 def settled(shape: Shape, rng: random.Random) -> Popularity:

@@ -123,11 +123,15 @@ def _torn(encoded: Iterator[bytes]) -> Iterator[bytes]:
 def _records(
     run: Run, name: str, clock: Callable[[], float], wait: Callable[[], bool] | None
 ) -> Iterator[Record]:
-    reason, step, now = "finished", 0, clock()
+    reason = "finished"
+    step = 0
+    now = clock()
     yield _header(run, name, now)
     yield {"kind": "event", "event": "checkpoint", "step": 0, "time": now}
     for item in run.steps:
-        step, before, now = item.step, now, clock()
+        step = item.step
+        before = now
+        now = clock()
         yield _record(item, now, now - before)
         if step % CHECKPOINT_EVERY == 0:
             yield {"kind": "event", "event": "checkpoint", "step": step, "time": now}

@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from microscope_tui.diagnosis import (
     WHOLE_RUN,
-    WRONG_SIGN,
     Advice,
     Episode,
     Finding,
     Known,
+    Reason,
     Severity,
     advise,
     causes,
@@ -66,80 +66,65 @@ def advice_of(*episodes: Episode, **known: Any) -> dict[str, Advice]:
 
 # The words of every rule.
 
-CASES: list[tuple[str, float, float, dict[str, Any]]] = [
-    ("COLLAPSE", 0.02, 0.15, {"effective": 2.1, "usual": 7.9, "share": 0.97, "experts": (1, 5)}),
-    ("COLLAPSE", 0.02, 0.15, {"effective": 2.2, "idle": (0, 3)}),
-    ("SHOCK", 0.2, 0.7, {"usual": 0.95}),
-    ("DEAD", 2.0, 0.0, {"experts": (3, 5), "steps": 120, "since": (950, 950)}),
-    ("HOT_EXPERT", 0.97, 0.8, {"c": 0.8, "experts": (5,)}),
-    ("OVERLOAD", 1.7, 1.5, {"cause": "rank", "ranks": 4.0, "experts": (4, 5)}),
-    ("OVERLOAD", 6.0, 3.5, {"usual": 1.5}),
-    ("MISMATCH", 0.2, 0.1, {"usual": 0.01}),
-    ("OSCILLATION", 0.5, 0.3, {"period": 2.0}),
-    ("BIAS_RUNAWAY", 0.9, 0.2, {"slope": 0.002, "c": 0.4}),
-    ("GRADSPIKE", 56.0, 10.0, {"norm": 70.0, "usual": 1.25}),
-    ("GRADSPIKE", 9.0, 3.0, {"cause": "non-finite", "of": 10}),
-    ("LOGITS", 12.5, 10.0, {"z": 50.0, "usual": 4.0}),
-    ("UNIFORM", 0.99, 0.97, {"gradient": 1e-9}),
-    ("METER", 1.0, 0.0, {"cause": "multiple", "total": 8192.0, "expected": 4096.0}),
-    ("LINT", 0.0, 0.0, {"cause": "no balancing"}),
-]
-WORDS = f"""
+CASES: list[tuple[str, float, float, dict[str, Any], str]] = [
+    ("COLLAPSE", 0.02, 0.15, {"effective": 2.1, "usual": 7.9, "share": 0.97, "experts": (1, 5)},
+     f"""
 2.1 of 8 experts effective (7.9 before); experts 1, 5 take 97% of the load. {FASTER} and go back to
-before step 950 {SAVED}.
-
+before step 950 {SAVED}."""),
+    ("COLLAPSE", 0.02, 0.15, {"effective": 2.2, "idle": (0, 3)}, f"""
 2.2 of 8 experts effective; 2 of 8 experts (0, 3) receive nothing. {FASTER} and go back to before
-step 950 {SAVED}.
-
+step 950 {SAVED}."""),
+    ("SHOCK", 0.2, 0.7, {"usual": 0.95}, """
 c fell from 0.95 to 0.20 and came back. Check whether the learning rate or the data changed at that
-step.
-
+step."""),
+    ("DEAD", 2.0, 0.0, {"experts": (3, 5), "steps": 120, "since": (950, 950)}, f"""
 2 of 8 experts (3, 5) received no tokens for at least 120 steps. {FASTER}, then either re-initialise
-their router rows or go back to before step 950 {SAVED}.
-
+their router rows or go back to before step 950 {SAVED}."""),
+    ("HOT_EXPERT", 0.97, 0.8, {"c": 0.8, "experts": (5,)}, """
 expert 5 is chosen by up to 97% of the tokens while the others share the rest: c 0.80. Leave it;
-with expert parallelism watch the rank that holds it for stragglers.
-
+with expert parallelism watch the rank that holds it for stragglers."""),
+    ("OVERLOAD", 1.7, 1.5, {"cause": "rank", "ranks": 4.0, "experts": (4, 5)}, """
 rank 2 (experts 4 to 5) of 4 expert-parallel ranks has 1.7 times the work of the mean (limit 1.5).
-Place busy and idle experts on the same rank; no single expert is the cause.
-
+Place busy and idle experts on the same rank; no single expert is the cause."""),
+    ("OVERLOAD", 6.0, 3.5, {"usual": 1.5}, """
 the busiest expert has 6.0 times its fair share (1.5 after the warm-up). Nothing, while neither a
-capacity nor expert parallelism is configured: experts that specialise are uneven.
-
+capacity nor expert parallelism is configured: experts that specialise are uneven."""),
+    ("MISMATCH", 0.2, 0.1, {"usual": 0.01}, """
 up to 20.0% of the choices differ between trainer and engine (limit 10.0%, usually 1.0%). Enable
 routing replay, so that the trainer uses the experts that the engine chose; else run the router of
-both in fp32, and compare two probes with `moe-microscope mismatch` to see which layers differ.
-
+both in fp32, and compare two probes with `moe-microscope mismatch` to see which layers differ."""),
+    ("OSCILLATION", 0.5, 0.3, {"period": 2.0}, """
 50% of the experts are overloaded and starved in turn, with a period of 2 steps. Lower
-bias_update_rate from 0.001 to 0.0005, or average the load over more steps before each update.
-
+bias_update_rate from 0.001 to 0.0005, or average the load over more steps before each update."""),
+    ("BIAS_RUNAWAY", 0.9, 0.2, {"slope": 0.002, "c": 0.4}, f"""
 max − min of the bias grew to 0.9, 0.002 a step in a straight line, while c is 0.40.
-{FASTER}; a bias on softmax logits needs far more than one on sigmoid scores.
-
+{FASTER}; a bias on softmax logits needs far more than one on sigmoid scores."""),
+    ("GRADSPIKE", 56.0, 10.0, {"norm": 70.0, "usual": 1.25}, """
 a gradient norm of 70, 56 times its median before step 950. Clip the gradient norm, watch LOGITS,
-and skip or replay the batch if it returns.
-
+and skip or replay the batch if it returns."""),
+    ("GRADSPIKE", 9.0, 3.0, {"cause": "non-finite", "of": 10}, """
 the gradient norm is NaN or infinite in 9 of 10 steps: they are skipped, or corrupt the weights. Go
 back to a checkpoint with finite values, then lower the learning rate; in fp16 check whether the
-loss scale keeps falling.
-
+loss scale keeps falling."""),
+    ("LOGITS", 12.5, 10.0, {"z": 50.0, "usual": 4.0}, f"""
 the z-loss is 12.5 times its median before step 950 (50 against 4). {CALM}; then go back to before
-step 950 {SAVED}.
-
+step 950 {SAVED}."""),
+    ("UNIFORM", 0.99, 0.97, {"gradient": 1e-9}, """
 token entropy is 99.0% of its maximum and its share of the gradient norm is 1e-09: it learns
-nothing. Check that the router is not frozen and that the balancing is not too strong.
-
+nothing. Check that the router is not frozen and that the balancing is not too strong."""),
+    ("METER", 1.0, 0.0, {"cause": "multiple", "total": 8192.0, "expected": 4096.0}, """
 counts sum to 8,192, 2 times tokens × k (4,096). Count the first forward pass only (activation
-checkpointing runs it again), and make tokens cover the same ranks and micro-batches as the counts.
-
+checkpointing runs it again), and make tokens cover the same ranks and micro-batches as the
+counts."""),
+    ("LINT", 0.0, 0.0, {"cause": "no balancing"}, """
 the header names no load balancing: no bias update, no auxiliary loss. Switch on load balancing:
-bias updates, or an auxiliary loss per layer.
-"""
+bias updates, or an auxiliary loss per layer."""),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "words"), list(zip(CASES, WORDS.split("\n\n"), strict=True)))
-def test_every_rule_gives_its_numbers_and_a_remedy(case: Any, words: str) -> None:
-    rule, value, limit, facts = case
+@pytest.mark.parametrize("case", CASES)
+def test_every_rule_gives_its_numbers_and_a_remedy(case: Any) -> None:
+    rule, value, limit, facts, words = case
     advice = alone(episode(rule, value=value, limit=limit, facts=facts))
     assert f"{advice.why} {advice.next}" == " ".join(words.split())
 
@@ -350,8 +335,17 @@ def test_a_forced_collapse_explains_what_its_layer_shows_from_then_on() -> None:
     assert advice.cause_first(advice.short).startswith("Forced with --force-collapse 2@900: L2 ")
 
 
+def test_a_lost_bias_explains_what_began_since_the_restart() -> None:
+    lost = replace(setting(Reason.BIAS_LOST), onset=1000)
+    found = explained(lost, episode("COLLAPSE", 949), episode("COLLAPSE", 950, 1))
+    assert {(finding.layers, advice.cause) for finding, advice in found[:2]} == {
+        (("L1",), "bias update too slow"),
+        (("L2",), "selection bias lost at the restart"),
+    }
+
+
 def test_a_wrong_sign_is_flipped_before_anything_is_raised() -> None:
-    setting = episode("LINT", 300, WHOLE_RUN, facts={"cause": WRONG_SIGN})
+    setting = episode("LINT", 300, WHOLE_RUN, facts={"cause": Reason.WRONG_SIGN})
     advised = advice_of(setting, episode("COLLAPSE"), episode("BIAS_RUNAWAY"))
     assert "lip the sign of the bias update" in advised["BIAS_RUNAWAY"].next
     assert "aise bias_update_rate" not in advised["BIAS_RUNAWAY"].next
@@ -502,7 +496,7 @@ def setting(cause: str, severity: Severity = Severity.WARN) -> Episode:
         ("aux pooled", AUX, "auxiliary loss pooled over all layers", "Compute the auxiliary loss"),
         ("top-1 normalised", {}, "top-1 routing with normalised weights", "Set norm_top_k"),
         ("router frozen", AUX, "frozen router", "No setting balances a frozen router"),
-        (WRONG_SIGN, BIAS, "bias update with the wrong sign", "Flip the sign"),
+        (Reason.WRONG_SIGN, BIAS, "bias update with the wrong sign", "Flip the sign"),
     ],
 )
 def test_a_setting_that_cannot_work_is_the_cause_of_an_uneven_load(

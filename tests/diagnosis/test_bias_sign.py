@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import BiasSign, Context, SignMemory, StepView, again
+from microscope_tui.diagnosis import Context, Lint, SignMemory, StepView
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 
@@ -19,6 +19,7 @@ E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
 ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))
 HEADER = RunRecord("r", ROUTER, balance={"method": "bias", "bias_update_rate": 0.001})
 Line = tuple[list[list[int]], list[list[float]]]
+UNEVEN = [608, 416, 288, 224, 192, 144, 96, 80]
 SPREAD = 0.05
 """Difference of two scores at which one expert is e times as popular as the other."""
 
@@ -71,7 +72,7 @@ def view(step: int, line: Line, *, with_counts: bool = True) -> StepView:
 
 def wrong_at(routers: Iterator[Line], steps: int, counts_every: int = 1) -> int | None:
     """The step at which the sign counts as wrong, if it does within these steps."""
-    sign, memory = BiasSign(Context(HEADER)), SignMemory()
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory()
     for step in range(1, steps + 1):
         shown = step % counts_every == 0
         sign.observe(view(step, next(routers), with_counts=shown), memory)
@@ -119,9 +120,15 @@ def test_a_bias_that_rests_where_it_once_went_is_not_evidence() -> None:
     def resting() -> Iterator[Line]:
         for step in itertools.count(1):
             bias = [0.01 * (4 - e) * min(1.0, step / 20) + 0.001 * (step + e & 1) for e in range(E)]
-            yield [[608, 416, 288, 224, 192, 144, 96, 80]] * ROUTERS, [bias] * ROUTERS
+            yield [UNEVEN] * ROUTERS, [bias] * ROUTERS
 
     assert wrong_at(resting(), 400) is None
+
+
+def test_a_load_that_does_not_grow_with_the_bias_needs_two_and_a_half_times_the_changes() -> None:
+    lines = (([UNEVEN] * ROUTERS, [[0.001 * n * (4 - e) for e in range(E)]] * ROUTERS)
+             for n in itertools.count())  # fmt: skip
+    assert wrong_at(lines, 300) == 251
 
 
 def swinging(step: int, period: float, lag: int = 0) -> Line:
@@ -140,7 +147,7 @@ def swinging(step: int, period: float, lag: int = 0) -> Line:
 def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
     period: float, lag: int, counts_every: int
 ) -> None:
-    sign, memory = BiasSign(Context(HEADER)), SignMemory()
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory()
     for step in range(counts_every, 400 * counts_every, counts_every):
         sign.observe(view(step, swinging(step, period, lag)), memory)
     assert memory.outcomes, "it was tested"
@@ -148,12 +155,12 @@ def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
 
 
 def test_after_it_was_corrected_and_resumed_it_ends() -> None:
-    sign, memory, routers = BiasSign(Context(HEADER)), SignMemory(), Routers(-0.001)
+    sign, memory, routers = Lint(Context(HEADER)).sign, SignMemory(), Routers(-0.001)
     for step in range(1, 201):
         sign.observe(view(step, next(routers)), memory)
     assert memory.wrong_at is not None
-    assert again(memory, memory.wrong_at).wrong_at is None  # those steps no longer hold
-    memory, routers.rate = again(memory, 201), 0.001
+    assert memory.resumed(memory.wrong_at).wrong_at is None  # those steps no longer hold
+    memory, routers.rate = memory.resumed(201), 0.001
     assert memory.wrong_at is not None
     for step in range(201, 260):
         sign.observe(view(step, next(routers)), memory)
@@ -174,6 +181,5 @@ def test_after_it_was_corrected_and_resumed_it_ends() -> None:
 def test_a_bias_that_no_update_moves_is_not_tested(
     balance: dict[str, Any], profile: str, moves: bool
 ) -> None:
-    assert (
-        BiasSign(Context(RunRecord("r", ROUTER, balance=balance, profile=profile))).moves == moves
-    )
+    run = RunRecord("r", ROUTER, balance=balance, profile=profile)
+    assert Lint(Context(run)).bias_moves == moves

@@ -138,6 +138,14 @@ def test_wrong_sums_are_a_warning_and_no_verdict_only_where_they_are_many(
     assert len(found) == layers
 
 
+def test_wrong_sums_of_one_router_are_found_although_their_lines_have_a_period() -> None:
+    records = [header(), *steps(1, 900)]
+    for record in records[30::60]:  # between the checks of all routers
+        record["tokens_per_expert"][2][0] -= 3
+    (found,) = loud(judge(records))
+    assert (found.rule, found.router_index) == ("METER", 2)
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_a_collapse_is_found_beside_a_few_wrong_lines(share: float) -> None:
     rng = random.Random(1)

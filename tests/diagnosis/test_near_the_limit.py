@@ -2,7 +2,7 @@
 
 import pytest
 
-from microscope_tui.diagnosis import Severity
+from microscope_tui.diagnosis import Criteria, Severity
 from tests.conftest import header, step
 from tests.diagnosis.conftest import Counts, about, even, judge, loud, of, steps, without_expert
 
@@ -12,7 +12,7 @@ def two_resting(last: int) -> Counts:
     return lambda n: without_expert(without_expert(even(n), 3), 6) if 200 <= n <= last else even(n)
 
 
-def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200() -> None:
+def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200_of_pretraining() -> None:
     for last in (240, 290):
         rules = {e.rule for e in loud(judge([header(), *steps(1, 400, two_resting(last))]))}
         assert rules <= {"OVERLOAD"}
@@ -20,9 +20,10 @@ def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200() -> 
     assert (found.severity, found.facts["experts"]) == (Severity.WARN, (3, 6))
     assert 200 <= found.onset < 208
     assert found.onset + 100 <= found.alarm < found.onset + 108
-    found = of(judge([header(), *steps(1, 500, two_resting(500))]), "DEAD")
-    grades = [(grade.severity, (grade.step - found.onset) // 100) for grade in found.grades]
-    assert grades == [(Severity.WARN, 1), (Severity.CRITICAL, 2)]
+    for profile, late in (("pretrain", [(Severity.CRITICAL, 2)]), ("finetune", [])):
+        found = of(judge([header(profile=profile), *steps(1, 500, two_resting(500))]), "DEAD")
+        grades = [(grade.severity, (grade.step - found.onset) // 100) for grade in found.grades]
+        assert grades == [(Severity.WARN, 1), *late]
 
 
 def test_the_age_of_dead_experts_is_a_difference_of_step_numbers() -> None:
@@ -58,6 +59,17 @@ def test_in_a_fine_tuning_an_expert_starves_until_it_is_back_above_a_tenth(every
     assert (found.rule, found.severity, found.recurrence) == ("STARVED", Severity.WARN, 0)
     assert 200 <= found.onset <= 200 + 30 * every
     assert 900 <= (found.recovered_at or 0) <= 900 + 30 * every
+
+
+@pytest.mark.parametrize(("noise", "rules"), [(0.0, {"ERODING"}), (0.05, set())])
+def test_a_slide_within_its_noise_is_not_eroding(noise: float, rules: set[str]) -> None:
+    def balance(n: int) -> float:
+        return 0.85 - 0.35 * min(1.0, max(0, n - 150) / 200) + noise * (-1) ** ((n - 1) // 5)
+
+    router = lambda n: {"effective_experts": [7.9, 2 + 6 * balance(n), 7.9]}  # noqa: E731
+    unlike_counts = Criteria(frozenset({"METER"}))
+    found = judge([header(), *steps(1, 350, router=router)], unlike_counts).episodes
+    assert {e.rule for e in found} == rules
 
 
 @pytest.mark.parametrize(("load", "alarm"), [(768, None), (769, 101)])

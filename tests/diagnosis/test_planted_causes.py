@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui.diagnosis import Advice, Criteria, Finding, report
-from microscope_tui.diagnosis.changes import Changes
+from microscope_tui.diagnosis.causes import Changes
 from microscope_tui.runlog import RunReader
 from microscope_tui.scenarios import Scenario, Shape, lines
 from microscope_tui.scenarios.course import Course, steps

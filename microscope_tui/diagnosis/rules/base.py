@@ -24,8 +24,6 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Balancing methods with a strength in the header."""
-WRONG_SIGN = "wrong bias sign"
-"""Cause: a bias update that favours the busy experts."""
 RIGHT_SIGN = (
     "flip the sign of the bias update: busy experts must lose bias and idle ones gain it (a higher "
     "rate makes it worse)"
@@ -80,9 +78,11 @@ class Track(msgspec.Struct):
         recent.append((step, int(severity or 0)))
         self.over = over
         if not clear:
-            self.clear, self.clear_since = 0, None
+            self.clear = 0
+            self.clear_since = None
         else:
-            self.clear, self.clear_since = self.clear + 1, self.clear_since if self.clear else step
+            self.clear_since = self.clear_since if self.clear else step
+            self.clear += 1
         if 2 * over * window < len(recent) * self.needed or not over:
             self.since = None
         elif self.since is None and severity is not None:
@@ -116,14 +116,17 @@ class Track(msgspec.Struct):
         """Forget the evidence from ``step`` on: the run resumes there."""
         self.recent = [(at, severity) for at, severity in self.recent if at < step]
         self.over = sum(severity > 0 for _, severity in self.recent)
-        self.clear, self.clear_since = 0, None
+        self.clear = 0
+        self.clear_since = None
         if not self.over or (self.since is not None and self.since >= step):
             self.since = None
 
     def recall(self, since: int, last: int, severity: Severity) -> None:
         """Restore evidence from ``since`` to ``last`` that the window has lost."""
         if not self.over:
-            self.recent, self.over, self.since = [(last, int(severity))], 1, since
+            self.recent = [(last, int(severity))]
+            self.over = 1
+            self.since = since
 
     def _first_evidence(self) -> int:
         """The earliest step from which enough evaluations are over the limit."""
@@ -347,7 +350,8 @@ def setting(run: RunRecord, name: str) -> str:
 
 def calm_down(run: RunRecord, *, early: bool = False) -> str:
     """What to change so that logits and gradients stay small; ``early``: in the warm-up."""
-    weight, z_loss = run.balance.get("z_loss_weight"), "add a z-loss of 1e-3"
+    weight = run.balance.get("z_loss_weight")
+    z_loss = "add a z-loss of 1e-3"
     if isinstance(weight, int | float) and 0 < weight < 1:
         z_loss = f"raise {setting(run, 'z_loss_weight')} from {weight:g} to {10 * weight:g}"
     longer = "warm up for longer, " if early else ""
@@ -371,11 +375,14 @@ def go_back(onset: int, checkpoints: Sequence[int], newest: int = 0) -> str:
 
 def _faster(run: RunRecord, rate: float, room: float, margin: object) -> str:
     """A bias on logits, which have no bound, needs more than one on scores from 0 to 1."""
-    knob, most = setting(run, "bias_update_rate"), _one_digit(rate * room)
-    plain, wanted = min(3.0 * rate, rate * room), _OF_LOGITS
+    knob = setting(run, "bias_update_rate")
+    most = _one_digit(rate * room)
+    plain = min(3.0 * rate, rate * room)
+    wanted = _OF_LOGITS
     if _is_positive(margin):
         wanted = _one_digit(margin / _BRIDGED_IN)
-    change, wanted = f"raise {knob} from {rate:g} to", min(wanted, most)
+    change = f"raise {knob} from {rate:g} to"
+    wanted = min(wanted, most)
     unbounded = run.score_function == "softmax"
     if wanted <= plain or not (unbounded or _is_positive(margin)):
         return f"{change} {plain:.3g}"

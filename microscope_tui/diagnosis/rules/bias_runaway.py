@@ -6,7 +6,7 @@ from statistics import correlation, fmean, linear_regression
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
 from microscope_tui.runlog import RunRecord
@@ -83,7 +83,7 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
         return self._judge() if len(memory.steps) >= limits.points else None
 
     def _judge(self) -> Readings:
-        memory, limits, found = self.memory, self.limits, dict[int, Reading | None]()
+        memory, limits, found = self.memory, self.limits, Found()
         rate = self.context.run.balance.get("bias_update_rate")
         for index in range(len(self.routers)):
             spreads = [row[index] for row in memory.spreads]

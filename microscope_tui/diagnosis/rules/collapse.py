@@ -12,6 +12,7 @@ from microscope_tui.diagnosis.episodes import (
     PER_STEP,
     Episode,
     Fact,
+    Found,
     Reading,
     Readings,
     Severity,
@@ -30,9 +31,10 @@ from microscope_tui.diagnosis.signals import (
     FirstValues,
     Signal,
     StepView,
-    SummedCounts,
+    Suspect,
     summing,
     value_at,
+    watched,
 )
 from microscope_tui.runlog import RunRecord
 
@@ -70,14 +72,12 @@ class CollapseLimits(RuleLimits, frozen=True):
     )
 
 
-class Suspect(msgspec.Struct):
-    """A router with an uneven load, watched closely."""
+class Falling(Suspect):
+    """A router with an uneven load."""
 
-    summed: SummedCounts | None = None
-    calm: int = 0
     low_since: int | None = None
     """Start of the steps with low c."""
-    urgent: list[int] = []
+    urgent: list[int] = msgspec.field(default_factory=list)
     """The last steps: 1 where c was too low for a warm-up."""
 
 
@@ -86,7 +86,7 @@ class Memory(msgspec.Struct):
 
     first: FirstValues
     """c of the first steps: the reference of a fine-tuning without a baseline."""
-    suspects: dict[int, Suspect] = {}
+    suspects: dict[int, Falling] = {}
     uneven_at: list[int] = []
     """Last step at which each router was not even."""
     seen_at: int = 0
@@ -132,7 +132,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
         memory.suspects.clear()
         memory.first.forget_from(step)
         # The bias may be lost: a router has to settle again.
-        memory.settled, memory.uneven_at = set(), [step - 1] * len(self.routers)
+        memory.settled = set()
+        memory.uneven_at = [step - 1] * len(self.routers)
         memory.seen_at = step - 1
 
     def read(self, view: StepView) -> Readings | None:
@@ -147,50 +148,39 @@ class Collapse(Rule[CollapseLimits, Memory]):
         self._settle(view.step, signal, low)
         if signal.known and signal.low > leave and not memory.suspects:
             return {}
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         for index in sorted({*low, *memory.suspects}):
-            value, suspect = signal.values[index], memory.suspects.get(index)
+            value = signal.values[index]
             if value != value:
                 found[index] = None
-            elif value <= leave or suspect is not None:
-                suspect = suspect or memory.suspects.setdefault(index, Suspect())
-                suspect.calm = 0 if value <= leave else suspect.calm + 1
-                if suspect.calm > self.leave:
-                    del memory.suspects[index]
-                else:
-                    found[index] = self._look_closer(view, index, value, suspect)
+            elif suspect := watched(memory.suspects, index, value <= leave, self.leave, Falling):
+                found[index] = self._look_closer(view, index, value, suspect)
         return found
 
     def _settle(self, step: int, signal: Signal, low: Sequence[int]) -> None:
         """Record routers that stop being even after a long time."""
         memory, limits = self.memory, self.limits
-        before, memory.seen_at = memory.seen_at, step
+        before = memory.seen_at
+        memory.seen_at = step
         for index in low:
             if not signal.values[index] >= limits.even:
                 if before - memory.uneven_at[index] >= limits.even_steps:
                     memory.settled.add(index)
                 memory.uneven_at[index] = step
 
-    def _look_closer(self, view: StepView, index: int, value: float, suspect: Suspect) -> Reading:
-        limits, router = self.limits, self.routers[index]
-        reference = self._reference(index)
+    def _look_closer(self, view: StepView, index: int, value: float, suspect: Falling) -> Reading:
+        limits, reference = self.limits, self._reference(index)
         if self._is_clear(value, reference) or self._is_usual(value, reference):
             suspect.low_since = None
         elif suspect.low_since is None and self._grade(value, reference)[0] is not None:
             suspect.low_since = view.step
         effective = value_at(view.record.router.effective_experts, index)
         facts: dict[str, Fact] = {"effective": effective or 0.0}
-        enough, counts = True, view.full_counts(index)
+        enough = True
+        counts = view.full_counts(index)
         if counts is not None:
-            value, enough = self._sum(counts, suspect, router.top_k, facts)
-        elif view.signal("max_load") is None and router.top_k > 1:
-            facts["unseen"] = "hot expert"
-        if reference is not None:
-            facts["reference"] = reference
-        if view.signal("entropy") is None:
-            facts["blind"] = "entropy"
-        if not self.context.one_step:
-            facts["shock_steps"] = self.shock
+            value, enough = self._sum(counts, suspect, self.routers[index].top_k, facts)
+        facts |= self._circumstances(view, index, reference)
         low_for = view.step - (suspect.low_since or view.step)
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:
@@ -209,6 +199,22 @@ class Collapse(Rule[CollapseLimits, Memory]):
             confidence=PER_STEP if counts is None else EXACT,
             since=suspect.low_since,
         )
+
+    def _circumstances(
+        self, view: StepView, index: int, reference: float | None
+    ) -> dict[str, Fact]:
+        """What the text says of the comparison, and of the numbers that are not logged."""
+        facts: dict[str, Fact] = {}
+        no_load = view.full_counts(index) is None and view.signal("max_load") is None
+        if no_load and self.routers[index].top_k > 1:
+            facts["unseen"] = "hot expert"
+        if reference is not None:
+            facts["reference"] = reference
+        if view.signal("entropy") is None:
+            facts["blind"] = "entropy"
+        if not self.context.one_step:
+            facts["shock_steps"] = self.shock
+        return facts
 
     def _reference(self, index: int) -> float | None:
         """The reference c of this router, where the change counts."""
@@ -246,7 +252,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return value >= (1.0 - self.limits.relative_fall / _MARGIN) * reference
 
     def _sum(
-        self, counts: list[int], suspect: Suspect, top_k: int, facts: dict[str, Fact]
+        self, counts: list[int], suspect: Falling, top_k: int, facts: dict[str, Fact]
     ) -> tuple[float, bool]:
         """c of the summed counts, and whether they are enough for a verdict."""
         limits, least = self.limits, self.lines(self.limits.window)
@@ -268,7 +274,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         enough = self.window >= limits.window or evidence >= limits.evidence
         return found.collapse_index or 0.0, enough
 
-    def _is_urgent(self, suspect: Suspect, value: float, severity: Severity | None) -> bool:
+    def _is_urgent(self, suspect: Falling, value: float, severity: Severity | None) -> bool:
         low = value < self.limits.urgent and severity is Severity.CRITICAL
         suspect.urgent.append(int(not suspect.calm and low))
         steps = self.lines(self.limits.urgent_steps)
@@ -287,7 +293,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
 
 def _why(worst: Episode) -> str:
     effective, usual = number(worst, "effective"), number(worst, "usual")
-    why, idle = f"{effective:.1f} of {size_of(worst)} experts effective", worst.facts.get("idle")
+    why = f"{effective:.1f} of {size_of(worst)} experts effective"
+    idle = worst.facts.get("idle")
     if usual > effective:
         why += f" ({usual:.1f} before)"
     if "reference" in worst.facts:

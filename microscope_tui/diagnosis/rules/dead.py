@@ -1,12 +1,12 @@
 """DEAD: the same experts receive no tokens for 100 steps in which they should have."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import add
 
 import msgspec
 
 from microscope_tui.diagnosis.context import WHEN, RuleLimits, is_one_step
-from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Facts, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import (
     BACK,
     Rule,
@@ -114,7 +114,8 @@ class Dead(Rule[DeadLimits, Memory]):
         memory.first = memory.first or view.step
         if dead.known and dead.high <= 0:
             memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
-            memory.rows, memory.totals = {}, {}
+            memory.rows = {}
+            memory.totals = {}
         elif len(memory.alive) < len(self.routers):
             self._add(view, dead.values)
         if memory.steps < self.limits.min_window:
@@ -129,9 +130,10 @@ class Dead(Rule[DeadLimits, Memory]):
 
     def _of_moment(self, view: StepView) -> Readings:
         """Experts without an assignment in the only step."""
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         for index in range(len(self.routers)):
-            counts, each = view.full_counts(index), expected(view, index, self.context.run) or 0.0
+            counts = view.full_counts(index)
+            each = expected(view, index, self.context.run) or 0.0
             if counts is None or each < self.limits.evidence:
                 continue
             if dead := self._new(index, [e for e, total in enumerate(counts) if total == 0]):
@@ -149,14 +151,15 @@ class Dead(Rule[DeadLimits, Memory]):
             totals = memory.totals.get(index)
             if counts is not None:  # the summary has their number, not whether they are the same
                 totals = counts if totals is None else list(map(add, totals, counts))
-                memory.rows[index], memory.totals[index] = rows + 1, totals
+                memory.rows[index] = rows + 1
+                memory.totals[index] = totals
             if value == 0 or (totals is not None and 0 not in totals):
                 memory.alive.add(index)
                 memory.rows.pop(index, None)
                 memory.totals.pop(index, None)
 
     def _end_window(self, expected: float, step: int) -> Readings:
-        memory, found = self.memory, dict[int, Reading | None]()
+        memory, found = self.memory, Found()
         for index in range(len(self.routers)):
             totals = memory.totals.get(index)
             if index in memory.alive:
@@ -167,15 +170,17 @@ class Dead(Rule[DeadLimits, Memory]):
             else:
                 found[index] = self._judge(index, step, totals)
         memory.started = memory.started or step
-        memory.steps, memory.first = 0, 0
-        memory.rows, memory.totals, memory.alive = {}, {}, set()
+        memory.steps = memory.first = 0
+        memory.rows = {}
+        memory.totals = {}
+        memory.alive = set()
         return found
 
     def _judge(self, index: int, step: int, totals: list[int]) -> Reading:
-        memory, limits, before = self.memory, self.limits, self.memory.dead.get(index, {})
-        for expert, (since, windows) in before.items():
-            long = windows >= limits.windows and memory.first - since >= limits.warn_steps
-            if long and totals[expert]:
+        memory, limits = self.memory, self.limits
+        before = memory.dead.get(index, {})
+        for expert in self._lasting(before, memory.first):
+            if totals[expert]:
                 memory.back[index] = expert, memory.first
         silent = self._new(index, [e for e, total in enumerate(totals) if total == 0])
         known = {e: before.get(e, (memory.first, 0)) for e in silent}
@@ -184,16 +189,12 @@ class Dead(Rule[DeadLimits, Memory]):
         young = {e: dead[e] for e in before if e in dead} if before else dead
         if not young:
             return Reading(None, clear=True)
-        old = {
-            e: since
-            for e, (since, windows) in young.items()
-            if windows >= limits.windows and step - since >= limits.warn_steps
-        }
+        old = self._lasting(young, step)
+        if not old:
+            first, _ = min(young.values())
+            return Reading(Severity.WARN, clear=True, held=True, since=first)
         gone = sum(step - since >= limits.critical_steps for since in old.values())
         critical = gone > limits.critical_share * len(totals) and not self.context.relative
-        if not old:
-            first = min(since for since, _ in young.values())
-            return Reading(Severity.WARN, clear=True, held=True, since=first)
         return Reading(
             severity=Severity.CRITICAL if critical else Severity.WARN,
             value=float(len(old)),
@@ -205,6 +206,15 @@ class Dead(Rule[DeadLimits, Memory]):
             },
             since=min(old.values()),
         )
+
+    def _lasting(self, dead: Mapping[int, tuple[int, int]], step: int) -> dict[int, int]:
+        """Experts that had been dead for long enough at ``step``, and since when."""
+        limits = self.limits
+        return {
+            expert: since
+            for expert, (since, windows) in dead.items()
+            if windows >= limits.windows and step - since >= limits.warn_steps
+        }
 
     def _new(self, index: int, dead: list[int]) -> list[int]:
         """Without the experts that were dead before the training on this data."""

@@ -52,7 +52,8 @@ class Drops(Rule[DropLimits, Nothing]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        factor, more = run.capacity_factor, "raise the capacity factor"
+        factor = run.capacity_factor
+        more = "raise the capacity factor"
         if factor:
             more = f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
         by = f", most by expert {number(worst, 'fullest'):.0f}" if "fullest" in worst.facts else ""

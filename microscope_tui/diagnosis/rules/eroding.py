@@ -8,7 +8,7 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
@@ -79,14 +79,17 @@ class Eroding(Rule[ErodingLimits, Memory]):
         memory = self.memory
         ends = [*memory.steps[1:], memory.started if memory.filled else step + 1]
         kept = sum(end <= step for end in ends) if memory.steps else 0
-        memory.steps, memory.blocks, memory.filled = memory.steps[:kept], memory.blocks[:kept], 0
+        memory.steps = memory.steps[:kept]
+        memory.blocks = memory.blocks[:kept]
+        memory.filled = 0
 
     def read(self, view: StepView) -> Readings | None:
         signal, memory = view.plain_index, self.memory
         if signal is None:
             return None
         if not memory.filled:
-            memory.sums, memory.started = [0.0] * len(signal.values), view.step
+            memory.sums = [0.0] * len(signal.values)
+            memory.started = view.step
         memory.sums = list(map(add, memory.sums, signal.values))
         memory.filled += 1
         if memory.filled < self.limits.block:
@@ -100,7 +103,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
         return self._trends(view)
 
     def _trends(self, view: StepView) -> Readings:
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         blocks, short = self.memory.blocks, self.limits.short
         now, then, first = blocks[-1], blocks[-short], blocks[0]
         judged = view.collapse_index
@@ -110,7 +113,8 @@ class Eroding(Rule[ErodingLimits, Memory]):
                 found[index] = None
             # Nothing has fallen by enough, in the short or the long window: the usual case.
             elif max(then[index], first[index]) * (1.0 - self.limits.fall) >= value:
-                level, router = self.limits.level * self._ceiling(view, index), self.routers[index]
+                level = self.limits.level * self._ceiling(view, index)
+                router = self.routers[index]
                 effective, load = (s.values[index] if s else None for s in signals)
                 rest = measures.without_busiest(effective, load, router.num_experts, router.top_k)
                 found[index] = self._judge([row[index] for row in blocks], level, rest)
@@ -166,7 +170,8 @@ class Eroding(Rule[ErodingLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        left, when = number(worst, "left"), "reaches" if worst.active else "would have reached"
+        left = number(worst, "left")
+        when = "reaches" if worst.active else "would have reached"
         then = f" and {when} {worst.limit:.2f} in about {left:,.0f} step{'s' * (round(left) != 1)}"
         then = then if worst.value > worst.limit else f", below {worst.limit:.2f}"
         return (
@@ -216,7 +221,9 @@ def _scatter(values: Sequence[float]) -> float:
 
 def _start(values: Sequence[float]) -> int:
     """Onset of the fall: the last point as high as those before it."""
-    noise, best, start = 2 * _scatter(values), values[0], 0
+    noise = 2 * _scatter(values)
+    best = values[0]
+    start = 0
     for index, value in enumerate(values):
         if value >= best - noise:
             start = index

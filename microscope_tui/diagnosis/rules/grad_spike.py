@@ -5,7 +5,14 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import (
+    WHOLE_RUN,
+    Episode,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+)
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView, Trail, median
 from microscope_tui.runlog import RunRecord
@@ -67,13 +74,15 @@ class GradSpike(Rule[GradientLimits, Memory]):
 
     def restart(self, step: int) -> None:
         # The steps of the previous attempt are as good a reference.
-        self.memory.raised_since, self.memory.lately = None, []
+        self.memory.raised_since = None
+        self.memory.lately = []
 
     def read(self, view: StepView) -> Readings | None:
         norm, memory, limits = view.record.grad_norm, self.memory, self.limits
         if norm is None:
             return None
-        finite, warm = math.isfinite(norm), view.step > self.context.warm_up
+        finite = math.isfinite(norm)
+        warm = view.step > self.context.warm_up
         memory.lately.append(0 if finite else max(1, view.step))
         del memory.lately[: -limits.persistence]
         if not finite:
@@ -109,13 +118,13 @@ class GradSpike(Rule[GradientLimits, Memory]):
             value=float(len(steps)),
             limit=float(limits.not_finite),
             certain=warm and often,
-            facts={"cause": "non-finite", "of": limits.persistence},
+            facts={"cause": Reason.NON_FINITE, "of": limits.persistence},
             since=steps[0],
         )
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        if worst.facts.get("cause") == "non-finite":
+        if worst.reason == Reason.NON_FINITE:
             return (
                 f"the gradient norm is NaN or infinite in {worst.value:.0f} of "
                 f"{number(worst, 'of'):.0f} steps: they are skipped, or corrupt the weights",

@@ -4,7 +4,7 @@ from operator import mul
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import BALANCE, StepView
@@ -51,33 +51,32 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
             return None
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         leave = self.limits.leave
         for index, share in enumerate(map(mul, loads.values, self.scales)):
-            if share < leave:
-                continue
-            if share != share:
+            if share >= leave:
+                reading = self._judge(view, index, share, collapse.values[index])
+                if reading.severity is not None or index in self.tracks:
+                    found[index] = reading
+            elif share != share:
                 found[index] = None
-            else:
-                counts, c = view.full_counts(index), collapse.values[index]
-                top_k = self.routers[index].top_k
-                if counts is not None:  # with several hot experts the summaries do not suffice
-                    c = measures.balance(counts, top_k).collapse_index or 0.0
-                balanced = c >= self.collapse.warn
-                hot = share > self.limits.share and balanced
-                hot = hot and self.suffices(view, index, self.collapse.evidence)
-                if not (hot or index in self.tracks):
-                    continue
-                least = self.limits.share * sum(counts or ()) / top_k
-                who = tuple(e for e, count in enumerate(counts or ()) if count > least)
-                found[index] = Reading(
-                    severity=Severity.INFO if hot else None,
-                    clear=not balanced,  # COLLAPSE reports its current state
-                    value=min(1.0, share),
-                    limit=self.limits.share,
-                    facts={"c": c, "experts": who},
-                )
         return found
+
+    def _judge(self, view: StepView, index: int, share: float, c: float) -> Reading:
+        counts, top_k = view.full_counts(index) or (), self.routers[index].top_k
+        if counts:  # with several hot experts the summaries do not suffice
+            c = measures.balance(counts, top_k).collapse_index or 0.0
+        balanced = c >= self.collapse.warn
+        hot = share > self.limits.share and balanced
+        hot = hot and self.suffices(view, index, self.collapse.evidence)
+        least = self.limits.share * sum(counts) / top_k
+        return Reading(
+            severity=Severity.INFO if hot else None,
+            clear=not balanced,  # COLLAPSE reports its current state
+            value=min(1.0, share),
+            limit=self.limits.share,
+            facts={"c": c, "experts": tuple(e for e, n in enumerate(counts) if n > least)},
+        )
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:

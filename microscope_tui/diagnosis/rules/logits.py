@@ -5,7 +5,16 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Severity, graded
+from microscope_tui.diagnosis.episodes import (
+    Episode,
+    Fact,
+    Found,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+    graded,
+)
 from microscope_tui.diagnosis.rules.base import Rule, calm_down, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.grad_spike import GradientLimits
@@ -80,7 +89,7 @@ class Logits(Rule[LogitLimits, Memory]):
         largest = view.signal("max_logit") if "bf" in self.context.run.dtype else None
         if z_loss is None and largest is None:
             return None
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         if z_loss is not None:
             norm = view.record.grad_norm
             if len(self.memory.first.rows) < _FIRST:
@@ -96,15 +105,16 @@ class Logits(Rule[LogitLimits, Memory]):
                     severity=Severity.WARN if value > limit else None,
                     value=value / limit,
                     limit=1.0,
-                    facts={"cause": "range", "logit": value, "most": limit},
+                    facts={"cause": Reason.OUT_OF_RANGE, "logit": value, "most": limit},
                 )
                 known = found.get(index) or of_range  # the graver one
                 found[index] = max(known, of_range, key=lambda reading: reading.severity or 0)
         return found
 
-    def _compare(self, view: StepView, z_loss: Signal, found: dict[int, Reading | None]) -> None:
+    def _compare(self, view: StepView, z_loss: Signal, found: Found) -> None:
         limits, memory, raised = self.limits, self.memory, self.memory.raised_since
-        reference, young = memory.reference or self._first(), view.step <= self.context.warm_up
+        reference = memory.reference or self._first()
+        young = view.step <= self.context.warm_up
         calm = z_loss.known and z_loss.high <= limits.leave * min(reference)
         if calm or z_loss.high <= limits.least / limits.warn:
             raised.clear()
@@ -115,7 +125,8 @@ class Logits(Rule[LogitLimits, Memory]):
                 if value != value:
                     found[index] = None
                 continue
-            ratio, since = value / max(usual, 1e-12), raised.setdefault(index, view.step)
+            ratio = value / max(usual, 1e-12)
+            since = raised.setdefault(index, view.step)
             severity = graded(ratio, limits.warn, limits.critical)
             facts: dict[str, Fact] = {"z": value, "usual": usual}
             if early := index not in memory.settled:  # as long as it lasts
@@ -123,7 +134,8 @@ class Logits(Rule[LogitLimits, Memory]):
                 over = limits.warn if known else limits.critical if young else math.inf
                 if ratio <= over or not (sign := self._sign(view, index)):
                     continue
-                severity, facts["sign"] = Severity.CRITICAL, sign
+                severity = Severity.CRITICAL
+                facts["sign"] = sign
             found[index] = Reading(
                 severity=severity if value >= limits.least else None,
                 value=ratio,
@@ -166,7 +178,7 @@ class Logits(Rule[LogitLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         sign, logit, most = worst.facts.get("sign"), number(worst, "logit"), number(worst, "most")
-        if worst.facts.get("cause") == "range":
+        if worst.reason == Reason.OUT_OF_RANGE:
             return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
         then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"

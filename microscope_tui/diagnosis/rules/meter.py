@@ -14,7 +14,16 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import (
+    WHOLE_RUN,
+    Episode,
+    Facts,
+    Found,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+)
 from microscope_tui.diagnosis.repeats import Repeats
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView, value_at
@@ -35,59 +44,59 @@ _ONCE = (
     'top_k 1 and "counts": "top1" in the header'
 )
 _TEXTS = {
-    "non-finite": (
+    Reason.NON_FINITE: (
         "the {reading} is NaN or infinite; NaN can look like every token on expert 0",
         "go back to a checkpoint with finite values, then lower the learning rate or compute the "
         "router in fp32",
     ),
-    "multiple": (
+    Reason.MULTIPLE: (
         "counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})",
         "count the first forward pass only (activation checkpointing runs it again), and make "
         "tokens cover the same ranks and micro-batches as the counts",
     ),
-    "sum": (
+    Reason.SUM: (
         "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}",
         "count real tokens only (no padding), all k choices, over all ranks and micro-batches",
     ),
-    "load": (
+    Reason.LOAD: (
         "max_load is {total:.2f}, but an expert that every token chooses has {expected:.2f} times "
         "its fair share",
         _ONCE,
     ),
-    "effective": (
+    Reason.EFFECTIVE: (
         "effective_experts is {total:.2f}, but tokens that choose {expected:.0f} experts use at "
         "least {expected:.0f}",
         _ONCE,
     ),
-    "width": (
+    Reason.WIDTH: (
         "{total:.0f} counts in a row, the header has {expected:.0f} experts",
         "write one count per expert, or correct num_experts in the header",
     ),
-    "summary": (
+    Reason.SUMMARY: (
         "effective_experts is {total:.2f}, its counts give {expected:.2f}",
         "compute the summaries from the counts of the same step, over all ranks",
     ),
-    "repeated": (
+    Reason.REPEATED: (
         "its counts are all the same in {total:.0f} lines in a row, which different tokens never "
         "give",
         "fill the buffer of the counts anew in every step: a CUDA graph or a missing reset keeps "
         "old ones",
     ),
-    "shared": (
+    Reason.SHARED: (
         "its counts are those of another layer, in each of {total:.0f} lines",
         "give every layer a buffer and an index of its own",
     ),
-    "tied": (
+    Reason.TIED: (
         "experts {experts} have equal counts in each of {total:.0f} lines",
         "compute the router logits in fp32 (in bf16 they tie), and check that no router row is a "
         "copy of another",
     ),
-    "one batch": (
+    Reason.ONE_BATCH: (
         "the counts of all layers are the same in {total:.0f} lines in a row: one batch repeats, "
         "and nothing is learned",
         "nothing, if this is intended; otherwise check the order of the data and the learning rate",
     ),
-    "forced": (
+    Reason.FORCED: (
         "all experts have the same count to ±1, which no learned router produces",
         "turn off the forced-balance debug flag",
     ),
@@ -190,41 +199,55 @@ class Meter(Rule[MeterLimits, Memory]):
         self.memory.had_counts, self.memory.had_entropy = had_counts, had_entropy
 
     def read(self, view: StepView) -> Readings | None:
-        memory, limits = self.memory, self.limits
-        found: dict[int, Reading | None] = {}
+        memory = self.memory
+        found: Found = {}
         for index, name in (view.non_finite() or self._vanished(view)).items():
-            found[index] = _fault(cause="non-finite", reading=name)
+            found[index] = _fault(cause=Reason.NON_FINITE, reading=name)
         impossible = self._impossible(view)
-        memory.wait -= memory.wait > 0
-        due = memory.wait == 0 and view.has_counts
-        if due:
-            memory.had_counts = True
-            if memory.left == limits.needed:
-                memory.repeats.same = {}  # the lines before this one were not checked
-            memory.left -= 1
-            if not memory.left:
-                memory.left, memory.wait = limits.needed, limits.every
-        elif memory.repeating:
+        due = self._due(view)
+        if memory.repeating and not due:
             found = dict.fromkeys(memory.repeating) | found
-        # One router a line, in an order without a period: wrong lines may have one.
-        turn = (view.step * _MIXED >> 16) % (len(self.routers) or 1)
-        summed = due or bool(self.exact and self._sum(view, turn))
-        if not (summed or found or impossible or memory.sums or self.tracks):
-            return None
         asked = {*memory.sums, *impossible, *self.tracks}
-        if summed:
+        if due or (self.exact and self._sum(view, self._turn(view.step))):
             asked = set(range(len(self.routers)))
+        elif not (found or asked):
+            return None
         for index in asked - found.keys() - {WHOLE_RUN}:
-            own = self._add_sum(view, index)
-            if own is None or own.severity is None:
-                own = self._fault_in(view, index) or impossible.get(index, own)
-            if own is not None:
-                found[index] = own
-            elif memory.had_counts and view.counts(index) is None:
-                found[index] = None  # the line does not show whether they are right again
+            self._settle(view, index, impossible.get(index), found)
         if due and self.exact and self.learned:
             self._repeating(view, found)
         return found
+
+    def _due(self, view: StepView) -> bool:
+        """Whether the counts of this line are checked: some in a row, then none for a while."""
+        memory, limits = self.memory, self.limits
+        if memory.wait > 0:
+            memory.wait -= 1
+        if memory.wait or not view.has_counts:
+            return False
+        memory.had_counts = True
+        if memory.left == limits.needed:
+            memory.repeats.same = {}  # the lines before this one were not checked
+        memory.left -= 1
+        if not memory.left:
+            memory.left = limits.needed
+            memory.wait = limits.every
+        return True
+
+    def _turn(self, step: int) -> int:
+        """The router whose sum is checked in any case: one a line, in an order without a period,
+        which wrong lines may have."""
+        return (step * _MIXED >> 16) % (len(self.routers) or 1)
+
+    def _settle(self, view: StepView, index: int, impossible: Reading | None, found: Found) -> None:
+        """Decide what is wrong with a router: its sum, else its counts, else its summaries."""
+        own = self._add_sum(view, index)
+        if own is None or own.severity is None:
+            own = self._fault_in(view, index) or impossible or own
+        if own is not None:
+            found[index] = own
+        elif self.memory.had_counts and view.counts(index) is None:
+            found[index] = None  # the line does not show whether they are right again
 
     def _impossible(self, view: StepView) -> dict[int, Reading]:
         """Routers whose summaries k choices per token cannot give, if none chose fewer."""
@@ -233,11 +256,11 @@ class Meter(Rule[MeterLimits, Memory]):
         if loads is not None and loads.high > self.least:
             for index, (load, most) in enumerate(zip(loads.values, self.highest, strict=True)):
                 if load > self.slack * most:
-                    found[index] = _fault(cause="load", total=load, expected=most)
+                    found[index] = _fault(cause=Reason.LOAD, total=load, expected=most)
         elif effective is not None and effective.low < self.most:
             for index, (value, r) in enumerate(zip(effective.values, self.routers, strict=True)):
                 if self.slack * value < r.top_k and self.highest[index] < math.inf:
-                    found[index] = _fault(cause="effective", total=value, expected=r.top_k)
+                    found[index] = _fault(cause=Reason.EFFECTIVE, total=value, expected=r.top_k)
         return {i: fault for i, fault in found.items() if not _unrouted(view, i)} if found else {}
 
     def _sum(self, view: StepView, index: int) -> Facts | None:
@@ -249,7 +272,9 @@ class Meter(Rule[MeterLimits, Memory]):
         expected = tokens * self.routers[index].top_k
         if total == expected or abs(total - expected) <= max(0.5, _ROUNDED * expected):
             return {}
-        cause = "multiple" if total > 0 and total % round(expected) == 0 else "sum"
+        cause = Reason.SUM
+        if total > 0 and total % round(expected) == 0:
+            cause = Reason.MULTIPLE
         return {"cause": cause, "total": total, "expected": round(expected)}
 
     def _add_sum(self, view: StepView, index: int) -> Reading | None:
@@ -258,13 +283,15 @@ class Meter(Rule[MeterLimits, Memory]):
         if facts is None or not (facts or index in known):
             return None
         sums = known.setdefault(index, Sums(view.step))
-        sums.lines, sums.wrong = sums.lines + 1, sums.wrong + bool(facts)
-        sums.right = 0 if facts else sums.right + 1
+        sums.lines += 1
         sums.share += (bool(facts) - sums.share) / min(max(sums.lines, _FEWEST), _RECENT)
         if not facts:
+            sums.right += 1
             if sums.right >= (self.window if sums.severity is Severity.ERROR else _FORGOTTEN):
                 del known[index]
             return Reading(None, clear=sums.severity is None)
+        sums.wrong += 1
+        sums.right = 0
         view.leave_out(index)
         if sums.wrong >= self.needed:
             many = sums.share > _MANY or sums.wrong == sums.lines
@@ -278,13 +305,13 @@ class Meter(Rule[MeterLimits, Memory]):
         if counts is None:
             return None
         if router.num_experts and len(counts) != router.num_experts:
-            return _fault(cause="width", total=len(counts), expected=router.num_experts)
+            return _fault(cause=Reason.WIDTH, total=len(counts), expected=router.num_experts)
         least, total = view.sums[index]
         forced = self.learned and router.num_experts > router.top_k > 0
         forced = forced and total <= (least + 1) * len(counts) and max(counts) - least <= 1
         # Scaled shares are often equal, which is not evidence.
         if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
-            return _fault(cause="forced", total=total, expected=total)
+            return _fault(cause=Reason.FORCED, total=total, expected=total)
         # Expensive: each check covers a quarter of the routers, and all that were wrong before.
         every = index in self.tracks or self.context.one_step
         logged = view.signal("effective_experts")
@@ -293,9 +320,9 @@ class Meter(Rule[MeterLimits, Memory]):
         value, known = logged.values[index], measures.effective_experts(counts)
         if known is None or not abs(value - known) > self.limits.summary_error * known:
             return None
-        return _fault(cause="summary", total=value, expected=known)
+        return _fault(cause=Reason.SUMMARY, total=value, expected=known)
 
-    def _repeating(self, view: StepView, found: dict[int, Reading | None]) -> None:
+    def _repeating(self, view: StepView, found: Found) -> None:
         """Look for rows that repeat. What looks like a collapse or a dead expert may repeat, and
         other rules report it."""
         balance, record = view.collapse_index, view.record
@@ -310,7 +337,7 @@ class Meter(Rule[MeterLimits, Memory]):
         repeated = self.memory.repeats.add(rows, tokens, record.loss, fixed=fixed)
         self.memory.repeating = list(repeated)
         for index, facts in repeated.items():
-            severity = Severity.INFO if facts["cause"] == "one batch" else Severity.ERROR
+            severity = Severity.INFO if facts["cause"] == Reason.ONE_BATCH else Severity.ERROR
             found[index] = Reading(severity, certain=True, value=1.0, facts=facts)
 
     def _vanished(self, view: StepView) -> dict[int, str]:
@@ -326,12 +353,12 @@ class Meter(Rule[MeterLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        why, remedy = _TEXTS[str(worst.facts.get("cause"))]
+        why, remedy = _TEXTS[Reason(str(worst.reason))]
         total, expected = number(worst, "total"), number(worst, "expected")
         wrong, lines = number(worst, "wrong"), number(worst, "lines")
         if wrong < lines:
             why = f"in {wrong:,.0f} of {lines:,.0f} lines {why}"
-        if worst.facts.get("cause") == "non-finite" and run.profile == "eval":
+        if worst.reason == Reason.NON_FINITE and run.profile == "eval":
             remedy = "evaluate another checkpoint, or compute the router in fp32"
         return why.format(
             total=total,

@@ -61,7 +61,9 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
     def _judge(self, index: int, share: float) -> Reading | None:
         if not 0.0 <= share <= 1.0:
             return None
-        limits, limit, facts = self.limits, self.limits.warn, {}
+        limits = self.limits
+        limit = self.limits.warn
+        facts = {}
         usual = self.memory.medians[index] if self.memory.medians else NAN
         if usual == usual:
             limit = min(limit, max(limits.least, limits.ratio * usual))

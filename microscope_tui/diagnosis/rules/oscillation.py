@@ -15,7 +15,7 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
@@ -116,10 +116,12 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             memory.wait -= 1
             return None
         if not memory.rows:
-            suspects, memory.uneven = self.tracks.keys() | memory.uneven, set()
+            suspects = self.tracks.keys() | memory.uneven
+            memory.uneven = set()
             if not suspects:
                 return None
-            memory.rows, memory.first = {index: [] for index in suspects}, view.step
+            memory.rows = {index: [] for index in suspects}
+            memory.first = view.step
         known = len(next(iter(memory.rows.values())))
         for index in list(memory.rows):
             counts = view.full_counts(index) if view.step == memory.first + known else None
@@ -163,7 +165,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     def _judge(self) -> Readings:
         memory = self.memory
         memory.in_a_row = _IN_A_ROW
-        found: dict[int, Reading | None] = {i: None for i in self.tracks if i not in memory.rows}
+        found: Found = {i: None for i in self.tracks if i not in memory.rows}
         for index, rows in memory.rows.items():
             period, share, memory.swings[index] = self._swing(index, rows)
             if period:
@@ -175,7 +177,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                     since=self.track(index).dated or self._began(index),
                 )
         if any(found.values()):  # a swing is checked again at once: two in a row are an alarm
-            memory.rows, memory.pause = {}, 0
+            memory.rows = {}
+            memory.pause = 0
         else:
             self._rest()
         return found
@@ -189,7 +192,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
         """Period of the common swing, or 0, the share of experts in it, and √2 σ of their load."""
         limits, steps, experts = self.limits, len(rows), len(rows[0])
-        least, totals = int(limits.experts_share * experts) + 1, list(map(sum, rows))
+        least = int(limits.experts_share * experts) + 1
+        totals = list(map(sum, rows))
         noise = limits.overdispersion * experts * steps / sum(totals)
         some = min((limits.amplitude / 4) ** 2 + noise, limits.amplitude**2)
         if most_beyond(rows, totals, some) <= limits.experts_share * experts:

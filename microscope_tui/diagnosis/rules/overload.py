@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
 from microscope_tui.runlog import RunRecord
@@ -74,12 +74,14 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def restart(self, step: int) -> None:
         memory = self.memory
-        memory.ranks, memory.looks, memory.wait = {}, [], 0
+        memory.ranks = {}
+        memory.looks = []
+        memory.wait = 0
         memory.since = {i: since for i, since in memory.since.items() if since < step}
 
     def read(self, view: StepView) -> Readings | None:
         loads = view.signal("max_load")
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         if any(self.ranks):
             self._fold(view)
             self._judge_ranks(found)
@@ -90,7 +92,7 @@ class Overload(Rule[OverloadLimits, Memory]):
                 self._judge_loads(view, loads, found)
         return found if loads is not None or any(self.ranks) else None
 
-    def _judge_ranks(self, found: dict[int, Reading | None]) -> None:
+    def _judge_ranks(self, found: Found) -> None:
         memory = self.memory
         for index, summed in memory.ranks.items():
             totals, ranks = summed.totals, self.ranks[index]
@@ -100,37 +102,35 @@ class Overload(Rule[OverloadLimits, Memory]):
             if ratio <= 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
                 memory.since.pop(index, None)
                 continue
-            busiest, each = totals.index(max(totals)), self.routers[index].num_experts // ranks
+            busiest = totals.index(max(totals))
+            each = self.routers[index].num_experts // ranks
             experts = tuple(range(busiest * each, (busiest + 1) * each))
             found[index] = Reading(
                 severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
                 value=ratio,
                 limit=self.limits.rank_ratio,
-                facts={"cause": "rank", "ranks": ranks, "experts": experts},
+                facts={"cause": Reason.OF_RANK, "ranks": ranks, "experts": experts},
                 since=memory.since.setdefault(index, memory.looks[0]),
             )
         for index in memory.since:
             found.setdefault(index, None)  # no sum since the restart yet
 
-    def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
-        baseline, tokens = self.context.baseline, view.tokens or 0.0
+    def _judge_loads(self, view: StepView, loads: Signal, found: Found) -> None:
+        baseline = self.context.baseline
         severity = Severity.WARN if _is_bounded(self.context.run) else Severity.INFO
         first, near = self.memory.first.medians, list(range(len(self.routers)))
         if baseline is None and sum(first) == sum(first):  # else some of them are unknown
             least = 1.0 + self.limits.least / 1.31  # below every limit
             near = [i for i, load in enumerate(loads.values) if not load < least]
         for index in near:
-            load, usual = loads.values[index], first[index]
+            load = loads.values[index]
             known = baseline.max_violation[index] if baseline is not None else None
-            reference = usual - 1.0 if known is None else known
+            reference = first[index] - 1.0 if known is None else known
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
             # Where it is unknown: the reference is as noisy, if it is of this run.
-            router = self.routers[index]
-            noise, experts = 0.0 if known is None else math.inf, router.num_experts
-            if choices := tokens * router.top_k:  # 99th percentile of MaxVio of an even router
-                noise = 3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices)
+            noise = self._noise(index, view.tokens, 0.0 if known is None else math.inf)
             limit = max(self.limits.ratio * reference, self.limits.least, noise)
             of_rank = found.get(index)
             over = of_rank is not None and of_rank.severity is not None
@@ -141,6 +141,14 @@ class Overload(Rule[OverloadLimits, Memory]):
                     limit=1.0 + limit,
                     facts={"usual": 1.0 + reference},
                 )
+
+    def _noise(self, index: int, tokens: float | None, unknown: float) -> float:
+        """The 99th percentile of the MaxVio of an even router; ``unknown`` without tokens."""
+        router = self.routers[index]
+        choices, experts = (tokens or 0.0) * router.top_k, router.num_experts
+        return (
+            3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices) if choices else unknown
+        )
 
     def _fold(self, view: StepView) -> None:
         memory = self.memory
@@ -162,7 +170,7 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        if worst.facts.get("cause") == "rank":
+        if worst.reason == Reason.OF_RANK:
             ids = ids_of(worst, "experts")
             rank = f"rank {ids[0] // len(ids)} (experts {ids[0]} to {ids[-1]})"
             return (

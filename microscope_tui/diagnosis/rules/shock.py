@@ -76,7 +76,8 @@ class Shock(Rule[ShockLimits, Memory]):
             elif view.step - dip.since > self.limits.within:
                 del memory.dips[index]  # not a shock: it lasts
             else:
-                dip.steps, dip.lowest = dip.steps + 1, min(dip.lowest, value)
+                dip.steps = dip.steps + 1
+                dip.lowest = min(dip.lowest, value)
         if signal.low < 1.0 - self.limits.drop and len(memory.usual.rows) >= 5:
             self._look_for_falls(view.step, signal.values)
         memory.usual.add(view.step, signal.values)

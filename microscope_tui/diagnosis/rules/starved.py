@@ -1,20 +1,32 @@
 """STARVED: a long tail of experts receives very few tokens."""
 
 import math
-from collections.abc import Sequence
 from operator import truediv
 
 import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits, is_one_step
-from microscope_tui.diagnosis.episodes import EXACT, PER_STEP, Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import (
+    EXACT,
+    PER_STEP,
+    Episode,
+    Found,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+)
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
-from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
+from microscope_tui.diagnosis.signals import (
+    StepView,
+    SummedCounts,
+    Suspect,
+    median,
+    summing,
+    watched,
+)
 from microscope_tui.runlog import RunRecord
-
-OVER_HISTORY = "over history"
-"""Cause: no expert starves for long, but many do in turn."""
 
 
 class StarvedLimits(RuleLimits, frozen=True):
@@ -36,14 +48,6 @@ class StarvedLimits(RuleLimits, frozen=True):
     """… for this many steps of a pretraining, in at least twice ``window`` lines."""
 
     relations = "window <= 200, share <= 1, over_reference <= 1, enter <= 0.1"
-
-
-class Suspect(msgspec.Struct):
-    """A router in which experts seem to starve: its counts are summed."""
-
-    summed: SummedCounts | None = None
-    calm: int = 0
-    """Steps since the last bad one."""
 
 
 class Memory(msgspec.Struct):
@@ -98,47 +102,50 @@ class Starved(Rule[StarvedLimits, Memory]):
         starved, memory = view.signal("starved_experts"), self.memory
         if starved is None:
             return None
-        limits, none = self.limits, starved.known and starved.high <= 0.0
+        limits = self.limits
+        none = starved.known and starved.high <= 0.0
         calm = none and not memory.suspects and not self.context.relative
         shares = [] if calm else list(map(truediv, starved.values, self.sizes))
-        if self.context.relative and len(memory.first) < 2 * limits.window:
-            memory.first.append(shares)
-            memory.first_steps.append(view.step)
-        self._add(view, () if none else shares)
+        self._add(view, shares)
         quiet = starved.known and not memory.suspects and not memory.in_turn
         if quiet and max(shares, default=0.0) <= limits.share / 2:
             return {}
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         high = [i for i, share in enumerate(shares) if not share <= limits.share / 2]
         for index in sorted({*high, *memory.suspects}):
-            share, suspect = shares[index], memory.suspects.get(index)
+            share = shares[index]
+            # An expert near a tenth of its share starves in every other step.
+            high = share > limits.share / 2
             if share != share:
                 found[index] = None
-            elif share > limits.share / 2 or suspect is not None:
-                suspect = memory.suspects.setdefault(index, Suspect())
-                # An expert near a tenth of its share starves in every other step.
-                suspect.calm = 0 if share > limits.share / 2 else suspect.calm + 1
-                if suspect.calm > limits.window:
-                    del memory.suspects[index]
-                else:
-                    found[index] = self._look_closer(view, index, share, suspect)
-        for index, (share, since, _) in memory.in_turn.items():
-            found[index] = Reading(
+            elif suspect := watched(memory.suspects, index, high, limits.window, Suspect):
+                found[index] = self._look_closer(view, index, share, suspect)
+        return found | self._in_turn()
+
+    def _in_turn(self) -> Found:
+        limits = self.limits
+        return {
+            index: Reading(
                 severity=Severity.WARN,
                 certain=True,  # it has lasted long enough
                 value=share,
                 limit=limits.in_turn,
-                facts={"cause": OVER_HISTORY, "steps": limits.in_turn_steps},
+                facts={"cause": Reason.IN_TURN, "steps": limits.in_turn_steps},
                 since=since,
             )
-        return found
+            for index, (share, since, _) in self.memory.in_turn.items()
+        }
 
-    def _add(self, view: StepView, shares: Sequence[float]) -> None:
-        """Add a step to the block, without shares if all are 0; judge a full one."""
+    def _add(self, view: StepView, shares: list[float]) -> None:
+        """Add a step to the first ones, or to the block, and judge a full one."""
         memory, limits = self.memory, self.limits
+        if self.context.relative and len(memory.first) < 2 * limits.window:
+            memory.first.append(shares)
+            memory.first_steps.append(view.step)
         if self.context.relative or view.step <= self.context.warm_up:
             return
-        memory.began, memory.lines = memory.began or view.step, memory.lines + 1
+        memory.began = memory.began or view.step
+        memory.lines += 1
         for index, share in enumerate(shares):
             if share > 0:
                 router = self.routers[index]
@@ -147,19 +154,22 @@ class Starved(Rule[StarvedLimits, Memory]):
                 memory.sums[index] = memory.sums.get(index, 0.0) + max(0.0, share - by_chance)
         if view.step - memory.began < limits.in_turn_steps or memory.lines < 2 * limits.window:
             return
-        before, memory.in_turn = memory.in_turn, {}
+        before = memory.in_turn
+        memory.in_turn = {}
         for index, total in memory.sums.items():
             track, mean = self.tracks.get(index), total / memory.lines
             # Not while the same experts starve for long: then the window has the numbers.
             if mean >= limits.in_turn and (index in before or not (track and track.severity)):
                 known = before.get(index, (mean, memory.began, view.step))
                 memory.in_turn[index] = mean, *known[1:]
-        memory.sums, memory.began, memory.lines = {}, 0, 0
+        memory.sums = {}
+        memory.began = memory.lines = 0
 
     def _look_closer(
         self, view: StepView, index: int, share: float, suspect: Suspect
     ) -> Reading | None:
-        limits, confidence = self.limits, PER_STEP
+        limits = self.limits
+        confidence = PER_STEP
         if not self.suffices(view, index, limits.evidence):
             return None
         counts = view.full_counts(index)
@@ -176,7 +186,8 @@ class Starved(Rule[StarvedLimits, Memory]):
             router = self.routers[index]
             if tokens * router.top_k < limits.evidence * router.num_experts:
                 return None  # with so few tokens some expert starves in every step
-        limit, context = self._limit(index), self.context
+        limit = self._limit(index)
+        context = self.context
         compared = context.relative and not (context.one_step and context.baseline is None)
         over = self._beyond_doubt(index, share, suspect.summed) > limit
         return Reading(
@@ -210,7 +221,7 @@ class Starved(Rule[StarvedLimits, Memory]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         size, share = size_of(worst), worst.value
-        if worst.facts.get("cause") == OVER_HISTORY:
+        if worst.reason == Reason.IN_TURN:
             return (
                 f"{share:.0%} of the experts get less than a tenth of the fair share, step by step "
                 f"in the mean over {number(worst, 'steps'):,.0f} steps: they starve in turn",

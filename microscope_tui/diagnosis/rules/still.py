@@ -1,7 +1,7 @@
 """STILL: weights that are meant to train get no gradient, or do not change."""
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
@@ -67,7 +67,7 @@ class Still(Rule[StillLimits, Nothing]):
             Severity.INFO if self.context.run.dtype in _ROUNDS else Severity.WARN,
             value=same,
             certain=True,
-            facts=facts | {"cause": "unchanged"},
+            facts=facts | {"cause": Reason.UNCHANGED},
             since=max(1, step - _APART),
         )
 

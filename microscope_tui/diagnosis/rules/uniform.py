@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, StepView
 from microscope_tui.runlog import RunRecord
@@ -68,7 +68,7 @@ class Uniform(Rule[UniformLimits, Memory]):
         if entropy is None:
             return None
         most, since = self.limits.entropy_share, self.memory.since
-        found: dict[int, Reading | None] = {}
+        found: Found = {}
         if entropy.known and entropy.high <= (most - 0.01) * self.least:
             since.clear()
         else:
@@ -85,16 +85,21 @@ class Uniform(Rule[UniformLimits, Memory]):
         return found if view.step > self.after else None
 
     def _judge(self, view: StepView, index: int, share: float) -> Reading:
-        limits, router, gradient, lift = self.limits, self.routers[index], NAN, NAN
+        limits = self.limits
+        router = self.routers[index]
+        gradient = NAN
+        lift = NAN
         norms, mass = view.signal("grad_norm"), view.signal("selected_mass")
         if norms is not None and 0 < (whole := view.record.grad_norm or NAN) < math.inf:
             gradient = norms.values[index] / whole
         if mass is not None and router.top_k:
             lift = mass.values[index] * router.num_experts / router.top_k
         learns = gradient >= limits.learning or lift > limits.lift
-        severity, facts = None if learns else Severity.INFO, {"entropy": share}
+        severity = None if learns else Severity.INFO
+        facts = {"entropy": share}
         if gradient < limits.gradient:
-            severity, facts = Severity.WARN, facts | {"gradient": gradient}
+            severity = Severity.WARN
+            facts = facts | {"gradient": gradient}
         return Reading(
             severity=severity if share > limits.entropy_share else None,
             clear=severity is None,

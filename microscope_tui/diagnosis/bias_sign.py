@@ -1,0 +1,171 @@
+"""The sign of a bias update: a busy expert must lose bias, an idle one gain it.
+
+Where the load of a router is uneven, the change of every expert's bias from line to line is
+compared with its load: a trial. Writers log the bias that a step was routed with or the one after
+its update, so the change must agree with the load at both of its ends; where the load swings, it
+disagrees with one of them. A bias that moves back and forth is not evidence: counts that are logged
+only sometimes can show a swing in reverse. Each router has one trial per start of a run.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from microscope_tui.diagnosis.signals import Signal, StepView
+
+_MOST = 8  # routers on trial at the same time
+_BLIND = 64  # lines with counts and without a bias, after which none is expected
+_FIRST = 16  # changes whose load is compared with the latest
+_GROWN = 1.2  # a wrong sign makes the load less even: its variance grows by this factor
+_WEAK = 0.5  # agreement with the load at the other end of the change, which is noisier
+_DIRECTED = 0.6  # share of the path of the bias that leads away from its start
+_FEW = 32  # changes that are enough where the router is critically collapsed
+_RIGHT_AFTER = 40  # changes that show that the sign is right
+_RIGHT, _UNDECIDED, _WRONG = -1, 0, 1
+
+
+class Trial(msgspec.Struct):
+    """One router whose bias is compared with its load."""
+
+    first: list[float]
+    """Bias at the start of the trial."""
+    bias: list[float]
+    load: list[float]
+    """Counts minus their mean, of the latest line."""
+    changes: int = 0
+    agreed: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
+    """Load of the experts whose bias rose minus that of those whose bias fell, at both ends …"""
+    total: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
+    """… and the sum of the absolute loads."""
+    path: float = 0.0
+    early: float = 0.0
+    lately: float = 0.0
+    """Relative variance of the load, at the beginning and now."""
+
+    def add(self, bias: list[float], counts: Sequence[int]) -> None:
+        """Compare the change of the bias since the last line with the load at both of its ends."""
+        load = _centred(counts)
+        change = _centred([b - a for a, b in zip(self.bias, bias, strict=True)])
+        moved = sum(map(abs, change))
+        if moved > 1e-9 * (1.0 + max(map(abs, bias))):
+            for end, loads in enumerate((self.load, load)):
+                signs = zip(loads, change, strict=True)
+                self.agreed[end] += sum(abs(n) if n * m > 0 else -abs(n) for n, m in signs)
+                self.total[end] += sum(map(abs, loads))
+            self.path += moved
+            variance = sum(n * n for n in load) / max(1, sum(counts)) ** 2
+            self.changes += 1
+            if self.changes <= _FIRST:
+                self.early += variance / _FIRST
+            self.lately += (variance - self.lately) / min(self.changes, _FIRST)
+        self.bias = bias
+        self.load = load
+
+
+class SignMemory(msgspec.Struct):
+    """Routers on trial, and the outcomes."""
+
+    trials: dict[int, Trial] = {}
+    outcomes: dict[int, int] = {}
+    blind: int = 0
+    wrong_at: int | None = None
+    """Step from which the sign counts as wrong."""
+
+    def resumed(self, step: int) -> "SignMemory":
+        """The memory of a run that resumes at ``step``: new trials decide about the sign."""
+        return SignMemory(wrong_at=before(step, self.wrong_at))
+
+    def conclude(self, step: int) -> None:
+        """Weigh the outcomes of all trials."""
+        outcomes = list(self.outcomes.values())
+        wrong, right = outcomes.count(_WRONG), outcomes.count(_RIGHT)
+        if self.wrong_at is None and wrong and wrong >= 2 * right:
+            self.wrong_at = step
+        elif right > wrong:
+            self.wrong_at = None  # it was corrected
+
+
+class BiasSign:
+    """The trials of one run.
+
+    Args:
+        uneven: c below which a router is put on trial.
+        changes: of the bias, that are enough for an outcome.
+        agreement: share of the load that has to agree with them.
+        critical: c at which a third of the changes is enough.
+    """
+
+    def __init__(self, uneven: float, changes: int, agreement: float, critical: float) -> None:
+        self._uneven = uneven
+        self._changes = changes
+        self._agreement = agreement
+        self._critical = critical
+
+    def observe(self, view: StepView, memory: SignMemory) -> None:
+        """Add one step, and judge the sign."""
+        index = view.collapse_index if memory.blind < _BLIND else None
+        if index is None:
+            return
+        new = self._untried(index, memory)
+        if not (memory.trials or new) or not view.has_counts:
+            return
+        seen = False
+        for router in [*memory.trials, *new[: _MOST - len(memory.trials)]]:
+            seen = self._look(view, router, index.values[router], memory) or seen
+        memory.blind = 0 if seen else memory.blind + 1
+        memory.conclude(view.step)
+
+    def _untried(self, index: Signal, memory: SignMemory) -> list[int]:
+        """Uneven routers without a trial, the most uneven first."""
+        if index.low >= self._uneven:
+            return []
+        known = memory.outcomes.keys() | memory.trials.keys()
+        low = [r for r, c in enumerate(index.values) if c < self._uneven and r not in known]
+        return sorted(low, key=index.values.__getitem__)
+
+    def _look(self, view: StepView, router: int, c: float, memory: SignMemory) -> bool:
+        """Add one line of a router on trial; false if it has no bias or no counts."""
+        counts, bias = view.full_counts(router), view.biases(router)
+        if counts is None or bias is None or len(bias) != len(counts):
+            return False
+        trial = memory.trials.get(router)
+        if trial is None or len(trial.bias) != len(bias):
+            memory.trials[router] = Trial(bias, bias, _centred(counts))
+            return True
+        trial.add(bias, counts)
+        outcome = self._outcome(trial, c)
+        if outcome is not None:
+            memory.outcomes[router] = outcome
+            del memory.trials[router]
+        return True
+
+    def _outcome(self, trial: Trial, c: float) -> int | None:
+        """The outcome of the trial; ``None`` while it is running."""
+        changes = trial.changes
+        low, high = sorted(
+            a / t if t else 0.0 for a, t in zip(trial.agreed, trial.total, strict=True)
+        )
+        if changes >= _RIGHT_AFTER and low < -_WEAK:
+            return _RIGHT
+        net = sum(map(abs, _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])))
+        most = 2.5 * self._changes
+        agrees = low >= _WEAK and high >= self._agreement and net >= _DIRECTED * trial.path
+        enough = (
+            changes >= most
+            or (changes >= self._changes and trial.lately >= _GROWN * trial.early)
+            or (changes >= _FEW and c < self._critical)
+        )
+        if agrees and enough:
+            return _WRONG
+        return _UNDECIDED if changes >= most else None
+
+
+def before(step: int, at: int | None) -> int | None:
+    """A step that a resume at ``step`` leaves valid, else ``None``."""
+    return at if at is not None and at < step else None
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    """Minus their mean: only differences between biases matter."""
+    mean = sum(values) / len(values)
+    return [value - mean for value in values]
