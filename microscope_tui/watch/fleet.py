@@ -291,6 +291,7 @@ class Fleet:
             return
         at_end = watch.complete and not watch.unread and watch.error is None
         if at_end and (*watch.file.inode, watch.source.size) == identity[:3]:
+            watch.conclude_if_over()
             self._keep(watch.path, identity, verdict_on(watch), cached=True)
 
     def cards(self, now: float | None = None) -> list[RunCard]:
