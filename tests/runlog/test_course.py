@@ -17,7 +17,7 @@ from microscope_tui.runlog import (
 
 ROUTERS = (RouterInfo("L1", 1, 8, 2),)
 STEP_3 = StepEntry(StepRecord(step=3), b"", 1)
-STEPS = st.integers(1, 9).map(lambda step: StepEntry(StepRecord(step=step), b"", 1))
+STEPS = st.integers(0, 9).map(lambda step: StepEntry(StepRecord(step=step), b"", 1))
 
 
 def run_from(resumed: int | None) -> RunRecord:
