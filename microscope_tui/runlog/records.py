@@ -7,7 +7,7 @@ NaN is a value: a measurement that was not a number.
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -45,9 +45,28 @@ class Number(msgspec.Struct, frozen=True):
         return self.low <= value <= self.high  # NaN and the infinities are in no range
 
 
-Rule = Number | type[str] | type[dict[str, Any]] | type[bool] | tuple[str, ...] | None
-"""What a field may be: a number, a text, an object, a truth value, one of some texts; ``None`` is
-anything, or what needs a check of its own."""
+class PerRouter(msgspec.Struct, frozen=True):
+    """A list with one entry per router, each ``None`` or a number."""
+
+    rule: Number
+
+
+class Each(msgspec.Struct, frozen=True):
+    """An object whose keys are free."""
+
+    value: "Rule"
+    what: str = ""
+    """A value in words."""
+    key: str = ""
+    """A key in words, where keys are shown."""
+
+
+Rule: TypeAlias = (
+    "Number | type[str] | type[dict[str, Any]] | type[bool] | tuple[str, ...]"
+    " | PerRouter | Each | Mapping[str, Rule] | None"
+)
+"""What a field may be: a number, a text, any object, a truth value, one of some texts, an object
+with these fields; ``None`` is anything, or what needs a check of its own."""
 
 COUNT = Number("an integer of at least 0", 0, 2**62, integer=True)
 POSITIVE = Number("an integer of at least 1", 1, 2**62, integer=True)
@@ -65,17 +84,6 @@ LARGEST = Number("max ÷ mean of the counts, at least 1", 1 - SLACK)
 SHARE = Number("a share in [0, 1]", 0, 1)
 MASS = Number("a share in [0, 1]", 0, 1 + SLACK, non_finite=True)
 
-RUN: dict[str, Rule] = {
-    **dict.fromkeys(("kind", "format_version", "model")),
-    "run": str,
-    "time": TIME,
-    "planned_steps": POSITIVE,
-    "resumed_at_step": POSITIVE,
-    "profile": ("pretrain", "finetune", "eval"),
-    "world_size": POSITIVE,
-    "expert_parallel_size": POSITIVE,
-    **dict.fromkeys(("balance", "training", "config", "versions", "source"), dict),
-}
 MODEL: dict[str, Rule] = {
     "name": str,
     **dict.fromkeys(("layers", "layer_names", "num_experts", "top_k", "score_function")),
@@ -87,24 +95,41 @@ UPDATES = ("sign", "proportional", "quantile")
 BALANCE: dict[str, Rule] = {
     **dict.fromkeys(("method", "force_collapse"), str),
     "update": UPDATES,
-    "names": dict,
     **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),
     "trainer_aux_weight": AMOUNT,
+    "names": Each(str, "a name of balance.names"),
 }
 PAIRS = ("routers", "experts", "attention", "embeddings")
 """``[trained, all]``, numbers of tensors."""
-TRAINING: dict[str, Rule] = dict.fromkeys((*PAIRS, "missing_targets"))
-TRAINING |= {"expert_weights": SHARE, "adapters": dict}
-FRACTIONS = 'holds fractions: write shares × 1,000,000 and source.counts "shares"'
+TRAINING: dict[str, Rule] = {
+    **dict.fromkeys((*PAIRS, "missing_targets")),
+    "expert_weights": SHARE,
+    "adapters": Each(COUNT, "a number of training.adapters"),
+}
 SOURCES = ("exact", "top1", "shares", "local_rank", "none")
 SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES, "unconfirmed": str}
+RUN: dict[str, Rule] = {
+    **dict.fromkeys(("kind", "format_version", "model")),
+    "run": str,
+    "time": TIME,
+    "planned_steps": POSITIVE,
+    "resumed_at_step": POSITIVE,
+    "profile": ("pretrain", "finetune", "eval"),
+    "world_size": POSITIVE,
+    "expert_parallel_size": POSITIVE,
+    **dict.fromkeys(("config", "versions"), dict),
+    "balance": BALANCE,
+    "training": TRAINING,
+    "source": SOURCE,
+}
+FRACTIONS = 'holds fractions: write shares × 1,000,000 and source.counts "shares"'
 EVENT: dict[str, Rule] = {
     "kind": None,
     "step": COUNT,
     "time": TIME,
-    "values": dict,
     "reason": str,
     "event": str,
+    "values": Each(None, key="a key of values"),
 }
 END_REASONS = ("finished", "stopped", "collapse", "signal", "failed")
 

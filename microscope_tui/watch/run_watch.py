@@ -378,7 +378,9 @@ class RunWatch:
         match self._second_state(second):
             case _SecondState.JUDGING if at_end and not self._is_file:
                 second.ask()
-            case _SecondState.GROWN if not self.source.deleted:  # it may reappear under another name
+            case _SecondState.GROWN if (
+                not self.source.deleted
+            ):  # it may reappear under another name
                 second.judge_file(self.source.path, self.source.offset)
             case _SecondState.SHRUNK if at_end and not self.source.deleted:
                 self._read_again()  # it shrank before the scan began
