@@ -386,7 +386,7 @@ class Fleet:
             verdict=verdict,
             error=course.error,
             end_reason=course.end.reason if course.end else None,
-            judged=self._judged(run) if watch is None else watch.judged,
+            judged=self._judged(run, watch),
             queued=self._is_queued(run),
             open=watch is not None and watch is self.open,
             pinned=self._is_pinned(run),
@@ -396,11 +396,11 @@ class Fleet:
     def _is_pinned(self, run: RunFile) -> bool:
         return self.pinned is not None and self.pinned.file.path == run.path
 
-    def _judged(self, run: RunFile) -> float:
-        """Share of a run that has been judged, while no one follows it."""
-        if self._at_work is None or self._at_work[0].path != run.path:
-            return 0.0
-        return self._at_work[0].judged
+    def _judged(self, run: RunFile, watch: RunWatch | None) -> float:
+        """Share of the log that has been judged."""
+        if watch is None and self._at_work is not None and self._at_work[0].path == run.path:
+            watch = self._at_work[0]
+        return watch.judged if watch is not None else 0.0
 
     def _is_stale(self, run: RunFile) -> bool:
         seen = self._glances.get(run.path)

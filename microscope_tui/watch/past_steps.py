@@ -29,6 +29,11 @@ class Pin(msgspec.Struct, frozen=True):
     generation: int
     """Generation of the log; a replaced log has another one."""
 
+    @property
+    def counts_step(self) -> int | None:
+        """The step whose counts these are."""
+        return self.with_counts.record.step if self.with_counts is not None else None
+
 
 def pin(watch: RunWatch) -> Pin | None:
     """Pin the current step of ``watch``."""
