@@ -237,7 +237,7 @@ class Problems:
         if isinstance(rule, Number):
             return self._number(key, value, rule, code)
         if isinstance(rule, PerRouter):
-            return self._numbers(key, value, rule.rule)
+            return self._entries(key, value, rule)
         if isinstance(rule, Each | Mapping):
             return self._object(key, value, rule, code)
         kind = rule if isinstance(rule, type) else str
@@ -262,12 +262,15 @@ class Problems:
             self.checked(rule.what, inner, rule.value)
         return value
 
-    def _numbers(self, key: str, values: Any, rule: Number) -> list[Any] | None:
-        entries = self.per_router(key, values)
-        if entries is None or all(map(rule.fits, entries)):
+    def _entries(self, key: str, value: Any, rule: PerRouter) -> list[Any] | None:
+        """The sound entries; of what is ``shared``, one may stand for all."""
+        shared = rule.shared and not isinstance(value, list)
+        entries = [value] if shared else self.per_router(key, value)
+        if entries is None or (isinstance(rule.rule, Number) and all(map(rule.rule.fits, entries))):
             return entries
         return [
-            self.checked(f"{key}[{index}]", value, rule, key) for index, value in enumerate(entries)
+            self.checked(f"{key}[{index}]" if rule.indexed else key, entry, rule.rule, key)
+            for index, entry in enumerate(entries)
         ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:

@@ -46,9 +46,13 @@ class Number(msgspec.Struct, frozen=True):
 
 
 class PerRouter(msgspec.Struct, frozen=True):
-    """A list with one entry per router, each ``None`` or a number."""
+    """A list with one entry per router, which may be ``None``."""
 
-    rule: Number
+    rule: "Rule"
+    shared: bool = False
+    """Or one value for all."""
+    indexed: bool = False
+    """Messages name the entry."""
 
 
 class Each(msgspec.Struct, frozen=True):
@@ -84,9 +88,14 @@ LARGEST = Number("max ÷ mean of the counts, at least 1", 1 - SLACK)
 SHARE = Number("a share in [0, 1]", 0, 1)
 MASS = Number("a share in [0, 1]", 0, 1 + SLACK, non_finite=True)
 
+_EXPERTS = Number(POSITIVE.what, 0, POSITIVE.high, integer=True)  # 0 is unknown
 MODEL: dict[str, Rule] = {
     "name": str,
-    **dict.fromkeys(("layers", "layer_names", "num_experts", "top_k", "score_function")),
+    "layers": None,
+    "layer_names": PerRouter(str),
+    "score_function": PerRouter(str, shared=True),
+    "num_experts": PerRouter(_EXPERTS, shared=True),
+    "top_k": PerRouter(POSITIVE, shared=True),
     **dict.fromkeys(("num_shared_experts", "parameters", "active_parameters"), COUNT),
     "norm_top_k": bool,
     "capacity_factor": AMOUNT,

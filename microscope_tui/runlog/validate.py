@@ -30,44 +30,29 @@ STEP: dict[str, form.Rule] = {
     **_NUMBERS,
     "incomplete": str,
     "losses": form.Each(form.NATS, "a value of losses", "a key of losses"),
-    "router": {name: form.PerRouter(rule) for name, rule in _SUMMARIES.items()},
+    "router": {name: form.PerRouter(rule, indexed=True) for name, rule in _SUMMARIES.items()},
 }
-_LIMITS: tuple[tuple[Sequence[str], Callable[[int], float], float, str], ...] = (
-    (
-        ("entropy", "mean_entropy"),
-        math.log,
-        _ENTROPY_SLACK,
-        "ln {0} = {1:.4g}: write nats, and divide sigmoid scores by their sum",
-    ),
-    (
-        ("effective_experts", "max_load", "dead_experts", "starved_experts"),
-        float,
-        form.SLACK,
-        "num_experts {0}: expected {2}",
-    ),
-)
-"""Summaries, the limit that follows from the number of experts of their router, and its slack."""
+_LIMITS: dict[str, Callable[[int], float]] = {
+    **dict.fromkeys(("entropy", "mean_entropy"), math.log),
+    **dict.fromkeys(("effective_experts", "max_load", "dead_experts", "starved_experts"), float),
+}
+"""How high a summary can be, from the number of experts of its router."""
+_IN_NATS = "write nats, and divide sigmoid scores by their sum"
 _NOT_LOOKED_AT = ": count only tensors that were looked at"
-_PARTS = (
-    (
-        ("entropy", "mean_entropy", _ENTROPY_SLACK),
+_PARTS = {
+    ("entropy", "mean_entropy"): (
         "entropy above mean_entropy",
         ", which is impossible: mean_entropy is the entropy of the mean probability, entropy the "
         "mean of the tokens' entropies",
     ),
-    (
-        ("dead_experts", "starved_experts", 0.0),
+    ("dead_experts", "starved_experts"): (
         "starved below dead",
         ": count the dead ones among the starved",
     ),
-    (("still_tensors", "looked_tensors", 0.0), "looked below still_tensors", _NOT_LOOKED_AT),
-    (
-        ("unchanged_tensors", "looked_tensors", 0.0),
-        "looked below unchanged_tensors",
-        _NOT_LOOKED_AT,
-    ),
-)
-"""A summary that is a part of another one and not above it, with their slack."""
+    ("still_tensors", "looked_tensors"): ("looked below still_tensors", _NOT_LOOKED_AT),
+    ("unchanged_tensors", "looked_tensors"): ("looked below unchanged_tensors", _NOT_LOOKED_AT),
+}
+"""A summary that is a part of another one: the class of the problem, and what to do."""
 _FORMULAS = {
     "effective_experts": "exp(entropy of the counts)",
     "max_load": "max ÷ mean of the counts",
@@ -179,15 +164,10 @@ class LogValidator(Problems):
             expected = "an object with layers, num_experts and top_k"
             self.unexpected("type model", "model", model, expected)
             return _Promise(counts=counts)
-        self.checked_fields("model.", model, form.MODEL)
         self.routers = self._depths(model.get("layers"))
-        names = self.per_router("model.layer_names", model.get("layer_names"))
-        for name in names or ():
-            self.checked("model.layer_names", name, str)
-        for function in self._each("model.score_function", model.get("score_function")):
-            self.checked("model.score_function", function, str)
-        experts = self._sizes(model, "num_experts")
-        top_k = self._sizes(model, "top_k")
+        said = self.checked_fields("model.", model, form.MODEL)
+        experts = self._sizes(model, said, "num_experts")
+        top_k = self._sizes(model, said, "top_k")
         for index, (e, k) in enumerate(zip(experts, top_k, strict=True)):
             if e is not None and k is not None and k > e:
                 self.say("top_k above num_experts", k=k, e=e, index=index)
@@ -209,34 +189,23 @@ class LogValidator(Problems):
             self.checked(key, depth, form.COUNT, "model.layers[]")
         return len(layers)
 
-    def _each(self, key: str, value: Any) -> list[Any]:
-        """The entries of what may be one value or one per router."""
-        return (self.per_router(key, value) or []) if isinstance(value, list) else [value]
-
-    def _sizes(self, model: dict[str, Any], key: str) -> list[int | None]:
+    def _sizes(self, model: dict[str, Any], said: dict[str, Any], key: str) -> list[int | None]:
         """``num_experts`` or ``top_k`` of every router.
 
         An explicit null is valid, and 0 experts: other tools do not always log them.
         """
-        name, value, routers = f"model.{key}", model.get(key), self.routers or 0
-
-        def is_unknown(entry: Any) -> bool:
-            none = type(entry) is int and entry == 0 and key == "num_experts"
-            return entry is None or none
-
+        value, routers = model.get(key), self.routers or 0
         if key not in model:
             expected = f"{form.POSITIVE.what}, or null"
-            self.say("missing", f"missing {name}", key=name, expected=expected)
+            self.say("missing", f"missing model.{key}", key=f"model.{key}", expected=expected)
             return [None] * routers
-        each = value if isinstance(value, list) else None
-        if any(map(is_unknown, [value] if each is None else each)):
-            where = "" if each is None else " for a router"
-            self.say("unknown", f"unknown {name}", key=name, where=where)
-        known = [
-            None if is_unknown(entry) else self.checked(name, entry, form.POSITIVE)
-            for entry in self._each(name, value)
-        ]
-        return known * routers if each is None else (known or [None] * routers)[:routers]
+        entries = value if isinstance(value, list) else [value]
+        whole = [entry for entry in entries if type(entry) is int]
+        if None in entries or (key == "num_experts" and 0 in whole):
+            where = " for a router" if isinstance(value, list) else ""
+            self.say("unknown", f"unknown model.{key}", key=f"model.{key}", where=where)
+        known = [size or None for size in said[key] or ()] or [None]
+        return known * routers if len(known) == 1 else known[:routers]
 
     def _step(self, record: dict[str, Any]) -> None:
         step: Any = record.get("step")
@@ -304,19 +273,23 @@ class LogValidator(Problems):
             self.checked(place, value, form.ANY, name)
 
     def _compare_limits(self, summaries: Summaries) -> None:
-        for names, limit_of, slack, words in _LIMITS:
-            for name in names:
-                pairs = zip(summaries.get(name, ()), self._promise.num_experts, strict=False)
-                for index, (number, experts) in enumerate(pairs):
-                    if number is None or experts is None:
-                        continue
-                    limit = limit_of(experts)
-                    if number > limit * (1 + slack) + _ZERO_SLACK:
-                        above = "above " + words.format(experts, limit, _SUMMARIES[name].what)
-                        self._of_router(f"range router.{name}", name, index, number, above)
+        for name, limit_of in _LIMITS.items():
+            slack = _ENTROPY_SLACK if limit_of is math.log else form.SLACK
+            pairs = zip(summaries.get(name, ()), self._promise.num_experts, strict=False)
+            for index, (number, experts) in enumerate(pairs):
+                if number is None or experts is None:
+                    continue
+                limit = limit_of(experts)
+                if number <= limit * (1 + slack) + _ZERO_SLACK:
+                    continue
+                above = f"above num_experts {experts}: expected {_SUMMARIES[name].what}"
+                if limit_of is math.log:
+                    above = f"above ln {experts} = {limit:.4g}: {_IN_NATS}"
+                self._of_router(f"range router.{name}", name, index, number, above)
 
     def _compare_parts(self, summaries: Summaries) -> None:
-        for (part, whole, slack), code, words in _PARTS:
+        for (part, whole), (code, words) in _PARTS.items():
+            slack = _ENTROPY_SLACK if whole == "mean_entropy" else 0.0
             pairs = zip(summaries.get(part, ()), summaries.get(whole, ()), strict=False)
             for index, (least, number) in enumerate(pairs):
                 if least is None or number is None:

@@ -133,6 +133,6 @@ def _state(
 def _shape(routers: Sequence[RouterInfo]) -> str:
     kinds = Counter((r.num_experts, r.top_k or "k unknown") for r in routers)
     return ", ".join(
-        f"{n} router{'s' * (n > 1)} of {experts} experts, top-{top_k}"
+        f"{n} {'router' if n == 1 else 'routers'} of {experts} experts, top-{top_k}"
         for (experts, top_k), n in list(kinds.items())[:8]
     )

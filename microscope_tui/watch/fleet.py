@@ -266,7 +266,8 @@ class Fleet:
         for watch in [self.open, *list(self._beside.values())]:
             if watch is not None and watch.advance():
                 moved = True
-                self.open_version += watch is self.open
+                if watch is self.open:
+                    self.open_version += 1
         return moved
 
     def look_around(self) -> bool:

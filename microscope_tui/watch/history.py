@@ -375,32 +375,28 @@ class History:
         return time if time == time else None
 
     def columns(
-        self,
-        name: str,
-        index: int,
-        count: int,
-        *,
-        since: int | None = None,
-        until: int | None = None,
+        self, name: str, index: int, count: int, window: "Window | None" = None
     ) -> list[Column]:
         """The series in at most ``count`` columns of equal numbers of rows.
 
         Args:
             name: the series; ``index`` the router in it.
-            since, until: first and last step shown; the whole history by default.
+            window: the steps shown; the whole history by default.
         """
         curve = self._curves[name][index]
         curve.keep_coarse(self._complete)
-        return curve.columns(self._cuts(count, self.rows(since, until)))
+        return curve.columns(self._cuts(count, self.rows(window)))
 
-    def axis(self, count: int, *, since: int | None = None, until: int | None = None) -> list[int]:
+    def axis(self, count: int, window: "Window | None" = None) -> list[int]:
         """The first step of every column that ``columns`` gives."""
-        return [self.steps[cut] for cut in self._cuts(count, self.rows(since, until))[:-1]]
+        return [self.steps[cut] for cut in self._cuts(count, self.rows(window))[:-1]]
 
-    def rows(self, since: int | None = None, until: int | None = None) -> range:
-        """The rows with steps from ``since`` to ``until``."""
-        first = 0 if since is None or since <= 1 else self.index_of(since)
-        last = len(self.steps) if until is None else bisect_left(self.steps, until + 1)
+    def rows(self, window: "Window | None" = None) -> range:
+        """The rows with steps in ``window``."""
+        if window is None:
+            return range(len(self.steps))
+        first = 0 if window.first <= 1 else self.index_of(window.first)
+        last = bisect_left(self.steps, window.last + 1)
         return range(min(first, last), last)
 
     @staticmethod
@@ -445,15 +441,13 @@ class Curves:
         """One series."""
         if self._history is None:
             return ()
-        first, last = self._window
-        return self._history.columns(name, index, self._columns, since=first, until=last)
+        return self._history.columns(name, index, self._columns, self._window)
 
     def axis(self) -> Sequence[int]:
         """The first step of every column."""
         if self._history is None:
             return ()
-        first, last = self._window
-        return self._history.axis(self._columns, since=first, until=last)
+        return self._history.axis(self._columns, self._window)
 
     def times(self, steps: Sequence[int]) -> Sequence[float | None]:
         """When these steps were written."""
@@ -463,6 +457,6 @@ class Curves:
         """Position of a step in the columns, 0 … 1."""
         if self._history is None:
             return None
-        rows = self._history.rows(*self._window)
+        rows = self._history.rows(self._window)
         before = self._history.index_of(step) + 1 - rows.start
         return max(0.0, min(1.0, before / len(rows))) if rows else None

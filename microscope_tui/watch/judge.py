@@ -239,7 +239,8 @@ def judge_for_parent() -> None:
                 while (left := end - judge.offset) > 0:
                     data = os.pread(file, min(_SLICE_BYTES, left), judge.offset)
                     judge.feed(data)
-                    judge.offset += 0 if data else left  # it shrank: the scan will report it
+                    if not data:
+                        judge.offset = end  # it shrank: the scan will report it
                     answer(judge, now=judge.offset >= end)
     except (EOFError, BrokenPipeError):
         os._exit(0)  # without flushing: the reader is gone
