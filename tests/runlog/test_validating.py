@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from microscope_tui import measures
 from microscope_tui.runlog import Problem, safe_text
+from microscope_tui.runlog import records as tables
 from tests.problems import problems_in
 
 Fields = dict[str, Any]
@@ -208,8 +209,7 @@ HEADER_DAMAGE = {
 @pytest.mark.parametrize("code", HEADER_DAMAGE)
 def test_a_wrong_run_record_is_named_in_its_line(code: str) -> None:
     changes: Fields = dict(HEADER_DAMAGE[code])
-    of_model = {"layers", "layer_names", "num_experts", "top_k", "norm_top_k"}
-    of_model |= {"capacity_factor", "num_shared_expert"}
+    of_model = {*tables.MODEL, "num_shared_expert"}
     model = {key: changes.pop(key) for key in list(changes) if key in of_model}
     run = header(**({"model": model} if model else {})) | changes
     assert (1, code) in {(p.line, p.code) for p in problems([run, step(1)])}
@@ -276,22 +276,26 @@ def test_each_source_of_counts_has_its_own_sum(
     assert [problem.code for problem in problems(log)] == found
 
 
-def test_a_router_may_see_another_number_of_tokens_than_the_step() -> None:
+SOUND: dict[str, dict[str, Any]] = {
+    "routers may see fewer tokens": {
+        "router": {"tokens": [TOKENS, TOKENS - 4]},
+        "tokens_per_expert 1": [10] * 4,
+    },
+    "what was not measured may be null or absent": {
+        **{"loss": None, "router": {"entropy": [None, 1.0]}, "expert_bias": [[], None]},
+        "tokens_per_expert 0": None,
+    },
+    "NaN may be measured": {
+        **{"loss": "NaN", "grad_norm": "Infinity", "router entropy": ["NaN", "-Infinity"]},
+        "expert_bias 0 0": "NaN",
+    },
+}
+
+
+@pytest.mark.parametrize("claim", SOUND)
+def test_a_step_is_sound(claim: str) -> None:
     record = step(1)
-    record["router"] = {"tokens": [TOKENS, TOKENS - 4]}
-    record["tokens_per_expert"][1] = [10, 10, 10, 10]
-    assert codes([header(), record]) == []
-
-
-def test_what_was_not_measured_may_be_null_or_absent() -> None:
-    record = {"kind": "step", "step": 1, "loss": None, "router": {"entropy": [None, 1.0]}}
-    counted = step(2) | {"expert_bias": [[], None]}
-    counted["tokens_per_expert"][0] = None
-    assert codes([header(), record, counted]) == []
-
-
-def test_not_a_number_is_a_value_where_something_is_measured() -> None:
-    record = step(1) | {"loss": "NaN", "grad_norm": "Infinity"}
-    record["router"]["entropy"] = ["NaN", "-Infinity"]
-    record["expert_bias"][0][0] = "NaN"
-    assert codes([header(), record]) == []
+    for path, to in SOUND[claim].items():
+        damage(record, path, to)
+    bare = {"kind": "step", "step": 2}
+    assert codes([header(), record, bare]) == []

@@ -90,24 +90,24 @@ def test_a_silent_run_is_over_after_the_next_reading_whoever_looks(
     assert watch.diagnosis.over
 
 
+STATES = {
+    (RunState.STALE, 599.0): False,
+    (RunState.STALE, 601.0): True,
+    (RunState.LIVE, 601.0): False,
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "over"),
-    [
-        ("complete", False, False),
-        ("_second", ..., False),
-        ("state", lambda: (RunState.STALE, 599.0), False),
-        ("state", lambda: (RunState.STALE, 601.0), True),
-        ("state", lambda: (RunState.LIVE, 601.0), False),
-    ],
+    ("name", "value"), [("complete", False), ("_second", ...), *(("state", s) for s in STATES)]
 )
 def test_only_a_run_that_is_over_and_was_judged_to_its_end_is_concluded(
-    name: str, value: Any, over: bool, write_log: Callable[..., Path], balanced: Any
+    name: str, value: Any, write_log: Callable[..., Path], balanced: Any
 ) -> None:
     end = {"kind": "event", "event": "end", "reason": "finished", "step": 1}
     watch = open_log(write_log([header(), step(1, [balanced()] * 3, 2048), end]))
     assert watch.diagnosis.over
     watch.diagnosis.conclude(over=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, name, value)
+        patch.setattr(watch, name, (lambda: value) if name == "state" else value)
         watch.conclude_if_over()
-    assert watch.diagnosis.over == over
+    assert watch.diagnosis.over == STATES.get(value, False)
