@@ -83,7 +83,8 @@ def format_text(report: FormatReport) -> str:
         for problem in report.problems
     ]
     there = [plural(number, _KINDS[kind]) for kind, number in report.records.items() if number]
-    errors, hints = report.count("error"), report.count("hint")
+    errors = report.count("error")
+    hints = report.count("hint")
     found = "no problems"
     if errors or hints:
         found = f"{plural(errors, 'error')}, {plural(hints, 'hint')}"

@@ -98,7 +98,8 @@ def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
     for entry in entries_of(file):
         if isinstance(entry, RunRecord):
             if run is not None and run.routers != entry.routers:
-                steps, course = [], Course()  # another model from here on
+                steps = []  # another model from here on
+                course = Course()
             run = entry
         drop_from(steps, course.take(entry))
         if isinstance(entry, StepEntry) and entry.has_counts and not course.repeats:
