@@ -258,18 +258,22 @@ class Problems:
         if not isinstance(rule, Each):
             return self.checked_fields(f"{key}.", value, rule)
         for name, inner in value.items():
-            self.checked(rule.key, name, str if rule.key else None)
-            self.checked(rule.what, inner, rule.value)
+            self.checked(f"a key of {key}", name, str if rule.named else None)
+            self.checked(f"a {rule.noun} of {key}", inner, rule.value)
         return value
 
     def _entries(self, key: str, value: Any, rule: PerRouter) -> list[Any] | None:
-        """The sound entries; of what is ``shared``, one may stand for all."""
-        shared = rule.shared and not isinstance(value, list)
-        entries = [value] if shared else self.per_router(key, value)
-        if entries is None or (isinstance(rule.rule, Number) and all(map(rule.rule.fits, entries))):
+        if rule.shared and not isinstance(value, list):
+            return [self.checked(key, value, rule.rule)]
+        entries = self.per_router(key, value)
+        if entries is None:
+            return None
+        if rule.shared or not isinstance(rule.rule, Number):
+            return [self.checked(key, entry, rule.rule) for entry in entries]
+        if all(map(rule.rule.fits, entries)):
             return entries
         return [
-            self.checked(f"{key}[{index}]" if rule.indexed else key, entry, rule.rule, key)
+            self.checked(f"{key}[{index}]", entry, rule.rule, key)
             for index, entry in enumerate(entries)
         ]
 

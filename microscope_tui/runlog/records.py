@@ -46,23 +46,18 @@ class Number(msgspec.Struct, frozen=True):
 
 
 class PerRouter(msgspec.Struct, frozen=True):
-    """A list with one entry per router, which may be ``None``."""
+    """A list with one entry per router, which may be ``None``; if ``shared`` also one for all."""
 
     rule: "Rule"
     shared: bool = False
-    """Or one value for all."""
-    indexed: bool = False
-    """Messages name the entry."""
 
 
 class Each(msgspec.Struct, frozen=True):
-    """An object whose keys are free."""
+    """An object with free keys, which are shown if ``named``."""
 
     value: "Rule"
-    what: str = ""
-    """A value in words."""
-    key: str = ""
-    """A key in words, where keys are shown."""
+    noun: str = "value"
+    named: bool = False
 
 
 Rule: TypeAlias = (
@@ -106,14 +101,14 @@ BALANCE: dict[str, Rule] = {
     "update": UPDATES,
     **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),
     "trainer_aux_weight": AMOUNT,
-    "names": Each(str, "a name of balance.names"),
+    "names": Each(str, "name"),
 }
 PAIRS = ("routers", "experts", "attention", "embeddings")
 """``[trained, all]``, numbers of tensors."""
 TRAINING: dict[str, Rule] = {
     **dict.fromkeys((*PAIRS, "missing_targets")),
     "expert_weights": SHARE,
-    "adapters": Each(COUNT, "a number of training.adapters"),
+    "adapters": Each(COUNT, "number"),
 }
 SOURCES = ("exact", "top1", "shares", "local_rank", "none")
 SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES, "unconfirmed": str}
@@ -138,7 +133,7 @@ EVENT: dict[str, Rule] = {
     "time": TIME,
     "reason": str,
     "event": str,
-    "values": Each(None, key="a key of values"),
+    "values": Each(None, named=True),
 }
 END_REASONS = ("finished", "stopped", "collapse", "signal", "failed")
 

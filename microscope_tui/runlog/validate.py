@@ -29,8 +29,8 @@ STEP: dict[str, form.Rule] = {
     **dict.fromkeys(("kind", "step", *form.MATRICES)),
     **_NUMBERS,
     "incomplete": str,
-    "losses": form.Each(form.NATS, "a value of losses", "a key of losses"),
-    "router": {name: form.PerRouter(rule, indexed=True) for name, rule in _SUMMARIES.items()},
+    "losses": form.Each(form.NATS, named=True),
+    "router": {name: form.PerRouter(rule) for name, rule in _SUMMARIES.items()},
 }
 _LIMITS: dict[str, Callable[[int], float]] = {
     **dict.fromkeys(("entropy", "mean_entropy"), math.log),

@@ -211,9 +211,10 @@ class Fleet:
             changed |= self._find_renamed(runs)
         with self.lock:
             self.runs = runs
-            for gone in self._glances.keys() - {run.path for run in runs}:
+            here = {run.path for run in runs}
+            for gone in self._glances.keys() - here:
                 del self._glances[gone]
-            for gone in self._verdicts.keys() - {run.path for run in runs}:
+            for gone in self._verdicts.keys() - here:
                 del self._verdicts[gone]
         self._choose_beside()
         return changed
