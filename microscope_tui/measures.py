@@ -81,11 +81,13 @@ def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
     95 % of the tokens choose them, and, whatever their share, where c of all experts is below 0.45.
     With k = 1 none is. So c never gets better because an expert gets busier.
     """
-    effective, experts = effective_experts(tokens_per_expert), len(tokens_per_expert)
+    experts = len(tokens_per_expert)
+    effective = effective_experts(tokens_per_expert)
     plain = collapse_index(effective, experts, top_k)
     if may_excuse(plain, max_load(tokens_per_expert), experts, top_k):
         busiest = sorted(range(experts), key=tokens_per_expert.__getitem__, reverse=True)
-        always, most = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k, max(1, top_k // 4)
+        always = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k
+        most = max(1, top_k // 4)
         hot = len([n for n in tokens_per_expert if n >= always]) if most > 1 else 1
         for left_out in range(min(most, max(1, hot)), most + 1):
             rest = list(map(tokens_per_expert.__getitem__, busiest[left_out:]))

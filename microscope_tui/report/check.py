@@ -101,6 +101,7 @@ def judge(
     if watch is None:
         watch = RunWatch(file, request.criteria, patient=True)
         watch.read_all()
+    watch.conclude_if_over()
     state, _ = watch.state()
     diagnosis, problem = watch.diagnosis, why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []

@@ -28,6 +28,7 @@ from microscope_tui.runlog import (
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TORN = "skip the torn line until it is whole"
 _NULS = re.compile(rb"\0+")
 _KEYS = ("line", "severity", "code", "count", "reason")
 _KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other record"}
@@ -56,15 +57,15 @@ def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
     """
     if path.is_dir():
         path = path / LOG_NAME
-    validator, splitter = LogValidator(), LineSplitter()
-    problems: list[Problem] = []
+    validator = LogValidator()
+    splitter = LineSplitter()
     try:
-        problems += _problems(_chunks(path, descriptor), validator, splitter)
-        problems.sort(key=lambda problem: problem.line)
-        problems += validator.finish()
+        _read(_chunks(path, descriptor), validator, splitter)
+        problems = validator.finish()
     except OSError as error:
         reason = f"cannot be read: {safe_text(error.strerror or error, 200)}; name a readable log"
-        problems.append(Problem(splitter.line_number, "error", reason, "unreadable"))
+        unreadable = Problem(splitter.line_number, "error", reason, "unreadable")
+        problems = [*validator.found, unreadable]
     records = {kind: validator.records[kind] for kind in _KINDS}
     return FormatReport(safe_text(path, 1000), splitter.line_number, records, problems)
 
@@ -82,7 +83,8 @@ def format_text(report: FormatReport) -> str:
         for problem in report.problems
     ]
     there = [plural(number, _KINDS[kind]) for kind, number in report.records.items() if number]
-    errors, hints = report.count("error"), report.count("hint")
+    errors = report.count("error")
+    hints = report.count("hint")
     found = "no problems"
     if errors or hints:
         found = f"{plural(errors, 'error')}, {plural(hints, 'hint')}"
@@ -104,10 +106,8 @@ def format_json(report: FormatReport) -> dict[str, Any]:
     }
 
 
-def _problems(
-    chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitter
-) -> Iterator[Problem]:
-    """All problems, also of what the splitter hides from the validator."""
+def _read(chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitter) -> None:
+    """Check all lines, and what the splitter hides from the validator."""
     torn = False
     for chunk in chunks:
         validator.line = splitter.line_number + 1
@@ -118,21 +118,17 @@ def _problems(
             validator.line += chunk.count(b"\n", at, nuls.start())
             at = nuls.start()
             validator.say("nul", size=len(nuls.group()))
-        yield from validator.new()
         for number, line in splitter.feed(chunk.replace(b"\0", b"")):
-            yield from validator.check(number, line)
+            validator.check(number, line)
         torn = not chunk.endswith(b"\n")
     for number, line in splitter.feed(b"\n") if torn else ():
-        whole = is_an_object(line)
-        what = "wait for it" if whole else "skip the torn line until it is whole"
         validator.line = number
-        validator.say("no newline", what=what)
-        yield from validator.new()
+        whole = is_an_object(line)
+        validator.say("no newline", what="wait for it" if whole else _TORN)
         if whole:
-            yield from validator.check(number, line)
+            validator.check(number, line)
     for validator.line in splitter.overlong:
         validator.say("overlong")
-        yield from validator.new()
 
 
 def _chunks(path: Path, descriptor: int | None) -> Iterator[bytes]:

@@ -88,13 +88,16 @@ def _without_matrices(line: bytes) -> bytes:
     A few searches for single bytes, from the end on, decide at many GB/s, without parsing a number:
     the quotes of their keys must be the only ones there, without a hole of NULs.
     """
-    cut, left, key = len(line), _MATRIX_KEYS, b""
+    cut = len(line)
+    left = _MATRIX_KEYS
+    key = b""
     while (last := line.rfind(b'"', 0, cut)) >= 0:
         first = line.rfind(b'"', 0, last)
         key = line[first : last + 2]
         if key not in left:
             break
-        cut, left = first, left - {key}
+        cut = first
+        left = left - {key}
     if left is _MATRIX_KEYS or key in _MATRIX_KEYS or not line.endswith(b"]}"):
         return line
     if line.find(b"\0", cut) >= 0:
@@ -149,14 +152,17 @@ def row_starts(line: bytes, routers: int) -> list[int]:
     at = line.find(b"[", behind) if behind >= len(_COUNTS_KEY) else -1
     if at < 0 or line[at - 1 : at] not in (b":", b" "):
         return []
-    starts, end, between = list[int](), at + 1, b""
+    starts = list[int]()
+    end = at + 1
+    between = b""
     try:
         for _ in range(routers):
             at = line.index(b"[", at + 1)
             if line[end:at] != between and line[end:at].translate(None, b" ") != between:
                 return []  # not a row, or a nested list
             starts.append(at)
-            end, between = line.index(b"]", at) + 1, b","
+            end = line.index(b"]", at) + 1
+            between = b","
     except ValueError:
         return []
     # Behind the last row the matrix and the record end.
@@ -288,7 +294,8 @@ def _balance(fields: dict[str, Any]) -> dict[str, Any]:
         safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
         for key, value in fields.items()
     }
-    names, update = [*_mapping(fields, "names").items()][:40], fields.get("update")
+    names = [*_mapping(fields, "names").items()][:40]
+    update = fields.get("update")
     forced = safe_text(fields.get("force_collapse") or "", 20)
     texts = {
         "method": safe_text(fields.get("method") or "", 20),
@@ -302,7 +309,8 @@ def _balance(fields: dict[str, Any]) -> dict[str, Any]:
 def _training(fields: dict[str, Any]) -> dict[str, Any]:
     """What is trained; what cannot be read is left out."""
     adapters = [*_mapping(fields, "adapters").items()][:20]
-    missing, share = fields.get("missing_targets"), fields.get("expert_weights")
+    share = fields.get("expert_weights")
+    missing = fields.get("missing_targets")
     names = missing[:20] if isinstance(missing, list) else []
     found = {name: pair_of(fields.get(name)) for name in form.PAIRS} | {
         "expert_weights": share if form.SHARE.fits(share) else None,

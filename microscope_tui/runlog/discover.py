@@ -104,7 +104,9 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
     if root.exists() and not root.is_dir():
         return [_single_run(root)]
     known = known or KnownLogs()
-    before, known.logs, known.listed, known.unreadable = known.logs, {}, [], []
+    before, known.logs = known.logs, {}
+    known.listed = []
+    known.unreadable = []
     for entry in _log_files(root, MAX_DEPTH, known):
         try:
             known.logs[entry.path] = _look(entry, root, before.get(entry.path))
@@ -131,7 +133,8 @@ def entries_of(file: RunFile) -> Iterator[Entry]:
         OSError: it cannot be read.
         UnknownFormat: the log has another format version.
     """
-    source, reader = file.open(), RunReader(file.name)
+    source = file.open()
+    reader = RunReader(file.name)
     while True:
         chunk = source.read()
         if chunk.restarted or (source.exhausted and not chunk.data):
@@ -183,7 +186,8 @@ def _look(
     entry: os.DirEntry[str], root: Path, known: tuple[Stamp, RunFile | None] | None
 ) -> tuple[Stamp, RunFile | None]:
     """The run in a file; its head is read again only if it may have changed."""
-    path, status = Path(entry.path), entry.stat(follow_symlinks=False)
+    path = Path(entry.path)
+    status = entry.stat(follow_symlinks=False)
     state = stamp_of(status)
     before, run = known or (None, None)
     if known is not None and state == before:
@@ -203,7 +207,8 @@ def _head(path: Path) -> bytes:
     if path.suffix not in ARCHIVE_SUFFIXES:
         with opened(path) as file:
             return read_lines_at(file, 0, _PROBE_BYTES, _MAX_PROBE_BYTES)
-    log, head = CompressedLog(path), b""
+    log = CompressedLog(path)
+    head = b""
     while not log.exhausted and b"\n" not in head and len(head) < _MAX_PROBE_BYTES:
         head += log.read(_PROBE_BYTES).data
     return head

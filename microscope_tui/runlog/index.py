@@ -9,7 +9,7 @@ narrows a stretch by interpolation until a single read covers what is left.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -103,22 +103,32 @@ def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, R
     while True:
         start = max(0, size - want)
         lines = os.pread(file, want, start).split(b"\n")[1 if start else 0 :]
-        steps, before = list[StepRecord](), list[StepRecord]()
-        end: EventRecord | None = None
-        late: RunRecord | None = None
-        for record in map(_record, lines):
-            if isinstance(record, StepRecord):
-                steps.append(record)
-                end = None
-            elif isinstance(record, RunRecord):
-                before, steps, end, late = steps or before, [], None, record
-            elif isinstance(record, EventRecord) and record.event == "end":
-                end = record
-        first = late.resumed_at_step if late is not None else None
-        found = steps or [step for step in before if first is None or step.step < first]
-        if len(found) >= 2 or start == 0 or want >= _MOST_END_BYTES:
-            return found[-2:], end, late
+        steps, end, late = _end_of(map(_record, lines))
+        if len(steps) >= 2 or start == 0 or want >= _MOST_END_BYTES:
+            return steps[-2:], end, late
         want *= 8
+
+
+def _end_of(
+    records: Iterable[Record | None],
+) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
+    """The steps behind the last header, or before it if there are none yet; end; that header."""
+    steps, before = list[StepRecord](), list[StepRecord]()
+    end: EventRecord | None = None
+    late: RunRecord | None = None
+    for record in records:
+        if isinstance(record, StepRecord):
+            steps.append(record)
+            end = None
+        elif isinstance(record, RunRecord):
+            before = steps or before
+            steps = []
+            end = None
+            late = record
+        elif isinstance(record, EventRecord) and record.event == "end":
+            end = record
+    first = late.resumed_at_step if late is not None else None
+    return steps or [step for step in before if first is None or step.step < first], end, late
 
 
 def _record(line: bytes) -> Record | None:
@@ -188,7 +198,8 @@ def sample(path: Path, name: str, count: int) -> Overview:
                 overview.take(found[1], found[0], name)
         start = max(0, size - 3 * overview.line_bytes)  # on to the last whole line
         data = os.pread(file, size - start, start)
-        begin, end = data.find(b"\n") + 1, data.rfind(b"\n") + 1
+        begin = data.find(b"\n") + 1
+        end = data.rfind(b"\n") + 1
         overview.take(data[begin:end], start + begin, name)
     return overview
 

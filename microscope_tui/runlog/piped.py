@@ -90,7 +90,8 @@ def _unnamed_file() -> BinaryIO:
 def _write_at(file: int, data: bytes, offset: int) -> None:
     while data:
         written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
+        data = data[written:]
+        offset += written
 
 
 class SpooledLog(Source):
@@ -151,7 +152,8 @@ class PipedLog(SpooledLog):
         return Chunk(data[:whole])
 
     def _receive(self) -> None:
-        error, inside_line = None, False
+        error = None
+        inside_line = False
         try:
             while piece := self._next_piece():
                 if self.spool is not None:
@@ -160,14 +162,16 @@ class PipedLog(SpooledLog):
                 with self._changed:
                     self._waiting += piece
                     self.size += len(piece)
-                    self.modified, self.changed_at = time.time(), time.monotonic()
+                    self.modified = time.time()
+                    self.changed_at = time.monotonic()
                     self._changed.wait_for(lambda: len(self._waiting) < self._capacity)
         except OSError as caught:
             error = caught
         with self._changed:
             if inside_line:
                 self._waiting += b"\n"
-            self._closed, self._error = True, error
+            self._closed = True
+            self._error = error
 
     def _next_piece(self) -> bytes:
         while True:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from microscope_tui.runlog.records import NON_FINITE, Number, Rule
+from microscope_tui.runlog.records import NON_FINITE, Each, Number, PerRouter, Rule
 from microscope_tui.runlog.safe_text import safe_text
 
 Severity = Literal["error", "hint"]
@@ -29,7 +29,8 @@ SAID_IN_FULL = 20
 _STRING_OR_BARE = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')
 _EXCERPT = 16
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_MAX_UNKNOWN_KEYS, _MAX_KEY_LENGTH = 100, 64
+_MAX_UNKNOWN_KEYS = 100
+_MAX_KEY_LENGTH = 64
 
 # Names in other trainers; difflib finds the misspelt ones.
 _OTHER_NAMES = {
@@ -140,7 +141,10 @@ class Problems:
     def __init__(self) -> None:
         self.line = 0
         """The current line; the collector adds it to new problems."""
-        self._new: list[Problem] = []
+        self.found: list[Problem] = []
+        """Those that are reported in full."""
+        self.routers: int | None = None
+        """How many there are, by the last run record; ``None`` if it does not tell."""
         self._seen: Counter[str] = Counter()  # by class, as the last one
         self._last: dict[str, Problem] = {}
 
@@ -155,14 +159,9 @@ class Problems:
         problem = Problem(self.line, severity, words.format(**values), code or what)
         self._seen[problem.code] += 1
         if self._seen[problem.code] <= SAID_IN_FULL:
-            self._new.append(problem)
+            self.found.append(problem)
         else:
             self._last[problem.code] = problem
-
-    def new(self) -> list[Problem]:
-        """Problems added since the last call that are reported in full."""
-        problems, self._new = self._new, []
-        return problems
 
     def rest(self) -> Iterator[Problem]:
         """One summary for each class with more problems than are reported in full."""
@@ -219,8 +218,8 @@ class Problems:
             candidates = _likely(key, tuple(sorted(rules))) if len(key) <= _MAX_KEY_LENGTH else ()
             likely = next((name for name in candidates if name not in record), None)
             if likely is not None:
-                code, strange = f"misspelt {inside}{likely}", safe_text(key, 40)
-                self.say("misspelt", code, inside=inside, key=strange, likely=likely)
+                code = f"misspelt {inside}{likely}"
+                self.say("misspelt", code, inside=inside, key=safe_text(key, 40), likely=likely)
         return {
             name: self.checked(inside + name, record.get(name), rule)
             for name, rule in rules.items()
@@ -237,10 +236,14 @@ class Problems:
             return value
         if isinstance(rule, Number):
             return self._number(key, value, rule, code)
-        kinds = {dict: "an object", bool: "true or false"}
+        if isinstance(rule, PerRouter):
+            return self._entries(key, value, rule)
+        if isinstance(rule, Each | Mapping):
+            return self._object(key, value, rule, code)
         kind = rule if isinstance(rule, type) else str
         if not isinstance(value, kind):
-            return self.unexpected(f"type {code}", key, value, kinds.get(kind, "a string"))
+            what = {dict: "an object", bool: "true or false", str: "a string"}[kind]
+            return self.unexpected(f"type {code}", key, value, what)
         if isinstance(value, str) and not value.isprintable():
             char = next((c for c in value if unicodedata.category(c) in _UNPRINTABLE), None)
             if char is not None:
@@ -248,6 +251,31 @@ class Problems:
         if isinstance(rule, tuple) and value not in rule:
             return self.unexpected(f"choice {code}", key, value, f"one of {', '.join(rule)}")
         return value
+
+    def _object(self, key: str, value: Any, rule: Each | Mapping[str, Rule], code: str) -> Any:
+        if self.checked(key, value, dict, code) is None:
+            return None
+        if not isinstance(rule, Each):
+            return self.checked_fields(f"{key}.", value, rule)
+        for name, inner in value.items():
+            self.checked(f"a key of {key}", name, str if rule.named else None)
+            self.checked(f"a {rule.noun} of {key}", inner, rule.value)
+        return value
+
+    def _entries(self, key: str, value: Any, rule: PerRouter) -> list[Any] | None:
+        if rule.shared and not isinstance(value, list):
+            return [self.checked(key, value, rule.rule)]
+        entries = self.per_router(key, value)
+        if entries is None:
+            return None
+        if rule.shared or not isinstance(rule.rule, Number):
+            return [self.checked(key, entry, rule.rule) for entry in entries]
+        if all(map(rule.rule.fits, entries)):
+            return entries
+        return [
+            self.checked(f"{key}[{index}]", entry, rule.rule, key)
+            for index, entry in enumerate(entries)
+        ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
         """Add the problem that ``value`` is not ``expected``; ``code``: its class."""
@@ -259,23 +287,26 @@ class Problems:
             return value
         if type(value) is float and not math.isfinite(value):
             return None  # a bare token was reported when the line was parsed
-        what, expected = "range", rule.what
         if isinstance(value, str) and value in NON_FINITE:
             if rule.non_finite:
                 return None
-            expected += ", or null where there is no value"
+            expected = f"{rule.what}, or null where there is no value"
         elif type(value) is not int and (type(value) is not float or rule.integer):
-            what, expected = "type", _typed(rule, value)
-        return self.unexpected(f"{what} {code}", key, value, expected)
+            return self.unexpected(f"type {code}", key, value, _typed(rule, value))
+        else:
+            expected = rule.what
+        return self.unexpected(f"range {code}", key, value, expected)
 
-    def per_router(self, key: str, value: Any, routers: int | None) -> list[Any] | None:
+    def per_router(self, key: str, value: Any) -> list[Any] | None:
         """The list at ``key`` with one entry per router; ``None`` where there is none."""
-        if value is not None and not isinstance(value, list):
+        if value is None:
+            return None
+        if not isinstance(value, list):
             expected = "a list with one entry per router of model.layers"
             self.unexpected(f"type {key}", key, value, expected)
             return None
-        if value is not None and routers not in (None, len(value)):
-            self.say("length", f"length {key}", key=key, entries=len(value), routers=routers)
+        if self.routers not in (None, len(value)):
+            self.say("length", f"length {key}", key=key, entries=len(value), routers=self.routers)
             return None
         return value
 

@@ -206,7 +206,8 @@ class Course:
 
     def take(self, entry: Entry) -> int | None:
         """The step from which on earlier ones no longer hold; ``None`` if nothing restarts."""
-        cut, self.repeats = None, False
+        cut = None
+        self.repeats = False
         if isinstance(entry, StepEntry):
             step = entry.record.step
             self.repeats = step == self._latest <= self.last_step
@@ -214,7 +215,7 @@ class Course:
                 cut = step
             self._latest = self.last_step = step
         elif isinstance(entry, RunRecord) and self._begun and entry.resumed_at_step is not None:
-            cut = max(1, min(entry.resumed_at_step, max(0, self.last_step) + 1))
+            cut = max(1, min(entry.resumed_at_step, self.last_step + 1))
             self.last_step = cut - 1
         self._begun = True
         return cut

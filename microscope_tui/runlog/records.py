@@ -7,7 +7,7 @@ NaN is a value: a measurement that was not a number.
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -45,9 +45,27 @@ class Number(msgspec.Struct, frozen=True):
         return self.low <= value <= self.high  # NaN and the infinities are in no range
 
 
-Rule = Number | type[str] | type[dict[str, Any]] | type[bool] | tuple[str, ...] | None
-"""What a field may be: a number, a text, an object, a truth value, one of some texts; ``None`` is
-anything, or what needs a check of its own."""
+class PerRouter(msgspec.Struct, frozen=True):
+    """A list with one entry per router, which may be ``None``; if ``shared`` also one for all."""
+
+    rule: "Rule"
+    shared: bool = False
+
+
+class Each(msgspec.Struct, frozen=True):
+    """An object with free keys, which are shown if ``named``."""
+
+    value: "Rule"
+    noun: str = "value"
+    named: bool = False
+
+
+Rule: TypeAlias = (
+    "Number | type[str] | type[dict[str, Any]] | type[bool] | tuple[str, ...]"
+    " | PerRouter | Each | Mapping[str, Rule] | None"
+)
+"""What a field may be: a number, a text, any object, a truth value, one of some texts, an object
+with these fields; ``None`` is anything, or what needs a check of its own."""
 
 COUNT = Number("an integer of at least 0", 0, 2**62, integer=True)
 POSITIVE = Number("an integer of at least 1", 1, 2**62, integer=True)
@@ -65,6 +83,35 @@ LARGEST = Number("max ÷ mean of the counts, at least 1", 1 - SLACK)
 SHARE = Number("a share in [0, 1]", 0, 1)
 MASS = Number("a share in [0, 1]", 0, 1 + SLACK, non_finite=True)
 
+_EXPERTS = Number(POSITIVE.what, 0, POSITIVE.high, integer=True)  # 0 is unknown
+MODEL: dict[str, Rule] = {
+    "name": str,
+    "layers": None,
+    "layer_names": PerRouter(str),
+    "score_function": PerRouter(str, shared=True),
+    "num_experts": PerRouter(_EXPERTS, shared=True),
+    "top_k": PerRouter(POSITIVE, shared=True),
+    **dict.fromkeys(("num_shared_experts", "parameters", "active_parameters"), COUNT),
+    "norm_top_k": bool,
+    "capacity_factor": AMOUNT,
+}
+UPDATES = ("sign", "proportional", "quantile")
+BALANCE: dict[str, Rule] = {
+    **dict.fromkeys(("method", "force_collapse"), str),
+    "update": UPDATES,
+    **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),
+    "trainer_aux_weight": AMOUNT,
+    "names": Each(str, "name"),
+}
+PAIRS = ("routers", "experts", "attention", "embeddings")
+"""``[trained, all]``, numbers of tensors."""
+TRAINING: dict[str, Rule] = {
+    **dict.fromkeys((*PAIRS, "missing_targets")),
+    "expert_weights": SHARE,
+    "adapters": Each(COUNT, "number"),
+}
+SOURCES = ("exact", "top1", "shares", "local_rank", "none")
+SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES, "unconfirmed": str}
 RUN: dict[str, Rule] = {
     **dict.fromkeys(("kind", "format_version", "model")),
     "run": str,
@@ -74,37 +121,19 @@ RUN: dict[str, Rule] = {
     "profile": ("pretrain", "finetune", "eval"),
     "world_size": POSITIVE,
     "expert_parallel_size": POSITIVE,
-    **dict.fromkeys(("balance", "training", "config", "versions", "source"), dict),
+    **dict.fromkeys(("config", "versions"), dict),
+    "balance": BALANCE,
+    "training": TRAINING,
+    "source": SOURCE,
 }
-MODEL: dict[str, Rule] = {
-    "name": str,
-    **dict.fromkeys(("layers", "layer_names", "num_experts", "top_k", "score_function")),
-    **dict.fromkeys(("num_shared_experts", "parameters", "active_parameters"), COUNT),
-    "norm_top_k": bool,
-    "capacity_factor": AMOUNT,
-}
-UPDATES = ("sign", "proportional", "quantile")
-BALANCE: dict[str, Rule] = {
-    **dict.fromkeys(("method", "force_collapse"), str),
-    "update": UPDATES,
-    "names": dict,
-    **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),
-    "trainer_aux_weight": AMOUNT,
-}
-PAIRS = ("routers", "experts", "attention", "embeddings")
-"""``[trained, all]``, numbers of tensors."""
-TRAINING: dict[str, Rule] = dict.fromkeys((*PAIRS, "missing_targets"))
-TRAINING |= {"expert_weights": SHARE, "adapters": dict}
 FRACTIONS = 'holds fractions: write shares × 1,000,000 and source.counts "shares"'
-SOURCES = ("exact", "top1", "shares", "local_rank", "none")
-SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES, "unconfirmed": str}
 EVENT: dict[str, Rule] = {
     "kind": None,
     "step": COUNT,
     "time": TIME,
-    "values": dict,
     "reason": str,
     "event": str,
+    "values": Each(None, named=True),
 }
 END_REASONS = ("finished", "stopped", "collapse", "signal", "failed")
 

@@ -79,7 +79,8 @@ class LineSplitter:
             start = end + 1
             self.line_start, self._next_start = self._next_start, self._fed + start
             line, size = b"".join(self._parts), self._size
-            self._parts, self._size = [], 0
+            self._parts = []
+            self._size = 0
             if size > self._max:
                 self.overlong.append(self.line_number)
             else:
@@ -237,7 +238,8 @@ class Tail(Source):
                 self._look(file)
                 return Chunk(self._next(file, max_bytes), self._restarted)
         except FileNotFoundError:
-            self.deleted, self.exhausted = self._stamp is not None, True
+            self.deleted = self._stamp is not None
+            self.exhausted = True
             return Chunk(b"")
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -261,7 +263,8 @@ class Tail(Source):
         if stamp != before:
             if before is not None:
                 self.changed_at = time.monotonic()
-            self._stamp, self._stamp_since = stamp, time.monotonic()
+            self._stamp = stamp
+            self._stamp_since = time.monotonic()
             self._fruitless = None
         self.deleted = False
         self.size, self.modified = status.st_size, status.st_mtime

@@ -103,7 +103,8 @@ class RunLogWriter:
             return False
         line = encode_record(record)
         if kind == "run":
-            self._head, self._head_is_due, line = line, True, b""
+            self._head, line = line, b""
+            self._head_is_due = True
         written = self._try_to_append(line, record.get("step"))
         if not written and kind != "run":
             self.lost_records += 1
@@ -143,7 +144,8 @@ class RunLogWriter:
                 self._warn(f"cannot be written ({error}); lost records are counted")
             self._retry_at = self._clock() + RETRY_S
             return False
-        self.lost_records, self._retry_at = 0, -math.inf
+        self.lost_records = 0
+        self._retry_at = -math.inf
         return True
 
     def _append(self, lines: bytes) -> None:
@@ -158,7 +160,8 @@ class RunLogWriter:
                 if os.fstat(self._file).st_size == size + written:  # no one else wrote since
                     os.ftruncate(self._file, size)
             raise OSError(f"only {written} of {len(lines)} bytes fitted on the disk")
-        self._first, self._head_is_due = b"", False
+        self._first = b""
+        self._head_is_due = False
 
     def _size_of_open_log(self) -> int:
         """Size of the file at the log's path, opening it if needed."""
@@ -263,7 +266,8 @@ class BackgroundLog:
         """
         self._log = log
         self._finish = finish
-        self._max_records, self._max_bytes = max_records, max_bytes
+        self._max_records = max_records
+        self._max_bytes = max_bytes
         # Both are C code: nothing can interrupt them halfway and leave them locked.
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.RLock()

@@ -98,7 +98,8 @@ def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
     for entry in entries_of(file):
         if isinstance(entry, RunRecord):
             if run is not None and run.routers != entry.routers:
-                steps, course = [], Course()  # another model from here on
+                steps = []  # another model from here on
+                course = Course()
             run = entry
         drop_from(steps, course.take(entry))
         if isinstance(entry, StepEntry) and entry.has_counts and not course.repeats:
@@ -133,6 +134,6 @@ def _state(
 def _shape(routers: Sequence[RouterInfo]) -> str:
     kinds = Counter((r.num_experts, r.top_k or "k unknown") for r in routers)
     return ", ".join(
-        f"{n} router{'s' * (n > 1)} of {experts} experts, top-{top_k}"
+        f"{n} {'router' if n == 1 else 'routers'} of {experts} experts, top-{top_k}"
         for (experts, top_k), n in list(kinds.items())[:8]
     )

@@ -51,7 +51,8 @@ class FileEvents:
         """
         try:
             self._start()
-            self.mode, self.reason = "events", ""
+            self.mode = "events"
+            self.reason = ""
         except ImportError:
             self._poll("watchdog is not installed")
         except OSError as error:
@@ -80,21 +81,22 @@ class FileEvents:
         self._changed.set()
 
     def _poll(self, reason: str) -> None:
-        self.mode, self.reason = "polling", reason
+        self.mode = "polling"
+        self.reason = reason
         self.stop()
 
     def _start(self) -> None:
         root = self.root.resolve(strict=True)
-        folder, recursive = root, True
+        logging.getLogger("watchdog").addHandler(logging.NullHandler())  # the screen is ours
         if not root.is_dir():
-            folder, recursive, self._only = root.parent, False, root.name
+            self._only = root.name
+            self._observer = self._observe(root.parent, recursive=False)
         elif _more_folders_than(root, _MAX_FOLDERS):
             raise OSError(f"more than {_MAX_FOLDERS:,} folders")
-        logging.getLogger("watchdog").addHandler(logging.NullHandler())  # the screen is ours
-        self._observer = self._observe(folder, recursive)
-        if recursive:
+        else:
+            self._observer = self._observe(root, recursive=True)
             # The observer does not report that a folder inside could not be watched.
-            self._observe(folder, recursive=False).stop()
+            self._observe(root, recursive=False).stop()
 
     def _observe(self, folder: Path, recursive: bool) -> "BaseObserver":
         from watchdog import events
@@ -136,7 +138,8 @@ class FileEvents:
             ours = event.is_directory or any(_is_log(name) for name in names)
         if ours:
             if time.monotonic() - self._found_at < _LATE_S:
-                self._unannounced, self._found_at = max(0, self._unannounced - 1), -_LATE_S
+                self._unannounced = max(0, self._unannounced - 1)
+                self._found_at = -_LATE_S
             self._changed.set()
 
 

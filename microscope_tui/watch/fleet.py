@@ -11,11 +11,20 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.runlog import Glance, NoRuns, RunFile, Stamp, safe_text
+from microscope_tui.runlog import (
+    EventRecord,
+    Glance,
+    NoRuns,
+    RunFile,
+    Stamp,
+    StepRecord,
+    safe_text,
+)
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_watch import SECOND_BYTES, RunWatch
@@ -75,6 +84,49 @@ class Seen(msgspec.Struct, frozen=True):
             return not self.file.foreign or (age is not None and age >= STALE_S)
         over = self.ends.end is not None or (age is not None and age >= CRASHED_S)
         return over and self.ends.last is not None
+
+
+class _Course(NamedTuple):
+    """How far a run came, as a glance at it or following it shows."""
+
+    last: StepRecord | None
+    planned: int | None
+    end: EventRecord | None
+    error: str | None
+    state: RunState
+    age_s: float | None
+
+
+def _glanced(
+    run: RunFile, seen: Seen | None, verdict: Verdict | None, now: float | None
+) -> _Course:
+    found = seen.ends if seen is not None else Glance()
+    age = age_of(run.modified, now, seen.changed_at if seen is not None else None)
+    state = state_of(
+        age,
+        deleted=False,
+        has_steps=found.last is not None,
+        end=found.end,
+        step_times_s=[found.step_time_s] if found.step_time_s else [],
+    )
+    planned = found.run.planned_steps if found.run is not None else None
+    if found.run is not None and verdict is not None and verdict.last_step:
+        planned = verdict.planned_steps  # of the newest run record
+    return _Course(found.last, planned, found.end, found.error, state, age)
+
+
+def _followed(
+    watch: RunWatch, glanced: _Course, now: float | None
+) -> tuple[_Course, Verdict | None]:
+    """What following the run shows, where it has read more than the last glance; its verdict."""
+    with watch.lock:
+        verdict = verdict_on(watch) if watch.diagnosis is not None else None
+        error = glanced.error or watch.error
+        if watch.latest is None or not (watch.complete or glanced.last is None):
+            return glanced._replace(error=error), verdict
+        planned = watch.run.planned_steps if watch.run is not None else None
+        last = watch.latest.record
+        return _Course(last, planned, watch.shown.end, error, *watch.state(now)), verdict
 
 
 MOST_FOLLOWED = 8
@@ -141,7 +193,9 @@ class Fleet:
     def of_one(cls, watch: RunWatch) -> "Fleet":
         """A single run that comes from no folder: a pipe."""
         fleet = cls(Path(watch.file.name))
-        fleet.open, fleet.runs, fleet.piped = watch, [watch.file], True
+        fleet.open = watch
+        fleet.runs = [watch.file]
+        fleet.piped = True
         return fleet
 
     def search(self, *, now: bool = False) -> bool:
@@ -157,9 +211,10 @@ class Fleet:
             changed |= self._find_renamed(runs)
         with self.lock:
             self.runs = runs
-            for gone in self._glances.keys() - {run.path for run in runs}:
+            here = {run.path for run in runs}
+            for gone in self._glances.keys() - here:
                 del self._glances[gone]
-            for gone in self._verdicts.keys() - {run.path for run in runs}:
+            for gone in self._verdicts.keys() - here:
                 del self._verdicts[gone]
         self._choose_beside()
         return changed
@@ -171,8 +226,9 @@ class Fleet:
 
     def open_run(self, file: RunFile) -> RunWatch:
         """Follow ``file`` in full; a first sample of its history is ready on return."""
-        memory, second = self._memory_bytes, SECOND_BYTES
-        watch = RunWatch(file, self._criteria, memory_bytes=memory, second_from=second)
+        watch = RunWatch(
+            file, self._criteria, memory_bytes=self._memory_bytes, second_from=SECOND_BYTES
+        )
         watch.open_overview()
         self._keep_verdict(self.open)
         self.close()
@@ -211,7 +267,8 @@ class Fleet:
         for watch in [self.open, *list(self._beside.values())]:
             if watch is not None and watch.advance():
                 moved = True
-                self.open_version += watch is self.open
+                if watch is self.open:
+                    self.open_version += 1
         return moved
 
     def look_around(self) -> bool:
@@ -220,19 +277,18 @@ class Fleet:
             return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
         for run in stale:
-            found, seen = run.glance(), self._glances.get(run.path)
+            found = run.glance()
             verdict = None
             if self._kept is not None and found.identity is not None and found.error is None:
                 verdict = self._kept.load(found.identity)
             with self.lock:
                 if verdict is not None and found.identity is not None:
                     self._verdicts[run.path] = found.identity, verdict
-                at = None if seen is None else seen.changed_at
-                if seen is not None and (seen.file.modified, seen.file.size) != (
-                    run.modified,
-                    run.size,
-                ):
-                    at = time.monotonic()
+                at = None
+                if (seen := self._glances.get(run.path)) is not None:
+                    before = (seen.file.modified, seen.file.size)
+                    changed = before != (run.modified, run.size)
+                    at = time.monotonic() if changed else seen.changed_at
                 self._glances[run.path] = Seen(run, found, at)
         return bool(stale)
 
@@ -246,16 +302,17 @@ class Fleet:
             watch = RunWatch(wanted, self._criteria, patient=True, memory_bytes=VERDICT_MEMORY)
             self._at_work = watch, identity
         watch, identity = self._at_work
+        whole = False
         try:
             watch.advance(_SLICE_BYTES)
             if watch.unread:
                 return True
-            verdict, whole = verdict_on(watch), False
+            verdict = verdict_on(watch)
             with suppress(OSError):  # deleted meanwhile
                 whole = not watch.error and watch.file.identity() == identity
         except Exception as error:  # one malformed log must not stop the reading of all others
             problem = safe_text(f"cannot be judged: {error!r}", 200)
-            verdict, whole = Verdict((), problem, "", 0, None), False
+            verdict = Verdict((), problem, "", 0, None)
         self._at_work = None
         self._keep(watch.path, identity, verdict, cached=whole)
         return True
@@ -291,12 +348,14 @@ class Fleet:
             return
         at_end = watch.complete and not watch.unread and watch.error is None
         if at_end and (*watch.file.inode, watch.source.size) == identity[:3]:
+            watch.conclude_if_over()
             self._keep(watch.path, identity, verdict_on(watch), cached=True)
 
     def cards(self, now: float | None = None) -> list[RunCard]:
         """Every run as of the last glance, newest first."""
         with self.lock:
-            runs, glances = self.runs, dict(self._glances)
+            runs = self.runs
+            glances = dict(self._glances)
             followed = dict(self._beside)
             if self.open is not None:
                 followed[self.open.path] = self.open
@@ -307,50 +366,43 @@ class Fleet:
         self, run: RunFile, seen: Seen | None, watch: RunWatch | None, now: float | None
     ) -> RunCard:
         """The card of ``run``, from the last glance at it and from following it."""
-        found = seen.ends if seen else Glance()
-        verdict = self._verdict(run.path, found.identity)
-        last, end, planned = found.last, found.end, found.run.planned_steps if found.run else None
-        age = age_of(run.modified, now, seen.changed_at if seen else None)
-        times = [found.step_time_s] if found.step_time_s else []
-        state = state_of(age, deleted=False, has_steps=bool(last), end=end, step_times_s=times)
-        judged, at_work = 0.0, self._at_work
-        if at_work is not None and at_work[0].path == run.path:
-            judged = at_work[0].judged
-        if found.run is not None and verdict is not None and verdict.last_step:
-            planned = verdict.planned_steps  # of the newest run record
+        verdict = self._verdict(run.path, seen.ends.identity if seen is not None else None)
+        course = _glanced(run, seen, verdict, now)
         if watch is not None:
-            judged = watch.judged
-            with watch.lock:
-                verdict = verdict_on(watch) if watch.diagnosis is not None else None
-                if watch.latest is not None and (watch.complete or last is None):
-                    # It has read more than a glance.
-                    last, end = watch.latest.record, watch.shown.end
-                    planned = watch.run.planned_steps if watch.run else None
-                    state, age = watch.state(now)
-        elif run.is_read_whole:
-            state = RunState.ARCHIVED  # an archive's end is unknown before it is unpacked
-        error = found.error or (watch.error if watch else None)
-        if error and last is None:
-            state = RunState.ERROR
-        elif seen is None and watch is None:
-            state = RunState.UNKNOWN  # not read yet
-        step = last.step if last else verdict.last_step if verdict else 0
+            course, verdict = _followed(watch, course, now)
+        elif seen is None or run.is_read_whole:
+            # Not read yet; or an archive, whose end is unknown before it is unpacked.
+            course = course._replace(state=RunState.ARCHIVED if seen else RunState.UNKNOWN)
+        if course.error and course.last is None:
+            course = course._replace(state=RunState.ERROR)
+        step = course.last.step if course.last is not None else 0
+        if course.last is None and verdict is not None:
+            step = verdict.last_step
         return RunCard(
             file=run,
-            state=state,
-            age_s=age,
+            state=course.state,
+            age_s=course.age_s,
             step=step,
-            planned_steps=planned if step <= (planned or 0) else None,
-            loss=last.loss if last else None,
+            planned_steps=course.planned if step <= (course.planned or 0) else None,
+            loss=course.last.loss if course.last else None,
             verdict=verdict,
-            error=error,
-            end_reason=end.reason if end else None,
-            judged=judged,
+            error=course.error,
+            end_reason=course.end.reason if course.end else None,
+            judged=self._judged(run, watch),
             queued=self._is_queued(run),
             open=watch is not None and watch is self.open,
-            pinned=self.pinned is not None and self.pinned.file.path == run.path,
+            pinned=self._is_pinned(run),
             selected=run.path in self.selected,
         )
+
+    def _is_pinned(self, run: RunFile) -> bool:
+        return self.pinned is not None and self.pinned.file.path == run.path
+
+    def _judged(self, run: RunFile, watch: RunWatch | None) -> float:
+        """Share of the log that has been judged."""
+        if watch is None and self._at_work is not None and self._at_work[0].path == run.path:
+            watch = self._at_work[0]
+        return watch.judged if watch is not None else 0.0
 
     def _is_stale(self, run: RunFile) -> bool:
         seen = self._glances.get(run.path)

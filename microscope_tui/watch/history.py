@@ -34,6 +34,7 @@ class Column(msgspec.Struct, frozen=True):
 EMPTY = Column(NAN, NAN, NAN)
 
 Cells: TypeAlias = "array[float]"
+_Pairs: TypeAlias = Iterable[tuple[float, ...]]
 
 
 class Level:
@@ -80,34 +81,42 @@ class Level:
         measured = [i for i, value in enumerate(low) if value == value]
         if not measured:
             return EMPTY
-        lowest, highest = (min(low[i] for i in measured), max(high[i] for i in measured))
-        return Column(lowest, sum(mean[i] for i in measured) / len(measured), highest)
+        return Column(
+            min(low[i] for i in measured),
+            sum(mean[i] for i in measured) / len(measured),
+            max(high[i] for i in measured),
+        )
 
     def grouped(self, size: int) -> "Level":
         """Every ``size`` rows in one; the last one may cover fewer."""
         sound = math.isfinite(sum(self.mean))  # no gap anywhere
         if not sound and not any(value == value for value in self.low):
             return _level(*[[NAN] * -(-len(self) // size)] * 3)
-        lows, means, highs = list[float](), list[float](), list[float]()
         whole = len(self) // size * size if sound or size == 2 else 0
-        three = (self.low, self.mean, self.high)
-        groups = [zip(*[iter(cells[:whole])] * size, strict=True) for cells in three]
-        if size == 2 and sound:  # the most frequent one, without a call for each
-            lows = [b if b < a else a for a, b in groups[0]]
-            means = [(a + b) / 2 for a, b in groups[1]]
-            highs = [b if b > a else a for a, b in groups[2]]
-        elif size == 2:
-            lows = [b if a != a or b < a else a for a, b in groups[0]]
-            means = [_middle(a, b) for a, b in groups[1]]
-            highs = [b if a != a or b > a else a for a, b in groups[2]]
-        elif whole:
-            lows, highs = list(map(min, groups[0])), list(map(max, groups[2]))
-            means = [total / size for total in map(sum, groups[1])]
+        low, mean, high = (
+            zip(*[iter(cells[:whole])] * size, strict=True)
+            for cells in (self.low, self.mean, self.high)
+        )
+        if size == 2:
+            lows, means, highs = _of_pairs(low, mean, high)
+        else:
+            lows = list(map(min, low))
+            means = [total / size for total in map(sum, mean)]
+            highs = list(map(max, high))
         rest = [self.cut(at, at + size).column() for at in range(whole, len(self), size)]
         lows += [column.low for column in rest]
         means += [column.mean for column in rest]
         highs += [column.high for column in rest]
         return _level(lows, means, highs)
+
+
+def _of_pairs(low: _Pairs, mean: _Pairs, high: _Pairs) -> tuple[list[float], ...]:
+    """The most frequent groups, without a call for each; NaN is a gap."""
+    return (
+        [b if a != a or b < a else a for a, b in low],
+        [b if a != a else a if b != b else (a + b) / 2 for a, b in mean],
+        [b if a != a or b > a else a for a, b in high],
+    )
 
 
 def _level(low: Iterable[float], mean: Iterable[float], high: Iterable[float]) -> Level:
@@ -132,7 +141,8 @@ class Series:
 
     def fold(self, values: Sequence[float | None], before: int) -> None:
         """Merge ``values`` into the last row, which holds ``before`` steps already."""
-        new, last = _steps(values).column(), self.fine
+        new = _steps(values).column()
+        last = self.fine
         if new.low != new.low:
             return
         low = last.low[-1]
@@ -150,10 +160,12 @@ class Series:
 
     def keep_coarse(self, complete: int) -> None:
         """Bring the coarse rows up to the ``complete`` rows that change no more."""
-        before, complete = self.coarse, complete // COARSE * COARSE
-        if complete > (done := len(before) * COARSE):
-            coarse = self.fine.cut(done, complete).grouped(COARSE)
-            self.coarse = before.joined(coarse)  # a new one: ``halved`` may be doing the same
+        before = self.coarse
+        done = len(before) * COARSE
+        complete = complete // COARSE * COARSE
+        if complete > done:
+            more = self.fine.cut(done, complete).grouped(COARSE)
+            self.coarse = before.joined(more)  # a new one: ``halved`` may be doing the same
 
     def truncate(self, rows: int) -> None:
         """Keep the first ``rows`` rows."""
@@ -164,7 +176,8 @@ class Series:
         """The same curve at half the resolution."""
         self.keep_coarse(complete)
         made = Series(2)
-        made.fine, made.coarse = self.fine.grouped(2), self.coarse.grouped(2)
+        made.fine = self.fine.grouped(2)
+        made.coarse = self.coarse.grouped(2)
         made.coarse.truncate(len(self.coarse) // 2)  # an odd last one covers half of its new rows
         return made
 
@@ -174,7 +187,8 @@ class Series:
 
     def _column(self, first: int, last: int) -> Column:
         """Fine rows ``first`` to ``last``, through the coarse ones where they fit."""
-        a, b = -(-first // COARSE), min(last // COARSE, len(self.coarse))
+        a = -(-first // COARSE)
+        b = min(last // COARSE, len(self.coarse))
         if b <= a:
             return self.fine.cut(first, last).column()
         middle = self.coarse.cut(a, b).column()
@@ -193,12 +207,6 @@ def _mixed(one: Column, other: Column, share: float) -> Column:
         return other
     mean = one.mean + share * (other.mean - one.mean)
     return Column(min(one.low, other.low), mean, max(one.high, other.high))
-
-
-def _middle(a: float, b: float) -> float:
-    if a != a or b != b:
-        return b if a != a else a
-    return (a + b) / 2
 
 
 MAX_ROWS = 8192
@@ -301,7 +309,8 @@ class History:
         self.steps.extend(row.step for row in self._opened)
         self.offsets.extend(row.offset for row in self._opened)
         self.times.extend(row.time for row in self._opened)
-        self._pending, self._opened = [], []
+        self._pending = []
+        self._opened = []
         return True
 
     def restart(self, step: int) -> Row | None:
@@ -338,9 +347,11 @@ class History:
             name: [curve.paired(self._complete) for curve in curves]
             for name, curves in self._curves.items()
         }
-        other.steps, other.offsets = self.steps[::2], self.offsets[::2]
+        other.steps = self.steps[::2]
+        other.offsets = self.offsets[::2]
         other.times = self.times[::2]
-        other.last_step, other.restarts = self.last_step, self.restarts
+        other.last_step = self.last_step
+        other.restarts = self.restarts
         return other
 
     def index_of(self, step: int) -> int:
@@ -349,10 +360,12 @@ class History:
 
     def row(self, at: int) -> Row:
         """Location of row ``at``."""
-        after, end = self.last_step + 1, None
-        if at + 1 < len(self.steps):
-            after, end = self.steps[at + 1], self.offsets[at + 1]
         first = self.steps[at]
+        after = self.last_step + 1
+        end = None
+        if at + 1 < len(self.steps):
+            after = self.steps[at + 1]
+            end = self.offsets[at + 1]
         restart = min((step for step in self.restarts if first < step <= after), default=None)
         return Row(first, self.offsets[at], self.times[at], after, end, restart)
 
@@ -362,32 +375,28 @@ class History:
         return time if time == time else None
 
     def columns(
-        self,
-        name: str,
-        index: int,
-        count: int,
-        *,
-        since: int | None = None,
-        until: int | None = None,
+        self, name: str, index: int, count: int, window: "Window | None" = None
     ) -> list[Column]:
         """The series in at most ``count`` columns of equal numbers of rows.
 
         Args:
             name: the series; ``index`` the router in it.
-            since, until: first and last step shown; the whole history by default.
+            window: the steps shown; the whole history by default.
         """
         curve = self._curves[name][index]
         curve.keep_coarse(self._complete)
-        return curve.columns(self._cuts(count, self.rows(since, until)))
+        return curve.columns(self._cuts(count, self.rows(window)))
 
-    def axis(self, count: int, *, since: int | None = None, until: int | None = None) -> list[int]:
+    def axis(self, count: int, window: "Window | None" = None) -> list[int]:
         """The first step of every column that ``columns`` gives."""
-        return [self.steps[cut] for cut in self._cuts(count, self.rows(since, until))[:-1]]
+        return [self.steps[cut] for cut in self._cuts(count, self.rows(window))[:-1]]
 
-    def rows(self, since: int | None = None, until: int | None = None) -> range:
-        """The rows with steps from ``since`` to ``until``."""
-        first = 0 if since is None or since <= 1 else self.index_of(since)
-        last = len(self.steps) if until is None else bisect_left(self.steps, until + 1)
+    def rows(self, window: "Window | None" = None) -> range:
+        """The rows with steps in ``window``."""
+        if window is None:
+            return range(len(self.steps))
+        first = 0 if window.first <= 1 else self.index_of(window.first)
+        last = bisect_left(self.steps, window.last + 1)
         return range(min(first, last), last)
 
     @staticmethod
@@ -414,27 +423,31 @@ class Window(NamedTuple):
     first: int
     last: int
 
+    def has(self, step: int) -> bool:
+        """Whether ``step`` is in it."""
+        return self.first <= step <= self.last
+
 
 class Curves:
     """The history in a number of columns over a window."""
 
     def __init__(self, history: History | None, columns: int, window: Window) -> None:
-        self._history, self._columns, self._window = history, columns, window
+        self._history = history
+        self._columns = columns
+        self._window = window
         self.restarts: Sequence[int] = history.restarts if history else ()
 
     def of(self, name: str, index: int = 0) -> Sequence[Column]:
         """One series."""
         if self._history is None:
             return ()
-        first, last = self._window
-        return self._history.columns(name, index, self._columns, since=first, until=last)
+        return self._history.columns(name, index, self._columns, self._window)
 
     def axis(self) -> Sequence[int]:
         """The first step of every column."""
         if self._history is None:
             return ()
-        first, last = self._window
-        return self._history.axis(self._columns, since=first, until=last)
+        return self._history.axis(self._columns, self._window)
 
     def times(self, steps: Sequence[int]) -> Sequence[float | None]:
         """When these steps were written."""
@@ -444,6 +457,6 @@ class Curves:
         """Position of a step in the columns, 0 … 1."""
         if self._history is None:
             return None
-        rows = self._history.rows(*self._window)
+        rows = self._history.rows(self._window)
         before = self._history.index_of(step) + 1 - rows.start
         return max(0.0, min(1.0, before / len(rows))) if rows else None

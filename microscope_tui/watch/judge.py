@@ -139,7 +139,8 @@ class SecondProcess:
         )  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self._in, self._out = self.process.stdin.fileno(), self.process.stdout.fileno()
+        self._in = self.process.stdin.fileno()
+        self._out = self.process.stdout.fileno()
         for pipe in (self._in, self._out):
             os.set_blocking(pipe, False)
             with suppress(OSError):  # a smaller one is slower
@@ -217,7 +218,8 @@ def judge_for_parent() -> None:
 
     It ends when the first one does: its input ends, or its answer cannot be written.
     """
-    requests, answered = sys.stdin.buffer, time.monotonic()
+    requests = sys.stdin.buffer
+    answered = time.monotonic()
 
     def answer(state: Judge | str, *, now: bool = True) -> None:
         nonlocal answered
@@ -239,7 +241,8 @@ def judge_for_parent() -> None:
                 while (left := end - judge.offset) > 0:
                     data = os.pread(file, min(_SLICE_BYTES, left), judge.offset)
                     judge.feed(data)
-                    judge.offset += 0 if data else left  # it shrank: the scan will report it
+                    if not data:
+                        judge.offset = end  # it shrank: the scan will report it
                     answer(judge, now=judge.offset >= end)
     except (EOFError, BrokenPipeError):
         os._exit(0)  # without flushing: the reader is gone

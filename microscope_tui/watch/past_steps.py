@@ -29,6 +29,11 @@ class Pin(msgspec.Struct, frozen=True):
     generation: int
     """Generation of the log; a replaced log has another one."""
 
+    @property
+    def counts_step(self) -> int | None:
+        """The step whose counts these are."""
+        return self.with_counts.record.step if self.with_counts is not None else None
+
 
 def pin(watch: RunWatch) -> Pin | None:
     """Pin the current step of ``watch``."""
@@ -182,8 +187,9 @@ def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
     if history is None or kept is None or count < 1:
         return []
     first, last = window or (1, history.last_step)
-    first, last = max(first, kept[0]), min(last, kept[1])
-    rows = history.rows(first, last)
+    first = max(first, kept[0])
+    last = min(last, kept[1])
+    rows = history.rows(Window(first, last))
     chosen = sorted(
         {rows[i * (len(rows) - 1) // max(1, count - 1)] for i in range(count)} if rows else ()
     )

@@ -4,18 +4,19 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import value_at
-from microscope_tui.runlog import RouterInfo, RouterSummary, RunFile, RunRecord, StepRecord, Values
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunFile, RunRecord, StepRecord
 from microscope_tui.watch.past_steps import Pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
 
 _MOST_READ = 16 << 20
 _MEMORY = 16 << 20
+T = TypeVar("T")
 
 
 class NothingToCompare(ValueError):
@@ -77,31 +78,32 @@ def aligned(reference: Reference, run: RunRecord) -> Reference:
 
     A name that occurs twice is matched in forward order.
     """
-    theirs, names = reference.routers, [router.name for router in run.routers]
-    if not theirs or [None if r is None else r.name for r in theirs] == names:
+    theirs = reference.routers
+    order = _order([None if r is None else r.name for r in theirs], [r.name for r in run.routers])
+    if not theirs or order == [*range(len(theirs))]:
         return reference
-    places: dict[str, list[int]] = {}
-    for at, router in enumerate(theirs):
-        if router is not None:
-            places.setdefault(router.name, []).append(at)
-    order = [places[name].pop(0) if places.get(name) else None for name in names]
-    order += sorted(at for left in places.values() for at in left)
 
-    def ordered(values: Values | None) -> Values | None:
-        if values is None:
-            return None
-        return [None if at is None else value_at(values, at) for at in order]
+    def ordered(values: Sequence[T | None]) -> list[T | None]:
+        return [None if at is None or at >= len(values) else values[at] for at in order]
 
-    summary = reference.record.router
-    fields = [field.name for field in msgspec.structs.fields(RouterSummary)]
-    moved = RouterSummary(**{name: ordered(getattr(summary, name)) for name in fields})
-    loads = reference.loads
+    summary = msgspec.structs.asdict(reference.record.router)
+    moved = {name: None if values is None else ordered(values) for name, values in summary.items()}
     return replace(
         reference,
-        record=msgspec.structs.replace(reference.record, router=moved),
-        loads=[None if at is None or at >= len(loads) else loads[at] for at in order],
-        routers=[None if at is None else theirs[at] for at in order],
+        record=replace(reference.record, router=RouterSummary(**moved)),
+        loads=ordered(reference.loads),
+        routers=ordered(theirs),
     )
+
+
+def _order(theirs: Sequence[str | None], names: Sequence[str]) -> list[int | None]:
+    """Where each of ``names`` is, ``None`` if nowhere, and then where the others are."""
+    places: dict[str, list[int]] = {}
+    for at, name in enumerate(theirs):
+        if name is not None:
+            places.setdefault(name, []).append(at)
+    order = [places[name].pop(0) if places.get(name) else None for name in names]
+    return order + sorted(at for left in places.values() for at in left)
 
 
 class PinnedRun:
@@ -134,7 +136,8 @@ class PinnedRun:
         found = os.stat(self.file.path)
         state = (found.st_ino, found.st_size, found.st_mtime_ns)
         if self._own is None or state != self._state:
-            self._own, self._state = _opened(self.file, found.st_size), state
+            self._own = _opened(self.file, found.st_size)
+            self._state = state
         return self._own
 
 

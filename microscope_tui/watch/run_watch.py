@@ -4,11 +4,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from enum import Enum, auto
 from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria, Diagnosis
 from microscope_tui.runlog import (
     EVERYTHING,
+    Chunk,
     Defects,
     Entry,
     PipedLog,
@@ -39,6 +41,19 @@ _LISTEN_S = 0.02
 _MOST_OF_A_LINE = 1 << 20
 
 
+class _SecondState(Enum):
+    """Where the second process is, compared with the scan of the same log."""
+
+    JUDGING = auto()
+    """It has not judged all that it was given."""
+    GROWN = auto()
+    """The scan has read more of the file than it was given."""
+    SHRUNK = auto()
+    """The file ends before what it was given."""
+    LEVEL = auto()
+    """It has judged what the scan has read."""
+
+
 class RunWatch:
     """The state of one run: header, latest step, history, episodes."""
 
@@ -66,7 +81,8 @@ class RunWatch:
         self.error: str | None = None
         """Why the log cannot be read, in words; everything read before stays."""
         self.memory_bytes = memory_bytes
-        self._criteria, self._patient = criteria, patient
+        self._criteria = criteria
+        self._patient = patient
         self._second_from = second_from if source is None else None
         self._second: SecondProcess | None = None
         self.judged_again = ""
@@ -127,13 +143,8 @@ class RunWatch:
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """The judgement so far, or of a run that ended or is silent for good."""
-        if (found := self._judge.diagnosis) is not None and self.complete and self._second is None:
-            with self.lock:
-                state, age = self.state()
-                silent = state is RunState.STALE and (age or 0.0) > CRASHED_S
-                found.conclude(state.ended or silent)
-        return found
+        """The judgement so far; of a run that is over see ``conclude_if_over``."""
+        return self._judge.diagnosis
 
     @property
     def defects(self) -> Defects:
@@ -183,8 +194,28 @@ class RunWatch:
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
         """Read more records for a few milliseconds; true if anything changed.
 
-        Never raises because of the log.
+        A run that has ended, or has fallen silent meanwhile, is judged as over. Never raises
+        because of the log.
         """
+        moved = self._read_on(max_bytes)
+        self.conclude_if_over()
+        return moved
+
+    def conclude_if_over(self) -> None:
+        """Judge a run that ended or is silent for good by its sums; take that back if it continues.
+
+        ``advance`` does so; call it where a verdict is kept that may be older than the last one.
+        """
+        with self.lock:
+            diagnosis = self._judge.diagnosis
+            if diagnosis is None or not self.complete or self._second is not None:
+                return
+            state, age = self.state()
+            silent = state is RunState.STALE and (age or 0.0) > CRASHED_S
+            diagnosis.conclude(state.ended or silent)
+
+    def _read_on(self, max_bytes: int) -> bool:
+        """Scan what was read before, else read; true if anything changed."""
         self._start_second()
         self.scan.make_room(self.lock)
         if self._scan_on():
@@ -198,15 +229,7 @@ class RunWatch:
         except OSError as error:
             return self._fail(error)
         moved = bool(chunk.data) or self.source.offset > before  # not all of a source is lines
-        with self.lock:
-            if chunk.restarted:
-                self._start()
-            elif self.error is not None and not self.foreign and not self.source.deleted:
-                self.error = None  # it can be read again
-            if chunk.data and not self.foreign:
-                self._begin(chunk.data)
-        if self._second is not None and not self._is_file and chunk.data:
-            self._second.judge_lines(chunk.data)
+        self._begin(chunk)
         self._scan_on()
         finished = self._finish_scan()
         if moved or chunk.restarted or finished:
@@ -233,7 +256,8 @@ class RunWatch:
 
     def relocate(self, file: RunFile) -> None:
         """Continue under a new name after the log was renamed."""
-        self.file, self.source.path = file, file.path
+        self.file = file
+        self.source.path = file.path
 
     def close(self) -> None:
         """End the second process, if there is one. What was read stays."""
@@ -255,17 +279,31 @@ class RunWatch:
             )
             return word, age
 
-    def _begin(self, data: bytes) -> None:
-        """Prepare a chunk."""
-        if not self._begun:
-            self._begun = True
-            if self._is_file:
-                self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
-        self._scanning = self._reader.feed(data)
+    def _begin(self, chunk: Chunk) -> None:
+        """Prepare the scan of a chunk; start again if it is of another file."""
+        with self.lock:
+            if chunk.restarted:
+                self._start()
+            elif self.error is not None and not self.foreign and not self.source.deleted:
+                self.error = None  # it can be read again
+            if not chunk.data:
+                return
+            if not self.foreign:
+                self._expect(chunk.data)
+                self._scanning = self._reader.feed(chunk.data)
+        if self._second is not None and not self._is_file:
+            self._second.judge_lines(chunk.data)
+
+    def _expect(self, data: bytes) -> None:
+        """Estimate the number of steps from the first lines of a file."""
+        if not self._begun and self._is_file:
+            self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
+        self._begun = True
 
     def _scan_on(self) -> bool:
         """Add records of the chunk for at most ``HOLD_S``; true if there may be more."""
-        until, more = time.monotonic() + (_PATIENT_S if self._patient else HOLD_S), False
+        until = time.monotonic() + (_PATIENT_S if self._patient else HOLD_S)
+        more = False
         with self.lock:
             try:
                 for entry in self._scanning:
@@ -273,7 +311,8 @@ class RunWatch:
                     if more := time.monotonic() > until:
                         break
             except UnknownFormat as error:
-                self.error, self.foreign = str(error), True
+                self.error = str(error)
+                self.foreign = True
             if self._overview is None:  # otherwise it is not visible yet
                 self.version += self.scan.commit()
         self._scan_pending = more
@@ -293,7 +332,8 @@ class RunWatch:
         if self.source.deleted and self.source.offset < self.source.size:
             return False  # its unread part may reappear under another name
         with self.lock:
-            self.complete, self._overview = True, None
+            self.complete = True
+            self._overview = None
             self.scan.commit()
             self.version += 1
         return True
@@ -333,25 +373,35 @@ class RunWatch:
             return
         if answer is not None:
             with self.lock:
-                self._judge, self.version = answer, self.version + 1
-        judge = self._judge
-        if judge.offset < second.sent:
-            if at_end and not self._is_file:
-                second.ask()
-        elif self._is_file and self.source.offset != second.sent:
-            if self.source.deleted:
-                return  # it may reappear under another name
-            if self.source.offset > second.sent:
-                second.judge_file(self.source.path, self.source.offset)
-            elif at_end:
-                self._read_again()  # it shrank before the scan began
-        elif at_end:
-            with self.lock:
-                self._second = None
-                judge.feed(b"\n")  # the last line may lack its newline
-                self.defects.merge(judge.defects)
+                self._judge = answer
                 self.version += 1
-            second.close()
+        match self._second_state(second):
+            case _SecondState.JUDGING if at_end and not self._is_file:
+                second.ask()
+            case _SecondState.GROWN if (
+                not self.source.deleted
+            ):  # it may reappear under another name
+                second.judge_file(self.source.path, self.source.offset)
+            case _SecondState.SHRUNK if at_end and not self.source.deleted:
+                self._read_again()  # it shrank before the scan began
+            case _SecondState.LEVEL if at_end:
+                self._take_over(second)
+
+    def _second_state(self, second: SecondProcess) -> _SecondState:
+        if self._judge.offset < second.sent:
+            return _SecondState.JUDGING
+        if not self._is_file or self.source.offset == second.sent:
+            return _SecondState.LEVEL
+        return _SecondState.GROWN if self.source.offset > second.sent else _SecondState.SHRUNK
+
+    def _take_over(self, second: SecondProcess) -> None:
+        """Judge here from now on."""
+        with self.lock:
+            self._second = None
+            self._judge.feed(b"\n")  # the last line may lack its newline
+            self.defects.merge(self._judge.defects)
+            self.version += 1
+        second.close()
 
     def _read_again(self) -> None:
         """Begin without a second process."""
@@ -370,5 +420,6 @@ class RunWatch:
 
     def _fail(self, error: OSError) -> bool:
         """Record why the log cannot be read; true if the reason is new."""
-        before, self.error = self.error, f"cannot be read: {error.strerror or error}"
-        return before is None
+        is_new = self.error is None
+        self.error = f"cannot be read: {error.strerror or error}"
+        return is_new

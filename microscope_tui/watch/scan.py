@@ -198,7 +198,8 @@ class Scan:
                 self.history = halved
 
     def _take_run(self, run: RunRecord) -> None:
-        before, self.run, self.end = self.run, run, None
+        before, self.run = self.run, run
+        self.end = None
         if before is not None and before.routers != run.routers:
             self.latest = self.with_counts = None  # another model from here on
             self._course = Course()
@@ -212,7 +213,8 @@ class Scan:
             self._restart(cut, before)
 
     def _take_step(self, entry: StepEntry) -> None:
-        run, history, step = self.run, self.history, entry.record.step
+        run, history = self.run, self.history
+        step = entry.record.step
         if run is None or history is None:
             return
         cut = self._course.take(entry)

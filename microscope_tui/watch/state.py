@@ -6,7 +6,9 @@ from enum import StrEnum
 
 from microscope_tui.runlog import EventRecord
 
-SLOW_S, STALE_S, CRASHED_S = 5.0, 60.0, 600.0
+SLOW_S = 5.0
+STALE_S = 60.0
+CRASHED_S = 600.0
 
 
 class RunState(StrEnum):

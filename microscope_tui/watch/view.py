@@ -25,7 +25,7 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
 from microscope_tui.watch.history import NAN, Column, Curves, Window
-from microscope_tui.watch.past_steps import Pin
+from microscope_tui.watch.past_steps import Pin, pin
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import MEAN_OF, balance, balance_now
 from microscope_tui.watch.state import RunState
@@ -207,48 +207,57 @@ def view_of(
         window: the stretch of the run that curves and ribbon cover; all of it by default.
     """
     with watch.lock:
-        routers = len(watch.run.routers) if watch.run else 0
-        if at is not None and (at.generation != watch.generation or at.latest.routers != routers):
-            at = None  # the log was replaced: the pinned step is gone
-        latest = at.latest if at else watch.latest
-        with_counts = at.with_counts if at else watch.shown.with_counts
-        findings, diagnosis = findings_of(watch, at.step if at else None), watch.diagnosis
+        at = at if at is not None and _is_there(watch, at) else None
+        shown = at or pin(watch)
+        step = at.step if at is not None else None
+        findings = findings_of(watch, step)
+        diagnosis = watch.diagnosis
         state, age = watch.state()
         newest = watch.latest.record.step if watch.latest else 0
-        first, last = window = window or Window(1, max(1, newest))
-        evaluations = ((e.step, e.values.get("loss")) for e in watch.shown.evaluations if e.step)
+        window = window or Window(1, max(1, newest))
         curves = Curves(watch.history, columns, window)
         return RunView(
             name=watch.file.name,
             run=watch.run,
             state=state,
             age_s=age,
-            record=latest.record if latest else None,
-            counts_step=with_counts.record.step if with_counts else None,
-            layers=_layers(watch, latest, with_counts, findings, curves, only),
+            record=shown.latest.record if shown else None,
+            counts_step=shown.counts_step if shown else None,
+            layers=_layers(watch, shown, findings, curves, only),
             findings=findings,
             window=window,
             newest_step=newest,
-            cursor=curves.share_of(at.step) if at else None,
+            cursor=curves.share_of(step) if step is not None else None,
             axis=(axis := curves.axis()),
             times=curves.times(axis),
             loss_history=curves.of("loss"),
             learning_rate_history=curves.of("learning_rate"),
             grad_norm_history=curves.of("grad_norm"),
             ribbon=ribbon_of(watch, window, ribbon) if newest else (),
-            restarts=tuple(step for step in curves.restarts if first <= step <= last),
-            evaluations=tuple(at for at in evaluations if first <= at[0] <= last),
+            restarts=tuple(filter(window.has, curves.restarts)),
+            evaluations=_evaluations(watch, window),
             progress=1.0 if watch.complete else watch.progress,
             judged=watch.judged,
             judged_step=diagnosis.last_step if diagnosis else 0,
             judged_again=watch.judged_again,
-            no_verdict=why_no_verdict(watch, at.step if at else None),
+            no_verdict=why_no_verdict(watch, step),
             pending=pending(diagnosis) if diagnosis and at is None else (),
             memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
             defects=watch.defects.count,
             first_defects=tuple(watch.defects.first),
             error=watch.error,
         )
+
+
+def _is_there(watch: RunWatch, at: Pin) -> bool:
+    """Whether the pinned step is of this log: it may have been replaced."""
+    routers = len(watch.run.routers) if watch.run else 0
+    return at.generation == watch.generation and at.latest.routers == routers
+
+
+def _evaluations(watch: RunWatch, window: Window) -> tuple[tuple[int, float | None], ...]:
+    known = ((event.step, event.values.get("loss")) for event in watch.shown.evaluations)
+    return tuple((step, loss) for step, loss in known if step and window.has(step))
 
 
 def findings_of(
@@ -272,23 +281,18 @@ def findings_of(
 
 def _layers(
     watch: RunWatch,
-    latest: StepEntry | None,
-    with_counts: StepEntry | None,
+    shown: Pin | None,
     findings: Sequence[tuple[Finding, Advice]],
     curves: Curves,
     only: Container[int] | None,
 ) -> list[LayerView]:
     run = watch.run
-    if run is None or watch.history is None or latest is None:
+    if run is None or watch.history is None or shown is None:
         return []
-    severities: dict[int, Severity] = {}
-    for finding, _ in findings:
-        for episode in finding.episodes:
-            if episode.active:
-                worst = severities.get(episode.router_index, episode.severity)
-                severities[episode.router_index] = max(worst, episode.severity)
-    matrices = with_counts.matrices() if with_counts else None
-    counted_now = with_counts is not None and with_counts.record.step == latest.record.step
+    latest = shown.latest
+    severities = _severities(findings)
+    matrices = shown.with_counts.matrices() if shown.with_counts else None
+    counted_now = shown.counts_step == shown.step
     summary = latest.record.router
     layers = []
     for index, router in enumerate(run.routers):
@@ -323,6 +327,17 @@ def _layers(
             )
         )
     return layers
+
+
+def _severities(findings: Sequence[tuple[Finding, Advice]]) -> dict[int, Severity]:
+    """The worst active severity of each router that has one."""
+    worst: dict[int, Severity] = {}
+    for finding, _ in findings:
+        for episode in finding.episodes:
+            if episode.active:
+                before = worst.get(episode.router_index, episode.severity)
+                worst[episode.router_index] = max(before, episode.severity)
+    return worst
 
 
 def _quadrant(

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microscope_tui.runlog import (
@@ -16,11 +16,15 @@ from microscope_tui.runlog import (
 )
 
 ROUTERS = (RouterInfo("L1", 1, 8, 2),)
-STEPS = st.integers(1, 9).map(lambda step: StepEntry(StepRecord(step=step), b"", 1))
-RUNS = st.builds(
-    lambda resumed: RunRecord("r", ROUTERS, resumed_at_step=resumed),
-    st.none() | st.integers(-1, 12),
-)
+STEP_3 = StepEntry(StepRecord(step=3), b"", 1)
+STEPS = st.integers(0, 9).map(lambda step: StepEntry(StepRecord(step=step), b"", 1))
+
+
+def run_from(resumed: int | None) -> RunRecord:
+    return RunRecord("r", ROUTERS, resumed_at_step=resumed)
+
+
+RUNS = st.builds(run_from, st.none() | st.integers(-1, 12))
 
 
 def undoes(later: Entry, step: int) -> bool:
@@ -31,6 +35,7 @@ def undoes(later: Entry, step: int) -> bool:
 
 
 @given(st.lists(STEPS | RUNS, max_size=25))
+@example([STEP_3, run_from(2), run_from(12), STEP_3])
 def test_a_step_holds_unless_something_later_undoes_it(entries: list[Entry]) -> None:
     course, kept = Course(), list[tuple[int, int]]()
     repeated = set[int]()

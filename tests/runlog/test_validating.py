@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from microscope_tui import measures
 from microscope_tui.runlog import Problem, safe_text
+from microscope_tui.runlog import records as tables
 from tests.problems import problems_in
 
 Fields = dict[str, Any]
@@ -208,8 +209,7 @@ HEADER_DAMAGE = {
 @pytest.mark.parametrize("code", HEADER_DAMAGE)
 def test_a_wrong_run_record_is_named_in_its_line(code: str) -> None:
     changes: Fields = dict(HEADER_DAMAGE[code])
-    of_model = {"layers", "layer_names", "num_experts", "top_k", "norm_top_k"}
-    of_model |= {"capacity_factor", "num_shared_expert"}
+    of_model = {*tables.MODEL, "num_shared_expert"}
     model = {key: changes.pop(key) for key in list(changes) if key in of_model}
     run = header(**({"model": model} if model else {})) | changes
     assert (1, code) in {(p.line, p.code) for p in problems([run, step(1)])}
@@ -234,30 +234,29 @@ def test_matrices_belong_to_the_end_and_the_kind_to_the_start_of_a_line() -> Non
     assert codes([header(), {"step": 1, **step(1)}]) == [(2, "hint", "key order")]
 
 
-def test_a_log_that_starts_with_a_step_has_no_run_record() -> None:
-    assert codes([step(1), step(2)]) == [(1, "error", "no run")]
+END = {"kind": "event", "event": "end", "step": 3, "reason": "finished"}
+BEFORE = [header(), step(1), step(2), step(3)]
+RESUMED = [*BEFORE, header(resumed_at_step=2)]
+BARE = {"kind": "step", "step": 1, "loss": 2.0}
+LOGS: list[tuple[str, list[Any], list[tuple[int, str, str]]]] = [
+    ("starts with a run record", [step(1), step(2)], [(1, "error", "no run")]),
+    ("goes back with a run record", [*RESUMED, step(2), step(3)], []),
+    ("and not without", [*BEFORE, step(2)], [(5, "error", "backwards"), (5, "hint", "clock")]),
+    ("and not behind it", [*RESUMED, step(1)], [(6, "error", "before resumed")]),
+    ("says where", [*BEFORE, header(), step(4)], [(5, "hint", "no resumed_at_step")]),
+    ("is of one model", [*BEFORE, header(3, resumed_at_step=4)], [(5, "hint", "another model")]),
+    ("has no step after its end", [*BEFORE, END, step(4)], [(6, "hint", "after end")]),
+    ("unless it is resumed", [*BEFORE, END, header(resumed_at_step=4), step(4)], []),
+    ("names its events", [header(), {"kind": "event"}], [(2, "error", "event")]),
+    ("has a known end", [header(), END | {"reason": "oom"}], [(2, "hint", "reason")]),
+    ("may have other keys", [header(git_commit="abc"), {"kind": "step", "own": 0.5} | step(1)], []),
+    ("has some load", [header(), BARE], [(2, "hint", "no load")]),
+]
 
 
-def test_a_resumed_run_goes_back_with_a_run_record_and_not_without() -> None:
-    before = [header(), step(1), step(2), step(3)]
-    resumed = header(resumed_at_step=2)
-    assert codes([*before, resumed, step(2), step(3)]) == []
-    assert codes([*before, step(2)]) == [(5, "error", "backwards"), (5, "hint", "clock")]
-    assert codes([*before, resumed, step(1)]) == [(6, "error", "before resumed")]
-    assert codes([*before, header(), step(4)]) == [(5, "hint", "no resumed_at_step")]
-    other = header(3, resumed_at_step=4)
-    assert codes([*before, other]) == [(5, "hint", "another model")]
-
-
-def test_steps_after_the_end_need_a_run_record() -> None:
-    end = {"kind": "event", "event": "end", "step": 1, "reason": "finished"}
-    assert codes([header(), step(1), end, step(2)]) == [(4, "hint", "after end")]
-    assert codes([header(), step(1), end, header(resumed_at_step=2), step(2)]) == []
-
-
-def test_events_have_a_name_and_known_ends() -> None:
-    nameless, odd = {"kind": "event"}, {"kind": "event", "event": "end", "reason": "oom"}
-    assert codes([header(), nameless, odd]) == [(2, "error", "event"), (3, "hint", "reason")]
+@pytest.mark.parametrize(("claim", "log", "found"), LOGS, ids=[claim for claim, *_ in LOGS])
+def test_a_log_as_a_whole(claim: str, log: list[Any], found: list[tuple[int, str, str]]) -> None:
+    assert codes(log) == found, f"a log {claim}"
 
 
 @pytest.mark.parametrize(
@@ -277,32 +276,26 @@ def test_each_source_of_counts_has_its_own_sum(
     assert [problem.code for problem in problems(log)] == found
 
 
-def test_a_router_may_see_another_number_of_tokens_than_the_step() -> None:
+SOUND: dict[str, dict[str, Any]] = {
+    "routers may see fewer tokens": {
+        "router": {"tokens": [TOKENS, TOKENS - 4]},
+        "tokens_per_expert 1": [10] * 4,
+    },
+    "what was not measured may be null or absent": {
+        **{"loss": None, "router": {"entropy": [None, 1.0]}, "expert_bias": [[], None]},
+        "tokens_per_expert 0": None,
+    },
+    "NaN may be measured": {
+        **{"loss": "NaN", "grad_norm": "Infinity", "router entropy": ["NaN", "-Infinity"]},
+        "expert_bias 0 0": "NaN",
+    },
+}
+
+
+@pytest.mark.parametrize("claim", SOUND)
+def test_a_step_is_sound(claim: str) -> None:
     record = step(1)
-    record["router"] = {"tokens": [TOKENS, TOKENS - 4]}
-    record["tokens_per_expert"][1] = [10, 10, 10, 10]
-    assert codes([header(), record]) == []
-
-
-def test_what_was_not_measured_may_be_null_or_absent() -> None:
-    record = {"kind": "step", "step": 1, "loss": None, "router": {"entropy": [None, 1.0]}}
-    counted = step(2) | {"expert_bias": [[], None]}
-    counted["tokens_per_expert"][0] = None
-    assert codes([header(), record, counted]) == []
-
-
-def test_not_a_number_is_a_value_where_something_is_measured() -> None:
-    record = step(1) | {"loss": "NaN", "grad_norm": "Infinity"}
-    record["router"]["entropy"] = ["NaN", "-Infinity"]
-    record["expert_bias"][0][0] = "NaN"
-    assert codes([header(), record]) == []
-
-
-def test_unknown_keys_are_accepted() -> None:
-    record = {"kind": "step", "my_accuracy": 0.5, **step(1)}
-    assert codes([header(git_commit="abc"), record]) == []
-
-
-def test_a_log_without_any_load_is_worth_a_hint() -> None:
-    record = {"kind": "step", "step": 1, "loss": 2.0}
-    assert codes([header(), record]) == [(2, "hint", "no load")]
+    for path, to in SOUND[claim].items():
+        damage(record, path, to)
+    bare = {"kind": "step", "step": 2}
+    assert codes([header(), record, bare]) == []

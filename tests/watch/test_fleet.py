@@ -93,6 +93,18 @@ def test_live_runs_are_judged_beside_the_open_one_and_the_rest_is_not_read(tmp_p
     assert found["over"].findings is None
 
 
+def test_a_run_that_fell_silent_since_its_last_reading_is_kept_as_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "run", steps=234, collapse=(1, 200), finished=False)
+    fleet = fleet_of(tmp_path)
+    assert cards(fleet)["run"].findings == []
+    for module in ("fleet", "run_watch"):
+        monkeypatch.setattr(f"microscope_tui.watch.{module}.age_of", lambda *_, **__: 700.0)
+    fleet.search(now=True)  # it is not followed any more
+    assert [finding.rule for finding in cards(fleet)["run"].findings] == ["COLLAPSE"]
+
+
 def test_a_list_of_many_runs_reads_only_the_ends_of_their_logs(
     tmp_path: Path, reads: list[int]
 ) -> None:

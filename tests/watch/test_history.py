@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.watch import MAX_ROWS, MIN_ROWS, Column, History, rows_within
+from microscope_tui.watch import MAX_ROWS, MIN_ROWS, Column, History, Window, rows_within
 from microscope_tui.watch.history import COARSE, Level, Series
 
 VALUES = st.lists(
@@ -150,7 +150,7 @@ def test_what_was_added_shows_once_it_is_committed() -> None:
 
 def test_columns_can_end_at_an_earlier_step() -> None:
     made = history([1.0, 2.0, 3.0, 4.0])
-    assert [c.mean for c in made.columns("x", 0, 10, until=2)] == [1.0, 2.0]
+    assert [c.mean for c in made.columns("x", 0, 10, Window(1, 2))] == [1.0, 2.0]
 
 
 def test_routers_do_not_mix() -> None:

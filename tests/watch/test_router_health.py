@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.watch import Window, router_health, view_of
-from tests.conftest import header, open_log, step
+from tests.conftest import header, open_log
 
 
 @pytest.mark.parametrize("window", [(1, 300), (120, 200)])
@@ -26,18 +26,9 @@ def test_the_worst_router_of_every_column_is_the_worst_of_the_view(
 
 
 def test_what_one_router_did_not_measure_does_not_hide_the_others(write_log: Any) -> None:
-    loads, nothing = [[2.0, None, "NaN"], [None] * 3], [[None] * 3, [4.0, 8.0, None]]
-    steps = [
-        step(
-            n,
-            [[4] * 8] * 3,
-            16,
-            router={"max_load": loads[n - 1], "effective_experts": nothing[n - 1]},
-        )
-        for n in (1, 2)
-    ]
-    for one in steps:
-        del one["tokens_per_expert"]
+    load = {"max_load": [2.0, None, "NaN"], "effective_experts": [None] * 3}
+    balance = {"max_load": [None] * 3, "effective_experts": [4.0, 8.0, None]}
+    steps = [{"kind": "step", "step": n, "router": r} for n, r in [(1, load), (2, balance)]]
     health = router_health(open_log(write_log([header(), *steps])), 2, Window(1, 2))
     assert health.max_load[0].high == 2.0
     assert math.isnan(health.max_load[1].high)
