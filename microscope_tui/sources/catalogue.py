@@ -203,7 +203,7 @@ class ForeignRun(RunFile, frozen=True, kw_only=True):
 
     def open(self) -> Source:
         """See ``RunFile``."""
-        from microscope_tui.sources.row_records import TranslatedLog
+        from microscope_tui.sources.translated_log import TranslatedLog
 
         return TranslatedLog(self.form.open(self.file, self.run, self.name, self.request))
 

@@ -32,7 +32,7 @@ from microscope_tui.sources.reader import (
     Unreadable,
     files_of,
 )
-from microscope_tui.sources.row_records import Counts, run_record, step_record
+from microscope_tui.sources.records import Counts, run_record, step_record
 
 MOST_BYTES = 64 << 20
 """The longest piece read at once: as much as the longest line of a run log."""

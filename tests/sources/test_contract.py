@@ -14,7 +14,7 @@ from microscope_tui.sources import (
     SourceRequest,
     dumps,
     megatron,
-    row_records,
+    step_rows,
     streamlit,
 )
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.parametrize("sound", SOUND, ids=lambda sound: sound.for
 @pytest.fixture(autouse=True)
 def _only_a_settled_file_is_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is: what counts is the age of the file, which the tests set."""
-    monkeypatch.setattr(row_records, "COMPLETE_AFTER_S", 1e6)
+    monkeypatch.setattr(step_rows, "COMPLETE_AFTER_S", 1e6)
     monkeypatch.setattr(megatron, "COMPLETE_AFTER_S", 1e6)
     monkeypatch.setattr(dumps, "SETTLED_S", 1e6)
     monkeypatch.setattr(streamlit, "QUIET_S", 1e6)
