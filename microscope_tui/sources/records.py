@@ -47,8 +47,13 @@ def run_record(
         ranks: that share the experts of a layer.
         hidden_layers: of the model, dense ones included; 0 where unknown.
     """
-    source: Record = {"writer": writer, "counts": counts, "note": note, "layer_order": layer_order}
-    source["unconfirmed"] = safe_text(unconfirmed, 300)
+    source = {
+        "writer": writer,
+        "counts": counts,
+        "note": safe_text(note, 200),
+        "layer_order": layer_order,
+        "unconfirmed": safe_text(unconfirmed, 300),
+    }
     return RunHeader(
         run=safe_text(run, 120),
         time=UNSET if time is None else time,
