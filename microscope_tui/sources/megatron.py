@@ -193,28 +193,23 @@ class MegatronReader(CountsReader):
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
-        restarted = False
         records: list[Record] = []
-        if self._failed is None:
-            try:
+        earlier = self._failed
+        try:
+            if earlier is None:
                 self._find()
-                restarted = self._take(max_bytes)
-                if self._failed is None:
-                    self._complete(records)
-                else:
-                    records += self._until(self._behind())  # keeps those before an error
-            except Late:
-                restarted = True
-            except Unreadable as why:
-                self._failed = why
-            if self._failed is not None:
-                records += self._flush()
-        elif any(trace.was_rewritten for trace in self._ranks.values()):
-            restarted = True
-        if restarted:
+                self._take(max_bytes)
+                self._complete(records)
+            elif any(trace.was_rewritten for trace in self._ranks.values()):
+                raise Late
+        except Late:
             self._start()
             self.exhausted = False
             return Batch((), True)
+        except Unreadable as why:
+            self._failed = why
+        if self._failed is not earlier:
+            records += self._flush()
         if self._failed is not None and not records:
             raise self._failed
         self.report(*(trace.source for trace in self._ranks.values()))
@@ -229,30 +224,34 @@ class MegatronReader(CountsReader):
             if rank not in self._ranks:
                 self._ranks[rank] = RankTrace(path)
 
-    def _take(self, max_bytes: int) -> bool:
-        """Read from the ranks that are furthest behind; true if a file is another one."""
-        left, todo = max_bytes, set(self._ranks)
+    def _take(self, max_bytes: int) -> None:
+        """Read from the ranks that are furthest behind.
+
+        Raises:
+            Late: a file is another one.
+        """
+        left = max_bytes
+        todo = set(self._ranks)
         while left > 0 and todo:
             rank = min(todo, key=lambda rank: (self._ranks[rank].step, rank))
             trace = self._ranks[rank]
             if trace.step > self._behind() + _AHEAD:
-                return False
+                return
             before = trace.source.offset
             found = trace.source.read_lines(min(left, _PIECE))
             if found.restarted:
-                return True
+                raise Late
             try:
                 for call in trace.calls(found.lines):
                     self._count(rank, call)
             except Unreadable as why:
                 self._failed = why  # the steps before it are returned first
-                return False
+                return
             if trace.source.offset == before:
                 todo.remove(rank)
             else:
                 left -= trace.source.offset - before
                 self._grew = time.monotonic()
-        return False
 
     def _behind(self) -> int:
         """The lowest step that a rank is writing."""
@@ -274,6 +273,8 @@ class MegatronReader(CountsReader):
     def _complete(self, records: list[Record]) -> None:
         """Append the records of the steps that are complete."""
         records += self._until(self._behind())  # keeps those before an error
+        if self._failed is not None:
+            return
         traces = self._ranks.values()
         modified = max((trace.source.modified or 0.0 for trace in traces), default=0.0)
         quiet = max(time.time() - modified, time.monotonic() - self._grew)

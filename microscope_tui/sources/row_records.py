@@ -35,20 +35,11 @@ MOST_WAITING = 4096
 class RunRecords:
     """Makes the records of one run of its steps."""
 
-    def __init__(
-        self,
-        source: RowReader,
-        name: str,
-        writer: str,
-        request: SourceRequest,
-        unconfirmed: str = "",
-    ) -> None:
-        """``name``: of the run, if the source has none; the others as in ``run_record``."""
+    def __init__(self, source: RowReader, request: SourceRequest, **facts: str) -> None:
+        """``facts``: for the header; ``run`` is its name if the source has none."""
         self._source = source
-        self._name = name
-        self._writer = writer
         self._request = request
-        self._unconfirmed = unconfirmed
+        self._facts = facts
         self._layout: Layout | None = None
         self._waiting: deque[Row] = deque(maxlen=MOST_WAITING)
         self._ahead = 0  # steps with router readings among those that wait
@@ -99,8 +90,8 @@ class RunRecords:
         self._ahead = 0
 
     def _header(self, layout: Layout) -> Record:
-        name = self._source.name or self._name
-        return layout.header(name, self._writer, self._unconfirmed)
+        name = self._source.name or self._facts["run"]
+        return layout.header(**self._facts | {"run": name})
 
 
 class RowRecords(RecordReader):
@@ -109,7 +100,7 @@ class RowRecords(RecordReader):
     def __init__(self, rows: RowReader, name: str, writer: str, request: SourceRequest) -> None:
         """``name``: of the run, if the source has none; ``writer``: for the header."""
         super().__init__(rows.path, name, request)
-        self._writer = writer
+        self._facts = {"run": name, "writer": writer}
         self._begin(rows)
 
     def _begin(self, source: RowReader) -> None:
@@ -122,7 +113,7 @@ class RowRecords(RecordReader):
     def _start(self, source: RowReader, unconfirmed: str = "") -> None:
         self._source = source
         self._steps = StepRows()
-        self._run = RunRecords(source, self._name, self._writer, self._request, unconfirmed)
+        self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
         self._checked = 0  # keys at the last look for rules that match none
@@ -162,7 +153,7 @@ class RowRecords(RecordReader):
     def sample(self, count: int) -> Sequence[Record]:
         """See ``RecordReader``."""
         steps = StepRows()
-        run = RunRecords(self._source, self._name, self._writer, self._request)
+        run = RunRecords(self._source, self._request, **self._facts)
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
         complete = chain(steps.complete(rows, is_started=False), steps.close())
         return [*run.of(complete), *run.start()]
@@ -214,9 +205,8 @@ class RowRecords(RecordReader):
         self.proposed = proposal.applied(request) if proposal is not None else None
         if found.values:
             top_k = layout.top_k if layout is not None else None
-            self.missing = proposals.described(
-                found, proposal, source, self._writer, request, top_k
-            )
+            writer = self._facts["writer"]
+            self.missing = proposals.described(found, proposal, source, writer, request, top_k)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:
             return False
         keys = Keys(request.rules, self.proposed.confirmed)

@@ -130,8 +130,8 @@ class Layout:
     def _layers(self) -> list[int | None]:
         return sorted(self._experts, key=lambda layer: -1 if layer is None else layer)
 
-    def header(self, run: str, writer: str, unconfirmed: str = "") -> Record:
-        """The run record; ``writer`` and ``unconfirmed`` as in ``run_record``."""
+    def header(self, **facts: Any) -> Record:
+        """The run record; ``facts``: what is not in the rows, as in ``run_record``."""
         layers, gates = self._layers, self._source.keys.of_gates
         names = [f"{'gate ' if gates else 'L'}{layer}" for layer in layers]
         counts = self._source.counts
@@ -139,16 +139,14 @@ class Layout:
             if quantity in self._rows:
                 counts = counts or kind
         return run_record(
-            run,
-            [layer or 0 for layer in layers],
-            [max(self._num_experts, self._experts[layer]) for layer in layers],
-            self.top_k,
+            depths=[layer or 0 for layer in layers],
+            experts=[max(self._num_experts, self._experts[layer]) for layer in layers],
+            top_k=self.top_k,
             names=["all layers"] if layers == [None] else names,
-            writer=writer,
             counts=counts or "none",
             profile=self._request.profile or "pretrain",
             layer_order="unknown" if gates else "",  # see keys.Rule
-            unconfirmed=unconfirmed,
+            **facts,
         )
 
     def record(self, row: Row) -> Record:
