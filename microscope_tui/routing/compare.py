@@ -118,7 +118,8 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = T
     """
     _refuse_others(a, b, token_ids)
     flags = bytearray(a.tokens)
-    seen, differing = Counter[int](), Counter[int]()
+    seen: Counter[int] = Counter()
+    differing: Counter[int] = Counter()
     layers = []
     for index, (name, depth) in enumerate(zip(a.shape.layer_names, a.shape.layers, strict=True)):
         layer = LayerMismatch(name, depth)
@@ -169,9 +170,12 @@ class _Piece:
     def __init__(
         self, a: Routing, b: Routing, layer: int, start: int, end: int, flags: bytearray
     ) -> None:
-        self._start, self._count, self._flags = start, end - start, flags
+        self._start = start
+        self._count = end - start
+        self._flags = flags
         self._a, self._b = (one.ids_of(layer, start, end) for one in (a, b))
-        self._k, self._code = a.shape.top_k, a.id_code
+        self._k = a.shape.top_k
+        self._code = a.id_code
         self._row = struct.Struct(f"<{self._k}{self._code}")
         self._experts = a.shape.num_experts
         self._empty = 0xFF if self._code == "B" else 0xFFFF

@@ -13,16 +13,17 @@ import base64
 import binascii
 import os
 import re
-import struct
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.routing.file import RoutingWriter
 from microscope_tui.routing.layout import MOST_EXPERTS, MOST_LAYERS, BadRouting, Shape
@@ -66,19 +67,20 @@ def _write(source: _Array | _Lines, target: Path, beside: Shape | None) -> None:
     if not (0 < layers <= MOST_LAYERS and tokens and k):
         raise BadEngineOutput(f"{tokens:,} tokens, {layers:,} layers, k {k:,}: nothing to compare")
     kept = _moe_layers(source, layers, k, beside)
-    depths, names = tuple(kept), tuple(f"L{layer}" for layer in kept)
-    if beside is not None and len(beside.layers) in (layers, len(kept)):
-        depths, names = beside.layers, beside.layer_names
-    experts = beside.num_experts if beside is not None else MOST_EXPERTS
-    writer = RoutingWriter(target, Shape(depths, names, experts, k, tokens))
+    shape = Shape(tuple(kept), tuple(f"L{layer}" for layer in kept), MOST_EXPERTS, k, tokens)
+    if beside is not None:
+        shape = replace(shape, num_experts=beside.num_experts)
+        if len(beside.layers) in (layers, len(kept)):
+            shape = replace(shape, layers=beside.layers, layer_names=beside.layer_names)
+    writer = RoutingWriter(target, shape)
     try:
         for ids, rows in source.pieces():
             count = len(rows) // (layers * k)
             zeros = [0] * count
             first = writer.put_tokens(ids or zeros, [b""] * count, zeros, zeros)
             for place, layer in enumerate(kept):
-                packed = _packed(rows, layer, layers, k, experts, writer.places.empty_slot)
-                writer.put("ids", place, first, packed)
+                slots = [rows[layer * k + slot :: layers * k] for slot in range(k)]
+                writer.put("ids", place, first, _packed(slots, layer, writer))
         writer.finish()
     except BaseException:
         writer.abandon()
@@ -96,29 +98,29 @@ def _moe_layers(source: _Array | _Lines, layers: int, k: int, beside: Shape | No
     return kept or list(range(layers))
 
 
-def _packed(
-    rows: Sequence[int], layer: int, layers: int, k: int, experts: int, empty: int
-) -> bytes:
-    """The ids of one layer, with -1 as the empty slot behind the others."""
-    stride = layers * k
-    slots = [rows[layer * k + slot :: stride] for slot in range(k)]
+def _packed(slots: Sequence[Sequence[int]], layer: int, writer: RoutingWriter) -> bytes:
+    """The ids of one layer, with -1 as the empty slot behind the others.
+
+    ``slots``: the choices of all tokens, by slot.
+    """
+    experts, k = writer.shape.num_experts, writer.shape.top_k
     low, high = min(map(min, slots)), max(map(max, slots))
     if low < _NONE or high >= experts:
         wrong = low if low < _NONE else high
         raise BadEngineOutput(
             f"expert {wrong:,} in layer {layer}: expected 0 to {experts - 1:,}, or -1"
         )
-    code = "B" if empty == 0xFF else "H"
+    rows: Iterable[Sequence[int]] = zip(*slots, strict=True)
     # No token chooses an expert twice: zeros in all slots are a token without a route.
     unrouted = k > 1 and 0 in map(max, zip(*slots, strict=True))
     if low == _NONE or unrouted:
+        empty = writer.places.empty_slot
         chosen = (
-            sorted(row, key=_NONE.__eq__) if k == 1 or any(row) else [_NONE] * k
-            for row in zip(*slots, strict=True)
+            [] if k > 1 and not any(row) else [one for one in row if one != _NONE] for row in rows
         )
-        slots_of = (empty if one == _NONE else one for row in chosen for one in row)
-        return array(code, slots_of).tobytes()
-    return array(code, chain.from_iterable(zip(*slots, strict=True))).tobytes()
+        rows = ([*row, *[empty] * (k - len(row))] for row in chosen)
+    code = writer.places.sections["ids"].code
+    return array(code, chain.from_iterable(rows)).tobytes()
 
 
 _MOST_HEADER = 1 << 12
@@ -153,12 +155,10 @@ class _Array:
         head = self._file.read(12)
         if not head.startswith(b"\x93NUMPY") or len(head) < 12:
             raise BadEngineOutput("is not a .npy file")
-        if head[6] == 1:
-            (length,), start = struct.unpack_from("<H", head, 8), 10
-        elif head[6] in (2, 3):
-            (length,), start = struct.unpack_from("<I", head, 8), 12
-        else:
+        if head[6] not in (1, 2, 3):
             raise BadEngineOutput(f"version {head[6]} of .npy, expected 1 to 3")
+        start = 10 if head[6] == 1 else 12
+        length = int.from_bytes(head[8:start], "little")
         if length > _MOST_HEADER:
             raise BadEngineOutput(
                 f"a header of {length:,} bytes, expected at most {_MOST_HEADER:,}"
@@ -177,7 +177,8 @@ class _Array:
         self.shape = tuple(map(int, shape))
         """Tokens, layers, k."""
         tokens, layers, k = self.shape
-        self._code, self._swap = _CODES[kind + size], order == ">"
+        self._code = _CODES[kind + size]
+        self._swap = order == ">"
         self._row = layers * k * int(size)
         self._start = start + length
         expected = self._start + tokens * self._row
@@ -202,18 +203,21 @@ class _Lines:
     """JSON lines of responses, one sequence after the other; the file is read twice."""
 
     def __init__(self, path: Path, beside: Shape | None) -> None:
-        self._path, self._beside = path, beside
-        tokens, self.has_token_ids = 0, True
-        layers = k = 0
+        self._path = path
+        self._beside = beside
+        self.has_token_ids = True
+        tokens = layers = k = 0
         for number, response in _responses(path, beside):
-            if (layers, k) != (0, 0) and (layers, k) != (response.layers, response.k):
+            if tokens and (layers, k) != (response.layers, response.k):
                 raise BadEngineOutput(
                     f"line {number:,}: {response.layers} layers and k {response.k}, before "
                     f"{layers} and {k}"
                 )
-            layers, k = response.layers, response.k
+            layers = response.layers
+            k = response.k
             tokens += response.tokens
-            self.has_token_ids = self.has_token_ids and response.token_ids is not None
+            if response.token_ids is None:
+                self.has_token_ids = False
         self.shape = (tokens, layers, k)
 
     def close(self) -> None:
@@ -291,34 +295,50 @@ def _responses(path: Path, beside: Shape | None) -> Iterator[tuple[int, _Respons
 
 
 def _response(line: _Line, beside: Shape | None) -> _Response:
-    if line.choices and len(line.choices) > 1:
-        raise BadEngineOutput(f"{len(line.choices)} choices: ask for one a request (n = 1)")
-    choice = line.choices[0] if line.choices else _Choice()
-    prompt = line.prompt_token_ids if line.prompt_token_ids is not None else line.input_ids
-    outputs = (choice.token_ids, line.token_ids, line.output_ids, line.output_token_ids)
-    output = next((ids for ids in outputs if ids is not None), None)
-    ids = None if prompt is output is None else [*(prompt or ()), *(output or ())]
-    if ids is not None and not all(0 <= one < 1 << 32 for one in ids):
-        raise BadEngineOutput("a token id is negative or above 4,294,967,295")
-    experts = line.routed_experts
-    if experts is None:
-        experts = choice.routed_experts
-    if experts is None and line.meta_info is not None:
-        experts = line.meta_info.routed_experts
+    choices = line.choices or [_Choice()]
+    if len(choices) > 1:
+        raise BadEngineOutput(f"{len(choices)} choices: ask for one a request (n = 1)")
+    (choice,) = choices
+    prompt: list[int] | None = _first(line.prompt_token_ids, line.input_ids)
+    output = _first(choice.token_ids, line.token_ids, line.output_ids, line.output_token_ids)
+    ids = _joined(prompt, output)
+    meta = line.meta_info or _Meta()
+    experts: str | _Rows | None = _first(
+        line.routed_experts, choice.routed_experts, meta.routed_experts
+    )
     if isinstance(experts, str):
         if beside is None or ids is None:
             raise BadEngineOutput(
                 "base64 holds no shape: it needs token ids, and a probe beside it"
             )
         return _placed(_from_base64(experts), beside.top_k, ids, len(prompt or ()), beside=beside)
-    nested = [*(line.prompt_routed_experts or ()), *(experts or ())]
-    if not nested or not nested[0] or not nested[0][0]:
-        raise BadEngineOutput("no routed_experts; ask the engine to return them")
-    layers, k = len(nested[0]), len(nested[0][0])
-    if any(len(row) != layers or any(len(one) != k for one in row) for row in nested):
-        raise BadEngineOutput(f"rows differ in size; the first has {layers} layers of {k}")
-    flat = list(chain.from_iterable(chain.from_iterable(nested)))
+    flat, layers, k = _flat([*(line.prompt_routed_experts or ()), *(experts or ())])
     return _placed(flat, k, ids, len(prompt or ()), layers=layers)
+
+
+def _first(*values: Any) -> Any:
+    """The first of the fields that is there: engines have other names for the same."""
+    return next((value for value in values if value is not None), None)
+
+
+def _joined(prompt: list[int] | None, output: list[int] | None) -> list[int] | None:
+    """The ids of all tokens; ``None`` if the response has none."""
+    if prompt is None and output is None:
+        return None
+    ids = [*(prompt or ()), *(output or ())]
+    if not all(0 <= one < 1 << 32 for one in ids):
+        raise BadEngineOutput("a token id is negative or above 4,294,967,295")
+    return ids
+
+
+def _flat(rows: _Rows) -> tuple[list[int], int, int]:
+    """The choices of nested lists one after the other, the number of layers, and k."""
+    if not rows or not rows[0] or not rows[0][0]:
+        raise BadEngineOutput("no routed_experts; ask the engine to return them")
+    layers, k = len(rows[0]), len(rows[0][0])
+    if any(len(row) != layers or any(len(one) != k for one in row) for row in rows):
+        raise BadEngineOutput(f"rows differ in size; the first has {layers} layers of {k}")
+    return list(chain.from_iterable(chain.from_iterable(rows))), layers, k
 
 
 def _from_base64(text: str) -> array[int]:

@@ -10,6 +10,7 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,14 @@ class Routing:
             raise BadRouting(f"the sections do not fit into the {offset:,} bytes before the header")
         if len(header.slices) > MOST_SLICES:
             raise BadRouting(f"{len(header.slices):,} slices, more than {MOST_SLICES:,}")
-        self.shape, self._places, self._text_bytes = shape, places, header.text_bytes
+        self.shape = shape
         self.tokens = header.tokens
         self.slices = tuple(safe_text(name, 40) for name in header.slices)
-        self.model, self.dtype = safe_text(header.model, 80), safe_text(header.dtype, 20)
+        self.model = safe_text(header.model, 80)
+        self.dtype = safe_text(header.dtype, 20)
         self.tables = header.known_tables()
+        self._places = places
+        self._text_bytes = header.text_bytes
 
     def choice(self, layer: int, token: int) -> Choice:
         """What router number ``layer`` chose for a token; both count from 0.
@@ -137,18 +141,20 @@ class Routing:
         kept = [slot for slot, expert in enumerate(ids) if expert < self.shape.num_experts]
         (margin,) = self._numbers("margins", layer, token, 1)
         (entropy,) = self._numbers("entropies", layer, token, 1)
-        experts = tuple(int(ids[slot]) for slot in kept)
-        return Choice(experts, tuple(weights[slot] for slot in kept), margin, entropy)
+        experts, of_them = (tuple(row[slot] for slot in kept) for row in (ids, weights))
+        return Choice(experts, of_them, margin, entropy)
 
     def first_choices(self, layer: int, start: int, end: int) -> list[int | None]:
         """The expert with the largest weight for each token from ``start`` to before ``end``."""
-        k, count = self.shape.top_k, min(end, self.tokens) - start
+        k = self.shape.top_k
+        count = min(end, self.tokens) - start
         ids = self._numbers("ids", layer, start, count * k)[::k] if count > 0 else ()
         return [one if one < self.shape.num_experts else None for one in ids]
 
     def chosen(self, layer: int, start: int, end: int) -> list[tuple[int, ...]]:
         """The chosen experts of tokens ``start`` to before ``end``, the largest weight first."""
-        end, k = min(end, self.tokens), self.shape.top_k
+        k = self.shape.top_k
+        end = min(end, self.tokens)
         if start >= end:
             return []
         ids = self._numbers("ids", layer, start, (end - start) * k)
@@ -177,25 +183,30 @@ class Routing:
         """
         if not 0 <= expert < self.shape.num_experts:
             return None
-        size, k = self._places.sections["ids"].itemsize, self.shape.top_k
-        wanted = expert.to_bytes(size, "little")
-        first = self._place("ids", layer, 0)
-        low, high = (
-            (first, first + token * k * size)
-            if back
-            else (first + (token + 1) * k * size, first + self.tokens * k * size)
-        )
-        while low < high:
-            at = self._map.rfind(wanted, low, high) if back else self._map.find(wanted, low, high)
-            if at < 0 or (at - first) % size == 0:
-                self.release()
-                return None if at < 0 else (at - first) // (k * size)
-            low, high = (low, at + size - 1) if back else (at + 1, high)
+        k = self.shape.top_k
+        low, high = (0, token * k) if back else ((token + 1) * k, self.tokens * k)
+        at = self._find("ids", layer, expert, low, high, back=back)
+        self.release()
+        return None if at is None else at // k
+
+    def _find(
+        self, name: str, layer: int, number: int, low: int, high: int, *, back: bool = False
+    ) -> int | None:
+        """Which of the numbers ``low`` to before ``high`` of a layer is this one."""
+        size = self._places.sections[name].itemsize
+        wanted = number.to_bytes(size, "little")
+        first = self._place(name, layer, 0)
+        start, end = first + low * size, first + high * size
+        search = self._map.rfind if back else self._map.find
+        while start < end and (at := search(wanted, start, end)) >= 0:
+            if (at - first) % size == 0:
+                return (at - first) // size
+            start, end = (start, at + size - 1) if back else (at + 1, end)
         return None
 
     def token_id(self, token: int) -> int:
         """Id of a token in the model's vocabulary."""
-        return int(self._numbers("token_ids", 0, token, 1)[0])
+        return self._number("token_ids", token)
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
         """Ids of tokens ``start`` to before ``end``."""
@@ -203,7 +214,7 @@ class Routing:
 
     def slice_of(self, token: int) -> int:
         """Number of the slice that a token belongs to."""
-        return int(self._numbers("slices", 0, token, 1)[0])
+        return self._number("slices", token)
 
     def slices_of(self, start: int, end: int) -> Sequence[int]:
         """Numbers of the slices of tokens ``start`` to before ``end``."""
@@ -211,7 +222,7 @@ class Routing:
 
     def window_of(self, token: int) -> int:
         """Number of the window of text that a token was routed in."""
-        return int(self._numbers("windows", 0, token, 1)[0])
+        return self._number("windows", token)
 
     def text(self, start: int, end: int, most: int | None = None) -> list[bytes]:
         """The bytes of each token from ``start`` to before ``end``; at most ``most`` of each.
@@ -223,7 +234,7 @@ class Routing:
         if start >= end:
             return []
         ends = self._numbers("text_ends", 0, start, end - start)
-        before = self._numbers("text_ends", 0, start - 1, 1)[0] if start else 0
+        before = self._number("text_ends", start - 1) if start else 0
         pieces: list[bytes] = []
         for one in ends:
             if not before <= one <= self._text_bytes:
@@ -231,7 +242,7 @@ class Routing:
                     f"{self.path}: the text of token {start + len(pieces):,} is damaged"
                 )
             cut = one if most is None else min(one, before + most)
-            pieces.append(self._map[self._places.text + int(before) : self._places.text + int(cut)])
+            pieces.append(self._map[self._places.text + before : self._places.text + cut])
             before = one
         return pieces
 
@@ -239,15 +250,8 @@ class Routing:
         """The bytes of a token of the vocabulary if it occurs, of a very long one the first 64."""
         if not 0 <= token_id < 1 << 32 or not self.tokens:
             return None
-        size = self._places.sections["token_ids"].itemsize
-        first = self._place("token_ids", 0, 0)
-        wanted, low, high = token_id.to_bytes(size, "little"), first, first + self.tokens * size
-        while (at := self._map.find(wanted, low, high)) >= 0 and (at - first) % size:
-            low = at + 1
-        if at < 0:
-            return None
-        token = (at - first) // size
-        return self.text(token, token + 1, most=64)[0]
+        token = self._find("token_ids", 0, token_id, 0, self.tokens)
+        return None if token is None else self.text(token, token + 1, most=64)[0]
 
     def find_text(self, wanted: bytes, token: int, *, back: bool = False) -> int | None:
         """The next token after (or before) ``token`` in whose text ``wanted`` begins.
@@ -256,14 +260,15 @@ class Routing:
         """
         if not wanted or not self.tokens:
             return None
-        start, end = self._places.text, self._places.text + self._text_bytes
+        start = self._places.text
+        end = start + self._text_bytes
         if back:
-            ends = self._numbers("text_ends", 0, token - 1, 1)[0] if token else 0
-            here = min(end, start + int(ends))
+            before = self._number("text_ends", token - 1) if token else 0
+            here = min(end, start + before)
             at = self._map.rfind(wanted, start, min(end, here + len(wanted) - 1))
             at = self._map.rfind(wanted, here, end) if at < 0 else at
         else:
-            here = min(end, start + int(self._numbers("text_ends", 0, token, 1)[0]))
+            here = min(end, start + self._number("text_ends", token))
             at = self._map.find(wanted, here, end)
             at = self._map.find(wanted, start, min(end, here + len(wanted))) if at < 0 else at
         self.release()
@@ -277,7 +282,7 @@ class Routing:
     def _token_at(self, byte: int) -> int:
         """The token that holds a byte of the text, by bisection."""
         ends = range(self.tokens - 1)
-        return bisect_right(ends, byte, key=lambda one: self._numbers("text_ends", 0, one, 1)[0])
+        return bisect_right(ends, byte, key=lambda one: self._number("text_ends", one))
 
     def _place(self, name: str, layer: int, token: int) -> int:
         if not 0 <= token < max(1, self.tokens):
@@ -287,12 +292,16 @@ class Routing:
         return self._places.at(name, layer, token)
 
     def _raw(self, name: str, layer: int, start: int, end: int) -> bytes:
-        at, row = self._place(name, layer, start), self._places.sections[name].row
-        return self._map[at : at + (min(end, self.tokens) - start) * row]
+        at = self._place(name, layer, start)
+        count = min(end, self.tokens) - start
+        return self._map[at : at + count * self._places.sections[name].row]
 
     def _span(self, name: str, start: int, end: int) -> tuple[int, ...]:
         count = min(end, self.tokens) - start
         return self._numbers(name, 0, start, count) if count > 0 else ()
+
+    def _number(self, name: str, token: int) -> int:
+        return int(self._numbers(name, 0, token, 1)[0])
 
     def _numbers(self, name: str, layer: int, token: int, count: int) -> tuple[Any, ...]:
         at = self._place(name, layer, token)
@@ -318,7 +327,9 @@ class RoutingWriter:
             OSError: it cannot be written.
         """
         shape.refuse_nonsense()
-        self.path, self.shape, self.tokens = path, shape, 0
+        self.path = path
+        self.shape = shape
+        self.tokens = 0
         self._about = {"slices": list(slices), "model": model, "dtype": dtype}
         self.places = Places(shape)
         self._text_bytes = 0
@@ -334,13 +345,14 @@ class RoutingWriter:
 
     def get(self, name: str, layer: int, tokens: int) -> bytes:
         """What was written of one section, for the first ``tokens`` tokens."""
-        at, left = self.places.at(name, layer, 0), tokens * self.places.sections[name].row
+        at = self.places.at(name, layer, 0)
+        end = at + tokens * self.places.sections[name].row
         parts = []
-        while left:
-            parts.append(os.pread(self._file, left, at))
+        while at < end:
+            parts.append(os.pread(self._file, end - at, at))
             if not parts[-1]:
                 raise ValueError(f"{name}: {tokens:,} tokens were not written")
-            left, at = left - len(parts[-1]), at + len(parts[-1])
+            at += len(parts[-1])
         return b"".join(parts)
 
     def put_tokens(
@@ -351,19 +363,15 @@ class RoutingWriter:
         windows: Sequence[int],
     ) -> int:
         """Append the next tokens; returns the number of the first. Call it before ``put``."""
-        first, count = self.tokens, len(ids)
-        ends, end = [], self._text_bytes
-        for text in texts:
-            end += len(text)
-            ends.append(end)
+        first = self.tokens
         self._write(b"".join(texts), self.places.text + self._text_bytes)
-        self._text_bytes = end
+        _, *ends = accumulate(map(len, texts), initial=self._text_bytes)
+        self._text_bytes = ends[-1] if ends else self._text_bytes
         numbers = {"token_ids": ids, "text_ends": ends, "slices": slices, "windows": windows}
         for name, values in numbers.items():
-            self.put(
-                name, 0, first, struct.pack(f"<{count}{self.places.sections[name].code}", *values)
-            )
-        self.tokens += count
+            code = self.places.sections[name].code
+            self.put(name, 0, first, struct.pack(f"<{len(ids)}{code}", *values))
+        self.tokens += len(ids)
         return first
 
     def finish(self, tables: Tables = Tables(), tokens: int | None = None) -> None:  # noqa: B008

@@ -23,11 +23,11 @@ from .reader import RowReader as RowReader
 from .reader import Rows as Rows
 from .reader import SourceRequest as SourceRequest
 from .reader import Unreadable as Unreadable
-from .row_records import SHARES_SUM as SHARES_SUM
+from .records import SHARES_SUM as SHARES_SUM
+from .records import counts_of_shares as counts_of_shares
+from .records import run_record as run_record
+from .records import step_record as step_record
 from .row_records import RowRecords as RowRecords
-from .row_records import counts_of_shares as counts_of_shares
-from .row_records import run_record as run_record
-from .row_records import step_record as step_record
 from .sglang import SGLangReader as SGLangReader
 from .sqlite import Busy as Busy
 from .sqlite import Database as Database

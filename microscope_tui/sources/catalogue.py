@@ -203,7 +203,7 @@ class ForeignRun(RunFile, frozen=True, kw_only=True):
 
     def open(self) -> Source:
         """See ``RunFile``."""
-        from microscope_tui.sources.row_records import TranslatedLog
+        from microscope_tui.sources.translated_log import TranslatedLog
 
         return TranslatedLog(self.form.open(self.file, self.run, self.name, self.request))
 
@@ -234,7 +234,8 @@ class Search:
 
     def read_as(self, request: SourceRequest) -> None:
         """Read all files as ``request`` from the next search on."""
-        self.request, self._seen = request, {}
+        self.request = request
+        self._seen = {}
 
     @property
     def unreadable(self) -> list[str]:
@@ -278,24 +279,30 @@ class Search:
 
     def _of_folder(self, path: Path) -> list[RunFile]:
         logs = find_runs(path, self._known)
-        folders = {log.path.parent for log in logs}
         if self.request.source:
-            logs, folders = [], set()
-        seen, self._seen = self._seen, {}
+            logs = []
+        folders = {log.path.parent for log in logs}
+        seen = self._seen
+        self._seen = {}
         for file in self._known.listed:
             if file.parent not in folders:
                 self._look_at(file, seen)
-        runs = {run.path: run for one in self._seen.values() if one.known for run in one.runs}
-        if not logs and not runs:  # better than nothing: the screen shows what their keys may be
-            runs = {run.path: run for one in self._seen.values() for run in one.runs}
+        found = self._seen.values()
+        # Without readings of routers it is better than nothing: the screen shows what the keys are.
+        chosen = [one for one in found if one.known and one.runs] or ([] if logs else found)
+        runs = {run.path: run for one in chosen for run in one.runs}
+        if not logs and not runs:
+            self._refuse_mlflow_folders(path)
+        # Those of one file were changed at the same time: their order stays.
+        return sorted([*logs, *runs.values()], key=lambda run: -run.modified)
+
+    def _refuse_mlflow_folders(self, path: Path) -> None:
         mlflow = [file.parent for file in self._known.listed if file.name == _MLFLOW_FOLDER]
-        if not logs and not runs and any((folder / "metrics").is_dir() for folder in mlflow):
+        if any((folder / "metrics").is_dir() for folder in mlflow):
             raise NoRuns(
                 f"{path}: MLflow's folders are not read; make a database of them and open that: "
                 "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
             )
-        # Those of one file were changed at the same time: their order stays.
-        return sorted([*logs, *runs.values()], key=lambda run: -run.modified)
 
     def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
         """What ``file`` holds; opened only if it has changed since the last search."""
@@ -332,8 +339,17 @@ class Search:
         about = form.reader.about(path)
         name = run or about.get("name") or (path.name if path.is_dir() else path.stem)
         size, modified = _size_and_time(path)
-        more = {"form": form, "file": path, "run": run, "request": self.request, "about": about}
-        return ForeignRun(safe_text(name), place, modified, size, **more)  # type: ignore[arg-type]
+        return ForeignRun(
+            safe_text(name),
+            place,
+            modified,
+            size,
+            form=form,
+            file=path,
+            run=run,
+            request=self.request,
+            about=about,
+        )
 
 
 def split_run(path: Path) -> tuple[Path, str]:

@@ -33,7 +33,13 @@ _ROW_BYTES = 64
 _FINDS_A_RUN = ("run_name", "run_id", "project_name")
 _SAMPLE = 16
 """Rows of a run in which a reading of a router must appear."""
-_NEEDED = {"key", "value", "timestamp", "run_uuid", "step", "is_nan"}
+_MLFLOW = {
+    "metrics": {"key", "value", "timestamp", "run_uuid", "step", "is_nan"},
+    "latest_metrics": {"run_uuid", "key"},  # a row per run and key
+    "runs": {"run_uuid", "name", "start_time", "status"},
+    "params": {"run_uuid", "key", "value"},
+}
+"""Tables and columns of MLflow that are read."""
 _MOST_KEYS = 100_000
 _LARGEST = 1.7976931348623157e308
 """What MLflow stores for infinity, because some databases cannot store it."""
@@ -140,9 +146,12 @@ class DatabaseReader(RowReader):
         try:
             version, identity = database.version(), database.identity
         except FileNotFoundError:
-            self.deleted, self.exhausted = self._identity is not None, True
+            self.deleted = self._identity is not None
+            self.exhausted = True
             return Rows()
-        self.deleted, self.modified, self.size = False, database.modified, database.size
+        self.deleted = False
+        self.modified = database.modified
+        self.size = database.size
         replaced = self._identity not in (None, identity)
         if replaced:
             self._begin()
@@ -154,12 +163,14 @@ class DatabaseReader(RowReader):
         if restarted:
             self._begin()
         self._identity = identity
-        self._last, self._anchor = found.last, found.anchor
+        self._last = found.last
+        self._anchor = found.anchor
         for number, reason in found.bad:
             self.defects.add(number, reason)
         self.exhausted = found.all
         if found.all:
-            self._seen, self.offset = version, self.size
+            self._seen = version
+            self.offset = self.size
         return Rows(found.rows, restarted, found.ended)
 
     def sample(self, count: int) -> list[Row]:
@@ -173,7 +184,8 @@ class DatabaseReader(RowReader):
     def _spread(self, tables: Tables, count: int) -> list[Row]:
         if (run := self._run_in(tables)) is None:
             return []
-        order, mine = self.order, f"FROM metrics WHERE {self._where(tables)}"
+        order = self.order
+        mine = f"FROM metrics WHERE {self._where(tables)}"
         query = f"SELECT {self.columns} {mine} AND {order} >= ? AND {order} < ? ORDER BY {order}"
 
         def rows_of(start: int, end: int) -> Iterator[Row]:
@@ -193,7 +205,8 @@ class DatabaseReader(RowReader):
         runs = [self._found] if self._found is not None else self.all_runs(tables)
         run = next((run for run in runs if run.label == self.run), None)
         if run is not None:
-            self._found, self.name = run, run.label
+            self._found = run
+            self.name = run.label
             self.config = self.config or self._config(tables, run)
         return run
 
@@ -353,12 +366,12 @@ class MlflowReader(DatabaseReader):
     def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
         """See ``DatabaseReader``."""
         runs = cls.all_runs(tables)
-        latest = {"run_uuid", "key"} <= tables.columns("latest_metrics")  # a row per run and key
-        table = "latest_metrics" if latest else "metrics"
+        if not runs:
+            return []
         keys = Keys(own)
         found: set[object] = set()
-        query = f"SELECT DISTINCT run_uuid, key FROM {table} LIMIT {_MOST_KEYS}"
-        for run, key in tables.rows(query) if runs else ():
+        query = f"SELECT DISTINCT run_uuid, key FROM latest_metrics LIMIT {_MOST_KEYS}"
+        for run, key in tables.rows(query):
             target = keys[key] if isinstance(key, str) else None
             if target is not None and target.of_router:
                 found.add(run)
@@ -367,16 +380,11 @@ class MlflowReader(DatabaseReader):
     @classmethod
     def all_runs(cls, tables: Tables) -> list[Run]:
         """See ``DatabaseReader``."""
-        if not tables.columns("metrics") >= _NEEDED:
+        if not all(tables.columns(table) >= columns for table, columns in _MLFLOW.items()):
             return []
-        if "name" in tables.columns("runs"):
-            pairs = tables.rows(
-                f"SELECT run_uuid, name FROM runs ORDER BY start_time, run_uuid LIMIT {MOST_RUNS}"
-            )
-        else:
-            pairs = tables.rows(
-                f"SELECT DISTINCT run_uuid, run_uuid FROM metrics ORDER BY 1 LIMIT {MOST_RUNS}"
-            )
+        pairs = tables.rows(
+            f"SELECT run_uuid, name FROM runs ORDER BY start_time, run_uuid LIMIT {MOST_RUNS}"
+        )
         return _unique_labels([(str(name or ""), str(run), (run,)) for run, name in pairs])
 
     @classmethod
@@ -398,16 +406,12 @@ class MlflowReader(DatabaseReader):
         return Row(number, as_time(at))
 
     def _ended(self, tables: Tables, run: Run) -> str:
-        if "status" not in tables.columns("runs"):
-            return ""
         found = tables.rows("SELECT status FROM runs WHERE run_uuid = ?", run.values)
         (status,) = next(found, ("",))
         return _REASONS.get(str(status), "")
 
     def _config(self, tables: Tables, run: Run) -> Mapping[str, object]:
         """The parameters of a run that name E or k."""
-        if not tables.columns("params") >= {"key", "value", "run_uuid"}:
-            return {}
         wanted = tuple(f"%{name}" for name in (*NUM_EXPERTS, *TOP_K))
         pairs = tables.rows(
             "SELECT key, value FROM params WHERE run_uuid = ? AND ("

@@ -13,13 +13,13 @@ import os
 import time
 from abc import abstractmethod
 from array import array
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from struct import calcsize, unpack
+from typing import Any, NamedTuple
 
 from microscope_tui import runlog
 from microscope_tui.runlog import Stamp, safe_text, stamp_of
@@ -32,7 +32,7 @@ from microscope_tui.sources.reader import (
     Unreadable,
     files_of,
 )
-from microscope_tui.sources.row_records import Counts, run_record, step_record
+from microscope_tui.sources.records import Counts, run_record, step_record
 
 MOST_BYTES = 64 << 20
 """The longest piece read at once: as much as the longest line of a run log."""
@@ -74,6 +74,10 @@ class Bytes:
             raise self.broken(f"{what}: the file became shorter while it was read")
         return data
 
+    def numbers(self, offset: int, layout: str, what: str) -> tuple[Any, ...]:
+        """The numbers from ``offset`` in a ``layout`` of ``struct``; see ``read``."""
+        return unpack(layout, self.read(offset, calcsize(layout), what))
+
     def broken(self, why: str) -> Unreadable:
         """An error about this file, with its name in front."""
         return Unreadable(f"{self.name}: {why}")
@@ -94,21 +98,41 @@ class Late(Exception):
     """A new file belongs to what was already returned: read everything again."""
 
 
-class DumpReader(RecordReader):
-    """Reads records from whole files."""
+class CountsReader(RecordReader):
+    """Reads exact counts; what comes before damage is returned before the damage is raised."""
 
     def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
         super().__init__(path, name, request)
-        self._seen: dict[Path, tuple[Stamp, float]] = {}  # when a version was seen first
         self._start()
 
     def _start(self) -> None:
         """Forget everything that was read."""
         self._run: ExactCounts | None = None
+        self._failed: Unreadable | None = None
+        """Why nothing follows what was returned."""
+
+    def _begin(self, writer: str, **header: Any) -> "ExactCounts":
+        """The run from its first step on; see ``ExactCounts``."""
+        self._run = ExactCounts(self._name, writer, self._request, **header)
+        return self._run
+
+    def _flush(self) -> Iterator[Record]:
+        """The records that wait for later steps, when no more will come."""
+        return iter(()) if self._run is None else self._run.flush()
+
+
+class DumpReader(CountsReader):
+    """Reads records from whole files."""
+
+    def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
+        self._seen: dict[Path, tuple[Stamp, float]] = {}  # when a version was seen first
+        super().__init__(path, name, request)
+
+    def _start(self) -> None:
+        super()._start()
         self._versions: dict[Path, Stamp] = {}  # of the files that were read or are being read
         self._records: Iterator[tuple[float, Record]] | None = None
         self._before = self._reading = self.offset = 0  # bytes of the files before, and of these
-        self._failed: Unreadable | None = None
         self._lost = False  # a read failed in the middle
 
     @abstractmethod
@@ -119,11 +143,6 @@ class DumpReader(RecordReader):
             Unreadable: a file is damaged or hostile.
             Late: one of them should have been read with the files before.
         """
-
-    def _waiting(self) -> Iterator[tuple[float, Record]]:
-        """Records that are held back, when no more will come."""
-        for record in self._run.flush() if self._run is not None else ():
-            yield 1.0, record
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
@@ -139,7 +158,7 @@ class DumpReader(RecordReader):
             self._next(found, records, max_bytes)
         except Unreadable as why:
             self._failed = why
-            records += [record for _, record in self._waiting()]
+            records += self._flush()
             if not records:
                 raise
         except OSError:
@@ -147,7 +166,8 @@ class DumpReader(RecordReader):
             raise
         except Late:
             self._start()
-            changed, records = True, []
+            changed = True
+            records = []
         unread = any(path not in self._versions for path in found)
         self.exhausted = not unread and self._records is None and self._failed is None
         return Batch(records, changed)
@@ -160,7 +180,7 @@ class DumpReader(RecordReader):
                 return
             self._versions |= new
             self._reading = sum(version.size for version in new.values())
-            self._records = chain(self._read_files(list(new)), self._waiting())
+            self._records = self._all_of(list(new))
         end = time.monotonic() + _TURN_S
         until = self.offset + max_bytes
         for done, record in self._records:
@@ -171,6 +191,11 @@ class DumpReader(RecordReader):
                 return
         self._records = None
         self._before = self.offset = self._before + self._reading
+
+    def _all_of(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
+        yield from self._read_files(paths)
+        for record in self._flush():
+            yield 1.0, record
 
     def _look(self) -> dict[Path, Stamp]:
         """The files that are there now, in the order of their names."""
@@ -246,21 +271,22 @@ class ExactCounts:
         writer: str,
         request: SourceRequest,
         *,
-        profile: str,
-        counts: str = "exact",
         top_k: int | None = None,
         num_experts: int = 0,
-        note: str = "",
-        time: float | None = None,
-        ranks: int = 1,
-        hidden_layers: int = 0,
         is_live: bool = False,
+        **header: Any,
     ) -> None:
-        """``request`` wins over the others, most as in ``run_record``; ``is_live``: no moment."""
-        self._run, self._writer, self._request = run, writer, request
-        self._profile, self._counts, self._time = request.profile or profile, counts, time
-        self.note, self._is_live = note, is_live
-        self._ranks, self._hidden_layers = ranks, hidden_layers
+        """``request`` wins over the others.
+
+        Args:
+            is_live: whether one step alone is not all there is.
+            header: ``profile``, ``note`` … as in ``run_record``.
+        """
+        self._request = request
+        self._header_facts = {"counts": "exact", **header, "run": run, "writer": writer}
+        if request.profile:
+            self._header_facts["profile"] = request.profile
+        self._is_live = is_live
         self._top_k = request.top_k or top_k
         self._num_experts = request.num_experts or num_experts
         self._width = 0  # experts seen
@@ -290,8 +316,8 @@ class ExactCounts:
         """The records of the steps that still wait for the header."""
         if self._waiting and not self._started:
             self._started = True
-            one = self._profile == "eval" and len(self._waiting) == 1
-            self._is_moment = one and not self._is_live
+            is_one = len(self._waiting) == 1 and not self._is_live
+            self._is_moment = is_one and self._header_facts["profile"] == "eval"
             yield self._header()
         while self._waiting:
             yield self._record(self._waiting.popleft())
@@ -326,19 +352,12 @@ class ExactCounts:
         deepest = max((router.layer for router in self._order if not router.mtp), default=-1)
         depths = [deepest + router.mtp if router.mtp else router.layer for router in self._order]
         return run_record(
-            self._run,
-            depths,
-            [self._experts] * len(depths),
-            self._top_k,
+            depths=depths,
+            experts=[self._experts] * len(depths),
+            top_k=self._top_k,
             names=[router.name() for router in self._order],
-            writer=self._writer,
-            counts=self._counts,
-            profile=self._profile,
-            time=self._time,
-            note=safe_text(self.note, 200),
             planned_steps=1 if self._is_moment else None,
-            ranks=self._ranks,
-            hidden_layers=self._hidden_layers,
+            **self._header_facts,
         )
 
     def _record(self, counted: Counted) -> Record:
@@ -363,11 +382,18 @@ def misses_ranks(reader: RecordReader, ranks: Collection[int]) -> bool:
 
     The names of the files have the group ``rank``; where it is empty, the rank is 0.
     """
-    names, path = reader.names, reader.path
-    beside = files_of(path.parent, names, MOST_FILES) if names and not path.is_dir() else ()
-    found = [names.fullmatch(file.name) for file in beside if names]
-    there = {int(match["rank"] or 0) for match in found if match}
+    there: set[int] = set()
+    if reader.names is not None and not reader.path.is_dir():
+        beside = files_of(reader.path.parent, reader.names, MOST_FILES)
+        found = [reader.names.fullmatch(file.name) for file in beside]
+        there = {int(match["rank"] or 0) for match in found if match}
     return not there <= set(ranks) or set(ranks) != set(range(len(ranks)))
+
+
+def counts_of_choices(chosen: Iterable[int]) -> list[int]:
+    """How often each expert was chosen, from expert 0 to the highest one."""
+    found = Counter(chosen)
+    return [found[expert] for expert in range(max(found, default=-1) + 1)]
 
 
 def add_counts(total: "list[int] | array[int]", counts: Sequence[int]) -> None:
@@ -387,6 +413,11 @@ def by_logical(rows: Sequence[Sequence[int]], logical: Sequence[Sequence[int]]) 
             for count, expert in zip(row, experts, strict=True):
                 summed[expert] += count
     return found
+
+
+def routed(rows: Iterable[Sequence[int]]) -> dict[Router, Counts]:
+    """The rows that counted something, by their layers from 0 on."""
+    return {Router(0, layer): row for layer, row in enumerate(rows) if any(row)}
 
 
 def tokens_of(rows: Mapping[Router, Counts], top_k: int | None) -> dict[Router, int]:

@@ -22,7 +22,6 @@ from microscope_tui.sources.dumps import (
     Bytes,
     Counted,
     DumpReader,
-    ExactCounts,
     Router,
     tokens_of,
 )
@@ -64,11 +63,10 @@ class ImatrixReader(DumpReader):
             with self._opened(path) as data:
                 header = read_header(data)
                 counts = _counts(data, header)
-            top_k, note = self._request.top_k or _top_k(counts, header), _note(counts, header)
-            self._run = ExactCounts(
-                self._name, "imatrix", self._request, profile="eval", top_k=top_k, note=note
-            )
-            for record in self._run.add(Counted(1, counts, tokens_of(counts, top_k))):
+            top_k = self._request.top_k or _top_k(counts, header)
+            note = _note(counts, header)
+            run = self._begin("imatrix", profile="eval", top_k=top_k, note=note)
+            for record in run.add(Counted(1, counts, tokens_of(counts, top_k))):
                 yield 1.0, record
 
 
@@ -185,8 +183,7 @@ def float32(data: Bytes, tensor: TensorPlace, name: str) -> list[float]:
         raise data.broken(
             f"tensor {safe_text(name, 60)} is not F32, or has more than {MOST_ELEMENTS:,} numbers"
         )
-    raw = data.read(tensor.offset, 4 * number, f"tensor {safe_text(name, 60)}")
-    return list(struct.unpack(f"<{number}f", raw))
+    return list(data.numbers(tensor.offset, f"<{number}f", f"tensor {safe_text(name, 60)}"))
 
 
 class _Cursor:

@@ -20,7 +20,6 @@ recomputed, with the same result.
 import re
 import time
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -34,18 +33,18 @@ from microscope_tui.runlog import Tail, safe_text
 from microscope_tui.sources.dumps import (
     MOST_FILES,
     Counted,
+    CountsReader,
     ExactCounts,
     Late,
     Router,
     add_counts,
+    counts_of_choices,
     misses_ranks,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
 from microscope_tui.sources.reader import (
     Batch,
     Record,
-    RecordReader,
-    SourceRequest,
     Unreadable,
     files_of,
 )
@@ -121,8 +120,7 @@ class RankStep:
         self.calls.add((router, digest))
         self.top_k = self.top_k or line.topk
         self.tokens[router] = self.tokens.get(router, 0) + line.num_tokens
-        found = Counter(chain.from_iterable(line.top_indices))
-        row = [found[expert] for expert in range(max(found, default=-1) + 1)]
+        row = counts_of_choices(chain.from_iterable(line.top_indices))
         add_counts(self.counts.setdefault(router, array("q")), row)
 
 
@@ -175,7 +173,7 @@ class RankTrace:
             return False
 
 
-class MegatronReader(RecordReader):
+class MegatronReader(CountsReader):
     """Follows a folder of traces, or one trace."""
 
     names = re.compile(r"router_trace_rank(?P<rank>\d{1,6})\.jsonl")
@@ -185,43 +183,33 @@ class MegatronReader(RecordReader):
         """See ``Reader``."""
         return head.startswith(b"{") and all(key in head for key in _KEYS)
 
-    def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
-        super().__init__(path, name, request)
-        self._start()
-
     def _start(self) -> None:
+        super()._start()
         self._ranks: dict[int, RankTrace] = {}
         self._steps: dict[int, dict[int, RankStep]] = {}  # not yet returned; by step and rank
         self._returned = -1  # the last step that was returned
-        self._run: ExactCounts | None = None
         self._stages: list[tuple[int, int]] = []  # of each the first layer, and how many
         self._grew = time.monotonic()
-        self._failed: Unreadable | None = None
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
-        restarted = False
         records: list[Record] = []
-        if self._failed is None:
-            try:
+        earlier = self._failed
+        try:
+            if earlier is None:
                 self._find()
-                restarted = self._take(max_bytes)
-                if self._failed is None:
-                    self._complete(records)
-                else:
-                    records += self._until(self._behind())  # keeps those before an error
-            except Late:
-                restarted = True
-            except Unreadable as why:
-                self._failed = why
-            if self._failed is not None and self._run is not None:
-                records += self._run.flush()
-        elif any(trace.was_rewritten for trace in self._ranks.values()):
-            restarted = True
-        if restarted:
+                self._take(max_bytes)
+                self._complete(records)
+            elif any(trace.was_rewritten for trace in self._ranks.values()):
+                raise Late
+        except Late:
             self._start()
             self.exhausted = False
             return Batch((), True)
+        except Unreadable as why:
+            self._failed = why
+        if self._failed is not earlier:
+            records += self._flush()
         if self._failed is not None and not records:
             raise self._failed
         self.report(*(trace.source for trace in self._ranks.values()))
@@ -236,30 +224,34 @@ class MegatronReader(RecordReader):
             if rank not in self._ranks:
                 self._ranks[rank] = RankTrace(path)
 
-    def _take(self, max_bytes: int) -> bool:
-        """Read from the ranks that are furthest behind; true if a file is another one."""
-        left, todo = max_bytes, set(self._ranks)
+    def _take(self, max_bytes: int) -> None:
+        """Read from the ranks that are furthest behind.
+
+        Raises:
+            Late: a file is another one.
+        """
+        left = max_bytes
+        todo = set(self._ranks)
         while left > 0 and todo:
             rank = min(todo, key=lambda rank: (self._ranks[rank].step, rank))
             trace = self._ranks[rank]
             if trace.step > self._behind() + _AHEAD:
-                return False
+                return
             before = trace.source.offset
             found = trace.source.read_lines(min(left, _PIECE))
             if found.restarted:
-                return True
+                raise Late
             try:
                 for call in trace.calls(found.lines):
                     self._count(rank, call)
             except Unreadable as why:
                 self._failed = why  # the steps before it are returned first
-                return False
+                return
             if trace.source.offset == before:
                 todo.remove(rank)
             else:
                 left -= trace.source.offset - before
                 self._grew = time.monotonic()
-        return False
 
     def _behind(self) -> int:
         """The lowest step that a rank is writing."""
@@ -281,6 +273,8 @@ class MegatronReader(RecordReader):
     def _complete(self, records: list[Record]) -> None:
         """Append the records of the steps that are complete."""
         records += self._until(self._behind())  # keeps those before an error
+        if self._failed is not None:
+            return
         traces = self._ranks.values()
         modified = max((trace.source.modified or 0.0 for trace in traces), default=0.0)
         quiet = max(time.time() - modified, time.monotonic() - self._grew)
@@ -293,8 +287,7 @@ class MegatronReader(RecordReader):
         for trace in traces:
             trace.is_silent = trace.step < last
         records += self._until(last, last=last)
-        if self._run is not None:
-            records += self._run.flush()
+        records += self._flush()
 
     def _until(self, end: int, last: int | None = None) -> Iterator[Record]:
         """The records of the steps before ``end``, and of the step ``last``."""
@@ -310,9 +303,8 @@ class MegatronReader(RecordReader):
             if why:
                 continue
             counted, ranks = self._counted(step, parts)
-            if self._run is None:
-                self._run = self._begin(ranks)
-            yield from self._run.add(counted)
+            run = self._run or self._run_of(ranks)
+            yield from run.add(counted)
 
     def _stage_of(self, rank: int) -> int:
         """The pipeline stage of a rank; raises ``Unreadable`` if the ranks do not fit them."""
@@ -376,7 +368,7 @@ class MegatronReader(RecordReader):
             self._stages.append((start, max(layers, default=-1) + 1))
             start += self._stages[-1][1]
 
-    def _begin(self, ranks: int) -> ExactCounts:
+    def _run_of(self, ranks: int) -> ExactCounts:
         notes = []
         alone = misses_ranks(self, self._ranks)
         if alone:
@@ -385,14 +377,8 @@ class MegatronReader(RecordReader):
             notes.append(STAGES)
         if not self._request.num_experts:
             notes.append(WIDTH)
-        return ExactCounts(
-            self._name,
-            "megatron",
-            self._request,
-            profile="pretrain",
-            counts="local_rank" if alone else "exact",
-            note="; ".join(notes),
-        )
+        counts = "local_rank" if alone else "exact"
+        return self._begin("megatron", profile="pretrain", counts=counts, note="; ".join(notes))
 
 
 def _shown(routers: set[Router]) -> str:

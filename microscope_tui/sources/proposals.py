@@ -128,14 +128,23 @@ class _Matrix(msgspec.Struct, frozen=True):
     """Which of the numbers is the layer, and which the expert."""
     quantity: str
     layers: int
-    right: bool
-    """Whether the sums of the layers agree in every step."""
-    total: float
-    """The sum of a layer, if it is the same in every step; else 0."""
     low: float
     high: float
+    sums: Sequence[Sequence[float]] = ()
+    """Of all layers, for every step that has all numbers; none for biases."""
     clear: bool = True
     """Whether layer and expert can be distinguished."""
+
+    @property
+    def right(self) -> bool:
+        """Whether the sums of the layers agree in every step."""
+        return bool(self.sums) and all(map(_agree, self.sums))
+
+    @property
+    def total(self) -> float:
+        """The sum of a layer, if it is the same in every step; else 0."""
+        every = [total for of_step in self.sums for total in of_step]
+        return every[0] if self.right and _agree(every) else 0.0
 
     @property
     def text(self) -> str:
@@ -147,13 +156,26 @@ class _Matrix(msgspec.Struct, frozen=True):
         return bool(_LOAD.search(self.text)) and not _NO_LOAD.search(self.text)
 
     @property
+    def may_be_loads(self) -> bool:
+        """Whether its sums or its words are those of loads."""
+        return self.quantity != "expert_bias" and (self.right or self.is_named)
+
+    @property
     def experts(self) -> int:
         return len(self.keys) // self.layers
+
+    @property
+    def holds(self) -> str:
+        """Its numbers and values, for people."""
+        letters = [text for name, text in _LETTERS.items() if name in self.columns.values()]
+        values = f"values {_number(self.low)} to {_number(self.high)}: {_KINDS[self.quantity]}"
+        return f"{' and '.join(letters)}, {len(self.keys):,} keys, {values}"
 
     def written(self, *, as_pattern: bool) -> str:
         """Its keys in one line, as a regular expression or for people."""
         shown = {"layer": "N", "expert": "M"}
-        numbers, parts = next(iter(self.keys)), []
+        numbers = next(iter(self.keys))
+        parts = []
         for at, text in enumerate(self.texts):
             parts.append(re.escape(text) if as_pattern else text)
             name = self.columns.get(at)
@@ -166,7 +188,9 @@ class _Matrix(msgspec.Struct, frozen=True):
 
 def survey(source: RowReader) -> Survey:
     """Read the beginning of ``source`` again, with all of its keys."""
-    reader, found, numbers = source.again(_EveryKey()), Survey(), 0
+    reader = source.again(_EveryKey())
+    found = Survey()
+    numbers = 0
     with suppress(Unreadable, OSError):  # what comes before is used; reading the run reports it
         while not found.whole and reader.offset < SURVEYED_BYTES and numbers < _MOST_NUMBERS:
             for row in reader.read().rows:
@@ -184,20 +208,21 @@ def propose(found: Survey) -> Proposal | None:
     for key in found.values:
         parts = _DIGITS.split(key)
         shapes.setdefault(tuple(parts[::2]), {})[tuple(parts[1::2])] = key
-    matrices = [m for shape in shapes.items() if (m := _matrix(*shape, found.values)) is not None]
-    loads = [m for m in matrices if m.quantity != "expert_bias" and (m.right or m.is_named)]
+    every = (_matrix(texts, keys, found.values) for texts, keys in shapes.items())
+    matrices = [matrix for matrix in every if matrix is not None]
+    biases = [matrix for matrix in matrices if matrix.quantity == "expert_bias"]
+    loads = [matrix for matrix in matrices if matrix.may_be_loads]
     if not loads:
         return None
     best, *others = sorted(loads, key=_unlikely)
-    biases = [m for m in matrices if m.quantity == "expert_bias" and m.experts == best.experts]
-    alone, named = not any(m.right for m in others), best.columns.values()
+    mapped = [best, *[bias for bias in biases if bias.experts == best.experts][:1]]
+    steps = min(len(found.values[key]) for key in best.keys.values())
+    is_alone = not any(other.right for other in others)
     return Proposal(
         shape=best.written(as_pattern=False),
-        maps=tuple(f"{m.quantity}={m.written(as_pattern=True)}" for m in [best, *biases[:1]]),
-        holds=f"{' and '.join(text for name, text in _LETTERS.items() if name in named)}, "
-        f"{len(best.keys):,} keys, values {_number(best.low)} to {_number(best.high)}: "
-        f"{_KINDS[best.quantity]}",
-        certain=alone and _is_certain(best, min(len(found.values[k]) for k in best.keys.values())),
+        maps=tuple(f"{one.quantity}={one.written(as_pattern=True)}" for one in mapped),
+        holds=best.holds,
+        certain=is_alone and _is_certain(best, steps),
     )
 
 
@@ -219,14 +244,14 @@ def _matrix(
     words = [_WORDS.get(_word(texts[at]), "") for at in varying]
     if words == ["expert"]:
         return _as_matrix(texts, keys, {varying[0]: "expert"}, values)
+    if len(varying) != 2:
+        return None
     found = []
-    for names in (("layer", "expert"), ("expert", "layer")) if len(varying) == 2 else ():
-        order = dict(zip(varying, names, strict=True))
-        one = _as_matrix(texts, keys, order, values)
+    for names in (("layer", "expert"), ("expert", "layer")):
+        one = _as_matrix(texts, keys, dict(zip(varying, names, strict=True)), values)
         if one is not None:
-            named = sum(
-                (w == name) - (w not in ("", name)) for w, name in zip(words, names, strict=True)
-            )
+            pairs = zip(words, names, strict=True)
+            named = sum(1 if word == name else -1 for word, name in pairs if word)
             more = columns[varying[names.index("expert")]]
             found.append((one.right, named, more, one))
     if not found:
@@ -247,6 +272,25 @@ def _as_matrix(
     values: Mapping[str, _Series],
 ) -> _Matrix | None:
     """The keys as a matrix; ``None`` if a layer lacks an expert, or the values are of no kind."""
+    rows = _rows(keys, columns, values)
+    if rows is None:
+        return None
+    every = [v for key in keys.values() for v in values[key].values() if math.isfinite(v)]
+    low = min(every, default=0.0)
+    high = max(every, default=0.0)
+    if "bias" in " ".join(texts).lower():
+        return _Matrix(texts, keys, columns, "expert_bias", len(rows), low, high)
+    if low < 0 or high == 0 or set(every) <= {0.0, 1.0}:
+        return None
+    counts = high > 1 and all(value.is_integer() for value in every)
+    quantity = "tokens_per_expert" if counts else "share"
+    return _Matrix(texts, keys, columns, quantity, len(rows), low, high, _sums(rows))
+
+
+def _rows(
+    keys: Mapping[tuple[str, ...], str], columns: Mapping[int, str], values: Mapping[str, _Series]
+) -> Mapping[int, Mapping[int, _Series]] | None:
+    """The numbers by layer and expert; ``None`` if a layer lacks an expert."""
     at = {name: column for column, name in columns.items()}
     rows: dict[int, dict[int, _Series]] = {}
     for numbers, key in keys.items():
@@ -254,22 +298,10 @@ def _as_matrix(
             return None
         layer = int(numbers[at["layer"]]) if "layer" in at else 0
         rows.setdefault(layer, {})[int(numbers[at["expert"]])] = values[key]
-    sizes = {len(row) for row in rows.values()}
-    if len(sizes) > 1 or min(sizes) < 2 or any(max(row) + 1 != len(row) for row in rows.values()):
+    size = min(map(len, rows.values()))
+    if size < 2 or any(row.keys() != set(range(size)) for row in rows.values()):
         return None
-    every = [v for key in keys.values() for v in values[key].values() if math.isfinite(v)]
-    low, high = min(every, default=0.0), max(every, default=0.0)
-    quantity, right, total = "expert_bias", False, 0.0
-    if "bias" not in " ".join(texts).lower():
-        if low < 0 or high == 0 or set(every) <= {0.0, 1.0}:
-            return None
-        counts = high > 1 and all(value.is_integer() for value in every)
-        quantity = "tokens_per_expert" if counts else "share"
-        sums = _sums(rows)
-        right = bool(sums) and all(map(_agree, sums))
-        all_sums = [total for of_step in sums for total in of_step]
-        total = all_sums[0] if right and _agree(all_sums) else 0.0
-    return _Matrix(texts, keys, columns, quantity, len(rows), right, total, low, high)
+    return rows
 
 
 def _sums(rows: Mapping[int, Mapping[int, _Series]]) -> list[list[float]]:
@@ -321,14 +353,15 @@ def described(
         top_k: of the run, if known.
     """
     path = f"{source.path}#{source.run}" if source.run else str(source.path)
-    run, count = source.name or source.run or source.path.name, len(found.steps)
+    run = source.name or source.run or source.path.name
+    count = len(found.steps)
     where = "" if found.whole else f" in its first {SURVEYED_BYTES >> 20} MB"
     steps = f"{count:,} step{'s' * (count != 1)}{where}"
     none = _no_match(asked.rules[0], found.values) if asked.rules else "none known as a router"
     keys = len(found.values)
     text = f"{_WRITERS.get(name, name)} {run}, {steps}, {keys:,} key{'s' * (keys != 1)}, {none}"
     if proposal is None:
-        more = " …" * (keys > 4)
+        more = " …" if keys > 4 else ""
         some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])}{more})"
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
     words = ["moe-microscope", path, *proposal.options]

@@ -154,7 +154,9 @@ class Row:
 
     def __init__(self, step: int, time: float | None, values: Pairs = ()) -> None:
         """``time``: Unix seconds."""
-        self.step, self.time, pairs = step, time, [*values]
+        pairs = [*values]
+        self.step = step
+        self.time = time
         self.targets: list[Target] = [target for target, _ in pairs]
         self.numbers: list[float] = [number for _, number in pairs]
 
@@ -225,21 +227,25 @@ class RowReader(Reader, ABC):
         """
 
 
-def whole_steps(
-    rows_of: Callable[[int, int], Iterator[Row]], start: int, end: int, count: int, width: int
-) -> list[Row]:
+RowsOf = Callable[[int, int], Iterator[Row]]
+"""The rows between two places of a source, in their order."""
+
+
+def whole_steps(rows_of: RowsOf, start: int, end: int, count: int, width: int) -> list[Row]:
     """A whole step from each of about ``count`` places between ``start`` and ``end``.
 
     It is the first one there with a reading of a router, or else the first one; at the end, the
-    last. ``rows_of`` gives the rows between two places, in their order. At each as much is looked
-    at as holds two such steps at the start: twice ``width``, or more. Empty where they are rare, or
-    every step is one number: rows may be sorted by name, and those of a step all over the source.
+    last. At each place as much is looked at as holds two such steps at the start: twice ``width``,
+    or more. Empty where they are rare, or every step is one number: rows may be sorted by name, and
+    those of a step all over the source.
     """
-    steps, took = list[Row](), 0.0
+    steps: list[Row] = []
+    took = 0.0
     while sum(step.of_router for step in steps) < 2:
         if width >= end - start or took > _SAMPLING_S / 4:
             return []
-        width, began = 2 * width, time.thread_time()
+        width *= 2
+        began = time.thread_time()
         steps = list(_between_edges(rows_of(start, start + width), begins=True))
         took = time.thread_time() - began
     numbers = max(len(step.targets) for step in steps)
@@ -250,16 +256,22 @@ def whole_steps(
     for place in range(places + 1):
         at = start + max(0, end - start - width) * place // places
         found = _between_edges(rows_of(at, at + width), begins=not place)
-        chosen: Row | None = None
-        for step in reversed([*found]) if place == places else found:
-            if chosen is None or step.of_router:
-                chosen = step
-            if step.of_router:
-                break
-        while kept and chosen is not None and kept[-1].step >= chosen.step:
-            kept.pop()  # the run went back, or both places have the same step
-        kept += [] if chosen is None else [chosen]
+        chosen = first_of_routers(reversed([*found]) if place == places else found)
+        if chosen is not None:
+            while kept and kept[-1].step >= chosen.step:
+                kept.pop()  # the run went back, or both places have the same step
+            kept.append(chosen)
     return kept
+
+
+def first_of_routers(rows: Iterable[Row]) -> Row | None:
+    """The first row with a reading of a router, or else the first; ``None`` if there is none."""
+    first: Row | None = None
+    for row in rows:
+        if row.of_router:
+            return row
+        first = first or row
+    return first
 
 
 def _between_edges(rows: Iterator[Row], *, begins: bool) -> Iterator[Row]:
@@ -269,9 +281,11 @@ def _between_edges(rows: Iterator[Row], *, begins: bool) -> Iterator[Row]:
         if step is not None and row.step == step.step:
             step.add(row)
             continue
-        if step is not None and begins:
-            yield step
-        begins, step = begins or step is not None, row
+        if step is not None:
+            if begins:
+                yield step
+            begins = True
+        step = row
 
 
 def coarse_to_fine(count: int) -> Iterator[float]:

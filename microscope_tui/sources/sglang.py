@@ -32,6 +32,7 @@ from microscope_tui.sources.dumps import (
     add_counts,
     by_logical,
     misses_ranks,
+    routed,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
 from microscope_tui.sources.reader import Record
@@ -94,14 +95,14 @@ class SGLangReader(DumpReader):
                     dumps.append(dump)
                     continue
                 for done, counted in self._stat(data, dump):
-                    for record in self._begin(counted, paths, dump.shape[1]).add(counted):
+                    for record in self._run_of(counted, paths, dump.shape[1]).add(counted):
                         yield (number + done) / len(paths), record
         yield from self._details(dumps, paths)
 
     def _stat(self, data: Bytes, counts: Tensor) -> Iterator[tuple[float, Counted]]:
         passes = counts.shape[0]
         for index in range(passes):
-            rows = _routers(_rows_of(data, counts, index))
+            rows = routed(_rows_of(data, counts, index))
             if rows:
                 self._steps += 1
                 yield index / passes, Counted(self._steps, rows)
@@ -110,14 +111,15 @@ class SGLangReader(DumpReader):
         self, dumps: list[list[Pass]], paths: Sequence[Path]
     ) -> Iterator[tuple[float, Record]]:
         """The records of the passes, in the order of their numbers between two restarts."""
-        todo, done = sum(map(len, dumps)), 0
+        todo = sum(map(len, dumps))
+        done = 0
         for by_number in self._between_restarts(dumps):
             for number in sorted(by_number):
                 done += len(by_number[number])
                 counted = self._sum(number, by_number[number])
                 if counted.rows:
                     layers = by_number[number][0].counts.shape[0]
-                    for record in self._begin(counted, paths, layers).add(counted):
+                    for record in self._run_of(counted, paths, layers).add(counted):
                         yield done / todo, record
 
     def _between_restarts(self, dumps: list[list[Pass]]) -> Iterator[dict[int, list[Pass]]]:
@@ -125,10 +127,13 @@ class SGLangReader(DumpReader):
         group: dict[int, list[Pass]] = {}
         earlier = {number for numbers in self._returned.values() for number in numbers}
         for dump in filter(None, dumps):
-            rank, numbers = dump[0].rank, {one.number for one in dump}
+            rank = dump[0].rank
+            numbers = {one.number for one in dump}
             if numbers & self._returned.get(rank, set()):
                 yield group
-                group, earlier, self._returned = {}, set(), {}
+                group = {}
+                earlier = set()
+                self._returned = {}
             if numbers & earlier:
                 raise Late  # another rank of passes that were returned without it
             self._returned.setdefault(rank, set()).update(numbers)
@@ -142,7 +147,7 @@ class SGLangReader(DumpReader):
         for one in ranks:
             with self._opened(one.path) as data:
                 physical = _rows_of(data, one.counts)
-                rows = _routers(by_logical(physical, one.logical))
+                rows = routed(by_logical(physical, one.logical))
                 if one.choices is not None and rows and self._run is None:
                     layer = min(rows).layer
                     top_k = max(top_k or 0, _top_k_of(data, one.choices, layer) or 0)
@@ -150,27 +155,21 @@ class SGLangReader(DumpReader):
                 add_counts(total.setdefault(router, []), row)
         return Counted(number + 1, total, top_k=top_k or None)
 
-    def _begin(self, counted: Counted, paths: Sequence[Path], layers: int) -> ExactCounts:
-        if self._run is None:
-            alone = self._kind is list and misses_ranks(self, self._returned)
-            times = [time for path in paths if (time := _time_of(path)[0])]
-            self._run = ExactCounts(
-                self._name,
-                "sglang",
-                self._request,
-                profile="eval",
-                counts="local_rank" if alone else "exact",
-                top_k=counted.top_k,
-                note=ONE_RANK if alone else UNORDERED if self._kind is Tensor else "",
-                time=min(times, default=None),
-                hidden_layers=layers,
-            )
-        return self._run
-
-
-def _routers(rows: Sequence[Sequence[int]]) -> dict[Router, list[int]]:
-    """The rows that counted something, by layer."""
-    return {Router(0, layer): list(row) for layer, row in enumerate(rows) if any(row)}
+    def _run_of(self, counted: Counted, paths: Sequence[Path], layers: int) -> ExactCounts:
+        if self._run is not None:
+            return self._run
+        alone = self._kind is list and misses_ranks(self, self._returned)
+        note = UNORDERED if self._kind is Tensor else ""
+        times = [time for path in paths if (time := _time_of(path)[0])]
+        return self._begin(
+            "sglang",
+            profile="eval",
+            counts="local_rank" if alone else "exact",
+            top_k=counted.top_k,
+            note=ONE_RANK if alone else note,
+            time=min(times, default=None),
+            hidden_layers=layers,
+        )
 
 
 def _time_of(path: Path) -> tuple[float, int, str]:

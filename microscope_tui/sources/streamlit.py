@@ -58,15 +58,19 @@ class StreamlitReader(RowReader):
         except FileNotFoundError:
             self.deleted = self._version is not None
             return Rows()
-        self.deleted, self.size, self.modified = False, len(data), version.modified_ns / 1e9
+        self.deleted = False
+        self.size = len(data)
+        self.modified = version.modified_ns / 1e9
         entries = self._entries(data)
         if entries is None:
             return Rows()  # it is being written
-        self._version, self.offset = version, self.size
+        self._version = version
+        self.offset = self.size
         old = entries[: self._given]
         restarted = self._given > 0 and (len(old) < self._given or _digest(old) != self._digest)
         new = entries if restarted else entries[self._given :]
-        self._given, self._digest = len(entries), _digest(entries)
+        self._given = len(entries)
+        self._digest = _digest(entries)
         rows = [
             Row(step, as_time(entry.get("time")), list(matched(entry, self.keys)))
             for entry in new

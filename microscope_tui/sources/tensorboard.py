@@ -37,6 +37,7 @@ from microscope_tui.sources.reader import (
     Unreadable,
     coarse_to_fine,
     files_of,
+    first_of_routers,
 )
 
 HEADER_BYTES = 12
@@ -191,7 +192,8 @@ class _EventFile:
                 start = 0 if at == 0 else find_record(data)
                 if start is None:
                     continue
-                data, splitter = data[start:], RecordSplitter(offset + start)
+                data = data[start:]
+                splitter = RecordSplitter(offset + start)
             found, why = self._decoder.rows(splitter.feed(data))
             if rows and found and rows[-1].step == found[0].step:
                 rows[-1].add(found.pop(0))
@@ -201,7 +203,7 @@ class _EventFile:
                 break
         if at > 0 and len(rows) > 1:
             rows = rows[1:]  # the first may have begun before ``at``
-        return next((row for row in rows if row.of_router), rows[0] if rows else None)
+        return first_of_routers(rows)
 
 
 def _by_time(files: list[_EventFile]) -> Iterator[Row]:

@@ -10,8 +10,7 @@ step is the iteration + 1 (iterations completed). A file of the folder means the
 import math
 import re
 import struct
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +21,10 @@ from microscope_tui.sources.dumps import (
     Bytes,
     Counted,
     DumpReader,
-    ExactCounts,
     Late,
     Router,
     add_counts,
+    counts_of_choices,
     opened,
     tokens_of,
 )
@@ -78,29 +77,23 @@ class TensorRTReader(DumpReader):
                 with opened(path) as data:
                     meta = _meta(data)
         files = _by_rank(paths)
-        ranks: list[_Rank] = []
-        for path, is_raw in files.values():
-            ranks.append(_Rank(path, is_raw))
-            if sum(len(found) for rank in ranks for found in rank.tensors.values()) > MOST_ENTRIES:
-                raise Unreadable(f"more than {MOST_ENTRIES:,} tensors; record fewer iterations")
-        iterations = sorted({iteration for rank in ranks for iteration in rank.tensors})
-        complete = list(files) == list(range(len(files)))
-        self._run = ExactCounts(
-            self._name,
+        ranks = _ranks(files)
+        is_complete = list(files) == list(range(len(files)))
+        run = self._begin(
             "tensorrt-llm",
-            self._request,
             profile="eval",
-            counts="exact" if complete else "local_rank",
+            counts="exact" if is_complete else "local_rank",
             top_k=meta.num_experts_per_token,
             num_experts=meta.num_experts or 0,
-            note="" if complete else MISSING,
+            note="" if is_complete else MISSING,
         )
         top_k = self._request.top_k or meta.num_experts_per_token
+        iterations = sorted({iteration for rank in ranks for iteration in rank.tensors})
         for number, iteration in enumerate(iterations):
             rows = self._sum(ranks, iteration, meta.num_experts)
             if rows:
                 counted = Counted(iteration + 1, rows, tokens_of(rows, top_k))
-                for record in self._run.add(counted):
+                for record in run.add(counted):
                     yield number / len(iterations), record
 
     def _sum(
@@ -114,11 +107,24 @@ class TensorRTReader(DumpReader):
         return {router: row for router, row in total.items() if any(row)}
 
 
+def _ranks(files: "Mapping[int, tuple[Path, bool]]") -> "list[_Rank]":
+    """The tensors of all ranks."""
+    ranks: list[_Rank] = []
+    number = 0
+    for path, is_raw in files.values():
+        ranks.append(_Rank(path, is_raw))
+        number += sum(map(len, ranks[-1].tensors.values()))
+        if number > MOST_ENTRIES:
+            raise Unreadable(f"more than {MOST_ENTRIES:,} tensors; record fewer iterations")
+    return ranks
+
+
 class _Rank:
     """The tensors of one rank, by iteration; their numbers stay in the file."""
 
     def __init__(self, path: Path, is_raw: bool) -> None:
-        self.path, self._is_raw = path, is_raw
+        self.path = path
+        self._is_raw = is_raw
         self.tensors: dict[int, list[tuple[int, Tensor]]] = {}
         """By iteration, with their layers."""
         with opened(path) as data:
@@ -146,10 +152,7 @@ class _Rank:
             highest = MAX_EXPERTS if self._is_raw else 2**40
             if len(tensor.shape) != dimensions or not all(0 <= n < highest for n in numbers):
                 raise data.broken(f"tensor {name!r} of shape {tensor.shape} holds no counts")
-            row = numbers
-            if self._is_raw:
-                found = Counter(numbers)
-                row = [found[expert] for expert in range(max(found, default=-1) + 1)]
+            row = counts_of_choices(numbers) if self._is_raw else numbers
             if len(row) > (experts or MAX_EXPERTS):
                 raise data.broken(
                     f"tensor {name!r} has {len(row):,} experts, meta_info.json has {experts}"
@@ -199,7 +202,7 @@ def read_tensors(data: Bytes) -> dict[str, Tensor]:
     Raises:
         Unreadable: damaged, above a limit, or with tensors that overlap or lie outside the file.
     """
-    (length,) = struct.unpack("<Q", data.read(0, 8, "the length of the header"))
+    (length,) = data.numbers(0, "<Q", "the length of the header")
     if length > _MOST_HEADER:
         raise data.broken(f"a header of {length:,} bytes; at most {_MOST_HEADER:,} are read")
     try:
@@ -217,7 +220,8 @@ def read_tensors(data: Bytes) -> dict[str, Tensor]:
             raise data.broken(
                 f"tensor {safe_text(name, 40)!r} overlaps another one or is not inside the file"
             )
-        before, tensor.data_offsets = end, (start, end)
+        tensor.data_offsets = (start, end)
+        before = end
     return found
 
 
@@ -235,5 +239,4 @@ def integers(data: Bytes, tensor: Tensor, name: str) -> list[int]:
             f"tensor {safe_text(name, 40)!r}: {end - start:,} bytes for {number:,} numbers of type "
             f"{safe_text(tensor.dtype, 12)}; at most {MOST_ELEMENTS:,} integers are read"
         )
-    raw = data.read(start, end - start, f"tensor {safe_text(name, 40)!r}")
-    return list(struct.unpack(f"<{number}{code}", raw))
+    return list(data.numbers(start, f"<{number}{code}", f"tensor {safe_text(name, 40)!r}"))

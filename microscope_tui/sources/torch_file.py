@@ -76,9 +76,9 @@ class Tensor:
                 f"a tensor of shape {self.shape} is too large: {MOST_ELEMENTS:,} numbers are read "
                 "at once"
             )
-        layout = struct.Struct(f"<{span}{self._storage.code}")
-        start = _start_of(data, self._storage.member) + first * (layout.size // span)
-        flat = layout.unpack(data.read(start, layout.size, "the numbers of a tensor"))
+        code = self._storage.code
+        start = _start_of(data, self._storage.member) + first * struct.calcsize(code)
+        flat = data.numbers(start, f"<{span}{code}", "the numbers of a tensor")
         if _is_contiguous(sizes, strides):
             return list(flat)
         return [flat[at] for at in _positions(sizes, strides)]

@@ -13,9 +13,9 @@ from typing import Annotated
 import msgspec
 
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.dumps import Counted, ExactCounts, Router, by_logical, tokens_of
+from microscope_tui.sources.dumps import Counted, CountsReader, by_logical, routed, tokens_of
 from microscope_tui.sources.keys import MAX_ROW_BYTES, Rule
-from microscope_tui.sources.reader import Batch, Record, RecordReader, SourceRequest, Unreadable
+from microscope_tui.sources.reader import Batch, Record, SourceRequest, Unreadable
 
 LAYERS = "layers count MoE layers only, from 0: their depths in the model are not in the file"
 
@@ -40,7 +40,7 @@ class _Loads(msgspec.Struct):
             raise ValueError("expert_load and p2l_map do not fit: slots, or an expert without one")
 
 
-class VllmReader(RecordReader):
+class VllmReader(CountsReader):
     """Follows one file."""
 
     @classmethod
@@ -51,13 +51,11 @@ class VllmReader(RecordReader):
     def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
         super().__init__(path, name, request)
         self._tail = Tail(path, MAX_ROW_BYTES)
-        self._start()
 
     def _start(self) -> None:
+        super()._start()
         self._ranks = 1
         self._last = -1  # step
-        self._run: ExactCounts | None = None
-        self._failed: Unreadable | None = None
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
@@ -75,7 +73,7 @@ class VllmReader(RecordReader):
                 break
             except (ValueError, RecursionError) as error:  # a server was killed within the line
                 self._tail.defects.add(number, f"no line of loads: {safe_text(error, 120)}")
-        records += self._run.flush() if self._run is not None else ()
+        records += self._flush()
         self.report(self._tail)
         self.defects = self._tail.defects
         if self._failed is not None and not records:
@@ -96,11 +94,9 @@ class VllmReader(RecordReader):
             )
         self._last = loads.step
         summed = by_logical(loads.expert_load, loads.p2l_map)
-        if self._run is None:
-            run, writer, request = self._name, "vllm-eplb", self._request
-            ranks = 1 if len(summed[0]) % self._ranks else self._ranks  # copies made them divide
-            self._run = ExactCounts(
-                run, writer, request, profile="eval", note=LAYERS, ranks=ranks, is_live=True
-            )
-        rows = {Router(0, at): row for at, row in enumerate(summed) if any(row)}
-        yield from self._run.add(Counted(loads.step, rows, tokens_of(rows, self._request.top_k)))
+        ranks = 1 if len(summed[0]) % self._ranks else self._ranks  # copies made them divide
+        run = self._run or self._begin(
+            "vllm-eplb", profile="eval", note=LAYERS, ranks=ranks, is_live=True
+        )
+        rows = routed(summed)
+        yield from run.add(Counted(loads.step, rows, tokens_of(rows, self._request.top_k)))

@@ -77,7 +77,6 @@ def _refusals(name: str, path: Path, data: bytes) -> Iterator[str]:
     path.write_bytes(data)
     os.utime(path, (1e9, 1e9))  # at rest: its last step is complete
     form, request = FORMATS[name], SourceRequest(top_k=2)
-
     try:
         form.reader.recognises(path)
         found = list(form.reader.runs(path))

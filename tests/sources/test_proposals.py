@@ -25,12 +25,9 @@ FOUND = [layout for layout in LAYOUTS if layout.name not in KNOWN_MISSES]
 
 def readers(path: Path, request: SourceRequest | None = None) -> list[RecordReader]:
     """One for each run at ``path``."""
-    runs = [
-        run
-        for run in Search(path, request or SourceRequest()).runs()
-        if isinstance(run, ForeignRun)
-    ]
-    return [run.form.open(run.file, run.run, run.name, run.request) for run in runs]
+    runs = Search(path, request or SourceRequest()).runs()
+    foreign = [run for run in runs if isinstance(run, ForeignRun)]
+    return [run.form.open(run.file, run.run, run.name, run.request) for run in foreign]
 
 
 def assert_recognised(path: Path, layout: Layout) -> None:
@@ -39,10 +36,8 @@ def assert_recognised(path: Path, layout: Layout) -> None:
     by_itself, proposed = drained(reader), reader.proposed
     assert proposed is not None
     key, number = next(iter(layout.keys.items()))
-    quantity, keys = (
-        "tokens_per_expert" if number == "counts" else "share",
-        Keys((), proposed.confirmed),
-    )
+    quantity = "tokens_per_expert" if number == "counts" else "share"
+    keys = Keys((), proposed.confirmed)
     for layer in layout.layers:
         for expert in range(layout.experts):
             wanted = Target(quantity, layer if "{l" in key else None, expert)
@@ -87,12 +82,18 @@ def _matrix(key: str, layers: int, experts: int, **more: float) -> list[dict[str
     ]
 
 
+def _both(*logs: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [one | other for one, other in zip(*logs, strict=True)]
+
+
 @pytest.mark.parametrize(
     "key",
     [
         "moe/tokens/{l}/{e}",
-        "moe/layer_{l}/expert_{e}_capacity",
+        "moe/layer_{l}/expert_{e}_tokens_capacity",
         "moe/layer_1{l}e15/expert_{e}_load",
+        "moe/expert_{e}_load",
+        "moe/layer_{l}/expert_{e}_x",
     ],
 )
 @pytest.mark.parametrize("more", [{}, {"": 1.0}, {"tokens_per_step": 5e-324}, {"moe/x/0/9": 1e308}])
@@ -104,6 +105,13 @@ def test_numbers_that_may_be_something_else_are_proposed_at_most(
     if "capacity" in key:
         rows = [dict.fromkeys(row, 64.0) | more for row in rows]
     assert_not_used_by_itself(_logged(tmp_path / "log.jsonl", *rows))
+
+
+def test_two_steps_or_two_matrices_are_proposed_at_most(tmp_path: Path) -> None:
+    rows = _matrix("moe/layer_{l}/expert_{e}_load", 2, 4)
+    others = _matrix("moe/layer_{l}/expert_{e}_tokens", 2, 4)
+    for logged in (rows[:2], _both(rows, others)):
+        assert_not_used_by_itself(_logged(tmp_path / "log.jsonl", *logged))
 
 
 def test_infinite_and_missing_loads_are_no_reason_to_fail(tmp_path: Path) -> None:
@@ -141,10 +149,7 @@ def test_keys_that_were_confirmed_for_one_run_leave_the_others_of_the_folder_alo
 
 
 def test_two_keys_that_a_map_takes_for_one_number_are_named(tmp_path: Path) -> None:
-    rows = [
-        {**enc, **dec}
-        for enc, dec in zip(_matrix("enc {l} {e}", 2, 4), _matrix("dec {l} {e}", 2, 4), strict=True)
-    ]
+    rows = _both(_matrix("enc {l} {e}", 2, 4), _matrix("dec {l} {e}", 2, 4))
     maps = rules_of([r"tokens_per_expert=(enc|dec) (?P<layer>\d+) (?P<expert>\d+)"])
     (reader,) = readers(_logged(tmp_path / "log.jsonl", *rows), SourceRequest(rules=maps))
     drained(reader)

@@ -22,8 +22,8 @@ from microscope_tui.sources import (
     Target,
     config_number,
     counts_of_shares,
-    row_records,
     rules_of,
+    step_rows,
 )
 from tests.sources.reading import counts_of
 
@@ -172,7 +172,7 @@ def test_rows_with_experts_that_never_appear_are_not_laid_out() -> None:
 
 
 def test_numbers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microscope_tui.sources.row_records.MAX_NUMBERS", 3)
+    monkeypatch.setattr("microscope_tui.sources.run_layout.MAX_NUMBERS", 3)
     steps = [(n, shares(n, [0.5, 0.5])) for n in range(5)]
     run = of_kind(records(Logger(steps)), "run")[-1]
     assert len(run["model"]["layers"]) <= 3
@@ -259,7 +259,7 @@ class Live:
 def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(row_records, "COMPLETE_AFTER_S", 1e6)
+    monkeypatch.setattr(step_rows, "COMPLETE_AFTER_S", 1e6)
     run = Live()
     run.logger._rows, run.logger.modified = [(1, EVEN)], time.time()
     assert not run.reader.read().records
@@ -296,7 +296,7 @@ def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
 ) -> None:
     now = [1000.0]
     clock = SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0])
-    monkeypatch.setattr(row_records, "time", clock)
+    monkeypatch.setattr(step_rows, "time", clock)
     run = Live()
     kinds = []
     for step in range(1, 8):

@@ -52,6 +52,7 @@ def test_top_1_shares_come_out_with_one_choice_per_token(tmp_path: Path) -> None
     assert (run["run"], run["source"]["counts"], run["model"]["top_k"]) == ("older", "top1", 1)
     assert first["loss"] == 2.001
     assert "drop_rate" not in first["router"]  # they were simulated
+    assert read(tmp_path, {"step": 1}, *ENTRIES) == [run, {"kind": "step", "step": 1}, *records[1:]]
 
 
 def test_a_damaged_file_at_rest_is_refused(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_without_a_folder_for_temporary_files_a_source_is_judged_without_a_past(
     def refuse() -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("microscope_tui.sources.row_records.Spool", refuse)
+    monkeypatch.setattr("microscope_tui.sources.translated_log.Spool", refuse)
     jsonl(tmp_path)
     watch = opened(tmp_path, top_k=1)
     assert watch.diagnosis is not None

@@ -1,0 +1,131 @@
+"""The records of the run log that readers make: a header, and one record a step."""
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import UNSET
+
+from microscope_tui import measures
+from microscope_tui.runlog import RunHeader, Values, one_or_each, safe_text
+from microscope_tui.sources.reader import Record
+
+SHARES_SUM = 1_000_000
+"""What the counts of a router add up to if only shares are known."""
+Counts = Sequence[int]
+
+
+def run_record(
+    run: str,
+    depths: Sequence[int],
+    experts: Sequence[int],
+    top_k: int | None,
+    *,
+    writer: str,
+    counts: str,
+    names: Sequence[str] | None = None,
+    profile: str = "pretrain",
+    time: float | None = None,
+    planned_steps: int | None = None,
+    note: str = "",
+    layer_order: str = "",
+    unconfirmed: str = "",
+    ranks: int = 1,
+    hidden_layers: int = 0,
+) -> Record:
+    """The ``run`` record of a source.
+
+    Args:
+        depths: of every router, in forward order.
+        experts: number of experts of every router; 0 where unknown.
+        top_k: choices per token; ``None`` if unknown.
+        writer: what wrote the source, for example ``wandb``.
+        counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
+        names: shown names of the routers, by default ``L{depth}``.
+        profile: ``pretrain``, ``finetune`` or ``eval``.
+        note: what limits these counts, in a few words.
+        layer_order: ``unknown`` if the routers may be listed in another order than in the model.
+        unconfirmed: the keys that were taken for loads of experts without asking.
+        ranks: that share the experts of a layer.
+        hidden_layers: of the model, dense ones included; 0 where unknown.
+    """
+    source = {
+        "writer": writer,
+        "counts": counts,
+        "note": safe_text(note, 200),
+        "layer_order": layer_order,
+        "unconfirmed": safe_text(unconfirmed, 300),
+    }
+    return RunHeader(
+        run=safe_text(run, 120),
+        time=UNSET if time is None else time,
+        planned_steps=UNSET if planned_steps is None else planned_steps,
+        profile=profile,
+        model={
+            "layers": list(depths),
+            "layer_names": list(names) if names is not None else [f"L{depth}" for depth in depths],
+            "num_experts": one_or_each(experts),
+            "top_k": top_k,  # null: unknown
+            **({"num_hidden_layers": hidden_layers} if hidden_layers else {}),
+        },
+        source={key: value for key, value in source.items() if value},
+        expert_parallel_size=ranks if ranks > 1 else UNSET,
+    ).to_json()
+
+
+def step_record(
+    step: int,
+    tokens_per_expert: Sequence[Counts | None] | None = None,
+    *,
+    expert_bias: Sequence[Sequence[float] | None] | None = None,
+    router: Mapping[str, Values] | None = None,
+    **numbers: float | None,
+) -> Record:
+    """The record of one step.
+
+    Args:
+        step: number of the optimizer step, or of the forward pass.
+        tokens_per_expert: a row of counts per router, ``None`` where one is unknown.
+        expert_bias: the selection bias, in the same order.
+        router: summaries that the source has; those that follow from the counts are derived.
+        numbers: ``time``, ``loss``, ``tokens`` … as in the run log.
+    """
+    summaries = dict(router or {})
+    rows = tokens_per_expert or ()
+    is_counted = any(row is not None for row in rows)
+    if is_counted:
+        summaries |= _derived(rows, summaries)
+    record: Record = {"kind": "step", "step": step, **numbers}
+    record["router"] = summaries or None
+    record["expert_bias"] = expert_bias and [row or [] for row in expert_bias]
+    record["tokens_per_expert"] = rows if is_counted else None
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def _derived(rows: Sequence[Counts | None], given: Mapping[str, Values]) -> dict[str, Values]:
+    """The summaries that follow from counts; of a router without counts what the source has."""
+    derived = measures.summarise([row or [] for row in rows])
+    if all(rows):
+        return derived
+    unknown: Values = [None] * len(rows)
+    for name, values in derived.items():
+        others = given.get(name) or unknown
+        both = zip(rows, values, others, strict=True)
+        derived[name] = [value if row else other for row, value, other in both]
+    return derived
+
+
+def counts_of_shares(shares: Sequence[float]) -> list[int] | None:
+    """Shares (or loads: any multiple of them) as counts that sum to ``SHARES_SUM``.
+
+    The remainders go to the largest fractions, so that no count is off by more than one. ``None``
+    if they are not a distribution: negative, not finite, or all zero.
+    """
+    total = sum(shares)
+    if not 0 < total < float("inf") or min(shares) < 0:
+        return None
+    exact = [share / total * SHARES_SUM for share in shares]
+    counts = [int(value) for value in exact]
+    left = SHARES_SUM - sum(counts)
+    by_fraction = sorted(range(len(exact)), key=lambda e: counts[e] - exact[e])
+    for expert in by_fraction[:left]:
+        counts[expert] += 1
+    return counts

@@ -1,0 +1,106 @@
+"""The rows of the step that a source is writing.
+
+Loggers write several rows per step: they are merged, and of two readings the later one counts.
+Nothing marks the end of a step. It is complete when a row of another step follows, or when nothing
+was written for a while. If more of it comes after that, the step is complete a second time, and
+this logger is waited for longer from then on.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from microscope_tui.sources.reader import Row
+
+COMPLETE_AFTER_S = 0.4
+"""The last step counts as complete if nothing was written for this long."""
+MOST_PATIENCE_S = 60.0
+"""Longest wait for the rest of a step, after one came late."""
+_MOST_PARTS = 64  # rows of one step, before they are merged
+
+
+class Step(NamedTuple):
+    """A complete step."""
+
+    row: Row
+    is_again: bool
+    """Whether it was complete before without its rest."""
+
+
+class StepRows:
+    """Merges rows to steps."""
+
+    def __init__(self) -> None:
+        self._parts: list[Row] = []  # of the open step
+        self._grew = time.monotonic()
+        self._early: Row | None = None  # the last step, complete because nothing more came
+        self._is_again = False  # the open step is that one
+        self._patience_s = 0.0  # a logger that writes a step in parts will do so again
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last step may still get more rows."""
+        return bool(self._parts)
+
+    def wait_s(self) -> float:
+        """Seconds until the open step may be complete."""
+        return COMPLETE_AFTER_S / 10 if self._parts else 0.0
+
+    def complete(self, rows: Sequence[Row], *, is_started: bool) -> Iterator[Step]:
+        """The steps that are complete with these rows.
+
+        ``is_started``: whether steps were written to the log.
+        """
+        for row in rows:
+            if not self._parts or row.step != self._parts[0].step:
+                yield from self.close()
+                self._continue(row, is_started)
+            elif len(self._parts) == _MOST_PARTS:
+                self._parts = [_merged(self._parts)]
+            self._parts.append(row)
+        if rows:
+            self._grew = time.monotonic()
+
+    def _continue(self, row: Row, is_started: bool) -> None:
+        """Open the last step again if ``row`` belongs to it."""
+        early, self._early = self._early, None
+        if early is None or early.step != row.step:
+            return
+        if set(early.targets).isdisjoint(row.targets):  # not a resumed run
+            late_s = time.monotonic() - self._grew
+            self._patience_s = min(MOST_PATIENCE_S, max(self._patience_s, 2 * late_s))
+        # The log has no restart at step 0: what was written of it stays.
+        if row.step or not is_started:
+            self._parts = [early]
+            self._is_again = True
+
+    def close(self) -> Iterator[Step]:
+        """The open step, if there is one."""
+        if self._parts:
+            step = Step(_merged(self._parts), self._is_again)
+            self._parts = []
+            self._is_again = False
+            yield step
+
+    def close_early(self) -> Iterator[Step]:
+        """The same when nothing more came: its rest may follow."""
+        for step in self.close():
+            self._early = step.row
+            yield step
+
+    def is_quiet(self, modified: float) -> bool:
+        """Whether nothing was written for so long that the open step counts as complete.
+
+        ``modified``: when the source was, in Unix seconds.
+        """
+        patience_s = max(COMPLETE_AFTER_S, self._patience_s)
+        at_rest = time.time() - modified >= patience_s
+        return at_rest or time.monotonic() - self._grew >= patience_s
+
+
+def _merged(parts: Sequence[Row]) -> Row:
+    """The rows of one step as one; of two readings the later one counts."""
+    if len(parts) == 1:
+        return parts[0]
+    cells = {target: number for row in parts for target, number in row.values}
+    return Row(parts[0].step, parts[0].time, cells.items())

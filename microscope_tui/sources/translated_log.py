@@ -1,0 +1,51 @@
+"""The run of another tool as bytes of a run log.
+
+Everything above reads a source as it reads a pipe: lines in the order of their steps, and an
+unnamed spool file in which the earlier ones can be read again.
+"""
+
+import time
+
+from microscope_tui.runlog import Chunk, Spool, SpooledLog, encode_record
+from microscope_tui.sources.reader import RecordReader, SourceRequest
+
+
+class TranslatedLog(SpooledLog):
+    """The lines of a reader; ``offset`` and ``size`` in bytes of its source."""
+
+    def __init__(self, reader: RecordReader) -> None:
+        try:
+            spool = Spool()
+        except OSError:  # no folder for temporary files: earlier steps cannot be shown again
+            spool = None
+        super().__init__(reader.path, spool)
+        self.translates = True
+        self._reader = reader
+
+    @property
+    def proposed(self) -> SourceRequest | None:
+        """How its unknown keys can be read."""
+        return self._reader.proposed
+
+    def wait_s(self) -> float:
+        """See ``Source``."""
+        return self._reader.wait_s()
+
+    def sampled(self, count: int) -> bytes:
+        """See ``Source``."""
+        return b"".join(map(encode_record, self._reader.sample(count)))
+
+    def read(self, max_bytes: int = 1 << 20) -> Chunk:
+        """The lines of the next records; see ``RecordReader.read``."""
+        reader = self._reader
+        batch = reader.read(max_bytes)
+        if reader.modified != self.modified and self.modified is not None:
+            self.changed_at = time.monotonic()
+        lines = b"".join(map(encode_record, batch.records))
+        if self.spool is not None:
+            if batch.restarted:
+                self.spool.clear()
+            self.spool.keep(lines)
+        self.report(reader)
+        self.defects, self.missing = reader.defects, reader.missing
+        return Chunk(lines, batch.restarted)
