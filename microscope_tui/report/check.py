@@ -26,9 +26,9 @@ from microscope_tui.diagnosis import (
     overall,
     report,
 )
-from microscope_tui.lines import listed, model_cost, plural
+from microscope_tui.lines import listed, model_cost
 from microscope_tui.placement import OF_HEADER, Cost, CostRequest, cost_of
-from microscope_tui.runlog import RunFile, safe_text
+from microscope_tui.runlog import RunFile, plural, safe_text
 from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3

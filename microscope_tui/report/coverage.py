@@ -22,7 +22,7 @@ from typing import Any
 from microscope_tui.lines import aligned, short_number
 from microscope_tui.placement import NoCounts
 from microscope_tui.report.export import surviving_steps
-from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values
+from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values, plural
 
 SCHEMA_VERSION = 1
 LAST_STEPS = 200
@@ -256,7 +256,7 @@ def coverage_text(coverage: Coverage) -> str:
     )
     head = [f"{coverage.run}: {tokens:,} tokens in {steps}"]
     head += [f"note: {note}" for note in coverage.notes]
-    wanted = f"{coverage.wanted:,} token{'s' * (coverage.wanted != 1)}"
+    wanted = plural(coverage.wanted, "token")
     if not short:
         head += [f"All {experts:,} experts have at least {wanted}.", _CAUTION]
         return "\n".join(_wrapped(*head))
@@ -318,7 +318,7 @@ def _total(needs: Sequence[Need], length: int | None) -> str:
     """The further tokens that all of these experts need."""
     if unseen := [need.low for need in needs if need.tokens is None]:
         tokens, amount = max(unseen), f"more than {short_number(max(unseen))}"
-        experts = "1 expert was" if len(unseen) == 1 else f"{len(unseen):,} experts were"
+        experts = plural(len(unseen), "expert was", "experts were")
         head, tail = f"{experts} never chosen: to reach all of them takes", ", if it is possible."
     else:
         slowest = max(needs, key=lambda need: need.tokens or 0.0)

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from microscope_tui.lines import aligned, bytes_of, plural
+from microscope_tui.lines import aligned, bytes_of
 from microscope_tui.placement import BANDWIDTH, Study
+from microscope_tui.runlog import plural
 
 _WIDTH = 79
 

@@ -19,6 +19,7 @@ from microscope_tui.runlog import (
     RunRecord,
     StepEntry,
     UnknownFormat,
+    plural,
     drop_from,
     entries_of,
 )
@@ -133,6 +134,6 @@ def _state(
 def _shape(routers: Sequence[RouterInfo]) -> str:
     kinds = Counter((r.num_experts, r.top_k or "k unknown") for r in routers)
     return ", ".join(
-        f"{n} router{'s' * (n > 1)} of {experts} experts, top-{top_k}"
+        f"{plural(n, 'router')} of {experts} experts, top-{top_k}"
         for (experts, top_k), n in list(kinds.items())[:8]
     )
