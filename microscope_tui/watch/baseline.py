@@ -19,9 +19,9 @@ from microscope_tui.runlog import (
     RunRecord,
     StepEntry,
     UnknownFormat,
-    plural,
     drop_from,
     entries_of,
+    plural,
 )
 
 MOST_STEPS = 200
