@@ -119,6 +119,10 @@ class CheckOptions:
             fail(f"--format-only does not judge runs: remove {words}", USAGE)
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
+        self._refuse_while_following()
+
+    def _refuse_while_following(self) -> None:
+        """Exit with a usage error if what concerns ``--follow`` does not fit."""
         if self.wait < 0:
             fail(f"--wait {self.wait}: write seconds, 0 for none", USAGE)
         if self.wait != WAIT_S and not self.follow:
