@@ -33,32 +33,27 @@ from moe_model.training import (
     weights_at,
 )
 from moe_model.training.run import TrainingFailedError
+from tests.forked import ROOT
 from tests.training.story import Capsys
 
-FLAGS = [
-    "--preset", "--data", "--tokenizer", "--config",
-    "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed", "--optimizer",
-    "--device", "--dtype",
-    "--compile", "--activation-checkpointing", "--deterministic", "--parallel",
-    "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",
-    "--seq-aux-weight", "--aux-weight",
-    "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
-    "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
-    "--eval-every", "--resume", "--on-collapse", "--sample-prompt", "--trace-sample",
-    "--profile",
-]  # fmt: skip
+
+def offered(trainer: ModuleType) -> set[str]:
+    return {a.name for a in trainer.app.assemble_argument_collection() if not a.children}
 
 
-def model_fields() -> list[str]:
-    yarn = [f"rope_scaling.{f.name}" for f in dataclasses.fields(YarnScaling)]
-    return [f.name for f in dataclasses.fields(ModelConfig) if f.name != "rope_scaling"] + yarn
-
-
-def test_the_command_line_is_frozen(trainer: ModuleType) -> None:
-    """A new or lost flag is a decision, taken here and in the documentation."""
-    fields = model_fields()
-    offered = [a.name for a in trainer.app.assemble_argument_collection() if not a.children]
-    assert sorted(offered) == sorted([*FLAGS, *(f"--model.{name}" for name in fields)])
+def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offered(
+    trainer: ModuleType,
+) -> None:
+    """Flags after ``train.py`` on any page, and those in backticks on the trainer's own page."""
+    pages = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+    commands = " ".join(re.findall(r"train\.py([^`#\n]*)", " \n".join(pages.values())))
+    named = set(re.findall(r"--[a-z][\w.-]*", commands))
+    named |= set(re.findall(r"`(--[a-z][\w.-]*)", pages["training.md"]))
+    assert len(named) > 15
+    fields = [f.name for f in dataclasses.fields(ModelConfig) if f.name != "rope_scaling"]
+    fields += [f"rope_scaling.{f.name}" for f in dataclasses.fields(YarnScaling)]
+    named |= {f"--model.{name}" for name in fields}
+    assert named - offered(trainer) == {"--help", "--help-all", "--model.FIELD"}
 
 
 def test_every_flag_has_help(
@@ -68,8 +63,7 @@ def test_every_flag_has_help(
     assert trainer.run_command(trainer.app, ["--help-all"]) == 0
     text = capsys.readouterr().out
     described = re.findall(r"(--[\w.-]+)(?: --[\w.-]+)?(?: [A-Z]+)? +[A-Z]", text)
-    fields = [f"--model.{name}" for name in model_fields()]
-    assert set(described) >= {*FLAGS, *fields}
+    assert set(described) >= offered(trainer)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
