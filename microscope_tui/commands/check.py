@@ -118,7 +118,8 @@ def _check_request(
 ) -> CheckRequest:
     """The options and the config file as one request."""
     ignore = frozenset(name.upper() for name in options.ignore)
-    profile, remarks = options.profile or "", user.changes
+    profile = options.profile or ""
+    remarks = user.changes
     if baseline is None:
         criteria = Criteria(ignore, profile, user.limits)
     else:

@@ -173,7 +173,9 @@ def _as_json(search: Search, user: UserConfig, wanted: PictureRequest) -> str:
 
 def _of_probe(run: RunFile | RunWatch, wanted: PictureRequest) -> str:
     """The tokens from the chosen one on, or the slices, of one layer of a probe."""
-    path, layer, token = run.path.with_name(FILE_NAME), wanted.layer, wanted.token or 0
+    path = run.path.with_name(FILE_NAME)
+    layer = wanted.layer
+    token = wanted.token or 0
     try:
         with Routing(path) as routing:
             names = routing.shape.layer_names

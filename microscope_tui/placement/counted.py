@@ -79,8 +79,11 @@ class _Reading:
     """Counts while they are read."""
 
     def __init__(self, run: RunRecord) -> None:
-        self.run, self.steps, self.every = run, array("q"), 1
-        self._course, self._seen = Course(), 0
+        self.run = run
+        self.steps = array("q")
+        self.every = 1
+        self._course = Course()
+        self._seen = 0
         self.layers = [Layer(router, array("f")) for router in run.routers]
         self._row = max(_LEAST_ROW, sum(router.num_experts for router in run.routers))
 
@@ -110,7 +113,9 @@ class _Reading:
         self.every *= 2
         self.steps = self.steps[1::2]
         for layer in self.layers:
-            experts, before, layer.counts = layer.router.num_experts, layer.counts, array("f")
+            experts = layer.router.num_experts
+            before = layer.counts
+            layer.counts = array("f")
             for at in range(experts, len(before), 2 * experts):
                 layer.counts.extend(before[at : at + experts])
 

@@ -102,7 +102,8 @@ def judge(
         watch = RunWatch(file, request.criteria, patient=True)
         watch.read_all()
     state, _ = watch.state()
-    diagnosis, problem = watch.diagnosis, why_no_verdict(watch)
+    diagnosis = watch.diagnosis
+    problem = why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []
     if diagnosis is not None:
         findings = findings_with_advice(
@@ -369,7 +370,8 @@ class Alerts:
         """Changes since the last look; an episode that is already over is ``opened`` only."""
         changed: dict[Event, list[Episode]] = {"opened": [], "worse": [], "recovered": []}
         # An episode withdrawn by a restart may return, and is reported again.
-        before, self._known = self._known, {}
+        before = self._known
+        self._known = {}
         for episode in diagnosis.episodes if diagnosis is not None else ():
             key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
             if self._request.counts(episode) or key in (before or ()):

@@ -161,7 +161,8 @@ class _Sums:
         self, counts: str, row: Sequence[int], tokens: float | None, means: Sequence[Values | None]
     ) -> None:
         """Add a step; ``counts`` is the kind of counts by the header."""
-        top_k, spent = self.router.top_k, float(tokens or 0)  # 0: unknown
+        top_k = self.router.top_k
+        spent = float(tokens or 0)  # 0: unknown
         if counts == "shares":
             row = [round(count / _SHARES * spent * top_k) for count in row]
             spent = spent if top_k else 0
