@@ -22,7 +22,6 @@ from .palette import COLOURS as COLOURS
 from .palette import style_of as style_of
 from .picture import SCREEN_NAMES as SCREEN_NAMES
 from .picture import NoPicture as NoPicture
-from .picture import PictureRequest as PictureRequest
 from .picture import draw as draw
 from .reader import Reader as Reader
 from .remembered import SavedView as SavedView
@@ -46,6 +45,7 @@ from .screens.main_screen import MainScreen as MainScreen
 from .screens.probe_screens import SlicesScreen as SlicesScreen
 from .screens.probe_screens import TokensScreen as TokensScreen
 from .screens.runs_screen import RunsScreen as RunsScreen
+from .session import PictureRequest as PictureRequest
 from .session import Preferences as Preferences
 from .session import Session as Session
 from .time_cursor import BadPlace as BadPlace

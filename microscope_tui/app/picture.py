@@ -16,9 +16,8 @@ from microscope_tui.app.remembered import begin
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
-from microscope_tui.app.session import DEFAULT, Preferences
+from microscope_tui.app.session import PictureRequest
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
-from microscope_tui.runlog import RunFile
 from microscope_tui.watch import JUDGING_S, Fleet
 
 SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help"}), "help")
@@ -28,25 +27,6 @@ _LOOK_S = 0.02
 
 class NoPicture(ValueError):
     """The screen, step, layer or expert does not exist; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class PictureRequest:
-    """What to draw."""
-
-    screen: str = "main"
-    columns: int = 120
-    rows: int = 40
-    step: int | None = None
-    """The last logged step at or before this one; the newest by default."""
-    layer: str = ""
-    """Name of the chosen layer; the worst one by default."""
-    expert: int | None = None
-    token: int | None = None
-    """The token at the cursor on the screen of the tokens; the first by default."""
-    against: RunFile | None = None
-    """The run to compare with."""
-    preferences: Preferences = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

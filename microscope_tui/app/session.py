@@ -57,6 +57,24 @@ class Preferences(msgspec.Struct, frozen=True):
 DEFAULT = Preferences()
 
 
+class PictureRequest(msgspec.Struct, frozen=True):
+    """What to draw, or to print."""
+
+    screen: str = "main"
+    columns: int = 120
+    rows: int = 40
+    step: int | None = None
+    """The last logged step at or before this one; the newest by default."""
+    layer: str = ""
+    """Name of the chosen layer; the worst one by default."""
+    expert: int | None = None
+    token: int | None = None
+    """The token at the cursor on the screen of the tokens; the first by default."""
+    against: RunFile | None = None
+    """The run to compare with."""
+    preferences: Preferences = DEFAULT
+
+
 class Session:
     """The state of one session."""
 

@@ -89,7 +89,8 @@ def doctor() -> int:
     streams = (sys.stderr, sys.stdout, sys.stdin)  # the screens use standard error
     size = next((os.get_terminal_size(s.fileno()) for s in streams if s.isatty()), None)
     used = shutil.get_terminal_size(size) if size else None
-    glyphs, encoding = glyphs_for("auto", sys.stderr), (sys.stderr.encoding or "ascii").lower()
+    glyphs = glyphs_for("auto", sys.stderr)
+    encoding = (sys.stderr.encoding or "ascii").lower()
     tmux = tmux_says() if os.environ.get("TMUX") else ""
     print_data(doctor_text(versions, Terminal(os.environ, encoding, glyphs, size, used, tmux)))
     return 0

@@ -11,11 +11,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
-from types import FrameType
 from typing import Any
 
 from msgspec.structs import replace
@@ -58,7 +57,7 @@ from microscope_tui.report import (
     verdict_text,
     worst_code,
 )
-from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, read_at
+from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, on_stop_signals, read_at
 from microscope_tui.sources import Search, SourceRequest, split_run
 from microscope_tui.watch import (
     VERDICT_MEMORY,
@@ -119,7 +118,8 @@ def _check_request(
 ) -> CheckRequest:
     """The options and the config file as one request."""
     ignore = frozenset(name.upper() for name in options.ignore)
-    profile, remarks = options.profile or "", user.changes
+    profile = options.profile or ""
+    remarks = user.changes
     if baseline is None:
         criteria = Criteria(ignore, profile, user.limits)
     else:
@@ -178,7 +178,13 @@ def _follow(
 ) -> int:
     """Follow the newest run that ``search`` finds to its end; the exit code of its verdict."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
-    with _stop_event() as stop:
+    stop = Event()
+
+    def request_stop(number: int) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # the second one exits at once
+
+    with on_stop_signals(request_stop):
         watch = _to_follow(search, request, stop)
         alerts, ending = Alerts(request), Ending(watch, options.wait)
         while True:
@@ -394,23 +400,3 @@ def _newest(search: Search) -> RunFile | None:
         if may_become_one:
             return None
         raise
-
-
-@contextlib.contextmanager
-def _stop_event() -> Iterator[Event]:
-    """Record Ctrl-C and SIGTERM instead of raising; ignored signals stay ignored."""
-    stop = Event()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # the second one exits at once
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -142,7 +142,8 @@ def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
 
 def _write_log(run: RunFile, folder: Path) -> bool:
     """Write one run; false if it holds nothing."""
-    log, lines = folder / LOG_NAME, 0
+    log = folder / LOG_NAME
+    lines = 0
     try:
         source = run.open()
         while True:

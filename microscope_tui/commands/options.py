@@ -108,21 +108,21 @@ class CheckOptions:
 
     def refuse_invalid(self) -> None:
         """Exit with a usage error if the options contradict each other."""
-        for name in self.ignore:
-            if name.upper() not in RULES:
-                known = ", ".join(RULES)
-                fail(f"--ignore {safe_text(name, 40)}: no such rule; there are {known}", USAGE)
+        if unknown := [name for name in self.ignore if name.upper() not in RULES]:
+            there = f"no such rule; there are {', '.join(RULES)}"
+            fail(f"--ignore {safe_text(unknown[0], 40)}: {there}", USAGE)
         if self.since_step < 0:
             fail(f"--since-step {self.since_step}: the first step of a run is 1", USAGE)
         if self.new_only and not self.since_step:
             fail("--new-only leaves out what began earlier: add --since-step N", USAGE)
-        judging = [entry.name for entry in fields(self) if entry.name not in _FOR_FORMATS]
-        given = [name for name in judging if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
-        if self.format_only and given:
-            words = ", ".join(f"--{_spelled(name)}" for name in given)
+        if self.format_only and (words := self._for_judging()):
             fail(f"--format-only does not judge runs: remove {words}", USAGE)
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
+        self._refuse_while_following()
+
+    def _refuse_while_following(self) -> None:
+        """Exit with a usage error if what concerns ``--follow`` does not fit."""
         if self.wait < 0:
             fail(f"--wait {self.wait}: write seconds, 0 for none", USAGE)
         if self.wait != WAIT_S and not self.follow:
@@ -131,6 +131,12 @@ class CheckOptions:
             fail("--notify-command reports alerts as they happen: add --follow", USAGE)
         if self.notify_command is not None and not self.notify_command.strip():
             fail("--notify-command is empty: give a command for the shell", USAGE)
+
+    def _for_judging(self) -> str:
+        """The given options that concern the judgement of a run."""
+        judging = [entry.name for entry in fields(self) if entry.name not in _FOR_FORMATS]
+        given = [name for name in judging if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
+        return ", ".join(f"--{_spelled(name)}" for name in given)
 
 
 @Parameter(name="*", group=Group("Files of other tools", sort_key=1))

@@ -160,7 +160,8 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
     try:
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        command, problem = "moe-microscope", safe_text(error, 300)
+        command = "moe-microscope"
+        problem = safe_text(error, 300)
         if isinstance(error, UnusedCliTokensError):
             several = "path" in getattr(error.target, "__annotations__", ())
             advice = "; name one run, or the folder of several" if several else ""

@@ -145,7 +145,8 @@ def placement(
 def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
     """Read, fit, score and write."""
     counts = read_counts(run, lambda share: show_progress(f"reading: {share:4.0%}"))
-    routers, given = [layer.router for layer in counts.layers], None
+    routers = [layer.router for layer in counts.layers]
+    given = None
     depths, experts = [r.depth for r in routers], [r.num_experts for r in routers]
     hidden_layers = options.hidden_layers or counts.run.hidden_layers
     if (options.check or options.write) and len(routers) < len(counts.run.routers):

@@ -80,7 +80,8 @@ def _prepare(
     slices = find_slices(text)  # before a model is loaded for minutes
     subject = load(model, dtype=options.dtype, device=options.device, download=options.download)
     refuse_unknown(subject, 2 * len(slices) if options.generate else len(slices))
-    window, most = options.window, subject.context or DEFAULT_WINDOW
+    window = options.window
+    most = subject.context or DEFAULT_WINDOW
     if window is not None and subject.context is not None and window > most:
         raise CannotProbe(f"--window {window:,}: {subject.name} reads at most {most:,} tokens")
     length = window or min(most, DEFAULT_WINDOW)
@@ -98,7 +99,8 @@ def _continued(
     """The beginnings of the texts, and what the model writes after them."""
     from microscope_tui.probe import Reading, continued
 
-    windows, count = [], 0
+    windows = []
+    count = 0
     how = subject.pieces, subject.write, length, _WRITTEN
     for one in continued(reading.windows, num_slices, *how):
         windows.append(one)

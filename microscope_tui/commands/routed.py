@@ -151,7 +151,8 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
     An engine's output is read with the model's shape that the other side has.
     """
     paths = [path / FILE_NAME if path.is_dir() else path for path in places]
-    engine, token_ids = [path.suffix in SUFFIXES for path in paths], True
+    engine = [path.suffix in SUFFIXES for path in paths]
+    token_ids = True
     sides: dict[int, Routing] = {}
     beside = None
     try:

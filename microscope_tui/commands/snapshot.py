@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from msgspec.structs import replace
 
-from microscope_tui.app import SCREENS, Preferences
+from microscope_tui.app import SCREENS, PictureRequest, Preferences
 from microscope_tui.commands.config import GlyphChoice, UserConfig, read_config
 from microscope_tui.commands.options import (
     DEFAULT_SOURCE,
@@ -57,10 +58,8 @@ from microscope_tui.watch import (
     view_of,
 )
 
-_Wanted = dict[str, Any]
-"""Fields of ``app.PictureRequest``, which is imported late."""
 _SMALLEST = (20, 5)
-_SIZE, _WIDTH = (120, 40), 100
+_WIDTH = 100
 _OF_PROBES = ("tokens", "slices")
 if TYPE_CHECKING:
     ScreenName = str
@@ -112,10 +111,15 @@ def snapshot(
     """
     user = read_config()
     search = Search(path, reading.request(user))
-    other = _other(against, screen, search)
-    wanted: _Wanted = {"screen": screen, "step": step, "layer": layer}
-    wanted |= {"expert": expert, "token": token, "against": other}
-    wanted["preferences"] = Preferences(cost=placed.request())
+    wanted = PictureRequest(
+        screen=screen,
+        step=step,
+        layer=layer,
+        expert=expert,
+        token=token,
+        against=_other(against, screen, search),
+        preferences=Preferences(cost=placed.request()),
+    )
     if format_ == "json":
         text = _as_json(search, user, wanted)
     else:
@@ -153,24 +157,25 @@ def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
     return runs_at(Search(against, search.request))[0]
 
 
-def _as_json(search: Search, user: UserConfig, wanted: _Wanted) -> str:
+def _as_json(search: Search, user: UserConfig, wanted: PictureRequest) -> str:
     """The view, the list of runs, a probe or a comparison as JSON."""
-    screen = wanted["screen"]
-    if screen == "mismatch":
-        return _mismatch(runs_at(search)[0], wanted["against"])
-    if screen == "runs":
+    if wanted.screen == "mismatch":
+        return _mismatch(runs_at(search)[0], wanted.against)
+    if wanted.screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
     watched = newest(search, user.criteria)
-    if screen in _OF_PROBES:
-        return _of_probe(watched, screen, wanted["layer"], wanted["token"] or 0)
-    moment = _moment(watched, wanted["step"])
-    cost = cost_of(watched, moment, wanted["preferences"].cost)
+    if wanted.screen in _OF_PROBES:
+        return _of_probe(watched, wanted)
+    moment = _moment(watched, wanted.step)
+    cost = cost_of(watched, moment, wanted.preferences.cost)
     return view_json(view_of(watched, 1, 1, moment), cost)
 
 
-def _of_probe(run: RunFile | RunWatch, screen: str, layer: str, token: int) -> str:
-    """The tokens from ``token`` on, or the slices, of one layer of a probe."""
+def _of_probe(run: RunFile | RunWatch, wanted: PictureRequest) -> str:
+    """The tokens from the chosen one on, or the slices, of one layer of a probe."""
     path = run.path.with_name(FILE_NAME)
+    layer = wanted.layer
+    token = wanted.token or 0
     try:
         with Routing(path) as routing:
             names = routing.shape.layer_names
@@ -178,7 +183,7 @@ def _of_probe(run: RunFile | RunWatch, screen: str, layer: str, token: int) -> s
                 shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
                 fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
             at = names.index(layer) if layer else 0
-            if screen == "slices":
+            if wanted.screen == "slices":
                 return slices_json(routing, at)
             if not 0 <= token < routing.tokens:
                 fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
@@ -207,31 +212,28 @@ def _mismatch(run: RunFile, against: RunFile | None) -> str:
 
 
 def _drawn(
-    search: Search, user: UserConfig, wanted: _Wanted, size: str, glyphs: Glyphs, svg: bool
+    search: Search, user: UserConfig, wanted: PictureRequest, size: str, glyphs: Glyphs, svg: bool
 ) -> str:
     """The screen as the application draws it; the main screen as text needs none."""
-    columns, rows = _size(size) or _SIZE
-    nothing_selected = not wanted["layer"] and wanted["expert"] is wanted["token"] is None
-    if wanted["screen"] == "main" and not svg and nothing_selected:
+    columns, rows = _size(size) or (wanted.columns, wanted.rows)
+    nothing_selected = not wanted.layer and wanted.expert is wanted.token is None
+    if wanted.screen == "main" and not svg and nothing_selected:
         watched = newest(search, user.criteria)
-        moment = _moment(watched, wanted["step"])
+        moment = _moment(watched, wanted.step)
         width, height = (columns, rows) if size else (_WIDTH, None)
-        cost = wanted["preferences"].cost
-        return snapshot_text(watched, width, height, glyphs, moment, cost)
+        return snapshot_text(watched, width, height, glyphs, moment, wanted.preferences.cost)
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
-    if wanted["screen"] in _OF_PROBES:
-        _of_probe(runs_at(search)[0], wanted["screen"], "", 0)  # exits if it cannot be read
+    if wanted.screen in _OF_PROBES:  # exits if it cannot be read
+        _of_probe(runs_at(search)[0], PictureRequest(wanted.screen))
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
-    from microscope_tui.app import NoPicture, PictureRequest, draw
+    from microscope_tui.app import NoPicture, draw
 
     try:
-        picture = asyncio.run(
-            draw(fleet, PictureRequest(columns=columns, rows=rows, **wanted), glyphs)
-        )
+        picture = asyncio.run(draw(fleet, replace(wanted, columns=columns, rows=rows), glyphs))
     except NoPicture as problem:
         fail(str(problem), NO_VERDICT)
     return picture.svg if svg else picture.text

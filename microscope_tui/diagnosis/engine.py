@@ -39,7 +39,7 @@ from microscope_tui.diagnosis.signals import (
     see,
     why_blind,
 )
-from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord
+from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord, plural
 
 STATE_VERSION = 4
 _CLEAR = Reading(severity=None, clear=True)
@@ -415,7 +415,7 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
         return ""
     first = found[0]
     same = sum(p.rule == first.rule for p in found) - 1
-    more = f" and {same} more layer{'s' if same > 1 else ''}" if same else ""
+    more = f" and {plural(same, 'more layer')}" if same else ""
     what, span = RULES[first.rule].subject.lower(), "for"
     if first.router is not None:
         c = balance[first.router_index] if first.router_index < len(balance) else None
@@ -425,8 +425,7 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
             what, span = f"{first.router.name}{more} uneven", "in most of the last"
         else:
             what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"
-    plural = "s" if first.steps > 1 else ""
-    return f"{what} {span} {first.steps:,} step{plural}, gathering evidence"
+    return f"{what} {span} {plural(first.steps, 'step')}, gathering evidence"
 
 
 class BadState(ValueError):

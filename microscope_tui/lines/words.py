@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from microscope_tui.runlog import plural as plural
 from microscope_tui.watch import LayerView, RunView
 
 
@@ -84,11 +85,6 @@ def bytes_of(size: int) -> str:
             scaled = size / factor
             return f"{scaled:.1f} {unit}" if scaled < 10 and scaled % 1 else f"{scaled:.0f} {unit}"
     return f"{size} bytes"
-
-
-def plural(count: int, noun: str, several: str = "") -> str:
-    """``1 layer``, ``2 layers``; ``several`` where an s is not enough."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {several or noun + 's'}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

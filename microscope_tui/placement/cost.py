@@ -14,7 +14,7 @@ import msgspec
 
 from microscope_tui.diagnosis import value_at
 from microscope_tui.placement.score import Tally
-from microscope_tui.runlog import RouterInfo, StepEntry
+from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry
 from microscope_tui.watch import KEPT, Pin, RunWatch
 
 _DECODE_TOKENS = 64
@@ -89,40 +89,84 @@ def cost_of(
 
     ``None`` for one rank, and without counts.
     """
-    with watch.lock:
-        run, found = watch.run, [at.with_counts] if at is not None else [*watch.shown.counted]
-    steps = [entry for entry in found if entry is not None]
+    run, steps = _counted(watch, at)
     ranks = request.ranks or (run.expert_parallel_size if run is not None else 1)
     if run is None or ranks < 2 or not steps or steps[-1].routers != len(run.routers):
         return None
     nodes = 1 if ranks % request.nodes else request.nodes
-    sizes, capped = tuple(router.num_experts for router in run.routers), bool(run.capacity_factor)
-    known = [_loads(entry, sizes, ranks, nodes) for entry in steps]
+    sizes = tuple(router.num_experts for router in run.routers)
+    by_step = [_loads(entry, sizes, ranks, nodes) for entry in steps]
+    by_layer = [_Loads(*zip(*loads, strict=True)) for loads in zip(*by_step, strict=True)]
+    cost = Cost(
+        ranks=ranks,
+        nodes=request.nodes,
+        regime="capacity" if run.capacity_factor else "tokens",
+        counts=run.counts,
+        first_step=steps[0].record.step,
+        last_step=steps[-1].record.step,
+        steps=len(steps),
+        layers=[
+            _layer(run, index, loads, steps, ranks) if only is None or index in only else None
+            for index, loads in enumerate(by_layer)
+        ],
+    )
+    return _with_model(cost, by_layer, steps, nodes, request.expert_share)
+
+
+def _counted(watch: RunWatch, at: Pin | None) -> tuple[RunRecord | None, list[StepEntry]]:
+    with watch.lock:
+        found = [at.with_counts] if at is not None else watch.shown.counted
+        return watch.run, [entry for entry in found if entry is not None]
+
+
+class _Loads(msgspec.Struct, frozen=True):
+    """Of one layer, step by step: the mean and the busiest rank, the busiest node, which rank."""
+
+    means: Sequence[float]
+    maxima: Sequence[float]
+    of_nodes: Sequence[float]
+    busiest: Sequence[int]
+
+
+def _layer(
+    run: RunRecord, index: int, loads: _Loads, steps: Sequence[StepEntry], ranks: int
+) -> LayerCost | None:
+    counted = [at for at, load in enumerate(loads.maxima) if load]
+    if not counted:
+        return None
+    own = Tally(len(steps))
+    own.add(loads.means, loads.maxima)
+    rows = [steps[at].counts(index) or () for at in counted if run.counts != "top1"]
+    return LayerCost(
+        *_uneven(own, steps, (index,), bool(run.capacity_factor)),
+        layer=run.routers[index].name,
+        busiest_rank=mode(loads.busiest[at] for at in counted),
+        busiest_pairs=fmean(load for load in loads.maxima if load),
+        mean_pairs=fmean(load for load in loads.means if load),
+        decode=_reads(rows, run.routers[index], ranks),
+    )
+
+
+def _with_model(
+    cost: Cost,
+    by_layer: Sequence[_Loads],
+    steps: Sequence[StepEntry],
+    nodes: int,
+    expert_share: float | None,
+) -> Cost:
+    """The same with what all layers cost together; unchanged if none has counts for the ranks."""
     model, between = Tally(len(steps)), Tally(len(steps))
-    layers: list[LayerCost | None] = [None] * len(sizes)
-    for index, router in enumerate(run.routers):
-        means, maxima, of_nodes, rank = zip(*(loads[index] for loads in known), strict=True)
-        model.add(means, maxima)
-        between.add([mean * ranks / nodes for mean in means], of_nodes)
-        if any(maxima) and (only is None or index in only):
-            own = Tally(len(steps))
-            own.add(means, maxima)
-            held = [at for at, load in enumerate(maxima) if load]
-            worst, mean = (fmean(load for load in loads if load) for loads in (maxima, means))
-            rows = [steps[at].counts(index) or () for at in held if run.counts != "top1"]
-            base, busiest = _uneven(own, steps, (index,), capped), mode(rank[at] for at in held)
-            reads = _reads(rows, router, ranks)
-            layers[index] = LayerCost(*base, router.name, busiest, worst, mean, reads)
-    span = steps[0].record.step, steps[-1].record.step, len(steps)
-    regime, every = "capacity" if capped else "tokens", range(len(sizes))
-    cost = Cost(ranks, request.nodes, regime, run.counts, *span, layers)
+    for loads in by_layer:
+        model.add(loads.means, loads.maxima)
+        between.add([mean * cost.ranks / nodes for mean in loads.means], loads.of_nodes)
     if not any(model.maxima):
         return cost
-    share = 0.0 if capped else request.expert_share or 0.0
+    capped = cost.regime == "capacity"
+    share = 0.0 if capped else expert_share or 0.0
     slow = [1 + share * (1 / even - 1) for even in model.steps() if even and share]
     return msgspec.structs.replace(
         cost,
-        model=Uneven(*_uneven(model, steps, every, capped)),
+        model=Uneven(*_uneven(model, steps, range(len(by_layer)), capped)),
         node_ratio=between.ratio if nodes > 1 else None,
         slowdown=fmean(slow) if slow else None,
         lost_throughput=fmean(1 - 1 / time for time in slow) if slow else None,

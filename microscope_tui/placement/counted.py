@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from microscope_tui.runlog import (
     Course,
+    Entry,
     RouterInfo,
     RunFile,
     RunRecord,
@@ -62,9 +63,11 @@ class Counts(msgspec.Struct):
     @property
     def notes(self) -> list[str]:
         """What limits the numbers."""
-        said = self.run.counts, "capacity" if self.run.capacity_factor else ""
-        long = [f"a long run: one of {self.every} counted steps is used"] * (self.every > 1)
-        return [*(_LIMITS[key] for key in said if key in _LIMITS), *long]
+        kinds = (self.run.counts, "capacity" if self.run.capacity_factor else "")
+        notes = [_LIMITS[kind] for kind in kinds if kind in _LIMITS]
+        if self.every > 1:
+            notes.append(f"a long run: one of {self.every} counted steps is used")
+        return notes
 
     def between(self, first: int | None, last: int | None) -> range:
         """Positions of the steps ``first`` … ``last``; open ends are ``None``."""
@@ -76,11 +79,26 @@ class _Reading:
     """Counts while they are read."""
 
     def __init__(self, run: RunRecord) -> None:
-        self.run, self.steps, self.every, self._seen = run, array("q"), 1, 0
+        self.run = run
+        self.steps = array("q")
+        self.every = 1
+        self._course = Course()
+        self._seen = 0
         self.layers = [Layer(router, array("f")) for router in run.routers]
         self._row = max(_LEAST_ROW, sum(router.num_experts for router in run.routers))
 
-    def add(self, entry: StepEntry) -> None:
+    def take(self, entry: Entry) -> None:
+        """Drop what a record supersedes, and add a step that holds."""
+        cut = self._course.take(entry)
+        if cut is not None:
+            kept = bisect_left(self.steps, cut)
+            del self.steps[kept:]
+            for layer in self.layers:
+                del layer.counts[kept * layer.router.num_experts :]
+        if isinstance(entry, StepEntry) and entry.has_counts and not self._course.repeats:
+            self._add(entry)
+
+    def _add(self, entry: StepEntry) -> None:
         self._seen += 1
         if self._seen % self.every:
             return
@@ -95,15 +113,11 @@ class _Reading:
         self.every *= 2
         self.steps = self.steps[1::2]
         for layer in self.layers:
-            experts, before, layer.counts = layer.router.num_experts, layer.counts, array("f")
+            experts = layer.router.num_experts
+            before = layer.counts
+            layer.counts = array("f")
             for at in range(experts, len(before), 2 * experts):
                 layer.counts.extend(before[at : at + experts])
-
-    def drop_from(self, step: int) -> None:
-        kept = bisect_left(self.steps, step)
-        del self.steps[kept:]
-        for layer in self.layers:
-            del layer.counts[kept * layer.router.num_experts :]
 
 
 def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share: None) -> Counts:
@@ -116,21 +130,20 @@ def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share:
         NoCounts: no step has counts.
         OSError, UnknownFormat: the run cannot be read, or has another format version.
     """
-    course, reading = Course(), None
+    reading: _Reading | None = None
     for entry in entries_of(file):
-        cut = course.take(entry)
         if isinstance(entry, RunRecord):
             if reading is None or reading.run.routers != entry.routers:  # another model from here
-                reading, course = _Reading(entry), Course()
+                reading = _Reading(entry)
             reading.run = entry
-        if reading is not None and cut is not None:
-            reading.drop_from(cut)
-        if isinstance(entry, StepEntry) and reading is not None:
+        if reading is not None:
+            reading.take(entry)
+        if isinstance(entry, StepEntry):
             progress(min(1.0, entry.offset / max(1, file.size)))
-            if entry.has_counts and not course.repeats:
-                reading.add(entry)
-    layers = [layer for layer in reading.layers if any(layer.counts)] if reading else []
-    if reading is None or not layers:
-        raise NoCounts("no step with counts (tokens_per_expert)" if reading else "no run now")
+    if reading is None:
+        raise NoCounts("no run now")
+    layers = [layer for layer in reading.layers if any(layer.counts)]
+    if not layers:
+        raise NoCounts("no step with counts (tokens_per_expert)")
     run = replace(reading.run, run=reading.run.run or file.name)
     return Counts(run, reading.steps, layers, reading.every)

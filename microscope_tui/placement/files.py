@@ -20,8 +20,8 @@ from microscope_tui.runlog import read_at, safe_text
 
 MOST_BYTES = 8 << 20
 """A longer file is refused; 128 layers of 1,024 slots take 4 MB in the longest form."""
-
-
+_TABLE = "initial_global_assignments"
+_HERE = "MoE layers of the run"
 FORMS: Mapping[str, str] = {
     "sglang": "--init-expert-location, with --ep-num-redundant-experts for copies",
     "vllm-map": "eplb_config.initial_expert_map_path (open vLLM pull request 49572)",
@@ -73,44 +73,56 @@ def write_form(
     Raises:
         BadFile: the engine could not read it.
     """
-    of = dict(zip(layers, (list(chain(*placement)) for placement in placements), strict=True))
-    rows = list(of.values())
-    if len(rows) < len(layers):
+    rows = [list(chain(*placement)) for placement in placements]
+    of = dict(zip(layers, rows, strict=True))
+    if len(of) < len(rows):
         raise BadFile(f"{form}: two routers are in the same layer of the model, of {[*layers]}")
     experts, slots = 1 + max(rows[0]), len(rows[0])
     if any(len(row) != slots or 1 + max(row) != experts for row in rows):
         raise BadFile(f"{form}: not all layers have {experts:,} experts in {slots:,} slots")
+    if form in ("sglang", "tensorrt-llm"):
+        _refuse_numbers(form, layers, hidden_layers)
+    if form == "tensorrt-llm":
+        lines = (f"  {layer}: {row}\n" for layer, row in of.items())
+        head = f"num_slots: {slots}\nlayer_updates_per_iter: 0\n{_TABLE}:\n"
+        return head + "".join(lines)
     content: Any = rows
-    by_depth = form in ("sglang", "tensorrt-llm")
-    if by_depth and [*of] == list(range(len(of))) and (hidden_layers or 0) > len(of):
-        raise BadFile(
-            f"{form} needs the depths of layers, and these count MoE layers from 0: {len(of):,} "
-            f"of {hidden_layers:,}"
-        )
     if form == "sglang":
-        if hidden_layers is None or hidden_layers <= max(of):
-            raise BadFile(
-                "sglang wants a row for every layer of the model, dense ones too: give "
-                f"--hidden-layers, its num_hidden_layers (at least {max(of) + 1})"
-            )
         dense = [slot % experts for slot in range(slots)]
-        content = {"physical_to_logical_map": [of.get(at, dense) for at in range(hidden_layers)]}
+        every = range(_hidden(hidden_layers, max(layers) + 1))
+        content = {"physical_to_logical_map": [of.get(layer, dense) for layer in every]}
     elif form == "vllm-mapping":
         content = {
             "record_type": "eplb_initial_mapping",
             "version": 1,
             "num_redundant_experts": slots - experts,
             "num_slots": slots,
-            "initial_global_assignments": {str(at): row for at, row in enumerate(rows)},
+            _TABLE: {str(at): row for at, row in enumerate(rows)},
         }
-    elif form == "tensorrt-llm":
-        lines = (f"  {layer}: {row}\n" for layer, row in of.items())
-        head = f"num_slots: {slots}\nlayer_updates_per_iter: 0\ninitial_global_assignments:\n"
-        return head + "".join(lines)
     elif form == "ascend":
         found = [_ascend(at, placement) for at, placement in enumerate(placements)]
         content = {"moe_layer_count": len(found), "layer_list": found}
     return json.dumps(content) + "\n"
+
+
+def _refuse_numbers(form: str, layers: Sequence[int], hidden_layers: int | None) -> None:
+    """Refuse numbers of MoE layers where the form needs the depths of layers in the model."""
+    number = len(layers)
+    if [*layers] == [*range(number)] and hidden_layers is not None and hidden_layers > number:
+        raise BadFile(
+            f"{form} needs the depths of layers, and these count MoE layers from 0: {number:,} "
+            f"of {hidden_layers:,}"
+        )
+
+
+def _hidden(hidden_layers: int | None, least: int) -> int:
+    """The layers of the model, which SGLang needs."""
+    if hidden_layers is None or hidden_layers < least:
+        raise BadFile(
+            "sglang wants a row for every layer of the model, dense ones too: give "
+            f"--hidden-layers, its num_hidden_layers (at least {least})"
+        )
+    return hidden_layers
 
 
 def _ascend(at: int, placement: Placement) -> dict[str, Any]:
@@ -170,10 +182,9 @@ def _rows(
     file: _File | list[_Row | int], layers: Sequence[int], ranks: int, depth: int
 ) -> tuple[str, list[_Row]]:
     """The form, and the slots of every MoE layer."""
-    here = "MoE layers of the run"
     if isinstance(file, list):
         shared = not file or isinstance(file[0], int)  # one list for all layers
-        _same("lists", len(layers) if shared else len(file), here, len(layers))
+        _same("lists", len(layers) if shared else len(file), _HERE, len(layers))
         return "vllm-map", msgspec.convert([file] * len(layers) if shared else file, list[_Row])
     if file.logical_count:
         raise BadFile("logical_count holds counts: SGLang makes a placement from them itself")
@@ -181,25 +192,32 @@ def _rows(
         _same("rows", len(rows), "layers of the model, dense ones too (--hidden-layers)", depth)
         return "sglang", [rows[layer] for layer in layers]
     if file.layer_list:
-        _same("layer_list", len(file.layer_list), here, len(layers))
-        for at, layer in enumerate(file.layer_list):
-            held = [len(device.device_expert) for device in layer.device_list]
-            _same(f"device_count of layer_list[{at}]", layer.device_count or ranks, "ranks", ranks)
-            _same(f"device_list of layer_list[{at}]", len(held), "ranks", ranks)
-            _same(f"experts of a device of layer_list[{at}]", min(held), "of another", max(held))
-        devices = ([device.device_expert for device in one.device_list] for one in file.layer_list)
-        return "ascend", [list(chain(*held)) for held in devices]
-    if not (of := file.initial_global_assignments):
+        _same("layer_list", len(file.layer_list), _HERE, len(layers))
+        return "ascend", [_of_devices(at, one, ranks) for at, one in enumerate(file.layer_list)]
+    if not file.initial_global_assignments:
         raise BadFile(f"no placement in a form of {', '.join(FORMS)}")
-    is_mapping = bool(file.record_type)
-    numbers = range(len(layers)) if is_mapping else layers
-    if other := set(of) ^ set(numbers):
-        wrong = "has no experts in the run" if min(other) in of else "is missing"
-        counted = "MoE layers" if is_mapping else "all layers"
+    if file.record_type:
+        return "vllm-mapping", _of_table(file, range(len(layers)), "MoE layers")
+    return "tensorrt-llm", _of_table(file, layers, "all layers")
+
+
+def _of_devices(at: int, layer: _Layer, ranks: int) -> _Row:
+    held = [len(device.device_expert) for device in layer.device_list]
+    _same(f"device_count of layer_list[{at}]", layer.device_count or ranks, "ranks", ranks)
+    _same(f"device_list of layer_list[{at}]", len(held), "ranks", ranks)
+    _same(f"experts of a device of layer_list[{at}]", min(held), "of another", max(held))
+    return [expert for device in layer.device_list for expert in device.device_expert]
+
+
+def _of_table(file: _File, numbers: Sequence[int], counted: str) -> list[_Row]:
+    """The rows of these layers; ``counted`` are the layers that the form numbers."""
+    table = file.initial_global_assignments
+    if other := set(table) ^ set(numbers):
+        wrong = "has no experts in the run" if min(other) in table else "is missing"
         raise BadFile(f"layer {min(other)} {wrong}; this form counts {counted} from 0")
-    rows = [of[number] for number in numbers]
-    _same("num_slots", file.num_slots, f"slots of layer {min(of)}", len(rows[0]))
-    return "vllm-mapping" if is_mapping else "tensorrt-llm", rows
+    rows = [table[number] for number in numbers]
+    _same("num_slots", file.num_slots, f"slots of layer {min(table)}", len(rows[0]))
+    return rows
 
 
 def _same(what: str, found: int, where: str, expected: int) -> None:
@@ -207,7 +225,6 @@ def _same(what: str, found: int, where: str, expected: int) -> None:
         raise BadFile(f"{what}: {found:,}, but {where}: {expected:,}")
 
 
-_TABLE = "initial_global_assignments"
 _FIELD = re.compile(r"(?m)^(\w+): +(\d{1,9}) *$", re.ASCII)
 _ENTRY = re.compile(r"(?m)^( +)(\d{1,9}): +(\[[\d,\s]*\]) *$", re.ASCII)
 _ITEMS = re.compile(r":[ ]*\n((?: +- +\d{1,9} *+\n)++)", re.ASCII)

@@ -40,8 +40,11 @@ def groups_of(cluster: Cluster) -> list[range]:
     return [range(start, start + size) for start in range(0, cluster.experts, size)]
 
 
-def replicated(loads: Sequence[float], slots: int) -> list[int]:
-    """The expert of every copy: each expert once, then again the one with the largest copy."""
+def replicated(loads: Sequence[float], slots: int, most: int = 0) -> list[int]:
+    """The expert of every copy: each expert once, then again the one with the largest copy.
+
+    No expert has more than ``most`` copies; by default, as published, it may have all.
+    """
     copies, counts = list(range(len(loads))), [1] * len(loads)
     heap = [(-load, item) for item, load in enumerate(loads)]
     heapify(heap)
@@ -49,7 +52,10 @@ def replicated(loads: Sequence[float], slots: int) -> list[int]:
         item = heap[0][1]
         copies.append(item)
         counts[item] += 1
-        heapreplace(heap, (-loads[item] / counts[item], item))
+        if counts[item] == most:
+            heappop(heap)
+        else:
+            heapreplace(heap, (-loads[item] / counts[item], item))
     return copies
 
 

@@ -131,7 +131,8 @@ def gain_of(gains: Sequence[float]) -> Gain:
     block = min(count // 4, max(round(count**0.5), round(3 * _correlation_time(pieces))))
     sums = [0.0, *accumulate([*pieces, *pieces[:block]])]
     blocks = [sums[at + block] - sums[at] for at in range(count)]
-    drawn, number = random.Random(0), -(-count // block)
+    drawn = random.Random(0)
+    number = -(-count // block)
     means = sorted(sum(drawn.choices(blocks, k=number)) for _ in range(_RESAMPLES))
     ends = (means[round(q * (_RESAMPLES - 1))] / (number * block) for q in (0.025, 0.975))
     free = count / block - 1
@@ -144,7 +145,8 @@ def _correlation_time(values: Sequence[float]) -> float:
     """1 + 2 Σ of the autocorrelations, up to the first that is not positive."""
     mean = sum(values) / len(values)
     away = [value - mean for value in values]
-    total, time = sum(x * x for x in away), 1.0
+    total = sum(x * x for x in away)
+    time = 1.0
     for lag in range(1, len(away) // 4):
         together = sum(x * y for x, y in zip(away, away[lag:], strict=False))
         if together <= 0:

@@ -151,7 +151,8 @@ class Study(msgspec.Struct):
     @property
     def reason(self) -> str:
         """Why it does not pay; empty if it does."""
-        gain, steps = self.gain, self.score[1] - self.score[0] + 1
+        gain = self.gain
+        steps = self.score[1] - self.score[0] + 1
         if gain.low is None:
             return "the scored steps with counts are too few for an interval"
         if gain.mean < LEAST_GAIN:
@@ -179,7 +180,9 @@ def study(
     clusters = [_cluster(layer, request) for layer in counts.layers]
     names = "contiguous", "published", "refined" if given is None else "file"
     ways = [_Way(name, len(fit), len(score)) for name in names]
-    nearest, loads, ageing = Tally(len(score)), [], _Ageing(counts, len(fit))
+    nearest = Tally(len(score))
+    loads = []
+    ageing = _Ageing(counts, len(fit))
     for at, (layer, cluster) in enumerate(zip(counts.layers, clusters, strict=True)):
         progress(at / len(clusters))
         early, late = (layer.columns(w.start, w.stop) for w in (fit, score))
@@ -190,7 +193,8 @@ def study(
         loads.append([sum(column) / len(score) for column in late])
         ageing.add(layer, cluster, placed[0])
     today, eplb, after = (way.scored() for way in ways)
-    gain, curve = gain_of(paired(ways[2].late, ways[0].late)), ageing.curve()
+    gain = gain_of(paired(ways[2].late, ways[0].late))
+    curve = ageing.curve()
     fewest = None
     if given is None and request.replicas and gain.mean >= LEAST_GAIN:
         wanted = today.held_out + ENOUGH * (after.held_out - today.held_out)
@@ -259,7 +263,8 @@ class _Ageing:
     """Placements refitted at steps all over the run by the published algorithm, which is fast."""
 
     def __init__(self, counts: Counts, fit: int) -> None:
-        steps, number = counts.steps, len(counts.steps)
+        steps = counts.steps
+        number = len(counts.steps)
         self._window = max(1, min(fit, number // 10, _AGEING_STEPS))
         most = max(_LEAST_ANCHORS, min(_MOST_ANCHORS, _FITS // len(counts.layers)))
         first, last = self._window - 1, number - 2
@@ -275,7 +280,9 @@ class _Ageing:
 
     def add(self, layer: Layer, cluster: Cluster, today: Placement) -> None:
         """Add a layer."""
-        experts, placed, ranks = cluster.experts, dict[int, Placement](), cluster.ranks
+        experts = cluster.experts
+        placed = dict[int, Placement]()
+        ranks = cluster.ranks
         for anchor in self._anchors:
             columns = layer.columns(anchor + 1 - self._window, anchor + 1)
             placed[anchor] = published([sum(column) for column in columns], cluster)
@@ -350,7 +357,8 @@ def _moves(before: Scored, after: Scored, request: Request) -> Moves:
     for old, new in zip(before.placements, after.placements, strict=True):
         for rank in range(request.ranks):
             incoming[rank] += len(set(new[rank]) - set(old[rank]))
-    seconds, break_even = max(incoming) * request.expert_bytes / BANDWIDTH, None
+    seconds = max(incoming) * request.expert_bytes / BANDWIDTH
+    break_even = None
     if request.step_time and request.expert_bytes:
         slow = [1 + request.expert_share * (one.ratio - 1) for one in (before, after)]
         saved = request.step_time * (1 - slow[1] / slow[0])
@@ -367,10 +375,12 @@ def _fewest(
     progress: Progress,
 ) -> int:
     """The fewest copies with which it scores ``wanted``: more of them never balance worse."""
-    (fit, score), experts = windows, {layer.router.num_experts for layer in counts.layers}
+    fit, score = windows
+    experts = {layer.router.num_experts for layer in counts.layers}
 
     def held_out(replicas: int) -> float:
-        fewer, tally = replace(request, replicas=replicas), Tally(len(score))
+        fewer = replace(request, replicas=replicas)
+        tally = Tally(len(score))
         for at, layer in enumerate(counts.layers):
             progress(at / len(counts.layers))
             early = layer.columns(fit.start, fit.stop)

@@ -6,13 +6,10 @@ The result is a folder with a run log of profile ``eval`` (step n is the n-th ba
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +23,7 @@ from microscope_tui.probe.probed_model import CannotProbe, ProbedModel, out_of_m
 from microscope_tui.probe.texts import Window, batches, tensors
 from microscope_tui.probe.trace_file import TraceFile
 from microscope_tui.routing import FILE_NAME, Tables
-from microscope_tui.runlog import LOG_NAME
+from microscope_tui.runlog import LOG_NAME, on_stop_signals
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, whole)``: ``tokens`` while the model runs, then ``layers`` of tables."""
@@ -86,7 +83,8 @@ def run_probe(
     whole = sum(len(window.ids) for window in windows)
     run = _Run(probed, folder, list(slices), whole, progress)
     planned = -(-len(windows) // batch_size)
-    with Interrupt() as interrupt:
+    interrupt = Interrupt()
+    with on_stop_signals(interrupt.request):
         probe = attach(probed.model, folder, mode="eval", planned_steps=planned)
         for site in probe.sites:  # layers of multi-token prediction do not run here
             site.optional = site.optional or site.stack == "mtp"
@@ -207,23 +205,17 @@ def next_token_loss(
 
 
 class Interrupt:
-    """While entered, a signal raises ``KeyboardInterrupt``, but not inside ``shielded``."""
+    """A signal raises ``KeyboardInterrupt``, but not inside ``shielded``."""
 
     def __init__(self) -> None:
         self._shielded = self.waiting = False
         """``waiting``: a signal came inside ``shielded``."""
-        self._before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup requires
-                    self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+    def request(self, number: int) -> None:
+        """A signal came."""
+        self.waiting = self._shielded
+        if not self.waiting:
+            raise KeyboardInterrupt
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
@@ -236,8 +228,3 @@ class Interrupt:
             if self.waiting:
                 self.waiting = False
                 raise KeyboardInterrupt
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.waiting = self._shielded
-        if not self.waiting:
-            raise KeyboardInterrupt

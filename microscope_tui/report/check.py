@@ -26,9 +26,9 @@ from microscope_tui.diagnosis import (
     overall,
     report,
 )
-from microscope_tui.lines import listed, model_cost, plural
+from microscope_tui.lines import listed, model_cost
 from microscope_tui.placement import OF_HEADER, Cost, CostRequest, cost_of
-from microscope_tui.runlog import RunFile, safe_text
+from microscope_tui.runlog import RunFile, RunRecord, plural, safe_text
 from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
@@ -103,7 +103,8 @@ def judge(
         watch.read_all()
     watch.conclude_if_over()
     state, _ = watch.state()
-    diagnosis, problem = watch.diagnosis, why_no_verdict(watch)
+    diagnosis = watch.diagnosis
+    problem = why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []
     if diagnosis is not None:
         findings = findings_with_advice(
@@ -160,6 +161,17 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         how = "" if watch.file.foreign else "; repair: `moe-microscope check --format-only`"
         skipped = f"{plural(watch.defects.count, 'unreadable part')} skipped"
         yield f"{skipped}: {'; '.join(watch.defects.first)}{how}"
+    yield from _notes_on_the_end(watch)
+    if watch.run is not None:
+        yield from _notes_on_the_header(watch.run, watch.source.missing)
+    if watch.diagnosis is not None:
+        if building_up := evidence(watch):
+            yield building_up
+        yield from _notes_on_blind_spots(watch.diagnosis)
+
+
+def _notes_on_the_end(watch: RunWatch) -> Iterator[str]:
+    """Which steps the verdict does not cover."""
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
     if not state.live and state not in (RunState.FINISHED, RunState.WAITING):
@@ -168,25 +180,30 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
     if watch.scan.lost_records:
         yield f"{watch.scan.lost_records:,} records were lost by the writer (disk full?)"
-    if watch.run is not None and watch.run.inferred:
+
+
+def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:
+    """What is not known for sure of the model and its counts."""
+    if run.inferred:
         yield "the log has no run record: layers and top-k are inferred from the counts"
-    if watch.run is not None and watch.source.missing:
-        yield watch.source.missing
-    if watch.run is not None and watch.run.unconfirmed:
-        yield f"taken for loads of experts without asking; confirm with {watch.run.unconfirmed}"
-    if watch.run is not None and watch.run.counts != "exact":
-        other = f"source.counts is {watch.run.counts!r}, which is unknown: the sums are not checked"
-        yield _COUNTS.get(watch.run.counts, other)
-    if watch.diagnosis is not None:
-        if building_up := evidence(watch):
-            yield building_up
-        if is_one_step(watch.diagnosis.run):
-            yield "a single dump: rules about changes over time do not apply"
-        blind = watch.diagnosis.blind_spots()
-        for reason in dict.fromkeys(blind.values()):
-            rules = [rule for rule, why in blind.items() if why == reason]
-            verb = "is" if len(rules) == 1 else "are"
-            yield f"{', '.join(rules)} {verb} not observable in this log: {reason}"
+    if missing:
+        yield missing
+    if run.unconfirmed:
+        yield f"taken for loads of experts without asking; confirm with {run.unconfirmed}"
+    if run.counts != "exact":
+        other = f"source.counts is {run.counts!r}, which is unknown: the sums are not checked"
+        yield _COUNTS.get(run.counts, other)
+
+
+def _notes_on_blind_spots(diagnosis: Diagnosis) -> Iterator[str]:
+    """Which rules the log does not have the numbers for."""
+    if is_one_step(diagnosis.run):
+        yield "a single dump: rules about changes over time do not apply"
+    blind = diagnosis.blind_spots()
+    for reason in dict.fromkeys(blind.values()):
+        rules = [rule for rule, why in blind.items() if why == reason]
+        verb = "is" if len(rules) == 1 else "are"
+        yield f"{', '.join(rules)} {verb} not observable in this log: {reason}"
 
 
 def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[str]:
@@ -354,7 +371,8 @@ class Alerts:
         """Changes since the last look; an episode that is already over is ``opened`` only."""
         changed: dict[Event, list[Episode]] = {"opened": [], "worse": [], "recovered": []}
         # An episode withdrawn by a restart may return, and is reported again.
-        before, self._known = self._known, {}
+        before = self._known
+        self._known = {}
         for episode in diagnosis.episodes if diagnosis is not None else ():
             key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
             if self._request.counts(episode) or key in (before or ()):

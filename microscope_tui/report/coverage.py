@@ -22,7 +22,7 @@ from typing import Any
 from microscope_tui.lines import aligned, short_number
 from microscope_tui.placement import NoCounts
 from microscope_tui.report.export import surviving_steps
-from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values
+from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values, plural
 
 SCHEMA_VERSION = 1
 LAST_STEPS = 200
@@ -161,7 +161,8 @@ class _Sums:
         self, counts: str, row: Sequence[int], tokens: float | None, means: Sequence[Values | None]
     ) -> None:
         """Add a step; ``counts`` is the kind of counts by the header."""
-        top_k, spent = self.router.top_k, float(tokens or 0)  # 0: unknown
+        top_k = self.router.top_k
+        spent = float(tokens or 0)  # 0: unknown
         if counts == "shares":
             row = [round(count / _SHARES * spent * top_k) for count in row]
             spent = spent if top_k else 0
@@ -189,47 +190,66 @@ def coverage_of(
         NoCounts: no step there has counts.
         OSError, UnknownFormat: as ``export.rows_of``.
     """
-    run: RunRecord | None = None
-    sums: list[_Sums] = []
-    steps: list[int] = []
+    whole_run = first is last is None
+    low, high = first or 0, math.inf if last is None else last
+    counted: _Counted | None = None
     window: deque[tuple[RunRecord, StepEntry]] = deque(maxlen=LAST_STEPS)
-    for now, entry in surviving_steps(file):
-        step = entry.record.step
-        if not entry.has_counts or step < (first or 0) or (last is not None and step > last):
+    for run, entry in surviving_steps(file):
+        if not entry.has_counts or not low <= entry.record.step <= high:
             continue
-        if run is None or now.routers != run.routers:  # another model from here on
-            sums, steps = [_Sums(router) for router in now.routers], []
+        if counted is None or run.routers != counted.run.routers:  # another model from here on
+            counted = _Counted(run)
             window.clear()
-        run = now
-        if first is last is None and now.profile != "eval":
-            window.append((now, entry))
+        counted.run = run
+        if whole_run and run.profile != "eval":
+            window.append((run, entry))
         else:
-            steps.append(step)
-            _add(sums, now, entry)
-    if run is None:
-        raise NoCounts("no step with counts" if first is last is None else "no counts in --steps")
-    for now, entry in window:
-        steps.append(entry.record.step)
-        _add(sums, now, entry)
-    layers = [_layer(one, wanted) for one in sums if one.tokens]
-    if not layers:
-        missing = "" if all(one.top_k for one in run.routers) else " or top_k (use --top-k)"
-        raise NoCounts(f"counts without the number of tokens they belong to{missing}")
-    notes = [_LIMITS[run.counts]] if run.counts in _LIMITS else []
-    if len(layers) < len(run.routers):
-        notes.append(f"{len(run.routers) - len(layers)} layers have no counts")
-    length = run.sequence_length
-    name = run.run or file.name
-    return Coverage(name, wanted, min(steps), max(steps), len(steps), length, layers, notes)
+            counted.add(run, entry)
+    if counted is None:
+        raise NoCounts("no step with counts" if whole_run else "no counts in --steps")
+    for run, entry in window:
+        counted.add(run, entry)
+    return counted.coverage(file, wanted)
 
 
-def _add(sums: Sequence[_Sums], run: RunRecord, entry: StepEntry) -> None:
-    means, record = entry.means(), entry.record
-    for index, (one, row) in enumerate(zip(sums, entry.matrices().tokens_per_expert, strict=True)):
-        if row is not None and len(row) == one.router.num_experts:
-            of_router = record.router.tokens[index] if record.router.tokens else None
-            tokens = of_router if of_router is not None else record.tokens
-            one.add(run.counts, row, tokens, [values[index] for values in means])
+class _Counted:
+    """The counted steps of one model."""
+
+    def __init__(self, run: RunRecord) -> None:
+        self.run = run
+        self._sums = [_Sums(router) for router in run.routers]
+        self._steps: list[int] = []
+
+    def add(self, run: RunRecord, entry: StepEntry) -> None:
+        """Add a step and the header that it was written under."""
+        self._steps.append(entry.record.step)
+        means, record, rows = entry.means(), entry.record, entry.matrices().tokens_per_expert
+        for index, (one, row) in enumerate(zip(self._sums, rows, strict=True)):
+            if row is not None and len(row) == one.router.num_experts:
+                of_router = record.router.tokens[index] if record.router.tokens else None
+                tokens = of_router if of_router is not None else record.tokens
+                one.add(run.counts, row, tokens, [values[index] for values in means])
+
+    def coverage(self, file: RunFile, wanted: int) -> Coverage:
+        """What the steps cover together."""
+        run = self.run
+        layers = [_layer(one, wanted) for one in self._sums if one.tokens]
+        if not layers:
+            missing = "" if all(one.top_k for one in run.routers) else " or top_k (use --top-k)"
+            raise NoCounts(f"counts without the number of tokens they belong to{missing}")
+        notes = [_LIMITS[run.counts]] if run.counts in _LIMITS else []
+        if len(layers) < len(run.routers):
+            notes.append(f"{len(run.routers) - len(layers)} layers have no counts")
+        return Coverage(
+            run=run.run or file.name,
+            wanted=wanted,
+            first_step=min(self._steps),
+            last_step=max(self._steps),
+            steps=len(self._steps),
+            sequence_length=run.sequence_length,
+            layers=layers,
+            notes=notes,
+        )
 
 
 def _layer(sums: _Sums, wanted: int) -> LayerCoverage:
@@ -256,7 +276,7 @@ def coverage_text(coverage: Coverage) -> str:
     )
     head = [f"{coverage.run}: {tokens:,} tokens in {steps}"]
     head += [f"note: {note}" for note in coverage.notes]
-    wanted = f"{coverage.wanted:,} token{'s' * (coverage.wanted != 1)}"
+    wanted = plural(coverage.wanted, "token")
     if not short:
         head += [f"All {experts:,} experts have at least {wanted}.", _CAUTION]
         return "\n".join(_wrapped(*head))
@@ -318,7 +338,7 @@ def _total(needs: Sequence[Need], length: int | None) -> str:
     """The further tokens that all of these experts need."""
     if unseen := [need.low for need in needs if need.tokens is None]:
         tokens, amount = max(unseen), f"more than {short_number(max(unseen))}"
-        experts = "1 expert was" if len(unseen) == 1 else f"{len(unseen):,} experts were"
+        experts = plural(len(unseen), "expert was", "experts were")
         head, tail = f"{experts} never chosen: to reach all of them takes", ", if it is possible."
     else:
         slowest = max(needs, key=lambda need: need.tokens or 0.0)

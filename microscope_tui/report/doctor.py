@@ -160,7 +160,8 @@ def recommended(terminal: Terminal) -> list[str]:
 
 
 def _for_truecolor(terminal: Terminal, system: str | None) -> list[str]:
-    environment, full = terminal.environment, system == "truecolor"
+    environment = terminal.environment
+    full = system == "truecolor"
     if environment.get("TMUX"):
         lines = []
         if "RGB" not in terminal.tmux.split(",") and (terminal.tmux or not full):

@@ -79,7 +79,8 @@ def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
 
 
 def _silenced_by(name: str) -> list[str]:
-    rule, reasons = RULES[name], []
+    rule = RULES[name]
+    reasons = []
     if not rule.mutes_all:
         muting = " or ".join(other.name for other in RULES.values() if other.mutes_all)
         reasons.append(f"{muting} in the same layer or in the run as a whole")

@@ -6,15 +6,17 @@ from typing import Any
 
 import msgspec
 
-from microscope_tui.lines import aligned, bytes_of, plural
+from microscope_tui.lines import aligned, bytes_of
 from microscope_tui.placement import BANDWIDTH, Study
+from microscope_tui.runlog import plural
 
 _WIDTH = 79
 
 
 def placement_text(study: Study) -> str:
     """The table of the placements, what follows from it, and the verdict."""
-    request, sizes = study.request, [layer.router.num_experts for layer in study.counts.layers]
+    request = study.request
+    sizes = [layer.router.num_experts for layer in study.counts.layers]
     ends = [request.cluster(size) for size in sorted({min(sizes), max(sizes)})]
     experts = " to ".join(f"{one.experts:,}" for one in ends)
     each = " to ".join(f"{one.per_rank:,}" for one in ends)
@@ -62,7 +64,8 @@ def _table(study: Study) -> list[str]:
 
 
 def _gain(study: Study) -> str:
-    gain, (before, after) = study.gain, (study.today, study.chosen)
+    gain = study.gain
+    before, after = study.today, study.chosen
     sure = ""
     if gain.low is not None:
         sure = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}, blocks of {gain.block} steps)"
@@ -75,7 +78,8 @@ def _ageing(study: Study) -> list[str]:
         return ["Ageing is not measured: the run has too few counted steps."]
     lags = "steps since the fit", *(f"{aged.lag:,}" for aged in study.ageing)
     won = "lost time won back", *(f"{aged.won:z.0%}" for aged in study.ageing)
-    interval, text = study.interval, "There is no gain to keep."
+    interval = study.interval
+    text = "There is no gain to keep."
     if interval is not None:
         text = f"A tenth of it is lost again after about {interval:,.0f} steps: refit by then."
     if interval == math.inf:
@@ -84,7 +88,8 @@ def _ageing(study: Study) -> list[str]:
 
 
 def _moves(study: Study) -> str:
-    moves, cost = study.moves, study.request.expert_bytes
+    moves = study.moves
+    cost = study.request.expert_bytes
     text = f"{plural(moves.copies, 'copy', 'copies')} of experts to move"
     if cost:
         speed = BANDWIDTH / 1e9

@@ -48,7 +48,9 @@ from .records import holds_fractions as holds_fractions
 from .records import one_or_each as one_or_each
 from .records import seconds_between as seconds_between
 from .safe_text import REPLACEMENT as REPLACEMENT
+from .safe_text import plural as plural
 from .safe_text import safe_text as safe_text
+from .signals import on_stop_signals as on_stop_signals
 from .tail import EVERYTHING as EVERYTHING
 from .tail import QUIET_S as QUIET_S
 from .tail import Chunk as Chunk

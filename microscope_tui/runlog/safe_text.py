@@ -1,4 +1,4 @@
-"""Makes untrusted text safe to print.
+"""Makes untrusted text safe to print; and the one way to count things in a sentence.
 
 A run name can contain an escape sequence that clears the screen or writes the clipboard, a bidi
 override that reverses the line, or a thousand combining marks, and terminal toolkits pass them on.
@@ -45,6 +45,11 @@ def safe_text(text: object, max_cells: int = 80) -> str:
         out.append(char)
         cells += width
     return "".join(out)
+
+
+def plural(count: int, noun: str, several: str = "") -> str:
+    """``1 layer``, ``2 layers``; ``several`` where an s is not enough."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {several or noun + 's'}"
 
 
 def _cells(char: str) -> int:

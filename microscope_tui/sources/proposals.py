@@ -16,7 +16,7 @@ from contextlib import suppress
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.runlog import safe_text
+from microscope_tui.runlog import plural, safe_text
 from microscope_tui.sources.keys import (
     MAX_KEY_CHARACTERS,
     MAX_KEYS,
@@ -356,10 +356,10 @@ def described(
     run = source.name or source.run or source.path.name
     count = len(found.steps)
     where = "" if found.whole else f" in its first {SURVEYED_BYTES >> 20} MB"
-    steps = f"{count:,} step{'s' * (count != 1)}{where}"
+    steps = f"{plural(count, 'step')}{where}"
     none = _no_match(asked.rules[0], found.values) if asked.rules else "none known as a router"
     keys = len(found.values)
-    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {keys:,} key{'s' * (keys != 1)}, {none}"
+    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {plural(keys, 'key')}, {none}"
     if proposal is None:
         more = " …" if keys > 4 else ""
         some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])}{more})"

@@ -21,6 +21,7 @@ from microscope_tui.runlog import (
     UnknownFormat,
     drop_from,
     entries_of,
+    plural,
 )
 
 MOST_STEPS = 200
@@ -134,6 +135,6 @@ def _state(
 def _shape(routers: Sequence[RouterInfo]) -> str:
     kinds = Counter((r.num_experts, r.top_k or "k unknown") for r in routers)
     return ", ".join(
-        f"{n} {'router' if n == 1 else 'routers'} of {experts} experts, top-{top_k}"
+        f"{plural(n, 'router')} of {experts} experts, top-{top_k}"
         for (experts, top_k), n in list(kinds.items())[:8]
     )

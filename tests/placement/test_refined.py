@@ -20,6 +20,7 @@ from tests.placement.drawn import fits, groups_are_together
 
 EVEN_NODES_ARE_WORSE = [3, 1, 0, 2, 3, 5, 2, 0, 3, 3, 3, 2]
 DOUBLES_OF_LIGHT_NODES = list(map(int, "501531205123255120124433131"))
+NODES_OF_ONE_RANK = Cluster(experts=8, ranks=2, nodes=2, groups=2, replicas=4)
 ANOTHER_NODE_IS_BUSIER = [774, 657, 547, 621, 468, 321, 431, 266, 391, 475, 908, 835, 605, 260, 778]
 
 
@@ -27,6 +28,7 @@ ANOTHER_NODE_IS_BUSIER = [774, 657, 547, 621, 468, 321, 431, 266, 391, 475, 908,
 @example((EVEN_NODES_ARE_WORSE, Cluster(experts=12, ranks=18, nodes=3, groups=12, replicas=6)))
 @example((ANOTHER_NODE_IS_BUSIER, Cluster(experts=15, ranks=12, nodes=3, groups=3, replicas=9)))
 @example((DOUBLES_OF_LIGHT_NODES, Cluster(experts=27, ranks=18, nodes=3, groups=9, replicas=45)))
+@example((list(range(8)), NODES_OF_ONE_RANK))
 @given(fits())
 def test_no_rank_is_busier_than_the_busiest_published_one(fit: tuple[list[int], Cluster]) -> None:
     loads, cluster = fit
@@ -83,6 +85,17 @@ def test_a_double_copy_stays_where_the_busiest_rank_needs_it() -> None:
     loads, cluster = [1, 0.3, 0.7], Cluster(experts=3, ranks=2, replicas=1)
     assert sorted(map(sorted, refined(loads, cluster))) == [[0, 0], [1, 2]]
     assert optimum(loads, cluster) == max(rank_loads(loads, [[0, 0], [1, 2]]))
+
+
+def test_of_equally_busy_placements_the_one_with_fewer_double_copies_wins() -> None:
+    placement = refined([3, 3, 0], Cluster(experts=3, ranks=2, replicas=1))
+    assert (max(rank_loads([3, 3, 0], placement)), double_copies(placement)) == (3, 0)
+
+
+def test_no_round_is_spent_on_taking_a_copy_that_leaves_the_others_too_large() -> None:
+    loads = [14, 3, 30, 77, 33, 11, 24]
+    placement = refined(loads, Cluster(experts=7, ranks=3, replicas=5))
+    assert max(rank_loads(loads, placement)) == pytest.approx(sum(loads) / 3)
 
 
 @pytest.mark.parametrize(

@@ -32,17 +32,22 @@ from tests.training.story import Capsys
 
 
 def offered(trainer: ModuleType) -> set[str]:
-    """Every option of the command line, those of the model too."""
-    return {one.name for one in trainer.app.assemble_argument_collection() if not one.children}
+    return {a.name for a in trainer.app.assemble_argument_collection() if not a.children}
 
 
-def test_every_flag_that_a_document_names_is_one(trainer: ModuleType) -> None:
-    documents = (ROOT / "README.md", ROOT / "train.py", *(ROOT / "docs").glob("*.md"))
-    texts = [document.read_text("utf-8") for document in documents]
-    commands = [words for text in texts for words in re.findall(r"train\.py ([^`#\n]*)", text)]
-    named = {flag for words in commands for flag in re.findall(r"--[a-z][\w.-]*", words)}
-    assert len(named) >= 10
-    assert named <= {*offered(trainer), "--help"}
+def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offered(
+    trainer: ModuleType,
+) -> None:
+    """Flags after ``train.py`` on any page, and those in backticks on the trainer's own page."""
+    pages = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+    commands = " ".join(re.findall(r"train\.py([^`#\n]*)", " \n".join(pages.values())))
+    named = set(re.findall(r"--[a-z][\w.-]*", commands))
+    named |= set(re.findall(r"`(--[a-z][\w.-]*)", pages["training.md"]))
+    assert len(named) > 15
+    fields = [f.name for f in dataclasses.fields(ModelConfig) if f.name != "rope_scaling"]
+    fields += [f"rope_scaling.{f.name}" for f in dataclasses.fields(YarnScaling)]
+    named |= {f"--model.{name}" for name in fields}
+    assert named - offered(trainer) == {"--help", "--help-all", "--model.FIELD"}
 
 
 def test_every_flag_has_help(

@@ -12,7 +12,7 @@ from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings,
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
-from microscope_tui.runlog import RunRecord
+from microscope_tui.runlog import RunRecord, plural
 
 
 class ErodingLimits(RuleLimits, frozen=True):
@@ -172,7 +172,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         left = number(worst, "left")
         when = "reaches" if worst.active else "would have reached"
-        then = f" and {when} {worst.limit:.2f} in about {left:,.0f} step{'s' * (round(left) != 1)}"
+        then = f" and {when} {worst.limit:.2f} in about {plural(round(left), 'step')}"
         then = then if worst.value > worst.limit else f", below {worst.limit:.2f}"
         return (
             f"c fell from {number(worst, 'from'):.2f} to {worst.value:.2f}{then}",

@@ -81,7 +81,8 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         several = len(ids_of(worst, "experts")) > 1
-        who = f"expert{'s' * several} {experts_of(worst)}" if experts_of(worst) else "one expert"
+        noun = "experts" if several else "expert"
+        who = f"{noun} {experts_of(worst)}" if experts_of(worst) else "one expert"
         are, it = ("are each", "them") if several else ("is", "it")
         return (
             f"{who} {are} chosen by up to {worst.value:.0%} of the tokens while the others share "
