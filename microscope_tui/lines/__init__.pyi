@@ -72,6 +72,7 @@ from .slices import Ordering as Ordering
 from .slices import SliceTable as SliceTable
 from .slices import explained as explained
 from .slices import slice_table as slice_table
+from .snapshot import snapshot_text as snapshot_text
 from .spans import ROLE_OF_SEVERITY as ROLE_OF_SEVERITY
 from .spans import WORD_OF_SEVERITY as WORD_OF_SEVERITY
 from .spans import Line as Line
@@ -94,7 +95,6 @@ from .table import expert_line as expert_line
 from .table import first_visible as first_visible
 from .table import fit as fit
 from .table import matching as matching
-from .table import snapshot_text as snapshot_text
 from .time_line import EVALUATION as EVALUATION
 from .time_line import ONSET as ONSET
 from .time_line import RESTART as RESTART

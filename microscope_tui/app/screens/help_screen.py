@@ -8,11 +8,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
+from microscope_tui.app.key_line import plain_key
 from microscope_tui.app.keys import key, shown_key
 from microscope_tui.app.palette import FAINT, GROUND
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screen_table import SCREENS
-from microscope_tui.app.screens.base import plain_key
 from microscope_tui.lines import Glyphs, Line, Span, glossary, pad, wrap
 
 _READING = (
