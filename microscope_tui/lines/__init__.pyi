@@ -78,6 +78,7 @@ from .spans import WORD_OF_SEVERITY as WORD_OF_SEVERITY
 from .spans import Line as Line
 from .spans import Span as Span
 from .spans import crop as crop
+from .spans import dim as dim
 from .spans import line_width as line_width
 from .spans import pad as pad
 from .spans import plain as plain

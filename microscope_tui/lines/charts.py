@@ -6,7 +6,7 @@ without room are named.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from microscope_tui.diagnosis import CollapseLimits
@@ -258,19 +258,12 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
 def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     """The course of a run by name, most useful first; without what the log does not contain."""
     record, steps = view.record, view.axis
-    loss, norm, rate = (
-        (record.loss, record.grad_norm, record.learning_rate) if record else [None] * 3
-    )
-    named = [(layer, layer.router.name) for layer in view.layers]
-    indices = [(x.collapse_index, name) for x, name in named if x.collapse_index is not None]
-    loads = [
-        (x.max_load, n) for x, n in named if x.max_load is not None and math.isfinite(x.max_load)
-    ]
-    lowest, least = min(indices, default=(None, ""))
-    highest, most = max(loads, default=(None, ""))
-    validated = [
-        (s, loss) for s, loss in view.evaluations if loss is not None and math.isfinite(loss)
-    ]
+    loss = record.loss if record else None
+    norm = record.grad_norm if record else None
+    rate = record.learning_rate if record else None
+    lowest, least = min(_known(view, "collapse_index"), default=(None, ""))
+    highest, most = max(_known(view, "max_load"), default=(None, ""))
+    validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
     at, value = validated[-1] if validated else (0, None)
     validation = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
     fair = f"in {most}, 1 is fair" if most else "1 is fair"
@@ -287,6 +280,14 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
         "learning-rate": Chart("learning rate", rates, rate, spell=_significant),
     }
     return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
+
+
+def _known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
+    """The finite values of one measure, each with the name of its layer."""
+    for layer in view.layers:
+        value = getattr(layer, measure)
+        if value is not None and math.isfinite(value):
+            yield value, layer.router.name
 
 
 def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:

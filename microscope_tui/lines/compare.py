@@ -189,25 +189,34 @@ def layer_lines(
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
     """The experts of a layer that gained and lost the most, as far as they fit."""
-    name, why = layer.router.name, why_not_comparable(layer, reference)
+    name = f"{layer.router.name}: "
     then = reference.load_of(layer.index, layer.router.num_experts)
+    why = why_not_comparable(layer, reference)
     if why or then is None or layer.load is None:
-        return f"{name}: {why}"
-    now = layer.load
-    ratios = {e: (now[e] / then[e] if then[e] else math.inf) for e in range(len(now)) if now[e]}
-    up = sorted((e for e in ratios if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
-    down = sorted((e for e in ratios if ratios[e] < 2.0**CALM_FROM), key=lambda e: ratios[e])
-    dead = [e for e in range(len(now)) if not now[e] and then[e]]
-    parts = []
-    if up:
-        parts.append("up " + words.listed([f"{e} ({then[e]:.2g} to {now[e]:.2g})" for e in up], 2))
-    if down:
-        parts.append(f"down {words.listed(down)}")
-    if dead:
-        parts.append(f"without tokens now {words.listed(dead)}")
-    while len(parts) > 1 and len(f"{name}: {'; '.join(parts)}") > room:
+        return f"{name}{why}"
+    parts = _moved(then, layer.load) or ["no expert changed its load"]
+    while len(parts) > 1 and len(name + "; ".join(parts)) > room:
         parts.pop()
-    return f"{name}: {'; '.join(parts) or 'no expert changed its load'}"
+    return name + "; ".join(parts)
+
+
+def _moved(then: Sequence[float], now: Sequence[float]) -> list[str]:
+    """Which experts went up, down, and to zero, the largest change first."""
+    alive = [expert for expert, load in enumerate(now) if load]
+    ratios = {e: now[e] / then[e] if then[e] else math.inf for e in alive}
+    up = sorted((e for e in alive if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
+    down = sorted((e for e in alive if ratios[e] < 2.0**CALM_FROM), key=lambda e: ratios[e])
+    dead = [expert for expert, load in enumerate(now) if not load and then[expert]]
+    more = [f"{e} ({then[e]:.2g} to {now[e]:.2g})" for e in up]
+    return [
+        f"{word} {words.listed(experts, most)}"
+        for word, experts, most in (
+            ("up", more, 2),
+            ("down", down, 3),
+            ("without tokens now", dead, 3),
+        )
+        if experts
+    ]
 
 
 def _numbers(

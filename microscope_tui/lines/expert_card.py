@@ -1,6 +1,7 @@
 """One expert of one layer as lines: its load now, its history, and its other alerts."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +20,7 @@ LEAST_SAMPLES = 16
 _MOST = 3
 _LABEL = 14
 _WIDEST_CELL = 3
+_REMARKABLE = ("dead", "starving", "hot")
 _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
 
 
@@ -180,27 +182,35 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
         for layer in view.layers
     ]
     names = [layer.router.name for layer in view.layers]
-    conditions = [condition(load) for load in loads if load is not None]
-    counted = [
-        f"{n} {what}" for what in ("dead", "starving", "hot") if (n := conditions.count(what))
-    ]
-    nowhere = "nowhere dead, starving or hot" if conditions else "no counts"
-    summary = f"  {', '.join(counted) or nowhere}"
+    summary, role = _summary([load for load in loads if load is not None])
     head = [_head("all layers"), Span(f"{names[0]} ", "dim")]
-    tail = [Span(f" {names[-1]}", "dim"), Span(summary, "value" if counted else "dim")]
+    tail = [Span(f" {names[-1]}", "dim"), Span(f"  {summary}", role)]
     room = width - line_width([*head, *tail])
     per_cell = -(-len(loads) // max(1, room))
-    cells = []
-    for at in range(0, len(loads), per_cell):
-        known = [load for load in loads[at : at + per_cell] if load is not None]
-        level = load_level(bin_loads(known, 1)[0]) if known else None
-        mark = load_mark(level) if colour else load_glyph(level)
-        cells.append((mark, role_of_level(level)) if known else ("·", "faint"))
+    cells = [_cell(loads[at : at + per_cell], colour) for at in range(0, len(loads), per_cell)]
     here = selected // per_cell
     cells[here] = (cells[here][0], "cursor")
     wide = max(1, min(_WIDEST_CELL, room // len(cells)))
     strip = [Span(text.center(wide), role) for text, role in cells]
     return pad([*head, *strip, *tail], width)
+
+
+def _summary(loads: Sequence[float]) -> tuple[str, str]:
+    """In how many layers it is dead, starving or hot; and the role of these words."""
+    if not loads:
+        return "no counts", "dim"
+    conditions = Counter(map(condition, loads))
+    found = [f"{conditions[what]} {what}" for what in _REMARKABLE if what in conditions]
+    return (", ".join(found), "value") if found else ("nowhere dead, starving or hot", "dim")
+
+
+def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
+    """Neighbouring layers in one cell: the load that is farthest from fair."""
+    known = [load for load in loads if load is not None]
+    if not known:
+        return "·", "faint"
+    level = load_level(bin_loads(known, 1)[0])
+    return load_mark(level) if colour else load_glyph(level), role_of_level(level)
 
 
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:

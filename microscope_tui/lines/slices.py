@@ -144,30 +144,32 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     Raises:
         NoTables: the tables are missing, or have another shape than the file.
     """
-    if not tables.counts:
-        raise NoTables("this probe has no tables: it was interrupted before they were counted")
-    layers = [rows[layer] for rows in tables.counts if layer < len(rows)]
-    if len(layers) != slices or any(len(row) != experts for row in layers):
-        raise NoTables("the tables of this probe do not fit its layers, slices and experts")
-    if any(count < 0 for row in layers for count in row):
-        raise NoTables("the tables of this probe have counts below zero")
-    sizes = [sum(row) for row in layers]
+    counts = _counts_of(tables, layer, slices, experts)
+    sizes = [sum(row) for row in counts]
     total = sum(sizes)
-    noise = [
-        tables.noise[at] if at < len(tables.noise) and tables.noise[at] > 0 else math.inf
-        for at in range(slices)
-    ]
+    known = [*tables.noise[:slices], *[math.inf] * (slices - len(tables.noise))]
+    noise = [limit if limit > 0 else math.inf for limit in known]
     lifts = tables.lifts[layer] if layer < len(tables.lifts) else ()
     rows = []
     for expert in range(experts):
-        counts = [row[expert] for row in layers]
-        share = sum(counts) / total if total else 0.0
-        cells = [
-            Cell.of(count, size * share, limit)
-            for count, size, limit in zip(counts, sizes, noise, strict=True)
-        ]
+        own = [row[expert] for row in counts]
+        share = sum(own) / total if total else 0.0
+        expected = [size * share for size in sizes]
+        cells = [*map(Cell.of, own, expected, noise)]
         rows.append(ExpertRow(expert, share, cells, lifts[expert] if expert < len(lifts) else ()))
     return SliceTable(rows, noise, sizes)
+
+
+def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequence[Sequence[int]]:
+    """The counts of one layer: of every slice, and in it of every expert."""
+    if not tables.counts:
+        raise NoTables("this probe has no tables: it was interrupted before they were counted")
+    counts = [rows[layer] for rows in tables.counts if layer < len(rows)]
+    if len(counts) != slices or any(len(row) != experts for row in counts):
+        raise NoTables("the tables of this probe do not fit its layers, slices and experts")
+    if any(count < 0 for row in counts for count in row):
+        raise NoTables("the tables of this probe have counts below zero")
+    return counts
 
 
 def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
