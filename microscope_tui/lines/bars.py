@@ -12,7 +12,7 @@ from typing import NamedTuple
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
 from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
-from microscope_tui.lines.spans import Line, Span, merged, pad, placed, wrap
+from microscope_tui.lines.spans import Line, Span, dim, merged, pad, placed, wrap
 
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
@@ -50,7 +50,7 @@ def load_bars(
     name = "load" if per_bar > 1 or chosen is not None else "load per expert"
     title = chart_name(_named(f"{name} (log)" if axis.log else name, per_bar), focused)
     own = _of_expert(load, chosen, words.decimal)
-    title += [*own, Span(f"{' ' if own else '   '}at {step:,}", "dim")]
+    title += [*own, dim(f"{' ' if own else '   '}at {step:,}")]
     lines = [noted(title, ["1 is fair"], width)]
     if rows < 1 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
@@ -88,7 +88,7 @@ def bias_bars(
     groups = (away[at : at + per_bar] for at in range(0, len(away), per_bar))
     shown = [max(group, key=lambda d: abs(d) if d == d else -1.0) for group in groups]
     title = chart_name(_named("bias", per_bar), focused)
-    title += _of_expert(bias, chosen, "{:+.4g}".format) or [Span(f"   at {step:,}", "dim")]
+    title += _of_expert(bias, chosen, "{:+.4g}".format) or [dim(f"   at {step:,}")]
     lines = [noted(title, [words.no_zero(f"around {mean:+.2g}")], width)]
     if rows < 2 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
@@ -211,7 +211,7 @@ def _place(
 
 def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:
     return [
-        pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *merged(cells)], width)
+        pad([dim(f"{labels.get(row, ''):>{GUTTER - 1}} "), *merged(cells)], width)
         for row, cells in enumerate(body)
     ]
 

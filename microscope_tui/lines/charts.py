@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
-from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, width_of
+from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, line_width, pad, width_of
 from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
 
 GUTTER = 7
@@ -97,7 +97,7 @@ class Chart:
         _, _, beyond = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
-        line += [Span(f"   {value}", "title"), Span(f" at {step:,}", "dim")] if value else []
+        line += [Span(f"   {value}", "title"), dim(f" at {step:,}")] if value else []
         notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
         notes += [f"smoothing {smoothing:g}"] if smoothing else []
         return noted(line, [*notes, self.note], width)
@@ -113,7 +113,7 @@ def noted(line: Line, notes: Sequence[str], width: int) -> Line:
     line = list(line)
     for text in filter(None, notes):
         if line_width(line) + 3 + width_of(text) <= width:
-            line.append(Span(f"   {text}", "dim"))
+            line.append(dim(f"   {text}"))
     return pad(line, width)
 
 
@@ -304,13 +304,13 @@ def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
         where = f" in {episode.router.name if episode.router is not None else ''}"
         since, rest = f" since {episode.onset:,}   ", _compared(view, episode.onset)
     else:
-        rest = [Span("  no alert in any router", "dim")]
+        rest = [dim("  no alert in any router")]
         if view.worst is None:
             return pad(rest, width)
         finding, where = view.worst[0], ""  # it concerns the whole run
         since = f" since {finding.onset:,} "
     letter = Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity])
-    return pad([letter, Span(f"{finding.rule}{where}"), Span(since, "dim"), *rest], width)
+    return pad([letter, Span(f"{finding.rule}{where}"), dim(since), *rest], width)
 
 
 def _compared(view: RunView, onset: int) -> Line:
@@ -323,14 +323,14 @@ def _compared(view: RunView, onset: int) -> Line:
     before = [column.mean for step, column in shown if step < onset][-_BEFORE:]
     since = [(step, column.mean) for step, column in shown if step >= onset]
     if len(before) < _LEAST or len(since) < _LEAST:
-        return [Span("too near the edge of the window to compare the loss", "dim")]
+        return [dim("too near the edge of the window to compare the loss")]
     usual = statistics.median(before)
     level = usual + _SPREADS * max(statistics.pstdev(before), 0.002 * abs(usual))
     now = statistics.median(mean for _, mean in since[-_LEAST:])
     stays = range(len(since) - _LEAST + 1)  # above the level for three columns
     rises = (since[at][0] for at in stays if all(m > level for _, m in since[at : at + _LEAST]))
     noticed = next(rises, None)
-    numbers = Span(f": {words.decimal(usual)} before, {words.decimal(now)} now", "dim")
+    numbers = dim(f": {words.decimal(usual)} before, {words.decimal(now)} now")
     if noticed is None:
         return [Span("the loss does not show it", "warn"), numbers]
     after = f"{noticed - onset:,} steps later" if noticed > onset else "at once"

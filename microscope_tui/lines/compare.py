@@ -16,6 +16,7 @@ from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
+    dim,
     first_fitting,
     pad,
     shortened,
@@ -180,7 +181,7 @@ def layer_lines(
     for at in range(layout.row_height):
         here = at == (layout.row_height - 1) // 2
         if isinstance(values, str):
-            cells: Line = [Span(values, "dim")] if here else []
+            cells: Line = [dim(values)] if here else []
         else:
             cells = heat_line(key, values, heat, layout.cells, layout.cell, marked=here)
         lines.append(layout.table.line({**(numbers if here else {}), "load": cells}))
@@ -246,7 +247,7 @@ def _numbers(
 
 def _pair(then: str, now: str, width: int, role: str = "value") -> Line:
     return [
-        *pad([Span(then or "-", "dim")], width, "right"),
+        *pad([dim(then or "-")], width, "right"),
         Span(" → ", "faint"),
         *pad([Span(now or "-", role)], width, "right"),
     ]

@@ -11,6 +11,7 @@ from microscope_tui.lines.spans import (
     Line,
     Span,
     crop,
+    dim,
     labelled,
     line_width,
     merged,
@@ -53,7 +54,7 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
     record = view.record
     speed: Line = []
     if record is not None and record.tokens_per_s:
-        speed = [Span(f"{words.short_number(record.tokens_per_s)} tok/s", "dim")]
+        speed = [dim(f"{words.short_number(record.tokens_per_s)} tok/s")]
     return spread(left, [*speed, Span(" ")], width)
 
 
@@ -61,21 +62,21 @@ def _after_name(
     view: RunView, width: int, gap: Span, glyphs: Glyphs, *, planned: bool = True
 ) -> Line:
     line = [gap, *_state(view), gap]
-    loss = [gap, Span("loss ", "dim"), Span(_loss(view))]
+    loss = [gap, dim("loss "), Span(_loss(view))]
     run = view.run
     if run is not None and is_one_step(run):
         return [*line, Span("evaluation"), *loss]
     if run is not None and "force_collapse" in run.balance:
         line += [Span("forced", "warn"), gap]
     evaluates = run is not None and run.profile == "eval"
-    line += [Span("evaluation, part " if evaluates else "step ", "dim"), Span(f"{view.step:,}")]
+    line += [dim("evaluation, part " if evaluates else "step "), Span(f"{view.step:,}")]
     if planned and run is not None and run.planned_steps:
         line += _planned(view.step, run.planned_steps, width, glyphs)
     if run is not None and run.unconfirmed:
         line += [gap, Span("m: confirm keys", "warn")]
     line += loss
     if width >= _WIDE and view.loss_history:
-        line += [Span(" "), Span(_loss_curve(view.loss_history, glyphs), "dim")]
+        line += [Span(" "), dim(_loss_curve(view.loss_history, glyphs))]
     return line
 
 
@@ -86,7 +87,7 @@ def _state(view: RunView) -> Line:
 
 
 def _planned(step: int, steps: int, width: int, glyphs: Glyphs) -> Line:
-    line = [Span(f" / {steps:,}", "dim")]
+    line = [dim(f" / {steps:,}")]
     if width >= _WIDE:
         done = round(max(0.0, min(1.0, step / steps)) * _PROGRESS)
         full, rest = ("=", "-") if glyphs is Glyphs.ASCII else ("━", "━")
@@ -134,7 +135,7 @@ def verdict(
         active, known = len(view.alerts), f"{len(view.alerts) - len(unseen)} seen"
         counts = [f"1 of {active} alerts"] if active > 1 else []
         counts += [known if unseen else "seen"] if len(unseen) < active else []
-        more = [Span(f"{'  '.join(counts)} ", "dim")] if counts else []
+        more = [dim(f"{'  '.join(counts)} ")] if counts else []
         if compact or lines < 3:
             text = Span(f" {advice.cause_first(advice.short)}")
             first = crop([Span(" "), badge, text], width - line_width(more) - 1)
@@ -168,7 +169,7 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
 
 def _all_well(view: RunView) -> Line:
     if not view.layers:
-        return [Span("no steps yet", "dim")]
+        return [dim("no steps yet")]
     balances = [
         (c, layer.router.name) for layer in view.layers if (c := layer.collapse_index) is not None
     ]
@@ -178,7 +179,7 @@ def _all_well(view: RunView) -> Line:
     text = f"; note: {view.notes[0][1].short.split(':')[0]}" if view.notes else ""
     if over := sum(not f.active and f.severity > Severity.INFO for f, _ in view.findings):
         text += f"; {words.plural(over, 'earlier alert')}, recovered"
-    return merged(span for span in [*line, Span(text, "dim")] if span.text)
+    return merged(span for span in [*line, dim(text)] if span.text)
 
 
 def _no_alert(view: RunView, lowest: str) -> Line:
@@ -186,15 +187,15 @@ def _no_alert(view: RunView, lowest: str) -> Line:
     evidence = gathering(view.pending, [layer.collapse_index for layer in view.layers])
     if view.no_verdict:
         text = view.no_verdict + (", " if evidence else lowest)
-        return [Span(text, "dim"), Span(evidence, "warn")]
+        return [dim(text), Span(evidence, "warn")]
     suspects = {found.router_index for found in view.pending}
     well = sum(layer.index not in suspects for layer in view.layers)
     noun = "layer" if well == 1 else "layers"
     if not evidence:
-        return [Span(f"{well} {noun} healthy", "ok"), Span(lowest, "dim")]
+        return [Span(f"{well} {noun} healthy", "ok"), dim(lowest)]
     other = "other " if well < len(view.layers) else ""
     rest = f"; {well} {other}{noun} healthy" if well else ""
-    return [Span(evidence, "warn"), Span(rest, "dim")]
+    return [Span(evidence, "warn"), dim(rest)]
 
 
 def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Line:
@@ -204,11 +205,11 @@ def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Lin
         reading = f"scanning the log ({view.progress:.0%})"
     low = [pair for pair in balances if pair[0] < CollapseLimits().warn]
     if not low:
-        return [Span(f"nothing found so far, {reading}", "dim")]
+        return [dim(f"nothing found so far, {reading}")]
     more = f" and {len(low) - 1} more" if len(low) > 1 else ""
     return [
         Span(f"{_lowest(low)}{more} now", "warn"),
-        Span(f"; verdict to come, {reading}", "dim"),
+        dim(f"; verdict to come, {reading}"),
     ]
 
 
@@ -225,6 +226,6 @@ def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
     lines: list[Line] = [
         [Span(f"step {view.step:,} loss {_loss(view)}")],
         [Span(text.strip(), role)],
-        [Span(f"needs {MIN_COLUMNS}x{MIN_ROWS}, has {columns}x{rows}", "dim")],
+        [dim(f"needs {MIN_COLUMNS}x{MIN_ROWS}, has {columns}x{rows}")],
     ]
     return [pad(line, columns) for line in lines[:rows]]

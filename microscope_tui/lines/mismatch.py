@@ -38,7 +38,7 @@ def layer_lines(
 def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
     """One line per tenth of the choices: the smaller the margin, the easier a choice changes."""
     if not found.margins:
-        return [[Span("no margins", "dim")]]
+        return [[dim("no margins")]]
     ranges = [f"{one.low:.2g} to {one.high:.2g}" for one in found.margins]
     shares = [one.differing / one.compared if one.compared else 0.0 for one in found.margins]
     label = min(max(map(len, ranges)), columns // 2)
@@ -69,7 +69,7 @@ def swap_lines(
 ) -> list[Line]:
     """The most frequent swaps: layer, expert in A, expert in B, how often."""
     if not swaps:
-        return [[Span("none", "dim")]]
+        return [[dim("none")]]
     arrow = "->" if glyphs is Glyphs.ASCII else "→"
     name = 2 + max(len(layer.name) for layer, *_ in swaps) if named else 0
     size = max(len(str(expert)) for _, *pair, _ in swaps for expert in pair)
@@ -152,4 +152,3 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return ">99.9%"
     return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
-

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, Glyphs, bar, load_glyph, load_mark, shade_level
 from microscope_tui.lines.heat import Heat, heat_line, legend, role_of_level
-from microscope_tui.lines.spans import Line, Span, in_turn, merged, pad, with_notes
+from microscope_tui.lines.spans import Line, Span, dim, in_turn, merged, pad, with_notes
 from microscope_tui.lines.time_line import ONSET, TimeMark, TimeScale
 from microscope_tui.placement import KEPT_GAIN, Scored, Study, rank_loads
 from microscope_tui.runlog import RouterInfo
@@ -37,9 +37,9 @@ def placement_lines(
         with_notes([word, Span(refit)], ["copies, files: moe-microscope placement"], columns),
         with_notes(in_turn(*gained), [f"{study.moves.copies:,} experts move"], columns),
     ]
-    lines += [pad([Span(f"  note: {note}", "dim")], columns) for note in study.counts.notes]
+    lines += [pad([dim(f"  note: {note}")], columns) for note in study.counts.notes]
     if router not in (routers := [layer.router for layer in study.counts.layers]):
-        return [*lines, [Span("  no counts in this layer", "dim")]]
+        return [*lines, [dim("  no counts in this layer")]]
     gap: list[Line] = [[]] * (rows >= _AIRY_FROM)
     layer, fits = routers.index(router), max(1, rows - len(lines) - 3 - 2 * len(gap))
     ways, width = (study.today, study.chosen), (columns - 2) // 2
@@ -47,7 +47,7 @@ def placement_lines(
     both = [[*pad(a, columns - width), *pad(b, width)] for a, b in zip(left, right, strict=True)]
     more = f"  {ranks - fits:,} less busy ranks are not shown" if ranks > fits else ""
     scale = legend(heat, columns - len(more) - 2, glyphs)
-    return [*lines, *gap, *both, [Span(f"{more}  ", "dim"), *scale], *gap]
+    return [*lines, *gap, *both, [dim(f"{more}  "), *scale], *gap]
 
 
 def _side(
@@ -60,7 +60,7 @@ def _side(
     fair, top = sum(loads) / len(loads) or 1.0, max(today) or 1.0
     what, value = "today   " if way is study.today else "after   ", way.layers[layer] or 1.0
     lines = [in_turn(f"  {what}", f"{value:.3f}", f" balancedness   {way.name}")]
-    lines.append([Span(f"  rank  load{'':{long}}    experts", "dim")])
+    lines.append([dim(f"  rank  load{'':{long}}    experts")])
     for rank in sorted(range(len(held)), key=lambda rank: -ranks[rank])[:rows]:
         experts = sorted(held[rank], key=lambda expert: -loads[expert])
         late = "warn" if ranks[rank] > _LATE * mean else "curve"

@@ -16,6 +16,7 @@ from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     Line,
     Span,
+    dim,
     first_fitting,
     in_turn,
     labelled,
@@ -214,12 +215,12 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     elif not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))
     elif line_width(line) + 16 < width:
-        line.append(Span(f"   by chance {chance:.{1 if chance < 10 else 0}f}", "dim"))
+        line.append(dim(f"   by chance {chance:.{1 if chance < 10 else 0}f}"))
     read = [row.slice_read for row in table.rows]
-    preferred: Line = [Span("   preferred:", "dim")]
+    preferred: Line = [dim("   preferred:")]
     for number, name in enumerate(names):
         if (count := read.count(number)) > 0:
-            preferred += [Span(f" {shortened(name, 16)} ", "dim"), Span(f"{count} ")]
+            preferred += [dim(f" {shortened(name, 16)} "), Span(f"{count} ")]
     if len(preferred) > 1 and line_width([*line, *preferred]) < width:
         line += preferred
     return pad(line, width)
@@ -233,12 +234,12 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     explains, of = "  token identity explains ", " of the routing"
     left = in_turn(explains, words.index(value), of, role="title")
     if noise is not None:
-        left.append(Span(f"   shuffled {words.index(noise)}", "dim"))
+        left.append(dim(f"   shuffled {words.index(noise)}"))
     pairs = [explained(tables, at) for at in range(len(names))]
     values = [pair[0] or 0.0 for pair in pairs]
     top = max(max(a, b or 0.0) for a, b in pairs if a is not None)
-    head = Span(f"   {names[0]} ", "dim")
-    tail = Span(f" {names[-1]}   most in {names[values.index(max(values))]}", "dim")
+    head = dim(f"   {names[0]} ")
+    tail = dim(f" {names[-1]}   most in {names[values.index(max(values))]}")
     room = width - line_width([*left, head, tail]) - 1
     if room < 4:
         return pad(left, width)
@@ -254,8 +255,8 @@ def heads(
     layout: SliceLayout, names: Sequence[str], ordering: Ordering, table: SliceTable
 ) -> list[Line]:
     """The names of the columns, and the noise of each slice below."""
-    top = [*pad([Span("  expert", "dim")], _EXPERT), *pad([Span("share", "dim")], _SHARE, "right")]
-    below = pad([Span("  chance", "dim")], _EXPERT + _SHARE)
+    top = [*pad([dim("  expert")], _EXPERT), *pad([dim("share")], _SHARE, "right")]
+    below = pad([dim("  chance")], _EXPERT + _SHARE)
     for at in layout.shown:
         top += [Span(" "), _centred(shortened(names[at], layout.cell), layout.cell, "value")]
         limit = table.noise[at]
@@ -269,10 +270,10 @@ def heads(
     if hidden:
         fits = width_of(what[1]) + width_of(hidden) + 3 <= room
         what, hidden = (what[1:], hidden) if fits else ((hidden, f"{layout.hidden} more: tab"), "")
-    top.append(Span(f"   {first_fitting(what, room)}", "dim"))
-    below.append(Span(f"   {first_fitting(scale, room)}", "dim"))
+    top.append(dim(f"   {first_fitting(what, room)}"))
+    below.append(dim(f"   {first_fitting(scale, room)}"))
     room = layout.columns - line_width(top) - 2
-    right = [Span(f"{hidden} " if hidden else "", "dim")]
+    right = [dim(f"{hidden} " if hidden else "")]
     if not hidden or width_of(hidden) + len(ordering) + 4 <= room:
         right.append(Span(f"  {ordering} ", "faint"))
     return [spread(top, right, layout.columns), pad(below, layout.columns)]
@@ -283,12 +284,12 @@ def expert_line(
 ) -> Line:
     """One expert."""
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
-    share = pad([Span(_percent(row.share), "dim")], _SHARE, "right")
+    share = pad([dim(_percent(row.share))], _SHARE, "right")
     line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]
     for at in layout.shown:
         line += [Span(" "), _ratio(row.cells[at], row.share, layout.cell, colour=colour)]
     for token_id, count, _ in row.lifts:
-        part = [Span("   "), Span(named(token_id)), Span(f" {words.short_number(count)}", "dim")]
+        part = [Span("   "), Span(named(token_id)), dim(f" {words.short_number(count)}")]
         if line_width([*line, *part]) >= layout.columns:
             break
         line += part

@@ -30,6 +30,7 @@ from microscope_tui.lines.spans import (
     WORD_OF_SEVERITY,
     Line,
     Span,
+    dim,
     first_fitting,
     pad,
 )
@@ -349,7 +350,7 @@ def column_heads(
         mean = f"mean of {steps}"
         short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
     wide = layout.curve >= 12
-    line = pad([Span("  layer", "dim")], layout.label)
+    line = pad([dim("  layer")], layout.label)
     for head, width, gap in (
         (first_fitting([full, *short], layout.heat, short[-1]), layout.heat, 0),
         ("balance c" if wide else "bal.", layout.curve, _GAP),
@@ -357,7 +358,7 @@ def column_heads(
         ("drop" if layout.drop < 8 else "dropped", layout.drop, _GAP),
     ):
         if width:
-            line += [Span(" " * gap), *pad([Span(head, "dim")], width)]
+            line += [Span(" " * gap), *pad([dim(head)], width)]
     return line
 
 

@@ -25,6 +25,7 @@ from microscope_tui.lines import (
     bars_width,
     bias_bars,
     course_charts,
+    dim,
     evidence,
     expert_card,
     layer_charts,
@@ -224,8 +225,8 @@ class LayerScreen(ChartScreen):
         self._drawn = view, layer
         left = [
             Span(f"  {layer.router.name}", "title"),
-            Span(f"  {layer.index + 1} of {len(view.layers)} layers", "dim"),
-            Span(f"   {words.router_size(layer)}", "dim"),
+            dim(f"  {layer.index + 1} of {len(view.layers)} layers"),
+            dim(f"   {words.router_size(layer)}"),
         ]
         if layer.quadrant:
             left.append(Span(f"   {layer.quadrant}", "value"))

@@ -11,7 +11,7 @@ from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.screens.base import Kind, ListScreen
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, pad, run_list, with_notes
+from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, dim, pad, run_list, with_notes
 from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
@@ -65,7 +65,7 @@ class RunsScreen(ListScreen):
         lines += [run_list.run_line(self._cards[at], layout, chosen=at == self.at) for at in shown]
         if not self._cards:
             why = "no run matches" if self._count else "no runs yet: new ones appear automatically"
-            lines.append(pad([Span(f"   {why}", "dim")], columns))
+            lines.append(pad([dim(f"   {why}")], columns))
         lines += [pad([], columns)] * (rows - 1 - len(lines))
         self.show("runs", lines)
         self.draw_last_line()
@@ -169,6 +169,6 @@ def _counted(cards: Sequence[RunCard]) -> Line:
     return [
         Span(f"   {live:,} live", "ok" if live else "dim"),
         Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
-        Span(f"   {recovered:,} recovered" if recovered else "", "dim"),
-        Span(f"   {queued:,} to judge" if queued else "", "dim"),
+        dim(f"   {recovered:,} recovered" if recovered else ""),
+        dim(f"   {queued:,} to judge" if queued else ""),
     ]
