@@ -52,6 +52,7 @@ from .heat import Look as Look
 from .heat import Measure as Measure
 from .heat import Order as Order
 from .heat import Palette as Palette
+from .heat import after as after
 from .heat import cells_of as cells_of
 from .heat import has_legend as has_legend
 from .heat import legend as legend

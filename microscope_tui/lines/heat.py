@@ -78,6 +78,12 @@ _CHOICES = {
 }
 
 
+def after(now: object, choices: Sequence[_Value]) -> _Value:
+    """The choice after ``now``; the first one after the last, and after none of them."""
+    at = choices.index(now) + 1 if now in choices else 0
+    return choices[at % len(choices)]
+
+
 class Look(msgspec.Struct, frozen=True):
     """The display choices of a session."""
 
@@ -88,9 +94,7 @@ class Look(msgspec.Struct, frozen=True):
     def next(self, what: str) -> "Look":
         """The next ``scale``, ``overlay``, ``order`` or ``palette``."""
         name, choices = _CHOICES[what]
-        now = getattr(self, name)
-        at = choices.index(now) + 1 if now in choices else 0
-        changed: dict[str, Any] = {name: choices[at % len(choices)]}
+        changed: dict[str, Any] = {name: after(getattr(self, name), choices)}
         return replace(self, **changed)
 
     def compared(self, on: bool) -> "Look":

@@ -21,6 +21,7 @@ from microscope_tui.lines import (
     Placed,
     Span,
     TimeScale,
+    after,
     arranged,
     bars_width,
     bias_bars,
@@ -100,9 +101,7 @@ class ChartScreen(RunScreen):
         await self.redraw()
 
     async def action_smooth(self) -> None:
-        session = self.session
-        at = SMOOTHINGS.index(session.smoothing) + 1 if session.smoothing in SMOOTHINGS else 0
-        session.smoothing = weight = SMOOTHINGS[at % len(SMOOTHINGS)]
+        self.session.smoothing = weight = after(self.session.smoothing, SMOOTHINGS)
         said = f"exponential moving average, {words.index(weight)}" if weight else "off"
         self.show_message(f"smoothing: {said}", "accent")
         await self.redraw()

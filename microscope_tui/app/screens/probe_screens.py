@@ -23,6 +23,7 @@ from microscope_tui.lines import (
     Place,
     SliceTable,
     Span,
+    after,
     pad,
     slice_table,
     slices,
@@ -388,8 +389,7 @@ class SlicesScreen(ProbeScreen):
         await self.action_expert(direction * self.list_rows)
 
     async def action_order(self) -> None:
-        orders = list(Ordering)
-        self._ordering = orders[(orders.index(self._ordering) + 1) % len(orders)]
+        self._ordering = after(self._ordering, list(Ordering))
         await self.redraw()
 
     async def action_more_slices(self, by: int) -> None:
