@@ -175,15 +175,19 @@ class Reader:
 
     def _choose_run(self, *, searched: bool) -> None:
         """Open the requested run, or the newest one where switching is safe."""
-        wanted, watch, request = None, self.fleet.open, None
+        wanted = None
+        watch = self.fleet.open
+        request = None
         while not self._wanted.empty():  # the latest request counts
             wanted, request = self._wanted.get_nowait()
         if wanted is not None and request is not None:
             self.fleet.read_as(request)
             self.fleet.search(now=True)
-            path, watch = wanted.path, None
+            path = wanted.path
+            watch = None
             wanted = next((run for run in self.fleet.runs if run.path == path), wanted)
-        asked, runs = wanted is not None, self.fleet.runs
+        asked = wanted is not None
+        runs = self.fleet.runs
         if wanted is None and searched and runs and self._chosen is None:
             wanted = runs[0]
         if wanted is None or (watch is not None and watch.path == wanted.path):

@@ -203,8 +203,10 @@ def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
 
 def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
     """Severity over time, in the columns of the ribbon below it; a letter where it changes."""
-    later, line = entry.state is AlertState.LATER, [dim(f" {'alert':<7}")]
-    newest, before = view.newest_step if later else view.step, None
+    later = entry.state is AlertState.LATER
+    line = [dim(f" {'alert':<7}")]
+    newest = view.newest_step if later else view.step
+    before = None
     for mark in worst_of_columns(entry.finding.episodes, view.window, cells, newest):
         if mark is None:
             line.append(Span("·", "faint"))
@@ -275,7 +277,8 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
     if view.judged < 1.0:
         judged += f", {view.judged:.0%} of the log: the rest is not judged yet"
     explain = "`moe-microscope explain` lists all rules and their limits"
-    room, facts = width - 4, list[Line]()
+    room = width - 4
+    facts = list[Line]()
     for word, text, role in (
         ("balance", f"c stays above {warn:g}; 1 = even, 0 = collapsed", "value"),
         ("experts", f"none dead, few below {share:g} of the fair share for long", "value"),

@@ -83,7 +83,8 @@ class Chart:
         if not values:
             return self.bottom or 0.0, self.top or 1.0, None
         bottom = values[0] if self.bottom is None else self.bottom
-        top, beyond = values[-1] if self.top is None else self.top, None
+        top = values[-1] if self.top is None else self.top
+        beyond = None
         usual = values[int(_USUAL * (len(values) - 1))]
         if self.top is None and top - bottom > _WILD * (usual - bottom) > 0:
             top, beyond = usual + (usual - bottom), top
@@ -242,7 +243,8 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
         Curve(steps, layer.entropy_history),
     ]
     average = f"mean {words.decimal(mean)}" if mean is not None else ""
-    most, why = words.most_entropy(layer), "not measured (docs/probe.md)"
+    most = words.most_entropy(layer)
+    why = "not measured (docs/probe.md)"
     loads = [Curve(steps, layer.max_load_history, edge="high")]
     charts = {
         "balance": replace(balance, nothing=words.no_balance(layer)[1]),
@@ -250,7 +252,8 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
         "max-load": Chart("max load", loads, layer.max_load, "1 is fair", limits=[(1.0, "dim")]),
     }
     if layer.drop_rate is not None or any(c.low == c.low for c in layer.drop_history):
-        dropped, what = [Curve(steps, layer.drop_history, edge="high")], "share of assignments"
+        dropped = [Curve(steps, layer.drop_history, edge="high")]
+        what = "share of assignments"
         charts["drop"] = Chart("dropped", dropped, layer.drop_rate, what, spell=words.percent)
     return charts
 
@@ -307,7 +310,8 @@ def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
         rest = [dim("  no alert in any router")]
         if view.worst is None:
             return pad(rest, width)
-        finding, where = view.worst[0], ""  # it concerns the whole run
+        finding = view.worst[0]
+        where = ""  # it concerns the whole run
         since = f" since {finding.onset:,} "
     letter = Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity])
     return pad([letter, Span(f"{finding.rule}{where}"), dim(since), *rest], width)

@@ -175,7 +175,8 @@ def layer_lines(
     layer: LayerView, reference: Reference, layout: CompareLayout, heat: Heat, *, chosen: bool
 ) -> list[Line]:
     """One layer: ``row_height`` lines, with the numbers on the middle one."""
-    numbers, key = _numbers(layer, reference, layout, chosen), ("compare", layer.index)
+    numbers = _numbers(layer, reference, layout, chosen)
+    key = ("compare", layer.index)
     values = why_not_comparable(layer, reference) or cells_of(layer, heat)
     lines = []
     for at in range(layout.row_height):
@@ -226,10 +227,12 @@ def _numbers(
     record, index, severity = reference.record.router, layer.index, layer.severity
     router = router_in(reference, layer)
     balance = balance_now(record, index, router)[0] if router is not None else None
-    peak, table = value_at(record.max_load, index), layout.table
+    peak = value_at(record.max_load, index)
+    table = layout.table
     then = reference.load_of(index, layer.router.num_experts)
     order = rank_correlation(then, layer.load) if then is not None and layer.load else math.nan
-    label, wide = table.width_of("layer"), (table.width_of("max load") - _ARROW) // 2
+    label = table.width_of("layer")
+    wide = (table.width_of("max load") - _ARROW) // 2
     name = Span(shortened(layer.router.name, label - 5), "value" if chosen or severity else "dim")
     letter = Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" ")
     pair = _pair(words.index(balance), words.index(layer.collapse_index), _NUMBER)

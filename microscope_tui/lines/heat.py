@@ -222,7 +222,8 @@ def heat_line(
     ``key``: which cells these are, for levels that remember; ``marked``: with the marks × and ▴;
     ``chosen``: position of the value that the cursor is on.
     """
-    per_cell, cells = -(-len(values) // max(1, columns)), list[Span]()
+    per_cell = -(-len(values) // max(1, columns))
+    cells = list[Span]()
     if heat.look.measure in _SHARES:
         log = heat.look.measure is Measure.LOG_SHARE
         for group in _grouped(values, per_cell):

@@ -27,7 +27,8 @@ def layer_lines(
 ) -> list[Line]:
     """One line per layer: share of its choices that differ, and a bar."""
     label = min(max(len(layer.name) for layer in found.layers), columns // 3)
-    labels, mark = [], 0 if selected is None else 2
+    labels = []
+    mark = 0 if selected is None else 2
     for index, layer in enumerate(found.layers):
         chosen = index == selected
         cursor = Span("▶ " if chosen else " " * mark, "accent")
@@ -49,7 +50,8 @@ def _with_bars(
     labels: Sequence[Line], label: int, shares: Sequence[float], columns: int, glyphs: Glyphs
 ) -> list[Line]:
     """One line for each share, with a bar where there is room for one."""
-    most, lines = max(shares), []
+    most = max(shares)
+    lines = []
     room = min(_MOST_BAR, columns - label - 6 - 2 * _GAP)
     parts = [Column("label", label, gap=0), Column("share", 6, "right"), Column("bar", room)]
     table = Table(parts if room >= _LEAST_BAR and most else parts[:2], columns)

@@ -94,7 +94,8 @@ def _label(card: RunCard, name: str) -> str:
 
 
 def _tag(card: RunCard) -> str:
-    return "  open" * card.open + "  pinned" * card.pinned
+    opened = "  open" if card.open else ""
+    return f"{opened}  pinned" if card.pinned else opened
 
 
 def _step(card: RunCard) -> str:

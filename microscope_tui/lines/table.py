@@ -126,7 +126,8 @@ def fit(
         noted = roomy
     else:
         noted = noted or body < layers or _is_limited(view, widths)
-        body -= noted
+        if noted:
+            body -= 1
     height = max(1, min(_MAX_HEIGHT, body // layers))
     free = min(2, max(0, body - layers * height))  # lines that no layer would use
     if roomy and not view.worst:

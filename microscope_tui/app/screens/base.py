@@ -251,7 +251,8 @@ class BaseScreen(Screen[None]):
         if watch is None:
             return ()
         state, age = watch.state()
-        session, seen = self.session, (watch, state, words.age(age))
+        session = self.session
+        seen = (watch, state, words.age(age))
         return session.fleet.open_version, session.reader.switches, session.pipe_ended, seen
 
     @property
@@ -264,7 +265,9 @@ class BaseScreen(Screen[None]):
 
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
-        glyphs, width, time = self.session.glyphs, self.room.width, self.session.time
+        glyphs = self.session.glyphs
+        width = self.room.width
+        time = self.session.time
         if self.prompt.kind:
             hint, problem = self.prompt_hint()
             line = self.prompt.line(hint, problem, glyphs)

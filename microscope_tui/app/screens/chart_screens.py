@@ -246,8 +246,11 @@ class LayerScreen(ChartScreen):
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
         if place.name in charts:
             return super().drawn(place, charts, time, step)
-        (view, layer), session, size = self._drawn, self.session, (place.width, place.height)
-        step, chosen = view.counts_step or 0, session.expert
+        view, layer = self._drawn
+        session = self.session
+        size = (place.width, place.height)
+        step = view.counts_step or 0
+        chosen = session.expert
         focused = place.name == self.chart_in_focus
         if place.name == "bias":
             bias = layer.bias or ()
@@ -397,7 +400,8 @@ class ExpertScreen(ChartScreen):
         self, wanted: tuple[object, ...], watch: RunWatch, view: RunView, count: int
     ) -> None:
         stop, router = threading.Event(), self.session.selected
-        problem, found = "", _NOTHING
+        problem = ""
+        found = _NOTHING
 
         def read() -> LoadSeries:
             series = LoadSeries(samples(watch, router, count, view.window, cancelled=stop.is_set))

@@ -140,7 +140,8 @@ class CompareScreen(RunScreen):
         if tried == self._tried:
             return
         self._tried = tried
-        step, self._why_own = max(1, round(_EARLY * view.step)), f"{_EARLY:.0%} into the run"
+        step = max(1, round(_EARLY * view.step))
+        self._why_own = f"{_EARLY:.0%} into the run"
         for finding, _ in view.alerts:
             if 1 < finding.onset <= view.step:
                 step, self._why_own = finding.onset - 1, f"before {finding.rule} began"
@@ -149,7 +150,8 @@ class CompareScreen(RunScreen):
             found = await asyncio.to_thread(pin_at, watch, step)
             why = session.time.why_no_past() or "the log is still being read"
         except OSError as error:
-            found, why = None, f"cannot be read: {error.strerror or error}"
+            found = None
+            why = f"cannot be read: {error.strerror or error}"
         self._own = reference_of(watch.file.name, found, watch.run) if found else None
         self._problem = "" if found else why
 

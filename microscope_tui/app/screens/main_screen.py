@@ -116,7 +116,8 @@ class MainScreen(RunScreen):
             part = self.query_one(f"#{name}")
             part.display, part.styles.width = width > 0, width
         self.query_one("#table").styles.height = layout.table_rows
-        watch, chosen = session.watch, session.expert is not None and session.selected
+        watch = session.watch
+        chosen = session.expert is not None and session.selected
         content = (  # everything that the table depends on
             watch and (watch.path, watch.generation, watch.version),
             (session.time.pin, session.time.window, session.reference, session.look),
@@ -148,7 +149,8 @@ class MainScreen(RunScreen):
         heat = self._heat(view)
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
-        samples, room = pad([], layout.columns), layout.columns - layout.label
+        samples = pad([], layout.columns)
+        room = layout.columns - layout.label
         if view.layers and not any(layer.load for layer in view.layers):
             samples = pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
         elif has_legend(heat, view.layers):  # what the colours mean

@@ -121,7 +121,8 @@ class RunsScreen(ListScreen):
         if not fleet.solo and not fleet.selected:
             self.show_message("no run is selected: space selects one", "dim")
             return
-        fleet.solo, self._layout = not fleet.solo, None
+        fleet.solo = not fleet.solo
+        self._layout = None
         await self.redraw()
 
     async def action_pin(self) -> None:
