@@ -1,6 +1,7 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .anatomy import Anatomy as Anatomy
 from .charts import figure as figure
+from .key_line import last_line as last_line
 from .keymap import BadKey as BadKey
 from .keymap import conflicts as conflicts
 from .keymap import keymap_of as keymap_of
@@ -33,7 +34,6 @@ from .rows import Tiles as Tiles
 from .screen_table import SCREENS as SCREENS
 from .screens.alerts_screen import AlertsScreen as AlertsScreen
 from .screens.base import BaseScreen as BaseScreen
-from .screens.base import key_line as key_line
 from .screens.chart_screens import CourseScreen as CourseScreen
 from .screens.chart_screens import ExpertScreen as ExpertScreen
 from .screens.chart_screens import LayerScreen as LayerScreen

@@ -126,34 +126,31 @@ class _Plot(NamedTuple):
 
     def lay_over(self, cells: list[list[Cell]]) -> None:
         """Limits, markers and points; the cursor, and everything after it faint."""
-        time, (width, rows), signs = self.time, self.size, _GLYPHS[self.glyphs]
-
-        def put(row: int, column: int, char: str, role: str, *, over: bool = False) -> None:
-            if over or cells[row][column][0] == " ":
-                cells[row][column] = (char, role)
-
-        for mark in time.marks:
-            at = time.column_of(mark.step, width)
-            if at is not None:
-                for row in [rows - 1] if mark.what == EVALUATION else range(rows):
-                    put(row, at, signs.get(mark.what, "'"), mark.role)
+        time, signs = self.time, _GLYPHS[self.glyphs]
+        width, _ = self.size
+        self._mark_events(cells)
         cursor = time.column_of(time.cursor, width) if time.cursor is not None else None
         if cursor is not None:
-            for row in range(rows):
-                put(row, cursor, signs["cursor"], "accent")
-        for level, _ in self.chart.limits:
-            if (row_at := self.row_of(level)) is not None:
-                for column in range(width):
-                    put(row_at, column, signs["limit"], "faint")
-        for step, value in self.chart.points:
-            at, row_at = time.column_of(step, width), self.row_of(value)
-            if at is not None and row_at is not None:
-                put(row_at, at, signs["point"], "title", over=True)
-        if cursor is not None:
             for line in cells:
-                char, role = line[cursor]
-                line[cursor] = (char, "title" if role not in ("", "accent") else role)
-                line[cursor + 1 :] = [(c, "faint" if r else r) for c, r in line[cursor + 1 :]]
+                _put(line, cursor, signs["cursor"], "accent")
+        for level, _ in self.chart.limits:
+            if (row := self.row_of(level)) is not None:
+                for column in range(width):
+                    _put(cells[row], column, signs["limit"], "faint")
+        for step, value in self.chart.points:
+            at, row = time.column_of(step, width), self.row_of(value)
+            if at is not None and row is not None:
+                cells[row][at] = (signs["point"], "title")
+        if cursor is not None:
+            _fade_after(cells, cursor)
+
+    def _mark_events(self, cells: list[list[Cell]]) -> None:
+        signs = _GLYPHS[self.glyphs]
+        for mark in self.time.marks:
+            at = self.time.column_of(mark.step, self.size[0])
+            if at is not None:
+                for line in cells[-1:] if mark.what == EVALUATION else cells:
+                    _put(line, at, signs.get(mark.what, "'"), mark.role)
 
     def labels(self) -> list[Cell]:
         """The y axis: both ends, and the limits in the role of what lies beyond them."""
@@ -165,6 +162,19 @@ class _Plot(NamedTuple):
         texts = self.chart.ends or (tick_text(bottom, top - bottom), tick_text(top, top - bottom))
         labels[-1], labels[0] = ((text, "dim") for text in texts)
         return labels
+
+
+def _put(line: list[Cell], at: int, char: str, role: str) -> None:
+    """Draw behind the curves: on a blank cell only."""
+    if line[at][0] == " ":
+        line[at] = (char, role)
+
+
+def _fade_after(cells: list[list[Cell]], cursor: int) -> None:
+    for line in cells:
+        char, role = line[cursor]
+        line[cursor] = (char, "title" if role not in ("", "accent") else role)
+        line[cursor + 1 :] = [(c, "faint" if r else r) for c, r in line[cursor + 1 :]]
 
 
 @lru_cache(maxsize=64)

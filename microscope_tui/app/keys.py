@@ -53,6 +53,16 @@ def pair(short: str, *bindings: Binding, compact: bool = True) -> list[Binding]:
     return [replace(one, show=True, group=group) for one in bindings]
 
 
+def in_list(what: str) -> list[Binding]:
+    """To the ends of a list of layers or runs, and by pages."""
+    return [
+        key(f"{what}.first", "home,g", "move(-99999)", f"first {what}"),
+        key(f"{what}.last", "end,G", "move(99999)", f"last {what}"),
+        key(f"{what}.page_up", "pageup", "page(-1)", "one page up"),
+        key(f"{what}.page_down", "pagedown", "page(1)", "one page down"),
+    ]
+
+
 _LEADS = [
     key(f"screen.{name}", row.keys, f"app.go('{name}')", row.does, *row.shown)
     for name, row in SCREENS.items()
@@ -63,13 +73,7 @@ UP_AND_DOWN = pair(
     key("layer.previous", "up,k", "move(-1)", "previous layer"),
     key("layer.next", "down,j", "move(1)", "next layer"),
 )
-LAYERS = [
-    *UP_AND_DOWN,
-    key("layer.first", "home,g", "move(-9999)", "first layer"),
-    key("layer.last", "end,G", "move(9999)", "last layer"),
-    key("layer.page_up", "pageup", "page(-1)", "one page up"),
-    key("layer.page_down", "pagedown", "page(1)", "one page down"),
-]
+LAYERS = [*UP_AND_DOWN, *in_list("layer")]
 EXPERTS = [
     key("expert.previous", "left,h", "expert(-1)", "previous expert"),
     key("expert.next", "right,l", "expert(1)", "next expert"),

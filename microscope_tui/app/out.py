@@ -16,7 +16,6 @@ from pathlib import Path
 
 from rich.cells import cell_len
 
-from microscope_tui.diagnosis import Episode
 from microscope_tui.lines import WORD_OF_SEVERITY, frame, plain, words
 from microscope_tui.report import effective_experts
 from microscope_tui.runlog import safe_text
@@ -64,27 +63,16 @@ def verdict_text(view: RunView) -> str:
 
 def row_text(layer: LayerView, view: RunView) -> str:
     """One layer in one line, with its worst alert; missing values are left out."""
-    parts, experts = [], layer.router.num_experts
-    effective = effective_experts(layer, view)
-    known = effective is not None and math.isfinite(effective)
-    of_all = f"{effective:.1f} of {experts:,} experts effective" if known else ""
-    if layer.collapse_index is not None:
-        left_out = words.without(layer.without)
-        balance = (
-            f"balance c {words.index(layer.collapse_index)}{' ' if left_out else ''}{left_out}"
-        )
-        parts.append(f"{balance} ({of_all}, top-{layer.router.top_k:,})" if known else balance)
-    elif known:
-        parts.append(of_all)
+    parts = _balance_texts(layer, view)
     if layer.entropy is not None:
-        most = math.log(max(1, experts))
+        most = math.log(max(1, layer.router.num_experts))
         parts.append(f"entropy {words.decimal(layer.entropy)} of {words.decimal(most)}")
     if layer.max_load is not None:
         parts.append(f"max load {words.decimal(layer.max_load)}")
     if layer.drop_rate is not None:
         dropped = words.percent(layer.drop_rate)
         parts.append(f"dropped {dropped}" if layer.drop_rate else "nothing dropped")
-    active: list[Episode] = [
+    active = [
         episode
         for finding, _ in view.findings  # worst first, causes before effects
         for episode in finding.episodes
@@ -94,10 +82,22 @@ def row_text(layer: LayerView, view: RunView) -> str:
         worst = max(active, key=lambda episode: episode.severity)
         parts.append(f"{WORD_OF_SEVERITY[worst.severity]} {worst.rule} since {worst.onset:,}")
     else:
-        parts.append(
-            "no alert" if view.judged >= 1 else f"no alert up to step {view.judged_step:,}"
-        )
+        so_far = "" if view.judged >= 1 else f" up to step {view.judged_step:,}"
+        parts.append(f"no alert{so_far}")
     return _clean(f"{layer.router.name} step {view.step:,}: {', '.join(parts)}")
+
+
+def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
+    """The balance and the number of effective experts, as one part; as far as they are known."""
+    router, effective = layer.router, effective_experts(layer, view)
+    of_all = ""
+    if effective is not None and math.isfinite(effective):
+        of_all = f"{effective:.1f} of {router.num_experts:,} experts effective"
+    if layer.collapse_index is None:
+        return [of_all] if of_all else []
+    left_out = words.without(layer.without)
+    balance = f"balance c {words.index(layer.collapse_index)} {left_out}".rstrip()
+    return [f"{balance} ({of_all}, top-{router.top_k:,})" if of_all else balance]
 
 
 def value_text(layer: LayerView, expert: int | None = None) -> str:

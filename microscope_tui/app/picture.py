@@ -4,7 +4,7 @@ Snapshots, exports and tests show the same as a terminal.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from textual.pilot import Pilot
@@ -16,8 +16,9 @@ from microscope_tui.app.remembered import begin
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
-from microscope_tui.app.session import PictureRequest
+from microscope_tui.app.session import PictureRequest, Session
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
+from microscope_tui.runlog import RouterInfo
 from microscope_tui.watch import JUDGING_S, Fleet
 
 SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help"}), "help")
@@ -97,29 +98,41 @@ async def _choose(app: Microscope, wanted: PictureRequest) -> None:
         problem = await asyncio.to_thread(session.time.go_to, wanted.step)
         if problem:
             raise NoPicture(f"step {wanted.step:,}: {problem}")
-    names = [router.name for router in run.routers]
-    if wanted.layer and wanted.layer not in names:
-        shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-        raise NoPicture(f"no layer {wanted.layer!r}: there are {shown}")
-    view = session.glance()
-    worst = view.worst[0].worst.router_index if view is not None and view.worst else 0
-    session.selected = names.index(wanted.layer) if wanted.layer else max(0, worst)
-    if wanted.expert is not None:
-        experts = run.routers[session.selected].num_experts if run.routers else 0
-        if not 0 <= wanted.expert < experts:
-            raise NoPicture(f"no expert {wanted.expert}: there are 0 to {experts - 1}")
-        session.expert = wanted.expert
+    _choose_expert(session, run.routers, wanted)
     if wanted.token is not None:
-        routing = await session.anatomy.open(session.watch.path) if session.watch else None
-        tokens = routing.tokens if routing is not None else 0
-        if not 0 <= wanted.token < tokens:
-            there = f"there are 0 to {tokens - 1:,}" if tokens else "this run has no probe"
-            raise NoPicture(f"no token {wanted.token:,}: {there}")
-        session.anatomy.token = wanted.token
+        await _choose_token(session, wanted.token)
     if wanted.against is not None:
         problem = await session.pin_run(wanted.against)
         if problem:
             raise NoPicture(f"--against {wanted.against.path}: {problem}")
+
+
+def _choose_expert(session: Session, routers: Sequence[RouterInfo], wanted: PictureRequest) -> None:
+    """The layer, by default the worst one, and in it the expert."""
+    if wanted.layer:
+        names = [router.name for router in routers]
+        if wanted.layer not in names:
+            shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+            raise NoPicture(f"no layer {wanted.layer!r}: there are {shown}")
+        session.selected = names.index(wanted.layer)
+    else:
+        view = session.glance()
+        worst = view.worst if view is not None else None
+        session.selected = max(0, worst[0].worst.router_index) if worst else 0
+    if wanted.expert is not None:
+        experts = routers[session.selected].num_experts if routers else 0
+        if not 0 <= wanted.expert < experts:
+            raise NoPicture(f"no expert {wanted.expert}: there are 0 to {experts - 1}")
+        session.expert = wanted.expert
+
+
+async def _choose_token(session: Session, token: int) -> None:
+    routing = await session.anatomy.open(session.watch.path) if session.watch else None
+    tokens = routing.tokens if routing is not None else 0
+    if not 0 <= token < tokens:
+        there = f"there are 0 to {tokens - 1:,}" if tokens else "this run has no probe"
+        raise NoPicture(f"no token {token:,}: {there}")
+    session.anatomy.token = token
 
 
 def _text(app: Microscope) -> str:

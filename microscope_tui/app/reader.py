@@ -38,7 +38,7 @@ class Reader:
         self._may_leave = may_leave
         self._chosen: RunFile | None = None  # opened by the user: a newer run does not replace it
         self._wanted: SimpleQueue[tuple[RunFile, SourceRequest | None]] = SimpleQueue()
-        self._quiet_until = self._judging_from = 0.0
+        self._quiet_until = self._judging_from = self._rested = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
@@ -81,37 +81,52 @@ class Reader:
             self.first_look.set()
 
     def _follow(self) -> None:
-        self._choose_run(searched=self.fleet.search(now=True))
-        watch, until = self.fleet.open, time.monotonic() + _SHORT_S
-        while watch and not watch.sampled and watch.advance() and time.monotonic() < until:
-            pass  # a short log has no overview, and is read in one go
-        self.first_look.set()
-        self.painted.wait(_PAINTING_S)
+        self._read_first()
+        watch = None
         idle = woken = started = False
-        rested, size = time.monotonic(), 0
+        size = 0
         while not self._stop.is_set():
             self._choose_run(searched=self.fleet.search())
-            watch, idle = self.fleet.open, idle and self.fleet.open is watch
+            idle = idle and self.fleet.open is watch
+            watch = self.fleet.open
             if not started and (self.fleet.root.exists() if watch is None else watch.complete):
                 started = True  # after the first frame
                 if not self.fleet.piped:
                     self.events.start()
             begun = time.thread_time()
             if self.fleet.turn():
-                expected = self.events.mode == "events" and not self._is_foreign and idle
-                unannounced = expected and not woken and self._size() > size
-                if unannounced and not self.events.wait(_GRACE_S):
-                    self.events.poll_found_change()  # without an event
+                if idle and not woken:
+                    self._expect_event(size)
                 idle = False
-                if (pause := self._quiet_until - time.monotonic()) > 0:
-                    self._stop.wait(pause)
-                elif time.monotonic() - rested > _WORK_S:
-                    self._stop.wait(self._pause())
-                    rested = time.monotonic()
+                self._give_way()
                 continue
             size = self._size()
             pause = self._until_next_look(time.thread_time() - begun)
             idle, woken = True, self._rest(time.monotonic() + pause)
+
+    def _read_first(self) -> None:
+        """Until something can be shown: a short log has no overview, and is read in one go."""
+        self._choose_run(searched=self.fleet.search(now=True))
+        watch, until = self.fleet.open, time.monotonic() + _SHORT_S
+        while watch and not watch.sampled and watch.advance() and time.monotonic() < until:
+            pass
+        self.first_look.set()
+        self.painted.wait(_PAINTING_S)
+        self._rested = time.monotonic()
+
+    def _expect_event(self, size: int) -> None:
+        """Poll from now on if bytes came to an idle run of ``size`` without an event."""
+        expected = self.events.mode == "events" and not self._is_foreign
+        if expected and self._size() > size and not self.events.wait(_GRACE_S):
+            self.events.poll_found_change()
+
+    def _give_way(self) -> None:
+        """Stop reading for a moment where the screen or the training needs the processor."""
+        if (pause := self._quiet_until - time.monotonic()) > 0:
+            self._stop.wait(pause)
+        elif time.monotonic() - self._rested > _WORK_S:
+            self._stop.wait(self._pause())
+            self._rested = time.monotonic()
 
     def _pause(self) -> float:
         """Use half of a core for the history of a run that may be training on this machine."""
@@ -160,15 +175,19 @@ class Reader:
 
     def _choose_run(self, *, searched: bool) -> None:
         """Open the requested run, or the newest one where switching is safe."""
-        wanted, watch, request = None, self.fleet.open, None
+        wanted = None
+        watch = self.fleet.open
+        request = None
         while not self._wanted.empty():  # the latest request counts
             wanted, request = self._wanted.get_nowait()
         if wanted is not None and request is not None:
             self.fleet.read_as(request)
             self.fleet.search(now=True)
-            path, watch = wanted.path, None
+            path = wanted.path
+            watch = None
             wanted = next((run for run in self.fleet.runs if run.path == path), wanted)
-        asked, runs = wanted is not None, self.fleet.runs
+        asked = wanted is not None
+        runs = self.fleet.runs
         if wanted is None and searched and runs and self._chosen is None:
             wanted = runs[0]
         if wanted is None or (watch is not None and watch.path == wanted.path):

@@ -52,6 +52,7 @@ from .heat import Look as Look
 from .heat import Measure as Measure
 from .heat import Order as Order
 from .heat import Palette as Palette
+from .heat import after as after
 from .heat import cells_of as cells_of
 from .heat import has_legend as has_legend
 from .heat import legend as legend
@@ -72,11 +73,13 @@ from .slices import Ordering as Ordering
 from .slices import SliceTable as SliceTable
 from .slices import explained as explained
 from .slices import slice_table as slice_table
+from .snapshot import snapshot_text as snapshot_text
 from .spans import ROLE_OF_SEVERITY as ROLE_OF_SEVERITY
 from .spans import WORD_OF_SEVERITY as WORD_OF_SEVERITY
 from .spans import Line as Line
 from .spans import Span as Span
 from .spans import crop as crop
+from .spans import dim as dim
 from .spans import line_width as line_width
 from .spans import pad as pad
 from .spans import plain as plain
@@ -94,7 +97,6 @@ from .table import expert_line as expert_line
 from .table import first_visible as first_visible
 from .table import fit as fit
 from .table import matching as matching
-from .table import snapshot_text as snapshot_text
 from .time_line import EVALUATION as EVALUATION
 from .time_line import ONSET as ONSET
 from .time_line import RESTART as RESTART

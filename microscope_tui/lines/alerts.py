@@ -25,6 +25,7 @@ from microscope_tui.lines.spans import (
     WORD_OF_SEVERITY,
     Line,
     Span,
+    dim,
     labelled,
     line_width,
     pad,
@@ -141,7 +142,7 @@ def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:
     """Number of alerts of each kind; ``right`` is right-aligned."""
     line: Line = [Span(" alerts", "title")]
     if not entries:
-        line.append(Span("   none", "dim"))
+        line.append(dim("   none"))
     for state in AlertState:
         group = [entry for entry in entries if entry.state is state]
         if group:
@@ -195,15 +196,17 @@ def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
             "onset": [Span(f"{finding.onset:,}", bright)],
             "end": [Span(" → ", "faint"), Span(entry.end, role)],
             "value": [Span(entry.value, bright)],
-            "seen": [Span("  seen" if entry.seen else "", "dim")],
+            "seen": [dim("  seen" if entry.seen else "")],
         }
     )
 
 
 def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
     """Severity over time, in the columns of the ribbon below it; a letter where it changes."""
-    later, line = entry.state is AlertState.LATER, [Span(f" {'alert':<7}", "dim")]
-    newest, before = view.newest_step if later else view.step, None
+    later = entry.state is AlertState.LATER
+    line = [dim(f" {'alert':<7}")]
+    newest = view.newest_step if later else view.step
+    before = None
     for mark in worst_of_columns(entry.finding.episodes, view.window, cells, newest):
         if mark is None:
             line.append(Span("·", "faint"))
@@ -213,7 +216,7 @@ def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
     since, severity, _ = entry.finding.worst.course()[-1]
     text = "later than the shown step" if later else f"{severity.label} from {since:,}"
     if line_width(line) + 2 + width_of(text) <= columns:
-        line.append(Span(f"  {text}", "dim"))
+        line.append(dim(f"  {text}"))
     return pad(line, columns)
 
 
@@ -225,7 +228,7 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
         for part in wrap(entry.advice.verdict, room)
     ]
     if entry.seen:
-        lines[-1].append(Span("  seen", "dim"))
+        lines[-1].append(dim("  seen"))
     gap: list[Line] = [[]] if height >= _AIRY_FROM else []
     lines += gap
     if entry.advice.cause:
@@ -274,7 +277,8 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
     if view.judged < 1.0:
         judged += f", {view.judged:.0%} of the log: the rest is not judged yet"
     explain = "`moe-microscope explain` lists all rules and their limits"
-    room, facts = width - 4, list[Line]()
+    room = width - 4
+    facts = list[Line]()
     for word, text, role in (
         ("balance", f"c stays above {warn:g}; 1 = even, 0 = collapsed", "value"),
         ("experts", f"none dead, few below {share:g} of the fair share for long", "value"),
@@ -285,7 +289,7 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
         ("rules", explain, "dim"),
     ):
         facts += [[Span("  "), *line] for line in _part(word, text, room, role)]
-    healthy = Span("  no alerts; a healthy run is like this in every layer", "dim")
+    healthy = dim("  no alerts; a healthy run is like this in every layer")
     lines = [frame.verdict(view, width, 1)[0], [], [healthy], *facts]
     return [pad(line, width) for line in lines]
 
@@ -311,7 +315,7 @@ def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int
         lines.append([severity, Span(advice.verdict)])
         lines += labelled("why", wrap(advice.why, width), 8)
         lines += labelled("next", wrap(advice.next, width), 8)
-    lines = lines or [[Span("  no alerts in this layer", "dim")]]
+    lines = lines or [[dim("  no alerts in this layer")]]
     lines = [pad(line, columns) for line in lines]
     if len(lines) > most:
         left = words.plural(len(lines) - most, "more line")

@@ -6,12 +6,13 @@ dwarfs the rest, the axis is logarithmic.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
 from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
-from microscope_tui.lines.spans import Line, Span, merged, pad, placed, wrap
+from microscope_tui.lines.spans import Line, Span, dim, merged, pad, placed, wrap
 
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
@@ -45,36 +46,24 @@ def load_bars(
     room, rows = width - GUTTER, height - 2
     shown = bin_loads(load, max(1, room))
     per_bar = -(-len(load) // max(1, len(shown)))
-    alive = [x for x in load if 0 < x < math.inf] or [1.0]
-    top = max(2.0, *alive)
-    log = top >= _DWARFS and top > _DWARFS * statistics.median(alive)
+    axis = _LoadAxis.of(load)
     name = "load" if per_bar > 1 or chosen is not None else "load per expert"
-    name += " (log)" if log else ""
-    title = chart_name(_named(name, per_bar), focused)
-    if chosen is not None and chosen < len(load):
-        title += [Span(f"   {words.decimal(load[chosen])}", "title")]
-        title += [Span(f" expert {chosen}", "accent"), Span(f" at {step:,}", "dim")]
-    else:
-        title += [Span(f"   at {step:,}", "dim")]
+    title = chart_name(_named(f"{name} (log)" if axis.log else name, per_bar), focused)
+    own = _of_expert(load, chosen, words.decimal)
+    title += [*own, dim(f"{' ' if own else '   '}at {step:,}")]
     lines = [noted(title, ["1 is fair"], width)]
     if rows < 1 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
     cell = max(1, min(_WIDEST, room // max(1, len(shown))))
-    ticks = {tick: _row(_share(tick, top, log=log), rows) for tick in (_TICKS if log else [])}
-    fair = _row(_share(1.0, top, log=log), rows)
-    body = [[_BLANK] * room for _ in range(rows)]
-    body[fair][: cell * len(shown)] = [("┈", "faint")] * (cell * len(shown))
-    bars = [(_risen(_share(x, top, log=log), rows, glyphs), _role(x)) for x in shown]
-    if chosen is not None and chosen // per_bar < len(bars):
-        bars[chosen // per_bar] = bars[chosen // per_bar][0], "title"
-    _place(body, bars, cell)
+    body = _blank(room, rows)
+    body[axis.row(1.0, rows)][: cell * len(shown)] = [("┈", "faint")] * (cell * len(shown))
+    bars = [(_risen(axis.share(x), rows, glyphs), _role(x)) for x in shown]
+    _place(body, bars, cell, per_bar, chosen)
     for at, value in enumerate(shown):
         if not value > 0:
             body[-1][at * cell] = ("×", "heat:dead")
-    labels = {row: _TICKS[tick] for tick, row in ticks.items() if tick < top / 2}
-    labels |= {0: tick_text(top, top), rows - 1: "1/16" if log else "0", fair: "1"}
+    lines += _labelled(body, axis.labels(rows), width)
     numbers = _numbers(len(shown), per_bar, cell, room, chosen)
-    lines += _labelled(body, labels, width)
     return [*lines, pad([Span(" " * GUTTER), *numbers], width)]
 
 
@@ -96,24 +85,18 @@ def bias_bars(
     mean = math.fsum(known) / len(known)
     away = [b - mean if math.isfinite(b) else math.nan for b in bias]
     per_bar = -(-len(away) // max(1, room))
-    shown = [
-        max(away[at : at + per_bar], key=lambda d: abs(d) if d == d else -1.0)
-        for at in range(0, len(away), per_bar)
-    ]
+    groups = (away[at : at + per_bar] for at in range(0, len(away), per_bar))
+    shown = [max(group, key=lambda d: abs(d) if d == d else -1.0) for group in groups]
     title = chart_name(_named("bias", per_bar), focused)
-    if chosen is not None and chosen < len(bias):
-        title += [Span(f"   {bias[chosen]:+.4g}", "title"), Span(f" expert {chosen}", "accent")]
-    else:
-        title.append(Span(f"   at {step:,}", "dim"))
+    title += _of_expert(bias, chosen, "{:+.4g}".format) or [dim(f"   at {step:,}")]
     lines = [noted(title, [words.no_zero(f"around {mean:+.2g}")], width)]
     if rows < 2 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
     most = max((abs(d) for d in shown if d == d), default=0.0) or 1.0
-    body = [[_BLANK] * room for _ in range(rows)]
+    body = _blank(room, rows)
     bars = [(_swung(value / most, rows, glyphs), "curve") for value in shown]
-    if chosen is not None and chosen // per_bar < len(bars):
-        bars[chosen // per_bar] = bars[chosen // per_bar][0], "title"
-    _place(body, bars, max(1, min(_WIDEST, room // max(1, len(shown)))))
+    cell = max(1, min(_WIDEST, room // max(1, len(shown))))
+    _place(body, bars, cell, per_bar, chosen)
     return lines + _labelled(body, {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}, width)
 
 
@@ -122,6 +105,49 @@ def bars_width(experts: int, most: int) -> int:
     room = max(1, most - GUTTER)
     bars = len(bin_loads([1.0] * experts, room))
     return min(most, max(_TITLE, GUTTER + bars * min(_WIDEST, room // max(1, bars))))
+
+
+class _LoadAxis(NamedTuple):
+    """From 0 to the highest load; logarithmic, from 1/16, where one expert dwarfs the rest."""
+
+    top: float
+    log: bool
+
+    @classmethod
+    def of(cls, load: Sequence[float]) -> "_LoadAxis":
+        """The axis for these loads."""
+        alive = [x for x in load if 0 < x < math.inf] or [1.0]
+        top = max(2.0, *alive)
+        return cls(top, top >= _DWARFS and top > _DWARFS * statistics.median(alive))
+
+    def share(self, load: float) -> float:
+        """The height of a bar as a share of the axis."""
+        part = load / self.top
+        if not self.log or not part > 0:
+            return part
+        return max(1e-9, 1 + math.log2(part) / math.log2(16 * self.top))
+
+    def row(self, load: float, rows: int) -> int:
+        """Where a load is, counted from the top."""
+        return rows - 1 - min(rows - 1, int(rows * self.share(load)))
+
+    def labels(self, rows: int) -> Mapping[int, str]:
+        """Both ends, the fair share, and between them round loads of a logarithmic axis."""
+        labels = {}
+        if self.log:
+            ticks = {tick: text for tick, text in _TICKS.items() if tick < self.top / 2}
+            labels = {self.row(tick, rows): text for tick, text in ticks.items()}
+        labels[0] = tick_text(self.top, self.top)
+        labels[rows - 1] = "1/16" if self.log else "0"
+        labels[self.row(1.0, rows)] = "1"
+        return labels
+
+
+def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[float], str]) -> Line:
+    """The chosen expert and its value, for the title; empty where none is chosen."""
+    if expert is None or expert >= len(values):
+        return []
+    return [Span(f"   {spell(values[expert])}", "title"), Span(f" expert {expert}", "accent")]
 
 
 def _named(what: str, per_bar: int) -> str:
@@ -141,17 +167,6 @@ def _role(load: float) -> str:
     if level is None or _STARVING < level < _OVER:
         return "curve"
     return "accent" if level < 0 else "warn" if level < _HOT else "crit"
-
-
-def _share(load: float, top: float, *, log: bool) -> float:
-    """The height of a bar as a share of the axis, which begins at 0; a logarithmic one at 1/16."""
-    if not log or not load / top > 0:
-        return load / top
-    return max(1e-9, 1 + math.log2(load / top) / math.log2(16 * top))
-
-
-def _row(share: float, rows: int) -> int:
-    return rows - 1 - min(rows - 1, int(rows * share))
 
 
 def _risen(share: float, rows: int, glyphs: Glyphs) -> list[str]:
@@ -176,17 +191,27 @@ def _swung(share: float, rows: int, glyphs: Glyphs) -> list[str]:
     ]
 
 
-def _place(body: list[list[Cell]], bars: Sequence[Bar], cell: int) -> None:
-    wide = max(1, cell - 1 - (cell >= _WIDEST))
+def _blank(room: int, rows: int) -> list[list[Cell]]:
+    return [[_BLANK] * room for _ in range(rows)]
+
+
+def _place(
+    body: list[list[Cell]], bars: Sequence[Bar], cell: int, per_bar: int, expert: int | None
+) -> None:
+    """Draw the bars, each in so many cells; that of the chosen expert is bright."""
+    chosen = None if expert is None else expert // per_bar
+    gap = 2 if cell >= _WIDEST else 1
+    wide = max(1, cell - gap)
     for at, (chars, role) in enumerate(bars):
+        drawn = "title" if at == chosen else role
         for row, char in zip(body, chars, strict=True):
             if char:
-                row[at * cell : at * cell + wide] = [(char, role)] * wide
+                row[at * cell : at * cell + wide] = [(char, drawn)] * wide
 
 
 def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:
     return [
-        pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *merged(cells)], width)
+        pad([dim(f"{labels.get(row, ''):>{GUTTER - 1}} "), *merged(cells)], width)
         for row, cells in enumerate(body)
     ]
 

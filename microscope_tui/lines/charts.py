@@ -6,12 +6,12 @@ without room are named.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
-from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, width_of
+from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, line_width, pad, width_of
 from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
 
 GUTTER = 7
@@ -83,7 +83,8 @@ class Chart:
         if not values:
             return self.bottom or 0.0, self.top or 1.0, None
         bottom = values[0] if self.bottom is None else self.bottom
-        top, beyond = values[-1] if self.top is None else self.top, None
+        top = values[-1] if self.top is None else self.top
+        beyond = None
         usual = values[int(_USUAL * (len(values) - 1))]
         if self.top is None and top - bottom > _WILD * (usual - bottom) > 0:
             top, beyond = usual + (usual - bottom), top
@@ -97,7 +98,7 @@ class Chart:
         _, _, beyond = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
-        line += [Span(f"   {value}", "title"), Span(f" at {step:,}", "dim")] if value else []
+        line += [Span(f"   {value}", "title"), dim(f" at {step:,}")] if value else []
         notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
         notes += [f"smoothing {smoothing:g}"] if smoothing else []
         return noted(line, [*notes, self.note], width)
@@ -113,7 +114,7 @@ def noted(line: Line, notes: Sequence[str], width: int) -> Line:
     line = list(line)
     for text in filter(None, notes):
         if line_width(line) + 3 + width_of(text) <= width:
-            line.append(Span(f"   {text}", "dim"))
+            line.append(dim(f"   {text}"))
     return pad(line, width)
 
 
@@ -242,7 +243,8 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
         Curve(steps, layer.entropy_history),
     ]
     average = f"mean {words.decimal(mean)}" if mean is not None else ""
-    most, why = words.most_entropy(layer), "not measured (docs/probe.md)"
+    most = words.most_entropy(layer)
+    why = "not measured (docs/probe.md)"
     loads = [Curve(steps, layer.max_load_history, edge="high")]
     charts = {
         "balance": replace(balance, nothing=words.no_balance(layer)[1]),
@@ -250,7 +252,8 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
         "max-load": Chart("max load", loads, layer.max_load, "1 is fair", limits=[(1.0, "dim")]),
     }
     if layer.drop_rate is not None or any(c.low == c.low for c in layer.drop_history):
-        dropped, what = [Curve(steps, layer.drop_history, edge="high")], "share of assignments"
+        dropped = [Curve(steps, layer.drop_history, edge="high")]
+        what = "share of assignments"
         charts["drop"] = Chart("dropped", dropped, layer.drop_rate, what, spell=words.percent)
     return charts
 
@@ -258,19 +261,12 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
 def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     """The course of a run by name, most useful first; without what the log does not contain."""
     record, steps = view.record, view.axis
-    loss, norm, rate = (
-        (record.loss, record.grad_norm, record.learning_rate) if record else [None] * 3
-    )
-    named = [(layer, layer.router.name) for layer in view.layers]
-    indices = [(x.collapse_index, name) for x, name in named if x.collapse_index is not None]
-    loads = [
-        (x.max_load, n) for x, n in named if x.max_load is not None and math.isfinite(x.max_load)
-    ]
-    lowest, least = min(indices, default=(None, ""))
-    highest, most = max(loads, default=(None, ""))
-    validated = [
-        (s, loss) for s, loss in view.evaluations if loss is not None and math.isfinite(loss)
-    ]
+    loss = record.loss if record else None
+    norm = record.grad_norm if record else None
+    rate = record.learning_rate if record else None
+    lowest, least = min(_known(view, "collapse_index"), default=(None, ""))
+    highest, most = max(_known(view, "max_load"), default=(None, ""))
+    validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
     at, value = validated[-1] if validated else (0, None)
     validation = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
     fair = f"in {most}, 1 is fair" if most else "1 is fair"
@@ -289,6 +285,14 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
 
 
+def _known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
+    """The finite values of one measure, each with the name of its layer."""
+    for layer in view.layers:
+        value = getattr(layer, measure)
+        if value is not None and math.isfinite(value):
+            yield value, layer.router.name
+
+
 def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
     """Did the loss react to the routers? In numbers, since the onset of an alert.
 
@@ -303,13 +307,14 @@ def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
         where = f" in {episode.router.name if episode.router is not None else ''}"
         since, rest = f" since {episode.onset:,}   ", _compared(view, episode.onset)
     else:
-        rest = [Span("  no alert in any router", "dim")]
+        rest = [dim("  no alert in any router")]
         if view.worst is None:
             return pad(rest, width)
-        finding, where = view.worst[0], ""  # it concerns the whole run
+        finding = view.worst[0]
+        where = ""  # it concerns the whole run
         since = f" since {finding.onset:,} "
     letter = Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity])
-    return pad([letter, Span(f"{finding.rule}{where}"), Span(since, "dim"), *rest], width)
+    return pad([letter, Span(f"{finding.rule}{where}"), dim(since), *rest], width)
 
 
 def _compared(view: RunView, onset: int) -> Line:
@@ -322,14 +327,14 @@ def _compared(view: RunView, onset: int) -> Line:
     before = [column.mean for step, column in shown if step < onset][-_BEFORE:]
     since = [(step, column.mean) for step, column in shown if step >= onset]
     if len(before) < _LEAST or len(since) < _LEAST:
-        return [Span("too near the edge of the window to compare the loss", "dim")]
+        return [dim("too near the edge of the window to compare the loss")]
     usual = statistics.median(before)
     level = usual + _SPREADS * max(statistics.pstdev(before), 0.002 * abs(usual))
     now = statistics.median(mean for _, mean in since[-_LEAST:])
     stays = range(len(since) - _LEAST + 1)  # above the level for three columns
     rises = (since[at][0] for at in stays if all(m > level for _, m in since[at : at + _LEAST]))
     noticed = next(rises, None)
-    numbers = Span(f": {words.decimal(usual)} before, {words.decimal(now)} now", "dim")
+    numbers = dim(f": {words.decimal(usual)} before, {words.decimal(now)} now")
     if noticed is None:
         return [Span("the loss does not show it", "warn"), numbers]
     after = f"{noticed - onset:,} steps later" if noticed > onset else "at once"

@@ -16,6 +16,7 @@ from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
+    dim,
     first_fitting,
     pad,
     shortened,
@@ -174,13 +175,14 @@ def layer_lines(
     layer: LayerView, reference: Reference, layout: CompareLayout, heat: Heat, *, chosen: bool
 ) -> list[Line]:
     """One layer: ``row_height`` lines, with the numbers on the middle one."""
-    numbers, key = _numbers(layer, reference, layout, chosen), ("compare", layer.index)
+    numbers = _numbers(layer, reference, layout, chosen)
+    key = ("compare", layer.index)
     values = why_not_comparable(layer, reference) or cells_of(layer, heat)
     lines = []
     for at in range(layout.row_height):
         here = at == (layout.row_height - 1) // 2
         if isinstance(values, str):
-            cells: Line = [Span(values, "dim")] if here else []
+            cells: Line = [dim(values)] if here else []
         else:
             cells = heat_line(key, values, heat, layout.cells, layout.cell, marked=here)
         lines.append(layout.table.line({**(numbers if here else {}), "load": cells}))
@@ -189,25 +191,34 @@ def layer_lines(
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
     """The experts of a layer that gained and lost the most, as far as they fit."""
-    name, why = layer.router.name, why_not_comparable(layer, reference)
+    name = f"{layer.router.name}: "
     then = reference.load_of(layer.index, layer.router.num_experts)
+    why = why_not_comparable(layer, reference)
     if why or then is None or layer.load is None:
-        return f"{name}: {why}"
-    now = layer.load
-    ratios = {e: (now[e] / then[e] if then[e] else math.inf) for e in range(len(now)) if now[e]}
-    up = sorted((e for e in ratios if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
-    down = sorted((e for e in ratios if ratios[e] < 2.0**CALM_FROM), key=lambda e: ratios[e])
-    dead = [e for e in range(len(now)) if not now[e] and then[e]]
-    parts = []
-    if up:
-        parts.append("up " + words.listed([f"{e} ({then[e]:.2g} to {now[e]:.2g})" for e in up], 2))
-    if down:
-        parts.append(f"down {words.listed(down)}")
-    if dead:
-        parts.append(f"without tokens now {words.listed(dead)}")
-    while len(parts) > 1 and len(f"{name}: {'; '.join(parts)}") > room:
+        return f"{name}{why}"
+    parts = _moved(then, layer.load) or ["no expert changed its load"]
+    while len(parts) > 1 and len(name + "; ".join(parts)) > room:
         parts.pop()
-    return f"{name}: {'; '.join(parts) or 'no expert changed its load'}"
+    return name + "; ".join(parts)
+
+
+def _moved(then: Sequence[float], now: Sequence[float]) -> list[str]:
+    """Which experts went up, down, and to zero, the largest change first."""
+    alive = [expert for expert, load in enumerate(now) if load]
+    ratios = {e: now[e] / then[e] if then[e] else math.inf for e in alive}
+    up = sorted((e for e in alive if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
+    down = sorted((e for e in alive if ratios[e] < 2.0**CALM_FROM), key=lambda e: ratios[e])
+    dead = [expert for expert, load in enumerate(now) if not load and then[expert]]
+    more = [f"{e} ({then[e]:.2g} to {now[e]:.2g})" for e in up]
+    return [
+        f"{word} {words.listed(experts, most)}"
+        for word, experts, most in (
+            ("up", more, 2),
+            ("down", down, 3),
+            ("without tokens now", dead, 3),
+        )
+        if experts
+    ]
 
 
 def _numbers(
@@ -216,10 +227,12 @@ def _numbers(
     record, index, severity = reference.record.router, layer.index, layer.severity
     router = router_in(reference, layer)
     balance = balance_now(record, index, router)[0] if router is not None else None
-    peak, table = value_at(record.max_load, index), layout.table
+    peak = value_at(record.max_load, index)
+    table = layout.table
     then = reference.load_of(index, layer.router.num_experts)
     order = rank_correlation(then, layer.load) if then is not None and layer.load else math.nan
-    label, wide = table.width_of("layer"), (table.width_of("max load") - _ARROW) // 2
+    label = table.width_of("layer")
+    wide = (table.width_of("max load") - _ARROW) // 2
     name = Span(shortened(layer.router.name, label - 5), "value" if chosen or severity else "dim")
     letter = Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" ")
     pair = _pair(words.index(balance), words.index(layer.collapse_index), _NUMBER)
@@ -237,7 +250,7 @@ def _numbers(
 
 def _pair(then: str, now: str, width: int, role: str = "value") -> Line:
     return [
-        *pad([Span(then or "-", "dim")], width, "right"),
+        *pad([dim(then or "-")], width, "right"),
         Span(" → ", "faint"),
         *pad([Span(now or "-", role)], width, "right"),
     ]

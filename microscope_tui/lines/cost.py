@@ -12,7 +12,8 @@ _COUNTS = {"shares": "by shares", "top1": "first choices only", "local_rank": "t
 def layer_cost(cost: Cost, index: int, columns: int, most: int) -> list[Line]:
     """One layer: training and prefill on the first line, decode on the second if it may be."""
     label, one = f"  {cost.ranks} ranks  ", cost.layers[index]
-    texts, room = [["no counts here of experts that divide by them"]], columns - len(label)
+    texts = [["no counts here of experts that divide by them"]]
+    room = columns - len(label)
     if one is not None and cost.model is not None:
         short, ratio = _tokens(one), f"{one.ratio:.2f} x mean"
         whole = f"{short} (model {_part(cost.model)}{_whole_step(cost)})"

@@ -1,6 +1,7 @@
 """One expert of one layer as lines: its load now, its history, and its other alerts."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,13 +13,14 @@ from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
 from microscope_tui.lines.heat import role_of_level
-from microscope_tui.lines.spans import Line, Span, in_turn, line_width, pad, role_of, spread
+from microscope_tui.lines.spans import Line, Span, dim, in_turn, line_width, pad, role_of, spread
 from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
 
 LEAST_SAMPLES = 16
 _MOST = 3
 _LABEL = 14
 _WIDEST_CELL = 3
+_REMARKABLE = ("dead", "starving", "hot")
 _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
 
 
@@ -111,7 +113,7 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
     router, size = layer.router, layer.router.num_experts or "?"
     left = [
         Span(f"  expert {expert}", "title"),
-        Span(f"  of {size} in {router.name}, {words.choices(router.top_k)}", "dim"),
+        dim(f"  of {size} in {router.name}, {words.choices(router.top_k)}"),
     ]
     for finding, episode in findings_of(view, layer, expert):
         left.append(Span(f"   {finding.severity.letter} {finding.rule}", role_of(episode)))
@@ -124,7 +126,7 @@ def facts(
     """Its load, share, place and bias at the shown step, in two lines."""
     load, bias = layer.load, layer.bias
     if not load or not layer.counts or expert >= len(load):
-        return [pad([Span(f"  {words.no_counts(view)}", "dim")], width), pad([], width)]
+        return [pad([dim(f"  {words.no_counts(view)}")], width), pad([], width)]
     what = condition(load[expert])
     share, of_all = words.part_of(view, layer, expert)
     rest = f" of {len(load)}   "
@@ -135,9 +137,9 @@ def facts(
         away = bias[expert] - sum(bias) / len(bias)
         second += in_turn("   bias ", words.signed(bias[expert]))
         if math.isfinite(away):
-            second.append(Span(f", {away:+.2g} from the mean", "dim"))
+            second.append(dim(f", {away:+.2g} from the mean"))
     if view.counts_step is not None and view.counts_step != view.step:
-        first.append(Span(f"   counted at step {view.counts_step:,}", "dim"))
+        first.append(dim(f"   counted at step {view.counts_step:,}"))
     return [pad(first, width), pad(second, width)]
 
 
@@ -180,27 +182,35 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
         for layer in view.layers
     ]
     names = [layer.router.name for layer in view.layers]
-    conditions = [condition(load) for load in loads if load is not None]
-    counted = [
-        f"{n} {what}" for what in ("dead", "starving", "hot") if (n := conditions.count(what))
-    ]
-    nowhere = "nowhere dead, starving or hot" if conditions else "no counts"
-    summary = f"  {', '.join(counted) or nowhere}"
-    head = [_head("all layers"), Span(f"{names[0]} ", "dim")]
-    tail = [Span(f" {names[-1]}", "dim"), Span(summary, "value" if counted else "dim")]
+    summary, role = _summary([load for load in loads if load is not None])
+    head = [_head("all layers"), dim(f"{names[0]} ")]
+    tail = [dim(f" {names[-1]}"), Span(f"  {summary}", role)]
     room = width - line_width([*head, *tail])
     per_cell = -(-len(loads) // max(1, room))
-    cells = []
-    for at in range(0, len(loads), per_cell):
-        known = [load for load in loads[at : at + per_cell] if load is not None]
-        level = load_level(bin_loads(known, 1)[0]) if known else None
-        mark = load_mark(level) if colour else load_glyph(level)
-        cells.append((mark, role_of_level(level)) if known else ("·", "faint"))
+    cells = [_cell(loads[at : at + per_cell], colour) for at in range(0, len(loads), per_cell)]
     here = selected // per_cell
     cells[here] = (cells[here][0], "cursor")
     wide = max(1, min(_WIDEST_CELL, room // len(cells)))
     strip = [Span(text.center(wide), role) for text, role in cells]
     return pad([*head, *strip, *tail], width)
+
+
+def _summary(loads: Sequence[float]) -> tuple[str, str]:
+    """In how many layers it is dead, starving or hot; and the role of these words."""
+    if not loads:
+        return "no counts", "dim"
+    conditions = Counter(map(condition, loads))
+    found = [f"{conditions[what]} {what}" for what in _REMARKABLE if what in conditions]
+    return (", ".join(found), "value") if found else ("nowhere dead, starving or hot", "dim")
+
+
+def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
+    """Neighbouring layers in one cell: the load that is farthest from fair."""
+    known = [load for load in loads if load is not None]
+    if not known:
+        return "·", "faint"
+    level = load_level(bin_loads(known, 1)[0])
+    return load_mark(level) if colour else load_glyph(level), role_of_level(level)
 
 
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
@@ -210,7 +220,7 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
     for finding, episode in named:
         over = f" to {episode.recovered_at:,}" if episode.recovered_at is not None else ""
         line += [Span(finding.rule, role_of(episode)), Span(f" since {episode.onset:,}{over}")]
-        line.append(Span("   ", "dim"))
+        line.append(dim("   "))
     rules = [
         finding.rule
         for finding, _ in view.alerts
@@ -218,9 +228,9 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
     ]
     others = [rule for rule in rules if rule not in {finding.rule for finding, _ in named}]
     if others:
-        line.append(Span(f"{layer.router.name} has {words.listed(others)}", "dim"))
+        line.append(dim(f"{layer.router.name} has {words.listed(others)}"))
     elif not named:
-        line.append(Span("none names it", "dim"))
+        line.append(dim("none names it"))
     return pad(line, width)
 
 
@@ -231,12 +241,12 @@ def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
         few = f"too few samples: {len(series)} of {LEAST_SAMPLES}"
         return pad([_head("moves with"), Span(few, "faint")], width)
     alike = _correlations(found.alike, f"none beyond chance ({words.index(found.chance)})")
-    against = [Span("   against ", "dim"), _correlations(found.opposite, "none")]
+    against = [dim("   against "), _correlations(found.opposite, "none")]
     return pad([_head("moves with"), alike, *against], width)
 
 
 def _head(word: str) -> Span:
-    return Span(f"  {word:<{_LABEL - 2}}", "dim")
+    return dim(f"  {word:<{_LABEL - 2}}")
 
 
 def _correlations(pairs: Sequence[tuple[int, float]], none: str) -> Span:

@@ -11,6 +11,7 @@ from microscope_tui.lines.spans import (
     Line,
     Span,
     crop,
+    dim,
     labelled,
     line_width,
     merged,
@@ -53,35 +54,44 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
     record = view.record
     speed: Line = []
     if record is not None and record.tokens_per_s:
-        speed = [Span(f"{words.short_number(record.tokens_per_s)} tok/s", "dim")]
+        speed = [dim(f"{words.short_number(record.tokens_per_s)} tok/s")]
     return spread(left, [*speed, Span(" ")], width)
 
 
 def _after_name(
     view: RunView, width: int, gap: Span, glyphs: Glyphs, *, planned: bool = True
 ) -> Line:
+    line = [gap, *_state(view), gap]
+    loss = [gap, dim("loss "), Span(_loss(view))]
+    run = view.run
+    if run is not None and is_one_step(run):
+        return [*line, Span("evaluation"), *loss]
+    if run is not None and "force_collapse" in run.balance:
+        line += [Span("forced", "warn"), gap]
+    evaluates = run is not None and run.profile == "eval"
+    line += [dim("evaluation, part " if evaluates else "step "), Span(f"{view.step:,}")]
+    if planned and run is not None and run.planned_steps:
+        line += _planned(view.step, run.planned_steps, width, glyphs)
+    if run is not None and run.unconfirmed:
+        line += [gap, Span("m: confirm keys", "warn")]
+    line += loss
+    if width >= _WIDE and view.loss_history:
+        line += [Span(" "), dim(_loss_curve(view.loss_history, glyphs))]
+    return line
+
+
+def _state(view: RunView) -> Line:
     role, age = STATE_ROLES.get(view.state, "dim"), words.age(view.age_s)
     over = view.state.ended and view.state != RunState.CRASHED and age
-    state = f"{view.state} {age}{' ago' if over else ''}".rstrip()
-    line = [gap, Span("● ", role), Span(state, role), gap]
-    if view.run is not None and is_one_step(view.run):
-        return [*line, Span("evaluation"), gap, Span("loss ", "dim"), Span(_loss(view))]
-    if view.run is not None and "force_collapse" in view.run.balance:
-        line += [Span("forced", "warn"), gap]
-    evaluates = view.run is not None and view.run.profile == "eval"
-    line += [Span("evaluation, part " if evaluates else "step ", "dim"), Span(f"{view.step:,}")]
-    if planned and view.run is not None and (steps := view.run.planned_steps):
-        line.append(Span(f" / {steps:,}", "dim"))
-        if width >= _WIDE:
-            done = round(max(0.0, min(1.0, view.step / steps)) * _PROGRESS)
-            full, rest = ("=", "-") if glyphs is Glyphs.ASCII else ("━", "━")
-            line += [Span(" "), Span(full * done, "accent")]
-            line.append(Span(rest * (_PROGRESS - done), "faint"))
-    if view.run is not None and view.run.unconfirmed:
-        line += [gap, Span("m: confirm keys", "warn")]
-    line += [gap, Span("loss ", "dim"), Span(_loss(view))]
-    if width >= _WIDE and view.loss_history:
-        line += [Span(" "), Span(_loss_curve(view.loss_history, glyphs), "dim")]
+    return [Span("● ", role), Span(f"{view.state} {age}{' ago' if over else ''}".rstrip(), role)]
+
+
+def _planned(step: int, steps: int, width: int, glyphs: Glyphs) -> Line:
+    line = [dim(f" / {steps:,}")]
+    if width >= _WIDE:
+        done = round(max(0.0, min(1.0, step / steps)) * _PROGRESS)
+        full, rest = ("=", "-") if glyphs is Glyphs.ASCII else ("━", "━")
+        line += [Span(" "), Span(full * done, "accent"), Span(rest * (_PROGRESS - done), "faint")]
     return line
 
 
@@ -125,7 +135,7 @@ def verdict(
         active, known = len(view.alerts), f"{len(view.alerts) - len(unseen)} seen"
         counts = [f"1 of {active} alerts"] if active > 1 else []
         counts += [known if unseen else "seen"] if len(unseen) < active else []
-        more = [Span(f"{'  '.join(counts)} ", "dim")] if counts else []
+        more = [dim(f"{'  '.join(counts)} ")] if counts else []
         if compact or lines < 3:
             text = Span(f" {advice.cause_first(advice.short)}")
             first = crop([Span(" "), badge, text], width - line_width(more) - 1)
@@ -159,33 +169,33 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
 
 def _all_well(view: RunView) -> Line:
     if not view.layers:
-        return [Span("no steps yet", "dim")]
+        return [dim("no steps yet")]
     balances = [
         (c, layer.router.name) for layer in view.layers if (c := layer.collapse_index) is not None
     ]
     if view.judged < 1.0:
         return _not_judged_yet(view, balances)
-    evidence = gathering(view.pending, [layer.collapse_index for layer in view.layers])
-    suspects = {found.router_index for found in view.pending}
-    well = sum(layer.index not in suspects for layer in view.layers)
-    lowest = ""
-    if balances:
-        c, name = min(balances, key=lambda pair: pair[0])
-        lowest = f", lowest balance {words.index(c)} in {name}"
-    noun = "layer" if well == 1 else "layers"
-    if view.no_verdict:
-        line = [Span(view.no_verdict + (", " if evidence else lowest), "dim")]
-        line.append(Span(evidence, "warn"))
-    elif evidence:
-        other = "other " if well < len(view.layers) else ""
-        rest = f"; {well} {other}{noun} healthy" if well else ""
-        line = [Span(evidence, "warn"), Span(rest, "dim")]
-    else:
-        line = [Span(f"{well} {noun} healthy", "ok"), Span(lowest, "dim")]
+    line = _no_alert(view, f", lowest {_lowest(balances)}" if balances else "")
     text = f"; note: {view.notes[0][1].short.split(':')[0]}" if view.notes else ""
     if over := sum(not f.active and f.severity > Severity.INFO for f, _ in view.findings):
         text += f"; {words.plural(over, 'earlier alert')}, recovered"
-    return merged(span for span in [*line, Span(text, "dim")] if span.text)
+    return merged(span for span in [*line, dim(text)] if span.text)
+
+
+def _no_alert(view: RunView, lowest: str) -> Line:
+    """Healthy, not to be judged, or with evidence that is not enough yet."""
+    evidence = gathering(view.pending, [layer.collapse_index for layer in view.layers])
+    if view.no_verdict:
+        text = view.no_verdict + (", " if evidence else lowest)
+        return [dim(text), Span(evidence, "warn")]
+    suspects = {found.router_index for found in view.pending}
+    well = sum(layer.index not in suspects for layer in view.layers)
+    noun = "layer" if well == 1 else "layers"
+    if not evidence:
+        return [Span(f"{well} {noun} healthy", "ok"), dim(lowest)]
+    other = "other " if well < len(view.layers) else ""
+    rest = f"; {well} {other}{noun} healthy" if well else ""
+    return [Span(evidence, "warn"), dim(rest)]
 
 
 def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Line:
@@ -195,11 +205,17 @@ def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Lin
         reading = f"scanning the log ({view.progress:.0%})"
     low = [pair for pair in balances if pair[0] < CollapseLimits().warn]
     if not low:
-        return [Span(f"nothing found so far, {reading}", "dim")]
-    c, name = min(low, key=lambda pair: pair[0])
+        return [dim(f"nothing found so far, {reading}")]
     more = f" and {len(low) - 1} more" if len(low) > 1 else ""
-    shown = f"balance {words.index(c)} in {name}{more} now"
-    return [Span(shown, "warn"), Span(f"; verdict to come, {reading}", "dim")]
+    return [
+        Span(f"{_lowest(low)}{more} now", "warn"),
+        dim(f"; verdict to come, {reading}"),
+    ]
+
+
+def _lowest(balances: Sequence[tuple[float, str]]) -> str:
+    c, name = min(balances, key=lambda pair: pair[0])
+    return f"balance {words.index(c)} in {name}"
 
 
 def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
@@ -210,6 +226,6 @@ def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
     lines: list[Line] = [
         [Span(f"step {view.step:,} loss {_loss(view)}")],
         [Span(text.strip(), role)],
-        [Span(f"needs {MIN_COLUMNS}x{MIN_ROWS}, has {columns}x{rows}", "dim")],
+        [dim(f"needs {MIN_COLUMNS}x{MIN_ROWS}, has {columns}x{rows}")],
     ]
     return [pad(line, columns) for line in lines[:rows]]

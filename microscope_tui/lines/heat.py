@@ -78,6 +78,12 @@ _CHOICES = {
 }
 
 
+def after(now: object, choices: Sequence[_Value]) -> _Value:
+    """The choice after ``now``; the first one after the last, and after none of them."""
+    at = choices.index(now) + 1 if now in choices else 0
+    return choices[at % len(choices)]
+
+
 class Look(msgspec.Struct, frozen=True):
     """The display choices of a session."""
 
@@ -88,9 +94,7 @@ class Look(msgspec.Struct, frozen=True):
     def next(self, what: str) -> "Look":
         """The next ``scale``, ``overlay``, ``order`` or ``palette``."""
         name, choices = _CHOICES[what]
-        now = getattr(self, name)
-        at = choices.index(now) + 1 if now in choices else 0
-        changed: dict[str, Any] = {name: choices[at % len(choices)]}
+        changed: dict[str, Any] = {name: after(getattr(self, name), choices)}
         return replace(self, **changed)
 
     def compared(self, on: bool) -> "Look":
@@ -146,38 +150,56 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
     return sorted(range(len(load)), key=lambda e: (groups[e], e))
 
 
-def cells_of(layer: LayerView, heat: Heat) -> list[float] | str:
+def cells_of(layer: LayerView, heat: Heat) -> Sequence[float] | str:
     """One value per expert or rank, in the chosen order; or why the measure has none."""
-    if not layer.load:
+    load, measure = layer.load, heat.look.measure
+    if not load:
         return "no counts"
-    load, bias, router, ranks = layer.load, layer.bias, layer.router, heat.ranks
-    values: Sequence[float] = load
+    if measure is Measure.RANKS:
+        return _rank_loads(load, layer.router.num_experts, heat.ranks)
+    values = (_shares if measure in _SHARES else _ratios)(layer, load, heat)
+    if isinstance(values, str):
+        return values
+    return [values[expert] for expert in order_of(layer, heat.look.order)]
+
+
+def _rank_loads(load: Sequence[float], experts: int, ranks: int) -> Sequence[float] | str:
+    """The mean load of each rank: neighbouring experts share a device."""
+    if experts % ranks:
+        return f"{experts} experts do not divide by {ranks} ranks"
+    size = len(load) // ranks
+    return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
+
+
+def _ratios(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[float] | str:
+    """Multiples of a fair value."""
+    bias = layer.bias
     match heat.look.measure:
-        case Measure.RANKS:
-            if router.num_experts % ranks:
-                return f"{router.num_experts} experts do not divide by {ranks} ranks"
-            size = len(load) // ranks  # neighbouring experts share a device
-            return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
         case Measure.BIAS:
             if not bias or len(bias) != len(load):
                 return "no bias"
             mean = sum(bias) / len(bias)  # on the same scale in every layer
             away = [4.0 * (b - mean) / FULL_BIAS if math.isfinite(mean) else 0.0 for b in bias]
-            values = [2.0 ** max(-4.0, min(4.0, octaves)) for octaves in away]
+            return [2.0 ** max(-4.0, min(4.0, octaves)) for octaves in away]
         case Measure.DIFFERENCE:
             if (then := heat.reference_load(layer)) is None:
                 return "no reference"
-            values = [_ratio(now, before) for now, before in zip(load, then, strict=True)]
-        case Measure.OVERFLOW:
-            if heat.run is None or not (room := heat.run.capacity_factor):
-                return "no capacity in the header"
-            values = [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in load]
-        case Measure.SHARE | Measure.LOG_SHARE:
-            if not router.top_k:
-                return "top_k is unknown"
-            fair = router.top_k / max(1, router.num_experts)
-            values = [min(1.0, x * fair) for x in load]
-    return [values[expert] for expert in order_of(layer, heat.look.order)]
+            return [_ratio(now, before) for now, before in zip(load, then, strict=True)]
+    return load
+
+
+def _shares(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[float] | str:
+    """Shares of the tokens that chose each expert, or that it had no room for."""
+    router = layer.router
+    if heat.look.measure is Measure.OVERFLOW:
+        room = heat.run.capacity_factor if heat.run is not None else None
+        if not room:
+            return "no capacity in the header"
+        return [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in load]
+    if not router.top_k:
+        return "top_k is unknown"
+    fair = router.top_k / max(1, router.num_experts)
+    return [min(1.0, x * fair) for x in load]
 
 
 def _ratio(now: float, then: float) -> float:
@@ -200,7 +222,8 @@ def heat_line(
     ``key``: which cells these are, for levels that remember; ``marked``: with the marks × and ▴;
     ``chosen``: position of the value that the cursor is on.
     """
-    per_cell, cells = -(-len(values) // max(1, columns)), list[Span]()
+    per_cell = -(-len(values) // max(1, columns))
+    cells = list[Span]()
     if heat.look.measure in _SHARES:
         log = heat.look.measure is Measure.LOG_SHARE
         for group in _grouped(values, per_cell):

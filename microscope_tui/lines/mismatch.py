@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar
-from microscope_tui.lines.spans import Line, Span, pad, shortened, wrap
+from microscope_tui.lines.spans import Line, Span, dim, pad, shortened, wrap
 from microscope_tui.routing import LayerMismatch, Mismatch
 
 _GAP = 2
@@ -19,7 +19,7 @@ def head_lines(found: Mismatch, columns: int) -> list[Line]:
     of = f" of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
     tokens = " of the tokens are routed differently in at least one layer"
     shares = (found.share, of), (found.tokens_differing / found.tokens, tokens)
-    return [pad([Span(percent(share)), _dim(text)], columns) for share, text in shares]
+    return [pad([Span(percent(share)), dim(text)], columns) for share, text in shares]
 
 
 def layer_lines(
@@ -27,7 +27,8 @@ def layer_lines(
 ) -> list[Line]:
     """One line per layer: share of its choices that differ, and a bar."""
     label = min(max(len(layer.name) for layer in found.layers), columns // 3)
-    labels, mark = [], 0 if selected is None else 2
+    labels = []
+    mark = 0 if selected is None else 2
     for index, layer in enumerate(found.layers):
         chosen = index == selected
         cursor = Span("▶ " if chosen else " " * mark, "accent")
@@ -38,18 +39,19 @@ def layer_lines(
 def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
     """One line per tenth of the choices: the smaller the margin, the easier a choice changes."""
     if not found.margins:
-        return [[Span("no margins", "dim")]]
+        return [[dim("no margins")]]
     ranges = [f"{one.low:.2g} to {one.high:.2g}" for one in found.margins]
     shares = [one.differing / one.compared if one.compared else 0.0 for one in found.margins]
     label = min(max(map(len, ranges)), columns // 2)
-    return _with_bars([[_dim(text)] for text in ranges], label, shares, columns, glyphs)
+    return _with_bars([[dim(text)] for text in ranges], label, shares, columns, glyphs)
 
 
 def _with_bars(
     labels: Sequence[Line], label: int, shares: Sequence[float], columns: int, glyphs: Glyphs
 ) -> list[Line]:
     """One line for each share, with a bar where there is room for one."""
-    most, lines = max(shares), []
+    most = max(shares)
+    lines = []
     room = min(_MOST_BAR, columns - label - 6 - 2 * _GAP)
     parts = [Column("label", label, gap=0), Column("share", 6, "right"), Column("bar", room)]
     table = Table(parts if room >= _LEAST_BAR and most else parts[:2], columns)
@@ -69,7 +71,7 @@ def swap_lines(
 ) -> list[Line]:
     """The most frequent swaps: layer, expert in A, expert in B, how often."""
     if not swaps:
-        return [[Span("none", "dim")]]
+        return [[dim("none")]]
     arrow = "->" if glyphs is Glyphs.ASCII else "→"
     name = 2 + max(len(layer.name) for layer, *_ in swaps) if named else 0
     size = max(len(str(expert)) for _, *pair, _ in swaps for expert in pair)
@@ -77,10 +79,10 @@ def swap_lines(
     return [
         pad(
             [
-                *pad([_dim(layer.name if named else "")], name),
+                *pad([dim(layer.name if named else "")], name),
                 Span(f"{old:>{size}} {arrow} {new:<{size}}  {times:>{most},} "),
                 Span("time, " if times == 1 else "times,"),
-                _dim(f" {percent(times / layer.compared)} of {layer.name}'s choices"),
+                dim(f" {percent(times / layer.compared)} of {layer.name}'s choices"),
             ],
             columns,
         )
@@ -93,12 +95,12 @@ def mismatch_text(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
     lines = head_lines(found, columns)
     if not found.differing:
         return lines
-    lines += [[], [_dim("layer: share of its choices that differ")]]
+    lines += [[], [dim("layer: share of its choices that differ")]]
     lines += layer_lines(found, columns, glyphs)
     if found.margins:
-        lines += [[], [_dim(f"margin in {found.margins_of}, in tenths of the choices")]]
+        lines += [[], [dim(f"margin in {found.margins_of}, in tenths of the choices")]]
         lines += margin_lines(found, columns, glyphs)
-    lines += [[], [_dim("most frequent swaps, from A to B")]]
+    lines += [[], [dim("most frequent swaps, from A to B")]]
     return lines + swap_lines(found.top_swaps(MOST_SWAPS), columns, glyphs)
 
 
@@ -110,15 +112,15 @@ def beside_each_other(
     right_width = columns - _GAP - left_width
     layer = found.layers[selected]
     left = [
-        [_dim("  layer: share that differs")],
+        [dim("  layer: share that differs")],
         *layer_lines(found, left_width, glyphs, selected)[first:],
     ]
     pairs = [(layer, old, new, times) for (old, new), times in layer.swaps.most_common(rows)]
     right = [
-        [_dim(f"margin in {found.margins_of}, in tenths of the choices")],
+        [dim(f"margin in {found.margins_of}, in tenths of the choices")],
         *margin_lines(found, right_width, glyphs),
         [],
-        [_dim(f"swaps in {layer.name}, from A to B")],
+        [dim(f"swaps in {layer.name}, from A to B")],
         *swap_lines(pairs, right_width, glyphs, named=False),
     ]
     nothing: Line = []
@@ -152,7 +154,3 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return ">99.9%"
     return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
-
-
-def _dim(text: str) -> Span:
-    return Span(text, "dim")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, Glyphs, bar, load_glyph, load_mark, shade_level
 from microscope_tui.lines.heat import Heat, heat_line, legend, role_of_level
-from microscope_tui.lines.spans import Line, Span, in_turn, merged, pad, with_notes
+from microscope_tui.lines.spans import Line, Span, dim, in_turn, merged, pad, with_notes
 from microscope_tui.lines.time_line import ONSET, TimeMark, TimeScale
 from microscope_tui.placement import KEPT_GAIN, Scored, Study, rank_loads
 from microscope_tui.runlog import RouterInfo
@@ -24,7 +24,10 @@ def placement_lines(
     study: Study, router: RouterInfo, size: tuple[int, int], heat: Heat, glyphs: Glyphs
 ) -> list[Line]:
     """The verdict for all layers, and the ranks of one, in at most ``size`` cells."""
-    (columns, rows), ranks, gain, due = size, study.request.ranks, study.gain, study.interval
+    columns, rows = size
+    ranks = study.request.ranks
+    gain = study.gain
+    due = study.interval
     title = in_turn("  ", router.name, f"   {router.num_experts:,} experts on {ranks:,} ranks")
     word = Span(f"  does not pay: {study.reason}", "warn") if study.reason else Span("  pays", "ok")
     refit = "" if due is None else f"   refit after {due:,.0f} steps"
@@ -37,17 +40,18 @@ def placement_lines(
         with_notes([word, Span(refit)], ["copies, files: moe-microscope placement"], columns),
         with_notes(in_turn(*gained), [f"{study.moves.copies:,} experts move"], columns),
     ]
-    lines += [pad([Span(f"  note: {note}", "dim")], columns) for note in study.counts.notes]
+    lines += [pad([dim(f"  note: {note}")], columns) for note in study.counts.notes]
     if router not in (routers := [layer.router for layer in study.counts.layers]):
-        return [*lines, [Span("  no counts in this layer", "dim")]]
-    gap: list[Line] = [[]] * (rows >= _AIRY_FROM)
+        return [*lines, [dim("  no counts in this layer")]]
+    gap: list[Line] = [[]] if rows >= _AIRY_FROM else []
     layer, fits = routers.index(router), max(1, rows - len(lines) - 3 - 2 * len(gap))
-    ways, width = (study.today, study.chosen), (columns - 2) // 2
+    ways = (study.today, study.chosen)
+    width = (columns - 2) // 2
     left, right = (_side(study, way, layer, (width, fits), heat, glyphs) for way in ways)
     both = [[*pad(a, columns - width), *pad(b, width)] for a, b in zip(left, right, strict=True)]
     more = f"  {ranks - fits:,} less busy ranks are not shown" if ranks > fits else ""
     scale = legend(heat, columns - len(more) - 2, glyphs)
-    return [*lines, *gap, *both, [Span(f"{more}  ", "dim"), *scale], *gap]
+    return [*lines, *gap, *both, [dim(f"{more}  "), *scale], *gap]
 
 
 def _side(
@@ -58,9 +62,10 @@ def _side(
     today, ranks = (rank_loads(loads, one.placements[layer]) for one in (study.today, way))
     mean, long = sum(ranks) / len(ranks) or 1.0, max(4, width // 7)
     fair, top = sum(loads) / len(loads) or 1.0, max(today) or 1.0
-    what, value = "today   " if way is study.today else "after   ", way.layers[layer] or 1.0
+    what = "today   " if way is study.today else "after   "
+    value = way.layers[layer] or 1.0
     lines = [in_turn(f"  {what}", f"{value:.3f}", f" balancedness   {way.name}")]
-    lines.append([Span(f"  rank  load{'':{long}}    experts", "dim")])
+    lines.append([dim(f"  rank  load{'':{long}}    experts")])
     for rank in sorted(range(len(held)), key=lambda rank: -ranks[rank])[:rows]:
         experts = sorted(held[rank], key=lambda expert: -loads[expert])
         late = "warn" if ranks[rank] > _LATE * mean else "curve"
@@ -95,10 +100,13 @@ def ageing_chart(study: Study) -> tuple[Chart, TimeScale]:
     labels = {round(_DECADE * math.log10(aged.lag)): f"{aged.lag:,}" for aged in study.ageing}
     curves = [Curve([*labels], [Column(gain, gain, gain) for gain in gains], "curve")]
     points = list(zip(labels, gains, strict=True))
-    limits, marks, last = [], [], max(1, *labels, 1)
+    limits = []
+    marks = []
+    last = max(1, *labels, 1)
     if due is not None:
         limits = [(KEPT_GAIN * gains[0], "warn")]
         marks = [TimeMark(round(_DECADE * math.log10(min(due, 10**9))), ONSET, "warn")]
-    least, nothing = min(0.0, *gains, 0.0), "not measured: too few counted steps"
+    least = min(0.0, *gains, 0.0)
+    nothing = "not measured: too few counted steps"
     chart = Chart("ageing", curves, None, _AGEING, least, None, limits, points, nothing=nothing)
     return chart, TimeScale(Window(0, last), None, marks, labels=labels)

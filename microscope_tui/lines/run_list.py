@@ -13,6 +13,7 @@ from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
+    dim,
     line_width,
     plain,
     shortened,
@@ -71,10 +72,10 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
             ],
             "run": [Span(name, "title" if chosen else bright), Span(tag, "accent")],
             "state": [Span(f"  {'●' if card.state.live else '·'} {card.state}", role)],
-            "age": [Span(words.age(card.age_s), "dim")],
+            "age": [dim(words.age(card.age_s))],
             "step": [Span(_step(card), bright)],
             "loss": [Span(_loss(card), bright)],
-            **{name: [Span(_label(card, name), "dim")] for name in _LABELS},
+            **{name: [dim(_label(card, name))] for name in _LABELS},
             "verdict": [Span(" " * _GAP), *_verdict(card, table.width_of("verdict") - _GAP)],
         }
     )
@@ -93,7 +94,8 @@ def _label(card: RunCard, name: str) -> str:
 
 
 def _tag(card: RunCard) -> str:
-    return "  open" * card.open + "  pinned" * card.pinned
+    opened = "  open" if card.open else ""
+    return f"{opened}  pinned" if card.pinned else opened
 
 
 def _step(card: RunCard) -> str:
@@ -114,7 +116,7 @@ def _verdict(card: RunCard, room: int) -> Line:
         more = f" +{len(worst.layers) - 1}" if len(worst.layers) > 1 else ""
         where = f" {worst.layers[0]}{more}" if worst.layers else ""
         line = [Span(f"{worst.severity.letter} {worst.rule}", role)]
-        for part in (Span(where), Span(f" since {worst.onset:,}", "dim")):
+        for part in (Span(where), dim(f" since {worst.onset:,}")):
             if line_width([*line, part]) <= room:
                 line.append(part)
         return line
@@ -125,7 +127,7 @@ def _verdict(card: RunCard, room: int) -> Line:
     if not card.state and card.verdict is None:
         return []
     if 0.0 < card.judged < 1.0:
-        return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
+        return [dim(f"diagnosis at {card.judged:.0%}")]
     if card.queued:
         return [Span("to be judged", "faint")]
     return [Span("no steps yet" if card.state is RunState.WAITING else "not judged", "faint")]
@@ -136,13 +138,13 @@ def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
     if verdict.no_verdict:
         short, bracket, rest = verdict.no_verdict.partition(" (")
         if verdict.evidence:
-            return [Span(f"{short}, ", "dim"), Span(verdict.evidence, "warn")]
+            return [dim(f"{short}, "), Span(verdict.evidence, "warn")]
         whole = width_of(verdict.no_verdict) <= room or not short.startswith("not judged")
-        return [Span(f"{short}{bracket}{rest}" if whole else short, "dim")]
+        return [dim(f"{short}{bracket}{rest}" if whole else short)]
     if verdict.evidence:
         return [Span(verdict.evidence, "warn")]
     line = [Span("healthy", "ok" if card.state.live else "dim")]
     if card.recovered:
         was = card.recovered[0]
-        line.append(Span(f", {was.severity.letter} {was.rule} recovered", "dim"))
+        line.append(dim(f", {was.severity.letter} {was.rule} recovered"))
     return line

@@ -16,6 +16,7 @@ from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     Line,
     Span,
+    dim,
     first_fitting,
     in_turn,
     labelled,
@@ -144,30 +145,32 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     Raises:
         NoTables: the tables are missing, or have another shape than the file.
     """
-    if not tables.counts:
-        raise NoTables("this probe has no tables: it was interrupted before they were counted")
-    layers = [rows[layer] for rows in tables.counts if layer < len(rows)]
-    if len(layers) != slices or any(len(row) != experts for row in layers):
-        raise NoTables("the tables of this probe do not fit its layers, slices and experts")
-    if any(count < 0 for row in layers for count in row):
-        raise NoTables("the tables of this probe have counts below zero")
-    sizes = [sum(row) for row in layers]
+    counts = _counts_of(tables, layer, slices, experts)
+    sizes = [sum(row) for row in counts]
     total = sum(sizes)
-    noise = [
-        tables.noise[at] if at < len(tables.noise) and tables.noise[at] > 0 else math.inf
-        for at in range(slices)
-    ]
+    known = [*tables.noise[:slices], *[math.inf] * (slices - len(tables.noise))]
+    noise = [limit if limit > 0 else math.inf for limit in known]
     lifts = tables.lifts[layer] if layer < len(tables.lifts) else ()
     rows = []
     for expert in range(experts):
-        counts = [row[expert] for row in layers]
-        share = sum(counts) / total if total else 0.0
-        cells = [
-            Cell.of(count, size * share, limit)
-            for count, size, limit in zip(counts, sizes, noise, strict=True)
-        ]
+        own = [row[expert] for row in counts]
+        share = sum(own) / total if total else 0.0
+        expected = [size * share for size in sizes]
+        cells = [*map(Cell.of, own, expected, noise)]
         rows.append(ExpertRow(expert, share, cells, lifts[expert] if expert < len(lifts) else ()))
     return SliceTable(rows, noise, sizes)
+
+
+def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequence[Sequence[int]]:
+    """The counts of one layer: of every slice, and in it of every expert."""
+    if not tables.counts:
+        raise NoTables("this probe has no tables: it was interrupted before they were counted")
+    counts = [rows[layer] for rows in tables.counts if layer < len(rows)]
+    if len(counts) != slices or any(len(row) != experts for row in counts):
+        raise NoTables("the tables of this probe do not fit its layers, slices and experts")
+    if any(count < 0 for row in counts for count in row):
+        raise NoTables("the tables of this probe have counts below zero")
+    return counts
 
 
 def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
@@ -212,12 +215,12 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     elif not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))
     elif line_width(line) + 16 < width:
-        line.append(Span(f"   by chance {chance:.{1 if chance < 10 else 0}f}", "dim"))
+        line.append(dim(f"   by chance {chance:.{1 if chance < 10 else 0}f}"))
     read = [row.slice_read for row in table.rows]
-    preferred: Line = [Span("   preferred:", "dim")]
+    preferred: Line = [dim("   preferred:")]
     for number, name in enumerate(names):
         if (count := read.count(number)) > 0:
-            preferred += [Span(f" {shortened(name, 16)} ", "dim"), Span(f"{count} ")]
+            preferred += [dim(f" {shortened(name, 16)} "), Span(f"{count} ")]
     if len(preferred) > 1 and line_width([*line, *preferred]) < width:
         line += preferred
     return pad(line, width)
@@ -231,12 +234,12 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     explains, of = "  token identity explains ", " of the routing"
     left = in_turn(explains, words.index(value), of, role="title")
     if noise is not None:
-        left.append(Span(f"   shuffled {words.index(noise)}", "dim"))
+        left.append(dim(f"   shuffled {words.index(noise)}"))
     pairs = [explained(tables, at) for at in range(len(names))]
     values = [pair[0] or 0.0 for pair in pairs]
     top = max(max(a, b or 0.0) for a, b in pairs if a is not None)
-    head = Span(f"   {names[0]} ", "dim")
-    tail = Span(f" {names[-1]}   most in {names[values.index(max(values))]}", "dim")
+    head = dim(f"   {names[0]} ")
+    tail = dim(f" {names[-1]}   most in {names[values.index(max(values))]}")
     room = width - line_width([*left, head, tail]) - 1
     if room < 4:
         return pad(left, width)
@@ -252,8 +255,8 @@ def heads(
     layout: SliceLayout, names: Sequence[str], ordering: Ordering, table: SliceTable
 ) -> list[Line]:
     """The names of the columns, and the noise of each slice below."""
-    top = [*pad([Span("  expert", "dim")], _EXPERT), *pad([Span("share", "dim")], _SHARE, "right")]
-    below = pad([Span("  chance", "dim")], _EXPERT + _SHARE)
+    top = [*pad([dim("  expert")], _EXPERT), *pad([dim("share")], _SHARE, "right")]
+    below = pad([dim("  chance")], _EXPERT + _SHARE)
     for at in layout.shown:
         top += [Span(" "), _centred(shortened(names[at], layout.cell), layout.cell, "value")]
         limit = table.noise[at]
@@ -267,10 +270,10 @@ def heads(
     if hidden:
         fits = width_of(what[1]) + width_of(hidden) + 3 <= room
         what, hidden = (what[1:], hidden) if fits else ((hidden, f"{layout.hidden} more: tab"), "")
-    top.append(Span(f"   {first_fitting(what, room)}", "dim"))
-    below.append(Span(f"   {first_fitting(scale, room)}", "dim"))
+    top.append(dim(f"   {first_fitting(what, room)}"))
+    below.append(dim(f"   {first_fitting(scale, room)}"))
     room = layout.columns - line_width(top) - 2
-    right = [Span(f"{hidden} " if hidden else "", "dim")]
+    right = [dim(f"{hidden} " if hidden else "")]
     if not hidden or width_of(hidden) + len(ordering) + 4 <= room:
         right.append(Span(f"  {ordering} ", "faint"))
     return [spread(top, right, layout.columns), pad(below, layout.columns)]
@@ -281,12 +284,12 @@ def expert_line(
 ) -> Line:
     """One expert."""
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
-    share = pad([Span(_percent(row.share), "dim")], _SHARE, "right")
+    share = pad([dim(_percent(row.share))], _SHARE, "right")
     line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]
     for at in layout.shown:
         line += [Span(" "), _ratio(row.cells[at], row.share, layout.cell, colour=colour)]
     for token_id, count, _ in row.lifts:
-        part = [Span("   "), Span(named(token_id)), Span(f" {words.short_number(count)}", "dim")]
+        part = [Span("   "), Span(named(token_id)), dim(f" {words.short_number(count)}")]
         if line_width([*line, *part]) >= layout.columns:
             break
         line += part

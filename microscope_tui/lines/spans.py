@@ -21,6 +21,12 @@ class Span(NamedTuple):
 
 Line = list[Span]
 
+
+def dim(text: str) -> Span:
+    """A word; values are bright."""
+    return Span(text, "dim")
+
+
 ROLE_OF_SEVERITY = dict(zip(Severity, ("dim", "warn", "crit", "crit"), strict=True))
 WORD_OF_SEVERITY = dict(zip(Severity, ("note", "warning", "critical", "error"), strict=True))
 
@@ -32,7 +38,7 @@ def role_of(trouble: Finding | Episode) -> str:
 
 def in_turn(*texts: str, role: str = "value") -> Line:
     """Labels and values in turn: dim, and in ``role``."""
-    return [Span(text, role if at % 2 else "dim") for at, text in enumerate(texts)]
+    return [Span(text, role) if at % 2 else dim(text) for at, text in enumerate(texts)]
 
 
 def placed(cells: list[tuple[str, str]], at: int, text: str, role: str, margin: int = 0) -> bool:

@@ -1,4 +1,4 @@
-"""The table of the main screen: its layout, one layer on one row, and all of it as plain text.
+"""The table of the main screen: its layout, and one layer on one row.
 
 The load gets the room it can use (six cells per expert, more on a wide screen); the curves share
 the rest. What does not fit is named, never dropped silently. A row may be several lines high; words
@@ -9,12 +9,11 @@ import math
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import asdict
 
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import frame, time_line, words
-from microscope_tui.lines.columns import Column, Table
-from microscope_tui.lines.cost import cost_lines
-from microscope_tui.lines.glyphs import Glyphs, bar, spark, spelled
+from microscope_tui.lines import words
+from microscope_tui.lines.glyphs import Glyphs, bar, spark
 from microscope_tui.lines.heat import (
     Heat,
     Measure,
@@ -31,14 +30,11 @@ from microscope_tui.lines.spans import (
     WORD_OF_SEVERITY,
     Line,
     Span,
-    crop,
+    dim,
     first_fitting,
     pad,
-    plain,
 )
-from microscope_tui.placement import OF_HEADER, CostRequest, cost_of
-from microscope_tui.watch import Column as Bucket
-from microscope_tui.watch import LayerView, Pin, RunView, RunWatch, view_of
+from microscope_tui.watch import Column, LayerView, RunView
 
 _PLAIN_HEAT = Heat()
 _MAX_CELL, _WIDE_CELL = 6, 12
@@ -51,14 +47,17 @@ _GOOD_SPARK = 8
 _MIN_SPARK = 5
 _GAP = 2
 _NOTED_FROM_ROWS = 14
+_ROOMY_FROM_ROWS = 30
+_FRAME, _ROOMY_FRAME = 6, 11
+"""Lines around the body: header, verdict, heads, ribbon, keys; roomy: also blank ones and notes."""
+_BAR, _BAR_FROM = 5, 110
+"""Width of the bar of the drop rate, and the columns from which it is shown."""
 FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar."""
-_ALL_WORDS = 9
-"""Lines that hold any verdict."""
 
 
-class TableLayout(msgspec.Struct, frozen=True):
-    """Widths in cells, heights in lines."""
+class _Widths(msgspec.Struct, frozen=True, kw_only=True):
+    """The columns, in cells."""
 
     columns: int
     label: int
@@ -74,6 +73,21 @@ class TableLayout(msgspec.Struct, frozen=True):
     """0 if nothing can be dropped."""
     drop_bar: int
     """Width of its bar; 0 if there is no room."""
+
+    @property
+    def curve(self) -> int:
+        """Width of the balance and of the entropy column: a number and its curve."""
+        return 4 + (self.spark + 1 if self.spark else 0)
+
+    @property
+    def entropy(self) -> int:
+        """Width of the entropy column; 0 where no layer has an entropy."""
+        return self.curve if self.has_entropy else 0
+
+
+class TableLayout(_Widths, frozen=True, kw_only=True):
+    """Widths in cells, and heights in lines."""
+
     row_height: int
     table_rows: int
     """Lines for the table's body."""
@@ -95,16 +109,6 @@ class TableLayout(msgspec.Struct, frozen=True):
         """Number of layers that fit the body."""
         return max(1, self.table_rows // self.row_height)
 
-    @property
-    def curve(self) -> int:
-        """Width of the balance and of the entropy column: a number and its curve."""
-        return 4 + (self.spark + 1 if self.spark else 0)
-
-    @property
-    def entropy(self) -> int:
-        """Width of the entropy column; 0 where no layer has an entropy."""
-        return self.curve if self.has_entropy else 0
-
 
 def fit(
     view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
@@ -113,56 +117,94 @@ def fit(
 
     ``noted``: the line of notes under the ribbon is needed in any case.
     """
-    experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
     layers = max(1, len(view.layers) if shown is None else shown)
-    label = max(8, 2 + max((len(layer.router.name) for layer in view.layers), default=2) + 3)
-    # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
-    roomy = rows >= 30
-    has_drops = any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers)
-    has_entropy = any(_has(layer.entropy, layer.entropy_history) for layer in view.layers)
-    has_loads = any(layer.load for layer in view.layers)
-    bar = 5 if columns >= 110 and has_drops else 0
-    drop = 0 if not has_drops else bar + 5 if bar else 8 if columns >= 72 else 4
-    curves = 1 + has_entropy
-    room = columns - 1 - label - curves * (_GAP + 4) - (_GAP + drop if drop else 0)
-    cell, per_cell, spark = _share(room, experts, curves)
-    heat = -(-experts // per_cell) * cell
-    if not has_loads:  # a column of words
-        cell, per_cell, heat, spark = 1, 1, min(_WORDS, room), (room - _WORDS) // curves - 1
-        spark = min(_MAX_SPARK // curves, spark) if spark >= _MIN_SPARK else 0
-    numbered = roomy and cell >= 3
-    fixed = (1 + 1 + 3 + 1 + 1 + numbered + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
-    body = max(1, rows - fixed)
+    widths = _widths(view, columns)
+    roomy = rows >= _ROOMY_FROM_ROWS
+    numbered = roomy and widths.cell >= 3
+    body = max(1, rows - (_ROOMY_FRAME if roomy else _FRAME) - numbered)
     if roomy or rows < _NOTED_FROM_ROWS:
         noted = roomy
     else:
-        limited = not (spark and has_entropy) or view.defects or view.memory_limit
-        noted = bool(noted or body < layers or limited)
-        body -= noted
+        noted = noted or body < layers or _is_limited(view, widths)
+        if noted:
+            body -= 1
     height = max(1, min(_MAX_HEIGHT, body // layers))
-    free = max(0, body - layers * height)  # lines that no layer would use
+    free = min(2, max(0, body - layers * height))  # lines that no layer would use
     if roomy and not view.worst:
         free = 0
-    body -= min(free, 2)
-    more = layers - max(1, body // height)
-    hidden = [words.plural(more, "more layer")] if more > 0 else []
-    hidden += [] if has_entropy else ["no entropy in the log"]
-    hidden += [] if spark else ["no room for curves"]
-    hidden += [f"{per_cell} experts a cell"] if per_cell > 1 else []
+    body -= free
+    verdict_lines = 3 if roomy or free == 2 else 2
+    if roomy:
+        verdict_lines += free
     return TableLayout(
-        *(columns, label, heat, cell, per_cell, spark, has_entropy, drop, bar),
+        **asdict(widths),
         row_height=height,
         table_rows=body,
         roomy=roomy,
         noted=noted,
-        legend=roomy or free >= 1,
-        verdict_lines=3 + min(free, 2) if roomy else 2 + (free >= 2),
+        legend=roomy or free > 0,
+        verdict_lines=verdict_lines,
         numbered=numbered,
-        hidden=tuple(hidden),
+        hidden=_hidden(widths, layers - max(1, body // height)),
     )
 
 
-def _has(now: float | None, history: Sequence[Bucket]) -> bool:
+def _widths(view: RunView, columns: int) -> _Widths:
+    """The columns of words and numbers first; load and curves share what they leave."""
+    label = max(8, 5 + max((len(layer.router.name) for layer in view.layers), default=2))
+    has_drops = any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers)
+    has_entropy = any(_has(layer.entropy, layer.entropy_history) for layer in view.layers)
+    drop, bar = _drop_widths(columns) if has_drops else (0, 0)
+    curves = 2 if has_entropy else 1
+    room = columns - 1 - label - curves * (_GAP + 4) - (_GAP + drop if drop else 0)
+    if any(layer.load for layer in view.layers):
+        experts = max(layer.router.num_experts for layer in view.layers) or 8
+        cell, per_cell, spark = _share(room, experts, curves)
+        heat = -(-experts // per_cell) * cell
+    else:  # a column of words
+        cell, per_cell, heat = 1, 1, min(_WORDS, room)
+        spark = (room - _WORDS) // curves - 1
+        spark = min(_MAX_SPARK // curves, spark) if spark >= _MIN_SPARK else 0
+    return _Widths(
+        columns=columns,
+        label=label,
+        heat=heat,
+        cell=cell,
+        experts_per_cell=per_cell,
+        spark=spark,
+        has_entropy=has_entropy,
+        drop=drop,
+        drop_bar=bar,
+    )
+
+
+def _drop_widths(columns: int) -> tuple[int, int]:
+    """Width of the column of the drop rate, and of the bar in it."""
+    if columns >= _BAR_FROM:
+        return _BAR + 5, _BAR
+    return (8 if columns >= 72 else 4), 0
+
+
+def _is_limited(view: RunView, widths: _Widths) -> bool:
+    """Whether something about the whole run has to be noted."""
+    complete = widths.spark and widths.has_entropy
+    return not complete or bool(view.defects or view.memory_limit)
+
+
+def _hidden(widths: _Widths, more_layers: int) -> tuple[str, ...]:
+    hidden = []
+    if more_layers > 0:
+        hidden.append(words.plural(more_layers, "more layer"))
+    if not widths.has_entropy:
+        hidden.append("no entropy in the log")
+    if not widths.spark:
+        hidden.append("no room for curves")
+    if widths.experts_per_cell > 1:
+        hidden.append(f"{widths.experts_per_cell} experts a cell")
+    return tuple(hidden)
+
+
+def _has(now: float | None, history: Sequence[Column]) -> bool:
     """Whether there is a value, now or earlier: some logs have one every ten steps."""
     return now is not None or any(column.low == column.low for column in history)
 
@@ -252,7 +294,7 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
 class _Curve(msgspec.Struct, frozen=True):
     """A history on a scale from 0 to ``top``; ``nothing``: why it may be empty."""
 
-    history: Sequence[Bucket]
+    history: Sequence[Column]
     top: float
     nothing: str
 
@@ -309,14 +351,16 @@ def column_heads(
         mean = f"mean of {steps}"
         short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
     wide = layout.curve >= 12
-    columns = [
-        Column("  layer", layout.label, gap=0),
-        Column(first_fitting([full, *short], layout.heat, short[-1]), layout.heat, gap=0),
-        Column("balance c" if wide else "bal.", layout.curve),
-        Column("entropy H" if wide else "ent.", layout.entropy),
-        Column("drop" if layout.drop < 8 else "dropped", layout.drop),
-    ]
-    return Table([column for column in columns if column.width]).heads()
+    line = pad([dim("  layer")], layout.label)
+    for head, width, gap in (
+        (first_fitting([full, *short], layout.heat, short[-1]), layout.heat, 0),
+        ("balance c" if wide else "bal.", layout.curve, _GAP),
+        ("entropy H" if wide else "ent.", layout.entropy, _GAP),
+        ("drop" if layout.drop < 8 else "dropped", layout.drop, _GAP),
+    ):
+        if width:
+            line += [Span(" " * gap), *pad([dim(head)], width)]
+    return line
 
 
 def expert_numbers(view: RunView, layout: TableLayout, heat: Heat) -> Line:
@@ -372,54 +416,3 @@ def first_visible(visible: int, selected: int, first: int, count: int) -> int:
     """
     first = max(min(first, selected), selected - visible + 1)
     return max(0, min(first, count - visible))
-
-
-def snapshot_text(
-    watch: RunWatch,
-    columns: int = 100,
-    rows: int | None = None,
-    glyphs: Glyphs = Glyphs.BRAILLE,
-    at: Pin | None = None,
-    cost: CostRequest = OF_HEADER,
-) -> str:
-    """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``.
-
-    ``cost``: the ranks whose uneven load costs something; it is reported below the verdict.
-    """
-    probe, all_words = view_of(watch, at=at), not rows
-    costs = cost_lines(cost_of(watch, at, cost), columns, whole=all_words)
-    if not rows:  # as many as show every layer on one line: a tall table has more lines around it
-        rows = len(probe.layers) + 6
-        rows += 7 if rows >= 30 else 0
-    layout = fit(probe, columns, rows if all_words else rows - len(costs))
-    points = max(1, layout.spark * glyphs.points)
-    view = view_of(watch, points, time_line.ribbon_width(columns), at)
-    lines = [frame.header(view, columns, glyphs, brand=False)]
-    verdict = frame.verdict(view, columns, _ALL_WORDS if all_words else 3)
-    lines += [*(line for line in verdict if plain(line).strip()), *costs]
-    lines.append(column_heads(view, layout))
-    lines += _body(view, layout, glyphs)
-    lines.append(time_line.ribbon(view, columns, view.state if at is None else "then"))
-    lines.append(time_line.notes(view, columns, layout.hidden))
-    legend = "        load: x dead  - starving  . fair  + over  # hot"
-    if not any(layer.load for layer in view.layers):
-        legend = f" {words.no_counts(view)}" if view.layers else ""
-    lines.append(crop([Span(legend, "dim")], columns))
-    return "\n".join(spelled(plain(line), glyphs) for line in lines)
-
-
-def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
-    indices = [2.0 if x.collapse_index is None else x.collapse_index for x in view.layers]
-    worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), indices[x.index]))
-    lines: list[Line] = []
-    for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):
-        parts = [
-            label(layer, layout, view.worst is not None and layer is worst_first[0]),
-            load(layer, layout, Heat(colour=False)),
-            balance(layer, layout, glyphs),
-        ]
-        parts += [entropy(layer, layout, glyphs)] if layout.entropy else []
-        parts += [drop(layer, layout, glyphs)] if layout.drop else []
-        for name, cells, *rest in zip(*parts, strict=True):
-            lines.append([*name, *cells, *(span for part in rest for span in (Span("  "), *part))])
-    return lines

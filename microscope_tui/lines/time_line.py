@@ -16,6 +16,7 @@ from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
+    dim,
     first_fitting,
     joined,
     line_width,
@@ -72,7 +73,7 @@ def ribbon_width(columns: int) -> int:
 
 def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> Line:
     """The window as one line: healthy, warning, critical; with the cursor at the shown step."""
-    line = [Span(_start(view, axis), "dim"), *_cells(view, ribbon_width(columns))]
+    line = [dim(_start(view, axis)), *_cells(view, ribbon_width(columns))]
     now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
     line.append(Span("▏", "accent" if view.cursor is None else "faint"))
     room = columns - line_width(line) - 2
@@ -88,7 +89,7 @@ def aligned_ribbon(
 
     ``plot``: where the time axis of the chart begins, and how wide it is.
     """
-    start = pad([Span(_start(view, axis).strip(), "dim"), Span(" ")], plot[0], "right")
+    start = pad([dim(_start(view, axis).strip()), Span(" ")], plot[0], "right")
     return pad([*start, *_cells(view, plot[1])], columns)
 
 

@@ -14,6 +14,7 @@ from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.spans import (
     Line,
     Span,
+    dim,
     in_turn,
     line_width,
     merged,
@@ -124,25 +125,25 @@ def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters
     line: Line
     if light.expert is not None:
         line = [
-            Span("  only expert ", "dim"),
+            dim("  only expert "),
             Span(f" {light.expert} ", f"lit:{light.colour}"),
-            Span("   " + ("^ " if letters else ""), "dim"),
+            dim("   " + ("^ " if letters else "")),
             Span("largest weight", f"lit:{light.colour}"),
-            Span("   " + ("' " if letters else ""), "dim"),
+            dim("   " + ("' " if letters else "")),
             Span("also chosen", f"also:{light.colour}"),
             Span("   not chosen", _REST),
         ]
         return pad(line, width)
-    line = [Span("  this token ", "dim")]
+    line = [dim("  this token ")]
     with_shares = len(light.colours) * (9 + 2 * letters) + 34 < width
     for expert, colour in light.colours.items():
         text = f" {LETTERS[colour]} {expert} " if letters else f" {expert} "
         of_all = f" {shares[expert]:.0%} " if with_shares else ""
-        line += [Span(" "), Span(text, f"token:{colour}"), Span(of_all, "dim")]
+        line += [Span(" "), Span(text, f"token:{colour}"), dim(of_all)]
     line.append(Span(f"  {'. ' if letters else ''}others", _REST))
     for at, (expert, share) in enumerate([*shares.items()][: len(LETTERS)]):
-        head = Span("" if at else "   busiest", "dim")
-        part = [head, Span(f"  {expert}"), Span(f" {share:.0%}", "dim")]
+        head = dim("" if at else "   busiest")
+        part = [head, Span(f"  {expert}"), dim(f" {share:.0%}")]
         if line_width([*line, *part]) > width:
             break
         line += part
@@ -187,9 +188,9 @@ def panel(
     identity = f"id {routing.token_id(token):,}  window {routing.window_of(token):,}"
     lines: list[Line] = [
         [Span(_shown(routing, token, max(4, width - 14)), "title")],
-        [Span(identity, "dim")],
+        [dim(identity)],
         *([[]] if rows >= 18 else []),
-        [Span("expert", "dim"), Span("weight".rjust(width - 6), "dim")],
+        [dim("expert"), dim("weight".rjust(width - 6))],
         *_experts(choices[layer], own, glyphs, width),
         *_facts(choices[layer], routing.shape.num_experts, width),
     ]
@@ -205,11 +206,11 @@ def brief(routing: Routing, layer: int, token: int, width: int) -> list[Line]:
     pairs = zip(choice.experts, choice.weights, strict=True)
     chosen = "  ".join(f"{expert} {words.index(weight)}" for expert, weight in pairs)
     first = [Span(" "), Span(_shown(routing, token, 16), "title"), Span("  ")]
-    others: Line = [Span(" all layers ", "dim")]
+    others: Line = [dim(" all layers ")]
     for at in _around(layer, len(names), max(1, (width - 14) // 9)):
         expert = next(iter(routing.choice(at, token).experts), "-")
         role = "accent" if at == layer else "value"
-        others += [Span(f" {names[at]} ", "dim"), Span(f"{expert}", role)]
+        others += [dim(f" {names[at]} "), Span(f"{expert}", role)]
     facts = [span for line in _facts(choice, routing.shape.num_experts, 16) for span in line]
     lines = [[*first, Span(chosen or "no expert")], [Span(" "), *facts], others]
     return [pad(line, width) for line in lines]
@@ -247,7 +248,7 @@ def _facts(choice: Choice, experts: int, width: int) -> list[Line]:
         ("entropy ", entropy, Span(f"{words.decimal(entropy):<6}"), most),
     ):
         rest = [Span("unknown", "faint")] if math.isnan(value) else [span, Span(more, "faint")]
-        lines.append([Span(word, "dim"), *rest])
+        lines.append([dim(word), *rest])
     return lines
 
 
@@ -258,7 +259,7 @@ def _layers(
     label = max(4, min(8, max(map(len, names)))) + 2
     shown = _around(layer, len(names), room - 1)
     more = len(names) - len(shown)
-    lines: list[Line] = [[Span(f"  {'layer':<{label}}experts", "dim")]]
+    lines: list[Line] = [[dim(f"  {'layer':<{label}}experts")]]
     lines[0] += [Span(f"  {more} more", "faint")] if more else []
     for at in shown:
         here, experts = at == layer, choices[at].experts
@@ -295,7 +296,7 @@ def without_probe(width: int, problem: str = "", *, empty: bool = False) -> list
     )
     how: Line = [
         Span("  moe-microscope probe MODEL TEXT", "accent"),
-        Span("  makes one; then open its folder", "dim"),
+        dim("  makes one; then open its folder"),
     ]
     first = [Span(f"  {why}", "warn" if problem or empty else "value")]
     return [pad([], width), pad(first, width), pad(how, width)]

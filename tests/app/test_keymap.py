@@ -16,8 +16,8 @@ from microscope_tui.app import (
     BadKey,
     all_bindings,
     conflicts,
-    key_line,
     keymap_of,
+    last_line,
     shown_key,
     with_keymap,
     written_key,
@@ -157,7 +157,7 @@ def test_a_place_in_the_last_line_for_two_bindings_shows_the_keys_of_both(
     text: str, pair: str, layers: str
 ) -> None:
     own = with_keymap(all_bindings()["main"], keymap(text))
-    line = plain(key_line(own, Glyphs.BRAILLE, 160))
+    line = plain(last_line(own, Glyphs.BRAILLE, 160))
     for part in (pair, layers, "⏎ open", "r runs"):
         assert f" {part}  " in line
 

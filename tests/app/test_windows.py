@@ -15,7 +15,7 @@ from microscope_tui.app import (
     Rows,
     all_bindings,
     help_lines,
-    key_line,
+    last_line,
 )
 from microscope_tui.app.keys import screen_class
 from microscope_tui.lines import Glyphs, glossary, plain
@@ -84,7 +84,7 @@ def test_the_line_of_keys_fits_and_never_loses_help_and_quit(glyphs: Glyphs) -> 
     screens = all_bindings()
     for width, name, probed in product(range(40, 121, 8), ("main", "layer", "runs"), (False, True)):
         own = screens[name]
-        line = plain(key_line(own, glyphs, width, probed=probed))
+        line = plain(last_line(own, glyphs, width, probed=probed))
         assert line.startswith(" 7 tokens  8 slices  ") == probed
         assert len(line) <= width
         assert line.endswith("? help  q quit")

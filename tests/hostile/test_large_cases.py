@@ -19,7 +19,7 @@ from pathlib import Path
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import view_of
-from microscope_tui.lines.table import snapshot_text
+from microscope_tui.lines.snapshot import snapshot_text
 watch = RunWatch(RunFile("r", Path(sys.argv[1]), 0.0))
 watch.open_overview()
 watch.read_all()

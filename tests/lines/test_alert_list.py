@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import AlertState, Entry, Pattern, alerts, line_width, plain
+from microscope_tui.lines import Entry, Pattern, alerts, line_width, plain
 from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
 from tests.conftest import header, open_log, step
 
@@ -36,15 +36,17 @@ def roles(entry: Entry, view: RunView) -> list[str]:
     return [span.role for span in alerts.track(entry, view, 100, 40)[1:41]]
 
 
+def marked(entry: Entry, view: RunView) -> list[int]:
+    """The cells of the track in which it was active."""
+    return [at for at, role in enumerate(roles(entry, view)) if role != "faint"]
+
+
 def test_alerts_that_begin_after_the_shown_step_are_later(troubled: RunWatch) -> None:
     known = view_of(troubled).findings
     found = alerts.entries_of(view_at(troubled, 150), known, (), ALL)
-    assert [(e.finding.layers, e.state) for e in found] == [
-        (("L2",), AlertState.ACTIVE),
-        (("L3",), AlertState.LATER),
-    ]
+    assert [(*e.finding.layers, e.state) for e in found] == [("L2", "active"), ("L3", "later")]
     early = alerts.entries_of(view_at(troubled, 50), known, (), ALL)
-    assert [e.state for e in early] == [AlertState.LATER, AlertState.LATER]
+    assert [e.state for e in early] == ["later", "later"]
 
 
 def test_the_evidence_of_a_layer_is_its_own_not_that_of_the_worst(
@@ -65,12 +67,8 @@ def test_the_evidence_of_a_layer_is_its_own_not_that_of_the_worst(
 @pytest.mark.parametrize(
     ("typed", "layers"),
     [
-        ("collapse", ["L3", "L2"]),
-        ("l3", ["L3"]),
-        ("critical !l3", ["L2"]),
-        ("recovered", ["L2"]),
-        ("warning", []),
-        ("colla* L2", ["L2"]),
+        *(("collapse", ["L3", "L2"]), ("l3", ["L3"]), ("critical !l3", ["L2"])),
+        *(("recovered", ["L2"]), ("warning", []), ("colla* L2", ["L2"])),
     ],
 )
 def test_a_filter_finds_rules_layers_and_words_of_severity(
@@ -85,22 +83,17 @@ def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_rib
 ) -> None:
     view = view_of(troubled)
     active, over = entries(view)
-    marks = roles(active, view)
-    assert marks[:29] == ["faint"] * 29
-    assert "faint" not in marks[30:]
-    assert marks[-1] == "crit"
-    past = roles(over, view)
+    assert {29, *marked(active, view)} == {*range(29, 40)}
+    assert roles(active, view)[-1] == "crit"
     ended = max(e.recovered_at or 0 for e in over.finding.episodes)
-    assert [n for n, mark in enumerate(past) if mark != "faint"] == list(
-        range(9, (ended - 2) // 10 + 1)
-    )
+    assert marked(over, view) == [*range(9, (ended - 2) // 10 + 1)]
     line = plain(alerts.track(active, view, 100, 40))
     assert "C━━━" in line
     assert "crit from" in line
     assert line_width(alerts.track(active, view, 60, 26)) == 60
     then = view_at(troubled, 120)
     (entry,) = entries(then)
-    assert [n for n, mark in enumerate(roles(entry, then)) if mark != "faint"] == [9, 10, 11]
+    assert marked(entry, then) == [9, 10, 11]
 
 
 def test_an_unfolded_alert_that_is_cut_says_so(troubled: RunWatch) -> None:

@@ -8,7 +8,8 @@ from textual.binding import BindingType
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS, ListScreen
-from microscope_tui.lines import Entry, Span, alerts, pad
+from microscope_tui.diagnosis import Advice, Finding
+from microscope_tui.lines import Entry, Line, Span, alerts, pad
 from microscope_tui.watch import RunView, view_of
 
 _FRAME_LINES = 5  # header, title, track, ribbon, keys
@@ -49,48 +50,53 @@ class AlertsScreen(ListScreen):
         return 12
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        watch, session = self.session.watch, self.session
-        pinned = watch is not None and not session.time.following
-        known = view_of(watch, 1, 1, None, range(0)).findings if watch and pinned else ()
-        entries = self._entries = alerts.entries_of(view, known, session.seen, self.pattern)
-        count, here = len(entries), session.selected
-        of_layer = (
-            at
-            for at, entry in enumerate(entries)
-            if any(episode.router_index == here for episode in entry.finding.episodes)
-        )
-        self.keep_chosen((entry.id for entry in entries), start=next(of_layer, 0))
-        beside, airy = columns >= alerts.BESIDE_FROM and count > 0, rows >= AIRY_FROM_ROWS
+        entries = self._entries = self._found(view)
+        count = len(entries)
+        beside = columns >= alerts.BESIDE_FROM and count > 0
+        airy = rows >= AIRY_FROM_ROWS
         self.flag(beside=beside, airy=airy)
         room = rows - _FRAME_LINES - 2 * airy
         width = alerts.list_width(entries, columns) if beside else columns
         height = room
         if count and not beside:  # the details are below the list
             height = min(count + 1, max(min(_LEAST_LIST, room // 2), room - _DETAIL_LINES))
-        shown = self.in_view(self.at, count, height - bool(count))
+        shown = self.in_view(self.at, count, height - 1 if count else height)
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,} of {count:,}"
         said = [part if count > self.list_rows else "", self.filter_note()]
-        title = "  ·  ".join(text for text in said if text)
+        title = "  ·  ".join(filter(None, said))
         self.show("alerts-title", [alerts.title_line(entries, columns, title)])
         if not entries:
-            nothing = alerts.no_alerts(view, columns)
-            if self.pattern.text:
-                text = f"  no alert matches {self.filter_note(60)}"
-                nothing = [pad([], columns), pad([Span(text, "dim")], columns)]
+            nothing = self._no_entries(view, columns)
             self.show("alert-list", nothing[:height], width=width, height=height)
             self.show("alert-detail", [])
             self.show("track", [])
             return
         layout = alerts.fit_alerts(entries, width)
-        lines = [layout.heads()]
-        for at in shown:
-            lines.append(alerts.entry_line(entries[at], layout, chosen=at == self.at))
-        self.show("alert-list", lines, width=width, height=height)
+        lines = [alerts.entry_line(entries[at], layout, chosen=at == self.at) for at in shown]
+        self.show("alert-list", [layout.heads(), *lines], width=width, height=height)
         chosen, gap = entries[self.at], _GAP if beside else 1
         size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
         unfolded = [[Span(" " * gap), *line] for line in alerts.unfolded(chosen, *size)]
         self.show("alert-detail", unfolded if beside else [[], *unfolded])
         self.show("track", [alerts.track(chosen, view, columns, self.ribbon_columns())])
+
+    def _found(self, view: RunView) -> Sequence[Entry]:
+        """The alerts, with those that begin after a paused step; at first one of the layer."""
+        session, watch = self.session, self.session.watch
+        known: Sequence[tuple[Finding, Advice]] = ()
+        if watch is not None and not session.time.following:
+            known = view_of(watch, 1, 1, None, range(0)).findings
+        entries = alerts.entries_of(view, known, session.seen, self.pattern)
+        routers = [{e.router_index for e in entry.finding.episodes} for entry in entries]
+        of_layer = (at for at, own in enumerate(routers) if session.selected in own)
+        self.keep_chosen((entry.id for entry in entries), start=next(of_layer, 0))
+        return entries
+
+    def _no_entries(self, view: RunView, columns: int) -> Sequence[Line]:
+        if not self.pattern.text:
+            return alerts.no_alerts(view, columns)
+        text = Span(f"  no alert matches {self.filter_note(60)}", "dim")
+        return [[], pad([text], columns)]
 
     @property
     def _entry(self) -> Entry | None:

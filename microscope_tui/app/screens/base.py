@@ -20,7 +20,8 @@ from textual.geometry import Size
 from textual.screen import Screen
 from textual.widget import Widget
 
-from microscope_tui.app.keys import name_of, shown_key, with_keymap
+from microscope_tui.app.key_line import last_line, playback_line, said
+from microscope_tui.app.keys import name_of, with_keymap
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.session import Session
 from microscope_tui.lines import (
@@ -33,7 +34,6 @@ from microscope_tui.lines import (
     Span,
     first_visible,
     frame,
-    line_width,
     pad,
     shortened,
     time_line,
@@ -51,9 +51,6 @@ Kind = Literal["", "place", "filter", "copy", "token", "find"]
 COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
 _MOST_CHARACTERS = 100
 _LABELS: Mapping[Kind, str] = {"place": "go to step", "token": "go to token"}
-_GIVE_WAY = ("look.overlay", "alert.onset", "time.go_to", "look.compare", "chart.smooth")
-_OF_A_PROBE = ("screen.tokens", "screen.slices")
-_ASCII_NAMES = {"↑": "up", "↓": "down", "⏎": "enter", "←": "left", "→": "right"}
 Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs quotes
 
 
@@ -86,14 +83,14 @@ class Prompt:
         label = Span(f" {_LABELS.get(self.kind, self.kind)} ", "accent")
         if self.kind == "copy":
             choices = [(f"  {key}", f" {what}") for key, what in COPY_CHOICES.items()]
-            return [label, *_said([*choices, ("   esc", " cancel")])]
+            return [label, *said([*choices, ("   esc", " cancel")])]
         cursor = Span("_" if glyphs is Glyphs.ASCII else "▏", "accent")
         typed: Line = [label, Span(self.typed, "title"), cursor]
         if problem:
             return [*typed, Span(f"   {problem}", "warn")]
         does, leaves = ("keep", "all") if self.kind == "filter" else ("go", "stay")
         keys = [("enter", f" {does}   "), ("esc", f" {leaves}")]
-        return [*typed, Span(f"   {hint}   ", "dim"), *_said(keys)]
+        return [*typed, Span(f"   {hint}   ", "dim"), *said(keys)]
 
 
 class BaseScreen(Screen[None]):
@@ -254,7 +251,8 @@ class BaseScreen(Screen[None]):
         if watch is None:
             return ()
         state, age = watch.state()
-        session, seen = self.session, (watch, state, words.age(age))
+        session = self.session
+        seen = (watch, state, words.age(age))
         return session.fleet.open_version, session.reader.switches, session.pipe_ended, seen
 
     @property
@@ -267,7 +265,9 @@ class BaseScreen(Screen[None]):
 
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
-        glyphs, width, time = self.session.glyphs, self.room.width, self.session.time
+        glyphs = self.session.glyphs
+        width = self.room.width
+        time = self.session.time
         if self.prompt.kind:
             hint, problem = self.prompt_hint()
             line = self.prompt.line(hint, problem, glyphs)
@@ -277,7 +277,7 @@ class BaseScreen(Screen[None]):
             line = playback_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
         else:
             paused, probed = not time.following, self.leads_to_probe
-            line = key_line(self.bindings_shown, glyphs, width, paused=paused, probed=probed)
+            line = last_line(self.bindings_shown, glyphs, width, paused=paused, probed=probed)
         self.show("keys", [pad(line, width)])
 
     def show_message(self, text: str | None, role: str = "warn") -> None:
@@ -494,72 +494,3 @@ class ListScreen(BaseScreen):
     async def action_move(self, by: int) -> None:
         self._choose(self.at + by)
         await self.redraw()
-
-
-def key_line(
-    bindings: Iterable[Binding],
-    glyphs: Glyphs,
-    width: int,
-    *,
-    paused: bool = False,
-    probed: bool = False,
-) -> Line:
-    """The line of keys at the bottom, with the shown bindings in their order.
-
-    For a run with a probe it begins with the screens of the probe. If the width is too small,
-    bindings are left out; help and quit always stay.
-    """
-    places: dict[str, tuple[list[Binding], str]] = {}
-    first = _OF_A_PROBE if probed else ()
-    for binding in sorted(bindings, key=lambda one: one.id not in first):
-        name = binding.group.description if binding.group else binding.id or ""
-        if name in places:
-            places[name][0].append(binding)
-        elif name in first:
-            places[name] = [binding], name.removeprefix("screen.")
-        elif binding.show:
-            live = paused and binding.id == "time.follow"
-            does = name if binding.group else binding.description
-            places[name] = [binding], "live" if live else does
-    shown = {
-        name: [Span("  "), Span(_keys_of(of, glyphs), "accent"), Span(f" {does}", "dim")]
-        for name, (of, does) in places.items()
-    }
-    for name in (*_GIVE_WAY, *list(shown)[-3::-1]):
-        if sum(map(line_width, shown.values())) - 1 <= width:
-            break
-        shown.pop(name, None)
-    lead, *rest = [span for part in shown.values() for span in part] or [Span("")]
-    return pad([Span(lead.text[1:]), *rest], width)
-
-
-def playback_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
-    """The line of keys while the run is played back: how fast, and how to stop it."""
-    does = {"time.follow": "stop"} | ({"time.play": f"{faster} a second"} if faster else {})
-    keys = [
-        (f"   {plain_key(shown_key(one.key.split(',')[0]), glyphs)}", f" {does[one.id]}")
-        for one in bindings
-        if one.id in does
-    ]
-    playing = f" playing {speed} column{'s' if speed > 1 else ''} a second"
-    return [Span(playing, "accent"), *_said(keys)]
-
-
-def plain_key(key: str, glyphs: Glyphs) -> str:
-    """A shown key in the characters of the terminal."""
-    return _ASCII_NAMES.get(key, key) if glyphs is Glyphs.ASCII else key
-
-
-def _keys_of(bindings: list[Binding], glyphs: Glyphs) -> str:
-    """The key of a binding, or those of a pair: ``↑↓``, ``[ ]``, ``up/down``."""
-    group = bindings[0].group
-    shown = [one.key_display or shown_key(one.key.split(",")[0]) for one in bindings]
-    keys = [plain_key(key, glyphs) for key in shown]
-    if group is None or not group.compact:
-        return " ".join(keys)
-    return ("" if all(len(key) == 1 for key in keys) else "/").join(keys)
-
-
-def _said(keys: Iterable[tuple[str, str]]) -> Line:
-    """Keys and what they do."""
-    return [span for key, does in keys for span in (Span(key, "accent"), Span(does, "dim"))]

@@ -21,10 +21,12 @@ from microscope_tui.lines import (
     Placed,
     Span,
     TimeScale,
+    after,
     arranged,
     bars_width,
     bias_bars,
     course_charts,
+    dim,
     evidence,
     expert_card,
     layer_charts,
@@ -99,9 +101,7 @@ class ChartScreen(RunScreen):
         await self.redraw()
 
     async def action_smooth(self) -> None:
-        session = self.session
-        at = SMOOTHINGS.index(session.smoothing) + 1 if session.smoothing in SMOOTHINGS else 0
-        session.smoothing = weight = SMOOTHINGS[at % len(SMOOTHINGS)]
+        self.session.smoothing = weight = after(self.session.smoothing, SMOOTHINGS)
         said = f"exponential moving average, {words.index(weight)}" if weight else "off"
         self.show_message(f"smoothing: {said}", "accent")
         await self.redraw()
@@ -224,8 +224,8 @@ class LayerScreen(ChartScreen):
         self._drawn = view, layer
         left = [
             Span(f"  {layer.router.name}", "title"),
-            Span(f"  {layer.index + 1} of {len(view.layers)} layers", "dim"),
-            Span(f"   {words.router_size(layer)}", "dim"),
+            dim(f"  {layer.index + 1} of {len(view.layers)} layers"),
+            dim(f"   {words.router_size(layer)}"),
         ]
         if layer.quadrant:
             left.append(Span(f"   {layer.quadrant}", "value"))
@@ -246,8 +246,11 @@ class LayerScreen(ChartScreen):
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
         if place.name in charts:
             return super().drawn(place, charts, time, step)
-        (view, layer), session, size = self._drawn, self.session, (place.width, place.height)
-        step, chosen = view.counts_step or 0, session.expert
+        view, layer = self._drawn
+        session = self.session
+        size = (place.width, place.height)
+        step = view.counts_step or 0
+        chosen = session.expert
         focused = place.name == self.chart_in_focus
         if place.name == "bias":
             bias = layer.bias or ()
@@ -397,7 +400,8 @@ class ExpertScreen(ChartScreen):
         self, wanted: tuple[object, ...], watch: RunWatch, view: RunView, count: int
     ) -> None:
         stop, router = threading.Event(), self.session.selected
-        problem, found = "", _NOTHING
+        problem = ""
+        found = _NOTHING
 
         def read() -> LoadSeries:
             series = LoadSeries(samples(watch, router, count, view.window, cancelled=stop.is_set))

@@ -18,6 +18,7 @@ from microscope_tui.lines import (
     Measure,
     Span,
     compare,
+    dim,
     matching,
     mismatch,
     pad,
@@ -99,7 +100,7 @@ class CompareScreen(RunScreen):
             chosen = layer.index == session.selected
             lines += compare.layer_lines(layer, reference, layout, heat, chosen=chosen)
         if not self.layers_shown:
-            lines = [pad([Span("  no layer matches", "dim")], columns)]
+            lines = [pad([dim("  no layer matches")], columns)]
         self.show("pairs", lines, session.look.palette)
         moved = ""  # what changed in the chosen layer
         if session.selected in self.layers_shown:
@@ -128,7 +129,7 @@ class CompareScreen(RunScreen):
             remark = "pinned, its last step before B" if behind else "pinned, at the same step"
         if (reference.run, reference.step) == (view.name, view.step):
             return Span("the same step as B", "warn")
-        return Span(remark, "dim")
+        return dim(remark)
 
     async def _choose(self, view: RunView) -> None:
         """Choose A automatically if the user has not; again once the whole log is read."""
@@ -139,7 +140,8 @@ class CompareScreen(RunScreen):
         if tried == self._tried:
             return
         self._tried = tried
-        step, self._why_own = max(1, round(_EARLY * view.step)), f"{_EARLY:.0%} into the run"
+        step = max(1, round(_EARLY * view.step))
+        self._why_own = f"{_EARLY:.0%} into the run"
         for finding, _ in view.alerts:
             if 1 < finding.onset <= view.step:
                 step, self._why_own = finding.onset - 1, f"before {finding.rule} began"
@@ -148,7 +150,8 @@ class CompareScreen(RunScreen):
             found = await asyncio.to_thread(pin_at, watch, step)
             why = session.time.why_no_past() or "the log is still being read"
         except OSError as error:
-            found, why = None, f"cannot be read: {error.strerror or error}"
+            found = None
+            why = f"cannot be read: {error.strerror or error}"
         self._own = reference_of(watch.file.name, found, watch.run) if found else None
         self._problem = "" if found else why
 
@@ -191,7 +194,7 @@ class MismatchScreen(RunScreen):
         if isinstance(found, str):
             waits = found.endswith("…")
             lines = (
-                [[Span(line, "dim")] for line in wrap(found, columns)]
+                [[dim(line)] for line in wrap(found, columns)]
                 if waits
                 else mismatch.without_probe(found, columns)
             )
@@ -203,7 +206,7 @@ class MismatchScreen(RunScreen):
             self.in_view(session.selected, layers, max(1, rows - _FRAME_ROWS))
             pinned = session.fleet.pinned
             a = pinned.file.name if pinned is not None else ""
-            title = [Span("mismatch ", "brand"), Span(f"A {a}, B the open run", "dim")]
+            title = [Span("mismatch ", "brand"), dim(f"A {a}, B the open run")]
             head = mismatch.head_lines(found, columns)
             body = mismatch.beside_each_other(
                 found, columns, self.list_rows + 1, session.glyphs, session.selected, self.first

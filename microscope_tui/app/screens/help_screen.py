@@ -8,12 +8,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
+from microscope_tui.app.key_line import plain_key
 from microscope_tui.app.keys import key, shown_key
 from microscope_tui.app.palette import FAINT, GROUND
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screen_table import SCREENS
-from microscope_tui.app.screens.base import plain_key
-from microscope_tui.lines import Glyphs, Line, Span, glossary, pad, wrap
+from microscope_tui.lines import Glyphs, Line, Span, dim, glossary, pad, wrap
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
@@ -92,23 +92,23 @@ class HelpScreen(ModalScreen[None]):
         if self._words:
             lines += [[], [Span("  Reading the screen", "title")]]
         for text in self._reading if self._words else ():
-            lines += [[Span(f"  {part}", "dim")] for part in wrap(text, width - 6)]
+            lines += [[dim(f"  {part}")] for part in wrap(text, width - 6)]
         column = min(_WORDS, (width - 4) // 3)
         for words, means in self._words:
             names = wrap(words, column - 2)
             texts = wrap(means, width - column - 6)
             for name, text in zip_longest(names, texts, fillvalue=""):
-                lines.append([Span(f"  {name:<{column}}", "value"), Span(text, "dim")])
+                lines.append([Span(f"  {name:<{column}}", "value"), dim(text)])
         room = max(1, min(len(lines), self.size.height - _FRAME_LINES))
         self._at = max(0, min(self._at, len(lines) - room))
         below = len(lines) - room - self._at
-        title: Line = [Span("  Help", "title"), Span("     esc", "accent"), Span(" close", "dim")]
+        title: Line = [Span("  Help", "title"), Span("     esc", "accent"), dim(" close")]
         if self._words and width >= _WIDE:
-            title += [Span("   w", "accent"), Span(" words", "dim")]
+            title += [Span("   w", "accent"), dim(" words")]
         if below or self._at:
             arrows = "up/down" if self._glyphs is Glyphs.ASCII else "↑↓"
             more = f" {below} more" if below else " scroll"
-            title += [Span(f"   {arrows}", "accent"), Span(more, "dim")]
+            title += [Span(f"   {arrows}", "accent"), dim(more)]
         help_ = self.query_one("#help", Rows)
         help_.styles.width, help_.styles.height = width, room + _FRAME_LINES
         shown = [title, [], *lines[self._at : self._at + room]]
@@ -140,7 +140,7 @@ def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[
             keys = f"  {names if at == 0 else '':<{_KEYS - 3}} "
             lines.append([Span(keys, "accent"), Span(text, "value")])
     sections["Screens"] = sections.pop("Screens", [])
-    blocks = [[[Span(f"  {name}", "dim")], *lines, []] for name, lines in sections.items()]
+    blocks = [[[dim(f"  {name}")], *lines, []] for name, lines in sections.items()]
     if width < 2 * _COLUMN:
         return [line for block in blocks for line in block][:-1]
     total, left = sum(map(len, blocks)), 0

@@ -23,6 +23,7 @@ from microscope_tui.lines import (
     Pattern,
     Span,
     TableLayout,
+    dim,
     expert_line,
     fit,
     frame,
@@ -115,7 +116,8 @@ class MainScreen(RunScreen):
             part = self.query_one(f"#{name}")
             part.display, part.styles.width = width > 0, width
         self.query_one("#table").styles.height = layout.table_rows
-        watch, chosen = session.watch, session.expert is not None and session.selected
+        watch = session.watch
+        chosen = session.expert is not None and session.selected
         content = (  # everything that the table depends on
             watch and (watch.path, watch.generation, watch.version),
             (session.time.pin, session.time.window, session.reference, session.look),
@@ -147,7 +149,8 @@ class MainScreen(RunScreen):
         heat = self._heat(view)
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
-        samples, room = pad([], layout.columns), layout.columns - layout.label
+        samples = pad([], layout.columns)
+        room = layout.columns - layout.label
         if view.layers and not any(layer.load for layer in view.layers):
             samples = pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
         elif has_legend(heat, view.layers):  # what the colours mean
@@ -194,7 +197,7 @@ class MainScreen(RunScreen):
             steady = replace(heat, levels=partial(session.levels, noise=noise))
             loads += table.load(mean, layout, steady, chosen.get(layer.index))
         if not visible:
-            loads = [pad([Span("no layer matches", "dim")], layout.heat)]
+            loads = [pad([dim("no layer matches")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
 
     def _heat(self, view: RunView) -> Heat:
@@ -233,8 +236,8 @@ def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:
     """While there is no step: what it waits for, or why the log cannot be read."""
     text: list[Line] = [[Span("MoE Microscope", "brand")], [], *_message(session, columns), []]
     more = len(session.fleet.runs) > 1
-    runs: Line = [Span("r", "accent"), Span(" all runs   ", "dim")] if more else []
-    text.append([*runs, Span("q", "accent"), Span(" quit", "dim")])
+    runs: Line = [Span("r", "accent"), dim(" all runs   ")] if more else []
+    text.append([*runs, Span("q", "accent"), dim(" quit")])
     lines: list[Line] = [[] for _ in range(max(0, (rows - len(text)) // 2))]
     lines += [[Span(" " * max(0, (columns - line_width(line)) // 2)), *line] for line in text]
     return [pad(line, columns) for line in lines[:rows]]
@@ -243,35 +246,35 @@ def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:
 def _message(session: Session, columns: int) -> list[Line]:
     watch = session.watch
     if watch is not None and watch.error:
-        return [[Span(watch.file.name, "dim")], [Span(watch.error, "crit")]]
+        return [[dim(watch.file.name)], [Span(watch.error, "crit")]]
     bad: list[Line] = []
     if watch is not None and watch.defects.count:
         first = watch.defects.first[0] if watch.defects.first else ""
         bad = [[Span(f"{words.plural(watch.defects.count, 'bad line')}, {first}", "warn")]]
         how = "repair: moe-microscope check --format-only"
-        bad.append([Span("" if watch.file.foreign else how, "dim")])
+        bad.append([dim("" if watch.file.foreign else how)])
     if session.pipe_ended:
         return [[Span("standard input ended without a step", "warn")], *bad]
     if session.fleet.piped:
-        return [[Span("waiting for the first step on standard input", "dim")], *bad]
+        return [[dim("waiting for the first step on standard input")], *bad]
     if watch is None:
         where = safe_text(session.fleet.root, max(10, columns - 24))
         return [
-            [Span("waiting for a run in ", "dim"), Span(where)],
-            [Span("start one with  ", "dim"), Span("python train.py", "accent")],
+            [dim("waiting for a run in "), Span(where)],
+            [dim("start one with  "), Span("python train.py", "accent")],
             [],
-            [Span("or in your own trainer (from microscope_tui.probe import attach)", "dim")],
+            [dim("or in your own trainer (from microscope_tui.probe import attach)")],
             [Span(f'probe = attach(model, "{where}/mine")', "accent")],
             [Span("probe.step(loss=loss)  # after each optimizer step", "accent")],
         ]
     if not watch.complete:
-        return [[Span("reading ", "dim"), Span(watch.file.name)], *bad]
+        return [[dim("reading "), Span(watch.file.name)], *bad]
     age = words.age(watch.state()[1])
     if watch.source.missing:
         return _unknown_keys(watch.source.missing, columns)
     name = Span(shortened(watch.file.name, max(10, columns - 30)))
-    since = [Span("last written ", "dim"), Span(age), Span(" ago", "dim")] if age else []
-    return [[Span("waiting for the first step of ", "dim"), name], since, *bad]
+    since = [dim("last written "), Span(age), dim(" ago")] if age else []
+    return [[dim("waiting for the first step of "), name], since, *bad]
 
 
 def _unknown_keys(text: str, columns: int) -> list[Line]:
@@ -280,7 +283,7 @@ def _unknown_keys(text: str, columns: int) -> list[Line]:
     about, show, command = text.partition(" Show it with: ")
     lines: list[Line] = [[Span(line)] for line in wrap(about, width)]
     if show:
-        lines += [[], [Span("m", "accent"), Span(" show it so, or in a shell:", "dim")]]
+        lines += [[], [Span("m", "accent"), dim(" show it so, or in a shell:")]]
         lines += [
             [Span(line, "accent")] for line in command.replace(" --", " \\\n  --").split("\n")
         ]

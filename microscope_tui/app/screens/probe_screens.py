@@ -23,6 +23,7 @@ from microscope_tui.lines import (
     Place,
     SliceTable,
     Span,
+    after,
     pad,
     slice_table,
     slices,
@@ -352,7 +353,8 @@ class SlicesScreen(ProbeScreen):
         room = max(1, rows - _SLICE_FRAME - detail_rows - 3 * airy)
         shown = self.in_view(self._at, len(self._order), room)
         layout = slices.fit_slices(names, columns, self._first_slice)
-        self._first_slice, colour = layout.shown.start, not self.app.no_color
+        self._first_slice = layout.shown.start
+        colour = not self.app.no_color
         lines = [
             slices.expert_line(
                 self._order[at], layout, anatomy.name_of, chosen=at == self._at, colour=colour
@@ -368,11 +370,12 @@ class SlicesScreen(ProbeScreen):
         self.show("slice-heads", slices.heads(layout, names, self._ordering, table))
         self.show("slice-rows", lines, self.session.look.palette, height=len(lines))
         spare = room - len(lines)  # the detail is directly below the experts
-        blank, height = spare > 0 and not airy, detail_rows + spare
+        blank = spare > 0 and not airy
+        height = detail_rows + spare
         detail = slices.detail(
             self._order[self._at], table, names, anatomy.name_of, columns, height - blank
         )
-        self.show("slice-detail", [pad([], columns)] * blank + detail, height=height)
+        self.show("slice-detail", [[], *detail] if blank else detail, height=height)
 
     def probe_json(self, routing: Routing) -> str:
         return slices_json(routing, self.session.anatomy.layer)
@@ -388,8 +391,7 @@ class SlicesScreen(ProbeScreen):
         await self.action_expert(direction * self.list_rows)
 
     async def action_order(self) -> None:
-        orders = list(Ordering)
-        self._ordering = orders[(orders.index(self._ordering) + 1) % len(orders)]
+        self._ordering = after(self._ordering, list(Ordering))
         await self.redraw()
 
     async def action_more_slices(self, by: int) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from textual.timer import Timer
 
 from microscope_tui.app.screens.base import BaseScreen
-from microscope_tui.diagnosis import key_of
-from microscope_tui.lines import Axis, Order, order_of
-from microscope_tui.watch import PinnedRun
+from microscope_tui.diagnosis import Episode, Finding, key_of
+from microscope_tui.lines import Axis, Order, after, order_of
+from microscope_tui.watch import PinnedRun, RunView
 
 _TICK_S = 0.25
 _DEBOUNCE_S = 0.1
@@ -90,7 +90,7 @@ class RunScreen(BaseScreen):
 
     async def action_next_alert(self) -> None:
         """Go to the next layer with an alert: unseen alerts first, then the worst."""
-        view, seen, here = self.session.glance(), self.session.seen, self.session.selected
+        view, seen = self.session.glance(), self.session.seen
         if view is None:
             return
         found = sorted(view.alerts, key=lambda pair: key_of(view.name, pair[0]) in seen)
@@ -99,8 +99,7 @@ class RunScreen(BaseScreen):
         if not sick:
             self.show_message("no active alert", "dim")
             return
-        at = sick.index(here) + 1 if here in sick else 0
-        self.session.selected = sick[at % len(sick)]
+        self.session.selected = after(self.session.selected, sick)
         await self.redraw()
 
     async def action_acknowledge(self) -> None:
@@ -109,12 +108,15 @@ class RunScreen(BaseScreen):
         if view is None or not view.alerts:
             self.show_message("no active alert", "dim")
             return
-        here = self.session.selected
-        chosen = [f for f, _ in view.alerts if any(e.router_index == here for e in f.episodes)]
-        chosen = chosen or [view.alerts[0][0]]
+        chosen = [finding for finding, _ in self._here(view)] or [view.alerts[0][0]]
         now = self.session.toggle_seen({key_of(view.name, finding) for finding in chosen})
         self.show_message(f"{chosen[0].rule}: {now}", "accent")
         await self.redraw()
+
+    def _here(self, view: RunView) -> list[tuple[Finding, Episode]]:
+        """The alerts of the chosen layer."""
+        here, alerts = self.session.selected, view.alerts
+        return [(f, e) for f, _ in alerts for e in f.episodes if e.router_index == here]
 
     async def action_onset(self) -> None:
         """Go to the step where the alert of the chosen layer, or the topmost one, began."""
@@ -122,9 +124,8 @@ class RunScreen(BaseScreen):
         if view is None or not view.alerts:
             self.show_message("no active alert at this step", "dim")
             return
-        here = self.session.selected
-        onsets = [e for f, _ in view.alerts for e in f.episodes if e.router_index == here]
-        episode = onsets[0] if onsets else view.alerts[0][0].worst
+        here = self._here(view)
+        episode = here[0][1] if here else view.alerts[0][0].worst
         if episode.router_index >= 0:
             self.session.selected = episode.router_index
         await self.from_disk(self.session.time.go_to, episode.onset)
@@ -172,7 +173,6 @@ class RunScreen(BaseScreen):
 
     async def action_next_axis(self) -> None:
         """Switch the time axis: steps, run time, clock."""
-        axes = list(Axis)
-        self.session.axis = axes[(axes.index(self.session.axis) + 1) % len(axes)]
-        self.show_message(f"time axis: {self.session.axis}", "accent")
+        self.session.axis = axis = after(self.session.axis, list(Axis))
+        self.show_message(f"time axis: {axis}", "accent")
         await self.redraw()

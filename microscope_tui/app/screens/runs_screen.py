@@ -11,7 +11,7 @@ from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.screens.base import Kind, ListScreen
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, pad, run_list, with_notes
+from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, dim, pad, run_list, with_notes
 from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
@@ -31,10 +31,7 @@ class RunsScreen(ListScreen):
         _UP,
         key("run.open", "enter", "open_run", "open this run", "open"),
         _DOWN,
-        key("run.first", "home,g", "move(-99999)", "first run"),
-        key("run.last", "end,G", "move(99999)", "last run"),
-        key("run.page_up", "pageup", "page(-1)", "one page up"),
-        key("run.page_down", "pagedown", "page(1)", "one page down"),
+        *keys.in_list("run"),
         key("run.select", "space", "select", "select this run", "select"),
         key("run.solo", "s", "solo", "selected runs only; again: all", "solo"),
         key("run.pin", "p", "pin", "compare the open run with this one", "pin"),
@@ -59,49 +56,45 @@ class RunsScreen(ListScreen):
         columns, rows = self.room
         layout = self._layout
         if layout is None or layout.width != columns or self._listed != self.pattern.text:
-            fleet, _ = self.session.fleet, self.session.pinned  # release it first
-            cards = fleet.cards()
-            self._count, self._listed = len(cards), self.pattern.text
-            if fleet.solo and not any(card.selected for card in cards):
-                fleet.solo = False  # they are gone
-            self._cards = cards = [
-                card
-                for card in cards
-                if (card.selected or not fleet.solo)
-                and (not self.pattern.text or self.pattern.matches(run_list.card_text(card)))
-            ]
-            opened = next((at for at, card in enumerate(cards) if card.open), 0)
-            self.keep_chosen((card.file.path for card in cards), start=opened)
-            layout = self._layout = run_list.fit_list(self._cards, columns)
+            layout = self._layout = self._rebuilt(columns)
         shown = self.in_view(self.at, len(self._cards), max(1, rows - _FRAME_LINES))
         lines = [self._title(layout), pad([], columns), layout.heads()]
         lines += [run_list.run_line(self._cards[at], layout, chosen=at == self.at) for at in shown]
         if not self._cards:
             why = "no run matches" if self._count else "no runs yet: new ones appear automatically"
-            lines.append(pad([Span(f"   {why}", "dim")], columns))
+            lines.append(pad([dim(f"   {why}")], columns))
         lines += [pad([], columns)] * (rows - 1 - len(lines))
         self.show("runs", lines)
         self.draw_last_line()
 
+    def _rebuilt(self, columns: int) -> Table:
+        """List the runs anew: those that the filter and solo let through."""
+        _ = self.session.pinned  # released first, if the reference is gone
+        fleet, pattern = self.session.fleet, self.pattern
+        cards = fleet.cards()
+        self._count, self._listed = len(cards), pattern.text
+        if fleet.solo:
+            selected = [card for card in cards if card.selected]
+            fleet.solo = bool(selected)  # they may be gone
+            cards = selected or cards
+        if pattern.text:
+            cards = [card for card in cards if pattern.matches(run_list.card_text(card))]
+        self._cards = cards
+        opened = next((at for at, card in enumerate(cards) if card.open), 0)
+        self.keep_chosen((card.file.path for card in cards), start=opened)
+        return run_list.fit_list(cards, columns)
+
     def _title(self, layout: Table) -> Line:
-        cards, fleet = self._cards, self.session.fleet
-        live = sum(card.state.live for card in cards)
-        worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
-        sick = [severity for severity in worst if severity >= Severity.WARN]
-        was_sick = sum(bool(card.recovered) and not card.findings for card in cards)
-        queued = sum(card.queued for card in cards)
-        of_all = f" of {self._count:,}" if len(cards) < self._count else ""
+        shown, fleet = len(self._cards), self.session.fleet
+        of_all = f" of {self._count:,}" if shown < self._count else ""
         selected = f"   {len(fleet.selected):,} selected" if fleet.selected else ""
-        left: Line = [
-            Span(f" {len(cards):,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
+        left = [
+            Span(f" {shown:,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
             Span("   solo" if fleet.solo else selected, "accent"),
             Span(f"   {self.filter_note(30)}" if self.pattern.text else "", "accent"),
-            Span(f"   {live:,} live", "ok" if live else "dim"),
-            Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
-            Span(f"   {was_sick:,} recovered" if was_sick else "", "dim"),
-            Span(f"   {queued:,} to judge" if queued else "", "dim"),
+            *_counted(self._cards),
         ]
-        hides = len(cards) > self.list_rows
+        hides = shown > self.list_rows
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,}" if hides else ""
         notes = part, layout.no_room(" and "), self.session.how_it_watches()
         return with_notes(left, notes, layout.width, gap=1)
@@ -128,7 +121,8 @@ class RunsScreen(ListScreen):
         if not fleet.solo and not fleet.selected:
             self.show_message("no run is selected: space selects one", "dim")
             return
-        fleet.solo, self._layout = not fleet.solo, None
+        fleet.solo = not fleet.solo
+        self._layout = None
         await self.redraw()
 
     async def action_pin(self) -> None:
@@ -161,3 +155,18 @@ class RunsScreen(ListScreen):
                 break
             await asyncio.sleep(0.01)
         await self.app.pop_screen()
+
+
+def _counted(cards: Sequence[RunCard]) -> Line:
+    """How many are live, have alerts, have recovered from one, or are still to be judged."""
+    live = sum(card.state.live for card in cards)
+    worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
+    sick = [severity for severity in worst if severity >= Severity.WARN]
+    recovered = sum(bool(card.recovered) and not card.findings for card in cards)
+    queued = sum(card.queued for card in cards)
+    return [
+        Span(f"   {live:,} live", "ok" if live else "dim"),
+        Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
+        dim(f"   {recovered:,} recovered" if recovered else ""),
+        dim(f"   {queued:,} to judge" if queued else ""),
+    ]

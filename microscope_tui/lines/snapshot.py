@@ -1,0 +1,67 @@
+"""The main screen as plain text, for where there is no terminal: every layer on one line."""
+
+from microscope_tui.lines import frame, table, time_line, words
+from microscope_tui.lines.cost import cost_lines
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.heat import Heat
+from microscope_tui.lines.spans import Line, Span, crop, plain
+from microscope_tui.lines.table import TableLayout
+from microscope_tui.placement import OF_HEADER, CostRequest, cost_of
+from microscope_tui.watch import Pin, RunView, RunWatch, view_of
+
+_ALL_WORDS = 9
+"""Lines that hold any verdict."""
+
+
+def snapshot_text(
+    watch: RunWatch,
+    columns: int = 100,
+    rows: int | None = None,
+    glyphs: Glyphs = Glyphs.BRAILLE,
+    at: Pin | None = None,
+    cost: CostRequest = OF_HEADER,
+) -> str:
+    """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``.
+
+    ``cost``: the ranks whose uneven load costs something; it is reported below the verdict.
+    """
+    probe = view_of(watch, at=at)
+    all_words = not rows
+    costs = cost_lines(cost_of(watch, at, cost), columns, whole=all_words)
+    if not rows:  # as many as show every layer on one line: a tall table has more lines around it
+        rows = len(probe.layers) + 6
+        rows += 7 if rows >= 30 else 0
+    layout = table.fit(probe, columns, rows if all_words else rows - len(costs))
+    points = max(1, layout.spark * glyphs.points)
+    view = view_of(watch, points, time_line.ribbon_width(columns), at)
+    lines = [frame.header(view, columns, glyphs, brand=False)]
+    verdict = frame.verdict(view, columns, _ALL_WORDS if all_words else 3)
+    lines += [*(line for line in verdict if plain(line).strip()), *costs]
+    lines.append(table.column_heads(view, layout))
+    lines += _body(view, layout, glyphs)
+    lines.append(time_line.ribbon(view, columns, view.state if at is None else "then"))
+    lines.append(time_line.notes(view, columns, layout.hidden))
+    legend = "        load: x dead  - starving  . fair  + over  # hot"
+    if not any(layer.load for layer in view.layers):
+        legend = f" {words.no_counts(view)}" if view.layers else ""
+    lines.append(crop([Span(legend, "dim")], columns))
+    return "\n".join(spelled(plain(line), glyphs) for line in lines)
+
+
+def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
+    indices = [2.0 if x.collapse_index is None else x.collapse_index for x in view.layers]
+    worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), indices[x.index]))
+    lines: list[Line] = []
+    for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):
+        parts = [
+            table.label(layer, layout, view.worst is not None and layer is worst_first[0]),
+            table.load(layer, layout, Heat(colour=False)),
+            table.balance(layer, layout, glyphs),
+        ]
+        if layout.entropy:
+            parts.append(table.entropy(layer, layout, glyphs))
+        if layout.drop:
+            parts.append(table.drop(layer, layout, glyphs))
+        for name, cells, *rest in zip(*parts, strict=True):
+            lines.append([*name, *cells, *(span for part in rest for span in (Span("  "), *part))])
+    return lines
