@@ -29,7 +29,7 @@ from microscope_tui.diagnosis import (
 from microscope_tui.lines import listed, model_cost, plural
 from microscope_tui.placement import OF_HEADER, Cost, CostRequest, cost_of
 from microscope_tui.runlog import RunFile, safe_text
-from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
+from microscope_tui.watch import RunState, RunWatch, evidence, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
@@ -102,13 +102,13 @@ def judge(
         watch = RunWatch(file, request.criteria, patient=True)
         watch.read_all()
     state, _ = watch.state()
-    diagnosis, problem = watch.diagnosis, why_no_verdict(watch)
+    diagnosis, no_verdict = watch.diagnosis, why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []
     if diagnosis is not None:
         findings = findings_with_advice(
             diagnosis, [e for e in diagnosis.episodes if request.counts(e)]
         )
-    code = NO_VERDICT if problem else exit_code([f for f, _ in findings], request.fail_on)
+    code = NO_VERDICT if no_verdict.why else exit_code([f for f, _ in findings], request.fail_on)
     return Judgement(
         run=file.name,
         path=safe_text(file.path, 1000),
@@ -117,8 +117,8 @@ def judge(
         profile=diagnosis.run.profile if diagnosis is not None else None,
         exit_code=code,
         findings=findings,
-        problem=problem,
-        waits_until=waits_until(watch),
+        problem=no_verdict.why,
+        waits_until=no_verdict.until,
         notes=[*_notes_on_the_log(watch), *_notes_on_the_request(request, watch)],
         cost=cost_of(watch, None, request.cost),
     )
