@@ -7,7 +7,7 @@ findings, so that ``check`` reports them too; the trainer does not report them t
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -117,13 +117,11 @@ def _balance(
     # A Trainer has switched it off with 0, and before its first pass it is not decided.
     if given.value == 0 or not aux.decided:
         balance.pop(_LOGITS, None)
-    names = {"norm_top_k": _named(config, *_NORM_TOP_K)[0]}
-    theirs = {"aux_weight": name, _LOGITS: _LOGITS}
-    names |= {ours: one for ours, one in theirs.items() if ours in balance}
-    names = {ours: _prefix(model, config) + one for ours, one in names.items() if one}
+    names = _names(model, config, balance.keys())
     if given.value is not None:
         key = "aux_weight" if given.applies else "trainer_aux_weight"
-        balance[key], names[key] = given.value, given.name
+        balance[key] = given.value
+        names[key] = given.name
     return balance | ({"names": names} if names else {}) | always
 
 
@@ -164,11 +162,17 @@ def _term(own: Coefficient) -> dict[str, Any]:
     return {"method": "aux", "aux_weight": own.value, **flag}
 
 
-def _prefix(model: nn.Module, config: Any) -> str:
-    """What the names of the text model's settings begin with."""
+def _names(model: nn.Module, config: Any, known: Container[str]) -> dict[str, str]:
+    """What the framework calls the settings of the text model that the header has."""
     outer = getattr(model, "config", None)
     parts = getattr(outer, "sub_configs", ())
-    return "".join(f"{part}." for part in parts if getattr(outer, part, None) is config)
+    prefix = "".join(f"{part}." for part in parts if getattr(outer, part, None) is config)
+    names = {"norm_top_k": _named(config, *_NORM_TOP_K)[0]}
+    if "aux_weight" in known:
+        names["aux_weight"] = _named(config, *_AUX_WEIGHT)[0]
+    if _LOGITS in known:
+        names[_LOGITS] = _LOGITS
+    return {ours: prefix + theirs for ours, theirs in names.items() if theirs}
 
 
 def _home(model: nn.Module) -> Any:

@@ -2,9 +2,7 @@
 
 A look reads whether gradients are exactly zero, before they are cleared; it adds to the sum of the
 step over ranks, and rank 0 concludes. Nothing is concluded before an update has changed a
-parameter, or where no weight has a gradient. Without labels it is unknown which tokens have a loss,
-and an auxiliary loss alone, which reaches no expert of the last layers, may have made the
-gradients: then a weight after the layer must have one, and none of the experts.
+parameter, or where no weight has a gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Row, Values
-from microscope_tui.probe.weights import Weight, inside, plain_path, weights_of
+from microscope_tui.probe.weights import Owner, Weight, inside, plain_path, weights_of
 
 _logger = logging.getLogger(__name__)
 FIRST, EVERY = range(3, 6), 100
@@ -37,26 +35,14 @@ _HOLDERS = "main_grad", "ds_id", "_hp_mapping"
 Group = tuple[int, str]
 
 
-class Key(NamedTuple):
-    """A tensor that is looked at; the matrices of an adapter are the same one."""
-
-    place: int
-    """Of the router; of a weight outside of its layers, behind how many it is."""
-    part: str = ""
-    """``router`` or ``experts``; other weights are not judged."""
-    path: str = ""
-    """Without the number of the expert."""
-    expert: int | None = None
-    """``None``: of all experts together, or of none."""
-
-
 class Part(NamedTuple):
     """A parameter, by its module, as wrappers replace it, and the tensors in it: several where it
-    holds one for each expert."""
+    holds one for each expert; the matrices of an adapter are the same one."""
 
     module: nn.Module
     name: str
-    keys: list[Key]
+    keys: list[Owner]
+    """Without a part: any other weight, which is not judged, behind so many routers."""
 
     @property
     def weight(self) -> Any:
@@ -91,7 +77,7 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
             parts.append(Part(weight.module, weight.name, keys))
         else:
             at = place if place >= 0 else after
-            part = Part(weight.module, weight.name, [Key(at)])
+            part = Part(weight.module, weight.name, [Owner(at)])
             others[at].append((weight.tensor.numel(), number, part))
     return [*parts, *(p for some in others.values() for *_, p in sorted(some)[:_OTHERS])]
 
@@ -102,37 +88,37 @@ def _layer(path: str) -> str:
     return numbered[0] if numbered else path
 
 
-def _keys(weight: Weight, sites: Sequence[Site]) -> list[Key]:
+def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
     """The tensors in a weight of a router or of experts; none in any other weight."""
-    place, part, path, expert = weight.owner
-    shape = weight.tensor.shape
+    own, shape = weight.owner, weight.tensor.shape
     if weight.adapter:
-        path += " (adapter)"
-    if expert is not None:
-        return [Key(place, part, path, expert)]
-    if not part or len(shape) < 2:
+        own = own._replace(path=f"{own.path} (adapter)")
+    if own.expert is not None:
+        return [own]
+    if not own.part or len(shape) < 2:
         return []  # a bias of the router may have no gradient: it only selects
-    if part == "experts" and len(shape) == 2 and "expert" not in path:
-        return []  # with a row for every expert it may also be an embedding
-    E = sites[place].num_experts
-    if part == "experts" and not weight.adapter and shape[0] == E > 1:
-        return [Key(place, part, path, number) for number in range(E)]
-    return [Key(place, part, re.sub(r"\d+", "", path))]
+    if own.part == "experts":
+        E = sites[own.place].num_experts
+        if len(shape) == 2 and "expert" not in own.path:
+            return []  # with a row for every expert it may also be an embedding
+        if not weight.adapter and shape[0] == E > 1:
+            return [own._replace(expert=number) for number in range(E)]
+    return [own._replace(path=re.sub(r"\d+", "", own.path))]
 
 
 class Look(NamedTuple):
     """What a look has found, summed over ranks."""
 
-    moving: Mapping[Key, float]
+    moving: Mapping[Owner, float]
     """Positive for a tensor with a gradient that is not zero; NaN: unknown."""
     changed: Mapping[Group, float]
     """How many sampled elements changed."""
     tokens: Sequence[Sequence[float]]
     """Tokens with loss of every expert, by place; NaN: unknown."""
 
-    def by_place(self) -> Mapping[int, Mapping[Key, bool]]:
+    def by_place(self) -> Mapping[int, Mapping[Owner, bool]]:
         """Which tensors of every router and its experts have a gradient, where that is known."""
-        found: defaultdict[int, dict[Key, bool]] = defaultdict(dict)
+        found: defaultdict[int, dict[Owner, bool]] = defaultdict(dict)
         for key, moving in self.moving.items():
             if key.part and not math.isnan(moving):
                 found[key.place][key] = moving > 0
@@ -153,7 +139,7 @@ class Judged(NamedTuple):
 
 
 def judge_row(
-    own: Mapping[Key, bool],
+    own: Mapping[Owner, bool],
     tokens: Sequence[float],
     has_labels: bool,
     is_passed: bool,
@@ -191,7 +177,7 @@ class Looks:
         self._hooks, self._ranks, self._trains, self._failed = hooks, ranks, trains, False
         self._E = max((site.num_experts for site in hooks.sites), default=0)
         self._parts: list[Part] = []
-        self._numbers: dict[Key, int] = {}
+        self._numbers: dict[Owner, int] = {}
         self._samples: dict[Group, Tensor] = {}
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
@@ -221,21 +207,23 @@ class Looks:
             _logger.warning("gradients are not looked at any more, training continues: %r", error)
 
     def count(self, rate: Any) -> None:
-        """A step is logged, with this learning rate; every rank calls it, and at the first they
-        agree on what is looked at."""
+        """A step is logged, with this learning rate; every rank calls it."""
         self._logged += 1
         if isinstance(rate, int | float) and rate != 0:
             self._rated += 1
-        if self._logged > 1 or not self._trains:
-            return
-        parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
-        self._parts, keys = parts, dict.fromkeys(key for part in parts for key in part.keys)
+        if self._logged == 1 and self._trains:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Plan what is looked at; nothing where ranks differ."""
+        self._parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
+        keys = dict.fromkeys(key for part in self._parts for key in part.keys)
         self._numbers = {key: number for number, key in enumerate(keys)}
-        zero = any(hasattr(part.weight, "ds_id") for part in parts)
+        zero = any(hasattr(part.weight, "ds_id") for part in self._parts)
         marks = self._ranks.all_gather(0 if zero else zlib.crc32(repr([*keys]).encode()))
         if keys and not zero and len(set(marks)) == 1:
-            tokens, groups = len(self._hooks.sites) * self._E, {part.group for part in parts}
-            self._width = tokens + len(keys) + len(groups)
+            groups = {part.group for part in self._parts}
+            self._width = len(self._hooks.sites) * self._E + len(keys) + len(groups)
         if zero and self._ranks.rank == 0:
             _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
 
@@ -334,8 +322,7 @@ class Looks:
             tokens = look.tokens[row.place]
             has_labels = not math.isnan(tokens[0])
             if not has_labels:
-                passes = [n for n, one in zip(counts, rows, strict=True) if one.place == row.place]
-                tokens = [sum(column) for column in zip(*passes, strict=True)]
+                tokens = _chosen(row.place, rows, counts)
             is_passed = row.place < last
             found.append(judge_row(own.get(row.place, {}), tokens, has_labels, is_passed, same))
         lists = zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
@@ -367,6 +354,12 @@ class Looks:
         """Groups of which no sampled element has changed; a small sample shows nothing."""
         large = (group for group, sample in self._samples.items() if len(sample) >= SAMPLE)
         return {group for group in large if not look.changed[group]}
+
+
+def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens of every expert of a router, in all passes through it."""
+    passes = [n for n, row in zip(counts, rows, strict=True) if row.place == place]
+    return [sum(column) for column in zip(*passes, strict=True)]
 
 
 def _placed(moves: Sequence[tuple[list[int], Tensor]], size: int) -> Tensor:

@@ -27,14 +27,8 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     weights = [w for w in weights_of(model, sites) if w.adapter or len(shape_of(w.tensor)) > 1]
     parts = _by_part(model, weights)
     trains = [w for w in weights if w.tensor.requires_grad]
-    changed, adapted = {w.path for w in trains}, {w.path for w in trains if w.adapter}
-    found = _routers(parts["router"], sites)
-    for part in ("experts", "attention", "embeddings"):
-        own = [bool(inside(w.path, changed)) for w in parts[part] if not w.adapter]
-        found |= {part: [sum(own), len(own)]} if own else {}
-    if sizes := [(math.prod(shape_of(w.tensor)), w) for w in parts["experts"]]:
-        ours = sum(size for size, w in sizes if w.tensor.requires_grad)
-        found["expert_weights"] = ours / max(1, sum(size for size, _ in sizes))
+    adapted = {w.path for w in trains if w.adapter}
+    found = _routers(parts["router"], sites) | _others(parts, {w.path for w in trains})
     configs = getattr(model, "peft_config", None)
     configs = configs if isinstance(configs, Mapping) else {}
     if adapted or configs:
@@ -81,6 +75,19 @@ def _routers(weights: Sequence[Weight], sites: Sequence[Site]) -> dict[str, Any]
                 return {}
             trains[id(site.router)] = place in changed or any(p.requires_grad for p in own)
     return {"routers": [sum(trains.values()), len(trains)]} if trains else {}
+
+
+def _others(parts: Mapping[str, Sequence[Weight]], changed: Collection[str]) -> dict[str, Any]:
+    """Trained weights of all in every other part, and which share of the experts' numbers."""
+    found: dict[str, Any] = {}
+    for part in ("experts", "attention", "embeddings"):
+        own = [bool(inside(w.path, changed)) for w in parts[part] if not w.adapter]
+        if own:
+            found[part] = [sum(own), len(own)]
+    if sizes := [(math.prod(shape_of(w.tensor)), w) for w in parts["experts"]]:
+        ours = sum(size for size, w in sizes if w.tensor.requires_grad)
+        found["expert_weights"] = ours / max(1, sum(size for size, _ in sizes))
+    return found
 
 
 def _adapters(parts: Mapping[str, Sequence[Weight]]) -> dict[str, int]:

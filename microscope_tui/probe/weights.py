@@ -26,11 +26,11 @@ _ADAPTER = re.compile(r"^(.*?)\.?[^.]*(lora|adapter)", re.IGNORECASE)  # not PEF
 class Owner(NamedTuple):
     """To which router, or to whose experts, a module or a weight belongs."""
 
-    place: int
+    place: int = -1
     """Of the router in the model; −1 without one."""
-    part: str
+    part: str = ""
     """``router``, ``experts`` or empty."""
-    path: str
+    path: str = ""
     """Of the module or weight, without the number of the expert."""
     expert: int | None = None
     """This number, in a list with a module for each expert."""
@@ -67,7 +67,7 @@ def weights_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[Weight]:
         elif tunes and tensor.requires_grad and (other := _ADAPTER.match(path)):
             path, adapter = other[1], f"{other[1]} (of another library)"
         found = inside(path, owners)
-        owner = owners.get(found, Owner(-1, "", ""))
+        owner = owners.get(found, Owner())
         owner = owner._replace(path=owner.path + path[len(found) :])
         yield Weight(modules[home], name, tensor, path, adapter, owner)
 

@@ -337,8 +337,8 @@ def test_a_look_that_fails_ends_the_looks_and_not_the_counting(
     assert caplog.text.count("gradients are not looked at any more") == 1
 
 
-EXPERT, OTHER = (still.Key(1, "experts", "w", number) for number in (0, 1))
-ROUTER, NONE = still.Key(1, "router", "gate"), still.Judged()
+EXPERT, OTHER = (still.Owner(1, "experts", "w", number) for number in (0, 1))
+ROUTER, NONE = still.Owner(1, "router", "gate"), still.Judged()
 MOVES, STANDS = {EXPERT: True, ROUTER: True}, {EXPERT: False, ROUTER: True}
 
 
@@ -364,8 +364,8 @@ def test_a_look_is_due_three_times_at_the_start_and_at_every_hundredth_logged_st
 
 
 def test_gradients_behind_a_layer_are_those_of_no_router_and_unknown_ones_are_not_judged() -> None:
-    moving = {EXPERT: 0.0, OTHER: float("nan"), ROUTER: 2.0, still.Key(3, "router"): 1.0}
-    look = still.Look(moving | {still.Key(2): 1.0, still.Key(4): 0.0}, {}, [])
+    moving = {EXPERT: 0.0, OTHER: float("nan"), ROUTER: 2.0, still.Owner(3, "router"): 1.0}
+    look = still.Look(moving | {still.Owner(2): 1.0, still.Key(4): 0.0}, {}, [])
     assert (look.by_place()[1], look.last_moving()) == (STANDS, 2)
 
 
