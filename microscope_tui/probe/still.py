@@ -107,14 +107,14 @@ def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
 
 
 class Look(NamedTuple):
-    """What a look has found, summed over ranks."""
+    """What a look has found, summed over ranks; NaN: unknown."""
 
     moving: Mapping[Owner, float]
-    """Positive for a tensor with a gradient that is not zero; NaN: unknown."""
+    """Positive for a tensor with a gradient that is not zero."""
     changed: Mapping[Group, float]
     """How many sampled elements changed."""
     tokens: Sequence[Sequence[float]]
-    """Tokens with loss of every expert, by place; NaN: unknown."""
+    """Tokens with loss of every expert, by place."""
 
     def by_place(self) -> Mapping[int, Mapping[Owner, bool]]:
         """Which tensors of every router and its experts have a gradient, where that is known."""
@@ -159,9 +159,9 @@ def judge_row(
     if not looked:
         return Judged()
     if still and not has_labels:
-        # Tokens of some experts may have no loss: only all experts together show something. And
-        # the auxiliary losses of this router and of those before it give gradients to no weight
-        # behind the layer: one that has some shows that another loss came back through it.
+        # Tokens of single experts may have no loss: only all experts together show something. And
+        # auxiliary losses of the routers up to this one give no gradient to a weight behind the
+        # layer: where one has some, another loss came back through the layer.
         some = any(moves for key, moves in own.items() if key.part != "router")
         if some or not is_passed:
             return Judged()

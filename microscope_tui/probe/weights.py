@@ -27,9 +27,9 @@ class Owner(NamedTuple):
     """To which router, or to whose experts, a module or a weight belongs."""
 
     place: int = -1
-    """Of the router in the model; −1 without one."""
+    """Of the router in the model."""
     part: str = ""
-    """``router``, ``experts`` or empty."""
+    """``router`` or ``experts``; empty: to none."""
     path: str = ""
     """Of the module or weight, without the number of the expert."""
     expert: int | None = None
@@ -37,16 +37,15 @@ class Owner(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A parameter of the model, or of an adapter."""
+    """A parameter ``name`` of ``module``: a weight of the model, or a matrix of an adapter."""
 
     module: nn.Module
     name: str
-    """Its name in ``module``."""
     tensor: Tensor
     path: str
     """Of an adapter, that of what it adapts."""
     adapter: str
-    """Where the adapter is, the same for all its matrices; empty for a weight of the model."""
+    """Where the adapter is, the same for all its matrices; else empty."""
     owner: Owner
 
 
