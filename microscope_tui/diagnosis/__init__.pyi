@@ -19,8 +19,10 @@ from .context import RouterBaseline as RouterBaseline
 from .context import is_one_step as is_one_step
 from .engine import BadState as BadState
 from .engine import Diagnosis as Diagnosis
+from .engine import NoVerdict as NoVerdict
 from .engine import Pending as Pending
 from .engine import gathering as gathering
+from .engine import no_verdict as no_verdict
 from .engine import not_judged_yet as not_judged_yet
 from .engine import pending as pending
 from .engine import restore as restore

@@ -9,9 +9,10 @@ and which evidence is building up. A run without findings is healthy only once i
 uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign bytes are refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from operator import add
+from typing import NamedTuple
 
 import msgspec
 
@@ -388,6 +389,33 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
 def not_judged_yet(until: int) -> str:
     """The verdict on a run whose warm-up lasts until a step, in words."""
     return f"not judged yet (warm-up until step {until:,})"
+
+
+class NoVerdict(NamedTuple):
+    """Why there is no verdict on a run."""
+
+    why: str | None = None
+    """In words; ``None``: there is one."""
+    until: int | None = None
+    """The step until which it is not judged, if that is the only reason."""
+
+
+def no_verdict(
+    diagnosis: Diagnosis, unmeasured: Callable[[], str], step: int | None = None
+) -> NoVerdict:
+    """The reason that ``check``, the screens and the trainer give; a finding of at least a warning
+    is a verdict, if it is of more than a setting.
+
+    Args:
+        unmeasured: why no router has a balance; empty if one has. Called if it matters.
+        step: as of this step of the past.
+    """
+    serious = {e.rule for e in diagnosis.episodes if e.severity >= Severity.WARN}
+    only_settings = all(RULES[rule].judges_settings for rule in serious)
+    if only_settings and (reason := unmeasured() or diagnosis.too_few):
+        return NoVerdict(reason)
+    until = warm_up_left(diagnosis, step)
+    return NoVerdict() if until is None else NoVerdict(not_judged_yet(until), until)
 
 
 def pending(diagnosis: Diagnosis) -> list[Pending]:

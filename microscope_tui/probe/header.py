@@ -7,7 +7,7 @@ findings, so that ``check`` reports them too; the trainer does not report them t
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -86,44 +86,93 @@ def profile(model: nn.Module) -> str:
     return "finetune" if loaded or frozen else "pretrain"
 
 
+class Coefficient(NamedTuple):
+    """The weight of an auxiliary loss."""
+
+    value: Any
+    name: str
+    """Of its setting; empty if the model has none."""
+    applies: bool | None
+    """Whether the loss of a pass has the term; ``None``: unknown."""
+
+
 def _balance(
     model: nn.Module, config: Any, sites: Sequence[Site], aux: AuxLoss, frozen: int
 ) -> dict[str, Any]:
     """How the routers are balanced, as far as the model and its configuration show."""
     always = {"frozen_routers": frozen} if frozen else {}
-    if own := next((site.balance for site in sites if site.balance), None):
-        return own | always
-    home, outer = _home(model), getattr(model, "config", None)
-    balance: dict[str, Any] = {} if home is None else {"method": "none"}
-    if any(site.bias() is not None for site in sites):
-        balance = {"method": "bias"} | ({} if home is None else {"updates_bias": False})
-    names = {"norm_top_k": _named(config, *_NORM_TOP_K)[0]}
-    name, weight = _named(config, *_AUX_WEIGHT)
-    theirs, given = _named(aux.trainer_args, *_AUX_WEIGHT)
-    adds, can = aux.returned, home is None or hasattr(home, "load_balancing_loss_func")
-    if adds is None:
-        adds = aux.asked if can else False
-    if adds is None:
-        adds = getattr(config, _LOGITS, None if home is None else False)
+    if known := next((site.balance for site in sites if site.balance), None):
+        return known | always
+    home, has_bias = _home(model), any(site.bias() is not None for site in sites)
+    adds = _adds_loss(home, config, aux)
+    given = _of_trainer(aux, adds)
+    name, value = _named(config, *_AUX_WEIGHT)
     # Transformers applies the value that the model was built with.
-    weight = given if weight is None else getattr(model, "router_aux_loss_coef", weight)
-    if weight is not None and (can or adds):
-        balance |= {"method": "aux", "aux_weight": weight}
-        names["aux_weight"] = name
-        if adds is not None and given != 0 and aux.decided:
-            balance[_LOGITS], names[_LOGITS] = bool(adds), _LOGITS
-        if adds:  # then the bias is not what balances
-            balance.pop("updates_bias", None)
-        if home is not None and adds and len(sites) > 1:
-            balance["pools_layers"] = True
-    parts = getattr(outer, "sub_configs", ())
-    inside = "".join(f"{part}." for part in parts if getattr(outer, part, None) is config)
-    names = {ours: inside + name for ours, name in names.items() if name}
-    if given is not None:
-        ignored = adds is False and given and aux.decided
-        key = "trainer_aux_weight" if ignored else "aux_weight"
-        balance[key], names[key] = given, f"{type(aux.trainer_args).__name__}.{theirs}"
+    value = given.value if value is None else getattr(model, "router_aux_loss_coef", value)
+    own = Coefficient(value, name, adds)
+    if home is None:
+        balance = _of_other_code(own, has_bias)
+    else:
+        balance = _of_transformers(own, has_bias, home, len(sites))
+    # A Trainer has switched it off with 0, and before its first pass it is not decided.
+    if given.value == 0 or not aux.decided:
+        balance.pop(_LOGITS, None)
+    names = _names(model, config, balance.keys())
+    if given.value is not None:
+        key = "aux_weight" if given.applies else "trainer_aux_weight"
+        balance[key] = given.value
+        names[key] = given.name
     return balance | ({"names": names} if names else {}) | always
+
+
+def _adds_loss(home: Any, config: Any, aux: AuxLoss) -> bool | None:
+    """Whether the loss of a pass has an auxiliary term; ``None``: unknown."""
+    if aux.returned is not None:
+        return aux.returned
+    if home is not None and not hasattr(home, "load_balancing_loss_func"):
+        return False
+    found: bool | None = getattr(config, _LOGITS, None if home is None else False)
+    return found if aux.asked is None else aux.asked
+
+
+def _of_trainer(aux: AuxLoss, adds: bool | None) -> Coefficient:
+    """The coefficient of the Trainer; a model without the term ignores it."""
+    name, value = _named(aux.trainer_args, *_AUX_WEIGHT)
+    ignored = adds is False and value and aux.decided
+    return Coefficient(value, f"{type(aux.trainer_args).__name__}.{name}", not ignored)
+
+
+def _of_other_code(own: Coefficient, has_bias: bool) -> dict[str, Any]:
+    """Without a coefficient nothing is known of other losses."""
+    balance = {"method": "bias"} if has_bias else {}
+    return balance if own.value is None else balance | _term(own)
+
+
+def _of_transformers(own: Coefficient, has_bias: bool, home: Any, routers: int) -> dict[str, Any]:
+    """It never updates a bias, and its auxiliary loss is over all layers together."""
+    can_add = own.applies or hasattr(home, "load_balancing_loss_func")
+    term = _term(own) if own.value is not None and can_add else {}
+    if term and own.applies:  # then a bias is not what balances
+        return term | ({"pools_layers": True} if routers > 1 else {})
+    return ({"method": "bias", "updates_bias": False} if has_bias else {"method": "none"}) | term
+
+
+def _term(own: Coefficient) -> dict[str, Any]:
+    flag = {} if own.applies is None else {_LOGITS: bool(own.applies)}
+    return {"method": "aux", "aux_weight": own.value, **flag}
+
+
+def _names(model: nn.Module, config: Any, known: Container[str]) -> dict[str, str]:
+    """What the framework calls the settings of the text model that the header has."""
+    outer = getattr(model, "config", None)
+    parts = getattr(outer, "sub_configs", ())
+    prefix = "".join(f"{part}." for part in parts if getattr(outer, part, None) is config)
+    names = {"norm_top_k": _named(config, *_NORM_TOP_K)[0]}
+    if "aux_weight" in known:
+        names["aux_weight"] = _named(config, *_AUX_WEIGHT)[0]
+    if _LOGITS in known:
+        names[_LOGITS] = _LOGITS
+    return {ours: prefix + theirs for ours, theirs in names.items() if theirs}
 
 
 def _home(model: nn.Module) -> Any:

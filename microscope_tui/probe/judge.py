@@ -22,14 +22,13 @@ from microscope_tui.diagnosis import (
     Severity,
     causes,
     gathering,
-    not_judged_yet,
+    no_verdict,
     overall,
     pending,
     report,
     restore,
     save,
     unknown,
-    warm_up_left,
 )
 from microscope_tui.runlog import EventRecord, RunReader, RunRecord, StepEntry
 
@@ -173,17 +172,12 @@ class RunJudge:
         diagnosis = self._diagnosis
         if not diagnosis.last_step:
             return "NO VERDICT: no step was judged"
-        if all(router.num_experts <= router.top_k for router in diagnosis.run.routers):
-            return "NO VERDICT: no router has more experts than a token chooses"
         diagnosis.conclude()
         since = f" (judged from step {self.since:,} on)" if self.since > 1 else ""
         found = [pair for pair in report(diagnosis) if pair[0].severity > Severity.INFO]
-        if (until := warm_up_left(diagnosis)) is not None:
-            return f"{not_judged_yet(until)}{since}"
-        if not found and unknown(diagnosis.run, "top_k"):
-            return "NO VERDICT: top_k is unknown, write it in the header"
-        if not found:
-            return f"{diagnosis.too_few or 'healthy'}{since}"
+        why = no_verdict(diagnosis, self._why_not_measured).why
+        if why or not found:
+            return f"{why or 'healthy'}{since}"
         word = _WORDS[overall(finding for finding, _ in found)]
         found.sort(key=lambda pair: _word(pair[0]) != word)
         lines = list[str]()
@@ -195,6 +189,15 @@ class RunJudge:
         if len(found) > MOST_LINES:
             lines.append(f"and {len(found) - MOST_LINES} more")
         return "\n".join(lines)
+
+    def _why_not_measured(self) -> str:
+        """Why no router has a balance; empty if one has."""
+        run = self._diagnosis.run
+        if all(router.num_experts <= router.top_k for router in run.routers):
+            return "NO VERDICT: no router has more experts than a token chooses"
+        if unknown(run, "top_k"):
+            return "NO VERDICT: top_k is unknown, write it in the header"
+        return ""
 
     def _alerts(self, step: int) -> list[Alert]:
         found = report(self._diagnosis, shown=lambda e: e.grades[-1].step == step)

@@ -200,7 +200,7 @@ class Probe:
         if record is not None:
             looked = sums.extra[len(EXTRA) + len(layout.rows) :]
             if not sums.extra[0]:
-                found = looks.attempt(looks.found, looked, layout.rows, sums.counts)
+                found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
                 record["router"] |= found or {}
             self._warn_incomplete(sums, layout.rows)
             self._write(layout, record | {"step": self._step})

@@ -2,9 +2,7 @@
 
 A look reads whether gradients are exactly zero, before they are cleared; it adds to the sum of the
 step over ranks, and rank 0 concludes. Nothing is concluded before an update has changed a
-parameter, or where no weight has a gradient. Without labels it is unknown which tokens have a loss,
-and an auxiliary loss alone, which reaches no expert of the last layers, may have made the
-gradients: then a weight after the layer must have one, and none of the experts.
+parameter, or where no weight has a gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import math
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,21 +23,16 @@ from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Row, Values
+from microscope_tui.probe.weights import Owner, Weight, inside, plain_path, weights_of
 
 _logger = logging.getLogger(__name__)
 FIRST, EVERY = range(3, 6), 100
 """Logged steps with a look: the first ones that may follow an update, then every hundredth."""
 ENOUGH_TOKENS, SAMPLE, _OTHERS = 50, 4096, 16
 """Tokens with loss of an expert; elements of a sample; other weights read in or after a layer."""
-_ANY, _ROUTER = -1, -2
-"""Instead of the number of an expert: all experts together, the router."""
-_ADAPTER = re.compile(r"(lora|hada|lokr|vera)_\w+")
 _HOLDERS = "main_grad", "ds_id", "_hp_mapping"
 """Attributes of a parameter whose gradient Megatron or DeepSpeed may keep elsewhere."""
 Group = tuple[int, str]
-Key = tuple[int, str, int]
-"""Place of the router, path in its block without the number of the expert, and this number. Other
-weights have no path, and the place is behind how many routers they come."""
 
 
 class Part(NamedTuple):
@@ -48,7 +41,8 @@ class Part(NamedTuple):
 
     module: nn.Module
     name: str
-    keys: list[Key]
+    keys: list[Owner]
+    """Without a part: any other weight, which is not judged, behind so many routers."""
 
     @property
     def weight(self) -> Any:
@@ -59,60 +53,120 @@ class Part(NamedTuple):
     @property
     def group(self) -> Group:
         """Tensors of one kind in one layer are sampled together, and all others."""
-        place, kind, _ = self.keys[0]
-        return (place, kind) if kind else (0, "")
+        first = self.keys[0]
+        return (first.place, first.path) if first.part else (0, "")
+
+
+def is_due(step: int) -> bool:
+    """Whether the logged step of this number has a look."""
+    return step in FIRST or step % EVERY == 0
 
 
 def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
     """What is looked at: routers and their experts, and the smallest of the other weights."""
-    modules, found, layers = dict(model.named_modules()), dict[int, Part](), dict[str, int]()
-    for place, site in enumerate(sites):
-        numbered = re.match(r"(.*\.)?\d+(?=\.)", site.path)
-        layers[numbered[0] if numbered else site.path] = place
-        block = site.block or modules[site.path.rpartition(".")[0]]
-        found = {id(part.weight): part for part in _parts_of(block, site, place)} | found
+    layers = {_layer(plain_path(site.path)): place for place, site in enumerate(sites)}
+    parts: list[Part] = []
     others: defaultdict[int, list[tuple[int, int, Part]]] = defaultdict(list)
     after = 0
-    for number, (path, weight) in enumerate(model.named_parameters()):
-        home, _, name = path.rpartition(".")
-        above = [path[: dot.start()] for dot in re.finditer(r"\.", path)]
-        place = max((layers.get(one, -1) for one in above), default=-1)
+    for number, weight in enumerate(weights_of(model, sites)):
+        place = layers.get(inside(weight.path, layers), -1)
         after = max(after, place + 1)
-        if weight.requires_grad and id(weight) not in found:
-            at = place if place >= 0 else after
-            others[at].append((weight.numel(), number, Part(modules[home], name, [(at, "", _ANY)])))
-    return [*found.values(), *(p for some in others.values() for *_, p in sorted(some)[:_OTHERS])]
-
-
-def _parts_of(block: nn.Module, site: Site, place: int) -> Iterator[Part]:
-    """The trained parameters of a router and of its experts."""
-    E, modules = site.num_experts, dict(block.named_modules())
-    inner = next((path for path, module in modules.items() if module is site.router), "?")
-    router = re.split(r"\.?\b(base_layer|modules_to_save)\b", inner)[0]
-    single = {
-        f"{path}.{name}.": (path, number)
-        for path, module in modules.items()
-        if isinstance(module, nn.ModuleList | nn.ModuleDict) and len(module) == E > 1
-        for number, (name, _) in enumerate(module.named_children())
-    }
-    for path, weight in block.named_parameters():
-        kind, (home, _, name) = _ADAPTER.sub("adapter", path), path.rpartition(".")
-        starts = [path[: dot.end()] for dot in re.finditer(r"\.", path)]
-        start = next((one for one in starts if one in single), "")
-        is_stack = kind == path and weight.dim() > 1 and weight.shape[0] == E > 1
-        is_router = path.startswith(f"{router}." if router else "")
-        if not weight.requires_grad or "shared" in path:
+        if not weight.tensor.requires_grad:
             continue
-        if start:
-            keys = [(place, single[start][0] + kind[len(start) - 1 :], single[start][1])]
-        elif is_stack and (weight.dim() > 2 or ("expert" in path and not is_router)):
-            keys = [(place, kind, number) for number in range(E)]
-        elif weight.dim() > 1 and (is_router or "expert" in path):
-            # A bias of the router may have no gradient: it only selects.
-            keys = [(place, re.sub(r"\d+", "", kind), _ROUTER if is_router else _ANY)]
+        if keys := _keys(weight, sites):
+            parts.append(Part(weight.module, weight.name, keys))
         else:
-            continue
-        yield Part(modules[home], name, keys)
+            at = place if place >= 0 else after
+            part = Part(weight.module, weight.name, [Owner(at)])
+            others[at].append((weight.tensor.numel(), number, part))
+    return [*parts, *(p for some in others.values() for *_, p in sorted(some)[:_OTHERS])]
+
+
+def _layer(path: str) -> str:
+    """The path up to its last number; the whole path without one."""
+    numbered = re.match(r"(.*\.)?\d+(?=\.)", path)
+    return numbered[0] if numbered else path
+
+
+def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
+    """The tensors in a weight of a router or of experts; none in any other weight."""
+    own, shape = weight.owner, weight.tensor.shape
+    if weight.adapter:
+        own = own._replace(path=f"{own.path} (adapter)")
+    if own.expert is not None:
+        return [own]
+    if not own.part or len(shape) < 2:
+        return []  # a bias of the router may have no gradient: it only selects
+    if own.part == "experts":
+        E = sites[own.place].num_experts
+        if len(shape) == 2 and "expert" not in own.path:
+            return []  # with a row for every expert it may also be an embedding
+        if not weight.adapter and shape[0] == E > 1:
+            return [own._replace(expert=number) for number in range(E)]
+    return [own._replace(path=re.sub(r"\d+", "", own.path))]
+
+
+class Look(NamedTuple):
+    """What a look has found, summed over ranks; NaN: unknown."""
+
+    moving: Mapping[Owner, float]
+    """Positive for a tensor with a gradient that is not zero."""
+    changed: Mapping[Group, float]
+    """How many sampled elements changed."""
+    tokens: Sequence[Sequence[float]]
+    """Tokens with loss of every expert, by place."""
+
+    def by_place(self) -> Mapping[int, Mapping[Owner, bool]]:
+        """Which tensors of every router and its experts have a gradient, where that is known."""
+        found: defaultdict[int, dict[Owner, bool]] = defaultdict(dict)
+        for key, moving in self.moving.items():
+            if key.part and not math.isnan(moving):
+                found[key.place][key] = moving > 0
+        return found
+
+    def last_moving(self) -> int:
+        """The last place with a gradient, other than of a router."""
+        moving = (k.place for k, n in self.moving.items() if n > 0 and k.part != "router")
+        return max(moving, default=0)
+
+
+class Judged(NamedTuple):
+    """The numbers of a row of the log; ``None``: no conclusion."""
+
+    looked_tensors: int | None = None
+    still_tensors: int | None = None
+    unchanged_tensors: int | None = None
+
+
+def judge_row(
+    own: Mapping[Owner, bool],
+    tokens: Sequence[float],
+    has_labels: bool,
+    is_passed: bool,
+    same: Collection[Group] | None,
+) -> Judged:
+    """Judge one router and its experts.
+
+    Args:
+        own: Whether each tensor has a gradient.
+        tokens: Of every expert those with a loss, or all if ``has_labels`` is false.
+        is_passed: A weight behind this layer has a gradient.
+        same: Groups that have not changed; ``None``: not compared.
+    """
+    enough = [n >= ENOUGH_TOKENS for n in tokens]
+    looked = [key for key in own if (any(enough) if key.expert is None else enough[key.expert])]
+    still = sum(not own[key] for key in looked)
+    if not looked:
+        return Judged()
+    if still and not has_labels:
+        # Tokens of single experts may have no loss: only all experts together show something. And
+        # auxiliary losses of the routers up to this one give no gradient to a weight behind the
+        # layer: where one has some, another loss came back through the layer.
+        some = any(moves for key, moves in own.items() if key.part != "router")
+        if some or not is_passed:
+            return Judged()
+    unchanged = None if same is None else sum((key.place, key.path) in same for key in looked)
+    return Judged(len(looked), still, unchanged)
 
 
 class Looks:
@@ -123,7 +177,7 @@ class Looks:
         self._hooks, self._ranks, self._trains, self._failed = hooks, ranks, trains, False
         self._E = max((site.num_experts for site in hooks.sites), default=0)
         self._parts: list[Part] = []
-        self._numbers: dict[Key, int] = {}
+        self._numbers: dict[Owner, int] = {}
         self._samples: dict[Group, Tensor] = {}
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
@@ -137,9 +191,9 @@ class Looks:
     def begin(self, on: bool) -> None:
         """Before a step that is logged if ``on``."""
         self.detach()
-        number, self._moves, self._samples = self._logged + 1, None, {}
-        is_look = on and (number in FIRST or number % EVERY == 0)
-        self.size = self._width if is_look else 0
+        number = self._logged + 1
+        self._moves, self._samples = None, {}
+        self.size = self._width if on and is_due(number) else 0
         if self.size or (self._width and not self._kept):
             self.attempt(self._prepare)
 
@@ -153,20 +207,23 @@ class Looks:
             _logger.warning("gradients are not looked at any more, training continues: %r", error)
 
     def count(self, rate: Any) -> None:
-        """A step is logged, with this learning rate; every rank calls it, and at the first they
-        agree on what is looked at."""
+        """A step is logged, with this learning rate; every rank calls it."""
         self._logged += 1
-        self._rated += isinstance(rate, int | float) and rate != 0
-        if self._logged > 1 or not self._trains:
-            return
-        parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
-        self._parts, keys = parts, dict.fromkeys(key for part in parts for key in part.keys)
+        if isinstance(rate, int | float) and rate != 0:
+            self._rated += 1
+        if self._logged == 1 and self._trains:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Plan what is looked at; nothing where ranks differ."""
+        self._parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
+        keys = dict.fromkeys(key for part in self._parts for key in part.keys)
         self._numbers = {key: number for number, key in enumerate(keys)}
-        zero = any(hasattr(part.weight, "ds_id") for part in parts)
+        zero = any(hasattr(part.weight, "ds_id") for part in self._parts)
         marks = self._ranks.all_gather(0 if zero else zlib.crc32(repr([*keys]).encode()))
         if keys and not zero and len(set(marks)) == 1:
-            tokens, groups = len(self._hooks.sites) * self._E, {part.group for part in parts}
-            self._width = tokens + len(keys) + len(groups)
+            groups = {part.group for part in self._parts}
+            self._width = len(self._hooks.sites) * self._E + len(keys) + len(groups)
         if zero and self._ranks.rank == 0:
             _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
 
@@ -204,28 +261,25 @@ class Looks:
 
     def _read(self) -> Tensor:
         """1 for every tensor with a gradient that is not zero; NaN where that is not known."""
-        groups: defaultdict[Any, list[tuple[list[int], Tensor]]] = defaultdict(list)
+        grads: defaultdict[Any, list[tuple[list[int], Tensor]]] = defaultdict(list)
         moves: list[tuple[list[int], Tensor]] = []
         blind: list[int] = []
         for number, part in enumerate(self._parts):
-            weight, at = part.weight, [self._numbers[key] for key in part.keys]
+            weight = part.weight
+            at = [self._numbers[key] for key in part.keys]
             if number in self._caught:
                 moves.append((at, self._caught[number]))
             elif weight is None or _is_elsewhere(weight):
                 blind += at
-            elif weight.grad is not None:
-                grad = _local(weight.grad)
-                at = at[_first_row(weight.grad) :][: len(grad)] if len(at) > 1 else at
-                if grad.numel():
-                    groups[grad.device, grad.dtype, len(part.keys) > 1].append((at, grad))
-        for (*_, is_stack), some in groups.items():
+            elif weight.grad is not None and (grad := _local(weight.grad)).numel():
+                rows = slice(_first_row(weight.grad), None) if len(at) > 1 else slice(None)
+                grads[grad.device, grad.dtype, len(at) > 1].append((at[rows][: len(grad)], grad))
+        for (*_, is_stack), some in grads.items():
             largest = torch.cat(_largest([grad for _, grad in some], is_stack))
             moves.append(([number for at, _ in some for number in at], largest != 0))
         device = moves[0][1].device if moves else torch.device("cpu")
         moves.append((blind, torch.full((len(blind),), math.nan, device=device)))
-        at_M = torch.tensor([n for at, _ in moves for n in at], dtype=torch.long, device=device)
-        found_N = torch.zeros(len(self._numbers), dtype=torch.float64, device=device)
-        return found_N.index_add_(0, at_M, torch.cat([flags.to(found_N) for _, flags in moves]))
+        return _placed(moves, len(self._numbers))
 
     def vector(self, calls: Calls, counts: bool, device: torch.device) -> Tensor:
         """What this rank adds, always ``size`` numbers: the tokens with loss of every expert if its
@@ -247,53 +301,73 @@ class Looks:
             self._kept = self._samples
         return torch.cat([tokens_SE.flatten(), self._moves.to(device), changed])
 
-    def found(
+    def conclude(
         self, numbers: Sequence[float], rows: Sequence[Row], counts: Sequence[Sequence[int]]
     ) -> dict[str, Values]:
         """The summaries of the look, from the sum of all vectors and the pairs of every row."""
         if not self.size:
             return {}
-        S, E, N = len(self._hooks.sites), self._E, len(self._numbers)
-        moving, changed = numbers[S * E : S * E + N], numbers[S * E + N :]
-        self._empty += not any(moving)
+        look = self._decoded(numbers)
+        self._warn_if_cleared(look)
+        is_hundredth = self._logged % EVERY == 0
+        same = self._unchanged(look) if is_hundredth and self._rated >= EVERY // 2 else None
+        if is_hundredth:
+            self._rated = 0
+        updated = same is not None or any(look.changed.values())
+        if not updated or not any(n > 0 for n in look.moving.values()):
+            return {}
+        own, last = look.by_place(), look.last_moving()
+        found: list[Judged] = []
+        for row in rows:
+            tokens = look.tokens[row.place]
+            has_labels = not math.isnan(tokens[0])
+            if not has_labels:
+                tokens = _chosen(row.place, rows, counts)
+            is_passed = row.place < last
+            found.append(judge_row(own.get(row.place, {}), tokens, has_labels, is_passed, same))
+        lists = zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
+        return {name: one for name, one in lists if any(v is not None for v in one)}
+
+    def _decoded(self, numbers: Sequence[float]) -> Look:
+        """What ``_vector`` has put one behind the other."""
+        places, E = range(len(self._hooks.sites)), self._E
+        rest = numbers[len(places) * E :]
+        return Look(
+            tokens=[numbers[place * E : (place + 1) * E] for place in places],
+            moving=dict(zip(self._numbers, rest, strict=False)),
+            changed=dict(zip(self._samples, rest[len(self._numbers) :], strict=True)),
+        )
+
+    def _warn_if_cleared(self, look: Look) -> None:
+        """Warn if none of the first looks has seen a gradient."""
+        if not any(look.moving.values()):
+            self._empty += 1
         if self._logged == FIRST[-1] and self._empty == len(FIRST):
             _logger.warning(
                 "all gradients of logged steps %d to %d are zero or absent; if they are cleared "
                 "before probe.step, call it earlier",
-                *(FIRST[0], FIRST[-1]),
+                FIRST[0],
+                FIRST[-1],
             )
-        is_hundredth = self._logged % EVERY == 0
-        compares = is_hundredth and self._rated >= EVERY // 2
-        self._rated = 0 if is_hundredth else self._rated
-        if not (any(changed) or compares) or not any(n > 0 for n in moving):
-            return {}
-        samples = zip(changed, self._samples.items(), strict=True)
-        equal = {group for n, (group, sample) in samples if not n and len(sample) >= SAMPLE}
-        moves = dict(zip(self._numbers, moving, strict=True))
-        after = [at for (at, _, n), one in moves.items() if one > 0 and n != _ROUTER]
-        found: list[tuple[float | None, ...]] = []
-        layers: defaultdict[int, dict[Key, bool]] = defaultdict(dict)
-        for key, one in moves.items():
-            if key[1] and not math.isnan(one):
-                layers[key[0]][key] = one > 0
-        for row in rows:
-            tokens = numbers[row.place * E : (row.place + 1) * E]
-            unknown, own = math.isnan(tokens[0]), layers[row.place]
-            if unknown:
-                passes = [n for n, one in zip(counts, rows, strict=True) if one.place == row.place]
-                tokens = [sum(column) for column in zip(*passes, strict=True)]
-            enough = [n >= ENOUGH_TOKENS for n in tokens]
-            looked = [key for key in own if (enough[key[2]] if key[2] >= 0 else any(enough))]
-            still = sum(not own[key] for key in looked)
-            some = any(moved for (*_, n), moved in own.items() if n != _ROUTER)
-            if not looked or (unknown and still and (some or max(after, default=0) <= row.place)):
-                found.append((None, None, None))
-                continue
-            same = sum((place, kind) in equal for place, kind, _ in looked) if compares else None
-            found.append((len(looked), still, same))
-        names = "looked_tensors", "still_tensors", "unchanged_tensors"
-        lists = dict(zip(names, map(list, zip(*found, strict=True)), strict=True))
-        return {name: one for name, one in lists.items() if any(v is not None for v in one)}
+
+    def _unchanged(self, look: Look) -> set[Group]:
+        """Groups of which no sampled element has changed; a small sample shows nothing."""
+        large = (group for group, sample in self._samples.items() if len(sample) >= SAMPLE)
+        return {group for group in large if not look.changed[group]}
+
+
+def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens of every expert of a router, in all passes through it."""
+    passes = [n for n, row in zip(counts, rows, strict=True) if row.place == place]
+    return [sum(column) for column in zip(*passes, strict=True)]
+
+
+def _placed(moves: Sequence[tuple[list[int], Tensor]], size: int) -> Tensor:
+    """A vector of this size: at every number the sum of its flags."""
+    found_N = torch.zeros(size, dtype=torch.float64, device=moves[0][1].device)
+    numbers = [number for at, _ in moves for number in at]
+    at_M = torch.tensor(numbers, dtype=torch.long, device=found_N.device)
+    return found_N.index_add_(0, at_M, torch.cat([flags.to(found_N) for _, flags in moves]))
 
 
 def _local(tensor: Any) -> Tensor:

@@ -29,7 +29,7 @@ from microscope_tui.diagnosis import (
 from microscope_tui.lines import listed, model_cost
 from microscope_tui.placement import OF_HEADER, Cost, CostRequest, cost_of
 from microscope_tui.runlog import RunFile, RunRecord, plural, safe_text
-from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
+from microscope_tui.watch import RunState, RunWatch, evidence, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
@@ -104,13 +104,13 @@ def judge(
     watch.conclude_if_over()
     state, _ = watch.state()
     diagnosis = watch.diagnosis
-    problem = why_no_verdict(watch)
+    no_verdict = why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []
     if diagnosis is not None:
         findings = findings_with_advice(
             diagnosis, [e for e in diagnosis.episodes if request.counts(e)]
         )
-    code = NO_VERDICT if problem else exit_code([f for f, _ in findings], request.fail_on)
+    code = NO_VERDICT if no_verdict.why else exit_code([f for f, _ in findings], request.fail_on)
     return Judgement(
         run=file.name,
         path=safe_text(file.path, 1000),
@@ -119,8 +119,8 @@ def judge(
         profile=diagnosis.run.profile if diagnosis is not None else None,
         exit_code=code,
         findings=findings,
-        problem=problem,
-        waits_until=waits_until(watch),
+        problem=no_verdict.why,
+        waits_until=no_verdict.until,
         notes=[*_notes_on_the_log(watch), *_notes_on_the_request(request, watch)],
         cost=cost_of(watch, None, request.cost),
     )

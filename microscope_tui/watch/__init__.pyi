@@ -42,7 +42,6 @@ from .verdict import Trouble as Trouble
 from .verdict import Verdict as Verdict
 from .verdict import VerdictCache as VerdictCache
 from .verdict import evidence as evidence
-from .verdict import waits_until as waits_until
 from .verdict import why_no_verdict as why_no_verdict
 from .view import LayerView as LayerView
 from .view import Recent as Recent

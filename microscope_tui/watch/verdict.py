@@ -13,16 +13,14 @@ from typing import Annotated
 import msgspec
 
 from microscope_tui.diagnosis import (
-    RULES,
     Criteria,
-    Diagnosis,
+    NoVerdict,
     Severity,
     gathering,
-    not_judged_yet,
+    no_verdict,
     pending,
     unknown,
     value_at,
-    warm_up_left,
 )
 from microscope_tui.runlog import Stamp, safe_text
 from microscope_tui.watch.run_watch import RunWatch
@@ -68,30 +66,20 @@ def verdict_on(watch: RunWatch) -> Verdict:
                 for f in found
                 if f.severity > Severity.INFO
             )[:_MOST_TROUBLES],
-            no_verdict=why_no_verdict(watch),
+            no_verdict=why_no_verdict(watch).why,
             evidence=evidence(watch),
             last_step=watch.latest.record.step if watch.latest is not None else 0,
             planned_steps=watch.run.planned_steps if watch.run is not None else None,
         )
 
 
-def why_no_verdict(watch: RunWatch, step: int | None = None) -> str | None:
-    """Why there is no verdict on the run, in words; ``None`` if there is one.
-
-    Args:
-        step: as it was at this step; by default at the last one.
-    """
-    if (problem := _hopeless(watch)) is not None:
-        return problem
-    until = waits_until(watch, step)
-    return None if until is None else not_judged_yet(until)
-
-
-def waits_until(watch: RunWatch, step: int | None = None) -> int | None:
-    """The step until which the run is not judged, if that is the only reason."""
-    if watch.diagnosis is None or _hopeless(watch) is not None:
-        return None
-    return warm_up_left(watch.diagnosis, step)
+def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
+    """Why there is no verdict on the run, now or as it was at ``step``."""
+    if watch.error:
+        return NoVerdict(watch.error)
+    if watch.diagnosis is None or watch.latest is None:
+        return NoVerdict(_why_empty(watch))
+    return no_verdict(watch.diagnosis, lambda: _why_not_measured(watch), step)
 
 
 def evidence(watch: RunWatch) -> str:
@@ -104,27 +92,19 @@ def evidence(watch: RunWatch) -> str:
     return gathering(pending(watch.diagnosis), balance)
 
 
-def _hopeless(watch: RunWatch) -> str | None:
-    """Reasons against a verdict that more steps do not change."""
-    if watch.error:
-        return watch.error
-    if watch.diagnosis is None or watch.latest is None:
-        first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
-        if watch.file.foreign:
-            none = "no reading of a router in it yet: --map adds keys"
-            return f"{watch.source.missing or none}{first}"
+def _why_empty(watch: RunWatch) -> str:
+    first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
+    if not watch.file.foreign:
         return f"no steps in the log yet{first}"
-    serious = {e.rule for e in watch.diagnosis.episodes if e.severity >= Severity.WARN}
-    if not all(RULES[rule].judges_settings for rule in serious):
-        return None
-    if not _measured(watch):
-        return _why_not_measured(watch.diagnosis)
-    return watch.diagnosis.too_few or None
+    none = "no reading of a router in it yet: --map adds keys"
+    return f"{watch.source.missing or none}{first}"
 
 
-def _why_not_measured(diagnosis: Diagnosis) -> str:
-    """Which number it takes to compute a balance."""
-    run, seen = diagnosis.run, diagnosis.seen
+def _why_not_measured(watch: RunWatch) -> str:
+    """Which number it takes to compute a balance; empty if a router has one."""
+    if watch.diagnosis is None or _measured(watch):
+        return ""
+    run, seen = watch.diagnosis.run, watch.diagnosis.seen
     if "effective_experts" not in seen and "max_load" in seen:
         return "max_load alone shows only an overload: log counts or effective_experts"
     if "effective_experts" in seen and unknown(run, "num_experts"):

@@ -240,7 +240,7 @@ def view_of(
             judged=watch.judged,
             judged_step=diagnosis.last_step if diagnosis else 0,
             judged_again=watch.judged_again,
-            no_verdict=why_no_verdict(watch, step),
+            no_verdict=why_no_verdict(watch, step).why,
             pending=pending(diagnosis) if diagnosis and at is None else (),
             memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
             defects=watch.defects.count,

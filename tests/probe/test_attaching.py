@@ -51,8 +51,7 @@ def test_passes_without_gradients_or_in_evaluation_do_not_count(tmp_path: Path) 
         model(tokens())
         with torch.no_grad():
             model(tokens())
-        model.eval()
-        model(tokens())
+        model.eval()(tokens())
         model.train()
         probe.step()
     assert sums(tmp_path) == [[PAIRS, PAIRS]]
@@ -249,9 +248,7 @@ def test_a_folder_that_cannot_be_written_raises_in_attach(tmp_path: Path) -> Non
         attach(Model(), tmp_path / "file" / "run", routers=ROUTERS)
 
 
-def test_a_transformers_before_5_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_transformers_before_5_is_refused_in_one_line(tmp_path: Path, monkeypatch: Any) -> None:
     model = build("mixtral")  # its first use loads the package anew
     monkeypatch.setattr("transformers.__version__", "4.57.1")
     with pytest.raises(ValueError, match=r"^transformers 4\.57\.1 is too old .*: install 5\.0$"):

@@ -126,9 +126,7 @@ def test_a_failure_is_reported_once_and_the_next_call_is_tried_again(
     assert written(tmp_path)[-1]["step"] == 1
 
 
-def test_a_warning_that_fails_is_not_raised_and_ctrl_c_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warning_that_fails_is_not_raised_and_ctrl_c_is(tmp_path: Path, monkeypatch: Any) -> None:
     log = TrainingLog(open_recorder(tmp_path), mock.Mock(side_effect=RuntimeError))
     assert log.step({}) is None
     monkeypatch.setattr(RunRecorder, "record_step", mock.Mock(side_effect=KeyboardInterrupt))

@@ -248,9 +248,7 @@ def test_a_signal_leaves_a_readable_shorter_probe(
     assert sorted(os.listdir(out)) == ["metrics.jsonl", "routing.bin"]
 
 
-def test_progress_never_shares_a_line_with_a_message(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_never_shares_a_line_with_a_message(run: Run, monkeypatch: Any) -> None:
     alarm = partial(logging.getLogger("microscope_tui.probe").warning, "step 2: COLLAPSE")
     monkeypatch.setattr(probing, "batches", in_third_batch(alarm))
     seconds = SimpleNamespace(monotonic=count().__next__)
@@ -296,9 +294,7 @@ def test_a_signal_while_tables_are_computed_leaves_them_out(
         assert (routing.tokens, routing.tables.counts) == (400, [])
 
 
-def test_a_full_disk_is_one_line(
-    model: Path, words: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line(model: Path, words: Path, out: Path, monkeypatch: Any) -> None:
     full = OSError(28, "No space left on device", str(out))
     finish = "microscope_tui.routing.file.RoutingWriter.finish"
     monkeypatch.setattr(finish, mock.Mock(side_effect=full))

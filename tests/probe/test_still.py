@@ -124,13 +124,6 @@ def cross_entropy(output: Any, ids: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten() % logits.shape[-1])
 
 
-def frozen_routers() -> Any:
-    model = small_mixtral()
-    for layer in model.model.layers:
-        layer.mlp.gate.requires_grad_(False)
-    return model
-
-
 def changed(change: Callable[[Any], Any], make: Callable[[], Any] = small_mixtral) -> Any:
     """A model to whose layers ``change`` is applied."""
 
@@ -192,7 +185,7 @@ HEALTHY = {
     ),
     "routers in full": (Setup(lora("q_proj", modules_to_save=["gate"])), 1),
     "router LoRA": (Setup(lora("q_proj", parameters=["mlp.gate.weight"])), 1),
-    "frozen routers": (Setup(frozen_routers), STACKS),
+    "frozen routers": (Setup(changed(lambda one: one.mlp.gate.requires_grad_(False))), STACKS),
     "accumulation": (Setup(accumulation=3), STACKS + 1),
     "checkpointing": (Setup(lambda: checkpointed(False)), STACKS + 1),
     "reentrant": (Setup(lambda: checkpointed(True)), STACKS + 1),
@@ -342,6 +335,38 @@ def test_a_look_that_fails_ends_the_looks_and_not_the_counting(
     assert run(Setup(), tmp_path) == [[None, None]] * 5
     assert not any("incomplete" in line for line in records(tmp_path))
     assert caplog.text.count("gradients are not looked at any more") == 1
+
+
+EXPERT, OTHER = (still.Owner(1, "experts", "w", number) for number in (0, 1))
+ROUTER, NONE = still.Owner(1, "router", "gate"), still.Judged()
+MOVES, STANDS = {EXPERT: True, ROUTER: True}, {EXPERT: False, ROUTER: True}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),  # tensors, tokens, whether labels are known and a weight behind moves
+    [
+        ((STANDS, [50, 0], True, False, None), still.Judged(2, 1)),
+        ((STANDS, [49, 50], True, False, None), still.Judged(1, 0)),  # the router by any expert
+        ((STANDS, [49, 49], True, False, None), NONE),
+        ((MOVES, [50, 0], False, False, None), still.Judged(2, 0)),
+        ((STANDS, [50, 0], False, True, None), still.Judged(2, 1)),
+        ((STANDS, [50, 0], False, False, None), NONE),
+        (({**STANDS, OTHER: True}, [50, 0], False, True, None), NONE),
+        ((MOVES, [50, 0], True, True, {(1, "w"), (2, "gate")}), still.Judged(2, 0, 1)),
+    ],
+)
+def test_a_router_is_judged_by_tokens_labels_and_what_is_behind(given: Any, expected: Any) -> None:
+    assert still.judge_row(*given) == expected
+
+
+def test_a_look_is_due_three_times_at_the_start_and_at_every_hundredth_logged_step() -> None:
+    assert [step for step in range(1, 301) if still.is_due(step)] == [3, 4, 5, 100, 200, 300]
+
+
+def test_gradients_behind_a_layer_are_those_of_no_router_and_unknown_ones_are_not_judged() -> None:
+    moving = {EXPERT: 0.0, OTHER: float("nan"), ROUTER: 2.0, still.Owner(3, "router"): 1.0}
+    look = still.Look(moving | {still.Owner(2): 1.0, still.Key(4): 0.0}, {}, [])
+    assert (look.by_place()[1], look.last_moving()) == (STANDS, 2)
 
 
 def test_a_sample_may_be_of_weights_on_several_devices() -> None:

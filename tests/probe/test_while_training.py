@@ -102,9 +102,7 @@ def test_a_model_that_is_moved_or_cast_in_place_stays_watched(tmp_path: Path) ->
     assert all(all(norm > 0 for norm in line["router"]["grad_norm"]) for line in records(tmp_path))
 
 
-def test_training_a_copy_instead_is_reported_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_a_copy_instead_is_reported_once(tmp_path: Path, caplog: Any) -> None:
     with watched(tmp_path) as (model, probe):
         train(model, probe)
         train(copy.deepcopy(model), probe, 3)
@@ -127,9 +125,7 @@ def test_a_model_in_evaluation_mode_is_reported_with_what_to_call(
     assert "step 1: no forward pass was counted; call model.train() before" in message
 
 
-def test_a_layer_that_is_replaced_is_named_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_layer_that_is_replaced_is_named_once(tmp_path: Path, caplog: Any) -> None:
     with watched(tmp_path) as (model, probe):
         train(model, probe)
         model.layers[2] = Block()
@@ -141,9 +137,7 @@ def test_a_layer_that_is_replaced_is_named_once(
     assert [line["tokens_per_expert"][1] is None for line in lines] == [False, True, True]
 
 
-def test_a_router_outside_the_pass_of_the_model_is_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_router_outside_the_pass_of_the_model_is_reported(tmp_path: Path, caplog: Any) -> None:
     with watched(tmp_path) as (model, probe):
         model.layers[1](torch.randn(2, 12, 8, requires_grad=True))
         probe.step()
@@ -245,9 +239,7 @@ def test_a_model_that_is_wrapped_after_attach_stays_watched(tmp_path: Path) -> N
     assert sums(tmp_path) == [[PAIRS] * 2]
 
 
-def test_a_model_compiled_and_run_before_attach_is_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_compiled_and_run_before_attach_is_reported(tmp_path: Path, caplog: Any) -> None:
     compiled = torch.compile(Model(), backend="eager")
     compiled(tokens()).sum().backward()
     with attach(compiled, tmp_path, routers=ROUTERS) as probe:
@@ -257,9 +249,7 @@ def test_a_model_compiled_and_run_before_attach_is_reported(
     assert "code compiled before attach, hides them" in caplog.text
 
 
-def test_alerts_reach_the_callback_whose_exceptions_are_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_alerts_reach_the_callback_whose_exceptions_are_logged(tmp_path: Path, caplog: Any) -> None:
     seen: list[str] = []
 
     def on_alert(alert: Any) -> None:
@@ -267,9 +257,7 @@ def test_alerts_reach_the_callback_whose_exceptions_are_logged(
         raise ValueError("mine")
 
     with watched(tmp_path, routers=COLLAPSED, on_alert=on_alert) as (model, probe):
-        for _ in range(60):
-            model(tokens())
-            probe.step(loss=1.0)
+        train(model, probe, 60)
     assert "COLLAPSE" in seen
     assert "on_alert raised" in caplog.text
     assert len(records(tmp_path)) == 60
@@ -278,9 +266,7 @@ def test_alerts_reach_the_callback_whose_exceptions_are_logged(
 def trained(folder: Path, steps: int, **options: Any) -> dict[str, Any]:
     model = Model()
     with attach(model, folder, **({"routers": ROUTERS} | options)) as probe:
-        for _ in range(steps):
-            model(tokens())
-            probe.step(loss=1.0)
+        train(model, probe, steps)
         state = probe.state_dict()
         assert records(folder)[-1]["step"] == state["step"]  # on the disk before the checkpoint
         return state
@@ -309,8 +295,7 @@ def test_state_carries_the_step_and_the_judgement(tmp_path: Path) -> None:
     assert state["step"] == 60
     with watched(tmp_path / "second", routers=COLLAPSED) as (model, probe):
         probe.load_state_dict(state)
-        model(tokens())
-        probe.step()
+        train(model, probe)
         assert "COLLAPSE" in probe.verdict()  # long before the end of a warm-up of its own
         with pytest.raises(RuntimeError, match="after steps were logged"):
             probe.load_state_dict(state)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError, YarnScaling
+from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError
+from moe_model.config import YarnScaling
 from moe_model.training.batches import held_out_batches
 from moe_model.training.console import Console
 from moe_model.training.corpus import Tokens
