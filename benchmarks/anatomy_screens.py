@@ -21,8 +21,7 @@ from pathlib import Path
 from benchmarks.machine import machine, options_of, say
 from benchmarks.terminal import Terminal, microscope
 from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
-from microscope_tui.scenarios import Shape as RunShape
-from microscope_tui.scenarios import write_run
+from microscope_tui.scenarios import Shape as RunShape, write_run
 
 EXPERTS, TOP_K = 64, 6
 RARE = EXPERTS - 1

@@ -1,75 +1,85 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .attention import LatentCache as LatentCache
-from .attention import MultiHeadLatentAttention as MultiHeadLatentAttention
-from .attention import absorbing_is_cheaper as absorbing_is_cheaper
-from .attention import mscale as mscale
-from .attention import rotary_table as rotary_table
-from .attention import slowed_as_in_llama3 as slowed_as_in_llama3
-from .attention import softmax_scale as softmax_scale
-from .balance import balance_loss as balance_loss
-from .balance import bias_rate_at as bias_rate_at
-from .balance import router_z_loss as router_z_loss
-from .balance import sequence_balance_loss as sequence_balance_loss
-from .balance import update_expert_bias as update_expert_bias
-from .command import FAILED as FAILED
-from .command import FINISHED as FINISHED
-from .command import REPLACEMENT as REPLACEMENT
-from .command import STOPPED_BY_SIGNAL as STOPPED_BY_SIGNAL
-from .command import STOPPED_ON_COLLAPSE as STOPPED_ON_COLLAPSE
-from .command import USAGE as USAGE
-from .command import UsageError as UsageError
-from .command import choose_device as choose_device
-from .command import need_packages as need_packages
-from .command import plain_text as plain_text
-from .command import python_docs as python_docs
-from .command import read_text as read_text
-from .command import run_command as run_command
-from .command import say as say
-from .command import version as version
-from .config import PRESETS as PRESETS
-from .config import DropPolicy as DropPolicy
-from .config import ModelConfig as ModelConfig
-from .config import ModelType as ModelType
-from .config import count as count
-from .config import number as number
-from .config import shown as shown
-from .decoder import FEW as FEW
-from .decoder import Decoder as Decoder
-from .experts import Experts as Experts
-from .experts import FeedForward as FeedForward
+from .attention import (
+    LatentCache as LatentCache,
+    MultiHeadLatentAttention as MultiHeadLatentAttention,
+    absorbing_is_cheaper as absorbing_is_cheaper,
+    mscale as mscale,
+    rotary_table as rotary_table,
+    slowed_as_in_llama3 as slowed_as_in_llama3,
+    softmax_scale as softmax_scale,
+)
+from .balance import (
+    balance_loss as balance_loss,
+    bias_rate_at as bias_rate_at,
+    router_z_loss as router_z_loss,
+    sequence_balance_loss as sequence_balance_loss,
+    update_expert_bias as update_expert_bias,
+)
+from .command import (
+    FAILED as FAILED,
+    FINISHED as FINISHED,
+    REPLACEMENT as REPLACEMENT,
+    STOPPED_BY_SIGNAL as STOPPED_BY_SIGNAL,
+    STOPPED_ON_COLLAPSE as STOPPED_ON_COLLAPSE,
+    USAGE as USAGE,
+    UsageError as UsageError,
+    choose_device as choose_device,
+    need_packages as need_packages,
+    plain_text as plain_text,
+    python_docs as python_docs,
+    read_text as read_text,
+    run_command as run_command,
+    say as say,
+    version as version,
+)
+from .config import (
+    PRESETS as PRESETS,
+    DropPolicy as DropPolicy,
+    ModelConfig as ModelConfig,
+    ModelType as ModelType,
+    count as count,
+    number as number,
+    shown as shown,
+)
+from .decoder import FEW as FEW, Decoder as Decoder
+from .experts import Experts as Experts, FeedForward as FeedForward
 from .fused import rotate as rotate
-from .generate import app as app
-from .generate import pieces as pieces
-from .model import DecoderLayer as DecoderLayer
-from .model import LanguageModel as LanguageModel
-from .model import MixtureOfExperts as MixtureOfExperts
-from .model import ModelOutput as ModelOutput
-from .model import summed_cross_entropy as summed_cross_entropy
-from .model import valid_ahead as valid_ahead
-from .router import Router as Router
-from .router import Routing as Routing
+from .generate import app as app, pieces as pieces
+from .model import (
+    DecoderLayer as DecoderLayer,
+    LanguageModel as LanguageModel,
+    MixtureOfExperts as MixtureOfExperts,
+    ModelOutput as ModelOutput,
+    summed_cross_entropy as summed_cross_entropy,
+    valid_ahead as valid_ahead,
+)
+from .router import Router as Router, Routing as Routing
 from .sampling import SamplingRules as SamplingRules
-from .store import DESCRIPTION as DESCRIPTION
-from .store import MOST_BYTES as MOST_BYTES
-from .store import TRAINING_STATE as TRAINING_STATE
-from .store import WEIGHTS as WEIGHTS
-from .store import Checkpoint as Checkpoint
-from .store import CheckpointError as CheckpointError
-from .store import file_facts as file_facts
-from .store import force_to_disk as force_to_disk
-from .store import fresh_folder as fresh_folder
-from .store import read_checkpoint as read_checkpoint
-from .store import read_plain_description as read_plain_description
-from .store import write_description as write_description
-from .store import write_tensors as write_tensors
-from .tokenizer import FILES as FILES
-from .tokenizer import SETTINGS as SETTINGS
-from .tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
-from .tokenizer import TOKENIZER as TOKENIZER
-from .tokenizer import CharTokenizer as CharTokenizer
-from .tokenizer import PretrainedTokenizer as PretrainedTokenizer
-from .tokenizer import Tokenizer as Tokenizer
-from .tokenizer import character_files as character_files
-from .tokenizer import read_small_file as read_small_file
-from .tokenizer import stop_ids_of as stop_ids_of
-from .tokenizer import without_code as without_code
+from .store import (
+    DESCRIPTION as DESCRIPTION,
+    MOST_BYTES as MOST_BYTES,
+    TRAINING_STATE as TRAINING_STATE,
+    WEIGHTS as WEIGHTS,
+    Checkpoint as Checkpoint,
+    CheckpointError as CheckpointError,
+    file_facts as file_facts,
+    force_to_disk as force_to_disk,
+    fresh_folder as fresh_folder,
+    read_checkpoint as read_checkpoint,
+    read_plain_description as read_plain_description,
+    write_description as write_description,
+    write_tensors as write_tensors,
+)
+from .tokenizer import (
+    FILES as FILES,
+    SETTINGS as SETTINGS,
+    SPECIAL_TOKENS as SPECIAL_TOKENS,
+    TOKENIZER as TOKENIZER,
+    CharTokenizer as CharTokenizer,
+    PretrainedTokenizer as PretrainedTokenizer,
+    Tokenizer as Tokenizer,
+    character_files as character_files,
+    read_small_file as read_small_file,
+    stop_ids_of as stop_ids_of,
+    without_code as without_code,
+)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Library
+from tokenizers import Regex, Tokenizer as Library, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from moe_model.config import shown

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hypothesis import settings
 
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui import measures
@@ -21,6 +22,10 @@ from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunWatch
 from tests.forked import ForkServer
+
+# A property may take its time: on a busy machine any example takes longer than 200 ms.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Started in the background, a shell has us ignore Ctrl-C, and with us every program that we start.
 if threading.current_thread() is threading.main_thread():
@@ -122,6 +127,12 @@ def make_header() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def make_step() -> Callable[..., dict[str, Any]]:
     return step
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The log that a test writes or follows."""
+    return tmp_path / "metrics.jsonl"
 
 
 @pytest.fixture

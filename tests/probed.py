@@ -1,7 +1,8 @@
 """A small probed run with planted routing: which class of token goes to which experts is known.
 
-Three slices that are unlike: code, prose from the licence of Python, and Greek. A word is cut into
-tokens of a few bytes, so that letters are split over tokens as real tokenizers split them.
+Three slices that are unlike, in ``texts/``: code, prose from the licence of Python, and Greek. A
+word is cut into tokens of a few bytes, so that letters are split over tokens as real tokenizers
+split them.
 """
 
 import math
@@ -12,61 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
-from microscope_tui.scenarios import Shape as RunShape
-from microscope_tui.scenarios import write_run
+from microscope_tui.scenarios import Shape as RunShape, write_run
 
-CODE = '''# Wrap paragraphs of text, as the standard library does it.
-import re
-
-_whitespace = "\\t\\n\\x0b\\x0c\\r "
-
-
-class TextWrapper:
-    """Break long lines; every word stays whole if it is not wider than a line."""
-
-    def __init__(self, width=70, tabsize=8, max_lines=None):
-        self.width = width
-        self.tabsize = tabsize
-        self.max_lines = max_lines
-
-    def split(self, text):
-        chunks = re.split(r"(\\s+)", text.expandtabs(self.tabsize))
-        return [chunk for chunk in chunks if chunk and not chunk.isspace()]
-
-    def wrap(self, text):
-        lines, line = [], ""
-        for chunk in self.split(text):
-            if len(line) + len(chunk) + 1 > self.width and line:
-                lines.append(line)
-                line = ""
-            line = chunk if not line else line + " " + chunk
-        if line is not None and len(lines) < 100:
-            lines.append(line)
-        return lines[: self.max_lines]
-
-
-def fill(text, width=70):
-    return "\\n".join(TextWrapper(width=width).wrap(text))
-
-
-'''
-GREEK = (
-    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. Είναι "
-    "προικισμένοι με λογική και συνείδηση, και οφείλουν να συμπεριφέρονται μεταξύ τους με πνεύμα "
-    "αδελφοσύνης.\nΚάθε άτομο έχει δικαίωμα στη ζωή, την ελευθερία και την προσωπική του "
-    "ασφάλεια.\nΚανείς δεν επιτρέπεται να ζει υπό καθεστώς δουλείας, ολικής ή μερικής. "
-    "Η δουλεία και το δουλεμπόριο υπό οποιαδήποτε μορφή απαγορεύονται.\n"
-)
-PROSE = (
-    "Python was created in the early 1990s by Guido van Rossum at Stichting Mathematisch Centrum "
-    "in the Netherlands as a successor of a language called ABC. Guido remains Python's principal "
-    "author, although it includes many contributions from others. In 1995, Guido continued his "
-    "work on Python at the Corporation for National Research Initiatives in Reston, Virginia, "
-    "where he released several versions of the software.\nAll Python releases are Open Source. "
-    "Historically, most, but not all, Python releases have also been GPL-compatible; the table "
-    "below summarizes the various releases.\n"
-)
-SLICES = ("code", "prose", "greek")
+TEXTS = Path(__file__).with_name("texts")
+SLICES, _REPEATED = ("code", "prose", "greek"), (3, 6, 4)
 LAYERS, EXPERTS, TOP_K, SEED = 6, 16, 2, 7
 _WORDS = "def return if else for in self class import not and is or None while"
 _KEYWORDS = frozenset(_WORDS.split())
@@ -102,11 +52,11 @@ def class_of(token: bytes, slice_: str) -> str:
 
 
 def texts() -> list[tuple[str, list[bytes]]]:
-    """The three slices as tokens."""
+    """The three slices as tokens, each text several times."""
+    read = [(TEXTS / f"{name}.txt").read_text("utf-8") for name in SLICES]
     return [
-        ("code", tokenized(CODE * 3)),
-        ("prose", tokenized(PROSE * 6)),
-        ("greek", tokenized(GREEK * 4)),
+        (name, tokenized(text * times))
+        for name, text, times in zip(SLICES, read, _REPEATED, strict=True)
     ]
 
 

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from benchmarks.real.arrays import collapse_index as brute_force
 from microscope_tui import measures
@@ -14,17 +13,12 @@ COUNTS = st.lists(st.integers(0, 10**6), min_size=2, max_size=64).filter(any)
 
 
 @given(COUNTS)
-def test_load_entropy_is_the_entropy_of_the_shares(counts: list[int]) -> None:
+def test_effective_experts_are_exp_of_the_entropy_of_the_shares(counts: list[int]) -> None:
     shares = np.array(counts, dtype=np.float64) / sum(counts)
     positive = shares[shares > 0]
     expected = float(-(positive * np.log(positive)).sum())
     assert measures.load_entropy(counts) == pytest.approx(expected, abs=1e-9)
-
-
-@given(COUNTS)
-def test_effective_experts_lies_between_one_and_all(counts: list[int]) -> None:
-    effective = measures.effective_experts(counts)
-    assert 1 - 1e-9 <= effective <= len(counts) + 1e-9
+    assert measures.effective_experts(counts) == pytest.approx(np.exp(expected), rel=1e-9)
 
 
 @given(COUNTS, st.integers(2, 50))
@@ -35,12 +29,18 @@ def test_scaling_all_counts_changes_nothing(counts: list[int], factor: int) -> N
     assert measures.dead_experts(scaled) == measures.dead_experts(counts)
 
 
-@pytest.mark.parametrize(("experts", "top_k"), [(8, 1), (8, 2), (64, 8), (256, 8)])
-def test_collapse_index_is_one_when_even_and_zero_on_k_experts(experts: int, top_k: int) -> None:
-    even = measures.effective_experts([100] * experts)
-    collapsed = measures.effective_experts([100] * top_k + [0] * (experts - top_k))
-    assert measures.collapse_index(even, experts, top_k) == pytest.approx(1.0)
-    assert measures.collapse_index(collapsed, experts, top_k) == pytest.approx(0.0, abs=1e-9)
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 1), (8, 2), (64, 8), (256, 8), (256, 16)])
+def test_the_balance_is_one_when_even_and_zero_on_k_experts_and_leaves_none_out(
+    experts: int, top_k: int
+) -> None:
+    for chosen, index in ((experts, 1.0), (top_k, 0.0)):
+        counts = [1000] * chosen + [0] * (experts - chosen)
+        found = measures.balance(counts, top_k)
+        assert (found.without, found.num_experts) == ((), experts)
+        assert found.effective == pytest.approx(measures.effective_experts(counts))
+        assert found.effective == pytest.approx(chosen)
+        assert found.collapse_index == pytest.approx(index, abs=1e-9)
+        assert measures.collapse_index(found.effective, experts, top_k) == found.collapse_index
 
 
 def test_no_value_where_there_is_nothing_to_measure() -> None:
@@ -52,13 +52,11 @@ def test_no_value_where_there_is_nothing_to_measure() -> None:
     assert measures.relative_mutual_information(1.0, math.nan) is None
 
 
-def test_max_load_of_a_collapsed_router_is_experts_over_k() -> None:
-    assert measures.max_load([50, 50, 0, 0, 0, 0, 0, 0]) == 4.0
-
-
-def test_starved_counts_experts_below_a_tenth_of_the_mean_dead_ones_included() -> None:
-    assert measures.starved_experts([0, 9, 10, 1000, 100]) == 3
-    assert measures.dead_experts([0, 9, 10, 1000, 100]) == 1
+def test_the_largest_load_and_experts_below_a_tenth_of_the_mean_and_of_nothing() -> None:
+    counts = [0, 9, 10, 1000, 101]
+    assert measures.max_load(counts) == 1000 / 224
+    assert measures.starved_experts(counts) == 3
+    assert measures.dead_experts(counts) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,19 +94,6 @@ def test_an_expert_that_every_token_chooses_is_left_out_of_the_balance(
     assert found.num_experts == experts - 1
     plain = measures.collapse_index(measures.effective_experts(counts), experts, top_k)
     assert plain < 0.95
-
-
-def test_with_one_choice_the_expert_that_every_token_chooses_is_the_collapse() -> None:
-    found = measures.balance([1000, 0, 0, 0, 0, 0, 0, 0], 1)
-    assert (found.without, found.collapse_index) == ((), 0.0)
-
-
-@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (64, 8), (256, 16)])
-def test_where_the_others_are_collapsed_too_nothing_is_left_out(experts: int, top_k: int) -> None:
-    found = measures.balance([1000] * top_k + [0] * (experts - top_k), top_k)
-    assert (found.without, found.num_experts) == ((), experts)
-    assert found.effective == pytest.approx(top_k)
-    assert found.collapse_index == pytest.approx(0.0, abs=1e-9)
 
 
 def test_c_of_others_that_are_even_does_not_fall_as_one_expert_gets_busier() -> None:

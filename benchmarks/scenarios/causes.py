@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 
-from benchmarks.scenarios.lookalikes import few_busy, groups_of, modulated, narrow_and_steady
-from benchmarks.scenarios.lookalikes import run_of as _run
+from benchmarks.scenarios.lookalikes import (
+    few_busy,
+    groups_of,
+    modulated,
+    narrow_and_steady,
+    run_of as _run,
+)
 from benchmarks.scenarios.variants import forced_balance
 from microscope_tui.scenarios import several_choices
 from microscope_tui.scenarios.collapsing import fall, growing

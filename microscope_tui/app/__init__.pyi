@@ -2,55 +2,61 @@
 from .anatomy import Anatomy as Anatomy
 from .charts import figure as figure
 from .key_line import last_line as last_line
-from .keymap import BadKey as BadKey
-from .keymap import conflicts as conflicts
-from .keymap import keymap_of as keymap_of
-from .keys import all_bindings as all_bindings
-from .keys import key_table as key_table
-from .keys import shown_key as shown_key
-from .keys import with_keymap as with_keymap
-from .keys import written_key as written_key
+from .keymap import BadKey as BadKey, conflicts as conflicts, keymap_of as keymap_of
+from .keys import (
+    all_bindings as all_bindings,
+    key_table as key_table,
+    shown_key as shown_key,
+    with_keymap as with_keymap,
+    written_key as written_key,
+)
 from .microscope import Microscope as Microscope
-from .out import MOST_BYTES as MOST_BYTES
-from .out import free_name as free_name
-from .out import row_text as row_text
-from .out import stand_alone as stand_alone
-from .out import value_text as value_text
-from .out import verdict_text as verdict_text
-from .out import without_web_fonts as without_web_fonts
-from .out import write_new as write_new
-from .palette import COLOURS as COLOURS
-from .palette import style_of as style_of
-from .picture import SCREEN_NAMES as SCREEN_NAMES
-from .picture import NoPicture as NoPicture
-from .picture import draw as draw
+from .out import (
+    MOST_BYTES as MOST_BYTES,
+    free_name as free_name,
+    row_text as row_text,
+    stand_alone as stand_alone,
+    value_text as value_text,
+    verdict_text as verdict_text,
+    without_web_fonts as without_web_fonts,
+    write_new as write_new,
+)
+from .palette import COLOURS as COLOURS, style_of as style_of
+from .picture import SCREEN_NAMES as SCREEN_NAMES, NoPicture as NoPicture, draw as draw
 from .reader import Reader as Reader
-from .remembered import SavedView as SavedView
-from .remembered import begin as begin
-from .remembered import load_view as load_view
-from .remembered import save_view as save_view
-from .rows import Rows as Rows
-from .rows import Tiles as Tiles
+from .remembered import (
+    SavedView as SavedView,
+    begin as begin,
+    load_view as load_view,
+    save_view as save_view,
+)
+from .rows import Rows as Rows, Tiles as Tiles
 from .screen_table import SCREENS as SCREENS
 from .screens.alerts_screen import AlertsScreen as AlertsScreen
 from .screens.base import BaseScreen as BaseScreen
-from .screens.chart_screens import CourseScreen as CourseScreen
-from .screens.chart_screens import ExpertScreen as ExpertScreen
-from .screens.chart_screens import LayerScreen as LayerScreen
-from .screens.compare_screens import CompareScreen as CompareScreen
-from .screens.compare_screens import MismatchScreen as MismatchScreen
-from .screens.help_screen import HelpScreen as HelpScreen
-from .screens.help_screen import help_lines as help_lines
+from .screens.chart_screens import (
+    CourseScreen as CourseScreen,
+    ExpertScreen as ExpertScreen,
+    LayerScreen as LayerScreen,
+)
+from .screens.compare_screens import (
+    CompareScreen as CompareScreen,
+    MismatchScreen as MismatchScreen,
+)
+from .screens.help_screen import HelpScreen as HelpScreen, help_lines as help_lines
 from .screens.main_screen import MainScreen as MainScreen
-from .screens.probe_screens import SlicesScreen as SlicesScreen
-from .screens.probe_screens import TokensScreen as TokensScreen
+from .screens.probe_screens import SlicesScreen as SlicesScreen, TokensScreen as TokensScreen
 from .screens.runs_screen import RunsScreen as RunsScreen
-from .session import PictureRequest as PictureRequest
-from .session import Preferences as Preferences
-from .session import Session as Session
-from .time_cursor import BadPlace as BadPlace
-from .time_cursor import OfExpert as OfExpert
-from .time_cursor import TimeCursor as TimeCursor
-from .time_cursor import parse_place as parse_place
-from .time_cursor import parse_token as parse_token
-from .time_cursor import step_at as step_at
+from .session import (
+    PictureRequest as PictureRequest,
+    Preferences as Preferences,
+    Session as Session,
+)
+from .time_cursor import (
+    BadPlace as BadPlace,
+    OfExpert as OfExpert,
+    TimeCursor as TimeCursor,
+    parse_place as parse_place,
+    parse_token as parse_token,
+    step_at as step_at,
+)

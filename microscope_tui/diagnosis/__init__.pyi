@@ -1,61 +1,65 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .advice import Advice as Advice
-from .advice import advise as advise
-from .advice import report as report
+from .advice import Advice as Advice, advise as advise, report as report
 from .bias_sign import SignMemory as SignMemory
-from .causes import Cause as Cause
-from .causes import Known as Known
-from .causes import causes as causes
-from .context import ANYTHING as ANYTHING
-from .context import DEFAULTS as DEFAULTS
-from .context import PROFILES as PROFILES
-from .context import WARM_UP_MAX as WARM_UP_MAX
-from .context import WARM_UP_SHARE as WARM_UP_SHARE
-from .context import WARM_UP_STEPS as WARM_UP_STEPS
-from .context import Context as Context
-from .context import Criteria as Criteria
-from .context import Limits as Limits
-from .context import RouterBaseline as RouterBaseline
-from .context import is_one_step as is_one_step
-from .engine import BadState as BadState
-from .engine import Diagnosis as Diagnosis
-from .engine import NoVerdict as NoVerdict
-from .engine import Pending as Pending
-from .engine import gathering as gathering
-from .engine import no_verdict as no_verdict
-from .engine import not_judged_yet as not_judged_yet
-from .engine import pending as pending
-from .engine import restore as restore
-from .engine import save as save
-from .engine import warm_up_left as warm_up_left
-from .episodes import WHOLE_RUN as WHOLE_RUN
-from .episodes import Episode as Episode
-from .episodes import Facts as Facts
-from .episodes import Finding as Finding
-from .episodes import Grade as Grade
-from .episodes import Reason as Reason
-from .episodes import Severity as Severity
-from .episodes import key_of as key_of
-from .episodes import overall as overall
+from .causes import Cause as Cause, Known as Known, causes as causes
+from .context import (
+    ANYTHING as ANYTHING,
+    DEFAULTS as DEFAULTS,
+    PROFILES as PROFILES,
+    WARM_UP_MAX as WARM_UP_MAX,
+    WARM_UP_SHARE as WARM_UP_SHARE,
+    WARM_UP_STEPS as WARM_UP_STEPS,
+    Context as Context,
+    Criteria as Criteria,
+    Limits as Limits,
+    RouterBaseline as RouterBaseline,
+    is_one_step as is_one_step,
+)
+from .engine import (
+    BadState as BadState,
+    Diagnosis as Diagnosis,
+    NoVerdict as NoVerdict,
+    Pending as Pending,
+    gathering as gathering,
+    no_verdict as no_verdict,
+    not_judged_yet as not_judged_yet,
+    pending as pending,
+    restore as restore,
+    save as save,
+    warm_up_left as warm_up_left,
+)
+from .episodes import (
+    WHOLE_RUN as WHOLE_RUN,
+    Episode as Episode,
+    Facts as Facts,
+    Finding as Finding,
+    Grade as Grade,
+    Reason as Reason,
+    Severity as Severity,
+    key_of as key_of,
+    overall as overall,
+)
 from .ledger import group as group
-from .rules import RULES as RULES
-from .rules import BadLimit as BadLimit
-from .rules import changed_limits as changed_limits
+from .rules import RULES as RULES, BadLimit as BadLimit, changed_limits as changed_limits
 from .rules.base import Track as Track
 from .rules.collapse import CollapseLimits as CollapseLimits
 from .rules.drops import DropLimits as DropLimits
 from .rules.grad_spike import GradientLimits as GradientLimits
 from .rules.lint import Lint as Lint
-from .rules.oscillation import Oscillation as Oscillation
-from .rules.oscillation import most_beyond as most_beyond
-from .rules.oscillation import recurring as recurring
-from .rules.oscillation import signs as signs
-from .rules.oscillation import spreads as spreads
-from .rules.oscillation import to_and_fro as to_and_fro
+from .rules.oscillation import (
+    Oscillation as Oscillation,
+    most_beyond as most_beyond,
+    recurring as recurring,
+    signs as signs,
+    spreads as spreads,
+    to_and_fro as to_and_fro,
+)
 from .rules.starved import StarvedLimits as StarvedLimits
-from .signals import BiasSource as BiasSource
-from .signals import CountSource as CountSource
-from .signals import StepView as StepView
-from .signals import median as median
-from .signals import unknown as unknown
-from .signals import value_at as value_at
+from .signals import (
+    BiasSource as BiasSource,
+    CountSource as CountSource,
+    StepView as StepView,
+    median as median,
+    unknown as unknown,
+    value_at as value_at,
+)

@@ -1,124 +1,143 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .alerts import AlertState as AlertState
-from .alerts import Entry as Entry
-from .alerts import entries_of as entries_of
-from .alerts import evidence as evidence
-from .alerts import fit_alerts as fit_alerts
-from .alerts import unfolded as unfolded
-from .bars import bars_width as bars_width
-from .bars import bias_bars as bias_bars
-from .bars import load_bars as load_bars
-from .charts import GUTTER as GUTTER
-from .charts import SMOOTHINGS as SMOOTHINGS
-from .charts import Chart as Chart
-from .charts import Curve as Curve
-from .charts import Placed as Placed
-from .charts import arranged as arranged
-from .charts import course_charts as course_charts
-from .charts import layer_charts as layer_charts
-from .charts import loss_answer as loss_answer
-from .charts import plot_area as plot_area
-from .charts import smoothed as smoothed
-from .charts import tick_text as tick_text
-from .columns import Column as Column
-from .columns import Table as Table
-from .cost import layer_cost as layer_cost
-from .cost import model_cost as model_cost
-from .expert_card import LEAST_SAMPLES as LEAST_SAMPLES
-from .expert_card import LoadSeries as LoadSeries
-from .expert_card import condition as condition
-from .expert_card import expert_charts as expert_charts
-from .expert_card import most_remarkable as most_remarkable
-from .frame import MIN_COLUMNS as MIN_COLUMNS
-from .frame import MIN_ROWS as MIN_ROWS
+from .alerts import (
+    AlertState as AlertState,
+    Entry as Entry,
+    entries_of as entries_of,
+    evidence as evidence,
+    fit_alerts as fit_alerts,
+    unfolded as unfolded,
+)
+from .bars import bars_width as bars_width, bias_bars as bias_bars, load_bars as load_bars
+from .charts import (
+    GUTTER as GUTTER,
+    SMOOTHINGS as SMOOTHINGS,
+    Chart as Chart,
+    Curve as Curve,
+    Placed as Placed,
+    arranged as arranged,
+    course_charts as course_charts,
+    layer_charts as layer_charts,
+    loss_answer as loss_answer,
+    plot_area as plot_area,
+    smoothed as smoothed,
+    tick_text as tick_text,
+)
+from .columns import Column as Column, Table as Table
+from .cost import layer_cost as layer_cost, model_cost as model_cost
+from .expert_card import (
+    LEAST_SAMPLES as LEAST_SAMPLES,
+    LoadSeries as LoadSeries,
+    condition as condition,
+    expert_charts as expert_charts,
+    most_remarkable as most_remarkable,
+)
+from .frame import MIN_COLUMNS as MIN_COLUMNS, MIN_ROWS as MIN_ROWS
 from .glossary import glossary as glossary
-from .glyphs import CALM_FROM as CALM_FROM
-from .glyphs import CALM_TO as CALM_TO
-from .glyphs import FAIR_WITHIN as FAIR_WITHIN
-from .glyphs import HOT_LEVEL as HOT_LEVEL
-from .glyphs import Glyphs as Glyphs
-from .glyphs import bar as bar
-from .glyphs import bin_loads as bin_loads
-from .glyphs import glyphs_for as glyphs_for
-from .glyphs import is_calm as is_calm
-from .glyphs import load_glyph as load_glyph
-from .glyphs import load_level as load_level
-from .glyphs import merged as merged
-from .glyphs import shade_level as shade_level
-from .glyphs import spark as spark
-from .glyphs import spelled as spelled
-from .heat import Heat as Heat
-from .heat import Look as Look
-from .heat import Measure as Measure
-from .heat import Order as Order
-from .heat import Palette as Palette
-from .heat import after as after
-from .heat import cells_of as cells_of
-from .heat import has_legend as has_legend
-from .heat import legend as legend
-from .heat import order_of as order_of
-from .mismatch import beside_each_other as beside_each_other
-from .mismatch import mismatch_text as mismatch_text
-from .mismatch import percent as percent
-from .pattern import MOST_CHARACTERS as MOST_CHARACTERS
-from .pattern import Pattern as Pattern
-from .placement import ageing_chart as ageing_chart
-from .placement import placement_lines as placement_lines
-from .run_list import card_text as card_text
-from .run_list import fit_list as fit_list
-from .run_list import run_line as run_line
-from .slices import ExpertRow as ExpertRow
-from .slices import NoTables as NoTables
-from .slices import Ordering as Ordering
-from .slices import SliceTable as SliceTable
-from .slices import explained as explained
-from .slices import slice_table as slice_table
+from .glyphs import (
+    CALM_FROM as CALM_FROM,
+    CALM_TO as CALM_TO,
+    FAIR_WITHIN as FAIR_WITHIN,
+    HOT_LEVEL as HOT_LEVEL,
+    Glyphs as Glyphs,
+    bar as bar,
+    bin_loads as bin_loads,
+    glyphs_for as glyphs_for,
+    is_calm as is_calm,
+    load_glyph as load_glyph,
+    load_level as load_level,
+    merged as merged,
+    shade_level as shade_level,
+    spark as spark,
+    spelled as spelled,
+)
+from .heat import (
+    Heat as Heat,
+    Look as Look,
+    Measure as Measure,
+    Order as Order,
+    Palette as Palette,
+    after as after,
+    cells_of as cells_of,
+    has_legend as has_legend,
+    legend as legend,
+    order_of as order_of,
+)
+from .mismatch import (
+    beside_each_other as beside_each_other,
+    mismatch_text as mismatch_text,
+    percent as percent,
+)
+from .pattern import MOST_CHARACTERS as MOST_CHARACTERS, Pattern as Pattern
+from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines
+from .run_list import card_text as card_text, fit_list as fit_list, run_line as run_line
+from .slices import (
+    ExpertRow as ExpertRow,
+    NoTables as NoTables,
+    Ordering as Ordering,
+    SliceTable as SliceTable,
+    explained as explained,
+    slice_table as slice_table,
+)
 from .snapshot import snapshot_text as snapshot_text
-from .spans import ROLE_OF_SEVERITY as ROLE_OF_SEVERITY
-from .spans import WORD_OF_SEVERITY as WORD_OF_SEVERITY
-from .spans import Line as Line
-from .spans import Span as Span
-from .spans import crop as crop
-from .spans import dim as dim
-from .spans import line_width as line_width
-from .spans import pad as pad
-from .spans import plain as plain
-from .spans import shortened as shortened
-from .spans import spread as spread
-from .spans import width_of as width_of
-from .spans import with_notes as with_notes
-from .spans import wrap as wrap
-from .steady import CALM_HYSTERESIS as CALM_HYSTERESIS
-from .steady import HYSTERESIS as HYSTERESIS
-from .steady import MOST_KEYS as MOST_KEYS
-from .steady import SteadyLevels as SteadyLevels
-from .table import TableLayout as TableLayout
-from .table import expert_line as expert_line
-from .table import first_visible as first_visible
-from .table import fit as fit
-from .table import matching as matching
-from .time_line import EVALUATION as EVALUATION
-from .time_line import ONSET as ONSET
-from .time_line import RESTART as RESTART
-from .time_line import Axis as Axis
-from .time_line import TimeMark as TimeMark
-from .time_line import TimeScale as TimeScale
-from .time_line import ribbon as ribbon
-from .time_line import ribbon_width as ribbon_width
-from .time_line import time_scale as time_scale
-from .token_flow import CHUNK as CHUNK
-from .token_flow import NOTHING as NOTHING
-from .token_flow import Flow as Flow
-from .token_flow import Place as Place
-from .token_flow import pieces_of as pieces_of
-from .token_flow import shown_token as shown_token
-from .token_flow import wrapped as wrapped
-from .tokens import LETTERS as LETTERS
-from .tokens import Highlight as Highlight
-from .tokens import busiest as busiest
-from .tokens import colours as colours
-from .words import aligned as aligned
-from .words import bytes_of as bytes_of
-from .words import listed as listed
-from .words import plural as plural
-from .words import short_number as short_number
+from .spans import (
+    ROLE_OF_SEVERITY as ROLE_OF_SEVERITY,
+    WORD_OF_SEVERITY as WORD_OF_SEVERITY,
+    Line as Line,
+    Span as Span,
+    crop as crop,
+    dim as dim,
+    line_width as line_width,
+    pad as pad,
+    plain as plain,
+    shortened as shortened,
+    spread as spread,
+    width_of as width_of,
+    with_notes as with_notes,
+    wrap as wrap,
+)
+from .steady import (
+    CALM_HYSTERESIS as CALM_HYSTERESIS,
+    HYSTERESIS as HYSTERESIS,
+    MOST_KEYS as MOST_KEYS,
+    SteadyLevels as SteadyLevels,
+)
+from .table import (
+    TableLayout as TableLayout,
+    expert_line as expert_line,
+    first_visible as first_visible,
+    fit as fit,
+    matching as matching,
+)
+from .time_line import (
+    EVALUATION as EVALUATION,
+    ONSET as ONSET,
+    RESTART as RESTART,
+    Axis as Axis,
+    TimeMark as TimeMark,
+    TimeScale as TimeScale,
+    ribbon as ribbon,
+    ribbon_width as ribbon_width,
+    time_scale as time_scale,
+)
+from .token_flow import (
+    CHUNK as CHUNK,
+    NOTHING as NOTHING,
+    Flow as Flow,
+    Place as Place,
+    pieces_of as pieces_of,
+    shown_token as shown_token,
+    wrapped as wrapped,
+)
+from .tokens import (
+    LETTERS as LETTERS,
+    Highlight as Highlight,
+    busiest as busiest,
+    colours as colours,
+)
+from .words import (
+    aligned as aligned,
+    bytes_of as bytes_of,
+    listed as listed,
+    plural as plural,
+    short_number as short_number,
+)

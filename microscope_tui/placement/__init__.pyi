@@ -1,34 +1,42 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .cluster import BadCluster as BadCluster
-from .cluster import Cluster as Cluster
-from .cluster import Placement as Placement
-from .cluster import contiguous as contiguous
-from .cluster import copies_of as copies_of
-from .cluster import double_copies as double_copies
-from .cluster import rank_loads as rank_loads
-from .cost import OF_HEADER as OF_HEADER
-from .cost import Cost as Cost
-from .cost import CostRequest as CostRequest
-from .cost import Reads as Reads
-from .cost import Uneven as Uneven
-from .cost import cost_of as cost_of
-from .counted import Counts as Counts
-from .counted import Layer as Layer
-from .counted import NoCounts as NoCounts
-from .counted import read_counts as read_counts
-from .files import FORMS as FORMS
-from .files import BadFile as BadFile
-from .files import read_form as read_form
-from .files import write_form as write_form
+from .cluster import (
+    BadCluster as BadCluster,
+    Cluster as Cluster,
+    Placement as Placement,
+    contiguous as contiguous,
+    copies_of as copies_of,
+    double_copies as double_copies,
+    rank_loads as rank_loads,
+)
+from .cost import (
+    OF_HEADER as OF_HEADER,
+    Cost as Cost,
+    CostRequest as CostRequest,
+    Reads as Reads,
+    Uneven as Uneven,
+    cost_of as cost_of,
+)
+from .counted import (
+    Counts as Counts,
+    Layer as Layer,
+    NoCounts as NoCounts,
+    read_counts as read_counts,
+)
+from .files import (
+    FORMS as FORMS,
+    BadFile as BadFile,
+    read_form as read_form,
+    write_form as write_form,
+)
 from .published import published as published
 from .refine import refined as refined
-from .score import even_shares as even_shares
-from .score import gain_of as gain_of
-from .score import nearest_shares as nearest_shares
-from .study import BANDWIDTH as BANDWIDTH
-from .study import KEPT_GAIN as KEPT_GAIN
-from .study import BadWindow as BadWindow
-from .study import Request as Request
-from .study import Scored as Scored
-from .study import Study as Study
-from .study import study as study
+from .score import even_shares as even_shares, gain_of as gain_of, nearest_shares as nearest_shares
+from .study import (
+    BANDWIDTH as BANDWIDTH,
+    KEPT_GAIN as KEPT_GAIN,
+    BadWindow as BadWindow,
+    Request as Request,
+    Scored as Scored,
+    Study as Study,
+    study as study,
+)

@@ -1,34 +1,27 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .attaching import attach as attach
-from .checkpoints import load as load
-from .checkpoints import trace_texts as trace_texts
-from .counter import Call as Call
-from .counter import Calls as Calls
-from .counter import RoutingCounter as RoutingCounter
+from .checkpoints import load as load, trace_texts as trace_texts
+from .counter import Call as Call, Calls as Calls, RoutingCounter as RoutingCounter
 from .find_routers import find_sites as find_sites
-from .judge import Alert as Alert
-from .judge import RunJudge as RunJudge
-from .probed_model import CannotProbe as CannotProbe
-from .probed_model import ProbedModel as ProbedModel
-from .probed_model import folder_of as folder_of
-from .probed_model import out_of_memory as out_of_memory
-from .probing import Outcome as Outcome
-from .probing import refuse_unknown as refuse_unknown
-from .probing import run_probe as run_probe
-from .recorder import RunRecorder as RunRecorder
-from .recorder import TrainingLog as TrainingLog
-from .sites import Adapter as Adapter
-from .sites import Choice as Choice
-from .sites import Scores as Scores
-from .sites import Site as Site
+from .judge import Alert as Alert, RunJudge as RunJudge
+from .probed_model import (
+    CannotProbe as CannotProbe,
+    ProbedModel as ProbedModel,
+    folder_of as folder_of,
+    out_of_memory as out_of_memory,
+)
+from .probing import Outcome as Outcome, refuse_unknown as refuse_unknown, run_probe as run_probe
+from .recorder import RunRecorder as RunRecorder, TrainingLog as TrainingLog
+from .sites import Adapter as Adapter, Choice as Choice, Scores as Scores, Site as Site
 from .tables import MOST_TELLING as MOST_TELLING
-from .texts import BadText as BadText
-from .texts import CharacterPieces as CharacterPieces
-from .texts import Reading as Reading
-from .texts import TokenizerPieces as TokenizerPieces
-from .texts import continued as continued
-from .texts import find_slices as find_slices
-from .texts import read_windows as read_windows
-from .threads import choose_waiting as choose_waiting
-from .threads import settle_threads as settle_threads
+from .texts import (
+    BadText as BadText,
+    CharacterPieces as CharacterPieces,
+    Reading as Reading,
+    TokenizerPieces as TokenizerPieces,
+    continued as continued,
+    find_slices as find_slices,
+    read_windows as read_windows,
+)
+from .threads import choose_waiting as choose_waiting, settle_threads as settle_threads
 from .trainer_callback import MicroscopeCallback as MicroscopeCallback

@@ -1,51 +1,64 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .check import NO_VERDICT as NO_VERDICT
-from .check import Alerts as Alerts
-from .check import CheckRequest as CheckRequest
-from .check import Judgement as Judgement
-from .check import News as News
-from .check import finding_json as finding_json
-from .check import findings_with_advice as findings_with_advice
-from .check import judge as judge
-from .check import news_json as news_json
-from .check import news_text as news_text
-from .check import verdict_json as verdict_json
-from .check import verdict_text as verdict_text
-from .check import worst_code as worst_code
-from .coverage import LAST_STEPS as LAST_STEPS
-from .coverage import coverage_json as coverage_json
-from .coverage import coverage_of as coverage_of
-from .coverage import coverage_text as coverage_text
-from .coverage import further as further
-from .coverage import score_interval as score_interval
-from .doctor import ROOMY_ROWS as ROOMY_ROWS
-from .doctor import Terminal as Terminal
-from .doctor import colours_of as colours_of
-from .doctor import doctor_text as doctor_text
-from .doctor import in_multiplexer as in_multiplexer
-from .doctor import is_remote as is_remote
-from .doctor import layout_of as layout_of
-from .doctor import recommended as recommended
-from .explain import as_list as as_list
-from .explain import explained as explained
-from .explain import rule_text as rule_text
-from .explain import rules_json as rules_json
-from .export import EXPERT_COLUMNS as EXPERT_COLUMNS
-from .export import ROUTER_COLUMNS as ROUTER_COLUMNS
-from .export import VIEW_COLUMNS as VIEW_COLUMNS
-from .export import Row as Row
-from .export import effective_experts as effective_experts
-from .export import rows_of as rows_of
-from .export import runs_json as runs_json
-from .export import view_csv as view_csv
-from .export import view_json as view_json
-from .export import write_csv as write_csv
-from .format_check import check_format as check_format
-from .format_check import format_json as format_json
-from .format_check import format_text as format_text
-from .placement import placement_json as placement_json
-from .placement import placement_text as placement_text
-from .probes import compared_probes as compared_probes
-from .probes import mismatch_json as mismatch_json
-from .probes import slices_json as slices_json
-from .probes import tokens_json as tokens_json
+from .check import (
+    NO_VERDICT as NO_VERDICT,
+    Alerts as Alerts,
+    CheckRequest as CheckRequest,
+    Judgement as Judgement,
+    News as News,
+    finding_json as finding_json,
+    findings_with_advice as findings_with_advice,
+    judge as judge,
+    news_json as news_json,
+    news_text as news_text,
+    verdict_json as verdict_json,
+    verdict_text as verdict_text,
+    worst_code as worst_code,
+)
+from .coverage import (
+    LAST_STEPS as LAST_STEPS,
+    coverage_json as coverage_json,
+    coverage_of as coverage_of,
+    coverage_text as coverage_text,
+    further as further,
+    score_interval as score_interval,
+)
+from .doctor import (
+    ROOMY_ROWS as ROOMY_ROWS,
+    Terminal as Terminal,
+    colours_of as colours_of,
+    doctor_text as doctor_text,
+    in_multiplexer as in_multiplexer,
+    is_remote as is_remote,
+    layout_of as layout_of,
+    recommended as recommended,
+)
+from .explain import (
+    as_list as as_list,
+    explained as explained,
+    rule_text as rule_text,
+    rules_json as rules_json,
+)
+from .export import (
+    EXPERT_COLUMNS as EXPERT_COLUMNS,
+    ROUTER_COLUMNS as ROUTER_COLUMNS,
+    VIEW_COLUMNS as VIEW_COLUMNS,
+    Row as Row,
+    effective_experts as effective_experts,
+    rows_of as rows_of,
+    runs_json as runs_json,
+    view_csv as view_csv,
+    view_json as view_json,
+    write_csv as write_csv,
+)
+from .format_check import (
+    check_format as check_format,
+    format_json as format_json,
+    format_text as format_text,
+)
+from .placement import placement_json as placement_json, placement_text as placement_text
+from .probes import (
+    compared_probes as compared_probes,
+    mismatch_json as mismatch_json,
+    slices_json as slices_json,
+    tokens_json as tokens_json,
+)

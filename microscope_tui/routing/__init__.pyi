@@ -1,19 +1,20 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .compare import LayerMismatch as LayerMismatch
-from .compare import MarginBin as MarginBin
-from .compare import Mismatch as Mismatch
-from .compare import NotComparable as NotComparable
-from .compare import compare as compare
-from .engine import SUFFIXES as SUFFIXES
-from .engine import BadEngineOutput as BadEngineOutput
-from .engine import convert as convert
-from .file import Routing as Routing
-from .file import RoutingWriter as RoutingWriter
-from .layout import FEWEST_EXPECTED as FEWEST_EXPECTED
-from .layout import FILE_NAME as FILE_NAME
-from .layout import PREAMBLE as PREAMBLE
-from .layout import BadRouting as BadRouting
-from .layout import Choice as Choice
-from .layout import Shape as Shape
-from .layout import Tables as Tables
-from .layout import sections as sections
+from .compare import (
+    LayerMismatch as LayerMismatch,
+    MarginBin as MarginBin,
+    Mismatch as Mismatch,
+    NotComparable as NotComparable,
+    compare as compare,
+)
+from .engine import SUFFIXES as SUFFIXES, BadEngineOutput as BadEngineOutput, convert as convert
+from .file import Routing as Routing, RoutingWriter as RoutingWriter
+from .layout import (
+    FEWEST_EXPECTED as FEWEST_EXPECTED,
+    FILE_NAME as FILE_NAME,
+    PREAMBLE as PREAMBLE,
+    BadRouting as BadRouting,
+    Choice as Choice,
+    Shape as Shape,
+    Tables as Tables,
+    sections as sections,
+)

@@ -1,76 +1,88 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .compressed import ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES
-from .compressed import CompressedLog as CompressedLog
-from .decode import counts_of as counts_of
-from .decode import decode_line as decode_line
-from .decode import decode_matrices as decode_matrices
-from .decode import decode_means as decode_means
-from .discover import KnownLogs as KnownLogs
-from .discover import NoRuns as NoRuns
-from .discover import RunFile as RunFile
-from .discover import entries_of as entries_of
-from .discover import find_logs as find_logs
-from .discover import find_runs as find_runs
-from .discover import why_not_a_run as why_not_a_run
-from .index import Glance as Glance
-from .index import Overview as Overview
-from .index import find_step as find_step
-from .index import glance as glance
-from .index import read_steps as read_steps
-from .index import sample as sample
-from .index import sample_of as sample_of
-from .index import step_at as step_at
-from .index import surviving_steps as surviving_steps
-from .piped import MOST_BYTES as MOST_BYTES
-from .piped import PipedLog as PipedLog
-from .piped import Spool as Spool
-from .piped import SpooledLog as SpooledLog
-from .piped import take_over_stdin as take_over_stdin
-from .problems import SAID_IN_FULL as SAID_IN_FULL
-from .problems import Problem as Problem
-from .reader import Course as Course
-from .reader import Entry as Entry
-from .reader import RunReader as RunReader
-from .reader import StepEntry as StepEntry
-from .reader import drop_from as drop_from
-from .records import FRACTIONS as FRACTIONS
-from .records import LOG_NAME as LOG_NAME
-from .records import BadLine as BadLine
-from .records import EventRecord as EventRecord
-from .records import RouterInfo as RouterInfo
-from .records import RouterSummary as RouterSummary
-from .records import RunHeader as RunHeader
-from .records import RunRecord as RunRecord
-from .records import StepRecord as StepRecord
-from .records import UnknownFormat as UnknownFormat
-from .records import Values as Values
-from .records import holds_fractions as holds_fractions
-from .records import one_or_each as one_or_each
-from .records import seconds_between as seconds_between
-from .safe_text import REPLACEMENT as REPLACEMENT
-from .safe_text import plural as plural
-from .safe_text import safe_text as safe_text
+from .compressed import ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES, CompressedLog as CompressedLog
+from .decode import (
+    counts_of as counts_of,
+    decode_line as decode_line,
+    decode_matrices as decode_matrices,
+    decode_means as decode_means,
+)
+from .discover import (
+    KnownLogs as KnownLogs,
+    NoRuns as NoRuns,
+    RunFile as RunFile,
+    entries_of as entries_of,
+    find_logs as find_logs,
+    find_runs as find_runs,
+    why_not_a_run as why_not_a_run,
+)
+from .index import (
+    Glance as Glance,
+    Overview as Overview,
+    find_step as find_step,
+    glance as glance,
+    read_steps as read_steps,
+    sample as sample,
+    sample_of as sample_of,
+    step_at as step_at,
+    surviving_steps as surviving_steps,
+)
+from .piped import (
+    MOST_BYTES as MOST_BYTES,
+    PipedLog as PipedLog,
+    Spool as Spool,
+    SpooledLog as SpooledLog,
+    take_over_stdin as take_over_stdin,
+)
+from .problems import SAID_IN_FULL as SAID_IN_FULL, Problem as Problem
+from .reader import (
+    Course as Course,
+    Entry as Entry,
+    RunReader as RunReader,
+    StepEntry as StepEntry,
+    drop_from as drop_from,
+)
+from .records import (
+    FRACTIONS as FRACTIONS,
+    LOG_NAME as LOG_NAME,
+    BadLine as BadLine,
+    EventRecord as EventRecord,
+    RouterInfo as RouterInfo,
+    RouterSummary as RouterSummary,
+    RunHeader as RunHeader,
+    RunRecord as RunRecord,
+    StepRecord as StepRecord,
+    UnknownFormat as UnknownFormat,
+    Values as Values,
+    holds_fractions as holds_fractions,
+    one_or_each as one_or_each,
+    seconds_between as seconds_between,
+)
+from .safe_text import REPLACEMENT as REPLACEMENT, plural as plural, safe_text as safe_text
 from .signals import on_stop_signals as on_stop_signals
-from .tail import EVERYTHING as EVERYTHING
-from .tail import QUIET_S as QUIET_S
-from .tail import Chunk as Chunk
-from .tail import Defects as Defects
-from .tail import LineSplitter as LineSplitter
-from .tail import Progress as Progress
-from .tail import Source as Source
-from .tail import Stamp as Stamp
-from .tail import Tail as Tail
-from .tail import identity_of as identity_of
-from .tail import is_an_object as is_an_object
-from .tail import open_regular_file as open_regular_file
-from .tail import opened as opened
-from .tail import read_at as read_at
-from .tail import stamp_of as stamp_of
+from .tail import (
+    EVERYTHING as EVERYTHING,
+    QUIET_S as QUIET_S,
+    Chunk as Chunk,
+    Defects as Defects,
+    LineSplitter as LineSplitter,
+    Progress as Progress,
+    Source as Source,
+    Stamp as Stamp,
+    Tail as Tail,
+    identity_of as identity_of,
+    is_an_object as is_an_object,
+    open_regular_file as open_regular_file,
+    opened as opened,
+    read_at as read_at,
+    stamp_of as stamp_of,
+)
 from .validate import LogValidator as LogValidator
-from .writer import MEANS as MEANS
-from .writer import SYNC_TIMEOUT_S as SYNC_TIMEOUT_S
-from .writer import BackgroundLog as BackgroundLog
-from .writer import RunLogWriter as RunLogWriter
-from .writer import encode_record as encode_record
-from .writer import estimated_bytes as estimated_bytes
-from .writer import without_matrices as without_matrices
+from .writer import (
+    MEANS as MEANS,
+    SYNC_TIMEOUT_S as SYNC_TIMEOUT_S,
+    BackgroundLog as BackgroundLog,
+    RunLogWriter as RunLogWriter,
+    encode_record as encode_record,
+    estimated_bytes as estimated_bytes,
+    without_matrices as without_matrices,
+)

@@ -1,47 +1,50 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .catalogue import FORMATS as FORMATS
-from .catalogue import ForeignRun as ForeignRun
-from .catalogue import Search as Search
-from .catalogue import split_run as split_run
-from .databases import MlflowReader as MlflowReader
-from .databases import TrackioReader as TrackioReader
-from .dumps import SETTLED_S as SETTLED_S
-from .dumps import opened as opened
-from .imatrix import GgufHeader as GgufHeader
-from .imatrix import ImatrixReader as ImatrixReader
-from .keys import BadMapping as BadMapping
-from .keys import Keys as Keys
-from .keys import Rule as Rule
-from .keys import Target as Target
-from .keys import config_number as config_number
-from .keys import rules_of as rules_of
+from .catalogue import (
+    FORMATS as FORMATS,
+    ForeignRun as ForeignRun,
+    Search as Search,
+    split_run as split_run,
+)
+from .databases import MlflowReader as MlflowReader, TrackioReader as TrackioReader
+from .dumps import SETTLED_S as SETTLED_S, opened as opened
+from .imatrix import GgufHeader as GgufHeader, ImatrixReader as ImatrixReader
+from .keys import (
+    BadMapping as BadMapping,
+    Keys as Keys,
+    Rule as Rule,
+    Target as Target,
+    config_number as config_number,
+    rules_of as rules_of,
+)
 from .megatron import MegatronReader as MegatronReader
-from .reader import Record as Record
-from .reader import RecordReader as RecordReader
-from .reader import Row as Row
-from .reader import RowReader as RowReader
-from .reader import Rows as Rows
-from .reader import SourceRequest as SourceRequest
-from .reader import Unreadable as Unreadable
-from .records import SHARES_SUM as SHARES_SUM
-from .records import counts_of_shares as counts_of_shares
-from .records import run_record as run_record
-from .records import step_record as step_record
+from .reader import (
+    Record as Record,
+    RecordReader as RecordReader,
+    Row as Row,
+    RowReader as RowReader,
+    Rows as Rows,
+    SourceRequest as SourceRequest,
+    Unreadable as Unreadable,
+)
+from .records import (
+    SHARES_SUM as SHARES_SUM,
+    counts_of_shares as counts_of_shares,
+    run_record as run_record,
+    step_record as step_record,
+)
 from .row_records import RowRecords as RowRecords
 from .sglang import SGLangReader as SGLangReader
-from .sqlite import Busy as Busy
-from .sqlite import Database as Database
-from .sqlite import Tables as Tables
+from .sqlite import Busy as Busy, Database as Database, Tables as Tables
 from .streamlit import StreamlitReader as StreamlitReader
-from .tensorboard import HEADER_BYTES as HEADER_BYTES
-from .tensorboard import EventRows as EventRows
-from .tensorboard import TensorBoardReader as TensorBoardReader
-from .tensorboard import find_record as find_record
-from .tensorboard import masked_crc32c as masked_crc32c
+from .tensorboard import (
+    HEADER_BYTES as HEADER_BYTES,
+    EventRows as EventRows,
+    TensorBoardReader as TensorBoardReader,
+    find_record as find_record,
+    masked_crc32c as masked_crc32c,
+)
 from .tensorrt_llm import TensorRTReader as TensorRTReader
-from .text_rows import CsvReader as CsvReader
-from .text_rows import JsonlReader as JsonlReader
+from .text_rows import CsvReader as CsvReader, JsonlReader as JsonlReader
 from .torch_file import Tensor as Tensor
 from .vllm_eplb import VllmReader as VllmReader
-from .wandb import BLOCK_BYTES as BLOCK_BYTES
-from .wandb import WandbReader as WandbReader
+from .wandb import BLOCK_BYTES as BLOCK_BYTES, WandbReader as WandbReader

@@ -1,55 +1,66 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .baseline import MOST_STEPS as MOST_STEPS
-from .baseline import AgainstBaseline as AgainstBaseline
-from .baseline import BadBaseline as BadBaseline
-from .baseline import Baseline as Baseline
-from .baseline import read_baseline as read_baseline
+from .baseline import (
+    MOST_STEPS as MOST_STEPS,
+    AgainstBaseline as AgainstBaseline,
+    BadBaseline as BadBaseline,
+    Baseline as Baseline,
+    read_baseline as read_baseline,
+)
 from .file_events import FileEvents as FileEvents
-from .fleet import JUDGING_S as JUDGING_S
-from .fleet import MOST_FOLLOWED as MOST_FOLLOWED
-from .fleet import VERDICT_MEMORY as VERDICT_MEMORY
-from .fleet import Fleet as Fleet
-from .fleet import RunCard as RunCard
-from .fleet import Seen as Seen
-from .history import MAX_ROWS as MAX_ROWS
-from .history import MIN_ROWS as MIN_ROWS
-from .history import NAN as NAN
-from .history import Column as Column
-from .history import History as History
-from .history import Row as Row
-from .history import Window as Window
-from .history import rows_within as rows_within
+from .fleet import (
+    JUDGING_S as JUDGING_S,
+    MOST_FOLLOWED as MOST_FOLLOWED,
+    VERDICT_MEMORY as VERDICT_MEMORY,
+    Fleet as Fleet,
+    RunCard as RunCard,
+    Seen as Seen,
+)
+from .history import (
+    MAX_ROWS as MAX_ROWS,
+    MIN_ROWS as MIN_ROWS,
+    NAN as NAN,
+    Column as Column,
+    History as History,
+    Row as Row,
+    Window as Window,
+    rows_within as rows_within,
+)
 from .judge import Judge as Judge
-from .past_steps import Pin as Pin
-from .past_steps import Sample as Sample
-from .past_steps import kept_steps as kept_steps
-from .past_steps import pin as pin
-from .past_steps import pin_at as pin_at
-from .past_steps import samples as samples
-from .reference import NothingToCompare as NothingToCompare
-from .reference import PinnedRun as PinnedRun
-from .reference import Reference as Reference
-from .reference import aligned as aligned
-from .reference import reference_in as reference_in
-from .reference import reference_of as reference_of
-from .run_watch import LONG_BYTES as LONG_BYTES
-from .run_watch import RunWatch as RunWatch
-from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY
-from .scan import KEPT as KEPT
-from .scan import balance_now as balance_now
+from .past_steps import (
+    Pin as Pin,
+    Sample as Sample,
+    kept_steps as kept_steps,
+    pin as pin,
+    pin_at as pin_at,
+    samples as samples,
+)
+from .reference import (
+    NothingToCompare as NothingToCompare,
+    PinnedRun as PinnedRun,
+    Reference as Reference,
+    aligned as aligned,
+    reference_in as reference_in,
+    reference_of as reference_of,
+)
+from .run_watch import LONG_BYTES as LONG_BYTES, RunWatch as RunWatch
+from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY, KEPT as KEPT, balance_now as balance_now
 from .state import RunState as RunState
-from .verdict import Trouble as Trouble
-from .verdict import Verdict as Verdict
-from .verdict import VerdictCache as VerdictCache
-from .verdict import evidence as evidence
-from .verdict import why_no_verdict as why_no_verdict
-from .view import LayerView as LayerView
-from .view import Recent as Recent
-from .view import RouterHealth as RouterHealth
-from .view import RunView as RunView
-from .view import column_of as column_of
-from .view import findings_of as findings_of
-from .view import recent_of as recent_of
-from .view import router_health as router_health
-from .view import view_of as view_of
-from .view import worst_of_columns as worst_of_columns
+from .verdict import (
+    Trouble as Trouble,
+    Verdict as Verdict,
+    VerdictCache as VerdictCache,
+    evidence as evidence,
+    why_no_verdict as why_no_verdict,
+)
+from .view import (
+    LayerView as LayerView,
+    Recent as Recent,
+    RouterHealth as RouterHealth,
+    RunView as RunView,
+    column_of as column_of,
+    findings_of as findings_of,
+    recent_of as recent_of,
+    router_health as router_health,
+    view_of as view_of,
+    worst_of_columns as worst_of_columns,
+)

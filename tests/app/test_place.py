@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, time, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.app import BadPlace, OfExpert, parse_place, parse_token, step_at
 from microscope_tui.runlog import safe_text

@@ -1,7 +1,6 @@
 """Rows of a screen: what is sent again, and how a line is cut into tiles."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from textual.binding import Binding
 
-from microscope_tui.app import keymap_of
-from microscope_tui.app import keys as all_keys
+from microscope_tui.app import keymap_of, keys as all_keys
 from microscope_tui.commands import tmux_says
 from microscope_tui.diagnosis import RULES
 from microscope_tui.scenarios import SCENARIOS

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands import UserConfig, ViewConfig
-from microscope_tui.commands import watch as watch_command
+from microscope_tui.commands import UserConfig, ViewConfig, watch as watch_command
 from microscope_tui.diagnosis import ANYTHING, Severity
 from microscope_tui.runlog import identity_of, opened
 from microscope_tui.watch import Fleet, Trouble, Verdict, VerdictCache

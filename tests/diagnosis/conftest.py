@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, Severity
-from microscope_tui.report import CheckRequest, Judgement
-from microscope_tui.report import judge as check
+from microscope_tui.report import CheckRequest, Judgement, judge as check
 from microscope_tui.runlog import RunFile, RunReader
 from microscope_tui.watch import Judge
 from tests.conftest import step

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Criteria, RouterBaseline, Severity, restore, save
 from microscope_tui.lines import card_text
-from microscope_tui.report import Judgement
-from microscope_tui.report import judge as check
+from microscope_tui.report import Judgement, judge as check
 from microscope_tui.runlog import RunReader
 from microscope_tui.watch import Fleet, Judge, RunWatch, view_of
 from tests.conftest import header, step

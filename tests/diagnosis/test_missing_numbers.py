@@ -4,14 +4,12 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Severity, StepView
 from microscope_tui.lines import snapshot_text
-from microscope_tui.report import CheckRequest, Judgement
-from microscope_tui.report import judge as check
+from microscope_tui.report import CheckRequest, Judgement, judge as check
 from microscope_tui.runlog import RouterInfo, RunFile, StepRecord
 from tests.conftest import header, open_log, step
 from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps

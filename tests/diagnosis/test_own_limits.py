@@ -4,8 +4,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui.diagnosis import (

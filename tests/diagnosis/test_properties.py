@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import WHOLE_RUN, BadState, Diagnosis, Episode, restore, save

@@ -3,8 +3,7 @@
 import math
 import random
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import StepView, most_beyond, spreads

@@ -1,7 +1,6 @@
 """Hysteresis on its own: evidence in, one alarm out, dated to the first of it."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.diagnosis import Severity, Track
 

@@ -21,8 +21,14 @@ from msgspec.structs import replace
 
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.lines import Glyphs, fit_list, run_line, snapshot_text, spelled
-from microscope_tui.lines import plain as text_of
+from microscope_tui.lines import (
+    Glyphs,
+    fit_list,
+    plain as text_of,
+    run_line,
+    snapshot_text,
+    spelled,
+)
 from microscope_tui.report import CheckRequest, format_check, judge, verdict_json, verdict_text
 from microscope_tui.runlog import (
     NoRuns,

@@ -12,12 +12,14 @@ import pytest
 from microscope_tui.lines import fit_list, plain, run_line
 from microscope_tui.runlog import find_runs
 from microscope_tui.watch import Fleet
+from tests.conftest import header
 from tests.hostile import poison
 from tests.hostile.outcome import hurts
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ["..run", "a..b", "\x1b[2J", "\x1b]52;c;eA==\x07", "\u202eevil", "new\nline", "-rf"]
 NAMES += ["--json", "[bold]x[/]", "%s{0}", "~", "\x9b31m", "日本語", "x" * 200, "a" + "\u0489" * 9]
+COMMANDS = (["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only", "--all"])
 FIELDS = [b"\xff\xfe\x80", b"caf\xe9", b"\xc2\x9b2J"]
 """Names that are no UTF-8."""
 
@@ -56,11 +58,7 @@ def test_only_the_run_is_found_among_links_pipes_and_sockets(trap: Path) -> None
     assert [run.name for run in find_runs(trap)] == ["sound"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only", "--all"]],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_no_command_hangs_on_links_pipes_and_sockets(
     microscope: Run, trap: Path, arguments: list[str]
 ) -> None:
@@ -70,7 +68,10 @@ def test_no_command_hangs_on_links_pipes_and_sockets(
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "self.jsonl", "up.jsonl", "gone.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.jsonl", "self.jsonl", "up.jsonl", "gone.jsonl", "/dev/zero", "/dev/null", "/dev/tty"],
+)
 @pytest.mark.parametrize("arguments", [["check"], ["check", "--format-only"], ["snapshot"]])
 def test_what_is_no_file_is_said_when_it_is_named(
     microscope: Run, trap: Path, name: str, arguments: list[str]
@@ -79,11 +80,6 @@ def test_what_is_no_file_is_said_when_it_is_named(
     assert ended.returncode == 3
     assert "Traceback" not in ended.stdout + ended.stderr
     assert hurts(ended.stdout + ended.stderr) is None
-
-
-def test_devices_are_said_when_they_are_named(microscope: Run) -> None:
-    for device in ("/dev/zero", "/dev/null", "/dev/tty"):
-        assert microscope("check", device).returncode == 3
 
 
 def test_names_of_runs_are_text_and_nothing_else(microscope: Run, tmp_path: Path) -> None:
@@ -97,7 +93,7 @@ def test_names_of_runs_are_text_and_nothing_else(microscope: Run, tmp_path: Path
         layout = fit_list(cards, columns)
         for card in cards:
             assert hurts(plain(run_line(card, layout, chosen=False))) is None
-    for arguments in (["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only"]):
+    for arguments in COMMANDS:
         ended = microscope(*arguments, tmp_path)
         assert ended.returncode in (0, 3)
         assert hurts(ended.stdout + ended.stderr) is None
@@ -120,13 +116,10 @@ def test_a_name_that_is_given_comes_back_harmless(
 
 
 @pytest.mark.parametrize("text", poison.TEXTS, ids=ascii)
-def test_names_in_a_log_stay_names(tmp_path: Path, text: str) -> None:
-    header = {"kind": "run", "format_version": 1, "run": text}
-    header["model"] = {"layers": [1], "layer_names": [text], "num_experts": 2, "top_k": 1}
-    step = {"kind": "step", "step": 1, "tokens": 8, "tokens_per_expert": [[8, 8]]}
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"\n".join([poison.encoded(header), poison.encoded(step), b""]))
-    (run,) = find_runs(tmp_path)
+def test_names_in_a_log_stay_names(path: Path, text: str) -> None:
+    run_record = header(run=text, model={"layer_names": [text] * 3})
+    path.write_bytes(poison.encoded(run_record) + b"\n" + poison.STEP % 1)
+    (run,) = find_runs(path.parent)
     assert run.path == path
-    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl"]
+    assert os.listdir(path.parent) == ["metrics.jsonl"]
     assert hurts(run.name) is None

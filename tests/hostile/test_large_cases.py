@@ -9,17 +9,15 @@ import pytest
 from tests.hostile.journey import travel
 from tests.hostile.poison import HEADER, STEP
 
-LARGE = 100 << 20
 MOST_MB = 400
 """Of a whole process. A line up to 64 MB is held once or twice, a longer one not at all."""
 
 READ = """
 import sys
 from pathlib import Path
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
-from microscope_tui.lines.snapshot import snapshot_text
+from microscope_tui.lines import snapshot_text
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch, view_of
 watch = RunWatch(RunFile("r", Path(sys.argv[1]), 0.0))
 watch.open_overview()
 watch.read_all()
@@ -31,43 +29,50 @@ print(view.step, view.defects, int(peak.split()[1]) // 1024)
 """
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-
-
-def large_log(path: Path, opening: bytes, filling: bytes, closing: bytes) -> Path:
-    with path.open("wb") as file:
-        file.write(HEADER + STEP % 1 + opening)
-        block = filling * ((1 << 20) // len(filling))
-        for _ in range(LARGE // len(block)):
-            file.write(block)
-        file.write(closing + b"\n" + STEP % 3)
-    return path
-
-
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
 
 
-@needs_proc
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
-    ("opening", "filling", "closing", "defects"),
+    ("size", "opening", "filling", "closing", "defects"),
     [
-        (b'{"kind":"step","step":2,"x":"', b"x" * 64, b'"}', 1),
-        (b'{"kind":"step","step":2,"tokens_per_expert":[[', b"1,", b"1]]}", 1),
-        (b"", b"[", b"", 1),
-        (b"", b'{"a":', b"", 1),
-        (b"", b"\0" * 64, STEP.rstrip() % 2, 0),
-        (b"", b"\0" * 63 + b"\n", b"", 0),
-        (b"", b"\xff\x1b[2J\x9b", b"", 1),
+        (100, b'{"kind":"step","step":2,"x":"', b"x" * 64, b'"}', 1),
+        (100, b'{"kind":"step","step":2,"tokens_per_expert":[[', b"1,", b"1]]}", 1),
+        (100, b"", b"[", b"", 1),
+        (100, b"", b'{"a":', b"", 1),
+        (100, b"", b"\0" * 64, STEP.rstrip() % 2, 0),
+        (100, b"", b"\0" * 63 + b"\n", b"", 0),
+        (100, b"", b"\xff\x1b[2J\x9b", b"", 1),
+        (60, b'{"kind":"event","event":"eval","x":[', b"{},", b"1]}", 1),
+        (60, b'{"kind":"step","step":2,"y":NaN,"x":[', b"[],", b"1]}", 1),
+        (60, b'{"kind":"step","step":2,"tokens":8,"tokens_per_expert":[[', b"{},", b"1]]}", 0),
+        (60, b'{"kind":"run","format_version":1,"model":{"layers":[', b"1,", b"1]}}", 1),
     ],
-    ids=["text", "counts", "lists", "objects", "hole", "holes", "noise"],
+    ids=[
+        "text",
+        "counts",
+        "lists",
+        "objects",
+        "hole",
+        "holes",
+        "noise",
+        "event",
+        "careful",
+        "entries",
+        "layers",
+    ],
 )
-def test_100_mb_in_a_line_cost_that_line_and_little_memory(
-    tmp_path: Path, opening: bytes, filling: bytes, closing: bytes, defects: int
+def test_megabytes_in_a_line_cost_that_line_and_little_memory(
+    path: Path, size: int, opening: bytes, filling: bytes, closing: bytes, defects: int
 ) -> None:
-    path = large_log(tmp_path / "metrics.jsonl", opening, filling, closing)
+    with path.open("wb") as file:
+        file.write(HEADER + STEP % 1 + opening)
+        for _ in range(size):
+            file.write(filling * ((1 << 20) // len(filling)))
+        file.write(closing + b"\n" + STEP % 3)
     read = run("-c", READ, str(path))
     assert read.stderr == ""
     step, found, megabytes = map(int, read.stdout.split())
@@ -77,36 +82,11 @@ def test_100_mb_in_a_line_cost_that_line_and_little_memory(
     path.unlink()
 
 
-@needs_proc
-@pytest.mark.parametrize(
-    ("opening", "filling", "closing"),
-    [
-        (b'{"kind":"event","event":"eval","x":[', b"{},", b"1]}"),
-        (b'{"kind":"step","step":2,"y":NaN,"x":[', b"[],", b"1]}"),
-        (b'{"kind":"step","step":2,"tokens":8,"tokens_per_expert":[[', b"{},", b"1]]}"),
-        (b'{"kind":"run","format_version":1,"model":{"layers":[', b"1,", b"1]}}"),
-    ],
-    ids=["event", "careful", "counts", "layers"],
-)
-def test_a_line_that_may_be_read_does_not_grow_in_memory(
-    tmp_path: Path, opening: bytes, filling: bytes, closing: bytes
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    block = filling * (60 * (1 << 20) // len(filling))
-    path.write_bytes(HEADER + STEP % 1 + opening + block + closing + b"\n" + STEP % 3)
-    read = run("-c", READ, str(path))
-    assert read.stderr == ""
-    step, _, megabytes = map(int, read.stdout.split())
-    assert step == 3
-    assert megabytes < MOST_MB
-
-
 @pytest.mark.parametrize("command", [["check"], ["check", "--format-only"], ["snapshot"]])
-def test_a_torn_line_of_100_mb_ends_every_command_soon(tmp_path: Path, command: list[str]) -> None:
-    path = tmp_path / "metrics.jsonl"
+def test_a_torn_line_of_100_mb_ends_every_command_soon(path: Path, command: list[str]) -> None:
     with path.open("wb") as file:
         file.write(HEADER + STEP % 1 + b'{"kind":"step","x":"')
-        file.truncate(LARGE)  # NULs, as a crash leaves them: sparse, so that this takes no time
+        file.truncate(100 << 20)  # NULs, as a crash leaves them: sparse, so that this takes no time
     ended = run("-m", "microscope_tui.cli", *command, str(path))
     assert ended.returncode in (0, 1, 2, 3)
     assert "Traceback" not in ended.stderr
@@ -127,14 +107,13 @@ def test_a_torn_line_of_100_mb_ends_every_command_soon(tmp_path: Path, command: 
     ids=["alone", "unknown", "router", "counts", "event", "run"],
 )
 def test_deep_nesting_costs_its_line_at_most(
-    tmp_path: Path, line: tuple[bytes, ...], depth: int
+    path: Path, line: tuple[bytes, ...], depth: int
 ) -> None:
     start, opening, closing, end = line if len(line) == 4 else (b"", *line, b"")
     inside = b"1" if b"{" in opening or not start else b""
-    path = tmp_path / "metrics.jsonl"
     nested = start + opening * depth + inside + closing * depth + end
     path.write_bytes(HEADER + STEP % 1 + nested + b"\n" + STEP % 3)
-    travel(depth, tmp_path, whole=True, log=path.read_bytes())
+    travel(depth, path.parent, whole=True, log=path.read_bytes())
     ended = run("-c", READ, str(path))
     assert ended.stderr == ""
     assert ended.stdout.startswith("3 ")

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.lines import Heat, Look, Measure, compare, line_width, plain
 from microscope_tui.measures import rank_correlation

@@ -1,8 +1,7 @@
 """What is typed after ``/`` filters as it says, and nothing that is typed can hang the screen."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.lines import MOST_CHARACTERS, Pattern
 

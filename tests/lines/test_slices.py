@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.lines import Glyphs, NoTables, Ordering, SliceTable, plain, slice_table, slices
 from microscope_tui.routing import FEWEST_EXPECTED, Routing, Tables

@@ -7,8 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.lines import CHUNK, NOTHING, Flow, Place, pieces_of, shown_token, wrapped
 from microscope_tui.routing import BadRouting, Routing, RoutingWriter, Shape

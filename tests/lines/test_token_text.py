@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.lines import LETTERS, Glyphs, Highlight, busiest, colours, plain, tokens
 from microscope_tui.routing import Choice, Routing

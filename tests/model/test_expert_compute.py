@@ -9,8 +9,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moe_model import Experts, ModelConfig
-from moe_model import experts as experts_module
+from moe_model import Experts, ModelConfig, experts as experts_module
 from tests.model.conftest import make_config
 
 T, K = 33, 2

@@ -23,8 +23,7 @@ from moe_model import (
 )
 from moe_model.huggingface import read_stop_ids
 from tests.model.conftest import make_model
-from tests.model.llamas import random_llama, story, upcycle
-from tests.model.llamas import save as save_llama
+from tests.model.llamas import random_llama, save as save_llama, story, upcycle
 from tests.model.published import change_config, command, their_model
 
 VOCABULARY = "".join(map(chr, range(33, 33 + 97)))

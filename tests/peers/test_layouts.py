@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import Keys, WandbReader
+from tests.peers.test_databases import ALONE, trackio_storage
 from tests.peers.test_wandb import file_of, read_to_the_end, start
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, nested, write
 from tests.sources.reading import settle
@@ -39,11 +40,9 @@ def tensorboard(folder: Path, layout: Layout) -> Path:
 
 def trackio(folder: Path, layout: Layout) -> Path:
     pytest.importorskip("trackio")
-    storage: Any = importlib.import_module("trackio.sqlite_storage")
     steps, _, rows = zip(*layout.logged(), strict=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "TRACKIO_DIR", folder)
-        storage.SQLiteStorage.bulk_log("moe", "run", list(rows), steps=list(steps), run_id="r")
+    log = trackio_storage(folder).bulk_log
+    log("moe", "run", list(rows), steps=list(steps), run_id="r")
     return next(folder.rglob("moe.db"))
 
 
@@ -67,9 +66,8 @@ LOGGERS = {log.__name__: log for log in (wandb, tensorboard, trackio, mlflow)}
 def test_what_a_real_logger_writes_is_recognised_or_not_used_by_itself(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HF_HUB_OFFLINE", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
-        monkeypatch.setenv(name, "true")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    for name, value in (ALONE | {"TRACKIO_DIR": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
     path = LOGGERS.get(layout.form, write)(tmp_path, layout)  # text has no logger
     settle(path)
     if layout in FOUND:

@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from microscope_tui.probe import Call, Calls, Choice, Scores, Site, attach
-from microscope_tui.probe import counter as counter_module
+from microscope_tui.probe import (
+    Call,
+    Calls,
+    Choice,
+    Scores,
+    Site,
+    attach,
+    counter as counter_module,
+)
 from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens, watched
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)

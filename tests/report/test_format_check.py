@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import check_format, format_json, format_text, judge
 from microscope_tui.report.format_check import exit_code
-from microscope_tui.runlog import SAID_IN_FULL, RouterSummary, RunFile, safe_text, tail, validate
-from microscope_tui.runlog import records as tables
+from microscope_tui.runlog import (
+    SAID_IN_FULL,
+    RouterSummary,
+    RunFile,
+    records as tables,
+    safe_text,
+    tail,
+    validate,
+)
 from tests.conftest import header
 from tests.problems import problems_in
 

@@ -5,8 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui.routing import PREAMBLE, BadRouting, Routing, RoutingWriter, Shape, Tables
 

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui.runlog import Tail
 from tests.runlog.followed import Reader, append

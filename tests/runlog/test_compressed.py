@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from backports import zstd
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui.runlog import CompressedLog, LineSplitter, Source
 

@@ -2,8 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from microscope_tui.runlog import (
     Course,

@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui.runlog import BadLine, decode_line, decode_matrices
 from microscope_tui.runlog.decode import _without_matrices

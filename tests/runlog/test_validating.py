@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui import measures
-from microscope_tui.runlog import Problem, safe_text
-from microscope_tui.runlog import records as tables
+from microscope_tui.runlog import Problem, records as tables, safe_text
 from tests.problems import problems_in
 
 Fields = dict[str, Any]

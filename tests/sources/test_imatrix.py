@@ -12,11 +12,18 @@ from microscope_tui.sources import (
     Record,
     SourceRequest,
     Unreadable,
+    imatrix as reader,
     opened,
 )
-from microscope_tui.sources import imatrix as reader
-from tests.peers.test_imatrix import CHUNK_SIZE, CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K
-from tests.peers.test_imatrix import counts_of as written_counts
+from tests.peers.test_imatrix import (
+    CHUNK_SIZE,
+    CHUNKS,
+    EXPERTS,
+    GOLDEN,
+    LAYERS,
+    TOP_K,
+    counts_of as written_counts,
+)
 from tests.sources.gguf_bytes import file_of, imatrix, tensor, text, value
 from tests.sources.reading import counts_of, drained, header_of, model_of, settle
 

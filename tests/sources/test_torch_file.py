@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from microscope_tui.sources import Tensor, Unreadable, opened, plain_pickle, torch_file
 from tests.sources.sound import saved

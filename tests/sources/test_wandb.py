@@ -7,8 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui.lines import fit_list, plain, run_line
 from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader, rules_of

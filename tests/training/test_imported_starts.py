@@ -11,8 +11,7 @@ import torch
 
 from moe_model import python_docs, read_checkpoint
 from moe_model.training.options import RUN_DEFAULTS
-from tests.model.llamas import random_llama, story, upcycle
-from tests.model.llamas import save as save_llama
+from tests.model.llamas import random_llama, save as save_llama, story, upcycle
 from tests.model.published import command
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import Capsys, Log, ReadLog, Train, steps

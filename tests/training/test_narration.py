@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from rich.console import Console as RichConsole
 
 from microscope_tui.probe import Alert

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
 from moe_model import SETTINGS, TOKENIZER, CharTokenizer, PretrainedTokenizer, UsageError

@@ -14,8 +14,7 @@ from unittest import mock
 import pytest
 from safetensors.torch import load_file
 
-from moe_model import TRAINING_STATE, read_checkpoint, run_command
-from moe_model import generate as generate_module
+from moe_model import TRAINING_STATE, generate as generate_module, read_checkpoint, run_command
 from moe_model.training import help as help_module
 from tests.forked import Program
 from tests.training.conftest import GetTrained

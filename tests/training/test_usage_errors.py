@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_model import generate as generate_module
-from moe_model import run_command
+from moe_model import generate as generate_module, run_command
 from tests.forked import Program
 from tests.training.story import Capsys
 

@@ -14,8 +14,14 @@ from microscope_tui.diagnosis import ANYTHING
 from microscope_tui.lines import card_text
 from microscope_tui.report import judge
 from microscope_tui.runlog import glance
-from microscope_tui.watch import MOST_FOLLOWED, Fleet, RunCard, VerdictCache, view_of
-from microscope_tui.watch import fleet as fleet_module
+from microscope_tui.watch import (
+    MOST_FOLLOWED,
+    Fleet,
+    RunCard,
+    VerdictCache,
+    fleet as fleet_module,
+    view_of,
+)
 from tests.conftest import header, step
 from tests.watch.test_fleet import cards, fleet_of, opened, read_all, write
 

@@ -11,8 +11,7 @@ import pytest
 
 from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis import RULES, Criteria
-from microscope_tui.runlog import discover as discover_module
-from microscope_tui.runlog import glance
+from microscope_tui.runlog import discover as discover_module, glance
 from microscope_tui.watch import Fleet, RunCard, RunWatch, view_of
 from tests.conftest import header
 

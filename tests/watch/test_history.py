@@ -5,8 +5,7 @@ import random
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from microscope_tui.watch import MAX_ROWS, MIN_ROWS, Column, History, Window, rows_within
 from microscope_tui.watch.history import COARSE, Level, Series

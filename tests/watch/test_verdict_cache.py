@@ -8,8 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from microscope_tui.diagnosis import ANYTHING, CollapseLimits, Criteria, Limits, Severity
 from microscope_tui.runlog import Stamp
