@@ -119,9 +119,8 @@ def convert_attention(
         errors += [root(out_vD @ out_vD.T).T @ v_vD]
 
     view_RD, kept = latent_view(torch.cat(errors), attended_DD, config.kv_lora_rank)
-    wanted_MD = torch.cat(expanded)
     eps = ours.kv_a_layernorm.eps
-    expand_MR = expansion(wanted_MD, view_RD, attended_DD, inputs_ND, weight_N, eps)
+    expand_MR = expansion(torch.cat(expanded), view_RD, attended_DD, inputs_ND, weight_N, eps)
     scale = math.sqrt(config.qk_head_dim / d)  # ours divides scores by the root of another width
     down_XE = torch.cat((F.pad(view_RD, (0, 1)), shared.key_rE))
     _fill(ours, torch.cat(queries) * scale, down_XE, heads.bias_D)
