@@ -79,8 +79,7 @@ def convert_attention(
         readings: Of that layer.
         mixes: Of the heads' keys, for each rotary pair.
     """
-    config = ours.config
-    heads = _heads(layer)
+    config, heads = ours.config, _heads(layer)
     d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
     frequency_j = _frequencies(theta, config.rope_scaling, d)
     inputs_ND = readings.inputs_ND.double()
