@@ -268,19 +268,20 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
     return allowed_SN.tril(tokens - queries)
 
 
-def visible_tokens(valid_BS: Tensor) -> Tensor:
-    """True where a token may attend: ``(B, S, S)``.
+def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
+    """True where one of the last ``queries`` tokens may attend: ``(B, S, N)``.
 
     A token may attend to real tokens up to its own position, and always to itself: the softmax of a
     padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
 
     Args:
-        valid_BS: False for padding.
+        valid_BN: False for padding.
+        queries: The S last of the N tokens.
     """
-    tokens = valid_BS.shape[1]
-    causal_SS = causal_mask(tokens, tokens, valid_BS.device)
-    itself_SS = causal_SS.triu()
-    return causal_SS & (valid_BS.unsqueeze(1) | itself_SS)
+    tokens = valid_BN.shape[1]
+    causal_SN = causal_mask(queries, tokens, valid_BN.device)
+    itself_SN = causal_SN.triu(tokens - queries)
+    return causal_SN & (valid_BN.unsqueeze(1) | itself_SN)
 
 
 class LatentCache:
@@ -305,6 +306,8 @@ class LatentCache:
         depth = config.num_hidden_layers if layers is None else layers
         self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
         self.used = 0
+        self.valid_BN: Tensor | None = None
+        """False for padding; ``None`` as long as no sequence had any."""
 
     def __len__(self) -> int:
         """Capacity in tokens."""
@@ -323,6 +326,21 @@ class LatentCache:
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
+
+    def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
+        """Append the padding mask of S new tokens, ``None`` for no padding; return the whole mask.
+
+        Returns:
+            ``(B, used + S)``, a view; ``None`` if there is no padding at all.
+        """
+        end = self.end_of(tokens)
+        if self.valid_BN is None:
+            if valid_BS is None:
+                return None
+            shape = self.entries_LBNW.shape[1:3]
+            self.valid_BN = torch.ones(shape, dtype=torch.bool, device=self.entries_LBNW.device)
+        self.valid_BN[:, self.used : end] = True if valid_BS is None else valid_BS
+        return self.valid_BN[:, :end]
 
     def end_of(self, tokens: int) -> int:
         """The end position of ``tokens`` more; ``ValueError`` if they do not fit."""

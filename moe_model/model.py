@@ -197,13 +197,13 @@ class LanguageModel(nn.Module):
             ids_BS: Token ids, int64.
             valid_BS: False for padding, anywhere in a row. No token attends to it, positions count
                 real tokens only, and routers neither count it nor give it capacity. Outputs for
-                padding are meaningless. ``None`` for no padding, as always with a cache.
+                padding are meaningless. ``None`` for no padding.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
                 prediction, which run only if given.
             targets: The tokens to predict at each position, ``(B, S)``, -100 to ignore: next token
                 first, then one tensor per depth that runs. The output then has losses instead of
                 logits, which are never materialised all at once.
-            cache: The past; these tokens are appended.
+            cache: The past, padding included; these tokens are appended.
         """
         length = ids_BS.shape[1]
         rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
@@ -224,7 +224,7 @@ class LanguageModel(nn.Module):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
             ahead_BS = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
-            visible_BSN = None if ahead_BS is None else visible_tokens(ahead_BS)
+            visible_BSN = None if ahead_BS is None else visible_tokens(ahead_BS, length)
             ahead_BSD, *routing = self._through(
                 predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
             )
@@ -254,13 +254,13 @@ class LanguageModel(nn.Module):
 
         The position of a real token counts real tokens only, as in ``generate`` of transformers.
         """
-        if valid_BS is None:
+        length = ids_BS.shape[1]
+        valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
+        if valid_BN is None:
             start = 0 if cache is None else cache.used
-            return rotary_table(self.config, start, ids_BS.shape[1], ids_BS.device), None
-        if cache is not None:
-            raise ValueError("a cache has no room for padding: read each text by itself.")
-        position_BS = (valid_BS.cumsum(dim=-1) - 1).clamp(min=0)
-        return rotary_table_at(self.config, position_BS), visible_tokens(valid_BS)
+            return rotary_table(self.config, start, length, ids_BS.device), None
+        position_BS = (valid_BN.cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        return rotary_table_at(self.config, position_BS), visible_tokens(valid_BN, length)
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
         """``layer(*inputs)``, with activation checkpointing if enabled.

@@ -79,8 +79,7 @@ def convert_attention(
         readings: Of that layer.
         mixes: Of the heads' keys, for each rotary pair.
     """
-    config = ours.config
-    heads = _heads(layer)
+    config, heads = ours.config, _heads(layer)
     d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
     frequency_j = _frequencies(theta, config.rope_scaling, d)
     inputs_ND = readings.inputs_ND.double()
@@ -119,9 +118,8 @@ def convert_attention(
         errors += [root(out_vD @ out_vD.T).T @ v_vD]
 
     view_RD, kept = latent_view(torch.cat(errors), attended_DD, config.kv_lora_rank)
-    wanted_MD = torch.cat(expanded)
     eps = ours.kv_a_layernorm.eps
-    expand_MR = expansion(wanted_MD, view_RD, attended_DD, inputs_ND, weight_N, eps)
+    expand_MR = expansion(torch.cat(expanded), view_RD, attended_DD, inputs_ND, weight_N, eps)
     scale = math.sqrt(config.qk_head_dim / d)  # ours divides scores by the root of another width
     down_XE = torch.cat((F.pad(view_RD, (0, 1)), shared.key_rE))
     _fill(ours, torch.cat(queries) * scale, down_XE, heads.bias_D)

@@ -1,4 +1,4 @@
-"""What real tokens get does not depend on padding, ahead and in training."""
+"""What real tokens get does not depend on padding, in reading on, ahead, and in training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ def without_the_first(columns: int) -> Tensor:
     return (torch.arange(24) >= columns).unsqueeze(0)
 
 
-def test_padding_in_a_cache_is_refused_rather_than_forgotten(ids_BS: Tensor) -> None:
-    model = make_model().eval()
+@torch.no_grad()
+def test_padding_that_was_read_stays_hidden(ids_BS: Tensor) -> None:
+    """New tokens need no mask, and tokens that are taken back leave no padding behind."""
+    model = make_model(q_lora_rank=20).eval()
+    alone = model(ids_BS[:1, 9:]).logits_BSV
+    valid_BS = without_the_first(9)
     cache = LatentCache(model.config, 1, 24)
-    with pytest.raises(ValueError, match="a cache has no room for padding"):
-        model(ids_BS[:1], without_the_first(9), cache=cache)
+    model(ids_BS[:1, :14], valid_BS[:, :14], cache=cache)
+    model(ids_BS[:1, 14:18], torch.zeros(1, 4, dtype=torch.bool), cache=cache)
+    cache.used = 14
+    ours = model(ids_BS[:1, 14:], cache=cache).logits_BSV
+    torch.testing.assert_close(ours, alone[:, 5:], atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
