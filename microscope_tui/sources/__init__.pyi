@@ -32,7 +32,6 @@ from .sglang import SGLangReader as SGLangReader
 from .sqlite import Busy as Busy
 from .sqlite import Database as Database
 from .sqlite import Tables as Tables
-from .streamlit import StreamlitReader as StreamlitReader
 from .tensorboard import HEADER_BYTES as HEADER_BYTES
 from .tensorboard import EventRows as EventRows
 from .tensorboard import TensorBoardReader as TensorBoardReader
