@@ -35,7 +35,6 @@ from .records import (
 from .row_records import RowRecords as RowRecords
 from .sglang import SGLangReader as SGLangReader
 from .sqlite import Busy as Busy, Database as Database, Tables as Tables
-from .streamlit import StreamlitReader as StreamlitReader
 from .tensorboard import (
     HEADER_BYTES as HEADER_BYTES,
     EventRows as EventRows,

@@ -68,10 +68,11 @@ class RunRecords:
             yield self._layout.record(row)
 
     def _wait(self, row: Row, is_again: bool) -> Iterator[Record]:
-        if is_again:
-            self._ahead -= self._waiting.pop().of_router
+        if is_again and self._waiting.pop().of_router:
+            self._ahead -= 1
         self._waiting.append(row)
-        self._ahead += row.of_router
+        if row.of_router:
+            self._ahead += 1
         if self._ahead >= LOOK_AHEAD:
             yield from self.start()
 

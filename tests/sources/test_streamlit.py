@@ -6,14 +6,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import (
-    Keys,
-    Record,
-    RowRecords,
-    SourceRequest,
-    StreamlitReader,
-    Unreadable,
-)
+from microscope_tui.sources import FORMATS, Record, RecordReader, SourceRequest, Unreadable
 from tests.sources.reading import counts_of, drained, settle
 
 
@@ -38,8 +31,8 @@ def read(folder: Path, *entries: dict[str, Any]) -> list[Record]:
     return drained(opened(path))
 
 
-def opened(path: Path) -> RowRecords:
-    return RowRecords(StreamlitReader(path, Keys()), "older", "streamlit", SourceRequest())
+def opened(path: Path) -> RecordReader:
+    return FORMATS["streamlit"].open(path, "", "older", SourceRequest())
 
 
 def test_top_1_shares_come_out_with_one_choice_per_token(tmp_path: Path) -> None:
