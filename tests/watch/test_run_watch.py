@@ -90,24 +90,22 @@ def test_a_silent_run_is_over_after_the_next_reading_whoever_looks(
     assert watch.diagnosis.over
 
 
-STATES = {
-    (RunState.STALE, 599.0): False,
-    (RunState.STALE, 601.0): True,
-    (RunState.LIVE, 601.0): False,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("complete", False), ("_second", ...), *(("state", s) for s in STATES)]
-)
 def test_only_a_run_that_is_over_and_was_judged_to_its_end_is_concluded(
-    name: str, value: Any, write_log: Callable[..., Path], balanced: Any
+    write_log: Callable[..., Path], balanced: Any
 ) -> None:
-    end = {"kind": "event", "event": "end", "reason": "finished", "step": 1}
-    watch = open_log(write_log([header(), step(1, [balanced()] * 3, 2048), end]))
-    assert watch.diagnosis.over
-    watch.diagnosis.conclude(over=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, name, (lambda: value) if name == "state" else value)
-        watch.conclude_if_over()
-    assert watch.diagnosis.over == STATES.get(value, False)
+    watch = open_log(write_log([header(), step(1, [balanced()] * 3, 2048)]))
+
+    def is_over(name: str, value: Any) -> bool:
+        watch.diagnosis.conclude(over=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watch, "state", lambda: (RunState.STALE, 601.0))
+            patch.setattr(watch, name, value)
+            watch.conclude_if_over()
+        return watch.diagnosis.over
+
+    assert is_over("complete", True)
+    assert not is_over("complete", False)
+    assert not is_over("_second", ...)
+    assert not is_over("state", lambda: (RunState.STALE, 599.0))
+    assert not is_over("state", lambda: (RunState.LIVE, 601.0))
+    assert is_over("state", lambda: (RunState.FINISHED, 1.0))
