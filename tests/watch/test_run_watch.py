@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.report import judge
 from microscope_tui.watch import RunState, pin, run_watch, view_of
 from tests.conftest import header, open_log, step
 
@@ -80,13 +81,16 @@ def test_an_unreadable_log_is_said_and_does_not_raise(tmp_path: Path) -> None:
     assert "cannot be read" in watch.error
 
 
-def test_a_silent_run_is_over_after_the_next_reading_whoever_looks(
+def test_a_silent_run_is_over_after_the_next_reading_or_check_whoever_looks(
     write_log: Callable[..., Path], balanced: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = open_log(write_log([header(), step(1, [balanced()] * 3, 2048)]))
     monkeypatch.setattr(run_watch, "age_of", lambda *_: 601.0)
     assert (watch.state()[0], watch.diagnosis.over) == ("crashed?", False)
     assert not watch.advance()
+    assert watch.diagnosis.over
+    watch.diagnosis.conclude(over=False)
+    judge(watch.file, watch=watch)
     assert watch.diagnosis.over
 
 
