@@ -204,7 +204,7 @@ class RunWatch:
     def conclude_if_over(self) -> None:
         """Judge a run that ended or is silent for good by its sums; take that back if it continues.
 
-        ``advance`` does so; call it where a verdict is kept that may be older than the last one.
+        ``advance`` calls it. Call it before you read a verdict long after the last ``advance``.
         """
         with self.lock:
             diagnosis = self._judge.diagnosis

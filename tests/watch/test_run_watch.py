@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.report import judge
 from microscope_tui.watch import RunState, pin, run_watch, view_of
 from tests.conftest import header, open_log, step
 
@@ -80,7 +81,7 @@ def test_an_unreadable_log_is_said_and_does_not_raise(tmp_path: Path) -> None:
     assert "cannot be read" in watch.error
 
 
-def test_a_silent_run_is_over_after_the_next_reading_whoever_looks(
+def test_a_silent_run_is_over_after_the_next_reading_or_check_whoever_looks(
     write_log: Callable[..., Path], balanced: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = open_log(write_log([header(), step(1, [balanced()] * 3, 2048)]))
@@ -88,26 +89,27 @@ def test_a_silent_run_is_over_after_the_next_reading_whoever_looks(
     assert (watch.state()[0], watch.diagnosis.over) == ("crashed?", False)
     assert not watch.advance()
     assert watch.diagnosis.over
-
-
-STATES = {
-    (RunState.STALE, 599.0): False,
-    (RunState.STALE, 601.0): True,
-    (RunState.LIVE, 601.0): False,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("complete", False), ("_second", ...), *(("state", s) for s in STATES)]
-)
-def test_only_a_run_that_is_over_and_was_judged_to_its_end_is_concluded(
-    name: str, value: Any, write_log: Callable[..., Path], balanced: Any
-) -> None:
-    end = {"kind": "event", "event": "end", "reason": "finished", "step": 1}
-    watch = open_log(write_log([header(), step(1, [balanced()] * 3, 2048), end]))
-    assert watch.diagnosis.over
     watch.diagnosis.conclude(over=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, name, (lambda: value) if name == "state" else value)
-        watch.conclude_if_over()
-    assert watch.diagnosis.over == STATES.get(value, False)
+    judge(watch.file, watch=watch)
+    assert watch.diagnosis.over
+
+
+def test_only_a_run_that_is_over_and_was_judged_to_its_end_is_concluded(
+    write_log: Callable[..., Path], balanced: Any
+) -> None:
+    watch = open_log(write_log([header(), step(1, [balanced()] * 3, 2048)]))
+
+    def is_over(name: str, value: Any) -> bool:
+        watch.diagnosis.conclude(over=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watch, "state", lambda: (RunState.STALE, 601.0))
+            patch.setattr(watch, name, value)
+            watch.conclude_if_over()
+        return watch.diagnosis.over
+
+    assert is_over("complete", True)
+    assert not is_over("complete", False)
+    assert not is_over("_second", ...)
+    assert not is_over("state", lambda: (RunState.STALE, 599.0))
+    assert not is_over("state", lambda: (RunState.LIVE, 601.0))
+    assert is_over("state", lambda: (RunState.FINISHED, 1.0))

@@ -119,26 +119,17 @@ def test_a_pipe_in_place_of_an_entry_is_not_waited_for(tmp_path: Path) -> None:
     assert cache.load(LOG) is None
 
 
-def test_of_many_verdicts_those_on_the_newest_logs_are_kept(
+def test_of_many_verdicts_those_on_the_newest_logs_are_kept_and_every_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdict, "MOST_KEPT", 5)
+    (tmp_path / "notes.txt").write_text("mine")
     cache = VerdictCache(ANYTHING, tmp_path)
     logs = [LOG._replace(inode=n, modified_ns=10**18 - n * 10**9) for n in range(12)]
     for log in logs:  # newest first, as they are judged
         cache.keep(log, VERDICT)
-    assert len(entries(tmp_path)) == 5
+    assert len(entries(tmp_path)) == 5 + 1
     assert [cache.load(log) is not None for log in logs] == [True] * 5 + [False] * 7
-
-
-def test_other_files_beside_the_verdicts_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verdict, "MOST_KEPT", 1)
-    (tmp_path / "notes.txt").write_text("mine")
-    cache = VerdictCache(ANYTHING, tmp_path)
-    for n in range(3):
-        cache.keep(LOG._replace(inode=n), VERDICT)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
