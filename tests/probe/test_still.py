@@ -110,7 +110,7 @@ def lora(*modules: str, parameters: Sequence[str] = (), model: Any = None, **mor
         from peft import LoraConfig, get_peft_model
 
         targets = {"target_modules": [*modules], "target_parameters": [*parameters] or None}
-        return get_peft_model((model or small_mixtral)(), LoraConfig(r=2, **targets, **more))
+        return get_peft_model((model or small_mixtral)(), LoraConfig(**{"r": 2} | targets | more))
 
     return made
 
@@ -178,7 +178,7 @@ HEALTHY = {
     "lists": (Setup(Model, own_loss=cross_entropy, labels=False), 2 * EXPERTS + 1),
     "attention LoRA": (Setup(lora("q_proj", "v_proj")), None),
     "expert LoRA": (Setup(lora("q_proj", parameters=FUSED)), 2),
-    "expert LoRA only": (Setup(lora(parameters=FUSED)), 2),
+    "expert LoRA only": (Setup(lora(parameters=FUSED, r=1)), 2),
     "lists with LoRA": (
         Setup(lora("embed", *LISTED, model=Model), own_loss=cross_entropy),
         EXPERTS,
