@@ -52,12 +52,6 @@ def test_a_group_per_node_and_a_slot_per_rank_keep_the_order_of_experts() -> Non
     assert published([1, 2, 3, 4], cluster) == [[0], [1], [2], [3]]
 
 
-def test_the_largest_copy_is_made_small_and_not_the_largest_rank() -> None:
-    loads = [600, 560, 120, 120, 20, 10, 10, 10]
-    cluster = Cluster(experts=8, ranks=8, replicas=8)
-    assert max(rank_loads(loads, published(loads, cluster))) == 232
-
-
 @settings(max_examples=300, deadline=None)
 @given(fits())
 def test_every_expert_is_placed_and_every_rank_is_full(fit: tuple[list[int], Cluster]) -> None:

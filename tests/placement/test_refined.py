@@ -59,9 +59,9 @@ def a_swap_parts_doubles(loads: list[int], placement: Placement, cluster: Cluste
 
 
 def test_other_numbers_of_copies_beat_the_published_ones() -> None:
-    loads = [600, 560, 120, 120, 20, 10, 10, 10]
-    placement = refined(loads, Cluster(experts=8, ranks=8, replicas=8))
-    assert max(rank_loads(loads, placement)) <= 197  # published: 232
+    loads, cluster = [600, 560, 120, 120, 20, 10, 10, 10], Cluster(experts=8, ranks=8, replicas=8)
+    assert max(rank_loads(loads, published(loads, cluster))) == 232
+    assert max(rank_loads(loads, refined(loads, cluster))) <= 197
 
 
 @pytest.mark.parametrize("replicas", [0, 32])
@@ -108,21 +108,10 @@ def test_double_copies_go_where_they_help_nobody(loads: list[float]) -> None:
 
 
 def test_small_clusters_are_near_the_optimum() -> None:
-    above = []
-    for loads, cluster in inputs(60, seed=1):
-        least = optimum(loads, cluster)
-        above.append(max(rank_loads(loads, refined(loads, cluster))) / least - 1)
+    above = [
+        max(rank_loads(loads, refined(loads, cluster))) / optimum(loads, cluster) - 1
+        for loads, cluster in inputs(60, seed=1)
+    ]
     assert min(above) > -1e-9
     assert sum(above) / len(above) < 0.001
     assert max(above) < 0.02
-
-
-def test_the_optimum_is_that_of_all_assignments() -> None:
-    for loads, cluster in inputs(40, seed=2):
-        if cluster.experts**cluster.slots < 5_000:
-            ways = product(range(cluster.experts), repeat=cluster.slots)
-            whole = [way for way in ways if len(set(way)) == cluster.experts]
-            each = cluster.per_rank
-            placed = [[way[i : i + each] for i in range(0, len(way), each)] for way in whole]
-            least = min(max(rank_loads(loads, placement)) for placement in placed)
-            assert optimum(loads, cluster) == pytest.approx(least)
