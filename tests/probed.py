@@ -117,23 +117,16 @@ def _put_layer(writer: RoutingWriter, layer: int, classes: list[str]) -> list[li
 
 
 def _counts(rows: list[list[int]], of_slice: list[int]) -> list[list[int]]:
-    found = [[0] * EXPERTS for _ in SLICES]
-    for row, at in zip(rows, of_slice, strict=True):
-        for expert in row:
-            found[at][expert] += 1
-    return found
+    pairs = zip(rows, of_slice, strict=True)
+    found = Counter((at, expert) for row, at in pairs for expert in row)
+    return [[found[at, expert] for expert in range(EXPERTS)] for at in range(len(SLICES))]
 
 
-def _ratios(counts: list[list[int]]) -> list[list[float]]:
-    total = sum(map(sum, counts))
-    share = [sum(column) / total for column in zip(*counts, strict=True)]
-    return [
-        [
-            abs(math.log2(max(c, 0.5) / sum(row) / s)) if s else 0.0
-            for c, s in zip(row, share, strict=True)
-        ]
-        for row in counts
-    ]
+def _ratios(row: list[int], columns: list[int]) -> list[float]:
+    """How far each expert's share in a slice is from its share in all, in powers of two."""
+    shares = [n / sum(columns) for n in columns]
+    pairs = zip(row, shares, strict=True)
+    return [abs(math.log2(max(n, 0.5) / sum(row) / s)) if s else 0.0 for n, s in pairs]
 
 
 def _tables(chosen: list[list[list[int]]], of_slice: list[int], ids: list[int]) -> Tables:
@@ -141,9 +134,11 @@ def _tables(chosen: list[list[list[int]]], of_slice: list[int], ids: list[int]) 
     shuffled = list(of_slice)
     rng.shuffle(shuffled)
     noise = []
-    chance = [_ratios(_counts(rows, shuffled)) for rows in chosen]
+    chance = [_counts(rows, shuffled) for rows in chosen]
     for at in range(len(SLICES)):
-        values = sorted(value for layer in chance for value in layer[at])
+        sums = [[sum(column) for column in zip(*layer, strict=True)] for layer in chance]
+        layers = zip(chance, sums, strict=True)
+        values = sorted(x for layer, columns in layers for x in _ratios(layer[at], columns))
         noise.append(values[int(0.99 * (len(values) - 1))])
     mixed = list(ids)
     rng.shuffle(mixed)

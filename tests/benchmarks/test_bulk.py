@@ -28,21 +28,15 @@ def written(folder: Path, **changes: Any) -> tuple[BulkTruth, Path]:
     return write_bulk(path, **SMALL | changes), path
 
 
-def test_rows_sum_to_tokens_times_k_and_no_expert_is_chosen_twice_by_a_token() -> None:
+def test_counts_are_possible_and_summaries_are_exactly_those_of_their_line() -> None:
     for record in steps(collapse=(4, 100)):
-        assert len(record["tokens_per_expert"]) == SMALL["routers"]
-        for row in record["tokens_per_expert"]:
-            assert len(row) == SMALL["num_experts"]
-            assert sum(row) == record["tokens"] * SMALL["top_k"]
-            assert 0 <= min(row) <= max(row) <= record["tokens"]
-
-
-def test_summaries_are_exactly_those_of_the_counts_of_their_line() -> None:
-    for record in steps(collapse=(4, 100)):
-        for name, values in measures.summarise(record["tokens_per_expert"]).items():
-            assert record["router"][name] == values
         rows = record["tokens_per_expert"]
-        assert record["router"]["mean_entropy"] == [measures.load_entropy(row) for row in rows]
+        assert [len(row) for row in rows] == [SMALL["num_experts"]] * SMALL["routers"]
+        assert {sum(row) for row in rows} == {record["tokens"] * SMALL["top_k"]}
+        assert all(0 <= min(row) <= max(row) <= record["tokens"] for row in rows)
+        summary = dict(measures.summarise(rows))
+        summary["mean_entropy"] = [measures.load_entropy(row) for row in rows]
+        assert {name: record["router"][name] for name in summary} == summary
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -70,25 +64,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 
 def test_a_restart_is_in_the_log_with_other_losses() -> None:
     log = records(restarts=[(300, 201)])
-    headers = [record for record in log if record["kind"] == "run"]
-    assert [header["resumed_at_step"] for header in headers] == [None, 201]
-    numbers = [record["step"] for record in log if record["kind"] == "step"]
-    assert numbers == [*range(1, 301), *range(201, 401)]
-    losses: dict[int, list[float]] = {}
-    for record in log:
-        if record["kind"] == "step":
-            losses.setdefault(record["step"], []).append(record["loss"])
-    assert all(len(set(losses[step])) == 2 for step in range(201, 301))
+    assert [r["resumed_at_step"] for r in log if r["kind"] == "run"] == [None, 201]
+    losses = [(r["step"], r["loss"]) for r in log if r["kind"] == "step"]
+    assert [step for step, _ in losses] == [*range(1, 301), *range(201, 401)]
+    assert len(set(losses)) == len(losses)
 
 
 def test_the_truth_counts_only_what_no_restart_superseded(tmp_path: Path) -> None:
     spikes = {50: 9.0, 250: 12.0, 350: 8.0}
     truth, path = written(tmp_path, restarts=[(300, 201)], spikes=spikes, collapse=(4, 100))
-    last = {
-        r["step"]: r["loss"]
-        for r in map(json.loads, path.read_bytes().splitlines())
-        if r["kind"] == "step"
-    }
+    log = map(json.loads, path.read_bytes().splitlines())
+    last = {record["step"]: record["loss"] for record in log if record["kind"] == "step"}
     assert (truth.lowest_loss, truth.highest_loss) == (min(last.values()), 9.0)
     assert truth.spikes == (50, 350)  # the run went back to before the one at 250
     assert (truth.last_step, truth.collapse_onset) == (400, 100)

@@ -138,7 +138,8 @@ class Writer:
         return [2 * count for count in row] if self._state == "doubled" else row
 
     def _summary(self, rows: Sequence[Sequence[int]], broken: float) -> Record:
-        rng, known = self._rng, rng_subset(self._rng, SUMMARIES)
+        rng = self._rng
+        known = [name for name in SUMMARIES if rng.random() < 0.6]
         summary: Record = {name: [rng.random() * broken for _ in rows] for name in known}
         summary["dead_experts"] = [sum(n == 0 for n in row) for row in rows]
         if self._state == "dropping":
@@ -158,11 +159,6 @@ class Writer:
         if name == "end":
             record["reason"] = rng.choice(["finished", "failed", "signal", *poison.TEXTS])
         return record
-
-
-def rng_subset(rng: random.Random, names: Sequence[str]) -> list[str]:
-    """Some of the names."""
-    return [name for name in names if rng.random() < 0.6]
 
 
 def _replaced(rng: random.Random, record: Record) -> Record:
@@ -191,15 +187,6 @@ def _removed(rng: random.Random, record: Record) -> Record:
 def _renamed(rng: random.Random, record: Record) -> Record:
     old, new = rng.choice([*record, ""]), rng.choice(poison.KEYS + poison.TEXTS)
     return {new if key == old else key: value for key, value in record.items()}
-
-
-def _shuffled(rng: random.Random, record: Record) -> Record:
-    keys = rng.sample(list(record), len(record))
-    return {key: record[key] for key in keys}
-
-
-def _added(rng: random.Random, record: Record) -> Record:
-    return record | {rng.choice(poison.KEYS + poison.TEXTS): poison.value(rng)}
 
 
 def _resized(rng: random.Random, record: Record) -> Record:
@@ -246,18 +233,6 @@ def _raw_in_place(rng: random.Random, line: bytes) -> bytes:
     return line[:start] + poison.raw_value(rng) + line[end:]
 
 
-def _alone(rng: random.Random, line: bytes) -> bytes:
-    return poison.raw_value(rng)
-
-
-def _twice(rng: random.Random, line: bytes) -> bytes:
-    return line + rng.choice([b"\n", b"", b" "]) + line
-
-
-def _padded(rng: random.Random, line: bytes) -> bytes:
-    return rng.choice([b" ", b"\t", b"\0\0", b"\xef\xbb\xbf", b"\r"]) + line + b" \r"
-
-
 def _flipped(rng: random.Random, log: bytes) -> bytes:
     data = bytearray(log)
     for _ in range(rng.choice([1, 1, 3, 20])):
@@ -276,14 +251,6 @@ def _cut_out(rng: random.Random, log: bytes) -> bytes:
     return log[:at] + log[at + rng.choice([1, 5, 100]) :] or b"\n"
 
 
-def _cut_off(rng: random.Random, log: bytes) -> bytes:
-    return log[: rng.randrange(1, len(log) + 1)]
-
-
-def _without_last_newline(rng: random.Random, log: bytes) -> bytes:
-    return log.rstrip(b"\n") or b"\n"
-
-
 def _repeated(rng: random.Random, log: bytes) -> bytes:
     at = rng.randrange(len(log))
     piece = log[at : at + rng.choice([10, 200, 2000])]
@@ -296,9 +263,22 @@ def _hole(rng: random.Random, log: bytes) -> bytes:
     return log[:at] + b"\0" * min(length, len(log) - at) + log[at + length :]
 
 
-RECORD_SPOILERS = [_replaced] * 5 + [_removed, _renamed, _shuffled, _added, _resized, _resized]
-LineSpoiler = Callable[[random.Random, bytes], bytes]
-LINE_SPOILERS: list[LineSpoiler] = [_duplicated_key, _raw_in_place, _raw_in_place, _alone]
-LINE_SPOILERS += [_twice, _padded]
-BYTE_SPOILERS: list[LineSpoiler] = [_flipped, _inserted, _inserted, _cut_out, _cut_off]
-BYTE_SPOILERS += [_without_last_newline, _repeated, _hole]
+RECORD_SPOILERS: list[Callable[[random.Random, Record], Record]] = [
+    *[_replaced] * 5, _removed, _renamed,
+    lambda rng, record: dict(rng.sample(list(record.items()), len(record))),
+    lambda rng, record: record | {rng.choice(poison.KEYS + poison.TEXTS): poison.value(rng)},
+    _resized, _resized,
+]  # fmt: skip
+PADDING = [b" ", b"\t", b"\0\0", b"\xef\xbb\xbf", b"\r"]
+LINE_SPOILERS: list[Callable[[random.Random, bytes], bytes]] = [
+    _duplicated_key, _raw_in_place, _raw_in_place,
+    lambda rng, line: poison.raw_value(rng),
+    lambda rng, line: line + rng.choice([b"\n", b"", b" "]) + line,
+    lambda rng, line: rng.choice(PADDING) + line + b" \r",
+]  # fmt: skip
+BYTE_SPOILERS: list[Callable[[random.Random, bytes], bytes]] = [
+    _flipped, _inserted, _inserted, _cut_out,
+    lambda rng, log: log[: rng.randrange(1, len(log) + 1)],
+    lambda rng, log: log.rstrip(b"\n") or b"\n",
+    _repeated, _hole,
+]  # fmt: skip

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.watch import run_watch
 from tests.hostile.journey import travel
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import hurts
@@ -21,12 +20,7 @@ MOST_GROWTH = 256 << 20
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_no_log_hurts_the_reader(
-    shard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        run_watch, "_OVERVIEW_FROM_BYTES", run_watch._OVERVIEW_FROM_BYTES
-    )  # restored
+def test_no_log_hurts_the_reader(shard: int, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in range(shard * CASES, (shard + 1) * CASES):
         try:

@@ -20,6 +20,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ["..run", "a..b", "\x1b[2J", "\x1b]52;c;eA==\x07", "\u202eevil", "new\nline", "-rf"]
 NAMES += ["--json", "[bold]x[/]", "%s{0}", "~", "\x9b31m", "日本語", "x" * 200, "a" + "\u0489" * 9]
 COMMANDS = (["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only", "--all"])
+NO_FILES = ["metrics.jsonl", "self.jsonl", "up.jsonl", "gone.jsonl"]
+NO_FILES += ["/dev/zero", "/dev/null", "/dev/tty"]
 FIELDS = [b"\xff\xfe\x80", b"caf\xe9", b"\xc2\x9b2J"]
 """Names that are no UTF-8."""
 
@@ -68,10 +70,7 @@ def test_no_command_hangs_on_links_pipes_and_sockets(
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["metrics.jsonl", "self.jsonl", "up.jsonl", "gone.jsonl", "/dev/zero", "/dev/null", "/dev/tty"],
-)
+@pytest.mark.parametrize("name", NO_FILES)
 @pytest.mark.parametrize("arguments", [["check"], ["check", "--format-only"], ["snapshot"]])
 def test_what_is_no_file_is_said_when_it_is_named(
     microscope: Run, trap: Path, name: str, arguments: list[str]

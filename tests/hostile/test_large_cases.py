@@ -12,6 +12,22 @@ from tests.hostile.poison import HEADER, STEP
 MOST_MB = 400
 """Of a whole process. A line up to 64 MB is held once or twice, a longer one not at all."""
 
+Line = tuple[int, bytes, bytes, bytes, int]
+LINES: dict[str, Line] = {
+    "text": (100, b'{"kind":"step","step":2,"x":"', b"x" * 64, b'"}', 1),
+    "counts": (100, b'{"kind":"step","step":2,"tokens_per_expert":[[', b"1,", b"1]]}", 1),
+    "lists": (100, b"", b"[", b"", 1),
+    "objects": (100, b"", b'{"a":', b"", 1),
+    "hole": (100, b"", b"\0" * 64, STEP.rstrip() % 2, 0),
+    "holes": (100, b"", b"\0" * 63 + b"\n", b"", 0),
+    "noise": (100, b"", b"\xff\x1b[2J\x9b", b"", 1),
+    "event": (60, b'{"kind":"event","event":"eval","x":[', b"{},", b"1]}", 1),
+    "careful": (60, b'{"kind":"step","step":2,"y":NaN,"x":[', b"[],", b"1]}", 1),
+    "entries": (60, b'{"kind":"step","step":2,"tokens_per_expert":[[', b"{},", b"1]]}", 0),
+    "layers": (60, b'{"kind":"run","format_version":1,"model":{"layers":[', b"1,", b"1]}}", 1),
+}
+"""Megabytes of filling, with what is before and after it, and how many defects they are."""
+
 READ = """
 import sys
 from pathlib import Path
@@ -36,38 +52,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-@pytest.mark.parametrize(
-    ("size", "opening", "filling", "closing", "defects"),
-    [
-        (100, b'{"kind":"step","step":2,"x":"', b"x" * 64, b'"}', 1),
-        (100, b'{"kind":"step","step":2,"tokens_per_expert":[[', b"1,", b"1]]}", 1),
-        (100, b"", b"[", b"", 1),
-        (100, b"", b'{"a":', b"", 1),
-        (100, b"", b"\0" * 64, STEP.rstrip() % 2, 0),
-        (100, b"", b"\0" * 63 + b"\n", b"", 0),
-        (100, b"", b"\xff\x1b[2J\x9b", b"", 1),
-        (60, b'{"kind":"event","event":"eval","x":[', b"{},", b"1]}", 1),
-        (60, b'{"kind":"step","step":2,"y":NaN,"x":[', b"[],", b"1]}", 1),
-        (60, b'{"kind":"step","step":2,"tokens":8,"tokens_per_expert":[[', b"{},", b"1]]}", 0),
-        (60, b'{"kind":"run","format_version":1,"model":{"layers":[', b"1,", b"1]}}", 1),
-    ],
-    ids=[
-        "text",
-        "counts",
-        "lists",
-        "objects",
-        "hole",
-        "holes",
-        "noise",
-        "event",
-        "careful",
-        "entries",
-        "layers",
-    ],
-)
-def test_megabytes_in_a_line_cost_that_line_and_little_memory(
-    path: Path, size: int, opening: bytes, filling: bytes, closing: bytes, defects: int
-) -> None:
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_megabytes_in_a_line_cost_that_line_and_little_memory(path: Path, line: Line) -> None:
+    size, opening, filling, closing, defects = line
     with path.open("wb") as file:
         file.write(HEADER + STEP % 1 + opening)
         for _ in range(size):

@@ -24,19 +24,11 @@ wandb = pytest.importorskip("wandb")
 
 def start(folder: Path, config: Mapping[str, object] = CONFIG) -> Any:
     """An offline run that tells nothing about this machine."""
-    settings = wandb.Settings(
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        console="off",
-        save_code=False,
-        disable_git=True,
-        host="node",
-        silent=True,
-    )
-    return wandb.init(
-        mode="offline", dir=folder, project="moe", name="golden", config=config, settings=settings
-    )
+    silent = dict.fromkeys(("x_disable_stats", "x_disable_meta", "x_disable_machine_info"), True)
+    silent |= {"disable_git": True, "silent": True, "save_code": False}
+    settings = wandb.Settings(**silent, console="off", host="node")
+    names = {"project": "moe", "name": "golden"}
+    return wandb.init(mode="offline", dir=folder, config=config, settings=settings, **names)
 
 
 def read_to_the_end(reader: WandbReader) -> tuple[list[Row], str]:
@@ -118,9 +110,8 @@ def test_wandb_reads_what_our_tests_write() -> None:
     from wandb.proto.wandb_internal_pb2 import Record
 
     history = Record.FromString(wb.history({"a key": 1.5}, -3)).history
-    assert [(list(item.nested_key), item.value_json) for item in history.item] == [
-        (["a key"], "1.5")
-    ]
+    (item,) = history.item
+    assert (list(item.nested_key), item.value_json) == (["a key"], "1.5")
     assert history.step.num == -3
     old = Record.FromString(wb.history({"a key": 1.5}, old=True)).history
     assert [item.key for item in old.item] == ["a key"]
