@@ -176,7 +176,7 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tup
                     "files do not match; use another tokenizer."
                 )
             pieces.append(ids.to(dtype))
-            total = total + len(ids)
+            total += len(ids)
             last = int(ids[-1])
         if total > begins:
             starts.append(begins)
