@@ -176,7 +176,7 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tup
                     "files do not match; use another tokenizer."
                 )
             pieces.append(ids.to(dtype))
-            total = total + len(ids)
+            total += len(ids)
             last = int(ids[-1])
         if total > begins:
             starts.append(begins)
@@ -271,13 +271,13 @@ def user_cache() -> Path:
     return user_cache_path("moe-microscope")
 
 
-def load_documents(data: str) -> list[Document]:
+def load_documents(data: str, cache: Path | None = None) -> list[Document]:
     """The documents that ``data`` names: at least one, none of them empty; ``UsageError`` if it
     does not exist, cannot be read or downloaded, is not text, or is empty."""
     if data == PYTHON_DOCS:
         return [Document(data, python_docs("--data"))]
     if data == TINY_SHAKESPEARE:
-        return [Document(data, _tiny_shakespeare())]
+        return [Document(data, _tiny_shakespeare(cache or user_cache()))]
     try:
         os.stat(data)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -329,7 +329,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _tiny_shakespeare() -> str:
+def _tiny_shakespeare(cache: Path) -> str:
     try:
         import pooch
     except ModuleNotFoundError as error:
@@ -342,7 +342,7 @@ def _tiny_shakespeare() -> str:
             SHAKESPEARE_URL,
             known_hash=f"sha256:{SHAKESPEARE_SHA256}",
             fname=SHAKESPEARE_FILE,
-            path=user_cache(),
+            path=cache,
         )
     except (OSError, ValueError) as error:  # requests' errors are OSErrors too
         reason = "its SHA-256 differs from the expected one"

@@ -107,6 +107,12 @@ def test_only_steps_with_a_name_are_kept(save: Save, tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "r").step == 3
 
 
+def test_a_checkpoint_of_another_run_does_not_become_previous(save: Save, tmp_path: Path) -> None:
+    fork = Checkpoints(tmp_path / "fork", save(4).resolve())
+    fork.save(LATEST, 6, lambda folder: (folder / "weights").touch())
+    assert sorted(path.name for path in fork.folder.iterdir()) == ["latest", "step-00000006"]
+
+
 def test_a_step_of_a_former_future_is_not_taken_for_the_one_saved_now(
     save: Save, model: LanguageModel, tmp_path: Path
 ) -> None:

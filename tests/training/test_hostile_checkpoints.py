@@ -97,6 +97,7 @@ HOSTILE: list[tuple[str, object]] = [
     (f"model/{ESCAPE}", 1),
     *(("tokenizer", it) for it in (ESCAPE, [], {}, {"kind": []}, {"kind": ESCAPE}, 3)),
     *(("tokenizer/vocabulary", it) for it in (None, ["a", "b"], {"a": 0}, "aa", "", "a\ud800")),
+    ("tokenizer/vocabulary", "".join(map(chr, range(0x4E00, 0x4F00)))),  # more than the model has
     ("tokenizer", {"kind": "huggingface", "files": ["../../secret"]}),
     ("tokenizer", {"kind": "huggingface", "files": [[]]}),
     *(("files", files) for files in ([], {}, None, {"model.safetensors": []})),
