@@ -16,7 +16,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from microscope_tui.app.session import DEFAULT, Preferences, Session
-from microscope_tui.lines import Axis, Glyphs, Look, Measure, Order, Palette, Pattern
+from microscope_tui.lines import Axis, Glyphs, Look, Measure, Order, Palette
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import BadMapping, rules_of
 from microscope_tui.watch import Fleet
@@ -68,7 +68,7 @@ def recall(session: Session) -> None:
     palette = kept.palette or session.look.palette
     session.look = Look(measure=kept.measure, order=kept.order, palette=palette)
     session.axis, session.smoothing = kept.axis, kept.smoothing
-    session.filter = Pattern.parse(safe_text(kept.filter, _MOST_CHARS))
+    session.filter = safe_text(kept.filter, _MOST_CHARS)
     session.seen = dict.fromkeys(kept.seen)
     session.wanted_layer = kept.layer
     session.maps, request = kept.maps, session.fleet.request
@@ -85,7 +85,7 @@ def remember(session: Session) -> str | None:
         measure=Measure.LOAD if compared else look.measure,
         palette=look.palette if look.palette is not Palette.DIVERGING else None,
         order=look.order,
-        filter=session.filter.text,
+        filter=session.filter,
         axis=session.axis,
         smoothing=session.smoothing,
         seen=tuple(session.seen),

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import Axis, Glyphs, Look, Palette, Pattern, SteadyLevels, shade_level
+from microscope_tui.lines import Axis, Glyphs, Look, Palette, SteadyLevels, shade_level
 from microscope_tui.placement import OF_HEADER, CostRequest
 from microscope_tui.routing import FILE_NAME
 from microscope_tui.runlog import PipedLog, RunFile, RunRecord, safe_text
@@ -91,7 +91,7 @@ class Session:
         self.time = TimeCursor(lambda: self.watch)
         self.reader = Reader(fleet, lambda: self.time.following)
         self.look = Look(palette=preferences.palette)
-        self.filter = Pattern.parse("")
+        self.filter = ""
         """Which layers the main screen shows."""
         self.reference: Reference | None = None
         """The reference for loads."""

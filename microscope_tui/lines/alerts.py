@@ -19,7 +19,7 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.lines import frame, words
 from microscope_tui.lines.columns import Column, Table
-from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.pattern import matches
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     WORD_OF_SEVERITY,
@@ -118,7 +118,7 @@ def entries_of(
     view: RunView,
     known: Iterable[tuple[Finding, Advice]],
     seen: Container[str],
-    pattern: Pattern,
+    pattern: str,
 ) -> list[Entry]:
     """The alerts that match ``pattern``: active, recovered, notes, later; each worst first.
 
@@ -135,7 +135,7 @@ def entries_of(
         key = key_of(view.name, finding)
         entries.append(Entry(finding, advice, state, key, key in seen))
     entries.sort(key=lambda entry: list(AlertState).index(entry.state))
-    return [entry for entry in entries if pattern.matches(entry.text)]
+    return [entry for entry in entries if matches(pattern, entry.text)]
 
 
 def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:

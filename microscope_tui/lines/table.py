@@ -24,7 +24,7 @@ from microscope_tui.lines.heat import (
     is_mean,
     order_of,
 )
-from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.pattern import matches
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     WORD_OF_SEVERITY,
@@ -372,9 +372,9 @@ def expert_numbers(view: RunView, layout: TableLayout, heat: Heat) -> Line:
     return pad([Span(" " * layout.label), Span(numbers, "faint")], layout.columns)
 
 
-def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
+def matching(view: RunView, pattern: str) -> Sequence[int]:
     """Indices of the layers whose name or alert matches."""
-    if not pattern.text:
+    if not pattern:
         return range(len(view.layers))
     troubles: dict[int, list[str]] = {}  # names and severities, as the alerts screen has them
     for finding, _ in view.findings:
@@ -385,7 +385,7 @@ def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
     return [
         layer.index
         for layer in view.layers
-        if pattern.matches(" ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))]))
+        if matches(pattern, " ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))]))
     ]
 
 

@@ -93,7 +93,7 @@ class AlertsScreen(ListScreen):
         return entries
 
     def _no_entries(self, view: RunView, columns: int) -> Sequence[Line]:
-        if not self.pattern.text:
+        if not self.pattern:
             return alerts.no_alerts(view, columns)
         text = Span(f"  no alert matches {self.filter_note(60)}", "dim")
         return [[], pad([text], columns)]

@@ -30,7 +30,6 @@ from microscope_tui.lines import (
     Glyphs,
     Line,
     Palette,
-    Pattern,
     Span,
     first_visible,
     frame,
@@ -107,7 +106,6 @@ class BaseScreen(Screen[None]):
     list_rows = 10
     """Lines of the list that fit."""
 
-    own_pattern: Pattern | None = None
     message_shown = ""
     """The message in the last line, until the next key."""
 
@@ -335,7 +333,7 @@ class BaseScreen(Screen[None]):
     async def action_ask(self, kind: Kind) -> None:
         if self.session.has_run:
             self.prompt.kind = kind
-            self.prompt.typed = self.pattern.text if kind == "filter" else ""
+            self.prompt.typed = self.pattern if kind == "filter" else ""
             self.draw_last_line()
 
     async def on_key(self, event: events.Key) -> None:
@@ -365,7 +363,7 @@ class BaseScreen(Screen[None]):
         self.draw_last_line()
         if kind == "filter":  # applied while typing; esc clears it
             gone = not self.prompt.kind and entered is None
-            self.pattern = Pattern.parse("" if gone else self.prompt.typed)
+            self.pattern = "" if gone else self.prompt.typed
             await self.redraw()
         elif kind == "copy" and entered:
             self.copy(COPY_CHOICES[entered])
@@ -380,31 +378,28 @@ class BaseScreen(Screen[None]):
             time = self.session.time
             return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
         if self.prompt.kind == "filter":
-            return "text, !text, L1*", Pattern.parse(self.prompt.typed).error or None
+            return "text, !text, L1*", None
         return "", None
 
     async def answered(self, kind: Kind, text: str) -> None:
         """Do what was typed into a prompt that only some screens have."""
 
     @property
-    def pattern(self) -> Pattern:
+    def pattern(self) -> str:
         """The filter of this screen: the one for layers, or that of its list."""
-        return self.session.filter if self.own_pattern is None else self.own_pattern
+        return self.session.filter
 
     @pattern.setter
-    def pattern(self, pattern: Pattern) -> None:
-        if self.own_pattern is None:
-            self.session.filter = pattern
-        else:
-            self.own_pattern = pattern
+    def pattern(self, pattern: str) -> None:
+        self.session.filter = pattern
 
     def filter_note(self, cells: int = 40) -> str:
         """The filter as it is shown."""
-        return f"/{safe_text(self.pattern.text, cells)}" if self.pattern.text else ""
+        return f"/{safe_text(self.pattern, cells)}" if self.pattern else ""
 
     async def action_match(self, by: int) -> None:
         """The next layer, alert or run that the filter shows."""
-        if not self.pattern.text:
+        if not self.pattern:
             self.show_message("no filter: / sets one", "dim")
             return
         await self.action_move(by)
@@ -475,7 +470,7 @@ class ListScreen(BaseScreen):
     at = 0
     _ids: Sequence[Hashable] = ()
     _chosen: Hashable = None
-    own_pattern = Pattern.parse("")
+    pattern = ""
 
     def keep_chosen(self, ids: Iterable[Hashable], start: int) -> None:
         """Move the cursor to where its entry is now; at first to ``start``."""

@@ -20,7 +20,6 @@ from microscope_tui.lines import (
     Heat,
     Line,
     Measure,
-    Pattern,
     Span,
     TableLayout,
     dim,
@@ -102,7 +101,7 @@ class MainScreen(RunScreen):
         self.leads_to_probe = await session.has_probe()
         self.follow_pinned()
         self.layers_shown = matching(probe, session.filter)
-        say = session.expert is not None or bool(session.filter.text)
+        say = session.expert is not None or bool(session.filter)
         layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
         self.flag(roomy=layout.roomy, noted=layout.noted, legend=layout.legend)
         self.query_one("#verdict").styles.height = layout.verdict_lines
@@ -166,9 +165,9 @@ class MainScreen(RunScreen):
         self.show("heads", heads, height=len(heads))
         past = (session.time.past_of_pipe() or "").split(":")[0]
         chosen = expert_line(view, session.selected, session.expert, heat)
-        if not chosen and session.filter.text:
+        if not chosen and session.filter:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
-            chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
+            chosen = f"filter {safe_text(session.filter, 40)}: {count}"
         watching = [*filter(None, [past]), session.how_it_watches()]
         columns, hidden = layout.columns, layout.hidden
         notes = time_line.notes(view, columns, hidden, watching, chosen)
@@ -228,7 +227,8 @@ class MainScreen(RunScreen):
         await self.redraw()
 
     async def action_clear(self) -> None:
-        self.session.filter, self.session.expert = Pattern.parse(""), None
+        self.session.filter = ""
+        self.session.expert = None
         await self.redraw()
 
 

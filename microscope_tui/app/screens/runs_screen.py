@@ -11,7 +11,17 @@ from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.screens.base import Kind, ListScreen
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, dim, pad, run_list, with_notes
+from microscope_tui.lines import (
+    ROLE_OF_SEVERITY,
+    Line,
+    Span,
+    Table,
+    dim,
+    matches,
+    pad,
+    run_list,
+    with_notes,
+)
 from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
@@ -55,7 +65,7 @@ class RunsScreen(ListScreen):
         """Draw the visible part of the list; unchanged lines cost nothing."""
         columns, rows = self.room
         layout = self._layout
-        if layout is None or layout.width != columns or self._listed != self.pattern.text:
+        if layout is None or layout.width != columns or self._listed != self.pattern:
             layout = self._layout = self._rebuilt(columns)
         shown = self.in_view(self.at, len(self._cards), max(1, rows - _FRAME_LINES))
         lines = [self._title(layout), pad([], columns), layout.heads()]
@@ -72,13 +82,13 @@ class RunsScreen(ListScreen):
         _ = self.session.pinned  # released first, if the reference is gone
         fleet, pattern = self.session.fleet, self.pattern
         cards = fleet.cards()
-        self._count, self._listed = len(cards), pattern.text
+        self._count, self._listed = len(cards), pattern
         if fleet.solo:
             selected = [card for card in cards if card.selected]
             fleet.solo = bool(selected)  # they may be gone
             cards = selected or cards
-        if pattern.text:
-            cards = [card for card in cards if pattern.matches(run_list.card_text(card))]
+        if pattern:
+            cards = [card for card in cards if matches(pattern, run_list.card_text(card))]
         self._cards = cards
         opened = next((at for at, card in enumerate(cards) if card.open), 0)
         self.keep_chosen((card.file.path for card in cards), start=opened)
@@ -91,7 +101,7 @@ class RunsScreen(ListScreen):
         left = [
             Span(f" {shown:,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
             Span("   solo" if fleet.solo else selected, "accent"),
-            Span(f"   {self.filter_note(30)}" if self.pattern.text else "", "accent"),
+            Span(f"   {self.filter_note(30)}" if self.pattern else "", "accent"),
             *_counted(self._cards),
         ]
         hides = shown > self.list_rows
@@ -106,7 +116,7 @@ class RunsScreen(ListScreen):
 
     async def action_ask(self, kind: Kind) -> None:
         """Open the prompt, also where no run is open."""
-        self.prompt.kind, self.prompt.typed = kind, self.pattern.text
+        self.prompt.kind, self.prompt.typed = kind, self.pattern
         self.draw_last_line()
 
     async def action_select(self) -> None:
