@@ -28,8 +28,9 @@ _SHOWN = {
 
 
 def screen_class(name: str) -> type[Any]:
-    """The class of a screen, imported now."""
-    found: type[Any] = resolve_name(f"microscope_tui.app.screens.{SCREENS[name].place}")
+    """The class of a screen, imported now; ``name_of`` is the way back."""
+    place = f"{SCREENS[name].module}:{name.title()}Screen"
+    found: type[Any] = resolve_name(f"microscope_tui.app.screens.{place}")
     return found
 
 

@@ -22,7 +22,6 @@ from microscope_tui.runlog import safe_text
 from microscope_tui.watch import LayerView, RunView
 
 FONTS = "'JetBrains Mono', 'Cascadia Mono', Menlo, 'DejaVu Sans Mono', monospace"
-_STYLE_ENDS = "</style>"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NAME = re.compile(r'((?:class|id)="|="url\(#)terminal-\d+-')
 _NAME_IN_STYLE = re.compile(r"\.terminal-\d+-")
@@ -158,7 +157,10 @@ def write_new(path: Path, text: str) -> None:
 
 def stand_alone(svg: str) -> str:
     """The export without web fonts, with deterministic names and without redundant markup."""
-    head, ends, body = without_web_fonts(_NOT_XML.sub("\ufffd", svg)).partition(_STYLE_ENDS)
+    head, ends, body = _NOT_XML.sub("\ufffd", svg).partition("</style>")
+    head = re.sub(r"@font-face\s*\{.*?\}", "", head, flags=re.S)
+    head = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", head)
+    head = head.replace("<svg ", '<svg xml:space="preserve" ', 1)  # blanks are kept
     head = re.sub(r"\n\s*(?=\n)", "", _NAME_IN_STYLE.sub(".moe-", head))
     body = _NAME.sub(r"\1moe-", body)
     # Every line has its own clip except the last: Rich refers to one that it never wrote.
@@ -167,15 +169,6 @@ def stand_alone(svg: str) -> str:
     body = _TEXT.sub(_placed, body.replace("&#160;", "\N{NO-BREAK SPACE}"))
     svg = f"{head}{ends}{body}"
     return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):g}", svg)
-
-
-def without_web_fonts(svg: str) -> str:
-    """No web fonts, and blanks preserved."""
-    head, ends, body = svg.partition(_STYLE_ENDS)
-    head = re.sub(r"@font-face\s*\{.*?\}", "", head, flags=re.S)
-    head = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", head)
-    head = head.replace("<svg ", '<svg xml:space="preserve" ', 1)
-    return f"{head}{ends}{body}"
 
 
 def _merged(backgrounds: str) -> str:

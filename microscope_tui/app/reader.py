@@ -125,16 +125,14 @@ class Reader:
         if (pause := self._quiet_until - time.monotonic()) > 0:
             self._stop.wait(pause)
         elif time.monotonic() - self._rested > _WORK_S:
-            self._stop.wait(self._pause())
+            watch = self.fleet.open
+            pause = _PAUSE_S
+            if watch is None or watch.complete:  # else the user waits for it, and it is short
+                training = watch is not None and watch.shown.end is None
+                if training or self.fleet.follows_others:  # half of a core: it may train here
+                    pause = _WORK_S
+            self._stop.wait(pause)
             self._rested = time.monotonic()
-
-    def _pause(self) -> float:
-        """Use half of a core for the history of a run that may be training on this machine."""
-        watch = self.fleet.open
-        if watch is not None and not watch.complete:
-            return _PAUSE_S  # the user waits for it, and it is short
-        training = watch is not None and watch.shown.end is None
-        return _WORK_S if training or self.fleet.follows_others else _PAUSE_S
 
     def _size(self) -> int:
         return self.fleet.open.source.size if self.fleet.open is not None else 0

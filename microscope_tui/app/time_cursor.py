@@ -13,6 +13,7 @@ In the text of a probe it is a token by the same rules, or ``e17``: the next one
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from datetime import datetime, time, timedelta
 
@@ -128,21 +129,16 @@ class TimeCursor:
         shown = self.shown_step
         if by < 0:
             return self.go_to(max(1, shown + by))
-        missed, found = shown, self._moment(shown + by)
-        while isinstance(found, Pin) and found.step <= shown:  # no step was logged in between
-            missed, by = shown + by, 2 * by
-            found = self._moment(shown + by)
-        while not isinstance(found, str) and missed > shown:
-            after = found.step if found else self.newest_step
-            if after - missed <= 1:
-                break
-            middle = (missed + after) // 2
-            nearer = self._moment(middle)
-            if isinstance(nearer, Pin) and nearer.step > shown:
-                found = nearer
-            else:
-                missed = middle
+        found = self._moment(shown + by)
+        if isinstance(found, Pin) and found.step <= shown:  # none was logged in between: the next
+            later = range(shown + by, self.newest_step)
+            found = self._moment(later[bisect_left(later, True, key=self._is_past) :].start)
         return self._look_at(found)
+
+    def _is_past(self, step: int) -> bool:
+        """Whether a step behind the shown one was logged up to ``step``; also if it is unknown."""
+        found = self._moment(step)
+        return not isinstance(found, Pin) or found.step > self.shown_step
 
     def go_to(self, step: int) -> str | None:
         """Show a step; the newest one follows again. Returns the problem, if any.

@@ -22,7 +22,7 @@ from .charts import (
     smoothed as smoothed,
     tick_text as tick_text,
 )
-from .columns import Column as Column, Table as Table
+from .columns import Table as Table
 from .cost import layer_cost as layer_cost, model_cost as model_cost
 from .expert_card import (
     LEAST_SAMPLES as LEAST_SAMPLES,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from microscope_tui.lines import words
-from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.glyphs import BLOCKS, Glyphs
 from microscope_tui.lines.spans import (
     Line,
     Span,
@@ -39,7 +39,6 @@ _LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
 _LEVELS_PER_OCTAVE = 6
 """The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
-_LEVELS = " ▁▂▃▄▅▆▇█"
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
@@ -365,7 +364,7 @@ def _level(
         return Span(" ")
     share = value / top if top > 0 else 0.0
     eighths, tenths = max(0, min(8, round(8 * share))), max(0, min(9, int(10 * share)))
-    text = str(tenths) if glyphs is Glyphs.ASCII else _LEVELS[max(1, eighths)]
+    text = str(tenths) if glyphs is Glyphs.ASCII else BLOCKS[max(1, eighths)]
     chance = noise is not None and value <= noise
     return Span(text, "accent" if here else "faint" if chance else "curve")
 

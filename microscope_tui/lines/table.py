@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import words
@@ -56,8 +56,8 @@ FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar."""
 
 
-class _Widths(msgspec.Struct, frozen=True, kw_only=True):
-    """The columns, in cells."""
+class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """Widths of the columns in cells, and heights in lines."""
 
     columns: int
     label: int
@@ -73,6 +73,21 @@ class _Widths(msgspec.Struct, frozen=True, kw_only=True):
     """0 if nothing can be dropped."""
     drop_bar: int
     """Width of its bar; 0 if there is no room."""
+    row_height: int = 1
+    table_rows: int = 1
+    """Lines for the table's body."""
+    roomy: bool = False
+    """Blank lines between the parts, and a verdict of three lines."""
+    noted: bool = False
+    """Whether there is a line of notes under the ribbon; in small windows if it has content."""
+    legend: bool = False
+    """Whether the legend has its own line; without one a verdict replaces it."""
+    verdict_lines: int = 2
+    """Two; three where there is room; up to five where no layer uses the lines."""
+    numbered: bool = False
+    """Whether expert numbers are shown above the cells."""
+    hidden: tuple[str, ...] = ()
+    """What was left out for lack of room."""
 
     @property
     def curve(self) -> int:
@@ -83,26 +98,6 @@ class _Widths(msgspec.Struct, frozen=True, kw_only=True):
     def entropy(self) -> int:
         """Width of the entropy column; 0 where no layer has an entropy."""
         return self.curve if self.has_entropy else 0
-
-
-class TableLayout(_Widths, frozen=True, kw_only=True):
-    """Widths in cells, and heights in lines."""
-
-    row_height: int
-    table_rows: int
-    """Lines for the table's body."""
-    roomy: bool
-    """Blank lines between the parts, and a verdict of three lines."""
-    noted: bool
-    """Whether there is a line of notes under the ribbon; in small windows if it has content."""
-    legend: bool
-    """Whether the legend has its own line; without one a verdict replaces it."""
-    verdict_lines: int
-    """Two; three where there is room; up to five where no layer uses the lines."""
-    numbered: bool
-    """Whether expert numbers are shown above the cells."""
-    hidden: tuple[str, ...]
-    """What was left out for lack of room."""
 
     @property
     def visible_layers(self) -> int:
@@ -136,8 +131,8 @@ def fit(
     verdict_lines = 3 if roomy or free == 2 else 2
     if roomy:
         verdict_lines += free
-    return TableLayout(
-        **asdict(widths),
+    return replace(
+        widths,
         row_height=height,
         table_rows=body,
         roomy=roomy,
@@ -149,7 +144,7 @@ def fit(
     )
 
 
-def _widths(view: RunView, columns: int) -> _Widths:
+def _widths(view: RunView, columns: int) -> TableLayout:
     """The columns of words and numbers first; load and curves share what they leave."""
     label = max(8, 5 + max((len(layer.router.name) for layer in view.layers), default=2))
     has_drops = any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers)
@@ -165,7 +160,7 @@ def _widths(view: RunView, columns: int) -> _Widths:
         cell, per_cell, heat = 1, 1, min(_WORDS, room)
         spark = (room - _WORDS) // curves - 1
         spark = min(_MAX_SPARK // curves, spark) if spark >= _MIN_SPARK else 0
-    return _Widths(
+    return TableLayout(
         columns=columns,
         label=label,
         heat=heat,
@@ -185,13 +180,13 @@ def _drop_widths(columns: int) -> tuple[int, int]:
     return (8 if columns >= 72 else 4), 0
 
 
-def _is_limited(view: RunView, widths: _Widths) -> bool:
+def _is_limited(view: RunView, widths: TableLayout) -> bool:
     """Whether something about the whole run has to be noted."""
     complete = widths.spark and widths.has_entropy
     return not complete or bool(view.defects or view.memory_limit)
 
 
-def _hidden(widths: _Widths, more_layers: int) -> tuple[str, ...]:
+def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
     hidden = []
     if more_layers > 0:
         hidden.append(words.plural(more_layers, "more layer"))
@@ -266,16 +261,17 @@ def balance(
     number = Span(words.index(layer.collapse_index), _role(layer.severity))
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", number.role)
-    curve = _Curve(layer.balance_history, 1.0, words.no_balance(layer)[0])
-    return curve.beside(number, layout, glyphs, cursor)
+    nothing = words.no_balance(layer)[0]
+    return _curve(number, layer.balance_history, 1.0, nothing, layout, glyphs, cursor)
 
 
 def entropy(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
-    curve = _Curve(layer.entropy_history, words.most_entropy(layer), "not logged")
-    return curve.beside(Span(words.decimal(layer.entropy)), layout, glyphs, cursor)
+    number = Span(words.decimal(layer.entropy))
+    top = words.most_entropy(layer)
+    return _curve(number, layer.entropy_history, top, "not logged", layout, glyphs, cursor)
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
@@ -291,39 +287,35 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     return _tall(line, layout.drop, layout)
 
 
-class _Curve(msgspec.Struct, frozen=True):
-    """A history on a scale from 0 to ``top``; ``nothing``: why it may be empty."""
+def _curve(
+    number: Span,
+    history: Sequence[Column],
+    top: float,
+    nothing: str,
+    layout: TableLayout,
+    glyphs: Glyphs,
+    cursor: float | None,
+) -> list[Line]:
+    """The number, and its history from 0 to ``top`` where there is room; faint after ``cursor``.
 
-    history: Sequence[Column]
-    top: float
-    nothing: str
-
-    def beside(
-        self, number: Span, layout: TableLayout, glyphs: Glyphs, cursor: float | None
-    ) -> list[Line]:
-        """The number, and the curve that ends at it where there is room; faint after ``cursor``."""
-        height, width = layout.row_height, layout.spark
-        if not number.text.strip("*") and all(
-            column.mean != column.mean for column in self.history
-        ):
-            text = first_fitting([self.nothing], layout.curve, "   -")
-            return _tall([Span(text, "faint")], layout.curve, layout)
-        if not width:
-            return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
-        role = "curve" if number.role == "value" else number.role
-        # From three lines on, the last stays blank, to separate the curves of neighbours.
-        blank = [" " * width] if height >= 3 else []
-        curve = spark(self.history, width, self.top, glyphs, height - len(blank)) + blank
-        past = width if cursor is None else math.ceil(cursor * width)
-        numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
-        return [
-            [
-                Span(text[:past], role),
-                Span(text[past:], "faint"),
-                Span(f" {here:>4}", number.role),
-            ]
-            for here, text in zip(numbers, curve, strict=True)
-        ]
+    ``nothing``: why it may be empty.
+    """
+    height, width = layout.row_height, layout.spark
+    if not number.text.strip("*") and all(column.mean != column.mean for column in history):
+        text = first_fitting([nothing], layout.curve, "   -")
+        return _tall([Span(text, "faint")], layout.curve, layout)
+    if not width:
+        return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
+    role = "curve" if number.role == "value" else number.role
+    # From three lines on, the last stays blank, to separate the curves of neighbours.
+    blank = [" " * width] if height >= 3 else []
+    curve = spark(history, width, top, glyphs, height - len(blank)) + blank
+    past = width if cursor is None else math.ceil(cursor * width)
+    numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
+    return [
+        [Span(text[:past], role), Span(text[past:], "faint"), Span(f" {here:>4}", number.role)]
+        for here, text in zip(numbers, curve, strict=True)
+    ]
 
 
 def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:

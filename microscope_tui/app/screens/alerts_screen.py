@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS, ListScreen
@@ -27,7 +25,7 @@ class AlertsScreen(ListScreen):
     .beside #alerts { layout: horizontal; }
     .airy #alerts { margin: 1 0; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *pair(
             "alert",

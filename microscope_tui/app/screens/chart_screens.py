@@ -5,12 +5,11 @@ import threading
 from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.charts import figure
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.base import AIRY_FROM_ROWS
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
     SMOOTHINGS,
@@ -45,8 +44,7 @@ from microscope_tui.lines import (
 from microscope_tui.placement import cost_of
 from microscope_tui.watch import LayerView, RouterHealth, RunView, RunWatch, router_health, samples
 
-RIBBON_FROM_ROWS = 16
-ROOMY_FROM_ROWS = 30
+_RIBBON_FROM_ROWS = 16
 _TWO_COSTS_FROM_ROWS = 24
 MOST_POINTS = 240
 _NOTHING = LoadSeries(())
@@ -70,7 +68,6 @@ class ChartScreen(RunScreen):
     ChartScreen.roomy #ribbon, .roomy #charts { margin-top: 1; }
     """
     focus_name = ""
-    has_focus_key = True
     enlarged = False
     _stacks: Sequence[Sequence[str]] = ()
 
@@ -123,7 +120,7 @@ class ChartScreen(RunScreen):
 
     def rows_of_charts(self, rows: int, others: int, gaps: int = 3) -> int:
         """Classes by the height of the screen; lines that the charts have beside other parts."""
-        roomy, ribbon = rows >= ROOMY_FROM_ROWS, rows >= RIBBON_FROM_ROWS
+        roomy, ribbon = rows >= AIRY_FROM_ROWS, rows >= _RIBBON_FROM_ROWS
         self.set_class(roomy, "roomy")
         self.query_one("#ribbon").set_class(not ribbon, "gone")
         return rows - others - ribbon - gaps * roomy
@@ -164,7 +161,7 @@ class ChartScreen(RunScreen):
             self.session.glyphs,
             step=step,
             smoothing=self.session.smoothing,
-            focused=self.has_focus_key and place.name == self.chart_in_focus,
+            focused=place.name == self.chart_in_focus,
             ticks=place.last,
         )
 
@@ -179,7 +176,7 @@ class LayerScreen(ChartScreen):
     #now, #past {{ width: auto; height: auto; margin-right: 2; }}
     .roomy #layer-title {{ margin-top: 1; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         keys.LAYERS[0],
         keys.OPEN_EXPERT,
@@ -282,7 +279,7 @@ class CourseScreen(ChartScreen):
     #answer, #hidden {{ height: 1; }}
     .roomy #answer {{ margin-top: 1; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *_TABS,
         key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),
@@ -323,7 +320,7 @@ class ExpertScreen(ChartScreen):
     #facts {{ height: 2; }}
     .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *pair(
             "expert",
@@ -337,7 +334,7 @@ class ExpertScreen(ChartScreen):
     _CHARTS = ("charts", "chart-load", "chart-bias", "chart-place")
     PARTS = ("header", "layer-title", "facts", _CHARTS, "more", "ribbon")
 
-    has_focus_key = False
+    chart_in_focus = ""  # there is no key for it
     _series = _NOTHING
     _of: tuple[object, ...] = ()
     """What the series belongs to: the router, its log, the window."""

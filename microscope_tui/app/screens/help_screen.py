@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import Binding
 from textual.screen import ModalScreen
 
 from microscope_tui.app.key_line import plain_key
@@ -60,7 +60,7 @@ class HelpScreen(ModalScreen[None]):
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
     #help {{ border: round {FAINT}; background: {GROUND}; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         key("help.close", "escape,question_mark,q,enter", "dismiss", "close"),
         key("help.up", "up,k", "scroll(-1)", "up"),
         key("help.down", "down,j", "scroll(1)", "down"),

@@ -7,7 +7,6 @@ from textwrap import wrap
 from typing import ClassVar
 
 from msgspec.structs import replace
-from textual.binding import BindingType
 from textual.widget import Widget
 
 from microscope_tui.app import keys
@@ -56,7 +55,7 @@ class MainScreen(RunScreen):
     MainScreen.noted #notes { display: block; }
     MainScreen.small #notes { display: none; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         *keys.LAYERS,
         keys.OPEN_LAYER,
         *keys.EXPERTS,

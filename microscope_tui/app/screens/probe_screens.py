@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
@@ -166,7 +164,7 @@ class TokensScreen(ProbeScreen):
     .beside #token-body { layout: horizontal; }
     .airy #token-body { margin: 1 0; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *keys.UP_AND_DOWN,
         *pair(
@@ -297,7 +295,7 @@ class SlicesScreen(ProbeScreen):
     #slice-top, #slice-heads { height: 2; }
     .airy #slice-top, .airy #slice-heads, .airy #slice-detail { margin-top: 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *pair(
             "expert",

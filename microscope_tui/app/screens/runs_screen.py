@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.screens.base import Kind, ListScreen
@@ -36,7 +34,7 @@ _UP, _DOWN = keys.pair(
 class RunsScreen(ListScreen):
     """All runs below the path, newest first, or the selected or filtered ones."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         _UP,
         key("run.open", "enter", "open_run", "open this run", "open"),
