@@ -46,7 +46,6 @@ class Anatomy:
         return self.routing
 
     def close(self) -> None:
-        """Close the file."""
         if self.routing is not None:
             self.routing.close()
         self.routing, self._log, self._router = None, None, None

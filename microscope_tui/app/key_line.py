@@ -89,5 +89,4 @@ def _keys_of(bindings: list[Binding], glyphs: Glyphs) -> str:
 
 
 def said(keys: Iterable[tuple[str, str]]) -> Line:
-    """Keys and what they do."""
     return [span for key, does in keys for span in (Span(key, "accent"), Span(does, "dim"))]

@@ -115,7 +115,6 @@ def _named(written: str) -> str | None:
 
 
 def _name_of(character: str) -> str | None:
-    """Textual's name of a character."""
     if not character.isprintable():
         return None
     if character == ",":  # it separates keys elsewhere

@@ -136,7 +136,6 @@ async def _choose_token(session: Session, token: int) -> None:
 
 
 def _text(app: Microscope) -> str:
-    """The text of the screen, row by row."""
     columns, rows = app.size
     lines = [[" "] * columns for _ in range(rows)]
     for part in app.screen.query(Rows):

@@ -23,8 +23,6 @@ _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
 
 
 class Reader:
-    """Reads all runs of a fleet until it is stopped."""
-
     def __init__(self, fleet: Fleet, may_leave: Callable[[], bool]) -> None:
         """``may_leave``: whether a newer run may replace the open one."""
         self.fleet = fleet
@@ -43,11 +41,9 @@ class Reader:
         self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
     def start(self) -> None:
-        """Start reading in the background."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the reader."""
         self._stop.set()
         self.events.stop()
         self._thread.join(timeout=1.0)

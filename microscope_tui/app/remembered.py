@@ -63,7 +63,6 @@ def begin(
 
 
 def recall(session: Session) -> None:
-    """Restore the saved view of the folder."""
     kept = load_view(session.fleet.root)
     palette = kept.palette or session.look.palette
     session.look = Look(measure=kept.measure, order=kept.order, palette=palette)

@@ -48,11 +48,9 @@ class Rows(Widget):
 
     @property
     def texts(self) -> list[str]:
-        """The text of every line."""
         return [strip.text for strip in self._strips]
 
     def show(self, lines: Sequence[Line], palette: Palette = Palette.DIVERGING) -> None:
-        """Replace the content."""
         self._lines, self._palette = lines, palette
         strips = self._drawn(self.app.console.color_system)
         before, self._strips = self._strips, strips
@@ -111,7 +109,6 @@ class Tiles(Horizontal):
         await self.mount_all(parts)
 
     def show(self, lines: Sequence[Line], palette: Palette) -> None:
-        """Replace the content of all tiles."""
         for part, (start, end) in zip(self.query(Rows), self._cuts, strict=False):
             part.show([cut(line, start, end) for line in lines], palette)
 

@@ -76,8 +76,6 @@ class PictureRequest(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """The state of one session."""
-
     def __init__(self, fleet: Fleet, glyphs: Glyphs, preferences: Preferences = DEFAULT) -> None:
         self.fleet = fleet
         self.glyphs = glyphs
@@ -115,7 +113,6 @@ class Session:
 
     @property
     def watch(self) -> RunWatch | None:
-        """The open run."""
         watch = self.fleet.open
         if watch is not self._open:  # selections of the previous run are reset
             self._open, self._selected, self.expert = watch, 0, None
@@ -162,7 +159,6 @@ class Session:
 
     @property
     def run(self) -> RunRecord | None:
-        """The header of the open run."""
         return self.watch.run if self.watch is not None else None
 
     @property
@@ -183,7 +179,6 @@ class Session:
 
     @property
     def has_run(self) -> bool:
-        """Whether there is a run with at least one step."""
         return self.watch is not None and self.watch.latest is not None
 
     @property
@@ -194,7 +189,6 @@ class Session:
 
     @property
     def pipe_ended(self) -> bool:
-        """Whether the log comes from a pipe that has ended."""
         source = self.watch.source if self.watch is not None else None
         return isinstance(source, PipedLog) and source.ended
 

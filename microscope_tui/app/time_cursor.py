@@ -34,8 +34,6 @@ _MINUTE_S = 60.0
 
 
 class TimeCursor:
-    """The shown step and the window of the open run."""
-
     def __init__(self, watch: Callable[[], RunWatch | None]) -> None:
         self._watch = watch
         self._pin: Pin | None = None
@@ -45,14 +43,12 @@ class TimeCursor:
 
     @property
     def newest_step(self) -> int:
-        """The newest step, 0 before the first."""
         watch = self._watch()
         latest = watch.latest if watch is not None else None
         return latest.record.step if latest is not None else 0
 
     @property
     def shown_step(self) -> int:
-        """The step that everything on the screen shows."""
         return self.pin.step if self.pin else self.newest_step
 
     @property
@@ -65,7 +61,6 @@ class TimeCursor:
 
     @property
     def following(self) -> bool:
-        """Whether the newest step is shown."""
         return self.pin is None
 
     def reset(self) -> None:
@@ -74,7 +69,6 @@ class TimeCursor:
         self.speed = 0
 
     def toggle_follow(self) -> None:
-        """Pause, or follow the live run; playback stops at the shown step."""
         if self.speed:
             self.speed = 0
             return

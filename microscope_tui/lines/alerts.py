@@ -62,8 +62,6 @@ class AlertState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One alert in the list."""
-
     finding: Finding
     advice: Advice
     state: AlertState
@@ -182,7 +180,6 @@ def list_width(entries: Sequence[Entry], columns: int) -> int:
 
 
 def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
-    """One alert."""
     finding, role = entry.finding, entry.role
     bright = "value" if entry.state is AlertState.ACTIVE or chosen else "dim"
     severity = f"{finding.severity.letter} {finding.severity.label}"

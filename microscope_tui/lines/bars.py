@@ -114,7 +114,6 @@ class _LoadAxis(NamedTuple):
 
     @classmethod
     def of(cls, load: Sequence[float]) -> "_LoadAxis":
-        """The axis for these loads."""
         alive = [x for x in load if 0 < x < math.inf] or [1.0]
         top = max(2.0, *alive)
         return cls(top, top >= _DWARFS and top > _DWARFS * statistics.median(alive))

@@ -50,8 +50,6 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart over one time axis."""
-
     name: str
     curves: Sequence[Curve]
     """The curves; the title shows the value of the last one."""
@@ -73,7 +71,6 @@ class Chart:
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything to draw."""
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
 
     def scale(self) -> tuple[float, float, float | None]:
@@ -105,7 +102,6 @@ class Chart:
 
 
 def chart_name(name: str, focused: bool) -> Line:
-    """The beginning of the title of a chart."""
     return [Span("▶ " if focused else "  ", "accent"), Span(name, "accent" if focused else "value")]
 
 
@@ -145,8 +141,6 @@ def tick_text(value: float, span: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One chart and its size."""
-
     name: str
     width: int
     height: int

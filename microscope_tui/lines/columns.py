@@ -9,8 +9,6 @@ from microscope_tui.lines.spans import Line, Span, pad
 
 
 class Column(msgspec.Struct, frozen=True):
-    """One column of a table."""
-
     name: str
     width: int
     """Cells; the last column may be wider than what is left for it."""
@@ -60,7 +58,6 @@ class Table(msgspec.Struct, frozen=True):
         return f"no room for {between.join(self.left_out)}" if self.left_out else ""
 
     def heads(self) -> Line:
-        """The names of the columns."""
         texts = {c.name: c.name if c.head is None else c.head for c in self.columns}
         return self.line({name: [Span(text, "dim")] for name, text in texts.items()})
 

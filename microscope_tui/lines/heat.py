@@ -42,8 +42,6 @@ class Palette(StrEnum):
 
 
 class Measure(StrEnum):
-    """What a cell of the heatmap measures."""
-
     LOAD = "load"
     """Multiples of the fair share, on a log2 scale with a calm band around 1."""
     SHARE = "share"
@@ -61,8 +59,6 @@ class Measure(StrEnum):
 
 
 class Order(StrEnum):
-    """Order of the experts in a layer."""
-
     ID = "id"
     LOAD = "load"
     GROUP = "group"
@@ -85,8 +81,6 @@ def after(now: object, choices: Sequence[_Value]) -> _Value:
 
 
 class Look(msgspec.Struct, frozen=True):
-    """The display choices of a session."""
-
     measure: Measure = Measure.LOAD
     order: Order = Order.ID
     palette: Palette = Palette.DIVERGING
@@ -98,7 +92,6 @@ class Look(msgspec.Struct, frozen=True):
         return replace(self, **changed)
 
     def compared(self, on: bool) -> "Look":
-        """With the reference, or without."""
         return replace(self, measure=Measure.DIFFERENCE if on else Measure.LOAD)
 
 
@@ -108,8 +101,6 @@ def exact_levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]
 
 
 class Heat(msgspec.Struct, frozen=True):
-    """How a heatmap is drawn."""
-
     look: Look = msgspec.field(default_factory=Look)
     run: RunRecord | None = None
     """The header, which some measures need."""
@@ -368,5 +359,4 @@ def _cell(glyph: str, cell: int) -> str:
 
 
 def role_of_level(level: int | None) -> str:
-    """The role of a cell with this load."""
     return "heat:dead" if level is None else f"heat:{level}"

@@ -59,7 +59,6 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
 
 
 def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
-    """One run."""
     role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
     bright = "value" if card.state.live or card.open or card.findings or chosen else "dim"
     tag = _tag(card)

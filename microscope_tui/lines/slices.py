@@ -46,8 +46,6 @@ Named = Callable[[int], str]
 
 
 class Ordering(StrEnum):
-    """Order of the experts."""
-
     TELLING = "most telling first"
     SLICE = "by slice"
     NUMBER = "by number"
@@ -108,8 +106,6 @@ class NoTables(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SliceTable:
-    """All experts of one layer."""
-
     rows: Sequence[ExpertRow]
     """By number."""
     noise: Sequence[float]
@@ -118,7 +114,6 @@ class SliceTable:
     """Choices in each slice."""
 
     def ordered(self, ordering: Ordering) -> Sequence[ExpertRow]:
-        """The rows in this order."""
         if ordering is Ordering.NUMBER:
             return self.rows
         if ordering is Ordering.SHARE:
@@ -281,7 +276,6 @@ def heads(
 def expert_line(
     row: ExpertRow, layout: SliceLayout, named: Named, *, chosen: bool, colour: bool
 ) -> Line:
-    """One expert."""
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
     share = pad([dim(_percent(row.share))], _SHARE, "right")
     line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]

@@ -101,7 +101,6 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def visible_layers(self) -> int:
-        """Number of layers that fit the body."""
         return max(1, self.table_rows // self.row_height)
 
 

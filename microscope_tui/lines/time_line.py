@@ -67,7 +67,6 @@ def _shorter(label: str) -> list[str]:
 
 
 def ribbon_width(columns: int) -> int:
-    """Columns of the time ribbon on a screen of ``columns`` cells."""
     return max(8, columns - (40 if columns >= 72 else 34))
 
 

@@ -98,7 +98,6 @@ class AlertsScreen(ListScreen):
 
     @property
     def _entry(self) -> Entry | None:
-        """The chosen alert."""
         return self._entries[self.at] if self.at < len(self._entries) else None
 
     def copy(self, what: str) -> None:
@@ -113,7 +112,6 @@ class AlertsScreen(ListScreen):
         self.put_in_clipboard(alerts.copied_text(entry, view), entry.finding.rule)
 
     async def action_acknowledge(self) -> None:
-        """Mark the chosen alert as seen, or as not seen."""
         entry = self._entry
         if entry is None:
             self.show_message("no alert", "dim")

@@ -125,7 +125,6 @@ class BaseScreen(Screen[None]):
         yield from map(self.made, (*self.PARTS, "keys"))
 
     def made(self, part: Part) -> Widget:
-        """The widget of a part."""
         if isinstance(part, str):
             return Rows(self.session.glyphs, id=part)
         name, *inside = part
@@ -161,7 +160,6 @@ class BaseScreen(Screen[None]):
             await self.redraw()
 
     async def redraw(self) -> None:
-        """Draw everything from the current state of the session."""
         columns, rows = self.room
         view = self.session.view(self.points(), self.ribbon_columns(), self.layers_in_detail())
         if view is None or self.draw_small(view):
@@ -304,11 +302,9 @@ class BaseScreen(Screen[None]):
         return self.size or self.app.size
 
     def ribbon_columns(self) -> int:
-        """Columns of the ribbon on this screen."""
         return time_line.ribbon_width(self.room.width)
 
     def ribbon(self, view: RunView) -> Line:
-        """The time ribbon of this screen."""
         session = self.session
         columns, moment = self.room.width, self.moment(view)
         return time_line.ribbon(view, columns, moment, session.axis)
@@ -351,7 +347,6 @@ class BaseScreen(Screen[None]):
                 await self.run_action(binding.action)
 
     async def on_paste(self, event: events.Paste) -> None:
-        """Paste text into the prompt."""
         if self.prompt.kind:
             for character in event.text.strip():
                 if character.isprintable():
@@ -394,7 +389,6 @@ class BaseScreen(Screen[None]):
         self.session.filter = pattern
 
     def filter_note(self, cells: int = 40) -> str:
-        """The filter as it is shown."""
         return f"/{safe_text(self.pattern, cells)}" if self.pattern else ""
 
     async def action_match(self, by: int) -> None:

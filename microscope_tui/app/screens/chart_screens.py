@@ -93,7 +93,6 @@ class ChartScreen(RunScreen):
             await self.redraw()
 
     async def action_enlarge(self) -> None:
-        """Enlarge the focused chart to the whole screen, or show all again."""
         self.enlarged = not self.enlarged
         await self.redraw()
 
@@ -108,7 +107,6 @@ class ChartScreen(RunScreen):
         return 0
 
     def plot_area(self) -> tuple[int, int]:
-        """Start and width of the time axis of the charts."""
         return plot_area(self.room.width - 1)
 
     def ribbon_columns(self) -> int:
@@ -153,7 +151,6 @@ class ChartScreen(RunScreen):
                 rows.show(self.drawn(place, charts, time, step))
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
-        """One chart in its place."""
         return figure(
             charts[place.name],
             time,

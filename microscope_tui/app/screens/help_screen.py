@@ -85,7 +85,6 @@ class HelpScreen(ModalScreen[None]):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw the visible part of the help."""
         width = min(self.size.width, _WIDEST)
         lines = help_lines(self._bindings_shown, self._glyphs, width - 4)
         self._words_at = len(lines) + 1
@@ -115,12 +114,10 @@ class HelpScreen(ModalScreen[None]):
         help_.show([pad(line, width - 2) for line in shown])
 
     def action_words(self) -> None:
-        """Show the glossary of the screen."""
         self._at = self._words_at
         self.redraw()
 
     def action_scroll(self, by: int) -> None:
-        """Scroll."""
         self._at += by
         self.redraw()
 

@@ -210,7 +210,6 @@ class MainScreen(RunScreen):
         self.show("label", [*chain(*labels)])
 
     async def action_compare(self) -> None:
-        """Compare loads with the shown step; again: stop comparing."""
         session, watch = self.session, self.session.watch
         if session.reference is not None:
             session.compare_with(None)
@@ -221,7 +220,6 @@ class MainScreen(RunScreen):
         await self.redraw()
 
     async def action_confirm_keys(self) -> None:
-        """Read unknown keys as proposed."""
         self.show_message(self.session.confirm_keys(), "accent")
         await self.redraw()
 

@@ -198,7 +198,6 @@ class TokensScreen(ProbeScreen):
 
     @property
     def letters(self) -> bool:
-        """Whether letters are shown below the text."""
         chosen = self.session.anatomy.letters
         return self.app.no_color if chosen is None else chosen
 
@@ -250,7 +249,6 @@ class TokensScreen(ProbeScreen):
         await self._go(self.session.anatomy.token + by)
 
     async def action_line(self, by: int) -> None:
-        """Move the cursor by lines, in its column."""
         if self._flow is not None:
             await self._go(self._flow.token_below(self.session.anatomy.token, by))
 
@@ -267,17 +265,14 @@ class TokensScreen(ProbeScreen):
         await self.from_disk(self.go_to_expert, direction < 0)
 
     async def action_light(self) -> None:
-        """Highlight the expert at the cursor, or all again."""
         session = self.session
         session.expert = self._expert_here() if session.expert is None else None
         await self.redraw()
 
     async def action_match(self, by: int) -> None:
-        """Go to the next, or previous, place of the search text."""
         await self.from_disk(self.find, by < 0)
 
     async def action_letters(self) -> None:
-        """Show letters below the text, or hide them."""
         self.session.anatomy.letters = not self.letters
         await self.redraw()
 
@@ -379,7 +374,6 @@ class SlicesScreen(ProbeScreen):
         return slices_json(routing, self.session.anatomy.layer)
 
     async def action_expert(self, by: int) -> None:
-        """Choose another expert, in the order that is shown."""
         if self._order:
             self._at = max(0, min(len(self._order) - 1, self._at + by))
             self.session.expert = self._order[self._at].expert

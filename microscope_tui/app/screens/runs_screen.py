@@ -109,7 +109,6 @@ class RunsScreen(ListScreen):
 
     @property
     def _card(self) -> RunCard | None:
-        """The chosen run."""
         return self._cards[self.at] if self.at < len(self._cards) else None
 
     async def action_ask(self, kind: Kind) -> None:
@@ -124,7 +123,6 @@ class RunsScreen(ListScreen):
             await self.redraw()
 
     async def action_solo(self) -> None:
-        """List only the selected runs; again: all."""
         fleet = self.session.fleet
         if not fleet.solo and not fleet.selected:
             self.show_message("no run is selected: space selects one", "dim")
@@ -134,7 +132,6 @@ class RunsScreen(ListScreen):
         await self.redraw()
 
     async def action_pin(self) -> None:
-        """Compare the open run with the chosen one at equal steps; again: stop."""
         card = self._card
         if card is None:
             return
