@@ -55,8 +55,7 @@ def figure(
 
     Args:
         step: the shown one, to which the value in the title belongs.
-        smoothing: weight of earlier values in the exponential mean; the measured values stay
-            behind it, faint.
+        smoothing: weight of earlier values; the measured values stay behind the mean, faint.
         ticks: labels of the time axis in the last line.
     """
     width, height = size

@@ -100,10 +100,7 @@ def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
 
 
 def value_text(layer: LayerView, expert: int | None = None) -> str:
-    """One number with all its digits: the load of ``expert``, else the balance of the layer.
-
-    Empty if there is no such number.
-    """
+    """The load of ``expert``, else the balance of the layer, with all digits; empty without one."""
     if expert is None:
         return "" if layer.collapse_index is None else repr(layer.collapse_index)
     known = layer.load is not None and 0 <= expert < len(layer.load)
@@ -120,12 +117,9 @@ def _clean(*lines: str) -> str:
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """``stem.suffix`` in ``folder``, or the first unused of ``stem-2.suffix`` …
+    """``stem`` and ``suffix`` in ``folder``, or the first unused of ``stem-2`` …
 
-    Args:
-        stem: may be any text; only letters, digits, ``.``, ``_`` and ``-`` of it are kept, and
-            of a long one its two ends.
-        suffix: with its dot.
+    ``stem`` may be any text; only letters, digits, ``.``, ``_`` and ``-`` of it are kept.
     """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "view"
     if len(stem) > _MAX_STEM:  # names that differ at either end stay different
@@ -139,11 +133,7 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a new file; a partly written file is removed.
-
-    Raises:
-        OSError: it is there already, or cannot be written.
-    """
+    """Write a new file, or raise an ``OSError``; a partly written one is removed."""
     data = text.encode("utf-8", "replace")
     with open(path, "xb") as file:
         try:

@@ -60,10 +60,7 @@ class Reader:
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
     def choose(self, file: RunFile, request: SourceRequest | None = None) -> None:
-        """Open a run at the next iteration and stay with it.
-
-        ``request``: how the files of other tools are read from then on.
-        """
+        """Open a run and stay with it; ``request``: how other tools are read from then on."""
         self._chosen = file
         self._wanted.put((file, request))
 
@@ -134,10 +131,7 @@ class Reader:
         return self.fleet.open.source.size if self.fleet.open is not None else 0
 
     def _until_next_look(self, took: float) -> float:
-        """Seconds: few while a source holds back a step that may not be complete.
-
-        ``took``: seconds that the last look at all runs took.
-        """
+        """Seconds: few while a source holds back a step; ``took``: what the last look cost."""
         watch = self.fleet.open
         if watch is None or not self._is_foreign:
             return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)

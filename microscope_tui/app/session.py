@@ -92,7 +92,6 @@ class Session:
         self.filter = ""
         """Which layers the main screen shows."""
         self.reference: Reference | None = None
-        """The reference for loads."""
         self.pin_problem = ""
         """Why the pinned run could not be moved to the shown step."""
         self.mismatches: dict[tuple[object, ...], Mismatch | str] = {}
@@ -102,7 +101,6 @@ class Session:
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
-        """Files exported in this session."""
         self.maps: tuple[str, ...] = ()
         """Confirmed keys of other tools, as given with ``--map``."""
         self.wanted_layer = ""
@@ -152,7 +150,6 @@ class Session:
         return f"confirmed: {shlex.join(self.maps)}{kept}; m forgets it"
 
     def close(self) -> None:
-        """Stop reading, and close the files."""
         if "anatomy" in vars(self):
             self.anatomy.close()
         self.reader.stop()

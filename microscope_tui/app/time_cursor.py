@@ -135,10 +135,7 @@ class TimeCursor:
         return not isinstance(found, Pin) or found.step > self.shown_step
 
     def go_to(self, step: int) -> str | None:
-        """Show a step; the newest one follows again. Returns the problem, if any.
-
-        Reads from the disk: do not call it in the thread that draws.
-        """
+        """Show a step, or follow the newest; returns the problem, if any. Reads from the disk."""
         problem, watch = self._look_at(self._moment(step)), self._watch()
         if problem or self.following or watch is None or step < 1:
             return problem

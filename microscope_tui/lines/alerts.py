@@ -118,10 +118,7 @@ def entries_of(
     seen: Container[str],
     pattern: str,
 ) -> list[Entry]:
-    """The alerts that match ``pattern``: active, recovered, notes, later; each worst first.
-
-    ``known``: what is known by the end of the log, for alerts that begin after the shown step.
-    """
+    """The alerts that match ``pattern``; ``known``: by the end of the log, for later ones."""
     entries: list[Entry] = []
     later = [pair for pair in known if pair[0].onset > view.step]
     for finding, advice in [*view.findings, *later]:

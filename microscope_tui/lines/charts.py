@@ -1,6 +1,6 @@
 """Charts over time as data: curves, scale and title; which ones a screen has, and where.
 
-Numbers only; ``app/renderables/charts.py`` draws them. The focused chart is always shown; charts
+Numbers only; ``app/charts.py`` draws them. The focused chart is always shown; charts
 without room are named.
 """
 
@@ -288,10 +288,7 @@ def _known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
 
 
 def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
-    """Did the loss react to the routers? In numbers, since the onset of an alert.
-
-    ``layer``: the layer whose alert is meant, if it has one; else the worst of all.
-    """
+    """Did the loss react since the onset of an alert, of ``layer`` if it has one?"""
     onsets = [
         (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
     ]

@@ -48,13 +48,11 @@ class Table(msgspec.Struct, frozen=True):
         return next((column.width for column in self.columns if column.name == name), 0)
 
     def resized(self, **widths: int) -> "Table":
-        """The same with other widths of some columns."""
         return replace(
             self, columns=[replace(c, width=widths.get(c.name, c.width)) for c in self.columns]
         )
 
     def no_room(self, between: str) -> str:
-        """What was left out for lack of room, in words."""
         return f"no room for {between.join(self.left_out)}" if self.left_out else ""
 
     def heads(self) -> Line:

@@ -113,17 +113,16 @@ class Heat(msgspec.Struct, frozen=True):
 
     @property
     def known_ranks(self) -> int:
-        """Devices of expert parallelism as given, or in the header; 0 if unknown."""
+        """As given, or in the header; 0 if unknown."""
         size = self.run.expert_parallel_size if self.run is not None else 1
         return self.given_ranks or (size if size > 1 else 0)
 
     @property
     def ranks(self) -> int:
-        """The same; without a number eight are assumed."""
+        """Devices of expert parallelism; eight are assumed if they are unknown."""
         return self.known_ranks or _ASSUMED_RANKS
 
     def reference_load(self, layer: LayerView) -> Sequence[float] | None:
-        """The loads of a layer at the reference."""
         if self.reference is None:
             return None
         return self.reference.load_of(layer.index, layer.router.num_experts)
@@ -163,7 +162,6 @@ def _rank_loads(load: Sequence[float], experts: int, ranks: int) -> Sequence[flo
 
 
 def _ratios(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[float] | str:
-    """Multiples of a fair value."""
     bias = layer.bias
     match heat.look.measure:
         case Measure.BIAS:
@@ -259,10 +257,7 @@ def is_mean(look: Look, steps: int) -> bool:
 
 
 def heat_title(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> str:
-    """What the heatmap shows, for the head of its column; the most important part first.
-
-    ``steps``: over how many of them the loads are means.
-    """
+    """What the heatmap shows, most important first; the loads are means over ``steps``."""
     look, reference = heat.look, heat.reference
     if is_mean(look, steps):
         what, _, more = heat_title(heat, experts, per_cell).partition(",")

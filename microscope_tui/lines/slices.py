@@ -137,7 +137,7 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     """The numbers of one layer.
 
     Raises:
-        NoTables: the tables are missing, or have another shape than the file.
+        NoTables: they are missing, or do not fit the file.
     """
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]

@@ -107,10 +107,7 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
 def fit(
     view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
 ) -> TableLayout:
-    """Lay out ``view``, or ``shown`` of its layers, in ``columns`` × ``rows`` cells.
-
-    ``noted``: the line of notes under the ribbon is needed in any case.
-    """
+    """Lay out ``view``, or ``shown`` of its layers; ``noted``: notes are needed in any case."""
     layers = max(1, len(view.layers) if shown is None else shown)
     widths = _widths(view, columns)
     roomy = rows >= _ROOMY_FROM_ROWS
@@ -329,10 +326,7 @@ def _role(severity: Severity | None) -> str:
 def column_heads(
     view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1
 ) -> Line:
-    """The names of the columns, with what one cell of the heatmap shows.
-
-    ``steps``: over how many of them the loads are means.
-    """
+    """The names of the columns; ``steps``: over how many of them the loads are means."""
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     per_cell = layout.experts_per_cell
     full = heat_title(heat, experts, per_cell, steps)
@@ -401,9 +395,6 @@ def expert_line(view: RunView, layer_index: int, expert: int | None, heat: Heat)
 
 
 def first_visible(visible: int, selected: int, first: int, count: int) -> int:
-    """Where ``visible`` rows of ``count`` begin so that the chosen one is among them.
-
-    It moves as little as possible from ``first``, where they began before.
-    """
+    """Where ``visible`` rows of ``count`` begin: as near to ``first`` as the chosen one allows."""
     first = max(min(first, selected), selected - visible + 1)
     return max(0, min(first, count - visible))

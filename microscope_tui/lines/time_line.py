@@ -45,10 +45,7 @@ class Axis(StrEnum):
 
 
 def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -> str:
-    """A label of the axis; the step if no time was logged.
-
-    ``time``: when the step was written, Unix seconds; ``start`` when the run began.
-    """
+    """A label of the axis; the step if no time (Unix seconds) was logged."""
     if axis is Axis.RUN_TIME and time is not None and start is not None:
         return words.duration(max(0.0, time - start))
     if axis is Axis.CLOCK and time is not None:
@@ -84,10 +81,7 @@ def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> L
 def aligned_ribbon(
     view: RunView, columns: int, plot: tuple[int, int], axis: Axis = Axis.STEP
 ) -> Line:
-    """The ribbon right below a chart, column by column the same steps.
-
-    ``plot``: where the time axis of the chart begins, and how wide it is.
-    """
+    """The ribbon right below a chart, whose time axis begins at ``plot[0]``, ``plot[1]`` wide."""
     start = pad([dim(_start(view, axis).strip()), Span(" ")], plot[0], "right")
     return pad([*start, *_cells(view, plot[1])], columns)
 
@@ -265,10 +259,7 @@ class TimeScale(msgspec.Struct, frozen=True):
 
 
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
-    """The time axis of a view, with the events in its window.
-
-    ``layer``: mark the onsets of this layer only; of all layers by default.
-    """
+    """The time axis of a view, with the events in its window, or those of one layer."""
     cursor = view.step if view.cursor is not None else None
     marks = tuple(_marks(view, layer))
     return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))

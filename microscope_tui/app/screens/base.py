@@ -54,8 +54,6 @@ Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs q
 
 
 class Prompt:
-    """The state of the prompt: its kind and the typed text."""
-
     def __init__(self) -> None:
         self.kind: Kind = ""
         """What the prompt is for; empty while it is closed."""
@@ -277,7 +275,6 @@ class BaseScreen(Screen[None]):
         self.show("keys", [pad(line, width)])
 
     def show_message(self, text: str | None, role: str = "warn") -> None:
-        """Show a message in the last line until the next key."""
         self.message_shown, self._role = safe_text(text or "", 300), role
         if self.is_current:
             self.draw_last_line()
@@ -428,7 +425,6 @@ class BaseScreen(Screen[None]):
             self.show_message(said + shortened(str(path.parent), room), "ok")
 
     def as_json(self, view: RunView) -> str:
-        """What the screen shows, as data."""
         from microscope_tui.report import view_json
 
         return view_json(view)
@@ -452,7 +448,6 @@ class BaseScreen(Screen[None]):
         self.put_in_clipboard(text, text.splitlines()[0])
 
     def put_in_clipboard(self, text: str, said: str) -> None:
-        """Copy through the terminal."""
         self.app.copy_to_clipboard(text)
         hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
         self.show_message(f"copied: {said}{hint}", "ok")

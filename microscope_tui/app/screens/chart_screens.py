@@ -76,7 +76,6 @@ class ChartScreen(RunScreen):
 
     @property
     def chart_names(self) -> Sequence[str]:
-        """The current charts, in the order of the tab key."""
         return [name for stack in self._stacks for name in stack]
 
     @property
@@ -126,7 +125,6 @@ class ChartScreen(RunScreen):
     def draw_charts(
         self, stacks: Sequence[Sequence[str]], charts: Charts, time: TimeScale, room: int, step: int
     ) -> None:
-        """Lay out and show the charts; those without room are hidden and named."""
         self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
         first, enlarged = self.first_stack(), self.enlarged

@@ -3,7 +3,7 @@
 The layers are those of the file; they need not be those of the run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -66,7 +66,6 @@ class ProbeScreen(BaseScreen):
         """Draw the parts between header and last line."""
 
     def probe_json(self, routing: Routing) -> str:
-        """What the screen shows of the probe, as data."""
         raise NotImplementedError
 
     def as_json(self, view: RunView) -> str:
@@ -74,7 +73,6 @@ class ProbeScreen(BaseScreen):
         return super().as_json(view) if routing is None else self.probe_json(routing)
 
     def show_alone(self, lines: Sequence[list[Span]]) -> None:
-        """Lines in place of everything else."""
         for rows in self.query(Rows).results(Rows):
             if rows.id not in ("header", "keys"):
                 rows.show([])
@@ -155,8 +153,7 @@ class ProbeScreen(BaseScreen):
 
 
 class TokensScreen(ProbeScreen):
-    """The experts of the token at the cursor have colours, and with them every token that they have
-    in this layer. The cursor moves by tokens, and from one token of an expert to the next."""
+    """The cursor moves by tokens, and from one token of an expert to the next."""
 
     CSS = """
     #token-title, #token-legend { height: 1; }
@@ -230,7 +227,7 @@ class TokensScreen(ProbeScreen):
             lines = tokens.brief(routing, layer, token, columns)
             self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
         title = tokens.title(routing, layer, token, columns, light.choice(token))
-        shares = _busiest(routing, layer)
+        shares = tokens.busiest(routing, layer)
         legend = tokens.legend(light, shares, columns, letters=self.letters)
         self.show("token-title", [title])
         self.show("token-legend", [legend])
@@ -256,7 +253,6 @@ class TokensScreen(ProbeScreen):
         await self.action_line(direction * max(1, self.list_rows - 1))
 
     async def action_next_of_expert(self, direction: int) -> None:
-        """Go to the next, or previous, token of an expert, which stays highlighted."""
         if self.session.expert is None:
             self.session.expert = self._expert_here()
         if self.session.expert is None:
@@ -398,11 +394,6 @@ class SlicesScreen(ProbeScreen):
         await self.from_disk(self.go_to_expert, False)
         if not self.message_shown:
             await self.app.run_action("app.go('tokens')")
-
-
-@lru_cache(maxsize=1)
-def _busiest(routing: Routing, layer: int) -> Mapping[int, float]:
-    return tokens.busiest(routing, layer)
 
 
 @lru_cache(maxsize=1)
