@@ -93,7 +93,6 @@ class _Plot(NamedTuple):
         return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
     def curves(self, smoothing: float) -> list[list[Cell]]:
-        """The curves alone, as characters with roles."""
         series = [(curve.steps, curve.values, curve.role) for curve in self.chart.curves]
         if smoothing:
             series = [

@@ -121,7 +121,7 @@ class Microscope(App[None]):
             self.push_screen(screen_class("help")(bindings, self.session.glyphs, behind))
 
     def action_repaint(self) -> None:
-        """Repaint everything, after another program wrote over the screen."""
+        """After another program wrote over the screen."""
         self.screen.refresh(layout=True)
 
 

@@ -236,7 +236,6 @@ def _dead(color_system: str | None, palette: Palette) -> Style:
 
 
 def _sequence(share: float, color_system: str | None, palette: Palette) -> Style:
-    """A share of the way from low to high, with readable ink."""
     if color_system is None:
         return Style(reverse=share > 0.5 or None)
     if color_system == "truecolor":

@@ -35,7 +35,6 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
 
     version: Literal[1] = 1
     logs: str = ""
-    """The folder."""
     layer: _Text = ""
     """Name of the chosen router."""
     measure: Measure = Measure.LOAD

@@ -78,7 +78,6 @@ class Rows(Widget):
         ]
 
     def render_line(self, y: int) -> Strip:
-        """The line as it was shown, filled to the width of the widget."""
         ground = style_of("")
         if y < len(self._strips):
             return self._strips[y].adjust_cell_length(self.size.width, ground)
@@ -95,7 +94,6 @@ class Tiles(Horizontal):
         self._cuts: list[tuple[int, int]] = []
 
     async def fit(self, width: int) -> None:
-        """Make the tiles for a part of ``width`` cells."""
         if width == self._width:
             return
         self._width = width

@@ -285,7 +285,7 @@ class Session:
         return view_of(watch, columns, ribbon, self.time.pin, only, self.time.window)
 
     def glance(self) -> RunView | None:
-        """The current view without any history."""
+        """Without any history."""
         return self.view(1, 1, range(0))
 
 

@@ -39,7 +39,6 @@ class TimeCursor:
         self._pin: Pin | None = None
         self._window: Window | None = None
         self.speed = 0
-        """Playback speed in columns of the ribbon per second; 0 while stopped."""
 
     @property
     def newest_step(self) -> int:
@@ -186,7 +185,6 @@ class TimeCursor:
         return problem
 
     def next_speed(self) -> int:
-        """The next speed: off, 1, 4, 16 columns per second, and off again."""
         return _NEXT_SPEED[self.speed]
 
     def _look_at(self, moment: Pin | str | None) -> str | None:

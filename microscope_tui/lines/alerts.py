@@ -134,7 +134,6 @@ def entries_of(
 
 
 def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:
-    """Number of alerts of each kind; ``right`` is right-aligned."""
     line: Line = [Span(" alerts", "title")]
     if not entries:
         line.append(dim("   none"))
@@ -170,7 +169,7 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
-    """Width of the list when the details are beside it."""
+    """Width where the details are beside it."""
     full = fit_alerts(entries, 10**6)
     most = max(_NARROW, columns // 2, full.used("layers", "value") + _LEAST_LAYERS)
     return min(max(_NARROW, full.used()), most, columns - _LEAST_DETAIL)

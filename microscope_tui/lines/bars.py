@@ -119,7 +119,6 @@ class _LoadAxis(NamedTuple):
         return cls(top, top >= _DWARFS and top > _DWARFS * statistics.median(alive))
 
     def share(self, load: float) -> float:
-        """The height of a bar as a share of the axis."""
         part = load / self.top
         if not self.log or not part > 0:
             return part

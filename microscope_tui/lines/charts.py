@@ -35,7 +35,6 @@ class Curve:
     """One series of a chart. ``edge`` is the value of a column that is drawn."""
 
     steps: Sequence[int]
-    """Positions of the columns."""
     columns: Sequence[Column]
     role: str = "value"
     edge: str = "mean"
@@ -52,7 +51,6 @@ class Curve:
 class Chart:
     name: str
     curves: Sequence[Curve]
-    """The curves; the title shows the value of the last one."""
     now: float | None = None
     """The exact value at the shown step."""
     note: str = ""
@@ -67,7 +65,6 @@ class Chart:
     ends: tuple[str, str] | None = None
     """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
-    """Text for an empty chart."""
 
     @property
     def measured(self) -> bool:

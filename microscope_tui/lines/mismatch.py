@@ -127,7 +127,6 @@ def beside_each_other(
 
 
 def without_probe(problem: str, columns: int) -> list[Line]:
-    """What is missing, and how to make it."""
     lines: list[Line] = [[Span(line, "value")] for line in wrap(problem, columns)]
     lines.append([])
     for text, role in (

@@ -81,7 +81,7 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 
 
 def card_text(card: RunCard) -> str:
-    """The text that a filter matches: name, state and verdict."""
+    """The text that a filter matches."""
     labels = "".join(f"{_label(card, name)} " for name in _LABELS if _label(card, name))
     return f"{card.file.name} {labels}{card.state} {plain(_verdict(card, _ENOUGH))}"
 

@@ -66,7 +66,6 @@ class Cell:
 
     @classmethod
     def of(cls, count: int, expected: float, noise: float) -> "Cell":
-        """Judge a count of so many expected ones."""
         if not expected > 0:
             return cls(count, 0.0, False, few=True)
         ratio, few = math.log2(max(count, _NONE) / expected), expected < FEWEST_EXPECTED
@@ -292,7 +291,7 @@ def expert_line(
 def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
-    """The expert at the cursor in words and in full: each slice and token with its ratio."""
+    """The expert at the cursor: a sentence, then each slice and token with its ratio."""
     ratios = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")

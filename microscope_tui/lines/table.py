@@ -145,7 +145,10 @@ def _widths(view: RunView, columns: int) -> TableLayout:
     label = max(8, 5 + max((len(layer.router.name) for layer in view.layers), default=2))
     has_drops = any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers)
     has_entropy = any(_has(layer.entropy, layer.entropy_history) for layer in view.layers)
-    drop, bar = _drop_widths(columns) if has_drops else (0, 0)
+    drop = bar = 0
+    if has_drops:
+        bar = _BAR if columns >= _BAR_FROM else 0
+        drop = bar + 5 if bar else 8 if columns >= 72 else 4
     curves = 2 if has_entropy else 1
     room = columns - 1 - label - curves * (_GAP + 4) - (_GAP + drop if drop else 0)
     if any(layer.load for layer in view.layers):
@@ -167,13 +170,6 @@ def _widths(view: RunView, columns: int) -> TableLayout:
         drop=drop,
         drop_bar=bar,
     )
-
-
-def _drop_widths(columns: int) -> tuple[int, int]:
-    """Width of the column of the drop rate, and of the bar in it."""
-    if columns >= _BAR_FROM:
-        return _BAR + 5, _BAR
-    return (8 if columns >= 72 else 4), 0
 
 
 def _is_limited(view: RunView, widths: TableLayout) -> bool:

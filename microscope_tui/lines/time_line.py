@@ -57,7 +57,7 @@ def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -
 
 
 def _shorter(label: str) -> list[str]:
-    """``label`` and shorter forms of it for narrow screens, the longest first."""
+    """``label`` and shorter forms of it, the longest first."""
     if ":" in label:  # 24 Nov 22:41:33
         return [label, label.split(" ")[-1], label.split(" ")[-1][:5]]
     return [label, label.split(" ")[0]]  # 10h 05m
@@ -203,7 +203,6 @@ class TimeScale(msgspec.Struct, frozen=True):
     axis: Axis = Axis.STEP
     steps: Sequence[int] = ()
     times: Sequence[float | None] = ()
-    """Times of ``steps``."""
     began: float | None = None
     labels: Mapping[int, str] = {}
     """Where the axis does not count steps: the texts of some positions."""

@@ -255,7 +255,6 @@ class BaseScreen(Screen[None]):
         return with_keymap(self.BINDINGS, self.session.preferences.keymap)
 
     leads_to_probe = False
-    """Whether the last line begins with the screens of the probe."""
 
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
@@ -295,7 +294,7 @@ class BaseScreen(Screen[None]):
 
     @property
     def room(self) -> Size:
-        """Size of the screen in cells; that of the terminal before the first layout."""
+        """In cells; of the terminal before the first layout."""
         return self.size or self.app.size
 
     def ribbon_columns(self) -> int:

@@ -135,14 +135,12 @@ class MainScreen(RunScreen):
         return self.layers_shown[self.first : self.first + self.list_rows]
 
     def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
-        """The view, with the history of the visible layers only."""
         points = max(24, layout.spark * self.session.glyphs.points)
         view = self.session.view(points, self.ribbon_columns(), visible)
         assert view is not None  # runs are never closed
         return view
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
-        """Everything except the table."""
         session, palette = self.session, self.session.look.palette
         heat = self._heat(view)
         lines, compact = layout.verdict_lines, not layout.roomy
