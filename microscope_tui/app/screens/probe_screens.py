@@ -76,7 +76,7 @@ class ProbeScreen(BaseScreen):
         for rows in self.query(Rows).results(Rows):
             if rows.id not in ("header", "keys"):
                 rows.show([])
-        self.show(self.MAIN_PART, lines)
+        self.show(self.MAIN_PART, lines, height="1fr")
 
     async def action_move(self, by: int) -> None:
         session, anatomy = self.session, self.session.anatomy
@@ -316,10 +316,6 @@ class SlicesScreen(ProbeScreen):
     _ordering = Ordering.TELLING
     _order: Sequence[ExpertRow] = ()
     _at = _first_slice = 0
-
-    def show_alone(self, lines: Sequence[list[Span]]) -> None:
-        self.query_one("#slice-rows").styles.height = "1fr"
-        super().show_alone(lines)
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
         anatomy, names = self.session.anatomy, routing.slices
