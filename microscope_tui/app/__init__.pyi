@@ -1,5 +1,4 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .anatomy import Anatomy as Anatomy
 from .charts import figure as figure
 from .key_line import last_line as last_line
 from .keymap import BadKey as BadKey, conflicts as conflicts, keymap_of as keymap_of
@@ -18,7 +17,6 @@ from .out import (
     stand_alone as stand_alone,
     value_text as value_text,
     verdict_text as verdict_text,
-    without_web_fonts as without_web_fonts,
     write_new as write_new,
 )
 from .palette import COLOURS as COLOURS, style_of as style_of
@@ -45,7 +43,7 @@ from .screens.compare_screens import (
 )
 from .screens.help_screen import HelpScreen as HelpScreen, help_lines as help_lines
 from .screens.main_screen import MainScreen as MainScreen
-from .screens.probe_screens import SlicesScreen as SlicesScreen, TokensScreen as TokensScreen
+from .screens.probe_screens import TokensScreen as TokensScreen
 from .screens.runs_screen import RunsScreen as RunsScreen
 from .session import (
     PictureRequest as PictureRequest,

@@ -16,7 +16,6 @@ class Anatomy:
         self.problem = ""
         """Why there is none; empty if the run has no such file."""
         self.token = 0
-        """The token at the cursor."""
         self.layer = 0
         """The layer of the file that is shown."""
         self.letters: bool | None = None
@@ -46,7 +45,6 @@ class Anatomy:
         return self.routing
 
     def close(self) -> None:
-        """Close the file."""
         if self.routing is not None:
             self.routing.close()
         self.routing, self._log, self._router = None, None, None

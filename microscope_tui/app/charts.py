@@ -55,8 +55,7 @@ def figure(
 
     Args:
         step: the shown one, to which the value in the title belongs.
-        smoothing: weight of earlier values in the exponential mean; the measured values stay
-            behind it, faint.
+        smoothing: weight of earlier values; the measured values stay behind the mean, faint.
         ticks: labels of the time axis in the last line.
     """
     width, height = size
@@ -94,7 +93,6 @@ class _Plot(NamedTuple):
         return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
     def curves(self, smoothing: float) -> list[list[Cell]]:
-        """The curves alone, as characters with roles."""
         series = [(curve.steps, curve.values, curve.role) for curve in self.chart.curves]
         if smoothing:
             series = [

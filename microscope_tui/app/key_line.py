@@ -24,11 +24,7 @@ def last_line(
     paused: bool = False,
     probed: bool = False,
 ) -> Line:
-    """The shown bindings in their order, in exactly ``width`` cells.
-
-    For a run with a probe it begins with the screens of the probe. If the width is too small,
-    bindings are left out; help and quit always stay.
-    """
+    """The shown bindings in ``width`` cells; those of a probe first; help and quit always stay."""
     places = _places(bindings, _OF_A_PROBE if probed else (), paused)
     shown = {
         name: [Span("  "), *said([(_keys_of(of, glyphs), f" {does}")])]
@@ -89,5 +85,4 @@ def _keys_of(bindings: list[Binding], glyphs: Glyphs) -> str:
 
 
 def said(keys: Iterable[tuple[str, str]]) -> Line:
-    """Keys and what they do."""
     return [span for key, does in keys for span in (Span(key, "accent"), Span(does, "dim"))]

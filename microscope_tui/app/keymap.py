@@ -34,17 +34,13 @@ _FROM_ANY_TERMINAL = re.compile(
 
 
 class BadKey(ValueError):
-    """An unknown binding, an unknown key, or conflicting keys; the message says what to write."""
+    """The message says what to write."""
 
 
 def keymap_of(
     table: Mapping[str, object], screens: Mapping[str, Sequence[Binding]]
 ) -> dict[str, str]:
-    """The ``[keys]`` table, checked, for ``App.set_keymap``.
-
-    Args:
-        table: as TOML gives it: ``layer.next`` without quotes is a table in a table.
-        screens: the bindings of every screen.
+    """The ``[keys]`` table as TOML gives it, checked, for ``App.set_keymap``.
 
     Raises:
         BadKey: it does not fit these bindings.
@@ -94,7 +90,7 @@ def conflicts(screens: Mapping[str, Sequence[Binding]], keymap: Mapping[str, str
 
 
 def _entries(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Ids and values, flattened: TOML may nest them."""
+    """Ids and values: ``layer.next`` without quotes is a table in a table."""
     for part, value in table.items():
         if isinstance(value, Mapping):
             yield from _entries(value, f"{prefix}{part}.")
@@ -115,7 +111,6 @@ def _named(written: str) -> str | None:
 
 
 def _name_of(character: str) -> str | None:
-    """Textual's name of a character."""
     if not character.isprintable():
         return None
     if character == ",":  # it separates keys elsewhere

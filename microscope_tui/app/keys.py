@@ -28,8 +28,9 @@ _SHOWN = {
 
 
 def screen_class(name: str) -> type[Any]:
-    """The class of a screen, imported now."""
-    found: type[Any] = resolve_name(f"microscope_tui.app.screens.{SCREENS[name].place}")
+    """The class of a screen, imported now; ``name_of`` is the way back."""
+    place = f"{SCREENS[name].module}:{name.title()}Screen"
+    found: type[Any] = resolve_name(f"microscope_tui.app.screens.{place}")
     return found
 
 
@@ -39,10 +40,7 @@ def name_of(screen: Screen[Any]) -> str:
 
 
 def key(id: str, keys: str, action: str, does: str, short: str = "", shown: str = "") -> Binding:
-    """A binding; ``short`` is its label in the last line, if it appears there.
-
-    ``shown``: its key there, if that is not its first one.
-    """
+    """A binding; its label in the last line, if it is there, and its key, if not the first."""
     display = shown or None
     return Binding(keys, action, short or does, bool(short), display, id=id, tooltip=does)
 
@@ -106,11 +104,14 @@ FILTER = [
     key("filter.next", "n", "match(1)", "next match"),
     key("filter.previous", "N", "match(-1)", "previous match"),
 ]
-COPY = key("out.copy", "Y", "ask('copy')", "copy the verdict, the row or the value")
-CSV = key("out.csv", "w", "write('csv')", "export the loads of this step as CSV")
 JSON = key("out.json", "W", "write('json')", "export this step as JSON")
 SVG = key("out.svg", "S", "write('svg')", "export the screen as SVG")
-OUT = [COPY, CSV, JSON, SVG]
+OUT = [
+    key("out.copy", "Y", "ask('copy')", "copy the verdict, the row or the value"),
+    key("out.csv", "w", "write('csv')", "export the loads of this step as CSV"),
+    JSON,
+    SVG,
+]
 EVERYWHERE = [
     *_LEADS,
     key("app.palette", "ctrl+p", "app.command_palette", "all commands"),

@@ -40,8 +40,6 @@ _THEME = Theme(
 
 
 class Microscope(App[None]):
-    """MoE Microscope on one path."""
-
     CSS = f"""
     Screen, ModalScreen {{ background: {palette.GROUND}; overflow: hidden; }}
     Rows, Tiles {{ height: 1fr; width: 1fr; }}
@@ -102,7 +100,6 @@ class Microscope(App[None]):
 
     @property
     def shown(self) -> str:
-        """The name of the screen on top."""
         return name_of(self.screen)
 
     async def action_go(self, name: str) -> None:
@@ -116,7 +113,6 @@ class Microscope(App[None]):
             await self.push_screen(screen_class(name)(self.session))
 
     def action_help(self) -> None:
-        """Show the keys and words of the current screen."""
         if self.shown != "help":
             waits, keymap = self.screen.has_class("waiting"), self.session.preferences.keymap
             own = EVERYWHERE if waits else self.screen.BINDINGS
@@ -125,7 +121,7 @@ class Microscope(App[None]):
             self.push_screen(screen_class("help")(bindings, self.session.glyphs, behind))
 
     def action_repaint(self) -> None:
-        """Repaint everything, after another program wrote over the screen."""
+        """After another program wrote over the screen."""
         self.screen.refresh(layout=True)
 
 

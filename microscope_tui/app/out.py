@@ -22,7 +22,6 @@ from microscope_tui.runlog import safe_text
 from microscope_tui.watch import LayerView, RunView
 
 FONTS = "'JetBrains Mono', 'Cascadia Mono', Menlo, 'DejaVu Sans Mono', monospace"
-_STYLE_ENDS = "</style>"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NAME = re.compile(r'((?:class|id)="|="url\(#)terminal-\d+-')
 _NAME_IN_STYLE = re.compile(r"\.terminal-\d+-")
@@ -101,10 +100,7 @@ def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
 
 
 def value_text(layer: LayerView, expert: int | None = None) -> str:
-    """One number with all its digits: the load of ``expert``, else the balance of the layer.
-
-    Empty if there is no such number.
-    """
+    """The load of ``expert``, else the balance of the layer, with all digits; empty without one."""
     if expert is None:
         return "" if layer.collapse_index is None else repr(layer.collapse_index)
     known = layer.load is not None and 0 <= expert < len(layer.load)
@@ -121,12 +117,9 @@ def _clean(*lines: str) -> str:
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """``stem.suffix`` in ``folder``, or the first unused of ``stem-2.suffix`` …
+    """``stem`` and ``suffix`` in ``folder``, or the first unused of ``stem-2`` …
 
-    Args:
-        stem: may be any text; only letters, digits, ``.``, ``_`` and ``-`` of it are kept, and
-            of a long one its two ends.
-        suffix: with its dot.
+    ``stem`` may be any text; only letters, digits, ``.``, ``_`` and ``-`` of it are kept.
     """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "view"
     if len(stem) > _MAX_STEM:  # names that differ at either end stay different
@@ -140,11 +133,7 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a new file; a partly written file is removed.
-
-    Raises:
-        OSError: it is there already, or cannot be written.
-    """
+    """Write a new file, or raise an ``OSError``; a partly written one is removed."""
     data = text.encode("utf-8", "replace")
     with open(path, "xb") as file:
         try:
@@ -158,7 +147,10 @@ def write_new(path: Path, text: str) -> None:
 
 def stand_alone(svg: str) -> str:
     """The export without web fonts, with deterministic names and without redundant markup."""
-    head, ends, body = without_web_fonts(_NOT_XML.sub("\ufffd", svg)).partition(_STYLE_ENDS)
+    head, ends, body = _NOT_XML.sub("\ufffd", svg).partition("</style>")
+    head = re.sub(r"@font-face\s*\{.*?\}", "", head, flags=re.S)
+    head = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", head)
+    head = head.replace("<svg ", '<svg xml:space="preserve" ', 1)  # blanks are kept
     head = re.sub(r"\n\s*(?=\n)", "", _NAME_IN_STYLE.sub(".moe-", head))
     body = _NAME.sub(r"\1moe-", body)
     # Every line has its own clip except the last: Rich refers to one that it never wrote.
@@ -167,15 +159,6 @@ def stand_alone(svg: str) -> str:
     body = _TEXT.sub(_placed, body.replace("&#160;", "\N{NO-BREAK SPACE}"))
     svg = f"{head}{ends}{body}"
     return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):g}", svg)
-
-
-def without_web_fonts(svg: str) -> str:
-    """No web fonts, and blanks preserved."""
-    head, ends, body = svg.partition(_STYLE_ENDS)
-    head = re.sub(r"@font-face\s*\{.*?\}", "", head, flags=re.S)
-    head = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", head)
-    head = head.replace("<svg ", '<svg xml:space="preserve" ', 1)
-    return f"{head}{ends}{body}"
 
 
 def _merged(backgrounds: str) -> str:

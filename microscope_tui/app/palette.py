@@ -162,9 +162,7 @@ COLOURS = (
     _Colours("#f4ee60", "#6f7037", "#fbf8bf", (227, 58, 230), "bright_green"),
     _Colours("#e0563c", "#411e1b", "#ecb0a6", (167, 52, 217), "bright_red"),
     _Colours("#8f84ff", "#443e9e", "#d3cfff", (105, 55, 189), "bright_cyan"),
-    _Colours("#d5d9e0", "#3f464f", "#f0f3f7", (253, 240, 255), "bright_white"),
 )
-"""The last one is for an expert that is none of the busiest."""
 
 
 @cache
@@ -176,7 +174,7 @@ def style_of(
     ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
     all, ``num:N`` the same for a number, with light ink. ``seq:N`` is a step from low to high
     (0 … 15) of a measure that has no fair value.
-    ``token:N``, ``also:N``, ``lit:N`` and ``ink:N`` are the experts of a text (0 … 7).
+    ``token:N``, ``also:N``, ``lit:N`` and ``ink:N`` are the experts of a text (0 … 6).
     """
     family, _, level = role.partition(":")
     if family in ("heat", "num"):
@@ -238,7 +236,6 @@ def _dead(color_system: str | None, palette: Palette) -> Style:
 
 
 def _sequence(share: float, color_system: str | None, palette: Palette) -> Style:
-    """A share of the way from low to high, with readable ink."""
     if color_system is None:
         return Style(reverse=share > 0.5 or None)
     if color_system == "truecolor":

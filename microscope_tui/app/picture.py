@@ -27,7 +27,7 @@ _LOOK_S = 0.02
 
 
 class NoPicture(ValueError):
-    """The screen, step, layer or expert does not exist; the message says why."""
+    """The message says what does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRA
     """Draw a screen of the newest run of ``fleet``.
 
     Raises:
-        NoPicture: no such screen, layer, expert or step.
+        NoPicture: no such step, layer, expert or token.
     """
     app = Microscope(begin(fleet, glyphs, wanted.preferences))
     async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:
@@ -136,7 +136,6 @@ async def _choose_token(session: Session, token: int) -> None:
 
 
 def _text(app: Microscope) -> str:
-    """The text of the screen, row by row."""
     columns, rows = app.size
     lines = [[" "] * columns for _ in range(rows)]
     for part in app.screen.query(Rows):

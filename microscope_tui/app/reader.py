@@ -23,8 +23,6 @@ _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
 
 
 class Reader:
-    """Reads all runs of a fleet until it is stopped."""
-
     def __init__(self, fleet: Fleet, may_leave: Callable[[], bool]) -> None:
         """``may_leave``: whether a newer run may replace the open one."""
         self.fleet = fleet
@@ -43,11 +41,9 @@ class Reader:
         self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
     def start(self) -> None:
-        """Start reading in the background."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the reader."""
         self._stop.set()
         self.events.stop()
         self._thread.join(timeout=1.0)
@@ -64,10 +60,7 @@ class Reader:
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
     def choose(self, file: RunFile, request: SourceRequest | None = None) -> None:
-        """Open a run at the next iteration and stay with it.
-
-        ``request``: how the files of other tools are read from then on.
-        """
+        """Open a run and stay with it; ``request``: how other tools are read from then on."""
         self._chosen = file
         self._wanted.put((file, request))
 
@@ -125,25 +118,20 @@ class Reader:
         if (pause := self._quiet_until - time.monotonic()) > 0:
             self._stop.wait(pause)
         elif time.monotonic() - self._rested > _WORK_S:
-            self._stop.wait(self._pause())
+            watch = self.fleet.open
+            pause = _PAUSE_S
+            if watch is None or watch.complete:  # else the user waits for it, and it is short
+                training = watch is not None and watch.shown.end is None
+                if training or self.fleet.follows_others:  # half of a core: it may train here
+                    pause = _WORK_S
+            self._stop.wait(pause)
             self._rested = time.monotonic()
-
-    def _pause(self) -> float:
-        """Use half of a core for the history of a run that may be training on this machine."""
-        watch = self.fleet.open
-        if watch is not None and not watch.complete:
-            return _PAUSE_S  # the user waits for it, and it is short
-        training = watch is not None and watch.shown.end is None
-        return _WORK_S if training or self.fleet.follows_others else _PAUSE_S
 
     def _size(self) -> int:
         return self.fleet.open.source.size if self.fleet.open is not None else 0
 
     def _until_next_look(self, took: float) -> float:
-        """Seconds: few while a source holds back a step that may not be complete.
-
-        ``took``: seconds that the last look at all runs took.
-        """
+        """Seconds: few while a source holds back a step; ``took``: what the last look cost."""
         watch = self.fleet.open
         if watch is None or not self._is_foreign:
             return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)

@@ -16,7 +16,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from microscope_tui.app.session import DEFAULT, Preferences, Session
-from microscope_tui.lines import Axis, Glyphs, Look, Measure, Order, Palette, Pattern
+from microscope_tui.lines import Axis, Glyphs, Look, Measure, Order, Palette
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import BadMapping, rules_of
 from microscope_tui.watch import Fleet
@@ -35,7 +35,6 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
 
     version: Literal[1] = 1
     logs: str = ""
-    """The folder."""
     layer: _Text = ""
     """Name of the chosen router."""
     measure: Measure = Measure.LOAD
@@ -63,12 +62,11 @@ def begin(
 
 
 def recall(session: Session) -> None:
-    """Restore the saved view of the folder."""
     kept = load_view(session.fleet.root)
     palette = kept.palette or session.look.palette
     session.look = Look(measure=kept.measure, order=kept.order, palette=palette)
     session.axis, session.smoothing = kept.axis, kept.smoothing
-    session.filter = Pattern.parse(safe_text(kept.filter, _MOST_CHARS))
+    session.filter = safe_text(kept.filter, _MOST_CHARS)
     session.seen = dict.fromkeys(kept.seen)
     session.wanted_layer = kept.layer
     session.maps, request = kept.maps, session.fleet.request
@@ -85,7 +83,7 @@ def remember(session: Session) -> str | None:
         measure=Measure.LOAD if compared else look.measure,
         palette=look.palette if look.palette is not Palette.DIVERGING else None,
         order=look.order,
-        filter=session.filter.text,
+        filter=session.filter,
         axis=session.axis,
         smoothing=session.smoothing,
         seen=tuple(session.seen),
@@ -94,41 +92,32 @@ def remember(session: Session) -> str | None:
     return save_view(session.fleet.root, kept)
 
 
-def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:
-    """The saved view of ``logs``; the default if there is no usable one.
-
-    Args:
-        state_dir: the state folder, where it is not the user's.
-    """
+def load_view(logs: Path) -> SavedView:
+    """The saved view of ``logs``; the default if there is no usable one."""
     try:
-        folder, path = _place_of(logs, state_dir)
+        folder, path = _place_of(logs)
         kept = msgspec.json.decode(read_small(path, _MOST_BYTES), type=SavedView)
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        msgspec.MsgspecError,
-    ):  # no file, not ours, or no state folder
+    except (OSError, ValueError, RecursionError):  # no file, not ours, or no state folder
         return SavedView()
     return kept if kept.logs == folder else SavedView()
 
 
-def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str | None:
+def save_view(logs: Path, view: SavedView) -> str | None:
     """Save ``view`` for ``logs`` if it changed; returns the problem, if any.
 
     Of ``seen`` the newest are kept, and of the folders those that were looked at last.
     """
-    before = load_view(logs, state_dir)
+    before = load_view(logs)
     seen = tuple(key for key in view.seen[-_MOST_SEEN:] if len(key) <= _MOST_CHARS)
-    view = msgspec.structs.replace(view, logs=before.logs, seen=seen)
+    view = replace(view, logs=before.logs, seen=seen)
     if view == before:
         return None
     try:
-        folder, path = _place_of(logs, state_dir)
-        view = msgspec.structs.replace(view, logs=folder)
+        folder, path = _place_of(logs)
+        view = replace(view, logs=folder)
         write_whole(path, msgspec.json.format(msgspec.json.encode(view), indent=1))
     except (OSError, ValueError) as error:
-        where = safe_text(state_dir or state_folder(), _MOST_CHARS)
+        where = safe_text(state_folder(), _MOST_CHARS)
         why = getattr(error, "strerror", None) or error
         return safe_text(
             f"view settings are not saved: {where}: {why}; make it writable, or set XDG_STATE_HOME",
@@ -138,9 +127,8 @@ def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str
     return None
 
 
-def _place_of(logs: Path, state_dir: Path | None) -> tuple[str, Path]:
+def _place_of(logs: Path) -> tuple[str, Path]:
     """The folder by its one real name, and the file for it."""
     folder = os.fsencode(os.path.realpath(logs))
     name = hashlib.sha256(folder).hexdigest()[:16]
-    views = (state_dir or state_folder()) / "views"
-    return folder.decode("utf-8", "replace"), views / f"{name}.json"
+    return folder.decode("utf-8", "replace"), state_folder() / "views" / f"{name}.json"

@@ -48,11 +48,9 @@ class Rows(Widget):
 
     @property
     def texts(self) -> list[str]:
-        """The text of every line."""
         return [strip.text for strip in self._strips]
 
     def show(self, lines: Sequence[Line], palette: Palette = Palette.DIVERGING) -> None:
-        """Replace the content."""
         self._lines, self._palette = lines, palette
         strips = self._drawn(self.app.console.color_system)
         before, self._strips = self._strips, strips
@@ -80,7 +78,6 @@ class Rows(Widget):
         ]
 
     def render_line(self, y: int) -> Strip:
-        """The line as it was shown, filled to the width of the widget."""
         ground = style_of("")
         if y < len(self._strips):
             return self._strips[y].adjust_cell_length(self.size.width, ground)
@@ -97,7 +94,6 @@ class Tiles(Horizontal):
         self._cuts: list[tuple[int, int]] = []
 
     async def fit(self, width: int) -> None:
-        """Make the tiles for a part of ``width`` cells."""
         if width == self._width:
             return
         self._width = width
@@ -111,7 +107,6 @@ class Tiles(Horizontal):
         await self.mount_all(parts)
 
     def show(self, lines: Sequence[Line], palette: Palette) -> None:
-        """Replace the content of all tiles."""
         for part, (start, end) in zip(self.query(Rows), self._cuts, strict=False):
             part.show([cut(line, start, end) for line in lines], palette)
 

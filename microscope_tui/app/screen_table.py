@@ -11,8 +11,8 @@ class ScreenRow(NamedTuple):
 
     keys: str
     does: str
-    place: str
-    """``module:class`` in ``screens/``: imported when the screen is opened."""
+    module: str
+    """In ``screens/``: imported when the screen is opened."""
     words: str = ""
     """Parts of the glossary that its help explains, main terms first."""
     shown: tuple[str, ...] = ()
@@ -21,45 +21,43 @@ class ScreenRow(NamedTuple):
 
 SCREENS = {
     "main": ScreenRow(
-        "1", "all layers", "main_screen:MainScreen", "layers cells conditions alerts header time"
+        "1", "all layers", "main_screen", "layers cells conditions alerts header time"
     ),
     "layer": ScreenRow(
         "2",
         "one layer",
-        "chart_screens:LayerScreen",
+        "chart_screens",
         "layers quadrants charts =bias alerts header time",
     ),
     "expert": ScreenRow(
-        "", "an expert", "chart_screens:ExpertScreen", "expert conditions layers =bias header time"
+        "", "an expert", "chart_screens", "expert conditions layers =bias header time"
     ),
-    "alerts": ScreenRow(
-        "3", "alerts", "alerts_screen:AlertsScreen", "alerts alert_list layers header time"
-    ),
-    "runs": ScreenRow("4,r", "runs", "runs_screen:RunsScreen", "runs header alerts", ("runs", "r")),
+    "alerts": ScreenRow("3", "alerts", "alerts_screen", "alerts alert_list layers header time"),
+    "runs": ScreenRow("4,r", "runs", "runs_screen", "runs header alerts", ("runs", "r")),
     "compare": ScreenRow(
-        "5", "compare", "compare_screens:CompareScreen", "compare layers conditions header time"
+        "5", "compare", "compare_screens", "compare layers conditions header time"
     ),
     "course": ScreenRow(
         "6",
         "loss and learning rate",
-        "chart_screens:CourseScreen",
+        "chart_screens",
         "charts layers alerts header time",
     ),
     "tokens": ScreenRow(
         "7",
         "tokens of a probe",
-        "probe_screens:TokensScreen",
+        "probe_screens",
         "probe tokens =layer =entropy header",
     ),
     "slices": ScreenRow(
-        "8", "slices of a probe", "probe_screens:SlicesScreen", "slices probe =layer =share header"
+        "8", "slices of a probe", "probe_screens", "slices probe =layer =share header"
     ),
     "mismatch": ScreenRow(
-        "9", "mismatch of two probes", "compare_screens:MismatchScreen", "mismatch =layer header"
+        "9", "mismatch of two probes", "compare_screens", "mismatch =layer header"
     ),
     "placement": ScreenRow(
-        "d", "placement on devices", "placement_screen:PlacementScreen", "placement cells header"
+        "d", "placement on devices", "placement_screen", "placement cells header"
     ),
-    "help": ScreenRow("", "help", "help_screen:HelpScreen"),
+    "help": ScreenRow("", "help", "help_screen"),
 }
 """By the names that ``action_go``, snapshots and the glossary use."""

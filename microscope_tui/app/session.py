@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import Axis, Glyphs, Look, Palette, Pattern, SteadyLevels, shade_level
+from microscope_tui.lines import Axis, Glyphs, Look, Palette, SteadyLevels, shade_level
 from microscope_tui.placement import OF_HEADER, CostRequest
 from microscope_tui.routing import FILE_NAME
 from microscope_tui.runlog import PipedLog, RunFile, RunRecord, safe_text
@@ -76,8 +76,6 @@ class PictureRequest(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """The state of one session."""
-
     def __init__(self, fleet: Fleet, glyphs: Glyphs, preferences: Preferences = DEFAULT) -> None:
         self.fleet = fleet
         self.glyphs = glyphs
@@ -91,10 +89,9 @@ class Session:
         self.time = TimeCursor(lambda: self.watch)
         self.reader = Reader(fleet, lambda: self.time.following)
         self.look = Look(palette=preferences.palette)
-        self.filter = Pattern.parse("")
+        self.filter = ""
         """Which layers the main screen shows."""
         self.reference: Reference | None = None
-        """The reference for loads."""
         self.pin_problem = ""
         """Why the pinned run could not be moved to the shown step."""
         self.mismatches: dict[tuple[object, ...], Mismatch | str] = {}
@@ -104,7 +101,6 @@ class Session:
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
-        """Files exported in this session."""
         self.maps: tuple[str, ...] = ()
         """Confirmed keys of other tools, as given with ``--map``."""
         self.wanted_layer = ""
@@ -115,7 +111,6 @@ class Session:
 
     @property
     def watch(self) -> RunWatch | None:
-        """The open run."""
         watch = self.fleet.open
         if watch is not self._open:  # selections of the previous run are reset
             self._open, self._selected, self.expert = watch, 0, None
@@ -155,14 +150,12 @@ class Session:
         return f"confirmed: {shlex.join(self.maps)}{kept}; m forgets it"
 
     def close(self) -> None:
-        """Stop reading, and close the files."""
         if "anatomy" in vars(self):
             self.anatomy.close()
         self.reader.stop()
 
     @property
     def run(self) -> RunRecord | None:
-        """The header of the open run."""
         return self.watch.run if self.watch is not None else None
 
     @property
@@ -183,7 +176,6 @@ class Session:
 
     @property
     def has_run(self) -> bool:
-        """Whether there is a run with at least one step."""
         return self.watch is not None and self.watch.latest is not None
 
     @property
@@ -194,7 +186,6 @@ class Session:
 
     @property
     def pipe_ended(self) -> bool:
-        """Whether the log comes from a pipe that has ended."""
         source = self.watch.source if self.watch is not None else None
         return isinstance(source, PipedLog) and source.ended
 
@@ -294,7 +285,7 @@ class Session:
         return view_of(watch, columns, ribbon, self.time.pin, only, self.time.window)
 
     def glance(self) -> RunView | None:
-        """The current view without any history."""
+        """Without any history."""
         return self.view(1, 1, range(0))
 
 

@@ -13,6 +13,7 @@ In the text of a probe it is a token by the same rules, or ``e17``: the next one
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from datetime import datetime, time, timedelta
 
@@ -33,25 +34,20 @@ _MINUTE_S = 60.0
 
 
 class TimeCursor:
-    """The shown step and the window of the open run."""
-
     def __init__(self, watch: Callable[[], RunWatch | None]) -> None:
         self._watch = watch
         self._pin: Pin | None = None
         self._window: Window | None = None
         self.speed = 0
-        """Playback speed in columns of the ribbon per second; 0 while stopped."""
 
     @property
     def newest_step(self) -> int:
-        """The newest step, 0 before the first."""
         watch = self._watch()
         latest = watch.latest if watch is not None else None
         return latest.record.step if latest is not None else 0
 
     @property
     def shown_step(self) -> int:
-        """The step that everything on the screen shows."""
         return self.pin.step if self.pin else self.newest_step
 
     @property
@@ -64,7 +60,6 @@ class TimeCursor:
 
     @property
     def following(self) -> bool:
-        """Whether the newest step is shown."""
         return self.pin is None
 
     def reset(self) -> None:
@@ -73,7 +68,6 @@ class TimeCursor:
         self.speed = 0
 
     def toggle_follow(self) -> None:
-        """Pause, or follow the live run; playback stops at the shown step."""
         if self.speed:
             self.speed = 0
             return
@@ -128,27 +122,19 @@ class TimeCursor:
         shown = self.shown_step
         if by < 0:
             return self.go_to(max(1, shown + by))
-        missed, found = shown, self._moment(shown + by)
-        while isinstance(found, Pin) and found.step <= shown:  # no step was logged in between
-            missed, by = shown + by, 2 * by
-            found = self._moment(shown + by)
-        while not isinstance(found, str) and missed > shown:
-            after = found.step if found else self.newest_step
-            if after - missed <= 1:
-                break
-            middle = (missed + after) // 2
-            nearer = self._moment(middle)
-            if isinstance(nearer, Pin) and nearer.step > shown:
-                found = nearer
-            else:
-                missed = middle
+        found = self._moment(shown + by)
+        if isinstance(found, Pin) and found.step <= shown:  # none was logged in between: the next
+            later = range(shown + by, self.newest_step)
+            found = self._moment(later[bisect_left(later, True, key=self._is_past) :].start)
         return self._look_at(found)
 
-    def go_to(self, step: int) -> str | None:
-        """Show a step; the newest one follows again. Returns the problem, if any.
+    def _is_past(self, step: int) -> bool:
+        """Whether a step behind the shown one was logged up to ``step``; also if it is unknown."""
+        found = self._moment(step)
+        return not isinstance(found, Pin) or found.step > self.shown_step
 
-        Reads from the disk: do not call it in the thread that draws.
-        """
+    def go_to(self, step: int) -> str | None:
+        """Show a step, or follow the newest; returns the problem, if any. Reads from the disk."""
         problem, watch = self._look_at(self._moment(step)), self._watch()
         if problem or self.following or watch is None or step < 1:
             return problem
@@ -199,7 +185,6 @@ class TimeCursor:
         return problem
 
     def next_speed(self) -> int:
-        """The next speed: off, 1, 4, 16 columns per second, and off again."""
         return _NEXT_SPEED[self.speed]
 
     def _look_at(self, moment: Pin | str | None) -> str | None:

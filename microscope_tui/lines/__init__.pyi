@@ -22,7 +22,7 @@ from .charts import (
     smoothed as smoothed,
     tick_text as tick_text,
 )
-from .columns import Column as Column, Table as Table
+from .columns import Table as Table
 from .cost import layer_cost as layer_cost, model_cost as model_cost
 from .expert_card import (
     LEAST_SAMPLES as LEAST_SAMPLES,
@@ -67,7 +67,7 @@ from .mismatch import (
     mismatch_text as mismatch_text,
     percent as percent,
 )
-from .pattern import MOST_CHARACTERS as MOST_CHARACTERS, Pattern as Pattern
+from .pattern import matches as matches
 from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines
 from .run_list import card_text as card_text, fit_list as fit_list, run_line as run_line
 from .slices import (

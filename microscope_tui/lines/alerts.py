@@ -19,7 +19,7 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.lines import frame, words
 from microscope_tui.lines.columns import Column, Table
-from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.pattern import matches
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     WORD_OF_SEVERITY,
@@ -62,8 +62,6 @@ class AlertState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One alert in the list."""
-
     finding: Finding
     advice: Advice
     state: AlertState
@@ -118,12 +116,9 @@ def entries_of(
     view: RunView,
     known: Iterable[tuple[Finding, Advice]],
     seen: Container[str],
-    pattern: Pattern,
+    pattern: str,
 ) -> list[Entry]:
-    """The alerts that match ``pattern``: active, recovered, notes, later; each worst first.
-
-    ``known``: what is known by the end of the log, for alerts that begin after the shown step.
-    """
+    """The alerts that match ``pattern``; ``known``: by the end of the log, for later ones."""
     entries: list[Entry] = []
     later = [pair for pair in known if pair[0].onset > view.step]
     for finding, advice in [*view.findings, *later]:
@@ -135,11 +130,10 @@ def entries_of(
         key = key_of(view.name, finding)
         entries.append(Entry(finding, advice, state, key, key in seen))
     entries.sort(key=lambda entry: list(AlertState).index(entry.state))
-    return [entry for entry in entries if pattern.matches(entry.text)]
+    return [entry for entry in entries if matches(pattern, entry.text)]
 
 
 def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:
-    """Number of alerts of each kind; ``right`` is right-aligned."""
     line: Line = [Span(" alerts", "title")]
     if not entries:
         line.append(dim("   none"))
@@ -175,14 +169,13 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
-    """Width of the list when the details are beside it."""
+    """Width where the details are beside it."""
     full = fit_alerts(entries, 10**6)
     most = max(_NARROW, columns // 2, full.used("layers", "value") + _LEAST_LAYERS)
     return min(max(_NARROW, full.used()), most, columns - _LEAST_DETAIL)
 
 
 def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
-    """One alert."""
     finding, role = entry.finding, entry.role
     bright = "value" if entry.state is AlertState.ACTIVE or chosen else "dim"
     severity = f"{finding.severity.letter} {finding.severity.label}"

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
-from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
+from microscope_tui.lines.glyphs import BLOCKS, Glyphs, bin_loads, load_level
 from microscope_tui.lines.spans import Line, Span, dim, merged, pad, placed, wrap
 
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
 _DWARFS = 8.0
 """A load so many times as high as the median, and as fair, would press the others flat."""
 _TICKS = {0.25: "1/4", 4.0: "4", 16.0: "16", 64.0: "64"}
@@ -115,13 +114,11 @@ class _LoadAxis(NamedTuple):
 
     @classmethod
     def of(cls, load: Sequence[float]) -> "_LoadAxis":
-        """The axis for these loads."""
         alive = [x for x in load if 0 < x < math.inf] or [1.0]
         top = max(2.0, *alive)
         return cls(top, top >= _DWARFS and top > _DWARFS * statistics.median(alive))
 
     def share(self, load: float) -> float:
-        """The height of a bar as a share of the axis."""
         part = load / self.top
         if not self.log or not part > 0:
             return part
@@ -177,7 +174,7 @@ def _risen(share: float, rows: int, glyphs: Glyphs) -> list[str]:
     parts = [max(0, min(8, eighths - 8 * (rows - 1 - row))) for row in range(rows)]
     if glyphs is Glyphs.ASCII:
         return ["#" if part >= 4 else "_" if part else "" for part in parts]
-    return [_EIGHTHS[part].strip() for part in parts]
+    return [BLOCKS[part].strip() for part in parts]
 
 
 def _swung(share: float, rows: int, glyphs: Glyphs) -> list[str]:

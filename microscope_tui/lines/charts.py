@@ -1,6 +1,6 @@
 """Charts over time as data: curves, scale and title; which ones a screen has, and where.
 
-Numbers only; ``app/renderables/charts.py`` draws them. The focused chart is always shown; charts
+Numbers only; ``app/charts.py`` draws them. The focused chart is always shown; charts
 without room are named.
 """
 
@@ -35,7 +35,6 @@ class Curve:
     """One series of a chart. ``edge`` is the value of a column that is drawn."""
 
     steps: Sequence[int]
-    """Positions of the columns."""
     columns: Sequence[Column]
     role: str = "value"
     edge: str = "mean"
@@ -50,11 +49,8 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart over one time axis."""
-
     name: str
     curves: Sequence[Curve]
-    """The curves; the title shows the value of the last one."""
     now: float | None = None
     """The exact value at the shown step."""
     note: str = ""
@@ -69,11 +65,9 @@ class Chart:
     ends: tuple[str, str] | None = None
     """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
-    """Text for an empty chart."""
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything to draw."""
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
 
     def scale(self) -> tuple[float, float, float | None]:
@@ -105,7 +99,6 @@ class Chart:
 
 
 def chart_name(name: str, focused: bool) -> Line:
-    """The beginning of the title of a chart."""
     return [Span("▶ " if focused else "  ", "accent"), Span(name, "accent" if focused else "value")]
 
 
@@ -145,8 +138,6 @@ def tick_text(value: float, span: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One chart and its size."""
-
     name: str
     width: int
     height: int
@@ -294,10 +285,7 @@ def _known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
 
 
 def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
-    """Did the loss react to the routers? In numbers, since the onset of an alert.
-
-    ``layer``: the layer whose alert is meant, if it has one; else the worst of all.
-    """
+    """Did the loss react since the onset of an alert, of ``layer`` if it has one?"""
     onsets = [
         (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
     ]

@@ -9,8 +9,6 @@ from microscope_tui.lines.spans import Line, Span, pad
 
 
 class Column(msgspec.Struct, frozen=True):
-    """One column of a table."""
-
     name: str
     width: int
     """Cells; the last column may be wider than what is left for it."""
@@ -50,17 +48,14 @@ class Table(msgspec.Struct, frozen=True):
         return next((column.width for column in self.columns if column.name == name), 0)
 
     def resized(self, **widths: int) -> "Table":
-        """The same with other widths of some columns."""
         return replace(
             self, columns=[replace(c, width=widths.get(c.name, c.width)) for c in self.columns]
         )
 
     def no_room(self, between: str) -> str:
-        """What was left out for lack of room, in words."""
         return f"no room for {between.join(self.left_out)}" if self.left_out else ""
 
     def heads(self) -> Line:
-        """The names of the columns."""
         texts = {c.name: c.name if c.head is None else c.head for c in self.columns}
         return self.line({name: [Span(text, "dim")] for name, text in texts.items()})
 

@@ -38,10 +38,7 @@ _MORE, _FAR_MORE = 1.25, 2.0  # times the largest load
 def moment_lines(
     view: RunView, reference: Reference, columns: int, remarks: tuple[Span, Span], *, brief: bool
 ) -> list[Line]:
-    """A, B and the change from A to B, under their heads; A and B alone if ``brief``.
-
-    ``remarks``: shown after the numbers of A and of B.
-    """
+    """A, B and the change, with a remark on A and on B; under heads, unless ``brief``."""
     then, now = reference.record, view.record or reference.record
     rows = [_values(then), _values(now), _changes(then, now)]
     names = list(rows[0])[: 4 if columns >= _ALL_NUMBERS else 2]

@@ -109,7 +109,6 @@ def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[
 
 
 def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int) -> Line:
-    """Which expert this is."""
     router, size = layer.router, layer.router.num_experts or "?"
     left = [
         Span(f"  expert {expert}", "title"),

@@ -117,10 +117,7 @@ def verdict(
     *,
     compact: bool = False,
 ) -> list[Line]:
-    """The worst alert that is not in ``seen``, in ``lines`` lines, or that the run is healthy.
-
-    ``compact``: the finding and the remedy only; otherwise also the reason.
-    """
+    """The worst alert that is not in ``seen``, in ``lines`` lines; ``compact``: without the why."""
     unseen = [pair for pair in view.alerts if key_of(view.name, pair[0]) not in seen]
     worst = unseen[0] if unseen else view.worst
     rows: list[Line]

@@ -42,7 +42,7 @@ def glyphs_for(choice: str, stream: object) -> Glyphs:
 
 
 _BRAILLE_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))  # bottom to top; left, right
-_BLOCKS = " ▁▂▃▄▅▆▇█"
+BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 CALM_FROM, CALM_TO = -0.7, 0.65
 """The calm band in octaves from the fair share: 0.62 to 1.57 times as much."""
@@ -175,7 +175,7 @@ def _block(cells: Sequence[Column], width: int, top: float, height: int) -> list
     for at, cell in enumerate(cells):
         filled = _span(cell, top, 8 * height).stop
         for line in range(height):
-            lines[line][at] = _BLOCKS[max(0, min(8, filled - 8 * (height - 1 - line)))]
+            lines[line][at] = BLOCKS[max(0, min(8, filled - 8 * (height - 1 - line)))]
     return ["".join(line) for line in lines]
 
 

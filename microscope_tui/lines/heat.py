@@ -42,8 +42,6 @@ class Palette(StrEnum):
 
 
 class Measure(StrEnum):
-    """What a cell of the heatmap measures."""
-
     LOAD = "load"
     """Multiples of the fair share, on a log2 scale with a calm band around 1."""
     SHARE = "share"
@@ -61,8 +59,6 @@ class Measure(StrEnum):
 
 
 class Order(StrEnum):
-    """Order of the experts in a layer."""
-
     ID = "id"
     LOAD = "load"
     GROUP = "group"
@@ -85,8 +81,6 @@ def after(now: object, choices: Sequence[_Value]) -> _Value:
 
 
 class Look(msgspec.Struct, frozen=True):
-    """The display choices of a session."""
-
     measure: Measure = Measure.LOAD
     order: Order = Order.ID
     palette: Palette = Palette.DIVERGING
@@ -98,7 +92,6 @@ class Look(msgspec.Struct, frozen=True):
         return replace(self, **changed)
 
     def compared(self, on: bool) -> "Look":
-        """With the reference, or without."""
         return replace(self, measure=Measure.DIFFERENCE if on else Measure.LOAD)
 
 
@@ -108,8 +101,6 @@ def exact_levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]
 
 
 class Heat(msgspec.Struct, frozen=True):
-    """How a heatmap is drawn."""
-
     look: Look = msgspec.field(default_factory=Look)
     run: RunRecord | None = None
     """The header, which some measures need."""
@@ -122,17 +113,16 @@ class Heat(msgspec.Struct, frozen=True):
 
     @property
     def known_ranks(self) -> int:
-        """Devices of expert parallelism as given, or in the header; 0 if unknown."""
+        """As given, or in the header; 0 if unknown."""
         size = self.run.expert_parallel_size if self.run is not None else 1
         return self.given_ranks or (size if size > 1 else 0)
 
     @property
     def ranks(self) -> int:
-        """The same; without a number eight are assumed."""
+        """Devices of expert parallelism; eight are assumed if they are unknown."""
         return self.known_ranks or _ASSUMED_RANKS
 
     def reference_load(self, layer: LayerView) -> Sequence[float] | None:
-        """The loads of a layer at the reference."""
         if self.reference is None:
             return None
         return self.reference.load_of(layer.index, layer.router.num_experts)
@@ -172,7 +162,6 @@ def _rank_loads(load: Sequence[float], experts: int, ranks: int) -> Sequence[flo
 
 
 def _ratios(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[float] | str:
-    """Multiples of a fair value."""
     bias = layer.bias
     match heat.look.measure:
         case Measure.BIAS:
@@ -268,10 +257,7 @@ def is_mean(look: Look, steps: int) -> bool:
 
 
 def heat_title(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> str:
-    """What the heatmap shows, for the head of its column; the most important part first.
-
-    ``steps``: over how many of them the loads are means.
-    """
+    """What the heatmap shows, most important first; the loads are means over ``steps``."""
     look, reference = heat.look, heat.reference
     if is_mean(look, steps):
         what, _, more = heat_title(heat, experts, per_cell).partition(",")
@@ -368,5 +354,4 @@ def _cell(glyph: str, cell: int) -> str:
 
 
 def role_of_level(level: int | None) -> str:
-    """The role of a cell with this load."""
     return "heat:dead" if level is None else f"heat:{level}"

@@ -15,7 +15,6 @@ MOST_SWAPS = 10
 
 
 def head_lines(found: Mismatch, columns: int) -> list[Line]:
-    """How much differs, in words."""
     of = f" of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
     tokens = " of the tokens are routed differently in at least one layer"
     shares = (found.share, of), (found.tokens_differing / found.tokens, tokens)
@@ -91,7 +90,6 @@ def swap_lines(
 
 
 def mismatch_text(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
-    """All of it, one part below the other."""
     lines = head_lines(found, columns)
     if not found.differing:
         return lines
@@ -129,7 +127,6 @@ def beside_each_other(
 
 
 def without_probe(problem: str, columns: int) -> list[Line]:
-    """What is missing, and how to make it."""
     lines: list[Line] = [[Span(line, "value")] for line in wrap(problem, columns)]
     lines.append([])
     for text, role in (

@@ -11,34 +11,12 @@ what a ``*`` has matched.
 """
 
 from fnmatch import fnmatchcase
-from typing import Self
-
-import msgspec
-
-MOST_CHARACTERS = 100
-"""Longer texts are refused."""
 
 
-class Pattern(msgspec.Struct, frozen=True):
-    """A typed filter; an empty or invalid one matches everything."""
-
-    text: str = ""
-    """The typed text; pass it through ``safe_text`` before showing it."""
-    error: str = ""
-    """Why the filter is invalid; empty if it is valid."""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse ``text``; mistakes are in ``error``, never raised."""
-        if len(text) > MOST_CHARACTERS:
-            return cls(text, f"longer than {MOST_CHARACTERS} characters: shorten it")
-        return cls(text)
-
-    def matches(self, text: str) -> bool:
-        """All conditions hold for ``text``."""
-        folded = text.casefold()
-        words = () if self.error else self.text.casefold().split()
-        return all(_holds(word, folded) for word in words if word != "!")
+def matches(pattern: str, text: str) -> bool:
+    """All conditions of ``pattern`` hold for ``text``; pass it through ``safe_text`` to show it."""
+    folded = text.casefold()
+    return all(_holds(word, folded) for word in pattern.casefold().split() if word != "!")
 
 
 def _holds(word: str, text: str) -> bool:

@@ -59,7 +59,6 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
 
 
 def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
-    """One run."""
     role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
     bright = "value" if card.state.live or card.open or card.findings or chosen else "dim"
     tag = _tag(card)
@@ -82,7 +81,7 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 
 
 def card_text(card: RunCard) -> str:
-    """The text that a filter matches: name, state and verdict."""
+    """The text that a filter matches."""
     labels = "".join(f"{_label(card, name)} " for name in _LABELS if _label(card, name))
     return f"{card.file.name} {labels}{card.state} {plain(_verdict(card, _ENOUGH))}"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from microscope_tui.lines import words
-from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.glyphs import BLOCKS, Glyphs
 from microscope_tui.lines.spans import (
     Line,
     Span,
@@ -39,7 +39,6 @@ _LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
 _LEVELS_PER_OCTAVE = 6
 """The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
-_LEVELS = " ▁▂▃▄▅▆▇█"
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
@@ -47,8 +46,6 @@ Named = Callable[[int], str]
 
 
 class Ordering(StrEnum):
-    """Order of the experts."""
-
     TELLING = "most telling first"
     SLICE = "by slice"
     NUMBER = "by number"
@@ -69,7 +66,6 @@ class Cell:
 
     @classmethod
     def of(cls, count: int, expected: float, noise: float) -> "Cell":
-        """Judge a count of so many expected ones."""
         if not expected > 0:
             return cls(count, 0.0, False, few=True)
         ratio, few = math.log2(max(count, _NONE) / expected), expected < FEWEST_EXPECTED
@@ -109,8 +105,6 @@ class NoTables(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SliceTable:
-    """All experts of one layer."""
-
     rows: Sequence[ExpertRow]
     """By number."""
     noise: Sequence[float]
@@ -119,7 +113,6 @@ class SliceTable:
     """Choices in each slice."""
 
     def ordered(self, ordering: Ordering) -> Sequence[ExpertRow]:
-        """The rows in this order."""
         if ordering is Ordering.NUMBER:
             return self.rows
         if ordering is Ordering.SHARE:
@@ -143,7 +136,7 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     """The numbers of one layer.
 
     Raises:
-        NoTables: the tables are missing, or have another shape than the file.
+        NoTables: they are missing, or do not fit the file.
     """
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
@@ -282,7 +275,6 @@ def heads(
 def expert_line(
     row: ExpertRow, layout: SliceLayout, named: Named, *, chosen: bool, colour: bool
 ) -> Line:
-    """One expert."""
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
     share = pad([dim(_percent(row.share))], _SHARE, "right")
     line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]
@@ -299,7 +291,7 @@ def expert_line(
 def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
-    """The expert at the cursor in words and in full: each slice and token with its ratio."""
+    """The expert at the cursor: a sentence, then each slice and token with its ratio."""
     ratios = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")
@@ -365,7 +357,7 @@ def _level(
         return Span(" ")
     share = value / top if top > 0 else 0.0
     eighths, tenths = max(0, min(8, round(8 * share))), max(0, min(9, int(10 * share)))
-    text = str(tenths) if glyphs is Glyphs.ASCII else _LEVELS[max(1, eighths)]
+    text = str(tenths) if glyphs is Glyphs.ASCII else BLOCKS[max(1, eighths)]
     chance = noise is not None and value <= noise
     return Span(text, "accent" if here else "faint" if chance else "curve")
 

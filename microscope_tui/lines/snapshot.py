@@ -21,10 +21,7 @@ def snapshot_text(
     at: Pin | None = None,
     cost: CostRequest = OF_HEADER,
 ) -> str:
-    """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``.
-
-    ``cost``: the ranks whose uneven load costs something; it is reported below the verdict.
-    """
+    """The main screen as text of ``columns`` cells; all layers unless ``rows``."""
     probe = view_of(watch, at=at)
     all_words = not rows
     costs = cost_lines(cost_of(watch, at, cost), columns, whole=all_words)

@@ -13,8 +13,6 @@ from microscope_tui.diagnosis import Episode, Finding, Severity
 
 
 class Span(NamedTuple):
-    """A piece of one line."""
-
     text: str
     role: str = "value"
 
@@ -72,7 +70,6 @@ def width_of(text: str) -> int:
 
 
 def line_width(line: Iterable[Span]) -> int:
-    """Terminal cells of a line."""
     return sum(width_of(span.text) for span in line)
 
 
@@ -172,5 +169,4 @@ def with_notes(left: Sequence[Span], notes: Iterable[str], width: int, *, gap: i
 
 
 def plain(line: Iterable[Span]) -> str:
-    """The text alone."""
     return "".join(span.text for span in line).rstrip()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import words
@@ -24,7 +24,7 @@ from microscope_tui.lines.heat import (
     is_mean,
     order_of,
 )
-from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.pattern import matches
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     WORD_OF_SEVERITY,
@@ -56,8 +56,8 @@ FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar."""
 
 
-class _Widths(msgspec.Struct, frozen=True, kw_only=True):
-    """The columns, in cells."""
+class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """Widths of the columns in cells, and heights in lines."""
 
     columns: int
     label: int
@@ -73,6 +73,21 @@ class _Widths(msgspec.Struct, frozen=True, kw_only=True):
     """0 if nothing can be dropped."""
     drop_bar: int
     """Width of its bar; 0 if there is no room."""
+    row_height: int = 1
+    table_rows: int = 1
+    """Lines for the table's body."""
+    roomy: bool = False
+    """Blank lines between the parts, and a verdict of three lines."""
+    noted: bool = False
+    """Whether there is a line of notes under the ribbon; in small windows if it has content."""
+    legend: bool = False
+    """Whether the legend has its own line; without one a verdict replaces it."""
+    verdict_lines: int = 2
+    """Two; three where there is room; up to five where no layer uses the lines."""
+    numbered: bool = False
+    """Whether expert numbers are shown above the cells."""
+    hidden: tuple[str, ...] = ()
+    """What was left out for lack of room."""
 
     @property
     def curve(self) -> int:
@@ -84,39 +99,15 @@ class _Widths(msgspec.Struct, frozen=True, kw_only=True):
         """Width of the entropy column; 0 where no layer has an entropy."""
         return self.curve if self.has_entropy else 0
 
-
-class TableLayout(_Widths, frozen=True, kw_only=True):
-    """Widths in cells, and heights in lines."""
-
-    row_height: int
-    table_rows: int
-    """Lines for the table's body."""
-    roomy: bool
-    """Blank lines between the parts, and a verdict of three lines."""
-    noted: bool
-    """Whether there is a line of notes under the ribbon; in small windows if it has content."""
-    legend: bool
-    """Whether the legend has its own line; without one a verdict replaces it."""
-    verdict_lines: int
-    """Two; three where there is room; up to five where no layer uses the lines."""
-    numbered: bool
-    """Whether expert numbers are shown above the cells."""
-    hidden: tuple[str, ...]
-    """What was left out for lack of room."""
-
     @property
     def visible_layers(self) -> int:
-        """Number of layers that fit the body."""
         return max(1, self.table_rows // self.row_height)
 
 
 def fit(
     view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
 ) -> TableLayout:
-    """Lay out ``view``, or ``shown`` of its layers, in ``columns`` × ``rows`` cells.
-
-    ``noted``: the line of notes under the ribbon is needed in any case.
-    """
+    """Lay out ``view``, or ``shown`` of its layers; ``noted``: notes are needed in any case."""
     layers = max(1, len(view.layers) if shown is None else shown)
     widths = _widths(view, columns)
     roomy = rows >= _ROOMY_FROM_ROWS
@@ -136,8 +127,8 @@ def fit(
     verdict_lines = 3 if roomy or free == 2 else 2
     if roomy:
         verdict_lines += free
-    return TableLayout(
-        **asdict(widths),
+    return replace(
+        widths,
         row_height=height,
         table_rows=body,
         roomy=roomy,
@@ -149,12 +140,15 @@ def fit(
     )
 
 
-def _widths(view: RunView, columns: int) -> _Widths:
+def _widths(view: RunView, columns: int) -> TableLayout:
     """The columns of words and numbers first; load and curves share what they leave."""
     label = max(8, 5 + max((len(layer.router.name) for layer in view.layers), default=2))
     has_drops = any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers)
     has_entropy = any(_has(layer.entropy, layer.entropy_history) for layer in view.layers)
-    drop, bar = _drop_widths(columns) if has_drops else (0, 0)
+    drop = bar = 0
+    if has_drops:
+        bar = _BAR if columns >= _BAR_FROM else 0
+        drop = bar + 5 if bar else 8 if columns >= 72 else 4
     curves = 2 if has_entropy else 1
     room = columns - 1 - label - curves * (_GAP + 4) - (_GAP + drop if drop else 0)
     if any(layer.load for layer in view.layers):
@@ -165,7 +159,7 @@ def _widths(view: RunView, columns: int) -> _Widths:
         cell, per_cell, heat = 1, 1, min(_WORDS, room)
         spark = (room - _WORDS) // curves - 1
         spark = min(_MAX_SPARK // curves, spark) if spark >= _MIN_SPARK else 0
-    return _Widths(
+    return TableLayout(
         columns=columns,
         label=label,
         heat=heat,
@@ -178,20 +172,13 @@ def _widths(view: RunView, columns: int) -> _Widths:
     )
 
 
-def _drop_widths(columns: int) -> tuple[int, int]:
-    """Width of the column of the drop rate, and of the bar in it."""
-    if columns >= _BAR_FROM:
-        return _BAR + 5, _BAR
-    return (8 if columns >= 72 else 4), 0
-
-
-def _is_limited(view: RunView, widths: _Widths) -> bool:
+def _is_limited(view: RunView, widths: TableLayout) -> bool:
     """Whether something about the whole run has to be noted."""
     complete = widths.spark and widths.has_entropy
     return not complete or bool(view.defects or view.memory_limit)
 
 
-def _hidden(widths: _Widths, more_layers: int) -> tuple[str, ...]:
+def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
     hidden = []
     if more_layers > 0:
         hidden.append(words.plural(more_layers, "more layer"))
@@ -266,16 +253,17 @@ def balance(
     number = Span(words.index(layer.collapse_index), _role(layer.severity))
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", number.role)
-    curve = _Curve(layer.balance_history, 1.0, words.no_balance(layer)[0])
-    return curve.beside(number, layout, glyphs, cursor)
+    nothing = words.no_balance(layer)[0]
+    return _curve(number, layer.balance_history, 1.0, nothing, layout, glyphs, cursor)
 
 
 def entropy(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
-    curve = _Curve(layer.entropy_history, words.most_entropy(layer), "not logged")
-    return curve.beside(Span(words.decimal(layer.entropy)), layout, glyphs, cursor)
+    number = Span(words.decimal(layer.entropy))
+    top = words.most_entropy(layer)
+    return _curve(number, layer.entropy_history, top, "not logged", layout, glyphs, cursor)
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
@@ -291,39 +279,35 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     return _tall(line, layout.drop, layout)
 
 
-class _Curve(msgspec.Struct, frozen=True):
-    """A history on a scale from 0 to ``top``; ``nothing``: why it may be empty."""
+def _curve(
+    number: Span,
+    history: Sequence[Column],
+    top: float,
+    nothing: str,
+    layout: TableLayout,
+    glyphs: Glyphs,
+    cursor: float | None,
+) -> list[Line]:
+    """The number, and its history from 0 to ``top`` where there is room; faint after ``cursor``.
 
-    history: Sequence[Column]
-    top: float
-    nothing: str
-
-    def beside(
-        self, number: Span, layout: TableLayout, glyphs: Glyphs, cursor: float | None
-    ) -> list[Line]:
-        """The number, and the curve that ends at it where there is room; faint after ``cursor``."""
-        height, width = layout.row_height, layout.spark
-        if not number.text.strip("*") and all(
-            column.mean != column.mean for column in self.history
-        ):
-            text = first_fitting([self.nothing], layout.curve, "   -")
-            return _tall([Span(text, "faint")], layout.curve, layout)
-        if not width:
-            return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
-        role = "curve" if number.role == "value" else number.role
-        # From three lines on, the last stays blank, to separate the curves of neighbours.
-        blank = [" " * width] if height >= 3 else []
-        curve = spark(self.history, width, self.top, glyphs, height - len(blank)) + blank
-        past = width if cursor is None else math.ceil(cursor * width)
-        numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
-        return [
-            [
-                Span(text[:past], role),
-                Span(text[past:], "faint"),
-                Span(f" {here:>4}", number.role),
-            ]
-            for here, text in zip(numbers, curve, strict=True)
-        ]
+    ``nothing``: why it may be empty.
+    """
+    height, width = layout.row_height, layout.spark
+    if not number.text.strip("*") and all(column.mean != column.mean for column in history):
+        text = first_fitting([nothing], layout.curve, "   -")
+        return _tall([Span(text, "faint")], layout.curve, layout)
+    if not width:
+        return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
+    role = "curve" if number.role == "value" else number.role
+    # From three lines on, the last stays blank, to separate the curves of neighbours.
+    blank = [" " * width] if height >= 3 else []
+    curve = spark(history, width, top, glyphs, height - len(blank)) + blank
+    past = width if cursor is None else math.ceil(cursor * width)
+    numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
+    return [
+        [Span(text[:past], role), Span(text[past:], "faint"), Span(f" {here:>4}", number.role)]
+        for here, text in zip(numbers, curve, strict=True)
+    ]
 
 
 def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:
@@ -338,10 +322,7 @@ def _role(severity: Severity | None) -> str:
 def column_heads(
     view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1
 ) -> Line:
-    """The names of the columns, with what one cell of the heatmap shows.
-
-    ``steps``: over how many of them the loads are means.
-    """
+    """The names of the columns; ``steps``: over how many of them the loads are means."""
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     per_cell = layout.experts_per_cell
     full = heat_title(heat, experts, per_cell, steps)
@@ -372,9 +353,9 @@ def expert_numbers(view: RunView, layout: TableLayout, heat: Heat) -> Line:
     return pad([Span(" " * layout.label), Span(numbers, "faint")], layout.columns)
 
 
-def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
+def matching(view: RunView, pattern: str) -> Sequence[int]:
     """Indices of the layers whose name or alert matches."""
-    if not pattern.text:
+    if not pattern:
         return range(len(view.layers))
     troubles: dict[int, list[str]] = {}  # names and severities, as the alerts screen has them
     for finding, _ in view.findings:
@@ -385,7 +366,7 @@ def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
     return [
         layer.index
         for layer in view.layers
-        if pattern.matches(" ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))]))
+        if matches(pattern, " ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))]))
     ]
 
 
@@ -410,9 +391,6 @@ def expert_line(view: RunView, layer_index: int, expert: int | None, heat: Heat)
 
 
 def first_visible(visible: int, selected: int, first: int, count: int) -> int:
-    """Where ``visible`` rows of ``count`` begin so that the chosen one is among them.
-
-    It moves as little as possible from ``first``, where they began before.
-    """
+    """Where ``visible`` rows of ``count`` begin: as near to ``first`` as the chosen one allows."""
     first = max(min(first, selected), selected - visible + 1)
     return max(0, min(first, count - visible))

@@ -45,10 +45,7 @@ class Axis(StrEnum):
 
 
 def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -> str:
-    """A label of the axis; the step if no time was logged.
-
-    ``time``: when the step was written, Unix seconds; ``start`` when the run began.
-    """
+    """A label of the axis; the step if no time (Unix seconds) was logged."""
     if axis is Axis.RUN_TIME and time is not None and start is not None:
         return words.duration(max(0.0, time - start))
     if axis is Axis.CLOCK and time is not None:
@@ -60,14 +57,13 @@ def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -
 
 
 def _shorter(label: str) -> list[str]:
-    """``label`` and shorter forms of it for narrow screens, the longest first."""
+    """``label`` and shorter forms of it, the longest first."""
     if ":" in label:  # 24 Nov 22:41:33
         return [label, label.split(" ")[-1], label.split(" ")[-1][:5]]
     return [label, label.split(" ")[0]]  # 10h 05m
 
 
 def ribbon_width(columns: int) -> int:
-    """Columns of the time ribbon on a screen of ``columns`` cells."""
     return max(8, columns - (40 if columns >= 72 else 34))
 
 
@@ -85,10 +81,7 @@ def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> L
 def aligned_ribbon(
     view: RunView, columns: int, plot: tuple[int, int], axis: Axis = Axis.STEP
 ) -> Line:
-    """The ribbon right below a chart, column by column the same steps.
-
-    ``plot``: where the time axis of the chart begins, and how wide it is.
-    """
+    """The ribbon right below a chart, whose time axis begins at ``plot[0]``, ``plot[1]`` wide."""
     start = pad([dim(_start(view, axis).strip()), Span(" ")], plot[0], "right")
     return pad([*start, *_cells(view, plot[1])], columns)
 
@@ -210,7 +203,6 @@ class TimeScale(msgspec.Struct, frozen=True):
     axis: Axis = Axis.STEP
     steps: Sequence[int] = ()
     times: Sequence[float | None] = ()
-    """Times of ``steps``."""
     began: float | None = None
     labels: Mapping[int, str] = {}
     """Where the axis does not count steps: the texts of some positions."""
@@ -266,10 +258,7 @@ class TimeScale(msgspec.Struct, frozen=True):
 
 
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
-    """The time axis of a view, with the events in its window.
-
-    ``layer``: mark the onsets of this layer only; of all layers by default.
-    """
+    """The time axis of a view, with the events in its window, or those of one layer."""
     cursor = view.step if view.cursor is not None else None
     marks = tuple(_marks(view, layer))
     return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))

@@ -170,7 +170,6 @@ class Flow:
         return Place(chunk, max(0, min(line, len(self._lines(chunk)) - 1)))
 
     def shown(self, top: Place, rows: int) -> list[TextLine]:
-        """At most ``rows`` lines from ``top`` on."""
         found: list[TextLine] = []
         chunk, line = top.chunk, top.line
         while len(found) < rows and chunk <= self._last:

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import Glyphs, bar
@@ -32,6 +33,7 @@ _NUMBER, _WEIGHT = 4, 6
 _MARGIN_IS_SMALL = 0.01
 
 
+@lru_cache(maxsize=1)
 def busiest(routing: Routing, layer: int) -> Mapping[int, float]:
     """The share of every expert of a layer, the busiest first.
 
@@ -179,11 +181,7 @@ def panel(
     width: int,
     rows: int,
 ) -> list[Line]:
-    """The panel beside the text: the token at the cursor, its experts, and as many layers as fit.
-
-    Raises:
-        BadRouting: the file is damaged there.
-    """
+    """The token at the cursor, its experts, and as many layers as fit; may raise ``BadRouting``."""
     choices = [routing.choice(at, token) for at in range(len(routing.shape.layers))]
     identity = f"id {routing.token_id(token):,}  window {routing.window_of(token):,}"
     lines: list[Line] = [
@@ -285,10 +283,7 @@ def _around(middle: int, count: int, room: int) -> range:
 
 
 def without_probe(width: int, problem: str = "", *, empty: bool = False) -> list[Line]:
-    """Why the screen is empty, and the command that makes a probe.
-
-    ``problem``: why the file cannot be read; ``empty``: the file has no tokens.
-    """
+    """Why the screen is empty, and the command that makes a probe."""
     why = problem or (
         "the probe of this run ended before its first token"
         if empty

@@ -201,7 +201,7 @@ async def test_the_next_session_looks_as_the_last_one(
         await app.enter("/L")
     async with open_app(collapsed, preferences=remember) as again:
         last, now = app.session, again.session
-        assert (now.look, now.axis, now.filter.text) == (last.look, last.axis, "L")
+        assert (now.look, now.axis, now.filter) == (last.look, last.axis, "L")
         assert now.selected == 3
         assert now.seen == last.seen != {}
         assert " seen" in again.text("verdict")

@@ -49,9 +49,9 @@ def saved(logs: Path, views: Path) -> Path:
     return path
 
 
-def kept(logs: Path, state_dir: Path | None = None) -> SavedView:
+def kept(logs: Path) -> SavedView:
     """What is loaded, without the name of its folder."""
-    return replace(load_view(logs, state_dir), logs="")
+    return replace(load_view(logs), logs="")
 
 
 def test_a_view_is_loaded_as_it_was_saved_until_another_one_is(logs: Path) -> None:
@@ -156,8 +156,9 @@ def test_a_view_that_cannot_be_saved_is_reported(
     assert list(saved.parent.iterdir()) == [saved]  # nothing is left over
     file = tmp_path / "a file where the folder should be"
     file.write_text("")
-    assert str(save_view(logs, CHOSEN, file)).startswith(f"view settings are not saved: {file}")
-    assert kept(logs, file) == SavedView()
+    monkeypatch.setenv("XDG_STATE_HOME", str(file))
+    assert str(save_view(logs, CHOSEN)).startswith(f"view settings are not saved: {file}")
+    assert kept(logs) == SavedView()
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

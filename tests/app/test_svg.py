@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from microscope_tui.app import stand_alone, without_web_fonts
+from microscope_tui.app import stand_alone
 
 HOSTILE = [
     "</text></svg><script>alert(1)</script> & \"quoted\" 'title'",
@@ -87,7 +87,7 @@ def test_nothing_is_downloaded() -> None:
 
 
 def test_web_fonts_go_from_the_style_and_from_nowhere_else() -> None:
-    svg = without_web_fonts(drawn("@font-face { x }", title="font-family: Fira"))
+    svg = stand_alone(drawn("@font-face { x }", title="font-family: Fira"))
     assert shown(svg)[:2] == ["font-family: Fira", "@font-face { x }"]
     assert svg.count("@font-face") == 1
 

@@ -4,11 +4,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import Entry, Pattern, alerts, line_width, plain
+from microscope_tui.lines import Entry, alerts, line_width, plain
 from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
 from tests.conftest import header, open_log, step
-
-ALL = Pattern.parse("")
 
 
 @pytest.fixture
@@ -21,7 +19,7 @@ def troubled(write_log: Any, balanced: Any) -> RunWatch:
     return open_log(write_log(records))  # type: ignore[no-any-return]
 
 
-def entries(view: RunView, seen: Any = (), pattern: Pattern = ALL) -> list[Entry]:
+def entries(view: RunView, seen: Any = (), pattern: str = "") -> list[Entry]:
     return alerts.entries_of(view, (), seen, pattern)
 
 
@@ -43,9 +41,9 @@ def marked(entry: Entry, view: RunView) -> list[int]:
 
 def test_alerts_that_begin_after_the_shown_step_are_later(troubled: RunWatch) -> None:
     known = view_of(troubled).findings
-    found = alerts.entries_of(view_at(troubled, 150), known, (), ALL)
+    found = alerts.entries_of(view_at(troubled, 150), known, (), "")
     assert [(*e.finding.layers, e.state) for e in found] == [("L2", "active"), ("L3", "later")]
-    early = alerts.entries_of(view_at(troubled, 50), known, (), ALL)
+    early = alerts.entries_of(view_at(troubled, 50), known, (), "")
     assert [e.state for e in early] == ["later", "later"]
 
 
@@ -74,7 +72,7 @@ def test_the_evidence_of_a_layer_is_its_own_not_that_of_the_worst(
 def test_a_filter_finds_rules_layers_and_words_of_severity(
     troubled: RunWatch, typed: str, layers: list[str]
 ) -> None:
-    found = entries(view_of(troubled), pattern=Pattern.parse(typed))
+    found = entries(view_of(troubled), pattern=typed)
     assert [layer for entry in found for layer in entry.finding.layers] == layers
 
 

@@ -17,7 +17,6 @@ from microscope_tui.lines import (
     Look,
     Measure,
     Order,
-    Pattern,
     condition,
     course_charts,
     entries_of,
@@ -83,7 +82,7 @@ def test_every_chart(watch: RunWatch, view: RunView) -> None:
 
 
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
-    entries = entries_of(view, (), (), Pattern.parse(""))
+    entries = entries_of(view, (), (), "")
     assert not unexplained("alerts", plain(fit_alerts(entries, 100).heads()))
     details = [line for entry in entries for line in unfolded(entry, 80, 40) if len(line) > 1]
     assert not unexplained("alerts", *(line[0].text for line in details))

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS, ListScreen
@@ -27,7 +25,7 @@ class AlertsScreen(ListScreen):
     .beside #alerts { layout: horizontal; }
     .airy #alerts { margin: 1 0; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *pair(
             "alert",
@@ -93,14 +91,13 @@ class AlertsScreen(ListScreen):
         return entries
 
     def _no_entries(self, view: RunView, columns: int) -> Sequence[Line]:
-        if not self.pattern.text:
+        if not self.pattern:
             return alerts.no_alerts(view, columns)
         text = Span(f"  no alert matches {self.filter_note(60)}", "dim")
         return [[], pad([text], columns)]
 
     @property
     def _entry(self) -> Entry | None:
-        """The chosen alert."""
         return self._entries[self.at] if self.at < len(self._entries) else None
 
     def copy(self, what: str) -> None:
@@ -115,7 +112,6 @@ class AlertsScreen(ListScreen):
         self.put_in_clipboard(alerts.copied_text(entry, view), entry.finding.rule)
 
     async def action_acknowledge(self) -> None:
-        """Mark the chosen alert as seen, or as not seen."""
         entry = self._entry
         if entry is None:
             self.show_message("no alert", "dim")

@@ -30,7 +30,6 @@ from microscope_tui.lines import (
     Glyphs,
     Line,
     Palette,
-    Pattern,
     Span,
     first_visible,
     frame,
@@ -55,8 +54,6 @@ Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs q
 
 
 class Prompt:
-    """The state of the prompt: its kind and the typed text."""
-
     def __init__(self) -> None:
         self.kind: Kind = ""
         """What the prompt is for; empty while it is closed."""
@@ -107,7 +104,6 @@ class BaseScreen(Screen[None]):
     list_rows = 10
     """Lines of the list that fit."""
 
-    own_pattern: Pattern | None = None
     message_shown = ""
     """The message in the last line, until the next key."""
 
@@ -127,7 +123,6 @@ class BaseScreen(Screen[None]):
         yield from map(self.made, (*self.PARTS, "keys"))
 
     def made(self, part: Part) -> Widget:
-        """The widget of a part."""
         if isinstance(part, str):
             return Rows(self.session.glyphs, id=part)
         name, *inside = part
@@ -163,7 +158,6 @@ class BaseScreen(Screen[None]):
             await self.redraw()
 
     async def redraw(self) -> None:
-        """Draw everything from the current state of the session."""
         columns, rows = self.room
         view = self.session.view(self.points(), self.ribbon_columns(), self.layers_in_detail())
         if view is None or self.draw_small(view):
@@ -261,7 +255,6 @@ class BaseScreen(Screen[None]):
         return with_keymap(self.BINDINGS, self.session.preferences.keymap)
 
     leads_to_probe = False
-    """Whether the last line begins with the screens of the probe."""
 
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
@@ -281,7 +274,6 @@ class BaseScreen(Screen[None]):
         self.show("keys", [pad(line, width)])
 
     def show_message(self, text: str | None, role: str = "warn") -> None:
-        """Show a message in the last line until the next key."""
         self.message_shown, self._role = safe_text(text or "", 300), role
         if self.is_current:
             self.draw_last_line()
@@ -302,15 +294,13 @@ class BaseScreen(Screen[None]):
 
     @property
     def room(self) -> Size:
-        """Size of the screen in cells; that of the terminal before the first layout."""
+        """In cells; of the terminal before the first layout."""
         return self.size or self.app.size
 
     def ribbon_columns(self) -> int:
-        """Columns of the ribbon on this screen."""
         return time_line.ribbon_width(self.room.width)
 
     def ribbon(self, view: RunView) -> Line:
-        """The time ribbon of this screen."""
         session = self.session
         columns, moment = self.room.width, self.moment(view)
         return time_line.ribbon(view, columns, moment, session.axis)
@@ -335,7 +325,7 @@ class BaseScreen(Screen[None]):
     async def action_ask(self, kind: Kind) -> None:
         if self.session.has_run:
             self.prompt.kind = kind
-            self.prompt.typed = self.pattern.text if kind == "filter" else ""
+            self.prompt.typed = self.pattern if kind == "filter" else ""
             self.draw_last_line()
 
     async def on_key(self, event: events.Key) -> None:
@@ -353,7 +343,6 @@ class BaseScreen(Screen[None]):
                 await self.run_action(binding.action)
 
     async def on_paste(self, event: events.Paste) -> None:
-        """Paste text into the prompt."""
         if self.prompt.kind:
             for character in event.text.strip():
                 if character.isprintable():
@@ -365,7 +354,7 @@ class BaseScreen(Screen[None]):
         self.draw_last_line()
         if kind == "filter":  # applied while typing; esc clears it
             gone = not self.prompt.kind and entered is None
-            self.pattern = Pattern.parse("" if gone else self.prompt.typed)
+            self.pattern = "" if gone else self.prompt.typed
             await self.redraw()
         elif kind == "copy" and entered:
             self.copy(COPY_CHOICES[entered])
@@ -380,31 +369,27 @@ class BaseScreen(Screen[None]):
             time = self.session.time
             return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
         if self.prompt.kind == "filter":
-            return "text, !text, L1*", Pattern.parse(self.prompt.typed).error or None
+            return "text, !text, L1*", None
         return "", None
 
     async def answered(self, kind: Kind, text: str) -> None:
         """Do what was typed into a prompt that only some screens have."""
 
     @property
-    def pattern(self) -> Pattern:
+    def pattern(self) -> str:
         """The filter of this screen: the one for layers, or that of its list."""
-        return self.session.filter if self.own_pattern is None else self.own_pattern
+        return self.session.filter
 
     @pattern.setter
-    def pattern(self, pattern: Pattern) -> None:
-        if self.own_pattern is None:
-            self.session.filter = pattern
-        else:
-            self.own_pattern = pattern
+    def pattern(self, pattern: str) -> None:
+        self.session.filter = pattern
 
     def filter_note(self, cells: int = 40) -> str:
-        """The filter as it is shown."""
-        return f"/{safe_text(self.pattern.text, cells)}" if self.pattern.text else ""
+        return f"/{safe_text(self.pattern, cells)}" if self.pattern else ""
 
     async def action_match(self, by: int) -> None:
         """The next layer, alert or run that the filter shows."""
-        if not self.pattern.text:
+        if not self.pattern:
             self.show_message("no filter: / sets one", "dim")
             return
         await self.action_move(by)
@@ -439,7 +424,6 @@ class BaseScreen(Screen[None]):
             self.show_message(said + shortened(str(path.parent), room), "ok")
 
     def as_json(self, view: RunView) -> str:
-        """What the screen shows, as data."""
         from microscope_tui.report import view_json
 
         return view_json(view)
@@ -463,7 +447,6 @@ class BaseScreen(Screen[None]):
         self.put_in_clipboard(text, text.splitlines()[0])
 
     def put_in_clipboard(self, text: str, said: str) -> None:
-        """Copy through the terminal."""
         self.app.copy_to_clipboard(text)
         hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
         self.show_message(f"copied: {said}{hint}", "ok")
@@ -475,7 +458,7 @@ class ListScreen(BaseScreen):
     at = 0
     _ids: Sequence[Hashable] = ()
     _chosen: Hashable = None
-    own_pattern = Pattern.parse("")
+    pattern = ""
 
     def keep_chosen(self, ids: Iterable[Hashable], start: int) -> None:
         """Move the cursor to where its entry is now; at first to ``start``."""

@@ -5,12 +5,11 @@ import threading
 from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.charts import figure
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.base import AIRY_FROM_ROWS
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
     SMOOTHINGS,
@@ -45,8 +44,7 @@ from microscope_tui.lines import (
 from microscope_tui.placement import cost_of
 from microscope_tui.watch import LayerView, RouterHealth, RunView, RunWatch, router_health, samples
 
-RIBBON_FROM_ROWS = 16
-ROOMY_FROM_ROWS = 30
+_RIBBON_FROM_ROWS = 16
 _TWO_COSTS_FROM_ROWS = 24
 MOST_POINTS = 240
 _NOTHING = LoadSeries(())
@@ -70,7 +68,6 @@ class ChartScreen(RunScreen):
     ChartScreen.roomy #ribbon, .roomy #charts { margin-top: 1; }
     """
     focus_name = ""
-    has_focus_key = True
     enlarged = False
     _stacks: Sequence[Sequence[str]] = ()
 
@@ -79,7 +76,6 @@ class ChartScreen(RunScreen):
 
     @property
     def chart_names(self) -> Sequence[str]:
-        """The current charts, in the order of the tab key."""
         return [name for stack in self._stacks for name in stack]
 
     @property
@@ -96,7 +92,6 @@ class ChartScreen(RunScreen):
             await self.redraw()
 
     async def action_enlarge(self) -> None:
-        """Enlarge the focused chart to the whole screen, or show all again."""
         self.enlarged = not self.enlarged
         await self.redraw()
 
@@ -111,7 +106,6 @@ class ChartScreen(RunScreen):
         return 0
 
     def plot_area(self) -> tuple[int, int]:
-        """Start and width of the time axis of the charts."""
         return plot_area(self.room.width - 1)
 
     def ribbon_columns(self) -> int:
@@ -123,7 +117,7 @@ class ChartScreen(RunScreen):
 
     def rows_of_charts(self, rows: int, others: int, gaps: int = 3) -> int:
         """Classes by the height of the screen; lines that the charts have beside other parts."""
-        roomy, ribbon = rows >= ROOMY_FROM_ROWS, rows >= RIBBON_FROM_ROWS
+        roomy, ribbon = rows >= AIRY_FROM_ROWS, rows >= _RIBBON_FROM_ROWS
         self.set_class(roomy, "roomy")
         self.query_one("#ribbon").set_class(not ribbon, "gone")
         return rows - others - ribbon - gaps * roomy
@@ -131,7 +125,6 @@ class ChartScreen(RunScreen):
     def draw_charts(
         self, stacks: Sequence[Sequence[str]], charts: Charts, time: TimeScale, room: int, step: int
     ) -> None:
-        """Lay out and show the charts; those without room are hidden and named."""
         self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
         first, enlarged = self.first_stack(), self.enlarged
@@ -156,7 +149,6 @@ class ChartScreen(RunScreen):
                 rows.show(self.drawn(place, charts, time, step))
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
-        """One chart in its place."""
         return figure(
             charts[place.name],
             time,
@@ -164,7 +156,7 @@ class ChartScreen(RunScreen):
             self.session.glyphs,
             step=step,
             smoothing=self.session.smoothing,
-            focused=self.has_focus_key and place.name == self.chart_in_focus,
+            focused=place.name == self.chart_in_focus,
             ticks=place.last,
         )
 
@@ -179,7 +171,7 @@ class LayerScreen(ChartScreen):
     #now, #past {{ width: auto; height: auto; margin-right: 2; }}
     .roomy #layer-title {{ margin-top: 1; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         keys.LAYERS[0],
         keys.OPEN_EXPERT,
@@ -282,7 +274,7 @@ class CourseScreen(ChartScreen):
     #answer, #hidden {{ height: 1; }}
     .roomy #answer {{ margin-top: 1; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *_TABS,
         key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),
@@ -323,7 +315,7 @@ class ExpertScreen(ChartScreen):
     #facts {{ height: 2; }}
     .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *pair(
             "expert",
@@ -337,7 +329,7 @@ class ExpertScreen(ChartScreen):
     _CHARTS = ("charts", "chart-load", "chart-bias", "chart-place")
     PARTS = ("header", "layer-title", "facts", _CHARTS, "more", "ribbon")
 
-    has_focus_key = False
+    chart_in_focus = ""  # there is no key for it
     _series = _NOTHING
     _of: tuple[object, ...] = ()
     """What the series belongs to: the router, its log, the window."""

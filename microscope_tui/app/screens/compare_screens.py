@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
@@ -43,7 +41,7 @@ class CompareScreen(RunScreen):
     CSS = """
     #compare-heads, #moved { height: 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *keys.LAYERS,
         keys.OPEN_LAYER,
@@ -177,7 +175,7 @@ class MismatchScreen(RunScreen):
     #mismatch-title { height: 1; }
     #mismatch-head { height: 2; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *keys.LAYERS,
         key("mismatch.pinned", "b", "app.go('runs')", "choose the run to compare with", "pick A"),

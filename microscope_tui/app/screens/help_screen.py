@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import Binding
 from textual.screen import ModalScreen
 
 from microscope_tui.app.key_line import plain_key
@@ -60,7 +60,7 @@ class HelpScreen(ModalScreen[None]):
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
     #help {{ border: round {FAINT}; background: {GROUND}; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         key("help.close", "escape,question_mark,q,enter", "dismiss", "close"),
         key("help.up", "up,k", "scroll(-1)", "up"),
         key("help.down", "down,j", "scroll(1)", "down"),
@@ -85,7 +85,6 @@ class HelpScreen(ModalScreen[None]):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw the visible part of the help."""
         width = min(self.size.width, _WIDEST)
         lines = help_lines(self._bindings_shown, self._glyphs, width - 4)
         self._words_at = len(lines) + 1
@@ -115,12 +114,10 @@ class HelpScreen(ModalScreen[None]):
         help_.show([pad(line, width - 2) for line in shown])
 
     def action_words(self) -> None:
-        """Show the glossary of the screen."""
         self._at = self._words_at
         self.redraw()
 
     def action_scroll(self, by: int) -> None:
-        """Scroll."""
         self._at += by
         self.redraw()
 

@@ -7,7 +7,6 @@ from textwrap import wrap
 from typing import ClassVar
 
 from msgspec.structs import replace
-from textual.binding import BindingType
 from textual.widget import Widget
 
 from microscope_tui.app import keys
@@ -20,7 +19,6 @@ from microscope_tui.lines import (
     Heat,
     Line,
     Measure,
-    Pattern,
     Span,
     TableLayout,
     dim,
@@ -57,7 +55,7 @@ class MainScreen(RunScreen):
     MainScreen.noted #notes { display: block; }
     MainScreen.small #notes { display: none; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         *keys.LAYERS,
         keys.OPEN_LAYER,
         *keys.EXPERTS,
@@ -102,7 +100,7 @@ class MainScreen(RunScreen):
         self.leads_to_probe = await session.has_probe()
         self.follow_pinned()
         self.layers_shown = matching(probe, session.filter)
-        say = session.expert is not None or bool(session.filter.text)
+        say = session.expert is not None or bool(session.filter)
         layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
         self.flag(roomy=layout.roomy, noted=layout.noted, legend=layout.legend)
         self.query_one("#verdict").styles.height = layout.verdict_lines
@@ -137,14 +135,12 @@ class MainScreen(RunScreen):
         return self.layers_shown[self.first : self.first + self.list_rows]
 
     def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
-        """The view, with the history of the visible layers only."""
         points = max(24, layout.spark * self.session.glyphs.points)
         view = self.session.view(points, self.ribbon_columns(), visible)
         assert view is not None  # runs are never closed
         return view
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
-        """Everything except the table."""
         session, palette = self.session, self.session.look.palette
         heat = self._heat(view)
         lines, compact = layout.verdict_lines, not layout.roomy
@@ -166,9 +162,9 @@ class MainScreen(RunScreen):
         self.show("heads", heads, height=len(heads))
         past = (session.time.past_of_pipe() or "").split(":")[0]
         chosen = expert_line(view, session.selected, session.expert, heat)
-        if not chosen and session.filter.text:
+        if not chosen and session.filter:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
-            chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
+            chosen = f"filter {safe_text(session.filter, 40)}: {count}"
         watching = [*filter(None, [past]), session.how_it_watches()]
         columns, hidden = layout.columns, layout.hidden
         notes = time_line.notes(view, columns, hidden, watching, chosen)
@@ -212,7 +208,6 @@ class MainScreen(RunScreen):
         self.show("label", [*chain(*labels)])
 
     async def action_compare(self) -> None:
-        """Compare loads with the shown step; again: stop comparing."""
         session, watch = self.session, self.session.watch
         if session.reference is not None:
             session.compare_with(None)
@@ -223,12 +218,12 @@ class MainScreen(RunScreen):
         await self.redraw()
 
     async def action_confirm_keys(self) -> None:
-        """Read unknown keys as proposed."""
         self.show_message(self.session.confirm_keys(), "accent")
         await self.redraw()
 
     async def action_clear(self) -> None:
-        self.session.filter, self.session.expert = Pattern.parse(""), None
+        self.session.filter = ""
+        self.session.expert = None
         await self.redraw()
 
 

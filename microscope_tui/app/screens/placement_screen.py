@@ -3,7 +3,6 @@
 import asyncio
 from typing import ClassVar
 
-from textual.binding import BindingType
 from textual.worker import get_current_worker
 
 from microscope_tui import placement
@@ -22,7 +21,7 @@ _REFUSED = (placement.BadCluster, placement.BadWindow, placement.NoCounts, Unkno
 class PlacementScreen(RunScreen):
     """A worker thread reads the log and fits, once for each state of the log."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [keys.BACK, *keys.LAYERS, *keys.OUT, *keys.EVERYWHERE]
+    BINDINGS: ClassVar = [keys.BACK, *keys.LAYERS, *keys.OUT, *keys.EVERYWHERE]
     PARTS = ("header", "placement")
     _of: tuple[object, ...] = ()
     _found: placement.Study | str = ""

@@ -3,11 +3,9 @@
 The layers are those of the file; they need not be those of the run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar
-
-from textual.binding import BindingType
 
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
@@ -68,7 +66,6 @@ class ProbeScreen(BaseScreen):
         """Draw the parts between header and last line."""
 
     def probe_json(self, routing: Routing) -> str:
-        """What the screen shows of the probe, as data."""
         raise NotImplementedError
 
     def as_json(self, view: RunView) -> str:
@@ -76,11 +73,10 @@ class ProbeScreen(BaseScreen):
         return super().as_json(view) if routing is None else self.probe_json(routing)
 
     def show_alone(self, lines: Sequence[list[Span]]) -> None:
-        """Lines in place of everything else."""
         for rows in self.query(Rows).results(Rows):
             if rows.id not in ("header", "keys"):
                 rows.show([])
-        self.show(self.MAIN_PART, lines)
+        self.show(self.MAIN_PART, lines, height="1fr")
 
     async def action_move(self, by: int) -> None:
         session, anatomy = self.session, self.session.anatomy
@@ -157,8 +153,7 @@ class ProbeScreen(BaseScreen):
 
 
 class TokensScreen(ProbeScreen):
-    """The experts of the token at the cursor have colours, and with them every token that they have
-    in this layer. The cursor moves by tokens, and from one token of an expert to the next."""
+    """The cursor moves by tokens, and from one token of an expert to the next."""
 
     CSS = """
     #token-title, #token-legend { height: 1; }
@@ -166,7 +161,7 @@ class TokensScreen(ProbeScreen):
     .beside #token-body { layout: horizontal; }
     .airy #token-body { margin: 1 0; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *keys.UP_AND_DOWN,
         *pair(
@@ -200,7 +195,6 @@ class TokensScreen(ProbeScreen):
 
     @property
     def letters(self) -> bool:
-        """Whether letters are shown below the text."""
         chosen = self.session.anatomy.letters
         return self.app.no_color if chosen is None else chosen
 
@@ -233,7 +227,7 @@ class TokensScreen(ProbeScreen):
             lines = tokens.brief(routing, layer, token, columns)
             self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
         title = tokens.title(routing, layer, token, columns, light.choice(token))
-        shares = _busiest(routing, layer)
+        shares = tokens.busiest(routing, layer)
         legend = tokens.legend(light, shares, columns, letters=self.letters)
         self.show("token-title", [title])
         self.show("token-legend", [legend])
@@ -252,7 +246,6 @@ class TokensScreen(ProbeScreen):
         await self._go(self.session.anatomy.token + by)
 
     async def action_line(self, by: int) -> None:
-        """Move the cursor by lines, in its column."""
         if self._flow is not None:
             await self._go(self._flow.token_below(self.session.anatomy.token, by))
 
@@ -260,7 +253,6 @@ class TokensScreen(ProbeScreen):
         await self.action_line(direction * max(1, self.list_rows - 1))
 
     async def action_next_of_expert(self, direction: int) -> None:
-        """Go to the next, or previous, token of an expert, which stays highlighted."""
         if self.session.expert is None:
             self.session.expert = self._expert_here()
         if self.session.expert is None:
@@ -269,17 +261,14 @@ class TokensScreen(ProbeScreen):
         await self.from_disk(self.go_to_expert, direction < 0)
 
     async def action_light(self) -> None:
-        """Highlight the expert at the cursor, or all again."""
         session = self.session
         session.expert = self._expert_here() if session.expert is None else None
         await self.redraw()
 
     async def action_match(self, by: int) -> None:
-        """Go to the next, or previous, place of the search text."""
         await self.from_disk(self.find, by < 0)
 
     async def action_letters(self) -> None:
-        """Show letters below the text, or hide them."""
         self.session.anatomy.letters = not self.letters
         await self.redraw()
 
@@ -297,7 +286,7 @@ class SlicesScreen(ProbeScreen):
     #slice-top, #slice-heads { height: 2; }
     .airy #slice-top, .airy #slice-heads, .airy #slice-detail { margin-top: 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         *pair(
             "expert",
@@ -327,10 +316,6 @@ class SlicesScreen(ProbeScreen):
     _ordering = Ordering.TELLING
     _order: Sequence[ExpertRow] = ()
     _at = _first_slice = 0
-
-    def show_alone(self, lines: Sequence[list[Span]]) -> None:
-        self.query_one("#slice-rows").styles.height = "1fr"
-        super().show_alone(lines)
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
         anatomy, names = self.session.anatomy, routing.slices
@@ -381,7 +366,6 @@ class SlicesScreen(ProbeScreen):
         return slices_json(routing, self.session.anatomy.layer)
 
     async def action_expert(self, by: int) -> None:
-        """Choose another expert, in the order that is shown."""
         if self._order:
             self._at = max(0, min(len(self._order) - 1, self._at + by))
             self.session.expert = self._order[self._at].expert
@@ -406,11 +390,6 @@ class SlicesScreen(ProbeScreen):
         await self.from_disk(self.go_to_expert, False)
         if not self.message_shown:
             await self.app.run_action("app.go('tokens')")
-
-
-@lru_cache(maxsize=1)
-def _busiest(routing: Routing, layer: int) -> Mapping[int, float]:
-    return tokens.busiest(routing, layer)
 
 
 @lru_cache(maxsize=1)

@@ -49,7 +49,6 @@ class RunScreen(BaseScreen):
 
     @property
     def expert_order(self) -> Order:
-        """The order of the experts on this screen."""
         return self.session.look.order
 
     async def action_expert(self, by: int) -> None:
@@ -66,7 +65,6 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     async def action_look(self, what: str) -> None:
-        """Cycle through overlays, scales, orders or palettes."""
         now = self.session.look = self.session.look.next(what)
         said = {"order": f"experts by {now.order}", "palette": f"palette: {now.palette}"}
         self.show_message(said.get(what, f"cells show: {now.measure}"), "accent")
@@ -114,7 +112,6 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     def _here(self, view: RunView) -> list[tuple[Finding, Episode]]:
-        """The alerts of the chosen layer."""
         here, alerts = self.session.selected, view.alerts
         return [(f, e) for f, _ in alerts for e in f.episodes if e.router_index == here]
 
@@ -133,7 +130,6 @@ class RunScreen(BaseScreen):
     # Time
 
     async def action_toggle_follow(self) -> None:
-        """Pause at the shown step, or follow the live run."""
         self.session.time.toggle_follow()
         await self.redraw()
 
@@ -172,7 +168,6 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     async def action_next_axis(self) -> None:
-        """Switch the time axis: steps, run time, clock."""
         self.session.axis = axis = after(self.session.axis, list(Axis))
         self.show_message(f"time axis: {axis}", "accent")
         await self.redraw()

@@ -5,13 +5,21 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.binding import BindingType
-
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.screens.base import Kind, ListScreen
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, dim, pad, run_list, with_notes
+from microscope_tui.lines import (
+    ROLE_OF_SEVERITY,
+    Line,
+    Span,
+    Table,
+    dim,
+    matches,
+    pad,
+    run_list,
+    with_notes,
+)
 from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
@@ -26,7 +34,7 @@ _UP, _DOWN = keys.pair(
 class RunsScreen(ListScreen):
     """All runs below the path, newest first, or the selected or filtered ones."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar = [
         keys.BACK,
         _UP,
         key("run.open", "enter", "open_run", "open this run", "open"),
@@ -55,7 +63,7 @@ class RunsScreen(ListScreen):
         """Draw the visible part of the list; unchanged lines cost nothing."""
         columns, rows = self.room
         layout = self._layout
-        if layout is None or layout.width != columns or self._listed != self.pattern.text:
+        if layout is None or layout.width != columns or self._listed != self.pattern:
             layout = self._layout = self._rebuilt(columns)
         shown = self.in_view(self.at, len(self._cards), max(1, rows - _FRAME_LINES))
         lines = [self._title(layout), pad([], columns), layout.heads()]
@@ -72,13 +80,13 @@ class RunsScreen(ListScreen):
         _ = self.session.pinned  # released first, if the reference is gone
         fleet, pattern = self.session.fleet, self.pattern
         cards = fleet.cards()
-        self._count, self._listed = len(cards), pattern.text
+        self._count, self._listed = len(cards), pattern
         if fleet.solo:
             selected = [card for card in cards if card.selected]
             fleet.solo = bool(selected)  # they may be gone
             cards = selected or cards
-        if pattern.text:
-            cards = [card for card in cards if pattern.matches(run_list.card_text(card))]
+        if pattern:
+            cards = [card for card in cards if matches(pattern, run_list.card_text(card))]
         self._cards = cards
         opened = next((at for at, card in enumerate(cards) if card.open), 0)
         self.keep_chosen((card.file.path for card in cards), start=opened)
@@ -91,7 +99,7 @@ class RunsScreen(ListScreen):
         left = [
             Span(f" {shown:,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
             Span("   solo" if fleet.solo else selected, "accent"),
-            Span(f"   {self.filter_note(30)}" if self.pattern.text else "", "accent"),
+            Span(f"   {self.filter_note(30)}" if self.pattern else "", "accent"),
             *_counted(self._cards),
         ]
         hides = shown > self.list_rows
@@ -101,12 +109,11 @@ class RunsScreen(ListScreen):
 
     @property
     def _card(self) -> RunCard | None:
-        """The chosen run."""
         return self._cards[self.at] if self.at < len(self._cards) else None
 
     async def action_ask(self, kind: Kind) -> None:
         """Open the prompt, also where no run is open."""
-        self.prompt.kind, self.prompt.typed = kind, self.pattern.text
+        self.prompt.kind, self.prompt.typed = kind, self.pattern
         self.draw_last_line()
 
     async def action_select(self) -> None:
@@ -116,7 +123,6 @@ class RunsScreen(ListScreen):
             await self.redraw()
 
     async def action_solo(self) -> None:
-        """List only the selected runs; again: all."""
         fleet = self.session.fleet
         if not fleet.solo and not fleet.selected:
             self.show_message("no run is selected: space selects one", "dim")
@@ -126,7 +132,6 @@ class RunsScreen(ListScreen):
         await self.redraw()
 
     async def action_pin(self) -> None:
-        """Compare the open run with the chosen one at equal steps; again: stop."""
         card = self._card
         if card is None:
             return
