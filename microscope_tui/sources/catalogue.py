@@ -202,7 +202,6 @@ class ForeignRun(RunFile, frozen=True, kw_only=True):
     """See ``Reader.about``."""
 
     def open(self) -> Source:
-        """See ``RunFile``."""
         from microscope_tui.sources.translated_log import TranslatedLog
 
         return TranslatedLog(self.form.open(self.file, self.run, self.name, self.request))
@@ -215,7 +214,6 @@ class ForeignRun(RunFile, frozen=True, kw_only=True):
             return Glance(error=error.strerror or str(error))
 
     def identity(self) -> Stamp:
-        """See ``RunFile``."""
         size, modified = _size_and_time(self.file)
         known = repr((self.form.name, os.fspath(self.file), self.run, self.request))
         return Stamp(

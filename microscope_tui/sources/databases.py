@@ -82,7 +82,6 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         return head == MAGIC
 
     @classmethod
@@ -141,7 +140,6 @@ class DatabaseReader(RowReader):
         return ""
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         database = self._database
         try:
             version, identity = database.version(), database.identity
@@ -282,7 +280,6 @@ class TrackioReader(DatabaseReader):
 
     @classmethod
     def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
-        """See ``DatabaseReader``."""
         return [run for run in cls.all_runs(tables) if cls._logs_routers(tables, run, own)]
 
     @classmethod
@@ -298,7 +295,6 @@ class TrackioReader(DatabaseReader):
 
     @classmethod
     def all_runs(cls, tables: Tables) -> list[Run]:
-        """See ``DatabaseReader``."""
         finding = _finding(tables)
         if not finding:
             return []
@@ -364,7 +360,6 @@ class MlflowReader(DatabaseReader):
 
     @classmethod
     def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
-        """See ``DatabaseReader``."""
         runs = cls.all_runs(tables)
         if not runs:
             return []
@@ -379,7 +374,6 @@ class MlflowReader(DatabaseReader):
 
     @classmethod
     def all_runs(cls, tables: Tables) -> list[Run]:
-        """See ``DatabaseReader``."""
         if not all(tables.columns(table) >= columns for table, columns in _MLFLOW.items()):
             return []
         pairs = tables.rows(

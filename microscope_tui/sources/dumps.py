@@ -145,7 +145,6 @@ class DumpReader(CountsReader):
         """
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
-        """See ``RecordReader``."""
         found = self._look()
         changed = any(found.get(path, old) != old for path, old in self._versions.items())
         changed = changed or self._lost

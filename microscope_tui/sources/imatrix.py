@@ -54,7 +54,6 @@ class ImatrixReader(DumpReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         named = b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
         return head.startswith(b"GGUF") and named
 

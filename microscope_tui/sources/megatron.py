@@ -180,7 +180,6 @@ class MegatronReader(CountsReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         return head.startswith(b"{") and all(key in head for key in _KEYS)
 
     def _start(self) -> None:
@@ -192,7 +191,6 @@ class MegatronReader(CountsReader):
         self._grew = time.monotonic()
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
-        """See ``RecordReader``."""
         records: list[Record] = []
         earlier = self._failed
         try:

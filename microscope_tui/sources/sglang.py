@@ -70,7 +70,6 @@ class SGLangReader(DumpReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         is_zip = head.startswith(b"PK\3\4") and b"/data.pkl" in head[:256]
         return is_zip and any(key in head for key in _KEYS)
 

@@ -75,7 +75,6 @@ class TensorBoardReader(RowReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         length = length_of(head[:HEADER_BYTES]) if len(head) >= HEADER_BYTES else None
         try:
             found = dict(fields(head[HEADER_BYTES : HEADER_BYTES + (length or 0)]))
@@ -94,7 +93,6 @@ class TensorBoardReader(RowReader):
         self.config = self._decoder.config
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         self._look()
         files = list(self._files.values())
         starved = [file for file in files if not file.rows]

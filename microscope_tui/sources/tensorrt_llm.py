@@ -61,7 +61,6 @@ class TensorRTReader(DumpReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         is_meta = head.startswith(b"{") and all(key in head for key in _META_KEYS)
         return is_meta or _FIRST_KEY.match(head) is not None
 

@@ -62,7 +62,6 @@ class LineRows(RowReader):
         """
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         tail = self._tail
         found = tail.read_lines(max_bytes)
         if found.restarted:

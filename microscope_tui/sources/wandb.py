@@ -85,7 +85,6 @@ class WandbReader(RowReader):
 
     @classmethod
     def about(cls, path: Path) -> Mapping[str, str]:
-        """See ``Reader``."""
         reader = cls(path, Keys())
         with suppress(OSError):
             reader.read(HEAD_BYTES)
@@ -115,7 +114,6 @@ class WandbReader(RowReader):
         return name if name in _OF_THE_ROW else self.keys[name]
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         chunk = self._file.read(max_bytes)
         if chunk.restarted:
             self._start()
