@@ -20,7 +20,7 @@ _BLOCK = 1024
 _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
-"""Different swaps that are kept by name; further ones are only counted."""
+"""Different swaps of a layer that are counted."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
@@ -40,7 +40,6 @@ class LayerMismatch:
     differing: int = 0
     swaps: Counter[tuple[int, int]] = field(default_factory=Counter)
     """How often B chose the second expert instead of the first."""
-    unnamed_swaps: int = 0
 
     @property
     def share(self) -> float:
@@ -226,8 +225,6 @@ def _swap(layer: LayerMismatch, old: Sequence[int], new: Sequence[int]) -> None:
     for pair in zip(gone, come, strict=False):
         if pair in layer.swaps or len(layer.swaps) < _MOST_SWAPS:
             layer.swaps[pair] += 1
-        else:
-            layer.unnamed_swaps += 1
 
 
 def _bins(seen: Counter[int], differing: Counter[int]) -> list[MarginBin]:

@@ -13,7 +13,6 @@ import base64
 import binascii
 import os
 import re
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -123,19 +122,18 @@ def _packed(slots: Sequence[Sequence[int]], layer: int, writer: RoutingWriter) -
     return array(code, chain.from_iterable(rows)).tobytes()
 
 
-_MOST_HEADER = 1 << 12
 _HEADER = re.compile(
-    rb"\{\s*'descr':\s*'([<>|=]?)([iu])([1248])',\s*'fortran_order':\s*(True|False),"
+    rb"\{\s*'descr':\s*'[<|]([iu])([1248])',\s*'fortran_order':\s*False,"
     rb"\s*'shape':\s*\((\d{1,12}),\s*(\d{1,12}),\s*(\d{1,12}),?\s*\),?\s*\}\s*"
 )
 _CODES = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 
 
 class _Array:
-    """A ``.npy`` of one sequence of tokens without ids: integers in C order with three axes.
+    """A ``.npy`` of one sequence of tokens without ids: little-endian integers in C order.
 
     The format: a magic, a version, the length of a header, and the header, a literal of a Python
-    dict (numpy.lib.format).
+    dict (numpy.lib.format). Only very long headers need a version above 1.
     """
 
     has_token_ids = False
@@ -152,35 +150,24 @@ class _Array:
         self._file.close()
 
     def _read_header(self) -> None:
-        head = self._file.read(12)
-        if not head.startswith(b"\x93NUMPY") or len(head) < 12:
-            raise BadEngineOutput("is not a .npy file")
-        if head[6] not in (1, 2, 3):
-            raise BadEngineOutput(f"version {head[6]} of .npy, expected 1 to 3")
-        start = 10 if head[6] == 1 else 12
-        length = int.from_bytes(head[8:start], "little")
-        if length > _MOST_HEADER:
-            raise BadEngineOutput(
-                f"a header of {length:,} bytes, expected at most {_MOST_HEADER:,}"
-            )
-        self._file.seek(start)
+        head = self._file.read(10)
+        if not head.startswith(b"\x93NUMPY\1") or len(head) < 10:
+            raise BadEngineOutput("is not a .npy file of version 1")
+        length = int.from_bytes(head[8:], "little")
         header = self._file.read(length)
         found = _HEADER.fullmatch(header)
         if found is None:
             raise BadEngineOutput(
                 f"holds {safe_text(header.decode('latin-1').strip(), 120)}: expected integers of "
-                "shape (tokens, layers, k)"
+                "shape (tokens, layers, k), little-endian and in C order"
             )
-        order, kind, size, fortran, *shape = (part.decode() for part in found.groups())
-        if fortran == "True":
-            raise BadEngineOutput("is in Fortran order: save numpy.ascontiguousarray of it")
+        kind, size, *shape = (part.decode() for part in found.groups())
         self.shape = tuple(map(int, shape))
         """Tokens, layers, k."""
         tokens, layers, k = self.shape
         self._code = _CODES[kind + size]
-        self._swap = order == ">"
         self._row = layers * k * int(size)
-        self._start = start + length
+        self._start = 10 + length
         expected = self._start + tokens * self._row
         actual = os.fstat(self._file.fileno()).st_size
         if expected != actual:
@@ -194,8 +181,6 @@ class _Array:
         for start in range(0, tokens, _ROWS_AT_ONCE):
             count = min(_ROWS_AT_ONCE, tokens - start)
             rows = array(self._code, self._file.read(count * self._row))
-            if self._swap:
-                rows.byteswap()
             yield None, _without_last(rows, layers * k) if start + count == tokens else rows
 
 
@@ -242,7 +227,6 @@ class _Line(msgspec.Struct):
     input_ids: list[int] | None = None
     token_ids: list[int] | None = None
     output_ids: list[int] | None = None
-    output_token_ids: list[int] | None = None
     prompt_routed_experts: _Rows | None = None
     routed_experts: str | _Rows | None = None
     meta_info: _Meta | None = None
@@ -300,7 +284,7 @@ def _response(line: _Line, beside: Shape | None) -> _Response:
         raise BadEngineOutput(f"{len(choices)} choices: ask for one a request (n = 1)")
     (choice,) = choices
     prompt: list[int] | None = _first(line.prompt_token_ids, line.input_ids)
-    output = _first(choice.token_ids, line.token_ids, line.output_ids, line.output_token_ids)
+    output = _first(choice.token_ids, line.token_ids, line.output_ids)
     ids = _joined(prompt, output)
     meta = line.meta_info or _Meta()
     experts: str | _Rows | None = _first(
@@ -348,10 +332,7 @@ def _from_base64(text: str) -> array[int]:
         raise BadEngineOutput("routed_experts is not base64") from None
     if len(raw) % 4:
         raise BadEngineOutput(f"routed_experts has {len(raw):,} bytes, not whole int32 numbers")
-    numbers = array("i", raw)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
+    return array("i", raw)
 
 
 def _placed(

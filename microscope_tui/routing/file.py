@@ -144,13 +144,6 @@ class Routing:
         experts, of_them = (tuple(row[slot] for slot in kept) for row in (ids, weights))
         return Choice(experts, of_them, margin, entropy)
 
-    def first_choices(self, layer: int, start: int, end: int) -> list[int | None]:
-        """The expert with the largest weight for each token from ``start`` to before ``end``."""
-        k = self.shape.top_k
-        count = min(end, self.tokens) - start
-        ids = self._numbers("ids", layer, start, count * k)[::k] if count > 0 else ()
-        return [one if one < self.shape.num_experts else None for one in ids]
-
     def chosen(self, layer: int, start: int, end: int) -> list[tuple[int, ...]]:
         """The chosen experts of tokens ``start`` to before ``end``, the largest weight first."""
         k = self.shape.top_k

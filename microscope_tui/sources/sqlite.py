@@ -135,7 +135,7 @@ class Database:
             if time.time() - (self.modified or 0.0) < QUIET_S:
                 raise Busy(f"{name}: within a transaction; try again")
             raise Unreadable(
-                f"{name}: its writer died in a transaction; open it once with sqlite3, which ends that"
+                f"{name}: its writer died in a transaction; open it once with sqlite3 to end that"
             )
         if wal is not None:
             self._opened = None
@@ -161,7 +161,7 @@ class Database:
     def _log(self, suffix: str) -> _State | None:
         """State of a file beside the database; ``None`` if there is none with content."""
         try:
-            state = _state(self.path.with_name(self.path.name + suffix), _WAL_HEADER)
+            state = _state(self._beside(suffix), _WAL_HEADER)
         except FileNotFoundError:
             return None
         return state if state.head.strip(b"\0") else None  # zeros: a journal kept for reuse
@@ -171,29 +171,25 @@ class Database:
             self._folder = Path(tempfile.mkdtemp(prefix="moe-microscope-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         place = self._folder / "copy.db"
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(BETWEEN_TRIES_S)
-            before = self._copy_state()
-            if before is None:
-                break
-            if before != self._copied:
-                self._copied = None
-                self._copy(self.path, place)
-            (self._folder / "copy.db-shm").unlink(missing_ok=True)
-            with suppress(FileNotFoundError):
-                self._copy(
-                    self.path.with_name(f"{self.path.name}-wal"), place.with_name("copy.db-wal")
-                )
-            if self._copy_state() == before:
-                self._copied = before
-                return place
-        raise Busy(f"{safe_text(self.path.name)}: written during {TRIES} copies; try again")
+        before = self._copy_state()
+        if before != self._copied:
+            self._copied = None
+            self._copy(self.path, place)
+        (self._folder / "copy.db-shm").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            self._copy(self._beside("-wal"), self._folder / "copy.db-wal")
+        if before is None or self._copy_state() != before:
+            raise Busy(f"{safe_text(self.path.name)}: written while it was copied; try again")
+        self._copied = before
+        return place
 
     def _copy_state(self) -> object:
         """What must not change during a copy: the header of the ``-wal``; ``None`` without it."""
         _, wal, _ = self.version()
         return None if wal is None else (self.identity, wal.stamp[:2], wal.head)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
 
     def _copy(self, source: Path, target: Path) -> None:
         with opened(source) as file, open(file, "rb", closefd=False) as readable:
