@@ -69,7 +69,6 @@ class _Found:
 class DatabaseReader(RowReader):
     """Follows the rows of one run in a table."""
 
-    head_bytes = len(MAGIC)
     order = ""
     """Column of the table that grows with every row."""
     columns = ""
@@ -82,7 +81,7 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        return head == MAGIC
+        return head.startswith(MAGIC)
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> list[str]:
@@ -326,7 +325,7 @@ class TrackioReader(DatabaseReader):
         finding = zip(_finding(tables), run.values, strict=True)
         known = tables.columns("configs")
         usable = [(name, value) for name, value in finding if name in known]
-        if "config" not in known or not usable:
+        if not usable:
             return {}
         rows = tables.rows(
             "SELECT CAST(config AS BLOB) FROM configs WHERE "

@@ -43,7 +43,6 @@ MOST_FILES = 4096
 LOOK_AHEAD = 8
 """Steps that are collected before the header is written."""
 _TURN_S = 0.05
-_TURN_RECORDS = 512
 
 
 class Bytes:
@@ -185,8 +184,7 @@ class DumpReader(CountsReader):
         for done, record in self._records:
             self.offset = self._before + int(done * self._reading)
             records.append(record)
-            late = time.monotonic() > end or self.offset >= until
-            if late or len(records) >= _TURN_RECORDS:
+            if time.monotonic() > end or self.offset >= until:
                 return
         self._records = None
         self._before = self.offset = self._before + self._reading

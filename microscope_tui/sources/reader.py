@@ -56,7 +56,6 @@ class Reader(Progress):
 
     names: re.Pattern[str] | None = None
     """Files of a folder that is one run; ``None`` where a run is one file."""
-    head_bytes = HEAD_BYTES
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -74,7 +73,7 @@ class Reader(Progress):
             OSError: it cannot be read, or is not a regular file.
         """
         files = files_of(path, cls.names)
-        return any(cls.begins(read_at(file, 0, cls.head_bytes), own) for file in files)
+        return any(cls.begins(read_at(file, 0, HEAD_BYTES), own) for file in files)
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:

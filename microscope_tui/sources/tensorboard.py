@@ -71,7 +71,6 @@ class TensorBoardReader(RowReader):
     """The rows of one run, as they are logged."""
 
     names = re.compile(r"events\.out\.tfevents\..+", re.DOTALL)
-    head_bytes = 4096  # the first event has 40 bytes
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:

@@ -76,12 +76,10 @@ _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").e
 class WandbReader(RowReader):
     """The rows of one run, as they are logged."""
 
-    head_bytes = _FILE_HEADER.size
-
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         """See ``Reader``; of any version."""
-        return len(head) == cls.head_bytes and _FILE_HEADER.unpack(head)[:2] == _MAGIC
+        return len(head) >= _FILE_HEADER.size and _FILE_HEADER.unpack_from(head)[:2] == _MAGIC
 
     @classmethod
     def about(cls, path: Path) -> Mapping[str, str]:
