@@ -33,7 +33,7 @@ def write(
     return path
 
 
-def compared(a: Path, b: Path, **how: str) -> Mismatch:
+def compared(a: Path, b: Path, **how: Any) -> Mismatch:
     with Routing(a) as first, Routing(b) as second:
         return compare(first, second, **how)
 
