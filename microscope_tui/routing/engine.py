@@ -248,15 +248,7 @@ class _Response:
 
 
 def _responses(path: Path, beside: Shape | None) -> Iterator[tuple[int, _Response]]:
-    """The responses with their line numbers.
-
-    Args:
-        beside: needed for base64, which holds no shape.
-
-    Raises:
-        OSError: the file cannot be read.
-        BadEngineOutput: a line is not a response, or too long.
-    """
+    """The responses with their line numbers; base64, which holds no shape, needs ``beside``."""
     decoder = msgspec.json.Decoder(_Line)
     with os.fdopen(open_regular_file(path), "rb") as file:
         number = 0

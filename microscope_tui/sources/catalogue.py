@@ -78,12 +78,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         return file if re.fullmatch(self.files, file.name) else None
 
     def open(self, path: Path, run: str, name: str, request: SourceRequest) -> RecordReader:
-        """The reader of a run at ``path``.
-
-        Args:
-            run: one of ``runs``.
-            name: the run's name, if the source has none.
-        """
+        """The reader of a ``run`` at ``path``; ``name`` is its name if the source has none."""
         from microscope_tui.sources.row_records import RowRecords
 
         reader = self.reader

@@ -85,11 +85,7 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> list[str]:
-        """See ``Reader``; those that have readings of routers, in the order of their beginning.
-
-        Raises:
-            OSError: the file cannot be read, or is a hostile database.
-        """
+        """See ``Reader``; those that have readings of routers, in the order of their beginning."""
         found = Database(path).read(lambda tables: cls.with_routers(tables, own))
         return [run.label for run in found]
 
@@ -128,11 +124,7 @@ class DatabaseReader(RowReader):
 
     @abstractmethod
     def _row(self, values: tuple[object, ...]) -> Row:
-        """The row of the selected columns.
-
-        Raises:
-            BadLine: it is skipped for this reason.
-        """
+        """The row of the selected columns; ``BadLine`` if it is skipped."""
 
     def _ended(self, tables: Tables, run: Run) -> str:
         """Why the run ended, if the database holds that."""

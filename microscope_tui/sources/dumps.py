@@ -293,11 +293,7 @@ class ExactCounts:
         self._started = self._is_moment = False
 
     def add(self, counted: Counted) -> Iterator[Record]:
-        """The records that one more step gives.
-
-        Raises:
-            Unreadable: more routers or experts than the limits allow.
-        """
+        """The records that one more step gives."""
         grown = self._grow(counted)
         if not self._started:
             self._waiting.append(counted)

@@ -137,11 +137,7 @@ class GgufHeader:
 
 
 def read_header(data: Bytes) -> GgufHeader:
-    """Read everything but the tensors.
-
-    Raises:
-        Unreadable: not a GGUF file, another version, damaged, or above a limit.
-    """
+    """Read everything but the tensors."""
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise data.broken("not a GGUF file")
@@ -165,11 +161,7 @@ def read_header(data: Bytes) -> GgufHeader:
 
 
 def float32(data: Bytes, header: GgufHeader, name: str) -> list[float]:
-    """The numbers of an F32 tensor in the order of the file.
-
-    Raises:
-        Unreadable: another type, too large, or not inside the file.
-    """
+    """The numbers of an F32 tensor in the order of the file."""
     tensor = header.tensors[name]
     number = math.prod(tensor.shape)
     if tensor.kind != _F32 or number > MOST_ELEMENTS:

@@ -136,11 +136,7 @@ class RankTrace:
         """It wrote nothing for so long that the others no longer wait for it."""
 
     def calls(self, lines: list[tuple[int, bytes]]) -> Iterator[_Line]:
-        """The calls in new lines.
-
-        Raises:
-            Unreadable: while they are taken, at a line that is not of such a trace.
-        """
+        """The calls in new lines; ``Unreadable`` at one that is not of such a trace."""
         for number, line in lines:
             if not line.strip():
                 continue
@@ -223,11 +219,7 @@ class MegatronReader(CountsReader):
                 self._ranks[rank] = RankTrace(path)
 
     def _take(self, max_bytes: int) -> None:
-        """Read from the ranks that are furthest behind.
-
-        Raises:
-            Late: a file is another one.
-        """
+        """Read from the ranks that are furthest behind; ``Late`` if a file is another one."""
         left = max_bytes
         todo = set(self._ranks)
         while left > 0 and todo:

@@ -18,7 +18,6 @@ MOST_OPCODES = 4_000_000
 """At most 400 MB of objects, for a moment; a dump of 1,000 passes on one rank has 40,000."""
 MOST_DEPTH = 32
 """Containers inside each other; a dump has four."""
-_MOST_MARKS = 1024
 _MOST_NAME = 512
 _KEYS = (str, int, float, bool, type(None))
 _NUMBERS = {b"J": Struct("<i"), b"K": Struct("<B"), b"M": Struct("<H"), b"G": Struct(">d")}
@@ -112,8 +111,6 @@ class _Interpreter:
         elif code == b"]":
             push([])
         elif code == b"(":
-            if len(self._marks) >= _MOST_MARKS:
-                raise Refused("the pickle is nested too deeply")
             self._marks.append(len(self._stack))
         elif code == b"\x80":
             self._take(1)  # the protocol

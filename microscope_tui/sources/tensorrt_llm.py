@@ -139,11 +139,7 @@ class _Rank:
     def rows(
         self, data: Bytes, iteration: int, experts: int | None
     ) -> Iterator[tuple[int, list[int]]]:
-        """Layer and counts per expert of one iteration.
-
-        Raises:
-            Unreadable: they are not counts, or not choices, of this number of experts.
-        """
+        """Layer and counts per expert of one iteration."""
         for layer, tensor in self.tensors.get(iteration, ()):
             name = f"{iteration}_{layer}"
             numbers = integers(data, tensor, name)
@@ -225,11 +221,7 @@ def read_tensors(data: Bytes) -> dict[str, Tensor]:
 
 
 def integers(data: Bytes, tensor: Tensor, name: str) -> list[int]:
-    """The numbers of a tensor of integers, in row-major order.
-
-    Raises:
-        Unreadable: another type, another size, or too large.
-    """
+    """The numbers of a tensor of integers, in row-major order."""
     number = math.prod(tensor.shape)
     code = _INTEGERS.get(tensor.dtype)
     start, end = tensor.data_offsets

@@ -23,7 +23,6 @@ MOST_MEMBERS = 1 << 17
 _MOST_DIRECTORY = 16 << 20
 _LOCAL_BYTES = 30
 _MOST_DIMENSIONS = 16
-_MOST_SIZE = 1 << 48
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 CODES = {
     **{"torch.BoolStorage": "?", "torch.ByteStorage": "B", "torch.CharStorage": "b"},
@@ -58,12 +57,7 @@ class Tensor:
     def numbers(self, data: Bytes, index: int | None = None) -> list[Any]:
         """The numbers of ``tensor[index]``, or of all of it, in row-major order.
 
-        Args:
-            data: the file that ``load`` read.
-            index: position in the first dimension, inside the shape.
-
-        Raises:
-            Unreadable: there are more than ``MOST_ELEMENTS``, or the file changed.
+        ``data`` is the file that ``load`` read; more than ``MOST_ELEMENTS`` are refused.
         """
         number = math.prod(self.shape if index is None else self.shape[1:])
         if number > MOST_ELEMENTS:
@@ -199,7 +193,7 @@ class _Tensors:
         if (
             not isinstance(storage, _Storage)
             or any(type(part) is not tuple for part in sizes)
-            or any(type(n) is not int or not 0 <= n < _MOST_SIZE for part in sizes for n in part)
+            or any(type(n) is not int or n < 0 for part in sizes for n in part)
             or len(shape) != len(strides)
             or len(shape) > _MOST_DIMENSIONS
         ):

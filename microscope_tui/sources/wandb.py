@@ -129,10 +129,6 @@ class WandbReader(RowReader):
         the first record of history with a reading of a router that begins in a block of 32 KiB or
         after it, and the end of the file its last one. Where the records are so large, or so rare,
         that ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
-
-        Raises:
-            OSError: it cannot be read.
-            Unreadable: it is not a ``.wandb`` file, or one of a newer version.
         """
         self._file.pread(0, 0)
         blocks = max(1, self._file.size // BLOCK_BYTES)

@@ -187,7 +187,7 @@ REFUSED = {
     "tower of tuples": (pickled(b")" + b"\x85" * 100_000 + b"."), "containers inside each other"),
     "list in itself": (pickled(b"]q\0h\0a."), "containers inside each other"),
     "deep key": (pickled(b"})" + b"\x85" * 100_000 + b"K\x01s."), "a tuple as a key"),
-    "marks": (pickled(b"(" * 100_000 + b"."), "nested too deeply"),
+    "marks": (pickled(b"(" * 100_000 + b"."), "the pickle is damaged"),
     "operations": (saved(list(range(4000))), "more than 4,000 operations; dump more often"),
     "operation": (pickled(b"i"), "the operation b'i', which is not needed"),
     "call": (pickled(b"]]R."), "calls something that is not a function"),
