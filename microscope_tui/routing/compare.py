@@ -119,7 +119,7 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str =
             if margins_of:
                 # Bit patterns are counted: 65,536 at most, so nothing grows with the tokens.
                 side = b if margins_of == "B" else a
-                patterns = array("H", side.margins_of(index, start, end))
+                patterns = array("H", side.raw("margins", index, start, end))
                 seen.update(patterns)
                 seen.subtract([patterns[token] for token in unrouted])
                 differing.update([patterns[token] for token in other])
@@ -164,7 +164,7 @@ class _Piece:
         self._start = start
         self._count = end - start
         self._flags = flags
-        self._a, self._b = (one.ids_of(layer, start, end) for one in (a, b))
+        self._a, self._b = (one.raw("ids", layer, start, end) for one in (a, b))
         self._k = a.shape.top_k
         self._code = a.id_code
         self._row = struct.Struct(f"<{self._k}{self._code}")
