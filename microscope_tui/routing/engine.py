@@ -15,11 +15,10 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 from msgspec.structs import replace
@@ -54,9 +53,9 @@ def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
         BadEngineOutput: it has another form, or expert ids that the model of ``beside`` lacks.
     """
     try:
-        with closing(_Array(path) if path.suffix == ".npy" else _Lines(path, beside)) as source:
-            _write(source, target, beside)
-            return source.has_token_ids
+        source = _Array(path) if path.suffix == ".npy" else _Lines(path, beside)
+        _write(source, target, beside)
+        return source.has_token_ids
     except (BadEngineOutput, BadRouting) as error:
         raise BadEngineOutput(f"{path}: {error}") from None
 
@@ -139,22 +138,16 @@ class _Array:
     has_token_ids = False
 
     def __init__(self, path: Path) -> None:
-        self._file = os.fdopen(open_regular_file(path), "rb")
-        try:
-            self._read_header()
-        except BaseException:
-            self.close()
-            raise
+        self._path = path
+        with os.fdopen(open_regular_file(path), "rb") as file:
+            self._read_header(file)
 
-    def close(self) -> None:
-        self._file.close()
-
-    def _read_header(self) -> None:
-        head = self._file.read(10)
+    def _read_header(self, file: BinaryIO) -> None:
+        head = file.read(10)
         if not head.startswith(b"\x93NUMPY\1") or len(head) < 10:
             raise BadEngineOutput("is not a .npy file of version 1")
         length = int.from_bytes(head[8:], "little")
-        header = self._file.read(length)
+        header = file.read(length)
         found = _HEADER.fullmatch(header)
         if found is None:
             raise BadEngineOutput(
@@ -169,7 +162,7 @@ class _Array:
         self._row = layers * k * int(size)
         self._start = 10 + length
         expected = self._start + tokens * self._row
-        actual = os.fstat(self._file.fileno()).st_size
+        actual = os.fstat(file.fileno()).st_size
         if expected != actual:
             raise BadEngineOutput(
                 f"has {actual:,} bytes instead of {expected:,}: cut off or damaged"
@@ -177,11 +170,12 @@ class _Array:
 
     def pieces(self) -> Iterator[tuple[None, Sequence[int]]]:
         tokens, layers, k = self.shape
-        self._file.seek(self._start)
-        for start in range(0, tokens, _ROWS_AT_ONCE):
-            count = min(_ROWS_AT_ONCE, tokens - start)
-            rows = array(self._code, self._file.read(count * self._row))
-            yield None, _without_last(rows, layers * k) if start + count == tokens else rows
+        with os.fdopen(open_regular_file(self._path), "rb") as file:
+            file.seek(self._start)
+            for start in range(0, tokens, _ROWS_AT_ONCE):
+                count = min(_ROWS_AT_ONCE, tokens - start)
+                rows = array(self._code, file.read(count * self._row))
+                yield None, _without_last(rows, layers * k) if start + count == tokens else rows
 
 
 class _Lines:
@@ -204,9 +198,6 @@ class _Lines:
             if response.token_ids is None:
                 self.has_token_ids = False
         self.shape = (tokens, layers, k)
-
-    def close(self) -> None:
-        pass  # every pass closes its own file
 
     def pieces(self) -> Iterator[tuple[Sequence[int] | None, Sequence[int]]]:
         for _, response in _responses(self._path, self._beside):

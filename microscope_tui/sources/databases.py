@@ -246,11 +246,7 @@ class DatabaseReader(RowReader):
 
 
 def _unique_labels(runs: Sequence[tuple[str, str, tuple[object, ...]]]) -> list[Run]:
-    """Runs with unique names: ``name``, or ``name/more`` where it is not unique.
-
-    Args:
-        runs: name, what makes it unique, and the values that find the run.
-    """
+    """Runs of (name, more, values) with unique names: ``name/more`` where the name is not."""
     names = [safe_text(name, 120) for name, _, _ in runs]
     counts = {name: names.count(name) for name in names}
     return [

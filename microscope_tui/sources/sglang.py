@@ -40,7 +40,6 @@ from microscope_tui.sources.torch_file import Tensor
 
 UNORDERED = "a circular buffer that is not rotated: the order of the passes is not guaranteed"
 ONE_RANK = "one rank of the server; open the folder of its dumps for all ranks"
-MOST_PASSES = 1 << 20
 _MOST_COUNT = 2**40
 _KEYS = (b"logical_count", b"global_physical_count")
 
@@ -215,8 +214,6 @@ def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int | None:
 
 def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
     found = content["records"]
-    if len(found) > MOST_PASSES:
-        raise data.broken(f"{len(found):,} forward passes, at most {MOST_PASSES:,} are read")
     if not found:
         return []
     mapping = _counts(data, content.get("last_physical_to_logical_map"), 2)

@@ -21,8 +21,6 @@ from microscope_tui.sources.keys import (
 )
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
 
-MOST_BYTES = MAX_ROW_BYTES
-"""10 layers × 8 experts × 100 entries have 0.2 MB."""
 _LOAD_BYTES = re.compile(rb'"layer_\d{1,5}_load"\s*:\s*\[')
 
 
@@ -49,9 +47,11 @@ class StreamlitReader(RowReader):
             version = stamp_of(self.path.stat())
             if version == self._version:
                 return Rows()
-            if version.size > MOST_BYTES:
-                raise Unreadable(self._message(f"{version.size:,} bytes, at most {MOST_BYTES:,}"))
-            data = read_at(self.path, 0, MOST_BYTES)
+            if version.size > MAX_ROW_BYTES:
+                raise Unreadable(
+                    self._message(f"{version.size:,} bytes, at most {MAX_ROW_BYTES:,}")
+                )
+            data = read_at(self.path, 0, MAX_ROW_BYTES)
         except FileNotFoundError:
             self.deleted = self._version is not None
             return Rows()
