@@ -122,14 +122,12 @@ def mismatch(
         fail(f"--max-share {max_share:g}: write a share from 0 to 1", USAGE)
     with ExitStack() as opened:
         sides, engine, token_ids = _opened((a, b), opened)
-        margins = not all(engine)
-        turned = engine[0] and margins  # an engine has no margins: the probe comes first
+        letters = [name for name, is_engine in zip("AB", engine, strict=True) if not is_engine]
+        margins_of = letters[0] if letters else ""  # an engine has no margins
         try:
-            found = compare(*sides[:: -1 if turned else 1], token_ids=token_ids, margins=margins)
+            found = compare(*sides, token_ids=token_ids, margins_of=margins_of)
         except NotComparable as error:
             fail(f"{a} and {b} cannot be compared: {error}", NO_VERDICT)
-        if turned:
-            found = found.turned()
         names = safe_text(a, 200), safe_text(b, 200)
         code = int(max_share is not None and found.share > max_share)
         if as_json:

@@ -42,7 +42,7 @@ def busiest(routing: Routing, layer: int) -> Mapping[int, float]:
     counts = [rows[layer] for rows in routing.tables.counts if layer < len(rows)]
     experts = routing.shape.num_experts
     if not counts or any(len(row) != experts for row in counts):
-        firsts = Counter(e for e in routing.first_choices(layer, 0, _SAMPLE) if e is not None)
+        firsts = Counter(row[0] for row in routing.chosen(layer, 0, _SAMPLE) if row)
         counts = [[firsts[expert] for expert in range(experts)]]
     totals = [sum(column) for column in zip(*counts, strict=True)]
     total = sum(totals) or 1

@@ -9,7 +9,7 @@ import struct
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress, count
 from operator import ne
 
@@ -20,7 +20,7 @@ _BLOCK = 1024
 _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
-"""Different swaps that are kept by name; further ones are only counted."""
+"""Different swaps of a layer that are counted."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
@@ -40,7 +40,6 @@ class LayerMismatch:
     differing: int = 0
     swaps: Counter[tuple[int, int]] = field(default_factory=Counter)
     """How often B chose the second expert instead of the first."""
-    unnamed_swaps: int = 0
 
     @property
     def share(self) -> float:
@@ -87,15 +86,6 @@ class Mismatch:
         """Share of the choices that differ."""
         return self.differing / self.compared if self.compared else 0.0
 
-    def turned(self) -> "Mismatch":
-        """The same with A and B exchanged."""
-        layers = [
-            replace(layer, swaps=Counter({(a, b): n for (b, a), n in layer.swaps.items()}))
-            for layer in self.layers
-        ]
-        other = "B" if self.margins_of == "A" else "A"
-        return replace(self, layers=layers, margins_of=other)
-
     def top_swaps(self, most: int) -> list[tuple[LayerMismatch, int, int, int]]:
         """The most frequent swaps: layer, expert in A, expert in B, how often."""
         found = [
@@ -106,12 +96,12 @@ class Mismatch:
         return sorted(found, key=lambda one: -one[3])[:most]
 
 
-def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = True) -> Mismatch:
+def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str = "A") -> Mismatch:
     """Compare the choices of two files.
 
     Args:
         token_ids: whether both files have token ids.
-        margins: whether ``a`` has margins.
+        margins_of: the file whose margins count, A or B; empty if neither has any.
 
     Raises:
         NotComparable: they differ in tokens, layers, experts or k, or no token was routed in both.
@@ -126,9 +116,10 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = T
         for start in range(0, a.tokens, _TOKENS_AT_ONCE):
             end = min(start + _TOKENS_AT_ONCE, a.tokens)
             other, unrouted = _Piece(a, b, index, start, end, flags).into(layer)
-            if margins:
+            if margins_of:
                 # Bit patterns are counted: 65,536 at most, so nothing grows with the tokens.
-                patterns = array("H", a.margins_of(index, start, end))
+                side = b if margins_of == "B" else a
+                patterns = array("H", side.raw("margins", index, start, end))
                 seen.update(patterns)
                 seen.subtract([patterns[token] for token in unrouted])
                 differing.update([patterns[token] for token in other])
@@ -136,7 +127,7 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = T
     routed = max(layer.compared for layer in layers)
     if not routed:
         raise NotComparable("no token was routed on both sides")
-    return Mismatch(routed, flags.count(1), layers, _bins(seen, differing))
+    return Mismatch(routed, flags.count(1), layers, _bins(seen, differing), margins_of or "A")
 
 
 def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
@@ -173,7 +164,7 @@ class _Piece:
         self._start = start
         self._count = end - start
         self._flags = flags
-        self._a, self._b = (one.ids_of(layer, start, end) for one in (a, b))
+        self._a, self._b = (one.raw("ids", layer, start, end) for one in (a, b))
         self._k = a.shape.top_k
         self._code = a.id_code
         self._row = struct.Struct(f"<{self._k}{self._code}")
@@ -226,8 +217,6 @@ def _swap(layer: LayerMismatch, old: Sequence[int], new: Sequence[int]) -> None:
     for pair in zip(gone, come, strict=False):
         if pair in layer.swaps or len(layer.swaps) < _MOST_SWAPS:
             layer.swaps[pair] += 1
-        else:
-            layer.unnamed_swaps += 1
 
 
 def _bins(seen: Counter[int], differing: Counter[int]) -> list[MarginBin]:

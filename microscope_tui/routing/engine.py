@@ -13,14 +13,12 @@ import base64
 import binascii
 import os
 import re
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 from msgspec.structs import replace
@@ -55,9 +53,9 @@ def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
         BadEngineOutput: it has another form, or expert ids that the model of ``beside`` lacks.
     """
     try:
-        with closing(_Array(path) if path.suffix == ".npy" else _Lines(path, beside)) as source:
-            _write(source, target, beside)
-            return source.has_token_ids
+        source = _Array(path) if path.suffix == ".npy" else _Lines(path, beside)
+        _write(source, target, beside)
+        return source.has_token_ids
     except (BadEngineOutput, BadRouting) as error:
         raise BadEngineOutput(f"{path}: {error}") from None
 
@@ -123,66 +121,48 @@ def _packed(slots: Sequence[Sequence[int]], layer: int, writer: RoutingWriter) -
     return array(code, chain.from_iterable(rows)).tobytes()
 
 
-_MOST_HEADER = 1 << 12
 _HEADER = re.compile(
-    rb"\{\s*'descr':\s*'([<>|=]?)([iu])([1248])',\s*'fortran_order':\s*(True|False),"
+    rb"\{\s*'descr':\s*'[<|]([iu])([1248])',\s*'fortran_order':\s*False,"
     rb"\s*'shape':\s*\((\d{1,12}),\s*(\d{1,12}),\s*(\d{1,12}),?\s*\),?\s*\}\s*"
 )
 _CODES = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 
 
 class _Array:
-    """A ``.npy`` of one sequence of tokens without ids: integers in C order with three axes.
+    """A ``.npy`` of one sequence of tokens without ids: little-endian integers in C order.
 
     The format: a magic, a version, the length of a header, and the header, a literal of a Python
-    dict (numpy.lib.format).
+    dict (numpy.lib.format). Only very long headers need a version above 1.
     """
 
     has_token_ids = False
 
     def __init__(self, path: Path) -> None:
-        self._file = os.fdopen(open_regular_file(path), "rb")
-        try:
-            self._read_header()
-        except BaseException:
-            self.close()
-            raise
+        self._path = path
+        with os.fdopen(open_regular_file(path), "rb") as file:
+            self._read_header(file)
 
-    def close(self) -> None:
-        self._file.close()
-
-    def _read_header(self) -> None:
-        head = self._file.read(12)
-        if not head.startswith(b"\x93NUMPY") or len(head) < 12:
-            raise BadEngineOutput("is not a .npy file")
-        if head[6] not in (1, 2, 3):
-            raise BadEngineOutput(f"version {head[6]} of .npy, expected 1 to 3")
-        start = 10 if head[6] == 1 else 12
-        length = int.from_bytes(head[8:start], "little")
-        if length > _MOST_HEADER:
-            raise BadEngineOutput(
-                f"a header of {length:,} bytes, expected at most {_MOST_HEADER:,}"
-            )
-        self._file.seek(start)
-        header = self._file.read(length)
+    def _read_header(self, file: BinaryIO) -> None:
+        head = file.read(10)
+        if not head.startswith(b"\x93NUMPY\1") or len(head) < 10:
+            raise BadEngineOutput("is not a .npy file of version 1")
+        length = int.from_bytes(head[8:], "little")
+        header = file.read(length)
         found = _HEADER.fullmatch(header)
         if found is None:
             raise BadEngineOutput(
                 f"holds {safe_text(header.decode('latin-1').strip(), 120)}: expected integers of "
-                "shape (tokens, layers, k)"
+                "shape (tokens, layers, k), little-endian and in C order"
             )
-        order, kind, size, fortran, *shape = (part.decode() for part in found.groups())
-        if fortran == "True":
-            raise BadEngineOutput("is in Fortran order: save numpy.ascontiguousarray of it")
+        kind, size, *shape = (part.decode() for part in found.groups())
         self.shape = tuple(map(int, shape))
         """Tokens, layers, k."""
         tokens, layers, k = self.shape
         self._code = _CODES[kind + size]
-        self._swap = order == ">"
         self._row = layers * k * int(size)
-        self._start = start + length
+        self._start = 10 + length
         expected = self._start + tokens * self._row
-        actual = os.fstat(self._file.fileno()).st_size
+        actual = os.fstat(file.fileno()).st_size
         if expected != actual:
             raise BadEngineOutput(
                 f"has {actual:,} bytes instead of {expected:,}: cut off or damaged"
@@ -190,13 +170,12 @@ class _Array:
 
     def pieces(self) -> Iterator[tuple[None, Sequence[int]]]:
         tokens, layers, k = self.shape
-        self._file.seek(self._start)
-        for start in range(0, tokens, _ROWS_AT_ONCE):
-            count = min(_ROWS_AT_ONCE, tokens - start)
-            rows = array(self._code, self._file.read(count * self._row))
-            if self._swap:
-                rows.byteswap()
-            yield None, _without_last(rows, layers * k) if start + count == tokens else rows
+        with os.fdopen(open_regular_file(self._path), "rb") as file:
+            file.seek(self._start)
+            for start in range(0, tokens, _ROWS_AT_ONCE):
+                count = min(_ROWS_AT_ONCE, tokens - start)
+                rows = array(self._code, file.read(count * self._row))
+                yield None, _without_last(rows, layers * k) if start + count == tokens else rows
 
 
 class _Lines:
@@ -220,9 +199,6 @@ class _Lines:
                 self.has_token_ids = False
         self.shape = (tokens, layers, k)
 
-    def close(self) -> None:
-        pass  # every pass closes its own file
-
     def pieces(self) -> Iterator[tuple[Sequence[int] | None, Sequence[int]]]:
         for _, response in _responses(self._path, self._beside):
             yield response.token_ids, _padded(response)
@@ -242,7 +218,6 @@ class _Line(msgspec.Struct):
     input_ids: list[int] | None = None
     token_ids: list[int] | None = None
     output_ids: list[int] | None = None
-    output_token_ids: list[int] | None = None
     prompt_routed_experts: _Rows | None = None
     routed_experts: str | _Rows | None = None
     meta_info: _Meta | None = None
@@ -264,15 +239,7 @@ class _Response:
 
 
 def _responses(path: Path, beside: Shape | None) -> Iterator[tuple[int, _Response]]:
-    """The responses with their line numbers.
-
-    Args:
-        beside: needed for base64, which holds no shape.
-
-    Raises:
-        OSError: the file cannot be read.
-        BadEngineOutput: a line is not a response, or too long.
-    """
+    """The responses with their line numbers; base64, which holds no shape, needs ``beside``."""
     decoder = msgspec.json.Decoder(_Line)
     with os.fdopen(open_regular_file(path), "rb") as file:
         number = 0
@@ -300,7 +267,7 @@ def _response(line: _Line, beside: Shape | None) -> _Response:
         raise BadEngineOutput(f"{len(choices)} choices: ask for one a request (n = 1)")
     (choice,) = choices
     prompt: list[int] | None = _first(line.prompt_token_ids, line.input_ids)
-    output = _first(choice.token_ids, line.token_ids, line.output_ids, line.output_token_ids)
+    output = _first(choice.token_ids, line.token_ids, line.output_ids)
     ids = _joined(prompt, output)
     meta = line.meta_info or _Meta()
     experts: str | _Rows | None = _first(
@@ -348,10 +315,7 @@ def _from_base64(text: str) -> array[int]:
         raise BadEngineOutput("routed_experts is not base64") from None
     if len(raw) % 4:
         raise BadEngineOutput(f"routed_experts has {len(raw):,} bytes, not whole int32 numbers")
-    numbers = array("i", raw)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
+    return array("i", raw)
 
 
 def _placed(

@@ -144,13 +144,6 @@ class Routing:
         experts, of_them = (tuple(row[slot] for slot in kept) for row in (ids, weights))
         return Choice(experts, of_them, margin, entropy)
 
-    def first_choices(self, layer: int, start: int, end: int) -> list[int | None]:
-        """The expert with the largest weight for each token from ``start`` to before ``end``."""
-        k = self.shape.top_k
-        count = min(end, self.tokens) - start
-        ids = self._numbers("ids", layer, start, count * k)[::k] if count > 0 else ()
-        return [one if one < self.shape.num_experts else None for one in ids]
-
     def chosen(self, layer: int, start: int, end: int) -> list[tuple[int, ...]]:
         """The chosen experts of tokens ``start`` to before ``end``, the largest weight first."""
         k = self.shape.top_k
@@ -163,18 +156,16 @@ class Routing:
             return [tuple(one for one in row if one < experts) for row in rows]
         return [ids[at : at + k] for at in range(0, len(ids), k)]
 
-    def ids_of(self, layer: int, start: int, end: int) -> bytes:
-        """The raw ids of tokens ``start`` to before ``end``, for comparisons at C speed."""
-        return self._raw("ids", layer, start, end)
-
     @property
     def id_code(self) -> str:
         """Type of an id, as a code of ``struct``: ``B`` or ``H``."""
         return self._places.sections["ids"].code
 
-    def margins_of(self, layer: int, start: int, end: int) -> bytes:
-        """The raw margins of tokens ``start`` to before ``end``, in half precision."""
-        return self._raw("margins", layer, start, end)
+    def raw(self, name: str, layer: int, start: int, end: int) -> bytes:
+        """The bytes of a section for tokens ``start`` to before ``end``: comparisons at C speed."""
+        at = self._place(name, layer, start)
+        count = min(end, self.tokens) - start
+        return self._map[at : at + count * self._places.sections[name].row]
 
     def next_of(self, layer: int, expert: int, token: int, *, back: bool = False) -> int | None:
         """The next token after (or before) ``token`` for which ``expert`` is among the chosen.
@@ -290,11 +281,6 @@ class Routing:
         if self._places.sections[name].per_layer and not 0 <= layer < len(self.shape.layers):
             raise IndexError(f"layer {layer} of {len(self.shape.layers)}")
         return self._places.at(name, layer, token)
-
-    def _raw(self, name: str, layer: int, start: int, end: int) -> bytes:
-        at = self._place(name, layer, start)
-        count = min(end, self.tokens) - start
-        return self._map[at : at + count * self._places.sections[name].row]
 
     def _span(self, name: str, start: int, end: int) -> tuple[int, ...]:
         count = min(end, self.tokens) - start

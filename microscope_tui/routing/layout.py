@@ -81,11 +81,7 @@ class Shape(msgspec.Struct, frozen=True):
     """Tokens that there is room for."""
 
     def refuse_nonsense(self) -> None:
-        """Check that every size is in range.
-
-        Raises:
-            BadRouting: a size is out of range.
-        """
+        """Raise ``BadRouting`` if a size is out of range."""
         for what, value, most in (
             ("layers", len(self.layers), MOST_LAYERS),
             ("num_experts", self.num_experts, MOST_EXPERTS),

@@ -78,12 +78,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         return file if re.fullmatch(self.files, file.name) else None
 
     def open(self, path: Path, run: str, name: str, request: SourceRequest) -> RecordReader:
-        """The reader of a run at ``path``.
-
-        Args:
-            run: one of ``runs``.
-            name: the run's name, if the source has none.
-        """
+        """The reader of a ``run`` at ``path``; ``name`` is its name if the source has none."""
         from microscope_tui.sources.row_records import RowRecords
 
         reader = self.reader
@@ -202,7 +197,6 @@ class ForeignRun(RunFile, frozen=True, kw_only=True):
     """See ``Reader.about``."""
 
     def open(self) -> Source:
-        """See ``RunFile``."""
         from microscope_tui.sources.translated_log import TranslatedLog
 
         return TranslatedLog(self.form.open(self.file, self.run, self.name, self.request))
@@ -215,7 +209,6 @@ class ForeignRun(RunFile, frozen=True, kw_only=True):
             return Glance(error=error.strerror or str(error))
 
     def identity(self) -> Stamp:
-        """See ``RunFile``."""
         size, modified = _size_and_time(self.file)
         known = repr((self.form.name, os.fspath(self.file), self.run, self.request))
         return Stamp(

@@ -69,7 +69,6 @@ class _Found:
 class DatabaseReader(RowReader):
     """Follows the rows of one run in a table."""
 
-    head_bytes = len(MAGIC)
     order = ""
     """Column of the table that grows with every row."""
     columns = ""
@@ -82,16 +81,11 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
-        return head == MAGIC
+        return head.startswith(MAGIC)
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> list[str]:
-        """See ``Reader``; those that have readings of routers, in the order of their beginning.
-
-        Raises:
-            OSError: the file cannot be read, or is a hostile database.
-        """
+        """See ``Reader``; those that have readings of routers, in the order of their beginning."""
         found = Database(path).read(lambda tables: cls.with_routers(tables, own))
         return [run.label for run in found]
 
@@ -130,18 +124,13 @@ class DatabaseReader(RowReader):
 
     @abstractmethod
     def _row(self, values: tuple[object, ...]) -> Row:
-        """The row of the selected columns.
-
-        Raises:
-            BadLine: it is skipped for this reason.
-        """
+        """The row of the selected columns; ``BadLine`` if it is skipped."""
 
     def _ended(self, tables: Tables, run: Run) -> str:
         """Why the run ended, if the database holds that."""
         return ""
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         database = self._database
         try:
             version, identity = database.version(), database.identity
@@ -257,11 +246,7 @@ class DatabaseReader(RowReader):
 
 
 def _unique_labels(runs: Sequence[tuple[str, str, tuple[object, ...]]]) -> list[Run]:
-    """Runs with unique names: ``name``, or ``name/more`` where it is not unique.
-
-    Args:
-        runs: name, what makes it unique, and the values that find the run.
-    """
+    """Runs of (name, more, values) with unique names: ``name/more`` where the name is not."""
     names = [safe_text(name, 120) for name, _, _ in runs]
     counts = {name: names.count(name) for name in names}
     return [
@@ -282,7 +267,6 @@ class TrackioReader(DatabaseReader):
 
     @classmethod
     def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
-        """See ``DatabaseReader``."""
         return [run for run in cls.all_runs(tables) if cls._logs_routers(tables, run, own)]
 
     @classmethod
@@ -298,7 +282,6 @@ class TrackioReader(DatabaseReader):
 
     @classmethod
     def all_runs(cls, tables: Tables) -> list[Run]:
-        """See ``DatabaseReader``."""
         finding = _finding(tables)
         if not finding:
             return []
@@ -330,7 +313,7 @@ class TrackioReader(DatabaseReader):
         finding = zip(_finding(tables), run.values, strict=True)
         known = tables.columns("configs")
         usable = [(name, value) for name, value in finding if name in known]
-        if "config" not in known or not usable:
+        if not usable:
             return {}
         rows = tables.rows(
             "SELECT CAST(config AS BLOB) FROM configs WHERE "
@@ -364,7 +347,6 @@ class MlflowReader(DatabaseReader):
 
     @classmethod
     def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
-        """See ``DatabaseReader``."""
         runs = cls.all_runs(tables)
         if not runs:
             return []
@@ -379,7 +361,6 @@ class MlflowReader(DatabaseReader):
 
     @classmethod
     def all_runs(cls, tables: Tables) -> list[Run]:
-        """See ``DatabaseReader``."""
         if not all(tables.columns(table) >= columns for table, columns in _MLFLOW.items()):
             return []
         pairs = tables.rows(

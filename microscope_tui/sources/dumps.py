@@ -43,7 +43,6 @@ MOST_FILES = 4096
 LOOK_AHEAD = 8
 """Steps that are collected before the header is written."""
 _TURN_S = 0.05
-_TURN_RECORDS = 512
 
 
 class Bytes:
@@ -145,7 +144,6 @@ class DumpReader(CountsReader):
         """
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
-        """See ``RecordReader``."""
         found = self._look()
         changed = any(found.get(path, old) != old for path, old in self._versions.items())
         changed = changed or self._lost
@@ -186,8 +184,7 @@ class DumpReader(CountsReader):
         for done, record in self._records:
             self.offset = self._before + int(done * self._reading)
             records.append(record)
-            late = time.monotonic() > end or self.offset >= until
-            if late or len(records) >= _TURN_RECORDS:
+            if time.monotonic() > end or self.offset >= until:
                 return
         self._records = None
         self._before = self.offset = self._before + self._reading
@@ -296,11 +293,7 @@ class ExactCounts:
         self._started = self._is_moment = False
 
     def add(self, counted: Counted) -> Iterator[Record]:
-        """The records that one more step gives.
-
-        Raises:
-            Unreadable: more routers or experts than the limits allow.
-        """
+        """The records that one more step gives."""
         grown = self._grow(counted)
         if not self._started:
             self._waiting.append(counted)

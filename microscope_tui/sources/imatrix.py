@@ -5,7 +5,7 @@ one number per expert) for each MoE layer. The tensors of one layer count the sa
 of them is taken and they are never summed. It is one moment without a time axis, judged in the
 profile ``eval``. The legacy format (``.dat``) has one count per tensor: not read.
 
-GGUF: versions 2 and 3, little-endian; layout in ``docs/gguf.md`` of ggml. Only F32 tensors are
+GGUF: version 3, little-endian; layout in ``docs/gguf.md`` of ggml. Only F32 tensors are
 read, and only those that are asked for.
 """
 
@@ -14,7 +14,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from microscope_tui.runlog import safe_text
@@ -34,7 +34,7 @@ MOST_TENSORS = 1 << 16
 MOST_VALUES = 1 << 14
 """Key-value pairs."""
 MOST_ARRAY = 1024
-"""Elements of an array that are kept; longer arrays are skipped."""
+"""Elements of an array; llama.cpp writes a name per file of the calibration."""
 MOST_ELEMENTS = 1 << 22
 _MOST_NAME = 1 << 16
 _MOST_DIMENSIONS = 4
@@ -46,7 +46,7 @@ _SCALARS = {
 _COUNTS = re.compile(r"blk\.(\d{1,4})\.ffn_(gate_up|gate|up|down)_exps\.weight\.counts")
 _EXACT_FLOAT = 1 << 24
 _ROUNDED = "counts above 16,777,216 are rounded to float32"
-Value = int | float | str | list[int | float | str]
+Value = int | float | str | list["Value"]
 
 
 class ImatrixReader(DumpReader):
@@ -54,7 +54,6 @@ class ImatrixReader(DumpReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         named = b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
         return head.startswith(b"GGUF") and named
 
@@ -78,7 +77,7 @@ def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
             chosen.setdefault(int(found[1]), name)
     counts: dict[Router, list[int]] = {}
     for layer, name in sorted(chosen.items()):
-        row = float32(data, header.tensors[name], name)
+        row = float32(data, header, name)
         if layer >= MAX_LAYERS or not all(0 <= count < 2**53 for count in row):
             raise data.broken(f"{safe_text(name, 60)} holds {safe_text(row[:4])}, not counts")
         if any(rounded := [round(count) for count in row]):
@@ -122,68 +121,55 @@ class TensorPlace:
 
     shape: tuple[int, ...]
     """As in the file: the fastest dimension first."""
-    is_float32: bool
+    kind: int
     offset: int
-    """From the start of the file."""
+    """From the start of the data."""
 
 
 @dataclass(slots=True)
 class GgufHeader:
     """The metadata before the tensors."""
 
-    values: dict[str, Value] = field(default_factory=dict)
-    """Without arrays that are longer than ``MOST_ARRAY``."""
-    tensors: dict[str, TensorPlace] = field(default_factory=dict)
+    values: dict[str, Value]
+    tensors: dict[str, TensorPlace]
+    start: int
+    """Where the data begins."""
 
 
 def read_header(data: Bytes) -> GgufHeader:
-    """Read everything but the tensors.
-
-    Raises:
-        Unreadable: not a GGUF file, another version, damaged, or above a limit.
-    """
+    """Read everything but the tensors."""
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise data.broken("not a GGUF file")
     version = cursor.number("<I")
-    if version not in (2, 3):
+    if version != 3:
         raise data.broken(
-            f"GGUF version {version}; versions 2 and 3 (little-endian) are read, convert the file"
+            f"GGUF version {version}; version 3 (little-endian) is read, convert the file"
         )
-    tensors, values = cursor.number("<Q"), cursor.number("<Q")
-    if tensors > MOST_TENSORS or values > MOST_VALUES:
+    number_of_tensors, number_of_values = cursor.number("<Q"), cursor.number("<Q")
+    if number_of_tensors > MOST_TENSORS or number_of_values > MOST_VALUES:
         raise data.broken(
-            f"{tensors:,} tensors and {values:,} values; at most {MOST_TENSORS:,} and "
-            f"{MOST_VALUES:,} are read"
+            f"{number_of_tensors:,} tensors and {number_of_values:,} values; at most "
+            f"{MOST_TENSORS:,} and {MOST_VALUES:,} are read"
         )
-    header = GgufHeader()
-    for _ in range(values):
-        key = cursor.text()
-        value = _value(cursor, cursor.number("<I"))
-        if value is not None:
-            header.values[key] = value
-    found = [_tensor(cursor) for _ in range(tensors)]
-    alignment = header.values.get("general.alignment", 32)
+    values = {cursor.text(): _value(cursor, cursor.number("<I")) for _ in range(number_of_values)}
+    tensors = {cursor.text(): _tensor(cursor) for _ in range(number_of_tensors)}
+    alignment = values.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 1 << 20:
         raise data.broken(f"general.alignment is {safe_text(alignment, 20)}")
-    start = -(-cursor.at // alignment) * alignment
-    for name, shape, kind, offset in found:
-        header.tensors[name] = TensorPlace(shape, kind == _F32, start + offset)
-    return header
+    return GgufHeader(values, tensors, -(-cursor.at // alignment) * alignment)
 
 
-def float32(data: Bytes, tensor: TensorPlace, name: str) -> list[float]:
-    """The numbers of an F32 tensor in the order of the file.
-
-    Raises:
-        Unreadable: another type, too large, or not inside the file.
-    """
+def float32(data: Bytes, header: GgufHeader, name: str) -> list[float]:
+    """The numbers of an F32 tensor in the order of the file."""
+    tensor = header.tensors[name]
     number = math.prod(tensor.shape)
-    if not tensor.is_float32 or number > MOST_ELEMENTS:
+    if tensor.kind != _F32 or number > MOST_ELEMENTS:
         raise data.broken(
             f"tensor {safe_text(name, 60)} is not F32, or has more than {MOST_ELEMENTS:,} numbers"
         )
-    return list(data.numbers(tensor.offset, f"<{number}f", f"tensor {safe_text(name, 60)}"))
+    start = header.start + tensor.offset
+    return list(data.numbers(start, f"<{number}f", f"tensor {safe_text(name, 60)}"))
 
 
 class _Cursor:
@@ -192,7 +178,7 @@ class _Cursor:
     def __init__(self, data: Bytes) -> None:
         self.data = data
         self.at = 0
-        """Bytes taken or skipped."""
+        """Bytes taken."""
         self._head = data.read(0, min(data.size, MOST_HEADER), "the metadata")
 
     def take(self, length: int) -> bytes:
@@ -204,10 +190,6 @@ class _Cursor:
                 "copy the file again"
             )
         return self._head[start : self.at]
-
-    def skip(self, length: int) -> None:
-        """Skip bytes; the next ``take`` checks that they are there."""
-        self.at += length
 
     def number(self, layout: str) -> int:
         """An integer (or another scalar, by its layout)."""
@@ -222,8 +204,7 @@ class _Cursor:
         return self.take(length).decode("utf-8", "replace")
 
 
-def _value(cursor: _Cursor, kind: int) -> Value | None:
-    """One value; ``None`` for an array that is too long to keep."""
+def _value(cursor: _Cursor, kind: int) -> Value:
     if kind in _SCALARS:
         return cursor.number(_SCALARS[kind])
     if kind == _STRING:
@@ -231,25 +212,16 @@ def _value(cursor: _Cursor, kind: int) -> Value | None:
     if kind != _ARRAY:
         raise cursor.data.broken(f"a value of the unknown type {kind}")
     inner, length = cursor.number("<I"), cursor.number("<Q")
-    if inner not in _SCALARS and inner != _STRING:
-        raise cursor.data.broken(f"an array of the unknown type {inner}")
-    if length > MOST_HEADER:
-        raise cursor.data.broken(f"an array of {length:,} elements")
-    if length <= MOST_ARRAY:
-        texts = inner == _STRING
-        return [cursor.text() if texts else cursor.number(_SCALARS[inner]) for _ in range(length)]
-    if inner in _SCALARS:
-        cursor.skip(length * struct.calcsize(_SCALARS[inner]))
-    else:
-        for _ in range(length):
-            cursor.skip(cursor.number("<Q"))
-    return None
+    if inner == _ARRAY or length > MOST_ARRAY:
+        raise cursor.data.broken(
+            f"an array of {length:,} elements of type {inner}; at most {MOST_ARRAY:,} are read"
+        )
+    return [_value(cursor, inner) for _ in range(length)]
 
 
-def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.text()
+def _tensor(cursor: _Cursor) -> TensorPlace:
     dimensions = cursor.number("<I")
     if dimensions > _MOST_DIMENSIONS:
-        raise cursor.data.broken(f"tensor {safe_text(name, 60)} has {dimensions} dimensions")
+        raise cursor.data.broken(f"a tensor has {dimensions} dimensions")
     shape = tuple(cursor.number("<Q") for _ in range(dimensions))
-    return name, shape, cursor.number("<I"), cursor.number("<Q")
+    return TensorPlace(shape, cursor.number("<I"), cursor.number("<Q"))

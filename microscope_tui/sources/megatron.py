@@ -136,11 +136,7 @@ class RankTrace:
         """It wrote nothing for so long that the others no longer wait for it."""
 
     def calls(self, lines: list[tuple[int, bytes]]) -> Iterator[_Line]:
-        """The calls in new lines.
-
-        Raises:
-            Unreadable: while they are taken, at a line that is not of such a trace.
-        """
+        """The calls in new lines; ``Unreadable`` at one that is not of such a trace."""
         for number, line in lines:
             if not line.strip():
                 continue
@@ -180,7 +176,6 @@ class MegatronReader(CountsReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         return head.startswith(b"{") and all(key in head for key in _KEYS)
 
     def _start(self) -> None:
@@ -192,7 +187,6 @@ class MegatronReader(CountsReader):
         self._grew = time.monotonic()
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
-        """See ``RecordReader``."""
         records: list[Record] = []
         earlier = self._failed
         try:
@@ -225,11 +219,7 @@ class MegatronReader(CountsReader):
                 self._ranks[rank] = RankTrace(path)
 
     def _take(self, max_bytes: int) -> None:
-        """Read from the ranks that are furthest behind.
-
-        Raises:
-            Late: a file is another one.
-        """
+        """Read from the ranks that are furthest behind; ``Late`` if a file is another one."""
         left = max_bytes
         todo = set(self._ranks)
         while left > 0 and todo:

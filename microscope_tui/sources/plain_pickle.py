@@ -1,9 +1,9 @@
 """A pickle that holds plain data only: an interpreter that cannot call anything.
 
 Python's own unpickler calls what the pickle names. This one has no such operation: it knows the
-few opcodes that ``torch.save`` writes for containers, numbers, texts and tensors, and refuses the
-file at any other. Every opcode makes at most one object, so the number of opcodes bounds the
-memory; there is no recursion.
+few opcodes that ``torch.save`` writes (protocol 2) for containers, numbers, texts and tensors, and
+refuses the file at any other. Every opcode makes at most one object, so the number of opcodes
+bounds the memory; there is no recursion.
 """
 
 import struct
@@ -18,16 +18,13 @@ MOST_OPCODES = 4_000_000
 """At most 400 MB of objects, for a moment; a dump of 1,000 passes on one rank has 40,000."""
 MOST_DEPTH = 32
 """Containers inside each other; a dump has four."""
-_MOST_MARKS = 1024
 _MOST_NAME = 512
 _KEYS = (str, int, float, bool, type(None))
-_LENGTHS = {b"\x8c": 1, b"X": 4}
 _NUMBERS = {b"J": Struct("<i"), b"K": Struct("<B"), b"M": Struct("<H"), b"G": Struct(">d")}
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
 _PUTS = {b"q": Struct("<B"), b"r": Struct("<I")}
 _GETS = {b"h": Struct("<B"), b"j": Struct("<I")}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
-_SKIPPED = {b"\x80": 1, b"\x95": 8}  # protocol, frame
 
 
 class Refused(ValueError):
@@ -88,8 +85,6 @@ class _Interpreter:
                 return self._stack[0]
             elif code in _PUTS:
                 self._memo[self._number(_PUTS[code])] = self._stack[-1]
-            elif code == b"\x94":
-                self._memo[len(self._memo)] = self._stack[-1]
             elif code in _GETS:
                 self._stack.append(self._memo[self._number(_GETS[code])])
             elif not (self._push(code) or self._collect(code) or self._name(code)):
@@ -106,8 +101,8 @@ class _Interpreter:
         push = self._stack.append
         if code in _CONSTANTS:
             push(_CONSTANTS[code])
-        elif code in _LENGTHS:
-            length = int.from_bytes(self._take(_LENGTHS[code]), "little")
+        elif code == b"X":
+            length = int.from_bytes(self._take(4), "little")
             push(self._take(length).decode("utf-8", "replace"))
         elif code == b"\x8a":
             push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
@@ -116,11 +111,9 @@ class _Interpreter:
         elif code == b"]":
             push([])
         elif code == b"(":
-            if len(self._marks) >= _MOST_MARKS:
-                raise Refused("the pickle is nested too deeply")
             self._marks.append(len(self._stack))
-        elif code in _SKIPPED:
-            self._take(_SKIPPED[code])
+        elif code == b"\x80":
+            self._take(1)  # the protocol
         else:
             return False
         return True
@@ -141,8 +134,6 @@ class _Interpreter:
             mapping = self._top(dict)
             for key, value in zip(values[::2], values[1::2], strict=True):
                 mapping[_plain(key)] = value
-        elif code == b"0":
-            self._pop(1)
         else:
             return False
         return True
@@ -150,10 +141,7 @@ class _Interpreter:
     def _name(self, code: bytes) -> bool:
         """Globals, what is made with them, and persistent ids."""
         if code == b"c":
-            self._stack.append(self._global(self._line(), self._line()))
-        elif code == b"\x93":
-            module, name = self._pop(2)
-            self._stack.append(self._global(str(module), str(name)))
+            self._stack.append(self._global(f"{self._line()}.{self._line()}"))
         elif code == b"R":
             function, arguments = self._pop(2)
             if type(function) is not Global or type(arguments) is not tuple:
@@ -166,14 +154,13 @@ class _Interpreter:
             return False
         return True
 
-    def _global(self, module: str, name: str) -> Global:
-        full = f"{module}.{name}"
-        if not self._allowed(full):
+    def _global(self, name: str) -> Global:
+        if not self._allowed(name):
             raise Refused(
-                f"the pickle names {safe_text(full, 60)}, which is neither a tensor nor a plain "
+                f"the pickle names {safe_text(name, 60)}, which is neither a tensor nor a plain "
                 "container; nothing was executed"
             )
-        return Global(full)
+        return Global(name)
 
     def _take(self, length: int) -> bytes:
         start = self._at

@@ -346,12 +346,7 @@ def described(
     asked: SourceRequest,
     top_k: int | None,
 ) -> str:
-    """What a run holds instead of readings of routers, and what to do.
-
-    Args:
-        name: of its format.
-        top_k: of the run, if known.
-    """
+    """What a run of the format ``name`` holds instead of readings of routers, and what to do."""
     path = f"{source.path}#{source.run}" if source.run else str(source.path)
     run = source.name or source.run or source.path.name
     count = len(found.steps)

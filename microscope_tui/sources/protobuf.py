@@ -70,11 +70,7 @@ def field(data: bytes, at: int) -> tuple[int, int | bytes, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of every field of a message; see ``field``.
-
-    Raises:
-        BadMessage: the bytes are not a message.
-    """
+    """Number and value of every field of a message; see ``field``."""
     at, end = 0, len(data)
     while at < end:
         number, value, at = field(data, at)
@@ -82,22 +78,14 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def as_bytes(value: int | bytes) -> bytes:
-    """The value of a length-delimited field.
-
-    Raises:
-        BadMessage: it is a number.
-    """
+    """The value of a length-delimited field; ``BadMessage`` for a number."""
     if isinstance(value, int):
         raise BadMessage("a number where a text or a message belongs")
     return value
 
 
 def as_number(value: int | bytes) -> int:
-    """The value of a varint field.
-
-    Raises:
-        BadMessage: it is something else.
-    """
+    """The value of a varint field; ``BadMessage`` for anything else."""
     if not isinstance(value, int):
         raise BadMessage("a text or a message where a number belongs")
     return value

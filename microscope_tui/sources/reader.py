@@ -56,7 +56,6 @@ class Reader(Progress):
 
     names: re.Pattern[str] | None = None
     """Files of a folder that is one run; ``None`` where a run is one file."""
-    head_bytes = HEAD_BYTES
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -66,15 +65,13 @@ class Reader(Progress):
     def recognises(cls, path: Path, own: Sequence[Rule] = ()) -> bool:
         """Whether the file at ``path``, or one of the first in a folder, is of this format.
 
-        Args:
-            path: of a file or a folder.
-            own: rules of the user; what they map counts as a reading of a router too.
+        ``own``: rules of the user; what they map counts as a reading of a router too.
 
         Raises:
             OSError: it cannot be read, or is not a regular file.
         """
         files = files_of(path, cls.names)
-        return any(cls.begins(read_at(file, 0, cls.head_bytes), own) for file in files)
+        return any(cls.begins(read_at(file, 0, HEAD_BYTES), own) for file in files)
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
@@ -83,11 +80,7 @@ class Reader(Progress):
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> Sequence[str]:
-        """Names of the runs in a file that may hold several; else one empty name.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Names of the runs in a file that may hold several; else one empty name."""
         return [""]
 
     @classmethod
@@ -130,11 +123,7 @@ class RecordReader(Reader, ABC):
         """How unknown keys can be read, if nothing is known as a reading of a router."""
 
     def sample(self, count: int) -> Sequence[Record]:
-        """A header and about ``count`` steps of the whole run; empty if the format has no sample.
-
-        Raises:
-            OSError, Unreadable: as ``read``.
-        """
+        """A header and about ``count`` steps of the whole run; empty if it has no sample."""
         return ()
 
     @abstractmethod
@@ -209,11 +198,7 @@ class RowReader(Reader, ABC):
         return type(self)(self.path, keys, self.run)
 
     def sample(self, count: int) -> Sequence[Row]:
-        """Rows from about ``count`` places of the whole run; empty if the format has no sample.
-
-        Raises:
-            OSError, Unreadable: as ``read``.
-        """
+        """Rows from about ``count`` places of the whole run; empty if the format has no sample."""
         return ()
 
     @abstractmethod

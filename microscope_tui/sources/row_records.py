@@ -121,11 +121,9 @@ class RowRecords(RecordReader):
         self.missing = ""
 
     def wait_s(self) -> float:
-        """See ``RecordReader``."""
         return self._steps.wait_s()
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
-        """See ``RecordReader``."""
         if self._damage is not None:
             damage, self._damage = self._damage, None
             raise damage
@@ -152,7 +150,6 @@ class RowRecords(RecordReader):
         return Batch([*records, *self._last(found.ended)])
 
     def sample(self, count: int) -> Sequence[Record]:
-        """See ``RecordReader``."""
         steps = StepRows()
         run = RunRecords(self._source, self._request, **self._facts)
         rows = sorted(self._source.sample(count), key=lambda row: row.step)

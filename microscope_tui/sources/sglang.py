@@ -40,7 +40,6 @@ from microscope_tui.sources.torch_file import Tensor
 
 UNORDERED = "a circular buffer that is not rotated: the order of the passes is not guaranteed"
 ONE_RANK = "one rank of the server; open the folder of its dumps for all ranks"
-MOST_PASSES = 1 << 20
 _MOST_COUNT = 2**40
 _KEYS = (b"logical_count", b"global_physical_count")
 
@@ -70,7 +69,6 @@ class SGLangReader(DumpReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         is_zip = head.startswith(b"PK\3\4") and b"/data.pkl" in head[:256]
         return is_zip and any(key in head for key in _KEYS)
 
@@ -183,9 +181,6 @@ def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
     """Counts ``[passes, layers, logical experts]`` over all ranks, or the passes of one rank.
 
     The numbers stay in the file; unused passes of the former are zero.
-
-    Raises:
-        Unreadable: as ``torch_file.load``, or it is not such a dump.
     """
     content = torch_file.load(data)
     if isinstance(content, dict) and "logical_count" in content:
@@ -197,13 +192,9 @@ def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
     )
 
 
-def _rows_of(data: Bytes, counts: Tensor, *index: int) -> list[list[int]]:
-    """The rows ``[layers][experts]`` of one forward pass.
-
-    Raises:
-        Unreadable: a count is negative or larger than any count can be.
-    """
-    flat = counts.numbers(data, *index)
+def _rows_of(data: Bytes, counts: Tensor, index: int | None = None) -> list[list[int]]:
+    """The rows ``[layers][experts]`` of one forward pass."""
+    flat = counts.numbers(data, index)
     if flat and not 0 <= min(flat) <= max(flat) <= _MOST_COUNT:
         raise data.broken("a count is negative or too large; is it such a dump?")
     width = counts.shape[-1]
@@ -223,8 +214,6 @@ def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int | None:
 
 def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
     found = content["records"]
-    if len(found) > MOST_PASSES:
-        raise data.broken(f"{len(found):,} forward passes, at most {MOST_PASSES:,} are read")
     if not found:
         return []
     mapping = _counts(data, content.get("last_physical_to_logical_map"), 2)

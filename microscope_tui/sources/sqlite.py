@@ -2,12 +2,13 @@
 
 SQLite itself never opens the database in a way that takes a lock or makes a file beside it:
 
-- Without a ``-wal`` or ``-journal`` beside it, it is opened as ``immutable``. What was read counts
-  only if the file is unchanged afterwards (size, time, change counter); else it is read again.
+- Without a ``-wal`` beside it, it is opened as ``immutable``. What was read counts only if the file
+  is unchanged afterwards (size, time, change counter); else it is read again.
 - With one, database and log are copied to a private folder and read there. The pair is consistent
-  if the header of the ``-wal`` is the same before and after (a writer only appends under one
-  header, and every page that it moves into the database is still in the log), or if neither the
-  ``-journal`` nor the database changed. The database is copied again only when that header changes.
+  if the header of the ``-wal`` is the same before and after: a writer only appends under one
+  header, and every page that it moves into the database is still in the log. The database is copied
+  again only when that header changes.
+- A ``-journal`` is a transaction: it is waited for. One that died is refused.
 
 A hostile database cannot run code of its schema, or take memory and time: see ``_restricted``.
 """
@@ -62,7 +63,6 @@ _SETTINGS = (
 _FUNCTIONS = ("min", "like")
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
 _WAL_HEADER = 32
-_LOGS = ("-wal", "-journal")
 Result = TypeVar("Result")
 
 
@@ -103,7 +103,8 @@ class Database:
             OSError: it cannot be read.
         """
         database = _state(self.path, 100)
-        wal, journal = (self._log(suffix) for suffix in _LOGS)
+        wal = self._log("-wal")
+        journal = self._log("-journal")
         stamps = [state.stamp for state in (database, wal, journal) if state is not None]
         self.size, self.identity = database.stamp.size, database.stamp[:2]
         self.modified = max(stamp.modified_ns for stamp in stamps) / 1e9
@@ -128,19 +129,25 @@ class Database:
     @contextmanager
     def _reading(self) -> "Iterator[Tables]":
         before = self.version()
-        path, how, self._opened = self.path, "mode=ro&immutable=1", before
-        if before[1] or before[2]:
-            if before[2] and time.time() - (self.modified or 0.0) < QUIET_S:
-                raise Busy(f"{safe_text(path.name)}: within a transaction; try again")
-            path, self._opened = self._private_copy(), None
-            how = "mode=rw" if before[2] else "mode=ro"  # a transaction that died is rolled back
+        _, wal, journal = before
+        name = safe_text(self.path.name)
+        if journal is not None:
+            if time.time() - (self.modified or 0.0) < QUIET_S:
+                raise Busy(f"{name}: within a transaction; try again")
+            raise Unreadable(
+                f"{name}: its writer died in a transaction; open it once with sqlite3 to end that"
+            )
+        if wal is not None:
+            self._opened = None
+            place = f"{quote(os.fsencode(self._private_copy()))}?mode=ro"
         else:
+            self._opened = before
             self._forget_copy()
-        uri = f"file:{quote(os.fsencode(path.absolute()))}?{how}"
+            place = f"{quote(os.fsencode(self.path.absolute()))}?mode=ro&immutable=1"
         with _readable(self.path):
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)
+            connection = sqlite3.connect(f"file:{place}", uri=True, isolation_level=None, timeout=0)
         with closing(connection), _readable(self.path, self._may_have_changed):
-            yield _restricted(connection, safe_text(self.path.name))
+            yield _restricted(connection, name)
 
     def _is_unchanged(self) -> bool:
         """Whether the tables belonged together up to now; those of a private copy do."""
@@ -154,7 +161,7 @@ class Database:
     def _log(self, suffix: str) -> _State | None:
         """State of a file beside the database; ``None`` if there is none with content."""
         try:
-            state = _state(self.path.with_name(self.path.name + suffix), _WAL_HEADER)
+            state = _state(self._beside(suffix), _WAL_HEADER)
         except FileNotFoundError:
             return None
         return state if state.head.strip(b"\0") else None  # zeros: a journal kept for reuse
@@ -164,31 +171,25 @@ class Database:
             self._folder = Path(tempfile.mkdtemp(prefix="moe-microscope-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         place = self._folder / "copy.db"
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(BETWEEN_TRIES_S)
-            before = self._copy_state()
-            if before != self._copied:
-                self._copied = None
-                self._copy(self.path, place)
-            for suffix in (*_LOGS, "-shm"):
-                place.with_name(place.name + suffix).unlink(missing_ok=True)
-            for suffix in _LOGS:
-                beside = self.path.with_name(self.path.name + suffix)
-                with suppress(FileNotFoundError):
-                    self._copy(beside, place.with_name(place.name + suffix))
-            if self._copy_state() == before:
-                # SQLite may change the copy of a database with a journal: copy it each time.
-                self._copied = before if before[1] and not before[2] else None
-                return place
-        raise Busy(f"{safe_text(self.path.name)}: written during {TRIES} copies; try again")
+        before = self._copy_state()
+        if before != self._copied:
+            self._copied = None
+            self._copy(self.path, place)
+        (self._folder / "copy.db-shm").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            self._copy(self._beside("-wal"), self._folder / "copy.db-wal")
+        if before is None or self._copy_state() != before:
+            raise Busy(f"{safe_text(self.path.name)}: written while it was copied; try again")
+        self._copied = before
+        return place
 
-    def _copy_state(self) -> tuple[object, object, object]:
-        """What must not change during a copy: with a ``-wal``, only its header."""
-        database, wal, journal = self.version()
-        if journal or not wal:
-            return database, None, (wal, journal)
-        return self.identity, (wal.stamp[:2], wal.head), None
+    def _copy_state(self) -> object:
+        """What must not change during a copy: the header of the ``-wal``; ``None`` without it."""
+        _, wal, _ = self.version()
+        return None if wal is None else (self.identity, wal.stamp[:2], wal.head)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
 
     def _copy(self, source: Path, target: Path) -> None:
         with opened(source) as file, open(file, "rb", closefd=False) as readable:

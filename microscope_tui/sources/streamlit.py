@@ -7,10 +7,7 @@ choice. Its entropies follow from those, and its drop rates were simulated: neit
 import re
 import time
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
-
-import msgspec
 
 from microscope_tui.runlog import QUIET_S, Stamp, read_at, safe_text, stamp_of
 from microscope_tui.sources.keys import (
@@ -24,8 +21,6 @@ from microscope_tui.sources.keys import (
 )
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
 
-MOST_BYTES = MAX_ROW_BYTES
-"""10 layers × 8 experts × 100 entries have 0.2 MB."""
 _LOAD_BYTES = re.compile(rb'"layer_\d{1,5}_load"\s*:\s*\[')
 
 
@@ -43,7 +38,7 @@ class StreamlitReader(RowReader):
         super().__init__(path, keys, run)
         self._version: Stamp | None = None
         self._given = 0
-        self._digest = b""  # of the entries that were given
+        self._before = b""  # the bytes of the entries that were given
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
         """See ``RowReader``; the whole array is read at once."""
@@ -52,9 +47,11 @@ class StreamlitReader(RowReader):
             version = stamp_of(self.path.stat())
             if version == self._version:
                 return Rows()
-            if version.size > MOST_BYTES:
-                raise Unreadable(self._message(f"{version.size:,} bytes, at most {MOST_BYTES:,}"))
-            data = read_at(self.path, 0, MOST_BYTES)
+            if version.size > MAX_ROW_BYTES:
+                raise Unreadable(
+                    self._message(f"{version.size:,} bytes, at most {MAX_ROW_BYTES:,}")
+                )
+            data = read_at(self.path, 0, MAX_ROW_BYTES)
         except FileNotFoundError:
             self.deleted = self._version is not None
             return Rows()
@@ -66,11 +63,10 @@ class StreamlitReader(RowReader):
             return Rows()  # it is being written
         self._version = version
         self.offset = self.size
-        old = entries[: self._given]
-        restarted = self._given > 0 and (len(old) < self._given or _digest(old) != self._digest)
+        restarted = not data.startswith(self._before)
         new = entries if restarted else entries[self._given :]
         self._given = len(entries)
-        self._digest = _digest(entries)
+        self._before = data[: data.rfind(b"}") + 1]
         rows = [
             Row(step, as_time(entry.get("time")), list(matched(entry, self.keys)))
             for entry in new
@@ -91,7 +87,3 @@ class StreamlitReader(RowReader):
         if not isinstance(entries, list):
             raise Unreadable(self._message("not an array"))
         return [entry for entry in entries if isinstance(entry, dict)]
-
-
-def _digest(entries: Sequence[dict[str, object]]) -> bytes:
-    return blake2b(msgspec.json.encode(entries)).digest()

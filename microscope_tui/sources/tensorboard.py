@@ -62,8 +62,8 @@ _MASK_DELTA = 0xA282EAD8
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY = 1, 2, 3, 5  # of Event
 _VALUE = 1  # of Summary
 _TAG, _SIMPLE_VALUE, _TENSOR = 1, 2, 8  # of Summary.Value
-_DTYPE, _CONTENT, _FLOATS, _DOUBLES, _STRINGS = 1, 4, 5, 6, 8  # of TensorProto
-_DT_FLOAT, _DT_DOUBLE = 1, 2
+_DTYPE, _CONTENT, _FLOATS, _STRINGS = 1, 4, 5, 8  # of TensorProto
+_DT_FLOAT = 1
 _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
@@ -71,11 +71,9 @@ class TensorBoardReader(RowReader):
     """The rows of one run, as they are logged."""
 
     names = re.compile(r"events\.out\.tfevents\..+", re.DOTALL)
-    head_bytes = 4096  # the first event has 40 bytes
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         length = length_of(head[:HEADER_BYTES]) if len(head) >= HEADER_BYTES else None
         try:
             found = dict(fields(head[HEADER_BYTES : HEADER_BYTES + (length or 0)]))
@@ -94,7 +92,6 @@ class TensorBoardReader(RowReader):
         self.config = self._decoder.config
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         self._look()
         files = list(self._files.values())
         starved = [file for file in files if not file.rows]
@@ -118,9 +115,6 @@ class TensorBoardReader(RowReader):
 
         A place gives the first step that begins there. Where steps are so large that
         ``MAX_SAMPLED_BYTES`` are not enough, it has the numbers that come first in the step.
-
-        Raises:
-            OSError: a file cannot be read.
         """
         self._look()
         files = list(self._files.values())
@@ -499,14 +493,10 @@ class EventRows:
 
 
 def _scalar(tensor: bytes) -> float | None:
-    """The number in a ``TensorProto`` that holds exactly one of type float or double."""
-    found: dict[int, int | bytes] = dict(fields(tensor))
-    layout, listed = {
-        _DT_FLOAT: (_FLOAT, _FLOATS),
-        _DT_DOUBLE: (_DOUBLE, _DOUBLES),
-    }.get(as_number(found.get(_DTYPE, 0)), (_FLOAT, 0))
-    data = found.get(_CONTENT) or found.get(listed) if listed else None
-    if not isinstance(data, bytes) or len(data) != layout.size:
+    """The number in a ``TensorProto`` that holds exactly one float, as TensorFlow writes it."""
+    found = dict(fields(tensor))
+    data = found.get(_CONTENT) or found.get(_FLOATS)
+    if found.get(_DTYPE) != _DT_FLOAT or not isinstance(data, bytes) or len(data) != _FLOAT.size:
         return None
-    number: float = layout.unpack(data)[0]
+    number: float = _FLOAT.unpack(data)[0]
     return number

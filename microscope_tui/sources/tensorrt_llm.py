@@ -61,7 +61,6 @@ class TensorRTReader(DumpReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         is_meta = head.startswith(b"{") and all(key in head for key in _META_KEYS)
         return is_meta or _FIRST_KEY.match(head) is not None
 
@@ -140,11 +139,7 @@ class _Rank:
     def rows(
         self, data: Bytes, iteration: int, experts: int | None
     ) -> Iterator[tuple[int, list[int]]]:
-        """Layer and counts per expert of one iteration.
-
-        Raises:
-            Unreadable: they are not counts, or not choices, of this number of experts.
-        """
+        """Layer and counts per expert of one iteration."""
         for layer, tensor in self.tensors.get(iteration, ()):
             name = f"{iteration}_{layer}"
             numbers = integers(data, tensor, name)
@@ -226,11 +221,7 @@ def read_tensors(data: Bytes) -> dict[str, Tensor]:
 
 
 def integers(data: Bytes, tensor: Tensor, name: str) -> list[int]:
-    """The numbers of a tensor of integers, in row-major order.
-
-    Raises:
-        Unreadable: another type, another size, or too large.
-    """
+    """The numbers of a tensor of integers, in row-major order."""
     number = math.prod(tensor.shape)
     code = _INTEGERS.get(tensor.dtype)
     start, end = tensor.data_offsets

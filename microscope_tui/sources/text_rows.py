@@ -62,7 +62,6 @@ class LineRows(RowReader):
         """
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         tail = self._tail
         found = tail.read_lines(max_bytes)
         if found.restarted:
@@ -187,7 +186,6 @@ class CsvReader(LineRows):
         self._columns: _Columns | None = None
         self._last_step = 0
         self._stretch: set[Target] = set()  # what the rows since the last step back hold
-        self._stretch_rows = 0
         self._seen: set[Target] = set()
 
     def _row(self, line: bytes) -> Row | None:
@@ -220,13 +218,11 @@ class CsvReader(LineRows):
     def _refuse_sorted_by_key(self, step: int, target: Target) -> None:
         """All steps of one key, then all of the next, would look like a run that restarts."""
         if step < self._last_step:
-            only_one = len(self._stretch) == 1 and self._stretch_rows > 1
-            if only_one and target not in self._seen:
+            if len(self._stretch) == 1 and target not in self._seen:
                 raise Unreadable("the rows are sorted by key; sort them by step, then key")
-            self._stretch, self._stretch_rows = set(), 0
+            self._stretch = set()
         self._last_step = step
         self._stretch.add(target)
-        self._stretch_rows += 1
         self._seen.add(target)
 
 

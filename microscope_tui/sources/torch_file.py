@@ -23,7 +23,6 @@ MOST_MEMBERS = 1 << 17
 _MOST_DIRECTORY = 16 << 20
 _LOCAL_BYTES = 30
 _MOST_DIMENSIONS = 16
-_MOST_SIZE = 1 << 48
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 CODES = {
     **{"torch.BoolStorage": "?", "torch.ByteStorage": "B", "torch.CharStorage": "b"},
@@ -48,40 +47,28 @@ class Tensor:
 
     shape: tuple[int, ...]
     _storage: _Storage
-    _offset: int  # in elements, as the strides
-    _strides: tuple[int, ...]
+    _offset: int  # in elements
 
     @property
     def is_integer(self) -> bool:
         """Whether its numbers are integers (not truth values)."""
         return self._storage.code in "Bbhiq"
 
-    def numbers(self, data: Bytes, *index: int) -> list[Any]:
-        """The numbers of ``tensor[index]`` in row-major order.
+    def numbers(self, data: Bytes, index: int | None = None) -> list[Any]:
+        """The numbers of ``tensor[index]``, or of all of it, in row-major order.
 
-        Args:
-            data: the file that ``load`` read.
-            index: positions in the first dimensions, inside the shape; none for all of it.
-
-        Raises:
-            Unreadable: there are more than ``MOST_ELEMENTS``, or the file changed.
+        ``data`` is the file that ``load`` read; more than ``MOST_ELEMENTS`` are refused.
         """
-        first = self._offset + sum(i * s for i, s in zip(index, self._strides, strict=False))
-        sizes, strides = self.shape[len(index) :], self._strides[len(index) :]
-        if 0 in sizes:
-            return []
-        span = 1 + sum((size - 1) * s for size, s in zip(sizes, strides, strict=True))
-        if max(span, math.prod(sizes)) > MOST_ELEMENTS:
+        number = math.prod(self.shape if index is None else self.shape[1:])
+        if number > MOST_ELEMENTS:
             raise data.broken(
                 f"a tensor of shape {self.shape} is too large: {MOST_ELEMENTS:,} numbers are read "
                 "at once"
             )
         code = self._storage.code
+        first = self._offset + (index or 0) * number
         start = _start_of(data, self._storage.member) + first * struct.calcsize(code)
-        flat = data.numbers(start, f"<{span}{code}", "the numbers of a tensor")
-        if _is_contiguous(sizes, strides):
-            return list(flat)
-        return [flat[at] for at in _positions(sizes, strides)]
+        return list(data.numbers(start, f"<{number}{code}", "the numbers of a tensor"))
 
 
 def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -89,16 +76,8 @@ def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
         if size > 1 and stride != expected:
             return False
-        expected *= size
+        expected *= max(size, 1)
     return True
-
-
-def _positions(sizes: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
-    """Where each element of a strided block lies, in row-major order."""
-    found = [0]
-    for size, stride in zip(sizes, strides, strict=True):
-        found = [at + i * stride for at in found for i in range(size)]
-    return found
 
 
 def load(data: Bytes) -> Any:
@@ -112,10 +91,6 @@ def load(data: Bytes) -> Any:
     if len(pickles) != 1:
         raise data.broken("a zip file without a pickle of torch.save")
     folder = pickles[0].removesuffix("data.pkl")
-    if (member := found.get(f"{folder}byteorder")) is not None:
-        text = data.read(_start_of(data, member), min(member.file_size, 16), "the byte order")
-        if text.strip() == b"big":
-            raise data.broken("written on a big-endian machine; load it there and save the numbers")
     tensors = _Tensors(found, folder)
     member = found[pickles[0]]
     content = data.read(_start_of(data, member), member.file_size, "the pickle")
@@ -218,16 +193,15 @@ class _Tensors:
         if (
             not isinstance(storage, _Storage)
             or any(type(part) is not tuple for part in sizes)
-            or any(type(n) is not int or not 0 <= n < _MOST_SIZE for part in sizes for n in part)
+            or any(type(n) is not int or n < 0 for part in sizes for n in part)
             or len(shape) != len(strides)
             or len(shape) > _MOST_DIMENSIONS
         ):
             raise Refused("a tensor has a shape, strides or an offset that no tensor has")
-        if 0 not in shape:
-            last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-            if last >= storage.elements:
-                raise Refused(
-                    f"a tensor of shape {shape} reaches element {last:,} of a storage of "
-                    f"{storage.elements:,}"
-                )
-        return Tensor(shape, storage, offset, strides)
+        if not _is_contiguous(shape, strides):
+            raise Refused("a tensor is a strided view; save its contiguous()")
+        if offset + math.prod(shape) > storage.elements:
+            raise Refused(
+                f"a tensor of shape {shape} is not inside its storage of {storage.elements:,}"
+            )
+        return Tensor(shape, storage, offset)

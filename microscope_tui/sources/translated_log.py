@@ -28,11 +28,9 @@ class TranslatedLog(SpooledLog):
         return self._reader.proposed
 
     def wait_s(self) -> float:
-        """See ``Source``."""
         return self._reader.wait_s()
 
     def sampled(self, count: int) -> bytes:
-        """See ``Source``."""
         return b"".join(map(encode_record, self._reader.sample(count)))
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:

@@ -45,7 +45,6 @@ class VllmReader(CountsReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``."""
         return head.startswith(b"{") and b'"record_type"' in head and b'"eplb_load_' in head
 
     def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
@@ -58,7 +57,6 @@ class VllmReader(CountsReader):
         self._last = -1  # step
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
-        """See ``RecordReader``."""
         found = self._tail.read_lines(max_bytes)
         if found.restarted:
             self._start()

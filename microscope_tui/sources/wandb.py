@@ -76,16 +76,13 @@ _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").e
 class WandbReader(RowReader):
     """The rows of one run, as they are logged."""
 
-    head_bytes = _FILE_HEADER.size
-
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         """See ``Reader``; of any version."""
-        return len(head) == cls.head_bytes and _FILE_HEADER.unpack(head)[:2] == _MAGIC
+        return len(head) >= _FILE_HEADER.size and _FILE_HEADER.unpack_from(head)[:2] == _MAGIC
 
     @classmethod
     def about(cls, path: Path) -> Mapping[str, str]:
-        """See ``Reader``."""
         reader = cls(path, Keys())
         with suppress(OSError):
             reader.read(HEAD_BYTES)
@@ -115,7 +112,6 @@ class WandbReader(RowReader):
         return name if name in _OF_THE_ROW else self.keys[name]
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``."""
         chunk = self._file.read(max_bytes)
         if chunk.restarted:
             self._start()
@@ -133,10 +129,6 @@ class WandbReader(RowReader):
         the first record of history with a reading of a router that begins in a block of 32 KiB or
         after it, and the end of the file its last one. Where the records are so large, or so rare,
         that ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
-
-        Raises:
-            OSError: it cannot be read.
-            Unreadable: it is not a ``.wandb`` file, or one of a newer version.
         """
         self._file.pread(0, 0)
         blocks = max(1, self._file.size // BLOCK_BYTES)

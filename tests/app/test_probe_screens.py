@@ -258,7 +258,7 @@ async def test_the_cursor_stays_on_its_expert_in_every_order_and_layer(probed: P
 async def test_an_interrupted_probe_has_tokens_and_no_tables(own_probed: Path) -> None:
     with Routing(own_probed / FILE_NAME) as whole:
         texts, shape = whole.text(0, 50), whole.shape
-        ids = [whole.ids_of(layer, 0, 50) for layer in range(6)]
+        ids = [whole.raw("ids", layer, 0, 50) for layer in range(6)]
     writer = RoutingWriter(
         own_probed / FILE_NAME, Shape(shape.layers, shape.layer_names, 16, 2, 99), slices=["code"]
     )

@@ -33,7 +33,7 @@ def write(
     return path
 
 
-def compared(a: Path, b: Path, **how: bool) -> Mismatch:
+def compared(a: Path, b: Path, **how: Any) -> Mismatch:
     with Routing(a) as first, Routing(b) as second:
         return compare(first, second, **how)
 
@@ -95,7 +95,7 @@ def test_tenths_of_the_margins_hold_a_tenth_each(tmp_path: Path) -> None:
     assert len(found.margins) == 10
     assert all(95 <= one.compared <= 105 for one in found.margins)
     assert found.margins[0].differing == 100
-    assert compared(a, write(tmp_path / "b", flipped, 8), margins=False).margins == []
+    assert compared(a, write(tmp_path / "b", flipped, 8), margins_of="").margins == []
 
 
 def test_margins_that_are_not_known_are_in_no_tenth(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def lines(tmp_path: Path, *responses: object) -> Path:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.sampled_from(["<i2", ">i4", "|u1", "<i8", "<i4"]),
+    st.sampled_from(["<i2", "|u1", "<i8", "<i4"]),
     st.integers(1, 200),
     st.integers(1, 3),
     st.integers(1, 3),
@@ -70,7 +70,8 @@ def test_an_array_of_numpy_is_read(
         (np.zeros((2, 2), "i4"), r"expected integers of shape"),
         (np.zeros((2, 2, 2), "f4"), r"expected integers of shape"),
         (np.full((2, 2, 2), None, object), r"expected integers of shape"),
-        (np.zeros((2, 2, 2), "i4", order="F"), r"Fortran"),
+        (np.zeros((2, 2, 2), "i4", order="F"), r"in C order"),
+        (np.zeros((2, 2, 2), ">i4"), r"little-endian"),
         (np.full((2, 2, 2), 8, "i4"), r"expert 8 in layer 0: expected 0 to 7"),
         (np.full((2, 2, 2), -2, "i4"), r"expert -2"),
     ],

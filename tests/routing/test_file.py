@@ -52,8 +52,6 @@ def test_every_choice_is_read_back(tmp_path_factory: pytest.TempPathFactory, dat
             assert [routing.choice(layer, token).experts for token in range(tokens)] == real
             assert routing.chosen(layer, 0, tokens + 5) == real
             assert routing.chosen(layer, tokens, tokens) == []
-            firsts = [row[0] if row[0] != empty else None for row in ids[layer]]
-            assert routing.first_choices(layer, 0, tokens + 5) == firsts
             wanted, at = data.draw(expert), data.draw(st.integers(0, tokens - 1))
             holds = [n for n, row in enumerate(real) if wanted in row]
             after, before = [n for n in holds if n > at], [n for n in holds if n < at]

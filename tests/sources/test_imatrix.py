@@ -109,26 +109,15 @@ def gguf_of(path: Path, content: bytes) -> GgufHeader:
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
-@pytest.mark.parametrize("version", [2, 3])
-def test_values_of_every_type_are_read(tmp_path: Path, version: int) -> None:
+def test_values_of_every_type_are_read(tmp_path: Path) -> None:
     raw = {kind: bytes(range(200, 200 + struct.calcsize(code))) for kind, code in CODES.items()}
     values = [value(str(kind), kind, raw[kind]) for kind in CODES]
     values.append(value("text", 8, text("ü")))
     values.append(value("texts", 9, struct.pack("<IQ", 8, 2) + text("a") + text("")))
     values.append(value("numbers", 9, struct.pack("<IQ3h", 3, 3, 1, -2, 3)))
-    found = gguf_of(tmp_path / "x.gguf", file_of(*values, version=version)).values
+    found = gguf_of(tmp_path / "x.gguf", file_of(*values)).values
     expected = {str(k): struct.unpack(f"<{code}", raw[k])[0] for k, code in CODES.items()}
     assert found == expected | {"text": "ü", "texts": ["a", ""], "numbers": [1, -2, 3]}
-
-
-def test_long_arrays_are_skipped_and_what_follows_is_read(tmp_path: Path) -> None:
-    number = reader.MOST_ARRAY + 1
-    values = (
-        value("numbers", 9, struct.pack("<IQ", 5, number) + b"\0" * 4 * number),
-        value("texts", 9, struct.pack("<IQ", 8, number) + text("token") * number),
-        value("after", 4, struct.pack("<I", 7)),
-    )
-    assert gguf_of(tmp_path / "x.gguf", file_of(*values)).values == {"after": 7}
 
 
 def test_tensors_begin_at_the_alignment_that_the_file_names(tmp_path: Path) -> None:
@@ -139,26 +128,25 @@ def test_tensors_begin_at_the_alignment_that_the_file_names(tmp_path: Path) -> N
         path = tmp_path / "x.gguf"
         found = gguf_of(path, body + struct.pack("<2f", 4, 5))
         with opened(path) as data:
-            assert reader.float32(data, found.tensors["a"], "a") == [1, 2, 3]
-            assert reader.float32(data, found.tensors["b"], "b") == [4, 5]
+            assert reader.float32(data, found, "a") == [1, 2, 3]
+            assert reader.float32(data, found, "b") == [4, 5]
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"GGML" + b"\0" * 20, "not a GGUF file"),
-        (file_of(version=1), "version 1"),
+        (file_of(version=2), "version 2"),
         (b"GGUF\0\0\0\3" + b"\0" * 16, "version 50331648"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 40, 0), "at most 65,536"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), "at most 65,536 and 16,384"),
         (file_of(value("a", 13, b"")), "unknown type 13"),
-        (file_of(value("a", 9, struct.pack("<IQ", 9, 1))), "array of the unknown type 9"),
-        (file_of(value("a", 9, struct.pack("<IQ", 0, 1 << 60))), "array of"),
-        (file_of(value("a", 9, struct.pack("<IQ", 0, 9_000_000)), text("b")), "metadata at"),
+        (file_of(value("a", 9, struct.pack("<IQ", 9, 1))), "an array of 1 elements of type 9"),
+        (file_of(value("a", 9, struct.pack("<IQ", 0, 1 << 60))), "at most 1,024 are read"),
         (file_of(value("a", 8, struct.pack("<Q", 1 << 60))), "a text of"),
         (file_of(struct.pack("<Q", 1 << 20)), "a text of 1,048,576 bytes"),
         (file_of(value("a", 4, b"\1")), "not inside"),
-        (file_of(tensors=(tensor("a\x1b[2J", (1,) * 5),)), "has 5 dimensions"),
+        (file_of(tensors=(tensor("a", (1,) * 5),)), "has 5 dimensions"),
         (file_of(value("general.alignment", 4, b"\0" * 4)), "general.alignment is 0"),
     ],
 )
@@ -180,4 +168,4 @@ def test_a_tensor_outside_the_file_or_of_another_type_is_refused(
     path = tmp_path / "x.gguf"
     found = gguf_of(path, file_of(tensors=(tensor("a", shape, kind),)))
     with opened(path) as data, pytest.raises(Unreadable, match=why):
-        reader.float32(data, found.tensors["a"], "a")
+        reader.float32(data, found, "a")
