@@ -94,7 +94,7 @@ def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
     if weight.adapter:
         own = own._replace(path=f"{own.path} (adapter)")
     if own.expert is not None:
-        return [own]
+        return [own._replace(part="experts")]  # also in a list of another name
     if not own.part or len(shape) < 2:
         return []  # a bias of the router may have no gradient: it only selects
     if own.part == "experts":

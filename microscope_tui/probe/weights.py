@@ -80,9 +80,14 @@ def _owners(model: nn.Module, sites: Sequence[Site]) -> dict[str, Owner]:
         above = plain_path(site.path).rpartition(".")[0]
         block = site.block or modules.get(above, site.module)
         start = path_of.get(id(block), "?")
-        own = {
+        router = path_of.get(id(site.router), site.path)
+        own = {router: Owner(place, "router", router)} if site.router is not None else {}
+        own |= {
             plain_path(f"{start}.{path}.{name}"): Owner(
-                place, "experts", plain_path(f"{start}.{path}"), number
+                place,
+                "experts" if "expert" in path else "",
+                plain_path(f"{start}.{path}"),
+                number,
             )
             for path, module in block.named_modules()
             if isinstance(module, nn.ModuleList | nn.ModuleDict) and "shared" not in path
@@ -93,9 +98,6 @@ def _owners(model: nn.Module, sites: Sequence[Site]) -> dict[str, Owner]:
         if site.experts is not None:
             experts = [path_of.get(id(site.experts), site.path)]
         own |= {one: Owner(place, "experts", one) for one in experts if not inside(one, own)}
-        if site.router is not None:
-            router = path_of.get(id(site.router), site.path)
-            own[router] = Owner(place, "router", router)
         owners = own | owners
     return owners
 
