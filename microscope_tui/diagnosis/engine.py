@@ -284,7 +284,7 @@ class Diagnosis(_State):
         """Rules that cannot be evaluated on this log, and why."""
         found: dict[str, str] = {}
         for name, rule in self.rules.items() if self.last_step else ():
-            if reason := rule.blind_to() or why_blind(rule.inputs(), self.seen, self.run):
+            if reason := rule.blind_to() or why_blind(rule.needs, self.seen, self.run):
                 found[name] = reason
         return found
 

@@ -141,7 +141,6 @@ class StepView:
         self._signals = _Signals(record.router, len(routers))
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""
-        self._indexed: tuple[Signal, Signal] | None = None
         self._judged: Signal | None = None
         self._plain: Signal | None = None
 
@@ -156,9 +155,9 @@ class StepView:
 
     def _judge(self) -> Signal | None:
         effective, loads = self.signal("effective_experts"), self.signal("max_load")
-        if effective is None or loads is None:
-            return self.plain_index
-        plain, even, below = self._index(effective), measures.EVEN_ENOUGH, self._routers.plain_below
+        plain, even, below = self.plain_index, measures.EVEN_ENOUGH, self._routers.plain_below
+        if effective is None or plain is None or loads is None:
+            return plain
         if plain.known and plain.low >= even and loads.high < below:
             return plain
         found: list[float | None] = [*plain.values]
@@ -173,13 +172,8 @@ class StepView:
     def plain_index(self) -> Signal | None:
         """The collapse index of every router with all of its experts."""
         if self._plain is None and (effective := self.signal("effective_experts")) is not None:
-            self._plain = self._index(effective)
+            self._plain = Signal.of(self._routers.collapse_index(effective))
         return self._plain
-
-    def _index(self, effective: Signal) -> Signal:
-        if self._indexed is None or self._indexed[0] is not effective:
-            self._indexed = effective, Signal.of(self._routers.collapse_index(effective))
-        return self._indexed[1]
 
     def tokens_of(self, router_index: int) -> float | None:
         """Tokens of this router: its own number if logged, else that of the step."""
@@ -210,6 +204,7 @@ class StepView:
     def leave_out(self, router_index: int) -> None:
         """The counts of a router are wrong: they, and what follows from them, become unknown."""
         self._counts[router_index] = None
+        self._plain = None
         for name in _OF_COUNTS:
             if (signal := self.signal(name)) is not None:
                 values = list(signal.values)

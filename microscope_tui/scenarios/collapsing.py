@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from microscope_tui.scenarios.course import (
     ByStep,
@@ -88,24 +87,6 @@ def fallen(
     )
 
 
-def fall(
-    shape: Shape,
-    rng: random.Random,
-    onset: int,
-    every: float,
-    share: float = 0.3,
-    *,
-    confident: bool = False,
-    sigma: float = 0.3,
-    **changes: Any,
-) -> tuple[Course, Expected]:
-    """Some routers fall onto k experts, a log-weight in ``every`` steps; all loads are uneven."""
-    sick, base = some_routers(shape, share, rng), constant(shape, sigma, rng)
-    popularity = pulled(base, hot_experts(shape, sick, rng), growing(onset, every))
-    course = collapsing(popularity, sick, onset, confident=confident)
-    return replace(course, **changes), fallen(popularity, sick, shape, onset)
-
-
 def collapse(shape: Shape, rng: random.Random) -> Run:
     """One layer falls onto k experts, a third into the run."""
     sick, onset = ((2 * shape.routers) // 3,), shape.steps // 3
@@ -116,14 +97,10 @@ def collapse(shape: Shape, rng: random.Random) -> Run:
     return run_along(course, shape, rng, found, allowed=BESIDE_COLLAPSE)
 
 
-def slow_collapse(shape: Shape, rng: random.Random) -> Run:
-    """k experts win a little every step; the loss keeps falling."""
-    return slow(shape, rng)
-
-
-def slow(
+def slow_collapse(
     shape: Shape, rng: random.Random, meter: Meter | None = None, severity: str = "crit"
 ) -> Run:
+    """k experts win a little every step; the loss keeps falling."""
     sick = some_routers(shape, 1 / shape.routers, rng)
     onset = around(0.2 * shape.steps, rng)
     popularity = pulled(settled(shape, rng), hot_experts(shape, sick, rng), growing(onset, 60))

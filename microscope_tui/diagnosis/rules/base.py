@@ -162,7 +162,7 @@ class Rule(ABC, Generic[L, M]):
     """Not evaluated in an evaluation run."""
     judges_one_step: ClassVar[bool] = False
     """Evaluated where there is a single step."""
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: tuple[str, ...] = ()
     """Numbers without which it is blind, by the names of ``StepView`` and of the header."""
     judges_settings: ClassVar[bool] = False
     """Needs no measurement: it reports the causes of ``whole_run_causes``."""
@@ -264,10 +264,6 @@ class Rule(ABC, Generic[L, M]):
         """The run resumes at ``step``: windows forget later steps."""
         self.start()
 
-    def inputs(self) -> Sequence[str]:
-        """Numbers without which it is blind in this run."""
-        return self.needs
-
     def blind_to(self) -> str | None:
         """Another reason why it cannot be evaluated on this log; ``None`` if there is none."""
         return None
@@ -296,15 +292,13 @@ def number(episode: Episode, name: str) -> float:
 
 def experts_of(episode: Episode) -> str:
     """The experts of an episode: ``3, 17 and 4 more``."""
-    return listed(episode.facts.get("experts"))
+    return listed(ids_of(episode, "experts"))
 
 
-def listed(ids: object) -> str:
-    """Expert numbers as text; empty where there are none."""
-    if not isinstance(ids, tuple) or not ids:
-        return ""
-    shown = ", ".join(str(e) for e in ids[:6])
-    return f"{shown} and {len(ids) - 6} more" if len(ids) > 6 else shown
+def listed(names: Sequence[object]) -> str:
+    """The first six, and how many more."""
+    shown = ", ".join(map(str, names[:6]))
+    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
 def ids_of(episode: Episode, name: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from microscope_tui.diagnosis.episodes import (
 from microscope_tui.diagnosis.rules.base import (
     Rule,
     experts_of,
+    ids_of,
     listed,
     number,
     size_of,
@@ -294,7 +295,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
 def _why(worst: Episode) -> str:
     effective, usual = number(worst, "effective"), number(worst, "usual")
     why = f"{effective:.1f} of {size_of(worst)} experts effective"
-    idle = worst.facts.get("idle")
+    idle = ids_of(worst, "idle")
     if usual > effective:
         why += f" ({usual:.1f} before)"
     if "reference" in worst.facts:
@@ -302,7 +303,7 @@ def _why(worst: Episode) -> str:
     if "share" in worst.facts:
         noun, verb = ("experts", "take") if " " in experts_of(worst) else ("expert", "takes")
         why += f"; {noun} {experts_of(worst)} {verb} {number(worst, 'share'):.0%} of the load"
-    if idle and isinstance(idle, tuple):
+    if idle:
         verb = "receives" if len(idle) == 1 else "receive"
         why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
     if worst.facts.get("unseen"):
