@@ -159,12 +159,10 @@ class Diagnosis(_State):
         sums = self._sums() if over else Sums(self._record)
         if not sums.counts:
             return
-        from microscope_tui.diagnosis.at_end import judge_sums, why_unjudged
+        from microscope_tui.diagnosis.at_end import judge_sums
 
-        found = judge_sums(self.run, self._criteria, sums)
+        found, self.too_few = judge_sums(self.run, self._criteria, sums)
         self._at_end = [e for e in found if not self.ledger.running(e.rule, e.router_index)]
-        if not self.ledger.context.trains:
-            self.too_few = why_unjudged(self.run, self._criteria, sums)
 
     def _sums(self) -> Sums:
         """Of an evaluation all counts; of a training those of the last steps, where c is low."""

@@ -147,7 +147,6 @@ class Rule(ABC, Generic[L, M]):
     subject: ClassVar[str]
     """Name in texts."""
     means: ClassVar[str]
-    """Meaning, in a sentence or two."""
     formula: ClassVar[str]
     """When it fires."""
     turn: ClassVar[int]
@@ -155,7 +154,6 @@ class Rule(ABC, Generic[L, M]):
     cause_rank: ClassVar[int]
     """Of equally severe findings the lowest rank comes first: a collapse also drops tokens."""
     low_is_bad: ClassVar[bool] = False
-    """Low values are bad."""
     in_warm_up: ClassVar[bool] = False
     """Active during the warm-up."""
     trains_only: ClassVar[bool] = False
@@ -199,7 +197,6 @@ class Rule(ABC, Generic[L, M]):
         self.window, self.needed, self.leave = 25, 23, 50
         self.spacing = 1
         """Steps between lines of the log."""
-        self._persistence: tuple[int, int] | None = None
         self.tracks: dict[int, Track] = {}
         self.memory: M
         Rule.change(self, context)  # that of a subclass changes the memory
@@ -216,15 +213,15 @@ class Rule(ABC, Generic[L, M]):
         """The same model continues under another header; the memory is kept."""
         self.context = context
         self.limits = cast(L, context.limits.of(self.limits_type))
-        if steps := getattr(self.limits, "persistence", 0):
-            self.persist(steps, self.ends_after)
+        self._persist()
         self.set_up()
 
-    def persist(self, steps: int, leave: int | None = None) -> None:
-        """Require 90 % of the lines of this many steps, and ``leave`` (twice as many) to end."""
-        self._persistence = steps, 2 * steps if leave is None else leave
-        self.window, self.leave = self.lines(steps), self.lines(self._persistence[1])
-        self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
+    def _persist(self) -> None:
+        """Require 90 % of the lines of the limit ``persistence``, and ``ends_after`` to end."""
+        if steps := getattr(self.limits, "persistence", 0):
+            self.window = self.lines(steps)
+            self.leave = self.lines(2 * steps if self.ends_after is None else self.ends_after)
+            self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
 
     def lines(self, steps: int) -> int:
         """Number of lines that cover this many steps; at least five where possible."""
@@ -237,8 +234,7 @@ class Rule(ABC, Generic[L, M]):
         if self.spacing == spacing:
             return
         self.spacing = spacing
-        if self._persistence is not None:
-            self.persist(*self._persistence)
+        self._persist()
         for track in self.tracks.values():
             track.window, track.needed, track.leave = self.window, self.needed, self.leave
 

@@ -72,6 +72,11 @@ class CollapseLimits(RuleLimits, frozen=True):
         "max_window <= 1000, even <= 1, relative_fall < 1"
     )
 
+    @property
+    def persistence(self) -> int:
+        """Steps; see ``Rule``."""
+        return self.window
+
 
 class Falling(Suspect):
     """A router with an uneven load."""
@@ -120,7 +125,6 @@ class Collapse(Rule[CollapseLimits, Memory]):
     tells_usual = True
 
     def set_up(self) -> None:
-        self.persist(self.limits.window)
         self.watched = max(self.limits.leave, self.limits.even)
         self.shock = self.context.limits.of(ShockLimits).within
 
