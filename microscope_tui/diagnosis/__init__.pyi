@@ -22,7 +22,6 @@ from .engine import (
     Pending as Pending,
     gathering as gathering,
     no_verdict as no_verdict,
-    not_judged_yet as not_judged_yet,
     pending as pending,
     restore as restore,
     save as save,

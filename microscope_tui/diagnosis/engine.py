@@ -384,11 +384,6 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
     return diagnosis.warm_until if since is None else diagnosis.ledger.context.warm_up
 
 
-def not_judged_yet(until: int) -> str:
-    """The verdict on a run whose warm-up lasts until a step, in words."""
-    return f"not judged yet (warm-up until step {until:,})"
-
-
 class NoVerdict(NamedTuple):
     """Why there is no verdict on a run."""
 
@@ -413,7 +408,9 @@ def no_verdict(
     if only_settings and (reason := unmeasured() or diagnosis.too_few):
         return NoVerdict(reason)
     until = warm_up_left(diagnosis, step)
-    return NoVerdict() if until is None else NoVerdict(not_judged_yet(until), until)
+    if until is None:
+        return NoVerdict()
+    return NoVerdict(f"not judged yet (warm-up until step {until:,})", until)
 
 
 def pending(diagnosis: Diagnosis) -> list[Pending]:

@@ -331,16 +331,15 @@ class Trail(msgspec.Struct):
     rows: list[list[float]] = []
     seen: int = 0
 
-    def add(self, step: int, values: Sequence[float]) -> bool:
-        """Add one step; true if it was kept."""
+    def add(self, step: int, values: Sequence[float]) -> None:
+        """Add one step."""
         self.seen += 1
         if (self.seen - 1) % self.every:
-            return False
+            return
         self.steps.append(step)
         self.rows.append(list(values))
         if len(self.rows) > self.size:
             del self.steps[0], self.rows[0]
-        return True
 
     def forget_from(self, step: int) -> None:
         """The run resumes at ``step``."""
@@ -362,13 +361,13 @@ class FirstValues(Trail):
     medians: list[float] = []
     """The median of every router, once there is no more room."""
 
-    def add(self, step: int, values: Sequence[float]) -> bool:
+    def add(self, step: int, values: Sequence[float]) -> None:
         """Add one line while there is room."""
-        if len(self.rows) >= self.size or not Trail.add(self, step, values):
-            return False
+        if len(self.rows) >= self.size:
+            return
+        Trail.add(self, step, values)
         if len(self.rows) == self.size:
             self.medians = [median(self.column(router)) for router in range(len(values))]
-        return True
 
     def usual(self, router: int, lines: int) -> float:
         """The median of one router in the first ``lines``; NaN before the first value."""
