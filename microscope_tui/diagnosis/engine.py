@@ -191,10 +191,8 @@ class Diagnosis(_State):
 
     def _is_muted(self, rule: AnyRule, index: int, severity: int = Severity.INFO) -> bool:
         """Whether a rule is muted in a router, where it has nothing worse to report."""
-        for name in rule.muted_by:
-            if self._mutes(name, index, severity):
-                return True
-        return index in self._unmeasured
+        muted = any(self._mutes(name, index, severity) for name in rule.muted_by)
+        return muted or index in self._unmeasured
 
     def _mutes(self, name: str, index: int, severity: int) -> bool:
         """Whether a rule has such an episode in a router, or evidence for one, or a worse one."""

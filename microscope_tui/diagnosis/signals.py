@@ -90,7 +90,7 @@ class Signal(msgspec.Struct, gc=False):
         """The largest value, without NaN; −∞ without values."""
         if self._high is None:
             known = self.values if self.known else _finite(self.values)
-            self._high = max(known) if known else -math.inf
+            self._high = max(known, default=-math.inf)
         return self._high
 
     @property
@@ -98,7 +98,7 @@ class Signal(msgspec.Struct, gc=False):
         """The smallest value, without NaN; ∞ without values."""
         if self._low is None:
             known = self.values if self.known else _finite(self.values)
-            self._low = min(known) if known else math.inf
+            self._low = min(known, default=math.inf)
         return self._low
 
 

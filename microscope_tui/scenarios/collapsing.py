@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from microscope_tui.scenarios.course import (
@@ -31,7 +31,6 @@ from microscope_tui.scenarios.run import (
     some_routers,
 )
 
-Level = Callable[[int], float]
 BESIDE_COLLAPSE = {
     "ERODING": "warn",
     "DEAD": "crit",
@@ -163,7 +162,7 @@ def divergence(shape: Shape, rng: random.Random) -> Run:
     return run_along(course, shape, rng, *found, allowed=BESIDE_COLLAPSE, cause="learning rate")
 
 
-def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: Level) -> Popularity:
+def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: ByStep) -> Popularity:
     """``base`` where the chosen experts of some routers have ``level(step)`` of the mean share."""
 
     def popularity(router: int, step: int) -> Sequence[float]:
@@ -196,7 +195,7 @@ def starving(shape: Shape, rng: random.Random) -> Run:
     return replace(run, truth=truth)
 
 
-def thin(shape: Shape, rng: random.Random, level: Level) -> Run:
+def thin(shape: Shape, rng: random.Random, level: ByStep) -> Run:
     """A fine-tuning of one router with experts of this level; its truth holds the router."""
     (sick,) = some_routers(shape, 1 / shape.routers, rng)
     number = max(1, math.ceil(shape.num_experts / 8))
