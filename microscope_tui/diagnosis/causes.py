@@ -278,19 +278,15 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
         if experts and len(experts) == each * len(blocks) < number:
             resumed = _last_before(known.resumes, episode.onset)
             if each > 3 or resumed is not None:  # two neighbours can die by chance
-                found.setdefault(tuple(blocks), []).append(episode)
-    for whole, episodes in found.items():
-        router = episodes[0].router
-        blocks = list(whole)
-        assert router is not None
-        each = router.num_experts // ranks
+                found.setdefault((each, *blocks), []).append(episode)
+    for (each, *blocks), episodes in found.items():
         onset = min(e.onset for e in episodes)
         resumed = _last_before(known.resumes, onset)
         at = f"the restart at {resumed:,}" if resumed is not None else f"step {onset:,}"
         first, last = each * blocks[0], each * (blocks[-1] + 1) - 1
         names = " and ".join(map(str, blocks))
         title = (
-            f"experts {first} to {last} of {router.num_experts} on {ranks} ranks are rank {names}: "
+            f"experts {first} to {last} of {each * ranks} on {ranks} ranks are rank {names}: "
             f"its counts or weights are missing since {at}"
         )
         remedy = (

@@ -156,8 +156,7 @@ class Diagnosis(_State):
         self.over = over
         self._at_end = []
         self.too_few = ""
-        sums = self._sums() if over else Sums(self._record)
-        if not sums.counts:
+        if not over or not (sums := self._sums()).counts:
             return
         from microscope_tui.diagnosis.at_end import judge_sums
 

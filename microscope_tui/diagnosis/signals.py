@@ -296,6 +296,14 @@ class Suspect(msgspec.Struct):
     calm: int = 0
     """Lines since the last bad one."""
 
+    def add(self, counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
+        """Sum one more step; the first counts decide about the window: see ``window_steps``."""
+        if self.summed is None:
+            fair = sum(counts) / len(counts)
+            self.summed = SummedCounts(window_steps(fair, evidence, least, most))
+        self.summed.add(counts)
+        return self.summed
+
 
 S = TypeVar("S", bound=Suspect)
 
@@ -383,11 +391,6 @@ def window_steps(expected: float, evidence: float, least: int, most: int) -> int
     """Number of steps that give an expert ``evidence`` expected assignments, within two bounds."""
     needed = math.ceil(evidence / expected) if expected > 0 else most
     return min(most, max(least, needed))
-
-
-def summing(counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
-    """A window for counts like these; see ``window_steps``."""
-    return SummedCounts(window_steps(sum(counts) / len(counts), evidence, least, most))
 
 
 def median(values: Sequence[float]) -> float:

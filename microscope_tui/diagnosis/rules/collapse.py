@@ -33,7 +33,6 @@ from microscope_tui.diagnosis.signals import (
     Signal,
     StepView,
     Suspect,
-    summing,
     value_at,
     watched,
 )
@@ -261,10 +260,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
     ) -> tuple[float, bool]:
         """c of the summed counts, and whether they are enough for a verdict."""
         limits, least = self.limits, self.lines(self.limits.window)
-        if suspect.summed is None:
-            suspect.summed = summing(counts, limits.evidence, least, limits.max_window)
-        suspect.summed.add(counts)
-        totals = suspect.summed.totals
+        totals = suspect.add(counts, limits.evidence, least, limits.max_window).totals
         total = sum(totals)
         evidence = total / len(totals)
         found = measures.balance(totals, top_k)
