@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import chain
 
 from benchmarks.scenarios.lookalikes import (
+    fall,
     few_busy,
     groups_of,
     modulated,
@@ -18,7 +19,7 @@ from benchmarks.scenarios.lookalikes import (
 )
 from benchmarks.scenarios.variants import forced_balance
 from microscope_tui.scenarios import several_choices
-from microscope_tui.scenarios.collapsing import fall, growing
+from microscope_tui.scenarios.collapsing import growing
 from microscope_tui.scenarios.control import LINT, ranks_of
 from microscope_tui.scenarios.course import Course, falling_loss, steps
 from microscope_tui.scenarios.popularity import blended, constant, pulled, uneven

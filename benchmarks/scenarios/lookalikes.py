@@ -7,9 +7,15 @@ from dataclasses import replace
 from itertools import accumulate, chain
 from typing import Any
 
-from microscope_tui.scenarios.collapsing import BESIDE_COLLAPSE, thin
+from microscope_tui.scenarios.collapsing import (
+    BESIDE_COLLAPSE,
+    collapsing,
+    fallen,
+    growing,
+    thin,
+)
 from microscope_tui.scenarios.course import Course, steps
-from microscope_tui.scenarios.healthy import hot_shared, settled
+from microscope_tui.scenarios.healthy import hot_expert, settled
 from microscope_tui.scenarios.popularity import (
     Popularity,
     blended,
@@ -49,6 +55,24 @@ def run_of(shape: Shape, rng: random.Random, course: Course, *found: Expected, *
         hard_negative=not found, cause=cause,
     )  # fmt: skip
     return replace(Run(shape=shape, truth=truth, steps=steps(shape, rng, course)), **more)
+
+
+def fall(
+    shape: Shape,
+    rng: random.Random,
+    onset: int,
+    every: float,
+    share: float = 0.3,
+    *,
+    confident: bool = False,
+    sigma: float = 0.3,
+    **changes: Any,
+) -> tuple[Course, Expected]:
+    """Some routers fall onto k experts, a log-weight in ``every`` steps; all loads are uneven."""
+    sick, base = some_routers(shape, share, rng), constant(shape, sigma, rng)
+    popularity = pulled(base, hot_experts(shape, sick, rng), growing(onset, every))
+    course = collapsing(popularity, sick, onset, confident=confident)
+    return replace(course, **changes), fallen(popularity, sick, shape, onset)
 
 
 def specialised(shape: Shape, rng: random.Random) -> Run:
@@ -116,7 +140,7 @@ def narrow_finetune(shape: Shape, rng: random.Random) -> Run:
 
 def even_but_one(shape: Shape, rng: random.Random) -> Run:
     """Every token chooses the same expert of a router, and the other choices are even."""
-    return hot_shared(shape, rng, 0.02, 12.0)
+    return hot_expert(shape, rng, 0.02, 12.0)
 
 
 def upcycled(shape: Shape, rng: random.Random) -> Run:

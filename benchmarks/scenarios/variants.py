@@ -5,14 +5,13 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from benchmarks.scenarios.lookalikes import Weight, groups_of, modulated, narrow, run_of
+from benchmarks.scenarios.lookalikes import Weight, fall, groups_of, modulated, narrow, run_of
 from microscope_tui.scenarios.collapsing import (
     BESIDE_COLLAPSE,
     collapsing,
-    fall,
     fallen,
     growing,
-    slow,
+    slow_collapse,
 )
 from microscope_tui.scenarios.control import (
     LINT,
@@ -55,7 +54,7 @@ _POOLED_SICK = 0.75  # share of the routers that collapse behind the pooled loss
 
 def from_shares(shape: Shape, rng: random.Random) -> Run:
     """A slow collapse, logged as shares of the load only."""
-    run = slow(shape, rng, lambda router, step, counts: whole(counts, SHARES_SUM), "warn")
+    run = slow_collapse(shape, rng, lambda router, step, counts: whole(counts, SHARES_SUM), "warn")
     return replace(run, header={"source": {"counts": "shares"}})
 
 

@@ -1,7 +1,7 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .advice import Advice as Advice, advise as advise, report as report
 from .bias_sign import SignMemory as SignMemory
-from .causes import Cause as Cause, Known as Known, causes as causes
+from .causes import Known as Known, causes as causes
 from .context import (
     ANYTHING as ANYTHING,
     DEFAULTS as DEFAULTS,
@@ -22,7 +22,6 @@ from .engine import (
     Pending as Pending,
     gathering as gathering,
     no_verdict as no_verdict,
-    not_judged_yet as not_judged_yet,
     pending as pending,
     restore as restore,
     save as save,
@@ -44,7 +43,6 @@ from .rules import RULES as RULES, BadLimit as BadLimit, changed_limits as chang
 from .rules.base import Track as Track
 from .rules.collapse import CollapseLimits as CollapseLimits
 from .rules.drops import DropLimits as DropLimits
-from .rules.grad_spike import GradientLimits as GradientLimits
 from .rules.lint import Lint as Lint
 from .rules.oscillation import (
     Oscillation as Oscillation,

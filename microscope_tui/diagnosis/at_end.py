@@ -28,8 +28,11 @@ _PARTS = 3
 """How often a sum has to have the evidence of DEAD: routing is overdispersed."""
 
 
-def judge_sums(run: RunRecord, criteria: Criteria, sums: Sums) -> list[Episode]:
-    """The alarms if these sums were a single step; of a training only warnings of a collapse."""
+def judge_sums(run: RunRecord, criteria: Criteria, sums: Sums) -> tuple[list[Episode], str]:
+    """The alarms if these sums were a single step; of a training only warnings of a collapse.
+
+    And why the sums of an evaluation do not suffice for a verdict; empty if they do.
+    """
     trains = run.profile != "eval"
     context, view = _moment(run, criteria, sums)
     names = ("COLLAPSE",) if trains else _JUDGED
@@ -45,13 +48,7 @@ def judge_sums(run: RunRecord, criteria: Criteria, sums: Sums) -> list[Episode]:
             _call_summed(episode, context)
         episode.onset = sums.since[episode.router_index]
         found.append(episode)
-    return found
-
-
-def why_unjudged(run: RunRecord, criteria: Criteria, sums: Sums) -> str:
-    """Why the sums of an evaluation do not suffice for a verdict; empty if they do."""
-    context, view = _moment(run, criteria, sums)
-    return too_few(view, context, when="")
+    return found, "" if trains else too_few(view, context, when="")
 
 
 def too_few(view: StepView, context: Context, when: str = f" {WHEN}") -> str:

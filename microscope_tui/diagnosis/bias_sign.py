@@ -85,21 +85,17 @@ class SignMemory(msgspec.Struct):
             self.wrong_at = None  # it was corrected
 
 
-class BiasSign:
-    """The trials of one run.
+class BiasSign(msgspec.Struct, frozen=True):
+    """The trials of one run."""
 
-    Args:
-        uneven: c below which a router is put on trial.
-        changes: of the bias, that are enough for an outcome.
-        agreement: share of the load that has to agree with them.
-        critical: c at which a third of the changes is enough.
-    """
-
-    def __init__(self, uneven: float, changes: int, agreement: float, critical: float) -> None:
-        self._uneven = uneven
-        self._changes = changes
-        self._agreement = agreement
-        self._critical = critical
+    uneven: float
+    """c below which a router is put on trial."""
+    changes: int
+    """Changes of the bias that are enough for an outcome."""
+    agreement: float
+    """Share of the load that has to agree with them."""
+    critical: float
+    """c at which a third of the changes is enough."""
 
     def observe(self, view: StepView, memory: SignMemory) -> None:
         """Add one step, and judge the sign."""
@@ -117,10 +113,10 @@ class BiasSign:
 
     def _untried(self, index: Signal, memory: SignMemory) -> list[int]:
         """Uneven routers without a trial, the most uneven first."""
-        if index.low >= self._uneven:
+        if index.low >= self.uneven:
             return []
         known = memory.outcomes.keys() | memory.trials.keys()
-        low = [r for r, c in enumerate(index.values) if c < self._uneven and r not in known]
+        low = [r for r, c in enumerate(index.values) if c < self.uneven and r not in known]
         return sorted(low, key=index.values.__getitem__)
 
     def _look(self, view: StepView, router: int, c: float, memory: SignMemory) -> bool:
@@ -148,12 +144,12 @@ class BiasSign:
         if changes >= _RIGHT_AFTER and low < -_WEAK:
             return _RIGHT
         net = sum(map(abs, _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])))
-        most = 2.5 * self._changes
-        agrees = low >= _WEAK and high >= self._agreement and net >= _DIRECTED * trial.path
+        most = 2.5 * self.changes
+        agrees = low >= _WEAK and high >= self.agreement and net >= _DIRECTED * trial.path
         enough = (
             changes >= most
-            or (changes >= self._changes and trial.lately >= _GROWN * trial.early)
-            or (changes >= _FEW and c < self._critical)
+            or (changes >= self.changes and trial.lately >= _GROWN * trial.early)
+            or (changes >= _FEW and c < self.critical)
         )
         if agrees and enough:
             return _WRONG

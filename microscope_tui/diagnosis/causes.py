@@ -132,9 +132,9 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 class Cause(msgspec.Struct, frozen=True):
     """Findings with one explanation and one remedy, worst first."""
 
-    title: str
+    title: str = ""
     """Empty where nothing is known."""
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
     remedy: str = ""
     """By default that of the rule of the first finding."""
     onset: int = 0
@@ -172,7 +172,7 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
     for finding in group(left):
-        found.append(_complete(Cause("", ()), [finding], slides, known))
+        found.append(_complete(Cause(), [finding], slides, known))
     return sorted(found, key=_gravity)
 
 
@@ -211,7 +211,7 @@ def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) ->
         frozen = reason == Reason.ROUTER_FROZEN
         remedy = _FROZEN if frozen else known.remedy_of(proof)
         reset = ", with expert_bias set to zero" if reason == Reason.WRONG_SIGN else ""
-        yield Cause(title, (), remedy, goes_back=not frozen, reset=reset), [proof, *explained]
+        yield Cause(title, remedy=remedy, goes_back=not frozen, reset=reset), [proof, *explained]
         return
 
 
@@ -263,7 +263,7 @@ def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
     if core:
         name = setting(known.run, "force_collapse")
         title, remedy = f"forced with {name} {layer}@{step}", f"train a new run without {name}"
-        yield Cause(title, (), remedy, goes_back=False), _beside(left, core)
+        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, core)
 
 
 def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -278,26 +278,22 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
         if experts and len(experts) == each * len(blocks) < number:
             resumed = _last_before(known.resumes, episode.onset)
             if each > 3 or resumed is not None:  # two neighbours can die by chance
-                found.setdefault(tuple(blocks), []).append(episode)
-    for whole, episodes in found.items():
-        router = episodes[0].router
-        blocks = list(whole)
-        assert router is not None
-        each = router.num_experts // ranks
+                found.setdefault((each, *blocks), []).append(episode)
+    for (each, *blocks), episodes in found.items():
         onset = min(e.onset for e in episodes)
         resumed = _last_before(known.resumes, onset)
         at = f"the restart at {resumed:,}" if resumed is not None else f"step {onset:,}"
         first, last = each * blocks[0], each * (blocks[-1] + 1) - 1
         names = " and ".join(map(str, blocks))
         title = (
-            f"experts {first} to {last} of {router.num_experts} on {ranks} ranks are rank {names}: "
+            f"experts {first} to {last} of {each * ranks} on {ranks} ranks are rank {names}: "
             f"its counts or weights are missing since {at}"
         )
         remedy = (
             f"check that rank {names} loads its own part of the checkpoint and that the counts are "
             "summed over all ranks; do not re-initialise these experts"
         )
-        yield Cause(title, (), remedy, goes_back=False), _beside(left, episodes)
+        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, episodes)
 
 
 def _beside(left: Sequence[Episode], core: Sequence[Episode]) -> list[Episode]:
@@ -310,7 +306,7 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
     for members in _clusters(left):
         sign = next(e for e in members if RULES[e.rule].family == "divergence")
         remedy = calm_down(known.run, early=any(e.facts.get("sign") for e in members))
-        cause = Cause("learning rate too high, the run diverges", (), remedy, sign=sign)
+        cause = Cause("learning rate too high, the run diverges", remedy=remedy, sign=sign)
         core = [e for e in members if e.severity > Severity.INFO]
         yield cause, _beside([e for e in left if e.onset >= sign.onset - _GAP], core)
 
@@ -321,7 +317,7 @@ def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
     if swings and known.run.balance.get("method") == "bias":
         remedy = known.remedy_of(swings[0])
         title = f"{setting(known.run, 'bias_update_rate')} too high"
-        yield Cause(title, (), remedy, goes_back=False), _beside(left, swings)
+        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, swings)
 
 
 def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -333,7 +329,7 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
         serious = [e for e in members if e.severity > Severity.INFO]
         if serious and len({e.router_index for e in serious}) >= min(least, len(known.run.routers)):
             otherwise = known.remedy_of(serious[0])
-            yield Cause(title, (), f"{remedy}; if that is right, {otherwise}"), members
+            yield Cause(title, remedy=f"{remedy}; if that is right, {otherwise}"), members
             left = _without(left, members)
 
 
@@ -348,12 +344,12 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
         title = f"{rate} too high for some layers, too low for others"
     if any(e.severity > Severity.INFO for e in core):
         worst = min(core, key=lambda e: (not e.active, -e.severity, RULES[e.rule].cause_rank))
-        yield Cause(title, (), known.remedy_of(worst)), _beside(left, core)
+        yield Cause(title, remedy=known.remedy_of(worst)), _beside(left, core)
 
 
 def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:
     if drops := _of("DROPS", left):
-        yield Cause("capacity too small", ()), drops
+        yield Cause("capacity too small"), drops
 
 
 def _last_before(steps: Sequence[int], onset: int) -> int | None:

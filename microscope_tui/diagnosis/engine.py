@@ -156,15 +156,12 @@ class Diagnosis(_State):
         self.over = over
         self._at_end = []
         self.too_few = ""
-        sums = self._sums() if over else Sums(self._record)
-        if not sums.counts:
+        if not over or not (sums := self._sums()).counts:
             return
-        from microscope_tui.diagnosis.at_end import judge_sums, why_unjudged
+        from microscope_tui.diagnosis.at_end import judge_sums
 
-        found = judge_sums(self.run, self._criteria, sums)
+        found, self.too_few = judge_sums(self.run, self._criteria, sums)
         self._at_end = [e for e in found if not self.ledger.running(e.rule, e.router_index)]
-        if not self.ledger.context.trains:
-            self.too_few = why_unjudged(self.run, self._criteria, sums)
 
     def _sums(self) -> Sums:
         """Of an evaluation all counts; of a training those of the last steps, where c is low."""
@@ -193,10 +190,8 @@ class Diagnosis(_State):
 
     def _is_muted(self, rule: AnyRule, index: int, severity: int = Severity.INFO) -> bool:
         """Whether a rule is muted in a router, where it has nothing worse to report."""
-        for name in rule.muted_by:
-            if self._mutes(name, index, severity):
-                return True
-        return index in self._unmeasured
+        muted = any(self._mutes(name, index, severity) for name in rule.muted_by)
+        return muted or index in self._unmeasured
 
     def _mutes(self, name: str, index: int, severity: int) -> bool:
         """Whether a rule has such an episode in a router, or evidence for one, or a worse one."""
@@ -284,7 +279,7 @@ class Diagnosis(_State):
         """Rules that cannot be evaluated on this log, and why."""
         found: dict[str, str] = {}
         for name, rule in self.rules.items() if self.last_step else ():
-            if reason := rule.blind_to() or why_blind(rule.inputs(), self.seen, self.run):
+            if reason := rule.blind_to() or why_blind(rule.needs, self.seen, self.run):
                 found[name] = reason
         return found
 
@@ -386,11 +381,6 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
     return diagnosis.warm_until if since is None else diagnosis.ledger.context.warm_up
 
 
-def not_judged_yet(until: int) -> str:
-    """The verdict on a run whose warm-up lasts until a step, in words."""
-    return f"not judged yet (warm-up until step {until:,})"
-
-
 class NoVerdict(NamedTuple):
     """Why there is no verdict on a run."""
 
@@ -415,7 +405,9 @@ def no_verdict(
     if only_settings and (reason := unmeasured() or diagnosis.too_few):
         return NoVerdict(reason)
     until = warm_up_left(diagnosis, step)
-    return NoVerdict() if until is None else NoVerdict(not_judged_yet(until), until)
+    if until is None:
+        return NoVerdict()
+    return NoVerdict(f"not judged yet (warm-up until step {until:,})", until)
 
 
 def pending(diagnosis: Diagnosis) -> list[Pending]:

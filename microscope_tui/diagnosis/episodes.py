@@ -244,17 +244,14 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def rule(self) -> str:
-        """Name of the rule."""
         return self.worst.rule
 
     @property
     def severity(self) -> Severity:
-        """The worst severity of all routers."""
         return max(episode.severity for episode in self.episodes)
 
     @property
     def onset(self) -> int:
-        """The earliest onset."""
         return min(episode.onset for episode in self.episodes)
 
     @property

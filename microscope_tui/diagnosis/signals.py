@@ -90,7 +90,7 @@ class Signal(msgspec.Struct, gc=False):
         """The largest value, without NaN; −∞ without values."""
         if self._high is None:
             known = self.values if self.known else _finite(self.values)
-            self._high = max(known) if known else -math.inf
+            self._high = max(known, default=-math.inf)
         return self._high
 
     @property
@@ -98,7 +98,7 @@ class Signal(msgspec.Struct, gc=False):
         """The smallest value, without NaN; ∞ without values."""
         if self._low is None:
             known = self.values if self.known else _finite(self.values)
-            self._low = min(known) if known else math.inf
+            self._low = min(known, default=math.inf)
         return self._low
 
 
@@ -141,7 +141,6 @@ class StepView:
         self._signals = _Signals(record.router, len(routers))
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""
-        self._indexed: tuple[Signal, Signal] | None = None
         self._judged: Signal | None = None
         self._plain: Signal | None = None
 
@@ -156,9 +155,9 @@ class StepView:
 
     def _judge(self) -> Signal | None:
         effective, loads = self.signal("effective_experts"), self.signal("max_load")
-        if effective is None or loads is None:
-            return self.plain_index
-        plain, even, below = self._index(effective), measures.EVEN_ENOUGH, self._routers.plain_below
+        plain, even, below = self.plain_index, measures.EVEN_ENOUGH, self._routers.plain_below
+        if effective is None or plain is None or loads is None:
+            return plain
         if plain.known and plain.low >= even and loads.high < below:
             return plain
         found: list[float | None] = [*plain.values]
@@ -173,13 +172,8 @@ class StepView:
     def plain_index(self) -> Signal | None:
         """The collapse index of every router with all of its experts."""
         if self._plain is None and (effective := self.signal("effective_experts")) is not None:
-            self._plain = self._index(effective)
+            self._plain = Signal.of(self._routers.collapse_index(effective))
         return self._plain
-
-    def _index(self, effective: Signal) -> Signal:
-        if self._indexed is None or self._indexed[0] is not effective:
-            self._indexed = effective, Signal.of(self._routers.collapse_index(effective))
-        return self._indexed[1]
 
     def tokens_of(self, router_index: int) -> float | None:
         """Tokens of this router: its own number if logged, else that of the step."""
@@ -210,6 +204,7 @@ class StepView:
     def leave_out(self, router_index: int) -> None:
         """The counts of a router are wrong: they, and what follows from them, become unknown."""
         self._counts[router_index] = None
+        self._plain = None
         for name in _OF_COUNTS:
             if (signal := self.signal(name)) is not None:
                 values = list(signal.values)
@@ -301,6 +296,14 @@ class Suspect(msgspec.Struct):
     calm: int = 0
     """Lines since the last bad one."""
 
+    def add(self, counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
+        """Sum one more step; the first counts decide about the window: see ``window_steps``."""
+        if self.summed is None:
+            fair = sum(counts) / len(counts)
+            self.summed = SummedCounts(window_steps(fair, evidence, least, most))
+        self.summed.add(counts)
+        return self.summed
+
 
 S = TypeVar("S", bound=Suspect)
 
@@ -336,16 +339,15 @@ class Trail(msgspec.Struct):
     rows: list[list[float]] = []
     seen: int = 0
 
-    def add(self, step: int, values: Sequence[float]) -> bool:
-        """Add one step; true if it was kept."""
+    def add(self, step: int, values: Sequence[float]) -> None:
+        """Add one step."""
         self.seen += 1
         if (self.seen - 1) % self.every:
-            return False
+            return
         self.steps.append(step)
         self.rows.append(list(values))
         if len(self.rows) > self.size:
             del self.steps[0], self.rows[0]
-        return True
 
     def forget_from(self, step: int) -> None:
         """The run resumes at ``step``."""
@@ -367,13 +369,13 @@ class FirstValues(Trail):
     medians: list[float] = []
     """The median of every router, once there is no more room."""
 
-    def add(self, step: int, values: Sequence[float]) -> bool:
+    def add(self, step: int, values: Sequence[float]) -> None:
         """Add one line while there is room."""
-        if len(self.rows) >= self.size or not Trail.add(self, step, values):
-            return False
+        if len(self.rows) >= self.size:
+            return
+        Trail.add(self, step, values)
         if len(self.rows) == self.size:
             self.medians = [median(self.column(router)) for router in range(len(values))]
-        return True
 
     def usual(self, router: int, lines: int) -> float:
         """The median of one router in the first ``lines``; NaN before the first value."""
@@ -389,11 +391,6 @@ def window_steps(expected: float, evidence: float, least: int, most: int) -> int
     """Number of steps that give an expert ``evidence`` expected assignments, within two bounds."""
     needed = math.ceil(evidence / expected) if expected > 0 else most
     return min(most, max(least, needed))
-
-
-def summing(counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
-    """A window for counts like these; see ``window_steps``."""
-    return SummedCounts(window_steps(sum(counts) / len(counts), evidence, least, most))
 
 
 def median(values: Sequence[float]) -> float:

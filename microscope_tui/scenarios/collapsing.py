@@ -2,9 +2,8 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from microscope_tui.scenarios.course import (
     ByStep,
@@ -32,7 +31,6 @@ from microscope_tui.scenarios.run import (
     some_routers,
 )
 
-Level = Callable[[int], float]
 BESIDE_COLLAPSE = {
     "ERODING": "warn",
     "DEAD": "crit",
@@ -88,24 +86,6 @@ def fallen(
     )
 
 
-def fall(
-    shape: Shape,
-    rng: random.Random,
-    onset: int,
-    every: float,
-    share: float = 0.3,
-    *,
-    confident: bool = False,
-    sigma: float = 0.3,
-    **changes: Any,
-) -> tuple[Course, Expected]:
-    """Some routers fall onto k experts, a log-weight in ``every`` steps; all loads are uneven."""
-    sick, base = some_routers(shape, share, rng), constant(shape, sigma, rng)
-    popularity = pulled(base, hot_experts(shape, sick, rng), growing(onset, every))
-    course = collapsing(popularity, sick, onset, confident=confident)
-    return replace(course, **changes), fallen(popularity, sick, shape, onset)
-
-
 def collapse(shape: Shape, rng: random.Random) -> Run:
     """One layer falls onto k experts, a third into the run."""
     sick, onset = ((2 * shape.routers) // 3,), shape.steps // 3
@@ -116,14 +96,10 @@ def collapse(shape: Shape, rng: random.Random) -> Run:
     return run_along(course, shape, rng, found, allowed=BESIDE_COLLAPSE)
 
 
-def slow_collapse(shape: Shape, rng: random.Random) -> Run:
-    """k experts win a little every step; the loss keeps falling."""
-    return slow(shape, rng)
-
-
-def slow(
+def slow_collapse(
     shape: Shape, rng: random.Random, meter: Meter | None = None, severity: str = "crit"
 ) -> Run:
+    """k experts win a little every step; the loss keeps falling."""
     sick = some_routers(shape, 1 / shape.routers, rng)
     onset = around(0.2 * shape.steps, rng)
     popularity = pulled(settled(shape, rng), hot_experts(shape, sick, rng), growing(onset, 60))
@@ -186,7 +162,7 @@ def divergence(shape: Shape, rng: random.Random) -> Run:
     return run_along(course, shape, rng, *found, allowed=BESIDE_COLLAPSE, cause="learning rate")
 
 
-def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: Level) -> Popularity:
+def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: ByStep) -> Popularity:
     """``base`` where the chosen experts of some routers have ``level(step)`` of the mean share."""
 
     def popularity(router: int, step: int) -> Sequence[float]:
@@ -219,7 +195,7 @@ def starving(shape: Shape, rng: random.Random) -> Run:
     return replace(run, truth=truth)
 
 
-def thin(shape: Shape, rng: random.Random, level: Level) -> Run:
+def thin(shape: Shape, rng: random.Random, level: ByStep) -> Run:
     """A fine-tuning of one router with experts of this level; its truth holds the router."""
     (sick,) = some_routers(shape, 1 / shape.routers, rng)
     number = max(1, math.ceil(shape.num_experts / 8))

@@ -27,11 +27,6 @@ def sharpening(router: int, step: int) -> float:
     return 0.98 - 0.35 * min(1.0, step / 600)
 
 
-def steady(_: int) -> float:
-    """1 at every step."""
-    return 1.0
-
-
 def falling_loss(shape: Shape) -> ByStep:
     """The loss of a run that learns."""
     return lambda step: 1.4 + 3.0 * math.exp(-4 * step / shape.steps)
@@ -60,7 +55,7 @@ class Course:
     """How far the mean probability is from the load (0) to uniform (1)."""
     z_scale: ByRouter = lambda router, step: 1.0
     router_grad: float = 0.02
-    grad_scale: ByStep = steady
+    grad_scale: ByStep = lambda step: 1.0
     loss: ByStep | None = None
     learning_rate: ByStep | None = None
     losses: Callable[[Sequence[Sequence[int]]], dict[str, float]] | None = None

@@ -36,12 +36,10 @@ def shock(shape: Shape, rng: random.Random) -> Run:
     return run_along(Course(popularity=popularity), shape, rng, dip, hard_negative=True)
 
 
-def hot_expert(shape: Shape, rng: random.Random) -> Run:
+def hot_expert(
+    shape: Shape, rng: random.Random, sigma: float = 0.2, pull: float = math.log(40)
+) -> Run:
     """Nearly every token chooses one expert, beside others."""
-    return hot_shared(shape, rng, 0.2, math.log(40))
-
-
-def hot_shared(shape: Shape, rng: random.Random, sigma: float, pull: float) -> Run:
     sick = some_routers(shape, 1 / shape.routers, rng)
     hot = rng.randrange(shape.num_experts)
     base = constant(shape, sigma, rng)

@@ -52,12 +52,7 @@ def write_run(
 
 
 def lines(scenario: str | Scenario, shape: Shape, seed: int) -> tuple[Truth, Iterator[bytes]]:
-    """The same run as encoded lines with synthetic timestamps: the same seed gives the same bytes.
-
-    Raises:
-        UnknownScenario: no such scenario.
-        ValueError: the scenario does not fit this shape.
-    """
+    """The run of ``write_run`` as encoded lines; with its timestamps, the same for each seed."""
     found = _known(scenario)
     run = _built(found, shape, seed)
     return run.truth, _encoded(run, found.name, count(_STARTED).__next__, None)

@@ -8,7 +8,6 @@ from microscope_tui.diagnosis import (
     Diagnosis,
     Pending,
     gathering,
-    not_judged_yet,
     pending,
     restore,
     save,
@@ -48,7 +47,6 @@ def test_an_urgent_finding_in_the_warm_up_makes_a_run_judged() -> None:
     diagnosis = judge([header(), *steps(1, 80, collapse_at(1))])
     assert of(diagnosis, "COLLAPSE").alarm <= 80
     assert warm_up_left(diagnosis) is None
-    assert not_judged_yet(1000) == "not judged yet (warm-up until step 1,000)"
 
 
 @pytest.mark.parametrize(

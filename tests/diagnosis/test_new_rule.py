@@ -32,9 +32,6 @@ class Mass(Rule[MassLimits, Nothing]):
     cause_rank = 115
     low_is_bad = True
 
-    def set_up(self):
-        self.persist(self.limits.persistence)
-
     def read(self, view):
         mass = view.signal("selected_mass")
         if mass is None:

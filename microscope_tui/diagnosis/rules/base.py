@@ -147,7 +147,6 @@ class Rule(ABC, Generic[L, M]):
     subject: ClassVar[str]
     """Name in texts."""
     means: ClassVar[str]
-    """Meaning, in a sentence or two."""
     formula: ClassVar[str]
     """When it fires."""
     turn: ClassVar[int]
@@ -155,14 +154,13 @@ class Rule(ABC, Generic[L, M]):
     cause_rank: ClassVar[int]
     """Of equally severe findings the lowest rank comes first: a collapse also drops tokens."""
     low_is_bad: ClassVar[bool] = False
-    """Low values are bad."""
     in_warm_up: ClassVar[bool] = False
     """Active during the warm-up."""
     trains_only: ClassVar[bool] = False
     """Not evaluated in an evaluation run."""
     judges_one_step: ClassVar[bool] = False
     """Evaluated where there is a single step."""
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: tuple[str, ...] = ()
     """Numbers without which it is blind, by the names of ``StepView`` and of the header."""
     judges_settings: ClassVar[bool] = False
     """Needs no measurement: it reports the causes of ``whole_run_causes``."""
@@ -199,7 +197,6 @@ class Rule(ABC, Generic[L, M]):
         self.window, self.needed, self.leave = 25, 23, 50
         self.spacing = 1
         """Steps between lines of the log."""
-        self._persistence: tuple[int, int] | None = None
         self.tracks: dict[int, Track] = {}
         self.memory: M
         Rule.change(self, context)  # that of a subclass changes the memory
@@ -216,15 +213,15 @@ class Rule(ABC, Generic[L, M]):
         """The same model continues under another header; the memory is kept."""
         self.context = context
         self.limits = cast(L, context.limits.of(self.limits_type))
-        if steps := getattr(self.limits, "persistence", 0):
-            self.persist(steps, self.ends_after)
+        self._persist()
         self.set_up()
 
-    def persist(self, steps: int, leave: int | None = None) -> None:
-        """Require 90 % of the lines of this many steps, and ``leave`` (twice as many) to end."""
-        self._persistence = steps, 2 * steps if leave is None else leave
-        self.window, self.leave = self.lines(steps), self.lines(self._persistence[1])
-        self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
+    def _persist(self) -> None:
+        """Require 90 % of the lines of the limit ``persistence``, and ``ends_after`` to end."""
+        if steps := getattr(self.limits, "persistence", 0):
+            self.window = self.lines(steps)
+            self.leave = self.lines(2 * steps if self.ends_after is None else self.ends_after)
+            self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
 
     def lines(self, steps: int) -> int:
         """Number of lines that cover this many steps; at least five where possible."""
@@ -237,8 +234,7 @@ class Rule(ABC, Generic[L, M]):
         if self.spacing == spacing:
             return
         self.spacing = spacing
-        if self._persistence is not None:
-            self.persist(*self._persistence)
+        self._persist()
         for track in self.tracks.values():
             track.window, track.needed, track.leave = self.window, self.needed, self.leave
 
@@ -263,10 +259,6 @@ class Rule(ABC, Generic[L, M]):
     def restart(self, step: int) -> None:
         """The run resumes at ``step``: windows forget later steps."""
         self.start()
-
-    def inputs(self) -> Sequence[str]:
-        """Numbers without which it is blind in this run."""
-        return self.needs
 
     def blind_to(self) -> str | None:
         """Another reason why it cannot be evaluated on this log; ``None`` if there is none."""
@@ -296,15 +288,13 @@ def number(episode: Episode, name: str) -> float:
 
 def experts_of(episode: Episode) -> str:
     """The experts of an episode: ``3, 17 and 4 more``."""
-    return listed(episode.facts.get("experts"))
+    return listed(ids_of(episode, "experts"))
 
 
-def listed(ids: object) -> str:
-    """Expert numbers as text; empty where there are none."""
-    if not isinstance(ids, tuple) or not ids:
-        return ""
-    shown = ", ".join(str(e) for e in ids[:6])
-    return f"{shown} and {len(ids) - 6} more" if len(ids) > 6 else shown
+def listed(names: Sequence[object]) -> str:
+    """The first six, and how many more."""
+    shown = ", ".join(map(str, names[:6]))
+    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
 def ids_of(episode: Episode, name: str) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """BIAS_RUNAWAY: the selection bias grows without bound and the load does not follow."""
 
-from collections.abc import Sequence
 from statistics import correlation, fmean, linear_regression
 
 import msgspec
@@ -58,12 +57,13 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
     ends_after = 4
     wants_balance = True
 
-    def inputs(self) -> Sequence[str]:
-        return BALANCE if self.context.run.balance.get("method") == "bias" else ()
+    def set_up(self) -> None:
+        self.balances = self.context.run.balance.get("method") == "bias"
+        self.needs = BALANCE if self.balances else ()
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits, indices = self.memory, self.limits, view.collapse_index
-        if self.context.run.balance.get("method") != "bias":
+        if not self.balances:
             return {}  # the bias no longer grows
         if indices is None:
             return None

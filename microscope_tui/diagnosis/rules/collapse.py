@@ -20,6 +20,7 @@ from microscope_tui.diagnosis.episodes import (
 from microscope_tui.diagnosis.rules.base import (
     Rule,
     experts_of,
+    ids_of,
     listed,
     number,
     size_of,
@@ -32,7 +33,6 @@ from microscope_tui.diagnosis.signals import (
     Signal,
     StepView,
     Suspect,
-    summing,
     value_at,
     watched,
 )
@@ -70,6 +70,11 @@ class CollapseLimits(RuleLimits, frozen=True):
         "critical <= warn, urgent <= warn, warn <= leave, leave < 1, window <= max_window, "
         "max_window <= 1000, even <= 1, relative_fall < 1"
     )
+
+    @property
+    def persistence(self) -> int:
+        """Steps; see ``Rule``."""
+        return self.window
 
 
 class Falling(Suspect):
@@ -119,7 +124,6 @@ class Collapse(Rule[CollapseLimits, Memory]):
     tells_usual = True
 
     def set_up(self) -> None:
-        self.persist(self.limits.window)
         self.watched = max(self.limits.leave, self.limits.even)
         self.shock = self.context.limits.of(ShockLimits).within
 
@@ -256,10 +260,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
     ) -> tuple[float, bool]:
         """c of the summed counts, and whether they are enough for a verdict."""
         limits, least = self.limits, self.lines(self.limits.window)
-        if suspect.summed is None:
-            suspect.summed = summing(counts, limits.evidence, least, limits.max_window)
-        suspect.summed.add(counts)
-        totals = suspect.summed.totals
+        totals = suspect.add(counts, limits.evidence, least, limits.max_window).totals
         total = sum(totals)
         evidence = total / len(totals)
         found = measures.balance(totals, top_k)
@@ -294,7 +295,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
 def _why(worst: Episode) -> str:
     effective, usual = number(worst, "effective"), number(worst, "usual")
     why = f"{effective:.1f} of {size_of(worst)} experts effective"
-    idle = worst.facts.get("idle")
+    idle = ids_of(worst, "idle")
     if usual > effective:
         why += f" ({usual:.1f} before)"
     if "reference" in worst.facts:
@@ -302,7 +303,7 @@ def _why(worst: Episode) -> str:
     if "share" in worst.facts:
         noun, verb = ("experts", "take") if " " in experts_of(worst) else ("expert", "takes")
         why += f"; {noun} {experts_of(worst)} {verb} {number(worst, 'share'):.0%} of the load"
-    if idle and isinstance(idle, tuple):
+    if idle:
         verb = "receives" if len(idle) == 1 else "receive"
         why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
     if worst.facts.get("unseen"):

@@ -77,7 +77,6 @@ class Dead(Rule[DeadLimits, Memory]):
     )
     muted_by = ("COLLAPSE",)
     judges_one_step = True
-    needs = ("counts", "tokens", "top_k")
     turn = 80
     cause_rank = 50
     family = "starvation"
@@ -88,9 +87,7 @@ class Dead(Rule[DeadLimits, Memory]):
         self.needed = self.window = 1  # how long it lasts is counted in steps, expert by expert
         self.leave = self.limits.windows
         self.sizes = {(r.top_k, max(1, r.num_experts)) for r in self.routers}
-
-    def inputs(self) -> Sequence[str]:
-        return ("counts",) if self.context.one_step else self.needs
+        self.needs = ("counts",) if self.context.one_step else ("counts", "tokens", "top_k")
 
     def restart(self, step: int) -> None:
         before = self.memory

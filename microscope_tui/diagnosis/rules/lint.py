@@ -1,26 +1,22 @@
 """LINT: settings that are known to damage a run, reported at the first step of each header.
 
 Some show in the steps: a bias that a restart has lost, one that moves while the routers are frozen,
-one whose update has the wrong sign (``bias_sign``), an auxiliary loss that pools all layers
-(``aux_floor``).
+one whose update has the wrong sign (``bias_sign``), an auxiliary loss that pools all layers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, before
 from microscope_tui.diagnosis.context import Context, RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Reason, Severity
-from microscope_tui.diagnosis.rules.base import BACK, RIGHT_SIGN, Rule, number, setting
+from microscope_tui.diagnosis.rules.base import BACK, RIGHT_SIGN, Rule, listed, number, setting
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.meter import CONSTRUCTED
 from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
-
-if TYPE_CHECKING:
-    from microscope_tui.diagnosis.aux_floor import AuxFloor
 
 _TEXTS = {
     Reason.TOP1_NORMALISED: (
@@ -115,7 +111,9 @@ _INFO = (
     Reason.ROUTER_FROZEN,
 )
 _FROM_STEPS = (Reason.AUX_POOLED, Reason.BIAS_LOST, Reason.BIAS_MOVES, Reason.WRONG_SIGN)
-_OF_TRANSFORMERS, _OF_TRAINER = "output_router_logits", "trainer_aux_weight"
+_OF_TRANSFORMERS = "output_router_logits"
+_OF_TRAINER = "trainer_aux_weight"
+_AUX = ("aux", "aux_loss", "router_aux")
 
 _LOOKS = 100  # lines from one look at the span of the bias to the next, which decodes a whole line
 _EARLY = 40  # first lines with counts, in each of which the bias of frozen routers is compared
@@ -199,21 +197,13 @@ class Lint(Rule[LintLimits, Memory]):
             and run.balance.get("bias_update_rate") != 0
         )
         """Whether there is a bias with an update rate."""
-        self.floor = self._pooled_floor()
-        """``None`` where the auxiliary loss does not pool layers."""
+        pools = run.balance.get("method") == "aux" and run.balance.get(_OF_TRANSFORMERS) is not None
+        choices = {router.top_k for router in self.routers}
+        self.pools = pools and len(choices) == 1 and choices != {0}
+        """Whether the auxiliary loss has one floor for all layers: only Transformers pools them."""
         trained, _ = run.training.get("routers", (1, 1))
         frozen = run.balance.get("frozen_routers") or 0 if trained else len(self.routers)
         self.frozen = frozen if self.context.trains else 0
-
-    def _pooled_floor(self) -> "AuxFloor | None":
-        balance = self.context.run.balance
-        # Only Transformers is known to pool.
-        pools = balance.get("method") == "aux" and balance.get(_OF_TRANSFORMERS) is not None
-        if not pools or len({r.top_k for r in self.routers}) != 1 or not self.routers[0].top_k:
-            return None
-        from microscope_tui.diagnosis.aux_floor import AuxFloor  # few runs need it
-
-        return AuxFloor(self.context, self.limits.floor, self.limits.uneven)
 
     def restart(self, step: int) -> None:
         old = self.memory
@@ -266,7 +256,7 @@ class Lint(Rule[LintLimits, Memory]):
         if self.bias_moves:
             self.sign.observe(view, memory.sign)
         if memory.pooled_for < self.limits.persistence:
-            pooled = self.floor is not None and self.floor.hides_a_layer(view)
+            pooled = self.pools and self._hides_a_layer(view)
             memory.pooled_for = memory.pooled_for + 1 if pooled else 0
         if not memory.looked:
             memory.looked = True
@@ -279,7 +269,7 @@ class Lint(Rule[LintLimits, Memory]):
 
     def _seen_in_steps(self) -> Iterator[Reason]:
         memory = self.memory
-        if self.floor is not None and memory.pooled_for >= self.limits.persistence:
+        if self.pools and memory.pooled_for >= self.limits.persistence:
             yield Reason.AUX_POOLED
         if self.bias_moves and memory.sign.wrong_at is not None:
             yield Reason.WRONG_SIGN
@@ -287,6 +277,21 @@ class Lint(Rule[LintLimits, Memory]):
             yield Reason.BIAS_LOST
         if memory.moving and self.frozen >= len(self.routers):
             yield Reason.BIAS_MOVES
+
+    def _hides_a_layer(self, view: StepView) -> bool:
+        """Whether the loss is near its floor k while a layer by itself is far from even.
+
+        Transformers adds up the counts and probabilities of all layers before it multiplies them:
+        layers that are uneven in different ways cancel out.
+        """
+        losses, effective = view.record.losses or {}, view.signal("effective_experts")
+        loss = next((losses[name] for name in _AUX if name in losses), None)
+        if loss is None or effective is None or view.step <= self.context.warm_up:
+            return False
+        limits, floor = self.limits, self.routers[0].top_k
+        pairs = zip(effective.values, self.routers, strict=True)
+        uneven = any(used < limits.uneven * router.num_experts for used, router in pairs)
+        return uneven and abs(loss - floor) <= limits.floor * floor
 
     def _see_gradients(self, view: StepView) -> None:
         """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""
@@ -373,10 +378,7 @@ class Lint(Rule[LintLimits, Memory]):
         known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before")}
         for name in (_OF_TRANSFORMERS, _OF_TRAINER, "aux_weight"):
             known[name] = setting(run, name)
-        names = run.training.get("missing_targets", ())
-        known["missing"] = ", ".join(names[:6])
-        if len(names) > 6:
-            known["missing"] += f" and {len(names) - 6} more"
+        known["missing"] = listed(run.training.get("missing_targets", ()))
         known["coefficient"] = run.balance.get(_OF_TRAINER, 0.0)
         return why.format(**known), remedy.format(**known)
 

@@ -194,9 +194,9 @@ class Meter(Rule[MeterLimits, Memory]):
         self.memory = Memory(self.limits.first_steps)
 
     def restart(self, step: int) -> None:
-        had_counts, had_entropy = self.memory.had_counts, self.memory.had_entropy
-        self.start()
-        self.memory.had_counts, self.memory.had_entropy = had_counts, had_entropy
+        old = self.memory
+        first = self.limits.first_steps
+        self.memory = Memory(first, had_counts=old.had_counts, had_entropy=old.had_entropy)
 
     def read(self, view: StepView) -> Readings | None:
         memory = self.memory

@@ -165,8 +165,7 @@ class Overload(Rule[OverloadLimits, Memory]):
                 continue
             width = len(counts) // size
             folded = [sum(counts[at : at + width]) for at in range(0, len(counts), width)]
-            fresh = SummedCounts(self.limits.rank_window, [], [])
-            memory.ranks.setdefault(index, fresh).add(folded)
+            memory.ranks.setdefault(index, SummedCounts(self.limits.rank_window)).add(folded)
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:

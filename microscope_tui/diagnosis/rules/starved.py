@@ -23,7 +23,6 @@ from microscope_tui.diagnosis.signals import (
     SummedCounts,
     Suspect,
     median,
-    summing,
     watched,
 )
 from microscope_tui.runlog import RunRecord
@@ -174,10 +173,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             return None
         counts = view.full_counts(index)
         if counts is not None:
-            if suspect.summed is None:
-                suspect.summed = summing(counts, limits.evidence, limits.window, 200)
-            summed = suspect.summed
-            summed.add(counts)
+            summed = suspect.add(counts, limits.evidence, limits.window, 200)
             if len(summed) < min(summed.window, self.least):
                 return None
             share = measures.starved_experts(summed.totals) / len(summed.totals)
