@@ -71,9 +71,9 @@ def attach(
     _agree(ranks, problem, sites, folder)
     probe = Probe(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
-        trainer_args=trainer_args,
+        planned_steps=planned_steps, trainer_args=trainer_args,
     )  # fmt: skip
-    probe.begin(ranks.all_gather(first)[0], resumed, judgement, planned_steps)
+    probe.begin(ranks.all_gather(first)[0], resumed, judgement)
     probe.check_settings(warn=judgement is None)  # else the earlier run has reported it
     return probe
 

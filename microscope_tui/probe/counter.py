@@ -379,25 +379,11 @@ class Tracer:
     """Collects the calls of all routers in one forward pass of the model."""
 
     def __init__(self) -> None:
-        self._calls: dict[tuple[int, int], list[Traced]] = {}
+        self._calls: dict[Key, list[Traced]] = {}
 
-    def add(
-        self,
-        key: tuple[int, int],
-        num_experts: int,
-        slots_TK: Tensor,
-        weights_TK: Tensor | None,
-        scored: Scored | None,
-    ) -> None:
-        """Keep one call.
-
-        Args:
-            key: Place of the site, and number of the pass through it.
-            slots_TK: Result of ``Tally.add``: the expert, ``num_experts`` for no expert, more for
-                padding.
-            weights_TK: None if unknown; the order of the choice is kept then.
-            scored: Result of ``Tally.add_scores`` for this call.
-        """
+    def add(self, counted: Counted, weights_TK: Tensor | None) -> None:
+        """Keep one call; without weights the order of the choice is kept."""
+        slots_TK, num_experts = counted.slots_LTK[0], counted.tally.num_experts
         real_T = slots_TK[:, 0] <= num_experts
         slots_TK = slots_TK[real_T]
         ids_TK = slots_TK.where(slots_TK < num_experts, slots_TK.new_full((), -1))
@@ -410,8 +396,8 @@ class Tracer:
         # Stable, so that ties stay in the order of the choice; empty slots come last.
         size_TK = size_TK.masked_fill(ids_TK < 0, -torch.inf)
         order_TK = size_TK.argsort(dim=-1, descending=True, stable=True)
-        entropy_1T, margin_1T = (None, None) if scored is None else scored
-        self._calls.setdefault(key, []).append(
+        entropy_1T, margin_1T = counted.scored or (None, None)
+        self._calls.setdefault(counted.tally.keys[0], []).append(
             Traced(
                 ids_TK.gather(1, order_TK),
                 weights_TK.gather(1, order_TK),
@@ -420,7 +406,7 @@ class Tracer:
             )
         )
 
-    def take(self) -> dict[tuple[int, int], Traced]:
+    def take(self) -> dict[Key, Traced]:
         """Return and forget the choices by place and pass; a router may take a batch in pieces."""
         calls, self._calls = self._calls, {}
         return {

@@ -65,7 +65,8 @@ class ForwardHooks:
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.calls = Calls()
-        self.model, self._training = model, mode == "train"
+        self.model = model
+        self.trains = mode == "train"
         self._saliency = saliency
         self._names = argument_names(model)
         pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
@@ -155,11 +156,11 @@ class ForwardHooks:
         self.passes += 1
 
     def _pass_counts(self) -> bool:
-        if not self._training:
-            return not self.model.training
-        if not self.model.training or not torch.is_grad_enabled():
+        if self.model.training != self.trains:
             return False
-        return not _in_backward() or _reentrant_checkpoint()
+        if not self.trains:
+            return True
+        return torch.is_grad_enabled() and (not _in_backward() or _reentrant_checkpoint())
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = max(0, self._inside - 1)
@@ -211,20 +212,19 @@ class ForwardHooks:
             masks = batch.real(stack), batch.loss(stack)
             real_T, loss_T = (None if mask_N is None else mask_N[at] for mask_N in masks)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
-        key = place, number
-        self.calls.add(Call.of(self.sites[place], key, choice, real_T, logits, loss_T))
+        site = self.sites[place]
+        self.calls.add(Call.of(site, (place, number), choice, real_T, logits, loss_T))
         if self.tracer is None and not self._saliency:
             if self.calls.many_wait:
                 self.calls.count()
             return  # the rest is counted when the pass ends
         (counted,) = self.calls.count()
-        slots_TK, weights_TK = counted.slots_LTK[0], choice.weights_TK
+        weights_TK = choice.weights_TK
         if self.tracer is not None:
-            experts = self.sites[place].num_experts
-            self.tracer.add(key, experts, slots_TK, weights_TK, counted.scored)
+            self.tracer.add(counted, weights_TK)
         if self._saliency and weights_TK is not None:
             counted.tally.add_values(WEIGHTS, weights_TK, counted.slots_LTK)
-            if self.sites[place].experts is not None:  # otherwise these activations stay
+            if site.experts is not None:  # otherwise these activations stay
                 self._counted[place] = counted, args
 
     def _rows_of(self, place: int, rows: int, choice: Choice) -> tuple[int, Any]:
