@@ -53,14 +53,13 @@ def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[
 
 def _adapted(model: nn.Module, routers: Mapping[str, Adapter]) -> list[Site]:
     modules = dict(model.named_modules())
-    missing = [path for path in routers if path not in modules]
-    if missing:
-        known = ", ".join(path for path in modules if path and path.count(".") < 3)
-        raise ValueError(
-            f"routers names {', '.join(map(repr, missing))}, which the model does not have; its "
-            f"modules are {known[:600]}"
-        )
     for path, adapter in routers.items():
+        if path not in modules:
+            known = ", ".join(name for name in modules if name and name.count(".") < 3)
+            raise ValueError(
+                f"routers names {path!r}, which the model does not have; its modules are "
+                f"{known[:600]}"
+            )
         if not isinstance(adapter, Adapter):
             raise TypeError(f"routers[{path!r}] is {adapter!r}: pass Adapter(ids, ...)")
     return [

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from microscope_tui.probe.counter import NORMS, WEIGHTS, Call, Calls, Counted, Tracer
@@ -48,7 +47,10 @@ class _Hook:
 class ForwardHooks:
     """Watches the routers of one model between two logged steps."""
 
-    def __init__(self, model: nn.Module, sites: list[Site], mode: str, saliency: bool) -> None:
+    def __init__(
+        self, model: nn.Module, sites: list[Site], mode: str, saliency: bool, together: bool
+    ) -> None:
+        """``together``: with other processes, which may share a sequence."""
         self.sites, self.problem = sites, ""
         self.on = False
         """Whether the current step is counted."""
@@ -71,7 +73,7 @@ class ForwardHooks:
         self._names = argument_names(model)
         pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
         self._pad_id = pad_id if isinstance(pad_id, int) else None
-        self._together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._together = together
         self._batch: Batch | None = None
         self._inside = 0
         self._rows: defaultdict[int, int] = defaultdict(int)
@@ -137,7 +139,7 @@ class ForwardHooks:
         return hook
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What ``call`` returns; ``None`` if it fails, and then nothing is counted any more."""
+        """What ``call`` returns; ``None`` if it fails."""
         try:
             with torch.no_grad():
                 return call(*args)

@@ -64,7 +64,7 @@ class Probe:
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
-        self.hooks = ForwardHooks(model, sites, mode, saliency)
+        self.hooks = ForwardHooks(model, sites, mode, saliency, ranks.size > 1)
         self._looks = Looks(self.hooks, ranks)
 
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:

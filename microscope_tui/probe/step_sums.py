@@ -69,9 +69,9 @@ class StepSums:
     norms: list[list[float]] = field(default_factory=list)
     biases: list[list[float]] = field(default_factory=list)
 
-    def add(self, row: Row, numbers: Sequence[float], num_experts: int) -> None:
+    def add(self, row: Row, numbers: Sequence[float], E: int) -> None:
         """Take the next row; see ``Layout.read``."""
-        size, E = row.num_experts, num_experts
+        size = row.num_experts
         self.counts.append([int(n) for n in numbers[:size]])
         self.weights.append(list(numbers[E : E + size]))
         self.norms.append(list(numbers[2 * E : 2 * E + size]))
@@ -169,17 +169,17 @@ class Layout:
             table_LN[:, :E],
             table_LN[:, 2 * E : 4 * E + 4],
             summed_LN[:, 4 * E + 4 :] / scored_L1,
+            torch.special.entr(shares_LE).sum(dim=-1, keepdim=True),
+            maxima_RL.view(ranks, -1).amax(dim=0)[:, None],
         ]
-        parts += [torch.special.entr(shares_LE).sum(dim=-1, keepdim=True)]
-        parts += [maxima_RL.view(ranks, -1).amax(dim=0)[:, None]]
         numbers_LM = torch.cat(parts, dim=1)
         there = [bias.to(vector.device) for bias in biases if bias is not None]
         flat = torch.cat([numbers_LM.reshape(-1), extra, *there]).tolist()
-        width, at = numbers_LM.shape[1], numbers_LM.numel()
-        found = StepSums(flat[at : at + len(extra)])
+        width = numbers_LM.shape[1]
+        at = numbers_LM.numel() + len(extra)
+        found = StepSums(flat[numbers_LM.numel() : at])
         for index, row in enumerate(self.rows):
             found.add(row, flat[index * width : (index + 1) * width], E)
-        at += len(extra)
         for bias in biases:
             size = 0 if bias is None else len(bias)
             found.biases.append(flat[at : at + size])
@@ -212,7 +212,7 @@ def step_record(
     losses: Mapping[str, Any] | None,
     scalars: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The arguments of ``RunRecorder.record_step``, from what all ranks saw and ``scalars``."""
+    """The arguments of ``RunRecorder.record_step``."""
     extra = dict(zip(EXTRA, sums.extra, strict=False))
     unseen = [not n for n in sums.tokens]
     if any(unseen) and not all(unseen):
