@@ -82,8 +82,7 @@ def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -
         return logits_BSV
 
     def write(ids: list[int], most: int) -> list[int]:
-        prompt_S = torch.tensor(ids)
-        return generate(model, prompt_S, max_new_tokens=most, stop_at=stop_ids) if most else []
+        return generate(model, torch.tensor(ids), max_new_tokens=most, stop_at=stop_ids)
 
     context = model.config.max_position_embeddings
     return ProbedModel(name, model, pieces, context, forward, write)

@@ -1,11 +1,10 @@
 """Counts what routers chose in one optimizer step, on their device until the line is written.
 
-There are two ways in and one counter. ``train.py`` passes the routings of its model to a
-``RoutingCounter``; for every other model the hooks of ``forward_hooks.py`` see each call of a
-router and pass it on as a ``Call``. Counting takes thirty small operations, whose launch costs more
-than their arithmetic: calls of the same shape are stacked and launched once for all layers. Counts
-are integers, and nothing here waits for the device. Ids that are not experts share one more slot,
-so that none is out of range.
+``train.py`` passes the routings of its model to a ``RoutingCounter``; for every other model the
+hooks of ``forward_hooks.py`` pass on each call of a router as a ``Call``. Counting takes thirty
+small operations, whose launch costs more than their arithmetic: calls of the same shape are stacked
+and launched once for all layers. Nothing here waits for the device. Ids that are not experts share
+one more slot, so that none is out of range.
 """
 
 from __future__ import annotations
@@ -116,11 +115,8 @@ class Calls:
         return {key: tally.top_k for tally in self.tallies for key in tally.keys}
 
     def parts(self, width: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
-        """Everything that is summed over ranks, and the largest logit, of each router and pass.
-
-        Args:
-            width: Experts of the largest router.
-        """
+        """Everything that is summed over ranks, and the largest logit, of each router and pass;
+        ``width``: experts of the largest router."""
         for tally in self.tallies:
             yield from zip(tally.keys, tally.flat(width), tally.max_logit_L, strict=True)
 
@@ -299,14 +295,11 @@ class RoutingCounter:
 
     @torch.no_grad()
     def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
-        """Sum the step and ``extra``, fp64, over all ranks in one collective.
+        """Sum the step and ``extra``, fp64, over all ranks in one collective; returns ``extra``.
 
         Args:
             ranks: Has ``rank``, ``size`` and ``sum``; every rank counts the same routers on other
                 tokens.
-
-        Returns:
-            ``extra``, summed.
         """
         parts = self._calls.parts(self._rows[0].num_experts)
         self._vector = self._layout.vector(parts, extra, ranks.rank, ranks.size)

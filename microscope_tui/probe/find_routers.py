@@ -1,9 +1,9 @@
 """Finding the routers of a model.
 
 In nearly all models of transformers the module that holds the experts is called with the hidden
-states, the chosen ids and their weights, in this order and however the router chooses them (bias,
-groups, hashing, sampling): its arguments are the truth. Other models have a reader of their own,
-here (transformers) or in ``frameworks.py`` (other training code).
+states, the chosen ids and their weights, however the router chooses them (bias, groups, hashing,
+sampling): its arguments are the truth. Other models have a reader of their own, here (transformers)
+or in ``frameworks.py`` (other training code).
 """
 
 from __future__ import annotations
@@ -203,21 +203,24 @@ def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind:
 
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     """Only the first choice reaches the experts, and only experts 0 and 1 run (a bug of the
-    library). What the router chooses is counted; choices without a weight count as dropped."""
-    samples = module.second_expert_policy == "sampling"
+    library). What the router chooses is counted; choices without a weight count as dropped.
+
+    Raises:
+        ValueError: it samples the second choice, and leaves the noise in its logits.
+    """
+    if module.second_expert_policy == "sampling":
+        raise ValueError(
+            f"{path} samples its second choice, which its outputs do not name: set "
+            "second_expert_policy='all', or pass an Adapter for it"
+        )
 
     def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
         _, weights_TE, logits_TE = output
         ids_TK = logits_TE.topk(2, dim=-1).indices
-        if samples:  # the noise for the second choice is left in the logits
-            noisy_TE, logits_TE = logits_TE, module.classifier(args[0].to(module.dtype))
-            first_T1 = logits_TE.argmax(dim=-1, keepdim=True)
-            rest_TE = noisy_TE.scatter(1, first_T1, float("-inf"))
-            ids_TK = torch.cat([first_T1, rest_TE.argmax(dim=-1, keepdim=True)], dim=-1)
         return Choice(ids_TK, logits_TE=logits_TE, kept_TK=weights_TE.gather(1, ids_TK) > 0)
 
     made = site_at_router(path, module, parent, read, module.num_experts, 2, "softmax")
-    made.drops, made.plain_choice = True, not samples
+    made.drops = True
     return made
 
 

@@ -18,7 +18,7 @@ from microscope_tui.probe.find_routers import text_config
 from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.step_sums import Layout, Row
+from microscope_tui.probe.step_sums import Row, rows_of
 from microscope_tui.probe.trained import trained, trained_lines
 from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 
@@ -196,7 +196,7 @@ def check_settings(
     """What is trained and balanced, as text, and the alerts of LINT."""
     # If k is not known yet, LINT must not conclude anything from it.
     top_k = [site.top_k or site.num_experts for site in sites]
-    rows = Layout.of(sites, [1] * len(sites), top_k).rows
+    rows = rows_of(sites, [1] * len(sites), top_k)
     aux = AuxLoss(trainer_args, decided=not hasattr(trainer_args, _AUX_WEIGHT[0]))
     described = describe(model, sites, rows, 1, aux)
     header = RunHeader(

@@ -73,11 +73,10 @@ def run_probe(
     Ctrl-C ends it early; a second one also ends the tables.
 
     Raises:
-        CannotProbe: no router is found.
+        ValueError: no router is found, see ``refuse_unknown``.
         KeyboardInterrupt: Ctrl-C came before the first batch was done.
         OSError: the folder cannot be written.
     """
-    refuse_unknown(probed, len(slices))
     whole = sum(len(window.ids) for window in windows)
     run = _Run(probed, folder, list(slices), whole, progress)
     planned = -(-len(windows) // batch_size)

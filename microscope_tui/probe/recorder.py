@@ -1,9 +1,9 @@
 """``RunRecorder`` turns the numbers of a step into one line of the run log.
 
-The trainer passes raw counts and router readings. All values that follow from the counts are
-computed here, once, so that every writer of logs agrees with every reader. The training thread
-checks, copies, summarises and judges a step (``judge.py``), so that its alerts do not depend on the
-disk; another thread encodes the matrices and writes (``runlog/writer.py``).
+All values that follow from the counts are computed here, once, so that every writer of logs agrees
+with every reader. The training thread checks, copies, summarises and judges a step (``judge.py``),
+so that its alerts do not depend on the disk; another thread encodes the matrices and writes
+(``runlog/writer.py``).
 """
 
 from __future__ import annotations
@@ -345,11 +345,11 @@ class TrainingLog:
 
     def alerts(self) -> list[Alert]:
         """What began or grew worse since the last call."""
-        return self._try(lambda log: log.alerts(), [])
+        return self._try(RunRecorder.alerts, [])
 
     def judgement(self) -> bytes | None:
         """The state of the judge for a checkpoint; ``None`` if there is none."""
-        return self._try(lambda log: log.judgement(), None)
+        return self._try(RunRecorder.judgement, None)
 
     def collapsed(self) -> tuple[str, ...]:
         """Names of the routers that are collapsed now."""
@@ -366,11 +366,11 @@ class TrainingLog:
 
     def verdict(self) -> str:
         """The verdict of ``RunRecorder``; empty if there is none."""
-        return self._try(lambda log: log.verdict(), "")
+        return self._try(RunRecorder.verdict, "")
 
     def sync(self) -> bool:
         """Force what is written to disk; ``False`` if that failed."""
-        return self._recorder is None or self._try(lambda log: log.sync(), False)
+        return self._recorder is None or self._try(RunRecorder.sync, False)
 
     def end(self, step: int, reason: str) -> None:
         """Write how the run ended, and close."""

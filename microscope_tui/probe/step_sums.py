@@ -1,8 +1,8 @@
 """One step's sums of all routers as one vector: summed over ranks at once, copied to the host
 once, and turned into a line of the log.
 
-The ranks agree on the layout at the first logged step, and it never changes: a rank that does not
-contribute (its probe failed, or it sees the tokens of another rank) adds zeros of the same length.
+The ranks agree on the layout at the first logged step: a rank that does not contribute (its probe
+failed, or it sees the tokens of another rank) adds zeros of the same length.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
 """Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
 the training to stop, sums of losses and how many; then the squared gradient norm of every row, and
 what ``Looks.vector`` returns."""
-_OWN_KEYS = frozenset({
-    "kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses",
-    "mean_weight", "mean_output_norm", "incomplete", "loss",
-})  # fmt: skip
+_OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "incomplete")
+"""Keys of a line that no further number may replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +87,17 @@ class StepSums:
             self.router[name].append(value if scored else None)
 
 
+def rows_of(sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> list[Row]:
+    """The rows of ``sites``; one for every pass."""
+    rows: list[Row] = []
+    for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
+        kind = site.scores.kind if site.scores else None
+        for n in range(max(1, number)):
+            name = f"{site.name}#{n + 1}" if number > 1 else site.name
+            rows.append(Row(place, n, name, site.num_experts, k, kind, site.drops, site.optional))
+    return rows
+
+
 class Layout:
     """The rows of the log, and their places in the vector.
 
@@ -105,26 +114,14 @@ class Layout:
         self._width = 4 * self.num_experts + 4 + len(SUMS)
 
     @classmethod
-    def of(cls, sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> Layout:
-        """The rows of ``sites``; one for every pass."""
-        rows: list[Row] = []
-        for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
-            for n in range(max(1, number)):
-                name = f"{site.name}#{n + 1}" if number > 1 else site.name
-                kind = site.scores.kind if site.scores else None
-                rows.append(
-                    Row(place, n, name, site.num_experts, k, kind, site.drops, site.optional)
-                )
-        return cls(rows)
-
-    @classmethod
     def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
         """The layout that all ranks share, from the calls and their k in the first step of each."""
         passes, top_k = [0] * len(sites), [site.top_k for site in sites]
         for (place, number), k in seen.items():
             passes[place] = max(passes[place], number + 1)
             top_k[place] = sites[place].top_k or k
-        return cls.of(sites, *torch.tensor(ranks.all_gather((passes, top_k))).amax(dim=0).tolist())
+        most = torch.tensor(ranks.all_gather((passes, top_k))).amax(dim=0).tolist()
+        return cls(rows_of(sites, *most))
 
     def vector(
         self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int

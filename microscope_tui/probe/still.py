@@ -30,7 +30,7 @@ FIRST, EVERY = range(3, 6), 100
 ENOUGH_TOKENS, SAMPLE, _OTHERS = 50, 4096, 16
 """Tokens with loss of an expert; elements of a sample; other weights read in or after a layer."""
 _HOLDERS = "main_grad", "_hp_mapping"
-"""Attributes of a parameter whose gradient Megatron or DeepSpeed may keep elsewhere."""
+"""Attributes of a parameter whose gradient Megatron or DeepSpeed may keep."""
 Group = tuple[int, str]
 
 
@@ -106,30 +106,6 @@ def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
         if not weight.adapter and shape[0] == E > 1:
             return [own._replace(expert=number) for number in range(E)]
     return [own._replace(path=re.sub(r"\d+", "", own.path))]
-
-
-class Look(NamedTuple):
-    """What a look has found, summed over ranks; NaN: unknown."""
-
-    moving: Mapping[Owner, float]
-    """Positive for a tensor with a gradient that is not zero."""
-    changed: Mapping[Group, float]
-    """How many sampled elements changed."""
-    tokens: Sequence[Sequence[float]]
-    """Tokens with loss of every expert, by place."""
-
-    def by_place(self) -> Mapping[int, Mapping[Owner, bool]]:
-        """Which tensors of every router and its experts have a gradient, where that is known."""
-        found: defaultdict[int, dict[Owner, bool]] = defaultdict(dict)
-        for key, moving in self.moving.items():
-            if key.part and not math.isnan(moving):
-                found[key.place][key] = moving > 0
-        return found
-
-    def last_moving(self) -> int:
-        """The last place with a gradient, other than of a router."""
-        moving = (k.place for k, n in self.moving.items() if n > 0 and k.part != "router")
-        return max(moving, default=0)
 
 
 class Judged(NamedTuple):
@@ -288,39 +264,30 @@ class Looks:
         """The summaries of the look, from the sum of all vectors and the pairs of every row."""
         if not self.size:
             return {}
-        look = self._decoded(numbers)
-        self._warn_if_cleared(look)
-        is_hundredth = self._logged % EVERY == 0
-        same = self._unchanged(look) if is_hundredth and self._rated >= EVERY // 2 else None
-        if is_hundredth:
-            self._rated = 0
-        updated = same is not None or any(look.changed.values())
-        if not updated or not any(n > 0 for n in look.moving.values()):
+        E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]
+        moving = dict(zip(self._numbers, rest, strict=False))
+        changed = dict(zip(self._samples, rest[len(moving) :], strict=True))
+        self._warn_if_cleared(moving)
+        same = self._unchanged(changed)
+        updated = same is not None or any(changed.values())
+        if not updated or not any(n > 0 for n in moving.values()):
             return {}
-        own, last = look.by_place(), look.last_moving()
+        own = by_place(moving)
+        last = max((k.place for k, n in moving.items() if n > 0 and k.part != "router"), default=0)
         found: list[Judged] = []
         for row in rows:
-            tokens = look.tokens[row.place]
+            tokens = numbers[row.place * E : (row.place + 1) * E]
             has_labels = not math.isnan(tokens[0])
             if not has_labels:
                 tokens = _chosen(row.place, rows, counts)
             is_passed = row.place < last
-            found.append(judge_row(own.get(row.place, {}), tokens, has_labels, is_passed, same))
+            found.append(judge_row(own[row.place], tokens, has_labels, is_passed, same))
         lists = zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
         return {name: one for name, one in lists if any(v is not None for v in one)}
 
-    def _decoded(self, numbers: Sequence[float]) -> Look:
-        E, S = self._E, len(self._hooks.sites)
-        rest = numbers[S * E :]
-        return Look(
-            tokens=[numbers[place * E : (place + 1) * E] for place in range(S)],
-            moving=dict(zip(self._numbers, rest, strict=False)),
-            changed=dict(zip(self._samples, rest[len(self._numbers) :], strict=True)),
-        )
-
-    def _warn_if_cleared(self, look: Look) -> None:
+    def _warn_if_cleared(self, moving: Mapping[Owner, float]) -> None:
         """Warn if none of the first looks has seen a gradient."""
-        if not any(look.moving.values()):
+        if not any(moving.values()):
             self._empty += 1
         if self._logged == FIRST[-1] and self._empty == len(FIRST):
             _logger.warning(
@@ -328,10 +295,23 @@ class Looks:
                 "before probe.step, call it earlier"
             )
 
-    def _unchanged(self, look: Look) -> set[Group]:
-        """Groups of which no sampled element has changed; a small sample shows nothing."""
-        large = (group for group, sample in self._samples.items() if len(sample) >= SAMPLE)
-        return {group for group in large if not look.changed[group]}
+    def _unchanged(self, changed: Mapping[Group, float]) -> set[Group] | None:
+        """Groups of which no sampled element has changed; ``None``: not compared. A small sample
+        shows nothing."""
+        if self._logged % EVERY:
+            return None
+        rated, self._rated = self._rated, 0
+        large = {group for group, sample in self._samples.items() if len(sample) >= SAMPLE}
+        return {g for g in large if not changed[g]} if rated >= EVERY // 2 else None
+
+
+def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool]]:
+    """Which tensors of every router and its experts have a gradient, where that is known."""
+    found: defaultdict[int, dict[Owner, bool]] = defaultdict(dict)
+    for key, n in moving.items():
+        if key.part and not math.isnan(n):
+            found[key.place][key] = n > 0
+    return found
 
 
 def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) -> list[int]:
@@ -356,8 +336,8 @@ def _first_row(grad: Any) -> int:
 
 
 def _is_elsewhere(weight: Any) -> bool:
-    """The gradient may be kept elsewhere than in ``grad``, or hooks, as those of an optimizer that
-    steps inside the backward pass, clear it."""
+    """The gradient may be kept elsewhere than in ``grad``, or hooks (of FSDP2, or of an optimizer
+    that steps inside the backward pass) clear it."""
     hooks = weight._post_accumulate_grad_hooks or weight._backward_hooks
     held = any(getattr(weight, name, None) is not None for name in _HOLDERS)
     return held or (weight.grad is None and bool(hooks))

@@ -244,7 +244,8 @@ def continued(
             continue
         prompt = slice(0, max(1, length // 2))
         ids = window.ids[prompt]
-        written = write(ids, min(most, length - len(ids)))
+        room = min(most, length - len(ids))
+        written = write(ids, room) if room else []
         number = window.slices[0]
         yield Window(
             ids + written,
@@ -269,51 +270,34 @@ def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tens
     return ids_BS.to(device), (torch.arange(longest) < lengths_B[:, None]).to(device)
 
 
-class Pieces:
-    """A tokenizer as the probe uses it."""
+class CharacterPieces:
+    """One token per character of a vocabulary."""
 
     prefix: Sequence[int] = ()
-    """Ids that the model expects before every text, for example a start token."""
-
-    def encode(self, text: str) -> tuple[list[int], list[bytes]]:
-        """Ids and bytes of each token; the bytes together are ``text`` in UTF-8.
-
-        Raises:
-            ValueError: the tokenizer cannot encode it.
-        """
-        raise NotImplementedError
-
-    def of_id(self, token: int) -> bytes:
-        """The bytes of a token in a text that a model writes."""
-        raise NotImplementedError
-
-    def unknown_characters(self, text: str) -> frozenset[str]:
-        """Characters of ``text`` that have no token and are left out. Most tokenizers have a token
-        for unknown characters, or refuse."""
-        return frozenset()
-
-
-class CharacterPieces(Pieces):
-    """One token per character of a vocabulary."""
 
     def __init__(self, tokenizer: Any) -> None:
         """``tokenizer``: with ``vocabulary``, a string, and ``encode(text)``, ids as a tensor."""
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """See ``TokenizerPieces``."""
         return self._tokenizer.encode(text).tolist(), [one.encode() for one in text]
 
     def of_id(self, token: int) -> bytes:
+        """See ``TokenizerPieces``."""
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
 
     def unknown_characters(self, text: str) -> frozenset[str]:
-        """See ``Pieces``: characters that the model was not trained on."""
+        """Characters of ``text`` that have no token and are left out."""
         return frozenset(text).difference(self._tokenizer.vocabulary)
 
 
-class TokenizerPieces(Pieces):
+class TokenizerPieces:
     """A ``tokenizers.Tokenizer``."""
+
+    prefix: Sequence[int] = ()
+    """Ids that the model expects before every text, for example a start token."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -321,14 +305,20 @@ class TokenizerPieces(Pieces):
         states = b"".join(part.__getstate__() for part in parts if part is not None)
         self._byte_level = b'"ByteLevel"' in states
         self._known: dict[int, bytes] = {}
-        self._added: dict[int, str] = {
-            number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()
-        }
         whole = tokenizer.encode("a")
         if 1 in whole.special_tokens_mask and 0 in whole.special_tokens_mask:
             self.prefix = whole.ids[: whole.special_tokens_mask.index(0)]
 
+    def unknown_characters(self, text: str) -> frozenset[str]:
+        """None: it has a token for them, or refuses."""
+        return frozenset()
+
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """Ids and bytes of each token; the bytes together are ``text`` in UTF-8.
+
+        Raises:
+            ValueError: the tokenizer cannot encode it.
+        """
         try:
             found = self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # the library has no error class
@@ -344,13 +334,12 @@ class TokenizerPieces(Pieces):
         return found.ids, self._by_offsets(text, data, found.ids, found.offsets)
 
     def of_id(self, token: int) -> bytes:
+        """The bytes of a token in a text that a model writes."""
         if token not in self._known:
             self._known[token] = self._bytes(token)
         return self._known[token]
 
     def _bytes(self, token: int) -> bytes:
-        if token in self._added:
-            return self._added[token].encode()
         name = self._tokenizer.id_to_token(token)
         if name is None:
             return _name(token)
@@ -386,6 +375,10 @@ class TokenizerPieces(Pieces):
             if data.endswith(first + b"".join(rest)):
                 return [data.removesuffix(b"".join(rest)), *rest]
         return [data, *[b""] * (len(ids) - 1)]
+
+
+Pieces = CharacterPieces | TokenizerPieces
+"""A tokenizer as the probe uses it."""
 
 
 @cache

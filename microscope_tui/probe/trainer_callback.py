@@ -168,7 +168,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self.probe = None
 
     def state(self) -> dict[str, Any]:
-        """The state that the Trainer saves in ``trainer_state.json``."""
+        """What the Trainer saves in ``trainer_state.json``."""
         if self.probe is not None:
             judgement, self.marks = self.probe.state_dict()["judgement"], _marks(self.probe.sites)
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
