@@ -75,11 +75,9 @@ class RunRecorder:
         Args:
             model: the ``model`` object of the run record, with ``layers``, ``num_experts`` and
                 ``top_k`` (an integer, or a list with one entry per router).
-            run: name of the run; by default that of the folder.
             balance, training: objects of the run record; the advice names their values.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
-            world_size: processes that train this run together.
             judge: run the diagnosis while the run trains, see ``alerts``.
             judgement: of ``judgement()`` after the step before ``resumed_at_step``, to continue.
 
@@ -111,8 +109,7 @@ class RunRecorder:
             training=training or UNSET,
         ).to_json())  # fmt: skip
         self._log.write(head)
-        self._alerts: deque[Alert] = deque(maxlen=1000)
-        """Those that wait for ``alerts``; older ones are dropped."""
+        self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped
         self._judge = self._new_judge(head, judgement) if judge else None
 
     def record_step(
