@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ def attach(
     _agree(ranks, problem, sites, folder)
     probe = Probe(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
-        trainer_args=trainer_args,
+        planned_steps=planned_steps, trainer_args=trainer_args,
     )  # fmt: skip
-    probe.begin(ranks.all_gather(first)[0], resumed, judgement, planned_steps)
+    probe.begin(ranks.all_gather(first)[0], resumed, judgement)
     probe.check_settings(warn=judgement is None)  # else the earlier run has reported it
     return probe
 
@@ -110,11 +111,7 @@ def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int,
 
 
 def _last_step(log: Path, sites: Sequence[Site]) -> int:
-    """The last step of a log; 0 if it has none.
-
-    Raises:
-        ValueError: the log has other routers than ``sites``.
-    """
+    """The last step of a log; 0 if it has none. A log of other routers is refused."""
     seen = glance(log) if log.exists() else None
     if seen is None or seen.run is None:
         return 0
@@ -136,12 +133,9 @@ def _shown(routers: list[tuple[str, int]]) -> str:
 
 def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> None:
     if type(model).__module__.startswith("transformers."):
-        import transformers
-
-        if int(transformers.__version__.partition(".")[0]) < 5:
-            raise ValueError(
-                f"transformers {transformers.__version__} is too old for the probe: install 5.0"
-            )
+        version = sys.modules["transformers"].__version__
+        if int(version.partition(".")[0]) < 5:
+            raise ValueError(f"transformers {version} is too old for the probe: install 5.0")
     if mode not in ("train", "eval"):
         raise ValueError(f"mode is {mode!r}: choose 'train' or 'eval'")
     if every < 1:

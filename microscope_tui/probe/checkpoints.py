@@ -82,8 +82,7 @@ def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -
         return logits_BSV
 
     def write(ids: list[int], most: int) -> list[int]:
-        prompt_S = torch.tensor(ids)
-        return generate(model, prompt_S, max_new_tokens=most, stop_at=stop_ids) if most else []
+        return generate(model, torch.tensor(ids), max_new_tokens=most, stop_at=stop_ids)
 
     context = model.config.max_position_embeddings
     return ProbedModel(name, model, pieces, context, forward, write)
@@ -96,9 +95,7 @@ def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Pa
 
     Args:
         model: A ``LanguageModel``, which keeps its mode.
-        tokenizer: Its tokenizer.
         texts: By the name of the slice, in the order of the text.
-        folder: Must not exist.
 
     Returns:
         One line: the folder of the trace, or why there is none.
@@ -108,15 +105,15 @@ def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Pa
     was_training = model.training
     try:
         probed = probed_model_of(model.eval(), tokenizer, folder.name)
-        parts: list[tuple[int, bytes, int]] = []
+        whole = Window([], [], [])
         for number, text in enumerate(texts.values()):
-            pairs = zip(*probed.pieces.encode(text), strict=True)
-            parts += [(token, piece, number) for token, piece in pairs]
-        length = probed.context or len(parts)
-        windows = []
-        for start in range(0, len(parts), length):
-            ids, pieces, numbers = zip(*parts[start : start + length], strict=True)
-            windows.append(Window(list(ids), list(pieces), list(numbers)))
+            ids, pieces = probed.pieces.encode(text)
+            whole.ids.extend(ids)
+            whole.texts.extend(pieces)
+            whole.slices.extend([number] * len(ids))
+        length = model.config.max_position_embeddings
+        parts = [slice(start, start + length) for start in range(0, len(whole.ids), length)]
+        windows = [Window(whole.ids[at], whole.texts[at], whole.slices[at]) for at in parts]
         outcome = run_probe(probed, windows, list(texts), folder)
     except Exception as error:  # any other failure: the run itself has finished
         return f"no trace: {error}"

@@ -1,11 +1,10 @@
 """Counts what routers chose in one optimizer step, on their device until the line is written.
 
-There are two ways in and one counter. ``train.py`` passes the routings of its model to a
-``RoutingCounter``; for every other model the hooks of ``forward_hooks.py`` see each call of a
-router and pass it on as a ``Call``. Counting takes thirty small operations, whose launch costs more
-than their arithmetic: calls of the same shape are stacked and launched once for all layers. Counts
-are integers, and nothing here waits for the device. Ids that are not experts share one more slot,
-so that none is out of range.
+``train.py`` passes the routings of its model to a ``RoutingCounter``; for every other model the
+hooks of ``forward_hooks.py`` pass on each call of a router as a ``Call``. Counting takes thirty
+small operations, whose launch costs more than their arithmetic: calls of the same shape are stacked
+and launched once for all layers. Nothing here waits for the device. Ids that are not experts share
+one more slot, so that none is out of range.
 """
 
 from __future__ import annotations
@@ -116,11 +115,8 @@ class Calls:
         return {key: tally.top_k for tally in self.tallies for key in tally.keys}
 
     def parts(self, width: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
-        """Everything that is summed over ranks, and the largest logit, of each router and pass.
-
-        Args:
-            width: Experts of the largest router.
-        """
+        """Everything that is summed over ranks, and the largest logit, of each router and pass;
+        ``width``: experts of the largest router."""
         for tally in self.tallies:
             yield from zip(tally.keys, tally.flat(width), tally.max_logit_L, strict=True)
 
@@ -299,14 +295,11 @@ class RoutingCounter:
 
     @torch.no_grad()
     def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
-        """Sum the step and ``extra``, fp64, over all ranks in one collective.
+        """Sum the step and ``extra``, fp64, over all ranks in one collective; returns ``extra``.
 
         Args:
             ranks: Has ``rank``, ``size`` and ``sum``; every rank counts the same routers on other
                 tokens.
-
-        Returns:
-            ``extra``, summed.
         """
         parts = self._calls.parts(self._rows[0].num_experts)
         self._vector = self._layout.vector(parts, extra, ranks.rank, ranks.size)
@@ -379,25 +372,11 @@ class Tracer:
     """Collects the calls of all routers in one forward pass of the model."""
 
     def __init__(self) -> None:
-        self._calls: dict[tuple[int, int], list[Traced]] = {}
+        self._calls: dict[Key, list[Traced]] = {}
 
-    def add(
-        self,
-        key: tuple[int, int],
-        num_experts: int,
-        slots_TK: Tensor,
-        weights_TK: Tensor | None,
-        scored: Scored | None,
-    ) -> None:
-        """Keep one call.
-
-        Args:
-            key: Place of the site, and number of the pass through it.
-            slots_TK: Result of ``Tally.add``: the expert, ``num_experts`` for no expert, more for
-                padding.
-            weights_TK: None if unknown; the order of the choice is kept then.
-            scored: Result of ``Tally.add_scores`` for this call.
-        """
+    def add(self, counted: Counted, weights_TK: Tensor | None) -> None:
+        """Keep one call; without weights the order of the choice is kept."""
+        slots_TK, num_experts = counted.slots_LTK[0], counted.tally.num_experts
         real_T = slots_TK[:, 0] <= num_experts
         slots_TK = slots_TK[real_T]
         ids_TK = slots_TK.where(slots_TK < num_experts, slots_TK.new_full((), -1))
@@ -410,8 +389,8 @@ class Tracer:
         # Stable, so that ties stay in the order of the choice; empty slots come last.
         size_TK = size_TK.masked_fill(ids_TK < 0, -torch.inf)
         order_TK = size_TK.argsort(dim=-1, descending=True, stable=True)
-        entropy_1T, margin_1T = (None, None) if scored is None else scored
-        self._calls.setdefault(key, []).append(
+        entropy_1T, margin_1T = counted.scored or (None, None)
+        self._calls.setdefault(counted.tally.keys[0], []).append(
             Traced(
                 ids_TK.gather(1, order_TK),
                 weights_TK.gather(1, order_TK),
@@ -420,7 +399,7 @@ class Tracer:
             )
         )
 
-    def take(self) -> dict[tuple[int, int], Traced]:
+    def take(self) -> dict[Key, Traced]:
         """Return and forget the choices by place and pass; a router may take a batch in pieces."""
         calls, self._calls = self._calls, {}
         return {

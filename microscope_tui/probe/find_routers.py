@@ -1,9 +1,9 @@
 """Finding the routers of a model.
 
 In nearly all models of transformers the module that holds the experts is called with the hidden
-states, the chosen ids and their weights, in this order and however the router chooses them (bias,
-groups, hashing, sampling): its arguments are the truth. Other models have a reader of their own,
-here (transformers) or in ``frameworks.py`` (other training code).
+states, the chosen ids and their weights, however the router chooses them (bias, groups, hashing,
+sampling): its arguments are the truth. Other models have a reader of their own, here (transformers)
+or in ``frameworks.py`` (other training code).
 """
 
 from __future__ import annotations
@@ -53,14 +53,13 @@ def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[
 
 def _adapted(model: nn.Module, routers: Mapping[str, Adapter]) -> list[Site]:
     modules = dict(model.named_modules())
-    missing = [path for path in routers if path not in modules]
-    if missing:
-        known = ", ".join(path for path in modules if path and path.count(".") < 3)
-        raise ValueError(
-            f"routers names {', '.join(map(repr, missing))}, which the model does not have; its "
-            f"modules are {known[:600]}"
-        )
     for path, adapter in routers.items():
+        if path not in modules:
+            known = ", ".join(name for name in modules if name and name.count(".") < 3)
+            raise ValueError(
+                f"routers names {path!r}, which the model does not have; its modules are "
+                f"{known[:600]}"
+            )
         if not isinstance(adapter, Adapter):
             raise TypeError(f"routers[{path!r}] is {adapter!r}: pass Adapter(ids, ...)")
     return [
@@ -99,7 +98,9 @@ def _known(model: nn.Module) -> list[Site]:
         sites.append(site)
         if site.block is site.module:  # what is inside belongs to it
             taken.append(path)
-    _ernie_blocks(model, sites)
+    for module in modules.values():
+        if type(module).__name__ == "Ernie4_5_VLMoeMoeBlock":
+            _ernie_layer(module, sites)
     return sites
 
 
@@ -109,7 +110,7 @@ def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
     for kind in type(module).__mro__:
         make = _OWN.get((kind.__module__.partition(".")[0], kind.__name__))
         if make is not None:
-            made: Site = make(path, module, parent)
+            made: Site | None = make(path, module, parent)
             return made
     return None
 
@@ -202,21 +203,24 @@ def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind:
 
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     """Only the first choice reaches the experts, and only experts 0 and 1 run (a bug of the
-    library). What the router chooses is counted; choices without a weight count as dropped."""
-    samples = module.second_expert_policy == "sampling"
+    library). What the router chooses is counted; choices without a weight count as dropped.
+
+    Raises:
+        ValueError: it samples the second choice, and leaves the noise in its logits.
+    """
+    if module.second_expert_policy == "sampling":
+        raise ValueError(
+            f"{path} samples its second choice, which its outputs do not name: set "
+            "second_expert_policy='all', or pass an Adapter for it"
+        )
 
     def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
         _, weights_TE, logits_TE = output
         ids_TK = logits_TE.topk(2, dim=-1).indices
-        if samples:  # the noise for the second choice is left in the logits
-            noisy_TE, logits_TE = logits_TE, module.classifier(args[0].to(module.dtype))
-            first_T1 = logits_TE.argmax(dim=-1, keepdim=True)
-            rest_TE = noisy_TE.scatter(1, first_T1, float("-inf"))
-            ids_TK = torch.cat([first_T1, rest_TE.argmax(dim=-1, keepdim=True)], dim=-1)
         return Choice(ids_TK, logits_TE=logits_TE, kept_TK=weights_TE.gather(1, ids_TK) > 0)
 
     made = site_at_router(path, module, parent, read, module.num_experts, 2, "softmax")
-    made.drops, made.plain_choice = True, not samples
+    made.drops = True
     return made
 
 
@@ -239,50 +243,35 @@ def _doge(path: str, module: Any, parent: nn.Module) -> Site:
     return made
 
 
-def _ernie_experts(path: str, module: Any, parent: nn.Module) -> Site:
+def _ernie_layer(layer: Any, sites: list[Site]) -> None:
     """Text and vision have separate experts, called with their own tokens only, and the vision ones
     only if the batch has images. The layer around both has the types of the tokens."""
-    top_k: Any = parent.top_k
-    return _site_at_experts(path, module, parent, _argument_ids, top_k)
+    is_vision: Tensor | None = None
+
+    def note_token_types(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal is_vision
+        given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
+        is_vision = None if given is None else given.bool()
+
+    for site in sites:
+        if site.block is layer.text_moe:
+            site.own_rows = lambda: None if is_vision is None else ~is_vision
+            site.pre_hooks = [(layer, note_token_types)]
+        if site.block is layer.vision_moe:
+            site.own_rows = lambda: is_vision
+            site.optional = True
 
 
-def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
-    """Give the two sites of every layer of ernie4_5_vl_moe the tokens that they see."""
-    for layer in model.modules():
-        if type(layer).__name__ != "Ernie4_5_VLMoeMoeBlock":
-            continue
-        kinds: list[Tensor | None] = [None]
-
-        def note_token_types(module: Any, args: Any, kwargs: Any, kinds: list[Any] = kinds) -> None:
-            given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
-            kinds[0] = None if given is None else given.bool()
-
-        def text(kinds: list[Tensor | None] = kinds) -> Tensor | None:
-            return None if kinds[0] is None else ~kinds[0]
-
-        def vision(kinds: list[Tensor | None] = kinds) -> Tensor | None:
-            return kinds[0]
-
-        for site in sites:
-            if site.block is layer.text_moe:
-                site.own_rows, site.pre_hooks = text, [(layer, note_token_types)]
-            if site.block is layer.vision_moe:
-                site.own_rows, site.optional = vision, True
-
-
-def _zaya(path: str, module: Any, parent: nn.Module) -> Site:
+def _zaya(path: str, module: Any, parent: nn.Module) -> Site | None:
     """A token that skips its layer is passed on as expert 0 with weight 0."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
         _, ids_TK, weights_TK = args[:3]
         return Choice(ids_TK.masked_fill(weights_TK == 0, -1), weights_TK)
 
-    return _site_at_experts(path, module, parent, read, 1)
-
-
-def _site_at_experts(path: str, module: Any, parent: nn.Module, read: Any, top_k: int) -> Site:
-    made = site_at_router(path, module, parent, read, module.num_experts, top_k, None)
-    made.before, made.experts, made.router, made.scores = True, module, _router_in(parent), None
+    made = _experts_site(path, module, parent)
+    if made is not None:
+        made.read = read
     return made
 
 
@@ -291,19 +280,19 @@ _SIGMOID = frozenset({
     "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1",
     "dots3_note", "exaone_moe", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next",
     "glm_moe_dsa", "hy_v3", "hy_v4", "hy_v4_vl", "inkling", "inkling2", "inkling2_loop",
-    "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "llama4", "mimo_v2_flash", "minimax_m2",
+    "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "mimo_v2_flash", "minimax_m2",
     "minimax_m3_vl", "muse_spark", "nemotron_h", "solar_open", "step3p7",
 })  # fmt: skip
 _SOFTMAX = frozenset({
-    "aria", "dbrx", "deepseek_ocr2", "deepseek_v2", "doge", "ernie4_5_moe", "ernie4_5_vl_moe",
-    "flex_olmo", "gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid",
-    "granitemoeshared", "hunyuan_v1_moe", "jamba", "jetmoe", "lara_mini", "longcat_flash",
-    "mellum", "minimax", "mistral4", "mistral_large4", "mixtral", "nllb_moe", "olmoe",
-    "openai_privacy_filter", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
-    "qwen3_omni_moe", "qwen3_vl_moe", "qwen4_exp", "switch_transformers", "unlimited_ocr",
-    "zaya",
+    "aria", "dbrx", "deepseek_ocr2", "deepseek_v2", "ernie4_5_moe", "ernie4_5_vl_moe", "flex_olmo",
+    "gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared",
+    "hunyuan_v1_moe", "jamba", "lara_mini", "longcat_flash", "mellum", "minimax", "mistral4",
+    "mistral_large4", "mixtral", "olmoe", "openai_privacy_filter", "phimoe", "qwen2_moe",
+    "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl_moe", "qwen4_exp",
+    "unlimited_ocr", "zaya",
 })  # fmt: skip
-"""Families by what turns their logits into probabilities; others name it in their configuration."""
+"""Families by what turns their logits into probabilities; of others a reader or the configuration
+names it."""
 _NOT_PLAIN = ("kolibri1", "phimoe")
 """These choose by biased logits or by sampling: not the best of the biased scores."""
 _ROUTERS = ("Router", "Gate", "Gating", "Route")
@@ -341,7 +330,7 @@ def _with_configs(*modules: nn.Module | None) -> list[Any]:
 
 def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
     """Where the logits of a site are, from the outputs that the model declares as recordable."""
-    router, config = site.router, text_config(model)
+    router = site.router
     if router is None:
         return None
     for module in modules.values():
@@ -349,18 +338,20 @@ def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scor
         recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
         for one in recorder if isinstance(recorder, list | tuple) else (recorder,):
             if one is not None and isinstance(router, one.target_class):
-                return Scores(router, int(one.index), _score_kind(router, site.block, config))
+                return Scores(
+                    router, int(one.index), _score_kind(router, site.block, text_config(model))
+                )
     return None
 
 
-def _score_kind(router: nn.Module, block: nn.Module | None, config: Any = None) -> str | None:
+def _score_kind(router: nn.Module, block: nn.Module | None, config: Any) -> str | None:
     """What turns logits of this router into probabilities; ``None`` if unknown."""
-    kind = type(router).__name__
-    if kind in _PROBABILITIES:
+    if type(router).__name__ in _PROBABILITIES:
         return "probabilities"
-    home = _family(router)
-    if home in _SIGMOID or home in _SOFTMAX:
-        return "sigmoid" if home in _SIGMOID else "softmax"
+    if _family(router) in _SIGMOID:
+        return "sigmoid"
+    if _family(router) in _SOFTMAX:
+        return "softmax"
     names = ("scoring_func", "expert_selection_fn", "score_function")
     found: str | None = setting((router, block, config), names, SCORE_KINDS.__contains__)
     return found
@@ -387,7 +378,6 @@ _OWN: dict[tuple[str, str], Any] = {
     ("transformers", "Llama4Router"): partial(_best_logits, index=1, kind="sigmoid"),
     ("transformers", "DogeCDMoE"): _doge,
     ("transformers", "ZayaExperts"): _zaya,
-    ("transformers", "Ernie4_5_VLMoeMoeExperts"): _ernie_experts,
     ("moe_model", "Router"): frameworks.moe_model,
     ("megatron", "TopKRouter"): frameworks.megatron,
     ("torchtitan", "TokenChoiceTopKRouter"): frameworks.torchtitan,

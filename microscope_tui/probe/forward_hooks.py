@@ -14,10 +14,10 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from microscope_tui.probe.counter import NORMS, WEIGHTS, Call, Calls, Counted, Tracer
@@ -48,7 +48,10 @@ class _Hook:
 class ForwardHooks:
     """Watches the routers of one model between two logged steps."""
 
-    def __init__(self, model: nn.Module, sites: list[Site], mode: str, saliency: bool) -> None:
+    def __init__(
+        self, model: nn.Module, sites: list[Site], mode: str, saliency: bool, together: bool
+    ) -> None:
+        """``together``: with other processes, which may share a sequence."""
         self.sites, self.problem = sites, ""
         self.on = False
         """Whether the current step is counted."""
@@ -65,12 +68,11 @@ class ForwardHooks:
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.calls = Calls()
-        self.model, self._training = model, mode == "train"
+        self.model = model
+        self.trains = mode == "train"
         self._saliency = saliency
         self._names = argument_names(model)
-        pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
-        self._pad_id = pad_id if isinstance(pad_id, int) else None
-        self._together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._together = together
         self._batch: Batch | None = None
         self._inside = 0
         self._rows: defaultdict[int, int] = defaultdict(int)
@@ -107,20 +109,21 @@ class ForwardHooks:
         self._hook(model.register_forward_pre_hook, self._enter, with_kwargs=True)
         self._hook(model.register_forward_hook, self._leave, always_call=True)
         for place, site in enumerate(self.sites):
-            if site.scores is not None and site.scores.index is not None:
-                take = self._for(place, self._take_logits)
-                self._hook(site.scores.module.register_forward_hook, take, prepend=True)
+            scores = site.scores
+            if scores is not None and scores.index is not None:
+                self._after(scores.module, place, partial(self._take_logits, scores.index))
             for module, pre_hook in site.pre_hooks:
                 self._hook(module.register_forward_pre_hook, pre_hook, with_kwargs=True)
             if site.before:
                 see = self._for(place, self._see_arguments)
                 self._hook(site.module.register_forward_pre_hook, see, with_kwargs=True)
             else:
-                see = self._for(place, self._see)
-                self._hook(site.module.register_forward_hook, see, prepend=True)
+                self._after(site.module, place, self._see)
             if self._saliency and site.experts is not None:
-                measure = self._for(place, self._measure_norms)
-                self._hook(site.experts.register_forward_hook, measure, prepend=True)
+                self._after(site.experts, place, self._measure_norms)
+
+    def _after(self, module: nn.Module, place: int, call: Callable[..., None]) -> None:
+        self._hook(module.register_forward_hook, self._for(place, call), prepend=True)
 
     def _hook(self, register: Any, call: Callable[..., None], **options: Any) -> None:
         self._handles.append(register(_Hook(call), **options))
@@ -136,7 +139,7 @@ class ForwardHooks:
         return hook
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What ``call`` returns; ``None`` if it fails, and then nothing is counted any more."""
+        """What ``call`` returns; ``None`` if it fails."""
         try:
             with torch.no_grad():
                 return call(*args)
@@ -151,15 +154,15 @@ class ForwardHooks:
         self._logits.clear()
         given = dict(zip(self._names, args, strict=False)) | kwargs
         self.asked = given.get("output_router_logits")
-        self._batch = Batch(given, self._pad_id)
+        self._batch = Batch(given)
         self.passes += 1
 
     def _pass_counts(self) -> bool:
-        if not self._training:
-            return not self.model.training
-        if not self.model.training or not torch.is_grad_enabled():
+        if self.model.training != self.trains:
             return False
-        return not _in_backward() or _reentrant_checkpoint()
+        if not self.trains:
+            return True
+        return torch.is_grad_enabled() and (not _in_backward() or _reentrant_checkpoint())
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = max(0, self._inside - 1)
@@ -184,11 +187,10 @@ class ForwardHooks:
                 what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
                 self.fail(ValueError(f"{what} of the batch: it is not known which these are"))
 
-    def _take_logits(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
-        scores = self.sites[place].scores
-        assert scores is not None
-        assert scores.index is not None
-        logits = output[scores.index] if isinstance(output, tuple | list) else output
+    def _take_logits(
+        self, index: int, place: int, module: nn.Module, args: Any, output: Any
+    ) -> None:
+        logits = output[index] if isinstance(output, tuple | list) else output
         self._logits[place] = logits.reshape(-1, logits.shape[-1])
 
     def _see_arguments(
@@ -200,31 +202,30 @@ class ForwardHooks:
         self._see(place, module, args, None)
 
     def _see(self, place: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        choice = self.sites[place].read(module, args, output)
+        site = self.sites[place]
+        choice = site.read(module, args, output)
         rows = choice.ids_TK.numel() // choice.ids_TK.shape[-1]
         if rows == 0:
             return
         number, at = self._rows_of(place, rows, choice)
-        batch, stack = self._batch, self.sites[place].stack
+        batch = self._batch
         real_T, loss_T = choice.real_T, None
         if batch is not None and at is not None:
-            masks = batch.real(stack), batch.loss(stack)
+            masks = batch.real(site.stack), batch.loss(site.stack)
             real_T, loss_T = (None if mask_N is None else mask_N[at] for mask_N in masks)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
-        key = place, number
-        self.calls.add(Call.of(self.sites[place], key, choice, real_T, logits, loss_T))
+        self.calls.add(Call.of(site, (place, number), choice, real_T, logits, loss_T))
         if self.tracer is None and not self._saliency:
             if self.calls.many_wait:
                 self.calls.count()
             return  # the rest is counted when the pass ends
         (counted,) = self.calls.count()
-        slots_TK, weights_TK = counted.slots_LTK[0], choice.weights_TK
+        weights_TK = choice.weights_TK
         if self.tracer is not None:
-            experts = self.sites[place].num_experts
-            self.tracer.add(key, experts, slots_TK, weights_TK, counted.scored)
+            self.tracer.add(counted, weights_TK)
         if self._saliency and weights_TK is not None:
             counted.tally.add_values(WEIGHTS, weights_TK, counted.slots_LTK)
-            if self.sites[place].experts is not None:  # otherwise these activations stay
+            if site.experts is not None:  # otherwise these activations stay
                 self._counted[place] = counted, args
 
     def _rows_of(self, place: int, rows: int, choice: Choice) -> tuple[int, Any]:
@@ -291,8 +292,8 @@ def _reentrant_checkpoint() -> bool:
 class Batch:
     """The tokens of one forward pass of the whole model."""
 
-    def __init__(self, given: Mapping[str, Any], pad_id: int | None = None) -> None:
-        self._given, self._pad_id = given, pad_id
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
         self.divides_loss = given.get("num_items_in_batch") is not None
         """The model divides its loss by the tokens of the whole step, not of this batch."""
         self._real: dict[str, Tensor | None] = {}
@@ -358,20 +359,11 @@ class Batch:
                 return (places < ends.reshape(-1)[-1]).view(shape)
         positions = self._given.get("position_ids")
         if isinstance(positions, Tensor) and positions.shape == shape:
-            return self._before_trailing_zeros(positions)
+            # Filled up with position 0; a single 0 is a sequence of one token.
+            trailing = (positions == 0).flip(-1).int().cumprod(-1).flip(-1).bool()
+            first = torch.arange(shape[1], device=positions.device) == 0
+            return ~trailing | first | (trailing.sum(-1, keepdim=True) == 1)
         return None
-
-    def _before_trailing_zeros(self, positions_BS: Tensor) -> Tensor:
-        """Packed batches are filled up with position 0. A single 0 may be a sequence of one token,
-        unless it is the padding token."""
-        trailing_BS = (positions_BS == 0).flip(-1).int().cumprod(-1).flip(-1).bool()
-        several_B1 = trailing_BS.sum(-1, keepdim=True) > 1
-        ids = self._given.get("input_ids")
-        is_pad = torch.zeros_like(trailing_BS)
-        if isinstance(ids, Tensor) and self._pad_id is not None:
-            is_pad = ids == self._pad_id
-        first_BS = torch.arange(positions_BS.shape[-1], device=positions_BS.device) == 0
-        return ~(trailing_BS & (several_B1 | is_pad) & ~first_BS)
 
 
 def _from_mask(mask: Any, length: int | None) -> Tensor | None:

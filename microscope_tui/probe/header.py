@@ -1,7 +1,7 @@
 """The header of the log, from a model and its configuration.
 
-Wrong settings are reported at ``attach``, before any step. The first step of the log has the same
-findings, so that ``check`` reports them too; the trainer does not report them twice.
+Wrong settings are reported at ``attach``. The first step of the log has the same findings, so that
+``check`` reports them too; the trainer does not report them twice.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from microscope_tui.probe.find_routers import text_config
 from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.step_sums import Layout, Row
+from microscope_tui.probe.step_sums import Row, rows_of
 from microscope_tui.probe.trained import trained, trained_lines
 from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
-"""Families that always normalise the weights; their configuration has no such field."""
+"""Families that normalise the weights without a field for it."""
 _AUX_WEIGHT = (
     "router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha", "ffn_config.moe_loss_weight",
 )  # fmt: skip
@@ -86,16 +86,6 @@ def profile(model: nn.Module) -> str:
     return "finetune" if loaded or frozen else "pretrain"
 
 
-class Coefficient(NamedTuple):
-    """The weight of an auxiliary loss."""
-
-    value: Any
-    name: str
-    """Of its setting; empty if the model has none."""
-    applies: bool | None
-    """Whether the loss of a pass has the term; ``None``: unknown."""
-
-
 def _balance(
     model: nn.Module, config: Any, sites: Sequence[Site], aux: AuxLoss, frozen: int
 ) -> dict[str, Any]:
@@ -105,23 +95,23 @@ def _balance(
         return known | always
     home, has_bias = _home(model), any(site.bias() is not None for site in sites)
     adds = _adds_loss(home, config, aux)
-    given = _of_trainer(aux, adds)
-    name, value = _named(config, *_AUX_WEIGHT)
+    name, given = _named(aux.trainer_args, *_AUX_WEIGHT)
+    weight = _named(config, *_AUX_WEIGHT)[1]
     # Transformers applies the value that the model was built with.
-    value = given.value if value is None else getattr(model, "router_aux_loss_coef", value)
-    own = Coefficient(value, name, adds)
+    weight = given if weight is None else getattr(model, "router_aux_loss_coef", weight)
     if home is None:
-        balance = _of_other_code(own, has_bias)
+        balance = _of_other_code(weight, adds, has_bias)
     else:
-        balance = _of_transformers(own, has_bias, home, len(sites))
+        balance = _of_transformers(weight, adds, has_bias, home, len(sites))
     # A Trainer has switched it off with 0, and before its first pass it is not decided.
-    if given.value == 0 or not aux.decided:
+    if given == 0 or not aux.decided:
         balance.pop(_LOGITS, None)
     names = _names(model, config, balance.keys())
-    if given.value is not None:
-        key = "aux_weight" if given.applies else "trainer_aux_weight"
-        balance[key] = given.value
-        names[key] = given.name
+    if given is not None:
+        ignored = adds is False and given and aux.decided  # the model has no such term
+        key = "trainer_aux_weight" if ignored else "aux_weight"
+        balance[key] = given
+        names[key] = f"{type(aux.trainer_args).__name__}.{name}"
     return balance | ({"names": names} if names else {}) | always
 
 
@@ -135,31 +125,27 @@ def _adds_loss(home: Any, config: Any, aux: AuxLoss) -> bool | None:
     return found if aux.asked is None else aux.asked
 
 
-def _of_trainer(aux: AuxLoss, adds: bool | None) -> Coefficient:
-    """The coefficient of the Trainer; a model without the term ignores it."""
-    name, value = _named(aux.trainer_args, *_AUX_WEIGHT)
-    ignored = adds is False and value and aux.decided
-    return Coefficient(value, f"{type(aux.trainer_args).__name__}.{name}", not ignored)
-
-
-def _of_other_code(own: Coefficient, has_bias: bool) -> dict[str, Any]:
+def _of_other_code(weight: Any, adds: bool | None, has_bias: bool) -> dict[str, Any]:
     """Without a coefficient nothing is known of other losses."""
-    balance = {"method": "bias"} if has_bias else {}
-    return balance if own.value is None else balance | _term(own)
+    if weight is not None:
+        return _term(weight, adds)
+    return {"method": "bias"} if has_bias else {}
 
 
-def _of_transformers(own: Coefficient, has_bias: bool, home: Any, routers: int) -> dict[str, Any]:
+def _of_transformers(
+    weight: Any, adds: bool | None, has_bias: bool, home: Any, routers: int
+) -> dict[str, Any]:
     """It never updates a bias, and its auxiliary loss is over all layers together."""
-    can_add = own.applies or hasattr(home, "load_balancing_loss_func")
-    term = _term(own) if own.value is not None and can_add else {}
-    if term and own.applies:  # then a bias is not what balances
+    can_add = adds or hasattr(home, "load_balancing_loss_func")
+    term = _term(weight, adds) if weight is not None and can_add else {}
+    if term and adds:  # then a bias is not what balances
         return term | ({"pools_layers": True} if routers > 1 else {})
     return ({"method": "bias", "updates_bias": False} if has_bias else {"method": "none"}) | term
 
 
-def _term(own: Coefficient) -> dict[str, Any]:
-    flag = {} if own.applies is None else {_LOGITS: bool(own.applies)}
-    return {"method": "aux", "aux_weight": own.value, **flag}
+def _term(weight: Any, adds: bool | None) -> dict[str, Any]:
+    flag = {} if adds is None else {_LOGITS: bool(adds)}
+    return {"method": "aux", "aux_weight": weight, **flag}
 
 
 def _names(model: nn.Module, config: Any, known: Container[str]) -> dict[str, str]:
@@ -207,11 +193,10 @@ def setting_of(alert: Alert) -> str:
 def check_settings(
     model: nn.Module, sites: Sequence[Site], mode: str, trainer_args: Any = None
 ) -> tuple[str, list[Alert]]:
-    """What is trained and balanced, as text, and the alerts of LINT about the model and its
-    configuration."""
+    """What is trained and balanced, as text, and the alerts of LINT."""
     # If k is not known yet, LINT must not conclude anything from it.
     top_k = [site.top_k or site.num_experts for site in sites]
-    rows = Layout.of(sites, [1] * len(sites), top_k).rows
+    rows = rows_of(sites, [1] * len(sites), top_k)
     aux = AuxLoss(trainer_args, decided=not hasattr(trainer_args, _AUX_WEIGHT[0]))
     described = describe(model, sites, rows, 1, aux)
     header = RunHeader(
@@ -224,19 +209,20 @@ def check_settings(
     judge = RunJudge(encode_record(plain(header.to_json())))
     empty = encode_record({"kind": "step", "step": 1, "router": {}})
     alerts = judge.observe(empty, lambda index: None, lambda index: None)
-    lines = [*trained_lines(described["training"]), _balance_line(model, described["balance"], aux)]
+    lines = [
+        *trained_lines(described["training"]),
+        _balance_line(described["balance"], aux.decided),
+    ]
     return "\n".join(lines), [alert for alert in alerts if alert.rule == "LINT"]
 
 
-def _balance_line(model: nn.Module, balance: Mapping[str, Any], aux: AuxLoss) -> str:
+def _balance_line(balance: Mapping[str, Any], decided: bool) -> str:
     names, flag = balance.get("names", {}), balance.get(_LOGITS)
     said = [str(balance.get("method", "unknown"))]
     said += (f"{names.get(key, key)} {balance[key]:g}" for key in _WEIGHTS if balance.get(key))
     if flag is not None:
         said.append(f"{'' if flag else 'not '}applied: {names[_LOGITS]} is {str(flag).lower()}")
-    if flag is False and getattr(getattr(model, "config", None), _LOGITS, False):
-        said.append(f"{_LOGITS} of the whole model does not reach the text model")
-    if not aux.decided:
+    if not decided:
         said.append("the first step shows whether it is applied")
     if balance.get("updates_bias") is False:
         said.append("transformers does not update the bias")

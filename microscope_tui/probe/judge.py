@@ -1,9 +1,8 @@
 """The diagnosis of a run while it trains, step by step.
 
-It judges what a reader of the log will judge: every line goes through the reader's own code, so
-that numbers are rounded as in the file, and counts exist only if the line has them. The same steps
-therefore give the same alerts at the same step, and ``check`` agrees afterwards. Its state is bytes
-for a checkpoint; with them a resumed run is judged as if it had never stopped.
+Every line goes through the code of the log's readers, so that numbers are rounded as in the file,
+and counts exist only if the line has them: ``check`` gives the same alerts at the same step. Its
+state is bytes for a checkpoint; with them a resumed run is judged as if it had never stopped.
 """
 
 from collections.abc import Sequence

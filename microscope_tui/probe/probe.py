@@ -48,26 +48,26 @@ class Probe:
         every: int,
         saliency: bool,
         on_alert: Callable[[Alert], Any] | None,
-        trainer_args: Any = None,
+        planned_steps: int | None,
+        trainer_args: Any,
     ) -> None:
+        """The first step follows with ``begin``."""
         self.sites, self.ranks = sites, ranks
         self.stops = self.wants_stop = False
         """``stops``: the training should end, on all ranks. Rank 0 requests it by ``wants_stop``;
         the sum of the next logged step passes it on."""
         self._model, self._folder, self._mode, self._every = model, folder, mode, every
         self._saliency, self._on_alert, self._trainer_args = saliency, on_alert, trainer_args
+        self._planned_steps = planned_steps
         self.layout: Layout | None = None
         """The rows of the log, after the first logged step."""
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
-        self.hooks = ForwardHooks(model, sites, mode, saliency)
-        self._looks = Looks(self.hooks, ranks, mode == "train")
-        self.begin(1, False, None, None)
+        self.hooks = ForwardHooks(model, sites, mode, saliency, ranks.size > 1)
+        self._looks = Looks(self.hooks, ranks)
 
-    def begin(
-        self, step: int, resumed: bool, judgement: bytes | None, planned_steps: int | None
-    ) -> None:
+    def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
         """Make ``step`` the next one, before any is logged.
 
         Args:
@@ -75,7 +75,7 @@ class Probe:
             judgement: State of the judge after them.
         """
         self._step, self._resumed = step - 1, resumed or step > 1
-        self._judgement, self._planned_steps = judgement, planned_steps
+        self._judgement = judgement
         self._tick = time.perf_counter()
         self._next()
 
@@ -84,9 +84,8 @@ class Probe:
         if self.ranks.rank:
             return
         try:
-            mode, given = self._mode, self._trainer_args
-            text, alerts = check_settings(self._model, self.sites, mode, given)
-            if mode == "train":
+            text, alerts = check_settings(self._model, self.sites, self._mode, self._trainer_args)
+            if self._mode == "train":
                 _logger.info("%s", text)
             for alert in alerts if warn else ():
                 self._warned.add(setting_of(alert))
@@ -142,8 +141,7 @@ class Probe:
         """
         if self._log is not None:
             raise RuntimeError("load_state_dict after steps were logged: call it after attach")
-        step, resumed = int(state["step"]) + 1, self._resumed
-        self.begin(step, resumed, state.get("judgement"), self._planned_steps)
+        self.begin(int(state["step"]) + 1, self._resumed, state.get("judgement"))
 
     def detach(self, reason: str = "finished") -> None:
         """Remove the hooks, which leaves the model as it was, and close the log.
@@ -153,7 +151,6 @@ class Probe:
                 ``failed``.
         """
         self.hooks.detach()
-        self._looks.detach()
         claimed.discard(self._folder)
         if self._log is not None:
             self._log.end(self._step, reason)
@@ -197,13 +194,14 @@ class Probe:
             return
         scalars = {**self._cost(sums), **scalars}
         record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
-        if record is not None:
+        if record is None:
+            return
+        if not sums.extra[0]:
             looked = sums.extra[len(EXTRA) + len(layout.rows) :]
-            if not sums.extra[0]:
-                found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
-                record["router"] |= found or {}
-            self._warn_incomplete(sums, layout.rows)
-            self._write(layout, record | {"step": self._step})
+            found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
+            record["router"] |= found or {}
+        self._warn_incomplete(sums, layout.rows)
+        self._write(layout, record | {"step": self._step})
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step; only its state if it does not count."""
@@ -220,12 +218,12 @@ class Probe:
         if counts and loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
-        known = self._squares
-        squares = grad_squares(self.sites, ranks) if known is None else known
+        if self._squares is None:
+            self._squares = grad_squares(self.sites, ranks)
         places = torch.tensor([row.place for row in layout.rows], device=device)
         self._looks.read()
-        looked = self._looks.vector(hooks.calls, counts, device)
-        extra = torch.cat([extra, squares.to(device)[places], looked])
+        looked = self._looks.vector(counts, device)
+        extra = torch.cat([extra, self._squares.to(device)[places], looked])
         return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
 
     def _cost(self, sums: StepSums) -> dict[str, float | None]:
@@ -255,8 +253,9 @@ class Probe:
 
     def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
         """Warn about what the step lacks, once each; a failure was reported when it happened."""
-        extra, step = dict(zip(EXTRA, sums.extra, strict=False)), self._step
-        if extra["failed"]:
+        failed, passes = sums.extra[:2]
+        step = self._step
+        if failed:
             return
         lacking = [
             row.name
@@ -269,7 +268,7 @@ class Probe:
         )
         if self._model.training != (self._mode == "train"):
             why = f"call model.{self._mode}() before: passes in the other mode are not counted"
-        if not extra["passes"]:
+        if not passes:
             self._once(f"step %d: no forward pass was counted; {why}", step)
         elif not any(sums.tokens):
             self._once(

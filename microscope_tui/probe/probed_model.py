@@ -39,7 +39,7 @@ class ProbedModel:
     """``forward(ids_BS, real_BS)`` runs the whole model; next-token logits ``[B, S, V]``, None if
     it has none."""
     write: Callable[[list[int], int], list[int]]
-    """``write(ids, most)`` continues ids, with a fixed seed."""
+    """``write(ids, most)`` continues ids by at most ``most`` ≥ 1 tokens, with a fixed seed."""
 
     @property
     def device(self) -> torch.device:
@@ -101,15 +101,13 @@ def folder_of(name: str, download: bool) -> Path:
             for one in there
             if "/" not in one.rfilename and any(fnmatch(one.rfilename, kind) for kind in FILES)
         }
-        if not any(one.endswith(".safetensors") for one in files):
-            raise CannotProbe(f"{name}: has no safetensors; only those are loaded, no pickles")
-        size = sum(files.values())
-        sys.stderr.write(f"moe-microscope: fetching {name}: {size / 1e9:,.1f} GB\n")
-        return Path(snapshot_download(name, allow_patterns=list(files)))
-    except CannotProbe:
-        raise
+        if any(one.endswith(".safetensors") for one in files):
+            size = sum(files.values())
+            sys.stderr.write(f"moe-microscope: fetching {name}: {size / 1e9:,.1f} GB\n")
+            return Path(snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:  # the network, a wrong name, a full disk
         raise CannotProbe(f"{name}: cannot be fetched ({type(error).__name__}: {error})") from error
+    raise CannotProbe(f"{name}: has no safetensors; only those are loaded, no pickles")
 
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -125,9 +123,10 @@ def load_published(folder: Path, name: str, dtype: str, device: torch.device) ->
     _refuse_pickles(folder)
     tokenizer = _tokenizer(folder)
     model = _model(folder, fields, dtype, device)
-    return ProbedModel(
-        name, model, TokenizerPieces(tokenizer), _context(model), _forward(model), _writer(model)
-    )
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    context = setting((text_config(model),), names, is_size)
+    pieces = TokenizerPieces(tokenizer)
+    return ProbedModel(name, model, pieces, context, _forward(model), _writer(model))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -249,12 +248,6 @@ def _class(config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def _context(model: Any) -> int | None:
-    names = ("max_position_embeddings", "max_seq_len", "n_positions")
-    found: int | None = setting((text_config(model),), names, is_size)
-    return found
-
-
 def _forward(model: Any) -> Any:
     """An encoder and its decoder both read the text; the decoder's logits are not next tokens."""
     names = inspect.signature(type(model).forward).parameters
@@ -262,10 +255,10 @@ def _forward(model: Any) -> Any:
     two = bool(getattr(model.config, "is_encoder_decoder", False))
 
     def forward(ids_BS: Tensor, real_BS: Tensor | None) -> Tensor | None:
-        real_BS = torch.ones_like(ids_BS) if real_BS is None else real_BS.long()
-        given = {"input_ids": ids_BS, "attention_mask": real_BS, **more}
+        mask_BS = torch.ones_like(ids_BS) if real_BS is None else real_BS.long()
+        given = {"input_ids": ids_BS, "attention_mask": mask_BS, **more}
         if two:
-            given |= {"decoder_input_ids": ids_BS, "decoder_attention_mask": real_BS}
+            given |= {"decoder_input_ids": ids_BS, "decoder_attention_mask": mask_BS}
         logits_BSV = getattr(model(**given), "logits", None)
         return None if two or not isinstance(logits_BSV, Tensor) else logits_BSV
 
@@ -276,8 +269,6 @@ def _writer(model: Any) -> Any:
     def write(ids: list[int], most: int) -> list[int]:
         if getattr(model.config, "is_encoder_decoder", False):
             raise CannotProbe(f"{type(model).__name__} has an encoder; leave --generate out")
-        if most < 1:
-            return []
         ids_BS = torch.tensor([ids], device=model.device)
         torch.manual_seed(0)
         with _quiet():

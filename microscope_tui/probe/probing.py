@@ -1,7 +1,5 @@
-"""Runs a finished model over windows of text and writes what its routers chose.
-
-The result is a folder with a run log of profile ``eval`` (step n is the n-th batch) and
-``routing.bin``. An interrupted probe leaves the same files with fewer tokens.
+"""Runs a finished model over windows of text: a run log of profile ``eval`` (step n is the n-th
+batch) and ``routing.bin``. An interrupted probe leaves the same files with fewer tokens.
 """
 
 from __future__ import annotations
@@ -75,22 +73,21 @@ def run_probe(
     Ctrl-C ends it early; a second one also ends the tables.
 
     Raises:
-        CannotProbe: no router is found.
+        ValueError: no router is found, see ``refuse_unknown``.
         KeyboardInterrupt: Ctrl-C came before the first batch was done.
         OSError: the folder cannot be written.
     """
-    refuse_unknown(probed, len(slices))
     whole = sum(len(window.ids) for window in windows)
     run = _Run(probed, folder, list(slices), whole, progress)
     planned = -(-len(windows) // batch_size)
-    interrupt = Interrupt()
+    interrupt = run.interrupt
     with on_stop_signals(interrupt.request):
         probe = attach(probed.model, folder, mode="eval", planned_steps=planned)
         for site in probe.sites:  # layers of multi-token prediction do not run here
             site.optional = site.optional or site.stack == "mtp"
-        outcome = run.trace(probe, batches(windows, batch_size), interrupt)
+        outcome = run.trace(probe, batches(windows, batch_size))
         with suppress(KeyboardInterrupt), interrupt.shielded():
-            outcome = run.conclude(probe, outcome, interrupt)
+            outcome = run.conclude(probe, outcome)
     if not outcome.tokens and outcome.reason == "signal":
         raise KeyboardInterrupt
     return outcome
@@ -104,6 +101,7 @@ class _Run:
     ) -> None:
         self._probed, self._folder, self._slices = probed, folder, slices
         self._whole, self._progress = whole, progress
+        self.interrupt = Interrupt()
         self._tracer = Tracer()
         self._trace_file: TraceFile | None = None
 
@@ -111,7 +109,7 @@ class _Run:
     def tokens(self) -> int:
         return 0 if self._trace_file is None else self._trace_file.tokens
 
-    def trace(self, probe: Probe, parts: Iterator[list[Window]], interrupt: Interrupt) -> Outcome:
+    def trace(self, probe: Probe, parts: Iterator[list[Window]]) -> Outcome:
         """Run the model over all batches; never raises."""
         probe.hooks.tracer = self._tracer
         number, size, longest = 0, 0, 0
@@ -125,7 +123,7 @@ class _Run:
                 with torch.inference_mode():
                     logits_BSV = self._probed.forward(ids_BS, real_BS)
                     loss = next_token_loss(logits_BSV, ids_BS, real_BS)
-                with interrupt.shielded():
+                with self.interrupt.shielded():
                     self._write(probe, batch, loss)
         except KeyboardInterrupt:
             return Outcome(self.tokens, "signal")
@@ -158,7 +156,7 @@ class _Run:
             )
         self._trace_file.add(batch, traced)
 
-    def conclude(self, probe: Probe, outcome: Outcome, interrupt: Interrupt) -> Outcome:
+    def conclude(self, probe: Probe, outcome: Outcome) -> Outcome:
         """Close the log, compute the tables and finish the file; without a token, remove both."""
         probe.detach(outcome.reason)
         trace = self._trace_file
@@ -172,7 +170,7 @@ class _Run:
 
         def layers(done: int, whole: int) -> None:
             self._progress("layers", done, whole)
-            if interrupt.waiting:
+            if self.interrupt.waiting:
                 raise KeyboardInterrupt
 
         try:
@@ -192,15 +190,17 @@ def next_token_loss(
 ) -> float | None:
     """Mean cross-entropy of the next real token in nats; None without logits, or if no token has a
     next one."""
-    total, count = 0.0, 0
     if logits_BSV is None:
         return None
+    total = 0.0
+    count = 0
     for row, ids_S in enumerate(ids_BS):
         length = len(ids_S) if real_BS is None else int(real_BS[row].sum())
         if length > 1:
             logits_SV = logits_BSV[row, : length - 1].float()
             loss = nn.functional.cross_entropy(logits_SV, ids_S[1:length], reduction="sum")
-            total, count = total + float(loss), count + length - 1
+            total += float(loss)
+            count += length - 1
     return total / count if count else None
 
 

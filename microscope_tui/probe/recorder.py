@@ -1,9 +1,9 @@
 """``RunRecorder`` turns the numbers of a step into one line of the run log.
 
-The trainer passes raw counts and router readings. All values that follow from the counts are
-computed here, once, so that every writer of logs agrees with every reader. The training thread
-checks, copies, summarises and judges a step (``judge.py``), so that its alerts do not depend on the
-disk; another thread encodes the matrices and writes (``runlog/writer.py``).
+All values that follow from the counts are computed here, once, so that every writer of logs agrees
+with every reader. The training thread checks, copies, summarises and judges a step (``judge.py``),
+so that its alerts do not depend on the disk; another thread encodes the matrices and writes
+(``runlog/writer.py``).
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ from microscope_tui.runlog import (
 
 _logger = logging.getLogger(__name__)
 
-_MOST_ALERTS = 1000
-"""That wait for ``alerts``; older ones are dropped."""
 _Answer = TypeVar("_Answer")
 _Counts = Sequence["array[int] | None"]
 _BIAS_FORMAT = "%.4g"
@@ -77,11 +75,9 @@ class RunRecorder:
         Args:
             model: the ``model`` object of the run record, with ``layers``, ``num_experts`` and
                 ``top_k`` (an integer, or a list with one entry per router).
-            run: name of the run; by default that of the folder.
             balance, training: objects of the run record; the advice names their values.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
-            world_size: processes that train this run together.
             judge: run the diagnosis while the run trains, see ``alerts``.
             judgement: of ``judgement()`` after the step before ``resumed_at_step``, to continue.
 
@@ -102,7 +98,9 @@ class RunRecorder:
         )
         self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
-        self._log = self._opened(resumed_at_step)
+        if resumed_at_step is None and self._path.exists() and self._path.stat().st_size:
+            self._warn("holds a run already: name another folder, or pass resumed_at_step")
+        self._log = BackgroundLog(RunLogWriter(self._path), finish=_finished)
         head = plain(RunHeader(
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
@@ -111,13 +109,8 @@ class RunRecorder:
             training=training or UNSET,
         ).to_json())  # fmt: skip
         self._log.write(head)
-        self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
+        self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped
         self._judge = self._new_judge(head, judgement) if judge else None
-
-    def _opened(self, resumed_at_step: int | None) -> BackgroundLog:
-        if resumed_at_step is None and self._path.exists() and self._path.stat().st_size:
-            self._warn("holds a run already: name another folder, or pass resumed_at_step")
-        return BackgroundLog(RunLogWriter(self._path), finish=_finished)
 
     def record_step(
         self,
@@ -173,9 +166,8 @@ class RunRecorder:
         matrices: dict[str, Any] = {
             name: self._matrix(name, rows) for name, rows in means if rows is not None
         }
-        matrices |= {"expert_bias": biases, "tokens_per_expert": counts}
         if in_full:
-            head |= matrices
+            head |= matrices | {"expert_bias": biases, "tokens_per_expert": counts}
         for record in (head, *alerts):
             self._log.write(record)
         return self._balances(counts)
@@ -255,7 +247,7 @@ class RunRecorder:
         return [{**when, "values": alert.as_values()} for alert in new]
 
     def with_judge(self, call: Callable[[RunJudge], _Answer]) -> _Answer | None:
-        """Result of ``call``; a judge that raised is not called again, with a warning."""
+        """Result of ``call``; a judge that raised is not called again."""
         if self._judge is None:
             return None
         try:
@@ -280,7 +272,7 @@ class RunRecorder:
     def _router_object(self, readings: Mapping[str, Any], counts: _Counts) -> dict[str, Any]:
         """The readings of the trainer, and what follows from the counts."""
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
-        summaries = {**read, **_summaries(counts)}
+        summaries = read | _summaries(counts)
         return {name: [rounded(one) for one in row] for name, row in summaries.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
@@ -291,7 +283,7 @@ class RunRecorder:
         ]
 
     def _counts(self, rows: Any) -> list[array[int] | None]:
-        """A compact copy of the counts, which may be floats: sums of whole numbers often are."""
+        """A compact copy; sums of whole numbers are often floats."""
         made: list[array[int] | None] = []
         for row, depth in zip(self._matrix("tokens_per_expert", rows), self._depths, strict=True):
             counts = None if row is None else counts_of(row) or counts_of(plain(row))
@@ -330,8 +322,7 @@ class RunRecorder:
 class TrainingLog:
     """The log of a training loop: a recorder whose exceptions never end the run.
 
-    The first exception is reported, and the next call is tried as usual. (A log that cannot be
-    opened at all raises OSError in ``RunRecorder``, before the run begins.) A process that does not
+    The first exception is reported, and the next call is tried as usual. A process that does not
     write the log has no recorder: the same calls do nothing.
     """
 
@@ -351,11 +342,11 @@ class TrainingLog:
 
     def alerts(self) -> list[Alert]:
         """What began or grew worse since the last call."""
-        return self._try(lambda log: log.alerts(), [])
+        return self._try(RunRecorder.alerts, [])
 
     def judgement(self) -> bytes | None:
         """The state of the judge for a checkpoint; ``None`` if there is none."""
-        return self._try(lambda log: log.judgement(), None)
+        return self._try(RunRecorder.judgement, None)
 
     def collapsed(self) -> tuple[str, ...]:
         """Names of the routers that are collapsed now."""
@@ -372,11 +363,11 @@ class TrainingLog:
 
     def verdict(self) -> str:
         """The verdict of ``RunRecorder``; empty if there is none."""
-        return self._try(lambda log: log.verdict(), "")
+        return self._try(RunRecorder.verdict, "")
 
     def sync(self) -> bool:
         """Force what is written to disk; ``False`` if that failed."""
-        return self._recorder is None or self._try(lambda log: log.sync(), False)
+        return self._recorder is None or self._try(RunRecorder.sync, False)
 
     def end(self, step: int, reason: str) -> None:
         """Write how the run ended, and close."""
@@ -448,9 +439,7 @@ def rounded(value: float | None, digits: int = 5) -> float | None:
 
 def _summaries(counts: _Counts) -> dict[str, list[float | None]]:
     """What follows from the counts; ``None`` for a router that was not counted."""
-    known = measures.summarise([row for row in counts if row is not None])
-    rest = {name: iter(values) for name, values in known.items()}
     return {
-        name: [None if row is None else next(values) for row in counts]
-        for name, values in rest.items()
+        name: [None if row is None else derive(row) for row in counts]
+        for name, derive in measures.DERIVED.items()
     }

@@ -1,8 +1,8 @@
 """One step's sums of all routers as one vector: summed over ranks at once, copied to the host
 once, and turned into a line of the log.
 
-The ranks agree on the layout at the first logged step, and it never changes: a rank that does not
-contribute (its probe failed, or it sees the tokens of another rank) adds zeros of the same length.
+The ranks agree on the layout at the first logged step: a rank that does not contribute (its probe
+failed, or it sees the tokens of another rank) adds zeros of the same length.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
 """Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
 the training to stop, sums of losses and how many; then the squared gradient norm of every row, and
 what ``Looks.vector`` returns."""
-_OWN_KEYS = frozenset({
-    "kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses",
-    "mean_weight", "mean_output_norm", "incomplete", "loss",
-})  # fmt: skip
+_OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "incomplete")
+"""Keys of a line that no further number may replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +67,9 @@ class StepSums:
     norms: list[list[float]] = field(default_factory=list)
     biases: list[list[float]] = field(default_factory=list)
 
-    def add(self, row: Row, numbers: Sequence[float], num_experts: int) -> None:
+    def add(self, row: Row, numbers: Sequence[float], E: int) -> None:
         """Take the next row; see ``Layout.read``."""
-        size, E = row.num_experts, num_experts
+        size = row.num_experts
         self.counts.append([int(n) for n in numbers[:size]])
         self.weights.append(list(numbers[E : E + size]))
         self.norms.append(list(numbers[2 * E : 2 * E + size]))
@@ -87,6 +85,17 @@ class StepSums:
             read["margin"] = None
         for name, value in read.items():
             self.router[name].append(value if scored else None)
+
+
+def rows_of(sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> list[Row]:
+    """The rows of ``sites``; one for every pass."""
+    rows: list[Row] = []
+    for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
+        kind = site.scores.kind if site.scores else None
+        for n in range(max(1, number)):
+            name = f"{site.name}#{n + 1}" if number > 1 else site.name
+            rows.append(Row(place, n, name, site.num_experts, k, kind, site.drops, site.optional))
+    return rows
 
 
 class Layout:
@@ -105,26 +114,14 @@ class Layout:
         self._width = 4 * self.num_experts + 4 + len(SUMS)
 
     @classmethod
-    def of(cls, sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> Layout:
-        """The rows of ``sites``; one for every pass."""
-        rows: list[Row] = []
-        for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
-            for n in range(max(1, number)):
-                name = f"{site.name}#{n + 1}" if number > 1 else site.name
-                kind = site.scores.kind if site.scores else None
-                rows.append(
-                    Row(place, n, name, site.num_experts, k, kind, site.drops, site.optional)
-                )
-        return cls(rows)
-
-    @classmethod
     def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
         """The layout that all ranks share, from the calls and their k in the first step of each."""
         passes, top_k = [0] * len(sites), [site.top_k for site in sites]
         for (place, number), k in seen.items():
             passes[place] = max(passes[place], number + 1)
             top_k[place] = sites[place].top_k or k
-        return cls.of(sites, *torch.tensor(ranks.all_gather((passes, top_k))).amax(dim=0).tolist())
+        most = torch.tensor(ranks.all_gather((passes, top_k))).amax(dim=0).tolist()
+        return cls(rows_of(sites, *most))
 
     def vector(
         self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int
@@ -169,17 +166,17 @@ class Layout:
             table_LN[:, :E],
             table_LN[:, 2 * E : 4 * E + 4],
             summed_LN[:, 4 * E + 4 :] / scored_L1,
+            torch.special.entr(shares_LE).sum(dim=-1, keepdim=True),
+            maxima_RL.view(ranks, -1).amax(dim=0)[:, None],
         ]
-        parts += [torch.special.entr(shares_LE).sum(dim=-1, keepdim=True)]
-        parts += [maxima_RL.view(ranks, -1).amax(dim=0)[:, None]]
         numbers_LM = torch.cat(parts, dim=1)
         there = [bias.to(vector.device) for bias in biases if bias is not None]
         flat = torch.cat([numbers_LM.reshape(-1), extra, *there]).tolist()
-        width, at = numbers_LM.shape[1], numbers_LM.numel()
-        found = StepSums(flat[at : at + len(extra)])
+        width = numbers_LM.shape[1]
+        at = numbers_LM.numel() + len(extra)
+        found = StepSums(flat[numbers_LM.numel() : at])
         for index, row in enumerate(self.rows):
             found.add(row, flat[index * width : (index + 1) * width], E)
-        at += len(extra)
         for bias in biases:
             size = 0 if bias is None else len(bias)
             found.biases.append(flat[at : at + size])
@@ -212,7 +209,7 @@ def step_record(
     losses: Mapping[str, Any] | None,
     scalars: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The arguments of ``RunRecorder.record_step``, from what all ranks saw and ``scalars``."""
+    """The arguments of ``RunRecorder.record_step``."""
     extra = dict(zip(EXTRA, sums.extra, strict=False))
     unseen = [not n for n in sums.tokens]
     if any(unseen) and not all(unseen):

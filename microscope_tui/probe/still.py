@@ -1,8 +1,8 @@
 """Looks at gradients: which experts and routers should have got one in a step, and did not.
 
-A look reads whether gradients are exactly zero, before they are cleared; it adds to the sum of the
-step over ranks, and rank 0 concludes. Nothing is concluded before an update has changed a
-parameter, or where no weight has a gradient.
+A look reads which gradients are exactly zero; it adds to the sum of the step over ranks, and rank 0
+concludes. Nothing is concluded before an update has changed a parameter, or where no weight has a
+gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.counter import Calls
 from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
@@ -30,14 +29,14 @@ FIRST, EVERY = range(3, 6), 100
 """Logged steps with a look: the first ones that may follow an update, then every hundredth."""
 ENOUGH_TOKENS, SAMPLE, _OTHERS = 50, 4096, 16
 """Tokens with loss of an expert; elements of a sample; other weights read in or after a layer."""
-_HOLDERS = "main_grad", "ds_id", "_hp_mapping"
-"""Attributes of a parameter whose gradient Megatron or DeepSpeed may keep elsewhere."""
+_HOLDERS = "main_grad", "_hp_mapping"
+"""Attributes of a parameter whose gradient Megatron or DeepSpeed may keep."""
 Group = tuple[int, str]
 
 
 class Part(NamedTuple):
-    """A parameter, by its module, as wrappers replace it, and the tensors in it: several where it
-    holds one for each expert; the matrices of an adapter are the same one."""
+    """A parameter, by its module as wrappers replace it, and the tensors in it: one for each expert
+    in a stack; the matrices of an adapter are the same one."""
 
     module: nn.Module
     name: str
@@ -63,12 +62,12 @@ def is_due(step: int) -> bool:
 
 
 def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
-    """What is looked at: routers and their experts, and the smallest of the other weights."""
+    """Routers and their experts, and the smallest of the other weights."""
     layers = {_layer(plain_path(site.path)): place for place, site in enumerate(sites)}
     parts: list[Part] = []
-    others: defaultdict[int, list[tuple[int, int, Part]]] = defaultdict(list)
+    others: defaultdict[int, list[tuple[int, Part]]] = defaultdict(list)
     after = 0
-    for number, weight in enumerate(weights_of(model, sites)):
+    for weight in weights_of(model, sites):
         place = layers.get(inside(weight.path, layers), -1)
         after = max(after, place + 1)
         if not weight.tensor.requires_grad:
@@ -78,8 +77,11 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
         else:
             at = place if place >= 0 else after
             part = Part(weight.module, weight.name, [Owner(at)])
-            others[at].append((weight.tensor.numel(), number, part))
-    return [*parts, *(p for some in others.values() for *_, p in sorted(some)[:_OTHERS])]
+            others[at].append((weight.tensor.numel(), part))
+    for some in others.values():
+        some.sort(key=lambda pair: pair[0])
+        parts += [part for _, part in some[:_OTHERS]]
+    return parts
 
 
 def _layer(path: str) -> str:
@@ -104,30 +106,6 @@ def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
         if not weight.adapter and shape[0] == E > 1:
             return [own._replace(expert=number) for number in range(E)]
     return [own._replace(path=re.sub(r"\d+", "", own.path))]
-
-
-class Look(NamedTuple):
-    """What a look has found, summed over ranks; NaN: unknown."""
-
-    moving: Mapping[Owner, float]
-    """Positive for a tensor with a gradient that is not zero."""
-    changed: Mapping[Group, float]
-    """How many sampled elements changed."""
-    tokens: Sequence[Sequence[float]]
-    """Tokens with loss of every expert, by place."""
-
-    def by_place(self) -> Mapping[int, Mapping[Owner, bool]]:
-        """Which tensors of every router and its experts have a gradient, where that is known."""
-        found: defaultdict[int, dict[Owner, bool]] = defaultdict(dict)
-        for key, moving in self.moving.items():
-            if key.part and not math.isnan(moving):
-                found[key.place][key] = moving > 0
-        return found
-
-    def last_moving(self) -> int:
-        """The last place with a gradient, other than of a router."""
-        moving = (k.place for k, n in self.moving.items() if n > 0 and k.part != "router")
-        return max(moving, default=0)
 
 
 class Judged(NamedTuple):
@@ -170,18 +148,18 @@ def judge_row(
 
 
 class Looks:
-    """Looks at the gradients of one model."""
+    """Looks at the gradients of one model, in the mode ``train`` only."""
 
-    def __init__(self, hooks: ForwardHooks, ranks: Ranks, trains: bool) -> None:
-        """``trains``: the mode is ``train``; otherwise nothing is looked at."""
-        self._hooks, self._ranks, self._trains, self._failed = hooks, ranks, trains, False
+    def __init__(self, hooks: ForwardHooks, ranks: Ranks) -> None:
+        self._hooks = hooks
+        self._ranks = ranks
+        self._failed = False
         self._E = max((site.num_experts for site in hooks.sites), default=0)
         self._parts: list[Part] = []
         self._numbers: dict[Owner, int] = {}
         self._samples: dict[Group, Tensor] = {}
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
-        self._handles: list[Any] = []
         self._moves: Any = None
         self.size = self._width = 0
         """Numbers that a look adds to the sum of the step: of this step, and of a look."""
@@ -190,12 +168,10 @@ class Looks:
 
     def begin(self, on: bool) -> None:
         """Before a step that is logged if ``on``."""
-        self.detach()
-        number = self._logged + 1
         self._moves, self._samples = None, {}
-        self.size = self._width if on and is_due(number) else 0
+        self.size = self._width if on and is_due(self._logged + 1) else 0
         if self.size or (self._width and not self._kept):
-            self.attempt(self._prepare)
+            self.attempt(self._sample)
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
         """What ``call`` returns; ``None`` from the first failure on. The counting continues."""
@@ -211,7 +187,7 @@ class Looks:
         self._logged += 1
         if isinstance(rate, int | float) and rate != 0:
             self._rated += 1
-        if self._logged == 1 and self._trains:
+        if self._logged == 1 and self._hooks.trains:
             self._agree()
 
     def _agree(self) -> None:
@@ -227,71 +203,52 @@ class Looks:
         if zero and self._ranks.rank == 0:
             _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
 
-    def detach(self) -> None:
-        """Remove the hooks of a look."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
     def read(self) -> None:
         """Read the gradients, before they are cleared."""
         if self.size and self._moves is None:
             self._moves = self.attempt(self._read)
 
-    def _prepare(self) -> None:
-        self._caught: dict[int, Tensor] = {}
+    def _sample(self) -> None:
         weights: defaultdict[Group, list[Tensor]] = defaultdict(list)
-        for number, part in enumerate(self._parts):
-            weight, some = part.weight, weights[part.group]
+        for part in self._parts:
+            some = weights[part.group]
             if (held := part.module._parameters.get(part.name)) is not None:
                 some.append(_local(held))  # also while it is frozen: the sizes stay
-            hooks = getattr(weight, "_post_accumulate_grad_hooks", None)
-            if self.size and hooks and not hasattr(weight, "to_local"):
-                # An optimizer that steps inside the backward pass clears the gradient.
-                self._handles.append(weight.register_hook(self._catch(number)))
         self._samples = {group: _sample_of(some) for group, some in weights.items()}
         self._kept = self._kept or self._samples
-
-    def _catch(self, number: int) -> Callable[[Tensor], None]:
-        def catch(grad: Tensor) -> None:
-            moves = _largest([_local(grad)], len(self._parts[number].keys) > 1)[0] != 0
-            self._caught[number] = moves | self._caught.get(number, torch.zeros_like(moves))
-
-        return lambda grad: self.attempt(catch, grad)
 
     def _read(self) -> Tensor:
         """1 for every tensor with a gradient that is not zero; NaN where that is not known."""
         grads: defaultdict[Any, list[tuple[list[int], Tensor]]] = defaultdict(list)
-        moves: list[tuple[list[int], Tensor]] = []
         blind: list[int] = []
-        for number, part in enumerate(self._parts):
+        for part in self._parts:
             weight = part.weight
             at = [self._numbers[key] for key in part.keys]
-            if number in self._caught:
-                moves.append((at, self._caught[number]))
-            elif weight is None or _is_elsewhere(weight):
+            if weight is None or _is_elsewhere(weight):
                 blind += at
             elif weight.grad is not None and (grad := _local(weight.grad)).numel():
                 rows = slice(_first_row(weight.grad), None) if len(at) > 1 else slice(None)
                 grads[grad.device, grad.dtype, len(at) > 1].append((at[rows][: len(grad)], grad))
+        device = next(iter(grads), (torch.device("cpu"),))[0]
+        found_N = torch.zeros(len(self._numbers), dtype=torch.float64, device=device)
+        found_N[blind] = math.nan
         for (*_, is_stack), some in grads.items():
-            largest = torch.cat(_largest([grad for _, grad in some], is_stack))
-            moves.append(([number for at, _ in some for number in at], largest != 0))
-        device = moves[0][1].device if moves else torch.device("cpu")
-        moves.append((blind, torch.full((len(blind),), math.nan, device=device)))
-        return _placed(moves, len(self._numbers))
+            largest_M = torch.cat(_largest([grad for _, grad in some], is_stack))
+            at_M = torch.tensor([number for at, _ in some for number in at], device=device)
+            found_N.index_add_(0, at_M, (largest_M != 0).to(found_N))
+        return found_N
 
-    def vector(self, calls: Calls, counts: bool, device: torch.device) -> Tensor:
+    def vector(self, counts: bool, device: torch.device) -> Tensor:
         """What this rank adds, always ``size`` numbers: the tokens with loss of every expert if its
         tokens count, what ``_read`` returns, how many sampled elements of every group changed."""
-        found = None if self._moves is None else self.attempt(self._vector, calls, counts, device)
+        found = None if self._moves is None else self.attempt(self._vector, counts, device)
         unknown = torch.full((self.size,), math.nan, dtype=torch.float64, device=device)
         return found if found is not None and found.shape == unknown.shape else unknown
 
-    def _vector(self, calls: Calls, counts: bool, device: torch.device) -> Tensor:
+    def _vector(self, counts: bool, device: torch.device) -> Tensor:
         S, E = len(self._hooks.sites), self._E
         tokens_SE = torch.zeros(S, E, dtype=torch.float64, device=device)
-        for tally in calls.tallies if counts else ():
+        for tally in self._hooks.calls.tallies if counts else ():
             for at, (place, _) in enumerate(tally.keys):
                 with_loss_E = tally.with_loss_LE2[at, : tally.num_experts]
                 tokens_SE[place, : tally.num_experts] += with_loss_E.to(device)
@@ -307,53 +264,54 @@ class Looks:
         """The summaries of the look, from the sum of all vectors and the pairs of every row."""
         if not self.size:
             return {}
-        look = self._decoded(numbers)
-        self._warn_if_cleared(look)
-        is_hundredth = self._logged % EVERY == 0
-        same = self._unchanged(look) if is_hundredth and self._rated >= EVERY // 2 else None
-        if is_hundredth:
-            self._rated = 0
-        updated = same is not None or any(look.changed.values())
-        if not updated or not any(n > 0 for n in look.moving.values()):
+        E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]
+        moving = dict(zip(self._numbers, rest, strict=False))
+        changed = dict(zip(self._samples, rest[len(moving) :], strict=True))
+        self._warn_if_cleared(moving)
+        same = self._unchanged(changed)
+        updated = same is not None or any(changed.values())
+        if not updated or not any(n > 0 for n in moving.values()):
             return {}
-        own, last = look.by_place(), look.last_moving()
+        own = by_place(moving)
+        last = max((k.place for k, n in moving.items() if n > 0 and k.part != "router"), default=0)
         found: list[Judged] = []
         for row in rows:
-            tokens = look.tokens[row.place]
+            tokens = numbers[row.place * E : (row.place + 1) * E]
             has_labels = not math.isnan(tokens[0])
             if not has_labels:
                 tokens = _chosen(row.place, rows, counts)
             is_passed = row.place < last
-            found.append(judge_row(own.get(row.place, {}), tokens, has_labels, is_passed, same))
+            found.append(judge_row(own[row.place], tokens, has_labels, is_passed, same))
         lists = zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
         return {name: one for name, one in lists if any(v is not None for v in one)}
 
-    def _decoded(self, numbers: Sequence[float]) -> Look:
-        """What ``_vector`` has put one behind the other."""
-        places, E = range(len(self._hooks.sites)), self._E
-        rest = numbers[len(places) * E :]
-        return Look(
-            tokens=[numbers[place * E : (place + 1) * E] for place in places],
-            moving=dict(zip(self._numbers, rest, strict=False)),
-            changed=dict(zip(self._samples, rest[len(self._numbers) :], strict=True)),
-        )
-
-    def _warn_if_cleared(self, look: Look) -> None:
+    def _warn_if_cleared(self, moving: Mapping[Owner, float]) -> None:
         """Warn if none of the first looks has seen a gradient."""
-        if not any(look.moving.values()):
+        if not any(moving.values()):
             self._empty += 1
         if self._logged == FIRST[-1] and self._empty == len(FIRST):
             _logger.warning(
-                "all gradients of logged steps %d to %d are zero or absent; if they are cleared "
-                "before probe.step, call it earlier",
-                FIRST[0],
-                FIRST[-1],
+                "all gradients of logged steps 3 to 5 are zero or absent; if they are cleared "
+                "before probe.step, call it earlier"
             )
 
-    def _unchanged(self, look: Look) -> set[Group]:
-        """Groups of which no sampled element has changed; a small sample shows nothing."""
-        large = (group for group, sample in self._samples.items() if len(sample) >= SAMPLE)
-        return {group for group in large if not look.changed[group]}
+    def _unchanged(self, changed: Mapping[Group, float]) -> set[Group] | None:
+        """Groups of which no sampled element has changed; ``None``: not compared. A small sample
+        shows nothing."""
+        if self._logged % EVERY:
+            return None
+        rated, self._rated = self._rated, 0
+        large = {group for group, sample in self._samples.items() if len(sample) >= SAMPLE}
+        return {g for g in large if not changed[g]} if rated >= EVERY // 2 else None
+
+
+def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool]]:
+    """Which tensors of every router and its experts have a gradient, where that is known."""
+    found: defaultdict[int, dict[Owner, bool]] = defaultdict(dict)
+    for key, n in moving.items():
+        if key.part and not math.isnan(n):
+            found[key.place][key] = n > 0
+    return found
 
 
 def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) -> list[int]:
@@ -362,18 +320,10 @@ def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) ->
     return [sum(column) for column in zip(*passes, strict=True)]
 
 
-def _placed(moves: Sequence[tuple[list[int], Tensor]], size: int) -> Tensor:
-    """A vector of this size: at every number the sum of its flags."""
-    found_N = torch.zeros(size, dtype=torch.float64, device=moves[0][1].device)
-    numbers = [number for at, _ in moves for number in at]
-    at_M = torch.tensor(numbers, dtype=torch.long, device=found_N.device)
-    return found_N.index_add_(0, at_M, torch.cat([flags.to(found_N) for _, flags in moves]))
-
-
 def _local(tensor: Any) -> Tensor:
-    """This rank's part of a DTensor; of a sparse tensor the values."""
+    """This rank's part of a DTensor."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local._values() if local.is_sparse else local.detach()
+    return local.detach()
 
 
 def _first_row(grad: Any) -> int:
@@ -386,11 +336,11 @@ def _first_row(grad: Any) -> int:
 
 
 def _is_elsewhere(weight: Any) -> bool:
-    """The gradient may be kept elsewhere than in ``grad``, or hooks (FSDP2, LOMO) clear it."""
-    hooks = weight._post_accumulate_grad_hooks
-    clears = hasattr(weight, "to_local") if hooks else weight._backward_hooks
+    """The gradient may be kept elsewhere than in ``grad``, or hooks (of FSDP2, or of an optimizer
+    that steps inside the backward pass) clear it."""
+    hooks = weight._post_accumulate_grad_hooks or weight._backward_hooks
     held = any(getattr(weight, name, None) is not None for name in _HOLDERS)
-    return held or (weight.grad is None and bool(clears))
+    return held or (weight.grad is None and bool(hooks))
 
 
 def _largest(grads: Sequence[Tensor], is_stack: bool) -> list[Tensor]:

@@ -47,7 +47,7 @@ def pieces_of(slices_T: Array, size: int = PIECE) -> Array:
 
 
 def shuffled_ratios(
-    ids_TK: Array, slices_T: Array, num_slices: int, num_experts: int, shuffles: int = SHUFFLES
+    ids_TK: Array, slices_T: Array, num_slices: int, num_experts: int
 ) -> list[Array]:
     """|log2(share in slice / share overall)| of one layer after shuffling its pieces of text.
 
@@ -63,7 +63,7 @@ def shuffled_ratios(
     overall_E = counts_PE.sum(axis=0)
     found: list[list[Array]] = [[] for _ in range(num_slices)]
     random = np.random.default_rng(SEED)
-    for _ in range(shuffles if P else 0):
+    for _ in range(SHUFFLES if P else 0):
         shuffled_P = random.permutation(slices_P)
         for place in range(num_slices):
             row_E = counts_PE[shuffled_P == place].sum(axis=0)

@@ -1,10 +1,8 @@
 """The texts of a probe: files and folders in named slices, their tokens, and the windows that the
 model reads at once.
 
-Files in a folder are skipped if they are links, hidden, or not UTF-8 text; a file that is named on
-the command line must be text. A text longer than a window is read in several windows, each without
-the text before it. Windows stay in the order of the text, so that an interrupted probe holds its
-beginning.
+Files in a folder are skipped if they are links, hidden, or not UTF-8 text. Windows stay in the
+order of the text, so that an interrupted probe holds its beginning.
 
 The bytes of all tokens together are the text. Byte-level BPE splits characters, and SentencePiece
 has byte tokens for characters that it lacks: both are exact here. For other tokenizers the reported
@@ -19,7 +17,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -41,13 +39,13 @@ class BadText(ValueError):
     """A text that cannot be probed; the message has its path and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """Texts that are counted together."""
 
     name: str
-    files: tuple[Path, ...]
-    named: frozenset[Path]
+    files: list[Path] = field(default_factory=list)
+    named: set[Path] = field(default_factory=set)
     """Files that were named on the command line: these must be text."""
 
 
@@ -62,12 +60,12 @@ def find_slices(texts: Sequence[str]) -> list[Slice]:
         name, path = _split(text)
         if not path.exists():
             raise BadText(f"{path}: no such file or folder; name a UTF-8 text, or NAME=PATH")
-        files = _below(path) if path.is_dir() else (path,)
-        if not files:
-            raise BadText(f"{path}: contains no file; name a folder with UTF-8 texts")
-        before = found.get(name, Slice(name, (), frozenset()))
-        named = frozenset() if path.is_dir() else frozenset(files)
-        found[name] = Slice(name, before.files + files, before.named | named)
+        one = found.setdefault(name, Slice(name))
+        if path.is_dir():
+            one.files += _below(path)
+        else:
+            one.files.append(path)
+            one.named.add(path)
     return list(found.values())
 
 
@@ -79,7 +77,7 @@ def _split(text: str) -> tuple[str, Path]:
     return whole.stem or whole.resolve().name or text, whole
 
 
-def _below(folder: Path) -> tuple[Path, ...]:
+def _below(folder: Path) -> list[Path]:
     """Regular files below ``folder``, sorted; without links and hidden files."""
     found: list[Path] = []
     for where, folders, names in os.walk(folder):
@@ -91,7 +89,9 @@ def _below(folder: Path) -> tuple[Path, ...]:
             found.append(path)
             if len(found) > _MOST_FILES:
                 raise BadText(f"{folder}: more than {_MOST_FILES:,} files; name a smaller folder")
-    return tuple(found)
+    if not found:
+        raise BadText(f"{folder}: contains no file; name a folder with UTF-8 texts")
+    return found
 
 
 def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
@@ -235,14 +235,17 @@ def continued(
 
     Args:
         num_slices: Text written after slice ``n`` is slice ``n + num_slices``.
-        write: ``write(ids, most)`` continues ``ids`` by at most ``most`` tokens.
+        write: See ``ProbedModel``.
         length: Tokens of a window; a prompt is cut to half of it.
         most: Tokens to write after each prompt.
     """
-    for window in filter(lambda one: one.begins, windows):
+    for window in windows:
+        if not window.begins:
+            continue
         prompt = slice(0, max(1, length // 2))
         ids = window.ids[prompt]
-        written = write(ids, min(most, length - len(ids)))
+        room = min(most, length - len(ids))
+        written = write(ids, room) if room else []
         number = window.slices[0]
         yield Window(
             ids + written,
@@ -267,51 +270,34 @@ def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tens
     return ids_BS.to(device), (torch.arange(longest) < lengths_B[:, None]).to(device)
 
 
-class Pieces:
-    """A tokenizer as the probe uses it."""
+class CharacterPieces:
+    """One token per character of a vocabulary."""
 
     prefix: Sequence[int] = ()
-    """Ids that the model expects before every text, for example a start token."""
-
-    def encode(self, text: str) -> tuple[list[int], list[bytes]]:
-        """Ids and bytes of each token; the bytes together are ``text`` in UTF-8.
-
-        Raises:
-            ValueError: the tokenizer cannot encode it.
-        """
-        raise NotImplementedError
-
-    def of_id(self, token: int) -> bytes:
-        """The bytes of a token in a text that a model writes."""
-        raise NotImplementedError
-
-    def unknown_characters(self, text: str) -> frozenset[str]:
-        """Characters of ``text`` that have no token and are left out. Most tokenizers have a token
-        for unknown characters, or refuse."""
-        return frozenset()
-
-
-class CharacterPieces(Pieces):
-    """One token per character of a vocabulary."""
 
     def __init__(self, tokenizer: Any) -> None:
         """``tokenizer``: with ``vocabulary``, a string, and ``encode(text)``, ids as a tensor."""
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """See ``TokenizerPieces``."""
         return self._tokenizer.encode(text).tolist(), [one.encode() for one in text]
 
     def of_id(self, token: int) -> bytes:
+        """See ``TokenizerPieces``."""
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
 
     def unknown_characters(self, text: str) -> frozenset[str]:
-        """See ``Pieces``: characters that the model was not trained on."""
+        """Characters of ``text`` that have no token and are left out."""
         return frozenset(text).difference(self._tokenizer.vocabulary)
 
 
-class TokenizerPieces(Pieces):
+class TokenizerPieces:
     """A ``tokenizers.Tokenizer``."""
+
+    prefix: Sequence[int] = ()
+    """Ids that the model expects before every text, for example a start token."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -319,14 +305,20 @@ class TokenizerPieces(Pieces):
         states = b"".join(part.__getstate__() for part in parts if part is not None)
         self._byte_level = b'"ByteLevel"' in states
         self._known: dict[int, bytes] = {}
-        self._added: dict[int, str] = {
-            number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()
-        }
         whole = tokenizer.encode("a")
         if 1 in whole.special_tokens_mask and 0 in whole.special_tokens_mask:
             self.prefix = whole.ids[: whole.special_tokens_mask.index(0)]
 
+    def unknown_characters(self, text: str) -> frozenset[str]:
+        """None: it has a token for them, or refuses."""
+        return frozenset()
+
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """Ids and bytes of each token; the bytes together are ``text`` in UTF-8.
+
+        Raises:
+            ValueError: the tokenizer cannot encode it.
+        """
         try:
             found = self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # the library has no error class
@@ -342,13 +334,12 @@ class TokenizerPieces(Pieces):
         return found.ids, self._by_offsets(text, data, found.ids, found.offsets)
 
     def of_id(self, token: int) -> bytes:
+        """The bytes of a token in a text that a model writes."""
         if token not in self._known:
             self._known[token] = self._bytes(token)
         return self._known[token]
 
     def _bytes(self, token: int) -> bytes:
-        if token in self._added:
-            return self._added[token].encode()
         name = self._tokenizer.id_to_token(token)
         if name is None:
             return _name(token)
@@ -362,30 +353,32 @@ class TokenizerPieces(Pieces):
         self, text: str, data: bytes, ids: list[int], offsets: list[tuple[int, int]]
     ) -> list[bytes]:
         """The part of the text from the end of the token before to the end of this one."""
-        at_byte = (
-            range(len(text) + 1)
-            if len(text) == len(data)
-            else list(accumulate((len(one.encode()) for one in text), initial=0))
-        )
+        at_byte = list(accumulate((len(one.encode()) for one in text), initial=0))
         pieces: list[bytes] = []
-        start, at = 0, 0
-        while start < len(ids):
+        at = 0
+        while len(pieces) < len(ids):
+            start = len(pieces)
             end, stop = start + 1, offsets[start][1]
             while end < len(ids) and offsets[end][0] < stop:  # they share a character
                 stop, end = max(stop, offsets[end][1]), end + 1
             until = max(at, at_byte[stop])
             pieces += self._shared(data[at:until], ids[start:end])
-            start, at = end, until
+            at = until
         if pieces and at < len(data):
             pieces[-1] += data[at:]
         return pieces
 
     def _shared(self, data: bytes, ids: list[int]) -> list[bytes]:
         """``data`` divided among tokens by their own bytes; if these differ, the first has all."""
-        own = [self.of_id(one) for one in ids] if len(ids) > 1 else [data]
-        if len(ids) > 1 and data.endswith(joined := b"".join(own)):
-            return [data[: len(data) - len(joined)] + own[0], *own[1:]]
+        if len(ids) > 1:
+            first, *rest = map(self.of_id, ids)
+            if data.endswith(first + b"".join(rest)):
+                return [data.removesuffix(b"".join(rest)), *rest]
         return [data, *[b""] * (len(ids) - 1)]
+
+
+Pieces = CharacterPieces | TokenizerPieces
+"""A tokenizer as the probe uses it."""
 
 
 @cache

@@ -124,7 +124,7 @@ def _unmatched(
         return
     wholes = [set(path.rpartition(".")[2].split("_")) for path in adapted]
     for name in targets:
-        is_part = any(set(name.split("_")) <= words for words in wholes)
+        is_part = any(whole.issuperset(name.split("_")) for whole in wholes)
         if not is_part and not _ends(modules, name):
             yield name
 

@@ -26,12 +26,6 @@ from microscope_tui.probe.probe import Probe
 from microscope_tui.probe.sites import Adapter, Site
 
 _logger = logging.getLogger(__name__)
-_OTHER_WEIGHTS = (
-    "resumed after step %d, and the MoE weights of %s are not those of the checkpoint: "
-    "transformers loads a checkpoint only in part where it saves experts under other names "
-    "(huggingface/transformers#48805); load the model with from_pretrained from the checkpoint "
-    "before you resume"
-)
 
 
 class MicroscopeCallback(TrainerCallback, ExportableState):
@@ -75,9 +69,9 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         """Causes for which an alert was sent, and services that have failed."""
         self._learning_rate: float | None = None
         self._news: list[Alert] = []
+        """Alerts of this step."""
+        self._unlogged = 0
         """Alerts since the last log of the Trainer."""
-        self._in_history = 0
-        """How many of them are in its history."""
         self.kept: str | None = None
         """State of the judge in a checkpoint, base64."""
         self.marks: list[float | None] = []
@@ -89,8 +83,6 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if self.probe is not None:
             self.probe.detach("stopped")
         kept = (state.stateful_callbacks or {}).get(type(self).__name__)
-        if isinstance(kept, list):
-            kept = kept[0] if kept else None
         attributes = kept["attributes"] if isinstance(kept, dict) else vars(self)
         text, marked = attributes.get("kept"), attributes.get("marks") or []
         run = self._run or args.run_name or Path(args.output_dir).name or "run"
@@ -107,7 +99,14 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             trainer_args=args,
         )
         if state.global_step and (names := _differing(self.probe.sites, marked)):
-            _logger.warning(_OTHER_WEIGHTS, state.global_step, ", ".join(names[:8]))
+            _logger.warning(
+                "resumed after step %d, and the MoE weights of %s are not those of the checkpoint: "
+                "transformers loads a checkpoint only in part where it saves experts under other "
+                "names (huggingface/transformers#48805); load the model with from_pretrained from "
+                "the checkpoint before you resume",
+                state.global_step,
+                ", ".join(names[:8]),
+            )
         self.probe.hooks.losses = StepLosses(
             self.probe.hooks.model,
             self.probe.ranks.counting,
@@ -129,10 +128,11 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             return control
         self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
         # What reporters get depends on the order of callbacks; the history is the Trainer's own.
-        for alert in self._news[self._in_history :]:
+        for alert in self._news:
             entry = {"moe_alert": str(alert), "epoch": state.epoch, "step": alert.step}
             state.log_history.append(entry)
-        self._in_history = len(self._news)
+        self._unlogged += len(self._news)
+        self._news = []
         if self.probe.stops:
             control.should_training_stop = True
         return control
@@ -141,9 +141,9 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
     ) -> None:
         """Add the number of new alerts to the logs of the callbacks after this one."""
-        if logs is not None and self._news:
-            logs["moe_alerts"] = len(self._news)
-        self._news, self._in_history = [], 0
+        if logs is not None and self._unlogged:
+            logs["moe_alerts"] = self._unlogged
+        self._unlogged = 0
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
@@ -163,13 +163,12 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if self.probe is not None:
             if verdict := self.probe.verdict():
                 _logger.info("%s", verdict)
-            finished = state.global_step >= state.max_steps
-            reason = "collapse" if self.probe.stops else "finished" if finished else "stopped"
-            self.probe.detach(reason)
+            reason = "finished" if state.global_step >= state.max_steps else "stopped"
+            self.probe.detach("collapse" if self.probe.stops else reason)
             self.probe = None
 
     def state(self) -> dict[str, Any]:
-        """The state that the Trainer saves in ``trainer_state.json``."""
+        """What the Trainer saves in ``trainer_state.json``."""
         if self.probe is not None:
             judgement, self.marks = self.probe.state_dict()["judgement"], _marks(self.probe.sites)
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
@@ -222,11 +221,7 @@ def _mark(weights: Sequence[Tensor]) -> float | None:
 
 
 def _differing(sites: Sequence[Site], kept: Sequence[float | None]) -> list[str]:
-    """Names of the routers whose weights, or those of their experts, differ from ``kept``.
-
-    The Trainer of transformers loads a checkpoint in part if its weights have other names than the
-    model's: without experts that were saved one by one (huggingface/transformers#48805).
-    """
+    """Names of the routers whose weights, or those of their experts, differ from ``kept``."""
     if len(kept) != len(sites):
         return []
     return [

@@ -1,9 +1,8 @@
 """Which weight of a model belongs to which router or expert, and what an adapter on it adapts.
 
-The header counts what is trained and ``still.py`` what gets no gradient: both ask here. PEFT wraps
-what it adapts (``base_layer``) and keeps a copy of what it trains as a whole (``modules_to_save``);
-paths here are without such wrappers. Nothing is guessed: what cannot be found (for example in the
-flat parameter of FSDP1) belongs to nothing.
+PEFT wraps what it adapts (``base_layer``) and keeps a copy of what it trains as a whole
+(``modules_to_save``); paths here are without such wrappers. What cannot be found (for example in
+the flat parameter of FSDP1) belongs to nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ _WRAPPERS = re.compile(
     r"(^|\.)(base_layer|modules_to_save\.\w+|_fsdp_wrapped_module|_orig_mod"
     r"|_checkpoint_wrapped_module)(?=\.|$)"
 )
-_ADAPTER = re.compile(r"^(.*?)\.?[^.]*(lora|adapter)", re.IGNORECASE)  # not PEFT's
 
 
 class Owner(NamedTuple):
@@ -53,7 +51,6 @@ def weights_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[Weight]:
     """The weights of the model and of its adapters, in the order of the model."""
     modules, owners = dict(model.named_modules()), _owners(model, sites)
     wraps = {n for n, m in modules.items() if isinstance(getattr(m, "base_layer", None), nn.Module)}
-    tunes = any(not p.requires_grad for p in model.parameters())
     for full, tensor in model.named_parameters():
         if "original_module" in full:  # PEFT trains a copy of it
             continue
@@ -63,8 +60,6 @@ def weights_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[Weight]:
         if holder := next(around, ""):
             target = getattr(modules[holder], "parameter_name", "weight")
             path, adapter = plain_path(f"{holder}.{target}"), holder
-        elif tunes and tensor.requires_grad and (other := _ADAPTER.match(path)):
-            path, adapter = other[1], f"{other[1]} (of another library)"
         found = inside(path, owners)
         owner = owners.get(found, Owner())
         owner = owner._replace(path=owner.path + path[len(found) :])

@@ -187,12 +187,9 @@ def test_switch_counts_the_demand_and_reports_what_the_capacity_dropped(
         assert dropped > 0
 
 
-@pytest.mark.parametrize("policy", ["all", "sampling"])
-def test_nllb_counts_both_choices_and_reports_what_the_capacity_dropped(
-    policy: str, tmp_path: Path
-) -> None:
+def test_nllb_counts_both_choices_and_reports_what_the_capacity_dropped(tmp_path: Path) -> None:
     capacity = 4
-    model = build("nllb_moe", expert_capacity=capacity, second_expert_policy=policy)
+    model = build("nllb_moe", expert_capacity=capacity)
     inputs, _ = batch("nllb_moe", model, "right", 0)
     inputs = {name: inputs[name] for name in ("input_ids", "decoder_input_ids")}
     line, calls = logged(model, "NllbMoeTop2Router", inputs, tmp_path)
