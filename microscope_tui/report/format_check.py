@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.lines import plural
 from microscope_tui.report.check import HEALTHY, NO_VERDICT
 from microscope_tui.runlog import (
     ARCHIVE_SUFFIXES,
@@ -22,6 +21,7 @@ from microscope_tui.runlog import (
     Problem,
     is_an_object,
     open_regular_file,
+    plural,
     safe_text,
 )
 
