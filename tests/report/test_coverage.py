@@ -91,11 +91,8 @@ def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any) -> Non
         sum(row[0][expert] for row in rows) for expert in range(4)
     ]
     assert first.tokens == 1000 * len(rows)
-    assert [(layer.router.name, expert.index) for layer, expert, _ in found.short] == [
-        ("L1", 2),
-        ("L1", 0),
-    ]
-    assert not [one for one in second.experts if one.need]
+    assert [(one.layer, expert.expert) for one, expert in found.behind()] == [("L1", 2), ("L1", 0)]
+    assert not [one for one in second.experts if one.more_tokens_low]
 
 
 def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(write_log: Any) -> None:
