@@ -44,10 +44,11 @@ class Layer(msgspec.Struct):
     router: RouterInfo
     counts: array[float]
 
-    def columns(self, first: int, last: int) -> list[array[float]]:
-        """For every expert its counts in the steps ``first`` … ``last`` - 1."""
+    def columns(self, steps: range) -> list[array[float]]:
+        """For every expert its counts in the steps at these positions."""
         experts = self.router.num_experts
-        return [self.counts[first * experts + e : last * experts : experts] for e in range(experts)]
+        start, stop = steps.start * experts, steps.stop * experts
+        return [self.counts[start + expert : stop : experts] for expert in range(experts)]
 
 
 class Counts(msgspec.Struct):

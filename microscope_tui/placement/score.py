@@ -97,12 +97,6 @@ class Tally:
         return sum(known) / len(known) if known else 1.0
 
 
-def paired(after: Tally, before: Tally) -> list[float]:
-    """The gain in balancedness of every step."""
-    pairs = zip(after.steps(), before.steps(), strict=True)
-    return [a - b for a, b in pairs if a is not None and b is not None]
-
-
 class Gain(msgspec.Struct, frozen=True):
     """A mean gain with its 95 % interval."""
 

@@ -32,7 +32,6 @@ from microscope_tui.placement.score import (
     even_shares,
     gain_of,
     nearest_shares,
-    paired,
 )
 
 LAGS = (1, 3, 10, 30, 100, 300, 1000)
@@ -78,11 +77,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return Cluster(experts=experts, **sizes)
 
 
-class Scored(msgspec.Struct):
+class Scored(msgspec.Struct, kw_only=True):
     """One way to place all layers."""
 
     name: str
-    placements: list[Placement]
+    placements: Sequence[Placement]
     """One per layer."""
     fitted: float
     """Balancedness in the steps that were fitted."""
@@ -178,41 +177,40 @@ def study(
     """
     fit, score = _windows(counts, request)
     clusters = [_cluster(layer, request) for layer in counts.layers]
-    names = "contiguous", "published", "refined" if given is None else "file"
-    ways = [_Way(name, len(fit), len(score)) for name in names]
-    nearest = Tally(len(score))
-    loads = []
+    placed = []
     ageing = _Ageing(counts, len(fit))
     for at, (layer, cluster) in enumerate(zip(counts.layers, clusters, strict=True)):
         progress(at / len(clusters))
-        early, late = (layer.columns(w.start, w.stop) for w in (fit, score))
-        placed = _placed(early, cluster, given[at] if given is not None else None)
-        for way, placement in zip(ways, placed, strict=True):
-            way.add(placement, early, late)
-        nearest.place(late, placed[2], nearest_shares(placed[2], cluster))
-        loads.append([sum(column) / len(score) for column in late])
-        ageing.add(layer, cluster, placed[0])
-    today, eplb, after = (way.scored() for way in ways)
-    gain = gain_of(paired(ways[2].late, ways[0].late))
+        placed.append(_placed(layer.columns(fit), cluster, given[at] if given else None))
+        ageing.add(layer, cluster, placed[-1][0])
+    names = "contiguous", "published", "refined" if given is None else "file"
+    ways = zip(names, zip(*placed, strict=True), strict=True)
+    scored = [_scored(name, placements, counts, fit, score) for name, placements in ways]
+    (today, before), (eplb, _), (chosen, after) = scored
+    nearest = Tally(len(score))
+    for layer, cluster, placement in zip(counts.layers, clusters, chosen.placements, strict=True):
+        nearest.place(layer.columns(score), placement, nearest_shares(placement, cluster))
+    pairs = zip(after.steps(), before.steps(), strict=True)
+    gain = gain_of([a - b for a, b in pairs if a is not None and b is not None])
     curve = ageing.curve()
     fewest = None
     if given is None and request.replicas and gain.mean >= LEAST_GAIN:
-        wanted = today.held_out + ENOUGH * (after.held_out - today.held_out)
+        wanted = today.held_out + ENOUGH * (chosen.held_out - today.held_out)
         fewest = _fewest(counts, request, (fit, score), wanted, progress)
     return Study(
         counts=counts,
         request=request,
         fit=_ends(counts, fit),
         score=_ends(counts, score),
-        loads=loads,
+        loads=[[sum(one) / len(score) for one in each.columns(score)] for each in counts.layers],
         today=today,
         published=eplb,
-        chosen=after,
+        chosen=chosen,
         nearest=nearest.balancedness,
         gain=gain,
         ageing=curve,
         interval=_interval(curve),
-        moves=_moves(today, after, request),
+        moves=_moves(today, chosen, request),
         fewest=fewest,
     )
 
@@ -240,23 +238,26 @@ def _placed(
     return today, eplb, min(options, key=waits)
 
 
-class _Way:
-    """One way to place all layers, while they are added."""
-
-    def __init__(self, name: str, fit: int, score: int) -> None:
-        self._name, self.early, self.late = name, Tally(fit), Tally(score)
-        self._placements: list[Placement] = []
-        self._layers: list[float | None] = []
-
-    def add(self, placement: Placement, early: Columns, late: Columns) -> None:
-        self.early.place(early, placement)
-        self._layers.append(self.late.place(late, placement))
-        self._placements.append(placement)
-
-    def scored(self) -> Scored:
-        placed, scores = self._placements, (self.early.balancedness, self.late.balancedness)
-        doubles = sum(map(double_copies, placed))
-        return Scored(self._name, placed, *scores, self.late.ratio, self._layers, doubles)
+def _scored(
+    name: str, placements: Sequence[Placement], counts: Counts, fit: range, score: range
+) -> tuple[Scored, Tally]:
+    """What the placements of all layers are worth, and the scored steps one by one."""
+    early = Tally(len(fit))
+    late = Tally(len(score))
+    layers = []
+    for layer, placement in zip(counts.layers, placements, strict=True):
+        early.place(layer.columns(fit), placement)
+        layers.append(late.place(layer.columns(score), placement))
+    found = Scored(
+        name=name,
+        placements=placements,
+        fitted=early.balancedness,
+        held_out=late.balancedness,
+        ratio=late.ratio,
+        layers=layers,
+        doubles=sum(map(double_copies, placements)),
+    )
+    return found, late
 
 
 class _Ageing:
@@ -282,12 +283,11 @@ class _Ageing:
         """Add a layer."""
         experts = cluster.experts
         placed = dict[int, Placement]()
-        ranks = cluster.ranks
         for anchor in self._anchors:
-            columns = layer.columns(anchor + 1 - self._window, anchor + 1)
+            columns = layer.columns(range(anchor + 1 - self._window, anchor + 1))
             placed[anchor] = published([sum(column) for column in columns], cluster)
         rows = [layer.counts[at * experts : (at + 1) * experts] for _, _, at in self._later]
-        means = [sum(row) / ranks for row in rows]
+        means = [sum(row) / cluster.ranks for row in rows]
         pairs = zip(rows, self._later, strict=True)
         after = [max(rank_loads(row, placed[anchor])) for row, (anchor, _, _) in pairs]
         self._after.add(means, after)
@@ -383,9 +383,8 @@ def _fewest(
         tally = Tally(len(score))
         for at, layer in enumerate(counts.layers):
             progress(at / len(counts.layers))
-            early = layer.columns(fit.start, fit.stop)
-            placement = _placed(early, _cluster(layer, fewer))[2]
-            tally.place(layer.columns(score.start, score.stop), placement)
+            placement = _placed(layer.columns(fit), _cluster(layer, fewer))[2]
+            tally.place(layer.columns(score), placement)
         return tally.balancedness
 
     most, ranks = request.replicas, request.ranks
