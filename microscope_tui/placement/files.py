@@ -52,7 +52,6 @@ class _File(msgspec.Struct):
     """The keys of all forms, except ``vllm-map``, which has none."""
 
     physical_to_logical_map: list[_Row] = []
-    logical_count: msgspec.Raw = msgspec.Raw()
     layer_list: list[_Layer] = []
     initial_global_assignments: dict[int, _Row] = {}
     num_slots: int = 0
@@ -80,16 +79,15 @@ def write_form(
     experts, slots = 1 + max(rows[0]), len(rows[0])
     if any(len(row) != slots or 1 + max(row) != experts for row in rows):
         raise BadFile(f"{form}: not all layers have {experts:,} experts in {slots:,} slots")
-    if form in ("sglang", "tensorrt-llm"):
-        _refuse_numbers(form, layers, hidden_layers)
     if form == "tensorrt-llm":
+        _hidden(form, layers, hidden_layers)
         lines = (f"  {layer}: {row}\n" for layer, row in of.items())
         head = f"num_slots: {slots}\nlayer_updates_per_iter: 0\n{_TABLE}:\n"
         return head + "".join(lines)
     content: Any = rows
     if form == "sglang":
         dense = [slot % experts for slot in range(slots)]
-        every = range(_hidden(hidden_layers, max(layers) + 1))
+        every = range(_hidden(form, layers, hidden_layers))
         content = {"physical_to_logical_map": [of.get(layer, dense) for layer in every]}
     elif form == "vllm-mapping":
         content = {
@@ -105,24 +103,21 @@ def write_form(
     return json.dumps(content) + "\n"
 
 
-def _refuse_numbers(form: str, layers: Sequence[int], hidden_layers: int | None) -> None:
-    """Refuse numbers of MoE layers where the form needs the depths of layers in the model."""
+def _hidden(form: str, layers: Sequence[int], hidden_layers: int | None) -> int:
+    """The layers of the model; refuses numbers of MoE layers where depths in it are needed."""
     number = len(layers)
+    least = max(layers) + 1
     if [*layers] == [*range(number)] and hidden_layers is not None and hidden_layers > number:
         raise BadFile(
             f"{form} needs the depths of layers, and these count MoE layers from 0: {number:,} "
             f"of {hidden_layers:,}"
         )
-
-
-def _hidden(hidden_layers: int | None, least: int) -> int:
-    """The layers of the model, which SGLang needs."""
-    if hidden_layers is None or hidden_layers < least:
+    if form == "sglang" and (hidden_layers is None or hidden_layers < least):
         raise BadFile(
             "sglang wants a row for every layer of the model, dense ones too: give "
             f"--hidden-layers, its num_hidden_layers (at least {least})"
         )
-    return hidden_layers
+    return hidden_layers or least
 
 
 def _ascend(at: int, placement: Placement) -> dict[str, Any]:
@@ -156,7 +151,7 @@ def read_form(
         if len(data) > MOST_BYTES:
             raise BadFile(f"longer than {MOST_BYTES:,} bytes; is it a placement?")
         if data.lstrip()[:1] in (b"{", b"["):
-            file = msgspec.json.decode(data, type=_File | list[_Row | int])
+            file = msgspec.json.decode(data, type=_File | list[_Row])
         else:
             file = msgspec.convert(_yaml(data.decode()), _File, strict=False)
         form, rows = _rows(file, layers, ranks, max(hidden_layers or 0, max(layers) + 1))
@@ -179,15 +174,12 @@ def read_form(
 
 
 def _rows(
-    file: _File | list[_Row | int], layers: Sequence[int], ranks: int, depth: int
+    file: _File | list[_Row], layers: Sequence[int], ranks: int, depth: int
 ) -> tuple[str, list[_Row]]:
     """The form, and the slots of every MoE layer."""
     if isinstance(file, list):
-        shared = not file or isinstance(file[0], int)  # one list for all layers
-        _same("lists", len(layers) if shared else len(file), _HERE, len(layers))
-        return "vllm-map", msgspec.convert([file] * len(layers) if shared else file, list[_Row])
-    if file.logical_count:
-        raise BadFile("logical_count holds counts: SGLang makes a placement from them itself")
+        _same("lists", len(file), _HERE, len(layers))
+        return "vllm-map", file
     if rows := file.physical_to_logical_map:
         _same("rows", len(rows), "layers of the model, dense ones too (--hidden-layers)", depth)
         return "sglang", [rows[layer] for layer in layers]
@@ -227,13 +219,11 @@ def _same(what: str, found: int, where: str, expected: int) -> None:
 
 _FIELD = re.compile(r"(?m)^(\w+): +(\d{1,9}) *$", re.ASCII)
 _ENTRY = re.compile(r"(?m)^( +)(\d{1,9}): +(\[[\d,\s]*\]) *$", re.ASCII)
-_ITEMS = re.compile(r":[ ]*\n((?: +- +\d{1,9} *+\n)++)", re.ASCII)
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    """What TensorRT-LLM's files have of YAML: numbers, and a table of lists in either style."""
+    """What TensorRT-LLM's files have of YAML: numbers, and a table of lists in brackets."""
     text = re.sub(r"(?m)(?:^|(?<=[ \t]))#.*$|^---$|\r", "", text) + "\n"
-    text = _ITEMS.sub(lambda items: f": [{items[1].replace('-', ',').strip(' ,')}]\n", text)
     entries, fields = _ENTRY.findall(text), dict(_FIELD.findall(text))
     lists = {depth: msgspec.json.decode(row) for _, depth, row in entries}
     rest = _FIELD.sub("", _ENTRY.sub("", text)).split()
