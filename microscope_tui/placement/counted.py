@@ -122,14 +122,9 @@ class _Reading:
 
 
 def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share: None) -> Counts:
-    """Read the counts of all steps that no restart superseded.
+    """Read the counts of all steps that no restart superseded, or raise ``NoCounts``.
 
-    Args:
-        progress: called with the share that is read, 0 … 1; what it raises ends the reading.
-
-    Raises:
-        NoCounts: no step has counts.
-        OSError, UnknownFormat: the run cannot be read, or has another format version.
+    ``progress`` is called with the share that is read, 0 … 1; what it raises ends the reading.
     """
     reading: _Reading | None = None
     for entry in entries_of(file):

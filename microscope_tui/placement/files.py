@@ -61,16 +61,9 @@ class _File(msgspec.Struct):
 def write_form(
     form: str, placements: Sequence[Placement], layers: Sequence[int], *, hidden_layers: int | None
 ) -> str:
-    """The text of a placement file.
+    """The text of a placement file: one placement per MoE layer, ``layers`` deep in the model.
 
-    Args:
-        form: one of ``FORMS``.
-        placements: one per MoE layer.
-        layers: depths of these layers in the model, from 0.
-        hidden_layers: layers of the model, dense ones included; ``sglang`` needs it.
-
-    Raises:
-        BadFile: the engine could not read it.
+    ``hidden_layers`` is the number of layers of the model, dense ones included.
     """
     rows = [list(chain(*placement)) for placement in placements]
     of = dict(zip(layers, rows, strict=True))
@@ -134,17 +127,10 @@ def _ascend(at: int, placement: Placement) -> dict[str, Any]:
 def read_form(
     path: Path, layers: Sequence[int], experts: Sequence[int], ranks: int, hidden_layers: int | None
 ) -> tuple[str, list[Placement]]:
-    """The form of a placement file, and the placement of every MoE layer.
+    """The form of a placement file, and the placement of every MoE layer; see ``write_form``.
 
-    Copies of an expert on one rank are kept, and keys that are not about slots ignored.
-
-    Args:
-        layers: depths of the MoE layers in the model, from 0.
-        experts: of each of them.
-        hidden_layers: layers of the model; without it, the last one is an MoE layer.
-
-    Raises:
-        BadFile: it cannot be read, or does not fit; the message has the first difference.
+    Copies of an expert on one rank are kept, and keys that are not about slots ignored. Without
+    ``hidden_layers`` the last layer is an MoE layer. ``BadFile`` has the first difference.
     """
     try:
         data = read_at(path, 0, MOST_BYTES + 1)

@@ -64,11 +64,7 @@ class Tally:
     def place(
         self, columns: Columns, placement: Placement, shares: Shares | None = None
     ) -> float | None:
-        """Add a layer with these counts; its balancedness, as of ``add``.
-
-        Args:
-            shares: of the copies; by default even.
-        """
+        """Add a layer with these counts, by default with even ``shares``; as ``add``."""
         shares = even_shares(placement, len(columns)) if shares is None else shares
         means = [sum(step) / len(placement) for step in zip(*columns, strict=True)]
         return self.add(means, busiest(columns, placement, shares))

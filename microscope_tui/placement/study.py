@@ -72,7 +72,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a balanced step that the experts take."""
 
     def cluster(self, experts: int) -> Cluster:
-        """The ranks of a layer with this many experts; see ``Cluster`` for what it refuses."""
+        """The ranks of a layer with this many experts."""
         sizes = {name: getattr(self, name) for name in ("ranks", "nodes", "groups", "replicas")}
         return Cluster(experts=experts, **sizes)
 
@@ -169,12 +169,7 @@ def study(
     given: Sequence[Placement] | None = None,
     progress: Progress = lambda share: None,
 ) -> Study:
-    """Fit a placement, or take the ``given`` one (per layer), and score it.
-
-    Raises:
-        BadCluster: the experts of a layer do not fit the ranks.
-        BadWindow: nothing to fit or to score, or steps in both.
-    """
+    """Fit a placement, or take the ``given`` one (per layer), and score it."""
     fit, score = _windows(counts, request)
     clusters = [_cluster(layer, request) for layer in counts.layers]
     placed = []

@@ -61,13 +61,7 @@ class Need(msgspec.Struct, frozen=True):
 
 
 def further(hits: int, tokens: int, wanted: int) -> Need | None:
-    """What is needed after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached.
-
-    Raises:
-        ValueError: more hits than tokens, or a negative number.
-    """
-    if not 0 <= hits <= tokens:
-        raise ValueError(f"{hits:,} hits in {tokens:,} tokens: expected 0 to {tokens:,}")
+    """What is needed after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached."""
     missing = wanted - hits
     if missing <= 0:
         return None
@@ -187,10 +181,6 @@ def coverage_of(
 
     Without either, a training run is covered by its last ``LAST_STEPS`` counted steps.
     ``length_of`` gives the length of a sequence where the header has none.
-
-    Raises:
-        NoCounts: no step there has counts.
-        OSError, UnknownFormat: as ``export.rows_of``.
     """
     whole_run = first is last is None
     low, high = first or 0, math.inf if last is None else last

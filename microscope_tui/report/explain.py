@@ -16,7 +16,6 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.runlog import RouterInfo, RunRecord
 
-SCHEMA_VERSION = 1
 _WIDTH = 96
 _LINE, _INDENT = 86, 12
 Explanation = dict[str, Any]
@@ -75,7 +74,7 @@ def rule_text(one: Explanation) -> str:
 
 def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
-    return {"schema_version": SCHEMA_VERSION, "rules": list(explanations)}
+    return {"schema_version": 1, "rules": list(explanations)}
 
 
 def _silenced_by(name: str) -> list[str]:

@@ -170,21 +170,13 @@ def _cell(value: Cell) -> Cell:
 
 
 def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
-    """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``.
-
-    Raises:
-        OSError, UnknownFormat: it cannot be read, or has another format version.
-    """
+    """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``."""
     for run, entry in surviving_steps(file):
         yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
 
 
 def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
-    """The steps that no restart superseded, each with the header it was written under.
-
-    Raises:
-        OSError, UnknownFormat: as ``rows_of``.
-    """
+    """The steps that no restart superseded, each with the header it was written under."""
     kept = iter(_surviving(file))
     run: RunRecord | None = None
     for entry in entries_of(file):

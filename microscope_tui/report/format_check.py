@@ -25,7 +25,6 @@ from microscope_tui.runlog import (
     safe_text,
 )
 
-SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TORN = "skip the torn line until it is whole"
@@ -50,10 +49,9 @@ class FormatReport:
 
 
 def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
-    """Check a log (compressed by gzip or zstd or not), or the folder of one run.
+    """Check a log, compressed or not, or the folder of one run, or ``descriptor`` by this name.
 
-    With a ``descriptor`` that is read instead, and ``path`` is what it is called. What cannot be
-    read is a report with that one problem, never an exception.
+    What cannot be read is a report with that one problem, never an exception.
     """
     if path.is_dir():
         path = path / LOG_NAME
@@ -95,7 +93,7 @@ def format_text(report: FormatReport) -> str:
 def format_json(report: FormatReport) -> dict[str, Any]:
     """The machine-readable report; the schema is versioned."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "path": report.path,
         "exit_code": exit_code(report),
         "lines": report.lines,

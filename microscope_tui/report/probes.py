@@ -13,19 +13,14 @@ from microscope_tui.report.check import finite
 from microscope_tui.routing import Mismatch, Routing, compare
 from microscope_tui.runlog import encode_record, safe_text
 
-SCHEMA_VERSION = 1
-MOST_TOKENS = 200
+_MOST_TOKENS = 200
 _MOST_CHARACTERS = 256
 _MOST_SWAPS = 100
 
 
 def tokens_json(routing: Routing, layer: int, token: int) -> str:
-    """The choices of the tokens from ``token`` on, at most 200, in one layer.
-
-    Raises:
-        BadRouting: the file is damaged there.
-    """
-    end = min(routing.tokens, token + MOST_TOKENS)
+    """The choices of the tokens from ``token`` on, at most 200, in one layer."""
+    end = min(routing.tokens, token + _MOST_TOKENS)
     ids, slices = routing.token_ids(token, end), routing.slices_of(token, end)
     rows = []
     for at, text in enumerate(routing.text(token, end, _MOST_CHARACTERS)):
@@ -79,7 +74,7 @@ def slices_json(routing: Routing, layer: int) -> str:
 def _head(routing: Routing, layer: int) -> dict[str, Any]:
     shape = routing.shape
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "model": routing.model,
         "layer": shape.layer_names[layer],
         "depth": shape.layers[layer],
@@ -103,19 +98,15 @@ def _name(routing: Routing, number: int) -> str | None:
 
 
 def compared_probes(a: Path, b: Path) -> Mismatch:
-    """Compare two probes.
-
-    Raises:
-        OSError, BadRouting, NotComparable: cannot be read, is damaged, see ``compare``.
-    """
+    """Compare the probes at two paths."""
     with Routing(a) as first, Routing(b) as second:
         return compare(first, second)
 
 
 def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
-    """As data; ``schema_version`` is 1, keys may be added."""
+    """The comparison as data."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "a": a,
         "b": b,
         "tokens": found.tokens,

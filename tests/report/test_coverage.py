@@ -61,11 +61,6 @@ def test_without_a_hit_the_limit_is_the_rule_of_three() -> None:
     assert need.low == pytest.approx(1000 * 30_000 / 3, rel=0.01)
 
 
-def test_more_hits_than_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected 0 to 3"):
-        further(4, 3, 10)
-
-
 @pytest.fixture
 def covering(write_log: Any) -> Callable[..., Any]:
     """``covering(wanted, steps, **changes)``: the coverage of an evaluation with these steps."""
