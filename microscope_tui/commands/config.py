@@ -111,7 +111,7 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
         fail(f"{config.path}: {error}", USAGE)
 
 
-def changes_in(limits: Limits) -> list[str]:
+def _changes_in(limits: Limits) -> list[str]:
     """The changed limits, in words."""
     changes = []
     for rule in RULES.values():
@@ -134,7 +134,7 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
         shown = safe_text(name, 40)
         rules[name] = _table(limits, f"rules.{shown}", f"[rules.{shown}] and limits")
     changed = changed_limits(rules)
-    changes = ", ".join(changes_in(changed))
+    changes = ", ".join(_changes_in(changed))
     return UserConfig(
         path=path,
         limits=changed,

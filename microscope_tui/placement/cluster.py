@@ -63,11 +63,6 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         """Slots of each rank."""
         return self.slots // self.ranks
 
-    @property
-    def hierarchical(self) -> bool:
-        """Whether the groups are shared out to the nodes first: their number divides by them."""
-        return self.nodes > 1 and self.groups % self.nodes == 0
-
 
 def contiguous(experts: int, ranks: int) -> list[list[int]]:
     """Neighbouring experts on one rank, as engines place them; the first ranks hold the rest."""

@@ -126,8 +126,8 @@ def _ascend(at: int, placement: Placement) -> dict[str, Any]:
 
 def read_form(
     path: Path, layers: Sequence[int], experts: Sequence[int], ranks: int, hidden_layers: int | None
-) -> tuple[str, list[Placement]]:
-    """The form of a placement file, and the placement of every MoE layer; see ``write_form``.
+) -> list[Placement]:
+    """The placement of every MoE layer in a file of any form; see ``write_form``.
 
     Copies of an expert on one rank are kept, and keys that are not about slots ignored. Without
     ``hidden_layers`` the last layer is an MoE layer. ``BadFile`` has the first difference.
@@ -140,7 +140,7 @@ def read_form(
             file = msgspec.json.decode(data, type=_File | list[_Row])
         else:
             file = msgspec.convert(_yaml(data.decode()), _File, strict=False)
-        form, rows = _rows(file, layers, ranks, max(hidden_layers or 0, max(layers) + 1))
+        rows = _rows(file, layers, ranks, max(hidden_layers or 0, max(layers) + 1))
         slots = len(rows[0])
         if slots % ranks:
             raise BadFile(f"{slots:,} slots do not divide by {ranks:,} ranks")
@@ -156,27 +156,25 @@ def read_form(
     except (ValueError, RecursionError) as error:  # of msgspec, or the text is not UTF-8
         raise BadFile(f"{safe_text(path.name, 60)}: {safe_text(error, 240)}") from None
     each = slots // ranks
-    return form, [[row[at : at + each] for at in range(0, slots, each)] for row in rows]
+    return [[row[at : at + each] for at in range(0, slots, each)] for row in rows]
 
 
-def _rows(
-    file: _File | list[_Row], layers: Sequence[int], ranks: int, depth: int
-) -> tuple[str, list[_Row]]:
-    """The form, and the slots of every MoE layer."""
+def _rows(file: _File | list[_Row], layers: Sequence[int], ranks: int, depth: int) -> list[_Row]:
+    """The slots of every MoE layer."""
     if isinstance(file, list):
         _same("lists", len(file), _HERE, len(layers))
-        return "vllm-map", file
+        return file
     if rows := file.physical_to_logical_map:
         _same("rows", len(rows), "layers of the model, dense ones too (--hidden-layers)", depth)
-        return "sglang", [rows[layer] for layer in layers]
+        return [rows[layer] for layer in layers]
     if file.layer_list:
         _same("layer_list", len(file.layer_list), _HERE, len(layers))
-        return "ascend", [_of_devices(at, one, ranks) for at, one in enumerate(file.layer_list)]
+        return [_of_devices(at, one, ranks) for at, one in enumerate(file.layer_list)]
     if not file.initial_global_assignments:
         raise BadFile(f"no placement in a form of {', '.join(FORMS)}")
     if file.record_type:
-        return "vllm-mapping", _of_table(file, range(len(layers)), "MoE layers")
-    return "tensorrt-llm", _of_table(file, layers, "all layers")
+        return _of_table(file, range(len(layers)), "MoE layers")
+    return _of_table(file, layers, "all layers")
 
 
 def _of_devices(at: int, layer: _Layer, ranks: int) -> _Row:

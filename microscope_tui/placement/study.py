@@ -71,10 +71,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     expert_share: float = 1.0
     """Share of a balanced step that the experts take."""
 
-    def cluster(self, experts: int) -> Cluster:
-        """The ranks of a layer with this many experts."""
+    def cluster(self, layer: Layer) -> Cluster:
+        """The ranks of this layer."""
         sizes = {name: getattr(self, name) for name in ("ranks", "nodes", "groups", "replicas")}
-        return Cluster(experts=experts, **sizes)
+        try:
+            return Cluster(experts=layer.router.num_experts, **sizes)
+        except BadCluster as error:
+            raise BadCluster(f"{layer.router.name}: {error}") from None
 
 
 class Scored(msgspec.Struct, kw_only=True):
@@ -171,7 +174,7 @@ def study(
 ) -> Study:
     """Fit a placement, or take the ``given`` one (per layer), and score it."""
     fit, score = _windows(counts, request)
-    clusters = [_cluster(layer, request) for layer in counts.layers]
+    clusters = [request.cluster(layer) for layer in counts.layers]
     placed = []
     ageing = _Ageing(counts, len(fit))
     for at, (layer, cluster) in enumerate(zip(counts.layers, clusters, strict=True)):
@@ -336,13 +339,6 @@ def _windows(counts: Counts, request: Request) -> tuple[range, range]:
     return fit, score
 
 
-def _cluster(layer: Layer, request: Request) -> Cluster:
-    try:
-        return request.cluster(layer.router.num_experts)
-    except BadCluster as error:
-        raise BadCluster(f"{layer.router.name}: {error}") from None
-
-
 def _ends(counts: Counts, window: range) -> tuple[int, int, int]:
     return counts.steps[window.start], counts.steps[window.stop - 1], len(window)
 
@@ -378,7 +374,7 @@ def _fewest(
         tally = Tally(len(score))
         for at, layer in enumerate(counts.layers):
             progress(at / len(counts.layers))
-            placement = _placed(layer.columns(fit), _cluster(layer, fewer))[2]
+            placement = _placed(layer.columns(fit), fewer.cluster(layer))[2]
             tally.place(layer.columns(score), placement)
         return tally.balancedness
 

@@ -154,24 +154,13 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
-    """Remarks on what the log lacks, and on how it was read."""
+    """Remarks on what the log lacks, how it was read, and which steps the verdict covers."""
     if watch.judged_again:
         yield f"{watch.judged_again} while it judged the run, which was judged again"
     if watch.defects.count:
         how = "" if watch.file.foreign else "; repair: `moe-microscope check --format-only`"
         skipped = f"{plural(watch.defects.count, 'unreadable part')} skipped"
         yield f"{skipped}: {'; '.join(watch.defects.first)}{how}"
-    yield from _notes_on_the_end(watch)
-    if watch.run is not None:
-        yield from _notes_on_the_header(watch.run, watch.source.missing)
-    if watch.diagnosis is not None:
-        if building_up := evidence(watch):
-            yield building_up
-        yield from _notes_on_blind_spots(watch.diagnosis)
-
-
-def _notes_on_the_end(watch: RunWatch) -> Iterator[str]:
-    """Which steps the verdict does not cover."""
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
     if not state.live and state not in (RunState.FINISHED, RunState.WAITING):
@@ -180,6 +169,12 @@ def _notes_on_the_end(watch: RunWatch) -> Iterator[str]:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
     if watch.scan.lost_records:
         yield f"{watch.scan.lost_records:,} records were lost by the writer (disk full?)"
+    if watch.run is not None:
+        yield from _notes_on_the_header(watch.run, watch.source.missing)
+    if watch.diagnosis is not None:
+        if building_up := evidence(watch):
+            yield building_up
+        yield from _notes_on_blind_spots(watch.diagnosis)
 
 
 def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:

@@ -313,12 +313,7 @@ def _table(short: Sequence[tuple[LayerCoverage, ExpertCoverage]], length: int | 
         "more tokens": [_need_words(one) for one in experts],
     }
     if length:
-        columns["sequences"] = [
-            f"> {short_number(one.more_tokens_low // length)}"
-            if one.more_tokens is None
-            else short_number(-(-one.more_tokens // length))
-            for one in experts
-        ]
+        columns["sequences"] = [_sequences(one, length) for one in experts]
     if any(one.saliency is not None for one in experts):
         columns["weight"] = [_value(one.mean_weight) for one in experts]
         columns["norm"] = [_value(one.mean_output_norm) for one in experts]
@@ -335,6 +330,12 @@ def _need_words(expert: ExpertCoverage) -> str:
         return f"more than {short_number(expert.more_tokens_low)}"
     low, high = short_number(expert.more_tokens_low), short_number(expert.more_tokens_high)
     return f"{short_number(expert.more_tokens)} ({low} to {high})"
+
+
+def _sequences(expert: ExpertCoverage, length: int) -> str:
+    if expert.more_tokens is None:
+        return f"> {short_number(expert.more_tokens_low // length)}"
+    return short_number(-(-expert.more_tokens // length))
 
 
 def _value(value: float | None) -> str:
