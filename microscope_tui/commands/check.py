@@ -116,7 +116,6 @@ def check(
 def _check_request(
     options: CheckOptions, user: UserConfig, baseline: Baseline | None
 ) -> CheckRequest:
-    """The options and the config file as one request."""
     ignore = frozenset(name.upper() for name in options.ignore)
     profile = options.profile or ""
     remarks = user.changes
@@ -176,7 +175,7 @@ def _check_format(path: Path, options: CheckOptions) -> int:
 def _follow(
     search: Search, request: CheckRequest, options: CheckOptions, baseline: Baseline | None
 ) -> int:
-    """Follow the newest run that ``search`` finds to its end; the exit code of its verdict."""
+    """Follow the newest run to its end; the exit code of its verdict."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
     stop = Event()
 
@@ -197,9 +196,8 @@ def _follow(
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
         remark = "interrupted; the run may still be in progress" if stop.is_set() else ending.remark
-        request = replace(
-            request, remarks=(*request.remarks, remark) if remark else request.remarks
-        )
+        if remark:
+            request = replace(request, remarks=(*request.remarks, remark))
         judgement = judge(watch.file, request, watch=watch)
         if options.as_json:
             print_json(verdict_json([judgement]), indent=None)
@@ -252,7 +250,7 @@ class Ending:
         self._deadline: float | None = None
 
     def is_over(self) -> bool:
-        """Whether the run is over. Call after everything new has been read."""
+        """Call after everything new has been read."""
         now, watch = self._clock(), self._watch
         if isinstance(watch.source, PipedLog):
             return watch.source.ended or watch.foreign

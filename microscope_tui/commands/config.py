@@ -1,8 +1,7 @@
 """The config file: the tables ``[rules.NAME]``, ``[keys]``, ``[view]`` and ``[import.map]``.
 
-The file is ``config.toml`` in the user's configuration folder (on Linux
-``~/.config/moe-microscope``), or the one given by ``--config``. All commands read the same file,
-and ``check`` reports what it changed. Unknown names are errors: a typo must not be ignored.
+All commands read the same file, and ``check`` reports what it changed. Unknown names are errors: a
+typo must not be ignored.
 """
 
 import tomllib
@@ -48,7 +47,7 @@ class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a config file; the defaults without one."""
+    """The content of a config file."""
 
     path: Path
     limits: Limits = DEFAULTS
@@ -96,10 +95,9 @@ def read_config(config: Path | None = None) -> UserConfig:
 
 
 def keymap_from(config: UserConfig) -> Mapping[str, str]:
-    """The ``[keys]`` table, checked; invalid keys are a usage error and exit.
+    """The ``[keys]`` table, checked; invalid keys are a usage error.
 
-    It imports Textual, which reads its settings from the environment as it is imported: call it
-    when the UI opens.
+    It imports Textual, which reads its settings from the environment: call it when the UI opens.
     """
     if not config.keys:
         return {}
@@ -112,7 +110,6 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
 
 
 def _changes_in(limits: Limits) -> list[str]:
-    """The changed limits, in words."""
     changes = []
     for rule in RULES.values():
         mine, defaults = limits.of(rule.limits_type).values(), rule.limits_type().values()

@@ -32,7 +32,7 @@ _Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)
 
 
 def refuse_below(least: int, **given: int | None) -> None:
-    """Exit with a usage error if an option is below ``least``; named as their parameters."""
+    """Exit with a usage error if an option is below ``least``."""
     for name, number in given.items():
         if number is not None and number < least:
             fail(f"--{_spelled(name)} {number}: write a number from {least} up", USAGE)

@@ -36,8 +36,7 @@ def watch_with(
 ) -> int:
     """Open the screens on ``path``, a pipe for ``-``.
 
-    ``memory`` are the bytes that the history may take, ``spool`` those of a pipe that may be kept
-    on disk. Other tools' files are read as ``source``; by default as in the config file.
+    ``memory`` are the bytes that the history may take, ``spool`` those of a pipe kept on disk.
     """
     search = Search(path, source or SourceRequest(rules=user.rules))
     if not (sys.stderr.isatty() and (path == PIPE or sys.stdin.isatty())):

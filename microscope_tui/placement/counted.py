@@ -1,8 +1,7 @@
 """The counts of a run, step by step, small enough to keep: what a placement is fitted to.
 
-A run log of any length is read once. Where it has more counts than fit into memory, every second
-step is kept, then every fourth …; the spacing is part of the result, because it limits how finely
-ageing can be measured.
+Where a run log has more counts than fit into memory, every second step is kept, then every fourth
+…; the spacing is part of the result, because it limits how finely ageing can be measured.
 """
 
 from __future__ import annotations

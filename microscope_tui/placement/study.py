@@ -1,8 +1,7 @@
 """A placement fitted to some steps of a run, and scored on later ones.
 
-The score is held out: a placement is judged by steps that it was not fitted to, against the
-placement of today in the same steps. How it ages is measured with placements refitted at many
-steps, each scored some steps later.
+It is judged against the placement of today in the same steps. How it ages is measured with
+placements refitted at many steps, each scored some steps later.
 """
 
 import itertools
@@ -219,7 +218,7 @@ def _placed(
     """Today's placement, the published one, and ``given`` or what waits least in the fitted steps.
 
     That is the refined one mostly: the sum that it lowers does not show how single steps vary.
-    Where they wait as long, today's is kept. No sum is above the published one.
+    Where they wait as long, today's is kept.
     """
     totals = [sum(column) for column in early]
     today, eplb = contiguous(cluster.experts, cluster.ranks), published(totals, cluster)
@@ -239,7 +238,7 @@ def _placed(
 def _scored(
     name: str, placements: Sequence[Placement], counts: Counts, fit: range, score: range
 ) -> tuple[Scored, Tally]:
-    """What the placements of all layers are worth, and the scored steps one by one."""
+    """What the placements of all layers are worth, and the scored steps."""
     early = Tally(len(fit))
     late = Tally(len(score))
     layers = []

@@ -178,7 +178,6 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
 
 
 def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:
-    """What is not known for sure of the model and its counts."""
     if run.inferred:
         yield "the log has no run record: layers and top-k are inferred from the counts"
     if missing:
@@ -225,7 +224,6 @@ def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[st
 
 
 def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
-    """Findings that began before the range and are still active."""
     older = group(e for e in diagnosis.episodes if e.active and e.onset < since_step)
     found = [
         f"{f.rule}{f' in {listed(f.layers)}' if f.layers else ''} since step {f.onset:,}"
@@ -320,7 +318,6 @@ def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
 
 
 def _present(worst: Episode) -> dict[str, Any] | None:
-    """The latest evaluation of the worst layer."""
     if worst.now is None:
         return None
     return {
@@ -331,7 +328,7 @@ def _present(worst: Episode) -> dict[str, Any] | None:
 
 
 def _experts(facts: Facts) -> list[int]:
-    experts = facts.get("experts", ())
+    experts = facts.get("experts")
     return list(experts) if isinstance(experts, tuple) else []
 
 
@@ -341,7 +338,7 @@ def finite(value: float) -> float | None:
 
 
 class News(msgspec.Struct, frozen=True):
-    """A finding of a followed run that opened, grew worse or recovered."""
+    """What happened to a finding of a followed run."""
 
     event: Event
     step: int
@@ -357,9 +354,9 @@ class Alerts:
     they are in. The first look reports what is active, and nothing that was already over.
     """
 
-    def __init__(self, request: CheckRequest | None = None) -> None:
+    def __init__(self, request: CheckRequest) -> None:
         """Only what counts by ``request`` is reported, and how it ends."""
-        self._request = request or CheckRequest()
+        self._request = request
         self._known: _Known | None = None
 
     def news(self, diagnosis: Diagnosis | None) -> Sequence[News]:

@@ -72,11 +72,6 @@ def rule_text(one: Explanation) -> str:
     return "\n".join([*lines, *(" " * _INDENT + limit for limit in limits)])
 
 
-def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
-    """The same as data; the schema is versioned."""
-    return {"schema_version": 1, "rules": list(explanations)}
-
-
 def _silenced_by(name: str) -> list[str]:
     rule = RULES[name]
     reasons = []

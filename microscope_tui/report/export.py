@@ -67,8 +67,8 @@ def view_csv(view: RunView) -> str:
 def view_json(view: RunView, cost: Cost | None = None) -> str:
     """The whole view as one line of JSON, findings with the keys of ``docs/check-json.md``.
 
-    ``schema_version`` is 1: keys may be added. The diagnosis has seen the log up to
-    ``judged_step``; ``tokens_per_expert``, ``load`` and ``expert_bias`` are of ``counts_step``.
+    The diagnosis has seen the log up to ``judged_step``; ``tokens_per_expert``, ``load`` and
+    ``expert_bias`` are of ``counts_step``.
     """
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -143,7 +143,7 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
 
 
 def _scalars(record: StepRecord | None) -> dict[str, Any]:
-    """Values of a step for the whole run; all null before the first step."""
+    """Values of the whole run; all null before the first step."""
     names = [name for name in StepRecord.__struct_fields__ if name not in ("step", "router")]
     values = _values(record, *names) if record else dict.fromkeys(names)
     if values["losses"]:
@@ -152,7 +152,7 @@ def _scalars(record: StepRecord | None) -> dict[str, Any]:
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Row], file: TextIO) -> None:
-    """Write a table with its heads; a spreadsheet runs none of its names as a formula."""
+    """Write a table with its heads."""
     table = csv.writer(file, lineterminator="\n")
     table.writerow(columns)
     table.writerows([_cell(value) for value in row] for row in rows)
