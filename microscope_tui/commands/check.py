@@ -267,7 +267,9 @@ class Ending:
         if not state.ended:
             self._deadline = None
             return False
-        if self._records() != self._first or not self._may_resume():
+        end = watch.scan.end
+        final = end is not None and end.reason in _FINAL_REASONS
+        if self._records() != self._first or final or not watch.source.seekable:  # an archive
             return True
         return self._waited(state, self._began + self._wait_s, now)
 
@@ -287,11 +289,6 @@ class Ending:
         """Differs once records came since the first poll. After an end, whole records only."""
         watch, end = self._watch, self._watch.scan.end
         return watch.generation, end, 0 if end else watch.source.size
-
-    def _may_resume(self) -> bool:
-        end = self._watch.scan.end
-        # An archive no longer grows.
-        return self._watch.source.seekable and (end is None or end.reason not in _FINAL_REASONS)
 
 
 class Notifier:

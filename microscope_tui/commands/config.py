@@ -112,8 +112,8 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
 def _changes_in(limits: Limits) -> list[str]:
     changes = []
     for rule in RULES.values():
-        mine, defaults = limits.of(rule.limits_type).values(), rule.limits_type().values()
-        for name, before in defaults.items():
+        mine = limits.of(rule.limits_type).values()
+        for name, before in rule.limits_type().values().items():
             if mine[name] != before:
                 changes.append(f"{rule.name} {name} {mine[name]:g} instead of {before:g}")
     return changes

@@ -44,7 +44,7 @@ def step_range(name: str, steps: str) -> tuple[int | None, int | None]:
         return None, None
     found = _STEPS.fullmatch(steps)
     first, last = (int(part) if part else None for part in found.groups()) if found else (0, -1)
-    if found is None or (first is not None and last is not None and first > last):
+    if first is not None and last is not None and first > last:
         fail(f"{name} {safe_text(steps, 40)}: write A:B, for example 100:200", USAGE)
     return first or 0, last
 

@@ -245,12 +245,10 @@ def _fleet(search: Search, user: UserConfig) -> Fleet:
 
 def _cards(fleet: Fleet) -> Sequence[RunCard]:
     """All runs; live ones are judged, finished ones as far as time allows."""
-    fleet.search(now=True)
-    while fleet.turn():
-        pass
-    fleet.search(now=True)  # it follows the live ones only now
-    while fleet.turn():
-        pass
+    for _ in range(2):  # it follows the live ones once all are found
+        fleet.search(now=True)
+        while fleet.turn():
+            pass
     until = time.monotonic() + JUDGING_S
     while time.monotonic() < until and fleet.judge_finished():
         pass

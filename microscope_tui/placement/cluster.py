@@ -58,11 +58,6 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         """Copies of all experts."""
         return self.experts + self.replicas
 
-    @property
-    def per_rank(self) -> int:
-        """Slots of each rank."""
-        return self.slots // self.ranks
-
 
 def contiguous(experts: int, ranks: int) -> list[list[int]]:
     """Neighbouring experts on one rank, as engines place them; the first ranks hold the rest."""

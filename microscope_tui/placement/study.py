@@ -86,9 +86,9 @@ class Scored(msgspec.Struct, kw_only=True):
     placements: Sequence[Placement]
     """One per layer."""
     fitted: float
-    """Balancedness in the steps that were fitted."""
+    """Balancedness in the fitted steps."""
     held_out: float
-    """Balancedness in the steps that were scored."""
+    """Balancedness in the scored steps."""
     ratio: float
     """Σ max ÷ Σ mean there."""
     layers: list[float | None]

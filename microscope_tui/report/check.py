@@ -1,9 +1,8 @@
 """``moe-microscope check``: judge runs without a terminal. The exit code is an API.
 
-0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, not judged yet, or a meter
-fault that forbids a verdict. It is the worst severity of any episode that began in range, recovered
-or not, or is active. 2 takes precedence over 3 if the measurement of the critical layer is sound.
-The JSON follows the versioned schema of ``docs/check-json.md``; keys are only added.
+It is the worst severity of any episode that began in range, recovered or not, or is active. 2 takes
+precedence over 3 if the measurement of the critical layer is sound. The JSON follows the versioned
+schema of ``docs/check-json.md``; keys are only added.
 """
 
 import math

@@ -3,13 +3,11 @@
 A training run changes its routers, so its last counted steps describe it; an evaluation does not,
 and all of it counts.
 
-How many more tokens an expert needs until it has seen a given number comes with a 95 % interval.
-The expert has n hits in T tokens. If tokens are independent, the first N − 1 of its N hits are
-spread evenly over the T + M tokens that it takes to reach N, so the share of them that falls into
-the first T tokens is T / (T + M), and n of N − 1 measures that share. Its interval is that of a
-proportion: the score interval of Wilson (1927) with continuity correction (Newcombe 1998, Stat.
-Med. 17:857-872, method 4). So the interval holds for the number of tokens that will really be
-needed, not only for its mean. Without a hit there is only a lower limit: the rule of three.
+How many more tokens an expert needs comes with a 95 % interval: its n hits in T tokens measure the
+share T / (T + M) of N − 1 hits that are spread over the T + M tokens that it takes to reach N (see
+docs/coverage-and-mismatch.md). The interval of that proportion is the score interval of Wilson
+(1927) with continuity correction (Newcombe 1998, Stat. Med. 17:857-872, method 4). Without a hit
+there is only a lower limit: the rule of three.
 """
 
 import math
@@ -192,7 +190,6 @@ def coverage_of(
         if counted is None or run.routers != counted.run.routers:  # another model from here on
             counted = _Counted(run)
             window.clear()
-        counted.run = run
         if whole_run and run.profile != "eval":
             window.append((run, entry))
         else:
@@ -214,6 +211,7 @@ class _Counted:
 
     def add(self, run: RunRecord, entry: StepEntry) -> None:
         """Add a step and the header that it was written under."""
+        self.run = run
         self._steps.append(entry.record.step)
         means, record, rows = entry.means(), entry.record, entry.matrices().tokens_per_expert
         for index, (one, row) in enumerate(zip(self._sums, rows, strict=True)):

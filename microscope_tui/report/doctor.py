@@ -88,7 +88,7 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
 
 
 def layout_of(columns: int, rows: int) -> str:
-    """The layout for a window of this size, in words."""
+    """The layout for a window of this size."""
     if columns < MIN_COLUMNS or rows < MIN_ROWS:
         return f"one line with the state; the table needs {MIN_COLUMNS}x{MIN_ROWS}"
     if rows < ROOMY_ROWS:

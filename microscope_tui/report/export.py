@@ -1,9 +1,8 @@
 """Runs as data: tidy tables for pandas or a spreadsheet, and one JSON object with all of a view.
 
 What was not measured is an empty cell, or null. A number that is not finite was measured, and is
-written by its name, as in the run log. The names of the columns are those of the run log too.
-A whole run is one long table: one row per step and router, or per expert. Steps that a restart
-superseded are left out, so the run is read twice: first the step numbers, then the rows.
+written by its name. Steps that a restart superseded are left out, so a run is read twice: first
+the step numbers, then the rows.
 """
 
 import csv

@@ -4,7 +4,6 @@
 print; the bytes of a token that is not text on its own are ``�`` there.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ def tokens_json(routing: Routing, layer: int, token: int) -> str:
     rows = []
     for at, text in enumerate(routing.text(token, end, _MOST_CHARACTERS)):
         choice = routing.choice(layer, token + at)
+        known = slices[at] < len(routing.slices)
         rows.append(
             {
                 "token": token + at,
                 "text": _text(text),
                 "id": ids[at],
-                "slice": _name(routing, slices[at]),
+                "slice": routing.slices[slices[at]] if known else None,
                 "window": routing.window_of(token + at),
                 "experts": choice.experts,
                 "weights": [finite(weight) for weight in choice.weights],
@@ -62,7 +62,12 @@ def slices_json(routing: Routing, layer: int) -> str:
             "log2_ratios": [cell.ratio for cell in row.cells],
             "beyond_chance": [cell.beyond for cell in row.cells],
             "tokens": [
-                {"id": token_id, "text": _of_id(routing, token_id), "count": count, "lift": lift}
+                {
+                    "id": token_id,
+                    "text": _text(routing.text_of_id(token_id)),
+                    "count": count,
+                    "lift": lift,
+                }
                 for token_id, count, lift in row.lifts
             ],
         }
@@ -84,17 +89,8 @@ def _head(routing: Routing, layer: int) -> dict[str, Any]:
     }
 
 
-def _of_id(routing: Routing, token_id: int) -> str | None:
-    text = routing.text_of_id(token_id)
-    return None if text is None else _text(text)
-
-
-def _text(text: bytes) -> str:
-    return safe_text(text.decode("utf-8", "replace"), _MOST_CHARACTERS)
-
-
-def _name(routing: Routing, number: int) -> str | None:
-    return routing.slices[number] if number < len(routing.slices) else None
+def _text(text: bytes | None) -> str | None:
+    return None if text is None else safe_text(text.decode("utf-8", "replace"), _MOST_CHARACTERS)
 
 
 def compared_probes(a: Path, b: Path) -> Mismatch:
@@ -121,7 +117,10 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
                 "choices": layer.compared,
                 "differing": layer.differing,
                 "share": layer.share,
-                "swaps": _swaps(layer.swaps),
+                "swaps": [
+                    {"from": old, "to": new, "times": times}
+                    for (old, new), times in layer.swaps.most_common(_MOST_SWAPS)
+                ],
             }
             for layer in found.layers
         ],
@@ -131,8 +130,3 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
             for m in found.margins
         ],
     }
-
-
-def _swaps(swaps: Counter[tuple[int, int]]) -> list[dict[str, int]]:
-    pairs = swaps.most_common(_MOST_SWAPS)
-    return [{"from": old, "to": new, "times": times} for (old, new), times in pairs]
