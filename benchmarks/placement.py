@@ -39,7 +39,7 @@ def optimum(loads: Sequence[float], cluster: Cluster) -> float:
     for cuts in combinations(range(1, cluster.slots), len(loads) - 1):
         spans = zip(loads, (0, *cuts), (*cuts, cluster.slots), strict=True)
         sizes = [load / (b - a) for load, a, b in spans for _ in range(b - a)]
-        best = _packed(sorted(sizes, reverse=True), cluster.per_rank, best)
+        best = _packed(sorted(sizes, reverse=True), cluster.slots // cluster.ranks, best)
     return best
 
 

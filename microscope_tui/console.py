@@ -1,8 +1,4 @@
-"""Shared by the commands: finding runs, reading them with progress, output and errors.
-
-Data goes to standard output, messages go to standard error. Every error names the problem, the
-values and what to do, and exits with a code that scripts can rely on.
-"""
+"""Shared by the commands: finding runs, reading them with progress, output and errors."""
 
 import json
 import math
@@ -153,7 +149,7 @@ def to_file(output: Path) -> TextIO:
 
 
 def print_data(text: str) -> None:
-    """Print data to standard output. A closed pipe (``| head``) does not change the exit code."""
+    """Print to standard output. A closed pipe (``| head``) does not change the exit code."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")

@@ -9,6 +9,7 @@ from textual.binding import Binding
 
 from microscope_tui.app.keys import shown_key
 from microscope_tui.lines import Glyphs, Line, Span, line_width, pad
+from microscope_tui.runlog import plural
 
 _GIVE_WAY = ("look.overlay", "alert.onset", "time.go_to", "look.compare", "chart.smooth")
 """Ids that are left out first."""
@@ -65,8 +66,7 @@ def playback_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faste
         for one in bindings
         if one.id in does
     ]
-    playing = f" playing {speed} column{'s' if speed > 1 else ''} a second"
-    return [Span(playing, "accent"), *said(keys)]
+    return [Span(f" playing {plural(speed, 'column')} a second", "accent"), *said(keys)]
 
 
 def plain_key(key: str, glyphs: Glyphs) -> str:

@@ -4,7 +4,6 @@ from .check import Ending as Ending, Notifier as Notifier
 from .config import (
     UserConfig as UserConfig,
     ViewConfig as ViewConfig,
-    changes_in as changes_in,
     default_config as default_config,
     keymap_from as keymap_from,
     read_config as read_config,

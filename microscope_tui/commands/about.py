@@ -18,7 +18,7 @@ from microscope_tui.commands.options import AsJson, Output, Switch
 from microscope_tui.console import USAGE, fail, print_data, print_json, say
 from microscope_tui.diagnosis import RULES
 from microscope_tui.lines import glyphs_for
-from microscope_tui.report import Terminal, as_list, doctor_text, explained, rule_text, rules_json
+from microscope_tui.report import Terminal, as_list, doctor_text, explained, rule_text
 from microscope_tui.runlog import LOG_NAME, safe_text
 from microscope_tui.scenarios import SCENARIOS, write_run, writing
 from microscope_tui.sources import FORMATS
@@ -42,7 +42,7 @@ def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None 
     limits = read_config(config).limits
     found = [explained(name, limits) for name in ([rule.upper()] if rule else RULES)]
     if as_json_:
-        print_json(rules_json(found))
+        print_json({"schema_version": 1, "rules": found})
     else:
         print_data(rule_text(found[0]) if rule else as_list(found))
     return 0

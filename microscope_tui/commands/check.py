@@ -116,7 +116,6 @@ def check(
 def _check_request(
     options: CheckOptions, user: UserConfig, baseline: Baseline | None
 ) -> CheckRequest:
-    """The options and the config file as one request."""
     ignore = frozenset(name.upper() for name in options.ignore)
     profile = options.profile or ""
     remarks = user.changes
@@ -176,7 +175,7 @@ def _check_format(path: Path, options: CheckOptions) -> int:
 def _follow(
     search: Search, request: CheckRequest, options: CheckOptions, baseline: Baseline | None
 ) -> int:
-    """Follow the newest run that ``search`` finds to its end; the exit code of its verdict."""
+    """Follow the newest run to its end; the exit code of its verdict."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
     stop = Event()
 
@@ -197,9 +196,8 @@ def _follow(
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
         remark = "interrupted; the run may still be in progress" if stop.is_set() else ending.remark
-        request = replace(
-            request, remarks=(*request.remarks, remark) if remark else request.remarks
-        )
+        if remark:
+            request = replace(request, remarks=(*request.remarks, remark))
         judgement = judge(watch.file, request, watch=watch)
         if options.as_json:
             print_json(verdict_json([judgement]), indent=None)
@@ -252,7 +250,7 @@ class Ending:
         self._deadline: float | None = None
 
     def is_over(self) -> bool:
-        """Whether the run is over. Call after everything new has been read."""
+        """Call after everything new has been read."""
         now, watch = self._clock(), self._watch
         if isinstance(watch.source, PipedLog):
             return watch.source.ended or watch.foreign
@@ -269,7 +267,9 @@ class Ending:
         if not state.ended:
             self._deadline = None
             return False
-        if self._records() != self._first or not self._may_resume():
+        end = watch.scan.end
+        final = end is not None and end.reason in _FINAL_REASONS
+        if self._records() != self._first or final or not watch.source.seekable:  # an archive
             return True
         return self._waited(state, self._began + self._wait_s, now)
 
@@ -289,11 +289,6 @@ class Ending:
         """Differs once records came since the first poll. After an end, whole records only."""
         watch, end = self._watch, self._watch.scan.end
         return watch.generation, end, 0 if end else watch.source.size
-
-    def _may_resume(self) -> bool:
-        end = self._watch.scan.end
-        # An archive no longer grows.
-        return self._watch.source.seekable and (end is None or end.reason not in _FINAL_REASONS)
 
 
 class Notifier:

@@ -1,8 +1,7 @@
 """The config file: the tables ``[rules.NAME]``, ``[keys]``, ``[view]`` and ``[import.map]``.
 
-The file is ``config.toml`` in the user's configuration folder (on Linux
-``~/.config/moe-microscope``), or the one given by ``--config``. All commands read the same file,
-and ``check`` reports what it changed. Unknown names are errors: a typo must not be ignored.
+All commands read the same file, and ``check`` reports what it changed. Unknown names are errors: a
+typo must not be ignored.
 """
 
 import tomllib
@@ -48,7 +47,7 @@ class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a config file; the defaults without one."""
+    """The content of a config file."""
 
     path: Path
     limits: Limits = DEFAULTS
@@ -96,10 +95,9 @@ def read_config(config: Path | None = None) -> UserConfig:
 
 
 def keymap_from(config: UserConfig) -> Mapping[str, str]:
-    """The ``[keys]`` table, checked; invalid keys are a usage error and exit.
+    """The ``[keys]`` table, checked; invalid keys are a usage error.
 
-    It imports Textual, which reads its settings from the environment as it is imported: call it
-    when the UI opens.
+    It imports Textual, which reads its settings from the environment: call it when the UI opens.
     """
     if not config.keys:
         return {}
@@ -111,12 +109,11 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
         fail(f"{config.path}: {error}", USAGE)
 
 
-def changes_in(limits: Limits) -> list[str]:
-    """The changed limits, in words."""
+def _changes_in(limits: Limits) -> list[str]:
     changes = []
     for rule in RULES.values():
-        mine, defaults = limits.of(rule.limits_type).values(), rule.limits_type().values()
-        for name, before in defaults.items():
+        mine = limits.of(rule.limits_type).values()
+        for name, before in rule.limits_type().values().items():
             if mine[name] != before:
                 changes.append(f"{rule.name} {name} {mine[name]:g} instead of {before:g}")
     return changes
@@ -134,7 +131,7 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
         shown = safe_text(name, 40)
         rules[name] = _table(limits, f"rules.{shown}", f"[rules.{shown}] and limits")
     changed = changed_limits(rules)
-    changes = ", ".join(changes_in(changed))
+    changes = ", ".join(_changes_in(changed))
     return UserConfig(
         path=path,
         limits=changed,

@@ -148,9 +148,8 @@ def _write_log(run: RunFile, folder: Path) -> bool:
         source = run.open()
         while True:
             data = source.read().data
-            if data and not lines:
-                folder.mkdir(parents=True)
             if data:
+                folder.mkdir(parents=True, exist_ok=lines > 0)
                 with log.open("ab") as file:
                     file.write(data)
                 lines += data.count(b"\n")

@@ -32,7 +32,7 @@ _Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)
 
 
 def refuse_below(least: int, **given: int | None) -> None:
-    """Exit with a usage error if an option is below ``least``; named as their parameters."""
+    """Exit with a usage error if an option is below ``least``."""
     for name, number in given.items():
         if number is not None and number < least:
             fail(f"--{_spelled(name)} {number}: write a number from {least} up", USAGE)
@@ -44,7 +44,7 @@ def step_range(name: str, steps: str) -> tuple[int | None, int | None]:
         return None, None
     found = _STEPS.fullmatch(steps)
     first, last = (int(part) if part else None for part in found.groups()) if found else (0, -1)
-    if found is None or (first is not None and last is not None and first > last):
+    if first is not None and last is not None and first > last:
         fail(f"{name} {safe_text(steps, 40)}: write A:B, for example 100:200", USAGE)
     return first or 0, last
 

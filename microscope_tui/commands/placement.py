@@ -153,7 +153,7 @@ def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
         missing = listed([r.name for r in counts.run.routers if r not in routers])
         raise BadFile(f"{missing}: no counts, and a file of an engine has every MoE layer")
     if options.check is not None:
-        _, given = read_form(options.check, depths, experts, request.ranks, hidden_layers or 0)
+        given = read_form(options.check, depths, experts, request.ranks, hidden_layers)
         copies = sum(map(len, given[0])) - experts[0]
         if request.replicas not in (0, copies):
             raise BadFile(f"{options.check}: {copies:,} extra copies, not {request.replicas:,}")

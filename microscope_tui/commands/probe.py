@@ -114,7 +114,6 @@ def _continued(
 def _run(
     subject: ProbedModel, slices: list[str], reading: Reading, options: ProbeOptions
 ) -> Outcome:
-    """Probe, with progress, and print where it is written."""
     from microscope_tui.probe import run_probe
 
     for note in reading.notes:

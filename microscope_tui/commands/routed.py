@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from microscope_tui.commands.options import (
@@ -75,17 +74,16 @@ def coverage(
     place = path.parent if path.name == FILE_NAME else path
     (run, *_) = runs_at(reading.search(place))
     try:
-        found = coverage_of(run, min_tokens, first, last)
+        found = coverage_of(run, min_tokens, first, last, _window_length)
     except NoCounts as error:
         fail(f"{run.path}: {error}; nothing to measure", NO_VERDICT)
     except (OSError, UnknownFormat) as error:
         fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
-    found = replace(found, sequence_length=found.sequence_length or _window_length(run))
     if as_json:
         print_record(coverage_json(found))
     else:
         print_data(coverage_text(found))
-    return int(bool(found.short))
+    return int(found.short > 0)
 
 
 def _window_length(run: RunFile) -> int | None:

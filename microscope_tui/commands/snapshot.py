@@ -149,7 +149,6 @@ def _size(size: str) -> tuple[int, int] | None:
 
 
 def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
-    """The run to compare with."""
     if against is None:
         return None
     if screen not in ("compare", "mismatch"):
@@ -158,7 +157,6 @@ def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
 
 
 def _as_json(search: Search, user: UserConfig, wanted: PictureRequest) -> str:
-    """The view, the list of runs, a probe or a comparison as JSON."""
     if wanted.screen == "mismatch":
         return _mismatch(runs_at(search)[0], wanted.against)
     if wanted.screen == "runs":
@@ -172,7 +170,6 @@ def _as_json(search: Search, user: UserConfig, wanted: PictureRequest) -> str:
 
 
 def _of_probe(run: RunFile | RunWatch, wanted: PictureRequest) -> str:
-    """The tokens from the chosen one on, or the slices, of one layer of a probe."""
     path = run.path.with_name(FILE_NAME)
     layer = wanted.layer
     token = wanted.token or 0
@@ -197,7 +194,6 @@ def _of_probe(run: RunFile | RunWatch, wanted: PictureRequest) -> str:
 
 
 def _mismatch(run: RunFile, against: RunFile | None) -> str:
-    """The comparison of two probes."""
     if against is None:
         fail("--screen mismatch as JSON needs the other run: --against PATH", USAGE)
     paths = [run.path.with_name(FILE_NAME) for run in (against, run)]
@@ -249,12 +245,10 @@ def _fleet(search: Search, user: UserConfig) -> Fleet:
 
 def _cards(fleet: Fleet) -> Sequence[RunCard]:
     """All runs; live ones are judged, finished ones as far as time allows."""
-    fleet.search(now=True)
-    while fleet.turn():
-        pass
-    fleet.search(now=True)  # it follows the live ones only now
-    while fleet.turn():
-        pass
+    for _ in range(2):  # it follows the live ones once all are found
+        fleet.search(now=True)
+        while fleet.turn():
+            pass
     until = time.monotonic() + JUDGING_S
     while time.monotonic() < until and fleet.judge_finished():
         pass

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from microscope_tui.commands.config import UserConfig, keymap_from
 from microscope_tui.console import PIPE, USAGE, fail, fail_if_unreadable, piped, runs_at, say
-from microscope_tui.lines import Palette, glyphs_for
+from microscope_tui.lines import glyphs_for
 from microscope_tui.placement import OF_HEADER, CostRequest
 from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
 from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
@@ -36,8 +36,7 @@ def watch_with(
 ) -> int:
     """Open the screens on ``path``, a pipe for ``-``.
 
-    ``memory`` are the bytes that the history may take, ``spool`` those of a pipe that may be kept
-    on disk. Other tools' files are read as ``source``; by default as in the config file.
+    ``memory`` are the bytes that the history may take, ``spool`` those of a pipe kept on disk.
     """
     search = Search(path, source or SourceRequest(rules=user.rules))
     if not (sys.stderr.isatty() and (path == PIPE or sys.stdin.isatty())):
@@ -104,8 +103,8 @@ def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
     from microscope_tui.app import Preferences, begin
 
     interval_s = _REMOTE_S if is_remote(os.environ) else _LOCAL_S
-    looks = Palette(view.palette), interval_s, view.bell, view.remember
-    preferences = Preferences(*looks, keymap_from(user), cost)
+    own_keys = keymap_from(user)
+    preferences = Preferences(view.palette, interval_s, view.bell, view.remember, own_keys, cost)
     session = begin(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     from microscope_tui.app import Microscope  # Textual, while the log is read
 

@@ -138,6 +138,5 @@ from .words import (
     aligned as aligned,
     bytes_of as bytes_of,
     listed as listed,
-    plural as plural,
     short_number as short_number,
 )

@@ -35,6 +35,7 @@ from microscope_tui.lines.spans import (
     width_of,
     wrap,
 )
+from microscope_tui.runlog import plural
 from microscope_tui.watch import RunView, RunWatch, findings_of, worst_of_columns
 
 BESIDE_FROM = 100
@@ -311,7 +312,7 @@ def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int
     lines = lines or [[dim("  no alerts in this layer")]]
     lines = [pad(line, columns) for line in lines]
     if len(lines) > most:
-        left = words.plural(len(lines) - most, "more line")
+        left = plural(len(lines) - most, "more line")
         more = [Span(f"  {left}: ", "faint"), Span("3", "accent"), Span(" ")]
         last = pad(lines[most - 1], columns - line_width(more))
         lines = [*lines[: most - 1], [*last, *more]]

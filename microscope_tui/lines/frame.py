@@ -22,6 +22,7 @@ from microscope_tui.lines.spans import (
     width_of,
     wrap,
 )
+from microscope_tui.runlog import plural
 from microscope_tui.watch import Column, RunState, RunView
 
 STATE_ROLES = {
@@ -175,7 +176,7 @@ def _all_well(view: RunView) -> Line:
     line = _no_alert(view, f", lowest {_lowest(balances)}" if balances else "")
     text = f"; note: {view.notes[0][1].short.split(':')[0]}" if view.notes else ""
     if over := sum(not f.active and f.severity > Severity.INFO for f, _ in view.findings):
-        text += f"; {words.plural(over, 'earlier alert')}, recovered"
+        text += f"; {plural(over, 'earlier alert')}, recovered"
     return merged(span for span in [*line, dim(text)] if span.text)
 
 
@@ -187,11 +188,10 @@ def _no_alert(view: RunView, lowest: str) -> Line:
         return [dim(text), Span(evidence, "warn")]
     suspects = {found.router_index for found in view.pending}
     well = sum(layer.index not in suspects for layer in view.layers)
-    noun = "layer" if well == 1 else "layers"
     if not evidence:
-        return [Span(f"{well} {noun} healthy", "ok"), dim(lowest)]
-    other = "other " if well < len(view.layers) else ""
-    rest = f"; {well} {other}{noun} healthy" if well else ""
+        return [Span(f"{plural(well, 'layer')} healthy", "ok"), dim(lowest)]
+    noun = "other layer" if well < len(view.layers) else "layer"
+    rest = f"; {plural(well, noun)} healthy" if well else ""
     return [Span(evidence, "warn"), dim(rest)]
 
 

@@ -34,6 +34,7 @@ from microscope_tui.lines.spans import (
     first_fitting,
     pad,
 )
+from microscope_tui.runlog import plural
 from microscope_tui.watch import Column, LayerView, RunView
 
 _PLAIN_HEAT = Heat()
@@ -181,7 +182,7 @@ def _is_limited(view: RunView, widths: TableLayout) -> bool:
 def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
     hidden = []
     if more_layers > 0:
-        hidden.append(words.plural(more_layers, "more layer"))
+        hidden.append(plural(more_layers, "more layer"))
     if not widths.has_entropy:
         hidden.append("no entropy in the log")
     if not widths.spark:

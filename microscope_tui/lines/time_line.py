@@ -26,6 +26,7 @@ from microscope_tui.lines.spans import (
     width_of,
     with_notes,
 )
+from microscope_tui.runlog import plural
 from microscope_tui.watch import RunView, Window, column_of
 
 RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
@@ -140,7 +141,7 @@ def notes(
         right.append(f"* {marked[0].router.name}{more}: balance {words.without(marked[0].without)}")
     if view.defects:
         which = f" ({view.first_defects[0]})" if columns >= _FULL and view.first_defects else ""
-        right.append(f"{words.plural(view.defects, 'bad line')}{which}")
+        right.append(f"{plural(view.defects, 'bad line')}{which}")
     if view.progress < 1.0:
         right.append(f"sampled, reading {view.progress:.0%}")
     elif view.judged < 1.0:
@@ -151,7 +152,7 @@ def notes(
     if view.step:
         first, last = view.window
         steps = max(1, round((last - first + 1) / ribbon_width(columns)))
-        right.append(f"1 column = {words.plural(steps, 'step')}")
+        right.append(f"1 column = {plural(steps, 'step')}")
     if cursor:
         return with_notes([Span(f" {cursor}", "accent")], right, columns)
     shown = joined(right, columns // 2 if _labels(view) else columns - _LEFT)

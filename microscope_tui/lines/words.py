@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from microscope_tui.runlog import plural as plural
 from microscope_tui.watch import LayerView, RunView
 
 

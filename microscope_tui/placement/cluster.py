@@ -20,11 +20,7 @@ class BadCluster(ValueError):
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
-    """The experts of one layer, and the ranks that hold them.
-
-    Raises:
-        BadCluster: the slots cannot be shared evenly.
-    """
+    """The experts of one layer, and the ranks that hold them in slots that are shared evenly."""
 
     experts: int
     ranks: int
@@ -38,8 +34,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         experts, ranks, extra = self.experts, self.ranks, self.replicas
         if min(experts, ranks, self.nodes, self.groups) < 1 or extra < 0:
             raise BadCluster("write numbers from 1 up, and 0 or more for --replicas")
-        if extra > experts * (ranks - 1):
-            most = experts * (ranks - 1)
+        most = experts * (ranks - 1)
+        if extra > most:
             raise BadCluster(
                 f"--replicas {extra:,}: at most {most:,} fit, a copy of each of {experts:,} "
                 f"experts on each of {ranks:,} ranks"
@@ -61,16 +57,6 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     def slots(self) -> int:
         """Copies of all experts."""
         return self.experts + self.replicas
-
-    @property
-    def per_rank(self) -> int:
-        """Slots of each rank."""
-        return self.slots // self.ranks
-
-    @property
-    def hierarchical(self) -> bool:
-        """Whether the groups are shared out to the nodes first: their number divides by them."""
-        return self.nodes > 1 and self.groups % self.nodes == 0
 
 
 def contiguous(experts: int, ranks: int) -> list[list[int]]:

@@ -1,8 +1,7 @@
 """The counts of a run, step by step, small enough to keep: what a placement is fitted to.
 
-A run log of any length is read once. Where it has more counts than fit into memory, every second
-step is kept, then every fourth …; the spacing is part of the result, because it limits how finely
-ageing can be measured.
+Where a run log has more counts than fit into memory, every second step is kept, then every fourth
+…; the spacing is part of the result, because it limits how finely ageing can be measured.
 """
 
 from __future__ import annotations
@@ -44,10 +43,11 @@ class Layer(msgspec.Struct):
     router: RouterInfo
     counts: array[float]
 
-    def columns(self, first: int, last: int) -> list[array[float]]:
-        """For every expert its counts in the steps ``first`` … ``last`` - 1."""
+    def columns(self, steps: range) -> list[array[float]]:
+        """For every expert its counts in the steps at these positions."""
         experts = self.router.num_experts
-        return [self.counts[first * experts + e : last * experts : experts] for e in range(experts)]
+        start, stop = steps.start * experts, steps.stop * experts
+        return [self.counts[start + expert : stop : experts] for expert in range(experts)]
 
 
 class Counts(msgspec.Struct):
@@ -121,14 +121,9 @@ class _Reading:
 
 
 def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share: None) -> Counts:
-    """Read the counts of all steps that no restart superseded.
+    """Read the counts of all steps that no restart superseded, or raise ``NoCounts``.
 
-    Args:
-        progress: called with the share that is read, 0 … 1; what it raises ends the reading.
-
-    Raises:
-        NoCounts: no step has counts.
-        OSError, UnknownFormat: the run cannot be read, or has another format version.
+    ``progress`` is called with the share that is read, 0 … 1; what it raises ends the reading.
     """
     reading: _Reading | None = None
     for entry in entries_of(file):

@@ -52,7 +52,6 @@ class _File(msgspec.Struct):
     """The keys of all forms, except ``vllm-map``, which has none."""
 
     physical_to_logical_map: list[_Row] = []
-    logical_count: msgspec.Raw = msgspec.Raw()
     layer_list: list[_Layer] = []
     initial_global_assignments: dict[int, _Row] = {}
     num_slots: int = 0
@@ -62,16 +61,9 @@ class _File(msgspec.Struct):
 def write_form(
     form: str, placements: Sequence[Placement], layers: Sequence[int], *, hidden_layers: int | None
 ) -> str:
-    """The text of a placement file.
+    """The text of a placement file: one placement per MoE layer, ``layers`` deep in the model.
 
-    Args:
-        form: one of ``FORMS``.
-        placements: one per MoE layer.
-        layers: depths of these layers in the model, from 0.
-        hidden_layers: layers of the model, dense ones included; ``sglang`` needs it.
-
-    Raises:
-        BadFile: the engine could not read it.
+    ``hidden_layers`` is the number of layers of the model, dense ones included.
     """
     rows = [list(chain(*placement)) for placement in placements]
     of = dict(zip(layers, rows, strict=True))
@@ -80,16 +72,15 @@ def write_form(
     experts, slots = 1 + max(rows[0]), len(rows[0])
     if any(len(row) != slots or 1 + max(row) != experts for row in rows):
         raise BadFile(f"{form}: not all layers have {experts:,} experts in {slots:,} slots")
-    if form in ("sglang", "tensorrt-llm"):
-        _refuse_numbers(form, layers, hidden_layers)
     if form == "tensorrt-llm":
+        _hidden(form, layers, hidden_layers)
         lines = (f"  {layer}: {row}\n" for layer, row in of.items())
         head = f"num_slots: {slots}\nlayer_updates_per_iter: 0\n{_TABLE}:\n"
         return head + "".join(lines)
     content: Any = rows
     if form == "sglang":
         dense = [slot % experts for slot in range(slots)]
-        every = range(_hidden(hidden_layers, max(layers) + 1))
+        every = range(_hidden(form, layers, hidden_layers))
         content = {"physical_to_logical_map": [of.get(layer, dense) for layer in every]}
     elif form == "vllm-mapping":
         content = {
@@ -105,24 +96,21 @@ def write_form(
     return json.dumps(content) + "\n"
 
 
-def _refuse_numbers(form: str, layers: Sequence[int], hidden_layers: int | None) -> None:
-    """Refuse numbers of MoE layers where the form needs the depths of layers in the model."""
+def _hidden(form: str, layers: Sequence[int], hidden_layers: int | None) -> int:
+    """The layers of the model; refuses numbers of MoE layers where depths in it are needed."""
     number = len(layers)
+    least = max(layers) + 1
     if [*layers] == [*range(number)] and hidden_layers is not None and hidden_layers > number:
         raise BadFile(
             f"{form} needs the depths of layers, and these count MoE layers from 0: {number:,} "
             f"of {hidden_layers:,}"
         )
-
-
-def _hidden(hidden_layers: int | None, least: int) -> int:
-    """The layers of the model, which SGLang needs."""
-    if hidden_layers is None or hidden_layers < least:
+    if form == "sglang" and (hidden_layers is None or hidden_layers < least):
         raise BadFile(
             "sglang wants a row for every layer of the model, dense ones too: give "
             f"--hidden-layers, its num_hidden_layers (at least {least})"
         )
-    return hidden_layers
+    return hidden_layers or least
 
 
 def _ascend(at: int, placement: Placement) -> dict[str, Any]:
@@ -138,28 +126,21 @@ def _ascend(at: int, placement: Placement) -> dict[str, Any]:
 
 def read_form(
     path: Path, layers: Sequence[int], experts: Sequence[int], ranks: int, hidden_layers: int | None
-) -> tuple[str, list[Placement]]:
-    """The form of a placement file, and the placement of every MoE layer.
+) -> list[Placement]:
+    """The placement of every MoE layer in a file of any form; see ``write_form``.
 
-    Copies of an expert on one rank are kept, and keys that are not about slots ignored.
-
-    Args:
-        layers: depths of the MoE layers in the model, from 0.
-        experts: of each of them.
-        hidden_layers: layers of the model; without it, the last one is an MoE layer.
-
-    Raises:
-        BadFile: it cannot be read, or does not fit; the message has the first difference.
+    Copies of an expert on one rank are kept, and keys that are not about slots ignored. Without
+    ``hidden_layers`` the last layer is an MoE layer. ``BadFile`` has the first difference.
     """
     try:
         data = read_at(path, 0, MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise BadFile(f"longer than {MOST_BYTES:,} bytes; is it a placement?")
         if data.lstrip()[:1] in (b"{", b"["):
-            file = msgspec.json.decode(data, type=_File | list[_Row | int])
+            file = msgspec.json.decode(data, type=_File | list[_Row])
         else:
             file = msgspec.convert(_yaml(data.decode()), _File, strict=False)
-        form, rows = _rows(file, layers, ranks, max(hidden_layers or 0, max(layers) + 1))
+        rows = _rows(file, layers, ranks, max(hidden_layers or 0, max(layers) + 1))
         slots = len(rows[0])
         if slots % ranks:
             raise BadFile(f"{slots:,} slots do not divide by {ranks:,} ranks")
@@ -175,30 +156,25 @@ def read_form(
     except (ValueError, RecursionError) as error:  # of msgspec, or the text is not UTF-8
         raise BadFile(f"{safe_text(path.name, 60)}: {safe_text(error, 240)}") from None
     each = slots // ranks
-    return form, [[row[at : at + each] for at in range(0, slots, each)] for row in rows]
+    return [[row[at : at + each] for at in range(0, slots, each)] for row in rows]
 
 
-def _rows(
-    file: _File | list[_Row | int], layers: Sequence[int], ranks: int, depth: int
-) -> tuple[str, list[_Row]]:
-    """The form, and the slots of every MoE layer."""
+def _rows(file: _File | list[_Row], layers: Sequence[int], ranks: int, depth: int) -> list[_Row]:
+    """The slots of every MoE layer."""
     if isinstance(file, list):
-        shared = not file or isinstance(file[0], int)  # one list for all layers
-        _same("lists", len(layers) if shared else len(file), _HERE, len(layers))
-        return "vllm-map", msgspec.convert([file] * len(layers) if shared else file, list[_Row])
-    if file.logical_count:
-        raise BadFile("logical_count holds counts: SGLang makes a placement from them itself")
+        _same("lists", len(file), _HERE, len(layers))
+        return file
     if rows := file.physical_to_logical_map:
         _same("rows", len(rows), "layers of the model, dense ones too (--hidden-layers)", depth)
-        return "sglang", [rows[layer] for layer in layers]
+        return [rows[layer] for layer in layers]
     if file.layer_list:
         _same("layer_list", len(file.layer_list), _HERE, len(layers))
-        return "ascend", [_of_devices(at, one, ranks) for at, one in enumerate(file.layer_list)]
+        return [_of_devices(at, one, ranks) for at, one in enumerate(file.layer_list)]
     if not file.initial_global_assignments:
         raise BadFile(f"no placement in a form of {', '.join(FORMS)}")
     if file.record_type:
-        return "vllm-mapping", _of_table(file, range(len(layers)), "MoE layers")
-    return "tensorrt-llm", _of_table(file, layers, "all layers")
+        return _of_table(file, range(len(layers)), "MoE layers")
+    return _of_table(file, layers, "all layers")
 
 
 def _of_devices(at: int, layer: _Layer, ranks: int) -> _Row:
@@ -227,13 +203,11 @@ def _same(what: str, found: int, where: str, expected: int) -> None:
 
 _FIELD = re.compile(r"(?m)^(\w+): +(\d{1,9}) *$", re.ASCII)
 _ENTRY = re.compile(r"(?m)^( +)(\d{1,9}): +(\[[\d,\s]*\]) *$", re.ASCII)
-_ITEMS = re.compile(r":[ ]*\n((?: +- +\d{1,9} *+\n)++)", re.ASCII)
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    """What TensorRT-LLM's files have of YAML: numbers, and a table of lists in either style."""
+    """What TensorRT-LLM's files have of YAML: numbers, and a table of lists in brackets."""
     text = re.sub(r"(?m)(?:^|(?<=[ \t]))#.*$|^---$|\r", "", text) + "\n"
-    text = _ITEMS.sub(lambda items: f": [{items[1].replace('-', ',').strip(' ,')}]\n", text)
     entries, fields = _ENTRY.findall(text), dict(_FIELD.findall(text))
     lists = {depth: msgspec.json.decode(row) for _, depth, row in entries}
     rest = _FIELD.sub("", _ENTRY.sub("", text)).split()

@@ -13,11 +13,7 @@ from .cluster import Cluster, copies_of
 
 
 def published(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
-    """The experts of every rank, by the policy that the cluster selects.
-
-    Args:
-        loads: one number per expert, in any unit.
-    """
+    """The experts of every rank; ``loads`` has a number per expert, in any unit."""
     groups = groups_of(cluster)
     sums = [sum(map(loads.__getitem__, group)) for group in groups]
     nodes = packed(sums, cluster.nodes if len(groups) > 1 else 1)
@@ -25,9 +21,8 @@ def published(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
     for held in nodes:
         experts = list(chain.from_iterable(groups[group] for group in held))
         own = [loads[expert] for expert in experts]
-        placed = spread(
-            own, replicated(own, cluster.slots // len(nodes)), cluster.ranks // len(nodes)
-        )
+        copies = replicated(own, cluster.slots // len(nodes))
+        placed = spread(own, copies, cluster.ranks // len(nodes))
         ranks += [[experts[item] for item in rank] for rank in placed]
     return ranks
 

@@ -64,11 +64,7 @@ class Tally:
     def place(
         self, columns: Columns, placement: Placement, shares: Shares | None = None
     ) -> float | None:
-        """Add a layer with these counts; its balancedness, as of ``add``.
-
-        Args:
-            shares: of the copies; by default even.
-        """
+        """Add a layer with these counts, by default with even ``shares``; as ``add``."""
         shares = even_shares(placement, len(columns)) if shares is None else shares
         means = [sum(step) / len(placement) for step in zip(*columns, strict=True)]
         return self.add(means, busiest(columns, placement, shares))
@@ -95,12 +91,6 @@ class Tally:
         """The mean over the steps of Σ max ÷ Σ mean."""
         known = [1.0 / value for value in self.steps() if value is not None]
         return sum(known) / len(known) if known else 1.0
-
-
-def paired(after: Tally, before: Tally) -> list[float]:
-    """The gain in balancedness of every step."""
-    pairs = zip(after.steps(), before.steps(), strict=True)
-    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 class Gain(msgspec.Struct, frozen=True):

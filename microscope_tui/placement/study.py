@@ -1,8 +1,7 @@
 """A placement fitted to some steps of a run, and scored on later ones.
 
-The score is held out: a placement is judged by steps that it was not fitted to, against the
-placement of today in the same steps. How it ages is measured with placements refitted at many
-steps, each scored some steps later.
+It is judged against the placement of today in the same steps. How it ages is measured with
+placements refitted at many steps, each scored some steps later.
 """
 
 import itertools
@@ -32,7 +31,6 @@ from microscope_tui.placement.score import (
     even_shares,
     gain_of,
     nearest_shares,
-    paired,
 )
 
 LAGS = (1, 3, 10, 30, 100, 300, 1000)
@@ -72,22 +70,25 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     expert_share: float = 1.0
     """Share of a balanced step that the experts take."""
 
-    def cluster(self, experts: int) -> Cluster:
-        """The ranks of a layer with this many experts; see ``Cluster`` for what it refuses."""
+    def cluster(self, layer: Layer) -> Cluster:
+        """The ranks of this layer."""
         sizes = {name: getattr(self, name) for name in ("ranks", "nodes", "groups", "replicas")}
-        return Cluster(experts=experts, **sizes)
+        try:
+            return Cluster(experts=layer.router.num_experts, **sizes)
+        except BadCluster as error:
+            raise BadCluster(f"{layer.router.name}: {error}") from None
 
 
-class Scored(msgspec.Struct):
+class Scored(msgspec.Struct, kw_only=True):
     """One way to place all layers."""
 
     name: str
-    placements: list[Placement]
+    placements: Sequence[Placement]
     """One per layer."""
     fitted: float
-    """Balancedness in the steps that were fitted."""
+    """Balancedness in the fitted steps."""
     held_out: float
-    """Balancedness in the steps that were scored."""
+    """Balancedness in the scored steps."""
     ratio: float
     """Σ max ÷ Σ mean there."""
     layers: list[float | None]
@@ -170,49 +171,43 @@ def study(
     given: Sequence[Placement] | None = None,
     progress: Progress = lambda share: None,
 ) -> Study:
-    """Fit a placement, or take the ``given`` one (per layer), and score it.
-
-    Raises:
-        BadCluster: the experts of a layer do not fit the ranks.
-        BadWindow: nothing to fit or to score, or steps in both.
-    """
+    """Fit a placement, or take the ``given`` one (per layer), and score it."""
     fit, score = _windows(counts, request)
-    clusters = [_cluster(layer, request) for layer in counts.layers]
-    names = "contiguous", "published", "refined" if given is None else "file"
-    ways = [_Way(name, len(fit), len(score)) for name in names]
-    nearest = Tally(len(score))
-    loads = []
+    clusters = [request.cluster(layer) for layer in counts.layers]
+    placed = []
     ageing = _Ageing(counts, len(fit))
     for at, (layer, cluster) in enumerate(zip(counts.layers, clusters, strict=True)):
         progress(at / len(clusters))
-        early, late = (layer.columns(w.start, w.stop) for w in (fit, score))
-        placed = _placed(early, cluster, given[at] if given is not None else None)
-        for way, placement in zip(ways, placed, strict=True):
-            way.add(placement, early, late)
-        nearest.place(late, placed[2], nearest_shares(placed[2], cluster))
-        loads.append([sum(column) / len(score) for column in late])
-        ageing.add(layer, cluster, placed[0])
-    today, eplb, after = (way.scored() for way in ways)
-    gain = gain_of(paired(ways[2].late, ways[0].late))
+        placed.append(_placed(layer.columns(fit), cluster, given[at] if given else None))
+        ageing.add(layer, cluster, placed[-1][0])
+    names = "contiguous", "published", "refined" if given is None else "file"
+    ways = zip(names, zip(*placed, strict=True), strict=True)
+    scored = [_scored(name, placements, counts, fit, score) for name, placements in ways]
+    (today, before), (eplb, _), (chosen, after) = scored
+    nearest = Tally(len(score))
+    for layer, cluster, placement in zip(counts.layers, clusters, chosen.placements, strict=True):
+        nearest.place(layer.columns(score), placement, nearest_shares(placement, cluster))
+    pairs = zip(after.steps(), before.steps(), strict=True)
+    gain = gain_of([a - b for a, b in pairs if a is not None and b is not None])
     curve = ageing.curve()
     fewest = None
     if given is None and request.replicas and gain.mean >= LEAST_GAIN:
-        wanted = today.held_out + ENOUGH * (after.held_out - today.held_out)
+        wanted = today.held_out + ENOUGH * (chosen.held_out - today.held_out)
         fewest = _fewest(counts, request, (fit, score), wanted, progress)
     return Study(
         counts=counts,
         request=request,
         fit=_ends(counts, fit),
         score=_ends(counts, score),
-        loads=loads,
+        loads=[[sum(one) / len(score) for one in each.columns(score)] for each in counts.layers],
         today=today,
         published=eplb,
-        chosen=after,
+        chosen=chosen,
         nearest=nearest.balancedness,
         gain=gain,
         ageing=curve,
         interval=_interval(curve),
-        moves=_moves(today, after, request),
+        moves=_moves(today, chosen, request),
         fewest=fewest,
     )
 
@@ -223,7 +218,7 @@ def _placed(
     """Today's placement, the published one, and ``given`` or what waits least in the fitted steps.
 
     That is the refined one mostly: the sum that it lowers does not show how single steps vary.
-    Where they wait as long, today's is kept. No sum is above the published one.
+    Where they wait as long, today's is kept.
     """
     totals = [sum(column) for column in early]
     today, eplb = contiguous(cluster.experts, cluster.ranks), published(totals, cluster)
@@ -240,23 +235,26 @@ def _placed(
     return today, eplb, min(options, key=waits)
 
 
-class _Way:
-    """One way to place all layers, while they are added."""
-
-    def __init__(self, name: str, fit: int, score: int) -> None:
-        self._name, self.early, self.late = name, Tally(fit), Tally(score)
-        self._placements: list[Placement] = []
-        self._layers: list[float | None] = []
-
-    def add(self, placement: Placement, early: Columns, late: Columns) -> None:
-        self.early.place(early, placement)
-        self._layers.append(self.late.place(late, placement))
-        self._placements.append(placement)
-
-    def scored(self) -> Scored:
-        placed, scores = self._placements, (self.early.balancedness, self.late.balancedness)
-        doubles = sum(map(double_copies, placed))
-        return Scored(self._name, placed, *scores, self.late.ratio, self._layers, doubles)
+def _scored(
+    name: str, placements: Sequence[Placement], counts: Counts, fit: range, score: range
+) -> tuple[Scored, Tally]:
+    """What the placements of all layers are worth, and the scored steps."""
+    early = Tally(len(fit))
+    late = Tally(len(score))
+    layers = []
+    for layer, placement in zip(counts.layers, placements, strict=True):
+        early.place(layer.columns(fit), placement)
+        layers.append(late.place(layer.columns(score), placement))
+    found = Scored(
+        name=name,
+        placements=placements,
+        fitted=early.balancedness,
+        held_out=late.balancedness,
+        ratio=late.ratio,
+        layers=layers,
+        doubles=sum(map(double_copies, placements)),
+    )
+    return found, late
 
 
 class _Ageing:
@@ -282,12 +280,11 @@ class _Ageing:
         """Add a layer."""
         experts = cluster.experts
         placed = dict[int, Placement]()
-        ranks = cluster.ranks
         for anchor in self._anchors:
-            columns = layer.columns(anchor + 1 - self._window, anchor + 1)
+            columns = layer.columns(range(anchor + 1 - self._window, anchor + 1))
             placed[anchor] = published([sum(column) for column in columns], cluster)
         rows = [layer.counts[at * experts : (at + 1) * experts] for _, _, at in self._later]
-        means = [sum(row) / ranks for row in rows]
+        means = [sum(row) / cluster.ranks for row in rows]
         pairs = zip(rows, self._later, strict=True)
         after = [max(rank_loads(row, placed[anchor])) for row, (anchor, _, _) in pairs]
         self._after.add(means, after)
@@ -341,13 +338,6 @@ def _windows(counts: Counts, request: Request) -> tuple[range, range]:
     return fit, score
 
 
-def _cluster(layer: Layer, request: Request) -> Cluster:
-    try:
-        return request.cluster(layer.router.num_experts)
-    except BadCluster as error:
-        raise BadCluster(f"{layer.router.name}: {error}") from None
-
-
 def _ends(counts: Counts, window: range) -> tuple[int, int, int]:
     return counts.steps[window.start], counts.steps[window.stop - 1], len(window)
 
@@ -383,9 +373,8 @@ def _fewest(
         tally = Tally(len(score))
         for at, layer in enumerate(counts.layers):
             progress(at / len(counts.layers))
-            early = layer.columns(fit.start, fit.stop)
-            placement = _placed(early, _cluster(layer, fewer))[2]
-            tally.place(layer.columns(score.start, score.stop), placement)
+            placement = _placed(layer.columns(fit), fewer.cluster(layer))[2]
+            tally.place(layer.columns(score), placement)
         return tally.balancedness
 
     most, ranks = request.replicas, request.ranks

@@ -36,7 +36,6 @@ from .explain import (
     as_list as as_list,
     explained as explained,
     rule_text as rule_text,
-    rules_json as rules_json,
 )
 from .export import (
     EXPERT_COLUMNS as EXPERT_COLUMNS,

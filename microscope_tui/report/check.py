@@ -1,9 +1,8 @@
 """``moe-microscope check``: judge runs without a terminal. The exit code is an API.
 
-0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, not judged yet, or a meter
-fault that forbids a verdict. It is the worst severity of any episode that began in range, recovered
-or not, or is active. 2 takes precedence over 3 if the measurement of the critical layer is sound.
-The JSON follows the versioned schema of ``docs/check-json.md``; keys are only added.
+It is the worst severity of any episode that began in range, recovered or not, or is active. 2 takes
+precedence over 3 if the measurement of the critical layer is sound. The JSON follows the versioned
+schema of ``docs/check-json.md``; keys are only added.
 """
 
 import math
@@ -154,24 +153,13 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
-    """Remarks on what the log lacks, and on how it was read."""
+    """Remarks on what the log lacks, how it was read, and which steps the verdict covers."""
     if watch.judged_again:
         yield f"{watch.judged_again} while it judged the run, which was judged again"
     if watch.defects.count:
         how = "" if watch.file.foreign else "; repair: `moe-microscope check --format-only`"
         skipped = f"{plural(watch.defects.count, 'unreadable part')} skipped"
         yield f"{skipped}: {'; '.join(watch.defects.first)}{how}"
-    yield from _notes_on_the_end(watch)
-    if watch.run is not None:
-        yield from _notes_on_the_header(watch.run, watch.source.missing)
-    if watch.diagnosis is not None:
-        if building_up := evidence(watch):
-            yield building_up
-        yield from _notes_on_blind_spots(watch.diagnosis)
-
-
-def _notes_on_the_end(watch: RunWatch) -> Iterator[str]:
-    """Which steps the verdict does not cover."""
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
     if not state.live and state not in (RunState.FINISHED, RunState.WAITING):
@@ -180,10 +168,15 @@ def _notes_on_the_end(watch: RunWatch) -> Iterator[str]:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
     if watch.scan.lost_records:
         yield f"{watch.scan.lost_records:,} records were lost by the writer (disk full?)"
+    if watch.run is not None:
+        yield from _notes_on_the_header(watch.run, watch.source.missing)
+    if watch.diagnosis is not None:
+        if building_up := evidence(watch):
+            yield building_up
+        yield from _notes_on_blind_spots(watch.diagnosis)
 
 
 def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:
-    """What is not known for sure of the model and its counts."""
     if run.inferred:
         yield "the log has no run record: layers and top-k are inferred from the counts"
     if missing:
@@ -230,7 +223,6 @@ def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[st
 
 
 def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
-    """Findings that began before the range and are still active."""
     older = group(e for e in diagnosis.episodes if e.active and e.onset < since_step)
     found = [
         f"{f.rule}{f' in {listed(f.layers)}' if f.layers else ''} since step {f.onset:,}"
@@ -325,7 +317,6 @@ def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
 
 
 def _present(worst: Episode) -> dict[str, Any] | None:
-    """The latest evaluation of the worst layer."""
     if worst.now is None:
         return None
     return {
@@ -336,7 +327,7 @@ def _present(worst: Episode) -> dict[str, Any] | None:
 
 
 def _experts(facts: Facts) -> list[int]:
-    experts = facts.get("experts", ())
+    experts = facts.get("experts")
     return list(experts) if isinstance(experts, tuple) else []
 
 
@@ -346,7 +337,7 @@ def finite(value: float) -> float | None:
 
 
 class News(msgspec.Struct, frozen=True):
-    """A finding of a followed run that opened, grew worse or recovered."""
+    """What happened to a finding of a followed run."""
 
     event: Event
     step: int
@@ -362,9 +353,9 @@ class Alerts:
     they are in. The first look reports what is active, and nothing that was already over.
     """
 
-    def __init__(self, request: CheckRequest | None = None) -> None:
+    def __init__(self, request: CheckRequest) -> None:
         """Only what counts by ``request`` is reported, and how it ends."""
-        self._request = request or CheckRequest()
+        self._request = request
         self._known: _Known | None = None
 
     def news(self, diagnosis: Diagnosis | None) -> Sequence[News]:

@@ -3,28 +3,26 @@
 A training run changes its routers, so its last counted steps describe it; an evaluation does not,
 and all of it counts.
 
-How many more tokens an expert needs until it has seen a given number comes with a 95 % interval.
-The expert has n hits in T tokens. If tokens are independent, the first N − 1 of its N hits are
-spread evenly over the T + M tokens that it takes to reach N, so the share of them that falls into
-the first T tokens is T / (T + M), and n of N − 1 measures that share. Its interval is that of a
-proportion: the score interval of Wilson (1927) with continuity correction (Newcombe 1998, Stat.
-Med. 17:857-872, method 4). So the interval holds for the number of tokens that will really be
-needed, not only for its mean. Without a hit there is only a lower limit: the rule of three.
+How many more tokens an expert needs comes with a 95 % interval: its n hits in T tokens measure the
+share T / (T + M) of N − 1 hits that are spread over the T + M tokens that it takes to reach N (see
+docs/coverage-and-mismatch.md). The interval of that proportion is the score interval of Wilson
+(1927) with continuity correction (Newcombe 1998, Stat. Med. 17:857-872, method 4). Without a hit
+there is only a lower limit: the rule of three.
 """
 
 import math
 import textwrap
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import msgspec
 
 from microscope_tui.lines import aligned, short_number
 from microscope_tui.placement import NoCounts
 from microscope_tui.report.export import surviving_steps
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values, plural
 
-SCHEMA_VERSION = 1
 LAST_STEPS = 200
 """Counted steps at the end of a training run that describe it."""
 _SHARES = 1_000_000
@@ -49,8 +47,7 @@ _INTERVAL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(msgspec.Struct, frozen=True):
     """Further tokens that one expert needs."""
 
     tokens: float | None
@@ -62,13 +59,7 @@ class Need:
 
 
 def further(hits: int, tokens: int, wanted: int) -> Need | None:
-    """What is needed after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached.
-
-    Raises:
-        ValueError: more hits than tokens, or a negative number.
-    """
-    if not 0 <= hits <= tokens:
-        raise ValueError(f"{hits:,} hits in {tokens:,} tokens: expected 0 to {tokens:,}")
+    """What is needed after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached."""
     missing = wanted - hits
     if missing <= 0:
         return None
@@ -95,54 +86,52 @@ def score_interval(hits: int, of: int) -> tuple[float, float]:
     return low, high
 
 
-@dataclass(slots=True)
-class ExpertCoverage:
+class ExpertCoverage(msgspec.Struct, frozen=True):
     """One expert in the steps that were counted."""
 
-    index: int
+    expert: int
     tokens: int
     share: float
     """Of the tokens, not of the pairs."""
     mean_weight: float | None
     mean_output_norm: float | None
-    need: Need | None
-    """What is missing; ``None`` if it has enough."""
-
-    @property
-    def saliency(self) -> float | None:
-        """Product of both means."""
-        if self.mean_weight is None or self.mean_output_norm is None:
-            return None
-        return self.mean_weight * self.mean_output_norm
+    saliency: float | None
+    """Product of both means."""
+    more_tokens: float | None
+    """What is missing, as in ``Need``; 0 if it has enough."""
+    more_tokens_low: float
+    more_tokens_high: float | None
+    more_sequences: float | None
 
 
-@dataclass(slots=True)
-class LayerCoverage:
+class LayerCoverage(msgspec.Struct, frozen=True):
     """All experts of one router."""
 
-    router: RouterInfo
+    layer: str
+    depth: int
+    top_k: int
     tokens: int
     experts: list[ExpertCoverage]
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """The coverage of a run."""
+class Coverage(msgspec.Struct, frozen=True):
+    """The coverage of a run; its JSON has the same keys."""
 
     run: str
-    wanted: int
+    min_tokens: int
     first_step: int
     last_step: int
     steps: int
     """Counted steps between them."""
     sequence_length: int | None
-    layers: Sequence[LayerCoverage]
+    short: int
+    """Experts with too few tokens."""
     notes: list[str]
+    layers: list[LayerCoverage]
 
-    @property
-    def short(self) -> list[tuple[LayerCoverage, ExpertCoverage, Need]]:
+    def behind(self) -> list[tuple[LayerCoverage, ExpertCoverage]]:
         """All experts with too few tokens, the fewest first."""
-        found = [(layer, e, e.need) for layer in self.layers for e in layer.experts if e.need]
+        found = [(layer, e) for layer in self.layers for e in layer.experts if e.more_tokens_low]
         return sorted(found, key=lambda one: one[1].tokens)
 
 
@@ -180,15 +169,16 @@ class _Sums:
 
 
 def coverage_of(
-    file: RunFile, wanted: int, first: int | None = None, last: int | None = None
+    file: RunFile,
+    wanted: int,
+    first: int | None = None,
+    last: int | None = None,
+    length_of: Callable[[RunFile], int | None] = lambda file: None,
 ) -> Coverage:
     """Count the tokens of every expert from step ``first`` to step ``last``.
 
     Without either, a training run is covered by its last ``LAST_STEPS`` counted steps.
-
-    Raises:
-        NoCounts: no step there has counts.
-        OSError, UnknownFormat: as ``export.rows_of``.
+    ``length_of`` gives the length of a sequence where the header has none.
     """
     whole_run = first is last is None
     low, high = first or 0, math.inf if last is None else last
@@ -200,7 +190,6 @@ def coverage_of(
         if counted is None or run.routers != counted.run.routers:  # another model from here on
             counted = _Counted(run)
             window.clear()
-        counted.run = run
         if whole_run and run.profile != "eval":
             window.append((run, entry))
         else:
@@ -209,7 +198,7 @@ def coverage_of(
         raise NoCounts("no step with counts" if whole_run else "no counts in --steps")
     for run, entry in window:
         counted.add(run, entry)
-    return counted.coverage(file, wanted)
+    return counted.coverage(file, wanted, length_of)
 
 
 class _Counted:
@@ -222,6 +211,7 @@ class _Counted:
 
     def add(self, run: RunRecord, entry: StepEntry) -> None:
         """Add a step and the header that it was written under."""
+        self.run = run
         self._steps.append(entry.record.step)
         means, record, rows = entry.means(), entry.record, entry.matrices().tokens_per_expert
         for index, (one, row) in enumerate(zip(self._sums, rows, strict=True)):
@@ -230,43 +220,61 @@ class _Counted:
                 tokens = of_router if of_router is not None else record.tokens
                 one.add(run.counts, row, tokens, [values[index] for values in means])
 
-    def coverage(self, file: RunFile, wanted: int) -> Coverage:
+    def coverage(
+        self, file: RunFile, wanted: int, length_of: Callable[[RunFile], int | None]
+    ) -> Coverage:
         """What the steps cover together."""
         run = self.run
-        layers = [_layer(one, wanted) for one in self._sums if one.tokens]
-        if not layers:
+        sums = [one for one in self._sums if one.tokens]
+        if not sums:
             missing = "" if all(one.top_k for one in run.routers) else " or top_k (use --top-k)"
             raise NoCounts(f"counts without the number of tokens they belong to{missing}")
         notes = [_LIMITS[run.counts]] if run.counts in _LIMITS else []
-        if len(layers) < len(run.routers):
-            notes.append(f"{len(run.routers) - len(layers)} layers have no counts")
+        if len(sums) < len(run.routers):
+            notes.append(f"{len(run.routers) - len(sums)} layers have no counts")
+        length = run.sequence_length or length_of(file)
+        layers = [_layer(one, wanted, length) for one in sums]
         return Coverage(
             run=run.run or file.name,
-            wanted=wanted,
+            min_tokens=wanted,
             first_step=min(self._steps),
             last_step=max(self._steps),
             steps=len(self._steps),
-            sequence_length=run.sequence_length,
-            layers=layers,
+            sequence_length=length,
+            short=sum(e.more_tokens_low > 0 for layer in layers for e in layer.experts),
             notes=notes,
+            layers=layers,
         )
 
 
-def _layer(sums: _Sums, wanted: int) -> LayerCoverage:
+def _layer(sums: _Sums, wanted: int, length: int | None) -> LayerCoverage:
     tokens = round(sums.tokens)
     experts = []
     for index, count in enumerate(sums.counts):
         weight, norm = (
             total[index] / pairs[index] if pairs[index] else None for total, pairs in sums.means
         )
-        need = further(min(count, tokens), tokens, wanted)
-        experts.append(ExpertCoverage(index, count, count / tokens, weight, norm, need))
-    return LayerCoverage(sums.router, tokens, experts)
+        need = further(min(count, tokens), tokens, wanted) or Need(0, 0, 0)
+        expert = ExpertCoverage(
+            expert=index,
+            tokens=count,
+            share=count / tokens,
+            mean_weight=weight,
+            mean_output_norm=norm,
+            saliency=None if weight is None or norm is None else weight * norm,
+            more_tokens=need.tokens,
+            more_tokens_low=need.low,
+            more_tokens_high=need.high,
+            more_sequences=need.tokens / length if need.tokens and length else None,
+        )
+        experts.append(expert)
+    router = sums.router
+    return LayerCoverage(router.name, router.depth, router.top_k, tokens, experts)
 
 
 def coverage_text(coverage: Coverage) -> str:
     """A short report: the experts with too few tokens, and what they need."""
-    short = coverage.short
+    short = coverage.behind()
     experts = sum(len(layer.experts) for layer in coverage.layers)
     tokens = max(layer.tokens for layer in coverage.layers)
     steps = (
@@ -276,54 +284,56 @@ def coverage_text(coverage: Coverage) -> str:
     )
     head = [f"{coverage.run}: {tokens:,} tokens in {steps}"]
     head += [f"note: {note}" for note in coverage.notes]
-    wanted = plural(coverage.wanted, "token")
+    wanted = plural(coverage.min_tokens, "token")
     if not short:
         head += [f"All {experts:,} experts have at least {wanted}.", _CAUTION]
         return "\n".join(_wrapped(*head))
-    layers = len({id(layer) for layer, _, _ in short})
+    layers = len({id(layer) for layer, _ in short})
     head.append(
         f"{len(short):,} of {experts:,} experts have fewer than {wanted}, in {layers:,} of "
         f"{len(coverage.layers):,} layers."
     )
-    more = f"… {len(short) - _MOST_ROWS:,} more; --json lists all of them"
-    table = _table(coverage) + [more] * (len(short) > _MOST_ROWS)
-    total = _total([need for _, _, need in short], coverage.sequence_length)
+    table = _table(short[:_MOST_ROWS], coverage.sequence_length)
+    if len(short) > _MOST_ROWS:
+        table.append(f"… {len(short) - _MOST_ROWS:,} more; --json lists all of them")
+    total = _total([one for _, one in short], coverage.sequence_length)
     return "\n".join([*_wrapped(*head), "", *table, "", *_wrapped(total, _INTERVAL, _CAUTION)])
 
 
-def _table(coverage: Coverage) -> list[str]:
-    """The first experts in aligned columns: the first to the left, the others to the right."""
-    short, length = coverage.short[:_MOST_ROWS], coverage.sequence_length
+def _table(short: Sequence[tuple[LayerCoverage, ExpertCoverage]], length: int | None) -> list[str]:
+    """Experts in aligned columns: the first to the left, the others to the right."""
+    experts = [one for _, one in short]
     columns = {
-        "layer": [layer.router.name for layer, _, _ in short],
-        "expert": [str(one.index) for _, one, _ in short],
-        "tokens": [f"{one.tokens:,}" for _, one, _ in short],
-        "share": [_percent(one.share) for _, one, _ in short],
-        "more tokens": [_need_words(need) for _, _, need in short],
+        "layer": [layer.layer for layer, _ in short],
+        "expert": [str(one.expert) for one in experts],
+        "tokens": [f"{one.tokens:,}" for one in experts],
+        "share": [_percent(one.share) for one in experts],
+        "more tokens": [_need_words(one) for one in experts],
     }
     if length:
-        columns["sequences"] = [
-            f"> {short_number(need.low // length)}"
-            if need.tokens is None
-            else short_number(-(-need.tokens // length))
-            for _, _, need in short
-        ]
-    if any(one.saliency is not None for _, one, _ in short):
-        columns["weight"] = [_value(one.mean_weight) for _, one, _ in short]
-        columns["norm"] = [_value(one.mean_output_norm) for _, one, _ in short]
-        columns["product"] = [_value(one.saliency) for _, one, _ in short]
+        columns["sequences"] = [_sequences(one, length) for one in experts]
+    if any(one.saliency is not None for one in experts):
+        columns["weight"] = [_value(one.mean_weight) for one in experts]
+        columns["norm"] = [_value(one.mean_output_norm) for one in experts]
+        columns["product"] = [_value(one.saliency) for one in experts]
         if length:
             del columns["share"]
     table = [(head, *cells) for head, cells in columns.items()]
     return aligned(list(zip(*table, strict=True)))
 
 
-def _need_words(need: Need) -> str:
+def _need_words(expert: ExpertCoverage) -> str:
     """``41k (32k to 55k)``, or ``more than 16M``."""
-    if need.tokens is None or need.high is None:
-        return f"more than {short_number(need.low)}"
-    low, high = short_number(need.low), short_number(need.high)
-    return f"{short_number(need.tokens)} ({low} to {high})"
+    if expert.more_tokens is None:
+        return f"more than {short_number(expert.more_tokens_low)}"
+    low, high = short_number(expert.more_tokens_low), short_number(expert.more_tokens_high)
+    return f"{short_number(expert.more_tokens)} ({low} to {high})"
+
+
+def _sequences(expert: ExpertCoverage, length: int) -> str:
+    if expert.more_tokens is None:
+        return f"> {short_number(expert.more_tokens_low // length)}"
+    return short_number(-(-expert.more_tokens // length))
 
 
 def _value(value: float | None) -> str:
@@ -334,15 +344,15 @@ def _percent(share: float) -> str:
     return f"{share:.2%}" if share >= 1e-4 or not share else f"{share * 100:.1g}%"
 
 
-def _total(needs: Sequence[Need], length: int | None) -> str:
+def _total(short: Sequence[ExpertCoverage], length: int | None) -> str:
     """The further tokens that all of these experts need."""
-    if unseen := [need.low for need in needs if need.tokens is None]:
+    if unseen := [one.more_tokens_low for one in short if one.more_tokens is None]:
         tokens, amount = max(unseen), f"more than {short_number(max(unseen))}"
         experts = plural(len(unseen), "expert was", "experts were")
         head, tail = f"{experts} never chosen: to reach all of them takes", ", if it is possible."
     else:
-        slowest = max(needs, key=lambda need: need.tokens or 0.0)
-        tokens, amount = slowest.tokens or 0.0, _need_words(slowest)
+        slowest = max(short, key=lambda one: one.more_tokens or 0.0)
+        tokens, amount = slowest.more_tokens or 0.0, _need_words(slowest)
         head, tail = "The expert that is farthest behind needs", "."
     sequences = f", {short_number(-(-tokens // length))} sequences of {length:,}" if length else ""
     return f"{head} {amount} further tokens{sequences}{tail}"
@@ -356,35 +366,4 @@ def _wrapped(*paragraphs: str) -> list[str]:
 
 def coverage_json(coverage: Coverage) -> dict[str, Any]:
     """All experts as data; ``schema_version`` is 1, keys may be added."""
-    keys = ("first_step", "last_step", "steps", "sequence_length")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": coverage.run,
-        "min_tokens": coverage.wanted,
-        **{key: getattr(coverage, key) for key in keys},
-        "short": len(coverage.short),
-        "notes": coverage.notes,
-        "layers": [
-            {
-                "layer": layer.router.name,
-                "depth": layer.router.depth,
-                "top_k": layer.router.top_k,
-                "tokens": layer.tokens,
-                "experts": [_expert_json(expert, coverage) for expert in layer.experts],
-            }
-            for layer in coverage.layers
-        ],
-    }
-
-
-def _expert_json(expert: ExpertCoverage, coverage: Coverage) -> dict[str, Any]:
-    need, length = expert.need or Need(0, 0, 0), coverage.sequence_length
-    keys = ("tokens", "share", "mean_weight", "mean_output_norm", "saliency")
-    return {
-        "expert": expert.index,
-        **{key: getattr(expert, key) for key in keys},
-        "more_tokens": need.tokens,
-        "more_tokens_low": need.low,
-        "more_tokens_high": need.high,
-        "more_sequences": need.tokens / length if need.tokens and length else None,
-    }
+    return {"schema_version": 1, **msgspec.to_builtins(coverage)}

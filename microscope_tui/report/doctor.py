@@ -88,7 +88,7 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
 
 
 def layout_of(columns: int, rows: int) -> str:
-    """The layout for a window of this size, in words."""
+    """The layout for a window of this size."""
     if columns < MIN_COLUMNS or rows < MIN_ROWS:
         return f"one line with the state; the table needs {MIN_COLUMNS}x{MIN_ROWS}"
     if rows < ROOMY_ROWS:
@@ -97,7 +97,7 @@ def layout_of(columns: int, rows: int) -> str:
 
 
 def doctor_text(versions: Mapping[str, str], terminal: Terminal) -> str:
-    """The report: one page for users and for bug reports."""
+    """The report on one page."""
     lines = [", ".join(f"{name} {version}" for name, version in versions.items()), ""]
     lines += [f"{label:<12} {value}" for label, value in _facts(terminal)]
     advice = recommended(terminal)
@@ -111,7 +111,6 @@ def doctor_text(versions: Mapping[str, str], terminal: Terminal) -> str:
 
 
 def _facts(terminal: Terminal) -> list[tuple[str, str]]:
-    """What was detected, and why."""
     environment, size, used = terminal.environment, terminal.size, terminal.used
     colours = colours_of(environment)
 

@@ -16,7 +16,6 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.runlog import RouterInfo, RunRecord
 
-SCHEMA_VERSION = 1
 _WIDTH = 96
 _LINE, _INDENT = 86, 12
 Explanation = dict[str, Any]
@@ -71,11 +70,6 @@ def rule_text(one: Explanation) -> str:
         lines += [f"  {label:<9} {wrapped[0]}", *(" " * _INDENT + line for line in wrapped[1:])]
     lines.append(f"  limits    [rules.{one['rule']}] in the config file changes them")
     return "\n".join([*lines, *(" " * _INDENT + limit for limit in limits)])
-
-
-def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
-    """The same as data; the schema is versioned."""
-    return {"schema_version": SCHEMA_VERSION, "rules": list(explanations)}
 
 
 def _silenced_by(name: str) -> list[str]:

@@ -1,9 +1,8 @@
 """Runs as data: tidy tables for pandas or a spreadsheet, and one JSON object with all of a view.
 
 What was not measured is an empty cell, or null. A number that is not finite was measured, and is
-written by its name, as in the run log. The names of the columns are those of the run log too.
-A whole run is one long table: one row per step and router, or per expert. Steps that a restart
-superseded are left out, so the run is read twice: first the step numbers, then the rows.
+written by its name. Steps that a restart superseded are left out, so a run is read twice: first
+the step numbers, then the rows.
 """
 
 import csv
@@ -67,8 +66,8 @@ def view_csv(view: RunView) -> str:
 def view_json(view: RunView, cost: Cost | None = None) -> str:
     """The whole view as one line of JSON, findings with the keys of ``docs/check-json.md``.
 
-    ``schema_version`` is 1: keys may be added. The diagnosis has seen the log up to
-    ``judged_step``; ``tokens_per_expert``, ``load`` and ``expert_bias`` are of ``counts_step``.
+    The diagnosis has seen the log up to ``judged_step``; ``tokens_per_expert``, ``load`` and
+    ``expert_bias`` are of ``counts_step``.
     """
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -143,7 +142,7 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
 
 
 def _scalars(record: StepRecord | None) -> dict[str, Any]:
-    """Values of a step for the whole run; all null before the first step."""
+    """Values of the whole run; all null before the first step."""
     names = [name for name in StepRecord.__struct_fields__ if name not in ("step", "router")]
     values = _values(record, *names) if record else dict.fromkeys(names)
     if values["losses"]:
@@ -152,7 +151,7 @@ def _scalars(record: StepRecord | None) -> dict[str, Any]:
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Row], file: TextIO) -> None:
-    """Write a table with its heads; a spreadsheet runs none of its names as a formula."""
+    """Write a table with its heads."""
     table = csv.writer(file, lineterminator="\n")
     table.writerow(columns)
     table.writerows([_cell(value) for value in row] for row in rows)
@@ -170,21 +169,13 @@ def _cell(value: Cell) -> Cell:
 
 
 def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
-    """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``.
-
-    Raises:
-        OSError, UnknownFormat: it cannot be read, or has another format version.
-    """
+    """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``."""
     for run, entry in surviving_steps(file):
         yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
 
 
 def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
-    """The steps that no restart superseded, each with the header it was written under.
-
-    Raises:
-        OSError, UnknownFormat: as ``rows_of``.
-    """
+    """The steps that no restart superseded, each with the header it was written under."""
     kept = iter(_surviving(file))
     run: RunRecord | None = None
     for entry in entries_of(file):

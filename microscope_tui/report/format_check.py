@@ -1,17 +1,17 @@
 """``moe-microscope check --format-only``: validates a file against the run log format.
 
-For authors of other trainers: one line per problem, in the format of compiler errors, so that an
-editor can jump to it. The file is read as a stream; only the longest line is kept.
+One line per problem, in the format of compiler errors, so that an editor can jump to it. The file
+is read as a stream; only the longest line is kept.
 """
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.lines import plural
+import msgspec
+
 from microscope_tui.report.check import HEALTHY, NO_VERDICT
 from microscope_tui.runlog import (
     ARCHIVE_SUFFIXES,
@@ -22,10 +22,10 @@ from microscope_tui.runlog import (
     Problem,
     is_an_object,
     open_regular_file,
+    plural,
     safe_text,
 )
 
-SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TORN = "skip the torn line until it is whole"
@@ -34,8 +34,7 @@ _KEYS = ("line", "severity", "code", "count", "reason")
 _KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other record"}
 
 
-@dataclass(frozen=True, slots=True)
-class FormatReport:
+class FormatReport(msgspec.Struct, frozen=True):
     """What the format check found in one file."""
 
     path: str
@@ -50,10 +49,9 @@ class FormatReport:
 
 
 def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
-    """Check a log (compressed by gzip or zstd or not), or the folder of one run.
+    """Check a log, compressed or not, or the folder of one run, or ``descriptor`` by this name.
 
-    With a ``descriptor`` that is read instead, and ``path`` is what it is called. What cannot be
-    read is a report with that one problem, never an exception.
+    What cannot be read is a report with that one problem, never an exception.
     """
     if path.is_dir():
         path = path / LOG_NAME
@@ -83,19 +81,18 @@ def format_text(report: FormatReport) -> str:
         for problem in report.problems
     ]
     there = [plural(number, _KINDS[kind]) for kind, number in report.records.items() if number]
-    errors = report.count("error")
-    hints = report.count("hint")
     found = "no problems"
-    if errors or hints:
-        found = f"{plural(errors, 'error')}, {plural(hints, 'hint')}"
+    if report.problems:
+        hints = plural(report.count("hint"), "hint")
+        found = f"{plural(report.count('error'), 'error')}, {hints}"
     counted = f"{plural(report.lines, 'line')}: {', '.join(there) or 'no records'}"
     return "\n".join([*lines, f"{report.path}: {counted}; {found}"])
 
 
 def format_json(report: FormatReport) -> dict[str, Any]:
-    """The machine-readable report; the schema is versioned."""
+    """The report as data; the schema is versioned."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "path": report.path,
         "exit_code": exit_code(report),
         "lines": report.lines,

@@ -17,9 +17,9 @@ def placement_text(study: Study) -> str:
     """The table of the placements, what follows from it, and the verdict."""
     request = study.request
     sizes = [layer.router.num_experts for layer in study.counts.layers]
-    ends = [request.cluster(size) for size in sorted({min(sizes), max(sizes)})]
-    experts = " to ".join(f"{one.experts:,}" for one in ends)
-    each = " to ".join(f"{one.per_rank:,}" for one in ends)
+    ends = sorted({min(sizes), max(sizes)})
+    experts = " to ".join(f"{size:,}" for size in ends)
+    each = " to ".join(f"{(size + request.replicas) // request.ranks:,}" for size in ends)
     copies = f" and {_extra(request.replicas)}" if request.replicas else ""
     fit, score = (f"steps {a:,} to {b:,} ({n:,} counted)" for a, b, n in (study.fit, study.score))
     layers, ranks = plural(len(sizes), "layer"), plural(request.ranks, "rank")

@@ -4,7 +4,6 @@
 print; the bytes of a token that is not text on its own are ``�`` there.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,25 @@ from microscope_tui.report.check import finite
 from microscope_tui.routing import Mismatch, Routing, compare
 from microscope_tui.runlog import encode_record, safe_text
 
-SCHEMA_VERSION = 1
-MOST_TOKENS = 200
+_MOST_TOKENS = 200
 _MOST_CHARACTERS = 256
 _MOST_SWAPS = 100
 
 
 def tokens_json(routing: Routing, layer: int, token: int) -> str:
-    """The choices of the tokens from ``token`` on, at most 200, in one layer.
-
-    Raises:
-        BadRouting: the file is damaged there.
-    """
-    end = min(routing.tokens, token + MOST_TOKENS)
+    """The choices of the tokens from ``token`` on, at most 200, in one layer."""
+    end = min(routing.tokens, token + _MOST_TOKENS)
     ids, slices = routing.token_ids(token, end), routing.slices_of(token, end)
     rows = []
     for at, text in enumerate(routing.text(token, end, _MOST_CHARACTERS)):
         choice = routing.choice(layer, token + at)
+        known = slices[at] < len(routing.slices)
         rows.append(
             {
                 "token": token + at,
                 "text": _text(text),
                 "id": ids[at],
-                "slice": _name(routing, slices[at]),
+                "slice": routing.slices[slices[at]] if known else None,
                 "window": routing.window_of(token + at),
                 "experts": choice.experts,
                 "weights": [finite(weight) for weight in choice.weights],
@@ -67,7 +62,12 @@ def slices_json(routing: Routing, layer: int) -> str:
             "log2_ratios": [cell.ratio for cell in row.cells],
             "beyond_chance": [cell.beyond for cell in row.cells],
             "tokens": [
-                {"id": token_id, "text": _of_id(routing, token_id), "count": count, "lift": lift}
+                {
+                    "id": token_id,
+                    "text": _text(routing.text_of_id(token_id)),
+                    "count": count,
+                    "lift": lift,
+                }
                 for token_id, count, lift in row.lifts
             ],
         }
@@ -79,7 +79,7 @@ def slices_json(routing: Routing, layer: int) -> str:
 def _head(routing: Routing, layer: int) -> dict[str, Any]:
     shape = routing.shape
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "model": routing.model,
         "layer": shape.layer_names[layer],
         "depth": shape.layers[layer],
@@ -89,33 +89,20 @@ def _head(routing: Routing, layer: int) -> dict[str, Any]:
     }
 
 
-def _of_id(routing: Routing, token_id: int) -> str | None:
-    text = routing.text_of_id(token_id)
-    return None if text is None else _text(text)
-
-
-def _text(text: bytes) -> str:
-    return safe_text(text.decode("utf-8", "replace"), _MOST_CHARACTERS)
-
-
-def _name(routing: Routing, number: int) -> str | None:
-    return routing.slices[number] if number < len(routing.slices) else None
+def _text(text: bytes | None) -> str | None:
+    return None if text is None else safe_text(text.decode("utf-8", "replace"), _MOST_CHARACTERS)
 
 
 def compared_probes(a: Path, b: Path) -> Mismatch:
-    """Compare two probes.
-
-    Raises:
-        OSError, BadRouting, NotComparable: cannot be read, is damaged, see ``compare``.
-    """
+    """Compare the probes at two paths."""
     with Routing(a) as first, Routing(b) as second:
         return compare(first, second)
 
 
 def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
-    """As data; ``schema_version`` is 1, keys may be added."""
+    """The comparison as data."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "a": a,
         "b": b,
         "tokens": found.tokens,
@@ -130,7 +117,10 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
                 "choices": layer.compared,
                 "differing": layer.differing,
                 "share": layer.share,
-                "swaps": _swaps(layer.swaps),
+                "swaps": [
+                    {"from": old, "to": new, "times": times}
+                    for (old, new), times in layer.swaps.most_common(_MOST_SWAPS)
+                ],
             }
             for layer in found.layers
         ],
@@ -140,8 +130,3 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
             for m in found.margins
         ],
     }
-
-
-def _swaps(swaps: Counter[tuple[int, int]]) -> list[dict[str, int]]:
-    pairs = swaps.most_common(_MOST_SWAPS)
-    return [{"from": old, "to": new, "times": times} for (old, new), times in pairs]

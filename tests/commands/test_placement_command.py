@@ -80,7 +80,7 @@ def test_a_file_with_two_copies_on_a_rank_is_scored_and_they_are_counted(
     call: Call, log: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "map.json"
-    file.write_text("[0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2]")
+    file.write_text(json.dumps([[0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2]] * 2))
     _, out, _ = call("placement", log, "--ranks", "4", "--check", file)
     assert "8 experts and 4 extra copies on 4 ranks, 3 on each" in out
     (row,) = [line.split() for line in out.splitlines() if line.startswith("file")]

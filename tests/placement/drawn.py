@@ -26,9 +26,14 @@ def fits(draw: st.DrawFn) -> tuple[list[int], Cluster]:
     return draw(st.lists(st.integers(0, most), min_size=size, max_size=size)), cluster
 
 
+def node_size(cluster: Cluster) -> int:
+    """Ranks of a node; of all together where the nodes do not divide the groups."""
+    return cluster.ranks if cluster.groups % cluster.nodes else cluster.ranks // cluster.nodes
+
+
 def groups_are_together(placement: Placement, cluster: Cluster) -> bool:
     """Whether no group is on two nodes, or need not be together."""
     ranks, size = cluster.ranks // cluster.nodes, cluster.experts // cluster.groups
     nodes = [placement[start : start + ranks] for start in range(0, cluster.ranks, ranks)]
     homes = [{expert // size for held in node for expert in held} for node in nodes]
-    return not cluster.hierarchical or sum(map(len, homes)) == cluster.groups
+    return node_size(cluster) == cluster.ranks or sum(map(len, homes)) == cluster.groups

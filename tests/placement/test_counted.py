@@ -25,7 +25,7 @@ def test_steps_that_a_restart_supersedes_are_left_out(write_log: Any) -> None:
     found = read(write_log, header(model=MODEL), *steps, *again)
     assert found.steps.tolist() == [1, 2]
     assert found.layers[0].counts.tolist() == [1, 9, 5, 5]
-    assert [column.tolist() for column in found.layers[0].columns(1, 2)] == [[5], [5]]
+    assert [column.tolist() for column in found.layers[0].columns(range(1, 2))] == [[5], [5]]
 
 
 def test_steps_and_layers_without_counts_are_skipped_and_a_missing_row_is_zero(

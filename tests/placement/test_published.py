@@ -57,7 +57,7 @@ def test_a_group_per_node_and_a_slot_per_rank_keep_the_order_of_experts() -> Non
 def test_every_expert_is_placed_and_every_rank_is_full(fit: tuple[list[int], Cluster]) -> None:
     loads, cluster = fit
     placement = published(loads, cluster)
-    assert [len(held) for held in placement] == [cluster.per_rank] * cluster.ranks
+    assert [len(held) for held in placement] == [cluster.slots // cluster.ranks] * cluster.ranks
     assert min(copies_of(placement, cluster.experts)) >= 1
     assert sum(rank_loads(loads, placement)) == pytest.approx(sum(loads))
     # a power of two scales doubles without rounding

@@ -16,7 +16,7 @@ from microscope_tui.placement import (
     rank_loads,
     refined,
 )
-from tests.placement.drawn import fits, groups_are_together
+from tests.placement.drawn import fits, groups_are_together, node_size
 
 EVEN_NODES_ARE_WORSE = [3, 1, 0, 2, 3, 5, 2, 0, 3, 3, 3, 2]
 DOUBLES_OF_LIGHT_NODES = list(map(int, "501531205123255120124433131"))
@@ -33,7 +33,7 @@ ANOTHER_NODE_IS_BUSIER = [774, 657, 547, 621, 468, 321, 431, 266, 391, 475, 908,
 def test_no_rank_is_busier_than_the_busiest_published_one(fit: tuple[list[int], Cluster]) -> None:
     loads, cluster = fit
     placement, known = refined(loads, cluster), published(loads, cluster)
-    assert [len(held) for held in placement] == [cluster.per_rank] * cluster.ranks
+    assert [len(held) for held in placement] == [cluster.slots // cluster.ranks] * cluster.ranks
     assert min(copies_of(placement, cluster.experts)) >= 1
     assert groups_are_together(placement, cluster)
     busiest, most = max(rank_loads(loads, placement)), max(rank_loads(loads, known))
@@ -48,7 +48,7 @@ def a_swap_parts_doubles(loads: list[int], placement: Placement, cluster: Cluste
     """Whether one within a node would, with no rank busier than the busiest."""
     sizes = [x / n for x, n in zip(loads, copies_of(placement, len(loads)), strict=True)]
     totals = rank_loads(loads, placement)
-    node = cluster.ranks // (cluster.nodes if cluster.hierarchical else 1)
+    node = node_size(cluster)
     return any(
         max(totals[p] - sizes[out] + sizes[back], totals[q] + sizes[out] - sizes[back])
         <= max(totals)

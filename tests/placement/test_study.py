@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from microscope_tui.placement import (
     BadCluster,
     BadWindow,
+    Cluster,
     Request,
     Study,
     contiguous,
@@ -51,7 +52,7 @@ def test_the_curve_of_ageing_shows_how_long_planted_loads_stay() -> None:
     gains = {aged.lag: aged.gain for aged in found.ageing}
 
     def gain(fitted: np.ndarray, scored: np.ndarray) -> float:
-        cluster, today = FOUR.cluster(16), [contiguous(16, 4)] * 12
+        cluster, today = Cluster(experts=16, ranks=4), [contiguous(16, 4)] * 12
         placed = [published(totals.tolist(), cluster) for totals in fitted.sum(0)]
         return balancedness(scored, placed) - balancedness(scored, today)
 

@@ -38,11 +38,11 @@ def news(alerts: Alerts, judged: Judged) -> list[tuple[str, tuple[str, ...]]]:
 
 def test_the_first_look_reports_what_is_active_and_nothing_that_was_over() -> None:
     judged = Judged([episode(0), episode(1, recovered_at=200)])
-    assert news(Alerts(), judged) == [("opened", ("L0",))]
+    assert news(Alerts(CheckRequest()), judged) == [("opened", ("L0",))]
 
 
 def test_every_change_is_reported_once() -> None:
-    alerts, judged = Alerts(), Judged()
+    alerts, judged = Alerts(CheckRequest()), Judged()
     assert news(alerts, judged) == []
     judged.episodes = [episode(0), episode(1)]
     assert news(alerts, judged) == [("opened", ("L0", "L1"))]
@@ -56,7 +56,7 @@ def test_every_change_is_reported_once() -> None:
 
 
 def test_what_opened_and_recovered_between_two_looks_is_reported_as_over() -> None:
-    alerts, judged = Alerts(), Judged()
+    alerts, judged = Alerts(CheckRequest()), Judged()
     news(alerts, judged)
     judged.episodes = [episode(2, recovered_at=200)]
     (alert,) = alerts.news(judged)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def test_what_opened_and_recovered_between_two_looks_is_reported_as_over() -> No
 
 
 def test_what_a_restart_withdrew_is_news_when_it_returns() -> None:
-    alerts, judged = Alerts(), Judged([episode(0)])
+    alerts, judged = Alerts(CheckRequest()), Judged([episode(0)])
     assert news(alerts, judged)
     judged.episodes = []
     assert news(alerts, judged) == []
@@ -95,7 +95,7 @@ def test_what_began_before_the_range_is_not_news() -> None:
 def test_an_alert_is_a_block_and_a_recovery_a_line(
     change: dict[str, Any], first_line: str, lines: int
 ) -> None:
-    alerts, judged = Alerts(), Judged()
+    alerts, judged = Alerts(CheckRequest()), Judged()
     if change:
         judged.episodes = [episode(0)]
     alerts.news(judged)  # type: ignore[arg-type]

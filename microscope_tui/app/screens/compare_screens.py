@@ -21,12 +21,11 @@ from microscope_tui.lines import (
     mismatch,
     pad,
     with_notes,
-    words,
     wrap,
 )
 from microscope_tui.report import compared_probes
 from microscope_tui.routing import FILE_NAME, BadRouting, Mismatch, NotComparable
-from microscope_tui.runlog import Stamp, safe_text, stamp_of
+from microscope_tui.runlog import Stamp, plural, safe_text, stamp_of
 from microscope_tui.watch import Reference, RunView, aligned, pin, pin_at, reference_of
 
 _BRIEF_BELOW_ROWS = 16
@@ -108,7 +107,7 @@ class CompareScreen(RunScreen):
         notes = [
             compare.only_in_reference(view, reference),
             self.filter_note(),
-            words.plural(more, "more layer") if more > 0 else "",
+            plural(more, "more layer") if more > 0 else "",
             layout.table.no_room(", "),
         ]
         self.show("moved", [with_notes(left, notes, columns)])

@@ -36,7 +36,7 @@ from microscope_tui.lines import (
     time_line,
     words,
 )
-from microscope_tui.runlog import safe_text
+from microscope_tui.runlog import plural, safe_text
 from microscope_tui.watch import RunView, pin
 
 
@@ -245,7 +245,7 @@ def _message(session: Session, columns: int) -> list[Line]:
     bad: list[Line] = []
     if watch is not None and watch.defects.count:
         first = watch.defects.first[0] if watch.defects.first else ""
-        bad = [[Span(f"{words.plural(watch.defects.count, 'bad line')}, {first}", "warn")]]
+        bad = [[Span(f"{plural(watch.defects.count, 'bad line')}, {first}", "warn")]]
         how = "repair: moe-microscope check --format-only"
         bad.append([dim("" if watch.file.foreign else how)])
     if session.pipe_ended:

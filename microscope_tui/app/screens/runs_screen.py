@@ -20,6 +20,7 @@ from microscope_tui.lines import (
     run_list,
     with_notes,
 )
+from microscope_tui.runlog import plural
 from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
@@ -94,10 +95,10 @@ class RunsScreen(ListScreen):
 
     def _title(self, layout: Table) -> Line:
         shown, fleet = len(self._cards), self.session.fleet
-        of_all = f" of {self._count:,}" if shown < self._count else ""
+        of_all = f"{shown:,} of " if shown < self._count else ""
         selected = f"   {len(fleet.selected):,} selected" if fleet.selected else ""
         left = [
-            Span(f" {shown:,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
+            Span(f" {of_all}{plural(self._count, 'run')}", "title"),
             Span("   solo" if fleet.solo else selected, "accent"),
             Span(f"   {self.filter_note(30)}" if self.pattern else "", "accent"),
             *_counted(self._cards),
