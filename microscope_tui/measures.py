@@ -10,6 +10,7 @@ unknown, which is 0).
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from operator import mul
 
@@ -215,28 +216,18 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
     Equal loads share their mean rank; NaN where one of the two is constant or not finite.
     """
-    if len(first) < 2 or not all(map(math.isfinite, [*first, *second])):
+    from statistics import StatisticsError, correlation
+
+    if not all(map(math.isfinite, [*first, *second])):
         return math.nan
-    a, b = _ranks(first), _ranks(second)
-    middle = (len(a) + 1) / 2
-    together = math.fsum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
-    spread_a = math.fsum((x - middle) ** 2 for x in a)
-    spread_b = math.fsum((y - middle) ** 2 for y in b)
-    if not spread_a or not spread_b:
+    try:
+        found = correlation(_ranks(first), _ranks(second))
+    except StatisticsError:
         return math.nan
-    return max(-1.0, min(1.0, together / math.sqrt(spread_a * spread_b)))
+    return max(-1.0, min(1.0, found))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
     """The rank of each value from 1 up; equal ones share the mean of theirs."""
-    order = sorted(range(len(values)), key=lambda at: values[at])
-    ranks = [0.0] * len(values)
-    first = 0
-    while first < len(order):
-        last = first
-        while last + 1 < len(order) and values[order[last + 1]] == values[order[first]]:
-            last += 1
-        for at in order[first : last + 1]:
-            ranks[at] = (first + last) / 2 + 1
-        first = last + 1
-    return ranks
+    ordered = sorted(values)
+    return [(bisect_left(ordered, x) + bisect_right(ordered, x) + 1) / 2 for x in values]

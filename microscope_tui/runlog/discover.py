@@ -51,7 +51,7 @@ class RunFile(msgspec.Struct, frozen=True):
     modified: float
     size: int = 0
     inode: tuple[int, int] = (0, 0)
-    """Device and inode: they identify a renamed file."""
+    """Device and inode."""
     foreign: ClassVar[bool] = False
     """Whether another tool wrote it: it is not a run log; see ``microscope_tui.sources``."""
 

@@ -5,7 +5,7 @@ a list of a thousand runs does not read a thousand logs. **All over** (``sample`
 of a history costs as many small reads as the screen has columns, whatever the size of the file:
 seek, skip to the next newline, decode that record without its matrices. **Between** two known lines
 ``read_steps`` reads on, ``surviving_steps`` reads a stretch with restarts in it, and ``find_step``
-narrows a stretch by interpolation until a single read covers what is left.
+halves a stretch until a single read covers what is left.
 """
 
 import os
@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import replace
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.decode import decode_line
@@ -36,7 +35,6 @@ _FIRST_BYTES = 1 << 16
 _READ_BYTES = 1 << 19
 _NEAR_BYTES = 1 << 20
 _LONGEST_LINE = 8 << 20
-_MOST_PROBES = 40
 
 
 class Glance(msgspec.Struct, frozen=True):
@@ -57,9 +55,7 @@ class Glance(msgspec.Struct, frozen=True):
 def glance(path: Path) -> Glance:
     """Read both ends of the log at ``path``; never raises because of its content.
 
-    The plan is that of the newest run record. In a resumed run it is in the middle of the log: if
-    the last step is beyond the first plan, it is searched in the last 4 MB, and an impossible plan
-    is left out.
+    The run record of a resumed run may be in the middle of the log: then the plan is the first one.
     """
     try:
         with opened(path) as file:
@@ -72,7 +68,6 @@ def glance(path: Path) -> Glance:
             if (run := late) is None:
                 first = read_lines_at(file, 0, _END_BYTES, _MOST_END_BYTES).partition(b"\n")[0]
                 run = record if isinstance(record := _record(first), RunRecord) else None
-            run = _with_sound_plan(run, last, file, identity.size)
             before = steps[0] if len(steps) == 2 else None
             step_time = seconds_between(before, last) if last is not None else None
             return Glance(run, last, step_time, end, identity=identity)
@@ -80,21 +75,6 @@ def glance(path: Path) -> Glance:
         return Glance(error=str(error))
     except OSError as error:
         return Glance(error=error.strerror or str(error))
-
-
-def _with_sound_plan(
-    run: RunRecord | None, last: StepRecord | None, file: int, size: int
-) -> RunRecord | None:
-    """``run``, or the newest run record of the log where the last step is beyond its plan."""
-    if run is None or last is None or last.step <= (run.planned_steps or last.step):
-        return run
-    start = max(0, size - _MOST_END_BYTES)
-    lines = os.pread(file, size - start, start).split(b"\n")
-    headers = (_record(line) for line in reversed(lines) if b'"run"' in line)
-    run = next((record for record in headers if isinstance(record, RunRecord)), run)
-    return (
-        run if last.step <= (run.planned_steps or last.step) else replace(run, planned_steps=None)
-    )
 
 
 def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
@@ -289,25 +269,15 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
     """
     with opened(path) as file:
         low, high = start, end
-        low_step: int | None = None
-        high_step: int | None = None
-        for _ in range(_MOST_PROBES):
-            if high - low <= _NEAR_BYTES:
-                break
-            share = 0.5
-            if low_step is not None and high_step is not None and high_step > low_step:
-                share = (step - low_step) / (high_step - low_step)
-            # Never so close to an end that nothing is won.
-            middle = low + int((high - low) * min(0.9, max(0.1, share)))
+        while high - low > _NEAR_BYTES:
+            middle = (low + high) // 2
             probe = _step_after(file, middle, high)
             if probe is None:  # no step begins between there and the end
                 high = middle
-                continue
-            at, found = probe
-            if found <= step:
-                low, low_step = at, found
+            elif probe[1] <= step:
+                low = probe[0]
             else:
-                high, high_step = middle, found
+                high = middle
     best = None
     for entry in read_steps(path, run, low, high + _LONGEST_LINE):
         if entry.record.step > step or (best and entry.record.step < best.record.step):

@@ -97,11 +97,9 @@ class _Course(NamedTuple):
     age_s: float | None
 
 
-def _glanced(
-    run: RunFile, seen: Seen | None, verdict: Verdict | None, now: float | None
-) -> _Course:
+def _glanced(run: RunFile, seen: Seen | None, verdict: Verdict | None) -> _Course:
     found = seen.ends if seen is not None else Glance()
-    age = age_of(run.modified, now, seen.changed_at if seen is not None else None)
+    age = age_of(run.modified, changed_at=seen.changed_at if seen is not None else None)
     state = state_of(
         age,
         deleted=False,
@@ -115,9 +113,7 @@ def _glanced(
     return _Course(found.last, planned, found.end, found.error, state, age)
 
 
-def _followed(
-    watch: RunWatch, glanced: _Course, now: float | None
-) -> tuple[_Course, Verdict | None]:
+def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | None]:
     """What following the run shows, where it has read more than the last glance; its verdict."""
     with watch.lock:
         verdict = verdict_on(watch) if watch.diagnosis is not None else None
@@ -126,7 +122,7 @@ def _followed(
             return glanced._replace(error=error), verdict
         planned = watch.run.planned_steps if watch.run is not None else None
         last = watch.latest.record
-        return _Course(last, planned, watch.shown.end, error, *watch.state(now)), verdict
+        return _Course(last, planned, watch.shown.end, error, *watch.state()), verdict
 
 
 MOST_FOLLOWED = 8
@@ -207,8 +203,6 @@ class Fleet:
         took = time.monotonic() - started
         self._next_search = started + max(_RESCAN_S, took / _RESCAN_SHARE)
         changed = list(runs) != list(self.runs)
-        if self.open is not None and self.open.source.deleted:
-            changed |= self._find_renamed(runs)
         with self.lock:
             self.runs = runs
             here = {run.path for run in runs}
@@ -351,7 +345,7 @@ class Fleet:
             watch.conclude_if_over()
             self._keep(watch.path, identity, verdict_on(watch), cached=True)
 
-    def cards(self, now: float | None = None) -> list[RunCard]:
+    def cards(self) -> list[RunCard]:
         """Every run as of the last glance, newest first."""
         with self.lock:
             runs = self.runs
@@ -360,16 +354,14 @@ class Fleet:
             if self.open is not None:
                 followed[self.open.path] = self.open
                 runs = [self.open.file] if self.piped else runs  # its header came with the log
-        return [self._card(run, glances.get(run.path), followed.get(run.path), now) for run in runs]
+        return [self._card(run, glances.get(run.path), followed.get(run.path)) for run in runs]
 
-    def _card(
-        self, run: RunFile, seen: Seen | None, watch: RunWatch | None, now: float | None
-    ) -> RunCard:
+    def _card(self, run: RunFile, seen: Seen | None, watch: RunWatch | None) -> RunCard:
         """The card of ``run``, from the last glance at it and from following it."""
         verdict = self._verdict(run.path, seen.ends.identity if seen is not None else None)
-        course = _glanced(run, seen, verdict, now)
+        course = _glanced(run, seen, verdict)
         if watch is not None:
-            course, verdict = _followed(watch, course, now)
+            course, verdict = _followed(watch, course)
         elif seen is None or run.is_read_whole:
             # Not read yet; or an archive, whose end is unknown before it is unpacked.
             course = course._replace(state=RunState.ARCHIVED if seen else RunState.UNKNOWN)
@@ -441,15 +433,6 @@ class Fleet:
                 self._keep_verdict(watch)
         with self.lock:
             self._beside = chosen
-
-    def _find_renamed(self, runs: Sequence[RunFile]) -> bool:
-        """The open log was moved: continue at the new path of the same file."""
-        assert self.open is not None
-        for run in runs:
-            if run.inode != (0, 0) and run.inode == self.open.file.inode:
-                self.open.relocate(run)
-                return True
-        return False
 
     def may_switch(self, following: bool) -> bool:
         """Whether a newer run may be opened automatically: nothing is lost by leaving this one."""

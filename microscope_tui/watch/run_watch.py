@@ -4,7 +4,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from enum import Enum, auto
 from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria, Diagnosis
@@ -39,19 +38,6 @@ LONG_BYTES = 64 << 20
 _MOST_WAITING = 4 << 20  # bytes that the second process has not taken yet
 _LISTEN_S = 0.02
 _MOST_OF_A_LINE = 1 << 20
-
-
-class _SecondState(Enum):
-    """Where the second process is, compared with the scan of the same log."""
-
-    JUDGING = auto()
-    """It has not judged all that it was given."""
-    GROWN = auto()
-    """The scan has read more of the file than it was given."""
-    SHRUNK = auto()
-    """The file ends before what it was given."""
-    LEVEL = auto()
-    """It has judged what the scan has read."""
 
 
 class RunWatch:
@@ -254,11 +240,6 @@ class RunWatch:
         while self.unread:
             self.advance()
 
-    def relocate(self, file: RunFile) -> None:
-        """Continue under a new name after the log was renamed."""
-        self.file = file
-        self.source.path = file.path
-
     def close(self) -> None:
         """End the second process, if there is one. What was read stays."""
         if self._second is not None:
@@ -330,7 +311,7 @@ class RunWatch:
         if self.complete or self._scan_pending or not self.source.exhausted:
             return False
         if self.source.deleted and self.source.offset < self.source.size:
-            return False  # its unread part may reappear under another name
+            return False  # a sample shows more of it
         with self.lock:
             self.complete = True
             self._overview = None
@@ -368,31 +349,30 @@ class RunWatch:
             answer = second.exchange(timeout_s)
         except Ended as error:
             self.judged_again = self.judged_again or str(error)
-            if not self.source.deleted:  # else what was read stays, and it may reappear
+            if not self.source.deleted:  # else what was read stays
                 self._read_again()
             return
         if answer is not None:
             with self.lock:
                 self._judge = answer
                 self.version += 1
-        match self._second_state(second):
-            case _SecondState.JUDGING if at_end and not self._is_file:
-                second.ask()
-            case _SecondState.GROWN if (
-                not self.source.deleted
-            ):  # it may reappear under another name
-                second.judge_file(self.source.path, self.source.offset)
-            case _SecondState.SHRUNK if at_end and not self.source.deleted:
-                self._read_again()  # it shrank before the scan began
-            case _SecondState.LEVEL if at_end:
-                self._take_over(second)
+        self._keep_busy(second, at_end)
 
-    def _second_state(self, second: SecondProcess) -> _SecondState:
+    def _keep_busy(self, second: SecondProcess, at_end: bool) -> None:
+        """Give it what the scan has read beyond it; take over once it is level with the scan."""
+        ahead = self.source.offset - second.sent if self._is_file else 0
         if self._judge.offset < second.sent:
-            return _SecondState.JUDGING
-        if not self._is_file or self.source.offset == second.sent:
-            return _SecondState.LEVEL
-        return _SecondState.GROWN if self.source.offset > second.sent else _SecondState.SHRUNK
+            if at_end and not self._is_file:
+                second.ask()
+        elif ahead > 0:
+            if not self.source.deleted:
+                second.judge_file(self.source.path, self.source.offset)
+        elif not at_end:
+            return
+        elif ahead == 0:
+            self._take_over(second)
+        elif not self.source.deleted:
+            self._read_again()  # it shrank before the scan began
 
     def _take_over(self, second: SecondProcess) -> None:
         """Judge here from now on."""

@@ -217,6 +217,7 @@ class Scan:
         step = entry.record.step
         if run is None or history is None:
             return
+        holds = min(step - 1, self._course.last_step)  # earlier steps, up to here
         cut = self._course.take(entry)
         if self._course.repeats:
             raise RepeatedStep(f"step {step:,} again: two writers?")
@@ -228,8 +229,8 @@ class Scan:
             self.intervals.append(duration)
         self.latest = entry
         for kept in (self.recent, self.counted):
-            while kept and kept[-1].record.step >= step:
-                kept.pop()  # counted after the restart point
+            while kept and kept[-1].record.step > holds:
+                kept.pop()
         if entry.has_counts:
             self.recent.append(entry)
             self.counted.append(copy(entry))

@@ -143,19 +143,6 @@ def test_a_long_torn_line_is_read_once_not_at_every_look(path: Path, reads: list
     assert [len(line) for line in reader.look_until_exhausted()] == [3, (3 << 20) + 1]
 
 
-def test_a_renamed_file_is_followed_without_reading_it_again(path: Path) -> None:
-    path.write_bytes(b"one\n")
-    reader = Reader(Tail(path))
-    reader.look()
-    moved = path.rename(path.with_name("better-name.jsonl"))
-    reader.look()
-    assert reader.source.deleted
-    append(moved, b"two\n")
-    reader.source.path = moved
-    assert reader.look_until_exhausted() == [b"one", b"two"]
-    assert (reader.restarts, reader.source.deleted) == (0, False)
-
-
 @pytest.fixture
 def locked(path: Path) -> Iterator[Path]:
     path.write_bytes(b"one\n")

@@ -58,6 +58,7 @@ def live_through(story: list[tuple[str, int]], log: Log, watch: RunWatch, slice_
 
 @thoroughly
 @given(STORIES, SLICES, HOLD_S)
+@example([("steps", 0), ("resume", 1), ("steps", 641), ("truncate", 416)], 1000, 0.008)
 def test_a_follower_ends_with_the_state_of_a_fresh_reader(
     story: list[tuple[str, int]], slice_bytes: int, hold_s: float
 ) -> None:

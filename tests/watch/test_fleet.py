@@ -166,22 +166,6 @@ def test_a_huge_log_does_not_starve_the_live_ones(
     assert cards(fleet)["huge"].step == 30_000
 
 
-def test_the_open_run_goes_on_when_its_folder_is_renamed(tmp_path: Path) -> None:
-    path = write(tmp_path, "before", steps=60, finished=False)
-    fleet = fleet_of(tmp_path)
-    watch = opened(fleet)
-    path.parent.rename(tmp_path / "after")
-    fleet.turn()
-    read_all(fleet)
-    assert watch.file.name == "after"
-    assert watch.generation == 0
-    with (tmp_path / "after" / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"kind":"step","step":61,"tokens":512}\n')
-    read_all(fleet)
-    view = view_of(watch)
-    assert (view.step, view.state) == (61, "live")
-
-
 def test_a_run_that_is_deleted_leaves_the_list_and_stays_on_the_screen(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False)
     fleet = fleet_of(tmp_path)
