@@ -124,10 +124,6 @@ def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
         flag: The option that named it.
         instead: Advice if the file cannot be read or is not text.
     """
-    if path.is_dir():
-        raise UsageError(f"{flag} {path} is a folder: name one text file in it.")
-    if not path.exists():
-        raise UsageError(f"{flag} {path} does not exist: name a UTF-8 text file, or omit it.")
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:

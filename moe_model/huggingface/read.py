@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,7 +35,7 @@ from moe_model import (
     shown,
     without_code,
 )
-from moe_model.huggingface.config import CONFIG, HuggingFaceError, Published, read_config
+from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -97,23 +97,6 @@ def copies(config: ModelConfig) -> dict[str, str]:
     return repeated
 
 
-def interleave(name: str, weight: Tensor, config: ModelConfig) -> None:
-    """Reorder the rotary rows of our tensor ``name``, if any, from halves to pairs, in place.
-
-    If ``rope_interleave`` is false, dimension i pairs with dimension i + d/2; here 2i pairs with
-    2i + 1. Queries and keys change in the same way, so their products are unchanged.
-    """
-    if name.endswith((".q_proj.weight", ".q_b_proj.weight")):
-        heads_HdX = weight.view(config.num_attention_heads, config.qk_head_dim, -1)
-    elif ".kv_a_proj_with_mqa." in name:  # its bias too
-        heads_HdX = weight.view(1, len(weight), -1)
-    else:
-        return
-    rotary_HrX = heads_HdX[:, -config.qk_rope_head_dim :]
-    halves_H2rX = rotary_HrX.reshape(len(rotary_HrX), 2, -1, rotary_HrX.shape[-1])
-    rotary_HrX.copy_(halves_H2rX.transpose(1, 2).reshape(rotary_HrX.shape))
-
-
 GENERATION_CONFIG = "generation_config.json"
 
 INDEX = "model.safetensors.index.json"
@@ -132,7 +115,8 @@ def load_pretrained(
         dtype: Data type of the weights in memory; routers stay fp32.
 
     Raises:
-        HuggingFaceError: If it is not such a folder, or has another architecture.
+        HuggingFaceError: If it is not such a folder, has another architecture, or a tensor is
+            missing, unknown, of another shape, or not finite.
     """
     if not folder.is_dir():
         raise HuggingFaceError(
@@ -140,14 +124,6 @@ def load_pretrained(
         )
     published = read_config(inside(folder, CONFIG))
     tokenizer = read_tokenizer(folder, published.config.vocab_size)
-    return read_weights(folder, published, dtype), tokenizer
-
-
-def read_weights(
-    folder: Path, published: Published, dtype: torch.dtype = torch.float32
-) -> LanguageModel:
-    """The model of ``folder`` in evaluation mode, weights in ``dtype``, routers in fp32;
-    ``HuggingFaceError`` if a tensor is missing, unknown, of another shape, or not finite."""
     source = PublishedTensors(folder, published.fp8_block)
     config = _with_what_is_there(published.config, source.names())
     model = _unfilled(config, dtype)
@@ -156,14 +132,12 @@ def read_weights(
     with torch.no_grad():
         state = model.state_dict()
         for name in now_and_then(state, "read", "tensors"):
-            found = list(_parts(name, source, config))
+            found = list(parts(name, config))
             for part in found:
                 state[name][part.place].copy_(source.read(part.name))
             if not found:  # the bias of a router that has none
                 state[name].zero_()
-            if not published.interleaved:
-                interleave(name, state[name], config)
-    return model.eval()
+    return model.eval(), tokenizer
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
@@ -231,18 +205,11 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
     return model
 
 
-def _parts(name: str, source: PublishedTensors, config: ModelConfig) -> Iterable[Part]:
-    """The parts in these files, which may have stacked experts, as transformers 5 in memory."""
-    apart = list(parts(name, config))
-    stacked = published_name(name, config)
-    return [Part(stacked, ())] if apart and stacked in source.names() else apart
-
-
 def _check(source: PublishedTensors, model: LanguageModel) -> None:
     """Check that every tensor of ``model`` exists in its shape, and that no other weights do."""
     wanted: set[str] = set()
     for name, tensor in model.state_dict().items():
-        for part in _parts(name, source, model.config):
+        for part in parts(name, model.config):
             source.require(part.name, tuple(tensor[part.place].shape))
             wanted.add(part.name)
     for copy, original in copies(model.config).items():

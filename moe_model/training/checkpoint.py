@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -109,9 +109,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
             target = self.folder / f"step-{step:08d}"
             again = 1
-            while os.path.lexists(
-                target
-            ):  # left by steps that a resume from an earlier one discarded
+            while os.path.lexists(target):  # left by steps that an earlier resume discarded
                 again += 1
                 target = self.folder / f"step-{step:08d}-{again}"
             with fresh_folder(target) as partial:
@@ -221,12 +219,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def has_training_state(folder: Path) -> bool:
     """Whether a checkpoint has more than weights; an imported model has only weights."""
-    return (folder / TRAINING_STATE).exists() or is_sharded(folder)
-
-
-def is_sharded(folder: Path) -> bool:
-    """Whether :func:`save_shards` wrote to ``folder``."""
-    return any(folder.glob(_SHARDS))
+    return (folder / TRAINING_STATE).exists() or any(folder.glob(_SHARDS))
 
 
 def save_shards(
@@ -395,7 +388,7 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
         try:
             checkpoint = read_checkpoint(path)
             if has_training_state(checkpoint.folder):
-                read_state(checkpoint)
+                read_progress(checkpoint)
             return checkpoint
         except CheckpointError as error:
             if place + 1 == len(found):
@@ -439,21 +432,13 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
             )
 
 
-class SavedState(NamedTuple):
-    """The run's entries in ``checkpoint.json``, validated: the file is not trusted."""
-
-    progress: Progress
-    drawn: int
-    order: list[Any]
-    loss_scale: dict[str, Any]
-    sequences_per_step: int
-
-
-def read_state(checkpoint: Checkpoint) -> SavedState:
-    """The state of the run in ``checkpoint``; ``CheckpointError`` if it is invalid."""
+def read_progress(checkpoint: Checkpoint) -> Progress:
+    """The progress in ``checkpoint``; ``CheckpointError`` if this or another of the run's entries
+    in ``checkpoint.json`` is invalid: the file is not trusted."""
     plain = checkpoint.description
     try:
-        data = plain["data"]
+        count("data.sequences", plain["data"]["sequences"])
+        count("sequences_per_step", plain["sequences_per_step"])
         scale = plain["loss_scale"]
         for name in ("scale", "growth_factor", "backoff_factor"):
             if scale and not 0 < number(f"loss_scale.{name}", scale[name]) < MOST_LOSS_SCALE:
@@ -461,13 +446,7 @@ def read_state(checkpoint: Checkpoint) -> SavedState:
         for name in ("growth_interval", "_growth_tracker"):
             if scale:
                 count(f"loss_scale.{name}", scale[name])
-        return SavedState(
-            progress=Progress.from_dict(plain["progress"], checkpoint.step),
-            drawn=count("data.sequences", data["sequences"]),
-            order=list(data["order"]),
-            loss_scale=dict(scale),
-            sequences_per_step=count("sequences_per_step", plain["sequences_per_step"]),
-        )
+        return Progress.from_dict(plain["progress"], checkpoint.step)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
@@ -483,27 +462,27 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             "starts from them at step 1."
         )
         return
-    saved = read_state(checkpoint)
-    progress = saved.progress
+    progress = read_progress(checkpoint)
+    plain = checkpoint.description
     load_shards(checkpoint.folder, optimizer_state(run.model, run.optimizer))
-    if run.scaler.is_enabled() and saved.loss_scale:
-        run.scaler.load_state_dict(saved.loss_scale)
+    if run.scaler.is_enabled() and plain["loss_scale"]:
+        run.scaler.load_state_dict(plain["loss_scale"])
     if not run.is_newest:
         # This run has no checkpoint of this state yet.
         progress.saved_step = None
-    order = saved.order
-    if order != run.data_order or checkpoint.folder.parent != run.folder.resolve():
+    same_data = plain["data"].get("order") == run.data_order
+    if not same_data or checkpoint.folder.parent != run.folder.resolve():
         progress.best_loss = math.inf  # it was measured on another text, or belongs to another run
     # Multi-token prediction, whose routers come last, may have been enabled now.
     routers = len(run.model.routers)
     progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
-    before, now = saved.sequences_per_step, run.sequences_per_step
+    before, now = plain["sequences_per_step"], run.sequences_per_step
     if before != now:
         run.world.say(f"a step now has {now} sequences; it had {before} before.")
-    if order == run.data_order:
-        run.batches.drawn = saved.drawn
+    if same_data:
+        run.batches.drawn = plain["data"]["sequences"]
     else:
         run.world.say(
             "the text, --seq-len or --seed differ from the checkpoint: the text is read from "

@@ -21,8 +21,8 @@ from torch import Tensor
 from moe_model import Tokenizer, UsageError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-"""Same names and arithmetic, as long as sliding windows are off; Qwen2 also has biases."""
-_NORMED = ("Qwen3ForCausalLM",)
+"""Same names and arithmetic, as long as sliding windows are off; Qwen2 also has biases. Latent
+attention cannot express Qwen3, which normalises queries and keys per head before rotation."""
 _BATCH = 8
 
 _WINDOW = 256
@@ -57,11 +57,9 @@ def read_llama(folder: Path) -> Any:
     none, it is damaged or incomplete, or it is not exactly a Llama."""
     architecture = _architecture(folder)
     if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin"))
         raise UsageError(
-            f"{folder} has no *.safetensors"
-            + (", only pickled weights, which are not read" if pickled else "")
-            + ": save the model with save_pretrained, which writes safetensors."
+            f"{folder} has no *.safetensors: pickled weights are not read; save the model with "
+            "save_pretrained, which writes safetensors."
         )
     import transformers  # slow
 
@@ -110,16 +108,9 @@ def _architecture(folder: Path) -> str:
         ) from error
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is not a model config ({error}): use another copy.") from error
-    why = "is not supported"
-    if name in _NORMED:
-        why = (
-            "normalises queries and keys per head (q_norm, k_norm) before rotation. Latent "
-            "attention cannot represent this: its rotary key is a linear function of the normed "
-            "stream, and the norm of its queries is shared by all heads"
-        )
     if name not in ARCHITECTURES:
         raise UsageError(
-            f"{path} has architecture {name}, which {why}: choose a checkpoint of "
+            f"{path} has architecture {name}, which is not supported: choose a checkpoint of "
             f"{' or '.join(ARCHITECTURES)}."
         )
     if "quantization_config" in plain:
@@ -140,9 +131,6 @@ def _refuse_what_differs(config: Any, folder: Path) -> None:
             rope.get("partial_rotary_factor") not in (None, 1.0)
         ),
         f"sliding_window={window}": window and window < config.max_position_embeddings,
-        f"num_attention_heads={config.num_attention_heads} for num_key_value_heads="
-        f"{config.num_key_value_heads}": config.num_attention_heads % config.num_key_value_heads,
-        f"head_dim={config.head_dim}": config.head_dim % 2,
     }
     if wrong := [reason for reason, applies in reasons.items() if applies]:
         raise UsageError(

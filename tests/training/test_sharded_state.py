@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from moe_model import CheckpointError
-from moe_model.training.checkpoint import is_sharded, load_shards, save_shards
+from moe_model.training.checkpoint import has_training_state, load_shards, save_shards
 from tests.training.ranks import wrong_bits
 
 
@@ -47,8 +47,8 @@ def test_two_ranks_write_a_file_each_and_nothing_that_is_pickled(shards: Path) -
         with safe_open(shards / name, "pt") as file:
             rows.append(file.get_slice("optimizer.embed_tokens.weight.exp_avg").get_shape()[0])
     assert sorted(rows) == [14, 15]
-    assert is_sharded(shards)
-    assert not is_sharded(shards.parent)
+    assert has_training_state(shards)
+    assert not has_training_state(shards.parent)
 
 
 def test_one_process_without_any_group_reads_the_shards_of_two_bit_for_bit(
