@@ -17,7 +17,7 @@ from moe_model import Router, Routing
 RATE = 1e-3
 
 
-def biased_forward(self: Router, x_TD: Tensor) -> Routing:
+def biased_forward(self: Router, x_TD: Tensor, valid_T: Tensor | None = None) -> Routing:
     with torch.autocast(x_TD.device.type, enabled=False):
         logits_TE = F.linear(x_TD.float(), self.weight.float()) + self.expert_bias
     scores_TE = logits_TE.softmax(dim=-1)

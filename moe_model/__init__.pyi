@@ -23,6 +23,7 @@ from .command import (
     STOPPED_ON_COLLAPSE as STOPPED_ON_COLLAPSE,
     USAGE as USAGE,
     UsageError as UsageError,
+    choose_device as choose_device,
     need_packages as need_packages,
     plain_text as plain_text,
     python_docs as python_docs,
@@ -50,6 +51,7 @@ from .model import (
     MixtureOfExperts as MixtureOfExperts,
     ModelOutput as ModelOutput,
     summed_cross_entropy as summed_cross_entropy,
+    valid_ahead as valid_ahead,
 )
 from .router import Router as Router, Routing as Routing
 from .sampling import SamplingRules as SamplingRules

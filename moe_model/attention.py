@@ -52,6 +52,12 @@ def rotary_table(
     Positions are whole numbers up to 2^24, so that fp32 holds them exactly.
     """
     position_S = torch.arange(start, start + positions, dtype=torch.float32, device=device)
+    return rotary_table_at(config, position_S)
+
+
+def rotary_table_at(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for any positions ``(S,)`` or ``(B, S)``: one more dimension, fp32."""
+    device = position.device
     even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
     frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
     amplitude = 1.0
@@ -62,7 +68,7 @@ def rotary_table(
         amplitude = numerator / mscale(scaling.factor, scaling.mscale_all_dim)
     elif scaling is not None:
         frequency = slowed_as_in_llama3(frequency, scaling)
-    angles = position_S.unsqueeze(-1) * frequency
+    angles = position.float().unsqueeze(-1) * frequency
     return angles.cos() * amplitude, angles.sin() * amplitude
 
 
@@ -134,22 +140,26 @@ class MultiHeadLatentAttention(nn.Module):
         x_BSD: Tensor,
         rotary: tuple[Tensor, Tensor],
         remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
     ) -> Tensor:
         """Attend from every position to itself and the past; returns ``(B, S, D)``.
 
         Args:
             rotary: Angles of these S positions.
             remember: Appends to a cache, if there is one.
+            visible_BSN: See :func:`visible_tokens`; ``None`` for the whole past.
         """
         config = self.config
         tokens = x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
         past = 0
-        if remember is not None:
+        if remember is not None or visible_BSN is not None:
             k_turned = rotate(k_rope.unsqueeze(2), rotary).squeeze(2)
-            entries_BNW = remember(torch.cat((latent_BSR, k_turned), dim=-1)).to(x_BSD.dtype)
+            entries_BNW = torch.cat((latent_BSR, k_turned), dim=-1)
+            if remember is not None:
+                entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
-        if past == 0:
+        if past == 0 and visible_BSN is None:
             expanded = self._expand(latent_BSR)
             scale = softmax_scale(config)
             k_BHSd, v_BHSv = keys_and_values(expanded, k_rope, rotary, config.v_head_dim)
@@ -158,15 +168,11 @@ class MultiHeadLatentAttention(nn.Module):
         else:
             q_turned = rotate(q_BSHd[..., config.qk_nope_head_dim :], rotary)
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
-            visible_SN = None
-            if tokens > 1:
-                allowed_SN = torch.ones(
-                    tokens, past + tokens, dtype=torch.bool, device=x_BSD.device
-                )
-                visible_SN = allowed_SN.tril(past)
-            cheaper = absorbing_is_cheaper(config, tokens)
+            if visible_BSN is None and tokens > 1:
+                visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
+            cheaper = past > 0 and absorbing_is_cheaper(config, tokens)
             attend = self._absorbed if cheaper else self._over_the_past
-            out_BSHv = attend(q_BSHd, entries_BNW, visible_SN)
+            out_BSHv = attend(q_BSHd, entries_BNW, visible_BSN)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
 
@@ -199,10 +205,10 @@ class MultiHeadLatentAttention(nn.Module):
         return torch.cat((query, key_value))
 
     def _over_the_past(
-        self, q_BSHd: Tensor, entries_BNW: Tensor, visible_SN: Tensor | None
+        self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None
     ) -> Tensor:
         """Materialised attention: expand all N latents; the S queries are the last of the N
-        tokens. ``visible_SN`` is true where one may attend; ``None`` for everywhere."""
+        tokens."""
         R = self.config.kv_lora_rank
         k_nope, v_BNHv = torch.split(
             self._expand(entries_BNW[..., :R]),
@@ -215,7 +221,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd.transpose(1, 2),
             k_BNHd.transpose(1, 2),
             v_BNHv.transpose(1, 2),
-            attn_mask=visible_SN,
+            attn_mask=None if visible_BSN is None else visible_BSN.unsqueeze(1),
             scale=softmax_scale(self.config),
         )
         return out_BHSv.transpose(1, 2)
@@ -226,7 +232,7 @@ class MultiHeadLatentAttention(nn.Module):
         width = self.config.qk_nope_head_dim + self.config.v_head_dim
         return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, width)
 
-    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_SN: Tensor | None) -> Tensor:
+    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
         """Absorbed attention: score the latents with projected queries."""
         config = self.config
         R = self.config.kv_lora_rank
@@ -239,8 +245,8 @@ class MultiHeadLatentAttention(nn.Module):
         q_latent = torch.einsum("bshn,hnr->bshr", q_nope, up_key_HnR)
         q_BSHW = torch.cat((q_latent, q_rope.to(q_latent.dtype)), dim=-1)
         scores_BSHN = torch.einsum("bshw,bnw->bshn", q_BSHW, entries_BNW) * softmax_scale(config)
-        if visible_SN is not None:
-            scores_BSHN = scores_BSHN.masked_fill(~visible_SN.unsqueeze(1), float("-inf"))
+        if visible_BSN is not None:
+            scores_BSHN = scores_BSHN.masked_fill(~visible_BSN.unsqueeze(2), float("-inf"))
         share_BSHN = scores_BSHN.float().softmax(dim=-1).to(entries_BNW.dtype)
         context_BSHR = torch.einsum("bshn,bnr->bshr", share_BSHN, entries_BNW[..., :R])
         return torch.einsum("bshr,hvr->bshv", context_BSHR, up_value_HvR)
@@ -254,6 +260,28 @@ def absorbing_is_cheaper(config: ModelConfig, queries: int) -> bool:
     """
     absorbed = queries * (2 * config.kv_lora_rank + config.qk_rope_head_dim)
     return absorbed <= config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim)
+
+
+def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
+    """True where one of the last ``queries`` tokens may attend: ``(S, N)``."""
+    allowed_SN = torch.ones(queries, tokens, dtype=torch.bool, device=device)
+    return allowed_SN.tril(tokens - queries)
+
+
+def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
+    """True where one of the last ``queries`` tokens may attend: ``(B, S, N)``.
+
+    A token may attend to real tokens up to its own position, and always to itself: the softmax of a
+    padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
+
+    Args:
+        valid_BN: False for padding.
+        queries: The S last of the N tokens.
+    """
+    tokens = valid_BN.shape[1]
+    causal_SN = causal_mask(queries, tokens, valid_BN.device)
+    itself_SN = causal_SN.triu(tokens - queries)
+    return causal_SN & (valid_BN.unsqueeze(1) | itself_SN)
 
 
 class LatentCache:
@@ -278,6 +306,8 @@ class LatentCache:
         depth = config.num_hidden_layers if layers is None else layers
         self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
         self.used = 0
+        self.valid_BN: Tensor | None = None
+        """False for padding; ``None`` as long as no sequence had any."""
 
     def __len__(self) -> int:
         """Capacity in tokens."""
@@ -296,6 +326,21 @@ class LatentCache:
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
+
+    def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
+        """Append the padding mask of S new tokens, ``None`` for no padding; return the whole mask.
+
+        Returns:
+            ``(B, used + S)``, a view; ``None`` if there is no padding at all.
+        """
+        end = self.end_of(tokens)
+        if self.valid_BN is None:
+            if valid_BS is None:
+                return None
+            shape = self.entries_LBNW.shape[1:3]
+            self.valid_BN = torch.ones(shape, dtype=torch.bool, device=self.entries_LBNW.device)
+        self.valid_BN[:, self.used : end] = True if valid_BS is None else valid_BS
+        return self.valid_BN[:, :end]
 
     def end_of(self, tokens: int) -> int:
         """The end position of ``tokens`` more; ``ValueError`` if they do not fit."""

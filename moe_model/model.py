@@ -28,6 +28,8 @@ from moe_model.attention import (
     MultiHeadLatentAttention,
     Remember,
     rotary_table,
+    rotary_table_at,
+    visible_tokens,
 )
 from moe_model.config import ModelConfig
 from moe_model.experts import Experts, FeedForward
@@ -51,9 +53,9 @@ class MixtureOfExperts(nn.Module):
             FeedForward(config.hidden_size, shared_width) if shared_width else None
         )
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> tuple[Tensor, Routing]:
         x_TD = x_BSD.flatten(0, 1)
-        routing = self.router(x_TD)
+        routing = self.router(x_TD, None if valid_BS is None else valid_BS.flatten())
         y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.weights_TK)
         if self.shared_experts is not None:
             y_TD = y_TD + self.shared_experts(x_TD)
@@ -75,16 +77,21 @@ class DecoderLayer(nn.Module):
             self.mlp = MixtureOfExperts(config)
 
     def forward(
-        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], remember: Remember | None = None
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        valid_BS: Tensor | None = None,
+        remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the stream, followed by the fields of a ``Routing`` if this layer has a router.
 
         Every kind of activation checkpointing supports a flat tuple of tensors.
         """
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember)
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember, visible_BSN)
         y_BSD = self.post_attention_layernorm(x_BSD)
         if isinstance(self.mlp, MixtureOfExperts):
-            y_BSD, routing = self.mlp(y_BSD)
+            y_BSD, routing = self.mlp(y_BSD, valid_BS)
             return (x_BSD + y_BSD, *routing)
         return (x_BSD + self.mlp(y_BSD),)
 
@@ -106,17 +113,30 @@ class PredictionDepth(nn.Module):
         hidden_BSD: Tensor,
         embedding_BSD: Tensor,
         rotary: tuple[Tensor, Tensor],
+        valid_BS: Tensor | None = None,
         remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """The hidden state of this depth after its norm, and the fields of a ``Routing``.
 
         ``hidden_BSD`` is the normed one of the depth before at positions i, ``embedding_BSD`` is of
-        the tokens at i + k, where k counts from 1. The angles are those of the positions i:
-        attention only sees differences of positions.
+        the tokens at i + k, where k counts from 1; for ``valid_BS`` see :func:`valid_ahead`. The
+        angles are those of the positions i: attention only sees differences of positions.
         """
         both = torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
-        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, remember)
+        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember, visible_BSN)
         return (self.norm(x_BSD), *routing)
+
+
+def valid_ahead(valid_BS: Tensor, depth: int) -> Tensor:
+    """Where a position and the next ``depth`` tokens are all real.
+
+    After the end of a row without padding comes a real token, which the caller supplied.
+    """
+    for _ in range(depth):
+        following_BS = torch.cat((valid_BS[:, 1:], valid_BS[:, -1:]), dim=1)
+        valid_BS = valid_BS & following_BS
+    return valid_BS
 
 
 class ModelOutput(NamedTuple):
@@ -165,6 +185,7 @@ class LanguageModel(nn.Module):
     def forward(
         self,
         ids_BS: Tensor,
+        valid_BS: Tensor | None = None,
         *,
         next_ids: Tensor | None = None,
         targets: Sequence[Tensor] = (),
@@ -173,22 +194,24 @@ class LanguageModel(nn.Module):
         """Compute logits for every position, or losses.
 
         Args:
-            ids_BS: Token ids, int64; there is no padding.
+            ids_BS: Token ids, int64.
+            valid_BS: False for padding, anywhere in a row. No token attends to it, positions count
+                real tokens only, and routers neither count it nor give it capacity. Outputs for
+                padding are meaningless. ``None`` for no padding.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
                 prediction, which run only if given.
             targets: The tokens to predict at each position, ``(B, S)``, -100 to ignore: next token
                 first, then one tensor per depth that runs. The output then has losses instead of
                 logits, which are never materialised all at once.
-            cache: The past; these tokens are appended.
+            cache: The past, padding included; these tokens are appended.
         """
         length = ids_BS.shape[1]
-        start = 0 if cache is None else cache.used
-        rotary = rotary_table(self.config, start, length, ids_BS.device)
+        rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
         x_BSD = self.embed_tokens(ids_BS)
         routings = []
         for depth, layer in enumerate(self.layers):
             remember = None if cache is None else partial(cache.append, depth)
-            x_BSD, *routing = self._through(layer, x_BSD, rotary, remember)
+            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember, visible_BSN)
             if routing:
                 routings.append(Routing(*routing))
         hidden_BSD = self.norm(x_BSD)
@@ -200,7 +223,11 @@ class LanguageModel(nn.Module):
         for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
-            ahead_BSD, *routing = self._through(predict, ahead_BSD, embedding_BSD, rotary)
+            ahead_BS = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
+            visible_BSN = None if ahead_BS is None else visible_tokens(ahead_BS, length)
+            ahead_BSD, *routing = self._through(
+                predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
+            )
             routings.append(Routing(*routing))
             seen.append(ahead_BSD)
 
@@ -219,6 +246,21 @@ class LanguageModel(nn.Module):
             for x_BSD, targets_BS in zip(seen, targets, strict=True)
         ]
         return ModelOutput(no_logits, routings, seen[0], (), tuple(losses))
+
+    def _places(
+        self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """Rotation of these tokens, and their attention mask if there is padding.
+
+        The position of a real token counts real tokens only, as in ``generate`` of transformers.
+        """
+        length = ids_BS.shape[1]
+        valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
+        if valid_BN is None:
+            start = 0 if cache is None else cache.used
+            return rotary_table(self.config, start, length, ids_BS.device), None
+        position_BS = (valid_BN.cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        return rotary_table_at(self.config, position_BS), visible_tokens(valid_BN, length)
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
         """``layer(*inputs)``, with activation checkpointing if enabled.

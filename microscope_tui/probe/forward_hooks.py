@@ -332,7 +332,7 @@ class Batch:
         return None
 
     def _mask(self) -> Tensor | None:
-        mask = self._given.get("attention_mask")
+        mask = self._given.get("attention_mask", self._given.get("valid_BS"))
         shape = self._shape("")
         real = _from_mask(mask, None if shape is None else shape[1])
         return self._packed(shape) if real is None else real

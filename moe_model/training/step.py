@@ -73,13 +73,14 @@ def loss_shares(
     for name in names:
         if name == "mtp":
             shares.append(torch.stack(ahead).mean())  # DeepSeek-V3, eq. 25
-        elif name == "seq_aux":
-            sequences = len(output.hidden_BSD)
-            shares.append(sequence_balance_loss(output.routings, sequences) / num_passes)
         else:
-            loss = {"aux": balance_loss, "z_loss": router_z_loss}[name]
-            shares.append(loss(output.routings) / num_passes)
+            hidden_BSD = output.hidden_BSD
+            valid_BS = hidden_BSD.new_ones(hidden_BSD.shape[:2], dtype=torch.bool)
+            shares.append(_BALANCE_LOSSES[name](output.routings, valid_BS) / num_passes)
     return shares
+
+
+_BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "aux": balance_loss, "z_loss": router_z_loss}
 
 
 @contextmanager
