@@ -144,7 +144,7 @@ class Problems:
         self.found: list[Problem] = []
         """Those that are reported in full."""
         self.routers: int | None = None
-        """How many there are, by the last run record; ``None`` if it does not tell."""
+        """How many there are, by the last run record; ``None`` if it has no number."""
         self._seen: Counter[str] = Counter()  # by class, as the last one
         self._last: dict[str, Problem] = {}
 

@@ -207,7 +207,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
     def _circumstances(
         self, view: StepView, index: int, reference: float | None
     ) -> dict[str, Fact]:
-        """What the text says of the comparison, and of the numbers that are not logged."""
+        """Words on the comparison, and on the numbers that are not logged."""
         facts: dict[str, Fact] = {}
         no_load = view.full_counts(index) is None and view.signal("max_load") is None
         if no_load and self.routers[index].top_k > 1:
