@@ -58,6 +58,12 @@ def test_ratios_and_lost_shares_are_taken_in_every_step_and_then_averaged(write_
     assert [(ranks[:, at] == one.busiest_rank).sum() for at, one in enumerate(cost.layers)] == most
 
 
+def test_only_the_layers_that_are_asked_for_get_a_cost_of_their_own(write_log: Any) -> None:
+    cost = cost_of(watched(write_log), None, ON_4, (1,))
+    assert cost is not None
+    assert [one is not None for one in cost.layers] == [False, True, False]
+
+
 def test_decode_reads_as_many_experts_as_a_simulation_of_batches_does(write_log: Any) -> None:
     rows = [[3, 5, 2, 90, 200, 200, 250, 250]]
     model = {"layers": [1], "layer_names": ["L1"], "top_k": 1}

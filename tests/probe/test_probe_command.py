@@ -133,6 +133,14 @@ def test_pickles_are_never_loaded(words: Path, tmp_path: Path) -> None:
     assert not trap.exists()
 
 
+def test_an_architecture_that_is_not_a_model_gives_way_to_the_automatic_class(
+    words: Path, tmp_path: Path, out: Path
+) -> None:
+    folder = planted(tmp_path / "model")
+    change(folder / "config.json", architectures=["Trainer"])
+    assert probe(folder, words, output=out) == 0
+
+
 def test_code_of_a_model_is_never_run(words: Path, tmp_path: Path, out: Path) -> None:
     trap = tmp_path / "sprung"
     map_ = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}

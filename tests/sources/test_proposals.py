@@ -4,16 +4,19 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from microscope_tui.sources import (
     ForeignRun,
+    JsonlReader,
     Keys,
     RecordReader,
     Search,
     SourceRequest,
     Target,
+    proposals,
     rules_of,
 )
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, write
@@ -154,3 +157,18 @@ def test_two_keys_that_a_map_takes_for_one_number_are_named(tmp_path: Path) -> N
     (reader,) = readers(_logged(tmp_path / "log.jsonl", *rows), SourceRequest(rules=maps))
     drained(reader)
     assert "--map takes enc 0 0 and dec 0 0 for the same number" in reader.missing
+
+
+def test_a_proposal_shows_between_which_values_its_numbers_are(tmp_path: Path) -> None:
+    for number, shown in ((0.25, ".25"), (3.0, "3")):
+        rows = [dict.fromkeys(row, number) for row in _matrix("x {l} {e}", 2, 4)]
+        (reader,) = readers(_logged(tmp_path / "log.jsonl", *rows))
+        drained(reader)
+        assert f"values {shown} to {shown}:" in reader.missing
+
+
+def test_a_survey_reads_no_more_than_the_beginning(tmp_path: Path) -> None:
+    row = {f"x {number:04} {'y' * 90}": 0.5 for number in range(1_000)}
+    reader = JsonlReader(_logged(tmp_path / "log.jsonl", *[row] * 40), Keys(()))
+    with mock.patch.object(proposals, "SURVEYED_BYTES", 1 << 20):
+        assert 0 < len(proposals.survey(reader).steps) < 20

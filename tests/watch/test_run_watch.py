@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.diagnosis import save
 from microscope_tui.report import judge
 from microscope_tui.watch import RunState, pin, run_watch, view_of
 from tests.conftest import header, open_log, step
@@ -38,6 +39,19 @@ def test_the_last_logged_counts_are_shown_where_counts_are_logged_rarely(
     view = view_of(open_log(write_log([header(), step(1, [balanced()] * 3, 2048), bare])))
     assert (view.step, view.counts_step) == (2, 1)
     assert view.layers[0].load is not None
+
+
+def test_of_a_step_that_is_written_twice_the_first_one_is_judged(
+    write_log: Callable[..., Path], balanced: Any
+) -> None:
+    rows = [balanced(), balanced(), balanced()]
+    steps = [step(number, rows, 2048) for number in range(1, 130)]
+    again = step(60, [[2048, 2048, 0, 0, 0, 0, 0, 0]] * 3, 2048)
+    once = open_log(write_log([header(), *steps])).diagnosis
+    twice = open_log(write_log([header(), *steps[:60], again, *steps[60:]])).diagnosis
+    assert once is not None
+    assert twice is not None
+    assert save(twice) == save(once)
 
 
 def test_a_pinned_moment_stays_while_the_run_goes_on(
