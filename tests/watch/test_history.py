@@ -34,6 +34,13 @@ def add(made: History, step: int, value: float | None, *, commit: bool = True) -
     return made
 
 
+def test_the_first_step_may_be_0() -> None:
+    made = add(History({"x": 1}), 0, 2.0)
+    assert len(made) == 1
+    with pytest.raises(ValueError, match="step 0 after step 0"):
+        made.add(0, {"x": (1.0,)})
+
+
 def measured(columns: Iterable[Column]) -> list[Column]:
     return [column for column in columns if column.low == column.low]
 
