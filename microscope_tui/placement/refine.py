@@ -2,102 +2,23 @@
 
 The published algorithm makes the largest *copy* small; what one waits for is the busiest *rank*.
 Here one copy goes to another expert, everything is packed again, and copies are swapped between
-ranks until that helps no more; then again, from the best placement so far. Of all swaps between the
-busiest rank and another one, the best moves half of what they differ by.
+ranks until that helps no more; then again, from the best placement so far.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import chain, combinations, product
+from itertools import chain, product
 
 from .cluster import Cluster, copies_of, double_copies, rank_loads
-from .published import groups_of, packed, published, replicated, spread
+from .packing import ROUNDING, Packing
+from .published import groups_of, packed, published, replicated
 
 _ROUNDS = 600
 """Packings and swaps for one layer, about 20 ms. Never timed: the result stays the same."""
 _CLOSE = 1 + 1e-4
 """A busiest rank within 0.01 % of the lower bound is as good as the bound."""
-_ROUNDING = 1e-12
-_PAIRED = 12
-"""Copies of a rank that are swapped in pairs."""
-_Items = tuple[int, ...]
-
-
-class Packing:
-    """The copies of every expert, packed as published."""
-
-    def __init__(self, loads: Sequence[float], counts: Sequence[int], ranks: int) -> None:
-        self.loads, self.counts = loads, counts
-        self.sizes = [load / number for load, number in zip(loads, counts, strict=True)]
-        copies = [item for item, number in enumerate(counts) for _ in range(number)]
-        self.held = spread(loads, copies, ranks)
-        self.totals = rank_loads(loads, self.held)
-
-    @property
-    def busiest(self) -> float:
-        """The load of the busiest rank."""
-        return max(self.totals)
-
-    def even(self, enough: float, rounds: Iterable[int]) -> None:
-        """Swap until the busiest rank has ``enough``, no swap helps, or no round is left."""
-        for _ in rounds:
-            if self.busiest <= enough or not self._lighten():
-                break
-
-    def _lighten(self) -> bool:
-        """Make the busiest rank lighter: one copy for one of another rank, else two for two."""
-        busiest = self.busiest
-        p = self.totals.index(busiest)
-        light_first = sorted(range(len(self.totals)), key=self.totals.__getitem__)
-        for width, q in product((1, 2), light_first):
-            busier, out, back = self._evenest(p, q, width)
-            if busier < busiest * (1 - _ROUNDING):
-                self._swap(p, q, out, back)
-                return True
-        return False
-
-    def _evenest(self, p: int, q: int, width: int) -> tuple[float, _Items, _Items]:
-        """The busier of two ranks after the swap that evens them most, and what each gives."""
-        sides = []
-        for mine, theirs in ((self.held[p], self.held[q]), (self.held[q], self.held[p])):
-            free = [item for item in mine if item not in theirs]
-            groups = combinations(free if width == 1 else free[:_PAIRED], width)
-            sides.append(sorted((sum(map(self.sizes.__getitem__, g)), g) for g in groups))
-        half = (self.totals[p] - self.totals[q]) / 2
-        best: tuple[float, _Items, _Items] = (self.totals[p], (), ())
-        for give, out in sides[0]:
-            at = bisect_left(sides[1], (give - half,))
-            for take, back in sides[1][max(0, at - 1) : at + 1]:
-                best = min(best, (self.totals[p] - half + abs(give - take - half), out, back))
-        return best
-
-    def _swap(self, p: int, q: int, out: _Items, back: _Items) -> None:
-        for rank, gone, new in ((p, out, back), (q, back, out)):
-            for item in gone:
-                self.held[rank].remove(item)
-            self.held[rank] += new
-            self.totals[rank] = sum(map(self.sizes.__getitem__, self.held[rank]))
-
-    def part(self, most: float) -> None:
-        """Swap second copies off their rank while no rank gets above ``most`` and the busiest."""
-        most = max(self.busiest, most) * (1 + _ROUNDING)
-        while any([self._parted(p, most) for p in range(len(self.held))]):
-            pass
-
-    def _parted(self, p: int, most: float) -> bool:
-        own = self.held[p]
-        doubled = sorted(item for item in set(own) if own.count(item) > 1)
-        for item, (q, other) in product(doubled, enumerate(self.held)):
-            for back in other if item not in other else ():
-                less = self.sizes[item] - self.sizes[back]
-                if back not in own and max(self.totals[p] - less, self.totals[q] + less) <= most:
-                    self._swap(p, q, (item,), (back,))
-                    return True
-        return False
-
-
-_Place = tuple[tuple[float, int], int, Packing, Iterator[_Items]]
+_Counts = tuple[int, ...]
+_Place = tuple[tuple[float, int], int, Packing, Iterator[_Counts]]
 """Busiest rank in parts of what is enough, and double copies; a number; what is a move away."""
 
 
@@ -126,7 +47,7 @@ def _on_nodes(
     ranks, slots = cluster.ranks // len(homes), cluster.slots // len(homes)
     own = [[loads[expert] for expert in home] for home in homes]
     bound = max(map(sum, own)) / ranks
-    most = max(bound * (1 + _ROUNDING), min(bound * _CLOSE, known))
+    most = max(bound * (1 + ROUNDING), min(bound * _CLOSE, known))
     rounds = iter(range(_ROUNDS))
     packings = {}
     for node in sorted(range(len(homes)), key=lambda node: -sum(own[node])):
@@ -144,9 +65,9 @@ def _search(
 ) -> Packing:
     """The best packing of one node: from the published copies, and from one a rank at most."""
     queue: list[_Place] = []
-    known: set[_Items] = set()
+    known: set[_Counts] = set()
 
-    def pack(counts: _Items) -> _Place:
+    def pack(counts: _Counts) -> _Place:
         packing = Packing(loads, counts, ranks)
         packing.even(enough, rounds)
         packing.part(enough)
@@ -169,7 +90,7 @@ def _search(
     return best[2]
 
 
-def _neighbours(packing: Packing, even: bool) -> Iterator[_Items]:
+def _neighbours(packing: Packing, even: bool) -> Iterator[_Counts]:
     """Copies of every expert, one moved to another.
 
     First to those of the busiest rank, the largest first; if it is ``even``, to those with fewest.

@@ -58,7 +58,7 @@ def columns_of(lines: list[Line], role: str) -> set[int]:
     return {column - GUTTER for column in found if column >= GUTTER}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(VALUE, max_size=20),
     st.integers(1, 90),

@@ -25,7 +25,7 @@ CHOSEN = SavedView(
 )
 ANYTHING = st.none() | st.text() | st.floats() | st.integers() | st.lists(st.text() | st.none())
 in_one_folder = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

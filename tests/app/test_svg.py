@@ -56,7 +56,7 @@ def test_a_hostile_title_stays_a_title(text: str) -> None:
     assert not [e for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("script")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(), st.lists(st.text(max_size=40) | st.sampled_from(HOSTILE), max_size=4))
 def test_any_screen_is_valid_and_shows_the_same_texts(title: str, lines: list[str]) -> None:
     svg = drawn(*lines, title=title)

@@ -110,7 +110,7 @@ def test_starved_experts_are_information_on_this_text_and_a_warning_against_a_ba
     assert (against.exit_code, rules(against)) == (WARNING, {"STARVED": "warn"})
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     shape=st.sampled_from([(8, 2), (32, 4), (64, 8), (128, 8)]),
     per_expert=st.integers(22, 500),
@@ -222,7 +222,7 @@ def test_every_view_of_a_run_that_fell_silent_agrees(write_log: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("profile", ["pretrain", "eval"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(ends=st.sets(st.integers(2, 160), max_size=4), first=st.integers(90, 160))
 def test_a_run_that_continues_is_judged_as_if_it_had_never_been_over(
     profile: str, ends: set[int], first: int

@@ -90,7 +90,7 @@ def test_a_router_without_top_k_leaves_the_others_judged() -> None:
     assert "COLLAPSE" not in diagnosis.blind_spots()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from([None, 0, [None, 1, 2], [0, 0, 8]]),
     st.sampled_from(["exact", "top1", "shares", "local_rank", "none", "other"]),

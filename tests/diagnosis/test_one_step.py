@@ -48,7 +48,7 @@ def oracle(row: Sequence[int]) -> int:
     return HEALTHY if mean >= 56 else NO_VERDICT
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     row=st.lists(
         st.one_of(st.just(0), st.integers(0, 12), st.integers(20, 90), st.integers(100, 3000)),
@@ -61,7 +61,7 @@ def test_one_router_is_judged_as_by_the_definitions(judged: Any, row: list[int])
     assert judgement.exit_code == oracle(row), (row, judgement)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(
     shape=st.sampled_from([(4, 1), (6, 3), (8, 1), (8, 2), (64, 8), (128, 4)]),
     seed=st.integers(0, 10**6),

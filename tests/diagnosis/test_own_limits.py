@@ -61,7 +61,7 @@ def passing_limits(draw: Any) -> Limits:
     return changed_limits(passed)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(passing_limits(), st.sampled_from(sorted(SCENARIOS)), st.sampled_from(["", "finetune"]))
 def test_limits_that_pass_judge_every_scenario_and_can_be_put_into_words(
     limits: Limits, name: str, profile: str

@@ -137,7 +137,7 @@ def turned(texts: Iterable[str], balance: str) -> dict[str, set[str]]:
     return found
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.sampled_from(SICK),
     st.sampled_from(SICK),

@@ -93,7 +93,7 @@ def plain(episodes: Sequence[Episode], layers: Sequence[int] = (0, 1, 2)) -> lis
     return sorted(found, key=repr)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS)
 def test_an_order_of_experts_and_layers_changes_only_the_layers_found(seed: int) -> None:
     rng = random.Random(seed + 1)
@@ -118,7 +118,7 @@ def two_well_and_one_collapsed() -> list[list[list[int]]]:
     return [[draw_counts(weights, T, K, rng) for weights in course] for course in courses]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.sampled_from(READING_NAMES), NUMBERS, st.integers(1, 190), st.integers(1, 80)),
@@ -141,7 +141,7 @@ def test_a_crafted_layer_sways_no_verdict_of_another(lies: list[Any]) -> None:
     assert known == [("COLLAPSE", 2, 121, 147)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.lists(NUMBERS, min_size=3, max_size=3)), max_size=60),
     st.sampled_from(RouterSummary.__struct_fields__),
@@ -170,7 +170,7 @@ def whole(seed: int) -> Diagnosis:
     return judged(sick_history(seed), readings_of)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS, st.integers(1, 419))
 def test_a_restored_state_continues_as_if_never_interrupted(seed: int, cut: int) -> None:
     history = sick_history(seed)
@@ -182,7 +182,7 @@ def test_a_restored_state_continues_as_if_never_interrupted(seed: int, cut: int)
     assert save(second) == save(whole(seed))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS, st.integers(120, 419))
 def test_after_a_restart_only_what_the_steps_before_it_show_is_reported(seed: int, at: int) -> None:
     resumed = restore(save(whole(seed)), whole(seed).run)
@@ -196,7 +196,7 @@ def test_after_a_restart_only_what_the_steps_before_it_show_is_reported(seed: in
     assert all(e.last < at and e.worst_at < at for e in resumed.episodes)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(SEEDS, st.integers(120, 419))
 def test_whatever_a_restart_leaves_open_ends_once_all_is_well(seed: int, at: int) -> None:
     diagnosis = restore(save(whole(seed)), whole(seed).run)

@@ -74,7 +74,7 @@ def test_a_layer_that_repeats_at_a_rate_of_zero_is_a_fault_if_the_others_do_not(
     assert of(judge(records), "METER").severity is Severity.ERROR
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from([(8, 2), (32, 4), (64, 8), (16, 1)]), st.floats(0.0, 0.4), st.integers(0, 30)
 )

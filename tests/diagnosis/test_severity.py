@@ -59,7 +59,7 @@ def with_hot(shape: tuple[int, int], spread: float, hot: int, share: float) -> W
     return lambda n: [*[share] * hot, *rest]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SHAPES, SPREADS, st.data())
 def test_more_hot_experts_or_hotter_ones_never_look_better(
     shape: tuple[int, int], spread: float, data: st.DataObject
@@ -83,7 +83,7 @@ def test_a_hot_expert_is_excused_only_beside_experts_that_are_even(share: float)
     assert [e.rule for e in even.episodes] == ["HOT_EXPERT"]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(SHAPES, SPREADS, st.data())
 def test_fewer_experts_that_share_all_tokens_never_look_better(
     shape: tuple[int, int], spread: float, data: st.DataObject
@@ -112,7 +112,7 @@ def swinging(form: str, period: int, amplitude: float, experts: int = 8) -> Weig
     return lambda n: [load(n, e) for e in range(experts)]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.sampled_from(FORMS), st.integers(2, 200), st.integers(1, 8), st.data())
 def test_a_larger_swing_never_looks_better(
     form: str, period: int, tenths: int, data: st.DataObject

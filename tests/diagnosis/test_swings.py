@@ -87,7 +87,7 @@ def test_tokens_that_alternate_are_not_a_swing_of_the_load(rhythm: tuple[int, ..
     assert looked_at(rows, 2)[0] == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from([(4, 1), (8, 2), (64, 8)]), st.floats(0.0, 0.98))
 def test_loads_that_wander_are_not_a_swing(
     seed: int, shape: tuple[int, int], memory: float

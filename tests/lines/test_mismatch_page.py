@@ -32,7 +32,7 @@ def mismatches(draw: st.DrawFn) -> Mismatch:
     return Mismatch(tokens, draw(st.integers(0, tokens)), layers, margins)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mismatches(), st.integers(40, 200), st.integers(1, 60), st.sampled_from(Glyphs))
 def test_every_line_fits(found: Mismatch, columns: int, rows: int, glyphs: Glyphs) -> None:
     for line in mismatch_text(found, columns, glyphs):

@@ -45,7 +45,7 @@ def kept_one_by_one(
     ),
     st.sampled_from([0.25, 0.5, 1.0, 1.25, 2.0, 100.0]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_capacity_keeps_the_first_or_the_heaviest_pairs(
     policy: DropPolicy, tokens: list[tuple[list[int], list[float], bool]], factor: float
 ) -> None:

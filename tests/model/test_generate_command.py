@@ -122,7 +122,7 @@ class Bytes:
 
 
 @given(st.text(max_size=40), st.integers(1, 4), st.integers(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_text_in_pieces_is_the_text(text: str, size: int, missing: int) -> None:
     """Tokens of ``size`` bytes: most of them are not whole characters, nor is the end."""
     data = text.encode("utf-8", "ignore")

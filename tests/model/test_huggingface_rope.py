@@ -63,7 +63,7 @@ yarn = st.fixed_dictionaries(
 @example({"factor": 4.0, "original_max_position_embeddings": 4096}, 500.0, True, None)
 @example({"factor": 4.0, "original_max_position_embeddings": 2**20}, 500.0, True, None)
 @example({"factor": 40.0}, 10_000.0, False, None)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_yarn_as_in_transformers_4_and_5(
     yarn: dict[str, Any], theta: float, modern: bool, beside: int | None
 ) -> None:
@@ -95,7 +95,7 @@ llama3 = st.fixed_dictionaries(
 
 
 @given(llama3, st.sampled_from([10_000.0, 500.0]), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_llama3_as_in_transformers_4_and_5(rope: dict[str, Any], theta: float, new: bool) -> None:
     if new:
         fields = {"rope_parameters": {"rope_type": "llama3", "rope_theta": theta, **rope}}
@@ -116,7 +116,7 @@ def test_llama3_as_in_transformers_4_and_5(rope: dict[str, Any], theta: float, n
     | st.none(),
     st.sampled_from([10_000.0, 500.0]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_exported_positions_turn_the_same_way_there(
     scaling: YarnScaling | Llama3Scaling | None, theta: float
 ) -> None:

@@ -60,7 +60,7 @@ def write(files: dict[str, bytes], folder: Path) -> None:
 
 
 @given(texts.filter(bool) | awkward)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_character_tokenizer_is_the_same_as_a_file(text: str) -> None:
     ours = CharTokenizer.from_dict(CharTokenizer("".join(sorted(set(text)))).to_dict())
     published = PretrainedTokenizer(character_files(ours.vocabulary))
@@ -72,7 +72,7 @@ def test_the_character_tokenizer_is_the_same_as_a_file(text: str) -> None:
 
 
 @given(text=awkward)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_transformers_loads_the_character_tokenizer(
     text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -94,7 +94,7 @@ def test_an_unknown_character_is_an_error_and_an_unknown_id_is_not() -> None:
 
 
 @given(texts)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_text_survives_a_byte_level_tokenizer(text: str) -> None:
     tokenizer = PretrainedTokenizer(FILES)
     if not any(special in text for special in SPECIAL):

@@ -51,7 +51,7 @@ def route_one_by_one(scores: list[float], bias: list[float], config: ModelConfig
     scale=st.sampled_from([1.0, 2.5]),
     normalise=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_choice_weights_and_margin_are_those_of_the_paper(
     seed: int,
     bias: list[float],

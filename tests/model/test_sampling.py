@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -31,7 +31,6 @@ from tests.model.conftest import make_model
     min_p=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     penalty=st.sampled_from([0.7, 1.0, 1.3, 5.0]),
 )
-@settings(deadline=None)
 def test_probabilities_are_those_of_transformers(
     seed: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
 ) -> None:

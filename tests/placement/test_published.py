@@ -52,7 +52,7 @@ def test_a_group_per_node_and_a_slot_per_rank_keep_the_order_of_experts() -> Non
     assert published([1, 2, 3, 4], cluster) == [[0], [1], [2], [3]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(fits())
 def test_every_expert_is_placed_and_every_rank_is_full(fit: tuple[list[int], Cluster]) -> None:
     loads, cluster = fit

@@ -24,7 +24,7 @@ NODES_OF_ONE_RANK = Cluster(experts=8, ranks=2, nodes=2, groups=2, replicas=4)
 ANOTHER_NODE_IS_BUSIER = [774, 657, 547, 621, 468, 321, 431, 266, 391, 475, 908, 835, 605, 260, 778]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @example((EVEN_NODES_ARE_WORSE, Cluster(experts=12, ranks=18, nodes=3, groups=12, replicas=6)))
 @example((ANOTHER_NODE_IS_BUSIER, Cluster(experts=15, ranks=12, nodes=3, groups=3, replicas=9)))
 @example((DOUBLES_OF_LIGHT_NODES, Cluster(experts=27, ranks=18, nodes=3, groups=9, replicas=45)))

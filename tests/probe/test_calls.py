@@ -70,7 +70,7 @@ def totals(made_calls: list[Made], *, one_by_one: bool) -> dict[Any, tuple[Tenso
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(made(), max_size=12))
 def test_calls_counted_together_sum_up_as_those_counted_one_by_one(made_calls: list[Made]) -> None:
     together, single = (totals(made_calls, one_by_one=each) for each in (False, True))

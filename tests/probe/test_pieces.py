@@ -59,7 +59,7 @@ def word_piece() -> Any:
     "make", [byte_level, lambda: byte_level(True), sentence_piece, word_piece],
     ids=["byte level", "trimmed", "sentence piece", "word piece"],
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(text=TEXTS)
 def test_the_bytes_of_all_tokens_are_the_text(make: Any, text: str) -> None:
     ids, pieces = TokenizerPieces(make()).encode(text)
@@ -69,7 +69,7 @@ def test_the_bytes_of_all_tokens_are_the_text(make: Any, text: str) -> None:
         assert b"".join(pieces) == text.encode()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(text=TEXTS)
 def test_byte_level_tokens_have_exactly_their_own_bytes(text: str) -> None:
     """Also in the middle of a character."""

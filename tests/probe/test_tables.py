@@ -25,7 +25,7 @@ def choices(draw: st.DrawFn) -> tuple[Any, Any, Any, int, int]:
     return ids, tokens, np.sort(made.integers(0, slices, count)), experts, slices
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(choices())
 def test_counts_equal_a_loop(drawn: Any) -> None:
     ids, _, slices, experts, num_slices = drawn
@@ -50,7 +50,7 @@ def explained(ids: list[list[int]], tokens: list[int], experts: int) -> float | 
     return None if whole < 1e-9 else 1 - within / whole
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(choices(), st.sampled_from([5, 1 << 22]))
 def test_identity_share_is_the_explained_variance(drawn: Any, cells: int) -> None:
     ids, tokens, _, experts, _ = drawn
@@ -76,7 +76,7 @@ def lifts(ids: list[list[int]], tokens: list[int], expert: int) -> list[tuple[in
     return sorted(rows, key=lambda row: (-round(row[2], 9), -row[1], row[0]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(choices(), st.sampled_from([5, 1 << 22]))
 def test_telling_tokens_equal_a_loop(drawn: Any, cells: int) -> None:
     ids, tokens, _, experts, _ = drawn
@@ -89,7 +89,7 @@ def test_telling_tokens_equal_a_loop(drawn: Any, cells: int) -> None:
         assert [row[2] for row in rows] == pytest.approx([row[2] for row in expected])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.integers(1, 7))
 def test_a_piece_is_neighbours_of_one_slice(slices: list[int], size: int) -> None:
     pieces = tables.pieces_of(np.array(slices), size).tolist()

@@ -38,7 +38,7 @@ def compared(a: Path, b: Path, **how: Any) -> Mismatch:
         return compare(first, second, **how)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_planted_flips_are_recovered_exactly(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -43,7 +43,7 @@ def lines(tmp_path: Path, *responses: object) -> Path:
     return path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from(["<i2", "|u1", "<i8", "<i4"]),
     st.integers(1, 200),
@@ -83,7 +83,7 @@ def test_an_array_of_something_else_is_refused(tmp_path: Path, array: Any, why: 
     assert [one.name for one in tmp_path.iterdir()] == ["a.npy"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_arrays_are_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -35,7 +35,7 @@ def write(
     writer.finish(Tables(counts=[[[1] * num_experts] * layers] * 2, noise=[0.1, 0.2]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_choice_is_read_back(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     experts = data.draw(st.sampled_from([4, 254, 255, 1000]))
@@ -135,7 +135,7 @@ def test_what_is_no_routing_file_is_refused(tmp_path: Path, data: bytes, why: st
         Routing(tmp_path / "routing.bin")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.data())
 def test_damaged_bytes_are_refused_or_read_within_the_file(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

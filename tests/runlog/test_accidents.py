@@ -75,7 +75,7 @@ ORDINARY = {"append", "tear", "tear_newline", "repair", "look"}
 """What a sound writer does, a crash in the middle of a line included."""
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.lists(st.tuples(st.sampled_from(ACCIDENTS), st.integers(0, 700)), max_size=20),
     st.sampled_from([1, 7, 100, 1000, 1 << 20]),
@@ -100,7 +100,7 @@ def test_any_accidents_in_any_order_leave_the_lines_of_the_file(
         assert reader.restarts == 0 or not ordinary or max_line_bytes == 300
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from(ACCIDENTS), st.integers(0, 700)), max_size=20),
     st.sampled_from([7, 1000]),

@@ -106,7 +106,7 @@ def test_damage_is_said_after_what_was_unpacked_before_it(path: Path, pack: Pack
     assert read_all(log) == LINES
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["gz", "zst"]),
     st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 255)), max_size=3),

@@ -148,7 +148,7 @@ LINE_DAMAGE: list[tuple[str, Callable[[bytes], bytes]]] = [
 
 
 @pytest.mark.parametrize("case", [*STEP_DAMAGE, *LINE_DAMAGE], ids=lambda case: case[0])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
     at=st.integers(3, 6),

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from microscope_tui.sources import (
     EventRows,
@@ -126,7 +126,6 @@ def test_numbers_and_tensors_with_one_number_are_read(
 @given(
     st.floats(0, 2e9), st.integers(0, 2**40), st.text("ab/_ é", max_size=200), st.floats(width=32)
 )
-@settings(deadline=None)
 def test_the_fast_way_reads_what_the_slow_way_reads(
     wall: float, step: int, tag: str, number: float
 ) -> None:
@@ -242,7 +241,6 @@ def test_a_record_that_is_too_long_is_skipped_in_any_cut() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**16))
-@settings(deadline=None)
 def test_a_record_is_found_from_any_place(before: bytes, length: int) -> None:
     record = eb.record(bytes([7]) * length)
     at = find_record(before + record)

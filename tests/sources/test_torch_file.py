@@ -217,7 +217,7 @@ def test_a_list_that_is_in_many_places_is_looked_at_once() -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_bytes_as_a_pickle_are_refused_or_read(content: bytes) -> None:
     with contextlib.suppress(plain_pickle.Refused):
         plain_pickle.load(content, lambda _: True, lambda _: None, lambda _: None)

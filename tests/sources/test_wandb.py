@@ -230,7 +230,7 @@ def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers_and_its_la
     st.integers(-20, 20),
     st.integers(2000, 50_000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_records_of_any_length_come_back_whatever_the_cuts(
     lengths: list[int], edge: int, cut: int
 ) -> None:
@@ -246,7 +246,7 @@ def test_records_of_any_length_come_back_whatever_the_cuts(
 
 
 @given(st.lists(st.integers(0, 2 * BLOCK_BYTES), min_size=1, max_size=8), st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_reading_from_a_block_gives_the_records_that_begin_after_it(
     lengths: list[int], block: int
 ) -> None:

@@ -54,7 +54,6 @@ def corpora(draw: Callable[..., Any]) -> tuple[Tokens, dict[str, int]]:
 
 
 @given(corpora())
-@settings(deadline=None)
 def test_an_epoch_takes_every_window_once_and_no_token_twice(
     corpus: tuple[Tokens, dict[str, int]],
 ) -> None:
@@ -78,7 +77,6 @@ def test_epochs_cut_at_other_places_in_another_order() -> None:
 
 
 @given(corpora(), st.integers(0, 40))
-@settings(deadline=None)
 def test_the_data_position_is_one_number(corpus: tuple[Tokens, dict[str, int]], drawn: int) -> None:
     tokens, shape = corpus
     one_by_one = TrainingBatches(tokens, batch_size=1, **shape)
@@ -117,7 +115,6 @@ def test_the_order_depends_on_the_seed_alone_and_leaves_the_global_generator_alo
 
 
 @given(corpora())
-@settings(deadline=None)
 def test_a_target_is_the_token_ahead_unless_a_document_begins_on_the_way(
     corpus: tuple[Tokens, dict[str, int]],
 ) -> None:
@@ -134,7 +131,7 @@ def test_a_target_is_the_token_ahead_unless_a_document_begins_on_the_way(
 
 
 @given(corpora(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_targets_of_the_whole_step_are_counted_without_the_other_ranks(
     corpus: tuple[Tokens, dict[str, int]], size: int, accum: int, world: int, drawn: int
 ) -> None:
@@ -186,7 +183,6 @@ def test_held_out_batches_are_spread_and_the_same_every_time() -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5))
-@settings(deadline=None)
 def test_held_out_sequences_do_not_overlap(size: int, length: int, batch: int, most: int) -> None:
     tokens = tokens_of([size + length])
     batches = held_out_batches(tokens, batch, length, most)

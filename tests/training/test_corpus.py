@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from moe_model import CharTokenizer, UsageError
@@ -69,7 +69,6 @@ def test_each_document_with_tokens_ends_once() -> None:
 
 
 @given(st.lists(texts.filter(bool), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_documents_decode_back_exactly(given_texts: list[str]) -> None:
     documents = documents_of(*given_texts)
     for tokenizer in (make_tokenizer("char", documents), BYTE_PAIRS):
@@ -118,7 +117,6 @@ def test_the_last_tenth_is_held_out_in_one_piece() -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 3), st.lists(st.integers(1, 90), min_size=1, max_size=9))
-@settings(deadline=None)
 def test_every_token_is_in_one_part_or_there_is_too_little(
     seq_len: int, ahead: int, lengths: list[int]
 ) -> None:

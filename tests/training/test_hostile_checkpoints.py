@@ -277,7 +277,7 @@ def changes(draw: st.DrawFn) -> Callable[[dict[str, Any]], None]:
 
 
 @given(st.lists(changes(), min_size=1, max_size=3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_description_gives_a_model_or_a_checkpoint_error(
     small: tuple[Path, str], todo: list[Callable[[dict[str, Any]], None]]
 ) -> None:
@@ -307,7 +307,7 @@ def test_a_whole_number_is_read_as_a_float_where_one_is_meant(small: tuple[Path,
 
 
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_flipped_bit_is_noticed_or_changes_nothing(
     small: tuple[Path, str], place: int, bit: int
 ) -> None:

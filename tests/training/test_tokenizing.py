@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 from transformers import AutoTokenizer
 
 from moe_model import SETTINGS, TOKENIZER, CharTokenizer, PretrainedTokenizer, UsageError
@@ -59,7 +59,6 @@ def test_char_knows_exactly_the_characters_of_all_documents() -> None:
 
 
 @given(texts | awkward)
-@settings(deadline=None)
 @example(END)
 def test_byte_pairs_decode_back_exactly_and_no_text_holds_the_end_by_itself(text: str) -> None:
     ids = BYTE_PAIRS.encode(text).tolist()

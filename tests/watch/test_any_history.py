@@ -27,7 +27,7 @@ HOLD_S = st.sampled_from([0.008, -1.0])
 """A turn ends after some milliseconds, or after every record: the file then changes in between."""
 TO_70 = [("steps", 59), ("steps", 9)]
 """Seventy steps in rows of four: two of them are in the last row."""
-thoroughly = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thoroughly = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 @contextmanager

@@ -21,7 +21,7 @@ VERDICT = Verdict(
     (Trouble("COLLAPSE", Severity.CRITICAL, ("L3", "L4"), 222, True),), None, "", 600, 1000
 )
 in_one_folder = settings(
-    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
