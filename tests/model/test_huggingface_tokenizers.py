@@ -89,6 +89,9 @@ def test_an_unknown_character_is_an_error_and_an_unknown_id_is_not() -> None:
         PretrainedTokenizer(character_files("ab")).encode("abc")
     with pytest.raises(ValueError, match="'!dé' do not occur"):
         CharTokenizer("abc").encode("abdé!")
+    for vocabulary in ("", "aba"):
+        with pytest.raises(ValueError, match="empty or repeats one"):
+            CharTokenizer(vocabulary)
     # Of a padded head.
     assert CharTokenizer("ab").decode([0, 1, 2]) == "ab\N{REPLACEMENT CHARACTER}"
 
