@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 
 from microscope_tui.scenarios import draw_counts, inclusion_shares
 
-WEIGHTS = st.lists(st.floats(0.0, 1e4) | st.just(0.0), min_size=2, max_size=64)
+WEIGHTS = st.lists(st.floats(1e-6, 1e4) | st.just(0.0), min_size=2, max_size=64)
 
 
 @given(WEIGHTS, st.integers(1, 500), st.data())
