@@ -85,7 +85,7 @@ _DARK_BELOW = 0.16
 
 # log2(load) → colour: blue starves, three near greys are fair, amber to near white overloads.
 _DIVERGING_LOAD: _Stops = (
-    (-4.0, "#162e54"),
+    (-4.0, "#1f4a80"),
     (-1.6, "#224a7c"),
     (-0.75, "#242e3a"),
     (CALM_FROM, "#20262c"),
@@ -100,10 +100,15 @@ _DIVERGING_LOAD: _Stops = (
 )
 # Upper limit of the level → colour.
 _DIVERGING_LOAD_256 = (
-    *((-11, 17), (-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
+    *((-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
     *((HOT_LEVEL - 1, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
 )
-_DIVERGING_LOAD_16 = ((-2, "blue"), (1, "black"), (HOT_LEVEL - 1, "yellow"), (16, "bright_red"))
+_DIVERGING_LOAD_16 = (
+    (-2, "bright_blue"),
+    (1, "black"),
+    (HOT_LEVEL - 1, "yellow"),
+    (16, "bright_red"),
+)
 
 
 def _evenly(*colours: str) -> _Stops:
@@ -175,7 +180,11 @@ def style_of(
     all, ``num:N`` the same for a number, with light ink. ``seq:N`` is a step from low to high
     (0 … 15) of a measure that has no fair value.
     ``token:N``, ``also:N``, ``lit:N`` and ``ink:N`` are the experts of a text (0 … 6).
+    ``A|B`` is a cell in two halves: the colour of A above that of B.
     """
+    if "|" in role:
+        upper, lower = (style_of(half, color_system, palette).bgcolor for half in role.split("|"))
+        return Style(color=upper, bgcolor=lower)
     family, _, level = role.partition(":")
     if family in ("heat", "num"):
         if level == "dead":
@@ -221,12 +230,12 @@ def _heat(level: int, color_system: str | None, palette: Palette) -> Style:
 
 
 def _dead(color_system: str | None, palette: Palette) -> Style:
-    """Always with a ×: next to blue for starving experts the background alone is not distinct."""
+    """The colour of no load; a × on it means that no expert of the cell has a token."""
     if color_system is None:
         return Style(underline=True)
     diverging = palette is Palette.DIVERGING
     if color_system == "truecolor":
-        ink, ground = ("#6f97cc", "#162e54") if diverging else (CURVE, GROUND)
+        ink, ground = ("#6f97cc", "#0a0f5a") if diverging else (CURVE, GROUND)
         return Style(color=ink, bgcolor=ground)
     if color_system == "256":
         ink, ground = ("color(68)", "color(17)") if diverging else ("color(246)", "color(16)")

@@ -221,12 +221,12 @@ class Session:
         return "seen"
 
     def levels(
-        self, key: Hashable, ratios: Sequence[float], noise: float = 0.0
+        self, key: Hashable, ratios: Sequence[float], per_cell: int = 1, noise: float = 0.0
     ) -> Sequence[int | None]:
         """Heat levels with hysteresis against noise; exact ones for a paused step."""
         if not self.time.following and not self.time.speed:
-            return [shade_level(ratio) for ratio in ratios]
-        return self.steady.levels((self.watch, key), ratios, noise=noise)
+            return [shade_level(ratio, per_cell) for ratio in ratios]
+        return self.steady.levels((self.watch, key), ratios, per_cell, noise)
 
     def recent(self) -> Recent:
         """The steps whose mean load is shown; none while paused, which shows exact loads."""

@@ -40,7 +40,7 @@ from .glyphs import (
     HOT_LEVEL as HOT_LEVEL,
     Glyphs as Glyphs,
     bar as bar,
-    bin_loads as bin_loads,
+    calm_band as calm_band,
     glyphs_for as glyphs_for,
     is_calm as is_calm,
     load_glyph as load_glyph,
@@ -59,6 +59,9 @@ from .heat import (
     after as after,
     cells_of as cells_of,
     has_legend as has_legend,
+    heat_lines as heat_lines,
+    heat_titles as heat_titles,
+    highest_possible as highest_possible,
     legend as legend,
     order_of as order_of,
 )

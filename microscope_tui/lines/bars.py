@@ -1,17 +1,19 @@
 """One bar per expert: load relative to the fair share, or bias around the mean.
 
-If several experts share a bar, it shows the one farthest from fair, never a mean. Where one expert
-dwarfs the rest, the axis is logarithmic.
+Where there are more experts than columns, a column has two bars; where there are still more, a bar
+is the highest of its experts, and a × below it means that one of them has no token. Where one
+expert dwarfs the rest, the axis is logarithmic.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
-from microscope_tui.lines.glyphs import BLOCKS, Glyphs, bin_loads, load_level
+from microscope_tui.lines.glyphs import BLOCKS, Glyphs, load_level
 from microscope_tui.lines.spans import Line, Span, dim, merged, pad, placed, wrap
 
 _WIDEST = 6
@@ -21,6 +23,9 @@ _DWARFS = 8.0
 _TICKS = {0.25: "1/4", 4.0: "4", 16.0: "16", 64.0: "64"}
 _LEAST_ROOM, _TITLE = 8, 48
 _NUMBER_GAP = 2
+_WIDEST_SHARE = 0.6  # of the columns of the screen
+_QUADRANTS = dict(zip(product((False, True), repeat=4), " ▗▖▄▝▐▞▟▘▚▌▙▀▜▛█", strict=True))
+"""By what is filled: upper left, upper right, lower left, lower right."""
 _BLANK = (" ", "")
 
 Cell = tuple[str, str]
@@ -43,27 +48,53 @@ def load_bars(
     if not load:
         return _nothing("load per expert", nothing, size, focused)
     room, rows = width - GUTTER, height - 2
-    shown = bin_loads(load, max(1, room))
-    per_bar = -(-len(load) // max(1, len(shown)))
+    slots = _Slots.of(len(load), max(1, room), glyphs)
+    groups = [load[at : at + slots.experts] for at in range(0, len(load), slots.experts)]
     axis = _LoadAxis.of(load)
-    name = "load" if per_bar > 1 or chosen is not None else "load per expert"
-    title = chart_name(_named(f"{name} (log)" if axis.log else name, per_bar), focused)
+    name = "load" if slots.experts > 1 or chosen is not None else "load per expert"
+    title = chart_name(_named(f"{name} (log)" if axis.log else name, slots.experts), focused)
     own = _of_expert(load, chosen, words.decimal)
     title += [*own, dim(f"{' ' if own else '   '}at {step:,}")]
     lines = [noted(title, ["1 is fair"], width)]
     if rows < 1 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
-    cell = max(1, min(_WIDEST, room // max(1, len(shown))))
+    columns = -(-len(groups) // slots.bars)
+    cell = max(1, min(_WIDEST, room // columns))
+    crosses = _blank(room, 1)
+    for at, group in enumerate(groups):
+        if not min(group) > 0:
+            crosses[0][at // slots.bars * cell] = ("×", "heat:dead")
+    dead = rows > 1 and any(cell != _BLANK for cell in crosses[0])
+    rows -= dead
     body = _blank(room, rows)
-    body[axis.row(1.0, rows)][: cell * len(shown)] = [("┈", "faint")] * (cell * len(shown))
-    bars = [(_risen(axis.share(x), rows, glyphs), _role(x)) for x in shown]
-    _place(body, bars, cell, per_bar, chosen)
-    for at, value in enumerate(shown):
-        if not value > 0:
-            body[-1][at * cell] = ("×", "heat:dead")
-    lines += _labelled(body, axis.labels(rows), width)
-    numbers = _numbers(len(shown), per_bar, cell, room, chosen)
+    body[axis.row(1.0, rows)][: cell * columns] = [("┈", "faint")] * (cell * columns)
+    highest = [max(group) for group in groups]
+    shares = [axis.share(value) for value in highest]
+    if slots.bars == 2:
+        bars = _paired(shares, highest, rows)
+    else:
+        bars = [
+            (_risen(share, rows, glyphs), _role(value))
+            for share, value in zip(shares, highest, strict=True)
+        ]
+    _place(body, bars, cell, slots.experts * slots.bars, chosen)
+    lines += _labelled([*body, *crosses] if dead else body, axis.labels(rows), width)
+    numbers = _numbers(columns, slots.experts * slots.bars, cell, room, chosen)
     return [*lines, pad([Span(" " * GUTTER), *numbers], width)]
+
+
+class _Slots(NamedTuple):
+    """How the experts share the columns of a chart."""
+
+    bars: int
+    """Bars in one column: 1 or 2."""
+    experts: int
+    """Experts of one bar."""
+
+    @classmethod
+    def of(cls, experts: int, room: int, glyphs: Glyphs) -> "_Slots":
+        bars = 2 if experts > room and glyphs is Glyphs.BRAILLE else 1
+        return cls(bars, -(-experts // (bars * room)))
 
 
 def bias_bars(
@@ -84,26 +115,32 @@ def bias_bars(
     mean = math.fsum(known) / len(known)
     away = [b - mean if math.isfinite(b) else math.nan for b in bias]
     per_bar = -(-len(away) // max(1, room))
-    groups = (away[at : at + per_bar] for at in range(0, len(away), per_bar))
-    shown = [max(group, key=lambda d: abs(d) if d == d else -1.0) for group in groups]
+    groups = [away[at : at + per_bar] for at in range(0, len(away), per_bar)]
     title = chart_name(_named("bias", per_bar), focused)
     title += _of_expert(bias, chosen, "{:+.4g}".format) or [dim(f"   at {step:,}")]
     lines = [noted(title, [words.no_zero(f"around {mean:+.2g}")], width)]
     if rows < 2 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
-    most = max((abs(d) for d in shown if d == d), default=0.0) or 1.0
+    most = max(abs(d) for d in away if d == d) or 1.0
     body = _blank(room, rows)
-    bars = [(_swung(value / most, rows, glyphs), "curve") for value in shown]
-    cell = max(1, min(_WIDEST, room // max(1, len(shown))))
+    bars = [(_swung([d / most for d in group], rows, glyphs), "curve") for group in groups]
+    cell = max(1, min(_WIDEST, room // len(groups)))
     _place(body, bars, cell, per_bar, chosen)
     return lines + _labelled(body, {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}, width)
 
 
-def bars_width(experts: int, most: int) -> int:
-    """Of ``most`` cells those that the bars of so many experts take, or their title."""
+def bars_width(experts: int, columns: int, glyphs: Glyphs) -> int:
+    """Of the ``columns`` of a screen those that the bars of so many experts take, or their title.
+
+    Half of the screen; more if each expert then has a column of its own.
+    """
+    most = columns // 2
+    if GUTTER + experts <= _WIDEST_SHARE * columns:
+        most = max(most, GUTTER + experts)
     room = max(1, most - GUTTER)
-    bars = len(bin_loads([1.0] * experts, room))
-    return min(most, max(_TITLE, GUTTER + bars * min(_WIDEST, room // max(1, bars))))
+    slots = _Slots.of(experts, room, glyphs)
+    bars = max(1, -(-experts // (slots.bars * slots.experts)))
+    return min(most, max(_TITLE, GUTTER + bars * min(_WIDEST, room // bars)))
 
 
 class _LoadAxis(NamedTuple):
@@ -148,7 +185,7 @@ def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[flo
 
 
 def _named(what: str, per_bar: int) -> str:
-    return what if per_bar == 1 else f"{what}, worst of {per_bar} experts a bar"
+    return what if per_bar == 1 else f"{what}, highest of {per_bar} experts a bar"
 
 
 def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:
@@ -177,10 +214,29 @@ def _risen(share: float, rows: int, glyphs: Glyphs) -> list[str]:
     return [BLOCKS[part].strip() for part in parts]
 
 
-def _swung(share: float, rows: int, glyphs: Glyphs) -> list[str]:
-    """A bar up or down from the middle, in halves of a cell: a full swing is half of the rows."""
-    halves = round(abs(share) * rows) if share == share else 0
-    filled = range(rows - halves, rows) if share > 0 else range(rows, rows + halves)
+def _paired(shares: Sequence[float], loads: Sequence[float], rows: int) -> list[Bar]:
+    """Two bars a column, in halves of a cell and in the colour of the higher one."""
+    heights = [max(int(share > 0), round(2 * rows * min(1.0, share))) for share in shares]
+    if len(heights) % 2:
+        heights.append(0)
+    bars: list[Bar] = []
+    for at in range(0, len(heights), 2):
+        left, right = heights[at : at + 2]
+        chars = []
+        for above in range(2 * rows - 2, -1, -2):  # half cells below this row
+            filled = (left > above + 1, right > above + 1, left > above, right > above)
+            chars.append(_QUADRANTS[filled].strip())
+        bars.append((chars, _role(max(loads[at : at + 2]))))
+    return bars
+
+
+def _swung(shares: Sequence[float], rows: int, glyphs: Glyphs) -> list[str]:
+    """A bar up and down from the middle to the extremes of its experts, in halves of a cell.
+
+    A full swing is half of the rows.
+    """
+    halves = [round(share * rows) for share in shares if share == share]
+    filled = range(rows - max(0, *halves, 0), rows - min(0, *halves, 0))
     signs = {(True, True): "█#", (True, False): "▀'", (False, True): "▄_", (False, False): ("", "")}
     return [
         signs[2 * row in filled, 2 * row + 1 in filled][glyphs is Glyphs.ASCII]

@@ -164,7 +164,7 @@ def arranged(
     """Place charts in ``size`` cells; if ``enlarged``, the one in focus alone.
 
     ``stacks``: their names, those of a stack from the most useful to the least; ``first``: the
-    cells that the first of two stacks can use, if it needs no half.
+    cells of the first of two stacks; 0 for half of them.
     """
     columns, rows = size
     names = [name for stack in stacks for name in stack]
@@ -189,7 +189,7 @@ def plot_area(columns: int, stacks: int = 1, first: int = 0) -> tuple[int, int]:
 
 def _stack_widths(columns: int, stacks: int, first: int) -> Sequence[int]:
     half = (columns - _GAP * (stacks - 1)) // max(1, stacks)
-    if stacks == 2 and 0 < first < half:
+    if stacks == 2 and first > 0:
         return [first, columns - _GAP - first]
     return [half] * stacks
 

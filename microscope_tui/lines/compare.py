@@ -11,7 +11,7 @@ from microscope_tui.diagnosis import value_at
 from microscope_tui.lines import words
 from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO
-from microscope_tui.lines.heat import Heat, cells_of, heat_line
+from microscope_tui.lines.heat import Heat, cells_of, heat_lines
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
@@ -161,7 +161,9 @@ def fit_compare(
     cell = min(_MAX_CELL, max(1, room // cells))
     load = ["load, B against A", "B against A", "B / A"]
     if per > 1:
-        load = [f"load, B against A, {per} experts a cell", f"B against A, {per} a cell", *load]
+        full = f"load, B against A, {per} experts a cell"
+        halves = f"{full}: highest above, lowest below"
+        load = [halves, full, f"B against A, {per} a cell", *load]
     last = Column("load", room, head=first_fitting(load, room))
     height = max(1, min(_MAX_HEIGHT, rows // max(1, shown)))
     table = Table([*table.columns[:-1], last], columns, table.left_out)
@@ -175,15 +177,17 @@ def layer_lines(
     numbers = _numbers(layer, reference, layout, chosen)
     key = ("compare", layer.index)
     values = why_not_comparable(layer, reference) or cells_of(layer, heat)
-    lines = []
-    for at in range(layout.row_height):
-        here = at == (layout.row_height - 1) // 2
-        if isinstance(values, str):
-            cells: Line = [dim(values)] if here else []
-        else:
-            cells = heat_line(key, values, heat, layout.cells, layout.cell, marked=here)
-        lines.append(layout.table.line({**(numbers if here else {}), "load": cells}))
-    return lines
+    height = layout.row_height
+    middle = (height - 1) // 2
+    loads: list[Line] = [[] for _ in range(height)]
+    if isinstance(values, str):
+        loads[middle] = [dim(values)]
+    else:
+        loads = heat_lines(key, values, heat, layout.cells, layout.cell, height=height)
+    return [
+        layout.table.line({**(numbers if at == middle else {}), "load": load})
+        for at, load in enumerate(loads)
+    ]
 
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:

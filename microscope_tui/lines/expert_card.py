@@ -11,7 +11,14 @@ from microscope_tui import measures
 from microscope_tui.diagnosis import Episode, Finding
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
-from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
+from microscope_tui.lines.glyphs import (
+    HOT_LEVEL,
+    ends_of,
+    load_glyph,
+    load_level,
+    load_mark,
+    loudest,
+)
 from microscope_tui.lines.heat import role_of_level
 from microscope_tui.lines.spans import Line, Span, dim, in_turn, line_width, pad, role_of, spread
 from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
@@ -204,11 +211,11 @@ def _summary(loads: Sequence[float]) -> tuple[str, str]:
 
 
 def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
-    """Neighbouring layers in one cell: the load that is farthest from fair."""
-    known = [load for load in loads if load is not None]
+    """Neighbouring layers in one cell: the loudest of them."""
+    known = [load_level(load) for load in loads if load is not None]
     if not known:
         return "·", "faint"
-    level = load_level(bin_loads(known, 1)[0])
+    level = loudest(*ends_of(known))
     return load_mark(level) if colour else load_glyph(level), role_of_level(level)
 
 

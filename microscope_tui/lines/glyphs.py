@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cache
 from itertools import pairwise
 
 from microscope_tui.watch import Column
@@ -48,6 +49,8 @@ CALM_FROM, CALM_TO = -0.7, 0.65
 """The calm band in octaves from the fair share: 0.62 to 1.57 times as much."""
 HOT_LEVEL = 6
 """Quarter octaves from which a load is hot: 2.8 times the fair share."""
+WIDEST_CALM = -1.474, HOT_LEVEL / 4
+"""The calm band of a cell of many experts: 0.36 to 2.83 times the fair share."""
 FAIR_WITHIN = 0.06
 """Octaves from the fair share up to which a load counts as fair: 4 %."""
 _TO_ASCII = str.maketrans(
@@ -63,24 +66,40 @@ def spelled(text: str, glyphs: Glyphs) -> str:
     return text.translate(_TO_ASCII).encode("ascii", "replace").decode("ascii")
 
 
-def load_level(load: float | None) -> int | None:
+@cache
+def calm_band(per_cell: int) -> tuple[float, float]:
+    """Both ends of the calm band in octaves, for a cell that shows the extremes of its experts.
+
+    The highest of n healthy experts is above the fair share. The width depends on n alone: that of
+    a spread layer stays loud.
+    """
+    wider = 1 - 1 / per_cell**2
+    low, high = WIDEST_CALM
+    return CALM_FROM + wider * (low - CALM_FROM), CALM_TO + wider * (high - CALM_TO)
+
+
+def load_level(load: float | None, per_cell: int = 1) -> int | None:
     """Load as quarter octaves from the fair share, −16 … 16; 0 in the calm band.
 
-    ``None`` for a dead expert. The calm band (0.62 … 1.57 of the fair share) is one level, so
-    that the noise of a healthy router repaints nothing.
+    ``None`` for a dead expert. The calm band (0.62 … 1.57 of the fair share for one expert a cell)
+    is one level, so that the noise of a healthy router repaints nothing.
     """
     if load is None or not load > 0:
         return None
     octaves = math.log2(load)
-    if CALM_FROM <= octaves <= CALM_TO:
+    low, high = calm_band(per_cell)
+    if low <= octaves <= high:
         return 0
     return round(max(-16, min(16, 4 * octaves)))
 
 
-def shade_level(load: float) -> int | None:
-    """The same with three shades of the calm band: −1 below, 0 at, 1 above the fair share."""
-    level = load_level(load)
-    if level != 0:
+def shade_level(load: float, per_cell: int = 1) -> int | None:
+    """The same with three shades of the calm band: −1 below, 0 at, 1 above the fair share.
+
+    One shade where a cell shows several experts.
+    """
+    level = load_level(load, per_cell)
+    if level != 0 or per_cell > 1:
         return level
     octaves = math.log2(load)
     return -1 if octaves < -FAIR_WITHIN else 1 if octaves > FAIR_WITHIN else 0
@@ -108,17 +127,20 @@ def load_mark(level: int | None) -> str:
     return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
 
 
-def bin_loads(loads: Sequence[float], columns: int) -> list[float]:
-    """At most ``columns`` loads: of several experts in a column, the one farthest from fair.
+def ends_of(levels: Sequence[int | None]) -> tuple[int | None, int | None]:
+    """The highest and the lowest level of a cell: the highest of the living, the dead lowest."""
+    living = [level for level in levels if level is not None]
+    highest = max(living, default=None)
+    return highest, min(living, default=None) if len(living) == len(levels) else None
 
-    Never the mean: one dead expert of 256 must stay visible.
-    """
-    count = len(loads)
-    if count <= columns:
-        return list(loads)
-    size = -(-count // columns)
-    groups = (loads[at : at + size] for at in range(0, count, size))
-    return [max(group, key=lambda x: abs(math.log2(x)) if x > 0 else math.inf) for group in groups]
+
+def loudest(highest: int | None, lowest: int | None) -> int | None:
+    """The level of a cell that has one character: hot before dead, dead before all others."""
+    if highest is None or highest >= HOT_LEVEL:
+        return highest
+    if lowest is None:
+        return None
+    return highest if highest >= -lowest else lowest
 
 
 def spark(

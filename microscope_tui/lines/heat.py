@@ -1,8 +1,8 @@
 """The heatmap: display choices, from numbers to levels of cells, and its legend.
 
 Two families. Measures with a fair value (load, ranks, bias, difference) are ratios on a log2 scale
-around 1; shares are levels from low to high. If several experts share a cell it shows the most
-extreme one, never the mean.
+around 1; shares are levels from low to high. If several experts share a cell it shows two values,
+the highest above and the lowest below, never the mean.
 """
 
 import math
@@ -14,19 +14,34 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.lines.glyphs import Glyphs, load_glyph, load_level, load_mark, shade_level
+from microscope_tui.lines.glyphs import (
+    Glyphs,
+    ends_of,
+    load_glyph,
+    load_level,
+    load_mark,
+    loudest,
+    shade_level,
+)
 from microscope_tui.lines.spans import Line, Span, line_width, merged, pad
 from microscope_tui.runlog import RunRecord
 from microscope_tui.watch import LayerView, Reference
 
-Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
-"""Maps ratios to quarter octaves; the key identifies the cells for a stateful mapping."""
-Sample = tuple[Sequence[int | None], str]
+Levels = Callable[[Hashable, Sequence[float], int], Sequence[int | None]]
+"""Maps ratios to quarter octaves, for cells of so many experts.
+
+The key identifies the cells for a stateful mapping.
+"""
+_Pair = tuple[int | None, int | None]
+"""The highest and the lowest level of a cell."""
+Sample = tuple[Sequence[int | _Pair | None], str]
 """The levels of neighbouring cells of the legend, and their meaning."""
 
 _Value = TypeVar("_Value")
 _RAMP = " .:-=+*#%@"
-_TOP, _MOST = 15, 17
+_TOP = 15
+HALVES = "▀"
+"""A cell with two colours: that of the highest value above that of the lowest."""
 _ASSUMED_RANKS = 8
 FULL_BIAS = 0.25
 """The strongest colour: a quarter of the range of sigmoid scores."""
@@ -95,9 +110,9 @@ class Look(msgspec.Struct, frozen=True):
         return replace(self, measure=Measure.DIFFERENCE if on else Measure.LOAD)
 
 
-def exact_levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
+def exact_levels(key: Hashable, ratios: Sequence[float], per_cell: int = 1) -> Sequence[int | None]:
     """Levels without a memory."""
-    return [shade_level(ratio) for ratio in ratios]
+    return [shade_level(ratio, per_cell) for ratio in ratios]
 
 
 class Heat(msgspec.Struct, frozen=True):
@@ -107,9 +122,15 @@ class Heat(msgspec.Struct, frozen=True):
     reference: Reference | None = None
     """What loads are compared with."""
     colour: bool = True
-    """Cells are characters, for terminals without colours."""
+    """Without it, cells are characters, for terminals without colours."""
     levels: Levels = exact_levels
     given_ranks: int | None = None
+    glyphs: Glyphs = Glyphs.BRAILLE
+
+    @property
+    def halves(self) -> bool:
+        """Whether one character can show two values."""
+        return self.colour and self.glyphs is not Glyphs.ASCII
 
     @property
     def known_ranks(self) -> int:
@@ -196,45 +217,82 @@ def _ratio(now: float, then: float) -> float:
     return 1.0 if now == then else 16.0 if not then > 0 else now / then
 
 
-def heat_line(
+def heat_lines(
     key: Hashable,
     values: Sequence[float],
     heat: Heat,
     columns: int,
     cell: int,
     *,
-    marked: bool,
+    height: int = 1,
     chosen: int | None = None,
-) -> Line:
-    """One line of at most ``columns`` cells; equal neighbours are merged, and sent as one.
+) -> list[Line]:
+    """``height`` lines of at most ``columns`` cells; equal neighbours are merged, and sent as one.
 
-    ``key``: which cells these are, for levels that remember; ``marked``: with the marks × and ▴;
-    ``chosen``: position of the value that the cursor is on.
+    A cell of several experts has the highest value in the upper lines, the lowest in the lower
+    ones, and both in a middle one. The marks × and ▴ are on the middle line.
+
+    ``key``: which cells these are, for levels that remember; ``chosen``: position of the value
+    that the cursor is on.
     """
     per_cell = -(-len(values) // max(1, columns))
-    cells = list[Span]()
-    if heat.look.measure in _SHARES:
-        log = heat.look.measure is Measure.LOG_SHARE
-        for group in _grouped(values, per_cell):
-            level = sequential_level(max(group), log=log)
-            cells.append(
-                Span(_cell(" " if heat.colour else ramp_glyph(level), cell), f"seq:{level}")
-            )
+    pairs = _pairs(key, values, heat, per_cell)
+    columns_of = {pair: _cell_lines(pair, heat, cell, height) for pair in set(pairs)}
+    lines = [[columns_of[pair][at] for pair in pairs] for at in range(height)]
+    if chosen is not None and chosen // per_cell < len(pairs):
+        marked = lines[(height - 1) // 2]
+        text = marked[chosen // per_cell].text
+        marked[chosen // per_cell] = Span(text.replace(HALVES, " "), "cursor")
+    return [merged(line) for line in lines]
+
+
+def _pairs(key: Hashable, values: Sequence[float], heat: Heat, per_cell: int) -> list[_Pair]:
+    measure = heat.look.measure
+    if measure in _SHARES:
+        log = measure is Measure.LOG_SHARE
+        shares = [sequential_level(value, log=log) for value in values]
+        highest_only = measure is Measure.OVERFLOW
+        return [
+            (max(some), max(some) if highest_only else min(some))
+            for some in _grouped(shares, per_cell)
+        ]
+    # First the levels, then the extremes: they are steady as their experts are.
+    levels = heat.levels(key, values, per_cell)
+    if measure is Measure.BIAS:
+        levels = [-16 if level is None else level for level in levels]
+    return [ends_of(some) for some in _grouped(levels, per_cell)]
+
+
+def _cell_lines(pair: _Pair, heat: Heat, cell: int, height: int) -> list[Span]:
+    """The lines of one cell from the top."""
+    highest, lowest = pair
+    upper, lower = height // 2, height - height // 2
+    lines = [_one(highest, heat, cell)] * upper + [_one(lowest, heat, cell)] * lower
+    middle = (height - 1) // 2
+    if highest == lowest or height % 2 == 0:
+        lines[middle] = _one(highest, heat, cell, marked=True)
+    elif heat.halves:
+        roles = f"{_role(highest, heat)}|{_role(lowest, heat)}"
+        lines[middle] = Span(HALVES * cell, roles)
     else:
-        # First the levels, then the most extreme of a cell: two experts that are equally far
-        # from fair, one above and one below, would swap with every step.
-        levels = heat.levels(key, values)
-        if heat.look.measure is Measure.BIAS:
-            levels = [-16 if level is None else level for level in levels]
-        for some in _grouped(levels, per_cell):
-            worst = max(some, key=lambda level: _MOST if level is None else abs(level))
-            text = (load_mark(worst) if marked else " ").center(cell)
-            text = text if heat.colour else _cell(load_glyph(worst), cell)
-            cells.append(Span(text, role_of_level(worst)))
-    if chosen is not None and marked and chosen // per_cell < len(cells):
-        at = chosen // per_cell
-        cells[at] = Span(cells[at].text, "cursor")
-    return merged(cells)
+        shares = heat.look.measure in _SHARES
+        most = highest if shares else loudest(highest, lowest)
+        lines[middle] = _one(most, heat, cell, marked=True)
+    return lines
+
+
+def _one(level: int | None, heat: Heat, cell: int, *, marked: bool = False) -> Span:
+    """A cell of one value."""
+    role = _role(level, heat)
+    if heat.look.measure in _SHARES:
+        return Span(_cell(" " if heat.colour else ramp_glyph(level or 0), cell), role)
+    if not heat.colour:
+        return Span(_cell(load_glyph(level), cell), role)
+    return Span((load_mark(level) if marked else " ").center(cell), role)
+
+
+def _role(level: int | None, heat: Heat) -> str:
+    return f"seq:{level}" if heat.look.measure in _SHARES else role_of_level(level)
 
 
 def sequential_level(share: float, *, log: bool) -> int:
@@ -256,35 +314,38 @@ def is_mean(look: Look, steps: int) -> bool:
     return steps > 1 and look.measure is not Measure.BIAS
 
 
-def heat_title(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> str:
-    """What the heatmap shows, most important first; the loads are means over ``steps``."""
+def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list[str]:
+    """What the heatmap shows, from all words to the fewest; loads are means over ``steps``."""
     look, reference = heat.look, heat.reference
-    if is_mean(look, steps):
-        what, _, more = heat_title(heat, experts, per_cell).partition(",")
-        mean = f"{what.removesuffix(' per expert')}, mean of {steps} steps"
-        return f"{mean},{more}" if more else mean
-    if look.measure is Measure.RANKS:
-        return f"load per rank, {heat.ranks} ranks{'' if heat.known_ranks else ' assumed'}"
     against = f"step {reference.step:,}" if reference is not None else "the reference"
     what = {
-        Measure.LOAD: "load per expert",
-        Measure.SHARE: "share of tokens per expert",
+        Measure.LOAD: "load",
+        Measure.SHARE: "share of tokens",
         Measure.LOG_SHARE: "share of tokens, log scale",
         Measure.BIAS: f"bias, mean of its layer ±{FULL_BIAS:g}",
         Measure.OVERFLOW: "share of tokens over capacity",
         Measure.DIFFERENCE: f"load against {against}",
+        Measure.RANKS: "load per rank",
     }[look.measure]
+    mean = f", mean of {steps} steps" if is_mean(look, steps) else ""
+    if look.measure is Measure.RANKS:
+        assumed = "" if heat.known_ranks else " assumed"
+        return [f"{what}{mean}, {heat.ranks} ranks{assumed}", f"{what}{mean}", "load"]
     if per_cell > 1:
-        return f"{what.replace(' per expert', '')}, {per_cell} experts a cell"
-    if look.order is not Order.ID:
-        return f"{what}, {'by load' if look.order is Order.LOAD else 'in groups'}"
-    return f"{what}, 0 to {experts - 1}" if look.measure is Measure.LOAD and experts else what
+        cells = f"{per_cell} experts a cell"
+        halves = f"{cells}: highest above, lowest below" if heat.halves else cells
+        few = f"{per_cell}/cell"
+        titles = [f"{what}{mean}, {halves}", f"{what}, {halves}", f"{what}{mean}, {cells}"]
+        return [*titles, f"{what}, {cells}", f"{what}{mean}, {few}", few]
+    per = "" if mean else " per expert"
+    per = per if look.measure in (Measure.LOAD, Measure.SHARE) else ""
+    order = {Order.LOAD: ", by load", Order.GROUP: ", in groups", Order.ID: ""}[look.order]
+    if not order and look.measure is Measure.LOAD and experts:
+        order = f", 0 to {experts - 1}"
+    short = what.split(",")[0]
+    return [f"{what}{per}{mean}{order}", f"{what}{mean}", f"{short}{mean}", short, what.split()[0]]
 
 
-_RATIO_SAMPLES: Sequence[Sample] = (
-    *(((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), "fair")),
-    *(((4,), "2"), ((8,), "4"), ((14,), "11 x fair")),
-)
 _SHARE_SAMPLES: Sequence[Sample] = (
     *(((0,), "0"), ((4,), "25"), ((8,), "50"), ((12,), "75"), ((15,), "100 %")),
 )
@@ -302,16 +363,49 @@ _SAMPLES = {
     Measure.OVERFLOW: _SHARE_SAMPLES,
     Measure.LOG_SHARE: _OCTAVE_SAMPLES,
 }
-_OTHER_LABELS = {"fair": "same", "11 x fair": "11 x"}  # of a difference
+_OVER_SAMPLES = ((2.0, "2"), (2.83, "2.8 hot"), (8.0, "8"))
+_MIDDLES = ("fair", "same", "mean")
 _ASCII_LABELS = {"¼": ".25", "½": ".5"}
 
 
-def legend(heat: Heat, width: int, glyphs: Glyphs) -> Line:
-    """Sample cells with their values in exactly ``width`` cells: all, both ends, or nothing."""
-    samples = _SAMPLES.get(heat.look.measure, _RATIO_SAMPLES)
-    ends = [samples[0], samples[len(samples) // 2], samples[-1]]  # and the fair value
-    for chosen, gap in ((samples, 2), (samples, 1), (ends, 1)):
-        line = _samples(chosen, heat, gap, glyphs)
+def _ratio_samples(heat: Heat, most: float, per_cell: int) -> Sequence[Sample]:
+    """From no token to the highest possible ratio."""
+    difference = heat.look.measure is Measure.DIFFERENCE
+    fair = "same" if difference else "fair"
+    top = f"{most:.3g} x" if difference else f"{most:.3g} x fair"
+    over = [sample for sample in _OVER_SAMPLES if sample[0] <= 0.75 * most]
+    samples: list[Sample]
+    if per_cell == 1:
+        samples = [((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), fair)]
+    else:
+        over = [sample for sample in over if shade_level(sample[0], per_cell)]
+        # A × in a cell of two values: no expert of it has a token. In one of one value: one has
+        # none.
+        samples = [((None,), "all 0" if heat.halves else "some 0")]
+        if heat.halves:
+            samples.append((((0, None),), "some 0"))
+        samples += [((-8,), "¼"), ((0,), fair)]
+    samples += [((shade_level(ratio),), text) for ratio, text in over]
+    return [*samples, ((shade_level(most),), top)]
+
+
+def highest_possible(layers: Sequence[LayerView]) -> float:
+    """The load of an expert that every token chooses, in the layer where it is highest."""
+    known = [layer.router for layer in layers if layer.router.top_k]
+    return max((router.num_experts / router.top_k for router in known), default=16.0)
+
+
+def legend(heat: Heat, width: int, *, per_cell: int = 1, most: float = 16.0) -> Line:
+    """Sample cells with their values in exactly ``width`` cells: all, both ends, or nothing.
+
+    ``per_cell``: experts a cell; ``most``: the highest possible load.
+    """
+    if heat.look.measure is Measure.DIFFERENCE:
+        most = 16.0
+    samples = _SAMPLES.get(heat.look.measure) or _ratio_samples(heat, most, per_cell)
+    middle = next((s for s in samples if s[1] in _MIDDLES), samples[len(samples) // 2])
+    for chosen, gap in ((samples, 2), (samples, 1), ((samples[0], middle, samples[-1]), 1)):
+        line = _samples(chosen, heat, gap)
         if line_width(line) <= width:
             return pad(line, width)
     return pad([], width)
@@ -322,26 +416,28 @@ def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
     return any(not isinstance(cells_of(layer, heat), str) for layer in layers)
 
 
-def _samples(samples: Sequence[Sample], heat: Heat, gap: int, glyphs: Glyphs) -> Line:
+def _samples(samples: Sequence[Sample], heat: Heat, gap: int) -> Line:
     line: Line = []
     for levels, text in samples:
         cells = [_sample(level, heat) for level in levels]
         if not heat.colour:  # neighbours that look alike are one
             cells = [next(group) for _, group in groupby(cells, key=lambda cell: cell.text)]
-        if heat.look.measure is Measure.DIFFERENCE:
-            text = _OTHER_LABELS.get(text, text)
-        label = _ASCII_LABELS.get(text, text) if glyphs is Glyphs.ASCII else text
+        label = _ASCII_LABELS.get(text, text) if heat.glyphs is Glyphs.ASCII else text
         line += [*([Span(" " * gap, "")] if line else []), *cells, Span(f" {label}", "dim")]
     return line
 
 
-def _sample(level: int | None, heat: Heat) -> Span:
+def _sample(level: int | _Pair | None, heat: Heat) -> Span:
     """One sample, two characters wide where it is a colour alone."""
+    if isinstance(level, tuple):
+        return Span(HALVES * 2, "|".join(role_of_level(end) for end in level))
     if heat.look.measure in _SHARES:
         return Span("  " if heat.colour else ramp_glyph(level or 0), f"seq:{level or 0}")
     if level is None:
         return Span("×" if heat.colour else load_glyph(None), "heat:dead")
-    return Span("  " if heat.colour else load_glyph(level), f"heat:{level}")
+    if not heat.colour:
+        return Span(load_glyph(level), f"heat:{level}")
+    return Span(f"{load_mark(level)} ", f"heat:{level}")
 
 
 def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:

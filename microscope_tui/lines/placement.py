@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, Glyphs, bar, load_glyph, load_mark, shade_level
-from microscope_tui.lines.heat import Heat, heat_line, legend, role_of_level
+from microscope_tui.lines.heat import Heat, heat_lines, legend, role_of_level
 from microscope_tui.lines.spans import Line, Span, dim, in_turn, merged, pad, with_notes
 from microscope_tui.lines.time_line import ONSET, TimeMark, TimeScale
 from microscope_tui.placement import KEPT_GAIN, Scored, Study, rank_loads
@@ -50,7 +50,7 @@ def placement_lines(
     left, right = (_side(study, way, layer, (width, fits), heat, glyphs) for way in ways)
     both = [[*pad(a, columns - width), *pad(b, width)] for a, b in zip(left, right, strict=True)]
     more = f"  {ranks - fits:,} less busy ranks are not shown" if ranks > fits else ""
-    scale = legend(heat, columns - len(more) - 2, glyphs)
+    scale = legend(heat, columns - len(more) - 2)
     return [*lines, *gap, *both, [dim(f"{more}  "), *scale], *gap]
 
 
@@ -83,7 +83,7 @@ def _cells(
     """Experts in heat colours, with their numbers where there is room for them."""
     wide = min(_WIDEST, room // len(experts))
     if wide <= digits:
-        return heat_line((), ratios, heat, room, max(1, wide), marked=True)
+        return heat_lines((), ratios, heat, room, max(1, wide))[0]
     cells = []
     for expert, level in zip(experts, map(shade_level, ratios), strict=True):
         role = role_of_level(level)

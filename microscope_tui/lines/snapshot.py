@@ -38,7 +38,8 @@ def snapshot_text(
     lines += _body(view, layout, glyphs)
     lines.append(time_line.ribbon(view, columns, view.state if at is None else "then"))
     lines.append(time_line.notes(view, columns, layout.hidden))
-    legend = "        load: x dead  - starving  . fair  + over  # hot"
+    dead = "dead" if layout.experts_per_cell == 1 else "one of them dead"
+    legend = f"        load: x {dead}  - starving  . fair  + over  # hot"
     if not any(layer.load for layer in view.layers):
         legend = f" {words.no_counts(view)}" if view.layers else ""
     lines.append(crop([Span(legend, "dim")], columns))

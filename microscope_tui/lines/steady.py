@@ -9,7 +9,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 
-from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, FAIR_WITHIN, is_calm, shade_level
+from microscope_tui.lines.glyphs import FAIR_WITHIN, HOT_LEVEL, calm_band, is_calm, shade_level
 
 HYSTERESIS = 0.125
 """Octaves beyond its edge to which a level is kept: half of a level."""
@@ -23,6 +23,7 @@ MOST_HYSTERESIS = 0.5
 """Octaves: larger noise is shown."""
 MOST_KEYS = 1024
 
+_HOT = HOT_LEVEL / 4  # octaves
 _NOISE_STEP = 1 / 16  # octaves; the loads that keep a level are worked out for each
 
 
@@ -32,21 +33,25 @@ class SteadyLevels:
     def __init__(self) -> None:
         self._shown: dict[Hashable, list[int | None]] = {}
 
-    def levels(self, key: Hashable, loads: Sequence[float], noise: float = 0.0) -> list[int | None]:
+    def levels(
+        self, key: Hashable, loads: Sequence[float], per_cell: int = 1, noise: float = 0.0
+    ) -> list[int | None]:
         """Loads as ``glyphs.shade_level`` has them, held back by what ``key`` showed before.
 
-        Held is what has the same key, place and number of loads. A dead expert is dead at once, and
-        alive at once. ``noise`` is the standard deviation of the loads, in octaves.
+        Held is what has the same key, place and number of loads, and as many experts a cell. A dead
+        expert is dead at once, and alive at once; a hot one is hot at once. ``noise`` is the
+        standard deviation of the loads, in octaves.
         """
-        kept, before = _kept(held_by(noise)), self._shown.pop(key, ())
+        place = (key, per_cell)
+        kept, before = _kept(held_by(noise), per_cell), self._shown.pop(place, ())
         if len(before) != len(loads):
-            levels = [shade_level(load) for load in loads]
+            levels = [shade_level(load, per_cell) for load in loads]
         else:
             levels = [
-                old if kept[old][0] <= load <= kept[old][1] else _moved(old, load, kept)
+                old if kept[old][0] <= load <= kept[old][1] else _moved(old, load, per_cell, kept)
                 for old, load in zip(before, loads, strict=True)
             ]
-        self._shown[key] = levels  # moved to the end: the least recently used is first
+        self._shown[place] = levels  # moved to the end: the least recently used is first
         if len(self._shown) > MOST_KEYS:
             del self._shown[next(iter(self._shown))]
         return levels
@@ -59,32 +64,42 @@ def held_by(noise: float) -> float:
 
 
 def _moved(
-    old: int | None, load: float, kept: Mapping[int | None, tuple[float, float]]
+    old: int | None, load: float, per_cell: int, kept: Mapping[int | None, tuple[float, float]]
 ) -> int | None:
     """The level of a load that has left its own; within the calm band it moves without leaving."""
-    level = shade_level(load)
+    level = shade_level(load, per_cell)
     if level is not None and is_calm(old) and kept[-1][0] <= load <= kept[1][1]:
         return max(-1, min(1, level))
     return level
 
 
 @cache
-def _kept(held: float) -> Mapping[int | None, tuple[float, float]]:
-    """The loads that keep each level, with at least ``held`` octaves beyond every edge."""
-    beyond, edges = range(3, 17), (CALM_FROM, -FAIR_WITHIN, FAIR_WITHIN, CALM_TO)
+def _kept(held: float, per_cell: int) -> Mapping[int | None, tuple[float, float]]:
+    """The loads that keep each level, with at least ``held`` octaves beyond every edge.
+
+    No level below that of a hot expert is kept by a load that is hot.
+    """
+    calm_from, calm_to = calm_band(per_cell)
+    edges = [calm_from, -FAIR_WITHIN, FAIR_WITHIN, calm_to]
+    if per_cell > 1:  # one shade
+        edges = [calm_from, calm_from, calm_to, calm_to]
+    beyond = range(3, 17)
     found: dict[int | None, tuple[float, float]] = {None: (-math.inf, 0.0)}
+    outer = max(CALM_HYSTERESIS, held)
+    inner = outer if per_cell > 1 else max(SHADE_HYSTERESIS, held)
     for level, low, high in zip((-1, 0, 1), edges, edges[1:], strict=False):
-        below = max(CALM_HYSTERESIS if level < 0 else SHADE_HYSTERESIS, held)
-        above = max(CALM_HYSTERESIS if level > 0 else SHADE_HYSTERESIS, held)
-        found[level] = 2.0 ** (low - below), 2.0 ** (high + above)
+        below = outer if level < 0 else inner
+        above = outer if level > 0 else inner
+        found[level] = 2.0 ** (low - below), 2.0 ** min(high + above, _HOT)
     reach = max(HYSTERESIS, held)
     for level in beyond:
         low, high = (level - 0.5) / 4, (level + 0.5) / 4
         last = level == beyond[-1]
+        up_to = high + reach if level >= HOT_LEVEL else min(high + reach, _HOT)
         found[level] = (
-            2.0 ** (max(low, CALM_TO) - reach),
-            math.inf if last else 2.0 ** (high + reach),
+            2.0 ** (max(low, calm_to) - reach),
+            math.inf if last else 2.0**up_to,
         )
         least = math.ulp(0.0) if last else 2.0 ** (-high - reach)
-        found[-level] = least, 2.0 ** (min(-low, CALM_FROM) + reach)
+        found[-level] = least, 2.0 ** (min(-low, calm_from) + reach)
     return found

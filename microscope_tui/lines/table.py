@@ -19,8 +19,8 @@ from microscope_tui.lines.heat import (
     Measure,
     Order,
     cells_of,
-    heat_line,
-    heat_title,
+    heat_lines,
+    heat_titles,
     is_mean,
     order_of,
 )
@@ -238,13 +238,10 @@ def load(
         cell = max(1, layout.heat // len(values))
     elif chosen is not None and chosen < len(values):
         at = list(order_of(layer, heat.look.order)).index(chosen)
-    middle = (layout.row_height - 1) // 2
     key = (layer.index, heat.look.measure, heat.look.order)
-    lines = {
-        marked: heat_line(key, values, heat, layout.heat // cell, cell, marked=marked, chosen=at)
-        for marked in ((True, False) if layout.row_height > 1 else (True,))
-    }
-    return [pad(lines[at == middle], layout.heat) for at in range(layout.row_height)]
+    height = layout.row_height
+    lines = heat_lines(key, values, heat, layout.heat // cell, cell, height=height, chosen=at)
+    return [pad(line, layout.heat) for line in lines]
 
 
 def balance(
@@ -325,17 +322,14 @@ def column_heads(
 ) -> Line:
     """The names of the columns; ``steps``: over how many of them the loads are means."""
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
-    per_cell = layout.experts_per_cell
-    full = heat_title(heat, experts, per_cell, steps)
-    what = full.split(",")[0].removesuffix(" per expert")
-    short = [what, "load" if per_cell == 1 else f"{per_cell}/cell"]
+    titles = heat_titles(heat, experts, layout.experts_per_cell, steps)
     if is_mean(heat.look, steps):  # a mean must not look like a single step
         mean = f"mean of {steps}"
-        short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
+        titles += [f"{mean} steps", mean, f"{steps} steps"]
     wide = layout.curve >= 12
     line = pad([dim("  layer")], layout.label)
     for head, width, gap in (
-        (first_fitting([full, *short], layout.heat, short[-1]), layout.heat, 0),
+        (first_fitting(titles, layout.heat, titles[-1]), layout.heat, 0),
         ("balance c" if wide else "bal.", layout.curve, _GAP),
         ("entropy H" if wide else "ent.", layout.entropy, _GAP),
         ("drop" if layout.drop < 8 else "dropped", layout.drop, _GAP),

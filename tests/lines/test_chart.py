@@ -80,11 +80,12 @@ def test_labels_of_the_y_axis_fit_their_gutter() -> None:
     st.integers(24, 220),
     st.integers(2, 70),
     st.booleans(),
-    st.integers(0, 200),
+    st.floats(0, 0.6),
 )
 def test_stacks_fill_their_room_and_always_hold_the_focus(
-    sizes: list[int], focus_at: int, columns: int, rows: int, enlarged: bool, first: int
+    sizes: list[int], focus_at: int, columns: int, rows: int, enlarged: bool, share: float
 ) -> None:
+    first = int(share * columns)
     stacks = [[f"{s}.{n}" for n in range(size)] for s, size in enumerate(sizes)]
     names = [name for stack in stacks for name in stack]
     focus = names[focus_at % len(names)]
@@ -107,10 +108,12 @@ def test_stacks_fill_their_room_and_always_hold_the_focus(
 @pytest.mark.parametrize("experts", [8, 16, 60, 64, 128, 256])
 @pytest.mark.parametrize("columns", [80, 120, 160, 200])
 def test_the_bars_of_a_layer_leave_no_empty_space_beside_them(columns: int, experts: int) -> None:
-    used = bars_width(experts, columns // 2)
+    used = bars_width(experts, columns, Glyphs.BRAILLE)
     line = plain(load_bars([1.0] * experts, (used, 9), Glyphs.BRAILLE, step=1)[-2])
-    assert used <= columns // 2
+    assert used <= max(columns // 2, 7 + experts)
     assert used - len(line) <= 8 or used == 48  # the width of a title
+    alone = experts <= 64 and columns >= 120
+    assert used >= 7 + experts or not alone, "each expert has a column of its own"
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**7), st.integers(8, 200), st.sampled_from(Axis))
@@ -160,14 +163,29 @@ def test_one_dead_expert_of_256_is_seen_however_narrow_the_bars(expert: int) -> 
     load = [0.0 if e == expert else 1.0 for e in range(256)]
     text = "\n".join(map(plain, load_bars(load, (40, 10), Glyphs.BRAILLE, step=1)))
     assert text.count("×") == 1
-    assert "worst of 8 experts a bar" in text
+    assert "highest of 4 experts a bar" in text
+
+
+def test_two_experts_share_a_column_in_the_colour_of_the_hotter_one() -> None:
+    load = [2.0, 1.0, 0.0, 4.0] + [0.5] * 16
+    *_, low, crosses, _ = load_bars(load, (19, 6), Glyphs.BRAILLE, step=1)
+    assert plain(low)[7:13] == "█▐▄▄▄▄"
+    assert [span.role for span in low[1:3]] == ["warn", "crit"]
+    assert plain(crosses)[7:].rstrip() == " ×"
+    wide = load_bars(load, (19, 6), Glyphs.BLOCK, step=1)
+    assert "highest of" in plain(wide[0])
+
+
+def test_the_bias_of_several_experts_swings_to_both_extremes() -> None:
+    lines = bias_bars([0.4, -0.4] * 20, (17, 7), Glyphs.BRAILLE, step=1)
+    assert {plain(line)[7:] for line in lines[1:]} == {"█" * 10}
 
 
 @pytest.mark.parametrize("width", [38, 79, 120])
 def test_one_expert_that_dwarfs_the_rest_makes_the_axis_logarithmic(width: int) -> None:
     rest = [0.1 + n / 128 for n in range(255)]
     title, *bars = map(plain, load_bars([32.0, *rest], (width, 14), Glyphs.BRAILLE, step=1))
-    assert "load (log), worst of" in title or width == 120
+    assert "load (log), highest of" in title
     labels = [line.split()[0] for line in bars if line[:6].strip()]
     assert labels == ["32.0", "4", "1", "1/4", "1/16"]
     heights = {sum(line.ljust(38)[at] == "█" for line in bars) for at in range(8, 36)}

@@ -12,7 +12,6 @@ from microscope_tui.lines import (
     Glyphs,
     Span,
     bar,
-    bin_loads,
     crop,
     first_visible,
     fit,
@@ -70,16 +69,6 @@ def test_merging_columns_keeps_both_ends_of_the_scale(values: list[float], count
     assert len(columns) <= count or len(columns) == len(values)
     assert min(column.low for column in columns) == min(values)
     assert max(column.high for column in columns) == max(values)
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=300), st.integers(1, 80))
-def test_binning_keeps_the_load_that_is_farthest_from_fair(loads: list[float], width: int) -> None:
-    binned = bin_loads(loads, width)
-    assert len(binned) <= width
-    if 0.0 in loads:
-        assert 0.0 in binned
-    else:
-        assert max(abs(math.log2(v)) for v in loads) == max(abs(math.log2(v)) for v in binned)
 
 
 @pytest.mark.parametrize(

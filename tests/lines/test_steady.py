@@ -8,6 +8,7 @@ from hypothesis import assume, given, strategies as st
 from microscope_tui.lines import (
     CALM_HYSTERESIS,
     FAIR_WITHIN,
+    HOT_LEVEL,
     HYSTERESIS,
     MOST_KEYS,
     SteadyLevels,
@@ -110,6 +111,8 @@ def test_noise_that_was_measured_moves_no_cell(
     """Up to three standard deviations, wherever the mean lies: also on an edge."""
     steady = SteadyLevels()
     first = steady.levels("L1", [2.0**octaves], noise=noise)
+    hot = [octaves + noise * deviation > HOT_LEVEL / 4 for deviation in deviations]
+    assume(first >= [HOT_LEVEL] or not any(hot))  # that is shown at once
     for deviation in deviations:
         load = 2.0 ** (octaves + noise * deviation)
         assert steady.levels("L1", [load], noise=noise) == first
@@ -119,3 +122,18 @@ def test_no_noise_however_large_hides_an_octave() -> None:
     steady = SteadyLevels()
     steady.levels("L1", [2.0], noise=9.0)
     assert steady.levels("L1", [4.0], noise=9.0) == [8]
+
+
+@pytest.mark.parametrize("per_cell", [1, 2, 8])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_hot_expert_is_hot_at_once_whatever_was_shown_before(per_cell: int, noise: float) -> None:
+    steady = SteadyLevels()
+    steady.levels("L1", [1.4, 2.5], per_cell, noise)
+    assert min(steady.levels("L1", [2.84, 2.84], per_cell, noise)) >= HOT_LEVEL
+
+
+def test_levels_for_other_numbers_of_experts_a_cell_are_held_apart() -> None:
+    steady = SteadyLevels()
+    assert steady.levels("L1", [2.0], 4) == [0]
+    assert steady.levels("L1", [2.0], 1) == [4]
+    assert steady.levels("L1", [2.0], 4) == [0]

@@ -204,7 +204,9 @@ class LayerScreen(ChartScreen):
     def first_stack(self) -> int:
         run, selected = self.session.run, self.session.selected
         routers = run.routers[selected : selected + 1] if run is not None else ()
-        return bars_width(routers[0].num_experts, self.room.width // 2) if routers else 0
+        if not routers:
+            return 0
+        return bars_width(routers[0].num_experts, self.room.width - 1, self.session.glyphs)
 
     def layers_in_detail(self) -> Container[int]:
         return (self.session.selected,)

@@ -29,6 +29,7 @@ from microscope_tui.runlog import Stamp, plural, safe_text, stamp_of
 from microscope_tui.watch import Reference, RunView, aligned, pin, pin_at, reference_of
 
 _BRIEF_BELOW_ROWS = 16
+_BEFORE = 30  # steps before an onset: by then loads are on their way
 _EARLY = 0.1
 _FRAME_ROWS = 6  # header, title, two lines of text, heading of the layers, keys
 _Key = tuple[object, ...]
@@ -90,7 +91,8 @@ class CompareScreen(RunScreen):
         layout = compare.fit_compare(view, reference, columns, rows - 5 - len(top), count)
         self.show("compare-heads", [layout.table.heads()])
         look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
-        heat = Heat(look, view.run, reference, not self.app.no_color, session.levels)
+        colour = not self.app.no_color
+        heat = Heat(look, view.run, reference, colour, session.levels, glyphs=session.glyphs)
         lines: list[Line] = []
         for index in self.in_view(at, count, layout.visible_layers):
             layer = view.layers[self.layers_shown[index]]
@@ -141,10 +143,10 @@ class CompareScreen(RunScreen):
         self._why_own = f"{_EARLY:.0%} into the run"
         for finding, _ in view.alerts:
             if 1 < finding.onset <= view.step:
-                step, self._why_own = finding.onset - 1, f"before {finding.rule} began"
+                step, self._why_own = finding.onset - _BEFORE, f"before {finding.rule} began"
                 break
         try:
-            found = await asyncio.to_thread(pin_at, watch, step)
+            found = await asyncio.to_thread(pin_at, watch, max(1, step))
             why = session.time.why_no_past() or "the log is still being read"
         except OSError as error:
             found = None

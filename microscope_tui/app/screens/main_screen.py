@@ -26,6 +26,7 @@ from microscope_tui.lines import (
     fit,
     frame,
     has_legend,
+    highest_possible,
     legend,
     line_width,
     matching,
@@ -150,7 +151,9 @@ class MainScreen(RunScreen):
         if view.layers and not any(layer.load for layer in view.layers):
             samples = pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
         elif has_legend(heat, view.layers):  # what the colours mean
-            samples = [Span(" " * layout.label), *legend(heat, room, session.glyphs)]
+            per_cell, most = layout.experts_per_cell, highest_possible(view.layers)
+            cells = legend(heat, room, per_cell=per_cell, most=most)
+            samples = [Span(" " * layout.label), *cells]
         if not layout.legend and not plain(verdict[-1]):
             verdict[-1] = samples
         self.show("header", [frame.header(view, layout.columns, session.glyphs)])
@@ -199,7 +202,14 @@ class MainScreen(RunScreen):
     def _heat(self, view: RunView) -> Heat:
         session, colour = self.session, not self.app.no_color
         ranks = session.preferences.cost.ranks
-        return Heat(session.look, view.run, session.reference, colour, given_ranks=ranks)
+        return Heat(
+            session.look,
+            view.run,
+            session.reference,
+            colour,
+            given_ranks=ranks,
+            glyphs=session.glyphs,
+        )
 
     def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
         chosen = self.session.selected

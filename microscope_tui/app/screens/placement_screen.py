@@ -40,7 +40,8 @@ class PlacementScreen(RunScreen):
         if isinstance(found := self._found, str):
             lines = [[Span(f"  {text}")] for text in wrap(found, columns - 3)]
         else:
-            router, heat = view.layers[session.selected].router, Heat(colour=not self.app.no_color)
+            router = view.layers[session.selected].router
+            heat = Heat(colour=not self.app.no_color, glyphs=session.glyphs)
             size = columns, rows - _OTHER_ROWS
             lines = placement_lines(found, router, size, heat, session.glyphs)
             size = columns - 1, min(_MOST_ROWS, rows - 2 - len(lines))
