@@ -51,36 +51,36 @@ def load_bars(
     slots = _Slots.of(len(load), max(1, room), glyphs)
     groups = [load[at : at + slots.experts] for at in range(0, len(load), slots.experts)]
     axis = _LoadAxis.of(load)
-    name = "load" if slots.experts > 1 or chosen is not None else "load per expert"
-    title = chart_name(_named(f"{name} (log)" if axis.log else name, slots.experts), focused)
     own = _of_expert(load, chosen, words.decimal)
+    title = chart_name(_load_name(axis, slots, bool(own)), focused)
     title += [*own, dim(f"{' ' if own else '   '}at {step:,}")]
     lines = [noted(title, ["1 is fair"], width)]
     if rows < 1 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
     columns = -(-len(groups) // slots.bars)
     cell = max(1, min(_WIDEST, room // columns))
-    crosses = _blank(room, 1)
-    for at, group in enumerate(groups):
-        if not min(group) > 0:
-            crosses[0][at // slots.bars * cell] = ("×", "heat:dead")
-    dead = rows > 1 and any(cell != _BLANK for cell in crosses[0])
-    rows -= dead
+    dead = {at // slots.bars for at, group in enumerate(groups) if not min(group) > 0}
+    if rows == 1:
+        dead = set()
+    rows -= 1 if dead else 0
     body = _blank(room, rows)
     body[axis.row(1.0, rows)][: cell * columns] = [("┈", "faint")] * (cell * columns)
     highest = [max(group) for group in groups]
-    shares = [axis.share(value) for value in highest]
-    if slots.bars == 2:
-        bars = _paired(shares, highest, rows)
-    else:
-        bars = [
-            (_risen(share, rows, glyphs), _role(value))
-            for share, value in zip(shares, highest, strict=True)
-        ]
+    draw = _paired if slots.bars == 2 else _risen
+    bars = draw([axis.share(value) for value in highest], highest, rows, glyphs)
     _place(body, bars, cell, slots.experts * slots.bars, chosen)
-    lines += _labelled([*body, *crosses] if dead else body, axis.labels(rows), width)
+    if dead:
+        body += _blank(room, 1)
+    for column in dead:
+        body[-1][column * cell] = ("×", "heat:dead")
+    lines += _labelled(body, axis.labels(rows), width)
     numbers = _numbers(columns, slots.experts * slots.bars, cell, room, chosen)
     return [*lines, pad([Span(" " * GUTTER), *numbers], width)]
+
+
+def _load_name(axis: "_LoadAxis", slots: "_Slots", of_one: bool) -> str:
+    name = "load" if slots.experts > 1 or of_one else "load per expert"
+    return _named(f"{name} (log)" if axis.log else name, slots.experts)
 
 
 class _Slots(NamedTuple):
@@ -203,18 +203,23 @@ def _role(load: float) -> str:
     return "accent" if level < 0 else "warn" if level < _HOT else "crit"
 
 
-def _risen(share: float, rows: int, glyphs: Glyphs) -> list[str]:
-    """A bar from the bottom, in eighths of a cell."""
-    eighths = round(max(0.0, min(1.0, share if share == share else 0.0)) * rows * 8)
-    if share > 0:
-        eighths = max(1, eighths)
-    parts = [max(0, min(8, eighths - 8 * (rows - 1 - row))) for row in range(rows)]
-    if glyphs is Glyphs.ASCII:
-        return ["#" if part >= 4 else "_" if part else "" for part in parts]
-    return [BLOCKS[part].strip() for part in parts]
+def _risen(shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: Glyphs) -> list[Bar]:
+    """A bar a column, from the bottom in eighths of a cell."""
+    bars: list[Bar] = []
+    for share, load in zip(shares, loads, strict=True):
+        eighths = max(int(share > 0), round(min(1.0, share) * rows * 8))
+        parts = [max(0, min(8, eighths - 8 * (rows - 1 - row))) for row in range(rows)]
+        if glyphs is Glyphs.ASCII:
+            chars = ["#" if part >= 4 else "_" if part else "" for part in parts]
+        else:
+            chars = [BLOCKS[part].strip() for part in parts]
+        bars.append((chars, _role(load)))
+    return bars
 
 
-def _paired(shares: Sequence[float], loads: Sequence[float], rows: int) -> list[Bar]:
+def _paired(
+    shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: Glyphs
+) -> list[Bar]:
     """Two bars a column, in halves of a cell and in the colour of the higher one."""
     heights = [max(int(share > 0), round(2 * rows * min(1.0, share))) for share in shares]
     if len(heights) % 2:

@@ -39,13 +39,15 @@ async def pinned(root: Path) -> AsyncIterator[AppPilot]:
         yield app
 
 
-async def test_without_a_reference_a_step_well_before_the_worst_alert_is_taken(make_run: Make) -> None:
+async def test_without_a_reference_a_step_well_before_the_worst_alert_is_taken(
+    make_run: Make,
+) -> None:
     async with open_app(make_run(steps=STEPS, sick=SICK), "5") as app:
         assert "before COLLAPSE began" in app.text("moments")
         assert moment(app, "A") == ["run", "70"]
         assert moment(app, "B") == ["run", "200"]
-        assert "-1.01" in app.text("moments")
-        assert "+101" in app.text("moments")
+        assert "-1.30" in app.text("moments")
+        assert "+130" in app.text("moments")
         assert app.session.reference is None  # the keys of the main screen mean what they meant
         sick = next(line for line in app.text("pairs").split("\n") if " L2 " in line)
         assert ".00 -1.00" in sick
