@@ -43,6 +43,9 @@ SCREENS = {
         "chart_screens",
         "charts layers alerts header time",
     ),
+    "map": ScreenRow(
+        "t", "map: all layers over time", "map_screen", "map layers cells alerts header time"
+    ),
     "tokens": ScreenRow(
         "7",
         "tokens of a probe",

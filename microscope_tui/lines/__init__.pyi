@@ -73,6 +73,17 @@ from .mismatch import (
 from .pattern import matches as matches
 from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines
 from .run_list import card_text as card_text, fit_list as fit_list, run_line as run_line
+from .run_map import (
+    MapLayout as MapLayout,
+    cell_columns as cell_columns,
+    fit_map as fit_map,
+    levels_of as levels_of,
+    map_cursor as map_cursor,
+    map_label as map_label,
+    map_legend as map_legend,
+    map_line as map_line,
+    map_title as map_title,
+)
 from .slices import (
     ExpertRow as ExpertRow,
     NoTables as NoTables,

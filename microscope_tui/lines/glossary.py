@@ -74,6 +74,9 @@ polling, file events: how changes of the log are noticed
 through a pipe: the log comes from the standard input
 time travel from step: a full spool: older steps of the pipe were dropped
 net: bytes a second that this screen sends to your terminal
+# map
+lowest, highest: the worst value of the layer in the steps of one column
+measure: what the cells show: balance c, max load, entropy H, dropped
 # charts
 mean: entropy of the mean probabilities: high if experts are evenly used
 validation: loss on the validation set

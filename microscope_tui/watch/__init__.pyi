@@ -42,6 +42,7 @@ from .reference import (
     reference_in as reference_in,
     reference_of as reference_of,
 )
+from .run_map import Quantity as Quantity, RunMap as RunMap, run_map as run_map
 from .run_watch import LONG_BYTES as LONG_BYTES, RunWatch as RunWatch
 from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY, KEPT as KEPT, balance_now as balance_now
 from .state import RunState as RunState

@@ -128,7 +128,7 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
         [rules.DROPS]
         warn = 0.1
         [keys]
-        layer.next = "t"
+        layer.next = "i"
         "time.back" = "u,left_square_bracket"
         [view]
         palette = "cividis"
@@ -143,7 +143,7 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
     found = read_config(path)
     assert found.limits == found.criteria.limits == changed_limits({"DROPS": {"warn": 0.1}})
     assert found.changes == (f"limits changed by {path}: DROPS warn 0.1 instead of 0.05",)
-    assert dict(keymap_from(found)) == {"layer.next": "t", "time.back": "u,left_square_bracket"}
+    assert dict(keymap_from(found)) == {"layer.next": "i", "time.back": "u,left_square_bracket"}
     assert found.rules == rules_of(["loss=a/loss", "loss=b/loss"])
     assert found.view == ViewConfig(
         palette=Palette.CIVIDIS, glyphs="ascii", color="256", bell=True, remember=False

@@ -1,0 +1,62 @@
+"""The map of a run: the worst value of every layer in every column of time."""
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from microscope_tui.watch.history import Column, Curves, Window
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.scan import balance
+
+
+class Quantity(StrEnum):
+    """What the map shows, in the words of the other screens."""
+
+    BALANCE = "balance c"
+    LOAD = "max load"
+    ENTROPY = "entropy H"
+    DROPS = "dropped"
+
+    @property
+    def low_is_bad(self) -> bool:
+        """Whether the worst value of a column is its lowest."""
+        return self in (Quantity.BALANCE, Quantity.ENTROPY)
+
+
+_SERIES = {
+    Quantity.BALANCE: "effective_experts",
+    Quantity.LOAD: "max_load",
+    Quantity.ENTROPY: "entropy",
+    Quantity.DROPS: "drop_rate",
+}
+
+
+class RunMap(msgspec.Struct, frozen=True):
+    """Values of all layers over time."""
+
+    axis: Sequence[int]
+    """The first step of every column."""
+    rows: Sequence[Sequence[float]]
+    """For every layer one value per column; NaN where none was logged."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any value."""
+        return any(value == value for row in self.rows for value in row)
+
+
+def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -> RunMap:
+    """The worst value of every layer in at most ``columns`` columns of ``window``."""
+    with watch.lock:
+        routers = watch.run.routers if watch.run is not None else ()
+        curves = Curves(watch.history, columns, window)
+        rows = []
+        for index, router in enumerate(routers):
+            found: Sequence[Column] = curves.of(_SERIES[quantity], index)
+            if quantity is Quantity.BALANCE:
+                found = balance(found, router.num_experts, router.top_k)
+            values = [column.low if quantity.low_is_bad else column.high for column in found]
+            rows.append([value if math.isfinite(value) else math.nan for value in values])
+        return RunMap(curves.axis(), rows)
