@@ -156,6 +156,19 @@ def verdict(
     return [pad(row, width) for row in rows]
 
 
+def verdict_heights(view: RunView, width: int) -> list[int]:
+    """The lines that the verdict takes without being cut: without the why, and in full."""
+    if view.worst is None or view.error:
+        return []
+    advice = view.worst[1]
+    heights = []
+    badge = len(max(_BADGES.values(), key=len)) + 4
+    if badge + width_of(advice.cause_first(advice.short)) < width:
+        heights.append(1 + len(wrap(advice.next, width - 7)))
+    room = width - _HEAD
+    return [*heights, 1 + len(wrap(advice.why, room)) + len(wrap(advice.next, room))]
+
+
 def _cut(text: str, width: int, lines: int) -> list[str]:
     """``text`` in at most ``lines`` lines, cut between words: half a number would be wrong."""
     rows = wrap(text, width)

@@ -335,8 +335,8 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
         cells = f"{per_cell} experts a cell"
         halves = f"{cells}: highest above, lowest below" if heat.halves else cells
         few = f"{per_cell}/cell"
-        titles = [f"{what}{mean}, {halves}", f"{what}, {halves}", f"{what}{mean}, {cells}"]
-        return [*titles, f"{what}, {cells}", f"{what}{mean}, {few}", few]
+        parts = [f"{mean}, {halves}", f"{mean}, {cells}", f"{mean}, {few}", f", {cells}"]
+        return [*(what + part for part in parts), few]
     per = "" if mean else " per expert"
     per = per if look.measure in (Measure.LOAD, Measure.SHARE) else ""
     order = {Order.LOAD: ", by load", Order.GROUP: ", in groups", Order.ID: ""}[look.order]

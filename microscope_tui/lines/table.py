@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import words
+from microscope_tui.lines import frame, words
 from microscope_tui.lines.glyphs import Glyphs, bar, spark
 from microscope_tui.lines.heat import (
     Heat,
@@ -47,6 +47,11 @@ _WORDS = 24
 _GOOD_SPARK = 8
 _MIN_SPARK = 5
 _GAP = 2
+_OF_SCROLLED, _LEAST_SCROLLED = 3, 12
+"""Lines of a scrolled table for a long verdict, and the least that remain."""
+_LEAST_LOSS = 4
+_LEAST_ENTROPY = 0.1
+"""The least part of 0 … ln E that the curves of the entropy cover."""
 _NOTED_FROM_ROWS = 14
 _ROOMY_FROM_ROWS = 30
 _FRAME, _ROOMY_FRAME = 6, 11
@@ -67,7 +72,9 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Cells per expert (or per group of experts)."""
     experts_per_cell: int
     spark: int
-    """Width of each curve; 0 when curves are left out."""
+    """Width of the curve of the balance; 0 when curves are left out."""
+    entropy_spark: int = 0
+    """Width of the curve of the entropy, which moves less."""
     has_entropy: bool
     """Whether there is a column for it."""
     drop: int
@@ -84,7 +91,11 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     legend: bool = False
     """Whether the legend has its own line; without one a verdict replaces it."""
     verdict_lines: int = 2
-    """Two; three where there is room; up to five where no layer uses the lines."""
+    """Two, three in a roomy window; more for a long verdict, before the rows of layers grow."""
+    compact: bool = False
+    """Whether the verdict is without the why."""
+    loss_rows: int = 0
+    """Lines that no layer can use: for the course of the loss."""
     numbered: bool = False
     """Whether expert numbers are shown above the cells."""
     hidden: tuple[str, ...] = ()
@@ -92,13 +103,15 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def curve(self) -> int:
-        """Width of the balance and of the entropy column: a number and its curve."""
+        """Width of the balance column: a number and its curve."""
         return 4 + (self.spark + 1 if self.spark else 0)
 
     @property
     def entropy(self) -> int:
         """Width of the entropy column; 0 where no layer has an entropy."""
-        return self.curve if self.has_entropy else 0
+        if not self.has_entropy:
+            return 0
+        return 4 + (self.entropy_spark + 1 if self.entropy_spark else 0)
 
     @property
     def visible_layers(self) -> int:
@@ -120,22 +133,33 @@ def fit(
         noted = noted or body < layers or _is_limited(view, widths)
         if noted:
             body -= 1
+    verdict = 3 if roomy else 2
+    spare = body - layers
+    if spare < 0:  # the table is scrolled: two rows less are no loss
+        spare = min(_OF_SCROLLED, body - _LEAST_SCROLLED)
+    heights = frame.verdict_heights(view, columns)
+    fitting = [lines for lines in heights if verdict <= lines <= verdict + spare]
+    compact = not roomy and heights[-1:] != fitting[-1:]
+    if fitting:
+        body -= fitting[-1] - verdict
+        verdict = fitting[-1]
     height = max(1, min(_MAX_HEIGHT, body // layers))
-    free = min(2, max(0, body - layers * height))  # lines that no layer would use
-    if roomy and not view.worst:
-        free = 0
-    body -= free
-    verdict_lines = 3 if roomy or free == 2 else 2
-    if roomy:
-        verdict_lines += free
+    free = max(0, body - layers * height)  # lines that no layer can use
+    legend = roomy or free > 0
+    if not roomy and legend:
+        body, free = body - 1, free - 1
+    loss_rows = free if free >= _LEAST_LOSS else 0
+    body -= loss_rows
     return replace(
         widths,
         row_height=height,
         table_rows=body,
         roomy=roomy,
         noted=noted,
-        legend=roomy or free > 0,
-        verdict_lines=verdict_lines,
+        legend=legend,
+        verdict_lines=verdict,
+        compact=compact,
+        loss_rows=loss_rows,
         numbered=numbered,
         hidden=_hidden(widths, layers - max(1, body // height)),
     )
@@ -160,13 +184,15 @@ def _widths(view: RunView, columns: int) -> TableLayout:
         cell, per_cell, heat = 1, 1, min(_WORDS, room)
         spark = (room - _WORDS) // curves - 1
         spark = min(_MAX_SPARK // curves, spark) if spark >= _MIN_SPARK else 0
+    narrow = max(min(_MIN_SPARK, spark), 2 * spark // 3) if has_entropy else 0
     return TableLayout(
         columns=columns,
         label=label,
         heat=heat,
         cell=cell,
         experts_per_cell=per_cell,
-        spark=spark,
+        spark=2 * spark - narrow if has_entropy else spark,
+        entropy_spark=narrow,
         has_entropy=has_entropy,
         drop=drop,
         drop_bar=bar,
@@ -252,16 +278,32 @@ def balance(
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", number.role)
     nothing = words.no_balance(layer)[0]
-    return _curve(number, layer.balance_history, 1.0, nothing, layout, glyphs, cursor)
+    room = layout.curve, layout.spark
+    return _curve(number, layer.balance_history, 1.0, nothing, layout, glyphs, cursor, room)
 
 
 def entropy(
-    layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
+    layer: LayerView,
+    layout: TableLayout,
+    glyphs: Glyphs,
+    cursor: float | None = None,
+    ends: tuple[float, float] | None = None,
 ) -> list[Line]:
-    """Token entropy in nats and its history on the fixed scale 0 … ln E."""
+    """Token entropy in nats and its history, between the lowest and the highest of the run.
+
+    So a curve is not flat at the top; noise fills at most a tenth of 0 … ln E.
+    """
     number = Span(words.decimal(layer.entropy))
-    top = words.most_entropy(layer)
-    return _curve(number, layer.entropy_history, top, "not logged", layout, glyphs, cursor)
+    most = words.most_entropy(layer)
+    bottom, top = ends or (0.0, most)
+    if top - bottom < _LEAST_ENTROPY * most:
+        bottom = max(0.0, min(bottom, most * (1 - _LEAST_ENTROPY)))
+        top = bottom + _LEAST_ENTROPY * most
+    history = [
+        Column(c.low - bottom, c.mean - bottom, c.high - bottom) for c in layer.entropy_history
+    ]
+    room = layout.entropy, layout.entropy_spark
+    return _curve(number, history, top - bottom, "not logged", layout, glyphs, cursor, room)
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
@@ -285,15 +327,17 @@ def _curve(
     layout: TableLayout,
     glyphs: Glyphs,
     cursor: float | None,
+    room: tuple[int, int],
 ) -> list[Line]:
     """The number, and its history from 0 to ``top`` where there is room; faint after ``cursor``.
 
-    ``nothing``: why it may be empty.
+    ``nothing``: why it may be empty; ``room``: cells of the column, and of the curve in it.
     """
-    height, width = layout.row_height, layout.spark
+    height = layout.row_height
+    column, width = room
     if not number.text.strip("*") and all(column.mean != column.mean for column in history):
-        text = first_fitting([nothing], layout.curve, "   -")
-        return _tall([Span(text, "faint")], layout.curve, layout)
+        text = first_fitting([nothing], column, "   -")
+        return _tall([Span(text, "faint")], column, layout)
     if not width:
         return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
     role = "curve" if number.role == "value" else number.role
@@ -317,6 +361,25 @@ def _role(severity: Severity | None) -> str:
     return ROLE_OF_SEVERITY[severity] if severity else "value"
 
 
+def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
+    """The course of the loss between its lowest and highest value, below a blank line."""
+    rows, width = layout.loss_rows - 1, layout.columns - layout.label - 1
+    means = [column.mean for column in view.loss_history if math.isfinite(column.mean)]
+    if not means:
+        return [[] for _ in range(layout.loss_rows)]
+    bottom, top = min(means), max(means)
+    shifted = [Column(c.low - bottom, c.mean - bottom, c.high - bottom) for c in view.loss_history]
+    curve = spark(shifted, width, (top - bottom) or 1.0, glyphs, rows)
+    heads = {0: words.decimal(top), rows // 2: "loss", rows - 1: words.decimal(bottom)}
+    return [
+        [],
+        *(
+            [dim(f"{heads.get(at, ''):>{layout.label - 1}} "), Span(line, "curve")]
+            for at, line in enumerate(curve)
+        ),
+    ]
+
+
 def column_heads(
     view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1
 ) -> Line:
@@ -327,11 +390,12 @@ def column_heads(
         mean = f"mean of {steps}"
         titles += [f"{mean} steps", mean, f"{steps} steps"]
     wide = layout.curve >= 12
+    entropy_head = "entropy H" if layout.entropy >= 9 else "ent."
     line = pad([dim("  layer")], layout.label)
     for head, width, gap in (
         (first_fitting(titles, layout.heat, titles[-1]), layout.heat, 0),
         ("balance c" if wide else "bal.", layout.curve, _GAP),
-        ("entropy H" if wide else "ent.", layout.entropy, _GAP),
+        (entropy_head, layout.entropy, _GAP),
         ("drop" if layout.drop < 8 else "dropped", layout.drop, _GAP),
     ):
         if width:

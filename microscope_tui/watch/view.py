@@ -7,7 +7,7 @@ must be visible.
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import msgspec
 from msgspec.structs import replace
@@ -142,6 +142,8 @@ class RunView(msgspec.Struct, frozen=True):
     """The first step of every column of the curves."""
     times: Sequence[float | None]
     """Times of these steps, Unix seconds."""
+    entropy_ends: tuple[float, float] | None
+    """The lowest and the highest entropy of the whole run, where curves are drawn."""
     loss_history: Sequence[Column]
     learning_rate_history: Sequence[Column]
     grad_norm_history: Sequence[Column]
@@ -230,6 +232,7 @@ def view_of(
             cursor=curves.share_of(step) if step is not None else None,
             axis=(axis := curves.axis()),
             times=curves.times(axis),
+            entropy_ends=_entropy_ends(watch) if columns > 1 else None,
             loss_history=curves.of("loss"),
             learning_rate_history=curves.of("learning_rate"),
             grad_norm_history=curves.of("grad_norm"),
@@ -247,6 +250,17 @@ def view_of(
             first_defects=tuple(watch.defects.first),
             error=watch.error,
         )
+
+
+def _entropy_ends(watch: RunWatch) -> tuple[float, float] | None:
+    history, run = watch.history, watch.run
+    if history is None or run is None:
+        return None
+    of_layers = chain(*(history.columns("entropy", at, 1) for at in range(len(run.routers))))
+    known = [column for column in of_layers if math.isfinite(column.low + column.high)]
+    if not known:
+        return None
+    return min(column.low for column in known), max(column.high for column in known)
 
 
 def _is_there(watch: RunWatch, at: Pin) -> bool:

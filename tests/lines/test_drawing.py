@@ -136,7 +136,7 @@ def test_a_row_uses_its_width_and_curves_shrink_only_where_the_load_grows(
     before = None
     for columns in range(72, 261):
         layout = fit(view, columns, 60)
-        used = layout.label + layout.heat + 2 * (2 + layout.curve)
+        used = layout.label + layout.heat + 2 + layout.curve + 2 + layout.entropy
         assert used <= columns
         assert used >= 0.93 * columns or columns > 240
         assert line_width(table.column_heads(view, layout)) <= columns
@@ -183,3 +183,45 @@ def test_the_lowest_balance_is_of_the_lowest_layer_not_of_one_that_has_a_note(
     assert noted != lowest
     (line,) = frame.verdict(view, 100, 1)
     assert f"lowest balance {words.index(balances[lowest])} in {lowest}" in plain(line)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("routers", [2, 6, 30])
+def test_a_verdict_is_not_cut_while_rows_are_free(
+    synthetic: Synthetic, routers: int, columns: int, rows: int
+) -> None:
+    view = view_of(synthetic("collapse", routers=routers, steps=300), columns=2)
+    layout = fit(view, columns, rows)
+    shown = frame.verdict(view, columns, layout.verdict_lines, compact=layout.compact)
+    advice = view.worst[1]  # type: ignore[index]
+    said = " ".join(map(plain, shown)).split()
+    assert [word for word in f"{advice.why} {advice.next}".split() if word not in said] == []
+
+
+def test_the_loss_takes_the_lines_that_no_layer_can_use(synthetic: Synthetic) -> None:
+    view = view_of(synthetic("healthy", routers=4, steps=20), columns=200)
+    layout = fit(view, 120, 60)
+    assert layout.loss_rows >= 8
+    lines = table.loss_curve(view, layout, Glyphs.BRAILLE)
+    assert len(lines) == layout.loss_rows
+    assert {line_width(line) for line in lines[1:]} == {119}
+    assert fit(view, 120, 30).loss_rows == 0
+
+
+def test_the_entropy_is_drawn_between_the_ends_of_the_run_and_noise_is_flat(
+    synthetic: Synthetic,
+) -> None:
+    view = view_of(synthetic("healthy", routers=1, steps=20), columns=20)
+    layer, layout = view.layers[0], fit(view, 120, 24)
+    assert view.entropy_ends == pytest.approx(
+        (min(c.low for c in layer.entropy_history), max(c.high for c in layer.entropy_history))
+    )
+
+    def levels(ends: tuple[float, float]) -> set[str]:
+        return set(
+            "".join(map(plain, table.entropy(layer, layout, Glyphs.BLOCK, ends=ends)))
+        ) - set(" .0123456789")
+
+    assert "█" in levels(view.entropy_ends)  # type: ignore[arg-type]
+    middle = layer.entropy_history[-1].mean
+    assert len(levels((middle, middle + 1e-3))) < 4

@@ -77,7 +77,7 @@ class MainScreen(RunScreen):
     PARTS = (
         *("header", "verdict", "heads"),
         ("table", "label", "load", "balance", "entropy", "drop"),
-        *("legend", "ribbon", "notes", "waiting"),
+        *("loss", "legend", "ribbon", "notes", "waiting"),
     )
 
     layers_shown: Sequence[int] = ()
@@ -136,7 +136,8 @@ class MainScreen(RunScreen):
         return self.layers_shown[self.first : self.first + self.list_rows]
 
     def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
-        points = max(24, layout.spark * self.session.glyphs.points)
+        widest = layout.columns if layout.loss_rows else layout.spark
+        points = max(24, widest * self.session.glyphs.points)
         view = self.session.view(points, self.ribbon_columns(), visible)
         assert view is not None  # runs are never closed
         return view
@@ -144,8 +145,8 @@ class MainScreen(RunScreen):
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         session, palette = self.session, self.session.look.palette
         heat = self._heat(view)
-        lines, compact = layout.verdict_lines, not layout.roomy
-        verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
+        lines = layout.verdict_lines
+        verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=layout.compact)
         samples = pad([], layout.columns)
         room = layout.columns - layout.label
         if view.layers and not any(layer.load for layer in view.layers):
@@ -173,6 +174,8 @@ class MainScreen(RunScreen):
         notes = time_line.notes(view, columns, hidden, watching, chosen)
         self.show("notes", [notes])
         self.show("ribbon", [self.ribbon(view)])
+        loss = table.loss_curve(view, layout, session.glyphs) if layout.loss_rows else []
+        self.show("loss", loss, height=layout.loss_rows)
         self.draw_last_line()
 
     def _draw_table(self, view: RunView, layout: TableLayout) -> None:
@@ -181,7 +184,9 @@ class MainScreen(RunScreen):
         self._draw_labels(view, layout)
         parts = {
             "balance": [table.balance(layer, layout, glyphs, cursor) for layer in visible],
-            "entropy": [table.entropy(layer, layout, glyphs, cursor) for layer in visible],
+            "entropy": [
+                table.entropy(layer, layout, glyphs, cursor, view.entropy_ends) for layer in visible
+            ],
             "drop": [table.drop(layer, layout, glyphs) for layer in visible],
         }
         for name, rows in parts.items():
