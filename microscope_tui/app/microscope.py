@@ -81,7 +81,7 @@ class Microscope(App[None]):
                 )
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The command palette: one command per binding of the screen, with its keys as the help."""
+        """The command palette: one line per binding of the screen, with its keys at the end."""
         for binding in with_keymap(screen.BINDINGS, self.session.preferences.keymap):
             if binding.id == "app.palette":
                 continue
@@ -89,7 +89,8 @@ class Microscope(App[None]):
             text = binding.tooltip or binding.description
             title = text if binding.description in text else f"{binding.description}: {text}"
             namespace = self if binding.action.startswith("app.") else screen
-            yield SystemCommand(title, keys, partial(self.run_action, binding.action, namespace))
+            run = partial(self.run_action, binding.action, namespace)
+            yield SystemCommand(f"{title}   {keys}", "", run)
 
     def on_unmount(self) -> None:
         if self.session.preferences.remember and not self.session.fleet.piped:

@@ -44,7 +44,7 @@ _LEAST_LAYERS, _LEAST_DETAIL = 8, 44
 _NARROW, _MOST_RULE = 56, 11
 """Below this width severities are letters, and long rule names are cut."""
 _LABEL = 13
-_WIDEST = 84
+_WIDEST = 120
 """Maximum width of text."""
 _AIRY_FROM = 14
 """Lines from which the parts of the details are apart."""

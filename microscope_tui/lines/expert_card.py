@@ -88,6 +88,24 @@ def most_remarkable(load: Sequence[float]) -> int:
     return away.index(max(away)) if away else 0
 
 
+def first_expert(view: RunView, layer: LayerView) -> int:
+    """The expert to show first: the busiest one that an alert of the layer names.
+
+    Without names the busiest of a layer with an alert, else the one farthest from its fair share.
+    """
+    load = layer.load or ()
+    own = [e for f, _ in view.alerts for e in f.episodes if e.router_index == layer.index]
+    if not load or not own:
+        return most_remarkable(load)
+    named = [expert for episode in own for expert in _experts(episode) if expert < len(load)]
+    return max(named or range(len(load)), key=load.__getitem__)
+
+
+def _experts(episode: Episode) -> Sequence[int]:
+    named = episode.facts.get("experts")
+    return named if isinstance(named, tuple) else ()
+
+
 def condition(load: float) -> str:
     """``dead``, ``starving``, ``under``, ``fair``, ``over`` or ``hot``."""
     if not load > 0:
@@ -110,8 +128,7 @@ def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[
     """The findings that name this expert of this layer, active ones first."""
     for finding, _ in view.findings:
         for episode in finding.episodes:
-            named = episode.facts.get("experts")
-            if episode.router_index == layer.index and isinstance(named, tuple) and expert in named:
+            if episode.router_index == layer.index and expert in _experts(episode):
                 yield finding, episode
 
 
@@ -268,11 +285,15 @@ def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, wha
     for finding, episode in findings_of(view, layer, expert):
         if finding.rule == "DEAD" and episode.active:
             return f" since step {episode.onset:,}"
+    conditions = ("dead",) if what == "dead" else ("dead", "starving")
     first: int | None = None
     for step, load in zip(reversed(series.steps), reversed(series.loads), strict=True):
         if step > view.step:
             continue
-        if condition(load[expert]) not in ("dead", "starving"):
-            return "" if first is None else f" since about step {first:,}"
+        if condition(load[expert]) not in conditions:
+            if first is None:
+                return ""
+            about = "" if first == step + 1 else "about "  # steps between samples are not known
+            return f" since {about}step {first:,}"
         first = step
     return "" if first is None else f" since step {first:,} or before"

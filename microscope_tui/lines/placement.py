@@ -21,15 +21,25 @@ _AGEING = "lost time won back by steps since the fit; refit when 10 % is gone"
 
 
 def placement_lines(
-    study: Study, router: RouterInfo, size: tuple[int, int], heat: Heat, glyphs: Glyphs
+    study: Study,
+    router: RouterInfo,
+    size: tuple[int, int],
+    heat: Heat,
+    glyphs: Glyphs,
+    sick: str = "",
 ) -> list[Line]:
-    """The verdict for all layers, and the ranks of one, in at most ``size`` cells."""
+    """The verdict for all layers, and the ranks of one, in at most ``size`` cells.
+
+    ``sick``: what has to be repaired before a placement is worth anything.
+    """
     columns, rows = size
     ranks = study.request.ranks
     gain = study.gain
     due = study.interval
     title = in_turn("  ", router.name, f"   {router.num_experts:,} experts on {ranks:,} ranks")
     word = Span(f"  does not pay: {study.reason}", "warn") if study.reason else Span("  pays", "ok")
+    if sick:
+        word = Span(f"  repair first: {sick}; its loads will change", "warn")
     refit = "" if due is None else f"   refit after {due:,.0f} steps"
     refit = "   does not age in this run" if due == math.inf else refit
     sure = "" if gain.low is None else f" (95 % {gain.low:+.3f} to {gain.high:+.3f})"

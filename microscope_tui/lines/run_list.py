@@ -27,6 +27,7 @@ _ENOUGH = 200
 _GAP = 3
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
 _LABELS, _MOST_LABEL = ("project", "group"), 20
+_WIDE = 120
 _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 """States without colour in the list: live runs should stand out."""
 
@@ -54,7 +55,8 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
     table = Table.fitting(columns, width)
     room = width - table.used("run", "verdict") - _GAP
     # The verdict matters most; names get what it leaves.
-    name = min(longest, max(room - _MOST_VERDICT, min(room - _LEAST_VERDICT, width // 3)))
+    most = _MOST_VERDICT if width < _WIDE else width // 2
+    name = min(longest, max(room - most, min(room - _LEAST_VERDICT, width // 3)))
     return table.resized(run=max(8, name), verdict=_GAP + max(0, room - max(8, name)))
 
 
@@ -115,7 +117,12 @@ def _verdict(card: RunCard, room: int) -> Line:
         more = f" +{len(worst.layers) - 1}" if len(worst.layers) > 1 else ""
         where = f" {worst.layers[0]}{more}" if worst.layers else ""
         line = [Span(f"{worst.severity.letter} {worst.rule}", role)]
-        for part in (Span(where), dim(f" since {worst.onset:,}")):
+        others = [
+            (f"  {trouble.severity.letter} {trouble.rule}", ROLE_OF_SEVERITY[trouble.severity])
+            for trouble in card.findings[1:]
+        ]
+        since = dim(f" since {worst.onset:,}")
+        for part in (Span(where), since, *(Span(*other) for other in others)):
             if line_width([*line, part]) <= room:
                 line.append(part)
         return line

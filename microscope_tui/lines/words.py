@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from microscope_tui.diagnosis import Severity
 from microscope_tui.watch import LayerView, RunView
 
 
@@ -156,3 +157,9 @@ def most_entropy(layer: LayerView) -> float:
         return math.log(layer.router.num_experts)
     highs = (one.high for one in layer.entropy_history)
     return max((high for high in highs if math.isfinite(high)), default=1.0) or 1.0
+
+
+def quadrant(layer: LayerView) -> str:
+    """In a word how it routes; ``specialised``, the goal, only of a layer without an alert."""
+    sick = (layer.severity or Severity.INFO) > Severity.INFO
+    return "" if sick and layer.quadrant == "specialised" else layer.quadrant or ""

@@ -229,3 +229,10 @@ async def test_a_screen_below_another_one_is_not_drawn(
             assert drawn == []
             await app.press("escape")
             assert drawn
+
+
+async def test_the_command_palette_has_action_and_keys_in_one_line(collapsed: Path) -> None:
+    async with open_app(collapsed) as app:
+        commands = list(app.app.get_system_commands(app.screen))
+        assert "next alert, unseen first   a" in [command.title for command in commands]
+        assert {command.help for command in commands} == {""}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
+from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import (
     MIN_COLUMNS,
     Glyphs,
@@ -225,3 +226,20 @@ def test_the_entropy_is_drawn_between_the_ends_of_the_run_and_noise_is_flat(
     assert "█" in levels(view.entropy_ends)  # type: ignore[arg-type]
     middle = layer.entropy_history[-1].mean
     assert len(levels((middle, middle + 1e-3))) < 4
+
+
+@pytest.mark.parametrize(
+    ("severity", "quadrant", "word"),
+    [
+        (None, "specialised", "specialised"),
+        (Severity.INFO, "specialised", "specialised"),
+        (Severity.WARN, "specialised", ""),
+        (Severity.WARN, "collapsed", "collapsed"),
+        (None, None, ""),
+    ],
+)
+def test_no_layer_with_an_alert_is_called_specialised(
+    synthetic: Synthetic, severity: Severity | None, quadrant: str | None, word: str
+) -> None:
+    layer = view_of(synthetic("healthy", routers=1, steps=20)).layers[0]
+    assert words.quadrant(replace(layer, severity=severity, quadrant=quadrant)) == word

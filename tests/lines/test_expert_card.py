@@ -12,11 +12,12 @@ from microscope_tui.lines import LEAST_SAMPLES, LoadSeries, expert_card, plain
 from microscope_tui.watch import RunWatch, Sample, samples, view_of
 from tests.conftest import header, open_log, step
 
+Synthetic = Callable[..., RunWatch]
 NOTHING = LoadSeries(())
 
 
 @pytest.fixture
-def dead(synthetic: Callable[..., RunWatch]) -> RunWatch:
+def dead(synthetic: Synthetic) -> RunWatch:
     """Experts 2 and 26 of L7 fade away."""
     return synthetic("dead-experts", routers=8, num_experts=32, top_k=4, steps=600)
 
@@ -57,14 +58,18 @@ def test_a_dead_expert_is_named_with_the_onset_of_its_finding(dead: RunWatch) ->
     assert "none names it" in plain(expert_card.findings_line(view, view.layers[0], other, 90))
 
 
-def test_without_a_finding_the_samples_say_about_when_it_died(write_log: Any) -> None:
-    alive, gone = [4] * 8, [5, 5, 5, 5, 4, 4, 4, 0]
-    steps = [step(n, [gone if n > 12 else alive] * 3, 16) for n in range(1, 21)]
+def test_without_a_finding_it_is_dead_since_the_step_after_its_last_token(write_log: Any) -> None:
+    """A starving expert is not dead yet; between samples the step is not exact."""
+    alive, starving, gone = [400] * 8, [456] * 7 + [8], [457] * 7 + [0]
+    rows = [alive if n < 9 else starving if n < 13 else gone for n in range(1, 21)]
+    steps = [step(n, [row] * 3, 1600) for n, row in enumerate(rows, 1)]
     watch = open_log(write_log([header(), *steps]))
     view = view_of(watch)
     series = LoadSeries(samples(watch, 0, 20))
-    assert "dead since about step 13" in plain(
-        expert_card.facts(view, view.layers[0], 7, series, 80)[0]
+    assert "dead since step 13" in plain(expert_card.facts(view, view.layers[0], 7, series, 80)[0])
+    sparse = LoadSeries(samples(watch, 0, 5))
+    assert "dead since about step" in plain(
+        expert_card.facts(view, view.layers[0], 7, sparse, 80)[0]
     )
     always = LoadSeries([Sample(n, gone, None) for n in range(5, 9)])
     assert "dead since step 5 or before" in plain(
@@ -114,3 +119,16 @@ def test_the_charts_of_an_expert_hold_its_exact_loads_places_and_biases(dead: Ru
         assert load.values[at] == loads[5]
         assert 33 - place.values[at] == expert_card.place_of(loads, 5)
         assert bias.values[at] == sample.bias[5]
+
+
+def test_the_first_expert_is_the_busiest_that_an_alert_names(synthetic: Synthetic) -> None:
+    view = view_of(synthetic("collapse", routers=3, steps=300))
+    finding = view.alerts[0][0]
+    sick = view.layers[finding.worst.router_index]
+    assert expert_card.first_expert(view, sick) == sick.load.index(max(sick.load))  # type: ignore
+    named = finding.worst.facts["experts"]
+    assert expert_card.first_expert(view, sick) in named  # type: ignore[operator]
+    for layer in view.layers:
+        if not layer.severity:
+            remarkable = expert_card.most_remarkable(layer.load or ())
+            assert expert_card.first_expert(view, layer) == remarkable

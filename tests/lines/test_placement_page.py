@@ -46,6 +46,14 @@ def test_every_rank_has_its_load_and_its_experts_the_busiest_first() -> None:
         assert shown == sorted(ranks, reverse=True)
 
 
+def test_a_collapse_is_repaired_before_experts_are_placed() -> None:
+    found = placed()
+    router = found.counts.layers[1].router
+    sick = "COLLAPSE in L2"
+    lines = placement_lines(found, router, (160, 40), Heat(), Glyphs.BRAILLE, sick)
+    assert plain(lines[1]).startswith(f"  repair first: {sick}; its loads will change")
+
+
 def test_what_limits_the_counts_is_said() -> None:
     found = study(counts_of(UNEVEN, counts="shares"), Request(ranks=4))
     assert plain(page(found)[3]).startswith("  note: the counts are shares")

@@ -32,7 +32,6 @@ from microscope_tui.lines import (
     layer_cost,
     load_bars,
     loss_answer,
-    most_remarkable,
     pad,
     plot_area,
     shortened,
@@ -221,8 +220,8 @@ class LayerScreen(ChartScreen):
             dim(f"  {layer.index + 1} of {len(view.layers)} layers"),
             dim(f"   {words.router_size(layer)}"),
         ]
-        if layer.quadrant:
-            left.append(Span(f"   {layer.quadrant}", "value"))
+        if quadrant := words.quadrant(layer):
+            left.append(Span(f"   {quadrant}", "value"))
         moment = "" if self.session.time.following else f"{self.moment(view)} "
         self.show("layer-title", [spread(left, [Span(moment, "accent")], columns)])
         watch, most = self.session.watch, max(1, rows // _EVIDENCE_SHARE - 2)
@@ -260,11 +259,11 @@ class LayerScreen(ChartScreen):
         )
 
     async def action_open_expert(self) -> None:
-        """Open the card of the chosen expert, or of the one farthest from fair."""
+        """Open the card of the chosen expert, or of the most interesting one."""
         view, selected = self.session.glance(), self.session.selected
         if view is not None and selected < len(view.layers):
             if self.session.expert is None:
-                self.session.expert = most_remarkable(view.layers[selected].load or ())
+                self.session.expert = expert_card.first_expert(view, view.layers[selected])
             await self.app.push_screen(ExpertScreen(self.session))
 
 
@@ -347,8 +346,8 @@ class ExpertScreen(ChartScreen):
             return
         layer = view.layers[selected]
         chosen, experts = session.expert, layer.router.num_experts
-        if chosen is None:  # the one farthest from fair
-            chosen = expert_card.most_remarkable(layer.load or ())
+        if chosen is None:
+            chosen = expert_card.first_expert(view, layer)
         expert = session.expert = max(0, min(experts - 1, chosen))
         self._ask_for_samples(view, columns)
         known = self._known()
