@@ -92,17 +92,16 @@ def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
     of_all = ""
     if effective is not None and math.isfinite(effective):
         of_all = f"{effective:.1f} of {router.num_experts:,} experts effective"
-    if layer.collapse_index is None:
+    if layer.balance is None:
         return [of_all] if of_all else []
-    left_out = words.without(layer.without)
-    balance = f"balance c {words.index(layer.collapse_index)} {left_out}".rstrip()
+    balance = f"balance c {words.index(layer.balance)} {words.judged(layer)}".rstrip()
     return [f"{balance} ({of_all}, top-{router.top_k:,})" if of_all else balance]
 
 
 def value_text(layer: LayerView, expert: int | None = None) -> str:
     """The load of ``expert``, else the balance of the layer, with all digits; empty without one."""
     if expert is None:
-        return "" if layer.collapse_index is None else repr(layer.collapse_index)
+        return "" if layer.balance is None else repr(layer.balance)
     known = layer.load is not None and 0 <= expert < len(layer.load)
     return repr(layer.load[expert]) if layer.load is not None and known else ""
 

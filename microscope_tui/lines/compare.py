@@ -223,7 +223,7 @@ def _numbers(
 ) -> Mapping[str, Sequence[Span]]:
     record, index, severity = reference.record.router, layer.index, layer.severity
     router = router_in(reference, layer)
-    balance = balance_now(record, index, router)[0] if router is not None else None
+    before = balance_now(record, index, router) if router is not None else None
     peak = value_at(record.max_load, index)
     table = layout.table
     then = reference.load_of(index, layer.router.num_experts)
@@ -232,8 +232,10 @@ def _numbers(
     wide = (table.width_of("max load") - _ARROW) // 2
     name = Span(shortened(layer.router.name, label - 5), "value" if chosen or severity else "dim")
     letter = Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" ")
-    pair = _pair(words.index(balance), words.index(layer.collapse_index), _NUMBER)
-    change = pad([_change(balance, layer.collapse_index)], _CHANGE, "right")
+    then_c, judged_then = (before.balance, before.judged) if before is not None else (None, None)
+    pair = _pair(words.index(then_c), words.index(layer.balance), _NUMBER)
+    role = _change(judged_then, layer.judged_balance).role
+    change = pad([Span(_change(then_c, layer.balance).text, role)], _CHANGE, "right")
     entropy = words.decimal(value_at(record.entropy, index)), words.decimal(layer.entropy)
     loads = words.decimal(peak), words.decimal(layer.max_load)
     return {

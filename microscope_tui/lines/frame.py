@@ -169,7 +169,7 @@ def _all_well(view: RunView) -> Line:
     if not view.layers:
         return [dim("no steps yet")]
     balances = [
-        (c, layer.router.name) for layer in view.layers if (c := layer.collapse_index) is not None
+        (c, layer.router.name) for layer in view.layers if (c := layer.judged_balance) is not None
     ]
     if view.judged < 1.0:
         return _not_judged_yet(view, balances)
@@ -182,7 +182,7 @@ def _all_well(view: RunView) -> Line:
 
 def _no_alert(view: RunView, lowest: str) -> Line:
     """Healthy, not to be judged, or with evidence that is not enough yet."""
-    evidence = gathering(view.pending, [layer.collapse_index for layer in view.layers])
+    evidence = gathering(view.pending, [layer.judged_balance for layer in view.layers])
     if view.no_verdict:
         text = view.no_verdict + (", " if evidence else lowest)
         return [dim(text), Span(evidence, "warn")]

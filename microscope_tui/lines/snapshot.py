@@ -46,7 +46,7 @@ def snapshot_text(
 
 
 def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
-    indices = [2.0 if x.collapse_index is None else x.collapse_index for x in view.layers]
+    indices = [2.0 if x.judged_balance is None else x.judged_balance for x in view.layers]
     worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), indices[x.index]))
     lines: list[Line] = []
     for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):

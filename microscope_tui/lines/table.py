@@ -176,7 +176,8 @@ def _widths(view: RunView, columns: int) -> TableLayout:
 def _is_limited(view: RunView, widths: TableLayout) -> bool:
     """Whether something about the whole run has to be noted."""
     complete = widths.spark and widths.has_entropy
-    return not complete or bool(view.defects or view.memory_limit)
+    left_out = any(layer.without != () for layer in view.layers)
+    return not complete or left_out or bool(view.defects or view.memory_limit)
 
 
 def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
@@ -250,8 +251,8 @@ def load(
 def balance(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
-    """Collapse index c and its history on the fixed scale 0 … 1."""
-    number = Span(words.index(layer.collapse_index), _role(layer.severity))
+    """Collapse index c of all experts and its history on the fixed scale 0 … 1."""
+    number = Span(words.index(layer.balance), _role(layer.severity))
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", number.role)
     nothing = words.no_balance(layer)[0]

@@ -77,7 +77,7 @@ async def test_the_charts_follow_the_shown_step_and_the_window(
         assert "│" in app.text("chart-balance")
         assert text in app.text(part)
         if screen == "2":
-            c = app.view().layers[app.session.selected].collapse_index
+            c = app.view().layers[app.session.selected].balance
             assert f"balance c   {c:.2f}".replace(" 0.", " .") in app.text("chart-balance")
         await app.press("f", "+", "+")
         window = app.session.time.window
