@@ -46,7 +46,7 @@ _MAX_STEM = 80
 
 def verdict_text(view: RunView) -> str:
     """The worst finding, why, and what to do; one line if the run is healthy."""
-    about = f"{view.name} step {view.step:,} ({view.state})"
+    about = f"{view.name} step {view.step:,} ({view.life.word})"
     if view.error or view.worst is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
     finding, advice = view.worst

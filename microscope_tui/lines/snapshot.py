@@ -36,7 +36,7 @@ def snapshot_text(
     lines += [*(line for line in verdict if plain(line).strip()), *costs]
     lines.append(table.column_heads(view, layout))
     lines += _body(view, layout, glyphs)
-    lines.append(time_line.ribbon(view, columns, view.state if at is None else "then"))
+    lines.append(time_line.ribbon(view, columns, view.life.word if at is None else "then"))
     lines.append(time_line.notes(view, columns, layout.hidden))
     legend = "        load: x dead  - starving  . fair  + over  # hot"
     if not any(layer.load for layer in view.layers):

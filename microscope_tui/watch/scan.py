@@ -122,8 +122,9 @@ def left_out_lately(history: History, index: int, router: RouterInfo, step: int)
     """Whether the router's judged balance left out an expert in the steps up to ``step``."""
     window = Window(step - LATELY + 1, step)
     names = ("effective_experts", "max_load")
-    both = (history.columns(name, index, 1, window) for name in names)
-    return any(_at_lowest(few, load, router)[1] for few, load in zip(*both, strict=True))
+    few, loads = (history.columns(name, index, 1, window) for name in names)
+    judged = judged_lows(few, loads, [step] * len(few), router)
+    return judged != [c.low for c in balance(few, router)]
 
 
 def balance(columns: Sequence[Column], router: RouterInfo) -> list[Column]:
@@ -137,16 +138,6 @@ def balance(columns: Sequence[Column], router: RouterInfo) -> list[Column]:
     return [Column(index(c.low), index(c.mean), index(c.high)) for c in columns]
 
 
-def may_leave_out(effective: Sequence[Column], loads: Sequence[Column], router: RouterInfo) -> bool:
-    """Whether the judged balance of these columns might leave out an expert; quick."""
-    experts, top_k = router.num_experts, router.top_k
-    if top_k < 2:
-        return False
-    always = measures.ALWAYS_CHOSEN * experts / top_k
-    enough = top_k + measures.EVEN_ENOUGH * (experts - top_k)
-    return any(c.high >= always for c in loads) or any(c.low < enough for c in effective)
-
-
 def judged_lows(
     effective: Sequence[Column], loads: Sequence[Column], steps: Sequence[int], router: RouterInfo
 ) -> list[float]:
@@ -154,22 +145,18 @@ def judged_lows(
 
     ``steps``: the first of each column.
     """
-    found, before = [], -math.inf
+    experts, top_k = router.num_experts, router.top_k
+    busy = (measures.ALWAYS_CHOSEN - measures.SLACK) * experts / max(1, top_k)
+    found, left_out = [], -math.inf
     for step, few, load in zip(steps, effective, loads, strict=True):
-        slack = measures.SLACK if step - before < LATELY else 0.0
-        c, leaves_out = _at_lowest(few, load, router, slack)
-        before = step if leaves_out else before
+        c = measures.collapse_index(few.low, experts, top_k)
+        if c is not None and (load.high >= busy or c < measures.EVEN_ENOUGH + measures.SLACK):
+            slack = measures.SLACK if step - left_out < LATELY else 0.0
+            judged = measures.balance_of_summary(few.low, load.high, experts, top_k, slack)
+            left_out = step if judged != c else left_out
+            c = judged
         found.append(NAN if c is None else c)
     return found
-
-
-def _at_lowest(
-    few: Column, load: Column, router: RouterInfo, slack: float = 0.0
-) -> tuple[float | None, bool]:
-    """The lowest c of a column as it is judged, and whether that leaves out an expert."""
-    experts, top_k = router.num_experts, router.top_k
-    c = measures.balance_of_summary(few.low, load.high, experts, top_k, slack)
-    return c, c != measures.collapse_index(few.low, experts, top_k)
 
 
 MEAN_OF, KEPT = 8, 32
@@ -201,7 +188,10 @@ class Scan:
         self.history: History | None = None
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
-        """Seconds between the last records."""
+        """Seconds between the last steps."""
+        self.longest_pause = 0.0
+        """Most seconds between two steps or events, except at a restart."""
+        self._written: float | None = None
         self._course = Course()
         self._row_of = row_maker(0)
         self._reread = reread
@@ -236,7 +226,7 @@ class Scan:
 
     def _take_run(self, run: RunRecord) -> None:
         before, self.run = self.run, run
-        self.end = None
+        self.end = self._written = None
         if before is not None and before.routers != run.routers:
             self.latest = self.with_counts = None  # another model from here on
             self._course = Course()
@@ -264,6 +254,7 @@ class Scan:
         before = self.latest.record if self.latest else None
         if (duration := seconds_between(before, entry.record)) is not None:
             self.intervals.append(duration)
+        self._note_pause(entry.record.time, entry.record.step_time_s)
         self.latest = entry
         for kept in (self.recent, self.counted):
             while kept and kept[-1].record.step > holds:
@@ -287,7 +278,15 @@ class Scan:
         kept = [e for e in self.evaluations if e.step is None or e.step < step]
         self.evaluations = deque(kept, maxlen=self.evaluations.maxlen)
 
+    def _note_pause(self, time: float | None, otherwise: float | None = None) -> None:
+        if time is not None:
+            pause = otherwise if self._written is None else time - self._written
+            self._written, otherwise = time, pause
+        if otherwise is not None and self.longest_pause < otherwise < math.inf:
+            self.longest_pause = otherwise
+
     def _take_event(self, event: EventRecord) -> None:
+        self._note_pause(event.time)
         if event.event == "end":
             self.end = event
         elif event.event == "eval":

@@ -28,15 +28,8 @@ from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
 from microscope_tui.watch.history import NAN, Column, Curves, Window
 from microscope_tui.watch.past_steps import Pin, pin
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import (
-    MEAN_OF,
-    balance,
-    balance_now,
-    judged_lows,
-    left_out_lately,
-    may_leave_out,
-)
-from microscope_tui.watch.state import RunState
+from microscope_tui.watch.scan import MEAN_OF, balance, balance_now, judged_lows, left_out_lately
+from microscope_tui.watch.state import Life, RunState
 from microscope_tui.watch.verdict import why_no_verdict
 
 
@@ -134,6 +127,8 @@ class RunView(msgspec.Struct, frozen=True):
     name: str
     run: RunRecord | None
     state: RunState
+    life: Life
+    """The same as the screens say it."""
     age_s: float | None
     record: StepRecord | None
     """The shown step."""
@@ -228,6 +223,7 @@ def view_of(
             name=watch.file.name,
             run=watch.run,
             state=state,
+            life=watch.life(),
             age_s=age,
             record=shown.latest.record if shown else None,
             counts_step=shown.counts_step if shown else None,
@@ -429,19 +425,11 @@ def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth
     with watch.lock:
         routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)
-        axis = curves.axis()
-        kinds: dict[tuple[int, int], tuple[RouterInfo, list[list[float]]]] = {}
         lowest, highest = [], []
         for index, router in enumerate(routers):
-            effective, loads = curves.of("effective_experts", index), curves.of("max_load", index)
+            few, loads = curves.of("effective_experts", index), curves.of("max_load", index)
+            lowest.append(judged_lows(few, loads, curves.axis(), router))
             highest.append([c.high for c in loads])
-            if may_leave_out(effective, loads, router):
-                lowest.append(judged_lows(effective, loads, axis, router))
-                continue
-            kind = router.num_experts, router.top_k
-            kinds.setdefault(kind, (router, []))[1].append([c.low for c in effective])
-        for router, members in kinds.values():  # of one kind the lowest stays the lowest
-            lowest.append([c.low for c in balance(_worst(min, members), router)])
     return RouterHealth(_worst(min, lowest), _worst(max, highest))
 
 

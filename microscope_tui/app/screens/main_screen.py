@@ -153,7 +153,7 @@ class MainScreen(RunScreen):
             samples = [Span(" " * layout.label), *legend(heat, room, session.glyphs)]
         if not layout.legend and not plain(verdict[-1]):
             verdict[-1] = samples
-        self.show("header", [frame.header(view, layout.columns, session.glyphs)])
+        self.draw_header(view)
         self.show("verdict", verdict, palette)
         self.show("legend", [samples], palette)
         heads = [table.column_heads(view, layout, heat, session.recent().steps)]
