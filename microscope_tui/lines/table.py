@@ -6,7 +6,7 @@ and numbers are on its middle line.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -16,6 +16,7 @@ from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import Glyphs, bar, spark
 from microscope_tui.lines.heat import (
     Heat,
+    Look,
     Measure,
     Order,
     cells_of,
@@ -53,6 +54,10 @@ _FRAME, _ROOMY_FRAME = 6, 11
 """Lines around the body: header, verdict, heads, ribbon, keys; roomy: also blank ones and notes."""
 _BAR, _BAR_FROM = 5, 110
 """Width of the bar of the drop rate, and the columns from which it is shown."""
+_OF_STEPS = ("OSCILLATION", "OVERLOAD")
+"""Rules that judge the load of single steps, not a sum."""
+MARK = "'"
+"""Of a row that shows its own step."""
 FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar."""
 
@@ -213,14 +218,25 @@ def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
     return 1, -(-experts // max(1, room)), 0
 
 
-def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
-    """Cursor, name and alert letter."""
+def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
+    """The layers that show their own step where the others show a mean of ``steps``.
+
+    A finding judges their single steps: a load that swings is even in the mean.
+    """
+    found = [f for f, _ in view.findings if f.rule in _OF_STEPS and is_mean(look, steps)]
+    episodes = [e for f in found for e in f.episodes if e.active]
+    return {e.router_index for e in episodes if e.reason is None}  # a rank is judged by sums
+
+
+def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " ") -> list[Line]:
+    """Cursor, name and alert letter, and before the load a mark."""
     severity, name = layer.severity, layer.router.name.ljust(layout.label - 5)
     line = [
         Span("▶ " if selected else "  ", "accent"),
         Span(name, "value" if selected or severity else "dim"),
         Span(" "),
         Span(severity.letter if severity else " ", _role(severity)),
+        Span(mark, "accent"),
     ]
     return _tall(line, layout.label, layout)
 
@@ -322,9 +338,16 @@ def _role(severity: Severity | None) -> str:
 
 
 def column_heads(
-    view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1
+    view: RunView,
+    layout: TableLayout,
+    heat: Heat = _PLAIN_HEAT,
+    steps: int = 1,
+    marked: Container[int] = (),
 ) -> Line:
-    """The names of the columns; ``steps``: over how many of them the loads are means."""
+    """The names of the columns; ``steps``: over how many of them the loads are means.
+
+    ``marked``: see ``of_one_step``.
+    """
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     per_cell = layout.experts_per_cell
     full = heat_title(heat, experts, per_cell, steps)
@@ -333,6 +356,9 @@ def column_heads(
     if is_mean(heat.look, steps):  # a mean must not look like a single step
         mean = f"mean of {steps}"
         short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
+        if marked:
+            short = [f"{text}, {MARK} {one}" for one in ("this step", "1") for text in short[:3]]
+            full = short[0]
     wide = layout.curve >= 12
     line = pad([dim("  layer")], layout.label)
     for head, width, gap in (

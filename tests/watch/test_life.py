@@ -1,7 +1,7 @@
 """What screens say of a silent run: by its own pauses; ``state`` in JSON counts without them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ Paced = Callable[..., RunWatch]
 def paced(write_log: Any, balanced: Any) -> Paced:
     """``paced(times, events, planned)``: a log of steps and events at these times."""
 
-    def make(times: list[float], events: list[float] = [], planned: int = 99) -> RunWatch:
+    def make(times: list[float], events: Sequence[float] = (), planned: int = 99) -> RunWatch:
         steps = [
             step(n, [balanced()] * 3, 2048, time=time) for n, time in enumerate(times, start=1)
         ]
