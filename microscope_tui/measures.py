@@ -21,8 +21,8 @@ ALWAYS_CHOSEN = 0.95
 EVEN_ENOUGH = 0.45
 """Only beside experts with at least this c is the busiest one excused: COLLAPSE ends above it."""
 SLACK = 0.1
-"""How much looser the limits are for an expert that was left out a moment ago: else the noise of an
-expert near them would flip what a screen shows at every other step. No rule uses it."""
+"""On screens the limits are this much looser for an expert that was left out a moment ago: else its
+noise would flip what they show. No rule uses it."""
 STARVED_SHARE = 0.1
 """An expert with less than this multiple of the mean count is starved (in the step or window)."""
 
@@ -105,11 +105,7 @@ def balance(tokens_per_expert: Sequence[int], top_k: int, slack: float = 0.0) ->
 
 
 def may_excuse(
-    plain: float | None,
-    max_load: float | None,
-    num_experts: int,
-    top_k: int,
-    slack: float = 0.0,
+    plain: float | None, max_load: float | None, num_experts: int, top_k: int, slack: float = 0.0
 ) -> bool:
     """Whether ``balance`` may leave out the busiest expert, from c of all experts and its load.
 

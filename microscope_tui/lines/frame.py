@@ -43,16 +43,11 @@ _BADGES = dict(zip(Severity, ("NOTE", "WARNING", "CRITICAL", "METER"), strict=Tr
 
 
 def header(
-    view: RunView,
-    width: int,
-    glyphs: Glyphs,
-    *,
-    brand: bool = True,
-    others: Sequence[str] = (),
+    view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True, others: Sequence[str] = ()
 ) -> Line:
     """Run, state and age, progress, loss and speed on one line; a long name is cut first.
 
-    ``others``: names of other runs that are critical; they replace the speed, and what it takes.
+    ``others``: names of other runs that are critical; they replace the speed.
     """
     gap = Span("   " if width >= 72 else "  ")
     left: Line = [Span("MoE Microscope", "brand"), gap] if brand and width >= _WIDE else []
@@ -105,8 +100,9 @@ def _after_name(view: RunView, width: int, gap: Span, glyphs: Glyphs, parts: int
 
 
 def _state(view: RunView, *, remark: bool) -> Line:
-    (state, word, more), age = view.life, words.age(view.age_s)
-    role, over = STATE_ROLES.get(state, "dim"), state.ended and state != RunState.CRASHED and age
+    state, word, more = view.life
+    role, age = STATE_ROLES.get(state, "dim"), words.age(view.age_s)
+    over = state.ended and state != RunState.CRASHED and age
     text = f"{word} {age}{' ago' if over else ''}".rstrip()
     return [Span("● ", role), Span(f"{text} ({more})" if more and remark else text, role)]
 

@@ -6,7 +6,7 @@ and numbers are on its middle line.
 """
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -219,11 +219,8 @@ def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
 
 
 def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
-    """The layers that show their own step where the others show a mean of ``steps``.
-
-    A finding judges their single steps: a load that swings is even in the mean.
-    """
-    found = [f for f, _ in view.findings if f.rule in _OF_STEPS and is_mean(look, steps)]
+    """The layers that show their own step, where others show a mean: it hides what is found."""
+    found = [f for f, _ in view.alerts if f.rule in _OF_STEPS and is_mean(look, steps)]
     episodes = [e for f in found for e in f.episodes if e.active]
     return {e.router_index for e in episodes if e.reason is None}  # a rank is judged by sums
 
@@ -338,15 +335,11 @@ def _role(severity: Severity | None) -> str:
 
 
 def column_heads(
-    view: RunView,
-    layout: TableLayout,
-    heat: Heat = _PLAIN_HEAT,
-    steps: int = 1,
-    marked: Container[int] = (),
+    view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1, own: bool = False
 ) -> Line:
     """The names of the columns; ``steps``: over how many of them the loads are means.
 
-    ``marked``: see ``of_one_step``.
+    ``own``: in some rows they are not; see ``of_one_step``.
     """
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     per_cell = layout.experts_per_cell
@@ -356,7 +349,7 @@ def column_heads(
     if is_mean(heat.look, steps):  # a mean must not look like a single step
         mean = f"mean of {steps}"
         short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
-        if marked:
+        if own:
             short = [f"{text}, {MARK} {one}" for one in ("this step", "1") for text in short[:3]]
             full = short[0]
     wide = layout.curve >= 12

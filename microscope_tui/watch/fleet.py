@@ -39,7 +39,7 @@ class RunCard(msgspec.Struct, frozen=True):
     file: RunFile
     state: RunState
     life: Life
-    """The same as the screens say it."""
+    """The same in the words of the screens."""
     age_s: float | None
     step: int
     planned_steps: int | None
@@ -127,8 +127,9 @@ def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | Non
             return glanced._replace(error=error), verdict
         planned = watch.run.planned_steps if watch.run is not None else None
         last = watch.latest.record
-        end, now = watch.shown.end, watch.state()
-        return _Course(last, planned, end, error, *now, watch.life()), verdict
+        state, age = watch.state()
+        end = watch.shown.end
+        return _Course(last, planned, end, error, state, age, watch.life()), verdict
 
 
 def _is_critical(watch: RunWatch) -> bool:
@@ -397,8 +398,7 @@ class Fleet:
             state = RunState.ARCHIVED if seen else RunState.UNKNOWN
             course = course._replace(state=state, life=Life(state, state))
         if course.error and course.last is None:
-            state = RunState.ERROR
-            course = course._replace(state=state, life=Life(state, state))
+            course = course._replace(state=RunState.ERROR, life=Life(RunState.ERROR, "error"))
         step = course.last.step if course.last is not None else 0
         if course.last is None and verdict is not None:
             step = verdict.last_step

@@ -261,7 +261,7 @@ class RunWatch:
             return word, age
 
     def life(self) -> Life:
-        """The state of the run as screens say it."""
+        """The state of the run in the words of the screens."""
         with self.lock:
             step = self.latest.record.step if self.latest is not None else 0
             planned = self.run.planned_steps if self.run is not None else None

@@ -94,7 +94,7 @@ def state_of(
 
 
 class Life(NamedTuple):
-    """The state of a run as screens say it: later than ``state_of`` if it had long pauses."""
+    """The state of a run in the words of screens, which wait longer if it had long pauses."""
 
     state: RunState
     word: str

@@ -128,7 +128,7 @@ class RunView(msgspec.Struct, frozen=True):
     run: RunRecord | None
     state: RunState
     life: Life
-    """The same as the screens say it."""
+    """The same in the words of the screens."""
     age_s: float | None
     record: StepRecord | None
     """The shown step."""

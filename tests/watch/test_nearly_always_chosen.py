@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import course_charts, snapshot_text
+from microscope_tui.lines import snapshot_text
 from microscope_tui.report import view_json
 from microscope_tui.watch import RunView, RunWatch, Window, pin_at, router_health, view_of
 from tests.conftest import header, open_log
@@ -38,14 +38,11 @@ def steps(loads: Sequence[float], every: int = 1) -> list[dict[str, Any]]:
     return found
 
 
-def near_the_limit(count: int) -> list[float]:
-    rng = random.Random(2)
-    return [rng.uniform(3.75, 3.95) for _ in range(count)]
-
-
 @pytest.fixture
 def watch(write_log: Any) -> RunWatch:
-    return open_log(write_log([header(model=MODEL), *steps(near_the_limit(STEPS))]))
+    rng = random.Random(2)
+    near_the_limit = [rng.uniform(3.75, 3.95) for _ in range(STEPS)]
+    return open_log(write_log([header(model=MODEL), *steps(near_the_limit)]))
 
 
 def at(watch: RunWatch, step: int) -> RunView:
@@ -59,6 +56,10 @@ def test_number_and_curve_are_those_of_all_experts_and_do_not_jump(watch: RunWat
     assert max(curve) - min(curve) < 0.06
     assert layer.balance == pytest.approx(curve[-1], abs=1e-6)
     assert 0.5 < curve[-1] < 0.65
+    shown = json.loads(view_json(view_of(watch)))["layers"][2]
+    assert shown["balance"] == layer.balance
+    assert shown["judged_balance"] == layer.judged_balance > 0.98
+    assert "collapse_index" not in shown
 
 
 def test_at_every_step_the_screen_names_what_it_leaves_out(watch: RunWatch) -> None:
@@ -69,21 +70,8 @@ def test_at_every_step_the_screen_names_what_it_leaves_out(watch: RunWatch) -> N
     text = snapshot_text(watch, 120, at=pin_at(watch, 200))
     assert "* L3 without expert 3: 1.00" in text
     assert re.search(r"lowest balance (1\.00|\.99)", text)
-
-
-def test_the_lowest_balance_of_the_course_is_the_judged_one(watch: RunWatch) -> None:
-    view = view_of(watch, STEPS)
     health = router_health(watch, STEPS, Window(1, STEPS))
     assert min(column.low for column in health.balance[20:]) > 0.98
-    assert course_charts(view, health)["balance"].now == pytest.approx(1.0, abs=0.01)
-
-
-def test_json_has_both_and_a_version_of_its_own(watch: RunWatch) -> None:
-    document = json.loads(view_json(view_of(watch)))
-    layer = document["layers"][2]
-    assert (document["schema_version"], layer["without_experts"]) == (2, [3])
-    assert (layer["balance"] < 0.65, layer["judged_balance"] > 0.98) == (True, True)
-    assert "collapse_index" not in layer
 
 
 def test_the_note_leaves_once_the_expert_is_clearly_one_of_others(write_log: Any) -> None:

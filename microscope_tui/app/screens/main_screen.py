@@ -1,6 +1,6 @@
 """The main screen: one row per layer."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from textwrap import wrap
@@ -156,8 +156,8 @@ class MainScreen(RunScreen):
         self.draw_header(view)
         self.show("verdict", verdict, palette)
         self.show("legend", [samples], palette)
-        steps, marked = session.recent().steps, self._of_one_step(view)
-        heads = [table.column_heads(view, layout, heat, steps, marked)]
+        own = bool(self._of_one_step(view))
+        heads = [table.column_heads(view, layout, heat, session.recent().steps, own)]
         if layout.numbered:
             heads.append(table.expert_numbers(view, layout, heat))
         self.show("heads", heads, height=len(heads))
@@ -186,13 +186,15 @@ class MainScreen(RunScreen):
             self.show(name, [*chain(*rows)])
         chosen = {session.selected: session.expert}
         loads, recent = [], session.recent()
-        heat, single = self._heat(view), self._of_one_step(view)
+        heat = self._heat(view)
+        single = self._of_one_step(view)
         for layer in visible:
-            mean, noise = (layer, 0.0) if layer.index in single else recent.of(layer)
+            mean, noise = recent.of(layer)
             if heat.look.measure is Measure.BIAS:
                 noise = 0.0  # a state of the router, not of a step
             steady = replace(heat, levels=partial(session.levels, noise=noise))
-            loads += table.load(mean, layout, steady, chosen.get(layer.index))
+            shown = (layer, layout, heat) if layer.index in single else (mean, layout, steady)
+            loads += table.load(*shown, chosen.get(layer.index))
         if not visible:
             loads = [pad([dim("no layer matches")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
@@ -202,11 +204,12 @@ class MainScreen(RunScreen):
         ranks = session.preferences.cost.ranks
         return Heat(session.look, view.run, session.reference, colour, given_ranks=ranks)
 
-    def _of_one_step(self, view: RunView) -> Container[int]:
+    def _of_one_step(self, view: RunView) -> set[int]:
         return table.of_one_step(view, self.session.look, self.session.recent().steps)
 
     def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
-        chosen, single = self.session.selected, self._of_one_step(view)
+        chosen = self.session.selected
+        single = self._of_one_step(view)
         labels = [
             table.label(view.layers[at], layout, at == chosen, table.MARK if at in single else " ")
             for at in self._visible()
