@@ -20,6 +20,9 @@ ALWAYS_CHOSEN = 0.95
 """An expert that this share of the tokens chooses acts as a shared expert, see ``balance``."""
 EVEN_ENOUGH = 0.45
 """Only beside experts with at least this c is the busiest one excused: COLLAPSE ends above it."""
+SLACK = 0.1
+"""On screens the limits are this much looser for an expert that was left out a moment ago: else its
+noise would flip what they show. No rule uses it."""
 STARVED_SHARE = 0.1
 """An expert with less than this multiple of the mean count is starved (in the step or window)."""
 
@@ -73,7 +76,7 @@ class Balance(msgspec.Struct, frozen=True):
     """Experts that are left out."""
 
 
-def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
+def balance(tokens_per_expert: Sequence[int], top_k: int, slack: float = 0.0) -> Balance:
     """The collapse index of a router from its counts, as every part of the microscope judges it.
 
     With top-k routing one expert may be chosen by every token while the other choices are even:
@@ -81,25 +84,29 @@ def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
     ``max(1, k // 4)``, are left out where the others have c ≥ 0.45 with k less their number: where
     95 % of the tokens choose them, and, whatever their share, where c of all experts is below 0.45.
     With k = 1 none is. So c never gets better because an expert gets busier.
+
+    ``slack`` loosens these limits: see ``SLACK``.
     """
     experts = len(tokens_per_expert)
     effective = effective_experts(tokens_per_expert)
     plain = collapse_index(effective, experts, top_k)
-    if may_excuse(plain, max_load(tokens_per_expert), experts, top_k):
+    if may_excuse(plain, max_load(tokens_per_expert), experts, top_k, slack):
         busiest = sorted(range(experts), key=tokens_per_expert.__getitem__, reverse=True)
-        always = ALWAYS_CHOSEN * sum(tokens_per_expert) / top_k
+        always = (ALWAYS_CHOSEN - slack) * sum(tokens_per_expert) / top_k
         most = max(1, top_k // 4)
         hot = len([n for n in tokens_per_expert if n >= always]) if most > 1 else 1
         for left_out in range(min(most, max(1, hot)), most + 1):
             rest = list(map(tokens_per_expert.__getitem__, busiest[left_out:]))
             among = effective_experts(rest)
             index = collapse_index(among, len(rest), top_k - left_out)
-            if index is not None and index >= EVEN_ENOUGH:
+            if index is not None and index >= EVEN_ENOUGH - slack:
                 return Balance(index, among, len(rest), tuple(sorted(busiest[:left_out])))
     return Balance(plain, effective, experts)
 
 
-def may_excuse(plain: float | None, max_load: float | None, num_experts: int, top_k: int) -> bool:
+def may_excuse(
+    plain: float | None, max_load: float | None, num_experts: int, top_k: int, slack: float = 0.0
+) -> bool:
     """Whether ``balance`` may leave out the busiest expert, from c of all experts and its load.
 
     More than all tokens choose no expert: then these are not the counts of k choices.
@@ -107,11 +114,16 @@ def may_excuse(plain: float | None, max_load: float | None, num_experts: int, to
     if top_k < 2 or plain is None or max_load is None:
         return False
     share = max_load * top_k / num_experts
-    return share <= 1.0 + _ROUNDING and (plain < EVEN_ENOUGH or share >= ALWAYS_CHOSEN)
+    busy = plain < EVEN_ENOUGH + slack or share >= ALWAYS_CHOSEN - slack
+    return busy and share <= 1.0 + _ROUNDING
 
 
 def balance_of_summary(
-    effective: float | None, max_load: float | None, num_experts: int, top_k: int
+    effective: float | None,
+    max_load: float | None,
+    num_experts: int,
+    top_k: int,
+    slack: float = 0.0,
 ) -> float | None:
     """The collapse index as ``balance`` gives it, from two summaries of a step.
 
@@ -119,10 +131,10 @@ def balance_of_summary(
     has so small a share that c hardly differs.
     """
     plain = collapse_index(effective, num_experts, top_k)
-    if not may_excuse(plain, max_load, num_experts, top_k):
+    if not may_excuse(plain, max_load, num_experts, top_k, slack):
         return plain
     index = without_busiest(effective, max_load, num_experts, top_k)
-    return index if index is not None and index >= EVEN_ENOUGH else plain
+    return index if index is not None and index >= EVEN_ENOUGH - slack else plain
 
 
 def without_busiest(

@@ -46,7 +46,7 @@ _MAX_STEM = 80
 
 def verdict_text(view: RunView) -> str:
     """The worst finding, why, and what to do; one line if the run is healthy."""
-    about = f"{view.name} step {view.step:,} ({view.state})"
+    about = f"{view.name} step {view.step:,} ({view.life.word})"
     if view.error or view.worst is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
     finding, advice = view.worst
@@ -92,17 +92,16 @@ def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
     of_all = ""
     if effective is not None and math.isfinite(effective):
         of_all = f"{effective:.1f} of {router.num_experts:,} experts effective"
-    if layer.collapse_index is None:
+    if layer.balance is None:
         return [of_all] if of_all else []
-    left_out = words.without(layer.without)
-    balance = f"balance c {words.index(layer.collapse_index)} {left_out}".rstrip()
+    balance = f"balance c {words.index(layer.balance)} {words.judged(layer)}".rstrip()
     return [f"{balance} ({of_all}, top-{router.top_k:,})" if of_all else balance]
 
 
 def value_text(layer: LayerView, expert: int | None = None) -> str:
     """The load of ``expert``, else the balance of the layer, with all digits; empty without one."""
     if expert is None:
-        return "" if layer.collapse_index is None else repr(layer.collapse_index)
+        return "" if layer.balance is None else repr(layer.balance)
     known = layer.load is not None and 0 <= expert < len(layer.load)
     return repr(layer.load[expert]) if layer.load is not None and known else ""
 

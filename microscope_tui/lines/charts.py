@@ -227,8 +227,8 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     """The charts of one layer by short names, most useful first; no drops in a dropless run."""
     steps, mean = view.axis, layer.mean_entropy
     curves = [Curve(steps, layer.balance_history, edge="low")]
-    note = words.without(layer.without) or "1 is even"
-    balance = _balance("balance c", curves, layer.collapse_index, note)
+    note = words.judged(layer) or "1 is even"
+    balance = _balance("balance c", curves, layer.balance, note)
     entropies = [
         Curve(steps, layer.mean_entropy_history, role="dim"),
         Curve(steps, layer.entropy_history),
@@ -255,7 +255,7 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     loss = record.loss if record else None
     norm = record.grad_norm if record else None
     rate = record.learning_rate if record else None
-    lowest, least = min(_known(view, "collapse_index"), default=(None, ""))
+    lowest, least = min(_known(view, "judged_balance"), default=(None, ""))
     highest, most = max(_known(view, "max_load"), default=(None, ""))
     validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
     at, value = validated[-1] if validated else (0, None)

@@ -24,7 +24,7 @@ from microscope_tui.lines.spans import (
 )
 from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RouterInfo, StepRecord
-from microscope_tui.watch import LayerView, Reference, RunView, balance_now
+from microscope_tui.watch import BalanceNow, LayerView, Reference, RunView, balance_now
 
 _NUMBER, _CHANGE, _ARROW = 4, 5, 3
 _WIDE, _ALL_NUMBERS = 110, 72
@@ -227,7 +227,7 @@ def _numbers(
 ) -> Mapping[str, Sequence[Span]]:
     record, index, severity = reference.record.router, layer.index, layer.severity
     router = router_in(reference, layer)
-    balance = balance_now(record, index, router)[0] if router is not None else None
+    before = balance_now(record, index, router) if router else BalanceNow(None, None, ())
     peak = value_at(record.max_load, index)
     table = layout.table
     then = reference.load_of(index, layer.router.num_experts)
@@ -236,8 +236,9 @@ def _numbers(
     wide = (table.width_of("max load") - _ARROW) // 2
     name = Span(shortened(layer.router.name, label - 5), "value" if chosen or severity else "dim")
     letter = Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" ")
-    pair = _pair(words.index(balance), words.index(layer.collapse_index), _NUMBER)
-    change = pad([_change(balance, layer.collapse_index)], _CHANGE, "right")
+    pair = _pair(words.index(before.balance), words.index(layer.balance), _NUMBER)
+    role = _change(before.judged, layer.judged_balance).role
+    change = pad([Span(_change(before.balance, layer.balance).text, role)], _CHANGE, "right")
     entropy = words.decimal(value_at(record.entropy, index)), words.decimal(layer.entropy)
     loads = words.decimal(peak), words.decimal(layer.max_load)
     return {

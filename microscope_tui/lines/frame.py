@@ -34,57 +34,77 @@ MIN_COLUMNS, MIN_ROWS = 40, 10
 """The smallest window that has a table."""
 _LEAST_NAME = 12
 _WIDE, _PROGRESS = 110, 16
+_PARTS = 4
+_LEAST_OTHERS = 28
+"""Cells from which the names of other runs are in the header."""
 _HEAD = 10
 """Cells before the words of a verdict: the edge, and what they are."""
 _BADGES = dict(zip(Severity, ("NOTE", "WARNING", "CRITICAL", "METER"), strict=True))
 
 
-def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> Line:
-    """Run, state and age, progress, loss and speed on one line; a long name is cut first."""
+def header(
+    view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True, others: Sequence[str] = ()
+) -> Line:
+    """Run, state and age, progress, loss and speed on one line; a long name is cut first.
+
+    ``others``: names of other runs that are critical; they replace the speed.
+    """
     gap = Span("   " if width >= 72 else "  ")
     left: Line = [Span("MoE Microscope", "brand"), gap] if brand and width >= _WIDE else []
-    rest = _after_name(view, width, gap, glyphs)
-    room = width - line_width([*left, *rest]) - 2
-    if room < width_of(view.name):  # the run's name matters more than ours
-        left, room = [], room + line_width(left)
-    if room < min(_LEAST_NAME, width_of(view.name)):
-        rest = _after_name(view, width, gap, glyphs, planned=False)
-        room = width - line_width(rest) - 2
-    name = shortened(view.name, max(_LEAST_NAME, room))
+    right = _critical(others, width // 2 - 2)
+    room, rest = 0, list[Span]()
+    for parts in range(_PARTS, -1, -1):
+        rest = _after_name(view, width, gap, glyphs, parts)
+        room = width - line_width([*rest, *right]) - (4 if right else 2)
+        if room >= min(_LEAST_NAME, width_of(view.name)):
+            break
+    if room < line_width(left) + width_of(view.name):  # the run's name matters more than ours
+        left = []
+    name = shortened(view.name, max(4, room - line_width(left)))
     left = [Span(" "), *left, Span(name, "title"), *rest]
-    record = view.record
-    speed: Line = []
-    if record is not None and record.tokens_per_s:
-        speed = [dim(f"{words.short_number(record.tokens_per_s)} tok/s")]
-    return spread(left, [*speed, Span(" ")], width)
+    if not others and view.record is not None and view.record.tokens_per_s:
+        right = [dim(f"{words.short_number(view.record.tokens_per_s)} tok/s")]
+    return spread(left, [*right, Span(" ")], width)
 
 
-def _after_name(
-    view: RunView, width: int, gap: Span, glyphs: Glyphs, *, planned: bool = True
-) -> Line:
-    line = [gap, *_state(view), gap]
-    loss = [gap, dim("loss "), Span(_loss(view))]
+def _critical(others: Sequence[str], room: int) -> Line:
+    """``1 other run CRITICAL: name``, or less."""
+    if not others:
+        return []
+    if room < _LEAST_OTHERS:
+        return [Span(f"{len(others)} other CRIT", "crit")]
+    text = f"{plural(len(others), 'other run')} CRITICAL: "
+    return [Span(text + shortened(", ".join(others), room - len(text)), "crit")]
+
+
+def _after_name(view: RunView, width: int, gap: Span, glyphs: Glyphs, parts: int) -> Line:
+    """The state, and with more ``parts`` the step, the loss, the plan, a remark on the state."""
+    line = [gap, *_state(view, remark=parts == _PARTS), gap]
+    loss = [gap, dim("loss "), Span(_loss(view))] if parts > 1 else []
     run = view.run
+    if not parts:
+        return line[:-1]
     if run is not None and is_one_step(run):
         return [*line, Span("evaluation"), *loss]
     if run is not None and "force_collapse" in run.balance:
         line += [Span("forced", "warn"), gap]
     evaluates = run is not None and run.profile == "eval"
     line += [dim("evaluation, part " if evaluates else "step "), Span(f"{view.step:,}")]
-    if planned and run is not None and run.planned_steps:
+    if parts > 2 and run is not None and run.planned_steps:
         line += _planned(view.step, run.planned_steps, width, glyphs)
     if run is not None and run.unconfirmed:
         line += [gap, Span("m: confirm keys", "warn")]
-    line += loss
-    if width >= _WIDE and view.loss_history:
-        line += [Span(" "), dim(_loss_curve(view.loss_history, glyphs))]
-    return line
+    if width >= _WIDE and loss:
+        loss += [Span(" "), dim(_loss_curve(view.loss_history, glyphs))]
+    return [*line, *loss]
 
 
-def _state(view: RunView) -> Line:
-    role, age = STATE_ROLES.get(view.state, "dim"), words.age(view.age_s)
-    over = view.state.ended and view.state != RunState.CRASHED and age
-    return [Span("● ", role), Span(f"{view.state} {age}{' ago' if over else ''}".rstrip(), role)]
+def _state(view: RunView, *, remark: bool) -> Line:
+    state, word, more = view.life
+    role, age = STATE_ROLES.get(state, "dim"), words.age(view.age_s)
+    over = state.ended and state != RunState.CRASHED and age
+    text = f"{word} {age}{' ago' if over else ''}".rstrip()
+    return [Span("● ", role), Span(f"{text} ({more})" if more and remark else text, role)]
 
 
 def _planned(step: int, steps: int, width: int, glyphs: Glyphs) -> Line:
@@ -182,7 +202,7 @@ def _all_well(view: RunView) -> Line:
     if not view.layers:
         return [dim("no steps yet")]
     balances = [
-        (c, layer.router.name) for layer in view.layers if (c := layer.collapse_index) is not None
+        (c, layer.router.name) for layer in view.layers if (c := layer.judged_balance) is not None
     ]
     if view.judged < 1.0:
         return _not_judged_yet(view, balances)
@@ -195,7 +215,7 @@ def _all_well(view: RunView) -> Line:
 
 def _no_alert(view: RunView, lowest: str) -> Line:
     """Healthy, not to be judged, or with evidence that is not enough yet."""
-    evidence = gathering(view.pending, [layer.collapse_index for layer in view.layers])
+    evidence = gathering(view.pending, [layer.judged_balance for layer in view.layers])
     if view.no_verdict:
         text = view.no_verdict + (", " if evidence else lowest)
         return [dim(text), Span(evidence, "warn")]

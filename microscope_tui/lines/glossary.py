@@ -40,7 +40,8 @@ undecided: between specialised and uniform, usual early in training
 loss: cross-entropy of the next token, mean over the batch, in nats
 tok/s: tokens that the training takes in a second
 live, slow: the log grows as usual; grows more slowly than usual
-stale, crashed?: silent for a minute; for ten minutes or ten usual steps
+stalled, crashed?: silent for a minute; for ten minutes; if the run had long pauses, for longer
+usually, no end record: time between two steps; silent at its last planned step
 finished, stopped, failed: how the run ended, by its own last record
 waiting, deleted: no step yet; the log was removed, what was read stays
 # alerts

@@ -22,6 +22,7 @@ from microscope_tui.lines.spans import (
 from microscope_tui.sources import ForeignRun
 from microscope_tui.watch import RunCard, RunState, Verdict
 
+_WIDE = 120
 _ENOUGH = 200
 """Cells of a verdict that a filter matches."""
 _GAP = 3
@@ -38,10 +39,11 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
     loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
     longest = max([3, *(width_of(card.file.name) for card in cards)])
     longest += max([len(_tag(card)) for card in cards], default=0)
+    state = 4 + max([0, *(len(_state(card, width)) for card in cards)])
     columns = [
         Column("mark", 3, gap=0, head=""),
         Column("run", min(longest, _LEAST_NAME), gap=0),
-        Column("state", 12, gap=0, head="  state"),
+        Column("state", max(12, state), gap=0, head="  state"),
         Column("age", 8, "right", gap=0),
         Column("step", step, "right", priority=3, gap=0),
         Column("loss", loss, "right", priority=2, gap=0),
@@ -61,8 +63,9 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
 
 
 def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
-    role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
-    bright = "value" if card.state.live or card.open or card.findings or chosen else "dim"
+    state = card.life.state
+    role = "dim" if state in _ASIDE else STATE_ROLES.get(state, "dim")
+    bright = "value" if state.live or card.open or card.findings or chosen else "dim"
     tag = _tag(card)
     name = shortened(card.file.name, max(1, table.width_of("run") - len(tag)))
     return table.line(
@@ -72,7 +75,7 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
                 Span("▶ " if chosen else "  ", "accent"),
             ],
             "run": [Span(name, "title" if chosen else bright), Span(tag, "accent")],
-            "state": [Span(f"  {'●' if card.state.live else '·'} {card.state}", role)],
+            "state": [Span(f"  {'●' if state.live else '·'} {_state(card, table.width)}", role)],
             "age": [dim(words.age(card.age_s))],
             "step": [Span(_step(card), bright)],
             "loss": [Span(_loss(card), bright)],
@@ -85,7 +88,13 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 def card_text(card: RunCard) -> str:
     """The text that a filter matches."""
     labels = "".join(f"{_label(card, name)} " for name in _LABELS if _label(card, name))
-    return f"{card.file.name} {labels}{card.state} {plain(_verdict(card, _ENOUGH))}"
+    return f"{card.file.name} {labels}{_state(card)} {plain(_verdict(card, _ENOUGH))}"
+
+
+def _state(card: RunCard, width: int = _WIDE) -> str:
+    """Its word, in a wide list with what explains it."""
+    _, word, more = card.life
+    return f"{word} ({more})" if more and width >= _WIDE else word
 
 
 def _label(card: RunCard, name: str) -> str:
@@ -149,7 +158,7 @@ def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
         return [dim(f"{short}{bracket}{rest}" if whole else short)]
     if verdict.evidence:
         return [Span(verdict.evidence, "warn")]
-    line = [Span("healthy", "ok" if card.state.live else "dim")]
+    line = [Span("healthy", "ok" if card.life.state.live else "dim")]
     if card.recovered:
         was = card.recovered[0]
         line.append(dim(f", {was.severity.letter} {was.rule} recovered"))

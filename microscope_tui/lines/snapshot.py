@@ -36,7 +36,7 @@ def snapshot_text(
     lines += [*(line for line in verdict if plain(line).strip()), *costs]
     lines.append(table.column_heads(view, layout))
     lines += _body(view, layout, glyphs)
-    lines.append(time_line.ribbon(view, columns, view.state if at is None else "then"))
+    lines.append(time_line.ribbon(view, columns, view.life.word if at is None else "then"))
     lines.append(time_line.notes(view, columns, layout.hidden))
     dead = "dead" if layout.experts_per_cell == 1 else "one of them dead"
     legend = f"        load: x {dead}  - starving  . fair  + over  # hot"
@@ -47,7 +47,7 @@ def snapshot_text(
 
 
 def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
-    indices = [2.0 if x.collapse_index is None else x.collapse_index for x in view.layers]
+    indices = [2.0 if x.judged_balance is None else x.judged_balance for x in view.layers]
     worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), indices[x.index]))
     lines: list[Line] = []
     for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):

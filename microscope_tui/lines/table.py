@@ -16,6 +16,7 @@ from microscope_tui.lines import frame, words
 from microscope_tui.lines.glyphs import Glyphs, bar, spark
 from microscope_tui.lines.heat import (
     Heat,
+    Look,
     Measure,
     Order,
     cells_of,
@@ -58,6 +59,10 @@ _FRAME, _ROOMY_FRAME = 6, 11
 """Lines around the body: header, verdict, heads, ribbon, keys; roomy: also blank ones and notes."""
 _BAR, _BAR_FROM = 5, 110
 """Width of the bar of the drop rate, and the columns from which it is shown."""
+_OF_STEPS = ("OSCILLATION", "OVERLOAD")
+"""Rules that judge the load of single steps, not a sum."""
+MARK = "'"
+"""Of a row that shows its own step."""
 FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar."""
 
@@ -202,7 +207,8 @@ def _widths(view: RunView, columns: int) -> TableLayout:
 def _is_limited(view: RunView, widths: TableLayout) -> bool:
     """Whether something about the whole run has to be noted."""
     complete = widths.spark and widths.has_entropy
-    return not complete or bool(view.defects or view.memory_limit)
+    left_out = any(layer.without != () for layer in view.layers)
+    return not complete or left_out or bool(view.defects or view.memory_limit)
 
 
 def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
@@ -238,14 +244,22 @@ def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
     return 1, -(-experts // max(1, room)), 0
 
 
-def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
-    """Cursor, name and alert letter."""
+def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
+    """The layers that show their own step, where others show a mean: it hides what is found."""
+    found = [f for f, _ in view.alerts if f.rule in _OF_STEPS and is_mean(look, steps)]
+    episodes = [e for f in found for e in f.episodes if e.active]
+    return {e.router_index for e in episodes if e.reason is None}  # a rank is judged by sums
+
+
+def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " ") -> list[Line]:
+    """Cursor, name and alert letter, and before the load a mark."""
     severity, name = layer.severity, layer.router.name.ljust(layout.label - 5)
     line = [
         Span("▶ " if selected else "  ", "accent"),
         Span(name, "value" if selected or severity else "dim"),
         Span(" "),
         Span(severity.letter if severity else " ", _role(severity)),
+        Span(mark, "accent"),
     ]
     return _tall(line, layout.label, layout)
 
@@ -273,8 +287,8 @@ def load(
 def balance(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
-    """Collapse index c and its history on the fixed scale 0 … 1."""
-    number = Span(words.index(layer.collapse_index), _role(layer.severity))
+    """Collapse index c of all experts and its history on the fixed scale 0 … 1."""
+    number = Span(words.index(layer.balance), _role(layer.severity))
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", number.role)
     nothing = words.no_balance(layer)[0]
@@ -381,14 +395,20 @@ def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]
 
 
 def column_heads(
-    view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1
+    view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1, own: bool = False
 ) -> Line:
-    """The names of the columns; ``steps``: over how many of them the loads are means."""
+    """The names of the columns; ``steps``: over how many of them the loads are means.
+
+    ``own``: in some rows they are not; see ``of_one_step``.
+    """
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     titles = heat_titles(heat, experts, layout.experts_per_cell, steps)
     if is_mean(heat.look, steps):  # a mean must not look like a single step
         mean = f"mean of {steps}"
         titles += [f"{mean} steps", mean, f"{steps} steps"]
+        if own:
+            means = [text for text in titles if "mean" in text]
+            titles = [f"{text}, {MARK} {one}" for one in ("this step", "1") for text in means]
     wide = layout.curve >= 12
     entropy_head = "entropy H" if layout.entropy >= 9 else "ent."
     line = pad([dim("  layer")], layout.label)

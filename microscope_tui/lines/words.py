@@ -101,13 +101,14 @@ def listed(names: Sequence[object], most: int = 3) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
-def without(experts: Sequence[int] | None) -> str:
-    """``without expert 17``: which experts a balance leaves out; empty where it is all of them."""
-    if experts is None:
-        return "without its busiest expert"
-    if not experts:
+def judged(layer: LayerView) -> str:
+    """``without expert 17: .98``: the judged balance, where it leaves out experts; else empty."""
+    if layer.without == ():
         return ""
-    return f"without {'expert' if len(experts) == 1 else 'experts'} {listed(experts, 6)}"
+    which = "its busiest expert"
+    if layer.without:
+        which = f"expert{'s' if len(layer.without) > 1 else ''} {listed(layer.without, 6)}"
+    return f"without {which}: {index(layer.judged_balance)}"
 
 
 def choices(top_k: int) -> str:

@@ -32,11 +32,12 @@ from microscope_tui.runlog import (
 )
 from microscope_tui.watch import LayerView, RunCard, RunView, Trouble, balance_now
 
-SCHEMA_VERSION = 1
+VIEW_SCHEMA = 2
+RUNS_SCHEMA = 1
 _PLACE = ("run", "step", "router", "layer", "depth")
 _STEP = ("time", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "step_time_s")
 _SUMMARIES = RouterSummary.__struct_fields__
-ROUTER_COLUMNS = (*_PLACE, *_STEP, "collapse_index", *(f"router.{name}" for name in _SUMMARIES))
+ROUTER_COLUMNS = (*_PLACE, *_STEP, "balance", *(f"router.{name}" for name in _SUMMARIES))
 EXPERT_COLUMNS = (*_PLACE, "expert", "tokens_per_expert", "expert_bias")
 VIEW_COLUMNS = (
     *("run", "step", "counts_step", "router", "layer", "depth", "expert"),
@@ -70,7 +71,7 @@ def view_json(view: RunView, cost: Cost | None = None) -> str:
     ``expert_bias`` are of ``counts_step``.
     """
     document: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VIEW_SCHEMA,
         "run": view.name,
         **_values(view, "step", "counts_step", "state"),
         "judged": view.no_verdict is None,
@@ -103,7 +104,7 @@ def runs_json(cards: Sequence[RunCard]) -> str:
         }
         for card in cards
     ]
-    return encode_record({"schema_version": SCHEMA_VERSION, "runs": runs}).decode()
+    return encode_record({"schema_version": RUNS_SCHEMA, "runs": runs}).decode()
 
 
 def _in_short(findings: Iterable[Trouble]) -> list[dict[str, Any]]:
@@ -130,7 +131,7 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
         "depth": router.depth,
         "num_experts": router.num_experts or None,
         "top_k": router.top_k or None,
-        "collapse_index": layer.collapse_index,
+        **_values(layer, "balance", "judged_balance"),
         "without_experts": None if layer.without is None else list(layer.without),
         "effective_experts": effective_experts(layer, view),
         **_values(layer, "entropy", "mean_entropy", "max_load", "drop_rate"),
@@ -208,11 +209,10 @@ def _of_routers(run: RunRecord, entry: StepEntry) -> Iterator[Row]:
     of_step = [getattr(record, name) for name in _STEP]
     for index, router in enumerate(run.routers):
         values = [getattr(summary, name) for name in _SUMMARIES]
-        c, _ = balance_now(summary, index, router)
         yield (
             *(run.run, record.step, index, router.name, router.depth),
             *of_step,
-            c,
+            balance_now(summary, index, router).balance,
             *(None if one is None else one[index] for one in values),
         )
 

@@ -44,7 +44,12 @@ from .reference import (
 )
 from .run_map import Quantity as Quantity, RunMap as RunMap, run_map as run_map
 from .run_watch import LONG_BYTES as LONG_BYTES, RunWatch as RunWatch
-from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY, KEPT as KEPT, balance_now as balance_now
+from .scan import (
+    DEFAULT_MEMORY as DEFAULT_MEMORY,
+    KEPT as KEPT,
+    BalanceNow as BalanceNow,
+    balance_now as balance_now,
+)
 from .state import RunState as RunState
 from .verdict import (
     Trouble as Trouble,

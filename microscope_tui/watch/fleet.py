@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from microscope_tui.diagnosis import ANYTHING, Criteria
+from microscope_tui.diagnosis import ANYTHING, Criteria, Severity
 from microscope_tui.runlog import (
     EventRecord,
     Glance,
@@ -29,7 +29,7 @@ from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_watch import SECOND_BYTES, RunWatch
 from microscope_tui.watch.scan import DEFAULT_MEMORY
-from microscope_tui.watch.state import CRASHED_S, STALE_S, RunState, age_of, state_of
+from microscope_tui.watch.state import CRASHED_S, STALE_S, Life, RunState, age_of, life_of, state_of
 from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict_on
 
 
@@ -38,6 +38,8 @@ class RunCard(msgspec.Struct, frozen=True):
 
     file: RunFile
     state: RunState
+    life: Life
+    """The same in the words of the screens."""
     age_s: float | None
     step: int
     planned_steps: int | None
@@ -95,22 +97,25 @@ class _Course(NamedTuple):
     error: str | None
     state: RunState
     age_s: float | None
+    life: Life
 
 
 def _glanced(run: RunFile, seen: Seen | None, verdict: Verdict | None) -> _Course:
     found = seen.ends if seen is not None else Glance()
     age = age_of(run.modified, changed_at=seen.changed_at if seen is not None else None)
+    times = [found.step_time_s] if found.step_time_s else []
     state = state_of(
         age,
         deleted=False,
         has_steps=found.last is not None,
         end=found.end,
-        step_times_s=[found.step_time_s] if found.step_time_s else [],
+        step_times_s=times,
     )
     planned = found.run.planned_steps if found.run is not None else None
     if found.run is not None and verdict is not None and verdict.last_step:
         planned = verdict.planned_steps  # of the newest run record
-    return _Course(found.last, planned, found.end, found.error, state, age)
+    life = life_of(state, age, times, 0.0, found.last.step if found.last else 0, planned)
+    return _Course(found.last, planned, found.end, found.error, state, age, life)
 
 
 def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | None]:
@@ -122,7 +127,15 @@ def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | Non
             return glanced._replace(error=error), verdict
         planned = watch.run.planned_steps if watch.run is not None else None
         last = watch.latest.record
-        return _Course(last, planned, watch.shown.end, error, *watch.state()), verdict
+        state, age = watch.state()
+        end = watch.shown.end
+        return _Course(last, planned, end, error, state, age, watch.life()), verdict
+
+
+def _is_critical(watch: RunWatch) -> bool:
+    with watch.lock:
+        episodes = watch.diagnosis.episodes if watch.diagnosis is not None else ()
+        return any(e.active and e.severity is Severity.CRITICAL for e in episodes)
 
 
 MOST_FOLLOWED = 8
@@ -173,6 +186,10 @@ class Fleet:
         """Logs selected in the list."""
         self.solo = False
         """List only the selected runs."""
+        self.critical: dict[Path, str] = {}
+        """Names of the runs that became critical beside the open one, until the list shows them."""
+        self._told: set[Path] = set()
+        """Critical runs that the user knows of."""
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, Seen] = {}
         self._kept = kept
@@ -227,9 +244,21 @@ class Fleet:
         self._keep_verdict(self.open)
         self.close()
         with self.lock:
+            if self.open is not None and _is_critical(self.open):
+                self._told.add(self.open.path)
             self.open = watch
             self._beside.pop(file.path, None)
+            self.critical.pop(file.path, None)
         return watch
+
+    def _note(self, watch: RunWatch) -> None:
+        """Remember that a run beside the open one is critical, or no longer so."""
+        if not _is_critical(watch):
+            self.critical.pop(watch.path, None)
+            self._told.discard(watch.path)
+        elif watch.path not in self._told:
+            self.critical[watch.path] = watch.file.name
+            self._told.add(watch.path)
 
     def close(self) -> None:
         """End the second process of the open run."""
@@ -263,6 +292,8 @@ class Fleet:
                 moved = True
                 if watch is self.open:
                     self.open_version += 1
+                elif watch.complete:
+                    self._note(watch)
         return moved
 
     def look_around(self) -> bool:
@@ -364,15 +395,17 @@ class Fleet:
             course, verdict = _followed(watch, course)
         elif seen is None or run.is_read_whole:
             # Not read yet; or an archive, whose end is unknown before it is unpacked.
-            course = course._replace(state=RunState.ARCHIVED if seen else RunState.UNKNOWN)
+            state = RunState.ARCHIVED if seen else RunState.UNKNOWN
+            course = course._replace(state=state, life=Life(state, state))
         if course.error and course.last is None:
-            course = course._replace(state=RunState.ERROR)
+            course = course._replace(state=RunState.ERROR, life=Life(RunState.ERROR, "error"))
         step = course.last.step if course.last is not None else 0
         if course.last is None and verdict is not None:
             step = verdict.last_step
         return RunCard(
             file=run,
             state=course.state,
+            life=course.life,
             age_s=course.age_s,
             step=step,
             planned_steps=course.planned if step <= (course.planned or 0) else None,

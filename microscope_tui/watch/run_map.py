@@ -6,9 +6,9 @@ from enum import StrEnum
 
 import msgspec
 
-from microscope_tui.watch.history import Column, Curves, Window
+from microscope_tui.watch.history import Curves, Window
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import balance
+from microscope_tui.watch.scan import judged_lows
 
 
 class Quantity(StrEnum):
@@ -52,11 +52,12 @@ def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -
     with watch.lock:
         routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)
+        axis = curves.axis()
         rows = []
         for index, router in enumerate(routers):
-            found: Sequence[Column] = curves.of(_SERIES[quantity], index)
-            if quantity is Quantity.BALANCE:
-                found = balance(found, router.num_experts, router.top_k)
+            found = curves.of(_SERIES[quantity], index)
             values = [column.low if quantity.low_is_bad else column.high for column in found]
+            if quantity is Quantity.BALANCE:
+                values = judged_lows(found, curves.of("max_load", index), axis, router)
             rows.append([value if math.isfinite(value) else math.nan for value in values])
-        return RunMap(curves.axis(), rows)
+        return RunMap(axis, rows)

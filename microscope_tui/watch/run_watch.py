@@ -24,7 +24,7 @@ from microscope_tui.runlog import (
 from microscope_tui.watch.history import MAX_ROWS, History, Row
 from microscope_tui.watch.judge import Ended, Judge, SecondProcess, guarded, second_process_helps
 from microscope_tui.watch.scan import DEFAULT_MEMORY, Scan, preview, steps_in
-from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
+from microscope_tui.watch.state import CRASHED_S, Life, RunState, age_of, life_of, state_of
 
 SLICE_BYTES = 1 << 20
 HOLD_S = 0.008
@@ -259,6 +259,14 @@ class RunWatch:
                 logs_its_end=not self.file.foreign,
             )
             return word, age
+
+    def life(self) -> Life:
+        """The state of the run in the words of the screens."""
+        with self.lock:
+            step = self.latest.record.step if self.latest is not None else 0
+            planned = self.run.planned_steps if self.run is not None else None
+            pauses = list(self.scan.intervals), self.scan.longest_pause
+            return life_of(*self.state(), *pauses, step, planned)
 
     def _begin(self, chunk: Chunk) -> None:
         """Prepare the scan of a chunk; start again if it is of another file."""

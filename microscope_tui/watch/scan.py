@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from pathlib import Path
+from typing import NamedTuple
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import value_at
@@ -32,7 +33,7 @@ from microscope_tui.runlog import (
     step_at,
     surviving_steps,
 )
-from microscope_tui.watch.history import NAN, Column, History, Row, rows_within
+from microscope_tui.watch.history import NAN, Column, History, Row, Window, rows_within
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
@@ -54,85 +55,108 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
 
 
 _Curves = Mapping[str, Sequence[float | None]]
-_NONE = (math.inf, -math.inf)
-_ROUNDING = 1e-9
 
 
-def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
-    """A function from a step to the values that the history keeps for these routers."""
-    sizes = [(r.num_experts, r.top_k) for r in routers]
-    # Below this load, and above this many effective experts, a router excuses no busiest expert.
-    always, enough = measures.ALWAYS_CHOSEN - _ROUNDING, measures.EVEN_ENOUGH + _ROUNDING
-    bounds = [(always * e / k, k + enough * (e - k)) if k > 1 else _NONE for e, k in sizes]
-    most = min((high for high, _ in bounds), default=math.inf)
-    least = max((low for _, low in bounds), default=0.0)
-    nothing = (None,) * len(routers)
+def row_maker(routers: int) -> Callable[[StepEntry], _Curves]:
+    """A function from a step to the values that the history keeps for so many routers."""
+    nothing = (None,) * routers
 
     def row_of(entry: StepEntry) -> _Curves:
         record = entry.record
         summary = record.router
-        effective, loads = summary.effective_experts, summary.max_load
-        if effective and loads:
-            gaps = None in loads or None in effective
-            if gaps or max(loads) >= most or min(effective) < least:  # type: ignore[type-var, operator]
-                effective = list(map(_as_judged, effective, loads, sizes, bounds))
         return {
             "loss": (record.loss,),
             "learning_rate": (record.learning_rate,),
             "grad_norm": (record.grad_norm,),
-            "effective_experts": effective or nothing,
+            "effective_experts": summary.effective_experts or nothing,
             "entropy": summary.entropy or nothing,
             "mean_entropy": summary.mean_entropy or nothing,
             "drop_rate": summary.drop_rate or nothing,
-            "max_load": loads or nothing,
+            "max_load": summary.max_load or nothing,
         }
 
     return row_of
 
 
-def _as_judged(
-    effective: float | None, load: float | None, size: tuple[int, int], bounds: tuple[float, float]
-) -> float | None:
-    """Effective experts that give the balance without an expert that the router excuses."""
-    if effective is None or load is None or (load < bounds[0] and effective >= bounds[1]):
-        return effective
-    experts, top_k = size
-    c = measures.balance_of_summary(effective, load, experts, top_k)
-    if c is not None and c != measures.collapse_index(effective, experts, top_k):
-        return top_k + c * (experts - top_k)
-    return effective
+class BalanceNow(NamedTuple):
+    """The collapse index of a router in one step, of all experts and as it is judged."""
+
+    balance: float | None
+    judged: float | None
+    without: tuple[int, ...] | None
+    """The experts that the judged one leaves out; ``None``: only counts would show which."""
+
+
+LATELY = 32
+"""Steps for which an expert that was left out is so by looser limits."""
 
 
 def balance_now(
-    summary: RouterSummary, index: int, router: RouterInfo, counts: Sequence[int] | None = None
-) -> tuple[float | None, tuple[int, ...] | None]:
-    """The collapse index of a router in one step, and the experts it leaves out.
-
-    The experts are ``None`` where one is left out and only counts would show which.
+    summary: RouterSummary,
+    index: int,
+    router: RouterInfo,
+    counts: Sequence[int] | None = None,
+    lately: Callable[[], bool] = lambda: False,
+) -> BalanceNow:
+    """The balance of a router in one step.
 
     Args:
         counts: of the same step, where they are at hand.
+        lately: whether an expert was left out in one of the last steps; see ``left_out_lately``.
     """
     experts, top_k = router.num_experts, router.top_k
     load = value_at(summary.max_load, index)
     effective = value_at(summary.effective_experts, index)
-    plain = measures.collapse_index(effective, experts, top_k)
-    counted = counts is not None and len(counts) == experts
-    if counts is not None and counted and measures.may_excuse(plain, load, experts, top_k):
-        found = measures.balance(counts, top_k)
-        return found.collapse_index, found.without
-    c = measures.balance_of_summary(effective, load, experts, top_k)
-    return c, () if c == plain else None
+    c = measures.collapse_index(effective, experts, top_k)
+    if not measures.may_excuse(c, load, experts, top_k, measures.SLACK):
+        return BalanceNow(c, c, ())  # the usual case
+    slack = measures.SLACK if lately() else 0.0
+    if counts is not None and len(counts) == experts:
+        found = measures.balance(counts, top_k, slack)
+        return BalanceNow(c, found.collapse_index, found.without)
+    judged = measures.balance_of_summary(effective, load, experts, top_k, slack)
+    return BalanceNow(c, judged, () if judged == c else None)
 
 
-def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Column]:
-    """Curves of effective experts as curves of the collapse index c."""
+def left_out_lately(history: History, index: int, router: RouterInfo, step: int) -> bool:
+    """Whether the router's judged balance left out an expert in the steps up to ``step``."""
+    window = Window(step - LATELY + 1, step)
+    names = ("effective_experts", "max_load")
+    few, loads = (history.columns(name, index, 1, window) for name in names)
+    judged = judged_lows(few, loads, [step] * len(few), router)
+    return judged != [c.low for c in balance(few, router)]
+
+
+def balance(columns: Sequence[Column], router: RouterInfo) -> list[Column]:
+    """Curves of effective experts as curves of the collapse index c of all experts."""
+    experts, top_k = router.num_experts, router.top_k
 
     def index(effective: float) -> float:
-        value = measures.collapse_index(effective, num_experts, top_k)
+        value = measures.collapse_index(effective, experts, top_k)
         return NAN if value is None else value
 
     return [Column(index(c.low), index(c.mean), index(c.high)) for c in columns]
+
+
+def judged_lows(
+    effective: Sequence[Column], loads: Sequence[Column], steps: Sequence[int], router: RouterInfo
+) -> list[float]:
+    """The lowest collapse index of each column as it is judged; NaN where nothing was measured.
+
+    ``steps``: the first of each column.
+    """
+    experts, top_k = router.num_experts, router.top_k
+    busy = (measures.ALWAYS_CHOSEN - measures.SLACK) * experts / max(1, top_k)
+    found, left_out = [], -math.inf
+    for step, few, load in zip(steps, effective, loads, strict=True):
+        c = measures.collapse_index(few.low, experts, top_k)
+        if c is not None and (load.high >= busy or c < measures.EVEN_ENOUGH + measures.SLACK):
+            slack = measures.SLACK if step - left_out < LATELY else 0.0
+            judged = measures.balance_of_summary(few.low, load.high, experts, top_k, slack)
+            left_out = step if judged != c else left_out
+            c = judged
+        found.append(NAN if c is None else c)
+    return found
 
 
 MEAN_OF, KEPT = 8, 32
@@ -164,9 +188,12 @@ class Scan:
         self.history: History | None = None
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
-        """Seconds between the last records."""
+        """Seconds between the last steps."""
+        self.longest_pause = 0.0
+        """Most seconds between two steps or events, except at a restart."""
+        self._written: float | None = None
         self._course = Course()
-        self._row_of = row_maker(())
+        self._row_of = row_maker(0)
         self._reread = reread
         self._memory_bytes = memory_bytes
 
@@ -199,7 +226,7 @@ class Scan:
 
     def _take_run(self, run: RunRecord) -> None:
         before, self.run = self.run, run
-        self.end = None
+        self.end = self._written = None
         if before is not None and before.routers != run.routers:
             self.latest = self.with_counts = None  # another model from here on
             self._course = Course()
@@ -208,7 +235,7 @@ class Scan:
         cut = self._course.take(run)
         if before is None or before.routers != run.routers or self.history is None:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
-            self._row_of = row_maker(run.routers)
+            self._row_of = row_maker(len(run.routers))
         elif cut is not None:
             self._restart(cut, before)
 
@@ -227,6 +254,7 @@ class Scan:
         before = self.latest.record if self.latest else None
         if (duration := seconds_between(before, entry.record)) is not None:
             self.intervals.append(duration)
+        self._note_pause(entry.record.time, entry.record.step_time_s)
         self.latest = entry
         for kept in (self.recent, self.counted):
             while kept and kept[-1].record.step > holds:
@@ -250,7 +278,15 @@ class Scan:
         kept = [e for e in self.evaluations if e.step is None or e.step < step]
         self.evaluations = deque(kept, maxlen=self.evaluations.maxlen)
 
+    def _note_pause(self, time: float | None, otherwise: float | None = None) -> None:
+        if time is not None:
+            pause = otherwise if self._written is None else time - self._written
+            self._written, otherwise = time, pause
+        if otherwise is not None and self.longest_pause < otherwise < math.inf:
+            self.longest_pause = otherwise
+
     def _take_event(self, event: EventRecord) -> None:
+        self._note_pause(event.time)
         if event.event == "end":
             self.end = event
         elif event.event == "eval":

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from microscope_tui.runlog import EventRecord
 
@@ -60,6 +61,10 @@ def age_of(
     return age if changed_at is None else min(age, max(0.0, time.monotonic() - changed_at))
 
 
+def _usual(step_times_s: Sequence[float]) -> float:
+    return sorted(step_times_s)[len(step_times_s) // 2] if step_times_s else 1.0
+
+
 def state_of(
     age_s: float | None,
     *,
@@ -80,9 +85,38 @@ def state_of(
         return own.get(end.reason, RunState.STOPPED)
     if age_s is None or not has_steps:
         return RunState.WAITING
-    usual = sorted(step_times_s)[len(step_times_s) // 2] if step_times_s else 1.0
+    usual = _usual(step_times_s)
     if logs_its_end and age_s > max(CRASHED_S, 10 * usual):
         return RunState.CRASHED
     if age_s > max(STALE_S, 10 * usual):
         return RunState.STALE
     return RunState.SLOW if age_s > max(SLOW_S, 3 * usual) else RunState.LIVE
+
+
+class Life(NamedTuple):
+    """The state of a run in the words of screens, which wait longer if it had long pauses."""
+
+    state: RunState
+    word: str
+    remark: str = ""
+
+
+def life_of(
+    state: RunState,
+    age_s: float | None,
+    step_times_s: Sequence[float],
+    longest_s: float,
+    step: int,
+    planned: int | None,
+) -> Life:
+    """``state``, which counts from twice the longest pause on; that of a run at ``step``."""
+    usual = _usual(step_times_s)
+    if age_s is not None and state in (RunState.STALE, RunState.CRASHED):
+        if age_s <= max(STALE_S, 10 * usual, 2 * longest_s):
+            return Life(RunState.SLOW, RunState.SLOW)
+        if state is RunState.STALE:
+            brief = f"{usual:.2g} s" if usual < 100 else f"{usual / 60:.0f} min"
+            return Life(state, "stalled", f"usually {brief}" if step_times_s else "")
+        if planned and step >= planned:
+            return Life(RunState.FINISHED, RunState.FINISHED, "no end record")
+    return Life(state, state)

@@ -88,7 +88,7 @@ def evidence(watch: RunWatch) -> str:
         return ""
     summary = watch.latest.record.router
     routers = enumerate(watch.run.routers)
-    balance = [balance_now(summary, index, router)[0] for index, router in routers]
+    balance = [balance_now(summary, index, router).judged for index, router in routers]
     return gathering(pending(watch.diagnosis), balance)
 
 

@@ -7,6 +7,7 @@ must be visible.
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
+from functools import partial
 from itertools import chain, pairwise
 
 import msgspec
@@ -27,8 +28,8 @@ from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
 from microscope_tui.watch.history import NAN, Column, Curves, Window
 from microscope_tui.watch.past_steps import Pin, pin
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import MEAN_OF, balance, balance_now
-from microscope_tui.watch.state import RunState
+from microscope_tui.watch.scan import MEAN_OF, balance, balance_now, judged_lows, left_out_lately
+from microscope_tui.watch.state import Life, RunState
 from microscope_tui.watch.verdict import why_no_verdict
 
 
@@ -98,12 +99,12 @@ class LayerView(msgspec.Struct, frozen=True):
     load: Sequence[float] | None
     """Multiples of the fair share, one per expert."""
     bias: Sequence[float] | None
-    collapse_index: float | None
+    balance: float | None
+    """The collapse index c of all experts."""
+    judged_balance: float | None
+    """The same as it is judged: without an expert that (nearly) every token chooses."""
     without: tuple[int, ...] | None
-    """Experts that every token chooses; the collapse index is that of the others.
-
-    ``None``: there is one, but only counts would show which.
-    """
+    """The experts that it leaves out; ``None``: there is one, but only counts would show which."""
     entropy: float | None
     mean_entropy: float | None
     drop_rate: float | None
@@ -126,6 +127,8 @@ class RunView(msgspec.Struct, frozen=True):
     name: str
     run: RunRecord | None
     state: RunState
+    life: Life
+    """The same in the words of the screens."""
     age_s: float | None
     record: StepRecord | None
     """The shown step."""
@@ -222,6 +225,7 @@ def view_of(
             name=watch.file.name,
             run=watch.run,
             state=state,
+            life=watch.life(),
             age_s=age,
             record=shown.latest.record if shown else None,
             counts_step=shown.counts_step if shown else None,
@@ -300,8 +304,8 @@ def _layers(
     curves: Curves,
     only: Container[int] | None,
 ) -> list[LayerView]:
-    run = watch.run
-    if run is None or watch.history is None or shown is None:
+    run, history = watch.run, watch.history
+    if run is None or history is None or shown is None:
         return []
     latest = shown.latest
     severities = _severities(findings)
@@ -311,7 +315,11 @@ def _layers(
     layers = []
     for index, router in enumerate(run.routers):
         counts = matrices.tokens_per_expert[index] if matrices else None
-        c, without = balance_now(summary, index, router, counts if counted_now else None)
+        lately = partial(left_out_lately, history, index, router, shown.step)
+        now = balance_now(summary, index, router, counts if counted_now else None, lately)
+        without = now.without
+        if without is None and counts:  # of an earlier step
+            without = measures.balance(counts, router.top_k, measures.SLACK).without or None
 
         def curve(name: str, index: int = index) -> Sequence[Column]:
             return curves.of(name, index) if only is None or index in only else ()
@@ -323,17 +331,16 @@ def _layers(
                 counts=counts,
                 load=measures.load(counts) if counts else None,
                 bias=matrices.expert_bias[index] if matrices else None,
-                collapse_index=c,
+                balance=now.balance,
+                judged_balance=now.judged,
                 without=without,
                 entropy=value_at(summary.entropy, index),
                 mean_entropy=value_at(summary.mean_entropy, index),
                 drop_rate=value_at(summary.drop_rate, index),
                 max_load=value_at(summary.max_load, index),
                 severity=severities.get(index),
-                quadrant=_quadrant(latest, index, router, c),
-                balance_history=balance(
-                    curve("effective_experts"), router.num_experts, router.top_k
-                ),
+                quadrant=_quadrant(latest, index, router, now.judged),
+                balance_history=balance(curve("effective_experts"), router),
                 entropy_history=curve("entropy"),
                 mean_entropy_history=curve("mean_entropy"),
                 max_load_history=curve("max_load"),
@@ -355,12 +362,12 @@ def _severities(findings: Sequence[tuple[Finding, Advice]]) -> dict[int, Severit
 
 
 def _quadrant(
-    latest: StepEntry, index: int, router: RouterInfo, collapse_index: float | None
+    latest: StepEntry, index: int, router: RouterInfo, judged: float | None
 ) -> str | None:
     summary = latest.record.router
     mass = value_at(summary.selected_mass, index)
     return measures.quadrant(
-        collapse_index,
+        judged,
         measures.relative_mutual_information(
             value_at(summary.entropy, index), value_at(summary.mean_entropy, index)
         ),
@@ -422,7 +429,7 @@ class RouterHealth(msgspec.Struct, frozen=True):
     """The worst router of every column."""
 
     balance: Sequence[Column]
-    """The lowest collapse index c of all routers."""
+    """The lowest collapse index c of all routers, as it is judged."""
     max_load: Sequence[Column]
     """The highest load of any expert of any router."""
 
@@ -432,16 +439,11 @@ def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth
     with watch.lock:
         routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)
-        kinds: dict[tuple[int, int], list[int]] = {}
+        lowest, highest = [], []
         for index, router in enumerate(routers):
-            kinds.setdefault((router.num_experts, router.top_k), []).append(index)
-        lowest = []
-        for (experts, top_k), members in kinds.items():  # of one kind the lowest stays the lowest
-            fewest = _worst(
-                min, ([c.low for c in curves.of("effective_experts", i)] for i in members)
-            )
-            lowest.append([c.low for c in balance(fewest, experts, top_k)])
-        highest = [[c.high for c in curves.of("max_load", i)] for i in range(len(routers))]
+            few, loads = curves.of("effective_experts", index), curves.of("max_load", index)
+            lowest.append(judged_lows(few, loads, curves.axis(), router))
+            highest.append([c.high for c in loads])
     return RouterHealth(_worst(min, lowest), _worst(max, highest))
 
 

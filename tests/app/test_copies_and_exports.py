@@ -40,7 +40,7 @@ def view(collapsed: Path) -> RunView:
 
 @pytest.fixture
 def sick(view: RunView) -> LayerView:
-    return min(view.layers, key=lambda layer: layer.collapse_index or 0.0)
+    return min(view.layers, key=lambda layer: layer.balance or 0.0)
 
 
 def test_a_verdict_is_what_why_and_what_next_in_the_words_of_the_screen(view: RunView) -> None:
@@ -90,7 +90,7 @@ def test_a_healthy_row_has_no_alert_as_far_as_that_is_known(view: RunView) -> No
 def test_a_row_leaves_out_what_was_not_measured_and_shows_drops_as_the_screen_does(
     view: RunView,
 ) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(("collapse_index", "entropy", "max_load", "drop_rate"))
+    nothing: dict[str, Any] = dict.fromkeys(("balance", "entropy", "max_load", "drop_rate"))
     layer = view.layers[0]
     assert row_text(replace(layer, **nothing), replace(view, record=None)) == (
         f"{layer.router.name} step 0: no alert"
@@ -101,9 +101,9 @@ def test_a_row_leaves_out_what_was_not_measured_and_shows_drops_as_the_screen_do
 
 
 def test_a_value_has_all_its_digits_and_is_empty_if_there_is_none(sick: LayerView) -> None:
-    assert float(value_text(sick)) == sick.collapse_index
+    assert float(value_text(sick)) == sick.balance
     assert [float(value_text(sick, expert)) for expert in range(8)] == list(sick.load)
-    assert value_text(replace(sick, collapse_index=None)) == ""
+    assert value_text(replace(sick, balance=None)) == ""
     assert value_text(replace(sick, load=None), 0) == ""
     assert value_text(sick, 8) == value_text(sick, -1) == ""
 

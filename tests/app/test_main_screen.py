@@ -83,6 +83,27 @@ async def test_v_shows_load_bias_overflow_and_ranks(scenario: Scenario) -> None:
         assert app.session.look.measure is Measure.LOAD
 
 
+async def test_a_layer_whose_load_swings_shows_its_own_step_and_is_marked(
+    scenario: Scenario,
+) -> None:
+    async with open_app(scenario("bias-limit-cycle", routers=4, steps=600), size=(80, 24)) as app:
+        assert heads(app) == "load, mean of 8 steps, ' this step"
+        rows = [line for line in app.text("label").split("\n") if " L" in line]
+        assert [row.rstrip()[-2:] for row in rows] == ["L1", "W'", "L3", "W'"]
+        height = len(app.text("label").split("\n")) // 4
+        mean = cells(app)
+        await app.press("f")
+        tiles = list(zip(mean, cells(app), strict=True))
+        same = [[a[n * height] == b[n * height] for a, b in tiles] for n in range(4)]
+        assert all(same[1])
+        assert all(same[3])
+        assert "mean" not in heads(app)
+        assert "'" not in app.text("label")
+        await app.press("f", "v")
+        assert heads(app).startswith("bias")
+        assert "'" not in app.text("label")
+
+
 async def test_y_shows_shares_s_sorts_c_paints_and_b_compares(collapsed: Path) -> None:
     async with open_app(collapsed, "f", "y", size=(120, 40)) as app:
         assert "share of tokens per expert" in heads(app)

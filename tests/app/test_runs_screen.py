@@ -53,7 +53,7 @@ async def test_every_run_is_listed_newest_first_with_its_state_and_grows_older(
     states = {
         "live": make_run("a-live"),
         "slow": make_run("b-slow", age=30),
-        "stale": make_run("c-stale", age=120),
+        "stalled": make_run("c-stale", age=120),
         "crashed?": make_run("d-crashed", age=4_000),
         "finished": make_run("e-finished", age=5_000, end="finished"),
         "stopped": make_run("f-stopped", age=6_000, end="signal"),
@@ -73,7 +73,7 @@ async def test_every_run_is_listed_newest_first_with_its_state_and_grows_older(
         assert "2 h" in lines_of(app)[7]
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + 300)  # although nothing happens
-        await app.until(lambda: re.search("stale +5 min", lines_of(app)[0]), "stale")
+        await app.until(lambda: re.search("stalled +5 min", lines_of(app)[0]), "stalled")
         assert "0 live" in app.text("runs")
 
 
@@ -311,3 +311,26 @@ async def test_the_filter_finds_names_states_and_verdicts(make_run: Make, tmp_pa
         assert app.session.filter == ""
         await app.press("enter", "enter", "space", "p", "down")  # there is no run to act on
         assert isinstance(app.screen, RunsScreen)
+
+
+async def test_the_head_names_a_run_that_became_critical_until_the_list_has_shown_it(
+    make_run: Make, tmp_path: Path
+) -> None:
+    sick = {1: range(100, 400)}
+    make_run("sick", range(1, 121), 2, sick=sick)
+    make_run("well", range(1, 201), 1)
+    make_run("over", range(1, 301), 9_000, end="collapse", sick=sick)
+    async with running(tmp_path, (100, 24)) as app:
+        await app.sees(" well ", "header")
+        await app.pause(0.2)
+        assert "CRITICAL" not in app.text("header")
+        make_run("sick", range(1, 301), 2, sick=sick)
+        for key, size in (("2", (80, 24)), ("escape", (120, 40))):
+            await app.sees("1 other run CRITICAL: sick", "header")
+            await app.press(key)
+            await app.resize(*size)
+        await app.press("r")
+        assert chosen_in(app) == "sick"
+        await app.press("escape")
+        await app.opens(MainScreen)
+        assert "CRITICAL" not in app.text("header")

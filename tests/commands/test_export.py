@@ -41,8 +41,8 @@ def test_a_row_per_step_and_router_without_superseded_steps(call: Call, log: Pat
     ]
     assert float(rows[0]["router.max_load"]) == measures.max_load(ROWS[0])
     c = measures.collapse_index(measures.effective_experts(ROWS[0]), 4, 1)
-    assert float(rows[0]["collapse_index"]) == pytest.approx(c)
-    assert rows[2]["collapse_index"] == rows[1]["collapse_index"]  # the rows were swapped
+    assert float(rows[0]["balance"]) == pytest.approx(c)
+    assert rows[2]["balance"] == rows[1]["balance"]  # the rows were swapped
     assert rows[0]["router.entropy"] == ""
     assert rows[2]["loss"] == "NaN"
     assert rows[1]["layer"] == "'=2+5", "a name never becomes a formula"
@@ -70,7 +70,7 @@ def test_parquet_holds_the_same_rows_with_types(call: Call, log: Path, tmp_path:
     expected = [list(row) for row in rows_of(RunFile("run", log, 0.0))]
     for row, values in zip(expected, found.to_pylist(), strict=True):
         assert [str(value) for value in row[:5]] == [str(v) for v in list(values.values())[:5]]
-        assert values["collapse_index"] == row[ROUTER_COLUMNS.index("collapse_index")]
+        assert values["balance"] == row[ROUTER_COLUMNS.index("balance")]
 
 
 def test_a_run_without_a_step_or_counts_has_nothing_to_export(call: Call, write_log: Any) -> None:

@@ -113,12 +113,14 @@ def test_a_hot_expert_is_recognised_from_the_summaries_alone() -> None:
     assert "cannot be distinguished from a collapse" in why(diagnosis)
 
 
-def test_the_balance_on_the_screen_is_the_one_that_is_judged(write_log: Any) -> None:
+def test_the_screen_has_the_balance_of_all_experts_and_the_one_that_is_judged(
+    write_log: Any,
+) -> None:
     view = view_of(open_log(write_log(one_router(lambda n: hot(32, 2, n), 32, 2, range(1, 121)))))
     (layer,) = view.layers
     assert layer.without == (5,)
-    assert layer.collapse_index > 0.95
-    assert min(column.low for column in layer.balance_history) > 0.9
+    assert (layer.balance < 0.4, layer.judged_balance > 0.95) == (True, True)
+    assert max(column.high for column in layer.balance_history) < 0.4
     assert json.loads(view_json(view))["layers"][0]["without_experts"] == [5]
 
 

@@ -178,7 +178,7 @@ def test_the_lowest_balance_is_of_the_lowest_layer_not_of_one_that_has_a_note(
     synthetic: Synthetic,
 ) -> None:
     view = view_of(synthetic("hot-expert"))
-    balances = {layer.router.name: layer.collapse_index or 0.0 for layer in view.layers}
+    balances = {layer.router.name: layer.judged_balance or 0.0 for layer in view.layers}
     lowest = min(balances, key=balances.__getitem__)
     noted = next(layer.router.name for layer in view.layers if layer.severity is not None)
     assert noted != lowest

@@ -104,7 +104,7 @@ def test_what_was_not_measured_is_null_and_what_is_not_finite_is_named(view: Any
 def test_numbers_keep_all_their_digits(view: Any) -> None:
     seen = view(rows=[[511, 513, 600, 424, 512, 512, 512, 512]] * 3)
     layer = json.loads(view_json(seen))["layers"][0]
-    assert layer["collapse_index"] == seen.layers[0].collapse_index
+    assert layer["balance"] == layer["judged_balance"] == seen.layers[0].balance
     assert layer["effective_experts"] == seen.record.router.effective_experts[0]
     loads = [float(row["load"]) for row in rows_of(view_csv(seen))[:8]]
     assert loads == seen.layers[0].load
@@ -130,13 +130,15 @@ def test_any_names_and_numbers_make_a_table_of_the_same_shape(values: list[Any],
 
 def test_json_has_the_step_the_layers_and_the_findings(collapse: Path, collapsed: RunView) -> None:
     document = json.loads(view_json(collapsed))
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert (document["run"], document["step"]) == ("collapse", 300)
     assert document["counts_step"] == document["judged_step"] == 300
     assert document["state"] == "finished"
     assert document["loss"] == collapsed.record.loss  # type: ignore[union-attr]
     layer = document["layers"][-1]
-    assert {"layer", "depth", "collapse_index", "entropy", "severity", "quadrant"} < set(layer)
+    assert {"layer", "depth", "balance", "judged_balance", "entropy", "severity", "quadrant"} < set(
+        layer
+    )
     assert len(layer["load"]) == len(layer["tokens_per_expert"]) == layer["num_experts"]
     (run,) = verdict_json([judge(RunFile("collapse", collapse, 0.0))])["runs"]
     assert document["findings"] == json.loads(json.dumps(run["findings"]))

@@ -95,7 +95,7 @@ def test_a_sample_holds_values_of_the_file_from_its_first_to_its_last_step(
     assert (history.steps[0], history.steps[-1]) == (1, truth.last_step)
     view = view_of(watch, 40)
     assert (view.step, view.state) == (truth.last_step, "finished")
-    assert view.layers[2].collapse_index == pytest.approx(0, abs=0.01)
+    assert view.layers[2].balance == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize("expected_steps", [0, 200_000])

@@ -40,7 +40,8 @@ def judged_fleet(root: Path) -> Fleet:
 
 
 def verdict_of(card: RunCard) -> str:
-    return card_text(card).removeprefix(f"{card.file.name} {card.state} ")
+    text = card_text(card).removeprefix(f"{card.file.name} {card.life.word} ")
+    return text.removeprefix(f"({card.life.remark}) ")
 
 
 def age(path: Path, seconds: float) -> None:

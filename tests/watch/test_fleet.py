@@ -229,3 +229,30 @@ def test_a_late_run_record_is_the_header_of_the_list(tmp_path: Path) -> None:
     path.write_bytes(first + b'\n{"kind":"step","step":9}\n' + second + b"\n")
     seen = glance(path)
     assert seen.run.planned_steps == 200
+
+
+def test_a_run_that_becomes_critical_beside_the_open_one_is_told_once(tmp_path: Path) -> None:
+    sick = write(tmp_path, "sick", 1, steps=180, collapse=(1, 200), finished=False)
+    write(tmp_path, "well", steps=300, finished=False)
+    fleet = fleet_of(tmp_path)
+    well = opened(fleet)
+    assert (well.file.name, fleet.critical) == ("well", {})
+    write(tmp_path, "sick", 1, steps=400, collapse=(1, 200), finished=False)
+    read_all(fleet)
+    assert fleet.critical == {sick: "sick"}
+    fleet.critical.clear()  # the list has shown it
+    with sick.open("ab") as file:
+        file.write(b'{"kind":"event","event":"eval","step":400}\n')
+    read_all(fleet)
+    assert fleet.critical == {}
+
+
+def test_what_was_seen_on_the_screen_of_a_run_is_not_told_beside_another(tmp_path: Path) -> None:
+    write(tmp_path, "sick", 0, steps=400, collapse=(1, 200), finished=False)
+    write(tmp_path, "well", 1, steps=300, finished=False)
+    fleet = fleet_of(tmp_path)
+    assert opened(fleet).file.name == "sick"
+    fleet.open_run(fleet.runs[1])
+    read_all(fleet)
+    assert [card.findings != [] for card in fleet.cards()] == [True, False]
+    assert fleet.critical == {}

@@ -26,8 +26,8 @@ def test_summaries_that_a_foreign_writer_left_out_are_derived_from_the_counts(
     rows = [balanced(), [2048, 2048, 0, 0, 0, 0, 0, 0], balanced()]
     record = {"kind": "step", "step": 1, "tokens": 2048, "tokens_per_expert": rows}
     view = view_of(open_log(write_log([header(), record])))
-    assert view.layers[0].collapse_index == pytest.approx(1.0, abs=0.02)
-    assert view.layers[1].collapse_index == pytest.approx(0.0, abs=1e-9)
+    assert view.layers[0].balance == pytest.approx(1.0, abs=0.02)
+    assert view.layers[1].balance == pytest.approx(0.0, abs=1e-9)
     assert view.layers[1].load == [4.0, 4.0, 0, 0, 0, 0, 0, 0]
 
 

@@ -162,11 +162,16 @@ class BaseScreen(Screen[None]):
         view = self.session.view(self.points(), self.ribbon_columns(), self.layers_in_detail())
         if view is None or self.draw_small(view):
             return
-        self.show("header", [frame.header(view, columns, self.session.glyphs)])
+        self.draw_header(view)
         await self.draw(view, columns, rows)
         if "ribbon" in self.PARTS:
             self.show("ribbon", [self.ribbon(view)])
         self.draw_last_line()
+
+    def draw_header(self, view: RunView) -> None:
+        others = [*self.session.fleet.critical.values()]
+        line = frame.header(view, self.room.width, self.session.glyphs, others=others)
+        self.show("header", [line])
 
     def points(self) -> int:
         """Points of the curves that this screen draws."""
@@ -244,9 +249,8 @@ class BaseScreen(Screen[None]):
         watch = self.session.watch
         if watch is None:
             return ()
-        state, age = watch.state()
         session = self.session
-        seen = (watch, state, words.age(age))
+        seen = (watch, watch.life(), words.age(watch.state()[1]), tuple(session.fleet.critical))
         return session.fleet.open_version, session.reader.switches, session.pipe_ended, seen
 
     @property
@@ -288,7 +292,7 @@ class BaseScreen(Screen[None]):
         time = self.session.time
         if time.following:
             ended = self.session.pipe_ended and not view.state.ended
-            return "pipe ended" if ended else view.state
+            return "pipe ended" if ended else view.life.word
         behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
         return f"{f'PLAYING {time.speed}x' if time.speed else 'PAUSED'}{behind}"
 

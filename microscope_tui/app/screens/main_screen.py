@@ -157,10 +157,11 @@ class MainScreen(RunScreen):
             samples = [Span(" " * layout.label), *cells]
         if not layout.legend and not plain(verdict[-1]):
             verdict[-1] = samples
-        self.show("header", [frame.header(view, layout.columns, session.glyphs)])
+        self.draw_header(view)
         self.show("verdict", verdict, palette)
         self.show("legend", [samples], palette)
-        heads = [table.column_heads(view, layout, heat, session.recent().steps)]
+        own = bool(self._of_one_step(view))
+        heads = [table.column_heads(view, layout, heat, session.recent().steps, own)]
         if layout.numbered:
             heads.append(table.expert_numbers(view, layout, heat))
         self.show("heads", heads, height=len(heads))
@@ -194,12 +195,14 @@ class MainScreen(RunScreen):
         chosen = {session.selected: session.expert}
         loads, recent = [], session.recent()
         heat = self._heat(view)
+        single = self._of_one_step(view)
         for layer in visible:
             mean, noise = recent.of(layer)
             if heat.look.measure is Measure.BIAS:
                 noise = 0.0  # a state of the router, not of a step
             steady = replace(heat, levels=partial(session.levels, noise=noise))
-            loads += table.load(mean, layout, steady, chosen.get(layer.index))
+            shown = (layer, layout, heat) if layer.index in single else (mean, layout, steady)
+            loads += table.load(*shown, chosen.get(layer.index))
         if not visible:
             loads = [pad([dim("no layer matches")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
@@ -216,10 +219,16 @@ class MainScreen(RunScreen):
             glyphs=session.glyphs,
         )
 
+    def _of_one_step(self, view: RunView) -> set[int]:
+        return table.of_one_step(view, self.session.look, self.session.recent().steps)
+
     def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
         chosen = self.session.selected
-        visible = [view.layers[index] for index in self._visible()]
-        labels = [table.label(layer, layout, layer.index == chosen) for layer in visible]
+        single = self._of_one_step(view)
+        labels = [
+            table.label(view.layers[at], layout, at == chosen, table.MARK if at in single else " ")
+            for at in self._visible()
+        ]
         self.show("label", [*chain(*labels)])
 
     async def action_compare(self) -> None:

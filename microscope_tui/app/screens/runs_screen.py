@@ -89,8 +89,11 @@ class RunsScreen(ListScreen):
         if pattern:
             cards = [card for card in cards if matches(pattern, run_list.card_text(card))]
         self._cards = cards
+        paths = [card.file.path for card in cards]
         opened = next((at for at, card in enumerate(cards) if card.open), 0)
-        self.keep_chosen((card.file.path for card in cards), start=opened)
+        named = next((at for at, path in enumerate(paths) if path in fleet.critical), opened)
+        self.keep_chosen(paths, start=named)
+        fleet.critical.clear()
         return run_list.fit_list(cards, columns)
 
     def _title(self, layout: Table) -> Line:
@@ -165,7 +168,7 @@ class RunsScreen(ListScreen):
 
 def _counted(cards: Sequence[RunCard]) -> Line:
     """How many are live, have alerts, have recovered from one, or are still to be judged."""
-    live = sum(card.state.live for card in cards)
+    live = sum(card.life.state.live for card in cards)
     worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
     sick = [severity for severity in worst if severity >= Severity.WARN]
     recovered = sum(bool(card.recovered) and not card.findings for card in cards)

@@ -265,7 +265,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         evidence = total / len(totals)
         found = measures.balance(totals, top_k)
         whole = measures.effective_experts(totals) if found.without else found.effective
-        facts["effective"] = whole or 0.0
+        facts |= {"effective": whole or 0.0, "steps": len(suspect.summed or ()) * self.spacing}
         busiest = sorted(range(len(totals)), key=totals.__getitem__, reverse=True)[:top_k]
         facts["experts"] = tuple(sorted(busiest))
         facts["share"] = sum([totals[e] for e in busiest]) / max(1, total)
@@ -303,6 +303,8 @@ def _why(worst: Episode) -> str:
     if "share" in worst.facts:
         noun, verb = ("experts", "take") if " " in experts_of(worst) else ("expert", "takes")
         why += f"; {noun} {experts_of(worst)} {verb} {number(worst, 'share'):.0%} of the load"
+        if (steps := number(worst, "steps")) > 1:
+            why += f" {'in the last' if worst.active else 'over'} {steps:.0f} steps"
     if idle:
         verb = "receives" if len(idle) == 1 else "receive"
         why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
