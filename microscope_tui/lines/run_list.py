@@ -20,7 +20,7 @@ from microscope_tui.lines.spans import (
     width_of,
 )
 from microscope_tui.sources import ForeignRun
-from microscope_tui.watch import RunCard, RunState, Verdict
+from microscope_tui.watch import RunCard, RunState, Trouble, Verdict
 
 _WIDE = 120
 _ENOUGH = 200
@@ -121,20 +121,7 @@ def _verdict(card: RunCard, room: int) -> Line:
     if card.error:
         return [Span(card.error, "crit")]
     if card.findings:
-        worst = card.findings[0]
-        role = ROLE_OF_SEVERITY[worst.severity]
-        more = f" +{len(worst.layers) - 1}" if len(worst.layers) > 1 else ""
-        where = f" {worst.layers[0]}{more}" if worst.layers else ""
-        line = [Span(f"{worst.severity.letter} {worst.rule}", role)]
-        others = [
-            (f"  {trouble.severity.letter} {trouble.rule}", ROLE_OF_SEVERITY[trouble.severity])
-            for trouble in card.findings[1:]
-        ]
-        since = dim(f" since {worst.onset:,}")
-        for part in (Span(where), since, *(Span(*other) for other in others)):
-            if line_width([*line, part]) <= room:
-                line.append(part)
-        return line
+        return _troubles(card.findings, room)
     if card.end_reason == "collapse":
         return [Span("stopped on collapse", "crit")]
     if card.verdict is not None and (card.queued or not 0.0 < card.judged < 1.0):
@@ -146,6 +133,23 @@ def _verdict(card: RunCard, room: int) -> Line:
     if card.queued:
         return [Span("to be judged", "faint")]
     return [Span("no steps yet" if card.state is RunState.WAITING else "not judged", "faint")]
+
+
+def _troubles(found: Sequence[Trouble], room: int) -> Line:
+    """The worst with its layers and its onset, and the others as far as they fit."""
+    worst = found[0]
+    names = [
+        Span(f"{trouble.severity.letter} {trouble.rule}", ROLE_OF_SEVERITY[trouble.severity])
+        for trouble in found
+    ]
+    more = f" +{len(worst.layers) - 1}" if len(worst.layers) > 1 else ""
+    where = f" {worst.layers[0]}{more}" if worst.layers else ""
+    line = names[:1]
+    others = [Span(f"  {name.text}", name.role) for name in names[1:]]
+    for part in (Span(where), dim(f" since {worst.onset:,}"), *others):
+        if line_width([*line, part]) <= room:
+            line.append(part)
+    return line
 
 
 def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:

@@ -138,16 +138,10 @@ def fit(
         noted = noted or body < layers or _is_limited(view, widths)
         if noted:
             body -= 1
-    verdict = 3 if roomy else 2
-    spare = body - layers
-    if spare < 0:  # the table is scrolled: two rows less are no loss
-        spare = min(_OF_SCROLLED, body - _LEAST_SCROLLED)
+    least = 3 if roomy else 2
     heights = frame.verdict_heights(view, columns)
-    fitting = [lines for lines in heights if verdict <= lines <= verdict + spare]
-    compact = not roomy and heights[-1:] != fitting[-1:]
-    if fitting:
-        body -= fitting[-1] - verdict
-        verdict = fitting[-1]
+    verdict = _verdict_lines(heights, least, body, layers)
+    body -= verdict - least
     height = max(1, min(_MAX_HEIGHT, body // layers))
     free = max(0, body - layers * height)  # lines that no layer can use
     legend = roomy or free > 0
@@ -163,22 +157,26 @@ def fit(
         noted=noted,
         legend=legend,
         verdict_lines=verdict,
-        compact=compact,
+        compact=not roomy and heights[-1:] != [verdict],
         loss_rows=loss_rows,
         numbered=numbered,
         hidden=_hidden(widths, layers - max(1, body // height)),
     )
 
 
+def _verdict_lines(heights: Sequence[int], least: int, body: int, layers: int) -> int:
+    """The highest of ``heights`` that takes no line of a layer; ``least`` if none fits."""
+    spare = body - layers
+    if spare < 0:  # the table is scrolled: a few rows less are no loss
+        spare = min(_OF_SCROLLED, body - _LEAST_SCROLLED)
+    return max((lines for lines in heights if least <= lines <= least + spare), default=least)
+
+
 def _widths(view: RunView, columns: int) -> TableLayout:
     """The columns of words and numbers first; load and curves share what they leave."""
     label = max(8, 5 + max((len(layer.router.name) for layer in view.layers), default=2))
-    has_drops = any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers)
+    drop, bar = _drop_widths(view, columns)
     has_entropy = any(_has(layer.entropy, layer.entropy_history) for layer in view.layers)
-    drop = bar = 0
-    if has_drops:
-        bar = _BAR if columns >= _BAR_FROM else 0
-        drop = bar + 5 if bar else 8 if columns >= 72 else 4
     curves = 2 if has_entropy else 1
     room = columns - 1 - label - curves * (_GAP + 4) - (_GAP + drop if drop else 0)
     if any(layer.load for layer in view.layers):
@@ -202,6 +200,15 @@ def _widths(view: RunView, columns: int) -> TableLayout:
         drop=drop,
         drop_bar=bar,
     )
+
+
+def _drop_widths(view: RunView, columns: int) -> tuple[int, int]:
+    """Width of the column of drops and of the bar in it; 0 where nothing can be dropped."""
+    if not any(_has(layer.drop_rate, layer.drop_history) for layer in view.layers):
+        return 0, 0
+    if columns >= _BAR_FROM:
+        return _BAR + 5, _BAR
+    return (8 if columns >= 72 else 4), 0
 
 
 def _is_limited(view: RunView, widths: TableLayout) -> bool:

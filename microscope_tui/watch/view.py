@@ -236,7 +236,7 @@ def view_of(
             cursor=curves.share_of(step) if step is not None else None,
             axis=(axis := curves.axis()),
             times=curves.times(axis),
-            entropy_ends=_entropy_ends(watch) if columns > 1 else None,
+            entropy_ends=_entropy_ends(watch, columns),
             loss_history=curves.of("loss"),
             learning_rate_history=curves.of("learning_rate"),
             grad_norm_history=curves.of("grad_norm"),
@@ -256,9 +256,9 @@ def view_of(
         )
 
 
-def _entropy_ends(watch: RunWatch) -> tuple[float, float] | None:
+def _entropy_ends(watch: RunWatch, columns: int) -> tuple[float, float] | None:
     history, run = watch.history, watch.run
-    if history is None or run is None:
+    if history is None or run is None or columns < 2:
         return None
     of_layers = chain(*(history.columns("entropy", at, 1) for at in range(len(run.routers))))
     known = [column for column in of_layers if math.isfinite(column.low + column.high)]
