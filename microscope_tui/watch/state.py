@@ -115,7 +115,7 @@ def life_of(
         if age_s <= max(STALE_S, 10 * usual, 2 * longest_s):
             return Life(RunState.SLOW, RunState.SLOW)
         if state is RunState.STALE:
-            brief = f"{usual:.2g} s" if usual < 100 else f"{usual / 60:.0f} min"
+            brief = f"{usual:.2g} s" if usual < 99.5 else f"{usual / 60:.0f} min"
             return Life(state, "stalled", f"usually {brief}" if step_times_s else "")
         if planned and step >= planned:
             return Life(RunState.FINISHED, RunState.FINISHED, "no end record")
