@@ -77,6 +77,7 @@ def snapshot(
     layer: str = "",
     expert: int | None = None,
     token: int | None = None,
+    number: tuple[str, ...] = (),
     against: Path | None = None,
     size: str = "",
     glyphs: GlyphChoice = "auto",
@@ -100,6 +101,8 @@ def snapshot(
         Number of the expert to select in that layer.
     token
         Number of the token to show on the screen tokens; the first by default.
+    number
+        With course: name of a number to draw; twice for two numbers in one chart.
     against
         With compare or mismatch: path of the other run, which is A on the screen.
     size
@@ -117,6 +120,7 @@ def snapshot(
         layer=layer,
         expert=expert,
         token=token,
+        numbers=_numbers(number, screen),
         against=_other(against, screen, search),
         preferences=Preferences(cost=placed.request()),
     )
@@ -146,6 +150,14 @@ def _size(size: str) -> tuple[int, int] | None:
     if not (columns.isdecimal() and rows.isdecimal()):
         fail(f"--size {safe_text(size, 20)!r}: write COLUMNSxROWS, for example 120x40", USAGE)
     return max(_SMALLEST[0], int(columns)), max(_SMALLEST[1], int(rows))
+
+
+def _numbers(names: Sequence[str], screen: str) -> Sequence[str]:
+    if names and screen != "course":
+        fail(f"--number: the screen {screen} has no chosen numbers; use course", USAGE)
+    if len(names) > 2:
+        fail(f"--number: {len(names)} numbers; a chart shows two", USAGE)
+    return names
 
 
 def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:

@@ -14,10 +14,13 @@ from .charts import (
     Chart as Chart,
     Curve as Curve,
     Placed as Placed,
+    Scale as Scale,
     arranged as arranged,
+    beside as beside,
     course_charts as course_charts,
     layer_charts as layer_charts,
     loss_answer as loss_answer,
+    margin_of as margin_of,
     plot_area as plot_area,
     smoothed as smoothed,
     tick_text as tick_text,
@@ -66,6 +69,17 @@ from .mismatch import (
     beside_each_other as beside_each_other,
     mismatch_text as mismatch_text,
     percent as percent,
+)
+from .numbers import (
+    OF_LAYER as OF_LAYER,
+    OVERVIEW as OVERVIEW,
+    Number as Number,
+    label_of as label_of,
+    number_chart as number_chart,
+    number_line as number_line,
+    numbers_of as numbers_of,
+    quoted_of_layer as quoted_of_layer,
+    short_name as short_name,
 )
 from .pattern import matches as matches
 from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines

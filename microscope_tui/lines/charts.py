@@ -6,22 +6,29 @@ without room are named.
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, line_width, pad, width_of
 from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
 
+SECOND = "ink:0"
+"""Role of the second of two numbers."""
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
 SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
+_LOG_FROM = 100.0  # times the median: a linear axis would show one spike and a flat line
+_DECADES = 12
 _WILD = 20.0  # larger spikes (in usual ranges) would flatten the rest
 _USUAL = 0.95
 _TWO_STACKS_FROM = 72
 _GAP = 2
+_LONGEST_NAME = 16
+_ONE_AXIS = 5.0  # two curves of which one would be flatter than this get two axes
 _GOOD_HEIGHT = 5  # a title, three lines, and one below
 _LEAST_HEIGHT = 4
 _ALL_FROM = 3.5  # minimum height of a chart before charts are left out
@@ -39,12 +46,46 @@ class Curve:
     role: str = "value"
     edge: str = "mean"
     """``low``, ``mean`` or ``high``: dips, the usual, or spikes."""
+    name: str = ""
+    """Stands at the end of the line."""
+    right: bool = False
+    """Its scale is that of the right side."""
 
     @property
     def values(self) -> list[float]:
         """One value per column; non-finite values are gaps."""
         values = [float(getattr(column, self.edge)) for column in self.columns]
         return [value if math.isfinite(value) else math.nan for value in values]
+
+
+class Scale(NamedTuple):
+    """Both ends of a y axis."""
+
+    bottom: float
+    top: float
+    beyond: float | None = None
+    """The highest value, if it lies beyond the top."""
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """How far up the axis a value is: 0 at the bottom, 1 at the top; below or above outside."""
+        if not self.log:
+            return (value - self.bottom) / (self.top - self.bottom)
+        if value < self.bottom:
+            return -1.0
+        return math.log(value / self.bottom) / math.log(self.top / self.bottom)
+
+    def text(self, value: float) -> str:
+        """A label of the axis."""
+        return tick_text(value, 10 * value if self.log else self.top - self.bottom)
+
+    @property
+    def between(self) -> Sequence[float]:
+        """Values to label beside the ends: the powers of ten."""
+        if not self.log:
+            return ()
+        first = math.floor(math.log10(self.bottom)) + 1
+        return [10.0**power for power in range(first, math.ceil(math.log10(self.top)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +106,30 @@ class Chart:
     ends: tuple[str, str] | None = None
     """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
+    beside: "Chart | None" = None
+    """Another number, drawn in the same plot: the last of the curves is its curve."""
+
+    @property
+    def margin(self) -> int:
+        """Cells right of the plot: for the names of the lines, and for an axis of the second."""
+        return margin_of(curve.name for curve in self.curves)
 
     @property
     def measured(self) -> bool:
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
 
-    def scale(self) -> tuple[float, float, float | None]:
-        """Both ends of the y axis, and the highest value if it lies beyond."""
-        values = [v for curve in self.curves for v in curve.values if v == v]
+    def scale(self, *, right: bool = False) -> Scale:
+        """The y axis, left or right: logarithmic where a linear one would show one spike only."""
+        if right and self.beside is not None:
+            return self.beside.scale()
+        values = [v for c in self.curves if not c.right for v in c.values if v == v]
         values = sorted(values + [v for _, v in self.points if math.isfinite(v)])
         if not values:
-            return self.bottom or 0.0, self.top or 1.0, None
+            return Scale(self.bottom or 0.0, self.top or 1.0)
+        middle = values[len(values) // 2]
+        if self.top is None and values[0] >= 0.0 and values[-1] > _LOG_FROM * middle > 0.0:
+            least = next(value for value in values if value > 0.0)
+            return Scale(max(least, values[-1] / 10**_DECADES), values[-1], log=True)
         bottom = values[0] if self.bottom is None else self.bottom
         top = values[-1] if self.top is None else self.top
         beyond = None
@@ -85,17 +139,46 @@ class Chart:
         if not top > bottom:
             top = bottom + (0.5 if self.bottom is None else 1.0)
             bottom -= 0.5 if self.bottom is None else 0.0
-        return bottom, top, beyond
+        return Scale(bottom, top, beyond)
 
     def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
         """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
-        _, _, beyond = self.scale()
+        _, _, beyond, log = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
-        line += [Span(f"   {value}", "title"), dim(f" at {step:,}")] if value else []
+        line += [Span(f"   {value}", "title")] if value else []
+        if (other := self.beside) is not None:
+            line += [dim("  and "), Span(other.name, self.curves[-1].role)]
+            line += [Span(f"   {other.spell(other.now)}", "title")] if other.now is not None else []
+        line += [dim(f" at {step:,}")] if value else []
         notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
+        notes += ["log axis"] if log else []
+        if self.curves and self.curves[-1].right:
+            of_other = " (log)" if self.scale(right=True).log else ""
+            notes.append(f"{self.beside.name if self.beside else ''} on the right axis{of_other}")
         notes += [f"smoothing {smoothing:g}"] if smoothing else []
         return noted(line, [*notes, self.note], width)
+
+
+def margin_of(names: Iterable[str]) -> int:
+    """Cells right of a plot whose lines have these names."""
+    longest = max(map(width_of, names), default=0)
+    return min(_LONGEST_NAME, max(longest, GUTTER - 1)) + 1 if longest else 0
+
+
+def beside(first: Chart, second: Chart) -> Chart:
+    """Both numbers in one chart; the second on an axis of its own if one would be flat."""
+    scales = first.scale(), second.scale()
+    bottom, top = min(s.bottom for s in scales), max(s.top for s in scales)
+    log = any(scale.log for scale in scales)
+    flat = any((top - bottom) > _ONE_AXIS * (scale.top - scale.bottom) for scale in scales)
+    curves = [
+        *(replace(c, name=first.name if c is first.curves[-1] else "") for c in first.curves),
+        replace(second.curves[-1], role=SECOND, name=second.name, right=flat or log),
+    ]
+    low = first.bottom if flat or log else bottom
+    high = first.top if flat or log else None
+    return replace(first, curves=curves, beside=second, bottom=low, top=high)
 
 
 def chart_name(name: str, focused: bool) -> Line:
@@ -270,8 +353,8 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
         "loss": Chart("loss", losses, loss, validation, bottom=None, points=validated),
         "balance": _balance("lowest balance c", balances, lowest, f"in {least}" if least else ""),
         "max-load": Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")]),
-        "gradient-norm": Chart("gradient norm", norms, norm, spell=_significant),
-        "learning-rate": Chart("learning rate", rates, rate, spell=_significant),
+        "gradient-norm": Chart("gradient norm", norms, norm, spell=words.significant),
+        "learning-rate": Chart("learning rate", rates, rate, spell=words.significant),
     }
     return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
 
@@ -327,7 +410,3 @@ def _compared(view: RunView, onset: int) -> Line:
         return [Span("the loss does not show it", "warn"), numbers]
     after = f"{noticed - onset:,} steps later" if noticed > onset else "at once"
     return [Span(f"the loss rose {after}"), numbers]
-
-
-def _significant(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

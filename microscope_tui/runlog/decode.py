@@ -9,7 +9,8 @@ costs that key, never the record, and never the reader.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -126,6 +127,43 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
         fields = {}
     weight, norm = (_rows_of(fields.get(name), routers) for name in form.MATRICES[:2])
     return list(map(_finite_of, weight)), list(map(_finite_of, norm))
+
+
+_NO_NUMBERS = {"step", "time", *form.MATRICES}
+_MOST_NUMBERS = 4096  # of a line
+_DEEPEST = 4
+number_name = lru_cache(4096)(lambda name: safe_text(name, 60))
+"""A key of the log as it may be shown."""
+
+
+def numbers_of(line: bytes) -> dict[str, float | Values]:
+    """All numbers of a step line but its matrices, by name: ``reward``, ``losses.balance``.
+
+    Those of ``router.…`` are lists with an entry per router. Empty if the line is no object.
+    """
+    found: dict[str, float | Values] = {}
+    try:
+        fields = object_of(_without_matrices(line).strip(b"\0 "))
+    except BadLine:
+        return found
+    known = {name: value for name, value in fields.items() if name not in _NO_NUMBERS}
+    _collect(known, "", found, _DEEPEST)
+    return found
+
+
+def _collect(
+    fields: Mapping[str, Any], before: str, found: dict[str, float | Values], deeper: int
+) -> None:
+    for name, value in fields.items():
+        if len(found) >= _MOST_NUMBERS:
+            return
+        full = number_name(before + name)
+        if isinstance(value, dict) and deeper:
+            _collect(value, f"{before}{name}.", found, deeper - 1)
+        elif isinstance(value, list) and before == "router.":
+            found[full] = [_number(item) for item in value]
+        elif (number := _number(value)) is not None:
+            found[full] = number
 
 
 def short_rows(line: bytes, routers: int) -> Sequence[list[int]]:

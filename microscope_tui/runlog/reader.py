@@ -20,6 +20,7 @@ from microscope_tui.runlog.decode import (
     decode_means,
     decode_row,
     infer_run,
+    numbers_of,
     row_starts,
     short_rows,
 )
@@ -100,6 +101,10 @@ class StepEntry:
     def means(self) -> tuple[Rows, Rows]:
         """Mean weight and mean output norm of every expert, a row per router."""
         return decode_means(self._line.strip(b"\0 "), self.routers)
+
+    def numbers(self) -> dict[str, float | Values]:
+        """All numbers of the line but its matrices, by name: see ``decode.numbers_of``."""
+        return numbers_of(self._line)
 
     def _row(self, router_index: int) -> list[int] | None:
         if self._rows is None:

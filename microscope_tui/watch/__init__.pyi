@@ -34,6 +34,12 @@ from .past_steps import (
     pin_at as pin_at,
     samples as samples,
 )
+from .readings import (
+    NumberCourse as NumberCourse,
+    Reading as Reading,
+    course_of as course_of,
+    kept_numbers as kept_numbers,
+)
 from .reference import (
     NothingToCompare as NothingToCompare,
     PinnedRun as PinnedRun,

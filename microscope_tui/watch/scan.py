@@ -26,16 +26,21 @@ from microscope_tui.runlog import (
     RunRecord,
     Source,
     StepEntry,
+    StepRecord,
+    number_name,
     sample,
     sample_of,
     seconds_between,
     step_at,
     surviving_steps,
 )
-from microscope_tui.watch.history import NAN, Column, History, Row, rows_within
+from microscope_tui.watch.history import MOST_LATER, NAN, Column, History, Row, rows_within
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
+ALSO_PER_RUN = ("tokens_per_s", "step_time_s", "memory_bytes")
+MEANS = ("z_loss", "max_logit", "margin", "grad_norm", "disagreement")
+"""Of which the history keeps the mean over the routers, as ``router.z_loss``."""
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
@@ -45,7 +50,8 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
     ``expected_steps``: where so many are known to come, rows begin wide enough for them.
     """
     routers = len(run.routers)
-    capacity = rows_within(memory_bytes, len(PER_RUN) + len(PER_ROUTER) * routers)
+    curves = len(PER_RUN) + len(PER_ROUTER) * routers + MOST_LATER
+    capacity = rows_within(memory_bytes, curves)
     stride = 1
     while stride * capacity < expected_steps:
         stride *= 2
@@ -77,6 +83,7 @@ def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
             if gaps or max(loads) >= most or min(effective) < least:  # type: ignore[type-var, operator]
                 effective = list(map(_as_judged, effective, loads, sizes, bounds))
         return {
+            **_also_logged(record),
             "loss": (record.loss,),
             "learning_rate": (record.learning_rate,),
             "grad_norm": (record.grad_norm,),
@@ -88,6 +95,21 @@ def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
         }
 
     return row_of
+
+
+def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
+    """What only some logs have: the other losses, speed, memory, and means over the routers."""
+    found: dict[str, Sequence[float | None]] = {}
+    for name in ALSO_PER_RUN:
+        if (value := getattr(record, name)) is not None:
+            found[name] = (value,)
+    for name, value in (record.losses or {}).items():
+        if value is not None:
+            found[number_name(f"losses.{name}")] = (value,)
+    for name in MEANS:
+        if values := getattr(record.router, name):
+            found[f"router.{name}"] = (measures.mean_of(values),)
+    return found
 
 
 def _as_judged(

@@ -1,4 +1,4 @@
-"""Screens of charts over time: one layer, one expert, the course of the run."""
+"""Screens of charts over time: one layer, one expert, and what all such screens share."""
 
 import asyncio
 import threading
@@ -12,6 +12,7 @@ from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
+    OF_LAYER,
     SMOOTHINGS,
     Chart,
     Line,
@@ -24,17 +25,18 @@ from microscope_tui.lines import (
     arranged,
     bars_width,
     bias_bars,
-    course_charts,
     dim,
     evidence,
     expert_card,
     layer_charts,
     layer_cost,
     load_bars,
-    loss_answer,
     most_remarkable,
+    number_chart,
     pad,
     plot_area,
+    quoted_of_layer,
+    short_name,
     shortened,
     spread,
     time_line,
@@ -42,7 +44,8 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.placement import cost_of
-from microscope_tui.watch import LayerView, RouterHealth, RunView, RunWatch, router_health, samples
+from microscope_tui.runlog import StepEntry, Values
+from microscope_tui.watch import LayerView, Reading, RunView, RunWatch, samples
 
 _RIBBON_FROM_ROWS = 16
 _TWO_COSTS_FROM_ROWS = 24
@@ -50,9 +53,9 @@ MOST_POINTS = 240
 _NOTHING = LoadSeries(())
 _LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
 _COARSE = 32  # parts of a window: one whose ends stay in their parts keeps its samples
+_MOST_READINGS = 4
 _EVIDENCE_SHARE = 4  # share of the screen's lines
-_COURSE = ("loss", "balance", "max-load", "gradient-norm", "learning-rate")
-_TABS = (
+TABS = (
     key("chart.next", "tab", "focus_chart(1)", "next chart", "chart"),
     key("chart.previous", "shift+tab", "focus_chart(-1)", "previous chart"),
 )
@@ -69,6 +72,13 @@ class ChartScreen(RunScreen):
     """
     focus_name = ""
     enlarged = False
+    _stop = threading.Event()
+    """Set by what stops the reading of numbers."""
+    _reads = False
+    stopped = False
+    """Whether the user stopped the reading."""
+    problem = ""
+    _values: tuple[StepEntry | None, Mapping[str, float | Values]] = (None, {})
     _stacks: Sequence[Sequence[str]] = ()
 
     def points(self) -> int:
@@ -105,8 +115,12 @@ class ChartScreen(RunScreen):
         """Cells that the first of two stacks can use; 0 for half of them."""
         return 0
 
+    def columns(self) -> int:
+        """Cells that all charts have beside each other."""
+        return self.room.width - 1
+
     def plot_area(self) -> tuple[int, int]:
-        return plot_area(self.room.width - 1)
+        return plot_area(self.columns())
 
     def ribbon_columns(self) -> int:
         return self.plot_area()[1]
@@ -125,18 +139,18 @@ class ChartScreen(RunScreen):
     def draw_charts(
         self, stacks: Sequence[Sequence[str]], charts: Charts, time: TimeScale, room: int, step: int
     ) -> None:
-        self._stacks, columns = stacks, self.room.width
+        self._stacks, columns, room_width = stacks, self.columns(), self.room.width
         focus = self.chart_in_focus
         first, enlarged = self.first_stack(), self.enlarged
-        layout = arranged(stacks, focus, (columns - 1, room), enlarged=enlarged, first=first)
+        layout = arranged(stacks, focus, (columns, room), enlarged=enlarged, first=first)
         hides = "hidden" in self.PARTS and bool(layout.hidden) and not self.enlarged
         if hides:
-            layout = arranged(stacks, focus, (columns - 1, room - 1), first=first)
+            layout = arranged(stacks, focus, (columns, room - 1), first=first)
         if "hidden" in self.PARTS:
             names = ", ".join(name.replace("-", " ") for name in layout.hidden)
-            text = shortened(f" not shown: {names}", max(0, columns - 18))
+            text = shortened(f" not shown: {names}", max(0, room_width - 18))
             said = [(text, "faint"), ("   tab", "accent"), (" shows them", "faint")]
-            lines = [pad([Span(*part) for part in said], columns)] if hides else []
+            lines = [pad([Span(*part) for part in said], room_width)] if hides else []
             self.show("hidden", lines, height=len(lines))
         places = {place.name: place for stack in layout.stacks for place in stack}
         self.set_class(len(layout.stacks) < 2, "single")
@@ -147,6 +161,64 @@ class ChartScreen(RunScreen):
                 place = places[name]
                 rows.styles.height, rows.styles.width = place.height, place.width
                 rows.show(self.drawn(place, charts, time, step))
+
+    # Numbers that are read from the log
+
+    def values(self) -> Mapping[str, float | Values]:
+        """All numbers of the shown step."""
+        entry = self.session.shown_entry
+        if self._values[0] is not entry:
+            self._values = entry, entry.numbers() if entry is not None else {}
+        return self._values[1]
+
+    def reading(self, names: Sequence[str], routers: int = 0) -> Reading | None:
+        """The reading of these numbers, which goes on in a worker; ``None`` where it cannot."""
+        watch, session = self.session.watch, self.session
+        if watch is None or session.time.why_no_past():
+            return None
+        found = session.readings.get(key := (watch, watch.generation, *names, routers))
+        if found is None:
+            found = Reading(watch, names, routers)
+            kept = [pair for pair in session.readings.items() if pair[1].valid]
+            session.readings = dict([*kept[1 - _MOST_READINGS :], (key, found)])
+        return found
+
+    def read_on(self, readings: Sequence[Reading]) -> None:
+        """Read in a worker what of the log has not been read."""
+        left = [one for one in readings if one.progress < 1.0]
+        if left and not self._reads and not self.stopped and not self.problem:
+            self._reads, self._stop = True, threading.Event()
+            self.run_worker(self._read_numbers(left, self._stop), group="numbers", exclusive=True)
+
+    async def _read_numbers(self, readings: Sequence[Reading], stop: threading.Event) -> None:
+        first = not all(one.ended for one in readings)
+        try:
+            for one in readings:
+                await asyncio.to_thread(one.read_on, stop.is_set)
+        except OSError as error:
+            self.problem = f"the log cannot be read: {error.strerror or error}"
+        finally:
+            stop.set()  # also after cancellation
+            self._reads = False
+        if first or self.problem:  # later the timer draws what is new
+            await self.redraw_if_current()
+
+    def how_far(self, reading: Reading | None) -> str:
+        """What is to be said about a reading; nothing about one that is done."""
+        if reading is None:
+            return f"cannot be read from the log: {self.session.time.why_no_past()}"
+        if self.problem or reading.ended:
+            return self.problem
+        said = f"reading the log: {reading.progress:.0%}"
+        return said.replace("reading", "reading stopped, of") if self.stopped else said
+
+    def stop_reading(self) -> bool:
+        """Stop the reading in the worker; false if there is none."""
+        if not self._reads:
+            return False
+        self._stop.set()
+        self.stopped = True
+        return True
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
         return figure(
@@ -177,7 +249,7 @@ class LayerScreen(ChartScreen):
         keys.OPEN_EXPERT,
         *keys.LAYERS[1:],
         *keys.EXPERTS,
-        *_TABS,
+        *TABS,
         key("chart.enlarge", "z", "enlarge", "enlarge the chart"),
         key("chart.smooth", "e", "smooth", "smooth the curves"),
         *keys.ALERTS,
@@ -190,7 +262,10 @@ class LayerScreen(ChartScreen):
         (
             "charts",
             ("now", "chart-load", "chart-bias"),
-            ("past", "chart-balance", "chart-entropy", "chart-max-load", "chart-drop"),
+            (
+                *("past", *map("chart-{}".format, map(short_name, OF_LAYER))),
+                *("chart-balance", "chart-entropy", "chart-max-load", "chart-drop"),
+            ),
         ),
         *("hidden", "ribbon"),
     )
@@ -230,13 +305,13 @@ class LayerScreen(ChartScreen):
         if cost is not None:
             said += layer_cost(cost, layer.index, columns, 1 + (rows >= _TWO_COSTS_FROM_ROWS))
         self.show("evidence", said, height=len(said))
-        charts = layer_charts(view, layer)
+        charts = {**self._quoted(view, layer), **layer_charts(view, layer)}
         stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
         time = time_scale(view, self.session.axis, layer.index)
         self.draw_charts(stacks, charts, time, self.rows_of_charts(rows, 3 + len(said)), view.step)
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
-        if place.name in charts:
+        if place.name not in ("load", "bias"):
             return super().drawn(place, charts, time, step)
         view, layer = self._drawn
         session = self.session
@@ -257,6 +332,22 @@ class LayerScreen(ChartScreen):
             nothing=words.no_counts(view),
         )
 
+    def _quoted(self, view: RunView, layer: LayerView) -> Charts:
+        """What the findings of this layer are about and only the log has, of all layers at once."""
+        names = quoted_of_layer(view, layer.index)
+        reading = self.reading(names, len(view.layers)) if names else None
+        if reading is None:
+            return {}
+        self.read_on([reading])
+        now, said = self.values(), self.how_far(reading)
+        charts = {}
+        for name in names:
+            course = reading.course(name, self.points(), view.window, layer.index)
+            values = now.get(name)
+            value = values[layer.index] if isinstance(values, list) else None
+            charts[short_name(name)] = number_chart(name, course, value, said, of_layer=True)
+        return charts
+
     async def action_open_expert(self) -> None:
         """Open the card of the chosen expert, or of the one farthest from fair."""
         view, selected = self.session.glance(), self.session.selected
@@ -264,43 +355,6 @@ class LayerScreen(ChartScreen):
             if self.session.expert is None:
                 self.session.expert = most_remarkable(view.layers[selected].load or ())
             await self.app.push_screen(ExpertScreen(self.session))
-
-
-class CourseScreen(ChartScreen):
-    """Loss, routers, gradients and learning rate on one time axis: did the loss react?"""
-
-    CSS = f"""
-    {ChartScreen.CSS}
-    #answer, #hidden {{ height: 1; }}
-    .roomy #answer {{ margin-top: 1; }}
-    """
-    BINDINGS: ClassVar = [
-        keys.BACK,
-        *_TABS,
-        key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),
-        key("chart.smooth", "e", "smooth", "smooth the curves", "smooth"),
-        *keys.ALERTS,
-        *keys.TIME,
-        *keys.OUT,
-        *keys.EVERYWHERE,
-    ]
-    PARTS = ("header", "answer", ("charts", *map("chart-{}".format, _COURSE)), "hidden", "ribbon")
-
-    _health: tuple[object, RouterHealth] = (None, RouterHealth((), ()))
-
-    async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        session = self.session
-        moment = "" if session.time.following else f"{self.moment(view)} "
-        answer = loss_answer(view, columns - len(moment), session.selected)
-        self.show("answer", [[*answer, Span(moment, "accent")]])
-        watch, points = session.watch, self.points()
-        assert watch is not None  # there is a view of it
-        key = (watch, watch.generation, watch.version, view.window, points)
-        if self._health[0] != key:  # it iterates over all layers
-            self._health = (key, router_health(watch, points, view.window))
-        charts = course_charts(view, self._health[1])
-        time = time_scale(view, session.axis)
-        self.draw_charts([list(charts)], charts, time, self.rows_of_charts(rows, 3), view.step)
 
 
 class ExpertScreen(ChartScreen):
