@@ -233,9 +233,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [(bisect_left(ordered, x) + bisect_right(ordered, x) + 1) / 2 for x in values]
 
 
-def mean_of(values: Sequence[float | None]) -> float | None:
+def mean_of(values: Sequence[float | None] | None) -> float | None:
     """The mean of the finite ones; ``None`` if there are none."""
-    if values and None not in values and math.isfinite(total := sum(values)):  # type: ignore[arg-type]
-        return total / len(values)
-    known = [value for value in values if value is not None and math.isfinite(value)]
+    known = [value for value in values or () if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None

@@ -69,15 +69,14 @@ def figure(
     """
     width, height = size
     title = chart.title(step, smoothing, width, focused=focused)
-    margin = chart.margin if width > 3 * chart.margin else 0
+    margin = chart.names(width)
     rows, columns = height - 1 - ticks, width - GUTTER - margin
     if rows < 1 or columns < 8:
         return [title, *[pad([], width)] * (height - 1)][:height]
     if not chart.measured:
         note = pad([Span(" " * GUTTER + chart.nothing, "faint")], width)
         return [title, note, *[pad([], width)] * (height - 2)][:height]
-    right = chart.scale(right=True) if chart.curves[-1].right else None
-    plot = _Plot(chart, time, (columns, rows), glyphs, chart.scale(), right)
+    plot = _Plot(chart, time, (columns, rows), glyphs, chart.scale())
     cells = plot.curves(smoothing)
     plot.lay_over(cells, named=focused or rows >= _NAMES_FROM_ROWS)
     ends = [[Span(f" {text}", role)] if text else [] for text, role in plot.names(margin - 1)]
@@ -90,14 +89,13 @@ def figure(
 
 
 class _Plot(NamedTuple):
-    """The area of the curves: how many cells, and the axes at its left and right."""
+    """The area of the curves: how many cells, and the axis at its left."""
 
     chart: Chart
     time: TimeScale
     size: tuple[int, int]
     glyphs: Glyphs
     left: Scale
-    right: Scale | None = None
 
     def row_of(self, value: float, scale: Scale | None = None) -> int | None:
         """The row of a value, counted from the top; ``None`` outside the scale."""
@@ -106,7 +104,7 @@ class _Plot(NamedTuple):
 
     def scale_of(self, curve: Curve) -> Scale:
         """The axis that a curve belongs to."""
-        return self.right if curve.right and self.right is not None else self.left
+        return self.chart.right or self.left if curve is self.chart.curves[-1] else self.left
 
     def curves(self, smoothing: float) -> list[list[Cell]]:
         drawn = [(curve, curve.values, curve.role) for curve in self.chart.curves]
@@ -138,22 +136,18 @@ class _Plot(NamedTuple):
                 yield xs, tuple(map(scale.share, clipped)), number
 
     def names(self, width: int) -> list[Cell]:
-        """Right of the plot: the names at the ends of their lines, and the axis of the right."""
-        rows = self.size[1]
+        """Right of the plot: the names at the ends of their lines, and the axis of the last."""
+        chart, rows = self.chart, self.size[1]
         cells: list[Cell] = [("", "")] * rows
-        if self.right is not None:
-            role = self.chart.curves[-1].role
-            cells[-1] = (self.right.text(self.right.bottom), role)
-            cells[0] = (self.right.text(self.right.top), role)
-        for curve in self.chart.curves:
-            known = [v for v in curve.values if v == v] if curve.name else []
-            if not known:
-                continue
-            scale = self.scale_of(curve)
-            end = self.row_of(min(scale.top, max(scale.bottom, known[-1])), scale)
-            free = [row for row in range(rows) if not cells[row][0]]
-            if end is not None and free:
-                row = min(free, key=lambda row: abs(row - end))
+        if chart.right is not None:
+            ends = chart.right.top, chart.right.bottom
+            cells[0], cells[-1] = ((chart.right.text(end), chart.curves[-1].role) for end in ends)
+        for curve in chart.curves:
+            known = [v for v in curve.values if v == v]
+            free = [row for row, (text, _) in enumerate(cells) if not text]
+            if curve.name and known and free:
+                end = rows * (1.0 - self.scale_of(curve).share(known[-1]))
+                row = min(free, key=lambda row: abs(row + 0.5 - end))
                 cells[row] = (shortened(curve.name, width), curve.role)
         return cells
 
@@ -196,13 +190,13 @@ class _Plot(NamedTuple):
             at = self.time.column_of(mark.step, self.size[0]) or 0
             places = [(line, at + 1) for line in cells[:_NAME_ROWS]]
             places += [(line, at - len(mark.rule)) for line in cells[:_NAME_ROWS]]
-            any(placed(line, start, mark.rule, mark.role) for line, start in places)
+            any(placed(line, start, mark.rule, mark.role, margin=1) for line, start in places)
 
     def labels(self) -> list[Cell]:
         """The y axis: both ends, and the limits in the role of what lies beyond them."""
         scale, rows = self.left, self.size[1]
         labels: list[Cell] = [("", "")] * rows
-        levels = *((value, "dim") for value in scale.between), *self.chart.limits
+        levels = *((value, "dim") for value in scale.powers), *self.chart.limits
         for level, role in levels:
             if (row := self.row_of(level)) is not None and 0 < row < rows - 1:
                 labels[row] = (scale.text(level), role)

@@ -17,9 +17,9 @@ from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.app.session import PictureRequest, Session
-from microscope_tui.lines import Glyphs, SteadyLevels, label_of, numbers_of, spelled
+from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RouterInfo
-from microscope_tui.watch import JUDGING_S, Fleet, kept_numbers
+from microscope_tui.watch import JUDGING_S, Fleet
 
 SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help"}), "help")
 _PATIENCE_S = 600.0
@@ -98,8 +98,8 @@ async def _choose(app: Microscope, wanted: PictureRequest) -> None:
         problem = await asyncio.to_thread(session.time.go_to, wanted.step)
         if problem:
             raise NoPicture(f"step {wanted.step:,}: {problem}")
+    session.numbers = tuple(wanted.numbers)
     _choose_expert(session, run.routers, wanted)
-    _choose_numbers(session, wanted.numbers)
     if wanted.token is not None:
         await _choose_token(session, wanted.token)
     if wanted.against is not None:
@@ -125,21 +125,6 @@ def _choose_expert(session: Session, routers: Sequence[RouterInfo], wanted: Pict
         if not 0 <= wanted.expert < experts:
             raise NoPicture(f"no expert {wanted.expert}: there are 0 to {experts - 1}")
         session.expert = wanted.expert
-
-
-def _choose_numbers(session: Session, names: Sequence[str]) -> None:
-    """By their names in the log or on the screen."""
-    watch, view, entry = session.watch, session.glance(), session.shown_entry
-    if watch is None or view is None or not names:
-        return
-    values = entry.numbers() if entry is not None else {}
-    every = [number.name for number in numbers_of(view, values, kept_numbers(watch))]
-    known = {label_of(name): name for name in every} | {name: name for name in every}
-    for name in names:
-        if name not in known:
-            shown = ", ".join(every[:8]) + (" …" if len(every) > 8 else "")
-            raise NoPicture(f"no number {name!r}: there are {shown}")
-    session.numbers = tuple(known[name] for name in names)
 
 
 async def _choose_token(session: Session, token: int) -> None:

@@ -24,6 +24,7 @@ from microscope_tui.watch import (
     NothingToCompare,
     Pin,
     PinnedRun,
+    Reading,
     Recent,
     Reference,
     RunView,
@@ -37,7 +38,6 @@ from microscope_tui.watch import (
 if TYPE_CHECKING:  # most sessions show no probe
     from microscope_tui.app.anatomy import Anatomy
     from microscope_tui.routing import Mismatch
-    from microscope_tui.watch import Reading
 
 
 class Preferences(msgspec.Struct, frozen=True):
@@ -104,7 +104,7 @@ class Session:
         self.numbers: tuple[str, ...] = ()
         """What the screen of the course shows: up to two numbers; the overview by default."""
         self.readings: dict[tuple[object, ...], Reading] = {}
-        """Numbers read from the log, by the state of the log and their names."""
+        """Numbers read from the log, by the log and their names."""
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
@@ -185,10 +185,10 @@ class Session:
     @property
     def shown_entry(self) -> StepEntry | None:
         """The shown step, with its line."""
-        pin = self.time.pin
-        if pin is not None:
-            return pin.latest
-        return self.watch.latest if self.watch is not None else None
+        watch = self.watch
+        if self.time.pin is not None:
+            return self.time.pin.latest
+        return watch.latest if watch is not None else None
 
     @property
     def has_run(self) -> bool:

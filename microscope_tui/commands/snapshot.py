@@ -102,7 +102,7 @@ def snapshot(
     token
         Number of the token to show on the screen tokens; the first by default.
     number
-        With course: name of a number to draw; twice for two numbers in one chart.
+        With course: a number to draw, as the log names it; twice for two.
     against
         With compare or mismatch: path of the other run, which is A on the screen.
     size
@@ -120,7 +120,7 @@ def snapshot(
         layer=layer,
         expert=expert,
         token=token,
-        numbers=_numbers(number, screen),
+        numbers=number[:2],
         against=_other(against, screen, search),
         preferences=Preferences(cost=placed.request()),
     )
@@ -150,14 +150,6 @@ def _size(size: str) -> tuple[int, int] | None:
     if not (columns.isdecimal() and rows.isdecimal()):
         fail(f"--size {safe_text(size, 20)!r}: write COLUMNSxROWS, for example 120x40", USAGE)
     return max(_SMALLEST[0], int(columns)), max(_SMALLEST[1], int(rows))
-
-
-def _numbers(names: Sequence[str], screen: str) -> Sequence[str]:
-    if names and screen != "course":
-        fail(f"--number: the screen {screen} has no chosen numbers; use course", USAGE)
-    if len(names) > 2:
-        fail(f"--number: {len(names)} numbers; a chart shows two", USAGE)
-    return names
 
 
 def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:

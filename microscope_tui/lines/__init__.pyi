@@ -17,10 +17,10 @@ from .charts import (
     Scale as Scale,
     arranged as arranged,
     beside as beside,
-    course_charts as course_charts,
+    course_chart as course_chart,
     layer_charts as layer_charts,
     loss_answer as loss_answer,
-    margin_of as margin_of,
+    names_width as names_width,
     plot_area as plot_area,
     smoothed as smoothed,
     tick_text as tick_text,
@@ -71,15 +71,14 @@ from .mismatch import (
     percent as percent,
 )
 from .numbers import (
+    COURSE as COURSE,
     OF_LAYER as OF_LAYER,
     OVERVIEW as OVERVIEW,
-    Number as Number,
     label_of as label_of,
     number_chart as number_chart,
     number_line as number_line,
     numbers_of as numbers_of,
-    quoted_of_layer as quoted_of_layer,
-    short_name as short_name,
+    quoted as quoted,
 )
 from .pattern import matches as matches
 from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines

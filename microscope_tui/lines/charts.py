@@ -6,7 +6,7 @@ without room are named.
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,20 +15,20 @@ from microscope_tui.lines import words
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, line_width, pad, width_of
 from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
 
-SECOND = "ink:0"
-"""Role of the second of two numbers."""
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
+SECOND = "ink:0"
+"""Role of the second of two numbers."""
+_NAMES = 16  # cells right of a chart with the names of its lines
 SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
-_LOG_FROM = 100.0  # times the median: a linear axis would show one spike and a flat line
+_LOG_FROM = 100.0  # times the median: a linear axis would show a spike and a flat line
 _DECADES = 12
+_ONE_AXIS = 5.0  # times the height of a curve: a larger axis makes it flat
 _WILD = 20.0  # larger spikes (in usual ranges) would flatten the rest
 _USUAL = 0.95
 _TWO_STACKS_FROM = 72
 _GAP = 2
-_LONGEST_NAME = 16
-_ONE_AXIS = 5.0  # two curves of which one would be flatter than this get two axes
 _GOOD_HEIGHT = 5  # a title, three lines, and one below
 _LEAST_HEIGHT = 4
 _ALL_FROM = 3.5  # minimum height of a chart before charts are left out
@@ -48,8 +48,6 @@ class Curve:
     """``low``, ``mean`` or ``high``: dips, the usual, or spikes."""
     name: str = ""
     """Stands at the end of the line."""
-    right: bool = False
-    """Its scale is that of the right side."""
 
     @property
     def values(self) -> list[float]:
@@ -68,10 +66,10 @@ class Scale(NamedTuple):
     log: bool = False
 
     def share(self, value: float) -> float:
-        """How far up the axis a value is: 0 at the bottom, 1 at the top; below or above outside."""
+        """How far up a value is: 0 at the bottom, 1 at the top."""
         if not self.log:
             return (value - self.bottom) / (self.top - self.bottom)
-        if value < self.bottom:
+        if value <= 0.0:
             return -1.0
         return math.log(value / self.bottom) / math.log(self.top / self.bottom)
 
@@ -80,8 +78,8 @@ class Scale(NamedTuple):
         return tick_text(value, 10 * value if self.log else self.top - self.bottom)
 
     @property
-    def between(self) -> Sequence[float]:
-        """Values to label beside the ends: the powers of ten."""
+    def powers(self) -> Sequence[float]:
+        """The powers of ten that a logarithmic axis has between its ends."""
         if not self.log:
             return ()
         first = math.floor(math.log10(self.bottom)) + 1
@@ -106,30 +104,33 @@ class Chart:
     ends: tuple[str, str] | None = None
     """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
-    beside: "Chart | None" = None
-    """Another number, drawn in the same plot: the last of the curves is its curve."""
+    right: Scale | None = None
+    """The axis of the last curve, if it is not that of the others."""
 
-    @property
-    def margin(self) -> int:
-        """Cells right of the plot: for the names of the lines, and for an axis of the second."""
-        return margin_of(curve.name for curve in self.curves)
+    def names(self, width: int) -> int:
+        """Cells of ``width`` that the names of the lines take."""
+        return names_width(width, named=any(curve.name for curve in self.curves))
 
     @property
     def measured(self) -> bool:
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
 
-    def scale(self, *, right: bool = False) -> Scale:
-        """The y axis, left or right: logarithmic where a linear one would show one spike only."""
-        if right and self.beside is not None:
-            return self.beside.scale()
-        values = [v for c in self.curves if not c.right for v in c.values if v == v]
+    def scale(self) -> Scale:
+        """The y axis; logarithmic where a linear one would show only a spike."""
+        curves = self.curves[:-1] if self.right else self.curves
+        values = [v for curve in curves for v in curve.values if v == v]
         values = sorted(values + [v for _, v in self.points if math.isfinite(v)])
         if not values:
             return Scale(self.bottom or 0.0, self.top or 1.0)
-        middle = values[len(values) // 2]
-        if self.top is None and values[0] >= 0.0 and values[-1] > _LOG_FROM * middle > 0.0:
-            least = next(value for value in values if value > 0.0)
-            return Scale(max(least, values[-1] / 10**_DECADES), values[-1], log=True)
+        if self.top is None and values[0] >= 0.0:
+            middle, highest = values[len(values) // 2], values[-1]
+            if highest > _LOG_FROM * middle > 0.0:
+                least = next(value for value in values if value > 0.0)
+                return Scale(max(least, highest / 10**_DECADES), highest, log=True)
+        return self._linear(values)
+
+    def _linear(self, values: Sequence[float]) -> Scale:
+        """A linear axis for these values, which increase."""
         bottom = values[0] if self.bottom is None else self.bottom
         top = values[-1] if self.top is None else self.top
         beyond = None
@@ -146,39 +147,34 @@ class Chart:
         _, _, beyond, log = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
-        line += [Span(f"   {value}", "title")] if value else []
-        if (other := self.beside) is not None:
-            line += [dim("  and "), Span(other.name, self.curves[-1].role)]
-            line += [Span(f"   {other.spell(other.now)}", "title")] if other.now is not None else []
-        line += [dim(f" at {step:,}")] if value else []
+        line += [Span(f"   {value}", "title"), dim(f" at {step:,}")] if value else []
         notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
         notes += ["log axis"] if log else []
-        if self.curves and self.curves[-1].right:
-            of_other = " (log)" if self.scale(right=True).log else ""
-            notes.append(f"{self.beside.name if self.beside else ''} on the right axis{of_other}")
         notes += [f"smoothing {smoothing:g}"] if smoothing else []
         return noted(line, [*notes, self.note], width)
 
 
-def margin_of(names: Iterable[str]) -> int:
-    """Cells right of a plot whose lines have these names."""
-    longest = max(map(width_of, names), default=0)
-    return min(_LONGEST_NAME, max(longest, GUTTER - 1)) + 1 if longest else 0
+def names_width(width: int, *, named: bool) -> int:
+    """Cells right of a chart in ``width`` cells: for the names of its lines, or none."""
+    return _NAMES if named and width > 2 * _NAMES else 0
 
 
 def beside(first: Chart, second: Chart) -> Chart:
-    """Both numbers in one chart; the second on an axis of its own if one would be flat."""
-    scales = first.scale(), second.scale()
-    bottom, top = min(s.bottom for s in scales), max(s.top for s in scales)
-    log = any(scale.log for scale in scales)
-    flat = any((top - bottom) > _ONE_AXIS * (scale.top - scale.bottom) for scale in scales)
-    curves = [
-        *(replace(c, name=first.name if c is first.curves[-1] else "") for c in first.curves),
-        replace(second.curves[-1], role=SECOND, name=second.name, right=flat or log),
-    ]
-    low = first.bottom if flat or log else bottom
-    high = first.top if flat or log else None
-    return replace(first, curves=curves, beside=second, bottom=low, top=high)
+    """Two numbers in one chart; the second has its own axis if one of them would be flat."""
+    left, right = first.scale(), second.scale()
+    bottom, top = min(left.bottom, right.bottom), max(left.top, right.top)
+    heights = [scale.top - scale.bottom for scale in (left, right)]
+    own = left.log or right.log or top - bottom > _ONE_AXIS * min(heights)
+    where = f", its axis at the right{' (log)' if right.log else ''}" if own else ""
+    both = replace(
+        first,
+        curves=[
+            *(replace(curve, name=first.name) for curve in first.curves),
+            *(replace(curve, name=second.name, role=SECOND) for curve in second.curves),
+        ],
+        note=f"and {second.name} {second.spell(second.now)}{where}",
+    )
+    return replace(both, right=right) if own else replace(both, bottom=bottom, top=top)
 
 
 def chart_name(name: str, focused: bool) -> Line:
@@ -332,34 +328,28 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     return charts
 
 
-def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
-    """The course of a run by name, most useful first; without what the log does not contain."""
+def course_chart(view: RunView, health: RouterHealth, name: str) -> Chart | None:
+    """The loss, or the worst of all layers; ``None`` for other numbers."""
     record, steps = view.record, view.axis
-    loss = record.loss if record else None
-    norm = record.grad_norm if record else None
-    rate = record.learning_rate if record else None
-    lowest, least = min(_known(view, "collapse_index"), default=(None, ""))
-    highest, most = max(_known(view, "max_load"), default=(None, ""))
-    validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
-    at, value = validated[-1] if validated else (0, None)
-    validation = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
-    fair = f"in {most}, 1 is fair" if most else "1 is fair"
-    losses = [Curve(steps, view.loss_history)]
-    balances = [Curve(steps, health.balance, edge="low")]
-    peaks = [Curve(steps, health.max_load, edge="high")]
-    norms = [Curve(steps, view.grad_norm_history, edge="high")]
-    rates = [Curve(steps, view.learning_rate_history)]
-    charts = {
-        "loss": Chart("loss", losses, loss, validation, bottom=None, points=validated),
-        "balance": _balance("lowest balance c", balances, lowest, f"in {least}" if least else ""),
-        "max-load": Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")]),
-        "gradient-norm": Chart("gradient norm", norms, norm, spell=words.significant),
-        "learning-rate": Chart("learning rate", rates, rate, spell=words.significant),
-    }
-    return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
+    if name == "loss":
+        validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
+        at, value = validated[-1] if validated else (0, None)
+        note = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
+        now, losses = record.loss if record else None, [Curve(steps, view.loss_history)]
+        return Chart(name, losses, now, note, bottom=None, points=validated)
+    if name == "balance":
+        lowest, layer = min(known(view, "collapse_index"), default=(None, ""))
+        balances = [Curve(steps, health.balance, edge="low")]
+        return _balance("lowest balance c", balances, lowest, f"in {layer}" if layer else "")
+    if name == "max-load":
+        highest, layer = max(known(view, "max_load"), default=(None, ""))
+        peaks = [Curve(steps, health.max_load, edge="high")]
+        fair = f"in {layer}, 1 is fair" if layer else "1 is fair"
+        return Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")])
+    return None
 
 
-def _known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
+def known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
     """The finite values of one measure, each with the name of its layer."""
     for layer in view.layers:
         value = getattr(layer, measure)

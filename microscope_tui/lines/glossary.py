@@ -82,11 +82,9 @@ highest load: load of the busiest expert of all layers
 gradient norm: of all weights, before clipping
 learning rate: of this step, as logged
 # numbers
-overview: loss, balance, load, gradient norm and learning rate, each in a chart
-C, W, I before a name: an active alert of this severity is about this number
-●, ○: drawn; drawn as the second line
-mean of the layers: of a number that each router has
-log axis: each line is ten times the one below: the highest value is 100 times the usual one
+overview: loss, balance, load, gradient norm and learning rate, a chart each
+●, ○: drawn as the first line; as the second one
+log axis: the highest value is more than 100 times the usual one
 # expert
 place: of the experts of this layer by load: 1 is the busiest
 all layers: the expert with the same number in every layer

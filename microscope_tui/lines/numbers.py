@@ -1,13 +1,10 @@
 """Any number of a run: the list of them, and the chart of one over time."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
-import msgspec
-
-from microscope_tui.diagnosis import Finding, Severity
+from microscope_tui.diagnosis import Finding, Severity, value_at
 from microscope_tui.lines import words
-from microscope_tui.lines.charts import Chart, Curve
+from microscope_tui.lines.charts import Chart, Curve, known
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
@@ -19,12 +16,15 @@ from microscope_tui.lines.spans import (
     width_of,
 )
 from microscope_tui.measures import mean_of
-from microscope_tui.watch import NumberCourse, RunView
+from microscope_tui.runlog import Values
+from microscope_tui.watch import Column, RunView
 
 OVERVIEW = "overview"
-_MEAN = "mean of the layers"
-_NAMES = {
-    OVERVIEW: OVERVIEW,
+COURSE = ("loss", "balance", "max-load", "grad_norm", "learning_rate")
+"""What the overview draws."""
+OF_LAYER = ("z_loss", "max_logit", "grad_norm", "margin", "disagreement")
+"""Numbers of ``router.…`` that the screen of a layer draws if a finding is about them."""
+_LABELS = {
     "balance": "lowest balance c",
     "max-load": "highest load",
     "grad_norm": "gradient norm",
@@ -38,49 +38,31 @@ _NAMES = {
     "step_time_s": "step time (s)",
     "memory_bytes": "memory (bytes)",
 }
+_FIRST = list(_LABELS)
 _QUOTED = {
     "LOGITS": ("router.z_loss", "router.max_logit"),
     "GRADSPIKE": ("grad_norm",),
     "MISMATCH": ("router.disagreement", "router.margin"),
-    "UNIFORM": ("router.grad_norm", "router.entropy"),
+    "UNIFORM": ("router.entropy", "router.grad_norm"),
     "STILL": ("router.still_tensors", "router.unchanged_tensors"),
     "DROPS": ("router.drop_rate",),
-    "OVERLOAD": ("max-load",),
-    "HOT_EXPERT": ("max-load",),
+    "DEAD": ("router.dead_experts",),
+    "STARVED": ("router.starved_experts",),
+    **dict.fromkeys(("OVERLOAD", "HOT_EXPERT"), ("max-load",)),
     **dict.fromkeys(("COLLAPSE", "ERODING", "SHOCK", "OSCILLATION", "BIAS_RUNAWAY"), ("balance",)),
-    **dict.fromkeys(("DEAD", "STARVED"), ("router.dead_experts", "router.starved_experts")),
 }
-"""The numbers that the text of a rule is about."""
-_HIGH = ("router.z_loss", "router.max_logit", "router.grad_norm", "step_time_s")
-"""Of which the highest value of a column is drawn: a spike must not vanish in a mean."""
-OF_LAYER = (*_HIGH[:3], "router.margin", "router.disagreement")
-"""What the layer screen shows beside its own charts."""
-
-
-class Number(msgspec.Struct, frozen=True):
-    """One line of the list."""
-
-    name: str
-    """As the log has it, or one of ``course_charts``."""
-    value: float | None = None
-    """At the shown step."""
-    severity: Severity | None = None
-    """Of the active finding that is about it."""
-
-    @property
-    def label(self) -> str:
-        """Its name on the screen."""
-        return label_of(self.name)
+"""The numbers that the words of a rule are about."""
+_SPIKES = ("grad_norm", "step_time_s", *(f"router.{name}" for name in OF_LAYER[:3]))
+"""Drawn by the highest value of a column: a spike must not vanish in a mean."""
 
 
 def label_of(name: str) -> str:
-    """The name of a number on the screen."""
-    plain = name.removeprefix("router.").replace("_", " ") if _of_router(name) else name
-    return _NAMES.get(name, plain)
+    """The name of a number on the screen; ``name`` is that of the log."""
+    return _LABELS.get(name) or name.removeprefix("router.").replace("_", " ")
 
 
 def quoted(findings: Iterable[Finding]) -> Mapping[str, Severity]:
-    """The numbers that active findings are about, the gravest finding first."""
+    """The numbers that active findings are about, the gravest first."""
     found: dict[str, Severity] = {}
     for finding in sorted(findings, key=lambda one: -one.severity):
         for name in _QUOTED.get(finding.rule, ()) if finding.active else ():
@@ -88,92 +70,67 @@ def quoted(findings: Iterable[Finding]) -> Mapping[str, Severity]:
     return found
 
 
-def quoted_of_layer(view: RunView, layer: int) -> Sequence[str]:
-    """Of a layer, what its active findings are about, as far as only the log has it."""
-    here = (f for f, _ in view.findings if any(e.router_index == layer for e in f.episodes))
-    found = quoted(here)
-    return [name for name in OF_LAYER if name in found]
-
-
-def short_name(name: str) -> str:
-    """Of a number of a router, as charts are called: ``z-loss``."""
-    return name.removeprefix("router.").replace("_", "-")
-
-
 def numbers_of(
-    view: RunView, values: Mapping[str, float | Sequence[float | None]], kept: Iterable[str]
-) -> list[Number]:
-    """The list: the loss, then what findings are about, then all others.
+    view: RunView, values: Mapping[str, float | Values], kept: Iterable[str], first: Iterable[str]
+) -> dict[str, float | None]:
+    """Names and values of the list: the loss, those of ``first``, then all others.
 
-    ``values``: of the shown step, by their names; ``kept``: other names that have a course.
+    ``values``: of the shown step; ``kept``: names that have a course, with a value now or not.
     """
-    now = {name: _single(value) for name, value in values.items()}
-    lows = [x.collapse_index for x in view.layers if x.collapse_index is not None]
-    highs = [x.max_load for x in view.layers if x.max_load is not None]
-    own = {"loss": now.get("loss"), "balance": min(lows, default=None)}
-    own["max-load"] = max(highs, default=None)
-    severities = quoted(finding for finding, _ in view.findings)
-    every = dict.fromkeys([*own, *sorted({*kept, *now}, key=_place)])
-    first = ["loss", *(name for name in severities if name in every)]
-    return [
-        Number(name, own.get(name, now.get(name)), severities.get(name))
-        for name in dict.fromkeys([*first, *every])
-    ]
+    now: dict[str, float | None] = dict.fromkeys(kept)
+    now |= {name: x if isinstance(x, float) else mean_of(x) for name, x in values.items()}
+    now["balance"] = min(known(view, "collapse_index"), default=(None, ""))[0]
+    now["max-load"] = max(known(view, "max_load"), default=(None, ""))[0]
+    every = ["loss", *(name for name in first if name in now), *sorted(now, key=_place)]
+    return {name: now.get(name) for name in every}
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Known numbers in their order, the others by name, those of routers last."""
-    known = list(_NAMES)
-    if name in known:
-        return known.index(name), ""
-    return len(known) + _of_router(name), name
+    """Numbers with a label in their order, the others by name, those of routers last."""
+    if name in _LABELS:
+        return _FIRST.index(name), ""
+    return len(_FIRST) + name.startswith("router."), name
 
 
-def _of_router(name: str) -> bool:
-    return name.startswith("router.")
-
-
-def _single(value: float | Sequence[float | None]) -> float | None:
-    """The value, or the mean of those of the layers."""
-    return value if isinstance(value, float) else mean_of(value)
-
-
-def number_line(number: Number, width: int, mark: str, *, chosen: bool) -> Line:
+def number_line(
+    name: str,
+    value: float | None,
+    severity: Severity | None,
+    width: int,
+    *,
+    mark: str,
+    chosen: bool,
+) -> Line:
     """A line of the list; ``mark``: whether its curve is drawn; ``chosen``: under the cursor."""
-    letter = number.severity.letter if number.severity else " "
-    role = ROLE_OF_SEVERITY[number.severity] if number.severity else "dim"
-    value = words.significant(number.value)
-    left = [
-        Span("▶" if chosen else " ", "accent"),
-        Span(f"{mark} ", "accent"),
-        Span(f"{letter} ", role),
-    ]
-    label = shortened(number.label, width - line_width(left) - width_of(value) - 2)
-    left.append(Span(label, "accent" if chosen else "value"))
-    return spread(left, [dim(value)], width)
+    said = words.significant(value)
+    line = [Span(f"{'▶' if chosen else ' '}{mark} ", "accent")]
+    if severity is None:
+        line.append(Span("  "))
+    else:
+        line.append(Span(f"{severity.letter} ", ROLE_OF_SEVERITY[severity]))
+    label = shortened(label_of(name), width - line_width(line) - width_of(said) - 2)
+    return spread([*line, Span(label, "accent" if chosen else "value")], [dim(said)], width)
 
 
 def number_chart(
     name: str,
-    course: NumberCourse,
-    value: float | Sequence[float | None] | None,
-    note: str = "",
-    *,
-    of_layer: bool = False,
+    curve: tuple[Sequence[int], Sequence[Column]],
+    value: float | Values | None,
+    router: int | None = None,
+    said: str = "",
 ) -> Chart:
-    """A number over time; ``note``: why it is not all there.
-
-    ``value``: of the shown step, of all layers if they have their own; ``of_layer``: of one layer.
-    """
-    edge = "high" if name in _HIGH else "mean"
-    below = any(column.low < 0.0 for column in course.columns)
-    bottom = 0.0 if _of_router(name) and not below else None
-    chart = Chart(
+    """A number over time, of one router or of all; ``said``: why it is not all there."""
+    steps, columns = curve
+    if isinstance(value, list):
+        value = mean_of(value) if router is None else value_at(value, router)
+    whose = "mean of the layers" if name.startswith("router.") and router is None else ""
+    from_zero = name in (*_SPIKES, "learning_rate") and not any(c.low < 0.0 for c in columns)
+    return Chart(
         label_of(name),
-        [Curve(course.steps, course.columns, edge=edge)],
-        None if value is None else _single(value),
-        note or (_MEAN if _of_router(name) and not of_layer else ""),
-        bottom=bottom,
+        [Curve(steps, columns, edge="high" if name in _SPIKES else "mean")],
+        value,
+        said or whose,
+        bottom=0.0 if from_zero else None,
         spell=words.significant,
+        nothing=said or "not measured in this window",
     )
-    return replace(chart, nothing=note) if note else chart

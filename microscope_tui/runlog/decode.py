@@ -9,8 +9,9 @@ costs that key, never the record, and never the reader.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -129,41 +130,35 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
     return list(map(_finite_of, weight)), list(map(_finite_of, norm))
 
 
-_NO_NUMBERS = {"step", "time", *form.MATRICES}
-_MOST_NUMBERS = 4096  # of a line
-_DEEPEST = 4
-number_name = lru_cache(4096)(lambda name: safe_text(name, 60))
+_NOT_NUMBERS = {"step", "time", *form.MATRICES}
+_MOST_NUMBERS = 4096
+number_name = lru_cache(4096)(lambda key: safe_text(key, 60))
 """A key of the log as it may be shown."""
 
 
+@lru_cache(8)
 def numbers_of(line: bytes) -> dict[str, float | Values]:
-    """All numbers of a step line but its matrices, by name: ``reward``, ``losses.balance``.
+    """All numbers of a step but its matrices by name: ``reward``, ``losses.aux``.
 
-    Those of ``router.…`` are lists with an entry per router. Empty if the line is no object.
+    Of ``router.…`` a list, one entry per router. Empty if the line cannot be read.
     """
-    found: dict[str, float | Values] = {}
     try:
         fields = object_of(_without_matrices(line).strip(b"\0 "))
     except BadLine:
-        return found
-    known = {name: value for name, value in fields.items() if name not in _NO_NUMBERS}
-    _collect(known, "", found, _DEEPEST)
-    return found
+        return {}
+    known = {name: value for name, value in fields.items() if name not in _NOT_NUMBERS}
+    return dict(islice(_leaves(known, ""), _MOST_NUMBERS))
 
 
-def _collect(
-    fields: Mapping[str, Any], before: str, found: dict[str, float | Values], deeper: int
-) -> None:
-    for name, value in fields.items():
-        if len(found) >= _MOST_NUMBERS:
-            return
-        full = number_name(before + name)
-        if isinstance(value, dict) and deeper:
-            _collect(value, f"{before}{name}.", found, deeper - 1)
-        elif isinstance(value, list) and before == "router.":
-            found[full] = [_number(item) for item in value]
+def _leaves(fields: dict[str, Any], outer: str) -> Iterator[tuple[str, float | Values]]:
+    for key, value in fields.items():
+        name = number_name(outer + key)
+        if isinstance(value, dict) and outer.count(".") < 4:
+            yield from _leaves(value, f"{name}.")
+        elif isinstance(value, list) and outer == "router.":
+            yield name, _values_of(value) or []
         elif (number := _number(value)) is not None:
-            found[full] = number
+            yield name, number
 
 
 def short_rows(line: bytes, routers: int) -> Sequence[list[int]]:

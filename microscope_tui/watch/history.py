@@ -167,12 +167,6 @@ class Series:
             more = self.fine.cut(done, complete).grouped(COARSE)
             self.coarse = before.joined(more)  # a new one: ``halved`` may be doing the same
 
-    def begin_after(self, rows: int) -> "Series":
-        """This empty curve after ``rows`` rows without a value."""
-        gap = array("f", [NAN]) * rows
-        self.fine.extend(Level(gap, gap, gap))
-        return self
-
     def truncate(self, rows: int) -> None:
         """Keep the first ``rows`` rows."""
         self.fine.truncate(rows)
@@ -267,7 +261,8 @@ class History:
         self.capacity = capacity
         self.stride = stride
         self._curves = {name: [Series(stride) for _ in range(n)] for name, n in widths.items()}
-        self._later: list[str] = []
+        self.later: list[str] = []
+        """Names of the series that began later, of one value a step each."""
         self._pending: list[Mapping[str, Values]] = []
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row
@@ -276,11 +271,6 @@ class History:
 
     def __len__(self) -> int:
         return len(self.steps)
-
-    @property
-    def later(self) -> Sequence[str]:
-        """Names of the series that began later, one value a step each."""
-        return self._later
 
     @property
     def full(self) -> bool:
@@ -316,9 +306,11 @@ class History:
         older = self._older if self._opened else len(self._pending)
         for values in self._pending:
             for name in [name for name in values if name not in self._curves]:
-                if len(self._later) < MOST_LATER:
-                    self._later.append(name)
-                    self._curves[name] = [Series(self.stride).begin_after(len(self.steps))]
+                if len(self.later) < MOST_LATER:
+                    self.later.append(name)
+                    self._curves[name] = [Series(self.stride)]
+                    gap = array("f", [NAN]) * len(self.steps)
+                    self._curves[name][0].fine.extend(Level(gap, gap, gap))
         for name, curves in self._curves.items():
             gaps = (None,) * len(curves)
             columns = zip(*(values.get(name, gaps) for values in self._pending), strict=True)
@@ -374,7 +366,7 @@ class History:
         other.times = self.times[::2]
         other.last_step = self.last_step
         other.restarts = self.restarts
-        other._later = self._later
+        other.later = self.later
         return other
 
     def index_of(self, step: int) -> int:

@@ -1,20 +1,34 @@
 """Earlier steps, read again from the file: a pinned step, and the experts of a router over time.
 
 The history in memory has routers, not experts. But each of its rows has the file offset of its
-first record, so evenly spaced rows give evenly spaced samples for the price of their lines.
+first record, so evenly spaced rows give evenly spaced samples for the price of their lines. Numbers
+that it does not keep take a pass over the whole file.
 """
 
+import os
+import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.runlog import RunRecord, StepEntry, find_step, read_steps, step_at
-from microscope_tui.watch.history import History, Window
+from microscope_tui.measures import mean_of
+from microscope_tui.runlog import (
+    RunReader,
+    RunRecord,
+    StepEntry,
+    UnknownFormat,
+    find_step,
+    opened,
+    read_steps,
+    step_at,
+)
+from microscope_tui.watch.history import Column, Curves, History, Window, rows_within
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import find_in, steps_in
+from microscope_tui.watch.scan import PER_RUN, RepeatedStep, Scan, find_in, steps_in
 
 _MOST_ROWS_BACK = 512
 _NEAR_BYTES = 4 << 20
@@ -215,3 +229,109 @@ def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) 
         if step >= place.since and len(entry.counts(router) or ()) == experts:
             return entry
     return None
+
+
+_PIECE_BYTES = 1 << 15  # taken in while the lock is held
+_READING_BYTES = 32 << 20
+
+
+def kept_numbers(watch: RunWatch) -> Sequence[str]:
+    """Names of the numbers whose whole course is in memory."""
+    with watch.lock:
+        return (*PER_RUN, *watch.history.later) if watch.history is not None else ()
+
+
+def course_of(
+    held: "RunWatch | Reading", name: str, columns: int, window: Window, router: int = 0
+) -> tuple[Sequence[int], Sequence[Column]]:
+    """A number over the steps of ``window``: columns, and the first step of each."""
+    with held.lock:
+        curves = Curves(held.history, columns, window)
+        return curves.axis(), curves.of(name, router) if held.history is not None else ()
+
+
+class _Numbers(Scan):
+    """Keeps numbers by their names in the log: of all routers the mean, or each."""
+
+    def __init__(self, names: Sequence[str], *, each: bool) -> None:
+        super().__init__(lambda *_: (), _READING_BYTES)
+        self._names = names
+        self._each = each
+
+    def _begun(
+        self, run: RunRecord
+    ) -> tuple[History, Callable[[StepEntry], Mapping[str, Sequence[float | None]]]]:
+        width = len(run.routers) if self._each else 1
+        nothing = (None,) * width
+
+        def row_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
+            found = entry.numbers()
+            lists = {n: x if isinstance(x, list) else [x] for n, x in found.items()}
+            rows = {name: lists.get(name, ()) for name in self._names}
+            if not self._each:
+                return {name: (mean_of(values),) for name, values in rows.items()}
+            return {n: x if len(x) == width else nothing for n, x in rows.items()}
+
+        capacity = rows_within(_READING_BYTES, len(self._names) * width)
+        return History(dict.fromkeys(self._names, width), capacity), row_of
+
+
+class Reading:
+    """Numbers over the whole run, read from the log by ``read_on`` in another thread.
+
+    ``each``: those of each router; by default the mean of all.
+    """
+
+    def __init__(self, watch: RunWatch, names: Sequence[str], *, each: bool = False) -> None:
+        self.lock = threading.Lock()
+        self.ended = False
+        """Whether it has reached the end of the log once."""
+        self._watch = watch
+        self._generation = watch.generation
+        self._names = names
+        self._each = each
+        self._start(0, None)
+
+    def _start(self, at: int, run: RunRecord | None) -> None:
+        """Read from a line at ``at``, under a known header."""
+        self._at = at
+        self._scan = _Numbers(self._names, each=self._each)
+        self._reader = RunReader(self._watch.file.name, run, at)
+        if run is not None:
+            self._scan.take(run)
+
+    @property
+    def history(self) -> History | None:
+        """What was read so far."""
+        return self._scan.history
+
+    @property
+    def progress(self) -> float:
+        """Share of the log that was read, 0 … 1."""
+        source = self._watch.source
+        first, last = source.kept()
+        size = last if source.translates else min(last, source.size)
+        return max(0.0, min(1.0, (self._at - first) / max(1, size - first)))
+
+    def read_on(self, cancelled: Callable[[], bool]) -> None:
+        """Read to the end of the log, or until ``cancelled``.
+
+        Raises:
+            OSError: the log cannot be read.
+        """
+        source = self._watch.source
+        with suppress(UnknownFormat), opened(source.path) as file:
+            while self._watch.generation == self._generation and not cancelled():
+                if self._at < source.kept()[0]:  # a pipe: the oldest lines were dropped
+                    self._start(source.kept()[0], self._watch.run)
+                data = os.pread(file, _PIECE_BYTES, self._at)
+                self.ended = self.ended or not data
+                if not data:
+                    break
+                self._at += len(data)
+                with self.lock:
+                    for entry in self._reader.feed(data):
+                        with suppress(RepeatedStep):
+                            self._scan.take(entry)
+                    self._scan.commit()
+                self._scan.make_room(self.lock)

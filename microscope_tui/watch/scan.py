@@ -38,8 +38,8 @@ from microscope_tui.watch.history import MOST_LATER, NAN, Column, History, Row, 
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
-ALSO_PER_RUN = ("tokens_per_s", "step_time_s", "memory_bytes")
-MEANS = ("z_loss", "max_logit", "margin", "grad_norm", "disagreement")
+_SOMETIMES = ("tokens_per_s", "step_time_s", "memory_bytes")
+_MEANS = ("z_loss", "max_logit", "margin", "grad_norm", "disagreement")
 """Of which the history keeps the mean over the routers, as ``router.z_loss``."""
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
@@ -50,8 +50,7 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
     ``expected_steps``: where so many are known to come, rows begin wide enough for them.
     """
     routers = len(run.routers)
-    curves = len(PER_RUN) + len(PER_ROUTER) * routers + MOST_LATER
-    capacity = rows_within(memory_bytes, curves)
+    capacity = rows_within(memory_bytes, len(PER_RUN) + len(PER_ROUTER) * routers + MOST_LATER)
     stride = 1
     while stride * capacity < expected_steps:
         stride *= 2
@@ -99,17 +98,10 @@ def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
 
 def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
     """What only some logs have: the other losses, speed, memory, and means over the routers."""
-    found: dict[str, Sequence[float | None]] = {}
-    for name in ALSO_PER_RUN:
-        if (value := getattr(record, name)) is not None:
-            found[name] = (value,)
-    for name, value in (record.losses or {}).items():
-        if value is not None:
-            found[number_name(f"losses.{name}")] = (value,)
-    for name in MEANS:
-        if values := getattr(record.router, name):
-            found[f"router.{name}"] = (measures.mean_of(values),)
-    return found
+    found = {name: getattr(record, name) for name in _SOMETIMES}
+    found |= {number_name(f"losses.{name}"): x for name, x in (record.losses or {}).items()}
+    found |= {f"router.{name}": measures.mean_of(getattr(record.router, name)) for name in _MEANS}
+    return {name: (value,) for name, value in found.items() if value is not None}
 
 
 def _as_judged(
@@ -229,10 +221,14 @@ class Scan:
             self.counted.clear()
         cut = self._course.take(run)
         if before is None or before.routers != run.routers or self.history is None:
-            self.history = new_history(run, self._memory_bytes, self.expected_steps)
-            self._row_of = row_maker(run.routers)
+            self.history, self._row_of = self._begun(run)
         elif cut is not None:
             self._restart(cut, before)
+
+    def _begun(self, run: RunRecord) -> tuple[History, Callable[[StepEntry], _Curves]]:
+        """An empty history, and what it keeps of a step."""
+        made = new_history(run, self._memory_bytes, self.expected_steps)
+        return made, row_maker(run.routers)
 
     def _take_step(self, entry: StepEntry) -> None:
         run, history = self.run, self.history

@@ -1,4 +1,4 @@
-"""Screens of charts over time: one layer, one expert, and what all such screens share."""
+"""Screens of charts over time: what all of them share, one layer, one expert."""
 
 import asyncio
 import threading
@@ -35,8 +35,7 @@ from microscope_tui.lines import (
     number_chart,
     pad,
     plot_area,
-    quoted_of_layer,
-    short_name,
+    quoted,
     shortened,
     spread,
     time_line,
@@ -44,8 +43,15 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.placement import cost_of
-from microscope_tui.runlog import StepEntry, Values
-from microscope_tui.watch import LayerView, Reading, RunView, RunWatch, samples
+from microscope_tui.watch import (
+    LayerView,
+    Reading,
+    RunView,
+    RunWatch,
+    course_of,
+    kept_numbers,
+    samples,
+)
 
 _RIBBON_FROM_ROWS = 16
 _TWO_COSTS_FROM_ROWS = 24
@@ -73,12 +79,9 @@ class ChartScreen(RunScreen):
     focus_name = ""
     enlarged = False
     _stop = threading.Event()
-    """Set by what stops the reading of numbers."""
-    _reads = False
-    stopped = False
-    """Whether the user stopped the reading."""
-    problem = ""
-    _values: tuple[StepEntry | None, Mapping[str, float | Values]] = (None, {})
+    """Ends the reading of a number when it is set."""
+    _reads: Reading | None = None
+    _cannot_read = ""
     _stacks: Sequence[Sequence[str]] = ()
 
     def points(self) -> int:
@@ -116,7 +119,7 @@ class ChartScreen(RunScreen):
         return 0
 
     def columns(self) -> int:
-        """Cells that all charts have beside each other."""
+        """Cells of all charts beside each other."""
         return self.room.width - 1
 
     def plot_area(self) -> tuple[int, int]:
@@ -139,18 +142,19 @@ class ChartScreen(RunScreen):
     def draw_charts(
         self, stacks: Sequence[Sequence[str]], charts: Charts, time: TimeScale, room: int, step: int
     ) -> None:
-        self._stacks, columns, room_width = stacks, self.columns(), self.room.width
+        self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
         first, enlarged = self.first_stack(), self.enlarged
-        layout = arranged(stacks, focus, (columns, room), enlarged=enlarged, first=first)
+        size = self.columns(), room
+        layout = arranged(stacks, focus, size, enlarged=enlarged, first=first)
         hides = "hidden" in self.PARTS and bool(layout.hidden) and not self.enlarged
         if hides:
-            layout = arranged(stacks, focus, (columns, room - 1), first=first)
+            layout = arranged(stacks, focus, (size[0], room - 1), first=first)
         if "hidden" in self.PARTS:
             names = ", ".join(name.replace("-", " ") for name in layout.hidden)
-            text = shortened(f" not shown: {names}", max(0, room_width - 18))
+            text = shortened(f" not shown: {names}", max(0, columns - 18))
             said = [(text, "faint"), ("   tab", "accent"), (" shows them", "faint")]
-            lines = [pad([Span(*part) for part in said], room_width)] if hides else []
+            lines = [pad([Span(*part) for part in said], columns)] if hides else []
             self.show("hidden", lines, height=len(lines))
         places = {place.name: place for stack in layout.stacks for place in stack}
         self.set_class(len(layout.stacks) < 2, "single")
@@ -162,63 +166,53 @@ class ChartScreen(RunScreen):
                 rows.styles.height, rows.styles.width = place.height, place.width
                 rows.show(self.drawn(place, charts, time, step))
 
-    # Numbers that are read from the log
+    # Numbers of the log
 
-    def values(self) -> Mapping[str, float | Values]:
-        """All numbers of the shown step."""
-        entry = self.session.shown_entry
-        if self._values[0] is not entry:
-            self._values = entry, entry.numbers() if entry is not None else {}
-        return self._values[1]
+    def state_now(self) -> tuple[object, ...]:
+        reads = self._reads
+        return *super().state_now(), round(reads.progress, 2) if reads is not None else None
 
-    def reading(self, names: Sequence[str], routers: int = 0) -> Reading | None:
-        """The reading of these numbers, which goes on in a worker; ``None`` where it cannot."""
-        watch, session = self.session.watch, self.session
-        if watch is None or session.time.why_no_past():
-            return None
-        found = session.readings.get(key := (watch, watch.generation, *names, routers))
-        if found is None:
-            found = Reading(watch, names, routers)
-            kept = [pair for pair in session.readings.items() if pair[1].valid]
-            session.readings = dict([*kept[1 - _MOST_READINGS :], (key, found)])
-        return found
+    def number(self, view: RunView, name: str, router: int | None = None) -> Chart:
+        """A number over time, of one router or of the run: kept, or as far as it was read."""
+        watch, entry = self.session.watch, self.session.shown_entry
+        assert watch is not None  # there is a view of it
+        value = entry.numbers().get(name) if entry is not None else None
+        if router is None and name in kept_numbers(watch):
+            return number_chart(name, course_of(watch, name, self.points(), view.window), value)
+        names = [name] if router is None else [f"router.{one}" for one in OF_LAYER]
+        reading = self._reading(watch, names, each=router is not None)
+        said = self.session.time.why_no_past() or self._cannot_read
+        if not said and not reading.ended:
+            said = f"reading the log: {reading.progress:.0%}"
+        curve = course_of(reading, name, self.points(), view.window, router or 0)
+        return number_chart(name, curve, value, router, said)
 
-    def read_on(self, readings: Sequence[Reading]) -> None:
-        """Read in a worker what of the log has not been read."""
-        left = [one for one in readings if one.progress < 1.0]
-        if left and not self._reads and not self.stopped and not self.problem:
-            self._reads, self._stop = True, threading.Event()
-            self.run_worker(self._read_numbers(left, self._stop), group="numbers", exclusive=True)
+    def _reading(self, watch: RunWatch, names: Sequence[str], *, each: bool) -> Reading:
+        """The reading of these numbers; a worker takes it on to the end of the log."""
+        session = self.session
+        wanted = (watch, watch.generation, each, *names)
+        reading = session.readings.get(wanted)
+        if reading is None:
+            if len(session.readings) == _MOST_READINGS:
+                session.readings.clear()
+            reading = session.readings[wanted] = Reading(watch, names, each=each)
+        stuck = self._cannot_read or session.time.why_no_past()
+        if self._reads is None and reading.progress < 1.0 and not stuck:
+            self._reads, self._stop = reading, threading.Event()
+            self.run_worker(self._read_number(reading, self._stop), group="numbers")
+        return reading
 
-    async def _read_numbers(self, readings: Sequence[Reading], stop: threading.Event) -> None:
-        first = not all(one.ended for one in readings)
+    async def _read_number(self, reading: Reading, stop: threading.Event) -> None:
+        is_new = not reading.ended
         try:
-            for one in readings:
-                await asyncio.to_thread(one.read_on, stop.is_set)
+            await asyncio.to_thread(reading.read_on, stop.is_set)
         except OSError as error:
-            self.problem = f"the log cannot be read: {error.strerror or error}"
+            self._cannot_read = f"the log cannot be read: {error.strerror or error}"
         finally:
             stop.set()  # also after cancellation
-            self._reads = False
-        if first or self.problem:  # later the timer draws what is new
+            self._reads = None
+        if is_new:  # the timer draws what is new later
             await self.redraw_if_current()
-
-    def how_far(self, reading: Reading | None) -> str:
-        """What is to be said about a reading; nothing about one that is done."""
-        if reading is None:
-            return f"cannot be read from the log: {self.session.time.why_no_past()}"
-        if self.problem or reading.ended:
-            return self.problem
-        said = f"reading the log: {reading.progress:.0%}"
-        return said.replace("reading", "reading stopped, of") if self.stopped else said
-
-    def stop_reading(self) -> bool:
-        """Stop the reading in the worker; false if there is none."""
-        if not self._reads:
-            return False
-        self._stop.set()
-        self.stopped = True
-        return True
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
         return figure(
@@ -263,7 +257,7 @@ class LayerScreen(ChartScreen):
             "charts",
             ("now", "chart-load", "chart-bias"),
             (
-                *("past", *map("chart-{}".format, map(short_name, OF_LAYER))),
+                *("past", *map("chart-{}".format, OF_LAYER)),
                 *("chart-balance", "chart-entropy", "chart-max-load", "chart-drop"),
             ),
         ),
@@ -305,13 +299,19 @@ class LayerScreen(ChartScreen):
         if cost is not None:
             said += layer_cost(cost, layer.index, columns, 1 + (rows >= _TWO_COSTS_FROM_ROWS))
         self.show("evidence", said, height=len(said))
-        charts = {**self._quoted(view, layer), **layer_charts(view, layer)}
+        here = (
+            f for f, _ in view.findings if any(e.router_index == layer.index for e in f.episodes)
+        )
+        about = quoted(here)
+        first = [name for name in OF_LAYER if f"router.{name}" in about]
+        charts = {name: self.number(view, f"router.{name}", layer.index) for name in first}
+        charts |= layer_charts(view, layer)
         stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
         time = time_scale(view, self.session.axis, layer.index)
         self.draw_charts(stacks, charts, time, self.rows_of_charts(rows, 3 + len(said)), view.step)
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
-        if place.name not in ("load", "bias"):
+        if place.name in charts:
             return super().drawn(place, charts, time, step)
         view, layer = self._drawn
         session = self.session
@@ -331,22 +331,6 @@ class LayerScreen(ChartScreen):
             focused=focused,
             nothing=words.no_counts(view),
         )
-
-    def _quoted(self, view: RunView, layer: LayerView) -> Charts:
-        """What the findings of this layer are about and only the log has, of all layers at once."""
-        names = quoted_of_layer(view, layer.index)
-        reading = self.reading(names, len(view.layers)) if names else None
-        if reading is None:
-            return {}
-        self.read_on([reading])
-        now, said = self.values(), self.how_far(reading)
-        charts = {}
-        for name in names:
-            course = reading.course(name, self.points(), view.window, layer.index)
-            values = now.get(name)
-            value = values[layer.index] if isinstance(values, list) else None
-            charts[short_name(name)] = number_chart(name, course, value, said, of_layer=True)
-        return charts
 
     async def action_open_expert(self) -> None:
         """Open the card of the chosen expert, or of the one farthest from fair."""
