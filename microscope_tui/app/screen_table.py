@@ -41,7 +41,7 @@ SCREENS = {
         "6",
         "the course of any number",
         "course_screen",
-        "charts numbers layers alerts header time",
+        "charts numbers =margin layers alerts header time",
     ),
     "tokens": ScreenRow(
         "7",

@@ -136,7 +136,6 @@ number_name = lru_cache(4096)(lambda key: safe_text(key, 60))
 """A key of the log as it may be shown."""
 
 
-@lru_cache(8)
 def numbers_of(line: bytes) -> dict[str, float | Values]:
     """All numbers of a step but its matrices by name: ``reward``, ``losses.aux``.
 

@@ -7,8 +7,9 @@ that it does not keep take a pass over the whole file.
 
 import os
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,10 +18,14 @@ from msgspec.structs import replace
 
 from microscope_tui.measures import mean_of
 from microscope_tui.runlog import (
-    RunReader,
+    BadLine,
+    Entry,
+    LineSplitter,
     RunRecord,
     StepEntry,
+    StepRecord,
     UnknownFormat,
+    decode_line,
     find_step,
     opened,
     read_steps,
@@ -231,7 +236,8 @@ def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) 
     return None
 
 
-_PIECE_BYTES = 1 << 15  # taken in while the lock is held
+_PIECE_BYTES = 1 << 18
+_REST_S = 0.001  # after every piece: a key must not wait for the next one
 _READING_BYTES = 32 << 20
 
 
@@ -290,15 +296,15 @@ class Reading:
         self._generation = watch.generation
         self._names = names
         self._each = each
-        self._start(0, None)
+        self._start(0)
 
-    def _start(self, at: int, run: RunRecord | None) -> None:
-        """Read from a line at ``at``, under a known header."""
+    def _start(self, at: int) -> None:
+        """Read from a line at ``at`` on."""
         self._at = at
+        self._lines = LineSplitter(start=at)
         self._scan = _Numbers(self._names, each=self._each)
-        self._reader = RunReader(self._watch.file.name, run, at)
-        if run is not None:
-            self._scan.take(run)
+        if (run := self._watch.run) is not None:
+            self._scan.take(run)  # the log may have no header, or no longer
 
     @property
     def history(self) -> History | None:
@@ -323,15 +329,29 @@ class Reading:
         with suppress(UnknownFormat), opened(source.path) as file:
             while self._watch.generation == self._generation and not cancelled():
                 if self._at < source.kept()[0]:  # a pipe: the oldest lines were dropped
-                    self._start(source.kept()[0], self._watch.run)
+                    self._start(source.kept()[0])
                 data = os.pread(file, _PIECE_BYTES, self._at)
                 self.ended = self.ended or not data
                 if not data:
                     break
                 self._at += len(data)
+                entries = list(self._entries(data))
                 with self.lock:
-                    for entry in self._reader.feed(data):
+                    for entry in entries:
                         with suppress(RepeatedStep):
                             self._scan.take(entry)
                     self._scan.commit()
                 self._scan.make_room(self.lock)
+                time.sleep(_REST_S)
+
+    def _entries(self, data: bytes) -> Iterator[Entry]:
+        """What the next bytes complete; nothing is derived from counts."""
+        for _, line in self._lines.feed(data):
+            with suppress(BadLine):
+                record = decode_line(line)
+                if isinstance(record, StepRecord):
+                    entry = StepEntry(record, line, 0)
+                    entry.numbers()
+                    yield entry
+                elif record is not None:
+                    yield record

@@ -143,8 +143,6 @@ class RunView(msgspec.Struct, frozen=True):
     times: Sequence[float | None]
     """Times of these steps, Unix seconds."""
     loss_history: Sequence[Column]
-    learning_rate_history: Sequence[Column]
-    grad_norm_history: Sequence[Column]
     ribbon: Sequence[Mark]
     restarts: Sequence[int]
     """Steps in the window at which the run restarted."""
@@ -231,8 +229,6 @@ def view_of(
             axis=(axis := curves.axis()),
             times=curves.times(axis),
             loss_history=curves.of("loss"),
-            learning_rate_history=curves.of("learning_rate"),
-            grad_norm_history=curves.of("grad_norm"),
             ribbon=ribbon_of(watch, window, ribbon) if newest else (),
             restarts=tuple(filter(window.has, curves.restarts)),
             evaluations=_evaluations(watch, window),

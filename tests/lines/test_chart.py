@@ -54,17 +54,19 @@ def test_the_first_smoothed_value_is_the_first_value() -> None:
 def test_a_scale_never_has_its_ends_in_one_place(
     values: list[float], bottom: float | None, top: float | None
 ) -> None:
-    low, high, _ = Chart("x", [curve(*values)], bottom=bottom, top=top).scale()
-    assert math.isfinite(low)
-    assert high > low
+    scale = Chart("x", [curve(*values)], bottom=bottom, top=top).scale()
+    assert math.isfinite(scale.bottom)
+    assert scale.top > scale.bottom
+    assert scale.share(scale.bottom) == 0.0
+    assert scale.share(scale.top) == 1.0
 
 
 def test_one_wild_spike_does_not_press_the_curve_flat_and_is_noted() -> None:
-    chart = Chart("loss", [curve(*[2.0 + n / 100 for n in range(60)], 1e9)], bottom=None)
-    _, high, beyond = chart.scale()
-    assert high < 10
-    assert beyond == 1e9
-    assert "peak 1.0G beyond" in plain(chart.title(60, 0.0, 80, focused=False))
+    chart = Chart("loss", [curve(*[2.0 + n / 100 for n in range(60)], 200.0)], bottom=None)
+    scale = chart.scale()
+    assert scale.top < 10
+    assert scale.beyond == 200.0
+    assert "peak 200 beyond" in plain(chart.title(60, 0.0, 80, focused=False))
 
 
 def test_labels_of_the_y_axis_fit_their_gutter() -> None:

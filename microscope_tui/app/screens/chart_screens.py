@@ -151,7 +151,7 @@ class ChartScreen(RunScreen):
         if hides:
             layout = arranged(stacks, focus, (size[0], room - 1), first=first)
         if "hidden" in self.PARTS:
-            names = ", ".join(name.replace("-", " ") for name in layout.hidden)
+            names = ", ".join(layout.hidden).replace("-", " ").replace("_", " ")
             text = shortened(f" not shown: {names}", max(0, columns - 18))
             said = [(text, "faint"), ("   tab", "accent"), (" shows them", "faint")]
             lines = [pad([Span(*part) for part in said], columns)] if hides else []

@@ -68,6 +68,8 @@ class CourseScreen(ChartScreen):
     cursor = ""
     """The number under the cursor of the list; at first the one that is drawn."""
     _listed: Sequence[str] = (OVERVIEW,)
+    _list_of: tuple[RunView, int] | None = None
+    """What the list was drawn for: a move of the cursor draws no chart."""
     _health: tuple[object, RouterHealth] = (None, RouterHealth((), ()))
 
     @property
@@ -92,6 +94,7 @@ class CourseScreen(ChartScreen):
         moment = "" if session.time.following else f"{self.moment(view)} "
         answer = loss_answer(view, columns - len(moment), session.selected)
         self.show("answer", [[*answer, Span(moment, "accent")]])
+        self._list_of = view, room
         self._draw_list(view, room)
         charts = {name: self._chart(view, name) for name in session.numbers or COURSE}
         if session.numbers:
@@ -109,7 +112,8 @@ class CourseScreen(ChartScreen):
         about = quoted(finding for finding, _ in view.findings)
         kept = (*kept_numbers(watch), *session.numbers)
         numbers = {OVERVIEW: None, **numbers_of(view, values, kept, about)}
-        self._listed = [n for n in numbers if matches(self.pattern, f"{label_of(n)} {n}")]
+        shown = (n for n in numbers if matches(self.pattern, f"{label_of(n)} {n}"))
+        self._listed = list(shown) or [OVERVIEW]
         self.query_one("#numbers").set_class(not width, "gone")
         title = [dim(" numbers "), Span(self.filter_note(width - 10), "accent")]
         lines = [pad(title, width)]
@@ -138,22 +142,26 @@ class CourseScreen(ChartScreen):
         return self._listed.index(name) if name in self._listed else 0
 
     async def action_move(self, by: int) -> None:
-        if self._listed:
-            self.cursor = self._listed[max(0, min(len(self._listed) - 1, self._at + by))]
+        width = self.list_width
+        self.cursor = self._listed[max(0, min(len(self._listed) - 1, self._at + by))]
+        if self._list_of is not None and self.list_width == width:
+            self._draw_list(*self._list_of)
+            self.draw_last_line()
+        else:
             await self.redraw()
 
     async def action_choose(self) -> None:
-        for name in self._listed[self._at : self._at + 1]:
-            await self._choose(() if name == OVERVIEW else (name,))
+        name = self._listed[self._at]
+        await self._choose(() if name == OVERVIEW else (name,))
 
     async def action_second(self) -> None:
         """Draw the number under the cursor beside the first, by default the loss; or no longer."""
         first = self.session.numbers[0] if self.session.numbers else "loss"
-        for name in self._listed[self._at : self._at + 1]:
-            if name in (first, OVERVIEW):
-                self.show_message("choose another number to draw beside the first one", "dim")
-            else:
-                await self._choose((first,) if name in self.session.numbers else (first, name))
+        name = self._listed[self._at]
+        if name in (first, OVERVIEW):
+            self.show_message("choose another number to draw beside the first one", "dim")
+        else:
+            await self._choose((first,) if name in self.session.numbers else (first, name))
 
     async def _choose(self, names: tuple[str, ...]) -> None:
         self.session.numbers = names
