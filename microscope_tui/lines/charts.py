@@ -19,7 +19,7 @@ GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
 SECOND = "ink:0"
 """Role of the second of two numbers."""
-_NAMES = 16  # cells right of a chart with the names of its lines
+_NAMES = 17  # cells right of a chart with the names of its lines
 SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
 _LOG_FROM = 100.0  # times the median: a linear axis would show a spike and a flat line
