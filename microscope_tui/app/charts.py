@@ -22,6 +22,7 @@ from microscope_tui.lines import (
     Scale,
     Span,
     TimeScale,
+    names_width,
     pad,
     shortened,
     smoothed,
@@ -69,7 +70,7 @@ def figure(
     """
     width, height = size
     title = chart.title(step, smoothing, width, focused=focused)
-    margin = chart.names(width)
+    margin = names_width(width, named=any(curve.name for curve in chart.curves))
     rows, columns = height - 1 - ticks, width - GUTTER - margin
     if rows < 1 or columns < 8:
         return [title, *[pad([], width)] * (height - 1)][:height]

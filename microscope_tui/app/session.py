@@ -122,6 +122,7 @@ class Session:
         if watch is not self._open:  # selections of the previous run are reset
             self._open, self._selected, self.expert = watch, 0, None
             self.numbers = ()
+            self.readings = {}
             self.time.reset()
         return watch
 

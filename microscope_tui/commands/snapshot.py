@@ -77,7 +77,6 @@ def snapshot(
     layer: str = "",
     expert: int | None = None,
     token: int | None = None,
-    number: tuple[str, ...] = (),
     against: Path | None = None,
     size: str = "",
     glyphs: GlyphChoice = "auto",
@@ -101,8 +100,6 @@ def snapshot(
         Number of the expert to select in that layer.
     token
         Number of the token to show on the screen tokens; the first by default.
-    number
-        With course: a number to draw, as the log names it; twice for two.
     against
         With compare or mismatch: path of the other run, which is A on the screen.
     size
@@ -120,7 +117,6 @@ def snapshot(
         layer=layer,
         expert=expert,
         token=token,
-        numbers=number[:2],
         against=_other(against, screen, search),
         preferences=Preferences(cost=placed.request()),
     )

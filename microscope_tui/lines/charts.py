@@ -47,7 +47,7 @@ class Curve:
     edge: str = "mean"
     """``low``, ``mean`` or ``high``: dips, the usual, or spikes."""
     name: str = ""
-    """Stands at the end of the line."""
+    """Written at the end of the line."""
 
     @property
     def values(self) -> list[float]:
@@ -107,10 +107,6 @@ class Chart:
     right: Scale | None = None
     """The axis of the last curve, if it is not that of the others."""
 
-    def names(self, width: int) -> int:
-        """Cells of ``width`` that the names of the lines take."""
-        return names_width(width, named=any(curve.name for curve in self.curves))
-
     @property
     def measured(self) -> bool:
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
@@ -156,7 +152,7 @@ class Chart:
 
 def names_width(width: int, *, named: bool) -> int:
     """Cells right of a chart in ``width`` cells: for the names of its lines, or none."""
-    return _NAMES if named and width > 2 * _NAMES else 0
+    return _NAMES if named and width > 3 * _NAMES else 0
 
 
 def beside(first: Chart, second: Chart) -> Chart:

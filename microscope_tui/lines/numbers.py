@@ -38,7 +38,6 @@ _LABELS = {
     "step_time_s": "step time (s)",
     "memory_bytes": "memory (bytes)",
 }
-_FIRST = list(_LABELS)
 _QUOTED = {
     "LOGITS": ("router.z_loss", "router.max_logit"),
     "GRADSPIKE": ("grad_norm",),
@@ -88,8 +87,8 @@ def numbers_of(
 def _place(name: str) -> tuple[int, str]:
     """Numbers with a label in their order, the others by name, those of routers last."""
     if name in _LABELS:
-        return _FIRST.index(name), ""
-    return len(_FIRST) + name.startswith("router."), name
+        return list(_LABELS).index(name), ""
+    return len(_LABELS) + name.startswith("router."), name
 
 
 def number_line(

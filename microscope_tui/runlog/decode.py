@@ -131,7 +131,7 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
 
 
 _NOT_NUMBERS = {"step", "time", *form.MATRICES}
-_MOST_NUMBERS = 4096
+_MOST_NUMBERS = 1000
 number_name = lru_cache(4096)(lambda key: safe_text(key, 60))
 """A key of the log as it may be shown."""
 

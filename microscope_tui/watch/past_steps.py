@@ -33,7 +33,7 @@ from microscope_tui.runlog import (
 )
 from microscope_tui.watch.history import Column, Curves, History, Window, rows_within
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import PER_RUN, RepeatedStep, Scan, find_in, steps_in
+from microscope_tui.watch.scan import PER_RUN, RepeatedStep, RowOf, Scan, find_in, steps_in
 
 _MOST_ROWS_BACK = 512
 _NEAR_BYTES = 4 << 20
@@ -256,39 +256,14 @@ def course_of(
         return curves.axis(), curves.of(name, router) if held.history is not None else ()
 
 
-class _Numbers(Scan):
-    """Keeps numbers by their names in the log: of all routers the mean, or each."""
+class Reading(Scan):
+    """The course of numbers of the log, made by ``read_on`` in another thread.
 
-    def __init__(self, names: Sequence[str], *, each: bool) -> None:
-        super().__init__(lambda *_: (), _READING_BYTES)
-        self._names = names
-        self._each = each
-
-    def _begun(
-        self, run: RunRecord
-    ) -> tuple[History, Callable[[StepEntry], Mapping[str, Sequence[float | None]]]]:
-        width = len(run.routers) if self._each else 1
-        nothing = (None,) * width
-
-        def row_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
-            found = entry.numbers()
-            lists = {n: x if isinstance(x, list) else [x] for n, x in found.items()}
-            rows = {name: lists.get(name, ()) for name in self._names}
-            if not self._each:
-                return {name: (mean_of(values),) for name, values in rows.items()}
-            return {n: x if len(x) == width else nothing for n, x in rows.items()}
-
-        capacity = rows_within(_READING_BYTES, len(self._names) * width)
-        return History(dict.fromkeys(self._names, width), capacity), row_of
-
-
-class Reading:
-    """Numbers over the whole run, read from the log by ``read_on`` in another thread.
-
-    ``each``: those of each router; by default the mean of all.
+    ``each``: of every router its own; by default the mean of all.
     """
 
     def __init__(self, watch: RunWatch, names: Sequence[str], *, each: bool = False) -> None:
+        super().__init__(lambda *_: (), _READING_BYTES)
         self.lock = threading.Lock()
         self.ended = False
         """Whether it has reached the end of the log once."""
@@ -296,20 +271,27 @@ class Reading:
         self._generation = watch.generation
         self._names = names
         self._each = each
-        self._start(0)
+        self._at = 0
+        self._lines = LineSplitter()
+        if watch.run is not None:  # the log may have no header
+            self.take(watch.run)
 
-    def _start(self, at: int) -> None:
-        """Read from a line at ``at`` on."""
-        self._at = at
-        self._lines = LineSplitter(start=at)
-        self._scan = _Numbers(self._names, each=self._each)
-        if (run := self._watch.run) is not None:
-            self._scan.take(run)  # the log may have no header, or no longer
+    def _begun(self, run: RunRecord) -> tuple[History, RowOf]:
+        width = len(run.routers) if self._each else 1
+        nothing = (None,) * width
 
-    @property
-    def history(self) -> History | None:
-        """What was read so far."""
-        return self._scan.history
+        def row_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
+            found = entry.numbers()
+            row: dict[str, Sequence[float | None]] = {}
+            for name in self._names:
+                value = found.get(name)
+                values = value if isinstance(value, list) else [value]
+                values = values if self._each else [mean_of(values)]
+                row[name] = values if len(values) == width else nothing
+            return row
+
+        capacity = rows_within(_READING_BYTES, len(self._names) * width)
+        return History(dict.fromkeys(self._names, width), capacity), row_of
 
     @property
     def progress(self) -> float:
@@ -328,24 +310,26 @@ class Reading:
         source = self._watch.source
         with suppress(UnknownFormat), opened(source.path) as file:
             while self._watch.generation == self._generation and not cancelled():
-                if self._at < source.kept()[0]:  # a pipe: the oldest lines were dropped
-                    self._start(source.kept()[0])
+                first = source.kept()[0]
+                if self._at < first:  # a pipe: the oldest lines were dropped
+                    self._at = first
+                    self._lines = LineSplitter()
                 data = os.pread(file, _PIECE_BYTES, self._at)
-                self.ended = self.ended or not data
                 if not data:
+                    self.ended = True
                     break
                 self._at += len(data)
                 entries = list(self._entries(data))
                 with self.lock:
                     for entry in entries:
                         with suppress(RepeatedStep):
-                            self._scan.take(entry)
-                    self._scan.commit()
-                self._scan.make_room(self.lock)
+                            self.take(entry)
+                    self.commit()
+                self.make_room(self.lock)
                 time.sleep(_REST_S)
 
     def _entries(self, data: bytes) -> Iterator[Entry]:
-        """What the next bytes complete; nothing is derived from counts."""
+        """The records that these bytes complete; nothing is derived from counts."""
         for _, line in self._lines.feed(data):
             with suppress(BadLine):
                 record = decode_line(line)

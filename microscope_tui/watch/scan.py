@@ -59,11 +59,12 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
 
 
 _Curves = Mapping[str, Sequence[float | None]]
+RowOf = Callable[[StepEntry], _Curves]
 _NONE = (math.inf, -math.inf)
 _ROUNDING = 1e-9
 
 
-def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], _Curves]:
+def row_maker(routers: Sequence[RouterInfo]) -> RowOf:
     """A function from a step to the values that the history keeps for these routers."""
     sizes = [(r.num_experts, r.top_k) for r in routers]
     # Below this load, and above this many effective experts, a router excuses no busiest expert.
@@ -225,10 +226,10 @@ class Scan:
         elif cut is not None:
             self._restart(cut, before)
 
-    def _begun(self, run: RunRecord) -> tuple[History, Callable[[StepEntry], _Curves]]:
+    def _begun(self, run: RunRecord) -> tuple[History, RowOf]:
         """An empty history, and what it keeps of a step."""
-        made = new_history(run, self._memory_bytes, self.expected_steps)
-        return made, row_maker(run.routers)
+        empty = new_history(run, self._memory_bytes, self.expected_steps)
+        return empty, row_maker(run.routers)
 
     def _take_step(self, entry: StepEntry) -> None:
         run, history = self.run, self.history

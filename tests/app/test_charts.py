@@ -151,13 +151,7 @@ def test_many_lines_have_their_names_at_their_ends_one_below_the_other() -> None
         Curve(range(1, 5), [Column(v, v, v)] * 4, role=f"ink:{n}", name=f"run {n}")
         for n, v in enumerate([2.0, 2.01, 2.02, 5.0])
     ]
-    lines = figure(
-        Chart("loss", runs, bottom=None),
-        TimeScale(Window(1, 4), None),
-        (60, 9),
-        Glyphs.ASCII,
-        step=4,
-    )
+    lines = drawn(Chart("loss", runs, bottom=None), TimeScale(Window(1, 4), None), Glyphs.ASCII)
     ends = [line[-1].text.strip() or line[-2].text.strip() for line in lines[1:-1]]
     assert ends[0] == "run 3"
     assert sorted(end for end in ends[1:] if end.startswith("run")) == ["run 0", "run 1", "run 2"]

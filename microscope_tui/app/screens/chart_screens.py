@@ -190,7 +190,7 @@ class ChartScreen(RunScreen):
     def _reading(self, watch: RunWatch, names: Sequence[str], *, each: bool) -> Reading:
         """The reading of these numbers; a worker takes it on to the end of the log."""
         session = self.session
-        wanted = (watch, watch.generation, each, *names)
+        wanted = (watch.generation, each, *names)
         reading = session.readings.get(wanted)
         if reading is None:
             if len(session.readings) == _MOST_READINGS:

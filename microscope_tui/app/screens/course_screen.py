@@ -117,7 +117,7 @@ class CourseScreen(ChartScreen):
         self.query_one("#numbers").set_class(not width, "gone")
         title = [dim(" numbers "), Span(self.filter_note(width - 10), "accent")]
         lines = [pad(title, width)]
-        marks = dict(zip(session.numbers or (OVERVIEW,), "●○", strict=False))
+        marks = dict(zip(session.numbers or (OVERVIEW,), "●+", strict=False))
         at = self._at
         for index in self.in_view(at, len(self._listed), room - 1):
             name, chosen = self._listed[index], index == at
