@@ -80,7 +80,8 @@ def figure(
     plot = _Plot(chart, time, (columns, rows), glyphs, chart.scale())
     cells = plot.curves(smoothing)
     plot.lay_over(cells, named=focused or rows >= _NAMES_FROM_ROWS)
-    ends = [[Span(f" {text}", role)] if text else [] for text, role in plot.names(margin - 1)]
+    names = plot.names(margin - 1) if margin else [("", "")] * rows
+    ends = [[Span(f" {text}", role)] if text else [] for text, role in names]
     lines = [
         pad([Span(f"{text:>{GUTTER - 1}} ", role), *merged(row), *end], width)
         for (text, role), row, end in zip(plot.labels(), cells, ends, strict=True)
@@ -98,9 +99,9 @@ class _Plot(NamedTuple):
     glyphs: Glyphs
     left: Scale
 
-    def row_of(self, value: float, scale: Scale | None = None) -> int | None:
+    def row_of(self, value: float) -> int | None:
         """The row of a value, counted from the top; ``None`` outside the scale."""
-        rows, share = self.size[1], (scale or self.left).share(value)
+        rows, share = self.size[1], self.left.share(value)
         return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
     def scale_of(self, curve: Curve) -> Scale:

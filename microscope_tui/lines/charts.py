@@ -104,6 +104,8 @@ class Chart:
     ends: tuple[str, str] | None = None
     """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
+    notes: Sequence[str] = ()
+    """Before the note, each as far as there is room."""
     right: Scale | None = None
     """The axis of the last curve, if it is not that of the others."""
 
@@ -147,7 +149,7 @@ class Chart:
         notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
         notes += ["log axis"] if log else []
         notes += [f"smoothing {smoothing:g}"] if smoothing else []
-        return noted(line, [*notes, self.note], width)
+        return noted(line, [*notes, *self.notes, self.note], width)
 
 
 def names_width(width: int, *, named: bool) -> int:
@@ -161,14 +163,15 @@ def beside(first: Chart, second: Chart) -> Chart:
     bottom, top = min(left.bottom, right.bottom), max(left.top, right.top)
     heights = [scale.top - scale.bottom for scale in (left, right)]
     own = left.log or right.log or top - bottom > _ONE_AXIS * min(heights)
-    where = f", its axis at the right{' (log)' if right.log else ''}" if own else ""
+    where = f"its axis at the right{' (log)' if right.log else ''}" if own else ""
+    now = f"and {second.name} {second.spell(second.now)}"
     both = replace(
         first,
         curves=[
             *(replace(curve, name=first.name) for curve in first.curves),
             *(replace(curve, name=second.name, role=SECOND) for curve in second.curves),
         ],
-        note=f"and {second.name} {second.spell(second.now)}{where}",
+        notes=[now, where, second.note],
     )
     return replace(both, right=right) if own else replace(both, bottom=bottom, top=top)
 
