@@ -90,7 +90,7 @@ def test_a_second_number_has_its_own_axis_only_where_one_of_them_would_be_flat()
     assert far.right is not None
     assert far.scale()[:2] == (0.0, 3.0)
     title = plain(far.title(2, 0.0, 90, focused=True))
-    assert "and tokens/s 9500.00   its axis at the right" in title
+    assert "and tokens/s 9500.00   right axis" in title
 
 
 def test_labels_of_the_y_axis_fit_their_gutter() -> None:
