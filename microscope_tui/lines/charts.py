@@ -163,7 +163,7 @@ def beside(first: Chart, second: Chart) -> Chart:
     bottom, top = min(left.bottom, right.bottom), max(left.top, right.top)
     heights = [scale.top - scale.bottom for scale in (left, right)]
     own = left.log or right.log or top - bottom > _ONE_AXIS * min(heights)
-    where = f"right axis{' (log)' if right.log else ''}" if own else ""
+    where = f"right axis{', log' if right.log else ''}" if own else ""
     now = f"and {second.name} {second.spell(second.now)}"
     both = replace(
         first,
