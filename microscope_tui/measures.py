@@ -243,3 +243,13 @@ def _ranks(values: Sequence[float]) -> list[float]:
     """The rank of each value from 1 up; equal ones share the mean of theirs."""
     ordered = sorted(values)
     return [(bisect_left(ordered, x) + bisect_right(ordered, x) + 1) / 2 for x in values]
+
+
+def mean_of(values: Sequence[float | None] | None) -> float | None:
+    """The mean of the finite ones; ``None`` if there are none."""
+    if not values:
+        return None
+    if None not in values and math.isfinite(total := sum(values)):  # type: ignore[arg-type]
+        return total / len(values)  # nearly always
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else None

@@ -33,7 +33,6 @@ from .screen_table import SCREENS as SCREENS
 from .screens.alerts_screen import AlertsScreen as AlertsScreen
 from .screens.base import BaseScreen as BaseScreen
 from .screens.chart_screens import (
-    CourseScreen as CourseScreen,
     ExpertScreen as ExpertScreen,
     LayerScreen as LayerScreen,
 )
@@ -41,6 +40,7 @@ from .screens.compare_screens import (
     CompareScreen as CompareScreen,
     MismatchScreen as MismatchScreen,
 )
+from .screens.course_screen import CourseScreen as CourseScreen
 from .screens.help_screen import HelpScreen as HelpScreen, help_lines as help_lines
 from .screens.main_screen import MainScreen as MainScreen
 from .screens.probe_screens import TokensScreen as TokensScreen

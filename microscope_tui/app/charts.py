@@ -16,15 +16,18 @@ from microscope_tui.lines import (
     GUTTER,
     RESTART,
     Chart,
+    Curve,
     Glyphs,
     Line,
+    Scale,
     Span,
     TimeScale,
+    names_width,
     pad,
+    shortened,
     smoothed,
-    tick_text,
 )
-from microscope_tui.lines.spans import merged
+from microscope_tui.lines.spans import merged, placed
 
 _MARKERS = {Glyphs.BRAILLE: ("braille", 2), Glyphs.BLOCK: ("hd", 2), Glyphs.ASCII: ("*", 1)}
 """plotext's marker, and its dots per cell width."""
@@ -35,9 +38,16 @@ _GLYPHS = {
 }
 _GLYPHS[Glyphs.BLOCK] = _GLYPHS[Glyphs.BRAILLE]
 
+_NAMES_FROM_ROWS = 8
+"""Rows of a plot from which the lines of onsets carry the names of their rules; in the chart in
+focus they always do."""
+_NAME_ROWS = 4
+"""Rows that names take: onsets beside each other all need room."""
+
 Cell = tuple[str, str]
 Segment = tuple[tuple[float, ...], tuple[float, ...], int]
-"""Steps from the first of the window, values and the number of their series; without gaps."""
+"""Steps from the first of the window, places on the y axis (0 … 1) and the number of their series;
+without gaps."""
 
 
 def figure(
@@ -60,72 +70,95 @@ def figure(
     """
     width, height = size
     title = chart.title(step, smoothing, width, focused=focused)
-    rows, columns = height - 1 - ticks, width - GUTTER
+    margin = names_width(width, named=any(curve.name for curve in chart.curves))
+    rows, columns = height - 1 - ticks, width - GUTTER - margin
     if rows < 1 or columns < 8:
         return [title, *[pad([], width)] * (height - 1)][:height]
     if not chart.measured:
         note = pad([Span(" " * GUTTER + chart.nothing, "faint")], width)
         return [title, note, *[pad([], width)] * (height - 2)][:height]
-    plot = _Plot(chart, time, (columns, rows), glyphs, chart.scale()[:2])
+    plot = _Plot(chart, time, (columns, rows), glyphs, chart.scale())
     cells = plot.curves(smoothing)
-    plot.lay_over(cells)
+    plot.lay_over(cells, named=focused or rows >= _NAMES_FROM_ROWS)
+    names = plot.names(margin - 1) if margin else [("", "")] * rows
+    ends = [[Span(f" {text}", role)] if text else [] for text, role in names]
     lines = [
-        pad([Span(f"{text:>{GUTTER - 1}} ", role), *merged(row)], width)
-        for (text, role), row in zip(plot.labels(), cells, strict=True)
+        pad([Span(f"{text:>{GUTTER - 1}} ", role), *merged(row), *end], width)
+        for (text, role), row, end in zip(plot.labels(), cells, ends, strict=True)
     ]
     below = [pad([Span(" " * GUTTER), *time.tick_line(columns)], width)] if ticks else []
     return [title, *lines, *below]
 
 
 class _Plot(NamedTuple):
-    """The area of the curves: how many cells, and which values lie at its bottom and top."""
+    """The area of the curves: how many cells, and the axis at its left."""
 
     chart: Chart
     time: TimeScale
     size: tuple[int, int]
     glyphs: Glyphs
-    ends: tuple[float, float]
+    left: Scale
 
     def row_of(self, value: float) -> int | None:
         """The row of a value, counted from the top; ``None`` outside the scale."""
-        (bottom, top), rows = self.ends, self.size[1]
-        share = (value - bottom) / (top - bottom)
+        rows, share = self.size[1], self.left.share(value)
         return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
+    def scale_of(self, curve: Curve) -> Scale:
+        """The axis that a curve belongs to."""
+        return self.chart.right or self.left if curve is self.chart.curves[-1] else self.left
+
     def curves(self, smoothing: float) -> list[list[Cell]]:
-        series = [(curve.steps, curve.values, curve.role) for curve in self.chart.curves]
+        drawn = [(curve, curve.values, curve.role) for curve in self.chart.curves]
         if smoothing:
-            series = [
-                *((steps, values, "faint") for steps, values, _ in series),
-                *((steps, smoothed(values, smoothing), role) for steps, values, role in series),
+            drawn = [
+                *((curve, values, "faint") for curve, values, _ in drawn),
+                *((curve, smoothed(values, smoothing), role) for curve, values, role in drawn),
             ]
         segments = [
             segment
-            for number, (steps, values, _) in enumerate(series, 1)
-            for segment in self._segments(steps, values, number)
+            for number, (curve, values, _) in enumerate(drawn, 1)
+            for segment in self._segments(curve, values, number)
         ]
         marker, dots = _MARKERS[self.glyphs]
         across = self.time.middles(dots * self.size[0])
-        text = _canvas(self.size, marker, across, self.ends, tuple(segments))
-        return _cells(text, self.size, [role for *_, role in series])
+        text = _canvas(self.size, marker, across, tuple(segments))
+        return _cells(text, self.size, [role for *_, role in drawn])
 
-    def _segments(
-        self, steps: Sequence[int], values: Sequence[float], number: int
-    ) -> Iterator[Segment]:
+    def _segments(self, curve: Curve, values: Sequence[float], number: int) -> Iterator[Segment]:
         """A series split at its gaps, clipped to the scale and the window."""
-        (first, last), (bottom, top) = self.time.window, self.ends
+        (first, last), scale, steps = self.time.window, self.scale_of(curve), curve.steps
         inside = slice(max(0, bisect_right(steps, first) - 1), bisect_right(steps, last))
         points = list(zip(steps, values, strict=False))[inside]
         for known, run in groupby(points, key=lambda point: point[1] == point[1]):
             if known:
                 own = list(run)
                 xs = tuple(float(min(last, max(first, step)) - first) for step, _ in own)
-                yield xs, tuple(min(top, max(bottom, value)) for _, value in own), number
+                clipped = (min(scale.top, max(scale.bottom, value)) for _, value in own)
+                yield xs, tuple(map(scale.share, clipped)), number
 
-    def lay_over(self, cells: list[list[Cell]]) -> None:
+    def names(self, width: int) -> list[Cell]:
+        """Right of the plot: the names at the ends of their lines, and the axis of the last."""
+        chart, rows = self.chart, self.size[1]
+        cells: list[Cell] = [("", "")] * rows
+        if chart.right is not None:
+            ends = chart.right.top, chart.right.bottom
+            cells[0], cells[-1] = ((chart.right.text(end), chart.curves[-1].role) for end in ends)
+        for curve in chart.curves:
+            known = [v for v in curve.values if v == v]
+            free = [row for row, (text, _) in enumerate(cells) if not text]
+            if curve.name and known and free:
+                end = rows * (1.0 - self.scale_of(curve).share(known[-1]))
+                row = min(free, key=lambda row: abs(row + 0.5 - end))
+                cells[row] = (shortened(curve.name, width), curve.role)
+        return cells
+
+    def lay_over(self, cells: list[list[Cell]], *, named: bool) -> None:
         """Limits, markers and points; the cursor, and everything after it faint."""
         time, signs = self.time, _GLYPHS[self.glyphs]
         width, _ = self.size
+        if named:
+            self._name_onsets(cells)
         self._mark_events(cells)
         cursor = time.column_of(time.cursor, width) if time.cursor is not None else None
         if cursor is not None:
@@ -150,14 +183,26 @@ class _Plot(NamedTuple):
                 for line in cells[-1:] if mark.what == EVALUATION else cells:
                     _put(line, at, signs.get(mark.what, "'"), mark.role)
 
+    def _name_onsets(self, cells: list[list[Cell]]) -> None:
+        """The rule of each onset beside its line, on free cells; of a rule the first one."""
+        seen = [mark for mark in self.time.marks if mark.rule and self.time.window.has(mark.step)]
+        seen.sort(key=lambda mark: mark.step)
+        first = {mark.rule: mark for mark in reversed(seen)}
+        for mark in reversed(first.values()):
+            at = self.time.column_of(mark.step, self.size[0]) or 0
+            places = [(line, at + 1) for line in cells[:_NAME_ROWS]]
+            places += [(line, at - len(mark.rule)) for line in cells[:_NAME_ROWS]]
+            any(placed(line, start, mark.rule, mark.role, margin=1) for line, start in places)
+
     def labels(self) -> list[Cell]:
         """The y axis: both ends, and the limits in the role of what lies beyond them."""
-        (bottom, top), rows = self.ends, self.size[1]
+        scale, rows = self.left, self.size[1]
         labels: list[Cell] = [("", "")] * rows
-        for level, role in self.chart.limits:
+        levels = *((value, "dim") for value in scale.powers), *self.chart.limits
+        for level, role in levels:
             if (row := self.row_of(level)) is not None and 0 < row < rows - 1:
-                labels[row] = (tick_text(level, top - bottom), role)
-        texts = self.chart.ends or (tick_text(bottom, top - bottom), tick_text(top, top - bottom))
+                labels[row] = (scale.text(level), role)
+        texts = self.chart.ends or (scale.text(scale.bottom), scale.text(scale.top))
         labels[-1], labels[0] = ((text, "dim") for text in texts)
         return labels
 
@@ -180,7 +225,6 @@ def _canvas(
     size: tuple[int, int],
     marker: str,
     across: tuple[float, float],
-    up: tuple[float, float],
     segments: tuple[Segment, ...],
 ) -> str:
     """The plotext drawing, cached by its numbers."""
@@ -195,7 +239,7 @@ def _canvas(
     for xs, ys, series in segments:
         plotext.plot(list(xs), list(ys), marker=marker, color=series)
     plotext.xlim(*across)
-    plotext.ylim(*up)
+    plotext.ylim(0.0, 1.0)
     plotext.xticks([])
     plotext.yticks([])
     return str(plotext.build())

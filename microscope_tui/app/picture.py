@@ -98,6 +98,7 @@ async def _choose(app: Microscope, wanted: PictureRequest) -> None:
         problem = await asyncio.to_thread(session.time.go_to, wanted.step)
         if problem:
             raise NoPicture(f"step {wanted.step:,}: {problem}")
+    session.numbers = tuple(wanted.numbers)
     _choose_expert(session, run.routers, wanted)
     if wanted.token is not None:
         await _choose_token(session, wanted.token)

@@ -39,9 +39,9 @@ SCREENS = {
     ),
     "course": ScreenRow(
         "6",
-        "loss and learning rate",
-        "chart_screens",
-        "charts layers alerts header time",
+        "the course of any number",
+        "course_screen",
+        "charts numbers =margin layers alerts header time",
     ),
     "map": ScreenRow(
         "t", "map: all layers over time", "map_screen", "map layers cells alerts header time"

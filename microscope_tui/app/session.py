@@ -17,13 +17,14 @@ from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import Axis, Glyphs, Look, Palette, SteadyLevels, shade_level
 from microscope_tui.placement import OF_HEADER, CostRequest
 from microscope_tui.routing import FILE_NAME
-from microscope_tui.runlog import PipedLog, RunFile, RunRecord, safe_text
+from microscope_tui.runlog import PipedLog, RunFile, RunRecord, StepEntry, safe_text
 from microscope_tui.sources import ForeignRun, SourceRequest
 from microscope_tui.watch import (
     Fleet,
     NothingToCompare,
     Pin,
     PinnedRun,
+    Reading,
     Recent,
     Reference,
     RunView,
@@ -70,6 +71,8 @@ class PictureRequest(msgspec.Struct, frozen=True):
     expert: int | None = None
     token: int | None = None
     """The token at the cursor on the screen of the tokens; the first by default."""
+    numbers: Sequence[str] = ()
+    """Names of up to two numbers to draw on the screen of the course."""
     against: RunFile | None = None
     """The run to compare with."""
     preferences: Preferences = DEFAULT
@@ -98,6 +101,10 @@ class Session:
         """Comparisons of two probes, by the state of their files; or why there is none."""
         self.expert: int | None = None
         """The chosen expert of the chosen layer."""
+        self.numbers: tuple[str, ...] = ()
+        """What the screen of the course shows: up to two numbers; the overview by default."""
+        self.readings: dict[tuple[object, ...], Reading] = {}
+        """Numbers read from the log, by the log and their names."""
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
@@ -114,6 +121,8 @@ class Session:
         watch = self.fleet.open
         if watch is not self._open:  # selections of the previous run are reset
             self._open, self._selected, self.expert = watch, 0, None
+            self.numbers = ()
+            self.readings = {}
             self.time.reset()
         return watch
 
@@ -173,6 +182,14 @@ class Session:
     @selected.setter
     def selected(self, index: int) -> None:
         self._selected = index
+
+    @property
+    def shown_entry(self) -> StepEntry | None:
+        """The shown step, with its line."""
+        watch = self.watch
+        if self.time.pin is not None:
+            return self.time.pin.latest
+        return watch.latest if watch is not None else None
 
     @property
     def has_run(self) -> bool:

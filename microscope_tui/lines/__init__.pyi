@@ -14,10 +14,13 @@ from .charts import (
     Chart as Chart,
     Curve as Curve,
     Placed as Placed,
+    Scale as Scale,
     arranged as arranged,
-    course_charts as course_charts,
+    beside as beside,
+    course_chart as course_chart,
     layer_charts as layer_charts,
     loss_answer as loss_answer,
+    names_width as names_width,
     plot_area as plot_area,
     smoothed as smoothed,
     tick_text as tick_text,
@@ -69,6 +72,16 @@ from .mismatch import (
     beside_each_other as beside_each_other,
     mismatch_text as mismatch_text,
     percent as percent,
+)
+from .numbers import (
+    COURSE as COURSE,
+    OF_LAYER as OF_LAYER,
+    OVERVIEW as OVERVIEW,
+    label_of as label_of,
+    number_chart as number_chart,
+    number_line as number_line,
+    numbers_of as numbers_of,
+    quoted as quoted,
 )
 from .pattern import matches as matches
 from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines

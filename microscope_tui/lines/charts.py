@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
@@ -16,8 +17,14 @@ from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
 
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
+SECOND = "ink:0"
+"""Role of the second of two numbers."""
+_NAMES = 17  # cells right of a chart with the names of its lines
 SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
+_LOG_FROM = 100.0  # times the median: a linear axis would show a spike and a flat line
+_DECADES = 12
+_ONE_AXIS = 5.0  # times the height of a curve: a larger axis makes it flat
 _WILD = 20.0  # larger spikes (in usual ranges) would flatten the rest
 _USUAL = 0.95
 _TWO_STACKS_FROM = 72
@@ -39,12 +46,44 @@ class Curve:
     role: str = "value"
     edge: str = "mean"
     """``low``, ``mean`` or ``high``: dips, the usual, or spikes."""
+    name: str = ""
+    """Written at the end of the line."""
 
     @property
     def values(self) -> list[float]:
         """One value per column; non-finite values are gaps."""
         values = [float(getattr(column, self.edge)) for column in self.columns]
         return [value if math.isfinite(value) else math.nan for value in values]
+
+
+class Scale(NamedTuple):
+    """Both ends of a y axis."""
+
+    bottom: float
+    top: float
+    beyond: float | None = None
+    """The highest value, if it lies beyond the top."""
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """How far up a value is: 0 at the bottom, 1 at the top."""
+        if not self.log:
+            return (value - self.bottom) / (self.top - self.bottom)
+        if value <= 0.0:
+            return -1.0
+        return math.log(value / self.bottom) / math.log(self.top / self.bottom)
+
+    def text(self, value: float) -> str:
+        """A label of the axis."""
+        return tick_text(value, 10 * value if self.log else self.top - self.bottom)
+
+    @property
+    def powers(self) -> Sequence[float]:
+        """The powers of ten that a logarithmic axis has between its ends."""
+        if not self.log:
+            return ()
+        first = math.floor(math.log10(self.bottom)) + 1
+        return [10.0**power for power in range(first, math.ceil(math.log10(self.top)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +104,31 @@ class Chart:
     ends: tuple[str, str] | None = None
     """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
+    notes: Sequence[str] = ()
+    """Before the note, each as far as there is room."""
+    right: Scale | None = None
+    """The axis of the last curve, if it is not that of the others."""
 
     @property
     def measured(self) -> bool:
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
 
-    def scale(self) -> tuple[float, float, float | None]:
-        """Both ends of the y axis, and the highest value if it lies beyond."""
-        values = [v for curve in self.curves for v in curve.values if v == v]
+    def scale(self) -> Scale:
+        """The y axis; logarithmic where a linear one would show only a spike."""
+        curves = self.curves[:-1] if self.right else self.curves
+        values = [v for curve in curves for v in curve.values if v == v]
         values = sorted(values + [v for _, v in self.points if math.isfinite(v)])
         if not values:
-            return self.bottom or 0.0, self.top or 1.0, None
+            return Scale(self.bottom or 0.0, self.top or 1.0)
+        if self.top is None and values[0] >= 0.0:
+            middle, highest = values[len(values) // 2], values[-1]
+            if highest > _LOG_FROM * middle > 0.0:
+                least = next(value for value in values if value > 0.0)
+                return Scale(max(least, highest / 10**_DECADES), highest, log=True)
+        return self._linear(values)
+
+    def _linear(self, values: Sequence[float]) -> Scale:
+        """A linear axis for these values, which increase."""
         bottom = values[0] if self.bottom is None else self.bottom
         top = values[-1] if self.top is None else self.top
         beyond = None
@@ -85,17 +138,42 @@ class Chart:
         if not top > bottom:
             top = bottom + (0.5 if self.bottom is None else 1.0)
             bottom -= 0.5 if self.bottom is None else 0.0
-        return bottom, top, beyond
+        return Scale(bottom, top, beyond)
 
     def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
         """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
-        _, _, beyond = self.scale()
+        _, _, beyond, log = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
         line += [Span(f"   {value}", "title"), dim(f" at {step:,}")] if value else []
         notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
+        notes += ["log axis"] if log else []
         notes += [f"smoothing {smoothing:g}"] if smoothing else []
-        return noted(line, [*notes, self.note], width)
+        return noted(line, [*notes, *self.notes, self.note], width)
+
+
+def names_width(width: int, *, named: bool) -> int:
+    """Cells right of a chart in ``width`` cells: for the names of its lines, or none."""
+    return _NAMES if named and width > 3 * _NAMES else 0
+
+
+def beside(first: Chart, second: Chart) -> Chart:
+    """Two numbers in one chart; the second has its own axis if one of them would be flat."""
+    left, right = first.scale(), second.scale()
+    bottom, top = min(left.bottom, right.bottom), max(left.top, right.top)
+    heights = [scale.top - scale.bottom for scale in (left, right)]
+    own = left.log or right.log or top - bottom > _ONE_AXIS * min(heights)
+    where = f"right axis{', log' if right.log else ''}" if own else ""
+    now = f"and {second.name} {second.spell(second.now)}"
+    both = replace(
+        first,
+        curves=[
+            *(replace(curve, name=first.name) for curve in first.curves),
+            *(replace(curve, name=second.name, role=SECOND) for curve in second.curves),
+        ],
+        notes=[now, where, second.note],
+    )
+    return replace(both, right=right) if own else replace(both, bottom=bottom, top=top)
 
 
 def chart_name(name: str, focused: bool) -> Line:
@@ -249,34 +327,28 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     return charts
 
 
-def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
-    """The course of a run by name, most useful first; without what the log does not contain."""
+def course_chart(view: RunView, health: RouterHealth, name: str) -> Chart | None:
+    """The loss, or the worst of all layers; ``None`` for other numbers."""
     record, steps = view.record, view.axis
-    loss = record.loss if record else None
-    norm = record.grad_norm if record else None
-    rate = record.learning_rate if record else None
-    lowest, least = min(_known(view, "judged_balance"), default=(None, ""))
-    highest, most = max(_known(view, "max_load"), default=(None, ""))
-    validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
-    at, value = validated[-1] if validated else (0, None)
-    validation = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
-    fair = f"in {most}, 1 is fair" if most else "1 is fair"
-    losses = [Curve(steps, view.loss_history)]
-    balances = [Curve(steps, health.balance, edge="low")]
-    peaks = [Curve(steps, health.max_load, edge="high")]
-    norms = [Curve(steps, view.grad_norm_history, edge="high")]
-    rates = [Curve(steps, view.learning_rate_history)]
-    charts = {
-        "loss": Chart("loss", losses, loss, validation, bottom=None, points=validated),
-        "balance": _balance("lowest balance c", balances, lowest, f"in {least}" if least else ""),
-        "max-load": Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")]),
-        "gradient-norm": Chart("gradient norm", norms, norm, spell=_significant),
-        "learning-rate": Chart("learning rate", rates, rate, spell=_significant),
-    }
-    return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
+    if name == "loss":
+        validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
+        at, value = validated[-1] if validated else (0, None)
+        note = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
+        now, losses = record.loss if record else None, [Curve(steps, view.loss_history)]
+        return Chart(name, losses, now, note, bottom=None, points=validated)
+    if name == "balance":
+        lowest, layer = min(known(view, "judged_balance"), default=(None, ""))
+        balances = [Curve(steps, health.balance, edge="low")]
+        return _balance("lowest balance c", balances, lowest, f"in {layer}" if layer else "")
+    if name == "max-load":
+        highest, layer = max(known(view, "max_load"), default=(None, ""))
+        peaks = [Curve(steps, health.max_load, edge="high")]
+        fair = f"in {layer}, 1 is fair" if layer else "1 is fair"
+        return Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")])
+    return None
 
 
-def _known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
+def known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
     """The finite values of one measure, each with the name of its layer."""
     for layer in view.layers:
         value = getattr(layer, measure)
@@ -327,7 +399,3 @@ def _compared(view: RunView, onset: int) -> Line:
         return [Span("the loss does not show it", "warn"), numbers]
     after = f"{noticed - onset:,} steps later" if noticed > onset else "at once"
     return [Span(f"the loss rose {after}"), numbers]
-
-
-def _significant(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

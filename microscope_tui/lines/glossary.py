@@ -85,6 +85,14 @@ lowest balance c: the worst of all layers
 highest load: load of the busiest expert of all layers
 gradient norm: of all weights, before clipping
 learning rate: of this step, as logged
+# numbers
+overview: loss, balance, load, gradient norm and learning rate, a chart each
+z-loss, highest logit: mean of the squared logsumexp of a router's logits; the largest of them
+router gradient: norm of the gradient of a router's weights; here the mean of the layers
+disagreement: share of the choices that another engine makes differently
+tokens/s, step time (s), memory (bytes): speed, seconds a step, peak of the device
+●, +: drawn as the first line; as the second one
+log axis: the highest value is more than 100 times the usual one
 # expert
 place: of the experts of this layer by load: 1 is the busiest
 all layers: the expert with the same number in every layer

@@ -192,6 +192,8 @@ class TimeMark(msgspec.Struct, frozen=True):
     step: int
     what: str
     role: str
+    rule: str = ""
+    """Of an onset: whose."""
 
 
 class TimeScale(msgspec.Struct, frozen=True):
@@ -274,4 +276,5 @@ def _marks(view: RunView, layer: int | None) -> Iterable[TimeMark]:
     for finding, _ in reversed(view.alerts):
         for episode in finding.episodes:
             if episode.active and layer in (None, episode.router_index):
-                yield TimeMark(episode.onset, ONSET, ROLE_OF_SEVERITY[episode.severity])
+                role = ROLE_OF_SEVERITY[episode.severity]
+                yield TimeMark(episode.onset, ONSET, role, finding.rule)

@@ -20,6 +20,15 @@ def short_number(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def significant(value: float | None) -> str:
+    """Three digits: ``2.31``, ``0.0123``, ``6,960``, ``41k``, ``3.2e-05``; empty for no value."""
+    if value is None:
+        return ""
+    if not math.isfinite(value) or 100_000 <= abs(value) < 1e12:
+        return short_number(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
+
+
 def decimal(value: float | None) -> str:
     """Two decimals; empty for no value."""
     if value is None:

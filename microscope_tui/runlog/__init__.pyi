@@ -5,6 +5,7 @@ from .decode import (
     decode_line as decode_line,
     decode_matrices as decode_matrices,
     decode_means as decode_means,
+    number_name as number_name,
 )
 from .discover import (
     KnownLogs as KnownLogs,

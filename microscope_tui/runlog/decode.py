@@ -9,7 +9,9 @@ costs that key, never the record, and never the reader.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -126,6 +128,36 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
         fields = {}
     weight, norm = (_rows_of(fields.get(name), routers) for name in form.MATRICES[:2])
     return list(map(_finite_of, weight)), list(map(_finite_of, norm))
+
+
+_NOT_NUMBERS = {"step", "time", *form.MATRICES}
+_MOST_NUMBERS = 1000
+number_name = lru_cache(4096)(lambda key: safe_text(key, 60))
+"""A key of the log as it may be shown."""
+
+
+def numbers_of(line: bytes) -> dict[str, float | Values]:
+    """All numbers of a step but its matrices by name: ``reward``, ``losses.aux``.
+
+    Of ``router.…`` a list, one entry per router. Empty if the line cannot be read.
+    """
+    try:
+        fields = object_of(_without_matrices(line).strip(b"\0 "))
+    except BadLine:
+        return {}
+    known = {name: value for name, value in fields.items() if name not in _NOT_NUMBERS}
+    return dict(islice(_leaves(known, ""), _MOST_NUMBERS))
+
+
+def _leaves(fields: dict[str, Any], outer: str) -> Iterator[tuple[str, float | Values]]:
+    for key, value in fields.items():
+        name = number_name(outer + key)
+        if isinstance(value, dict) and outer.count(".") < 4:
+            yield from _leaves(value, f"{name}.")
+        elif isinstance(value, list) and outer == "router.":
+            yield name, _values_of(value) or []
+        elif (number := _number(value)) is not None:
+            yield name, number
 
 
 def short_rows(line: bytes, routers: int) -> Sequence[list[int]]:

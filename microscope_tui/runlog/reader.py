@@ -20,6 +20,7 @@ from microscope_tui.runlog.decode import (
     decode_means,
     decode_row,
     infer_run,
+    numbers_of,
     row_starts,
     short_rows,
 )
@@ -44,7 +45,16 @@ T = TypeVar("T")
 class StepEntry:
     """A step with its line; matrices are decoded on demand."""
 
-    __slots__ = ("_line", "_matrices", "_rows", "_starts", "offset", "record", "routers")
+    __slots__ = (
+        "_line",
+        "_matrices",
+        "_numbers",
+        "_rows",
+        "_starts",
+        "offset",
+        "record",
+        "routers",
+    )
 
     def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
@@ -54,6 +64,7 @@ class StepEntry:
         """Number of routers that the run had at this step."""
         self._line = line
         self._matrices: Matrices | None = None
+        self._numbers: dict[str, float | Values] | None = None
         self._rows: Sequence[list[int]] | None = None
         self._starts: list[int] = []
 
@@ -100,6 +111,12 @@ class StepEntry:
     def means(self) -> tuple[Rows, Rows]:
         """Mean weight and mean output norm of every expert, a row per router."""
         return decode_means(self._line.strip(b"\0 "), self.routers)
+
+    def numbers(self) -> dict[str, float | Values]:
+        """All numbers of the line but its matrices, by name; decoded once."""
+        if self._numbers is None:
+            self._numbers = numbers_of(self._line)
+        return self._numbers
 
     def _row(self, router_index: int) -> list[int] | None:
         if self._rows is None:

@@ -28,7 +28,10 @@ from .history import (
 from .judge import Judge as Judge
 from .past_steps import (
     Pin as Pin,
+    Reading as Reading,
     Sample as Sample,
+    course_of as course_of,
+    kept_numbers as kept_numbers,
     kept_steps as kept_steps,
     pin as pin,
     pin_at as pin_at,

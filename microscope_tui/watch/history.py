@@ -209,6 +209,8 @@ def _mixed(one: Column, other: Column, share: float) -> Column:
     return Column(min(one.low, other.low), mean, max(one.high, other.high))
 
 
+MOST_LATER = 64
+"""Series that may begin later than the history: with a value for every row they take 6.7 MB."""
 MAX_ROWS = 8192
 MIN_ROWS = 256
 _NEVER = 2**63
@@ -259,6 +261,8 @@ class History:
         self.capacity = capacity
         self.stride = stride
         self._curves = {name: [Series(stride) for _ in range(n)] for name, n in widths.items()}
+        self.later: list[str] = []
+        """Names of the series that began later, of one value a step each."""
         self._pending: list[Mapping[str, Values]] = []
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row
@@ -277,6 +281,8 @@ class History:
         self, step: int, values: Mapping[str, Values], offset: int = 0, time: float | None = None
     ) -> None:
         """Add one step.
+
+        A series that is not of ``widths`` begins at its first value; there may be ``MOST_LATER``.
 
         Raises:
             ValueError: ``step`` is not after the last one; call ``restart`` first.
@@ -298,8 +304,16 @@ class History:
         if not self._pending:
             return False
         older = self._older if self._opened else len(self._pending)
+        for values in self._pending:
+            for name in [name for name in values if name not in self._curves]:
+                if len(self.later) < MOST_LATER:
+                    self.later.append(name)
+                    self._curves[name] = [Series(self.stride)]
+                    gap = array("f", [NAN]) * len(self.steps)
+                    self._curves[name][0].fine.extend(Level(gap, gap, gap))
         for name, curves in self._curves.items():
-            columns = zip(*(values[name] for values in self._pending), strict=True)
+            gaps = (None,) * len(curves)
+            columns = zip(*(values.get(name, gaps) for values in self._pending), strict=True)
             for curve, column in zip(curves, columns, strict=True):
                 if older:
                     curve.fold(column[:older], self._committed_in_row)
@@ -352,6 +366,7 @@ class History:
         other.times = self.times[::2]
         other.last_step = self.last_step
         other.restarts = self.restarts
+        other.later = self.later
         return other
 
     def index_of(self, step: int) -> int:

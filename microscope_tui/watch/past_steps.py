@@ -1,20 +1,39 @@
 """Earlier steps, read again from the file: a pinned step, and the experts of a router over time.
 
 The history in memory has routers, not experts. But each of its rows has the file offset of its
-first record, so evenly spaced rows give evenly spaced samples for the price of their lines.
+first record, so evenly spaced rows give evenly spaced samples for the price of their lines. Numbers
+that it does not keep take a pass over the whole file.
 """
 
+import os
+import threading
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.runlog import RunRecord, StepEntry, find_step, read_steps, step_at
-from microscope_tui.watch.history import History, Window
+from microscope_tui.measures import mean_of
+from microscope_tui.runlog import (
+    BadLine,
+    Entry,
+    LineSplitter,
+    RunRecord,
+    StepEntry,
+    StepRecord,
+    UnknownFormat,
+    decode_line,
+    find_step,
+    opened,
+    read_steps,
+    step_at,
+)
+from microscope_tui.watch.history import Column, Curves, History, Window, rows_within
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import find_in, steps_in
+from microscope_tui.watch.scan import PER_RUN, RepeatedStep, RowOf, Scan, find_in, steps_in
 
 _MOST_ROWS_BACK = 512
 _NEAR_BYTES = 4 << 20
@@ -215,3 +234,108 @@ def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) 
         if step >= place.since and len(entry.counts(router) or ()) == experts:
             return entry
     return None
+
+
+_PIECE_BYTES = 1 << 18
+_REST_S = 0.001  # after every piece: a key must not wait for the next one
+_READING_BYTES = 32 << 20
+
+
+def kept_numbers(watch: RunWatch) -> Sequence[str]:
+    """Names of the numbers whose whole course is in memory."""
+    with watch.lock:
+        return (*PER_RUN, *watch.history.later) if watch.history is not None else ()
+
+
+def course_of(
+    held: "RunWatch | Reading", name: str, columns: int, window: Window, router: int = 0
+) -> tuple[Sequence[int], Sequence[Column]]:
+    """A number over the steps of ``window``: columns, and the first step of each."""
+    with held.lock:
+        curves = Curves(held.history, columns, window)
+        return curves.axis(), curves.of(name, router) if held.history is not None else ()
+
+
+class Reading(Scan):
+    """The course of numbers of the log, made by ``read_on`` in another thread.
+
+    ``each``: of every router its own; by default the mean of all.
+    """
+
+    def __init__(self, watch: RunWatch, names: Sequence[str], *, each: bool = False) -> None:
+        super().__init__(lambda *_: (), _READING_BYTES)
+        self.lock = threading.Lock()
+        self.ended = False
+        """Whether it has reached the end of the log once."""
+        self._watch = watch
+        self._generation = watch.generation
+        self._names = names
+        self._each = each
+        self._at = 0
+        self._lines = LineSplitter()
+        if watch.run is not None:  # the log may have no header
+            self.take(watch.run)
+
+    def _begun(self, run: RunRecord) -> tuple[History, RowOf]:
+        width = len(run.routers) if self._each else 1
+        nothing = (None,) * width
+
+        def row_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
+            found = entry.numbers()
+            row: dict[str, Sequence[float | None]] = {}
+            for name in self._names:
+                value = found.get(name)
+                values = value if isinstance(value, list) else [value]
+                values = values if self._each else [mean_of(values)]
+                row[name] = values if len(values) == width else nothing
+            return row
+
+        capacity = rows_within(_READING_BYTES, len(self._names) * width)
+        return History(dict.fromkeys(self._names, width), capacity), row_of
+
+    @property
+    def progress(self) -> float:
+        """Share of the log that was read, 0 … 1."""
+        source = self._watch.source
+        first, last = source.kept()
+        size = last if source.translates else min(last, source.size)
+        return max(0.0, min(1.0, (self._at - first) / max(1, size - first)))
+
+    def read_on(self, cancelled: Callable[[], bool]) -> None:
+        """Read to the end of the log, or until ``cancelled``.
+
+        Raises:
+            OSError: the log cannot be read.
+        """
+        source = self._watch.source
+        with suppress(UnknownFormat), opened(source.path) as file:
+            while self._watch.generation == self._generation and not cancelled():
+                first = source.kept()[0]
+                if self._at < first:  # a pipe: the oldest lines were dropped
+                    self._at = first
+                    self._lines = LineSplitter()
+                data = os.pread(file, _PIECE_BYTES, self._at)
+                if not data:
+                    self.ended = True
+                    break
+                self._at += len(data)
+                entries = list(self._entries(data))
+                with self.lock:
+                    for entry in entries:
+                        with suppress(RepeatedStep):
+                            self.take(entry)
+                    self.commit()
+                self.make_room(self.lock)
+                time.sleep(_REST_S)
+
+    def _entries(self, data: bytes) -> Iterator[Entry]:
+        """The records that these bytes complete; nothing is derived from counts."""
+        for _, line in self._lines.feed(data):
+            with suppress(BadLine):
+                record = decode_line(line)
+                if isinstance(record, StepRecord):
+                    entry = StepEntry(record, line, 0)
+                    entry.numbers()
+                    yield entry
+                elif record is not None:
+                    yield record

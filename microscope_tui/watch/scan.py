@@ -27,16 +27,29 @@ from microscope_tui.runlog import (
     RunRecord,
     Source,
     StepEntry,
+    StepRecord,
+    number_name,
     sample,
     sample_of,
     seconds_between,
     step_at,
     surviving_steps,
 )
-from microscope_tui.watch.history import NAN, Column, History, Row, Window, rows_within
+from microscope_tui.watch.history import (
+    MOST_LATER,
+    NAN,
+    Column,
+    History,
+    Row,
+    Window,
+    rows_within,
+)
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
+_SOMETIMES = ("tokens_per_s", "step_time_s", "memory_bytes")
+_MEANS = ("z_loss", "max_logit", "margin", "grad_norm", "disagreement")
+"""Of which the history keeps the mean over the routers, as ``router.z_loss``."""
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
@@ -46,7 +59,7 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
     ``expected_steps``: where so many are known to come, rows begin wide enough for them.
     """
     routers = len(run.routers)
-    capacity = rows_within(memory_bytes, len(PER_RUN) + len(PER_ROUTER) * routers)
+    capacity = rows_within(memory_bytes, len(PER_RUN) + len(PER_ROUTER) * routers + MOST_LATER)
     stride = 1
     while stride * capacity < expected_steps:
         stride *= 2
@@ -55,9 +68,10 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
 
 
 _Curves = Mapping[str, Sequence[float | None]]
+RowOf = Callable[[StepEntry], _Curves]
 
 
-def row_maker(routers: int) -> Callable[[StepEntry], _Curves]:
+def row_maker(routers: int) -> RowOf:
     """A function from a step to the values that the history keeps for so many routers."""
     nothing = (None,) * routers
 
@@ -65,6 +79,7 @@ def row_maker(routers: int) -> Callable[[StepEntry], _Curves]:
         record = entry.record
         summary = record.router
         return {
+            **_also_logged(record),
             "loss": (record.loss,),
             "learning_rate": (record.learning_rate,),
             "grad_norm": (record.grad_norm,),
@@ -76,6 +91,14 @@ def row_maker(routers: int) -> Callable[[StepEntry], _Curves]:
         }
 
     return row_of
+
+
+def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
+    """What only some logs have: the other losses, speed, memory, and means over the routers."""
+    found = {name: getattr(record, name) for name in _SOMETIMES}
+    found |= {number_name(f"losses.{name}"): x for name, x in (record.losses or {}).items()}
+    found |= {f"router.{name}": measures.mean_of(getattr(record.router, name)) for name in _MEANS}
+    return {name: (value,) for name, value in found.items() if value is not None}
 
 
 class BalanceNow(NamedTuple):
@@ -234,10 +257,14 @@ class Scan:
             self.counted.clear()
         cut = self._course.take(run)
         if before is None or before.routers != run.routers or self.history is None:
-            self.history = new_history(run, self._memory_bytes, self.expected_steps)
-            self._row_of = row_maker(len(run.routers))
+            self.history, self._row_of = self._begun(run)
         elif cut is not None:
             self._restart(cut, before)
+
+    def _begun(self, run: RunRecord) -> tuple[History, RowOf]:
+        """An empty history, and what it keeps of a step."""
+        empty = new_history(run, self._memory_bytes, self.expected_steps)
+        return empty, row_maker(len(run.routers))
 
     def _take_step(self, entry: StepEntry) -> None:
         run, history = self.run, self.history

@@ -148,8 +148,6 @@ class RunView(msgspec.Struct, frozen=True):
     entropy_ends: tuple[float, float] | None
     """The lowest and the highest entropy of the whole run, where curves are drawn."""
     loss_history: Sequence[Column]
-    learning_rate_history: Sequence[Column]
-    grad_norm_history: Sequence[Column]
     ribbon: Sequence[Mark]
     restarts: Sequence[int]
     """Steps in the window at which the run restarted."""
@@ -238,8 +236,6 @@ def view_of(
             times=curves.times(axis),
             entropy_ends=_entropy_ends(watch, columns),
             loss_history=curves.of("loss"),
-            learning_rate_history=curves.of("learning_rate"),
-            grad_norm_history=curves.of("grad_norm"),
             ribbon=ribbon_of(watch, window, ribbon) if newest else (),
             restarts=tuple(filter(window.has, curves.restarts)),
             evaluations=_evaluations(watch, window),

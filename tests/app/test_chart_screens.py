@@ -12,7 +12,7 @@ from microscope_tui.app import ExpertScreen, LayerScreen
 from microscope_tui.app.screens import chart_screens
 from tests.app.pilot import AppPilot, compressed, open_app
 
-COURSE = ["loss", "balance", "max-load", "gradient-norm", "learning-rate"]
+COURSE = ["loss", "balance", "max-load", "grad_norm", "learning_rate"]
 
 
 async def test_tab_moves_the_focus_z_enlarges_it_and_e_smooths(collapsed: Path) -> None:
@@ -67,7 +67,7 @@ async def test_left_and_right_choose_an_expert_and_enter_opens_its_card(collapse
     ("screen", "chart", "part", "text"),
     [
         ("2", "max-load", "evidence", "no alerts in this layer"),
-        ("6", "learning-rate", "answer", "no alert in any router"),
+        ("6", "learning_rate", "answer", "no alert in any router"),
     ],
 )
 async def test_the_charts_follow_the_shown_step_and_the_window(
@@ -136,7 +136,7 @@ async def test_all_charts_share_one_axis_and_one_focus(collapsed: Path) -> None:
     async with open_app(collapsed, "6", size=(80, 24)) as app:
         assert app.charts() == COURSE
         with_ticks = [n for n in COURSE if "200" in app.text(f"chart-{n}").split("\n")[-1].split()]
-        assert with_ticks == ["learning-rate"]
+        assert with_ticks == ["learning_rate"]
         lines = app.text(*(f"chart-{name}" for name in COURSE)).split("\n")
         assert len({line.index("┊") for line in lines if "┊" in line}) == 1  # the onset
         assert "COLLAPSE in L4 since 1" in app.text("answer")
@@ -145,9 +145,9 @@ async def test_all_charts_share_one_axis_and_one_focus(collapsed: Path) -> None:
         for key in ("tab", "tab", "shift+tab", "shift+tab", "shift+tab"):
             await app.press(key)
             focused += [n for n in COURSE if app.text(f"chart-{n}").startswith("▶")]
-        assert focused == ["balance", "max-load", "balance", "loss", "learning-rate"]
+        assert focused == ["balance", "max-load", "balance", "loss", "learning_rate"]
         await app.press("z")
-        assert app.charts() == ["learning-rate"]
+        assert app.charts() == ["learning_rate"]
         await app.press("z", "e")
         assert app.charts() == COURSE
         assert app.session.smoothing == 0.6
@@ -157,7 +157,7 @@ async def test_all_charts_share_one_axis_and_one_focus(collapsed: Path) -> None:
         assert app.charts()[:2] == ["loss", "balance"]
         assert "learning rate" in app.text("hidden")
         await app.press("shift+tab")
-        assert "learning-rate" in app.charts()
+        assert "learning_rate" in app.charts()
 
 
 @pytest.mark.parametrize(

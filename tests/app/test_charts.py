@@ -130,6 +130,33 @@ def test_restarts_onsets_evaluations_and_validation_losses_are_seen() -> None:
     assert text.count("●") == 1
 
 
+def test_onsets_carry_their_rules_beside_their_lines_as_far_as_there_is_room() -> None:
+    rules = {60: "GRADSPIKE", 61: "LOGITS", 99: "COLLAPSE", 100: "COLLAPSE"}
+    marks = [TimeMark(at, ONSET, "crit", rule) for at, rule in rules.items()]
+    time = TimeScale(Window(1, 100), None, marks)
+    one = chart([0.0] * 100, top=1.0)
+    lines = [
+        plain(line) for line in figure(one, time, (60, 9), Glyphs.BRAILLE, step=1, focused=True)
+    ]
+    assert "┊GRADSPIKE" in lines[1]
+    assert "┊LOGITS" in lines[2]
+    assert "COLLAPSE┊" in lines[1]
+    assert "\n".join(lines).count("COLLAPSE") == 1  # the first of its rule
+    small = figure(one, time, (60, 6), Glyphs.BRAILLE, step=1)
+    assert "GRADSPIKE" not in "".join(map(plain, small))
+
+
+def test_many_lines_have_their_names_at_their_ends_one_below_the_other() -> None:
+    runs = [
+        Curve(range(1, 5), [Column(v, v, v)] * 4, role=f"ink:{n}", name=f"run {n}")
+        for n, v in enumerate([2.0, 2.01, 2.02, 5.0])
+    ]
+    lines = drawn(Chart("loss", runs, bottom=None), TimeScale(Window(1, 4), None), Glyphs.ASCII)
+    ends = [line[-1].text.strip() or line[-2].text.strip() for line in lines[1:-1]]
+    assert ends[0] == "run 3"
+    assert sorted(end for end in ends[1:] if end.startswith("run")) == ["run 0", "run 1", "run 2"]
+
+
 def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
     one, time = chart([1.0, 9.0] * 30), TimeScale(Window(1, 60), None)
     lines = figure(one, time, (60, 9), Glyphs.BRAILLE, step=60, smoothing=0.9)

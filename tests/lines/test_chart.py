@@ -13,6 +13,7 @@ from microscope_tui.lines import (
     TimeScale,
     arranged,
     bars_width,
+    beside,
     bias_bars,
     line_width,
     load_bars,
@@ -54,17 +55,42 @@ def test_the_first_smoothed_value_is_the_first_value() -> None:
 def test_a_scale_never_has_its_ends_in_one_place(
     values: list[float], bottom: float | None, top: float | None
 ) -> None:
-    low, high, _ = Chart("x", [curve(*values)], bottom=bottom, top=top).scale()
-    assert math.isfinite(low)
-    assert high > low
+    scale = Chart("x", [curve(*values)], bottom=bottom, top=top).scale()
+    assert math.isfinite(scale.bottom)
+    assert scale.top > scale.bottom
+    assert scale.share(scale.bottom) == 0.0
+    assert scale.share(scale.top) == 1.0
 
 
 def test_one_wild_spike_does_not_press_the_curve_flat_and_is_noted() -> None:
-    chart = Chart("loss", [curve(*[2.0 + n / 100 for n in range(60)], 1e9)], bottom=None)
-    _, high, beyond = chart.scale()
-    assert high < 10
-    assert beyond == 1e9
-    assert "peak 1.0G beyond" in plain(chart.title(60, 0.0, 80, focused=False))
+    chart = Chart("loss", [curve(*[2.0 + n / 100 for n in range(60)], 200.0)], bottom=None)
+    scale = chart.scale()
+    assert scale.top < 10
+    assert scale.beyond == 200.0
+    assert "peak 200 beyond" in plain(chart.title(60, 0.0, 80, focused=False))
+
+
+def test_a_spike_of_a_hundred_times_the_median_makes_the_axis_logarithmic() -> None:
+    values = [1.0 + n % 5 for n in range(60)]
+    scale = Chart("gradient norm", [curve(*values, 6e7, 0.0)]).scale()
+    assert (scale.bottom, scale.top, scale.log) == (1.0, 6e7, True)
+    assert scale.share(100.0) == pytest.approx(0.257, abs=1e-3)
+    assert [scale.text(value) for value in scale.powers[:4]] == ["10", "100", "1.0k", "10k"]
+    assert not Chart("x", [curve(*values, 290.0)]).scale().log
+    assert not Chart("x", [curve(-1.0, *values, 6e7)]).scale().log  # no logarithm below zero
+
+
+def test_a_second_number_has_its_own_axis_only_where_one_of_them_would_be_flat() -> None:
+    loss, other = Chart("loss", [curve(2.0, 3.0)], 3.0), Chart("aux", [curve(1.0, 2.5)], 2.5)
+    both = beside(loss, other)
+    assert both.right is None
+    assert both.scale()[:2] == (0.0, 3.0)
+    assert [one.name for one in both.curves] == ["loss", "aux"]
+    far = beside(loss, Chart("tokens/s", [curve(9000.0, 9500.0)], 9500.0))
+    assert far.right is not None
+    assert far.scale()[:2] == (0.0, 3.0)
+    title = plain(far.title(2, 0.0, 90, focused=True))
+    assert "and tokens/s 9500.00   right axis" in title
 
 
 def test_labels_of_the_y_axis_fit_their_gutter() -> None:

@@ -18,14 +18,16 @@ from microscope_tui.lines import (
     Measure,
     Order,
     condition,
-    course_charts,
+    course_chart,
     entries_of,
     expert_charts,
     fit,
     fit_alerts,
     frame,
     glossary,
+    label_of,
     layer_charts,
+    numbers,
     plain,
     run_list,
     table,
@@ -78,7 +80,9 @@ def test_every_chart(watch: RunWatch, view: RunView) -> None:
         titles = [c.name for c in expert_charts(layer, 0, LoadSeries(()), "").values()]
         assert not unexplained("expert", *titles)
     health = router_health(watch, 20, view.window)
-    assert not unexplained("course", *(c.name for c in course_charts(view, health).values()))
+    drawn = [course_chart(view, health, name) for name in ("loss", "balance", "max-load")]
+    labels = [label_of(name) for name in numbers._LABELS]
+    assert not unexplained("course", *(chart.name for chart in drawn), *labels)
 
 
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Screens of charts over time: one layer, one expert, the course of the run."""
+"""Screens of charts over time: what all of them share, one layer, one expert."""
 
 import asyncio
 import threading
@@ -12,6 +12,7 @@ from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
+    OF_LAYER,
     SMOOTHINGS,
     Chart,
     Line,
@@ -24,16 +25,16 @@ from microscope_tui.lines import (
     arranged,
     bars_width,
     bias_bars,
-    course_charts,
     dim,
     evidence,
     expert_card,
     layer_charts,
     layer_cost,
     load_bars,
-    loss_answer,
+    number_chart,
     pad,
     plot_area,
+    quoted,
     shortened,
     spread,
     time_line,
@@ -41,7 +42,15 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.placement import cost_of
-from microscope_tui.watch import LayerView, RouterHealth, RunView, RunWatch, router_health, samples
+from microscope_tui.watch import (
+    LayerView,
+    Reading,
+    RunView,
+    RunWatch,
+    course_of,
+    kept_numbers,
+    samples,
+)
 
 _RIBBON_FROM_ROWS = 16
 _TWO_COSTS_FROM_ROWS = 24
@@ -49,9 +58,9 @@ MOST_POINTS = 240
 _NOTHING = LoadSeries(())
 _LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
 _COARSE = 32  # parts of a window: one whose ends stay in their parts keeps its samples
+_MOST_READINGS = 4
 _EVIDENCE_SHARE = 4  # share of the screen's lines
-_COURSE = ("loss", "balance", "max-load", "gradient-norm", "learning-rate")
-_TABS = (
+TABS = (
     key("chart.next", "tab", "focus_chart(1)", "next chart", "chart"),
     key("chart.previous", "shift+tab", "focus_chart(-1)", "previous chart"),
 )
@@ -68,6 +77,10 @@ class ChartScreen(RunScreen):
     """
     focus_name = ""
     enlarged = False
+    _stop = threading.Event()
+    """Ends the reading of a number when it is set."""
+    _reads: Reading | None = None
+    _cannot_read = ""
     _stacks: Sequence[Sequence[str]] = ()
 
     def points(self) -> int:
@@ -104,8 +117,12 @@ class ChartScreen(RunScreen):
         """Cells that the first of two stacks can use; 0 for half of them."""
         return 0
 
+    def columns(self) -> int:
+        """Cells of all charts beside each other."""
+        return self.room.width - 1
+
     def plot_area(self) -> tuple[int, int]:
-        return plot_area(self.room.width - 1)
+        return plot_area(self.columns())
 
     def ribbon_columns(self) -> int:
         return self.plot_area()[1]
@@ -127,12 +144,13 @@ class ChartScreen(RunScreen):
         self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
         first, enlarged = self.first_stack(), self.enlarged
-        layout = arranged(stacks, focus, (columns - 1, room), enlarged=enlarged, first=first)
+        size = self.columns(), room
+        layout = arranged(stacks, focus, size, enlarged=enlarged, first=first)
         hides = "hidden" in self.PARTS and bool(layout.hidden) and not self.enlarged
         if hides:
-            layout = arranged(stacks, focus, (columns - 1, room - 1), first=first)
+            layout = arranged(stacks, focus, (size[0], room - 1), first=first)
         if "hidden" in self.PARTS:
-            names = ", ".join(name.replace("-", " ") for name in layout.hidden)
+            names = ", ".join(layout.hidden).replace("-", " ").replace("_", " ")
             text = shortened(f" not shown: {names}", max(0, columns - 18))
             said = [(text, "faint"), ("   tab", "accent"), (" shows them", "faint")]
             lines = [pad([Span(*part) for part in said], columns)] if hides else []
@@ -146,6 +164,54 @@ class ChartScreen(RunScreen):
                 place = places[name]
                 rows.styles.height, rows.styles.width = place.height, place.width
                 rows.show(self.drawn(place, charts, time, step))
+
+    # Numbers of the log
+
+    def state_now(self) -> tuple[object, ...]:
+        reads = self._reads
+        return *super().state_now(), round(reads.progress, 2) if reads is not None else None
+
+    def number(self, view: RunView, name: str, router: int | None = None) -> Chart:
+        """A number over time, of one router or of the run: kept, or as far as it was read."""
+        watch, entry = self.session.watch, self.session.shown_entry
+        assert watch is not None  # there is a view of it
+        value = entry.numbers().get(name) if entry is not None else None
+        if router is None and name in kept_numbers(watch):
+            return number_chart(name, course_of(watch, name, self.points(), view.window), value)
+        names = [name] if router is None else [f"router.{one}" for one in OF_LAYER]
+        reading = self._reading(watch, names, each=router is not None)
+        said = self.session.time.why_no_past() or self._cannot_read
+        if not said and not reading.ended:
+            said = f"reading the log: {reading.progress:.0%}"
+        curve = course_of(reading, name, self.points(), view.window, router or 0)
+        return number_chart(name, curve, value, router, said)
+
+    def _reading(self, watch: RunWatch, names: Sequence[str], *, each: bool) -> Reading:
+        """The reading of these numbers; a worker takes it on to the end of the log."""
+        session = self.session
+        wanted = (watch.generation, each, *names)
+        reading = session.readings.get(wanted)
+        if reading is None:
+            if len(session.readings) == _MOST_READINGS:
+                session.readings.clear()
+            reading = session.readings[wanted] = Reading(watch, names, each=each)
+        stuck = self._cannot_read or session.time.why_no_past()
+        if self._reads is None and reading.progress < 1.0 and not stuck:
+            self._reads, self._stop = reading, threading.Event()
+            self.run_worker(self._read_number(reading, self._stop), group="numbers")
+        return reading
+
+    async def _read_number(self, reading: Reading, stop: threading.Event) -> None:
+        is_new = not reading.ended
+        try:
+            await asyncio.to_thread(reading.read_on, stop.is_set)
+        except OSError as error:
+            self._cannot_read = f"the log cannot be read: {error.strerror or error}"
+        finally:
+            stop.set()  # also after cancellation
+            self._reads = None
+        if is_new:  # the timer draws what is new later
+            await self.redraw_if_current()
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
         return figure(
@@ -176,7 +242,7 @@ class LayerScreen(ChartScreen):
         keys.OPEN_EXPERT,
         *keys.LAYERS[1:],
         *keys.EXPERTS,
-        *_TABS,
+        *TABS,
         key("chart.enlarge", "z", "enlarge", "enlarge the chart"),
         key("chart.smooth", "e", "smooth", "smooth the curves"),
         *keys.ALERTS,
@@ -189,7 +255,10 @@ class LayerScreen(ChartScreen):
         (
             "charts",
             ("now", "chart-load", "chart-bias"),
-            ("past", "chart-balance", "chart-entropy", "chart-max-load", "chart-drop"),
+            (
+                *("past", *map("chart-{}".format, OF_LAYER)),
+                *("chart-balance", "chart-entropy", "chart-max-load", "chart-drop"),
+            ),
         ),
         *("hidden", "ribbon"),
     )
@@ -231,7 +300,13 @@ class LayerScreen(ChartScreen):
         if cost is not None:
             said += layer_cost(cost, layer.index, columns, 1 + (rows >= _TWO_COSTS_FROM_ROWS))
         self.show("evidence", said, height=len(said))
-        charts = layer_charts(view, layer)
+        here = (
+            f for f, _ in view.findings if any(e.router_index == layer.index for e in f.episodes)
+        )
+        about = quoted(here)
+        first = [name for name in OF_LAYER if f"router.{name}" in about]
+        charts = {name: self.number(view, f"router.{name}", layer.index) for name in first}
+        charts |= layer_charts(view, layer)
         stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
         time = time_scale(view, self.session.axis, layer.index)
         self.draw_charts(stacks, charts, time, self.rows_of_charts(rows, 3 + len(said)), view.step)
@@ -265,43 +340,6 @@ class LayerScreen(ChartScreen):
             if self.session.expert is None:
                 self.session.expert = expert_card.first_expert(view, view.layers[selected])
             await self.app.push_screen(ExpertScreen(self.session))
-
-
-class CourseScreen(ChartScreen):
-    """Loss, routers, gradients and learning rate on one time axis: did the loss react?"""
-
-    CSS = f"""
-    {ChartScreen.CSS}
-    #answer, #hidden {{ height: 1; }}
-    .roomy #answer {{ margin-top: 1; }}
-    """
-    BINDINGS: ClassVar = [
-        keys.BACK,
-        *_TABS,
-        key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),
-        key("chart.smooth", "e", "smooth", "smooth the curves", "smooth"),
-        *keys.ALERTS,
-        *keys.TIME,
-        *keys.OUT,
-        *keys.EVERYWHERE,
-    ]
-    PARTS = ("header", "answer", ("charts", *map("chart-{}".format, _COURSE)), "hidden", "ribbon")
-
-    _health: tuple[object, RouterHealth] = (None, RouterHealth((), ()))
-
-    async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        session = self.session
-        moment = "" if session.time.following else f"{self.moment(view)} "
-        answer = loss_answer(view, columns - len(moment), session.selected)
-        self.show("answer", [[*answer, Span(moment, "accent")]])
-        watch, points = session.watch, self.points()
-        assert watch is not None  # there is a view of it
-        key = (watch, watch.generation, watch.version, view.window, points)
-        if self._health[0] != key:  # it iterates over all layers
-            self._health = (key, router_health(watch, points, view.window))
-        charts = course_charts(view, self._health[1])
-        time = time_scale(view, session.axis)
-        self.draw_charts([list(charts)], charts, time, self.rows_of_charts(rows, 3), view.step)
 
 
 class ExpertScreen(ChartScreen):

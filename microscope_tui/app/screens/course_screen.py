@@ -1,0 +1,169 @@
+"""The course of a run: an overview of five charts, or any number that the log has."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from microscope_tui.app import keys
+from microscope_tui.app.keys import key, pair
+from microscope_tui.app.screens.chart_screens import TABS, ChartScreen
+from microscope_tui.lines import (
+    COURSE,
+    OVERVIEW,
+    Chart,
+    Span,
+    beside,
+    course_chart,
+    dim,
+    label_of,
+    loss_answer,
+    matches,
+    names_width,
+    number_line,
+    numbers_of,
+    pad,
+    quoted,
+    time_scale,
+)
+from microscope_tui.watch import RouterHealth, RunView, kept_numbers, router_health
+
+_LIST_FROM = 100
+"""Columns from which the list is beside the overview too."""
+
+
+class CourseScreen(ChartScreen):
+    """Numbers of the run on one time axis: did the loss react, and what else moved?"""
+
+    CSS = f"""
+    {ChartScreen.CSS}
+    #body {{ layout: horizontal; height: 1fr; }}
+    #answer, #hidden {{ height: 1; }}
+    .roomy #answer, .roomy #numbers {{ margin-top: 1; }}
+    """
+    BINDINGS: ClassVar = [
+        keys.BACK,
+        *pair(
+            "number",
+            key("number.previous", "up,k", "move(-1)", "previous number"),
+            key("number.next", "down,j", "move(1)", "next number"),
+        ),
+        key("number.choose", "enter", "choose", "draw this number", "draw"),
+        key("number.second", "v", "second", "draw this number too, or no longer", "second"),
+        *keys.FILTER,
+        *keys.in_list("number"),
+        *TABS,
+        key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),
+        key("chart.smooth", "e", "smooth", "smooth the curves", "smooth"),
+        *keys.ALERTS,
+        *keys.TIME,
+        *keys.OUT,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = (
+        *("header", "answer"),
+        ("body", "numbers", ("charts", *map("chart-{}".format, COURSE), "chart-number")),
+        *("hidden", "ribbon"),
+    )
+
+    pattern = ""
+    cursor = ""
+    """The number under the cursor of the list; at first the one that is drawn."""
+    _listed: Sequence[str] = (OVERVIEW,)
+    _list_of: tuple[RunView, int] | None = None
+    """What the list was drawn for: a move of the cursor draws no chart."""
+    _health: tuple[object, RouterHealth] = (None, RouterHealth((), ()))
+
+    @property
+    def list_width(self) -> int:
+        """Cells of the list; 0 where the charts need them."""
+        columns = self.room.width
+        used = self.session.numbers or self.pattern or self.cursor not in ("", OVERVIEW)
+        if self.enlarged or not (used or columns >= _LIST_FROM):
+            return 0
+        return max(20, min(32, columns // 3))
+
+    def columns(self) -> int:
+        return self.room.width - 1 - self.list_width
+
+    def plot_area(self) -> tuple[int, int]:
+        start, width = super().plot_area()
+        names = names_width(self.columns(), named=len(self.session.numbers) > 1)
+        return start + self.list_width, width - names
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        session, room = self.session, self.rows_of_charts(rows, 3)
+        moment = "" if session.time.following else f"{self.moment(view)} "
+        answer = loss_answer(view, columns - len(moment), session.selected)
+        self.show("answer", [[*answer, Span(moment, "accent")]])
+        self._list_of = view, room
+        self._draw_list(view, room)
+        charts = {name: self._chart(view, name) for name in session.numbers or COURSE}
+        if session.numbers:
+            drawn = list(charts.values())
+            charts = {"number": beside(*drawn) if len(drawn) > 1 else drawn[0]}
+        charts = {n: chart for n, chart in charts.items() if chart.measured or n not in COURSE[1:]}
+        time = time_scale(view, session.axis)
+        self.draw_charts([list(charts)], charts, time, room, view.step)
+
+    def _draw_list(self, view: RunView, room: int) -> None:
+        session, width = self.session, self.list_width
+        watch, entry = session.watch, session.shown_entry
+        assert watch is not None  # there is a view of it
+        values = entry.numbers() if entry is not None else {}
+        about = quoted(finding for finding, _ in view.findings)
+        kept = (*kept_numbers(watch), *session.numbers)
+        numbers = {OVERVIEW: None, **numbers_of(view, values, kept, about)}
+        shown = (n for n in numbers if matches(self.pattern, f"{label_of(n)} {n}"))
+        self._listed = list(shown) or [OVERVIEW]
+        self.query_one("#numbers").set_class(not width, "gone")
+        title = [dim(" numbers "), Span(self.filter_note(width - 10), "accent")]
+        lines = [pad(title, width)]
+        marks = dict(zip(session.numbers or (OVERVIEW,), "●+", strict=False))
+        at = self._at
+        for index in self.in_view(at, len(self._listed), room - 1):
+            name, chosen = self._listed[index], index == at
+            mark, severity = marks.get(name, " "), about.get(name)
+            line = number_line(name, numbers[name], severity, width - 1, mark=mark, chosen=chosen)
+            lines.append(line)
+        self.show("numbers", lines, width=width)
+
+    def _chart(self, view: RunView, name: str) -> Chart:
+        watch, points = self.session.watch, self.points()
+        assert watch is not None
+        if name in ("balance", "max-load"):
+            of = (watch, watch.generation, watch.version, view.window, points)
+            if self._health[0] != of:  # it iterates over all layers
+                self._health = (of, router_health(watch, points, view.window))
+        return course_chart(view, self._health[1], name) or self.number(view, name)
+
+    @property
+    def _at(self) -> int:
+        """The place of the cursor in the list."""
+        name = self.cursor or next(iter(self.session.numbers), OVERVIEW)
+        return self._listed.index(name) if name in self._listed else 0
+
+    async def action_move(self, by: int) -> None:
+        width = self.list_width
+        self.cursor = self._listed[max(0, min(len(self._listed) - 1, self._at + by))]
+        if self._list_of is not None and self.list_width == width:
+            self._draw_list(*self._list_of)
+            self.draw_last_line()
+        else:
+            await self.redraw()
+
+    async def action_choose(self) -> None:
+        name = self._listed[self._at]
+        await self._choose(() if name == OVERVIEW else (name,))
+
+    async def action_second(self) -> None:
+        """Draw the number under the cursor beside the first, by default the loss; or no longer."""
+        first = self.session.numbers[0] if self.session.numbers else "loss"
+        name = self._listed[self._at]
+        if name in (first, OVERVIEW):
+            self.show_message("choose another number to draw beside the first one", "dim")
+        else:
+            await self._choose((first,) if name in self.session.numbers else (first, name))
+
+    async def _choose(self, names: tuple[str, ...]) -> None:
+        self.session.numbers = names
+        self._stop.set()  # another number is wanted now
+        await self.redraw()

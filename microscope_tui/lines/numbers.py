@@ -1,0 +1,135 @@
+"""Any number of a run: the list of them, and the chart of one over time."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from microscope_tui.diagnosis import Finding, Severity, value_at
+from microscope_tui.lines import words
+from microscope_tui.lines.charts import Chart, Curve, known
+from microscope_tui.lines.spans import (
+    ROLE_OF_SEVERITY,
+    Line,
+    Span,
+    dim,
+    line_width,
+    shortened,
+    spread,
+    width_of,
+)
+from microscope_tui.measures import mean_of
+from microscope_tui.runlog import Values
+from microscope_tui.watch import Column, RunView
+
+OVERVIEW = "overview"
+COURSE = ("loss", "balance", "max-load", "grad_norm", "learning_rate")
+"""What the overview draws."""
+OF_LAYER = ("z_loss", "max_logit", "grad_norm", "margin", "disagreement")
+"""Numbers of ``router.…`` that the screen of a layer draws if a finding is about them."""
+_LABELS = {
+    "balance": "lowest balance c",
+    "max-load": "highest load",
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+    "router.z_loss": "z-loss",
+    "router.max_logit": "highest logit",
+    "router.margin": "margin",
+    "router.grad_norm": "router gradient",
+    "router.disagreement": "disagreement",
+    "tokens_per_s": "tokens/s",
+    "step_time_s": "step time (s)",
+    "memory_bytes": "memory (bytes)",
+}
+_QUOTED = {
+    "LOGITS": ("router.z_loss", "router.max_logit"),
+    "GRADSPIKE": ("grad_norm",),
+    "MISMATCH": ("router.disagreement", "router.margin"),
+    "UNIFORM": ("router.entropy", "router.grad_norm"),
+    "STILL": ("router.still_tensors", "router.unchanged_tensors"),
+    "DROPS": ("router.drop_rate",),
+    "DEAD": ("router.dead_experts",),
+    "STARVED": ("router.starved_experts",),
+    **dict.fromkeys(("OVERLOAD", "HOT_EXPERT"), ("max-load",)),
+    **dict.fromkeys(("COLLAPSE", "ERODING", "SHOCK", "OSCILLATION", "BIAS_RUNAWAY"), ("balance",)),
+}
+"""The numbers that the words of a rule are about."""
+_SPIKES = ("grad_norm", "step_time_s", *(f"router.{name}" for name in OF_LAYER[:3]))
+"""Drawn by the highest value of a column: a spike must not vanish in a mean."""
+
+
+def label_of(name: str) -> str:
+    """The name of a number on the screen; ``name`` is that of the log."""
+    return _LABELS.get(name) or name.removeprefix("router.").replace("_", " ")
+
+
+def quoted(findings: Iterable[Finding]) -> Mapping[str, Severity]:
+    """The numbers that active findings are about, the gravest first."""
+    found: dict[str, Severity] = {}
+    for finding in sorted(findings, key=lambda one: -one.severity):
+        for name in _QUOTED.get(finding.rule, ()) if finding.active else ():
+            found.setdefault(name, finding.severity)
+    return found
+
+
+def numbers_of(
+    view: RunView, values: Mapping[str, float | Values], kept: Iterable[str], first: Iterable[str]
+) -> dict[str, float | None]:
+    """Names and values of the list: the loss, those of ``first``, then all others.
+
+    ``values``: of the shown step; ``kept``: names that have a course, with a value now or not.
+    """
+    now: dict[str, float | None] = dict.fromkeys(kept)
+    now |= {name: x if isinstance(x, float) else mean_of(x) for name, x in values.items()}
+    now["balance"] = min(known(view, "collapse_index"), default=(None, ""))[0]
+    now["max-load"] = max(known(view, "max_load"), default=(None, ""))[0]
+    every = ["loss", *(name for name in first if name in now), *sorted(now, key=_place)]
+    return {name: now.get(name) for name in every}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Numbers with a label in their order, the others by name, those of routers last."""
+    if name in _LABELS:
+        return list(_LABELS).index(name), ""
+    return len(_LABELS) + name.startswith("router."), name
+
+
+def number_line(
+    name: str,
+    value: float | None,
+    severity: Severity | None,
+    width: int,
+    *,
+    mark: str,
+    chosen: bool,
+) -> Line:
+    """A line of the list; ``mark``: whether its curve is drawn; ``chosen``: under the cursor."""
+    said = words.significant(value)
+    line = [Span(f"{'▶' if chosen else ' '}{mark} ", "accent")]
+    if severity is None:
+        line.append(Span("  "))
+    else:
+        line.append(Span(f"{severity.letter} ", ROLE_OF_SEVERITY[severity]))
+    label = shortened(label_of(name), width - line_width(line) - width_of(said) - 2)
+    return spread([*line, Span(label, "accent" if chosen else "value")], [dim(said)], width)
+
+
+def number_chart(
+    name: str,
+    curve: tuple[Sequence[int], Sequence[Column]],
+    value: float | Values | None,
+    router: int | None = None,
+    said: str = "",
+) -> Chart:
+    """A number over time, of one router or of all; ``said``: why it is not all there."""
+    steps, columns = curve
+    if isinstance(value, list):
+        value = mean_of(value) if router is None else value_at(value, router)
+    whose = "mean of the layers" if name.startswith("router.") and router is None else ""
+    from_zero = name in (*_SPIKES, "learning_rate") and not any(c.low < 0.0 for c in columns)
+    return Chart(
+        label_of(name),
+        [Curve(steps, columns, edge="high" if name in _SPIKES else "mean")],
+        value,
+        said or whose,
+        bottom=0.0 if from_zero else None,
+        spell=words.significant,
+        nothing=said or "not measured in this window",
+    )
