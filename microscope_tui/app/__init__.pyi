@@ -19,7 +19,8 @@ from .out import (
     verdict_text as verdict_text,
     write_new as write_new,
 )
-from .palette import COLOURS as COLOURS, style_of as style_of
+from .light import LIGHT as LIGHT
+from .palette import DARK as DARK, Shades as Shades, style_of as style_of
 from .picture import SCREEN_NAMES as SCREEN_NAMES, NoPicture as NoPicture, draw as draw
 from .reader import Reader as Reader
 from .remembered import (

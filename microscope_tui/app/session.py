@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Container, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -36,7 +36,11 @@ from microscope_tui.watch import (
 
 if TYPE_CHECKING:  # most sessions show no probe
     from microscope_tui.app.anatomy import Anatomy
+    from microscope_tui.app.palette import Shades
     from microscope_tui.routing import Mismatch
+
+
+Theme = Literal["dark", "light"]
 
 
 class Preferences(msgspec.Struct, frozen=True):
@@ -52,6 +56,7 @@ class Preferences(msgspec.Struct, frozen=True):
     keymap: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Custom keys, by the id of their binding."""
     cost: CostRequest = OF_HEADER
+    theme: Theme = "dark"
 
 
 DEFAULT = Preferences()
@@ -116,6 +121,15 @@ class Session:
             self._open, self._selected, self.expert = watch, 0, None
             self.time.reset()
         return watch
+
+    @cached_property
+    def shades(self) -> "Shades":
+        """The colours of the theme; the log is already being read when Rich is imported."""
+        if self.preferences.theme == "light":
+            from microscope_tui.app.light import LIGHT as shades
+        else:
+            from microscope_tui.app.palette import DARK as shades
+        return shades
 
     @cached_property
     def anatomy(self) -> "Anatomy":

@@ -9,7 +9,7 @@ from rich.style import Style
 from textual._ansi_theme import MONOKAI
 from textual.filter import ANSIToTruecolor
 
-from microscope_tui.app import COLOURS, palette, style_of
+from microscope_tui.app import DARK, LIGHT, Shades, style_of as style_in
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import LETTERS, Palette
 from tests.app.colour_vision import EYES, RGB, contrast, distance, lightness
@@ -27,7 +27,8 @@ WORDS = [
     *("", "value", "title", "brand", "dim", "curve", "ok", "warn", "crit", "accent"),
     *("badge-warn", "badge-crit", "cursor"),
 ]
-EXPERTS = range(len(COLOURS))
+EXPERTS = range(len(DARK.experts))
+THEMES = {"dark": DARK, "light": LIGHT}
 READABLE = 4.5  # WCAG 2, text
 MARKS = 3.0  # WCAG 2, graphical objects
 SEEN_AT_A_GLANCE = 10.0  # CIEDE2000
@@ -114,7 +115,7 @@ def test_warnings_and_critical_alerts_differ_by_colour_and_by_letter(
 def test_the_busiest_experts_differ_for_all_eyes(system: str, least: float, eyes: str) -> None:
     """256 colours have few dark ones: there letters below the text (v) help."""
     grounds: dict[int, RGB] = {n: ground(f"token:{n}", system) for n in range(len(LETTERS))}
-    screen = seen(Color.parse(palette.GROUND), system)
+    screen = seen(Color.parse(DARK.ground.true), system)
     for one, other in combinations(grounds, 2):
         assert distance(grounds[one], grounds[other], eyes) >= least, (one, other)
     for number, colour in grounds.items():
@@ -122,7 +123,7 @@ def test_the_busiest_experts_differ_for_all_eyes(system: str, least: float, eyes
 
 
 def test_sixteen_colours_give_every_expert_its_own_ink() -> None:
-    assert len({ink(f"token:{n}", "standard") for n in EXPERTS}) == len(COLOURS)
+    assert len({ink(f"token:{n}", "standard") for n in EXPERTS}) == len(DARK.experts)
     assert {ground(f"token:{n}", "standard") for n in EXPERTS} == {(0, 0, 0)}
     assert style_of("also:0", "standard") != style_of("token:0", "standard")
 

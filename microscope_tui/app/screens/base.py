@@ -124,7 +124,7 @@ class BaseScreen(Screen[None]):
 
     def made(self, part: Part) -> Widget:
         if isinstance(part, str):
-            return Rows(self.session.glyphs, id=part)
+            return Rows(self.session.glyphs, self.session.shades, id=part)
         name, *inside = part
         return containers.Container(*map(self.made, inside), id=str(name))
 
