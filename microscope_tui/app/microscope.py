@@ -26,6 +26,7 @@ _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
 
+
 class Microscope(App[None]):
     CSS = f"""
     Screen, ModalScreen {{ background: $background; overflow: hidden; }}
