@@ -40,9 +40,6 @@ if TYPE_CHECKING:  # most sessions show no probe
     from microscope_tui.routing import Mismatch
 
 
-Theme = Literal["dark", "light"]
-
-
 class Preferences(msgspec.Struct, frozen=True):
     """Settings of the command line and the config file; by default no bell and no saved view."""
 
@@ -56,7 +53,7 @@ class Preferences(msgspec.Struct, frozen=True):
     keymap: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Custom keys, by the id of their binding."""
     cost: CostRequest = OF_HEADER
-    theme: Theme = "dark"
+    theme: Literal["dark", "light"] = "dark"
 
 
 DEFAULT = Preferences()
@@ -77,6 +74,8 @@ class PictureRequest(msgspec.Struct, frozen=True):
     """The token at the cursor on the screen of the tokens; the first by default."""
     against: RunFile | None = None
     """The run to compare with."""
+    framed: bool = False
+    """Whether the picture shows a window."""
     preferences: Preferences = DEFAULT
 
 
@@ -126,10 +125,12 @@ class Session:
     def shades(self) -> "Shades":
         """The colours of the theme; the log is already being read when Rich is imported."""
         if self.preferences.theme == "light":
-            from microscope_tui.app.light import LIGHT as shades
-        else:
-            from microscope_tui.app.palette import DARK as shades
-        return shades
+            from microscope_tui.app.light import LIGHT
+
+            return LIGHT
+        from microscope_tui.app.palette import DARK
+
+        return DARK
 
     @cached_property
     def anatomy(self) -> "Anatomy":

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from msgspec.structs import replace
 
 from microscope_tui.app import SCREENS, PictureRequest, Preferences
-from microscope_tui.commands.config import GlyphChoice, UserConfig, read_config
+from microscope_tui.commands.config import GlyphChoice, Theme, UserConfig, read_config
 from microscope_tui.commands.options import (
     DEFAULT_SOURCE,
     RANKS,
@@ -20,6 +20,7 @@ from microscope_tui.commands.options import (
     Ranks,
     RunPath,
     SourceOptions,
+    Switch,
 )
 from microscope_tui.console import (
     DEFAULT_PATH,
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     ScreenName = str
 else:
     ScreenName = Literal[tuple(SCREENS)]
+Format = Literal["text", "json", "svg"]
+_ENDINGS: dict[str, Format] = {".svg": "svg", ".json": "json"}
 
 
 def snapshot(
@@ -72,7 +75,7 @@ def snapshot(
     /,
     *,
     screen: ScreenName = "main",
-    format_: Annotated[Literal["text", "json", "svg"], Parameter(name="--format")] = "text",
+    format_: Annotated[Format | None, Parameter(name="--format")] = None,
     step: int | None = None,
     layer: str = "",
     expert: int | None = None,
@@ -80,6 +83,8 @@ def snapshot(
     against: Path | None = None,
     size: str = "",
     glyphs: GlyphChoice = "auto",
+    theme: Theme | None = None,
+    frame: Switch = False,
     output: Output = None,
     reading: SourceOptions = DEFAULT_SOURCE,
     placed: Ranks = RANKS,
@@ -91,7 +96,8 @@ def snapshot(
     screen
         Which screen. The main screen as text lists all layers.
     format_
-        json prints the view as data: the step, every layer, and the findings.
+        text by default, or what the name of the file ends in, .svg or .json. json prints the view
+        as data: the step, every layer, and the findings.
     step
         Show the last logged step at or before this one; the newest by default.
     layer
@@ -106,10 +112,17 @@ def snapshot(
         COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
         Characters for curves.
+    theme
+        Colours of a picture: light for papers; by default the theme of your config.toml, or dark.
+    frame
+        Draw a window around the picture.
     output
         Write to this file instead of standard output.
     """
-    user = read_config()
+    chosen = _format(format_, output)
+    if frame and chosen != "svg":
+        fail("--frame draws a window around a picture: add --format svg", USAGE)
+    user = read_config().with_options(theme=theme)
     search = Search(path, reading.request(user))
     wanted = PictureRequest(
         screen=screen,
@@ -118,15 +131,25 @@ def snapshot(
         expert=expert,
         token=token,
         against=_other(against, screen, search),
-        preferences=Preferences(cost=placed.request()),
+        preferences=Preferences(cost=placed.request(), theme=user.view.theme),
+        framed=frame,
     )
-    if format_ == "json":
+    if chosen == "json":
         text = _as_json(search, user, wanted)
     else:
-        plain = glyphs != "auto" or (output in (None, PIPE) and format_ == "text")
+        plain = glyphs != "auto" or (output in (None, PIPE) and chosen == "text")
         alphabet = glyphs_for(glyphs if plain else "braille", sys.stdout)
-        text = _drawn(search, user, wanted, size, alphabet, format_ == "svg")
+        text = _drawn(search, user, wanted, size, alphabet, chosen == "svg")
     return _write(text, output)
+
+
+def _format(given: Format | None, output: Path | None) -> Format:
+    """The format, by default that of the file's name; exits if they contradict each other."""
+    ending = output.suffix.lower() if output is not None else ""
+    named = _ENDINGS.get(ending)
+    if given is not None and named is not None and given != named:
+        fail(f"-o {output}: the name ends in {ending}, but --format is {given}", USAGE)
+    return given or named or "text"
 
 
 def _write(text: str, output: Path | None) -> int:
