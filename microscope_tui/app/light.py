@@ -4,28 +4,27 @@ The calm cells are near white; amber to dark red overloads, and dark blue starve
 tokens has a blue of its own.
 """
 
-from microscope_tui.app.palette import CIVIDIS, VIRIDIS, Colours, Hue, Shades, evenly
+from microscope_tui.app.palette import DARK, Colours, Hue, Shades, evenly
 from microscope_tui.lines import CALM_FROM, CALM_TO, HOT_LEVEL, Palette
 
-_WHITE = Hue("#ffffff", "color(231)", "bright_white")
-_TEXT = Hue("#1f2328", "color(234)", "black")
-_NO_TOKEN = Hue("#ffffff", "color(231)", "bright_white")
-_NAVY = Hue("#10336e", "color(17)", "blue")
-_EMPTY = (Hue("#53606d", "color(240)", "bright_black"), _WHITE)
+_WHITE = Hue("#ffffff", "bright_white", "color(231)")
+_TEXT = Hue("#1f2328", "black")
+_NAVY = Hue("#10336e", "blue", "color(17)")
+_EMPTY = (Hue("#53606d", "bright_black"), _WHITE)
 
 LIGHT = Shades(
     ground=_WHITE,
     # Among the sixteen colours green, cyan and all bright ones are too pale for words.
     words={
         "value": _TEXT,
-        "title": Hue("#000000", "color(16)", "black"),
-        "dim": Hue("#5b6672", "color(241)", "bright_black"),
-        "faint": Hue("#c3cad2", "color(251)", "white"),
-        "curve": Hue("#53606d", "color(240)", "bright_black"),
-        "ok": Hue("#2b7a33", "color(22)", "black"),
-        "warn": Hue("#8f6800", "color(94)", "magenta"),
-        "crit": Hue("#9b0d3c", "color(125)", "red"),
-        "accent": Hue("#0a5fc2", "color(25)", "blue"),
+        "title": Hue("#000000", "black"),
+        "dim": Hue("#5b6672", "bright_black"),
+        "faint": Hue("#b3bbc5", "white"),
+        "curve": Hue("#53606d", "bright_black"),
+        "ok": Hue("#2b7a33", "black", "color(22)"),
+        "warn": Hue("#9a6700", "magenta", "color(130)"),
+        "crit": Hue("#a3101c", "red"),
+        "accent": Hue("#0a5fc2", "blue"),
     },
     surface="#f3f5f7",
     panel="#e6e9ed",
@@ -46,36 +45,33 @@ LIGHT = Shades(
         (4.0, "#7d0f12"),
     ),
     load_256=(
-        *((-11, 25), (-4, 74), (-1, 255), (0, 254), (1, 253), (3, 224)),
+        *((-11, 25), (-4, 74), (-1, 255), (0, 254), (1, 253), (3, 223)),
         *((HOT_LEVEL - 1, 222), (8, 215), (12, 166), (14, 124), (16, 88)),
     ),
     load_16=((-2, "bright_blue"), (1, "bright_white"), (HOT_LEVEL - 1, "yellow"), (16, "red")),
     steps={
+        **DARK.steps,
         Palette.DIVERGING: (
             *((0.0, "#e8eaec"), (0.42, "#f2b650")),
             *((0.64, "#dd5f3a"), (1.0, "#7d0f12")),
         ),
-        Palette.VIRIDIS: VIRIDIS,
-        Palette.CIVIDIS: CIVIDIS,
         Palette.GREY: evenly("#e3e6e9", "#0b0d0f"),
     },
     steps_256={
+        **DARK.steps_256,
         Palette.DIVERGING: (255, 223, 222, 215, 209, 166, 160, 124, 88),
-        Palette.VIRIDIS: (53, 54, 25, 30, 36, 36, 41, 112, 184),
-        Palette.CIVIDIS: (17, 18, 60, 243, 244, 101, 143, 185, 220),
         Palette.GREY: (253, 251, 248, 244, 242, 239, 237, 235, 232),
     },
     steps_16={
+        **DARK.steps_16,
         Palette.DIVERGING: ("bright_white", "bright_yellow", "bright_yellow", "bright_red", "red"),
-        Palette.VIRIDIS: ("blue", "bright_blue", "cyan", "bright_green", "bright_yellow"),
-        Palette.CIVIDIS: ("blue", "blue", "bright_black", "white", "bright_yellow"),
         Palette.GREY: ("bright_white", "bright_white", "white", "bright_black", "black"),
     },
     dead={
-        Palette.DIVERGING: (_NO_TOKEN, _NAVY),
+        Palette.DIVERGING: (_WHITE, _NAVY),
         Palette.VIRIDIS: _EMPTY,
         Palette.CIVIDIS: _EMPTY,
-        Palette.GREY: (_NO_TOKEN, _NAVY),
+        Palette.GREY: (_WHITE, _NAVY),
     },
     experts=(
         Colours("#0b6f9e", "#c9dded", "#0a3f5c", (25, 153, 17), "blue"),

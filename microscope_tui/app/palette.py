@@ -36,11 +36,11 @@ class Colours(NamedTuple):
 
 
 class Hue(NamedTuple):
-    """A colour in truecolor, among 256 (Rich finds it, if not an index) and among 16."""
+    """A colour in truecolor, among 16, and among 256, where Rich finds it if not given."""
 
     true: str
-    indexed: str
     named: str
+    indexed: str = ""
 
 
 class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -108,38 +108,29 @@ def evenly(*colours: str) -> Stops:
     return tuple((at / (len(colours) - 1), colour) for at, colour in enumerate(colours))
 
 
-VIRIDIS = evenly(
-    *("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c"),
-    *("#28ae80", "#5ec962", "#addc30", "#fde725"),
-)
-CIVIDIS = evenly(
-    *("#00224e", "#123570", "#3b496c", "#575d6d", "#707173"),
-    *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
-)
-"""Both are Matplotlib's."""
-_GROUND = Hue("#0f1419", "#0f1419", "black")
-_NO_TOKEN = Hue("#9aa5b1", "color(246)", "bright_white")
-_BLACK = Hue("#0f1419", "color(16)", "black")
+_GROUND = Hue("#0f1419", "black")
+_NO_TOKEN = Hue("#9aa5b1", "bright_white", "color(246)")
+_BLACK = Hue("#0f1419", "black", "color(16)")
 
 DARK = Shades(
     ground=_GROUND,
     # Bright black is too dark for words, and blue is for starving experts. Rich would pick a
     # yellow of 256 that some people confuse with coral.
     words={
-        "value": Hue("#d5d9e0", "#d5d9e0", "bright_white"),
-        "title": Hue("#f0f3f7", "#f0f3f7", "bright_white"),
-        "dim": Hue("#7d8793", "#7d8793", "white"),
-        "faint": Hue("#3a424d", "#3a424d", "bright_black"),
-        "curve": Hue("#9aa5b1", "#9aa5b1", "white"),
-        "ok": Hue("#7fb069", "#7fb069", "green"),
-        "warn": Hue("#e6b450", "color(221)", "bright_yellow"),
-        "crit": Hue("#f0715f", "#f0715f", "bright_red"),
-        "accent": Hue("#6cb6ff", "#6cb6ff", "bright_cyan"),
+        "value": Hue("#d5d9e0", "bright_white"),
+        "title": Hue("#f0f3f7", "bright_white"),
+        "dim": Hue("#7d8793", "white"),
+        "faint": Hue("#3a424d", "bright_black"),
+        "curve": Hue("#9aa5b1", "white"),
+        "ok": Hue("#7fb069", "green"),
+        "warn": Hue("#e6b450", "bright_yellow", "color(221)"),
+        "crit": Hue("#f0715f", "bright_red"),
+        "accent": Hue("#6cb6ff", "bright_cyan"),
     },
     surface="#151b22",
     panel="#1b2430",
-    on_dark=Hue("#d5d9e0", "color(253)", "bright_white"),
-    on_light=Hue("#0f1419", "color(233)", "black"),
+    on_dark=Hue("#d5d9e0", "bright_white", "color(253)"),
+    on_light=Hue("#0f1419", "black", "color(233)"),
     # Blue starves, three near greys are fair, amber to near white overloads.
     load=(
         (-4.0, "#162e54"),
@@ -166,8 +157,15 @@ DARK = Shades(
             *((0.0, "#282b30"), (0.42, "#b27a2e")),
             *((0.64, "#e96c3c"), (1.0, "#ffd6c4")),
         ),
-        Palette.VIRIDIS: VIRIDIS,
-        Palette.CIVIDIS: CIVIDIS,
+        # Both are Matplotlib's.
+        Palette.VIRIDIS: evenly(
+            *("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c"),
+            *("#28ae80", "#5ec962", "#addc30", "#fde725"),
+        ),
+        Palette.CIVIDIS: evenly(
+            *("#00224e", "#123570", "#3b496c", "#575d6d", "#707173"),
+            *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
+        ),
         Palette.GREY: evenly("#333940", "#f0f3f7"),
     },
     steps_256={
@@ -184,8 +182,8 @@ DARK = Shades(
     },
     dead={
         Palette.DIVERGING: (
-            Hue("#6f97cc", "color(68)", "bright_white"),
-            Hue("#162e54", "color(17)", "bright_blue"),
+            Hue("#6f97cc", "bright_white", "color(68)"),
+            Hue("#162e54", "bright_blue", "color(17)"),
         ),
         Palette.VIRIDIS: (_NO_TOKEN, _BLACK),
         Palette.CIVIDIS: (_NO_TOKEN, _BLACK),
@@ -292,7 +290,9 @@ def _is_dark(colour: RGB) -> bool:
 def _colour(hue: Hue, color_system: str) -> Color:
     if color_system == "standard":
         return _sixteen(hue.named)
-    return Color.parse(hue.indexed if color_system == "256" else hue.true)
+    if color_system == "256" and hue.indexed:
+        return Color.parse(hue.indexed)
+    return Color.parse(hue.true)
 
 
 def _sixteen(name: str) -> Color:

@@ -30,7 +30,6 @@ _PIECE = re.compile("[!-\u052f]+(?: [!-\u052f]+){0,2}|[^ ]")
 """At most three words of letters that every font has, or one other character."""
 _DOTS = ((3, 3), (3, 9), (3, 15), (9, 3), (9, 9), (9, 15), (3, 21), (9, 21))
 """Of a braille character, in the order of its bits."""
-_SHADE = {"░": 0.25, "▒": 0.5, "▓": 0.75}
 _MARGIN, _BAR = 12, 36  # around the screen, and above it in a window
 
 
@@ -65,10 +64,6 @@ def _shapes() -> dict[str, tuple[_Box, ...]]:
         "╵": (_Box(5, 0, 7, 12),),
         "┊": tuple(_Box(5, y, 7, y + 3) for y in (1, 7, 13, 19)),
         "╎": tuple(_Box(5, y, 7, y + 8) for y in (2, 14)),
-        "╭": (_Box(5, 11, 12, 13), _Box(5, 13, 7, 24)),
-        "╮": (_Box(0, 11, 7, 13), _Box(5, 13, 7, 24)),
-        "╰": (_Box(5, 11, 12, 13), _Box(5, 0, 7, 11)),
-        "╯": (_Box(0, 11, 7, 13), _Box(5, 0, 7, 11)),
     }
 
 
@@ -138,9 +133,6 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
             if "\u2800" <= char <= "\u28ff":
                 bits = ord(char) - 0x2800
                 dots[ink] += [(x + a, top + b) for n, (a, b) in enumerate(_DOTS) if bits >> n & 1]
-            elif char in _SHADE:
-                mixed = _mixed(ink, ground, _SHADE[char])
-                _add(grounds[mixed], _Box(x, top, x + WIDTH, top + HEIGHT))
             elif char in _SHAPES:
                 for box in _SHAPES[char]:
                     part = _Box(x + box[0], top + box[1], x + box[2], top + box[3])
@@ -179,11 +171,6 @@ def _hex(colour: Color | None, otherwise: str) -> str:
     if colour is None or colour.is_default:
         return otherwise
     return colour.get_truecolor().hex
-
-
-def _mixed(ink: str, ground: str, share: float) -> str:
-    pairs = zip(*(Color.parse(one).get_truecolor() for one in (ground, ink)), strict=True)
-    return "#{:02x}{:02x}{:02x}".format(*(round(a + share * (b - a)) for a, b in pairs))
 
 
 def _add(boxes: list[_Box], box: _Box) -> None:

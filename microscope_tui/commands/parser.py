@@ -35,7 +35,7 @@ moe-microscope check logs --all --json       # every run, as data
 moe-microscope check logs/first --follow     # alerts until the run ends
 moe-microscope snapshot logs/first --step 150      # the main screen as text
 moe-microscope snapshot logs/first --screen alerts
-moe-microscope snapshot --screen layer --format svg -o layer.svg
+moe-microscope snapshot --screen layer -o layer.svg --theme light
 moe-microscope probe checkpoints/first/best prose=book.txt code=src/
 moe-microscope probe ORG/NAME notes.txt --download
 moe-microscope explain COLLAPSE

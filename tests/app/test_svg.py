@@ -112,10 +112,9 @@ def test_a_block_covers_its_part_of_the_cell(char: str, box: tuple[float, ...]) 
     assert painted(drawn(f" {char}", style="#ff0000")) == {"#ff0000": {box}}
 
 
-def test_neighbours_of_one_colour_are_one_rectangle_and_shades_are_mixed() -> None:
+def test_neighbours_of_one_colour_are_one_rectangle() -> None:
     line = [Segment("ab", Style.parse("on #102030")), Segment("  ", Style.parse("bold on #102030"))]
     assert painted(svg_of([line], 4, DARK)) == {"#102030": {(0, 0, 48, 24)}}
-    assert painted(drawn("▒▒", style="#204060 on #000000"))["#102030"] == {(0, 0, 24, 24)}
 
 
 def test_nothing_is_downloaded_and_the_window_is_drawn_on_request() -> None:
