@@ -110,8 +110,9 @@ class Microscope(App[None]):
             waits, keymap = self.screen.has_class("waiting"), self.session.preferences.keymap
             own = EVERYWHERE if waits else self.screen.BINDINGS
             bindings = with_keymap(own, keymap)
-            behind, session = "" if waits else self.shown, self.session
-            self.push_screen(screen_class("help")(bindings, session.glyphs, session.shades, behind))
+            behind = "" if waits else self.shown
+            look = self.session.glyphs, self.session.shades
+            self.push_screen(screen_class("help")(bindings, *look, behind))
 
     def action_repaint(self) -> None:
         """After another program wrote over the screen."""
@@ -130,15 +131,11 @@ def _theme_of(shades: Shades, name: str) -> Theme:
     return Theme(
         name=f"microscope-{name}",
         primary=shades.word("accent"),
-        secondary=shades.word("curve"),
         accent=shades.word("accent"),
         foreground=shades.word("value"),
         background=shades.ground.true,
         surface=shades.surface,
         panel=shades.panel,
-        success=shades.word("ok"),
-        warning=shades.word("warn"),
-        error=shades.word("crit"),
         dark=name == "dark",
         variables={"faint": shades.word("faint")},
     )

@@ -233,10 +233,11 @@ def _word(role: str, color_system: str | None, shades: Shades) -> Style:
     bold = role in _BOLD
     if color_system is None:
         return Style(bold=bold or role == "crit" or None, reverse=on_ground or None)
-    ink, ground = _colour(shades.words[name], color_system), _colour(shades.ground, color_system)
+    ink = _colour(shades.words[name], color_system)
+    screen = _colour(shades.ground, color_system)
     if on_ground:
-        ink, ground = ground, ink
-    return Style(color=ink, bgcolor=ground, bold=bold or None)
+        return Style(color=screen, bgcolor=ink, bold=bold or None)
+    return Style(color=ink, bgcolor=screen, bold=bold or None)
 
 
 def _heat(level: int, color_system: str | None, palette: Palette, shades: Shades) -> Style:

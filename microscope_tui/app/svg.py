@@ -85,20 +85,22 @@ def svg_of(
 ) -> str:
     """Lines of a screen as a picture; with a ``title`` in a window."""
     drawn = [_line(line, y, shades) for y, line in enumerate(lines)]
-    width, height = columns * WIDTH, len(drawn) * HEIGHT
-    margin, above, corners = _MARGIN, _MARGIN, ""
+    width = columns * WIDTH
+    across = width + 2 * _MARGIN
+    above = _MARGIN if title is None else _BAR
+    down = above + len(drawn) * HEIGHT + _MARGIN
+    corners = ""
     if title is not None:
-        above, corners = _BAR, f' rx="8" stroke="{shades.word("faint")}"'
+        corners = f' rx="8" stroke="{shades.word("faint")}"'
         drawn.insert(0, _bar(title, width, shades))
-    across, down = width + 2 * margin, height + above + margin
     inside = "\n".join(filter(None, drawn))
     return _NOT_XML.sub(
         "\ufffd",
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-margin} {-above} {across} {down}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-_MARGIN} {-above} {across} {down}" '
         f'font-family="{_FONTS}" font-size="20" fill="{shades.word("value")}" '
         'stroke-linecap="round" shape-rendering="crispEdges">\n'
-        f'<rect x="{-margin}" y="{-above}" width="{across}" height="{down}" '
-        f'fill="{shades.ground.true}"{corners}/>\n{inside}\n</svg>\n',
+        f'<rect x="{-_MARGIN}" y="{-above}" width="{across}" height="{down}" '
+        f'fill="{shades.ground.true}"{corners}/>\n{inside}\n</svg>',
     )
 
 
@@ -129,7 +131,8 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
         if ground != shades.ground.true:
             _add(grounds[ground], _Box(left, top, right, top + HEIGHT))
         for piece in _PIECE.finditer(text):
-            x, char = left + cell_len(text[: piece.start()]) * WIDTH, piece[0]
+            char = piece[0]
+            x = left + cell_len(text[: piece.start()]) * WIDTH
             if "\u2800" <= char <= "\u28ff":
                 bits = ord(char) - 0x2800
                 dots[ink] += [(x + a, top + b) for n, (a, b) in enumerate(_DOTS) if bits >> n & 1]
@@ -148,6 +151,7 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
     paths += [
         f'<path stroke="{colour}" stroke-width="4.2" shape-rendering="auto" d="{_dotted(places)}"/>'
         for colour, places in dots.items()
+        if places
     ]
     return "".join((*paths, *words))
 

@@ -311,4 +311,5 @@ class ProbeOptions:
 
 
 DEFAULT_CHECK, DEFAULT_SOURCE, DEFAULT_PROBE = CheckOptions(), SourceOptions(), ProbeOptions()
-RANKS, PICTURE = Ranks(), PictureOptions()
+RANKS = Ranks()
+PICTURE = PictureOptions()

@@ -201,7 +201,8 @@ def _drawn(
 ) -> str:
     """The screen as the application draws it; the main screen as text needs none."""
     columns, rows = _size(options.size) or (wanted.columns, wanted.rows)
-    glyphs, svg = glyphs_for(options.alphabet, sys.stdout), options.format == "svg"
+    glyphs = glyphs_for(options.alphabet, sys.stdout)
+    svg = options.format == "svg"
     nothing_selected = not wanted.layer and wanted.expert is wanted.token is None
     if wanted.screen == "main" and not svg and nothing_selected:
         watched = newest(search, user.criteria)
