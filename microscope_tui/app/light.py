@@ -10,7 +10,8 @@ from microscope_tui.lines import CALM_FROM, CALM_TO, HOT_LEVEL, Palette
 _WHITE = Hue("#ffffff", "bright_white", "color(231)")
 _TEXT = Hue("#1f2328", "black")
 _NAVY = Hue("#10336e", "blue", "color(17)")
-_EMPTY = (Hue("#53606d", "bright_black"), _WHITE)
+# Among the sixteen black: white and bright yellow are alike without blue cones.
+_EMPTY = (Hue("#53606d", "bright_white"), _WHITE._replace(named="black"))
 
 LIGHT = Shades(
     ground=_WHITE,
