@@ -91,14 +91,16 @@ def svg_of(
     down = above + len(drawn) * HEIGHT + _MARGIN
     corners = ""
     if title is not None:
-        corners = f' rx="8" stroke="{shades.word("faint")}"'
+        edge = f'stroke="{shades.word("faint")}" stroke-width="1" stroke-dasharray="none"'
+        corners = f' rx="8" {edge}'
         drawn.insert(0, _bar(title, width, shades))
     inside = "\n".join(filter(None, drawn))
     return _NOT_XML.sub(
         "\ufffd",
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-_MARGIN} {-above} {across} {down}" '
         f'font-family="{_FONTS}" font-size="20" fill="{shades.word("value")}" '
-        'stroke-linecap="round" shape-rendering="crispEdges">\n'
+        f'stroke-width="4.2" stroke-linecap="round" stroke-dasharray="0 {WIDTH // 2}" '
+        'shape-rendering="crispEdges">\n'
         f'<rect x="{-_MARGIN}" y="{-above}" width="{across}" height="{down}" '
         f'fill="{shades.ground.true}"{corners}/>\n{inside}\n</svg>',
     )
@@ -135,7 +137,7 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
             x = left + cell_len(text[: piece.start()]) * WIDTH
             if "\u2800" <= char <= "\u28ff":
                 bits = ord(char) - 0x2800
-                dots[ink] += [(x + a, top + b) for n, (a, b) in enumerate(_DOTS) if bits >> n & 1]
+                dots[ink] += [(top + b, x + a) for n, (a, b) in enumerate(_DOTS) if bits >> n & 1]
             elif char in _SHAPES:
                 for box in _SHAPES[char]:
                     part = _Box(x + box[0], top + box[1], x + box[2], top + box[3])
@@ -149,7 +151,7 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
         for colour, boxes in layer.items()
     ]
     paths += [
-        f'<path stroke="{colour}" stroke-width="4.2" shape-rendering="auto" d="{_dotted(places)}"/>'
+        f'<path stroke="{colour}" shape-rendering="auto" d="{_dotted(places)}"/>'
         for colour, places in dots.items()
         if places
     ]
@@ -192,12 +194,14 @@ def _rectangle(box: _Box) -> str:
 
 
 def _dotted(places: Iterable[tuple[int, int]]) -> str:
-    """Lines without length, each from the one before: round ends make them dots."""
-    path, at = "", (0, 0)
-    for x, y in places:
-        path += f"m{x - at[0]} {y - at[1]}h0"
-        at = (x, y)
-    return path
+    """Neighbours (y, x) as one line: its dashes have no length, and round ends make them dots."""
+    rows: list[list[int]] = []
+    for y, x in sorted(places):
+        if rows and rows[-1][0] == y and rows[-1][2] == x - WIDTH // 2:
+            rows[-1][2] = x
+        else:
+            rows.append([y, x, x])
+    return "".join(f"M{first} {y}h{last - first + 1}" for y, first, last in rows)
 
 
 def _word(text: str, left: int, top: int, attributes: str) -> str:

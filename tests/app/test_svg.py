@@ -42,10 +42,8 @@ def dots(svg: str) -> list[tuple[int, int]]:
     """The centres of all dots."""
     found = []
     for path in re.findall(r'<path stroke="#\w+"[^>]* d="([^"]+)"/>', svg):
-        x = y = 0
-        for across, down in re.findall(r"m(-?\d+) (-?\d+)h0", path):
-            x, y = x + int(across), y + int(down)
-            found.append((x, y))
+        for x, y, length in re.findall(r"M(\d+) (\d+)h(\d+)", path):
+            found += [(int(x) + at, int(y)) for at in range(0, int(length), 6)]
     return found
 
 
@@ -81,7 +79,8 @@ def test_braille_is_dots_inside_its_cells() -> None:
     places = [(x, y) for x in (3, 9) for y in (3, 9, 15, 21)]
     assert sorted(dots(drawn("⣿"))) == places
     svg = drawn("", "step ⢀  ⠁")
-    assert dots(svg) == [(69, 45), (99, 27)]
+    assert dots(svg) == [(99, 27), (69, 45)]
+    assert 'stroke-linecap="round" stroke-dasharray="0 6"' in svg
     assert shown(svg) == ["step"]
 
 
