@@ -133,7 +133,7 @@ DARK = Shades(
     on_light=Hue("#0f1419", "black", "color(233)"),
     # Blue starves, three near greys are fair, amber to near white overloads.
     load=(
-        (-4.0, "#162e54"),
+        (-4.0, "#1f4a80"),
         (-1.6, "#224a7c"),
         (-0.75, "#242e3a"),
         (CALM_FROM, "#20262c"),
@@ -147,10 +147,10 @@ DARK = Shades(
         (4.0, "#ffd6c4"),
     ),
     load_256=(
-        *((-11, 17), (-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
+        *((-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
         *((HOT_LEVEL - 1, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
     ),
-    load_16=((-2, "blue"), (1, "black"), (HOT_LEVEL - 1, "yellow"), (16, "bright_red")),
+    load_16=((-2, "bright_blue"), (1, "black"), (HOT_LEVEL - 1, "yellow"), (16, "bright_red")),
     steps={
         # The overloaded half of the loads, at distances that look alike.
         Palette.DIVERGING: (
@@ -183,7 +183,7 @@ DARK = Shades(
     dead={
         Palette.DIVERGING: (
             Hue("#6f97cc", "bright_white", "color(68)"),
-            Hue("#162e54", "bright_blue", "color(17)"),
+            Hue("#0a0f5a", "blue", "color(17)"),
         ),
         Palette.VIRIDIS: (_NO_TOKEN, _BLACK),
         Palette.CIVIDIS: (_NO_TOKEN, _BLACK),
@@ -214,7 +214,11 @@ def style_of(
     all, ``num:N`` the same for a number. ``seq:N`` is a step from low to high (0 … 15) of a measure
     that has no fair value.
     ``token:N``, ``also:N``, ``lit:N`` and ``ink:N`` are the experts of a text (0 … 6).
+    ``A|B`` is a cell in two halves: the colour of A above that of B.
     """
+    if "|" in role:
+        upper, lower = (style_of(half, color_system, palette, shades) for half in role.split("|"))
+        return Style(color=upper.bgcolor, bgcolor=lower.bgcolor)
     family, _, level = role.partition(":")
     if family in ("heat", "num"):
         if level == "dead":
@@ -263,7 +267,7 @@ def _cell(ground: Color, color_system: str, shades: Shades) -> Style:
 
 
 def _dead(color_system: str | None, palette: Palette, shades: Shades) -> Style:
-    """Always with a ×: next to blue for starving experts the background alone is not distinct."""
+    """The colour of no load; a × on it means that no expert of the cell has a token."""
     if color_system is None:
         return Style(underline=True)
     ink, ground = shades.dead[palette]

@@ -189,7 +189,7 @@ async def test_a_picture_from_a_session_of_16_colours_is_in_truecolor(
             text = app.session.written[0].read_text()
             colours[system] = set(re.findall("#[0-9a-f]{6}", text))
     assert colours["standard"] == colours["truecolor"]
-    assert "#162e54" in colours["standard"]  # a starving expert, by the stop of its ramp
+    assert "#1f4a80" in colours["standard"]  # a starving expert, by the stop of its ramp
 
 
 async def test_the_next_session_looks_as_the_last_one(

@@ -171,10 +171,13 @@ def test_a_dead_expert_and_the_fair_share_are_like_no_other_cell(
 ) -> None:
     dead, fair = style_of("heat:dead", system, chosen), ground("heat:0", system, chosen)
     for n in LEVELS:
-        assert dead != style_of(f"heat:{n}", system, chosen)
-        if chosen in SEQUENTIAL:
-            here = ground(f"heat:{n}", system, chosen)
-            assert distance(ground("heat:dead", system, chosen), here) >= SEEN_AT_A_GLANCE
+        here = ground(f"heat:{n}", system, chosen)
+        assert distance(ground("heat:dead", system, chosen), here) >= SEEN_AT_A_GLANCE
+        half = style_of(f"heat:{n}|heat:dead", system, chosen)
+        assert (half.color, half.bgcolor) == (
+            style_of(f"heat:{n}", system, chosen).bgcolor,
+            dead.bgcolor,
+        )
     for n in (-4, 6, *((-3, 3) if system == "truecolor" else ())):
         assert fair != ground(f"heat:{n}", system, chosen)
 
