@@ -9,17 +9,17 @@ from .keys import (
     with_keymap as with_keymap,
     written_key as written_key,
 )
+from .light import LIGHT as LIGHT
 from .microscope import Microscope as Microscope
 from .out import (
     MOST_BYTES as MOST_BYTES,
     free_name as free_name,
     row_text as row_text,
-    stand_alone as stand_alone,
     value_text as value_text,
     verdict_text as verdict_text,
     write_new as write_new,
 )
-from .palette import COLOURS as COLOURS, style_of as style_of
+from .palette import DARK as DARK, Shades as Shades, style_of as style_of
 from .picture import SCREEN_NAMES as SCREEN_NAMES, NoPicture as NoPicture, draw as draw
 from .reader import Reader as Reader
 from .remembered import (
@@ -50,6 +50,7 @@ from .session import (
     Preferences as Preferences,
     Session as Session,
 )
+from .svg import svg_of as svg_of
 from .time_cursor import (
     BadPlace as BadPlace,
     OfExpert as OfExpert,

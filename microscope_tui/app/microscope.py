@@ -4,44 +4,32 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar
 
+from rich.segment import Segment
 from textual.app import App, SystemCommand
 from textual.binding import Binding
+from textual.color import Color
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.theme import Theme
 
-from microscope_tui.app import palette
 from microscope_tui.app.keys import EVERYWHERE, name_of, screen_class, shown_key, with_keymap
+from microscope_tui.app.palette import Shades
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.session import Session
 
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
-_THEME = Theme(
-    name="microscope",
-    primary=palette.ACCENT,
-    secondary=palette.CURVE,
-    accent=palette.ACCENT,
-    foreground=palette.TEXT,
-    background=palette.GROUND,
-    surface="#151b22",
-    panel="#1b2430",
-    success=palette.OK,
-    warning=palette.WARN,
-    error=palette.CRITICAL,
-    dark=True,
-)
-"""The colours of what Textual draws by itself (the command palette)."""
 
 
 class Microscope(App[None]):
     CSS = f"""
-    Screen, ModalScreen {{ background: {palette.GROUND}; overflow: hidden; }}
+    Screen, ModalScreen {{ background: $background; overflow: hidden; }}
     Rows, Tiles {{ height: 1fr; width: 1fr; }}
     Tiles {{ overflow: hidden; }}
     #header, #ribbon, #keys {{ height: 1; }}
@@ -62,9 +50,14 @@ class Microscope(App[None]):
         self.session = session
         super().__init__()
         self.set_keymap(session.preferences.keymap)
-        self.register_theme(_THEME)
-        self.theme = _THEME.name
+        theme = _theme_of(session.shades, session.preferences.theme)
+        self.register_theme(theme)
+        self.theme = theme.name
         sys.setswitchinterval(_SWITCH_S)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's for NO_COLOR sends greys, or codes for the default colours."""
+        return [_NoColour()] if self.no_color else super().get_line_filters()
 
     def get_default_screen(self) -> Screen[None]:
         """The main screen; it stays below the others for the whole session."""
@@ -119,11 +112,34 @@ class Microscope(App[None]):
             own = EVERYWHERE if waits else self.screen.BINDINGS
             bindings = with_keymap(own, keymap)
             behind = "" if waits else self.shown
-            self.push_screen(screen_class("help")(bindings, self.session.glyphs, behind))
+            look = self.session.glyphs, self.session.shades
+            self.push_screen(screen_class("help")(bindings, *look, behind))
 
     def action_repaint(self) -> None:
         """After another program wrote over the screen."""
         self.screen.refresh(layout=True)
+
+
+class _NoColour(LineFilter):
+    """Removes all colours; bold, reverse and underline stay."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        return list(Segment.remove_color(segments))
+
+
+def _theme_of(shades: Shades, name: str) -> Theme:
+    """The colours of what Textual draws by itself (the command palette)."""
+    return Theme(
+        name=f"microscope-{name}",
+        primary=shades.word("accent"),
+        accent=shades.word("accent"),
+        foreground=shades.word("value"),
+        background=shades.ground.true,
+        surface=shades.surface,
+        panel=shades.panel,
+        dark=name == "dark",
+        variables={"faint": shades.word("faint")},
+    )
 
 
 def _collect_from_now_on() -> None:

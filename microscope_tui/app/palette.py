@@ -1,151 +1,27 @@
 """Colours of the roles. Healthy is calm, trouble is bright; colour only where it has a meaning.
 
 One table of styles per kind of terminal: truecolor, 256 colours, 16 colours, and none, which uses
-reverse video and underlines. Nothing important depends on colour alone.
+reverse video and underlines. Nothing important depends on colour alone. The tables here are for a
+dark ground; ``light`` has those for a light one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple, TypeVar
 
+import msgspec
 from rich.color import Color
 from rich.style import Style
 
 from microscope_tui.lines import CALM_FROM, CALM_TO, HOT_LEVEL, Palette, is_calm
 
 RGB = tuple[int, int, int]
-_Stops = Sequence[tuple[float, str]]
+Stops = Sequence[tuple[float, str]]
 _Entry = TypeVar("_Entry")
 
-GROUND = "#0f1419"
-TEXT = "#d5d9e0"
-DIM = "#7d8793"
-FAINT = "#3a424d"
-OK = "#7fb069"
-WARN = "#e6b450"
-CRITICAL = "#f0715f"
-ACCENT = "#6cb6ff"
-CURVE = "#9aa5b1"
 
-# Rich would pick a yellow that some people confuse with coral.
-_ROLES_256 = {
-    "warn": Style(color="color(221)"),
-    "badge-warn": Style(color=GROUND, bgcolor="color(221)", bold=True),
-}
-
-# The 16 colours are written as what Rich knows them by: a name would become the colour that
-# Textual's theme has for it, and then another one of the 16.
-_SIXTEEN: dict[str, RGB] = {
-    "black": (0, 0, 0),
-    "green": (0, 170, 0),
-    "yellow": (170, 85, 0),
-    "blue": (0, 0, 170),
-    "cyan": (0, 170, 170),
-    "white": (170, 170, 170),
-    "bright_black": (85, 85, 85),
-    "bright_red": (255, 85, 85),
-    "bright_green": (85, 255, 85),
-    "bright_yellow": (255, 255, 85),
-    "bright_blue": (85, 85, 255),
-    "bright_magenta": (255, 85, 255),
-    "bright_cyan": (85, 255, 255),
-    "bright_white": (255, 255, 255),
-}
-# The style, and ink and ground among the sixteen colours, of which bright black is too dark for
-# words, and blue is for starving experts.
-_ROLES = {
-    "": (Style(color=TEXT), "bright_white", "black"),
-    "value": (Style(color=TEXT), "bright_white", "black"),
-    "title": (Style(color="#f0f3f7", bold=True), "bright_white", "black"),
-    "brand": (Style(color=ACCENT, bold=True), "bright_cyan", "black"),
-    "dim": (Style(color=DIM), "white", "black"),
-    "faint": (Style(color=FAINT), "bright_black", "black"),
-    "curve": (Style(color=CURVE), "white", "black"),
-    "ok": (Style(color=OK), "green", "black"),
-    "warn": (Style(color=WARN), "bright_yellow", "black"),
-    "crit": (Style(color=CRITICAL), "bright_red", "black"),
-    "accent": (Style(color=ACCENT), "bright_cyan", "black"),
-    "badge-warn": (Style(color=GROUND, bgcolor=WARN, bold=True), "black", "bright_yellow"),
-    "badge-crit": (Style(color=GROUND, bgcolor=CRITICAL, bold=True), "black", "bright_red"),
-    "cursor": (Style(color=GROUND, bgcolor=ACCENT), "black", "bright_cyan"),
-}
-_EXPERTS = ("token", "also", "lit", "ink")
-_INK = {
-    "": Style(),
-    "standard": Style(color=Color.from_rgb(*_SIXTEEN["bright_white"])),
-    "256": Style(color="color(253)"),
-    "truecolor": Style(color=TEXT),
-}
-"""Of a number on a dark cell."""
-_FAIR = 0.4
-"""Position of the fair share on a ramp from dark to light: below the middle, to be calm."""
-_MOST_LOAD, _MOST = 16, 15
-_DARK_BELOW = 0.16
-"""Luminance of a cell on which light ink is as easy to read as dark ink."""
-
-# log2(load) → colour: blue starves, three near greys are fair, amber to near white overloads.
-_DIVERGING_LOAD: _Stops = (
-    (-4.0, "#1f4a80"),
-    (-1.6, "#224a7c"),
-    (-0.75, "#242e3a"),
-    (CALM_FROM, "#20262c"),
-    (-0.25, "#20262c"),
-    (0.0, "#282c31"),
-    (0.25, "#303438"),
-    (CALM_TO, "#303438"),
-    (0.72, "#34302c"),
-    (1.5, "#b27a2e"),
-    (2.6, "#e96c3c"),
-    (4.0, "#ffd6c4"),
-)
-# Upper limit of the level → colour.
-_DIVERGING_LOAD_256 = (
-    *((-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
-    *((HOT_LEVEL - 1, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
-)
-_DIVERGING_LOAD_16 = (
-    (-2, "bright_blue"),
-    (1, "black"),
-    (HOT_LEVEL - 1, "yellow"),
-    (16, "bright_red"),
-)
-
-
-def _evenly(*colours: str) -> _Stops:
-    return tuple((at / (len(colours) - 1), colour) for at, colour in enumerate(colours))
-
-
-# Share of the way from low to high → colour. Viridis and cividis are Matplotlib's.
-_TRUECOLOR: dict[Palette, _Stops] = {
-    # The overloaded half of the loads, at distances that look alike.
-    Palette.DIVERGING: ((0.0, "#282b30"), (0.42, "#b27a2e"), (0.64, "#e96c3c"), (1.0, "#ffd6c4")),
-    Palette.VIRIDIS: _evenly(
-        *("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c"),
-        *("#28ae80", "#5ec962", "#addc30", "#fde725"),
-    ),
-    Palette.CIVIDIS: _evenly(
-        *("#00224e", "#123570", "#3b496c", "#575d6d", "#707173"),
-        *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
-    ),
-    Palette.GREY: _evenly("#333940", "#f0f3f7"),
-}
-# The fair share has its own step: the fourth of nine, the third of five.
-_INDEXED = {
-    Palette.DIVERGING: (236, 94, 94, 130, 172, 209, 209, 216, 224),
-    Palette.VIRIDIS: (53, 54, 25, 30, 36, 36, 41, 112, 184),
-    Palette.CIVIDIS: (17, 18, 60, 243, 244, 101, 143, 185, 220),
-    Palette.GREY: (236, 238, 240, 243, 246, 248, 250, 252, 254),
-}
-_NAMED = {
-    Palette.DIVERGING: ("black", "yellow", "yellow", "bright_red", "bright_white"),
-    Palette.VIRIDIS: ("blue", "bright_blue", "cyan", "bright_green", "bright_yellow"),
-    Palette.CIVIDIS: ("blue", "blue", "bright_black", "white", "bright_yellow"),
-    Palette.GREY: ("black", "black", "bright_black", "white", "bright_white"),
-}
-
-
-class _Colours(NamedTuple):
-    """Of one expert in a text: bright hue, dark ground, light ink; the same among 256 colours.
+class Colours(NamedTuple):
+    """Of one expert in a text: hue, and ground with ink; the same among 256 colours.
 
     The grounds differ in hue and in lightness, so that people with any colour blindness can
     distinguish them (the tests measure it).
@@ -159,104 +35,255 @@ class _Colours(NamedTuple):
     """Its ink among the sixteen colours."""
 
 
-COLOURS = (
-    _Colours("#4cc9f0", "#1c3c48", "#b7e9f9", (81, 24, 195), "cyan"),
-    _Colours("#f0a000", "#5c4410", "#f9d999", (214, 130, 231), "bright_yellow"),
-    _Colours("#00b070", "#086244", "#99dfc6", (35, 28, 231), "green"),
-    _Colours("#e070c0", "#804673", "#f3c6e6", (169, 89, 225), "bright_magenta"),
-    _Colours("#f4ee60", "#6f7037", "#fbf8bf", (227, 58, 230), "bright_green"),
-    _Colours("#e0563c", "#411e1b", "#ecb0a6", (167, 52, 217), "bright_red"),
-    _Colours("#8f84ff", "#443e9e", "#d3cfff", (105, 55, 189), "bright_cyan"),
+class Hue(NamedTuple):
+    """A colour in truecolor, among 16, and among 256, where Rich finds it if not given."""
+
+    true: str
+    named: str
+    indexed: str = ""
+
+
+class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """The colours of a theme; it equals only itself, as the key of cached styles."""
+
+    ground: Hue
+    words: Mapping[str, Hue]
+    """The ink of a role; badges and the cursor have it as their ground."""
+    surface: str
+    panel: str
+    """Grounds of what Textual draws by itself (the command palette)."""
+    on_dark: Hue
+    """Ink on a dark cell."""
+    on_light: Hue
+    load: Stops
+    """log2(load) → colour."""
+    load_256: Sequence[tuple[int, int]]
+    """Upper limit of the level → colour."""
+    load_16: Sequence[tuple[int, str]]
+    steps: Mapping[Palette, Stops]
+    """Share of the way from low to high → colour."""
+    steps_256: Mapping[Palette, Sequence[int]]
+    """The fair share has its own step: the fourth of nine, the third of five."""
+    steps_16: Mapping[Palette, Sequence[str]]
+    dead: Mapping[Palette, tuple[Hue, Hue]]
+    """Ink and ground of a cell without tokens."""
+    experts: Sequence[Colours]
+
+    def word(self, role: str) -> str:
+        """The ink of a role in truecolor."""
+        return self.words[role].true
+
+
+# The 16 colours are written as what Rich knows them by: a name would become the colour that
+# Textual's theme has for it, and then another one of the 16.
+_SIXTEEN: dict[str, RGB] = {
+    "black": (0, 0, 0),
+    "red": (170, 0, 0),
+    "green": (0, 170, 0),
+    "yellow": (170, 85, 0),
+    "blue": (0, 0, 170),
+    "magenta": (170, 0, 170),
+    "cyan": (0, 170, 170),
+    "white": (170, 170, 170),
+    "bright_black": (85, 85, 85),
+    "bright_red": (255, 85, 85),
+    "bright_green": (85, 255, 85),
+    "bright_yellow": (255, 255, 85),
+    "bright_blue": (85, 85, 255),
+    "bright_magenta": (255, 85, 255),
+    "bright_cyan": (85, 255, 255),
+    "bright_white": (255, 255, 255),
+}
+_EXPERTS = ("token", "also", "lit", "ink")
+_SAME = {"brand": "accent", "cursor": "accent", "badge-warn": "warn", "badge-crit": "crit"}
+_BOLD = ("title", "brand", "badge-warn", "badge-crit")
+_FAIR = 0.4
+"""Position of the fair share on a ramp from dark to light: below the middle, to be calm."""
+_MOST_LOAD, _MOST = 16, 15
+_DARK_BELOW = 0.16
+"""Luminance of a cell on which light ink is as easy to read as dark ink."""
+
+
+def evenly(*colours: str) -> Stops:
+    return tuple((at / (len(colours) - 1), colour) for at, colour in enumerate(colours))
+
+
+_GROUND = Hue("#0f1419", "black")
+_NO_TOKEN = Hue("#9aa5b1", "bright_white", "color(246)")
+_BLACK = Hue("#0f1419", "black", "color(16)")
+
+DARK = Shades(
+    ground=_GROUND,
+    # Bright black is too dark for words, and blue is for starving experts. Rich would pick a
+    # yellow of 256 that some people confuse with coral.
+    words={
+        "value": Hue("#d5d9e0", "bright_white"),
+        "title": Hue("#f0f3f7", "bright_white"),
+        "dim": Hue("#7d8793", "white"),
+        "faint": Hue("#3a424d", "bright_black"),
+        "curve": Hue("#9aa5b1", "white"),
+        "ok": Hue("#7fb069", "green"),
+        "warn": Hue("#e6b450", "bright_yellow", "color(221)"),
+        "crit": Hue("#f0715f", "bright_red"),
+        "accent": Hue("#6cb6ff", "bright_cyan"),
+    },
+    surface="#151b22",
+    panel="#1b2430",
+    on_dark=Hue("#d5d9e0", "bright_white", "color(253)"),
+    on_light=Hue("#0f1419", "black", "color(233)"),
+    # Blue starves, three near greys are fair, amber to near white overloads.
+    load=(
+        (-4.0, "#1f4a80"),
+        (-1.6, "#224a7c"),
+        (-0.75, "#242e3a"),
+        (CALM_FROM, "#20262c"),
+        (-0.25, "#20262c"),
+        (0.0, "#282c31"),
+        (0.25, "#303438"),
+        (CALM_TO, "#303438"),
+        (0.72, "#34302c"),
+        (1.5, "#b27a2e"),
+        (2.6, "#e96c3c"),
+        (4.0, "#ffd6c4"),
+    ),
+    load_256=(
+        *((-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
+        *((HOT_LEVEL - 1, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
+    ),
+    load_16=((-2, "bright_blue"), (1, "black"), (HOT_LEVEL - 1, "yellow"), (16, "bright_red")),
+    steps={
+        # The overloaded half of the loads, at distances that look alike.
+        Palette.DIVERGING: (
+            *((0.0, "#282b30"), (0.42, "#b27a2e")),
+            *((0.64, "#e96c3c"), (1.0, "#ffd6c4")),
+        ),
+        # Both are Matplotlib's.
+        Palette.VIRIDIS: evenly(
+            *("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c"),
+            *("#28ae80", "#5ec962", "#addc30", "#fde725"),
+        ),
+        Palette.CIVIDIS: evenly(
+            *("#00224e", "#123570", "#3b496c", "#575d6d", "#707173"),
+            *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
+        ),
+        Palette.GREY: evenly("#333940", "#f0f3f7"),
+    },
+    steps_256={
+        Palette.DIVERGING: (236, 94, 94, 130, 172, 209, 209, 216, 224),
+        Palette.VIRIDIS: (53, 54, 25, 30, 36, 36, 41, 112, 184),
+        Palette.CIVIDIS: (17, 18, 60, 243, 244, 101, 143, 185, 220),
+        Palette.GREY: (236, 238, 240, 243, 246, 248, 250, 252, 254),
+    },
+    steps_16={
+        Palette.DIVERGING: ("black", "yellow", "yellow", "bright_red", "bright_white"),
+        Palette.VIRIDIS: ("blue", "bright_blue", "cyan", "bright_green", "bright_yellow"),
+        Palette.CIVIDIS: ("blue", "blue", "bright_black", "white", "bright_yellow"),
+        Palette.GREY: ("black", "black", "bright_black", "white", "bright_white"),
+    },
+    dead={
+        Palette.DIVERGING: (
+            Hue("#6f97cc", "bright_white", "color(68)"),
+            Hue("#0a0f5a", "blue", "color(17)"),
+        ),
+        Palette.VIRIDIS: (_NO_TOKEN, _BLACK),
+        Palette.CIVIDIS: (_NO_TOKEN, _BLACK),
+        Palette.GREY: (_NO_TOKEN, _BLACK._replace(named="blue")),
+    },
+    experts=(
+        Colours("#4cc9f0", "#1c3c48", "#b7e9f9", (81, 24, 195), "cyan"),
+        Colours("#f0a000", "#5c4410", "#f9d999", (214, 130, 231), "bright_yellow"),
+        Colours("#00b070", "#086244", "#99dfc6", (35, 28, 231), "green"),
+        Colours("#e070c0", "#804673", "#f3c6e6", (169, 89, 225), "bright_magenta"),
+        Colours("#f4ee60", "#6f7037", "#fbf8bf", (227, 58, 230), "bright_green"),
+        Colours("#e0563c", "#411e1b", "#ecb0a6", (167, 52, 217), "bright_red"),
+        Colours("#8f84ff", "#443e9e", "#d3cfff", (105, 55, 189), "bright_cyan"),
+    ),
 )
 
 
 @cache
 def style_of(
-    role: str, color_system: str | None = "truecolor", palette: Palette = Palette.DIVERGING
+    role: str,
+    color_system: str | None = "truecolor",
+    palette: Palette = Palette.DIVERGING,
+    shades: Shades = DARK,
 ) -> Style:
     """The style of a role (see ``lines.spans``) on a terminal of this colour system.
 
     ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
-    all, ``num:N`` the same for a number, with light ink. ``seq:N`` is a step from low to high
-    (0 … 15) of a measure that has no fair value.
+    all, ``num:N`` the same for a number. ``seq:N`` is a step from low to high (0 … 15) of a measure
+    that has no fair value.
     ``token:N``, ``also:N``, ``lit:N`` and ``ink:N`` are the experts of a text (0 … 6).
     ``A|B`` is a cell in two halves: the colour of A above that of B.
     """
     if "|" in role:
-        upper, lower = (style_of(half, color_system, palette).bgcolor for half in role.split("|"))
-        return Style(color=upper, bgcolor=lower)
+        upper, lower = (style_of(half, color_system, palette, shades) for half in role.split("|"))
+        return Style(color=upper.bgcolor, bgcolor=lower.bgcolor)
     family, _, level = role.partition(":")
     if family in ("heat", "num"):
         if level == "dead":
-            return _dead(color_system, palette)
-        style = _heat(int(level), color_system, palette)
-        inked = family == "num" and palette is Palette.DIVERGING
-        return style + _INK[color_system or ""] if inked else style
+            return _dead(color_system, palette, shades)
+        return _heat(int(level), color_system, palette, shades)
     if family == "seq":
-        return _sequence(int(level) / _MOST, color_system, palette)
+        return _sequence(int(level) / _MOST, color_system, palette, shades)
     if family in _EXPERTS:
-        return _expert(family, int(level), color_system)
-    return _word(role, color_system)
+        return _expert(family, int(level), color_system, shades)
+    return _word(role, color_system, shades)
 
 
-def _word(role: str, color_system: str | None) -> Style:
-    style, ink, ground = _ROLES[role]
+def _word(role: str, color_system: str | None, shades: Shades) -> Style:
+    name = _SAME.get(role, role or "value")
+    on_ground = role == "cursor" or role.startswith("badge-")
+    bold = role in _BOLD
     if color_system is None:
-        bold = style.bold or role == "crit"
-        return Style(bold=bold or None, reverse=style.bgcolor is not None or None)
-    if color_system == "standard":
-        return Style(color=_sixteen(ink), bgcolor=_sixteen(ground), bold=style.bold)
-    if color_system == "256":
-        style = _ROLES_256.get(role, style)
-    return Style(bgcolor=GROUND) + style
+        return Style(bold=bold or role == "crit" or None, reverse=on_ground or None)
+    ink = _colour(shades.words[name], color_system)
+    screen = _colour(shades.ground, color_system)
+    if on_ground:
+        return Style(color=screen, bgcolor=ink, bold=bold or None)
+    return Style(color=ink, bgcolor=screen, bold=bold or None)
 
 
-def _heat(level: int, color_system: str | None, palette: Palette) -> Style:
+def _heat(level: int, color_system: str | None, palette: Palette, shades: Shades) -> Style:
     if color_system is None:
         return Style(reverse=level > 1 or None, underline=level < -1 or None)
     if palette is not Palette.DIVERGING:
         room = _FAIR if level < 0 else 1.0 - _FAIR
-        return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, palette)
+        return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, palette, shades)
     if color_system == "truecolor":
-        colour = _between(_DIVERGING_LOAD, level / 4)
-        return Style(color=GROUND, bgcolor=Color.from_rgb(*colour))
+        return _cell(Color.from_rgb(*_between(shades.load, level / 4)), color_system, shades)
     if color_system == "256":
-        index = _up_to(_DIVERGING_LOAD_256, level)
-        return Style(color="color(233)", bgcolor=f"color({index})")
+        return _cell(Color.from_ansi(_up_to(shades.load_256, level)), color_system, shades)
     if is_calm(level):  # a pattern, see ``strips``: themes redefine bright black
-        return Style(color=_sixteen("white"), bgcolor=_sixteen("black"))
-    name = _up_to(_DIVERGING_LOAD_16, level)
-    return Style(color=_sixteen("black"), bgcolor=_sixteen(name))
+        ink = _colour(shades.words["curve"], color_system)
+        return Style(color=ink, bgcolor=_colour(shades.ground, color_system))
+    return _cell(_sixteen(_up_to(shades.load_16, level)), color_system, shades)
 
 
-def _dead(color_system: str | None, palette: Palette) -> Style:
+def _cell(ground: Color, color_system: str, shades: Shades) -> Style:
+    """A cell with the ink that can be read on it."""
+    ink = shades.on_dark if _is_dark(ground.get_truecolor()) else shades.on_light
+    return Style(color=_colour(ink, color_system), bgcolor=ground)
+
+
+def _dead(color_system: str | None, palette: Palette, shades: Shades) -> Style:
     """The colour of no load; a × on it means that no expert of the cell has a token."""
     if color_system is None:
         return Style(underline=True)
-    diverging = palette is Palette.DIVERGING
-    if color_system == "truecolor":
-        ink, ground = ("#6f97cc", "#0a0f5a") if diverging else (CURVE, GROUND)
-        return Style(color=ink, bgcolor=ground)
-    if color_system == "256":
-        ink, ground = ("color(68)", "color(17)") if diverging else ("color(246)", "color(16)")
-        return Style(color=ink, bgcolor=ground)
-    ground = "blue" if palette in (Palette.DIVERGING, Palette.GREY) else "black"
-    return Style(color=_sixteen("bright_white"), bgcolor=_sixteen(ground))
+    ink, ground = shades.dead[palette]
+    return Style(color=_colour(ink, color_system), bgcolor=_colour(ground, color_system))
 
 
-def _sequence(share: float, color_system: str | None, palette: Palette) -> Style:
+def _sequence(share: float, color_system: str | None, palette: Palette, shades: Shades) -> Style:
     if color_system is None:
         return Style(reverse=share > 0.5 or None)
     if color_system == "truecolor":
-        colour = _between(_TRUECOLOR[palette], share)
-        return Style(color=TEXT if _is_dark(colour) else GROUND, bgcolor=Color.from_rgb(*colour))
-    if color_system == "256":
-        ground = Color.from_ansi(_step_of(_INDEXED[palette], share))
-        dark = _is_dark(ground.get_truecolor())
-        return Style(color="color(253)" if dark else "color(233)", bgcolor=ground)
-    name = _step_of(_NAMED[palette], share)
-    dark = _is_dark(_SIXTEEN[name])
-    return Style(color=_sixteen("bright_white" if dark else "black"), bgcolor=_sixteen(name))
+        ground = Color.from_rgb(*_between(shades.steps[palette], share))
+    elif color_system == "256":
+        ground = Color.from_ansi(_step_of(shades.steps_256[palette], share))
+    else:
+        ground = _sixteen(_step_of(shades.steps_16[palette], share))
+    return _cell(ground, color_system, shades)
 
 
 def _is_dark(colour: RGB) -> bool:
@@ -265,33 +292,41 @@ def _is_dark(colour: RGB) -> bool:
     return luminance < _DARK_BELOW
 
 
+def _colour(hue: Hue, color_system: str) -> Color:
+    if color_system == "standard":
+        return _sixteen(hue.named)
+    if color_system == "256" and hue.indexed:
+        return Color.parse(hue.indexed)
+    return Color.parse(hue.true)
+
+
 def _sixteen(name: str) -> Color:
     return Color.from_rgb(*_SIXTEEN[name])
 
 
-def _expert(family: str, number: int, color_system: str | None) -> Style:
-    """``token:N`` and ``also:N`` on the dark hue, ``lit:N`` on the bright one, ``ink:N`` in it."""
-    colours = COLOURS[number]
+def _expert(family: str, number: int, color_system: str | None, shades: Shades) -> Style:
+    """``token:N`` and ``also:N`` on the calm hue, ``lit:N`` on the strong one, ``ink:N`` in it."""
+    colours = shades.experts[number]
     if color_system is None:
         return Style(bold=family == "lit" or None, underline=family in ("lit", "also") or None)
+    screen = _colour(shades.ground, color_system)
     if color_system == "standard":  # coloured ink: as grounds the sixteen colours would shout
-        hue, black = _sixteen(colours.named), _sixteen("black")
+        hue = _sixteen(colours.named)
         if family == "lit":
-            return Style(color=black, bgcolor=hue)
-        return Style(color=hue, bgcolor=black, underline=family == "also" or None)
+            return Style(color=screen, bgcolor=hue)
+        return Style(color=hue, bgcolor=screen, underline=family == "also" or None)
     if color_system == "256":
         hue, ground, ink = (Color.from_ansi(index) for index in colours.indexed)
-        night = Color.from_ansi(233)
     else:
-        hue, ground, ink, night = map(Color.parse, (*colours[:3], GROUND))
+        hue, ground, ink = map(Color.parse, colours[:3])
     if family == "lit":
-        return Style(color=night, bgcolor=hue, bold=True)
+        return Style(color=screen, bgcolor=hue, bold=True)
     if family == "ink":
-        return Style(color=hue, bgcolor=GROUND)
+        return Style(color=hue, bgcolor=screen)
     return Style(color=ink, bgcolor=ground)
 
 
-def _between(stops: _Stops, where: float) -> RGB:
+def _between(stops: Stops, where: float) -> RGB:
     """The colour at ``where``, in between two stops; beyond the ends the end."""
     below = stops[0]
     for stop in stops:

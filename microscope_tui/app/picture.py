@@ -11,12 +11,12 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 
 from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.out import stand_alone
 from microscope_tui.app.remembered import begin
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.app.session import PictureRequest, Session
+from microscope_tui.app.svg import picture_of
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RouterInfo
 from microscope_tui.watch import JUDGING_S, Fleet
@@ -70,7 +70,8 @@ async def _drawn(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) ->
         await _until(lambda: not screen.busy, _PATIENCE_S)
         await pilot.pause()
     with in_truecolor(app):
-        return Picture(_text(app), stand_alone(app.export_screenshot(title="", simplify=True)))
+        svg = picture_of(app, app.session.shades, framed=wanted.framed)
+        return Picture(_text(app), svg)
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -16,7 +16,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from microscope_tui.app.palette import style_of
+from microscope_tui.app.palette import Shades, style_of
 from microscope_tui.lines import Glyphs, Line, Palette, Span, spelled, width_of
 
 TILE = 16
@@ -39,9 +39,10 @@ def changed_width(before: Strip, after: Strip) -> int:
 class Rows(Widget):
     """Shows lines; unchanged lines are not sent again."""
 
-    def __init__(self, glyphs: Glyphs, *, id: str | None = None) -> None:
+    def __init__(self, glyphs: Glyphs, shades: Shades, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._glyphs = glyphs
+        self._shades = shades
         self._strips: list[Strip] = []
         self._lines: Sequence[Line] = ()
         self._palette = Palette.DIVERGING
@@ -71,14 +72,14 @@ class Rows(Widget):
         self.refresh()
 
     def _drawn(self, system: str | None) -> list[Strip]:
-        plain = self.app.no_color
+        system = None if self.app.no_color else system
         return [
-            to_strip(line, system, self._glyphs, self._palette, plain_cells=plain)
+            to_strip(line, system, self._glyphs, self._palette, self._shades)
             for line in self._lines
         ]
 
     def render_line(self, y: int) -> Strip:
-        ground = style_of("")
+        ground = style_of("", shades=self._shades)
         if y < len(self._strips):
             return self._strips[y].adjust_cell_length(self.size.width, ground)
         return Strip.blank(self.size.width, ground)
@@ -87,9 +88,10 @@ class Rows(Widget):
 class Tiles(Horizontal):
     """Rows cut into tiles of ``TILE`` columns, so that a changed cell re-sends at most one tile."""
 
-    def __init__(self, glyphs: Glyphs, *, id: str | None = None) -> None:
+    def __init__(self, glyphs: Glyphs, shades: Shades, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._glyphs = glyphs
+        self._shades = shades
         self._width = 0
         self._cuts: list[tuple[int, int]] = []
 
@@ -101,7 +103,7 @@ class Tiles(Horizontal):
         await self.remove_children()
         parts = []
         for start, end in self._cuts:
-            part = Rows(self._glyphs)
+            part = Rows(self._glyphs, self._shades)
             part.styles.width = end - start
             parts.append(part)
         await self.mount_all(parts)
@@ -135,21 +137,16 @@ def to_strip(
     line: Iterable[Span],
     color_system: str | None,
     glyphs: Glyphs,
-    palette: Palette = Palette.DIVERGING,
-    *,
-    plain_cells: bool = False,
+    palette: Palette,
+    shades: Shades,
 ) -> Strip:
-    """One line as a strip. Neighbours of one style are merged: every segment costs bytes.
-
-    ``plain_cells``: cells are characters (NO_COLOR) and have no grey background.
-    """
+    """One line as a strip. Neighbours of one style are merged: every segment costs bytes."""
     segments: list[Segment] = []
     before: Style | None = None
     for text, role in line:
         if not text:
             continue
-        cell = plain_cells and role.startswith(("heat:", "seq:"))
-        style = style_of(role, None if cell else color_system, palette)
+        style = style_of(role, color_system, palette, shades)
         if color_system == "standard" and role in CALM_MARKS and palette is Palette.DIVERGING:
             text = text.replace(" ", CALM_MARKS[role])
         if text.isspace() and style.bgcolor is not None and not style.reverse:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Container, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -37,6 +37,7 @@ from microscope_tui.watch import (
 
 if TYPE_CHECKING:  # most sessions show no probe
     from microscope_tui.app.anatomy import Anatomy
+    from microscope_tui.app.palette import Shades
     from microscope_tui.routing import Mismatch
 
 
@@ -53,6 +54,7 @@ class Preferences(msgspec.Struct, frozen=True):
     keymap: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Custom keys, by the id of their binding."""
     cost: CostRequest = OF_HEADER
+    theme: Literal["dark", "light"] = "dark"
 
 
 DEFAULT = Preferences()
@@ -75,6 +77,8 @@ class PictureRequest(msgspec.Struct, frozen=True):
     """Names of up to two numbers to draw on the screen of the course."""
     against: RunFile | None = None
     """The run to compare with."""
+    framed: bool = False
+    """Whether the picture shows a window."""
     preferences: Preferences = DEFAULT
 
 
@@ -125,6 +129,17 @@ class Session:
             self.readings = {}
             self.time.reset()
         return watch
+
+    @cached_property
+    def shades(self) -> "Shades":
+        """The colours of the theme; the log is already being read when Rich is imported."""
+        if self.preferences.theme == "light":
+            from microscope_tui.app.light import LIGHT
+
+            return LIGHT
+        from microscope_tui.app.palette import DARK
+
+        return DARK
 
     @cached_property
     def anatomy(self) -> "Anatomy":

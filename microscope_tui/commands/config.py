@@ -21,13 +21,19 @@ from microscope_tui.sources import BadMapping, Rule, rules_of
 
 Color = Literal["auto", "truecolor", "256", "16", "never"]
 GlyphChoice = Literal["auto", "braille", "block", "ascii"]
+Theme = Literal["dark", "light"]
 _TABLES = {
     "rules": "[rules.NAME] and its limits",
     "keys": "[keys] and your keys",
     "view": "[view] and your settings",
     "import": "[import.map] and your patterns",
 }
-_CHOICES = {"palette": tuple(Palette), "glyphs": get_args(GlyphChoice), "color": get_args(Color)}
+_CHOICES = {
+    "palette": tuple(Palette),
+    "glyphs": get_args(GlyphChoice),
+    "color": get_args(Color),
+    "theme": get_args(Theme),
+}
 
 
 class _BadConfig(ValueError):
@@ -40,6 +46,7 @@ class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
     palette: Palette = Palette.DIVERGING
     glyphs: GlyphChoice = "auto"
     color: Color = "auto"
+    theme: Theme = "dark"
     bell: bool = False
     """Ring the terminal's bell for a critical alert."""
     remember: bool = True

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from microscope_tui.commands.config import UserConfig, read_config
-from microscope_tui.console import USAGE, fail
+from microscope_tui.commands.config import GlyphChoice, Theme, UserConfig, read_config
+from microscope_tui.console import PIPE, USAGE, fail
 from microscope_tui.diagnosis import RULES
 from microscope_tui.placement import CostRequest
 from microscope_tui.runlog import safe_text
@@ -23,6 +23,8 @@ WAIT_S = 600
 DEFAULT_WINDOW = 2048
 _FOR_FORMATS = ("every", "as_json", "format_only")
 """The options of ``check`` that do not concern the judgement of a run."""
+Format = Literal["text", "json", "svg"]
+_FORMAT_OF: dict[str, Format] = {".svg": "svg", ".json": "json"}
 Switch = Annotated[bool, Parameter(negative=())]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print the same as JSON.")]
 _PATH_HELP = "A run, a folder (its newest run), a file of another tool, or - (a pipe)."
@@ -215,6 +217,57 @@ class Ranks:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """How to print a screen, and where to.
+
+    Parameters
+    ----------
+    format_
+        By default what the name of the output ends in, .svg or .json, else text. json prints the
+        view as data: the step, every layer, and the findings.
+    size
+        COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
+    glyphs
+        Characters for curves.
+    theme
+        Colours of a picture: light for papers; by default the theme of your config.toml, or dark.
+    frame
+        Draw a window around the picture.
+    output
+        Write to this file instead of standard output.
+    """
+
+    format_: Annotated[Format | None, Parameter(name="--format")] = None
+    size: str = ""
+    glyphs: GlyphChoice = "auto"
+    theme: Theme | None = None
+    frame: Switch = False
+    output: Output = None
+
+    @property
+    def format(self) -> Format:
+        """The format, given or of the output's name."""
+        ending = self.output.suffix.lower() if self.output is not None else ""
+        return self.format_ or _FORMAT_OF.get(ending, "text")
+
+    @property
+    def alphabet(self) -> GlyphChoice:
+        """The characters; a file has braille, whatever this terminal can show."""
+        to_terminal = self.output in (None, PIPE) and self.format == "text"
+        return "braille" if self.glyphs == "auto" and not to_terminal else self.glyphs
+
+    def refuse_invalid(self) -> None:
+        """Exit with a usage error if the options contradict each other."""
+        ending = self.output.suffix.lower() if self.output is not None else ""
+        if _FORMAT_OF.get(ending, self.format) != self.format:
+            why = f"the name ends in {ending}, but --format is {self.format}"
+            fail(f"-o {self.output}: {why}; leave one of them out", USAGE)
+        if self.frame and self.format != "svg":
+            fail("--frame draws a window around a picture: add --format svg", USAGE)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
     """What to read, how, and where to write it.
 
@@ -259,3 +312,4 @@ class ProbeOptions:
 
 DEFAULT_CHECK, DEFAULT_SOURCE, DEFAULT_PROBE = CheckOptions(), SourceOptions(), ProbeOptions()
 RANKS = Ranks()
+PICTURE = PictureOptions()

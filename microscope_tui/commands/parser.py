@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from cyclopts.help import DefaultFormatter, HelpPanel, PanelSpec
 
-from microscope_tui.commands.config import Color, GlyphChoice, read_config
+from microscope_tui.commands.config import Color, GlyphChoice, Theme, read_config
 from microscope_tui.commands.options import DEFAULT_SOURCE, RANKS, Ranks, SourceOptions, Switch
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail
 from microscope_tui.runlog import MOST_BYTES, safe_text
@@ -35,7 +35,7 @@ moe-microscope check logs --all --json       # every run, as data
 moe-microscope check logs/first --follow     # alerts until the run ends
 moe-microscope snapshot logs/first --step 150      # the main screen as text
 moe-microscope snapshot logs/first --screen alerts
-moe-microscope snapshot --screen layer --format svg -o layer.svg
+moe-microscope snapshot --screen layer -o layer.svg --theme light
 moe-microscope probe checkpoints/first/best prose=book.txt code=src/
 moe-microscope probe ORG/NAME notes.txt --download
 moe-microscope explain COLLAPSE
@@ -59,6 +59,7 @@ def watch(
     memory: str = "",
     spool: str = "",
     color: Color | None = None,
+    theme: Theme | None = None,
     glyphs: GlyphChoice | None = None,
     bell: Switch = False,
     config: Path | None = None,
@@ -79,6 +80,8 @@ def watch(
         back in time: 1GB by default, 0 to disable.
     color
         How many colours to use; ``never`` is the same as NO_COLOR.
+    theme
+        Colours for a dark (default) or a light terminal.
     glyphs
         Characters for curves: braille needs font support, ascii works everywhere.
     bell
@@ -88,7 +91,7 @@ def watch(
     """
     limit = bytes_option("--memory", memory, "128MB", DEFAULT_MEMORY)
     kept = bytes_option("--spool", spool, "500MB, or 0 for none", MOST_BYTES, least=0)
-    user = read_config(config).with_options(color=color, glyphs=glyphs, bell=bell)
+    user = read_config(config).with_options(color=color, theme=theme, glyphs=glyphs, bell=bell)
     source, cost = reading.request(user), placed.request()
     from microscope_tui.commands.watch import watch_with
 

@@ -6,17 +6,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import Parameter
 from msgspec.structs import replace
 
 from microscope_tui.app import SCREENS, PictureRequest, Preferences
-from microscope_tui.commands.config import GlyphChoice, UserConfig, read_config
+from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.commands.options import (
     DEFAULT_SOURCE,
+    PICTURE,
     RANKS,
-    Output,
+    PictureOptions,
     Ranks,
     RunPath,
     SourceOptions,
@@ -33,7 +33,7 @@ from microscope_tui.console import (
     say,
     to_file,
 )
-from microscope_tui.lines import Glyphs, glyphs_for, snapshot_text
+from microscope_tui.lines import glyphs_for, snapshot_text
 from microscope_tui.placement import CostRequest, cost_of
 from microscope_tui.report import (
     NO_VERDICT,
@@ -72,15 +72,12 @@ def snapshot(
     /,
     *,
     screen: ScreenName = "main",
-    format_: Annotated[Literal["text", "json", "svg"], Parameter(name="--format")] = "text",
     step: int | None = None,
     layer: str = "",
     expert: int | None = None,
     token: int | None = None,
     against: Path | None = None,
-    size: str = "",
-    glyphs: GlyphChoice = "auto",
-    output: Output = None,
+    picture: PictureOptions = PICTURE,
     reading: SourceOptions = DEFAULT_SOURCE,
     placed: Ranks = RANKS,
 ) -> int:
@@ -90,8 +87,6 @@ def snapshot(
     ----------
     screen
         Which screen. The main screen as text lists all layers.
-    format_
-        json prints the view as data: the step, every layer, and the findings.
     step
         Show the last logged step at or before this one; the newest by default.
     layer
@@ -102,14 +97,9 @@ def snapshot(
         Number of the token to show on the screen tokens; the first by default.
     against
         With compare or mismatch: path of the other run, which is A on the screen.
-    size
-        COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
-    glyphs
-        Characters for curves.
-    output
-        Write to this file instead of standard output.
     """
-    user = read_config()
+    picture.refuse_invalid()
+    user = read_config().with_options(theme=picture.theme)
     search = Search(path, reading.request(user))
     wanted = PictureRequest(
         screen=screen,
@@ -118,15 +108,14 @@ def snapshot(
         expert=expert,
         token=token,
         against=_other(against, screen, search),
-        preferences=Preferences(cost=placed.request()),
+        preferences=Preferences(cost=placed.request(), theme=user.view.theme),
+        framed=picture.frame,
     )
-    if format_ == "json":
+    if picture.format == "json":
         text = _as_json(search, user, wanted)
     else:
-        plain = glyphs != "auto" or (output in (None, PIPE) and format_ == "text")
-        alphabet = glyphs_for(glyphs if plain else "braille", sys.stdout)
-        text = _drawn(search, user, wanted, size, alphabet, format_ == "svg")
-    return _write(text, output)
+        text = _drawn(search, user, wanted, picture)
+    return _write(text, picture.output)
 
 
 def _write(text: str, output: Path | None) -> int:
@@ -208,15 +197,17 @@ def _mismatch(run: RunFile, against: RunFile | None) -> str:
 
 
 def _drawn(
-    search: Search, user: UserConfig, wanted: PictureRequest, size: str, glyphs: Glyphs, svg: bool
+    search: Search, user: UserConfig, wanted: PictureRequest, options: PictureOptions
 ) -> str:
     """The screen as the application draws it; the main screen as text needs none."""
-    columns, rows = _size(size) or (wanted.columns, wanted.rows)
+    columns, rows = _size(options.size) or (wanted.columns, wanted.rows)
+    glyphs = glyphs_for(options.alphabet, sys.stdout)
+    svg = options.format == "svg"
     nothing_selected = not wanted.layer and wanted.expert is wanted.token is None
     if wanted.screen == "main" and not svg and nothing_selected:
         watched = newest(search, user.criteria)
         moment = _moment(watched, wanted.step)
-        width, height = (columns, rows) if size else (_WIDTH, None)
+        width, height = (columns, rows) if options.size else (_WIDTH, None)
         return snapshot_text(watched, width, height, glyphs, moment, wanted.preferences.cost)
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)

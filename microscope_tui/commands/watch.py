@@ -104,7 +104,15 @@ def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
 
     interval_s = _REMOTE_S if is_remote(os.environ) else _LOCAL_S
     own_keys = keymap_from(user)
-    preferences = Preferences(view.palette, interval_s, view.bell, view.remember, own_keys, cost)
+    preferences = Preferences(
+        palette=view.palette,
+        interval_s=interval_s,
+        bell=view.bell,
+        remember=view.remember,
+        keymap=own_keys,
+        cost=cost,
+        theme=view.theme,
+    )
     session = begin(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     from microscope_tui.app import Microscope  # Textual, while the log is read
 

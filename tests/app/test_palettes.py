@@ -1,5 +1,6 @@
 """Every palette on every kind of terminal: readable, distinct for all eyes, sent as chosen."""
 
+from functools import partial
 from itertools import combinations, pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from rich.style import Style
 from textual._ansi_theme import MONOKAI
 from textual.filter import ANSIToTruecolor
 
-from microscope_tui.app import COLOURS, palette, style_of
+from microscope_tui.app import DARK, LIGHT, Shades, style_of
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import LETTERS, Palette
 from tests.app.colour_vision import EYES, RGB, contrast, distance, lightness
@@ -27,7 +28,7 @@ WORDS = [
     *("", "value", "title", "brand", "dim", "curve", "ok", "warn", "crit", "accent"),
     *("badge-warn", "badge-crit", "cursor"),
 ]
-EXPERTS = range(len(COLOURS))
+EXPERTS = range(len(DARK.experts))
 READABLE = 4.5  # WCAG 2, text
 MARKS = 3.0  # WCAG 2, graphical objects
 SEEN_AT_A_GLANCE = 10.0  # CIEDE2000
@@ -35,6 +36,13 @@ SEEN_AT_A_GLANCE = 10.0  # CIEDE2000
 every_system = pytest.mark.parametrize("system", list(SYSTEMS))
 every_palette = pytest.mark.parametrize("chosen", list(Palette))
 all_eyes = pytest.mark.parametrize("eyes", EYES)
+
+
+@pytest.fixture(autouse=True, params=[DARK, LIGHT], ids=["dark", "light"])
+def shades(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shades:
+    """Every test is about both themes."""
+    monkeypatch.setattr(request.module, "style_of", partial(style_of, shades=request.param))
+    return request.param
 
 
 def sent(colour: Color | None, system: str) -> Color:
@@ -111,10 +119,12 @@ def test_warnings_and_critical_alerts_differ_by_colour_and_by_letter(
 
 @all_eyes
 @pytest.mark.parametrize(("system", "least"), [("truecolor", SEEN_AT_A_GLANCE), ("256", 5.0)])
-def test_the_busiest_experts_differ_for_all_eyes(system: str, least: float, eyes: str) -> None:
+def test_the_busiest_experts_differ_for_all_eyes(
+    system: str, least: float, eyes: str, shades: Shades
+) -> None:
     """256 colours have few dark ones: there letters below the text (v) help."""
     grounds: dict[int, RGB] = {n: ground(f"token:{n}", system) for n in range(len(LETTERS))}
-    screen = seen(Color.parse(palette.GROUND), system)
+    screen = seen(Color.parse(shades.ground.true), system)
     for one, other in combinations(grounds, 2):
         assert distance(grounds[one], grounds[other], eyes) >= least, (one, other)
     for number, colour in grounds.items():
@@ -122,15 +132,20 @@ def test_the_busiest_experts_differ_for_all_eyes(system: str, least: float, eyes
 
 
 def test_sixteen_colours_give_every_expert_its_own_ink() -> None:
-    assert len({ink(f"token:{n}", "standard") for n in EXPERTS}) == len(COLOURS)
-    assert {ground(f"token:{n}", "standard") for n in EXPERTS} == {(0, 0, 0)}
+    assert len({ink(f"token:{n}", "standard") for n in EXPERTS}) == len(DARK.experts)
+    assert {ground(f"token:{n}", "standard") for n in EXPERTS} == {ground("", "standard")}
     assert style_of("also:0", "standard") != style_of("token:0", "standard")
 
 
 @pytest.mark.parametrize("chosen", SEQUENTIAL)
 @pytest.mark.parametrize("family", ["heat", "seq"])
-def test_more_is_always_lighter_in_a_sequential_palette(chosen: Palette, family: str) -> None:
+def test_more_is_always_lighter_in_a_sequential_palette(
+    chosen: Palette, family: str, shades: Shades
+) -> None:
+    """Greys on white: always darker."""
     levels = LEVELS if family == "heat" else STEPS
+    if shades is LIGHT and chosen is Palette.GREY:
+        levels = list(reversed(levels))
     truecolor = [lightness(ground(f"{family}:{n}", "truecolor", chosen)) for n in levels]
     assert all(low + 0.2 < high for low, high in pairwise(truecolor))
     indexed = [lightness(ground(f"{family}:{n}", "256", chosen)) for n in levels]
@@ -139,8 +154,12 @@ def test_more_is_always_lighter_in_a_sequential_palette(chosen: Palette, family:
 
 
 @every_system
-def test_the_diverging_palette_has_a_sequence_that_grows_lighter(system: str) -> None:
+def test_the_diverging_palette_has_a_sequence_that_leaves_the_ground(
+    system: str, shades: Shades
+) -> None:
     found = [lightness(ground(f"seq:{n}", system)) for n in STEPS]
+    if shades is LIGHT:
+        found.reverse()
     assert all(low <= high for low, high in pairwise(found))
     assert found[-1] - found[0] > 50
 

@@ -1,111 +1,132 @@
-"""An exported screen is valid XML that downloads nothing, for any text on it."""
+"""A picture is valid XML that downloads nothing, and every cell is at its place in any renderer."""
 
-import io
 import re
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from rich.console import Console
-from rich.text import Text
+from rich.segment import Segment
+from rich.style import Style
 
-from microscope_tui.app import stand_alone
+from microscope_tui.app import DARK, LIGHT, svg_of
 
 HOSTILE = [
     "</text></svg><script>alert(1)</script> & \"quoted\" 'title'",
     "\x1b[2J\x00\x07 \ud800 \ufffe",
-    '@font-face { terminal-12-r1 class="terminal-12-r1" url(#terminal-12-line-0)',
     "</style> <style> font-family: Fira Code; &#160; &amp;",
-    '<rect fill="#000000" x="0" y="0" width="1" height="1" shape-rendering="crispEdges"/>',
-    "0.123456789012 }",
 ]
+NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+INK, GROUND = "#d5d9e0", "#0f1419"
 
 
-def drawn(*lines: str, title: str = "moe-microscope logs/") -> str:
-    """What Textual's ``export_screenshot`` makes of a screen."""
-    options: dict[str, Any] = {"force_terminal": True, "color_system": "truecolor"}
-    console = Console(width=60, file=io.StringIO(), record=True, legacy_windows=False, **options)
-    for line in lines:
-        console.print(Text(line, "bold #d5d9e0 on #0f1419"), Text("dim", "#7d8793 on #0f1419"))
-    return console.export_svg(title=title)
+def drawn(*lines: str, style: str = f"bold {INK} on {GROUND}", title: str | None = None) -> str:
+    segments = [[Segment(line, Style.parse(style))] for line in lines]
+    return svg_of(segments, 60, DARK, title=title)
 
 
 def shown(svg: str) -> list[str]:
-    """The texts of a picture, title first; blanks as blanks."""
-    texts = (e.text or "" for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("}text"))
-    return [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts]
+    return [e.text or "" for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("}text")]
 
 
-def painted(svg: str) -> set[tuple[str, str, int]]:
-    """Every cell with a background: its colour, line and column."""
-    rects = re.findall(r'<rect fill="(#\w+)" x="([^"]+)" y="([^"]+)" width="([^"]+)"', svg)
-    return {
-        (fill, y, column)
-        for fill, x, y, width in rects
-        for column in range(round(float(x) / 12.2), round((float(x) + float(width)) / 12.2))
-        if "." in y  # not the window itself
-    }
+def painted(svg: str) -> dict[str, set[tuple[float, float, float, float]]]:
+    """The rectangles of every colour, without that of the whole picture."""
+    found = {}
+    for fill, path in re.findall(r'<path fill="(#\w+)" d="([^"]+)"/>', svg):
+        boxes = re.findall(r"M([-\d.]+) ([-\d.]+)h([\d.]+)v([\d.]+)h-\3z", path)
+        assert "".join("M{} {}h{}v{}h-{}z".format(*box, box[2]) for box in boxes) == path
+        found.setdefault(fill, set()).update(tuple(map(float, box)) for box in boxes)
+    return found
+
+
+def dots(svg: str) -> list[tuple[int, int]]:
+    """The centres of all dots."""
+    found = []
+    for path in re.findall(r'<path stroke="#\w+"[^>]* d="([^"]+)"/>', svg):
+        for x, y, length in re.findall(r"M(\d+) (\d+)h(\d+)", path):
+            found += [(int(x) + at, int(y)) for at in range(0, int(length), 6)]
+    return found
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_title_stays_a_title(text: str) -> None:
-    svg = stand_alone(drawn("one", title=text))
-    title, *_ = shown(svg)
-    assert title == re.sub("[\x00-\x1f\ud800-\udfff\ufffe]", "\ufffd", text)
+    svg = drawn("one", title=text)
+    assert shown(svg) == [re.sub(NOT_XML, "\ufffd", text), "one"]
     assert not [e for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("script")]
 
 
 @settings(max_examples=60)
-@given(st.text(), st.lists(st.text(max_size=40) | st.sampled_from(HOSTILE), max_size=4))
-def test_any_screen_is_valid_and_shows_the_same_texts(title: str, lines: list[str]) -> None:
-    svg = drawn(*lines, title=title)
-    before = re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", svg)
-    after = shown(stand_alone(svg))
-    if any(char >= "\u2500" for text in shown(before) for char in text):  # drawn by stretches
-        assert "".join("".join(after).split()) == "".join("".join(shown(before)).split())
-    else:
-        assert after == shown(before)
+@given(st.lists(st.text(max_size=40) | st.sampled_from(HOSTILE), max_size=4))
+def test_any_screen_is_valid_and_shows_the_same_texts(lines: list[str]) -> None:
+    shapes = "[\u2500-\u259f\u2800-\u28ff]"  # drawn
+    text = re.sub(NOT_XML, "\ufffd", re.sub(shapes, "", "".join(lines)))
+    after = "".join(shown(drawn(*lines)))
+    assert "".join(re.sub(shapes, "", after).split()) == "".join(text.split())
 
 
-def test_a_curve_is_where_its_cells_are_in_any_font() -> None:
-    svg = stand_alone(drawn("step 1 ⣀⣀  ⠉⠉ end"))
-    placed = re.findall(r'<text[^>]* x="([\d.]+)"[^>]*textLength="([\d.]+)">([^<]*)</text>', svg)
-    found = {text: (float(x), float(length)) for x, length, text in placed}
-    cell = found["⣀⣀"][1] / 2
-    assert found["⠉⠉"] == pytest.approx((found["⣀⣀"][0] + 4 * cell, 2 * cell), abs=0.01)
-
-
-def test_nothing_is_downloaded() -> None:
-    svg = stand_alone(drawn("one"))
-    assert "@font-face" not in svg
-    assert re.findall(r"https?://[^\s\"]+", svg) == [
-        "http://www.w3.org/2000/svg",
-        "https://www.textualize.io",  # who made it, in a comment
+def test_words_and_other_characters_are_where_their_cells_are_in_any_font() -> None:
+    svg = drawn("", "step 1 of 2 and on    ×→界")
+    placed = re.findall(r'<text x="(\d+)" y="(\d+)"(?: textLength="(\d+)")?[^>]*>([^<]*)<', svg)
+    assert placed == [
+        ("0", "42", "108", "step 1 of"),
+        ("120", "42", "96", "2 and on"),
+        ("264", "42", "", "×"),
+        ("276", "42", "", "→"),
+        ("288", "42", "", "界"),
     ]
-    assert "'DejaVu Sans Mono', monospace" in svg
 
 
-def test_web_fonts_go_from_the_style_and_from_nowhere_else() -> None:
-    svg = stand_alone(drawn("@font-face { x }", title="font-family: Fira"))
-    assert shown(svg)[:2] == ["font-family: Fira", "@font-face { x }"]
-    assert svg.count("@font-face") == 1
+def test_braille_is_dots_inside_its_cells() -> None:
+    places = [(x, y) for x in (3, 9) for y in (3, 9, 15, 21)]
+    assert sorted(dots(drawn("⣿"))) == places
+    svg = drawn("", "step ⢀  ⠁")
+    assert dots(svg) == [(99, 27), (69, 45)]
+    assert 'stroke-linecap="round" stroke-dasharray="0 6"' in svg
+    assert shown(svg) == ["step"]
 
 
-def test_a_picture_has_the_same_names_and_bytes_each_time_and_all_of_them_exist() -> None:
-    assert stand_alone(drawn("one")) == stand_alone(drawn("one"))
-    for svg in (stand_alone(drawn("one")), stand_alone(drawn("two", "three", title="x"))):
-        assert "terminal-" not in svg
-        names = set(re.findall(r'id="([^"]+)"', svg))
-        assert names == {"moe-clip-terminal"}
-        assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= names
-        used = set(re.findall(r'class="([^"]+)"', svg)) - {"rich-terminal"}
-        assert used <= set(re.findall(r"\.([\w-]+) ?\{", svg))
+def test_a_half_block_in_two_colours_is_two_halves_of_its_cell() -> None:
+    halves = [
+        Segment("▀", Style.parse("#ff0000 on #0000ff")),
+        Segment("▄▄", Style.parse("#00ff00")),
+    ]
+    assert painted(svg_of([[], halves], 3, LIGHT)) == {
+        "#0000ff": {(0, 24, 12, 24)},  # below the next, which comes later
+        "#ff0000": {(0, 24, 12, 12)},
+        "#00ff00": {(12, 36, 24, 12)},
+    }
 
 
-def test_a_picture_is_smaller_and_paints_the_same_cells() -> None:
-    svg = drawn(*["a line of text"] * 20)
-    small = stand_alone(svg)
-    assert len(small.encode()) < 0.7 * len(svg.encode())
-    assert small.count("<rect") < svg.count("<rect")
-    assert painted(small) == painted(svg)
+@pytest.mark.parametrize(
+    ("char", "box"),
+    [
+        ("█", (12, 0, 12, 24)),
+        ("▂", (12, 18, 12, 6)),
+        ("▍", (12, 0, 4.5, 24)),
+        ("▐", (18, 0, 6, 24)),
+        ("▘", (12, 0, 6, 12)),
+        ("▗", (18, 12, 6, 12)),
+    ],
+)
+def test_a_block_covers_its_part_of_the_cell(char: str, box: tuple[float, ...]) -> None:
+    assert painted(drawn(f" {char}", style="#ff0000")) == {"#ff0000": {box}}
+
+
+def test_neighbours_of_one_colour_are_one_rectangle() -> None:
+    line = [Segment("ab", Style.parse("on #102030")), Segment("  ", Style.parse("bold on #102030"))]
+    assert painted(svg_of([line], 4, DARK)) == {"#102030": {(0, 0, 48, 24)}}
+
+
+def test_nothing_is_downloaded_and_the_window_is_drawn_on_request() -> None:
+    plain, framed = drawn("one"), drawn("one", title="logs/")
+    for svg in (plain, framed):
+        assert re.findall(r"https?://[^\s\"]+", svg) == ["http://www.w3.org/2000/svg"]
+        assert "DejaVu Sans Mono, monospace" in svg
+        assert svg == drawn("one", title="logs/" if svg is framed else None)
+    assert "<circle" not in plain
+    assert framed.count("<circle") == 3
+
+
+def test_reverse_video_swaps_the_colours() -> None:
+    svg = drawn("x", style="reverse underline #ff0000 on #0000ff")
+    assert painted(svg) == {"#ff0000": {(0, 0, 12, 24)}}
+    assert '<text x="0" y="18" fill="#0000ff" text-decoration="underline">x<' in svg

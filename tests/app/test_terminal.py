@@ -138,6 +138,8 @@ def test_poor_terminals_show_the_same_facts(
     assert any(mark in row for mark in "#▴^")
     assert screen.text.isascii() == ("LANG" in environment or bool(options))
     ground, grounds = screen.screen.buffer[0][0].bg, {cell.bg for cell in cells(screen)}
+    if "NO_COLOR" in environment or "never" in options:
+        assert not re.search(rb"\x1b\[(\d+;)*([349]\d|10\d)(;\d+)*m", screen.output)
     if environment.get("TERM") == "screen":  # healthy cells are grey, in 256 colours
         assert grounds <= {"1c1c1c", "262626", "303030", "3a3a3a", "005f87", "875f00"}
         assert len(grounds) > 1

@@ -90,9 +90,10 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
         ("keys = 3\n", "keys: is not a table; write [keys] and your keys below it"),
         ("[theme]\ncolor = 1\n", "theme: no such table; there are [rules.NAME], [keys], [view]"),
         ("[drops]\nwarn = 0.1\n", "drops: no such table; write [rules.DROPS]"),
-        ("[view]\nx = 1\n", "[view] x: no such key; there are palette, glyphs, color, bell"),
+        ("[view]\nx = 1\n", "[view] x: no such key; there are palette, glyphs, color, theme"),
         ('[view]\npalette = "gray"\n', "[view] palette is 'gray': choose one of"),
         ("[view]\ncolor = 8\n", "[view] color is 8: choose one of auto, truecolor, 256, 16, never"),
+        ('[view]\ntheme = "white"\n', "[view] theme is 'white': choose one of dark, light"),
         ("[view]\nglyphs = [1]\n", "[view] glyphs is [1]: choose one of auto, braille"),
         ("[view]\nbell = 1\n", "[view] bell is 1: write true or false"),
         ("[import]\nkeys = 1\n", "[import] keys: no such key; there is [import.map]"),
@@ -134,6 +135,7 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
         palette = "cividis"
         glyphs = "ascii"
         color = 256
+        theme = "light"
         bell = true
         remember = false
         [import.map]
@@ -146,7 +148,12 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
     assert dict(keymap_from(found)) == {"layer.next": "i", "time.back": "u,left_square_bracket"}
     assert found.rules == rules_of(["loss=a/loss", "loss=b/loss"])
     assert found.view == ViewConfig(
-        palette=Palette.CIVIDIS, glyphs="ascii", color="256", bell=True, remember=False
+        palette=Palette.CIVIDIS,
+        glyphs="ascii",
+        color="256",
+        theme="light",
+        bell=True,
+        remember=False,
     )
 
 

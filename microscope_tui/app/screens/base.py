@@ -124,7 +124,7 @@ class BaseScreen(Screen[None]):
 
     def made(self, part: Part) -> Widget:
         if isinstance(part, str):
-            return Rows(self.session.glyphs, id=part)
+            return Rows(self.session.glyphs, self.session.shades, id=part)
         name, *inside = part
         return containers.Container(*map(self.made, inside), id=str(name))
 
@@ -402,7 +402,7 @@ class BaseScreen(Screen[None]):
 
     async def action_write(self, what: str) -> None:
         """Write the view as ``csv``, ``json`` or ``svg``, under an unused name."""
-        from microscope_tui.app import out  # only for this key
+        from microscope_tui.app import out, svg  # only for this key
         from microscope_tui.report import view_csv
 
         view = self.session.view(1, 1)
@@ -411,7 +411,7 @@ class BaseScreen(Screen[None]):
         try:
             if what == "svg":
                 with in_truecolor(self.app):
-                    text = out.stand_alone(self.app.export_screenshot(simplify=True))
+                    text = svg.picture_of(self.app, self.session.shades)
             else:
                 text = view_csv(view) if what == "csv" else self.as_json(view)
             path = out.free_name(Path.cwd(), f"{view.name}-{view.step}-{name_of(self)}", f".{what}")

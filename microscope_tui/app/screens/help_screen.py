@@ -10,14 +10,14 @@ from textual.screen import ModalScreen
 
 from microscope_tui.app.key_line import plain_key
 from microscope_tui.app.keys import key, shown_key
-from microscope_tui.app.palette import FAINT, GROUND
+from microscope_tui.app.palette import Shades
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.lines import Glyphs, Line, Span, dim, glossary, pad, wrap
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
-    "load: grey is fair, amber to white overloaded, blue starving, × dead",
+    "load: grey is fair, amber to coral overloaded, blue starving, × dead",
 )
 _READING_OF = {
     "tokens": (
@@ -56,9 +56,9 @@ _FRAME_LINES = 4  # the border, and the title with a blank line below it
 class HelpScreen(ModalScreen[None]):
     """Lists the bindings and words of the screen it was opened from; scrolls."""
 
-    CSS = f"""
-    HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
-    #help {{ border: round {FAINT}; background: {GROUND}; }}
+    CSS = """
+    HelpScreen { align: center middle; background: $background 70%; }
+    #help { border: round $faint; background: $background; }
     """
     BINDINGS: ClassVar = [
         key("help.close", "escape,question_mark,q,enter", "dismiss", "close"),
@@ -69,17 +69,20 @@ class HelpScreen(ModalScreen[None]):
         key("help.words", "w", "words", "what the words mean"),
     ]
 
-    def __init__(self, bindings: Sequence[Binding], glyphs: Glyphs, screen: str = "") -> None:
+    def __init__(
+        self, bindings: Sequence[Binding], glyphs: Glyphs, shades: Shades, screen: str = ""
+    ) -> None:
         """``screen``: the name of the screen behind, by which its words are found."""
         super().__init__()
         self._bindings_shown = bindings
         self._words = glossary(SCREENS[screen].words) if screen else ()
         self._reading = _READING_OF.get(screen, _READING)
         self._glyphs = glyphs
+        self._shades = shades
         self._at = self._words_at = 0
 
     def compose(self) -> ComposeResult:
-        yield Rows(self._glyphs, id="help")
+        yield Rows(self._glyphs, self._shades, id="help")
 
     def on_resize(self) -> None:
         self.redraw()

@@ -85,7 +85,9 @@ class MainScreen(RunScreen):
     _drawn_content: tuple[object, ...] = ()
 
     def made(self, part: Part) -> Widget:
-        return Tiles(self.session.glyphs, id=part) if part == "load" else super().made(part)
+        if part == "load":
+            return Tiles(self.session.glyphs, self.session.shades, id=part)
+        return super().made(part)
 
     async def redraw(self) -> None:
         columns, rows = self.room
