@@ -256,10 +256,7 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     norm = record.grad_norm if record else None
     rate = record.learning_rate if record else None
     lowest, least = min(_known(view, "judged_balance"), default=(None, ""))
-    left_out = next((x for x in view.layers if x.without != ()), None)
-    where = f"in {least}" if least else ""
-    if left_out is not None:
-        where += f"; {left_out.router.name} {words.judged(left_out)}"
+    where = "; ".join(filter(None, (least, words.left_out(view))))
     highest, most = max(_known(view, "max_load"), default=(None, ""))
     validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
     at, value = validated[-1] if validated else (0, None)
@@ -272,7 +269,7 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     rates = [Curve(steps, view.learning_rate_history)]
     charts = {
         "loss": Chart("loss", losses, loss, validation, bottom=None, points=validated),
-        "balance": _balance("lowest balance c", balances, lowest, where),
+        "balance": _balance("lowest balance c", balances, lowest, f"in {where}" if least else ""),
         "max-load": Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")]),
         "gradient-norm": Chart("gradient norm", norms, norm, spell=_significant),
         "learning-rate": Chart("learning rate", rates, rate, spell=_significant),
