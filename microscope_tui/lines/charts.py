@@ -339,7 +339,8 @@ def course_chart(view: RunView, health: RouterHealth, name: str) -> Chart | None
     if name == "balance":
         lowest, layer = min(known(view, "judged_balance"), default=(None, ""))
         balances = [Curve(steps, health.balance, edge="low")]
-        return _balance("lowest balance c", balances, lowest, f"in {layer}" if layer else "")
+        where = "; ".join(filter(None, (layer, words.left_out(view))))
+        return _balance("lowest balance c", balances, lowest, f"in {where}" if layer else "")
     if name == "max-load":
         highest, layer = max(known(view, "max_load"), default=(None, ""))
         peaks = [Curve(steps, health.max_load, edge="high")]

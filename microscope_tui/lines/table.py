@@ -167,7 +167,7 @@ def fit(
 def _verdict_lines(heights: Sequence[int], least: int, body: int, layers: int) -> int:
     """The highest of ``heights`` that takes no line of a layer; ``least`` if none fits."""
     spare = body - layers
-    if spare < 0:  # the table is scrolled: a few rows less are no loss
+    if spare < 0:  # the table is scrolled
         spare = min(_OF_SCROLLED, body - _LEAST_SCROLLED)
     return max((lines for lines in heights if least <= lines <= least + spare), default=least)
 

@@ -136,9 +136,8 @@ def notes(
     """
     again = view.judged_again and view.judged < 1.0  # most important first: the last are dropped
     right = [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
-    if marked := [layer for layer in view.layers if layer.without != ()]:
-        more = f", and {len(marked) - 1} more" if len(marked) > 1 else ""
-        right.append(f"* {marked[0].router.name} {words.judged(marked[0])}{more}")
+    if left_out := words.left_out(view):
+        right.append(f"* {left_out}")
     if view.defects:
         which = f" ({view.first_defects[0]})" if columns >= _FULL and view.first_defects else ""
         right.append(f"{plural(view.defects, 'bad line')}{which}")

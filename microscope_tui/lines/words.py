@@ -120,6 +120,13 @@ def judged(layer: LayerView) -> str:
     return f"without {which}: {index(layer.judged_balance)}"
 
 
+def left_out(view: RunView) -> str:
+    """``L3 without expert 17: .98``: of the first such layer, and how many more there are."""
+    found = [layer for layer in view.layers if layer.without != ()]
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0].router.name} {judged(found[0])}{more}" if found else ""
+
+
 def choices(top_k: int) -> str:
     """``top-2``; it may be unknown."""
     return f"top-{top_k:,}" if top_k else "top-k unknown"
