@@ -78,7 +78,7 @@ def numbers_of(
     """
     now: dict[str, float | None] = dict.fromkeys(kept)
     now |= {name: x if isinstance(x, float) else mean_of(x) for name, x in values.items()}
-    now["balance"] = min(known(view, "collapse_index"), default=(None, ""))[0]
+    now["balance"] = min(known(view, "judged_balance"), default=(None, ""))[0]
     now["max-load"] = max(known(view, "max_load"), default=(None, ""))[0]
     every = ["loss", *(name for name in first if name in now), *sorted(now, key=_place)]
     return {name: now.get(name) for name in every}
