@@ -61,6 +61,7 @@ SCREENS = {
     "placement": ScreenRow(
         "d", "placement on devices", "placement_screen", "placement cells header"
     ),
+    "together": ScreenRow("", "runs in one chart", "together_screen", "charts runs header"),
     "help": ScreenRow("", "help", "help_screen"),
 }
 """By the names that ``action_go``, snapshots and the glossary use."""

@@ -146,6 +146,14 @@ from .time_line import (
     ribbon_width as ribbon_width,
     time_scale as time_scale,
 )
+from .together import (
+    MOST_RUNS as MOST_RUNS,
+    VALIDATION as VALIDATION,
+    Across as Across,
+    numbers_together as numbers_together,
+    together_chart as together_chart,
+    together_lines as together_lines,
+)
 from .token_flow import (
     CHUNK as CHUNK,
     NOTHING as NOTHING,

@@ -45,6 +45,7 @@ from .reference import (
     reference_in as reference_in,
     reference_of as reference_of,
 )
+from .run_course import RunCourse as RunCourse
 from .run_map import Quantity as Quantity, RunMap as RunMap, run_map as run_map
 from .run_watch import LONG_BYTES as LONG_BYTES, RunWatch as RunWatch
 from .scan import (

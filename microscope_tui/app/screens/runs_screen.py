@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from microscope_tui.app import keys
-from microscope_tui.app.keys import key
+from microscope_tui.app.keys import key, screen_class
 from microscope_tui.app.screens.base import Kind, ListScreen
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import (
@@ -43,6 +43,7 @@ class RunsScreen(ListScreen):
         *keys.in_list("run"),
         key("run.select", "space", "select", "select this run", "select"),
         key("run.solo", "s", "solo", "selected runs only; again: all", "solo"),
+        key("run.together", "T", "together", "selected runs in one chart", "together"),
         key("run.pin", "p", "pin", "compare the open run with this one", "pin"),
         *keys.FILTER,
         *keys.EVERYWHERE,
@@ -125,6 +126,9 @@ class RunsScreen(ListScreen):
             self.session.fleet.selected ^= {self._card.file.path}
             self._layout = None
             await self.redraw()
+
+    async def action_together(self) -> None:
+        await self.app.push_screen(screen_class("together")(self.session))
 
     async def action_solo(self) -> None:
         fleet = self.session.fleet

@@ -1,0 +1,118 @@
+"""One number of several runs in one chart, over steps, tokens or time."""
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+
+from microscope_tui.lines import words
+from microscope_tui.lines.charts import Chart, Curve
+from microscope_tui.lines.numbers import label_of
+from microscope_tui.lines.spans import Line, Span, dim, pad, shortened, width_of
+from microscope_tui.lines.time_line import TimeScale
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import Column, RunCourse, Window
+
+MOST_RUNS = 8
+VALIDATION = "validation loss"
+_ROLES = (*(f"ink:{number}" for number in range(MOST_RUNS - 1)), "value")
+_TICKS = 5
+
+
+class Across(StrEnum):
+    """The x axis."""
+
+    STEPS = "steps"
+    TOKENS = "tokens"
+    TIME = "time"
+
+
+def numbers_together(courses: Sequence[RunCourse]) -> list[str]:
+    """Names of the numbers that any of the runs has, the losses first."""
+    known = {name for course in courses if course.history for name in course.history.later}
+    evaluated = [VALIDATION] if any(course.evaluations for course in courses) else []
+    rest = sorted(known - {"loss"}, key=lambda name: (name.startswith("router."), label_of(name)))
+    return ["loss", *evaluated, *rest]
+
+
+def together_chart(
+    courses: Sequence[RunCourse], name: str, across: Across, points: int
+) -> tuple[Chart, TimeScale]:
+    """A line for each run, and the axis; ``points``: the most of one line."""
+    curves = [
+        Curve(*_places(course, name, across, points), role, name=course.file.name)
+        for course, role in zip(courses, _ROLES, strict=False)
+    ]
+    last = max((curve.steps[-1] for curve in curves if curve.steps), default=1)
+    labels = {}
+    if across is not Across.STEPS:
+        spell = words.short_number if across is Across.TOKENS else words.duration
+        labels = {last * at // _TICKS: spell(last * at // _TICKS) for at in range(_TICKS + 1)}
+    scale = TimeScale(Window(0, max(1, last)), None, labels=labels)
+    chart = Chart(label_of(name), curves, bottom=None, spell=words.significant)
+    return chart, scale
+
+
+def _places(
+    course: RunCourse, name: str, across: Across, points: int
+) -> tuple[Sequence[int], Sequence[Column]]:
+    """Where the columns of a number are on the axis, and the columns."""
+    with course.lock:
+        history = course.history
+        if history is None or not len(history):
+            return (), ()
+        steps = history.axis(points)
+        if name == VALIDATION:
+            steps = [event.step or 0 for event in course.evaluations]
+        columns = _columns(course, name, points)
+        at = {Across.TOKENS: _tokens_at, Across.TIME: _time_at}.get(across)
+        places = [at(course, step) for step in steps] if at else steps
+    pairs = [(x, c) for x, c in zip(places, columns, strict=False) if x is not None]
+    return [round(x) for x, _ in pairs], [column for _, column in pairs]
+
+
+def _time_at(course: RunCourse, step: int) -> float | None:
+    """Seconds since the first record."""
+    assert course.history is not None
+    time, began = course.history.time_of(step), course.history.times[0]
+    return None if time is None or began != began else time - began
+
+
+def _tokens_at(course: RunCourse, step: int) -> float | None:
+    """Tokens of all steps before: their mean times their number."""
+    history = course.history
+    if history is None or "tokens" not in history.later:
+        return None
+    before = history.columns("tokens", 0, 1, Window(1, step))
+    return before[0].mean * step if before else None
+
+
+def _columns(course: RunCourse, name: str, points: int) -> Sequence[Column]:
+    history = course.history
+    if name == VALIDATION:
+        losses = [event.values.get("loss", math.nan) for event in course.evaluations]
+        return [Column(loss, loss, loss) for loss in losses]
+    if history is None or name not in history.later:
+        return ()
+    return history.columns(name, 0, points)
+
+
+def together_lines(courses: Sequence[RunCourse], name: str, width: int) -> list[Line]:
+    """A line for each run: its colour, its newest value, and where it is."""
+    lines = []
+    longest = max((width_of(course.file.name) for course in courses), default=0)
+    room = max(8, min(longest, width - 44))
+    for course, role in zip(courses, _ROLES, strict=False):
+        with course.lock:
+            columns = _columns(course, name, 1 << 20)
+            known = [column.mean for column in columns if column.mean == column.mean]
+            step = course.latest.record.step if course.latest else 0
+        said = words.significant(known[-1]) if known else "-"
+        where = f"at step {step:,}" if step else "no step yet"
+        if course.error:
+            where = safe_text(course.error, 60)
+        elif course.progress < 1.0:
+            where = f"reading the log: {course.progress:.0%}"
+        run = pad([Span(shortened(course.file.name, room))], room)
+        line = [Span("  ● ", role), *run, Span(f"{said:>10}  "), dim(where)]
+        lines.append(pad(line, width))
+    return lines

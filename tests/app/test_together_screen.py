@@ -1,0 +1,92 @@
+"""Several runs in one chart: which ones, over what, and how far they were read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from microscope_tui.lines import (
+    VALIDATION,
+    Across,
+    numbers_together,
+    plain,
+    together_chart,
+    together_lines,
+)
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunCourse
+from tests.app.pilot import open_app
+
+Make = Callable[..., Path]
+
+
+def read(log: Path) -> RunCourse:
+    course = RunCourse(RunFile(log.parent.name, log, 0.0))
+    course.read_on(lambda: False)
+    return course
+
+
+async def test_selected_runs_are_drawn_together_and_a_growing_one_is_read_on(
+    make_run: Make, append: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microscope_tui.app.screens.together_screen._REFRESH_S", 0.05)
+    logs = [make_run(name, steps=range(1, 30)) for name in ("first", "second", "third")]
+    async with open_app(logs[0].parent.parent, "r") as app:
+        await app.sees("3 runs", "runs")
+        await app.press("space", "down", "space", "T")
+        await app.sees("2 runs", "together-title")
+        await app.sees("at step 29", "together-runs")
+        shown = app.text("together-runs").split()
+        assert len({"first", "second", "third"} & set(shown)) == 2
+        grown = next(log for log in logs if log.parent.name in shown)
+        append(grown, range(30, 34))
+        await app.sees("at step 33", "together-runs")
+        await app.press("x")
+        assert "over tokens" in app.text("together-title")
+        await app.press("down")
+        assert "loss" not in app.text("together-chart").split("\n")[0]
+        await app.press("escape", "space", "T")
+        await app.sees("select runs with space", "together-title")
+
+
+def test_lines_are_where_the_run_was_at_that_step_time_or_number_of_tokens(make_run: Make) -> None:
+    short = read(make_run("short", steps=range(1, 11)))
+    long = read(make_run("long", steps=range(1, 41)))
+    for across, last in ((Across.STEPS, 40), (Across.TIME, 39), (Across.TOKENS, 40 * 2048)):
+        chart, scale = together_chart([short, long], "loss", across, 100)
+        assert [curve.name for curve in chart.curves] == ["short", "long"]
+        assert [curve.steps[-1] for curve in chart.curves][1] == last
+        assert chart.curves[0].steps[-1] < last
+        assert scale.window.last == last
+        assert chart.curves[1].values[-1] == pytest.approx(8.0 - 40 / 100)
+
+
+def test_any_number_and_the_validation_loss_can_be_compared(make_run: Make) -> None:
+    log = make_run("run", steps=range(1, 21), reward=0.5)
+    with log.open("a") as file:
+        for step in (5, 15):
+            event = {"kind": "event", "event": "eval", "step": step, "values": {"loss": 3.0 + step}}
+            file.write(json.dumps(event) + "\n")
+    course = read(log)
+    names = numbers_together([course])
+    assert names[:2] == ["loss", VALIDATION]
+    assert "reward" in names
+    chart, _ = together_chart([course], VALIDATION, Across.STEPS, 100)
+    assert list(zip(chart.curves[0].steps, chart.curves[0].values, strict=True)) == [
+        (5, 8.0),
+        (15, 18.0),
+    ]
+    assert not together_chart([course], "no_such", Across.STEPS, 100)[0].measured
+
+
+def test_a_log_that_cannot_be_read_has_the_reason_on_its_line(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = RunCourse(RunFile("mine", make_run("mine"), 0.0))
+    refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
+    monkeypatch.setattr(course._source, "read", refused)
+    course.read_on(lambda: False)
+    (line,) = together_lines([course], "loss", 80)
+    assert plain(line).split() == ["●", "mine", "-", "Permission", "denied"]
