@@ -9,7 +9,7 @@ rotated key are stored side by side, so that one product scores both.
 There are two equivalent computations. **Materialised**: expand the latents to keys and values, then
 ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q · (W_UK c) =
 (W_UKᵀ q) · c``, project the queries into the latent space and attend to the latents directly; cheap
-for few new tokens and a long past, as in generation.
+for few new tokens and a long past, as in generation, so it is used wherever there is a past.
 
 Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
 dimensions (0, 1), (2, 3), … are complex numbers rotated by ``position · theta^(-2i/d)``. The tables
@@ -170,8 +170,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
             if visible_BSN is None and tokens > 1:
                 visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
-            cheaper = past > 0 and absorbing_is_cheaper(config, tokens)
-            attend = self._absorbed if cheaper else self._over_the_past
+            attend = self._absorbed if past > 0 else self._with_padding
             out_BSHv = attend(q_BSHd, entries_BNW, visible_BSN)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
@@ -204,11 +203,8 @@ class MultiHeadLatentAttention(nn.Module):
         query = key_value.new_zeros(len(self.q_proj.weight)) if full else self.q_a_proj.bias
         return torch.cat((query, key_value))
 
-    def _over_the_past(
-        self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None
-    ) -> Tensor:
-        """Materialised attention: expand all N latents; the S queries are the last of the N
-        tokens."""
+    def _with_padding(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor) -> Tensor:
+        """Materialised attention to the visible of the same tokens."""
         R = self.config.kv_lora_rank
         k_nope, v_BNHv = torch.split(
             self._expand(entries_BNW[..., :R]),
@@ -221,7 +217,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd.transpose(1, 2),
             k_BNHd.transpose(1, 2),
             v_BNHv.transpose(1, 2),
-            attn_mask=None if visible_BSN is None else visible_BSN.unsqueeze(1),
+            attn_mask=visible_BSN.unsqueeze(1),
             scale=softmax_scale(self.config),
         )
         return out_BHSv.transpose(1, 2)
@@ -250,16 +246,6 @@ class MultiHeadLatentAttention(nn.Module):
         share_BSHN = scores_BSHN.float().softmax(dim=-1).to(entries_BNW.dtype)
         context_BSHR = torch.einsum("bshn,bnr->bshr", share_BSHN, entries_BNW[..., :R])
         return torch.einsum("bshr,hvr->bshv", context_BSHR, up_value_HvR)
-
-
-def absorbing_is_cheaper(config: ModelConfig, queries: int) -> bool:
-    """Whether absorbed attention costs less for ``queries`` new tokens than materialised attention.
-
-    Per past token and head: absorbed ``S · (2R + rope)`` products, materialised about
-    ``R · (nope + v)`` for the expansion alone.
-    """
-    absorbed = queries * (2 * config.kv_lora_rank + config.qk_rope_head_dim)
-    return absorbed <= config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim)
 
 
 def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
