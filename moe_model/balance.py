@@ -38,10 +38,6 @@ def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float
             mean must get no change, and fp32 has not every integer above 16.7 million.
         rate: Added to or taken from a bias, in units of the score.
     """
-    if len(routers) != len(counts_LE):
-        raise ValueError(
-            f"{len(routers)} routers got counts for {len(counts_LE)}: pass all of them."
-        )
     dtypes = {router.expert_bias.dtype for router in routers} - {torch.float32}
     if dtypes:
         raise ValueError(

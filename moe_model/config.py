@@ -422,11 +422,9 @@ def _contradictions(config: ModelConfig) -> Iterator[str]:
     if K > E:
         yield f"num_experts_per_tok={K} is more than n_routed_experts={E}: choose at most {E}."
     if E % groups:
-        small = [n for n in range(1, math.isqrt(min(E, MOST)) + 1) if E % n == 0]
-        nearest = min((*small, *(E // n for n in small)), key=lambda n: (abs(n - groups), n))
         yield (
-            f"n_routed_experts={E} is not divisible by n_group={groups}: choose {nearest} groups "
-            f"or {-(-E // groups) * groups} experts."
+            f"n_routed_experts={E} is not divisible by n_group={groups}: choose for example "
+            f"{-(-E // groups) * groups} experts."
         )
     if config.topk_group > groups:
         yield f"topk_group={config.topk_group} exceeds n_group={groups}: choose {groups} or less."

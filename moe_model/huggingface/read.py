@@ -145,15 +145,11 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
     ``HuggingFaceError`` if it is damaged, has more ids than the model has rows, or is only a
     tiktoken vocabulary."""
     if not (folder / TOKENIZER).exists():
-        # It lists byte strings by rank. The regular expression that splits a text beforehand is in
-        # the publisher's Python code, which is not run.
         for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
             raise HuggingFaceError(
-                f"{path} is a tiktoken vocabulary without the pattern that splits a text: the "
-                "pattern is in the publisher's code, which is not run. Copy the pattern from "
-                "there, create a tokenizer.json with transformers' TikTokenConverter(vocab_file, "
-                "pattern) and put it beside the file; or remove the file to import only the "
-                "weights."
+                f"{path} is a tiktoken vocabulary without the pattern that splits a text, which is "
+                "in the publisher's code: convert both to a tokenizer.json with transformers' "
+                "TikTokenConverter, or remove the file to import only the weights."
             )
         return None
     try:

@@ -25,7 +25,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -375,10 +374,7 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
         if (own / name).is_symlink() and not (own / name).exists():
             world.say(f"{own / name} points to a checkpoint that no longer exists.")
     if not found and options.resume == AUTO:
-        others = [path.name for path in options.checkpoint_dir.glob("*") if path != own]
-        near = ", ".join(get_close_matches(options.run, others))
-        similar = f" Similar runs: {near}." if near else ""
-        world.say(f"no checkpoint in {own}: {options.run} starts at step 1.{similar}")
+        world.say(f"no checkpoint in {own}: {options.run} starts at step 1.")
     if not found and options.resume != AUTO:
         raise UsageError(
             f"--resume {options.resume}: no checkpoint found: name one, such as "
