@@ -170,8 +170,10 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
             if visible_BSN is None and tokens > 1:
                 visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
-            attend = self._absorbed if past > 0 else self._with_padding
-            out_BSHv = attend(q_BSHd, entries_BNW, visible_BSN)
+            if past > 0 or visible_BSN is None:
+                out_BSHv = self._absorbed(q_BSHd, entries_BNW, visible_BSN)
+            else:
+                out_BSHv = self._with_padding(q_BSHd, entries_BNW, visible_BSN)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
 

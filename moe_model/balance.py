@@ -32,11 +32,8 @@ def bias_rate_at(step: int, steps: int, rate: float) -> float:
 def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float) -> None:
     """``b += rate · sign(mean count − count)``, in place, for every router that is not held.
 
-    Args:
-        routers: In the order of the rows of ``counts_LE``.
-        counts_LE: Tokens per expert of the whole optimizer step, integers: an expert exactly at the
-            mean must get no change, and fp32 has not every integer above 16.7 million.
-        rate: Added to or taken from a bias, in units of the score.
+    ``counts_LE`` are the tokens per expert of the whole optimizer step, integers: an expert exactly
+    at the mean must get no change, and fp32 has not every integer above 16.7 million.
     """
     dtypes = {router.expert_bias.dtype for router in routers} - {torch.float32}
     if dtypes:

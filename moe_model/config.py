@@ -49,15 +49,9 @@ def about(text: str, *, default: Any = dataclasses.MISSING) -> Any:
 def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     """Validated arguments for the dataclass ``cls``, with nested dataclasses constructed.
 
-    Args:
-        cls: Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one
-            of these ``| None``, or several dataclasses ``| None``.
-        found: The parsed JSON, of any type.
-        what: Its name in errors.
-
-    Raises:
-        ValueError: If it is not an object, a field is unknown or missing, or a value has a wrong
-            type.
+    Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one of these
+    ``| None``, or several dataclasses ``| None``. ``found`` is parsed JSON, ``what`` its name in
+    errors: ``ValueError`` if it does not fit.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")

@@ -55,7 +55,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """See :func:`rms_norm`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(dtype)
 
@@ -97,7 +96,6 @@ def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tenso
 
 
 def plain_queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """See :func:`queries_with_position`."""
     rope = 2 * table[0].shape[-1]
     turned = rotate(q_BSHd[..., -rope:], table)
     return torch.cat((q_BSHd[..., :-rope], turned), dim=-1).transpose(1, 2)
@@ -137,7 +135,6 @@ def keys_and_values(
 def plain_keys_and_values(
     kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`keys_and_values`."""
     k_nope, v_BSHv = kv_BSHx[..., :-v_dim], kv_BSHx[..., -v_dim:]
     turned = rotate(k_rope_BSr.unsqueeze(2), table).expand(*k_nope.shape[:3], -1)
     return torch.cat((k_nope, turned), dim=-1).transpose(1, 2), v_BSHv.transpose(1, 2)
@@ -202,7 +199,6 @@ def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
 
 
 def plain_swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
-    """See :func:`swiglu`."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up * weight_P1.to(up.dtype)
 
@@ -357,7 +353,6 @@ def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) 
 
 
 def plain_feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """See :func:`feed_forward`."""
     return F.linear(F.silu(F.linear(x_TD, gate_FD)) * F.linear(x_TD, up_FD), down_DF)
 
 
@@ -419,7 +414,6 @@ def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: floa
 
 
 def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
-    """See :func:`causal_attention`."""
     return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSv, is_causal=True, scale=scale)
 
 

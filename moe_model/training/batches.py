@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 class Batch(NamedTuple):
-    """Rows of tokens: a sequence of S, and the 1 + ahead tokens behind it that it predicts."""
+    """Sequences of S tokens, and the 1 + ahead tokens behind each that it predicts."""
 
     tokens_BN: Tensor
     """``(B, S + 1 + ahead)``, int64."""

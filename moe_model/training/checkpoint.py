@@ -153,12 +153,9 @@ class Checkpoints:
 def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> Path:
     """Write everything that ``run`` needs to resume as ``name``; return the path of the link.
 
-    All ranks call this. Rank 0 writes. With a sharded optimizer each rank writes its own part of
-    the optimizer state, while the weights are gathered, so that every reader can load the
-    checkpoint.
-
-    Raises:
-        OSError: On ranks where writing failed; the earlier checkpoints are unchanged.
+    All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Weights are
+    gathered, so that every reader can load them. Raises ``OSError`` on ranks where writing failed;
+    the earlier checkpoints are unchanged.
     """
     state = optimizer_state(run.model, run.optimizer)
     sharded = run.options.parallel == "fsdp"
@@ -226,12 +223,9 @@ def save_shards(
 ) -> None:
     """Write ``tensors`` from all ranks to the empty ``folder`` and force them to disk.
 
-    All ranks must call this with the same names. Each rank writes its rows of a DTensor; a plain
-    tensor is equal on all ranks and written once. Without a process group this process writes all.
-    The group ``ranks`` waits for all files; a slow disk may take longer than a step.
-
-    Raises:
-        OSError: On every rank, if one of them could not write.
+    All ranks call this with the same names. Each rank writes its rows of a DTensor; a plain tensor
+    is written once. The group ``ranks`` waits for all files. Raises ``OSError`` on every rank if
+    one of them could not write.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
@@ -247,11 +241,8 @@ def save_shards(
 
 
 def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the tensors of ``into``, plain tensors or DTensors, from ``folder`` by name.
-
-    Every rank reads what it needs. Tensors that are not in ``into`` are not read. Raises
-    ``CheckpointError`` if a name, a part of a tensor or a file is missing or has another type.
-    """
+    """Fill the tensors of ``into``, plain tensors or DTensors, from ``folder`` by name;
+    ``CheckpointError`` if a name, a part of a tensor or a file is missing or has another type."""
     reader = HuggingFaceStorageReader(str(folder))
     try:
         found = reader.read_metadata().state_dict_metadata

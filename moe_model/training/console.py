@@ -193,11 +193,11 @@ def introduction(run: Run) -> list[str]:
     config = run.model.config
     options = run.options
     world = run.world
-    threads = f", threads: {torch.get_num_threads()}" if run.device.type == "cpu" else ""
+    threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
     over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
     lines = [
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
-        f"per token, on {run.device.type} in {dtype_name(run.dtype)}{threads}{over}"
+        f"per token, on {world.device.type} in {dtype_name(run.dtype)}{threads}{over}"
     ]
     if run.resumed_from is not None:
         lines.append(f"resumes after step {run.progress.step} from {run.resumed_from}")

@@ -104,14 +104,8 @@ class Corpus:
     def build(
         cls, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, ahead: int
     ) -> Corpus:
-        """Encode ``documents``, or take the ids from an earlier run, and split them.
-
-        Args:
-            tokenizer: Its end token, if it has one, ends each document.
-
-        Raises:
-            UsageError: If there is too little text, or the tokenizer cannot encode it.
-        """
+        """Encode ``documents``, or take the ids from an earlier run, and split them;
+        ``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
         digest = documents_digest(documents)
         encode = partial(encode_documents, documents, tokenizer)
         long = count_characters(documents) >= CACHED_FROM
@@ -151,8 +145,8 @@ def documents_digest(documents: Sequence[Document]) -> str:
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """All documents one after the other: ids ``(tokens,)`` and starts ``(documents,)``.
 
-    Documents without tokens are left out. Raises ``UsageError`` if the tokenizer cannot encode a
-    document, or returns ids beyond its vocabulary.
+    The end token, if there is one, ends each. Documents without tokens are left out. Raises
+    ``UsageError`` if the tokenizer cannot encode a document, or returns ids beyond its vocabulary.
     """
     characters = count_characters(documents)
     if characters > LONG_TEXT:
@@ -198,11 +192,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
 
 
 def cache_key(digest: str, tokenizer: Tokenizer) -> str:
-    """SHA-256, in hexadecimal, of everything that determines the ids.
-
-    Args:
-        tokenizer: Its description, its files and the version of the library enter the hash.
-    """
+    """SHA-256, in hexadecimal, of everything that determines the ids."""
     files = {n: hashlib.sha256(content).hexdigest() for n, content in tokenizer.files.items()}
     known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
     known["files"] = files
@@ -262,7 +252,6 @@ class Document:
 
 
 def count_characters(documents: Iterable[Document]) -> int:
-    """Total characters of all ``documents``."""
     return sum(len(document.text) for document in documents)
 
 
@@ -358,15 +347,10 @@ def _tiny_shakespeare(cache: Path) -> str:
 def make_tokenizer(
     name: str, documents: Sequence[Document], vocabulary: int | None = None
 ) -> Tokenizer:
-    """The tokenizer that ``--tokenizer`` names.
+    """The tokenizer that ``--tokenizer`` names; a folder wins over a name on the hub.
 
-    Args:
-        name: ``char``, ``bpe``, a folder with ``tokenizer.json``, or ``org/name`` on the Hugging
-            Face hub. A folder wins over a name on the hub.
-        vocabulary: Most tokens that ``bpe`` learns, 8,192 if ``None``; the others have their own.
-
-    Raises:
-        UsageError: If it does not exist, cannot be read or downloaded, or is not a tokenizer.
+    ``vocabulary`` is the most tokens that ``bpe`` learns. Raises ``UsageError`` if there is no such
+    tokenizer, or it cannot be read or downloaded.
     """
     if name == CHAR:
         known: set[str] = set().union(*(document.text for document in documents))

@@ -224,8 +224,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
 
     Args:
         device: ``cpu``, or ``cuda``; every process of a machine uses a different GPU.
-        timeout_s: A rank that waits longer than this for another one fails; at
-            :meth:`World.barrier` it waits without a limit.
+        timeout_s: A rank that waits longer than this for another one fails, except at
+            :meth:`World.barrier`.
 
     Raises:
         UsageError: If the environment variables are invalid, or a machine has too few GPUs.
@@ -309,14 +309,10 @@ def _first_line(error: RuntimeError) -> str:
 
 
 def agree(world: World, facts: Mapping[str, str]) -> None:
-    """Return if ``facts`` are the same on every rank. A collective: all ranks call it.
+    """Return if ``facts``, by their names in an error, are the same on every rank. A collective.
 
-    Args:
-        facts: Values by the name an error shows; the error names the first that differs.
-
-    Raises:
-        UsageError: On rank 0, if they are not, with the rank, the fact and both values.
-        SystemExit: On the others then, with the same exit code.
+    Raises ``UsageError`` on rank 0, if they are not, with the rank, the fact and both values, and
+    ``SystemExit`` on the others.
     """
     if world.size == 1:
         return
