@@ -261,10 +261,6 @@ def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
 
     A token may attend to real tokens up to its own position, and always to itself: the softmax of a
     padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
-
-    Args:
-        valid_BN: False for padding.
-        queries: The S last of the N tokens.
     """
     tokens = valid_BN.shape[1]
     causal_SN = causal_mask(queries, tokens, valid_BN.device)
@@ -302,25 +298,16 @@ class LatentCache:
         return self.entries_LBNW.shape[2]
 
     def append(self, layer: int, entries_BSW: Tensor) -> Tensor:
-        """Append the entries of S new tokens; return all entries of ``layer`` so far.
-
-        This does not change :attr:`used`: every layer writes at the same position, and the model
-        advances it once all layers have written.
-
-        Returns:
-            ``(B, used + S, W)``, a view.
-        """
+        """Append the entries of S new tokens; return a view of all entries of ``layer`` so far,
+        ``(B, used + S, W)``. The model advances :attr:`used` once all layers have written."""
         end = self.end_of(entries_BSW.shape[1])
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
 
     def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
-        """Append the padding mask of S new tokens, ``None`` for no padding; return the whole mask.
-
-        Returns:
-            ``(B, used + S)``, a view; ``None`` if there is no padding at all.
-        """
+        """Append the padding mask of S new tokens, ``None`` for no padding; return a view of the
+        whole mask, ``(B, used + S)``, or ``None`` if there is no padding at all."""
         end = self.end_of(tokens)
         if self.valid_BN is None:
             if valid_BS is None:

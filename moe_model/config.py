@@ -56,8 +56,9 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
     fields = dataclasses.fields(cls)
+    known = {field.name for field in fields}
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    unknown = [_plain(name) for name in found if name not in {field.name for field in fields}]
+    unknown = [_plain(name) for name in found if name not in known]
     wrong = sorted(unknown)[:20] + sorted(needed - found.keys())
     if wrong:
         raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in {what}.")

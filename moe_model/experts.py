@@ -79,9 +79,8 @@ class Experts(nn.Module):
 def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where each (token, expert) pair goes, so that every expert owns a contiguous range of rows.
 
-    Args:
-        block: Round each expert's rows up to a multiple of this. The extra rows hold some token;
-            their output is not used.
+    Each expert's rows are rounded up to a multiple of ``block``. The extra rows hold some token;
+    their output is not used.
 
     Returns:
         Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.

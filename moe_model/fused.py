@@ -84,12 +84,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the last part of every query by its position; heads first, ``(B, H, S, d)``.
-
-    Args:
-        q_BSHd: Queries whose last ``r`` dimensions are interleaved pairs.
-        table: Cosine and sine ``(S, r / 2)``, see :func:`~moe_model.attention.rotary_table`.
-    """
+    """Rotate the last ``r`` dimensions of every query, interleaved pairs, by its position; heads
+    first, ``(B, H, S, d)``. ``table``: cosine and sine ``(S, r / 2)``."""
     if torch.compiler.is_compiling():
         return plain_queries_with_position(q_BSHd, table)
     return _QueriesWithPosition.apply(q_BSHd, *table)  # type: ignore[no-untyped-call, no-any-return]
@@ -123,9 +119,8 @@ def keys_and_values(
 ) -> tuple[Tensor, Tensor]:
     """Keys of every head with the rotated part that all heads share, and values; heads first.
 
-    Args:
-        kv_BSHx: For every head its key without position, then its value.
-        k_rope_BSr: The rotary key, in interleaved pairs.
+    ``kv_BSHx`` holds for every head its key without position, then its value; ``k_rope_BSr`` is the
+    rotary key, in interleaved pairs.
     """
     if torch.compiler.is_compiling():
         return plain_keys_and_values(kv_BSHx, k_rope_BSr, table, v_dim)
@@ -187,12 +182,7 @@ def _turn(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
-    """``silu(gate) · up`` times a weight per row (Shazeer, 2020).
-
-    Args:
-        gate_up: ``(P, 2F)``, F of the gate and F of up.
-        weight_P1: Of each row, ``(P, 1)``.
-    """
+    """``silu(gate) · up`` times a weight per row (Shazeer, 2020); ``gate_up`` is ``(P, 2F)``."""
     if torch.compiler.is_compiling():
         return plain_swiglu(gate_up, weight_P1)
     return _SwiGLU.apply(gate_up, weight_P1)  # type: ignore[no-untyped-call, no-any-return]
@@ -229,11 +219,7 @@ def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     """Copy every token to its rows: ``x_TD[token_P]``.
 
     Autograd's own gradient of indexing is a scatter-add: slow, and not deterministic on a GPU. But
-    every token knows its K rows, so the gradient is a gather and a sum over K.
-
-    Args:
-        token_P: The token of each row.
-        place_TK: The rows of each token; rows without a token pad an expert.
+    every token knows its K rows, ``place_TK``, so the gradient is a gather and a sum over K.
     """
     return _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -290,10 +276,8 @@ def experts_in_turn(
 
     Args:
         x_PD: Rows sorted by expert.
-        weight_P1: What the output of each row is multiplied with.
-        rows_E: Rows of each expert, in order.
+        rows_E: How many belong to each.
         gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
-        down_EDF: Down of each expert.
     """
     return _ExpertsInTurn.apply(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
 

@@ -207,10 +207,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:
     """Write the ``checkpoint.json`` of ``folder``, which must hold all other files already.
-
-    Args:
-        facts: The other entries; ``tokenizer`` must be among them.
-    """
+    ``facts`` are the other entries, ``tokenizer`` among them."""
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -111,12 +111,9 @@ def load_pretrained(
 ) -> tuple[LanguageModel, PretrainedTokenizer | None]:
     """Load the published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
 
-    Args:
-        dtype: Data type of the weights in memory; routers stay fp32.
-
-    Raises:
-        HuggingFaceError: If it is not such a folder, has another architecture, or a tensor is
-            missing, unknown, of another shape, or not finite.
+    The weights have ``dtype``, routers stay fp32. Raises ``HuggingFaceError`` if it is not such a
+    folder, has another architecture, or a tensor is missing, unknown, of another shape, or not
+    finite.
     """
     if not folder.is_dir():
         raise HuggingFaceError(

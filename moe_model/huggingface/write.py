@@ -72,11 +72,8 @@ def save_pretrained(
 def write_checkpoint(
     folder: Path, model: LanguageModel, tokenizer: Tokenizer | None, **facts: Any
 ) -> None:
-    """Write a checkpoint of a model that was not trained here to the empty ``folder``.
-
-    Args:
-        facts: Further entries of its description.
-    """
+    """Write a checkpoint of a model that was not trained here to the empty ``folder``, with
+    further ``facts`` in its description."""
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_tokenizer(tokenizer, folder)
     plain = None if tokenizer is None else tokenizer.to_dict()
@@ -120,10 +117,7 @@ def write_weights(
     folder: Path, config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
     """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
-
-    Raises:
-        HuggingFaceError: If the format cannot hold a tensor that has an effect.
-    """
+    ``HuggingFaceError`` if the format cannot hold a tensor that has an effect."""
     for name, tensor in state.items():
         if tensor.any() and not any(parts(name, config)):
             raise HuggingFaceError(

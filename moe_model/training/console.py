@@ -201,13 +201,6 @@ def introduction(run: Run) -> list[str]:
     ]
     if run.resumed_from is not None:
         lines.append(f"resumes after step {run.progress.step} from {run.resumed_from}")
-    if config.num_experts_per_tok == 1 and config.norm_topk_prob:
-        lines.append(
-            "warning: one expert a token with normalised weights: every weight is "
-            f"{config.routed_scaling_factor:g} for every score, so the language loss does not "
-            "train the router: add --model.no-norm_topk_prob, or choose "
-            "--model.num_experts_per_tok 2"
-        )
     return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
 
 

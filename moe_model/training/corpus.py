@@ -69,8 +69,6 @@ CHAR = "char"
 BPE = "bpe"
 BPE_VOCABULARY = 8192
 END = "<|endoftext|>"
-LEAST_VOCABULARY = 256 + 1
-"""All 256 bytes, so that any text can be encoded, and the end token."""
 HUB_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -319,13 +317,8 @@ def _raise(error: OSError) -> None:
 
 
 def _tiny_shakespeare(cache: Path) -> str:
-    try:
-        import pooch
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--data {TINY_SHAKESPEARE} needs pooch: pip install 'moe-microscope[train]', or name "
-            "a file."
-        ) from error
+    import pooch
+
     try:
         path = pooch.retrieve(
             SHAKESPEARE_URL,
@@ -372,16 +365,11 @@ def make_tokenizer(
 def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> PretrainedTokenizer:
     """Byte-level byte-pair encoding as in GPT-2, learned from ``documents``; encodes any text.
 
-    The same documents give the same files. A short text may give fewer tokens than asked for.
-    Raises ``UsageError`` if ``vocabulary`` is too small for 256 bytes and the end token.
+    The same documents give the same files. A short text may give fewer tokens than asked for; at
+    least there are 256 bytes and the end token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocabulary < LEAST_VOCABULARY:
-        raise UsageError(
-            f"--tokenizer {BPE} cannot have a vocabulary of {vocabulary}: choose "
-            f"{LEAST_VOCABULARY} or more, for the 256 bytes and the end of text."
-        )
     characters = count_characters(documents)
     if characters > LONG_TEXT:
         say(f"learning byte pairs from {characters / 1e6:,.0f} million characters ...")
