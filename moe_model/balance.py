@@ -57,12 +57,8 @@ def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tens
     reads 1. No epsilon in the normalisation: with one, a router lowers the loss by pushing all its
     scores to zero.
 
-    Args:
-        routings: One per router, over the same B·S tokens.
-        valid_BS: False for padding; may have a leading dimension L, one mask per router.
-
-    Returns:
-        ``(L,)``, differentiable through P.
+    ``valid_BS`` is False for padding and may have a leading dimension L, one mask per router.
+    Returns ``(L,)``, differentiable through P.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
     scores_LBSE = torch.stack([r.scores_TE.view(*valid_BS.shape[-2:], E) for r in routings])

@@ -105,11 +105,9 @@ class Published(NamedTuple):
     """The contents of a ``config.json``."""
 
     config: ModelConfig
-    """The model."""
     fp8_block: tuple[int, int] | None
     """Block size (rows, columns) of FP8 scales; ``None`` without FP8."""
     fields: dict[str, Any]
-    """All fields."""
 
 
 _SIZES = (

@@ -45,9 +45,8 @@ class Part(NamedTuple):
     """A published tensor and its index in one of our tensors."""
 
     name: str
-    """Its name in the file."""
     place: tuple[int | slice, ...]
-    """Its index in our tensor; empty for the whole tensor."""
+    """Empty for the whole tensor."""
 
 
 def published_name(name: str, config: ModelConfig) -> str:
@@ -274,11 +273,9 @@ class PublishedTensors:
                 self._shard_of[name] = shard
 
     def names(self) -> Set[str]:
-        """All names in the files."""
         return self._shard_of.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape that the file declares."""
         return tuple(self._shard_of[name].get_slice(name).get_shape())
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:

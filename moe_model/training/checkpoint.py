@@ -360,11 +360,8 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
     if options.resume is None:
         return None
     found = candidates(options.resume, options.run, options.checkpoint_dir)
-    own = options.checkpoint_dir / options.run
-    for name in LINKS:
-        if (own / name).is_symlink() and not (own / name).exists():
-            world.say(f"{own / name} points to a checkpoint that no longer exists.")
     if not found and options.resume == AUTO:
+        own = options.checkpoint_dir / options.run
         world.say(f"no checkpoint in {own}: {options.run} starts at step 1.")
     if not found and options.resume != AUTO:
         raise UsageError(

@@ -125,12 +125,10 @@ class Console:
                 self.say(f"  {'' if place else name:<11}{line}")
 
     def places(self, places: Mapping[str, str]) -> None:
-        """Print paths and commands."""
         for name, place in places.items():
             self.say(f"  {name:<11}{place}")
 
     def sample(self, prompt: str, text: str) -> None:
-        """Print a sample of the trained model."""
         self.say(f"sample after {prompt!r}:")
         before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
         self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)

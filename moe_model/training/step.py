@@ -179,7 +179,6 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
@@ -190,10 +189,8 @@ def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContext
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make every random number of a step depend only on the seed, the step and the rank.
-
-    So no generator state needs to be saved, and numbers drawn between two steps change nothing.
-    """
+    """Make every random number of a step depend only on the seed, the step and the rank: no state
+    of a generator is saved."""
     number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
     random.seed(number)
     torch.manual_seed(number)  # the CPU generator and those of all GPUs

@@ -166,7 +166,7 @@ def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
 
 
 class _Observer:
-    """Hooks in one decoder layer; :meth:`readings` removes them."""
+    """Hooks in one decoder layer; ``readings`` removes them."""
 
     def __init__(self, layer: Any) -> None:
         self._inputs: list[Tensor] = []
