@@ -156,8 +156,8 @@ class World:
         byte pairs, reading a checkpoint) may take hours.
 
         One message: rank 0 raises the error of the lowest rank that has one (``RankLostError`` if
-        it is no usage error and not its own), and the other ranks end silently, with the same exit
-        code. A rank whose own error differs from that, or for which rank 0 has only the message,
+        it is of another rank, and not of usage), and the other ranks end silently, with the same
+        exit code. A rank whose own error differs from that, or for which rank 0 has only the message,
         raises its own too.
         """
         if self.size == 1:
