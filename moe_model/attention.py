@@ -206,7 +206,7 @@ class MultiHeadLatentAttention(nn.Module):
         return torch.cat((query, key_value))
 
     def _with_padding(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor) -> Tensor:
-        """Materialised attention to the visible of the same tokens."""
+        """Materialised attention of these tokens to each other, where visible."""
         R = self.config.kv_lora_rank
         k_nope, v_BNHv = torch.split(
             self._expand(entries_BNW[..., :R]),

@@ -157,8 +157,8 @@ class World:
 
         One message: rank 0 raises the error of the lowest rank that has one (``RankLostError`` if
         it is of another rank, and not of usage), and the other ranks end silently, with the same
-        exit code. A rank whose own error differs from that, or for which rank 0 has only the message,
-        raises its own too.
+        exit code. A rank whose own error differs from that, or for which rank 0 has only the
+        message, raises its own too.
         """
         if self.size == 1:
             if fault is not None:
