@@ -139,7 +139,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         "grad_norm": grad_norm,
         "tokens_per_s": max(seen.tokens) / seconds,
         "step_time_s": seconds,
-        "memory_bytes": memory_bytes(run.device),
+        "memory_bytes": memory_bytes(world.device),
     }
 
 
@@ -149,16 +149,16 @@ def forward_and_backward(
     """Compute the gradients of one step and count its routings; return this rank's share of the
     loss, then of each loss in ``weights``, fp64."""
     world = run.world
-    sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=run.device)
+    sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
     for place, on_host in enumerate(drawn.micro_batches, 1):
-        batch = on_host.to(run.device)
+        batch = on_host.to(world.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
         targets = batch.all_targets(inputs_BS.shape[1], ahead=next_ids is not None)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
-            with mixed_precision(run.device, run.dtype):
+            with mixed_precision(world.device, run.dtype):
                 output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
             counter.add(output.routings)
             shares = loss_shares(output, list(weights), drawn, num_passes)
@@ -243,9 +243,7 @@ def open_log(run: Run) -> TrainingLog:
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
     """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
-    loss = evaluate(
-        run.model, run.held_out, run.device, run.dtype, forward=run.forward, world=run.world
-    )
+    loss = evaluate(run.model, run.held_out, run.dtype, forward=run.forward, world=run.world)
     progress.validation_loss = loss
     log.event(progress.step, "eval", {"loss": loss})
     if loss < progress.best_loss:

@@ -126,7 +126,7 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> t
     held_out = held_out_batches(
         corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
     )
-    return evaluate(model, held_out, CPU, dtype), statistics.mean(learnt[-options.steps // 10 :])
+    return evaluate(model, held_out, dtype), statistics.mean(learnt[-options.steps // 10 :])
 
 
 class Results:

@@ -2,8 +2,6 @@
 from .attention import (
     LatentCache as LatentCache,
     MultiHeadLatentAttention as MultiHeadLatentAttention,
-    absorbing_is_cheaper as absorbing_is_cheaper,
-    mscale as mscale,
     rotary_table as rotary_table,
     slowed_as_in_llama3 as slowed_as_in_llama3,
     softmax_scale as softmax_scale,

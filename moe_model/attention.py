@@ -9,7 +9,7 @@ rotated key are stored side by side, so that one product scores both.
 There are two equivalent computations. **Materialised**: expand the latents to keys and values, then
 ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q · (W_UK c) =
 (W_UKᵀ q) · c``, project the queries into the latent space and attend to the latents directly; cheap
-for few new tokens and a long past, as in generation.
+for few new tokens and a long past, as in generation, so it is used wherever there is a past.
 
 Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
 dimensions (0, 1), (2, 3), … are complex numbers rotated by ``position · theta^(-2i/d)``. The tables
@@ -170,9 +170,10 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
             if visible_BSN is None and tokens > 1:
                 visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
-            cheaper = past > 0 and absorbing_is_cheaper(config, tokens)
-            attend = self._absorbed if cheaper else self._over_the_past
-            out_BSHv = attend(q_BSHd, entries_BNW, visible_BSN)
+            if past > 0 or visible_BSN is None:
+                out_BSHv = self._absorbed(q_BSHd, entries_BNW, visible_BSN)
+            else:
+                out_BSHv = self._with_padding(q_BSHd, entries_BNW, visible_BSN)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
 
@@ -204,11 +205,8 @@ class MultiHeadLatentAttention(nn.Module):
         query = key_value.new_zeros(len(self.q_proj.weight)) if full else self.q_a_proj.bias
         return torch.cat((query, key_value))
 
-    def _over_the_past(
-        self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None
-    ) -> Tensor:
-        """Materialised attention: expand all N latents; the S queries are the last of the N
-        tokens."""
+    def _with_padding(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor) -> Tensor:
+        """Materialised attention of these tokens to each other, where visible."""
         R = self.config.kv_lora_rank
         k_nope, v_BNHv = torch.split(
             self._expand(entries_BNW[..., :R]),
@@ -221,7 +219,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd.transpose(1, 2),
             k_BNHd.transpose(1, 2),
             v_BNHv.transpose(1, 2),
-            attn_mask=None if visible_BSN is None else visible_BSN.unsqueeze(1),
+            attn_mask=visible_BSN.unsqueeze(1),
             scale=softmax_scale(self.config),
         )
         return out_BHSv.transpose(1, 2)
@@ -252,16 +250,6 @@ class MultiHeadLatentAttention(nn.Module):
         return torch.einsum("bshr,hvr->bshv", context_BSHR, up_value_HvR)
 
 
-def absorbing_is_cheaper(config: ModelConfig, queries: int) -> bool:
-    """Whether absorbed attention costs less for ``queries`` new tokens than materialised attention.
-
-    Per past token and head: absorbed ``S · (2R + rope)`` products, materialised about
-    ``R · (nope + v)`` for the expansion alone.
-    """
-    absorbed = queries * (2 * config.kv_lora_rank + config.qk_rope_head_dim)
-    return absorbed <= config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim)
-
-
 def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
     """True where one of the last ``queries`` tokens may attend: ``(S, N)``."""
     allowed_SN = torch.ones(queries, tokens, dtype=torch.bool, device=device)
@@ -273,10 +261,6 @@ def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
 
     A token may attend to real tokens up to its own position, and always to itself: the softmax of a
     padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
-
-    Args:
-        valid_BN: False for padding.
-        queries: The S last of the N tokens.
     """
     tokens = valid_BN.shape[1]
     causal_SN = causal_mask(queries, tokens, valid_BN.device)
@@ -314,25 +298,16 @@ class LatentCache:
         return self.entries_LBNW.shape[2]
 
     def append(self, layer: int, entries_BSW: Tensor) -> Tensor:
-        """Append the entries of S new tokens; return all entries of ``layer`` so far.
-
-        This does not change :attr:`used`: every layer writes at the same position, and the model
-        advances it once all layers have written.
-
-        Returns:
-            ``(B, used + S, W)``, a view.
-        """
+        """Append the entries of S new tokens; return a view of all entries of ``layer`` so far,
+        ``(B, used + S, W)``. The model advances :attr:`used` once all layers have written."""
         end = self.end_of(entries_BSW.shape[1])
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
 
     def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
-        """Append the padding mask of S new tokens, ``None`` for no padding; return the whole mask.
-
-        Returns:
-            ``(B, used + S)``, a view; ``None`` if there is no padding at all.
-        """
+        """Append the padding mask of S new tokens, ``None`` for no padding; return a view of the
+        whole mask, ``(B, used + S)``, or ``None`` if there is no padding at all."""
         end = self.end_of(tokens)
         if self.valid_BN is None:
             if valid_BS is None:

@@ -32,16 +32,9 @@ def bias_rate_at(step: int, steps: int, rate: float) -> float:
 def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float) -> None:
     """``b += rate · sign(mean count − count)``, in place, for every router that is not held.
 
-    Args:
-        routers: In the order of the rows of ``counts_LE``.
-        counts_LE: Tokens per expert of the whole optimizer step, integers: an expert exactly at the
-            mean must get no change, and fp32 has not every integer above 16.7 million.
-        rate: Added to or taken from a bias, in units of the score.
+    ``counts_LE`` are the tokens per expert of the whole optimizer step, integers: an expert exactly
+    at the mean must get no change, and fp32 has not every integer above 16.7 million.
     """
-    if len(routers) != len(counts_LE):
-        raise ValueError(
-            f"{len(routers)} routers got counts for {len(counts_LE)}: pass all of them."
-        )
     dtypes = {router.expert_bias.dtype for router in routers} - {torch.float32}
     if dtypes:
         raise ValueError(
@@ -64,12 +57,8 @@ def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tens
     reads 1. No epsilon in the normalisation: with one, a router lowers the loss by pushing all its
     scores to zero.
 
-    Args:
-        routings: One per router, over the same B·S tokens.
-        valid_BS: False for padding; may have a leading dimension L, one mask per router.
-
-    Returns:
-        ``(L,)``, differentiable through P.
+    ``valid_BS`` is False for padding and may have a leading dimension L, one mask per router.
+    Returns ``(L,)``, differentiable through P.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
     scores_LBSE = torch.stack([r.scores_TE.view(*valid_BS.shape[-2:], E) for r in routings])

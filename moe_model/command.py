@@ -118,12 +118,7 @@ def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
 
 
 def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
-    """Read the text in ``path``; ``UsageError`` names ``flag``, the problem and what to do.
-
-    Args:
-        flag: The option that named it.
-        instead: Advice if the file cannot be read or is not text.
-    """
+    """Read the text in ``path``; ``UsageError`` names ``flag``, the problem and what to do."""
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -150,10 +145,7 @@ def python_docs(flag: str) -> str:
 def plain_text(text: str, *, multi_line: bool = False) -> str:
     """Replace the characters of ``text`` that could control a terminal; the length stays the same.
 
-    Args:
-        text: Any string, including lone surrogates.
-        multi_line: Keep line breaks and tabs. Otherwise every whitespace control becomes a space:
-            one line in, one line out.
+    ``multi_line`` keeps line breaks and tabs; else every whitespace control becomes a space.
     """
     if not multi_line:
         text = text.translate(_TO_SPACE)

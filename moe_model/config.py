@@ -49,21 +49,16 @@ def about(text: str, *, default: Any = dataclasses.MISSING) -> Any:
 def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     """Validated arguments for the dataclass ``cls``, with nested dataclasses constructed.
 
-    Args:
-        cls: Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one
-            of these ``| None``, or several dataclasses ``| None``.
-        found: The parsed JSON, of any type.
-        what: Its name in errors.
-
-    Raises:
-        ValueError: If it is not an object, a field is unknown or missing, or a value has a wrong
-            type.
+    Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one of these
+    ``| None``, or several dataclasses ``| None``. ``found`` is parsed JSON, ``what`` its name in
+    errors: ``ValueError`` if it does not fit.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
     fields = dataclasses.fields(cls)
+    known = {field.name for field in fields}
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    unknown = [_plain(name) for name in found if name not in {field.name for field in fields}]
+    unknown = [_plain(name) for name in found if name not in known]
     wrong = sorted(unknown)[:20] + sorted(needed - found.keys())
     if wrong:
         raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in {what}.")
@@ -422,11 +417,9 @@ def _contradictions(config: ModelConfig) -> Iterator[str]:
     if K > E:
         yield f"num_experts_per_tok={K} is more than n_routed_experts={E}: choose at most {E}."
     if E % groups:
-        small = [n for n in range(1, math.isqrt(min(E, MOST)) + 1) if E % n == 0]
-        nearest = min((*small, *(E // n for n in small)), key=lambda n: (abs(n - groups), n))
         yield (
-            f"n_routed_experts={E} is not divisible by n_group={groups}: choose {nearest} groups "
-            f"or {-(-E // groups) * groups} experts."
+            f"n_routed_experts={E} is not divisible by n_group={groups}: choose for example "
+            f"{-(-E // groups) * groups} experts."
         )
     if config.topk_group > groups:
         yield f"topk_group={config.topk_group} exceeds n_group={groups}: choose {groups} or less."

@@ -36,12 +36,10 @@ class Decoder:
     def __init__(
         self, model: LanguageModel, length: int, *, weights: torch.dtype | None = None
     ) -> None:
-        """Prepare ``model`` for reading up to ``length`` tokens.
+        """Prepare ``model``, in evaluation mode, for reading up to ``length`` tokens.
 
-        Args:
-            model: In evaluation mode; later changes to its weights have no effect.
-            weights: Format of the prepared weights: fp32, or fp16 for half the memory traffic. With
-                ``None`` the model itself always runs, which is right on a GPU.
+        The prepared ``weights`` are fp32, or fp16 for half the memory traffic; the model may change
+        later. With ``None`` the model itself always runs, which is right on a GPU.
         """
         self.model = model
         self.weights = weights
@@ -108,12 +106,8 @@ class Drafter:
 
     @torch.inference_mode()
     def propose(self, hidden_SD: Tensor, following: list[int]) -> int:
-        """Read S positions, each with the token that followed; draft the token after the last one.
-
-        Args:
-            hidden_SD: Normed hidden states of the positions not read before.
-            following: The token after each of them.
-        """
+        """Read normed hidden states of S new positions, each with the token that followed; draft
+        the token after the last one."""
         start, end = self.cache.used, self.cache.used + len(following)
         embedding_SD = self._decoder.model.embed_tokens.weight[
             torch.tensor(following, device=hidden_SD.device)
@@ -248,14 +242,8 @@ class PreparedLayer:
         self.out = PreparedLinear(attention.o_proj.weight, dtype)
 
     def read(self, x_SD: Tensor, turn_S1r: Tensor, entries_NW: Tensor, start: int) -> Tensor:
-        """The stream of S tokens after this layer; writes their entries into the cache.
-
-        Args:
-            x_SD: The stream, fp32.
-            turn_S1r: Rotation of their positions, complex.
-            entries_NW: The cache of this layer.
-            start: Tokens in the cache before these.
-        """
+        """The fp32 stream of S tokens after this layer; writes their entries into its cache, behind
+        the ``start`` entries there. ``turn_S1r`` is the rotation of their positions, complex."""
         x_SD = x_SD + self._attend(unit(x_SD, self.eps), turn_S1r, entries_NW, start)
         unit_SD = unit(x_SD, self.eps)
         y_SD = unit_SD.to(self.dtype)

@@ -79,9 +79,8 @@ class Experts(nn.Module):
 def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where each (token, expert) pair goes, so that every expert owns a contiguous range of rows.
 
-    Args:
-        block: Round each expert's rows up to a multiple of this. The extra rows hold some token;
-            their output is not used.
+    Each expert's rows are rounded up to a multiple of ``block``. The extra rows hold some token;
+    their output is not used.
 
     Returns:
         Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.
@@ -102,12 +101,10 @@ def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
     """Whether one grouped product for all experts is possible and faster.
 
     ``F.grouped_mm`` rejects fp64, rows that are not a multiple of 16 bytes, and all but bf16 when
-    compiled.
-    On a GPU it is one kernel only in bf16 and from compute capability 9.0 (H100) on; elsewhere
-    torch runs one expert after the other inside it and waits for the row counts in each of the
-    products, where :func:`experts_in_turn` waits once. On a CPU one expert after the other stays in
-    the cache, which is faster in fp32 where experts have many rows: measured 4 to 8 % of a training
-    step.
+    compiled. On a GPU it is one kernel only in bf16 and from compute capability 9.0 (H100) on;
+    elsewhere it waits for the row counts in each product, :func:`experts_in_turn` once. On a CPU
+    one expert after the other stays in the cache, which is faster in fp32 where experts have many
+    rows: measured 4 to 8 % of a training step.
     """
     if x_PD.dtype not in _GROUPED_DTYPES:
         return False

@@ -55,7 +55,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """See :func:`rms_norm`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(dtype)
 
@@ -85,19 +84,14 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the last part of every query by its position; heads first, ``(B, H, S, d)``.
-
-    Args:
-        q_BSHd: Queries whose last ``r`` dimensions are interleaved pairs.
-        table: Cosine and sine ``(S, r / 2)``, see :func:`~moe_model.attention.rotary_table`.
-    """
+    """Rotate the last ``r`` dimensions of every query, interleaved pairs, by its position; heads
+    first, ``(B, H, S, d)``. ``table``: cosine and sine ``(S, r / 2)``."""
     if torch.compiler.is_compiling():
         return plain_queries_with_position(q_BSHd, table)
     return _QueriesWithPosition.apply(q_BSHd, *table)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """See :func:`queries_with_position`."""
     rope = 2 * table[0].shape[-1]
     turned = rotate(q_BSHd[..., -rope:], table)
     return torch.cat((q_BSHd[..., :-rope], turned), dim=-1).transpose(1, 2)
@@ -125,9 +119,8 @@ def keys_and_values(
 ) -> tuple[Tensor, Tensor]:
     """Keys of every head with the rotated part that all heads share, and values; heads first.
 
-    Args:
-        kv_BSHx: For every head its key without position, then its value.
-        k_rope_BSr: The rotary key, in interleaved pairs.
+    ``kv_BSHx`` holds for every head its key without position, then its value; ``k_rope_BSr`` is the
+    rotary key, in interleaved pairs.
     """
     if torch.compiler.is_compiling():
         return plain_keys_and_values(kv_BSHx, k_rope_BSr, table, v_dim)
@@ -137,7 +130,6 @@ def keys_and_values(
 def plain_keys_and_values(
     kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`keys_and_values`."""
     k_nope, v_BSHv = kv_BSHx[..., :-v_dim], kv_BSHx[..., -v_dim:]
     turned = rotate(k_rope_BSr.unsqueeze(2), table).expand(*k_nope.shape[:3], -1)
     return torch.cat((k_nope, turned), dim=-1).transpose(1, 2), v_BSHv.transpose(1, 2)
@@ -190,19 +182,13 @@ def _turn(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
-    """``silu(gate) · up`` times a weight per row (Shazeer, 2020).
-
-    Args:
-        gate_up: ``(P, 2F)``, F of the gate and F of up.
-        weight_P1: Of each row, ``(P, 1)``.
-    """
+    """``silu(gate) · up`` times a weight per row (Shazeer, 2020); ``gate_up`` is ``(P, 2F)``."""
     if torch.compiler.is_compiling():
         return plain_swiglu(gate_up, weight_P1)
     return _SwiGLU.apply(gate_up, weight_P1)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
-    """See :func:`swiglu`."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up * weight_P1.to(up.dtype)
 
@@ -233,11 +219,7 @@ def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     """Copy every token to its rows: ``x_TD[token_P]``.
 
     Autograd's own gradient of indexing is a scatter-add: slow, and not deterministic on a GPU. But
-    every token knows its K rows, so the gradient is a gather and a sum over K.
-
-    Args:
-        token_P: The token of each row.
-        place_TK: The rows of each token; rows without a token pad an expert.
+    every token knows its K rows, ``place_TK``, so the gradient is a gather and a sum over K.
     """
     return _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -294,10 +276,8 @@ def experts_in_turn(
 
     Args:
         x_PD: Rows sorted by expert.
-        weight_P1: What the output of each row is multiplied with.
-        rows_E: Rows of each expert, in order.
+        rows_E: How many belong to each.
         gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
-        down_EDF: Down of each expert.
     """
     return _ExpertsInTurn.apply(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -357,7 +337,6 @@ def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) 
 
 
 def plain_feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """See :func:`feed_forward`."""
     return F.linear(F.silu(F.linear(x_TD, gate_FD)) * F.linear(x_TD, up_FD), down_DF)
 
 
@@ -419,7 +398,6 @@ def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: floa
 
 
 def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
-    """See :func:`causal_attention`."""
     return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSv, is_causal=True, scale=scale)
 
 

@@ -140,8 +140,6 @@ def valid_ahead(valid_BS: Tensor, depth: int) -> Tensor:
 
 
 class ModelOutput(NamedTuple):
-    """What a forward pass returns."""
-
     logits_BSV: Tensor
     """Next-token logits at every position; empty, ``(B, 0, V)``, if losses are computed instead."""
     routings: tuple[Routing, ...]
@@ -273,7 +271,6 @@ class LanguageModel(nn.Module):
         return checkpoint(layer, *inputs, use_reentrant=False, context_fn=_KEEP_CHOICES)
 
     def head(self, hidden_BSD: Tensor) -> Tensor:
-        """Logits of normed hidden states."""
         return F.linear(hidden_BSD, self.head_weight)
 
     @property

@@ -73,9 +73,7 @@ class Router(nn.Module):
         5. top k, 6. weights from the unbiased scores, 7. normalise, 8. scale, and, while training
         with a capacity, 9. set the weights of what does not fit to zero.
 
-        Args:
-            x_TD: The normed stream.
-            valid_T: False for padding, which takes no capacity.
+        ``valid_T`` is False for padding, which takes no capacity.
         """
         config = self.config
         with torch.autocast(x_TD.device.type, enabled=False):

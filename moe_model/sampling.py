@@ -107,15 +107,13 @@ class Sampler:
         stop_at: Collection[int] = (),
         **rules: Any,
     ) -> None:
-        """Prepare; no forward pass runs yet.
+        """Prepare; no forward pass runs yet. ``ValueError`` if the model cannot ``draft``.
 
         Args:
             model: In evaluation mode during iteration, then restored.
             prompt_S: At least one token id, int64; only the last tokens that fit the context count.
-            seed: Seed of a separate generator, so that sampling never affects training.
-            weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; by default fp32 on a
-                CPU.
-            draft: Draft ahead; ``ValueError`` if the model cannot.
+            seed: Of a separate generator, so that sampling never affects training.
+            weights: fp32 or fp16, see ``Decoder``; by default fp32 on a CPU.
             stop_at: The tokens that end a text; they are not yielded.
             rules: Fields of :class:`SamplingRules`.
         """

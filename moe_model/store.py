@@ -117,9 +117,8 @@ class Checkpoint:
     step: int
     """Optimizer steps completed."""
     config: ModelConfig
-    """Shape of the model."""
     tokenizer_if_any: Tokenizer | None
-    """The tokenizer; ``None`` if the model was imported without one."""
+    """``None`` if the model was imported without one."""
     stop_ids: tuple[int, ...]
     """The tokens that end a text: those of the model and of the tokenizer."""
     description: dict[str, Any]
@@ -128,7 +127,7 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer; ``CheckpointError`` if there is none."""
+        """``CheckpointError`` if there is none."""
         if self.tokenizer_if_any is None:
             raise CheckpointError(
                 f"{self.folder} has no tokenizer: the model was imported without one. Copy its "
@@ -207,10 +206,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:
     """Write the ``checkpoint.json`` of ``folder``, which must hold all other files already.
-
-    Args:
-        facts: The other entries; ``tokenizer`` must be among them.
-    """
+    ``facts`` are the other entries, ``tokenizer`` among them."""
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

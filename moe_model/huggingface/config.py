@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_model import ModelConfig, ModelType, mscale
+from moe_model import ModelConfig, ModelType
 from moe_model.config import KINDS, Llama3Scaling, YarnScaling, fitting
 
 _GLM: ModelType = "glm4_moe_lite"
@@ -105,11 +105,9 @@ class Published(NamedTuple):
     """The contents of a ``config.json``."""
 
     config: ModelConfig
-    """The model."""
     fp8_block: tuple[int, int] | None
     """Block size (rows, columns) of FP8 scales; ``None`` without FP8."""
     fields: dict[str, Any]
-    """All fields."""
 
 
 _SIZES = (
@@ -213,6 +211,10 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
         for name, values in kind.always.items()
         if getattr(config, name, values[0]) not in values
     ]
+    if isinstance(yarn := config.rope_scaling, YarnScaling):
+        strengths = (yarn.mscale, yarn.mscale_all_dim)
+        if 0 in strengths and strengths != (1, 0):
+            impossible.append(f"rope_scaling={yarn}: it has two strengths above 0")
     if alone:
         impossible.append(
             f"n_routed_experts={config.n_routed_experts}: it has at least two per group"
@@ -283,46 +285,27 @@ def _llama3(known: dict[str, Any]) -> Llama3Scaling:
 
 
 def _yarn(known: dict[str, Any]) -> YarnScaling:
-    names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
+    names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
     yarn = {name: number(known, name, float) for name in names if name in known}
     if not yarn.get("factor", 0) >= 1:
         raise ValueError(f"rope factor={known.get('factor')!r} is not a number of 1 or more.")
-    mscale, mscale_all_dim = _strengths(yarn)
+    over = yarn.get("mscale", 0.0)
+    under = yarn.get("mscale_all_dim", 0.0)
+    # In transformers the rotated parts are scaled by the quotient only if both are given and not 0,
+    # otherwise by m(1); here always by the quotient.
+    if "attention_factor" in known or (under and not over):
+        raise ValueError(
+            f"rope attention_factor={known.get('attention_factor')}, mscale={over}, mscale_all_dim="
+            f"{under} are not supported: only the quotient of both strengths is."
+        )
     return YarnScaling(
         factor=yarn["factor"],
         original_max_position_embeddings=known[_ORIGINAL],
         beta_fast=yarn.get("beta_fast") or 32.0,
         beta_slow=yarn.get("beta_slow") or 1.0,
-        mscale=mscale,
-        mscale_all_dim=mscale_all_dim,
+        mscale=over if under else 1.0,
+        mscale_all_dim=under,
     )
-
-
-def _strengths(yarn: dict[str, float]) -> tuple[float, float]:
-    """The ``mscale`` and ``mscale_all_dim`` that are equivalent to the file in transformers.
-
-    There the amplitude of the rotated parts is m(mscale) / m(mscale_all_dim) only where both are
-    given and not 0, otherwise m(1), and ``attention_factor`` overrides both; the correction of the
-    softmax is always m(mscale_all_dim)². Here the amplitude is always the quotient.
-    """
-    factor = yarn["factor"]
-    all_dim = yarn.get("mscale_all_dim", 0.0)
-    amplitude = yarn.get("attention_factor", default_amplitude(yarn))
-    for strength in (yarn.get("mscale", 1.0), 1.0):
-        if mscale(factor, strength) / mscale(factor, all_dim) == amplitude:
-            return strength, all_dim
-    raise ValueError(
-        f"rope attention_factor={amplitude} is not supported: only the quotient of m(mscale) and "
-        "m(mscale_all_dim) is."
-    )
-
-
-def default_amplitude(yarn: dict[str, Any]) -> float:
-    """transformers' scale of the rotated parts if ``attention_factor`` is absent."""
-    over, under = yarn.get("mscale"), yarn.get("mscale_all_dim")
-    if over and under:
-        return mscale(yarn["factor"], over) / mscale(yarn["factor"], under)
-    return mscale(yarn["factor"], 1.0)
 
 
 def rope_fields(config: ModelConfig) -> dict[str, Any]:
@@ -333,11 +316,6 @@ def rope_fields(config: ModelConfig) -> dict[str, Any]:
         rope = {name: float(value) for name, value in dataclasses.asdict(scaling).items()}
         kind = "yarn" if isinstance(scaling, YarnScaling) else "llama3"
         rope |= {"rope_type": kind, "type": kind, _ORIGINAL: int(rope[_ORIGINAL])}
-    if isinstance(scaling, YarnScaling):
-        factor = scaling.factor
-        amplitude = mscale(factor, scaling.mscale) / mscale(factor, scaling.mscale_all_dim)
-        if amplitude != default_amplitude(rope):
-            rope["attention_factor"] = amplitude
     return {
         "rope_theta": config.rope_theta,
         "rope_scaling": rope if scaling is not None else None,

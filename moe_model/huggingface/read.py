@@ -45,9 +45,8 @@ class Part(NamedTuple):
     """A published tensor and its index in one of our tensors."""
 
     name: str
-    """Its name in the file."""
     place: tuple[int | slice, ...]
-    """Its index in our tensor; empty for the whole tensor."""
+    """Empty for the whole tensor."""
 
 
 def published_name(name: str, config: ModelConfig) -> str:
@@ -111,12 +110,9 @@ def load_pretrained(
 ) -> tuple[LanguageModel, PretrainedTokenizer | None]:
     """Load the published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
 
-    Args:
-        dtype: Data type of the weights in memory; routers stay fp32.
-
-    Raises:
-        HuggingFaceError: If it is not such a folder, has another architecture, or a tensor is
-            missing, unknown, of another shape, or not finite.
+    The weights have ``dtype``, routers stay fp32. Raises ``HuggingFaceError`` if it is not such a
+    folder, has another architecture, or a tensor is missing, unknown, of another shape, or not
+    finite.
     """
     if not folder.is_dir():
         raise HuggingFaceError(
@@ -145,15 +141,11 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
     ``HuggingFaceError`` if it is damaged, has more ids than the model has rows, or is only a
     tiktoken vocabulary."""
     if not (folder / TOKENIZER).exists():
-        # It lists byte strings by rank. The regular expression that splits a text beforehand is in
-        # the publisher's Python code, which is not run.
         for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
             raise HuggingFaceError(
-                f"{path} is a tiktoken vocabulary without the pattern that splits a text: the "
-                "pattern is in the publisher's code, which is not run. Copy the pattern from "
-                "there, create a tokenizer.json with transformers' TikTokenConverter(vocab_file, "
-                "pattern) and put it beside the file; or remove the file to import only the "
-                "weights."
+                f"{path} is a tiktoken vocabulary without the pattern that splits a text, which is "
+                "in the publisher's code: convert both to a tokenizer.json with transformers' "
+                "TikTokenConverter, or remove the file to import only the weights."
             )
         return None
     try:
@@ -281,11 +273,9 @@ class PublishedTensors:
                 self._shard_of[name] = shard
 
     def names(self) -> Set[str]:
-        """All names in the files."""
         return self._shard_of.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape that the file declares."""
         return tuple(self._shard_of[name].get_slice(name).get_shape())
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:

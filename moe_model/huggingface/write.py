@@ -52,7 +52,8 @@ def save_pretrained(
     Args:
         stop_ids: Tokens that end a text, in addition to that of the tokenizer.
         dtype: Data type of the weights, fp32 or bf16; routers and their bias stay fp32.
-        imported: See :func:`write_config`.
+        imported: Fields of the imported ``config.json``; those that do not contradict the model
+            are kept.
 
     Raises:
         HuggingFaceError: If transformers' class cannot represent this model.
@@ -63,7 +64,7 @@ def save_pretrained(
     begin = None if tokenizer is None else tokenizer.bos_id
     ends = stop_ids_of(tokenizer, stop_ids)
     with fresh_folder(folder) as fresh:
-        write_config(fresh, model.config, dtype, begin, ends, imported)
+        _write_config(fresh, model.config, dtype, begin, ends, imported or {})
         write_tokenizer(tokenizer, fresh)
         write_weights(fresh, model.config, model.state_dict(), dtype)
 
@@ -71,11 +72,8 @@ def save_pretrained(
 def write_checkpoint(
     folder: Path, model: LanguageModel, tokenizer: Tokenizer | None, **facts: Any
 ) -> None:
-    """Write a checkpoint of a model that was not trained here to the empty ``folder``.
-
-    Args:
-        facts: Further entries of its description.
-    """
+    """Write a checkpoint of a model that was not trained here to the empty ``folder``, with
+    further ``facts`` in its description."""
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_tokenizer(tokenizer, folder)
     plain = None if tokenizer is None else tokenizer.to_dict()
@@ -88,26 +86,22 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def write_config(
+def _write_config(
     folder: Path,
     config: ModelConfig,
     dtype: torch.dtype,
     begin: int | None,
     ends: Sequence[int],
-    imported: Mapping[str, Any] | None = None,
+    imported: Mapping[str, Any],
 ) -> None:
     """Write ``config.json``, and ``generation_config.json`` if there are end tokens.
 
-    Args:
-        config: Of the model; ``HuggingFaceError`` if transformers' class cannot represent it.
-        begin: ``bos_token_id``; transformers would default to 0, an ordinary character here.
-        ends: ``eos_token_id``, a list if there are several; transformers would default to 1.
-        imported: Fields of the imported ``config.json``; those that do not contradict ``config``
-            are kept.
+    Both always have the ids of begin and end: transformers defaults to 0 and 1, ordinary characters
+    here.
     """
     eos: int | list[int] | None = list(ends) if len(ends) > 1 else next(iter(ends), None)
     special_ids = {"bos_token_id": begin, "eos_token_id": eos}
-    kept = {n: v for n, v in (imported or {}).items() if n not in _NOT_KEPT}
+    kept = {n: v for n, v in imported.items() if n not in _NOT_KEPT}
     before = {n: v for n, v in kept.items() if not n.startswith("_")}
     ids = {"pad_token_id": None, **special_ids}
     ids |= {name: before.get(name) for name, id_ in ids.items() if id_ is None}
@@ -120,16 +114,10 @@ def write_config(
 
 
 def write_weights(
-    folder: Path,
-    config: ModelConfig,
-    state: dict[str, Tensor],
-    dtype: torch.dtype,
+    folder: Path, config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
     """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
-
-    Raises:
-        HuggingFaceError: If the format cannot hold a tensor that has an effect.
-    """
+    ``HuggingFaceError`` if the format cannot hold a tensor that has an effect."""
     for name, tensor in state.items():
         if tensor.any() and not any(parts(name, config)):
             raise HuggingFaceError(

@@ -9,6 +9,7 @@ rows in a batch, and not from where a run was interrupted.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ IGNORED = -100
 
 
 class Batch(NamedTuple):
-    """Rows of tokens: a sequence of S, and the 1 + ahead tokens behind it that it predicts."""
+    """Sequences of S tokens, and the 1 + ahead tokens behind each that it predicts."""
 
     tokens_BN: Tensor
     """``(B, S + 1 + ahead)``, int64."""
@@ -58,61 +59,47 @@ class StepBatches(NamedTuple):
     micro-batches together."""
 
 
+@dataclass
 class TrainingBatches:
-    """Endless batches; between two batches ``drawn`` is the whole state.
+    """Endless batches of one rank; all fields but ``rank`` must be equal on all ranks.
 
     ``Corpus.build`` refuses a text that is too short for one sequence and what it predicts.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        *,
-        batch_size: int,
-        grad_accum: int = 1,
-        seq_len: int,
-        ahead: int = 0,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        pin: bool = False,
-    ) -> None:
-        """Draw for one of several ranks. All arguments but ``rank`` must be equal on all ranks.
+    tokens: Tokens
+    batch_size: int
+    """Sequences in a micro-batch of one rank."""
+    seq_len: int
+    seed: int
+    """Of the order; global random generators are neither read nor advanced."""
+    grad_accum: int = 1
+    ahead: int = 0
+    rank: int = 0
+    world_size: int = 1
+    pin: bool = False
+    """Put batches into pinned memory."""
+    drawn: int = 0
+    """Sequences drawn so far by all ranks together, the whole state between two batches."""
 
-        Args:
-            batch_size: Sequences in a micro-batch of one rank.
-            seed: Of the order; global random generators are neither read nor advanced.
-            pin: Put batches into pinned memory.
-        """
-        self.drawn = 0
-        """Sequences drawn so far by all ranks together; set it to continue from there."""
-        self._tokens = tokens
-        self._batch_size = batch_size
-        self._grad_accum = grad_accum
-        self._seq_len = seq_len
-        self._ahead = ahead
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._pin = pin
-        self._windows = len(tokens) // seq_len
-        self._hidden = [HiddenTargets(tokens, places) for places in range(1, ahead + 2)]
+    def __post_init__(self) -> None:
+        self._windows = len(self.tokens) // self.seq_len
+        self._hidden = [HiddenTargets(self.tokens, places) for places in range(1, self.ahead + 2)]
         self._order: tuple[int | None, Tensor] = (None, torch.empty(0))
 
     def draw(self) -> StepBatches:
         """This rank's batches of the next step; ``drawn`` advances by the whole step on every
         rank."""
-        B = self._batch_size
-        in_a_round = self._batch_size * self._world_size
-        first_N = self._firsts(self.drawn, self._grad_accum * in_a_round)
+        B = self.batch_size
+        in_a_round = B * self.world_size
+        first_N = self._firsts(self.drawn, self.grad_accum * in_a_round)
         self.drawn += len(first_N)
-        length = self._seq_len + 1 + self._ahead
+        length = self.seq_len + 1 + self.ahead
         micro_batches = [
-            _rows(self._tokens, first_N[at : at + B], length, self._pin)
-            for at in range(self._rank * B, len(first_N), in_a_round)
+            _rows(self.tokens, first_N[at : at + B], length, self.pin)
+            for at in range(self.rank * B, len(first_N), in_a_round)
         ]
-        hidden = (part.count(first_N, self._seq_len) for part in self._hidden)
-        all_targets = len(first_N) * self._seq_len
+        hidden = (part.count(first_N, self.seq_len) for part in self._hidden)
+        all_targets = len(first_N) * self.seq_len
         return StepBatches(micro_batches, tuple(all_targets - some for some in hidden))
 
     def _firsts(self, sequence: int, many: int) -> Tensor:
@@ -129,11 +116,11 @@ class TrainingBatches:
         """The first tokens of every sequence of ``epoch``, ``(windows,)``."""
         if self._order[0] != epoch:
             # Hashed: neighbouring seeds and epochs share nothing.
-            mixed = hashlib.sha256(f"{self._seed} {epoch}".encode()).digest()
+            mixed = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
-            offset = torch.randint(self._seq_len, (), generator=generator)
+            offset = torch.randint(self.seq_len, (), generator=generator)
             window_N = torch.randperm(self._windows, generator=generator)
-            self._order = (epoch, (offset + window_N * self._seq_len) % len(self._tokens))
+            self._order = (epoch, (offset + window_N * self.seq_len) % len(self.tokens))
         return self._order[1]
 
 

@@ -25,7 +25,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +153,9 @@ class Checkpoints:
 def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> Path:
     """Write everything that ``run`` needs to resume as ``name``; return the path of the link.
 
-    All ranks call this. Rank 0 writes. With a sharded optimizer each rank writes its own part of
-    the optimizer state, while the weights are gathered, so that every reader can load the
-    checkpoint.
-
-    Raises:
-        OSError: On ranks where writing failed; the earlier checkpoints are unchanged.
+    All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Weights are
+    gathered, so that every reader can load them. Raises ``OSError`` on ranks where writing failed;
+    the earlier checkpoints are unchanged.
     """
     state = optimizer_state(run.model, run.optimizer)
     sharded = run.options.parallel == "fsdp"
@@ -227,12 +223,9 @@ def save_shards(
 ) -> None:
     """Write ``tensors`` from all ranks to the empty ``folder`` and force them to disk.
 
-    All ranks must call this with the same names. Each rank writes its rows of a DTensor; a plain
-    tensor is equal on all ranks and written once. Without a process group this process writes all.
-    The group ``ranks`` waits for all files; a slow disk may take longer than a step.
-
-    Raises:
-        OSError: On every rank, if one of them could not write.
+    All ranks call this with the same names. Each rank writes its rows of a DTensor; a plain tensor
+    is written once. The group ``ranks`` waits for all files. Raises ``OSError`` on every rank if
+    one of them could not write.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
@@ -248,11 +241,8 @@ def save_shards(
 
 
 def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the tensors of ``into``, plain tensors or DTensors, from ``folder`` by name.
-
-    Every rank reads what it needs. Tensors that are not in ``into`` are not read. Raises
-    ``CheckpointError`` if a name, a part of a tensor or a file is missing or has another type.
-    """
+    """Fill the tensors of ``into``, plain tensors or DTensors, from ``folder`` by name;
+    ``CheckpointError`` if a name, a part of a tensor or a file is missing or has another type."""
     reader = HuggingFaceStorageReader(str(folder))
     try:
         found = reader.read_metadata().state_dict_metadata
@@ -370,15 +360,9 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
     if options.resume is None:
         return None
     found = candidates(options.resume, options.run, options.checkpoint_dir)
-    own = options.checkpoint_dir / options.run
-    for name in LINKS:
-        if (own / name).is_symlink() and not (own / name).exists():
-            world.say(f"{own / name} points to a checkpoint that no longer exists.")
     if not found and options.resume == AUTO:
-        others = [path.name for path in options.checkpoint_dir.glob("*") if path != own]
-        near = ", ".join(get_close_matches(options.run, others))
-        similar = f" Similar runs: {near}." if near else ""
-        world.say(f"no checkpoint in {own}: {options.run} starts at step 1.{similar}")
+        own = options.checkpoint_dir / options.run
+        world.say(f"no checkpoint in {own}: {options.run} starts at step 1.")
     if not found and options.resume != AUTO:
         raise UsageError(
             f"--resume {options.resume}: no checkpoint found: name one, such as "

@@ -125,12 +125,10 @@ class Console:
                 self.say(f"  {'' if place else name:<11}{line}")
 
     def places(self, places: Mapping[str, str]) -> None:
-        """Print paths and commands."""
         for name, place in places.items():
             self.say(f"  {name:<11}{place}")
 
     def sample(self, prompt: str, text: str) -> None:
-        """Print a sample of the trained model."""
         self.say(f"sample after {prompt!r}:")
         before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
         self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)
@@ -193,21 +191,14 @@ def introduction(run: Run) -> list[str]:
     config = run.model.config
     options = run.options
     world = run.world
-    threads = f", threads: {torch.get_num_threads()}" if run.device.type == "cpu" else ""
+    threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
     over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
     lines = [
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
-        f"per token, on {run.device.type} in {dtype_name(run.dtype)}{threads}{over}"
+        f"per token, on {world.device.type} in {dtype_name(run.dtype)}{threads}{over}"
     ]
     if run.resumed_from is not None:
         lines.append(f"resumes after step {run.progress.step} from {run.resumed_from}")
-    if config.num_experts_per_tok == 1 and config.norm_topk_prob:
-        lines.append(
-            "warning: one expert a token with normalised weights: every weight is "
-            f"{config.routed_scaling_factor:g} for every score, so the language loss does not "
-            "train the router: add --model.no-norm_topk_prob, or choose "
-            "--model.num_experts_per_tok 2"
-        )
     return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
 
 

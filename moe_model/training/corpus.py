@@ -69,8 +69,6 @@ CHAR = "char"
 BPE = "bpe"
 BPE_VOCABULARY = 8192
 END = "<|endoftext|>"
-LEAST_VOCABULARY = 256 + 1
-"""All 256 bytes, so that any text can be encoded, and the end token."""
 HUB_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -104,14 +102,8 @@ class Corpus:
     def build(
         cls, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, ahead: int
     ) -> Corpus:
-        """Encode ``documents``, or take the ids from an earlier run, and split them.
-
-        Args:
-            tokenizer: Its end token, if it has one, ends each document.
-
-        Raises:
-            UsageError: If there is too little text, or the tokenizer cannot encode it.
-        """
+        """Encode ``documents``, or take the ids from an earlier run, and split them;
+        ``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
         digest = documents_digest(documents)
         encode = partial(encode_documents, documents, tokenizer)
         long = count_characters(documents) >= CACHED_FROM
@@ -151,8 +143,8 @@ def documents_digest(documents: Sequence[Document]) -> str:
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """All documents one after the other: ids ``(tokens,)`` and starts ``(documents,)``.
 
-    Documents without tokens are left out. Raises ``UsageError`` if the tokenizer cannot encode a
-    document, or returns ids beyond its vocabulary.
+    The end token, if there is one, ends each. Documents without tokens are left out. Raises
+    ``UsageError`` if the tokenizer cannot encode a document, or returns ids beyond its vocabulary.
     """
     characters = count_characters(documents)
     if characters > LONG_TEXT:
@@ -198,11 +190,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
 
 
 def cache_key(digest: str, tokenizer: Tokenizer) -> str:
-    """SHA-256, in hexadecimal, of everything that determines the ids.
-
-    Args:
-        tokenizer: Its description, its files and the version of the library enter the hash.
-    """
+    """SHA-256, in hexadecimal, of everything that determines the ids."""
     files = {n: hashlib.sha256(content).hexdigest() for n, content in tokenizer.files.items()}
     known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
     known["files"] = files
@@ -262,7 +250,6 @@ class Document:
 
 
 def count_characters(documents: Iterable[Document]) -> int:
-    """Total characters of all ``documents``."""
     return sum(len(document.text) for document in documents)
 
 
@@ -330,13 +317,8 @@ def _raise(error: OSError) -> None:
 
 
 def _tiny_shakespeare(cache: Path) -> str:
-    try:
-        import pooch
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--data {TINY_SHAKESPEARE} needs pooch: pip install 'moe-microscope[train]', or name "
-            "a file."
-        ) from error
+    import pooch
+
     try:
         path = pooch.retrieve(
             SHAKESPEARE_URL,
@@ -358,15 +340,10 @@ def _tiny_shakespeare(cache: Path) -> str:
 def make_tokenizer(
     name: str, documents: Sequence[Document], vocabulary: int | None = None
 ) -> Tokenizer:
-    """The tokenizer that ``--tokenizer`` names.
+    """The tokenizer that ``--tokenizer`` names; a folder wins over a name on the hub.
 
-    Args:
-        name: ``char``, ``bpe``, a folder with ``tokenizer.json``, or ``org/name`` on the Hugging
-            Face hub. A folder wins over a name on the hub.
-        vocabulary: Most tokens that ``bpe`` learns, 8,192 if ``None``; the others have their own.
-
-    Raises:
-        UsageError: If it does not exist, cannot be read or downloaded, or is not a tokenizer.
+    ``vocabulary`` is the most tokens that ``bpe`` learns. Raises ``UsageError`` if there is no such
+    tokenizer, or it cannot be read or downloaded.
     """
     if name == CHAR:
         known: set[str] = set().union(*(document.text for document in documents))
@@ -388,16 +365,11 @@ def make_tokenizer(
 def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> PretrainedTokenizer:
     """Byte-level byte-pair encoding as in GPT-2, learned from ``documents``; encodes any text.
 
-    The same documents give the same files. A short text may give fewer tokens than asked for.
-    Raises ``UsageError`` if ``vocabulary`` is too small for 256 bytes and the end token.
+    The same documents give the same files. A short text may give fewer tokens than asked for; at
+    least there are 256 bytes and the end token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocabulary < LEAST_VOCABULARY:
-        raise UsageError(
-            f"--tokenizer {BPE} cannot have a vocabulary of {vocabulary}: choose "
-            f"{LEAST_VOCABULARY} or more, for the 256 bytes and the end of text."
-        )
     characters = count_characters(documents)
     if characters > LONG_TEXT:
         say(f"learning byte pairs from {characters / 1e6:,.0f} million characters ...")
@@ -405,7 +377,7 @@ def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> Pretrain
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=max(vocabulary, 0),
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

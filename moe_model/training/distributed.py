@@ -85,11 +85,9 @@ class World:
     """The processes of one training, seen from one of them; by default a single process."""
 
     rank: int = 0
-    """Rank of this process, from 0."""
     size: int = 1
     """Number of processes on all machines."""
     device: torch.device = _CPU
-    """Device of this process."""
     untimed: dist.ProcessGroup | None = None
     """A gloo group of all ranks, for waits without a time limit; ``None`` for a single process."""
 
@@ -157,14 +155,10 @@ class World:
         Ranks wait here without a time limit: work that one rank does alone (a download, learning
         byte pairs, reading a checkpoint) may take hours.
 
-        One message: rank 0 raises the error of the lowest rank that has one, and the other ranks
-        end silently. A rank whose own error differs from that, or for which rank 0 has only the
+        One message: rank 0 raises the error of the lowest rank that has one (``RankLostError`` if
+        it is of another rank, and not of usage), and the other ranks end silently, with the same
+        exit code. A rank whose own error differs from that, or for which rank 0 has only the
         message, raises its own too.
-
-        Raises:
-            UsageError: On rank 0, for a usage error, with the rank that found it.
-            RankLostError: On rank 0, for any other error of another rank.
-            SystemExit: On the other ranks, with the exit code of rank 0.
         """
         if self.size == 1:
             if fault is not None:
@@ -224,8 +218,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
 
     Args:
         device: ``cpu``, or ``cuda``; every process of a machine uses a different GPU.
-        timeout_s: A rank that waits longer than this for another one fails; at
-            :meth:`World.barrier` it waits without a limit.
+        timeout_s: A rank that waits longer than this for another one fails, except at
+            :meth:`World.barrier`.
 
     Raises:
         UsageError: If the environment variables are invalid, or a machine has too few GPUs.
@@ -309,14 +303,10 @@ def _first_line(error: RuntimeError) -> str:
 
 
 def agree(world: World, facts: Mapping[str, str]) -> None:
-    """Return if ``facts`` are the same on every rank. A collective: all ranks call it.
+    """Return if ``facts``, by their names in an error, are the same on every rank. A collective.
 
-    Args:
-        facts: Values by the name an error shows; the error names the first that differs.
-
-    Raises:
-        UsageError: On rank 0, if they are not, with the rank, the fact and both values.
-        SystemExit: On the others then, with the same exit code.
+    Raises ``UsageError`` on rank 0, if they are not, with the rank, the fact and both values, and
+    ``SystemExit`` on the others.
     """
     if world.size == 1:
         return
@@ -337,13 +327,9 @@ def parallelize(
     """Distribute ``model``; return what to call instead of it. Create the optimizer afterwards.
 
     Keep using ``model`` for everything but the forward pass. It now has the weights of rank 0 on
-    every rank, and with ``fsdp`` its parameters are DTensors: each rank holds a share of their
-    rows. A process without a launcher gets ``model`` back, whatever ``kind`` is.
-
-    Args:
-        model: Of the same shape on every rank. It is moved to ``world.device``, with ``fsdp`` layer
-            by layer, so that the device never holds all of it.
-        kind: ``ddp`` needs memory for the whole model on every rank, ``fsdp`` communicates more.
+    every rank, on ``world.device``. ``ddp`` needs memory for the whole model on every rank;
+    ``fsdp`` communicates more: parameters are DTensors, of whose rows each rank holds a share, and
+    the device never holds all of them. A process without a launcher gets ``model`` back.
     """
     if kind is None or not dist.is_initialized():
         return model.to(world.device)

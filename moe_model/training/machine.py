@@ -77,12 +77,8 @@ def run_lock(folder: Path, world: World) -> Iterator[None]:
     """While entered, no other process can train in ``folder``, which is created. A collective.
 
     A folder in which nothing was saved is removed again, with the parents made for it. The
-    operating system holds the lock and releases it when the process ends, even after a crash. On a
-    file system without locks it prints a warning instead.
-
-    Raises:
-        UsageError: On all ranks, if another process trains there.
-        OSError: If the folder cannot be made.
+    operating system releases the lock when the process ends, even after a crash. Raises
+    ``UsageError`` on all ranks if another process trains there.
     """
     with ExitStack() as stack:
         with world.together():

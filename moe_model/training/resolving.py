@@ -104,14 +104,8 @@ def _inherited(saved: dict[str, Any], balance: str | None) -> dict[str, Any]:
 
 
 def resolve(options: Options, world: World = ALONE) -> Options:
-    """The same options with the preset's values filled in and every range checked.
-
-    Args:
-        world: The processes that train together; they agree on the name of the run.
-
-    Raises:
-        UsageError: If a value is out of range, or values contradict each other.
-    """
+    """The same options with the preset's values filled in, and one name of the run for all ranks;
+    ``UsageError`` if a value is out of range, or values contradict each other."""
     if options.preset not in RUN_DEFAULTS:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
@@ -191,11 +185,8 @@ def _out_of_range(options: Options) -> Iterator[str]:
 
 
 def _contradictions(options: Options, depths: int) -> Iterator[str]:
-    """Values that exclude each other, or have no effect together.
-
-    Args:
-        depths: Of multi-token prediction in the model.
-    """
+    """Values that exclude each other, or have no effect together; ``depths`` of multi-token
+    prediction in the model."""
     for name, methods in _BELONGS_TO.items():
         if getattr(options, name) and options.balance not in methods:
             yield (

@@ -104,11 +104,8 @@ class Progress:
         }
 
     def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
-        """Update from the log record of a completed step.
-
-        Raises:
-            TrainingFailedError: After too many consecutive steps without a finite gradient.
-        """
+        """Update from the log record of a completed step; ``TrainingFailedError`` after too many
+        consecutive ones without a finite gradient."""
         self.step = record["step"]
         self.loss = record["loss"]
         self.tokens_per_s = record["tokens_per_s"]
@@ -131,7 +128,6 @@ class Run:
     options: Options
     world: World
     """The processes that train together, often one."""
-    device: torch.device
     dtype: torch.dtype
     """Number format of matrix products; weights are fp32."""
     corpus: Corpus
@@ -223,7 +219,7 @@ def describe(run: Run) -> dict[str, Any]:
         },
         "config": {
             **options.to_dict(),
-            "device": run.device.type,
+            "device": run.world.device.type,
             "dtype": dtype_name(run.dtype),
             "threads": torch.get_num_threads(),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),

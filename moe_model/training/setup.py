@@ -62,7 +62,6 @@ def prepare(options: Options, world: World) -> Run:
     run = Run(
         options=options,
         world=world,
-        device=device,
         dtype=dtype,
         corpus=corpus,
         prompt=prompt,
@@ -180,11 +179,7 @@ def _choose_prompt(options: Options, corpus: Corpus) -> str:
 def start_facts(
     corpus: Corpus, checkpoint: Checkpoint | None, dtype: torch.dtype
 ) -> dict[str, str]:
-    """What a run starts from: the same options may find different files on different machines.
-
-    Args:
-        dtype: Number format of matrix products; ``auto`` depends on the machine.
-    """
+    """What a run starts from: the same options may find different files on different machines."""
     tokenizer = corpus.tokenizer
     found = "none"
     if checkpoint is not None:  # its description lists the SHA-256 of all its files

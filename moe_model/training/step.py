@@ -60,10 +60,8 @@ def loss_shares(
 ) -> list[Tensor]:
     """The share of the next-token loss, then of each loss in ``names``.
 
-    Args:
-        names: Keys of :func:`weights_at`. A balance loss comes as a vector, one per router.
-        step_batches: All micro-batches of the step, with the number of targets in it.
-        num_passes: Forward passes in the step, over all ranks.
+    A balance loss comes as a vector, one per router. ``num_passes`` are the forward passes of the
+    step over all ranks.
     """
     num_targets = step_batches.num_targets
     first, *ahead = [
@@ -109,9 +107,8 @@ def gradient_squares(model: LanguageModel, world: World) -> Tensor:
 def square_norms(gradients: Iterable[Tensor | None], world: World) -> Tensor:
     """This rank's contribution to the squared norm of each gradient, fp64: one number per gradient.
 
-    Summed over the ranks they are the squared norms, so they can be added to a reduction that is
-    needed anyway. For a sharded gradient every rank contributes its rows, for a replicated one rank
-    0 does. A missing gradient counts as zero.
+    For a sharded gradient every rank contributes its rows, for a replicated one rank 0 does. A
+    missing gradient counts as zero.
     """
     squares = []
     for gradient in gradients:
@@ -182,7 +179,6 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
@@ -193,10 +189,8 @@ def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContext
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make every random number of a step depend only on the seed, the step and the rank.
-
-    So no generator state needs to be saved, and numbers drawn between two steps change nothing.
-    """
+    """Make every random number of a step depend only on the seed, the step and the rank: no state
+    of a generator is saved."""
     number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
     random.seed(number)
     torch.manual_seed(number)  # the CPU generator and those of all GPUs
@@ -217,7 +211,6 @@ def memory_bytes(device: torch.device) -> int:
 def evaluate(
     model: nn.Module,
     batches: Sequence[Batch],
-    device: torch.device,
     dtype: torch.dtype,
     *,
     forward: Callable[..., ModelOutput] | None = None,
@@ -225,20 +218,18 @@ def evaluate(
 ) -> float:
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
-    Args:
-        batches: All of them, on every rank; each rank evaluates its share, in the same number of
-            forward passes: sharded ranks wait for each other.
-        forward: What to call instead of the model where it is spread over ranks.
+    Each rank gets all batches and evaluates its share, in the same number of forward passes, since
+    sharded ranks wait for each other. ``forward`` is called instead of a model over several ranks.
     """
     forward = forward or model
     was_training = model.training
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for first in range(0, len(batches), world.size):
         place = first + world.rank
-        batch = batches[min(place, len(batches) - 1)].to(device)
+        batch = batches[min(place, len(batches) - 1)].to(world.device)
         length = batch.tokens_BN.shape[1] - 1
-        with mixed_precision(device, dtype):
+        with mixed_precision(world.device, dtype):
             targets_BS = batch.targets(1, length)
             output = forward(batch.tokens_BN[:, :length], targets=[targets_BS])
         if place < len(batches):

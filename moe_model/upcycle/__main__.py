@@ -3,8 +3,7 @@
     python -m moe_model.upcycle SmolLM2-135M checkpoints/smol --n-routed-experts 8
 
 The feed-forwards are converted exactly, the attention approximately. The loss is measured before,
-between and after; training has to recover the difference. Nothing is downloaded. The output is
-written atomically.
+between and after; training has to recover the difference. Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -69,15 +69,10 @@ def rotary_base(theta: float, head_dim: int, qk_rope_head_dim: int, mixes: int) 
 def convert_attention(
     ours: MultiHeadLatentAttention, layer: Any, readings: LayerReadings, mixes: int
 ) -> Kept:
-    """Fill ``ours`` from a Llama's decoder layer, the gain of its input norm folded in.
+    """Fill ``ours`` from transformers' ``LlamaDecoderLayer``, the gain of its input norm folded in.
 
-    All in fp64: covariances square the range of the weights.
-
-    Args:
-        ours: To be used behind a norm whose gain is one.
-        layer: transformers' ``LlamaDecoderLayer``.
-        readings: Of that layer.
-        mixes: Of the heads' keys, for each rotary pair.
+    ``mixes`` of the heads' keys for each rotary pair. All in fp64: covariances square the range of
+    the weights.
     """
     config, heads = ours.config, _heads(layer)
     d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
@@ -197,7 +192,6 @@ def _share_rotary_key(
     """The first complex principal components over the heads' keys, pair by pair.
 
     Args:
-        heads: Of the source.
         pair_i: The old pair that each new one is a mix of, ascending.
         slip_Hi: For every head, the factor that corrects the slower rotation.
         seen_EE: Covariance of the inputs of the keys, the constant one included.

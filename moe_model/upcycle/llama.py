@@ -166,7 +166,7 @@ def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
 
 
 class _Observer:
-    """Hooks in one decoder layer; :meth:`readings` removes them."""
+    """Hooks in one decoder layer; ``readings`` removes them."""
 
     def __init__(self, layer: Any) -> None:
         self._inputs: list[Tensor] = []
@@ -222,12 +222,8 @@ class Windows(NamedTuple):
 def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Windows:
     """About ``tokens`` tokens for calibration and as many for measuring, if available.
 
-    Args:
-        tokens: Most tokens of each part.
-        context: Longest window the source can read.
-
-    Raises:
-        UsageError: If the text is too short, or has characters that the tokenizer cannot encode.
+    ``context`` is the longest window that the source can read. Raises ``UsageError`` if the text is
+    too short, or has characters that the tokenizer cannot encode.
     """
     length = min(_WINDOW, context)
     if tokens < length:

@@ -135,7 +135,7 @@ def test_bias_moves_by_the_rate_against_the_load_and_not_at_the_mean() -> None:
         update_expert_bias(routers, torch.tensor([counts, [40, 0, 0, 0, 0, 0, 0, 0]]), 0.01)
         assert routers[0].expert_bias.tolist() == pytest.approx([-0.01, 0.01, *[0] * 6])
         assert routers[1].expert_bias.tolist() == pytest.approx([-0.01] + [0.01] * 7)
-    with pytest.raises(ValueError, match="2 routers got counts for 1"):
+    with pytest.raises(ValueError, match="shorter"):
         update_expert_bias(routers, torch.ones(1, 8, dtype=torch.int64), 0.01)
 
 

@@ -109,8 +109,8 @@ def test_llama3_as_in_transformers_4_and_5(rope: dict[str, Any], theta: float, n
         YarnScaling,
         factor=st.floats(1, 64),
         original_max_position_embeddings=st.integers(4, 64) | st.just(4096),
-        mscale=st.floats(0, 2),
-        mscale_all_dim=st.floats(0, 2),
+        mscale=st.floats(0.1, 2),
+        mscale_all_dim=st.floats(0.1, 2),
     )
     | llama3.map(lambda fields: Llama3Scaling(**fields))
     | st.none(),

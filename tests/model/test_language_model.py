@@ -177,7 +177,7 @@ def test_a_hidden_router_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n_group": 3}, "n_routed_experts=8 is not divisible by n_group=3: choose 2 groups or 9"),
+        ({"n_group": 3}, "n_routed_experts=8 is not divisible by n_group=3: choose for example 9"),
         ({"n_group": 8, "topk_group": 2}, "leaves 1 expert a group"),
         ({"n_group": 4, "topk_group": 5}, "topk_group=5 exceeds n_group=4"),
         ({"n_group": 4, "num_experts_per_tok": 3}, "hold 2, less than num_experts_per_tok=3"),
