@@ -3,7 +3,8 @@
     make screenshots          (or: python docs/draw_screenshots.py [RUN_FOLDER])
 
 The screens of the README show a real run: without an argument the script first trains the tiny
-preset for 300 steps with ``--force-collapse 3@100``, about a minute on two cores. The pictures of
+preset with 64 experts a layer for 300 steps with ``--force-collapse 3@100``, ten minutes on two
+cores. The pictures of
 docs/reading.md show synthetic runs with known truth, one per kind of trouble; those of the probe,
 of a model that trains for longer, are drawn by ``python -m benchmarks.anatomy --pictures``.
 """
@@ -34,6 +35,7 @@ PICTURES = {
     "alerts": PictureRequest("alerts", 112, 24),
     "compare": PictureRequest("compare", 112, 24),
     "course": PictureRequest("course", 112, 34),
+    "map": PictureRequest("map", 112, 24),
 }
 _SMALL = PictureRequest("main", 100, 24)
 TROUBLES = {
@@ -63,6 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", "--preset", "tiny", "--steps", "300"]
         command += ["--force-collapse", "3@100", "--run", "tiny-collapse"]
+        command += ["--model.n_routed_experts", "64", "--model.num_experts_per_tok", "8"]
         command += ["--log-dir", folder, "--checkpoint-dir", f"{folder}/checkpoints"]
         subprocess.run(command, check=True, cwd=ROOT)
         asyncio.run(draw_all(Path(folder) / "tiny-collapse"))
