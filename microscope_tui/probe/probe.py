@@ -70,9 +70,7 @@ class Probe:
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
         """Make ``step`` the next one, before any is logged.
 
-        Args:
-            resumed: The log, or the run before it, has earlier steps.
-            judgement: State of the judge after them.
+        If ``resumed``, the log has earlier steps; ``judgement``: state of the judge after them.
         """
         self._step, self._resumed = step - 1, resumed or step > 1
         self._judgement = judgement

@@ -48,11 +48,7 @@ class ProbedModel:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of ``--device``; ``auto`` is a GPU if there is one.
-
-    Raises:
-        CannotProbe: there is no usable GPU.
-    """
+    """The device of ``--device``; ``auto`` is a GPU if there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotProbe("--device cuda: torch finds no usable GPU; choose --device cpu")
     if name == "auto":
@@ -78,10 +74,10 @@ FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "t
 
 
 def folder_of(name: str, download: bool) -> Path:
-    """The folder of the model ``org/name``.
+    """The folder of the model ``org/name`` in the cache, or after a ``download``.
 
     Raises:
-        CannotProbe: it is not in the cache and may not be downloaded, or the download failed.
+        CannotProbe: there is none.
     """
     if not _NAME.fullmatch(name):
         raise CannotProbe(f"{name}: no such folder; name a model folder, or ORG/NAME --download")

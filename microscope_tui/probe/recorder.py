@@ -28,7 +28,6 @@ from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.runlog import (
     LOG_NAME,
     MEANS,
-    SYNC_TIMEOUT_S,
     BackgroundLog,
     EventRecord,
     RunHeader,
@@ -187,10 +186,7 @@ class RunRecorder:
         return new
 
     def judgement(self) -> bytes | None:
-        """The state of the judge after the last recorded step, to be saved in a checkpoint.
-
-        ``None`` if nothing is judged. Alerts that wait for ``alerts`` are not part of it.
-        """
+        """The state of the judge for a checkpoint, without waiting alerts; ``None``: not judged."""
         return self.with_judge(RunJudge.save)
 
     def verdict(self) -> str:
@@ -198,19 +194,17 @@ class RunRecorder:
         nothing = "NO VERDICT: the run was not judged while it trained"
         return self.with_judge(RunJudge.verdict) or nothing
 
-    def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
+    def sync(self) -> bool:
         """Force the log to disk; call it around a checkpoint, so that both have the same steps.
 
-        Returns ``False`` if that fails or takes longer than ``timeout_s``.
+        ``False`` if that fails or takes too long.
         """
-        return self._log.sync(timeout_s)
+        return self._log.sync()
 
     def close(self, *, step: int, reason: str) -> None:
-        """Write the ``end`` event and all waiting records, sync and close; takes a few seconds at
-        most.
+        """Write the ``end`` event and all that waits, sync and close, in a few seconds at most.
 
-        Args:
-            reason: ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
+        ``reason``: ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
         """
         self.record_event(step=step, event="end", reason=reason)
         self._log.close()
@@ -272,8 +266,9 @@ class RunRecorder:
     def _router_object(self, readings: Mapping[str, Any], counts: _Counts) -> dict[str, Any]:
         """The readings of the trainer, and what follows from the counts."""
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
-        summaries = read | _summaries(counts)
-        return {name: [rounded(one) for one in row] for name, row in summaries.items()}
+        for name, derive in measures.DERIVED.items():
+            read[name] = [None if row is None else derive(row) for row in counts]
+        return {name: [rounded(one) for one in row] for name, row in read.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
         """The collapse index of every router; ``None`` for one that was not counted."""
@@ -341,11 +336,11 @@ class TrainingLog:
         self._try(lambda log: log.record_event(step=step, event=event, values=values), None)
 
     def alerts(self) -> list[Alert]:
-        """What began or grew worse since the last call."""
+        """See ``RunRecorder``."""
         return self._try(RunRecorder.alerts, [])
 
     def judgement(self) -> bytes | None:
-        """The state of the judge for a checkpoint; ``None`` if there is none."""
+        """See ``RunRecorder``."""
         return self._try(RunRecorder.judgement, None)
 
     def collapsed(self) -> tuple[str, ...]:
@@ -357,7 +352,7 @@ class TrainingLog:
         return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
-        """Evidence that may become an alert, in words; empty without any."""
+        """See ``RunJudge``."""
         found = self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None)
         return found or ""
 
@@ -435,11 +430,3 @@ def plain(value: Any) -> Any:
 def rounded(value: float | None, digits: int = 5) -> float | None:
     """``value`` with ``digits`` significant digits: half the bytes, and more than screens show."""
     return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
-
-
-def _summaries(counts: _Counts) -> dict[str, list[float | None]]:
-    """What follows from the counts; ``None`` for a router that was not counted."""
-    return {
-        name: [None if row is None else derive(row) for row in counts]
-        for name, derive in measures.DERIVED.items()
-    }

@@ -220,11 +220,6 @@ class Adapter:
     """Experts that a token chooses."""
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            TypeError: ``ids`` cannot be called.
-            ValueError: ``num_experts`` or ``top_k`` is less than 1.
-        """
         if not callable(self.ids):
             raise TypeError(f"Adapter(ids={self.ids!r}): pass a function (module, args, output)")
         if self.num_experts < 1 or self.top_k < 1:

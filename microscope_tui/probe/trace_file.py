@@ -31,17 +31,9 @@ class TraceFile:
         capacity: int,
         **about: Any,
     ) -> None:
-        """Open the file.
+        """Open the file, with room for ``capacity`` tokens; see ``RoutingWriter`` for ``about``.
 
-        Args:
-            rows: Rows of the run log; those that ``first`` lacks see no text and are left out.
-            first: The choices of the first batch.
-            capacity: Tokens that the file has room for.
-            about: ``slices``, ``model`` and ``dtype`` of ``RoutingWriter``.
-
-        Raises:
-            BadRouting: the model has too many layers, experts or choices for the format.
-            OSError: the file cannot be written.
+        Rows of the run log that ``first`` lacks, the first batch, see no text and are left out.
         """
         rows = [row for row in rows if (row.place, row.number) in first]
         self._keys: list[Key] = [(row.place, row.number) for row in rows]
@@ -62,12 +54,7 @@ class TraceFile:
         self._windows = 0
 
     def add(self, batch: Sequence[Window], traced: Mapping[Key, Traced]) -> None:
-        """Write one batch.
-
-        Raises:
-            ValueError: a router did not see every token of it.
-            OSError: the disk is full.
-        """
+        """Write one batch; ``ValueError`` if a router did not see every token of it."""
         count = sum(len(window.ids) for window in batch)
         for key, name in zip(self._keys, self._names, strict=True):
             seen = len(traced[key].ids_TK) if key in traced else 0
