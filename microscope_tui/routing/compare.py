@@ -99,9 +99,7 @@ class Mismatch:
 def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str = "A") -> Mismatch:
     """Compare the choices of two files.
 
-    Args:
-        token_ids: whether both files have token ids.
-        margins_of: the file whose margins count, A or B; empty if neither has any.
+    ``token_ids``: whether both files have them; ``margins_of``: A, B, or empty if neither has any.
 
     Raises:
         NotComparable: they differ in tokens, layers, experts or k, or no token was routed in both.

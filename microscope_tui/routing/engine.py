@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -39,14 +39,11 @@ class BadEngineOutput(ValueError):
 
 
 def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
-    """Write ``target`` from an engine's output.
+    """Write ``target`` from an engine's output; true if the token ids are known.
 
     Args:
         beside: sizes of the probe that it is compared with. Without it the depths are those of
             the engine's layers, and the number of experts is unknown.
-
-    Returns:
-        Whether the token ids are known.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -140,14 +137,12 @@ class _Array:
     def __init__(self, path: Path) -> None:
         self._path = path
         with os.fdopen(open_regular_file(path), "rb") as file:
-            self._read_header(file)
-
-    def _read_header(self, file: BinaryIO) -> None:
-        head = file.read(10)
-        if not head.startswith(b"\x93NUMPY\1") or len(head) < 10:
+            actual = os.fstat(file.fileno()).st_size
+            head = file.read(10)
+            length = int.from_bytes(head[8:], "little")
+            header = file.read(length)
+        if not head.startswith(b"\x93NUMPY\1"):
             raise BadEngineOutput("is not a .npy file of version 1")
-        length = int.from_bytes(head[8:], "little")
-        header = file.read(length)
         found = _HEADER.fullmatch(header)
         if found is None:
             raise BadEngineOutput(
@@ -162,7 +157,6 @@ class _Array:
         self._row = layers * k * int(size)
         self._start = 10 + length
         expected = self._start + tokens * self._row
-        actual = os.fstat(file.fileno()).st_size
         if expected != actual:
             raise BadEngineOutput(
                 f"has {actual:,} bytes instead of {expected:,}: cut off or damaged"

@@ -59,12 +59,7 @@ class Routing:
     """One open file. Close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Open and check ``path``.
-
-        Raises:
-            OSError: it cannot be opened, or is not a regular file.
-            BadRouting: it is not a ``routing.bin``, has another version, is damaged, or cut off.
-        """
+        """Open and check ``path``, a regular file (``OSError``) of this form (``BadRouting``)."""
         self.path = path
         descriptor = open_regular_file(path)
         try:
@@ -130,11 +125,7 @@ class Routing:
         self._text_bytes = header.text_bytes
 
     def choice(self, layer: int, token: int) -> Choice:
-        """What router number ``layer`` chose for a token; both count from 0.
-
-        Raises:
-            IndexError: there is no such layer or token.
-        """
+        """What router number ``layer`` chose for a token; both count from 0 (``IndexError``)."""
         k = self.shape.top_k
         ids = self._numbers("ids", layer, token, k)
         weights = self._numbers("weights", layer, token, k)
@@ -218,8 +209,7 @@ class Routing:
     def text(self, start: int, end: int, most: int | None = None) -> list[bytes]:
         """The bytes of each token from ``start`` to before ``end``; at most ``most`` of each.
 
-        Raises:
-            BadRouting: the table of the ends is damaged.
+        Raises ``BadRouting`` if the table of the ends is damaged.
         """
         end = min(end, self.tokens)
         if start >= end:
@@ -306,12 +296,7 @@ class RoutingWriter:
         model: str = "",
         dtype: str = "",
     ) -> None:
-        """Open a new file beside ``path``, with room for ``shape.capacity`` tokens.
-
-        Raises:
-            BadRouting: a size is out of range.
-            OSError: it cannot be written.
-        """
+        """Open a new file beside ``path``; ``BadRouting`` if a size is out of range."""
         shape.refuse_nonsense()
         self.path = path
         self.shape = shape
@@ -363,8 +348,7 @@ class RoutingWriter:
     def finish(self, tables: Tables = Tables(), tokens: int | None = None) -> None:  # noqa: B008
         """Write the header and give the file its name.
 
-        Args:
-            tokens: how many tokens all layers have, if not all that were appended.
+        ``tokens``: how many all layers have, if not all that were appended.
         """
         shape = self.shape
         header = self._about | {

@@ -42,7 +42,6 @@ from .reader import (
     drop_from as drop_from,
 )
 from .records import (
-    FRACTIONS as FRACTIONS,
     LOG_NAME as LOG_NAME,
     BadLine as BadLine,
     EventRecord as EventRecord,
@@ -53,7 +52,6 @@ from .records import (
     StepRecord as StepRecord,
     UnknownFormat as UnknownFormat,
     Values as Values,
-    holds_fractions as holds_fractions,
     one_or_each as one_or_each,
     seconds_between as seconds_between,
 )

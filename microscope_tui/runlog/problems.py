@@ -228,8 +228,7 @@ class Problems:
     def checked(self, key: str, value: Any, rule: Rule, code: str = "") -> Any:
         """The sound value at ``key``; ``None`` where there is none or where it is a problem.
 
-        Args:
-            code: class of the problem where ``key`` holds an index, so that its class is bounded.
+        ``code``: class of the problem where ``key`` holds an index, so that classes are bounded.
         """
         code = code or key
         if value is None or rule is None:

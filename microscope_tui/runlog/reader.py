@@ -131,8 +131,7 @@ class RunReader:
     def feed(self, chunk: bytes) -> Iterator[Entry]:
         """Yield the entries that ``chunk`` completes.
 
-        Raises:
-            UnknownFormat: the log has another format version; nothing in it can be trusted.
+        Raises ``UnknownFormat`` for another format version: nothing in it can be trusted.
         """
         for number, line in self.lines.feed(chunk):
             try:

@@ -164,9 +164,6 @@ class Source(Progress, ABC):
         """Lines of about ``count`` steps of the whole run, without reading all of it.
 
         Empty where the source offers none, or where ``path`` can be sampled itself.
-
-        Raises:
-            OSError: it cannot be read.
         """
         return b""
 
@@ -215,9 +212,6 @@ class Tail(Source):
         """The next complete lines; those above the limit are left out and count as defects.
 
         Use either this or ``read``.
-
-        Raises:
-            OSError: as ``read``.
         """
         chunk = self.read(max_bytes)
         lines = list(self._splitter.feed(chunk.data))
@@ -243,11 +237,7 @@ class Tail(Source):
             return Chunk(b"")
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Bytes at any place, and the present ``size``; nothing counts as read.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Bytes at any place, and the present ``size``; nothing counts as read."""
         with opened(self.path) as file:
             self.size = os.fstat(file).st_size
             return os.pread(file, length, offset)
@@ -367,11 +357,7 @@ def identity_of(file: int) -> Stamp:
 
 
 def read_at(path: Path, start: int, size: int) -> bytes:
-    """Bytes of a regular file; fewer at its end.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Bytes of a regular file; fewer at its end."""
     with opened(path) as file:
         return os.pread(file, size, start)
 
@@ -386,11 +372,7 @@ def read_lines_at(file: int, start: int, want: int, most: int, lines: int = 1) -
 
 
 def open_regular_file(path: Path) -> int:
-    """Open ``path`` for reading; never blocks on a pipe or a device.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file.
-    """
+    """Open a regular file for reading, or raise ``OSError``; never blocks on a pipe or a device."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)

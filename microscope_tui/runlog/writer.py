@@ -66,11 +66,7 @@ class RunLogWriter:
     """Appends JSON lines to ``path``; a torn last line of an earlier process is cut off first."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open ``path`` for append and create its folder.
-
-        Raises:
-            OSError: the log cannot be created at all: raised at the start, not hours later.
-        """
+        """Open ``path`` for append and create its folder; ``OSError`` now, not hours later."""
         self.path = path
         self.lost_records = 0
         """Lost records that the log does not report yet."""
@@ -258,11 +254,10 @@ class BackgroundLog:
         max_records: int = MAX_RECORDS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Start the thread that writes to ``log``; this object takes ownership of it.
+        """Start the thread that writes to ``log``, which is closed here too.
 
-        Args:
-            finish: called on that thread with a record and whether its matrices are wanted;
-                returns the record to be written. A place for work that the training can do without.
+        ``finish`` is called on that thread with a record and whether its matrices are wanted, and
+        returns the record to be written: a place for work that the training can do without.
         """
         self._log = log
         self._finish = finish

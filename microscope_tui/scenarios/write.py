@@ -34,14 +34,8 @@ def write_run(
     """Write ``folder/metrics.jsonl`` and return the findings of a correct diagnosis.
 
     Args:
-        scenario: one, or its name in ``SCENARIOS``.
-        shape: by default a small model, for as long as the scenario runs.
+        shape: by default a small model; ``ValueError`` if the scenario does not fit it.
         wait: called after every step; false ends the run early (for live demos).
-
-    Raises:
-        UnknownScenario: no such scenario.
-        ValueError: the scenario does not fit this shape.
-        OSError: the folder cannot be written.
     """
     run = _built(_known(scenario), shape, seed)
     folder.mkdir(parents=True, exist_ok=True)
