@@ -59,6 +59,18 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
     return runs
 
 
+def newest_file(search: Search) -> RunFile:
+    """The newest run, for a command that reads it again; exits without one, and for a pipe."""
+    if search.root == PIPE:
+        fail("a pipe is read once: save it to a file, and name that", USAGE)
+    return runs_at(search)[0]
+
+
+def fail_to_read(run: RunFile, error: Exception) -> NoReturn:
+    """Exit because a run cannot be read."""
+    fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
+
+
 def _with_readings_first(runs: list[RunFile]) -> list[RunFile]:
     """The same, from the newest run on in which a reading of a router is known."""
     for at, run in enumerate(runs[:_MOST_LOOKED_AT]):

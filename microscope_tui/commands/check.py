@@ -231,9 +231,8 @@ def _report(file: RunFile, alert: News, options: CheckOptions, notifier: "Notifi
 class Ending:
     """When a followed run is over: at once, or at a deadline.
 
-    A run that ends while it is followed is over. A run that had stopped or gone silent before may
-    belong to a job that was just restarted, so it is waited for. A run that finished, failed or
-    stopped on a collapse does not come back.
+    A run that had stopped or gone silent before it was followed may belong to a job that was just
+    restarted, so it is waited for, unless it finished, failed or stopped on a collapse.
     """
 
     def __init__(
@@ -241,7 +240,7 @@ class Ending:
     ) -> None:
         """``wait_s``: how long to wait for a run without new records."""
         self.remark = ""
-        """The remark after waiting without a result."""
+        """Of the report, after waiting without a result."""
         self._watch = watch
         self._wait_s = wait_s
         self._clock = clock
