@@ -277,7 +277,6 @@ class _Ageing:
         self._before, self._after = Tally(len(self._later)), Tally(len(self._later))
 
     def add(self, layer: Layer, cluster: Cluster, today: Placement) -> None:
-        """Add a layer."""
         experts = cluster.experts
         placed = dict[int, Placement]()
         for anchor in self._anchors:

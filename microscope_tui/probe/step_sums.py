@@ -44,11 +44,9 @@ class Row:
     num_experts: int
     top_k: int
     kind: str | None = None
-    """Of its ``Scores``."""
+    """Of its ``Scores``; what follows of its ``Site``."""
     drops: bool = False
-    """A capacity may drop what was chosen."""
     optional: bool = False
-    """Not every pass has tokens for it."""
 
 
 @dataclass(slots=True)

@@ -82,7 +82,6 @@ class Routing:
         self.close()
 
     def close(self) -> None:
-        """Unmap the file."""
         self._map.close()
 
     def _read_header(self) -> None:
@@ -187,7 +186,7 @@ class Routing:
         return None
 
     def token_id(self, token: int) -> int:
-        """Id of a token in the model's vocabulary."""
+        """In the model's vocabulary."""
         return self._number("token_ids", token)
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
@@ -373,7 +372,7 @@ class RoutingWriter:
         os.replace(self._part, self.path)
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove the file."""
         os.close(self._file)
         self._part.unlink(missing_ok=True)
 

@@ -31,7 +31,6 @@ class CompressedLog(Tail):
         self.seekable = False
 
     def kept(self) -> tuple[int, int]:
-        """Nothing."""
         return 0, 0
 
     def _reset(self) -> None:

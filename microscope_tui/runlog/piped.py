@@ -64,7 +64,7 @@ class Spool:
             self.problem = error.strerror or str(error)
 
     def clear(self) -> None:
-        """Forget everything: the next byte has offset 0 again."""
+        """Forget everything: the next byte has offset 0."""
         os.ftruncate(self._file, 0)
         self.start = self.end = 0
 
@@ -99,7 +99,6 @@ class SpooledLog(Source):
         self.spool = spool
 
     def kept(self) -> tuple[int, int]:
-        """The bytes that the spool holds."""
         return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
 
 

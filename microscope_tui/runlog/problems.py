@@ -149,9 +149,9 @@ class Problems:
         self._last: dict[str, Problem] = {}
 
     def say(self, what: str, code: str = "", /, **values: Any) -> None:
-        """Add the problem ``what`` of ``_WORDS``; ``value`` is shown as one from a log.
+        """Add the problem ``what`` of ``_WORDS``; ``code``: its class, if these words have several.
 
-        ``code``: the class of the problem, if not all with these words are one.
+        ``value`` is shown as one from a log.
         """
         if "value" in values:
             values["value"] = shown(values["value"])
@@ -211,7 +211,7 @@ class Problems:
     ) -> dict[str, Any]:
         """The sound values of an object by name; unknown keys that look misspelt are reported.
 
-        ``inside``: the path of the object with its dot, for messages.
+        ``inside``: the path of the object, with its dot.
         """
         unknown = (key for key in record if key not in rules)
         for key in itertools.islice(unknown, _MAX_UNKNOWN_KEYS):
@@ -277,7 +277,7 @@ class Problems:
         ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
-        """Add the problem that ``value`` is not ``expected``; ``code``: its class."""
+        """Add the problem of class ``code`` that ``value`` is not ``expected``."""
         self.say("expected", code, key=key, value=value, expected=expected)
 
     def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:

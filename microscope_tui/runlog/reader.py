@@ -76,7 +76,7 @@ class StepEntry:
         return len(self._line) + 1
 
     def matrices(self) -> Matrices:
-        """Counts and biases of this step; decoded once."""
+        """Counts and biases; decoded once."""
         if self._matrices is None:
             try:
                 self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)

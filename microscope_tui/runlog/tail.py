@@ -40,7 +40,6 @@ class Defects(msgspec.Struct):
     first: list[str] = msgspec.field(default_factory=list)
 
     def add(self, line_number: int, reason: str) -> None:
-        """Count one defect."""
         self.count += 1
         if len(self.first) < 3:
             self.first.append(f"line {line_number:,}: {reason}")
@@ -106,7 +105,7 @@ class LineSplitter:
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Result of one read: bytes, and whether they belong to a new file."""
+    """Result of one read."""
 
     data: bytes
     restarted: bool = False
@@ -205,7 +204,6 @@ class Tail(Source):
         self._splitter = LineSplitter(self._max_line_bytes or 0)
 
     def kept(self) -> tuple[int, int]:
-        """See ``Source``."""
         return EVERYTHING
 
     def read_lines(self, max_bytes: int = 1 << 20) -> Chunk:

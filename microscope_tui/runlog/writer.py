@@ -88,7 +88,7 @@ class RunLogWriter:
     def write(self, record: Mapping[str, Any]) -> bool:
         """Append one record; ``False`` if it was lost (counted, and reported later in the log).
 
-        A run record is not lost but owed: it is written before the next record that fits.
+        A run record is owed instead: it is written before the next record that fits.
         """
         if self.is_forked:
             self._warn("belongs to the parent process, a fork does not write to it")
@@ -239,7 +239,7 @@ def _cut_torn_tail(file: int) -> None:
 
 
 def without_matrices(record: Record, matrices: bool) -> Record:
-    """The record, or the record without its matrices."""
+    """The record, if ``matrices`` with its own."""
     return record if matrices else {k: v for k, v in record.items() if k not in MATRICES}
 
 
@@ -300,10 +300,8 @@ class BackgroundLog:
         self._warn_once("the disk is too slow, steps are dropped; lost records are counted")
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
-        """Wait until everything queued is written and synced; ``False`` on a timeout or failure.
-
-        After a timeout it does not wait again until the disk makes progress.
-        """
+        """Wait until all is written and synced; ``False`` on a failure or a timeout, after which it
+        does not wait again until the disk makes progress."""
         is_late = self._late is not None and self._late.empty()
         if self._closing or self._log.is_forked or is_late:
             return False

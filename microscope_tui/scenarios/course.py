@@ -118,7 +118,7 @@ class _Biases:
         self._goals = [[round(rng.gauss(0, spread)) for _ in row] for row in self._rows]
 
     def values(self) -> list[list[float]]:
-        """A bias per expert and router; empty rows without balancing by a bias."""
+        """Of every router; empty rows without balancing by a bias."""
         per_unit = self._per_unit
         if per_unit is None:
             return [[] for _ in self._rows]
@@ -150,7 +150,6 @@ class _Signals:
         self._drift = [rng.uniform(-0.15, 0.15) for _ in range(shape.routers)]
 
     def of(self, step: int, counts: list[list[int]]) -> dict[str, Values]:
-        """Every summary of one step."""
         course, gauss, routers = self._course, self._rng.gauss, range(self._shape.routers)
         derived = measures.summarise(counts)
         means = [
