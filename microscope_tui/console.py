@@ -62,7 +62,7 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
 def newest_file(search: Search) -> RunFile:
     """The newest run, for a command that reads it again; exits without one, and for a pipe."""
     if search.root == PIPE:
-        fail("a pipe is read once: save it to a file, and name that", USAGE)
+        fail("a pipe is read once: save it to a file first", USAGE)
     return runs_at(search)[0]
 
 

@@ -293,12 +293,12 @@ class Ending:
 class Notifier:
     """``--notify-command``: runs the user's command for every alert.
 
-    The command is passed to the shell unchanged; nothing from a log is ever part of it. The finding
-    is one line of JSON on its standard input. A failure never stops ``--follow``.
+    Nothing from a log is ever part of the command. The finding is one line of JSON on its standard
+    input. A failure never stops ``--follow``.
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
-        """At most ``at_once`` run at a time; one that runs longer than the timeout is ended."""
+        """At most ``at_once`` run at a time, and none longer than the timeout."""
         self._command = command
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(at_once)
@@ -307,7 +307,6 @@ class Notifier:
         self._said: set[str] = set()
 
     def send(self, alert: Mapping[str, Any]) -> None:
-        """Queue the command for ``alert``."""
         line = json.dumps(alert, ensure_ascii=False).encode() + b"\n"
         self._pending.append(self._pool.submit(self._run, line))
 

@@ -99,7 +99,7 @@ class Probe:
         step: int | None = None,
         **scalars: Any,
     ) -> None:
-        """Log the optimizer step that has just been completed; call it on every rank, every step.
+        """Log the optimizer step that is just completed; call it on every rank, every step.
 
         Args:
             loss: Next-token cross-entropy of this rank in nats; the log holds the mean over ranks.
@@ -155,7 +155,7 @@ class Probe:
             self._log = None
 
     def verdict(self) -> str:
-        """The verdict so far, in one line or a few; empty if there is none."""
+        """The verdict so far, on a few lines; empty without one."""
         return "" if self._log is None else self._log.verdict()
 
     def __enter__(self) -> Probe:

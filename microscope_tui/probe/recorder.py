@@ -72,9 +72,8 @@ class RunRecorder:
         """Open the log and write its ``run`` record.
 
         Args:
-            model: the ``model`` object of the run record, with ``layers``, ``num_experts`` and
-                ``top_k`` (an integer, or a list with one entry per router).
-            balance, training: objects of the run record; the advice names their values.
+            model: with ``layers``, ``num_experts`` and ``top_k`` (an integer, or a list with one
+                entry per router); like ``balance`` and ``training`` an object of the run record.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             judge: run the diagnosis while the run trains, see ``alerts``.
@@ -172,7 +171,7 @@ class RunRecorder:
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
-        """Write an event: ``eval``, ``checkpoint`` … (alerts are written automatically)."""
+        """Write an event: ``eval``, ``checkpoint`` …"""
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
         record = plain(head | fields)
         self._log.write(record)
@@ -283,10 +282,9 @@ class RunRecorder:
         for row, depth in zip(self._matrix("tokens_per_expert", rows), self._depths, strict=True):
             counts = None if row is None else counts_of(row) or counts_of(plain(row))
             if row is not None and counts is None:
-                expert = [counts_of([count]) for count in plain(row)].index(None)
                 raise ValueError(
-                    f"tokens_per_expert has {plain(row[expert])!r} for expert {expert} of the "
-                    f"router in layer {depth}: pass counts (whole numbers), not shares"
+                    f"tokens_per_expert of the router in layer {depth} is {plain(row)!r:.100}: "
+                    "pass counts (whole numbers), not shares"
                 )
             made.append(None if counts is None else array("q", counts))
         return made
@@ -317,18 +315,17 @@ class RunRecorder:
 class TrainingLog:
     """The log of a training loop: a recorder whose exceptions never end the run.
 
-    The first exception is reported, and the next call is tried as usual. A process that does not
+    The first one is told to ``say``, and the next call is tried as usual. A process that does not
     write the log has no recorder: the same calls do nothing.
     """
 
     def __init__(
         self, recorder: RunRecorder | None, say: Callable[[str], None] = _logger.warning
     ) -> None:
-        """``say`` is called with the warning, at the first failure only."""
         self._recorder, self._say, self._warned = recorder, say, False
 
     def step(self, record: Mapping[str, Any]) -> list[float | None] | None:
-        """Write a step; the collapse index of every router, ``None`` if recording failed."""
+        """See ``RunRecorder.record_step``; ``None`` if it failed."""
         return self._try(lambda log: log.record_step(**record), None)
 
     def event(self, step: int, event: str, values: Mapping[str, Any]) -> None:
@@ -344,11 +341,11 @@ class TrainingLog:
         return self._try(RunRecorder.judgement, None)
 
     def collapsed(self) -> tuple[str, ...]:
-        """Names of the routers that are collapsed now."""
+        """See ``RunJudge``."""
         return self._try(lambda log: log.with_judge(RunJudge.collapsed), None) or ()
 
     def collapse_onset(self) -> int | None:
-        """The step to resume before if routers are collapsed now; see ``RunJudge``."""
+        """See ``RunJudge``."""
         return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:

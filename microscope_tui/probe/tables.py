@@ -141,8 +141,8 @@ def telling_tokens(
     """The most characteristic tokens of each expert: token id, count, lift; largest lift first.
 
     The lift is P(expert | token) / P(expert) over tokens. Tokens that the expert read fewer than
-    ``FEWEST_PAIRS`` times, and those that it reads no more often than others (lift 1 or less), are
-    left out. Among equal lifts the more frequent token is first, then the smaller id.
+    ``FEWEST_PAIRS`` times, or no more often than others (lift 1 or less), are left out. Among equal
+    lifts the more frequent token is first, then the smaller id.
     """
     found_TK = distinct(ids_TK, num_experts)[vocabulary.order_T]
     total_E = np.bincount(found_TK.reshape(-1), minlength=num_experts + 1)[:num_experts]

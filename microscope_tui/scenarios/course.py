@@ -69,7 +69,7 @@ class Course:
 def steps(
     shape: Shape, rng: random.Random, course: Course, first: int = 1, last: int | None = None
 ) -> Iterator[Step]:
-    """The steps of a run that takes this course, from ``first`` to ``last``."""
+    """The steps of a course, from ``first`` to ``last``."""
     loss = course.loss or falling_loss(shape)
     rate = course.learning_rate or cosine_rate(shape)
     biases = _Biases(shape, course, rng)
@@ -99,7 +99,7 @@ def steps(
 def run_along(
     course: Course, shape: Shape, rng: random.Random, *found: Expected, **truth: Any
 ) -> Run:
-    """A run that takes this course, with these faults; see ``Truth`` for the rest."""
+    """The run of a course, with these faults; see ``Truth`` for the rest."""
     header = truth.pop("header", {})
     known = Truth(expected=found, **truth)
     return Run(shape=shape, truth=known, header=header, steps=steps(shape, rng, course))
