@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ DEFAULT_PATH = Path("logs")
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
 _MOST_LOOKED_AT = 8
+_UNSAFE = re.compile(r"[^\w.@+=-]+")
+_LONGEST_NAME = 100
 
 
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
@@ -143,6 +146,11 @@ def piped(
     pipe = PipedLog(descriptor, PIPE_NAME, spool=Spool(spool) if spool else None)
     file = RunFile(PIPE_NAME, pipe.path, 0.0)
     return RunWatch(file, criteria, source=pipe, memory_bytes=memory)
+
+
+def file_name(name: str) -> str:
+    """A name without characters that a shell would mind."""
+    return _UNSAFE.sub("-", name)[:_LONGEST_NAME].strip("-.") or "run"
 
 
 def show_progress(text: str) -> None:

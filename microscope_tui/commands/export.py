@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from microscope_tui.console import (
     USAGE,
     fail,
     fail_to_read,
+    file_name,
     newest_file,
     print_data,
     runs_at,
@@ -35,8 +35,6 @@ from microscope_tui.report import (
 )
 from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
 
-_UNSAFE = re.compile(r"[^\w.@+=-]+")
-_LONGEST_NAME = 100
 _ROW_GROUP = 1 << 16
 _TEXTS = frozenset({"run", "layer"})
 _INTEGERS = frozenset({"step", "router", "depth", "expert", "tokens_per_expert"})
@@ -132,10 +130,10 @@ def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE
 
 
 def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
-    """A folder for every run, by a name without characters that a shell would mind."""
+    """A folder for every run."""
     folders: dict[Path, RunFile] = {}
     for run in runs:
-        name = _UNSAFE.sub("-", run.name)[:_LONGEST_NAME].strip("-.") or "run"
+        name = file_name(run.name)
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         folders[next(dst / name for name in names if dst / name not in folders)] = run
     return folders

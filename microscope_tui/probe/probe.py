@@ -252,33 +252,29 @@ class Probe:
     def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
         """Warn about what the step lacks, once each; a failure was reported when it happened."""
         failed, passes = sums.extra[:2]
-        step = self._step
         if failed:
             return
-        lacking = [
-            row.name
-            for tokens, row in zip(sums.tokens, rows, strict=True)
-            if not tokens and not row.optional
-        ]
-        why = (
-            "call the model that was given to attach; a model that was compiled and run before "
-            "attach, is replayed as a CUDA graph, or is a copy, is not seen"
-        )
-        if self._model.training != (self._mode == "train"):
-            why = f"call model.{self._mode}() before: passes in the other mode are not counted"
-        if not passes:
-            self._once(f"step %d: no forward pass was counted; {why}", step)
+        pairs = zip(sums.tokens, rows, strict=True)
+        lacking = [row.name for tokens, row in pairs if not tokens and not row.optional]
+        if not passes and self._model.training != (self._mode == "train"):
+            self._once(
+                f"no forward pass was counted; call model.{self._mode}() before: passes in the "
+                "other mode are not counted"
+            )
+        elif not passes:
+            self._once(
+                "no forward pass was counted; call the model that was given to attach; a model "
+                "that was compiled and run before attach, is replayed as a CUDA graph, or is a "
+                "copy, is not seen"
+            )
         elif not any(sums.tokens):
             self._once(
-                "step %d: the model ran and no router was seen; a kernel that replaces the whole "
-                "MoE layer, or code compiled before attach, hides them",
-                step,
+                "the model ran and no router was seen; a kernel that replaces the whole MoE "
+                "layer, or code compiled before attach, hides them"
             )
         elif lacking:
             self._once(
-                "step %d: %s not seen; where layers were replaced after attach, detach and attach "
-                "again",
-                step,
+                "%s not seen; where layers were replaced after attach, detach and attach again",
                 shortened(lacking),
             )
         if self.hooks.outside:
@@ -290,7 +286,7 @@ class Probe:
     def _once(self, text: str, *values: object) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            _logger.warning(text, *values)
+            _logger.warning(f"step %d: {text}", self._step, *values)
 
     def _open(self, layout: Layout) -> RunRecorder:
         hooks = self.hooks

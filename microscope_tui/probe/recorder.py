@@ -34,6 +34,7 @@ from microscope_tui.runlog import (
     RunLogWriter,
     counts_of,
     encode_record,
+    rounded,
     without_matrices,
 )
 
@@ -267,7 +268,7 @@ class RunRecorder:
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
         for name, derive in measures.DERIVED.items():
             read[name] = [None if row is None else derive(row) for row in counts]
-        return {name: [rounded(one) for one in row] for name, row in read.items()}
+        return {name: [rounded(one, 5) for one in row] for name, row in read.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
         """The collapse index of every router; ``None`` for one that was not counted."""
@@ -282,9 +283,10 @@ class RunRecorder:
         for row, depth in zip(self._matrix("tokens_per_expert", rows), self._depths, strict=True):
             counts = None if row is None else counts_of(row) or counts_of(plain(row))
             if row is not None and counts is None:
+                expert = [counts_of([count]) for count in plain(row)].index(None)
                 raise ValueError(
-                    f"tokens_per_expert of the router in layer {depth} is {plain(row)!r:.100}: "
-                    "pass counts (whole numbers), not shares"
+                    f"tokens_per_expert has {plain(row[expert])!r} for expert {expert} of the "
+                    f"router in layer {depth}: pass counts (whole numbers), not shares"
                 )
             made.append(None if counts is None else array("q", counts))
         return made
@@ -422,8 +424,3 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
         return plain(value.tolist())
     return str(value)
-
-
-def rounded(value: float | None, digits: int = 5) -> float | None:
-    """``value`` with ``digits`` significant digits: half the bytes, and more than screens show."""
-    return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")

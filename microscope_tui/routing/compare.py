@@ -84,7 +84,7 @@ class Mismatch:
     @property
     def share(self) -> float:
         """Share of the choices that differ."""
-        return self.differing / self.compared if self.compared else 0.0
+        return self.differing / self.compared
 
     def top_swaps(self, most: int) -> list[tuple[LayerMismatch, int, int, int]]:
         """The most frequent swaps: layer, expert in A, expert in B, how often."""

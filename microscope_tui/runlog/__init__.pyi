@@ -82,5 +82,6 @@ from .writer import (
     RunLogWriter as RunLogWriter,
     encode_record as encode_record,
     estimated_bytes as estimated_bytes,
+    rounded as rounded,
     without_matrices as without_matrices,
 )

@@ -208,6 +208,11 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode(_named_non_finite(record)) + b"\n"
 
 
+def rounded(value: float | None, digits: int) -> float | None:
+    """``value`` with so many significant digits: half the bytes, and more than screens show."""
+    return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
+
+
 def _named_non_finite(value: Any) -> Any:
     """``value`` with NaN and the infinities replaced by their names (msgspec writes null)."""
     if isinstance(value, float):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from microscope_tui.runlog import LOG_NAME, RunHeader, encode_record
+from microscope_tui.runlog import LOG_NAME, RunHeader, encode_record, rounded
 from microscope_tui.scenarios.catalogue import SCENARIOS, Scenario
 from microscope_tui.scenarios.course import BIAS_UPDATE_RATE
 from microscope_tui.scenarios.run import Record, Run, Shape, Step, Truth
@@ -56,14 +56,11 @@ def writing(folder: Path, scenario: str, seed: int) -> Iterator[None]:
     def wait() -> bool:
         return not stop.wait(1.0 / STEPS_PER_SECOND)
 
-    writer = threading.Thread(
-        target=write_run,
-        args=(folder, scenario),
-        kwargs={"seed": seed, "wait": wait},
-        name="scenario-writer",
-        daemon=True,
-    )
+    def write() -> None:
+        write_run(folder, scenario, seed=seed, wait=wait)
+
     folder.mkdir(parents=True, exist_ok=True)
+    writer = threading.Thread(target=write, name="scenario-writer", daemon=True)
     writer.start()
     try:
         yield
@@ -162,7 +159,7 @@ def _record(item: Step, now: float, elapsed: float) -> Record:
         "tokens_per_s": round(item.tokens / elapsed, 1) if elapsed > 0.01 else None,
         "step_time_s": round(elapsed, 4),
         "router": {
-            name: [_short(value) for value in values] for name, values in item.router.items()
+            name: [rounded(value, 6) for value in values] for name, values in item.router.items()
         },
         "expert_bias": item.expert_bias,
         "tokens_per_expert": item.tokens_per_expert,
@@ -170,8 +167,3 @@ def _record(item: Step, now: float, elapsed: float) -> Record:
     if not item.losses:
         del record["losses"]
     return record
-
-
-def _short(value: float | None) -> float | None:
-    """Six significant digits; counts stay integers."""
-    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
