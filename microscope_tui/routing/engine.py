@@ -227,9 +227,7 @@ class _Response:
     layers: int
     k: int
     rows: Sequence[int]
-    """Flat: token, layer, slot."""
-    before: int
-    """Tokens of the prompt in front of the first row."""
+    """Flat: token, layer, slot; of all tokens, or of all but the last."""
 
 
 def _responses(path: Path, beside: Shape | None) -> Iterator[tuple[int, _Response]]:
@@ -272,9 +270,9 @@ def _response(line: _Line, beside: Shape | None) -> _Response:
             raise BadEngineOutput(
                 "base64 holds no shape: it needs token ids, and a probe beside it"
             )
-        return _placed(_from_base64(experts), beside.top_k, ids, len(prompt or ()), beside=beside)
+        return _placed(_from_base64(experts), beside.top_k, ids, beside=beside)
     flat, layers, k = _flat([*(line.prompt_routed_experts or ()), *(experts or ())])
-    return _placed(flat, k, ids, len(prompt or ()), layers=layers)
+    return _placed(flat, k, ids, layers=layers)
 
 
 def _first(*values: Any) -> Any:
@@ -316,27 +314,22 @@ def _placed(
     flat: Sequence[int],
     k: int,
     ids: Sequence[int] | None,
-    prompt: int,
     *,
     layers: int = 0,
     beside: Shape | None = None,
 ) -> _Response:
-    """Which tokens the rows belong to: all, all but the last, or the same without the prompt.
-
-    The layers are given, or follow from the number of tokens and what ``beside`` allows.
-    """
+    """The layers are given, or follow from the number of tokens and what ``beside`` allows."""
     if ids is None:
-        return _Response(len(flat) // (layers * k), None, layers, k, flat, 0)
+        return _Response(len(flat) // (layers * k), None, layers, k, flat)
     total = len(ids)
-    places = ((total, 0), (total - 1, 0), (total - prompt, prompt), (total - prompt - 1, prompt))
-    for count, before in places:
+    for count in (total, total - 1):
         if count <= 0 or not flat or len(flat) % (count * k):
             continue
         found = len(flat) // (count * k)
         # An engine returns the layers with MoE, or all of them.
         known = () if beside is None else beside.layers
         if found in (layers, len(known)) or (known and found > max(known)):
-            return _Response(total, ids, found, k, flat, before)
+            return _Response(total, ids, found, k, flat)
     raise BadEngineOutput(
         f"{len(flat):,} choices for {total:,} token ids: expected one row per token, with or "
         "without the last one"
@@ -346,13 +339,9 @@ def _placed(
 def _padded(response: _Response) -> Sequence[int]:
     """The rows of all its tokens; -1 where none was returned."""
     width = response.layers * response.k
-    given = len(response.rows) // width
-    whole = response.before + given == response.tokens
-    rows = _without_last(response.rows, width) if whole else response.rows
-    if response.before or len(rows) < response.tokens * width:
-        behind = response.tokens * width - response.before * width - len(rows)
-        return [_NONE] * (response.before * width) + list(rows) + [_NONE] * behind
-    return rows
+    if len(response.rows) < response.tokens * width:
+        return [*response.rows, *[_NONE] * width]
+    return _without_last(response.rows, width)
 
 
 def _without_last(rows: Sequence[int], width: int) -> Sequence[int]:
