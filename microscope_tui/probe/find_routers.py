@@ -37,10 +37,7 @@ _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights"
 
 
 def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
-    """All routers of ``model`` in forward order.
-
-    Args:
-        routers: Adapters by module path; if there are any, only these are watched.
+    """All routers of ``model`` in forward order, or those of ``routers``: adapters by module path.
 
     Raises:
         ValueError: no router is found, or a path of ``routers`` is not in the model.

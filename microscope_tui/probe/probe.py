@@ -132,11 +132,7 @@ class Probe:
         return {"step": self._step, "judgement": judgement}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``; call it before the first step.
-
-        Raises:
-            RuntimeError: steps have been logged already.
-        """
+        """Continue from ``state_dict``, before any step is logged."""
         if self._log is not None:
             raise RuntimeError("load_state_dict after steps were logged: call it after attach")
         self.begin(int(state["step"]) + 1, self._resumed, state.get("judgement"))
@@ -144,9 +140,7 @@ class Probe:
     def detach(self, reason: str = "finished") -> None:
         """Remove the hooks, which leaves the model as it was, and close the log.
 
-        Args:
-            reason: How the run ended: ``finished``, ``stopped``, ``collapse``, ``signal`` or
-                ``failed``.
+        The ``reason`` is ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
         """
         self.hooks.detach()
         claimed.discard(self._folder)

@@ -36,7 +36,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class BadText(ValueError):
-    """A text that cannot be probed; the message has its path and what to do."""
+    """A text that cannot be probed; the message says what to do."""
 
 
 @dataclass(slots=True)

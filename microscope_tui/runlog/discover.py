@@ -165,8 +165,7 @@ def _why_not_a_run(path: Path) -> str | None:
 def _single_run(path: Path) -> RunFile:
     if not path.is_file():
         raise NoRuns(f"{path}: is not a regular file; pipe its content in and name `-` instead")
-    reason = why_not_a_run(path)
-    if reason:
+    if reason := why_not_a_run(path):
         raise NoRuns(f"{path}: is not a run log ({reason}); point at a folder of runs or a .jsonl")
     return _run_file(path, path.parent, path.stat())
 

@@ -112,7 +112,6 @@ class PipedLog(SpooledLog):
         capacity: int = CAPACITY_BYTES,
         spool: Spool | None = None,
     ) -> None:
-        """``name``: shown in place of a path."""
         super().__init__(Path(name), spool)
         self.ended = False
         """Whether the writer closed its end and everything was returned."""

@@ -302,7 +302,8 @@ class Problems:
             return None
         if not isinstance(value, list):
             expected = "a list with one entry per router of model.layers"
-            return self.unexpected(f"type {key}", key, value, expected)
+            self.unexpected(f"type {key}", key, value, expected)
+            return None
         if self.routers not in (None, len(value)):
             self.say("length", f"length {key}", key=key, entries=len(value), routers=self.routers)
             return None

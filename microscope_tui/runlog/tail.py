@@ -119,7 +119,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.offset = 0
-        """How far it was read, in the same bytes as ``size``: all before it was handed out."""
+        """All before it was handed out; in the same bytes as ``size``."""
         self.size = 0
         self.modified: float | None = None
         """Time of the last change, by the file system's clock; ``None`` while there is no file."""
@@ -192,7 +192,7 @@ class Tail(Source):
         self._reset()
 
     def _reset(self) -> None:
-        """Forget the file that was read: the next read starts at the beginning."""
+        """Read from the beginning again."""
         self.offset = 0
         self.defects = Defects()
         self._restarted = True
