@@ -115,7 +115,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """How far something was read, and when it changed last."""
+    """How far something was read, and its last change."""
 
     def __init__(self) -> None:
         self.offset = 0
