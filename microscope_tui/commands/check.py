@@ -131,9 +131,11 @@ def _check_request(
 
 def _baseline(path: Path, source: SourceRequest) -> Baseline:
     try:
+        if not split_run(path)[0].exists():
+            raise BadBaseline(f"{path}: no such file or folder; name a run or its folder")
         runs = Search(path, source).runs()
         if not runs:
-            raise BadBaseline(f"{path}: no run is there; name a run or its folder")
+            raise BadBaseline(f"{path}: contains no run; name a run or its folder")
         return read_baseline(runs[0])
     except (BadBaseline, NoRuns) as error:
         fail(f"--baseline {error}", USAGE)

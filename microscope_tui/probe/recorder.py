@@ -317,7 +317,7 @@ class RunRecorder:
 class TrainingLog:
     """The log of a training loop: a recorder whose exceptions never end the run.
 
-    The first one is told to ``say``, and the next call is tried as usual. A process that does not
+    ``say`` gets a warning of the first one, and the next call is tried as usual. A process that does not
     write the log has no recorder: the same calls do nothing.
     """
 

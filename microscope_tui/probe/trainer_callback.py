@@ -120,7 +120,6 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self._learning_rate = float(rate) if isinstance(rate, int | float) else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> Any:
-        """Write the line."""
         if self.probe is None:
             return control
         self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
@@ -145,18 +144,16 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
     ) -> None:
-        """Write an event with the loss."""
         loss = (metrics or {}).get("eval_loss")
         if self.probe is not None and loss is not None:
             self.probe.event("eval", {"loss": loss}, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Write an event, so that advice can name the checkpoint."""
+        """Advice can name the checkpoint."""
         if self.probe is not None:
             self.probe.event("checkpoint", {"step": state.global_step}, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Close the log and remove the hooks."""
         if self.probe is not None:
             if verdict := self.probe.verdict():
                 _logger.info("%s", verdict)
