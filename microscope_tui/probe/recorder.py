@@ -317,8 +317,8 @@ class RunRecorder:
 class TrainingLog:
     """The log of a training loop: a recorder whose exceptions never end the run.
 
-    ``say`` gets a warning of the first one, and the next call is tried as usual. A process that does not
-    write the log has no recorder: the same calls do nothing.
+    ``say`` gets a warning of the first one, and the next call is tried as usual. A process that
+    does not write the log has no recorder: the same calls do nothing.
     """
 
     def __init__(
