@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ DEFAULT_PATH = Path("logs")
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
 _MOST_LOOKED_AT = 8
+_UNSAFE = re.compile(r"[^\w.@+=-]+")
+_LONGEST_NAME = 100
 
 
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
@@ -57,6 +60,18 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
             NO_VERDICT,
         )
     return runs
+
+
+def newest_file(search: Search) -> RunFile:
+    """The newest run, for a command that reads it again; exits without one, and for a pipe."""
+    if search.root == PIPE:
+        fail("a pipe is read once: save it to a file first", USAGE)
+    return runs_at(search)[0]
+
+
+def fail_to_read(run: RunFile, error: Exception) -> NoReturn:
+    """Exit because a run cannot be read."""
+    fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
 
 
 def _with_readings_first(runs: list[RunFile]) -> list[RunFile]:
@@ -131,6 +146,11 @@ def piped(
     pipe = PipedLog(descriptor, PIPE_NAME, spool=Spool(spool) if spool else None)
     file = RunFile(PIPE_NAME, pipe.path, 0.0)
     return RunWatch(file, criteria, source=pipe, memory_bytes=memory)
+
+
+def file_name(name: str) -> str:
+    """A name without characters that a shell would mind."""
+    return _UNSAFE.sub("-", name)[:_LONGEST_NAME].strip("-.") or "run"
 
 
 def show_progress(text: str) -> None:

@@ -231,9 +231,8 @@ def _report(file: RunFile, alert: News, options: CheckOptions, notifier: "Notifi
 class Ending:
     """When a followed run is over: at once, or at a deadline.
 
-    A run that ends while it is followed is over. A run that had stopped or gone silent before may
-    belong to a job that was just restarted, so it is waited for. A run that finished, failed or
-    stopped on a collapse does not come back.
+    A run that had stopped or gone silent before it was followed may belong to a job that was just
+    restarted, so it is waited for, unless it finished, failed or stopped on a collapse.
     """
 
     def __init__(
@@ -241,7 +240,7 @@ class Ending:
     ) -> None:
         """``wait_s``: how long to wait for a run without new records."""
         self.remark = ""
-        """The remark after waiting without a result."""
+        """Of the report, after waiting without a result."""
         self._watch = watch
         self._wait_s = wait_s
         self._clock = clock
@@ -294,12 +293,12 @@ class Ending:
 class Notifier:
     """``--notify-command``: runs the user's command for every alert.
 
-    The command is passed to the shell unchanged; nothing from a log is ever part of it. The finding
-    is one line of JSON on its standard input. A failure never stops ``--follow``.
+    Nothing from a log is ever part of the command. The finding is one line of JSON on its standard
+    input. A failure never stops ``--follow``.
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
-        """At most ``at_once`` run at a time; one that runs longer than the timeout is ended."""
+        """At most ``at_once`` run at a time, and none longer than the timeout."""
         self._command = command
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(at_once)
@@ -308,7 +307,6 @@ class Notifier:
         self._said: set[str] = set()
 
     def send(self, alert: Mapping[str, Any]) -> None:
-        """Queue the command for ``alert``."""
         line = json.dumps(alert, ensure_ascii=False).encode() + b"\n"
         self._pending.append(self._pool.submit(self._run, line))
 

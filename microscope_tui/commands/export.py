@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,9 @@ from microscope_tui.console import (
     PIPE,
     USAGE,
     fail,
+    fail_to_read,
+    file_name,
+    newest_file,
     print_data,
     runs_at,
     say,
@@ -33,8 +35,6 @@ from microscope_tui.report import (
 )
 from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
 
-_UNSAFE = re.compile(r"[^\w.@+=-]+")
-_LONGEST_NAME = 100
 _ROW_GROUP = 1 << 16
 _TEXTS = frozenset({"run", "layer"})
 _INTEGERS = frozenset({"step", "router", "depth", "expert", "tokens_per_expert"})
@@ -62,9 +62,8 @@ def export(
     output
         Write to this file instead of standard output; an existing file is replaced.
     """
-    if path == PIPE:
-        fail("a pipe is read once, a table needs two passes: save it to a file first", USAGE)
-    (run, *_) = runs_at(reading.search(path))
+    run = newest_file(reading.search(path))
+    output = None if output == PIPE else output
     columns = EXPERT_COLUMNS if experts else ROUTER_COLUMNS
     rows = rows_of(run, experts=experts)
     try:
@@ -74,7 +73,7 @@ def export(
         rows = itertools.chain([first], rows)
         if format_ == "parquet":
             _write_parquet(columns, rows, output)
-        elif output is None or output == PIPE:
+        elif output is None:
             write_csv(columns, rows, sys.stdout)
             sys.stdout.flush()
         else:
@@ -84,14 +83,14 @@ def export(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, UnknownFormat) as error:
-        fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
-    if output is not None and output != PIPE:
+        fail_to_read(run, error)
+    if output is not None:
         say(f"written: {output}")
     return 0
 
 
 def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | None) -> None:
-    if output is None or output == PIPE:
+    if output is None:
         fail("--format parquet is not text: name a file with -o", USAGE)
     try:
         import pyarrow as pa
@@ -131,10 +130,10 @@ def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE
 
 
 def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
-    """A folder for every run, by a name without characters that a shell would mind."""
+    """A folder for every run."""
     folders: dict[Path, RunFile] = {}
     for run in runs:
-        name = _UNSAFE.sub("-", run.name)[:_LONGEST_NAME].strip("-.") or "run"
+        name = file_name(run.name)
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         folders[next(dst / name for name in names if dst / name not in folders)] = run
     return folders
@@ -159,7 +158,7 @@ def _write_log(run: RunFile, folder: Path) -> bool:
                 time.sleep(source.wait_s())
             show_progress(f"reading: {source.offset / source.size:4.0%}" if source.size else "")
     except OSError as error:
-        fail(f"{run.path}: {error.strerror or error}", NO_VERDICT)
+        fail_to_read(run, error)
     finally:
         show_progress("")
     if not lines:

@@ -18,9 +18,10 @@ from microscope_tui.console import (
     PIPE,
     USAGE,
     fail,
+    fail_to_read,
+    newest_file,
     print_data,
     print_record,
-    runs_at,
     say,
     show_progress,
     to_file,
@@ -119,9 +120,7 @@ def placement(
 ) -> int:
     """Place experts on ranks, and score that on later steps: 0 pays, 1 does not, 3 no counts."""
     request = options.request()
-    if path == PIPE:
-        fail("a pipe is not read here: save it to a file, and name that", USAGE)
-    (run, *_) = runs_at(reading.search(path.parent if path.name == FILE_NAME else path))
+    run = newest_file(reading.search(path.parent if path.name == FILE_NAME else path))
     target = options.write[1] if options.write is not None else run.path.parent
     if target == PIPE or (target.is_file() and target.samefile(run.path)):
         fail(f"--write {target}: name a new file", USAGE)
@@ -132,7 +131,7 @@ def placement(
     except NoCounts as error:
         fail(f"{run.path}: {error}", NO_VERDICT)
     except (OSError, UnknownFormat) as error:
-        fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
+        fail_to_read(run, error)
     finally:
         show_progress("")
     if options.as_json:

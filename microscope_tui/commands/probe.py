@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microscope_tui.commands.options import DEFAULT_PROBE, DEFAULT_WINDOW, ProbeOptions
-from microscope_tui.console import DEFAULT_PATH, USAGE, fail, print_data, say, show_progress
+from microscope_tui.console import (
+    DEFAULT_PATH,
+    USAGE,
+    fail,
+    file_name,
+    print_data,
+    say,
+    show_progress,
+)
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.routing import FILE_NAME
@@ -26,7 +33,6 @@ INTERRUPTED = 130
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 _WRITTEN = 256
 _NEEDED = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
-_UNSAFE = re.compile(r"[^\w.@+-]+")
 
 
 def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> int:
@@ -137,9 +143,8 @@ def _run(
 
 
 def _default_folder(name: str) -> Path:
-    """``logs/probe-MODEL-DATE``, without characters that a shell would mind."""
-    safe = _UNSAFE.sub("-", name)[:60].strip("-.") or "model"
-    folder = DEFAULT_PATH / f"probe-{safe}-{time.strftime('%Y-%m-%d-%H%M%S')}"
+    """``logs/probe-MODEL-DATE``."""
+    folder = DEFAULT_PATH / f"probe-{file_name(name)}-{time.strftime('%Y-%m-%d-%H%M%S')}"
     if folder.exists():
         fail(f"{folder}: exists already; name another folder with -o", USAGE)
     return folder

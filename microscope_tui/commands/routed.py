@@ -14,12 +14,12 @@ from microscope_tui.commands.options import (
 )
 from microscope_tui.console import (
     DEFAULT_PATH,
-    PIPE,
     USAGE,
     fail,
+    fail_to_read,
+    newest_file,
     print_data,
     print_record,
-    runs_at,
     say,
 )
 from microscope_tui.lines import glyphs_for, mismatch_text, plain, spelled
@@ -68,17 +68,14 @@ def coverage(
         counted steps of a training run, and all of an evaluation or a probe.
     """
     refuse_below(1, min_tokens=min_tokens)
-    if path == PIPE:
-        fail("a pipe is read once, coverage needs two passes: save it to a file first", USAGE)
     first, last = step_range("--steps", steps)
-    place = path.parent if path.name == FILE_NAME else path
-    (run, *_) = runs_at(reading.search(place))
+    run = newest_file(reading.search(path.parent if path.name == FILE_NAME else path))
     try:
         found = coverage_of(run, min_tokens, first, last, _window_length)
     except NoCounts as error:
         fail(f"{run.path}: {error}; nothing to measure", NO_VERDICT)
     except (OSError, UnknownFormat) as error:
-        fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
+        fail_to_read(run, error)
     if as_json:
         print_record(coverage_json(found))
     else:

@@ -32,8 +32,6 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         experts, ranks, extra = self.experts, self.ranks, self.replicas
-        if min(experts, ranks, self.nodes, self.groups) < 1 or extra < 0:
-            raise BadCluster("write numbers from 1 up, and 0 or more for --replicas")
         most = experts * (ranks - 1)
         if extra > most:
             raise BadCluster(

@@ -123,7 +123,7 @@ class _Reading:
 def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share: None) -> Counts:
     """Read the counts of all steps that no restart superseded, or raise ``NoCounts``.
 
-    ``progress`` is called with the share that is read, 0 … 1; what it raises ends the reading.
+    ``progress`` is called with the share that is read; what it raises ends the reading.
     """
     reading: _Reading | None = None
     for entry in entries_of(file):

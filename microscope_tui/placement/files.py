@@ -61,10 +61,8 @@ class _File(msgspec.Struct):
 def write_form(
     form: str, placements: Sequence[Placement], layers: Sequence[int], *, hidden_layers: int | None
 ) -> str:
-    """The text of a placement file: one placement per MoE layer, ``layers`` deep in the model.
-
-    ``hidden_layers`` is the number of layers of the model, dense ones included.
-    """
+    """The text of a placement file: one placement per MoE layer, ``layers`` deep in a model of
+    ``hidden_layers``, dense ones included."""
     rows = [list(chain(*placement)) for placement in placements]
     of = dict(zip(layers, rows, strict=True))
     if len(of) < len(rows):

@@ -58,7 +58,6 @@ class Tally:
     """Sums over layers of the mean and the busiest rank, for every step."""
 
     def __init__(self, steps: int) -> None:
-        """For ``steps`` steps, before the first layer."""
         self.means, self.maxima = [0.0] * steps, [0.0] * steps
 
     def place(
@@ -73,8 +72,7 @@ class Tally:
         """Add a layer; its balancedness, a mean over the steps in which it counted anything."""
         self.means = [a + b for a, b in zip(self.means, means, strict=True)]
         self.maxima = [a + b for a, b in zip(self.maxima, maxima, strict=True)]
-        known = [a / b for a, b in zip(means, maxima, strict=True) if b > 0]
-        return sum(known) / len(known) if known else None
+        return _mean([a / b for a, b in zip(means, maxima, strict=True) if b > 0])
 
     def steps(self) -> list[float | None]:
         """The balancedness of the model in every step."""
@@ -83,14 +81,16 @@ class Tally:
     @property
     def balancedness(self) -> float:
         """Its mean over the steps."""
-        known = [value for value in self.steps() if value is not None]
-        return sum(known) / len(known) if known else 1.0
+        return _mean([value for value in self.steps() if value is not None]) or 1.0
 
     @property
     def ratio(self) -> float:
         """The mean over the steps of Σ max ÷ Σ mean."""
-        known = [1.0 / value for value in self.steps() if value is not None]
-        return sum(known) / len(known) if known else 1.0
+        return _mean([1.0 / value for value in self.steps() if value is not None]) or 1.0
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -112,7 +112,7 @@ def gain_of(gains: Sequence[float]) -> Gain:
     few blocks the interval is too narrow, and is widened like Student's t against the normal.
     """
     number = len(gains)
-    mean = sum(gains) / number if number else 0.0
+    mean = _mean(gains) or 0.0
     size = -(-number // _MOST_VALUES) or 1  # a long series is one of the means of short pieces
     pieces = [sum(gains[at : at + size]) / size for at in range(0, number - size + 1, size)]
     count = len(pieces)

@@ -277,7 +277,6 @@ class _Ageing:
         self._before, self._after = Tally(len(self._later)), Tally(len(self._later))
 
     def add(self, layer: Layer, cluster: Cluster, today: Placement) -> None:
-        """Add a layer."""
         experts = cluster.experts
         placed = dict[int, Placement]()
         for anchor in self._anchors:
@@ -325,7 +324,7 @@ def _windows(counts: Counts, request: Request) -> tuple[range, range]:
     if fit is None:
         fit = range(min(middle, score.start)) if score is not None else range(middle)
     if score is None:
-        score = range(max(fit.stop, 0), number)
+        score = range(fit.stop, number)
     there = f"counts are of steps {counts.steps[0]:,} to {counts.steps[-1]:,}"
     if number == 1 and (request.fit, request.score) == (OPEN, OPEN):
         score = fit  # a dump of one sum: placed and written, and never proven

@@ -16,6 +16,7 @@ from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Adapter, Site
+from microscope_tui.probe.step_sums import shortened
 from microscope_tui.runlog import LOG_NAME, glance
 
 _logger = logging.getLogger(__name__)
@@ -115,20 +116,15 @@ def _last_step(log: Path, sites: Sequence[Site]) -> int:
     seen = glance(log) if log.exists() else None
     if seen is None or seen.run is None:
         return 0
-    there = [(r.name.partition("#")[0], r.num_experts) for r in seen.run.routers]
-    there = list(dict.fromkeys(there))  # a looped layer has a row per pass
-    here = [(site.name, site.num_experts) for site in sites]
+    routers = [f"{r.name.partition('#')[0]}×{r.num_experts}" for r in seen.run.routers]
+    there = list(dict.fromkeys(routers))  # a looped layer has a row per pass
+    here = [f"{site.name}×{site.num_experts}" for site in sites]
     if there != here:
+        ours, theirs = (f"{len(own)} routers: {shortened(own)}" for own in (here, there))
         raise ValueError(
-            f"{log} has other routers ({_shown(there)}) than this model ({_shown(here)}): choose a "
-            "new run folder"
+            f"{log} has other routers ({theirs}) than this model ({ours}): choose a new run folder"
         )
     return seen.last.step if seen.last is not None else 0
-
-
-def _shown(routers: list[tuple[str, int]]) -> str:
-    shown = ", ".join(f"{name}×{experts}" for name, experts in routers[:6])
-    return f"{len(routers)} routers: {shown}{' …' if len(routers) > 6 else ''}"
 
 
 def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> None:
@@ -144,7 +140,7 @@ def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> N
         raise ValueError(f"start_step is {start_step}: the first step is 1")
 
 
-def _unwrapped(model: Any) -> nn.Module:
+def _unwrapped(model: Any) -> Any:
     """The model itself, without DDP, ``torch.compile`` and PEFT around it."""
     while True:
         inner = getattr(model, "_orig_mod", None)
@@ -153,6 +149,5 @@ def _unwrapped(model: Any) -> nn.Module:
         if inner is None and hasattr(model, "get_base_model"):
             inner = model.get_base_model()
         if not isinstance(inner, nn.Module) or inner is model:
-            unwrapped: nn.Module = model
-            return unwrapped
+            return model
         model = inner

@@ -34,9 +34,8 @@ def load(
     Args:
         name: A checkpoint of this project or its run, a folder of a published model, or a name on
             the Hugging Face hub.
-        dtype: ``auto`` (as stored), ``fp32``, ``bf16`` or ``fp16``.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        download: Whether a model on the hub may be downloaded.
+        dtype: A key of ``DTYPES``, or ``auto``: as stored.
+        device: See ``choose_device``.
 
     Raises:
         CannotProbe: it does not exist, is damaged, or requires custom code or pickles.
@@ -67,11 +66,7 @@ def _own(path: Path, dtype: str, device: torch.device) -> ProbedModel:
 
 
 def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> ProbedModel:
-    """Make a ``ProbedModel`` of a ``LanguageModel`` and its tokenizer.
-
-    Raises:
-        CannotProbe: the model has no router.
-    """
+    """A ``LanguageModel`` and its tokenizer; ``CannotProbe`` if it has no router."""
     if not model.routers:
         raise CannotProbe(f"{name}: a dense model, without a router; name a Mixture of Experts")
     characters = isinstance(tokenizer, CharTokenizer)
@@ -89,16 +84,10 @@ def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -
 
 
 def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Path) -> str:
-    """Trace ``texts``, a slice each, as one text in windows of the model's context.
+    """Trace ``texts``, each of them a slice, as one text in windows of the model's context.
 
-    Raises nothing but ``KeyboardInterrupt``: the training before it has succeeded.
-
-    Args:
-        model: A ``LanguageModel``, which keeps its mode.
-        texts: By the name of the slice, in the order of the text.
-
-    Returns:
-        One line: the folder of the trace, or why there is none.
+    Raises nothing but ``KeyboardInterrupt``: the training before it has succeeded. Returns a line
+    to print: the folder of the trace, or why there is none.
     """
     if folder.exists():
         return f"no trace: {folder} exists already"

@@ -115,8 +115,8 @@ class Calls:
         return {key: tally.top_k for tally in self.tallies for key in tally.keys}
 
     def parts(self, width: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
-        """Everything that is summed over ranks, and the largest logit, of each router and pass;
-        ``width``: experts of the largest router."""
+        """What is summed over ranks, and the largest logit, of each router and pass; see
+        ``Tally.flat``."""
         for tally in self.tallies:
             yield from zip(tally.keys, tally.flat(width), tally.max_logit_L, strict=True)
 
@@ -247,7 +247,7 @@ class Tally:
         self.experts_L3E[:, place] += spread_LE2[:, : self.num_experts]
 
     def flat(self, width: int) -> Tensor:
-        """Of every call what ``Layout`` names, in fp64: a count is exact up to 9·10^15."""
+        """Of every call what ``Layout`` names, in fp64; ``width``: most experts of a router."""
         E, counts_LE2 = self.num_experts, self.counts_LE2.double()
         experts_L4E = torch.cat([counts_LE2[:, None, :E], self.experts_L3E], dim=1)
         if width > E:
@@ -273,14 +273,7 @@ class RoutingCounter:
 
     @torch.no_grad()
     def add(self, routings: Sequence[Any]) -> None:
-        """Count one micro-batch, without padding, in fp32 as the routers score.
-
-        Args:
-            routings: One per router: ``moe_model.Routing``.
-
-        Raises:
-            ValueError: there are more or fewer routings than routers.
-        """
+        """Count one micro-batch without padding: a ``moe_model.Routing`` per router."""
         for row, one in zip(self._rows, routings, strict=True):
             kept_TK = one.kept_TK if self._drops else None
             self._calls.add(
@@ -295,11 +288,9 @@ class RoutingCounter:
 
     @torch.no_grad()
     def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
-        """Sum the step and ``extra``, fp64, over all ranks in one collective; returns ``extra``.
+        """Sum the step and ``extra``, fp64, over all ``Ranks`` at once; returns ``extra``.
 
-        Args:
-            ranks: Has ``rank``, ``size`` and ``sum``; every rank counts the same routers on other
-                tokens.
+        Every rank counts the same routers on other tokens.
         """
         parts = self._calls.parts(self._rows[0].num_experts)
         self._vector = self._layout.vector(parts, extra, ranks.rank, ranks.size)

@@ -9,7 +9,7 @@ or in ``frameworks.py`` (other training code).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,10 +37,7 @@ _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights"
 
 
 def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
-    """All routers of ``model`` in forward order.
-
-    Args:
-        routers: Adapters by module path; if there are any, only these are watched.
+    """All routers of ``model`` in forward order, or those of ``routers``: adapters by module path.
 
     Raises:
         ValueError: no router is found, or a path of ``routers`` is not in the model.
@@ -110,8 +107,7 @@ def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
     for kind in type(module).__mro__:
         make = _OWN.get((kind.__module__.partition(".")[0], kind.__name__))
         if make is not None:
-            made: Site | None = make(path, module, parent)
-            return made
+            return make(path, module, parent)
     return None
 
 
@@ -203,11 +199,8 @@ def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind:
 
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     """Only the first choice reaches the experts, and only experts 0 and 1 run (a bug of the
-    library). What the router chooses is counted; choices without a weight count as dropped.
-
-    Raises:
-        ValueError: it samples the second choice, and leaves the noise in its logits.
-    """
+    library). What the router chooses is counted; choices without a weight count as dropped. One
+    that samples the second choice leaves the noise in its logits, and is refused."""
     if module.second_expert_policy == "sampling":
         raise ValueError(
             f"{path} samples its second choice, which its outputs do not name: set "
@@ -369,7 +362,7 @@ def _family(module: nn.Module) -> str:
     return parts[2] if parts[:2] == ["transformers", "models"] else ""
 
 
-_OWN: dict[tuple[str, str], Any] = {
+_OWN: dict[tuple[str, str], Callable[[str, Any, nn.Module], Site | None]] = {
     ("transformers", "SwitchTransformersTop1Router"): _switch,
     ("transformers", "NllbMoeTop2Router"): _nllb,
     # Returns a sorted order of tokens and no ids.

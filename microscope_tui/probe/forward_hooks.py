@@ -82,7 +82,7 @@ class ForwardHooks:
         self._install()
 
     def reset(self, on: bool) -> None:
-        """Forget the step; count the next one if ``on``."""
+        """Count the next step if ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.calls.clear()
@@ -90,7 +90,7 @@ class ForwardHooks:
             self.losses.reset()
 
     def detach(self) -> None:
-        """Remove the hooks: the model is as it was."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -229,8 +229,7 @@ class ForwardHooks:
                 self._counted[place] = counted, args
 
     def _rows_of(self, place: int, rows: int, choice: Choice) -> tuple[int, Any]:
-        """Which pass through the site this is, and which rows of the batch it sees; ``None`` if
-        unknown."""
+        """Which pass through the site this is, and its rows of the batch; ``None`` if unknown."""
         batch, site = self._batch, self.sites[place]
         assert batch is not None
         if choice.real_T is not None or not site.sees_text:

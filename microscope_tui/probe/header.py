@@ -38,9 +38,8 @@ class AuxLoss(NamedTuple):
 
     trainer_args: Any = None
     asked: bool | None = None
-    """The argument ``output_router_logits`` of the latest pass."""
+    """As in ``ForwardHooks``, like the next one."""
     returned: bool | None = None
-    """Whether the output of the latest pass had an auxiliary loss."""
     decided: bool = True
     """False before the first pass of a Trainer with a coefficient of its own."""
 

@@ -81,15 +81,11 @@ class RunJudge:
     """Judges one run while it is written."""
 
     def __init__(self, header: bytes, state: bytes | None = None) -> None:
-        """Judge from the first step on, or continue from ``state``.
-
-        Args:
-            header: the line of the run record.
-            state: what ``save`` returned after the step before the next one.
+        """Judge from the first step on, or continue from the ``state`` that ``save`` returned.
 
         Raises:
             BadState: ``state`` is damaged, or has another version or another model.
-            ValueError: the header is not a run record.
+            ValueError: ``header`` is not the line of a run record.
         """
         self._reader = RunReader("run")
         run = next(iter(self._reader.feed(header)), None)
@@ -107,12 +103,10 @@ class RunJudge:
             self._diagnosis, self.since = _resumed(run, state)
 
     def observe(self, line: bytes, counts: CountSource, biases: BiasSource) -> list[Alert]:
-        """Judge one step; return what began or grew worse at it.
+        """Judge the step of ``line``; return what began or grew worse at it.
 
-        Args:
-            line: the step's line, with or without its matrices.
-            counts: the counts of a router as a reader reads them; ``None`` if the line has none.
-            biases: the same for its selection bias.
+        ``counts`` and ``biases`` return a row of a router as a reader reads it, ``None`` if the
+        log has none: the line itself may lack its matrices.
         """
         diagnosis, alerts = self._diagnosis, list[Alert]()
         for entry in self._reader.feed(line):
@@ -158,16 +152,12 @@ class RunJudge:
     def evidence(self, balance: Sequence[float | None]) -> str:
         """Evidence that may become an alert, in words; empty without any.
 
-        Args:
-            balance: the collapse index of every router now.
+        ``balance``: the collapse index of every router now.
         """
         return gathering(pending(self._diagnosis), balance)
 
     def verdict(self) -> str:
-        """One line per finding, the worst severity first; ``healthy`` without any.
-
-        A run in its warm-up is ``not judged yet``.
-        """
+        """One line per finding, the worst first; else ``healthy``, or ``not judged yet``."""
         diagnosis = self._diagnosis
         if not diagnosis.last_step:
             return "NO VERDICT: no step was judged"

@@ -21,12 +21,8 @@ class StepLosses:
     """Sums over the micro-batches of a step; on the device until the line is written."""
 
     def __init__(self, model: nn.Module, counting_ranks: int, across_ranks: bool) -> None:
-        """
-        Args:
-            counting_ranks: Ranks whose tokens are counted.
-            across_ranks: If the model divides by the tokens of the step, these are the tokens of
-                all ranks.
-        """
+        """``across_ranks``: where the model divides by the tokens of a step, by those of all ranks,
+        of which ``counting_ranks`` count."""
         holders = model, getattr(model, "config", None), text_config(model)
         names = "router_aux_loss_coef", "aux_loss_coef"
         weight = setting(holders, names, lambda value: isinstance(value, int | float))

@@ -70,9 +70,7 @@ class Probe:
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
         """Make ``step`` the next one, before any is logged.
 
-        Args:
-            resumed: The log, or the run before it, has earlier steps.
-            judgement: State of the judge after them.
+        If ``resumed``, the log has earlier steps; ``judgement``: state of the judge after them.
         """
         self._step, self._resumed = step - 1, resumed or step > 1
         self._judgement = judgement
@@ -101,7 +99,7 @@ class Probe:
         step: int | None = None,
         **scalars: Any,
     ) -> None:
-        """Log the optimizer step that has just been completed; call it on every rank, every step.
+        """Log the optimizer step that is just completed; call it on every rank, every step.
 
         Args:
             loss: Next-token cross-entropy of this rank in nats; the log holds the mean over ranks.
@@ -134,11 +132,7 @@ class Probe:
         return {"step": self._step, "judgement": judgement}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``; call it before the first step.
-
-        Raises:
-            RuntimeError: steps have been logged already.
-        """
+        """Continue from ``state_dict``, before any step is logged."""
         if self._log is not None:
             raise RuntimeError("load_state_dict after steps were logged: call it after attach")
         self.begin(int(state["step"]) + 1, self._resumed, state.get("judgement"))
@@ -146,9 +140,7 @@ class Probe:
     def detach(self, reason: str = "finished") -> None:
         """Remove the hooks, which leaves the model as it was, and close the log.
 
-        Args:
-            reason: How the run ended: ``finished``, ``stopped``, ``collapse``, ``signal`` or
-                ``failed``.
+        The ``reason`` is ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
         """
         self.hooks.detach()
         claimed.discard(self._folder)
@@ -157,7 +149,7 @@ class Probe:
             self._log = None
 
     def verdict(self) -> str:
-        """The verdict so far, in one line or a few; empty if there is none."""
+        """The verdict so far, on a few lines; empty without one."""
         return "" if self._log is None else self._log.verdict()
 
     def __enter__(self) -> Probe:
@@ -254,33 +246,29 @@ class Probe:
     def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
         """Warn about what the step lacks, once each; a failure was reported when it happened."""
         failed, passes = sums.extra[:2]
-        step = self._step
         if failed:
             return
-        lacking = [
-            row.name
-            for tokens, row in zip(sums.tokens, rows, strict=True)
-            if not tokens and not row.optional
-        ]
-        why = (
-            "call the model that was given to attach; a model that was compiled and run before "
-            "attach, is replayed as a CUDA graph, or is a copy, is not seen"
-        )
-        if self._model.training != (self._mode == "train"):
-            why = f"call model.{self._mode}() before: passes in the other mode are not counted"
-        if not passes:
-            self._once(f"step %d: no forward pass was counted; {why}", step)
+        pairs = zip(sums.tokens, rows, strict=True)
+        lacking = [row.name for tokens, row in pairs if not tokens and not row.optional]
+        if not passes and self._model.training != (self._mode == "train"):
+            self._once(
+                f"no forward pass was counted; call model.{self._mode}() before: passes in the "
+                "other mode are not counted"
+            )
+        elif not passes:
+            self._once(
+                "no forward pass was counted; call the model that was given to attach; a model "
+                "that was compiled and run before attach, is replayed as a CUDA graph, or is a "
+                "copy, is not seen"
+            )
         elif not any(sums.tokens):
             self._once(
-                "step %d: the model ran and no router was seen; a kernel that replaces the whole "
-                "MoE layer, or code compiled before attach, hides them",
-                step,
+                "the model ran and no router was seen; a kernel that replaces the whole MoE "
+                "layer, or code compiled before attach, hides them"
             )
         elif lacking:
             self._once(
-                "step %d: %s not seen; where layers were replaced after attach, detach and attach "
-                "again",
-                step,
+                "%s not seen; where layers were replaced after attach, detach and attach again",
                 shortened(lacking),
             )
         if self.hooks.outside:
@@ -292,7 +280,7 @@ class Probe:
     def _once(self, text: str, *values: object) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            _logger.warning(text, *values)
+            _logger.warning(f"step %d: {text}", self._step, *values)
 
     def _open(self, layout: Layout) -> RunRecorder:
         hooks = self.hooks

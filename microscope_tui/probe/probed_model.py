@@ -7,8 +7,7 @@ import json
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -48,11 +47,7 @@ class ProbedModel:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of ``--device``; ``auto`` is a GPU if there is one.
-
-    Raises:
-        CannotProbe: there is no usable GPU.
-    """
+    """The device of ``--device``; ``auto`` is a GPU if there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotProbe("--device cuda: torch finds no usable GPU; choose --device cpu")
     if name == "auto":
@@ -78,10 +73,10 @@ FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "t
 
 
 def folder_of(name: str, download: bool) -> Path:
-    """The folder of the model ``org/name``.
+    """The folder of the model ``org/name`` in the cache, or after a ``download``.
 
     Raises:
-        CannotProbe: it is not in the cache and may not be downloaded, or the download failed.
+        CannotProbe: there is none.
     """
     if not _NAME.fullmatch(name):
         raise CannotProbe(f"{name}: no such folder; name a model folder, or ORG/NAME --download")
@@ -204,30 +199,30 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    with _quiet():
-        try:
-            config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
-            model, report = _class(config).from_pretrained(
-                folder,
-                config=config,
-                dtype=DTYPES.get(dtype, "auto"),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            model = model.to(device).eval()
-        except Exception as error:  # transformers raises anything for a folder that is not right
-            if out_of_memory(error):
-                raise CannotProbe(
-                    f"{folder}: out of memory while loading; choose --dtype bf16, or a device "
-                    "with more memory"
-                ) from error
-            lines = str(error).strip().splitlines()
+    _silence()
+    try:
+        config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+        model, report = _class(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=DTYPES.get(dtype, "auto"),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model = model.to(device).eval()
+    except Exception as error:  # transformers raises anything for a folder that is not right
+        if out_of_memory(error):
             raise CannotProbe(
-                f"{folder}: transformers {transformers.__version__} cannot load it "
-                f"({type(error).__name__}: {lines[0] if lines else ''})"
+                f"{folder}: out of memory while loading; choose --dtype bf16, or a device with "
+                "more memory"
             ) from error
+        lines = str(error).strip().splitlines()
+        raise CannotProbe(
+            f"{folder}: transformers {transformers.__version__} cannot load it "
+            f"({type(error).__name__}: {lines[0] if lines else ''})"
+        ) from error
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise CannotProbe(
@@ -271,39 +266,30 @@ def _writer(model: Any) -> Any:
             raise CannotProbe(f"{type(model).__name__} has an encoder; leave --generate out")
         ids_BS = torch.tensor([ids], device=model.device)
         torch.manual_seed(0)
-        with _quiet():
-            try:
-                whole = model.generate(
-                    input_ids=ids_BS,
-                    attention_mask=torch.ones_like(ids_BS),
-                    max_new_tokens=most,
-                    do_sample=True,
-                )
-            except (AttributeError, TypeError, ValueError) as error:
-                raise CannotProbe(
-                    f"{type(model).__name__} cannot generate ({error}); leave --generate out"
-                ) from error
+        try:
+            whole = model.generate(
+                input_ids=ids_BS,
+                attention_mask=torch.ones_like(ids_BS),
+                max_new_tokens=most,
+                do_sample=True,
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CannotProbe(
+                f"{type(model).__name__} cannot generate ({error}); leave --generate out"
+            ) from error
         written: list[int] = whole[0].tolist()
         return written[len(ids) :]
 
     return write
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages and progress bars of transformers: what matters is checked here."""
+def _silence() -> None:
+    """Without messages and progress bars of transformers: what matters is checked here."""
     from transformers.utils import logging as loud
 
     logging: Any = loud  # untyped
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -31,10 +31,9 @@ _MOST_COUNTS = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was written."""
+    """What was written: all tokens, if the reason is ``finished``."""
 
     tokens: int
-    """All of them, unless ``reason`` is not ``finished``."""
     reason: str
     """``finished``, ``signal`` or ``failed``."""
     problem: str = ""
@@ -42,11 +41,7 @@ class Outcome:
 
 
 def refuse_unknown(probed: ProbedModel, slices: int) -> None:
-    """Check that there is something to trace, before a folder is created.
-
-    Raises:
-        CannotProbe: no router is found, or there are too many slices.
-    """
+    """Raise ``CannotProbe``, before a folder is made, without a router or with too many slices."""
     try:
         sites = find_sites(probed.model, None)
     except ValueError as error:
@@ -188,8 +183,7 @@ class _Run:
 def next_token_loss(
     logits_BSV: Tensor | None, ids_BS: Tensor, real_BS: Tensor | None
 ) -> float | None:
-    """Mean cross-entropy of the next real token in nats; None without logits, or if no token has a
-    next one."""
+    """Mean cross-entropy of the next real token in nats; None without logits or next tokens."""
     if logits_BSV is None:
         return None
     total = 0.0
@@ -212,7 +206,7 @@ class Interrupt:
         """``waiting``: a signal came inside ``shielded``."""
 
     def request(self, number: int) -> None:
-        """A signal came."""
+        """What a signal calls."""
         self.waiting = self._shielded
         if not self.waiting:
             raise KeyboardInterrupt

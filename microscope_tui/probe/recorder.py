@@ -28,13 +28,13 @@ from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.runlog import (
     LOG_NAME,
     MEANS,
-    SYNC_TIMEOUT_S,
     BackgroundLog,
     EventRecord,
     RunHeader,
     RunLogWriter,
     counts_of,
     encode_record,
+    rounded,
     without_matrices,
 )
 
@@ -73,9 +73,8 @@ class RunRecorder:
         """Open the log and write its ``run`` record.
 
         Args:
-            model: the ``model`` object of the run record, with ``layers``, ``num_experts`` and
-                ``top_k`` (an integer, or a list with one entry per router).
-            balance, training: objects of the run record; the advice names their values.
+            model: with ``layers``, ``num_experts`` and ``top_k`` (an integer, or a list with one
+                entry per router); like ``balance`` and ``training`` an object of the run record.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             judge: run the diagnosis while the run trains, see ``alerts``.
@@ -173,7 +172,7 @@ class RunRecorder:
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
-        """Write an event: ``eval``, ``checkpoint`` … (alerts are written automatically)."""
+        """Write an event: ``eval``, ``checkpoint`` …"""
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
         record = plain(head | fields)
         self._log.write(record)
@@ -187,10 +186,7 @@ class RunRecorder:
         return new
 
     def judgement(self) -> bytes | None:
-        """The state of the judge after the last recorded step, to be saved in a checkpoint.
-
-        ``None`` if nothing is judged. Alerts that wait for ``alerts`` are not part of it.
-        """
+        """The state of the judge for a checkpoint, without waiting alerts; ``None``: not judged."""
         return self.with_judge(RunJudge.save)
 
     def verdict(self) -> str:
@@ -198,19 +194,17 @@ class RunRecorder:
         nothing = "NO VERDICT: the run was not judged while it trained"
         return self.with_judge(RunJudge.verdict) or nothing
 
-    def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
+    def sync(self) -> bool:
         """Force the log to disk; call it around a checkpoint, so that both have the same steps.
 
-        Returns ``False`` if that fails or takes longer than ``timeout_s``.
+        ``False`` if that fails or takes too long.
         """
-        return self._log.sync(timeout_s)
+        return self._log.sync()
 
     def close(self, *, step: int, reason: str) -> None:
-        """Write the ``end`` event and all waiting records, sync and close; takes a few seconds at
-        most.
+        """Write the ``end`` event and all that waits, sync and close, in a few seconds at most.
 
-        Args:
-            reason: ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
+        ``reason``: ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
         """
         self.record_event(step=step, event="end", reason=reason)
         self._log.close()
@@ -272,8 +266,9 @@ class RunRecorder:
     def _router_object(self, readings: Mapping[str, Any], counts: _Counts) -> dict[str, Any]:
         """The readings of the trainer, and what follows from the counts."""
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
-        summaries = read | _summaries(counts)
-        return {name: [rounded(one) for one in row] for name, row in summaries.items()}
+        for name, derive in measures.DERIVED.items():
+            read[name] = [None if row is None else derive(row) for row in counts]
+        return {name: [rounded(one, 5) for one in row] for name, row in read.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
         """The collapse index of every router; ``None`` for one that was not counted."""
@@ -322,18 +317,17 @@ class RunRecorder:
 class TrainingLog:
     """The log of a training loop: a recorder whose exceptions never end the run.
 
-    The first exception is reported, and the next call is tried as usual. A process that does not
-    write the log has no recorder: the same calls do nothing.
+    ``say`` gets a warning of the first one, and the next call is tried as usual. A process that
+    does not write the log has no recorder: the same calls do nothing.
     """
 
     def __init__(
         self, recorder: RunRecorder | None, say: Callable[[str], None] = _logger.warning
     ) -> None:
-        """``say`` is called with the warning, at the first failure only."""
         self._recorder, self._say, self._warned = recorder, say, False
 
     def step(self, record: Mapping[str, Any]) -> list[float | None] | None:
-        """Write a step; the collapse index of every router, ``None`` if recording failed."""
+        """See ``RunRecorder.record_step``; ``None`` if it failed."""
         return self._try(lambda log: log.record_step(**record), None)
 
     def event(self, step: int, event: str, values: Mapping[str, Any]) -> None:
@@ -341,23 +335,23 @@ class TrainingLog:
         self._try(lambda log: log.record_event(step=step, event=event, values=values), None)
 
     def alerts(self) -> list[Alert]:
-        """What began or grew worse since the last call."""
+        """See ``RunRecorder``."""
         return self._try(RunRecorder.alerts, [])
 
     def judgement(self) -> bytes | None:
-        """The state of the judge for a checkpoint; ``None`` if there is none."""
+        """See ``RunRecorder``."""
         return self._try(RunRecorder.judgement, None)
 
     def collapsed(self) -> tuple[str, ...]:
-        """Names of the routers that are collapsed now."""
+        """See ``RunJudge``."""
         return self._try(lambda log: log.with_judge(RunJudge.collapsed), None) or ()
 
     def collapse_onset(self) -> int | None:
-        """The step to resume before if routers are collapsed now; see ``RunJudge``."""
+        """See ``RunJudge``."""
         return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
-        """Evidence that may become an alert, in words; empty without any."""
+        """See ``RunJudge``."""
         found = self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None)
         return found or ""
 
@@ -430,16 +424,3 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
         return plain(value.tolist())
     return str(value)
-
-
-def rounded(value: float | None, digits: int = 5) -> float | None:
-    """``value`` with ``digits`` significant digits: half the bytes, and more than screens show."""
-    return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
-
-
-def _summaries(counts: _Counts) -> dict[str, list[float | None]]:
-    """What follows from the counts; ``None`` for a router that was not counted."""
-    return {
-        name: [None if row is None else derive(row) for row in counts]
-        for name, derive in measures.DERIVED.items()
-    }

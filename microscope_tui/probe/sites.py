@@ -118,8 +118,7 @@ def site_at_router(
     top_k: int,
     kind: str | None,
 ) -> Site:
-    """A site whose router is watched: ``read`` takes the choice from its output, ``kind`` is that
-    of its scores."""
+    """A site whose router is watched: ``read`` takes the choice from its output; see ``Scores``."""
     made = Site(path, module, read, False, int(experts), int(top_k))
     made.scores, made.router, made.block = Scores(module, None, kind), module, parent
     return made
@@ -135,7 +134,7 @@ def setting(holders: Iterable[Any], names: Sequence[str], fits: Callable[[Any], 
 
 
 def argument_names(module: nn.Module) -> list[str]:
-    """Names of the arguments of a module's forward; empty if it has no readable signature."""
+    """Names of the arguments of a module's forward; empty if they are unknown."""
     try:
         return list(inspect.signature(type(module).forward).parameters)[1:]
     except (TypeError, ValueError):
@@ -220,11 +219,6 @@ class Adapter:
     """Experts that a token chooses."""
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            TypeError: ``ids`` cannot be called.
-            ValueError: ``num_experts`` or ``top_k`` is less than 1.
-        """
         if not callable(self.ids):
             raise TypeError(f"Adapter(ids={self.ids!r}): pass a function (module, args, output)")
         if self.num_experts < 1 or self.top_k < 1:

@@ -44,11 +44,9 @@ class Row:
     num_experts: int
     top_k: int
     kind: str | None = None
-    """Of its ``Scores``."""
+    """Of its ``Scores``; what follows of its ``Site``."""
     drops: bool = False
-    """A capacity may drop what was chosen."""
     optional: bool = False
-    """Not every pass has tokens for it."""
 
 
 @dataclass(slots=True)
@@ -126,11 +124,9 @@ class Layout:
     def vector(
         self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int
     ) -> Tensor:
-        """This rank's share of the step, fp64; nothing in it waits for the device.
+        """This rank's share of the step and ``extra``, fp64; nothing in it waits for the device.
 
-        Args:
-            parts: Sums and largest logit of every router that was counted, some in pieces.
-            extra: Further numbers, fp64.
+        ``parts``: sums and largest logit of every router that was counted, some in pieces.
         """
         found: defaultdict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for key, flat_N, peak in parts:
@@ -152,11 +148,8 @@ class Layout:
         return vector[: len(self.rows) * self._width].view(-1, self._width)
 
     def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
-        """The numbers of a vector that is summed over ranks, in one copy to the host.
-
-        Args:
-            biases: Selection bias of every row, copied along.
-        """
+        """The numbers of a vector that is summed over ranks, and the selection bias of every row,
+        in one copy to the host."""
         E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
         summed_LN = table_LN.to(self._dtype)

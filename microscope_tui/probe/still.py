@@ -239,8 +239,8 @@ class Looks:
         return found_N
 
     def vector(self, counts: bool, device: torch.device) -> Tensor:
-        """What this rank adds, always ``size`` numbers: the tokens with loss of every expert if its
-        tokens count, what ``_read`` returns, how many sampled elements of every group changed."""
+        """What this rank adds, always ``size``: the tokens with loss of every expert if its tokens
+        count, what ``_read`` returns, how many sampled elements of every group changed."""
         found = None if self._moves is None else self.attempt(self._vector, counts, device)
         unknown = torch.full((self.size,), math.nan, dtype=torch.float64, device=device)
         return found if found is not None and found.shape == unknown.shape else unknown
@@ -344,7 +344,7 @@ def _is_elsewhere(weight: Any) -> bool:
 
 
 def _largest(grads: Sequence[Tensor], is_stack: bool) -> list[Tensor]:
-    """The largest absolute value of each, or of each row; does not wait for the device."""
+    """The largest absolute value of each, or of each row."""
     if is_stack:
         return [torch.linalg.vector_norm(one.flatten(1), torch.inf, dim=1) for one in grads]
     return [norm[None] for norm in torch._foreach_norm(list(grads), torch.inf)]

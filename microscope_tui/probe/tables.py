@@ -51,9 +51,8 @@ def shuffled_ratios(
 ) -> list[Array]:
     """|log2(share in slice / share overall)| of one layer after shuffling its pieces of text.
 
-    Returns:
-        Per slice the ratios of all shuffles and of all experts that have ``FEWEST_EXPECTED``
-        pairs in the slice on average; an expert without a hit there counts as half a pair.
+    Per slice, of all shuffles and of all experts that have ``FEWEST_EXPECTED`` pairs in it on
+    average; an expert without a hit there counts as half a pair.
     """
     pieces_T = pieces_of(slices_T)
     P = int(pieces_T[-1]) + 1 if len(pieces_T) else 0
@@ -91,10 +90,7 @@ class Vocabulary:
 
     def chunks(self, ids_TK: Array, num_experts: int) -> Iterator[tuple[int, Array]]:
         """First token of each chunk of the vocabulary, and how many of each token's occurrences
-        chose each expert, int64 ``[V', E]``.
-
-        Args:
-            ids_TK: In the order of ``order_T``, no expert twice in a row, see ``distinct``.
+        chose each expert, int64 ``[V', E]``. ``ids_TK``: ``distinct``, in the order of ``order_T``.
         """
         E = num_experts
         rows = max(1, MOST_CELLS // (E + 1))
@@ -124,10 +120,7 @@ def identity_share(
     for categorical data of Light and Margolin (1971) in general. It is 1 where a token always
     chooses the same experts, and 0 where the choice does not depend on it, for any k; an entropy
     of pairs would not be 1 for k > 1. Chance alone explains (V − 1) / (T − 1): ``shuffled``
-    assigns the choices to the tokens at random.
-
-    Returns:
-        None where every token chose the same experts: nothing varies.
+    assigns the choices to the tokens at random. None where every token chose the same experts.
     """
     random = np.random.default_rng(SEED)
     order_T = random.permutation(vocabulary.tokens) if shuffled else vocabulary.order_T
@@ -148,8 +141,8 @@ def telling_tokens(
     """The most characteristic tokens of each expert: token id, count, lift; largest lift first.
 
     The lift is P(expert | token) / P(expert) over tokens. Tokens that the expert read fewer than
-    ``FEWEST_PAIRS`` times, and those that it reads no more often than others (lift 1 or less), are
-    left out. Among equal lifts the more frequent token is first, then the smaller id.
+    ``FEWEST_PAIRS`` times, or no more often than others (lift 1 or less), are left out. Among equal
+    lifts the more frequent token is first, then the smaller id.
     """
     found_TK = distinct(ids_TK, num_experts)[vocabulary.order_T]
     total_E = np.bincount(found_TK.reshape(-1), minlength=num_experts + 1)[:num_experts]

@@ -36,7 +36,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class BadText(ValueError):
-    """A text that cannot be probed; the message has its path and what to do."""
+    """A text that cannot be probed; the message says what to do."""
 
 
 @dataclass(slots=True)
@@ -50,10 +50,10 @@ class Slice:
 
 
 def find_slices(texts: Sequence[str]) -> list[Slice]:
-    """The slices of ``texts``: each is ``path`` or ``name=path``; equal names are one slice.
+    """The slices of ``texts``: ``path`` or ``name=path``; equal names are one slice.
 
     Raises:
-        BadText: one is missing, unreadable, or a folder without files.
+        BadText: one is missing, or a folder without files.
     """
     found: dict[str, Slice] = {}
     for text in texts:
@@ -95,11 +95,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
-    """The text of ``path`` in pieces; each ends with a line if it holds one.
-
-    Raises:
-        BadText: it is not UTF-8 text, or cannot be read.
-    """
+    """The text of ``path`` in pieces; each ends with a line if it holds one."""
     decode, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
     try:
         with os.fdopen(open_regular_file(path), "rb") as file:
@@ -147,7 +143,7 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
     """Read and cut the texts; a note lists characters that are left out for lack of a token.
 
     Args:
-        length: Most tokens of a window, including those that the tokenizer puts before a text.
+        length: Most tokens of a window, with those before a text.
         tokens: Most tokens in all, shared evenly between the slices.
 
     Raises:
@@ -231,13 +227,10 @@ def continued(
     length: int,
     most: int,
 ) -> Iterator[Window]:
-    """The beginning of each text as a prompt, and what the model writes after it.
+    """The beginning of each text as a prompt, and what the model writes after it: ``most`` tokens.
 
-    Args:
-        num_slices: Text written after slice ``n`` is slice ``n + num_slices``.
-        write: See ``ProbedModel``.
-        length: Tokens of a window; a prompt is cut to half of it.
-        most: Tokens to write after each prompt.
+    Text written after slice ``n`` is slice ``n + num_slices``. A prompt is cut to half of the
+    ``length`` of a window.
     """
     for window in windows:
         if not window.begins:
@@ -314,11 +307,7 @@ class TokenizerPieces:
         return frozenset()
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
-        """Ids and bytes of each token; the bytes together are ``text`` in UTF-8.
-
-        Raises:
-            ValueError: the tokenizer cannot encode it.
-        """
+        """Ids and bytes of each token, together ``text`` in UTF-8; ``ValueError``: impossible."""
         try:
             found = self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # the library has no error class

@@ -31,17 +31,9 @@ class TraceFile:
         capacity: int,
         **about: Any,
     ) -> None:
-        """Open the file.
+        """Open the file, with room for ``capacity`` tokens; see ``RoutingWriter`` for ``about``.
 
-        Args:
-            rows: Rows of the run log; those that ``first`` lacks see no text and are left out.
-            first: The choices of the first batch.
-            capacity: Tokens that the file has room for.
-            about: ``slices``, ``model`` and ``dtype`` of ``RoutingWriter``.
-
-        Raises:
-            BadRouting: the model has too many layers, experts or choices for the format.
-            OSError: the file cannot be written.
+        Rows of the run log that ``first`` lacks, the first batch, see no text and are left out.
         """
         rows = [row for row in rows if (row.place, row.number) in first]
         self._keys: list[Key] = [(row.place, row.number) for row in rows]
@@ -52,7 +44,6 @@ class TraceFile:
             top_k=max(first[key].ids_TK.shape[1] for key in self._keys),
             capacity=capacity,
         )
-        self._names = shape.layer_names
         self.writer = RoutingWriter(path, shape, **about)
         self._slices = list(about["slices"])
         sections = self.writer.places.sections.values()
@@ -62,14 +53,9 @@ class TraceFile:
         self._windows = 0
 
     def add(self, batch: Sequence[Window], traced: Mapping[Key, Traced]) -> None:
-        """Write one batch.
-
-        Raises:
-            ValueError: a router did not see every token of it.
-            OSError: the disk is full.
-        """
+        """Write one batch; ``ValueError`` if a router did not see every token of it."""
         count = sum(len(window.ids) for window in batch)
-        for key, name in zip(self._keys, self._names, strict=True):
+        for key, name in zip(self._keys, self.writer.shape.layer_names, strict=True):
             seen = len(traced[key].ids_TK) if key in traced else 0
             if seen != count:
                 raise ValueError(f"{name} saw {seen:,} of {count:,} tokens of a batch")
@@ -100,7 +86,7 @@ class TraceFile:
 
     def tables(self, progress: Callable[[int, int], None]) -> Tables:
         """Compute all tables; ``progress`` is called with finished layers and all layers."""
-        writer, shape = self.writer, self.writer.shape
+        shape = self.writer.shape
         E, L, S = shape.num_experts, len(shape.layers), len(self._slices)
         vocabulary = tables.Vocabulary(self._read("token_ids", 0))
         slices_T = self._read("slices", 0).astype(np.int64)
@@ -110,7 +96,7 @@ class TraceFile:
         identity, shuffled, lifts = [], [], []
         for layer in range(L):
             progress(layer, L)
-            ids_TK = self._read("ids", layer).reshape(-1, writer.shape.top_k)
+            ids_TK = self._read("ids", layer).reshape(-1, shape.top_k)
             for place, row_E in enumerate(tables.count_slices(ids_TK, slices_T, S, E)):
                 counts[place].append(row_E.tolist())
             if S > 1:

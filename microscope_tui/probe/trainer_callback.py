@@ -49,14 +49,11 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         """
         Args:
             run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
-            on_collapse: ``stop`` ends the training on all ranks at the next logged step after a
-                critical COLLAPSE; a warning does not.
+            on_collapse: ``log``, or ``stop``: end the training on all ranks at the next logged
+                step after a critical COLLAPSE; a warning does not.
             alerts: Also send a critical finding as an alert of the run of W&B or Trackio that is
                 active in this process: once per cause, or per rule where the cause is unknown.
             every, routers, saliency, on_alert: See ``attach``.
-
-        Raises:
-            ValueError: ``on_collapse`` is neither ``log`` nor ``stop``.
         """
         if on_collapse not in ("log", "stop"):
             raise ValueError(
@@ -123,7 +120,6 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self._learning_rate = float(rate) if isinstance(rate, int | float) else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> Any:
-        """Write the line."""
         if self.probe is None:
             return control
         self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
@@ -148,18 +144,16 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
     ) -> None:
-        """Write an event with the loss."""
         loss = (metrics or {}).get("eval_loss")
         if self.probe is not None and loss is not None:
             self.probe.event("eval", {"loss": loss}, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Write an event, so that advice can name the checkpoint."""
+        """Advice can name the checkpoint."""
         if self.probe is not None:
             self.probe.event("checkpoint", {"step": state.global_step}, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Close the log and remove the hooks."""
         if self.probe is not None:
             if verdict := self.probe.verdict():
                 _logger.info("%s", verdict)

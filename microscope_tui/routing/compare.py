@@ -84,7 +84,7 @@ class Mismatch:
     @property
     def share(self) -> float:
         """Share of the choices that differ."""
-        return self.differing / self.compared if self.compared else 0.0
+        return self.differing / self.compared
 
     def top_swaps(self, most: int) -> list[tuple[LayerMismatch, int, int, int]]:
         """The most frequent swaps: layer, expert in A, expert in B, how often."""
@@ -99,9 +99,7 @@ class Mismatch:
 def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str = "A") -> Mismatch:
     """Compare the choices of two files.
 
-    Args:
-        token_ids: whether both files have token ids.
-        margins_of: the file whose margins count, A or B; empty if neither has any.
+    ``token_ids``: whether both files have them; ``margins_of``: A, B, or empty if neither has any.
 
     Raises:
         NotComparable: they differ in tokens, layers, experts or k, or no token was routed in both.

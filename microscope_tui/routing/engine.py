@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -39,14 +39,11 @@ class BadEngineOutput(ValueError):
 
 
 def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
-    """Write ``target`` from an engine's output.
+    """Write ``target`` from an engine's output; true if the token ids are known.
 
     Args:
         beside: sizes of the probe that it is compared with. Without it the depths are those of
             the engine's layers, and the number of experts is unknown.
-
-    Returns:
-        Whether the token ids are known.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -140,14 +137,12 @@ class _Array:
     def __init__(self, path: Path) -> None:
         self._path = path
         with os.fdopen(open_regular_file(path), "rb") as file:
-            self._read_header(file)
-
-    def _read_header(self, file: BinaryIO) -> None:
-        head = file.read(10)
-        if not head.startswith(b"\x93NUMPY\1") or len(head) < 10:
+            actual = os.fstat(file.fileno()).st_size
+            head = file.read(10)
+            length = int.from_bytes(head[8:], "little")
+            header = file.read(length)
+        if not head.startswith(b"\x93NUMPY\1"):
             raise BadEngineOutput("is not a .npy file of version 1")
-        length = int.from_bytes(head[8:], "little")
-        header = file.read(length)
         found = _HEADER.fullmatch(header)
         if found is None:
             raise BadEngineOutput(
@@ -162,7 +157,6 @@ class _Array:
         self._row = layers * k * int(size)
         self._start = 10 + length
         expected = self._start + tokens * self._row
-        actual = os.fstat(file.fileno()).st_size
         if expected != actual:
             raise BadEngineOutput(
                 f"has {actual:,} bytes instead of {expected:,}: cut off or damaged"
@@ -233,9 +227,7 @@ class _Response:
     layers: int
     k: int
     rows: Sequence[int]
-    """Flat: token, layer, slot."""
-    before: int
-    """Tokens of the prompt in front of the first row."""
+    """Flat: token, layer, slot; of all tokens, or of all but the last."""
 
 
 def _responses(path: Path, beside: Shape | None) -> Iterator[tuple[int, _Response]]:
@@ -278,9 +270,9 @@ def _response(line: _Line, beside: Shape | None) -> _Response:
             raise BadEngineOutput(
                 "base64 holds no shape: it needs token ids, and a probe beside it"
             )
-        return _placed(_from_base64(experts), beside.top_k, ids, len(prompt or ()), beside=beside)
+        return _placed(_from_base64(experts), beside.top_k, ids, beside=beside)
     flat, layers, k = _flat([*(line.prompt_routed_experts or ()), *(experts or ())])
-    return _placed(flat, k, ids, len(prompt or ()), layers=layers)
+    return _placed(flat, k, ids, layers=layers)
 
 
 def _first(*values: Any) -> Any:
@@ -322,27 +314,22 @@ def _placed(
     flat: Sequence[int],
     k: int,
     ids: Sequence[int] | None,
-    prompt: int,
     *,
     layers: int = 0,
     beside: Shape | None = None,
 ) -> _Response:
-    """Which tokens the rows belong to: all, all but the last, or the same without the prompt.
-
-    The layers are given, or follow from the number of tokens and what ``beside`` allows.
-    """
+    """The layers are given, or follow from the number of tokens and what ``beside`` allows."""
     if ids is None:
-        return _Response(len(flat) // (layers * k), None, layers, k, flat, 0)
+        return _Response(len(flat) // (layers * k), None, layers, k, flat)
     total = len(ids)
-    places = ((total, 0), (total - 1, 0), (total - prompt, prompt), (total - prompt - 1, prompt))
-    for count, before in places:
+    for count in (total, total - 1):
         if count <= 0 or not flat or len(flat) % (count * k):
             continue
         found = len(flat) // (count * k)
         # An engine returns the layers with MoE, or all of them.
         known = () if beside is None else beside.layers
         if found in (layers, len(known)) or (known and found > max(known)):
-            return _Response(total, ids, found, k, flat, before)
+            return _Response(total, ids, found, k, flat)
     raise BadEngineOutput(
         f"{len(flat):,} choices for {total:,} token ids: expected one row per token, with or "
         "without the last one"
@@ -352,13 +339,9 @@ def _placed(
 def _padded(response: _Response) -> Sequence[int]:
     """The rows of all its tokens; -1 where none was returned."""
     width = response.layers * response.k
-    given = len(response.rows) // width
-    whole = response.before + given == response.tokens
-    rows = _without_last(response.rows, width) if whole else response.rows
-    if response.before or len(rows) < response.tokens * width:
-        behind = response.tokens * width - response.before * width - len(rows)
-        return [_NONE] * (response.before * width) + list(rows) + [_NONE] * behind
-    return rows
+    if len(response.rows) < response.tokens * width:
+        return [*response.rows, *[_NONE] * width]
+    return _without_last(response.rows, width)
 
 
 def _without_last(rows: Sequence[int], width: int) -> Sequence[int]:

@@ -59,12 +59,7 @@ class Routing:
     """One open file. Close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Open and check ``path``.
-
-        Raises:
-            OSError: it cannot be opened, or is not a regular file.
-            BadRouting: it is not a ``routing.bin``, has another version, is damaged, or cut off.
-        """
+        """Open and check ``path``, a regular file (``OSError``) of this form (``BadRouting``)."""
         self.path = path
         descriptor = open_regular_file(path)
         try:
@@ -87,7 +82,6 @@ class Routing:
         self.close()
 
     def close(self) -> None:
-        """Unmap the file."""
         self._map.close()
 
     def _read_header(self) -> None:
@@ -130,11 +124,7 @@ class Routing:
         self._text_bytes = header.text_bytes
 
     def choice(self, layer: int, token: int) -> Choice:
-        """What router number ``layer`` chose for a token; both count from 0.
-
-        Raises:
-            IndexError: there is no such layer or token.
-        """
+        """What router number ``layer`` chose for a token; both count from 0 (``IndexError``)."""
         k = self.shape.top_k
         ids = self._numbers("ids", layer, token, k)
         weights = self._numbers("weights", layer, token, k)
@@ -196,7 +186,7 @@ class Routing:
         return None
 
     def token_id(self, token: int) -> int:
-        """Id of a token in the model's vocabulary."""
+        """In the model's vocabulary."""
         return self._number("token_ids", token)
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
@@ -218,8 +208,7 @@ class Routing:
     def text(self, start: int, end: int, most: int | None = None) -> list[bytes]:
         """The bytes of each token from ``start`` to before ``end``; at most ``most`` of each.
 
-        Raises:
-            BadRouting: the table of the ends is damaged.
+        Raises ``BadRouting`` if the table of the ends is damaged.
         """
         end = min(end, self.tokens)
         if start >= end:
@@ -306,12 +295,7 @@ class RoutingWriter:
         model: str = "",
         dtype: str = "",
     ) -> None:
-        """Open a new file beside ``path``, with room for ``shape.capacity`` tokens.
-
-        Raises:
-            BadRouting: a size is out of range.
-            OSError: it cannot be written.
-        """
+        """Open a new file beside ``path``; ``BadRouting`` if a size is out of range."""
         shape.refuse_nonsense()
         self.path = path
         self.shape = shape
@@ -363,8 +347,7 @@ class RoutingWriter:
     def finish(self, tables: Tables = Tables(), tokens: int | None = None) -> None:  # noqa: B008
         """Write the header and give the file its name.
 
-        Args:
-            tokens: how many tokens all layers have, if not all that were appended.
+        ``tokens``: how many all layers have, if not all that were appended.
         """
         shape = self.shape
         header = self._about | {
@@ -389,7 +372,7 @@ class RoutingWriter:
         os.replace(self._part, self.path)
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove the file."""
         os.close(self._file)
         self._part.unlink(missing_ok=True)
 

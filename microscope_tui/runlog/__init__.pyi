@@ -43,7 +43,6 @@ from .reader import (
     drop_from as drop_from,
 )
 from .records import (
-    FRACTIONS as FRACTIONS,
     LOG_NAME as LOG_NAME,
     BadLine as BadLine,
     EventRecord as EventRecord,
@@ -54,7 +53,6 @@ from .records import (
     StepRecord as StepRecord,
     UnknownFormat as UnknownFormat,
     Values as Values,
-    holds_fractions as holds_fractions,
     one_or_each as one_or_each,
     seconds_between as seconds_between,
 )
@@ -85,5 +83,6 @@ from .writer import (
     RunLogWriter as RunLogWriter,
     encode_record as encode_record,
     estimated_bytes as estimated_bytes,
+    rounded as rounded,
     without_matrices as without_matrices,
 )

@@ -31,7 +31,6 @@ class CompressedLog(Tail):
         self.seekable = False
 
     def kept(self) -> tuple[int, int]:
-        """Nothing: an archive cannot be rewound."""
         return 0, 0
 
     def _reset(self) -> None:
@@ -49,8 +48,7 @@ class CompressedLog(Tail):
     def _next(self, file: int, max_bytes: int) -> bytes:
         """The next whole lines, or a piece of a long one: at most ``max_bytes``.
 
-        Raises:
-            OSError: what follows is damaged; what could be unpacked before was handed out.
+        All before a damaged part is handed out before its ``OSError``.
         """
         if self._fault:
             self.exhausted = True

@@ -52,9 +52,7 @@ _SHORT = 2048  # bytes of a matrix that is decoded in less time than its rows ar
 
 
 def decode_line(line: bytes) -> Record | None:
-    """Decode one complete line.
-
-    Returns ``None`` for an empty line and for a record of an unknown kind (ignored by contract).
+    """Decode one complete line; ``None`` for an empty one, and a record of an unknown kind.
 
     Raises:
         BadLine: the line holds no usable record.

@@ -61,11 +61,7 @@ class RunFile(msgspec.Struct, frozen=True):
         return self.foreign or self.path.suffix in ARCHIVE_SUFFIXES
 
     def open(self) -> Source:
-        """Its log lines from the start.
-
-        Raises:
-            OSError: what reads it cannot be set up.
-        """
+        """Its log lines from the start; ``OSError`` if what reads it cannot be set up."""
         return CompressedLog(self.path) if self.is_read_whole else Tail(self.path)
 
     def glance(self) -> Glance:
@@ -73,11 +69,7 @@ class RunFile(msgspec.Struct, frozen=True):
         return glance(self.path)
 
     def identity(self) -> Stamp:
-        """The present state of the file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """The present state of the file."""
         with opened(self.path) as file:
             return identity_of(file)
 
@@ -127,11 +119,8 @@ def find_logs(root: Path) -> list[Path]:
 def entries_of(file: RunFile) -> Iterator[Entry]:
     """All records that are there now, for commands that need no screen.
 
-    A run that is replaced while it is read counts up to there.
-
-    Raises:
-        OSError: it cannot be read.
-        UnknownFormat: the log has another format version.
+    A run that is replaced while it is read counts up to there. Raises ``OSError`` and
+    ``UnknownFormat``.
     """
     source = file.open()
     reader = RunReader(file.name)
@@ -176,8 +165,7 @@ def _why_not_a_run(path: Path) -> str | None:
 def _single_run(path: Path) -> RunFile:
     if not path.is_file():
         raise NoRuns(f"{path}: is not a regular file; pipe its content in and name `-` instead")
-    reason = why_not_a_run(path)
-    if reason:
+    if reason := why_not_a_run(path):
         raise NoRuns(f"{path}: is not a run log ({reason}); point at a folder of runs or a .jsonl")
     return _run_file(path, path.parent, path.stat())
 
@@ -245,10 +233,7 @@ def _without_archive_suffix(name: str) -> str:
 
 
 def _run_name(path: Path, root: Path) -> str:
-    """The folder for ``metrics.jsonl``, else the file name, relative to the root.
-
-    File names are untrusted text, too.
-    """
+    """The folder for ``metrics.jsonl``, else the file name, relative to the root."""
     path = path.with_name(_without_archive_suffix(path.name))
     if path.name != LOG_NAME:
         return safe_text(path.with_suffix("").relative_to(root))

@@ -1,5 +1,7 @@
 """The file is its own index: steps grow with the byte offset, so nothing is indexed up front.
 
+All but ``glance`` raise ``OSError`` for a file that cannot be read.
+
 **Head and last** (``glance``): two short reads give a run's name, plan, last step and end, so that
 a list of a thousand runs does not read a thousand logs. **All over** (``sample``): a first picture
 of a history costs as many small reads as the screen has columns, whatever the size of the file:
@@ -154,11 +156,8 @@ class Overview(msgspec.Struct):
 def sample(path: Path, name: str, count: int) -> Overview:
     """About ``count`` steps of the whole file, without torn lines and other records.
 
-    A restart between two samples is found by the full scan only.
-
-    Raises:
-        OSError: the file cannot be read.
-        UnknownFormat: the log has another format version.
+    A restart between two samples is found by the full scan only. Raises ``UnknownFormat`` for a
+    log of another version.
     """
     overview = Overview()
     with opened(path) as file:
@@ -198,9 +197,6 @@ def read_steps(
     """The steps from the line at ``start`` on, until the next ``run`` record or behind ``end``.
 
     ``piece``: bytes that are read at a time.
-
-    Raises:
-        OSError: the file cannot be read.
     """
     for _, entry in _between(path, run, start, end, piece):
         if isinstance(entry, RunRecord):
@@ -214,12 +210,8 @@ def surviving_steps(
 ) -> list[tuple[int, int]]:
     """Step and offset of the lines in ``start`` … ``end`` that hold steps below ``limit``.
 
-    Args:
-        restarted: steps below ``limit`` may be superseded in there; else they only grow, and
-            reading ends with them.
-
-    Raises:
-        OSError: the file cannot be read.
+    If ``restarted``, steps below ``limit`` may be superseded in there; else they only grow, and
+    reading ends with them.
     """
     kept: list[tuple[int, int]] = []
     course = Course()
@@ -236,11 +228,7 @@ def surviving_steps(
 
 
 def step_at(path: Path, run: RunRecord, offset: int) -> StepEntry | None:
-    """The step whose line begins at ``offset``.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The step whose line begins at ``offset``."""
     entry = next(read_steps(path, run, offset), None)
     return entry if entry is not None and entry.offset == offset else None
 
@@ -263,9 +251,6 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
     """The last entry at or before ``step`` of those that begin in ``start`` … ``end``.
 
     ``start`` is the beginning of a line; steps grow in between.
-
-    Raises:
-        OSError: the file cannot be read.
     """
     with opened(path) as file:
         low, high = start, end

@@ -33,11 +33,7 @@ class Spool:
     """
 
     def __init__(self, limit: int = MOST_BYTES) -> None:
-        """Open the file in the folder for temporary files (``TMPDIR``).
-
-        Raises:
-            OSError: no file can be made there, or it could not be read again.
-        """
+        """Open a file in ``TMPDIR``; ``OSError`` if none can be made there, or not read again."""
         with _unnamed_file() as file:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
@@ -68,7 +64,7 @@ class Spool:
             self.problem = error.strerror or str(error)
 
     def clear(self) -> None:
-        """Forget everything: the next byte has offset 0 again."""
+        """Forget everything: the next byte has offset 0."""
         os.ftruncate(self._file, 0)
         self.start = self.end = 0
 
@@ -103,7 +99,6 @@ class SpooledLog(Source):
         self.spool = spool
 
     def kept(self) -> tuple[int, int]:
-        """The bytes that the spool holds."""
         return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
 
 
@@ -117,7 +112,6 @@ class PipedLog(SpooledLog):
         capacity: int = CAPACITY_BYTES,
         spool: Spool | None = None,
     ) -> None:
-        """``name``: shown in place of a path."""
         super().__init__(Path(name), spool)
         self.ended = False
         """Whether the writer closed its end and everything was returned."""
@@ -133,9 +127,7 @@ class PipedLog(SpooledLog):
         """The next whole lines that have arrived, or a piece of a line that is longer.
 
         What is in a pipe is never cut off, so the last line before its end is handed out whole.
-
-        Raises:
-            OSError: the descriptor could not be read on; everything before was handed out.
+        All before a failure is handed out before its ``OSError``.
         """
         with self._changed:
             data = bytes(self._waiting[:max_bytes])
@@ -184,10 +176,8 @@ class PipedLog(SpooledLog):
 def take_over_stdin() -> int:
     """Free descriptor 0 for the keyboard: the piped log moves to the descriptor returned.
 
-    Call it before anything reads from the standard input.
-
-    Raises:
-        OSError: nothing is piped in, or there is no terminal to read keys from.
+    Call it before anything reads from the standard input. ``OSError``: nothing is piped in, or
+    there is no terminal.
     """
     if os.isatty(0):
         raise OSError("the standard input is the terminal: pipe a log into it, or name a path")

@@ -149,9 +149,9 @@ class Problems:
         self._last: dict[str, Problem] = {}
 
     def say(self, what: str, code: str = "", /, **values: Any) -> None:
-        """Add the problem ``what`` of ``_WORDS``; ``value`` is shown as one from a log.
+        """Add the problem ``what`` of ``_WORDS``; ``code``: its class, if these words have several.
 
-        ``code``: the class of the problem, if not all with these words are one.
+        ``value`` is shown as one from a log.
         """
         if "value" in values:
             values["value"] = shown(values["value"])
@@ -211,7 +211,7 @@ class Problems:
     ) -> dict[str, Any]:
         """The sound values of an object by name; unknown keys that look misspelt are reported.
 
-        ``inside``: the path of the object with its dot, for messages.
+        ``inside``: the path of the object, with its dot.
         """
         unknown = (key for key in record if key not in rules)
         for key in itertools.islice(unknown, _MAX_UNKNOWN_KEYS):
@@ -228,8 +228,7 @@ class Problems:
     def checked(self, key: str, value: Any, rule: Rule, code: str = "") -> Any:
         """The sound value at ``key``; ``None`` where there is none or where it is a problem.
 
-        Args:
-            code: class of the problem where ``key`` holds an index, so that its class is bounded.
+        ``code``: class of the problem where ``key`` holds an index, so that classes are bounded.
         """
         code = code or key
         if value is None or rule is None:
@@ -278,7 +277,7 @@ class Problems:
         ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
-        """Add the problem that ``value`` is not ``expected``; ``code``: its class."""
+        """Add the problem of class ``code`` that ``value`` is not ``expected``."""
         self.say("expected", code, key=key, value=value, expected=expected)
 
     def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:
@@ -292,7 +291,7 @@ class Problems:
                 return None
             expected = f"{rule.what}, or null where there is no value"
         elif type(value) is not int and (type(value) is not float or rule.integer):
-            return self.unexpected(f"type {code}", key, value, _typed(rule, value))
+            return self.unexpected(f"type {code}", key, value, f"{rule.what}, or null")
         else:
             expected = rule.what
         return self.unexpected(f"range {code}", key, value, expected)
@@ -322,17 +321,6 @@ def shown(value: Any, max_cells: int = 40) -> str:
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length():,} bits"
     return json.dumps(value)
-
-
-def _typed(rule: Number, value: Any) -> str:
-    """What is expected instead of a wrong type, with a hint for common mistakes."""
-    if isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return f'{rule.what}, or the string "NaN", "Infinity" or "-Infinity"'
-    if isinstance(value, str):
-        return f"{rule.what}, without quotes"
-    if isinstance(value, float) and value.is_integer():
-        return f"{rule.what}, without a decimal point"
-    return f"{rule.what}, or null"
 
 
 @lru_cache(maxsize=1024)

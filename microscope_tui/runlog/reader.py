@@ -87,7 +87,7 @@ class StepEntry:
         return len(self._line) + 1
 
     def matrices(self) -> Matrices:
-        """Counts and biases of this step; decoded once."""
+        """Counts and biases; decoded once."""
         if self._matrices is None:
             try:
                 self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)
@@ -148,8 +148,7 @@ class RunReader:
     def feed(self, chunk: bytes) -> Iterator[Entry]:
         """Yield the entries that ``chunk`` completes.
 
-        Raises:
-            UnknownFormat: the log has another format version; nothing in it can be trusted.
+        Raises ``UnknownFormat`` for another format version: nothing in it can be trusted.
         """
         for number, line in self.lines.feed(chunk):
             try:

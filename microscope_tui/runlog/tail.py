@@ -40,7 +40,6 @@ class Defects(msgspec.Struct):
     first: list[str] = msgspec.field(default_factory=list)
 
     def add(self, line_number: int, reason: str) -> None:
-        """Count one defect."""
         self.count += 1
         if len(self.first) < 3:
             self.first.append(f"line {line_number:,}: {reason}")
@@ -106,7 +105,7 @@ class LineSplitter:
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Result of one read: bytes, and whether they belong to a new file."""
+    """Result of one read."""
 
     data: bytes
     restarted: bool = False
@@ -116,11 +115,11 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """How far something was read, and when it changed last."""
+    """How far something was read, and its last change."""
 
     def __init__(self) -> None:
         self.offset = 0
-        """How far it was read, in the same bytes as ``size``: all before it was handed out."""
+        """All before it was handed out; in the same bytes as ``size``."""
         self.size = 0
         self.modified: float | None = None
         """Time of the last change, by the file system's clock; ``None`` while there is no file."""
@@ -164,9 +163,6 @@ class Source(Progress, ABC):
         """Lines of about ``count`` steps of the whole run, without reading all of it.
 
         Empty where the source offers none, or where ``path`` can be sampled itself.
-
-        Raises:
-            OSError: it cannot be read.
         """
         return b""
 
@@ -196,7 +192,7 @@ class Tail(Source):
         self._reset()
 
     def _reset(self) -> None:
-        """Forget the file that was read: the next read starts at the beginning."""
+        """Read from the beginning again."""
         self.offset = 0
         self.defects = Defects()
         self._restarted = True
@@ -208,16 +204,12 @@ class Tail(Source):
         self._splitter = LineSplitter(self._max_line_bytes or 0)
 
     def kept(self) -> tuple[int, int]:
-        """See ``Source``."""
         return EVERYTHING
 
     def read_lines(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next complete lines; those above the limit are left out and count as defects.
 
         Use either this or ``read``.
-
-        Raises:
-            OSError: as ``read``.
         """
         chunk = self.read(max_bytes)
         lines = list(self._splitter.feed(chunk.data))
@@ -243,11 +235,7 @@ class Tail(Source):
             return Chunk(b"")
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Bytes at any place, and the present ``size``; nothing counts as read.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Bytes at any place, and the present ``size``; nothing counts as read."""
         with opened(self.path) as file:
             self.size = os.fstat(file).st_size
             return os.pread(file, length, offset)
@@ -367,11 +355,7 @@ def identity_of(file: int) -> Stamp:
 
 
 def read_at(path: Path, start: int, size: int) -> bytes:
-    """Bytes of a regular file; fewer at its end.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Bytes of a regular file; fewer at its end."""
     with opened(path) as file:
         return os.pread(file, size, start)
 
@@ -386,11 +370,7 @@ def read_lines_at(file: int, start: int, want: int, most: int, lines: int = 1) -
 
 
 def open_regular_file(path: Path) -> int:
-    """Open ``path`` for reading; never blocks on a pipe or a device.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file.
-    """
+    """Open a regular file for reading, or raise ``OSError``; never blocks on a pipe or a device."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)

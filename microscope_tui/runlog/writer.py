@@ -66,11 +66,7 @@ class RunLogWriter:
     """Appends JSON lines to ``path``; a torn last line of an earlier process is cut off first."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open ``path`` for append and create its folder.
-
-        Raises:
-            OSError: the log cannot be created at all: raised at the start, not hours later.
-        """
+        """Open ``path`` for append and create its folder; ``OSError`` now, not hours later."""
         self.path = path
         self.lost_records = 0
         """Lost records that the log does not report yet."""
@@ -92,7 +88,7 @@ class RunLogWriter:
     def write(self, record: Mapping[str, Any]) -> bool:
         """Append one record; ``False`` if it was lost (counted, and reported later in the log).
 
-        A run record is not lost but owed: it is written before the next record that fits.
+        A run record is owed instead: it is written before the next record that fits.
         """
         if self.is_forked:
             self._warn("belongs to the parent process, a fork does not write to it")
@@ -212,6 +208,11 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode(_named_non_finite(record)) + b"\n"
 
 
+def rounded(value: float | None, digits: int) -> float | None:
+    """``value`` with so many significant digits: half the bytes, and more than screens show."""
+    return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
+
+
 def _named_non_finite(value: Any) -> Any:
     """``value`` with NaN and the infinities replaced by their names (msgspec writes null)."""
     if isinstance(value, float):
@@ -243,7 +244,7 @@ def _cut_torn_tail(file: int) -> None:
 
 
 def without_matrices(record: Record, matrices: bool) -> Record:
-    """The record, or the record without its matrices."""
+    """The record, if ``matrices`` with its own."""
     return record if matrices else {k: v for k, v in record.items() if k not in MATRICES}
 
 
@@ -258,11 +259,10 @@ class BackgroundLog:
         max_records: int = MAX_RECORDS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Start the thread that writes to ``log``; this object takes ownership of it.
+        """Start the thread that writes to ``log``, which is closed here too.
 
-        Args:
-            finish: called on that thread with a record and whether its matrices are wanted;
-                returns the record to be written. A place for work that the training can do without.
+        ``finish`` is called on that thread with a record and whether its matrices are wanted, and
+        returns the record to be written: a place for work that the training can do without.
         """
         self._log = log
         self._finish = finish
@@ -305,10 +305,8 @@ class BackgroundLog:
         self._warn_once("the disk is too slow, steps are dropped; lost records are counted")
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
-        """Wait until everything queued is written and synced; ``False`` on a timeout or failure.
-
-        After a timeout it does not wait again until the disk makes progress.
-        """
+        """Wait until all is written and synced; ``False`` on a failure or a timeout, after which it
+        does not wait again until the disk makes progress."""
         is_late = self._late is not None and self._late.empty()
         if self._closing or self._log.is_forked or is_late:
             return False

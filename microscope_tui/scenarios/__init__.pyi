@@ -12,9 +12,4 @@ from .popularity import (
     jittered as jittered,
 )
 from .run import Expected as Expected, Shape as Shape, Truth as Truth
-from .write import (
-    UnknownScenario as UnknownScenario,
-    lines as lines,
-    write_run as write_run,
-    writing as writing,
-)
+from .write import lines as lines, write_run as write_run, writing as writing

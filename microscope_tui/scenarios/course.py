@@ -69,7 +69,7 @@ class Course:
 def steps(
     shape: Shape, rng: random.Random, course: Course, first: int = 1, last: int | None = None
 ) -> Iterator[Step]:
-    """The steps of a run that takes this course, from ``first`` to ``last``."""
+    """The steps of a course, from ``first`` to ``last``."""
     loss = course.loss or falling_loss(shape)
     rate = course.learning_rate or cosine_rate(shape)
     biases = _Biases(shape, course, rng)
@@ -99,7 +99,7 @@ def steps(
 def run_along(
     course: Course, shape: Shape, rng: random.Random, *found: Expected, **truth: Any
 ) -> Run:
-    """A run that takes this course, with these faults; see ``Truth`` for the rest."""
+    """The run of a course, with these faults; see ``Truth`` for the rest."""
     header = truth.pop("header", {})
     known = Truth(expected=found, **truth)
     return Run(shape=shape, truth=known, header=header, steps=steps(shape, rng, course))
@@ -118,7 +118,7 @@ class _Biases:
         self._goals = [[round(rng.gauss(0, spread)) for _ in row] for row in self._rows]
 
     def values(self) -> list[list[float]]:
-        """A bias per expert and router; empty rows without balancing by a bias."""
+        """Of every router; empty rows without balancing by a bias."""
         per_unit = self._per_unit
         if per_unit is None:
             return [[] for _ in self._rows]
@@ -150,7 +150,6 @@ class _Signals:
         self._drift = [rng.uniform(-0.15, 0.15) for _ in range(shape.routers)]
 
     def of(self, step: int, counts: list[list[int]]) -> dict[str, Values]:
-        """Every summary of one step."""
         course, gauss, routers = self._course, self._rng.gauss, range(self._shape.routers)
         derived = measures.summarise(counts)
         means = [

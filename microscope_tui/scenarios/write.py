@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from microscope_tui.runlog import LOG_NAME, RunHeader, encode_record
+from microscope_tui.runlog import LOG_NAME, RunHeader, encode_record, rounded
 from microscope_tui.scenarios.catalogue import SCENARIOS, Scenario
 from microscope_tui.scenarios.course import BIAS_UPDATE_RATE
 from microscope_tui.scenarios.run import Record, Run, Shape, Step, Truth
@@ -17,10 +17,6 @@ CHECKPOINT_EVERY = 100
 STEPS_PER_SECOND = 10.0
 _STARTED = 1_790_000_000.0
 _MERGED = ("model", "source")
-
-
-class UnknownScenario(ValueError):
-    """Unknown scenario; the message lists the known ones."""
 
 
 def write_run(
@@ -34,14 +30,8 @@ def write_run(
     """Write ``folder/metrics.jsonl`` and return the findings of a correct diagnosis.
 
     Args:
-        scenario: one, or its name in ``SCENARIOS``.
-        shape: by default a small model, for as long as the scenario runs.
+        shape: by default a small model; ``ValueError`` if the scenario does not fit it.
         wait: called after every step; false ends the run early (for live demos).
-
-    Raises:
-        UnknownScenario: no such scenario.
-        ValueError: the scenario does not fit this shape.
-        OSError: the folder cannot be written.
     """
     run = _built(_known(scenario), shape, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,14 +56,11 @@ def writing(folder: Path, scenario: str, seed: int) -> Iterator[None]:
     def wait() -> bool:
         return not stop.wait(1.0 / STEPS_PER_SECOND)
 
-    writer = threading.Thread(
-        target=write_run,
-        args=(folder, scenario),
-        kwargs={"seed": seed, "wait": wait},
-        name="scenario-writer",
-        daemon=True,
-    )
+    def write() -> None:
+        write_run(folder, scenario, seed=seed, wait=wait)
+
     folder.mkdir(parents=True, exist_ok=True)
+    writer = threading.Thread(target=write, name="scenario-writer", daemon=True)
     writer.start()
     try:
         yield
@@ -83,12 +70,7 @@ def writing(folder: Path, scenario: str, seed: int) -> Iterator[None]:
 
 
 def _known(scenario: str | Scenario) -> Scenario:
-    if isinstance(scenario, Scenario):
-        return scenario
-    if scenario not in SCENARIOS:
-        known = ", ".join(SCENARIOS)
-        raise UnknownScenario(f"unknown scenario {scenario!r}: choose one of {known}")
-    return SCENARIOS[scenario]
+    return SCENARIOS[scenario] if isinstance(scenario, str) else scenario
 
 
 def _built(scenario: Scenario, shape: Shape | None, seed: int) -> Run:
@@ -177,7 +159,7 @@ def _record(item: Step, now: float, elapsed: float) -> Record:
         "tokens_per_s": round(item.tokens / elapsed, 1) if elapsed > 0.01 else None,
         "step_time_s": round(elapsed, 4),
         "router": {
-            name: [_short(value) for value in values] for name, values in item.router.items()
+            name: [rounded(value, 6) for value in values] for name, values in item.router.items()
         },
         "expert_bias": item.expert_bias,
         "tokens_per_expert": item.tokens_per_expert,
@@ -185,8 +167,3 @@ def _record(item: Step, now: float, elapsed: float) -> Record:
     if not item.losses:
         del record["losses"]
     return record
-
-
-def _short(value: float | None) -> float | None:
-    """Six significant digits; counts stay integers."""
-    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")

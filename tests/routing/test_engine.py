@@ -124,14 +124,6 @@ def test_base64_of_sglang_is_read_without_its_dense_layers(tmp_path: Path) -> No
         assert (found, ids) == ([*choices, EMPTY], [1, 2, 3, 4])
 
 
-def test_a_response_without_its_prompt_leaves_the_prompt_unrouted(tmp_path: Path) -> None:
-    choices = rows(2)
-    response = {"prompt_token_ids": [1, 2, 3], "token_ids": [4, 5, 6], "routed_experts": choices}
-    found, _ = read(lines(tmp_path, response))
-    # Two of three: the rows of the output but its last token.
-    assert found == [EMPTY, EMPTY, EMPTY, *choices, EMPTY]
-
-
 def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path) -> None:
     response = {"token_ids": [1, 2, 3], "routed_experts": [[[0]], [[5]], [[0]]]}
     found, _ = read(lines(tmp_path, response), Shape((0,), ("L0",), 8, 1, 1))

@@ -10,7 +10,7 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.variants import APART
 from microscope_tui.report import check_format, format_text
 from microscope_tui.runlog import RunReader, RunRecord, StepEntry
-from microscope_tui.scenarios import Shape, UnknownScenario, lines, write_run
+from microscope_tui.scenarios import Shape, lines, write_run
 
 SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=60)
 
@@ -55,8 +55,3 @@ def test_the_lines_are_what_the_format_says(name: str, tmp_path: Path) -> None:
 
 def test_every_scenario_fits_the_shape_of_the_demo() -> None:
     assert [name for name, scenario in SCENARIOS.items() if not scenario.fits(Shape())] == []
-
-
-def test_an_unknown_scenario_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UnknownScenario, match="healthy, shock"):
-        write_run(tmp_path, "nonsense")
