@@ -26,7 +26,7 @@ from microscope_tui.lines import (
     with_notes,
 )
 from microscope_tui.runlog import plural
-from microscope_tui.watch import RunCourse
+from microscope_tui.watch import RunCourse, RunView
 
 _POINTS = 240
 _REFRESH_S = 2.0
@@ -47,7 +47,7 @@ class TogetherScreen(BaseScreen):
         keys.SVG,
         *keys.EVERYWHERE,
     ]
-    PARTS = ("together-title", "together-chart", "together-runs")
+    PARTS = ("header", "together-title", "together-chart", "together-runs")
 
     number = "loss"
     across = Across.STEPS
@@ -59,8 +59,7 @@ class TogetherScreen(BaseScreen):
         super().__init__(session)
         self._courses: dict[Path, RunCourse] = {}
 
-    async def redraw(self) -> None:
-        columns, rows = self.room
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
         courses = self._chosen()
         if not self._reading and self._read_at != self._tick():
             self._reading = True
@@ -73,13 +72,12 @@ class TogetherScreen(BaseScreen):
         notes = [] if len(courses) > 1 else ["select runs with space on the runs screen"]
         lines = together_lines(courses, self.number, columns)
         chart, scale = together_chart(courses, self.number, self.across, _POINTS)
-        size = columns - 1, max(4, rows - 2 - len(lines))
+        size = columns - 1, max(4, rows - 3 - len(lines))
         glyphs, smoothing = self.session.glyphs, self.session.smoothing
         drawn = figure(chart, scale, size, glyphs, step=0, smoothing=smoothing, focused=True)
         self.show("together-title", [with_notes(title, notes, columns)], height=1)
         self.show("together-chart", [pad(line, columns) for line in drawn], height=len(drawn))
         self.show("together-runs", lines, height=len(lines))
-        self.draw_last_line()
 
     def _chosen(self) -> Sequence[RunCourse]:
         """The selected runs, or the newest ones; what was read of them stays."""
