@@ -19,7 +19,7 @@ _HOTTEST, _FIRST = 16, 3  # levels beyond the calm band
 _CALM_BALANCE = 0.75
 _CALM_ENTROPY = 0.3  # of the highest possible entropy
 _CALM_DROPS, _MOST_DROPS = 0.02, 0.5
-_TALLEST = 3
+_TALLEST = 5
 _SAMPLES: Mapping[Quantity, Sequence[float]] = {
     Quantity.BALANCE: (1.0, 0.6, 0.35, 0.15, 0.0),
     Quantity.LOAD: (1.0, 3.0, 8.0, 16.0),

@@ -103,6 +103,7 @@ def test_61_layers_take_31_lines_of_half_blocks_and_one_line_each_without_them(
     assert (halved.per_line, halved.visible) == (2, 31)
     assert fit_map(view, 120, 31, 61, halves=False).per_line == 1
     assert fit_map(view, 120, 31, 10, halves=True).height == 3
+    assert fit_map(view, 120, 60, 4, halves=True).height == 5
     line = map_line([[0, 9], [12, 9]], [0, 1], Heat(), (1, 0))
     assert line == [Span("▀", "heat:0|cursor"), Span(" ", "heat:9")]
     ascii_line = map_line([[0, 9]], [0, 1], Heat(colour=False, glyphs=Glyphs.ASCII), None)
