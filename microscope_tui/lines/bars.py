@@ -12,7 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from microscope_tui.lines import words
-from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
+from microscope_tui.lines.charts import GUTTER, Scale, chart_name, noted, tick_text
 from microscope_tui.lines.glyphs import BLOCKS, Glyphs, load_level
 from microscope_tui.lines.spans import Line, Span, dim, merged, pad, placed, wrap
 
@@ -50,7 +50,7 @@ def load_bars(
     room, rows = width - GUTTER, height - 2
     slots = _Slots.of(len(load), max(1, room), glyphs)
     groups = [load[at : at + slots.experts] for at in range(0, len(load), slots.experts)]
-    axis = _LoadAxis.of(load)
+    axis = _axis_of(load)
     own = _of_expert(load, chosen, words.decimal)
     title = chart_name(_load_name(axis, slots, bool(own)), focused)
     title += [*own, dim(f"{' ' if own else '   '}at {step:,}")]
@@ -64,7 +64,7 @@ def load_bars(
         dead = set()
     rows -= 1 if dead else 0
     body = _blank(room, rows)
-    body[axis.row(1.0, rows)][: cell * columns] = [("┈", "faint")] * (cell * columns)
+    body[_row(axis, 1.0, rows)][: cell * columns] = [("┈", "faint")] * (cell * columns)
     highest = [max(group) for group in groups]
     draw = _paired if slots.bars == 2 else _risen
     bars = draw([axis.share(value) for value in highest], highest, rows, glyphs)
@@ -73,12 +73,12 @@ def load_bars(
         body += _blank(room, 1)
     for column in dead:
         body[-1][column * cell] = ("×", "heat:dead")
-    lines += _labelled(body, axis.labels(rows), width)
+    lines += _labelled(body, _labels(axis, rows), width)
     numbers = _numbers(columns, slots.experts * slots.bars, cell, room, chosen)
     return [*lines, pad([Span(" " * GUTTER), *numbers], width)]
 
 
-def _load_name(axis: "_LoadAxis", slots: "_Slots", of_one: bool) -> str:
+def _load_name(axis: Scale, slots: "_Slots", of_one: bool) -> str:
     name = "load" if slots.experts > 1 or of_one else "load per expert"
     return _named(f"{name} (log)" if axis.log else name, slots.experts)
 
@@ -143,38 +143,29 @@ def bars_width(experts: int, columns: int, glyphs: Glyphs) -> int:
     return min(most, max(_TITLE, GUTTER + bars * min(_WIDEST, room // bars)))
 
 
-class _LoadAxis(NamedTuple):
+def _axis_of(load: Sequence[float]) -> Scale:
     """From 0 to the highest load; logarithmic, from 1/16, where one expert dwarfs the rest."""
+    alive = [x for x in load if 0 < x < math.inf] or [1.0]
+    top = max(2.0, *alive)
+    log = top >= _DWARFS and top > _DWARFS * statistics.median(alive)
+    return Scale(1 / 16 if log else 0.0, top, log=log)
 
-    top: float
-    log: bool
 
-    @classmethod
-    def of(cls, load: Sequence[float]) -> "_LoadAxis":
-        alive = [x for x in load if 0 < x < math.inf] or [1.0]
-        top = max(2.0, *alive)
-        return cls(top, top >= _DWARFS and top > _DWARFS * statistics.median(alive))
+def _row(axis: Scale, load: float, rows: int) -> int:
+    """Where a load is, counted from the top."""
+    return rows - 1 - min(rows - 1, int(rows * axis.share(load)))
 
-    def share(self, load: float) -> float:
-        part = load / self.top
-        if not self.log or not part > 0:
-            return part
-        return max(1e-9, 1 + math.log2(part) / math.log2(16 * self.top))
 
-    def row(self, load: float, rows: int) -> int:
-        """Where a load is, counted from the top."""
-        return rows - 1 - min(rows - 1, int(rows * self.share(load)))
-
-    def labels(self, rows: int) -> Mapping[int, str]:
-        """Both ends, the fair share, and between them round loads of a logarithmic axis."""
-        labels = {}
-        if self.log:
-            ticks = {tick: text for tick, text in _TICKS.items() if tick < self.top / 2}
-            labels = {self.row(tick, rows): text for tick, text in ticks.items()}
-        labels[0] = tick_text(self.top, self.top)
-        labels[rows - 1] = "1/16" if self.log else "0"
-        labels[self.row(1.0, rows)] = "1"
-        return labels
+def _labels(axis: Scale, rows: int) -> Mapping[int, str]:
+    """Both ends, the fair share, and between them round loads of a logarithmic axis."""
+    labels = {}
+    if axis.log:
+        ticks = {tick: text for tick, text in _TICKS.items() if tick < axis.top / 2}
+        labels = {_row(axis, tick, rows): text for tick, text in ticks.items()}
+    labels[0] = tick_text(axis.top, axis.top)
+    labels[rows - 1] = "1/16" if axis.log else "0"
+    labels[_row(axis, 1.0, rows)] = "1"
+    return labels
 
 
 def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[float], str]) -> Line:
@@ -207,7 +198,7 @@ def _risen(shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: G
     """A bar a column, from the bottom in eighths of a cell."""
     bars: list[Bar] = []
     for share, load in zip(shares, loads, strict=True):
-        eighths = max(int(share > 0), round(min(1.0, share) * rows * 8))
+        eighths = max(int(load > 0), round(min(1.0, share) * rows * 8))
         parts = [max(0, min(8, eighths - 8 * (rows - 1 - row))) for row in range(rows)]
         if glyphs is Glyphs.ASCII:
             chars = ["#" if part >= 4 else "_" if part else "" for part in parts]
@@ -221,7 +212,10 @@ def _paired(
     shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: Glyphs
 ) -> list[Bar]:
     """Two bars a column, in halves of a cell and in the colour of the higher one."""
-    heights = [max(int(share > 0), round(2 * rows * min(1.0, share))) for share in shares]
+    heights = [
+        max(int(load > 0), round(2 * rows * min(1.0, share)))
+        for share, load in zip(shares, loads, strict=True)
+    ]
     if len(heights) % 2:
         heights.append(0)
     bars: list[Bar] = []

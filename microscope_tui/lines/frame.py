@@ -125,9 +125,8 @@ def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:
     values = [column.mean for column in history if math.isfinite(column.mean)]
     if len(values) < 2:
         return ""
-    bottom, top = min(values), max(values)
-    means = [column.mean - bottom for column in history]
-    return spark([Column(m, m, m) for m in means], 12, (top - bottom) or 1.0, glyphs)[0]
+    means = [Column(column.mean, column.mean, column.mean) for column in history]
+    return spark(means, 12, (min(values), max(values)), glyphs)[0]
 
 
 def verdict(

@@ -431,13 +431,8 @@ def _sample(level: int | _Pair | None, heat: Heat) -> Span:
     """One sample, two characters wide where it is a colour alone."""
     if isinstance(level, tuple):
         return Span(HALVES * 2, "|".join(role_of_level(end) for end in level))
-    if heat.look.measure in _SHARES:
-        return Span("  " if heat.colour else ramp_glyph(level or 0), f"seq:{level or 0}")
-    if level is None:
-        return Span("×" if heat.colour else load_glyph(None), "heat:dead")
-    if not heat.colour:
-        return Span(load_glyph(level), f"heat:{level}")
-    return Span(f"{load_mark(level)} ", f"heat:{level}")
+    wide = 1 if level is None or not heat.colour else 2
+    return _one(level, heat, wide, marked=True)
 
 
 def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:

@@ -28,7 +28,6 @@ _ENOUGH = 200
 _GAP = 3
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
 _LABELS, _MOST_LABEL = ("project", "group"), 20
-_WIDE = 120
 _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 """States without colour in the list: live runs should stand out."""
 

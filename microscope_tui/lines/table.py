@@ -300,7 +300,7 @@ def balance(
         number = Span(f"*{number.text[:3]}", number.role)
     nothing = words.no_balance(layer)[0]
     room = layout.curve, layout.spark
-    return _curve(number, layer.balance_history, 1.0, nothing, layout, glyphs, cursor, room)
+    return _curve(number, layer.balance_history, (0.0, 1.0), nothing, layout, glyphs, cursor, room)
 
 
 def entropy(
@@ -320,11 +320,8 @@ def entropy(
     if top - bottom < _LEAST_ENTROPY * most:
         bottom = max(0.0, min(bottom, most * (1 - _LEAST_ENTROPY)))
         top = bottom + _LEAST_ENTROPY * most
-    history = [
-        Column(c.low - bottom, c.mean - bottom, c.high - bottom) for c in layer.entropy_history
-    ]
-    room = layout.entropy, layout.entropy_spark
-    return _curve(number, history, top - bottom, "not logged", layout, glyphs, cursor, room)
+    history, room = layer.entropy_history, (layout.entropy, layout.entropy_spark)
+    return _curve(number, history, (bottom, top), "not logged", layout, glyphs, cursor, room)
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
@@ -343,14 +340,14 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
 def _curve(
     number: Span,
     history: Sequence[Column],
-    top: float,
+    ends: tuple[float, float],
     nothing: str,
     layout: TableLayout,
     glyphs: Glyphs,
     cursor: float | None,
     room: tuple[int, int],
 ) -> list[Line]:
-    """The number, and its history from 0 to ``top`` where there is room; faint after ``cursor``.
+    """The number, and its history between ``ends`` where there is room; faint after ``cursor``.
 
     ``nothing``: why it may be empty; ``room``: cells of the column, and of the curve in it.
     """
@@ -364,7 +361,7 @@ def _curve(
     role = "curve" if number.role == "value" else number.role
     # From three lines on, the last stays blank, to separate the curves of neighbours.
     blank = [" " * width] if height >= 3 else []
-    curve = spark(history, width, top, glyphs, height - len(blank)) + blank
+    curve = spark(history, width, ends, glyphs, height - len(blank)) + blank
     past = width if cursor is None else math.ceil(cursor * width)
     numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
     return [
@@ -389,8 +386,7 @@ def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]
     if not means:
         return [[] for _ in range(layout.loss_rows)]
     bottom, top = min(means), max(means)
-    shifted = [Column(c.low - bottom, c.mean - bottom, c.high - bottom) for c in view.loss_history]
-    curve = spark(shifted, width, (top - bottom) or 1.0, glyphs, rows)
+    curve = spark(view.loss_history, width, (bottom, top), glyphs, rows)
     heads = {0: words.decimal(top), rows // 2: "loss", rows - 1: words.decimal(bottom)}
     return [
         [],

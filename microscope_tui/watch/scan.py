@@ -80,14 +80,8 @@ def row_maker(routers: int) -> RowOf:
         summary = record.router
         return {
             **_also_logged(record),
-            "loss": (record.loss,),
-            "learning_rate": (record.learning_rate,),
-            "grad_norm": (record.grad_norm,),
-            "effective_experts": summary.effective_experts or nothing,
-            "entropy": summary.entropy or nothing,
-            "mean_entropy": summary.mean_entropy or nothing,
-            "drop_rate": summary.drop_rate or nothing,
-            "max_load": summary.max_load or nothing,
+            **{name: (getattr(record, name),) for name in PER_RUN},
+            **{name: getattr(summary, name) or nothing for name in PER_ROUTER},
         }
 
     return row_of
