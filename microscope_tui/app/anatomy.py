@@ -21,7 +21,6 @@ class Anatomy:
         self.letters: bool | None = None
         """Whether letters are shown below the text; by default where there are no colours."""
         self.found = ""
-        """The text that was last searched for."""
         self.names: dict[int, str] = {}
         """Tokens of the vocabulary as they are shown, by their ids."""
         self._log: Path | None = None

@@ -105,7 +105,6 @@ class _Plot(NamedTuple):
         return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
     def scale_of(self, curve: Curve) -> Scale:
-        """The axis that a curve belongs to."""
         return self.chart.right or self.left if curve is self.chart.curves[-1] else self.left
 
     def curves(self, smoothing: float) -> list[list[Cell]]:

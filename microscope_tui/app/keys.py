@@ -35,7 +35,6 @@ def screen_class(name: str) -> type[Any]:
 
 
 def name_of(screen: Screen[Any]) -> str:
-    """The name of a screen in ``SCREENS``."""
     return type(screen).__name__.removesuffix("Screen").lower()
 
 
@@ -131,7 +130,6 @@ def with_keymap(bindings: Iterable[BindingType], keymap: Mapping[str, str]) -> l
 
 
 def all_bindings(keymap: Mapping[str, str] | None = None) -> dict[str, list[Binding]]:
-    """The bindings of every screen, by its name; it imports all screens."""
     return {name: with_keymap(screen_class(name).BINDINGS, keymap or {}) for name in SCREENS}
 
 

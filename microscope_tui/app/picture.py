@@ -32,8 +32,6 @@ class NoPicture(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The same screen twice."""
-
     text: str
     svg: str
 

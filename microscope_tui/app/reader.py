@@ -51,7 +51,6 @@ class Reader:
             self.fleet.close()
 
     def pause(self) -> None:
-        """Pause for the next redraw."""
         self._quiet_until = time.monotonic() + _HUSH_S
 
     def key_pressed(self) -> None:

@@ -29,7 +29,6 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PIECE = re.compile("[!-\u052f]+(?: [!-\u052f]+){0,2}|[^ ]")
 """At most three words of letters that every font has, or one other character."""
 _DOTS = ((3, 3), (3, 9), (3, 15), (9, 3), (9, 9), (9, 15), (3, 21), (9, 21))
-"""Of a braille character, in the order of its bits."""
 _MARGIN, _BAR = 12, 36  # around the screen, and above it in a window
 
 
@@ -43,7 +42,6 @@ class _Box(NamedTuple):
 
 
 def _shapes() -> dict[str, tuple[_Box, ...]]:
-    """What a character covers of its cell."""
     quarters = {
         corner: _Box(left, top, left + WIDTH / 2, top + HEIGHT / 2)
         for corner, (left, top) in zip("abcd", ((0, 0), (6, 0), (0, 12), (6, 12)), strict=True)
@@ -107,7 +105,6 @@ def svg_of(
 
 
 def _bar(title: str, width: int, shades: Shades) -> str:
-    """The upper edge of a window."""
     buttons = [
         f'<circle cx="{20 * at}" cy="{-_BAR // 2}" r="6" fill="{shades.word(role)}" '
         'shape-rendering="auto"/>'

@@ -52,8 +52,6 @@ _MOST_EXPERTS = 24
 
 
 class AlertState(StrEnum):
-    """State of an alert at the shown step."""
-
     ACTIVE = "active"
     RECOVERED = "recovered"
     NOTE = "note"
@@ -77,7 +75,6 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """The text that a filter matches."""
         word = WORD_OF_SEVERITY[self.finding.severity]
         return " ".join([self.finding.rule, word, self.state, *self.finding.layers])
 
@@ -289,7 +286,6 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
 
 
 def copied_text(entry: Entry, view: RunView) -> str:
-    """The alert for a chat or a ticket."""
     finding, advice = entry.finding, entry.advice
     return (
         f"{view.name} step {view.step:,}: {finding.severity.label} {finding.rule}, "

@@ -57,8 +57,6 @@ class Curve:
 
 
 class Scale(NamedTuple):
-    """Both ends of a y axis."""
-
     bottom: float
     top: float
     beyond: float | None = None
@@ -74,7 +72,6 @@ class Scale(NamedTuple):
         return math.log(value / self.bottom) / math.log(self.top / self.bottom)
 
     def text(self, value: float) -> str:
-        """A label of the axis."""
         return tick_text(value, 10 * value if self.log else self.top - self.bottom)
 
     @property

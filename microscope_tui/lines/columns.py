@@ -32,7 +32,6 @@ class Table(msgspec.Struct, frozen=True):
 
     @classmethod
     def fitting(cls, columns: Sequence[Column], width: int) -> "Table":
-        """As many of ``columns`` as fit."""
         kept = list(columns)
         for column in sorted(columns, key=lambda column: column.priority):
             if column.priority and sum(c.gap + c.width for c in kept) > width:

@@ -97,8 +97,6 @@ def _difference(then: float | None, now: float | None, spell: Callable[[float], 
 
 @dataclass(frozen=True, slots=True)
 class CompareLayout:
-    """The columns of numbers, and what is left for the heatmaps."""
-
     table: Table
     """Its last column is the load."""
     cells: int

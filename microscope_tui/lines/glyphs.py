@@ -15,15 +15,12 @@ from microscope_tui.watch import Column
 
 
 class Glyphs(StrEnum):
-    """The characters that a terminal supports."""
-
     BRAILLE = "braille"
     BLOCK = "block"
     ASCII = "ascii"
 
     @property
     def points(self) -> int:
-        """Points of a curve in one cell."""
         return 2 if self is Glyphs.BRAILLE else 1
 
 

@@ -111,16 +111,13 @@ class Look(msgspec.Struct, frozen=True):
 
 
 def exact_levels(key: Hashable, ratios: Sequence[float], per_cell: int = 1) -> Sequence[int | None]:
-    """Levels without a memory."""
     return [shade_level(ratio, per_cell) for ratio in ratios]
 
 
 class Heat(msgspec.Struct, frozen=True):
     look: Look = msgspec.field(default_factory=Look)
     run: RunRecord | None = None
-    """The header, which some measures need."""
     reference: Reference | None = None
-    """What loads are compared with."""
     colour: bool = True
     """Without it, cells are characters, for terminals without colours."""
     levels: Levels = exact_levels
@@ -150,7 +147,6 @@ class Heat(msgspec.Struct, frozen=True):
 
 
 def order_of(layer: LayerView, order: Order) -> Sequence[int]:
-    """The experts in the order in which they are shown."""
     load = layer.load or ()
     if order is Order.ID or not load:
         return range(len(load))
@@ -282,7 +278,6 @@ def _cell_lines(pair: _Pair, heat: Heat, cell: int, height: int) -> list[Span]:
 
 
 def _one(level: int | None, heat: Heat, cell: int, *, marked: bool = False) -> Span:
-    """A cell of one value."""
     role = _role(level, heat)
     if heat.look.measure in _SHARES:
         return Span(_cell(" " if heat.colour else ramp_glyph(level or 0), cell), role)
@@ -412,7 +407,6 @@ def legend(heat: Heat, width: int, *, per_cell: int = 1, most: float = 16.0) -> 
 
 
 def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
-    """Whether any layer has cells."""
     return any(not isinstance(cells_of(layer, heat), str) for layer in layers)
 
 

@@ -24,7 +24,6 @@ def head_lines(found: Mismatch, columns: int) -> list[Line]:
 def layer_lines(
     found: Mismatch, columns: int, glyphs: Glyphs, selected: int | None = None
 ) -> list[Line]:
-    """One line per layer: share of its choices that differ, and a bar."""
     label = min(max(len(layer.name) for layer in found.layers), columns // 3)
     labels = []
     mark = 0 if selected is None else 2

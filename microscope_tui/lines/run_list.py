@@ -85,7 +85,6 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 
 
 def card_text(card: RunCard) -> str:
-    """The text that a filter matches."""
     labels = "".join(f"{_label(card, name)} " for name in _LABELS if _label(card, name))
     return f"{card.file.name} {labels}{_state(card)} {plain(_verdict(card, _ENOUGH))}"
 
@@ -97,7 +96,6 @@ def _state(card: RunCard, width: int = _WIDE) -> str:
 
 
 def _label(card: RunCard, name: str) -> str:
-    """The project or group of the run, as its tool has it."""
     about = card.file.about if isinstance(card.file, ForeignRun) else {}
     return shortened(about.get(name, ""), _MOST_LABEL)
 

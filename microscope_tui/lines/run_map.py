@@ -30,13 +30,9 @@ _NO_VALUE = 99
 
 
 class MapLayout(msgspec.Struct, frozen=True):
-    """How the layers share the lines."""
-
     label: int
     columns: int
-    """Cells of the time axis."""
     height: int
-    """Lines of a layer, where a line holds one."""
     per_line: int
     """Layers of a line: 1 or 2."""
     visible: int
@@ -74,7 +70,6 @@ def _graded(badness: float) -> int:
 
 
 def levels_of(found: RunMap, quantity: Quantity, layers: Sequence[LayerView]) -> list[list[int]]:
-    """The levels of all cells, a row per layer."""
     return [
         [level_of(value, quantity, layer) for value in row]
         for layer, row in zip(layers, found.rows, strict=False)
@@ -137,7 +132,6 @@ def _spelled(quantity: Quantity) -> Callable[[float | None], str]:
 
 
 def map_title(quantity: Quantity, layers: int, steps: int, width: int) -> Line:
-    """What the cells are."""
     worst = "lowest" if quantity.low_is_bad else "highest"
     left = [Span(f"  {worst} {quantity}", "title"), dim(f" of every {steps:,} steps")]
     if steps == 1:
@@ -146,7 +140,6 @@ def map_title(quantity: Quantity, layers: int, steps: int, width: int) -> Line:
 
 
 def map_legend(quantity: Quantity, layers: Sequence[LayerView], heat: Heat, width: int) -> Line:
-    """Sample cells with their values."""
     if not layers:
         return pad([], width)
     layer = layers[0]

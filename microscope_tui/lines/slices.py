@@ -42,7 +42,6 @@ _LEVELS_PER_OCTAVE = 6
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
-"""The text of a token of the vocabulary."""
 
 
 class Ordering(StrEnum):
@@ -54,8 +53,6 @@ class Ordering(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One expert in one slice."""
-
     count: int
     ratio: float
     """log2 of the share in the slice over the share overall."""
@@ -110,7 +107,6 @@ class SliceTable:
     noise: Sequence[float]
     """Per slice; infinite where there is no baseline, as with a single slice."""
     sizes: Sequence[int]
-    """Choices in each slice."""
 
     def ordered(self, ordering: Ordering) -> Sequence[ExpertRow]:
         if ordering is Ordering.NUMBER:
@@ -175,8 +171,6 @@ def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class SliceLayout:
-    """Which slices are shown, and the cells that each has."""
-
     columns: int
     shown: range
     cell: int
@@ -247,7 +241,6 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
 def heads(
     layout: SliceLayout, names: Sequence[str], ordering: Ordering, table: SliceTable
 ) -> list[Line]:
-    """The names of the columns, and the noise of each slice below."""
     top = [*pad([dim("  expert")], _EXPERT), *pad([dim("share")], _SHARE, "right")]
     below = pad([dim("  chance")], _EXPERT + _SHARE)
     for at in layout.shown:

@@ -88,7 +88,6 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Width of its bar; 0 if there is no room."""
     row_height: int = 1
     table_rows: int = 1
-    """Lines for the table's body."""
     roomy: bool = False
     """Blank lines between the parts, and a verdict of three lines."""
     noted: bool = False
@@ -104,7 +103,6 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     numbered: bool = False
     """Whether expert numbers are shown above the cells."""
     hidden: tuple[str, ...] = ()
-    """What was left out for lack of room."""
 
     @property
     def curve(self) -> int:

@@ -192,7 +192,6 @@ class TimeMark(msgspec.Struct, frozen=True):
     what: str
     role: str
     rule: str = ""
-    """Of an onset: whose."""
 
 
 class TimeScale(msgspec.Struct, frozen=True):
@@ -260,7 +259,6 @@ class TimeScale(msgspec.Struct, frozen=True):
 
 
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
-    """The time axis of a view, with the events in its window, or those of one layer."""
     cursor = view.step if view.cursor is not None else None
     marks = tuple(_marks(view, layer))
     return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))

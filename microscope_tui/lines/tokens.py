@@ -73,12 +73,10 @@ class Highlight:
 
     @property
     def colour(self) -> int:
-        """The colour of the highlighted expert."""
         own = (self.expert or 0) % len(LETTERS)
         return own if self.expert is None else self.colours.get(self.expert, own)
 
     def choice(self, token: int) -> tuple[int, ...]:
-        """The chosen experts of a token in view."""
         at = token - self.first
         return self.chosen[at] if 0 <= at < len(self.chosen) else ()
 

@@ -68,8 +68,6 @@ class CheckRequest(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """The verdict on one run."""
-
     run: str
     path: str
     state: str
@@ -134,7 +132,6 @@ def findings_with_advice(
 
 
 def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
-    """The exit code for these findings."""
     worst = overall(findings)
     if worst is Severity.WARN and fail_on != "warn":
         return HEALTHY
@@ -189,7 +186,6 @@ def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:
 
 
 def _notes_on_blind_spots(diagnosis: Diagnosis) -> Iterator[str]:
-    """Which rules the log does not have the numbers for."""
     if is_one_step(diagnosis.run):
         yield "a single dump: rules about changes over time do not apply"
     blind = diagnosis.blind_spots()
@@ -200,7 +196,6 @@ def _notes_on_blind_spots(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[str]:
-    """Remarks on the options that changed the verdict."""
     criteria, diagnosis = request.criteria, watch.diagnosis
     if criteria.ignore:
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
@@ -273,7 +268,6 @@ def _finding_text(finding: Finding, advice: Advice) -> list[str]:
 
 
 def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """The report on all judged runs."""
     runs = [
         {key: getattr(judgement, key) for key in _KEYS}
         | {"cost": msgspec.to_builtins(judgement.cost)}
@@ -284,7 +278,6 @@ def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
-    """A finding and its texts."""
     worst = finding.worst
     return {
         "rule": finding.rule,
@@ -405,7 +398,6 @@ def news_text(alert: News) -> str:
 
 
 def news_json(file: RunFile, alert: News) -> dict[str, Any]:
-    """A piece of news as data: a finding, and what happened to it."""
     return {
         "schema_version": SCHEMA_VERSION,
         "event": alert.event,

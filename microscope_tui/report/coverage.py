@@ -87,8 +87,6 @@ def score_interval(hits: int, of: int) -> tuple[float, float]:
 
 
 class ExpertCoverage(msgspec.Struct, frozen=True):
-    """One expert in the steps that were counted."""
-
     expert: int
     tokens: int
     share: float
@@ -105,8 +103,6 @@ class ExpertCoverage(msgspec.Struct, frozen=True):
 
 
 class LayerCoverage(msgspec.Struct, frozen=True):
-    """All experts of one router."""
-
     layer: str
     depth: int
     top_k: int
@@ -136,8 +132,6 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 class _Sums:
-    """Sums over steps of one router."""
-
     def __init__(self, router: RouterInfo) -> None:
         zeros = [0.0] * router.num_experts
         self.router = router
@@ -202,15 +196,12 @@ def coverage_of(
 
 
 class _Counted:
-    """The counted steps of one model."""
-
     def __init__(self, run: RunRecord) -> None:
         self.run = run
         self._sums = [_Sums(router) for router in run.routers]
         self._steps: list[int] = []
 
     def add(self, run: RunRecord, entry: StepEntry) -> None:
-        """Add a step and the header that it was written under."""
         self.run = run
         self._steps.append(entry.record.step)
         means, record, rows = entry.means(), entry.record, entry.matrices().tokens_per_expert
@@ -223,7 +214,6 @@ class _Counted:
     def coverage(
         self, file: RunFile, wanted: int, length_of: Callable[[RunFile], int | None]
     ) -> Coverage:
-        """What the steps cover together."""
         run = self.run
         sums = [one for one in self._sums if one.tokens]
         if not sums:
@@ -273,7 +263,6 @@ def _layer(sums: _Sums, wanted: int, length: int | None) -> LayerCoverage:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    """A short report: the experts with too few tokens, and what they need."""
     short = coverage.behind()
     experts = sum(len(layer.experts) for layer in coverage.layers)
     tokens = max(layer.tokens for layer in coverage.layers)

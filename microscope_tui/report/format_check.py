@@ -35,8 +35,6 @@ _KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other
 
 
 class FormatReport(msgspec.Struct, frozen=True):
-    """What the format check found in one file."""
-
     path: str
     lines: int
     records: Mapping[str, int]
@@ -90,7 +88,6 @@ def format_text(report: FormatReport) -> str:
 
 
 def format_json(report: FormatReport) -> dict[str, Any]:
-    """The report as data; the schema is versioned."""
     return {
         "schema_version": 1,
         "path": report.path,

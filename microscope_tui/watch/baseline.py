@@ -39,7 +39,6 @@ class AgainstBaseline(Criteria, frozen=True):
     """
 
     def context(self, run: RunRecord) -> Context:
-        """The context of ``run``."""
         found = Criteria.context(self, run)
         if self.profile or found.relative:
             return found
@@ -47,8 +46,6 @@ class AgainstBaseline(Criteria, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """State of the routers in the last steps of a run."""
-
     run: str
     routers: tuple[RouterInfo, ...]
     first_step: int

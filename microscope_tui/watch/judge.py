@@ -50,7 +50,6 @@ class Judge:
         self._criteria = criteria
 
     def feed(self, lines: bytes) -> None:
-        """Judge the next bytes of the log."""
         self.offset += len(lines)
         try:
             for entry in () if self._is_foreign else self._reader.feed(lines):
@@ -59,7 +58,6 @@ class Judge:
             self._is_foreign = True
 
     def take(self, entry: Entry) -> None:
-        """Judge one record."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -148,7 +146,6 @@ class SecondProcess:
         self._send(judge)
 
     def judge_lines(self, lines: bytes) -> None:
-        """Let it judge the next lines of the log."""
         self.sent += len(lines)
         self._send(lines)
 
@@ -195,7 +192,6 @@ class SecondProcess:
         return answer
 
     def close(self) -> None:
-        """End it."""
         with self.process:  # closes the pipes and waits
             self.process.kill()
 

@@ -50,12 +50,10 @@ class Pin(msgspec.Struct, frozen=True):
 
     @property
     def counts_step(self) -> int | None:
-        """The step whose counts these are."""
         return self.with_counts.record.step if self.with_counts is not None else None
 
 
 def pin(watch: RunWatch) -> Pin | None:
-    """Pin the current step of ``watch``."""
     with watch.lock:
         if watch.latest is None:
             return None
@@ -148,8 +146,6 @@ _WALK_BYTES = 1 << 19  # bytes to search for a line with counts, if not every li
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One step of one router."""
-
     step: int
     counts: Sequence[int]
     bias: Sequence[float] | None

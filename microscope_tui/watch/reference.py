@@ -42,7 +42,6 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Reference:
-    """A pinned step as a reference."""
     counted = moment.with_counts
     rows = counted.matrices().tokens_per_expert if counted is not None else []
     return Reference(

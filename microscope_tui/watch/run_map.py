@@ -21,7 +21,6 @@ class Quantity(StrEnum):
 
     @property
     def low_is_bad(self) -> bool:
-        """Whether the worst value of a column is its lowest."""
         return self in (Quantity.BALANCE, Quantity.ENTROPY)
 
 
@@ -34,16 +33,12 @@ _SERIES = {
 
 
 class RunMap(msgspec.Struct, frozen=True):
-    """Values of all layers over time."""
-
     axis: Sequence[int]
-    """The first step of every column."""
     rows: Sequence[Sequence[float]]
     """For every layer one value per column; NaN where none was logged."""
 
     @property
     def measured(self) -> bool:
-        """Whether there is any value."""
         return any(value == value for row in self.rows for value in row)
 
 

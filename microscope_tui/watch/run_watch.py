@@ -41,8 +41,6 @@ _MOST_OF_A_LINE = 1 << 20
 
 
 class RunWatch:
-    """The state of one run: header, latest step, history, episodes."""
-
     def __init__(
         self,
         file: RunFile,
@@ -109,12 +107,10 @@ class RunWatch:
 
     @property
     def run(self) -> RunRecord | None:
-        """The header, if known."""
         return self.shown.run
 
     @property
     def latest(self) -> StepEntry | None:
-        """The latest step."""
         return self.shown.latest
 
     @property
@@ -124,7 +120,6 @@ class RunWatch:
 
     @property
     def sampled(self) -> bool:
-        """Whether the history is still a sample of the file."""
         return self._overview is not None
 
     @property
@@ -134,7 +129,6 @@ class RunWatch:
 
     @property
     def defects(self) -> Defects:
-        """Lines that could not be read."""
         return self.source.defects if self.source.translates else self._reader.defects
 
     @property
@@ -235,7 +229,6 @@ class RunWatch:
         return not scanned or self._second is not None
 
     def read_all(self) -> None:
-        """Read and judge everything that the log contains now."""
         self.advance()
         while self.unread:
             self.advance()
@@ -261,7 +254,6 @@ class RunWatch:
             return word, age
 
     def life(self) -> Life:
-        """The state of the run in the words of the screens."""
         with self.lock:
             step = self.latest.record.step if self.latest is not None else 0
             planned = self.run.planned_steps if self.run is not None else None

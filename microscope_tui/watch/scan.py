@@ -193,14 +193,11 @@ class Scan:
         self.run: RunRecord | None = None
         self.latest: StepEntry | None = None
         self.with_counts: StepEntry | None = None
-        """The latest step with counts."""
         self.recent: deque[StepEntry] = deque(maxlen=MEAN_OF)
-        """The last steps with counts."""
         self.counted: deque[StepEntry] = deque(maxlen=KEPT)
         """Copies of more of them, of which nothing is decoded: that takes seven times the bytes."""
         self.end: EventRecord | None = None
         self.lost_records = 0
-        """Records that the writer reported as lost."""
         self.evaluations: deque[EventRecord] = deque(maxlen=1000)
         self.history: History | None = None
         self.expected_steps = 0
@@ -229,7 +226,6 @@ class Scan:
                 self._take_event(entry)
 
     def commit(self) -> bool:
-        """Make added records visible; true if there were any."""
         return self.history is not None and self.history.commit()
 
     def make_room(self, lock: AbstractContextManager[object]) -> None:

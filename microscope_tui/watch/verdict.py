@@ -57,7 +57,6 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def verdict_on(watch: RunWatch) -> Verdict:
-    """The current verdict."""
     with watch.lock:
         found = watch.diagnosis.findings() if watch.diagnosis is not None else []
         return Verdict(

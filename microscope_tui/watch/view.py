@@ -34,8 +34,6 @@ from microscope_tui.watch.verdict import why_no_verdict
 
 
 class Mark(msgspec.Struct):
-    """One column of the time ribbon."""
-
     severity: Severity | None = None
     onset: bool = False
     """A finding above a note begins here."""
@@ -44,7 +42,6 @@ class Mark(msgspec.Struct):
 
 
 def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
-    """The marks of ``count`` equal parts of ``window``."""
     marks = [Mark() for _ in range(count)]
     for step in watch.history.restarts if watch.history else ():
         if (at := column_of(step, window, count)) is not None:
@@ -111,7 +108,6 @@ class LayerView(msgspec.Struct, frozen=True):
     """``None`` if nothing can be dropped or nothing was measured."""
     max_load: float | None
     severity: Severity | None
-    """The worst active finding of this router."""
     quadrant: str | None
     """``collapsed``, ``specialised``, ``uniform`` or ``undecided``, from balance and confidence."""
     balance_history: Sequence[Column]
@@ -122,8 +118,6 @@ class LayerView(msgspec.Struct, frozen=True):
 
 
 class RunView(msgspec.Struct, frozen=True):
-    """One frame of a run."""
-
     name: str
     run: RunRecord | None
     state: RunState
@@ -150,7 +144,6 @@ class RunView(msgspec.Struct, frozen=True):
     loss_history: Sequence[Column]
     ribbon: Sequence[Mark]
     restarts: Sequence[int]
-    """Steps in the window at which the run restarted."""
     evaluations: Sequence[tuple[int, float | None]]
     """Steps in the window after which the model was evaluated, with its validation loss."""
     progress: float
@@ -158,7 +151,6 @@ class RunView(msgspec.Struct, frozen=True):
     judged: float
     """Share of the log that the diagnosis has seen."""
     judged_step: int
-    """The latest step that the diagnosis has seen."""
     judged_again: str
     """Why the diagnosis had to start again, in words; usually empty."""
     no_verdict: str | None
@@ -347,7 +339,6 @@ def _layers(
 
 
 def _severities(findings: Sequence[tuple[Finding, Advice]]) -> dict[int, Severity]:
-    """The worst active severity of each router that has one."""
     worst: dict[int, Severity] = {}
     for finding, _ in findings:
         for episode in finding.episodes:
@@ -385,7 +376,6 @@ class Recent(msgspec.Struct, frozen=True):
 
     @property
     def steps(self) -> int:
-        """Number of steps in the mean."""
         return len(self.entries)
 
     def of(self, layer: LayerView) -> tuple[LayerView, float]:
@@ -422,8 +412,6 @@ def _noise(rows: Sequence[Sequence[int]]) -> float:
 
 
 class RouterHealth(msgspec.Struct, frozen=True):
-    """The worst router of every column."""
-
     balance: Sequence[Column]
     """The lowest collapse index c of all routers, as it is judged."""
     max_load: Sequence[Column]
@@ -431,7 +419,6 @@ class RouterHealth(msgspec.Struct, frozen=True):
 
 
 def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth:
-    """The worst router of every column of ``window``."""
     with watch.lock:
         routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)

@@ -17,8 +17,6 @@ _GAP = 3
 
 
 class AlertsScreen(ListScreen):
-    """A list of alerts, with the details of the chosen one."""
-
     CSS = """
     #alerts-title, #track { height: 1; }
     #alerts { height: 1fr; layout: vertical; }

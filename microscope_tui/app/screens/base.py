@@ -146,7 +146,6 @@ class BaseScreen(Screen[None]):
         self._unsent.close()  # otherwise nothing would be sent again
 
     def _send(self) -> None:
-        """Send the new screen, once."""
         if self._new:
             self._new = False
             self._unsent.close()
@@ -174,11 +173,9 @@ class BaseScreen(Screen[None]):
         self.show("header", [line])
 
     def points(self) -> int:
-        """Points of the curves that this screen draws."""
         return 1
 
     def layers_in_detail(self) -> Container[int]:
-        """Layers of which this screen draws curves."""
         return range(0)
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
@@ -203,7 +200,6 @@ class BaseScreen(Screen[None]):
         rows.show(lines, palette)
 
     def flag(self, **classes: bool) -> None:
-        """Set the classes of the screen that the styles depend on."""
         self.add_class(*[name for name, on in classes.items() if on])
         self.remove_class(*[name for name, on in classes.items() if not on])
 
@@ -221,7 +217,6 @@ class BaseScreen(Screen[None]):
 
     @property
     def busy(self) -> bool:
-        """Whether part of the screen is still being read."""
         return any(worker.node is self and not worker.is_finished for worker in self.workers)
 
     def _look_again(self) -> None:
@@ -255,13 +250,11 @@ class BaseScreen(Screen[None]):
 
     @property
     def bindings_shown(self) -> Sequence[Binding]:
-        """The bindings of this screen with the user's keys."""
         return with_keymap(self.BINDINGS, self.session.preferences.keymap)
 
     leads_to_probe = False
 
     def draw_last_line(self) -> None:
-        """The last line: keys, a message, or the prompt while it is open."""
         glyphs = self.session.glyphs
         width = self.room.width
         time = self.session.time
@@ -368,7 +361,6 @@ class BaseScreen(Screen[None]):
             await self.answered(kind, entered)
 
     def prompt_hint(self) -> tuple[str, str | None]:
-        """The hint of the prompt, and why the input is invalid."""
         if self.prompt.kind == "place":
             time = self.session.time
             return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
@@ -392,7 +384,6 @@ class BaseScreen(Screen[None]):
         return f"/{safe_text(self.pattern, cells)}" if self.pattern else ""
 
     async def action_match(self, by: int) -> None:
-        """The next layer, alert or run that the filter shows."""
         if not self.pattern:
             self.show_message("no filter: / sets one", "dim")
             return

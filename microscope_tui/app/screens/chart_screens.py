@@ -92,7 +92,6 @@ class ChartScreen(RunScreen):
 
     @property
     def chart_in_focus(self) -> str:
-        """The focused chart, or the first one."""
         names = self.chart_names
         return self.focus_name if self.focus_name in names else next(iter(names), "")
 

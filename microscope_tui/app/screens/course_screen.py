@@ -137,7 +137,6 @@ class CourseScreen(ChartScreen):
 
     @property
     def _at(self) -> int:
-        """The place of the cursor in the list."""
         name = self.cursor or next(iter(self.session.numbers), OVERVIEW)
         return self._listed.index(name) if name in self._listed else 0
 

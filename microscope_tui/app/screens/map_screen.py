@@ -164,7 +164,6 @@ class MapScreen(RunScreen):
         await self.redraw()
 
     async def action_open_layer(self) -> None:
-        """Open the layer at the step of the cursor."""
         if self.column is not None and self._found.axis:
             await self.from_disk(self.session.time.go_to, self._found.axis[self._at])
             if self.message_shown:  # why this step cannot be shown

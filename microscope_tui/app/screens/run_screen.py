@@ -52,7 +52,6 @@ class RunScreen(BaseScreen):
         return self.session.look.order
 
     async def action_expert(self, by: int) -> None:
-        """Choose another expert of the layer, in the order that is shown."""
         session, view = self.session, self.session.glance()
         if view is None or session.selected >= len(view.layers):
             return
