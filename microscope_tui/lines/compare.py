@@ -13,12 +13,12 @@ from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO
 from microscope_tui.lines.heat import Heat, cells_of, heat_lines
 from microscope_tui.lines.spans import (
-    ROLE_OF_SEVERITY,
     Line,
     Span,
     dim,
     first_fitting,
     pad,
+    row_label,
     shortened,
     width_of,
 )
@@ -77,15 +77,14 @@ def _values(record: StepRecord) -> Mapping[str, str]:
 
 
 def _changes(then: StepRecord, now: StepRecord) -> Mapping[str, str]:
+    def tokens(more: float) -> str:
+        return f"{'+' if more > 0 else '-'}{words.short_number(abs(more))}"
+
     return {
-        "step": _difference(then.step, now.step, lambda x: f"{x:+,}"),
-        "loss": _difference(then.loss, now.loss, lambda x: f"{x:+.2f}"),
-        "lr": _difference(then.learning_rate, now.learning_rate, lambda x: f"{x:+.2g}"),
-        "tokens": _difference(
-            then.tokens,
-            now.tokens,
-            lambda x: f"{'+' if x > 0 else '-'}{words.short_number(abs(x))}",
-        ),
+        "step": _difference(then.step, now.step, "{:+,}".format),
+        "loss": _difference(then.loss, now.loss, "{:+.2f}".format),
+        "lr": _difference(then.learning_rate, now.learning_rate, "{:+.2g}".format),
+        "tokens": _difference(then.tokens, now.tokens, tokens),
     }
 
 
@@ -223,7 +222,7 @@ def _moved(then: Sequence[float], now: Sequence[float]) -> list[str]:
 def _numbers(
     layer: LayerView, reference: Reference, layout: CompareLayout, chosen: bool
 ) -> Mapping[str, Sequence[Span]]:
-    record, index, severity = reference.record.router, layer.index, layer.severity
+    record, index = reference.record.router, layer.index
     router = router_in(reference, layer)
     before = balance_now(record, index, router) if router else BalanceNow(None, None, ())
     peak = value_at(record.max_load, index)
@@ -232,15 +231,13 @@ def _numbers(
     order = rank_correlation(then, layer.load) if then is not None and layer.load else math.nan
     label = table.width_of("layer")
     wide = (table.width_of("max load") - _ARROW) // 2
-    name = Span(shortened(layer.router.name, label - 5), "value" if chosen or severity else "dim")
-    letter = Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" ")
     pair = _pair(words.index(before.balance), words.index(layer.balance), _NUMBER)
     role = _change(before.judged, layer.judged_balance).role
     change = pad([Span(_change(before.balance, layer.balance).text, role)], _CHANGE, "right")
     entropy = words.decimal(value_at(record.entropy, index)), words.decimal(layer.entropy)
     loads = words.decimal(peak), words.decimal(layer.max_load)
     return {
-        "layer": [Span("▶ " if chosen else "  ", "accent"), *pad([name], label - 4), letter],
+        "layer": row_label(layer.router.name, layer.severity, label - 1, chosen=chosen),
         "balance": [*pair, Span(" "), *change],
         "entropy": _pair(*entropy, _NUMBER),
         "max load": _pair(*loads, wide, _peak_role(peak, layer.max_load)),

@@ -12,7 +12,7 @@ import msgspec
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import load_glyph, load_level
 from microscope_tui.lines.heat import HALVES, Heat
-from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, merged, pad, with_notes
+from microscope_tui.lines.spans import Line, Span, dim, merged, pad, row_label, with_notes
 from microscope_tui.watch import LayerView, Quantity, RunMap, RunView, Window
 
 _HOTTEST, _FIRST = 16, 3  # levels beyond the calm band
@@ -114,15 +114,8 @@ def map_label(layers: Sequence[LayerView], layout: MapLayout, selected: int) -> 
     """Cursor, name and alert letter of the layers of a line: of the chosen one, if it is there."""
     chosen = next((layer for layer in layers if layer.index == selected), None)
     worst = max((layer.severity for layer in layers if layer.severity), default=None)
-    layer = chosen or layers[0]
-    name = layer.router.name[: layout.label - 5].ljust(layout.label - 5)
-    return [
-        Span("▶ " if chosen else "  ", "accent"),
-        Span(name, "value" if chosen or worst else "dim"),
-        Span(" "),
-        Span(worst.letter if worst else " ", ROLE_OF_SEVERITY[worst] if worst else "value"),
-        Span(" "),
-    ]
+    name, width = (chosen or layers[0]).router.name, layout.label - 1
+    return [*row_label(name, worst, width, chosen=chosen is not None), Span(" ")]
 
 
 def _spelled(quantity: Quantity) -> Callable[[float | None], str]:

@@ -34,6 +34,7 @@ from microscope_tui.lines.spans import (
     dim,
     first_fitting,
     pad,
+    row_label,
 )
 from microscope_tui.runlog import plural
 from microscope_tui.watch import Column, LayerView, RunView
@@ -258,15 +259,9 @@ def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
 
 def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " ") -> list[Line]:
     """Cursor, name and alert letter, and before the load a mark."""
-    severity, name = layer.severity, layer.router.name.ljust(layout.label - 5)
-    line = [
-        Span("▶ " if selected else "  ", "accent"),
-        Span(name, "value" if selected or severity else "dim"),
-        Span(" "),
-        Span(severity.letter if severity else " ", _role(severity)),
-        Span(mark, "accent"),
-    ]
-    return _tall(line, layout.label, layout)
+    name, width = layer.router.name, layout.label - 1
+    line = row_label(name, layer.severity, width, chosen=selected)
+    return _tall([*line, Span(mark, "accent")], layout.label, layout)
 
 
 def load(

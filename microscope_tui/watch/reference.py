@@ -27,13 +27,15 @@ class Reference(msgspec.Struct, frozen=True):
     """The loads at the reference step, one list per router in forward order."""
 
     run: str
-    step: int
     record: StepRecord
-    counts_step: int | None
     loads: Sequence[Sequence[float] | None]
     """``None`` for a router without counts."""
     routers: Sequence[RouterInfo | None] = ()
     """The router of each list; ``None`` if missing. Empty: those of the open run."""
+
+    @property
+    def step(self) -> int:
+        return self.record.step
 
     def load_of(self, index: int, experts: int) -> Sequence[float] | None:
         """The loads of a router, if it has as many experts."""
@@ -46,9 +48,7 @@ def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Refe
     rows = counted.matrices().tokens_per_expert if counted is not None else []
     return Reference(
         run=run,
-        step=moment.step,
         record=moment.latest.record,
-        counts_step=counted.record.step if counted is not None else None,
         loads=[measures.load(row) if row else None for row in rows],
         routers=header.routers if header is not None else (),
     )

@@ -10,7 +10,7 @@ from microscope_tui.app.charts import figure
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
-from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.screens.run_screen import PlotScreen
 from microscope_tui.lines import (
     OF_LAYER,
     SMOOTHINGS,
@@ -37,7 +37,6 @@ from microscope_tui.lines import (
     quoted,
     shortened,
     spread,
-    time_line,
     time_scale,
     words,
 )
@@ -67,7 +66,7 @@ TABS = (
 Charts = Mapping[str, Chart]
 
 
-class ChartScreen(RunScreen):
+class ChartScreen(PlotScreen):
     """Keeps the focus by chart name: the set of charts may change with the run."""
 
     CSS = """
@@ -122,13 +121,6 @@ class ChartScreen(RunScreen):
 
     def plot_area(self) -> tuple[int, int]:
         return plot_area(self.columns())
-
-    def ribbon_columns(self) -> int:
-        return self.plot_area()[1]
-
-    def ribbon(self, view: RunView) -> Line:
-        session = self.session
-        return time_line.aligned_ribbon(view, self.room.width, self.plot_area(), session.axis)
 
     def rows_of_charts(self, rows: int, others: int, gaps: int = 3) -> int:
         """Classes by the height of the screen; lines that the charts have beside other parts."""

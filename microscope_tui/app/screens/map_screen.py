@@ -6,7 +6,7 @@ from typing import ClassVar
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
-from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.screens.run_screen import PlotScreen
 from microscope_tui.lines import (
     Heat,
     Line,
@@ -24,7 +24,6 @@ from microscope_tui.lines import (
     map_title,
     matching,
     pad,
-    time_line,
     time_scale,
 )
 from microscope_tui.watch import Quantity, RunMap, RunView, run_map
@@ -32,7 +31,7 @@ from microscope_tui.watch import Quantity, RunMap, RunView, run_map
 _FRAME_ROWS = 7  # header, title, legend, ribbon, ticks, cursor, keys
 
 
-class MapScreen(RunScreen):
+class MapScreen(PlotScreen):
     """Layers × time from the history in memory; the cursor repaints one line."""
 
     CSS = """
@@ -69,12 +68,8 @@ class MapScreen(RunScreen):
     _label = 8
     _pinned: int | None = None
 
-    def ribbon_columns(self) -> int:
-        return max(8, self.room.width - self._label - 1)
-
-    def ribbon(self, view: RunView) -> Line:
-        plot = self._label, self.ribbon_columns()
-        return time_line.aligned_ribbon(view, self.room.width, plot, self.session.axis)
+    def plot_area(self) -> tuple[int, int]:
+        return self._label, max(8, self.room.width - self._label - 1)
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session = self.session
