@@ -285,15 +285,6 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
     return [pad(line, width) for line in lines]
 
 
-def copied_text(entry: Entry, view: RunView) -> str:
-    finding, advice = entry.finding, entry.advice
-    return (
-        f"{view.name} step {view.step:,}: {finding.severity.label} {finding.rule}, "
-        f"{entry.state}\nVerdict: {advice.cause_first(advice.verdict)}\nWhy: {advice.why}\n"
-        f"Next: {advice.next}"
-    )
-
-
 def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int) -> list[Line]:
     """Verdict, why and next of this layer's own findings, in at most ``most`` lines."""
     lines: list[Line] = []

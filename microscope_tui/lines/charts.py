@@ -13,7 +13,7 @@ from typing import NamedTuple
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, line_width, pad, width_of
-from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
+from microscope_tui.watch import Column, LayerView, RunView
 
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
@@ -324,8 +324,8 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     return charts
 
 
-def course_chart(view: RunView, health: RouterHealth, name: str) -> Chart | None:
-    """The loss, or the worst of all layers; ``None`` for other numbers."""
+def course_chart(view: RunView, name: str, worst: Sequence[Column] = ()) -> Chart | None:
+    """The loss, or the ``worst`` values of all layers; ``None`` for other numbers."""
     record, steps = view.record, view.axis
     if name == "loss":
         validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
@@ -335,12 +335,12 @@ def course_chart(view: RunView, health: RouterHealth, name: str) -> Chart | None
         return Chart(name, losses, now, note, bottom=None, points=validated)
     if name == "balance":
         lowest, layer = min(known(view, "judged_balance"), default=(None, ""))
-        balances = [Curve(steps, health.balance, edge="low")]
+        balances = [Curve(steps, worst, edge="low")]
         where = "; ".join(filter(None, (layer, words.left_out(view))))
         return _balance("lowest balance c", balances, lowest, f"in {where}" if layer else "")
     if name == "max-load":
         highest, layer = max(known(view, "max_load"), default=(None, ""))
-        peaks = [Curve(steps, health.max_load, edge="high")]
+        peaks = [Curve(steps, worst, edge="high")]
         fair = f"in {layer}, 1 is fair" if layer else "1 is fair"
         return Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")])
     return None

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from microscope_tui.watch.history import Curves, Window
+from microscope_tui.watch.history import Column, Curves, Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import judged_lows
 
@@ -56,3 +56,14 @@ def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -
                 values = judged_lows(found, curves.of("max_load", index), axis, router)
             rows.append([value if math.isfinite(value) else math.nan for value in values])
         return RunMap(axis, rows)
+
+
+def worst_of_layers(
+    watch: RunWatch, quantity: Quantity, columns: int, window: Window
+) -> list[Column]:
+    """The worst value of any layer in every column; NaN where none was logged."""
+    rows = run_map(watch, quantity, columns, window).rows
+    worst = min if quantity.low_is_bad else max
+    known = ([x for x in values if x == x] for values in zip(*rows, strict=True))
+    found = [worst(values) if values else math.nan for values in known]
+    return [Column(value, value, value) for value in found]

@@ -6,7 +6,7 @@ must be visible.
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from itertools import chain, pairwise
 
@@ -25,18 +25,16 @@ from microscope_tui.diagnosis import (
     value_at,
 )
 from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
-from microscope_tui.watch.history import NAN, Column, Curves, Window
+from microscope_tui.watch.history import Column, Curves, Window
 from microscope_tui.watch.past_steps import Pin, pin
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import MEAN_OF, balance, balance_now, judged_lows, left_out_lately
+from microscope_tui.watch.scan import MEAN_OF, balance, balance_now, left_out_lately
 from microscope_tui.watch.state import Life, RunState
 from microscope_tui.watch.verdict import why_no_verdict
 
 
 class Mark(msgspec.Struct):
     severity: Severity | None = None
-    onset: bool = False
-    """A finding above a note begins here."""
     restart: bool = False
     evaluation: bool = False
 
@@ -56,10 +54,6 @@ def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark
         marks, worst_of_columns(episodes, window, count, newest), strict=True
     ):
         mark.severity = severity
-    for episode in episodes:
-        at = column_of(episode.onset, window, count)
-        if at is not None and episode.severity > Severity.INFO:
-            marks[at].onset = True
     return marks
 
 
@@ -409,31 +403,3 @@ def _noise(rows: Sequence[Sequence[int]]) -> float:
         if (mean := (a + b) / 2)
     ]
     return math.sqrt(sum(squares) / max(1, len(squares)) / 2 / len(rows)) * _OCTAVES
-
-
-class RouterHealth(msgspec.Struct, frozen=True):
-    balance: Sequence[Column]
-    """The lowest collapse index c of all routers, as it is judged."""
-    max_load: Sequence[Column]
-    """The highest load of any expert of any router."""
-
-
-def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth:
-    with watch.lock:
-        routers = watch.run.routers if watch.run is not None else ()
-        curves = Curves(watch.history, columns, window)
-        lowest, highest = [], []
-        for index, router in enumerate(routers):
-            few, loads = curves.of("effective_experts", index), curves.of("max_load", index)
-            lowest.append(judged_lows(few, loads, curves.axis(), router))
-            highest.append([c.high for c in loads])
-    return RouterHealth(_worst(min, lowest), _worst(max, highest))
-
-
-def _worst(
-    worst: Callable[[list[float]], float], series: Iterable[Sequence[float]]
-) -> list[Column]:
-    """The worst of all series in each column; NaN where none has a value."""
-    known = ([x for x in values if x == x] for values in zip(*series, strict=True))
-    values = (worst(values) if values else NAN for values in known)
-    return [Column(value, value, value) for value in values]

@@ -106,7 +106,10 @@ class AlertsScreen(ListScreen):
         if what != "verdict" or entry is None or view is None:
             super().copy(what)
             return
-        self.put_in_clipboard(alerts.copied_text(entry, view), entry.finding.rule)
+        from microscope_tui.app import out  # only for this key
+
+        text = out.verdict_text(view, (entry.finding, entry.advice))
+        self.put_in_clipboard(text, entry.finding.rule)
 
     async def action_acknowledge(self) -> None:
         entry = self._entry

@@ -1,5 +1,6 @@
 """The map of a run: where a collapse begins, and how it spreads."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -60,8 +61,8 @@ class MapScreen(PlotScreen):
     PARTS = ("header", "map-title", "map-cells", "ribbon", "ticks", "map-legend", "map-cursor")
 
     quantity = Quantity.BALANCE
-    column: int | None = None
-    """The column of the cursor; ``None`` for the last."""
+    step: int | None = None
+    """The step of the cursor; ``None`` for the last column."""
     _found = RunMap((), ())
     _levels: Sequence[Sequence[int]] = ()
     _of: tuple[object, ...] = ()
@@ -83,9 +84,8 @@ class MapScreen(PlotScreen):
         self._label = layout.label
         self._look_up(view, layout)
         self._follow_time()
-        steps = max(
-            1, round((view.window.last - view.window.first + 1) / len(self._found.axis or "1"))
-        )
+        span = view.window.last - view.window.first + 1
+        steps = max(1, round(span / max(1, len(self._found.axis))))
         self.show("map-title", [map_title(self.quantity, shown, steps, columns)])
         self.show("map-legend", [map_legend(self.quantity, view.layers, heat, columns)])
         self.show("map-cells", self._cells(view, layout, heat), session.look.palette)
@@ -108,17 +108,12 @@ class MapScreen(PlotScreen):
         pin = self.session.time.pin
         step = pin.step if pin is not None else None
         if step != self._pinned:
-            self._pinned = step
-            self.column = None if step is None else self._column_of(step)
-
-    def _column_of(self, step: int) -> int:
-        later = (at for at, first in enumerate(self._found.axis) if first > step)
-        return max(0, next(later, len(self._found.axis)) - 1)
+            self._pinned = self.step = step
 
     @property
     def _at(self) -> int:
-        last = len(self._found.axis) - 1
-        return last if self.column is None else max(0, min(last, self.column))
+        axis = self._found.axis
+        return max(0, (len(axis) if self.step is None else bisect_right(axis, self.step)) - 1)
 
     def _cells(self, view: RunView, layout: MapLayout, heat: Heat) -> list[Line]:
         shown = self.layers_shown or ()
@@ -150,7 +145,7 @@ class MapScreen(PlotScreen):
     async def action_column(self, by: int) -> None:
         if self._found.axis:
             at = max(0, min(len(self._found.axis) - 1, self._at + by))
-            self.column = at if at < len(self._found.axis) - 1 else None
+            self.step = self._found.axis[at] if at < len(self._found.axis) - 1 else None
             await self.redraw()
 
     async def action_quantity(self, by: int) -> None:
@@ -159,8 +154,8 @@ class MapScreen(PlotScreen):
         await self.redraw()
 
     async def action_open_layer(self) -> None:
-        if self.column is not None and self._found.axis:
-            await self.from_disk(self.session.time.go_to, self._found.axis[self._at])
+        if self.step is not None:
+            await self.from_disk(self.session.time.go_to, self.step)
             if self.message_shown:  # why this step cannot be shown
                 return
         await super().action_open_layer()
