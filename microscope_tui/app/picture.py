@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from textual.pilot import Pilot
-from textual.widget import Widget
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.remembered import begin
-from microscope_tui.app.rows import Rows, in_truecolor
+from microscope_tui.app.rows import in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.app.session import PictureRequest, Session
-from microscope_tui.app.svg import picture_of
+from microscope_tui.app.svg import lines_of, picture_of
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RouterInfo
 from microscope_tui.watch import JUDGING_S, Fleet
@@ -136,15 +135,5 @@ async def _choose_token(session: Session, token: int) -> None:
 
 
 def _text(app: Microscope) -> str:
-    columns, rows = app.size
-    lines = [[" "] * columns for _ in range(rows)]
-    for part in app.screen.query(Rows):
-        if not all(one.display for one in part.ancestors_with_self if isinstance(one, Widget)):
-            continue
-        region = part.content_region
-        for y, text in enumerate(part.texts[: region.height], start=region.y):
-            for x, char in enumerate(text[: region.width], start=region.x):
-                if 0 <= y < rows and 0 <= x < columns:
-                    lines[y][x] = char
-    text = "\n".join("".join(line).rstrip() for line in lines).rstrip()
-    return spelled(text, app.session.glyphs)
+    lines = ("".join(segment.text for segment in line).rstrip() for line in lines_of(app))
+    return spelled("\n".join(lines).rstrip(), app.session.glyphs)

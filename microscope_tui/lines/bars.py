@@ -24,7 +24,7 @@ _TICKS = {0.25: "1/4", 4.0: "4", 16.0: "16", 64.0: "64"}
 _LEAST_ROOM, _TITLE = 8, 48
 _NUMBER_GAP = 2
 _WIDEST_SHARE = 0.6  # of the columns of the screen
-_QUADRANTS = dict(zip(product((False, True), repeat=4), " ▗▖▄▝▐▞▟▘▚▌▙▀▜▛█", strict=True))
+QUADRANTS = dict(zip(product((False, True), repeat=4), " ▗▖▄▝▐▞▟▘▚▌▙▀▜▛█", strict=True))
 """By what is filled: upper left, upper right, lower left, lower right."""
 _BLANK = (" ", "")
 
@@ -224,7 +224,7 @@ def _paired(
         chars = []
         for above in range(2 * rows - 2, -1, -2):  # half cells below this row
             filled = (left > above + 1, right > above + 1, left > above, right > above)
-            chars.append(_QUADRANTS[filled].strip())
+            chars.append(QUADRANTS[filled].strip())
         bars.append((chars, _role(max(loads[at : at + 2]))))
     return bars
 

@@ -126,9 +126,8 @@ def _spelled(quantity: Quantity) -> Callable[[float | None], str]:
 
 def map_title(quantity: Quantity, layers: int, steps: int, width: int) -> Line:
     worst = "lowest" if quantity.low_is_bad else "highest"
-    left = [Span(f"  {worst} {quantity}", "title"), dim(f" of every {steps:,} steps")]
-    if steps == 1:
-        left[1] = dim(" of every step")
+    stretch = f"{steps:,} steps" if steps > 1 else "step"
+    left = [Span(f"  {worst} {quantity}", "title"), dim(f" of every {stretch}")]
     return with_notes(left, [f"{layers} layers", "tab: another measure"], width)
 
 

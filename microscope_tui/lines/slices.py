@@ -85,11 +85,6 @@ class ExpertRow:
         return max((abs(cell.ratio) for cell in self.cells if cell.beyond), default=0.0)
 
     @property
-    def preference(self) -> float:
-        """The largest ratio above zero beyond chance."""
-        return max((cell.ratio for cell in self.cells if cell.beyond), default=0.0)
-
-    @property
     def slice_read(self) -> int | None:
         """The slice that it reads most above its share, beyond chance."""
         more = [(c.ratio, at) for at, c in enumerate(self.cells) if c.beyond and c.ratio > 0]
@@ -113,12 +108,16 @@ class SliceTable:
             return self.rows
         if ordering is Ordering.SHARE:
             return sorted(self.rows, key=lambda row: -row.share)
-        groups = len(self.sizes) if ordering is Ordering.SLICE else 0
-        read = {r.expert: groups if r.slice_read is None else r.slice_read for r in self.rows}
-        return sorted(
-            self.rows,
-            key=lambda r: (min(groups, read[r.expert]), -r.preference, -r.telling, -r.share),
-        )
+
+        def place(row: ExpertRow) -> tuple[float, ...]:
+            read = row.slice_read
+            most = 0.0 if read is None else row.cells[read].ratio
+            group = 0
+            if ordering is Ordering.SLICE:
+                group = len(self.sizes) if read is None else read
+            return group, -most, -row.telling, -row.share
+
+        return sorted(self.rows, key=place)
 
     @property
     def by_chance(self) -> float:
