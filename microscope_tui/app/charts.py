@@ -153,7 +153,6 @@ class _Plot(NamedTuple):
         return cells
 
     def lay_over(self, cells: list[list[Cell]], *, named: bool) -> None:
-        """Limits, markers and points; the cursor, and everything after it faint."""
         time, signs = self.time, _GLYPHS[self.glyphs]
         width, _ = self.size
         if named:
@@ -194,7 +193,6 @@ class _Plot(NamedTuple):
             any(placed(line, start, mark.rule, mark.role, margin=1) for line, start in places)
 
     def labels(self) -> list[Cell]:
-        """The y axis: both ends, and the limits in the role of what lies beyond them."""
         scale, rows = self.left, self.size[1]
         labels: list[Cell] = [("", "")] * rows
         levels = *((value, "dim") for value in scale.powers), *self.chart.limits

@@ -66,7 +66,6 @@ def row_text(layer: LayerView, view: RunView) -> str:
 
 
 def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
-    """The balance and the number of effective experts, as one part; as far as they are known."""
     router, effective = layer.router, effective_experts(layer, view)
     of_all = ""
     if effective is not None and math.isfinite(effective):

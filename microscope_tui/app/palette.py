@@ -92,7 +92,6 @@ _OCTAVES = (-4.0, -1.6, -0.75, CALM_FROM, -0.25, 0.0, 0.25, CALM_TO, 0.72, 1.5, 
 
 
 def by_octaves(*colours: str) -> Stops:
-    """Colours of loads: four starve, four are calm, and four are hot."""
     return tuple(zip(_OCTAVES, colours, strict=True))
 
 

@@ -67,7 +67,6 @@ class Rows(Widget):
             self.refresh(*changed)
 
     def recolour(self, system: str | None) -> None:
-        """Draw the same lines for a terminal of this colour system."""
         self._strips = self._drawn(system)
         self.refresh()
 

@@ -222,7 +222,6 @@ class Session:
         return f"polling: {events.reason}" if events.reason else "polling"
 
     def has_new_critical(self) -> bool:
-        """Whether to ring the bell: there is a new critical alert."""
         watch = self.watch
         if not self.preferences.bell or watch is None or watch.diagnosis is None:
             return False

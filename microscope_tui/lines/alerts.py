@@ -262,7 +262,6 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
 
 
 def no_alerts(view: RunView, width: int) -> list[Line]:
-    """What healthy means, and how far the diagnosis has come."""
     warn, share, drops = CollapseLimits().warn, StarvedLimits().share, DropLimits().warn
     judged = view.no_verdict or f"up to step {view.judged_step:,}"
     if view.judged < 1.0:

@@ -269,7 +269,6 @@ def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: 
 
 
 def _numbers(bars: int, per_bar: int, cell: int, room: int, chosen: int | None) -> Line:
-    """Expert numbers under the bars, always including the chosen one."""
     cells: list[Cell] = [_BLANK] * room
     digits = len(str(bars * per_bar)) + _NUMBER_GAP
     every = 1 << (max(1, -(-digits // cell)) - 1).bit_length()  # a power of two

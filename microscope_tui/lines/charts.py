@@ -222,8 +222,6 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class ChartLayout:
-    """The charts of a screen, in stacks from left to right."""
-
     stacks: Sequence[Sequence[Placed]]
     hidden: Sequence[str]
 

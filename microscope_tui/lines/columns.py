@@ -28,7 +28,6 @@ class Table(msgspec.Struct, frozen=True):
     width: int = 0
     """Cells of a line; as many as the columns have by default."""
     left_out: Sequence[str] = ()
-    """Names of the columns without room."""
 
     @classmethod
     def fitting(cls, columns: Sequence[Column], width: int) -> "Table":

@@ -117,14 +117,12 @@ def why_not_comparable(layer: LayerView, reference: Reference) -> str | None:
 
 
 def router_in(reference: Reference, layer: LayerView) -> RouterInfo | None:
-    """The router of A at the place of ``layer`` in B."""
     if not reference.routers:
         return layer.router
     return reference.routers[layer.index] if layer.index < len(reference.routers) else None
 
 
 def only_in_reference(view: RunView, reference: Reference) -> str:
-    """Which layers of A the shown run does not have, in words."""
     rest = reference.routers[len(view.layers) :]
     names = [router.name for router in rest if router is not None]
     return f"only in A: {words.listed(names)}" if names else ""
@@ -170,7 +168,6 @@ def fit_compare(
 def layer_lines(
     layer: LayerView, reference: Reference, layout: CompareLayout, heat: Heat, *, chosen: bool
 ) -> list[Line]:
-    """One layer: ``row_height`` lines, with the numbers on the middle one."""
     numbers = _numbers(layer, reference, layout, chosen)
     key = ("compare", layer.index)
     values = why_not_comparable(layer, reference) or cells_of(layer, heat)
@@ -188,7 +185,6 @@ def layer_lines(
 
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
-    """The experts of a layer that gained and lost the most, as far as they fit."""
     name = f"{layer.router.name}: "
     then = reference.load_of(layer.index, layer.router.num_experts)
     why = why_not_comparable(layer, reference)

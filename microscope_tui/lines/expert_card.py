@@ -199,7 +199,6 @@ def expert_charts(
 
 
 def across_layers(view: RunView, expert: int, selected: int, width: int, *, colour: bool) -> Line:
-    """The same expert number in every layer, one cell each."""
     loads = [
         layer.load[expert] if layer.load and expert < len(layer.load) else None
         for layer in view.layers
@@ -219,7 +218,6 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
 
 
 def _summary(loads: Sequence[float]) -> tuple[str, str]:
-    """In how many layers it is dead, starving or hot; and the role of these words."""
     if not loads:
         return "no counts", "dim"
     conditions = Counter(map(condition, loads))
@@ -237,7 +235,6 @@ def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
 
 
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
-    """The findings that name it, or the others of its layer."""
     line = [_head("findings")]
     named = list(findings_of(view, layer, expert))
     for finding, episode in named:
@@ -258,7 +255,6 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
 
 
 def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
-    """The experts whose loads correlate with this one, positively and negatively."""
     found = series.comoving(expert)
     if found is None:
         few = f"too few samples: {len(series)} of {LEAST_SAMPLES}"

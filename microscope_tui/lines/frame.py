@@ -213,7 +213,6 @@ def _all_well(view: RunView) -> Line:
 
 
 def _no_alert(view: RunView, lowest: str) -> Line:
-    """Healthy, not to be judged, or with evidence that is not enough yet."""
     evidence = gathering(view.pending, [layer.judged_balance for layer in view.layers])
     if view.no_verdict:
         text = view.no_verdict + (", " if evidence else lowest)
@@ -228,7 +227,6 @@ def _no_alert(view: RunView, lowest: str) -> Line:
 
 
 def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Line:
-    """While the diagnosis reads the history: its progress, and the current balance."""
     reading = f"diagnosis at step {view.judged_step:,} ({view.judged:.0%})"
     if view.progress < 1.0:
         reading = f"scanning the log ({view.progress:.0%})"

@@ -68,7 +68,6 @@ class Measure(StrEnum):
     OVERFLOW = "over capacity"
     """Share of the tokens that chose the expert and found it full."""
     RANKS = "load per rank"
-    """Load of the expert-parallel devices."""
     DIFFERENCE = "difference"
     """Load now as a multiple of the load at the reference."""
 

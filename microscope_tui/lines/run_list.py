@@ -150,7 +150,6 @@ def _troubles(found: Sequence[Trouble], room: int) -> Line:
 
 
 def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
-    """Text without active alerts: the verdict, recovered alerts, or pending evidence."""
     if verdict.no_verdict:
         short, bracket, rest = verdict.no_verdict.partition(" (")
         if verdict.evidence:

@@ -147,7 +147,6 @@ def map_legend(quantity: Quantity, layers: Sequence[LayerView], heat: Heat, widt
 def map_cursor(
     found: RunMap, quantity: Quantity, view: RunView, layer: LayerView, column: int, width: int
 ) -> Line:
-    """The layer, the steps and the value under the cursor, and what was found there."""
     first = found.axis[column]
     last = found.axis[column + 1] - 1 if column + 1 < len(found.axis) else view.newest_step
     last = max(first, min(last, view.window.last))

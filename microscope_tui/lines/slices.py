@@ -150,7 +150,6 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
 
 
 def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequence[Sequence[int]]:
-    """The counts of one layer: of every slice, and in it of every expert."""
     if not tables.counts:
         raise NoTables("this probe has no tables: it was interrupted before they were counted")
     counts = [rows[layer] for rows in tables.counts if layer < len(rows)]
@@ -190,7 +189,6 @@ def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
 
 
 def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width: int) -> Line:
-    """How many experts differ from chance, and which slices they read."""
     differ = sum(row.telling > 0 for row in table.rows)
     do = "prefers or avoids" if differ == 1 else "prefer or avoid"
     line: Line = [Span(f"  {layer}", "title"), *in_turn(f" {at}   ", f"{differ}", role="title")]
@@ -283,7 +281,6 @@ def expert_line(
 def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
-    """The expert at the cursor: a sentence, then each slice and token with its ratio."""
     ratios = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")

@@ -258,7 +258,6 @@ def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
 
 
 def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " ") -> list[Line]:
-    """Cursor, name and alert letter, and before the load a mark."""
     name, width = layer.router.name, layout.label - 1
     line = row_label(name, layer.severity, width, chosen=selected)
     return _tall([*line, Span(mark, "accent")], layout.label, layout)
@@ -267,7 +266,6 @@ def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " "
 def load(
     layer: LayerView, layout: TableLayout, heat: Heat, chosen: int | None = None
 ) -> list[Line]:
-    """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
     values = cells_of(layer, heat)
     if isinstance(values, str):
         longer = f"{values}, max load {words.decimal(layer.max_load)}"
@@ -318,7 +316,6 @@ def entropy(
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
-    """Share of dropped assignments: a bar where there is room, and the number."""
     rate = layer.drop_rate
     role = "faint" if rate is None or rate < 0.02 else "warn" if rate <= 0.2 else "crit"
     parts: Line = []

@@ -186,8 +186,6 @@ def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
 
 
 class TimeMark(msgspec.Struct, frozen=True):
-    """An event at a step: a restart, the onset of an alert, an evaluation."""
-
     step: int
     what: str
     role: str
@@ -224,7 +222,6 @@ class TimeScale(msgspec.Struct, frozen=True):
         return half, steps - half
 
     def tick_line(self, width: int) -> Line:
-        """Labels below their columns, as many as fit."""
         cells, role = [(" ", "")] * width, "faint"
         for step in self._ticks(width):
             text, at = self._label(step), self.column_of(step, width)

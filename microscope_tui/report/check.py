@@ -77,7 +77,6 @@ class Judgement(msgspec.Struct, frozen=True):
     exit_code: int
     findings: Sequence[tuple[Finding, Advice]]
     problem: str | None
-    """Why there is no verdict; empty if there is one."""
     waits_until: int | None
     """The step until which the run is not judged, if that is the reason."""
     notes: Sequence[str]
@@ -150,7 +149,6 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
-    """Remarks on what the log lacks, how it was read, and which steps the verdict covers."""
     if watch.judged_again:
         yield f"{watch.judged_again} while it judged the run, which was judged again"
     if watch.defects.count:
@@ -231,7 +229,6 @@ def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
 
 
 def verdict_text(judgement: Judgement) -> str:
-    """The report on one run: one line if it is healthy, else the causes, each with its findings."""
     word = _WORDS[judgement.exit_code]
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
@@ -387,7 +384,6 @@ def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
 
 
 def news_text(alert: News) -> str:
-    """A piece of news as a block of lines; a recovery is one line."""
     first, *rest = _finding_text(alert.finding, alert.advice)
     event = "" if alert.event == "opened" else f"{alert.event}: "
     if alert.event == "recovered":

@@ -121,7 +121,6 @@ class Coverage(msgspec.Struct, frozen=True):
     """Counted steps between them."""
     sequence_length: int | None
     short: int
-    """Experts with too few tokens."""
     notes: list[str]
     layers: list[LayerCoverage]
 
@@ -290,7 +289,6 @@ def coverage_text(coverage: Coverage) -> str:
 
 
 def _table(short: Sequence[tuple[LayerCoverage, ExpertCoverage]], length: int | None) -> list[str]:
-    """Experts in aligned columns: the first to the left, the others to the right."""
     experts = [one for _, one in short]
     columns = {
         "layer": [layer.layer for layer, _ in short],
@@ -334,7 +332,6 @@ def _percent(share: float) -> str:
 
 
 def _total(short: Sequence[ExpertCoverage], length: int | None) -> str:
-    """The further tokens that all of these experts need."""
     if unseen := [one.more_tokens_low for one in short if one.more_tokens is None]:
         tokens, amount = max(unseen), f"more than {short_number(max(unseen))}"
         experts = plural(len(unseen), "expert was", "experts were")

@@ -73,7 +73,6 @@ def exit_code(report: FormatReport) -> int:
 
 
 def format_text(report: FormatReport) -> str:
-    """One line per problem, then a summary."""
     lines = [
         f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
         for problem in report.problems

@@ -166,7 +166,6 @@ class Series:
         self.coarse.truncate(rows // COARSE)
 
     def paired(self, complete: int) -> "Series":
-        """The same curve at half the resolution."""
         self.keep_coarse(complete)
         made = Series(2)
         made.fine = self.fine.grouped(2)
@@ -416,7 +415,6 @@ class History:
 
     @property
     def _complete(self) -> int:
-        """Number of visible rows that change no more."""
         return len(self.steps) - (self._committed_in_row < self.stride)
 
 
@@ -431,8 +429,6 @@ class Window(NamedTuple):
 
 
 class Curves:
-    """The history in a number of columns over a window."""
-
     def __init__(self, history: History | None, columns: int, window: Window) -> None:
         self._history = history
         self._columns = columns

@@ -238,7 +238,6 @@ _READING_BYTES = 32 << 20
 
 
 def kept_numbers(watch: RunWatch) -> Sequence[str]:
-    """Names of the numbers whose whole course is in memory."""
     with watch.lock:
         return (*PER_RUN, *watch.history.later) if watch.history is not None else ()
 

@@ -152,7 +152,6 @@ class RunWatch:
 
     @property
     def bounded_by_memory(self) -> bool:
-        """Whether the memory limit makes the history coarser."""
         history = self.scan.history
         return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
 

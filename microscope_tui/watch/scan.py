@@ -283,7 +283,6 @@ class Scan:
         history.add(step, self._row_of(entry), entry.offset, entry.record.time)
 
     def _restart(self, step: int, run: RunRecord) -> None:
-        """Forget what was recorded about ``step`` and later."""
         history = self.history
         assert history is not None
         torn = history.restart(step)

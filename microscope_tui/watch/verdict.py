@@ -48,7 +48,6 @@ class Verdict(msgspec.Struct, frozen=True):
     troubles: tuple[Trouble, ...]
     """Active before recovered, worst first."""
     no_verdict: str | None
-    """Why there is no verdict; empty if there is one."""
     evidence: str
     """Evidence that may become an alert, in words; usually empty."""
     last_step: _Step

@@ -68,7 +68,6 @@ def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
 def worst_of_columns(
     episodes: Iterable[Episode], window: tuple[int, int], count: int, newest: int
 ) -> list[Severity | None]:
-    """The worst severity in each of ``count`` equal parts of ``window``."""
     worst: list[Severity | None] = [None] * count
     for episode in episodes:
         for since, until, severity in episode.stretches(newest):
@@ -119,7 +118,6 @@ class RunView(msgspec.Struct, frozen=True):
     """The same in the words of the screens."""
     age_s: float | None
     record: StepRecord | None
-    """The shown step."""
     counts_step: int | None
     """The step whose counts are shown: the shown one, or the last that logged them."""
     layers: Sequence[LayerView]
@@ -130,7 +128,6 @@ class RunView(msgspec.Struct, frozen=True):
     cursor: float | None
     """Position of the shown step in the curves, 0 … 1; ``None`` while following."""
     axis: Sequence[int]
-    """The first step of every column of the curves."""
     times: Sequence[float | None]
     """Times of these steps, Unix seconds."""
     entropy_ends: tuple[float, float] | None

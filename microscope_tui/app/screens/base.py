@@ -281,7 +281,6 @@ class BaseScreen(Screen[None]):
         await self.redraw()
 
     def moment(self, view: RunView) -> str:
-        """The state of the time cursor, in a word or two."""
         time = self.session.time
         if time.following:
             ended = self.session.pipe_ended and not view.state.ended
@@ -392,7 +391,6 @@ class BaseScreen(Screen[None]):
     # Copies go through the terminal (OSC 52), exports into the working directory.
 
     async def action_write(self, what: str) -> None:
-        """Write the view as ``csv``, ``json`` or ``svg``, under an unused name."""
         from microscope_tui.app import out, svg  # only for this key
         from microscope_tui.report import view_csv
 
@@ -424,7 +422,6 @@ class BaseScreen(Screen[None]):
         return view_json(view)
 
     def copy(self, what: str) -> None:
-        """Copy a ``verdict``, ``row`` or ``value`` to the clipboard of the terminal."""
         from microscope_tui.app import out  # only for this key
 
         session, view = self.session, self.session.glance()

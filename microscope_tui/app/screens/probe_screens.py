@@ -42,7 +42,6 @@ class ProbeScreen(BaseScreen):
     """What both share: the file, the layer, the expert, the prompts."""
 
     MAIN_PART = ""
-    """The line that reports a missing probe."""
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session, anatomy = self.session, self.session.anatomy
