@@ -38,8 +38,7 @@ class Picture:
 async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRAILLE) -> Picture:
     """Draw a screen of the newest run of ``fleet``.
 
-    Raises:
-        NoPicture: no such step, layer, expert or token.
+    ``NoPicture``: no such step, layer, expert or token.
     """
     app = Microscope(begin(fleet, glyphs, wanted.preferences))
     async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:

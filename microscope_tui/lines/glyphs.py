@@ -142,11 +142,7 @@ def loudest(highest: int | None, lowest: int | None) -> int | None:
 
 
 def spark(
-    columns: Sequence[Column],
-    width: int,
-    ends: _Ends,
-    glyphs: Glyphs,
-    height: int = 1,
+    columns: Sequence[Column], width: int, ends: _Ends, glyphs: Glyphs, height: int = 1
 ) -> list[str]:
     """A curve between two values in ``height`` lines of ``width`` cells, newest at the right.
 

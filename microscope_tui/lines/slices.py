@@ -128,11 +128,7 @@ class SliceTable:
 
 
 def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
-    """The numbers of one layer.
-
-    Raises:
-        NoTables: they are missing, or do not fit the file.
-    """
+    """The numbers of one layer. ``NoTables``: they are missing, or do not fit the file."""
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
     total = sum(sizes)

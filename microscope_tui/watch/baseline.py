@@ -54,9 +54,7 @@ class Baseline(msgspec.Struct, frozen=True):
     reference: RouterBaseline
 
     def mismatch(self, run: RunRecord) -> str | None:
-        """How the routers of ``run`` differ from those of the baseline, in words; ``None`` if they
-        match.
-        """
+        """How the routers of ``run`` differ from these, in words; ``None`` if they match."""
         mine, theirs = _shape(self.routers), _shape(run.routers)
         return None if mine == theirs else f"the baseline has {mine}, the run has {theirs}"
 

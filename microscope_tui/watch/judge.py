@@ -119,11 +119,7 @@ class SecondProcess:
     """A ``Judge`` in a process of its own. It ends with this one, however this one ends."""
 
     def __init__(self, judge: Judge) -> None:
-        """Start it with the state of ``judge``.
-
-        Raises:
-            OSError: it cannot be started.
-        """
+        """Start it with the state of ``judge``; an ``OSError`` if it cannot be started."""
         self.sent = judge.offset
         """Bytes of the log that it has been given."""
         self.waiting = bytearray()
@@ -161,11 +157,7 @@ class SecondProcess:
         self._send((path, end))
 
     def exchange(self, timeout_s: float = 0.0) -> Judge | None:
-        """Pass on what waits; the newest answer that has come, waiting for one ``timeout_s``.
-
-        Raises:
-            Ended: it is gone.
-        """
+        """Pass on what waits; the newest answer, if one comes in time. ``Ended``: it is gone."""
         poll = select.poll()
         poll.register(self._out, select.POLLIN)
         if self.waiting:

@@ -297,11 +297,7 @@ class Reading(Scan):
         return max(0.0, min(1.0, (self._at - first) / max(1, size - first)))
 
     def read_on(self, cancelled: Callable[[], bool]) -> None:
-        """Read to the end of the log, or until ``cancelled``.
-
-        Raises:
-            OSError: the log cannot be read.
-        """
+        """Read to the end of the log, or until ``cancelled``; an ``OSError`` if that fails."""
         source = self._watch.source
         with suppress(UnknownFormat), opened(source.path) as file:
             while self._watch.generation == self._generation and not cancelled():

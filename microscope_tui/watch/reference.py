@@ -118,12 +118,7 @@ class PinnedRun:
         self._lock = threading.Lock()
 
     def at(self, step: int) -> Reference:
-        """Its reference at or before ``step``. Reads from the disk: call it in a worker thread.
-
-        Raises:
-            NothingToCompare: it has no such step, or none that can be read; the message says why.
-            OSError: its log cannot be read.
-        """
+        """Its reference at or before ``step``; see ``reference_in``."""
         with self._lock:
             return reference_in(self._watch(), step)
 

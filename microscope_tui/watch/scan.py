@@ -212,11 +212,7 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Add one record.
-
-        Raises:
-            RepeatedStep: the same step twice in a row; the first one counts.
-        """
+        """Add one record. ``RepeatedStep``: the same step twice in a row; the first one counts."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -328,11 +324,7 @@ def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[
 
 
 def steps_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> Iterator[StepEntry]:
-    """The same steps, one at a time in memory.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The same steps, one at a time in memory; ``OSError`` as well."""
     for _, offset in find_in(path, run, row, limit, end):
         entry = step_at(path, run, offset)
         if entry is not None:

@@ -183,11 +183,9 @@ def view_of(
     only: Container[int] | None = None,
     window: Window | None = None,
 ) -> RunView:
-    """Build the view of ``watch``.
+    """Build the view of ``watch``, with so many columns of the curves and of the ribbon.
 
     Args:
-        columns: columns of the per-layer histories.
-        ribbon: columns of the time ribbon.
         at: a pinned moment; the newest step by default.
         only: the layers whose history is drawn up (the visible ones); all by default.
         window: the stretch of the run that curves and ribbon cover; all of it by default.

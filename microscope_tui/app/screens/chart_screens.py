@@ -356,8 +356,11 @@ class ExpertScreen(ChartScreen):
         *keys.OUT,
         *keys.EVERYWHERE,
     ]
-    _CHARTS = ("charts", "chart-load", "chart-bias", "chart-place")
-    PARTS = ("header", "layer-title", "facts", _CHARTS, "more", "ribbon")
+    PARTS = (
+        *("header", "layer-title", "facts"),
+        ("charts", "chart-load", "chart-bias", "chart-place"),
+        *("more", "ribbon"),
+    )
 
     chart_in_focus = ""  # there is no key for it
     _series = _NOTHING
