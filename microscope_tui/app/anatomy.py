@@ -19,7 +19,6 @@ class Anatomy:
         """Whether letters are shown below the text; by default where there are no colours."""
         self.found = ""
         self.names: dict[int, str] = {}
-        """Tokens of the vocabulary as they are shown, by their ids."""
         self._log: Path | None = None
         self._router: tuple[str, int] | None = None
 

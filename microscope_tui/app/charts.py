@@ -91,8 +91,6 @@ def figure(
 
 
 class _Plot(NamedTuple):
-    """The area of the curves: how many cells, and the axis at its left."""
-
     chart: Chart
     time: TimeScale
     size: tuple[int, int]

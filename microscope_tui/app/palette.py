@@ -32,7 +32,6 @@ class Colours(NamedTuple):
     ink: str
     indexed: tuple[int, int, int]
     named: str
-    """Its ink among the sixteen colours."""
 
 
 class Hue(NamedTuple):
@@ -53,7 +52,6 @@ class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     panel: str
     """Grounds of what Textual draws by itself (the command palette)."""
     on_dark: Hue
-    """Ink on a dark cell."""
     on_light: Hue
     load: Stops
     """log2(load) → colour."""
@@ -70,7 +68,6 @@ class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     experts: Sequence[Colours]
 
     def word(self, role: str) -> str:
-        """The ink of a role in truecolor."""
         return self.words[role].true
 
 
@@ -238,7 +235,6 @@ def _heat(level: int, color_system: str | None, palette: Palette, shades: Shades
 
 
 def _cell(ground: Color, color_system: str, shades: Shades) -> Style:
-    """A cell with the ink that can be read on it."""
     ink = shades.on_dark if _is_dark(ground) else shades.on_light
     return Style(color=_colour(ink, color_system), bgcolor=ground)
 

@@ -71,7 +71,6 @@ async def _drawn(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) ->
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait for the condition; false if the time was not enough."""
     for _ in range(round(seconds / _LOOK_S)):
         if condition():
             return True
@@ -106,7 +105,6 @@ async def _choose(app: Microscope, wanted: PictureRequest) -> None:
 
 
 def _choose_expert(session: Session, routers: Sequence[RouterInfo], wanted: PictureRequest) -> None:
-    """The layer, by default the worst one, and in it the expert."""
     if wanted.layer:
         names = [router.name for router in routers]
         if wanted.layer not in names:

@@ -114,7 +114,6 @@ class Tiles(Horizontal):
 
 @contextmanager
 def in_truecolor(app: App[None]) -> Iterator[None]:
-    """All rows in truecolor, for a picture of the screen."""
     system = app.console.color_system
     screens = app.screen_stack if system != "truecolor" else []
     rows = [part for screen in screens for part in screen.query(Rows)]

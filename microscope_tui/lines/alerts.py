@@ -45,9 +45,7 @@ _NARROW, _MOST_RULE = 56, 11
 """Below this width severities are letters, and long rule names are cut."""
 _LABEL = 13
 _WIDEST = 120
-"""Maximum width of text."""
 _AIRY_FROM = 14
-"""Lines from which the parts of the details are apart."""
 _MOST_EXPERTS = 24
 
 
@@ -80,7 +78,6 @@ class Entry:
 
     @property
     def role(self) -> str:
-        """Active alerts have the colour of their severity."""
         active = self.state is AlertState.ACTIVE
         return ROLE_OF_SEVERITY[self.finding.severity] if active else "dim"
 
@@ -167,7 +164,6 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
-    """Width where the details are beside it."""
     full = fit_alerts(entries, 10**6)
     most = max(_NARROW, columns // 2, full.used("layers", "value") + _LEAST_LAYERS)
     return min(max(_NARROW, full.used()), most, columns - _LEAST_DETAIL)

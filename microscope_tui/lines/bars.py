@@ -84,8 +84,6 @@ def _load_name(axis: Scale, slots: "_Slots", of_one: bool) -> str:
 
 
 class _Slots(NamedTuple):
-    """How the experts share the columns of a chart."""
-
     bars: int
     """Bars in one column: 1 or 2."""
     experts: int
@@ -152,12 +150,10 @@ def _axis_of(load: Sequence[float]) -> Scale:
 
 
 def _row(axis: Scale, load: float, rows: int) -> int:
-    """Where a load is, counted from the top."""
     return rows - 1 - min(rows - 1, int(rows * axis.share(load)))
 
 
 def _labels(axis: Scale, rows: int) -> Mapping[int, str]:
-    """Both ends, the fair share, and between them round loads of a logarithmic axis."""
     labels = {}
     if axis.log:
         ticks = {tick: text for tick, text in _TICKS.items() if tick < axis.top / 2}
@@ -195,7 +191,6 @@ def _role(load: float) -> str:
 
 
 def _risen(shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: Glyphs) -> list[Bar]:
-    """A bar a column, from the bottom in eighths of a cell."""
     bars: list[Bar] = []
     for share, load in zip(shares, loads, strict=True):
         eighths = max(int(load > 0), round(min(1.0, share) * rows * 8))

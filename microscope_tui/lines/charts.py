@@ -18,7 +18,6 @@ from microscope_tui.watch import Column, LayerView, RunView
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
 SECOND = "ink:0"
-"""Role of the second of two numbers."""
 _NAMES = 17  # cells right of a chart with the names of its lines
 SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
@@ -290,7 +289,6 @@ def _stacked(
 
 
 def _balance(name: str, curves: Sequence[Curve], now: float | None, note: str) -> Chart:
-    """A chart of collapse indices, from 0 to 1 and with the limits of the rule."""
     limits = CollapseLimits()
     marks = (limits.warn, "warn"), (limits.critical, "crit")
     return Chart(name, curves, now, note, top=1.0, limits=marks, spell=words.index)

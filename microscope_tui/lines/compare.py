@@ -197,7 +197,6 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
 
 
 def _moved(then: Sequence[float], now: Sequence[float]) -> list[str]:
-    """Which experts went up, down, and to zero, the largest change first."""
     alive = [expert for expert, load in enumerate(now) if load]
     ratios = {e: now[e] / then[e] if then[e] else math.inf for e in alive}
     up = sorted((e for e in alive if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
@@ -261,7 +260,6 @@ def _change(then: float | None, now: float | None) -> Span:
 
 
 def _peak_role(then: float | None, now: float | None) -> str:
-    """The colour of the largest load: more is worse."""
     if not then or not now:
         return "value"
     ratio = now / then

@@ -32,8 +32,6 @@ _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "
 
 
 class Comoving(NamedTuple):
-    """The experts most and least correlated with one, each with its correlation."""
-
     alike: Sequence[tuple[int, float]]
     opposite: Sequence[tuple[int, float]]
     chance: float
@@ -125,7 +123,6 @@ def place_of(values: Sequence[float], expert: int) -> int:
 
 
 def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[Finding, Episode]]:
-    """The findings that name this expert of this layer, active ones first."""
     for finding, _ in view.findings:
         for episode in finding.episodes:
             if episode.router_index == layer.index and expert in _experts(episode):
@@ -226,7 +223,6 @@ def _summary(loads: Sequence[float]) -> tuple[str, str]:
 
 
 def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
-    """Neighbouring layers in one cell: the loudest of them."""
     known = [load_level(load) for load in loads if load is not None]
     if not known:
         return "·", "faint"

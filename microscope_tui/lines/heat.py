@@ -259,7 +259,6 @@ def _pairs(key: Hashable, values: Sequence[float], heat: Heat, per_cell: int) ->
 
 
 def _cell_lines(pair: _Pair, heat: Heat, cell: int, height: int) -> list[Span]:
-    """The lines of one cell from the top."""
     highest, lowest = pair
     upper, lower = height // 2, height - height // 2
     lines = [_one(highest, heat, cell)] * upper + [_one(lowest, heat, cell)] * lower
@@ -363,7 +362,6 @@ _ASCII_LABELS = {"¼": ".25", "½": ".5"}
 
 
 def _ratio_samples(heat: Heat, most: float, per_cell: int) -> Sequence[Sample]:
-    """From no token to the highest possible ratio."""
     difference = heat.look.measure is Measure.DIFFERENCE
     fair = "same" if difference else "fair"
     top = f"{most:.3g} x" if difference else f"{most:.3g} x fair"

@@ -82,7 +82,6 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     entropy_spark: int = 0
     """Width of the curve of the entropy, which moves less."""
     has_entropy: bool
-    """Whether there is a column for it."""
     drop: int
     """0 if nothing can be dropped."""
     drop_bar: int
@@ -98,11 +97,9 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     verdict_lines: int = 2
     """Two, three in a roomy window; more for a long verdict, before the rows of layers grow."""
     compact: bool = False
-    """Whether the verdict is without the why."""
     loss_rows: int = 0
     """Lines that no layer can use: for the course of the loss."""
     numbered: bool = False
-    """Whether expert numbers are shown above the cells."""
     hidden: tuple[str, ...] = ()
 
     @property

@@ -143,7 +143,6 @@ class Flow:
         self._start = cache(self._start_of)
 
     def place_of(self, token: int) -> Place:
-        """The line on which a token begins."""
         chunk = min(self._last, token // CHUNK)
         if token < self._start(chunk):
             chunk -= 1

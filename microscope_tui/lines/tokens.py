@@ -69,7 +69,6 @@ class Highlight:
     """Those of the experts of the token at the cursor; all other experts are grey."""
     cursor: int
     expert: int | None = None
-    """The only expert to highlight."""
 
     @property
     def colour(self) -> int:

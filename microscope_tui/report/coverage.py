@@ -48,8 +48,6 @@ _INTERVAL = (
 
 
 class Need(msgspec.Struct, frozen=True):
-    """Further tokens that one expert needs."""
-
     tokens: float | None
     """Estimate from the measured share; ``None`` without a hit."""
     low: float
@@ -94,7 +92,6 @@ class ExpertCoverage(msgspec.Struct, frozen=True):
     mean_weight: float | None
     mean_output_norm: float | None
     saliency: float | None
-    """Product of both means."""
     more_tokens: float | None
     """What is missing, as in ``Need``; 0 if it has enough."""
     more_tokens_low: float
@@ -125,7 +122,6 @@ class Coverage(msgspec.Struct, frozen=True):
     layers: list[LayerCoverage]
 
     def behind(self) -> list[tuple[LayerCoverage, ExpertCoverage]]:
-        """All experts with too few tokens, the fewest first."""
         found = [(layer, e) for layer in self.layers for e in layer.experts if e.more_tokens_low]
         return sorted(found, key=lambda one: one[1].tokens)
 

@@ -135,7 +135,6 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
 
 
 def recommended(terminal: Terminal) -> list[str]:
-    """What to change, most important first; empty if all is well."""
     environment, size, used = terminal.environment, terminal.size, terminal.used
     colours = colours_of(environment)
     advice = [colours.remedy] if colours.remedy else _for_truecolor(terminal, colours.system)

@@ -121,7 +121,6 @@ def _find(watch: RunWatch, history: History, step: int) -> StepEntry | None:
 
 
 def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepEntry | None:
-    """The last entry before ``entry`` with counts, if they are logged rarely."""
     with watch.lock:
         run, sampled, size = watch.run, watch.sampled, watch.source.size
         at = history.index_of(entry.record.step)

@@ -38,7 +38,6 @@ class Reference(msgspec.Struct, frozen=True):
         return self.record.step
 
     def load_of(self, index: int, experts: int) -> Sequence[float] | None:
-        """The loads of a router, if it has as many experts."""
         load = self.loads[index] if index < len(self.loads) else None
         return load if load is not None and len(load) == experts else None
 
@@ -110,7 +109,6 @@ class PinnedRun:
     for its sake, and of a long log only what a moment needs is read."""
 
     def __init__(self, file: RunFile, followed: Callable[[Path], RunWatch | None]) -> None:
-        """``followed``: the existing watch of the run, if it is followed."""
         self.file = file
         self._followed = followed
         self._own: RunWatch | None = None
@@ -136,7 +134,6 @@ class PinnedRun:
 
 
 def _opened(file: RunFile, size: int) -> RunWatch:
-    """Read a long log by samples, a short one in full."""
     watch = RunWatch(file, memory_bytes=_MEMORY)
     if not watch.source.seekable:
         raise NothingToCompare(f"{file.name} is compressed: decompress it to compare")

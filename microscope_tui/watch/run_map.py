@@ -12,8 +12,6 @@ from microscope_tui.watch.scan import judged_lows
 
 
 class Quantity(StrEnum):
-    """What the map shows, in the words of the other screens."""
-
     BALANCE = "balance c"
     LOAD = "max load"
     ENTROPY = "entropy H"

@@ -220,7 +220,6 @@ class RunWatch:
 
     @property
     def unread(self) -> bool:
-        """Whether the log contains more to read and judge now."""
         judging = self.foreign and self._second is not None
         if self.source.deleted or (self.error is not None and not judging):
             return self._scan_pending
@@ -275,7 +274,6 @@ class RunWatch:
             self._second.judge_lines(chunk.data)
 
     def _expect(self, data: bytes) -> None:
-        """Estimate the number of steps from the first lines of a file."""
         if not self._begun and self._is_file:
             self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
         self._begun = True
@@ -374,7 +372,6 @@ class RunWatch:
             self._read_again()  # it shrank before the scan began
 
     def _take_over(self, second: SecondProcess) -> None:
-        """Judge here from now on."""
         with self.lock:
             self._second = None
             self._judge.feed(b"\n")  # the last line may lack its newline
@@ -383,7 +380,6 @@ class RunWatch:
         second.close()
 
     def _read_again(self) -> None:
-        """Begin without a second process."""
         self._second_from = None
         with self.lock:
             self.source = self.file.open()  # the lines that it had are gone, too

@@ -25,7 +25,6 @@ class RunState(StrEnum):
     ARCHIVED = "archived"
     """A compressed log: its end is known only after decompressing all of it."""
     ERROR = "error"
-    """The log cannot be read."""
     UNKNOWN = ""
     """Not read yet."""
 

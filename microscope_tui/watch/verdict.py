@@ -99,7 +99,6 @@ def _why_empty(watch: RunWatch) -> str:
 
 
 def _why_not_measured(watch: RunWatch) -> str:
-    """Which number it takes to compute a balance; empty if a router has one."""
     if watch.diagnosis is None or _measured(watch):
         return ""
     run, seen = watch.diagnosis.run, watch.diagnosis.seen

@@ -81,8 +81,6 @@ def worst_of_columns(
 
 
 class LayerView(msgspec.Struct, frozen=True):
-    """One router at the shown step, with its history in columns."""
-
     index: int
     router: RouterInfo
     counts: Sequence[int] | None

@@ -98,7 +98,6 @@ class AlertsScreen(ListScreen):
         return self._entries[self.at] if self.at < len(self._entries) else None
 
     def copy(self, what: str) -> None:
-        """Copy the verdict on the chosen alert, or the row or value of its layer."""
         entry, view = self._entry, self.session.glance()
         if entry is not None and what != "verdict":  # of the layer that the alert is about
             self.session.selected = max(0, entry.finding.worst.router_index)

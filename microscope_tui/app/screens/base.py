@@ -100,9 +100,7 @@ class BaseScreen(Screen[None]):
     """Ids of the rows above the keys; a tuple is the id of a container and its parts."""
 
     first = 0
-    """The first line of the list that is in view."""
     list_rows = 10
-    """Lines of the list that fit."""
 
     message_shown = ""
     """The message in the last line, until the next key."""
@@ -190,7 +188,6 @@ class BaseScreen(Screen[None]):
         height: int | str | None = None,
         width: int | None = None,
     ) -> None:
-        """Replace the content of a part, and its size where one is given."""
         rows = self.query_one(f"#{part}", Rows)
         if height is not None:
             rows.set_class(not height, "gone")
@@ -226,7 +223,6 @@ class BaseScreen(Screen[None]):
         self.set_timer(interval_s if self.session.has_run else _WAITING_S, self._look)
 
     async def _look(self) -> None:
-        """Redraw if the run, its state or its age in words has changed."""
         now, watch = self.state_now(), self.session.watch
         stage = watch and (watch.complete, watch.judged >= 1.0)
         due = stage != self._stage or monotonic() >= self._due
@@ -302,7 +298,6 @@ class BaseScreen(Screen[None]):
         return time_line.ribbon(view, columns, moment, session.axis)
 
     def draw_small(self, view: RunView) -> bool:
-        """In a window that is too small, show one line and the size that is needed."""
         columns, rows = self.room
         small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(small, "small")
@@ -325,7 +320,6 @@ class BaseScreen(Screen[None]):
             self.draw_last_line()
 
     async def on_key(self, event: events.Key) -> None:
-        """Send keys to the prompt while it is open, in order."""
         self.session.reader.key_pressed()
         if self.message_shown:
             self.show_message(None)

@@ -116,7 +116,6 @@ class ChartScreen(PlotScreen):
         return 0
 
     def columns(self) -> int:
-        """Cells of all charts beside each other."""
         return self.room.width - 1
 
     def plot_area(self) -> tuple[int, int]:
@@ -325,7 +324,6 @@ class LayerScreen(ChartScreen):
         )
 
     async def action_open_expert(self) -> None:
-        """Open the card of the chosen expert, or of the most interesting one."""
         view, selected = self.session.glance(), self.session.selected
         if view is not None and selected < len(view.layers):
             if self.session.expert is None:
@@ -400,7 +398,6 @@ class ExpertScreen(ChartScreen):
         self.draw_charts([list(charts)], charts, time, room, view.counts_step or view.step)
 
     def _known(self) -> LoadSeries:
-        """The samples, if they are of this router of this log."""
         return self._series if self._of[:3] == self._router() else _NOTHING
 
     def _router(self) -> tuple[object, ...]:
