@@ -69,7 +69,8 @@ def lines_of(app: App[None]) -> list[list[Segment]]:
     """The current screen, as ``App.export_screenshot`` draws it."""
     screen = app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)
     size = app.console.options.update_dimensions(*app.size)
-    return app.console.render_lines(screen or "", size, pad=False)
+    lines = app.console.render_lines(screen or "", size, pad=False)
+    return [[segment for segment in line if not segment.control] for line in lines]
 
 
 def picture_of(app: App[None], shades: Shades, *, framed: bool = False) -> str:
@@ -121,9 +122,7 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
     dots: dict[str, list[tuple[int, int]]] = defaultdict(list)
     words: list[str] = []
     left = 0
-    for text, style, control in segments:
-        if control:
-            continue
+    for text, style, _ in segments:
         ink, ground, attributes = _look(style or Style.null(), shades)
         right = left + cell_len(text) * WIDTH
         if ground != shades.ground.true:

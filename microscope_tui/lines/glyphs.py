@@ -52,8 +52,8 @@ WIDEST_CALM = -1.474, HOT_LEVEL / 4
 FAIR_WITHIN = 0.06
 """Octaves from the fair share up to which a load counts as fair: 4 %."""
 _TO_ASCII = str.maketrans(
-    "▶●▌▏╎┃·…×▴░▒─↵␍→␣−±÷✓╵━┈▁▂▄▇▆",
-    ">*||||.~x^.:-$$>_-~/+'=--~!#?",
+    "▶●▌▏╎┃·…×▴░▒─↵␍→␣−±÷✓╵━┈▁▂▄▇▆╭╮╰╯│",
+    ">*||||.~x^.:-$$>_-~/+'=--~!#?++++|",
 )
 
 
