@@ -36,11 +36,7 @@ from .screens.chart_screens import (
     ExpertScreen as ExpertScreen,
     LayerScreen as LayerScreen,
 )
-from .screens.compare_screens import (
-    CompareScreen as CompareScreen,
-    MismatchScreen as MismatchScreen,
-)
-from .screens.course_screen import CourseScreen as CourseScreen
+from .screens.compare_screens import CompareScreen as CompareScreen
 from .screens.help_screen import HelpScreen as HelpScreen, help_lines as help_lines
 from .screens.main_screen import MainScreen as MainScreen
 from .screens.probe_screens import TokensScreen as TokensScreen

@@ -9,21 +9,16 @@ from microscope_tui.runlog import safe_text
 
 
 class Anatomy:
-    """What the screens of a probe share."""
-
     def __init__(self) -> None:
         self.routing: Routing | None = None
         self.problem = ""
         """Why there is none; empty if the run has no such file."""
         self.token = 0
         self.layer = 0
-        """The layer of the file that is shown."""
         self.letters: bool | None = None
         """Whether letters are shown below the text; by default where there are no colours."""
         self.found = ""
-        """The text that was last searched for."""
         self.names: dict[int, str] = {}
-        """Tokens of the vocabulary as they are shown, by their ids."""
         self._log: Path | None = None
         self._router: tuple[str, int] | None = None
 

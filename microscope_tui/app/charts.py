@@ -91,8 +91,6 @@ def figure(
 
 
 class _Plot(NamedTuple):
-    """The area of the curves: how many cells, and the axis at its left."""
-
     chart: Chart
     time: TimeScale
     size: tuple[int, int]
@@ -105,7 +103,6 @@ class _Plot(NamedTuple):
         return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
     def scale_of(self, curve: Curve) -> Scale:
-        """The axis that a curve belongs to."""
         return self.chart.right or self.left if curve is self.chart.curves[-1] else self.left
 
     def curves(self, smoothing: float) -> list[list[Cell]]:
@@ -154,7 +151,6 @@ class _Plot(NamedTuple):
         return cells
 
     def lay_over(self, cells: list[list[Cell]], *, named: bool) -> None:
-        """Limits, markers and points; the cursor, and everything after it faint."""
         time, signs = self.time, _GLYPHS[self.glyphs]
         width, _ = self.size
         if named:
@@ -195,7 +191,6 @@ class _Plot(NamedTuple):
             any(placed(line, start, mark.rule, mark.role, margin=1) for line, start in places)
 
     def labels(self) -> list[Cell]:
-        """The y axis: both ends, and the limits in the role of what lies beyond them."""
         scale, rows = self.left, self.size[1]
         labels: list[Cell] = [("", "")] * rows
         levels = *((value, "dim") for value in scale.powers), *self.chart.limits

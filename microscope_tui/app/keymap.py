@@ -40,11 +40,7 @@ class BadKey(ValueError):
 def keymap_of(
     table: Mapping[str, object], screens: Mapping[str, Sequence[Binding]]
 ) -> dict[str, str]:
-    """The ``[keys]`` table as TOML gives it, checked, for ``App.set_keymap``.
-
-    Raises:
-        BadKey: it does not fit these bindings.
-    """
+    """The ``[keys]`` table of TOML, checked, for ``App.set_keymap``; ``BadKey`` if it is wrong."""
     ids = list(dict.fromkeys(b.id for bindings in screens.values() for b in bindings if b.id))
     keymap: dict[str, str] = {}
     for name, value in _entries(table):

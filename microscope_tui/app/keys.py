@@ -25,6 +25,7 @@ _SHOWN = {
     "pageup": "page up",
     "pagedown": "page down",
 }
+_FAR = 10**12
 
 
 def screen_class(name: str) -> type[Any]:
@@ -35,7 +36,6 @@ def screen_class(name: str) -> type[Any]:
 
 
 def name_of(screen: Screen[Any]) -> str:
-    """The name of a screen in ``SCREENS``."""
     return type(screen).__name__.removesuffix("Screen").lower()
 
 
@@ -51,13 +51,13 @@ def pair(short: str, *bindings: Binding, compact: bool = True) -> list[Binding]:
     return [replace(one, show=True, group=group) for one in bindings]
 
 
-def in_list(what: str) -> list[Binding]:
-    """To the ends of a list of layers or runs, and by pages."""
+def in_list(id: str, action: str = "move", what: str = "", down: str = "pagedown") -> list[Binding]:
+    """To the ends of a list of layers, runs or other things, and by pages."""
     return [
-        key(f"{what}.first", "home,g", "move(-99999)", f"first {what}"),
-        key(f"{what}.last", "end,G", "move(99999)", f"last {what}"),
-        key(f"{what}.page_up", "pageup", "page(-1)", "one page up"),
-        key(f"{what}.page_down", "pagedown", "page(1)", "one page down"),
+        key(f"{id}.first", "home,g", f"{action}(-{_FAR})", f"first {what or id}"),
+        key(f"{id}.last", "end,G", f"{action}({_FAR})", f"last {what or id}"),
+        key(f"{id}.page_up", "pageup", "page(-1)", "one page up"),
+        key(f"{id}.page_down", down, "page(1)", "one page down"),
     ]
 
 
@@ -131,7 +131,6 @@ def with_keymap(bindings: Iterable[BindingType], keymap: Mapping[str, str]) -> l
 
 
 def all_bindings(keymap: Mapping[str, str] | None = None) -> dict[str, list[Binding]]:
-    """The bindings of every screen, by its name; it imports all screens."""
     return {name: with_keymap(screen_class(name).BINDINGS, keymap or {}) for name in SCREENS}
 
 

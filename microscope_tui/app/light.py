@@ -4,8 +4,8 @@ The calm cells are near white; amber to dark red overloads, and dark blue starve
 tokens has a blue of its own.
 """
 
-from microscope_tui.app.palette import DARK, Colours, Hue, Shades, evenly
-from microscope_tui.lines import CALM_FROM, CALM_TO, HOT_LEVEL, Palette
+from microscope_tui.app.palette import DARK, Colours, Hue, Shades, by_octaves, evenly
+from microscope_tui.lines import HOT_LEVEL, Palette
 
 _WHITE = Hue("#ffffff", "bright_white", "color(231)")
 _TEXT = Hue("#1f2328", "black")
@@ -31,19 +31,9 @@ LIGHT = Shades(
     panel="#e6e9ed",
     on_dark=_WHITE,
     on_light=_TEXT,
-    load=(
-        (-4.0, "#2a62ad"),
-        (-1.6, "#7fb0e6"),
-        (-0.75, "#dbe6f2"),
-        (CALM_FROM, "#eff1f3"),
-        (-0.25, "#eff1f3"),
-        (0.0, "#e8eaec"),
-        (0.25, "#e0e2e5"),
-        (CALM_TO, "#e0e2e5"),
-        (0.72, "#ecdfcb"),
-        (1.5, "#f2b650"),
-        (2.6, "#dd5f3a"),
-        (4.0, "#7d0f12"),
+    load=by_octaves(
+        *("#2a62ad", "#7fb0e6", "#dbe6f2", "#eff1f3", "#eff1f3", "#e8eaec"),
+        *("#e0e2e5", "#e0e2e5", "#ecdfcb", "#f2b650", "#dd5f3a", "#7d0f12"),
     ),
     load_256=(
         *((-11, 25), (-4, 74), (-1, 255), (0, 254), (1, 253), (3, 223)),

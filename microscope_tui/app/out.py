@@ -10,6 +10,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from microscope_tui.diagnosis import Advice, Finding
 from microscope_tui.lines import WORD_OF_SEVERITY, frame, plain, words
 from microscope_tui.report import effective_experts
 from microscope_tui.runlog import safe_text
@@ -20,17 +21,19 @@ _MOST_CELLS = 1000  # of one line
 _MAX_STEM = 80
 
 
-def verdict_text(view: RunView) -> str:
-    """The worst finding, why, and what to do; one line if the run is healthy."""
+def verdict_text(view: RunView, chosen: tuple[Finding, Advice] | None = None) -> str:
+    """The chosen or worst finding, why, and what to do; one line if the run is healthy."""
     about = f"{view.name} step {view.step:,} ({view.life.word})"
-    if view.error or view.worst is None:
+    found = chosen or (None if view.error else view.worst)
+    if found is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
-    finding, advice = view.worst
+    finding, advice = found
     severity = WORD_OF_SEVERITY[finding.severity]
-    more = f" (1 of {len(view.alerts)} alerts)" if len(view.alerts) > 1 else ""
+    more = f" (1 of {len(view.alerts)} alerts)" if len(view.alerts) > 1 and not chosen else ""
+    over = "" if finding.active else ", recovered"
     return _clean(
-        f"{about}: {severity} {finding.rule}{more}",
-        f"Verdict: {advice.verdict}",
+        f"{about}: {severity} {finding.rule}{over}{more}",
+        f"Verdict: {advice.cause_first(advice.verdict)}",
         f"Why: {advice.why}",
         f"Next: {advice.next}",
     )
@@ -63,7 +66,6 @@ def row_text(layer: LayerView, view: RunView) -> str:
 
 
 def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
-    """The balance and the number of effective experts, as one part; as far as they are known."""
     router, effective = layer.router, effective_experts(layer, view)
     of_all = ""
     if effective is not None and math.isfinite(effective):

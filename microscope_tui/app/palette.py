@@ -10,12 +10,12 @@ from functools import cache
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from rich.color import Color
+from rich._palettes import STANDARD_PALETTE
+from rich.color import ANSI_COLOR_NAMES, Color
 from rich.style import Style
 
 from microscope_tui.lines import CALM_FROM, CALM_TO, HOT_LEVEL, Palette, is_calm
 
-RGB = tuple[int, int, int]
 Stops = Sequence[tuple[float, str]]
 _Entry = TypeVar("_Entry")
 
@@ -32,7 +32,6 @@ class Colours(NamedTuple):
     ink: str
     indexed: tuple[int, int, int]
     named: str
-    """Its ink among the sixteen colours."""
 
 
 class Hue(NamedTuple):
@@ -53,7 +52,6 @@ class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     panel: str
     """Grounds of what Textual draws by itself (the command palette)."""
     on_dark: Hue
-    """Ink on a dark cell."""
     on_light: Hue
     load: Stops
     """log2(load) → colour."""
@@ -70,30 +68,9 @@ class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     experts: Sequence[Colours]
 
     def word(self, role: str) -> str:
-        """The ink of a role in truecolor."""
         return self.words[role].true
 
 
-# The 16 colours are written as what Rich knows them by: a name would become the colour that
-# Textual's theme has for it, and then another one of the 16.
-_SIXTEEN: dict[str, RGB] = {
-    "black": (0, 0, 0),
-    "red": (170, 0, 0),
-    "green": (0, 170, 0),
-    "yellow": (170, 85, 0),
-    "blue": (0, 0, 170),
-    "magenta": (170, 0, 170),
-    "cyan": (0, 170, 170),
-    "white": (170, 170, 170),
-    "bright_black": (85, 85, 85),
-    "bright_red": (255, 85, 85),
-    "bright_green": (85, 255, 85),
-    "bright_yellow": (255, 255, 85),
-    "bright_blue": (85, 85, 255),
-    "bright_magenta": (255, 85, 255),
-    "bright_cyan": (85, 255, 255),
-    "bright_white": (255, 255, 255),
-}
 _EXPERTS = ("token", "also", "lit", "ink")
 _SAME = {"brand": "accent", "cursor": "accent", "badge-warn": "warn", "badge-crit": "crit"}
 _BOLD = ("title", "brand", "badge-warn", "badge-crit")
@@ -106,6 +83,13 @@ _DARK_BELOW = 0.16
 
 def evenly(*colours: str) -> Stops:
     return tuple((at / (len(colours) - 1), colour) for at, colour in enumerate(colours))
+
+
+_OCTAVES = (-4.0, -1.6, -0.75, CALM_FROM, -0.25, 0.0, 0.25, CALM_TO, 0.72, 1.5, 2.6, 4.0)
+
+
+def by_octaves(*colours: str) -> Stops:
+    return tuple(zip(_OCTAVES, colours, strict=True))
 
 
 _GROUND = Hue("#0f1419", "black")
@@ -132,19 +116,9 @@ DARK = Shades(
     on_dark=Hue("#d5d9e0", "bright_white", "color(253)"),
     on_light=Hue("#0f1419", "black", "color(233)"),
     # Blue starves, three near greys are fair, amber to near white overloads.
-    load=(
-        (-4.0, "#1f4a80"),
-        (-1.6, "#224a7c"),
-        (-0.75, "#242e3a"),
-        (CALM_FROM, "#20262c"),
-        (-0.25, "#20262c"),
-        (0.0, "#282c31"),
-        (0.25, "#303438"),
-        (CALM_TO, "#303438"),
-        (0.72, "#34302c"),
-        (1.5, "#b27a2e"),
-        (2.6, "#e96c3c"),
-        (4.0, "#ffd6c4"),
+    load=by_octaves(
+        *("#1f4a80", "#224a7c", "#242e3a", "#20262c", "#20262c", "#282c31"),
+        *("#303438", "#303438", "#34302c", "#b27a2e", "#e96c3c", "#ffd6c4"),
     ),
     load_256=(
         *((-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
@@ -251,7 +225,7 @@ def _heat(level: int, color_system: str | None, palette: Palette, shades: Shades
         room = _FAIR if level < 0 else 1.0 - _FAIR
         return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, palette, shades)
     if color_system == "truecolor":
-        return _cell(Color.from_rgb(*_between(shades.load, level / 4)), color_system, shades)
+        return _cell(_between(shades.load, level / 4), color_system, shades)
     if color_system == "256":
         return _cell(Color.from_ansi(_up_to(shades.load_256, level)), color_system, shades)
     if is_calm(level):  # a pattern, see ``strips``: themes redefine bright black
@@ -261,8 +235,7 @@ def _heat(level: int, color_system: str | None, palette: Palette, shades: Shades
 
 
 def _cell(ground: Color, color_system: str, shades: Shades) -> Style:
-    """A cell with the ink that can be read on it."""
-    ink = shades.on_dark if _is_dark(ground.get_truecolor()) else shades.on_light
+    ink = shades.on_dark if _is_dark(ground) else shades.on_light
     return Style(color=_colour(ink, color_system), bgcolor=ground)
 
 
@@ -278,7 +251,7 @@ def _sequence(share: float, color_system: str | None, palette: Palette, shades: 
     if color_system is None:
         return Style(reverse=share > 0.5 or None)
     if color_system == "truecolor":
-        ground = Color.from_rgb(*_between(shades.steps[palette], share))
+        ground = _between(shades.steps[palette], share)
     elif color_system == "256":
         ground = Color.from_ansi(_step_of(shades.steps_256[palette], share))
     else:
@@ -286,8 +259,8 @@ def _sequence(share: float, color_system: str | None, palette: Palette, shades: 
     return _cell(ground, color_system, shades)
 
 
-def _is_dark(colour: RGB) -> bool:
-    red, green, blue = ((value / 255) ** 2.2 for value in colour)
+def _is_dark(colour: Color) -> bool:
+    red, green, blue = ((value / 255) ** 2.2 for value in colour.get_truecolor())
     luminance: float = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return luminance < _DARK_BELOW
 
@@ -301,7 +274,8 @@ def _colour(hue: Hue, color_system: str) -> Color:
 
 
 def _sixteen(name: str) -> Color:
-    return Color.from_rgb(*_SIXTEEN[name])
+    """In truecolor: a name would become what Textual's theme has for it, another one of the 16."""
+    return Color.from_rgb(*STANDARD_PALETTE[ANSI_COLOR_NAMES[name]])
 
 
 def _expert(family: str, number: int, color_system: str | None, shades: Shades) -> Style:
@@ -326,17 +300,16 @@ def _expert(family: str, number: int, color_system: str | None, shades: Shades) 
     return Style(color=ink, bgcolor=ground)
 
 
-def _between(stops: Stops, where: float) -> RGB:
+def _between(stops: Stops, where: float) -> Color:
     """The colour at ``where``, in between two stops; beyond the ends the end."""
     below = stops[0]
     for stop in stops:
         if where <= stop[0]:
             share = (where - below[0]) / ((stop[0] - below[0]) or 1.0)
             ends = (Color.parse(colour).get_truecolor() for _, colour in (below, stop))
-            red, green, blue = (round(a + share * (b - a)) for a, b in zip(*ends, strict=True))
-            return red, green, blue
+            return Color.from_rgb(*(round(a + share * (b - a)) for a, b in zip(*ends, strict=True)))
         below = stop
-    return Color.parse(below[1]).get_truecolor()
+    return Color.parse(below[1])
 
 
 def _up_to(table: Sequence[tuple[int, _Entry]], level: int) -> _Entry:

@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from textual.pilot import Pilot
-from textual.widget import Widget
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.remembered import begin
-from microscope_tui.app.rows import Rows, in_truecolor
+from microscope_tui.app.rows import in_truecolor
 from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.app.session import PictureRequest, Session
-from microscope_tui.app.svg import picture_of
+from microscope_tui.app.svg import lines_of, picture_of
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RouterInfo
 from microscope_tui.watch import JUDGING_S, Fleet
@@ -32,8 +31,6 @@ class NoPicture(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The same screen twice."""
-
     text: str
     svg: str
 
@@ -41,8 +38,7 @@ class Picture:
 async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRAILLE) -> Picture:
     """Draw a screen of the newest run of ``fleet``.
 
-    Raises:
-        NoPicture: no such step, layer, expert or token.
+    ``NoPicture``: no such step, layer, expert or token.
     """
     app = Microscope(begin(fleet, glyphs, wanted.preferences))
     async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:
@@ -75,7 +71,6 @@ async def _drawn(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) ->
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait for the condition; false if the time was not enough."""
     for _ in range(round(seconds / _LOOK_S)):
         if condition():
             return True
@@ -110,7 +105,6 @@ async def _choose(app: Microscope, wanted: PictureRequest) -> None:
 
 
 def _choose_expert(session: Session, routers: Sequence[RouterInfo], wanted: PictureRequest) -> None:
-    """The layer, by default the worst one, and in it the expert."""
     if wanted.layer:
         names = [router.name for router in routers]
         if wanted.layer not in names:
@@ -138,15 +132,5 @@ async def _choose_token(session: Session, token: int) -> None:
 
 
 def _text(app: Microscope) -> str:
-    columns, rows = app.size
-    lines = [[" "] * columns for _ in range(rows)]
-    for part in app.screen.query(Rows):
-        if not all(one.display for one in part.ancestors_with_self if isinstance(one, Widget)):
-            continue
-        region = part.content_region
-        for y, text in enumerate(part.texts[: region.height], start=region.y):
-            for x, char in enumerate(text[: region.width], start=region.x):
-                if 0 <= y < rows and 0 <= x < columns:
-                    lines[y][x] = char
-    text = "\n".join("".join(line).rstrip() for line in lines).rstrip()
-    return spelled(text, app.session.glyphs)
+    lines = ("".join(segment.text for segment in line).rstrip() for line in lines_of(app))
+    return spelled("\n".join(lines).rstrip(), app.session.glyphs)

@@ -51,11 +51,9 @@ class Reader:
             self.fleet.close()
 
     def pause(self) -> None:
-        """Pause for the next redraw."""
         self._quiet_until = time.monotonic() + _HUSH_S
 
     def key_pressed(self) -> None:
-        """Pause background work while the user types."""
         self.pause()
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
@@ -162,7 +160,6 @@ class Reader:
         return False
 
     def _choose_run(self, *, searched: bool) -> None:
-        """Open the requested run, or the newest one where switching is safe."""
         wanted = None
         watch = self.fleet.open
         request = None

@@ -36,7 +36,6 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
     version: Literal[1] = 1
     logs: str = ""
     layer: _Text = ""
-    """Name of the chosen router."""
     measure: Measure = Measure.LOAD
     palette: Palette | None = None
     """``None`` for the one that the config file names."""

@@ -67,7 +67,6 @@ class Rows(Widget):
             self.refresh(*changed)
 
     def recolour(self, system: str | None) -> None:
-        """Draw the same lines for a terminal of this colour system."""
         self._strips = self._drawn(system)
         self.refresh()
 
@@ -115,7 +114,6 @@ class Tiles(Horizontal):
 
 @contextmanager
 def in_truecolor(app: App[None]) -> Iterator[None]:
-    """All rows in truecolor, for a picture of the screen."""
     system = app.console.color_system
     screens = app.screen_stack if system != "truecolor" else []
     rows = [part for screen in screens for part in screen.query(Rows)]

@@ -56,7 +56,7 @@ SCREENS = {
         "8", "slices of a probe", "probe_screens", "slices probe =layer =share header"
     ),
     "mismatch": ScreenRow(
-        "9", "mismatch of two probes", "compare_screens", "mismatch =layer header"
+        "9", "mismatch of two probes", "compare_screens", "mismatch =margin =layer header"
     ),
     "placement": ScreenRow(
         "d", "placement on devices", "placement_screen", "placement cells header"

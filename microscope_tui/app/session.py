@@ -48,9 +48,7 @@ class Preferences(msgspec.Struct, frozen=True):
     interval_s: float = 0.5
     """Seconds between two redraws of a live run."""
     bell: bool = False
-    """Ring the bell at a new critical alert."""
     remember: bool = False
-    """Save the view settings of each folder."""
     keymap: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Custom keys, by the id of their binding."""
     cost: CostRequest = OF_HEADER
@@ -61,8 +59,6 @@ DEFAULT = Preferences()
 
 
 class PictureRequest(msgspec.Struct, frozen=True):
-    """What to draw, or to print."""
-
     screen: str = "main"
     columns: int = 120
     rows: int = 40
@@ -76,9 +72,7 @@ class PictureRequest(msgspec.Struct, frozen=True):
     numbers: Sequence[str] = ()
     """Names of up to two numbers to draw on the screen of the course."""
     against: RunFile | None = None
-    """The run to compare with."""
     framed: bool = False
-    """Whether the picture shows a window."""
     preferences: Preferences = DEFAULT
 
 
@@ -104,7 +98,6 @@ class Session:
         self.mismatches: dict[tuple[object, ...], Mismatch | str] = {}
         """Comparisons of two probes, by the state of their files; or why there is none."""
         self.expert: int | None = None
-        """The chosen expert of the chosen layer."""
         self.numbers: tuple[str, ...] = ()
         """What the screen of the course shows: up to two numbers; the overview by default."""
         self.readings: dict[tuple[object, ...], Reading] = {}
@@ -143,7 +136,6 @@ class Session:
 
     @cached_property
     def anatomy(self) -> "Anatomy":
-        """The probe of the open run."""
         from microscope_tui.app.anatomy import Anatomy
 
         return Anatomy()
@@ -200,7 +192,6 @@ class Session:
 
     @property
     def shown_entry(self) -> StepEntry | None:
-        """The shown step, with its line."""
         watch = self.watch
         if self.time.pin is not None:
             return self.time.pin.latest
@@ -231,7 +222,6 @@ class Session:
         return f"polling: {events.reason}" if events.reason else "polling"
 
     def has_new_critical(self) -> bool:
-        """Whether to ring the bell: there is a new critical alert."""
         watch = self.watch
         if not self.preferences.bell or watch is None or watch.diagnosis is None:
             return False

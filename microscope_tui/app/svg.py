@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 from html import escape
+from itertools import compress
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -20,6 +21,7 @@ from rich.style import Style
 from textual.app import App
 
 from microscope_tui.app.palette import Shades
+from microscope_tui.lines import QUADRANTS
 
 WIDTH, HEIGHT = 12, 24
 """Of a cell; letters of 20 px are 12 px wide in most monospaced fonts."""
@@ -29,7 +31,6 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PIECE = re.compile("[!-\u052f]+(?: [!-\u052f]+){0,2}|[^ ]")
 """At most three words of letters that every font has, or one other character."""
 _DOTS = ((3, 3), (3, 9), (3, 15), (9, 3), (9, 9), (9, 15), (3, 21), (9, 21))
-"""Of a braille character, in the order of its bits."""
 _MARGIN, _BAR = 12, 36  # around the screen, and above it in a window
 
 
@@ -43,15 +44,9 @@ class _Box(NamedTuple):
 
 
 def _shapes() -> dict[str, tuple[_Box, ...]]:
-    """What a character covers of its cell."""
-    quarters = {
-        corner: _Box(left, top, left + WIDTH / 2, top + HEIGHT / 2)
-        for corner, (left, top) in zip("abcd", ((0, 0), (6, 0), (0, 12), (6, 12)), strict=True)
-    }
-    names = ("c", "d", "a", "acd", "ad", "abc", "abd", "b", "bc", "bcd")
-    corners = dict(zip("▖▗▘▙▚▛▜▝▞▟", names, strict=True))
+    quarters = [_Box(x, y, x + 6, y + 12) for y in (0, 12) for x in (0, 6)]
     return {
-        **{char: tuple(quarters[one] for one in which) for char, which in corners.items()},
+        **{char: tuple(compress(quarters, filled)) for filled, char in QUADRANTS.items()},
         **{char: (_Box(0, 24 - 3 * n, 12, 24),) for n, char in enumerate("▁▂▃▄▅▆▇█", 1)},
         **{char: (_Box(0, 0, 1.5 * n, 24),) for n, char in enumerate("▏▎▍▌▋▊▉", 1)},
         "▀": (_Box(0, 0, 12, 12),),
@@ -70,14 +65,17 @@ def _shapes() -> dict[str, tuple[_Box, ...]]:
 _SHAPES = _shapes()
 
 
+def lines_of(app: App[None]) -> list[list[Segment]]:
+    """The current screen, as ``App.export_screenshot`` draws it."""
+    screen = app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)
+    size = app.console.options.update_dimensions(*app.size)
+    lines = app.console.render_lines(screen or "", size, pad=False)
+    return [[segment for segment in line if not segment.control] for line in lines]
+
+
 def picture_of(app: App[None], shades: Shades, *, framed: bool = False) -> str:
     """The current screen, ``framed`` as a window."""
-    # The same as ``App.export_screenshot`` draws.
-    screen = app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)
-    columns, rows = app.size
-    size = app.console.options.update_dimensions(columns, rows)
-    lines = app.console.render_lines(screen or "", size, pad=False)
-    return svg_of(lines, columns, shades, title=app.title if framed else None)
+    return svg_of(lines_of(app), app.size.width, shades, title=app.title if framed else None)
 
 
 def svg_of(
@@ -107,7 +105,6 @@ def svg_of(
 
 
 def _bar(title: str, width: int, shades: Shades) -> str:
-    """The upper edge of a window."""
     buttons = [
         f'<circle cx="{20 * at}" cy="{-_BAR // 2}" r="6" fill="{shades.word(role)}" '
         'shape-rendering="auto"/>'
@@ -125,9 +122,7 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
     dots: dict[str, list[tuple[int, int]]] = defaultdict(list)
     words: list[str] = []
     left = 0
-    for text, style, control in segments:
-        if control:
-            continue
+    for text, style, _ in segments:
         ink, ground, attributes = _look(style or Style.null(), shades)
         right = left + cell_len(text) * WIDTH
         if ground != shades.ground.true:

@@ -7,7 +7,12 @@ from .alerts import (
     fit_alerts as fit_alerts,
     unfolded as unfolded,
 )
-from .bars import bars_width as bars_width, bias_bars as bias_bars, load_bars as load_bars
+from .bars import (
+    QUADRANTS as QUADRANTS,
+    bars_width as bars_width,
+    bias_bars as bias_bars,
+    load_bars as load_bars,
+)
 from .charts import (
     GUTTER as GUTTER,
     SMOOTHINGS as SMOOTHINGS,
@@ -32,7 +37,6 @@ from .expert_card import (
     LoadSeries as LoadSeries,
     condition as condition,
     expert_charts as expert_charts,
-    most_remarkable as most_remarkable,
 )
 from .frame import MIN_COLUMNS as MIN_COLUMNS, MIN_ROWS as MIN_ROWS
 from .glossary import glossary as glossary
@@ -143,7 +147,6 @@ from .time_line import (
     TimeMark as TimeMark,
     TimeScale as TimeScale,
     ribbon as ribbon,
-    ribbon_width as ribbon_width,
     time_scale as time_scale,
 )
 from .together import (

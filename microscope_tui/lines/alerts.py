@@ -45,15 +45,11 @@ _NARROW, _MOST_RULE = 56, 11
 """Below this width severities are letters, and long rule names are cut."""
 _LABEL = 13
 _WIDEST = 120
-"""Maximum width of text."""
 _AIRY_FROM = 14
-"""Lines from which the parts of the details are apart."""
 _MOST_EXPERTS = 24
 
 
 class AlertState(StrEnum):
-    """State of an alert at the shown step."""
-
     ACTIVE = "active"
     RECOVERED = "recovered"
     NOTE = "note"
@@ -77,13 +73,11 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """The text that a filter matches."""
         word = WORD_OF_SEVERITY[self.finding.severity]
         return " ".join([self.finding.rule, word, self.state, *self.finding.layers])
 
     @property
     def role(self) -> str:
-        """Active alerts have the colour of their severity."""
         active = self.state is AlertState.ACTIVE
         return ROLE_OF_SEVERITY[self.finding.severity] if active else "dim"
 
@@ -170,7 +164,6 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
-    """Width where the details are beside it."""
     full = fit_alerts(entries, 10**6)
     most = max(_NARROW, columns // 2, full.used("layers", "value") + _LEAST_LAYERS)
     return min(max(_NARROW, full.used()), most, columns - _LEAST_DETAIL)
@@ -265,7 +258,6 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
 
 
 def no_alerts(view: RunView, width: int) -> list[Line]:
-    """What healthy means, and how far the diagnosis has come."""
     warn, share, drops = CollapseLimits().warn, StarvedLimits().share, DropLimits().warn
     judged = view.no_verdict or f"up to step {view.judged_step:,}"
     if view.judged < 1.0:
@@ -286,16 +278,6 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
     healthy = dim("  no alerts; a healthy run is like this in every layer")
     lines = [frame.verdict(view, width, 1)[0], [], [healthy], *facts]
     return [pad(line, width) for line in lines]
-
-
-def copied_text(entry: Entry, view: RunView) -> str:
-    """The alert for a chat or a ticket."""
-    finding, advice = entry.finding, entry.advice
-    return (
-        f"{view.name} step {view.step:,}: {finding.severity.label} {finding.rule}, "
-        f"{entry.state}\nVerdict: {advice.cause_first(advice.verdict)}\nWhy: {advice.why}\n"
-        f"Next: {advice.next}"
-    )
 
 
 def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int) -> list[Line]:

@@ -12,7 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from microscope_tui.lines import words
-from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
+from microscope_tui.lines.charts import GUTTER, Scale, chart_name, noted, tick_text
 from microscope_tui.lines.glyphs import BLOCKS, Glyphs, load_level
 from microscope_tui.lines.spans import Line, Span, dim, merged, pad, placed, wrap
 
@@ -24,7 +24,7 @@ _TICKS = {0.25: "1/4", 4.0: "4", 16.0: "16", 64.0: "64"}
 _LEAST_ROOM, _TITLE = 8, 48
 _NUMBER_GAP = 2
 _WIDEST_SHARE = 0.6  # of the columns of the screen
-_QUADRANTS = dict(zip(product((False, True), repeat=4), " ▗▖▄▝▐▞▟▘▚▌▙▀▜▛█", strict=True))
+QUADRANTS = dict(zip(product((False, True), repeat=4), " ▗▖▄▝▐▞▟▘▚▌▙▀▜▛█", strict=True))
 """By what is filled: upper left, upper right, lower left, lower right."""
 _BLANK = (" ", "")
 
@@ -50,7 +50,7 @@ def load_bars(
     room, rows = width - GUTTER, height - 2
     slots = _Slots.of(len(load), max(1, room), glyphs)
     groups = [load[at : at + slots.experts] for at in range(0, len(load), slots.experts)]
-    axis = _LoadAxis.of(load)
+    axis = _axis_of(load)
     own = _of_expert(load, chosen, words.decimal)
     title = chart_name(_load_name(axis, slots, bool(own)), focused)
     title += [*own, dim(f"{' ' if own else '   '}at {step:,}")]
@@ -64,7 +64,7 @@ def load_bars(
         dead = set()
     rows -= 1 if dead else 0
     body = _blank(room, rows)
-    body[axis.row(1.0, rows)][: cell * columns] = [("┈", "faint")] * (cell * columns)
+    body[_row(axis, 1.0, rows)][: cell * columns] = [("┈", "faint")] * (cell * columns)
     highest = [max(group) for group in groups]
     draw = _paired if slots.bars == 2 else _risen
     bars = draw([axis.share(value) for value in highest], highest, rows, glyphs)
@@ -73,19 +73,17 @@ def load_bars(
         body += _blank(room, 1)
     for column in dead:
         body[-1][column * cell] = ("×", "heat:dead")
-    lines += _labelled(body, axis.labels(rows), width)
+    lines += _labelled(body, _labels(axis, rows), width)
     numbers = _numbers(columns, slots.experts * slots.bars, cell, room, chosen)
     return [*lines, pad([Span(" " * GUTTER), *numbers], width)]
 
 
-def _load_name(axis: "_LoadAxis", slots: "_Slots", of_one: bool) -> str:
+def _load_name(axis: Scale, slots: "_Slots", of_one: bool) -> str:
     name = "load" if slots.experts > 1 or of_one else "load per expert"
     return _named(f"{name} (log)" if axis.log else name, slots.experts)
 
 
 class _Slots(NamedTuple):
-    """How the experts share the columns of a chart."""
-
     bars: int
     """Bars in one column: 1 or 2."""
     experts: int
@@ -143,38 +141,27 @@ def bars_width(experts: int, columns: int, glyphs: Glyphs) -> int:
     return min(most, max(_TITLE, GUTTER + bars * min(_WIDEST, room // bars)))
 
 
-class _LoadAxis(NamedTuple):
+def _axis_of(load: Sequence[float]) -> Scale:
     """From 0 to the highest load; logarithmic, from 1/16, where one expert dwarfs the rest."""
+    alive = [x for x in load if 0 < x < math.inf] or [1.0]
+    top = max(2.0, *alive)
+    log = top >= _DWARFS and top > _DWARFS * statistics.median(alive)
+    return Scale(1 / 16 if log else 0.0, top, log=log)
 
-    top: float
-    log: bool
 
-    @classmethod
-    def of(cls, load: Sequence[float]) -> "_LoadAxis":
-        alive = [x for x in load if 0 < x < math.inf] or [1.0]
-        top = max(2.0, *alive)
-        return cls(top, top >= _DWARFS and top > _DWARFS * statistics.median(alive))
+def _row(axis: Scale, load: float, rows: int) -> int:
+    return rows - 1 - min(rows - 1, int(rows * axis.share(load)))
 
-    def share(self, load: float) -> float:
-        part = load / self.top
-        if not self.log or not part > 0:
-            return part
-        return max(1e-9, 1 + math.log2(part) / math.log2(16 * self.top))
 
-    def row(self, load: float, rows: int) -> int:
-        """Where a load is, counted from the top."""
-        return rows - 1 - min(rows - 1, int(rows * self.share(load)))
-
-    def labels(self, rows: int) -> Mapping[int, str]:
-        """Both ends, the fair share, and between them round loads of a logarithmic axis."""
-        labels = {}
-        if self.log:
-            ticks = {tick: text for tick, text in _TICKS.items() if tick < self.top / 2}
-            labels = {self.row(tick, rows): text for tick, text in ticks.items()}
-        labels[0] = tick_text(self.top, self.top)
-        labels[rows - 1] = "1/16" if self.log else "0"
-        labels[self.row(1.0, rows)] = "1"
-        return labels
+def _labels(axis: Scale, rows: int) -> Mapping[int, str]:
+    labels = {}
+    if axis.log:
+        ticks = {tick: text for tick, text in _TICKS.items() if tick < axis.top / 2}
+        labels = {_row(axis, tick, rows): text for tick, text in ticks.items()}
+    labels[0] = tick_text(axis.top, axis.top)
+    labels[rows - 1] = "1/16" if axis.log else "0"
+    labels[_row(axis, 1.0, rows)] = "1"
+    return labels
 
 
 def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[float], str]) -> Line:
@@ -204,10 +191,9 @@ def _role(load: float) -> str:
 
 
 def _risen(shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: Glyphs) -> list[Bar]:
-    """A bar a column, from the bottom in eighths of a cell."""
     bars: list[Bar] = []
     for share, load in zip(shares, loads, strict=True):
-        eighths = max(int(share > 0), round(min(1.0, share) * rows * 8))
+        eighths = max(int(load > 0), round(min(1.0, share) * rows * 8))
         parts = [max(0, min(8, eighths - 8 * (rows - 1 - row))) for row in range(rows)]
         if glyphs is Glyphs.ASCII:
             chars = ["#" if part >= 4 else "_" if part else "" for part in parts]
@@ -221,7 +207,10 @@ def _paired(
     shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: Glyphs
 ) -> list[Bar]:
     """Two bars a column, in halves of a cell and in the colour of the higher one."""
-    heights = [max(int(share > 0), round(2 * rows * min(1.0, share))) for share in shares]
+    heights = [
+        max(int(load > 0), round(2 * rows * min(1.0, share)))
+        for share, load in zip(shares, loads, strict=True)
+    ]
     if len(heights) % 2:
         heights.append(0)
     bars: list[Bar] = []
@@ -230,7 +219,7 @@ def _paired(
         chars = []
         for above in range(2 * rows - 2, -1, -2):  # half cells below this row
             filled = (left > above + 1, right > above + 1, left > above, right > above)
-            chars.append(_QUADRANTS[filled].strip())
+            chars.append(QUADRANTS[filled].strip())
         bars.append((chars, _role(max(loads[at : at + 2]))))
     return bars
 
@@ -275,7 +264,6 @@ def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: 
 
 
 def _numbers(bars: int, per_bar: int, cell: int, room: int, chosen: int | None) -> Line:
-    """Expert numbers under the bars, always including the chosen one."""
     cells: list[Cell] = [_BLANK] * room
     digits = len(str(bars * per_bar)) + _NUMBER_GAP
     every = 1 << (max(1, -(-digits // cell)) - 1).bit_length()  # a power of two

@@ -13,12 +13,11 @@ from typing import NamedTuple
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, line_width, pad, width_of
-from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
+from microscope_tui.watch import Column, LayerView, RunView
 
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
 SECOND = "ink:0"
-"""Role of the second of two numbers."""
 _NAMES = 17  # cells right of a chart with the names of its lines
 SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
@@ -57,8 +56,6 @@ class Curve:
 
 
 class Scale(NamedTuple):
-    """Both ends of a y axis."""
-
     bottom: float
     top: float
     beyond: float | None = None
@@ -74,7 +71,6 @@ class Scale(NamedTuple):
         return math.log(value / self.bottom) / math.log(self.top / self.bottom)
 
     def text(self, value: float) -> str:
-        """A label of the axis."""
         return tick_text(value, 10 * value if self.log else self.top - self.bottom)
 
     @property
@@ -225,8 +221,6 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class ChartLayout:
-    """The charts of a screen, in stacks from left to right."""
-
     stacks: Sequence[Sequence[Placed]]
     hidden: Sequence[str]
 
@@ -295,7 +289,6 @@ def _stacked(
 
 
 def _balance(name: str, curves: Sequence[Curve], now: float | None, note: str) -> Chart:
-    """A chart of collapse indices, from 0 to 1 and with the limits of the rule."""
     limits = CollapseLimits()
     marks = (limits.warn, "warn"), (limits.critical, "crit")
     return Chart(name, curves, now, note, top=1.0, limits=marks, spell=words.index)
@@ -327,8 +320,8 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     return charts
 
 
-def course_chart(view: RunView, health: RouterHealth, name: str) -> Chart | None:
-    """The loss, or the worst of all layers; ``None`` for other numbers."""
+def course_chart(view: RunView, name: str, worst: Sequence[Column] = ()) -> Chart | None:
+    """The loss, or the ``worst`` values of all layers; ``None`` for other numbers."""
     record, steps = view.record, view.axis
     if name == "loss":
         validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
@@ -338,12 +331,12 @@ def course_chart(view: RunView, health: RouterHealth, name: str) -> Chart | None
         return Chart(name, losses, now, note, bottom=None, points=validated)
     if name == "balance":
         lowest, layer = min(known(view, "judged_balance"), default=(None, ""))
-        balances = [Curve(steps, health.balance, edge="low")]
+        balances = [Curve(steps, worst, edge="low")]
         where = "; ".join(filter(None, (layer, words.left_out(view))))
         return _balance("lowest balance c", balances, lowest, f"in {where}" if layer else "")
     if name == "max-load":
         highest, layer = max(known(view, "max_load"), default=(None, ""))
-        peaks = [Curve(steps, health.max_load, edge="high")]
+        peaks = [Curve(steps, worst, edge="high")]
         fair = f"in {layer}, 1 is fair" if layer else "1 is fair"
         return Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")])
     return None

@@ -28,11 +28,9 @@ class Table(msgspec.Struct, frozen=True):
     width: int = 0
     """Cells of a line; as many as the columns have by default."""
     left_out: Sequence[str] = ()
-    """Names of the columns without room."""
 
     @classmethod
     def fitting(cls, columns: Sequence[Column], width: int) -> "Table":
-        """As many of ``columns`` as fit."""
         kept = list(columns)
         for column in sorted(columns, key=lambda column: column.priority):
             if column.priority and sum(c.gap + c.width for c in kept) > width:

@@ -13,12 +13,12 @@ from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO
 from microscope_tui.lines.heat import Heat, cells_of, heat_lines
 from microscope_tui.lines.spans import (
-    ROLE_OF_SEVERITY,
     Line,
     Span,
     dim,
     first_fitting,
     pad,
+    row_label,
     shortened,
     width_of,
 )
@@ -77,15 +77,14 @@ def _values(record: StepRecord) -> Mapping[str, str]:
 
 
 def _changes(then: StepRecord, now: StepRecord) -> Mapping[str, str]:
+    def tokens(more: float) -> str:
+        return f"{'+' if more > 0 else '-'}{words.short_number(abs(more))}"
+
     return {
-        "step": _difference(then.step, now.step, lambda x: f"{x:+,}"),
-        "loss": _difference(then.loss, now.loss, lambda x: f"{x:+.2f}"),
-        "lr": _difference(then.learning_rate, now.learning_rate, lambda x: f"{x:+.2g}"),
-        "tokens": _difference(
-            then.tokens,
-            now.tokens,
-            lambda x: f"{'+' if x > 0 else '-'}{words.short_number(abs(x))}",
-        ),
+        "step": _difference(then.step, now.step, "{:+,}".format),
+        "loss": _difference(then.loss, now.loss, "{:+.2f}".format),
+        "lr": _difference(then.learning_rate, now.learning_rate, "{:+.2g}".format),
+        "tokens": _difference(then.tokens, now.tokens, tokens),
     }
 
 
@@ -97,8 +96,6 @@ def _difference(then: float | None, now: float | None, spell: Callable[[float], 
 
 @dataclass(frozen=True, slots=True)
 class CompareLayout:
-    """The columns of numbers, and what is left for the heatmaps."""
-
     table: Table
     """Its last column is the load."""
     cells: int
@@ -120,14 +117,12 @@ def why_not_comparable(layer: LayerView, reference: Reference) -> str | None:
 
 
 def router_in(reference: Reference, layer: LayerView) -> RouterInfo | None:
-    """The router of A at the place of ``layer`` in B."""
     if not reference.routers:
         return layer.router
     return reference.routers[layer.index] if layer.index < len(reference.routers) else None
 
 
 def only_in_reference(view: RunView, reference: Reference) -> str:
-    """Which layers of A the shown run does not have, in words."""
     rest = reference.routers[len(view.layers) :]
     names = [router.name for router in rest if router is not None]
     return f"only in A: {words.listed(names)}" if names else ""
@@ -173,7 +168,6 @@ def fit_compare(
 def layer_lines(
     layer: LayerView, reference: Reference, layout: CompareLayout, heat: Heat, *, chosen: bool
 ) -> list[Line]:
-    """One layer: ``row_height`` lines, with the numbers on the middle one."""
     numbers = _numbers(layer, reference, layout, chosen)
     key = ("compare", layer.index)
     values = why_not_comparable(layer, reference) or cells_of(layer, heat)
@@ -191,7 +185,6 @@ def layer_lines(
 
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
-    """The experts of a layer that gained and lost the most, as far as they fit."""
     name = f"{layer.router.name}: "
     then = reference.load_of(layer.index, layer.router.num_experts)
     why = why_not_comparable(layer, reference)
@@ -204,7 +197,6 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
 
 
 def _moved(then: Sequence[float], now: Sequence[float]) -> list[str]:
-    """Which experts went up, down, and to zero, the largest change first."""
     alive = [expert for expert, load in enumerate(now) if load]
     ratios = {e: now[e] / then[e] if then[e] else math.inf for e in alive}
     up = sorted((e for e in alive if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
@@ -225,7 +217,7 @@ def _moved(then: Sequence[float], now: Sequence[float]) -> list[str]:
 def _numbers(
     layer: LayerView, reference: Reference, layout: CompareLayout, chosen: bool
 ) -> Mapping[str, Sequence[Span]]:
-    record, index, severity = reference.record.router, layer.index, layer.severity
+    record, index = reference.record.router, layer.index
     router = router_in(reference, layer)
     before = balance_now(record, index, router) if router else BalanceNow(None, None, ())
     peak = value_at(record.max_load, index)
@@ -234,15 +226,13 @@ def _numbers(
     order = rank_correlation(then, layer.load) if then is not None and layer.load else math.nan
     label = table.width_of("layer")
     wide = (table.width_of("max load") - _ARROW) // 2
-    name = Span(shortened(layer.router.name, label - 5), "value" if chosen or severity else "dim")
-    letter = Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" ")
     pair = _pair(words.index(before.balance), words.index(layer.balance), _NUMBER)
     role = _change(before.judged, layer.judged_balance).role
     change = pad([Span(_change(before.balance, layer.balance).text, role)], _CHANGE, "right")
     entropy = words.decimal(value_at(record.entropy, index)), words.decimal(layer.entropy)
     loads = words.decimal(peak), words.decimal(layer.max_load)
     return {
-        "layer": [Span("▶ " if chosen else "  ", "accent"), *pad([name], label - 4), letter],
+        "layer": row_label(layer.router.name, layer.severity, label - 1, chosen=chosen),
         "balance": [*pair, Span(" "), *change],
         "entropy": _pair(*entropy, _NUMBER),
         "max load": _pair(*loads, wide, _peak_role(peak, layer.max_load)),
@@ -270,7 +260,6 @@ def _change(then: float | None, now: float | None) -> Span:
 
 
 def _peak_role(then: float | None, now: float | None) -> str:
-    """The colour of the largest load: more is worse."""
     if not then or not now:
         return "value"
     ratio = now / then

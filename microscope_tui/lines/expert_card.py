@@ -32,8 +32,6 @@ _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "
 
 
 class Comoving(NamedTuple):
-    """The experts most and least correlated with one, each with its correlation."""
-
     alike: Sequence[tuple[int, float]]
     opposite: Sequence[tuple[int, float]]
     chance: float
@@ -125,7 +123,6 @@ def place_of(values: Sequence[float], expert: int) -> int:
 
 
 def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[Finding, Episode]]:
-    """The findings that name this expert of this layer, active ones first."""
     for finding, _ in view.findings:
         for episode in finding.episodes:
             if episode.router_index == layer.index and expert in _experts(episode):
@@ -199,7 +196,6 @@ def expert_charts(
 
 
 def across_layers(view: RunView, expert: int, selected: int, width: int, *, colour: bool) -> Line:
-    """The same expert number in every layer, one cell each."""
     loads = [
         layer.load[expert] if layer.load and expert < len(layer.load) else None
         for layer in view.layers
@@ -219,7 +215,6 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
 
 
 def _summary(loads: Sequence[float]) -> tuple[str, str]:
-    """In how many layers it is dead, starving or hot; and the role of these words."""
     if not loads:
         return "no counts", "dim"
     conditions = Counter(map(condition, loads))
@@ -228,7 +223,6 @@ def _summary(loads: Sequence[float]) -> tuple[str, str]:
 
 
 def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
-    """Neighbouring layers in one cell: the loudest of them."""
     known = [load_level(load) for load in loads if load is not None]
     if not known:
         return "·", "faint"
@@ -237,7 +231,6 @@ def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
 
 
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
-    """The findings that name it, or the others of its layer."""
     line = [_head("findings")]
     named = list(findings_of(view, layer, expert))
     for finding, episode in named:
@@ -258,7 +251,6 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
 
 
 def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
-    """The experts whose loads correlate with this one, positively and negatively."""
     found = series.comoving(expert)
     if found is None:
         few = f"too few samples: {len(series)} of {LEAST_SAMPLES}"

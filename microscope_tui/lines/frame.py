@@ -125,9 +125,8 @@ def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:
     values = [column.mean for column in history if math.isfinite(column.mean)]
     if len(values) < 2:
         return ""
-    bottom, top = min(values), max(values)
-    means = [column.mean - bottom for column in history]
-    return spark([Column(m, m, m) for m in means], 12, (top - bottom) or 1.0, glyphs)[0]
+    means = [Column(column.mean, column.mean, column.mean) for column in history]
+    return spark(means, 12, (min(values), max(values)), glyphs)[0]
 
 
 def verdict(
@@ -214,7 +213,6 @@ def _all_well(view: RunView) -> Line:
 
 
 def _no_alert(view: RunView, lowest: str) -> Line:
-    """Healthy, not to be judged, or with evidence that is not enough yet."""
     evidence = gathering(view.pending, [layer.judged_balance for layer in view.layers])
     if view.no_verdict:
         text = view.no_verdict + (", " if evidence else lowest)
@@ -229,7 +227,6 @@ def _no_alert(view: RunView, lowest: str) -> Line:
 
 
 def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Line:
-    """While the diagnosis reads the history: its progress, and the current balance."""
     reading = f"diagnosis at step {view.judged_step:,} ({view.judged:.0%})"
     if view.progress < 1.0:
         reading = f"scanning the log ({view.progress:.0%})"
@@ -249,7 +246,6 @@ def _lowest(balances: Sequence[tuple[float, str]]) -> str:
 
 
 def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
-    """For a window too small for a table: the state in one line, and the required size."""
     worst = view.worst
     text = worst[1].short if worst else plain(_all_well(view))
     role = ROLE_OF_SEVERITY[worst[0].severity] if worst else "ok"

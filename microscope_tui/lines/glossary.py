@@ -139,7 +139,6 @@ shuffled: the same with the tokens in random order: what chance explains
 # mismatch
 A, B: A: the probe of the pinned run; B: that of the open one, of the same tokens
 differ: share of (token, layer) choices whose set of experts is not the same
-margin: score of the last chosen expert less that of the first one left out; 0 is a tie
 tenths: the choices in ten parts of equal size, the smallest margins first
 swap: the expert that only A chose, and the one that B chose in its place
 # placement

@@ -15,15 +15,12 @@ from microscope_tui.watch import Column
 
 
 class Glyphs(StrEnum):
-    """The characters that a terminal supports."""
-
     BRAILLE = "braille"
     BLOCK = "block"
     ASCII = "ascii"
 
     @property
     def points(self) -> int:
-        """Points of a curve in one cell."""
         return 2 if self is Glyphs.BRAILLE else 1
 
 
@@ -45,6 +42,7 @@ def glyphs_for(choice: str, stream: object) -> Glyphs:
 _BRAILLE_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))  # bottom to top; left, right
 BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+_Ends = tuple[float, float]
 CALM_FROM, CALM_TO = -0.7, 0.65
 """The calm band in octaves from the fair share: 0.62 to 1.57 times as much."""
 HOT_LEVEL = 6
@@ -54,8 +52,8 @@ WIDEST_CALM = -1.474, HOT_LEVEL / 4
 FAIR_WITHIN = 0.06
 """Octaves from the fair share up to which a load counts as fair: 4 %."""
 _TO_ASCII = str.maketrans(
-    "▶●▌▏╎┃·…×▴░▒─↵␍→␣−±÷✓╵━┈▁▂▄▇▆",
-    ">*||||.~x^.:-$$>_-~/+'=--~!#?",
+    "▶●▌▏╎┃·…×▴░▒─↵␍→␣−±÷✓╵━┈▁▂▄▇▆╭╮╰╯│",
+    ">*||||.~x^.:-$$>_-~/+'=--~!#?++++|",
 )
 
 
@@ -144,20 +142,20 @@ def loudest(highest: int | None, lowest: int | None) -> int | None:
 
 
 def spark(
-    columns: Sequence[Column], width: int, top: float, glyphs: Glyphs, height: int = 1
+    columns: Sequence[Column], width: int, ends: _Ends, glyphs: Glyphs, height: int = 1
 ) -> list[str]:
-    """A curve from 0 to ``top`` in ``height`` lines of ``width`` cells, newest at the right.
+    """A curve between two values in ``height`` lines of ``width`` cells, newest at the right.
 
     More columns than fit are merged, and fewer are repeated: a curve begins at the left and covers
-    the whole history. Gaps (NaN) stay blank; values outside 0 … ``top`` are drawn at the edge.
+    the whole history. Gaps (NaN) stay blank; values beyond the ends are drawn at the edge.
     """
     cells, points = merged(columns, width * glyphs.points), width * glyphs.points
     cells = [cells[at * len(cells) // points] for at in range(points)] if cells else cells
     if glyphs is Glyphs.BRAILLE:
-        return _braille(cells, width, top, height)
+        return _braille(cells, width, ends, height)
     if glyphs is Glyphs.BLOCK:
-        return _block(cells, width, top, height)
-    return [*[" " * width] * (height - 1), _ascii(cells, width, top)]
+        return _block(cells, width, ends, height)
+    return [*[" " * width] * (height - 1), _ascii(cells, width, ends)]
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> str:
@@ -183,28 +181,28 @@ def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
     return found
 
 
-def _braille(cells: Sequence[Column], width: int, top: float, height: int) -> list[str]:
+def _braille(cells: Sequence[Column], width: int, ends: _Ends, height: int) -> list[str]:
     levels = 4 * height
     masks = [[0] * width for _ in range(height)]
     for at, cell in enumerate(cells):
-        for level in _span(cell, top, levels):
+        for level in _span(cell, ends, levels):
             masks[height - 1 - level // 4][at // 2] |= _BRAILLE_DOTS[at % 2][level % 4]
     return ["".join(chr(0x2800 + mask) if mask else " " for mask in line) for line in masks]
 
 
-def _block(cells: Sequence[Column], width: int, top: float, height: int) -> list[str]:
+def _block(cells: Sequence[Column], width: int, ends: _Ends, height: int) -> list[str]:
     lines = [[" "] * width for _ in range(height)]
     for at, cell in enumerate(cells):
-        filled = _span(cell, top, 8 * height).stop
+        filled = _span(cell, ends, 8 * height).stop
         for line in range(height):
             lines[line][at] = BLOCKS[max(0, min(8, filled - 8 * (height - 1 - line)))]
     return ["".join(line) for line in lines]
 
 
-def _ascii(cells: Sequence[Column], width: int, top: float) -> str:
+def _ascii(cells: Sequence[Column], width: int, ends: _Ends) -> str:
     out, before = "", None
     for cell in cells:
-        level = next(iter(_span(cell, top, 3)), None)
+        level = next(iter(_span(cell, ends, 3)), None)
         if level is None or before is None or level == before:
             out += " " if level is None else "_--"[level]
         else:
@@ -213,14 +211,15 @@ def _ascii(cells: Sequence[Column], width: int, top: float) -> str:
     return out.ljust(width)
 
 
-def _span(cell: Column, top: float, levels: int) -> range:
+def _span(cell: Column, ends: _Ends, levels: int) -> range:
     """The levels that a column covers, lowest first; empty for a gap."""
     low, high = cell.low, cell.high
-    if low != low or high != high or not top > 0:
+    if low != low or high != high:
         return range(0)
-    return range(_level(low, top, levels), _level(high, top, levels) + 1)
+    return range(_level(low, ends, levels), _level(high, ends, levels) + 1)
 
 
-def _level(value: float, top: float, levels: int) -> int:
-    share = max(0.0, min(1.0, value / top)) if math.isfinite(value) else float(value > 0)
+def _level(value: float, ends: _Ends, levels: int) -> int:
+    bottom, top = ends
+    share = (max(bottom, min(top, value)) - bottom) / ((top - bottom) or 1.0)
     return min(levels - 1, int(share * levels))

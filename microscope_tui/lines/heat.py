@@ -68,7 +68,6 @@ class Measure(StrEnum):
     OVERFLOW = "over capacity"
     """Share of the tokens that chose the expert and found it full."""
     RANKS = "load per rank"
-    """Load of the expert-parallel devices."""
     DIFFERENCE = "difference"
     """Load now as a multiple of the load at the reference."""
 
@@ -111,16 +110,13 @@ class Look(msgspec.Struct, frozen=True):
 
 
 def exact_levels(key: Hashable, ratios: Sequence[float], per_cell: int = 1) -> Sequence[int | None]:
-    """Levels without a memory."""
     return [shade_level(ratio, per_cell) for ratio in ratios]
 
 
 class Heat(msgspec.Struct, frozen=True):
     look: Look = msgspec.field(default_factory=Look)
     run: RunRecord | None = None
-    """The header, which some measures need."""
     reference: Reference | None = None
-    """What loads are compared with."""
     colour: bool = True
     """Without it, cells are characters, for terminals without colours."""
     levels: Levels = exact_levels
@@ -150,7 +146,6 @@ class Heat(msgspec.Struct, frozen=True):
 
 
 def order_of(layer: LayerView, order: Order) -> Sequence[int]:
-    """The experts in the order in which they are shown."""
     load = layer.load or ()
     if order is Order.ID or not load:
         return range(len(load))
@@ -264,7 +259,6 @@ def _pairs(key: Hashable, values: Sequence[float], heat: Heat, per_cell: int) ->
 
 
 def _cell_lines(pair: _Pair, heat: Heat, cell: int, height: int) -> list[Span]:
-    """The lines of one cell from the top."""
     highest, lowest = pair
     upper, lower = height // 2, height - height // 2
     lines = [_one(highest, heat, cell)] * upper + [_one(lowest, heat, cell)] * lower
@@ -282,7 +276,6 @@ def _cell_lines(pair: _Pair, heat: Heat, cell: int, height: int) -> list[Span]:
 
 
 def _one(level: int | None, heat: Heat, cell: int, *, marked: bool = False) -> Span:
-    """A cell of one value."""
     role = _role(level, heat)
     if heat.look.measure in _SHARES:
         return Span(_cell(" " if heat.colour else ramp_glyph(level or 0), cell), role)
@@ -369,7 +362,6 @@ _ASCII_LABELS = {"¼": ".25", "½": ".5"}
 
 
 def _ratio_samples(heat: Heat, most: float, per_cell: int) -> Sequence[Sample]:
-    """From no token to the highest possible ratio."""
     difference = heat.look.measure is Measure.DIFFERENCE
     fair = "same" if difference else "fair"
     top = f"{most:.3g} x" if difference else f"{most:.3g} x fair"
@@ -412,7 +404,6 @@ def legend(heat: Heat, width: int, *, per_cell: int = 1, most: float = 16.0) -> 
 
 
 def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
-    """Whether any layer has cells."""
     return any(not isinstance(cells_of(layer, heat), str) for layer in layers)
 
 
@@ -431,13 +422,8 @@ def _sample(level: int | _Pair | None, heat: Heat) -> Span:
     """One sample, two characters wide where it is a colour alone."""
     if isinstance(level, tuple):
         return Span(HALVES * 2, "|".join(role_of_level(end) for end in level))
-    if heat.look.measure in _SHARES:
-        return Span("  " if heat.colour else ramp_glyph(level or 0), f"seq:{level or 0}")
-    if level is None:
-        return Span("×" if heat.colour else load_glyph(None), "heat:dead")
-    if not heat.colour:
-        return Span(load_glyph(level), f"heat:{level}")
-    return Span(f"{load_mark(level)} ", f"heat:{level}")
+    wide = 1 if level is None or not heat.colour else 2
+    return _one(level, heat, wide, marked=True)
 
 
 def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:

@@ -24,7 +24,6 @@ def head_lines(found: Mismatch, columns: int) -> list[Line]:
 def layer_lines(
     found: Mismatch, columns: int, glyphs: Glyphs, selected: int | None = None
 ) -> list[Line]:
-    """One line per layer: share of its choices that differ, and a bar."""
     label = min(max(len(layer.name) for layer in found.layers), columns // 3)
     labels = []
     mark = 0 if selected is None else 2
@@ -48,7 +47,6 @@ def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
 def _with_bars(
     labels: Sequence[Line], label: int, shares: Sequence[float], columns: int, glyphs: Glyphs
 ) -> list[Line]:
-    """One line for each share, with a bar where there is room for one."""
     most = max(shares)
     lines = []
     room = min(_MOST_BAR, columns - label - 6 - 2 * _GAP)
@@ -68,7 +66,6 @@ def swap_lines(
     *,
     named: bool = True,
 ) -> list[Line]:
-    """The most frequent swaps: layer, expert in A, expert in B, how often."""
     if not swaps:
         return [[dim("none")]]
     arrow = "->" if glyphs is Glyphs.ASCII else "→"

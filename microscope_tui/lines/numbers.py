@@ -21,7 +21,6 @@ from microscope_tui.watch import Column, RunView
 
 OVERVIEW = "overview"
 COURSE = ("loss", "balance", "max-load", "grad_norm", "learning_rate")
-"""What the overview draws."""
 OF_LAYER = ("z_loss", "max_logit", "grad_norm", "margin", "disagreement")
 """Numbers of ``router.…`` that the screen of a layer draws if a finding is about them."""
 _LABELS = {

@@ -67,7 +67,6 @@ def placement_lines(
 def _side(
     study: Study, way: Scored, layer: int, size: tuple[int, int], heat: Heat, glyphs: Glyphs
 ) -> list[Line]:
-    """Two heads, and a line for each of the busiest ranks."""
     (width, rows), loads, held = size, study.loads[layer], way.placements[layer]
     today, ranks = (rank_loads(loads, one.placements[layer]) for one in (study.today, way))
     mean, long = sum(ranks) / len(ranks) or 1.0, max(4, width // 7)
@@ -90,7 +89,6 @@ def _side(
 def _cells(
     experts: Sequence[int], ratios: Sequence[float], digits: int, room: int, heat: Heat
 ) -> Line:
-    """Experts in heat colours, with their numbers where there is room for them."""
     wide = min(_WIDEST, room // len(experts))
     if wide <= digits:
         return heat_lines((), ratios, heat, room, max(1, wide))[0]

@@ -28,7 +28,6 @@ _ENOUGH = 200
 _GAP = 3
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
 _LABELS, _MOST_LABEL = ("project", "group"), 20
-_WIDE = 120
 _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 """States without colour in the list: live runs should stand out."""
 
@@ -86,7 +85,6 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 
 
 def card_text(card: RunCard) -> str:
-    """The text that a filter matches."""
     labels = "".join(f"{_label(card, name)} " for name in _LABELS if _label(card, name))
     return f"{card.file.name} {labels}{_state(card)} {plain(_verdict(card, _ENOUGH))}"
 
@@ -98,7 +96,6 @@ def _state(card: RunCard, width: int = _WIDE) -> str:
 
 
 def _label(card: RunCard, name: str) -> str:
-    """The project or group of the run, as its tool has it."""
     about = card.file.about if isinstance(card.file, ForeignRun) else {}
     return shortened(about.get(name, ""), _MOST_LABEL)
 
@@ -153,7 +150,6 @@ def _troubles(found: Sequence[Trouble], room: int) -> Line:
 
 
 def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
-    """Text without active alerts: the verdict, recovered alerts, or pending evidence."""
     if verdict.no_verdict:
         short, bracket, rest = verdict.no_verdict.partition(" (")
         if verdict.evidence:

@@ -12,7 +12,7 @@ import msgspec
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import load_glyph, load_level
 from microscope_tui.lines.heat import HALVES, Heat
-from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, merged, pad, with_notes
+from microscope_tui.lines.spans import Line, Span, dim, merged, pad, row_label, with_notes
 from microscope_tui.watch import LayerView, Quantity, RunMap, RunView, Window
 
 _HOTTEST, _FIRST = 16, 3  # levels beyond the calm band
@@ -30,13 +30,9 @@ _NO_VALUE = 99
 
 
 class MapLayout(msgspec.Struct, frozen=True):
-    """How the layers share the lines."""
-
     label: int
     columns: int
-    """Cells of the time axis."""
     height: int
-    """Lines of a layer, where a line holds one."""
     per_line: int
     """Layers of a line: 1 or 2."""
     visible: int
@@ -74,7 +70,6 @@ def _graded(badness: float) -> int:
 
 
 def levels_of(found: RunMap, quantity: Quantity, layers: Sequence[LayerView]) -> list[list[int]]:
-    """The levels of all cells, a row per layer."""
     return [
         [level_of(value, quantity, layer) for value in row]
         for layer, row in zip(layers, found.rows, strict=False)
@@ -119,15 +114,8 @@ def map_label(layers: Sequence[LayerView], layout: MapLayout, selected: int) -> 
     """Cursor, name and alert letter of the layers of a line: of the chosen one, if it is there."""
     chosen = next((layer for layer in layers if layer.index == selected), None)
     worst = max((layer.severity for layer in layers if layer.severity), default=None)
-    layer = chosen or layers[0]
-    name = layer.router.name[: layout.label - 5].ljust(layout.label - 5)
-    return [
-        Span("▶ " if chosen else "  ", "accent"),
-        Span(name, "value" if chosen or worst else "dim"),
-        Span(" "),
-        Span(worst.letter if worst else " ", ROLE_OF_SEVERITY[worst] if worst else "value"),
-        Span(" "),
-    ]
+    name, width = (chosen or layers[0]).router.name, layout.label - 1
+    return [*row_label(name, worst, width, chosen=chosen is not None), Span(" ")]
 
 
 def _spelled(quantity: Quantity) -> Callable[[float | None], str]:
@@ -137,16 +125,13 @@ def _spelled(quantity: Quantity) -> Callable[[float | None], str]:
 
 
 def map_title(quantity: Quantity, layers: int, steps: int, width: int) -> Line:
-    """What the cells are."""
     worst = "lowest" if quantity.low_is_bad else "highest"
-    left = [Span(f"  {worst} {quantity}", "title"), dim(f" of every {steps:,} steps")]
-    if steps == 1:
-        left[1] = dim(" of every step")
+    stretch = f"{steps:,} steps" if steps > 1 else "step"
+    left = [Span(f"  {worst} {quantity}", "title"), dim(f" of every {stretch}")]
     return with_notes(left, [f"{layers} layers", "tab: another measure"], width)
 
 
 def map_legend(quantity: Quantity, layers: Sequence[LayerView], heat: Heat, width: int) -> Line:
-    """Sample cells with their values."""
     if not layers:
         return pad([], width)
     layer = layers[0]
@@ -162,7 +147,6 @@ def map_legend(quantity: Quantity, layers: Sequence[LayerView], heat: Heat, widt
 def map_cursor(
     found: RunMap, quantity: Quantity, view: RunView, layer: LayerView, column: int, width: int
 ) -> Line:
-    """The layer, the steps and the value under the cursor, and what was found there."""
     first = found.axis[column]
     last = found.axis[column + 1] - 1 if column + 1 < len(found.axis) else view.newest_step
     last = max(first, min(last, view.window.last))

@@ -42,7 +42,6 @@ _LEVELS_PER_OCTAVE = 6
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
-"""The text of a token of the vocabulary."""
 
 
 class Ordering(StrEnum):
@@ -54,8 +53,6 @@ class Ordering(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One expert in one slice."""
-
     count: int
     ratio: float
     """log2 of the share in the slice over the share overall."""
@@ -88,11 +85,6 @@ class ExpertRow:
         return max((abs(cell.ratio) for cell in self.cells if cell.beyond), default=0.0)
 
     @property
-    def preference(self) -> float:
-        """The largest ratio above zero beyond chance."""
-        return max((cell.ratio for cell in self.cells if cell.beyond), default=0.0)
-
-    @property
     def slice_read(self) -> int | None:
         """The slice that it reads most above its share, beyond chance."""
         more = [(c.ratio, at) for at, c in enumerate(self.cells) if c.beyond and c.ratio > 0]
@@ -110,19 +102,22 @@ class SliceTable:
     noise: Sequence[float]
     """Per slice; infinite where there is no baseline, as with a single slice."""
     sizes: Sequence[int]
-    """Choices in each slice."""
 
     def ordered(self, ordering: Ordering) -> Sequence[ExpertRow]:
         if ordering is Ordering.NUMBER:
             return self.rows
         if ordering is Ordering.SHARE:
             return sorted(self.rows, key=lambda row: -row.share)
-        groups = len(self.sizes) if ordering is Ordering.SLICE else 0
-        read = {r.expert: groups if r.slice_read is None else r.slice_read for r in self.rows}
-        return sorted(
-            self.rows,
-            key=lambda r: (min(groups, read[r.expert]), -r.preference, -r.telling, -r.share),
-        )
+
+        def place(row: ExpertRow) -> tuple[float, ...]:
+            read = row.slice_read
+            most = 0.0 if read is None else row.cells[read].ratio
+            group = 0
+            if ordering is Ordering.SLICE:
+                group = len(self.sizes) if read is None else read
+            return group, -most, -row.telling, -row.share
+
+        return sorted(self.rows, key=place)
 
     @property
     def by_chance(self) -> float:
@@ -133,11 +128,7 @@ class SliceTable:
 
 
 def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
-    """The numbers of one layer.
-
-    Raises:
-        NoTables: they are missing, or do not fit the file.
-    """
+    """The numbers of one layer. ``NoTables``: they are missing, or do not fit the file."""
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
     total = sum(sizes)
@@ -155,7 +146,6 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
 
 
 def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequence[Sequence[int]]:
-    """The counts of one layer: of every slice, and in it of every expert."""
     if not tables.counts:
         raise NoTables("this probe has no tables: it was interrupted before they were counted")
     counts = [rows[layer] for rows in tables.counts if layer < len(rows)]
@@ -175,8 +165,6 @@ def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class SliceLayout:
-    """Which slices are shown, and the cells that each has."""
-
     columns: int
     shown: range
     cell: int
@@ -197,7 +185,6 @@ def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
 
 
 def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width: int) -> Line:
-    """How many experts differ from chance, and which slices they read."""
     differ = sum(row.telling > 0 for row in table.rows)
     do = "prefers or avoids" if differ == 1 else "prefer or avoid"
     line: Line = [Span(f"  {layer}", "title"), *in_turn(f" {at}   ", f"{differ}", role="title")]
@@ -247,7 +234,6 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
 def heads(
     layout: SliceLayout, names: Sequence[str], ordering: Ordering, table: SliceTable
 ) -> list[Line]:
-    """The names of the columns, and the noise of each slice below."""
     top = [*pad([dim("  expert")], _EXPERT), *pad([dim("share")], _SHARE, "right")]
     below = pad([dim("  chance")], _EXPERT + _SHARE)
     for at in layout.shown:
@@ -291,7 +277,6 @@ def expert_line(
 def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
-    """The expert at the cursor: a sentence, then each slice and token with its ratio."""
     ratios = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")

@@ -34,6 +34,16 @@ def role_of(trouble: Finding | Episode) -> str:
     return ROLE_OF_SEVERITY[trouble.severity] if trouble.active else "dim"
 
 
+def row_label(name: str, severity: Severity | None, width: int, *, chosen: bool) -> Line:
+    """Cursor, name and alert letter of a layer, in ``width`` cells and one blank."""
+    name = shortened(name, width - 4)
+    return [
+        Span("▶ " if chosen else "  ", "accent"),
+        *pad([Span(name, "value" if chosen or severity else "dim")], width - 3),
+        Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" "),
+    ]
+
+
 def in_turn(*texts: str, role: str = "value") -> Line:
     """Labels and values in turn: dim, and in ``role``."""
     return [Span(text, role) if at % 2 else dim(text) for at, text in enumerate(texts)]

@@ -80,26 +80,25 @@ def _kept(held: float, per_cell: int) -> Mapping[int | None, tuple[float, float]
     No level below that of a hot expert is kept by a load that is hot.
     """
     calm_from, calm_to = calm_band(per_cell)
-    edges = [calm_from, -FAIR_WITHIN, FAIR_WITHIN, calm_to]
+    outer, reach = max(CALM_HYSTERESIS, held), max(HYSTERESIS, held)
+    inner = max(SHADE_HYSTERESIS, held)
+    down, up = -FAIR_WITHIN, FAIR_WITHIN
     if per_cell > 1:  # one shade
-        edges = [calm_from, calm_from, calm_to, calm_to]
-    beyond = range(3, 17)
-    found: dict[int | None, tuple[float, float]] = {None: (-math.inf, 0.0)}
-    outer = max(CALM_HYSTERESIS, held)
-    inner = outer if per_cell > 1 else max(SHADE_HYSTERESIS, held)
-    for level, low, high in zip((-1, 0, 1), edges, edges[1:], strict=False):
-        below = outer if level < 0 else inner
-        above = outer if level > 0 else inner
-        found[level] = 2.0 ** (low - below), 2.0 ** min(high + above, _HOT)
-    reach = max(HYSTERESIS, held)
-    for level in beyond:
+        down, up, inner = calm_from, calm_to, outer
+    # Of each level both ends, and how far beyond them it is kept.
+    ends = {
+        -1: (calm_from, down, outer, inner),
+        0: (down, up, inner, inner),
+        1: (up, calm_to, inner, outer),
+    }
+    for level in range(3, 17):
         low, high = (level - 0.5) / 4, (level + 0.5) / 4
-        last = level == beyond[-1]
-        up_to = high + reach if level >= HOT_LEVEL else min(high + reach, _HOT)
-        found[level] = (
-            2.0 ** (max(low, calm_to) - reach),
-            math.inf if last else 2.0**up_to,
-        )
-        least = math.ulp(0.0) if last else 2.0 ** (-high - reach)
-        found[-level] = least, 2.0 ** (min(-low, calm_from) + reach)
+        ends[level] = (max(low, calm_to), high, reach, reach)
+        ends[-level] = (-high, min(-low, calm_from), reach, reach)
+    found: dict[int | None, tuple[float, float]] = {None: (-math.inf, 0.0)}
+    for level, (low, high, below, above) in ends.items():
+        up_to = high + above if level >= HOT_LEVEL else min(high + above, _HOT)
+        found[level] = 2.0 ** (low - below), 2.0**up_to
+    found[16] = found[16][0], math.inf
+    found[-16] = math.ulp(0.0), found[-16][1]
     return found

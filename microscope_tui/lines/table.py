@@ -34,6 +34,7 @@ from microscope_tui.lines.spans import (
     dim,
     first_fitting,
     pad,
+    row_label,
 )
 from microscope_tui.runlog import plural
 from microscope_tui.watch import Column, LayerView, RunView
@@ -81,14 +82,12 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     entropy_spark: int = 0
     """Width of the curve of the entropy, which moves less."""
     has_entropy: bool
-    """Whether there is a column for it."""
     drop: int
     """0 if nothing can be dropped."""
     drop_bar: int
     """Width of its bar; 0 if there is no room."""
     row_height: int = 1
     table_rows: int = 1
-    """Lines for the table's body."""
     roomy: bool = False
     """Blank lines between the parts, and a verdict of three lines."""
     noted: bool = False
@@ -98,13 +97,10 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     verdict_lines: int = 2
     """Two, three in a roomy window; more for a long verdict, before the rows of layers grow."""
     compact: bool = False
-    """Whether the verdict is without the why."""
     loss_rows: int = 0
     """Lines that no layer can use: for the course of the loss."""
     numbered: bool = False
-    """Whether expert numbers are shown above the cells."""
     hidden: tuple[str, ...] = ()
-    """What was left out for lack of room."""
 
     @property
     def curve(self) -> int:
@@ -259,22 +255,14 @@ def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
 
 
 def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " ") -> list[Line]:
-    """Cursor, name and alert letter, and before the load a mark."""
-    severity, name = layer.severity, layer.router.name.ljust(layout.label - 5)
-    line = [
-        Span("▶ " if selected else "  ", "accent"),
-        Span(name, "value" if selected or severity else "dim"),
-        Span(" "),
-        Span(severity.letter if severity else " ", _role(severity)),
-        Span(mark, "accent"),
-    ]
-    return _tall(line, layout.label, layout)
+    name, width = layer.router.name, layout.label - 1
+    line = row_label(name, layer.severity, width, chosen=selected)
+    return _tall([*line, Span(mark, "accent")], layout.label, layout)
 
 
 def load(
     layer: LayerView, layout: TableLayout, heat: Heat, chosen: int | None = None
 ) -> list[Line]:
-    """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
     values = cells_of(layer, heat)
     if isinstance(values, str):
         longer = f"{values}, max load {words.decimal(layer.max_load)}"
@@ -300,7 +288,7 @@ def balance(
         number = Span(f"*{number.text[:3]}", number.role)
     nothing = words.no_balance(layer)[0]
     room = layout.curve, layout.spark
-    return _curve(number, layer.balance_history, 1.0, nothing, layout, glyphs, cursor, room)
+    return _curve(number, layer.balance_history, (0.0, 1.0), nothing, layout, glyphs, cursor, room)
 
 
 def entropy(
@@ -320,15 +308,11 @@ def entropy(
     if top - bottom < _LEAST_ENTROPY * most:
         bottom = max(0.0, min(bottom, most * (1 - _LEAST_ENTROPY)))
         top = bottom + _LEAST_ENTROPY * most
-    history = [
-        Column(c.low - bottom, c.mean - bottom, c.high - bottom) for c in layer.entropy_history
-    ]
-    room = layout.entropy, layout.entropy_spark
-    return _curve(number, history, top - bottom, "not logged", layout, glyphs, cursor, room)
+    history, room = layer.entropy_history, (layout.entropy, layout.entropy_spark)
+    return _curve(number, history, (bottom, top), "not logged", layout, glyphs, cursor, room)
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
-    """Share of dropped assignments: a bar where there is room, and the number."""
     rate = layer.drop_rate
     role = "faint" if rate is None or rate < 0.02 else "warn" if rate <= 0.2 else "crit"
     parts: Line = []
@@ -343,14 +327,14 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
 def _curve(
     number: Span,
     history: Sequence[Column],
-    top: float,
+    ends: tuple[float, float],
     nothing: str,
     layout: TableLayout,
     glyphs: Glyphs,
     cursor: float | None,
     room: tuple[int, int],
 ) -> list[Line]:
-    """The number, and its history from 0 to ``top`` where there is room; faint after ``cursor``.
+    """The number, and its history between ``ends`` where there is room; faint after ``cursor``.
 
     ``nothing``: why it may be empty; ``room``: cells of the column, and of the curve in it.
     """
@@ -364,7 +348,7 @@ def _curve(
     role = "curve" if number.role == "value" else number.role
     # From three lines on, the last stays blank, to separate the curves of neighbours.
     blank = [" " * width] if height >= 3 else []
-    curve = spark(history, width, top, glyphs, height - len(blank)) + blank
+    curve = spark(history, width, ends, glyphs, height - len(blank)) + blank
     past = width if cursor is None else math.ceil(cursor * width)
     numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
     return [
@@ -389,8 +373,7 @@ def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]
     if not means:
         return [[] for _ in range(layout.loss_rows)]
     bottom, top = min(means), max(means)
-    shifted = [Column(c.low - bottom, c.mean - bottom, c.high - bottom) for c in view.loss_history]
-    curve = spark(shifted, width, (top - bottom) or 1.0, glyphs, rows)
+    curve = spark(view.loss_history, width, (bottom, top), glyphs, rows)
     heads = {0: words.decimal(top), rows // 2: "loss", rows - 1: words.decimal(bottom)}
     return [
         [],

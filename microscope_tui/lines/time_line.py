@@ -186,13 +186,10 @@ def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
 
 
 class TimeMark(msgspec.Struct, frozen=True):
-    """An event at a step: a restart, the onset of an alert, an evaluation."""
-
     step: int
     what: str
     role: str
     rule: str = ""
-    """Of an onset: whose."""
 
 
 class TimeScale(msgspec.Struct, frozen=True):
@@ -225,7 +222,6 @@ class TimeScale(msgspec.Struct, frozen=True):
         return half, steps - half
 
     def tick_line(self, width: int) -> Line:
-        """Labels below their columns, as many as fit."""
         cells, role = [(" ", "")] * width, "faint"
         for step in self._ticks(width):
             text, at = self._label(step), self.column_of(step, width)
@@ -260,7 +256,6 @@ class TimeScale(msgspec.Struct, frozen=True):
 
 
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
-    """The time axis of a view, with the events in its window, or those of one layer."""
     cursor = view.step if view.cursor is not None else None
     marks = tuple(_marks(view, layer))
     return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))

@@ -32,8 +32,6 @@ _MOST_BYTES = 256
 
 
 class Piece(NamedTuple):
-    """Printable text of one token."""
-
     token: int
     text: str
     width: int
@@ -125,7 +123,6 @@ class TextLine:
     """One line: the pieces on it, or the name of the slice that begins below it."""
 
     first: int
-    """The token that it begins with."""
     pieces: tuple[Piece, ...] = ()
     slice_number: int | None = None
 
@@ -139,8 +136,6 @@ class Place:
 
 
 class Flow:
-    """The lines of a text, made where they are needed."""
-
     def __init__(self, routing: Routing, width: int) -> None:
         self.routing, self.width = routing, max(2, width)
         self._last = max(0, routing.tokens - 1) // CHUNK
@@ -148,7 +143,6 @@ class Flow:
         self._start = cache(self._start_of)
 
     def place_of(self, token: int) -> Place:
-        """The line on which a token begins."""
         chunk = min(self._last, token // CHUNK)
         if token < self._start(chunk):
             chunk -= 1

@@ -69,16 +69,13 @@ class Highlight:
     """Those of the experts of the token at the cursor; all other experts are grey."""
     cursor: int
     expert: int | None = None
-    """The only expert to highlight."""
 
     @property
     def colour(self) -> int:
-        """The colour of the highlighted expert."""
         own = (self.expert or 0) % len(LETTERS)
         return own if self.expert is None else self.colours.get(self.expert, own)
 
     def choice(self, token: int) -> tuple[int, ...]:
-        """The chosen experts of a token in view."""
         at = token - self.first
         return self.chosen[at] if 0 <= at < len(self.chosen) else ()
 
@@ -155,7 +152,6 @@ def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters
 def title(
     routing: Routing, layer: int, token: int, width: int, experts: Sequence[int] = ()
 ) -> Line:
-    """The layer, the cursor, its expert and its slice; the model at the right."""
     shape = routing.shape
     at = routing.slice_of(token) if routing.tokens else 0
     name = routing.slices[at] if at < len(routing.slices) else ""
@@ -235,7 +231,6 @@ def _experts(choice: Choice, own: Mapping[int, int], glyphs: Glyphs, width: int)
 
 
 def _facts(choice: Choice, experts: int, width: int) -> list[Line]:
-    """The margin to the first expert that was left out, and the entropy."""
     margin, entropy = choice.margin, choice.entropy
     text = words.index(margin) if not 0 < margin < 0.005 else words.no_zero(f"{margin:.1g}")
     shown = Span(f"{text:<6}", "warn" if margin < _MARGIN_IS_SMALL else "value")
@@ -253,7 +248,6 @@ def _facts(choice: Choice, experts: int, width: int) -> list[Line]:
 def _layers(
     names: Sequence[str], choices: Sequence[Choice], layer: int, width: int, room: int
 ) -> list[Line]:
-    """One line per layer around the shown one: its experts, the largest weight first."""
     label = max(4, min(8, max(map(len, names)))) + 2
     shown = _around(layer, len(names), room - 1)
     more = len(names) - len(shown)
@@ -283,7 +277,6 @@ def _around(middle: int, count: int, room: int) -> range:
 
 
 def without_probe(width: int, problem: str = "", *, empty: bool = False) -> list[Line]:
-    """Why the screen is empty, and the command that makes a probe."""
     why = problem or (
         "the probe of this run ended before its first token"
         if empty

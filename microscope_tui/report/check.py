@@ -68,8 +68,6 @@ class CheckRequest(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """The verdict on one run."""
-
     run: str
     path: str
     state: str
@@ -79,7 +77,6 @@ class Judgement(msgspec.Struct, frozen=True):
     exit_code: int
     findings: Sequence[tuple[Finding, Advice]]
     problem: str | None
-    """Why there is no verdict; empty if there is one."""
     waits_until: int | None
     """The step until which the run is not judged, if that is the reason."""
     notes: Sequence[str]
@@ -134,7 +131,6 @@ def findings_with_advice(
 
 
 def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
-    """The exit code for these findings."""
     worst = overall(findings)
     if worst is Severity.WARN and fail_on != "warn":
         return HEALTHY
@@ -153,7 +149,6 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
-    """Remarks on what the log lacks, how it was read, and which steps the verdict covers."""
     if watch.judged_again:
         yield f"{watch.judged_again} while it judged the run, which was judged again"
     if watch.defects.count:
@@ -189,7 +184,6 @@ def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:
 
 
 def _notes_on_blind_spots(diagnosis: Diagnosis) -> Iterator[str]:
-    """Which rules the log does not have the numbers for."""
     if is_one_step(diagnosis.run):
         yield "a single dump: rules about changes over time do not apply"
     blind = diagnosis.blind_spots()
@@ -200,7 +194,6 @@ def _notes_on_blind_spots(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[str]:
-    """Remarks on the options that changed the verdict."""
     criteria, diagnosis = request.criteria, watch.diagnosis
     if criteria.ignore:
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
@@ -236,7 +229,6 @@ def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
 
 
 def verdict_text(judgement: Judgement) -> str:
-    """The report on one run: one line if it is healthy, else the causes, each with its findings."""
     word = _WORDS[judgement.exit_code]
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
@@ -273,7 +265,6 @@ def _finding_text(finding: Finding, advice: Advice) -> list[str]:
 
 
 def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """The report on all judged runs."""
     runs = [
         {key: getattr(judgement, key) for key in _KEYS}
         | {"cost": msgspec.to_builtins(judgement.cost)}
@@ -284,7 +275,6 @@ def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
-    """A finding and its texts."""
     worst = finding.worst
     return {
         "rule": finding.rule,
@@ -394,7 +384,6 @@ def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
 
 
 def news_text(alert: News) -> str:
-    """A piece of news as a block of lines; a recovery is one line."""
     first, *rest = _finding_text(alert.finding, alert.advice)
     event = "" if alert.event == "opened" else f"{alert.event}: "
     if alert.event == "recovered":
@@ -405,7 +394,6 @@ def news_text(alert: News) -> str:
 
 
 def news_json(file: RunFile, alert: News) -> dict[str, Any]:
-    """A piece of news as data: a finding, and what happened to it."""
     return {
         "schema_version": SCHEMA_VERSION,
         "event": alert.event,

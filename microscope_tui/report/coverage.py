@@ -48,8 +48,6 @@ _INTERVAL = (
 
 
 class Need(msgspec.Struct, frozen=True):
-    """Further tokens that one expert needs."""
-
     tokens: float | None
     """Estimate from the measured share; ``None`` without a hit."""
     low: float
@@ -87,8 +85,6 @@ def score_interval(hits: int, of: int) -> tuple[float, float]:
 
 
 class ExpertCoverage(msgspec.Struct, frozen=True):
-    """One expert in the steps that were counted."""
-
     expert: int
     tokens: int
     share: float
@@ -96,7 +92,6 @@ class ExpertCoverage(msgspec.Struct, frozen=True):
     mean_weight: float | None
     mean_output_norm: float | None
     saliency: float | None
-    """Product of both means."""
     more_tokens: float | None
     """What is missing, as in ``Need``; 0 if it has enough."""
     more_tokens_low: float
@@ -105,8 +100,6 @@ class ExpertCoverage(msgspec.Struct, frozen=True):
 
 
 class LayerCoverage(msgspec.Struct, frozen=True):
-    """All experts of one router."""
-
     layer: str
     depth: int
     top_k: int
@@ -125,19 +118,15 @@ class Coverage(msgspec.Struct, frozen=True):
     """Counted steps between them."""
     sequence_length: int | None
     short: int
-    """Experts with too few tokens."""
     notes: list[str]
     layers: list[LayerCoverage]
 
     def behind(self) -> list[tuple[LayerCoverage, ExpertCoverage]]:
-        """All experts with too few tokens, the fewest first."""
         found = [(layer, e) for layer in self.layers for e in layer.experts if e.more_tokens_low]
         return sorted(found, key=lambda one: one[1].tokens)
 
 
 class _Sums:
-    """Sums over steps of one router."""
-
     def __init__(self, router: RouterInfo) -> None:
         zeros = [0.0] * router.num_experts
         self.router = router
@@ -202,15 +191,12 @@ def coverage_of(
 
 
 class _Counted:
-    """The counted steps of one model."""
-
     def __init__(self, run: RunRecord) -> None:
         self.run = run
         self._sums = [_Sums(router) for router in run.routers]
         self._steps: list[int] = []
 
     def add(self, run: RunRecord, entry: StepEntry) -> None:
-        """Add a step and the header that it was written under."""
         self.run = run
         self._steps.append(entry.record.step)
         means, record, rows = entry.means(), entry.record, entry.matrices().tokens_per_expert
@@ -223,7 +209,6 @@ class _Counted:
     def coverage(
         self, file: RunFile, wanted: int, length_of: Callable[[RunFile], int | None]
     ) -> Coverage:
-        """What the steps cover together."""
         run = self.run
         sums = [one for one in self._sums if one.tokens]
         if not sums:
@@ -273,7 +258,6 @@ def _layer(sums: _Sums, wanted: int, length: int | None) -> LayerCoverage:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    """A short report: the experts with too few tokens, and what they need."""
     short = coverage.behind()
     experts = sum(len(layer.experts) for layer in coverage.layers)
     tokens = max(layer.tokens for layer in coverage.layers)
@@ -301,7 +285,6 @@ def coverage_text(coverage: Coverage) -> str:
 
 
 def _table(short: Sequence[tuple[LayerCoverage, ExpertCoverage]], length: int | None) -> list[str]:
-    """Experts in aligned columns: the first to the left, the others to the right."""
     experts = [one for _, one in short]
     columns = {
         "layer": [layer.layer for layer, _ in short],
@@ -345,7 +328,6 @@ def _percent(share: float) -> str:
 
 
 def _total(short: Sequence[ExpertCoverage], length: int | None) -> str:
-    """The further tokens that all of these experts need."""
     if unseen := [one.more_tokens_low for one in short if one.more_tokens is None]:
         tokens, amount = max(unseen), f"more than {short_number(max(unseen))}"
         experts = plural(len(unseen), "expert was", "experts were")

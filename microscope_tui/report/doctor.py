@@ -23,8 +23,6 @@ _WIDTH = 74
 
 
 class Colours(msgspec.Struct, frozen=True):
-    """The number of colours, and why."""
-
     system: str | None
     """``truecolor``, ``256`` or ``16``; ``None`` if the screens cannot open."""
     reason: str
@@ -33,8 +31,6 @@ class Colours(msgspec.Struct, frozen=True):
 
 
 class Terminal(msgspec.Struct, frozen=True):
-    """The terminal that the screens would open in."""
-
     environment: Mapping[str, str]
     encoding: str
     glyphs: Glyphs
@@ -88,7 +84,6 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
 
 
 def layout_of(columns: int, rows: int) -> str:
-    """The layout for a window of this size."""
     if columns < MIN_COLUMNS or rows < MIN_ROWS:
         return f"one line with the state; the table needs {MIN_COLUMNS}x{MIN_ROWS}"
     if rows < ROOMY_ROWS:
@@ -97,7 +92,6 @@ def layout_of(columns: int, rows: int) -> str:
 
 
 def doctor_text(versions: Mapping[str, str], terminal: Terminal) -> str:
-    """The report on one page."""
     lines = [", ".join(f"{name} {version}" for name, version in versions.items()), ""]
     lines += [f"{label:<12} {value}" for label, value in _facts(terminal)]
     advice = recommended(terminal)
@@ -141,7 +135,6 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
 
 
 def recommended(terminal: Terminal) -> list[str]:
-    """What to change, most important first; empty if all is well."""
     environment, size, used = terminal.environment, terminal.size, terminal.used
     colours = colours_of(environment)
     advice = [colours.remedy] if colours.remedy else _for_truecolor(terminal, colours.system)

@@ -19,11 +19,9 @@ from microscope_tui.runlog import RouterInfo, RunRecord
 _WIDTH = 96
 _LINE, _INDENT = 86, 12
 Explanation = dict[str, Any]
-"""Everything about a rule, by the keys of its JSON."""
 
 
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
-    """The rule of this name in the catalogue, with these limits."""
     rule = RULES[name]
     mine = limits.of(rule.limits_type)
     return {
@@ -50,7 +48,6 @@ def as_list(explanations: Sequence[Explanation]) -> str:
 
 
 def rule_text(one: Explanation) -> str:
-    """A rule in full."""
     limits = [
         f"{name} = {value:g}"
         + ("" if value == one["defaults"][name] else f" (by default {one['defaults'][name]:g})")

@@ -152,7 +152,6 @@ def _scalars(record: StepRecord | None) -> dict[str, Any]:
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Row], file: TextIO) -> None:
-    """Write a table with its heads."""
     table = csv.writer(file, lineterminator="\n")
     table.writerow(columns)
     table.writerows([_cell(value) for value in row] for row in rows)

@@ -35,8 +35,6 @@ _KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other
 
 
 class FormatReport(msgspec.Struct, frozen=True):
-    """What the format check found in one file."""
-
     path: str
     lines: int
     records: Mapping[str, int]
@@ -75,7 +73,6 @@ def exit_code(report: FormatReport) -> int:
 
 
 def format_text(report: FormatReport) -> str:
-    """One line per problem, then a summary."""
     lines = [
         f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
         for problem in report.problems
@@ -90,7 +87,6 @@ def format_text(report: FormatReport) -> str:
 
 
 def format_json(report: FormatReport) -> dict[str, Any]:
-    """The report as data; the schema is versioned."""
     return {
         "schema_version": 1,
         "path": report.path,

@@ -14,7 +14,6 @@ _WIDTH = 79
 
 
 def placement_text(study: Study) -> str:
-    """The table of the placements, what follows from it, and the verdict."""
     request = study.request
     sizes = [layer.router.num_experts for layer in study.counts.layers]
     ends = sorted({min(sizes), max(sizes)})

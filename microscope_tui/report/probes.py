@@ -94,13 +94,11 @@ def _text(text: bytes | None) -> str | None:
 
 
 def compared_probes(a: Path, b: Path) -> Mismatch:
-    """Compare the probes at two paths."""
     with Routing(a) as first, Routing(b) as second:
         return compare(first, second)
 
 
 def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
-    """The comparison as data."""
     return {
         "schema_version": 1,
         "a": a,

@@ -46,7 +46,12 @@ from .reference import (
     reference_of as reference_of,
 )
 from .run_course import RunCourse as RunCourse
-from .run_map import Quantity as Quantity, RunMap as RunMap, run_map as run_map
+from .run_map import (
+    Quantity as Quantity,
+    RunMap as RunMap,
+    run_map as run_map,
+    worst_of_layers as worst_of_layers,
+)
 from .run_watch import LONG_BYTES as LONG_BYTES, RunWatch as RunWatch
 from .scan import (
     DEFAULT_MEMORY as DEFAULT_MEMORY,
@@ -65,12 +70,10 @@ from .verdict import (
 from .view import (
     LayerView as LayerView,
     Recent as Recent,
-    RouterHealth as RouterHealth,
     RunView as RunView,
     column_of as column_of,
     findings_of as findings_of,
     recent_of as recent_of,
-    router_health as router_health,
     view_of as view_of,
     worst_of_columns as worst_of_columns,
 )

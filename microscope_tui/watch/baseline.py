@@ -39,7 +39,6 @@ class AgainstBaseline(Criteria, frozen=True):
     """
 
     def context(self, run: RunRecord) -> Context:
-        """The context of ``run``."""
         found = Criteria.context(self, run)
         if self.profile or found.relative:
             return found
@@ -47,8 +46,6 @@ class AgainstBaseline(Criteria, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """State of the routers in the last steps of a run."""
-
     run: str
     routers: tuple[RouterInfo, ...]
     first_step: int
@@ -57,9 +54,7 @@ class Baseline(msgspec.Struct, frozen=True):
     reference: RouterBaseline
 
     def mismatch(self, run: RunRecord) -> str | None:
-        """How the routers of ``run`` differ from those of the baseline, in words; ``None`` if they
-        match.
-        """
+        """How the routers of ``run`` differ from these, in words; ``None`` if they match."""
         mine, theirs = _shape(self.routers), _shape(run.routers)
         return None if mine == theirs else f"the baseline has {mine}, the run has {theirs}"
 

@@ -49,25 +49,21 @@ class Level:
         return len(self.low)
 
     def truncate(self, rows: int) -> None:
-        """Keep the first ``rows`` rows."""
         del self.low[rows:], self.mean[rows:], self.high[rows:]
 
     def extend(self, rows: "Level") -> None:
-        """Add rows."""
         self.low.extend(array("f", rows.low))
         if self.mean is not self.low:
             self.mean.extend(rows.mean)
             self.high.extend(rows.high)
 
     def cut(self, first: int, last: int) -> "Level":
-        """Rows ``first`` to ``last`` (exclusive)."""
         low = self.low[first:last]
         if self.mean is self.low:
             return Level(low, low, low)
         return Level(low, self.mean[first:last], self.high[first:last])
 
     def joined(self, other: "Level") -> "Level":
-        """These rows and then those of ``other``."""
         return Level(self.low + other.low, self.mean + other.mean, self.high + other.high)
 
     def column(self) -> Column:
@@ -130,8 +126,6 @@ def _steps(values: Sequence[float | None]) -> Level:
 
 
 class Series:
-    """One series of one router."""
-
     __slots__ = ("coarse", "fine")
 
     def __init__(self, stride: int) -> None:
@@ -168,12 +162,10 @@ class Series:
             self.coarse = before.joined(more)  # a new one: ``halved`` may be doing the same
 
     def truncate(self, rows: int) -> None:
-        """Keep the first ``rows`` rows."""
         self.fine.truncate(rows)
         self.coarse.truncate(rows // COARSE)
 
     def paired(self, complete: int) -> "Series":
-        """The same curve at half the resolution."""
         self.keep_coarse(complete)
         made = Series(2)
         made.fine = self.fine.grouped(2)
@@ -226,7 +218,6 @@ class Row(msgspec.Struct, frozen=True):
     offset: int
     time: float = NAN
     after: int = _NEVER
-    """The first step after it."""
     end: int | None = None
     """Where the next row begins; ``None`` for the last."""
     restart: int | None = None
@@ -251,7 +242,6 @@ class History:
     ) -> None:
         """``widths``: values per step of each series; ``stride``: steps a row, to begin with."""
         self.steps = array("q")
-        """First step of each row."""
         self.offsets = array("q")
         """Byte offset of the first record of each row."""
         self.times = array("d")
@@ -300,7 +290,6 @@ class History:
             self.commit()
 
     def commit(self) -> bool:
-        """Make added steps visible; true if there were any."""
         if not self._pending:
             return False
         older = self._older if self._opened else len(self._pending)
@@ -374,7 +363,6 @@ class History:
         return max(0, bisect_right(self.steps, step) - 1)
 
     def row(self, at: int) -> Row:
-        """Location of row ``at``."""
         first = self.steps[at]
         after = self.last_step + 1
         end = None
@@ -407,7 +395,6 @@ class History:
         return [self.steps[cut] for cut in self._cuts(count, self.rows(window))[:-1]]
 
     def rows(self, window: "Window | None" = None) -> range:
-        """The rows with steps in ``window``."""
         if window is None:
             return range(len(self.steps))
         first = 0 if window.first <= 1 else self.index_of(window.first)
@@ -428,7 +415,6 @@ class History:
 
     @property
     def _complete(self) -> int:
-        """Number of visible rows that change no more."""
         return len(self.steps) - (self._committed_in_row < self.stride)
 
 
@@ -439,13 +425,10 @@ class Window(NamedTuple):
     last: int
 
     def has(self, step: int) -> bool:
-        """Whether ``step`` is in it."""
         return self.first <= step <= self.last
 
 
 class Curves:
-    """The history in a number of columns over a window."""
-
     def __init__(self, history: History | None, columns: int, window: Window) -> None:
         self._history = history
         self._columns = columns
@@ -453,19 +436,16 @@ class Curves:
         self.restarts: Sequence[int] = history.restarts if history else ()
 
     def of(self, name: str, index: int = 0) -> Sequence[Column]:
-        """One series."""
         if self._history is None:
             return ()
         return self._history.columns(name, index, self._columns, self._window)
 
     def axis(self) -> Sequence[int]:
-        """The first step of every column."""
         if self._history is None:
             return ()
         return self._history.axis(self._columns, self._window)
 
     def times(self, steps: Sequence[int]) -> Sequence[float | None]:
-        """When these steps were written."""
         return [self._history.time_of(step) for step in steps] if self._history else ()
 
     def share_of(self, step: int) -> float | None:

@@ -50,7 +50,6 @@ class Judge:
         self._criteria = criteria
 
     def feed(self, lines: bytes) -> None:
-        """Judge the next bytes of the log."""
         self.offset += len(lines)
         try:
             for entry in () if self._is_foreign else self._reader.feed(lines):
@@ -59,7 +58,6 @@ class Judge:
             self._is_foreign = True
 
     def take(self, entry: Entry) -> None:
-        """Judge one record."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -121,11 +119,7 @@ class SecondProcess:
     """A ``Judge`` in a process of its own. It ends with this one, however this one ends."""
 
     def __init__(self, judge: Judge) -> None:
-        """Start it with the state of ``judge``.
-
-        Raises:
-            OSError: it cannot be started.
-        """
+        """Start it with the state of ``judge``; an ``OSError`` if it cannot be started."""
         self.sent = judge.offset
         """Bytes of the log that it has been given."""
         self.waiting = bytearray()
@@ -148,7 +142,6 @@ class SecondProcess:
         self._send(judge)
 
     def judge_lines(self, lines: bytes) -> None:
-        """Let it judge the next lines of the log."""
         self.sent += len(lines)
         self._send(lines)
 
@@ -164,11 +157,7 @@ class SecondProcess:
         self._send((path, end))
 
     def exchange(self, timeout_s: float = 0.0) -> Judge | None:
-        """Pass on what waits; the newest answer that has come, waiting for one ``timeout_s``.
-
-        Raises:
-            Ended: it is gone.
-        """
+        """Pass on what waits; the newest answer, if one comes in time. ``Ended``: it is gone."""
         poll = select.poll()
         poll.register(self._out, select.POLLIN)
         if self.waiting:
@@ -195,7 +184,6 @@ class SecondProcess:
         return answer
 
     def close(self) -> None:
-        """End it."""
         with self.process:  # closes the pipes and waits
             self.process.kill()
 

@@ -50,12 +50,10 @@ class Pin(msgspec.Struct, frozen=True):
 
     @property
     def counts_step(self) -> int | None:
-        """The step whose counts these are."""
         return self.with_counts.record.step if self.with_counts is not None else None
 
 
 def pin(watch: RunWatch) -> Pin | None:
-    """Pin the current step of ``watch``."""
     with watch.lock:
         if watch.latest is None:
             return None
@@ -123,7 +121,6 @@ def _find(watch: RunWatch, history: History, step: int) -> StepEntry | None:
 
 
 def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepEntry | None:
-    """The last entry before ``entry`` with counts, if they are logged rarely."""
     with watch.lock:
         run, sampled, size = watch.run, watch.sampled, watch.source.size
         at = history.index_of(entry.record.step)
@@ -148,8 +145,6 @@ _WALK_BYTES = 1 << 19  # bytes to search for a line with counts, if not every li
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One step of one router."""
-
     step: int
     counts: Sequence[int]
     bias: Sequence[float] | None
@@ -242,7 +237,6 @@ _READING_BYTES = 32 << 20
 
 
 def kept_numbers(watch: RunWatch) -> Sequence[str]:
-    """Names of the numbers whose whole course is in memory."""
     with watch.lock:
         return (*PER_RUN, *watch.history.later) if watch.history is not None else ()
 
@@ -302,11 +296,7 @@ class Reading(Scan):
         return max(0.0, min(1.0, (self._at - first) / max(1, size - first)))
 
     def read_on(self, cancelled: Callable[[], bool]) -> None:
-        """Read to the end of the log, or until ``cancelled``.
-
-        Raises:
-            OSError: the log cannot be read.
-        """
+        """Read to the end of the log, or until ``cancelled``; an ``OSError`` if that fails."""
         source = self._watch.source
         with suppress(UnknownFormat), opened(source.path) as file:
             while self._watch.generation == self._generation and not cancelled():

@@ -27,29 +27,27 @@ class Reference(msgspec.Struct, frozen=True):
     """The loads at the reference step, one list per router in forward order."""
 
     run: str
-    step: int
     record: StepRecord
-    counts_step: int | None
     loads: Sequence[Sequence[float] | None]
     """``None`` for a router without counts."""
     routers: Sequence[RouterInfo | None] = ()
     """The router of each list; ``None`` if missing. Empty: those of the open run."""
 
+    @property
+    def step(self) -> int:
+        return self.record.step
+
     def load_of(self, index: int, experts: int) -> Sequence[float] | None:
-        """The loads of a router, if it has as many experts."""
         load = self.loads[index] if index < len(self.loads) else None
         return load if load is not None and len(load) == experts else None
 
 
 def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Reference:
-    """A pinned step as a reference."""
     counted = moment.with_counts
     rows = counted.matrices().tokens_per_expert if counted is not None else []
     return Reference(
         run=run,
-        step=moment.step,
         record=moment.latest.record,
-        counts_step=counted.record.step if counted is not None else None,
         loads=[measures.load(row) if row else None for row in rows],
         routers=header.routers if header is not None else (),
     )
@@ -111,7 +109,6 @@ class PinnedRun:
     for its sake, and of a long log only what a moment needs is read."""
 
     def __init__(self, file: RunFile, followed: Callable[[Path], RunWatch | None]) -> None:
-        """``followed``: the existing watch of the run, if it is followed."""
         self.file = file
         self._followed = followed
         self._own: RunWatch | None = None
@@ -119,12 +116,7 @@ class PinnedRun:
         self._lock = threading.Lock()
 
     def at(self, step: int) -> Reference:
-        """Its reference at or before ``step``. Reads from the disk: call it in a worker thread.
-
-        Raises:
-            NothingToCompare: it has no such step, or none that can be read; the message says why.
-            OSError: its log cannot be read.
-        """
+        """Its reference at or before ``step``; see ``reference_in``."""
         with self._lock:
             return reference_in(self._watch(), step)
 
@@ -142,7 +134,6 @@ class PinnedRun:
 
 
 def _opened(file: RunFile, size: int) -> RunWatch:
-    """Read a long log by samples, a short one in full."""
     watch = RunWatch(file, memory_bytes=_MEMORY)
     if not watch.source.seekable:
         raise NothingToCompare(f"{file.name} is compressed: decompress it to compare")

@@ -6,14 +6,12 @@ from enum import StrEnum
 
 import msgspec
 
-from microscope_tui.watch.history import Curves, Window
+from microscope_tui.watch.history import Column, Curves, Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import judged_lows
 
 
 class Quantity(StrEnum):
-    """What the map shows, in the words of the other screens."""
-
     BALANCE = "balance c"
     LOAD = "max load"
     ENTROPY = "entropy H"
@@ -21,7 +19,6 @@ class Quantity(StrEnum):
 
     @property
     def low_is_bad(self) -> bool:
-        """Whether the worst value of a column is its lowest."""
         return self in (Quantity.BALANCE, Quantity.ENTROPY)
 
 
@@ -34,16 +31,12 @@ _SERIES = {
 
 
 class RunMap(msgspec.Struct, frozen=True):
-    """Values of all layers over time."""
-
     axis: Sequence[int]
-    """The first step of every column."""
     rows: Sequence[Sequence[float]]
     """For every layer one value per column; NaN where none was logged."""
 
     @property
     def measured(self) -> bool:
-        """Whether there is any value."""
         return any(value == value for row in self.rows for value in row)
 
 
@@ -61,3 +54,14 @@ def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -
                 values = judged_lows(found, curves.of("max_load", index), axis, router)
             rows.append([value if math.isfinite(value) else math.nan for value in values])
         return RunMap(axis, rows)
+
+
+def worst_of_layers(
+    watch: RunWatch, quantity: Quantity, columns: int, window: Window
+) -> list[Column]:
+    """The worst value of any layer in every column; NaN where none was logged."""
+    rows = run_map(watch, quantity, columns, window).rows
+    worst = min if quantity.low_is_bad else max
+    known = ([x for x in values if x == x] for values in zip(*rows, strict=True))
+    found = [worst(values) if values else math.nan for values in known]
+    return [Column(value, value, value) for value in found]

@@ -41,8 +41,6 @@ _MOST_OF_A_LINE = 1 << 20
 
 
 class RunWatch:
-    """The state of one run: header, latest step, history, episodes."""
-
     def __init__(
         self,
         file: RunFile,
@@ -109,12 +107,10 @@ class RunWatch:
 
     @property
     def run(self) -> RunRecord | None:
-        """The header, if known."""
         return self.shown.run
 
     @property
     def latest(self) -> StepEntry | None:
-        """The latest step."""
         return self.shown.latest
 
     @property
@@ -124,7 +120,6 @@ class RunWatch:
 
     @property
     def sampled(self) -> bool:
-        """Whether the history is still a sample of the file."""
         return self._overview is not None
 
     @property
@@ -134,7 +129,6 @@ class RunWatch:
 
     @property
     def defects(self) -> Defects:
-        """Lines that could not be read."""
         return self.source.defects if self.source.translates else self._reader.defects
 
     @property
@@ -158,7 +152,6 @@ class RunWatch:
 
     @property
     def bounded_by_memory(self) -> bool:
-        """Whether the memory limit makes the history coarser."""
         history = self.scan.history
         return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
 
@@ -227,7 +220,6 @@ class RunWatch:
 
     @property
     def unread(self) -> bool:
-        """Whether the log contains more to read and judge now."""
         judging = self.foreign and self._second is not None
         if self.source.deleted or (self.error is not None and not judging):
             return self._scan_pending
@@ -235,7 +227,6 @@ class RunWatch:
         return not scanned or self._second is not None
 
     def read_all(self) -> None:
-        """Read and judge everything that the log contains now."""
         self.advance()
         while self.unread:
             self.advance()
@@ -261,7 +252,6 @@ class RunWatch:
             return word, age
 
     def life(self) -> Life:
-        """The state of the run in the words of the screens."""
         with self.lock:
             step = self.latest.record.step if self.latest is not None else 0
             planned = self.run.planned_steps if self.run is not None else None
@@ -284,7 +274,6 @@ class RunWatch:
             self._second.judge_lines(chunk.data)
 
     def _expect(self, data: bytes) -> None:
-        """Estimate the number of steps from the first lines of a file."""
         if not self._begun and self._is_file:
             self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
         self._begun = True
@@ -383,7 +372,6 @@ class RunWatch:
             self._read_again()  # it shrank before the scan began
 
     def _take_over(self, second: SecondProcess) -> None:
-        """Judge here from now on."""
         with self.lock:
             self._second = None
             self._judge.feed(b"\n")  # the last line may lack its newline
@@ -392,7 +380,6 @@ class RunWatch:
         second.close()
 
     def _read_again(self) -> None:
-        """Begin without a second process."""
         self._second_from = None
         with self.lock:
             self.source = self.file.open()  # the lines that it had are gone, too

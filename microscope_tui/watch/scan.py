@@ -80,14 +80,8 @@ def row_maker(routers: int) -> RowOf:
         summary = record.router
         return {
             **_also_logged(record),
-            "loss": (record.loss,),
-            "learning_rate": (record.learning_rate,),
-            "grad_norm": (record.grad_norm,),
-            "effective_experts": summary.effective_experts or nothing,
-            "entropy": summary.entropy or nothing,
-            "mean_entropy": summary.mean_entropy or nothing,
-            "drop_rate": summary.drop_rate or nothing,
-            "max_load": summary.max_load or nothing,
+            **{name: (getattr(record, name),) for name in PER_RUN},
+            **{name: getattr(summary, name) or nothing for name in PER_ROUTER},
         }
 
     return row_of
@@ -199,14 +193,11 @@ class Scan:
         self.run: RunRecord | None = None
         self.latest: StepEntry | None = None
         self.with_counts: StepEntry | None = None
-        """The latest step with counts."""
         self.recent: deque[StepEntry] = deque(maxlen=MEAN_OF)
-        """The last steps with counts."""
         self.counted: deque[StepEntry] = deque(maxlen=KEPT)
         """Copies of more of them, of which nothing is decoded: that takes seven times the bytes."""
         self.end: EventRecord | None = None
         self.lost_records = 0
-        """Records that the writer reported as lost."""
         self.evaluations: deque[EventRecord] = deque(maxlen=1000)
         self.history: History | None = None
         self.expected_steps = 0
@@ -221,11 +212,7 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Add one record.
-
-        Raises:
-            RepeatedStep: the same step twice in a row; the first one counts.
-        """
+        """Add one record. ``RepeatedStep``: the same step twice in a row; the first one counts."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -235,7 +222,6 @@ class Scan:
                 self._take_event(entry)
 
     def commit(self) -> bool:
-        """Make added records visible; true if there were any."""
         return self.history is not None and self.history.commit()
 
     def make_room(self, lock: AbstractContextManager[object]) -> None:
@@ -293,7 +279,6 @@ class Scan:
         history.add(step, self._row_of(entry), entry.offset, entry.record.time)
 
     def _restart(self, step: int, run: RunRecord) -> None:
-        """Forget what was recorded about ``step`` and later."""
         history = self.history
         assert history is not None
         torn = history.restart(step)
@@ -339,11 +324,7 @@ def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[
 
 
 def steps_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> Iterator[StepEntry]:
-    """The same steps, one at a time in memory.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The same steps, one at a time in memory; ``OSError`` as well."""
     for _, offset in find_in(path, run, row, limit, end):
         entry = step_at(path, run, offset)
         if entry is not None:

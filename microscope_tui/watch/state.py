@@ -13,8 +13,6 @@ CRASHED_S = 600.0
 
 
 class RunState(StrEnum):
-    """The state of a run in one word."""
-
     WAITING = "waiting"
     LIVE = "live"
     SLOW = "slow"
@@ -27,18 +25,15 @@ class RunState(StrEnum):
     ARCHIVED = "archived"
     """A compressed log: its end is known only after decompressing all of it."""
     ERROR = "error"
-    """The log cannot be read."""
     UNKNOWN = ""
     """Not read yet."""
 
     @property
     def live(self) -> bool:
-        """It is being written."""
         return self in (RunState.LIVE, RunState.SLOW)
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended."""
         return self in _ENDED
 
 

@@ -16,7 +16,6 @@ from microscope_tui.runlog import open_regular_file
 
 
 def state_folder() -> Path:
-    """Path of the state folder."""
     return user_state_path("moe-microscope", appauthor=False)
 
 

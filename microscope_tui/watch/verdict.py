@@ -48,7 +48,6 @@ class Verdict(msgspec.Struct, frozen=True):
     troubles: tuple[Trouble, ...]
     """Active before recovered, worst first."""
     no_verdict: str | None
-    """Why there is no verdict; empty if there is one."""
     evidence: str
     """Evidence that may become an alert, in words; usually empty."""
     last_step: _Step
@@ -57,7 +56,6 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def verdict_on(watch: RunWatch) -> Verdict:
-    """The current verdict."""
     with watch.lock:
         found = watch.diagnosis.findings() if watch.diagnosis is not None else []
         return Verdict(
@@ -101,7 +99,6 @@ def _why_empty(watch: RunWatch) -> str:
 
 
 def _why_not_measured(watch: RunWatch) -> str:
-    """Which number it takes to compute a balance; empty if a router has one."""
     if watch.diagnosis is None or _measured(watch):
         return ""
     run, seen = watch.diagnosis.run, watch.diagnosis.seen

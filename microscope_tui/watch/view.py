@@ -6,7 +6,7 @@ must be visible.
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from itertools import chain, pairwise
 
@@ -25,26 +25,21 @@ from microscope_tui.diagnosis import (
     value_at,
 )
 from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
-from microscope_tui.watch.history import NAN, Column, Curves, Window
+from microscope_tui.watch.history import Column, Curves, Window
 from microscope_tui.watch.past_steps import Pin, pin
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import MEAN_OF, balance, balance_now, judged_lows, left_out_lately
+from microscope_tui.watch.scan import MEAN_OF, balance, balance_now, left_out_lately
 from microscope_tui.watch.state import Life, RunState
 from microscope_tui.watch.verdict import why_no_verdict
 
 
 class Mark(msgspec.Struct):
-    """One column of the time ribbon."""
-
     severity: Severity | None = None
-    onset: bool = False
-    """A finding above a note begins here."""
     restart: bool = False
     evaluation: bool = False
 
 
 def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
-    """The marks of ``count`` equal parts of ``window``."""
     marks = [Mark() for _ in range(count)]
     for step in watch.history.restarts if watch.history else ():
         if (at := column_of(step, window, count)) is not None:
@@ -59,10 +54,6 @@ def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark
         marks, worst_of_columns(episodes, window, count, newest), strict=True
     ):
         mark.severity = severity
-    for episode in episodes:
-        at = column_of(episode.onset, window, count)
-        if at is not None and episode.severity > Severity.INFO:
-            marks[at].onset = True
     return marks
 
 
@@ -77,7 +68,6 @@ def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
 def worst_of_columns(
     episodes: Iterable[Episode], window: tuple[int, int], count: int, newest: int
 ) -> list[Severity | None]:
-    """The worst severity in each of ``count`` equal parts of ``window``."""
     worst: list[Severity | None] = [None] * count
     for episode in episodes:
         for since, until, severity in episode.stretches(newest):
@@ -91,8 +81,6 @@ def worst_of_columns(
 
 
 class LayerView(msgspec.Struct, frozen=True):
-    """One router at the shown step, with its history in columns."""
-
     index: int
     router: RouterInfo
     counts: Sequence[int] | None
@@ -111,7 +99,6 @@ class LayerView(msgspec.Struct, frozen=True):
     """``None`` if nothing can be dropped or nothing was measured."""
     max_load: float | None
     severity: Severity | None
-    """The worst active finding of this router."""
     quadrant: str | None
     """``collapsed``, ``specialised``, ``uniform`` or ``undecided``, from balance and confidence."""
     balance_history: Sequence[Column]
@@ -122,8 +109,6 @@ class LayerView(msgspec.Struct, frozen=True):
 
 
 class RunView(msgspec.Struct, frozen=True):
-    """One frame of a run."""
-
     name: str
     run: RunRecord | None
     state: RunState
@@ -131,7 +116,6 @@ class RunView(msgspec.Struct, frozen=True):
     """The same in the words of the screens."""
     age_s: float | None
     record: StepRecord | None
-    """The shown step."""
     counts_step: int | None
     """The step whose counts are shown: the shown one, or the last that logged them."""
     layers: Sequence[LayerView]
@@ -142,7 +126,6 @@ class RunView(msgspec.Struct, frozen=True):
     cursor: float | None
     """Position of the shown step in the curves, 0 … 1; ``None`` while following."""
     axis: Sequence[int]
-    """The first step of every column of the curves."""
     times: Sequence[float | None]
     """Times of these steps, Unix seconds."""
     entropy_ends: tuple[float, float] | None
@@ -150,7 +133,6 @@ class RunView(msgspec.Struct, frozen=True):
     loss_history: Sequence[Column]
     ribbon: Sequence[Mark]
     restarts: Sequence[int]
-    """Steps in the window at which the run restarted."""
     evaluations: Sequence[tuple[int, float | None]]
     """Steps in the window after which the model was evaluated, with its validation loss."""
     progress: float
@@ -158,7 +140,6 @@ class RunView(msgspec.Struct, frozen=True):
     judged: float
     """Share of the log that the diagnosis has seen."""
     judged_step: int
-    """The latest step that the diagnosis has seen."""
     judged_again: str
     """Why the diagnosis had to start again, in words; usually empty."""
     no_verdict: str | None
@@ -200,11 +181,9 @@ def view_of(
     only: Container[int] | None = None,
     window: Window | None = None,
 ) -> RunView:
-    """Build the view of ``watch``.
+    """Build the view of ``watch``, with so many columns of the curves and of the ribbon.
 
     Args:
-        columns: columns of the per-layer histories.
-        ribbon: columns of the time ribbon.
         at: a pinned moment; the newest step by default.
         only: the layers whose history is drawn up (the visible ones); all by default.
         window: the stretch of the run that curves and ribbon cover; all of it by default.
@@ -347,7 +326,6 @@ def _layers(
 
 
 def _severities(findings: Sequence[tuple[Finding, Advice]]) -> dict[int, Severity]:
-    """The worst active severity of each router that has one."""
     worst: dict[int, Severity] = {}
     for finding, _ in findings:
         for episode in finding.episodes:
@@ -385,7 +363,6 @@ class Recent(msgspec.Struct, frozen=True):
 
     @property
     def steps(self) -> int:
-        """Number of steps in the mean."""
         return len(self.entries)
 
     def of(self, layer: LayerView) -> tuple[LayerView, float]:
@@ -419,34 +396,3 @@ def _noise(rows: Sequence[Sequence[int]]) -> float:
         if (mean := (a + b) / 2)
     ]
     return math.sqrt(sum(squares) / max(1, len(squares)) / 2 / len(rows)) * _OCTAVES
-
-
-class RouterHealth(msgspec.Struct, frozen=True):
-    """The worst router of every column."""
-
-    balance: Sequence[Column]
-    """The lowest collapse index c of all routers, as it is judged."""
-    max_load: Sequence[Column]
-    """The highest load of any expert of any router."""
-
-
-def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth:
-    """The worst router of every column of ``window``."""
-    with watch.lock:
-        routers = watch.run.routers if watch.run is not None else ()
-        curves = Curves(watch.history, columns, window)
-        lowest, highest = [], []
-        for index, router in enumerate(routers):
-            few, loads = curves.of("effective_experts", index), curves.of("max_load", index)
-            lowest.append(judged_lows(few, loads, curves.axis(), router))
-            highest.append([c.high for c in loads])
-    return RouterHealth(_worst(min, lowest), _worst(max, highest))
-
-
-def _worst(
-    worst: Callable[[list[float]], float], series: Iterable[Sequence[float]]
-) -> list[Column]:
-    """The worst of all series in each column; NaN where none has a value."""
-    known = ([x for x in values if x == x] for values in zip(*series, strict=True))
-    values = (worst(values) if values else NAN for values in known)
-    return [Column(value, value, value) for value in values]

@@ -103,7 +103,8 @@ async def test_the_chosen_alert_is_copied_and_the_loads_are_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     async with open_app(troubled, "3", "down", "Y", "v", size=SMALL) as app:
-        assert app.app.clipboard.startswith("troubled step 400: crit COLLAPSE, recovered")
+        assert app.app.clipboard.startswith("troubled step 400 (")
+        assert "critical COLLAPSE, recovered\nVerdict: Bias update too slow: " in app.app.clipboard
         assert "copied: COLLAPSE" in app.text("keys")
         await app.press("Y", "r")
         assert app.app.clipboard.startswith("L2 step 400: ")  # the layer of the alert

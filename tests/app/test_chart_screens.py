@@ -179,20 +179,6 @@ async def test_a_log_without_router_summaries_has_only_its_loss(
         assert app.app.is_running
 
 
-@pytest.mark.usefixtures("quick_reader")
-async def test_the_course_follows_a_run_that_is_replaced(
-    own_collapsed: Path, write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    async with open_app(own_collapsed, "6") as app:
-        before = app.text("chart-balance")
-        steps = [make_step(n, [[4] * 8], 16, loss=7.0) for n in (1, 2)]
-        model = {"layers": [1], "layer_names": ["only"]}
-        other = write_log([make_header(model=model), *steps], name="other")
-        other.replace(own_collapsed / "metrics.jsonl")
-        await app.sees("7.00 at 2", "chart-loss")
-        assert "1.00 at 2" in app.text("chart-balance") != before
-
-
 @asynccontextmanager
 async def card(
     path: Path, size: tuple[int, int] = (100, 30), *, sampled: bool = True

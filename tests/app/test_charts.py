@@ -97,11 +97,6 @@ def test_a_gap_stays_open() -> None:
     assert not columns & set(range(2 * width // 10 + 2, 6 * width // 10 - 1))
 
 
-def test_points_are_at_their_real_steps_however_unevenly_they_were_logged() -> None:
-    lines = drawn(chart([0.0, 1.0], [1, 2], top=1.0), TimeScale(Window(1, 1001), None))
-    assert columns_of(lines, "value") == {0}
-
-
 def test_points_outside_of_the_window_are_not_heaped_up_at_its_edges() -> None:
     one = chart([5.0, 0.0, 5.0, 1.0, 1.0, 5.0, 0.0, 5.0], top=5.0)
     lines = drawn(one, TimeScale(Window(4, 5), None))

@@ -47,7 +47,7 @@ def test_a_verdict_is_what_why_and_what_next_in_the_words_of_the_screen(view: Ru
     finding, advice = view.alerts[0]
     assert verdict_text(view).splitlines() == [
         "collapse step 450 (finished): critical COLLAPSE",
-        f"Verdict: {advice.verdict}",
+        f"Verdict: {advice.cause_first(advice.verdict)}",
         f"Why: {advice.why}",
         f"Next: {advice.next}",
     ]

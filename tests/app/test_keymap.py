@@ -131,11 +131,6 @@ def test_a_key_with_two_meanings_is_refused_with_all_of_them() -> None:
     assert "a: layer.next and alert.next on the layer screen" not in message
 
 
-def test_two_bindings_may_change_places() -> None:
-    mine = keymap('time.back = "]"\ntime.on = "["')
-    assert mine == {"time.back": "right_square_bracket", "time.on": "left_square_bracket"}
-
-
 def test_only_the_keys_change_and_what_is_shown_of_them() -> None:
     mine = keymap('time.back = "b,left"\nlayer.page_up = "pageup,u"')
     before, after = SCREENS["main"], with_keymap(SCREENS["main"], mine)

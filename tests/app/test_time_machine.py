@@ -71,16 +71,6 @@ def test_single_steps_are_logged_steps_however_rarely_they_are_logged(
     assert cursor.following  # the newest step is the live run again
 
 
-def test_ten_steps_stop_at_the_first_and_at_the_live_run(
-    cursor_on: Callable[[Any], TimeCursor],
-) -> None:
-    cursor, shown = cursor_on(range(1, 36)), []
-    for by in [-10] * 5 + [10] * 4:
-        cursor.step_by(by)
-        shown.append("live" if cursor.following else cursor.shown_step)
-    assert shown == [25, 15, 5, 1, 1, 11, 21, 31, "live"]
-
-
 async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(make_run: Make) -> None:
     async with open_app(make_run(steps=range(1, 101)), *":99", "backspace", size=(80, 24)) as app:
         assert "go to step 9▏" in app.text("keys")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.lines import course_chart, line_width, loss_answer, plain
-from microscope_tui.watch import RunView, RunWatch, Window, router_health, view_of
+from microscope_tui.watch import RunView, RunWatch, Window, view_of
 from tests.conftest import header, open_log, step
 
 
@@ -62,8 +62,7 @@ def test_an_alert_of_the_run_itself_is_shown_where_no_router_has_one(make_run: A
 def test_the_lowest_balance_names_its_layer(make_run: Any) -> None:
     watch = make_run(lambda n: "NaN")
     view = view_of(watch, 80)
-    health = router_health(watch, 80, view.window)
-    loss, balance = (course_chart(view, health, name) for name in ("loss", "balance"))
+    loss, balance = (course_chart(view, name) for name in ("loss", "balance"))
     assert not loss.measured
     assert balance.note == "in L3"
     assert balance.now == pytest.approx(0.0)
@@ -75,6 +74,6 @@ def test_validation_losses_are_points_of_the_loss(write_log: Any, balanced: Any)
         event = {"kind": "event", "event": "eval", "step": at, "time": 1.0}
         steps.insert(at, event | {"values": {"loss": loss}})
     view = view_of(open_log(write_log([header(), *steps])), 80)
-    chart = course_chart(view, router_health(open_log(write_log([])), 80, view.window), "loss")
+    chart = course_chart(view, "loss")
     assert list(chart.points) == [(20, 2.5)]
     assert "validation 2.50 at 20" in chart.note

@@ -41,7 +41,7 @@ GAP, LOW, HIGH = (Column(value, value, value) for value in (math.nan, 0.0, 1.0))
 def test_a_curve_always_fills_its_box_whatever_the_values(
     columns: list[Column], width: int, glyphs: Glyphs, height: int
 ) -> None:
-    lines = spark(columns, width, 1.0, glyphs, height)
+    lines = spark(columns, width, (0.0, 1.0), glyphs, height)
     assert [len(line) for line in lines] == [width] * height
 
 
@@ -61,7 +61,7 @@ def test_a_curve_always_fills_its_box_whatever_the_values(
 def test_a_curve_keeps_gaps_extremes_and_its_whole_history(
     columns: list[Column], width: int, glyphs: Glyphs, drawn: str
 ) -> None:
-    assert spark(columns, width, 1.0, glyphs) == [drawn]
+    assert spark(columns, width, (0.0, 1.0), glyphs) == [drawn]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=100), st.integers(1, 40))

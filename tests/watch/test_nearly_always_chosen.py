@@ -10,7 +10,15 @@ import pytest
 
 from microscope_tui.lines import snapshot_text
 from microscope_tui.report import view_json
-from microscope_tui.watch import RunView, RunWatch, Window, pin_at, router_health, view_of
+from microscope_tui.watch import (
+    Quantity,
+    RunView,
+    RunWatch,
+    Window,
+    pin_at,
+    view_of,
+    worst_of_layers,
+)
 from tests.conftest import header, open_log
 
 EXPERTS, TOKENS, STEPS = 8, 4096, 400
@@ -70,8 +78,8 @@ def test_at_every_step_the_screen_names_what_it_leaves_out(watch: RunWatch) -> N
     text = snapshot_text(watch, 120, at=pin_at(watch, 200))
     assert "* L3 without expert 3: 1.00" in text
     assert re.search(r"lowest balance (1\.00|\.99)", text)
-    health = router_health(watch, STEPS, Window(1, STEPS))
-    assert min(column.low for column in health.balance[20:]) > 0.98
+    lowest = worst_of_layers(watch, Quantity.BALANCE, STEPS, Window(1, STEPS))
+    assert min(column.low for column in lowest[20:]) > 0.98
 
 
 def test_the_note_leaves_once_the_expert_is_clearly_one_of_others(write_log: Any) -> None:

@@ -17,8 +17,6 @@ _GAP = 3
 
 
 class AlertsScreen(ListScreen):
-    """A list of alerts, with the details of the chosen one."""
-
     CSS = """
     #alerts-title, #track { height: 1; }
     #alerts { height: 1fr; layout: vertical; }
@@ -32,8 +30,7 @@ class AlertsScreen(ListScreen):
             key("alert.up", "up,k", "move(-1)", "previous alert"),
             key("alert.down", "down,j", "move(1)", "next alert"),
         ),
-        key("alert.first", "home,g", "move(-9999)", "first alert"),
-        key("alert.last", "end,G", "move(9999)", "last alert"),
+        *keys.in_list("alert"),
         key("alert.open", "enter", "open_onset", "show the layer at the onset", "onset"),
         key("alert.acknowledge", "A", "acknowledge", "mark the alert as seen", "seen"),
         *keys.FILTER,
@@ -101,7 +98,6 @@ class AlertsScreen(ListScreen):
         return self._entries[self.at] if self.at < len(self._entries) else None
 
     def copy(self, what: str) -> None:
-        """Copy the verdict on the chosen alert, or the row or value of its layer."""
         entry, view = self._entry, self.session.glance()
         if entry is not None and what != "verdict":  # of the layer that the alert is about
             self.session.selected = max(0, entry.finding.worst.router_index)
@@ -109,7 +105,10 @@ class AlertsScreen(ListScreen):
         if what != "verdict" or entry is None or view is None:
             super().copy(what)
             return
-        self.put_in_clipboard(alerts.copied_text(entry, view), entry.finding.rule)
+        from microscope_tui.app import out  # only for this key
+
+        text = out.verdict_text(view, (entry.finding, entry.advice))
+        self.put_in_clipboard(text, entry.finding.rule)
 
     async def action_acknowledge(self) -> None:
         entry = self._entry

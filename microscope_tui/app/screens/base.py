@@ -100,9 +100,7 @@ class BaseScreen(Screen[None]):
     """Ids of the rows above the keys; a tuple is the id of a container and its parts."""
 
     first = 0
-    """The first line of the list that is in view."""
     list_rows = 10
-    """Lines of the list that fit."""
 
     message_shown = ""
     """The message in the last line, until the next key."""
@@ -146,7 +144,6 @@ class BaseScreen(Screen[None]):
         self._unsent.close()  # otherwise nothing would be sent again
 
     def _send(self) -> None:
-        """Send the new screen, once."""
         if self._new:
             self._new = False
             self._unsent.close()
@@ -174,11 +171,9 @@ class BaseScreen(Screen[None]):
         self.show("header", [line])
 
     def points(self) -> int:
-        """Points of the curves that this screen draws."""
         return 1
 
     def layers_in_detail(self) -> Container[int]:
-        """Layers of which this screen draws curves."""
         return range(0)
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
@@ -193,7 +188,6 @@ class BaseScreen(Screen[None]):
         height: int | str | None = None,
         width: int | None = None,
     ) -> None:
-        """Replace the content of a part, and its size where one is given."""
         rows = self.query_one(f"#{part}", Rows)
         if height is not None:
             rows.set_class(not height, "gone")
@@ -203,7 +197,6 @@ class BaseScreen(Screen[None]):
         rows.show(lines, palette)
 
     def flag(self, **classes: bool) -> None:
-        """Set the classes of the screen that the styles depend on."""
         self.add_class(*[name for name, on in classes.items() if on])
         self.remove_class(*[name for name, on in classes.items() if not on])
 
@@ -221,7 +214,6 @@ class BaseScreen(Screen[None]):
 
     @property
     def busy(self) -> bool:
-        """Whether part of the screen is still being read."""
         return any(worker.node is self and not worker.is_finished for worker in self.workers)
 
     def _look_again(self) -> None:
@@ -231,7 +223,6 @@ class BaseScreen(Screen[None]):
         self.set_timer(interval_s if self.session.has_run else _WAITING_S, self._look)
 
     async def _look(self) -> None:
-        """Redraw if the run, its state or its age in words has changed."""
         now, watch = self.state_now(), self.session.watch
         stage = watch and (watch.complete, watch.judged >= 1.0)
         due = stage != self._stage or monotonic() >= self._due
@@ -255,13 +246,11 @@ class BaseScreen(Screen[None]):
 
     @property
     def bindings_shown(self) -> Sequence[Binding]:
-        """The bindings of this screen with the user's keys."""
         return with_keymap(self.BINDINGS, self.session.preferences.keymap)
 
     leads_to_probe = False
 
     def draw_last_line(self) -> None:
-        """The last line: keys, a message, or the prompt while it is open."""
         glyphs = self.session.glyphs
         width = self.room.width
         time = self.session.time
@@ -288,7 +277,6 @@ class BaseScreen(Screen[None]):
         await self.redraw()
 
     def moment(self, view: RunView) -> str:
-        """The state of the time cursor, in a word or two."""
         time = self.session.time
         if time.following:
             ended = self.session.pipe_ended and not view.state.ended
@@ -310,7 +298,6 @@ class BaseScreen(Screen[None]):
         return time_line.ribbon(view, columns, moment, session.axis)
 
     def draw_small(self, view: RunView) -> bool:
-        """In a window that is too small, show one line and the size that is needed."""
         columns, rows = self.room
         small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(small, "small")
@@ -333,7 +320,6 @@ class BaseScreen(Screen[None]):
             self.draw_last_line()
 
     async def on_key(self, event: events.Key) -> None:
-        """Send keys to the prompt while it is open, in order."""
         self.session.reader.key_pressed()
         if self.message_shown:
             self.show_message(None)
@@ -368,7 +354,6 @@ class BaseScreen(Screen[None]):
             await self.answered(kind, entered)
 
     def prompt_hint(self) -> tuple[str, str | None]:
-        """The hint of the prompt, and why the input is invalid."""
         if self.prompt.kind == "place":
             time = self.session.time
             return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
@@ -392,7 +377,6 @@ class BaseScreen(Screen[None]):
         return f"/{safe_text(self.pattern, cells)}" if self.pattern else ""
 
     async def action_match(self, by: int) -> None:
-        """The next layer, alert or run that the filter shows."""
         if not self.pattern:
             self.show_message("no filter: / sets one", "dim")
             return
@@ -401,7 +385,6 @@ class BaseScreen(Screen[None]):
     # Copies go through the terminal (OSC 52), exports into the working directory.
 
     async def action_write(self, what: str) -> None:
-        """Write the view as ``csv``, ``json`` or ``svg``, under an unused name."""
         from microscope_tui.app import out, svg  # only for this key
         from microscope_tui.report import view_csv
 
@@ -433,7 +416,6 @@ class BaseScreen(Screen[None]):
         return view_json(view)
 
     def copy(self, what: str) -> None:
-        """Copy a ``verdict``, ``row`` or ``value`` to the clipboard of the terminal."""
         from microscope_tui.app import out  # only for this key
 
         session, view = self.session, self.session.glance()

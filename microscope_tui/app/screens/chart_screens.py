@@ -10,7 +10,7 @@ from microscope_tui.app.charts import figure
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
-from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.screens.run_screen import PlotScreen
 from microscope_tui.lines import (
     OF_LAYER,
     SMOOTHINGS,
@@ -37,7 +37,6 @@ from microscope_tui.lines import (
     quoted,
     shortened,
     spread,
-    time_line,
     time_scale,
     words,
 )
@@ -67,7 +66,7 @@ TABS = (
 Charts = Mapping[str, Chart]
 
 
-class ChartScreen(RunScreen):
+class ChartScreen(PlotScreen):
     """Keeps the focus by chart name: the set of charts may change with the run."""
 
     CSS = """
@@ -92,7 +91,6 @@ class ChartScreen(RunScreen):
 
     @property
     def chart_in_focus(self) -> str:
-        """The focused chart, or the first one."""
         names = self.chart_names
         return self.focus_name if self.focus_name in names else next(iter(names), "")
 
@@ -118,18 +116,10 @@ class ChartScreen(RunScreen):
         return 0
 
     def columns(self) -> int:
-        """Cells of all charts beside each other."""
         return self.room.width - 1
 
     def plot_area(self) -> tuple[int, int]:
         return plot_area(self.columns())
-
-    def ribbon_columns(self) -> int:
-        return self.plot_area()[1]
-
-    def ribbon(self, view: RunView) -> Line:
-        session = self.session
-        return time_line.aligned_ribbon(view, self.room.width, self.plot_area(), session.axis)
 
     def rows_of_charts(self, rows: int, others: int, gaps: int = 3) -> int:
         """Classes by the height of the screen; lines that the charts have beside other parts."""
@@ -334,7 +324,6 @@ class LayerScreen(ChartScreen):
         )
 
     async def action_open_expert(self) -> None:
-        """Open the card of the chosen expert, or of the most interesting one."""
         view, selected = self.session.glance(), self.session.selected
         if view is not None and selected < len(view.layers):
             if self.session.expert is None:
@@ -365,8 +354,11 @@ class ExpertScreen(ChartScreen):
         *keys.OUT,
         *keys.EVERYWHERE,
     ]
-    _CHARTS = ("charts", "chart-load", "chart-bias", "chart-place")
-    PARTS = ("header", "layer-title", "facts", _CHARTS, "more", "ribbon")
+    PARTS = (
+        *("header", "layer-title", "facts"),
+        ("charts", "chart-load", "chart-bias", "chart-place"),
+        *("more", "ribbon"),
+    )
 
     chart_in_focus = ""  # there is no key for it
     _series = _NOTHING
@@ -406,7 +398,6 @@ class ExpertScreen(ChartScreen):
         self.draw_charts([list(charts)], charts, time, room, view.counts_step or view.step)
 
     def _known(self) -> LoadSeries:
-        """The samples, if they are of this router of this log."""
         return self._series if self._of[:3] == self._router() else _NOTHING
 
     def _router(self) -> tuple[object, ...]:

@@ -215,7 +215,6 @@ class MismatchScreen(RunScreen):
         self.show("mismatch-rows", body)
 
     def _found(self) -> Mismatch | str:
-        """The comparison, or why there is none."""
         watch, pinned = self.session.watch, self.session.fleet.pinned
         if watch is None:
             return "no run is open"

@@ -1,6 +1,6 @@
 """The course of a run: an overview of five charts, or any number that the log has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from microscope_tui.app import keys
@@ -24,10 +24,11 @@ from microscope_tui.lines import (
     quoted,
     time_scale,
 )
-from microscope_tui.watch import RouterHealth, RunView, kept_numbers, router_health
+from microscope_tui.watch import Column, Quantity, RunView, kept_numbers, worst_of_layers
 
 _LIST_FROM = 100
 """Columns from which the list is beside the overview too."""
+_WORST = {"balance": Quantity.BALANCE, "max-load": Quantity.LOAD}
 
 
 class CourseScreen(ChartScreen):
@@ -70,7 +71,7 @@ class CourseScreen(ChartScreen):
     _listed: Sequence[str] = (OVERVIEW,)
     _list_of: tuple[RunView, int] | None = None
     """What the list was drawn for: a move of the cursor draws no chart."""
-    _health: tuple[object, RouterHealth] = (None, RouterHealth((), ()))
+    _worst: tuple[object, Mapping[str, Sequence[Column]]] = (None, {})
 
     @property
     def list_width(self) -> int:
@@ -129,15 +130,17 @@ class CourseScreen(ChartScreen):
     def _chart(self, view: RunView, name: str) -> Chart:
         watch, points = self.session.watch, self.points()
         assert watch is not None
-        if name in ("balance", "max-load"):
+        if name in _WORST:
             of = (watch, watch.generation, watch.version, view.window, points)
-            if self._health[0] != of:  # it iterates over all layers
-                self._health = (of, router_health(watch, points, view.window))
-        return course_chart(view, self._health[1], name) or self.number(view, name)
+            if self._worst[0] != of:  # it iterates over all layers
+                found = {
+                    n: worst_of_layers(watch, q, points, view.window) for n, q in _WORST.items()
+                }
+                self._worst = (of, found)
+        return course_chart(view, name, self._worst[1].get(name, ())) or self.number(view, name)
 
     @property
     def _at(self) -> int:
-        """The place of the cursor in the list."""
         name = self.cursor or next(iter(self.session.numbers), OVERVIEW)
         return self._listed.index(name) if name in self._listed else 0
 

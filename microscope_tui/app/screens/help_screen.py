@@ -32,7 +32,6 @@ _READING_OF = {
 }
 """For the screens that show no loads."""
 _WORDS = 27
-"""Cells of the column of words."""
 _WIDE, _WIDEST = 56, 112
 _SECTIONS = {
     "layer": "Layers and experts",

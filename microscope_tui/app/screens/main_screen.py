@@ -42,8 +42,6 @@ from microscope_tui.watch import RunView, pin
 
 
 class MainScreen(RunScreen):
-    """Header, verdict, the table of layers, the time ribbon, the keys."""
-
     CSS = """
     #heads, #notes, #legend { height: 1; }
     #verdict { height: 2; }

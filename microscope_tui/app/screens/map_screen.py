@@ -1,12 +1,13 @@
 """The map of a run: where a collapse begins, and how it spreads."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import ClassVar
 
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
-from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.screens.run_screen import PlotScreen
 from microscope_tui.lines import (
     Heat,
     Line,
@@ -24,7 +25,6 @@ from microscope_tui.lines import (
     map_title,
     matching,
     pad,
-    time_line,
     time_scale,
 )
 from microscope_tui.watch import Quantity, RunMap, RunView, run_map
@@ -32,7 +32,7 @@ from microscope_tui.watch import Quantity, RunMap, RunView, run_map
 _FRAME_ROWS = 7  # header, title, legend, ribbon, ticks, cursor, keys
 
 
-class MapScreen(RunScreen):
+class MapScreen(PlotScreen):
     """Layers × time from the history in memory; the cursor repaints one line."""
 
     CSS = """
@@ -61,20 +61,16 @@ class MapScreen(RunScreen):
     PARTS = ("header", "map-title", "map-cells", "ribbon", "ticks", "map-legend", "map-cursor")
 
     quantity = Quantity.BALANCE
-    column: int | None = None
-    """The column of the cursor; ``None`` for the last."""
+    step: int | None = None
+    """The step of the cursor; ``None`` for the last column."""
     _found = RunMap((), ())
     _levels: Sequence[Sequence[int]] = ()
     _of: tuple[object, ...] = ()
     _label = 8
     _pinned: int | None = None
 
-    def ribbon_columns(self) -> int:
-        return max(8, self.room.width - self._label - 1)
-
-    def ribbon(self, view: RunView) -> Line:
-        plot = self._label, self.ribbon_columns()
-        return time_line.aligned_ribbon(view, self.room.width, plot, self.session.axis)
+    def plot_area(self) -> tuple[int, int]:
+        return self._label, max(8, self.room.width - self._label - 1)
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session = self.session
@@ -88,9 +84,8 @@ class MapScreen(RunScreen):
         self._label = layout.label
         self._look_up(view, layout)
         self._follow_time()
-        steps = max(
-            1, round((view.window.last - view.window.first + 1) / len(self._found.axis or "1"))
-        )
+        span = view.window.last - view.window.first + 1
+        steps = max(1, round(span / max(1, len(self._found.axis))))
         self.show("map-title", [map_title(self.quantity, shown, steps, columns)])
         self.show("map-legend", [map_legend(self.quantity, view.layers, heat, columns)])
         self.show("map-cells", self._cells(view, layout, heat), session.look.palette)
@@ -113,17 +108,12 @@ class MapScreen(RunScreen):
         pin = self.session.time.pin
         step = pin.step if pin is not None else None
         if step != self._pinned:
-            self._pinned = step
-            self.column = None if step is None else self._column_of(step)
-
-    def _column_of(self, step: int) -> int:
-        later = (at for at, first in enumerate(self._found.axis) if first > step)
-        return max(0, next(later, len(self._found.axis)) - 1)
+            self._pinned = self.step = step
 
     @property
     def _at(self) -> int:
-        last = len(self._found.axis) - 1
-        return last if self.column is None else max(0, min(last, self.column))
+        axis = self._found.axis
+        return max(0, (len(axis) if self.step is None else bisect_right(axis, self.step)) - 1)
 
     def _cells(self, view: RunView, layout: MapLayout, heat: Heat) -> list[Line]:
         shown = self.layers_shown or ()
@@ -155,7 +145,7 @@ class MapScreen(RunScreen):
     async def action_column(self, by: int) -> None:
         if self._found.axis:
             at = max(0, min(len(self._found.axis) - 1, self._at + by))
-            self.column = at if at < len(self._found.axis) - 1 else None
+            self.step = self._found.axis[at] if at < len(self._found.axis) - 1 else None
             await self.redraw()
 
     async def action_quantity(self, by: int) -> None:
@@ -164,9 +154,8 @@ class MapScreen(RunScreen):
         await self.redraw()
 
     async def action_open_layer(self) -> None:
-        """Open the layer at the step of the cursor."""
-        if self.column is not None and self._found.axis:
-            await self.from_disk(self.session.time.go_to, self._found.axis[self._at])
+        if self.step is not None:
+            await self.from_disk(self.session.time.go_to, self.step)
             if self.message_shown:  # why this step cannot be shown
                 return
         await super().action_open_layer()

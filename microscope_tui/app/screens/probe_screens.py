@@ -42,7 +42,6 @@ class ProbeScreen(BaseScreen):
     """What both share: the file, the layer, the expert, the prompts."""
 
     MAIN_PART = ""
-    """The line that reports a missing probe."""
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session, anatomy = self.session, self.session.anatomy
@@ -171,10 +170,7 @@ class TokensScreen(ProbeScreen):
         ),
         key("token.line_up", "K", "line(-1)", "line above"),
         key("token.line_down", "J", "line(1)", "line below"),
-        key("token.page_up", "pageup", "page(-1)", "one page back"),
-        key("token.page_down", "pagedown,space", "page(1)", "one page on"),
-        key("token.first", "home,g", "token(-999999999999)", "first token"),
-        key("token.last", "end,G", "token(999999999999)", "last token"),
+        *keys.in_list("token", "token", down="pagedown,space"),
         key("token.next_of_expert", "e", "next_of_expert(1)", "its next token", "next of expert"),
         key("token.previous_of_expert", "E", "next_of_expert(-1)", "its previous token"),
         key("token.light", "enter", "light", "highlight this expert; again: all", "one expert"),
@@ -298,10 +294,7 @@ class SlicesScreen(ProbeScreen):
             key("slice.previous_layer", "left,h", "move(-1)", "previous layer"),
             key("slice.next_layer", "right,l", "move(1)", "next layer"),
         ),
-        key("slice.page_up", "pageup", "page(-1)", "one page up"),
-        key("slice.page_down", "pagedown,space", "page(1)", "one page down"),
-        key("slice.first", "home,g", "expert(-99999)", "first expert"),
-        key("slice.last", "end,G", "expert(99999)", "last expert"),
+        *keys.in_list("slice", "expert", "expert", "pagedown,space"),
         key("slice.tokens", "enter", "open_tokens", "show its tokens", "its tokens"),
         key("slice.order", "s", "order", "most telling first, by slice, number, share", "order"),
         key("slice.right", "tab", "more_slices(1)", "slices further right"),
