@@ -36,6 +36,8 @@ from microscope_tui.sources.records import Counts, run_record, step_record
 
 MOST_BYTES = 64 << 20
 """The longest piece read at once: as much as the longest line of a run log."""
+MOST_NUMBERS = 1 << 22
+"""The same in numbers: the counts of one pass of 4,096 routers with 1,024 experts."""
 SETTLED_S = 1.0
 """A file that nothing was written to for this long is complete."""
 MOST_FILES = 4096
@@ -73,9 +75,12 @@ class Bytes:
             raise self.broken(f"{what}: the file became shorter while it was read")
         return data
 
-    def numbers(self, offset: int, layout: str, what: str) -> tuple[Any, ...]:
-        """The numbers from ``offset`` in a ``layout`` of ``struct``; see ``read``."""
-        return unpack(layout, self.read(offset, calcsize(layout), what))
+    def numbers(self, offset: int, code: str, number: int, what: str) -> list[Any]:
+        """So many numbers from ``offset``, by their ``code`` of ``struct``; see ``read``."""
+        if number > MOST_NUMBERS:
+            raise self.broken(f"{what}: more than {MOST_NUMBERS:,} numbers")
+        layout = f"<{number}{code}"
+        return list(unpack(layout, self.read(offset, calcsize(layout), what)))
 
     def broken(self, why: str) -> Unreadable:
         """An error about this file, with its name in front."""
@@ -196,7 +201,15 @@ class DumpReader(CountsReader):
 
     def _look(self) -> dict[Path, Stamp]:
         """The files that are there now, in the order of their names."""
-        found = dict(sorted(self._present()))
+        paths = files_of(self.path, self.names, MOST_FILES + 1)
+        if len(paths) > MOST_FILES:
+            raise Unreadable(
+                f"{safe_text(self.path.name)}: more than {MOST_FILES:,} files; move older ones away"
+            )
+        found: dict[Path, Stamp] = {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                found[path] = stamp_of(path.stat())
         now = time.monotonic()
         self._seen = {
             path: old if (old := self._seen.get(path)) and old[0] == version else (version, now)
@@ -207,16 +220,6 @@ class DumpReader(CountsReader):
             self.modified = max(version.modified_ns for version in found.values()) / 1e9
         self.deleted = not found and bool(self._versions)
         return found
-
-    def _present(self) -> Iterator[tuple[Path, Stamp]]:
-        found = files_of(self.path, self.names, MOST_FILES + 1)
-        if len(found) > MOST_FILES:
-            raise Unreadable(
-                f"{safe_text(self.path.name)}: more than {MOST_FILES:,} files; move older ones away"
-            )
-        for path in found:
-            with suppress(FileNotFoundError):
-                yield path, stamp_of(path.stat())
 
     def _is_settled(self, path: Path) -> bool:
         version, since = self._seen[path]

@@ -18,13 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources.dumps import (
-    Bytes,
-    Counted,
-    DumpReader,
-    Router,
-    tokens_of,
-)
+from microscope_tui.sources.dumps import Bytes, Counted, DumpReader, Router, tokens_of
 from microscope_tui.sources.keys import MAX_LAYERS, Rule
 from microscope_tui.sources.reader import Record
 
@@ -35,7 +29,6 @@ MOST_VALUES = 1 << 14
 """Key-value pairs."""
 MOST_ARRAY = 1024
 """Elements of an array; llama.cpp writes a name per file of the calibration."""
-MOST_ELEMENTS = 1 << 22
 _MOST_NAME = 1 << 16
 _MOST_DIMENSIONS = 4
 _F32, _STRING, _ARRAY = 0, 8, 9
@@ -163,13 +156,10 @@ def read_header(data: Bytes) -> GgufHeader:
 def float32(data: Bytes, header: GgufHeader, name: str) -> list[float]:
     """The numbers of an F32 tensor in the order of the file."""
     tensor = header.tensors[name]
-    number = math.prod(tensor.shape)
-    if tensor.kind != _F32 or number > MOST_ELEMENTS:
-        raise data.broken(
-            f"tensor {safe_text(name, 60)} is not F32, or has more than {MOST_ELEMENTS:,} numbers"
-        )
-    start = header.start + tensor.offset
-    return list(data.numbers(start, f"<{number}f", f"tensor {safe_text(name, 60)}"))
+    what = f"tensor {safe_text(name, 60)}"
+    if tensor.kind != _F32:
+        raise data.broken(f"{what} is not F32")
+    return data.numbers(header.start + tensor.offset, "f", math.prod(tensor.shape), what)
 
 
 class _Cursor:

@@ -18,7 +18,6 @@ from itertools import compress
 from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
 from microscope_tui.runlog import RouterSummary, StepRecord
 
@@ -124,8 +123,8 @@ class Rule(msgspec.Struct, frozen=True):
         return f"{self.quantity}={self.pattern.pattern}"
 
 
-def _known(quantity: str, pattern: str, plus: float = 0.0) -> Rule:
-    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), plus)
+def _known(quantity: str, pattern: str, plus: float = 0.0, *, of_gates: bool = False) -> Rule:
+    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), plus, of_gates)
 
 
 _L, _E = r"(?P<layer>\d{1,5})", r"(?P<expert>\d{1,6})"
@@ -143,10 +142,7 @@ def known_rules() -> Sequence[Rule]:
         # ltp-megatron-lm
         _known("tokens_per_expert", rf"moe-expert/\w*tokens_per_expert_layer{_L}_expert{_E}"),
         # AutoModel: load ÷ mean load
-        replace(
-            _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}"),
-            of_gates=True,
-        ),
+        _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}", of_gates=True),
         # the older microscope
         _known("share", rf"layer_{_L}_load/{_E}"),
         # VeOmni, verl

@@ -42,12 +42,7 @@ from microscope_tui.sources.dumps import (
     misses_ranks,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
-from microscope_tui.sources.reader import (
-    Batch,
-    Record,
-    Unreadable,
-    files_of,
-)
+from microscope_tui.sources.reader import Batch, Record, Unreadable, files_of
 
 MOST_LINE_BYTES = 16 << 20
 """A longer line is refused; 100,000 tokens with 22 choices fit, and take 300 MB at most."""

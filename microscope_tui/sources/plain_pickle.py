@@ -81,7 +81,7 @@ class _Interpreter:
                 self._at += number.size
             elif code == b".":
                 if len(self._stack) != 1 or self._marks:
-                    raise Refused("the pickle is damaged; copy the file again")
+                    raise IndexError
                 return self._stack[0]
             elif code in _PUTS:
                 self._memo[self._number(_PUTS[code])] = self._stack[-1]
@@ -130,7 +130,7 @@ class _Interpreter:
         elif code in (b"s", b"u"):
             values = self._pop(2) if code == b"s" else self._popped_to_mark()
             if len(values) % 2:
-                raise Refused("the pickle is damaged; copy the file again")
+                raise IndexError
             mapping = self._top(dict)
             for key, value in zip(values[::2], values[1::2], strict=True):
                 mapping[_plain(key)] = value
@@ -197,7 +197,7 @@ class _Interpreter:
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
-            raise Refused("the pickle is damaged; copy the file again")
+            raise IndexError
         return self._stack[-1]
 
 

@@ -212,17 +212,15 @@ class RowReader(Reader, ABC):
         """
 
 
-RowsOf = Callable[[int, int], Iterator[Row]]
-"""The rows between two places of a source, in their order."""
-
-
-def whole_steps(rows_of: RowsOf, start: int, end: int, count: int, width: int) -> list[Row]:
+def whole_steps(
+    rows_of: Callable[[int, int], Iterator[Row]], start: int, end: int, count: int, width: int
+) -> list[Row]:
     """A whole step from each of about ``count`` places between ``start`` and ``end``.
 
-    It is the first one there with a reading of a router, or else the first one; at the end, the
-    last. At each place as much is looked at as holds two such steps at the start: twice ``width``,
-    or more. Empty where they are rare, or every step is one number: rows may be sorted by name, and
-    those of a step all over the source.
+    ``rows_of`` gives the rows between two places. A whole step is the first one there with a
+    reading of a router, or else the first one; at the end, the last. At each place as much is read
+    as holds two such steps at the start: twice ``width``, or more. Empty where they are rare, or
+    every step is one number: rows may be sorted by name, those of a step all over the source.
     """
     steps: list[Row] = []
     took = 0.0

@@ -34,7 +34,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KINDS = ("run", "step", "event")
 _KEY = re.compile(rb'"([^"\\]{1,512})"\s*:')
 _KEY_NAMES = ("key", "metric", "name", "tag")
-_VALUE_NAMES = ("value",)
 
 
 class LineRows(RowReader):
@@ -235,7 +234,7 @@ class _Columns:
         self.separator = max(",;\t", key=text.count)
         self.names = [name.strip() for name in _fields(text, self.separator)]
         self.step, self.time = self._find(STEP_NAMES), self._find(TIME_NAMES)
-        self.key, self.value = self._find(_KEY_NAMES), self._find(_VALUE_NAMES)
+        self.key, self.value = self._find(_KEY_NAMES), self._find(("value",))
         self.long = self.key >= 0 and self.value >= 0
         if self.step < 0:
             raise BadLine(f"no column for the step (one of {', '.join(STEP_NAMES)})")
