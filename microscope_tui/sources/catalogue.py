@@ -48,8 +48,6 @@ class _Seen(NamedTuple):
 
 
 class Format(msgspec.Struct, frozen=True, kw_only=True):
-    """One format."""
-
     name: str
     where: str
     """Module and class of its reader."""
@@ -74,7 +72,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         return file if re.fullmatch(self.files, file.name) else None
 
     def open(self, path: Path, run: str, name: str, request: SourceRequest) -> RecordReader:
-        """The reader of a ``run`` at ``path``; ``name`` is its name if the source has none."""
+        """``name``: of the run, if the source has none."""
         from microscope_tui.sources.row_records import RowRecords
 
         reader = self.reader
@@ -235,8 +233,7 @@ class Search:
         """The runs, newest first; empty while there is none yet.
 
         Raises:
-            NoRuns: the path is a file of no known format, or cannot be read, or a folder that
-                holds only MLflow's folders, which are not read.
+            NoRuns: a file that cannot be read or has no known format, or folders of MLflow.
         """
         path, run = split_run(self.root)
         if path.exists() and not path.is_dir():
@@ -294,7 +291,7 @@ class Search:
             )
 
     def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
-        """What ``file`` holds; opened only if it has changed since the last search."""
+        """Opens ``file`` only if it has changed since the last search."""
         try:
             state = _size_and_time(file)
             before = seen.get(file)

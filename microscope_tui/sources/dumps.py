@@ -48,8 +48,6 @@ _TURN_S = 0.05
 
 
 class Bytes:
-    """The bytes of one open file."""
-
     def __init__(self, file: int, name: str) -> None:
         self.file = file
         self.name = safe_text(name, 60)
@@ -83,17 +81,12 @@ class Bytes:
         return list(unpack(layout, self.read(offset, calcsize(layout), what)))
 
     def broken(self, why: str) -> Unreadable:
-        """An error about this file, with its name in front."""
         return Unreadable(f"{self.name}: {why}")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Bytes]:
-    """The bytes of ``path`` while it is open.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file.
-    """
+    """See ``runlog.opened``."""
     with runlog.opened(path) as file:
         yield Bytes(file, path.name)
 
@@ -103,7 +96,7 @@ class Late(Exception):
 
 
 class CountsReader(RecordReader):
-    """Reads exact counts; what comes before damage is returned before the damage is raised."""
+    """What comes before damage is returned before the damage is raised."""
 
     def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
         super().__init__(path, name, request)
@@ -176,7 +169,6 @@ class DumpReader(CountsReader):
         return Batch(records, changed)
 
     def _next(self, found: dict[Path, Stamp], records: list[Record], max_bytes: int) -> None:
-        """Append the next records."""
         if self._records is None:
             new = {path: version for path, version in found.items() if path not in self._versions}
             if not new or not all(self._is_settled(path) for path in new):
@@ -252,8 +244,6 @@ class Router(NamedTuple):
 
 @dataclass(slots=True)
 class Counted:
-    """The counts of one step."""
-
     step: int
     rows: Mapping[Router, Counts]
     """Tokens per expert; routers without any are absent. Rows may be of different lengths."""
@@ -263,8 +253,6 @@ class Counted:
 
 
 class ExactCounts:
-    """Makes the records of one run."""
-
     def __init__(
         self,
         run: str,
@@ -387,7 +375,7 @@ def misses_ranks(reader: RecordReader, ranks: Collection[int]) -> bool:
 
 
 def counts_of_choices(chosen: Iterable[int]) -> list[int]:
-    """How often each expert was chosen, from expert 0 to the highest one."""
+    """From expert 0 to the highest one."""
     found = Counter(chosen)
     return [found[expert] for expert in range(max(found, default=-1) + 1)]
 
@@ -401,7 +389,7 @@ def add_counts(total: "list[int] | array[int]", counts: Sequence[int]) -> None:
 
 
 def by_logical(rows: Sequence[Sequence[int]], logical: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Counts per physical expert summed to counts per logical expert."""
+    """Counts of physical experts as those of logical ones, which may have several copies."""
     width = 1 + max(max(row) for row in logical)
     found = [[0] * width for _ in rows]
     for row, experts, summed in zip(rows, logical, found, strict=True):

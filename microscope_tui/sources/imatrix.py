@@ -43,8 +43,6 @@ Value = int | float | str | list["Value"]
 
 
 class ImatrixReader(DumpReader):
-    """Reads one file."""
-
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         named = b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
@@ -110,8 +108,6 @@ def _note(counts: dict[Router, list[int]], header: "GgufHeader") -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a tensor is."""
-
     shape: tuple[int, ...]
     """As in the file: the fastest dimension first."""
     kind: int
@@ -121,8 +117,6 @@ class TensorPlace:
 
 @dataclass(slots=True)
 class GgufHeader:
-    """The metadata before the tensors."""
-
     values: dict[str, Value]
     tensors: dict[str, TensorPlace]
     start: int
@@ -130,7 +124,7 @@ class GgufHeader:
 
 
 def read_header(data: Bytes) -> GgufHeader:
-    """Read everything but the tensors."""
+    """Everything but the tensors."""
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise data.broken("not a GGUF file")
@@ -172,7 +166,6 @@ class _Cursor:
         self._head = data.read(0, min(data.size, MOST_HEADER), "the metadata")
 
     def take(self, length: int) -> bytes:
-        """The next bytes."""
         start, self.at = self.at, self.at + length
         if self.at > len(self._head):
             raise self.data.broken(
@@ -187,7 +180,6 @@ class _Cursor:
         return value
 
     def text(self, most: int = _MOST_NAME) -> str:
-        """A string; a longer one than ``most`` is refused."""
         length = self.number("<Q")
         if length > most:
             raise self.data.broken(f"a text of {length:,} bytes, at most {most:,} are read")

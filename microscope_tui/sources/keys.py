@@ -104,7 +104,7 @@ class Target(NamedTuple):
 
 
 class BadMapping(ValueError):
-    """A mapping cannot be used; the message has the reason and what to write."""
+    """A ``--map`` cannot be used; the message says what to write."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -119,7 +119,6 @@ class Rule(msgspec.Struct, frozen=True):
 
     @property
     def written(self) -> str:
-        """As it is given with ``--map``."""
         return f"{self.quantity}={self.pattern.pattern}"
 
 
@@ -174,11 +173,7 @@ def known_rules() -> Sequence[Rule]:
 
 
 def rules_of(pairs: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules of ``QUANTITY=REGEX`` pairs, as given with ``--map``.
-
-    Raises:
-        BadMapping: a pair has no ``=``, an unknown quantity, or a pattern that cannot be used.
-    """
+    """The rules of ``QUANTITY=REGEX`` pairs; ``BadMapping`` if one cannot be used."""
     return tuple(_rule_of(pair) for pair in pairs)
 
 
@@ -349,7 +344,7 @@ def as_time(value: object) -> float | None:
 
 
 def parse_number(text: str) -> float | None:
-    """The number that a text spells, also ``nan`` and ``inf``."""
+    """Also ``nan`` and ``inf``."""
     try:
         return float(text) if len(text) <= 64 else None
     except ValueError:
@@ -357,7 +352,6 @@ def parse_number(text: str) -> float | None:
 
 
 def first_of(fields: Mapping[str, object], names: tuple[str, ...]) -> object:
-    """The value of the first of ``names`` that ``fields`` holds, or ``None``."""
     return next((fields[name] for name in names if name in fields), None)
 
 

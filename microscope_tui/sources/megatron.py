@@ -77,7 +77,6 @@ class _Line(msgspec.Struct):
     mtp_idx: Annotated[int, msgspec.Meta(ge=0, lt=MOST_BLOCKS)] | None = None
 
     def __post_init__(self) -> None:
-        """Raises ``ValueError`` if it contradicts itself."""
         rows, widths = self.top_indices, set(map(len, self.top_indices))
         if len(rows) != self.num_tokens or not widths <= {self.topk}:
             raise ValueError(
@@ -120,8 +119,6 @@ class RankStep:
 
 
 class RankTrace:
-    """Follows the file of one rank."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.source = Tail(path, MOST_LINE_BYTES)
@@ -131,7 +128,7 @@ class RankTrace:
         """It wrote nothing for so long that the others no longer wait for it."""
 
     def calls(self, lines: list[tuple[int, bytes]]) -> Iterator[_Line]:
-        """The calls in new lines; ``Unreadable`` at one that is not of such a trace."""
+        """``Unreadable`` at a line that is not of such a trace."""
         for number, line in lines:
             if not line.strip():
                 continue
@@ -256,7 +253,6 @@ class MegatronReader(CountsReader):
             )
 
     def _complete(self, records: list[Record]) -> None:
-        """Append the records of the steps that are complete."""
         records += self._until(self._behind())  # keeps those before an error
         if self._failed is not None:
             return
@@ -367,6 +363,5 @@ class MegatronReader(CountsReader):
 
 
 def _shown(routers: set[Router]) -> str:
-    """A few names of routers."""
     names = [router.name() for router in sorted(routers)]
     return ", ".join(names if len(names) < 6 else [*names[:2], "…", *names[-2:]]) or "none"

@@ -43,15 +43,12 @@ Build = Callable[[Any], Any]
 
 
 def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build) -> Any:
-    """The value of a pickle.
+    """The value of a pickle, or ``Refused``.
 
     Args:
         allowed: whether a global of this name may appear.
         call: the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
         storage: the value of a persistent id.
-
-    Raises:
-        Refused: it is damaged, too large, or would need code.
     """
     try:
         value = _Interpreter(data, allowed, call, storage).run()

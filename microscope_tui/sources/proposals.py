@@ -108,7 +108,6 @@ class Proposal(msgspec.Struct, frozen=True):
     """Whether it may be used without asking."""
 
     def applied(self, request: SourceRequest) -> SourceRequest:
-        """``request`` with these rules."""
         return replace(request, confirmed=(*rules_of(self.maps), *request.confirmed))
 
     @property
@@ -152,7 +151,6 @@ class _Matrix(msgspec.Struct, frozen=True):
 
     @property
     def is_named(self) -> bool:
-        """Whether its words are those of loads."""
         return bool(_LOAD.search(self.text)) and not _NO_LOAD.search(self.text)
 
     @property
@@ -166,7 +164,6 @@ class _Matrix(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> str:
-        """Its numbers and values, for people."""
         letters = [text for name, text in _LETTERS.items() if name in self.columns.values()]
         values = f"values {_number(self.low)} to {_number(self.high)}: {_KINDS[self.quantity]}"
         return f"{' and '.join(letters)}, {len(self.keys):,} keys, {values}"
@@ -238,7 +235,7 @@ def _unlikely(one: _Matrix) -> tuple[object, ...]:
 def _matrix(
     texts: Sequence[str], keys: Mapping[tuple[str, ...], str], values: Mapping[str, _Series]
 ) -> _Matrix | None:
-    """Keys of one shape as numbers per expert, by the order of layer and expert that fits best."""
+    """By the order of layer and expert that fits best."""
     columns = [len(set(column)) for column in zip(*keys, strict=True)]
     varying = [at for at, different in enumerate(columns) if different > 1]
     words = [_WORDS.get(_word(texts[at]), "") for at in varying]
@@ -305,7 +302,7 @@ def _rows(
 
 
 def _sums(rows: Mapping[int, Mapping[int, _Series]]) -> list[list[float]]:
-    """The sums of all layers, for every step that has all numbers."""
+    """Of all layers, for every step that has all numbers."""
     first, *others = [one for row in rows.values() for one in row.values()]
     steps = sorted(set(first).intersection(*others))
     return [[sum(x[step] for x in row.values()) for row in rows.values()] for step in steps]

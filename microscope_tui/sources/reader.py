@@ -66,9 +66,6 @@ class Reader(Progress):
         """Whether the file at ``path``, or one of the first in a folder, is of this format.
 
         ``own``: rules of the user; what they map counts as a reading of a router too.
-
-        Raises:
-            OSError: it cannot be read, or is not a regular file.
         """
         files = files_of(path, cls.names)
         return any(cls.begins(read_at(file, 0, HEAD_BYTES), own) for file in files)
@@ -151,7 +148,6 @@ class Row:
 
     @property
     def values(self) -> list[tuple[Target, float]]:
-        """Every number with its target."""
         return list(zip(self.targets, self.numbers, strict=True))
 
     @property
@@ -194,7 +190,7 @@ class RowReader(Reader, ABC):
         """The writer's configuration, as far as it was found; searched for E and k."""
 
     def again(self, keys: Keys) -> "RowReader":
-        """The same source from its start, with other keys."""
+        """The same source from its start."""
         return type(self)(self.path, keys, self.run)
 
     def sample(self, count: int) -> Sequence[Row]:

@@ -33,8 +33,6 @@ MOST_WAITING = 4096
 
 
 class RunRecords:
-    """Makes the records of one run of its steps."""
-
     def __init__(self, source: RowReader, request: SourceRequest, **facts: str) -> None:
         """``facts``: for the header; ``run`` is its name if the source has none."""
         self._source = source
@@ -46,7 +44,6 @@ class RunRecords:
 
     @property
     def is_started(self) -> bool:
-        """Whether there is a header."""
         return self._layout is not None
 
     @property
@@ -55,7 +52,6 @@ class RunRecords:
         return bool(self._waiting)
 
     def of(self, steps: Iterable[Step]) -> Iterator[Record]:
-        """The records that these steps give."""
         for row, is_again in steps:
             if self._layout is None:
                 yield from self._wait(row, is_again)

@@ -140,7 +140,6 @@ class Layout:
         )
 
     def record(self, row: Row) -> Record:
-        """The record of a step."""
         router, matrices, numbers = self._numbers(row)
         bias = matrices.get("expert_bias", ())
         tokens = numbers.get("tokens")
@@ -201,7 +200,6 @@ class Layout:
 
 
 def _final(target: Target, value: float) -> float:
-    """A reading as the quantity ``target.final``."""
     if target.quantity == LOAD_ENTROPY:
         return math.exp(min(value, _MOST_NATS))
     return value + target.plus

@@ -96,12 +96,7 @@ class Database:
         self._copied: object = None  # header of the log that the private copy belongs to
 
     def version(self) -> _Version:
-        """Equal as long as nothing was written.
-
-        Raises:
-            FileNotFoundError: the database is gone.
-            OSError: it cannot be read.
-        """
+        """Equal as long as nothing was written; ``FileNotFoundError`` if the database is gone."""
         database = _state(self.path, 100)
         wal = self._log("-wal")
         journal = self._log("-journal")
@@ -236,11 +231,7 @@ class Tables:
         self._connection, self._name = connection, name
 
     def columns(self, table: str) -> frozenset[str]:
-        """Names of the stored columns of a table; none if there is no such table.
-
-        Raises:
-            Unreadable: the name belongs to a view or a virtual table.
-        """
+        """The stored columns of a table; ``Unreadable`` for a view or a virtual table."""
         found = self.rows(
             "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)
         )
@@ -256,7 +247,6 @@ class Tables:
         return frozenset(column[1] for column in info if isinstance(column[1], str))
 
     def rows(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[object, ...]]:
-        """The rows of a query, one at a time."""
         with closing(self._connection.execute(query, values)) as cursor:
             yield from cursor
 

@@ -68,8 +68,6 @@ _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
 class TensorBoardReader(RowReader):
-    """The rows of one run, as they are logged."""
-
     names = re.compile(r"events\.out\.tfevents\..+", re.DOTALL)
 
     @classmethod
@@ -155,11 +153,9 @@ class _EventFile:
 
     @property
     def may_have_more(self) -> bool:
-        """Whether bytes are left that can be read now."""
         return self.damage is None and not self.bytes.exhausted
 
     def fill(self, max_bytes: int) -> None:
-        """Decode the next bytes."""
         chunk = self.bytes.read(max_bytes)
         self.restarted = chunk.restarted
         if self.damage is not None or self.restarted:

@@ -55,8 +55,6 @@ class _Meta(msgspec.Struct):
 
 
 class TensorRTReader(DumpReader):
-    """Reads a folder of statistics."""
-
     names = re.compile(r"meta_info\.json|rank(\d{1,6})(_raw)?\.safetensors")
 
     @classmethod
@@ -107,7 +105,6 @@ class TensorRTReader(DumpReader):
 
 
 def _ranks(files: "Mapping[int, tuple[Path, bool]]") -> "list[_Rank]":
-    """The tensors of all ranks."""
     ranks: list[_Rank] = []
     number = 0
     for path, is_raw in files.values():
@@ -139,7 +136,7 @@ class _Rank:
     def rows(
         self, data: Bytes, iteration: int, experts: int | None
     ) -> Iterator[tuple[int, list[int]]]:
-        """Layer and counts per expert of one iteration."""
+        """Layer and counts per expert."""
         for layer, tensor in self.tensors.get(iteration, ()):
             name = f"{iteration}_{layer}"
             numbers = integers(data, tensor, name)

@@ -85,7 +85,6 @@ class LineRows(RowReader):
         return Rows(rows, found.restarted)
 
     def sample(self, count: int) -> list[Row]:
-        """See ``RowReader`` and ``whole_steps``."""
         tail, reader = self._tail, type(self)(self.path, self.keys)  # with a state of its own
 
         def rows_of(start: int, end: int) -> Iterator[Row]:

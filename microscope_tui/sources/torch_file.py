@@ -147,7 +147,7 @@ class _Limited:
 
 
 def _start_of(data: Bytes, member: ZipInfo) -> int:
-    """Offset of the data of a member in the file."""
+    """Where the data of a member begins."""
     header = data.read(member.header_offset, _LOCAL_BYTES, "the header of a member")
     start: int = member.header_offset + _LOCAL_BYTES + sum(struct.unpack_from("<HH", header, 26))
     if not header.startswith(b"PK\3\4") or start + member.file_size > data.size:
@@ -156,7 +156,7 @@ def _start_of(data: Bytes, member: ZipInfo) -> int:
 
 
 class _Tensors:
-    """Makes storages and tensors, and checks that their numbers are inside the file."""
+    """Checks that the numbers of storages and tensors are inside the file."""
 
     def __init__(self, found: dict[str, ZipInfo], folder: str) -> None:
         self._found, self._folder = found, folder

@@ -74,8 +74,6 @@ _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").e
 
 
 class WandbReader(RowReader):
-    """The rows of one run, as they are logged."""
-
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         """See ``Reader``; of any version."""
@@ -267,7 +265,6 @@ class RecordSplitter:
         self._open = start > 0  # the chunks until the next record belong to one that is skipped
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The records that ``data`` completes."""
         records: list[bytes] = []
         if self.damage is None:
             data = self._rest + data
@@ -365,11 +362,7 @@ class HistoryRows:
         self._count = 0  # of all its items
 
     def row(self, record: bytes) -> Row | None:
-        """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
-
-        Raises:
-            BadMessage: the bytes are not such a record.
-        """
+        """The row of one ``HistoryRecord``; ``None`` if nothing in it matches."""
         found: dict[bytes, bytes] = {}
         step: int | None = None
         at, end = 0, len(record)
