@@ -131,7 +131,6 @@ class Diagnosis(_State):
             self._add_counts(view)
 
     def _go_to(self, step: int) -> None:
-        """Learn the spacing of the log, and when the warm-up is over."""
         if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
             gap = step - self.last_step
             self.gaps.append(gap)
@@ -285,7 +284,7 @@ class Diagnosis(_State):
 
     @property
     def known(self) -> Known:
-        """What the search for causes uses besides the episodes."""
+        """What ``causes`` uses besides the episodes."""
         return Known(
             run=self.run,
             checkpoints=self.checkpoints,
@@ -382,8 +381,6 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
 
 
 class NoVerdict(NamedTuple):
-    """Why there is no verdict on a run."""
-
     why: str | None = None
     """In words; ``None``: there is one."""
     until: int | None = None
@@ -463,7 +460,6 @@ class _Saved(_State):
 
 
 def save(diagnosis: Diagnosis) -> bytes:
-    """The state of ``diagnosis`` after the last record it has seen."""
     encode = msgspec.msgpack.encode
     return encode(
         _Saved(
@@ -479,7 +475,7 @@ def save(diagnosis: Diagnosis) -> bytes:
 
 
 def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagnosis:
-    """Restore the judgement that ``save`` wrote; continue with the next record of ``run``.
+    """The judgement that ``save`` wrote, to continue with the next record of ``run``.
 
     Raises:
         BadState: damaged, of another version, or of a model with other routers.

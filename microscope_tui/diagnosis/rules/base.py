@@ -44,7 +44,7 @@ _OF_LOGITS = 0.05
 
 
 class Nothing(msgspec.Struct):
-    """The memory of a rule without state."""
+    """Of a rule without state."""
 
 
 class Track(msgspec.Struct):
@@ -206,7 +206,6 @@ class Rule(ABC, Generic[L, M]):
         """Set what follows from the context, besides a limit ``persistence``."""
 
     def start(self) -> None:
-        """Reset the memory."""
         self.memory = cast(M, self.memory_type())
 
     def change(self, context: Context) -> None:
@@ -281,7 +280,7 @@ class Rule(ABC, Generic[L, M]):
 
 
 def number(episode: Episode, name: str) -> float:
-    """A numeric fact of an episode; 0 where there is none."""
+    """A fact of an episode; 0 where there is none."""
     value = episode.facts.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
 
@@ -292,19 +291,16 @@ def experts_of(episode: Episode) -> str:
 
 
 def listed(names: Sequence[object]) -> str:
-    """The first six, and how many more."""
     shown = ", ".join(map(str, names[:6]))
     return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
 def ids_of(episode: Episode, name: str) -> tuple[int, ...]:
-    """Expert numbers of an episode; empty where there are none."""
     ids = episode.facts.get(name)
     return ids if isinstance(ids, tuple) else ()
 
 
 def size_of(episode: Episode) -> int:
-    """Number of experts of the episode's router."""
     return episode.router.num_experts if episode.router else 0
 
 

@@ -63,8 +63,6 @@ class Memory(msgspec.Struct):
 
 
 class Dead(Rule[DeadLimits, Memory]):
-    """Zero assignments where chance cannot explain them."""
-
     name = "DEAD"
     subject = "Dead experts"
     means = (
@@ -126,7 +124,6 @@ class Dead(Rule[DeadLimits, Memory]):
         return self._end_window(expected, view.step)
 
     def _of_moment(self, view: StepView) -> Readings:
-        """Experts without an assignment in the only step."""
         found: Found = {}
         for index in range(len(self.routers)):
             counts = view.full_counts(index)
