@@ -133,7 +133,6 @@ ANYTHING = Criteria()
 def is_one_step(run: RunRecord) -> bool:
     """Whether ``run`` is a single moment: an evaluation of one step, such as one dump of counts.
 
-    Nothing can persist or change in it, so one line is enough for an alarm. Its evidence is λ, the
-    number of assignments an expert can expect: below the limits of the rules nothing is judged.
+    Nothing can persist in it: its evidence is λ, below the limits of the rules nothing is judged.
     """
     return run.profile == "eval" and run.planned_steps == 1

@@ -3,8 +3,7 @@
 It runs over long histories in the background, beside a live run, and inside ``check``. It uses the
 per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
 
-Every view of a verdict also needs ``warm_up_left`` and ``pending``: whether the run is judged yet,
-and which evidence is building up. A run without findings is healthy only once it is judged.
+A run without findings is healthy only once it is judged: see ``no_verdict`` and ``pending``.
 ``save`` is for a resumed training: after a restore, the same records give the same episodes as one
 uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign bytes are refused.
 """
@@ -368,8 +367,7 @@ class Pending(msgspec.Struct, frozen=True):
 def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
     """The step until which the run is not judged; ``None`` once it is judged.
 
-    A run is judged once it is past the warm-up or has a finding of at least a warning. It stays
-    judged when it resumes: the steps after a restart excuse alarms, not the verdict so far.
+    That is past the warm-up, or with a finding of at least a warning, and stays so in a resume.
     ``step``: as of this step of the past.
     """
     step = diagnosis.last_step if step is None else step

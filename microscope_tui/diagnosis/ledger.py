@@ -184,7 +184,6 @@ class Ledger:
         return self.context.confidence if reading.confidence == EXACT else reading.confidence
 
     def _take_numbers(self, episode: Episode, step: int, reading: Reading) -> None:
-        """Set the numbers of an episode to those of its worst reading."""
         if not _worse(reading, episode):
             return
         if reading.value != episode.value:

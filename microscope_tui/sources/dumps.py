@@ -137,8 +137,7 @@ class DumpReader(CountsReader):
         """The records of new files, each with the share of the work that is done.
 
         Raises:
-            Unreadable: a file is damaged or hostile.
-            Late: one of them should have been read with the files before.
+            Unreadable, Late
         """
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:

@@ -5,8 +5,7 @@ one number per expert) for each MoE layer. The tensors of one layer count the sa
 of them is taken and they are never summed. It is one moment without a time axis, judged in the
 profile ``eval``. The legacy format (``.dat``) has one count per tensor: not read.
 
-GGUF: version 3, little-endian; layout in ``docs/gguf.md`` of ggml. Only F32 tensors are
-read, and only those that are asked for.
+GGUF: version 3, little-endian; layout in ``docs/gguf.md`` of ggml.
 """
 
 import math

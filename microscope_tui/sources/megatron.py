@@ -43,6 +43,7 @@ from microscope_tui.sources.dumps import (
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
 from microscope_tui.sources.reader import Batch, Record, Unreadable, files_of
+from microscope_tui.sources.step_rows import COMPLETE_AFTER_S
 
 MOST_LINE_BYTES = 16 << 20
 """A longer line is refused; 100,000 tokens with 22 choices fit, and take 300 MB at most."""
@@ -53,10 +54,8 @@ MOST_BLOCKS = 64
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 _Expert = Annotated[int, msgspec.Meta(ge=0, lt=MAX_EXPERTS)]
-COMPLETE_AFTER_S = 0.4
-"""The last step is complete if nothing was written for this long and all ranks have reached it."""
 LAG_S = 10.0
-"""A rank that has not reached it is no longer waited for after this long."""
+"""A rank that has not reached the last step is no longer waited for after this long."""
 _AHEAD = 4  # steps that one rank is read before the others
 _PIECE = 1 << 18
 _KEYS = (b'"step"', b'"layer"', b'"num_tokens"', b'"topk"', b'"top_indices"')

@@ -45,7 +45,7 @@ _WRITERS = {
     "csv": "table",
 }
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
-_LETTERS = {"layer": "N the layer", "expert": "M the expert"}
+_LETTERS = {"layer": "N", "expert": "M"}
 _MOST_DIGITS = 9
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
@@ -164,20 +164,20 @@ class _Matrix(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> str:
-        letters = [text for name, text in _LETTERS.items() if name in self.columns.values()]
+        named = self.columns.values()
+        letters = [f"{one} the {name}" for name, one in _LETTERS.items() if name in named]
         values = f"values {_number(self.low)} to {_number(self.high)}: {_KINDS[self.quantity]}"
         return f"{' and '.join(letters)}, {len(self.keys):,} keys, {values}"
 
     def written(self, *, as_pattern: bool) -> str:
         """Its keys in one line, as a regular expression or for people."""
-        shown = {"layer": "N", "expert": "M"}
         numbers = next(iter(self.keys))
         parts = []
         for at, text in enumerate(self.texts):
             parts.append(re.escape(text) if as_pattern else text)
             name = self.columns.get(at)
             if name:
-                parts.append(rf"(?P<{name}>\d+)" if as_pattern else shown[name])
+                parts.append(rf"(?P<{name}>\d+)" if as_pattern else _LETTERS[name])
             elif at < len(numbers):
                 parts.append(numbers[at])
         return "".join(parts)

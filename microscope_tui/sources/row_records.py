@@ -92,8 +92,6 @@ class RunRecords:
 
 
 class RowRecords(RecordReader):
-    """The records of a source of named numbers."""
-
     def __init__(self, rows: RowReader, name: str, writer: str, request: SourceRequest) -> None:
         """``name``: of the run, if the source has none; ``writer``: for the header."""
         super().__init__(rows.path, name, request)
@@ -164,11 +162,9 @@ class RowRecords(RecordReader):
             yield {"kind": "event", "event": "end", "reason": ended}
 
     def _rest(self) -> list[Record]:
-        """The open step, and those that wait for the header."""
         return [*self._run.of(self._steps.close_early()), *self._run.start()]
 
     def _check_rules(self) -> None:
-        """Report the rules of the user that match no key."""
         keys = self._source.keys
         if self._run.is_started and self.exhausted and len(keys) != self._checked:
             self._checked = len(keys)

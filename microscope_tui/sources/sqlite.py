@@ -4,10 +4,9 @@ SQLite itself never opens the database in a way that takes a lock or makes a fil
 
 - Without a ``-wal`` beside it, it is opened as ``immutable``. What was read counts only if the file
   is unchanged afterwards (size, time, change counter); else it is read again.
-- With one, database and log are copied to a private folder and read there. The pair is consistent
-  if the header of the ``-wal`` is the same before and after: a writer only appends under one
-  header, and every page that it moves into the database is still in the log. The database is copied
-  again only when that header changes.
+- With one, database and log are copied to a private folder. The pair is consistent if the header
+  of the ``-wal`` is the same before and after: a writer only appends under one header, and every
+  page that it moves into the database is still in the log.
 - A ``-journal`` is a transaction: it is waited for. One that died is refused.
 
 A hostile database cannot run code of its schema, or take memory and time: see ``_restricted``.
@@ -67,8 +66,6 @@ Result = TypeVar("Result")
 
 
 class _State(NamedTuple):
-    """A file at one moment."""
-
     stamp: Stamp
     head: bytes
 
@@ -109,8 +106,7 @@ class Database:
         """What ``use`` returns for the tables of one moment; it may be called several times.
 
         Raises:
-            Busy: a writer changed the file during every try.
-            Unreadable: the file is damaged, or too large to be copied.
+            Busy, Unreadable
         """
         for attempt in range(TRIES):
             if attempt:

@@ -23,8 +23,6 @@ Step = tuple[Row, bool]
 
 
 class StepRows:
-    """Merges rows to steps."""
-
     def __init__(self) -> None:
         self._parts: list[Row] = []  # of the open step
         self._grew = time.monotonic()
@@ -70,7 +68,6 @@ class StepRows:
             self._is_again = True
 
     def close(self) -> Iterator[Step]:
-        """The open step, if there is one."""
         if self._parts:
             step = _merged(self._parts), self._is_again
             self._parts = []

@@ -5,7 +5,6 @@ a time and named numbers (``EventRows``). A folder is one run. A trainer that re
 file, and several writers may share a folder, so the rows of all files are merged by their time:
 files that follow each other are read one after the other, files that were written at once side by
 side. Subfolders are other runs: ``SummaryWriter.add_scalars`` makes one for each of its numbers.
-The tensorboard package is not used: it brings numpy and a web server.
 """
 
 import re
@@ -109,10 +108,9 @@ class TensorBoardReader(RowReader):
         return Rows(rows)
 
     def sample(self, count: int) -> list[Row]:
-        """Rows of about ``count`` places in all files together; the rest is not read.
+        """The first step that begins at each of about ``count`` places in all files together.
 
-        A place gives the first step that begins there. Where steps are so large that
-        ``MAX_SAMPLED_BYTES`` are not enough, it has the numbers that come first in the step.
+        Where ``MAX_SAMPLED_BYTES`` are not enough, it has the numbers that come first in the step.
         """
         self._look()
         files = list(self._files.values())
@@ -170,10 +168,7 @@ class _EventFile:
             )
 
     def first_step(self, at: int, most: int) -> Row | None:
-        """The first matching step that begins at ``at`` or later, of ``most`` bytes.
-
-        The first one with a reading of a router, if there is one.
-        """
+        """The first matching step from ``at`` on, in ``most`` bytes: one with a router reading."""
         splitter: RecordSplitter | None = None
         rows: list[Row] = []
         for offset in range(at, at + most, _SAMPLED_AT_ONCE):

@@ -105,16 +105,15 @@ class JsonlReader(LineRows):
     """JSON lines: one object with a step and named numbers per line.
 
     prime-rl writes ``monitors/file/metrics.jsonl`` (``{"step", "time", **metrics}``, several rows
-    per step, values that are not finite are left out), AutoModel ``training.jsonl``; any file of
-    such lines can be read with a mapping. A line that has a ``kind`` of the run log makes the file
-    a run log.
+    per step, values that are not finite are left out), AutoModel ``training.jsonl``. A line that
+    has a ``kind`` of the run log makes the file a run log.
     """
 
     kind = "JSON object with a step"
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``; there must be a step and a reading of a router."""
+        """There must be a step and a reading of a router."""
         text = head.removeprefix(_BYTE_ORDER_MARK)
         if not text.lstrip().startswith(b"{"):
             return False
@@ -153,14 +152,14 @@ class CsvReader(LineRows):
 
     The first line names the columns. Separators are ``,``, ``;`` or a tab. A row is one line:
     quoted line breaks are not read. The last row counts once its line break is written, because a
-    number that is cut off is a number too. Rows of one step are merged later.
+    number that is cut off is a number too.
     """
 
     kind = "row of a table with a step"
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``; there must be a step and a reading of a router."""
+        """There must be a step and a reading of a router."""
         text = head.removeprefix(_BYTE_ORDER_MARK)
         lines = text.split(b"\n")
         if b"\0" in head or len(lines) < 2 or text.lstrip()[:1] in (b"{", b"["):

@@ -1,8 +1,5 @@
 """Base of all rules: name, persistence, evaluation of a step, and texts; advice on balancing.
 
-A rule is one file here: its limits with their evidence, its memory, its evaluation and its words.
-All that other parts of the diagnosis use of a rule are its class variables.
-
 State between steps is in its ``memory``, a msgspec struct, so that a judgement can be saved in the
 middle of a run. What follows from the header is set up apart: a resumed run may have another one.
 """
@@ -286,7 +283,7 @@ def number(episode: Episode, name: str) -> float:
 
 
 def experts_of(episode: Episode) -> str:
-    """The experts of an episode: ``3, 17 and 4 more``."""
+    """``3, 17 and 4 more``"""
     return listed(ids_of(episode, "experts"))
 
 
