@@ -340,7 +340,6 @@ class MegatronReader(CountsReader):
         return Counted(step + 1, total, tokens, top_k), len(seen)
 
     def _number_stages(self, parts: dict[int, RankStep]) -> None:
-        """Each stage continues the layers of the one before."""
         start = 0
         for stage in range(self._request.pipeline_parallel):
             of_stage = (part for rank, part in parts.items() if self._stage_of(rank) == stage)

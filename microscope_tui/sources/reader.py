@@ -102,7 +102,7 @@ def files_of(path: Path, names: re.Pattern[str] | None, most: int = 8) -> list[P
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Result of one read: records in the order of their steps."""
+    """Of one read, in the order of the steps."""
 
     records: Sequence[Record] = ()
     restarted: bool = False

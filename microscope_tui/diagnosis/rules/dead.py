@@ -44,8 +44,6 @@ class DeadLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """The current window, and the experts that were dead before it."""
-
     steps: int = 0
     first: int = 0
     rows: dict[int, int] = {}
