@@ -10,7 +10,8 @@ Where all ranks see the same tokens (tensor parallelism without data-parallel at
 own sums are a multiple of the counts: the shares are right, ``tokens`` is therefore left out.
 
 ``stat`` and ``stat_approx`` write the counts of the buffered forward passes, summed over the ranks.
-``per_pass`` and ``per_token`` write a file per rank with counts of *physical* experts. Layout: ``sglang/srt/eplb/expert_distribution.py``.
+``per_pass`` and ``per_token`` write a file per rank with counts of *physical* experts.
+Layout: ``sglang/srt/eplb/expert_distribution.py``.
 """
 
 import re
