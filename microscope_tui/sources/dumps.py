@@ -134,11 +134,7 @@ class DumpReader(CountsReader):
 
     @abstractmethod
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
-        """The records of new files, each with the share of the work that is done.
-
-        Raises:
-            Unreadable, Late
-        """
+        """The records of new files, each with the share of the work that is done; or ``Late``."""
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         found = self._look()

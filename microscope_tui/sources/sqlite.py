@@ -103,11 +103,7 @@ class Database:
         return database, wal, journal
 
     def read(self, use: "Callable[[Tables], Result]") -> Result:
-        """What ``use`` returns for the tables of one moment; it may be called several times.
-
-        Raises:
-            Busy, Unreadable
-        """
+        """What ``use`` returns for the tables of one moment; it may be called several times."""
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(BETWEEN_TRIES_S)
