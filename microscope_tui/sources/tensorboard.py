@@ -168,7 +168,7 @@ class _EventFile:
             )
 
     def first_step(self, at: int, most: int) -> Row | None:
-        """The first matching step from ``at`` on, in ``most`` bytes: one with a router reading."""
+        """The first matching step in ``most`` bytes from ``at`` on, of routers if there is one."""
         splitter: RecordSplitter | None = None
         rows: list[Row] = []
         for offset in range(at, at + most, _SAMPLED_AT_ONCE):
