@@ -42,7 +42,6 @@ class Advice(msgspec.Struct, frozen=True):
         return "; ".join(filter(None, (self.cause, explains)))
 
     def cause_first(self, text: str) -> str:
-        """``text`` after the cause, where that is known."""
         cause = self.cause
         if "_" not in cause.split(" ")[0]:  # a setting keeps its name
             cause = cause[:1].upper() + cause[1:]
@@ -71,7 +70,7 @@ def report(
 
 
 def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
-    """Explain what ``finding``, one of those of ``cause``, means for the run."""
+    """What ``finding``, one of those of ``cause``, means for the run."""
     worst = finding.worst
     rule = RULES[finding.rule]
     first = finding is cause.findings[0]
@@ -106,7 +105,6 @@ def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
 
 
 def _since(finding: Finding, run: RunRecord) -> str:
-    """When it began, and how it ended."""
     since = WHEN if is_one_step(run) else f"since step {finding.onset:,}"
     if not finding.active:
         since = f"from step {finding.onset:,} to {_end(finding):,}, {_how_it_ended(finding)}"
@@ -166,7 +164,6 @@ def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
 
 
 def _present(worst: Episode, now: Present, run: RunRecord) -> str:
-    """The current numbers, and when it will end."""
     rule = RULES[worst.rule]
     words = "inside the limits"
     if now.facts or not now.inside:
@@ -203,7 +200,6 @@ def _remedy(finding: Finding, cause: Cause, known: Known, collapsed: bool) -> st
 
 
 def _with_way_back(cause: Cause, known: Known) -> str:
-    """The remedy, and the checkpoint to go back to where that helps."""
     remedy, back = cause.remedy, go_back(cause.onset, known.checkpoints, known.newest)
     if BACK in remedy:
         return remedy.replace(BACK, back)

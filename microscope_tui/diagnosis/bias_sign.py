@@ -63,8 +63,6 @@ class Trial(msgspec.Struct):
 
 
 class SignMemory(msgspec.Struct):
-    """Routers on trial, and the outcomes."""
-
     trials: dict[int, Trial] = {}
     outcomes: dict[int, int] = {}
     blind: int = 0
@@ -76,7 +74,6 @@ class SignMemory(msgspec.Struct):
         return SignMemory(wrong_at=before(step, self.wrong_at))
 
     def conclude(self, step: int) -> None:
-        """Weigh the outcomes of all trials."""
         outcomes = list(self.outcomes.values())
         wrong, right = outcomes.count(_WRONG), outcomes.count(_RIGHT)
         if self.wrong_at is None and wrong and wrong >= 2 * right:
@@ -86,8 +83,6 @@ class SignMemory(msgspec.Struct):
 
 
 class BiasSign(msgspec.Struct, frozen=True):
-    """The trials of one run."""
-
     uneven: float
     """c below which a router is put on trial."""
     changes: int
@@ -98,7 +93,6 @@ class BiasSign(msgspec.Struct, frozen=True):
     """c at which a third of the changes is enough."""
 
     def observe(self, view: StepView, memory: SignMemory) -> None:
-        """Add one step, and judge the sign."""
         index = view.collapse_index if memory.blind < _BLIND else None
         if index is None:
             return
@@ -136,7 +130,7 @@ class BiasSign(msgspec.Struct, frozen=True):
         return True
 
     def _outcome(self, trial: Trial, c: float) -> int | None:
-        """The outcome of the trial; ``None`` while it is running."""
+        """``None`` while the trial is running."""
         changes = trial.changes
         low, high = sorted(
             a / t if t else 0.0 for a, t in zip(trial.agreed, trial.total, strict=True)

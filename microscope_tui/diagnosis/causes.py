@@ -96,7 +96,6 @@ class Changes(msgspec.Struct):
         del self.steps[:_LEVEL], self.losses[:_LEVEL]
 
     def event(self, step: int, name: str) -> None:
-        """Add an event with a name of the writer's own."""
         if name not in _USUAL:
             self.note(step, f"the log has the event {name!r}")
 
@@ -111,8 +110,6 @@ class Changes(msgspec.Struct):
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pass uses besides the episodes."""
-
     run: RunRecord
     checkpoints: Sequence[int] = ()
     resumes: Sequence[int] = ()
@@ -186,7 +183,6 @@ def _gravity(cause: Cause) -> tuple[bool, int, int, int]:
 def _complete(
     cause: Cause, findings: Sequence[Finding], slides: dict[int, list[Episode]], known: Known
 ) -> Cause:
-    """With its remedy, and the step where it began."""
     shown = [f for f in findings if not RULES[f.rule].judges_settings] or findings
     serious = [e for f in shown for e in f.episodes if f.active] or shown[0].episodes
     onsets = [cause.sign.onset] if cause.sign is not None else []
@@ -312,7 +308,6 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """A bias update that overshoots."""
     swings = [e for e in _of("OSCILLATION", left) if e.active]
     if swings and known.run.balance.get("method") == "bias":
         remedy = known.remedy_of(swings[0])
@@ -334,7 +329,6 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """Balancing that does not suffice."""
     core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
     core = [e for e in core if e.reason != Reason.IN_TURN]  # no strength evens out turns
     method = str(known.run.balance.get("method"))

@@ -42,7 +42,6 @@ class RuleLimits(msgspec.Struct, frozen=True):
     """``low < high, low <= high``: each side is the name of a limit, or a number."""
 
     def values(self) -> dict[str, float]:
-        """Every limit by its name."""
         return msgspec.structs.asdict(self)
 
 
@@ -55,7 +54,6 @@ class Limits(msgspec.Struct, frozen=True):
     changed: tuple[RuleLimits, ...] = ()
 
     def of(self, kind: type[L]) -> L:
-        """The limits of one rule."""
         return next((mine for mine in self.changed if isinstance(mine, kind)), None) or kind()
 
 
@@ -72,8 +70,6 @@ class RouterBaseline(msgspec.Struct, frozen=True):
 
 
 class Context(msgspec.Struct, frozen=True, dict=True):
-    """The header, the criteria, and the reference."""
-
     run: RunRecord
     """The header, with the profile by which it is judged."""
     limits: Limits = DEFAULTS
@@ -99,7 +95,6 @@ class Context(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def one_step(self) -> bool:
-        """Whether there is a single step: see ``is_one_step``."""
         return is_one_step(self.run)
 
     @property
@@ -138,7 +133,6 @@ ANYTHING = Criteria()
 def is_one_step(run: RunRecord) -> bool:
     """Whether ``run`` is a single moment: an evaluation of one step, such as one dump of counts.
 
-    Nothing can persist or change in it, so one line is enough for an alarm. Its evidence is λ, the
-    number of assignments an expert can expect: below the limits of the rules nothing is judged.
+    Nothing can persist in it: its evidence is λ, below the limits of the rules nothing is judged.
     """
     return run.profile == "eval" and run.planned_steps == 1

@@ -3,8 +3,7 @@
 It runs over long histories in the background, beside a live run, and inside ``check``. It uses the
 per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
 
-Every view of a verdict also needs ``warm_up_left`` and ``pending``: whether the run is judged yet,
-and which evidence is building up. A run without findings is healthy only once it is judged.
+A run without findings is healthy only once it is judged: see ``no_verdict`` and ``pending``.
 ``save`` is for a resumed training: after a restore, the same records give the same episodes as one
 uninterrupted pass. It is msgpack of typed structs: nothing can execute, foreign bytes are refused.
 """
@@ -131,7 +130,6 @@ class Diagnosis(_State):
             self._add_counts(view)
 
     def _go_to(self, step: int) -> None:
-        """Learn the spacing of the log, and when the warm-up is over."""
         if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
             gap = step - self.last_step
             self.gaps.append(gap)
@@ -285,7 +283,7 @@ class Diagnosis(_State):
 
     @property
     def known(self) -> Known:
-        """What the search for causes uses besides the episodes."""
+        """What ``causes`` uses besides the episodes."""
         return Known(
             run=self.run,
             checkpoints=self.checkpoints,
@@ -369,8 +367,7 @@ class Pending(msgspec.Struct, frozen=True):
 def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
     """The step until which the run is not judged; ``None`` once it is judged.
 
-    A run is judged once it is past the warm-up or has a finding of at least a warning. It stays
-    judged when it resumes: the steps after a restart excuse alarms, not the verdict so far.
+    That is past the warm-up, or with a finding of at least a warning, and stays so in a resume.
     ``step``: as of this step of the past.
     """
     step = diagnosis.last_step if step is None else step
@@ -382,8 +379,6 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
 
 
 class NoVerdict(NamedTuple):
-    """Why there is no verdict on a run."""
-
     why: str | None = None
     """In words; ``None``: there is one."""
     until: int | None = None
@@ -463,7 +458,6 @@ class _Saved(_State):
 
 
 def save(diagnosis: Diagnosis) -> bytes:
-    """The state of ``diagnosis`` after the last record it has seen."""
     encode = msgspec.msgpack.encode
     return encode(
         _Saved(
@@ -479,7 +473,7 @@ def save(diagnosis: Diagnosis) -> bytes:
 
 
 def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagnosis:
-    """Restore the judgement that ``save`` wrote; continue with the next record of ``run``.
+    """The judgement that ``save`` wrote, to continue with the next record of ``run``.
 
     Raises:
         BadState: damaged, of another version, or of a model with other routers.

@@ -115,7 +115,7 @@ Found = dict[int, Reading | None]
 
 
 def graded(value: float, warn: float, critical: float) -> Severity | None:
-    """The severity of a value for which high is bad."""
+    """Of a value for which high is bad."""
     if value > critical:
         return Severity.CRITICAL
     return Severity.WARN if value > warn else None
@@ -179,12 +179,10 @@ class Episode(msgspec.Struct, kw_only=True):
 
     @property
     def active(self) -> bool:
-        """Not recovered so far."""
         return self.recovered_at is None
 
     @property
     def reason(self) -> Fact | None:
-        """The fact ``cause``."""
         return self.facts.get("cause")
 
     def course(self) -> list[tuple[int, Severity, float]]:
@@ -201,7 +199,6 @@ class Episode(msgspec.Struct, kw_only=True):
             yield since, after - 1, severity
 
     def grade(self, step: int) -> None:
-        """Record the severity at ``step``."""
         self.grades.append(
             Grade(step, self.severity, self.value, self.limit, self.facts, self.confidence)
         )
@@ -256,12 +253,10 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def last(self) -> int:
-        """The latest step with evidence."""
         return max(episode.last for episode in self.episodes)
 
     @property
     def active(self) -> bool:
-        """At least one router has not recovered."""
         return any(episode.active for episode in self.episodes)
 
     @property

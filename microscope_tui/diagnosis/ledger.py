@@ -43,7 +43,6 @@ class Ledger:
             self.past.add(view.step, effective.values)
 
     def running(self, rule: str, index: int) -> Episode | None:
-        """The open episode of a rule in a router."""
         return self._running.get((rule, index))
 
     def running_of(self, rule: str) -> list[Episode]:
@@ -113,7 +112,6 @@ class Ledger:
         )
 
     def update(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
-        """Add an evaluation of an open episode."""
         if reading.severity is not None and not reading.held:
             episode.last = step
             self._take_numbers(episode, step, reading)
@@ -159,7 +157,6 @@ class Ledger:
         self._running = {(e.rule, e.router_index): e for e in still}
 
     def end_others(self, rules: Container[str], step: int) -> None:
-        """End the open episodes of all other rules."""
         for episode in self.episodes:
             if episode.active and episode.rule not in rules:
                 self._end(episode, step)
@@ -187,7 +184,6 @@ class Ledger:
         return self.context.confidence if reading.confidence == EXACT else reading.confidence
 
     def _take_numbers(self, episode: Episode, step: int, reading: Reading) -> None:
-        """Set the numbers of an episode to those of its worst reading."""
         if not _worse(reading, episode):
             return
         if reading.value != episode.value:
@@ -215,7 +211,6 @@ class Ledger:
         )
 
     def _facts(self, rule: str, index: int, reading: Reading) -> dict[str, Fact]:
-        """The facts of a reading, with those that the ledger adds."""
         facts = _plain(reading.facts)
         if RULES[rule].wants_balance and self._view is not None:
             margin = self._view.signal("margin")  # the scale of the scores

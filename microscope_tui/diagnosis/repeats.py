@@ -24,8 +24,6 @@ _STILL = 2e-3  # share of the loss, and half as many nats: the same batch again
 
 
 class Repeats(msgspec.Struct):
-    """What was equal in the checked lines."""
-
     rows: dict[int, int] = {}
     """Router → hash of its last row …"""
     same: dict[int, int] = {}
@@ -99,7 +97,7 @@ def _variance(count: int, tokens: float) -> float:
 
 
 def _busy(row: Sequence[int], total: int, tokens: float, expert: int) -> int | None:
-    """The count of an expert that is evidence."""
+    """Its count, if it is evidence."""
     count = row[expert]
     busy = 2 * count * len(row) > total and _variance(count, tokens) > _LEAST
     return count if busy else None

@@ -103,8 +103,6 @@ class Signal(msgspec.Struct, gc=False):
 
 
 class _Signals(dict[str, Signal | None]):
-    """The readings of one step that were used so far."""
-
     def __init__(self, summary: RouterSummary, routers: int) -> None:
         self._summary, self._routers = summary, routers
 
@@ -257,7 +255,6 @@ def see(view: StepView, seen: list[str]) -> None:
 
 
 def unknown(run: RunRecord, name: str) -> bool:
-    """Whether no router of the header has this number."""
     return not any(getattr(router, name) for router in run.routers)
 
 
@@ -281,7 +278,6 @@ class SummedCounts(msgspec.Struct):
         return len(self.rows)
 
     def add(self, row: Sequence[int]) -> None:
-        """Add the counts of one step; a full window drops the oldest."""
         if len(row) != len(self.totals):
             self.rows, self.totals = [], [0] * len(row)
         oldest = self.rows.pop(0) if len(self.rows) >= self.window else [0] * len(row)
@@ -340,7 +336,6 @@ class Trail(msgspec.Struct):
     seen: int = 0
 
     def add(self, step: int, values: Sequence[float]) -> None:
-        """Add one step."""
         self.seen += 1
         if (self.seen - 1) % self.every:
             return
@@ -350,7 +345,6 @@ class Trail(msgspec.Struct):
             del self.steps[0], self.rows[0]
 
     def forget_from(self, step: int) -> None:
-        """The run resumes at ``step``."""
         while self.steps and self.steps[-1] >= step:
             del self.steps[-1], self.rows[-1]
 
@@ -370,7 +364,6 @@ class FirstValues(Trail):
     """The median of every router, once there is no more room."""
 
     def add(self, step: int, values: Sequence[float]) -> None:
-        """Add one line while there is room."""
         if len(self.rows) >= self.size:
             return
         Trail.add(self, step, values)

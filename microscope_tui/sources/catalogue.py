@@ -32,8 +32,6 @@ from microscope_tui.runlog import (
 from microscope_tui.sources.keys import Keys, Rule
 from microscope_tui.sources.reader import DEFAULT, RecordReader, RowReader, SourceRequest
 
-MOST_RUNS = 10_000
-"""Runs of one place that are listed."""
 _MOST_FILES = 10_000  # of one folder that are looked at for its state
 _MLFLOW_FOLDER = "meta.yaml"
 _ANY = (Rule("max_load", re.compile(r"(?!_).+", re.DOTALL)),)
@@ -50,8 +48,6 @@ class _Seen(NamedTuple):
 
 
 class Format(msgspec.Struct, frozen=True, kw_only=True):
-    """One format."""
-
     name: str
     where: str
     """Module and class of its reader."""
@@ -65,11 +61,9 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reader(self) -> type[RowReader] | type[RecordReader]:
-        """The class that reads it."""
         module, name = self.where.split(".")
-        found: type[RowReader] | type[RecordReader]
         found = getattr(import_module(f"microscope_tui.sources.{module}"), name)
-        return found
+        return found  # type: ignore[no-any-return]
 
     def place_of(self, file: Path) -> Path | None:
         """Where the run of a file in a folder is: the file or its folder, or ``None``."""
@@ -78,7 +72,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         return file if re.fullmatch(self.files, file.name) else None
 
     def open(self, path: Path, run: str, name: str, request: SourceRequest) -> RecordReader:
-        """The reader of a ``run`` at ``path``; ``name`` is its name if the source has none."""
+        """``name``: of the run, if the source has none."""
         from microscope_tui.sources.row_records import RowRecords
 
         reader = self.reader
@@ -239,8 +233,7 @@ class Search:
         """The runs, newest first; empty while there is none yet.
 
         Raises:
-            NoRuns: the path is a file of no known format, or cannot be read, or a folder that
-                holds only MLflow's folders, which are not read.
+            NoRuns: a file that cannot be read or has no known format, or folders of MLflow.
         """
         path, run = split_run(self.root)
         if path.exists() and not path.is_dir():
@@ -298,7 +291,7 @@ class Search:
             )
 
     def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
-        """What ``file`` holds; opened only if it has changed since the last search."""
+        """Opens ``file`` only if it has changed since the last search."""
         try:
             state = _size_and_time(file)
             before = seen.get(file)
@@ -323,26 +316,23 @@ class Search:
         return [], False
 
     def _runs_of(self, form: Format, path: Path, rules: Sequence[Rule]) -> list[RunFile]:
-        names = form.reader.runs(path, rules)[:MOST_RUNS]
-        return [self._run(form, path, name) for name in reversed(names)]  # the newest first
-
-    def _run(self, form: Format, path: Path, run: str) -> RunFile:
-        """``run``: what follows the ``#`` of its path, in a file of several runs."""
-        place = Path(f"{path}#{run}") if run else path
         about = form.reader.about(path)
-        name = run or about.get("name") or (path.name if path.is_dir() else path.stem)
+        name = about.get("name") or (path.name if path.is_dir() else path.stem)
         size, modified = _size_and_time(path)
-        return ForeignRun(
-            safe_text(name),
-            place,
-            modified,
-            size,
-            form=form,
-            file=path,
-            run=run,
-            request=self.request,
-            about=about,
-        )
+        return [
+            ForeignRun(
+                safe_text(run or name),
+                Path(f"{path}#{run}") if run else path,
+                modified,
+                size,
+                form=form,
+                file=path,
+                run=run,
+                request=self.request,
+                about=about,
+            )
+            for run in reversed(form.reader.runs(path, rules))  # the newest first
+        ]
 
 
 def split_run(path: Path) -> tuple[Path, str]:

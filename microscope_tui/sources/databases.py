@@ -55,7 +55,7 @@ class Run(NamedTuple):
 
 @dataclass(slots=True)
 class _Found:
-    """Result of one poll, which is repeated if the database changed meanwhile."""
+    """Of one poll, which is repeated if the database changed meanwhile."""
 
     restarted: bool = False
     last: int = 0
@@ -76,7 +76,7 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def recognises(cls, path: Path, own: Sequence[Rule] = ()) -> bool:
-        """See ``Reader``; there must be a run with a reading of a router."""
+        """There must be a run with a reading of a router."""
         return super().recognises(path, own) and bool(cls.runs(path, own))
 
     @classmethod
@@ -85,7 +85,7 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> list[str]:
-        """See ``Reader``; those that have readings of routers, in the order of their beginning."""
+        """Those that have readings of routers, in the order of their beginning."""
         found = Database(path).read(lambda tables: cls.with_routers(tables, own))
         return [run.label for run in found]
 
@@ -200,7 +200,7 @@ class DatabaseReader(RowReader):
         return run
 
     def _after(self, tables: Tables, max_bytes: int) -> _Found:
-        """The rows after the last one; sets only the run and its configuration."""
+        """Sets only the run and its configuration: it may be called again."""
         if (run := self._run_in(tables)) is None:
             return _Found(restarted=self._anchor is not None)
         found = _Found(last=self._last, anchor=self._anchor)
@@ -337,10 +337,7 @@ def _object(data: object) -> dict[str, object] | None:
 
 
 class MlflowReader(DatabaseReader):
-    """MLflow: one value per metric, step and time; E and k come from the run's parameters.
-
-    Its folders of text files are not read: MLflow itself can migrate them to a database.
-    """
+    """MLflow: one value per metric, step and time; E and k come from the run's parameters."""
 
     order = "rowid"
     columns = "key, value, timestamp, step, is_nan"
@@ -392,7 +389,6 @@ class MlflowReader(DatabaseReader):
         return _REASONS.get(str(status), "")
 
     def _config(self, tables: Tables, run: Run) -> Mapping[str, object]:
-        """The parameters of a run that name E or k."""
         wanted = tuple(f"%{name}" for name in (*NUM_EXPERTS, *TOP_K))
         pairs = tables.rows(
             "SELECT key, value FROM params WHERE run_uuid = ? AND ("

@@ -36,6 +36,8 @@ from microscope_tui.sources.records import Counts, run_record, step_record
 
 MOST_BYTES = 64 << 20
 """The longest piece read at once: as much as the longest line of a run log."""
+MOST_NUMBERS = 1 << 22
+"""The same in numbers: the counts of one pass of 4,096 routers with 1,024 experts."""
 SETTLED_S = 1.0
 """A file that nothing was written to for this long is complete."""
 MOST_FILES = 4096
@@ -46,8 +48,6 @@ _TURN_S = 0.05
 
 
 class Bytes:
-    """The bytes of one open file."""
-
     def __init__(self, file: int, name: str) -> None:
         self.file = file
         self.name = safe_text(name, 60)
@@ -73,22 +73,20 @@ class Bytes:
             raise self.broken(f"{what}: the file became shorter while it was read")
         return data
 
-    def numbers(self, offset: int, layout: str, what: str) -> tuple[Any, ...]:
-        """The numbers from ``offset`` in a ``layout`` of ``struct``; see ``read``."""
-        return unpack(layout, self.read(offset, calcsize(layout), what))
+    def numbers(self, offset: int, code: str, number: int, what: str) -> list[Any]:
+        """So many numbers from ``offset``, by their ``code`` of ``struct``; see ``read``."""
+        if number > MOST_NUMBERS:
+            raise self.broken(f"{what}: more than {MOST_NUMBERS:,} numbers")
+        layout = f"<{number}{code}"
+        return list(unpack(layout, self.read(offset, calcsize(layout), what)))
 
     def broken(self, why: str) -> Unreadable:
-        """An error about this file, with its name in front."""
         return Unreadable(f"{self.name}: {why}")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Bytes]:
-    """The bytes of ``path`` while it is open.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file.
-    """
+    """See ``runlog.opened``."""
     with runlog.opened(path) as file:
         yield Bytes(file, path.name)
 
@@ -98,7 +96,7 @@ class Late(Exception):
 
 
 class CountsReader(RecordReader):
-    """Reads exact counts; what comes before damage is returned before the damage is raised."""
+    """What comes before damage is returned before the damage is raised."""
 
     def __init__(self, path: Path, name: str, request: SourceRequest) -> None:
         super().__init__(path, name, request)
@@ -136,12 +134,7 @@ class DumpReader(CountsReader):
 
     @abstractmethod
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
-        """The records of new files, each with the share of the work that is done.
-
-        Raises:
-            Unreadable: a file is damaged or hostile.
-            Late: one of them should have been read with the files before.
-        """
+        """The records of new files, each with the share of the work that is done; or ``Late``."""
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         found = self._look()
@@ -171,7 +164,6 @@ class DumpReader(CountsReader):
         return Batch(records, changed)
 
     def _next(self, found: dict[Path, Stamp], records: list[Record], max_bytes: int) -> None:
-        """Append the next records."""
         if self._records is None:
             new = {path: version for path, version in found.items() if path not in self._versions}
             if not new or not all(self._is_settled(path) for path in new):
@@ -196,7 +188,15 @@ class DumpReader(CountsReader):
 
     def _look(self) -> dict[Path, Stamp]:
         """The files that are there now, in the order of their names."""
-        found = dict(sorted(self._present()))
+        paths = files_of(self.path, self.names, MOST_FILES + 1)
+        if len(paths) > MOST_FILES:
+            raise Unreadable(
+                f"{safe_text(self.path.name)}: more than {MOST_FILES:,} files; move older ones away"
+            )
+        found: dict[Path, Stamp] = {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                found[path] = stamp_of(path.stat())
         now = time.monotonic()
         self._seen = {
             path: old if (old := self._seen.get(path)) and old[0] == version else (version, now)
@@ -207,16 +207,6 @@ class DumpReader(CountsReader):
             self.modified = max(version.modified_ns for version in found.values()) / 1e9
         self.deleted = not found and bool(self._versions)
         return found
-
-    def _present(self) -> Iterator[tuple[Path, Stamp]]:
-        found = files_of(self.path, self.names, MOST_FILES + 1)
-        if len(found) > MOST_FILES:
-            raise Unreadable(
-                f"{safe_text(self.path.name)}: more than {MOST_FILES:,} files; move older ones away"
-            )
-        for path in found:
-            with suppress(FileNotFoundError):
-                yield path, stamp_of(path.stat())
 
     def _is_settled(self, path: Path) -> bool:
         version, since = self._seen[path]
@@ -249,8 +239,6 @@ class Router(NamedTuple):
 
 @dataclass(slots=True)
 class Counted:
-    """The counts of one step."""
-
     step: int
     rows: Mapping[Router, Counts]
     """Tokens per expert; routers without any are absent. Rows may be of different lengths."""
@@ -260,8 +248,6 @@ class Counted:
 
 
 class ExactCounts:
-    """Makes the records of one run."""
-
     def __init__(
         self,
         run: str,
@@ -384,7 +370,7 @@ def misses_ranks(reader: RecordReader, ranks: Collection[int]) -> bool:
 
 
 def counts_of_choices(chosen: Iterable[int]) -> list[int]:
-    """How often each expert was chosen, from expert 0 to the highest one."""
+    """From expert 0 to the highest one."""
     found = Counter(chosen)
     return [found[expert] for expert in range(max(found, default=-1) + 1)]
 
@@ -398,7 +384,7 @@ def add_counts(total: "list[int] | array[int]", counts: Sequence[int]) -> None:
 
 
 def by_logical(rows: Sequence[Sequence[int]], logical: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Counts per physical expert summed to counts per logical expert."""
+    """Counts of physical experts as those of logical ones, which may have several copies."""
     width = 1 + max(max(row) for row in logical)
     found = [[0] * width for _ in rows]
     for row, experts, summed in zip(rows, logical, found, strict=True):

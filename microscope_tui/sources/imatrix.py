@@ -5,8 +5,7 @@ one number per expert) for each MoE layer. The tensors of one layer count the sa
 of them is taken and they are never summed. It is one moment without a time axis, judged in the
 profile ``eval``. The legacy format (``.dat``) has one count per tensor: not read.
 
-GGUF: version 3, little-endian; layout in ``docs/gguf.md`` of ggml. Only F32 tensors are
-read, and only those that are asked for.
+GGUF: version 3, little-endian; layout in ``docs/gguf.md`` of ggml.
 """
 
 import math
@@ -18,13 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources.dumps import (
-    Bytes,
-    Counted,
-    DumpReader,
-    Router,
-    tokens_of,
-)
+from microscope_tui.sources.dumps import Bytes, Counted, DumpReader, Router, tokens_of
 from microscope_tui.sources.keys import MAX_LAYERS, Rule
 from microscope_tui.sources.reader import Record
 
@@ -35,7 +28,6 @@ MOST_VALUES = 1 << 14
 """Key-value pairs."""
 MOST_ARRAY = 1024
 """Elements of an array; llama.cpp writes a name per file of the calibration."""
-MOST_ELEMENTS = 1 << 22
 _MOST_NAME = 1 << 16
 _MOST_DIMENSIONS = 4
 _F32, _STRING, _ARRAY = 0, 8, 9
@@ -50,8 +42,6 @@ Value = int | float | str | list["Value"]
 
 
 class ImatrixReader(DumpReader):
-    """Reads one file."""
-
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         named = b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
@@ -117,8 +107,6 @@ def _note(counts: dict[Router, list[int]], header: "GgufHeader") -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a tensor is."""
-
     shape: tuple[int, ...]
     """As in the file: the fastest dimension first."""
     kind: int
@@ -128,8 +116,6 @@ class TensorPlace:
 
 @dataclass(slots=True)
 class GgufHeader:
-    """The metadata before the tensors."""
-
     values: dict[str, Value]
     tensors: dict[str, TensorPlace]
     start: int
@@ -137,7 +123,7 @@ class GgufHeader:
 
 
 def read_header(data: Bytes) -> GgufHeader:
-    """Read everything but the tensors."""
+    """Everything but the tensors."""
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise data.broken("not a GGUF file")
@@ -163,13 +149,10 @@ def read_header(data: Bytes) -> GgufHeader:
 def float32(data: Bytes, header: GgufHeader, name: str) -> list[float]:
     """The numbers of an F32 tensor in the order of the file."""
     tensor = header.tensors[name]
-    number = math.prod(tensor.shape)
-    if tensor.kind != _F32 or number > MOST_ELEMENTS:
-        raise data.broken(
-            f"tensor {safe_text(name, 60)} is not F32, or has more than {MOST_ELEMENTS:,} numbers"
-        )
-    start = header.start + tensor.offset
-    return list(data.numbers(start, f"<{number}f", f"tensor {safe_text(name, 60)}"))
+    what = f"tensor {safe_text(name, 60)}"
+    if tensor.kind != _F32:
+        raise data.broken(f"{what} is not F32")
+    return data.numbers(header.start + tensor.offset, "f", math.prod(tensor.shape), what)
 
 
 class _Cursor:
@@ -182,7 +165,6 @@ class _Cursor:
         self._head = data.read(0, min(data.size, MOST_HEADER), "the metadata")
 
     def take(self, length: int) -> bytes:
-        """The next bytes."""
         start, self.at = self.at, self.at + length
         if self.at > len(self._head):
             raise self.data.broken(
@@ -197,7 +179,6 @@ class _Cursor:
         return value
 
     def text(self, most: int = _MOST_NAME) -> str:
-        """A string; a longer one than ``most`` is refused."""
         length = self.number("<Q")
         if length > most:
             raise self.data.broken(f"a text of {length:,} bytes, at most {most:,} are read")

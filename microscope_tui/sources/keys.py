@@ -18,7 +18,6 @@ from itertools import compress
 from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
 from microscope_tui.runlog import RouterSummary, StepRecord
 
@@ -105,7 +104,7 @@ class Target(NamedTuple):
 
 
 class BadMapping(ValueError):
-    """A mapping cannot be used; the message has the reason and what to write."""
+    """A ``--map`` cannot be used; the message says what to write."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -120,12 +119,11 @@ class Rule(msgspec.Struct, frozen=True):
 
     @property
     def written(self) -> str:
-        """As it is given with ``--map``."""
         return f"{self.quantity}={self.pattern.pattern}"
 
 
-def _known(quantity: str, pattern: str, plus: float = 0.0) -> Rule:
-    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), plus)
+def _known(quantity: str, pattern: str, plus: float = 0.0, *, of_gates: bool = False) -> Rule:
+    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), plus, of_gates)
 
 
 _L, _E = r"(?P<layer>\d{1,5})", r"(?P<expert>\d{1,6})"
@@ -143,10 +141,7 @@ def known_rules() -> Sequence[Rule]:
         # ltp-megatron-lm
         _known("tokens_per_expert", rf"moe-expert/\w*tokens_per_expert_layer{_L}_expert{_E}"),
         # AutoModel: load ÷ mean load
-        replace(
-            _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}"),
-            of_gates=True,
-        ),
+        _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}", of_gates=True),
         # the older microscope
         _known("share", rf"layer_{_L}_load/{_E}"),
         # VeOmni, verl
@@ -178,11 +173,7 @@ def known_rules() -> Sequence[Rule]:
 
 
 def rules_of(pairs: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules of ``QUANTITY=REGEX`` pairs, as given with ``--map``.
-
-    Raises:
-        BadMapping: a pair has no ``=``, an unknown quantity, or a pattern that cannot be used.
-    """
+    """The rules of ``QUANTITY=REGEX`` pairs; ``BadMapping`` if one cannot be used."""
     return tuple(_rule_of(pair) for pair in pairs)
 
 
@@ -353,7 +344,7 @@ def as_time(value: object) -> float | None:
 
 
 def parse_number(text: str) -> float | None:
-    """The number that a text spells, also ``nan`` and ``inf``."""
+    """Also ``nan`` and ``inf``."""
     try:
         return float(text) if len(text) <= 64 else None
     except ValueError:
@@ -361,7 +352,6 @@ def parse_number(text: str) -> float | None:
 
 
 def first_of(fields: Mapping[str, object], names: tuple[str, ...]) -> object:
-    """The value of the first of ``names`` that ``fields`` holds, or ``None``."""
     return next((fields[name] for name in names if name in fields), None)
 
 

@@ -42,12 +42,8 @@ from microscope_tui.sources.dumps import (
     misses_ranks,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
-from microscope_tui.sources.reader import (
-    Batch,
-    Record,
-    Unreadable,
-    files_of,
-)
+from microscope_tui.sources.reader import Batch, Record, Unreadable, files_of
+from microscope_tui.sources.step_rows import COMPLETE_AFTER_S
 
 MOST_LINE_BYTES = 16 << 20
 """A longer line is refused; 100,000 tokens with 22 choices fit, and take 300 MB at most."""
@@ -58,10 +54,8 @@ MOST_BLOCKS = 64
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 _Expert = Annotated[int, msgspec.Meta(ge=0, lt=MAX_EXPERTS)]
-COMPLETE_AFTER_S = 0.4
-"""The last step is complete if nothing was written for this long and all ranks have reached it."""
 LAG_S = 10.0
-"""A rank that has not reached it is no longer waited for after this long."""
+"""A rank that has not reached the last step is no longer waited for after this long."""
 _AHEAD = 4  # steps that one rank is read before the others
 _PIECE = 1 << 18
 _KEYS = (b'"step"', b'"layer"', b'"num_tokens"', b'"topk"', b'"top_indices"')
@@ -82,7 +76,6 @@ class _Line(msgspec.Struct):
     mtp_idx: Annotated[int, msgspec.Meta(ge=0, lt=MOST_BLOCKS)] | None = None
 
     def __post_init__(self) -> None:
-        """Raises ``ValueError`` if it contradicts itself."""
         rows, widths = self.top_indices, set(map(len, self.top_indices))
         if len(rows) != self.num_tokens or not widths <= {self.topk}:
             raise ValueError(
@@ -125,8 +118,6 @@ class RankStep:
 
 
 class RankTrace:
-    """Follows the file of one rank."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.source = Tail(path, MOST_LINE_BYTES)
@@ -136,7 +127,7 @@ class RankTrace:
         """It wrote nothing for so long that the others no longer wait for it."""
 
     def calls(self, lines: list[tuple[int, bytes]]) -> Iterator[_Line]:
-        """The calls in new lines; ``Unreadable`` at one that is not of such a trace."""
+        """``Unreadable`` at a line that is not of such a trace."""
         for number, line in lines:
             if not line.strip():
                 continue
@@ -261,7 +252,6 @@ class MegatronReader(CountsReader):
             )
 
     def _complete(self, records: list[Record]) -> None:
-        """Append the records of the steps that are complete."""
         records += self._until(self._behind())  # keeps those before an error
         if self._failed is not None:
             return
@@ -350,7 +340,6 @@ class MegatronReader(CountsReader):
         return Counted(step + 1, total, tokens, top_k), len(seen)
 
     def _number_stages(self, parts: dict[int, RankStep]) -> None:
-        """Each stage continues the layers of the one before."""
         start = 0
         for stage in range(self._request.pipeline_parallel):
             of_stage = (part for rank, part in parts.items() if self._stage_of(rank) == stage)
@@ -372,6 +361,5 @@ class MegatronReader(CountsReader):
 
 
 def _shown(routers: set[Router]) -> str:
-    """A few names of routers."""
     names = [router.name() for router in sorted(routers)]
     return ", ".join(names if len(names) < 6 else [*names[:2], "…", *names[-2:]]) or "none"

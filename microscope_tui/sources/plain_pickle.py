@@ -43,15 +43,12 @@ Build = Callable[[Any], Any]
 
 
 def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build) -> Any:
-    """The value of a pickle.
+    """The value of a pickle, or ``Refused``.
 
     Args:
         allowed: whether a global of this name may appear.
         call: the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
         storage: the value of a persistent id.
-
-    Raises:
-        Refused: it is damaged, too large, or would need code.
     """
     try:
         value = _Interpreter(data, allowed, call, storage).run()
@@ -81,7 +78,7 @@ class _Interpreter:
                 self._at += number.size
             elif code == b".":
                 if len(self._stack) != 1 or self._marks:
-                    raise Refused("the pickle is damaged; copy the file again")
+                    raise IndexError
                 return self._stack[0]
             elif code in _PUTS:
                 self._memo[self._number(_PUTS[code])] = self._stack[-1]
@@ -130,7 +127,7 @@ class _Interpreter:
         elif code in (b"s", b"u"):
             values = self._pop(2) if code == b"s" else self._popped_to_mark()
             if len(values) % 2:
-                raise Refused("the pickle is damaged; copy the file again")
+                raise IndexError
             mapping = self._top(dict)
             for key, value in zip(values[::2], values[1::2], strict=True):
                 mapping[_plain(key)] = value
@@ -197,7 +194,7 @@ class _Interpreter:
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
-            raise Refused("the pickle is damaged; copy the file again")
+            raise IndexError
         return self._stack[-1]
 
 

@@ -45,7 +45,7 @@ _WRITERS = {
     "csv": "table",
 }
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
-_LETTERS = {"layer": "N the layer", "expert": "M the expert"}
+_LETTERS = {"layer": "N", "expert": "M"}
 _MOST_DIGITS = 9
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
@@ -108,7 +108,6 @@ class Proposal(msgspec.Struct, frozen=True):
     """Whether it may be used without asking."""
 
     def applied(self, request: SourceRequest) -> SourceRequest:
-        """``request`` with these rules."""
         return replace(request, confirmed=(*rules_of(self.maps), *request.confirmed))
 
     @property
@@ -152,7 +151,6 @@ class _Matrix(msgspec.Struct, frozen=True):
 
     @property
     def is_named(self) -> bool:
-        """Whether its words are those of loads."""
         return bool(_LOAD.search(self.text)) and not _NO_LOAD.search(self.text)
 
     @property
@@ -166,21 +164,20 @@ class _Matrix(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> str:
-        """Its numbers and values, for people."""
-        letters = [text for name, text in _LETTERS.items() if name in self.columns.values()]
+        named = self.columns.values()
+        letters = [f"{one} the {name}" for name, one in _LETTERS.items() if name in named]
         values = f"values {_number(self.low)} to {_number(self.high)}: {_KINDS[self.quantity]}"
         return f"{' and '.join(letters)}, {len(self.keys):,} keys, {values}"
 
     def written(self, *, as_pattern: bool) -> str:
         """Its keys in one line, as a regular expression or for people."""
-        shown = {"layer": "N", "expert": "M"}
         numbers = next(iter(self.keys))
         parts = []
         for at, text in enumerate(self.texts):
             parts.append(re.escape(text) if as_pattern else text)
             name = self.columns.get(at)
             if name:
-                parts.append(rf"(?P<{name}>\d+)" if as_pattern else shown[name])
+                parts.append(rf"(?P<{name}>\d+)" if as_pattern else _LETTERS[name])
             elif at < len(numbers):
                 parts.append(numbers[at])
         return "".join(parts)
@@ -238,7 +235,7 @@ def _unlikely(one: _Matrix) -> tuple[object, ...]:
 def _matrix(
     texts: Sequence[str], keys: Mapping[tuple[str, ...], str], values: Mapping[str, _Series]
 ) -> _Matrix | None:
-    """Keys of one shape as numbers per expert, by the order of layer and expert that fits best."""
+    """By the order of layer and expert that fits best."""
     columns = [len(set(column)) for column in zip(*keys, strict=True)]
     varying = [at for at, different in enumerate(columns) if different > 1]
     words = [_WORDS.get(_word(texts[at]), "") for at in varying]
@@ -305,7 +302,7 @@ def _rows(
 
 
 def _sums(rows: Mapping[int, Mapping[int, _Series]]) -> list[list[float]]:
-    """The sums of all layers, for every step that has all numbers."""
+    """Of all layers, for every step that has all numbers."""
     first, *others = [one for row in rows.values() for one in row.values()]
     steps = sorted(set(first).intersection(*others))
     return [[sum(x[step] for x in row.values()) for row in rows.values()] for step in steps]

@@ -25,11 +25,7 @@ class BadMessage(ValueError):
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The unsigned number at ``at``, and the offset behind it.
-
-    Raises:
-        BadMessage: it is cut off, or longer than 10 bytes.
-    """
+    """The unsigned number at ``at``, and the offset behind it, or ``BadMessage``."""
     value = shift = 0
     for end, byte in enumerate(data[at : at + _MAX_VARINT_BYTES], at + 1):
         value |= (byte & 127) << shift
@@ -48,10 +44,7 @@ def field(data: bytes, at: int) -> tuple[int, int | bytes, int]:
     """The field at ``at``: its number, its value, and the offset behind it.
 
     The value is an unsigned number for varints, else the raw bytes (fixed-size numbers in little
-    endian).
-
-    Raises:
-        BadMessage: it is cut off, or of a kind that is not in use (groups).
+    endian). ``BadMessage`` if it is cut off, or of a kind that is not in use (groups).
     """
     tag, at = varint(data, at)
     number, kind = tag >> 3, tag & 7

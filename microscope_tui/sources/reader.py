@@ -66,9 +66,6 @@ class Reader(Progress):
         """Whether the file at ``path``, or one of the first in a folder, is of this format.
 
         ``own``: rules of the user; what they map counts as a reading of a router too.
-
-        Raises:
-            OSError: it cannot be read, or is not a regular file.
         """
         files = files_of(path, cls.names)
         return any(cls.begins(read_at(file, 0, HEAD_BYTES), own) for file in files)
@@ -105,7 +102,7 @@ def files_of(path: Path, names: re.Pattern[str] | None, most: int = 8) -> list[P
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Result of one read: records in the order of their steps."""
+    """Of one read, in the order of the steps."""
 
     records: Sequence[Record] = ()
     restarted: bool = False
@@ -151,7 +148,6 @@ class Row:
 
     @property
     def values(self) -> list[tuple[Target, float]]:
-        """Every number with its target."""
         return list(zip(self.targets, self.numbers, strict=True))
 
     @property
@@ -194,7 +190,7 @@ class RowReader(Reader, ABC):
         """The writer's configuration, as far as it was found; searched for E and k."""
 
     def again(self, keys: Keys) -> "RowReader":
-        """The same source from its start, with other keys."""
+        """The same source from its start."""
         return type(self)(self.path, keys, self.run)
 
     def sample(self, count: int) -> Sequence[Row]:
@@ -212,17 +208,15 @@ class RowReader(Reader, ABC):
         """
 
 
-RowsOf = Callable[[int, int], Iterator[Row]]
-"""The rows between two places of a source, in their order."""
-
-
-def whole_steps(rows_of: RowsOf, start: int, end: int, count: int, width: int) -> list[Row]:
+def whole_steps(
+    rows_of: Callable[[int, int], Iterator[Row]], start: int, end: int, count: int, width: int
+) -> list[Row]:
     """A whole step from each of about ``count`` places between ``start`` and ``end``.
 
-    It is the first one there with a reading of a router, or else the first one; at the end, the
-    last. At each place as much is looked at as holds two such steps at the start: twice ``width``,
-    or more. Empty where they are rare, or every step is one number: rows may be sorted by name, and
-    those of a step all over the source.
+    ``rows_of`` gives the rows between two places. A whole step is the first one there with a
+    reading of a router, or else the first one; at the end, the last. At each place as much is read
+    as holds two such steps at the start: twice ``width``, or more. Empty where they are rare, or
+    every step is one number: rows may be sorted by name, those of a step all over the source.
     """
     steps: list[Row] = []
     took = 0.0

@@ -31,21 +31,18 @@ def run_record(
     ranks: int = 1,
     hidden_layers: int = 0,
 ) -> Record:
-    """The ``run`` record of a source.
+    """The ``run`` record of a source; ``None`` or 0: unknown.
 
     Args:
         depths: of every router, in forward order.
-        experts: number of experts of every router; 0 where unknown.
-        top_k: choices per token; ``None`` if unknown.
-        writer: what wrote the source, for example ``wandb``.
+        experts: their number in every router.
         counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
         names: shown names of the routers, by default ``L{depth}``.
-        profile: ``pretrain``, ``finetune`` or ``eval``.
         note: what limits these counts, in a few words.
         layer_order: ``unknown`` if the routers may be listed in another order than in the model.
         unconfirmed: the keys that were taken for loads of experts without asking.
         ranks: that share the experts of a layer.
-        hidden_layers: of the model, dense ones included; 0 where unknown.
+        hidden_layers: of the model, dense ones included.
     """
     source = {
         "writer": writer,
@@ -82,7 +79,6 @@ def step_record(
     """The record of one step.
 
     Args:
-        step: number of the optimizer step, or of the forward pass.
         tokens_per_expert: a row of counts per router, ``None`` where one is unknown.
         expert_bias: the selection bias, in the same order.
         router: summaries that the source has; those that follow from the counts are derived.

@@ -33,8 +33,6 @@ MOST_WAITING = 4096
 
 
 class RunRecords:
-    """Makes the records of one run of its steps."""
-
     def __init__(self, source: RowReader, request: SourceRequest, **facts: str) -> None:
         """``facts``: for the header; ``run`` is its name if the source has none."""
         self._source = source
@@ -46,7 +44,6 @@ class RunRecords:
 
     @property
     def is_started(self) -> bool:
-        """Whether there is a header."""
         return self._layout is not None
 
     @property
@@ -55,7 +52,6 @@ class RunRecords:
         return bool(self._waiting)
 
     def of(self, steps: Iterable[Step]) -> Iterator[Record]:
-        """The records that these steps give."""
         for row, is_again in steps:
             if self._layout is None:
                 yield from self._wait(row, is_again)
@@ -96,8 +92,6 @@ class RunRecords:
 
 
 class RowRecords(RecordReader):
-    """The records of a source of named numbers."""
-
     def __init__(self, rows: RowReader, name: str, writer: str, request: SourceRequest) -> None:
         """``name``: of the run, if the source has none; ``writer``: for the header."""
         super().__init__(rows.path, name, request)
@@ -168,11 +162,9 @@ class RowRecords(RecordReader):
             yield {"kind": "event", "event": "end", "reason": ended}
 
     def _rest(self) -> list[Record]:
-        """The open step, and those that wait for the header."""
         return [*self._run.of(self._steps.close_early()), *self._run.start()]
 
     def _check_rules(self) -> None:
-        """Report the rules of the user that match no key."""
         keys = self._source.keys
         if self._run.is_started and self.exhausted and len(keys) != self._checked:
             self._checked = len(keys)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from microscope_tui.runlog import Values
 from microscope_tui.sources.keys import (
@@ -31,16 +31,6 @@ _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
 _MOST_NATS = 700.0  # more overflow
 _Matrix = Sequence[Sequence[float] | None]
-
-
-class _Numbers(NamedTuple):
-    """The numbers of a step in their places."""
-
-    router: dict[str, Values]
-    """Summaries."""
-    matrices: dict[str, _Matrix]
-    """Without a row where an expert is missing."""
-    step: dict[str, float]
 
 
 class Layout:
@@ -83,11 +73,11 @@ class Layout:
 
     def learn_top_k(self, row: Row) -> None:
         """Where k is unknown, take it from the sums: counts ÷ tokens, or shares of tokens."""
-        numbers = self._numbers(row)
+        _, matrices, numbers = self._numbers(row)
         exact = "tokens_per_expert" in self._rows
-        rows = numbers.matrices.get("tokens_per_expert" if exact else "share", ())
+        rows = matrices.get("tokens_per_expert" if exact else "share", ())
         known = [row for row in rows if row is not None]
-        tokens = numbers.step.get("tokens", 0.0) if exact else 1.0
+        tokens = numbers.get("tokens", 0.0) if exact else 1.0
         if self.top_k is not None or not known or not 0 < tokens < math.inf:
             return
         sums = [sum(row) / tokens for row in known]
@@ -150,7 +140,6 @@ class Layout:
         )
 
     def record(self, row: Row) -> Record:
-        """The record of a step."""
         router, matrices, numbers = self._numbers(row)
         bias = matrices.get("expert_bias", ())
         tokens = numbers.get("tokens")
@@ -176,14 +165,15 @@ class Layout:
             loads = [one if one and abs(sum(one) / len(one) - 1) < _OFF else None for one in loads]
         return [None if one is None else counts_of_shares(one) for one in loads]
 
-    def _numbers(self, row: Row) -> _Numbers:
+    def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
+        """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
         if self._planned != row.targets:
             self._plan(row.targets)
         values: list[Any] = [*row.numbers, None]
         for at, target in self._changed:
             values[at] = _final(target, values[at])
         found = list(self._ordered(values))
-        return _Numbers(
+        return (
             {name: found[part] for name, part in self._parts.items()},
             {
                 name: [None if part is None else found[part] for part in rows]
@@ -210,7 +200,6 @@ class Layout:
 
 
 def _final(target: Target, value: float) -> float:
-    """A reading as the quantity ``target.final``."""
     if target.quantity == LOAD_ENTROPY:
         return math.exp(min(value, _MOST_NATS))
     return value + target.plus

@@ -10,8 +10,8 @@ Where all ranks see the same tokens (tensor parallelism without data-parallel at
 own sums are a multiple of the counts: the shares are right, ``tokens`` is therefore left out.
 
 ``stat`` and ``stat_approx`` write the counts of the buffered forward passes, summed over the ranks.
-``per_pass`` and ``per_token`` write a file per rank with the counts of each *physical* expert: a
-logical expert may have several copies. Layout: ``sglang/srt/eplb/expert_distribution.py``.
+``per_pass`` and ``per_token`` write a file per rank with counts of *physical* experts.
+Layout: ``sglang/srt/eplb/expert_distribution.py``.
 """
 
 import re
@@ -193,7 +193,7 @@ def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
 
 
 def _rows_of(data: Bytes, counts: Tensor, index: int | None = None) -> list[list[int]]:
-    """The rows ``[layers][experts]`` of one forward pass."""
+    """``[layers][experts]`` of one forward pass."""
     flat = counts.numbers(data, index)
     if flat and not 0 <= min(flat) <= max(flat) <= _MOST_COUNT:
         raise data.broken("a count is negative or too large; is it such a dump?")

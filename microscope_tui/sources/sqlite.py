@@ -4,10 +4,9 @@ SQLite itself never opens the database in a way that takes a lock or makes a fil
 
 - Without a ``-wal`` beside it, it is opened as ``immutable``. What was read counts only if the file
   is unchanged afterwards (size, time, change counter); else it is read again.
-- With one, database and log are copied to a private folder and read there. The pair is consistent
-  if the header of the ``-wal`` is the same before and after: a writer only appends under one
-  header, and every page that it moves into the database is still in the log. The database is copied
-  again only when that header changes.
+- With one, database and log are copied to a private folder. The pair is consistent if the header
+  of the ``-wal`` is the same before and after: a writer only appends under one header, and every
+  page that it moves into the database is still in the log.
 - A ``-journal`` is a transaction: it is waited for. One that died is refused.
 
 A hostile database cannot run code of its schema, or take memory and time: see ``_restricted``.
@@ -67,8 +66,6 @@ Result = TypeVar("Result")
 
 
 class _State(NamedTuple):
-    """A file at one moment."""
-
     stamp: Stamp
     head: bytes
 
@@ -96,12 +93,7 @@ class Database:
         self._copied: object = None  # header of the log that the private copy belongs to
 
     def version(self) -> _Version:
-        """Equal as long as nothing was written.
-
-        Raises:
-            FileNotFoundError: the database is gone.
-            OSError: it cannot be read.
-        """
+        """Equal as long as nothing was written; ``FileNotFoundError`` if the database is gone."""
         database = _state(self.path, 100)
         wal = self._log("-wal")
         journal = self._log("-journal")
@@ -111,12 +103,7 @@ class Database:
         return database, wal, journal
 
     def read(self, use: "Callable[[Tables], Result]") -> Result:
-        """What ``use`` returns for the tables of one moment; it may be called several times.
-
-        Raises:
-            Busy: a writer changed the file during every try.
-            Unreadable: the file is damaged, or too large to be copied.
-        """
+        """What ``use`` returns for the tables of one moment; it may be called several times."""
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(BETWEEN_TRIES_S)
@@ -236,11 +223,7 @@ class Tables:
         self._connection, self._name = connection, name
 
     def columns(self, table: str) -> frozenset[str]:
-        """Names of the stored columns of a table; none if there is no such table.
-
-        Raises:
-            Unreadable: the name belongs to a view or a virtual table.
-        """
+        """The stored columns of a table; ``Unreadable`` for a view or a virtual table."""
         found = self.rows(
             "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)
         )
@@ -256,7 +239,6 @@ class Tables:
         return frozenset(column[1] for column in info if isinstance(column[1], str))
 
     def rows(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[object, ...]]:
-        """The rows of a query, one at a time."""
         with closing(self._connection.execute(query, values)) as cursor:
             yield from cursor
 

@@ -8,7 +8,6 @@ this logger is waited for longer from then on.
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from microscope_tui.sources.reader import Row
 
@@ -19,17 +18,11 @@ MOST_PATIENCE_S = 60.0
 _MOST_PARTS = 64  # rows of one step, before they are merged
 
 
-class Step(NamedTuple):
-    """A complete step."""
-
-    row: Row
-    is_again: bool
-    """Whether it was complete before without its rest."""
+Step = tuple[Row, bool]
+"""A complete step, and whether it was complete before without its rest."""
 
 
 class StepRows:
-    """Merges rows to steps."""
-
     def __init__(self) -> None:
         self._parts: list[Row] = []  # of the open step
         self._grew = time.monotonic()
@@ -75,9 +68,8 @@ class StepRows:
             self._is_again = True
 
     def close(self) -> Iterator[Step]:
-        """The open step, if there is one."""
         if self._parts:
-            step = Step(_merged(self._parts), self._is_again)
+            step = _merged(self._parts), self._is_again
             self._parts = []
             self._is_again = False
             yield step
@@ -85,7 +77,7 @@ class StepRows:
     def close_early(self) -> Iterator[Step]:
         """The same when nothing more came: its rest may follow."""
         for step in self.close():
-            self._early = step.row
+            self._early, _ = step
             yield step
 
     def is_quiet(self, modified: float) -> bool:

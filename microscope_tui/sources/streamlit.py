@@ -41,7 +41,7 @@ class StreamlitReader(RowReader):
         self._before = b""  # the bytes of the entries that were given
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """See ``RowReader``; the whole array is read at once."""
+        """The whole array is read at once."""
         self.exhausted = True
         try:
             version = stamp_of(self.path.stat())

@@ -5,7 +5,6 @@ a time and named numbers (``EventRows``). A folder is one run. A trainer that re
 file, and several writers may share a folder, so the rows of all files are merged by their time:
 files that follow each other are read one after the other, files that were written at once side by
 side. Subfolders are other runs: ``SummaryWriter.add_scalars`` makes one for each of its numbers.
-The tensorboard package is not used: it brings numpy and a web server.
 """
 
 import re
@@ -68,8 +67,6 @@ _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
 class TensorBoardReader(RowReader):
-    """The rows of one run, as they are logged."""
-
     names = re.compile(r"events\.out\.tfevents\..+", re.DOTALL)
 
     @classmethod
@@ -111,10 +108,9 @@ class TensorBoardReader(RowReader):
         return Rows(rows)
 
     def sample(self, count: int) -> list[Row]:
-        """Rows of about ``count`` places in all files together; the rest is not read.
+        """The first step that begins at each of about ``count`` places in all files together.
 
-        A place gives the first step that begins there. Where steps are so large that
-        ``MAX_SAMPLED_BYTES`` are not enough, it has the numbers that come first in the step.
+        Where ``MAX_SAMPLED_BYTES`` are not enough, it has the numbers that come first in the step.
         """
         self._look()
         files = list(self._files.values())
@@ -155,11 +151,9 @@ class _EventFile:
 
     @property
     def may_have_more(self) -> bool:
-        """Whether bytes are left that can be read now."""
         return self.damage is None and not self.bytes.exhausted
 
     def fill(self, max_bytes: int) -> None:
-        """Decode the next bytes."""
         chunk = self.bytes.read(max_bytes)
         self.restarted = chunk.restarted
         if self.damage is not None or self.restarted:
@@ -174,10 +168,7 @@ class _EventFile:
             )
 
     def first_step(self, at: int, most: int) -> Row | None:
-        """The first matching step that begins at ``at`` or later, of ``most`` bytes.
-
-        The first one with a reading of a router, if there is one.
-        """
+        """The first matching step in ``most`` bytes from ``at`` on, of routers if there is one."""
         splitter: RecordSplitter | None = None
         rows: list[Row] = []
         for offset in range(at, at + most, _SAMPLED_AT_ONCE):

@@ -18,6 +18,7 @@ import msgspec
 
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources.dumps import (
+    MOST_NUMBERS,
     Bytes,
     Counted,
     DumpReader,
@@ -40,7 +41,6 @@ _FIRST_KEY = re.compile(rb'.{8}\{(?:"__metadata__":\{[^{}]*\},)?"\d+_\d+":\{"dty
 _META_KEYS = (b'"num_experts"', b'"num_experts_per_token"')
 _MOST_HEADER = 16 << 20
 """About 150 bytes a tensor: more than 100,000 tensors."""
-MOST_ELEMENTS = 1 << 22
 _INTEGERS = {
     **{"I64": "q", "I32": "i", "I16": "h", "I8": "b"},
     **{"U64": "Q", "U32": "I", "U16": "H", "U8": "B"},
@@ -55,8 +55,6 @@ class _Meta(msgspec.Struct):
 
 
 class TensorRTReader(DumpReader):
-    """Reads a folder of statistics."""
-
     names = re.compile(r"meta_info\.json|rank(\d{1,6})(_raw)?\.safetensors")
 
     @classmethod
@@ -107,7 +105,6 @@ class TensorRTReader(DumpReader):
 
 
 def _ranks(files: "Mapping[int, tuple[Path, bool]]") -> "list[_Rank]":
-    """The tensors of all ranks."""
     ranks: list[_Rank] = []
     number = 0
     for path, is_raw in files.values():
@@ -139,7 +136,7 @@ class _Rank:
     def rows(
         self, data: Bytes, iteration: int, experts: int | None
     ) -> Iterator[tuple[int, list[int]]]:
-        """Layer and counts per expert of one iteration."""
+        """Layer and counts per expert."""
         for layer, tensor in self.tensors.get(iteration, ()):
             name = f"{iteration}_{layer}"
             numbers = integers(data, tensor, name)
@@ -197,7 +194,7 @@ def read_tensors(data: Bytes) -> dict[str, Tensor]:
     Raises:
         Unreadable: damaged, above a limit, or with tensors that overlap or lie outside the file.
     """
-    (length,) = data.numbers(0, "<Q", "the length of the header")
+    (length,) = data.numbers(0, "Q", 1, "the length of the header")
     if length > _MOST_HEADER:
         raise data.broken(f"a header of {length:,} bytes; at most {_MOST_HEADER:,} are read")
     try:
@@ -225,9 +222,10 @@ def integers(data: Bytes, tensor: Tensor, name: str) -> list[int]:
     number = math.prod(tensor.shape)
     code = _INTEGERS.get(tensor.dtype)
     start, end = tensor.data_offsets
-    if code is None or number > MOST_ELEMENTS or end - start != number * struct.calcsize(code):
+    what = f"tensor {safe_text(name, 40)!r}"
+    if code is None or end - start != number * struct.calcsize(code):
         raise data.broken(
-            f"tensor {safe_text(name, 40)!r}: {end - start:,} bytes for {number:,} numbers of type "
-            f"{safe_text(tensor.dtype, 12)}; at most {MOST_ELEMENTS:,} integers are read"
+            f"{what}: {end - start:,} bytes for {number:,} numbers of type "
+            f"{safe_text(tensor.dtype, 12)}; at most {MOST_NUMBERS:,} integers are read"
         )
-    return list(data.numbers(start, f"<{number}{code}", f"tensor {safe_text(name, 40)!r}"))
+    return data.numbers(start, code, number, what)

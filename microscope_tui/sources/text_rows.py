@@ -34,7 +34,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KINDS = ("run", "step", "event")
 _KEY = re.compile(rb'"([^"\\]{1,512})"\s*:')
 _KEY_NAMES = ("key", "metric", "name", "tag")
-_VALUE_NAMES = ("value",)
 
 
 class LineRows(RowReader):
@@ -86,7 +85,6 @@ class LineRows(RowReader):
         return Rows(rows, found.restarted)
 
     def sample(self, count: int) -> list[Row]:
-        """See ``RowReader`` and ``whole_steps``."""
         tail, reader = self._tail, type(self)(self.path, self.keys)  # with a state of its own
 
         def rows_of(start: int, end: int) -> Iterator[Row]:
@@ -107,16 +105,15 @@ class JsonlReader(LineRows):
     """JSON lines: one object with a step and named numbers per line.
 
     prime-rl writes ``monitors/file/metrics.jsonl`` (``{"step", "time", **metrics}``, several rows
-    per step, values that are not finite are left out), AutoModel ``training.jsonl``; any file of
-    such lines can be read with a mapping. A line that has a ``kind`` of the run log makes the file
-    a run log.
+    per step, values that are not finite are left out), AutoModel ``training.jsonl``. A line that
+    has a ``kind`` of the run log makes the file a run log.
     """
 
     kind = "JSON object with a step"
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``; there must be a step and a reading of a router."""
+        """There must be a step and a reading of a router."""
         text = head.removeprefix(_BYTE_ORDER_MARK)
         if not text.lstrip().startswith(b"{"):
             return False
@@ -155,14 +152,14 @@ class CsvReader(LineRows):
 
     The first line names the columns. Separators are ``,``, ``;`` or a tab. A row is one line:
     quoted line breaks are not read. The last row counts once its line break is written, because a
-    number that is cut off is a number too. Rows of one step are merged later.
+    number that is cut off is a number too.
     """
 
     kind = "row of a table with a step"
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``; there must be a step and a reading of a router."""
+        """There must be a step and a reading of a router."""
         text = head.removeprefix(_BYTE_ORDER_MARK)
         lines = text.split(b"\n")
         if b"\0" in head or len(lines) < 2 or text.lstrip()[:1] in (b"{", b"["):
@@ -235,7 +232,7 @@ class _Columns:
         self.separator = max(",;\t", key=text.count)
         self.names = [name.strip() for name in _fields(text, self.separator)]
         self.step, self.time = self._find(STEP_NAMES), self._find(TIME_NAMES)
-        self.key, self.value = self._find(_KEY_NAMES), self._find(_VALUE_NAMES)
+        self.key, self.value = self._find(_KEY_NAMES), self._find(("value",))
         self.long = self.key >= 0 and self.value >= 0
         if self.step < 0:
             raise BadLine(f"no column for the step (one of {', '.join(STEP_NAMES)})")

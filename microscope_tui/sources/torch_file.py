@@ -16,8 +16,6 @@ from microscope_tui.sources import plain_pickle
 from microscope_tui.sources.dumps import Bytes
 from microscope_tui.sources.plain_pickle import ORDERED, Refused
 
-MOST_ELEMENTS = 1 << 22
-"""Numbers that are read at once: the counts of one pass of 4,096 routers with 1,024 experts."""
 MOST_MEMBERS = 1 << 17
 """A member takes some hundred bytes of memory; a dump has one for each tensor."""
 _MOST_DIRECTORY = 16 << 20
@@ -55,20 +53,15 @@ class Tensor:
         return self._storage.code in "Bbhiq"
 
     def numbers(self, data: Bytes, index: int | None = None) -> list[Any]:
-        """The numbers of ``tensor[index]``, or of all of it, in row-major order.
+        """The numbers of ``tensor[index]``, or of all of it, from the file that ``load`` read.
 
-        ``data`` is the file that ``load`` read; more than ``MOST_ELEMENTS`` are refused.
+        In row-major order.
         """
         number = math.prod(self.shape if index is None else self.shape[1:])
-        if number > MOST_ELEMENTS:
-            raise data.broken(
-                f"a tensor of shape {self.shape} is too large: {MOST_ELEMENTS:,} numbers are read "
-                "at once"
-            )
         code = self._storage.code
         first = self._offset + (index or 0) * number
         start = _start_of(data, self._storage.member) + first * struct.calcsize(code)
-        return list(data.numbers(start, f"<{number}{code}", "the numbers of a tensor"))
+        return data.numbers(start, code, number, "the numbers of a tensor")
 
 
 def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -154,7 +147,7 @@ class _Limited:
 
 
 def _start_of(data: Bytes, member: ZipInfo) -> int:
-    """Offset of the data of a member in the file."""
+    """Where the data of a member begins."""
     header = data.read(member.header_offset, _LOCAL_BYTES, "the header of a member")
     start: int = member.header_offset + _LOCAL_BYTES + sum(struct.unpack_from("<HH", header, 26))
     if not header.startswith(b"PK\3\4") or start + member.file_size > data.size:
@@ -163,7 +156,7 @@ def _start_of(data: Bytes, member: ZipInfo) -> int:
 
 
 class _Tensors:
-    """Makes storages and tensors, and checks that their numbers are inside the file."""
+    """Checks that the numbers of storages and tensors are inside the file."""
 
     def __init__(self, found: dict[str, ZipInfo], folder: str) -> None:
         self._found, self._folder = found, folder

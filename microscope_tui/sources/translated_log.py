@@ -24,7 +24,6 @@ class TranslatedLog(SpooledLog):
 
     @property
     def proposed(self) -> SourceRequest | None:
-        """How its unknown keys can be read."""
         return self._reader.proposed
 
     def wait_s(self) -> float:
@@ -34,7 +33,6 @@ class TranslatedLog(SpooledLog):
         return b"".join(map(encode_record, self._reader.sample(count)))
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
-        """The lines of the next records; see ``RecordReader.read``."""
         reader = self._reader
         batch = reader.read(max_bytes)
         if reader.modified != self.modified and self.modified is not None:

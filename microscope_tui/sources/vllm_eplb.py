@@ -33,7 +33,6 @@ class _Loads(msgspec.Struct):
     p2l_map: list[_Row]
 
     def __post_init__(self) -> None:
-        """Raises ``ValueError`` if it contradicts itself."""
         shapes = {len(row) for rows in (self.expert_load, self.p2l_map) for row in rows}
         same = len(shapes) == 1 and len(self.expert_load) == len(self.p2l_map)
         if not same or max(map(max, self.p2l_map)) >= max(shapes):

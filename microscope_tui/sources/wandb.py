@@ -4,7 +4,7 @@ From the file to the row: the blocks of a LevelDB log (``RecordSplitter``) hold 
 the history hold rows of key and JSON text (``HistoryRows``). The messages are those of
 ``wandb_internal.proto`` in wandb 0.31. A file holds the history, a summary after every step (as
 large as the history) and the console; only the records of history, run, configuration and exit are
-collected. The wandb package is not used: it brings a service and reads files only to send them.
+collected.
 """
 
 import re
@@ -74,8 +74,6 @@ _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").e
 
 
 class WandbReader(RowReader):
-    """The rows of one run, as they are logged."""
-
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         """See ``Reader``; of any version."""
@@ -123,12 +121,11 @@ class WandbReader(RowReader):
         return Rows(rows, chunk.restarted, self._ended if self.exhausted else "")
 
     def sample(self, count: int) -> list[Row]:
-        """Rows from about ``count`` places of the file, in its order; the rest is not read.
+        """Rows from about ``count`` places of the file, in its order.
 
         The first is from the start, with the name and the configuration of the run. A place gives
-        the first record of history with a reading of a router that begins in a block of 32 KiB or
-        after it, and the end of the file its last one. Where the records are so large, or so rare,
-        that ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
+        the first row with a reading of a router from a block of 32 KiB on, and the end of the file
+        its last one. Where ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
         """
         self._file.pread(0, 0)
         blocks = max(1, self._file.size // BLOCK_BYTES)
@@ -158,10 +155,7 @@ class WandbReader(RowReader):
         return found, block
 
     def _rows_from(self, start: int, most: int) -> Iterator[tuple[Row | None, int]]:
-        """The rows from block ``start`` on, each with the block where it ended, and the last block.
-
-        ``most``: how many blocks are read at most.
-        """
+        """The rows of at most ``most`` blocks, each with the block where it ended."""
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
         # Of its own: a row without a step follows no other.
         history = HistoryRows(self._heads)
@@ -267,7 +261,6 @@ class RecordSplitter:
         self._open = start > 0  # the chunks until the next record belong to one that is skipped
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The records that ``data`` completes."""
         records: list[bytes] = []
         if self.damage is None:
             data = self._rest + data
@@ -365,11 +358,7 @@ class HistoryRows:
         self._count = 0  # of all its items
 
     def row(self, record: bytes) -> Row | None:
-        """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
-
-        Raises:
-            BadMessage: the bytes are not such a record.
-        """
+        """The row of one ``HistoryRecord``; ``None`` if nothing in it matches."""
         found: dict[bytes, bytes] = {}
         step: int | None = None
         at, end = 0, len(record)

@@ -28,11 +28,7 @@ def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
     """The limits of all rules, some of them changed: ``{"COLLAPSE": {"warn": 0.3}}``.
 
     Each value is checked by itself, and then against the others: values that would switch a rule
-    off silently, or keep it from ending, are refused.
-
-    Raises:
-        BadLimit: no such rule, no such limit, a value of another kind, or one that does not go
-            together with the others.
+    off silently, or keep it from ending, are refused with ``BadLimit``.
     """
     changed: dict[str, Any] = {}
     for name, values in rules.items():

@@ -1,8 +1,5 @@
 """Base of all rules: name, persistence, evaluation of a step, and texts; advice on balancing.
 
-A rule is one file here: its limits with their evidence, its memory, its evaluation and its words.
-All that other parts of the diagnosis use of a rule are its class variables.
-
 State between steps is in its ``memory``, a msgspec struct, so that a judgement can be saved in the
 middle of a run. What follows from the header is set up apart: a resumed run may have another one.
 """
@@ -44,7 +41,7 @@ _OF_LOGITS = 0.05
 
 
 class Nothing(msgspec.Struct):
-    """The memory of a rule without state."""
+    """Of a rule without state."""
 
 
 class Track(msgspec.Struct):
@@ -206,7 +203,6 @@ class Rule(ABC, Generic[L, M]):
         """Set what follows from the context, besides a limit ``persistence``."""
 
     def start(self) -> None:
-        """Reset the memory."""
         self.memory = cast(M, self.memory_type())
 
     def change(self, context: Context) -> None:
@@ -281,30 +277,27 @@ class Rule(ABC, Generic[L, M]):
 
 
 def number(episode: Episode, name: str) -> float:
-    """A numeric fact of an episode; 0 where there is none."""
+    """A fact of an episode; 0 where there is none."""
     value = episode.facts.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
 
 
 def experts_of(episode: Episode) -> str:
-    """The experts of an episode: ``3, 17 and 4 more``."""
+    """``3, 17 and 4 more``"""
     return listed(ids_of(episode, "experts"))
 
 
 def listed(names: Sequence[object]) -> str:
-    """The first six, and how many more."""
     shown = ", ".join(map(str, names[:6]))
     return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
 def ids_of(episode: Episode, name: str) -> tuple[int, ...]:
-    """Expert numbers of an episode; empty where there are none."""
     ids = episode.facts.get(name)
     return ids if isinstance(ids, tuple) else ()
 
 
 def size_of(episode: Episode) -> int:
-    """Number of experts of the episode's router."""
     return episode.router.num_experts if episode.router else 0
 
 

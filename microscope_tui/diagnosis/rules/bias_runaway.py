@@ -39,7 +39,7 @@ class Memory(msgspec.Struct):
 
 
 class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
-    """Detects a bias that keeps growing: an effective one stops."""
+    """An effective bias stops."""
 
     name = "BIAS_RUNAWAY"
     subject = "Runaway bias"

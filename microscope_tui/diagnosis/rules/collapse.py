@@ -78,8 +78,6 @@ class CollapseLimits(RuleLimits, frozen=True):
 
 
 class Falling(Suspect):
-    """A router with an uneven load."""
-
     low_since: int | None = None
     """Start of the steps with low c."""
     urgent: list[int] = msgspec.field(default_factory=list)
@@ -162,7 +160,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return found
 
     def _settle(self, step: int, signal: Signal, low: Sequence[int]) -> None:
-        """Record routers that stop being even after a long time."""
+        """Routers that stop being even after a long time."""
         memory, limits = self.memory, self.limits
         before = memory.seen_at
         memory.seen_at = step
@@ -207,7 +205,6 @@ class Collapse(Rule[CollapseLimits, Memory]):
     def _circumstances(
         self, view: StepView, index: int, reference: float | None
     ) -> dict[str, Fact]:
-        """Words on the comparison, and on the numbers that are not logged."""
         facts: dict[str, Fact] = {}
         no_load = view.full_counts(index) is None and view.signal("max_load") is None
         if no_load and self.routers[index].top_k > 1:
@@ -234,7 +231,6 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return usual if usual >= self.limits.critical else None
 
     def _grade(self, value: float, reference: float | None) -> tuple[Severity | None, float]:
-        """The severity of c, and the limit that it is compared with."""
         limits = self.limits
         fallen = math.inf if reference is None else (1.0 - limits.relative_fall) * reference
         if value < limits.critical:

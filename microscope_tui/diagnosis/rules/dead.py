@@ -44,8 +44,6 @@ class DeadLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """The current window, and the experts that were dead before it."""
-
     steps: int = 0
     first: int = 0
     rows: dict[int, int] = {}
@@ -63,8 +61,6 @@ class Memory(msgspec.Struct):
 
 
 class Dead(Rule[DeadLimits, Memory]):
-    """Zero assignments where chance cannot explain them."""
-
     name = "DEAD"
     subject = "Dead experts"
     means = (
@@ -126,7 +122,6 @@ class Dead(Rule[DeadLimits, Memory]):
         return self._end_window(expected, view.step)
 
     def _of_moment(self, view: StepView) -> Readings:
-        """Experts without an assignment in the only step."""
         found: Found = {}
         for index in range(len(self.routers)):
             counts = view.full_counts(index)

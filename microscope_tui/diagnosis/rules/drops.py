@@ -18,8 +18,6 @@ class DropLimits(RuleLimits, frozen=True):
 
 
 class Drops(Rule[DropLimits, Nothing]):
-    """Share of the assignments that no expert had room for."""
-
     name = "DROPS"
     subject = "Dropped tokens"
     means = "Experts are at capacity: some tokens skip the layer, in training only."

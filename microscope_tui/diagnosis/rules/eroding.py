@@ -41,8 +41,6 @@ class ErodingLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """c averaged over blocks of steps, and the block that is being filled."""
-
     sums: list[float] = []
     filled: int = 0
     started: int = 0

@@ -143,8 +143,6 @@ class LintLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """The causes so far, and how long the auxiliary loss has looked pooled."""
-
     looked: bool = False
     """Whether the header was read and is unchanged."""
     settings: list[str] = []
@@ -169,8 +167,6 @@ class Memory(msgspec.Struct):
 
 
 class Lint(Rule[LintLimits, Memory]):
-    """Reads the header; some settings show only in the steps."""
-
     name = "LINT"
     subject = "A setting to check"
     means = "A setting that is known to damage routers, even if the load still looks healthy."

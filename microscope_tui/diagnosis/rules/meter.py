@@ -136,8 +136,6 @@ class Sums(msgspec.Struct):
 
 
 class Memory(msgspec.Struct):
-    """Which checks of the counts are due, and which sums were wrong."""
-
     left: int
     """Remaining checks in a row, at steps with counts."""
     wait: int = 0
@@ -151,8 +149,6 @@ class Memory(msgspec.Struct):
 
 
 class Meter(Rule[MeterLimits, Memory]):
-    """Checks whether the logged numbers of a router can be measurements."""
-
     name = "METER"
     subject = "Meter fault"
     means = (
@@ -300,7 +296,6 @@ class Meter(Rule[MeterLimits, Memory]):
         return Reading(sums.severity, certain=True, value=1.0, facts=facts, since=sums.since)
 
     def _fault_in(self, view: StepView, index: int) -> Reading | None:
-        """What is wrong with the counts of one router."""
         counts, router = view.counts(index), self.routers[index]
         if counts is None:
             return None

@@ -27,8 +27,6 @@ class MismatchLimits(RuleLimits, frozen=True):
 
 
 class Mismatch(Rule[MismatchLimits, FirstValues]):
-    """Share of the choices that another engine or precision makes differently."""
-
     name = "MISMATCH"
     subject = "Routing mismatch"
     means = (

@@ -60,8 +60,6 @@ class OscillationLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """Counts of consecutive steps of the routers that are being looked at."""
-
     rows: dict[int, list[list[int]]] = {}
     first: int = 0
     wait: int = 0

@@ -34,8 +34,6 @@ class OverloadLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """The maximal load after the warm-up, and the counts summed over ranks."""
-
     first: FirstValues
     ranks: dict[int, SummedCounts] = {}
     since: dict[int, int] = {}

@@ -32,8 +32,6 @@ class Dip(msgspec.Struct):
 
 
 class Memory(msgspec.Struct):
-    """Usual values, and the falls in progress."""
-
     usual: Trail = msgspec.field(default_factory=lambda: Trail(every=4, size=25))
     dips: dict[int, Dip] = {}
 

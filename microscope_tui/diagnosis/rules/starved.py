@@ -18,13 +18,7 @@ from microscope_tui.diagnosis.episodes import (
     Severity,
 )
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
-from microscope_tui.diagnosis.signals import (
-    StepView,
-    SummedCounts,
-    Suspect,
-    median,
-    watched,
-)
+from microscope_tui.diagnosis.signals import StepView, SummedCounts, Suspect, median, watched
 from microscope_tui.runlog import RunRecord
 
 
@@ -50,8 +44,6 @@ class StarvedLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """The suspects, the usual values at the start, and the starved experts of a long block."""
-
     suspects: dict[int, Suspect] = {}
     first: list[list[float]] = []
     first_steps: list[int] = []
@@ -64,8 +56,6 @@ class Memory(msgspec.Struct):
 
 
 class Starved(Rule[StarvedLimits, Memory]):
-    """Experts below a tenth of the fair share, in the sum over a window."""
-
     name = "STARVED"
     subject = "Starved experts"
     means = (
