@@ -221,7 +221,7 @@ def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     Autograd's own gradient of indexing is a scatter-add: slow, and not deterministic on a GPU. But
     every token knows its K rows, ``place_TK``, so the gradient is a gather and a sum over K.
     """
-    return _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
+    return _Rows.apply(x_TD, token_P, place_TK, False)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
@@ -229,39 +229,29 @@ def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
 
     Rows that pad an expert get a gradient too. It ends at their weight, which is zero.
     """
-    return _Combine.apply(y_PD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
+    return _Rows.apply(y_PD, token_P, place_TK, True)  # type: ignore[no-untyped-call, no-any-return]
 
 
-class _Dispatch(torch.autograd.Function):
+class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(place_TK)
-        return x_TD.index_select(0, token_P)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
-        (place_TK,) = ctx.saved_tensors
-        return _sum_of_rows(grad_PD, place_TK), None, None
-
-
-class _Combine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(token_P)
-        return _sum_of_rows(y_PD, place_TK)
+    def forward(ctx: Any, x: Tensor, token_P: Tensor, place_TK: Tensor, back: bool) -> Tensor:
+        ctx.save_for_backward(token_P, place_TK)
+        ctx.back = back
+        return _moved(x, token_P, place_TK, back)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
-        (token_P,) = ctx.saved_tensors
-        return grad_TD.index_select(0, token_P), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _moved(grad, *ctx.saved_tensors, not ctx.back), None, None, None
 
 
-def _sum_of_rows(rows_PD: Tensor, place_TK: Tensor) -> Tensor:
-    total_TD = rows_PD.index_select(0, place_TK[:, 0])
+def _moved(x: Tensor, token_P: Tensor, place_TK: Tensor, back: bool) -> Tensor:
+    """From tokens to rows, or ``back``: the sum of the rows of each token."""
+    if not back:
+        return x.index_select(0, token_P)
+    total_TD = x.index_select(0, place_TK[:, 0])
     for place_T in place_TK[:, 1:].unbind(dim=1):
-        total_TD += rows_PD.index_select(0, place_T)
+        total_TD += x.index_select(0, place_T)
     return total_TD
 
 
