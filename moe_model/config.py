@@ -360,19 +360,12 @@ class ModelConfig:
 
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers")
 _POSITIVE = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")
-_CHOICES = {
-    "scoring_func": ScoreFunction,
-    "topk_method": TopkMethod,
-    "model_type": ModelType,
-    "drop_policy": DropPolicy,
-}
 
 
 def _sizes_out_of_range(config: ModelConfig) -> Iterator[str]:
-    for field in dataclasses.fields(config):
-        name = field.name
-        value = getattr(config, field.name)
-        if name in _CHOICES and value not in (choices := get_args(_CHOICES[name])):
+    for name, kind in typing.get_type_hints(ModelConfig).items():
+        value = getattr(config, name)
+        if typing.get_origin(kind) is Literal and value not in (choices := get_args(kind)):
             several = f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
             yield f"{name}={shown(value)} is unknown: choose {several}."
         own_range = name in ("router_jitter_noise", "capacity_factor")
