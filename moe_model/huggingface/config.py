@@ -192,8 +192,8 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
             f"quantization_config={quantization} is not supported: only quant_method='fp8' with "
             "fmt='e4m3' is; use an unquantised copy."
         )
-    sizes = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
-    if len(sizes) != 2 or len(block) != 2:
+    sizes = block if isinstance(block, list) else []
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(
             f"quantization_config.weight_block_size={block} is not supported: it must be two "
             "numbers of rows and columns, such as [128, 128]."

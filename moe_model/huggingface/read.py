@@ -99,7 +99,6 @@ def copies(config: ModelConfig) -> dict[str, str]:
 GENERATION_CONFIG = "generation_config.json"
 
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SECONDS_BETWEEN_LINES = 5.0
 T = TypeVar("T")
@@ -138,15 +137,8 @@ def load_pretrained(
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
     """The tokenizer of a published folder; ``None`` without a ``tokenizer.json``;
-    ``HuggingFaceError`` if it is damaged, has more ids than the model has rows, or is only a
-    tiktoken vocabulary."""
+    ``HuggingFaceError`` if it is damaged, or has more ids than the model has rows."""
     if not (folder / TOKENIZER).exists():
-        for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
-            raise HuggingFaceError(
-                f"{path} is a tiktoken vocabulary without the pattern that splits a text, which is "
-                "in the publisher's code: convert both to a tokenizer.json with transformers' "
-                "TikTokenConverter, or remove the file to import only the weights."
-            )
         return None
     try:
         names = [name for name in FILES if (folder / name).exists()]
@@ -366,13 +358,9 @@ def _shards(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [inside(folder, WEIGHTS)]
     if not (folder / INDEX).exists():
-        for pickled in sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
-            raise HuggingFaceError(
-                f"{folder} has {pickled} but no safetensors: pickles can execute code and are not "
-                "read; convert it to safetensors if you trust it."
-            )
         raise HuggingFaceError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}: name a folder with a published model."
+            f"{folder} has neither {WEIGHTS} nor {INDEX} (pickles can execute code and are not "
+            "read): name a folder with a published model."
         )
     path = inside(folder, INDEX)
     try:

@@ -212,23 +212,3 @@ def test_a_bad_tokenizer_is_refused(
     assert command("import", tmp_path / "theirs", tmp_path / "ours") == 64
     assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
-
-
-@pytest.mark.parametrize("file", ["tiktoken.model", "qwen.tiktoken"])
-def test_a_vocabulary_of_tiktoken_alone_is_refused_and_no_code_is_run(
-    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "theirs"
-    their_model().save_pretrained(folder)
-    settings = {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
-    code = f"open({str(tmp_path / 'ran')!r}, 'w')"
-    (folder / file).write_text("IQ== 0\nIg== 1\n")
-    (folder / SETTINGS).write_text(json.dumps(settings))
-    (folder / "tokenization_x.py").write_text(code)
-    assert command("import", folder, tmp_path / "ours") == 64
-    message = capsys.readouterr().err
-    assert f"{file} is a tiktoken vocabulary without the pattern" in message
-    assert "TikTokenConverter" in message
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
-    (folder / file).unlink()
-    assert command("import", folder, tmp_path / "ours") == 0
