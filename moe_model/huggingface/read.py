@@ -12,7 +12,6 @@ into our tensor. Reading copies to that index, writing copies from it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Collection, Iterator, Set
 from pathlib import Path
@@ -30,6 +29,7 @@ from moe_model import (
     LanguageModel,
     ModelConfig,
     PretrainedTokenizer,
+    json_object,
     read_small_file,
     say,
     shown,
@@ -226,11 +226,9 @@ def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
             continue
         path = inside(folder, name)
         try:
-            ends = json.loads(read_small_file(path)).get("eos_token_id")
-        except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise HuggingFaceError(
-                f"{path} is not a JSON object ({error}): download it again."
-            ) from error
+            ends = json_object("it", read_small_file(path)).get("eos_token_id")
+        except (OSError, ValueError) as error:
+            raise HuggingFaceError(f"{path}: {error}") from error
         alone = [] if ends is None else [ends]
         ids = ends if isinstance(ends, list) else alone
         if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
@@ -364,11 +362,10 @@ def _shards(folder: Path) -> list[Path]:
         )
     path = inside(folder, INDEX)
     try:
-        files = json.loads(path.read_bytes())["weight_map"].values()
-        names = sorted(set(files))
+        names = sorted(set(json_object("it", path.read_bytes())["weight_map"].values()))
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("weight_map lists no files")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HuggingFaceError(
             f"{path} is not an index of safetensors files ({error}): download it again."
         ) from error

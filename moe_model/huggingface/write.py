@@ -7,7 +7,8 @@ prediction as layers after the last one, shards of a few gigabytes with an index
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from torch import Tensor
 from moe_model import (
     WEIGHTS,
     CharTokenizer,
+    CheckpointError,
     LanguageModel,
     ModelConfig,
     PretrainedTokenizer,
     Tokenizer,
+    UsageError,
     character_files,
     fresh_folder,
+    say,
     stop_ids_of,
     write_description,
     write_tensors,
@@ -36,6 +40,20 @@ SHARD_BYTES = 5_000_000_000
 _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
 """Imported fields that an export drops: custom code, aliases of our fields, facts about the
 imported files."""
+
+
+@contextmanager
+def errors_in_one_line(dst: Path) -> Iterator[None]:
+    """Turn bad input of a command that writes ``dst`` into a usage error; print write errors and
+    let the caller continue."""
+    try:
+        if not dst.parent.is_dir():
+            raise UsageError(f"{dst.parent} is not a folder: create it first.")
+        yield
+    except (HuggingFaceError, CheckpointError, FileExistsError) as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        say(f"{dst} was not written ({error}): free space, or choose another folder.")
 
 
 def save_pretrained(

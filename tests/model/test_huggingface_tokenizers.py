@@ -199,7 +199,7 @@ def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing
         ({TOKENIZER: b"{"}, "tokenizer.json is not a tokenizer"),
         ({TOKENIZER: b"\xff"}, "tokenizer.json is not a tokenizer"),
         ({TOKENIZER: b'{"model": {"type": "BPE"}}'}, "tokenizer.json is not a tokenizer"),
-        ({SETTINGS: b"[]"}, "tokenizer_config.json does not contain a JSON object"),
+        ({SETTINGS: b"[]"}, "tokenizer_config.json is not a JSON object"),
         ({SETTINGS: b"{"}, "tokenizer_config.json is not JSON"),
         ({}, "ids up to 279, but config.json has vocab_size=279"),
     ],

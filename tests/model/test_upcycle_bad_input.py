@@ -75,11 +75,11 @@ def break_weights(folder: Path) -> None:
 
 
 SOURCES = [
-    (fields(architectures=["GemmaForCausalLM"]), "has architecture GemmaForCausalLM"),
-    (fields(architectures=["Qwen3ForCausalLM"]), "has architecture Qwen3ForCausalLM"),
+    (fields(architectures=["GemmaForCausalLM"]), "has architectures=['GemmaForCausalLM']"),
+    (fields(architectures=["Qwen3ForCausalLM"]), "has architectures=['Qwen3ForCausalLM']"),
     (qwen2(), "missing keys, such as"),
     (qwen2(use_sliding_window=True, sliding_window=8), "sliding_window=8"),
-    (fields(architectures=None), "has architecture none"),
+    (fields(architectures=None), "has architectures=None"),
     (fields(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=8),
      "sliding_window=8"),
     (fields(attention_bias=True), "missing keys, such as model.layers.0.self_attn.k_proj.bias"),
@@ -95,10 +95,10 @@ SOURCES = [
     (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
      "no *.safetensors: pickled weights are not read"),
     (break_weights, "a loss of nan"),
-    (lose("config.json"), "config.json cannot be read (No such file"),
+    (lose("config.json"), "config.json cannot be read ([Errno 2] No such file"),
     (lose("model.safetensors"), "no *.safetensors: pickled weights are not read; save"),
     (lose("tokenizer.json"), "has no tokenizer.json"),
-    (write("config.json", "{"), "is not a model config"),
+    (write("config.json", "{"), "config.json cannot be read (it is not JSON"),
     (write("tokenizer.json", "{}"), "is not a tokenizer"),
 ]  # fmt: skip
 

@@ -120,7 +120,7 @@ def test_the_end_is_the_one_that_transformers_takes(
         ({**BYTE_PAIRS.files, SETTINGS: b"["}, "tokenizer_config.json is not JSON"),
         (
             {**BYTE_PAIRS.files, SPECIAL_TOKENS: b"[]"},
-            "special_tokens_map.json does not contain a JSON object",
+            "special_tokens_map.json is not a JSON object",
         ),
     ],
     ids=["empty", "sentencepiece", "no tokenizer", "bad settings", "bad map"],
