@@ -17,7 +17,6 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -197,12 +196,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory on a GPU, else the current resident memory of the process."""
+    """Peak memory: on a GPU what torch allocated there, else that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text("ascii").split()[1]) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

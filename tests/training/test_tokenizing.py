@@ -132,12 +132,6 @@ def test_a_folder_without_a_sound_tokenizer_is_a_usage_error(
         make_tokenizer(str(write(tmp_path, files)), [])
 
 
-def test_a_file_is_answered_with_its_folder(tmp_path: Path) -> None:
-    path = write(tmp_path, dict(BYTE_PAIRS.files)) / TOKENIZER
-    with pytest.raises(UsageError, match="is a file: name the folder"):
-        make_tokenizer(str(path), [])
-
-
 @pytest.mark.parametrize("name", ["", "gpt2", "a/b/c", "/nowhere/x", "a b/c", "a\0/b", "x" * 5000])
 def test_an_unknown_name_lists_the_choices(name: str) -> None:
     with pytest.raises(UsageError, match=r"choose char, bpe, a folder with .*, or the org/name"):
