@@ -58,7 +58,7 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     fields = dataclasses.fields(cls)
     known = {field.name for field in fields}
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    unknown = [_plain(name) for name in found if name not in known]
+    unknown = [shown(name) for name in found if name not in known]
     wrong = sorted(unknown)[:20] + sorted(needed - found.keys())
     if wrong:
         raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in {what}.")
@@ -83,12 +83,6 @@ def number(name: str, value: object, most: float = sys.float_info.max) -> float:
 def shown(value: object) -> str:
     """A truncated ``repr`` for error messages."""
     return reprlib.repr(value)
-
-
-def _plain(name: object) -> str:
-    """The name as it is if it could be a field name, else quoted."""
-    quoted = shown(name)
-    return quoted[1:-1] if isinstance(name, str) and quoted[1:-1].isidentifier() else quoted
 
 
 def fitting(name: str, value: Any, annotation: Any) -> Any:

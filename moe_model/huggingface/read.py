@@ -121,7 +121,16 @@ def load_pretrained(
     tokenizer = read_tokenizer(folder, published.config.vocab_size)
     source = PublishedTensors(folder, published.fp8_block)
     config = _with_what_is_there(published.config, source.names())
-    model = _unfilled(config, dtype)
+    try:
+        with torch.device("meta"):
+            model = LanguageModel(config).to(dtype)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise HuggingFaceError(
+            f"{CONFIG} describes a model too large for any memory ({error}): use the {CONFIG} of "
+            "these files."
+        ) from error
+    for router in model.routers:
+        router.float()
     _check(source, model)
     model = model.to_empty(device="cpu")
     with torch.no_grad():
@@ -173,20 +182,6 @@ def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
     if not any(name.startswith(prefixes) for name in names):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     return config
-
-
-def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
-    try:
-        with torch.device("meta"):
-            model = LanguageModel(config).to(dtype)
-    except (RuntimeError, OverflowError, TypeError) as error:
-        raise HuggingFaceError(
-            f"{CONFIG} describes a model too large for any memory ({error}): use the {CONFIG} of "
-            "these files."
-        ) from error
-    for router in model.routers:
-        router.float()
-    return model
 
 
 def _check(source: PublishedTensors, model: LanguageModel) -> None:

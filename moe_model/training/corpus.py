@@ -270,33 +270,29 @@ def load_documents(data: str, cache: Path | None = None) -> list[Document]:
 
 
 def _read_folder(root: Path) -> list[Document]:
+    """A document for every file that is not hidden; a folder reached through several links is read
+    once."""
+    names = []
+    seen = set()
     try:
-        names = sorted(path.relative_to(root).as_posix() for path in _visible_files(root))
+        for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            # In a fixed order, which decides under which of its names a folder is read.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            paths = [Path(folder, name) for name in files if not name.startswith(".")]
+            # A dangling link is treated as a missing file: reading it reports the error.
+            found = [path for path in paths if path.is_file() or not path.exists()]
+            names += [path.relative_to(root).as_posix() for path in found]
     except OSError as error:
         raise UsageError(
             f"--data {error.filename} cannot be read ({error.strerror}): move it out of the folder."
         ) from error
     instead = "move it out of the folder"
-    return [Document(name, read_text(root / name, "--data", instead)) for name in names]
-
-
-def _visible_files(root: Path) -> Iterator[Path]:
-    """Files below ``root`` that are not hidden; a folder reached through several links is read
-    once."""
-    seen = set()
-    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        # In a fixed order, which decides under which of its names a folder is read.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path = Path(folder, name)
-            # A dangling link is treated as a missing file: reading it reports the error.
-            if not name.startswith(".") and (path.is_file() or not path.exists()):
-                yield path
+    return [Document(name, read_text(root / name, "--data", instead)) for name in sorted(names)]
 
 
 def _raise(error: OSError) -> None:

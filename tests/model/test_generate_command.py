@@ -58,12 +58,12 @@ def test_the_seed_decides_the_text(folder: str, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--top-k=-1"], "--top-k -1 is out of range: choose 1 or more, or 0 for all tokens"),
-        (["--max-new-tokens=0"], "--max-new-tokens 0 is too few"),
+        (["--top-k=-1"], "top-k -1 is out of range: choose 1 or more, or 0 for all tokens"),
+        (["--max-new-tokens=0"], '"0" for --max-new-tokens. Must be >= 1'),
         (["--prompt=a", "--prompt=b"], "--prompt specified multiple times"),
-        (["--prompt="], "--prompt is empty: pass at least one character"),
+        (["--prompt="], "the prompt has 0 tokens: it needs at least one"),
         (["--prompt=\x00"], "do not occur in the training text"),
-        (["--draft"], "--draft: num_nextn_predict_layers=0"),
+        (["--draft"], "num_nextn_predict_layers=0: this model was trained without"),
         (["--device=tpu"], "tpu"),
         pytest.param(
             ["--device=cuda"],

@@ -221,7 +221,7 @@ def test_descriptions_keep_scaling_and_name_wrong_fields() -> None:
     with pytest.raises(ValueError, match="rope_scaling"):
         ModelConfig.from_dict({**described, "rope_scaling": {"factor": 4.0}})
     del described["hidden_size"]
-    with pytest.raises(ValueError, match="extra, hidden_size"):
+    with pytest.raises(ValueError, match="'extra', hidden_size"):
         ModelConfig.from_dict(described | {"extra": 1})
     with pytest.raises(ValueError, match=f"choose one of {', '.join(PRESETS)}"):
         ModelConfig.preset("large", vocab_size=100)
