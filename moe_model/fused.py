@@ -242,7 +242,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _moved(grad, *ctx.saved_tensors, not ctx.back), None, None, None
+        token_P, place_TK = ctx.saved_tensors
+        return _moved(grad, token_P, place_TK, not ctx.back), None, None, None
 
 
 def _moved(x: Tensor, token_P: Tensor, place_TK: Tensor, back: bool) -> Tensor:

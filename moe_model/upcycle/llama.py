@@ -103,8 +103,8 @@ def _architecture(folder: Path) -> str:
             f"{path} cannot be read ({error}): name a folder that save_pretrained wrote, with "
             "config.json, *.safetensors and tokenizer.json."
         ) from error
-    names = plain.get("architectures")
-    if names not in ([name] for name in ARCHITECTURES):
+    names: Any = plain.get("architectures")
+    if names not in [[name] for name in ARCHITECTURES]:
         raise UsageError(
             f"{path} has architectures={shown(names)}, which is not supported: choose a checkpoint "
             f"of {' or '.join(ARCHITECTURES)}."

@@ -23,7 +23,6 @@ from moe_model import (
     read_checkpoint,
     run_command,
 )
-from moe_model.huggingface import load_pretrained
 from tests.model.published import command, their_model
 
 SPECIAL = ["<s>", "</s>"]
@@ -96,14 +95,6 @@ def test_an_unknown_character_is_an_error_and_an_unknown_id_is_not() -> None:
     assert CharTokenizer("ab").decode([0, 1, 2]) == "ab\N{REPLACEMENT CHARACTER}"
 
 
-@given(texts)
-@settings(max_examples=50)
-def test_any_text_survives_a_byte_level_tokenizer(text: str) -> None:
-    tokenizer = PretrainedTokenizer(FILES)
-    if not any(special in text for special in SPECIAL):
-        assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
-
-
 def with_template() -> Tokenizer:
     tokenizer = byte_pairs()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -169,16 +160,6 @@ def test_a_tokenizer_travels_there_and_back_and_a_changed_file_is_noticed(
     (ours / TOKENIZER).write_bytes(FILES[TOKENIZER])
     assert run_command(generate.app, arguments) == 64
     assert "tokenizer.json is damaged" in capsys.readouterr().err
-
-
-def test_code_of_a_tokenizer_is_left_behind(tmp_path: Path) -> None:
-    their_model(vocab_size=300).save_pretrained(tmp_path)
-    code = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}, "tokenizer_class": "Own"}
-    write(files_of(byte_pairs(), **code), tmp_path)
-    _, tokenizer = load_pretrained(tmp_path)
-    kept = json.loads(tokenizer.files[SETTINGS])
-    assert "auto_map" not in kept
-    assert (kept["tokenizer_class"], kept["bos_token"]) == ("PreTrainedTokenizerFast", "<s>")
 
 
 def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing(

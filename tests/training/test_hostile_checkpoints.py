@@ -19,20 +19,17 @@ from hypothesis import given, settings, strategies as st
 
 from moe_model import (
     MOST_BYTES,
-    CharTokenizer,
     CheckpointError,
     LanguageModel,
     read_checkpoint,
     read_plain_description,
-    write_description,
-    write_tensors,
 )
 from moe_model.config import YarnScaling
 from moe_model.training.checkpoint import described, find_checkpoint
 from moe_model.training.distributed import World
 from moe_model.training.options import Options
 from moe_model.training.run import Progress
-from tests.model.conftest import make_config
+from tests.model.conftest import make_config, write_checkpoint
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import Capsys, Train
 
@@ -237,10 +234,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     yarn = YarnScaling(factor=2.0, original_max_position_embeddings=8)
     config = make_config(vocab_size=4, num_hidden_layers=2, rope_scaling=yarn)
     folder = tmp_path_factory.mktemp("saved")
-    write_tensors(folder / "model.safetensors", LanguageModel(config).state_dict())
-    write_description(
-        folder, config, 3, tokenizer=CharTokenizer("abcd").to_dict(), validation_loss=1.5
-    )
+    write_checkpoint(folder, LanguageModel(config), "abcd", validation_loss=1.5)
     return folder, (folder / "checkpoint.json").read_text("utf-8")
 
 
