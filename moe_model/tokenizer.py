@@ -166,8 +166,14 @@ def character_files(vocabulary: str) -> dict[str, bytes]:
     every = Regex(r"[\s\S]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(every, "isolated")
     tokenizer.decoder = decoders.Fuse()
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    return {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
+    return files_of(tokenizer)
+
+
+def files_of(tokenizer: Library, **settings: Any) -> dict[str, bytes]:
+    """The files of a tokenizer made here, with further ``settings``."""
+    usual = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    content = json.dumps(usual | settings).encode()
+    return {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: content}
 
 
 def without_code(settings: bytes) -> bytes:

@@ -37,6 +37,7 @@ from moe_model import (
     PretrainedTokenizer,
     Tokenizer,
     UsageError,
+    files_of,
     force_to_disk,
     python_docs,
     read_text,
@@ -364,16 +365,9 @@ def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> Pretrain
         show_progress=False,
     )
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "clean_up_tokenization_spaces": False,
-        # A text that contains the spelling of the end token does not end there.
-        "split_special_tokens": True,
-    }
-    return PretrainedTokenizer(
-        {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
-    )
+    # A text that contains the spelling of the end token does not end there.
+    settings = {"eos_token": END, "split_special_tokens": True}
+    return PretrainedTokenizer(files_of(tokenizer, **settings))
 
 
 def _from_folder(folder: Path) -> PretrainedTokenizer:

@@ -193,11 +193,21 @@ class Options:
     def model_config(self, vocabulary: int, earlier: ModelConfig | None = None) -> ModelConfig:
         """The preset, or the model that is resumed, with the fields of ``--model``; ``UsageError``
         if they contradict each other or ``vocabulary``, the number of tokens."""
+        given = _given(dataclasses.asdict(self.model))
+        if self.mtp and not given.setdefault("num_nextn_predict_layers", 1):
+            raise UsageError(
+                "--mtp contradicts --model.num_nextn_predict_layers 0: omit one of them."
+            )
+        if "drop_policy" in given and "capacity_factor" not in given:
+            raise UsageError(
+                f"--drop-policy {given['drop_policy']} has no effect without --capacity-factor: "
+                "add it, or omit the policy."
+            )
         fields = {"vocab_size": vocabulary, **PRESETS[self.preset]}
         if earlier is not None:
             fields = earlier.to_dict()
         try:
-            config = ModelConfig.from_dict({**fields, **self._model_fields()})
+            config = ModelConfig.from_dict({**fields, **given})
         except ValueError as error:
             raise UsageError(f"--model: {error}") from error
         if config.topk_method != "noaux_tc" and self.bias_update_rate:
@@ -217,20 +227,6 @@ class Options:
                 f"{self.seq_len}."
             )
         return config
-
-    def _model_fields(self) -> dict[str, Any]:
-        """Fields of the model that the command line sets."""
-        fields = _given(dataclasses.asdict(self.model))
-        if self.mtp and not fields.setdefault("num_nextn_predict_layers", 1):
-            raise UsageError(
-                "--mtp contradicts --model.num_nextn_predict_layers 0: omit one of them."
-            )
-        if "drop_policy" in fields and "capacity_factor" not in fields:
-            raise UsageError(
-                f"--drop-policy {fields['drop_policy']} has no effect without --capacity-factor: "
-                "add it, or omit the policy."
-            )
-        return fields
 
     def to_dict(self) -> dict[str, Any]:
         """Every option by name, ready for JSON; of the model's fields only those given."""
