@@ -397,7 +397,9 @@ class _BlockwiseAttention(torch.autograd.Function):
         shares, outputs = [], []
         for start, end in _blocks(q):
             share = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2)).mul_(scale)
-            _hide_the_future(share, start)
+            # A key can come after its query in the last block of keys only.
+            future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
+            share[:, :, start:].masked_fill_(future, float("-inf"))
             shares.append(share.softmax(dim=-1))
             outputs.append(torch.bmm(shares[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *shares)
@@ -447,13 +449,6 @@ def _blocks(q_XSd: Tensor) -> list[tuple[int, int]]:
     length = q_XSd.shape[1]
     size = BLOCK if q_XSd.element_size() > 2 else 2 * BLOCK
     return [(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _hide_the_future(score_XqN: Tensor, start: int) -> None:
-    """Minus infinity where a key comes after its query: only possible in the last block of keys."""
-    size = score_XqN.shape[1]
-    future = torch.ones(size, size, dtype=torch.bool, device=score_XqN.device).triu(1)
-    score_XqN[:, :, start:].masked_fill_(future, float("-inf"))
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from moe_model import USAGE, python_docs
 from tests.model.llamas import random_llama, save, story, upcycle
+from tests.model.published import change_config, change_tensors
 
 Damage = Callable[[Path], object]
 
@@ -44,11 +43,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
 
 def fields(**fields: Any) -> Damage:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return change
+    return lambda folder: change_config(folder, **fields)
 
 
 def qwen2(**more: Any) -> Damage:
@@ -69,9 +64,7 @@ def cut_weights(folder: Path) -> None:
 
 
 def break_weights(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"][0] = float("nan")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    change_tensors(folder, lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
 
 
 SOURCES = [

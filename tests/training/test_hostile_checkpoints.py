@@ -31,11 +31,10 @@ from moe_model.training.options import Options
 from moe_model.training.run import Progress
 from tests.model.conftest import make_config, write_checkpoint
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import Capsys, Train
+from tests.training.story import HUGE, Capsys, Train, edit
 
 ESCAPE = "\x1b[31mred"
 GIANT = 2**31 - 1
-HUGE = "1e999"  # written without its quotes: JSON may hold it, and Python makes it infinity
 YARN = {"factor": 4.0, "original_max_position_embeddings": 8}
 
 
@@ -43,23 +42,6 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 8}
 def latest(copied: GetTrained) -> Path:
     """The newest checkpoint (step 4) of a run that has a previous one (step 2)."""
     return (copied(*SHORT).checkpoints / "latest").resolve()
-
-
-def edit(folder: Path, place: str, value: object, *, seal: bool = False) -> None:
-    """Let ``checkpoint.json`` say ``value`` at ``place``, such as model/vocab_size.
-
-    Without a ``sha256``, as a stranger would write it; ``seal`` leaves the former one.
-    """
-    path = folder / "checkpoint.json"
-    description = json.loads(path.read_text("utf-8"))
-    if not seal:
-        del description["sha256"]
-    inner = description
-    *outer, last = place.split("/")
-    for name in outer:
-        inner = inner[name]
-    inner[last] = value
-    path.write_text(json.dumps(description).replace(f'"{HUGE}"', HUGE), "utf-8")
 
 
 DAMAGED: dict[str, bytes] = {
