@@ -54,7 +54,8 @@ def _all_optional(cls: type, name: str, **nested: Any) -> Any:
     for known in dataclasses.fields(cls):
         kind: Any = kinds[known.name] | None
         if known.name in _SHORT:
-            kind = Annotated[kind, Parameter(name=(known.name, _SHORT[known.name]))]
+            names = (known.name, _SHORT[known.name])
+            kind = Annotated[kind, _BALANCE, Parameter(name=names)]
         absent: Any = dataclasses.field(default=None, metadata=known.metadata)
         fields.append((known.name, kind, absent))
     return dataclasses.make_dataclass(
