@@ -90,9 +90,9 @@ def test_the_table_of_presets_is_true() -> None:
 
 def test_a_preset_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.preset("small", vocab_size=8192)
-    monkeypatch.setattr(help_module, "_memory", lambda: 16 * config.parameters() - 1)
+    monkeypatch.setattr(help_module, "main_memory", lambda: 16 * config.parameters() - 1)
     assert re.search("small .* needs 1.3 GB of memory", help_module._presets())
-    monkeypatch.setattr(help_module, "_memory", lambda: 16 * config.parameters())
+    monkeypatch.setattr(help_module, "main_memory", lambda: 16 * config.parameters())
     assert re.search("small .* 967 MB", help_module._presets())
 
 
