@@ -77,6 +77,8 @@ from .tokenizer import (
     PretrainedTokenizer as PretrainedTokenizer,
     Tokenizer as Tokenizer,
     character_files as character_files,
+    files_of as files_of,
+    json_object as json_object,
     read_small_file as read_small_file,
     stop_ids_of as stop_ids_of,
     without_code as without_code,

@@ -58,7 +58,7 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     fields = dataclasses.fields(cls)
     known = {field.name for field in fields}
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    unknown = [_plain(name) for name in found if name not in known]
+    unknown = [shown(name) for name in found if name not in known]
     wrong = sorted(unknown)[:20] + sorted(needed - found.keys())
     if wrong:
         raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in {what}.")
@@ -83,12 +83,6 @@ def number(name: str, value: object, most: float = sys.float_info.max) -> float:
 def shown(value: object) -> str:
     """A truncated ``repr`` for error messages."""
     return reprlib.repr(value)
-
-
-def _plain(name: object) -> str:
-    """The name as it is if it could be a field name, else quoted."""
-    quoted = shown(name)
-    return quoted[1:-1] if isinstance(name, str) and quoted[1:-1].isidentifier() else quoted
 
 
 def fitting(name: str, value: Any, annotation: Any) -> Any:
@@ -360,19 +354,12 @@ class ModelConfig:
 
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers")
 _POSITIVE = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")
-_CHOICES = {
-    "scoring_func": ScoreFunction,
-    "topk_method": TopkMethod,
-    "model_type": ModelType,
-    "drop_policy": DropPolicy,
-}
 
 
 def _sizes_out_of_range(config: ModelConfig) -> Iterator[str]:
-    for field in dataclasses.fields(config):
-        name = field.name
-        value = getattr(config, field.name)
-        if name in _CHOICES and value not in (choices := get_args(_CHOICES[name])):
+    for name, kind in typing.get_type_hints(ModelConfig).items():
+        value = getattr(config, name)
+        if typing.get_origin(kind) is Literal and value not in (choices := get_args(kind)):
             several = f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
             yield f"{name}={shown(value)} is unknown: choose {several}."
         own_range = name in ("router_jitter_noise", "capacity_factor")

@@ -3,14 +3,15 @@
 Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
 that read and write the same activations again and again. Each function here does the work of one
 group of them in as few passes as torch's operators allow, forward and backward, and keeps only what
-the backward pass needs. ``torch.compile`` fuses operations itself, and runs the reference
-implementation instead, ``plain_…``, with which the tests compare.
+the backward pass needs. ``torch.compile`` fuses operations itself, and runs the plain function that
+:func:`_by` replaces, with which the tests compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,24 @@ backward pass computes everything again, and in half precision."""
 BLOCK = 64
 ROWS_AT_A_TIME = 512
 """Tokens whose hidden activations stay in the cache of a core from one product to the next."""
+
+
+Plain = TypeVar("Plain", bound=Callable[..., Any])
+
+
+def _by(function: type[torch.autograd.Function]) -> Callable[[Plain], Plain]:
+    """Compute a plain function by ``function``, except under ``torch.compile``."""
+
+    def replace(plain: Plain) -> Any:
+        @wraps(plain)
+        def call(*inputs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return plain(*inputs)
+            return function.apply(*inputs)  # type: ignore[no-untyped-call]
+
+        return call
+
+    return replace
 
 
 class RMSNorm(nn.Module):
@@ -45,18 +64,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension, in fp32 or better."""
-    if torch.compiler.is_compiling():
-        return plain_rms_norm(x, weight, eps, dtype)
-    return _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -83,26 +90,19 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 
-def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the last ``r`` dimensions of every query, interleaved pairs, by its position; heads
-    first, ``(B, H, S, d)``. ``table``: cosine and sine ``(S, r / 2)``."""
-    if torch.compiler.is_compiling():
-        return plain_queries_with_position(q_BSHd, table)
-    return _QueriesWithPosition.apply(q_BSHd, *table)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def plain_queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    rope = 2 * table[0].shape[-1]
-    turned = rotate(q_BSHd[..., -rope:], table)
-    return torch.cat((q_BSHd[..., :-rope], turned), dim=-1).transpose(1, 2)
+@_by(_RMSNorm)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension, in fp32 or better."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(dtype)
 
 
 class _QueriesWithPosition(torch.autograd.Function):
     """A rotation is a complex product; the gradient is rotated back by the conjugate."""
 
     @staticmethod
-    def forward(ctx: Any, q_BSHd: Tensor, cos_Sr: Tensor, sin_Sr: Tensor) -> Tensor:
-        turn_Sr = torch.complex(cos_Sr, sin_Sr)
+    def forward(ctx: Any, q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+        turn_Sr = torch.complex(*table)
         ctx.save_for_backward(turn_Sr)
         return _turned_copy(q_BSHd.transpose(1, 2), turn_Sr)
 
@@ -111,36 +111,24 @@ class _QueriesWithPosition(torch.autograd.Function):
     def backward(ctx: Any, grad_BHSd: Tensor) -> tuple[Tensor | None, ...]:
         (turn_Sr,) = ctx.saved_tensors
         back_S1r = turn_Sr.conj().unsqueeze(1)
-        return _turned_copy(grad_BHSd.transpose(1, 2), back_S1r), None, None
+        return _turned_copy(grad_BHSd.transpose(1, 2), back_S1r), None
 
 
-def keys_and_values(
-    kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
-) -> tuple[Tensor, Tensor]:
-    """Keys of every head with the rotated part that all heads share, and values; heads first.
-
-    ``kv_BSHx`` holds for every head its key without position, then its value; ``k_rope_BSr`` is the
-    rotary key, in interleaved pairs.
-    """
-    if torch.compiler.is_compiling():
-        return plain_keys_and_values(kv_BSHx, k_rope_BSr, table, v_dim)
-    return _KeysAndValues.apply(kv_BSHx, k_rope_BSr, *table, v_dim)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def plain_keys_and_values(
-    kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
-) -> tuple[Tensor, Tensor]:
-    k_nope, v_BSHv = kv_BSHx[..., :-v_dim], kv_BSHx[..., -v_dim:]
-    turned = rotate(k_rope_BSr.unsqueeze(2), table).expand(*k_nope.shape[:3], -1)
-    return torch.cat((k_nope, turned), dim=-1).transpose(1, 2), v_BSHv.transpose(1, 2)
+@_by(_QueriesWithPosition)
+def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the last ``r`` dimensions of every query, interleaved pairs, by its position; heads
+    first, ``(B, H, S, d)``. ``table``: cosine and sine ``(S, r / 2)``."""
+    rope = 2 * table[0].shape[-1]
+    turned = rotate(q_BSHd[..., -rope:], table)
+    return torch.cat((q_BSHd[..., :-rope], turned), dim=-1).transpose(1, 2)
 
 
 class _KeysAndValues(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, kv_BSHx: Tensor, k_rope_BSr: Tensor, cos_Sr: Tensor, sin_Sr: Tensor, v_dim: int
+        ctx: Any, kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
     ) -> tuple[Tensor, Tensor]:
-        turn_Sr = torch.complex(cos_Sr, sin_Sr)
+        turn_Sr = torch.complex(*table)
         ctx.save_for_backward(turn_Sr)
         kv_BHSx = kv_BSHx.transpose(1, 2)
         k_nope, v_BHSv = kv_BHSx[..., :-v_dim], kv_BHSx[..., -v_dim:]
@@ -160,7 +148,21 @@ class _KeysAndValues(torch.autograd.Function):
         grad_kv[..., :-v_dim] = grad_k[..., :-rope].transpose(1, 2)
         grad_kv[..., -v_dim:] = grad_v.transpose(1, 2)
         grad_rope = _turn(grad_k[..., -rope:].sum(dim=1), turn_Sr.conj())
-        return grad_kv, grad_rope.to(grad_k.dtype), None, None, None
+        return grad_kv, grad_rope.to(grad_k.dtype), None, None
+
+
+@_by(_KeysAndValues)
+def keys_and_values(
+    kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Keys of every head with the rotated part that all heads share, and values; heads first.
+
+    ``kv_BSHx`` holds for every head its key without position, then its value; ``k_rope_BSr`` is the
+    rotary key, in interleaved pairs.
+    """
+    k_nope, v_BSHv = kv_BSHx[..., :-v_dim], kv_BSHx[..., -v_dim:]
+    turned = rotate(k_rope_BSr.unsqueeze(2), table).expand(*k_nope.shape[:3], -1)
+    return torch.cat((k_nope, turned), dim=-1).transpose(1, 2), v_BSHv.transpose(1, 2)
 
 
 def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
@@ -179,18 +181,6 @@ def _turn(x: Tensor, turn: Tensor) -> Tensor:
     rows = x.to(turn.real.dtype, copy=True, memory_format=torch.contiguous_format)
     pairs = rows.view(*x.shape[:-1], x.shape[-1] // 2, 2)
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
-
-
-def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
-    """``silu(gate) · up`` times a weight per row (Shazeer, 2020); ``gate_up`` is ``(P, 2F)``."""
-    if torch.compiler.is_compiling():
-        return plain_swiglu(gate_up, weight_P1)
-    return _SwiGLU.apply(gate_up, weight_P1)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def plain_swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up * weight_P1.to(up.dtype)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -215,13 +205,20 @@ class _SwiGLU(torch.autograd.Function):
         return torch.cat((grad_gate, grad * silu), dim=-1), grad_weight
 
 
+@_by(_SwiGLU)
+def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
+    """``silu(gate) · up`` times a weight per row (Shazeer, 2020); ``gate_up`` is ``(P, 2F)``."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up * weight_P1.to(up.dtype)
+
+
 def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     """Copy every token to its rows: ``x_TD[token_P]``.
 
     Autograd's own gradient of indexing is a scatter-add: slow, and not deterministic on a GPU. But
     every token knows its K rows, ``place_TK``, so the gradient is a gather and a sum over K.
     """
-    return _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
+    return _Rows.apply(x_TD, token_P, place_TK, False)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
@@ -229,39 +226,30 @@ def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
 
     Rows that pad an expert get a gradient too. It ends at their weight, which is zero.
     """
-    return _Combine.apply(y_PD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
+    return _Rows.apply(y_PD, token_P, place_TK, True)  # type: ignore[no-untyped-call, no-any-return]
 
 
-class _Dispatch(torch.autograd.Function):
+class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(place_TK)
-        return x_TD.index_select(0, token_P)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
-        (place_TK,) = ctx.saved_tensors
-        return _sum_of_rows(grad_PD, place_TK), None, None
-
-
-class _Combine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(token_P)
-        return _sum_of_rows(y_PD, place_TK)
+    def forward(ctx: Any, x: Tensor, token_P: Tensor, place_TK: Tensor, back: bool) -> Tensor:
+        ctx.save_for_backward(token_P, place_TK)
+        ctx.back = back
+        return _moved(x, token_P, place_TK, back)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
-        (token_P,) = ctx.saved_tensors
-        return grad_TD.index_select(0, token_P), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        token_P, place_TK = ctx.saved_tensors
+        return _moved(grad, token_P, place_TK, not ctx.back), None, None, None
 
 
-def _sum_of_rows(rows_PD: Tensor, place_TK: Tensor) -> Tensor:
-    total_TD = rows_PD.index_select(0, place_TK[:, 0])
+def _moved(x: Tensor, token_P: Tensor, place_TK: Tensor, back: bool) -> Tensor:
+    """From tokens to rows, or ``back``: the sum of the rows of each token."""
+    if not back:
+        return x.index_select(0, token_P)
+    total_TD = x.index_select(0, place_TK[:, 0])
     for place_T in place_TK[:, 1:].unbind(dim=1):
-        total_TD += rows_PD.index_select(0, place_T)
+        total_TD += x.index_select(0, place_T)
     return total_TD
 
 
@@ -329,17 +317,6 @@ class _ExpertsInTurn(torch.autograd.Function):
         return grad_x, grad_weight, None, grad_gate_up, grad_down
 
 
-def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """A SwiGLU for every token; on a CPU for some hundred at a time, which stay in the cache."""
-    if torch.compiler.is_compiling():
-        return plain_feed_forward(x_TD, gate_FD, up_FD, down_DF)
-    return _FeedForward.apply(x_TD, gate_FD, up_FD, down_DF)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def plain_feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    return F.linear(F.silu(F.linear(x_TD, gate_FD)) * F.linear(x_TD, up_FD), down_DF)
-
-
 class _FeedForward(torch.autograd.Function):
     """Gradients of the weights are one product each, over all tokens: the cache does not help, and
     adding up blocks costs more than it saves."""
@@ -371,6 +348,12 @@ class _FeedForward(torch.autograd.Function):
             torch.mul(grad_product, silu, out=to_up)
             torch.mm(to_gate, gate_FD, out=to_x).addmm_(to_up, up_FD)
         return grad_x, grad_gate_TF.t() @ x_TD, grad_up_TF.t() @ x_TD, grad_TD.t() @ product_TF
+
+
+@_by(_FeedForward)
+def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+    """A SwiGLU for every token; on a CPU for some hundred at a time, which stay in the cache."""
+    return F.linear(F.silu(F.linear(x_TD, gate_FD)) * F.linear(x_TD, up_FD), down_DF)
 
 
 def _row_blocks(*tensors_TX: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -414,7 +397,9 @@ class _BlockwiseAttention(torch.autograd.Function):
         shares, outputs = [], []
         for start, end in _blocks(q):
             share = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2)).mul_(scale)
-            _hide_the_future(share, start)
+            # A key can come after its query in the last block of keys only.
+            future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
+            share[:, :, start:].masked_fill_(future, float("-inf"))
             shares.append(share.softmax(dim=-1))
             outputs.append(torch.bmm(shares[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *shares)
@@ -464,13 +449,6 @@ def _blocks(q_XSd: Tensor) -> list[tuple[int, int]]:
     length = q_XSd.shape[1]
     size = BLOCK if q_XSd.element_size() > 2 else 2 * BLOCK
     return [(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _hide_the_future(score_XqN: Tensor, start: int) -> None:
-    """Minus infinity where a key comes after its query: only possible in the last block of keys."""
-    size = score_XqN.shape[1]
-    future = torch.ones(size, size, dtype=torch.bool, device=score_XqN.device).triu(1)
-    score_XqN[:, :, start:].masked_fill_(future, float("-inf"))
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

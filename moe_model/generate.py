@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from moe_model.command import FINISHED, UsageError, need_packages, run_command, say, version
 
@@ -27,7 +28,7 @@ import torch
 
 from moe_model.command import DeviceName, choose_device, plain_text
 from moe_model.sampling import Sampler, SamplingRules
-from moe_model.store import CheckpointError, read_checkpoint
+from moe_model.store import read_checkpoint
 from moe_model.tokenizer import Tokenizer
 
 app = App(
@@ -46,9 +47,9 @@ def main(
     /,
     *,
     prompt: Annotated[str, Parameter(allow_leading_hyphen=True, show_default=False)] = "\n",
-    max_new_tokens: int = 400,
+    max_new_tokens: Annotated[int, Parameter(validator=Number(gte=1))] = 400,
     rules: Annotated[SamplingRules, Parameter(name="*")] = SamplingRules(),  # noqa: B008  # frozen
-    seed: int = 0,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))] = 0,
     device: DeviceName = "auto",
     weights: Literal["fp32", "fp16"] = "fp32",
     draft: Annotated[bool, Parameter(negative=())] = False,
@@ -68,25 +69,13 @@ def main(
             with --mtp.
     """
     place = choose_device(device)
-    _refuse_out_of_range(rules, max_new_tokens, seed)
     if weights == "fp16" and place.type != "cpu":
         raise UsageError(f"--weights fp16 is for a CPU, not for {place.type}: use fp32.")
     try:
         found = read_checkpoint(checkpoint)
-        tokenizer = found.tokenizer
-        model = found.load_model(place)
-    except CheckpointError as error:
-        raise UsageError(str(error)) from error
-    try:
-        prompt_S = tokenizer.encode(prompt)
-    except ValueError as error:
-        raise UsageError(f"--prompt {prompt!r}: {error}") from error
-    if not len(prompt_S):
-        raise UsageError("--prompt is empty: pass at least one character.")
-    try:
         sampler = Sampler(
-            model,
-            prompt_S,
+            found.load_model(place),
+            found.tokenizer.encode(prompt),
             max_new_tokens=max_new_tokens,
             seed=seed,
             stop_at=found.stop_ids,
@@ -95,20 +84,8 @@ def main(
             **dataclasses.asdict(rules),
         )
     except ValueError as error:
-        raise UsageError(f"--draft: {error}") from error
-    return _write(chain([prompt], pieces(sampler, tokenizer)), sampler)
-
-
-def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -> None:
-    """Raise ``UsageError`` for a number out of range."""
-    try:
-        rules.check()
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {max_new_tokens} is too few: choose 1 or more.")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
+        raise UsageError(str(error)) from error
+    return _write(chain([prompt], pieces(sampler, found.tokenizer)), sampler)
 
 
 def _write(texts: Iterable[str], sampler: Sampler) -> int:

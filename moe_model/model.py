@@ -286,14 +286,8 @@ class LanguageModel(nn.Module):
     @property
     def routers(self) -> list[Router]:
         """Every router that is trained, in forward order."""
-        routers = [module for module in self.modules() if isinstance(module, Router)]
-        if len(routers) != len(self.config.router_depths):
-            raise RuntimeError(
-                f"found {len(routers)} routers, expected {len(self.config.router_depths)}: a layer "
-                "was wrapped in a way that hides its router."
-            )
-        frozen = len(self.mtp) if self._ahead_is_frozen else 0
-        return routers[: len(routers) - frozen]
+        trained = self.layers if self._ahead_is_frozen else self
+        return [module for module in trained.modules() if isinstance(module, Router)]
 
     @property
     def router_depths(self) -> tuple[int, ...]:

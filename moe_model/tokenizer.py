@@ -98,10 +98,10 @@ class PretrainedTokenizer:
         self.files: Mapping[str, bytes] = {n: files[n] for n in FILES if n in files}
         if TOKENIZER not in self.files:
             raise ValueError(f"{TOKENIZER} is missing: a tokenizer needs it.")
-        settings = _json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
+        settings = json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
         # Older files list the special tokens separately; transformers prefers these.
         if "added_tokens_decoder" not in settings:
-            settings |= _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
+            settings |= json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
         self.library = _load(self.files[TOKENIZER])
         """The same tokenizer of the ``tokenizers`` library, which reports offsets too."""
         # As in transformers, the name of a special token in a text is plain text.
@@ -166,13 +166,19 @@ def character_files(vocabulary: str) -> dict[str, bytes]:
     every = Regex(r"[\s\S]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(every, "isolated")
     tokenizer.decoder = decoders.Fuse()
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    return {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
+    return files_of(tokenizer)
+
+
+def files_of(tokenizer: Library, **settings: Any) -> dict[str, bytes]:
+    """The files of a tokenizer made here, with further ``settings``."""
+    usual = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    content = json.dumps(usual | settings).encode()
+    return {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: content}
 
 
 def without_code(settings: bytes) -> bytes:
     """A ``tokenizer_config.json`` without custom code: ``tokenizer.json`` is enough."""
-    fields = _json_object(SETTINGS, settings)
+    fields = json_object(SETTINGS, settings)
     if "auto_map" not in fields:
         return settings
     del fields["auto_map"]
@@ -199,11 +205,12 @@ def _load(content: bytes) -> Library:
     return tokenizer
 
 
-def _json_object(name: str, content: bytes) -> dict[str, Any]:
+def json_object(name: str, content: bytes) -> dict[str, Any]:
+    """The JSON object in ``content``; ``ValueError`` with its ``name`` if it is none."""
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error}): download it again.") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{name} does not contain a JSON object: download it again.")
+        raise ValueError(f"{name} is not a JSON object: download it again.")
     return fields

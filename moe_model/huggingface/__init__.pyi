@@ -13,4 +13,8 @@ from .read import (
     read_stop_ids as read_stop_ids,
     read_tokenizer as read_tokenizer,
 )
-from .write import save_pretrained as save_pretrained, write_checkpoint as write_checkpoint
+from .write import (
+    errors_in_one_line as errors_in_one_line,
+    save_pretrained as save_pretrained,
+    write_checkpoint as write_checkpoint,
+)

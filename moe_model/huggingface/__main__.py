@@ -10,8 +10,6 @@ The output is written atomically.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -28,18 +26,16 @@ from moe_model import (
     FAILED,
     FINISHED,
     TOKENIZER,
-    CheckpointError,
     ModelConfig,
-    UsageError,
     fresh_folder,
     read_checkpoint,
     run_command,
     say,
     version,
 )
-from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
+from moe_model.huggingface.config import CONFIG, read_config
 from moe_model.huggingface.read import inside, load_pretrained, read_stop_ids
-from moe_model.huggingface.write import save_pretrained, write_checkpoint
+from moe_model.huggingface.write import errors_in_one_line, save_pretrained, write_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DtypeName = Literal["fp32", "bf16"]
@@ -61,7 +57,7 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         dst: Checkpoint folder to create.
         dtype: Data type of the weights in the checkpoint.
     """
-    with _errors_in_one_line(dst):
+    with errors_in_one_line(dst):
         with fresh_folder(dst) as fresh:
             model, tokenizer = load_pretrained(src, DTYPES[dtype])
             fields = read_config(inside(src, CONFIG)).fields
@@ -83,7 +79,7 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         dst: Folder to create.
         dtype: Data type of the weights; routers and their bias are always fp32.
     """
-    with _errors_in_one_line(dst):
+    with errors_in_one_line(dst):
         found = read_checkpoint(src)
         tokenizer = found.tokenizer_if_any
         save_pretrained(
@@ -101,19 +97,6 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         say(f"{dst}: {_counted(found.config)}")
         return FINISHED
     return FAILED
-
-
-@contextmanager
-def _errors_in_one_line(dst: Path) -> Iterator[None]:
-    """Turn bad input into a usage error; print write errors and let the caller continue."""
-    try:
-        if not dst.parent.is_dir():
-            raise UsageError(f"{dst.parent} is not a folder: create it first.")
-        yield
-    except (HuggingFaceError, CheckpointError, FileExistsError) as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        say(f"{dst} was not written ({error}): free space, or choose another folder.")
 
 
 def _counted(config: ModelConfig) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_model import ModelConfig, ModelType
+from moe_model import ModelConfig, ModelType, json_object
 from moe_model.config import KINDS, Llama3Scaling, YarnScaling, fitting
 
 _GLM: ModelType = "glm4_moe_lite"
@@ -121,18 +121,8 @@ _SIZES = (
 def read_config(path: Path) -> Published:
     """Read ``path``; ``HuggingFaceError`` names the field that is wrong or not supported."""
     try:
-        fields = json.loads(path.read_bytes())
-    except OSError as error:
-        raise HuggingFaceError(
-            f"{path} cannot be read ({error.strerror}): name a folder with a published model."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise HuggingFaceError(f"{path} is not JSON ({error}): download it again.") from error
-    if not isinstance(fields, dict):
-        raise HuggingFaceError(f"{path} is not a JSON object: download it again.")
-    try:
-        return _published(fields)
-    except (ValueError, OverflowError) as error:
+        return _published(json_object("it", path.read_bytes()))
+    except (OSError, ValueError, OverflowError) as error:
         raise HuggingFaceError(f"{path}: {error}") from error
 
 
@@ -192,8 +182,8 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
             f"quantization_config={quantization} is not supported: only quant_method='fp8' with "
             "fmt='e4m3' is; use an unquantised copy."
         )
-    sizes = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
-    if len(sizes) != 2 or len(block) != 2:
+    sizes = block if isinstance(block, list) else []
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(
             f"quantization_config.weight_block_size={block} is not supported: it must be two "
             "numbers of rows and columns, such as [128, 128]."

@@ -12,7 +12,6 @@ into our tensor. Reading copies to that index, writing copies from it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Collection, Iterator, Set
 from pathlib import Path
@@ -30,6 +29,7 @@ from moe_model import (
     LanguageModel,
     ModelConfig,
     PretrainedTokenizer,
+    json_object,
     read_small_file,
     say,
     shown,
@@ -99,7 +99,6 @@ def copies(config: ModelConfig) -> dict[str, str]:
 GENERATION_CONFIG = "generation_config.json"
 
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SECONDS_BETWEEN_LINES = 5.0
 T = TypeVar("T")
@@ -122,7 +121,16 @@ def load_pretrained(
     tokenizer = read_tokenizer(folder, published.config.vocab_size)
     source = PublishedTensors(folder, published.fp8_block)
     config = _with_what_is_there(published.config, source.names())
-    model = _unfilled(config, dtype)
+    try:
+        with torch.device("meta"):
+            model = LanguageModel(config).to(dtype)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise HuggingFaceError(
+            f"{CONFIG} describes a model too large for any memory ({error}): use the {CONFIG} of "
+            "these files."
+        ) from error
+    for router in model.routers:
+        router.float()
     _check(source, model)
     model = model.to_empty(device="cpu")
     with torch.no_grad():
@@ -138,15 +146,8 @@ def load_pretrained(
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
     """The tokenizer of a published folder; ``None`` without a ``tokenizer.json``;
-    ``HuggingFaceError`` if it is damaged, has more ids than the model has rows, or is only a
-    tiktoken vocabulary."""
+    ``HuggingFaceError`` if it is damaged, or has more ids than the model has rows."""
     if not (folder / TOKENIZER).exists():
-        for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
-            raise HuggingFaceError(
-                f"{path} is a tiktoken vocabulary without the pattern that splits a text, which is "
-                "in the publisher's code: convert both to a tokenizer.json with transformers' "
-                "TikTokenConverter, or remove the file to import only the weights."
-            )
         return None
     try:
         names = [name for name in FILES if (folder / name).exists()]
@@ -181,20 +182,6 @@ def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
     if not any(name.startswith(prefixes) for name in names):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     return config
-
-
-def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
-    try:
-        with torch.device("meta"):
-            model = LanguageModel(config).to(dtype)
-    except (RuntimeError, OverflowError, TypeError) as error:
-        raise HuggingFaceError(
-            f"{CONFIG} describes a model too large for any memory ({error}): use the {CONFIG} of "
-            "these files."
-        ) from error
-    for router in model.routers:
-        router.float()
-    return model
 
 
 def _check(source: PublishedTensors, model: LanguageModel) -> None:
@@ -234,11 +221,9 @@ def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
             continue
         path = inside(folder, name)
         try:
-            ends = json.loads(read_small_file(path)).get("eos_token_id")
-        except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise HuggingFaceError(
-                f"{path} is not a JSON object ({error}): download it again."
-            ) from error
+            ends = json_object("it", read_small_file(path)).get("eos_token_id")
+        except (OSError, ValueError) as error:
+            raise HuggingFaceError(f"{path}: {error}") from error
         alone = [] if ends is None else [ends]
         ids = ends if isinstance(ends, list) else alone
         if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
@@ -366,21 +351,16 @@ def _shards(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [inside(folder, WEIGHTS)]
     if not (folder / INDEX).exists():
-        for pickled in sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
-            raise HuggingFaceError(
-                f"{folder} has {pickled} but no safetensors: pickles can execute code and are not "
-                "read; convert it to safetensors if you trust it."
-            )
         raise HuggingFaceError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}: name a folder with a published model."
+            f"{folder} has neither {WEIGHTS} nor {INDEX} (pickles can execute code and are not "
+            "read): name a folder with a published model."
         )
     path = inside(folder, INDEX)
     try:
-        files = json.loads(path.read_bytes())["weight_map"].values()
-        names = sorted(set(files))
+        names = sorted(set(json_object("it", path.read_bytes())["weight_map"].values()))
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("weight_map lists no files")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HuggingFaceError(
             f"{path} is not an index of safetensors files ({error}): download it again."
         ) from error

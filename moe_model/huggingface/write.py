@@ -7,7 +7,8 @@ prediction as layers after the last one, shards of a few gigabytes with an index
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from torch import Tensor
 from moe_model import (
     WEIGHTS,
     CharTokenizer,
+    CheckpointError,
     LanguageModel,
     ModelConfig,
     PretrainedTokenizer,
     Tokenizer,
+    UsageError,
     character_files,
     fresh_folder,
+    say,
     stop_ids_of,
     write_description,
     write_tensors,
@@ -36,6 +40,20 @@ SHARD_BYTES = 5_000_000_000
 _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
 """Imported fields that an export drops: custom code, aliases of our fields, facts about the
 imported files."""
+
+
+@contextmanager
+def errors_in_one_line(dst: Path) -> Iterator[None]:
+    """Turn bad input of a command that writes ``dst`` into a usage error; print write errors and
+    let the caller continue."""
+    try:
+        if not dst.parent.is_dir():
+            raise UsageError(f"{dst.parent} is not a folder: create it first.")
+        yield
+    except (HuggingFaceError, CheckpointError, FileExistsError) as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        say(f"{dst} was not written ({error}): free space, or choose another folder.")
 
 
 def save_pretrained(
@@ -61,10 +79,25 @@ def save_pretrained(
     """
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
-    begin = None if tokenizer is None else tokenizer.bos_id
     ends = stop_ids_of(tokenizer, stop_ids)
+    eos: int | list[int] | None = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    begin = None if tokenizer is None else tokenizer.bos_id
+    # Always written: transformers defaults to 0 and 1, ordinary characters here.
+    special_ids = {"bos_token_id": begin, "eos_token_id": eos}
+    before = {
+        name: value
+        for name, value in (imported or {}).items()
+        if name not in _NOT_KEPT and not name.startswith("_")
+    }
+    ids = {"pad_token_id": None, **special_ids}
+    ids |= {name: before.get(name) for name, id_ in ids.items() if id_ is None}
+    fields = {"use_cache": True, **before, **published_fields(model.config), **ids}
+    # Up to 4.55 transformers read torch_dtype.
+    kind = str(dtype).removeprefix("torch.")
     with fresh_folder(folder) as fresh:
-        _write_config(fresh, model.config, dtype, begin, ends, imported or {})
+        _write_json(fresh / CONFIG, fields | {"dtype": kind, "torch_dtype": kind})
+        if ends:
+            _write_json(fresh / GENERATION_CONFIG, special_ids)
         write_tokenizer(tokenizer, fresh)
         write_weights(fresh, model.config, model.state_dict(), dtype)
 
@@ -84,33 +117,6 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
     """Write the files of ``tokenizer``, if there is one."""
     for name, content in ({} if tokenizer is None else tokenizer.files).items():
         (folder / name).write_bytes(content)
-
-
-def _write_config(
-    folder: Path,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    begin: int | None,
-    ends: Sequence[int],
-    imported: Mapping[str, Any],
-) -> None:
-    """Write ``config.json``, and ``generation_config.json`` if there are end tokens.
-
-    Both always have the ids of begin and end: transformers defaults to 0 and 1, ordinary characters
-    here.
-    """
-    eos: int | list[int] | None = list(ends) if len(ends) > 1 else next(iter(ends), None)
-    special_ids = {"bos_token_id": begin, "eos_token_id": eos}
-    kept = {n: v for n, v in imported.items() if n not in _NOT_KEPT}
-    before = {n: v for n, v in kept.items() if not n.startswith("_")}
-    ids = {"pad_token_id": None, **special_ids}
-    ids |= {name: before.get(name) for name, id_ in ids.items() if id_ is None}
-    fields = {"use_cache": True, **before, **published_fields(config), **ids}
-    # Up to 4.55 transformers read torch_dtype.
-    name = str(dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG, fields | {"dtype": name, "torch_dtype": name})
-    if ends:
-        _write_json(folder / GENERATION_CONFIG, special_ids)
 
 
 def write_weights(

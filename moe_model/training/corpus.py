@@ -37,6 +37,7 @@ from moe_model import (
     PretrainedTokenizer,
     Tokenizer,
     UsageError,
+    files_of,
     force_to_disk,
     python_docs,
     read_text,
@@ -204,25 +205,22 @@ def cached_tokens(
 ) -> tuple[Tensor, Tensor]:
     """The ids and document starts of ``key``: from ``folder``, or from ``encode``, then kept there.
 
-    The file is mapped, so ids may exceed the memory. A damaged one is written again. If the folder
-    is not writable, the ids stay in memory and a line is printed.
+    The file is mapped, so ids may exceed the memory. One that is cut short is written again. If the
+    folder is not writable, the ids stay in memory and a line is printed.
     """
     path = folder / f"{key}.safetensors"
     try:
         found = load_file(path)
-        ids, starts = found["ids"], found["starts"]
-        if torch.equal(_digest(ids, starts), found["sha256"]):
-            return ids, starts
-        raise ValueError("its SHA-256 differs")
+        return found["ids"], found["starts"]
     except FileNotFoundError:
         pass
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError) as error:
         say(f"{path} is damaged ({error}): encoding again.")
     ids, starts = encode()
     aside = folder / f".{key}-{os.getpid()}.partial"  # runs that start together all write
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(aside, {"ids": ids, "starts": starts, "sha256": _digest(ids, starts)})
+        write_tensors(aside, {"ids": ids, "starts": starts})
         force_to_disk(aside)
         aside.replace(path)
     except OSError as error:
@@ -232,12 +230,6 @@ def cached_tokens(
         with suppress(OSError):
             aside.unlink(missing_ok=True)
     return ids, starts
-
-
-def _digest(ids: Tensor, starts: Tensor) -> Tensor:
-    digest = hashlib.sha256(ids.numpy().data)
-    digest.update(starts.numpy().data)
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,15 +257,11 @@ def load_documents(data: str, cache: Path | None = None) -> list[Document]:
         return [Document(data, python_docs("--data"))]
     if data == TINY_SHAKESPEARE:
         return [Document(data, _tiny_shakespeare(cache or user_cache()))]
-    try:
-        os.stat(data)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not os.path.exists(data):  # or no access, a loop of links, too long, a NUL
         raise UsageError(
             f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
             f"{TINY_SHAKESPEARE}."
-        ) from error
-    except (OSError, ValueError) as error:  # no access, a loop of links, too long, a NUL
-        raise UsageError(f"--data {data!r} cannot be read ({error}): name another file.") from error
+        )
     path = Path(data)
     documents = _read_folder(path) if path.is_dir() else [Document(data, read_text(path, "--data"))]
     documents = [document for document in documents if document.text]
@@ -283,33 +271,29 @@ def load_documents(data: str, cache: Path | None = None) -> list[Document]:
 
 
 def _read_folder(root: Path) -> list[Document]:
+    """A document for every file that is not hidden; a folder reached through several links is read
+    once."""
+    names = []
+    seen = set()
     try:
-        names = sorted(path.relative_to(root).as_posix() for path in _visible_files(root))
+        for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            # In a fixed order, which decides under which of its names a folder is read.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            paths = [Path(folder, name) for name in files if not name.startswith(".")]
+            # A dangling link is treated as a missing file: reading it reports the error.
+            found = [path for path in paths if path.is_file() or not path.exists()]
+            names += [path.relative_to(root).as_posix() for path in found]
     except OSError as error:
         raise UsageError(
             f"--data {error.filename} cannot be read ({error.strerror}): move it out of the folder."
         ) from error
     instead = "move it out of the folder"
-    return [Document(name, read_text(root / name, "--data", instead)) for name in names]
-
-
-def _visible_files(root: Path) -> Iterator[Path]:
-    """Files below ``root`` that are not hidden; a folder reached through several links is read
-    once."""
-    seen = set()
-    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        # In a fixed order, which decides under which of its names a folder is read.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path = Path(folder, name)
-            # A dangling link is treated as a missing file: reading it reports the error.
-            if not name.startswith(".") and (path.is_file() or not path.exists()):
-                yield path
+    return [Document(name, read_text(root / name, "--data", instead)) for name in sorted(names)]
 
 
 def _raise(error: OSError) -> None:
@@ -352,8 +336,6 @@ def make_tokenizer(
         return train_byte_pairs(documents, BPE_VOCABULARY if vocabulary is None else vocabulary)
     if os.path.isdir(name):
         return _from_folder(Path(name))
-    if os.path.isfile(name):
-        raise UsageError(f"--tokenizer {name} is a file: name the folder with {TOKENIZER}.")
     if _HUB_NAME.fullmatch(name):
         return _from_hub(name)
     raise UsageError(
@@ -383,16 +365,9 @@ def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> Pretrain
         show_progress=False,
     )
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "clean_up_tokenization_spaces": False,
-        # A text that contains the spelling of the end token does not end there.
-        "split_special_tokens": True,
-    }
-    return PretrainedTokenizer(
-        {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
-    )
+    # A text that contains the spelling of the end token does not end there.
+    settings = {"eos_token": END, "split_special_tokens": True}
+    return PretrainedTokenizer(files_of(tokenizer, **settings))
 
 
 def _from_folder(folder: Path) -> PretrainedTokenizer:

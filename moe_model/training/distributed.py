@@ -275,12 +275,9 @@ def lost_ranks() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_connection_error(error):
             raise
-        who = "this rank"
-        if dist.is_initialized():
-            who = f"rank {dist.get_rank()} of {dist.get_world_size()}"
         raise RankLostError(
-            f"{who}: another rank no longer responds ({_first_line(error)}): read its output "
-            "above, or its log, then start again with --resume auto."
+            f"{own_rank()}: another rank no longer responds ({_first_line(error)}): read its "
+            "output above, or its log, then start again with --resume auto."
         ) from error
 
 

@@ -99,7 +99,7 @@ def _presets() -> str:
         size = config.parameters()
         main = _count(config.parameters(multi_token_prediction=False))
         row = (name, main, _count(config.active_parameters()), f"{defaults['steps']:,}")
-        if BYTES_PER_PARAMETER * size > _memory():
+        if BYTES_PER_PARAMETER * size > main_memory():
             needed = _bytes(BYTES_PER_PARAMETER * size)
             rows.append((*row, "-", f"needs {needed} of memory"))
         else:
@@ -113,7 +113,7 @@ def _presets() -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
-def _memory() -> int:
+def main_memory() -> int:
     """Main memory of the machine in bytes; asking for that of a GPU would need torch."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

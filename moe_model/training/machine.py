@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from moe_model import ModelConfig, UsageError, say
 from moe_model.training.distributed import World
+from moe_model.training.help import BYTES_PER_PARAMETER, main_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,16 +52,12 @@ def _has_native_bf16(device: torch.device) -> bool:
 
 
 def refuse_too_large(config: ModelConfig, device: torch.device, parts: int = 1) -> None:
-    """Raise ``UsageError`` if weights, gradients and optimizer state exceed the memory of
-    ``device``.
-
-    16 bytes a parameter: weight, gradient and two moments in fp32; ``parts`` ranks share them.
-    """
+    """Raise ``UsageError`` if weights, gradients and optimizer state, which ``parts`` ranks share,
+    exceed the memory of ``device``."""
+    memory = main_memory()
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = 16 * config.parameters() // parts
+    needed = BYTES_PER_PARAMETER * config.parameters() // parts
     if needed > memory:
         main = config.parameters(multi_token_prediction=False)
         raise UsageError(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from moe_model import PRESETS, DropPolicy, ModelConfig, UsageError
+from moe_model import PRESETS, ModelConfig, UsageError
 from moe_model.config import YarnScaling
 
 _DATA = Parameter(group=Group("Model and data", sort_key=1))
@@ -34,6 +34,13 @@ _SPEED = Parameter(show_default=False)
 _PRESET: Any = None
 """Placeholder for the preset's value until it is resolved."""
 
+_SHORT = {
+    "router_jitter_noise": "--router-noise",
+    "capacity_factor": "--capacity-factor",
+    "drop_policy": "--drop-policy",
+}
+"""Fields of the model that have a shorter flag, too."""
+
 OptimizerName = Literal["adamw", "muon"]
 
 AUX_WEIGHT = 1e-2
@@ -45,8 +52,12 @@ def _all_optional(cls: type, name: str, **nested: Any) -> Any:
     kinds = {**typing.get_type_hints(cls), **nested}
     fields: list[Any] = []
     for known in dataclasses.fields(cls):
+        kind: Any = kinds[known.name] | None
+        if known.name in _SHORT:
+            names = (known.name, _SHORT[known.name])
+            kind = Annotated[kind, _BALANCE, Parameter(name=names)]
         absent: Any = dataclasses.field(default=None, metadata=known.metadata)
-        fields.append((known.name, kinds[known.name] | None, absent))
+        fields.append((known.name, kind, absent))
     return dataclasses.make_dataclass(
         name,
         fields,
@@ -79,14 +90,6 @@ RUN_DEFAULTS: dict[str, dict[str, Any]] = {
 
 DeepSeek-V3 uses a bias rate of 1e-3 over many steps; a short run needs ten times that to balance
 the load before it ends."""
-
-_SHORT_FOR = {
-    "mtp": "num_nextn_predict_layers",
-    "router_noise": "router_jitter_noise",
-    "capacity_factor": "capacity_factor",
-    "drop_policy": "drop_policy",
-}
-"""Options that set a field of the model under a shorter name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,15 +156,6 @@ class Options:
     z_loss_weight: Annotated[float, _BALANCE] = 0.0
     """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 disables
     it."""
-    router_noise: Annotated[float | None, _BALANCE] = None
-    """In training, multiply router inputs by random factors within 1 ± this value (default: the
-    model's, 0)."""
-    capacity_factor: Annotated[float | None, _BALANCE] = None
-    """In training, an expert accepts at most this multiple of its fair share of tokens (default: no
-    limit)."""
-    drop_policy: Annotated[DropPolicy | None, _BALANCE] = None
-    """What to drop beyond the capacity: the last tokens of the batch (position), or those with the
-    smallest weights (weight)."""
     force_collapse: Annotated[str | None, _BALANCE] = None
     """LAYER@STEP: from that step on, route every token of that layer to the same experts, in
     checkpoints too."""
@@ -200,11 +194,21 @@ class Options:
     def model_config(self, vocabulary: int, earlier: ModelConfig | None = None) -> ModelConfig:
         """The preset, or the model that is resumed, with the fields of ``--model``; ``UsageError``
         if they contradict each other or ``vocabulary``, the number of tokens."""
+        given = _given(dataclasses.asdict(self.model))
+        if self.mtp and not given.setdefault("num_nextn_predict_layers", 1):
+            raise UsageError(
+                "--mtp contradicts --model.num_nextn_predict_layers 0: omit one of them."
+            )
+        if "drop_policy" in given and "capacity_factor" not in given:
+            raise UsageError(
+                f"--drop-policy {given['drop_policy']} has no effect without --capacity-factor: "
+                "add it, or omit the policy."
+            )
         fields = {"vocab_size": vocabulary, **PRESETS[self.preset]}
         if earlier is not None:
             fields = earlier.to_dict()
         try:
-            config = ModelConfig.from_dict({**fields, **self._model_fields()})
+            config = ModelConfig.from_dict({**fields, **given})
         except ValueError as error:
             raise UsageError(f"--model: {error}") from error
         if config.topk_method != "noaux_tc" and self.bias_update_rate:
@@ -224,26 +228,6 @@ class Options:
                 f"{self.seq_len}."
             )
         return config
-
-    def _model_fields(self) -> dict[str, Any]:
-        """Fields of the model that the command line sets, under one name or another."""
-        fields = _given(dataclasses.asdict(self.model))
-        for flag, field in _SHORT_FOR.items():
-            value = getattr(self, flag)
-            if value is None or value is False:
-                continue
-            given = fields.setdefault(field, int(value) if value is True else value)
-            if given != value and not (value is True and given):
-                spelled = flag_name(flag) if value is True else f"{flag_name(flag)} {value}"
-                raise UsageError(
-                    f"{spelled} contradicts --model.{field} {given}: omit one of them."
-                )
-        if "drop_policy" in fields and "capacity_factor" not in fields:
-            raise UsageError(
-                f"--drop-policy {fields['drop_policy']} has no effect without --capacity-factor: "
-                "add it, or omit the policy."
-            )
-        return fields
 
     def to_dict(self) -> dict[str, Any]:
         """Every option by name, ready for JSON; of the model's fields only those given."""

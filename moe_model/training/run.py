@@ -70,7 +70,7 @@ class Progress:
     tokens: int = 0
     """Tokens trained on so far."""
     memory_bytes: int = 0
-    """Peak memory on a GPU, else the resident memory of the process."""
+    """Peak memory on a GPU, else of the process."""
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any], step: int) -> Progress:

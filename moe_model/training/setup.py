@@ -197,22 +197,12 @@ def start_facts(
 
 
 def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple[int, int]:
-    """Index of the router and first step of ``--force-collapse LAYER@STEP``; ``UsageError`` if it
-    has another form, the layer has no router, or the step is out of range."""
+    """Index of the router and first step of ``--force-collapse LAYER@STEP``, or ``UsageError``."""
     match = re.fullmatch(r"(\d+)@(\d+)", text)
-    if match is None:
+    layer, step = (int(match[1]), int(match[2])) if match else (-1, 0)
+    if layer not in depths or not 1 <= step <= steps:
         raise UsageError(
-            f"--force-collapse {text!r} is not LAYER@STEP: use for example "
-            f"{depths[0]}@{max(1, steps // 2)}."
-        )
-    layer, step = int(match[1]), int(match[2])
-    if layer not in depths:
-        layers = ", ".join(map(str, depths))
-        raise UsageError(
-            f"--force-collapse {text}: layer {layer} has no router: choose one of {layers}."
-        )
-    if not 1 <= step <= steps:
-        raise UsageError(
-            f"--force-collapse {text}: step {step} is not in this run: choose 1 to {steps}."
+            f"--force-collapse {text!r} is not LAYER@STEP with a layer of "
+            f"{', '.join(map(str, depths))} and a step from 1 to {steps}: correct it."
         )
     return depths.index(layer), step

@@ -15,9 +15,8 @@ import math
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -97,34 +96,23 @@ def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iter
 def gradient_squares(model: LanguageModel, world: World) -> Tensor:
     """This rank's contribution to the squared gradient norm of every router, and last to the total.
 
-    fp64, ``(L + 1,)``; the sum over ranks is the squared norm.
+    fp64, ``(L + 1,)``; the sum over ranks is the squared norm. For a sharded gradient every rank
+    contributes its rows, for a replicated one rank 0 does. A missing gradient counts as zero.
     """
-    squares_L = square_norms([router.weight.grad for router in model.routers], world)
-    squares_P = square_norms([p.grad for p in model.parameters()], world)
-    return torch.cat([squares_L, squares_P.sum().unsqueeze(0)])
-
-
-def square_norms(gradients: Iterable[Tensor | None], world: World) -> Tensor:
-    """This rank's contribution to the squared norm of each gradient, fp64: one number per gradient.
-
-    For a sharded gradient every rank contributes its rows, for a replicated one rank 0 does. A
-    missing gradient counts as zero.
-    """
-    squares = []
-    for gradient in gradients:
+    squares: dict[Tensor, Tensor] = {}
+    for parameter in model.parameters():
+        gradient = parameter.grad
         if isinstance(gradient, DTensor):
-            squares.append(_square_norm(gradient.to_local()))
-        elif gradient is not None and world.is_main:
-            squares.append(_square_norm(gradient))
-        else:
-            squares.append(torch.zeros((), dtype=torch.float64, device=world.device))
-    return torch.stack(squares)
-
-
-def _square_norm(tensor: Tensor) -> Tensor:
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
-    return norm.double().square()
+            gradient = gradient.to_local()
+        elif not world.is_main:
+            gradient = None
+        square = torch.zeros((), dtype=torch.float64, device=world.device)
+        if gradient is not None:
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            square = torch.linalg.vector_norm(gradient, dtype=wide).double().square()
+        squares[parameter] = square
+    total = torch.stack([*squares.values()]).sum()
+    return torch.stack([*(squares[router.weight] for router in model.routers), total])
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -197,12 +185,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory on a GPU, else the current resident memory of the process."""
+    """Peak memory: on a GPU what torch allocated there, else that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text("ascii").split()[1]) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

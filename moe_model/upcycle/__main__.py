@@ -8,7 +8,6 @@ between and after; training has to recover the difference. Nothing is downloaded
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,6 @@ from moe_model import (
     FAILED,
     FINISHED,
     TOKENIZER,
-    PretrainedTokenizer,
     UsageError,
     fresh_folder,
     python_docs,
@@ -33,7 +31,12 @@ from moe_model import (
     say,
     version,
 )
-from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer, write_checkpoint
+from moe_model.huggingface import (
+    errors_in_one_line,
+    read_stop_ids,
+    read_tokenizer,
+    write_checkpoint,
+)
 from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama, windows_of
 
@@ -72,39 +75,25 @@ def main(
     """
     if not 0 <= noise < float("inf"):
         raise UsageError(f"--noise {noise} is out of range: choose 0 or more, such as 0.01.")
-    if not dst.parent.is_dir():
-        raise UsageError(f"{dst.parent} is not a folder: create it first.")
-    if os.path.lexists(dst):
-        raise UsageError(f"{dst} exists: choose another name, or remove it first.")
-    llama, tokenizer, stop_ids = _read_source(src)
-    shape = resolve(shape, llama.config)
-    words = python_docs("--text") if text is None else read_text(text, "--text")
-    context = upcycled_config(llama.config, shape).max_position_embeddings
-    windows = windows_of(words, tokenizer, calibration_tokens, context)
-    parameters = llama.num_parameters()
-    upcycled = upcycle(llama, shape, windows, noise, seed)
-    _report(upcycled, llama.config, parameters, noise)
-    facts = {"source": src.name, "noise": noise, "seed": seed, "losses": upcycled.losses}
-    try:
+    with errors_in_one_line(dst):
         with fresh_folder(dst) as folder:
+            llama = read_llama(src)
+            tokenizer = read_tokenizer(src, llama.config.vocab_size)
+            if tokenizer is None:
+                raise UsageError(f"{src} has no {TOKENIZER}, which is needed to encode the text.")
+            stop_ids = read_stop_ids(src, llama.config.vocab_size)
+            shape = resolve(shape, llama.config)
+            words = python_docs("--text") if text is None else read_text(text, "--text")
+            context = upcycled_config(llama.config, shape).max_position_embeddings
+            windows = windows_of(words, tokenizer, calibration_tokens, context)
+            parameters = llama.num_parameters()
+            upcycled = upcycle(llama, shape, windows, noise, seed)
+            _report(upcycled, llama.config, parameters, noise)
+            facts = {"source": src.name, "noise": noise, "seed": seed, "losses": upcycled.losses}
             write_checkpoint(folder, upcycled.model, tokenizer, stop_ids=stop_ids, upcycled=facts)
-    except OSError as error:
-        say(f"{dst} cannot be written ({error}): nothing was written.")
-        return FAILED
-    say(f"wrote {dst}")
-    return FINISHED
-
-
-def _read_source(src: Path) -> tuple[Any, PretrainedTokenizer, list[int]]:
-    llama = read_llama(src)
-    try:
-        tokenizer = read_tokenizer(src, llama.config.vocab_size)
-        stop_ids = read_stop_ids(src, llama.config.vocab_size)
-    except HuggingFaceError as error:
-        raise UsageError(str(error)) from error
-    if tokenizer is None:
-        raise UsageError(f"{src} has no {TOKENIZER}, which is needed to encode the text.")
-    return llama, tokenizer, stop_ids
+        say(f"wrote {dst}")
+        return FINISHED
+    return FAILED
 
 
 def _report(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:

@@ -8,7 +8,6 @@ loss.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_model import Tokenizer, UsageError
+from moe_model import Tokenizer, UsageError, json_object, shown
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Same names and arithmetic, as long as sliding windows are off; Qwen2 also has biases. Latent
@@ -98,26 +97,23 @@ def read_llama(folder: Path) -> Any:
 def _architecture(folder: Path) -> str:
     path = folder / "config.json"
     try:
-        plain = json.loads(path.read_text("utf-8"))
-        names = plain.get("architectures") or ["none"]
-        name = str(names[0])
-    except OSError as error:
+        plain = json_object("it", path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} cannot be read ({error.strerror}): name a folder that save_pretrained wrote, "
-            "with config.json, *.safetensors and tokenizer.json."
+            f"{path} cannot be read ({error}): name a folder that save_pretrained wrote, with "
+            "config.json, *.safetensors and tokenizer.json."
         ) from error
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is not a model config ({error}): use another copy.") from error
-    if name not in ARCHITECTURES:
+    names: Any = plain.get("architectures")
+    if names not in [[name] for name in ARCHITECTURES]:
         raise UsageError(
-            f"{path} has architecture {name}, which is not supported: choose a checkpoint of "
-            f"{' or '.join(ARCHITECTURES)}."
+            f"{path} has architectures={shown(names)}, which is not supported: choose a checkpoint "
+            f"of {' or '.join(ARCHITECTURES)}."
         )
     if "quantization_config" in plain:
         raise UsageError(
             f"{path} has a quantization_config: choose a checkpoint that is not quantised."
         )
-    return name
+    return str(names[0])
 
 
 def _refuse_what_differs(config: Any, folder: Path) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from moe_model import LanguageModel, ModelConfig
+from moe_model import (
+    WEIGHTS,
+    CharTokenizer,
+    LanguageModel,
+    ModelConfig,
+    write_description,
+    write_tensors,
+)
 
 SMALL = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "first_k_dense_replace": 1,
@@ -59,3 +67,10 @@ def make_biased(**fields: Any) -> LanguageModel:
 def _sequences() -> torch.Tensor:
     """Four sequences of 24 tokens."""
     return torch.randint(97, (4, 24), generator=torch.Generator().manual_seed(1))
+
+
+def write_checkpoint(folder: Path, model: LanguageModel, vocabulary: str, **facts: Any) -> None:
+    """Write a checkpoint of step 3 with a tokenizer of characters to an empty folder."""
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    tokenizer = CharTokenizer(vocabulary).to_dict()
+    write_description(folder, model.config, 3, tokenizer=tokenizer, **facts)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from moe_model import fused
 
+PLAIN = ("rms_norm", "queries_with_position", "keys_and_values", "swiglu", "feed_forward")
 TWINS: dict[str, Any] = {
-    **{n.removeprefix("plain_"): twin for n, twin in vars(fused).items() if n.startswith("plain_")},
+    **{n: fused_one.__wrapped__ for n, fused_one in vars(fused).items() if n in PLAIN},
+    "causal_attention": fused.plain_causal_attention,
     "dispatch": lambda x_TD, token_P, place_TK: x_TD[token_P],
     "combine": lambda y_PD, token_P, place_TK: y_PD[place_TK].sum(dim=1),
 }

@@ -10,31 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_model import (
-    REPLACEMENT,
-    WEIGHTS,
-    CharTokenizer,
-    LanguageModel,
-    app,
-    pieces,
-    run_command,
-    write_description,
-    write_tensors,
-)
-from tests.model.conftest import make_model
-
-
-def write_checkpoint(folder: Path, model: LanguageModel, vocabulary: str) -> str:
-    write_tensors(folder / WEIGHTS, model.state_dict())
-    tokenizer = CharTokenizer(vocabulary).to_dict()
-    write_description(folder, model.config, 3, tokenizer=tokenizer)
-    return str(folder)
+from moe_model import REPLACEMENT, app, pieces, run_command
+from tests.model.conftest import make_model, write_checkpoint
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     """A checkpoint with a character tokenizer of 97 characters."""
-    return write_checkpoint(tmp_path, make_model(), "\n" + "".join(map(chr, range(32, 128))))
+    write_checkpoint(tmp_path, make_model(), "\n" + "".join(map(chr, range(32, 128))))
+    return str(tmp_path)
 
 
 def test_rules_that_leave_one_token_are_greedy(
@@ -58,12 +42,12 @@ def test_the_seed_decides_the_text(folder: str, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--top-k=-1"], "--top-k -1 is out of range: choose 1 or more, or 0 for all tokens"),
-        (["--max-new-tokens=0"], "--max-new-tokens 0 is too few"),
+        (["--top-k=-1"], "top-k -1 is out of range: choose 1 or more, or 0 for all tokens"),
+        (["--max-new-tokens=0"], '"0" for --max-new-tokens. Must be >= 1'),
         (["--prompt=a", "--prompt=b"], "--prompt specified multiple times"),
-        (["--prompt="], "--prompt is empty: pass at least one character"),
+        (["--prompt="], "the prompt has 0 tokens: it needs at least one"),
         (["--prompt=\x00"], "do not occur in the training text"),
-        (["--draft"], "--draft: num_nextn_predict_layers=0"),
+        (["--draft"], "num_nextn_predict_layers=0: this model was trained without"),
         (["--device=tpu"], "tpu"),
         pytest.param(
             ["--device=cuda"],
@@ -101,12 +85,12 @@ def test_generated_text_cannot_control_a_terminal_and_is_data_in_a_pipe(
     with torch.no_grad():
         model.norm.weight.zero_()[0] = 1
         model.lm_head.weight[:, 0] = 0
-    folder = write_checkpoint(tmp_path, model, "\x1b\n\t\r\x9b\u202e\xa0é]")
+    write_checkpoint(tmp_path, model, "\x1b\n\t\r\x9b\u202e\xa0é]")
     output = Output(is_terminal)
     monkeypatch.setattr(sys, "stdout", output)
     prompt = "\xa0é\n\t\x1b]\r\x9b\u202e"
     flags = ["--prompt", prompt, "--max-new-tokens=3", "--temperature=0"]
-    assert run_command(app, [folder, *flags]) == 0
+    assert run_command(app, [str(tmp_path), *flags]) == 0
     on_terminal = f"\xa0é\n\t{REPLACEMENT}]{REPLACEMENT * 6}\n"
     assert output.getvalue() == (on_terminal if is_terminal else f"{prompt}\x1b\x1b\x1b\n")
 

@@ -117,12 +117,6 @@ def test_generating_with_a_diverged_model_is_a_clear_error() -> None:
         generate(model, torch.tensor([1]), max_new_tokens=1)
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    empty = torch.empty(0, dtype=torch.int64)
-    with pytest.raises(ValueError, match="the prompt has 0 tokens: it needs at least one"):
-        generate(make_model(), empty, max_new_tokens=1)
-
-
 class Allocated(TorchDispatchMode):
     """Adds up the bytes of all tensors that are made meanwhile, views left out."""
 

@@ -18,30 +18,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_model import (
-    CharTokenizer,
-    LanguageModel,
-    read_checkpoint,
-    write_description,
-    write_tensors,
-)
+from moe_model import CharTokenizer, LanguageModel, read_checkpoint
 from moe_model.config import YarnScaling
 from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretrained
 from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.forked import ForkServer
-from tests.model.conftest import make_biased
+from tests.model.conftest import make_biased, write_checkpoint
 from tests.model.published import assert_same, command, our_logits, tensors, their_logits
 
 
 def write_run(model: LanguageModel, run: Path, vocabulary: str = "ab") -> Path:
     """A run as the trainer leaves it."""
-    tokenizer = CharTokenizer(vocabulary).to_dict()
-
-    def write(folder: Path) -> None:
-        write_tensors(folder / "model.safetensors", model.state_dict())
-        write_description(folder, model.config, 3, tokenizer=tokenizer)
-
-    Checkpoints(run).save(LATEST, 3, write)
+    Checkpoints(run).save(LATEST, 3, lambda folder: write_checkpoint(folder, model, vocabulary))
     return run
 
 

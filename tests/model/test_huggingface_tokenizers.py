@@ -23,7 +23,6 @@ from moe_model import (
     read_checkpoint,
     run_command,
 )
-from moe_model.huggingface import load_pretrained
 from tests.model.published import command, their_model
 
 SPECIAL = ["<s>", "</s>"]
@@ -96,14 +95,6 @@ def test_an_unknown_character_is_an_error_and_an_unknown_id_is_not() -> None:
     assert CharTokenizer("ab").decode([0, 1, 2]) == "ab\N{REPLACEMENT CHARACTER}"
 
 
-@given(texts)
-@settings(max_examples=50)
-def test_any_text_survives_a_byte_level_tokenizer(text: str) -> None:
-    tokenizer = PretrainedTokenizer(FILES)
-    if not any(special in text for special in SPECIAL):
-        assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
-
-
 def with_template() -> Tokenizer:
     tokenizer = byte_pairs()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -171,16 +162,6 @@ def test_a_tokenizer_travels_there_and_back_and_a_changed_file_is_noticed(
     assert "tokenizer.json is damaged" in capsys.readouterr().err
 
 
-def test_code_of_a_tokenizer_is_left_behind(tmp_path: Path) -> None:
-    their_model(vocab_size=300).save_pretrained(tmp_path)
-    code = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}, "tokenizer_class": "Own"}
-    write(files_of(byte_pairs(), **code), tmp_path)
-    _, tokenizer = load_pretrained(tmp_path)
-    kept = json.loads(tokenizer.files[SETTINGS])
-    assert "auto_map" not in kept
-    assert (kept["tokenizer_class"], kept["bos_token"]) == ("PreTrainedTokenizerFast", "<s>")
-
-
 def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,7 +180,7 @@ def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing
         ({TOKENIZER: b"{"}, "tokenizer.json is not a tokenizer"),
         ({TOKENIZER: b"\xff"}, "tokenizer.json is not a tokenizer"),
         ({TOKENIZER: b'{"model": {"type": "BPE"}}'}, "tokenizer.json is not a tokenizer"),
-        ({SETTINGS: b"[]"}, "tokenizer_config.json does not contain a JSON object"),
+        ({SETTINGS: b"[]"}, "tokenizer_config.json is not a JSON object"),
         ({SETTINGS: b"{"}, "tokenizer_config.json is not JSON"),
         ({}, "ids up to 279, but config.json has vocab_size=279"),
     ],
@@ -212,23 +193,3 @@ def test_a_bad_tokenizer_is_refused(
     assert command("import", tmp_path / "theirs", tmp_path / "ours") == 64
     assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
-
-
-@pytest.mark.parametrize("file", ["tiktoken.model", "qwen.tiktoken"])
-def test_a_vocabulary_of_tiktoken_alone_is_refused_and_no_code_is_run(
-    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "theirs"
-    their_model().save_pretrained(folder)
-    settings = {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
-    code = f"open({str(tmp_path / 'ran')!r}, 'w')"
-    (folder / file).write_text("IQ== 0\nIg== 1\n")
-    (folder / SETTINGS).write_text(json.dumps(settings))
-    (folder / "tokenization_x.py").write_text(code)
-    assert command("import", folder, tmp_path / "ours") == 64
-    message = capsys.readouterr().err
-    assert f"{file} is a tiktoken vocabulary without the pattern" in message
-    assert "TikTokenConverter" in message
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
-    (folder / file).unlink()
-    assert command("import", folder, tmp_path / "ours") == 0

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from moe_model import USAGE, python_docs
 from tests.model.llamas import random_llama, save, story, upcycle
+from tests.model.published import change_config, change_tensors
 
 Damage = Callable[[Path], object]
 
@@ -44,11 +43,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
 
 def fields(**fields: Any) -> Damage:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return change
+    return lambda folder: change_config(folder, **fields)
 
 
 def qwen2(**more: Any) -> Damage:
@@ -69,17 +64,15 @@ def cut_weights(folder: Path) -> None:
 
 
 def break_weights(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"][0] = float("nan")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    change_tensors(folder, lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
 
 
 SOURCES = [
-    (fields(architectures=["GemmaForCausalLM"]), "has architecture GemmaForCausalLM"),
-    (fields(architectures=["Qwen3ForCausalLM"]), "has architecture Qwen3ForCausalLM"),
+    (fields(architectures=["GemmaForCausalLM"]), "has architectures=['GemmaForCausalLM']"),
+    (fields(architectures=["Qwen3ForCausalLM"]), "has architectures=['Qwen3ForCausalLM']"),
     (qwen2(), "missing keys, such as"),
     (qwen2(use_sliding_window=True, sliding_window=8), "sliding_window=8"),
-    (fields(architectures=None), "has architecture none"),
+    (fields(architectures=None), "has architectures=None"),
     (fields(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=8),
      "sliding_window=8"),
     (fields(attention_bias=True), "missing keys, such as model.layers.0.self_attn.k_proj.bias"),
@@ -95,10 +88,10 @@ SOURCES = [
     (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
      "no *.safetensors: pickled weights are not read"),
     (break_weights, "a loss of nan"),
-    (lose("config.json"), "config.json cannot be read (No such file"),
+    (lose("config.json"), "config.json cannot be read ([Errno 2] No such file"),
     (lose("model.safetensors"), "no *.safetensors: pickled weights are not read; save"),
     (lose("tokenizer.json"), "has no tokenizer.json"),
-    (write("config.json", "{"), "is not a model config"),
+    (write("config.json", "{"), "config.json cannot be read (it is not JSON"),
     (write("tokenizer.json", "{}"), "is not a tokenizer"),
 ]  # fmt: skip
 

@@ -73,12 +73,3 @@ def test_a_fork_and_a_new_text_have_a_best_of_their_own(
     (tmp_path / "other.txt").write_text(text_file.read_text("utf-8")[::-1], "utf-8")
     assert train("--run=r", "--resume=auto", f"--data={tmp_path / 'other.txt'}", *worse) == 0
     assert read_checkpoint(checkpoints / "best").step > 110
-
-
-def test_a_folder_that_is_not_a_checkpoint_of_ours_is_left_alone(
-    copied: GetTrained, train: Train
-) -> None:
-    checkpoints = copied(*SHORT).checkpoints
-    shutil.copytree((checkpoints / "latest").resolve(), checkpoints / "step-keep")
-    assert train("--run=r", "--resume=auto", "--steps=6", "--save-every=1") == 0
-    assert read_checkpoint(checkpoints / "step-keep").step == 4

@@ -62,7 +62,8 @@ def test_the_other_commands_say_in_one_line_what_to_install(module: str, missing
     )
 
 
-def test_help_shows_what_most_runs_need_and_help_all_the_rest() -> None:
+def test_without_torch_help_shows_what_most_runs_need_and_help_all_the_rest() -> None:
+    assert without_torch("--version").stdout == f"{version()}\n"
     short, long = (without_torch(flag) for flag in ("--help", "--help-all"))
     assert (short.returncode, long.returncode) == (0, 0), short.stderr + long.stderr
     for flag in help_module.COMMON:
@@ -89,9 +90,9 @@ def test_the_table_of_presets_is_true() -> None:
 
 def test_a_preset_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.preset("small", vocab_size=8192)
-    monkeypatch.setattr(help_module, "_memory", lambda: 16 * config.parameters() - 1)
+    monkeypatch.setattr(help_module, "main_memory", lambda: 16 * config.parameters() - 1)
     assert re.search("small .* needs 1.3 GB of memory", help_module._presets())
-    monkeypatch.setattr(help_module, "_memory", lambda: 16 * config.parameters())
+    monkeypatch.setattr(help_module, "main_memory", lambda: 16 * config.parameters())
     assert re.search("small .* 967 MB", help_module._presets())
 
 
@@ -112,8 +113,3 @@ def test_every_command_of_the_model_prints_its_version_and_a_page_of_help(
     output, _ = fork_server.start(*command, "--help", COLUMNS="80").communicate()
     assert output.startswith(f"Usage: python {' '.join(command)}")
     assert len(output.splitlines()) <= 50
-
-
-def test_the_trainer_prints_its_version_without_torch() -> None:
-    done = without_torch("--version")
-    assert (done.returncode, done.stdout) == (0, f"{version()}\n"), done.stderr

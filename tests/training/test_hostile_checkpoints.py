@@ -19,26 +19,22 @@ from hypothesis import given, settings, strategies as st
 
 from moe_model import (
     MOST_BYTES,
-    CharTokenizer,
     CheckpointError,
     LanguageModel,
     read_checkpoint,
     read_plain_description,
-    write_description,
-    write_tensors,
 )
 from moe_model.config import YarnScaling
 from moe_model.training.checkpoint import described, find_checkpoint
 from moe_model.training.distributed import World
 from moe_model.training.options import Options
 from moe_model.training.run import Progress
-from tests.model.conftest import make_config
+from tests.model.conftest import make_config, write_checkpoint
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import Capsys, Train
+from tests.training.story import HUGE, Capsys, Train, edit
 
 ESCAPE = "\x1b[31mred"
 GIANT = 2**31 - 1
-HUGE = "1e999"  # written without its quotes: JSON may hold it, and Python makes it infinity
 YARN = {"factor": 4.0, "original_max_position_embeddings": 8}
 
 
@@ -46,23 +42,6 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 8}
 def latest(copied: GetTrained) -> Path:
     """The newest checkpoint (step 4) of a run that has a previous one (step 2)."""
     return (copied(*SHORT).checkpoints / "latest").resolve()
-
-
-def edit(folder: Path, place: str, value: object, *, seal: bool = False) -> None:
-    """Let ``checkpoint.json`` say ``value`` at ``place``, such as model/vocab_size.
-
-    Without a ``sha256``, as a stranger would write it; ``seal`` leaves the former one.
-    """
-    path = folder / "checkpoint.json"
-    description = json.loads(path.read_text("utf-8"))
-    if not seal:
-        del description["sha256"]
-    inner = description
-    *outer, last = place.split("/")
-    for name in outer:
-        inner = inner[name]
-    inner[last] = value
-    path.write_text(json.dumps(description).replace(f'"{HUGE}"', HUGE), "utf-8")
 
 
 DAMAGED: dict[str, bytes] = {
@@ -237,10 +216,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     yarn = YarnScaling(factor=2.0, original_max_position_embeddings=8)
     config = make_config(vocab_size=4, num_hidden_layers=2, rope_scaling=yarn)
     folder = tmp_path_factory.mktemp("saved")
-    write_tensors(folder / "model.safetensors", LanguageModel(config).state_dict())
-    write_description(
-        folder, config, 3, tokenizer=CharTokenizer("abcd").to_dict(), validation_loss=1.5
-    )
+    write_checkpoint(folder, LanguageModel(config), "abcd", validation_loss=1.5)
     return folder, (folder / "checkpoint.json").read_text("utf-8")
 
 

@@ -13,7 +13,16 @@ import pytest
 from moe_model import TRAINING_STATE, read_checkpoint
 from tests.forked import Program
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import Capsys, ReadLog, Train, from_step, steps, story, wait_until
+from tests.training.story import (
+    Capsys,
+    ReadLog,
+    Train,
+    flip_a_bit,
+    from_step,
+    steps,
+    story,
+    wait_until,
+)
 
 EVERYTHING = (
     "--steps=8", "--save-every=3", "--eval-every=4", "--grad-accum=2", "--batch-size=2", "--mtp",
@@ -88,10 +97,7 @@ def test_a_damaged_latest_gives_way_to_previous_with_a_message(
     copied: GetTrained, train: Train, read_log: ReadLog, capsys: Capsys
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
-    weights = (checkpoints / "latest").resolve() / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    flip_a_bit((checkpoints / "latest").resolve() / "model.safetensors")
     assert train("--run=r", "--resume=auto", "--steps=4") == 0
     narration = capsys.readouterr().err
     assert f"latest is damaged, trying {checkpoints / 'previous'}" in narration

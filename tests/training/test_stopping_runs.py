@@ -32,13 +32,6 @@ def _nothing_is_ignored() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
-@pytest.fixture
-def has_trained(tmp_path: Path) -> Callable[[], bool]:
-    """Whether the run ``r`` has logged a step."""
-    log = tmp_path / "logs" / "r" / "metrics.jsonl"
-    return lambda: log.exists() and b'"kind":"step"' in log.read_bytes()
-
-
 def test_kill_9_leaves_a_loadable_checkpoint_and_whole_lines(
     start: Callable[..., Program], read_log: ReadLog, tmp_path: Path
 ) -> None:
@@ -69,12 +62,12 @@ def test_kill_9_leaves_a_loadable_checkpoint_and_whole_lines(
 def test_a_signal_saves_ends_the_log_and_exits_75(
     number: signal.Signals,
     start: Callable[..., Program],
-    has_trained: Callable[[], bool],
     read_log: ReadLog,
     tmp_path: Path,
 ) -> None:
     process = start(*RARELY)
-    wait_until(has_trained, process)
+    log = tmp_path / "logs" / "r" / "metrics.jsonl"
+    wait_until(lambda: log.exists() and b'"kind":"step"' in log.read_bytes(), process)
     process.send_signal(number)
     output, narration = process.communicate(timeout=60)
     assert process.returncode == 75, narration
@@ -90,7 +83,7 @@ def test_a_signal_saves_ends_the_log_and_exits_75(
 def test_a_second_ctrl_c_exits_at_once_and_what_was_saved_still_holds(
     start: Callable[..., Program], tmp_path: Path
 ) -> None:
-    process = start("--run=r", "--steps=1000000", "--save-every=1", "--eval-every=1000000")
+    process = start(*RARELY, "--save-every=1")
     wait_until((tmp_path / "ck" / "r" / "latest").exists, process)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_model import TOKENIZER, CharTokenizer, PretrainedTokenizer, character_files
@@ -42,22 +42,14 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         lambda file: os.truncate(file, file.stat().st_size - 1),
         lambda file: os.truncate(file, 0),
-        flip_a_bit,
-        lambda file: save_file(load_file(file) | {"starts": torch.tensor([0, 1, 3])}, file),
-        lambda file: save_file({"ids": IDS, "starts": STARTS}, file),
+        lambda file: save_file({"ids": IDS}, file),
     ],
-    ids=["cut short", "empty", "a flipped bit", "other documents", "without a digest"],
+    ids=["cut short", "empty", "without starts"],
 )
 def test_damage_is_noticed_and_repaired(
     file: Path, damage: Callable[[Path], None], capsys: Capsys

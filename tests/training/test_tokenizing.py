@@ -91,12 +91,14 @@ def test_byte_pairs_have_room_for_every_byte() -> None:
 
 
 def test_a_folder_is_read_without_the_code_it_names(tmp_path: Path) -> None:
-    settings = {"eos_token": END, "auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+    code = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "Evil"}
+    settings = {"eos_token": END, **code}
     files = {**BYTE_PAIRS.files, SETTINGS: json.dumps(settings).encode(), "evil.py": b"raise"}
     tokenizer = make_tokenizer(str(write(tmp_path, files)), [])
     assert tokenizer.end == BYTE_PAIRS.end
     assert sorted(tokenizer.files) == [TOKENIZER, SETTINGS]
-    assert b"evil" not in b"".join(tokenizer.files.values())
+    assert b"evil" not in b"".join(tokenizer.files.values()).lower()
+    assert b"PreTrainedTokenizerFast" in tokenizer.files[SETTINGS]
 
 
 @pytest.mark.parametrize("apart", [{}, {"eos_token": {"content": "the"}}, {"eos_token": "the"}])
@@ -116,26 +118,18 @@ def test_the_end_is_the_one_that_transformers_takes(
     [
         ({}, "has no tokenizer.json"),
         ({"tokenizer.model": b"x"}, "has no tokenizer.json"),
-        ({TOKENIZER: b"{}"}, "tokenizer.json is not a tokenizer"),
-        ({**BYTE_PAIRS.files, SETTINGS: b"["}, "tokenizer_config.json is not JSON"),
         (
             {**BYTE_PAIRS.files, SPECIAL_TOKENS: b"[]"},
-            "special_tokens_map.json does not contain a JSON object",
+            "special_tokens_map.json is not a JSON object",
         ),
     ],
-    ids=["empty", "sentencepiece", "no tokenizer", "bad settings", "bad map"],
+    ids=["empty", "sentencepiece", "bad map"],
 )
 def test_a_folder_without_a_sound_tokenizer_is_a_usage_error(
     tmp_path: Path, files: dict[str, bytes], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason):
         make_tokenizer(str(write(tmp_path, files)), [])
-
-
-def test_a_file_is_answered_with_its_folder(tmp_path: Path) -> None:
-    path = write(tmp_path, dict(BYTE_PAIRS.files)) / TOKENIZER
-    with pytest.raises(UsageError, match="is a file: name the folder"):
-        make_tokenizer(str(path), [])
 
 
 @pytest.mark.parametrize("name", ["", "gpt2", "a/b/c", "/nowhere/x", "a b/c", "a\0/b", "x" * 5000])
