@@ -10,7 +10,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import msgspec
-from msgspec.structs import replace
 
 from microscope_tui.placement.cluster import (
     BadCluster,
@@ -38,8 +37,6 @@ LEAST_GAIN = 0.01
 """Gain in balancedness that is worth a change."""
 KEPT_GAIN = 0.9
 """Share of what it won at first at which an ageing placement is replaced."""
-ENOUGH = 0.95
-"""Share of the gain that the fewest replicas keep."""
 BANDWIDTH = 25e9
 """Bytes per second that a rank receives over a link of 200 Gbit/s."""
 _FITS, _LEAST_ANCHORS, _MOST_ANCHORS = 1_500, 8, 200
@@ -146,8 +143,6 @@ class Study(msgspec.Struct):
     interval: float | None
     """Steps after which a placement wins back a tenth less lost time; ``inf`` if it never does."""
     moves: Moves
-    fewest: int | None = None
-    """The fewest extra copies with 95 % of the gain; ``None`` without copies or gain."""
 
     @property
     def reason(self) -> str:
@@ -190,10 +185,6 @@ def study(
     pairs = zip(after.steps(), before.steps(), strict=True)
     gain = gain_of([a - b for a, b in pairs if a is not None and b is not None])
     curve = ageing.curve()
-    fewest = None
-    if given is None and request.replicas and gain.mean >= LEAST_GAIN:
-        wanted = today.held_out + ENOUGH * (chosen.held_out - today.held_out)
-        fewest = _fewest(counts, request, (fit, score), wanted, progress)
     return Study(
         counts=counts,
         request=request,
@@ -208,7 +199,6 @@ def study(
         ageing=curve,
         interval=_interval(curve),
         moves=_moves(today, chosen, request),
-        fewest=fewest,
     )
 
 
@@ -354,28 +344,3 @@ def _moves(before: Scored, after: Scored, request: Request) -> Moves:
         break_even = seconds / saved if saved > 0 else math.inf
     amount = sum(incoming) * request.expert_bytes
     return Moves(sum(incoming), max(incoming), amount, seconds, break_even)
-
-
-def _fewest(
-    counts: Counts,
-    request: Request,
-    windows: tuple[range, range],
-    wanted: float,
-    progress: Progress,
-) -> int:
-    """The fewest copies with which it scores ``wanted``: more of them never balance worse."""
-    fit, score = windows
-    experts = {layer.router.num_experts for layer in counts.layers}
-
-    def held_out(replicas: int) -> float:
-        fewer = replace(request, replicas=replicas)
-        tally = Tally(len(score))
-        for at, layer in enumerate(counts.layers):
-            progress(at / len(counts.layers))
-            placement = _placed(layer.columns(fit), fewer.cluster(layer))[2]
-            tally.place(layer.columns(score), placement)
-        return tally.balancedness
-
-    most, ranks = request.replicas, request.ranks
-    options = [n for n in range(most) if all((e + n) % ranks == 0 for e in experts)]
-    return [*options, most][bisect_left(options, wanted, key=held_out)]

@@ -35,8 +35,6 @@ def placement_text(study: Study) -> str:
         paragraphs.append(
             f"Balancedness is {study.nearest:.3f} if the nearest copy is used instead."
         )
-    if study.fewest is not None:
-        paragraphs.append(f"{_extra(study.fewest)} would keep 95 % of the gain.")
     paragraphs += [
         _moves(study),
         "",

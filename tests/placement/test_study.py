@@ -164,16 +164,6 @@ def test_a_move_is_paid_back_by_the_time_that_it_saves() -> None:
     )
 
 
-def test_the_fewest_copies_keep_most_of_the_gain_and_one_step_fewer_does_not() -> None:
-    loads = drawn(rng := np.random.default_rng(9), popularity(rng, 2, 16, 1.2), 100)
-    counts, many = counts_of(loads), Request(ranks=4, replicas=32)
-    found = study(counts, many)
-    gains = {n: study(counts, replace(many, replicas=n)).gain.mean for n in range(0, 33, 4)}
-    enough = [n for n, gain in gains.items() if gain >= 0.95 * found.gain.mean]
-    assert found.fewest == min(enough)
-    assert 0 < found.fewest < 32
-
-
 def test_senders_that_choose_the_nearest_copy_balance_worse() -> None:
     found = uneven(ranks=8, nodes=4, replicas=8)
     assert found.nearest < found.chosen.held_out - 0.005

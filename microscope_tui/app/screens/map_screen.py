@@ -118,10 +118,8 @@ class MapScreen(PlotScreen):
     def _cells(self, view: RunView, layout: MapLayout, heat: Heat) -> list[Line]:
         shown = self.layers_shown or ()
         if not shown or not self._found.measured:
-            what = f"{self.quantity}: nothing logged in this window"
-            if not shown:
-                what = "no layer matches"
-            return [pad([dim(f"  {what}")], self.room.width)]
+            nothing = f"{self.quantity}: nothing logged in this window"
+            return [[dim(f"  {nothing if shown else 'no layer matches'}")]]
         columns = cell_columns(self._found.axis, view.window, layout.columns)
         per, position = layout.per_line, self.position()
         found: list[Line] = []

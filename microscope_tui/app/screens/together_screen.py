@@ -83,11 +83,9 @@ class TogetherScreen(BaseScreen):
         """The selected runs, or the newest ones; what was read of them stays."""
         cards = self.session.fleet.cards()
         chosen = [card for card in cards if card.selected] or cards
-        known = self._courses
-        self._courses = {
-            card.file.path: _kept(known.get(card.file.path)) or RunCourse(card.file)
-            for card in chosen[:MOST_RUNS]
-        }
+        known = {path: course for path, course in self._courses.items() if not course.replaced}
+        files = [card.file for card in chosen[:MOST_RUNS]]
+        self._courses = {file.path: known.get(file.path) or RunCourse(file) for file in files}
         return list(self._courses.values())
 
     async def _read(self, courses: Sequence[RunCourse]) -> None:
@@ -121,7 +119,3 @@ class TogetherScreen(BaseScreen):
     async def action_smooth(self) -> None:
         self.session.smoothing = after(self.session.smoothing, SMOOTHINGS)
         await self.redraw()
-
-
-def _kept(course: RunCourse | None) -> RunCourse | None:
-    return None if course is None or course.replaced else course
