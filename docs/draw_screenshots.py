@@ -14,12 +14,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 # The exporter paints in truecolor whatever the terminal; the palette has to be chosen for that.
 os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 os.environ.pop("NO_COLOR", None)
+
+from msgspec.structs import replace
 
 from microscope_tui.app import PictureRequest, draw
 from microscope_tui.scenarios import write_run

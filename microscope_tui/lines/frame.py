@@ -1,11 +1,17 @@
 """The lines above every screen of a run: the header, and the verdict."""
 
-import math
 from collections.abc import Container, Sequence
 
-from microscope_tui.diagnosis import CollapseLimits, Severity, gathering, is_one_step, key_of
+from microscope_tui.diagnosis import (
+    Advice,
+    CollapseLimits,
+    Severity,
+    gathering,
+    is_one_step,
+    key_of,
+)
 from microscope_tui.lines import words
-from microscope_tui.lines.glyphs import Glyphs, spark
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
@@ -23,7 +29,7 @@ from microscope_tui.lines.spans import (
     wrap,
 )
 from microscope_tui.runlog import plural
-from microscope_tui.watch import Column, RunState, RunView
+from microscope_tui.watch import RunState, RunView
 
 STATE_ROLES = {
     **dict.fromkeys((RunState.LIVE, RunState.FINISHED), "ok"),
@@ -39,6 +45,8 @@ _LEAST_OTHERS = 28
 """Cells from which the names of other runs are in the header."""
 _HEAD = 10
 """Cells before the words of a verdict: the edge, and what they are."""
+_BADGE, _BESIDE = 15, 36
+"""Cells of the badge beside a title, and with the number of alerts."""
 _BADGES = dict(zip(Severity, ("NOTE", "WARNING", "CRITICAL", "METER"), strict=True))
 
 
@@ -94,8 +102,6 @@ def _after_name(view: RunView, width: int, gap: Span, glyphs: Glyphs, parts: int
         line += _planned(view.step, run.planned_steps, width, glyphs)
     if run is not None and run.unconfirmed:
         line += [gap, Span("m: confirm keys", "warn")]
-    if width >= _WIDE and loss:
-        loss += [Span(" "), dim(_loss_curve(view.loss_history, glyphs))]
     return [*line, *loss]
 
 
@@ -118,15 +124,6 @@ def _planned(step: int, steps: int, width: int, glyphs: Glyphs) -> Line:
 
 def _loss(view: RunView) -> str:
     return words.decimal(view.record.loss if view.record else None) or "-"
-
-
-def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:
-    """The loss scaled between its lowest and highest value: shows its shape only."""
-    values = [column.mean for column in history if math.isfinite(column.mean)]
-    if len(values) < 2:
-        return ""
-    means = [Column(column.mean, column.mean, column.mean) for column in history]
-    return spark(means, 12, (min(values), max(values)), glyphs)[0]
 
 
 def verdict(
@@ -159,20 +156,23 @@ def verdict(
             following = labelled("next", _cut(advice.next, width - 7, lines - 1), 7)
             rows = [spread(first, more, width), *following]
         else:
-            edge = [Span(" "), Span("▌", role)]
-            last = min(lines - 2, len(wrap(advice.next, width - _HEAD)))
-            why = _cut(advice.why, width - _HEAD, lines - 1 - last)
-            following = labelled("why", why, _HEAD - 2)
-            following += labelled("next", _cut(advice.next, width - _HEAD, last), _HEAD - 2)
-            title = [
-                *edge,
-                Span(" "),
-                badge,
-                Span(f" {advice.cause_first(advice.verdict)}", "title"),
-            ]
-            rows = [spread(title, more, width), *([*edge, *line] for line in following)]
+            rows = _in_full(_texts(view, advice, width), lines, width)
+            rows[0] = spread([Span(" "), badge, *rows[0]], more, width - 2)
+            rows = [[Span(" "), Span("▌", role), *line] for line in rows]
     rows += [[]] * (lines - len(rows))
     return [pad(row, width) for row in rows]
+
+
+def _in_full(texts: tuple[list[str], ...], lines: int, width: int) -> list[Line]:
+    """Title, why and remedy; what does not fit in ``lines`` is cut from the why."""
+    title, why, following = texts
+    if lines < len(title) + len(why) + len(following):
+        title = [" ".join(title)]
+    last = min(lines - 1 - len(title), len(following))
+    why = _cut(" ".join(why), width - _HEAD, lines - len(title) - last)
+    following = _cut(" ".join(following), width - _HEAD, last)
+    rows = labelled("", title[1:], _HEAD - 2, "title") + labelled("why", why, _HEAD - 2)
+    return [[Span(f" {title[0]}", "title")], *rows, *labelled("next", following, _HEAD - 2)]
 
 
 def verdict_heights(view: RunView, width: int) -> list[int]:
@@ -184,8 +184,14 @@ def verdict_heights(view: RunView, width: int) -> list[int]:
     badge = len(max(_BADGES.values(), key=len)) + 4
     if badge + width_of(advice.cause_first(advice.short)) < width:
         heights.append(1 + len(wrap(advice.next, width - 7)))
-    room = width - _HEAD
-    return [*heights, 1 + len(wrap(advice.why, room)) + len(wrap(advice.next, room))]
+    return [*heights, sum(map(len, _texts(view, advice, width)))]
+
+
+def _texts(view: RunView, advice: Advice, width: int) -> tuple[list[str], list[str], list[str]]:
+    """The lines of the title, of the why and of the remedy."""
+    beside = _BESIDE if len(view.alerts) > 1 else _BADGE
+    title = wrap(advice.cause_first(advice.verdict), width - beside)
+    return title, wrap(advice.why, width - _HEAD), wrap(advice.next, width - _HEAD)
 
 
 def _cut(text: str, width: int, lines: int) -> list[str]:

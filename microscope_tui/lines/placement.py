@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from microscope_tui.lines.charts import Chart, Curve
-from microscope_tui.lines.glyphs import HOT_LEVEL, Glyphs, bar, load_glyph, load_mark, shade_level
+from microscope_tui.lines.glyphs import HOT_LEVEL, bar, load_glyph, load_mark, shade_level
 from microscope_tui.lines.heat import Heat, heat_lines, legend, role_of_level
 from microscope_tui.lines.spans import Line, Span, dim, in_turn, merged, pad, with_notes
 from microscope_tui.lines.time_line import ONSET, TimeMark, TimeScale
@@ -25,7 +25,6 @@ def placement_lines(
     router: RouterInfo,
     size: tuple[int, int],
     heat: Heat,
-    glyphs: Glyphs,
     sick: str = "",
 ) -> list[Line]:
     """The verdict for all layers, and the ranks of one, in at most ``size`` cells.
@@ -57,16 +56,14 @@ def placement_lines(
     layer, fits = routers.index(router), max(1, rows - len(lines) - 3 - 2 * len(gap))
     ways = (study.today, study.chosen)
     width = (columns - 2) // 2
-    left, right = (_side(study, way, layer, (width, fits), heat, glyphs) for way in ways)
+    left, right = (_side(study, way, layer, (width, fits), heat) for way in ways)
     both = [[*pad(a, columns - width), *pad(b, width)] for a, b in zip(left, right, strict=True)]
     more = f"  {ranks - fits:,} less busy ranks are not shown" if ranks > fits else ""
     scale = legend(heat, columns - len(more) - 2)
     return [*lines, *gap, *both, [dim(f"{more}  "), *scale], *gap]
 
 
-def _side(
-    study: Study, way: Scored, layer: int, size: tuple[int, int], heat: Heat, glyphs: Glyphs
-) -> list[Line]:
+def _side(study: Study, way: Scored, layer: int, size: tuple[int, int], heat: Heat) -> list[Line]:
     (width, rows), loads, held = size, study.loads[layer], way.placements[layer]
     today, ranks = (rank_loads(loads, one.placements[layer]) for one in (study.today, way))
     mean, long = sum(ranks) / len(ranks) or 1.0, max(4, width // 7)
@@ -79,7 +76,7 @@ def _side(
         experts = sorted(held[rank], key=lambda expert: -loads[expert])
         late = "warn" if ranks[rank] > _LATE * mean else "curve"
         head = in_turn(f"{rank:>6,}", f"{ranks[rank] / mean:>6.2f}  ")
-        drawn = Span(bar(ranks[rank] / top, long, glyphs) + "  ", late)
+        drawn = Span(bar(ranks[rank] / top, long, heat.glyphs) + "  ", late)
         ratios = [loads[expert] / fair for expert in experts]
         cells = _cells(experts, ratios, len(f"{len(loads) - 1}"), width - long - 16, heat)
         lines.append([*head, drawn, *cells])

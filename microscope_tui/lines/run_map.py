@@ -13,6 +13,7 @@ from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import load_glyph, load_level
 from microscope_tui.lines.heat import HALVES, Heat
 from microscope_tui.lines.spans import Line, Span, dim, merged, pad, row_label, with_notes
+from microscope_tui.runlog import plural
 from microscope_tui.watch import LayerView, Quantity, RunMap, RunView, Window
 
 _HOTTEST, _FIRST = 16, 3  # levels beyond the calm band
@@ -126,8 +127,7 @@ def _spelled(quantity: Quantity) -> Callable[[float | None], str]:
 
 def map_title(quantity: Quantity, layers: int, steps: int, width: int) -> Line:
     worst = "lowest" if quantity.low_is_bad else "highest"
-    stretch = f"{steps:,} steps" if steps > 1 else "step"
-    left = [Span(f"  {worst} {quantity}", "title"), dim(f" of every {stretch}")]
+    left = [Span(f"  {worst} {quantity}", "title"), dim(f", {plural(steps, 'step')} a cell")]
     return with_notes(left, [f"{layers} layers", "tab: another measure"], width)
 
 

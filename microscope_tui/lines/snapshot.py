@@ -32,7 +32,8 @@ def snapshot_text(
     points = max(1, layout.spark * glyphs.points)
     view = view_of(watch, points, time_line.ribbon_width(columns), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
-    verdict = frame.verdict(view, columns, _ALL_WORDS if all_words else 3)
+    most = _ALL_WORDS if all_words else layout.verdict_lines
+    verdict = frame.verdict(view, columns, most, compact=layout.compact and not all_words)
     lines += [*(line for line in verdict if plain(line).strip()), *costs]
     lines.append(table.column_heads(view, layout))
     lines += _body(view, layout, glyphs)

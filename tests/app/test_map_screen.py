@@ -34,7 +34,7 @@ async def test_tab_shows_other_measures_and_says_what_was_not_logged(collapsed: 
         titles = []
         for key in ("tab", "tab", "tab", "shift+tab", "shift+tab"):
             await app.press(key)
-            titles.append(app.text("map-title").split("  ")[1].split(" of ")[0])
+            titles.append(app.text("map-title").split("  ")[1].split(", ")[0])
         load, entropy = "highest max load", "lowest entropy H"
         assert titles == [load, entropy, "highest dropped", entropy, load]
         await app.press("tab", "tab")

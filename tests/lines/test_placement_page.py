@@ -27,7 +27,7 @@ def placed(loads: np.ndarray = UNEVEN, ranks: int = 4, every: int = 1) -> Study:
 
 def page(found: Study, columns: int = 160, rows: int = 40) -> list[Line]:
     router = found.counts.layers[1].router
-    return placement_lines(found, router, (columns, rows), Heat(colour=False), Glyphs.ASCII)
+    return placement_lines(found, router, (columns, rows), Heat(colour=False, glyphs=Glyphs.ASCII))
 
 
 def test_every_rank_has_its_load_and_its_experts_the_busiest_first() -> None:
@@ -50,7 +50,7 @@ def test_a_collapse_is_repaired_before_experts_are_placed() -> None:
     found = placed()
     router = found.counts.layers[1].router
     sick = "COLLAPSE in L2"
-    lines = placement_lines(found, router, (160, 40), Heat(), Glyphs.BRAILLE, sick)
+    lines = placement_lines(found, router, (160, 40), Heat(), sick)
     assert plain(lines[1]).startswith(f"  repair first: {sick}; its loads will change")
 
 

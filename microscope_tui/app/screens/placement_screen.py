@@ -49,7 +49,7 @@ class PlacementScreen(RunScreen):
             )
             worst = next(critical, None)
             sick = f"{worst.rule} in {', '.join(worst.layers[:2]) or 'the run'}" if worst else ""
-            lines = placement_lines(found, router, size, heat, session.glyphs, sick)
+            lines = placement_lines(found, router, size, heat, sick)
             size = columns - 1, min(_MOST_ROWS, rows - 2 - len(lines))
             lines += figure(*ageing_chart(found), size, session.glyphs, step=0)
         self.show("placement", lines, session.look.palette)

@@ -51,7 +51,6 @@ class TogetherScreen(BaseScreen):
 
     number = "loss"
     across = Across.STEPS
-    _reading = False
     _read_at = 0
     """The tick of the last reading."""
 
@@ -61,14 +60,11 @@ class TogetherScreen(BaseScreen):
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         courses = self._chosen()
-        if not self._reading and self._read_at != self._tick():
-            self._reading = True
+        if not self.busy and self._read_at != self._tick():
             self._read_at = self._tick()
             self.run_worker(self._read(courses), group="together")
-        title = [
-            Span(f"  {plural(len(courses), 'run')}", "title"),
-            dim(f"   over {self.across}"),
-        ]
+        runs = Span(f"  {plural(len(courses), 'run')}", "title")
+        title = [runs, dim(f"   over {self.across}")]
         notes = [] if len(courses) > 1 else ["select runs with space on the runs screen"]
         lines = together_lines(courses, self.number, columns)
         chart, scale = together_chart(courses, self.number, self.across, _POINTS)
@@ -95,7 +91,6 @@ class TogetherScreen(BaseScreen):
                 await asyncio.to_thread(course.read_on, stop.is_set)
         finally:
             stop.set()
-            self._reading = False
         await self.redraw_if_current()
 
     def state_now(self) -> tuple[object, ...]:
