@@ -240,7 +240,6 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """The rank of each value from 1 up; equal ones share the mean of theirs."""
     ordered = sorted(values)
     return [(bisect_left(ordered, x) + bisect_right(ordered, x) + 1) / 2 for x in values]
 

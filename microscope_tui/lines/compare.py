@@ -6,6 +6,7 @@ Numbers show how uneven a layer is; the rank correlation shows whether the same 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from microscope_tui.diagnosis import value_at
 from microscope_tui.lines import words
@@ -26,6 +27,7 @@ from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RouterInfo, StepRecord
 from microscope_tui.watch import BalanceNow, LayerView, Reference, RunView, balance_now
 
+_order = lru_cache(512)(rank_correlation)
 _NUMBER, _CHANGE, _ARROW = 4, 5, 3
 _WIDE, _ALL_NUMBERS = 110, 72
 _MOST_NAME = 32
@@ -223,7 +225,7 @@ def _numbers(
     peak = value_at(record.max_load, index)
     table = layout.table
     then = reference.load_of(index, layer.router.num_experts)
-    order = rank_correlation(then, layer.load) if then is not None and layer.load else math.nan
+    order = _order(tuple(then), tuple(layer.load)) if then and layer.load else math.nan
     label = table.width_of("layer")
     wide = (table.width_of("max load") - _ARROW) // 2
     pair = _pair(words.index(before.balance), words.index(layer.balance), _NUMBER)
