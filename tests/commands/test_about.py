@@ -16,8 +16,8 @@ from microscope_tui.app import keymap_of, keys as all_keys
 from microscope_tui.commands import tmux_says
 from microscope_tui.diagnosis import RULES
 from microscope_tui.scenarios import SCENARIOS
+from tests.conftest import Call
 
-Call = Callable[..., tuple[int, str, str]]
 Shell = Callable[..., Any]
 HELP = Binding("question_mark,comma", "help", id="app.help", tooltip="help")
 SCREENS = {

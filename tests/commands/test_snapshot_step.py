@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import header, step
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call, header, step
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from microscope_tui.cli import COMMANDS
 from microscope_tui.commands import bytes_option
 from microscope_tui.console import USAGE
 from microscope_tui.diagnosis import RULES
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call
 
 
 @pytest.mark.parametrize(
@@ -71,12 +70,7 @@ Call = Callable[..., tuple[int, str, str]]
     ],
 )
 def test_a_usage_error_exits_with_64_and_one_line(
-    call: Call,
-    scenario: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: str,
-    why: str,
+    call: Call, scenario: Any, monkeypatch: Any, tmp_path: Path, arguments: str, why: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = scenario("healthy", routers=2, steps=5) if "RUN" in arguments else None

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import header, step
+from tests.conftest import Call, header, step
 
-Call = Callable[..., tuple[int, str, str]]
 RUN_LOG_PAGE = Path(__file__).parents[2] / "docs" / "run-log.md"
 
 

@@ -114,11 +114,7 @@ def test_damage_is_said_after_what_was_unpacked_before_it(path: Path, pack: Pack
     st.sampled_from([64, 5000]),
 )
 def test_no_damage_hangs_the_reader_or_kills_it(
-    tmp_path_factory: pytest.TempPathFactory,
-    kind: str,
-    flips: list[tuple[int, int]],
-    cut: int,
-    max_bytes: int,
+    tmp_path_factory: Any, kind: str, flips: list[tuple[int, int]], cut: int, max_bytes: int
 ) -> None:
     packed = bytearray((pack_gz if kind == "gz" else pack_zst)(LOG))
     for at, change in flips:
