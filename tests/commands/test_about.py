@@ -34,6 +34,7 @@ def test_rules_are_explained_as_text_and_as_data(call: Call) -> None:
     code, out, err = call("explain")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == list(RULES)
+    assert max(map(len, out.splitlines())) <= 100
     code, out, _ = call("explain", "hot_Expert")
     assert code == 0
     assert out.startswith("HOT_EXPERT: ")

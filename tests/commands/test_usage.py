@@ -81,14 +81,6 @@ def test_a_usage_error_exits_with_64_and_one_line(
     assert why in err
 
 
-def test_the_program_itself_exits_with_64_and_prints_no_verdict(
-    microscope: Callable[..., Any], tmp_path: Path
-) -> None:
-    done = microscope("check", tmp_path, "--wrong")
-    assert (done.returncode, done.stdout) == (USAGE, "")
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize(
     ("text", "size"),
     [

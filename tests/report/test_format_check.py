@@ -217,21 +217,14 @@ JSON = st.recursive(
     max_leaves=12,
 )
 KEYS = sorted({*validate.STEP, *tables.RUN, *tables.EVENT})
-
-
-KINDS = st.sampled_from(["run", "step", "event"])
 FIELDS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5)
+KINDS = st.fixed_dictionaries({"kind": st.sampled_from(["run", "step", "event"])})
+VALUES = st.builds(lambda fields, kind: json.dumps(fields | kind).encode(), FIELDS, KINDS)
+BYTES = st.binary(max_size=80) | st.text(max_size=40).map(str.encode)
 
 
-@settings(max_examples=100)
-@given(st.lists(st.tuples(KINDS, FIELDS), max_size=6))
-def test_no_values_stop_the_check(records: list[tuple[str, dict[str, Any]]]) -> None:
-    lines = [json.dumps(fields | {"kind": kind}).encode() for kind, fields in records]
-    for problem in problems_in(enumerate(lines, 1)):
-        assert problem.reason == safe_text(problem.reason, 10**6)
-
-
-@given(st.lists(st.binary(max_size=80) | st.text(max_size=40).map(str.encode), max_size=5))
-def test_no_bytes_stop_the_check(lines: list[bytes]) -> None:
+@settings(max_examples=200)
+@given(st.lists(VALUES, max_size=6) | st.lists(BYTES, max_size=5))
+def test_neither_values_nor_bytes_stop_the_check(lines: list[bytes]) -> None:
     for problem in problems_in(enumerate(lines, 1)):
         assert problem.reason == safe_text(problem.reason, 10**6)

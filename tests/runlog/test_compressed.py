@@ -153,16 +153,6 @@ def test_a_window_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
         read_all(CompressedLog(path))
 
 
-def test_a_replaced_archive_starts_again(path: Path, pack: Pack) -> None:
-    path.write_bytes(pack(LOG))
-    log = CompressedLog(path)
-    read_all(log)
-    path.write_bytes(pack(b"{}\n" + LOG))
-    chunk = log.read()
-    assert chunk.restarted
-    assert chunk.data == b"{}\n" + LOG
-
-
 def test_the_last_record_shows_without_a_newline_unless_it_is_torn(path: Path, pack: Pack) -> None:
     path.write_bytes(pack(LOG[:-1]))
     log = CompressedLog(path)
