@@ -152,9 +152,7 @@ def test_without_a_path_the_newest_run_in_logs_is_read(
     assert ("no terminal here" in err) == (not words)
 
 
-def test_in_an_empty_folder_it_waits_and_shows_how_to_log(
-    shell: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_in_an_empty_folder_it_waits_and_shows_how_to_log(shell: Any, tmp_path: Path) -> None:
     screen = shell(f"cd {tmp_path}; $MICROSCOPE")
     screen.wait_for("waiting for a run in logs")
     screen.wait_for("probe.step(loss=loss)")
