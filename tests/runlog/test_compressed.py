@@ -14,6 +14,7 @@ from backports import zstd
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.runlog import CompressedLog, LineSplitter, Source
+from tests.runlog.followed import Reader
 
 LINES = [
     b'{"kind":"step","step":%d,"counts":[%d,%d]}' % (n, n * 7919 % 1009, n) for n in range(400)
@@ -41,14 +42,10 @@ def path(tmp_path: Path, pack: Pack) -> Path:
 
 
 def read_all(log: Source, max_bytes: int = 1 << 20) -> list[bytes]:
-    splitter, lines = LineSplitter(), list[bytes]()
-    while not log.exhausted:
-        chunk = log.read(max_bytes)
-        if chunk.restarted:
-            splitter, lines = LineSplitter(), []
-        assert len(chunk.data) <= max_bytes + 1
-        lines += [line for _, line in splitter.feed(chunk.data)]
-    return lines
+    reader = Reader(log, max_bytes)
+    while (data := reader.look()) or not log.exhausted:
+        assert len(data) <= max_bytes + 1
+    return reader.lines
 
 
 @pytest.mark.parametrize("max_bytes", [10, 1000, 1 << 20])

@@ -34,11 +34,9 @@ def read(path: Path, asked: SourceRequest | None = None) -> list[Record]:
     return drained(ImatrixReader(path, "calibrated", asked or SourceRequest()))
 
 
-def matrix(
-    folder: Path, rows: dict[str, list[float]], chunks: int = 0, size: int = 0, datasets: int = 1
-) -> Path:
+def matrix(folder: Path, rows: dict[str, list[float]], *sizes: int, **more: int) -> Path:
     path = folder / "x.gguf"
-    path.write_bytes(imatrix(rows, chunks, size, datasets))
+    path.write_bytes(imatrix(rows, *sizes, **more))
     return settle(path)
 
 
