@@ -27,6 +27,9 @@ from tests.forked import ForkServer
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
+Call = Callable[..., tuple[int, str, str]]
+"""The fixture ``call``."""
+
 # Started in the background, a shell has us ignore Ctrl-C, and with us every program that we start.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -107,7 +110,7 @@ def microscope(viewer_server: ForkServer) -> Callable[..., subprocess.CompletedP
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """``moe-microscope`` in this process: exit code, standard output, standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -5,7 +5,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from microscope_tui.app import keymap_of, keys as all_keys
 from microscope_tui.commands import tmux_says
 from microscope_tui.diagnosis import RULES
 from microscope_tui.scenarios import SCENARIOS
+from tests.conftest import Call
 
-Call = Callable[..., tuple[int, str, str]]
-Shell = Callable[..., Any]
 HELP = Binding("question_mark,comma", "help", id="app.help", tooltip="help")
 SCREENS = {
     "main": [
@@ -34,6 +32,7 @@ def test_rules_are_explained_as_text_and_as_data(call: Call) -> None:
     code, out, err = call("explain")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == list(RULES)
+    assert max(map(len, out.splitlines())) <= 100
     code, out, _ = call("explain", "hot_Expert")
     assert code == 0
     assert out.startswith("HOT_EXPERT: ")
@@ -70,9 +69,7 @@ def test_every_scenario_is_listed_with_a_sentence(call: Call) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_a_demo_leaves_nothing_behind_unless_asked(
-    microscope: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_demo_leaves_nothing_behind_unless_asked(microscope: Any, tmp_path: Path) -> None:
     done = microscope("demo", "--scenario", "healthy", TMPDIR=str(tmp_path))
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
@@ -94,7 +91,7 @@ def test_a_live_demo_without_a_terminal_writes_the_whole_run_and_prints_it(
     assert "already contains a run" in err
 
 
-def test_a_live_demo_in_a_terminal_grows_and_ends_as_stopped(shell: Shell, tmp_path: Path) -> None:
+def test_a_live_demo_in_a_terminal_grows_and_ends_as_stopped(shell: Any, tmp_path: Path) -> None:
     screen = shell(f"$MICROSCOPE demo --live -o {tmp_path}")
     screen.wait_for("collapse", "step 1")
     screen.press("q")
@@ -122,7 +119,7 @@ def test_doctor_in_a_pipe_prints_plain_ascii_even_in_the_c_locale() -> None:
 
 
 def test_doctor_in_a_terminal_prints_size_layout_and_colours_without_an_escape(
-    shell: Shell,
+    shell: Any,
 ) -> None:
     screen = shell("(TERM=dumb $MICROSCOPE doctor; $MICROSCOPE doctor) | cat -v", rows=60)
     assert screen.exit_code() == 0

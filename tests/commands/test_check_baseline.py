@@ -1,14 +1,12 @@
 """``check --baseline``: what changed against another run."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import header, step
+from tests.conftest import Call, header, step
 
-Call = Callable[..., tuple[int, str, str]]
 NARROW = [700, 700, 700, 700, 700, 596, 0, 0]
 """Two of eight experts get nothing: the data is narrow."""
 

@@ -12,9 +12,7 @@ from microscope_tui.console import USAGE
 from microscope_tui.diagnosis import DEFAULTS, changed_limits
 from microscope_tui.lines import Palette
 from microscope_tui.sources import rules_of
-from tests.conftest import header, step
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call, header, step
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """``--ranks``: the cost of uneven load in ``check``, in snapshots and on the screens."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 from microscope_tui.app import Preferences
 from microscope_tui.placement import CostRequest
 from tests.app.pilot import open_app
-from tests.conftest import header, step
+from tests.conftest import Call, header, step
 
-Call = Callable[..., tuple[int, str, str]]
 UNEVEN, FAIR = [300, 100, 100, 100, 50, 50, 50, 50], [100] * 8
 
 

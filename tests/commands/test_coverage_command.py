@@ -2,16 +2,14 @@
 
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from microscope_tui.routing import RoutingWriter, Shape
-from tests.conftest import header, step
+from tests.conftest import Call, header, step
 
-Call = Callable[..., tuple[int, str, str]]
 MODEL = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import pytest
 from microscope_tui import measures
 from microscope_tui.report import ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
-from tests.conftest import header, step
+from tests.conftest import Call, header, step
 
-Call = Callable[..., tuple[int, str, str]]
 ROWS = [[900, 100, 0, 0], [250, 250, 250, 250]]
 
 

@@ -2,14 +2,11 @@
 
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-Follow = Callable[..., Any]
-Run = Callable[..., Any]
 END = {"kind": "event", "event": "end", "step": 450}
 
 
@@ -37,7 +34,7 @@ def collapse(scenario: Any) -> Written:
 
 
 def test_an_alert_is_printed_while_the_run_continues_and_the_end_event_ends_it(
-    follow: Follow, collapse: Written
+    follow: Any, collapse: Written
 ) -> None:
     collapse.write(until=-1)
     following = follow(collapse.path)
@@ -53,7 +50,7 @@ def test_an_alert_is_printed_while_the_run_continues_and_the_end_event_ends_it(
 
 
 def test_every_line_of_json_is_an_object_and_the_last_one_is_the_report(
-    follow: Follow, collapse: Written
+    follow: Any, collapse: Written
 ) -> None:
     collapse.write()
     code, out, _ = follow(collapse.path.parent, "--json").end()
@@ -68,7 +65,7 @@ def test_every_line_of_json_is_an_object_and_the_last_one_is_the_report(
 
 
 def test_a_run_that_ended_is_judged_at_once_like_without_following(
-    follow: Follow, microscope: Run, scenario: Any
+    follow: Any, microscope: Any, scenario: Any
 ) -> None:
     folder = scenario("healthy", routers=3, steps=120)
     code, out, err = follow(folder).end()
@@ -78,7 +75,7 @@ def test_a_run_that_ended_is_judged_at_once_like_without_following(
 
 @pytest.mark.parametrize("there", ["nothing", "its folder", "half of its first line"])
 def test_a_log_that_is_not_there_yet_is_waited_for(
-    follow: Follow, collapse: Written, tmp_path: Path, there: str
+    follow: Any, collapse: Written, tmp_path: Path, there: str
 ) -> None:
     log = tmp_path / "later" / "run" / "metrics.jsonl"
     (log.parent.parent if there == "nothing" else log.parent).mkdir(parents=True)
@@ -91,7 +88,7 @@ def test_a_log_that_is_not_there_yet_is_waited_for(
     assert following.end()[0] == 2
 
 
-def test_a_path_that_cannot_become_a_run_is_not_waited_for(follow: Follow, tmp_path: Path) -> None:
+def test_a_path_that_cannot_become_a_run_is_not_waited_for(follow: Any, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("just a text\n")
     (tmp_path / "new.jsonl").write_text(
         '{"kind":"run","format_version":7,"model":{"layers":[1]}}\n'
@@ -115,7 +112,7 @@ def test_a_path_that_cannot_become_a_run_is_not_waited_for(follow: Follow, tmp_p
     ],
 )
 def test_an_interrupted_follow_and_a_removed_log_end_with_the_verdict_so_far(
-    follow: Follow, collapse: Written, what: signal.Signals | str, note: str
+    follow: Any, collapse: Written, what: signal.Signals | str, note: str
 ) -> None:
     collapse.write(until=-1)
     following = follow(collapse.path)
@@ -129,9 +126,7 @@ def test_an_interrupted_follow_and_a_removed_log_end_with_the_verdict_so_far(
     assert note in out
 
 
-def test_interrupted_before_the_first_run_there_is_no_verdict(
-    follow: Follow, tmp_path: Path
-) -> None:
+def test_interrupted_before_the_first_run_there_is_no_verdict(follow: Any, tmp_path: Path) -> None:
     following = follow(tmp_path)
     following.wait_for("waiting for one")
     following.program.send_signal(signal.SIGINT)
@@ -141,7 +136,7 @@ def test_interrupted_before_the_first_run_there_is_no_verdict(
 
 
 def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_resumes(
-    follow: Follow, collapse: Written
+    follow: Any, collapse: Written
 ) -> None:
     last = json.loads(collapse.lines[99])["step"]
     collapse.write(until=100)
@@ -159,9 +154,7 @@ def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_resumes(
     assert "did not resume" not in out
 
 
-def test_waiting_in_vain_ends_with_the_verdict_and_a_note(
-    follow: Follow, collapse: Written
-) -> None:
+def test_waiting_in_vain_ends_with_the_verdict_and_a_note(follow: Any, collapse: Written) -> None:
     collapse.write(until=-1)
     collapse.append(END | {"reason": "signal"})
     code, out, err = follow(collapse.path, "--wait", "1").end()
@@ -171,13 +164,13 @@ def test_waiting_in_vain_ends_with_the_verdict_and_a_note(
     assert "note: waited 1 s; the run did not resume" in out
 
 
-def test_a_pipe_is_followed_to_its_end(microscope: Run, collapse: Written) -> None:
+def test_a_pipe_is_followed_to_its_end(microscope: Any, collapse: Written) -> None:
     done = microscope("check", "-", "--follow", given=b"".join(collapse.lines))
     assert done.returncode == 2
     assert "CRIT COLLAPSE" in done.stdout.split("standard input: CRITICAL")[0]
 
 
-def test_news_before_the_range_is_not_reported(follow: Follow, collapse: Written) -> None:
+def test_news_before_the_range_is_not_reported(follow: Any, collapse: Written) -> None:
     collapse.write()
     code, out, _ = follow(collapse.path, "--since-step", "449").end()
     assert code == 2

@@ -2,15 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import header, step
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call, header, step
 
 
 @pytest.fixture
@@ -55,7 +52,7 @@ def test_a_folder_means_its_newest_log_and_all_means_every_log_and_the_worst_cod
 
 
 def test_a_pipe_is_checked_under_the_name_of_the_standard_input(
-    microscope: Callable[..., Any], broken: Path
+    microscope: Any, broken: Path
 ) -> None:
     done = microscope("check", "--format-only", "-", given=broken.read_bytes())
     assert done.returncode == 3

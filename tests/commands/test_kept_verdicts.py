@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def log(scenario: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_only_a_snapshot_of_the_list_reads_kept_verdicts_and_nothing_writes_them(
-    call: Callable[..., Any], log: Path, tmp_path: Path, arguments: list[str], printed: str
+    call: Any, log: Path, tmp_path: Path, arguments: list[str], printed: str
 ) -> None:
     before = sorted((tmp_path / "state").rglob("*"))
     code, out, _ = call(*arguments, log.parent)

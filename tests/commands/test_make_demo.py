@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from tests.probe.replay import collapsing, open_recorder, replay
 HERE = Path(__file__).parent
 SHOWN = "outer collapse"
 STOPPING = "stopping the trainer and writing a checkpoint"
-Shell = Callable[..., Any]
 
 
 class House:
@@ -86,7 +85,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 @pytest.mark.parametrize("tmux", [bool(shutil.which("tmux")), False])
 def test_q_stops_the_trainer_and_gives_the_terminal_back(
-    tmux: bool, house: House, shell: Shell
+    tmux: bool, house: House, shell: Any
 ) -> None:
     if tmux:
         (house.folder / "bin/tmux").unlink()
@@ -104,7 +103,7 @@ def test_q_stops_the_trainer_and_gives_the_terminal_back(
     assert modes[0].read_text() == modes[1].read_text()
 
 
-def test_a_terminal_that_is_closed_takes_everything_with_it(house: House, shell: Shell) -> None:
+def test_a_terminal_that_is_closed_takes_everything_with_it(house: House, shell: Any) -> None:
     screen = shell(house.command())
     screen.wait_for(SHOWN)
     screen.hang_up()
@@ -113,7 +112,7 @@ def test_a_terminal_that_is_closed_takes_everything_with_it(house: House, shell:
 
 
 def test_ctrl_c_before_the_first_step_leaves_one_line_and_no_folder(
-    house: House, shell: Shell
+    house: House, shell: Any
 ) -> None:
     screen = shell(house.command(STUB="slow"))
     screen.wait_for("the verdict appears by step")
@@ -125,7 +124,7 @@ def test_ctrl_c_before_the_first_step_leaves_one_line_and_no_folder(
     assert not list((house.folder / "logs").iterdir())
 
 
-def test_a_trainer_that_fails_is_reported_and_leaves_no_folder(house: House, shell: Shell) -> None:
+def test_a_trainer_that_fails_is_reported_and_leaves_no_folder(house: House, shell: Any) -> None:
     screen = shell(house.command(STUB="fails"))
     assert screen.exit_code() == 2, "what make ends with, whatever the recipe did"
     assert "the trainer failed with exit code 1" in screen.text

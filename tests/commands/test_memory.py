@@ -1,6 +1,5 @@
 """``--memory``: a small bound is kept, and the screen says what it costs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from benchmarks.bulk import write_bulk
 
 @pytest.mark.parametrize("piped", [False, True])
 def test_a_history_made_coarser_by_the_bound_is_noted(
-    microscope: Callable[..., Any], tmp_path: Path, piped: bool
+    microscope: Any, tmp_path: Path, piped: bool
 ) -> None:
     log = tmp_path / "metrics.jsonl"
     write_bulk(log, routers=48, num_experts=4, top_k=1, tokens=64, steps=600)

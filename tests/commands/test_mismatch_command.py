@@ -2,17 +2,15 @@
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import header
+from tests.conftest import Call, header
 from tests.routing import test_compare as compare
 
-Call = Callable[..., tuple[int, str, str]]
 LAYERS, TOKENS, EXPERTS, K = 4, 500, 16, 2
 Ids = list[list[list[int]]]
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from microscope_tui.report import News
 from microscope_tui.runlog import RouterInfo, RunFile
 from tests.conftest import header, step
 
-Follow = Callable[..., Any]
-
 
 def sent(command: str, *alerts: Any, **options: Any) -> None:
     notifier = Notifier(command, **options)
@@ -30,7 +27,7 @@ def sent(command: str, *alerts: Any, **options: Any) -> None:
 
 
 def test_the_command_gets_the_finding_as_one_line_of_json_and_may_fail(
-    follow: Follow, scenario: Any, tmp_path: Path
+    follow: Any, scenario: Any, tmp_path: Path
 ) -> None:
     folder, got = scenario("collapse", routers=3, steps=450), tmp_path / "got"
     command = f"cat >> '{got}'; echo noise; exit 7"
@@ -69,7 +66,7 @@ def test_what_opens_or_grows_worse_is_sent_from_a_warning_on(
 
 
 def test_a_hostile_log_runs_nothing(
-    follow: Follow, write_log: Any, balanced: Any, tmp_path: Path
+    follow: Any, write_log: Any, balanced: Any, tmp_path: Path
 ) -> None:
     hostile = "$(touch pwned)`touch pwned`;touch pwned"
     first = header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})

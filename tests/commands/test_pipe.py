@@ -4,14 +4,10 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-Run = Callable[..., Any]
-Shell = Callable[..., Any]
 
 
 @pytest.fixture
@@ -21,7 +17,7 @@ def collapsed(scenario: Any) -> Path:
 
 @pytest.mark.parametrize(("name", "code"), [("healthy", 0), ("collapse", 2)])
 def test_check_judges_a_pipe_like_the_file(
-    microscope: Run, scenario: Any, name: str, code: int
+    microscope: Any, scenario: Any, name: str, code: int
 ) -> None:
     log = scenario(name, routers=3, steps=450) / "metrics.jsonl"
     done = microscope("check", "-", given=log.read_bytes())
@@ -35,7 +31,7 @@ def test_check_judges_a_pipe_like_the_file(
     assert piped == read
 
 
-def test_a_snapshot_of_a_pipe_is_the_one_of_the_file(microscope: Run, collapsed: Path) -> None:
+def test_a_snapshot_of_a_pipe_is_the_one_of_the_file(microscope: Any, collapsed: Path) -> None:
     piped = microscope("snapshot", "-", given=collapsed.read_bytes())
     read = microscope("snapshot", collapsed)
     assert piped.returncode == 0
@@ -44,7 +40,7 @@ def test_a_snapshot_of_a_pipe_is_the_one_of_the_file(microscope: Run, collapsed:
 
 
 def test_without_a_terminal_the_viewer_prints_a_snapshot_at_the_end(
-    microscope: Run, collapsed: Path
+    microscope: Any, collapsed: Path
 ) -> None:
     done = microscope("-", given=collapsed.read_bytes())
     assert done.returncode == 0
@@ -64,7 +60,7 @@ def test_without_a_terminal_the_viewer_prints_a_snapshot_at_the_end(
     ids=["check nothing", "check text", "check packed", "snapshot text", "watch nothing"],
 )
 def test_a_pipe_without_a_step_exits_with_three_and_the_reason(
-    microscope: Run, command: str, given: bytes
+    microscope: Any, command: str, given: bytes
 ) -> None:
     done = microscope(*([command] if command else []), "-", given=given)
     assert done.returncode == 3
@@ -74,7 +70,7 @@ def test_a_pipe_without_a_step_exits_with_three_and_the_reason(
     assert ("line 1: not JSON" in words) == bool(given)
 
 
-def test_a_torn_last_line_costs_one_line_and_is_reported(microscope: Run, collapsed: Path) -> None:
+def test_a_torn_last_line_costs_one_line_and_is_reported(microscope: Any, collapsed: Path) -> None:
     done = microscope("check", "-", given=collapsed.read_bytes()[:-300])
     assert done.returncode == 2
     line = collapsed.read_bytes()[:-300].count(b"\n") + 1
@@ -84,7 +80,7 @@ def test_a_torn_last_line_costs_one_line_and_is_reported(microscope: Run, collap
 
 
 def test_a_pipe_that_continues_is_followed_and_its_end_is_shown(
-    shell: Shell, collapsed: Path
+    shell: Any, collapsed: Path
 ) -> None:
     lines = collapsed.read_bytes().split(b"\n")
     first, rest = collapsed.with_name("first"), collapsed.with_name("rest")
@@ -106,7 +102,7 @@ def test_a_pipe_that_continues_is_followed_and_its_end_is_shown(
 
 
 def test_quitting_ends_a_pipe_that_never_closes_and_leaves_only_what_was_asked_for(
-    shell: Shell, collapsed: Path, tmp_path: Path
+    shell: Any, collapsed: Path, tmp_path: Path
 ) -> None:
     kept, group = tmp_path / "kept", tmp_path / "group"
     kept.mkdir()
@@ -128,7 +124,7 @@ def test_quitting_ends_a_pipe_that_never_closes_and_leaves_only_what_was_asked_f
 
 
 def test_a_writer_that_ignores_the_signal_lives_on_and_is_named(
-    shell: Shell, collapsed: Path, tmp_path: Path
+    shell: Any, collapsed: Path, tmp_path: Path
 ) -> None:
     gate, wrote = tmp_path / "gate", tmp_path / "wrote"
     os.mkfifo(gate)
@@ -144,7 +140,7 @@ def test_a_writer_that_ignores_the_signal_lives_on_and_is_named(
 
 
 def test_a_spool_that_is_full_says_from_which_step_time_travel_works(
-    shell: Shell, collapsed: Path
+    shell: Any, collapsed: Path
 ) -> None:
     lines = collapsed.read_bytes().split(b"\n")
     padded = collapsed.with_name("padded")  # ten kilobytes a step, in a key that no reader has
@@ -164,7 +160,7 @@ def test_a_spool_that_is_full_says_from_which_step_time_travel_works(
     assert screen.exit_code() == 0
 
 
-def test_a_terminal_instead_of_a_pipe_is_a_usage_error(shell: Shell) -> None:
+def test_a_terminal_instead_of_a_pipe_is_a_usage_error(shell: Any) -> None:
     screen = shell("$MICROSCOPE -")
     screen.wait_for("the standard input is the terminal")
     assert screen.exit_code() == 64
@@ -172,7 +168,7 @@ def test_a_terminal_instead_of_a_pipe_is_a_usage_error(shell: Shell) -> None:
 
 @pytest.mark.parametrize("writes", ["", "hello"])
 def test_a_silent_pipe_is_waited_on_until_it_ends_without_a_step(
-    shell: Shell, tmp_path: Path, writes: str
+    shell: Any, tmp_path: Path, writes: str
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)

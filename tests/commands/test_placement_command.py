@@ -1,16 +1,14 @@
 """``placement``: its exit codes, its text, its files, and what it refuses in one line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import header, step
+from tests.conftest import Call, header, step
 
-Call = Callable[..., tuple[int, str, str]]
 UNEVEN = np.array([8, 8, 1, 1, 1, 1, 2, 2])
 MODEL = {"layers": [1, 2], "num_experts": 8, "top_k": 1}
 
@@ -108,11 +106,13 @@ def test_a_file_needs_counts_of_every_layer(call: Call, log: Path, tmp_path: Pat
     ("options", "message"),
     [
         ("--ranks 3", "8 experts and 0 extra copies do not divide by 3 ranks; --replicas 1 would"),
-        ("--ranks 4 --replicas 25", "at most 24 fit"),
+        ("--ranks 16", "--replicas 8 would"),
+        ("--ranks 4 --replicas 25", "--replicas 25: at most 24 fit"),
         ("--ranks 4 --nodes 3", "--nodes 3: 4 ranks do not divide by it"),
         ("--ranks 4 --groups 3", "--groups 3: 8 experts do not divide by it"),
         ("--ranks 0", "--ranks 0: write a number from 1 up"),
         ("--ranks 4 --fit 100:", "no counted step to fit a placement to"),
+        ("--ranks 4 --score 1:10", "no counted step to fit a placement to"),
         ("--ranks 4 --fit 1:64", "no counted step is left to score"),
         ("--ranks 4 --fit 1:40 --score 30:64", "overlap"),
         ("--ranks 4 --fit 9", "--fit 9: write A:B"),
@@ -126,12 +126,7 @@ def test_a_file_needs_counts_of_every_layer(call: Call, log: Path, tmp_path: Pat
     ],
 )
 def test_what_cannot_be_placed_is_a_usage_error_in_one_line(
-    call: Call,
-    log: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: str,
-    message: str,
+    call: Call, log: Path, tmp_path: Path, monkeypatch: Any, options: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = call("placement", log, *options.split())

@@ -9,8 +9,7 @@ import pytest
 from microscope_tui.app import DARK, LIGHT
 from microscope_tui.commands.config import default_config
 from microscope_tui.console import USAGE
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """``snapshot`` of the screens of a probe: text, data and pictures, and the message without one."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from microscope_tui.routing import FILE_NAME, Routing
+from tests.conftest import Call
 from tests.probed import SLICES, write_probed
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,12 @@
 
 import gzip
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import header, step
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call, header, step
 
 
 @pytest.fixture
@@ -51,7 +48,7 @@ def test_a_step_that_was_not_logged_shows_another_with_a_remark(
 
 
 def test_what_cannot_be_read_twice_says_why_and_still_shows_its_last_step(
-    call: Call, microscope: Callable[..., Any], collapsed: Path
+    call: Call, microscope: Any, collapsed: Path
 ) -> None:
     log = (collapsed / "metrics.jsonl").read_bytes()
     packed = collapsed / "packed.jsonl.gz"

@@ -5,14 +5,13 @@ import os
 import random
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Call
 from tests.sources import wandb_bytes as wb
 
-Call = Callable[..., tuple[int, str, str]]
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden"
 
 

@@ -12,8 +12,7 @@ from microscope_tui.cli import COMMANDS
 from microscope_tui.commands import bytes_option
 from microscope_tui.console import USAGE
 from microscope_tui.diagnosis import RULES
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call
 
 
 @pytest.mark.parametrize(
@@ -71,12 +70,7 @@ Call = Callable[..., tuple[int, str, str]]
     ],
 )
 def test_a_usage_error_exits_with_64_and_one_line(
-    call: Call,
-    scenario: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: str,
-    why: str,
+    call: Call, scenario: Any, monkeypatch: Any, tmp_path: Path, arguments: str, why: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = scenario("healthy", routers=2, steps=5) if "RUN" in arguments else None
@@ -85,14 +79,6 @@ def test_a_usage_error_exits_with_64_and_one_line(
     assert err.startswith("moe-microscope: ")
     assert err.count("\n") == 1
     assert why in err
-
-
-def test_the_program_itself_exits_with_64_and_prints_no_verdict(
-    microscope: Callable[..., Any], tmp_path: Path
-) -> None:
-    done = microscope("check", tmp_path, "--wrong")
-    assert (done.returncode, done.stdout) == (USAGE, "")
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -166,9 +152,7 @@ def test_without_a_path_the_newest_run_in_logs_is_read(
     assert ("no terminal here" in err) == (not words)
 
 
-def test_in_an_empty_folder_it_waits_and_shows_how_to_log(
-    shell: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_in_an_empty_folder_it_waits_and_shows_how_to_log(shell: Any, tmp_path: Path) -> None:
     screen = shell(f"cd {tmp_path}; $MICROSCOPE")
     screen.wait_for("waiting for a run in logs")
     screen.wait_for("probe.step(loss=loss)")

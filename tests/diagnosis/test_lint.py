@@ -65,6 +65,7 @@ def causes(records: list[Record]) -> list[Any]:
         ({"profile": "eval", "training": ON_ATTENTION | {"missing_targets": ["w1"]}}, []),
         ({"source": {"counts": "local_rank"}}, [("one rank", INFO)]),
         ({"profile": "eval", "balance": {"method": "none"}}, []),
+        ({"profile": "eval", "balance": POOLS | {"output_router_logits": False}}, []),
         ({"profile": "eval", "source": {"counts": "local_rank"}}, [("one rank", INFO)]),
     ],
 )

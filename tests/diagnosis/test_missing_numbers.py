@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from microscope_tui import measures
 from microscope_tui.diagnosis import Severity, StepView
 from microscope_tui.lines import snapshot_text
-from microscope_tui.report import CheckRequest, Judgement, judge as check
-from microscope_tui.runlog import RouterInfo, RunFile, StepRecord
+from microscope_tui.runlog import RouterInfo, StepRecord
 from tests.conftest import header, open_log, step
 from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
@@ -18,14 +17,6 @@ OF_BALANCE = {"COLLAPSE", "SHOCK", "ERODING", "HOT_EXPERT"}
 UNKNOWN_K = {"top_k": None}
 ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": None}
 SUMMARIES: dict[str, Any] = {"model": ONE, "source": {"writer": "test", "counts": "none"}}
-
-
-@pytest.fixture
-def checked(write_log: Any) -> Any:
-    def read(records: list[Record]) -> Judgement:
-        return check(RunFile("run", write_log(records), 0.0), CheckRequest())
-
-    return read
 
 
 def loads(first: int, last: int, load: float) -> list[Record]:
@@ -75,11 +66,11 @@ def test_without_top_k_no_rule_guesses_it(row: list[int] | None, expected: set[s
     assert "--top-k" in blind["COLLAPSE"]
 
 
-def test_without_top_k_a_run_is_not_called_healthy(checked: Any) -> None:
-    judgement = checked([header(model=UNKNOWN_K), *steps(1, 250)])
+def test_without_top_k_a_run_is_not_called_healthy(judged: Any) -> None:
+    judgement = judged([header(model=UNKNOWN_K), *steps(1, 250)])
     assert (judgement.exit_code, judgement.findings) == (3, [])
     assert "--top-k" in str(judgement.problem)
-    sick = checked([header(model=UNKNOWN_K), *steps(1, 250, lambda n: COLLAPSED)])
+    sick = judged([header(model=UNKNOWN_K), *steps(1, 250, lambda n: COLLAPSED)])
     assert (sick.exit_code, sick.problem) == (1, None)  # what needs no k still counts
 
 
@@ -122,19 +113,19 @@ def test_whatever_is_missing_nothing_fails_and_everything_can_be_drawn(
     [(None, 1, Severity.INFO, 3), (1.25, 1, Severity.WARN, 1), (None, 8, Severity.WARN, 1)],
 )
 def test_the_largest_load_alone_shows_an_overload_and_nothing_else(
-    checked: Any, capacity: float | None, ranks: int, severity: Severity, code: int
+    judged: Any, capacity: float | None, ranks: int, severity: Severity, code: int
 ) -> None:
     model = ONE | ({"capacity_factor": capacity} if capacity else {})
     run = header(**SUMMARIES | {"model": model}, expert_parallel_size=ranks)
-    judgement = checked([run, *loads(1, 250, 1.5), *loads(251, 300, 6.0)])
+    judgement = judged([run, *loads(1, 250, 1.5), *loads(251, 300, 6.0)])
     ((finding, advice),) = judgement.findings
     assert (finding.rule, finding.severity, finding.onset) == ("OVERLOAD", severity, 251)
     assert judgement.exit_code == code
     assert advice.next.startswith("Watch memory and step time" if code == 1 else "Nothing, while")
 
 
-def test_rules_that_need_more_than_the_largest_load_are_listed(checked: Any) -> None:
-    judgement = checked([header(**SUMMARIES), *loads(1, 300, 1.5)])
+def test_rules_that_need_more_than_the_largest_load_are_listed(judged: Any) -> None:
+    judgement = judged([header(**SUMMARIES), *loads(1, 300, 1.5)])
     assert (judgement.exit_code, judgement.findings) == (3, [])
     words = "max_load alone shows only an overload: log counts or effective_experts"
     assert judgement.problem == words

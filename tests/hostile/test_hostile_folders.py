@@ -3,9 +3,8 @@
 import json
 import os
 import socket
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +15,6 @@ from tests.conftest import header
 from tests.hostile import poison
 from tests.hostile.outcome import hurts
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ["..run", "a..b", "\x1b[2J", "\x1b]52;c;eA==\x07", "\u202eevil", "new\nline", "-rf"]
 NAMES += ["--json", "[bold]x[/]", "%s{0}", "~", "\x9b31m", "日本語", "x" * 200, "a" + "\u0489" * 9]
 COMMANDS = (["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only", "--all"])
@@ -62,7 +60,7 @@ def test_only_the_run_is_found_among_links_pipes_and_sockets(trap: Path) -> None
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_no_command_hangs_on_links_pipes_and_sockets(
-    microscope: Run, trap: Path, arguments: list[str]
+    microscope: Any, trap: Path, arguments: list[str]
 ) -> None:
     ended = microscope(*arguments, trap)
     assert ended.returncode in (0, 1, 2, 3)
@@ -73,7 +71,7 @@ def test_no_command_hangs_on_links_pipes_and_sockets(
 @pytest.mark.parametrize("name", NO_FILES)
 @pytest.mark.parametrize("arguments", [["check"], ["check", "--format-only"], ["snapshot"]])
 def test_what_is_no_file_is_said_when_it_is_named(
-    microscope: Run, trap: Path, name: str, arguments: list[str]
+    microscope: Any, trap: Path, name: str, arguments: list[str]
 ) -> None:
     ended = microscope(*arguments, trap / name)
     assert ended.returncode == 3
@@ -81,7 +79,7 @@ def test_what_is_no_file_is_said_when_it_is_named(
     assert hurts(ended.stdout + ended.stderr) is None
 
 
-def test_names_of_runs_are_text_and_nothing_else(microscope: Run, tmp_path: Path) -> None:
+def test_names_of_runs_are_text_and_nothing_else(microscope: Any, tmp_path: Path) -> None:
     for name in [*NAMES, *FIELDS]:
         put(tmp_path, name)
     fleet = Fleet(tmp_path)
@@ -102,7 +100,7 @@ def test_names_of_runs_are_text_and_nothing_else(microscope: Run, tmp_path: Path
 
 @pytest.mark.parametrize("name", [*NAMES[2:6], *FIELDS], ids=repr)
 def test_a_name_that_is_given_comes_back_harmless(
-    microscope: Run, tmp_path: Path, name: str | bytes
+    microscope: Any, tmp_path: Path, name: str | bytes
 ) -> None:
     put(tmp_path, name)
     path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))

@@ -155,11 +155,6 @@ def test_a_hostile_file_is_refused_in_one_line(content: bytes, reason: str, tmp_
     assert str(caught.value).isprintable()
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="missing: No such file"):
-        read_form(tmp_path / "missing", LAYERS, EXPERTS, RANKS, HIDDEN)
-
-
 def test_what_an_engine_cannot_take_is_not_written() -> None:
     for hidden in (None, 2):
         with pytest.raises(BadFile, match=r"--hidden-layers, .* \(at least 3\)"):

@@ -10,6 +10,7 @@ from benchmarks.placement import inputs, optimum
 from microscope_tui.placement import (
     Cluster,
     Placement,
+    contiguous,
     copies_of,
     double_copies,
     published,
@@ -56,6 +57,13 @@ def a_swap_parts_doubles(loads: list[int], placement: Placement, cluster: Cluste
         for out, back in product(set(own) - set(other), set(other) - set(own))
         if own.count(out) > 1 and p // node == q // node
     )
+
+
+def test_copies_share_evenly_and_a_second_one_on_a_rank_is_counted() -> None:
+    placement = [[0, 0], [0, 1]]
+    assert rank_loads([9, 1], placement) == [6, 4]
+    assert double_copies(placement) == 1
+    assert contiguous(5, 2) == [[0, 1, 2], [3, 4]]
 
 
 def test_other_numbers_of_copies_beat_the_published_ones() -> None:

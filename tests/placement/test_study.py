@@ -8,7 +8,6 @@ from msgspec.structs import replace
 
 from microscope_tui.placement import (
     BadCluster,
-    BadWindow,
     Cluster,
     Request,
     Study,
@@ -168,22 +167,6 @@ def test_senders_that_choose_the_nearest_copy_balance_worse() -> None:
     found = uneven(ranks=8, nodes=4, replicas=8)
     assert found.nearest < found.chosen.held_out - 0.005
     assert uneven().nearest == pytest.approx(uneven().chosen.held_out)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fit": (500, None)}, "no counted step to fit"),
-        ({"fit": (1, 200)}, "no counted step is left to score"),
-        ({"score": (1, 10)}, "no counted step to fit"),
-        ({"fit": (1, 100), "score": (50, 200)}, "overlap"),
-    ],
-)
-def test_windows_without_steps_or_with_the_same_ones_are_refused(
-    options: dict[str, object], message: str
-) -> None:
-    with pytest.raises(BadWindow, match=message):
-        uneven(**options)
 
 
 def test_a_layer_that_does_not_fit_the_ranks_is_named() -> None:

@@ -40,14 +40,6 @@ def test_a_forced_collapse_is_one_critical_alert_right_after_its_step(tmp_path: 
     assert lines[at] == event | {"event": "alert", "values": values}
 
 
-def test_in_the_warm_up_the_verdict_is_not_healthy(tmp_path: Path) -> None:
-    recorder = open_recorder(tmp_path)
-    replay(recorder, collapsing(1, 30, at=1))
-    assert recorder.verdict() == "not judged yet (warm-up until step 100)"
-    replay(recorder, collapsing(31, 110, at=999))
-    assert recorder.verdict() == "healthy"
-
-
 def test_layers_that_fall_together_are_one_alert(tmp_path: Path) -> None:
     alerts = replay(open_recorder(tmp_path), collapsing(1, 230, layers=(4, 1, 3)))
     assert [a.layers for a in alerts if a.is_collapse] == [("L1", "L3", "L4")]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
@@ -43,24 +42,3 @@ def test_a_setting_that_spoils_routers_is_reported_once(
     family: str, changes: dict[str, Any], cause: str, tmp_path: Path, caplog: Any
 ) -> None:
     assert cause in causes(build(family, **changes), tmp_path, caplog)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
-@pytest.mark.parametrize("lora", [False, True])
-def test_only_routers_that_lora_leaves_out_are_frozen(
-    lora: bool, tmp_path: Path, caplog: Any
-) -> None:
-    model = build("mixtral", output_router_logits=True)
-    if lora:
-        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    found = causes(model, tmp_path, caplog)
-    assert ("router frozen" in found) == lora
-    assert "not applied" not in found
-
-
-def test_settings_of_training_are_not_reported_for_a_finished_model(tmp_path: Path) -> None:
-    model = build("mixtral", output_router_logits=False).eval()
-    with attach(model, tmp_path, mode="eval") as probe:
-        model(input_ids=torch.randint(3, 90, (2, 12)))
-        probe.step()
-    assert all(event["event"] != "alert" for event in records(tmp_path, "event"))

@@ -1,9 +1,7 @@
 """The Trainers that people use, on real text: a layer made to collapse is reported, others not."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ from tests.probe.real_text import TEXT, Pieces, offset, small_mixtral, tokenizer
 ALONE, BROKEN = 105, 60
 """Steps: past the warm-up of 100, and past what a full collapse needs within it."""
 pytestmark = pytest.mark.filterwarnings("default")  # of the trainers, not of the probe
-Command = Callable[..., CompletedProcess[str]]
 
 
 def settings(folder: Path, **options: Any) -> dict[str, Any]:
@@ -32,7 +29,7 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
     return common | options
 
 
-def collapsed(microscope: Command, folder: Path) -> tuple[int, list[list[str]]]:
+def collapsed(microscope: Any, folder: Path) -> tuple[int, list[list[str]]]:
     """Exit code of ``check``, and the routers of every finding of a collapse."""
     done = microscope("check", folder / "logs", "--json")
     found = [finding for run in json.loads(done.stdout)["runs"] for finding in run["findings"]]
@@ -50,13 +47,13 @@ def train(folder: Path, model: Any, steps: int, on_collapse: str = "log") -> Tra
     return trainer
 
 
-def test_a_sound_training_is_healthy(tmp_path: Path, microscope: Command) -> None:
+def test_a_sound_training_is_healthy(tmp_path: Path, microscope: Any) -> None:
     train(tmp_path, small_mixtral(), ALONE)
     assert collapsed(microscope, tmp_path) == (0, [])
 
 
 def test_a_collapse_is_reported_in_its_layer_and_stops_the_training_if_requested(
-    tmp_path: Path, microscope: Command, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, microscope: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = small_mixtral()
     offset(model, layer=1)
@@ -75,7 +72,7 @@ def lora() -> LoraConfig:
 
 
 def test_sft_with_lora_reports_the_collapsed_layer_and_no_other_and_continues(
-    tmp_path: Path, microscope: Command
+    tmp_path: Path, microscope: Any
 ) -> None:
     model = small_mixtral()
     offset(model, layer=0)

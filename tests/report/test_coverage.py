@@ -21,6 +21,7 @@ from microscope_tui.runlog import RunFile, decode_means
 from tests.conftest import header, step
 
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
+ONE_LAYER = MODEL | {"layers": [1], "layer_names": ["L1"]}
 
 
 @pytest.mark.parametrize("wanted", [2, 10, 1000])
@@ -91,11 +92,10 @@ def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any) -> Non
 
 
 def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(write_log: Any) -> None:
-    model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
     old = [step(n, [[n, 10_000, 0, 0]], 10_000 + n) for n in range(1, 301)]
     new = [step(n, [[0, 0, n, 5]], n + 5) for n in range(251, 253)]
-    again = header(model=model, resumed_at_step=251)
-    path = write_log([header(model=model), *old, again, *new])
+    again = header(model=ONE_LAYER, resumed_at_step=251)
+    path = write_log([header(model=ONE_LAYER), *old, again, *new])
     found = coverage_of(RunFile("run", path, 0.0), 1)
     assert (found.first_step, found.last_step, found.steps) == (53, 252, 200)
     counts = [expert.tokens for expert in found.layers[0].experts]
@@ -108,8 +108,7 @@ def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(write_
 def test_without_top_k_the_tokens_of_an_expert_are_known_only_beside_those_of_the_step(
     covering: Any, counts: str
 ) -> None:
-    model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": None}
-    changes = {"model": model, "source": {"writer": "test", "counts": counts}}
+    changes = {"model": ONE_LAYER | {"top_k": None}, "source": {"writer": "test", "counts": counts}}
     one = step(1, [[10, 20, 30, 40]], 50)
     if counts == "exact":
         assert covering(1, [one], **changes).layers[0].experts[3].share == pytest.approx(0.8)

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from tests.conftest import header
 from tests.problems import problems_in
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
-Make = Callable[..., Any]
 SUMMARIES = RouterSummary.__struct_fields__
 
 
@@ -95,7 +93,7 @@ def test_every_key_of_the_format_is_documented() -> None:
         ("collapse", {"capacity_factor": 1.25, "tokens": 64}),
     ],
 )
-def test_the_scenarios_write_sound_logs(scenario: Make, name: str, shape: dict[str, Any]) -> None:
+def test_the_scenarios_write_sound_logs(scenario: Any, name: str, shape: dict[str, Any]) -> None:
     report = check_format(scenario(name, steps=120, **shape))
     assert (format_text(report).count("\n"), report.records["step"]) == (0, 120)
 
@@ -129,7 +127,7 @@ def test_the_recorder_writes_sound_logs(tmp_path: Path, counts_every: int) -> No
 
 @pytest.mark.parametrize("chunk", [4, 7, 1 << 20])
 def test_the_cut_of_the_bytes_changes_nothing(
-    write_log: Make, monkeypatch: pytest.MonkeyPatch, chunk: int
+    write_log: Any, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     lines = [b"\xef\xbb\xbf" + json.dumps(header()).encode(), b"\0\0\0x", b"", b"[1]"]
     path = write_log([*lines, header()])
@@ -142,16 +140,14 @@ def test_the_cut_of_the_bytes_changes_nothing(
     assert (report.lines, report.records["run"]) == (6, 2)
 
 
-def test_a_whole_last_line_without_a_newline_is_checked_and_reported(write_log: Make) -> None:
+def test_a_whole_last_line_without_a_newline_is_checked_and_reported(write_log: Any) -> None:
     path = write_log([header(), {"kind": "step", "step": "1"}])
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     codes = [(p.line, p.code) for p in check_format(path).problems]
     assert codes[:2] == [(2, "no newline"), (2, "type step")]
 
 
-def test_lines_that_are_too_long_are_named(
-    write_log: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_that_are_too_long_are_named(write_log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (1000, 0))
     path = write_log([header(), b"x" * 1001, header(), b"y" * 5000])
     report = check_format(path)
@@ -161,7 +157,7 @@ def test_lines_that_are_too_long_are_named(
 
 
 def test_a_packed_log_is_the_same_log_and_what_cannot_be_read_exits_with_3(
-    write_log: Make, tmp_path: Path
+    write_log: Any, tmp_path: Path
 ) -> None:
     path = write_log([header(), b"broken", {"kind": "event", "event": "end"}])
     packed, zstd = path.with_name("metrics.jsonl.gz"), path.with_name("metrics.jsonl.zst")
@@ -177,7 +173,7 @@ def test_a_packed_log_is_the_same_log_and_what_cannot_be_read_exits_with_3(
         assert exit_code(report) == 3
 
 
-def test_hints_are_allowed_errors_and_empty_logs_are_not(write_log: Make) -> None:
+def test_hints_are_allowed_errors_and_empty_logs_are_not(write_log: Any) -> None:
     hinted = check_format(write_log([header(), {"kind": "note"}], "hinted"))
     assert (hinted.count("hint"), exit_code(hinted)) == (1, 0)
     wrong = check_format(write_log([header(format_version=2)], "wrong"))
@@ -186,7 +182,7 @@ def test_hints_are_allowed_errors_and_empty_logs_are_not(write_log: Make) -> Non
     assert (empty.count("error"), exit_code(empty)) == (0, 3)
 
 
-def test_however_bad_the_log_the_report_is_short_and_counts_everything(write_log: Make) -> None:
+def test_however_bad_the_log_the_report_is_short_and_counts_everything(write_log: Any) -> None:
     steps = [{"kind": "step", "step": n, "loss": "x", "router": 1} for n in range(1, 101)]
     report = check_format(write_log([header(), *steps]))
     lines = format_text(report).splitlines()
@@ -195,7 +191,7 @@ def test_however_bad_the_log_the_report_is_short_and_counts_everything(write_log
     assert [p.count for p in report.problems if p.count > 1] == [80, 80]
 
 
-def test_text_and_json_name_line_reason_and_counts(write_log: Make) -> None:
+def test_text_and_json_name_line_reason_and_counts(write_log: Any) -> None:
     path = write_log([header(), {"kind": "event"}])
     report = check_format(path)
     first, last = format_text(report).splitlines()
@@ -217,21 +213,14 @@ JSON = st.recursive(
     max_leaves=12,
 )
 KEYS = sorted({*validate.STEP, *tables.RUN, *tables.EVENT})
-
-
-KINDS = st.sampled_from(["run", "step", "event"])
 FIELDS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5)
+KINDS = st.fixed_dictionaries({"kind": st.sampled_from(["run", "step", "event"])})
+VALUES = st.builds(lambda fields, kind: json.dumps(fields | kind).encode(), FIELDS, KINDS)
+BYTES = st.binary(max_size=80) | st.text(max_size=40).map(str.encode)
 
 
-@settings(max_examples=100)
-@given(st.lists(st.tuples(KINDS, FIELDS), max_size=6))
-def test_no_values_stop_the_check(records: list[tuple[str, dict[str, Any]]]) -> None:
-    lines = [json.dumps(fields | {"kind": kind}).encode() for kind, fields in records]
-    for problem in problems_in(enumerate(lines, 1)):
-        assert problem.reason == safe_text(problem.reason, 10**6)
-
-
-@given(st.lists(st.binary(max_size=80) | st.text(max_size=40).map(str.encode), max_size=5))
-def test_no_bytes_stop_the_check(lines: list[bytes]) -> None:
+@settings(max_examples=200)
+@given(st.lists(VALUES, max_size=6) | st.lists(BYTES, max_size=5))
+def test_neither_values_nor_bytes_stop_the_check(lines: list[bytes]) -> None:
     for problem in problems_in(enumerate(lines, 1)):
         assert problem.reason == safe_text(problem.reason, 10**6)

@@ -96,7 +96,7 @@ def changed(data: bytes, **header: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("header", "why"),
+    ("data", "why"),
     [
         ({"tokens": 7}, "7 tokens in room for 6"),
         ({"tokens": -1}, "-1 tokens"),
@@ -109,19 +109,6 @@ def changed(data: bytes, **header: object) -> bytes:
         ({"text_bytes": 1 << 50}, "do not fit"),
         ({"tokens": "six"}, "cannot be read"),
         ({"slices": ["s"] * 5000}, "5,000 slices"),
-    ],
-)
-def test_a_header_that_cannot_be_true_is_refused(
-    tmp_path: Path, whole: bytes, header: dict[str, object], why: str
-) -> None:
-    (tmp_path / "routing.bin").write_bytes(changed(whole, **header))
-    with pytest.raises(BadRouting, match=why):
-        Routing(tmp_path / "routing.bin")
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
         (b"", "shorter than the preamble"),
         (b"x" * 100, "is not a routing file"),
         (PREAMBLE.pack(b"MOEROUTE", 2, 0, 64, 0, 64) + b"\0" * 24, "version 2"),
@@ -129,8 +116,11 @@ def test_a_header_that_cannot_be_true_is_refused(
         (PREAMBLE.pack(b"MOEROUTE", 1, 0, 64, 0, 99) + b"\0" * 24, "cut off or damaged"),
     ],
 )
-def test_what_is_no_routing_file_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
-    (tmp_path / "routing.bin").write_bytes(data)
+def test_a_header_that_cannot_be_true_and_what_is_no_routing_file_are_refused(
+    tmp_path: Path, whole: bytes, data: dict[str, object] | bytes, why: str
+) -> None:
+    content = changed(whole, **data) if isinstance(data, dict) else data
+    (tmp_path / "routing.bin").write_bytes(content)
     with pytest.raises(BadRouting, match=why):
         Routing(tmp_path / "routing.bin")
 

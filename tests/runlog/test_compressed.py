@@ -14,6 +14,7 @@ from backports import zstd
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.runlog import CompressedLog, LineSplitter, Source
+from tests.runlog.followed import Reader
 
 LINES = [
     b'{"kind":"step","step":%d,"counts":[%d,%d]}' % (n, n * 7919 % 1009, n) for n in range(400)
@@ -41,14 +42,10 @@ def path(tmp_path: Path, pack: Pack) -> Path:
 
 
 def read_all(log: Source, max_bytes: int = 1 << 20) -> list[bytes]:
-    splitter, lines = LineSplitter(), list[bytes]()
-    while not log.exhausted:
-        chunk = log.read(max_bytes)
-        if chunk.restarted:
-            splitter, lines = LineSplitter(), []
-        assert len(chunk.data) <= max_bytes + 1
-        lines += [line for _, line in splitter.feed(chunk.data)]
-    return lines
+    reader = Reader(log, max_bytes)
+    while (data := reader.look()) or not log.exhausted:
+        assert len(data) <= max_bytes + 1
+    return reader.lines
 
 
 @pytest.mark.parametrize("max_bytes", [10, 1000, 1 << 20])
@@ -114,11 +111,7 @@ def test_damage_is_said_after_what_was_unpacked_before_it(path: Path, pack: Pack
     st.sampled_from([64, 5000]),
 )
 def test_no_damage_hangs_the_reader_or_kills_it(
-    tmp_path_factory: pytest.TempPathFactory,
-    kind: str,
-    flips: list[tuple[int, int]],
-    cut: int,
-    max_bytes: int,
+    tmp_path_factory: Any, kind: str, flips: list[tuple[int, int]], cut: int, max_bytes: int
 ) -> None:
     packed = bytearray((pack_gz if kind == "gz" else pack_zst)(LOG))
     for at, change in flips:
@@ -155,16 +148,6 @@ def test_a_window_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
     path.write_bytes(packer.compress(LOG) + packer.flush())
     with pytest.raises(OSError, match=r"too much memory|damaged"):
         read_all(CompressedLog(path))
-
-
-def test_a_replaced_archive_starts_again(path: Path, pack: Pack) -> None:
-    path.write_bytes(pack(LOG))
-    log = CompressedLog(path)
-    read_all(log)
-    path.write_bytes(pack(b"{}\n" + LOG))
-    chunk = log.read()
-    assert chunk.restarted
-    assert chunk.data == b"{}\n" + LOG
 
 
 def test_the_last_record_shows_without_a_newline_unless_it_is_torn(path: Path, pack: Pack) -> None:

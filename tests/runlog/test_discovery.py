@@ -22,12 +22,6 @@ def put(path: Path, text: str = LINE, age: float = 0.0) -> Path:
     return path
 
 
-def test_newest_run_comes_first(tmp_path: Path) -> None:
-    put(tmp_path / "old" / "metrics.jsonl", age=50)
-    put(tmp_path / "new" / "metrics.jsonl", age=1)
-    assert [run.name for run in find_runs(tmp_path)] == ["new", "old"]
-
-
 def test_a_run_folder_and_a_single_file_of_any_name_are_runs(tmp_path: Path) -> None:
     put(tmp_path / "mine" / "metrics.jsonl")
     other = put(tmp_path / "other" / "routing.jsonl")
@@ -135,7 +129,9 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Probed:
     return Probed(monkeypatch)
 
 
-def test_a_second_search_reads_only_what_is_new(tmp_path: Path, probed: Probed) -> None:
+def test_a_second_search_reads_only_what_is_new_and_the_newest_run_comes_first(
+    tmp_path: Path, probed: Probed
+) -> None:
     first = put(tmp_path / "a" / "metrics.jsonl")
     text = put(tmp_path / "b" / "metrics.jsonl", "text\n")
     known = KnownLogs()

@@ -175,10 +175,3 @@ def test_a_read_error_is_said_and_its_end_loses_nothing(
         with pytest.raises(OSError, match="Stale"):
             reader.look()
     assert reader.look_until_exhausted() == [b"one", b"two"]
-
-
-@pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_what_is_no_file_is_refused_and_never_waited_for(path: Path, kind: str) -> None:
-    os.mkfifo(path) if kind == "pipe" else path.mkdir()
-    with pytest.raises(OSError, match="not a regular file"):
-        Tail(path).read()

@@ -34,12 +34,6 @@ def test_non_finite_numbers_are_written_as_names_never_as_bare_tokens() -> None:
     }
 
 
-def test_every_line_is_one_object_ended_by_a_newline() -> None:
-    line = encode_record({"run": "two\nlines", "n": [[1, 2], [3, 4]]})
-    assert line.count(b"\n") == 1
-    assert line.endswith(b"}\n")
-
-
 def test_the_kernels_own_half_line_is_undone(path: Path) -> None:
     """A file size limit is the one disk that a test can fill for real."""
     done = run_python(

@@ -20,8 +20,7 @@ from microscope_tui.sources import (
 )
 from tests.sources import event_bytes, gguf_bytes, sound
 
-GOLDEN = Path(__file__).with_name("golden")
-WANDB, IMATRIX = GOLDEN / "wandb", GOLDEN / "imatrix.gguf"
+WANDB, IMATRIX = sound.GOLDEN / "wandb", sound.GOLDEN / "imatrix.gguf"
 
 
 def kinds(root: Path, **asked: Any) -> list[str]:

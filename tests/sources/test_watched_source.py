@@ -12,7 +12,6 @@ from microscope_tui.watch import RunWatch, Seen, pin_at
 from tests.sources import sound
 from tests.sources.sqlite_writer import made
 
-GOLDEN = Path(__file__).with_name("golden")
 FAIR = [[16, 16, 16, 16], [16, 16, 16, 16]]
 UNFAIR = [FAIR[0], [62, 1, 1, 0]]
 
@@ -49,7 +48,7 @@ def test_a_long_source_shows_its_whole_history_before_it_is_read(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microscope_tui.watch.run_watch._OVERVIEW_FROM_BYTES", 1)
-    content = (GOLDEN / "wandb").read_bytes()
+    content = (sound.GOLDEN / "wandb").read_bytes()
     (tmp_path / name).write_bytes(content if "wandb" in name else sound.jsonl([FAIR] * 99))
     (run,) = Search(tmp_path).runs()
     watch = RunWatch(run)
