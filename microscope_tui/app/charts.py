@@ -38,7 +38,8 @@ _GLYPHS = {
 }
 _GLYPHS[Glyphs.BLOCK] = _GLYPHS[Glyphs.BRAILLE]
 
-_NAMES_FROM_ROWS = 8
+_NEAR = 5  # rows around the end of a line where its name may be
+_NAMES_FROM_ROWS = 5
 """Rows of a plot from which the lines of onsets carry the names of their rules; in the chart in
 focus they always do."""
 _NAME_ROWS = 4
@@ -80,7 +81,7 @@ def figure(
     plot = _Plot(chart, time, (columns, rows), glyphs, chart.scale())
     cells = plot.curves(smoothing)
     plot.lay_over(cells, named=focused or rows >= _NAMES_FROM_ROWS)
-    names = plot.names(margin - 1) if margin else [("", "")] * rows
+    names = plot.names(cells, margin - 1) if margin else [("", "")] * rows
     ends = [[Span(f" {text}", role)] if text else [] for text, role in names]
     lines = [
         pad([Span(f"{text:>{GUTTER - 1}} ", role), *merged(row), *end], width)
@@ -134,9 +135,13 @@ class _Plot(NamedTuple):
                 clipped = (min(scale.top, max(scale.bottom, value)) for _, value in own)
                 yield xs, tuple(map(scale.share, clipped)), number
 
-    def names(self, width: int) -> list[Cell]:
-        """Right of the plot: the names at the ends of their lines, and the axis of the last."""
-        chart, rows = self.chart, self.size[1]
+    def names(self, drawn: list[list[Cell]], width: int) -> list[Cell]:
+        """The names at the ends of their lines: in the plot beside a short one, else right of it.
+
+        And there the axis of the last.
+        """
+        chart, (first, last) = self.chart, self.time.window
+        columns, rows = self.size
         cells: list[Cell] = [("", "")] * rows
         if chart.right is not None:
             ends = chart.right.top, chart.right.bottom
@@ -146,8 +151,12 @@ class _Plot(NamedTuple):
             free = [row for row, (text, _) in enumerate(cells) if not text]
             if curve.name and known and free:
                 end = rows * (1.0 - self.scale_of(curve).share(known[-1]))
-                row = min(free, key=lambda row: abs(row + 0.5 - end))
-                cells[row] = (shortened(curve.name, width), curve.role)
+                text = shortened(curve.name, width)
+                at = int((curve.steps[-1] - first + 0.5) * columns / (last - first + 1)) + 2
+                near = sorted(range(rows), key=lambda row: abs(row + 0.5 - end))
+                if any(placed(drawn[row], at, text, curve.role, margin=1) for row in near[:_NEAR]):
+                    continue
+                cells[min(free, key=near.index)] = (text, curve.role)
         return cells
 
     def lay_over(self, cells: list[list[Cell]], *, named: bool) -> None:

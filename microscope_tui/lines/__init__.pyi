@@ -33,7 +33,6 @@ from .charts import (
 from .columns import Table as Table
 from .cost import layer_cost as layer_cost, model_cost as model_cost
 from .expert_card import (
-    LEAST_SAMPLES as LEAST_SAMPLES,
     LoadSeries as LoadSeries,
     condition as condition,
     expert_charts as expert_charts,

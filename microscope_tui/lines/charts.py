@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
-from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, dim, line_width, pad, width_of
+from microscope_tui.lines.spans import (
+    ROLE_OF_SEVERITY,
+    Line,
+    Span,
+    dim,
+    first_fitting,
+    line_width,
+    pad,
+    width_of,
+)
 from microscope_tui.watch import Column, LayerView, RunView
 
 GUTTER = 7
@@ -21,7 +30,7 @@ SECOND = "ink:0"
 _NAMES = 17  # cells right of a chart with the names of its lines
 SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
-_LOG_FROM = 100.0  # times the median: a linear axis would show a spike and a flat line
+LOG_FROM = 100.0  # times the median: a linear axis would show a spike and a flat line
 _DECADES = 12
 _ONE_AXIS = 5.0  # times the height of a curve: a larger axis makes it flat
 _WILD = 20.0  # larger spikes (in usual ranges) would flatten the rest
@@ -118,7 +127,7 @@ class Chart:
             return Scale(self.bottom or 0.0, self.top or 1.0)
         if self.top is None and values[0] >= 0.0:
             middle, highest = values[len(values) // 2], values[-1]
-            if highest > _LOG_FROM * middle > 0.0:
+            if highest > LOG_FROM * middle > 0.0:
                 least = next(value for value in values if value > 0.0)
                 return Scale(max(least, highest / 10**_DECADES), highest, log=True)
         return self._linear(values)
@@ -200,11 +209,12 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
 def tick_text(value: float, span: float) -> str:
     """A label of the y axis, in at most six characters, as fine as the axis needs."""
     if abs(value) >= 1000:
-        return words.short_number(value)
+        return words.short_number(value) if abs(value) < 1e14 else f"{value:.0e}"
     if value == 0:
         return "0"
     if abs(value) < 0.001 or 0 < span < 0.005:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+        texts = (f"{value:.{n}e}".replace("e-0", "e-").replace("e+0", "e+") for n in (1, 0))
+        return first_fitting(texts, 6, "")
     digits = 0 if span >= 50 else 1 if span >= 5 else 2 if span >= 0.05 else 3
     text = f"{value:.{digits}f}"
     return words.no_zero(text) if 0 < abs(value) < 1 else text

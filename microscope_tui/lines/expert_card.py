@@ -4,8 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import NamedTuple
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Episode, Finding
@@ -23,19 +21,10 @@ from microscope_tui.lines.heat import role_of_level
 from microscope_tui.lines.spans import Line, Span, dim, in_turn, line_width, pad, role_of, spread
 from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
 
-LEAST_SAMPLES = 16
-_MOST = 3
 _LABEL = 14
 _WIDEST_CELL = 3
 _REMARKABLE = ("dead", "starving", "hot")
 _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
-
-
-class Comoving(NamedTuple):
-    alike: Sequence[tuple[int, float]]
-    opposite: Sequence[tuple[int, float]]
-    chance: float
-    """Correlations below this are chance."""
 
 
 class LoadSeries:
@@ -50,33 +39,6 @@ class LoadSeries:
 
     def __len__(self) -> int:
         return len(self.steps)
-
-    @cached_property
-    def unit(self) -> Sequence[Sequence[float]]:
-        """Every expert's series around zero and of length 1; empty for one that never moves."""
-        return [_unit(values) for values in zip(*self.loads, strict=True)]
-
-    def comoving(self, expert: int) -> Comoving | None:
-        """At most three of each kind, strongest first; ``None`` with too few samples."""
-        if len(self) < LEAST_SAMPLES or not 0 <= expert < len(self.loads[0]):
-            return None
-        own = self.unit[expert]
-        found = [
-            (other, sum(map(float.__mul__, own, values)))
-            for other, values in enumerate(self.unit)
-            if other != expert and values and own
-        ]
-        chance = 2 / math.sqrt(len(self))
-        alike = sorted((f for f in found if f[1] >= chance), key=lambda f: -f[1])
-        opposite = sorted((f for f in found if f[1] <= -chance), key=lambda f: f[1])
-        return Comoving(alike[:_MOST], opposite[:_MOST], chance)
-
-
-def _unit(values: Sequence[float]) -> Sequence[float]:
-    mean = math.fsum(values) / len(values)
-    away = [value - mean for value in values]
-    length = math.sqrt(math.fsum(d * d for d in away))
-    return [d / length for d in away] if length > 1e-9 else ()
 
 
 def most_remarkable(load: Sequence[float]) -> int:
@@ -250,24 +212,8 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
     return pad(line, width)
 
 
-def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
-    found = series.comoving(expert)
-    if found is None:
-        few = f"too few samples: {len(series)} of {LEAST_SAMPLES}"
-        return pad([_head("moves with"), Span(few, "faint")], width)
-    alike = _correlations(found.alike, f"none beyond chance ({words.index(found.chance)})")
-    against = [dim("   against "), _correlations(found.opposite, "none")]
-    return pad([_head("moves with"), alike, *against], width)
-
-
 def _head(word: str) -> Span:
     return dim(f"  {word:<{_LABEL - 2}}")
-
-
-def _correlations(pairs: Sequence[tuple[int, float]], none: str) -> Span:
-    if not pairs:
-        return Span(none, "faint")
-    return Span(", ".join(f"{expert} {words.no_zero(f'{r:+.2f}')}" for expert, r in pairs))
 
 
 def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:

@@ -97,7 +97,6 @@ log axis: the highest value is more than 100 times the usual one
 place: of the experts of this layer by load: 1 is the busiest
 all layers: the expert with the same number in every layer
 findings: alerts that name this expert
-moves with, against: experts whose load rises with it, or when it falls
 steps sampled: steps read again from the log for these curves
 # compare
 A, B: A is the reference (b sets it), B the step or run shown

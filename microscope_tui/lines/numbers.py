@@ -1,10 +1,11 @@
 """Any number of a run: the list of them, and the chart of one over time."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 
 from microscope_tui.diagnosis import Finding, Severity, value_at
 from microscope_tui.lines import words
-from microscope_tui.lines.charts import Chart, Curve, known
+from microscope_tui.lines.charts import LOG_FROM, Chart, Curve, known
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
@@ -110,6 +111,13 @@ def number_line(
     return spread([*line, Span(label, "accent" if chosen else "value")], [dim(said)], width)
 
 
+def _has_spike(columns: Sequence[Column]) -> bool:
+    means = [c.mean for c in columns if c.mean == c.mean]
+    return bool(means) and max(c.high for c in columns if c.high == c.high) > LOG_FROM * abs(
+        median(means)
+    )
+
+
 def number_chart(
     name: str,
     curve: tuple[Sequence[int], Sequence[Column]],
@@ -125,7 +133,7 @@ def number_chart(
     from_zero = name in (*_SPIKES, "learning_rate") and not any(c.low < 0.0 for c in columns)
     return Chart(
         label_of(name),
-        [Curve(steps, columns, edge="high" if name in _SPIKES else "mean")],
+        [Curve(steps, columns, edge="high" if name in _SPIKES or _has_spike(columns) else "mean")],
         value,
         said or whose,
         bottom=0.0 if from_zero else None,

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from microscope_tui.lines import words
-from microscope_tui.lines.glyphs import load_glyph, load_level
+from microscope_tui.lines.glyphs import HOT_LEVEL, load_glyph, load_level
 from microscope_tui.lines.heat import HALVES, Heat
 from microscope_tui.lines.spans import Line, Span, dim, merged, pad, row_label, with_notes
 from microscope_tui.runlog import plural
 from microscope_tui.watch import LayerView, Quantity, RunMap, RunView, Window
 
 _HOTTEST, _FIRST = 16, 3  # levels beyond the calm band
+_HOT = 0.5
+"""Of the way from calm to the worst, from which a cell is hot: balance c .375."""
 _CALM_BALANCE = 0.75
 _CALM_ENTROPY = 0.3  # of the highest possible entropy
 _CALM_DROPS, _MOST_DROPS = 0.02, 0.5
@@ -67,7 +69,9 @@ def _graded(badness: float) -> int:
     """Calm up to 0, the hottest from 1 on."""
     if badness <= 0:
         return 0
-    return round(_FIRST + min(1.0, badness) * (_HOTTEST - _FIRST))
+    if badness < _HOT:
+        return round(_FIRST + badness / _HOT * (HOT_LEVEL - 1 - _FIRST))
+    return round(HOT_LEVEL + (min(1.0, badness) - _HOT) / (1 - _HOT) * (_HOTTEST - HOT_LEVEL))
 
 
 def levels_of(found: RunMap, quantity: Quantity, layers: Sequence[LayerView]) -> list[list[int]]:

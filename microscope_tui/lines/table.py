@@ -140,7 +140,7 @@ def fit(
     body -= verdict - least
     height = max(1, min(_MAX_HEIGHT, body // layers))
     free = max(0, body - layers * height)  # lines that no layer can use
-    legend = roomy or free > 0
+    legend = roomy or free > 0 or _LEAST_SCROLLED < body < layers
     if not roomy and legend:
         body, free = body - 1, free - 1
     loss_rows = free if free >= _LEAST_LOSS else 0

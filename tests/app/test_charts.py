@@ -152,6 +152,18 @@ def test_many_lines_have_their_names_at_their_ends_one_below_the_other() -> None
     assert sorted(end for end in ends[1:] if end.startswith("run")) == ["run 0", "run 1", "run 2"]
 
 
+def test_a_line_that_ends_early_has_its_name_beside_its_end() -> None:
+    runs = [
+        Curve(range(1, 1 + length), [Column(v, v, v)] * length, role=f"ink:{length}", name=name)
+        for name, length, v in (("short", 20, 1.0), ("long", 100, 2.0))
+    ]
+    lines = drawn(Chart("loss", runs, bottom=None), TimeScale(Window(1, 100), None), Glyphs.ASCII)
+    low, high = plain(lines[-2]), plain(lines[1])
+    assert high.endswith("long")
+    assert "short" in low
+    assert low.index("short") < len(high) // 2
+
+
 def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
     one, time = chart([1.0, 9.0] * 30), TimeScale(Window(1, 60), None)
     lines = figure(one, time, (60, 9), Glyphs.BRAILLE, step=60, smoothing=0.9)

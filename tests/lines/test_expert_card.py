@@ -1,14 +1,12 @@
 """The card of one expert: what its lines claim, and that they always fit."""
 
-import random
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.lines import LEAST_SAMPLES, LoadSeries, expert_card, plain
+from microscope_tui.lines import LoadSeries, expert_card, plain
 from microscope_tui.watch import RunWatch, Sample, samples, view_of
 from tests.conftest import header, open_log, step
 
@@ -76,37 +74,6 @@ def test_without_a_finding_it_is_dead_since_the_step_after_its_last_token(write_
         expert_card.facts(view, view.layers[0], 7, always, 80)[0]
     )
     assert "since" not in plain(expert_card.facts(view, view.layers[0], 6, series, 80)[0])
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_comoving_experts_are_those_of_the_plain_correlation(seed: int) -> None:
-    rng = random.Random(seed)
-    rows = []
-    for _ in range(40):
-        swing = rng.randrange(200)
-        noise = [rng.randrange(100) for _ in range(5)]
-        rows.append([300 + swing + noise[0], 300 + swing + noise[1], 500 - swing, *noise[2:], 50])
-    series = LoadSeries([Sample(n, row, None) for n, row in enumerate(rows, 1)])
-    found = series.comoving(0)
-    loads = [measures.load(row) or [] for row in rows]
-    for other, r in [*found.alike, *found.opposite]:
-        expected = statistics.correlation([x[0] for x in loads], [x[other] for x in loads])
-        assert r == pytest.approx(expected, abs=1e-9)
-        assert abs(r) >= found.chance
-    assert found.alike[0][0] == 1
-    assert found.opposite[0][0] == 2
-
-
-def test_few_samples_and_frozen_experts_say_nothing_about_who_moves_with_whom() -> None:
-    few = LoadSeries([Sample(n, [n, 9, 9], None) for n in range(1, LEAST_SAMPLES)])
-    assert few.comoving(0) is None
-    assert f"too few samples: {LEAST_SAMPLES - 1} of 16" in plain(
-        expert_card.comoving_line(few, 0, 80)
-    )
-    frozen = LoadSeries([Sample(n, [4, 4, 4], None) for n in range(1, 40)])
-    found = frozen.comoving(0)
-    assert not [*found.alike, *found.opposite]
-    assert "none beyond chance" in plain(expert_card.comoving_line(frozen, 0, 80))
 
 
 def test_the_charts_of_an_expert_hold_its_exact_loads_places_and_biases(dead: RunWatch) -> None:

@@ -388,7 +388,6 @@ class ExpertScreen(ChartScreen):
         more = [
             expert_card.across_layers(view, expert, layer.index, columns, colour=colour),
             expert_card.findings_line(view, layer, expert, columns),
-            expert_card.comoving_line(known, expert, columns),
         ]
         self.show("more", more, height=len(more))
         why = "reading the log …" if self._asked else "no counts in this window"
@@ -426,9 +425,7 @@ class ExpertScreen(ChartScreen):
         found = _NOTHING
 
         def read() -> LoadSeries:
-            series = LoadSeries(samples(watch, router, count, view.window, cancelled=stop.is_set))
-            _ = series.unit  # what all experts share is computed here
-            return series
+            return LoadSeries(samples(watch, router, count, view.window, cancelled=stop.is_set))
 
         try:
             found = await asyncio.to_thread(read)
