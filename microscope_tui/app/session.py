@@ -110,6 +110,7 @@ class Session:
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0
+        self._chosen = False
         self._looked: tuple[tuple[object, ...], bool] = ((), False)
         self._rung: set[tuple[object, ...]] | None = None  # critical alerts at the last check
 
@@ -118,6 +119,7 @@ class Session:
         watch = self.fleet.open
         if watch is not self._open:  # selections of the previous run are reset
             self._open, self._selected, self.expert = watch, 0, None
+            self._chosen = False
             self.numbers = ()
             self.readings = {}
             self.time.reset()
@@ -184,11 +186,18 @@ class Session:
             names = [router.name for router in run.routers]
             self._selected = names.index(self.wanted_layer) if self.wanted_layer in names else 0
             self.wanted_layer = ""
+            self._chosen = True
         return min(self._selected, max(0, len(run.routers) - 1))
 
     @selected.setter
     def selected(self, index: int) -> None:
         self._selected = index
+        self._chosen = True
+
+    def look_at_worst(self, view: RunView) -> None:
+        """Select the layer of the worst alert, until a key selects one."""
+        if not self._chosen and view.worst is not None:
+            self._selected = max(0, view.worst[0].worst.router_index)
 
     @property
     def shown_entry(self) -> StepEntry | None:

@@ -78,7 +78,7 @@ async def test_a_mark_as_seen_is_kept_and_removed_again(troubled: Path) -> None:
 
 
 async def test_the_filter_of_the_list_leaves_that_of_the_layers_alone(troubled: Path) -> None:
-    async with open_app(troubled, "down", "3", "n", size=SMALL) as app:
+    async with open_app(troubled, "g", "down", "3", "n", size=SMALL) as app:
         assert "L2" in chosen_in(app)  # the alert of the chosen layer
         assert "no filter" in app.text("keys")
         await app.enter("/l2")

@@ -79,7 +79,7 @@ async def test_b_takes_the_shown_step_as_a_and_time_moves_on_from_there(make_run
 
 
 async def test_a_layer_is_chosen_opened_and_filtered(make_run: Make) -> None:
-    async with open_app(make_run(steps=STEPS, sick=SICK), "5", size=(80, 24)) as app:
+    async with open_app(make_run(steps=STEPS, sick=SICK), "g", "5", size=(80, 24)) as app:
         layers = []
         for key in ("down", "j", "down", "up", "k", "end", "home", "pagedown", "pageup"):
             await app.press(key)

@@ -235,7 +235,7 @@ async def test_the_bell_rings_once_for_a_new_critical_alert_if_it_is_on(
 
 async def test_custom_keys_work_and_are_shown(collapsed: Path) -> None:
     keymap = Preferences(keymap={"layer.next": "n,down", "filter.next": "j"})
-    async with open_app(collapsed, "n", "n", preferences=keymap, size=(120, 60)) as app:
+    async with open_app(collapsed, "g", "n", "n", preferences=keymap, size=(120, 60)) as app:
         assert app.session.selected == 2
         await app.press("?")
         row = next(line for line in app.text("help").split("\n") if "next layer" in line)

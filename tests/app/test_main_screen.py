@@ -32,6 +32,9 @@ def cells(app: AppPilot) -> list[list[Any]]:
 async def test_the_cursor_moves_between_layers_alerts_and_experts(collapsed: Path) -> None:
     async with open_app(collapsed, size=(80, 24)) as app:
         chosen = []
+        assert app.session.selected == 3, "the layer of the worst alert"
+        await app.press("g")
+        await app.redraw()
         for key in ("down", "j", "up", "k", "k", "G", "down", "home", "pagedown", "pageup"):
             await app.press(key)
             chosen.append(app.session.selected)
@@ -58,8 +61,8 @@ async def test_the_cursor_moves_between_layers_alerts_and_experts(collapsed: Pat
 
 async def test_more_layers_than_lines_are_scrolled(scenario: Scenario) -> None:
     async with open_app(scenario("healthy", routers=40, steps=30), size=(80, 24)) as app:
-        assert "23 more layers" in app.text("notes")
-        assert layers(app)[-1] == "L17"
+        assert "24 more layers" in app.text("notes")
+        assert layers(app)[-1] == "L16"
         await app.press("end")
         assert layers(app)[-1] == "L40"
         await app.press("pageup")

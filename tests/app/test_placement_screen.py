@@ -39,7 +39,7 @@ async def test_keys_work_while_it_is_fitted_and_closing_the_page_ends_it(
         finally:
             ended.set()
 
-    async with open_app(collapsed, "2", "d", preferences=on(4)) as app:
+    async with open_app(collapsed, "g", "2", "d", preferences=on(4)) as app:
         text, at = await fitted(app), app.session.selected
         assert text.split()[0] == app.view().layers[at].router.name
         await app.press("down")

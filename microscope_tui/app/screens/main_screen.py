@@ -100,6 +100,7 @@ class MainScreen(RunScreen):
             return
         self.leads_to_probe = await session.has_probe()
         self.follow_pinned()
+        session.look_at_worst(probe)
         self.layers_shown = matching(probe, session.filter)
         say = session.expert is not None or bool(session.filter)
         layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
