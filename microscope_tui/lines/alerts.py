@@ -165,7 +165,7 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
     full = fit_alerts(entries, 10**6)
-    most = max(_NARROW, columns // 2, full.used("layers", "value") + _LEAST_LAYERS)
+    most = max(_NARROW, columns // 2, full.used("layers") + _LEAST_LAYERS)
     return min(max(_NARROW, full.used()), most, columns - _LEAST_DETAIL)
 
 

@@ -114,7 +114,7 @@ def bias_bars(
     away = [b - mean if math.isfinite(b) else math.nan for b in bias]
     per_bar = -(-len(away) // max(1, room))
     groups = [away[at : at + per_bar] for at in range(0, len(away), per_bar)]
-    title = chart_name(_named("bias", per_bar), focused)
+    title = chart_name(_named("bias", per_bar, "lowest and highest"), focused)
     title += _of_expert(bias, chosen, "{:+.4g}".format) or [dim(f"   at {step:,}")]
     lines = [noted(title, [words.no_zero(f"around {mean:+.2g}")], width)]
     if rows < 2 or room < _LEAST_ROOM:
@@ -171,8 +171,8 @@ def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[flo
     return [Span(f"   {spell(values[expert])}", "title"), Span(f" expert {expert}", "accent")]
 
 
-def _named(what: str, per_bar: int) -> str:
-    return what if per_bar == 1 else f"{what}, highest of {per_bar} experts a bar"
+def _named(what: str, per_bar: int, which: str = "highest") -> str:
+    return what if per_bar == 1 else f"{what}, {which} of {per_bar} experts a bar"
 
 
 def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:

@@ -1,8 +1,11 @@
 """One number of several runs in one chart, over steps, tokens or time."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import accumulate, pairwise
+from operator import mul
 
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
@@ -10,12 +13,13 @@ from microscope_tui.lines.numbers import label_of
 from microscope_tui.lines.spans import Line, Span, dim, pad, shortened, width_of
 from microscope_tui.lines.time_line import TimeScale
 from microscope_tui.runlog import safe_text
-from microscope_tui.watch import Column, RunCourse, Window
+from microscope_tui.watch import Column, History, RunCourse, Window
 
 MOST_RUNS = 8
 VALIDATION = "validation loss"
 _ROLES = (*(f"ink:{number}" for number in range(MOST_RUNS - 1)), "value")
 _TICKS = 5
+_STRETCHES = 512  # of the run, each with its mean number of tokens
 
 
 class Across(StrEnum):
@@ -64,26 +68,35 @@ def _places(
         if name == VALIDATION:
             steps = [event.step or 0 for event in course.evaluations]
         columns = _columns(course, name, points)
-        at = {Across.TOKENS: _tokens_at, Across.TIME: _time_at}.get(across)
-        places = [at(course, step) for step in steps] if at else steps
+        places: Sequence[float | None] = steps
+        if across is Across.TIME:
+            places = [_time_at(history, step) for step in steps]
+        elif across is Across.TOKENS:
+            places = _tokens_at(history, steps)
     pairs = [(x, c) for x, c in zip(places, columns, strict=False) if x is not None]
     return [round(x) for x, _ in pairs], [column for _, column in pairs]
 
 
-def _time_at(course: RunCourse, step: int) -> float | None:
+def _time_at(history: History, step: int) -> float | None:
     """Seconds since the first record."""
-    assert course.history is not None
-    time, began = course.history.time_of(step), course.history.times[0]
+    time, began = history.time_of(step), history.times[0]
     return None if time is None or began != began else time - began
 
 
-def _tokens_at(course: RunCourse, step: int) -> float | None:
-    """Tokens of all steps before: their mean times their number."""
-    history = course.history
-    if history is None or "tokens" not in history.later:
-        return None
-    before = history.columns("tokens", 0, 1, Window(1, step))
-    return before[0].mean * step if before else None
+def _tokens_at(history: History, steps: Sequence[int]) -> Sequence[float]:
+    """Tokens of all steps up to these; empty where they were not logged."""
+    if "tokens" not in history.later:
+        return ()
+    axis = history.axis(_STRETCHES)
+    a_step = [column.mean for column in history.columns("tokens", 0, _STRETCHES)]
+    a_step = [tokens if tokens == tokens else 0.0 for tokens in a_step]
+    lengths = [end - start for start, end in pairwise([*axis, history.last_step + 1])]
+    before = [0.0, *accumulate(map(mul, a_step, lengths))]
+    stretches = [max(0, bisect_right(axis, step) - 1) for step in steps]
+    return [
+        before[at] + a_step[at] * (step - axis[at] + 1)
+        for step, at in zip(steps, stretches, strict=True)
+    ]
 
 
 def _columns(course: RunCourse, name: str, points: int) -> Sequence[Column]:

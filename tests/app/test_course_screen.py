@@ -69,7 +69,7 @@ async def test_a_narrow_overview_has_the_whole_width_until_a_number_is_wanted(
         assert app.screen.query_one("#chart-loss").size.width == 79
         await app.press("down", "enter")
         assert listed(app)[1] == "loss"
-        assert app.screen.query_one("#chart-number").size.width == 79 - 26
+        assert app.screen.query_one("#chart-number").size.width == 79 - 32
         await app.press("z")
         assert app.screen.query_one("#chart-number").size.width == 79
 

@@ -80,7 +80,7 @@ class CourseScreen(ChartScreen):
         used = self.session.numbers or self.pattern or self.cursor not in ("", OVERVIEW)
         if self.enlarged or not (used or columns >= _LIST_FROM):
             return 0
-        return max(20, min(32, columns // 3))
+        return max(20, min(32, columns * 2 // 5))
 
     def columns(self) -> int:
         return self.room.width - 1 - self.list_width
@@ -155,6 +155,9 @@ class CourseScreen(ChartScreen):
 
     async def action_choose(self) -> None:
         name = self._listed[self._at]
+        if name == OVERVIEW and self.pattern:
+            self.show_message("no number matches", "dim")
+            return
         await self._choose(() if name == OVERVIEW else (name,))
 
     async def action_second(self) -> None:
