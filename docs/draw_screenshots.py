@@ -30,11 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "screenshots"
 PICTURES = {
     "main": PictureRequest("main", 112, 34),
-    "main-80x24": PictureRequest("main", 80, 24),
-    "layer": PictureRequest("layer", 112, 34),
-    "expert": PictureRequest("expert", 112, 34),
-    "alerts": PictureRequest("alerts", 112, 24),
-    "compare": PictureRequest("compare", 112, 24),
     "course": PictureRequest("course", 112, 34),
     "map": PictureRequest("map", 112, 24),
 }

@@ -38,7 +38,6 @@ _GLYPHS = {
 }
 _GLYPHS[Glyphs.BLOCK] = _GLYPHS[Glyphs.BRAILLE]
 
-_NEAR = 5  # rows around the end of a line where its name may be
 _NAMES_FROM_ROWS = 5
 """Rows of a plot from which the lines of onsets carry the names of their rules; in the chart in
 focus they always do."""
@@ -154,7 +153,7 @@ class _Plot(NamedTuple):
                 text = shortened(curve.name, width)
                 at = int((curve.steps[-1] - first + 0.5) * columns / (last - first + 1)) + 2
                 near = sorted(range(rows), key=lambda row: abs(row + 0.5 - end))
-                if any(placed(drawn[row], at, text, curve.role, margin=1) for row in near[:_NEAR]):
+                if any(placed(drawn[row], at, text, curve.role, margin=1) for row in near):
                     continue
                 cells[min(free, key=near.index)] = (text, curve.role)
         return cells

@@ -92,7 +92,7 @@ def remember(session: Session) -> str | None:
 
 
 def load_view(logs: Path) -> SavedView:
-    """The saved view of ``logs``; the default if there is no usable one."""
+    """The saved view of ``logs``; the default if none can be used."""
     try:
         folder, path = _place_of(logs)
         kept = msgspec.json.decode(read_small(path, _MOST_BYTES), type=SavedView)

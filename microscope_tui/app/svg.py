@@ -49,7 +49,6 @@ def _shapes() -> dict[str, tuple[_Box, ...]]:
         **{char: tuple(compress(quarters, filled)) for filled, char in QUADRANTS.items()},
         **{char: (_Box(0, 24 - 3 * n, 12, 24),) for n, char in enumerate("▁▂▃▄▅▆▇█", 1)},
         **{char: (_Box(0, 0, 1.5 * n, 24),) for n, char in enumerate("▏▎▍▌▋▊▉", 1)},
-        "▀": (_Box(0, 0, 12, 12),),
         "▐": (_Box(6, 0, 12, 24),),
         "─": (_Box(0, 11, 12, 13),),
         "━": (_Box(0, 10, 12, 13),),

@@ -230,7 +230,7 @@ def _swung(shares: Sequence[float], rows: int, glyphs: Glyphs) -> list[str]:
     A full swing is half of the rows.
     """
     halves = [round(share * rows) for share in shares if share == share]
-    filled = range(rows - max(0, *halves, 0), rows - min(0, *halves, 0))
+    filled = range(rows - max([0, *halves]), rows - min([0, *halves]))
     signs = {(True, True): "█#", (True, False): "▀'", (False, True): "▄_", (False, False): ("", "")}
     return [
         signs[2 * row in filled, 2 * row + 1 in filled][glyphs is Glyphs.ASCII]

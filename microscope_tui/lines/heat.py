@@ -371,8 +371,7 @@ def _ratio_samples(heat: Heat, most: float, per_cell: int) -> Sequence[Sample]:
         samples = [((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), fair)]
     else:
         over = [sample for sample in over if shade_level(sample[0], per_cell)]
-        # A × in a cell of two values: no expert of it has a token. In one of one value: one has
-        # none.
+        # Where a cell shows two values, a × means that no expert of it has a token.
         samples = [((None,), "all 0" if heat.halves else "some 0")]
         if heat.halves:
             samples.append((((0, None),), "some 0"))

@@ -112,10 +112,11 @@ def number_line(
 
 
 def _has_spike(columns: Sequence[Column]) -> bool:
-    means = [c.mean for c in columns if c.mean == c.mean]
-    return bool(means) and max(c.high for c in columns if c.high == c.high) > LOG_FROM * abs(
-        median(means)
-    )
+    known = [column for column in columns if column.mean == column.mean]
+    if not known:
+        return False
+    usual = median(column.mean for column in known)
+    return max(column.high for column in known) > LOG_FROM * abs(usual)
 
 
 def number_chart(
@@ -130,10 +131,11 @@ def number_chart(
     if isinstance(value, list):
         value = mean_of(value) if router is None else value_at(value, router)
     whose = "mean of the layers" if name.startswith("router.") and router is None else ""
+    spikes = name in _SPIKES or _has_spike(columns)
     from_zero = name in (*_SPIKES, "learning_rate") and not any(c.low < 0.0 for c in columns)
     return Chart(
         label_of(name),
-        [Curve(steps, columns, edge="high" if name in _SPIKES or _has_spike(columns) else "mean")],
+        [Curve(steps, columns, edge="high" if spikes else "mean")],
         value,
         said or whose,
         bottom=0.0 if from_zero else None,

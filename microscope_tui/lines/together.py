@@ -116,16 +116,17 @@ def together_lines(courses: Sequence[RunCourse], name: str, width: int) -> list[
     room = max(8, min(longest, width - 44))
     for course, role in zip(courses, _ROLES, strict=False):
         with course.lock:
-            columns = _columns(course, name, 1 << 20)
-            known = [column.mean for column in columns if column.mean == column.mean]
+            newest = course.newest
+            for column in _columns(course, VALIDATION, 1):
+                newest[VALIDATION] = column.mean
             step = course.latest.record.step if course.latest else 0
-        said = words.significant(known[-1]) if known else "-"
         where = f"at step {step:,}" if step else "no step yet"
         if course.error:
             where = safe_text(course.error, 60)
         elif course.progress < 1.0:
             where = f"reading the log: {course.progress:.0%}"
         run = pad([Span(shortened(course.file.name, room))], room)
+        said = words.significant(newest.get(name)) or "-"
         line = [Span("  ● ", role), *run, Span(f"{said:>10}  "), dim(where)]
         lines.append(pad(line, width))
     return lines

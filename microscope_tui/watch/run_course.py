@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from microscope_tui.measures import mean_of
-from microscope_tui.runlog import RunFile, RunReader, RunRecord, StepEntry, UnknownFormat
+from microscope_tui.runlog import RunFile, RunReader, RunRecord, Source, StepEntry, UnknownFormat
 from microscope_tui.watch.history import MOST_LATER, History, rows_within
 from microscope_tui.watch.scan import RepeatedStep, RowOf, Scan
 
@@ -23,7 +23,7 @@ class RunCourse(Scan):
         """Whether the log was replaced: begin again."""
         self.error = ""
         """Why the log cannot be read, in words."""
-        self._source = file.open()
+        self._source: Source | None = None
         self._reader = RunReader(file.name)
 
     def _begun(self, run: RunRecord) -> tuple[History, RowOf]:
@@ -32,18 +32,25 @@ class RunCourse(Scan):
     @property
     def progress(self) -> float:
         """Share of the log that was read, 0 … 1."""
-        return min(1.0, self._source.offset / max(1, self._source.size))
+        source = self._source
+        return 0.0 if source is None else min(1.0, source.offset / max(1, source.size))
+
+    @property
+    def newest(self) -> dict[str, float | None]:
+        """The numbers of the newest step."""
+        return _means_of(self.latest) if self.latest is not None else {}
 
     def read_on(self, cancelled: Callable[[], bool]) -> None:
         """Read to the end of the log, or until ``cancelled``; never raises because of the log."""
         try:
+            source = self._source = self._source or self.file.open()
             while not cancelled():
-                chunk = self._source.read(_PIECE_BYTES)
+                chunk = source.read(_PIECE_BYTES)
                 self.replaced |= chunk.restarted and self.latest is not None
                 with self.lock:
                     self._add(chunk.data)
                 self.make_room(self.lock)
-                if self.replaced or (not chunk.data and self._source.exhausted):
+                if self.replaced or (not chunk.data and source.exhausted):
                     return
         except (OSError, UnknownFormat) as error:
             self.error = str(getattr(error, "strerror", None) or error)
@@ -58,5 +65,9 @@ class RunCourse(Scan):
 
 
 def _numbers_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
+    return {name: (value,) for name, value in _means_of(entry).items()}
+
+
+def _means_of(entry: StepEntry) -> dict[str, float | None]:
     numbers = entry.numbers().items()
-    return {name: (mean_of(x) if isinstance(x, list) else x,) for name, x in numbers}
+    return {name: mean_of(x) if isinstance(x, list) else x for name, x in numbers}

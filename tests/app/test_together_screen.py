@@ -42,13 +42,14 @@ async def test_selected_runs_are_drawn_together_and_a_growing_one_is_read_on(
         await app.sees("at step 29", "together-runs")
         shown = app.text("together-runs").split()
         assert len({"first", "second", "third"} & set(shown)) == 2
+        assert "7.71" in shown, "the loss of the newest step, not a mean"
         grown = next(log for log in logs if log.parent.name in shown)
         append(grown, range(30, 34))
         await app.sees("at step 33", "together-runs")
         await app.press("x")
         assert "over tokens" in app.text("together-title")
         await app.press("down")
-        assert "loss" not in app.text("together-chart").split("\n")[0]
+        assert "loss" not in app.text("chart-number").split("\n")[0]
         await app.press("escape", "space", "T")
         await app.sees("select runs with space", "together-title")
 
@@ -97,7 +98,7 @@ def test_a_log_that_cannot_be_read_has_the_reason_on_its_line(
 ) -> None:
     course = RunCourse(RunFile("mine", make_run("mine"), 0.0))
     refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
-    monkeypatch.setattr(course._source, "read", refused)
+    monkeypatch.setattr(RunFile, "open", refused)
     course.read_on(lambda: False)
     (line,) = together_lines([course], "loss", 80)
     assert plain(line).split() == ["●", "mine", "-", "Permission", "denied"]

@@ -68,7 +68,7 @@ def test_other_numbers_are_read_without_the_steps_that_a_restart_superseded(writ
     assert values_of(reading, "env.length")[12] == 12.0
     layers = read(watch, "router.z_loss", each=True)
     assert [values_of(layers, "router.z_loss", at).get(5) for at in range(3)] == [5.0, 15.0, None]
-    with path.open("a") as log:  # it goes on where it was
+    with path.open("a") as log:  # the reading continues there
         log.write(json.dumps(logged(31)) + "\n")
     reading.read_on(lambda: False)
     assert values_of(reading, "reward")[31] == pytest.approx(3.1)

@@ -10,7 +10,7 @@ from microscope_tui.app.charts import figure
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
-from microscope_tui.app.screens.run_screen import PlotScreen
+from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
     OF_LAYER,
     SMOOTHINGS,
@@ -37,6 +37,7 @@ from microscope_tui.lines import (
     quoted,
     shortened,
     spread,
+    time_line,
     time_scale,
     words,
 )
@@ -64,6 +65,24 @@ TABS = (
     key("chart.previous", "shift+tab", "focus_chart(-1)", "previous chart"),
 )
 Charts = Mapping[str, Chart]
+
+
+class PlotScreen(RunScreen):
+    """The ribbon is below plots over time, and has their columns."""
+
+    def columns(self) -> int:
+        return self.room.width - 1
+
+    def plot_area(self) -> tuple[int, int]:
+        """Start and width of the time axis."""
+        return plot_area(self.columns())
+
+    def ribbon_columns(self) -> int:
+        return self.plot_area()[1]
+
+    def ribbon(self, view: RunView) -> Line:
+        plot, axis = self.plot_area(), self.session.axis
+        return time_line.aligned_ribbon(view, self.room.width, plot, axis)
 
 
 class ChartScreen(PlotScreen):
@@ -114,12 +133,6 @@ class ChartScreen(PlotScreen):
     def first_stack(self) -> int:
         """Cells that the first of two stacks can use; 0 for half of them."""
         return 0
-
-    def columns(self) -> int:
-        return self.room.width - 1
-
-    def plot_area(self) -> tuple[int, int]:
-        return plot_area(self.columns())
 
     def rows_of_charts(self, rows: int, others: int, gaps: int = 3) -> int:
         """Classes by the height of the screen; lines that the charts have beside other parts."""
@@ -360,7 +373,7 @@ class ExpertScreen(ChartScreen):
         *("more", "ribbon"),
     )
 
-    chart_in_focus = ""  # there is no key for it
+    chart_in_focus = ""  # no key moves it
     _series = _NOTHING
     _of: tuple[object, ...] = ()
     """What the series belongs to: the router, its log, the window."""

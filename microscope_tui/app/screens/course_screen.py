@@ -155,7 +155,7 @@ class CourseScreen(ChartScreen):
 
     async def action_choose(self) -> None:
         name = self._listed[self._at]
-        if name == OVERVIEW and self.pattern:
+        if name == OVERVIEW and not matches(self.pattern, OVERVIEW):
             self.show_message("no number matches", "dim")
             return
         await self._choose(() if name == OVERVIEW else (name,))

@@ -7,7 +7,7 @@ from typing import ClassVar
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS
-from microscope_tui.app.screens.run_screen import PlotScreen
+from microscope_tui.app.screens.chart_screens import PlotScreen
 from microscope_tui.lines import (
     Heat,
     Line,

@@ -7,7 +7,7 @@ from textual.timer import Timer
 
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.diagnosis import Episode, Finding, key_of
-from microscope_tui.lines import Axis, Line, Order, after, order_of, time_line
+from microscope_tui.lines import Axis, Order, after, order_of
 from microscope_tui.watch import PinnedRun, RunView
 
 _TICK_S = 0.25
@@ -171,18 +171,3 @@ class RunScreen(BaseScreen):
         self.session.axis = axis = after(self.session.axis, list(Axis))
         self.show_message(f"time axis: {axis}", "accent")
         await self.redraw()
-
-
-class PlotScreen(RunScreen):
-    """The ribbon is below plots over time, and has their columns."""
-
-    def plot_area(self) -> tuple[int, int]:
-        """Start and width of the time axis."""
-        raise NotImplementedError
-
-    def ribbon_columns(self) -> int:
-        return self.plot_area()[1]
-
-    def ribbon(self, view: RunView) -> Line:
-        plot, axis = self.plot_area(), self.session.axis
-        return time_line.aligned_ribbon(view, self.room.width, plot, axis)

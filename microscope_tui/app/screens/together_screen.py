@@ -8,19 +8,16 @@ from time import monotonic
 from typing import ClassVar
 
 from microscope_tui.app import keys
-from microscope_tui.app.charts import figure
 from microscope_tui.app.keys import key, pair
-from microscope_tui.app.screens.base import BaseScreen
+from microscope_tui.app.screens.chart_screens import ChartScreen
 from microscope_tui.app.session import Session
 from microscope_tui.lines import (
     MOST_RUNS,
-    SMOOTHINGS,
     Across,
     Span,
     after,
     dim,
     numbers_together,
-    pad,
     together_chart,
     together_lines,
     with_notes,
@@ -28,11 +25,10 @@ from microscope_tui.lines import (
 from microscope_tui.runlog import plural
 from microscope_tui.watch import RunCourse, RunView
 
-_POINTS = 240
 _REFRESH_S = 2.0
 
 
-class TogetherScreen(BaseScreen):
+class TogetherScreen(ChartScreen):
     """The selected runs, or the newest; a worker thread reads their logs."""
 
     BINDINGS: ClassVar = [
@@ -47,9 +43,9 @@ class TogetherScreen(BaseScreen):
         keys.SVG,
         *keys.EVERYWHERE,
     ]
-    PARTS = ("header", "together-title", "together-chart", "together-runs")
+    PARTS = ("header", "together-title", ("charts", "chart-number"), "together-runs")
 
-    number = "loss"
+    drawn_number = "loss"
     across = Across.STEPS
     _read_at = 0
     """The tick of the last reading."""
@@ -66,14 +62,12 @@ class TogetherScreen(BaseScreen):
         runs = Span(f"  {plural(len(courses), 'run')}", "title")
         title = [runs, dim(f"   over {self.across}")]
         notes = [] if len(courses) > 1 else ["select runs with space on the runs screen"]
-        lines = together_lines(courses, self.number, columns)
-        chart, scale = together_chart(courses, self.number, self.across, _POINTS)
-        size = columns - 1, max(4, rows - 3 - len(lines))
-        glyphs, smoothing = self.session.glyphs, self.session.smoothing
-        drawn = figure(chart, scale, size, glyphs, step=0, smoothing=smoothing, focused=True)
+        chart, scale = together_chart(courses, self.drawn_number, self.across, self.points())
+        lines = together_lines(courses, self.drawn_number, columns)
         self.show("together-title", [with_notes(title, notes, columns)], height=1)
-        self.show("together-chart", [pad(line, columns) for line in drawn], height=len(drawn))
         self.show("together-runs", lines, height=len(lines))
+        room = max(4, rows - 3 - len(lines))
+        self.draw_charts([["number"]], {"number": chart}, scale, room, 0)
 
     def _chosen(self) -> Sequence[RunCourse]:
         """The selected runs, or the newest ones; what was read of them stays."""
@@ -104,13 +98,9 @@ class TogetherScreen(BaseScreen):
         names = numbers_together(list(self._courses.values()))
         if by < 0:
             names.reverse()
-        self.number = after(self.number, names)
+        self.drawn_number = after(self.drawn_number, names)
         await self.redraw()
 
     async def action_axis(self) -> None:
         self.across = after(self.across, list(Across))
-        await self.redraw()
-
-    async def action_smooth(self) -> None:
-        self.session.smoothing = after(self.session.smoothing, SMOOTHINGS)
         await self.redraw()
