@@ -5,6 +5,7 @@ from collections.abc import Container, Sequence
 from microscope_tui.diagnosis import (
     Advice,
     CollapseLimits,
+    Finding,
     Severity,
     gathering,
     is_one_step,
@@ -135,7 +136,7 @@ def verdict(
     compact: bool = False,
 ) -> list[Line]:
     """The worst alert that is not in ``seen``, in ``lines`` lines; ``compact``: without the why."""
-    unseen = [pair for pair in view.alerts if key_of(view.name, pair[0]) not in seen]
+    unseen = _unseen(view, seen)
     worst = unseen[0] if unseen else view.worst
     rows: list[Line]
     if view.error:
@@ -175,14 +176,17 @@ def _in_full(texts: tuple[list[str], ...], lines: int, width: int) -> list[Line]
     return [[Span(f" {title[0]}", "title")], *rows, *labelled("next", following, _HEAD - 2)]
 
 
-def verdict_heights(view: RunView, width: int) -> list[int]:
+def _unseen(view: RunView, seen: Container[str]) -> list[tuple[Finding, Advice]]:
+    return [pair for pair in view.alerts if key_of(view.name, pair[0]) not in seen]
+
+
+def verdict_heights(view: RunView, width: int, seen: Container[str] = ()) -> list[int]:
     """The lines that the verdict takes without being cut: without the why, and in full."""
     if view.worst is None or view.error:
         return []
-    advice = view.worst[1]
+    _, advice = (_unseen(view, seen) or [view.worst])[0]
     heights = []
-    badge = len(max(_BADGES.values(), key=len)) + 4
-    if badge + width_of(advice.cause_first(advice.short)) < width:
+    if _BADGE + width_of(advice.cause_first(advice.short)) < width:
         heights.append(1 + len(wrap(advice.next, width - 7)))
     return [*heights, sum(map(len, _texts(view, advice, width)))]
 

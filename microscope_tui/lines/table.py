@@ -6,7 +6,7 @@ and numbers are on its middle line.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -120,7 +120,13 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fit(
-    view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
+    view: RunView,
+    columns: int,
+    rows: int,
+    *,
+    shown: int | None = None,
+    noted: bool = False,
+    seen: Container[str] = (),
 ) -> TableLayout:
     """Lay out ``view``, or ``shown`` of its layers; ``noted``: notes are needed in any case."""
     layers = max(1, len(view.layers) if shown is None else shown)
@@ -135,7 +141,7 @@ def fit(
         if noted:
             body -= 1
     least = 3 if roomy else 2
-    heights = frame.verdict_heights(view, columns)
+    heights = frame.verdict_heights(view, columns, seen)
     verdict = _verdict_lines(heights, least, body, layers)
     body -= verdict - least
     height = max(1, min(_MAX_HEIGHT, body // layers))

@@ -23,8 +23,6 @@ _STRETCHES = 512  # of the run, each with its mean number of tokens
 
 
 class Across(StrEnum):
-    """The x axis."""
-
     STEPS = "steps"
     TOKENS = "tokens"
     TIME = "time"

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from microscope_tui.measures import mean_of
 from microscope_tui.runlog import RunFile, RunReader, RunRecord, Source, StepEntry, UnknownFormat
@@ -57,10 +58,8 @@ class RunCourse(Scan):
 
     def _add(self, data: bytes) -> None:
         for entry in self._reader.feed(data):
-            try:
+            with suppress(RepeatedStep):  # the first one counts
                 self.take(entry)
-            except RepeatedStep:
-                continue  # the first one counts
         self.commit()
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis import Severity
+from microscope_tui.diagnosis import Severity, key_of
 from microscope_tui.lines import (
     MIN_COLUMNS,
     Glyphs,
@@ -197,6 +197,19 @@ def test_a_verdict_is_not_cut_while_rows_are_free(
     advice = view.worst[1]  # type: ignore[index]
     said = " ".join(map(plain, shown)).split()
     assert [word for word in f"{advice.why} {advice.next}".split() if word not in said] == []
+
+
+def test_the_lines_of_a_verdict_are_those_of_the_alert_that_is_not_seen(
+    synthetic: Synthetic,
+) -> None:
+    view = view_of(synthetic("divergence", routers=3, steps=400))
+    keys = [key_of(view.name, finding) for finding, _ in view.alerts]
+    heights = {tuple(frame.verdict_heights(view, 60, keys[:n])) for n in range(len(keys))}
+    assert len(heights) > 1
+    for n in range(len(keys)):
+        lines = frame.verdict_heights(view, 60, keys[:n])[-1]
+        said = " ".join(map(plain, frame.verdict(view, 60, lines, keys[:n])))
+        assert "…" not in said
 
 
 def test_the_loss_takes_the_lines_that_no_layer_can_use(synthetic: Synthetic) -> None:

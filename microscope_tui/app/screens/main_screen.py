@@ -103,7 +103,8 @@ class MainScreen(RunScreen):
         session.look_at_worst(probe)
         self.layers_shown = matching(probe, session.filter)
         say = session.expert is not None or bool(session.filter)
-        layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
+        shown = len(self.layers_shown)
+        layout = fit(probe, columns, rows, shown=shown, noted=say, seen=session.seen)
         self.flag(roomy=layout.roomy, noted=layout.noted, legend=layout.legend)
         self.query_one("#verdict").styles.height = layout.verdict_lines
         if self.draw_small(probe):

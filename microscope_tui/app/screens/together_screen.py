@@ -47,8 +47,7 @@ class TogetherScreen(ChartScreen):
 
     drawn_number = "loss"
     across = Across.STEPS
-    _read_at = 0
-    """The tick of the last reading."""
+    _last_read = 0
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
@@ -56,12 +55,12 @@ class TogetherScreen(ChartScreen):
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         courses = self._chosen()
-        if not self.busy and self._read_at != self._tick():
-            self._read_at = self._tick()
+        if not self.busy and self._last_read != self._tick():
+            self._last_read = self._tick()
             self.run_worker(self._read(courses), group="together")
         runs = Span(f"  {plural(len(courses), 'run')}", "title")
         title = [runs, dim(f"   over {self.across}")]
-        notes = [] if len(courses) > 1 else ["select runs with space on the runs screen"]
+        notes = [] if len(courses) > 1 else ["select runs with space on screen 4"]
         chart, scale = together_chart(courses, self.drawn_number, self.across, self.points())
         lines = together_lines(courses, self.drawn_number, columns)
         self.show("together-title", [with_notes(title, notes, columns)], height=1)
