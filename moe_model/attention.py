@@ -9,15 +9,16 @@ rotated key are stored side by side, so that one product scores both.
 There are two equivalent computations. **Materialised**: expand the latents to keys and values, then
 ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q · (W_UK c) =
 (W_UKᵀ q) · c``, project the queries into the latent space and attend to the latents directly; cheap
-for few new tokens and a long past, as in generation, so it is used wherever there is a past.
+for few new tokens and a long past, as in generation, so it is used wherever there is a past, and
+for batches with padding.
 
 Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
 dimensions (0, 1), (2, 3), … are complex numbers rotated by ``position · theta^(-2i/d)``. The tables
-are computed in fp32 where they are used: a buffer would follow the model to bf16, where position
-257 and position 258 are the same number. YaRN (Peng et al., 2023) stretches the context: dimensions
-that rotate often keep their frequency, those that rotate less than once in the original context
-are slowed down by the factor, in between is a ramp. It corrects twice: :func:`rotary_table` scales
-the rotated parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
+are computed where they are used: a buffer would follow the model to bf16, where positions 257 and
+258 are the same number. YaRN (Peng et al., 2023) stretches the context: dimensions that rotate
+often keep their frequency, those that rotate less than once in the original context are slowed down
+by the factor, in between is a ramp. It corrects twice: :func:`rotary_table` scales the rotated
+parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
 :func:`softmax_scale` multiplies **all** scores by ``m(mscale_all_dim)²``, which is 1.87 there.
 """
 
@@ -44,19 +45,9 @@ Remember = Callable[[Tensor], Tensor]
 """Appends the cache entries ``(B, S, R + rope)`` of new tokens; returns all ``(B, N, …)``."""
 
 
-def rotary_table(
-    config: ModelConfig, start: int, positions: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for ``positions`` tokens from ``start`` on, each ``(S, rope_dim / 2)``, fp32.
-
-    Positions are whole numbers up to 2^24, so that fp32 holds them exactly.
-    """
-    position_S = torch.arange(start, start + positions, dtype=torch.float32, device=device)
-    return rotary_table_at(config, position_S)
-
-
-def rotary_table_at(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for any positions ``(S,)`` or ``(B, S)``: one more dimension, fp32."""
+def rotary_table(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for positions ``(S,)`` or ``(B, S)``, each ``(…, rope_dim / 2)``, fp32, which
+    holds whole numbers up to 2^24 exactly."""
     device = position.device
     even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
     frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
@@ -86,10 +77,7 @@ def mscale(factor: float, strength: float) -> float:
 
 
 def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Kept, divided by the factor, or between the two, by the turns in the original context.
-
-    The result for a pair depends on its own frequency only.
-    """
+    """Kept, divided by the factor, or between the two, by the turns in the original context."""
     turns = frequency * (scaling.original_max_position_embeddings / (2 * math.pi))
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -97,7 +85,7 @@ def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def _stretched(frequency: Tensor, config: ModelConfig, yarn: YarnScaling) -> Tensor:
-    """The frequencies under YaRN: kept, divided by the factor, or between the two."""
+    """The frequencies under YaRN."""
     dims, theta = config.qk_rope_head_dim, config.rope_theta
 
     def dimension_that_turns(times: float) -> float:
@@ -142,13 +130,8 @@ class MultiHeadLatentAttention(nn.Module):
         remember: Remember | None = None,
         visible_BSN: Tensor | None = None,
     ) -> Tensor:
-        """Attend from every position to itself and the past; returns ``(B, S, D)``.
-
-        Args:
-            rotary: Angles of these S positions.
-            remember: Appends to a cache, if there is one.
-            visible_BSN: See :func:`visible_tokens`; ``None`` for the whole past.
-        """
+        """Attend from every position to itself and the past, ``(B, S, D)``; where
+        ``visible_BSN`` is given, to what it allows. ``rotary``: angles of these S positions."""
         config = self.config
         tokens = x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
@@ -160,9 +143,9 @@ class MultiHeadLatentAttention(nn.Module):
                 entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
         if past == 0 and visible_BSN is None:
-            expanded = self._expand(latent_BSR)
+            kv = self.kv_b_proj(latent_BSR).unflatten(-1, (config.num_attention_heads, -1))
             scale = softmax_scale(config)
-            k_BHSd, v_BHSv = keys_and_values(expanded, k_rope, rotary, config.v_head_dim)
+            k_BHSd, v_BHSv = keys_and_values(kv, k_rope, rotary, config.v_head_dim)
             q_BHSd = queries_with_position(q_BSHd, rotary)
             out_BSHv = causal_attention(q_BHSd, k_BHSd, v_BHSv, scale).transpose(1, 2)
         else:
@@ -170,10 +153,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
             if visible_BSN is None and tokens > 1:
                 visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
-            if past > 0 or visible_BSN is None:
-                out_BSHv = self._absorbed(q_BSHd, entries_BNW, visible_BSN)
-            else:
-                out_BSHv = self._with_padding(q_BSHd, entries_BNW, visible_BSN)
+            out_BSHv = self._absorbed(q_BSHd, entries_BNW, visible_BSN)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
 
@@ -205,33 +185,7 @@ class MultiHeadLatentAttention(nn.Module):
         query = key_value.new_zeros(len(self.q_proj.weight)) if full else self.q_a_proj.bias
         return torch.cat((query, key_value))
 
-    def _with_padding(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor) -> Tensor:
-        """Materialised attention of these tokens to each other, where visible."""
-        R = self.config.kv_lora_rank
-        k_nope, v_BNHv = torch.split(
-            self._expand(entries_BNW[..., :R]),
-            [self.config.qk_nope_head_dim, self.config.v_head_dim],
-            dim=-1,
-        )
-        k_turned = entries_BNW[..., R:].unsqueeze(2).expand(*k_nope.shape[:3], -1)
-        k_BNHd = torch.cat((k_nope, k_turned), dim=-1)
-        out_BHSv = F.scaled_dot_product_attention(
-            q_BSHd.transpose(1, 2),
-            k_BNHd.transpose(1, 2),
-            v_BNHv.transpose(1, 2),
-            attn_mask=visible_BSN.unsqueeze(1),
-            scale=softmax_scale(self.config),
-        )
-        return out_BHSv.transpose(1, 2)
-
-    def _expand(self, latent_BNR: Tensor) -> Tensor:
-        """Keys without position and values of all heads: ``(B, N, H, nope + v)``."""
-        kv: Tensor = self.kv_b_proj(latent_BNR)
-        width = self.config.qk_nope_head_dim + self.config.v_head_dim
-        return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, width)
-
     def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
-        """Absorbed attention: score the latents with projected queries."""
         config = self.config
         R = self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
@@ -271,8 +225,7 @@ def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
 class LatentCache:
     """Room for ``length`` tokens of ``batch`` sequences, allocated once.
 
-    :attr:`used` is the number of tokens in it. Lower it to forget the last ones, such as a rejected
-    draft of speculative decoding.
+    :attr:`used` is the number of tokens in it. Lower it to forget the last ones, such as a draft.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """The shape of the model: one frozen dataclass, one row per preset.
 
 Field names are those of Hugging Face's ``DeepseekV3Config``, so a published ``config.json`` maps to
-this class. :meth:`ModelConfig.parameters` and :meth:`ModelConfig.active_parameters` count
-parameters without building the model.
+this class.
 
 JSON is validated against the types of a dataclass before use (:func:`fields_of`): true is not 1 and
 "32" is not a number, but 1 is accepted for 1.0.
@@ -42,16 +41,16 @@ ModelType = Literal["deepseek_v3", "deepseek_v2", "glm4_moe_lite"]
 
 
 def about(text: str, *, default: Any = dataclasses.MISSING) -> Any:
-    """A field of a dataclass; ``text`` is its help, which the command line of the trainer shows."""
+    """A field of a dataclass; ``text`` is its help on the command line."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
-    """Validated arguments for the dataclass ``cls``, with nested dataclasses constructed.
+    """Arguments for the dataclass ``cls`` from parsed JSON; ``ValueError`` if ``found`` does not
+    fit, with ``what`` as its name.
 
     Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one of these
-    ``| None``, or several dataclasses ``| None``. ``found`` is parsed JSON, ``what`` its name in
-    errors: ``ValueError`` if it does not fit.
+    ``| None``, or several dataclasses ``| None``.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
@@ -114,11 +113,10 @@ def _kind_of(value: Any, kinds: list[Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class YarnScaling:
-    """YaRN (Peng et al., 2023): positions beyond those the model was trained on.
+    """YaRN (Peng et al., 2023), named as in the ``rope_scaling`` of a published ``config.json``.
 
-    Named as in the ``rope_scaling`` of a published ``config.json``. If given, it applies at every
-    length, as in transformers; DeepSeek's own code applies it only if ``max_seq_len`` exceeds
-    ``original_max_position_embeddings``.
+    It applies at every length, as in transformers; DeepSeek's own code applies it only if
+    ``max_seq_len`` exceeds ``original_max_position_embeddings``.
     """
 
     factor: float = about("How many times longer than the original context.")
@@ -148,20 +146,14 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Llama3Scaling:
-    """The scaling of Llama 3.1: slow pairs rotate slower, scores are unchanged.
+    """``rope_type`` llama3, the scaling of Llama 3.1: slow pairs rotate slower."""
 
-    Named as in the ``rope_scaling`` of a published ``config.json`` with ``rope_type`` llama3.
-    """
-
-    factor: float = about("How many times slower the slowest pairs rotate.")
-    original_max_position_embeddings: int = about(
-        "Context of the model before it was stretched, in tokens."
-    )
-    low_freq_factor: float = about(
-        "Pairs that rotate less often than this within the original context are slowed down by "
-        "the whole factor."
-    )
-    high_freq_factor: float = about("Pairs that rotate more often than this are unchanged.")
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float
+    """Pairs that rotate less often within the original context are slowed down by the factor."""
+    high_freq_factor: float
+    """Pairs that rotate more often are unchanged."""
 
     def __post_init__(self) -> None:
         _check_least(self, {**_LEAST, "low_freq_factor": 1e-3})
@@ -294,14 +286,10 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """The inverse of :meth:`to_dict`; ``ValueError`` if fields are invalid.
-
-        Every field must be present, known, of its type and in its range.
-        """
+        """The inverse of :meth:`to_dict`; ``ValueError`` if a field is missing or invalid."""
         return cls(**fields_of(cls, fields, "a model config"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name, ready for JSON."""
         return dataclasses.asdict(self)
 
     @property
@@ -321,8 +309,7 @@ class ModelConfig:
         return (*self.moe_layers, *range(layers, layers + self.num_nextn_predict_layers))
 
     def parameters(self, *, multi_token_prediction: bool = True) -> int:
-        """All parameters, embedding and head included. The routers' bias is a buffer, not a
-        parameter."""
+        """All parameters; the routers' bias is a buffer."""
         return self._count(self.n_routed_experts, multi_token_prediction)
 
     def active_parameters(self) -> int:

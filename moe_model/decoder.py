@@ -25,8 +25,7 @@ FEW = 8
 """Up to this many new tokens, the prepared weights are faster than the model."""
 
 _FEW_EXPERTS = 64
-"""Up to this many scores, choosing experts in Python is faster than the router's tensor
-operations."""
+"""Up to this many scores, choosing experts in Python is faster than the router's operations."""
 
 
 class Decoder:
@@ -38,15 +37,14 @@ class Decoder:
     ) -> None:
         """Prepare ``model``, in evaluation mode, for reading up to ``length`` tokens.
 
-        The prepared ``weights`` are fp32, or fp16 for half the memory traffic; the model may change
-        later. With ``None`` the model itself always runs, which is right on a GPU.
+        The copies of its weights are fp32 or fp16. With ``None`` the model itself always runs.
         """
         self.model = model
         self.weights = weights
         self.device = model.embed_tokens.weight.device
         dtype = model.embed_tokens.weight.dtype if weights is None else torch.float32
         self.cache = LatentCache(model.config, 1, length, dtype=dtype, device=self.device)
-        self.table = rotary_table(model.config, 0, length, self.device)
+        self.table = rotary_table(model.config, torch.arange(length, device=self.device))
         self.turn_N1r = torch.complex(*self.table).unsqueeze(1)
         self._layers: list[PreparedLayer] = []
         if weights is not None:
@@ -77,15 +75,12 @@ class Decoder:
 
 
 class Drafter:
-    """Drafts one token ahead of a :class:`Decoder` with the first depth of multi-token prediction.
-
-    It reads the hidden states of the model, each with the token that followed, and has its own
-    cache.
-    """
+    """Drafts one token ahead of a :class:`Decoder` with the first depth of multi-token prediction,
+    which has its own cache."""
 
     @torch.no_grad()
     def __init__(self, decoder: Decoder) -> None:
-        """Draft for ``decoder``; ``ValueError`` if its model has no multi-token prediction."""
+        """``ValueError`` if the model of ``decoder`` has no multi-token prediction."""
         model = decoder.model
         if not model.mtp:
             raise ValueError(
@@ -175,7 +170,7 @@ class PreparedFeedForward:
 
 
 class PreparedLayer:
-    """The weights of one layer as :class:`~moe_model.decoder.Decoder` reads them."""
+    """The weights of one layer as :class:`Decoder` reads them."""
 
     def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
         self.config = layer.self_attn.config
@@ -342,6 +337,6 @@ def normed(x_SD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def _nope_then_rope(
     weight_OI: Tensor, heads: int, nope: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The rows of all heads without position, and the rotary rows of all heads, both scaled."""
+    """The scaled rows of all heads without position, and the rotary ones."""
     weight_HdI = weight_OI.view(heads, -1, weight_OI.shape[1]) * scale
     return weight_HdI[:, :nope].flatten(0, 1), weight_HdI[:, nope:].flatten(0, 1)

@@ -28,7 +28,6 @@ from moe_model.attention import (
     MultiHeadLatentAttention,
     Remember,
     rotary_table,
-    rotary_table_at,
     visible_tokens,
 )
 from moe_model.config import ModelConfig
@@ -84,10 +83,8 @@ class DecoderLayer(nn.Module):
         remember: Remember | None = None,
         visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the stream, followed by the fields of a ``Routing`` if this layer has a router.
-
-        Every kind of activation checkpointing supports a flat tuple of tensors.
-        """
+        """The stream, then the fields of a ``Routing`` if this layer has a router: every kind of
+        activation checkpointing supports a flat tuple of tensors."""
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember, visible_BSN)
         y_BSD = self.post_attention_layernorm(x_BSD)
         if isinstance(self.mlp, MixtureOfExperts):
@@ -120,8 +117,8 @@ class PredictionDepth(nn.Module):
         """The hidden state of this depth after its norm, and the fields of a ``Routing``.
 
         ``hidden_BSD`` is the normed one of the depth before at positions i, ``embedding_BSD`` is of
-        the tokens at i + k, where k counts from 1; for ``valid_BS`` see :func:`valid_ahead`. The
-        angles are those of the positions i: attention only sees differences of positions.
+        the tokens at i + k, where k counts from 1. The angles are those of the positions i:
+        attention only sees differences of positions.
         """
         both = torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
         x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember, visible_BSN)
@@ -129,10 +126,8 @@ class PredictionDepth(nn.Module):
 
 
 def valid_ahead(valid_BS: Tensor, depth: int) -> Tensor:
-    """Where a position and the next ``depth`` tokens are all real.
-
-    After the end of a row without padding comes a real token, which the caller supplied.
-    """
+    """Where a position and the next ``depth`` tokens are all real; after a row, the next token is
+    as the last one."""
     for _ in range(depth):
         following_BS = torch.cat((valid_BS[:, 1:], valid_BS[:, -1:]), dim=1)
         valid_BS = valid_BS & following_BS
@@ -192,10 +187,8 @@ class LanguageModel(nn.Module):
         """Compute logits for every position, or losses.
 
         Args:
-            ids_BS: Token ids, int64.
             valid_BS: False for padding, anywhere in a row. No token attends to it, positions count
-                real tokens only, and routers neither count it nor give it capacity. Outputs for
-                padding are meaningless. ``None`` for no padding.
+                real tokens only, and it takes no capacity. Outputs for padding are meaningless.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
                 prediction, which run only if given.
             targets: The tokens to predict at each position, ``(B, S)``, -100 to ignore: next token
@@ -229,21 +222,15 @@ class LanguageModel(nn.Module):
             routings.append(Routing(*routing))
             seen.append(ahead_BSD)
 
-        return self._output(seen, targets, tuple(routings))
-
-    def _output(
-        self, seen: Sequence[Tensor], targets: Sequence[Tensor], routings: tuple[Routing, ...]
-    ) -> ModelOutput:
-        """For every hidden state in ``seen``: losses if there are targets, else logits."""
         if not targets:
             logits, *ahead_logits = [self.head(x_BSD) for x_BSD in seen]
-            return ModelOutput(logits, routings, seen[0], tuple(ahead_logits))
-        no_logits = self.head(seen[0][:, :0])
+            return ModelOutput(logits, tuple(routings), hidden_BSD, tuple(ahead_logits))
+        no_logits = self.head(hidden_BSD[:, :0])
         losses = [
             summed_cross_entropy(x_BSD, self.head_weight, targets_BS)
             for x_BSD, targets_BS in zip(seen, targets, strict=True)
         ]
-        return ModelOutput(no_logits, routings, seen[0], (), tuple(losses))
+        return ModelOutput(no_logits, tuple(routings), hidden_BSD, (), tuple(losses))
 
     def _places(
         self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
@@ -256,16 +243,14 @@ class LanguageModel(nn.Module):
         valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
         if valid_BN is None:
             start = 0 if cache is None else cache.used
-            return rotary_table(self.config, start, length, ids_BS.device), None
+            position_S = torch.arange(start, start + length, device=ids_BS.device)
+            return rotary_table(self.config, position_S), None
         position_BS = (valid_BN.cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
-        return rotary_table_at(self.config, position_BS), visible_tokens(valid_BN, length)
+        return rotary_table(self.config, position_BS), visible_tokens(valid_BN, length)
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
-        """``layer(*inputs)``, with activation checkpointing if enabled.
-
-        The choice of experts and the order of dropped pairs are kept, not recomputed: on a GPU a
-        near-tie could be decided differently.
-        """
+        """``layer(*inputs)``; with activation checkpointing the choice of experts and the order of
+        dropped pairs are kept: on a GPU a near-tie could be decided differently."""
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return layer(*inputs)
         return checkpoint(layer, *inputs, use_reentrant=False, context_fn=_KEEP_CHOICES)
@@ -295,10 +280,8 @@ class LanguageModel(nn.Module):
         return self.config.router_depths[: len(self.routers)]
 
     def freeze_ahead(self) -> None:
-        """Freeze multi-token prediction: no gradients, and excluded from :attr:`routers`.
-
-        Do not request it in a forward pass afterwards: its routers are not counted.
-        """
+        """Freeze multi-token prediction, and exclude it from :attr:`routers`: do not request it in
+        a forward pass afterwards."""
         self.mtp.requires_grad_(False)
         self._ahead_is_frozen = True
 
@@ -330,10 +313,8 @@ _KEEP_CHOICES = partial(
 def summed_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
     """Sum over all tokens of the cross-entropy in nats, fp32; target -100 ignores a position.
 
-    Logits are the largest tensor of a training step: 32,768 tokens times a vocabulary of 129,280
-    are 17 GB in fp32, again for every depth of multi-token prediction, and again for their
-    gradient. So the head is applied in chunks of tokens and its logits are recomputed in the
-    backward pass.
+    Logits are the largest tensor of a training step (32,768 tokens times a vocabulary of 129,280
+    are 17 GB in fp32), so they are computed in chunks of tokens, and again in the backward pass.
     """
     hidden_TD, targets_T = hidden_BSD.flatten(0, 1), targets_BS.flatten()
     rows = max(1, MOST_LOGITS // len(head_VD))

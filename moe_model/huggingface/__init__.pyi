@@ -1,10 +1,6 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .__main__ import app as app
-from .config import (
-    HuggingFaceError as HuggingFaceError,
-    published_fields as published_fields,
-    read_config as read_config,
-)
+from .config import published_fields as published_fields, read_config as read_config
 from .read import (
     load_pretrained as load_pretrained,
     now_and_then as now_and_then,

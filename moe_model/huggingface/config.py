@@ -1,8 +1,7 @@
 """Convert a published ``config.json`` to a ``ModelConfig`` and back.
 
 The behaviour of transformers is the reference: an absent field has transformers' default, a field
-with an unsupported value is rejected by name, and unknown fields are ignored, since published
-configs contain many.
+with an unsupported value is rejected by name, and unknown fields are ignored.
 
 The architectures share names and shapes of tensors. DeepSeek-V2 uses a softmax router without a
 bias, so it has no ``e_score_correction_bias``; GLM-4.7-Flash lists the kind of every layer instead
@@ -18,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_model import ModelConfig, ModelType, json_object
+from moe_model import ModelConfig, ModelType, UsageError, json_object
 from moe_model.config import KINDS, Llama3Scaling, YarnScaling, fitting
 
 _GLM: ModelType = "glm4_moe_lite"
@@ -85,7 +84,6 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
 
 
 def model_type_of(fields: Mapping[str, Any]) -> ModelType:
-    """The model type of ``fields``; ``ValueError`` if it is not supported."""
     names, named = fields.get("architectures"), fields.get("model_type")
     for model_type, architecture in ARCHITECTURES.items():
         if names == [architecture.name] if names else named == model_type:
@@ -95,10 +93,6 @@ def model_type_of(fields: Mapping[str, Any]) -> ModelType:
         f"architectures={names}, model_type={named!r}: only {', '.join(known[:-1])} and "
         f"{known[-1]} can be imported."
     )
-
-
-class HuggingFaceError(ValueError):
-    """A folder cannot be imported, or a model cannot be exported; the message says what to do."""
 
 
 class Published(NamedTuple):
@@ -119,11 +113,11 @@ _SIZES = (
 
 
 def read_config(path: Path) -> Published:
-    """Read ``path``; ``HuggingFaceError`` names the field that is wrong or not supported."""
+    """``UsageError`` names the field that is wrong or not supported."""
     try:
         return _published(json_object("it", path.read_bytes()))
     except (OSError, ValueError, OverflowError) as error:
-        raise HuggingFaceError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _published(fields: dict[str, Any]) -> Published:
@@ -170,7 +164,6 @@ def _check_values(fields: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ..
 
 
 def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
-    """The block size of FP8 scales, if weights are stored as FP8."""
     quantization = fields.get("quantization_config")
     if quantization is None:
         return None
@@ -193,9 +186,8 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
 
 def published_fields(config: ModelConfig) -> dict[str, Any]:
     """The ``config.json`` for ``config``, without the fields of the tokenizer and the weights;
-    ``HuggingFaceError`` if transformers' class cannot represent this model."""
+    ``UsageError`` if transformers' class cannot represent this model."""
     kind = ARCHITECTURES[config.model_type]
-    alone = config.topk_method == "noaux_tc" and config.n_routed_experts < 2 * config.n_group
     impossible = [
         f"{name}={getattr(config, name)!r}: it has {' or '.join(map(str, values))}"
         for name, values in kind.always.items()
@@ -205,12 +197,12 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
         strengths = (yarn.mscale, yarn.mscale_all_dim)
         if 0 in strengths and strengths != (1, 0):
             impossible.append(f"rope_scaling={yarn}: it has two strengths above 0")
-    if alone:
+    if config.topk_method == "noaux_tc" and config.n_routed_experts < 2 * config.n_group:
         impossible.append(
             f"n_routed_experts={config.n_routed_experts}: it has at least two per group"
         )
     if impossible:
-        raise HuggingFaceError(
+        raise UsageError(
             f"{impossible[0]}; {kind.name} of transformers cannot be this model, so it cannot be "
             "exported."
         )
@@ -299,7 +291,6 @@ def _yarn(known: dict[str, Any]) -> YarnScaling:
 
 
 def rope_fields(config: ModelConfig) -> dict[str, Any]:
-    """The rotary fields of ``config`` in a ``config.json``."""
     rope: dict[str, Any] = {"rope_type": "default"}
     if (scaling := config.rope_scaling) is not None:
         # Transformers 4 warns if one of these is an integer.
@@ -314,7 +305,6 @@ def rope_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def number(fields: dict[str, Any], name: str, kind: type) -> Any:
-    """Field ``name`` if it has type ``kind``, else ``ValueError``."""
     if name not in fields:
         raise ValueError(f"{name} is missing: it must be {KINDS[kind]}.")
     return fitting(name, fields[name], kind)

@@ -1,12 +1,11 @@
 """Read a published folder: weights (FP8 is de-quantised), tokenizer, end-of-text tokens.
 
 Only files inside the folder are opened: plain names, no pickles, and links must not leave the
-folder. Every shape is checked before any weight is allocated. Then tensors are read and copied one
-at a time, so that there are never two copies of the weights.
+folder. Every shape is checked before any weight is allocated. Then tensors are copied one at a
+time, so that there are never two copies of the weights.
 
-In memory the experts of a layer are two stacked tensors (as in transformers 5); in a file every
-expert has three matrices. So each of our tensors consists of parts: a published name and an index
-into our tensor. Reading copies to that index, writing copies from it.
+In memory the experts of a layer are two stacked tensors; in a file every expert has three matrices.
+So each of our tensors consists of parts: a published name and an index into our tensor.
 """
 
 from __future__ import annotations
@@ -29,13 +28,14 @@ from moe_model import (
     LanguageModel,
     ModelConfig,
     PretrainedTokenizer,
+    UsageError,
     json_object,
     read_small_file,
     say,
     shown,
     without_code,
 )
-from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
+from moe_model.huggingface.config import CONFIG, read_config
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -50,10 +50,8 @@ class Part(NamedTuple):
 
 
 def published_name(name: str, config: ModelConfig) -> str:
-    """The transformers name of our tensor ``name``, with stacked experts.
-
-    Multi-token prediction uses the layer numbers after the last layer.
-    """
+    """The transformers name of our tensor ``name``, with stacked experts; multi-token prediction is
+    layers after the last one."""
     if name.startswith("mtp."):
         _, depth, rest = name.split(".", 2)
         rest = rest.removeprefix("layer.")
@@ -107,16 +105,13 @@ T = TypeVar("T")
 def load_pretrained(
     folder: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[LanguageModel, PretrainedTokenizer | None]:
-    """Load the published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
+    """The published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
 
-    The weights have ``dtype``, routers stay fp32. Raises ``HuggingFaceError`` if it is not such a
-    folder, has another architecture, or a tensor is missing, unknown, of another shape, or not
-    finite.
+    Routers stay fp32. Raises ``UsageError`` if it has another architecture, or a tensor is
+    missing, unknown, of another shape, or not finite.
     """
     if not folder.is_dir():
-        raise HuggingFaceError(
-            f"{folder} is not a folder: name one with {CONFIG} and safetensors files."
-        )
+        raise UsageError(f"{folder} is not a folder: name one with {CONFIG} and safetensors files.")
     published = read_config(inside(folder, CONFIG))
     tokenizer = read_tokenizer(folder, published.config.vocab_size)
     source = PublishedTensors(folder, published.fp8_block)
@@ -125,7 +120,7 @@ def load_pretrained(
         with torch.device("meta"):
             model = LanguageModel(config).to(dtype)
     except (RuntimeError, OverflowError, TypeError) as error:
-        raise HuggingFaceError(
+        raise UsageError(
             f"{CONFIG} describes a model too large for any memory ({error}): use the {CONFIG} of "
             "these files."
         ) from error
@@ -145,8 +140,8 @@ def load_pretrained(
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
-    """The tokenizer of a published folder; ``None`` without a ``tokenizer.json``;
-    ``HuggingFaceError`` if it is damaged, or has more ids than the model has rows."""
+    """``None`` without a ``tokenizer.json``; ``UsageError`` if it is damaged, or has more ids
+    than the model has rows."""
     if not (folder / TOKENIZER).exists():
         return None
     try:
@@ -155,12 +150,12 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
         if SETTINGS in files:
             files[SETTINGS] = without_code(files[SETTINGS])
         tokenizer = PretrainedTokenizer(files)
-    except HuggingFaceError:
+    except UsageError:
         raise
     except (ValueError, OSError) as error:
-        raise HuggingFaceError(f"{folder}: {error}") from error
+        raise UsageError(f"{folder}: {error}") from error
     if len(tokenizer) > vocab_size:
-        raise HuggingFaceError(
+        raise UsageError(
             f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but {CONFIG} has "
             f"vocab_size={vocab_size}: use the tokenizer of this model."
         )
@@ -168,13 +163,10 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
 
 
 def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
-    """``config``, without multi-token prediction if the files have no tensors for it.
-
-    Transformers writes ``num_nextn_predict_layers`` but not those layers.
-    """
+    """Transformers writes ``num_nextn_predict_layers`` but not those layers."""
     layers, ahead = config.num_hidden_layers, config.num_nextn_predict_layers
     if layers + ahead > len(names):  # before a billion layers are built
-        raise HuggingFaceError(
+        raise UsageError(
             f"{CONFIG} has num_hidden_layers={layers} and num_nextn_predict_layers={ahead}, "
             f"but there are only {len(names)} tensors: use the {CONFIG} of these files."
         )
@@ -185,7 +177,7 @@ def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
 
 
 def _check(source: PublishedTensors, model: LanguageModel) -> None:
-    """Check that every tensor of ``model`` exists in its shape, and that no other weights do."""
+    """Every tensor of ``model`` must exist in its shape, and no other weights."""
     wanted: set[str] = set()
     for name, tensor in model.state_dict().items():
         for part in parts(name, model.config):
@@ -195,7 +187,7 @@ def _check(source: PublishedTensors, model: LanguageModel) -> None:
         if copy in source.names():
             first = source.read(original)
             if not torch.equal(source.read(copy).to(first.dtype), first):
-                raise HuggingFaceError(f"{copy} differs from {original}, but must be a copy of it.")
+                raise UsageError(f"{copy} differs from {original}, but must be a copy of it.")
             wanted.add(copy)
     wanted |= {scale for name in wanted if (scale := source.scale_of(name)) is not None}
     # transformers writes empty matrices for absent shared experts.
@@ -206,15 +198,15 @@ def _check(source: PublishedTensors, model: LanguageModel) -> None:
     ]
     if extra:
         name = min(extra)
-        raise HuggingFaceError(
+        raise UsageError(
             f"{name} {source.shape(name)} and {len(extra) - 1} more tensors have no place in the "
             f"model that {CONFIG} describes: use the {CONFIG} of these files."
         )
 
 
 def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
-    """Every ``eos_token_id`` of the files in ``folder``, each once; ``HuggingFaceError`` if a file
-    is damaged, or names a token that the model does not have."""
+    """Every ``eos_token_id`` in ``folder``, each once; ``UsageError`` if a file is damaged,
+    or names a token that the model does not have."""
     found: list[int] = []
     for name in (GENERATION_CONFIG, CONFIG):
         if not (folder / name).exists():
@@ -223,11 +215,11 @@ def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
         try:
             ends = json_object("it", read_small_file(path)).get("eos_token_id")
         except (OSError, ValueError) as error:
-            raise HuggingFaceError(f"{path}: {error}") from error
+            raise UsageError(f"{path}: {error}") from error
         alone = [] if ends is None else [ends]
         ids = ends if isinstance(ends, list) else alone
         if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-            raise HuggingFaceError(
+            raise UsageError(
                 f"{path}: eos_token_id={shown(ends)}: it must be a token from 0 to "
                 f"{vocab_size - 1}, a list of them, or null."
             )
@@ -239,7 +231,7 @@ class PublishedTensors:
     """The tensors of all shards by name."""
 
     def __init__(self, folder: Path, fp8_block: tuple[int, int] | None) -> None:
-        """Open every shard; ``HuggingFaceError`` if one is missing or damaged."""
+        """Open every shard; ``UsageError`` if one is missing or damaged."""
         self.fp8_block = fp8_block
         self._shard_of: dict[str, Any] = {}
         for path in _shards(folder):
@@ -247,14 +239,12 @@ class PublishedTensors:
                 shard: Any = safe_open(path, framework="pt")
                 names = list(shard.keys())
             except (SafetensorError, OSError) as error:
-                raise HuggingFaceError(
+                raise UsageError(
                     f"{path} is truncated or not a safetensors file ({error}): download it again."
                 ) from error
             for name in names:
                 if name in self._shard_of:
-                    raise HuggingFaceError(
-                        f"{path} contains {name}, as another file does: remove one."
-                    )
+                    raise UsageError(f"{path} contains {name}, as another file does: remove one.")
                 self._shard_of[name] = shard
 
     def names(self) -> Set[str]:
@@ -264,13 +254,12 @@ class PublishedTensors:
         return tuple(self._shard_of[name].get_slice(name).get_shape())
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise ``HuggingFaceError`` unless there is a tensor ``name`` of ``shape``."""
         if name not in self._shard_of:
-            raise HuggingFaceError(
+            raise UsageError(
                 f"{name} {shape} is missing: download the files again, or correct {CONFIG}."
             )
         if self.shape(name) != shape:
-            raise HuggingFaceError(
+            raise UsageError(
                 f"{name} has shape {self.shape(name)}, but {CONFIG} requires {shape}: use the "
                 f"{CONFIG} of these files."
             )
@@ -281,17 +270,15 @@ class PublishedTensors:
         return f"{name}_scale_inv" if fp8 else None
 
     def read(self, name: str) -> Tensor:
-        """One tensor, de-quantised if it is FP8; ``HuggingFaceError`` if not finite."""
+        """One tensor, de-quantised if it is FP8; ``UsageError`` if not finite."""
         try:
             tensor: Tensor = self._shard_of[name].get_tensor(name)
         except SafetensorError as error:
-            raise HuggingFaceError(
-                f"{name} cannot be read ({error}): download it again."
-            ) from error
+            raise UsageError(f"{name} cannot be read ({error}): download it again.") from error
         if (scale := self.scale_of(name)) is not None:
             tensor = self._dequantised(name, tensor, scale)
         elif tensor.dtype not in PLAIN_DTYPES:
-            raise HuggingFaceError(
+            raise UsageError(
                 f"{name} is {tensor.dtype}: only fp32, bf16, fp16 and FP8 (e4m3) can be imported."
             )
         return _finite(name, tensor)
@@ -299,7 +286,7 @@ class PublishedTensors:
     def _dequantised(self, name: str, quantised: Tensor, scale_name: str) -> Tensor:
         """``W = q · scale``, one scale per block; blocks at the edges are truncated."""
         if self.fp8_block is None or quantised.dim() != 2:
-            raise HuggingFaceError(
+            raise UsageError(
                 f"{name} {tuple(quantised.shape)} is FP8, but {CONFIG} has no "
                 "quantization_config with weight_block_size, or it is not a matrix: use a complete "
                 "copy of the published folder."
@@ -313,7 +300,7 @@ class PublishedTensors:
 
 
 def now_and_then(names: Collection[T], done: str, what: str) -> Iterator[T]:
-    """Iterate over ``names``; print the progress on standard error every few seconds."""
+    """Iterate; print the progress every few seconds."""
     last = time.monotonic()
     for number, name in enumerate(names):
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
@@ -323,25 +310,21 @@ def now_and_then(names: Collection[T], done: str, what: str) -> Iterator[T]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file ``name`` of ``folder``; ``HuggingFaceError`` if it is outside the folder.
-
-    The only exception is the hub's cache, whose snapshots link to the blobs beside them.
-    """
+    """The file ``name`` of ``folder``; ``UsageError`` if it is outside, except in the hub's
+    cache, whose snapshots link to the blobs beside them."""
     path = folder / name
     home = folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    missing = HuggingFaceError(f"{folder}: {name!r} is missing or not a file: download it again.")
+    missing = UsageError(f"{folder}: {name!r} is missing or not a file: download it again.")
     try:
         found = path.resolve()
         is_file = found.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL, a loop of links
         raise missing from error
     if found.parent not in allowed:
-        raise HuggingFaceError(
-            f"{folder}: {name!r} is outside the folder: only files inside are read."
-        )
+        raise UsageError(f"{folder}: {name!r} is outside the folder: only files inside are read.")
     if not is_file:
         raise missing
     return path
@@ -351,7 +334,7 @@ def _shards(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [inside(folder, WEIGHTS)]
     if not (folder / INDEX).exists():
-        raise HuggingFaceError(
+        raise UsageError(
             f"{folder} has neither {WEIGHTS} nor {INDEX} (pickles can execute code and are not "
             "read): name a folder with a published model."
         )
@@ -361,7 +344,7 @@ def _shards(folder: Path) -> list[Path]:
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("weight_map lists no files")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HuggingFaceError(
+        raise UsageError(
             f"{path} is not an index of safetensors files ({error}): download it again."
         ) from error
     return [inside(folder, name) for name in names]
@@ -369,7 +352,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if not tensor.isfinite().all():
-        raise HuggingFaceError(
+        raise UsageError(
             f"{name} contains NaN or infinity: the file is damaged, or the training diverged."
         )
     return tensor

@@ -32,7 +32,7 @@ from moe_model import (
     write_description,
     write_tensors,
 )
-from moe_model.huggingface.config import CONFIG, HuggingFaceError, published_fields
+from moe_model.huggingface.config import CONFIG, published_fields
 from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then, parts
 
 SHARD_BYTES = 5_000_000_000
@@ -44,13 +44,12 @@ imported files."""
 
 @contextmanager
 def errors_in_one_line(dst: Path) -> Iterator[None]:
-    """Turn bad input of a command that writes ``dst`` into a usage error; print write errors and
-    let the caller continue."""
+    """Turn bad input of a command that writes ``dst`` into a usage error; print write errors."""
     try:
         if not dst.parent.is_dir():
             raise UsageError(f"{dst.parent} is not a folder: create it first.")
         yield
-    except (HuggingFaceError, CheckpointError, FileExistsError) as error:
+    except (CheckpointError, FileExistsError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         say(f"{dst} was not written ({error}): free space, or choose another folder.")
@@ -67,15 +66,9 @@ def save_pretrained(
 ) -> None:
     """Write ``model`` atomically as a new folder that transformers can load.
 
-    Args:
-        stop_ids: Tokens that end a text, in addition to that of the tokenizer.
-        dtype: Data type of the weights, fp32 or bf16; routers and their bias stay fp32.
-        imported: Fields of the imported ``config.json``; those that do not contradict the model
-            are kept.
-
-    Raises:
-        HuggingFaceError: If transformers' class cannot represent this model.
-        OSError: If ``folder`` exists or cannot be written.
+    Routers and their bias stay fp32. Fields of the ``imported`` ``config.json`` that do not
+    contradict the model are kept. Raises ``UsageError`` if transformers' class cannot
+    represent this model, ``OSError`` if ``folder`` exists or cannot be written.
     """
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
@@ -105,8 +98,8 @@ def save_pretrained(
 def write_checkpoint(
     folder: Path, model: LanguageModel, tokenizer: Tokenizer | None, **facts: Any
 ) -> None:
-    """Write a checkpoint of a model that was not trained here to the empty ``folder``, with
-    further ``facts`` in its description."""
+    """Write a model that was not trained here to the empty ``folder``, with further ``facts`` in
+    its description."""
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_tokenizer(tokenizer, folder)
     plain = None if tokenizer is None else tokenizer.to_dict()
@@ -114,7 +107,6 @@ def write_checkpoint(
 
 
 def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Write the files of ``tokenizer``, if there is one."""
     for name, content in ({} if tokenizer is None else tokenizer.files).items():
         (folder / name).write_bytes(content)
 
@@ -122,11 +114,11 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
 def write_weights(
     folder: Path, config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
-    ``HuggingFaceError`` if the format cannot hold a tensor that has an effect."""
+    """Write the tensors of ``state``, our names; ``UsageError`` if the format cannot hold one
+    that has an effect."""
     for name, tensor in state.items():
         if tensor.any() and not any(parts(name, config)):
-            raise HuggingFaceError(
+            raise UsageError(
                 f"{name} is not zero, and a {config.model_type} has no such tensor: it cannot be "
                 "exported. Train it with --balance aux."
             )

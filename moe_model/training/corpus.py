@@ -1,10 +1,8 @@
 """The text of a run: documents, tokenizer, token ids, training part and held-out part.
 
-``python-docs`` comes with Python, ``tinyshakespeare`` is downloaded once and checked against its
-SHA-256, and anything else is a local path: a file is one document, a folder one document per file.
-A tokenizer is made of characters, of byte pairs learnt from the text, or published: only its
-``tokenizer.json`` and the settings beside it are read, no code runs, and the network is used only
-for a tokenizer that you name.
+``tinyshakespeare`` is downloaded once and checked against its SHA-256; a file is one document, a
+folder one document per file. Of a published tokenizer only ``tokenizer.json`` and the settings
+beside it are read, no code runs, and the network is used only for a tokenizer that you name.
 
 The last tenth is held out in one piece: a model that was trained on the sentences around a held-out
 sentence is not really tested on it.
@@ -44,7 +42,7 @@ from moe_model import (
     say,
     write_tensors,
 )
-from moe_model.huggingface import HuggingFaceError, now_and_then, read_tokenizer
+from moe_model.huggingface import now_and_then, read_tokenizer
 
 HELD_OUT = 10
 """One token in this many."""
@@ -103,8 +101,7 @@ class Corpus:
     def build(
         cls, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, ahead: int
     ) -> Corpus:
-        """Encode ``documents``, or take the ids from an earlier run, and split them;
-        ``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
+        """``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
         digest = documents_digest(documents)
         encode = partial(encode_documents, documents, tokenizer)
         long = count_characters(documents) >= CACHED_FROM
@@ -142,10 +139,10 @@ def documents_digest(documents: Sequence[Document]) -> str:
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """All documents one after the other: ids ``(tokens,)`` and starts ``(documents,)``.
+    """All documents that have tokens: ids ``(tokens,)`` and starts ``(documents,)``.
 
-    The end token, if there is one, ends each. Documents without tokens are left out. Raises
-    ``UsageError`` if the tokenizer cannot encode a document, or returns ids beyond its vocabulary.
+    The end token, if there is one, ends each. Raises ``UsageError`` if the tokenizer cannot encode
+    a document, or returns ids beyond its vocabulary.
     """
     characters = count_characters(documents)
     if characters > LONG_TEXT:
@@ -180,8 +177,7 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tup
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
-    """The ids of a document in order, encoded in pieces where that gives the same ids."""
-    # Ids take eight times the memory of the text, so characters are encoded in pieces.
+    """In pieces where that gives the same ids, which take eight times the memory of the text."""
     piece = _PIECE if isinstance(tokenizer, CharTokenizer) else len(document.text) or 1
     for first in range(0, len(document.text), piece):
         try:
@@ -204,10 +200,7 @@ def cached_tokens(
     folder: Path, key: str, encode: Callable[[], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """The ids and document starts of ``key``: from ``folder``, or from ``encode``, then kept there.
-
-    The file is mapped, so ids may exceed the memory. One that is cut short is written again. If the
-    folder is not writable, the ids stay in memory and a line is printed.
-    """
+    The file is mapped, so ids may exceed the memory."""
     path = folder / f"{key}.safetensors"
     try:
         found = load_file(path)
@@ -237,7 +230,7 @@ class Document:
     """A text that is independent of the documents before it."""
 
     name: str
-    """Its name in errors: the name given to ``--data``, or a path inside that folder."""
+    """In errors: what ``--data`` names, or a path inside that folder."""
     text: str
 
 
@@ -251,8 +244,8 @@ def user_cache() -> Path:
 
 
 def load_documents(data: str, cache: Path | None = None) -> list[Document]:
-    """The documents that ``data`` names: at least one, none of them empty; ``UsageError`` if it
-    does not exist, cannot be read or downloaded, is not text, or is empty."""
+    """At least one, none of them empty; ``UsageError`` if ``data`` does not exist, cannot be read
+    or downloaded, is not text, or is empty."""
     if data == PYTHON_DOCS:
         return [Document(data, python_docs("--data"))]
     if data == TINY_SHAKESPEARE:
@@ -271,8 +264,7 @@ def load_documents(data: str, cache: Path | None = None) -> list[Document]:
 
 
 def _read_folder(root: Path) -> list[Document]:
-    """A document for every file that is not hidden; a folder reached through several links is read
-    once."""
+    """Every file that is not hidden; a folder reached through several links is read once."""
     names = []
     seen = set()
     try:
@@ -324,11 +316,8 @@ def _tiny_shakespeare(cache: Path) -> str:
 def make_tokenizer(
     name: str, documents: Sequence[Document], vocabulary: int | None = None
 ) -> Tokenizer:
-    """The tokenizer that ``--tokenizer`` names; a folder wins over a name on the hub.
-
-    ``vocabulary`` is the most tokens that ``bpe`` learns. Raises ``UsageError`` if there is no such
-    tokenizer, or it cannot be read or downloaded.
-    """
+    """The tokenizer that ``--tokenizer`` names, or ``UsageError``; a folder wins over a name on the
+    hub. ``vocabulary`` is the most tokens that ``bpe`` learns."""
     if name == CHAR:
         known: set[str] = set().union(*(document.text for document in documents))
         return CharTokenizer("".join(sorted(known)))
@@ -345,11 +334,8 @@ def make_tokenizer(
 
 
 def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> PretrainedTokenizer:
-    """Byte-level byte-pair encoding as in GPT-2, learned from ``documents``; encodes any text.
-
-    The same documents give the same files. A short text may give fewer tokens than asked for; at
-    least there are 256 bytes and the end token.
-    """
+    """Byte-level byte-pair encoding as in GPT-2; the same documents give the same files. A short
+    text may give fewer tokens, at least 256 bytes and the end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     characters = count_characters(documents)
@@ -373,7 +359,7 @@ def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> Pretrain
 def _from_folder(folder: Path) -> PretrainedTokenizer:
     try:
         tokenizer = read_tokenizer(folder, _MOST_IDS)
-    except HuggingFaceError as error:
+    except UsageError as error:
         raise UsageError(f"--tokenizer {error}") from error
     if tokenizer is None:
         raise UsageError(f"--tokenizer {folder} has no {TOKENIZER}: name a folder that has one.")

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe_model.huggingface import HuggingFaceError, load_pretrained
+from moe_model import UsageError
+from moe_model.huggingface import load_pretrained
 from tests.model.published import LLAMA3, change_config, change_tensors, command, of_type
 
 EXPERT = "model.layers.1.mlp.experts.15.up_proj.weight"
@@ -167,7 +168,7 @@ def test_a_wrong_field_is_named(
 ) -> None:
     folder = shutil.copytree(published(model_type), tmp_path / "theirs")
     change_config(folder, **fields)
-    with pytest.raises(HuggingFaceError, match=re.escape(message)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         load_pretrained(folder)
 
 
@@ -290,7 +291,7 @@ def test_only_the_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: P
     assert model.config.hidden_size == 32
     assert tokenizer is None
     elsewhere = snapshot.parent.rename(tmp_path / "elsewhere/others") / "abc"
-    with pytest.raises(HuggingFaceError, match="is outside the folder"):
+    with pytest.raises(UsageError, match="is outside the folder"):
         load_pretrained(elsewhere)
 
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_model import CharTokenizer, LanguageModel, read_checkpoint
+from moe_model import CharTokenizer, LanguageModel, UsageError, read_checkpoint
 from moe_model.config import YarnScaling
-from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretrained
+from moe_model.huggingface import load_pretrained, save_pretrained
 from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.forked import ForkServer
 from tests.model.conftest import make_biased, write_checkpoint
@@ -114,7 +114,7 @@ def test_in_bf16_the_router_and_its_bias_stay_fp32(tmp_path: Path, ids_BS: Tenso
 def test_a_model_that_their_class_cannot_be_is_refused(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(HuggingFaceError, match=f"{message}.*cannot be exported"):
+    with pytest.raises(UsageError, match=f"{message}.*cannot be exported"):
         save_pretrained(make_biased(**fields), None, tmp_path / "published")
     assert not list(tmp_path.iterdir())
 

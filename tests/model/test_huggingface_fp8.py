@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.huggingface import HuggingFaceError, load_pretrained, parts
+from moe_model import UsageError
+from moe_model.huggingface import load_pretrained, parts
 from tests.model.published import change_config, change_tensors, imported, tensors, their_model
 
 PLAIN = ("embed_tokens", "lm_head", "norm", ".gate.")
@@ -91,9 +92,9 @@ def test_wrong_scales_are_named(tmp_path: Path) -> None:
         (None, rf"{scale} \(2, 3\) is missing"),
     ):
         restored(changed)
-        with pytest.raises(HuggingFaceError, match=message):
+        with pytest.raises(UsageError, match=message):
             load_pretrained(folder)
     restored(sound[scale])
     change_config(folder, quantization_config=...)
-    with pytest.raises(HuggingFaceError, match="no quantization_config with weight_block_size"):
+    with pytest.raises(UsageError, match="no quantization_config with weight_block_size"):
         load_pretrained(folder)

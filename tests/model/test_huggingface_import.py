@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
-from moe_model import read_checkpoint
-from moe_model.huggingface import HuggingFaceError, load_pretrained, read_config
+from moe_model import UsageError, read_checkpoint
+from moe_model.huggingface import load_pretrained, read_config
 from tests.model.published import (
     YARN,
     assert_same,
@@ -176,5 +176,5 @@ def test_multi_token_prediction_is_kept(
     else:
         change_tensors(folder, lambda content: content.pop("model.layers.3.eh_proj.weight"))
         problem = r"model.layers.3.eh_proj.weight .32, 64. is missing"
-    with pytest.raises(HuggingFaceError, match=problem):
+    with pytest.raises(UsageError, match=problem):
         load_pretrained(folder)

@@ -16,9 +16,9 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3RotaryEmbedding,
 )
 
-from moe_model import ModelConfig, rotary_table, softmax_scale
+from moe_model import ModelConfig, UsageError, rotary_table, softmax_scale
 from moe_model.config import Llama3Scaling, YarnScaling
-from moe_model.huggingface import HuggingFaceError, published_fields, read_config
+from moe_model.huggingface import published_fields, read_config
 from tests.model.published import SHAPE
 
 POSITIONS = 40
@@ -37,9 +37,7 @@ def assert_same_rotation(ours: ModelConfig, fields: dict[str, Any]) -> None:
     theirs = DeepseekV3Config(**{**SHAPE, **heads, **fields})
     table = DeepseekV3RotaryEmbedding(theirs)(torch.zeros(1), torch.arange(POSITIONS)[None])
     pairs = SHAPE["qk_rope_head_dim"] // 2
-    for mine, yours in zip(
-        rotary_table(ours, 0, POSITIONS, torch.device("cpu")), table, strict=True
-    ):
+    for mine, yours in zip(rotary_table(ours, torch.arange(POSITIONS)), table, strict=True):
         torch.testing.assert_close(mine, yours[0, :, :pairs], atol=1e-5, rtol=1e-5)
     scale = DeepseekV3Attention(theirs, 0).scaling
     assert math.isclose(softmax_scale(ours), scale, rel_tol=1e-12)
@@ -76,7 +74,7 @@ def test_yarn_as_in_transformers_4_and_5(
         fields["original_max_position_embeddings"] = beside
     try:
         ours = read(fields)
-    except HuggingFaceError:
+    except UsageError:
         # Refused is right only where the amplitude is not the quotient of both strengths.
         both_or_none = bool(yarn.get("mscale")) == bool(yarn.get("mscale_all_dim"))
         assume(yarn.get("attention_factor") is None and both_or_none)

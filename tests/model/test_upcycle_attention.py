@@ -177,7 +177,7 @@ def our_scores(ours: MultiHeadLatentAttention, x_BSD: Tensor) -> Tensor:
     """The same of latent attention."""
     config, heads = ours.config, ours.config.num_attention_heads
     nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
-    turn = rotary_table(config, 0, x_BSD.shape[1], x_BSD.device)
+    turn = rotary_table(config, torch.arange(x_BSD.shape[1]))
     q_nope, q_rope = ours.q_proj(x_BSD).unflatten(-1, (heads, -1)).split((nope, rope), dim=-1)
     latent, k_rope = ours.kv_a_proj_with_mqa(x_BSD).split((config.kv_lora_rank, rope), dim=-1)
     k_nope = ours.kv_b_proj(ours.kv_a_layernorm(latent)).unflatten(-1, (heads, -1))[..., :nope]
