@@ -146,8 +146,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 def forward_and_backward(
     run: Run, weights: dict[str, float], counter: RoutingCounter
 ) -> torch.Tensor:
-    """Compute the gradients of one step and count its routings; return this rank's share of the
-    loss, then of each loss in ``weights``, fp64."""
+    """Compute gradients and count routings; return this rank's share of the loss, then of each loss
+    in ``weights``, fp64."""
     world = run.world
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
     drawn = run.batches.draw()
@@ -172,15 +172,13 @@ def forward_and_backward(
 
 
 def run_training(run: Run, stop: StopRequest) -> int:
-    """Open the log of the run and train; returns the exit code."""
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
         run.world.say(
             f"{options.run} already has all {options.steps} steps; raise --steps to continue."
         )
         return FINISHED
-    folder = options.checkpoint_dir / options.run
-    checkpoints = Checkpoints(folder, run.resumed_from)
+    checkpoints = Checkpoints(run.folder, run.resumed_from)
     log = open_log(run)
     names = layer_names(run.model)
     console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
@@ -207,7 +205,7 @@ def run_training(run: Run, stop: StopRequest) -> int:
 def loop(
     run: Run, stop: StopRequest, log: TrainingLog, console: Console, checkpoints: Checkpoints
 ) -> str:
-    """Train until all steps are done or there is a reason to stop; return the reason."""
+    """Train until all steps are done or there is a reason to stop, which is returned."""
     options, progress, world = run.options, run.progress, run.world
     if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
         return "collapse"  # collapsed before this start

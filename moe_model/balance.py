@@ -2,12 +2,10 @@
 
 Loss-less balancing (Wang et al., 2024; DeepSeek-V3, section 2.1.2): once per optimizer step, from
 the counts of the whole batch, experts with too many tokens become a little less likely to be
-chosen, the others a little more likely. No gradient is involved, so nothing conflicts with the
-language-model loss.
+chosen, the others a little more likely. No gradient conflicts with that of the language-model loss.
 
 Everything here works on the :class:`~moe_model.router.Routing` that a forward pass returns, outside
-the layers. A layer that is computed again for activation checkpointing is therefore not counted
-again.
+the layers: what activation checkpointing computes again is not counted again.
 """
 
 from __future__ import annotations
@@ -53,9 +51,9 @@ def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tens
     """Complementary sequence-wise loss per router, before its weight (DeepSeek-V3, eq. 17-20).
 
     ``sum_e f_e · P_e`` in each sequence, averaged over sequences: f is E/K times the share of
-    tokens whose *unbiased* top k contains the expert, P the mean normalised score. Perfect balance
-    reads 1. No epsilon in the normalisation: with one, a router lowers the loss by pushing all its
-    scores to zero.
+    tokens whose *unbiased* top k contains the expert, P the mean normalised score. 1 if balanced.
+    No epsilon in the normalisation: with one, a router lowers the loss by pushing all its scores to
+    zero.
 
     ``valid_BS`` is False for padding and may have a leading dimension L, one mask per router.
     Returns ``(L,)``, differentiable through P.
@@ -70,7 +68,7 @@ def balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tensor:
     """Classic auxiliary loss per router, before its weight (Switch, GShard): ``E/K · sum f · P``.
 
     As :func:`sequence_balance_loss`, over all tokens at once and with f from the experts that were
-    actually chosen. Per router: pooled over routers it can be minimal while each has collapsed.
+    chosen. Pooled over routers it can be minimal while each has collapsed.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
     scores_LTE = torch.stack([r.scores_TE for r in routings])

@@ -68,8 +68,8 @@ def need_packages(
 def run_command(app: App, arguments: Sequence[str] | None) -> int:
     """Run ``app`` and return the exit code of the process.
 
-    The command returns its exit code, or ``None`` for success. :class:`UsageError` and anything
-    cyclopts rejects become one line on standard error and exit code 64.
+    The command returns its own, or ``None``. :class:`UsageError` and anything cyclopts rejects
+    become one line on standard error and exit code 64.
     """
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -98,11 +98,10 @@ def say(line: str) -> None:
 
 
 def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
-    """Return the device; ``auto`` is a GPU if there is one. ``UsageError`` for a missing GPU.
+    """``UsageError`` for a missing GPU; ``auto`` takes one if there is one.
 
-    ``deterministic`` enables deterministic operations, which must happen before anything runs on a
-    GPU: otherwise attention sums its gradients in any order there, and cuBLAS may. A CPU is always
-    deterministic.
+    ``deterministic`` must be set before anything runs on a GPU: otherwise attention sums its
+    gradients in any order there, and cuBLAS may. A CPU is always deterministic.
     """
     import torch  # not before need_packages()
 
@@ -131,7 +130,7 @@ def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
 
 
 def python_docs(flag: str) -> str:
-    """The language reference behind ``help()``, which comes with Python: no download."""
+    """The language reference behind ``help()``, which comes with Python."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ModuleNotFoundError as error:
@@ -143,10 +142,8 @@ def python_docs(flag: str) -> str:
 
 
 def plain_text(text: str, *, multi_line: bool = False) -> str:
-    """Replace the characters of ``text`` that could control a terminal; the length stays the same.
-
-    ``multi_line`` keeps line breaks and tabs; else every whitespace control becomes a space.
-    """
+    """Replace characters that could control a terminal, one by one; line breaks and tabs become
+    spaces, unless ``multi_line``."""
     if not multi_line:
         text = text.translate(_TO_SPACE)
     return "".join(

@@ -2,9 +2,8 @@
 
 Token-expert pairs are sorted by expert once, every expert then sees one contiguous block of rows
 (one grouped product for all, or one expert after the other where that is faster), and the results
-are scattered back and summed over k. The weight of a pair multiplies the hidden activations, which
-equals multiplying the output and touches less memory. There is no mask per expert and no dropped
-token; the time does not depend on the skew of the router.
+are summed over k. The weight of a pair multiplies the hidden activations, which equals multiplying
+the output and touches less memory. The time does not depend on the skew of the router.
 """
 
 from __future__ import annotations
@@ -77,13 +76,11 @@ class Experts(nn.Module):
 
 
 def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each (token, expert) pair goes, so that every expert owns a contiguous range of rows.
+    """Rows per expert ``(E,)``, one block each; the token in each of the P rows; the row of each
+    pair ``(T, K)``.
 
     Each expert's rows are rounded up to a multiple of ``block``. The extra rows hold some token;
     their output is not used.
-
-    Returns:
-        Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.
     """
     ids_N = ids_TK.flatten()
     sorted_N, order_N = ids_N.sort(stable=True)

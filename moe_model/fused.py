@@ -1,10 +1,9 @@
 """Functions with a hand-written backward pass, where autograd would make many passes over memory.
 
 Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
-that read and write the same activations again and again. Each function here does the work of one
-group of them in as few passes as torch's operators allow, forward and backward, and keeps only what
-the backward pass needs. ``torch.compile`` fuses operations itself, and runs the plain function that
-:func:`_by` replaces, with which the tests compare.
+that read and write the same activations again and again. Each function here does one group of them
+in as few passes as torch's operators allow, and keeps only what the backward pass needs.
+``torch.compile`` runs the plain function that :func:`_by` replaces, with which the tests compare.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ def _by(function: type[torch.autograd.Function]) -> Callable[[Plain], Plain]:
 
 
 class RMSNorm(nn.Module):
-    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension.
-
-    Returns the dtype of ``x``; under autocast the autocast dtype, which the next product needs.
-    """
+    """Returns the dtype of ``x``; under autocast the one that the next product needs."""
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -116,8 +112,8 @@ class _QueriesWithPosition(torch.autograd.Function):
 
 @_by(_QueriesWithPosition)
 def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the last ``r`` dimensions of every query, interleaved pairs, by its position; heads
-    first, ``(B, H, S, d)``. ``table``: cosine and sine ``(S, r / 2)``."""
+    """Rotate the last ``r`` dimensions of every query by its position; heads first, ``(B, H, S,
+    d)``. ``table``: cosine and sine ``(S, r / 2)``."""
     rope = 2 * table[0].shape[-1]
     turned = rotate(q_BSHd[..., -rope:], table)
     return torch.cat((q_BSHd[..., :-rope], turned), dim=-1).transpose(1, 2)
@@ -156,17 +152,14 @@ def keys_and_values(
     kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
 ) -> tuple[Tensor, Tensor]:
     """Keys of every head with the rotated part that all heads share, and values; heads first.
-
-    ``kv_BSHx`` holds for every head its key without position, then its value; ``k_rope_BSr`` is the
-    rotary key, in interleaved pairs.
-    """
+    ``kv_BSHx`` holds for every head its key without position, then its value."""
     k_nope, v_BSHv = kv_BSHx[..., :-v_dim], kv_BSHx[..., -v_dim:]
     turned = rotate(k_rope_BSr.unsqueeze(2), table).expand(*k_nope.shape[:3], -1)
     return torch.cat((k_nope, turned), dim=-1).transpose(1, 2), v_BSHv.transpose(1, 2)
 
 
 def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
-    """A contiguous copy of ``x``, whose last dimensions are rotated by ``turn``."""
+    """A contiguous copy, whose last dimensions are rotated."""
     rope = 2 * turn.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     y[..., :-rope] = x[..., :-rope]
@@ -259,13 +252,8 @@ def experts_in_turn(
 ) -> Tensor:
     """One expert after the other, each from its first product to its last while it is in the cache.
 
-    Outside of compiled graphs: the row counts are other shapes in every step, each of which would
-    be compiled anew.
-
-    Args:
-        x_PD: Rows sorted by expert.
-        rows_E: How many belong to each.
-        gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
+    ``rows_E`` of the rows belong to each. Outside of compiled graphs: the row counts are other
+    shapes in every step, each of which would be compiled anew.
     """
     return _ExpertsInTurn.apply(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
 

@@ -89,7 +89,6 @@ def main(
 
 
 def _write(texts: Iterable[str], sampler: Sampler) -> int:
-    """Write the text as it is generated, then the speed on standard error."""
     started = time.perf_counter()
     code = FINISHED
     try:
@@ -135,10 +134,7 @@ def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def put(text: str) -> None:
-    """Write to standard output and flush; on a terminal without control characters.
-
-    Piped text is data and is not changed.
-    """
+    """Write to standard output; on a terminal without control characters, piped text is data."""
     if sys.stdout.isatty():
         text = plain_text(text, multi_line=True)
     sys.stdout.write(text)

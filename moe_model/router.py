@@ -67,9 +67,7 @@ class Router(nn.Module):
         self.expert_bias.zero_()[: self.config.num_experts_per_tok] = 4.0
 
     def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> Routing:
-        """Choose experts for each token.
-
-        1. logits, 2. scores, 3. add the bias for selection, 4. drop all but the best groups,
+        """1. logits, 2. scores, 3. add the bias for selection, 4. drop all but the best groups,
         5. top k, 6. weights from the unbiased scores, 7. normalise, 8. scale, and, while training
         with a capacity, 9. set the weights of what does not fit to zero.
 
@@ -105,9 +103,8 @@ class Router(nn.Module):
     ) -> Tensor:
         """Which (token, expert) pairs fit into ``ceil(capacity_factor · real pairs / E)``.
 
-        Pairs are ranked by position in the batch, or by weight with ties broken by position.
-        Padding takes no capacity. The other weights do not change: a dropped pair is missing from
-        the sum, as in GShard.
+        Pairs are ranked by position in the batch, or by weight with ties broken by position. The
+        other weights do not change: a dropped pair is missing from the sum, as in GShard.
         """
         config = self.config
         pairs = ids_TK.numel()
@@ -133,11 +130,11 @@ class Router(nn.Module):
         return kept_P.view_as(ids_TK)
 
     def _limit_to_groups(self, choice_TE: Tensor) -> Tensor:
-        """Set the choice scores outside the ``topk_group`` best groups to minus infinity.
+        """Set the choice scores outside the ``topk_group`` best groups to minus infinity: with
+        negative biases a zero would beat every allowed expert.
 
         The score of a group is the sum of its two best experts, bias included; in DeepSeek-V2 that
-        of its best expert. Minus infinity rather than zero: with negative biases a zero would beat
-        every allowed expert.
+        of its best expert.
         """
         groups = self.config.n_group
         if groups == 1:
@@ -160,11 +157,8 @@ class Router(nn.Module):
         return ids[:, :K], margin_T
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Router:
-        """Move with the module, but stay fp32.
-
-        A bf16 bias of 0.5 cannot move by 0.001 at all, so ``.bfloat16()``, ``.half()`` and
-        ``.to(dtype)`` would silently end the balancing.
-        """
+        """Stay fp32: a bf16 bias of 0.5 cannot move by 0.001 at all, so ``.bfloat16()`` would
+        silently end the balancing."""
         before = self.expert_bias
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch
         if self.expert_bias.dtype != torch.float32:

@@ -34,7 +34,7 @@ class SamplingRules:
     divided by it, negative ones multiplied (Keskar et al., 2019)."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` with name, value and range if one is out of range."""
+        """``ValueError`` if one is out of range."""
         penalty = self.repetition_penalty
         infinity = float("inf")
         for name, value, is_possible, choice in (
@@ -89,10 +89,9 @@ class SamplingRules:
 class Sampler:
     """Iterates over the token ids that follow a prompt, as they are generated.
 
-    With drafts, one pass reads the last token together with a draft of the next one, from the
-    model's multi-token prediction. Every token is still sampled from the logits of the model, in
-    the same order and with the same draws, so the text is the same; if the draft was right, the
-    pass gives two tokens.
+    With drafts, one pass reads the last token together with a draft of the next one. Every token is
+    still sampled from the logits of the model, in the same order and with the same draws, so the
+    text is the same; if the draft was right, the pass gives two tokens.
     """
 
     def __init__(
@@ -107,13 +106,13 @@ class Sampler:
         stop_at: Collection[int] = (),
         **rules: Any,
     ) -> None:
-        """Prepare; no forward pass runs yet. ``ValueError`` if the model cannot ``draft``.
+        """No forward pass runs yet. ``ValueError`` if the model cannot ``draft``.
 
         Args:
             model: In evaluation mode during iteration, then restored.
             prompt_S: At least one token id, int64; only the last tokens that fit the context count.
             seed: Of a separate generator, so that sampling never affects training.
-            weights: fp32 or fp16, see ``Decoder``; by default fp32 on a CPU.
+            weights: See ``Decoder``; by default fp32 on a CPU.
             stop_at: The tokens that end a text; they are not yielded.
             rules: Fields of :class:`SamplingRules`.
         """

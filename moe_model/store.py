@@ -38,7 +38,7 @@ FORMAT = "moe-microscope checkpoint"
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
 MOST_BYTES = 16 * 2**20
-"""Size limit of ``checkpoint.json``; its largest part by far is a vocabulary of characters."""
+"""Size limit of ``checkpoint.json``, mostly a vocabulary of characters."""
 
 UNREADABLE = (
     ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, OSError,
@@ -70,8 +70,8 @@ def _blamed_on(path: Path, what: str) -> Iterator[None]:
 
 
 def read_plain_description(folder: Path) -> dict[str, Any]:
-    """Read ``checkpoint.json`` in ``folder`` without checking the files it lists;
-    ``CheckpointError`` if it is missing, was changed, or describes something else."""
+    """``checkpoint.json`` in ``folder``, the files it lists unchecked; ``CheckpointError`` if it is
+    missing, was changed, or describes something else."""
     path = folder / DESCRIPTION
     with _blamed_on(path, "is not a description of a checkpoint"):
         found = path.stat()
@@ -94,8 +94,7 @@ def read_plain_description(folder: Path) -> dict[str, Any]:
 
 
 def _finite(number: str) -> float:
-    """Raise ``ValueError`` for numbers that Python accepts but JSON does not: NaN, Infinity,
-    1e999."""
+    """``ValueError`` for what Python accepts but JSON does not: NaN, Infinity, 1e999."""
     value = float(number)
     if not math.isfinite(value):
         raise ValueError(f"{number[:20]} is not a finite number")
@@ -120,7 +119,7 @@ class Checkpoint:
     tokenizer_if_any: Tokenizer | None
     """``None`` if the model was imported without one."""
     stop_ids: tuple[int, ...]
-    """The tokens that end a text: those of the model and of the tokenizer."""
+    """The tokens that end a text."""
     description: dict[str, Any]
     """Everything in ``checkpoint.json``; of an imported model ``published`` is the ``config.json``
     that it was imported with."""
@@ -183,7 +182,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_tokenizer(described: Any, folder: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a checkpoint, from its entry ``described`` and its files."""
     with _blamed_on(folder / DESCRIPTION, "describes no usable tokenizer"):
         tokenizer: Tokenizer
         if described["kind"] == KIND:
@@ -196,7 +194,7 @@ def _read_tokenizer(described: Any, folder: Path, vocab_size: int) -> Tokenizer:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file, as ``checkpoint.json`` lists them."""
+    """As ``checkpoint.json`` lists them."""
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
@@ -235,10 +233,7 @@ def _verify(path: Path, size: object, digest: object) -> None:
 
 
 def _refuse_other_size(path: Path, config: ModelConfig) -> None:
-    """Raise ``CheckpointError`` if the number of weights is not that of ``config``.
-
-    Before building the model: a wrong description could ask for more than the memory.
-    """
+    """Before the model is built: a wrong description could ask for more than the memory."""
     routers = config.num_hidden_layers - config.first_k_dense_replace
     routers += config.num_nextn_predict_layers
     expected = config.parameters() + routers * config.n_routed_experts  # each has an expert_bias
@@ -253,8 +248,8 @@ def _refuse_other_size(path: Path, config: ModelConfig) -> None:
 
 @contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes ``target`` at the end; ``FileExistsError`` if
-    ``target`` exists, another ``OSError`` if it cannot be written, or the disk is full."""
+    """An empty folder to fill, which becomes ``target`` at the end; ``FileExistsError`` if that
+    exists, another ``OSError`` if it cannot be written."""
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
     aside = target.parent / f".{target.name}.partial"
@@ -271,7 +266,7 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file with the permissions of any new file; ``OSError`` if it fails."""
+    """With the permissions of any new file; ``OSError`` if it fails."""
     path.touch()
     mode = path.stat().st_mode
     try:
@@ -283,7 +278,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def force_to_disk(path: Path) -> None:
-    """Force the file or folder at ``path`` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -23,21 +23,16 @@ KIND = "huggingface"
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
+FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, "chat_template.jinja")
 """The files of a tokenizer; only the first is required."""
 MOST_BYTES = 256 * 2**20
 
 
 class CharTokenizer:
-    """Every distinct character of the training text is a token, in code point order.
-
-    Ids start at 0; ``end``, the token that ends a text, and ``files``, which a checkpoint keeps
-    beside the weights, are for other tokenizers.
-    """
+    """Token i is the i-th character of the vocabulary; ``end``, the token that ends a text, and
+    ``files``, which a checkpoint keeps beside the weights, are for other tokenizers."""
 
     def __init__(self, vocabulary: str) -> None:
-        """Use the characters of ``vocabulary``, each once; token i is its i-th character."""
         if not vocabulary or len(set(vocabulary)) != len(vocabulary):
             raise ValueError(
                 f"vocabulary of {len(vocabulary)} characters is empty or repeats one: list each "
@@ -63,7 +58,7 @@ class CharTokenizer:
         return cls(vocabulary)
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry in a checkpoint's description, ready for JSON."""
+        """The entry in a checkpoint's description."""
         return {"kind": "char", "vocabulary": self.vocabulary}
 
     def __len__(self) -> int:
@@ -91,7 +86,7 @@ class CharTokenizer:
 
 
 class PretrainedTokenizer:
-    """A ``tokenizer.json`` behind the interface of :class:`~moe_model.tokenizer.CharTokenizer`."""
+    """A ``tokenizer.json`` behind the interface of :class:`CharTokenizer`."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """From ``files``, contents by name; ``ValueError`` if they are not a tokenizer."""
@@ -134,8 +129,7 @@ class PretrainedTokenizer:
             raise ValueError(f"the tokenizer cannot encode this text ({error}).") from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``, without special tokens; unknown ids (of a padded head) are
-        ignored."""
+        """The text of ``ids``, without special tokens and unknown ids (of a padded head)."""
         return self.library.decode(list(ids), skip_special_tokens=True)
 
     def _special(self, setting: Any) -> int | None:

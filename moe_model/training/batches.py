@@ -1,9 +1,8 @@
 """Sequences in an order that depends on one number: how many have been drawn.
 
 The training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
-and takes every window once, in an order that seed and epoch decide. So the n-th sequence is known
-from the text, the sequence length, the seed and n: not from the number of ranks, micro-batches or
-rows in a batch, and not from where a run was interrupted.
+and takes every window once, in an order that seed and epoch decide. So the n-th sequence follows
+from the text, the sequence length, the seed and n, however ranks and batches divide them.
 """
 
 from __future__ import annotations
@@ -30,15 +29,12 @@ class Batch(NamedTuple):
     """The same shape, bool: a document begins at this token."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``; copies from pinned memory are asynchronous."""
+        """Copies from pinned memory are asynchronous."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def targets(self, ahead: int, length: int) -> Tensor:
-        """``(B, length)``: the tokens ``ahead`` positions later, where 1 is the next token.
-
-        -100 where a document begins in between: what follows the end of a document is not
-        predictable.
-        """
+        """``(B, length)``: the tokens ``ahead`` positions later, where 1 is the next token; -100
+        where a document begins in between, which is not predictable."""
         places = [slice(place, place + length) for place in range(1, ahead + 1)]
         beyond_BS = torch.stack([self.starts_BN[:, place] for place in places]).any(0)
         return self.tokens_BN[:, places[-1]].masked_fill(beyond_BS, IGNORED)
@@ -55,16 +51,12 @@ class StepBatches(NamedTuple):
     micro_batches: list[Batch]
     """As many as gradients are accumulated over."""
     num_targets: tuple[int, ...]
-    """For 1, 2, … tokens ahead: targets other than -100 in the whole step, all ranks and
-    micro-batches together."""
+    """For 1, 2, … tokens ahead: targets other than -100 in the whole step, on all ranks."""
 
 
 @dataclass
 class TrainingBatches:
-    """Endless batches of one rank; all fields but ``rank`` must be equal on all ranks.
-
-    ``Corpus.build`` refuses a text that is too short for one sequence and what it predicts.
-    """
+    """Endless batches of one rank; all fields but ``rank`` must be equal on all ranks."""
 
     tokens: Tokens
     batch_size: int
@@ -87,8 +79,7 @@ class TrainingBatches:
         self._order: tuple[int | None, Tensor] = (None, torch.empty(0))
 
     def draw(self) -> StepBatches:
-        """This rank's batches of the next step; ``drawn`` advances by the whole step on every
-        rank."""
+        """This rank's batches of the next step; ``drawn`` advances by the whole step."""
         B = self.batch_size
         in_a_round = B * self.world_size
         first_N = self._firsts(self.drawn, self.grad_accum * in_a_round)
@@ -125,13 +116,10 @@ class TrainingBatches:
 
 
 class HiddenTargets:
-    """How many tokens cannot be predicted because a document starts too soon after them.
-
-    The last ``places`` tokens of a document, so that counting takes its length and nothing else.
-    """
+    """How many tokens cannot be predicted because a document starts too soon after them: its last
+    ``places``, for targets so many tokens ahead."""
 
     def __init__(self, tokens: Tokens, places: int) -> None:
-        """For targets ``places`` tokens ahead."""
         ends_D = torch.cat((tokens.starts[1:], torch.tensor([len(tokens)])))
         hidden_D = (ends_D - tokens.starts).clamp(max=places)
         self._starts_D = tokens.starts

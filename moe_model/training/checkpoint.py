@@ -7,9 +7,9 @@ Steps that no link points to are removed.
 
 Every rank writes its share of a sharded optimizer, and any number of ranks can read them:
 ``torch.distributed.checkpoint`` plans which rank writes and reads which rows. Its default format
-uses pickle; its Hugging Face storage writes safetensors, one file per rank, with the position of
-the rows in the header. Only that storage is used here, for writing and reading. (While they plan a
-save, ranks send each other pickles, as torch sends objects; none reaches a disk.)
+uses pickle; only its Hugging Face storage is used here, which writes safetensors, one file per
+rank, with the position of the rows in the header. (While they plan a save, ranks send each other
+pickles; none reaches a disk.)
 
 A resumed run equals one that never stopped: same weights, moments, bias, data position and loss
 scale, and every random number is a function of seed and step (``step.seed_step``).
@@ -86,11 +86,8 @@ class Checkpoints:
     """The checkpoints of one run, in ``folder``."""
 
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
-        """Create ``folder`` if it is missing; ``OSError`` if that fails.
-
-        ``resumed_from`` is the checkpoint that was read. It becomes ``previous``, not the current
-        ``latest``, which may be damaged or belong to a discarded continuation.
-        """
+        """``resumed_from``, the checkpoint that was read, becomes ``previous``: the current
+        ``latest`` may be damaged or belong to a discarded continuation."""
         self.folder = folder
         self._before = resumed_from
         self._written: dict[int, Path] = {}
@@ -99,9 +96,8 @@ class Checkpoints:
     def save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill the folder of ``step`` and ``name`` (latest, best …) point to it.
 
-        Two names for one step share its files: ``write`` is not called if it is already saved. The
-        former latest becomes previous. Raises ``OSError`` if the disk is full or the folder is
-        gone; the links are unchanged.
+        Two names for one step share its files, which are written once. The former latest becomes
+        previous. After an ``OSError`` the links are unchanged.
         """
         target = self._written.get(step)
         if target is None or not target.exists():
@@ -154,8 +150,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     """Write everything that ``run`` needs to resume as ``name``; return the path of the link.
 
     All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Weights are
-    gathered, so that every reader can load them. Raises ``OSError`` on ranks where writing failed;
-    the earlier checkpoints are unchanged.
+    gathered. Raises ``OSError`` on ranks where writing failed.
     """
     state = optimizer_state(run.model, run.optimizer)
     sharded = run.options.parallel == "fsdp"
@@ -223,9 +218,8 @@ def save_shards(
 ) -> None:
     """Write ``tensors`` from all ranks to the empty ``folder`` and force them to disk.
 
-    All ranks call this with the same names. Each rank writes its rows of a DTensor; a plain tensor
-    is written once. The group ``ranks`` waits for all files. Raises ``OSError`` on every rank if
-    one of them could not write.
+    Each rank writes its rows of a DTensor; a plain tensor is written once. The group ``ranks``
+    waits for all files. Raises ``OSError`` on every rank if one of them could not write.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
@@ -260,10 +254,7 @@ def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def _refuse_other(folder: Path, name: str, tensor: Tensor, found: object) -> None:
-    """Raise ``CheckpointError`` if ``found`` does not cover all of ``tensor``.
-
-    The reader would silently leave missing rows unchanged, and convert types.
-    """
+    """The reader would silently leave missing rows unchanged, and convert types."""
     what = "nothing"
     if isinstance(found, TensorStorageMetadata):
         there = sum(chunk.sizes.numel() for chunk in found.chunks)
@@ -283,11 +274,8 @@ def _causes(error: CheckpointException) -> str:
 
 @torch.no_grad()
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of the optimizer as ``optimizer.<parameter name>.<its name in torch>``.
-
-    The tensors themselves, not copies: the next step uses what is written into them. Before the
-    first step they are created here, as the first step would create them.
-    """
+    """The state of the optimizer as ``optimizer.<parameter name>.<its name in torch>``: not copies,
+    and before the first step created as that would create them."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if "momentum" in group:  # Muon
@@ -309,11 +297,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]:
-    """The checkpoints from which ``--resume`` may continue, newest first.
-
-    ``resume`` is ``auto``, the folder of a run, or one checkpoint. For ``latest``, the checkpoints
-    that can replace it are candidates too.
-    """
+    """The checkpoints from which ``--resume`` may continue, newest first; for ``latest``, also
+    those that can replace it."""
     folder = Path(resume)
     if resume == AUTO:
         folder = checkpoint_dir / (run or "")
@@ -349,14 +334,14 @@ def described(
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
-    """The newest checkpoint in ``folder`` that is older than ``step``, and its own step."""
+    """The newest checkpoint in ``folder`` before ``step``, and its own step."""
     found = ((path, plain["step"]) for path, plain in described(str(folder), None, folder))
     return next(((path, at) for path, at in found if 0 < at < step), None)
 
 
 def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
-    """The newest intact checkpoint for ``--resume``; ``None`` if a new run starts; ``UsageError``
-    if ``--resume`` names nothing, ``CheckpointError`` if every checkpoint is damaged."""
+    """The newest intact checkpoint for ``--resume``, if any; ``UsageError`` if ``--resume`` names
+    nothing, ``CheckpointError`` if every checkpoint is damaged."""
     if options.resume is None:
         return None
     found = candidates(options.resume, options.run, options.checkpoint_dir)
@@ -388,10 +373,7 @@ def is_newest(checkpoint: Checkpoint, options: Options) -> bool:
 
 
 def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Raise ``UsageError`` if the weights do not fit the model that the options describe.
-
-    An imported model may lose or gain depths of multi-token prediction before its first step here.
-    """
+    """An imported model may lose or gain depths of multi-token prediction at first."""
     may_change = _MAY_CHANGE
     if not has_training_state(checkpoint.folder):
         may_change = _MAY_CHANGE | {"num_nextn_predict_layers"}
@@ -405,7 +387,6 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
-    """Raise ``UsageError`` if the command line contradicts the run that is resumed."""
     saved = checkpoint.description.get("options")
     for name in ("preset", "tokenizer", "optimizer"):
         value = getattr(options, name)
@@ -417,18 +398,17 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
 
 
 def read_progress(checkpoint: Checkpoint) -> Progress:
-    """The progress in ``checkpoint``; ``CheckpointError`` if this or another of the run's entries
-    in ``checkpoint.json`` is invalid: the file is not trusted."""
+    """``CheckpointError`` if it, or another entry of the run in ``checkpoint.json``, is invalid:
+    the file is not trusted."""
     plain = checkpoint.description
     try:
         count("data.sequences", plain["data"]["sequences"])
         count("sequences_per_step", plain["sequences_per_step"])
-        scale = plain["loss_scale"]
-        for name in ("scale", "growth_factor", "backoff_factor"):
-            if scale and not 0 < number(f"loss_scale.{name}", scale[name]) < MOST_LOSS_SCALE:
-                raise ValueError(f"loss_scale.{name}={scale[name]} is out of range")
-        for name in ("growth_interval", "_growth_tracker"):
-            if scale:
+        if scale := plain["loss_scale"]:
+            for name in ("scale", "growth_factor", "backoff_factor"):
+                if not 0 < number(f"loss_scale.{name}", scale[name]) < MOST_LOSS_SCALE:
+                    raise ValueError(f"loss_scale.{name}={scale[name]} is out of range")
+            for name in ("growth_interval", "_growth_tracker"):
                 count(f"loss_scale.{name}", scale[name])
         return Progress.from_dict(plain["progress"], checkpoint.step)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -438,8 +418,7 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Restore the state of ``checkpoint`` in ``run``, which already has its weights;
-    ``CheckpointError`` if it does not fit this model."""
+    """Restore all but the weights; ``CheckpointError`` if it does not fit this model."""
     if not has_training_state(checkpoint.folder):
         run.world.say(
             f"{checkpoint.folder} has weights only (an imported or upcycled model): training "

@@ -36,12 +36,11 @@ _SEVERITY_STYLES = {"crit": "bold white on red", "error": "bold magenta", "warn"
 
 
 class Console:
-    """Narrates a run of ``steps`` optimizer steps whose routers are called ``layer_names``."""
+    """Narrates a run of ``steps`` optimizer steps from ``first`` on."""
 
     def __init__(
         self, steps: int, layer_names: Sequence[str], first: int = 1, *, quiet: bool = False
     ) -> None:
-        """``first`` is the first step; a ``quiet`` console prints nothing."""
         self._steps = steps
         self._first = first
         self._layer_names = layer_names
@@ -76,7 +75,7 @@ class Console:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        """Print one line above the progress bar, without markup or control characters."""
+        """Print one line above the progress bar."""
         self._rich.print(Text(plain_text(line)), soft_wrap=True)
 
     def step(self, progress: Progress, evidence: str = "") -> None:
@@ -103,7 +102,6 @@ class Console:
             self._rich.print(label + Text(plain_text(line)), soft_wrap=True)
 
     def summary(self, progress: Progress, ended: str, verdict: str) -> None:
-        """Print the summary: time, tokens, losses, the final state of every router, the verdict."""
         took = _duration(time.monotonic() - self._started)
         self.say(f"{ended} at step {progress.step}/{self._steps} after {took}")
         best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
@@ -151,7 +149,7 @@ class Console:
         return "  ".join(parts)
 
     def _worst(self, progress: Progress) -> list[str]:
-        """Balance and entropy of the least balanced layer, as far as available."""
+        """Balance and entropy of the least balanced layer."""
         known = [(c, place) for place, c in enumerate(progress.collapse_index) if c is not None]
         if not known:
             return []
@@ -187,7 +185,6 @@ def _duration(seconds: float) -> str:
 
 
 def introduction(run: Run) -> list[str]:
-    """Lines about the run that starts, and how to watch it."""
     config = run.model.config
     options = run.options
     world = run.world
@@ -203,11 +200,8 @@ def introduction(run: Run) -> list[str]:
 
 
 def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
-    """Paths, and commands to resume or to go back, by their label on the screen.
-
-    You can paste every command into a shell. ``onset``, the first step of a collapse, is what the
-    checkpoint to go back to lies before.
-    """
+    """Paths, and commands to paste into a shell, by their label on the screen. The checkpoint to go
+    back to lies before ``onset``, the first step of a collapse."""
     options = run.options
     checkpoints = run.folder
     found = {"checkpoint": str(checkpoints / LATEST), "log": str(options.log_dir / options.run)}
@@ -240,10 +234,9 @@ def _again(run: Run, resume: str) -> str:
 
 
 def sample(run: Run) -> str:
-    """Continue the prompt with the model. All ranks call this; rank 0 gets the text.
+    """Continue the prompt, or ``ValueError``. All ranks call this; rank 0 gets the text.
 
-    A sharded model stays sharded: all ranks read every token together, and a layer is gathered only
-    while it computes. Raises ``ValueError`` if it cannot be continued.
+    Of a sharded model all ranks read every token together.
     """
     sharded = run.options.parallel == "fsdp" and run.world.size > 1
     if not (sharded or run.world.is_main):

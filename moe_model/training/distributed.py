@@ -1,16 +1,14 @@
 """Processes that train one model together: ranks, collectives, the loss of a rank, and a model that
 is whole on every rank (DDP) or spread over them (FSDP2).
 
-All ranks do the same steps in the same order and make the same decisions because they use the same
-numbers. A rank with another learning rate or another text would not fail: it would train, and its
-gradients would count. So what must be the same is compared before the first step (:func:`agree`).
-After that they exchange little: one sum per step, and errors. Ranks exchange tensors only; nothing
-is pickled here.
+All ranks make the same decisions because they use the same numbers. A rank with another learning
+rate or text would not fail: its gradients would count. So what must be the same is compared before
+the first step (:func:`agree`). After that they exchange one sum per step, and errors: tensors only,
+nothing is pickled here.
 
-Each rank reads other sequences; gradients meet in the backward pass. DDP and FSDP average them over
-the ranks: **a loss that is multiplied by the number of ranks leaves their plain sum**. The routers'
-bias is a buffer, whole on every rank, and is not synchronised: every rank computes the same update
-from the same counts.
+Each rank reads other sequences. DDP and FSDP average gradients over the ranks: **a loss that is
+multiplied by the number of ranks leaves their plain sum**. The routers' bias is a buffer, whole on
+every rank, and is not synchronised: every rank computes the same update from the same counts.
 """
 
 from __future__ import annotations
@@ -39,8 +37,7 @@ from moe_model.training.signals import ended_by_signals
 TIMEOUT_S = 600.0
 """Seconds a rank waits for the others in a step before it fails."""
 _WITHOUT_LIMIT = timedelta(days=365)
-"""gloo requires a number; a rank that ends breaks its connections, which ends the others at
-once."""
+"""gloo requires a number; a rank that ends breaks its connections, which ends the others."""
 _CPU = torch.device("cpu")
 NOT_GIVEN = "not given"
 
@@ -54,8 +51,7 @@ _WITHOUT_BUFFERS: dict[str, Any] = (
 
 
 def launched() -> bool:
-    """Whether this process is one of several, started by torchrun or by a recipe that sets the same
-    environment variables."""
+    """Whether torchrun, or a recipe that sets the same variables, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -82,22 +78,22 @@ class RankLostError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of one training, seen from one of them; by default a single process."""
+    """The processes of one training, seen from one of them."""
 
     rank: int = 0
     size: int = 1
     """Number of processes on all machines."""
     device: torch.device = _CPU
     untimed: dist.ProcessGroup | None = None
-    """A gloo group of all ranks, for waits without a time limit; ``None`` for a single process."""
+    """A gloo group of all ranks, for waits without a time limit."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes the log and prints."""
+        """Rank 0 writes the log and prints."""
         return self.rank == 0
 
     def say(self, line: str) -> None:
-        """Print one line on standard error, on rank 0 only."""
+        """Print one line on rank 0."""
         if self.is_main:
             say(f"train.py: {line}")
 
@@ -107,7 +103,7 @@ class World:
             dist.all_reduce(tensor)
 
     def any(self, here: bool) -> bool:
-        """Whether it is true on any rank; all ranks get the same answer."""
+        """Whether it is true on any rank."""
         if self.size == 1:
             return here
         votes = torch.tensor(int(here), device=self.device)
@@ -115,20 +111,15 @@ class World:
         return bool(votes)
 
     def barrier(self) -> None:
-        """Return once every rank has called this, however long that takes.
-
-        A rank that ends makes the others fail at once. A rank that hangs is not detected.
-        """
+        """Wait for every rank, however long: one that ends makes the others fail at once, one that
+        hangs is not detected."""
         if self.size > 1:
             dist.barrier(group=self.untimed)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0 before the others: it downloads, they use the file.
-
-        An error ends all ranks, as in :meth:`together`; if rank 0 raises one, the others do not
-        enter the block.
-        """
+        """Run the block on rank 0 before the others: it downloads, they use the file. An error ends
+        all ranks, as in :meth:`together`."""
         if not self.is_main:
             self.share_fault(None)
         with self.together():
@@ -138,8 +129,8 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that succeeds on all ranks or fails on all; see :meth:`share_fault`. All ranks
-        enter it. Collectives inside must come before anything that can fail."""
+        """A block that succeeds on all ranks or fails on all; see :meth:`share_fault`. Collectives
+        inside must come before anything that can fail."""
         fault = None
         try:
             yield
@@ -150,10 +141,8 @@ class World:
         self.share_fault(fault)
 
     def share_fault(self, fault: Exception | None) -> None:
-        """End all ranks if one has found an error, else return. A collective.
-
-        Ranks wait here without a time limit: work that one rank does alone (a download, learning
-        byte pairs, reading a checkpoint) may take hours.
+        """End all ranks if one has found an error, else return. A collective without a time limit:
+        what one rank does alone (a download, learning byte pairs) may take hours.
 
         One message: rank 0 raises the error of the lowest rank that has one (``RankLostError`` if
         it is of another rank, and not of usage), and the other ranks end silently, with the same
@@ -191,7 +180,7 @@ class World:
         return None
 
     def broadcast_text(self, text: str, src: int = 0) -> str:
-        """The text of rank ``src``; those of the other ranks are ignored."""
+        """The text of rank ``src``."""
         if self.size == 1:
             return text
         payload = text.encode("utf-8")
@@ -212,18 +201,9 @@ ALONE = World()
 def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     """Join the process group and leave it at the end: gloo on a CPU, NCCL on GPUs.
 
-    A process without a launcher is a world of size 1, without connections. Errors must propagate
-    through this block: after one, NCCL could wait forever for ranks that have ended, so its
-    connections are not closed.
-
-    Args:
-        device: ``cpu``, or ``cuda``; every process of a machine uses a different GPU.
-        timeout_s: A rank that waits longer than this for another one fails, except at
-            :meth:`World.barrier`.
-
-    Raises:
-        UsageError: If the environment variables are invalid, or a machine has too few GPUs.
-        RankLostError: If other ranks do not join.
+    Errors must propagate through this block: after one, NCCL could wait forever for ranks that have
+    ended, so its connections are not closed. Raises ``UsageError`` if the environment variables are
+    invalid, or a machine has too few GPUs, and ``RankLostError`` if other ranks do not join.
     """
     if not launched():
         yield World(device=device)
@@ -282,10 +262,8 @@ def lost_ranks() -> Iterator[None]:
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
-    """Whether a connection broke or timed out; gloo raises a plain ``RuntimeError`` for it.
-
-    A size mismatch that gloo reports is a bug of this program, not a lost rank.
-    """
+    """gloo raises a plain ``RuntimeError`` if a connection broke or timed out. A size mismatch that
+    it reports is a bug of this program, not a lost rank."""
     text = str(error)
     gloo = "gloo/transport" in text or "gloo/rendezvous" in text
     return isinstance(error, dist.DistError) or (gloo and "enforce fail" not in text)
@@ -300,11 +278,8 @@ def _first_line(error: RuntimeError) -> str:
 
 
 def agree(world: World, facts: Mapping[str, str]) -> None:
-    """Return if ``facts``, by their names in an error, are the same on every rank. A collective.
-
-    Raises ``UsageError`` on rank 0, if they are not, with the rank, the fact and both values, and
-    ``SystemExit`` on the others.
-    """
+    """Return if ``facts``, by their names in an error, are the same on every rank, else end them
+    all with a usage error. A collective."""
     if world.size == 1:
         return
     of_first: dict[str, str] = json.loads(world.broadcast_text(json.dumps(dict(facts))))
@@ -321,12 +296,11 @@ def agree(world: World, facts: Mapping[str, str]) -> None:
 def parallelize(
     model: LanguageModel, kind: Parallel | None, world: World
 ) -> Callable[..., ModelOutput]:
-    """Distribute ``model``; return what to call instead of it. Create the optimizer afterwards.
+    """Distribute ``model``; return what to call for a forward pass. Create the optimizer
+    afterwards.
 
-    Keep using ``model`` for everything but the forward pass. It now has the weights of rank 0 on
-    every rank, on ``world.device``. ``ddp`` needs memory for the whole model on every rank;
-    ``fsdp`` communicates more: parameters are DTensors, of whose rows each rank holds a share, and
-    the device never holds all of them. A process without a launcher gets ``model`` back.
+    ``model`` now has the weights of rank 0 on every rank, on ``world.device``; with ``fsdp`` its
+    parameters are DTensors, of whose rows each rank holds a share.
     """
     if kind is None or not dist.is_initialized():
         return model.to(world.device)
@@ -352,21 +326,15 @@ def parallelize(
 
 
 def _share_again(model: nn.Module, inputs: Any, output: Any) -> None:
-    """After a forward pass without a backward pass, free the gathered embedding and head.
-
-    FSDP keeps the weights of the outermost module for the backward pass. After an evaluation
-    ``parameters()`` would still return those instead of the optimizer's.
-    """
+    """FSDP keeps the gathered embedding and head for the backward pass: after an evaluation
+    ``parameters()`` would still return those instead of the optimizer's."""
     if isinstance(model, FSDPModule) and not torch.is_grad_enabled():
         model.reshard()
 
 
 def whole_weights(model: LanguageModel, world: World) -> dict[str, Tensor]:
-    """The full state dict of ``model`` on the CPU of rank 0; empty on the other ranks.
-
-    Tensors are gathered one by one, so a GPU holds one full tensor at a time. Gathering a DTensor
-    is a collective, so all ranks must call this.
-    """
+    """The full state dict of ``model`` on the CPU of rank 0; empty on the other ranks. A
+    collective; a GPU holds one full tensor at a time."""
     weights = {}
     for name, tensor in model.state_dict().items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -114,7 +114,7 @@ def _presets() -> str:
 
 
 def main_memory() -> int:
-    """Main memory of the machine in bytes; asking for that of a GPU would need torch."""
+    """Main memory in bytes; asking for that of a GPU would need torch."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,8 +1,7 @@
 """Every option of a run, each once: command line, help and log header are derived from here.
 
 An option that is ``None`` takes the preset's value; :mod:`.resolving` fills those in. Every field
-of the model is an option too, ``--model.FIELD``, derived from ``ModelConfig``: a new field of the
-model is a flag at once.
+of ``ModelConfig`` is an option too, ``--model.FIELD``.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ MTP_WEIGHT = 0.3
 
 
 def _all_optional(cls: type, name: str, **nested: Any) -> Any:
-    """A dataclass with the fields of ``cls`` and their help, all optional."""
     kinds = {**typing.get_type_hints(cls), **nested}
     fields: list[Any] = []
     for known in dataclasses.fields(cls):

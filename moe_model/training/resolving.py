@@ -1,8 +1,6 @@
 """From the given options to those that describe a run completely, in one merge.
 
 Precedence: command line, ``--config FILE.toml``, the run that ``--resume`` continues, the preset.
-So a resumed run keeps every option that you do not change. Every range is checked, and
-contradictory values are rejected.
 """
 
 from __future__ import annotations
@@ -41,8 +39,7 @@ _NOT_INHERITED = ("resume", "config", "parallel")
 
 MOST_SEQUENCES = 2**20
 SLOWER = 10
-"""Divides the preset's learning rate when a run starts from trained weights, which the rate for a
-new model would first destroy."""
+"""Divides the preset's learning rate for trained weights, which it would first destroy."""
 
 _MAY_DIFFER = ("config", "device")
 """Not compared: what a config file sets is compared anyway, and different devices cannot meet."""
@@ -50,12 +47,8 @@ _FOLDERS = ("log_dir", "checkpoint_dir")
 
 
 def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in arguments that have no value from the file or from the checkpoint.
-
-    cyclopts calls this between reading the command line and converting it. Raises ``UsageError`` if
-    the file is missing or not TOML, ``CycloptsError`` if it holds an unknown option, or a value of
-    the wrong type.
-    """
+    """Fill in arguments that have no value from the file or from the checkpoint; cyclopts calls
+    this between reading the command line and converting it."""
     if commands:
         return  # --help-all takes no options
     path = _given(arguments, "--config")
@@ -104,8 +97,8 @@ def _inherited(saved: dict[str, Any], balance: str | None) -> dict[str, Any]:
 
 
 def resolve(options: Options, world: World = ALONE) -> Options:
-    """The same options with the preset's values filled in, and one name of the run for all ranks;
-    ``UsageError`` if a value is out of range, or values contradict each other."""
+    """The preset's values filled in, and one name of the run for all ranks; ``UsageError`` if a
+    value is out of range, or values contradict each other."""
     if options.preset not in RUN_DEFAULTS:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
@@ -137,7 +130,6 @@ def resolve(options: Options, world: World = ALONE) -> Options:
 
 
 def _defaults_of_preset(options: Options) -> dict[str, Any]:
-    """What options that are not given take in a run from new weights."""
     length = options.model.max_position_embeddings
     defaults = {
         **RUN_DEFAULTS[options.preset],
@@ -168,7 +160,6 @@ def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _out_of_range(options: Options) -> Iterator[str]:
-    """Values that no run can have."""
     for name in _COUNTS:
         if getattr(options, name) < 1:
             yield f"{_spelled(options, name)} is too few: choose 1 or more."
@@ -185,8 +176,7 @@ def _out_of_range(options: Options) -> Iterator[str]:
 
 
 def _contradictions(options: Options, depths: int) -> Iterator[str]:
-    """Values that exclude each other, or have no effect together; ``depths`` of multi-token
-    prediction in the model."""
+    """``depths`` of multi-token prediction in the model."""
     for name, methods in _BELONGS_TO.items():
         if getattr(options, name) and options.balance not in methods:
             yield (

@@ -62,7 +62,7 @@ class Progress:
     collapse_index: Sequence[float | None] = ()
     """One per router: 1 balanced, 0 collapsed, ``None`` if undefined."""
     bad_steps: int = 0
-    """Number of consecutive steps, up to the last one, whose gradient was not finite."""
+    """Consecutive steps, up to the last one, whose gradient was not finite."""
     saved_step: int | None = None
     """Step of the latest checkpoint."""
     entropy: Sequence[float | None] = ()
@@ -93,7 +93,7 @@ class Progress:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The part a checkpoint keeps, ready for JSON; the next step recomputes the rest."""
+        """The part a checkpoint keeps; the next step recomputes the rest."""
         return {
             "loss": _finite(self.loss),
             "validation_loss": _finite(self.validation_loss),
@@ -105,7 +105,7 @@ class Progress:
 
     def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
         """Update from the log record of a completed step; ``TrainingFailedError`` after too many
-        consecutive ones without a finite gradient."""
+        without a finite gradient."""
         self.step = record["step"]
         self.loss = record["loss"]
         self.tokens_per_s = record["tokens_per_s"]
@@ -139,7 +139,7 @@ class Run:
     """Index of the router to collapse on purpose, and the first step of the collapse."""
     model: LanguageModel
     forward: Callable[..., ModelOutput]
-    """What to call for a forward pass: the model, or its distributed wrapper."""
+    """The model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     batches: TrainingBatches
@@ -154,12 +154,10 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are."""
         return self.options.checkpoint_dir / self.options.run
 
     @property
     def resumed_from(self) -> Path | None:
-        """Folder of the checkpoint that was read."""
         return None if self.start is None else self.start.folder
 
     @property

@@ -99,7 +99,7 @@ def prepare(options: Options, world: World) -> Run:
 def _build_model(
     options: Options, config: ModelConfig, checkpoint: Checkpoint | None
 ) -> LanguageModel:
-    """A new model, or one with the weights of ``checkpoint``, on the CPU."""
+    """On the CPU."""
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if checkpoint is not None:
@@ -120,7 +120,6 @@ def _build_model(
 def _read_data(
     options: Options, checkpoint: Checkpoint | None, world: World
 ) -> tuple[ModelConfig, Corpus]:
-    """The text as tokens, and the shape of the model that reads them."""
     with world.main_first():  # rank 0 downloads and encodes, the others use the cache
         documents = load_documents(options.data)
         if checkpoint is not None:
@@ -140,8 +139,7 @@ def _read_data(
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
-    """Whether the folders of this run may exist already, because it is resumed in them;
-    ``UsageError`` if they exist and the run is not resumed."""
+    """Whether folders of this run exist; ``UsageError`` if they do and it is not resumed there."""
     if options.log_dir.resolve() == options.checkpoint_dir.resolve():
         raise UsageError(
             f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."

@@ -20,10 +20,8 @@ _Handlers = dict[signal.Signals, Any]
 
 
 def _replaced(handler: Any, *, always: Collection[signal.Signals] = ()) -> _Handlers:
-    """Handle the signals that stop a run by ``handler``; return who handled them before.
-
-    A signal that is ignored stays so, unless it is in ``always``.
-    """
+    """Set ``handler``, except for signals that are ignored and not in ``always``; return the
+    handlers before."""
     return {
         number: signal.signal(number, handler)
         for number in _STOPPING
@@ -44,10 +42,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 class StopRequest:
-    """While entered, a signal sets :attr:`requested`; a Ctrl-C after that interrupts at once.
-
-    SIGINT and SIGHUP are left alone where the process was started with them ignored.
-    """
+    """While entered, a signal sets :attr:`requested`; a Ctrl-C after that interrupts at once."""
 
     def __init__(self, *, to_the_end: bool = False) -> None:
         """``to_the_end``: the process ends with the block, so SIGTERM and SIGHUP are ignored after

@@ -57,11 +57,8 @@ def weights_at(step: int, options: Options) -> dict[str, float]:
 def loss_shares(
     output: ModelOutput, names: Sequence[str], step_batches: StepBatches, num_passes: int
 ) -> list[Tensor]:
-    """The share of the next-token loss, then of each loss in ``names``.
-
-    A balance loss comes as a vector, one per router. ``num_passes`` are the forward passes of the
-    step over all ranks.
-    """
+    """The share of the next-token loss, then of each loss in ``names``; a balance loss is a vector,
+    one per router. ``num_passes`` are the forward passes of the step over all ranks."""
     num_targets = step_batches.num_targets
     first, *ahead = [
         total / max(1, number) for total, number in zip(output.losses, num_targets, strict=False)
@@ -82,8 +79,7 @@ _BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "aux": balance_loss, "z_los
 
 @contextmanager
 def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iterator[None]:
-    """Wraps forward **and** backward of a micro-batch: gradients are reduced in the ``last``
-    only."""
+    """Around forward **and** backward: gradients are reduced in the ``last`` micro-batch only."""
     if isinstance(parallel_model, DistributedDataParallel) and not last:
         with parallel_model.no_sync():
             yield
@@ -94,11 +90,8 @@ def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iter
 
 
 def gradient_squares(model: LanguageModel, world: World) -> Tensor:
-    """This rank's contribution to the squared gradient norm of every router, and last to the total.
-
-    fp64, ``(L + 1,)``; the sum over ranks is the squared norm. For a sharded gradient every rank
-    contributes its rows, for a replicated one rank 0 does. A missing gradient counts as zero.
-    """
+    """This rank's part of the squared gradient norm of every router, and last of all: ``(L + 1,)``,
+    fp64. Of a sharded gradient every rank contributes its rows, of a replicated one rank 0."""
     squares: dict[Tensor, Tensor] = {}
     for parameter in model.parameters():
         gradient = parameter.grad
@@ -177,8 +170,7 @@ def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContext
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make every random number of a step depend only on the seed, the step and the rank: no state
-    of a generator is saved."""
+    """Every random number of a step depends on these only: no state of a generator is saved."""
     number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
     random.seed(number)
     torch.manual_seed(number)  # the CPU generator and those of all GPUs
@@ -203,8 +195,8 @@ def evaluate(
 ) -> float:
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
-    Each rank gets all batches and evaluates its share, in the same number of forward passes, since
-    sharded ranks wait for each other. ``forward`` is called instead of a model over several ranks.
+    Each rank evaluates its share, in the same number of forward passes, since sharded ranks wait
+    for each other. ``forward`` is called instead of a model over several ranks.
     """
     forward = forward or model
     was_training = model.training

@@ -9,8 +9,8 @@ obstacles:
 1. **One rotary key for all heads.** A rotary pair is one complex number, and pairs can be mixed
    across heads by complex factors, before or after the rotation (TransMLA mixes with real ones). So
    of each pair the best few mixes of the heads' keys become the shared key, and the queries absorb
-   the factors. Only the fastest pairs are kept; ``rope_theta`` is chosen such that the first mix of
-   a pair rotates exactly as before, the others slower by less than one pair.
+   the factors. Only the fastest pairs are kept; the first mix of a pair rotates exactly as before,
+   the others slower by less than one pair.
 2. **Keys without position.** The rest, mostly the slow pairs, is compared without rotation. A
    missing rotation multiplies a pair by exp(-iωΔ) at distance Δ; the best constant to correct it is
    the mean over the distances at which a head looks: nearly 1 for slow pairs and short distances,
@@ -69,11 +69,8 @@ def rotary_base(theta: float, head_dim: int, qk_rope_head_dim: int, mixes: int) 
 def convert_attention(
     ours: MultiHeadLatentAttention, layer: Any, readings: LayerReadings, mixes: int
 ) -> Kept:
-    """Fill ``ours`` from transformers' ``LlamaDecoderLayer``, the gain of its input norm folded in.
-
-    ``mixes`` of the heads' keys for each rotary pair. All in fp64: covariances square the range of
-    the weights.
-    """
+    """Fill ``ours`` from transformers' ``LlamaDecoderLayer``, the gain of its input norm folded in,
+    in fp64: covariances square the range of the weights."""
     config, heads = ours.config, _heads(layer)
     d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
     frequency_j = _frequencies(theta, config.rope_scaling, d)
@@ -126,8 +123,7 @@ def convert_attention(
 def _fill(
     ours: MultiHeadLatentAttention, query_XE: Tensor, down_XE: Tensor, out_bias_D: Tensor
 ) -> None:
-    """Set the projections of the stream, and biases: the latent of the queries is the stream and a
-    one, which carries their bias."""
+    """Set the projections of the stream, and biases."""
     ours.kv_a_proj_with_mqa.weight.copy_(down_XE[:, :-1])
     ours.kv_a_layernorm.weight.fill_(1.0)
     if not ours.config.attention_bias:
@@ -191,10 +187,8 @@ def _share_rotary_key(
 ) -> _SharedKey:
     """The first complex principal components over the heads' keys, pair by pair.
 
-    Args:
-        pair_i: The old pair that each new one is a mix of, ascending.
-        slip_Hi: For every head, the factor that corrects the slower rotation.
-        seen_EE: Covariance of the inputs of the keys, the constant one included.
+    ``pair_i``: the old pair that each new one is a mix of, ascending. ``slip_Hi`` corrects the
+    slower rotation.
     """
     q_HjE, k_HjE = _pairs(heads.q_HdE), _pairs(heads.k_HdE)
     k_jHE = k_HjE[:, : pair_i[-1] + 1].transpose(0, 1)
@@ -257,12 +251,8 @@ def shortened(
 
 
 def latent_view(errors_MD: Tensor, covariance_DD: Tensor, rank: int) -> tuple[Tensor, float]:
-    """The ``rank`` numbers of an input that predict ``errors_MD @ input`` best.
-
-    Returns:
-        Orthonormal rows ``(R, D)``, and the share of the variance that they predict. The rows of a
-        smaller rank span a part of those of a larger one, so the share never falls with the rank.
-    """
+    """The ``rank`` numbers of an input that predict ``errors_MD @ input`` best: orthonormal rows
+    ``(R, D)``, and the share of the variance that they predict, which grows with the rank."""
     root_DD = torch.linalg.cholesky(covariance_DD)
     variance_D, components_DD = torch.linalg.eigh((errors_MD @ root_DD).T @ (errors_MD @ root_DD))
     best_DR = components_DD.flip(-1)[:, :rank]
@@ -295,7 +285,7 @@ def expansion(
 
 
 def covariance(inputs_ND: Tensor, weight_N: Tensor) -> Tensor:
-    """Second moments ``(D, D)`` of weighted inputs, with a little shrinkage."""
+    """Second moments of weighted inputs, with a little shrinkage."""
     weighted_ND = inputs_ND * weight_N.unsqueeze(-1) / len(inputs_ND)
     covariance_DD: Tensor = inputs_ND.T @ weighted_ND
     equal_DD = torch.eye(len(covariance_DD)).double()
@@ -308,7 +298,7 @@ def moments(rows_XD: Tensor, covariance_DD: Tensor) -> Tensor:
 
 
 def root(moments_XX: Tensor) -> Tensor:
-    """``A`` with ``A Aᵀ`` equal to the symmetric ``moments_XX``."""
+    """``A`` with ``A Aᵀ`` equal to ``moments_XX``."""
     variance_X, components_XX = torch.linalg.eigh(moments_XX)
     root_XX: Tensor = components_XX * variance_X.clamp(min=0).sqrt()
     return root_XX

@@ -65,11 +65,10 @@ class Shape:
 
 
 def resolve(shape: Shape, source: Any) -> Shape:
-    """``shape`` with all defaults filled in, for transformers' ``LlamaConfig`` or a similar one.
+    """Fill in the defaults; ``UsageError`` if the source is too small.
 
     The fast half of the rotary pairs goes to the shared key; the slow half gets as many dimensions
-    without position. A latent as wide as four heads is what DeepSeek-V3 has. Raises
-    ``UsageError`` if the source is too small for it.
+    without position. A latent as wide as four heads is what DeepSeek-V3 has.
     """
     D, head, groups = source.hidden_size, source.head_dim, source.num_key_value_heads
     mixes = min(2, groups) if shape.rotary_mixes is None else shape.rotary_mixes
@@ -95,7 +94,7 @@ def resolve(shape: Shape, source: Any) -> Shape:
 
 
 def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
-    """The config of the new model for a resolved ``shape``; ``UsageError`` if it is invalid."""
+    """For a resolved ``shape``; ``UsageError`` if it is invalid."""
     fields = dataclasses.asdict(shape)
     mixes = fields.pop("rotary_mixes")
     rope = shape.qk_rope_head_dim
@@ -137,10 +136,8 @@ class Upcycled(NamedTuple):
 
 @torch.no_grad()
 def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) -> Upcycled:
-    """Convert transformers' ``llama`` to this project's model and print the loss after every step.
-
-    Its feed-forwards are replaced in place. For ``noise`` see :func:`break_symmetry`.
-    """
+    """Convert transformers' ``llama``, whose feed-forwards are replaced in place, and print the
+    loss after every step."""
 
     def say_loss(logits_of: Any, what: str, before: float | None = None) -> float:
         loss = mean_loss(logits_of, text.held_out_NS)
@@ -172,8 +169,8 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
 
 
 def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> LanguageModel:
-    """Initialise routers as for a new model and copy what has the same name and needs no
-    conversion. The gain of a layer's first norm is folded into the attention."""
+    """Initialise the routers and copy what needs no conversion. The gain of a layer's first norm is
+    folded into the attention."""
     with torch.device("meta"):
         model = LanguageModel(config)
     model = model.to_empty(device="cpu").eval()
@@ -189,7 +186,7 @@ def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> L
 def _convert_feed_forwards(
     model: LanguageModel, llama: Any, readings: list[LayerReadings]
 ) -> list[MixtureOfExperts]:
-    """Fill the experts of ``model`` and put them into ``llama``; return the layers with experts."""
+    """Fill the experts of ``model`` and put them into ``llama``; return them."""
     routed = []
     for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True):
         if isinstance(ours.mlp, MixtureOfExperts):
@@ -228,11 +225,10 @@ def expert_width(intermediate_size: int, n_shared_experts: int) -> int:
 def split_into_experts(
     moe: MixtureOfExperts, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, usefulness_F: Tensor
 ) -> None:
-    """Fill the experts of ``moe`` with the neurons of a dense feed-forward; the most useful are
-    shared.
+    """Fill the experts with the neurons of a dense feed-forward; the most useful are shared.
 
     If there is more room than neurons, the most useful ones are in both kinds of experts and count
-    half in each. The router is not changed: ``norm_topk_prob`` fixes the sum of a token's weights.
+    half in each.
     """
     config = moe.router.config
     width = config.moe_intermediate_size

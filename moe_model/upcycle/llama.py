@@ -1,9 +1,7 @@
 """Read a Llama checkpoint in transformers' format, and record its layers on a text.
 
 transformers reads the weights from safetensors in a local folder: nothing is downloaded, nothing in
-it is executed. A checkpoint that differs from a Llama in a way that :mod:`moe_model.upcycle` would
-silently get wrong is rejected. One part of the text is for calibration, another for measuring the
-loss.
+it is executed. A checkpoint that :mod:`moe_model.upcycle` would silently get wrong is rejected.
 """
 
 from __future__ import annotations
@@ -52,8 +50,8 @@ class LayerReadings:
 
 
 def read_llama(folder: Path) -> Any:
-    """The ``LlamaForCausalLM`` in ``folder``, fp32, in evaluation mode; ``UsageError`` if there is
-    none, it is damaged or incomplete, or it is not exactly a Llama."""
+    """The ``LlamaForCausalLM`` in ``folder``, fp32, in evaluation mode; ``UsageError`` if it is
+    damaged or incomplete, or not exactly a Llama."""
     architecture = _architecture(folder)
     if not any(folder.glob("*.safetensors")):
         raise UsageError(
@@ -154,7 +152,6 @@ def mean_loss(logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor) -> floa
 
 @torch.no_grad()
 def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
-    """Run ``llama`` on the windows and record every layer."""
     observers = [_Observer(layer) for layer in llama.model.layers]
     for ids_BS in torch.split(windows_NS, _BATCH):
         llama(ids_BS, use_cache=False)
@@ -217,10 +214,7 @@ class Windows(NamedTuple):
 
 def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Windows:
     """About ``tokens`` tokens for calibration and as many for measuring, if available.
-
-    ``context`` is the longest window that the source can read. Raises ``UsageError`` if the text is
-    too short, or has characters that the tokenizer cannot encode.
-    """
+    ``UsageError`` if the text is too short, or has characters that the tokenizer cannot encode."""
     length = min(_WINDOW, context)
     if tokens < length:
         raise UsageError(
