@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, setting
+from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, number, setting
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -161,7 +161,7 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     for episode in sorted(left, key=lambda e: -e.onset):
         if _starves(episode) and episode.severity >= Severity.WARN:
             slides.setdefault(episode.router_index, []).append(episode)
-    if _of("OSCILLATION", left):
+    if any(e.reason != Reason.ALTERNATING for e in _of("OSCILLATION", left)):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
     for find in (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _weak, _drops):
@@ -308,11 +308,18 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
-    swings = [e for e in _of("OSCILLATION", left) if e.active]
-    if swings and known.run.balance.get("method") == "bias":
-        remedy = known.remedy_of(swings[0])
+    swings = _of("OSCILLATION", left)
+    of_data = [e for e in swings if e.reason == Reason.ALTERNATING]
+    active = [e for e in swings if e.active]
+    by_bias = _without(active, of_data)
+    if by_bias and known.run.balance.get("method") == "bias":
+        remedy = known.remedy_of(by_bias[0])
         title = f"{setting(known.run, 'bias_update_rate')} too high"
-        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, swings)
+        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, active)
+    elif of_data:
+        period = number(of_data[0], "period")
+        title = f"data or micro-batches alternate with period {period:.0f}"
+        yield Cause(title, goes_back=False), of_data
 
 
 def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
