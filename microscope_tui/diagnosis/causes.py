@@ -29,6 +29,9 @@ _SWINGS = 0.3
 """The least swing that OSCILLATION reports."""
 _AFTER = 50
 """Steps after a restart or a change of the data within which an onset belongs to it."""
+_WINDOW = 16
+"""Steps by which onsets of one moment differ: windows date them."""
+_EVEN = 0.9
 _UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
 """Rules that fire where the load of a router is uneven, for whichever reason."""
 _PROVEN = {
@@ -164,7 +167,18 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     if any(e.reason != Reason.ALTERNATING for e in _of("OSCILLATION", left)):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
-    for find in (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _weak, _drops):
+    for find in (
+        _forced,
+        _ranks,
+        proven,
+        _divergences,
+        settings,
+        _swings,
+        _moments,
+        _at_once,
+        _weak,
+        _drops,
+    ):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -333,6 +347,22 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
             otherwise = known.remedy_of(serious[0])
             yield Cause(title, remedy=f"{remedy}; if that is right, {otherwise}"), members
             left = _without(left, members)
+
+
+def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Experts of several layers stop in one step, and the others stay even: not the balancing."""
+    core = [e for e in left if _is_uneven(e, known) and number(e, "rest") >= _EVEN]
+    onset = min((e.onset for e in core), default=0)
+    core = [e for e in core if e.onset <= onset + _WINDOW]
+    layers, routers = len({e.router_index for e in core}), len(known.run.routers)
+    if layers > 1 and any(e.severity > Severity.INFO for e in core):
+        which = "all" if layers == routers else f"{layers} of {routers}"
+        title = f"{which} layers at step {onset:,}, no restart: data or code changed there"
+        remedy = (
+            f"look at the batches and the code of step {onset:,} before you touch weights or "
+            f"settings: the other experts are even (c {min(number(e, 'rest') for e in core):.2f})"
+        )
+        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, core)
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
