@@ -90,12 +90,7 @@ def too_fast(shape: Shape, rng: random.Random) -> Run:
         turn = 2 * math.pi * step / period + phases[expert]
         return math.exp(0.9 * math.cos(turn)) if step >= onset and router in others else 1.0
 
-    def swings(router: int, step: int) -> Logs:
-        experts = range(shape.num_experts if router in others else 0)
-        return [math.log(factor(router, expert, step)) for expert in experts]
-
-    popularity = modulated(course.popularity, factor)
-    course = replace(course, popularity=popularity, bias_update_rate=0.03, swing=swings)
+    course = replace(course, popularity=modulated(course.popularity, factor), bias_update_rate=0.03)
     swing = Expected(rule="OSCILLATION", routers=others, onset=onset, tolerance=130)
     header = {"balance": {"method": "bias", "bias_update_rate": 0.03}}
     return _run(shape, rng, course, found, swing, cause="too high", header=header)

@@ -378,18 +378,14 @@ def _swinging(shape: Shape, rng: random.Random, factor: Weight, sigma: float) ->
     swung = modulated(ill, factor)
 
     def popularity(router: int, step: int) -> Sequence[float]:
-        swinging = step >= onset and router in sick
-        return swung(router, step) if swinging else (ill if router in sick else well)(router, step)
-
-    def swings(router: int, step: int) -> Sequence[float]:
-        experts = range(shape.num_experts if step >= onset and router in sick else 0)
-        return [math.log(factor(router, expert, step)) for expert in experts]
+        swings = step >= onset and router in sick
+        return swung(router, step) if swings else (ill if router in sick else well)(router, step)
 
     course = Course(
         popularity=popularity,
         concentration=lambda step: 60.0,
         bias_update_rate=TOO_FAST,
-        swing=swings,
+        unheeded=lambda router, step: step >= onset and router in sick,
     )
     found = Expected(rule="OSCILLATION", routers=sick, onset=onset, tolerance=130)
     header = {"balance": {"method": "bias", "bias_update_rate": TOO_FAST}}

@@ -32,6 +32,7 @@ _AFTER = 50
 _WINDOW = 16
 """Steps by which onsets of one moment differ: windows date them."""
 _EVEN = 0.9
+"""c of the others at which balancing did not fail."""
 _UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
 """Rules that fire where the load of a router is uneven, for whichever reason."""
 _PROVEN = {
@@ -56,6 +57,10 @@ _LOADED = (
     "and the position in the data"
 )
 _DATA = "compare the load on the data before and after this step"
+_BATCHES = (
+    "look at the batches, and at what else changed at that step, before you touch weights or "
+    "settings: the other experts are even"
+)
 _FROZEN = (
     "no setting balances a frozen router: train on other data, or unfreeze the router; compare the "
     "load before the training"
@@ -167,18 +172,8 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     if any(e.reason != Reason.ALTERNATING for e in _of("OSCILLATION", left)):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
-    for find in (
-        _forced,
-        _ranks,
-        proven,
-        _divergences,
-        settings,
-        _swings,
-        _moments,
-        _at_once,
-        _weak,
-        _drops,
-    ):
+    certain = (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _at_once)
+    for find in (*certain, _weak, _drops):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -322,18 +317,16 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
-    swings = _of("OSCILLATION", left)
+    swings = [e for e in _of("OSCILLATION", left) if e.active]
     of_data = [e for e in swings if e.reason == Reason.ALTERNATING]
-    active = [e for e in swings if e.active]
-    by_bias = _without(active, of_data)
+    by_bias = _without(swings, of_data)
     if by_bias and known.run.balance.get("method") == "bias":
         remedy = known.remedy_of(by_bias[0])
         title = f"{setting(known.run, 'bias_update_rate')} too high"
-        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, active)
+        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, swings)
     elif of_data:
-        period = number(of_data[0], "period")
-        title = f"data or micro-batches alternate with period {period:.0f}"
-        yield Cause(title, goes_back=False), of_data
+        period = f"{number(of_data[0], 'period'):.0f}"
+        yield Cause(f"data or micro-batches alternate with period {period}"), of_data
 
 
 def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -351,18 +344,18 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
     """Experts of several layers stop in one step, and the others stay even: not the balancing."""
-    core = [e for e in left if _is_uneven(e, known) and number(e, "rest") >= _EVEN]
-    onset = min((e.onset for e in core), default=0)
-    core = [e for e in core if e.onset <= onset + _WINDOW]
-    layers, routers = len({e.router_index for e in core}), len(known.run.routers)
-    if layers > 1 and any(e.severity > Severity.INFO for e in core):
-        which = "all" if layers == routers else f"{layers} of {routers}"
-        title = f"{which} layers at step {onset:,}, no restart: data or code changed there"
-        remedy = (
-            f"look at the batches and the code of step {onset:,} before you touch weights or "
-            f"settings: the other experts are even (c {min(number(e, 'rest') for e in core):.2f})"
-        )
-        yield Cause(title, remedy=remedy, goes_back=False), _beside(left, core)
+    even = [e for e in left if _is_uneven(e, known) and not 0 < number(e, "at_once") < _EVEN]
+    even = [e for e in even if RULES[e.rule].wants_balance and e.severity > Severity.INFO]
+    for first in even:
+        core = [e for e in even if abs(e.onset - first.onset) <= _WINDOW]
+        proofs = [e for e in core if number(e, "at_once")]
+        layers, onset = len({e.router_index for e in core}), min(e.onset for e in core)
+        if min(layers, len(proofs)) > 1:
+            all_of = len(known.run.routers)
+            which = "all" if layers == all_of else f"{layers} of {all_of}"
+            title = f"{which} layers at step {onset:,}, no restart: data or code changed there"
+            yield Cause(title, remedy=_BATCHES, goes_back=False), _beside(left, core)
+            return
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:

@@ -1,6 +1,5 @@
 """The ledger: all episodes of a run, which are open, how they change, and how they are dated."""
 
-import math
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
@@ -23,10 +22,10 @@ from microscope_tui.diagnosis.signals import StepView, Trail, median
 
 MOST_EPISODES = 20
 """Episodes kept per rule and router: a flickering run must not fill the memory."""
+_BETWEEN = 1
+"""Kept values in the middle of a fall; more, and experts stopped slowly or one by one."""
 _RECENT = 16
 """Kept values (128 steps) whose median is the usual value."""
-_BETWEEN = 1
-"""Kept values in the middle of a fall: more, and experts stopped one by one or slowly."""
 
 
 class Ledger:
@@ -99,8 +98,8 @@ class Ledger:
         facts = self._facts(rule, index, reading)
         if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
             facts["usual"] = median(usual)
-        if RULES[rule].wants_balance and (rest := self._rest(index, onset)) is not None:
-            facts["rest"] = rest
+        if RULES[rule].wants_balance and (c := self._at_once(index, onset)) is not None:
+            facts["at_once"] = c
         return Episode(
             rule=rule,
             router_index=index,
@@ -117,25 +116,21 @@ class Ledger:
             recovered_at=reading.until,
         )
 
-    def _rest(self, index: int, onset: int) -> float | None:
-        """c of the experts that are not idle, where the others stopped all at once."""
-        view, router = self._view, self.context.run.routers[index]
-        counts = view.full_counts(index) if view is not None else None
+    def _at_once(self, index: int, onset: int) -> float | None:
+        """c of the experts that are left, where the others stopped all at once."""
+        counts = self._view.full_counts(index) if self._view is not None else None
         before = len(self.past.before(onset, index))
         past = self.past.column(index, max(0, before - _RECENT))
-        if counts is None or before < _RECENT // 4:
+        if counts is None or before < 4:
             return None
-        total = sum(counts)
-        busy = [n for n in counts if 20 * n * len(counts) > total]
-        gone = 1.0 - len(busy) / len(counts)
+        left = [n for n in counts if 20 * n * len(counts) > sum(counts)]
         level, low = median(past[:4]), median(past[-4:])
-        fall = level - low
+        fall, gone = level - low, 1 - len(left) / len(counts)
         between = sum(low + fall / 4 < value < level - fall / 4 for value in past)
         if not gone or fall < gone / 2 * level or between > _BETWEEN:
             return None
-        noise = math.exp(2.0 * len(busy) / total)  # of tokens that are correlated, as in DEAD
-        even = min(len(busy), noise * (measures.effective_experts(busy) or 0.0))
-        c = measures.collapse_index(even, len(busy), router.top_k)
+        top_k = self.context.run.routers[index].top_k
+        c = measures.collapse_index(measures.effective_experts(left), len(left), top_k)
         return 1.0 if c is None else c
 
     def update(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
@@ -217,8 +212,8 @@ class Ledger:
             episode.worst_at = step
         episode.value = reading.value
         episode.limit = reading.limit
-        tells = RULES[episode.rule].tells_usual  # as of the onset
-        kept = ("rest", "usual") if tells else ("rest",)
+        tells = RULES[episode.rule].tells_usual  # as of before the onset
+        kept = ("at_once", "usual" if tells else "")
         usual = {k: v for k, v in episode.facts.items() if k in kept}
         episode.facts = self._facts(episode.rule, episode.router_index, reading) | usual
         episode.confidence = self._words(reading)

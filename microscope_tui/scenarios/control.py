@@ -31,24 +31,23 @@ def oscillation(
     base = settled(shape, rng)
     rng.shuffle(phases)
 
-    def swings(router: int, step: int) -> list[float]:
-        turn = 2 * math.pi * step / period
-        sound = step < onset or router not in sick
-        return [] if sound else [swing * math.cos(turn + phase) for phase in phases]
-
     def popularity(router: int, step: int) -> Sequence[float]:
-        weights, logs = base(router, step), swings(router, step)
-        pairs = zip(weights, logs, strict=True)
-        return [weight * math.exp(log) for weight, log in pairs] if logs else weights
+        weights = base(router, step)
+        if step < onset or router not in sick:
+            return weights
+        turn = 2 * math.pi * step / period
+        pairs = zip(weights, phases, strict=True)
+        return [weight * math.exp(swing * math.cos(turn + phase)) for weight, phase in pairs]
 
     course = Course(
         popularity=popularity,
         bias_update_rate=TOO_FAST,
-        swing=swings,
+        unheeded=lambda router, step: step >= onset and router in sick,
     )
     found = Expected(rule="OSCILLATION", routers=sick, onset=onset, tolerance=130)
-    # In every single step the busiest expert does carry a multiple of its share.
-    beside = dict.fromkeys(("OVERLOAD", "STARVED"), "warn")
+    # In every single step the busiest expert does carry a multiple of its share, and this bias
+    # has no effect: it keeps growing for experts that are popular anyway.
+    beside = dict.fromkeys(("OVERLOAD", "BIAS_RUNAWAY", "STARVED"), "warn")
     rate = {"method": "bias", "bias_update_rate": TOO_FAST, "update": "sign"}
     return run_along(course, shape, rng, found, allowed=beside, header={"balance": rate})
 

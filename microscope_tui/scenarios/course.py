@@ -14,7 +14,6 @@ BIAS_UPDATE_RATE = 0.001
 WARMUP_STEPS = 100
 _SPIKE_CHANCE = 0.006  # a harmless gradient spike, as healthy runs have them
 _BIAS_SPREAD = 0.09  # of biases that even out the load
-_PER_LOG = 0.05  # bias with which an expert is e times as popular
 
 ByStep = Callable[[int], float]
 ByRouter = Callable[[int, int], float]
@@ -64,8 +63,6 @@ class Course:
     """``None``: no balancing bias."""
     unheeded: Callable[[int, int], bool] = lambda router, step: False
     """The bias of this router has no effect on the load."""
-    swing: Callable[[int, int], Sequence[float]] = lambda router, step: ()
-    """What a bias that drives the load of a router adds to the logarithm of each popularity."""
     meter: Meter | None = None
 
 
@@ -90,7 +87,7 @@ def steps(
             loss=loss(step) + rng.gauss(0, 0.02),
             tokens=shape.tokens,
             tokens_per_expert=cast(list[list[int] | None], counts),
-            expert_bias=biases.values(step),
+            expert_bias=biases.values(),
             router=signals.of(step, counts),
             learning_rate=rate(step),
             grad_norm=0.9 * spike * course.grad_scale(step) * rng.lognormvariate(0, 0.15),
@@ -112,7 +109,7 @@ class _Biases:
     """The balancing biases, counted in updates; each update is one up or one down."""
 
     def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
-        self._rng, self._unheeded, self._swing = rng, course.unheeded, course.swing
+        self._rng, self._unheeded = rng, course.unheeded
         self._per_unit = 1 / course.bias_update_rate if course.bias_update_rate else None
         size = shape.num_experts if self._per_unit else 0
         self._rows = [[0] * size for _ in range(shape.routers)]
@@ -120,16 +117,12 @@ class _Biases:
         spread = _BIAS_SPREAD * (self._per_unit or 0.0)
         self._goals = [[round(rng.gauss(0, spread)) for _ in row] for row in self._rows]
 
-    def values(self, step: int) -> list[list[float]]:
+    def values(self) -> list[list[float]]:
         """Of every router; empty rows without balancing by a bias."""
         per_unit = self._per_unit
         if per_unit is None:
             return [[] for _ in self._rows]
-        swings = [self._swing(router, step) for router in range(len(self._rows))]
-        return [
-            [_PER_LOG * log for log in swing] or [updates / per_unit for updates in row]
-            for row, swing in zip(self._rows, swings, strict=True)
-        ]
+        return [[updates / per_unit for updates in row] for row in self._rows]
 
     def update(self, step: int, counts: Sequence[Sequence[int]]) -> None:
         """Move every bias against the load."""

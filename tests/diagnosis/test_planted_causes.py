@@ -187,7 +187,7 @@ def test_experts_of_several_layers_that_stop_in_one_step_are_not_for_the_balanci
     _, advice = reported(stopping(**changes), WIDE)[0]
     title = rf"{which} layers at step 30\d, no restart: data or code changed there"
     assert re.fullmatch(title, advice.cause)
-    assert advice.next.startswith("Look at the batches and the code of step 30")
+    assert advice.next.startswith("Look at the batches")
     assert not re.search("raise|re-initialise|go back", advice.next)
 
 

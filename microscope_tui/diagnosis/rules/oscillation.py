@@ -1,4 +1,4 @@
-"""OSCILLATION: the load swings with a period, driven by a bias that overshoots, or by the data.
+"""OSCILLATION: the load swings with a period, driven by a bias that overshoots.
 
 Per expert the sign of its deviation is one bit a step. A shift and a count of bits correlate an
 expert with itself some steps later, so that a check of 64 steps of 256 experts takes a few
@@ -7,23 +7,15 @@ milliseconds. Loads are shares: a step with more tokens is not a swing.
 
 import math
 from collections.abc import Sequence
-from itertools import starmap
-from operator import itemgetter, mul, sub
+from itertools import pairwise, starmap
+from operator import itemgetter, mul
 from statistics import fmean, median, pvariance
 
 import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import (
-    Episode,
-    Facts,
-    Found,
-    Reading,
-    Readings,
-    Reason,
-    Severity,
-)
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
@@ -60,17 +52,13 @@ class OscillationLimits(RuleLimits, frozen=True):
     """… and where the swing correlates so well with itself one period later and two, and so much
     better than in between. Irregular blocks of 5 to 15 steps reach 0.35 in 2 of 150 runs."""
     checks: int = 2
-    follows: float = 0.45
-    """The load of true loops moves with the bias: its moves in half a period agree by 0.5 to 1. A
-    bias that follows sources in turn lags: 0.2 to 0.5, but 1 with period 2 or 3. There it …"""
-    gain: float = 100.0
-    """… moves by less than this part of the load: 500 and more at a rate of 0.001. In a loop it
-    moves by a 12th where scores differ by 0.1, and by an 80th where they differ by 0.02."""
     least_move: float = 0.05
-    """A bias that is not logged and can move so far in half a period is the cause (a loop that
-    swings: 1.2; sources in turn at a rate of 0.001: 0.0035). Below it the data may be …"""
+    """A bias that can move so far in half a period is the cause (a true loop: 1.2; alternating data
+    at a rate of 0.001: 0.0035). One that is logged is, where in it …"""
+    gain: float = 50.0
+    """… the load swings by no more than this for each unit (true loops 3 to 41; the data 275)."""
     usual_c: float = 0.75
-    """… which is harmless where the median step is as even as this."""
+    """Alternating data is harmless where the median step is as even as this."""
 
     relations = (
         "4 <= window, window <= 1000, every <= most, experts_share < 1, agreement <= 1, "
@@ -95,7 +83,7 @@ class Memory(msgspec.Struct):
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=8, size=160))
     """Effective experts, to date a swing: checks are rare."""
     swings: dict[int, float] = {}
-    """Router → the amplitude of its swing in the latest check; 0 for another course, or cause."""
+    """Router → the amplitude of its swing in the latest check; 0 for another course."""
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
@@ -134,14 +122,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         if memory.wait > 0:
             memory.wait -= 1
             return None
-        if not memory.rows:
-            suspects = self.tracks.keys() | memory.uneven
-            memory.uneven = set()
-            if not suspects:
-                return None
-            memory.rows = {index: [] for index in suspects}
-            memory.biases = {index: [] for index in self.tracks}
-            memory.first = view.step
+        if not memory.rows and not self._begin(view.step):
+            return None
         known = len(next(iter(memory.rows.values())))
         for index in list(memory.rows):
             counts = view.full_counts(index) if view.step == memory.first + known else None
@@ -149,14 +131,23 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 del memory.rows[index]
             else:
                 memory.rows[index].append(counts)
-                bias = view.biases(index) if index in memory.biases else None
-                if bias is not None and len(bias) == len(counts):
-                    memory.biases[index].append(bias)
+        for index, biases in memory.biases.items():
+            biases.extend(filter(None, (view.biases(index),)))
         if not memory.rows:
             self._rest()  # no swing can be detected where steps or counts are missing
         elif known + 1 >= self.limits.window:
             return self._judge()
         return None
+
+    def _begin(self, step: int) -> bool:
+        """Whether there is a router to check from this step on."""
+        memory = self.memory
+        suspects = self.tracks.keys() | memory.uneven
+        memory.uneven = set()
+        memory.rows = {index: [] for index in suspects}
+        memory.biases = {index: [] for index in self.tracks}
+        memory.first = step
+        return bool(suspects)
 
     def swing(self) -> float:
         return max(self.memory.swings.values(), default=0.0)  # the others are below half the limit
@@ -192,15 +183,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         for index, rows in memory.rows.items():
             period, share, memory.swings[index] = self._swing(index, rows)
             if period:
-                severity, facts = self._cause(index, rows, period)
-                memory.swings[index] *= "cause" not in facts
-                found[index] = Reading(
-                    severity=severity,
-                    value=share,
-                    limit=self.limits.experts_share,
-                    facts=facts,
-                    since=self.track(index).dated or self._began(index),
-                )
+                found[index] = self._reading(index, rows, period, share)
         if any(found.values()):  # a swing is checked again at once: two in a row are an alarm
             memory.rows = {}
             memory.pause = 0
@@ -248,45 +231,47 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         sound = c >= self.context.limits.of(CollapseLimits).warn  # below it COLLAPSE reports
         return sound and usual < self.limits.usual_step * chance * even
 
-    def _cause(self, index: int, rows: list[list[int]], period: int) -> tuple[Severity, Facts]:
-        """How grave a swing is, and that the data causes it where the bias cannot."""
-        limits, run, biases = self.limits, self.context.run, self.memory.biases.get(index)
-        by_bias: Facts = {"period": period}
-        severity = Severity.INFO
-        if biases is None or run.balance.get("method") in ("aux", "none"):
-            return Severity.WARN, by_bias
-        if len(biases) == len(rows):
-            moves, gain, agreement = moved(rows, biases, period // 2, limits.amplitude**2)
-            if agreement >= limits.follows and gain <= limits.gain:
-                return Severity.WARN, by_bias
-        else:
-            rate = run.balance.get("bias_update_rate")
-            moves = rate * period / 2 if isinstance(rate, int | float) else math.inf
-            if moves >= limits.least_move:
-                return Severity.WARN, by_bias
-            router = self.routers[index]
-            usual = median(measures.effective_experts(row) or 0.0 for row in rows)
-            c = measures.collapse_index(usual, router.num_experts, router.top_k) or 0.0
-            severity = Severity.INFO if c >= limits.usual_c else Severity.WARN
-        return severity, {**by_bias, "cause": Reason.ALTERNATING, "moves": moves}
+    def _reading(self, index: int, rows: list[list[int]], period: int, share: float) -> Reading:
+        """The data causes a swing that the bias cannot; it may be harmless."""
+        limits, memory, balance = self.limits, self.memory, self.context.run.balance
+        by_bias = Reading(
+            severity=Severity.WARN,
+            value=share,
+            limit=limits.experts_share,
+            facts={"period": period},
+            since=self.track(index).dated or self._began(index),
+        )
+        biases, rate = memory.biases.get(index, []), balance.get("bias_update_rate")
+        least, logged = limits.least_move, len(biases) == len(rows)
+        if logged:
+            rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
+            least = memory.swings[index] / limits.gain
+        moves = rate * period / 2 if isinstance(rate, int | float) else math.inf
+        again = index in memory.biases and balance.get("method") not in ("aux", "none")
+        if moves >= least or not again:
+            return by_bias
+        memory.swings[index] = 0.0
+        router = self.routers[index]
+        usual = median(measures.effective_experts(row) or 0.0 for row in rows)
+        c = measures.collapse_index(usual, router.num_experts, router.top_k) or 0.0
+        facts = {"period": period, "cause": Reason.ALTERNATING, "moves": moves}
+        severity = Severity.INFO if logged or c >= limits.usual_c else Severity.WARN
+        return msgspec.structs.replace(by_bias, severity=severity, facts=facts)
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        period = f"a period of {number(worst, 'period'):.0f} steps"
-        why = f"{worst.value:.0%} of the experts are overloaded and starved in turn, with {period}"
+        why = (
+            f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
+            f"period of {number(worst, 'period'):.0f} steps"
+        )
         if worst.reason == Reason.ALTERNATING:
-            moves = f"in half a period the bias moves by {number(worst, 'moves'):.2g}"
+            why += f", in half of which the bias moves by {number(worst, 'moves'):.2g}: "
+            why += "data or micro-batches alternate"
+            remedy = "check whether they do, and mix the kinds of data within each batch"
             if worst.severity > Severity.INFO:
-                return (
-                    f"{why}; {moves} at most: data or micro-batches alternate, or scores are as "
-                    "close as that and the update of the bias overshoots",
-                    "compare the data of steps half a period apart: if it differs, mix it within "
-                    "each batch; if not, average the load over more steps before each update",
-                )
-            return (
-                f"{why}; {moves}, which does not cause it: data or micro-batches alternate",
-                "nothing, if sources take turns on purpose; else mix them within each batch",
-            )
+                why += ", or the update of the bias overshoots"
+                remedy += "; else average the load over more steps before each update"
+            return why, remedy
         # The swing of a sign update is proportional to its rate: aim at half of the limit.
         factor = 0.15 / max(0.3, number(worst, "swing"))
         weaker = turned(run, factor, "lower", "weaken the load balancing")
@@ -326,26 +311,6 @@ def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, list[float]]]:
         mean = sum(loads) / steps
         found.append((sum(map(mul, loads, loads)) / steps - mean * mean, loads))
     return found
-
-
-def moved(
-    rows: Sequence[Sequence[int]], biases: Sequence[Sequence[float]], half: int, variance: float
-) -> tuple[float, float, float]:
-    """How far the biases of swinging experts move in half a period, how many times as far their
-    load, and how well both agree: −1 … 1. The bias is that of the step, or of the next one.
-    """
-    pushes, moves, late = list[float](), list[float](), list[float]()
-    for (swing, loads), bias in zip(spreads(rows), zip(*biases, strict=True), strict=True):
-        if swing > variance:
-            pushes += map(sub, bias[half:-1], bias)
-            moves += map(sub, loads[half:-1], loads)
-            late += map(sub, loads[half + 1 :], loads[1:])
-    agreed = [
-        sum(load * ((push > 0) - (push < 0)) for push, load in zip(pushes, loads, strict=True))
-        for loads in (moves, late)
-    ]
-    far, wide = sum(map(abs, pushes)), sum(map(abs, moves))
-    return far / len(pushes), wide / far if far else math.inf, max(agreed) / wide
 
 
 def most_beyond(rows: Sequence[Sequence[int]], totals: Sequence[int], variance: float) -> int:
