@@ -373,7 +373,8 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:
     if drops := _of("DROPS", left):
-        yield Cause("capacity too small"), drops
+        alone = all("since" in e.facts for e in drops)
+        yield Cause("one expert overflows" if alone else "capacity too small"), drops
 
 
 def _last_before(steps: Sequence[int], onset: int) -> int | None:
