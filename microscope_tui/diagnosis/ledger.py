@@ -22,8 +22,6 @@ from microscope_tui.diagnosis.signals import StepView, Trail, median
 
 MOST_EPISODES = 20
 """Episodes kept per rule and router: a flickering run must not fill the memory."""
-_BETWEEN = 1
-"""Kept values in the middle of a fall; more, and experts stopped slowly or one by one."""
 _RECENT = 16
 """Kept values (128 steps) whose median is the usual value."""
 
@@ -126,8 +124,8 @@ class Ledger:
         left = [n for n in counts if 20 * n * len(counts) > sum(counts)]
         level, low = median(past[:4]), median(past[-4:])
         fall, gone = level - low, 1 - len(left) / len(counts)
-        between = sum(low + fall / 4 < value < level - fall / 4 for value in past)
-        if not gone or fall < gone / 2 * level or between > _BETWEEN:
+        slow = sum(low + fall / 4 < value < level - fall / 4 for value in past) > 1
+        if slow or not gone or fall < gone / 2 * level:
             return None
         top_k = self.context.run.routers[index].top_k
         c = measures.collapse_index(measures.effective_experts(left), len(left), top_k)

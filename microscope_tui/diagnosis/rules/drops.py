@@ -61,15 +61,13 @@ class Drops(Rule[DropLimits, Memory]):
     def _fullest(self, step: int, index: int, counts: list[int], dropped: float) -> Facts:
         """The busiest expert, and since when it holds an overflow that no usual capacity takes."""
         most, second = nlargest(2, [*counts, 0])
-        expert = counts.index(most)
-        if most - second < 0.8 * dropped or 3 * dropped < most:
-            self.memory.held.pop(index, None)
-            return {"fullest": expert}
-        known, since = self.memory.held.get(index, (expert, step))
-        since = since if known == expert else step
-        self.memory.held[index] = expert, since
+        alone = most - second >= 0.8 * dropped and 3 * dropped >= most
+        fullest, held = counts.index(most), self.memory.held
+        if not alone or held.get(index, (fullest, 0))[0] != fullest:
+            held.pop(index, None)
+        _, since = held.setdefault(index, (fullest, step)) if alone else (0, step)
         lasts = step - since >= self.limits.persistence // 2
-        return {"fullest": expert, "since": since} if lasts else {"fullest": expert}
+        return {"fullest": fullest, "since": since} if lasts else {"fullest": fullest}
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:

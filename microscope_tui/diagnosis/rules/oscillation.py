@@ -265,7 +265,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             f"period of {number(worst, 'period'):.0f} steps"
         )
         if worst.reason == Reason.ALTERNATING:
-            why += f", in half of which the bias moves by {number(worst, 'moves'):.2g}: "
+            why += f", in half of which the bias moves by at most {number(worst, 'moves'):.2g}: "
             why += "data or micro-batches alternate"
             remedy = "check whether they do, and mix the kinds of data within each batch"
             if worst.severity > Severity.INFO:
