@@ -3,8 +3,8 @@
 A proof comes before a suspicion: a forced collapse, a rank that stopped, a bias with the wrong sign
 or lost at a resume, a divergence. Then settings that cannot work, swings, a restart or a change of
 the data at the onset, layers that change at once; balancing that is too weak comes last. Each
-episode has one cause, so that no report turns one setting in two directions. ``Changes`` notes while a run is judged at which
-steps its data changed.
+episode has one cause, so that no report turns one setting in two directions. ``Changes`` notes
+while a run is judged at which steps its data changed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

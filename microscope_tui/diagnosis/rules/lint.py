@@ -292,7 +292,8 @@ class Lint(Rule[LintLimits, Memory]):
         uneven = any(used < limits.uneven * router.num_experts for used, router in pairs)
         at_floor = loss is not None and abs(loss - floor) <= limits.floor * floor
         pools = self.context.run.balance.get(_OF_TRANSFORMERS) is not None
-        return uneven and ((at_floor and pools) or self._cancels_out(view))
+        due = self.memory.pooled_for > 0 or self.memory.lines % limits.persistence == 0
+        return uneven and ((at_floor and pools) or (due and self._cancels_out(view)))
 
     def _cancels_out(self, view: StepView) -> bool:
         """Whether the sum of all layers is far more even than independent layers make it."""
