@@ -128,8 +128,7 @@ class Ledger:
         if slow or not gone or fall < gone / 2 * level:
             return None
         top_k = self.context.run.routers[index].top_k
-        c = measures.collapse_index(measures.effective_experts(left), len(left), top_k)
-        return 1.0 if c is None else c
+        return measures.collapse_index(measures.effective_experts(left), len(left), top_k)
 
     def update(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
         if reading.severity is not None and not reading.held:
