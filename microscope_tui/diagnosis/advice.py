@@ -150,9 +150,9 @@ def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
     text, _ = RULES[finding.rule].words(worst, run)
     if worst.active and collapsed:
-        text = (
-            f"c fell from {number(worst, 'from'):.2f} to {worst.limit:.2f} and below, see COLLAPSE"
-        )
+        before, below = number(worst, "from"), f"{worst.limit:.2f} and below"
+        low = below if before > worst.limit else f"{worst.value:.2f}"
+        text = f"c fell from {before:.2f} to {low}, see COLLAPSE"
     if not _has_changed(worst) or worst.now is None:
         return f"{whose}: {text}." if whose else f"{text}.", _first(text)
     at_worst = f"{whose}, at worst" if whose else "At worst"

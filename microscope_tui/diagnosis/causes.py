@@ -2,9 +2,9 @@
 
 A proof comes before a suspicion: a forced collapse, a rank that stopped, a bias with the wrong sign
 or lost at a resume, a divergence. Then settings that cannot work, swings, a restart or a change of
-the data at the onset; what is left is balancing that is too weak. Each episode has one cause, so
-that no report turns one setting in two directions. ``Changes`` notes while a run is judged at which
-steps its data changed.
+the data at the onset, layers that change at once; balancing that is too weak comes last. Each
+episode has one cause, so that no report turns one setting in two directions. ``Changes`` notes
+while a run is judged at which steps its data changed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, setting
+from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, number, setting
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -29,6 +29,10 @@ _SWINGS = 0.3
 """The least swing that OSCILLATION reports."""
 _AFTER = 50
 """Steps after a restart or a change of the data within which an onset belongs to it."""
+_WINDOW = 16
+"""Steps by which onsets of one moment differ: windows date them."""
+_EVEN = 0.9
+"""c of the others at which balancing did not fail."""
 _UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
 """Rules that fire where the load of a router is uneven, for whichever reason."""
 _PROVEN = {
@@ -53,6 +57,10 @@ _LOADED = (
     "and the position in the data"
 )
 _DATA = "compare the load on the data before and after this step"
+_BATCHES = (
+    "look at the batches, and at what else changed at that step, before you touch weights or "
+    "settings: the other experts are even"
+)
 _FROZEN = (
     "no setting balances a frozen router: train on other data, or unfreeze the router; compare the "
     "load before the training"
@@ -161,10 +169,11 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     for episode in sorted(left, key=lambda e: -e.onset):
         if _starves(episode) and episode.severity >= Severity.WARN:
             slides.setdefault(episode.router_index, []).append(episode)
-    if _of("OSCILLATION", left):
+    if any(e.reason != Reason.ALTERNATING for e in _of("OSCILLATION", left)):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
-    for find in (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _weak, _drops):
+    certain = (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _at_once)
+    for find in (*certain, _weak, _drops):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -309,10 +318,15 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
     swings = [e for e in _of("OSCILLATION", left) if e.active]
-    if swings and known.run.balance.get("method") == "bias":
-        remedy = known.remedy_of(swings[0])
+    of_data = [e for e in swings if e.reason == Reason.ALTERNATING]
+    by_bias = _without(swings, of_data)
+    if by_bias and known.run.balance.get("method") == "bias":
+        remedy = known.remedy_of(by_bias[0])
         title = f"{setting(known.run, 'bias_update_rate')} too high"
         yield Cause(title, remedy=remedy, goes_back=False), _beside(left, swings)
+    elif of_data:
+        period = f"{number(of_data[0], 'period'):.0f}"
+        yield Cause(f"data or micro-batches alternate with period {period}"), of_data
 
 
 def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -326,6 +340,22 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
             otherwise = known.remedy_of(serious[0])
             yield Cause(title, remedy=f"{remedy}; if that is right, {otherwise}"), members
             left = _without(left, members)
+
+
+def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Experts of several layers stop in one step, and the others stay even: not the balancing."""
+    even = [e for e in left if _is_uneven(e, known) and not 0 < number(e, "at_once") < _EVEN]
+    even = [e for e in even if RULES[e.rule].wants_balance and e.severity > Severity.INFO]
+    for first in even:
+        core = [e for e in even if abs(e.onset - first.onset) <= _WINDOW]
+        proofs = [e for e in core if number(e, "at_once")]
+        layers, onset = len({e.router_index for e in core}), min(e.onset for e in core)
+        if min(layers, len(proofs)) > 1:
+            all_of = len(known.run.routers)
+            which = "all" if layers == all_of else f"{layers} of {all_of}"
+            title = f"{which} layers at step {onset:,}, no restart: data or code changed there"
+            yield Cause(title, remedy=_BATCHES, goes_back=False), _beside(left, core)
+            return
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -343,7 +373,8 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:
     if drops := _of("DROPS", left):
-        yield Cause("capacity too small"), drops
+        alone = all("since" in e.facts for e in drops)
+        yield Cause("one expert overflows" if alone else "capacity too small"), drops
 
 
 def _last_before(steps: Sequence[int], onset: int) -> int | None:

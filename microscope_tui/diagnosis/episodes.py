@@ -73,7 +73,8 @@ class Reason(StrEnum):
     SUMMARY = "summary"
     TIED = "tied"
     WIDTH = "width"
-    # Of OVERLOAD, STARVED, LOGITS and STILL, beside their usual one
+    # Of OSCILLATION, OVERLOAD, STARVED, LOGITS and STILL, beside their usual one
+    ALTERNATING = "alternating data"
     OF_RANK = "rank"
     IN_TURN = "over history"
     OUT_OF_RANGE = "range"

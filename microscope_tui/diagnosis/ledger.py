@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+from microscope_tui import measures
 from microscope_tui.diagnosis.context import COOLDOWN_STEPS, GROUP_STEPS, Context
 from microscope_tui.diagnosis.episodes import (
     EXACT,
@@ -95,6 +96,8 @@ class Ledger:
         facts = self._facts(rule, index, reading)
         if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
             facts["usual"] = median(usual)
+        if RULES[rule].wants_balance and (c := self._at_once(index, onset)) is not None:
+            facts["at_once"] = c
         return Episode(
             rule=rule,
             router_index=index,
@@ -110,6 +113,22 @@ class Ledger:
             worst_at=step,
             recovered_at=reading.until,
         )
+
+    def _at_once(self, index: int, onset: int) -> float | None:
+        """c of the experts that are left, where the others stopped all at once."""
+        counts = self._view.full_counts(index) if self._view is not None else None
+        before = len(self.past.before(onset, index))
+        past = self.past.column(index, max(0, before - _RECENT))
+        if counts is None or before < 4:
+            return None
+        left = [n for n in counts if 20 * n * len(counts) > sum(counts)]
+        level, low = median(past[:4]), median(past[-4:])
+        fall, gone = level - low, 1 - len(left) / len(counts)
+        slow = sum(low + fall / 4 < value < level - fall / 4 for value in past) > 1
+        if slow or not gone or fall < gone / 2 * level:
+            return None
+        top_k = self.context.run.routers[index].top_k
+        return measures.collapse_index(measures.effective_experts(left), len(left), top_k)
 
     def update(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
         if reading.severity is not None and not reading.held:
@@ -191,7 +210,8 @@ class Ledger:
         episode.value = reading.value
         episode.limit = reading.limit
         tells = RULES[episode.rule].tells_usual  # as of before the onset
-        usual = {k: v for k, v in episode.facts.items() if k == "usual" and tells}
+        kept = ("at_once", "usual" if tells else "")
+        usual = {k: v for k, v in episode.facts.items() if k in kept}
         episode.facts = self._facts(episode.rule, episode.router_index, reading) | usual
         episode.confidence = self._words(reading)
 

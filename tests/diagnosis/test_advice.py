@@ -440,6 +440,9 @@ def test_a_slide_that_reached_the_limit_does_not_announce_that_it_will() -> None
     assert "while it is cheap" not in said.next
     elsewhere = advice_of(slide, episode("COLLAPSE", 990, 4, **fall))["ERODING"]
     assert "reaches 0.35 in about 1 step." in elsewhere.why
+    lower = replace(slide, value=0.21, facts={"from": 0.29})
+    said = advice_of(lower, episode("COLLAPSE", 990, **fall))["ERODING"]
+    assert said.why == "c fell from 0.29 to 0.21, see COLLAPSE."
     slide.value = 0.31
     assert advice_of(slide)["ERODING"].why == "c fell from 0.46 to 0.31, below 0.35."
 

@@ -1,11 +1,13 @@
 """LINT: settings that are known to damage a run, from its header and from its steps."""
 
+import random
 from typing import Any
 
 import pytest
 
 from microscope_tui.diagnosis import Severity, report
-from tests.conftest import header
+from microscope_tui.scenarios import draw_counts
+from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 
 POOLS = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
@@ -104,6 +106,20 @@ def test_an_auxiliary_loss_at_k_is_pooled_where_it_stays_there_and_the_writer_po
     for sick, expected in ((lambda n: COLLAPSED, found), (even, [])):
         records = [header(balance=balance), *steps(1, 320, sick, losses=losses)]
         assert causes(records) == expected
+
+
+@pytest.mark.parametrize(("third", "found"), [([0, 2, 3, 3], ["aux pooled"]), ([3, 3, 2, 0], [])])
+def test_layers_that_cancel_out_show_a_pooled_loss_that_is_not_logged(
+    third: list[int], found: list[str]
+) -> None:
+    ends = [0.1] * 4
+    shares = [[3, 3, 2, *ends, 0.1], [0.1, 0.1, 1, 3, 3, 1, 0.1, 0.1], [*ends, *third]]
+    records = []
+    for n in range(1, 200):
+        rows = [draw_counts(row, 2048, 2, random.Random(3 * n + i)) for i, row in enumerate(shares)]
+        records.append(step(n, rows, 2048))
+    run = header(balance={"method": "aux", "aux_weight": 0.02})
+    assert [cause for cause, *_ in causes([run, *records])] == found
 
 
 @pytest.mark.parametrize(("name", "top_k"), [("z", 2), ("aux", [2, 2, 1])])

@@ -151,3 +151,56 @@ def test_no_report_turns_one_setting_in_two_directions(
     found = reported(pair(first, second, method, period), shape)
     knobs = turned((advice.next for _, advice in found), *BALANCE[method])
     assert all(len(verbs) == 1 for verbs in knobs.values()), knobs
+
+
+def stopping(
+    experts: int = 6, layers: int = 4, fade: float = 0.0, sigma: float = 0.15, apart: int = 0
+) -> Scenario:
+    """Some of 32 experts of some layers get no more tokens from step 301 on."""
+
+    def build(shape: Shape, rng: random.Random) -> Run:
+        base = constant(shape, sigma, rng)
+
+        def popularity(router: int, step: int) -> Sequence[float]:
+            since = step - 300 - apart * router if router < layers else 0
+            left = math.exp(-min(60.0, since / fade)) if fade else 1e-15
+            pull = left if since > 0 else 1.0
+            return [w * (pull if e < experts else 1.0) for e, w in enumerate(base(router, step))]
+
+        course = Course(popularity=popularity, bias_update_rate=0.001)
+        header = {"balance": {"method": "bias", "bias_update_rate": 0.001}}
+        return Run(shape=shape, truth=Truth(), header=header, steps=steps(shape, rng, course))
+
+    return Scenario("stopping", build)
+
+
+WIDE = Shape(routers=4, num_experts=32, top_k=4, tokens=2048, steps=560)
+
+
+@pytest.mark.parametrize(
+    ("changes", "which"),
+    [({}, "all"), ({"layers": 2}, "2 of 4"), ({"experts": 24}, "all")],
+)
+def test_experts_of_several_layers_that_stop_in_one_step_are_not_for_the_balancing(
+    changes: dict[str, int], which: str
+) -> None:
+    _, advice = reported(stopping(**changes), WIDE)[0]
+    title = rf"{which} layers at step 30\d, no restart: data or code changed there"
+    assert re.fullmatch(title, advice.cause)
+    assert advice.next.startswith("Look at the batches")
+    assert not re.search("raise|re-initialise|go back", advice.next)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": 1},
+        {"fade": 30.0},
+        {"sigma": 0.7},  # the others are uneven
+        {"experts": 28},  # none are left: a collapse
+        {"apart": 40},
+    ],
+)
+def test_what_may_be_the_balancing_is_still_for_it(changes: dict[str, float]) -> None:
+    _, advice = reported(stopping(**changes), replace(WIDE, steps=680))[0]
+    assert advice.cause == "bias update too slow"

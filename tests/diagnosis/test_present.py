@@ -114,6 +114,28 @@ def test_the_fullest_expert_and_the_busiest_rank_are_named() -> None:
     assert advised(diagnosis, "OVERLOAD").why.startswith("rank 2 (experts 4 to 5) of 4 ")
 
 
+@pytest.mark.parametrize(
+    ("busiest", "since"),
+    [
+        (lambda n: 3, "expert 3 has held the overflow since step 100: look at its tokens (padding"),
+        (lambda n: n // 8 % 8, ""),  # another one every eight steps
+    ],
+)
+def test_one_expert_that_overflows_alone_is_named_instead_of_a_larger_capacity(
+    busiest: Counts, since: str
+) -> None:
+    def sick(n: int) -> list[int]:
+        row = [300 + (n + e) % 7 for e in range(8)]
+        row[busiest(n)] += 4096 - sum(row)
+        return row if n >= 100 else even(n)
+
+    drops = {"drop_rate": [0.0, 0.36, 0.0]}
+    diagnosis = judge([header(), *steps(1, 240, sick, router=lambda n: drops if n >= 100 else {})])
+    advice = advised(diagnosis, "DROPS")
+    assert advice.cause == ("one expert overflows" if since else "capacity too small")
+    assert advice.next.lower().startswith(since or "raise the capacity factor")
+
+
 def test_other_experts_that_rest_now_are_not_counted_as_dead() -> None:
     def sick(n: int) -> list[int]:
         row = without_expert(even(n), 3 if n < 450 else 1)

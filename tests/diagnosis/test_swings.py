@@ -1,5 +1,6 @@
 """Swings of the load: what recurs is found with its period, what only changes is not."""
 
+import functools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from microscope_tui.diagnosis import (
     Context,
     Diagnosis,
     Oscillation,
+    Severity,
     recurring,
+    report,
     restore,
     save,
     signs,
@@ -143,3 +146,80 @@ def test_a_load_that_does_not_swing_leaves_all_the_room(
     course: Callable[[int, int], float], last: int, skew: float
 ) -> None:
     assert swing(course, last, skew) <= 0.1
+
+
+@functools.cache
+def trained(
+    rate: float, sources: int = 1, *, pull: float = 0.1, every: int = 1, logs: str = "routed with"
+) -> Diagnosis:
+    """A router of 16 experts that chooses by score + bias, and the sign update of its bias.
+
+    Each source of the data, one step after the other, has its own favourites: ``pull``.
+    """
+    rng, routers = random.Random(sources), (RouterInfo("L1", 1, 16, 2),)
+    balance = {"method": "bias", "bias_update_rate": rate, "update": "sign"}
+    diagnosis = Diagnosis(RunRecord("r", routers, balance=balance, planned_steps=400))
+    tastes = [[rng.gauss(0.5, pull) for _ in range(16)] for _ in range(sources)]
+    bias, seen = [0.0] * 16, [0] * 16
+    for n in range(1, 261):
+        mean, row = [a + b for a, b in zip(tastes[n % sources], bias, strict=True)], [0] * 16
+        for _ in range(200):
+            scores = [rng.gauss(m, 0.1) for m in mean]
+            for expert in sorted(range(16), key=scores.__getitem__)[-2:]:
+                row[expert] += 1
+        before, seen = bias, [a + b for a, b in zip(seen, row, strict=True)]
+        if n % every == 0:
+            over = [total > sum(seen) / 16 for total in seen]
+            bias = [b - rate if high else b + rate for b, high in zip(bias, over, strict=True)]
+            seen = [0] * 16
+        logged = {"routed with": before, "after": bias}.get(logs)
+        router = RouterSummary(**measures.summarise([row]))
+        step = StepRecord(n, tokens=200.0, router=router)
+        diagnosis.observe(step, lambda _, row=row: row, lambda _, logged=logged: logged)
+    return diagnosis
+
+
+def told(diagnosis: Diagnosis) -> tuple[Severity, str, str]:
+    """How grave the swing is, its cause and the advice."""
+    ((finding, advice),) = [(f, a) for f, a in report(diagnosis) if f.rule == "OSCILLATION"]
+    return finding.severity, advice.cause, advice.next
+
+
+@pytest.mark.parametrize(
+    ("rate", "every", "logs"),
+    [(0.1, 1, "nothing"), (0.3, 1, "routed with"), (0.03, 4, "routed with"), (0.03, 4, "after")],
+)
+def test_a_bias_that_overshoots_is_the_cause_of_its_swing(
+    rate: float, every: int, logs: str
+) -> None:
+    severity, cause, remedy = told(trained(rate, every=every, logs=logs))
+    assert (severity, cause) == (Severity.WARN, "bias_update_rate too high")
+    assert remedy.startswith(f"Lower bias_update_rate from {rate:g} to 0.0")
+
+
+@pytest.mark.parametrize(
+    ("sources", "rate", "logs"),
+    [(2, 0.001, "routed with"), (3, 0.001, "after"), (7, 0, "after"), (12, 0.001, "routed with")],
+)
+def test_a_logged_bias_that_hardly_moves_is_not_blamed_for_alternating_data(
+    sources: int, rate: float, logs: str
+) -> None:
+    severity, cause, remedy = told(trained(rate, sources, logs=logs))
+    assert severity is Severity.INFO
+    assert cause == f"data or micro-batches alternate with period {sources}"
+    assert "update" not in remedy
+
+
+@pytest.mark.parametrize(("pull", "severity"), [(0.06, Severity.INFO), (0.1, Severity.WARN)])
+def test_where_the_bias_is_not_logged_an_uneven_swing_has_both_readings(
+    pull: float, severity: Severity
+) -> None:
+    found, cause, remedy = told(trained(0.001, 2, pull=pull, logs="nothing"))
+    assert (found, cause) == (severity, "data or micro-batches alternate with period 2")
+    assert ("average the load" in remedy) == (severity is Severity.WARN)
+    assert "bias_update_rate" not in remedy
+
+
+def test_alternating_data_leaves_all_the_room_to_raise_a_rate() -> None:
+    assert trained(0.001, 2).known.swing == 0.0
+    assert trained(0.3).known.swing > 0.3

@@ -1,8 +1,12 @@
 """DROPS: tokens are dropped because experts are full."""
 
+from heapq import nlargest
+
+import msgspec
+
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, graded
-from microscope_tui.diagnosis.rules.base import Nothing, Rule, number
+from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, graded
+from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
 
@@ -17,7 +21,12 @@ class DropLimits(RuleLimits, frozen=True):
     relations = "0 < warn, warn <= critical, critical <= 1"
 
 
-class Drops(Rule[DropLimits, Nothing]):
+class Memory(msgspec.Struct):
+    held: dict[int, tuple[int, int]] = {}
+    """Router → the expert that overflows alone, and since when."""
+
+
+class Drops(Rule[DropLimits, Memory]):
     name = "DROPS"
     subject = "Dropped tokens"
     means = "Experts are at capacity: some tokens skip the layer, in training only."
@@ -31,6 +40,7 @@ class Drops(Rule[DropLimits, Nothing]):
         if rates is None:
             return None
         if rates.known and rates.low >= 0 and rates.high < self.limits.warn / 2:
+            self.memory.held.clear()
             return {}
         return {i: self._judge(view, i, rate) for i, rate in enumerate(rates.values)}
 
@@ -45,17 +55,32 @@ class Drops(Rule[DropLimits, Nothing]):
             clear=rate < limits.warn / 2,
             value=rate,
             limit=limits.critical if rate > limits.critical else limits.warn,
-            facts={"fullest": counts.index(max(counts))} if counts else {},
+            facts=self._fullest(view.step, index, counts, rate * sum(counts)) if counts else {},
         )
+
+    def _fullest(self, step: int, index: int, counts: list[int], dropped: float) -> Facts:
+        """The busiest expert, and since when it holds an overflow that no usual capacity takes."""
+        most, second = nlargest(2, [*counts, 0])
+        alone = most - second >= 0.8 * dropped and 3 * dropped >= most
+        fullest, held = counts.index(most), self.memory.held
+        if not alone or held.get(index, (fullest, 0))[0] != fullest:
+            held.pop(index, None)
+        _, since = held.setdefault(index, (fullest, step)) if alone else (0, step)
+        lasts = step - since >= self.limits.persistence // 2
+        return {"fullest": fullest, "since": since} if lasts else {"fullest": fullest}
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        factor = run.capacity_factor
+        factor, expert = run.capacity_factor, f"expert {number(worst, 'fullest'):.0f}"
         more = "raise the capacity factor"
         if factor:
             more = f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
-        by = f", most by expert {number(worst, 'fullest'):.0f}" if "fullest" in worst.facts else ""
+        by = f", most by {expert}" if "fullest" in worst.facts else ""
+        remedy = f"{more} or go dropless{'' if by else ', and find out which expert overflows'}"
+        if "since" in worst.facts:
+            since = f"{expert} has held the overflow since step {number(worst, 'since'):,.0f}"
+            remedy = f"{since}: look at its tokens (padding, a special token)"
         return (
             f"up to {worst.value:.0%} of the assignments are dropped{by} (limit {worst.limit:.0%})",
-            f"{more} or go dropless{'' if by else ', and find out which expert overflows'}",
+            remedy,
         )

@@ -5,6 +5,7 @@ one whose update has the wrong sign (``bias_sign``), an auxiliary loss that pool
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -33,7 +34,7 @@ _TEXTS = {
         "set {output_router_logits} to true; if it is, the forward of the model ignores it",
     ),
     Reason.AUX_POOLED: (
-        "the auxiliary loss is at its floor while layers are uneven: it pools all layers first",
+        "layers are uneven while their sum is even: the auxiliary loss pools all layers first",
         "compute the auxiliary loss per layer",
     ),
     Reason.AUX_TOO_STRONG: (
@@ -130,6 +131,9 @@ class LintLimits(RuleLimits, frozen=True):
     """… while a layer uses less than this share of its experts …"""
     persistence: int = 25
     """… for this many steps: a loss that is summed layer by layer only passes through k."""
+    cancelled: float = 0.1
+    """Layers cancel out where the load of their sum varies by less than this share of what layers
+    that know nothing of each other leave (chance 0.002 with 8 experts, less with more)."""
     aux_weight: float = 0.5
     """gpt-oss ships with 0.9, made for its own training; public recipes fine-tune at 1e-5."""
     sign_uneven: float = 0.85
@@ -193,10 +197,9 @@ class Lint(Rule[LintLimits, Memory]):
             and run.balance.get("bias_update_rate") != 0
         )
         """Whether there is a bias with an update rate."""
-        pools = run.balance.get("method") == "aux" and run.balance.get(_OF_TRANSFORMERS) is not None
-        choices = {router.top_k for router in self.routers}
-        self.pools = pools and len(choices) == 1 and choices != {0}
-        """Whether the auxiliary loss has one floor for all layers: only Transformers pools them."""
+        choices, method = {router.top_k for router in self.routers}, run.balance.get("method")
+        self.pools = method == "aux" and len(choices) == 1 and choices != {0}
+        """Whether the auxiliary loss may pool all layers. It has one floor in Transformers."""
         trained, _ = run.training.get("routers", (1, 1))
         frozen = run.balance.get("frozen_routers") or 0 if trained else len(self.routers)
         self.frozen = frozen if self.context.trains else 0
@@ -282,12 +285,25 @@ class Lint(Rule[LintLimits, Memory]):
         """
         losses, effective = view.record.losses or {}, view.signal("effective_experts")
         loss = next((losses[name] for name in _AUX if name in losses), None)
-        if loss is None or effective is None or view.step <= self.context.warm_up:
+        if effective is None or view.step <= self.context.warm_up:
             return False
         limits, floor = self.limits, self.routers[0].top_k
         pairs = zip(effective.values, self.routers, strict=True)
         uneven = any(used < limits.uneven * router.num_experts for used, router in pairs)
-        return uneven and abs(loss - floor) <= limits.floor * floor
+        at_floor = loss is not None and abs(loss - floor) <= limits.floor * floor
+        pools = self.context.run.balance.get(_OF_TRANSFORMERS) is not None
+        due = self.memory.pooled_for > 0 or self.memory.lines % limits.persistence == 0
+        return uneven and ((at_floor and pools) or (due and self._cancels_out(view)))
+
+    def _cancels_out(self, view: StepView) -> bool:
+        """Whether the sum of all layers is far more even than independent layers make it."""
+        rows = [view.full_counts(index) or [] for index in range(len(self.routers))]
+        if not all(map(any, rows)) or len(set(map(len, rows))) > 1:
+            return False
+        total = [sum(column) for column in zip(*rows, strict=True)]
+        squares = [len(row) * sum(n * n for n in row) / sum(row) ** 2 for row in (total, *rows)]
+        by_chance = (fmean(squares[1:]) - 1.0) / len(rows)
+        return len(total) >= 8 and squares[0] - 1.0 < self.limits.cancelled * by_chance
 
     def _see_gradients(self, view: StepView) -> None:
         """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""

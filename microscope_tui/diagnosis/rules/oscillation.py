@@ -7,7 +7,7 @@ milliseconds. Loads are shares: a step with more tokens is not a swing.
 
 import math
 from collections.abc import Sequence
-from itertools import starmap
+from itertools import pairwise, starmap
 from operator import itemgetter, mul
 from statistics import fmean, median, pvariance
 
@@ -15,7 +15,7 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
@@ -52,6 +52,13 @@ class OscillationLimits(RuleLimits, frozen=True):
     """… and where the swing correlates so well with itself one period later and two, and so much
     better than in between. Irregular blocks of 5 to 15 steps reach 0.35 in 2 of 150 runs."""
     checks: int = 2
+    least_move: float = 0.05
+    """A bias that can move so far in half a period is the cause (a true loop: 1.2; alternating data
+    at a rate of 0.001: 0.0035). One that is logged is, where in it …"""
+    gain: float = 50.0
+    """… the load swings by no more than this for each unit (true loops 3 to 41; the data 275)."""
+    usual_c: float = 0.75
+    """Alternating data is harmless where the median step is as even as this."""
 
     relations = (
         "4 <= window, window <= 1000, every <= most, experts_share < 1, agreement <= 1, "
@@ -61,6 +68,8 @@ class OscillationLimits(RuleLimits, frozen=True):
 
 class Memory(msgspec.Struct):
     rows: dict[int, list[list[int]]] = {}
+    biases: dict[int, list[list[float]]] = {}
+    """Of the routers that swung in the check before."""
     first: int = 0
     wait: int = 0
     uneven: set[int] = set()
@@ -84,7 +93,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
     subject = "Oscillating load"
     means = (
         "Groups of experts are overloaded and starved in turn: the sum over some steps is even, "
-        "single steps are not. The bias update overshoots."
+        "single steps are not. The bias update overshoots, or the data alternates."
     )
     formula = (
         "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
@@ -113,13 +122,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         if memory.wait > 0:
             memory.wait -= 1
             return None
-        if not memory.rows:
-            suspects = self.tracks.keys() | memory.uneven
-            memory.uneven = set()
-            if not suspects:
-                return None
-            memory.rows = {index: [] for index in suspects}
-            memory.first = view.step
+        if not memory.rows and not self._begin(view.step):
+            return None
         known = len(next(iter(memory.rows.values())))
         for index in list(memory.rows):
             counts = view.full_counts(index) if view.step == memory.first + known else None
@@ -127,11 +131,23 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 del memory.rows[index]
             else:
                 memory.rows[index].append(counts)
+        for index, biases in memory.biases.items():
+            biases.extend(filter(None, (view.biases(index),)))
         if not memory.rows:
             self._rest()  # no swing can be detected where steps or counts are missing
         elif known + 1 >= self.limits.window:
             return self._judge()
         return None
+
+    def _begin(self, step: int) -> bool:
+        """Whether there is a router to check from this step on."""
+        memory = self.memory
+        suspects = self.tracks.keys() | memory.uneven
+        memory.uneven = set()
+        memory.rows = {index: [] for index in suspects}
+        memory.biases = {index: [] for index in self.tracks}
+        memory.first = step
+        return bool(suspects)
 
     def swing(self) -> float:
         return max(self.memory.swings.values(), default=0.0)  # the others are below half the limit
@@ -167,13 +183,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         for index, rows in memory.rows.items():
             period, share, memory.swings[index] = self._swing(index, rows)
             if period:
-                found[index] = Reading(
-                    severity=Severity.WARN,
-                    value=share,
-                    limit=self.limits.experts_share,
-                    facts={"period": period},
-                    since=self.track(index).dated or self._began(index),
-                )
+                found[index] = self._reading(index, rows, period, share)
         if any(found.values()):  # a swing is checked again at once: two in a row are an alarm
             memory.rows = {}
             memory.pause = 0
@@ -221,8 +231,47 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         sound = c >= self.context.limits.of(CollapseLimits).warn  # below it COLLAPSE reports
         return sound and usual < self.limits.usual_step * chance * even
 
+    def _reading(self, index: int, rows: list[list[int]], period: int, share: float) -> Reading:
+        """The data causes a swing that the bias cannot; it may be harmless."""
+        limits, memory, balance = self.limits, self.memory, self.context.run.balance
+        by_bias = Reading(
+            severity=Severity.WARN,
+            value=share,
+            limit=limits.experts_share,
+            facts={"period": period},
+            since=self.track(index).dated or self._began(index),
+        )
+        biases, rate = memory.biases.get(index, []), balance.get("bias_update_rate")
+        least, logged = limits.least_move, len(biases) == len(rows)
+        if logged:
+            rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
+            least = memory.swings[index] / limits.gain
+        moves = rate * period / 2 if isinstance(rate, int | float) else math.inf
+        again = index in memory.biases and balance.get("method") not in ("aux", "none")
+        if moves >= least or not again:
+            return by_bias
+        memory.swings[index] = 0.0
+        router = self.routers[index]
+        usual = median(measures.effective_experts(row) or 0.0 for row in rows)
+        c = measures.collapse_index(usual, router.num_experts, router.top_k) or 0.0
+        facts = {"period": period, "cause": Reason.ALTERNATING, "moves": moves}
+        severity = Severity.INFO if logged or c >= limits.usual_c else Severity.WARN
+        return msgspec.structs.replace(by_bias, severity=severity, facts=facts)
+
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        why = (
+            f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
+            f"period of {number(worst, 'period'):.0f} steps"
+        )
+        if worst.reason == Reason.ALTERNATING:
+            why += f", in half of which the bias moves by at most {number(worst, 'moves'):.2g}: "
+            why += "data or micro-batches alternate"
+            remedy = "check whether they do, and mix the kinds of data within each batch"
+            if worst.severity > Severity.INFO:
+                why += ", or the update of the bias overshoots"
+                remedy += "; else average the load over more steps before each update"
+            return why, remedy
         # The swing of a sign update is proportional to its rate: aim at half of the limit.
         factor = 0.15 / max(0.3, number(worst, "swing"))
         weaker = turned(run, factor, "lower", "weaken the load balancing")
@@ -237,11 +286,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             remedy = f"check whether data or micro-batches alternate; if they do not, {weaker}"
         elif method not in KNOBS:
             remedy = f"if these layers are balanced, {remedy}; if not, check the data"
-        return (
-            f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
-            f"period of {number(worst, 'period'):.0f} steps",
-            remedy,
-        )
+        return why, remedy
 
 
 def _change(values: Sequence[float]) -> int | None:
