@@ -1,6 +1,6 @@
 """All scenarios of the scoreboard: those of ``demo``, their variants, and hard negatives."""
 
-from benchmarks.scenarios import causes, lookalikes, variants
+from benchmarks.scenarios import causes, knobs, lookalikes, loops, variants
 from microscope_tui import scenarios
 from microscope_tui.scenarios import Scenario, Shape, any_shape, can_lose_experts, several_choices
 
@@ -75,4 +75,63 @@ _CAUSES = (
     Scenario("growing-logits", causes.growing_logits, steps=900),
 )
 
-SCENARIOS = scenarios.SCENARIOS | {one.name: one for one in (*_LOOKALIKES, *_VARIANTS, *_CAUSES)}
+_fills_ranks = scenarios.SCENARIOS["rank-skew"].fits
+
+
+def _has_many(shape: Shape) -> bool:
+    """A thousandth of the fair share can be a token now and then."""
+    return can_lose_experts(shape) and shape.fair_count >= 200
+
+
+def _overflows(shape: Shape) -> bool:
+    return several_choices(shape) and shape.num_experts >= 8
+
+
+def _has_neighbours(shape: Shape) -> bool:
+    return _has_many(shape) and shape.routers > 1
+
+
+_KNOBS = (
+    Scenario("stray-tokens", knobs.stray_tokens, _has_many, 850),
+    Scenario("rare-experts", knobs.rare_experts, _has_many, 850),
+    Scenario("sign-of-some", loops.sign_of_some, lambda s: any_shape(s) and s.routers > 1, 600),
+    Scenario("loop", loops.settles, steps=600),
+    Scenario("bias-never-moves", loops.never_moves, steps=900),
+    Scenario("bias-stands-still", loops.stands_still, steps=1200),
+    Scenario("bias-annealed", loops.annealed, steps=900),
+    Scenario("bias-evaluated", loops.evaluated, steps=300),
+    Scenario("stop-at-once", knobs.stop_at_once, _has_neighbours, 900),
+    Scenario("few-dead-at-start", knobs.few_dead_at_start, can_lose_experts, 600),
+    Scenario("rank-lost-everywhere", knobs.rank_lost, _fills_ranks, 1000),
+    Scenario("tiny-batches", knobs.tiny_batches, _is_wide, 900),
+    Scenario("finetune-dead", knobs.finetune_dead, can_lose_experts, 900),
+    Scenario("lora", knobs.lora, _is_wide, 300),
+    Scenario("lora-of-routers", knobs.lora_of_routers, steps=300),
+    Scenario("healed-collapse", knobs.healed, _is_wide, 1200),
+    Scenario("starved-after", knobs.starved_after, can_lose_experts, 1200),
+    Scenario("sources-in-turn", loops.sources_in_turn, _is_wide, 900),
+    Scenario("sources-mild", loops.mild_sources, _is_wide, 900),
+    Scenario("sources-hidden", loops.hidden_sources, _is_wide, 900),
+    Scenario("bias-overshoots", loops.overshoots, _is_wide, 900),
+    Scenario("diverged", knobs.diverged, steps=600),
+    Scenario("loss-not-measured", knobs.loss_not_measured, steps=300),
+    Scenario("single-spikes", knobs.single_spikes, steps=600),
+    Scenario("expert-choice", knobs.expert_choice, steps=300),
+    Scenario("expert-choice-uneven", knobs.uneven_choice, steps=300),
+    Scenario("partial-sums", knobs.partial_sums, steps=300),
+    Scenario("zero-block", knobs.zero_block, _fills_ranks, 300),
+    Scenario("tiny-rate", loops.tiny_rate, steps=900),
+    Scenario("one-hog", knobs.one_hog, _overflows, 600),
+    Scenario("pooled-in-counts", knobs.pooled_in_counts, variants.pooled_aux_fits),
+    Scenario("bias-lost-at-resumes", loops.lost_at_resumes, steps=1200),
+    Scenario("z-loss-triples", knobs.z_loss_triples, steps=600),
+    Scenario("z-loss-sixfold", knobs.z_loss_sixfold, steps=900),
+    Scenario("z-loss-thirtyfold", knobs.z_loss_thirtyfold, steps=900),
+    Scenario("settles-late", loops.settles_late, steps=600),
+    Scenario("no-preference", knobs.no_preference, steps=900),
+)
+
+KNOBS = {one.name: one for one in _KNOBS}
+SCENARIOS = scenarios.SCENARIOS | {
+    one.name: one for one in (*_LOOKALIKES, *_VARIANTS, *_CAUSES, *_KNOBS)
+}

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import re
 import resource
 import tempfile
 import time
@@ -16,7 +17,7 @@ from benchmarks.scoreboard.plan import Case, drawn
 from microscope_tui import measures
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, report
 from microscope_tui.runlog import Entry, RunReader, RunRecord, StepEntry, StepRecord
-from microscope_tui.scenarios import Shape, Truth, lines
+from microscope_tui.scenarios import Scenario, Shape, Truth, lines
 from microscope_tui.watch import Judge
 
 
@@ -63,15 +64,24 @@ class Judged:
 
     @property
     def named_first(self) -> bool | None:
-        """Whether the first line of the report names the planted cause, where there is one."""
-        if not self.truth.cause or self.diagnosis is None:
+        """Whether the first line names the planted cause and the remedy, where there is one.
+
+        Of a healthy run every line may tell what it is.
+        """
+        truth, diagnosis = self.truth, self.diagnosis
+        says, never = getattr(truth, "says", ""), getattr(truth, "never", "")
+        if not (truth.cause or says or never) or diagnosis is None:
             return None
-        first = [f"{advice.cause} {advice.verdict}" for _, advice in report(self.diagnosis)[:1]]
-        return any(self.truth.cause in line.lower() for line in first)
+        first = [advice for _, advice in report(diagnosis)][: None if truth.hard_negative else 1]
+        named = any(truth.cause in f"{a.cause} {a.verdict}".lower() for a in first)
+        texts = [f"{a.cause} {a.verdict} {a.why} {a.next}".lower() for a in first]
+        told = any(re.search(says, text, re.DOTALL) for text in texts)
+        wrong = never and any(re.search(never, text) for text in texts)
+        return (named or not truth.cause) and (told or not says) and not wrong
 
 
-def judge(case: Case) -> Judged:
-    """Write the run, read it back, judge it.
+def judge(case: Case, scenario: Scenario | None = None) -> Judged:
+    """Write the run, read it back, judge it; with ``scenario`` the twin of the run.
 
     Raises:
         ValueError: the scenario fits no such shape.
@@ -79,7 +89,7 @@ def judge(case: Case) -> Judged:
     shape = drawn(case)
     if shape is None:
         raise ValueError(f"scenario {case.scenario} does not fit {case.shape}")
-    truth, encoded = lines(SCENARIOS[case.scenario], shape, case.seed)
+    truth, encoded = lines(scenario or SCENARIOS[case.scenario], shape, case.seed)
     judged = Judged(case=case, shape=shape, truth=truth, fall=fall_of(truth))
     reader, engine = RunReader(case.scenario), Judge(case.scenario, Criteria())
     for line in encoded:
