@@ -1,5 +1,9 @@
 """All scenarios of the scoreboard: those of ``demo``, their variants, and hard negatives."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from benchmarks.scenarios import causes, knobs, lookalikes, loops, variants
 from microscope_tui import scenarios
 from microscope_tui.scenarios import Scenario, Shape, any_shape, can_lose_experts, several_choices
@@ -39,7 +43,7 @@ _VARIANTS = (
     Scenario("nan", variants.nan),
     Scenario("lint-top1-normalised", variants.top1_normalised),
     Scenario("lint-pooled-aux", variants.pooled_aux_loss, variants.pooled_aux_fits),
-    Scenario("bias-wrong-sign", variants.bias_wrong_sign),
+    Scenario("bias-wrong-sign", partial(loops.wrong_sign, everywhere=True)),
     Scenario("lint-gpt-oss-aux", variants.gpt_oss_aux),
     Scenario("dead-groups", variants.dead_groups, can_lose_experts, 900),
     Scenario("finetune-collapse", variants.finetune_collapse, _is_wide),
@@ -80,58 +84,53 @@ _fills_ranks = scenarios.SCENARIOS["rank-skew"].fits
 
 def _has_many(shape: Shape) -> bool:
     """A thousandth of the fair share can be a token now and then."""
-    return can_lose_experts(shape) and shape.fair_count >= 200
+    return can_lose_experts(shape) and shape.fair_count >= 200 and shape.routers > 1
 
 
-def _overflows(shape: Shape) -> bool:
-    return several_choices(shape) and shape.num_experts >= 8
-
-
-def _has_neighbours(shape: Shape) -> bool:
-    return _has_many(shape) and shape.routers > 1
+def _knob(
+    name: str, build: Callable[..., Any], fits: Any = any_shape, steps: int = 900, **more: Any
+) -> Scenario:
+    return Scenario(name, partial(build, **more), fits, steps)
 
 
 _KNOBS = (
-    Scenario("stray-tokens", knobs.stray_tokens, _has_many, 850),
-    Scenario("rare-experts", knobs.rare_experts, _has_many, 850),
-    Scenario("sign-of-some", loops.sign_of_some, lambda s: any_shape(s) and s.routers > 1, 600),
-    Scenario("loop", loops.settles, steps=600),
-    Scenario("bias-never-moves", loops.never_moves, steps=900),
-    Scenario("bias-stands-still", loops.stands_still, steps=1200),
-    Scenario("bias-annealed", loops.annealed, steps=900),
-    Scenario("bias-evaluated", loops.evaluated, steps=300),
-    Scenario("stop-at-once", knobs.stop_at_once, _has_neighbours, 900),
-    Scenario("few-dead-at-start", knobs.few_dead_at_start, can_lose_experts, 600),
-    Scenario("rank-lost-everywhere", knobs.rank_lost, _fills_ranks, 1000),
-    Scenario("tiny-batches", knobs.tiny_batches, _is_wide, 900),
-    Scenario("finetune-dead", knobs.finetune_dead, can_lose_experts, 900),
-    Scenario("lora", knobs.lora, _is_wide, 300),
-    Scenario("lora-of-routers", knobs.lora_of_routers, steps=300),
-    Scenario("healed-collapse", knobs.healed, _is_wide, 1200),
-    Scenario("starved-after", knobs.starved_after, can_lose_experts, 1200),
-    Scenario("sources-in-turn", loops.sources_in_turn, _is_wide, 900),
-    Scenario("sources-mild", loops.mild_sources, _is_wide, 900),
-    Scenario("sources-hidden", loops.hidden_sources, _is_wide, 900),
-    Scenario("bias-overshoots", loops.overshoots, _is_wide, 900),
-    Scenario("diverged", knobs.diverged, steps=600),
-    Scenario("loss-not-measured", knobs.loss_not_measured, steps=300),
-    Scenario("single-spikes", knobs.single_spikes, steps=600),
-    Scenario("expert-choice", knobs.expert_choice, steps=300),
-    Scenario("expert-choice-uneven", knobs.uneven_choice, steps=300),
-    Scenario("partial-sums", knobs.partial_sums, steps=300),
-    Scenario("zero-block", knobs.zero_block, _fills_ranks, 300),
-    Scenario("tiny-rate", loops.tiny_rate, steps=900),
-    Scenario("one-hog", knobs.one_hog, _overflows, 600),
-    Scenario("pooled-in-counts", knobs.pooled_in_counts, variants.pooled_aux_fits),
-    Scenario("bias-lost-at-resumes", loops.lost_at_resumes, steps=1200),
-    Scenario("z-loss-triples", knobs.z_loss_triples, steps=600),
-    Scenario("z-loss-sixfold", knobs.z_loss_sixfold, steps=900),
-    Scenario("z-loss-thirtyfold", knobs.z_loss_thirtyfold, steps=900),
-    Scenario("settles-late", loops.settles_late, steps=600),
-    Scenario("no-preference", knobs.no_preference, steps=900),
+    _knob("stray-tokens", knobs.unloved, _has_many, 850, kind="stray"),
+    _knob("rare-experts", knobs.unloved, _has_many, kind="rare"),
+    _knob("few-dead-at-start", knobs.unloved, can_lose_experts, kind="first"),
+    _knob("finetune-dead", knobs.unloved, can_lose_experts, kind="tuned"),
+    _knob("tiny-batches", knobs.unloved, _is_wide, kind="tiny"),
+    _knob("stop-at-once", knobs.stop_at_once, _has_many),
+    _knob("lora", knobs.lora, _is_wide, 300, trained=False),
+    _knob("lora-of-routers", knobs.lora, _is_wide, 300, trained=True),
+    _knob("healed-collapse", knobs.healed, _is_wide, 1200),
+    _knob("starved-after", knobs.healed, can_lose_experts, 1200, after=0.04),
+    _knob("diverged", knobs.diverged, steps=600),
+    _knob("odd-values", knobs.odd_values, steps=600),
+    _knob("loss-not-measured", knobs.odd_values, steps=300, always=True),
+    _knob("expert-choice", knobs.expert_choice, steps=300),
+    _knob("expert-choice-uneven", knobs.expert_choice, steps=300, odd=1),
+    _knob("partial-sums", knobs.miscounted, steps=300, of_rank=False),
+    _knob("zero-block", knobs.miscounted, _fills_ranks, 300, of_rank=True),
+    _knob("one-hog", knobs.one_hog, lambda s: _is_wide(s) and s.top_k > 1, 600),
+    _knob("pooled-in-counts", knobs.pooled_in_counts, variants.pooled_aux_fits),
+    _knob("z-loss-triples", knobs.z_loss, grown=3.8, within=0.02),
+    _knob("z-loss-sixfold", knobs.z_loss, steps=1200, grown=5, within=0.5),
+    _knob("z-loss-thirtyfold", knobs.z_loss, steps=1800, grown=38, within=0.5, rule="LOGITS"),
+    _knob("no-preference", knobs.no_preference),
+    _knob("settles-late", loops.settles_late, steps=600),
+    _knob("sign-of-some", loops.wrong_sign, lambda s: any_shape(s) and s.routers > 1, 600),
+    _knob("bias-never-moves", loops.still),
+    _knob("bias-stands-still", loops.still, at=0.4),
+    _knob("bias-annealed", loops.still, at=0.4, drifts=False),
+    _knob("sources-in-turn", loops.sources, _is_wide, c=(0.5, 0.9), logged=True),
+    _knob("sources-mild", loops.sources, _is_wide, c=(0.88, 0.95), logged=False),
+    _knob("sources-hidden", loops.sources, _is_wide, c=(0.45, 0.55), logged=False, warns=True),
+    _knob("bias-overshoots", loops.overshoots, _is_wide),
+    _knob("tiny-rate", loops.tiny_rate),
+    _knob("bias-lost-at-resumes", loops.lost_at_resumes, steps=1200),
 )
-
 KNOBS = {one.name: one for one in _KNOBS}
-SCENARIOS = scenarios.SCENARIOS | {
-    one.name: one for one in (*_LOOKALIKES, *_VARIANTS, *_CAUSES, *_KNOBS)
-}
+
+SCENARIOS = (
+    scenarios.SCENARIOS | {one.name: one for one in (*_LOOKALIKES, *_VARIANTS, *_CAUSES)} | KNOBS
+)
