@@ -111,7 +111,7 @@ _KNOBS = (
     _knob("expert-choice-uneven", knobs.expert_choice, steps=300, odd=1),
     _knob("partial-sums", knobs.miscounted, steps=300, of_rank=False),
     _knob("zero-block", knobs.miscounted, _fills_ranks, 300, of_rank=True),
-    _knob("one-hog", knobs.one_hog, lambda s: _is_wide(s) and s.top_k > 1, 600),
+    _knob("one-hog", knobs.one_hog, lambda s: _has_many(s) and s.top_k > 1, 600),
     _knob("pooled-in-counts", knobs.pooled_in_counts, variants.pooled_aux_fits),
     _knob("z-loss-triples", knobs.z_loss, grown=3.8, within=0.02),
     _knob("z-loss-sixfold", knobs.z_loss, steps=1200, grown=5, within=0.5),
@@ -125,7 +125,7 @@ _KNOBS = (
     _knob("sources-in-turn", loops.sources, _is_wide, c=(0.5, 0.9), logged=True),
     _knob("sources-mild", loops.sources, _is_wide, c=(0.88, 0.95), logged=False),
     _knob("sources-hidden", loops.sources, _is_wide, c=(0.45, 0.55), logged=False, warns=True),
-    _knob("bias-overshoots", loops.overshoots, _is_wide),
+    _knob("bias-overshoots", loops.overshoots, can_lose_experts),
     _knob("tiny-rate", loops.tiny_rate),
     _knob("bias-lost-at-resumes", loops.lost_at_resumes, steps=1200),
 )
