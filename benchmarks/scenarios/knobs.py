@@ -12,7 +12,7 @@ from benchmarks.scenarios.variants import pooled_aux_loss
 from microscope_tui.scenarios.control import LINT, ranks_of
 from microscope_tui.scenarios.course import Course
 from microscope_tui.scenarios.popularity import constant, whole
-from microscope_tui.scenarios.run import Expected, Run, Shape, Step, around, some_routers
+from microscope_tui.scenarios.run import Expected, Record, Run, Shape, Step, around, some_routers
 
 _GONE = -40.0  # log-weight of an expert without tokens
 _UNLOVED: dict[str, tuple[float, float, float, float, str, dict[str, Any]]] = {
@@ -129,33 +129,32 @@ def odd_values(shape: Shape, rng: random.Random, always: bool = False) -> Run:
     return _changed(run, lambda step: odd.get(step, {}))
 
 
-def expert_choice(shape: Shape, rng: random.Random, odd: int = 0) -> Run:
-    """Every expert chooses as many tokens; with ``odd`` one of a layer chooses fewer."""
-    each = min(shape.tokens, round(shape.fair_count * rng.choice((0.5, 1.0, 1.25, 2.0))))
-    sick = some_routers(shape, 1 / shape.routers, rng)
-    course = Course(
-        popularity=constant(shape, 0.2, rng),
-        meter=lambda r, step, row: [each - odd * (r in sick), *[each] * (len(row) - 1)],
-    )
-    found = [Expected(rule="METER", routers=sick, severity="error")] if odd else []
-    return run_of(shape, rng, course, *found, header={"balance": {"method": "expert_choice"}})
+def miscounted(shape: Shape, rng: random.Random, kind: str) -> Run:
+    """Sums that are not tokens × k: of ``expert choice``, right where all counts are the same.
 
-
-def miscounted(shape: Shape, rng: random.Random, of_rank: bool) -> Run:
-    """The counts of one rank are missing; or a half, a quarter, an eighth or the double counted."""
+    ``uneven`` choice: a layer has another count. ``part``: a half, a quarter, an eighth or the
+    double of all. ``rank``: the counts of one rank are missing.
+    """
     pairs, ranks = shape.tokens * shape.top_k, len(ranks_of(shape)) or 1
+    each = min(shape.tokens, round(shape.fair_count * rng.choice((0.5, 1.0, 1.25, 2.0))))
     total = rng.choice([2 * pairs, *(pairs // n for n in (2, 4, 8) if pairs % n == 0)])
     rank, size = rng.randrange(ranks), shape.num_experts // ranks
+    sick = some_routers(shape, 1 / shape.routers if kind == "uneven" else 1.0, rng)
 
     def meter(router: int, step: int, row: list[int]) -> list[int]:
-        left = [n * (e // size != rank) for e, n in enumerate(row)]
-        return left if of_rank else whole(row, total)
+        if kind == "part":
+            return whole(row, total)
+        if kind == "rank":
+            return [n * (e // size != rank) for e, n in enumerate(row)]
+        return [each - (kind == "uneven" and router in sick), *[each] * (len(row) - 1)]
 
-    found = Expected(rule="METER", routers=tuple(range(shape.routers)), severity="error")
     course = Course(popularity=constant(shape, 0.2, rng), meter=meter)
-    header = {"world_size": ranks, "expert_parallel_size": ranks}
-    says = f"rank {rank}" if of_rank else "world size|recomput|top[-_]k"
-    return run_of(shape, rng, course, found, header=header, says=says)
+    found = [Expected(rule="METER", routers=sick, severity="error")] if kind != "choice" else []
+    header: Record = {"world_size": ranks, "expert_parallel_size": ranks}
+    if kind in ("choice", "uneven"):
+        header = {"balance": {"method": "expert_choice"}}
+    says = {"rank": f"rank {rank}", "part": "world size|recomput|top[-_]k"}.get(kind, "")
+    return run_of(shape, rng, course, *found, header=header, says=says)
 
 
 def one_hog(shape: Shape, rng: random.Random) -> Run:
@@ -163,12 +162,9 @@ def one_hog(shape: Shape, rng: random.Random) -> Run:
     shape, (hog,) = replace(shape, capacity_factor=1.5), _some(shape, rng, 0)
     load = rng.uniform(0.8, 0.95) * shape.num_experts / shape.top_k
     pull = math.log(load * (shape.num_experts - 1) / (shape.num_experts - load))
+    hot = [pull * (e == hog) for e in range(shape.num_experts)]
     found = Expected(rule="DROPS", experts=(hog,))
-    course, found = jump(
-        *(shape, rng, 1 / shape.routers),
-        lambda row: [rng.gauss(0, 0.1) + pull * (e == hog) for e, _ in enumerate(row)],
-        found,
-    )
+    course, found = jump(shape, rng, 1 / shape.routers, lambda row: hot, found)
     return run_of(shape, rng, course, found, says=rf"expert {hog}\b", never="raise capacity")
 
 

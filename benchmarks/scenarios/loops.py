@@ -133,7 +133,7 @@ def sources(
     loop = Loop(shape, rng, logged=logged)
     loop.data = lambda router, e, step: liked[router][step // holds % kinds][e]
     if not warns:
-        return loop.run(allowed={"STARVED": "warn"}, never="too high|lower ")
+        return loop.run(allowed={"STARVED": "warn"}, never="too high|lower bias")
     found = replace(LINT, rule="OSCILLATION", routers=tuple(range(shape.routers)))
     return loop.run(found, says="alternat", never=r"from [\d.e-]+ to |lower bias")
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 from benchmarks.scenarios import KNOBS
@@ -12,51 +13,45 @@ from benchmarks.scoreboard.plan import Case
 from microscope_tui.diagnosis import Severity, report
 from microscope_tui.scenarios import Shape
 
-_TWIN_STEPS = 4  # times as long: a rate that is raised tenfold needs its time
-_ALL = range(64)
+_LONGER = 4  # a rate that is raised tenfold needs its time
 
 
 def _flipped(text: str) -> dict[str, Any]:
-    named = [int(depth) - 1 for depth in re.findall(r"\bL(\d+)\b", text)]
-    return {"flip": (named or _ALL) if "flip the sign" in text.lower() else ()}
-
-
-def _called(text: str) -> dict[str, Any]:
-    return {"called": "call it" in text.lower()}
+    named = [int(depth) - 1 for depth in re.findall(r"\bl(\d+)\b", text)]
+    return {"flip": named or range(64)} if "flip the sign" in text else {}
 
 
 def _raised(text: str) -> dict[str, Any]:
-    found = re.search(r"raise \S+ from [\d.e-]+ to ([\d.e-]+\d)", text.lower())
+    found = re.search(r"raise \S+ from \S+ to ([\d.e-]+\d)", text)
     return {"rate": float(found[1])} if found else {}
 
 
 FOLLOWED: dict[str, Callable[[str], dict[str, Any]]] = {
     "sign-of-some": _flipped,
-    "bias-never-moves": _called,
+    "bias-never-moves": lambda text: {"called": "call it" in text},
     "tiny-rate": _raised,
 }
-"""Kind → what its twin changes after the text of the first line."""
+"""Kind → what its twin changes after the first line of the report."""
 
 
 def show_remedies(shapes: Sequence[str], seeds: range) -> int:
     """Judge every sick run and its twin; print both and return how many twins are still sick."""
     still_sick = 0
-    for kind, follow in FOLLOWED.items():
-        for case in (Case(kind, shape, seed) for shape in shapes for seed in seeds):
-            experts, top_k = map(int, case.shape.split("/"))
-            steps = KNOBS[kind].steps
-            shape = Shape(routers=4, num_experts=experts, top_k=top_k, steps=steps)
-            sick = judge(case, KNOBS[kind], shape)
-            _, advice = report(sick.diagnosis)[0]
-            change = follow(f"{advice.cause} {advice.verdict}. {advice.why} {advice.next}")
-            twin = replace(KNOBS[kind], build=partial(KNOBS[kind].build, **change))
-            left = _active(judge(case, twin, replace(shape, steps=_TWIN_STEPS * steps)))
-            still_sick += bool(left)
-            print(f"{kind} {case.shape} {case.seed}: {_active(sick)}: {advice.next}")
-            print(f"  the twin with {change}: {left or 'nothing is wrong at its end'}")
+    for case in (Case(kind, *run) for kind in FOLLOWED for run in product(shapes, seeds)):
+        known, (experts, top_k) = KNOBS[case.scenario], map(int, case.shape.split("/"))
+        shape = Shape(routers=4, num_experts=experts, top_k=top_k, steps=known.steps)
+        sick = judge(case, known, shape)
+        _, advice = report(sick.diagnosis)[0]
+        text = f"{advice.cause} {advice.verdict}. {advice.why} {advice.next}"
+        change = FOLLOWED[case.scenario](text.lower())
+        twin = replace(known, build=partial(known.build, **change))
+        left = _active(judge(case, twin, replace(shape, steps=_LONGER * known.steps)))
+        still_sick += bool(left)
+        print(f"{case.scenario} {case.shape} {case.seed}: {_active(sick)}: {advice.next}")
+        print(f"  the twin with {change}: {left or 'nothing is wrong at its end'}")
     return still_sick
 
 
 def _active(judged: Judged) -> str:
-    wrong = [e for e in judged.episodes if e.active and e.severity >= Severity.WARN]
-    return ", ".join(sorted({e.rule for e in wrong}))
+    wrong = {e.rule for e in judged.episodes if e.active and e.severity >= Severity.WARN}
+    return ", ".join(sorted(wrong))
