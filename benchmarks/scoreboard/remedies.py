@@ -13,7 +13,7 @@ from benchmarks.scoreboard.plan import Case
 from microscope_tui.diagnosis import Severity, report
 from microscope_tui.scenarios import Shape
 
-_LONGER = 4  # a rate that is raised tenfold needs its time
+_LONGER = 3  # a rate that is raised tenfold needs its time
 
 
 def _flipped(text: str) -> dict[str, Any]:
