@@ -159,7 +159,7 @@ def miscounted(shape: Shape, rng: random.Random, kind: str) -> Run:
 
 def one_hog(shape: Shape, rng: random.Random) -> Run:
     """One expert has held the overflow since a step: look at its tokens."""
-    shape, (hog,) = replace(shape, capacity_factor=1.5), _some(shape, rng, 0)
+    shape, (hog,) = replace(shape, capacity_factor=1.75), _some(shape, rng, 0)
     load = rng.uniform(0.8, 0.95) * shape.num_experts / shape.top_k
     pull = math.log(load * (shape.num_experts - 1) / (shape.num_experts - load))
     hot = [pull * (e == hog) for e in range(shape.num_experts)]

@@ -149,7 +149,9 @@ def overshoots(shape: Shape, rng: random.Random) -> Run:
 def tiny_rate(shape: Shape, rng: random.Random, rate: float = 0.0) -> Run:
     """The bias grows straight on, far too slowly; ten times as fast it arrives in 2,000 steps."""
     loop = Loop(shape, rng, 0.2)
-    tiny = float(f"{_SPREAD * loop.widest / 40_000:.0e}")
+    row = min(loop.scores, key=lambda row: max(row) - min(row))
+    loop.scores = [rng.sample(row, len(row)) for _ in loop.scores]  # all as far from even
+    tiny = float(f"{_SPREAD * (max(row) - min(row)) / 40_000:.0e}")
     loop.rate = rate or tiny
     found = replace(LINT, rule="BIAS_RUNAWAY", routers=tuple(range(shape.routers)))
     return loop.run(found, says=rf"to {10 * tiny:.3g}\b", never=rf"to {3 * tiny:.3g}\b")
