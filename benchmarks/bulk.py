@@ -54,6 +54,8 @@ class BulkPlan:
     seed: int = 0
     collapse: tuple[int, int] | None = None
     """The router that falls onto k experts, and the step at which it starts to fall."""
+    tail: Sequence[float] = ()
+    """Weights of a few experts of every router; those of the others are about 1."""
     spikes: Mapping[int, float] = field(default_factory=dict)
     """Step → loss; not repeated after a restart, as when the batch is skipped."""
     restarts: Sequence[tuple[int, int]] = ()
@@ -265,6 +267,8 @@ def _draw(
     weights = [math.exp(0.08 * s + rng.gauss(0, 0.04)) for s in skill]
     for expert in chosen:
         weights[expert] *= math.exp(pull)
+    for expert, weight in enumerate(plan.tail):
+        weights[expert] *= weight
     return draw_counts(weights, plan.tokens, plan.top_k, rng)
 
 

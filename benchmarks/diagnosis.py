@@ -3,14 +3,16 @@
     python -m benchmarks.diagnosis [--seeds 0:20] [--jobs 2] [--quick] [--results FILE.jsonl]
     python -m benchmarks.diagnosis --scenarios slow-collapse,shock --shapes 8/2,64/8
     python -m benchmarks.diagnosis --one slow-collapse 64/8 3
+    python -m benchmarks.diagnosis --remedies [--seeds 0:2] [--shapes 8/2,64/8]
     python -m benchmarks.diagnosis --throughput
 
 Every scenario × shape × seed is written, read back as bytes and judged: was each trouble named in
 the right layers (hit), how many steps after it began (delay), was it dated correctly, and what was
 wrong (false alarms in 10,000 steps). Beside it, on the same records, three limits on
 one number. Layers and tokens are drawn from the seed. ``--quick`` takes two seeds and two shapes.
-An interrupted run resumes where it stopped; ``--fresh`` starts again. ``--throughput`` measures
-records a second, and memory. Ends with 1 if a target is missed.
+An interrupted run resumes where it stopped; ``--fresh`` starts again. ``--remedies`` judges
+sick runs and their twins that follow the advice. ``--throughput`` measures records a second, and
+memory. Ends with 1 if a target is missed.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from benchmarks.machine import machine, options_of
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scoreboard.judging import show_throughput
 from benchmarks.scoreboard.plan import QUICK_SHAPES, SHAPES, Case, cases, fingerprint
+from benchmarks.scoreboard.remedies import show_remedies
 from benchmarks.scoreboard.results import complete
 from benchmarks.scoreboard.table import failures, show, show_one
 
@@ -29,7 +32,7 @@ from benchmarks.scoreboard.table import failures, show, show_one
 def main() -> int:
     options = options_of(
         __doc__, seeds="", scenarios="", shapes="", jobs=2, results=Path, fresh=False,
-        quick=False, one=[], throughput=False,
+        quick=False, one=[], remedies=False, throughput=False,
     )  # fmt: skip
     if options.one:
         scenario, shape, seed = options.one
@@ -44,10 +47,12 @@ def main() -> int:
 
 def scoreboard(options: argparse.Namespace) -> int:
     """Judge what is still to be judged, print the table; 1 if a target is missed."""
-    first, _, stop = (options.seeds or ("0:2" if options.quick else "0:20")).partition(":")
+    few = options.quick or options.remedies
+    first, _, stop = (options.seeds or ("0:2" if few else "0:20")).partition(":")
     seeds = range(int(first), int(stop))
-    usual = QUICK_SHAPES if options.quick else SHAPES
-    shapes = options.shapes.split(",") if options.shapes else usual
+    shapes = options.shapes.split(",") if options.shapes else QUICK_SHAPES if few else SHAPES
+    if options.remedies:
+        return min(1, show_remedies(shapes, seeds))
     scenarios = options.scenarios.split(",") if options.scenarios else list(SCENARIOS)
     if unknown := sorted(set(scenarios) - set(SCENARIOS)):
         sys.exit(f"--scenarios {', '.join(unknown)}: no such scenario")

@@ -32,7 +32,7 @@ _UNBALANCED: Record = {"balance": {"method": "none"}}
 _EARLY = 23
 
 
-def _before(at: int, **event: object) -> Edit:
+def before(at: int, **event: object) -> Edit:
     """An event before step ``at``; by default the run resumes there."""
 
     def edit(records: Iterator[Record]) -> Iterator[Record]:
@@ -119,30 +119,31 @@ def restart(shape: Shape, rng: random.Random) -> Run:
     """Layers fall soon after the training started again."""
     at = around(0.4 * shape.steps, rng)
     course, found = fall(shape, rng, at + rng.randint(2, 20), 8)
-    return _run(shape, rng, course, found, cause="restart", edit=_before(at))
+    return _run(shape, rng, course, found, cause="restart", edit=before(at))
 
 
-def _jump(
+def jump(
     shape: Shape, rng: random.Random, share: float = 0.4,
     drawn: Callable[[Logs], Logs] | None = None, found: Expected = _COLLAPSE,
+    at: float = 0.43,
 ) -> tuple[Course, Expected]:  # fmt: skip
     """The load of some routers jumps at one step: by default onto few experts."""
-    at, before = around(0.43 * shape.steps, rng), uneven(shape, 0.3, rng)
+    onset, before = around(at * shape.steps, rng), uneven(shape, 0.3, rng)
     sick = some_routers(shape, share, rng)
     drawn = drawn or (lambda row: few_busy(shape, rng.uniform(0.18, 0.28), rng))
     after = [drawn(row) if router in sick else row for router, row in enumerate(before)]
-    course = Course(popularity=blended(before, after, lambda step: float(step >= at)))
-    return course, replace(found, routers=sick, onset=at)
+    course = Course(popularity=blended(before, after, lambda step: float(step >= onset)))
+    return course, replace(found, routers=sick, onset=onset)
 
 
 def bias_lost(shape: Shape, rng: random.Random) -> Run:
     """A resume without the biases: they stay near zero, and some layers uneven."""
-    course, found = _jump(shape, rng)
+    course, found = jump(shape, rng)
     lint = replace(LINT, onset=found.onset, tolerance=250)
-    run = _run(shape, rng, course, lint, found, cause="lost", edit=_before(found.onset))
+    run = _run(shape, rng, course, lint, found, cause="lost", edit=before(found.onset))
     without = steps(shape, rng, replace(course, bias_update_rate=1e-15), first=found.onset)
-    before = steps(shape, rng, course, last=found.onset - 1)
-    return replace(run, steps=chain(before, without))
+    first = steps(shape, rng, course, last=found.onset - 1)
+    return replace(run, steps=chain(first, without))
 
 
 def rank_lost(shape: Shape, rng: random.Random) -> Run:
@@ -150,22 +151,22 @@ def rank_lost(shape: Shape, rng: random.Random) -> Run:
     ranks = len(ranks_of(shape))
     each, rank = shape.num_experts // ranks, rng.randrange(ranks)
     gone = tuple(range(rank * each, (rank + 1) * each))
-    dead = Expected(rule="DEAD", experts=gone, tolerance=60)
+    dead = Expected(rule="DEAD", experts=gone, severity="crit", tolerance=60)
 
     def without(row: Logs) -> Logs:
         return [log - 40 * (e in gone) for e, log in enumerate(row)]
 
-    course, found = _jump(shape, rng, 1.0, without, dead)
-    header, edit = {"world_size": ranks, "expert_parallel_size": ranks}, _before(found.onset)
+    course, found = jump(shape, rng, 1.0, without, dead)
+    header, edit = {"world_size": ranks, "expert_parallel_size": ranks}, before(found.onset)
     return _run(shape, rng, course, found, cause=f"rank {rank}", header=header, edit=edit)
 
 
 def data_switch(shape: Shape, rng: random.Random) -> Run:
     """The loss and the load of several layers jump at a step; half of the logs have an event."""
-    course, found = _jump(shape, rng, 0.75)
+    course, found = jump(shape, rng, 0.75)
     learned, at = falling_loss(shape), found.onset
     course = replace(course, loss=lambda step: learned(step) + 0.8 * (step >= at))
-    edit = _before(at, kind="event", event="data", step=at) if rng.random() < 0.5 else None
+    edit = before(at, kind="event", event="data", step=at) if rng.random() < 0.5 else None
     return _run(shape, rng, course, found, cause="change", edit=edit)
 
 
@@ -190,7 +191,7 @@ def hot_and_narrow(shape: Shape, rng: random.Random) -> Run:
         row, share = few_busy(rest, rng.uniform(0.36, 0.4), rng), rng.uniform(0.97, 0.995)
         return [math.log(share * math.fsum(map(math.exp, row)) / (shape.top_k - share)), *row]
 
-    return _run(shape, rng, *_jump(shape, rng, 0.4, drawn))
+    return _run(shape, rng, *jump(shape, rng, 0.4, drawn))
 
 
 def idle_in_turn(shape: Shape, rng: random.Random) -> Run:

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -40,13 +40,22 @@ _RHYTHMS = ((1, 2), (1, 1, 2), (1, 4), (1, 1, 1, 3), (1, 2, 3, 2))
 _NOTHING = 1e-9
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advised(Truth):
+    """Patterns of the text in lower case: of the first line, or of any line of a healthy run."""
+
+    says: str = ""
+    never: str = ""
+
+
 def run_of(shape: Shape, rng: random.Random, course: Course, *found: Expected, **more: Any) -> Run:
     """A run that takes this course; without a trouble it is a hard negative."""
     profile, cause = more.get("header", {}).get("profile", "pretrain"), more.pop("cause", "")
     beside = BESIDE_COLLAPSE | {"COLLAPSE": "warn"} if found and found[0].rule != "METER" else {}
-    truth = Truth(
+    words = {name: more.pop(name, "") for name in ("says", "never")}
+    truth = Advised(
         expected=found, allowed=more.pop("allowed", beside), profile=profile,
-        hard_negative=not found, cause=cause,
+        hard_negative=not found, cause=cause, **words,
     )  # fmt: skip
     return replace(Run(shape=shape, truth=truth, steps=steps(shape, rng, course)), **more)
 

@@ -22,7 +22,7 @@ from microscope_tui.scenarios.control import (
     oscillation,
     pooled_aux,
 )
-from microscope_tui.scenarios.course import BIAS_UPDATE_RATE, Course, steps
+from microscope_tui.scenarios.course import Course, steps
 from microscope_tui.scenarios.healthy import settled
 from microscope_tui.scenarios.popularity import constant, pulled, whole
 from microscope_tui.scenarios.run import (
@@ -45,10 +45,6 @@ APART = 50
 SLOWEST = 32
 """Steps of the longest period that OSCILLATION can see."""
 _ODD_PERIODS = (3.0, 3.0, 5.0, 7.0, 2.5, 3.4)
-_SCORE_SPREAD = 0.05
-"""Difference of two scores at which one expert is e times as popular as the other."""
-_LARGEST = 12.0
-"""Bound of the log-popularity."""
 _POOLED_SICK = 0.75  # share of the routers that collapse behind the pooled loss
 
 
@@ -122,37 +118,6 @@ def bias_bang_bang(shape: Shape, rng: random.Random) -> Run:
     """The bias overshoots: two halves of the experts take turns, step by step."""
     swing = rng.uniform(0.8, 1.3)
     return oscillation(shape, rng, [math.pi * (e % 2) for e in range(shape.num_experts)], 2, swing)
-
-
-def bias_wrong_sign(shape: Shape, rng: random.Random) -> Run:
-    """Push every router away from balance from the first step on."""
-    base = settled(shape, rng)
-    biases = [[0.0] * shape.num_experts for _ in range(shape.routers)]
-    routed_with = [list(row) for row in biases]
-
-    def popularity(router: int, step: int) -> Sequence[float]:
-        pairs = zip(base(router, step), biases[router], strict=True)
-        return [w * math.exp(min(_LARGEST, bias / _SCORE_SPREAD)) for w, bias in pairs]
-
-    def update(router: int, step: int, counts: list[int]) -> list[int]:
-        fair = sum(counts) / len(counts)
-        routed_with[router] = biases[router]
-        biases[router] = [
-            bias + BIAS_UPDATE_RATE * ((n > fair) - (n < fair))
-            for bias, n in zip(biases[router], counts, strict=True)
-        ]
-        return counts
-
-    def logged() -> Iterator[Step]:
-        course = Course(popularity=popularity, bias_update_rate=None, meter=update)
-        for step in steps(shape, rng, course):
-            rows = [[round(bias, 6) for bias in row] for row in routed_with]
-            yield replace(step, expert_bias=rows)
-
-    found = Expected(rule="LINT", tolerance=500)
-    beside = BESIDE_COLLAPSE | {"COLLAPSE": "crit"}
-    truth = Truth(expected=(found,), allowed=beside, cause="sign")
-    return Run(shape=shape, truth=truth, steps=logged())
 
 
 def forced_balance(shape: Shape, rng: random.Random) -> Run:

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import re
 import resource
 import tempfile
 import time
@@ -16,7 +17,7 @@ from benchmarks.scoreboard.plan import Case, drawn
 from microscope_tui import measures
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, report
 from microscope_tui.runlog import Entry, RunReader, RunRecord, StepEntry, StepRecord
-from microscope_tui.scenarios import Shape, Truth, lines
+from microscope_tui.scenarios import Scenario, Shape, Truth, lines
 from microscope_tui.watch import Judge
 
 
@@ -63,23 +64,32 @@ class Judged:
 
     @property
     def named_first(self) -> bool | None:
-        """Whether the first line of the report names the planted cause, where there is one."""
-        if not self.truth.cause or self.diagnosis is None:
+        """Whether the first line names the planted cause and the remedy, where there is one.
+
+        Of a healthy run every line may tell what it is.
+        """
+        truth, diagnosis = self.truth, self.diagnosis
+        says, never = getattr(truth, "says", ""), getattr(truth, "never", "")
+        if not (truth.cause or says or never) or diagnosis is None:
             return None
-        first = [f"{advice.cause} {advice.verdict}" for _, advice in report(self.diagnosis)[:1]]
-        return any(self.truth.cause in line.lower() for line in first)
+        first = [advice for _, advice in report(diagnosis)][: None if truth.hard_negative else 1]
+        named = any(truth.cause in f"{a.cause} {a.verdict}".lower() for a in first)
+        texts = [f"{a.cause} {a.verdict} {a.why} {a.next}".lower() for a in first]
+        told = any(re.search(says, text, re.DOTALL) for text in texts)
+        wrong = never and any(re.search(never, text) for text in texts)
+        return (named or not truth.cause) and (told or not says) and not wrong
 
 
-def judge(case: Case) -> Judged:
-    """Write the run, read it back, judge it.
+def judge(case: Case, scenario: Scenario | None = None, shape: Shape | None = None) -> Judged:
+    """Write the run, read it back, judge it; or a twin of it, with another scenario or shape.
 
     Raises:
         ValueError: the scenario fits no such shape.
     """
-    shape = drawn(case)
+    shape = shape or drawn(case)
     if shape is None:
         raise ValueError(f"scenario {case.scenario} does not fit {case.shape}")
-    truth, encoded = lines(SCENARIOS[case.scenario], shape, case.seed)
+    truth, encoded = lines(scenario or SCENARIOS[case.scenario], shape, case.seed)
     judged = Judged(case=case, shape=shape, truth=truth, fall=fall_of(truth))
     reader, engine = RunReader(case.scenario), Judge(case.scenario, Criteria())
     for line in encoded:
@@ -131,20 +141,24 @@ CHUNK = 1 << 20
 REPEATS = 3
 
 
-LOADS = (
-    Shape(routers=10, num_experts=8, top_k=2, tokens=4096, steps=5_000),
-    Shape(routers=58, num_experts=256, top_k=8, tokens=131_072, steps=3_000),
+_LARGE = Shape(routers=58, num_experts=256, top_k=8, tokens=131_072, steps=3_000)
+LOADS: tuple[tuple[Shape, tuple[float, ...]], ...] = (
+    (Shape(routers=10, num_experts=8, top_k=2, tokens=4096, steps=5_000), ()),
+    (_LARGE, ()),
+    (_LARGE, (0.02, 0.02, 2e-4, 2e-4, 2e-5, 0.0)),
 )
-"""Healthy runs to be judged."""
+"""Runs to be judged: healthy ones, and one whose layers all have a long tail: the weights of its
+experts, starved, with a stray token, or dead, in every step."""
 
 
 def show_throughput(repeats: int = REPEATS) -> None:
     """Print records per second and peak memory; each figure is from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        for load in LOADS:
+        for load, tail in LOADS:
             log, twice = Path(folder) / "once.jsonl", Path(folder) / "twice.jsonl"
             sizes = asdict(load)
             del sizes["capacity_factor"]
+            sizes["tail"] = tail
             write_bulk(log, **sizes)
             write_bulk(twice, **{**sizes, "steps": 2 * load.steps})
             measured = [_apart(log) for _ in range(repeats)]
@@ -152,7 +166,8 @@ def show_throughput(repeats: int = REPEATS) -> None:
             _, doubled = _apart(twice)
             peak = max(peak for _, peak in measured)
             print(
-                f"{load.routers} layers x {load.num_experts} experts, {load.steps:,} steps, "
+                f"{load.routers} layers x {load.num_experts} experts, {load.steps:,} steps"
+                f"{' with a long tail' if tail else ''}, "
                 f"{log.stat().st_size / 1e6:.0f} MB: best {rates[-1]:,.0f} records/s "
                 f"({rates[0]:,.0f} to {rates[-1]:,.0f}, {repeats} runs), "
                 f"{rates[-1] * log.stat().st_size / load.steps / 1e6:,.0f} MB/s"

@@ -23,11 +23,12 @@ SHAPES = [
 ]
 # Where the meter is at fault, or the format has another sum for it.
 SUM_DIFFERS = {"double-counting", "padding", "from-shares", "impossible-counts", "cause-wrong-sums"}
+SUM_DIFFERS |= {"expert-choice", "expert-choice-uneven", "partial-sums", "zero-block"}
 HARD_NEGATIVES = [
     name
     for name, scenario in SCENARIOS.items()
     if lines(scenario, SMALL, 0)[0].hard_negative
-    and name not in ("narrow-steady", "frozen-steady", "ragged")
+    and name not in ("narrow-steady", "frozen-steady", "ragged", "lora", "settles-late")
 ]
 SEVERITIES = {"info", "warn", "crit", "error"}
 
