@@ -4,16 +4,18 @@ is not. The router here is a real one in small: what the bias does to the load i
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Context, Lint, SignMemory, StepView
+from microscope_tui.diagnosis import Advice, Context, Finding, Lint, SignMemory, StepView, report
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
+from tests.conftest import header, step as line_of
+from tests.diagnosis.conftest import Record, judge
 
 E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
 ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))
@@ -34,18 +36,21 @@ class Routers:
     memory: float = 0.0
     proportional: bool = False
     logged_after: bool = False
+    signs: Sequence[int] = (1,) * ROUTERS
+    spread: float = 0.7
     step: int = 0
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.skill = [[self.rng.gauss(0, 0.7) for _ in range(E)] for _ in ROUTER]
-        self.bias = [[0.0] * E for _ in ROUTER]
-        self.mean = [[0.0] * E for _ in ROUTER]
+        self.skill = [[self.rng.gauss(0, self.spread) for _ in range(E)] for _ in self.signs]
+        self.bias = [[0.0] * E for _ in self.signs]
+        self.mean = [[0.0] * E for _ in self.signs]
 
     def __next__(self) -> Line:
         self.step += 1
         counts, routed_with = [], [list(row) for row in self.bias]
-        for skill, bias, mean in zip(self.skill, self.bias, self.mean, strict=True):
+        parts = zip(self.skill, self.bias, self.mean, self.signs, strict=True)
+        for skill, bias, mean, sign in parts:
             logs = [max(-9.0, min(9.0, s + b / SPREAD)) for s, b in zip(skill, bias, strict=True)]
             row = draw_counts([2.718**x for x in logs], TOKENS, K, self.rng)
             counts.append(row)
@@ -54,7 +59,7 @@ class Routers:
                 mean[e] = self.memory * mean[e] + (1 - self.memory) * over
                 if self.step % self.every == 0:
                     size = mean[e] if self.proportional else (mean[e] > 0) - (mean[e] < 0)
-                    bias[e] -= self.rate * size
+                    bias[e] -= sign * self.rate * size
         return counts, [list(row) for row in self.bias] if self.logged_after else routed_with
 
     def __iter__(self) -> Iterator[Line]:
@@ -76,7 +81,7 @@ def wrong_at(routers: Iterator[Line], steps: int, counts_every: int = 1) -> int 
     for step in range(1, steps + 1):
         shown = step % counts_every == 0
         sign.observe(view(step, next(routers), with_counts=shown), memory)
-        if memory.wrong_at is not None:
+        if memory.wrong:
             return step
     return None
 
@@ -151,20 +156,20 @@ def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
     for step in range(counts_every, 400 * counts_every, counts_every):
         sign.observe(view(step, swinging(step, period, lag)), memory)
     assert memory.outcomes, "it was tested"
-    assert memory.wrong_at is None
+    assert not memory.wrong
 
 
 def test_after_it_was_corrected_and_resumed_it_ends() -> None:
     sign, memory, routers = Lint(Context(HEADER)).sign, SignMemory(), Routers(-0.001)
     for step in range(1, 201):
         sign.observe(view(step, next(routers)), memory)
-    assert memory.wrong_at is not None
-    assert memory.resumed(memory.wrong_at).wrong_at is None  # those steps no longer hold
+    assert memory.wrong
+    assert not memory.resumed(min(memory.wrong.values())).wrong  # those steps no longer hold
     memory, routers.rate = memory.resumed(201), 0.001
-    assert memory.wrong_at is not None
+    assert memory.wrong
     for step in range(201, 260):
         sign.observe(view(step, next(routers)), memory)
-    assert memory.wrong_at is None
+    assert not memory.wrong
 
 
 @pytest.mark.parametrize(
@@ -183,3 +188,20 @@ def test_a_bias_that_no_update_moves_is_not_tested(
 ) -> None:
     run = RunRecord("r", ROUTER, balance=balance, profile=profile)
     assert Lint(Context(run)).bias_moves == moves
+
+
+def log_of(routers: Routers, steps: int, rate: float = 0.001, **changes: Any) -> list[Record]:
+    """The log of a run whose header has this rate: its next steps."""
+    names = [f"L{i + 1}" for i in range(len(routers.signs))]
+    model = {"layers": list(range(1, len(names) + 1)), "layer_names": names}
+    model |= {"score_function": "sigmoid"}
+    balance = {"method": "bias", "bias_update_rate": rate, "update": "sign"}
+    records = [header(model=model, balance=balance, **changes)]
+    for _ in range(steps):
+        counts, biases = next(routers)
+        records.append(line_of(routers.step, counts, TOKENS, expert_bias=biases))
+    return records
+
+
+def advised(records: list[Record]) -> list[tuple[Finding, Advice]]:
+    return report(judge(records))
