@@ -1,5 +1,6 @@
-"""A bias update with the wrong sign is found; one that is only slow, late, averaged or too fast
-is not. The router here is a real one in small: what the bias does to the load is simulated."""
+"""A bias update with the wrong sign is found, and one that does nothing; one that is only slow,
+late, averaged or too fast is not. The router here is a real one in small: what the bias does to the
+load is simulated."""
 
 import itertools
 import math
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Advice, Context, Finding, Lint, SignMemory, StepView, report
+from microscope_tui.diagnosis import Context, Lint, Severity, SignMemory, StepView, report
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step as line_of
-from tests.diagnosis.conftest import Record, judge
+from tests.diagnosis.conftest import Record, judge, loud
 
 E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
 ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))
@@ -191,17 +192,102 @@ def test_a_bias_that_no_update_moves_is_not_tested(
 
 
 def log_of(routers: Routers, steps: int, rate: float = 0.001, **changes: Any) -> list[Record]:
-    """The log of a run whose header has this rate: its next steps."""
+    """The next steps of a run whose header has this rate."""
     names = [f"L{i + 1}" for i in range(len(routers.signs))]
-    model = {"layers": list(range(1, len(names) + 1)), "layer_names": names}
-    model |= {"score_function": "sigmoid"}
+    model = {"layers": [*range(len(names))], "layer_names": names, "score_function": "sigmoid"}
     balance = {"method": "bias", "bias_update_rate": rate, "update": "sign"}
-    records = [header(model=model, balance=balance, **changes)]
-    for _ in range(steps):
-        counts, biases = next(routers)
-        records.append(line_of(routers.step, counts, TOKENS, expert_bias=biases))
-    return records
+    lines = [header(model=model, balance=balance, **changes)]
+    for counts, biases in itertools.islice(routers, steps):
+        lines.append(line_of(routers.step, counts, TOKENS, expert_bias=biases))
+    return lines
 
 
-def advised(records: list[Record]) -> list[tuple[Finding, Advice]]:
-    return report(judge(records))
+def settings(records: list[Record]) -> list[Any]:
+    """What LINT finds: the cause, the layers and the severity."""
+    found = [finding for finding, _ in report(judge(records)) if finding.rule == "LINT"]
+    return [(f.worst.reason, f.layers, f.severity) for f in found]
+
+
+@pytest.mark.parametrize("signs", [(1, -1, 1, 1), (-1, 1, 1, -1)])
+def test_only_the_layers_with_a_wrong_sign_are_flipped_and_no_rate_is_raised(signs: Any) -> None:
+    records = log_of(Routers(0.001, signs=signs, seed=3), 300)
+    wrong = tuple(f"L{i + 1}" for i, sign in enumerate(signs) if sign < 0)
+    assert settings(records) == [("wrong bias sign", wrong, Severity.WARN)]
+    for finding, advice in report(judge(records)):
+        assert finding.rule == "LINT" or advice.cause == "bias update with the wrong sign"
+        assert advice.next.startswith(f"Flip the sign of the bias update in {', '.join(wrong)}: ")
+        assert advice.next.endswith(f"with expert_bias in {', '.join(wrong)} set to zero.")
+    assert not loud(judge(log_of(Routers(0.001, signs=(1,) * 4, seed=3), 300))), "the remedy works"
+
+
+def test_a_router_that_disagrees_with_all_others_needs_a_second_full_trial() -> None:
+    two, one = (wrong_at(Routers(0.001, signs=signs), 400) for signs in ((-1, -1, 1), (-1, 1, 1)))
+    assert 0 < (two or 0) < 130
+    assert 100 <= (one or 0) - (two or 0) < 180
+
+
+@pytest.mark.parametrize(("named", "even"), [(False, False), (True, False), (True, True)])
+def test_a_second_trial_or_a_resume_with_the_right_sign_clears_a_router(
+    named: bool, even: bool
+) -> None:
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory()
+    routers = Routers(0.001, signs=(-1, 1, 1))
+    while not (memory.wrong if named else memory.doubted):
+        sign.observe(view(routers.step, next(routers)), memory)
+    memory, routers.signs = memory.resumed(999) if named else memory, (1, 1, 1)
+    if even:
+        routers.skill, routers.bias = ([[0.0] * E for _ in ROUTER] for _ in range(2))
+    for line in itertools.islice(routers, 100 if named else 300):
+        sign.observe(view(routers.step, line), memory)
+    assert not memory.wrong
+
+
+STANDS = "bias does not move"
+ALL = ("L1", "L2", "L3")
+
+
+@pytest.mark.parametrize(
+    ("how", "until", "rate", "profile", "found"),
+    [
+        ({"signs": (0, 0, 0)}, 230, 0.001, "pretrain", [(STANDS, ALL, Severity.WARN)]),
+        ({"signs": (1, 0, 1)}, 230, 0.001, "pretrain", [(STANDS, ("L2",), Severity.WARN)]),
+        ({"signs": (0, 0, 0)}, 210, 0.001, "pretrain", [(STANDS, ALL, Severity.INFO)]),  # 91 steps
+        ({"signs": (0, 0, 0), "spread": 0}, 300, 0.001, "pretrain", [(STANDS, ALL, Severity.INFO)]),
+        ({"signs": (1, 1, 1)}, 230, 0.001, "pretrain", []),
+        ({"signs": (0, 0, 0)}, 230, 0.0, "pretrain", []),
+        ({"signs": (0, 0, 0)}, 230, None, "pretrain", []),  # it may be 0
+        ({"signs": (0, 0, 0)}, 230, 0.001, "eval", []),
+    ],
+)
+def test_a_bias_that_never_moves_is_a_warning_where_the_load_is_uneven(
+    how: Any, until: int, rate: Any, profile: str, found: list[Any]
+) -> None:
+    assert settings(log_of(Routers(0.001, **how), until, rate, profile=profile)) == found
+
+
+def test_the_update_that_is_not_called_explains_a_collapse_and_the_rate_stays() -> None:
+    records = log_of(Routers(0.0, spread=3.0, signs=(1, 1)), 240)
+    (first, advice), *_ = found = report(judge(records))
+    assert (first.rule, advice.cause) == ("COLLAPSE", "selection bias does not move")
+    assert advice.next == "Call the bias update after the optimizer's step and start again."
+    assert not any("aise" in advice.next for _, advice in found)
+    (why,) = (advice.why for finding, advice in found if finding.rule == "LINT")
+    assert "did not change in 200 steps although the rate is 0.001: the update is not" in why
+
+
+def test_a_bias_that_moved_and_stands_may_be_held_in_bf16() -> None:
+    routers = Routers(0.001, seed=1)
+    records = log_of(routers, 150)
+    routers.rate = 0.0
+    judged = judge(records + log_of(routers, 250)[1:])
+    assert not loud(judged), "an even load"
+    ((_, advice),) = report(judged)
+    assert advice.why.endswith("or overwritten, or it is held in bf16, where 0.001 is lost.")
+
+
+def test_where_the_load_does_not_follow_the_bias_ten_times_the_rate_is_what_helps() -> None:
+    made = [Routers(rate, spread=2.0, seed=1, signs=(1, 1)) for rate in (1e-5, 3e-5, 1e-4)]
+    runs = [judge(log_of(routers, 750, routers.rate)) for routers in made]
+    (_, advice), *_ = report(runs[0])
+    assert advice.next == "Raise bias_update_rate from 1e-05 to 0.0001 and start again."
+    assert [any(e.active for e in loud(run)) for run in runs] == [True, True, False]

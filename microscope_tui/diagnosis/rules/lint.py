@@ -124,12 +124,8 @@ _INFO = (
     Reason.ROUTER_FROZEN,
 )
 _FROM_STEPS = (
-    Reason.AUX_POOLED,
-    Reason.BIAS_LOST,
-    Reason.BIAS_MOVES,
-    Reason.BIAS_STANDS,
-    Reason.WRONG_SIGN,
-)
+    Reason.AUX_POOLED, Reason.BIAS_LOST, Reason.BIAS_MOVES, Reason.BIAS_STANDS, Reason.WRONG_SIGN
+)  # fmt: skip
 _OF_TRANSFORMERS = "output_router_logits"
 _OF_TRAINER = "trainer_aux_weight"
 _AUX = ("aux", "aux_loss", "router_aux")
@@ -154,12 +150,10 @@ class LintLimits(RuleLimits, frozen=True):
     sign_uneven: float = 0.85
     """c below which the change of the bias is compared with the load …"""
     sign_changes: int = 100
-    """… for this many changes; a critically collapsed router needs a third of them …"""
+    """… for this many changes (or steps, where none changes: with an even load, the rate may be 0
+    by now); a critically collapsed router needs a third of them …"""
     sign_agreement: float = 0.9
     """… and this much of the load agrees with the change: 1 if every busy expert gains bias."""
-    stands_uneven: int = 100
-    """Steps with c below ``sign_uneven`` that make a bias that does not move a warning: with an
-    even load the rate may be 0 by now."""
 
     relations = "floor <= 1, sign_agreement <= 1, uneven <= 1"
 
@@ -168,17 +162,15 @@ _Held = tuple[int, Reading]
 
 
 class Bias(msgspec.Struct):
-    """The bias of one router at the last look."""
+    """The bias of one router: a sum that changes with it, and since when it is the same."""
 
     mark: float
-    """A sum that changes with it."""
     since: int
     moved: bool
-    """Whether it changed at this first look …"""
+    """Whether it changed before."""
     steps: int = 0
-    """… and for how long it has not changed since."""
     uneven: int = 0
-    """Lines in a row with an uneven load meanwhile."""
+    """Lines in a row with an uneven load."""
 
 
 class Memory(msgspec.Struct):
@@ -202,7 +194,7 @@ class Memory(msgspec.Struct):
     first_lost: int | None = None
     biases: dict[int, Bias] = {}
     standing: tuple[int, ...] = ()
-    """Routers whose bias did not change from one look to the next."""
+    """Routers whose bias is the same as at the look before."""
     held: dict[int, list[float]] = {}
     """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
     moving: bool = False
@@ -227,12 +219,9 @@ class Lint(Rule[LintLimits, Memory]):
     def set_up(self) -> None:
         limits, run = self.limits, self.context.run
         critical = self.context.limits.of(CollapseLimits).critical
+        several = len(self.routers) > 1
         self.sign = BiasSign(
-            limits.sign_uneven,
-            limits.sign_changes,
-            limits.sign_agreement,
-            critical,
-            several=len(self.routers) > 1,
+            limits.sign_uneven, limits.sign_changes, limits.sign_agreement, critical, several
         )
         self.bias_moves = (
             self.context.trains
@@ -287,9 +276,9 @@ class Lint(Rule[LintLimits, Memory]):
         usual = memory.spans.rows[-1][0] if memory.spans.rows else 0.0
         memory.resumed = None
         if memory.lost is not None:
-            again = memory.first_lost != memory.lost  # and at the next restart, until one keeps it
-            ended = span >= _BACK * usual and (at is not None or not again)
-            memory.lost = None if ended else memory.lost
+            once = memory.lost == memory.first_lost
+            if span >= _BACK * usual and (once or at is not None):  # a restart has kept it
+                memory.lost = None
         elif at is not None and span <= _LOST * usual > 0:
             memory.lost = at
             memory.first_lost = memory.first_lost or at
@@ -304,7 +293,6 @@ class Lint(Rule[LintLimits, Memory]):
         return {i: row for i in range(len(self.routers)) if (row := view.biases(i))}
 
     def _compare(self, step: int, rows: Mapping[int, list[float]]) -> None:
-        """Whether the bias of each router has changed since the last look."""
         biases = self.memory.biases
         for index, row in rows.items():
             mark, last = sum(map(mul, row, count(1))), biases.get(index)
@@ -356,10 +344,10 @@ class Lint(Rule[LintLimits, Memory]):
         bias, index = self.memory.biases[router], view.collapse_index
         uneven = index is not None and index.values[router] < self.limits.sign_uneven
         bias.uneven = bias.uneven + 1 if uneven else 0
-        warns = bias.uneven >= self.lines(self.limits.stands_uneven)
+        warns = bias.uneven >= self.lines(self.limits.sign_changes)
+        severity = Severity.WARN if warns else Severity.INFO
         facts: Facts = {"cause": Reason.BIAS_STANDS, "routers": self.memory.standing}
         facts = {**facts, "steps": bias.steps, "moved": bias.moved}
-        severity = Severity.WARN if warns else Severity.INFO
         return router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
@@ -395,8 +383,7 @@ class Lint(Rule[LintLimits, Memory]):
             return
         memory.counted += 1
         if memory.counted <= _EARLY or memory.counted % _LOOKS == 0:
-            rows = self._biases(view).items()
-            moved = [memory.held.setdefault(i, row) != row for i, row in rows]
+            moved = [memory.held.setdefault(i, r) != r for i, r in self._biases(view).items()]
             memory.moving = any(moved) or (memory.moving and memory.counted < _EARLY)
 
     def _settings(self, view: StepView) -> Iterator[Reason]:
