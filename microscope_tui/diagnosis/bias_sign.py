@@ -67,7 +67,7 @@ class Trial(msgspec.Struct):
 class SignMemory(msgspec.Struct):
     trials: dict[int, Trial] = {}
     outcomes: dict[int, int] = {}
-    """Of wrong ones the number of trials that say so."""
+    """Of wrong ones the number of trials."""
     blind: int = 0
     doubted: list[int] = []
     """Routers found wrong that need a second trial."""

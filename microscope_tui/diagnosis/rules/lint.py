@@ -1,9 +1,10 @@
 """LINT: settings that are known to damage a run, reported at the first step of each header.
 
-Some show in the steps: a bias that a restart has lost, that stands, or that moves while the routers
+Some show in the steps: a bias that a restart has lost, one that is still or moves while the routers
 are frozen, an update with the wrong sign (``bias_sign``), an auxiliary loss that pools all layers.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from operator import mul
@@ -131,7 +132,7 @@ _OF_TRAINER = "trainer_aux_weight"
 _AUX = ("aux", "aux_loss", "router_aux")
 
 _LOOKS = 100  # lines from one look at the bias to the next, which decodes a whole line
-_EARLY = 40  # first lines with counts, in each of which the bias of frozen routers is compared
+_EARLY = 40  # lines in which a bias is compared that may not move, or that of frozen routers
 _LOST, _BACK = 0.1, 0.5  # of its span before
 _STILL = 5  # lines without any gradient, after which the routers are frozen
 
@@ -162,13 +163,16 @@ _Held = tuple[int, Reading]
 
 
 class Bias(msgspec.Struct):
-    """The bias of one router: a sum that changes with it, and since when it is the same."""
+    """The bias of one router, the same from one line to another."""
 
     mark: float
+    """A sum that changes with it."""
     since: int
+    until: int
     moved: bool
-    """Whether it changed before."""
-    steps: int = 0
+    """Whether it differs between experts."""
+    same: int = 0
+    """Lines in a row that show it."""
     uneven: int = 0
     """Lines in a row with an uneven load."""
 
@@ -194,7 +198,7 @@ class Memory(msgspec.Struct):
     first_lost: int | None = None
     biases: dict[int, Bias] = {}
     standing: tuple[int, ...] = ()
-    """Routers whose bias is the same as at the look before."""
+    """Routers whose bias did not move from look to look, or from the start."""
     held: dict[int, list[float]] = {}
     """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
     moving: bool = False
@@ -295,12 +299,14 @@ class Lint(Rule[LintLimits, Memory]):
     def _compare(self, step: int, rows: Mapping[int, list[float]]) -> None:
         biases = self.memory.biases
         for index, row in rows.items():
-            mark, last = sum(map(mul, row, count(1))), biases.get(index)
-            if last is not None and last.mark == mark:
-                last.steps = step - last.since
+            last = biases.get(index)
+            if last is not None and last.mark == _mark(row):
+                last.until = step
             else:
-                biases[index] = Bias(mark, step, moved=last is not None)
-        self.memory.standing = tuple(r for r, bias in biases.items() if bias.steps > 0)
+                biases[index] = Bias(_mark(row), step, step, max(row) > min(row))
+        self.memory.standing = tuple(
+            r for r, b in biases.items() if b.until > b.since or not b.moved
+        )
 
     def held_causes(self, view: StepView) -> Sequence[_Held] | None:
         memory = self.memory
@@ -333,22 +339,31 @@ class Lint(Rule[LintLimits, Memory]):
             routers = tuple(sorted(memory.sign.wrong))
             facts: Facts = {"cause": Reason.WRONG_SIGN, "routers": routers}
             yield from ((router, Reading(Severity.WARN, facts=facts)) for router in routers)
-        if self.bias_moves and self.has_rate:
-            yield from (self._stands(view, router) for router in memory.standing)
+        if self.bias_moves and self.has_rate and memory.standing:
+            yield from self._standing(view)
         if memory.lost is not None:
             yield self._of_run(Reason.BIAS_LOST)
         if memory.moving and self.frozen >= len(self.routers):
             yield self._of_run(Reason.BIAS_MOVES)
 
-    def _stands(self, view: StepView, router: int) -> _Held:
-        bias, index = self.memory.biases[router], view.collapse_index
-        uneven = index is not None and index.values[router] < self.limits.sign_uneven
-        bias.uneven = bias.uneven + 1 if uneven else 0
-        warns = bias.uneven >= self.lines(self.limits.sign_changes)
-        severity = Severity.WARN if warns else Severity.INFO
-        facts: Facts = {"cause": Reason.BIAS_STANDS, "routers": self.memory.standing}
-        facts = {**facts, "steps": bias.steps, "moved": bias.moved}
-        return router, Reading(severity, facts=facts, since=bias.since)
+    def _standing(self, view: StepView) -> Iterator[_Held]:
+        """A bias that moves to and fro can be the same at two looks: the next lines decide."""
+        memory, index = self.memory, view.collapse_index
+        for router in memory.standing:
+            bias = memory.biases[router]
+            uneven = index is not None and index.values[router] < self.limits.sign_uneven
+            bias.uneven = bias.uneven + 1 if uneven else 0
+            if bias.same < _EARLY and (row := view.biases(router)):
+                bias.same = bias.same + 1 if _mark(row) == bias.mark else -_LOOKS
+                bias.until = view.step
+        found = tuple(r for r in memory.standing if memory.biases[r].same >= _EARLY)
+        for router in found:
+            bias = memory.biases[router]
+            warns = bias.uneven >= self.lines(self.limits.sign_changes)
+            severity = Severity.WARN if warns else Severity.INFO
+            facts: Facts = {"cause": Reason.BIAS_STANDS, "routers": found}
+            facts = {**facts, "steps": bias.until - bias.since, "moved": bias.moved}
+            yield router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
         """Whether the loss is near its floor k while a layer by itself is far from even.
@@ -466,6 +481,10 @@ class Lint(Rule[LintLimits, Memory]):
         known["missing"] = listed(run.training.get("missing_targets", ()))
         known["coefficient"] = run.balance.get(_OF_TRAINER, 0.0)
         return why.format(**known), remedy.format(**known)
+
+
+def _mark(bias: Sequence[float]) -> float:
+    return math.fsum(map(mul, bias, count(1)))
 
 
 def _is_ignored(balance: Mapping[str, Any]) -> bool:
