@@ -4,8 +4,8 @@ Where the load of a router is uneven, the change of every expert's bias from lin
 compared with its load: a trial. Writers log the bias that a step was routed with or the one after
 its update, so the change must agree with the load at both of its ends; where the load swings, it
 disagrees with one of them. A bias that moves back and forth is not evidence: counts that are logged
-only sometimes can show a swing in reverse. Each router has one trial per start of a run, and a
-second one where it is found wrong and most others are not.
+only sometimes can show a swing in reverse. Each router has one trial per start of a run, a second
+one where it is found wrong and most others are not, and others if it collapses undecided.
 """
 
 from collections.abc import Sequence
@@ -121,7 +121,8 @@ class BiasSign(msgspec.Struct, frozen=True):
         if index.low >= self.uneven and not memory.wrong:
             return []
         c, wrong = index.values, memory.wrong
-        known = memory.trials.keys() | (memory.outcomes.keys() - set(memory.doubted))
+        known = {r for r, outcome in memory.outcomes.items() if outcome or c[r] >= self.critical}
+        known = memory.trials.keys() | (known - set(memory.doubted))
         low = [r for r in range(len(c)) if r not in known and (c[r] < self.uneven or r in wrong)]
         return sorted(low, key=c.__getitem__)
 
@@ -147,17 +148,17 @@ class BiasSign(msgspec.Struct, frozen=True):
         low, high = sorted(map(truediv, trial.agreed, [max(1.0, t) for t in trial.total]))
         if changes >= _RIGHT_AFTER and low < -_WEAK:
             return _RIGHT
-        net = sum(map(abs, _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])))
         most = 2.5 * self.changes
-        agrees = low >= _WEAK and high >= self.agreement and net >= _DIRECTED * trial.path
         enough = (
             changes >= most
             or (second and changes >= self.changes)
             or (changes >= self.changes and trial.lately >= _GROWN * trial.early)
             or (changes >= _FEW and c < self.critical)
         )
-        if agrees and enough:
-            return _WRONG
+        if enough and low >= _WEAK and high >= self.agreement:
+            net = _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])
+            if sum(map(abs, net)) >= _DIRECTED * trial.path:
+                return _WRONG
         return _UNDECIDED if changes >= most else None
 
 

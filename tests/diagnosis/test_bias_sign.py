@@ -242,6 +242,16 @@ def test_a_second_trial_or_a_resume_with_the_right_sign_clears_a_router(
     assert not memory.wrong
 
 
+def test_a_router_whose_trial_decided_nothing_is_tried_again_once_it_collapses() -> None:
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory(outcomes=dict.fromkeys(range(3), 0))
+    tried = []
+    for step, line in enumerate(itertools.islice(Routers(-0.001), 400), 1):
+        sign.observe(view(step, line), memory)
+        tried += [step] * bool(memory.trials)
+    assert tried[0] > 100
+    assert memory.wrong
+
+
 STANDS = "bias does not move"
 ALL = ("L1", "L2", "L3")
 

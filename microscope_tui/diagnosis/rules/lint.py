@@ -4,10 +4,7 @@ Some show in the steps: a bias that a restart has lost, one that is still or mov
 are frozen, an update with the wrong sign (``bias_sign``), an auxiliary loss that pools all layers.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
-from operator import mul
 from typing import Any
 
 import msgspec
@@ -165,14 +162,13 @@ _Held = tuple[int, Reading]
 class Bias(msgspec.Struct):
     """The bias of one router, the same from one line to another."""
 
-    mark: float
-    """A sum that changes with it."""
+    mark: int
     since: int
     until: int
     moved: bool
     """Whether it differs between experts."""
     same: int = 0
-    """Lines in a row that show it."""
+    """Lines in a row that show it; −1 if one does not."""
     uneven: int = 0
     """Lines in a row with an uneven load."""
 
@@ -300,10 +296,10 @@ class Lint(Rule[LintLimits, Memory]):
         biases = self.memory.biases
         for index, row in rows.items():
             last = biases.get(index)
-            if last is not None and last.mark == _mark(row):
+            if last is not None and last.mark == hash(tuple(row)):
                 last.until = step
             else:
-                biases[index] = Bias(_mark(row), step, step, max(row) > min(row))
+                biases[index] = Bias(hash(tuple(row)), step, step, max(row) > min(row))
         self.memory.standing = tuple(
             r for r, b in biases.items() if b.until > b.since or not b.moved
         )
@@ -353,8 +349,8 @@ class Lint(Rule[LintLimits, Memory]):
             bias = memory.biases[router]
             uneven = index is not None and index.values[router] < self.limits.sign_uneven
             bias.uneven = bias.uneven + 1 if uneven else 0
-            if bias.same < _EARLY and (row := view.biases(router)):
-                bias.same = bias.same + 1 if _mark(row) == bias.mark else -_LOOKS
+            if 0 <= bias.same < _EARLY and (row := view.biases(router)):
+                bias.same = bias.same + 1 if hash(tuple(row)) == bias.mark else -1
                 bias.until = view.step
         found = tuple(r for r in memory.standing if memory.biases[r].same >= _EARLY)
         for router in found:
@@ -481,10 +477,6 @@ class Lint(Rule[LintLimits, Memory]):
         known["missing"] = listed(run.training.get("missing_targets", ()))
         known["coefficient"] = run.balance.get(_OF_TRAINER, 0.0)
         return why.format(**known), remedy.format(**known)
-
-
-def _mark(bias: Sequence[float]) -> float:
-    return math.fsum(map(mul, bias, count(1)))
 
 
 def _is_ignored(balance: Mapping[str, Any]) -> bool:
