@@ -4,16 +4,18 @@ Where the load of a router is uneven, the change of every expert's bias from lin
 compared with its load: a trial. Writers log the bias that a step was routed with or the one after
 its update, so the change must agree with the load at both of its ends; where the load swings, it
 disagrees with one of them. A bias that moves back and forth is not evidence: counts that are logged
-only sometimes can show a swing in reverse. Each router has one trial per start of a run.
+only sometimes can show a swing in reverse. Each router has one trial per start of a run, a second
+one where it is found wrong and most others are not, and others if it collapses undecided.
 """
 
 from collections.abc import Sequence
+from operator import truediv
 
 import msgspec
 
 from microscope_tui.diagnosis.signals import Signal, StepView
 
-_MOST = 8  # routers on trial at the same time
+_MOST = 8  # routers on trial at the same time, until one is found wrong
 _BLIND = 64  # lines with counts and without a bias, after which none is expected
 _FIRST = 16  # changes whose load is compared with the latest
 _GROWN = 1.2  # a wrong sign makes the load less even: its variance grows by this factor
@@ -65,21 +67,28 @@ class Trial(msgspec.Struct):
 class SignMemory(msgspec.Struct):
     trials: dict[int, Trial] = {}
     outcomes: dict[int, int] = {}
+    """Of wrong ones the number of trials."""
     blind: int = 0
-    wrong_at: int | None = None
-    """Step from which the sign counts as wrong."""
+    doubted: list[int] = []
+    """Routers found wrong that need a second trial."""
+    wrong: dict[int, int] = {}
+    """Router → step from which its sign counts as wrong."""
 
     def resumed(self, step: int) -> "SignMemory":
         """The memory of a run that resumes at ``step``: new trials decide about the sign."""
-        return SignMemory(wrong_at=before(step, self.wrong_at))
+        return SignMemory(wrong={r: at for r, at in self.wrong.items() if at < step})
 
-    def conclude(self, step: int) -> None:
-        outcomes = list(self.outcomes.values())
-        wrong, right = outcomes.count(_WRONG), outcomes.count(_RIGHT)
-        if self.wrong_at is None and wrong and wrong >= 2 * right:
-            self.wrong_at = step
-        elif right > wrong:
-            self.wrong_at = None  # it was corrected
+    def conclude(self, router: int, outcome: int, step: int, several: bool) -> None:
+        """The trial of a router is over."""
+        self.outcomes[router] = outcome + (outcome == _WRONG and router in self.doubted)
+        del self.trials[router]
+        found = [r for r, trials in self.outcomes.items() if trials >= _WRONG]
+        right = list(self.outcomes.values()).count(_RIGHT)
+        few = several and len(found) <= max(1, right // 2)
+        self.doubted = [r for r in found if few and self.outcomes[r] == _WRONG]
+        self.wrong = dict.fromkeys(set(found) - set(self.doubted), step) | self.wrong
+        if outcome == _RIGHT:
+            self.wrong.pop(router, None)  # it was corrected
 
 
 class BiasSign(msgspec.Struct, frozen=True):
@@ -91,6 +100,8 @@ class BiasSign(msgspec.Struct, frozen=True):
     """Share of the load that has to agree with them."""
     critical: float
     """c at which a third of the changes is enough."""
+    several: bool
+    """Whether the run has other routers."""
 
     def observe(self, view: StepView, memory: SignMemory) -> None:
         index = view.collapse_index if memory.blind < _BLIND else None
@@ -100,18 +111,20 @@ class BiasSign(msgspec.Struct, frozen=True):
         if not (memory.trials or new) or not view.has_counts:
             return
         seen = False
-        for router in [*memory.trials, *new[: _MOST - len(memory.trials)]]:
+        room = len(new) if memory.wrong or memory.doubted else max(0, _MOST - len(memory.trials))
+        for router in [*memory.trials, *new[:room]]:
             seen = self._look(view, router, index.values[router], memory) or seen
         memory.blind = 0 if seen else memory.blind + 1
-        memory.conclude(view.step)
 
     def _untried(self, index: Signal, memory: SignMemory) -> list[int]:
-        """Uneven routers without a trial, the most uneven first."""
-        if index.low >= self.uneven:
+        """Routers to try that are uneven, or whose sign was wrong: the most uneven first."""
+        if index.low >= self.uneven and not memory.wrong:
             return []
-        known = memory.outcomes.keys() | memory.trials.keys()
-        low = [r for r, c in enumerate(index.values) if c < self.uneven and r not in known]
-        return sorted(low, key=index.values.__getitem__)
+        c, wrong = index.values, memory.wrong
+        known = {r for r, outcome in memory.outcomes.items() if outcome or c[r] >= self.critical}
+        known = memory.trials.keys() | (known - set(memory.doubted))
+        low = [r for r in range(len(c)) if r not in known and (c[r] < self.uneven or r in wrong)]
+        return sorted(low, key=c.__getitem__)
 
     def _look(self, view: StepView, router: int, c: float, memory: SignMemory) -> bool:
         """Add one line of a router on trial; false if it has no bias or no counts."""
@@ -123,36 +136,30 @@ class BiasSign(msgspec.Struct, frozen=True):
             memory.trials[router] = Trial(bias, bias, _centred(counts))
             return True
         trial.add(bias, counts)
-        outcome = self._outcome(trial, c)
+        second = router in memory.doubted
+        outcome = self._outcome(trial, 1.0 if second else c, second)
         if outcome is not None:
-            memory.outcomes[router] = outcome
-            del memory.trials[router]
+            memory.conclude(router, outcome, view.step, self.several)
         return True
 
-    def _outcome(self, trial: Trial, c: float) -> int | None:
+    def _outcome(self, trial: Trial, c: float, second: bool) -> int | None:
         """``None`` while the trial is running."""
         changes = trial.changes
-        low, high = sorted(
-            a / t if t else 0.0 for a, t in zip(trial.agreed, trial.total, strict=True)
-        )
+        low, high = sorted(map(truediv, trial.agreed, [max(1.0, t) for t in trial.total]))
         if changes >= _RIGHT_AFTER and low < -_WEAK:
             return _RIGHT
-        net = sum(map(abs, _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])))
         most = 2.5 * self.changes
-        agrees = low >= _WEAK and high >= self.agreement and net >= _DIRECTED * trial.path
         enough = (
             changes >= most
+            or (second and changes >= self.changes)
             or (changes >= self.changes and trial.lately >= _GROWN * trial.early)
             or (changes >= _FEW and c < self.critical)
         )
-        if agrees and enough:
-            return _WRONG
+        if enough and low >= _WEAK and high >= self.agreement:
+            net = _centred([b - a for a, b in zip(trial.first, trial.bias, strict=True)])
+            if sum(map(abs, net)) >= _DIRECTED * trial.path:
+                return _WRONG
         return _UNDECIDED if changes >= most else None
-
-
-def before(step: int, at: int | None) -> int | None:
-    """A step that a resume at ``step`` leaves valid, else ``None``."""
-    return at if at is not None and at < step else None
 
 
 def _centred(values: Sequence[float]) -> list[float]:

@@ -17,7 +17,14 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, number, setting
+from microscope_tui.diagnosis.rules.base import (
+    MOST_SWING,
+    calm_down,
+    ids_of,
+    number,
+    place,
+    setting,
+)
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -38,12 +45,14 @@ _UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD",
 _PROVEN = {
     Reason.WRONG_SIGN: "bias update with the wrong sign",
     Reason.BIAS_LOST: "selection bias lost at the restart",
+    Reason.BIAS_STANDS: "selection bias does not move",
 }
 """Causes of LINT that the steps prove: what explains an uneven load, in words."""
 _SETTINGS = {
-    **dict.fromkeys((Reason.AUX_NOT_APPLIED, Reason.AUX_IGNORED), "auxiliary loss not applied"),
+    Reason.AUX_IGNORED: "auxiliary loss not applied",
     Reason.NO_BALANCING: "no load balancing",
     Reason.ROUTER_FROZEN: "frozen router",
+    Reason.AUX_NOT_APPLIED: "auxiliary loss not applied",
     Reason.TOP1_NORMALISED: "top-1 routing with normalised weights",
     Reason.AUX_POOLED: "auxiliary loss pooled over all layers",
     Reason.LAYERS_POOLED: "auxiliary loss pooled over all layers",
@@ -207,34 +216,38 @@ def _without(episodes: Sequence[Episode], taken: Iterable[Episode]) -> list[Epis
 
 def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) -> Iterator[_Found]:
     """The first of these settings that LINT reports."""
-    lint = {e.reason: e for e in _of("LINT", left) if e.active}
+    lint = [e for e in _of("LINT", left) if e.active]
     for reason, title in titles.items():
-        proof = lint.get(reason)
-        explained = _explained_by(proof, left, known) if proof is not None else []
-        if proof is None or all(e.severity <= Severity.INFO for e in explained):
+        proofs = [e for e in lint if e.reason == reason]
+        explained = _explained_by(proofs, left, known) if proofs else []
+        if all(e.severity <= Severity.INFO for e in explained):
             continue
         frozen = reason == Reason.ROUTER_FROZEN
-        remedy = _FROZEN if frozen else known.remedy_of(proof)
-        reset = ", with expert_bias set to zero" if reason == Reason.WRONG_SIGN else ""
-        yield Cause(title, remedy=remedy, goes_back=not frozen, reset=reset), [proof, *explained]
+        remedy = _FROZEN if frozen else known.remedy_of(proofs[0])
+        zero = f", with expert_bias{place(proofs[0], known.run)} set to zero"
+        reset = zero if reason == Reason.WRONG_SIGN else ""
+        yield Cause(title, remedy=remedy, goes_back=not frozen, reset=reset), [*proofs, *explained]
         return
 
 
-def _explained_by(proof: Episode, left: list[Episode], known: Known) -> list[Episode]:
+def _explained_by(proofs: list[Episode], left: list[Episode], known: Known) -> list[Episode]:
     """Uneven loads, or what else a setting brings; nothing where it is not the cause."""
     uneven = _beside(left, [e for e in left if _is_uneven(e, known)])
     uniform = _of("UNIFORM", left)
-    match proof.facts["cause"]:
+    match proofs[0].reason:
         case Reason.AUX_TOO_STRONG:
             return uniform
-        case Reason.TOP1_NORMALISED:
+        case Reason.ROUTER_FROZEN if not _all_frozen(known.run):
+            return []
+        case Reason.ROUTER_FROZEN | Reason.TOP1_NORMALISED:
             return uneven + uniform
-        case Reason.ROUTER_FROZEN:
-            return uneven + uniform if _all_frozen(known.run) else []
         case Reason.WRONG_SIGN:
             return uneven + _of("OSCILLATION", left)
         case Reason.BIAS_LOST:
-            return [e for e in uneven if e.onset >= proof.onset - _GAP]
+            first = proofs[0].onset - number(proofs[0], "ago")
+            return [e for e in uneven if e.onset >= first - _GAP]
+        case Reason.BIAS_STANDS:
+            return [e for e in uneven if e.router_index in ids_of(proofs[0], "routers")]
         case Reason.LAYERS_POOLED:  # even layers beside uneven ones are what pooling hides
             layers = {e.router_index for e in uneven}
             return uneven if len(layers) != len(known.run.routers) else []
@@ -368,7 +381,8 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
         title = f"{rate} too high for some layers, too low for others"
     if any(e.severity > Severity.INFO for e in core):
         worst = min(core, key=lambda e: (not e.active, -e.severity, RULES[e.rule].cause_rank))
-        yield Cause(title, remedy=known.remedy_of(worst)), _beside(left, core)
+        stalled = (e for e in core if e.active and number(e, "stalled"))
+        yield Cause(title, remedy=known.remedy_of(next(stalled, worst))), _beside(left, core)
 
 
 def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:

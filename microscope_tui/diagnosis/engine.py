@@ -304,7 +304,7 @@ class Diagnosis(_State):
             if not self._is_muted(rule, index):
                 self.ledger.open(rule.name, index, view.step, reading)
         silent = not rule.judges_settings or self._is_muted(rule, WHOLE_RUN)
-        if not silent and (held := rule.whole_run_causes(view)) is not None:
+        if not silent and (held := rule.held_causes(view)) is not None:
             self.ledger.set_causes(rule.name, view.step, held)
 
     def _take(self, rule: AnyRule, readings: Readings | None) -> None:

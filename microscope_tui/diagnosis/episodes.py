@@ -51,6 +51,7 @@ class Reason(StrEnum):
     BIAS_LOST = "bias lost"
     BIAS_MOVES = "bias moves, router frozen"
     BIAS_NOT_UPDATED = "bias not updated"
+    BIAS_STANDS = "bias does not move"
     BY_CONSTRUCTION = "balanced by construction"
     FEW_TOKENS = "few tokens"
     LAYERS_POOLED = "layers pooled"

@@ -1,6 +1,6 @@
 """The ledger: all episodes of a run, which are open, how they change, and how they are dated."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from typing import Any
 
 from microscope_tui import measures
@@ -144,15 +144,20 @@ class Ledger:
             episode.now = None
             del self._running[episode.rule, episode.router_index]
 
-    def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> None:
-        """Open an episode for each new cause of the whole run; end those whose cause is gone."""
-        held = {e.reason: e for e in self.episodes if e.rule == rule and e.active}
-        for cause, episode in held.items():
-            if cause not in causes:
-                self._end(episode, step)
-        for cause, severity in causes.items():
-            if cause not in held:
-                self.open(rule, WHOLE_RUN, step, Reading(severity, facts={"cause": cause}))
+    def set_causes(self, rule: str, step: int, causes: Iterable[tuple[int, Reading]]) -> None:
+        """Open an episode for each new cause; end those whose cause is gone."""
+        held = {(e.router_index, e.reason): e for e in self.episodes if e.rule == rule and e.active}
+        for index, reading in causes:
+            episode = held.pop((index, reading.facts["cause"]), None)
+            if episode is None:
+                self.open(rule, index, step, reading)
+                continue
+            episode.facts = episode.facts | _plain(reading.facts)
+            if (severity := reading.severity or Severity.INFO) > episode.severity:
+                episode.severity = severity
+                self._grade(episode, step)
+        for episode in held.values():
+            self._end(episode, step)
 
     def restart(self, step: int) -> list[Episode]:
         """Withdraw everything reported at ``step`` and later.

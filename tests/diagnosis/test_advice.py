@@ -475,6 +475,19 @@ def test_a_rate_is_raised_only_as_far_as_the_largest_swing_leaves_room(
     )
 
 
+@pytest.mark.parametrize(
+    ("rate", "margin", "raised"),
+    [(1e-5, {}, "0.0001"), (2e-4, {}, "0.001"), (5e-4, {}, "0.0015"), (1e-5, 0.02, "0.0002 (")],
+)
+def test_a_rate_that_does_nothing_is_raised_tenfold_to_the_usual_one_or_as_the_margin_says(
+    rate: float, margin: Any, raised: str
+) -> None:
+    stalled = {"stalled": 1.0} | ({"margin": margin} if margin else {})
+    run = replace(RUN, balance=BIAS | {"bias_update_rate": rate})
+    words = alone(episode("BIAS_RUNAWAY", facts=stalled), run=run).next
+    assert words.startswith(f"Raise bias_update_rate from {rate:g} to {raised}")
+
+
 def test_only_a_sign_update_is_made_faster() -> None:
     for update, words in (
         ("proportional", "A proportional update overshoots at a higher bias_update_rate: add"),

@@ -1,19 +1,22 @@
-"""A bias update with the wrong sign is found; one that is only slow, late, averaged or too fast
-is not. The router here is a real one in small: what the bias does to the load is simulated."""
+"""A bias update with the wrong sign is found, and one that does nothing; one that is only slow,
+late, averaged or too fast is not. The router here is a real one in small: what the bias does to the
+load is simulated."""
 
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Context, Lint, SignMemory, StepView
+from microscope_tui.diagnosis import Context, Lint, Severity, SignMemory, StepView, report
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
+from tests.conftest import header, step as line_of
+from tests.diagnosis.conftest import Record, judge, loud
 
 E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
 ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))
@@ -34,18 +37,21 @@ class Routers:
     memory: float = 0.0
     proportional: bool = False
     logged_after: bool = False
+    signs: Sequence[int] = (1,) * ROUTERS
+    spread: float = 0.7
     step: int = 0
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.skill = [[self.rng.gauss(0, 0.7) for _ in range(E)] for _ in ROUTER]
-        self.bias = [[0.0] * E for _ in ROUTER]
-        self.mean = [[0.0] * E for _ in ROUTER]
+        self.skill = [[self.rng.gauss(0, self.spread) for _ in range(E)] for _ in self.signs]
+        self.bias = [[0.0] * E for _ in self.signs]
+        self.mean = [[0.0] * E for _ in self.signs]
 
     def __next__(self) -> Line:
         self.step += 1
         counts, routed_with = [], [list(row) for row in self.bias]
-        for skill, bias, mean in zip(self.skill, self.bias, self.mean, strict=True):
+        parts = zip(self.skill, self.bias, self.mean, self.signs, strict=True)
+        for skill, bias, mean, sign in parts:
             logs = [max(-9.0, min(9.0, s + b / SPREAD)) for s, b in zip(skill, bias, strict=True)]
             row = draw_counts([2.718**x for x in logs], TOKENS, K, self.rng)
             counts.append(row)
@@ -54,7 +60,7 @@ class Routers:
                 mean[e] = self.memory * mean[e] + (1 - self.memory) * over
                 if self.step % self.every == 0:
                     size = mean[e] if self.proportional else (mean[e] > 0) - (mean[e] < 0)
-                    bias[e] -= self.rate * size
+                    bias[e] -= sign * self.rate * size
         return counts, [list(row) for row in self.bias] if self.logged_after else routed_with
 
     def __iter__(self) -> Iterator[Line]:
@@ -76,7 +82,7 @@ def wrong_at(routers: Iterator[Line], steps: int, counts_every: int = 1) -> int 
     for step in range(1, steps + 1):
         shown = step % counts_every == 0
         sign.observe(view(step, next(routers), with_counts=shown), memory)
-        if memory.wrong_at is not None:
+        if memory.wrong:
             return step
     return None
 
@@ -151,20 +157,20 @@ def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
     for step in range(counts_every, 400 * counts_every, counts_every):
         sign.observe(view(step, swinging(step, period, lag)), memory)
     assert memory.outcomes, "it was tested"
-    assert memory.wrong_at is None
+    assert not memory.wrong
 
 
 def test_after_it_was_corrected_and_resumed_it_ends() -> None:
     sign, memory, routers = Lint(Context(HEADER)).sign, SignMemory(), Routers(-0.001)
     for step in range(1, 201):
         sign.observe(view(step, next(routers)), memory)
-    assert memory.wrong_at is not None
-    assert memory.resumed(memory.wrong_at).wrong_at is None  # those steps no longer hold
+    assert memory.wrong
+    assert not memory.resumed(min(memory.wrong.values())).wrong  # those steps no longer hold
     memory, routers.rate = memory.resumed(201), 0.001
-    assert memory.wrong_at is not None
+    assert memory.wrong
     for step in range(201, 260):
         sign.observe(view(step, next(routers)), memory)
-    assert memory.wrong_at is None
+    assert not memory.wrong
 
 
 @pytest.mark.parametrize(
@@ -183,3 +189,115 @@ def test_a_bias_that_no_update_moves_is_not_tested(
 ) -> None:
     run = RunRecord("r", ROUTER, balance=balance, profile=profile)
     assert Lint(Context(run)).bias_moves == moves
+
+
+def log_of(routers: Routers, steps: int, rate: float = 0.001, **changes: Any) -> list[Record]:
+    """The next steps of a run whose header has this rate."""
+    names = [f"L{i + 1}" for i in range(len(routers.signs))]
+    model = {"layers": [*range(len(names))], "layer_names": names, "score_function": "sigmoid"}
+    balance = {"method": "bias", "bias_update_rate": rate, "update": "sign"}
+    lines = [header(model=model, balance=balance, **changes)]
+    for counts, biases in itertools.islice(routers, steps):
+        lines.append(line_of(routers.step, counts, TOKENS, expert_bias=biases))
+    return lines
+
+
+def settings(records: list[Record]) -> list[Any]:
+    """What LINT finds: the cause, the layers and the severity."""
+    found = [finding for finding, _ in report(judge(records)) if finding.rule == "LINT"]
+    return [(f.worst.reason, f.layers, f.severity) for f in found]
+
+
+@pytest.mark.parametrize("signs", [(1, -1, 1, 1), (-1, 1, 1, -1)])
+def test_only_the_layers_with_a_wrong_sign_are_flipped_and_no_rate_is_raised(signs: Any) -> None:
+    records = log_of(Routers(0.001, signs=signs, seed=3), 300)
+    wrong = tuple(f"L{i + 1}" for i, sign in enumerate(signs) if sign < 0)
+    assert settings(records) == [("wrong bias sign", wrong, Severity.WARN)]
+    for finding, advice in report(judge(records)):
+        assert finding.rule == "LINT" or advice.cause == "bias update with the wrong sign"
+        assert advice.next.startswith(f"Flip the sign of the bias update in {', '.join(wrong)}: ")
+        assert advice.next.endswith(f"with expert_bias in {', '.join(wrong)} set to zero.")
+    assert not loud(judge(log_of(Routers(0.001, signs=(1,) * 4, seed=3), 300))), "the remedy works"
+
+
+def test_a_router_that_disagrees_with_all_others_needs_a_second_full_trial() -> None:
+    two, one = (wrong_at(Routers(0.001, signs=signs), 400) for signs in ((-1, -1, 1), (-1, 1, 1)))
+    assert 0 < (two or 0) < 130
+    assert 100 <= (one or 0) - (two or 0) < 180
+
+
+@pytest.mark.parametrize(("named", "even"), [(False, False), (True, False), (True, True)])
+def test_a_second_trial_or_a_resume_with_the_right_sign_clears_a_router(
+    named: bool, even: bool
+) -> None:
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory()
+    routers = Routers(0.001, signs=(-1, 1, 1))
+    while not (memory.wrong if named else memory.doubted):
+        sign.observe(view(routers.step, next(routers)), memory)
+    memory, routers.signs = memory.resumed(999) if named else memory, (1, 1, 1)
+    if even:
+        routers.skill, routers.bias = ([[0.0] * E for _ in ROUTER] for _ in range(2))
+    for line in itertools.islice(routers, 100 if named else 300):
+        sign.observe(view(routers.step, line), memory)
+    assert not memory.wrong
+
+
+def test_a_router_whose_trial_decided_nothing_is_tried_again_once_it_collapses() -> None:
+    sign, memory = Lint(Context(HEADER)).sign, SignMemory(outcomes=dict.fromkeys(range(3), 0))
+    tried = []
+    for step, line in enumerate(itertools.islice(Routers(-0.001), 400), 1):
+        sign.observe(view(step, line), memory)
+        tried += [step] * bool(memory.trials)
+    assert tried[0] > 40
+    assert memory.wrong
+
+
+STANDS = "bias does not move"
+ALL = ("L1", "L2", "L3")
+
+
+@pytest.mark.parametrize(
+    ("how", "until", "rate", "profile", "found"),
+    [
+        ({"signs": (0, 0, 0)}, 130, 0.001, "pretrain", [(STANDS, ALL, Severity.WARN)]),
+        ({"signs": (1, 0, 1)}, 130, 0.001, "pretrain", [(STANDS, ("L2",), Severity.WARN)]),
+        ({"signs": (0, 0, 0)}, 118, 0.001, "pretrain", [(STANDS, ALL, Severity.INFO)]),  # too short
+        ({"signs": (0, 0, 0), "spread": 0}, 200, 0.001, "pretrain", [(STANDS, ALL, Severity.INFO)]),
+        ({"signs": (1, 1, 1)}, 130, 0.001, "pretrain", []),
+        ({"signs": (0, 0, 0)}, 130, 0.0, "pretrain", []),
+        ({"signs": (0, 0, 0)}, 130, None, "pretrain", []),  # it may be 0
+        ({"signs": (0, 0, 0)}, 130, 0.001, "eval", []),
+    ],
+)
+def test_a_bias_that_never_moves_is_a_warning_where_the_load_is_uneven(
+    how: Any, until: int, rate: Any, profile: str, found: list[Any]
+) -> None:
+    assert settings(log_of(Routers(0.001, **how), until, rate, profile=profile)) == found
+
+
+def test_the_update_that_is_not_called_explains_a_collapse_and_the_rate_stays() -> None:
+    records = log_of(Routers(0.0, spread=3.0, signs=(1, 1)), 240)
+    (first, advice), *_ = found = report(judge(records))
+    assert (first.rule, advice.cause) == ("COLLAPSE", "selection bias does not move")
+    assert advice.next == "Call the bias update after the optimizer's step and start again."
+    assert not any("aise" in advice.next for _, advice in found)
+    (why,) = (advice.why for finding, advice in found if finding.rule == "LINT")
+    assert "did not change in 200 steps although the rate is 0.001: the update is not" in why
+
+
+def test_a_bias_that_moved_and_stands_may_be_held_in_bf16() -> None:
+    routers = Routers(0.001, seed=1)
+    records = log_of(routers, 150)
+    routers.rate = 0.0
+    judged = judge(records + log_of(routers, 250)[1:])
+    assert not loud(judged), "an even load"
+    ((_, advice),) = report(judged)
+    assert advice.why.endswith("or overwritten, or it is held in bf16, where 0.001 is lost.")
+
+
+def test_where_the_load_does_not_follow_the_bias_ten_times_the_rate_is_what_helps() -> None:
+    made = [Routers(rate, spread=2.0, seed=1, signs=(1, 1)) for rate in (1e-5, 3e-5, 1e-4)]
+    runs = [judge(log_of(routers, 750, routers.rate)) for routers in made]
+    (_, advice), *_ = report(runs[0])
+    assert advice.next == "Raise bias_update_rate from 1e-05 to 0.0001 and start again."
+    assert [any(e.active for e in loud(run)) for run in runs] == [True, True, False]

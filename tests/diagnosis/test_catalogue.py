@@ -21,7 +21,7 @@ def test_what_a_rule_declares_fits_the_other_rules(name: str) -> None:
     assert set(rule.rolls_back_in) <= set(PROFILES)
     if rule.announced_by:
         assert RULES[rule.announced_by].limits_type().values()["followed"] > 0
-    assert rule.judges_settings == ("whole_run_causes" in vars(rule))
+    assert rule.judges_settings == ("held_causes" in vars(rule))
 
 
 def test_every_rule_has_a_turn_and_a_place_in_the_order_of_causes() -> None:

@@ -8,9 +8,10 @@ import pytest
 from microscope_tui.diagnosis import Severity, report
 from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step
-from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
+from tests.diagnosis.conftest import COLLAPSED, Record, collapse_at, even, judge, of, steps
 
 POOLS = {"method": "aux", "aux_weight": 0.02, "output_router_logits": True}
+UNAPPLIED = POOLS | {"output_router_logits": False}
 GPT_OSS = {"name": "openai/gpt_oss-20b"}
 ON_ATTENTION = {"experts": [0, 48], "adapters": {"experts": 0, "attention": 8}}
 NAMES = {"trainer_aux_weight": "SFTConfig.aux_coef", "aux_weight": "router_aux_loss_coef"}
@@ -34,7 +35,11 @@ def causes(records: list[Record]) -> list[Any]:
         ({"balance": {"method": "none"}}, [("no balancing", WARN)]),
         ({"balance": {"method": "aux", "aux_weight": 0.0}}, [("no balancing", WARN)]),
         ({"balance": {"method": "aux", "aux_weight": 0.01}}, []),
-        ({"balance": POOLS | {"output_router_logits": False}}, [("aux not applied", WARN)]),
+        ({"balance": UNAPPLIED}, [("aux not applied", WARN)]),
+        (
+            {"balance": UNAPPLIED, "training": {"routers": [0, 3]}},
+            [("aux not applied", INFO), ("router frozen", INFO)],
+        ),
         ({"balance": {"method": "aux", "pools_layers": True}}, [("layers pooled", INFO)]),
         ({"balance": {"method": "bias", "updates_bias": False}}, [("bias not updated", INFO)]),
         ({"balance": {"method": "bias", "frozen_routers": True}}, [("router frozen", INFO)]),
@@ -60,14 +65,14 @@ def causes(records: list[Record]) -> list[Any]:
         ({"training": ON_ATTENTION | {"adapters": {"experts": 0}}}, []),  # there is none
         ({"balance": {"method": "bias", **UNUSED}}, [("trainer aux ignored", WARN)]),
         (
-            {"balance": POOLS | UNUSED | {"output_router_logits": False}},
+            {"balance": UNAPPLIED | UNUSED},
             [("trainer aux ignored", WARN)],
         ),
         ({"balance": {"method": "bias", **UNUSED, "trainer_aux_weight": 0}}, []),
         ({"profile": "eval", "training": ON_ATTENTION | {"missing_targets": ["w1"]}}, []),
         ({"source": {"counts": "local_rank"}}, [("one rank", INFO)]),
         ({"profile": "eval", "balance": {"method": "none"}}, []),
-        ({"profile": "eval", "balance": POOLS | {"output_router_logits": False}}, []),
+        ({"profile": "eval", "balance": UNAPPLIED}, []),
         ({"profile": "eval", "source": {"counts": "local_rank"}}, [("one rank", INFO)]),
     ],
 )
@@ -187,6 +192,39 @@ def test_a_bias_that_a_restart_set_to_zero_was_not_in_the_checkpoint(
         assert "0 since the restart at step 201, before it spanned 0.0" in advice.why
         assert "a buffer" in advice.next
         assert "go back to before step 201" in advice.next
+
+
+def test_a_bias_lost_at_every_resume_is_to_be_saved_until_a_resume_keeps_it() -> None:
+    records = [header(), *with_bias(steps(1, 200), lambda n: n / 2000)]
+    for at in (201, 401, 601):
+        again = with_bias(steps(at, at + 199), lambda n, at=at: (n - at) / 2000)
+        records += [header(resumed_at_step=at), *again]
+    ((_, advice), (second, _)) = report(judge(records))
+    assert advice.why == (
+        "the restart at step 401 lost the selection bias again, as the one at 201 did."
+    )
+    assert advice.next.startswith("Save the bias with the model, and load it")
+    assert not second.active
+    kept = [header(resumed_at_step=801), *with_bias(steps(801, 830), lambda n: 0.1)]
+    assert not any(finding.active for finding, _ in report(judge(records + kept)))
+
+
+def test_an_auxiliary_loss_that_no_router_can_follow_is_no_fault_and_no_cause() -> None:
+    still = lambda n: {"grad_norm": [0.0] * 3}  # noqa: E731
+    run = header(profile="finetune", balance=UNAPPLIED)
+    said = {
+        finding.worst.facts.get("cause", finding.rule): (finding.severity, advice)
+        for finding, advice in report(judge([run, *steps(1, 240, collapse_at(150), router=still)]))
+    }
+    severity, advice = said["aux not applied"]
+    assert severity is INFO
+    assert (
+        "no router trains: it could act only through the adapters before the router" in advice.why
+    )
+    assert advice.next.startswith(
+        "Nothing, if this is intended; otherwise set output_router_logits"
+    )
+    assert said["COLLAPSE"][1].cause == "frozen router"
 
 
 def test_a_lost_bias_that_has_grown_again_is_over() -> None:

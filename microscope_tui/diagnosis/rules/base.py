@@ -6,7 +6,7 @@ middle of a run. What follows from the header is set up apart: a resumed run may
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import ClassVar, Generic, Literal, TypeGuard, TypeVar, cast, get_args
 
@@ -21,10 +21,6 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Balancing methods with a strength in the header."""
-RIGHT_SIGN = (
-    "flip the sign of the bias update: busy experts must lose bias and idle ones gain it (a higher "
-    "rate makes it worse)"
-)
 BACK = "go back to an earlier checkpoint"
 """The generic advice of a rule; ``go_back`` names the step for one finding."""
 _BRIDGED_IN = 100
@@ -36,6 +32,8 @@ MOST_SWING = 0.2
 """… and above this one no setting is raised: there is room for less than half as much again."""
 _SEVERITY = itemgetter(1)
 _BESIDE = "add a sequence-wise auxiliary loss for the uneven layers"
+_USUAL_RATE = 0.001
+"""Of published models; where the scale of the scores is unknown, no more is advised at once."""
 _OF_LOGITS = 0.05
 """In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
 
@@ -160,7 +158,7 @@ class Rule(ABC, Generic[L, M]):
     needs: tuple[str, ...] = ()
     """Numbers without which it is blind, by the names of ``StepView`` and of the header."""
     judges_settings: ClassVar[bool] = False
-    """Needs no measurement: it reports the causes of ``whole_run_causes``."""
+    """Needs no measurement: it reports the causes of ``held_causes``."""
     muted_by: ClassVar[tuple[str, ...]] = ()
     """Rules that mute this one while active in the same router."""
     mutes_all: ClassVar[bool] = False
@@ -248,8 +246,8 @@ class Rule(ABC, Generic[L, M]):
         """Readings to report at once as episodes of their own: (router or whole run, reading)."""
         return ()
 
-    def whole_run_causes(self, view: StepView) -> Mapping[str, Severity] | None:
-        """All causes that hold for the whole run from this step on; ``None``: unchanged."""
+    def held_causes(self, view: StepView) -> Sequence[tuple[int, Reading]] | None:
+        """All causes that hold from this step on, as in ``events``; ``None``: unchanged."""
         return None
 
     def restart(self, step: int) -> None:
@@ -297,6 +295,12 @@ def ids_of(episode: Episode, name: str) -> tuple[int, ...]:
     return ids if isinstance(ids, tuple) else ()
 
 
+def place(episode: Episode, run: RunRecord) -> str:
+    """`` in L2, L5``: the routers of a cause, if not all have it."""
+    names = [run.routers[index].name for index in ids_of(episode, "routers")]
+    return f" in {listed(names)}" if 0 < len(names) < len(run.routers) else ""
+
+
 def size_of(episode: Episode) -> int:
     return episode.router.num_experts if episode.router else 0
 
@@ -305,7 +309,8 @@ def stronger_balance(run: RunRecord, episode: Episode) -> str:
     """Which setting to raise, from what to what.
 
     ``episode`` has the scale of the scores, and how far the load of a router swings: a faster
-    update swings as much further. Three times the rate is safe for the sign update alone.
+    update swings as much further. Three times the rate is safe for the sign update alone, ten
+    times where the load did not follow the bias.
     """
     value, swing = run.balance.get("bias_update_rate"), number(episode, "swing")
     room = _ROOM / swing if swing > 0 else math.inf
@@ -318,7 +323,7 @@ def stronger_balance(run: RunRecord, episode: Episode) -> str:
     if knob == "bias_update_rate" and update in ("proportional", "quantile"):
         return f"a {update} update overshoots at a higher {setting(run, knob)}: {_BESIDE}"
     if knob == "bias_update_rate" and _is_positive(value):
-        faster = _faster(run, value, room, episode.facts.get("margin"))
+        faster = _faster(run, value, room, episode)
         return (
             faster if update == "sign" else f"if your update is the sign of the violation, {faster}"
         )
@@ -356,11 +361,14 @@ def go_back(onset: int, checkpoints: Sequence[int], newest: int = 0) -> str:
     return f"go back to before step {onset:,}{known}"
 
 
-def _faster(run: RunRecord, rate: float, room: float, margin: object) -> str:
+def _faster(run: RunRecord, rate: float, room: float, episode: Episode) -> str:
     """A bias on logits, which have no bound, needs more than one on scores from 0 to 1."""
-    knob = setting(run, "bias_update_rate")
+    knob, margin = setting(run, "bias_update_rate"), episode.facts.get("margin")
     most = _one_digit(rate * room)
-    plain = min(3.0 * rate, rate * room)
+    plain = 3.0 * rate
+    if number(episode, "stalled") and margin is None:
+        plain = max(plain, min(10.0 * rate, _USUAL_RATE))
+    plain = min(plain, rate * room)
     wanted = _OF_LOGITS
     if _is_positive(margin):
         wanted = _one_digit(margin / _BRIDGED_IN)

@@ -23,7 +23,9 @@ class BiasRunawayLimits(RuleLimits, frozen=True):
     """Slope relative to the fastest that the update rate allows (two rates per step)."""
     collapse_index: float = 0.8
     rise: float = 0.03
-    """c rises by less than this in the same time."""
+    """c rises by less than this in the same time …"""
+    stalled: float = 0.02
+    """… and where it moves by less than this, three times the rate does not help either."""
     persistence: int = 4
 
     relations = "3 <= points, straightness < 1, rate <= 1, collapse_index <= 1"
@@ -99,12 +101,13 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
             third = max(1, limits.points // 3)
             before, after = fmean(indices[:third]), fmean(indices[-third:])
             even = [at for at, c in enumerate(indices) if c >= limits.collapse_index]
-            if straight > limits.straightness and fast and after - before < limits.rise:
+            rise = after - before
+            if straight > limits.straightness and fast and rise < limits.rise:
                 found[index] = Reading(
                     severity=Severity.WARN,
                     value=spreads[-1],
                     limit=spreads[0],
-                    facts={"slope": slope, "c": after},
+                    facts={"slope": slope, "c": after, "stalled": abs(rise) < limits.stalled},
                     since=memory.steps[max(even, default=-1) + 1],  # uneven from there on
                 )
         return found

@@ -1,7 +1,7 @@
 """LINT: settings that are known to damage a run, reported at the first step of each header.
 
-Some show in the steps: a bias that a restart has lost, one that moves while the routers are frozen,
-one whose update has the wrong sign (``bias_sign``), an auxiliary loss that pools all layers.
+Some show in the steps: a bias that a restart has lost, one that is still or moves while the routers
+are frozen, an update with the wrong sign (``bias_sign``), an auxiliary loss that pools all layers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +9,12 @@ from statistics import fmean
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, before
+from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory
 from microscope_tui.diagnosis.context import Context, RuleLimits
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Reason, Severity
-from microscope_tui.diagnosis.rules.base import BACK, RIGHT_SIGN, Rule, listed, number, setting
+from microscope_tui.diagnosis.rules.base import BACK, Rule, listed, number, place, setting
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.meter import CONSTRUCTED
 from microscope_tui.diagnosis.signals import StepView, Trail
@@ -59,6 +60,11 @@ _TEXTS = {
         "{before:.2g}: the checkpoint does not hold it",
         f"load the bias with the weights (it is a buffer, not a parameter), and {BACK}",
     ),
+    Reason.BIAS_STANDS: (
+        "the selection bias did not change in {steps:,.0f} steps although the rate is {rate:g}: "
+        "the update is not called, or overwritten",
+        "call the bias update after the optimizer's step",
+    ),
     Reason.BY_CONSTRUCTION: (
         "the method makes every load even, whatever the router learns: load shows nothing here",
         "watch drops, entropy and gradients",
@@ -66,7 +72,8 @@ _TEXTS = {
     Reason.WRONG_SIGN: (
         "the bias of busy experts rises and that of idle ones falls, step after step: the update "
         "has the wrong sign",
-        RIGHT_SIGN,
+        "flip the sign of the bias update{in}: busy experts must lose bias and idle ones gain it "
+        "(a higher rate makes it worse)",
     ),
     Reason.MISSING_TARGETS: (
         "an adapter configuration names modules that the model does not have: {missing}",
@@ -102,6 +109,10 @@ _NO_AUX = (
     "auxiliary loss",
     "set it to 0, or add an auxiliary loss in the training code",
 )
+_LOST_AGAIN = (
+    "the restart at step {at:,.0f} lost the selection bias again, as the one at {first:,.0f} did",
+    "save the bias with the model, and load it: it is a buffer, not a parameter",
+)
 _INFO = (
     Reason.ADAPTERS_MISS_EXPERTS,
     Reason.BIAS_NOT_UPDATED,
@@ -111,13 +122,15 @@ _INFO = (
     Reason.ONE_RANK,
     Reason.ROUTER_FROZEN,
 )
-_FROM_STEPS = (Reason.AUX_POOLED, Reason.BIAS_LOST, Reason.BIAS_MOVES, Reason.WRONG_SIGN)
+_FROM_STEPS = (
+    Reason.AUX_POOLED, Reason.BIAS_LOST, Reason.BIAS_MOVES, Reason.BIAS_STANDS, Reason.WRONG_SIGN
+)  # fmt: skip
 _OF_TRANSFORMERS = "output_router_logits"
 _OF_TRAINER = "trainer_aux_weight"
 _AUX = ("aux", "aux_loss", "router_aux")
 
-_LOOKS = 100  # lines from one look at the span of the bias to the next, which decodes a whole line
-_EARLY = 40  # first lines with counts, in each of which the bias of frozen routers is compared
+_LOOKS = 100  # lines from one look at the bias to the next, which decodes a whole line
+_EARLY = 40  # lines in which a bias is compared that may not move, or that of frozen routers
 _LOST, _BACK = 0.1, 0.5  # of its span before
 _STILL = 5  # lines without any gradient, after which the routers are frozen
 
@@ -139,18 +152,36 @@ class LintLimits(RuleLimits, frozen=True):
     sign_uneven: float = 0.85
     """c below which the change of the bias is compared with the load …"""
     sign_changes: int = 100
-    """… for this many changes; a critically collapsed router needs a third of them …"""
+    """… for this many changes (or steps, where none changes: with an even load, the rate may be 0
+    by now); a critically collapsed router needs a third of them …"""
     sign_agreement: float = 0.9
     """… and this much of the load agrees with the change: 1 if every busy expert gains bias."""
 
     relations = "floor <= 1, sign_agreement <= 1, uneven <= 1"
 
 
+_Held = tuple[int, Reading]
+
+
+class Bias(msgspec.Struct):
+    """The bias of one router, the same from one line to another."""
+
+    mark: int
+    since: int
+    until: int
+    moved: bool
+    """Whether it differs between experts."""
+    same: int = 0
+    """Lines in a row that show it; −1 if one does not."""
+    uneven: int = 0
+    """Lines in a row with an uneven load."""
+
+
 class Memory(msgspec.Struct):
     looked: bool = False
     """Whether the header was read and is unchanged."""
-    settings: list[str] = []
-    causes: list[str] | None = None
+    settings: list[_Held] = []
+    causes: list[_Held] | None = None
     """As last reported."""
     pooled_for: int = 0
     """Steps in a row; it stops where they are enough."""
@@ -164,6 +195,10 @@ class Memory(msgspec.Struct):
     """Step of a restart after which no bias was seen yet."""
     lost: int | None = None
     """Step of the restart at which the bias was lost."""
+    first_lost: int | None = None
+    biases: dict[int, Bias] = {}
+    standing: tuple[int, ...] = ()
+    """Routers whose bias did not move from look to look, or from the start."""
     held: dict[int, list[float]] = {}
     """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
     moving: bool = False
@@ -188,8 +223,9 @@ class Lint(Rule[LintLimits, Memory]):
     def set_up(self) -> None:
         limits, run = self.limits, self.context.run
         critical = self.context.limits.of(CollapseLimits).critical
+        several = len(self.routers) > 1
         self.sign = BiasSign(
-            limits.sign_uneven, limits.sign_changes, limits.sign_agreement, critical
+            limits.sign_uneven, limits.sign_changes, limits.sign_agreement, critical, several
         )
         self.bias_moves = (
             self.context.trains
@@ -197,6 +233,7 @@ class Lint(Rule[LintLimits, Memory]):
             and run.balance.get("bias_update_rate") != 0
         )
         """Whether there is a bias with an update rate."""
+        self.has_rate = isinstance(run.balance.get("bias_update_rate"), int | float)
         choices, method = {router.top_k for router in self.routers}, run.balance.get("method")
         self.pools = method == "aux" and len(choices) == 1 and choices != {0}
         """Whether the auxiliary loss may pool all layers. It has one floor in Transformers."""
@@ -207,15 +244,17 @@ class Lint(Rule[LintLimits, Memory]):
     def restart(self, step: int) -> None:
         old = self.memory
         old.spans.forget_from(step)
-        self.memory = Memory(
+        self.memory = replace(
+            old,
+            looked=False,
+            causes=None,
+            held={},
+            counted=0,
             pooled_for=old.pooled_for if old.pooled_for >= self.limits.persistence else 0,
             sign=old.sign.resumed(step),
             still=max(0, old.still),
-            lines=old.lines,
-            spans=old.spans,
             resumed=step if old.spans.rows else None,
-            lost=before(step, old.lost),
-            moving=old.moving,
+            lost=old.lost if old.lost is not None and old.lost < step else None,
         )
 
     def change(self, context: Context) -> None:
@@ -224,31 +263,51 @@ class Lint(Rule[LintLimits, Memory]):
         memory.looked = False
         memory.held = {}
         memory.counted = 0
-        memory.sign = SignMemory(wrong_at=memory.sign.wrong_at)
+        memory.sign = SignMemory(wrong=memory.sign.wrong)
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
         """The bias is zero since a restart: an event, since the text needs what it was before."""
         memory, at = self.memory, self.memory.resumed
         memory.lines += 1
         due = memory.lines % _LOOKS == 20 or (at is not None and view.step < at + _LOOKS)
-        rows = map(view.biases, range(len(self.routers)))
-        spans = [max(r) - min(r) for r in rows if r] if due and self.bias_moves else []
-        if not spans:
+        rows = self._biases(view) if due and self.bias_moves else {}
+        if not rows:
             return ()
-        span = sum(spans) / len(spans)
+        if memory.lines % _LOOKS == 20:
+            self._compare(view.step, rows)
+        span = sum(max(row) - min(row) for row in rows.values()) / len(rows)
         usual = memory.spans.rows[-1][0] if memory.spans.rows else 0.0
         memory.resumed = None
         if memory.lost is not None:
-            memory.lost = memory.lost if span < _BACK * usual else None
+            once = memory.lost == memory.first_lost
+            if span >= _BACK * usual and (once or at is not None):  # a restart has kept it
+                memory.lost = None
         elif at is not None and span <= _LOST * usual > 0:
             memory.lost = at
+            memory.first_lost = memory.first_lost or at
             facts: Facts = {"cause": Reason.BIAS_LOST, "at": at, "before": usual}
+            facts = {**facts, "ago": at - memory.first_lost}
             return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=at))]
         else:
             memory.spans.add(view.step, [span])
         return ()
 
-    def whole_run_causes(self, view: StepView) -> Mapping[str, Severity] | None:
+    def _biases(self, view: StepView) -> dict[int, list[float]]:
+        return {i: row for i in range(len(self.routers)) if (row := view.biases(i))}
+
+    def _compare(self, step: int, rows: Mapping[int, list[float]]) -> None:
+        biases = self.memory.biases
+        for index, row in rows.items():
+            last = biases.get(index)
+            if last is not None and last.mark == hash(tuple(row)):
+                last.until = step
+            else:
+                biases[index] = Bias(hash(tuple(row)), step, step, max(row) > min(row))
+        self.memory.standing = tuple(
+            r for r, b in biases.items() if b.until > b.since or not b.moved
+        )
+
+    def held_causes(self, view: StepView) -> Sequence[_Held] | None:
         memory = self.memory
         self._see_gradients(view)
         self._see_bias(view)
@@ -259,23 +318,51 @@ class Lint(Rule[LintLimits, Memory]):
             memory.pooled_for = memory.pooled_for + 1 if pooled else 0
         if not memory.looked:
             memory.looked = True
-            memory.settings = list(self._settings(view))
-        causes = [*memory.settings, *self._seen_in_steps()]
+            memory.settings = [self._of_run(cause) for cause in self._settings(view)]
+        causes = [*memory.settings, *self._seen_in_steps(view)]
         if causes == memory.causes:
             return None
         memory.causes = causes
-        return {cause: Severity.INFO if cause in _INFO else Severity.WARN for cause in causes}
+        return causes
 
-    def _seen_in_steps(self) -> Iterator[Reason]:
+    def _of_run(self, cause: Reason) -> _Held:
+        useless = cause == Reason.AUX_NOT_APPLIED and not self._trains_routers
+        severity = Severity.INFO if useless or cause in _INFO else Severity.WARN
+        return WHOLE_RUN, Reading(severity, facts={"cause": cause})
+
+    def _seen_in_steps(self, view: StepView) -> Iterator[_Held]:
         memory = self.memory
         if self.pools and memory.pooled_for >= self.limits.persistence:
-            yield Reason.AUX_POOLED
-        if self.bias_moves and memory.sign.wrong_at is not None:
-            yield Reason.WRONG_SIGN
+            yield self._of_run(Reason.AUX_POOLED)
+        if self.bias_moves and memory.sign.wrong:
+            routers = tuple(sorted(memory.sign.wrong))
+            facts: Facts = {"cause": Reason.WRONG_SIGN, "routers": routers}
+            yield from ((router, Reading(Severity.WARN, facts=facts)) for router in routers)
+        if self.bias_moves and self.has_rate and memory.standing:
+            yield from self._standing(view)
         if memory.lost is not None:
-            yield Reason.BIAS_LOST
+            yield self._of_run(Reason.BIAS_LOST)
         if memory.moving and self.frozen >= len(self.routers):
-            yield Reason.BIAS_MOVES
+            yield self._of_run(Reason.BIAS_MOVES)
+
+    def _standing(self, view: StepView) -> Iterator[_Held]:
+        """A bias that moves to and fro can be the same at two looks: the next lines decide."""
+        memory, index = self.memory, view.collapse_index
+        for router in memory.standing:
+            bias = memory.biases[router]
+            uneven = index is not None and index.values[router] < self.limits.sign_uneven
+            bias.uneven = bias.uneven + 1 if uneven else 0
+            if 0 <= bias.same < _EARLY and (row := view.biases(router)):
+                bias.same = bias.same + 1 if hash(tuple(row)) == bias.mark else -1
+                bias.until = view.step
+        found = tuple(r for r in memory.standing if memory.biases[r].same >= _EARLY)
+        for router in found:
+            bias = memory.biases[router]
+            warns = bias.uneven >= self.lines(self.limits.sign_changes)
+            severity = Severity.WARN if warns else Severity.INFO
+            facts: Facts = {"cause": Reason.BIAS_STANDS, "routers": found}
+            facts = {**facts, "steps": bias.until - bias.since, "moved": bias.moved}
+            yield router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
         """Whether the loss is near its floor k while a layer by itself is far from even.
@@ -323,8 +410,7 @@ class Lint(Rule[LintLimits, Memory]):
             return
         memory.counted += 1
         if memory.counted <= _EARLY or memory.counted % _LOOKS == 0:
-            rows = {i: row for i in range(len(self.routers)) if (row := view.biases(i))}
-            moved = [memory.held.setdefault(i, row) != row for i, row in rows.items()]
+            moved = [memory.held.setdefault(i, r) != r for i, r in self._biases(view).items()]
             memory.moving = any(moved) or (memory.moving and memory.counted < _EARLY)
 
     def _settings(self, view: StepView) -> Iterator[Reason]:
@@ -348,11 +434,15 @@ class Lint(Rule[LintLimits, Memory]):
         ):
             yield Reason.FEW_TOKENS
 
+    @property
+    def _trains_routers(self) -> bool:
+        return self.frozen < len(self.routers) and self.memory.still <= 0
+
     def _balancing(self) -> Iterator[Reason]:
         balance = self.context.run.balance
         method = balance.get("method")
         unbalanced = method == "none" or (method == "aux" and balance.get("aux_weight") == 0)
-        if unbalanced and self.frozen < len(self.routers) and self.memory.still <= 0:
+        if unbalanced and self._trains_routers:
             yield Reason.NO_BALANCING
         if method in CONSTRUCTED:
             yield Reason.BY_CONSTRUCTION
@@ -387,7 +477,17 @@ class Lint(Rule[LintLimits, Memory]):
         own = setting(run, "aux_weight")
         no_setting = cause == Reason.AUX_IGNORED and own == "aux_weight"
         why, remedy = _NO_AUX if no_setting else _TEXTS[cause]
-        known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before")}
+        if cause == Reason.AUX_NOT_APPLIED and worst.severity is Severity.INFO:
+            why += "; no router trains: it could act only through the adapters before the router"
+            remedy = f"nothing, if this is intended; otherwise {remedy}"
+        elif number(worst, "ago"):
+            why, remedy = _LOST_AGAIN
+        elif number(worst, "moved"):
+            why += ", or it is held in bf16, where {rate:g} is lost"
+        known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before", "steps")}
+        known["first"] = known["at"] - number(worst, "ago")
+        known["in"] = place(worst, run)
+        known["rate"] = run.balance.get("bias_update_rate")
         for name in (_OF_TRANSFORMERS, _OF_TRAINER, "aux_weight"):
             known[name] = setting(run, name)
         known["missing"] = listed(run.training.get("missing_targets", ()))
