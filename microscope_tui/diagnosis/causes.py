@@ -17,7 +17,8 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, setting
+from microscope_tui.diagnosis.rules.base import MOST_SWING, calm_down, ids_of, ranks_of, setting
+from microscope_tui.diagnosis.rules.dead import few_from_start
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -164,7 +165,18 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     if _of("OSCILLATION", left):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
-    for find in (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _weak, _drops):
+    for find in (
+        _forced,
+        _ranks,
+        proven,
+        _divergences,
+        settings,
+        _swings,
+        _moments,
+        _born,
+        _weak,
+        _drops,
+    ):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -269,9 +281,8 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
     for episode in left:
         experts = ids_of(episode, "experts" if episode.rule == "DEAD" else "idle")
         number = episode.router.num_experts if episode.router is not None else 0
-        each = number // ranks if ranks > 1 and number % ranks == 0 else 0
-        blocks = sorted({expert // each for expert in experts}) if each > 1 else []
-        if experts and len(experts) == each * len(blocks) < number:
+        if blocks := ranks_of(experts, number, known.run):
+            each = number // ranks
             resumed = _last_before(known.resumes, episode.onset)
             if each > 3 or resumed is not None:  # two neighbours can die by chance
                 found.setdefault((each, *blocks), []).append(episode)
@@ -285,6 +296,8 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
             f"experts {first} to {last} of {each * ranks} on {ranks} ranks are rank {names}: "
             f"its counts or weights are missing since {at}"
         )
+        if len({e.router_index for e in episodes}) == len(known.run.routers):
+            title += ", or the data that only these experts serve ended there"
         remedy = (
             f"check that rank {names} loads its own part of the checkpoint and that the counts are "
             "summed over all ranks; do not re-initialise these experts"
@@ -326,6 +339,13 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
             otherwise = known.remedy_of(serious[0])
             yield Cause(title, remedy=f"{remedy}; if that is right, {otherwise}"), members
             left = _without(left, members)
+
+
+def _born(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """A few experts that never received a token, beside even ones."""
+    if born := [e for e in left if _is_uneven(e, known) and few_from_start(e)]:
+        title = "a few router rows never won a token"
+        yield Cause(title, goes_back=False), _beside(left, born)
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:

@@ -198,7 +198,10 @@ class Diagnosis(_State):
             return False
         episode = self.ledger.running(name, index)
         reported = episode.severity if episode is not None else 0
-        return reported >= severity or (track.pending or 0) >= severity
+        decides_in = self.rules[name].decides_in
+        late = decides_in is not None and self.last_step - (track.since or 0) > decides_in
+        evidence = 0 if late else track.pending or 0
+        return reported >= severity or evidence >= severity
 
     def observe_event(self, event: EventRecord) -> None:
         """Remember checkpoints: the advice names one to roll back to."""
