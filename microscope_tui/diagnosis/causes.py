@@ -281,11 +281,11 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
     for episode in left:
         experts = ids_of(episode, "experts" if episode.rule == "DEAD" else "idle")
         number = episode.router.num_experts if episode.router is not None else 0
-        if blocks := ranks_of(experts, number, known.run):
+        if filled := ranks_of(experts, number, known.run):
             each = number // ranks
             resumed = _last_before(known.resumes, episode.onset)
             if each > 3 or resumed is not None:  # two neighbours can die by chance
-                found.setdefault((each, *blocks), []).append(episode)
+                found.setdefault((each, *filled), []).append(episode)
     for (each, *blocks), episodes in found.items():
         onset = min(e.onset for e in episodes)
         resumed = _last_before(known.resumes, onset)

@@ -45,6 +45,7 @@ STATE_VERSION = 4
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8
+_SICK = ("COLLAPSE", "DEAD")
 _LAST_STEPS = 10
 """With a low balance: fewer are not judged when a run is over."""
 
@@ -120,6 +121,7 @@ class Diagnosis(_State):
 
             self.too_few = too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
+        view.sick = [e.router_index for name in _SICK for e in self.ledger.running_of(name)]
         for rule, read, plain in self._in_turn:
             if not plain:
                 self._report(rule, view)

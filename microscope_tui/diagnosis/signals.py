@@ -6,7 +6,7 @@ all routers, so that a healthy run costs almost nothing however many layers it h
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from operator import add, sub, truediv
 from typing import TypeVar
 
@@ -136,6 +136,8 @@ class StepView:
         self._counts: dict[int, list[int] | None] = {}
         self.sums: dict[int, tuple[int, int]] = {}
         """The lowest count and the sum of every row that was decoded."""
+        self.sick: Container[int] = ()
+        """Routers with a COLLAPSE or DEAD in the steps before."""
         self._signals = _Signals(record.router, len(routers))
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""

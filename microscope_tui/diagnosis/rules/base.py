@@ -35,7 +35,6 @@ _ROOM = 0.3
 MOST_SWING = 0.2
 """… and above this one no setting is raised: there is room for less than half as much again."""
 _SEVERITY = itemgetter(1)
-LEAST_BLOCK = 4
 _BESIDE = "add a sequence-wise auxiliary loss for the uneven layers"
 _OF_LOGITS = 0.05
 """In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
@@ -286,24 +285,8 @@ def number(episode: Episode, name: str) -> float:
 
 
 def experts_of(episode: Episode) -> str:
-    """``3, 17, 32–63 and 4 more``"""
-    return numbered(ids_of(episode, "experts"))
-
-
-def numbered(ids: Sequence[int]) -> str:
-    """At most six of these numbers or blocks of at least four neighbours."""
-    blocks: list[list[int]] = []
-    for number in ids:
-        if blocks and number == blocks[-1][-1] + 1:
-            blocks[-1].append(number)
-        else:
-            blocks.append([number])
-    parts: list[list[int]] = []
-    for block in blocks:
-        parts += [block] if len(block) >= LEAST_BLOCK else [[number] for number in block]
-    shown = [f"{p[0]}–{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts[:6]]
-    more = sum(map(len, parts[6:]))
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    """``3, 17 and 4 more``"""
+    return listed(ids_of(episode, "experts"))
 
 
 def ranks_of(experts: Sequence[int], size: int, run: RunRecord) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ from microscope_tui.diagnosis.rules.base import (
     Rule,
     experts_of,
     ids_of,
+    listed,
     number,
-    numbered,
     size_of,
     stronger_balance,
 )
@@ -297,14 +297,13 @@ def _why(worst: Episode) -> str:
     if "reference" in worst.facts:
         why += f"; c {worst.value:.2f}, {number(worst, 'reference'):.2f} in the reference"
     if "share" in worst.facts:
-        several = len(ids_of(worst, "experts")) > 1
-        noun, verb = ("experts", "take") if several else ("expert", "takes")
+        noun, verb = ("experts", "take") if " " in experts_of(worst) else ("expert", "takes")
         why += f"; {noun} {experts_of(worst)} {verb} {number(worst, 'share'):.0%} of the load"
         if (steps := number(worst, "steps")) > 1:
             why += f" {'in the last' if worst.active else 'over'} {steps:.0f} steps"
     if idle:
         verb = "receives" if len(idle) == 1 else "receive"
-        why += f"; {len(idle)} of {size_of(worst)} experts ({numbered(idle)}) {verb} nothing"
+        why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
     if worst.facts.get("unseen"):
         why += (
             ". Without counts or max_load, an expert that every token chooses cannot be "

@@ -355,10 +355,7 @@ class Dead(Rule[DeadLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        which = experts_of(worst)
-        if ranks := ids_of(worst, "ranks"):
-            which = f"rank {' and '.join(map(str, ranks))}: {which}"
-        dead = f"{worst.value:.0f} of {size_of(worst)} experts ({which}{_since(worst)})"
+        dead = f"{worst.value:.0f} of {size_of(worst)} experts ({_which(worst)}{_since(worst)})"
         keep = "do not remove the experts: other data may need them"
         if is_one_step(run):
             expected = f"{number(worst, 'expected'):,.0f}"
@@ -374,7 +371,7 @@ class Dead(Rule[DeadLimits, Memory]):
             return why, f"compare with the model before this training; {keep}"
         if few_from_start(worst):
             return why, (
-                f"re-initialise the router rows of expert {experts_of(worst)}: the others are even "
+                f"re-initialise the router rows of expert {_which(worst)}: the others are even "
                 f"(c {number(worst, 'rest'):.2f}), so no setting of the balancing is to blame"
             )
         balance = stronger_balance(run, worst)
@@ -385,6 +382,16 @@ def few_from_start(episode: Episode) -> bool:
     """Whether a few experts never received tokens while the others are even."""
     few = episode.value <= DeadLimits().critical_share * size_of(episode)
     return episode.rule == "DEAD" and few and number(episode, "rest") >= EVEN_REST
+
+
+def _which(worst: Episode) -> str:
+    """``3, 17 and 4 more``, or ``160–191, rank 5``: a block of neighbours, and whose it is."""
+    experts = ids_of(worst, "experts")
+    shown = experts_of(worst)
+    if len(experts) > 3 and experts[-1] - experts[0] < len(experts):
+        shown = f"{experts[0]}–{experts[-1]}"
+    ranks = " and ".join(map(str, ids_of(worst, "ranks")))
+    return f"{shown}, rank {ranks}" if ranks else shown
 
 
 def _since(worst: Episode) -> str:
