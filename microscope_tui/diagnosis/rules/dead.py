@@ -65,7 +65,7 @@ class DeadLimits(RuleLimits, frozen=True):
 EVEN_REST = 0.9
 """c of the living experts from which on balancing did not fail."""
 _REST = 32
-"""Steps without another look at a router whose starved experts proved alive."""
+"""Steps between two looks at a router whose starved experts proved alive; lines of ``past``."""
 
 
 class Silent(msgspec.Struct):
@@ -91,8 +91,9 @@ class Memory(msgspec.Struct):
     started: int = 0
     """Last step of that block; 0 before its end."""
     past: dict[int, list[int]] = {}
-    """Sums of every eighth line, or of all lines of small batches: what an expert can expect."""
-    unsummed: int = 0
+    """Sums of some lines: what an expert can expect."""
+    due: int = 0
+    """Lines until the next of them."""
     steps: int = 0
     first: int = 0
     rows: dict[int, int] = {}
@@ -166,7 +167,7 @@ class Dead(Rule[DeadLimits, Memory]):
             memory.rows = {}
             memory.totals = {}
         elif len(memory.alive) < len(self.routers):
-            most = limits.few * limits.stray_steps * expected
+            most = limits.few * limits.min_window * expected
             self._add(view, starved, dead, most)
         if self.by_own_share:
             self._add_to_past(view, expected)
@@ -192,7 +193,7 @@ class Dead(Rule[DeadLimits, Memory]):
         return found
 
     def _add(self, view: StepView, starved: Signal, dead: Signal, most: float) -> None:
-        """Add one line; with more than ``most`` tokens an expert is alive in any window."""
+        """Add one line; with more than ``most`` tokens an expert is alive in this block."""
         memory = self.memory
         for index, value in enumerate(starved.values):
             if index in memory.alive:
@@ -217,15 +218,14 @@ class Dead(Rule[DeadLimits, Memory]):
 
     def _add_to_past(self, view: StepView, expected: float) -> None:
         memory, limits = self.memory, self.limits
-        memory.unsummed += 1
-        small = expected * limits.min_window < limits.evidence
-        if memory.unsummed < limits.min_window and not small:
+        memory.due -= 1
+        if memory.due > 0:
             return
         for index in range(len(self.routers)):
             if (counts := view.full_counts(index)) is not None:
                 known = memory.past.get(index, [0] * len(counts))
                 memory.past[index] = list(map(add, known, counts))
-                memory.unsummed = 0
+                memory.due = 4 if expected * limits.min_window < limits.evidence else _REST
 
     def _end_block(self, expected: float, step: int) -> Readings:
         memory, found = self.memory, Found()
