@@ -165,18 +165,8 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     if _of("OSCILLATION", left):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
-    for find in (
-        _forced,
-        _ranks,
-        proven,
-        _divergences,
-        settings,
-        _swings,
-        _moments,
-        _born,
-        _weak,
-        _drops,
-    ):
+    first = (_forced, _ranks, proven, _divergences, settings, _swings, _moments)
+    for find in (*first, _born, _weak, _drops):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -344,8 +334,7 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 def _born(left: list[Episode], known: Known) -> Iterator[_Found]:
     """A few experts that never received a token, beside even ones."""
     if born := [e for e in left if _is_uneven(e, known) and few_from_start(e)]:
-        title = "a few router rows never won a token"
-        yield Cause(title, goes_back=False), _beside(left, born)
+        yield Cause("router rows that never won a token", goes_back=False), _beside(left, born)
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:

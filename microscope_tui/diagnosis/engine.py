@@ -45,7 +45,6 @@ STATE_VERSION = 4
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8
-_SICK = ("COLLAPSE", "DEAD")
 _LAST_STEPS = 10
 """With a low balance: fewer are not judged when a run is over."""
 
@@ -121,7 +120,9 @@ class Diagnosis(_State):
 
             self.too_few = too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
-        view.sick = [e.router_index for name in _SICK for e in self.ledger.running_of(name)]
+        view.sick = [
+            e.router_index for name in ("COLLAPSE", "DEAD") for e in self.ledger.running_of(name)
+        ]
         for rule, read, plain in self._in_turn:
             if not plain:
                 self._report(rule, view)
@@ -200,9 +201,8 @@ class Diagnosis(_State):
             return False
         episode = self.ledger.running(name, index)
         reported = episode.severity if episode is not None else 0
-        decides_in = self.rules[name].decides_in
-        late = decides_in is not None and self.last_step - (track.since or 0) > decides_in
-        evidence = 0 if late else track.pending or 0
+        in_time = self.last_step - (track.since or 0) < self.rules[name].decides_in
+        evidence = track.pending or 0 if in_time else 0
         return reported >= severity or evidence >= severity
 
     def observe_event(self, event: EventRecord) -> None:

@@ -6,7 +6,7 @@ all routers, so that a healthy run costs almost nothing however many layers it h
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from operator import add, sub, truediv
 from typing import TypeVar
 
@@ -136,7 +136,7 @@ class StepView:
         self._counts: dict[int, list[int] | None] = {}
         self.sums: dict[int, tuple[int, int]] = {}
         """The lowest count and the sum of every row that was decoded."""
-        self.sick: Container[int] = ()
+        self.sick: Sequence[int] = ()
         """Routers with a COLLAPSE or DEAD in the steps before."""
         self._signals = _Signals(record.router, len(routers))
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__

@@ -178,8 +178,8 @@ class Rule(ABC, Generic[L, M]):
     """Profiles in which the remedy includes an earlier checkpoint."""
     remedy_by_cause: ClassVar[bool] = False
     """The advice depends on the cause."""
-    decides_in: ClassVar[int | None] = None
-    """Steps for which its evidence mutes other rules; by default as long as it lasts."""
+    decides_in: ClassVar[float] = math.inf
+    """Steps for which its evidence mutes other rules."""
     ends_after: ClassVar[int | None] = None
     """Clear steps that end an episode; by default twice the limit ``persistence``."""
     ends_below: ClassVar[float] = 0.0

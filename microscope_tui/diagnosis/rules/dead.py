@@ -22,6 +22,7 @@ from microscope_tui.diagnosis.rules.base import (
     Rule,
     experts_of,
     ids_of,
+    listed,
     number,
     ranks_of,
     size_of,
@@ -42,11 +43,11 @@ class DeadLimits(RuleLimits, frozen=True):
     """λ of one window without tokens. Tokens of one sequence are correlated (overdispersion about
     4): the chance of none is exp(−56 ÷ 4) < 1e-6."""
     few: float = 0.001
-    """Tokens below this share of λ are stray ones: an expert of 16 that got one in 15 steps …"""
+    """An expert with less of λ is dead: 16 of 64 got a token in 15 steps each, of 2,048 a step …"""
     back: float = 0.01
-    """… and above this one it is back."""
+    """… and one with more than this is alive."""
     stray_steps: int = 66
-    """A window with stray tokens grows so far: three fit into 200 steps."""
+    """In between its window grows to this: three fit into 200 steps."""
     min_window: int = 8
     max_window: int = 200
     windows: int = 3
@@ -62,10 +63,10 @@ class DeadLimits(RuleLimits, frozen=True):
     relations = "min_window <= max_window, warn_steps <= critical_steps, critical_share <= 1"
 
 
-EVEN_REST = 0.9
-"""c of the living experts from which on balancing did not fail."""
+_EVEN = 0.9
+"""c of the living experts with which balancing did not fail."""
 _REST = 32
-"""Steps between two looks at a router whose starved experts proved alive; lines of ``past``."""
+"""Steps between two looks at starved experts that proved alive."""
 
 
 class Silent(msgspec.Struct):
@@ -78,11 +79,10 @@ class Silent(msgspec.Struct):
     share: float
     """What it can expect, of the fair count."""
     windows: int = 0
+    strays: int = 0
+    """All tokens since then; the next two are those of the window."""
     tokens: int = 0
     expected: float = 0.0
-    """Both of the window that grows."""
-    strays: int = 0
-    """All tokens since it was dead."""
 
 
 class Memory(msgspec.Struct):
@@ -91,7 +91,7 @@ class Memory(msgspec.Struct):
     started: int = 0
     """Last step of that block; 0 before its end."""
     past: dict[int, list[int]] = {}
-    """Sums of some lines: what an expert can expect."""
+    """Counts of some lines: what an expert can expect."""
     due: int = 0
     """Lines until the next of them."""
     steps: int = 0
@@ -101,10 +101,10 @@ class Memory(msgspec.Struct):
     totals: dict[int, list[int]] = {}
     alive: set[int] = set()
     rest: dict[int, int] = {}
-    """Router whose starved experts proved alive → step until which it is not looked at again."""
+    """Router → step until which its starved experts are not looked at again."""
     dead: dict[int, dict[int, Silent]] = {}
     back: dict[int, tuple[int, int]] = {}
-    """Router → a dead expert that got tokens again, and the first step of that window."""
+    """Router → a dead expert that got tokens again, and the first step of that block."""
 
 
 class Dead(Rule[DeadLimits, Memory]):
@@ -117,8 +117,8 @@ class Dead(Rule[DeadLimits, Memory]):
     formula = (
         "zero of λ ≥ 56 expected assignments, or below λ ÷ 1,000, the same expert, in three "
         "windows in a row and for at least 100 steps; critical from 200 steps on, above 20 % of "
-        "the experts or as a whole rank in all layers; in a fine-tuning or an evaluation λ is the "
-        "expert's own share before, and below 1 % of the experts is information"
+        "the experts, or a rank in all layers; in a fine-tuning or an evaluation λ is what it had "
+        "before, and below 1 % of the experts is information"
     )
     muted_by = ("COLLAPSE",)
     judges_one_step = True
@@ -146,7 +146,7 @@ class Dead(Rule[DeadLimits, Memory]):
         most = self.limits.windows - 1  # one that comes back here does not come back by itself
         for index, dead in before.dead.items():
             memory.dead[index] = {
-                e: Silent(one.since, step, one.share, min(one.windows, most), strays=one.strays)
+                e: Silent(one.since, step, one.share, min(one.windows, most), one.strays)
                 for e, one in dead.items()
                 if one.since < step
             }
@@ -167,8 +167,7 @@ class Dead(Rule[DeadLimits, Memory]):
             memory.rows = {}
             memory.totals = {}
         elif len(memory.alive) < len(self.routers):
-            most = limits.few * limits.min_window * expected
-            self._add(view, starved, dead, most)
+            self._add(view, starved, dead, limits.few * limits.min_window * expected)
         if self.by_own_share:
             self._add_to_past(view, expected)
         if memory.steps < limits.min_window:
@@ -246,11 +245,27 @@ class Dead(Rule[DeadLimits, Memory]):
         return self._with_lost_rank(found, step)
 
     def _judge(self, index: int, step: int, totals: list[int], fair: float) -> Reading:
-        memory, limits = self.memory, self.limits
+        before = self.memory.dead.get(index, {})
+        evident = [e for e, one in before.items() if one.windows]
+        now = self.memory.dead[index] = self._follow(index, step, totals, fair)
+        # Evidence needs the same experts as before.
+        young = {e: now[e] for e in evident or now if e in now and now[e].windows}
+        if not young:
+            return Reading(None, clear=True)
+        if old := {e: one for e, one in young.items() if self._lasts(one, step)}:
+            return self._of_old(index, step, totals, old)
+        first = min(one.since for one in young.values())
+        severity = self._graded(len(young), len(totals))
+        return Reading(severity, clear=True, held=True, since=first)
+
+    def _follow(self, index: int, step: int, totals: list[int], fair: float) -> dict[int, Silent]:
+        """The experts that may be dead, with a block of ``fair`` expected tokens added."""
+        memory, now = self.memory, dict[int, Silent]()
         before = memory.dead.get(index, {})
-        few = [e for e, n in enumerate(totals) if n < max(1.0, limits.back * fair) or e in before]
-        now: dict[int, Silent] = {}
-        for expert in self._new(index, few):
+        most = max(1.0, self.limits.back * fair)
+        for expert in self._new(
+            index, [e for e, n in enumerate(totals) if n < most or e in before]
+        ):
             one, tokens = before.get(expert), totals[expert]
             if one is None or (one.tokens and not one.windows and not tokens):
                 one = Silent(memory.first, memory.first, self._share(index, expert))
@@ -261,18 +276,7 @@ class Dead(Rule[DeadLimits, Memory]):
                 now[expert] = one
             elif tokens > 1 and self._lasts(one, memory.first):
                 memory.back[index] = expert, memory.first
-        memory.dead[index] = now
-        # Evidence needs the same experts as before.
-        young = {e: one for e, one in now.items() if one.windows}
-        if any(one.windows for one in before.values()):
-            young = {e: one for e, one in young.items() if e in before}
-        if not young:
-            return Reading(None, clear=True)
-        if old := {e: one for e, one in young.items() if self._lasts(one, step)}:
-            return self._of_old(index, step, totals, old)
-        first = min(one.since for one in young.values())
-        severity = self._graded(len(young), len(totals))
-        return Reading(severity, clear=True, held=True, since=first)
+        return now
 
     def _of_old(self, index: int, step: int, totals: list[int], old: dict[int, Silent]) -> Reading:
         memory, limits, experts = self.memory, self.limits, len(totals)
@@ -320,27 +324,26 @@ class Dead(Rule[DeadLimits, Memory]):
         return one.windows >= limits.windows and step - one.since >= limits.warn_steps
 
     def _share(self, index: int, expert: int) -> float:
-        """What an expert can expect, of the fair count: its own lower 95 % bound so far."""
-        past = self.memory.past.get(index)
+        """What it can expect, of the fair count: the lower 95 % bound of its own share so far."""
         if not self.by_own_share:
             return 1.0
-        if past is None:
-            return 0.0
-        least = past[expert] - 1.645 * math.sqrt(4 * past[expert])  # overdispersion, as above
-        return min(1.0, max(0.0, least) * len(past) / max(1, sum(past)))
+        past = self.memory.past.get(index, [])
+        had = past[expert] if past else 0
+        least = max(0.0, had - 1.645 * math.sqrt(4 * had))  # overdispersion, as above
+        return min(1.0, least * len(past) / max(1, sum(past)))
 
     def _graded(self, dead: int, experts: int) -> Severity:
-        few = self.context.relative and dead < self.limits.info_share * experts
+        few = self.by_own_share and dead < self.limits.info_share * experts
         return Severity.INFO if few else Severity.WARN
 
     def _with_lost_rank(self, found: Found, step: int) -> Found:
-        """The same whole ranks in all layers are critical, in any profile."""
+        """The same ranks in all layers are critical, in any profile."""
         latest = step - self.limits.critical_steps
-        dead = [one for one in found.values() if one is not None and (one.since or step) <= latest]
-        ranks = {one.facts.get("ranks", ()) for one in dead}
-        if not 1 < len(self.routers) == len(dead) or len(ranks) > 1 or () in ranks:
-            return found
-        return dict(enumerate(replace(one, severity=Severity.CRITICAL) for one in dead))
+        dead = {i: one for i, one in found.items() if one and (one.since or step) <= latest}
+        ranks = {one.facts.get("ranks", ()) for one in dead.values()}
+        if len(dead) == len(self.routers) > len(ranks) == 1 and () not in ranks:
+            return {i: replace(one, severity=Severity.CRITICAL) for i, one in dead.items()}
+        return found
 
     def _new(self, index: int, dead: list[int]) -> list[int]:
         """Without the experts that were dead before the training on this data."""
@@ -371,27 +374,26 @@ class Dead(Rule[DeadLimits, Memory]):
             return why, f"compare with the model before this training; {keep}"
         if few_from_start(worst):
             return why, (
-                f"re-initialise the router rows of expert {_which(worst)}: the others are even "
-                f"(c {number(worst, 'rest'):.2f}), so no setting of the balancing is to blame"
+                f"re-initialise only their router rows: the other experts are even "
+                f"(c {number(worst, 'rest'):.2f}), no setting is to blame"
             )
         balance = stronger_balance(run, worst)
         return why, f"{balance}, then either re-initialise their router rows or {BACK}"
 
 
 def few_from_start(episode: Episode) -> bool:
-    """Whether a few experts never received tokens while the others are even."""
+    """Whether a few experts never received tokens, beside even ones."""
     few = episode.value <= DeadLimits().critical_share * size_of(episode)
-    return episode.rule == "DEAD" and few and number(episode, "rest") >= EVEN_REST
+    return few and number(episode, "rest") >= _EVEN
 
 
 def _which(worst: Episode) -> str:
     """``3, 17 and 4 more``, or ``160–191, rank 5``: a block of neighbours, and whose it is."""
-    experts = ids_of(worst, "experts")
+    experts, ranks = ids_of(worst, "experts"), ids_of(worst, "ranks")
     shown = experts_of(worst)
     if len(experts) > 3 and experts[-1] - experts[0] < len(experts):
         shown = f"{experts[0]}–{experts[-1]}"
-    ranks = " and ".join(map(str, ids_of(worst, "ranks")))
-    return f"{shown}, rank {ranks}" if ranks else shown
+    return f"{shown}, rank {listed(ranks)}" if ranks else shown
 
 
 def _since(worst: Episode) -> str:

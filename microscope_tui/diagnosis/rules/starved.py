@@ -97,9 +97,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         none = starved.known and starved.high <= 0.0
         calm = none and not memory.suspects and not self.context.relative
         shares = [] if calm else list(map(truediv, starved.values, self.sizes))
-        memory.in_turn = {i: one for i, one in memory.in_turn.items() if i in self.tracks}
-        for index in self.tracks.keys() & {*view.sick, *memory.in_turn}:
-            self.tracks[index].leave = self.window  # it was certain, or is an effect
+        self._ease(view)
         self._add(view, shares)
         quiet = starved.known and not memory.suspects and not memory.in_turn
         if quiet and max(shares, default=0.0) <= limits.share / 2:
@@ -115,6 +113,13 @@ class Starved(Rule[StarvedLimits, Memory]):
             elif suspect := watched(memory.suspects, index, high, limits.window, Suspect):
                 found[index] = self._look_closer(view, index, share, suspect)
         return found | self._in_turn(shares)
+
+    def _ease(self, view: StepView) -> None:
+        """What was certain, or is an effect, ends after half as many clear steps."""
+        memory = self.memory
+        memory.in_turn = {i: one for i, one in memory.in_turn.items() if i in self.tracks}
+        for index in self.tracks.keys() & {*view.sick, *memory.in_turn}:
+            self.tracks[index].leave = self.window
 
     def _in_turn(self, shares: list[float]) -> Found:
         """Those that starve in this step, too; the others may be over."""
@@ -133,7 +138,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         }
 
     def _add(self, view: StepView, shares: list[float]) -> None:
-        """Add a step to the first ones, or to the block, and judge a full one."""
+        """Add a step to the first ones, or to the block."""
         memory, limits = self.memory, self.limits
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
@@ -147,13 +152,16 @@ class Starved(Rule[StarvedLimits, Memory]):
                 memory.left_out[index] = memory.lines
                 memory.sums.pop(index, None)
             elif share > 0:
-                router = self.routers[index]
-                pairs = (view.tokens_of(index) or 0.0) * router.top_k / max(1, router.num_experts)
+                pairs = (view.tokens_of(index) or 0.0) * self.routers[index].top_k
+                pairs /= self.sizes[index]
                 by_chance = math.exp(-pairs / 4)  # overdispersion, as in DEAD
                 total, first = memory.sums.get(index, (0.0, view.step))
                 memory.sums[index] = total + max(0.0, share - by_chance), first
-        if view.step - memory.began < limits.in_turn_steps or memory.lines < 2 * limits.window:
-            return
+        if view.step - memory.began >= limits.in_turn_steps and memory.lines >= 2 * limits.window:
+            self._end_block(view)
+
+    def _end_block(self, view: StepView) -> None:
+        memory, limits = self.memory, self.limits
         before = memory.in_turn
         memory.in_turn = {}
         for index, (total, first) in memory.sums.items():
