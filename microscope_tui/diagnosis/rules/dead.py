@@ -224,7 +224,7 @@ class Dead(Rule[DeadLimits, Memory]):
             if (counts := view.full_counts(index)) is not None:
                 known = memory.past.get(index, [0] * len(counts))
                 memory.past[index] = list(map(add, known, counts))
-                memory.due = 4 if expected * limits.min_window < limits.evidence else _REST
+                memory.due = 4 if expected * limits.min_window < limits.evidence else 2 * _REST
 
     def _end_block(self, expected: float, step: int) -> Readings:
         memory, found = self.memory, Found()

@@ -117,6 +117,8 @@ class Starved(Rule[StarvedLimits, Memory]):
     def _ease(self, view: StepView) -> None:
         """What was certain, or is an effect, ends after half as many clear steps."""
         memory = self.memory
+        if not (memory.in_turn or view.sick):
+            return
         memory.in_turn = {i: one for i, one in memory.in_turn.items() if i in self.tracks}
         for index in self.tracks.keys() & {*view.sick, *memory.in_turn}:
             self.tracks[index].leave = self.window
