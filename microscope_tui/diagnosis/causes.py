@@ -23,8 +23,10 @@ from microscope_tui.diagnosis.rules.base import (
     ids_of,
     number,
     place,
+    ranks_of,
     setting,
 )
+from microscope_tui.diagnosis.rules.dead import few_from_start
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -181,8 +183,8 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
     if any(e.reason != Reason.ALTERNATING for e in _of("OSCILLATION", left)):
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
-    certain = (_forced, _ranks, proven, _divergences, settings, _swings, _moments, _at_once)
-    for find in (*certain, _weak, _drops):
+    certain = (_forced, _ranks, proven, _divergences, settings, _swings, _moments)
+    for find in (*certain, _at_once, _born, _weak, _drops):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -291,12 +293,11 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
     for episode in left:
         experts = ids_of(episode, "experts" if episode.rule == "DEAD" else "idle")
         number = episode.router.num_experts if episode.router is not None else 0
-        each = number // ranks if ranks > 1 and number % ranks == 0 else 0
-        blocks = sorted({expert // each for expert in experts}) if each > 1 else []
-        if experts and len(experts) == each * len(blocks) < number:
+        if filled := ranks_of(experts, number, known.run):
+            each = number // ranks
             resumed = _last_before(known.resumes, episode.onset)
             if each > 3 or resumed is not None:  # two neighbours can die by chance
-                found.setdefault((each, *blocks), []).append(episode)
+                found.setdefault((each, *filled), []).append(episode)
     for (each, *blocks), episodes in found.items():
         onset = min(e.onset for e in episodes)
         resumed = _last_before(known.resumes, onset)
@@ -307,6 +308,8 @@ def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
             f"experts {first} to {last} of {each * ranks} on {ranks} ranks are rank {names}: "
             f"its counts or weights are missing since {at}"
         )
+        if len({e.router_index for e in episodes}) == len(known.run.routers):
+            title += ", or the data that only these experts serve ended there"
         remedy = (
             f"check that rank {names} loads its own part of the checkpoint and that the counts are "
             "summed over all ranks; do not re-initialise these experts"
@@ -369,6 +372,12 @@ def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
             title = f"{which} layers at step {onset:,}, no restart: data or code changed there"
             yield Cause(title, remedy=_BATCHES, goes_back=False), _beside(left, core)
             return
+
+
+def _born(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """A few experts that never received a token, beside even ones."""
+    if born := [e for e in left if _is_uneven(e, known) and few_from_start(e)]:
+        yield Cause("router rows that never won a token", goes_back=False), _beside(left, born)
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:

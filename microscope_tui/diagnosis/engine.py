@@ -120,6 +120,9 @@ class Diagnosis(_State):
 
             self.too_few = too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
+        view.sick = [
+            e.router_index for name in ("COLLAPSE", "DEAD") for e in self.ledger.running_of(name)
+        ]
         for rule, read, plain in self._in_turn:
             if not plain:
                 self._report(rule, view)
@@ -198,7 +201,9 @@ class Diagnosis(_State):
             return False
         episode = self.ledger.running(name, index)
         reported = episode.severity if episode is not None else 0
-        return reported >= severity or (track.pending or 0) >= severity
+        in_time = self.last_step - (track.since or 0) < self.rules[name].decides_in
+        evidence = track.pending or 0 if in_time else 0
+        return reported >= severity or evidence >= severity
 
     def observe_event(self, event: EventRecord) -> None:
         """Remember checkpoints: the advice names one to roll back to."""

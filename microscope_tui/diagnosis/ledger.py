@@ -210,7 +210,7 @@ class Ledger:
     def _take_numbers(self, episode: Episode, step: int, reading: Reading) -> None:
         if not _worse(reading, episode):
             return
-        if reading.value != episode.value:
+        if reading.value != episode.value or "since" in reading.facts:  # it has the age, too
             episode.worst_at = step
         episode.value = reading.value
         episode.limit = reading.limit

@@ -136,6 +136,8 @@ class StepView:
         self._counts: dict[int, list[int] | None] = {}
         self.sums: dict[int, tuple[int, int]] = {}
         """The lowest count and the sum of every row that was decoded."""
+        self.sick: Sequence[int] = ()
+        """Routers with a COLLAPSE or DEAD in the steps before."""
         self._signals = _Signals(record.router, len(routers))
         self.signal: Callable[[str], Signal | None] = self._signals.__getitem__
         """A per-router summary by its name in the format; ``None`` if not logged."""

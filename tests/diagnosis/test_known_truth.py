@@ -13,7 +13,7 @@ from microscope_tui.watch import Judge
 
 DELAYS = {
     **{"shock": (31,), "hot-expert": (100,), "collapse": (48,), "slow-collapse": (117, 193)},
-    **{"dead-experts": (223,), "starving-finetune": (84,), "divergence": (67, 76, 71)},
+    **{"dead-experts": (111,), "starving-finetune": (84,), "divergence": (67, 76, 71)},
     **{"bias-limit-cycle": (262,), "bias-runaway": (458,), "overflow": (31,)},
     **{"dead-gradient": (589,), "rank-skew": (100,), "double-counting": (2,)},
     **{"lint-no-balance": (0,), "even-but-one": (100,), "collapse-unconfident": (36,)},

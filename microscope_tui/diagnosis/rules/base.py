@@ -176,6 +176,8 @@ class Rule(ABC, Generic[L, M]):
     """Profiles in which the remedy includes an earlier checkpoint."""
     remedy_by_cause: ClassVar[bool] = False
     """The advice depends on the cause."""
+    decides_in: ClassVar[float] = math.inf
+    """Steps for which its evidence mutes other rules."""
     ends_after: ClassVar[int | None] = None
     """Clear steps that end an episode; by default twice the limit ``persistence``."""
     ends_below: ClassVar[float] = 0.0
@@ -283,6 +285,14 @@ def number(episode: Episode, name: str) -> float:
 def experts_of(episode: Episode) -> str:
     """``3, 17 and 4 more``"""
     return listed(ids_of(episode, "experts"))
+
+
+def ranks_of(experts: Sequence[int], size: int, run: RunRecord) -> tuple[int, ...]:
+    """The ranks of which these experts are all; none where they fill no whole ones."""
+    ranks = run.expert_parallel_size
+    each = size // ranks if ranks > 1 and size % ranks == 0 else 0
+    found = sorted({expert // each for expert in experts}) if each > 1 else []
+    return tuple(found) if len(experts) == each * len(found) < size else ()
 
 
 def listed(names: Sequence[object]) -> str:

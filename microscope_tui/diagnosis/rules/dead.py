@@ -1,35 +1,53 @@
-"""DEAD: the same experts receive no tokens for 100 steps in which they should have."""
+"""DEAD: the same experts receive almost no tokens for 100 steps in which they should have."""
 
-from collections.abc import Mapping, Sequence
+import math
 from operator import add
 
 import msgspec
+from msgspec.structs import replace
 
+from microscope_tui import measures
 from microscope_tui.diagnosis.context import WHEN, RuleLimits, is_one_step
-from microscope_tui.diagnosis.episodes import Episode, Facts, Found, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import (
+    Episode,
+    Fact,
+    Facts,
+    Found,
+    Reading,
+    Readings,
+    Severity,
+)
 from microscope_tui.diagnosis.rules.base import (
     BACK,
     Rule,
     experts_of,
     ids_of,
+    listed,
     number,
+    ranks_of,
     size_of,
     stronger_balance,
 )
-from microscope_tui.diagnosis.signals import StepView, expected, window_steps
-from microscope_tui.runlog import RunRecord
+from microscope_tui.diagnosis.signals import Signal, StepView, expected, window_steps
+from microscope_tui.runlog import RunRecord, plural
 
 
 class DeadLimits(RuleLimits, frozen=True):
-    """Zero assignments where at least 56 were expected, in three disjoint windows.
+    """So few assignments that chance is below 1e-6, in three disjoint windows.
 
     Data that comes in blocks of 30 to 40 steps lets a quarter of the experts rest for as long, and
     a shock may last 50 steps: twice as long for a warning, four times for a critical alarm.
     """
 
     evidence: float = 56.0
-    """λ of one window. Tokens of one sequence are correlated (overdispersion about 4): the chance
-    of zero tokens by chance is exp(−56 ÷ 4) < 1e-6."""
+    """λ of one window without tokens. Tokens of one sequence are correlated (overdispersion about
+    4): the chance of none is exp(−56 ÷ 4) < 1e-6."""
+    few: float = 0.001
+    """An expert with less of λ is dead: 16 of 64 got a token in 15 steps each, of 2,048 a step …"""
+    back: float = 0.01
+    """… and one with more than this is alive."""
+    stray_steps: int = 66
+    """In between its window grows to this: three fit into 200 steps."""
     min_window: int = 8
     max_window: int = 200
     windows: int = 3
@@ -39,37 +57,68 @@ class DeadLimits(RuleLimits, frozen=True):
     """… and for a critical one."""
     critical_share: float = 0.2
     """Share of dead experts that is critical."""
+    info_share: float = 0.01
+    """In a fine-tuning or an evaluation fewer are information: some expert is always rare."""
 
     relations = "min_window <= max_window, warn_steps <= critical_steps, critical_share <= 1"
 
 
+_EVEN = 0.9
+"""c of the living experts with which balancing did not fail."""
+_REST = 32
+"""Steps between two looks at starved experts that proved alive."""
+
+
+class Silent(msgspec.Struct):
+    """An expert with almost no tokens."""
+
+    since: int
+    """First step of the windows in a row in which it was dead …"""
+    first: int
+    """… and of the window that grows."""
+    share: float
+    """What it can expect, of the fair count."""
+    windows: int = 0
+    strays: int = 0
+    """All tokens since then; the next two are those of the window."""
+    tokens: int = 0
+    expected: float = 0.0
+
+
 class Memory(msgspec.Struct):
+    started_dead: dict[int, list[int]] = {}
+    """Dead in the first block of the run: a fine-tuning starts with experts its data ignores."""
+    started: int = 0
+    """Last step of that block; 0 before its end."""
+    past: dict[int, list[int]] = {}
+    """Counts of some lines: what an expert can expect."""
+    due: int = 0
+    """Lines until the next of them."""
     steps: int = 0
     first: int = 0
     rows: dict[int, int] = {}
-    """Routers with possibly dead experts in the whole window → steps with their counts."""
+    """Routers with possibly dead experts in the whole block → steps with their counts."""
     totals: dict[int, list[int]] = {}
     alive: set[int] = set()
-    dead: dict[int, dict[int, tuple[int, int]]] = {}
-    """Router → expert → first step of the windows in a row in which it was dead; their number."""
-    started_dead: dict[int, list[int]] = {}
-    """Dead in the first window of the run: a fine-tuning starts with experts its data ignores."""
-    started: int = 0
-    """Last step of that window; 0 before its end."""
+    rest: dict[int, int] = {}
+    """Router → step until which its starved experts are not looked at again."""
+    dead: dict[int, dict[int, Silent]] = {}
     back: dict[int, tuple[int, int]] = {}
-    """Router → a dead expert that got tokens again, and the first step of that window."""
+    """Router → a dead expert that got tokens again, and the first step of that block."""
 
 
 class Dead(Rule[DeadLimits, Memory]):
     name = "DEAD"
     subject = "Dead experts"
     means = (
-        "Experts receive no tokens for several windows in a row. They take memory and learn "
+        "Experts receive almost no tokens, window after window. They take memory and learn "
         "nothing. On narrow data this may be harmless: compare before you act."
     )
     formula = (
-        "zero of λ ≥ 56 expected assignments, the same expert, in three windows in a row and for "
-        "at least 100 steps; critical from 200 steps on, above 20 % of the experts"
+        "zero of λ ≥ 56 expected assignments, or below λ ÷ 1,000, the same expert, in three "
+        "windows in a row and for at least 100 steps; critical from 200 steps on, above 20 % of "
+        "the experts, or a rank in all layers; in a fine-tuning or an evaluation λ is what it had "
+        "before, and below 1 % of the experts is information"
     )
     muted_by = ("COLLAPSE",)
     judges_one_step = True
@@ -77,12 +126,14 @@ class Dead(Rule[DeadLimits, Memory]):
     cause_rank = 50
     family = "starvation"
     wants_balance = True
+    decides_in = 200
     rolls_back_in = ("pretrain",)  # on narrow data dead experts are normal
 
     def set_up(self) -> None:
         self.needed = self.window = 1  # how long it lasts is counted in steps, expert by expert
         self.leave = self.limits.windows
         self.sizes = {(r.top_k, max(1, r.num_experts)) for r in self.routers}
+        self.by_own_share = self.context.relative and self.context.baseline is None
         self.needs = ("counts",) if self.context.one_step else ("counts", "tokens", "top_k")
 
     def restart(self, step: int) -> None:
@@ -91,11 +142,14 @@ class Dead(Rule[DeadLimits, Memory]):
             self.start()
             return
         # The state at the start of the run is kept when it resumes.
-        self.memory = Memory(started_dead=before.started_dead, started=before.started)
+        memory = self.memory = Memory(before.started_dead, before.started, before.past)
         most = self.limits.windows - 1  # one that comes back here does not come back by itself
         for index, dead in before.dead.items():
-            kept = {e: (since, min(n, most)) for e, (since, n) in dead.items() if since < step}
-            self.memory.dead[index] = kept
+            memory.dead[index] = {
+                e: Silent(one.since, step, one.share, min(one.windows, most), one.strays)
+                for e, one in dead.items()
+                if one.since < step
+            }
 
     def read(self, view: StepView) -> Readings | None:
         if self.context.one_step:
@@ -103,23 +157,26 @@ class Dead(Rule[DeadLimits, Memory]):
         dead, tokens, memory = view.signal("dead_experts"), view.tokens, self.memory
         if dead is None or tokens is None:
             return None
+        starved = view.signal("starved_experts") or dead
+        limits = self.limits
+        expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
         memory.steps += 1
         memory.first = memory.first or view.step
-        if dead.known and dead.high <= 0:
+        if starved.known and starved.high <= 0:
             memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows = {}
             memory.totals = {}
         elif len(memory.alive) < len(self.routers):
-            self._add(view, dead.values)
-        if memory.steps < self.limits.min_window:
+            self._add(view, starved, dead, limits.few * limits.min_window * expected)
+        if self.by_own_share:
+            self._add_to_past(view, expected)
+        if memory.steps < limits.min_window:
             return None
-        expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
-        limits = self.limits
         least = window_steps(expected, limits.evidence, limits.min_window, limits.max_window)
-        # Where only some lines have counts, the window waits for as many of these.
+        # Where only some lines have counts, the block waits for as many of these.
         if memory.steps < least or max(memory.rows.values(), default=least) < least:
             return None
-        return self._end_window(expected, view.step)
+        return self._end_block(expected, view.step)
 
     def _of_moment(self, view: StepView) -> Readings:
         found: Found = {}
@@ -130,27 +187,46 @@ class Dead(Rule[DeadLimits, Memory]):
                 continue
             if dead := self._new(index, [e for e, total in enumerate(counts) if total == 0]):
                 facts: Facts = {"experts": tuple(dead), "expected": each}
-                found[index] = Reading(Severity.WARN, value=float(len(dead)), facts=facts)
+                severity = self._graded(len(dead), len(counts))
+                found[index] = Reading(severity, value=float(len(dead)), facts=facts)
         return found
 
-    def _add(self, view: StepView, dead: Sequence[float]) -> None:
+    def _add(self, view: StepView, starved: Signal, dead: Signal, most: float) -> None:
+        """Add one line; with more than ``most`` tokens an expert is alive in this block."""
         memory = self.memory
-        for index, value in enumerate(dead):
+        for index, value in enumerate(starved.values):
             if index in memory.alive:
                 continue
-            rows = memory.rows.setdefault(index, 0) if value > 0 else 0
-            counts = view.full_counts(index) if value > 0 else None
-            totals = memory.totals.get(index)
-            if counts is not None:  # the summary has their number, not whether they are the same
-                totals = counts if totals is None else list(map(add, totals, counts))
-                memory.rows[index] = rows + 1
+            stray = dead.values[index] == 0 and not memory.dead.get(index)
+            if value > 0 and not (stray and view.step <= memory.rest.get(index, 0)):
+                memory.rows.setdefault(index, 0)
+                if (counts := view.full_counts(index)) is None:
+                    continue
+                # The summary has their number, not whether they are the same.
+                known = memory.totals.get(index)
+                totals = counts if known is None else list(map(add, known, counts))
+                memory.rows[index] += 1
                 memory.totals[index] = totals
-            if value == 0 or (totals is not None and 0 not in totals):
+                if min(totals) <= most or memory.dead.get(index):
+                    continue
+                memory.rest[index] = view.step + _REST
+            if value >= 0:
                 memory.alive.add(index)
                 memory.rows.pop(index, None)
                 memory.totals.pop(index, None)
 
-    def _end_window(self, expected: float, step: int) -> Readings:
+    def _add_to_past(self, view: StepView, expected: float) -> None:
+        memory, limits = self.memory, self.limits
+        memory.due -= 1
+        if memory.due > 0:
+            return
+        for index in range(len(self.routers)):
+            if (counts := view.full_counts(index)) is not None:
+                known = memory.past.get(index, [0] * len(counts))
+                memory.past[index] = list(map(add, known, counts))
+                memory.due = 4 if expected * limits.min_window < limits.evidence else 2 * _REST
+
+    def _end_block(self, expected: float, step: int) -> Readings:
         memory, found = self.memory, Found()
         for index in range(len(self.routers)):
             totals = memory.totals.get(index)
@@ -160,53 +236,114 @@ class Dead(Rule[DeadLimits, Memory]):
             elif totals is None or expected * memory.rows[index] < self.limits.evidence:
                 found[index] = None
             else:
-                found[index] = self._judge(index, step, totals)
+                found[index] = self._judge(index, step, totals, expected * memory.rows[index])
         memory.started = memory.started or step
         memory.steps = memory.first = 0
         memory.rows = {}
         memory.totals = {}
         memory.alive = set()
-        return found
+        return self._with_lost_rank(found, step)
 
-    def _judge(self, index: int, step: int, totals: list[int]) -> Reading:
-        memory, limits = self.memory, self.limits
-        before = memory.dead.get(index, {})
-        for expert in self._lasting(before, memory.first):
-            if totals[expert]:
-                memory.back[index] = expert, memory.first
-        silent = self._new(index, [e for e, total in enumerate(totals) if total == 0])
-        known = {e: before.get(e, (memory.first, 0)) for e in silent}
-        dead = memory.dead[index] = {e: (since, n + 1) for e, (since, n) in known.items()}
+    def _judge(self, index: int, step: int, totals: list[int], fair: float) -> Reading:
+        before = self.memory.dead.get(index, {})
+        evident = [e for e, one in before.items() if one.windows]
+        now = self.memory.dead[index] = self._follow(index, step, totals, fair)
         # Evidence needs the same experts as before.
-        young = {e: dead[e] for e in before if e in dead} if before else dead
+        young = {e: now[e] for e in evident or now if e in now and now[e].windows}
         if not young:
             return Reading(None, clear=True)
-        old = self._lasting(young, step)
-        if not old:
-            first, _ = min(young.values())
-            return Reading(Severity.WARN, clear=True, held=True, since=first)
-        gone = sum(step - since >= limits.critical_steps for since in old.values())
-        critical = gone > limits.critical_share * len(totals) and not self.context.relative
+        if old := {e: one for e, one in young.items() if self._lasts(one, step)}:
+            return self._of_old(index, step, totals, old)
+        first = min(one.since for one in young.values())
+        severity = self._graded(len(young), len(totals))
+        return Reading(severity, clear=True, held=True, since=first)
+
+    def _follow(self, index: int, step: int, totals: list[int], fair: float) -> dict[int, Silent]:
+        """The experts that may be dead, with a block of ``fair`` expected tokens added."""
+        memory, now = self.memory, dict[int, Silent]()
+        before = memory.dead.get(index, {})
+        most = max(1.0, self.limits.back * fair)
+        for expert in self._new(
+            index, [e for e, n in enumerate(totals) if n < most or e in before]
+        ):
+            one, tokens = before.get(expert), totals[expert]
+            if one is None or (one.tokens and not one.windows and not tokens):
+                one = Silent(memory.first, memory.first, self._share(index, expert))
+            one.tokens += tokens
+            one.strays += tokens
+            one.expected += fair * one.share
+            if self._goes_on(one, step):
+                now[expert] = one
+            elif tokens > 1 and self._lasts(one, memory.first):
+                memory.back[index] = expert, memory.first
+        return now
+
+    def _of_old(self, index: int, step: int, totals: list[int], old: dict[int, Silent]) -> Reading:
+        memory, limits, experts = self.memory, self.limits, len(totals)
+        since = [one.since for one in old.values()]
+        gone = sum(step - at >= limits.critical_steps for at in since)
+        critical = gone > limits.critical_share * experts and not self.context.relative
+        facts: dict[str, Fact] = {
+            "experts": tuple(old),
+            "since": tuple(since),
+            "steps": step - max(since) + 1,
+            "strays": sum(one.strays for one in old.values()),
+            "back": memory.back.get(index, ()),
+            "ranks": ranks_of(tuple(old), experts, self.context.run),
+        }
+        if max(since) <= memory.started:
+            living = [n for e, n in enumerate(totals) if e not in old]
+            effective, top_k = measures.effective_experts(living), self.routers[index].top_k
+            facts["rest"] = measures.collapse_index(effective, len(living), top_k) or 0.0
         return Reading(
-            severity=Severity.CRITICAL if critical else Severity.WARN,
+            severity=Severity.CRITICAL if critical else self._graded(len(old), experts),
             value=float(len(old)),
-            facts={
-                "experts": tuple(sorted(old)),
-                "since": tuple(since for _, since in sorted(old.items())),
-                "steps": step - max(old.values()) + 1,
-                "back": memory.back.get(index, ()),
-            },
-            since=min(old.values()),
+            facts=facts,
+            since=min(since),
         )
 
-    def _lasting(self, dead: Mapping[int, tuple[int, int]], step: int) -> dict[int, int]:
-        """Experts that had been dead for long enough at ``step``, and since when."""
+    def _goes_on(self, one: Silent, step: int) -> bool:
+        """End its window, unless that grows; whether the expert may still be dead."""
         limits = self.limits
-        return {
-            expert: since
-            for expert, (since, windows) in dead.items()
-            if windows >= limits.windows and step - since >= limits.warn_steps
-        }
+        if one.tokens >= max(1.0, limits.back * one.expected):
+            return False
+        is_dead = one.tokens < max(1.0, limits.few * one.expected)
+        if is_dead and one.expected < limits.evidence:
+            return True
+        if not is_dead and step - one.first < limits.stray_steps - limits.min_window:
+            return True
+        one.windows += is_dead
+        one.first = step + 1
+        one.tokens = 0
+        one.expected = 0.0
+        return is_dead or self._lasts(one, step)
+
+    def _lasts(self, one: Silent, step: int) -> bool:
+        """Whether it had been dead for long enough at ``step``."""
+        limits = self.limits
+        return one.windows >= limits.windows and step - one.since >= limits.warn_steps
+
+    def _share(self, index: int, expert: int) -> float:
+        """What it can expect, of the fair count: the lower 95 % bound of its own share so far."""
+        if not self.by_own_share:
+            return 1.0
+        past = self.memory.past.get(index, [])
+        had = past[expert] if past else 0
+        least = max(0.0, had - 1.645 * math.sqrt(4 * had))  # overdispersion, as above
+        return min(1.0, least * len(past) / max(1, sum(past)))
+
+    def _graded(self, dead: int, experts: int) -> Severity:
+        few = self.by_own_share and dead < self.limits.info_share * experts
+        return Severity.INFO if few else Severity.WARN
+
+    def _with_lost_rank(self, found: Found, step: int) -> Found:
+        """The same ranks in all layers are critical, in any profile."""
+        latest = step - self.limits.critical_steps
+        dead = {i: one for i, one in found.items() if one and (one.since or step) <= latest}
+        ranks = {one.facts.get("ranks", ()) for one in dead.values()}
+        if len(dead) == len(self.routers) > len(ranks) == 1 and () not in ranks:
+            return {i: replace(one, severity=Severity.CRITICAL) for i, one in dead.items()}
+        return found
 
     def _new(self, index: int, dead: list[int]) -> list[int]:
         """Without the experts that were dead before the training on this data."""
@@ -221,20 +358,42 @@ class Dead(Rule[DeadLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        dead = f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}{_since(worst)})"
+        dead = f"{worst.value:.0f} of {size_of(worst)} experts ({_which(worst)}{_since(worst)})"
         keep = "do not remove the experts: other data may need them"
         if is_one_step(run):
             expected = f"{number(worst, 'expected'):,.0f}"
             why = f"{dead} received no tokens {WHEN}, where each could expect {expected}"
             return why, f"count other data too; {keep}"
         steps = number(worst, "steps") or worst.last - worst.onset + 1
-        why = f"{dead} received no tokens for at least {steps:,.0f} steps"
+        strays = number(worst, "strays")
+        received = f"only {plural(int(strays), 'token')} in" if strays else "no tokens for"
+        why = f"{dead} received {received} at least {steps:,.0f} steps"
         if back := ids_of(worst, "back"):
             why += f"; expert {back[0]} came back by itself at step {back[1]:,}: look at the data"
         if run.profile != "pretrain":
             return why, f"compare with the model before this training; {keep}"
+        if few_from_start(worst):
+            return why, (
+                f"re-initialise only their router rows: the other experts are even "
+                f"(c {number(worst, 'rest'):.2f}), no setting is to blame"
+            )
         balance = stronger_balance(run, worst)
         return why, f"{balance}, then either re-initialise their router rows or {BACK}"
+
+
+def few_from_start(episode: Episode) -> bool:
+    """Whether a few experts never received tokens, beside even ones."""
+    few = episode.value <= DeadLimits().critical_share * size_of(episode)
+    return few and number(episode, "rest") >= _EVEN
+
+
+def _which(worst: Episode) -> str:
+    """``3, 17 and 4 more``, or ``160–191, rank 5``: a block of neighbours, and whose it is."""
+    experts, ranks = ids_of(worst, "experts"), ids_of(worst, "ranks")
+    shown = experts_of(worst)
+    if len(experts) > 3 and experts[-1] - experts[0] < len(experts):
+        shown = f"{experts[0]}–{experts[-1]}"
+    return f"{shown}, rank {listed(ranks)}" if ranks else shown
 
 
 def _since(worst: Episode) -> str:

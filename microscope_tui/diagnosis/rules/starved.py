@@ -49,8 +49,10 @@ class Memory(msgspec.Struct):
     first_steps: list[int] = []
     in_turn: dict[int, tuple[float, int, int]] = {}
     """Router → its mean share in the last long block, since when, and when this was seen."""
-    sums: dict[int, float] = {}
-    """Router → the sum of its shares in this block."""
+    sums: dict[int, tuple[float, int]] = {}
+    """Router → the sum of its shares in this block, and the first step with starved experts."""
+    left_out: dict[int, int] = {}
+    """Router → lines of this block up to the end of a COLLAPSE or DEAD."""
     began: int = 0
     lines: int = 0
 
@@ -95,6 +97,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         none = starved.known and starved.high <= 0.0
         calm = none and not memory.suspects and not self.context.relative
         shares = [] if calm else list(map(truediv, starved.values, self.sizes))
+        self._ease(view)
         self._add(view, shares)
         quiet = starved.known and not memory.suspects and not memory.in_turn
         if quiet and max(shares, default=0.0) <= limits.share / 2:
@@ -109,9 +112,19 @@ class Starved(Rule[StarvedLimits, Memory]):
                 found[index] = None
             elif suspect := watched(memory.suspects, index, high, limits.window, Suspect):
                 found[index] = self._look_closer(view, index, share, suspect)
-        return found | self._in_turn()
+        return found | self._in_turn(shares)
 
-    def _in_turn(self) -> Found:
+    def _ease(self, view: StepView) -> None:
+        """What was certain, or is an effect, ends after half as many clear steps."""
+        memory = self.memory
+        if not (memory.in_turn or view.sick):
+            return
+        memory.in_turn = {i: one for i, one in memory.in_turn.items() if i in self.tracks}
+        for index in self.tracks.keys() & {*view.sick, *memory.in_turn}:
+            self.tracks[index].leave = self.window
+
+    def _in_turn(self, shares: list[float]) -> Found:
+        """Those that starve in this step, too; the others may be over."""
         limits = self.limits
         return {
             index: Reading(
@@ -123,10 +136,11 @@ class Starved(Rule[StarvedLimits, Memory]):
                 since=since,
             )
             for index, (share, since, _) in self.memory.in_turn.items()
+            if shares and not shares[index] <= limits.share / 1.3
         }
 
     def _add(self, view: StepView, shares: list[float]) -> None:
-        """Add a step to the first ones, or to the block, and judge a full one."""
+        """Add a step to the first ones, or to the block."""
         memory, limits = self.memory, self.limits
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
@@ -136,22 +150,31 @@ class Starved(Rule[StarvedLimits, Memory]):
         memory.began = memory.began or view.step
         memory.lines += 1
         for index, share in enumerate(shares):
-            if share > 0:
-                router = self.routers[index]
-                pairs = (view.tokens_of(index) or 0.0) * router.top_k / max(1, router.num_experts)
+            if index in view.sick:
+                memory.left_out[index] = memory.lines
+                memory.sums.pop(index, None)
+            elif share > 0:
+                pairs = (view.tokens_of(index) or 0.0) * self.routers[index].top_k
+                pairs /= self.sizes[index]
                 by_chance = math.exp(-pairs / 4)  # overdispersion, as in DEAD
-                memory.sums[index] = memory.sums.get(index, 0.0) + max(0.0, share - by_chance)
-        if view.step - memory.began < limits.in_turn_steps or memory.lines < 2 * limits.window:
-            return
+                total, first = memory.sums.get(index, (0.0, view.step))
+                memory.sums[index] = total + max(0.0, share - by_chance), first
+        if view.step - memory.began >= limits.in_turn_steps and memory.lines >= 2 * limits.window:
+            self._end_block(view)
+
+    def _end_block(self, view: StepView) -> None:
+        memory, limits = self.memory, self.limits
         before = memory.in_turn
         memory.in_turn = {}
-        for index, total in memory.sums.items():
-            track, mean = self.tracks.get(index), total / memory.lines
+        for index, (total, first) in memory.sums.items():
+            lines = memory.lines - memory.left_out.get(index, 0)
+            track, mean = self.tracks.get(index), total / max(lines, 2 * limits.window)
             # Not while the same experts starve for long: then the window has the numbers.
             if mean >= limits.in_turn and (index in before or not (track and track.severity)):
-                known = before.get(index, (mean, memory.began, view.step))
+                known = before.get(index, (mean, first, view.step))
                 memory.in_turn[index] = mean, *known[1:]
         memory.sums = {}
+        memory.left_out = {}
         memory.began = memory.lines = 0
 
     def _look_closer(

@@ -1,0 +1,145 @@
+"""Experts with almost no tokens: stray ones, rare ones of small batches, those of lost ranks."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from microscope_tui import measures
+from microscope_tui.diagnosis import Criteria, Diagnosis, Severity, report
+from microscope_tui.diagnosis.engine import pending
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
+from tests.conftest import header
+from tests.diagnosis.conftest import COLLAPSED, even, judge, loud, of, steps, without_expert
+
+Weights = Callable[[int], Sequence[float]]
+"""``weights(step)``: the load of every expert in the first layer, in fair shares."""
+
+
+def drawn(mean: float, rng: random.Random) -> int:
+    """A count with an overdispersion of two; below one a token that comes so often."""
+    return max(0, round(rng.gauss(mean, (2 * mean) ** 0.5))) if mean > 1 else rng.random() < mean
+
+
+def run(weights: Weights, last: int, fair: int, layers: int = 1, **head: Any) -> Diagnosis:
+    experts = len(weights(1))
+    routers = tuple(RouterInfo(f"L{n}", n, experts, 2) for n in range(layers))
+    no_sums = Criteria(frozenset({"METER"}))  # of independent counts
+    judged = Diagnosis(RunRecord(run="r", routers=routers, **head), no_sums)
+    for n in range(1, last + 1):
+        rng = random.Random(n)
+        rows = [[int(drawn(w * fair, rng)) for w in weights(n)] for _ in routers]
+        rows[1:2] = [[fair] * experts] if layers == 3 else rows[1:2]
+        router = RouterSummary(**measures.summarise(rows))
+        record = StepRecord(n, loss=2.0, tokens=fair * experts // 2, grad_norm=1.0, router=router)
+        judged.observe(record, lambda layer, rows=rows: list(rows[layer]))  # type: ignore[misc]
+    return judged
+
+
+def silent(experts: int, gone: Sequence[int], onset: int, left: float = 0) -> Weights:
+    """Even, but from the onset on these experts have little or nothing."""
+    return lambda n: [left if n >= onset and e in gone else 1.0 for e in range(experts)]
+
+
+def test_from_one_token_a_step_down_to_none_severity_never_falls_and_is_critical() -> None:
+    worst, fair = [], 2048
+    for rate in (2, 1, 0.5, 0.1, 0.05, 0):
+        diagnosis = run(silent(16, range(4), 151, rate / fair), 420, fair)
+        worst.append(max(e.severity for e in diagnosis.episodes))
+        assert pending(diagnosis) == []
+    assert worst == sorted(worst)
+    assert set(worst[1:]) == {Severity.CRITICAL}
+
+
+@pytest.mark.parametrize(("every", "dead"), [(40, True), (20, False)])
+def test_a_window_with_a_stray_token_grows_to_a_thousand_expected_ones(
+    every: int, dead: bool
+) -> None:
+    def stray(n: int) -> list[float]:
+        return [1 / 40 if n > 150 and n % every == 0 else float(n <= 150), *[1.0] * 7]
+
+    found = {e.rule for e in loud(run(stray, 500, 40))}
+    assert ("DEAD" in found) == dead
+
+
+def test_one_stray_token_neither_hides_nor_ends_dead_experts_and_none_came_back() -> None:
+    def sick(n: int) -> list[int]:
+        row = without_expert(even(n), 3) if n > 150 else even(n)
+        return [*row[:2], row[2] - 1, 1, *row[4:]] if n > 150 and n % 60 == 0 else row
+
+    ((finding, advice),) = report(judge([header(), *steps(1, 500, sick)]))
+    assert (finding.onset, finding.active) == (153, True)
+    assert "received only 6 tokens in at least 34" in advice.why
+    assert "by itself" not in advice.why
+
+
+def test_evidence_of_dead_experts_mutes_starved_ones_for_200_steps_at_most() -> None:
+    def sick(n: int) -> list[int]:  # each rests for 59 of 60 steps
+        row = even(n)
+        for expert in (1, 3, 5) if n > 150 else ():
+            row = row if (n + 16 * expert) % 60 == 0 else without_expert(row, expert)
+        return row
+
+    assert of(judge([header(), *steps(1, 420, sick)]), "STARVED").alarm in range(200, 361)
+
+
+def test_the_age_in_a_sentence_is_that_of_its_step() -> None:
+    found = of(judge([header(), *steps(1, 600, lambda n: without_expert(even(n), 3))]), "DEAD")
+    assert found.facts["steps"] == found.worst_at
+
+
+@pytest.mark.parametrize("profile", ["finetune", "eval"])
+def test_a_rare_expert_of_a_small_batch_is_not_dead_in_a_fine_tuning(profile: str) -> None:
+    def rare(n: int, gone: int) -> list[float]:
+        return [float(n < 300 or e >= gone) for e in range(60)] + [0.5 * (n % 150 == 5)]
+
+    assert loud(run(lambda n: rare(n, 0), 600, 2, profile=profile)) == []
+    for gone, severity in ((1, Severity.WARN), (4, Severity.WARN)):
+        found = of(run(lambda n, gone=gone: rare(n, gone), 600, 2, profile=profile), "DEAD")  # type: ignore[misc]
+        assert (found.facts["experts"], found.severity) == (tuple(range(gone)), severity)
+
+
+@pytest.mark.parametrize(("gone", "severity"), [(1, Severity.INFO), (2, Severity.WARN)])
+@pytest.mark.parametrize("profile", ["finetune", "eval"])
+def test_less_than_one_percent_of_the_experts_is_information_in_a_fine_tuning(
+    gone: int, severity: Severity, profile: str
+) -> None:
+    found = of(run(silent(128, range(gone), 60), 200, 20, profile=profile), "DEAD")
+    assert found.severity is severity
+
+
+@pytest.mark.parametrize(("layers", "severity"), [(2, "crit"), (3, "warn")])
+def test_a_rank_that_is_lost_in_all_layers_is_critical_and_named(
+    layers: int, severity: str
+) -> None:
+    lost = run(silent(64, range(40, 48), 151), 400, 40, layers, expert_parallel_size=8)
+    ((finding, advice),) = report(lost)
+    assert finding.severity.label == severity
+    assert "8 of 64 experts (40–47, rank 5) received no tokens" in advice.why
+    data = "or the data that only these experts serve ended there" in advice.cause
+    assert data == (severity == "crit")
+
+
+def test_a_few_dead_since_the_first_step_beside_even_ones_call_for_no_rate() -> None:
+    balance = {"method": "bias", "bias_update_rate": 0.001, "update": "sign"}
+    ((_, advice),) = report(run(silent(64, (3, 9), 1), 300, 40, balance=balance))
+    assert advice.next.startswith("Re-initialise only their router rows: the other experts are ")
+    assert not [w for w in ("raise", "slow", "start again") if w in advice.next + advice.cause]
+    ((_, later),) = report(run(silent(64, (3, 9), 120), 300, 40, balance=balance))
+    assert "only their" not in later.next
+
+
+def test_a_collapse_that_healed_does_not_starve_its_router() -> None:
+    sick = lambda n: COLLAPSED if 200 <= n < 420 else even(n)  # noqa: E731
+    found = loud(judge([header(), *steps(1, 900, sick)]))
+    assert [(e.rule, e.active) for e in found] == [("COLLAPSE", False)]
+
+
+def test_what_starves_in_turn_is_dated_to_its_first_step_and_ends_after_50_clean_ones() -> None:
+    def sick(n: int) -> list[int]:  # half of the experts in turn
+        in_turn = [1020 if e % 2 == n // 20 % 2 else 4 for e in range(8)]
+        return in_turn if 151 <= n < 680 else even(n)
+
+    found = of(judge([header(), *steps(1, 731, sick)]), "STARVED")
+    assert (found.onset, found.recovered_at) == (151, 680)
