@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from microscope_tui.diagnosis.causes import Changes, Known, causes
+from microscope_tui.diagnosis.causes import EXPLAINING, Changes, Known, causes
 from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, Context, Criteria
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
@@ -45,6 +45,9 @@ STATE_VERSION = 4
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8
+_START_STEPS = 300
+_OF_STARTS = ("STARVED", "DEAD", "DROPS", "COLLAPSE")
+"""Their warnings that heal within so many steps of a start are those of a router that settles."""
 _LAST_STEPS = 10
 """With a low balance: fewer are not judged when a run is over."""
 
@@ -330,6 +333,8 @@ class Diagnosis(_State):
         if episode is not None:
             if index not in self._unmeasured:  # a reported episode continues, whatever mutes it
                 self.ledger.update(episode, step, reading, track)
+                if not episode.active and self._has_settled(episode):
+                    self.ledger.make_information(episode)
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, reading)) is not None and (
@@ -337,6 +342,21 @@ class Diagnosis(_State):
             or (reading.certain and not self._reported(rule, index))  # evidence may come and go
         ):
             self.ledger.open(rule.name, index, step, reading, severity, track)
+
+    def _has_settled(self, episode: Episode) -> bool:
+        """Whether a warning was that of a start; after resumes only the first one of its rule."""
+        judged = self.ledger.context.trains and episode.rule in _OF_STARTS
+        if not judged or episode.severity is not Severity.WARN:
+            return False
+        start = max((at for at in self.resumes if at <= episode.onset), default=1)
+        resumed = range(min(self.resumes, default=start), start)
+        for other in self.episodes:
+            explains = other.severity >= Severity.WARN and other.reason in EXPLAINING
+            if explains and (other.recovered_at or self.last_step) > episode.onset:
+                return False
+            if other.rule == episode.rule and other.onset in resumed:
+                return False
+        return (episode.recovered_at or 0) <= start + _START_STEPS
 
     def _reported(self, rule: AnyRule, index: int) -> bool:
         running = (self.ledger.running(name, index) for name in rule.muted_by)

@@ -63,6 +63,7 @@ class Reason(StrEnum):
     # A fault that METER reports
     EFFECTIVE = "effective"
     FORCED = "forced"
+    FRACTION = "fraction"
     LOAD = "load"
     MULTIPLE = "multiple"
     NON_FINITE = "non-finite"
@@ -72,8 +73,10 @@ class Reason(StrEnum):
     SUM = "sum"
     SUMMARY = "summary"
     TIED = "tied"
+    UNEQUAL = "unequal"
     WIDTH = "width"
     # Of OVERLOAD, STARVED, LOGITS and STILL, beside their usual one
+    GROWN = "grown"
     OF_RANK = "rank"
     IN_TURN = "over history"
     OUT_OF_RANGE = "range"

@@ -17,6 +17,7 @@ from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
+    Fact,
     Facts,
     Found,
     Reading,
@@ -25,7 +26,7 @@ from microscope_tui.diagnosis.episodes import (
     Severity,
 )
 from microscope_tui.diagnosis.repeats import Repeats
-from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
+from microscope_tui.diagnosis.rules.base import Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.signals import StepView, value_at
 from microscope_tui.runlog import RunRecord
 
@@ -54,8 +55,16 @@ _TEXTS = {
         "count the first forward pass only (activation checkpointing runs it again), and make "
         "tokens cover the same ranks and micro-batches as the counts",
     ),
+    Reason.FRACTION: (
+        "counts sum to {total:,.0f}, exactly 1/{part:.0f} of tokens × k ({expected:,.0f}){lacks}",
+        "count all k choices, and sum the counts over as many ranks and micro-batches as tokens",
+    ),
+    Reason.UNEQUAL: (
+        "its experts have {expected:,.0f} to {total:,.0f} tokens, expert choice gives all as many",
+        "count the pairs of all experts over all ranks, or correct balance.method in the header",
+    ),
     Reason.SUM: (
-        "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}",
+        "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}{lacks}",
         "count real tokens only (no padding), all k choices, over all ranks and micro-batches",
     ),
     Reason.LOAD: (
@@ -197,7 +206,9 @@ class Meter(Rule[MeterLimits, Memory]):
     def read(self, view: StepView) -> Readings | None:
         memory = self.memory
         found: Found = {}
-        for index, name in (view.non_finite() or self._vanished(view)).items():
+        lost = self.context.trains and not math.isfinite(view.record.loss or 0.0)  # see DIVERGED
+        not_finite = {} if lost else view.non_finite() or self._vanished(view)
+        for index, name in not_finite.items():
             found[index] = _fault(cause=Reason.NON_FINITE, reading=name)
         impossible = self._impossible(view)
         due = self._due(view)
@@ -264,6 +275,10 @@ class Meter(Rule[MeterLimits, Memory]):
         counts, tokens = view.full_counts(index), view.tokens_of(index)
         if not self.exact or counts is None or tokens is None or not self.routers[index].top_k:
             return None
+        if self.context.run.balance.get("method") == "expert_choice":
+            least, most = view.sums[index][0], max(counts)
+            unequal: Facts = {"cause": Reason.UNEQUAL, "total": most, "expected": least}
+            return unequal if most > least else {}
         total = view.sums[index][1] + _unrouted(view, index)
         expected = tokens * self.routers[index].top_k
         if total == expected or abs(total - expected) <= max(0.5, _ROUNDED * expected):
@@ -271,7 +286,15 @@ class Meter(Rule[MeterLimits, Memory]):
         cause = Reason.SUM
         if total > 0 and total % round(expected) == 0:
             cause = Reason.MULTIPLE
-        return {"cause": cause, "total": total, "expected": round(expected)}
+        elif total in (expected / 2, expected / 4, expected / 8):
+            cause = Reason.FRACTION
+        facts: dict[str, Fact] = {"cause": cause, "total": total, "expected": round(expected)}
+        each = len(counts) // max(1, self.context.run.expert_parallel_size)
+        blocks = [counts[at : at + each] for at in range(0, len(counts), max(1, each))]
+        empty = tuple(rank for rank, block in enumerate(blocks) if not any(block))
+        if 1 < each < len(counts) and len(empty) == 1:
+            facts["ranks"] = empty
+        return facts
 
     def _add_sum(self, view: StepView, index: int) -> Reading | None:
         """Judge the sum of one router. A wrong line is left out of everything else."""
@@ -351,6 +374,8 @@ class Meter(Rule[MeterLimits, Memory]):
         why, remedy = _TEXTS[Reason(str(worst.reason))]
         total, expected = number(worst, "total"), number(worst, "expected")
         wrong, lines = number(worst, "wrong"), number(worst, "lines")
+        rank = "".join(map(str, ids_of(worst, "ranks")))
+        lacks = f"; those of all experts of rank {rank} are 0" if rank else ""
         if wrong < lines:
             why = f"in {wrong:,.0f} of {lines:,.0f} lines {why}"
         if worst.reason == Reason.NON_FINITE and run.profile == "eval":
@@ -359,6 +384,8 @@ class Meter(Rule[MeterLimits, Memory]):
             total=total,
             expected=expected,
             times=total / expected if expected else 0.0,
+            part=expected / total if total else 0.0,
+            lacks=lacks,
             experts=experts_of(worst),
             reading=worst.facts.get("reading"),
         ), remedy
