@@ -38,7 +38,7 @@ class Diverged(Rule[DivergedLimits, Memory]):
         "entropy or logit that is not finite either; information below that"
     )
     trains_only = True
-    turn = 35
+    turn = 25
     cause_rank = 12
     family = "divergence"
     announced_by = "GRADSPIKE"
