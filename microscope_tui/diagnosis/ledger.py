@@ -122,6 +122,7 @@ class Ledger:
             episode.severity = severity
             self._grade(episode, step)
             if was_noted:
+                episode.alarm = step
                 self._announce(episode)
         elif (cleared_at := track.cleared_at) is not None:
             episode.recovered_at = cleared_at

@@ -63,8 +63,8 @@ class Diverged(Rule[DivergedLimits, Memory]):
         reading = Reading(
             severity=Severity.CRITICAL if lost else Severity.INFO,
             certain=True,
-            value=memory.lines,
-            limit=self.limits.lines,
+            value=float(memory.lines),
+            limit=float(self.limits.lines),
             facts={
                 "loss": "NaN" if loss != loss else "infinite",
                 "unknown": float(over and not (known or lost)),
