@@ -48,7 +48,6 @@ _SETTINGS = {
 }
 """The same for settings with which balancing cannot work."""
 EXPLAINING = frozenset({*_PROVEN, *_SETTINGS})
-"""Causes of LINT that explain an uneven load."""
 _SLOW = {"bias": "bias update too slow", "aux": "auxiliary loss too weak"}
 _LOADED = (
     "compare what was loaded with what was saved: router weights, selection bias, optimizer state "
@@ -309,19 +308,11 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
         if lost and not _of("LOGITS", members):
             title = f"diverged at {lost[0].onset:,}: the loss is {lost[0].facts['loss']}"
             cause = replace(cause, title=title, remedy=known.remedy_of(lost[0]))
-        elif _is_growth_alone(members, known):
+        elif [e.severity for e in members] == [Severity.WARN] and sign.reason is None:
             remedy = f"nothing while loss and grad_norm stay flat; if they rise, {remedy}"
             cause = Cause(remedy=remedy, goes_back=False)
         core = [e for e in members if e.severity > Severity.INFO]
         yield cause, _beside([e for e in left if e.onset >= sign.onset - _GAP], core)
-
-
-def _is_growth_alone(members: Sequence[Episode], known: Known) -> bool:
-    """A z-loss that grew in one layer, beside a flat loss and gradient."""
-    first = members[0]
-    alone = first.rule == "LOGITS" and first.reason != Reason.OUT_OF_RANGE
-    jumps = (at for at, _ in known.changes if first.onset - _GAP <= at <= _end(first))
-    return alone and len(members) == 1 and first.severity is Severity.WARN and not any(jumps)
 
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:

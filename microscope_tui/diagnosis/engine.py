@@ -46,8 +46,8 @@ _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8
 _START_STEPS = 300
+"""A warning of one of these rules that heals within so many steps of a start is information."""
 _OF_STARTS = ("STARVED", "DEAD", "DROPS", "COLLAPSE")
-"""Their warnings that heal within so many steps of a start are those of a router that settles."""
 _LAST_STEPS = 10
 """With a low balance: fewer are not judged when a run is over."""
 
@@ -333,8 +333,9 @@ class Diagnosis(_State):
         if episode is not None:
             if index not in self._unmeasured:  # a reported episode continues, whatever mutes it
                 self.ledger.update(episode, step, reading, track)
-                if not episode.active and self._has_settled(episode):
-                    self.ledger.make_information(episode)
+                mild = episode.severity is Severity.WARN and rule.name in _OF_STARTS
+                if mild and self._has_settled(episode):
+                    episode.make_information()
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, reading)) is not None and (
@@ -344,19 +345,18 @@ class Diagnosis(_State):
             self.ledger.open(rule.name, index, step, reading, severity, track)
 
     def _has_settled(self, episode: Episode) -> bool:
-        """Whether a warning was that of a start; after resumes only the first one of its rule."""
-        judged = self.ledger.context.trains and episode.rule in _OF_STARTS
-        if not judged or episode.severity is not Severity.WARN:
-            return False
+        """Whether it was trouble of a start; of those at resumes only the first one of its rule."""
         start = max((at for at in self.resumes if at <= episode.onset), default=1)
+        ended = episode.recovered_at
+        if ended is None or ended > start + _START_STEPS or not self.ledger.context.trains:
+            return False
         resumed = range(min(self.resumes, default=start), start)
         for other in self.episodes:
-            explains = other.severity >= Severity.WARN and other.reason in EXPLAINING
-            if explains and (other.recovered_at or self.last_step) > episode.onset:
+            lasted = (other.recovered_at or self.last_step) >= episode.onset
+            explains = other.severity > Severity.INFO and other.reason in EXPLAINING
+            if (explains and lasted) or (other.rule == episode.rule and other.onset in resumed):
                 return False
-            if other.rule == episode.rule and other.onset in resumed:
-                return False
-        return (episode.recovered_at or 0) <= start + _START_STEPS
+        return True
 
     def _reported(self, rule: AnyRule, index: int) -> bool:
         running = (self.ledger.running(name, index) for name in rule.muted_by)

@@ -63,7 +63,6 @@ class Reason(StrEnum):
     # A fault that METER reports
     EFFECTIVE = "effective"
     FORCED = "forced"
-    FRACTION = "fraction"
     LOAD = "load"
     MULTIPLE = "multiple"
     NON_FINITE = "non-finite"
@@ -76,7 +75,6 @@ class Reason(StrEnum):
     UNEQUAL = "unequal"
     WIDTH = "width"
     # Of OVERLOAD, STARVED, LOGITS and STILL, beside their usual one
-    GROWN = "grown"
     OF_RANK = "rank"
     IN_TURN = "over history"
     OUT_OF_RANGE = "range"
@@ -206,6 +204,11 @@ class Episode(msgspec.Struct, kw_only=True):
             Grade(step, self.severity, self.value, self.limit, self.facts, self.confidence)
         )
         del self.grades[1:-_MOST_GRADES]
+
+    def make_information(self) -> None:
+        self.severity = Severity.INFO
+        self.grades = []
+        self.grade(self.alarm)
 
     def forget_from(self, step: int) -> None:
         """Forget ``step`` and all later steps; it exists from its onset on."""

@@ -118,21 +118,16 @@ class Ledger:
         self._take_present(episode, step, reading, track)
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and not reading.held and severity > episode.severity:
-            was_noted = episode.severity is Severity.INFO
+            if episode.severity is Severity.INFO:
+                episode.alarm = step
             episode.severity = severity
             self._grade(episode, step)
-            if was_noted:
-                episode.alarm = step
+            if episode.alarm == step:
                 self._announce(episode)
         elif (cleared_at := track.cleared_at) is not None:
             episode.recovered_at = cleared_at
             episode.now = None
             del self._running[episode.rule, episode.router_index]
-
-    def make_information(self, episode: Episode) -> None:
-        episode.severity = Severity.INFO
-        episode.grades = []
-        episode.grade(episode.alarm)
 
     def set_causes(self, rule: str, step: int, causes: Mapping[str, Severity]) -> None:
         """Open an episode for each new cause of the whole run; end those whose cause is gone."""

@@ -218,9 +218,9 @@ class StepView:
         """Router, or the whole run, → name of a reading that is NaN or infinite."""
         if not math.isfinite(self.record.loss or 0.0):
             return {WHOLE_RUN: "loss"}
-        return self.of_routers_not_finite()
+        return self.not_finite_routers()
 
-    def of_routers_not_finite(self) -> dict[int, str]:
+    def not_finite_routers(self) -> dict[int, str]:
         record = self.record
         found: dict[int, str] = {}
         for name in ("entropy", "mean_entropy", "z_loss", "max_logit"):

@@ -217,7 +217,7 @@ def _is_limited(view: RunView, widths: TableLayout) -> bool:
     """Whether something about the whole run has to be noted."""
     complete = widths.spark and widths.has_entropy
     left_out = any(layer.without != () for layer in view.layers)
-    return not complete or left_out or bool(view.defects or view.repeats or view.memory_limit)
+    return not complete or left_out or bool(view.defects or view.memory_limit)
 
 
 def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:

@@ -141,8 +141,6 @@ def notes(
     if view.defects:
         which = f" ({view.first_defects[0]})" if columns >= _FULL and view.first_defects else ""
         right.append(f"{plural(view.defects, 'bad line')}{which}")
-    if view.repeats:
-        right.append(view.repeats.partition(":")[0])
     if view.progress < 1.0:
         right.append(f"sampled, reading {view.progress:.0%}")
     elif view.judged < 1.0:

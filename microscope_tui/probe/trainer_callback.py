@@ -176,8 +176,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self._news.append(alert)
         if alert.is_collapse and self._on_collapse == "stop" and self.probe is not None:
             self.probe.wants_stop = True
-            what = "divergence" if alert.rule == "DIVERGED" else "collapse"
-            _logger.warning("on_collapse='stop': the critical %s ends the training", what)
+            _logger.warning("on_collapse='stop': the critical %s ends the training", alert.rule)
         cause = alert.cause or alert.rule
         if self._sends and alert.severity == "crit" and cause not in self._sent:
             self._sent.add(cause)

@@ -136,8 +136,6 @@ class LogValidator(Problems):
         self._training(said["training"] or {})
         routers, before = self.routers, self._promise
         self._promise = self._model(record.get("model"), said["source"] or {})
-        if (said["balance"] or {}).get("method") == "expert_choice":  # experts choose tokens
-            self._promise = self._promise._replace(top_k=())
         first = record.get("resumed_at_step")
         if self.records["run"] > 1 and first is None:
             self.say("no resumed_at_step")

@@ -29,7 +29,6 @@ from microscope_tui.runlog import (
     StepEntry,
     StepRecord,
     number_name,
-    plural,
     sample,
     sample_of,
     seconds_between,
@@ -177,7 +176,6 @@ def judged_lows(
     return found
 
 
-_MOST_REPEATS = 1000
 MEAN_OF, KEPT = 8, 32
 """Steps with counts that are kept decoded, for a mean, and as lines, for the cost on ranks."""
 Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
@@ -203,7 +201,8 @@ class Scan:
         """Seconds between the last steps."""
         self.longest_pause = 0.0
         """Most seconds between two steps or events, except at a restart."""
-        self._repeats: dict[int, int] = {}
+        self.repeated: tuple[int, int] | None = None
+        """The first step with several lines, and how many."""
         self._written: float | None = None
         self._course = Course()
         self._row_of = row_maker(0)
@@ -211,7 +210,7 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Add one record. Of the same step several times in a row the first one counts."""
+        """Add one record; of the same step several times in a row the first one counts."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -219,17 +218,6 @@ class Scan:
                 self._take_run(entry)
             case EventRecord():
                 self._take_event(entry)
-
-    @property
-    def repeats(self) -> str:
-        """Steps that were written several times, in words; empty if none was."""
-        if not self._repeats:
-            return ""
-        step, times = next(iter(self._repeats.items()))
-        others = len(self._repeats) - 1
-        more = f" ({plural(others, 'more step')} as well)" if others else ""
-        why = "only the first counts; log one line per step"
-        return f"step {step:,} written {times} times: {why}{more}"
 
     def commit(self) -> bool:
         return self.history is not None and self.history.commit()
@@ -270,8 +258,8 @@ class Scan:
         holds = min(step - 1, self._course.last_step)  # earlier steps, up to here
         cut = self._course.take(entry)
         if self._course.repeats:
-            if step in self._repeats or len(self._repeats) < _MOST_REPEATS:
-                self._repeats[step] = self._repeats.get(step, 1) + 1
+            first, times = self.repeated or (step, 1)
+            self.repeated = first, times + (step == first)
             return
         if cut is not None:
             self._restart(cut, run)

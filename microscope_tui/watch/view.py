@@ -150,7 +150,6 @@ class RunView(msgspec.Struct, frozen=True):
     """Memory limit in bytes, if it makes the history coarser."""
     defects: int
     first_defects: Sequence[str]
-    repeats: str
     error: str | None
 
     @property
@@ -228,7 +227,6 @@ def view_of(
             memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
             defects=watch.defects.count,
             first_defects=tuple(watch.defects.first),
-            repeats=watch.scan.repeats,
             error=watch.error,
         )
 

@@ -146,35 +146,26 @@ def test_the_growth_of_logits_alone_is_no_divergence(records: list[Record]) -> N
     assert logits_of(records) == []
 
 
-@pytest.mark.parametrize(
-    ("course", "onset"),
-    [
-        (lambda n: 1.5 * min(32.0, max(1.0, 1.2 ** (n - 9))), 18),  # in the warm-up
-        (lambda n: 1.5 * min(32.0, 1.004**n), 183),  # slowly
-        (lambda n: 1.5 * min(29.0, 1.004**n), None),
-    ],
-)
+@pytest.mark.parametrize(("most", "warns"), [(31.0, True), (30.0, False)])
 def test_a_z_loss_that_grew_thirty_fold_in_one_layer_is_a_warning_of_its_own(
-    course: Callable[[int], float], onset: int | None
+    most: float, warns: bool
 ) -> None:
-    readings = lambda n: {"z_loss": [1.5, course(n), 1.5]}  # noqa: E731
-    diagnosis = judge([header(), *steps(1, 900, router=readings)])
-    found = [(e.router_index, e.severity, e.onset) for e in diagnosis.episodes]
-    assert found == ([(1, Severity.WARN, onset)] if onset else [])
+    grows = lambda n: {"z_loss": [1.5, 1.5 * min(most, max(1.0, 1.2 ** (n - 9))), 1.5]}  # noqa: E731
+    found = report(judge([header(), *steps(1, 200, router=grows)]))
+    assert [(f.layers, f.severity) for f, _ in found] == [(("L2",), Severity.WARN)] * warns
+    assert all("that of the first lines" in advice.why for _, advice in found)
 
 
 def test_a_z_loss_three_times_as_high_in_one_layer_alone_is_not_a_divergence() -> None:
-    def advised(layers: int, **changes: Callable[[int], Any]) -> Any:
+    def advised(layers: int) -> Any:
         high = lambda n: {"z_loss": [14.0 if n >= 250 and i < layers else 4.0 for i in range(3)]}  # noqa: E731
-        ((_, advice),) = report(judge([header(), *steps(1, 300, router=high, **changes)]))
+        ((_, advice),) = report(judge([header(), *steps(1, 300, router=high)]))
         return advice
 
     alone = advised(1)
     assert (alone.cause, "go back" in alone.next) == ("", False)
     assert alone.next.startswith("Nothing while loss and grad_norm stay flat; if they rise, lower")
-    jumps = advised(1, loss=lambda n: 2.0 if n < 240 else 3.0)
-    for diverging in (advised(2), jumps):
-        assert diverging.cause == "learning rate too high, the run diverges"
+    assert advised(2).cause == "learning rate too high, the run diverges"
 
 
 def test_an_explosion_in_the_warm_up_lasts_while_its_signs_do_and_survives_a_resume() -> None:

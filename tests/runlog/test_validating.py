@@ -274,13 +274,6 @@ def test_each_source_of_counts_has_its_own_sum(
     assert [problem.code for problem in problems(log)] == found
 
 
-def test_where_experts_choose_the_sum_is_not_tokens_times_k() -> None:
-    record = step(1) | {"router": {}, "tokens_per_expert": [[15, 15, 15, 15], [15, 15, 15, 15]]}
-    for method, found in (("expert_choice", []), ("sinkhorn", ["sum", "sum"])):
-        log = [header(balance={"method": method}), record]
-        assert [problem.code for problem in problems(log)] == found
-
-
 SOUND: dict[str, dict[str, Any]] = {
     "routers may see fewer tokens": {
         "router": {"tokens": [TOKENS, TOKENS - 4]},

@@ -54,8 +54,6 @@ class Memory(msgspec.Struct):
 
 
 class GradSpike(Rule[GradientLimits, Memory]):
-    """Spikes of the whole model's gradient; LOGITS and COLLAPSE show which layer caused them."""
-
     name = "GRADSPIKE"
     subject = "Gradient spike"
     means = (
@@ -98,11 +96,9 @@ class GradSpike(Rule[GradientLimits, Memory]):
         memory.raised_since = memory.raised_since or view.step if raised else None
         if not usual or norm <= limits.leave * usual:
             return {}
-        track, sharp = self.tracks.get(WHOLE_RUN), warm and norm > limits.once * usual
-        few = track is None or track.over + 1 < self.needed
-        severity = Severity.INFO if sharp and few else Severity.WARN
+        sharp = warm and norm > limits.once * usual
         reading = Reading(
-            severity=severity if norm > limits.ratio * usual else None,
+            severity=self._severity(sharp) if norm > limits.ratio * usual else None,
             value=norm / usual,
             limit=limits.ratio,
             certain=sharp,
@@ -110,6 +106,11 @@ class GradSpike(Rule[GradientLimits, Memory]):
             since=memory.raised_since,
         )
         return {WHOLE_RUN: reading}
+
+    def _severity(self, sharp: bool) -> Severity:
+        track = self.tracks.get(WHOLE_RUN)
+        few = track is None or track.over + 1 < self.needed
+        return Severity.INFO if sharp and few else Severity.WARN
 
     def _not_finite(self, warm: bool) -> Reading:
         """Single overflows are normal in fp16, where the loss scale is found by trial."""

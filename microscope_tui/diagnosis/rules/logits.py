@@ -41,9 +41,7 @@ class LogitLimits(RuleLimits, frozen=True):
     """Token entropy ÷ ln E of a saturated softmax. Mixtral at 40 times its learning rate had z × 40
     and this in 40 steps and stayed collapsed; at 10 times it had z × 6 and recovered."""
     grown: float = 30.0
-    """Growth since the first lines that no healthy layer shows (it reaches 6) …"""
-    beyond_even: float = 2.0
-    """… above this many times (ln E)², the z-loss of even logits."""
+    """Growth since the first lines that warns by itself above 2 (ln E)². Healthy: up to 6."""
     persistence: int = 10
 
     relations = "1 <= leave, leave <= warn, warn <= critical, 0 < max_logit"
@@ -57,15 +55,11 @@ class Memory(msgspec.Struct):
     raised_since: dict[int, int] = {}
     first: FirstValues = msgspec.field(default_factory=lambda: FirstValues(_FIRST))
     """z-loss of every router in the first lines, and the gradient norm."""
-    most: list[float] = []
-    """z-loss of every router beyond which its growth alone is a warning."""
     settled: set[int] = set()
     """Routers whose reference is of their past, not of the first lines."""
 
 
 class Logits(Rule[LogitLimits, Memory]):
-    """The z-loss against its own past, and the largest logit against what bf16 can hold."""
-
     name = "LOGITS"
     subject = "Exploding router logits"
     means = (
@@ -75,8 +69,8 @@ class Logits(Rule[LogitLimits, Memory]):
     formula = (
         "z-loss above 3 × (critical: 10 ×) its median of the steps t − 220 … t − 20, for 10 steps; "
         "in the warm-up above 10 × the first lines, beside c below 0.35, token entropy below 2 % "
-        "of ln E or grad_norm above 10 × its first lines; a warning above 30 × the first lines and "
-        "2 (ln E)²; or a logit above 64 in bf16"
+        "of ln E or grad_norm above 10 × its first lines; a warning above 30 × and 2 (ln E)²; or a "
+        "logit above 64 in bf16"
     )
     trains_only = True
     turn = 40
@@ -85,10 +79,6 @@ class Logits(Rule[LogitLimits, Memory]):
     ends_after = 50
     announced_by = "GRADSPIKE"
     rolls_back_in = ("pretrain", "finetune")
-
-    def set_up(self) -> None:
-        self.evens = [math.log(r.num_experts or 1) ** 2 for r in self.routers]
-        """z-loss of even logits."""
 
     def restart(self, step: int) -> None:
         self.memory.past.forget_from(step)
@@ -105,7 +95,6 @@ class Logits(Rule[LogitLimits, Memory]):
             norm = view.record.grad_norm
             if len(self.memory.first.rows) < _FIRST:
                 self.memory.first.add(view.step, [*z_loss.values, NAN if norm is None else norm])
-                self.memory.most = list(map(self._most, self.memory.first.medians[:-1], self.evens))
             self._compare(view, z_loss, found)
             self.memory.past.add(view.step, z_loss.values)
             if self.memory.past.seen % _REFRESH == 0:
@@ -126,15 +115,12 @@ class Logits(Rule[LogitLimits, Memory]):
     def _compare(self, view: StepView, z_loss: Signal, found: Found) -> None:
         limits, memory, raised = self.limits, self.memory, self.memory.raised_since
         reference = memory.reference or self._first()
-        young = view.step <= self.context.warm_up
-        least = min(memory.most, default=math.inf)
-        calm = z_loss.known and z_loss.high <= min(limits.leave * min(reference), least)
+        calm = z_loss.known and z_loss.high <= limits.leave * min(reference)
         if calm or z_loss.high <= limits.least / limits.warn:
             raised.clear()
             return
         for index, (value, usual) in enumerate(zip(z_loss.values, reference, strict=True)):
-            grown = bool(memory.most) and value > memory.most[index]
-            if not (grown or value > limits.leave * usual):
+            if not value > limits.leave * usual:
                 raised.pop(index, None)
                 if value != value:
                     found[index] = None
@@ -142,40 +128,37 @@ class Logits(Rule[LogitLimits, Memory]):
             ratio = value / max(usual, 1e-12)
             since = raised.setdefault(index, view.step)
             severity = graded(ratio, limits.warn, limits.critical)
-            limit = limits.critical if ratio > limits.critical else limits.warn
             facts: dict[str, Fact] = {"z": value, "usual": usual}
             if early := index not in memory.settled:  # as long as it lasts
-                known = self.tracks if young else index in self.tracks  # one layer is rarely alone
-                over = limits.warn if known else limits.critical if young else math.inf
-                sign = self._sign(view, index) if ratio > over else ""
-                if not (sign or grown):
+                sign = self._early_sign(view, index, value, ratio)
+                if sign is None:
                     continue
-                severity = Severity.CRITICAL if sign else None
+                severity = Severity.CRITICAL if sign else Severity.WARN
                 facts["sign"] = sign
-            if grown and severity is None:
-                severity = Severity.WARN
-                usual = max(limits.least, memory.first.medians[index])
-                ratio = value / usual
-                limit = limits.grown
-                facts = {"cause": Reason.GROWN, "z": value, "usual": usual}
             found[index] = Reading(
                 severity=severity if value >= limits.least else None,
                 value=ratio,
-                limit=limit,
-                settled=early or grown,
+                limit=limits.critical if ratio > limits.critical else limits.warn,
+                settled=early,
                 facts=facts,
                 since=since,
             )
 
     def _first(self) -> list[float]:
         """The z-loss of the first lines, at least that of even logits."""
-        usual = self.memory.first.usual
-        pairs = enumerate(self.evens)
-        return [max(usual(i, _FIRST), self.limits.least, even) for i, even in pairs]
+        usual, evens = self.memory.first.usual, [math.log(r.num_experts or 1) for r in self.routers]
+        return [max(usual(i, _FIRST), self.limits.least, even**2) for i, even in enumerate(evens)]
 
-    def _most(self, first: float, even: float) -> float:
-        limits = self.limits
-        return max(limits.grown * max(limits.least, first), limits.beyond_even * even)
+    def _early_sign(self, view: StepView, index: int, value: float, ratio: float) -> str | None:
+        """Beside what it is a divergence; empty where its growth alone is a warning."""
+        limits, young = self.limits, view.step <= self.context.warm_up
+        known = self.tracks if young else index in self.tracks  # one layer is rarely alone
+        over = limits.warn if known else limits.critical if young else math.inf
+        if ratio > over and (sign := self._sign(view, index)):
+            return sign
+        even = math.log(self.routers[index].num_experts or 1) ** 2
+        first = max(limits.least, self.memory.first.usual(index, _FIRST))
+        return "" if value > max(limits.grown * first, 2 * even) else None
 
     def _sign(self, view: StepView, index: int) -> str:
         """What makes logits that grew in the warm-up a divergence: healthy ones grow too."""
@@ -207,8 +190,11 @@ class Logits(Rule[LogitLimits, Memory]):
         sign, logit, most = worst.facts.get("sign"), number(worst, "logit"), number(worst, "most")
         if worst.reason == Reason.OUT_OF_RANGE:
             return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
-        first = sign or worst.reason == Reason.GROWN
-        then = "that of the first lines" if first else f"its median before step {worst.onset:,}"
+        then = (
+            "that of the first lines"
+            if sign is not None
+            else f"its median before step {worst.onset:,}"
+        )
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
         why = f"the z-loss is {worst.value:,.1f} times {then} {numbers}"
         return f"{why}, and {sign}" if sign else why, calm_down(run, early=bool(sign))

@@ -1,12 +1,4 @@
-"""METER: measurement faults that imitate router faults.
-
-Counts that do not sum to tokens × k, or to a multiple of it (hooks that fire again in recomputed
-activations); more pairs of one expert than there are tokens, fewer effective experts than k, counts
-that are equal to ±1 (a forced-balance debug flag), rows that repeat, summaries that contradict
-their own counts, and NaN, whose argmax is expert 0. While the measurement of a router is faulty,
-all other rules are muted for it. A few wrong sums are a warning, and the other rules do without
-these lines.
-"""
+"""METER: measurement faults that imitate router faults (see ``formula``)."""
 
 import math
 
@@ -17,7 +9,6 @@ from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
-    Fact,
     Facts,
     Found,
     Reading,
@@ -26,7 +17,7 @@ from microscope_tui.diagnosis.episodes import (
     Severity,
 )
 from microscope_tui.diagnosis.repeats import Repeats
-from microscope_tui.diagnosis.rules.base import Rule, experts_of, ids_of, number
+from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView, value_at
 from microscope_tui.runlog import RunRecord
 
@@ -51,21 +42,18 @@ _TEXTS = {
         "router in fp32",
     ),
     Reason.MULTIPLE: (
-        "counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})",
-        "count the first forward pass only (activation checkpointing runs it again), and make "
-        "tokens cover the same ranks and micro-batches as the counts",
-    ),
-    Reason.FRACTION: (
-        "counts sum to {total:,.0f}, exactly 1/{part:.0f} of tokens × k ({expected:,.0f}){lacks}",
-        "count all k choices, and sum the counts over as many ranks and micro-batches as tokens",
-    ),
-    Reason.UNEQUAL: (
-        "its experts have {expected:,.0f} to {total:,.0f} tokens, expert choice gives all as many",
-        "count the pairs of all experts over all ranks, or correct balance.method in the header",
+        "counts sum to {total:,.0f}, {times} tokens × k ({expected:,.0f})",
+        "count all k choices of the first forward pass only (activation checkpointing runs it "
+        "again), and make tokens cover the same ranks and micro-batches as the counts",
     ),
     Reason.SUM: (
-        "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}{lacks}",
+        "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}",
         "count real tokens only (no padding), all k choices, over all ranks and micro-batches",
+    ),
+    Reason.UNEQUAL: (
+        "one expert has {total:,.0f} tokens, another {expected:,.0f}: where experts choose, all "
+        "have as many",
+        "sum the counts over all ranks, or correct balance.method in the header",
     ),
     Reason.LOAD: (
         "max_load is {total:.2f}, but an expert that every token chooses has {expected:.2f} times "
@@ -206,9 +194,7 @@ class Meter(Rule[MeterLimits, Memory]):
     def read(self, view: StepView) -> Readings | None:
         memory = self.memory
         found: Found = {}
-        lost = self.context.trains and not math.isfinite(view.record.loss or 0.0)  # see DIVERGED
-        not_finite = {} if lost else view.non_finite() or self._vanished(view)
-        for index, name in not_finite.items():
+        for index, name in self._not_finite(view).items():
             found[index] = _fault(cause=Reason.NON_FINITE, reading=name)
         impossible = self._impossible(view)
         due = self._due(view)
@@ -275,26 +261,23 @@ class Meter(Rule[MeterLimits, Memory]):
         counts, tokens = view.full_counts(index), view.tokens_of(index)
         if not self.exact or counts is None or tokens is None or not self.routers[index].top_k:
             return None
+        least, total = view.sums[index]
         if self.context.run.balance.get("method") == "expert_choice":
-            least, most = view.sums[index][0], max(counts)
+            most = max(counts)
             unequal: Facts = {"cause": Reason.UNEQUAL, "total": most, "expected": least}
             return unequal if most > least else {}
-        total = view.sums[index][1] + _unrouted(view, index)
+        total += _unrouted(view, index)
         expected = tokens * self.routers[index].top_k
         if total == expected or abs(total - expected) <= max(0.5, _ROUNDED * expected):
             return {}
         cause = Reason.SUM
-        if total > 0 and total % round(expected) == 0:
+        if total > 0 and (total % round(expected) == 0 or expected / total in (2, 4, 8)):
             cause = Reason.MULTIPLE
-        elif total in (expected / 2, expected / 4, expected / 8):
-            cause = Reason.FRACTION
-        facts: dict[str, Fact] = {"cause": cause, "total": total, "expected": round(expected)}
-        each = len(counts) // max(1, self.context.run.expert_parallel_size)
-        blocks = [counts[at : at + each] for at in range(0, len(counts), max(1, each))]
-        empty = tuple(rank for rank, block in enumerate(blocks) if not any(block))
-        if 1 < each < len(counts) and len(empty) == 1:
-            facts["ranks"] = empty
-        return facts
+        ranks = self.context.run.expert_parallel_size
+        each = len(counts) // ranks
+        empty = [r for r in range(ranks) if not any(counts[r * each : (r + 1) * each])]
+        lacks = f"; all experts of rank {empty[0]} have 0" if len(empty) == 1 < each else ""
+        return {"cause": cause, "total": total, "expected": round(expected), "lacks": lacks}
 
     def _add_sum(self, view: StepView, index: int) -> Reading | None:
         """Judge the sum of one router. A wrong line is left out of everything else."""
@@ -358,8 +341,12 @@ class Meter(Rule[MeterLimits, Memory]):
             severity = Severity.INFO if facts["cause"] == Reason.ONE_BATCH else Severity.ERROR
             found[index] = Reading(severity, certain=True, value=1.0, facts=facts)
 
-    def _vanished(self, view: StepView) -> dict[int, str]:
-        """Detects a writer that omits NaN: no entropy, and all counts on the first k experts."""
+    def _not_finite(self, view: StepView) -> dict[int, str]:
+        """NaN, even where a writer omits it: no entropy, and all counts on the first k experts."""
+        if self.context.trains and not math.isfinite(view.record.loss or 0.0):
+            return {}  # see DIVERGED
+        if found := view.non_finite():
+            return found
         if view.record.router.entropy is not None:
             self.memory.had_entropy = True
             return {}
@@ -374,18 +361,16 @@ class Meter(Rule[MeterLimits, Memory]):
         why, remedy = _TEXTS[Reason(str(worst.reason))]
         total, expected = number(worst, "total"), number(worst, "expected")
         wrong, lines = number(worst, "wrong"), number(worst, "lines")
-        rank = "".join(map(str, ids_of(worst, "ranks")))
-        lacks = f"; those of all experts of rank {rank} are 0" if rank else ""
         if wrong < lines:
             why = f"in {wrong:,.0f} of {lines:,.0f} lines {why}"
         if worst.reason == Reason.NON_FINITE and run.profile == "eval":
             remedy = "evaluate another checkpoint, or compute the router in fp32"
+        times = total / expected if expected else 0.0
+        why += str(worst.facts.get("lacks", ""))
         return why.format(
             total=total,
             expected=expected,
-            times=total / expected if expected else 0.0,
-            part=expected / total if total else 0.0,
-            lacks=lacks,
+            times=f"1/{1 / times:.0f} of" if 0 < times < 1 else f"{times:.0f} times",
             experts=experts_of(worst),
             reading=worst.facts.get("reading"),
         ), remedy

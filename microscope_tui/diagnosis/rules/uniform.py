@@ -5,8 +5,8 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Fact, Found, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, number, setting
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, StepView
 from microscope_tui.runlog import RunRecord
 
@@ -25,10 +25,8 @@ class UniformLimits(RuleLimits, frozen=True):
     lift: float = 1.2
     """Mass on the chosen k relative to k ÷ E, above which the router prefers experts: 1.1 at the
     start of a balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E."""
-    strong_aux: float = 0.5
-    """50 times the usual weight of an auxiliary loss, …"""
-    strong_z: float = 0.05
-    """… or of a z-loss: the gradient of the router may be that of this loss alone."""
+    strong: float = 50.0
+    """An auxiliary or z-loss this many times the usual: a gradient shows nothing then."""
     persistence: int = 100
 
     relations = "entropy_share <= 1, after_share <= 1, gradient <= learning"
@@ -61,9 +59,8 @@ class Uniform(Rule[UniformLimits, Memory]):
     def set_up(self) -> None:
         limits, planned = self.limits, min(self.context.run.planned_steps or 0, 10**7)
         weights = self.context.run.balance
-        own = ("aux_weight", limits.strong_aux), ("z_loss_weight", limits.strong_z)
-        self.strong = [name for name, least in own if _weight(weights.get(name)) >= least]
-        """Losses that may leave the router no preference."""
+        auxiliary, z_loss = weights.get("aux_weight", 0), weights.get("z_loss_weight", 0)
+        self.strong = max(auxiliary / 0.01, z_loss / 0.001) >= limits.strong
         self.after = max(limits.after_steps, int(limits.after_share * planned))
         self.scales = [
             1 / math.log(r.num_experts) if r.num_experts > max(1, r.top_k) else 0.0
@@ -104,10 +101,9 @@ class Uniform(Rule[UniformLimits, Memory]):
             lift = mass.values[index] * router.num_experts / router.top_k
         learns = (gradient >= limits.learning and not self.strong) or lift > limits.lift
         severity = None if learns else Severity.INFO
-        facts: dict[str, Fact] = {"entropy": share}
-        if self.strong:
-            left = f": selected mass {lift:.2f} k/E" if lift == lift else ""
-            facts = facts | {"strong": self.strong[0], "left": left}
+        facts = {"entropy": share}
+        if self.strong and lift == lift:
+            facts = facts | {"lift": lift}
         if gradient < limits.gradient:
             severity = Severity.WARN
             facts = facts | {"gradient": gradient}
@@ -126,16 +122,9 @@ class Uniform(Rule[UniformLimits, Memory]):
         if "gradient" in worst.facts:
             share = number(worst, "gradient")
             learns = f" and its share of the gradient norm is {share:.1g}: it learns nothing"
+        if "lift" in worst.facts:
+            learns = f", no preference left: selected mass {number(worst, 'lift'):.2f} k/E"
         remedy = "check that the router is not frozen and that the balancing is not too strong"
-        if strong := worst.facts.get("strong"):
-            name = setting(run, str(strong))
-            weight = run.balance.get(str(strong), 0.0)
-            learns = f", no preference left{worst.facts.get('left')}"
-            remedy = f"lower {name} from {weight:g}, which is 50 times the usual or more"
-        elif worst.router is not None and worst.router.top_k == 1 and run.norm_top_k:
+        if worst.router is not None and worst.router.top_k == 1 and run.norm_top_k:
             remedy = "turn off the normalisation of the single weight: it is always 1"
         return f"token entropy is {worst.value:.1%} of its maximum{learns}", remedy
-
-
-def _weight(value: object) -> float:
-    return value if isinstance(value, int | float) else 0.0
