@@ -165,8 +165,10 @@ def nan(shape: Shape, rng: random.Random) -> Run:
         router["entropy"] = [None if r % 2 else math.nan for r in range(shape.routers)]
         return replace(step, loss=math.nan, grad_norm=math.nan, router=router)
 
-    found = Expected(rule="METER", onset=onset, severity="error")
-    return run_of(shape, rng, course, found, steps=map(blinded, steps(shape, rng, course)))
+    found = Expected(rule="DIVERGED", onset=onset, severity="crit")
+    known = {"allowed": {"COLLAPSE": "crit", "GRADSPIKE": "crit", **BESIDE_COLLAPSE}}
+    known |= {"cause": "diverged at", "steps": map(blinded, steps(shape, rng, course))}
+    return run_of(shape, rng, course, found, **known)
 
 
 def impossible_counts(shape: Shape, rng: random.Random) -> Run:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import WHEN, Context, Criteria, Limits, RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Severity
+from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import number
@@ -108,7 +108,5 @@ def _call_summed(episode: Episode, context: Context) -> None:
     words = ", summed over all steps"
     if episode.rule == "STARVED" and context.baseline is None:  # a long tail is normal on one text
         words += " on this text"
-        episode.severity = Severity.INFO
-        episode.grades = []
-        episode.grade(episode.alarm)
+        episode.make_information()
     episode.confidence += words

@@ -62,6 +62,7 @@ _SETTINGS = {
     Reason.AUX_TOO_STRONG: "auxiliary loss too strong",
 }
 """The same for settings with which balancing cannot work."""
+EXPLAINING = frozenset({*_PROVEN, *_SETTINGS})
 _SLOW = {"bias": "bias update too slow", "aux": "auxiliary loss too weak"}
 _LOADED = (
     "compare what was loaded with what was saved: router weights, selection bias, optimizer state "
@@ -328,6 +329,13 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
         sign = next(e for e in members if RULES[e.rule].family == "divergence")
         remedy = calm_down(known.run, early=any(e.facts.get("sign") for e in members))
         cause = Cause("learning rate too high, the run diverges", remedy=remedy, sign=sign)
+        lost = _of("DIVERGED", members)
+        if lost and not _of("LOGITS", members):
+            title = f"diverged at {lost[0].onset:,}: the loss is {lost[0].facts['loss']}"
+            cause = replace(cause, title=title, remedy=known.remedy_of(lost[0]))
+        elif [e.severity for e in members] == [Severity.WARN] and sign.reason is None:
+            remedy = f"nothing while loss and grad_norm stay flat; if they rise, {remedy}"
+            cause = Cause(remedy=remedy, goes_back=False)
         core = [e for e in members if e.severity > Severity.INFO]
         yield cause, _beside([e for e in left if e.onset >= sign.onset - _GAP], core)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from microscope_tui.diagnosis.causes import Changes, Known, causes
+from microscope_tui.diagnosis.causes import EXPLAINING, Changes, Known, causes
 from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, Context, Criteria
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
@@ -45,6 +45,9 @@ STATE_VERSION = 5
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8
+_START_STEPS = 300
+"""A warning of one of these rules that heals within so many steps of a start is information."""
+_OF_STARTS = ("STARVED", "DEAD", "DROPS", "COLLAPSE")
 _LAST_STEPS = 10
 """With a low balance: fewer are not judged when a run is over."""
 
@@ -335,6 +338,9 @@ class Diagnosis(_State):
         if episode is not None:
             if index not in self._unmeasured:  # a reported episode continues, whatever mutes it
                 self.ledger.update(episode, step, reading, track)
+                mild = episode.severity is Severity.WARN and rule.name in _OF_STARTS
+                if mild and self._has_settled(episode):
+                    episode.make_information()
         elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, reading)) is not None and (
@@ -342,6 +348,20 @@ class Diagnosis(_State):
             or (reading.certain and not self._reported(rule, index))  # evidence may come and go
         ):
             self.ledger.open(rule.name, index, step, reading, severity, track)
+
+    def _has_settled(self, episode: Episode) -> bool:
+        """Whether it was trouble of a start; of those at resumes only the first one of its rule."""
+        start = max((at for at in self.resumes if at <= episode.onset), default=1)
+        ended = episode.recovered_at
+        if ended is None or ended > start + _START_STEPS or not self.ledger.context.trains:
+            return False
+        resumed = range(min(self.resumes, default=start), start)
+        for other in self.episodes:
+            lasted = (other.recovered_at or self.last_step) >= episode.onset
+            explains = other.severity > Severity.INFO and other.reason in EXPLAINING
+            if (explains and lasted) or (other.rule == episode.rule and other.onset in resumed):
+                return False
+        return True
 
     def _reported(self, rule: AnyRule, index: int) -> bool:
         running = (self.ledger.running(name, index) for name in rule.muted_by)

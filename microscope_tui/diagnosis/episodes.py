@@ -73,6 +73,7 @@ class Reason(StrEnum):
     SUM = "sum"
     SUMMARY = "summary"
     TIED = "tied"
+    UNEQUAL = "unequal"
     WIDTH = "width"
     # Of OSCILLATION, OVERLOAD, STARVED, LOGITS and STILL, beside their usual one
     ALTERNATING = "alternating data"
@@ -205,6 +206,11 @@ class Episode(msgspec.Struct, kw_only=True):
             Grade(step, self.severity, self.value, self.limit, self.facts, self.confidence)
         )
         del self.grades[1:-_MOST_GRADES]
+
+    def make_information(self) -> None:
+        self.severity = Severity.INFO
+        self.grades = []
+        self.grade(self.alarm)
 
     def forget_from(self, step: int) -> None:
         """Forget ``step`` and all later steps; it exists from its onset on."""

@@ -137,8 +137,12 @@ class Ledger:
         self._take_present(episode, step, reading, track)
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and not reading.held and severity > episode.severity:
+            if episode.severity is Severity.INFO:
+                episode.alarm = step
             episode.severity = severity
             self._grade(episode, step)
+            if episode.alarm == step:
+                self._announce(episode)
         elif (cleared_at := track.cleared_at) is not None:
             episode.recovered_at = cleared_at
             episode.now = None

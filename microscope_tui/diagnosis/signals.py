@@ -218,9 +218,12 @@ class StepView:
 
     def non_finite(self) -> dict[int, str]:
         """Router, or the whole run, → name of a reading that is NaN or infinite."""
-        record = self.record
-        if record.loss is not None and not math.isfinite(record.loss):
+        if not math.isfinite(self.record.loss or 0.0):
             return {WHOLE_RUN: "loss"}
+        return self.not_finite_routers()
+
+    def not_finite_routers(self) -> dict[int, str]:
+        record = self.record
         found: dict[int, str] = {}
         for name in ("entropy", "mean_entropy", "z_loss", "max_logit"):
             signal = self.signal(name)

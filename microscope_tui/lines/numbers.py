@@ -41,6 +41,7 @@ _LABELS = {
 _QUOTED = {
     "LOGITS": ("router.z_loss", "router.max_logit"),
     "GRADSPIKE": ("grad_norm",),
+    "DIVERGED": ("loss",),
     "MISMATCH": ("router.disagreement", "router.margin"),
     "UNIFORM": ("router.entropy", "router.grad_norm"),
     "STILL": ("router.still_tensors", "router.unchanged_tensors"),

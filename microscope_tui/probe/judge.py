@@ -34,6 +34,8 @@ from microscope_tui.runlog import EventRecord, RunReader, RunRecord, StepEntry
 STATE_VERSION = 1
 MOST_LINES = 5
 """Findings that the verdict names; ``check`` prints all."""
+_COLLAPSES = ("COLLAPSE", "DIVERGED")
+"""What ``on_collapse`` acts on."""
 _WORDS = {Severity.WARN: "WARNING", Severity.CRITICAL: "CRITICAL", Severity.ERROR: "NO VERDICT"}
 
 
@@ -61,8 +63,8 @@ class Alert:
 
     @property
     def is_collapse(self) -> bool:
-        """A router has collapsed: critical, not only a warning."""
-        return self.rule == "COLLAPSE" and self.severity == "crit"
+        """A router has collapsed, or the loss is lost: critical, not only a warning."""
+        return self.rule in _COLLAPSES and self.severity == "crit"
 
     def as_values(self) -> dict[str, Any]:
         """The ``values`` of its event in the log; readers derive ``why`` and ``next``."""
@@ -131,12 +133,11 @@ class RunJudge:
         return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
 
     def collapsed(self) -> tuple[str, ...]:
-        """Names of the routers that are collapsed now: critical, not only a warning."""
-        routers = self._diagnosis.run.routers
+        """Names of the routers that are collapsed now, critically, and of a run that diverged."""
         return tuple(
-            routers[e.router_index].name
+            e.router.name if e.router is not None else e.rule
             for e in self._diagnosis.episodes
-            if e.active and e.rule == "COLLAPSE" and e.severity is Severity.CRITICAL
+            if e.active and e.rule in _COLLAPSES and e.severity is Severity.CRITICAL
         )
 
     def collapse_onset(self) -> int | None:
@@ -145,7 +146,7 @@ class RunJudge:
             cause.onset
             for cause in causes(self._diagnosis.episodes, self._diagnosis.known)
             for f in cause.findings
-            if f.active and f.rule == "COLLAPSE" and f.severity is Severity.CRITICAL
+            if f.active and f.rule in _COLLAPSES and f.severity is Severity.CRITICAL
         ]
         return min(found, default=None)
 

@@ -50,7 +50,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         Args:
             run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
             on_collapse: ``log``, or ``stop``: end the training on all ranks at the next logged
-                step after a critical COLLAPSE; a warning does not.
+                step after a critical COLLAPSE or DIVERGED; a warning does not.
             alerts: Also send a critical finding as an alert of the run of W&B or Trackio that is
                 active in this process: once per cause, or per rule where the cause is unknown.
             every, routers, saliency, on_alert: See ``attach``.
@@ -176,7 +176,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self._news.append(alert)
         if alert.is_collapse and self._on_collapse == "stop" and self.probe is not None:
             self.probe.wants_stop = True
-            _logger.warning("on_collapse='stop': the critical collapse ends the training")
+            _logger.warning("on_collapse='stop': the critical %s ends the training", alert.rule)
         cause = alert.cause or alert.rule
         if self._sends and alert.severity == "crit" and cause not in self._sent:
             self._sent.add(cause)

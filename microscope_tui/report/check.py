@@ -155,6 +155,9 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         how = "" if watch.file.foreign else "; repair: `moe-microscope check --format-only`"
         skipped = f"{plural(watch.defects.count, 'unreadable part')} skipped"
         yield f"{skipped}: {'; '.join(watch.defects.first)}{how}"
+    if watch.scan.repeated:
+        step, times = watch.scan.repeated
+        yield f"step {step:,} written {times} times: only the first counts; log one line per step"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
     if not state.live and state not in (RunState.FINISHED, RunState.WAITING):

@@ -33,7 +33,6 @@ from microscope_tui.runlog import (
     opened,
     safe_text,
 )
-from microscope_tui.watch.scan import RepeatedStep
 
 
 class Judge:
@@ -94,8 +93,6 @@ def guarded(take: Callable[[Entry], None], entry: Entry, defects: Defects, line:
     """Count a record that cannot be processed: monitoring never stops because of its data."""
     try:
         take(entry)
-    except RepeatedStep as error:
-        defects.add(line, str(error))
     except (ArithmeticError, LookupError, ValueError, TypeError) as error:
         defects.add(line, f"not understood: {error!r}"[:120])
 

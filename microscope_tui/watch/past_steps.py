@@ -33,7 +33,7 @@ from microscope_tui.runlog import (
 )
 from microscope_tui.watch.history import Column, Curves, History, Window, rows_within
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import PER_RUN, RepeatedStep, RowOf, Scan, find_in, steps_in
+from microscope_tui.watch.scan import PER_RUN, RowOf, Scan, find_in, steps_in
 
 _MOST_ROWS_BACK = 512
 _NEAR_BYTES = 4 << 20
@@ -312,8 +312,7 @@ class Reading(Scan):
                 entries = list(self._entries(data))
                 with self.lock:
                     for entry in entries:
-                        with suppress(RepeatedStep):
-                            self.take(entry)
+                        self.take(entry)
                     self.commit()
                 self.make_room(self.lock)
                 time.sleep(_REST_S)

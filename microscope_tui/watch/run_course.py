@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 
 from microscope_tui.measures import mean_of
 from microscope_tui.runlog import RunFile, RunReader, RunRecord, Source, StepEntry, UnknownFormat
 from microscope_tui.watch.history import MOST_LATER, History, rows_within
-from microscope_tui.watch.scan import RepeatedStep, RowOf, Scan
+from microscope_tui.watch.scan import RowOf, Scan
 
 _BYTES = 4 << 20
 _PIECE_BYTES = 1 << 19
@@ -58,8 +57,7 @@ class RunCourse(Scan):
 
     def _add(self, data: bytes) -> None:
         for entry in self._reader.feed(data):
-            with suppress(RepeatedStep):  # the first one counts
-                self.take(entry)
+            self.take(entry)
         self.commit()
 
 

@@ -182,10 +182,6 @@ Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
 """The steps of a row below a limit, from the file; empty if the log cannot be read again."""
 
 
-class RepeatedStep(ValueError):
-    """A repeated step; the message says which."""
-
-
 class Scan:
     """State of all records so far; ``reread`` is called when a restart cuts a row of history."""
 
@@ -205,6 +201,8 @@ class Scan:
         """Seconds between the last steps."""
         self.longest_pause = 0.0
         """Most seconds between two steps or events, except at a restart."""
+        self.repeated: tuple[int, int] | None = None
+        """The first step with several lines, and how many."""
         self._written: float | None = None
         self._course = Course()
         self._row_of = row_maker(0)
@@ -212,7 +210,7 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Add one record. ``RepeatedStep``: the same step twice in a row; the first one counts."""
+        """Add one record; of the same step several times in a row the first one counts."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -260,7 +258,9 @@ class Scan:
         holds = min(step - 1, self._course.last_step)  # earlier steps, up to here
         cut = self._course.take(entry)
         if self._course.repeats:
-            raise RepeatedStep(f"step {step:,} again: two writers?")
+            first, times = self.repeated or (step, 1)
+            self.repeated = first, times + (step == first)
+            return
         if cut is not None:
             self._restart(cut, run)
         self.end = None

@@ -178,7 +178,7 @@ class Options:
     """Resume from a checkpoint, bit for bit; auto takes the newest of --run, or starts it. Options
     not given are taken from that run."""
     on_collapse: Annotated[Literal["log", "checkpoint", "stop"], _RUN, _NAMED] = "log"
-    """When a router has collapsed: log reports it, checkpoint also saves the state at that step,
+    """After a collapse or divergence: log reports it, checkpoint also saves the state at that step,
     stop saves and exits with 3."""
     sample_prompt: Annotated[str | None, _OUTPUT, Parameter(allow_leading_hyphen=True)] = None
     """Prompt for the sample at the end (default: the start of the held-out text)."""

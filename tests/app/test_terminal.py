@@ -79,7 +79,7 @@ def test_a_hostile_log_of_nan_sends_no_escape_sequence_of_its_own(
     steps = [step(n, [balanced(), sick, balanced()], 2048, **more) for n in range(1, 200)]
     event = {"kind": "event", "event": hostile, "reason": hostile, "step": 3}
     screen = terminal(write_log([first, *steps, event], name="a\u202eb"))
-    screen.wait_for("METER", "NaN")
+    screen.wait_for("iverged at 1", "NaN")
     screen.press("\r")
     screen.wait_for("max load", "not measured")
     screen.press("q")

@@ -80,7 +80,7 @@ def test_a_value_is_reported_beyond_its_limit_and_over_once_it_is_clear_of_it(
         courses = {name: between(200, 269, value, usual, after)}
         experts = 10 if rule == "STARVED" else 8
         episodes = found(rule, courses, last, experts, expert_parallel_size=2, dtype="bf16")
-        return [episode for episode in episodes if episode.severity >= severity]
+        return [e for e in episodes if e.severity >= severity or not e.active]
 
     assert run(inside, usual) == []
     (episode,) = run(beyond, usual)
@@ -95,14 +95,16 @@ def test_a_value_is_reported_beyond_its_limit_and_over_once_it_is_clear_of_it(
     ("norm", "steps", "expected"),
     [
         (50.0, 1, []),
-        (50.1, 1, [(WARN, 200)]),
-        (NAN, 2, []),
+        (50.1, 1, [(INFO, 200)]),
+        (50.1, 8, [(INFO, 200)]),
+        (50.1, 9, [(WARN, 208)]),
+        (NAN, 2, [(INFO, 200)]),
         (NAN, 3, [(WARN, 202)]),
         (math.inf, 8, [(WARN, 202)]),
         (math.inf, 9, [(CRITICAL, 202)]),
     ],
 )
-def test_one_large_gradient_or_three_that_are_not_finite_are_enough(
+def test_a_gradient_once_far_too_large_is_information_and_a_warning_if_it_stays_so(
     norm: float, steps: int, expected: list[Any]
 ) -> None:
     episodes = found("GRADSPIKE", {"norm": between(200, 199 + steps, norm, 1.0)}, 260)
@@ -111,7 +113,7 @@ def test_one_large_gradient_or_three_that_are_not_finite_are_enough(
     assert in_warm_up == []
 
 
-@pytest.mark.parametrize(("z_loss_from", "severity"), [(241, CRITICAL), (242, WARN)])
+@pytest.mark.parametrize(("z_loss_from", "severity"), [(241, CRITICAL), (242, INFO)])
 def test_a_spike_that_an_explosion_follows_before_it_is_over_is_critical(
     z_loss_from: int, severity: Severity
 ) -> None:

@@ -19,7 +19,7 @@ DELAYS = {
     **{"lint-no-balance": (0,), "even-but-one": (100,), "collapse-unconfident": (36,)},
     **{"early-collapse": (87,), "lr-restarts": (24, 23, 35), "from-shares": (117, 193)},
     **{"from-top1": (38,), "bias-bang-bang": (284,), "forced-balance": (2,), "padding": (2,)},
-    **{"nan": (2,), "lint-top1-normalised": (0, 589), "lint-aux-not-applied": (0, 122)},
+    **{"nan": (8,), "lint-top1-normalised": (0, 589), "lint-aux-not-applied": (0, 122)},
     **{"lint-pooled-aux": (59, 61), "bias-wrong-sign": (51,), "lint-gpt-oss-aux": (0,)},
     **{"dead-groups": (209,), "finetune-collapse": (80,), "long-plan": (37,), "sparse-log": (350,)},
     **{"rotation": (272,), "bias-odd-period": (267,), "impossible-counts": (2,)},

@@ -135,8 +135,8 @@ def test_another_loss_and_routers_with_another_k_have_no_floor(name: str, top_k:
 
 
 def test_a_setting_is_reported_although_the_first_steps_are_not_measured() -> None:
-    loss = lambda n: "NaN" if n < 5 else 2.0  # noqa: E731
-    records = [header(balance={"method": "none"}), *steps(1, 60, loss=loss)]
+    lost = lambda n: {"entropy": ["NaN" if n < 5 else 1.9] * 3}  # noqa: E731
+    records = [header(balance={"method": "none"}), *steps(1, 60, router=lost)]
     assert {e.rule for e in judge(records).episodes} == {"METER", "LINT"}
 
 

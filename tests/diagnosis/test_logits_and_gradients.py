@@ -53,7 +53,10 @@ def test_a_spike_that_reopens_an_episode_is_the_one_it_quotes() -> None:
 
 
 def test_the_overflows_of_a_loss_scale_are_not_reported() -> None:
-    assert spiking(lambda n: "Infinity" if n < 8 or n % 60 < 2 else 1.0).episodes == []
+    overflows = lambda n: "Infinity" if n < 8 or n % 60 < 2 else 1.0  # noqa: E731
+    half = header(config={"dtype": "fp16"})
+    assert judge([half, *steps(1, 400, grad_norm=overflows)]).episodes == []
+    assert {e.severity for e in spiking(overflows).episodes} == {Severity.INFO}
 
 
 def test_an_overloaded_rank_and_an_overloaded_expert_are_not_compared_as_numbers() -> None:
@@ -131,7 +134,7 @@ def test_large_logits_are_a_divergence_with_any_other_sign_of_it(signs: Any, nam
 @pytest.mark.parametrize(
     "records",
     [
-        warming_up(exploding),
+        warming_up(lambda n: min(130.0, exploding(n))),
         warming_up(lambda n: 4.5 * min(9.9, 1 + n / 9), falls=5, last=70),
         warming_up(lambda n: min(9.0, 0.01 * 1.3**n), falls=5, last=70),  # from zero
         warming_up(exploding, falls=5, first=101, last=170),  # the log begins too late
@@ -141,6 +144,28 @@ def test_large_logits_are_a_divergence_with_any_other_sign_of_it(signs: Any, nam
 )
 def test_the_growth_of_logits_alone_is_no_divergence(records: list[Record]) -> None:
     assert logits_of(records) == []
+
+
+@pytest.mark.parametrize(("most", "warns"), [(31.0, True), (30.0, False)])
+def test_a_z_loss_that_grew_thirty_fold_in_one_layer_is_a_warning_of_its_own(
+    most: float, warns: bool
+) -> None:
+    grows = lambda n: {"z_loss": [1.5, 1.5 * min(most, max(1.0, 1.2 ** (n - 9))), 1.5]}  # noqa: E731
+    found = report(judge([header(), *steps(1, 200, router=grows)]))
+    assert [(f.layers, f.severity) for f, _ in found] == [(("L2",), Severity.WARN)] * warns
+    assert all("that of the first lines" in advice.why for _, advice in found)
+
+
+def test_a_z_loss_three_times_as_high_in_one_layer_alone_is_not_a_divergence() -> None:
+    def advised(layers: int) -> Any:
+        high = lambda n: {"z_loss": [14.0 if n >= 250 and i < layers else 4.0 for i in range(3)]}  # noqa: E731
+        ((_, advice),) = report(judge([header(), *steps(1, 300, router=high)]))
+        return advice
+
+    alone = advised(1)
+    assert (alone.cause, "go back" in alone.next) == ("", False)
+    assert alone.next.startswith("Nothing while loss and grad_norm stay flat; if they rise, lower")
+    assert advised(2).cause == "learning rate too high, the run diverges"
 
 
 def test_an_explosion_in_the_warm_up_lasts_while_its_signs_do_and_survives_a_resume() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Criteria, Severity
+from microscope_tui.diagnosis import Criteria, Severity, report
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, Counts, even, judge, loud, of, steps
 
@@ -115,10 +115,55 @@ def test_an_ignored_meter_mutes_nothing(ignore: tuple[str, ...], rule: str) -> N
     assert {episode.rule for episode in loud(judge(records, criteria))} == {rule}
 
 
-@pytest.mark.parametrize("method", ["sinkhorn", "expert_choice", "base"])
-def test_equal_counts_of_a_method_that_makes_them_are_no_fault(method: str) -> None:
+def test_equal_counts_of_a_method_that_makes_them_are_no_fault() -> None:
     equal = steps(1, 150, lambda n: [512] * 8)
-    assert loud(judge([header(balance={"method": method}), *equal])) == []
+    for method in ("sinkhorn", "base"):
+        assert loud(judge([header(balance={"method": method}), *equal])) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "fault"),
+    [
+        ("expert_choice", [640] * 8, None),  # capacity 1.25
+        ("expert_choice", [640] * 7 + [641], "unequal"),
+        ("sinkhorn", [640] * 8, "sum"),
+    ],
+)
+def test_only_where_experts_choose_do_their_equal_counts_replace_tokens_times_k(
+    method: str, row: list[int], fault: str | None
+) -> None:
+    records = [step(n, [row] * 3, 2048) for n in range(1, 60)]
+    found = loud(judge([header(balance={"method": method}), *records]))
+    assert {(e.severity, e.facts["cause"]) for e in found} == (
+        {(Severity.ERROR, fault)} if fault else set()
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (2, "1/2 of tokens × k (4,096)"),
+        (4, "1/4 of"),
+        (8, "1/8 of"),
+        (3, "counts sum to 1,365, tokens × k is 4,096"),
+    ],
+)
+def test_an_exact_part_of_the_sum_names_choices_and_ranks(part: int, words: str) -> None:
+    def sick(n: int) -> list[int]:
+        *row, _ = (count // part for count in even(n))
+        return [*row, 4096 // part - sum(row)]
+
+    ((_, advice),) = report(judge([header(), *steps(1, 60, sick)]))
+    assert words in advice.why
+    assert ("all k choices of the first forward pass" in advice.next) == (part != 3)
+
+
+def test_a_rank_without_counts_is_named_beside_a_wrong_sum() -> None:
+    sick = lambda n: [*even(n)[:4], 0, 0, *even(n)[6:]]  # noqa: E731
+    for ranks, named in ((4, True), (2, False), (8, False)):
+        records = [header(expert_parallel_size=ranks), *steps(1, 60, sick)]
+        ((_, advice),) = report(judge(records))
+        assert ("; all experts of rank 2 have 0" in advice.why) == named
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def resumed(
 @pytest.mark.parametrize(
     ("rule", "changes"),
     [
-        ("METER", {"loss": lambda n: "NaN" if 200 <= n < 230 else 2.0}),
+        ("METER", {"router": lambda n: {"z_loss": ["NaN" if 200 <= n < 230 else 4.0] * 3}}),
+        ("DIVERGED", {"loss": lambda n: "NaN" if 200 <= n < 230 else 2.0}),
         ("GRADSPIKE", {"grad_norm": lambda n: 100.0 if 200 <= n < 230 else 1.0}),
         ("DROPS", {"router": lambda n: {"drop_rate": [0.3 if 150 <= n < 230 else 0.0] * 3}}),
     ],

@@ -54,8 +54,9 @@ def test_without_enough_loss_around_the_onset_nothing_is_claimed(make_run: Any) 
 
 
 def test_an_alert_of_the_run_itself_is_shown_where_no_router_has_one(make_run: Any) -> None:
-    answer = answered(view_of(make_run(lambda n: "NaN"), 80))
-    assert "M METER since 1" in answer
+    even = {"router": {"effective_experts": [7.9] * 3}, "tokens_per_expert": None}
+    answer = answered(view_of(make_run(lambda n: "NaN" if n > 100 else 3.0, **even), 80))
+    assert "C DIVERGED since 101" in answer
     assert "no alert in any router" in answer
 
 

@@ -1,5 +1,6 @@
 """The trainer notices by itself what the reader of its log will find, and forgets nothing."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,23 @@ def test_a_header_that_is_not_a_run_record_is_refused() -> None:
 def test_only_a_critical_collapse_is_a_collapse() -> None:
     fields: dict[str, Any] = {"step": 1, "layers": (), "onset": 1}
     fields |= dict.fromkeys(("verdict", "why", "next"), "")
-    for rule, severity in (("COLLAPSE", "crit"), ("COLLAPSE", "warn"), ("DEAD", "crit")):
-        alert = Alert(rule=rule, severity=severity, **fields)
-        assert alert.is_collapse == (rule == "COLLAPSE" and severity == "crit")
+    for rule, severity, stops in (
+        ("COLLAPSE", "crit", True),
+        ("COLLAPSE", "warn", False),
+        ("DEAD", "crit", False),
+        ("DIVERGED", "crit", True),
+        ("DIVERGED", "info", False),
+    ):
+        assert Alert(rule=rule, severity=severity, **fields).is_collapse == stops
+
+
+def test_a_loss_that_is_lost_stops_as_a_collapse_does(tmp_path: Path) -> None:
+    recorder, records = open_recorder(tmp_path), collapsing(1, 230, layers=())
+    for record in records[199:]:
+        record["loss"] = math.nan
+    (alert,) = [a for a in replay(recorder, records) if a.is_collapse]
+    assert (alert.rule, alert.step, alert.cause) == (
+        "DIVERGED", 208, "diverged at 200: the loss is NaN"
+    )  # fmt: skip
+    assert recorder.with_judge(RunJudge.collapsed) == ("DIVERGED",)
+    assert recorder.with_judge(RunJudge.collapse_onset) == 200

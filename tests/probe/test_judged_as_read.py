@@ -82,10 +82,10 @@ def test_the_verdict_is_that_of_check(recorded: Recorded) -> None:
 
 
 def with_nan(first: int, last: int) -> list[Record]:
-    """Steps that are healthy but for losses and biases."""
+    """Steps that are healthy but for z-losses and biases."""
     steps = collapsing(1, 300, layers=())
     for one in steps[first - 1 : last]:
-        one |= {"loss": math.nan, "expert_bias": [[math.nan] * 8] * 4}
+        one |= {"router": {"z_loss": [math.nan] * 4}, "expert_bias": [[math.nan] * 8] * 4}
     return steps
 
 
@@ -110,10 +110,12 @@ VERDICTS: dict[str, tuple[Record, list[Record], int, str]] = {
         {}, with_faulty_counts(), 2, COLLAPSE_AND_METER,
     ),
     "a meter fault that is over is a warning": (
-        {}, with_nan(100, 150), 1, "WARNING METER: Meter fault from step 100 to 151",
+        {}, with_nan(100, 150), 1,
+        "WARNING METER: Meter fault in L1, L2 and 2 more layers from step 100 to 151",
     ),
     "a meter fault is no verdict": (
-        {}, with_nan(240, 300), 3, "NO VERDICT METER: Meter fault since step 240",
+        {}, with_nan(240, 300), 3,
+        "NO VERDICT METER: Meter fault in L1, L2 and 2 more layers since step 240",
     ),
     "routers without a choice have no verdict": (
         {"model": HEADER["model"] | {"top_k": 8}}, NOTHING_CHOSEN, 3,

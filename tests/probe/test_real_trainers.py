@@ -64,7 +64,7 @@ def test_a_collapse_is_reported_in_its_layer_and_stops_the_training_if_requested
     texts = [entry["moe_alert"] for entry in trained.state.log_history if "moe_alert" in entry]
     assert sum(text.startswith("CRIT COLLAPSE: Router collapse in L1") for text in texts) == 1
     assert ": CRIT COLLAPSE: Router collapse in L1 since step " in caplog.text
-    assert "on_collapse='stop': the critical collapse ends the training" in caplog.text
+    assert "on_collapse='stop': the critical COLLAPSE ends the training" in caplog.text
 
 
 def lora() -> LoraConfig:

@@ -141,3 +141,14 @@ def test_the_advice_is_for_the_profile_that_was_judged_by(write_log: Any) -> Non
 
     assert "bias_update_rate" in next_of("pretrain")
     assert "do not remove the experts" in next_of("finetune")
+
+
+def test_lines_of_one_step_are_named_and_the_first_counts(write_log: Any, balanced: Any) -> None:
+    """As of a trainer that logs every micro-batch."""
+    records = [step(n, [balanced()] * 3, 2048) for n in range(1, 131)]
+    for at in (60, 5):
+        records[at:at] = [records[at - 1]] * 3
+    words = "step 5 written 4 times: only the first counts; log one line per step"
+    notes = judged(write_log([header(), *records])).notes
+    assert words in notes
+    assert "unreadable" not in str(notes)

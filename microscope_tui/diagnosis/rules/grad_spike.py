@@ -29,7 +29,7 @@ class GradientLimits(RuleLimits, frozen=True):
     raised: float = 2.0
     """Ratio that marks the onset: episodes are dated back to it."""
     once: float = 50.0
-    """Ratio at which a single step is enough."""
+    """Ratio at which a single step is information, and critical if a divergence follows."""
     not_finite: int = 3
     """NaN or infinite norms in ``persistence`` steps: fp16 loss scaling skips single ones."""
     leave: float = 3.0
@@ -54,8 +54,6 @@ class Memory(msgspec.Struct):
 
 
 class GradSpike(Rule[GradientLimits, Memory]):
-    """Spikes of the whole model's gradient; LOGITS and COLLAPSE show which layer caused them."""
-
     name = "GRADSPIKE"
     subject = "Gradient spike"
     means = (
@@ -63,8 +61,8 @@ class GradSpike(Rule[GradientLimits, Memory]):
         "56-fold while the load still looked balanced."
     )
     formula = (
-        "grad_norm above 10 × its median of t − 220 … t − 20 for 10 steps, or 50 × once; NaN or "
-        "infinite in 3 (critical: 9) of 10 steps"
+        "grad_norm above 10 × its median of t − 220 … t − 20 for 10 steps; NaN or infinite in 3 "
+        "(critical: 9) of 10 steps; 50 ×, NaN or infinite once is information"
     )
     trains_only = True
     turn = 30
@@ -98,26 +96,37 @@ class GradSpike(Rule[GradientLimits, Memory]):
         memory.raised_since = memory.raised_since or view.step if raised else None
         if not usual or norm <= limits.leave * usual:
             return {}
+        sharp = warm and norm > limits.once * usual
         reading = Reading(
-            severity=Severity.WARN if norm > limits.ratio * usual else None,
+            severity=self._severity(sharp) if norm > limits.ratio * usual else None,
             value=norm / usual,
             limit=limits.ratio,
-            certain=warm and norm > limits.once * usual,
+            certain=sharp,
             facts={"norm": norm, "usual": usual},
             since=memory.raised_since,
         )
         return {WHOLE_RUN: reading}
 
+    def _severity(self, sharp: bool) -> Severity:
+        track = self.tracks.get(WHOLE_RUN)
+        few = track is None or track.over + 1 < self.needed
+        return Severity.INFO if sharp and few else Severity.WARN
+
     def _not_finite(self, warm: bool) -> Reading:
         """Single overflows are normal in fp16, where the loss scale is found by trial."""
         limits, steps = self.limits, [step for step in self.memory.lately if step]
         often = len(steps) >= limits.not_finite
-        severity = Severity.CRITICAL if len(steps) >= self.needed else Severity.WARN
+        dtype = self.context.run.dtype
+        severity: Severity | None = Severity.WARN
+        if len(steps) >= self.needed:
+            severity = Severity.CRITICAL
+        elif not often:
+            severity = None if "16" in dtype and "bf" not in dtype else Severity.INFO
         return Reading(
-            severity=severity if often else None,
+            severity=severity,
             value=float(len(steps)),
             limit=float(limits.not_finite),
-            certain=warm and often,
+            certain=warm and severity is not None,
             facts={"cause": Reason.NON_FINITE, "of": limits.persistence},
             since=steps[0],
         )

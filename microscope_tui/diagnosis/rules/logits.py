@@ -40,6 +40,8 @@ class LogitLimits(RuleLimits, frozen=True):
     certain: float = 0.02
     """Token entropy ÷ ln E of a saturated softmax. Mixtral at 40 times its learning rate had z × 40
     and this in 40 steps and stayed collapsed; at 10 times it had z × 6 and recovered."""
+    grown: float = 30.0
+    """Growth since the first lines that warns by itself above 2 (ln E)². Healthy: up to 6."""
     persistence: int = 10
 
     relations = "1 <= leave, leave <= warn, warn <= critical, 0 < max_logit"
@@ -58,8 +60,6 @@ class Memory(msgspec.Struct):
 
 
 class Logits(Rule[LogitLimits, Memory]):
-    """The z-loss against its own past, and the largest logit against what bf16 can hold."""
-
     name = "LOGITS"
     subject = "Exploding router logits"
     means = (
@@ -69,7 +69,8 @@ class Logits(Rule[LogitLimits, Memory]):
     formula = (
         "z-loss above 3 × (critical: 10 ×) its median of the steps t − 220 … t − 20, for 10 steps; "
         "in the warm-up above 10 × the first lines, beside c below 0.35, token entropy below 2 % "
-        "of ln E or grad_norm above 10 × its first lines; or a logit above 64 in bf16"
+        "of ln E or grad_norm above 10 × its first lines; a warning above 30 × and 2 (ln E)²; or a "
+        "logit above 64 in bf16"
     )
     trains_only = True
     turn = 40
@@ -114,7 +115,6 @@ class Logits(Rule[LogitLimits, Memory]):
     def _compare(self, view: StepView, z_loss: Signal, found: Found) -> None:
         limits, memory, raised = self.limits, self.memory, self.memory.raised_since
         reference = memory.reference or self._first()
-        young = view.step <= self.context.warm_up
         calm = z_loss.known and z_loss.high <= limits.leave * min(reference)
         if calm or z_loss.high <= limits.least / limits.warn:
             raised.clear()
@@ -130,11 +130,10 @@ class Logits(Rule[LogitLimits, Memory]):
             severity = graded(ratio, limits.warn, limits.critical)
             facts: dict[str, Fact] = {"z": value, "usual": usual}
             if early := index not in memory.settled:  # as long as it lasts
-                known = self.tracks if young else index in self.tracks  # one layer is rarely alone
-                over = limits.warn if known else limits.critical if young else math.inf
-                if ratio <= over or not (sign := self._sign(view, index)):
+                sign = self._early_sign(view, index, value, ratio)
+                if sign is None:
                     continue
-                severity = Severity.CRITICAL
+                severity = Severity.CRITICAL if sign else Severity.WARN
                 facts["sign"] = sign
             found[index] = Reading(
                 severity=severity if value >= limits.least else None,
@@ -149,6 +148,17 @@ class Logits(Rule[LogitLimits, Memory]):
         """The z-loss of the first lines, at least that of even logits."""
         usual, evens = self.memory.first.usual, [math.log(r.num_experts or 1) for r in self.routers]
         return [max(usual(i, _FIRST), self.limits.least, even**2) for i, even in enumerate(evens)]
+
+    def _early_sign(self, view: StepView, index: int, value: float, ratio: float) -> str | None:
+        """Beside what it is a divergence; empty where its growth alone is a warning."""
+        limits, young = self.limits, view.step <= self.context.warm_up
+        known = self.tracks if young else index in self.tracks  # one layer is rarely alone
+        over = limits.warn if known else limits.critical if young else math.inf
+        if ratio > over and (sign := self._sign(view, index)):
+            return sign
+        even = math.log(self.routers[index].num_experts or 1) ** 2
+        first = max(limits.least, self.memory.first.usual(index, _FIRST))
+        return "" if value > max(limits.grown * first, 2 * even) else None
 
     def _sign(self, view: StepView, index: int) -> str:
         """What makes logits that grew in the warm-up a divergence: healthy ones grow too."""
@@ -180,7 +190,11 @@ class Logits(Rule[LogitLimits, Memory]):
         sign, logit, most = worst.facts.get("sign"), number(worst, "logit"), number(worst, "most")
         if worst.reason == Reason.OUT_OF_RANGE:
             return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
-        then = "that of the first lines" if sign else f"its median before step {worst.onset:,}"
+        then = (
+            "that of the first lines"
+            if sign is not None
+            else f"its median before step {worst.onset:,}"
+        )
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
         why = f"the z-loss is {worst.value:,.1f} times {then} {numbers}"
         return f"{why}, and {sign}" if sign else why, calm_down(run, early=bool(sign))

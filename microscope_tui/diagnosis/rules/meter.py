@@ -1,12 +1,4 @@
-"""METER: measurement faults that imitate router faults.
-
-Counts that do not sum to tokens × k, or to a multiple of it (hooks that fire again in recomputed
-activations); more pairs of one expert than there are tokens, fewer effective experts than k, counts
-that are equal to ±1 (a forced-balance debug flag), rows that repeat, summaries that contradict
-their own counts, and NaN, whose argmax is expert 0. While the measurement of a router is faulty,
-all other rules are muted for it. A few wrong sums are a warning, and the other rules do without
-these lines.
-"""
+"""METER: measurement faults that imitate router faults (see ``formula``)."""
 
 import math
 
@@ -50,13 +42,18 @@ _TEXTS = {
         "router in fp32",
     ),
     Reason.MULTIPLE: (
-        "counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})",
-        "count the first forward pass only (activation checkpointing runs it again), and make "
-        "tokens cover the same ranks and micro-batches as the counts",
+        "counts sum to {total:,.0f}, {times} tokens × k ({expected:,.0f})",
+        "count all k choices of the first forward pass only (activation checkpointing runs it "
+        "again), and make tokens cover the same ranks and micro-batches as the counts",
     ),
     Reason.SUM: (
         "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}",
         "count real tokens only (no padding), all k choices, over all ranks and micro-batches",
+    ),
+    Reason.UNEQUAL: (
+        "one expert has {total:,.0f} tokens, another {expected:,.0f}: where experts choose, all "
+        "have as many",
+        "sum the counts over all ranks, or correct balance.method in the header",
     ),
     Reason.LOAD: (
         "max_load is {total:.2f}, but an expert that every token chooses has {expected:.2f} times "
@@ -197,7 +194,7 @@ class Meter(Rule[MeterLimits, Memory]):
     def read(self, view: StepView) -> Readings | None:
         memory = self.memory
         found: Found = {}
-        for index, name in (view.non_finite() or self._vanished(view)).items():
+        for index, name in self._not_finite(view).items():
             found[index] = _fault(cause=Reason.NON_FINITE, reading=name)
         impossible = self._impossible(view)
         due = self._due(view)
@@ -264,14 +261,23 @@ class Meter(Rule[MeterLimits, Memory]):
         counts, tokens = view.full_counts(index), view.tokens_of(index)
         if not self.exact or counts is None or tokens is None or not self.routers[index].top_k:
             return None
-        total = view.sums[index][1] + _unrouted(view, index)
+        least, total = view.sums[index]
+        if self.context.run.balance.get("method") == "expert_choice":
+            most = max(counts)
+            unequal: Facts = {"cause": Reason.UNEQUAL, "total": most, "expected": least}
+            return unequal if most > least else {}
+        total += _unrouted(view, index)
         expected = tokens * self.routers[index].top_k
         if total == expected or abs(total - expected) <= max(0.5, _ROUNDED * expected):
             return {}
         cause = Reason.SUM
-        if total > 0 and total % round(expected) == 0:
+        if total > 0 and (total % round(expected) == 0 or expected / total in (2, 4, 8)):
             cause = Reason.MULTIPLE
-        return {"cause": cause, "total": total, "expected": round(expected)}
+        ranks = self.context.run.expert_parallel_size
+        each = len(counts) // ranks
+        empty = [r for r in range(ranks) if not any(counts[r * each : (r + 1) * each])]
+        lacks = f"; all experts of rank {empty[0]} have 0" if len(empty) == 1 < each else ""
+        return {"cause": cause, "total": total, "expected": round(expected), "lacks": lacks}
 
     def _add_sum(self, view: StepView, index: int) -> Reading | None:
         """Judge the sum of one router. A wrong line is left out of everything else."""
@@ -335,8 +341,12 @@ class Meter(Rule[MeterLimits, Memory]):
             severity = Severity.INFO if facts["cause"] == Reason.ONE_BATCH else Severity.ERROR
             found[index] = Reading(severity, certain=True, value=1.0, facts=facts)
 
-    def _vanished(self, view: StepView) -> dict[int, str]:
-        """Detects a writer that omits NaN: no entropy, and all counts on the first k experts."""
+    def _not_finite(self, view: StepView) -> dict[int, str]:
+        """NaN, even where a writer omits it: no entropy, and all counts on the first k experts."""
+        if self.context.trains and not math.isfinite(view.record.loss or 0.0):
+            return {}  # see DIVERGED
+        if found := view.non_finite():
+            return found
         if view.record.router.entropy is not None:
             self.memory.had_entropy = True
             return {}
@@ -355,10 +365,12 @@ class Meter(Rule[MeterLimits, Memory]):
             why = f"in {wrong:,.0f} of {lines:,.0f} lines {why}"
         if worst.reason == Reason.NON_FINITE and run.profile == "eval":
             remedy = "evaluate another checkpoint, or compute the router in fp32"
+        times = total / expected if expected else 0.0
+        why += str(worst.facts.get("lacks", ""))
         return why.format(
             total=total,
             expected=expected,
-            times=total / expected if expected else 0.0,
+            times=f"1/{1 / times:.0f} of" if 0 < times < 1 else f"{times:.0f} times",
             experts=experts_of(worst),
             reading=worst.facts.get("reading"),
         ), remedy

@@ -25,6 +25,8 @@ class UniformLimits(RuleLimits, frozen=True):
     lift: float = 1.2
     """Mass on the chosen k relative to k ÷ E, above which the router prefers experts: 1.1 at the
     start of a balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E."""
+    strong: float = 50.0
+    """An auxiliary or z-loss this many times the usual: a gradient shows nothing then."""
     persistence: int = 100
 
     relations = "entropy_share <= 1, after_share <= 1, gradient <= learning"
@@ -56,6 +58,9 @@ class Uniform(Rule[UniformLimits, Memory]):
 
     def set_up(self) -> None:
         limits, planned = self.limits, min(self.context.run.planned_steps or 0, 10**7)
+        weights = self.context.run.balance
+        auxiliary, z_loss = weights.get("aux_weight", 0), weights.get("z_loss_weight", 0)
+        self.strong = max(auxiliary / 0.01, z_loss / 0.001) >= limits.strong
         self.after = max(limits.after_steps, int(limits.after_share * planned))
         self.scales = [
             1 / math.log(r.num_experts) if r.num_experts > max(1, r.top_k) else 0.0
@@ -94,9 +99,11 @@ class Uniform(Rule[UniformLimits, Memory]):
             gradient = norms.values[index] / whole
         if mass is not None and router.top_k:
             lift = mass.values[index] * router.num_experts / router.top_k
-        learns = gradient >= limits.learning or lift > limits.lift
+        learns = (gradient >= limits.learning and not self.strong) or lift > limits.lift
         severity = None if learns else Severity.INFO
         facts = {"entropy": share}
+        if self.strong and lift == lift:
+            facts = facts | {"lift": lift}
         if gradient < limits.gradient:
             severity = Severity.WARN
             facts = facts | {"gradient": gradient}
@@ -115,6 +122,8 @@ class Uniform(Rule[UniformLimits, Memory]):
         if "gradient" in worst.facts:
             share = number(worst, "gradient")
             learns = f" and its share of the gradient norm is {share:.1g}: it learns nothing"
+        if "lift" in worst.facts:
+            learns = f", no preference left: selected mass {number(worst, 'lift'):.2f} k/E"
         remedy = "check that the router is not frozen and that the balancing is not too strong"
         if worst.router is not None and worst.router.top_k == 1 and run.norm_top_k:
             remedy = "turn off the normalisation of the single weight: it is always 1"
