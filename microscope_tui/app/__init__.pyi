@@ -32,10 +32,7 @@ from .rows import Rows as Rows, Tiles as Tiles
 from .screen_table import SCREENS as SCREENS
 from .screens.alerts_screen import AlertsScreen as AlertsScreen
 from .screens.base import BaseScreen as BaseScreen
-from .screens.chart_screens import (
-    ExpertScreen as ExpertScreen,
-    LayerScreen as LayerScreen,
-)
+from .screens.chart_screens import ExpertScreen as ExpertScreen, LayerScreen as LayerScreen
 from .screens.compare_screens import CompareScreen as CompareScreen
 from .screens.help_screen import HelpScreen as HelpScreen, help_lines as help_lines
 from .screens.main_screen import MainScreen as MainScreen

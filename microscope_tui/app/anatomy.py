@@ -23,7 +23,7 @@ class Anatomy:
         self._router: tuple[str, int] | None = None
 
     async def open(self, log: Path) -> Routing | None:
-        """The routing file beside ``log``; opened once, and tried again while there is none."""
+        """The file beside ``log``; tried again while there is none."""
         if log != self._log:
             self.close()
             self._log, self.token, self.layer, self.found = log, 0, 0, ""
@@ -46,7 +46,7 @@ class Anatomy:
         self.names.clear()
 
     def follow_router(self, name: str, index: int) -> None:
-        """Show the layer of this router of the run, if another screen has just chosen it."""
+        """Show the layer of this router, if another screen has just chosen it."""
         if self.routing is None or self._router == (name, index):
             return
         self._router, names = (name, index), self.routing.shape.layer_names
@@ -56,7 +56,7 @@ class Anatomy:
             self.layer = index
 
     def name_of(self, token_id: int) -> str:
-        """A token of the vocabulary as it is shown; its id if it does not occur."""
+        """Of the vocabulary; its id if it does not occur."""
         if token_id not in self.names and self.routing is not None:
             text = self.routing.text_of_id(token_id)
             self.names[token_id] = f"#{token_id}" if text is None else shown_token(text, 16)

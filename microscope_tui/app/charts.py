@@ -39,15 +39,13 @@ _GLYPHS = {
 _GLYPHS[Glyphs.BLOCK] = _GLYPHS[Glyphs.BRAILLE]
 
 _NAMES_FROM_ROWS = 5
-"""Rows of a plot from which the lines of onsets carry the names of their rules; in the chart in
-focus they always do."""
+"""Rows of a plot from which onsets carry the names of their rules; in focus they always do."""
 _NAME_ROWS = 4
 """Rows that names take: onsets beside each other all need room."""
 
 Cell = tuple[str, str]
 Segment = tuple[tuple[float, ...], tuple[float, ...], int]
-"""Steps from the first of the window, places on the y axis (0 … 1) and the number of their series;
-without gaps."""
+"""Steps from the first of the window, places on the y axis (0 … 1), number of the series."""
 
 
 def figure(
@@ -63,10 +61,8 @@ def figure(
 ) -> list[Line]:
     """A chart in exactly ``size`` cells.
 
-    Args:
-        step: the shown one, to which the value in the title belongs.
-        smoothing: weight of earlier values; the measured values stay behind the mean, faint.
-        ticks: labels of the time axis in the last line.
+    ``step``: of the value in the title; ``smoothing``: weight of earlier values; ``ticks``: labels
+    of the time axis in the last line.
     """
     width, height = size
     title = chart.title(step, smoothing, width, focused=focused)
@@ -98,7 +94,7 @@ class _Plot(NamedTuple):
     left: Scale
 
     def row_of(self, value: float) -> int | None:
-        """The row of a value, counted from the top; ``None`` outside the scale."""
+        """From the top; ``None`` outside the scale."""
         rows, share = self.size[1], self.left.share(value)
         return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
@@ -135,10 +131,7 @@ class _Plot(NamedTuple):
                 yield xs, tuple(map(scale.share, clipped)), number
 
     def names(self, drawn: list[list[Cell]], width: int) -> list[Cell]:
-        """The names at the ends of their lines: in the plot beside a short one, else right of it.
-
-        And there the axis of the last.
-        """
+        """The names of lines: in the plot beside a short one, else right of it with the axis."""
         chart, (first, last) = self.chart, self.time.window
         columns, rows = self.size
         cells: list[Cell] = [("", "")] * rows
@@ -188,7 +181,7 @@ class _Plot(NamedTuple):
                     _put(line, at, signs.get(mark.what, "'"), mark.role)
 
     def _name_onsets(self, cells: list[list[Cell]]) -> None:
-        """The rule of each onset beside its line, on free cells; of a rule the first one."""
+        """The rule beside its first onset, on free cells."""
         seen = [mark for mark in self.time.marks if mark.rule and self.time.window.has(mark.step)]
         seen.sort(key=lambda mark: mark.step)
         first = {mark.rule: mark for mark in reversed(seen)}
@@ -211,7 +204,7 @@ class _Plot(NamedTuple):
 
 
 def _put(line: list[Cell], at: int, char: str, role: str) -> None:
-    """Draw behind the curves: on a blank cell only."""
+    """Draw behind the curves."""
     if line[at][0] == " ":
         line[at] = (char, role)
 
@@ -225,12 +218,8 @@ def _fade_after(cells: list[list[Cell]], cursor: int) -> None:
 
 @lru_cache(maxsize=64)
 def _canvas(
-    size: tuple[int, int],
-    marker: str,
-    across: tuple[float, float],
-    segments: tuple[Segment, ...],
+    size: tuple[int, int], marker: str, across: tuple[float, float], segments: tuple[Segment, ...]
 ) -> str:
-    """The plotext drawing, cached by its numbers."""
     import plotext
 
     plotext.clear_figure()

@@ -1,7 +1,4 @@
-"""The last line of a screen as a function of its bindings: the keys, and what they do.
-
-Bindings of a pair or a group share a place: ``↑↓ layer``, ``[ ] step``.
-"""
+"""The last line of a screen as a function of its bindings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -25,7 +22,7 @@ def last_line(
     paused: bool = False,
     probed: bool = False,
 ) -> Line:
-    """The shown bindings in ``width`` cells; those of a probe first; help and quit always stay."""
+    """Those of a probe first; help and quit always stay."""
     places = _places(bindings, _OF_A_PROBE if probed else (), paused)
     shown = {
         name: [Span("  "), *said([(_keys_of(of, glyphs), f" {does}")])]
@@ -43,7 +40,7 @@ def last_line(
 def _places(
     bindings: Iterable[Binding], leading: Sequence[str], paused: bool
 ) -> Mapping[str, tuple[list[Binding], str]]:
-    """By its name, the bindings of each place and what they do; those of ``leading`` first."""
+    """The bindings of each place and what they do; those of ``leading`` first."""
     places: dict[str, tuple[list[Binding], str]] = {}
     for binding in sorted(bindings, key=lambda one: one.id not in leading):
         name = binding.group.description if binding.group else binding.id or ""
@@ -59,7 +56,6 @@ def _places(
 
 
 def playback_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
-    """The line of keys while the run is played back: how fast, and how to stop it."""
     does = {"time.follow": "stop"} | ({"time.play": f"{faster} a second"} if faster else {})
     keys = [
         (f"   {plain_key(shown_key(one.key.split(',')[0]), glyphs)}", f" {does[one.id]}")

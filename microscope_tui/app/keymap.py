@@ -40,7 +40,7 @@ class BadKey(ValueError):
 def keymap_of(
     table: Mapping[str, object], screens: Mapping[str, Sequence[Binding]]
 ) -> dict[str, str]:
-    """The ``[keys]`` table of TOML, checked, for ``App.set_keymap``; ``BadKey`` if it is wrong."""
+    """For ``App.set_keymap``; ``BadKey`` if the table is wrong."""
     ids = list(dict.fromkeys(b.id for bindings in screens.values() for b in bindings if b.id))
     keymap: dict[str, str] = {}
     for name, value in _entries(table):
@@ -95,7 +95,7 @@ def _entries(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 def _named(written: str) -> str | None:
-    """Textual's name of a key as users write it; ``None`` if no terminal sends such a key."""
+    """Textual's name of a key; ``None`` if no terminal sends it."""
     if len(written) == 1:
         return _name_of(written)
     *modifiers, last = written.split("+")

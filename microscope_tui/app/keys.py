@@ -1,7 +1,6 @@
 """The screens and the keys: bindings, the last line, the help and the palette derive from here.
 
-The keys of one screen are in its file, those of several screens in the lists here. Every binding
-has an id, by which the config file may give it other keys (see ``keymap``).
+The keys of one screen are in its file. The config file gives other keys by the id of a binding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +28,7 @@ _FAR = 10**12
 
 
 def screen_class(name: str) -> type[Any]:
-    """The class of a screen, imported now; ``name_of`` is the way back."""
+    """Imported now; ``name_of`` is the way back."""
     place = f"{SCREENS[name].module}:{name.title()}Screen"
     found: type[Any] = resolve_name(f"microscope_tui.app.screens.{place}")
     return found
@@ -40,7 +39,7 @@ def name_of(screen: Screen[Any]) -> str:
 
 
 def key(id: str, keys: str, action: str, does: str, short: str = "", shown: str = "") -> Binding:
-    """A binding; its label in the last line, if it is there, and its key, if not the first."""
+    """``short``: its label in the last line, if it is there; ``shown``: its key there."""
     display = shown or None
     return Binding(keys, action, short or does, bool(short), display, id=id, tooltip=does)
 
@@ -52,7 +51,6 @@ def pair(short: str, *bindings: Binding, compact: bool = True) -> list[Binding]:
 
 
 def in_list(id: str, action: str = "move", what: str = "", down: str = "pagedown") -> list[Binding]:
-    """To the ends of a list of layers, runs or other things, and by pages."""
     return [
         key(f"{id}.first", "home,g", f"{action}(-{_FAR})", f"first {what or id}"),
         key(f"{id}.last", "end,G", f"{action}({_FAR})", f"last {what or id}"),
@@ -125,7 +123,7 @@ OPEN_EXPERT = key("expert.open", "enter", "open_expert", "open the expert", "exp
 
 
 def with_keymap(bindings: Iterable[BindingType], keymap: Mapping[str, str]) -> list[Binding]:
-    """Our bindings with the user's keys, as Textual lays a keymap over them."""
+    """Our bindings with the user's keys."""
     ours = [one for one in bindings if isinstance(one, Binding) and one.id]
     return [one.with_key(keys) if (keys := keymap.get(one.id or "")) else one for one in ours]
 
@@ -135,7 +133,7 @@ def all_bindings(keymap: Mapping[str, str] | None = None) -> dict[str, list[Bind
 
 
 def key_table(keymap: Mapping[str, str]) -> dict[str, list[tuple[str, str, str]]]:
-    """Id, keys as the config file takes them, and what they do, of all bindings of every screen."""
+    """Id, keys as the config file takes them, and what they do, by screen."""
     return {
         screen: [
             (one.id or "", "  ".join(map(written_key, one.key.split(","))), one.tooltip)

@@ -1,8 +1,4 @@
-"""The colours of the light theme, for papers and light terminals.
-
-The calm cells are near white; amber to dark red overloads, and dark blue starves. A cell without
-tokens has a blue of its own.
-"""
+"""The colours of the light theme, for papers and light terminals."""
 
 from microscope_tui.app.palette import DARK, Colours, Hue, Shades, by_octaves, evenly
 from microscope_tui.lines import HOT_LEVEL, Palette

@@ -74,7 +74,7 @@ class Microscope(App[None]):
                 )
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The command palette: one line per binding of the screen, with its keys at the end."""
+        """The command palette: a line per binding of the screen."""
         for binding in with_keymap(screen.BINDINGS, self.session.preferences.keymap):
             if binding.id == "app.palette":
                 continue
@@ -97,7 +97,7 @@ class Microscope(App[None]):
         return name_of(self.screen)
 
     async def action_go(self, name: str) -> None:
-        """Show a screen by name, or return to the main one; screens above it close."""
+        """Show a screen above the main one; others close."""
         before = self.shown
         if before == "help" and name != "runs":
             return

@@ -1,7 +1,4 @@
-"""What leaves the screens: texts to copy, and files that never overwrite an existing one.
-
-The texts are for a chat or a ticket, readable without the screen, in the same words.
-"""
+"""What leaves the screens: texts for a chat, and files that never overwrite an existing one."""
 
 import itertools
 import math
@@ -22,7 +19,7 @@ _MAX_STEM = 80
 
 
 def verdict_text(view: RunView, chosen: tuple[Finding, Advice] | None = None) -> str:
-    """The chosen or worst finding, why, and what to do; one line if the run is healthy."""
+    """The chosen or worst finding; one line if the run is healthy."""
     about = f"{view.name} step {view.step:,} ({view.life.word})"
     found = chosen or (None if view.error else view.worst)
     if found is None:
@@ -77,15 +74,15 @@ def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
 
 
 def value_text(layer: LayerView, expert: int | None = None) -> str:
-    """The load of ``expert``, else the balance of the layer, with all digits; empty without one."""
+    """The load of ``expert``, else the balance of the layer, with all digits."""
     if expert is None:
         return "" if layer.balance is None else repr(layer.balance)
-    known = layer.load is not None and 0 <= expert < len(layer.load)
-    return repr(layer.load[expert]) if layer.load is not None and known else ""
+    load = layer.load or ()
+    return repr(load[expert]) if 0 <= expert < len(load) else ""
 
 
 def _clean(*lines: str) -> str:
-    """The lines as one text without control characters, at most ``MOST_BYTES``."""
+    """Without control characters, at most ``MOST_BYTES``."""
     text = "\n".join(safe_text(line, _MOST_CELLS) for line in lines)
     data = text.encode()
     if len(data) <= MOST_BYTES:
@@ -94,10 +91,7 @@ def _clean(*lines: str) -> str:
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """``stem`` and ``suffix`` in ``folder``, or the first unused of ``stem-2`` …
-
-    ``stem`` may be any text; only letters, digits, ``.``, ``_`` and ``-`` of it are kept.
-    """
+    """The first unused of ``stem``, ``stem-2`` …; only ``A-Za-z0-9._-`` of a stem are kept."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "view"
     if len(stem) > _MAX_STEM:  # names that differ at either end stay different
         stem = f"{stem[: _MAX_STEM // 2]}-{stem[1 - _MAX_STEM // 2 :]}"

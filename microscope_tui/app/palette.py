@@ -1,8 +1,7 @@
-"""Colours of the roles. Healthy is calm, trouble is bright; colour only where it has a meaning.
+"""Colours of the roles, for a dark ground; ``light`` has those for a light one.
 
-One table of styles per kind of terminal: truecolor, 256 colours, 16 colours, and none, which uses
-reverse video and underlines. Nothing important depends on colour alone. The tables here are for a
-dark ground; ``light`` has those for a light one.
+Healthy is calm, trouble is bright. For truecolor, 256 colours, 16 colours, and none, which uses
+reverse video and underlines. Nothing important depends on colour alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ class Colours(NamedTuple):
 
 
 class Hue(NamedTuple):
-    """A colour in truecolor, among 16, and among 256, where Rich finds it if not given."""
+    """In truecolor, among 16, and among 256, where Rich finds it if not given."""
 
     true: str
     named: str
@@ -184,20 +183,15 @@ def style_of(
 ) -> Style:
     """The style of a role (see ``lines.spans``) on a terminal of this colour system.
 
-    ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
-    all, ``num:N`` the same for a number. ``seq:N`` is a step from low to high (0 … 15) of a measure
-    that has no fair value.
-    ``token:N``, ``also:N``, ``lit:N`` and ``ink:N`` are the experts of a text (0 … 6).
-    ``A|B`` is a cell in two halves: the colour of A above that of B.
+    ``num:N`` is ``heat:N`` (−16 … 16) for a number, ``seq:N`` a step from low to high (0 … 15) of a
+    measure that has no fair value. ``A|B``: the colour of A above that of B.
     """
     if "|" in role:
         upper, lower = (style_of(half, color_system, palette, shades) for half in role.split("|"))
         return Style(color=upper.bgcolor, bgcolor=lower.bgcolor)
     family, _, level = role.partition(":")
     if family in ("heat", "num"):
-        if level == "dead":
-            return _dead(color_system, palette, shades)
-        return _heat(int(level), color_system, palette, shades)
+        return _heat(level, color_system, palette, shades)
     if family == "seq":
         return _sequence(int(level) / _MOST, color_system, palette, shades)
     if family in _EXPERTS:
@@ -218,9 +212,14 @@ def _word(role: str, color_system: str | None, shades: Shades) -> Style:
     return Style(color=ink, bgcolor=screen, bold=bold or None)
 
 
-def _heat(level: int, color_system: str | None, palette: Palette, shades: Shades) -> Style:
+def _heat(text: str, color_system: str | None, palette: Palette, shades: Shades) -> Style:
+    dead = text == "dead"
+    level = -_MOST_LOAD if dead else int(text)
     if color_system is None:
         return Style(reverse=level > 1 or None, underline=level < -1 or None)
+    if dead:
+        ink, ground = (_colour(hue, color_system) for hue in shades.dead[palette])
+        return Style(color=ink, bgcolor=ground)
     if palette is not Palette.DIVERGING:
         room = _FAIR if level < 0 else 1.0 - _FAIR
         return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, palette, shades)
@@ -237,14 +236,6 @@ def _heat(level: int, color_system: str | None, palette: Palette, shades: Shades
 def _cell(ground: Color, color_system: str, shades: Shades) -> Style:
     ink = shades.on_dark if _is_dark(ground) else shades.on_light
     return Style(color=_colour(ink, color_system), bgcolor=ground)
-
-
-def _dead(color_system: str | None, palette: Palette, shades: Shades) -> Style:
-    """The colour of no load; a × on it means that no expert of the cell has a token."""
-    if color_system is None:
-        return Style(underline=True)
-    ink, ground = shades.dead[palette]
-    return Style(color=_colour(ink, color_system), bgcolor=_colour(ground, color_system))
 
 
 def _sequence(share: float, color_system: str | None, palette: Palette, shades: Shades) -> Style:
@@ -301,7 +292,7 @@ def _expert(family: str, number: int, color_system: str | None, shades: Shades) 
 
 
 def _between(stops: Stops, where: float) -> Color:
-    """The colour at ``where``, in between two stops; beyond the ends the end."""
+    """The colour at ``where``; beyond the ends the end."""
     below = stops[0]
     for stop in stops:
         if where <= stop[0]:

@@ -36,10 +36,7 @@ class Picture:
 
 
 async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRAILLE) -> Picture:
-    """Draw a screen of the newest run of ``fleet``.
-
-    ``NoPicture``: no such step, layer, expert or token.
-    """
+    """A screen of the newest run; ``NoPicture``: no such step, layer, expert or token."""
     app = Microscope(begin(fleet, glyphs, wanted.preferences))
     async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:
         return await _drawn(app, pilot, wanted)

@@ -112,7 +112,7 @@ class Reader:
             self.events.poll_found_change()
 
     def _give_way(self) -> None:
-        """Stop reading for a moment where the screen or the training needs the processor."""
+        """Pause where the screen or the training needs the processor."""
         if (pause := self._quiet_until - time.monotonic()) > 0:
             self._stop.wait(pause)
         elif time.monotonic() - self._rested > _WORK_S:
@@ -129,7 +129,7 @@ class Reader:
         return self.fleet.open.source.size if self.fleet.open is not None else 0
 
     def _until_next_look(self, took: float) -> float:
-        """Seconds: few while a source holds back a step; ``took``: what the last look cost."""
+        """In seconds; ``took``: what the last look cost."""
         watch = self.fleet.open
         if watch is None or not self._is_foreign:
             return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)

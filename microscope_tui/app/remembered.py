@@ -1,7 +1,7 @@
 """View settings per folder of logs, kept between sessions.
 
-One small file per folder in the user's state folder (on Linux ``~/.local/state/moe-microscope``).
-It is a convenience: its content may be lost, and a damaged or foreign file is ignored.
+One small file per folder in the user's state folder. Its content may be lost, and a damaged or
+foreign file is ignored.
 """
 
 import hashlib
@@ -31,8 +31,6 @@ _Text = Annotated[str, Meta(max_length=_MOST_CHARS)]
 
 
 class SavedView(msgspec.Struct, frozen=True, kw_only=True):
-    """The view settings of one user for one folder; those of a new session by default."""
-
     version: Literal[1] = 1
     logs: str = ""
     layer: _Text = ""
@@ -52,7 +50,7 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
 def begin(
     fleet: Fleet, glyphs: Glyphs = Glyphs.BRAILLE, preferences: Preferences = DEFAULT
 ) -> Session:
-    """A session that reads already, while the screens are still imported."""
+    """A session that reads while the screens are still imported."""
     session = Session(fleet, glyphs, preferences)
     if preferences.remember:
         recall(session)
@@ -92,7 +90,7 @@ def remember(session: Session) -> str | None:
 
 
 def load_view(logs: Path) -> SavedView:
-    """The saved view of ``logs``; the default if none can be used."""
+    """The default if none can be used."""
     try:
         folder, path = _place_of(logs)
         kept = msgspec.json.decode(read_small(path, _MOST_BYTES), type=SavedView)
@@ -102,7 +100,7 @@ def load_view(logs: Path) -> SavedView:
 
 
 def save_view(logs: Path, view: SavedView) -> str | None:
-    """Save ``view`` for ``logs`` if it changed; returns the problem, if any.
+    """Save ``view`` if it changed; returns the problem, if any.
 
     Of ``seen`` the newest are kept, and of the folders those that were looked at last.
     """

@@ -25,7 +25,7 @@ CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
 
 
 def changed_width(before: Strip, after: Strip) -> int:
-    """Cells from the left up to the last one that differs: what follows need not be sent."""
+    """Cells up to the last one that differs: what follows need not be sent."""
     width = max(before.cell_length, after.cell_length)
     if before.cell_length != after.cell_length:
         return width
@@ -56,13 +56,13 @@ class Rows(Widget):
         strips = self._drawn(self.app.console.color_system)
         before, self._strips = self._strips, strips
         count = max(len(before), len(strips))
-        width = self.size.width
         known = min(len(before), len(strips))
         changed = [
-            Region(0, y, changed_width(before[y], strips[y]) if y < known else width, 1)
-            for y in range(count)
-            if y >= known or before[y] != strips[y]
+            Region(0, y, changed_width(before[y], strips[y]), 1)
+            for y in range(known)
+            if before[y] != strips[y]
         ]
+        changed += [Region(0, y, self.size.width, 1) for y in range(known, count)]
         if changed:
             self.refresh(*changed)
 
@@ -85,31 +85,29 @@ class Rows(Widget):
 
 
 class Tiles(Horizontal):
-    """Rows cut into tiles of ``TILE`` columns, so that a changed cell re-sends at most one tile."""
+    """A changed cell re-sends at most one tile of ``TILE`` columns."""
 
     def __init__(self, glyphs: Glyphs, shades: Shades, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._glyphs = glyphs
         self._shades = shades
         self._width = 0
-        self._cuts: list[tuple[int, int]] = []
 
     async def fit(self, width: int) -> None:
         if width == self._width:
             return
         self._width = width
-        self._cuts = [(at, min(width, at + TILE)) for at in range(0, width, TILE)]
         await self.remove_children()
         parts = []
-        for start, end in self._cuts:
+        for start in range(0, width, TILE):
             part = Rows(self._glyphs, self._shades)
-            part.styles.width = end - start
+            part.styles.width = min(TILE, width - start)
             parts.append(part)
         await self.mount_all(parts)
 
     def show(self, lines: Sequence[Line], palette: Palette) -> None:
-        for part, (start, end) in zip(self.query(Rows), self._cuts, strict=False):
-            part.show([cut(line, start, end) for line in lines], palette)
+        for at, part in enumerate(self.query(Rows)):
+            part.show([cut(line, at * TILE, (at + 1) * TILE) for line in lines], palette)
 
 
 @contextmanager
@@ -132,13 +130,9 @@ def _ground_of(style: Style) -> Style:
 
 
 def to_strip(
-    line: Iterable[Span],
-    color_system: str | None,
-    glyphs: Glyphs,
-    palette: Palette,
-    shades: Shades,
+    line: Iterable[Span], color_system: str | None, glyphs: Glyphs, palette: Palette, shades: Shades
 ) -> Strip:
-    """One line as a strip. Neighbours of one style are merged: every segment costs bytes."""
+    """Neighbours of one style are merged: every segment costs bytes."""
     segments: list[Segment] = []
     before: Style | None = None
     for text, role in line:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 
 class ScreenRow(NamedTuple):
-    """One screen: its keys, what they lead to, where its class is, and its words."""
-
     keys: str
     does: str
     module: str
@@ -24,10 +22,7 @@ SCREENS = {
         "1", "all layers", "main_screen", "layers cells conditions alerts header time"
     ),
     "layer": ScreenRow(
-        "2",
-        "one layer",
-        "chart_screens",
-        "layers quadrants charts =bias alerts header time",
+        "2", "one layer", "chart_screens", "layers quadrants charts =bias alerts header time"
     ),
     "expert": ScreenRow(
         "", "an expert", "chart_screens", "expert conditions layers =bias header time"
@@ -47,10 +42,7 @@ SCREENS = {
         "t", "map: all layers over time", "map_screen", "map layers cells alerts header time"
     ),
     "tokens": ScreenRow(
-        "7",
-        "tokens of a probe",
-        "probe_screens",
-        "probe tokens =layer =entropy header",
+        "7", "tokens of a probe", "probe_screens", "probe tokens =layer =entropy header"
     ),
     "slices": ScreenRow(
         "8", "slices of a probe", "probe_screens", "slices probe =layer =share header"

@@ -42,8 +42,6 @@ if TYPE_CHECKING:  # most sessions show no probe
 
 
 class Preferences(msgspec.Struct, frozen=True):
-    """Settings of the command line and the config file; by default no bell and no saved view."""
-
     palette: Palette = Palette.DIVERGING
     interval_s: float = 0.5
     """Seconds between two redraws of a live run."""
@@ -96,7 +94,7 @@ class Session:
         self.pin_problem = ""
         """Why the pinned run could not be moved to the shown step."""
         self.mismatches: dict[tuple[object, ...], Mismatch | str] = {}
-        """Comparisons of two probes, by the state of their files; or why there is none."""
+        """By the state of the files of both probes; or why there is none."""
         self.expert: int | None = None
         self.numbers: tuple[str, ...] = ()
         """What the screen of the course shows: up to two numbers; the overview by default."""
@@ -127,7 +125,7 @@ class Session:
 
     @cached_property
     def shades(self) -> "Shades":
-        """The colours of the theme; the log is already being read when Rich is imported."""
+        """The log is already being read when Rich is imported."""
         if self.preferences.theme == "light":
             from microscope_tui.app.light import LIGHT
 
@@ -143,7 +141,7 @@ class Session:
         return Anatomy()
 
     async def has_probe(self) -> bool:
-        """Whether the open run has a probe; looked up once for each version of the run."""
+        """Looked up once for each version of the run."""
         watch = self.watch
         wanted = (watch, self.fleet.open_version)
         if self._looked[0] != wanted and watch is not None:
@@ -152,7 +150,7 @@ class Session:
         return self._looked[1]
 
     def confirm_keys(self) -> str:
-        """Read the unknown keys of the open run as proposed, or forget them; what was done."""
+        """Read unknown keys as proposed, or forget them; returns what was done."""
         watch, request = self.watch, self.fleet.request
         if watch is None or not isinstance(watch.file, ForeignRun):
             return "this is a run log: confirm keys with --map when you import it"
@@ -195,7 +193,7 @@ class Session:
         self._chosen = True
 
     def look_at_worst(self, view: RunView) -> None:
-        """Select the layer of the worst alert, until a key selects one."""
+        """Until a key selects a layer."""
         if not self._chosen and view.worst is not None:
             self._selected = max(0, view.worst[0].worst.router_index)
 
@@ -244,7 +242,7 @@ class Session:
         return known is not None and bool(critical - known)
 
     def toggle_seen(self, marks: set[str]) -> str:
-        """Mark alerts as seen, or as not seen if all of them were; returns which of the two."""
+        """Mark alerts as seen, or as not seen if all were; returns which."""
         if marks <= self.seen.keys():
             self.seen = {key: None for key in self.seen if key not in marks}
             return "not seen"
@@ -254,18 +252,18 @@ class Session:
     def levels(
         self, key: Hashable, ratios: Sequence[float], per_cell: int = 1, noise: float = 0.0
     ) -> Sequence[int | None]:
-        """Heat levels with hysteresis against noise; exact ones for a paused step."""
+        """Steady ones; exact ones for a paused step."""
         if not self.time.following and not self.time.speed:
             return [shade_level(ratio, per_cell) for ratio in ratios]
         return self.steady.levels((self.watch, key), ratios, per_cell, noise)
 
     def recent(self) -> Recent:
-        """The steps whose mean load is shown; none while paused, which shows exact loads."""
+        """The steps whose mean load is shown; none while paused."""
         watch = self.watch
         return recent_of(watch) if watch is not None and self.time.following else Recent()
 
     def compare_with(self, moment: Pin | None) -> None:
-        """Set a step of the open run as the reference; ``None`` removes it."""
+        """``None`` removes the reference."""
         watch = self.watch
         if moment is None or watch is None:
             self.reference = None
@@ -275,7 +273,7 @@ class Session:
 
     @property
     def pinned(self) -> PinnedRun | None:
-        """The pinned run; ``None`` once the reference was replaced or removed."""
+        """``None`` once the reference was replaced or removed."""
         fleet, reference = self.fleet, self.reference
         name = fleet.pinned.file.name if fleet.pinned is not None else None
         if reference is None or reference.run != name:
@@ -283,7 +281,7 @@ class Session:
         return fleet.pinned
 
     async def pin_run(self, file: RunFile) -> str:
-        """Compare the open run with ``file`` at the shown step; returns the problem, if any."""
+        """Compare with ``file`` at the shown step; returns the problem, if any."""
         pinned = self.fleet.comparable(file)
         found = await asyncio.to_thread(_moment, pinned, self.time.shown_step)
         if isinstance(found, str):
@@ -294,7 +292,7 @@ class Session:
         return ""
 
     async def move_pinned(self, pinned: PinnedRun, step: int) -> str:
-        """Compare with another step of the pinned run; returns a problem that is new."""
+        """Returns a problem that is new."""
         found = await asyncio.to_thread(_moment, pinned, step)
         if self.pinned is not pinned:
             return ""
@@ -309,7 +307,7 @@ class Session:
         self.reference = aligned(found, self.run) if self.run is not None else found
 
     def view(self, columns: int, ribbon: int, only: Container[int] | None = None) -> RunView | None:
-        """The current view, or that of the pinned step; ``None`` without a run."""
+        """Of the pinned step, if any; ``None`` without a run."""
         watch = self.watch
         if watch is None or watch.run is None:
             return None
@@ -321,7 +319,7 @@ class Session:
 
 
 def _moment(pinned: PinnedRun, step: int) -> Reference | str:
-    """The step of the pinned run, or why there is none. Reads from the disk."""
+    """The step, or why there is none. Reads from the disk."""
     try:
         return pinned.at(step)
     except NothingToCompare as problem:

@@ -73,14 +73,13 @@ def lines_of(app: App[None]) -> list[list[Segment]]:
 
 
 def picture_of(app: App[None], shades: Shades, *, framed: bool = False) -> str:
-    """The current screen, ``framed`` as a window."""
     return svg_of(lines_of(app), app.size.width, shades, title=app.title if framed else None)
 
 
 def svg_of(
     lines: Iterable[Iterable[Segment]], columns: int, shades: Shades, *, title: str | None = None
 ) -> str:
-    """Lines of a screen as a picture; with a ``title`` in a window."""
+    """With a ``title`` in a window."""
     drawn = [_line(line, y, shades) for y, line in enumerate(lines)]
     width = columns * WIDTH
     across = width + 2 * _MARGIN

@@ -52,7 +52,7 @@ class TimeCursor:
 
     @property
     def pin(self) -> Pin | None:
-        """The pinned step; ``None`` follows the run. Dropped when the log is replaced."""
+        """``None`` follows the run. Dropped when the log is replaced."""
         pinned, watch = self._pin, self._watch()
         if pinned is not None and (watch is None or watch.generation != pinned.generation):
             self._pin = None
@@ -63,7 +63,7 @@ class TimeCursor:
         return self.pin is None
 
     def reset(self) -> None:
-        """Reset for another run: follow it, with the whole run in view."""
+        """Follow another run, with all of it in view."""
         self._pin = self._window = None
         self.speed = 0
 
@@ -79,7 +79,7 @@ class TimeCursor:
 
     @property
     def window(self) -> Window | None:
-        """The range in view, around the shown step; ``None`` for the whole run."""
+        """Around the shown step; ``None`` for the whole run."""
         if self._window is None:
             return None
         (first, last), shown = self._window, self.shown_step
@@ -91,7 +91,7 @@ class TimeCursor:
         return self._put_window(first, span)
 
     def zoom(self, by: float) -> None:
-        """Zoom to ``by`` times as many steps; the shown one keeps its place where possible."""
+        """To ``by`` times as many steps; the shown one keeps its place where possible."""
         newest, shown = self.newest_step, self.shown_step
         first, last = self.window or Window(1, newest)
         span = max(min(_LEAST_STEPS, newest), round((last - first + 1) * by))
@@ -105,7 +105,7 @@ class TimeCursor:
         return self._window
 
     def why_no_past(self) -> str | None:
-        """Why other steps cannot be shown; ``None`` if they can."""
+        """``None`` if other steps can be shown."""
         watch = self._watch()
         if watch is None or watch.latest is None:
             return "no step yet"
@@ -129,7 +129,7 @@ class TimeCursor:
         return self._look_at(found)
 
     def _is_past(self, step: int) -> bool:
-        """Whether a step behind the shown one was logged up to ``step``; also if it is unknown."""
+        """Whether a later step than the shown one was logged up to ``step``, or may have been."""
         found = self._moment(step)
         return not isinstance(found, Pin) or found.step > self.shown_step
 
@@ -160,7 +160,7 @@ class TimeCursor:
         return problem
 
     def past_of_pipe(self) -> str | None:
-        """The limits of the spooled history of a pipe; ``None`` if it is complete."""
+        """The limits of the spooled history; ``None`` if it is complete."""
         watch = self._watch()
         if watch is None or not isinstance(watch.source, SpooledLog):
             return None
@@ -194,7 +194,7 @@ class TimeCursor:
         return None
 
     def _moment(self, step: int) -> Pin | str | None:
-        """The last logged step at or before ``step``, ``None`` for the newest, or a problem."""
+        """The last step at or before ``step``, ``None`` for the newest, or a problem."""
         watch = self._watch()
         if watch is not None and 0 < self.newest_step <= step:
             return None
@@ -209,20 +209,17 @@ class TimeCursor:
 
 
 class BadPlace(ValueError):
-    """The typed text is not a place in this run; the message says what to type."""
+    """The message says what to type."""
 
 
 class OfExpert(msgspec.Struct, frozen=True):
-    """The next token that chose this expert."""
-
     expert: int
 
 
 def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta:
-    """A step (a number is not clamped to the run), a time of day, or a time before the newest.
+    """A step (a number is not clamped to the run), a time of day, a time before the newest.
 
-    Raises:
-        BadPlace: the text means none of them.
+    ``BadPlace``: the text means none of them.
     """
     typed = text.strip()
     if len(typed) > _MOST_CHARACTERS:
@@ -255,8 +252,7 @@ def step_at(
 ) -> int:
     """The last of ``steps`` that was logged (``times``: Unix seconds or NaN) at or before ``when``.
 
-    Raises:
-        BadPlace: the run has no such time of day, or no times.
+    ``BadPlace``: the run has no such time of day, or no times.
     """
     if newest_s is None or not len(times) or times[0] != times[0]:
         raise BadPlace("this log has no times: go to a step")
@@ -269,7 +265,7 @@ def step_at(
 
 
 def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | OfExpert:
-    """The token or the expert that ``text`` means; ``BadPlace`` explains what to type instead."""
+    """A token, or the next one of an expert; ``BadPlace`` explains what to type instead."""
     typed = text.strip()
     if found := re.fullmatch(r"e([0-9]{1,6})", typed):
         if (expert := int(found[1])) >= experts:

@@ -1,8 +1,4 @@
-"""All alerts of a run as lines: active, recovered, notes, and later ones; and one in detail.
-
-One line per alert; the details of the chosen one are beside the list, or below it in narrow
-windows, and its severity is drawn over the time axis of the ribbon.
-"""
+"""All alerts of a run as lines: active, recovered, notes, and later ones; and one in detail."""
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -63,7 +59,7 @@ class Entry:
     advice: Advice
     state: AlertState
     key: str
-    """Key of the alert in the set of seen alerts."""
+    """In the set of seen alerts."""
     seen: bool
 
     @property
@@ -90,7 +86,6 @@ class Entry:
 
     @property
     def end(self) -> str:
-        """The step of its end, or ``active``."""
         if self.state is AlertState.LATER:
             return "later"
         if self.finding.active:
@@ -108,10 +103,7 @@ class Entry:
 
 
 def entries_of(
-    view: RunView,
-    known: Iterable[tuple[Finding, Advice]],
-    seen: Container[str],
-    pattern: str,
+    view: RunView, known: Iterable[tuple[Finding, Advice]], seen: Container[str], pattern: str
 ) -> list[Entry]:
     """The alerts that match ``pattern``; ``known``: by the end of the log, for later ones."""
     entries: list[Entry] = []
@@ -142,7 +134,7 @@ def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:
 
 
 def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
-    """Column widths; in narrow windows the value goes first, then layer names shrink."""
+    """In narrow windows the value goes first, then layer names shrink."""
     narrow = width < _NARROW
     rule = max([4, *(len(entry.finding.rule) for entry in entries)])
     names = max([6, *(width_of(entry.names) for entry in entries)])
@@ -189,7 +181,7 @@ def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
 
 
 def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
-    """Severity over time, in the columns of the ribbon below it; a letter where it changes."""
+    """Severity over time, above the ribbon; a letter where it changes."""
     later = entry.state is AlertState.LATER
     line = [dim(f" {'alert':<7}")]
     newest = view.newest_step if later else view.step
@@ -208,7 +200,7 @@ def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
 
 
 def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
-    """The alert in at most ``height`` lines of ``width`` cells; cuts are marked."""
+    """The alert in at most ``height`` lines; cuts are marked."""
     room = min(width, _WIDEST) - 2
     lines: list[Line] = [
         [Span("▌", entry.role), Span(f" {part}", "title")]
@@ -281,7 +273,7 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
 
 
 def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int) -> list[Line]:
-    """Verdict, why and next of this layer's own findings, in at most ``most`` lines."""
+    """This layer's own findings, in at most ``most`` lines."""
     lines: list[Line] = []
     width = max(20, columns - 12)
     with watch.lock:

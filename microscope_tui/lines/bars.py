@@ -43,7 +43,6 @@ def load_bars(
     focused: bool = False,
     nothing: str = "no counts in the log",
 ) -> list[Line]:
-    """The load of every expert in exactly ``size`` cells, with a line at the fair share."""
     width, height = size
     if not load:
         return _nothing("load per expert", nothing, size, focused)
@@ -128,9 +127,9 @@ def bias_bars(
 
 
 def bars_width(experts: int, columns: int, glyphs: Glyphs) -> int:
-    """Of the ``columns`` of a screen those that the bars of so many experts take, or their title.
+    """Columns of the bars, or of their title: at most half of those of the screen.
 
-    Half of the screen; more if each expert then has a column of its own.
+    More if each expert then has a column of its own.
     """
     most = columns // 2
     if GUTTER + experts <= _WIDEST_SHARE * columns:
@@ -165,7 +164,7 @@ def _labels(axis: Scale, rows: int) -> Mapping[int, str]:
 
 
 def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[float], str]) -> Line:
-    """The chosen expert and its value, for the title; empty where none is chosen."""
+    """The chosen expert and its value; empty where none is chosen."""
     if expert is None or expert >= len(values):
         return []
     return [Span(f"   {spell(values[expert])}", "title"), Span(f" expert {expert}", "accent")]
@@ -225,10 +224,7 @@ def _paired(
 
 
 def _swung(shares: Sequence[float], rows: int, glyphs: Glyphs) -> list[str]:
-    """A bar up and down from the middle to the extremes of its experts, in halves of a cell.
-
-    A full swing is half of the rows.
-    """
+    """A bar from the middle to the extremes of its experts, in halves of a cell."""
     halves = [round(share * rows) for share in shares if share == share]
     filled = range(rows - max([0, *halves]), rows - min([0, *halves]))
     signs = {(True, True): "█#", (True, False): "▀'", (False, True): "▄_", (False, False): ("", "")}
@@ -245,7 +241,6 @@ def _blank(room: int, rows: int) -> list[list[Cell]]:
 def _place(
     body: list[list[Cell]], bars: Sequence[Bar], cell: int, per_bar: int, expert: int | None
 ) -> None:
-    """Draw the bars, each in so many cells; that of the chosen expert is bright."""
     chosen = None if expert is None else expert // per_bar
     gap = 2 if cell >= _WIDEST else 1
     wide = max(1, cell - gap)

@@ -1,7 +1,6 @@
 """Charts over time as data: curves, scale and title; which ones a screen has, and where.
 
-Numbers only; ``app/charts.py`` draws them. The focused chart is always shown; charts
-without room are named.
+``app/charts.py`` draws them. The focused chart is always shown; charts without room are named.
 """
 
 import math
@@ -29,7 +28,6 @@ GUTTER = 7
 SECOND = "ink:0"
 _NAMES = 17  # cells right of a chart with the names of its lines
 SMOOTHINGS = (0.0, 0.6, 0.9)
-"""Smoothing weights, in the order of the key that cycles through them."""
 LOG_FROM = 100.0  # times the median: a linear axis would show a spike and a flat line
 _DECADES = 12
 _ONE_AXIS = 5.0  # times the height of a curve: a larger axis makes it flat
@@ -47,7 +45,7 @@ _SPREADS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One series of a chart. ``edge`` is the value of a column that is drawn."""
+    """One series of a chart."""
 
     steps: Sequence[int]
     columns: Sequence[Column]
@@ -59,7 +57,7 @@ class Curve:
 
     @property
     def values(self) -> list[float]:
-        """One value per column; non-finite values are gaps."""
+        """Non-finite values are gaps."""
         values = [float(getattr(column, self.edge)) for column in self.columns]
         return [value if math.isfinite(value) else math.nan for value in values]
 
@@ -72,7 +70,7 @@ class Scale(NamedTuple):
     log: bool = False
 
     def share(self, value: float) -> float:
-        """How far up a value is: 0 at the bottom, 1 at the top."""
+        """0 at the bottom, 1 at the top."""
         if not self.log:
             return (value - self.bottom) / (self.top - self.bottom)
         if value <= 0.0:
@@ -84,7 +82,6 @@ class Scale(NamedTuple):
 
     @property
     def powers(self) -> Sequence[float]:
-        """The powers of ten that a logarithmic axis has between its ends."""
         if not self.log:
             return ()
         first = math.floor(math.log10(self.bottom)) + 1
@@ -96,10 +93,10 @@ class Chart:
     name: str
     curves: Sequence[Curve]
     now: float | None = None
-    """The exact value at the shown step."""
+    """Exact, at the shown step."""
     note: str = ""
     bottom: float | None = 0.0
-    """Lower end of the scale; ``None`` fits the curves."""
+    """``None`` fits the curves."""
     top: float | None = None
     limits: Sequence[tuple[float, str]] = ()
     """Reference levels, each with a role."""
@@ -133,7 +130,6 @@ class Chart:
         return self._linear(values)
 
     def _linear(self, values: Sequence[float]) -> Scale:
-        """A linear axis for these values, which increase."""
         bottom = values[0] if self.bottom is None else self.bottom
         top = values[-1] if self.top is None else self.top
         beyond = None
@@ -146,7 +142,6 @@ class Chart:
         return Scale(bottom, top, beyond)
 
     def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
-        """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
         _, _, beyond, log = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
@@ -158,7 +153,7 @@ class Chart:
 
 
 def names_width(width: int, *, named: bool) -> int:
-    """Cells right of a chart in ``width`` cells: for the names of its lines, or none."""
+    """Cells right of a chart for the names of its lines."""
     return _NAMES if named and width > 3 * _NAMES else 0
 
 
@@ -207,7 +202,7 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
 
 
 def tick_text(value: float, span: float) -> str:
-    """A label of the y axis, in at most six characters, as fine as the axis needs."""
+    """At most six characters, as fine as an axis of this ``span`` needs."""
     if abs(value) >= 1000:
         return words.short_number(value) if abs(value) < 1e14 else f"{value:.0e}"
     if value == 0:
@@ -245,8 +240,8 @@ def arranged(
 ) -> ChartLayout:
     """Place charts in ``size`` cells; if ``enlarged``, the one in focus alone.
 
-    ``stacks``: their names, those of a stack from the most useful to the least; ``first``: the
-    cells of the first of two stacks; 0 for half of them.
+    ``stacks``: names, the most useful of a stack first; ``first``: cells of the first of two
+    stacks; 0 for half of them.
     """
     columns, rows = size
     names = [name for stack in stacks for name in stack]
@@ -264,7 +259,7 @@ def arranged(
 
 
 def plot_area(columns: int, stacks: int = 1, first: int = 0) -> tuple[int, int]:
-    """Start and width of the time axis of the charts in the last of ``stacks``."""
+    """Start and width of the time axis in the last of ``stacks``."""
     *others, last = _stack_widths(columns, stacks if columns >= _TWO_STACKS_FROM else 1, first)
     return sum(others) + len(others) * _GAP + GUTTER, max(1, last - GUTTER)
 
@@ -279,7 +274,6 @@ def _stack_widths(columns: int, stacks: int, first: int) -> Sequence[int]:
 def _stacked(
     names: Sequence[str], order: Sequence[str], focus: str, width: int, rows: int
 ) -> Sequence[Placed]:
-    """As many of ``names`` as fit, by ``order`` from the top."""
     all_fit = rows - 1 >= _ALL_FROM * len(names)
     room = len(names) if all_fit else max(1, (rows - 1) // _LEAST_HEIGHT)
     shown = list(names[:room])
@@ -305,7 +299,7 @@ def _balance(name: str, curves: Sequence[Curve], now: float | None, note: str) -
 
 
 def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
-    """The charts of one layer by short names, most useful first; no drops in a dropless run."""
+    """The charts of a layer, most useful first; no drops in a dropless run."""
     steps, mean = view.axis, layer.mean_entropy
     curves = [Curve(steps, layer.balance_history, edge="low")]
     note = words.judged(layer) or "1 is even"
@@ -353,7 +347,7 @@ def course_chart(view: RunView, name: str, worst: Sequence[Column] = ()) -> Char
 
 
 def known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
-    """The finite values of one measure, each with the name of its layer."""
+    """The finite values of a measure, with the name of the layer."""
     for layer in view.layers:
         value = getattr(layer, measure)
         if value is not None and math.isfinite(value):

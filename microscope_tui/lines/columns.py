@@ -14,7 +14,7 @@ class Column(msgspec.Struct, frozen=True):
     """Cells; the last column may be wider than what is left for it."""
     align: str = "left"
     priority: int = 0
-    """Columns are left out for lack of room from 1 on; 0 is always shown."""
+    """Left out for lack of room from 1 on; 0 is always shown."""
     gap: int = 2
     """Blanks in front of it."""
     head: str | None = None
@@ -22,11 +22,9 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """The columns of a table, and how wide its lines are."""
-
     columns: Sequence[Column]
     width: int = 0
-    """Cells of a line; as many as the columns have by default."""
+    """Of a line; as many as the columns have by default."""
     left_out: Sequence[str] = ()
 
     @classmethod
@@ -38,7 +36,7 @@ class Table(msgspec.Struct, frozen=True):
         return cls(kept, width, [column.name for column in columns if column not in kept])
 
     def used(self, *without: str) -> int:
-        """Cells of all columns but those named, with their gaps."""
+        """Cells of the columns with their gaps."""
         return sum(c.gap + c.width for c in self.columns if c.name not in without)
 
     def width_of(self, name: str) -> int:
@@ -58,7 +56,7 @@ class Table(msgspec.Struct, frozen=True):
         return self.line({name: [Span(text, "dim")] for name, text in texts.items()})
 
     def line(self, cells: Mapping[str, Sequence[Span]]) -> Line:
-        """One line of the table; cells of columns that are left out are ignored."""
+        """Cells of columns that are left out are ignored."""
         line: Line = []
         width = left = self.width or self.used()
         for column in self.columns:

@@ -1,7 +1,4 @@
-"""Two steps side by side: what changed in every layer from A, the reference, to B.
-
-Numbers show how uneven a layer is; the rank correlation shows whether the same experts are busy.
-"""
+"""Two steps side by side: what changed in every layer from A, the reference, to B."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +37,7 @@ _MORE, _FAR_MORE = 1.25, 2.0  # times the largest load
 def moment_lines(
     view: RunView, reference: Reference, columns: int, remarks: tuple[Span, Span], *, brief: bool
 ) -> list[Line]:
-    """A, B and the change, with a remark on A and on B; under heads, unless ``brief``."""
+    """A, B and the change, with two remarks; under heads, unless ``brief``."""
     then, now = reference.record, view.record or reference.record
     rows = [_values(then), _values(now), _changes(then, now)]
     names = list(rows[0])[: 4 if columns >= _ALL_NUMBERS else 2]
@@ -107,7 +104,7 @@ class CompareLayout:
 
 
 def why_not_comparable(layer: LayerView, reference: Reference) -> str | None:
-    """Why the experts of a layer cannot be compared; ``None`` if they can."""
+    """``None`` if the experts can be compared."""
     router, index = router_in(reference, layer), layer.index
     if router is None:
         return f"no {layer.router.name} in A"
@@ -133,7 +130,7 @@ def only_in_reference(view: RunView, reference: Reference) -> str:
 def fit_compare(
     view: RunView, reference: Reference, columns: int, rows: int, shown: int
 ) -> CompareLayout:
-    """Column widths and row height; entropy is left out first, then max load, then ranks."""
+    """Entropy is left out first, then max load, then ranks."""
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = min(max(8, 2 + names + 3), columns // 3)
     experts = max((layer.router.num_experts for layer in view.layers), default=1) or 1
@@ -251,7 +248,6 @@ def _pair(then: str, now: str, width: int, role: str = "value") -> Line:
 
 
 def _change(then: float | None, now: float | None) -> Span:
-    """The change of the collapse index: up is better."""
     if then is None or now is None:
         return Span("")
     change = now - then

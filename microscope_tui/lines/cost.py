@@ -10,7 +10,7 @@ _COUNTS = {"shares": "by shares", "top1": "first choices only", "local_rank": "t
 
 
 def layer_cost(cost: Cost, index: int, columns: int, most: int) -> list[Line]:
-    """One layer: training and prefill on the first line, decode on the second if it may be."""
+    """Training and prefill on the first line, decode on the second."""
     label, one = f"  {cost.ranks} ranks  ", cost.layers[index]
     texts = [["no counts here of experts that divide by them"]]
     room = columns - len(label)
@@ -27,7 +27,7 @@ def layer_cost(cost: Cost, index: int, columns: int, most: int) -> list[Line]:
 
 
 def cost_lines(cost: Cost | None, columns: int, *, whole: bool) -> list[Line]:
-    """The cost of the model: the whole text, or one line; none without a cost."""
+    """Of the model: the ``whole`` text, or one line."""
     text = f"cost: {model_cost(cost)}" if cost is not None else ""
     lines = [[Span(f" {part}")] for part in (wrap(text, columns - 2) if whole else [text])]
     return [crop(line, columns) for line in lines if text]

@@ -1,4 +1,4 @@
-"""One expert of one layer as lines: its load now, its history, and its other alerts."""
+"""One expert of one layer as lines."""
 
 import math
 from collections import Counter
@@ -28,30 +28,27 @@ _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "
 
 
 class LoadSeries:
-    """Loads and biases of all experts of one router over sampled steps."""
+    """All experts of one router over sampled steps."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         known = [(s, load) for s in samples if (load := measures.load(s.counts)) is not None]
         self.steps = [sample.step for sample, _ in known]
         self.loads = [load for _, load in known]
-        """One list per step: multiples of the fair share."""
+        """Multiples of the fair share, by step."""
         self.biases = [sample.bias for sample, _ in known]
-
-    def __len__(self) -> int:
-        return len(self.steps)
 
 
 def most_remarkable(load: Sequence[float]) -> int:
-    """The expert farthest from its fair share; the first one if several are."""
+    """The first of the experts farthest from their fair share."""
     levels = [load_level(x) for x in load]
     away = [17 if level is None else abs(level) for level in levels]
     return away.index(max(away)) if away else 0
 
 
 def first_expert(view: RunView, layer: LayerView) -> int:
-    """The expert to show first: the busiest one that an alert of the layer names.
+    """The busiest that an alert of the layer names, or of a layer with an alert.
 
-    Without names the busiest of a layer with an alert, else the one farthest from its fair share.
+    Else the one farthest from its fair share.
     """
     load = layer.load or ()
     own = [e for f, _ in view.alerts for e in f.episodes if e.router_index == layer.index]
@@ -67,7 +64,6 @@ def _experts(episode: Episode) -> Sequence[int]:
 
 
 def condition(load: float) -> str:
-    """``dead``, ``starving``, ``under``, ``fair``, ``over`` or ``hot``."""
     if not load > 0:
         return "dead"
     if load < measures.STARVED_SHARE:
@@ -105,7 +101,6 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
 def facts(
     view: RunView, layer: LayerView, expert: int, series: LoadSeries, width: int
 ) -> list[Line]:
-    """Its load, share, place and bias at the shown step, in two lines."""
     load, bias = layer.load, layer.bias
     if not load or not layer.counts or expert >= len(load):
         return [pad([dim(f"  {words.no_counts(view)}")], width), pad([], width)]
@@ -128,7 +123,7 @@ def facts(
 def expert_charts(
     layer: LayerView, expert: int, series: LoadSeries, nothing: str
 ) -> Mapping[str, Chart]:
-    """Load, bias and place over the sampled steps. ``nothing``: why there are no samples."""
+    """``nothing``: why there are no samples."""
     experts, steps = layer.router.num_experts, series.steps
     load = layer.load if layer.load and expert < len(layer.load) else None
     bias = layer.bias if layer.bias and expert < len(layer.bias) else None
@@ -217,7 +212,7 @@ def _head(word: str) -> Span:
 
 
 def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:
-    """The step since which it is dead or starving: from the finding, else from the samples."""
+    """Since when it is dead or starving: by the finding, else by the samples."""
     if what not in ("dead", "starving"):
         return ""
     for finding, episode in findings_of(view, layer, expert):

@@ -43,7 +43,7 @@ _LEAST_NAME = 12
 _WIDE, _PROGRESS = 110, 16
 _PARTS = 4
 _LEAST_OTHERS = 28
-"""Cells from which the names of other runs are in the header."""
+"""Cells from which other runs are named in the header."""
 _HEAD = 10
 """Cells before the words of a verdict: the edge, and what they are."""
 _BADGE, _BESIDE = 15, 36
@@ -54,10 +54,7 @@ _BADGES = dict(zip(Severity, ("NOTE", "WARNING", "CRITICAL", "METER"), strict=Tr
 def header(
     view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True, others: Sequence[str] = ()
 ) -> Line:
-    """Run, state and age, progress, loss and speed on one line; a long name is cut first.
-
-    ``others``: names of other runs that are critical; they replace the speed.
-    """
+    """One line; a long name is cut first. ``others``: critical runs; they replace the speed."""
     gap = Span("   " if width >= 72 else "  ")
     left: Line = [Span("MoE Microscope", "brand"), gap] if brand and width >= _WIDE else []
     right = _critical(others, width // 2 - 2)
@@ -135,7 +132,7 @@ def verdict(
     *,
     compact: bool = False,
 ) -> list[Line]:
-    """The worst alert that is not in ``seen``, in ``lines`` lines; ``compact``: without the why."""
+    """The worst alert that is not ``seen``, in ``lines`` lines; ``compact``: without the why."""
     unseen = _unseen(view, seen)
     worst = unseen[0] if unseen else view.worst
     rows: list[Line]
@@ -181,7 +178,7 @@ def _unseen(view: RunView, seen: Container[str]) -> list[tuple[Finding, Advice]]
 
 
 def verdict_heights(view: RunView, width: int, seen: Container[str] = ()) -> list[int]:
-    """The lines that the verdict takes without being cut: without the why, and in full."""
+    """Lines of the whole verdict: without the why, and in full."""
     if view.worst is None or view.error:
         return []
     _, advice = (_unseen(view, seen) or [view.worst])[0]
@@ -192,7 +189,7 @@ def verdict_heights(view: RunView, width: int, seen: Container[str] = ()) -> lis
 
 
 def _texts(view: RunView, advice: Advice, width: int) -> tuple[list[str], list[str], list[str]]:
-    """The lines of the title, of the why and of the remedy."""
+    """Title, why and remedy."""
     beside = _BESIDE if len(view.alerts) > 1 else _BADGE
     title = wrap(advice.cause_first(advice.verdict), width - beside)
     return title, wrap(advice.why, width - _HEAD), wrap(advice.next, width - _HEAD)
@@ -244,10 +241,7 @@ def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Lin
     if not low:
         return [dim(f"nothing found so far, {reading}")]
     more = f" and {len(low) - 1} more" if len(low) > 1 else ""
-    return [
-        Span(f"{_lowest(low)}{more} now", "warn"),
-        dim(f"; verdict to come, {reading}"),
-    ]
+    return [Span(f"{_lowest(low)}{more} now", "warn"), dim(f"; verdict to come, {reading}")]
 
 
 def _lowest(balances: Sequence[tuple[float, str]]) -> str:

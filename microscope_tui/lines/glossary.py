@@ -1,7 +1,4 @@
-"""The glossary: every unexplained word of the screens, listed by ``?``.
-
-A test collects the words that the screens can print and looks for each of them here.
-"""
+"""The glossary, listed by ``?``: a test looks here for the words that the screens can print."""
 
 from collections.abc import Mapping, Sequence
 
@@ -150,7 +147,7 @@ ageing, refit: the lost time won back, by steps since the fit; when a tenth of i
 
 
 def _sections() -> Mapping[str, Words]:
-    """The parts of the text by name, and every entry by ``=`` and its first word."""
+    """Parts of the text by name, entries by ``=`` and the first word."""
     found: dict[str, list[tuple[str, str]]] = {}
     for line in _TEXT.replace("\n  ", " ").strip().split("\n"):
         words, colon, meaning = line.partition(": ")
@@ -166,5 +163,5 @@ _PARTS = _sections()
 
 
 def glossary(parts: str) -> list[tuple[str, str]]:
-    """Words and their meanings: the named parts of the text, or one entry as ``=word``."""
+    """The named parts of the text, or one entry as ``=word``."""
     return [entry for part in parts.split() for entry in _PARTS[part]]

@@ -1,7 +1,6 @@
 """Numbers as characters: loads, curves, bars. Pure functions without colour.
 
-Three alphabets: braille (two columns and four levels per cell), block (eight levels), ASCII. One
-choice for the whole picture, made once.
+Three alphabets: braille (two columns and four levels per cell), block (eight levels), ASCII.
 """
 
 import math
@@ -66,10 +65,9 @@ def spelled(text: str, glyphs: Glyphs) -> str:
 
 @cache
 def calm_band(per_cell: int) -> tuple[float, float]:
-    """Both ends of the calm band in octaves, for a cell that shows the extremes of its experts.
+    """The calm band in octaves, for a cell that shows the extremes of its experts.
 
-    The highest of n healthy experts is above the fair share. The width depends on n alone: that of
-    a spread layer stays loud.
+    The highest of n healthy experts is above the fair share; that of a spread layer stays loud.
     """
     wider = 1 - 1 / per_cell**2
     low, high = WIDEST_CALM
@@ -77,10 +75,9 @@ def calm_band(per_cell: int) -> tuple[float, float]:
 
 
 def load_level(load: float | None, per_cell: int = 1) -> int | None:
-    """Load as quarter octaves from the fair share, −16 … 16; 0 in the calm band.
+    """Quarter octaves from the fair share, −16 … 16; ``None`` for a dead expert.
 
-    ``None`` for a dead expert. The calm band (0.62 … 1.57 of the fair share for one expert a cell)
-    is one level, so that the noise of a healthy router repaints nothing.
+    The calm band is one level, 0: the noise of a healthy router repaints nothing.
     """
     if load is None or not load > 0:
         return None
@@ -92,10 +89,7 @@ def load_level(load: float | None, per_cell: int = 1) -> int | None:
 
 
 def shade_level(load: float, per_cell: int = 1) -> int | None:
-    """The same with three shades of the calm band: −1 below, 0 at, 1 above the fair share.
-
-    One shade where a cell shows several experts.
-    """
+    """Of one expert three shades of the calm band: −1 below, 0 at, 1 above the fair share."""
     level = load_level(load, per_cell)
     if level != 0 or per_cell > 1:
         return level
@@ -104,15 +98,11 @@ def shade_level(load: float, per_cell: int = 1) -> int | None:
 
 
 def is_calm(level: int | None) -> bool:
-    """A level in the calm band, whatever its shade."""
     return level is not None and abs(level) <= 1
 
 
 def load_glyph(level: int | None) -> str:
-    """One ASCII character per load: ``x`` dead, ``-`` starving, ``.`` fair, ``+`` over, ``#`` hot.
-
-    Colour is never the only carrier: this is what a terminal without colours shows.
-    """
+    """Without colours: ``x`` dead, ``-`` starving, ``.`` fair, ``+`` over, ``#`` hot."""
     if level is None:
         return "x"
     if level < -1:
@@ -121,19 +111,19 @@ def load_glyph(level: int | None) -> str:
 
 
 def load_mark(level: int | None) -> str:
-    """The mark in a coloured cell: ``×`` dead, ``▴`` hot, else a blank."""
+    """The mark in a coloured cell."""
     return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
 
 
 def ends_of(levels: Sequence[int | None]) -> tuple[int | None, int | None]:
-    """The highest and the lowest level of a cell: the highest of the living, the dead lowest."""
+    """The highest level of the living, and the lowest, which is that of the dead."""
     living = [level for level in levels if level is not None]
     highest = max(living, default=None)
     return highest, min(living, default=None) if len(living) == len(levels) else None
 
 
 def loudest(highest: int | None, lowest: int | None) -> int | None:
-    """The level of a cell that has one character: hot before dead, dead before all others."""
+    """Of a cell with one character: hot before dead, dead before all others."""
     if highest is None or highest >= HOT_LEVEL:
         return highest
     if lowest is None:
@@ -144,10 +134,9 @@ def loudest(highest: int | None, lowest: int | None) -> int | None:
 def spark(
     columns: Sequence[Column], width: int, ends: _Ends, glyphs: Glyphs, height: int = 1
 ) -> list[str]:
-    """A curve between two values in ``height`` lines of ``width`` cells, newest at the right.
+    """A curve between two values; more columns than fit are merged, and fewer are repeated.
 
-    More columns than fit are merged, and fewer are repeated: a curve begins at the left and covers
-    the whole history. Gaps (NaN) stay blank; values beyond the ends are drawn at the edge.
+    Gaps (NaN) stay blank; values beyond the ends are drawn at the edge.
     """
     cells, points = merged(columns, width * glyphs.points), width * glyphs.points
     cells = [cells[at * len(cells) // points] for at in range(points)] if cells else cells
@@ -159,7 +148,6 @@ def spark(
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> str:
-    """``share`` (0 … 1) of ``width`` cells, filled from the left."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     if glyphs is Glyphs.ASCII:
         return ("#" * round(eighths / 8)).ljust(width)
@@ -168,7 +156,7 @@ def bar(share: float, width: int, glyphs: Glyphs) -> str:
 
 
 def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
-    """At most ``count`` columns; the lowest and the highest value of those merged are kept."""
+    """At most ``count`` columns; the lowest and the highest values are kept."""
     if len(columns) <= count:
         return columns
     cuts = [len(columns) * i // count for i in range(count + 1)]

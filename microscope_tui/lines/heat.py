@@ -1,4 +1,4 @@
-"""The heatmap: display choices, from numbers to levels of cells, and its legend.
+"""The heatmap: display choices, levels of cells, legend.
 
 Two families. Measures with a fair value (load, ranks, bias, difference) are ratios on a log2 scale
 around 1; shares are levels from low to high. If several experts share a cell it shows two values,
@@ -58,13 +58,12 @@ class Palette(StrEnum):
 
 class Measure(StrEnum):
     LOAD = "load"
-    """Multiples of the fair share, on a log2 scale with a calm band around 1."""
+    """Multiples of the fair share, on a log2 scale."""
     SHARE = "share"
     """Share of the tokens that chose the expert, linear."""
     LOG_SHARE = "log share"
-    """The same, one level per octave."""
     BIAS = "bias"
-    """The expert's bias, as the distance from the mean of its layer."""
+    """The distance from the mean of its layer."""
     OVERFLOW = "over capacity"
     """Share of the tokens that chose the expert and found it full."""
     RANKS = "load per rank"
@@ -89,7 +88,7 @@ _CHOICES = {
 
 
 def after(now: object, choices: Sequence[_Value]) -> _Value:
-    """The choice after ``now``; the first one after the last, and after none of them."""
+    """The choice after ``now``; the first after the last, and after none of them."""
     at = choices.index(now) + 1 if now in choices else 0
     return choices[at % len(choices)]
 
@@ -100,7 +99,6 @@ class Look(msgspec.Struct, frozen=True):
     palette: Palette = Palette.DIVERGING
 
     def next(self, what: str) -> "Look":
-        """The next ``scale``, ``overlay``, ``order`` or ``palette``."""
         name, choices = _CHOICES[what]
         changed: dict[str, Any] = {name: after(getattr(self, name), choices)}
         return replace(self, **changed)
@@ -118,7 +116,7 @@ class Heat(msgspec.Struct, frozen=True):
     run: RunRecord | None = None
     reference: Reference | None = None
     colour: bool = True
-    """Without it, cells are characters, for terminals without colours."""
+    """Without it, cells are characters."""
     levels: Levels = exact_levels
     given_ranks: int | None = None
     glyphs: Glyphs = Glyphs.BRAILLE
@@ -130,13 +128,12 @@ class Heat(msgspec.Struct, frozen=True):
 
     @property
     def known_ranks(self) -> int:
-        """As given, or in the header; 0 if unknown."""
         size = self.run.expert_parallel_size if self.run is not None else 1
         return self.given_ranks or (size if size > 1 else 0)
 
     @property
     def ranks(self) -> int:
-        """Devices of expert parallelism; eight are assumed if they are unknown."""
+        """Of expert parallelism; assumed if they are unknown."""
         return self.known_ranks or _ASSUMED_RANKS
 
     def reference_load(self, layer: LayerView) -> Sequence[float] | None:
@@ -157,24 +154,20 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
 
 
 def cells_of(layer: LayerView, heat: Heat) -> Sequence[float] | str:
-    """One value per expert or rank, in the chosen order; or why the measure has none."""
+    """A value per expert or rank, in the chosen order; or why there is none."""
     load, measure = layer.load, heat.look.measure
     if not load:
         return "no counts"
     if measure is Measure.RANKS:
-        return _rank_loads(load, layer.router.num_experts, heat.ranks)
+        experts, ranks = layer.router.num_experts, heat.ranks
+        if experts % ranks:
+            return f"{experts} experts do not divide by {ranks} ranks"
+        size = len(load) // ranks  # neighbouring experts share a device
+        return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
     values = (_shares if measure in _SHARES else _ratios)(layer, load, heat)
     if isinstance(values, str):
         return values
     return [values[expert] for expert in order_of(layer, heat.look.order)]
-
-
-def _rank_loads(load: Sequence[float], experts: int, ranks: int) -> Sequence[float] | str:
-    """The mean load of each rank: neighbouring experts share a device."""
-    if experts % ranks:
-        return f"{experts} experts do not divide by {ranks} ranks"
-    size = len(load) // ranks
-    return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
 
 
 def _ratios(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[float] | str:
@@ -194,7 +187,6 @@ def _ratios(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[flo
 
 
 def _shares(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[float] | str:
-    """Shares of the tokens that chose each expert, or that it had no room for."""
     router = layer.router
     if heat.look.measure is Measure.OVERFLOW:
         room = heat.run.capacity_factor if heat.run is not None else None
@@ -222,13 +214,11 @@ def heat_lines(
     height: int = 1,
     chosen: int | None = None,
 ) -> list[Line]:
-    """``height`` lines of at most ``columns`` cells; equal neighbours are merged, and sent as one.
+    """``height`` lines of at most ``columns`` cells, with the marks × and ▴ on the middle one.
 
     A cell of several experts has the highest value in the upper lines, the lowest in the lower
-    ones, and both in a middle one. The marks × and ▴ are on the middle line.
-
-    ``key``: which cells these are, for levels that remember; ``chosen``: position of the value
-    that the cursor is on.
+    ones, and both in a middle one. ``key``: which cells these are, for levels that remember;
+    ``chosen``: position of the value that the cursor is on.
     """
     per_cell = -(-len(values) // max(1, columns))
     pairs = _pairs(key, values, heat, per_cell)
@@ -278,7 +268,8 @@ def _cell_lines(pair: _Pair, heat: Heat, cell: int, height: int) -> list[Span]:
 def _one(level: int | None, heat: Heat, cell: int, *, marked: bool = False) -> Span:
     role = _role(level, heat)
     if heat.look.measure in _SHARES:
-        return Span(_cell(" " if heat.colour else ramp_glyph(level or 0), cell), role)
+        glyph = " " if heat.colour else _RAMP[(level or 0) * len(_RAMP) // (_TOP + 1)]
+        return Span(_cell(glyph, cell), role)
     if not heat.colour:
         return Span(_cell(load_glyph(level), cell), role)
     return Span((load_mark(level) if marked else " ").center(cell), role)
@@ -297,18 +288,13 @@ def sequential_level(share: float, *, log: bool) -> int:
     return min(_TOP, int(16 * share))
 
 
-def ramp_glyph(level: int) -> str:
-    """Characters for a share of level 0 … 15 where there are no colours."""
-    return _RAMP[level * len(_RAMP) // (_TOP + 1)]
-
-
 def is_mean(look: Look, steps: int) -> bool:
-    """Whether cells are means over several steps: all except the bias, which is a state."""
+    """Whether cells are means over several steps; the bias is a state."""
     return steps > 1 and look.measure is not Measure.BIAS
 
 
 def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list[str]:
-    """What the heatmap shows, from all words to the fewest; loads are means over ``steps``."""
+    """What the heatmap shows, from all words to the fewest."""
     look, reference = heat.look, heat.reference
     against = f"step {reference.step:,}" if reference is not None else "the reference"
     what = {
@@ -387,10 +373,7 @@ def highest_possible(layers: Sequence[LayerView]) -> float:
 
 
 def legend(heat: Heat, width: int, *, per_cell: int = 1, most: float = 16.0) -> Line:
-    """Sample cells with their values in exactly ``width`` cells: all, both ends, or nothing.
-
-    ``per_cell``: experts a cell; ``most``: the highest possible load.
-    """
+    """Sample cells with their values: all, three, or nothing; ``most``: the highest load."""
     if heat.look.measure is Measure.DIFFERENCE:
         most = 16.0
     samples = _SAMPLES.get(heat.look.measure) or _ratio_samples(heat, most, per_cell)
@@ -418,7 +401,6 @@ def _samples(samples: Sequence[Sample], heat: Heat, gap: int) -> Line:
 
 
 def _sample(level: int | _Pair | None, heat: Heat) -> Span:
-    """One sample, two characters wide where it is a colour alone."""
     if isinstance(level, tuple):
         return Span(HALVES * 2, "|".join(role_of_level(end) for end in level))
     wide = 1 if level is None or not heat.colour else 2
@@ -430,7 +412,6 @@ def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
 
 
 def _cell(glyph: str, cell: int) -> str:
-    """A character as a cell: wide ones end in a blank."""
     return glyph if cell == 1 else glyph * (cell - 1) + " "
 
 

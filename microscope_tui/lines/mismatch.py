@@ -102,7 +102,7 @@ def mismatch_text(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
 def beside_each_other(
     found: Mismatch, columns: int, rows: int, glyphs: Glyphs, selected: int, first: int
 ) -> list[Line]:
-    """Layers from ``first`` on at the left; margins and the swaps of ``selected`` at the right."""
+    """Layers from ``first`` on; at the right margins and the swaps of ``selected``."""
     left_width = (columns - _GAP) // 2
     right_width = columns - _GAP - left_width
     layer = found.layers[selected]

@@ -57,7 +57,7 @@ _SPIKES = ("grad_norm", "step_time_s", *(f"router.{name}" for name in OF_LAYER[:
 
 
 def label_of(name: str) -> str:
-    """The name of a number on the screen; ``name`` is that of the log."""
+    """The name on the screen; ``name`` is that of the log."""
     return _LABELS.get(name) or name.removeprefix("router.").replace("_", " ")
 
 
@@ -73,9 +73,9 @@ def quoted(findings: Iterable[Finding]) -> Mapping[str, Severity]:
 def numbers_of(
     view: RunView, values: Mapping[str, float | Values], kept: Iterable[str], first: Iterable[str]
 ) -> dict[str, float | None]:
-    """Names and values of the list: the loss, those of ``first``, then all others.
+    """Names and values: the loss, those of ``first``, then all others.
 
-    ``values``: of the shown step; ``kept``: names that have a course, with a value now or not.
+    ``values``: of the shown step; ``kept``: names that have a course.
     """
     now: dict[str, float | None] = dict.fromkeys(kept)
     now |= {name: x if isinstance(x, float) else mean_of(x) for name, x in values.items()}
@@ -86,7 +86,7 @@ def numbers_of(
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Numbers with a label in their order, the others by name, those of routers last."""
+    """Numbers with a label first, those of routers last."""
     if name in _LABELS:
         return list(_LABELS).index(name), ""
     return len(_LABELS) + name.startswith("router."), name
@@ -101,7 +101,7 @@ def number_line(
     mark: str,
     chosen: bool,
 ) -> Line:
-    """A line of the list; ``mark``: whether its curve is drawn; ``chosen``: under the cursor."""
+    """``mark``: whether its curve is drawn; ``chosen``: under the cursor."""
     said = words.significant(value)
     line = [Span(f"{'▶' if chosen else ' '}{mark} ", "accent")]
     if severity is None:

@@ -6,8 +6,7 @@
   and must equal one of the words of the name, from its beginning to its end
 * ``!L1*``: no word of the name may match
 
-Nothing that is typed can hang the screen: since Python 3.11 ``fnmatch`` never backtracks into
-what a ``*`` has matched.
+Nothing that is typed can hang: since Python 3.11 ``fnmatch`` never backtracks past a ``*``.
 """
 
 from fnmatch import fnmatchcase
@@ -20,7 +19,6 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def _holds(word: str, text: str) -> bool:
-    """One condition: a word or a glob, negated or not."""
     wanted = word.removeprefix("!")
     if "*" in wanted or "?" in wanted:
         glob = wanted.replace("[", "[[]")  # no set of characters

@@ -1,4 +1,4 @@
-"""The page "placement": the ranks of a layer and their experts, today and refined, and ageing.
+"""The page "placement": the ranks of a layer and their experts, and ageing.
 
 The busiest rank comes first, and in it its busiest expert: an uneven layer is a slope.
 """
@@ -21,16 +21,9 @@ _AGEING = "lost time won back by steps since the fit; refit when 10 % is gone"
 
 
 def placement_lines(
-    study: Study,
-    router: RouterInfo,
-    size: tuple[int, int],
-    heat: Heat,
-    sick: str = "",
+    study: Study, router: RouterInfo, size: tuple[int, int], heat: Heat, sick: str = ""
 ) -> list[Line]:
-    """The verdict for all layers, and the ranks of one, in at most ``size`` cells.
-
-    ``sick``: what has to be repaired before a placement is worth anything.
-    """
+    """The verdict for all layers, and the ranks of one; ``sick``: what has to be repaired first."""
     columns, rows = size
     ranks = study.request.ranks
     gain = study.gain
@@ -100,7 +93,6 @@ def _cells(
 
 
 def ageing_chart(study: Study) -> tuple[Chart, TimeScale]:
-    """The share of lost time won back by the steps since the fit, on a log axis."""
     gains, due = [aged.won for aged in study.ageing], study.interval
     labels = {round(_DECADE * math.log10(aged.lag)): f"{aged.lag:,}" for aged in study.ageing}
     curves = [Curve([*labels], [Column(gain, gain, gain) for gain in gains], "curve")]

@@ -1,7 +1,7 @@
-"""The list of runs as lines: state, age, progress, loss and verdict, one run per line.
+"""The list of runs as lines.
 
 Live and unhealthy runs are bright, finished ones dim; in narrow windows the loss is left out first,
-then the step, and hidden columns are named.
+then the step.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,6 @@ _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 
 
 def fit_list(cards: Sequence[RunCard], width: int) -> Table:
-    """Column widths: the name gets what the other columns leave."""
     step = 2 + max([4, *(len(_step(card)) for card in cards)])
     loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
     longest = max([3, *(width_of(card.file.name) for card in cards)])
@@ -90,7 +89,6 @@ def card_text(card: RunCard) -> str:
 
 
 def _state(card: RunCard, width: int = _WIDE) -> str:
-    """Its word, in a wide list with what explains it."""
     _, word, more = card.life
     return f"{word} ({more})" if more and width >= _WIDE else word
 
@@ -133,7 +131,6 @@ def _verdict(card: RunCard, room: int) -> Line:
 
 
 def _troubles(found: Sequence[Trouble], room: int) -> Line:
-    """The worst with its layers and its onset, and the others as far as they fit."""
     worst = found[0]
     names = [
         Span(f"{trouble.severity.letter} {trouble.rule}", ROLE_OF_SEVERITY[trouble.severity])

@@ -1,4 +1,4 @@
-"""The map of a run as lines: a row per layer, a column per stretch of steps, two layers a line.
+"""The map of a run as lines: a row per layer, a column per stretch of steps.
 
 Cells have the colours of the heatmap: calm where the value is healthy, hot where it is not.
 """
@@ -43,7 +43,7 @@ class MapLayout(msgspec.Struct, frozen=True):
 
 
 def fit_map(view: RunView, columns: int, rows: int, shown: int, *, halves: bool) -> MapLayout:
-    """The layout of ``shown`` layers in ``rows`` lines; ``halves``: a cell can have two colours."""
+    """``shown``: layers; ``halves``: a cell can have two colours."""
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = min(max(8, names + 5), columns // 3)
     height = max(1, min(_TALLEST, rows // max(1, shown)))
@@ -52,7 +52,7 @@ def fit_map(view: RunView, columns: int, rows: int, shown: int, *, halves: bool)
 
 
 def level_of(value: float, quantity: Quantity, layer: LayerView) -> int:
-    """The level of a value among those of the heatmap; 0 is calm."""
+    """Among those of the heatmap; 0 is calm."""
     if value != value:
         return _NO_VALUE
     match quantity:
@@ -82,7 +82,7 @@ def levels_of(found: RunMap, quantity: Quantity, layers: Sequence[LayerView]) ->
 
 
 def cell_columns(axis: Sequence[int], window: Window, cells: int) -> list[int]:
-    """For each of ``cells`` cells of the time axis the column of ``axis`` that it shows."""
+    """The column of ``axis`` that each cell of the time axis shows."""
     first, last = window
     span = last - first + 1
     steps = (first + span * (2 * at + 1) // (2 * cells) for at in range(cells))
@@ -95,7 +95,7 @@ def map_line(
     heat: Heat,
     cursor: tuple[int, int] | None,
 ) -> Line:
-    """One line of one or two layers; ``cursor``: position of its layer, and its column."""
+    """One or two layers; ``cursor``: position of its layer, and its column."""
     chosen = [cursor[1] if cursor is not None and cursor[0] == at else None for at in range(2)]
     cells = []
     for column in columns:
@@ -116,7 +116,7 @@ _ROLES = {level: f"heat:{level}" for level in range(_HOTTEST + 1)} | {_NO_VALUE:
 
 
 def map_label(layers: Sequence[LayerView], layout: MapLayout, selected: int) -> Line:
-    """Cursor, name and alert letter of the layers of a line: of the chosen one, if it is there."""
+    """Of the chosen layer of a line, else of the first."""
     chosen = next((layer for layer in layers if layer.index == selected), None)
     worst = max((layer.severity for layer in layers if layer.severity), default=None)
     name, width = (chosen or layers[0]).router.name, layout.label - 1

@@ -1,9 +1,8 @@
 """Which slice of a text each expert reads: the numbers, and a row per expert.
 
-For every expert and slice the log2 of its share in the slice over its share overall. What shuffled
-slices reach too (``Tables.noise``, the 99 % point) counts as chance, and so does every ratio of an
-expert with fewer than ``FEWEST_EXPECTED`` pairs expected in the slice: the noise leaves those out.
-A number has a colour only beyond chance; the rest is a dot.
+The log2 of the share of an expert in a slice over its share overall. What shuffled slices reach too
+(``Tables.noise``, the 99 % point) counts as chance, and so does every ratio of an expert with fewer
+than ``FEWEST_EXPECTED`` pairs expected in the slice: the noise leaves those out.
 """
 
 import math
@@ -55,11 +54,9 @@ class Ordering(StrEnum):
 class Cell:
     count: int
     ratio: float
-    """log2 of the share in the slice over the share overall."""
     beyond: bool
-    """Whether it is more than shuffled slices reach."""
     few: bool = False
-    """Whether so few pairs were expected that the ratio means nothing."""
+    """Too few pairs were expected: the ratio means nothing."""
 
     @classmethod
     def of(cls, count: int, expected: float, noise: float) -> "Cell":
@@ -71,8 +68,6 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ExpertRow:
-    """One expert: its share of all choices, and its cells in the order of the slices."""
-
     expert: int
     share: float
     cells: Sequence[Cell]
@@ -86,7 +81,7 @@ class ExpertRow:
 
     @property
     def slice_read(self) -> int | None:
-        """The slice that it reads most above its share, beyond chance."""
+        """The slice that it reads most above its share."""
         more = [(c.ratio, at) for at, c in enumerate(self.cells) if c.beyond and c.ratio > 0]
         return max(more)[1] if more else None
 
@@ -121,7 +116,7 @@ class SliceTable:
 
     @property
     def by_chance(self) -> float:
-        """How many experts would differ in a slice by chance alone."""
+        """The number of experts that would differ in a slice by chance."""
         known = [at for at, noise in enumerate(self.noise) if math.isfinite(noise)]
         judged = [sum(not row.cells[at].few for at in known) for row in self.rows]
         return sum(1.0 - (1.0 - CHANCE_BEYOND) ** cells for cells in judged)
@@ -157,7 +152,7 @@ def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequenc
 
 
 def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
-    """How much of the routing the token identity alone explains, and what chance would."""
+    """The part of the routing that token identity explains, and what chance would."""
     both = [x[layer] if layer < len(x) else None for x in (tables.identity, tables.identity_noise)]
     value, noise = (x if x is not None and math.isfinite(x) else None for x in both)
     return value, noise
@@ -172,7 +167,6 @@ class SliceLayout:
 
 
 def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
-    """As many slices as fit beside the tokens, from ``first`` on."""
     room = columns - _EXPERT - _SHARE - 1
     widest = max(map(width_of, names), default=0)
     cell = max(_LEAST_CELL, min(_MOST_CELL, widest))
@@ -207,7 +201,7 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
 
 
 def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, width: int) -> Line:
-    """How much of the routing the token alone explains: the shown layer, and all as a curve."""
+    """``explained`` of the shown layer, and of all as a curve."""
     value, noise = explained(tables, layer)
     if value is None:
         return pad([Span("  not measured: what token identity alone explains", "faint")], width)
@@ -278,7 +272,7 @@ def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
     ratios = [
-        f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
+        f"{shortened(names[at], 16)} {cell.ratio:+.1f} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")
         for at, cell in enumerate(row.cells[:64])
     ]
@@ -293,7 +287,7 @@ def detail(
 
 
 def in_words(row: ExpertRow, table: SliceTable, names: Sequence[str], most: int) -> str:
-    """In a sentence, which slices the expert reads more and less often than the whole text."""
+    """Which slices the expert reads more and less often than the whole text."""
     if not any(map(math.isfinite, table.noise)):
         return f"Nothing to compare the slices of expert {row.expert} with."
     found = sorted((-cell.ratio, at) for at, cell in enumerate(row.cells) if cell.beyond)
@@ -312,7 +306,7 @@ def _often(cell: Cell) -> str:
 
 
 def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line]:
-    """``parts`` behind a head, on as many lines as they need; no part is broken."""
+    """``parts`` behind a head; none is broken."""
     label = 2 + (12 if len(head) < 12 else len(head) + 2)
     glued = "   ".join(part.replace(" ", _GLUE) for part in parts)
     texts = wrap(glued, max(20, width - label - 1)) or [""]
@@ -323,13 +317,12 @@ def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line
 
 
 def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Span:
-    """A number on its colour, or a dot for chance."""
     if not share > 0 or not cell.beyond:
         return _centred("·" if share > 0 else "-", width, "faint")
     level = round(_LEVELS_PER_OCTAVE * cell.ratio)
     level = max(-_STRONGEST, min(_STRONGEST, level))
     level = max(_FAINTEST, level) if cell.ratio > 0 else min(-_FAINTEST, level)
-    text = "none" if not cell.count else _signed(cell.ratio)
+    text = "none" if not cell.count else f"{cell.ratio:+.1f}"
     dark = level < 2 * _FAINTEST
     return _centred(text, width, f"{'num' if dark else 'heat'}:{level}" if colour else "value")
 
@@ -337,7 +330,7 @@ def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Span:
 def _level(
     value: float | None, noise: float | None, top: float, glyphs: Glyphs, *, here: bool
 ) -> Span:
-    """One layer of the curve: blocks up to ``top``, digits for tenths of it; faint is chance."""
+    """One layer of the curve: a block, or a digit for tenths of ``top``; faint is chance."""
     if value is None:
         return Span(" ")
     share = value / top if top > 0 else 0.0
@@ -351,10 +344,6 @@ def _centred(text: str, width: int, role: str) -> Span:
     left = max(0, (width - width_of(text)) // 2)
     right = max(0, width - width_of(text) - left)
     return Span(" " * left + text + " " * right, role)
-
-
-def _signed(ratio: float) -> str:
-    return f"{ratio:+.1f}"
 
 
 def _percent(share: float) -> str:

@@ -9,8 +9,7 @@ from microscope_tui.lines.table import TableLayout
 from microscope_tui.placement import OF_HEADER, CostRequest, cost_of
 from microscope_tui.watch import Pin, RunView, RunWatch, view_of
 
-_ALL_WORDS = 9
-"""Lines that hold any verdict."""
+_ALL_WORDS = 9  # lines that hold any verdict
 
 
 def snapshot_text(
@@ -21,7 +20,7 @@ def snapshot_text(
     at: Pin | None = None,
     cost: CostRequest = OF_HEADER,
 ) -> str:
-    """The main screen as text of ``columns`` cells; all layers unless ``rows``."""
+    """All layers unless ``rows``."""
     probe = view_of(watch, at=at)
     all_words = not rows
     costs = cost_lines(cost_of(watch, at, cost), columns, whole=all_words)

@@ -21,7 +21,6 @@ Line = list[Span]
 
 
 def dim(text: str) -> Span:
-    """A word; values are bright."""
     return Span(text, "dim")
 
 
@@ -45,7 +44,7 @@ def row_label(name: str, severity: Severity | None, width: int, *, chosen: bool)
 
 
 def in_turn(*texts: str, role: str = "value") -> Line:
-    """Labels and values in turn: dim, and in ``role``."""
+    """Dim labels and values in ``role`` in turn."""
     return [Span(text, role) if at % 2 else dim(text) for at, text in enumerate(texts)]
 
 
@@ -59,7 +58,7 @@ def placed(cells: list[tuple[str, str]], at: int, text: str, role: str, margin: 
 
 
 def merged(cells: Iterable[tuple[str, str]]) -> Line:
-    """Texts and roles as a line; neighbours of the same role are merged: a span costs bytes."""
+    """Neighbours of the same role are merged: a span costs bytes."""
     line: Line = []
     for text, role in cells:
         if line and line[-1].role == role:
@@ -84,7 +83,6 @@ def line_width(line: Iterable[Span]) -> int:
 
 
 def crop(line: Sequence[Span], width: int) -> Line:
-    """``line`` cut to ``width`` cells, ending in ``…`` if cut."""
     if line_width(line) <= width:
         return list(line)
     out: Line = []
@@ -136,7 +134,7 @@ def wrap(text: str, width: int) -> list[str]:
 def labelled(
     word: str, parts: Iterable[str], width: int, role: str = "value", of_word: str = "dim"
 ) -> list[Line]:
-    """Lines of text behind a word, which has ``width`` cells of the first one."""
+    """Lines behind a word, which has ``width`` cells of the first one."""
     return [
         [Span(f"  {'' if at else word:<{width - 2}}", of_word), Span(part, role)]
         for at, part in enumerate(parts)
@@ -151,7 +149,7 @@ def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
 
 
 def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
-    """Left- and right-aligned text in ``width`` cells; ``right`` is dropped if it does not fit."""
+    """``right`` is dropped if it does not fit."""
     room = width - line_width(left) - line_width(right)
     if room < 1:
         return pad(left, width)
@@ -159,21 +157,19 @@ def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
 
 
 def first_fitting(texts: Iterable[str], room: int, default: str = "") -> str:
-    """The first of the texts, which all mean the same, that fits into ``room`` cells."""
+    """The first of the texts that fits into ``room`` cells."""
     return next((text for text in texts if width_of(text) <= room), default)
 
 
 def joined(parts: Sequence[str], room: int) -> str:
-    """``parts`` in one text of at most ``room`` cells; the last ones are dropped first."""
-    text = "  ·  ".join(parts)
-    while parts and width_of(text) > room:
+    """At most ``room`` cells; the last ``parts`` are dropped first."""
+    while parts and width_of("  ·  ".join(parts)) > room:
         parts = parts[:-1]
-        text = "  ·  ".join(parts)
-    return text
+    return "  ·  ".join(parts)
 
 
 def with_notes(left: Sequence[Span], notes: Iterable[str], width: int, *, gap: int = 2) -> Line:
-    """``left``, and at the other end of ``width`` cells the first of the notes, as many as fit."""
+    """``left``, and at the other end of the line the first of the notes, as many as fit."""
     shown = joined([note for note in notes if note], width - line_width(left) - gap - 1)
     return spread(left, [Span(f"{shown} ", "faint")], width)
 

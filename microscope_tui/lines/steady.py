@@ -1,8 +1,7 @@
 """Heat levels with hysteresis against noise.
 
-A load keeps its level until it is beyond the edge by more than the measured noise: noise repaints
-nothing, and no cell is wrong by more than the hysteresis. The loads that keep a level are worked
-out once: comparing is cheaper than a logarithm.
+A load keeps its level until it is beyond the edge by more than the measured noise. The loads that
+keep a level are worked out once: comparing is cheaper than a logarithm.
 """
 
 import math
@@ -18,7 +17,7 @@ CALM_HYSTERESIS = 0.15
 SHADE_HYSTERESIS = 0.03
 """The same, between the shades of the calm band."""
 NOISE_HYSTERESIS = 3.0
-"""The minimum of all of them, in standard deviations of the noise."""
+"""The least of all, in standard deviations of the noise."""
 MOST_HYSTERESIS = 0.5
 """Octaves: larger noise is shown."""
 MOST_KEYS = 1024
@@ -38,12 +37,13 @@ class SteadyLevels:
     ) -> list[int | None]:
         """Loads as ``glyphs.shade_level`` has them, held back by what ``key`` showed before.
 
-        Held is what has the same key, place and number of loads, and as many experts a cell. A dead
-        expert is dead at once, and alive at once; a hot one is hot at once. ``noise`` is the
+        A dead expert is dead at once, and alive at once; a hot one is hot at once. ``noise``: the
         standard deviation of the loads, in octaves.
         """
         place = (key, per_cell)
-        kept, before = _kept(held_by(noise), per_cell), self._shown.pop(place, ())
+        held = min(MOST_HYSTERESIS, NOISE_HYSTERESIS * noise) if noise > 0 else 0.0
+        kept = _kept(math.ceil(held / _NOISE_STEP) * _NOISE_STEP, per_cell)
+        before = self._shown.pop(place, ())
         if len(before) != len(loads):
             levels = [shade_level(load, per_cell) for load in loads]
         else:
@@ -57,16 +57,10 @@ class SteadyLevels:
         return levels
 
 
-def held_by(noise: float) -> float:
-    """Octaves of hysteresis against so much noise, in steps; 0 for none but the usual one."""
-    wanted = min(MOST_HYSTERESIS, NOISE_HYSTERESIS * noise) if noise > 0 else 0.0
-    return math.ceil(wanted / _NOISE_STEP) * _NOISE_STEP
-
-
 def _moved(
     old: int | None, load: float, per_cell: int, kept: Mapping[int | None, tuple[float, float]]
 ) -> int | None:
-    """The level of a load that has left its own; within the calm band it moves without leaving."""
+    """The level of a load that has left its own; the calm band is left later."""
     level = shade_level(load, per_cell)
     if level is not None and is_calm(old) and kept[-1][0] <= load <= kept[1][1]:
         return max(-1, min(1, level))

@@ -11,7 +11,6 @@ from collections.abc import Container, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import frame, words
 from microscope_tui.lines.glyphs import Glyphs, bar, spark
 from microscope_tui.lines.heat import (
@@ -43,7 +42,7 @@ _PLAIN_HEAT = Heat()
 _MAX_CELL, _WIDE_CELL = 6, 12
 _MAX_HEIGHT = 8
 _MAX_SPARK, _LONG_SPARK = 160, 48  # of both curves, of each
-"""Cells grow beyond six only while the curves beside them are long."""
+"""Cells grow beyond six only beside long curves."""
 _WORDS = 24
 """Cells of the load where no layer has counts."""
 _GOOD_SPARK = 8
@@ -78,9 +77,8 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Cells per expert (or per group of experts)."""
     experts_per_cell: int
     spark: int
-    """Width of the curve of the balance; 0 when curves are left out."""
+    """Width of the curve of the balance; 0 without curves."""
     entropy_spark: int = 0
-    """Width of the curve of the entropy, which moves less."""
     has_entropy: bool
     drop: int
     """0 if nothing can be dropped."""
@@ -91,9 +89,9 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     roomy: bool = False
     """Blank lines between the parts, and a verdict of three lines."""
     noted: bool = False
-    """Whether there is a line of notes under the ribbon; in small windows if it has content."""
+    """A line of notes under the ribbon; in small windows if it has content."""
     legend: bool = False
-    """Whether the legend has its own line; without one a verdict replaces it."""
+    """The legend has its own line; without one a verdict replaces it."""
     verdict_lines: int = 2
     """Two, three in a roomy window; more for a long verdict, before the rows of layers grow."""
     compact: bool = False
@@ -104,12 +102,11 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def curve(self) -> int:
-        """Width of the balance column: a number and its curve."""
         return 4 + (self.spark + 1 if self.spark else 0)
 
     @property
     def entropy(self) -> int:
-        """Width of the entropy column; 0 where no layer has an entropy."""
+        """Width of the column; 0 where no layer has an entropy."""
         if not self.has_entropy:
             return 0
         return 4 + (self.entropy_spark + 1 if self.entropy_spark else 0)
@@ -214,7 +211,6 @@ def _drop_widths(view: RunView, columns: int) -> tuple[int, int]:
 
 
 def _is_limited(view: RunView, widths: TableLayout) -> bool:
-    """Whether something about the whole run has to be noted."""
     complete = widths.spark and widths.has_entropy
     left_out = any(layer.without != () for layer in view.layers)
     return not complete or left_out or bool(view.defects or view.memory_limit)
@@ -239,7 +235,7 @@ def _has(now: float | None, history: Sequence[Column]) -> bool:
 
 
 def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
-    """Share ``room`` between load and curves: cells an expert, experts a cell, curve width."""
+    """Cells an expert, experts a cell, curve width."""
     for cell in range(_WIDE_CELL, 0, -1):
         spark = (room - experts * cell) // curves - 1
         least = _LONG_SPARK if cell > _MAX_CELL else _GOOD_SPARK if cell > 1 else _MIN_SPARK
@@ -254,7 +250,7 @@ def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
 
 
 def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
-    """The layers that show their own step, where others show a mean: it hides what is found."""
+    """The layers that show their own step, because a mean hides what is found."""
     found = [f for f, _ in view.alerts if f.rule in _OF_STEPS and is_mean(look, steps)]
     episodes = [e for f in found for e in f.episodes if e.active]
     return {e.router_index for e in episodes if e.reason is None}  # a rank is judged by sums
@@ -288,8 +284,8 @@ def load(
 def balance(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
-    """Collapse index c of all experts and its history on the fixed scale 0 … 1."""
-    number = Span(words.index(layer.balance), _role(layer.severity))
+    role = ROLE_OF_SEVERITY[layer.severity] if layer.severity else "value"
+    number = Span(words.index(layer.balance), role)
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", number.role)
     nothing = words.no_balance(layer)[0]
@@ -304,9 +300,9 @@ def entropy(
     cursor: float | None = None,
     ends: tuple[float, float] | None = None,
 ) -> list[Line]:
-    """Token entropy in nats and its history, between the lowest and the highest of the run.
+    """Token entropy in nats, its curve between the ``ends`` of the run: not flat at the top.
 
-    So a curve is not flat at the top; noise fills at most a tenth of 0 … ln E.
+    Noise fills at most a tenth of 0 … ln E.
     """
     number = Span(words.decimal(layer.entropy))
     most = words.most_entropy(layer)
@@ -340,7 +336,7 @@ def _curve(
     cursor: float | None,
     room: tuple[int, int],
 ) -> list[Line]:
-    """The number, and its history between ``ends`` where there is room; faint after ``cursor``.
+    """The number, and its history between ``ends`` if there is room; faint after ``cursor``.
 
     ``nothing``: why it may be empty; ``room``: cells of the column, and of the curve in it.
     """
@@ -368,10 +364,6 @@ def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:
     return [pad(line if at == middle else [], width) for at in range(layout.row_height)]
 
 
-def _role(severity: Severity | None) -> str:
-    return ROLE_OF_SEVERITY[severity] if severity else "value"
-
-
 def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     """The course of the loss between its lowest and highest value, below a blank line."""
     rows, width = layout.loss_rows - 1, layout.columns - layout.label - 1
@@ -381,22 +373,16 @@ def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]
     bottom, top = min(means), max(means)
     curve = spark(view.loss_history, width, (bottom, top), glyphs, rows)
     heads = {0: words.decimal(top), rows // 2: "loss", rows - 1: words.decimal(bottom)}
-    return [
-        [],
-        *(
-            [dim(f"{heads.get(at, ''):>{layout.label - 1}} "), Span(line, "curve")]
-            for at, line in enumerate(curve)
-        ),
-    ]
+    lines: list[Line] = [[]]
+    for at, line in enumerate(curve):
+        lines.append([dim(f"{heads.get(at, ''):>{layout.label - 1}} "), Span(line, "curve")])
+    return lines
 
 
 def column_heads(
     view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1, own: bool = False
 ) -> Line:
-    """The names of the columns; ``steps``: over how many of them the loads are means.
-
-    ``own``: in some rows they are not; see ``of_one_step``.
-    """
+    """``steps``: of the mean loads; ``own``: but not in all rows, see ``of_one_step``."""
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     titles = heat_titles(heat, experts, layout.experts_per_cell, steps)
     if is_mean(heat.look, steps):  # a mean must not look like a single step
@@ -446,7 +432,7 @@ def matching(view: RunView, pattern: str) -> Sequence[int]:
 
 
 def expert_line(view: RunView, layer_index: int, expert: int | None, heat: Heat) -> str:
-    """The exact values of one expert, for the line under the ribbon; empty where none is chosen."""
+    """The exact values of one expert; empty where none is chosen."""
     if expert is None or layer_index >= len(view.layers):
         return ""
     layer = view.layers[layer_index]

@@ -1,6 +1,6 @@
-"""Time on a screen: units of the axis, the ribbon with its notes, the ticks under a chart.
+"""Time on a screen: the ribbon with its notes, the ticks under a chart.
 
-Columns are equal numbers of steps; their labels use the session's axis.
+Columns are equal numbers of steps; their labels have the unit of the axis.
 """
 
 import math
@@ -38,15 +38,13 @@ _LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8
 
 
 class Axis(StrEnum):
-    """The unit of the time axis. Columns always hold equal numbers of logged steps."""
-
     STEP = "step"
     RUN_TIME = "run time"
     CLOCK = "clock"
 
 
 def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -> str:
-    """A label of the axis; the step if no time (Unix seconds) was logged."""
+    """The step if no time (Unix seconds) was logged."""
     if axis is Axis.RUN_TIME and time is not None and start is not None:
         return words.duration(max(0.0, time - start))
     if axis is Axis.CLOCK and time is not None:
@@ -69,7 +67,7 @@ def ribbon_width(columns: int) -> int:
 
 
 def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> Line:
-    """The window as one line: healthy, warning, critical; with the cursor at the shown step."""
+    """Severities over the window, with the cursor at the shown step."""
     line = [dim(_start(view, axis)), *_cells(view, ribbon_width(columns))]
     now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
     line.append(Span("▏", "accent" if view.cursor is None else "faint"))
@@ -79,10 +77,8 @@ def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> L
     return pad([*line, Span(f" {now} ", "value"), Span(shown, "accent"), Span(" ")], columns)
 
 
-def aligned_ribbon(
-    view: RunView, columns: int, plot: tuple[int, int], axis: Axis = Axis.STEP
-) -> Line:
-    """The ribbon right below a chart, whose time axis begins at ``plot[0]``, ``plot[1]`` wide."""
+def aligned_ribbon(view: RunView, columns: int, plot: tuple[int, int], axis: Axis) -> Line:
+    """The ribbon below a chart, whose time axis begins at ``plot[0]``, ``plot[1]`` wide."""
     start = pad([dim(_start(view, axis).strip()), Span(" ")], plot[0], "right")
     return pad([*start, *_cells(view, plot[1])], columns)
 
@@ -130,9 +126,9 @@ def notes(
     watching: Sequence[str] = (),
     cursor: str = "",
 ) -> Line:
-    """The line under the ribbon: events, and how much is ``hidden``.
+    """The line under the ribbon: events, or what the ``cursor`` is on, and what is ``hidden``.
 
-    ``watching``: how changes of the log are noticed; ``cursor``: what it is on, for the ticks.
+    ``watching``: how changes of the log are noticed.
     """
     again = view.judged_again and view.judged < 1.0  # most important first: the last are dropped
     right = [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
@@ -160,7 +156,6 @@ def notes(
 
 
 def tick_line(view: RunView, width: int, ribbon: int) -> Line:
-    """Onset, restarts and evaluations below their columns, each label where it fits."""
     cells = [(" ", "")] * max(0, width)
     for step, text, role in _labels(view):
         column = column_of(step, view.window, ribbon)
@@ -207,14 +202,14 @@ class TimeScale(msgspec.Struct, frozen=True):
     """Where the axis does not count steps: the texts of some positions."""
 
     def column_of(self, step: float, width: int) -> int | None:
-        """The column of a step in ``width`` cells; ``None`` outside the window."""
+        """``None`` outside the window."""
         return column_of(math.floor(step), self.window, width)
 
     def middles(self, dots: int) -> tuple[float, float]:
         """The middle of the first and of the last of ``dots`` equal stretches of the window.
 
         In steps from its first one: plotext rounds dots to 1e-8, for which steps in the millions
-        are not exact enough. A chart that puts these two on its outermost dots has the columns of
+        are not exact enough. With these two on the outermost dots, columns are those of
         ``column_of``.
         """
         steps = self.window[1] - self.window[0] + 1
@@ -231,7 +226,6 @@ class TimeScale(msgspec.Struct, frozen=True):
         return [Span("".join(char for char, _ in cells), role)]
 
     def _ticks(self, width: int) -> Sequence[int]:
-        """Round steps; on the other axes equal distances."""
         if self.labels:
             return list(self.labels)
         first, last = self.window
@@ -255,7 +249,7 @@ class TimeScale(msgspec.Struct, frozen=True):
         return day if _takes_days(self.times) else hours
 
 
-def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
+def time_scale(view: RunView, axis: Axis, layer: int | None = None) -> TimeScale:
     cursor = view.step if view.cursor is not None else None
     marks = tuple(_marks(view, layer))
     return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))

@@ -29,7 +29,7 @@ class Across(StrEnum):
 
 
 def numbers_together(courses: Sequence[RunCourse]) -> list[str]:
-    """Names of the numbers that any of the runs has, the losses first."""
+    """Numbers that any of the runs has, the losses first."""
     known = {name for course in courses if course.history for name in course.history.later}
     evaluated = [VALIDATION] if any(course.evaluations for course in courses) else []
     rest = sorted(known - {"loss"}, key=lambda name: (name.startswith("router."), label_of(name)))
@@ -39,7 +39,7 @@ def numbers_together(courses: Sequence[RunCourse]) -> list[str]:
 def together_chart(
     courses: Sequence[RunCourse], name: str, across: Across, points: int
 ) -> tuple[Chart, TimeScale]:
-    """A line for each run, and the axis; ``points``: the most of one line."""
+    """A line for each run, of at most so many ``points``, and the axis."""
     curves = [
         Curve(*_places(course, name, across, points), role, name=course.file.name)
         for course, role in zip(courses, _ROLES, strict=False)
@@ -57,7 +57,7 @@ def together_chart(
 def _places(
     course: RunCourse, name: str, across: Across, points: int
 ) -> tuple[Sequence[int], Sequence[Column]]:
-    """Where the columns of a number are on the axis, and the columns."""
+    """The columns of a number, and before them their places on the axis."""
     with course.lock:
         history = course.history
         if history is None or not len(history):
@@ -108,7 +108,6 @@ def _columns(course: RunCourse, name: str, points: int) -> Sequence[Column]:
 
 
 def together_lines(courses: Sequence[RunCourse], name: str, width: int) -> list[Line]:
-    """A line for each run: its colour, its newest value, and where it is."""
     lines = []
     longest = max((width_of(course.file.name) for course in courses), default=0)
     room = max(8, min(longest, width - 44))

@@ -41,10 +41,7 @@ class Piece(NamedTuple):
 def pieces_of(
     texts: Sequence[bytes], first: int, before: bytes = b"", after: bytes = b""
 ) -> list[Piece]:
-    """The pieces of the tokens from ``first`` on.
-
-    ``before`` and ``after``: the bytes around them, which may be parts of their characters.
-    """
+    """``before`` and ``after``: bytes around the tokens, which may be parts of their characters."""
     before, after = before[-_LONGEST_REST:], after[:_LONGEST_REST]
     starts = list(accumulate(map(len, texts), initial=len(before)))
     chars, at = [""] * len(texts), 0
@@ -58,7 +55,7 @@ def pieces_of(
 
 
 def shown_token(text: bytes, most: int = 24) -> str:
-    """A token on its own, for a list: its blanks and newlines are visible."""
+    """A token for a list: its blanks and newlines are visible."""
     pieces = pieces_of([text], 0)
     joined = "".join(piece.text for piece in pieces).replace(TAB, "→")
     word = joined.strip(f" {NEWLINE}→")
@@ -97,7 +94,7 @@ def _of_token(token: int, chars: str) -> Iterator[Piece]:
 
 @lru_cache(maxsize=1 << 14)
 def _shown(char: str) -> tuple[str, int]:
-    """What is shown for a character, and its cells; 0 for a mark on the one before."""
+    """What is shown for a character, and its ``_cells``."""
     match char:
         case "\n":
             return NEWLINE, 1
@@ -120,7 +117,7 @@ def _cells(char: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TextLine:
-    """One line: the pieces on it, or the name of the slice that begins below it."""
+    """Pieces, or the slice that begins below it."""
 
     first: int
     pieces: tuple[Piece, ...] = ()
@@ -129,7 +126,7 @@ class TextLine:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Place:
-    """A line: its chunk, and which one in it."""
+    """A line in its chunk."""
 
     chunk: int
     line: int
@@ -153,7 +150,6 @@ class Flow:
         return Place(chunk, at)
 
     def moved(self, place: Place, by: int) -> Place:
-        """The line ``by`` lines below, or above; at most the last, at least the first."""
         chunk, line = place.chunk, place.line + by
         while line < 0 and chunk > 0:
             chunk -= 1
@@ -203,7 +199,7 @@ class Flow:
         return max(found, token + 1) if by > 0 else min(found, token - 1)
 
     def between(self, top: Place, place: Place, most: int) -> int | None:
-        """Lines from ``top`` down to ``place``; ``None`` above it, or ``most`` and more below."""
+        """Lines down to ``place``; ``None`` above ``top``, or ``most`` and more below."""
         if place < top:
             return None
         lines = -top.line
@@ -243,7 +239,7 @@ class Flow:
 
 
 def wrapped(pieces: Sequence[Piece], width: int) -> list[TextLine]:
-    """Pieces as lines of at most ``width`` cells, broken between words where a word fits."""
+    """Lines of at most ``width`` cells, broken between words where a word fits."""
     lines: list[TextLine] = []
     line: list[Piece] = []
     used = 0
@@ -271,7 +267,7 @@ def wrapped(pieces: Sequence[Piece], width: int) -> list[TextLine]:
 
 
 def _words(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Pieces that belong together; a word begins at a blank, and every wide one is a word."""
+    """A word begins at a blank; every wide piece is one."""
     word: list[Piece] = []
     for piece in pieces:
         breaks = piece.text[0] == " " or piece.width == 2 * len(piece.text)

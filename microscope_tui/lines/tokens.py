@@ -35,10 +35,7 @@ _MARGIN_IS_SMALL = 0.01
 
 @lru_cache(maxsize=1)
 def busiest(routing: Routing, layer: int) -> Mapping[int, float]:
-    """The share of every expert of a layer, the busiest first.
-
-    From the tables; without them, from the largest weights of the first tokens.
-    """
+    """Shares of experts, the busiest first; without tables of the first tokens' first choices."""
     counts = [rows[layer] for rows in routing.tables.counts if layer < len(rows)]
     experts = routing.shape.num_experts
     if not counts or any(len(row) != experts for row in counts):
@@ -60,13 +57,11 @@ def colours(experts: Sequence[int]) -> Mapping[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Highlight:
-    """The colours of the tokens in view: their choices, and where the cursor is."""
-
     first: int
     chosen: Sequence[tuple[int, ...]]
-    """The choices of the tokens from ``first`` on, the largest weight first."""
+    """Of the tokens from ``first`` on, the largest weight first."""
     colours: Mapping[int, int]
-    """Those of the experts of the token at the cursor; all other experts are grey."""
+    """Of the experts of the token at the cursor; all others are grey."""
     cursor: int
     expert: int | None = None
 
@@ -80,7 +75,7 @@ class Highlight:
         return self.chosen[at] if 0 <= at < len(self.chosen) else ()
 
     def paint(self, token: int) -> tuple[str, str]:
-        """The role of the text of a token, and the letter under it."""
+        """A token's role, and the letter under it."""
         chosen = self.choice(token)
         if self.expert is None:
             colour = self.colours.get(chosen[0]) if chosen else None
@@ -96,7 +91,7 @@ class Highlight:
 def text_lines(
     lines: Sequence[TextLine], light: Highlight, slices: Sequence[str], width: int, *, letters: bool
 ) -> list[Line]:
-    """The lines of the text; with ``letters`` each has one below it."""
+    """With ``letters`` each line has one below it."""
     found: list[Line] = []
     for line in lines:
         if (number := line.slice_number) is not None:
@@ -153,7 +148,7 @@ def title(
     routing: Routing, layer: int, token: int, width: int, experts: Sequence[int] = ()
 ) -> Line:
     shape = routing.shape
-    at = routing.slice_of(token) if routing.tokens else 0
+    at = next(iter(routing.slices_of(token, token + 1)), 0)
     name = routing.slices[at] if at < len(routing.slices) else ""
     which, of_all = f" {layer + 1} of {len(shape.layers)}   token ", f" of {routing.tokens:,}   "
     left: Line = [Span(f"  {shape.layer_names[layer]}", "title")]
@@ -179,7 +174,7 @@ def panel(
 ) -> list[Line]:
     """The token at the cursor, its experts, and as many layers as fit; may raise ``BadRouting``."""
     choices = [routing.choice(at, token) for at in range(len(routing.shape.layers))]
-    identity = f"id {routing.token_id(token):,}  window {routing.window_of(token):,}"
+    identity = f"id {routing.token_ids(token, token + 1)[0]:,}  window {routing.window_of(token):,}"
     lines: list[Line] = [
         [Span(_shown(routing, token, max(4, width - 14)), "title")],
         [dim(identity)],
@@ -276,7 +271,7 @@ def _around(middle: int, count: int, room: int) -> range:
     return range(first, first + room)
 
 
-def without_probe(width: int, problem: str = "", *, empty: bool = False) -> list[Line]:
+def without_probe(width: int, problem: str, *, empty: bool) -> list[Line]:
     why = problem or (
         "the probe of this run ended before its first token"
         if empty

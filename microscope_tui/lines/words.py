@@ -30,7 +30,6 @@ def significant(value: float | None) -> str:
 
 
 def decimal(value: float | None) -> str:
-    """Two decimals; empty for no value."""
     if value is None:
         return ""
     return f"{value:.2f}" if math.isfinite(value) else "NaN"
@@ -65,7 +64,7 @@ def percent(value: float | None) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """How long ago, in steps coarse enough not to repaint a quiet screen every second."""
+    """In steps coarse enough not to repaint a quiet screen every second."""
     if seconds is None:
         return ""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
@@ -111,7 +110,7 @@ def listed(names: Sequence[object], most: int = 3) -> str:
 
 
 def judged(layer: LayerView) -> str:
-    """``without expert 17: .98``: the judged balance, where it leaves out experts; else empty."""
+    """``without expert 17: .98``; empty if no expert is left out."""
     if layer.without == ():
         return ""
     which = "its busiest expert"
@@ -121,25 +120,23 @@ def judged(layer: LayerView) -> str:
 
 
 def left_out(view: RunView) -> str:
-    """``L3 without expert 17: .98``: of the first such layer, and how many more there are."""
+    """``judged`` of the first such layer, and how many more there are."""
     found = [layer for layer in view.layers if layer.without != ()]
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
     return f"{found[0].router.name} {judged(found[0])}{more}" if found else ""
 
 
 def choices(top_k: int) -> str:
-    """``top-2``; it may be unknown."""
     return f"top-{top_k:,}" if top_k else "top-k unknown"
 
 
 def router_size(layer: LayerView) -> str:
-    """``8 experts, top-2``."""
     experts = layer.router.num_experts
     return f"{f'{experts:,} experts' if experts else 'experts ?'}, {choices(layer.router.top_k)}"
 
 
 def part_of(view: RunView, layer: LayerView, expert: int) -> tuple[float, str]:
-    """What an expert has of the counts of its layer: the share, and ``of 1,024 tokens``."""
+    """The share of an expert of its layer, and ``of 1,024 tokens``."""
     counts, top_k = layer.counts or (), layer.router.top_k
     total, known = sum(counts), view.run is None or view.run.counts != "shares"
     tokens = total / top_k if top_k and known else total
@@ -157,7 +154,7 @@ def no_counts(view: RunView) -> str:
 
 
 def no_balance(layer: LayerView) -> tuple[str, str]:
-    """Why a layer has no collapse index, in a word or two and in a sentence."""
+    """Why there is no collapse index, in a word or two and in a sentence."""
     router = layer.router
     if not router.num_experts:
         return "E unknown", "unknown E: use --num-experts"
@@ -169,7 +166,7 @@ def no_balance(layer: LayerView) -> tuple[str, str]:
 
 
 def most_entropy(layer: LayerView) -> float:
-    """The top of the scale of an entropy: ln E, or the highest value if E is unknown."""
+    """ln E, or the highest value if E is unknown."""
     if layer.router.num_experts > 1:
         return math.log(layer.router.num_experts)
     highs = (one.high for one in layer.entropy_history)
@@ -177,6 +174,6 @@ def most_entropy(layer: LayerView) -> float:
 
 
 def quadrant(layer: LayerView) -> str:
-    """In a word how it routes; ``specialised``, the goal, only of a layer without an alert."""
+    """``specialised``, the goal, only of a layer without an alert."""
     sick = (layer.severity or Severity.INFO) > Severity.INFO
     return "" if sick and layer.quadrant == "specialised" else layer.quadrant or ""

@@ -20,7 +20,7 @@ class BadCluster(ValueError):
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
-    """The experts of one layer, and the ranks that hold them in slots that are shared evenly."""
+    """The experts of one layer, and the ranks that hold them in as many slots each."""
 
     experts: int
     ranks: int
@@ -53,7 +53,6 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slots(self) -> int:
-        """Copies of all experts."""
         return self.experts + self.replicas
 
 
@@ -65,7 +64,6 @@ def contiguous(experts: int, ranks: int) -> list[list[int]]:
 
 
 def copies_of(placement: Placement, experts: int) -> list[int]:
-    """The number of copies of every expert."""
     copies = [0] * experts
     for held in placement:
         for expert in held:

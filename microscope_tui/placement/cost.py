@@ -154,7 +154,7 @@ def _with_model(
     nodes: int,
     expert_share: float | None,
 ) -> Cost:
-    """The same with what all layers cost together; unchanged if none has counts for the ranks."""
+    """Unchanged if no layer has counts for the ranks."""
     model, between = Tally(len(steps)), Tally(len(steps))
     for loads in by_layer:
         model.add(loads.means, loads.maxima)
@@ -177,7 +177,7 @@ def _with_model(
 def _loads(
     entry: StepEntry, sizes: tuple[int, ...], ranks: int, nodes: int
 ) -> list[tuple[float, float, float, int]]:
-    """Of every layer the mean and the busiest rank, the busiest node, and which rank; or zeros."""
+    """The fields of ``_Loads``, by layer; zeros without counts."""
     rows = copy(entry).matrices().tokens_per_expert  # a copy, since the entry would keep them
     found = [(0.0, 0.0, 0.0, 0)] * len(sizes)
     for index, (row, size) in enumerate(zip(rows, sizes, strict=True)):
@@ -189,7 +189,6 @@ def _loads(
 
 
 def _parts(values: Sequence[float], parts: int) -> Sequence[float]:
-    """The sums of equal parts."""
     size = len(values) // parts
     return [sum(values[at : at + size]) for at in range(0, len(values), size)]
 

@@ -44,15 +44,13 @@ class Layer(msgspec.Struct):
     counts: array[float]
 
     def columns(self, steps: range) -> list[array[float]]:
-        """For every expert its counts in the steps at these positions."""
+        """By expert, in the steps at these positions."""
         experts = self.router.num_experts
         start, stop = steps.start * experts, steps.stop * experts
         return [self.counts[start + expert : stop : experts] for expert in range(experts)]
 
 
 class Counts(msgspec.Struct):
-    """The counted steps of one run."""
-
     run: RunRecord
     steps: array[int]
     layers: Sequence[Layer]
@@ -62,7 +60,6 @@ class Counts(msgspec.Struct):
 
     @property
     def notes(self) -> list[str]:
-        """What limits the numbers."""
         kinds = (self.run.counts, "capacity" if self.run.capacity_factor else "")
         notes = [_LIMITS[kind] for kind in kinds if kind in _LIMITS]
         if self.every > 1:
@@ -76,8 +73,6 @@ class Counts(msgspec.Struct):
 
 
 class _Reading:
-    """Counts while they are read."""
-
     def __init__(self, run: RunRecord) -> None:
         self.run = run
         self.steps = array("q")

@@ -61,8 +61,7 @@ class _File(msgspec.Struct):
 def write_form(
     form: str, placements: Sequence[Placement], layers: Sequence[int], *, hidden_layers: int | None
 ) -> str:
-    """The text of a placement file: one placement per MoE layer, ``layers`` deep in a model of
-    ``hidden_layers``, dense ones included."""
+    """One placement per MoE layer, ``layers`` deep in ``hidden_layers``, dense ones included."""
     rows = [list(chain(*placement)) for placement in placements]
     of = dict(zip(layers, rows, strict=True))
     if len(of) < len(rows):
@@ -95,7 +94,7 @@ def write_form(
 
 
 def _hidden(form: str, layers: Sequence[int], hidden_layers: int | None) -> int:
-    """The layers of the model; refuses numbers of MoE layers where depths in it are needed."""
+    """The layers of the model; refuses numbers of MoE layers: depths are needed."""
     number = len(layers)
     least = max(layers) + 1
     if [*layers] == [*range(number)] and hidden_layers is not None and hidden_layers > number:
@@ -127,8 +126,8 @@ def read_form(
 ) -> list[Placement]:
     """The placement of every MoE layer in a file of any form; see ``write_form``.
 
-    Copies of an expert on one rank are kept, and keys that are not about slots ignored. Without
-    ``hidden_layers`` the last layer is an MoE layer. ``BadFile`` has the first difference.
+    Keys that are not about slots are ignored. Without ``hidden_layers`` the last layer is an MoE
+    layer. ``BadFile`` has the first difference.
     """
     try:
         data = read_at(path, 0, MOST_BYTES + 1)
@@ -158,7 +157,6 @@ def read_form(
 
 
 def _rows(file: _File | list[_Row], layers: Sequence[int], ranks: int, depth: int) -> list[_Row]:
-    """The slots of every MoE layer."""
     if isinstance(file, list):
         _same("lists", len(file), _HERE, len(layers))
         return file

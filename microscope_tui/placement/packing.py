@@ -17,8 +17,6 @@ _Items = tuple[int, ...]
 
 
 class Packing:
-    """The copies of every expert, packed as published."""
-
     def __init__(self, loads: Sequence[float], counts: Sequence[int], ranks: int) -> None:
         self.loads, self.counts = loads, counts
         self.sizes = [load / number for load, number in zip(loads, counts, strict=True)]
@@ -28,7 +26,6 @@ class Packing:
 
     @property
     def busiest(self) -> float:
-        """The load of the busiest rank."""
         return max(self.totals)
 
     def even(self, enough: float, rounds: Iterable[int]) -> None:
@@ -38,7 +35,7 @@ class Packing:
                 break
 
     def _lighten(self) -> bool:
-        """Make the busiest rank lighter: one copy for one of another rank, else two for two."""
+        """One copy for one of another rank, else two for two."""
         busiest = self.busiest
         p = self.totals.index(busiest)
         light_first = sorted(range(len(self.totals)), key=self.totals.__getitem__)

@@ -36,7 +36,7 @@ def groups_of(cluster: Cluster) -> list[range]:
 
 
 def replicated(loads: Sequence[float], slots: int, most: int = 0) -> list[int]:
-    """The expert of every copy: each expert once, then again the one with the largest copy.
+    """Each expert once, then again the one with the largest copy.
 
     No expert has more than ``most`` copies; by default, as published, it may have all.
     """

@@ -23,11 +23,10 @@ _Place = tuple[tuple[float, int], int, Packing, Iterator[_Counts]]
 
 
 def refined(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
-    """The experts of every rank.
+    """The busiest rank is, up to rounding, never above that of ``published``.
 
-    The busiest rank is, up to rounding, never above that of ``published``. Of placements with the
-    same busiest rank, or within 0.01 % of the lower bound, the one with the fewest double copies.
-    Where the cluster is hierarchical, a group stays on one node.
+    Of placements with the same busiest rank, or within 0.01 % of the lower bound, the one with the
+    fewest double copies. Where the cluster is hierarchical, a group stays on one node.
     """
     groups = groups_of(cluster)
     sums = [sum(map(loads.__getitem__, group)) for group in groups]

@@ -44,7 +44,7 @@ def nearest_shares(placement: Placement, cluster: Cluster) -> Shares:
 
 
 def busiest(columns: Columns, placement: Placement, shares: Shares) -> list[float]:
-    """The load of the busiest rank in every step of ``columns``, which has a row per expert."""
+    """The load of the busiest rank in every step."""
     ranks = []
     for held, parts in zip(placement, shares, strict=True):
         pairs = zip(held, parts, strict=True)
@@ -75,12 +75,10 @@ class Tally:
         return _mean([a / b for a, b in zip(means, maxima, strict=True) if b > 0])
 
     def steps(self) -> list[float | None]:
-        """The balancedness of the model in every step."""
         return [a / b if b > 0 else None for a, b in zip(self.means, self.maxima, strict=True)]
 
     @property
     def balancedness(self) -> float:
-        """Its mean over the steps."""
         return _mean([value for value in self.steps() if value is not None]) or 1.0
 
     @property
@@ -94,7 +92,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 class Gain(msgspec.Struct, frozen=True):
-    """A mean gain with its 95 % interval."""
+    """With its 95 % interval."""
 
     mean: float
     low: float | None

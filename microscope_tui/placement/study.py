@@ -51,8 +51,6 @@ class BadWindow(ValueError):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to place, on which steps, and what it costs."""
-
     ranks: int
     nodes: int = 1
     groups: int = 1
@@ -68,7 +66,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a balanced step that the experts take."""
 
     def cluster(self, layer: Layer) -> Cluster:
-        """The ranks of this layer."""
         sizes = {name: getattr(self, name) for name in ("ranks", "nodes", "groups", "replicas")}
         try:
             return Cluster(experts=layer.router.num_experts, **sizes)
@@ -83,9 +80,8 @@ class Scored(msgspec.Struct, kw_only=True):
     placements: Sequence[Placement]
     """One per layer."""
     fitted: float
-    """Balancedness in the fitted steps."""
     held_out: float
-    """Balancedness in the scored steps."""
+    """In the scored steps."""
     ratio: float
     """Σ max ÷ Σ mean there."""
     layers: list[float | None]
@@ -109,8 +105,6 @@ class Aged(msgspec.Struct, frozen=True):
 
 
 class Moves(msgspec.Struct, frozen=True):
-    """What changes against the placement of today."""
-
     copies: int
     """Copies of experts that a rank does not hold yet, in all layers."""
     most: int
@@ -123,8 +117,6 @@ class Moves(msgspec.Struct, frozen=True):
 
 
 class Study(msgspec.Struct):
-    """A placement, what it is worth, and for how long."""
-
     counts: Counts
     request: Request
     fit: tuple[int, int, int]
@@ -203,7 +195,7 @@ def study(
 
 
 def _placed(
-    early: Columns, cluster: Cluster, given: Placement | None = None
+    early: Columns, cluster: Cluster, given: Placement | None
 ) -> tuple[Placement, Placement, Placement]:
     """Today's placement, the published one, and ``given`` or what waits least in the fitted steps.
 
@@ -228,7 +220,6 @@ def _placed(
 def _scored(
     name: str, placements: Sequence[Placement], counts: Counts, fit: range, score: range
 ) -> tuple[Scored, Tally]:
-    """What the placements of all layers are worth, and the scored steps."""
     early = Tally(len(fit))
     late = Tally(len(score))
     layers = []
@@ -308,7 +299,6 @@ def _interval(curve: Sequence[Aged]) -> float | None:
 
 
 def _windows(counts: Counts, request: Request) -> tuple[range, range]:
-    """Positions of the steps to fit and of those to score."""
     number, middle = len(counts.steps), (len(counts.steps) + 1) // 2
     fit, score = (None if w == OPEN else counts.between(*w) for w in (request.fit, request.score))
     if fit is None:

@@ -31,8 +31,6 @@ class NotComparable(ValueError):
 
 @dataclass(slots=True)
 class LayerMismatch:
-    """One layer."""
-
     name: str
     depth: int
     compared: int = 0
@@ -43,7 +41,6 @@ class LayerMismatch:
 
     @property
     def share(self) -> float:
-        """Share of its choices that differ."""
         return self.differing / self.compared if self.compared else 0.0
 
 
@@ -59,8 +56,6 @@ class MarginBin:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The comparison of two files."""
-
     tokens: int
     """Tokens that both sides routed."""
     tokens_differing: int
@@ -73,17 +68,15 @@ class Mismatch:
 
     @property
     def compared(self) -> int:
-        """Choices that were compared, one per token and layer."""
+        """One per token and layer."""
         return sum(layer.compared for layer in self.layers)
 
     @property
     def differing(self) -> int:
-        """Choices that differ."""
         return sum(layer.differing for layer in self.layers)
 
     @property
     def share(self) -> float:
-        """Share of the choices that differ."""
         return self.differing / self.compared
 
     def top_swaps(self, most: int) -> list[tuple[LayerMismatch, int, int, int]]:
@@ -97,12 +90,9 @@ class Mismatch:
 
 
 def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str = "A") -> Mismatch:
-    """Compare the choices of two files.
+    """``token_ids``: whether both have them; ``margins_of``: A, B, or empty if neither has any.
 
-    ``token_ids``: whether both files have them; ``margins_of``: A, B, or empty if neither has any.
-
-    Raises:
-        NotComparable: they differ in tokens, layers, experts or k, or no token was routed in both.
+    ``NotComparable``: they differ in tokens, layers, experts or k, or no token was routed in both.
     """
     _refuse_others(a, b, token_ids)
     flags = bytearray(a.tokens)
@@ -129,7 +119,6 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str =
 
 
 def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
-    """Check that both files have the same tokens, layers, experts and k."""
     for what, mine, theirs in (
         ("tokens", a.tokens, b.tokens),
         ("layers", len(a.shape.layers), len(b.shape.layers)),
@@ -170,7 +159,7 @@ class _Piece:
         self._empty = 0xFF if self._code == "B" else 0xFFFF
 
     def into(self, layer: LayerMismatch) -> tuple[list[int], list[int]]:
-        """Add the piece to its layer; return tokens that differ, and tokens not routed by both."""
+        """Returns tokens that differ, and tokens not routed by both."""
         differing: list[int] = []
         unrouted: list[int] = []
         for token, mine, theirs in self._suspects():
@@ -188,12 +177,13 @@ class _Piece:
         return [expert for expert in row if expert < self._experts]
 
     def _suspects(self) -> Iterator[tuple[int, _Row, _Row]]:
-        """The tokens whose rows differ or that neither side routed, with their rows."""
+        """Tokens whose rows differ or that neither side routed."""
         width = self._row.size
         for first in range(0, self._count, _BLOCK):
             place = slice(first * width, (first + _BLOCK) * width)
             mine, theirs = self._a[place], self._b[place]
-            unrouted = self._has_empty(mine)
+            # Whether a first slot is empty: the chosen experts come first.
+            unrouted = self._empty in array(self._code, mine)[:: self._k]
             if mine == theirs and not unrouted:
                 continue
             rows = list(self._row.iter_unpack(mine)), list(self._row.iter_unpack(theirs))
@@ -202,10 +192,6 @@ class _Piece:
                 for at, (row, other) in enumerate(zip(*rows, strict=True), first):
                     if row[0] == self._empty and row == other:
                         yield at, row, other
-
-    def _has_empty(self, ids: bytes) -> bool:
-        """Whether a first slot is empty: the chosen experts come first."""
-        return self._empty in array(self._code, ids)[:: self._k]
 
 
 def _swap(layer: LayerMismatch, old: Sequence[int], new: Sequence[int]) -> None:

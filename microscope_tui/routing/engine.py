@@ -41,13 +41,9 @@ class BadEngineOutput(ValueError):
 def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
     """Write ``target`` from an engine's output; true if the token ids are known.
 
-    Args:
-        beside: sizes of the probe that it is compared with. Without it the depths are those of
-            the engine's layers, and the number of experts is unknown.
-
-    Raises:
-        OSError: a file cannot be read or written.
-        BadEngineOutput: it has another form, or expert ids that the model of ``beside`` lacks.
+    ``beside``: sizes of the probe that it is compared with. Without it the depths are those of the
+    engine's layers, and the number of experts is unknown. ``BadEngineOutput``: another form, or
+    expert ids that the model of ``beside`` lacks; else ``OSError``.
     """
     try:
         source = _Array(path) if path.suffix == ".npy" else _Lines(path, beside)
@@ -83,7 +79,7 @@ def _write(source: _Array | _Lines, target: Path, beside: Shape | None) -> None:
 
 
 def _moe_layers(source: _Array | _Lines, layers: int, k: int, beside: Shape | None) -> list[int]:
-    """The layers that chose an expert for any of the first tokens."""
+    """Those that chose an expert for any of the first tokens."""
     _, rows = next(source.pieces())
     if beside is not None and len(beside.layers) == layers:
         return list(range(layers))
@@ -94,10 +90,7 @@ def _moe_layers(source: _Array | _Lines, layers: int, k: int, beside: Shape | No
 
 
 def _packed(slots: Sequence[Sequence[int]], layer: int, writer: RoutingWriter) -> bytes:
-    """The ids of one layer, with -1 as the empty slot behind the others.
-
-    ``slots``: the choices of all tokens, by slot.
-    """
+    """The ids of one layer, -1 as the empty slot behind the others; ``slots``: choices by slot."""
     experts, k = writer.shape.num_experts, writer.shape.top_k
     low, high = min(map(min, slots)), max(map(max, slots))
     if low < _NONE or high >= experts:
@@ -128,8 +121,8 @@ _CODES = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4"
 class _Array:
     """A ``.npy`` of one sequence of tokens without ids: little-endian integers in C order.
 
-    The format: a magic, a version, the length of a header, and the header, a literal of a Python
-    dict (numpy.lib.format). Only very long headers need a version above 1.
+    A magic, a version, the length of a header, and the header, a literal of a Python dict
+    (numpy.lib.format). Only very long headers need a version above 1.
     """
 
     has_token_ids = False
@@ -195,7 +188,11 @@ class _Lines:
 
     def pieces(self) -> Iterator[tuple[Sequence[int] | None, Sequence[int]]]:
         for _, response in _responses(self._path, self._beside):
-            yield response.token_ids, _padded(response)
+            width, rows = response.layers * response.k, response.rows
+            if len(rows) < response.tokens * width:  # -1 where none was returned
+                yield response.token_ids, [*rows, *[_NONE] * width]
+            else:
+                yield response.token_ids, _without_last(rows, width)
 
 
 class _Meta(msgspec.Struct):
@@ -220,8 +217,6 @@ class _Line(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    """One sequence of tokens."""
-
     tokens: int
     token_ids: Sequence[int] | None
     layers: int
@@ -291,7 +286,7 @@ def _joined(prompt: list[int] | None, output: list[int] | None) -> list[int] | N
 
 
 def _flat(rows: _Rows) -> tuple[list[int], int, int]:
-    """The choices of nested lists one after the other, the number of layers, and k."""
+    """The choices one after the other, the number of layers, and k."""
     if not rows or not rows[0] or not rows[0][0]:
         raise BadEngineOutput("no routed_experts; ask the engine to return them")
     layers, k = len(rows[0]), len(rows[0][0])
@@ -334,14 +329,6 @@ def _placed(
         f"{len(flat):,} choices for {total:,} token ids: expected one row per token, with or "
         "without the last one"
     )
-
-
-def _padded(response: _Response) -> Sequence[int]:
-    """The rows of all its tokens; -1 where none was returned."""
-    width = response.layers * response.k
-    if len(response.rows) < response.tokens * width:
-        return [*response.rows, *[_NONE] * width]
-    return _without_last(response.rows, width)
 
 
 def _without_last(rows: Sequence[int], width: int) -> Sequence[int]:

@@ -33,7 +33,7 @@ from microscope_tui.runlog import open_regular_file, safe_text
 
 
 class _Header(msgspec.Struct):
-    """The header as it is stored: sizes, names, and the unchecked tables of the probe."""
+    """As it is stored, with the unchecked tables of the probe."""
 
     tokens: int
     capacity: int
@@ -48,7 +48,7 @@ class _Header(msgspec.Struct):
     tables: dict[str, Any] = {}
 
     def known_tables(self) -> Tables:
-        """The tables; empty ones if they have another form."""
+        """Empty ones if they have another form."""
         try:
             return msgspec.convert(self.tables, Tables)
         except (msgspec.ValidationError, RecursionError):
@@ -124,7 +124,7 @@ class Routing:
         self._text_bytes = header.text_bytes
 
     def choice(self, layer: int, token: int) -> Choice:
-        """What router number ``layer`` chose for a token; both count from 0 (``IndexError``)."""
+        """Both count from 0 (``IndexError``)."""
         k = self.shape.top_k
         ids = self._numbers("ids", layer, token, k)
         weights = self._numbers("weights", layer, token, k)
@@ -148,7 +148,7 @@ class Routing:
 
     @property
     def id_code(self) -> str:
-        """Type of an id, as a code of ``struct``: ``B`` or ``H``."""
+        """A code of ``struct``: ``B`` or ``H``."""
         return self._places.sections["ids"].code
 
     def raw(self, name: str, layer: int, start: int, end: int) -> bytes:
@@ -173,7 +173,7 @@ class Routing:
     def _find(
         self, name: str, layer: int, number: int, low: int, high: int, *, back: bool = False
     ) -> int | None:
-        """Which of the numbers ``low`` to before ``high`` of a layer is this one."""
+        """Which of the numbers ``low`` to before ``high`` of a layer it is."""
         size = self._places.sections[name].itemsize
         wanted = number.to_bytes(size, "little")
         first = self._place(name, layer, 0)
@@ -185,24 +185,13 @@ class Routing:
             start, end = (start, at + size - 1) if back else (at + 1, end)
         return None
 
-    def token_id(self, token: int) -> int:
-        """In the model's vocabulary."""
-        return self._number("token_ids", token)
-
     def token_ids(self, start: int, end: int) -> Sequence[int]:
-        """Ids of tokens ``start`` to before ``end``."""
         return list(self._span("token_ids", start, end))
 
-    def slice_of(self, token: int) -> int:
-        """Number of the slice that a token belongs to."""
-        return self._number("slices", token)
-
     def slices_of(self, start: int, end: int) -> Sequence[int]:
-        """Numbers of the slices of tokens ``start`` to before ``end``."""
         return self._span("slices", start, end)
 
     def window_of(self, token: int) -> int:
-        """Number of the window of text that a token was routed in."""
         return self._number("windows", token)
 
     def text(self, start: int, end: int, most: int | None = None) -> list[bytes]:
@@ -252,17 +241,15 @@ class Routing:
             at = self._map.find(wanted, here, end)
             at = self._map.find(wanted, start, min(end, here + len(wanted))) if at < 0 else at
         self.release()
-        return None if at < 0 else self._token_at(at - start)
+        if at < 0:
+            return None
+        ends = range(self.tokens - 1)
+        return bisect_right(ends, at - start, key=lambda one: self._number("text_ends", one))
 
     def release(self) -> None:
         """Release the memory of pages that were read; the system keeps them cached."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
-
-    def _token_at(self, byte: int) -> int:
-        """The token that holds a byte of the text, by bisection."""
-        ends = range(self.tokens - 1)
-        return bisect_right(ends, byte, key=lambda one: self._number("text_ends", one))
 
     def _place(self, name: str, layer: int, token: int) -> int:
         if not 0 <= token < max(1, self.tokens):
@@ -372,7 +359,6 @@ class RoutingWriter:
         os.replace(self._part, self.path)
 
     def abandon(self) -> None:
-        """Remove the file."""
         os.close(self._file)
         self._part.unlink(missing_ok=True)
 

@@ -39,7 +39,6 @@ class Section(msgspec.Struct, frozen=True):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number."""
         return struct.calcsize("<" + self.code)
 
     @property
@@ -70,8 +69,6 @@ def sections(num_experts: int, top_k: int) -> Sequence[Section]:
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """The sizes of a file."""
-
     layers: tuple[int, ...]
     """Depth of every router."""
     layer_names: tuple[str, ...]
@@ -81,7 +78,7 @@ class Shape(msgspec.Struct, frozen=True):
     """Tokens that there is room for."""
 
     def refuse_nonsense(self) -> None:
-        """Raise ``BadRouting`` if a size is out of range."""
+        """``BadRouting`` if a size is out of range."""
         for what, value, most in (
             ("layers", len(self.layers), MOST_LAYERS),
             ("num_experts", self.num_experts, MOST_EXPERTS),
@@ -95,8 +92,6 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Places:
-    """The offsets of the numbers in a file of a given shape."""
-
     def __init__(self, shape: Shape) -> None:
         self._shape, self._offsets, at = shape, dict[str, int](), ALIGNMENT
         self.sections = {one.name: one for one in sections(shape.num_experts, shape.top_k)}

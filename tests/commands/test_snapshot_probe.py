@@ -35,7 +35,7 @@ def test_the_tokens_as_data(probed: Path, call: Call) -> None:
             choice = routing.choice(2, row["token"])
             assert tuple(row["experts"]) == choice.experts
             assert row["weights"] == pytest.approx(choice.weights)
-            assert row["slice"] == SLICES[routing.slice_of(row["token"])]
+            assert row["slice"] == SLICES[routing.slices_of(row["token"], row["token"] + 1)[0]]
     assert [row["token"] for row in found["tokens"]] == list(range(1200, 1400))
 
 

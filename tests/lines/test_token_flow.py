@@ -127,7 +127,7 @@ def test_all_lines_together_are_the_text_once_with_the_slices(long: Routing) -> 
     assert tokens == sorted(tokens)
     heads = [line for line in lines if line.slice_number is not None]
     assert [line.slice_number for line in heads] == [0, 1, 2]
-    assert [long.slice_of(line.first) for line in heads] == [0, 1, 2]
+    assert [long.slices_of(line.first, line.first + 1)[0] for line in heads] == [0, 1, 2]
 
 
 def test_a_token_is_found_on_the_same_line_from_anywhere(long: Routing) -> None:

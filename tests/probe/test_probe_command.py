@@ -188,7 +188,7 @@ def test_slices_have_their_names_and_share_the_tokens(
         assert routing.slices == ("code", "words")
         found = b"".join(routing.text(0, routing.tokens)).decode()
         assert found == "first second " + text(37) + text(50)
-        assert [routing.slice_of(n) for n in (0, 49, 50, 99)] == [0, 0, 1, 1]
+        assert [routing.slices_of(n, n + 1)[0] for n in (0, 49, 50, 99)] == [0, 0, 1, 1]
         assert [routing.window_of(n) for n in (0, 5, 6, 12, 13, 50, 99)] == [0, 0, 1, 1, 2, 3, 3]
 
 
@@ -214,7 +214,7 @@ def test_what_a_model_writes_is_a_slice_of_its_own(
     assert probe(make(tmp_path / "model"), words, generate=True, output=out) == 0
     with Routing(out / "routing.bin") as routing:
         assert routing.slices == ("words", "words written")
-        slices = [routing.slice_of(n) for n in range(routing.tokens)]
+        slices = list(routing.slices_of(0, routing.tokens))
         prompt = slices.count(0)
         assert slices == sorted(slices)
         assert prompt < len(slices) <= 2 * prompt

@@ -64,7 +64,7 @@ def test_tokens_slices_and_tables_are_read_back_up_to_the_last_token(tmp_path: P
     with Routing(tmp_path / "routing.bin") as routing:
         assert b"".join(routing.text(0, 12)) == b"".join(TEXTS) * 2
         assert routing.text(5, 7) == [b"fox", b"The "]
-        assert (routing.slices, routing.slice_of(3)) == (("prose", "code"), 1)
+        assert (routing.slices, routing.slices_of(3, 4)) == (("prose", "code"), (1,))
         assert [routing.window_of(n) for n in (3, 4)] == [0, 1]
         assert routing.token_ids(2, 5) == [2, 3, 4]
         assert routing.tables.noise == [0.1, 0.2]

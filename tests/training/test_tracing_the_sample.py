@@ -17,7 +17,8 @@ def test_the_sample_is_traced(train: Callable[..., int], tmp_path: Path, capsys:
         assert routing.slices == ("prompt", "sample")
         text = b"".join(routing.text(0, routing.tokens)).decode()
         assert text.startswith(PROMPT)
-        assert [routing.slice_of(n) for n in (0, 26, 27, routing.tokens - 1)] == [0, 0, 1, 1]
+        of_slices = routing.slices_of(0, routing.tokens)
+        assert of_slices == (0,) * 27 + (1,) * (routing.tokens - 27)
         assert text[27:38] in narration
         assert routing.window_of(routing.tokens - 1) > 0  # 32 tokens are its context
     assert train("--run=untraced", "--steps=1") == 0

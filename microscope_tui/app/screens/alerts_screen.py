@@ -61,7 +61,10 @@ class AlertsScreen(ListScreen):
         title = "  ·  ".join(filter(None, said))
         self.show("alerts-title", [alerts.title_line(entries, columns, title)])
         if not entries:
-            nothing = self._no_entries(view, columns)
+            nothing: Sequence[Line] = alerts.no_alerts(view, columns)
+            if self.pattern:
+                text = Span(f"  no alert matches {self.filter_note(60)}", "dim")
+                nothing = [[], pad([text], columns)]
             self.show("alert-list", nothing[:height], width=width, height=height)
             self.show("alert-detail", [])
             self.show("track", [])
@@ -76,7 +79,7 @@ class AlertsScreen(ListScreen):
         self.show("track", [alerts.track(chosen, view, columns, self.ribbon_columns())])
 
     def _found(self, view: RunView) -> Sequence[Entry]:
-        """The alerts, with those that begin after a paused step; at first one of the layer."""
+        """With those that begin after a paused step; at first one of the layer."""
         session, watch = self.session, self.session.watch
         known: Sequence[tuple[Finding, Advice]] = ()
         if watch is not None and not session.time.following:
@@ -86,12 +89,6 @@ class AlertsScreen(ListScreen):
         of_layer = (at for at, own in enumerate(routers) if session.selected in own)
         self.keep_chosen((entry.id for entry in entries), start=next(of_layer, 0))
         return entries
-
-    def _no_entries(self, view: RunView, columns: int) -> Sequence[Line]:
-        if not self.pattern:
-            return alerts.no_alerts(view, columns)
-        text = Span(f"  no alert matches {self.filter_note(60)}", "dim")
-        return [[], pad([text], columns)]
 
     @property
     def _entry(self) -> Entry | None:

@@ -1,8 +1,7 @@
 """The base of all screens: parts, redraws, the last line, the prompt, copies and exports.
 
-A screen names its parts from top to bottom, draws them in ``draw``, and lists its keys. The prompt
-in the last line is part of the screen: a prompt with a screen of its own would lose keys that are
-typed fast to the screen below.
+A screen names its parts from top to bottom, draws them in ``draw``, and lists its keys. A prompt
+with a screen of its own would lose keys that are typed fast to the screen below.
 """
 
 import asyncio
@@ -60,7 +59,7 @@ class Prompt:
         self.typed = ""
 
     def take(self, key: str, character: str | None) -> str | None:
-        """Handle one key. Returns the text on enter; escape closes; other keys do nothing."""
+        """Returns the text on enter; escape closes."""
         if self.kind == "copy":
             self.kind = ""
             return character if character in COPY_CHOICES else None
@@ -76,7 +75,7 @@ class Prompt:
         return None
 
     def line(self, hint: str, problem: str | None, glyphs: Glyphs) -> Line:
-        """The prompt as a line; ``problem`` replaces the hint."""
+        """``problem`` replaces the hint."""
         label = Span(f" {_LABELS.get(self.kind, self.kind)} ", "accent")
         if self.kind == "copy":
             choices = [(f"  {key}", f" {what}") for key, what in COPY_CHOICES.items()]
@@ -177,7 +176,7 @@ class BaseScreen(Screen[None]):
         return range(0)
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        """Draw all parts except the header, the ribbon and the last line."""
+        """All parts except the header, the ribbon and the last line."""
 
     def show(
         self,
@@ -197,8 +196,8 @@ class BaseScreen(Screen[None]):
         rows.show(lines, palette)
 
     def flag(self, **classes: bool) -> None:
-        self.add_class(*[name for name, on in classes.items() if on])
-        self.remove_class(*[name for name, on in classes.items() if not on])
+        for name, on in classes.items():
+            self.set_class(on, name)
 
     def in_view(self, at: int, count: int, visible: int) -> range:
         """Scroll a list so that ``at`` is in view; the indices that are."""
@@ -207,7 +206,7 @@ class BaseScreen(Screen[None]):
         return range(self.first, min(count, self.first + visible))
 
     async def redraw_if_current(self) -> None:
-        """Redraw after background work; a screen below another one redraws when it comes back."""
+        """A screen below another one redraws when it comes back."""
         if self.is_current:
             with suppress(NoMatches):  # at exit the parts of a screen are removed before the screen
                 await self.redraw()
@@ -362,11 +361,11 @@ class BaseScreen(Screen[None]):
         return "", None
 
     async def answered(self, kind: Kind, text: str) -> None:
-        """Do what was typed into a prompt that only some screens have."""
+        """Act on a prompt that only some screens have."""
 
     @property
     def pattern(self) -> str:
-        """The filter of this screen: the one for layers, or that of its list."""
+        """The filter for layers, or that of a list."""
         return self.session.filter
 
     @pattern.setter
@@ -439,7 +438,7 @@ class BaseScreen(Screen[None]):
 
 
 class ListScreen(BaseScreen):
-    """A list with a cursor and a filter of its own; the chosen entry stays chosen when it moves."""
+    """With a filter of its own; the chosen entry stays chosen when it moves."""
 
     at = 0
     _ids: Sequence[Hashable] = ()

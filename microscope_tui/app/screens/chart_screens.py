@@ -96,7 +96,7 @@ class ChartScreen(PlotScreen):
     focus_name = ""
     enlarged = False
     _stop = threading.Event()
-    """Ends the reading of a number when it is set."""
+    """Ends the reading of a number."""
     _reads: Reading | None = None
     _cannot_read = ""
     _stacks: Sequence[Sequence[str]] = ()
@@ -131,11 +131,11 @@ class ChartScreen(PlotScreen):
         await self.redraw()
 
     def first_stack(self) -> int:
-        """Cells that the first of two stacks can use; 0 for half of them."""
+        """Cells of the first of two stacks; 0 for half of them."""
         return 0
 
     def rows_of_charts(self, rows: int, others: int, gaps: int = 3) -> int:
-        """Classes by the height of the screen; lines that the charts have beside other parts."""
+        """Sets the classes of the height; lines that other parts leave to the charts."""
         roomy, ribbon = rows >= AIRY_FROM_ROWS, rows >= _RIBBON_FROM_ROWS
         self.set_class(roomy, "roomy")
         self.query_one("#ribbon").set_class(not ribbon, "gone")
@@ -175,7 +175,7 @@ class ChartScreen(PlotScreen):
         return *super().state_now(), round(reads.progress, 2) if reads is not None else None
 
     def number(self, view: RunView, name: str, router: int | None = None) -> Chart:
-        """A number over time, of one router or of the run: kept, or as far as it was read."""
+        """Of one router or of the run; as far as it was read."""
         watch, entry = self.session.watch, self.session.shown_entry
         assert watch is not None  # there is a view of it
         value = entry.numbers().get(name) if entry is not None else None
@@ -190,7 +190,7 @@ class ChartScreen(PlotScreen):
         return number_chart(name, curve, value, router, said)
 
     def _reading(self, watch: RunWatch, names: Sequence[str], *, each: bool) -> Reading:
-        """The reading of these numbers; a worker takes it on to the end of the log."""
+        """A worker takes it on to the end of the log."""
         session = self.session
         wanted = (watch.generation, each, *names)
         reading = session.readings.get(wanted)
@@ -230,7 +230,7 @@ class ChartScreen(PlotScreen):
 
 
 class LayerScreen(ChartScreen):
-    """Experts now on the left, the layer over time on the right; up and down change the layer."""
+    """Experts now on the left, the layer over time on the right."""
 
     CSS = f"""
     {ChartScreen.CSS}
@@ -345,10 +345,7 @@ class LayerScreen(ChartScreen):
 
 
 class ExpertScreen(ChartScreen):
-    """One expert: its load now, its history, and where else it has alerts.
-
-    A worker thread reads the history from the log; the previous one stays until then.
-    """
+    """A worker thread reads the history from the log; the previous one stays until then."""
 
     CSS = f"""
     {ChartScreen.CSS}
@@ -417,7 +414,7 @@ class ExpertScreen(ChartScreen):
         return watch, watch.generation if watch is not None else 0, self.session.selected
 
     def _ask_for_samples(self, view: RunView, columns: int) -> None:
-        """Read the samples for the current view, unless they were read or are being read."""
+        """Unless they were read or are being read."""
         watch, problem = self.session.watch, self.session.time.why_no_past()
         self._problem = f"history cannot be read: {problem}" if problem else self._problem
         if watch is None or problem:

@@ -36,8 +36,6 @@ _Key = tuple[object, ...]
 
 
 class CompareScreen(RunScreen):
-    """What changed in every layer from A, the reference, to B, the shown step."""
-
     CSS = """
     #compare-heads, #moved { height: 1; }
     """
@@ -115,7 +113,6 @@ class CompareScreen(RunScreen):
         self.show("moved", [with_notes(left, notes, columns)])
 
     def _remark(self, view: RunView, reference: Reference) -> Span:
-        """How A was chosen, or why it cannot be read."""
         session = self.session
         if session.reference is None:
             remark = self._why_own
@@ -131,7 +128,7 @@ class CompareScreen(RunScreen):
         return dim(remark)
 
     async def _choose(self, view: RunView) -> None:
-        """Choose A automatically if the user has not; again once the whole log is read."""
+        """Choose A if the user has not; again once the whole log is read."""
         session, watch = self.session, self.session.watch
         if watch is None or watch.latest is None or session.reference or session.pinned:
             return
@@ -167,10 +164,7 @@ class CompareScreen(RunScreen):
 
 
 class MismatchScreen(RunScreen):
-    """Where the probe of the pinned run (A) and that of the open one (B) chose other experts.
-
-    A worker thread compares; the result is kept for the session.
-    """
+    """A is the pinned run, B the open one. The result is kept for the session."""
 
     CSS = """
     #mismatch-title { height: 1; }

@@ -32,8 +32,6 @@ _WORST = {"balance": Quantity.BALANCE, "max-load": Quantity.LOAD}
 
 
 class CourseScreen(ChartScreen):
-    """Numbers of the run on one time axis: did the loss react, and what else moved?"""
-
     CSS = f"""
     {ChartScreen.CSS}
     #body {{ layout: horizontal; height: 1fr; }}
@@ -161,7 +159,7 @@ class CourseScreen(ChartScreen):
         await self._choose(() if name == OVERVIEW else (name,))
 
     async def action_second(self) -> None:
-        """Draw the number under the cursor beside the first, by default the loss; or no longer."""
+        """Beside the first, by default the loss; or no longer."""
         first = self.session.numbers[0] if self.session.numbers else "loss"
         name = self._listed[self._at]
         if name in (first, OVERVIEW):

@@ -53,8 +53,6 @@ _FRAME_LINES = 4  # the border, and the title with a blank line below it
 
 
 class HelpScreen(ModalScreen[None]):
-    """Lists the bindings and words of the screen it was opened from; scrolls."""
-
     CSS = """
     HelpScreen { align: center middle; background: $background 70%; }
     #help { border: round $faint; background: $background; }
@@ -71,7 +69,7 @@ class HelpScreen(ModalScreen[None]):
     def __init__(
         self, bindings: Sequence[Binding], glyphs: Glyphs, shades: Shades, screen: str = ""
     ) -> None:
-        """``screen``: the name of the screen behind, by which its words are found."""
+        """``screen``: the name of the one behind."""
         super().__init__()
         self._bindings_shown = bindings
         self._words = glossary(SCREENS[screen].words) if screen else ()
@@ -125,7 +123,7 @@ class HelpScreen(ModalScreen[None]):
 
 
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
-    """Every binding with all its keys, in sections, in two columns where there is room.
+    """In sections, in two columns where there is room.
 
     Keys that open other screens come last: they are the same everywhere.
     """

@@ -254,7 +254,6 @@ class MainScreen(RunScreen):
 
 
 def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:
-    """While there is no step: what it waits for, or why the log cannot be read."""
     text: list[Line] = [[Span("MoE Microscope", "brand")], [], *_message(session, columns), []]
     more = len(session.fleet.runs) > 1
     runs: Line = [Span("r", "accent"), dim(" all runs   ")] if more else []
@@ -299,7 +298,7 @@ def _message(session: Session, columns: int) -> list[Line]:
 
 
 def _unknown_keys(text: str, columns: int) -> list[Line]:
-    """What a run of another tool holds instead of readings of routers, and how to show it."""
+    """What a run of another tool holds instead, and how to show it."""
     width = max(20, min(columns - 8, 100))
     about, show, command = text.partition(" Show it with: ")
     lines: list[Line] = [[Span(line)] for line in wrap(about, width)]

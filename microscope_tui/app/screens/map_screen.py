@@ -83,7 +83,10 @@ class MapScreen(PlotScreen):
         layout = fit_map(view, columns, lines, shown, halves=heat.halves)
         self._label = layout.label
         self._look_up(view, layout)
-        self._follow_time()
+        pin = session.time.pin
+        step = pin.step if pin is not None else None
+        if step != self._pinned:  # other keys chose it
+            self._pinned = self.step = step
         span = view.window.last - view.window.first + 1
         steps = max(1, round(span / max(1, len(self._found.axis))))
         self.show("map-title", [map_title(self.quantity, shown, steps, columns)])
@@ -91,10 +94,13 @@ class MapScreen(PlotScreen):
         self.show("map-cells", self._cells(view, layout, heat), session.look.palette)
         scale = time_scale(view, session.axis)
         self.show("ticks", [[Span(" " * layout.label), *scale.tick_line(layout.columns)]], height=1)
-        self.show("map-cursor", [self._cursor_line(view, columns)])
+        cursor = pad([], columns)
+        if session.selected < len(self._found.rows) and self._found.axis:
+            layer = view.layers[session.selected]
+            cursor = map_cursor(self._found, self.quantity, view, layer, self._at, columns)
+        self.show("map-cursor", [cursor])
 
     def _look_up(self, view: RunView, layout: MapLayout) -> None:
-        """The values, again when the run, the window, the size or the measure has changed."""
         watch = self.session.watch
         assert watch is not None  # there is a view of it
         of = watch, watch.generation, watch.version, view.window, layout.columns, self.quantity
@@ -102,13 +108,6 @@ class MapScreen(PlotScreen):
             self._of = of
             self._found = run_map(watch, self.quantity, layout.columns, view.window)
             self._levels = levels_of(self._found, self.quantity, view.layers)
-
-    def _follow_time(self) -> None:
-        """Move the cursor to a step that was chosen by other keys."""
-        pin = self.session.time.pin
-        step = pin.step if pin is not None else None
-        if step != self._pinned:
-            self._pinned = self.step = step
 
     @property
     def _at(self) -> int:
@@ -132,13 +131,6 @@ class MapScreen(PlotScreen):
             found.append([*label, *cells])
             found += [[Span(" " * layout.label), *cells]] * (layout.height - 1)
         return found
-
-    def _cursor_line(self, view: RunView, columns: int) -> Line:
-        selected = self.session.selected
-        if selected >= len(self._found.rows) or not self._found.axis:
-            return pad([], columns)
-        layer = view.layers[selected]
-        return map_cursor(self._found, self.quantity, view, layer, self._at, columns)
 
     async def action_column(self, by: int) -> None:
         if self._found.axis:

@@ -39,8 +39,6 @@ _SLICE_FRAME = 6  # header, summary, identity, two heads, keys
 
 
 class ProbeScreen(BaseScreen):
-    """What both share: the file, the layer, the expert, the prompts."""
-
     MAIN_PART = ""
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
@@ -62,7 +60,7 @@ class ProbeScreen(BaseScreen):
         self.show_alone(tokens.without_probe(columns, anatomy.problem, empty=empty))
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
-        """Draw the parts between header and last line."""
+        """Between header and last line."""
 
     def probe_json(self, routing: Routing) -> str:
         raise NotImplementedError
@@ -120,7 +118,7 @@ class ProbeScreen(BaseScreen):
             await self.redraw()
 
     def find(self, back: bool) -> str | None:
-        """Go to the next token where the text begins; the problem, if any. Reads from the disk."""
+        """Go to where the text begins next; the problem, if any. Reads from the disk."""
         anatomy, routing = self.session.anatomy, self.session.anatomy.routing
         if routing is None:
             return None
@@ -137,7 +135,7 @@ class ProbeScreen(BaseScreen):
         return None
 
     def go_to_expert(self, back: bool) -> str | None:
-        """Go to the next token of the chosen expert; the problem, if any. Reads from the disk."""
+        """Go to the next token of the expert; the problem, if any. Reads from the disk."""
         anatomy, routing = self.session.anatomy, self.session.anatomy.routing
         expert = self.session.expert
         if routing is None or expert is None:
@@ -152,8 +150,6 @@ class ProbeScreen(BaseScreen):
 
 
 class TokensScreen(ProbeScreen):
-    """The cursor moves by tokens, and from one token of an expert to the next."""
-
     CSS = """
     #token-title, #token-legend { height: 1; }
     #token-body { height: 1fr; layout: vertical; }
@@ -276,8 +272,6 @@ class TokensScreen(ProbeScreen):
 
 
 class SlicesScreen(ProbeScreen):
-    """A row is an expert, with its most telling tokens; the cursor is on one."""
-
     CSS = """
     #slice-top, #slice-heads { height: 2; }
     .airy #slice-top, .airy #slice-heads, .airy #slice-detail { margin-top: 1; }
@@ -376,7 +370,6 @@ class SlicesScreen(ProbeScreen):
         await self.redraw()
 
     async def action_open_tokens(self) -> None:
-        """Show the next token of the expert at the cursor, with only this expert highlighted."""
         if not self._order:
             return
         self.session.expert = self._order[self._at].expert

@@ -15,17 +15,15 @@ _DEBOUNCE_S = 0.1
 
 
 class RunScreen(BaseScreen):
-    """Base of the main, layer, expert, compare, course and mismatch screens."""
-
     layers_shown: Sequence[int] | None = None
-    """Indices of the layers that the filter shows, as they were last drawn; ``None`` for all."""
+    """Those that the filter shows, as last drawn; ``None`` for all."""
     _player: Timer | None = None
     _wanted: tuple[object, ...] = ()
 
     # Layers
 
     def position(self) -> int:
-        """Position of the chosen layer among the shown ones, or that of the nearest shown layer."""
+        """Of the chosen layer among the shown ones, or of the nearest."""
         shown, selected = self.layers_shown, self.session.selected
         if shown is None:
             return selected
@@ -70,7 +68,7 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     def follow_pinned(self) -> None:
-        """Move the pinned run to the shown step, after a short delay."""
+        """To the shown step, after a short delay."""
         pinned, watch, step = self.session.pinned, self.session.watch, self.session.time.shown_step
         wanted = (pinned, watch, step)
         if pinned is not None and watch is not None and wanted != self._wanted:
@@ -86,7 +84,7 @@ class RunScreen(BaseScreen):
     # Alerts
 
     async def action_next_alert(self) -> None:
-        """Go to the next layer with an alert: unseen alerts first, then the worst."""
+        """Unseen alerts first, then the worst."""
         view, seen = self.session.glance(), self.session.seen
         if view is None:
             return
@@ -101,7 +99,7 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     async def action_acknowledge(self) -> None:
-        """Mark the alerts of the chosen layer, or the topmost one, as seen."""
+        """The alerts of the chosen layer, or the topmost one."""
         view = self.session.glance()
         if view is None or not view.alerts:
             self.show_message("no active alert", "dim")
@@ -116,7 +114,7 @@ class RunScreen(BaseScreen):
         return [(f, e) for f, _ in alerts for e in f.episodes if e.router_index == here]
 
     async def action_onset(self) -> None:
-        """Go to the step where the alert of the chosen layer, or the topmost one, began."""
+        """The onset in the chosen layer, or of the topmost alert."""
         view = self.session.glance()
         if view is None or not view.alerts:
             self.show_message("no active alert at this step", "dim")
@@ -138,7 +136,7 @@ class RunScreen(BaseScreen):
         await self.from_disk(self.session.time.step_by, by)
 
     async def action_play(self) -> None:
-        """Play back the run from the shown step, or, at its end, from the first step in view."""
+        """From the shown step, or, at the end, from the first step in view."""
         time = self.session.time
         problem = time.why_no_past()
         if problem:

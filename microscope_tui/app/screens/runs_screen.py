@@ -33,8 +33,6 @@ _UP, _DOWN = keys.pair(
 
 
 class RunsScreen(ListScreen):
-    """All runs below the path, newest first, or the selected or filtered ones."""
-
     BINDINGS: ClassVar = [
         keys.BACK,
         _UP,
@@ -62,7 +60,6 @@ class RunsScreen(ListScreen):
         return (time.monotonic(),)
 
     async def redraw(self) -> None:
-        """Draw the visible part of the list; unchanged lines cost nothing."""
         columns, rows = self.room
         layout = self._layout
         if layout is None or layout.width != columns or self._listed != self.pattern:
@@ -78,7 +75,7 @@ class RunsScreen(ListScreen):
         self.draw_last_line()
 
     def _rebuilt(self, columns: int) -> Table:
-        """List the runs anew: those that the filter and solo let through."""
+        """Those that the filter and solo let through."""
         _ = self.session.pinned  # released first, if the reference is gone
         fleet, pattern = self.session.fleet, self.pattern
         cards = fleet.cards()
@@ -117,7 +114,7 @@ class RunsScreen(ListScreen):
         return self._cards[self.at] if self.at < len(self._cards) else None
 
     async def action_ask(self, kind: Kind) -> None:
-        """Open the prompt, also where no run is open."""
+        """Also where no run is open."""
         self.prompt.kind, self.prompt.typed = kind, self.pattern
         self.draw_last_line()
 
@@ -171,7 +168,6 @@ class RunsScreen(ListScreen):
 
 
 def _counted(cards: Sequence[RunCard]) -> Line:
-    """How many are live, have alerts, have recovered from one, or are still to be judged."""
     live = sum(card.life.state.live for card in cards)
     worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
     sick = [severity for severity in worst if severity >= Severity.WARN]
