@@ -78,6 +78,7 @@ class Reason(StrEnum):
     IN_TURN = "over history"
     OUT_OF_RANGE = "range"
     UNCHANGED = "unchanged"
+    RESTS = "rests"
 
 
 Fact = float | str | tuple[int, ...]
