@@ -15,6 +15,7 @@ from microscope_tui.diagnosis import Criteria
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import (
+    NoRuns,
     PipedLog,
     RunFile,
     RunReader,
@@ -40,24 +41,23 @@ _LONGEST_NAME = 100
 
 
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
-    """The runs that ``search`` finds; exits if its path or the runs are missing."""
+    """The runs that ``search`` finds; ``NoRuns``: its path or the runs are missing."""
     path, _ = split_run(search.root)
     if not path.exists() and not (may_be_empty and path == DEFAULT_PATH):
-        fail(f"{path}: no such file or folder; start a run, or name another path", NO_VERDICT)
+        raise NoRuns(f"{path}: no such file or folder; start a run, or name another path")
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
-        fail(f"{path}: permission denied; ask the folder's owner for read access", NO_VERDICT)
+        raise NoRuns(f"{path}: permission denied; ask the folder's owner for read access")
     runs = search.runs()
     if search.unreadable and not runs:
-        fail(f"no run can be read: {'; '.join(search.unreadable[:3])}", NO_VERDICT)
+        raise NoRuns(f"no run can be read: {'; '.join(search.unreadable[:3])}")
     for reason in search.unreadable:
         say(f"skipped {reason}")
     if len(runs) > 1 and not may_be_empty:
         runs = _with_readings_first(runs)
     if not runs and not may_be_empty:
-        fail(
+        raise NoRuns(
             f"{path}: contains no run yet: no run log, and no file of another tool by a name that "
-            "its writer uses; name the file (`moe-microscope sources` lists the formats)",
-            NO_VERDICT,
+            "its writer uses; name the file (`moe-microscope sources` lists the formats)"
         )
     return runs
 

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -49,10 +50,12 @@ from microscope_tui.report import (
     Alerts,
     CheckRequest,
     News,
+    counts_text,
     format_check,
     judge,
     news_json,
     news_text,
+    no_run,
     verdict_json,
     verdict_text,
     worst_code,
@@ -89,13 +92,25 @@ def check(
     if options.format_only:
         return _check_format(path, options)
     user = read_config(options.config)
-    source = reading.request(user)
+    source = reading.request(user, path)
     baseline = _baseline(options.baseline, source) if options.baseline is not None else None
-    request = replace(_check_request(options, user, baseline), cost=placed.request())
+    request = _check_request(options, user, baseline)
+    request = replace(request, cost=placed.request(), source_notes=partial(reading.note, path))
     search = Search(path, source)
-    if options.follow:
-        return _follow(search, request, options, baseline)
-    if path == PIPE:
+    try:
+        judged = _follow if options.follow else _judge_now
+        return judged(search, request, options, baseline)
+    except NoRuns as error:
+        if options.as_json:
+            nothing = verdict_json([no_run(path, str(error))])
+            print_json(nothing, indent=None if options.follow else 2)
+        raise
+
+
+def _judge_now(
+    search: Search, request: CheckRequest, options: CheckOptions, baseline: Baseline | None
+) -> int:
+    if search.root == PIPE:
         watches = [read_pipe(request.criteria)]
     else:
         runs = runs_at(search)
@@ -110,6 +125,8 @@ def check(
         print_json(verdict_json(judgements))
     else:
         print_data("\n".join(verdict_text(judgement) for judgement in judgements))
+        if options.every:
+            print_data(counts_text(judgements))
     return worst_code(judgements)
 
 
@@ -373,7 +390,7 @@ def _to_follow(search: Search, request: CheckRequest, stop: Event) -> RunWatch:
             announced = True
         time.sleep(POLL_S)
         if stop.is_set():
-            fail(f"{path}: interrupted before a run appeared", NO_VERDICT)
+            raise NoRuns(f"{path}: interrupted before a run appeared")
     return RunWatch(run, request.criteria, patient=True)
 
 

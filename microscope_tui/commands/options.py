@@ -4,6 +4,8 @@ cyclopts makes options and help of the fields and docstrings.
 """
 
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -152,13 +154,15 @@ class SourceOptions:
         Format, if not recognised (see ``moe-microscope sources``).
     map_
         QUANTITY=REGEX: which keys hold a quantity, for example
-        ``'share=load_(?P<layer>\\d+)_(?P<expert>\\d+)'``; may be repeated.
+        ``'share=load_(?P<layer>\\d+)_(?P<expert>\\d+)'``; repeatable.
     num_experts
         Experts per layer, if the file does not contain it.
     top_k
         Experts per token, if not in the file; balance needs it.
     pipeline_parallel
         Pipeline stages of a Megatron run: each numbers its own layers from 0.
+    remembered
+        Use the keys confirmed on the screen for this path.
     """
 
     source: str = ""
@@ -166,8 +170,9 @@ class SourceOptions:
     num_experts: int | None = None
     top_k: int | None = None
     pipeline_parallel: int = 1
+    remembered: Switch = False
 
-    def request(self, user: UserConfig) -> SourceRequest:
+    def request(self, user: UserConfig, path: Path) -> SourceRequest:
         """The options with the mapping of the config file; exits if they cannot be used."""
         if self.source and self.source not in FORMATS:
             known = ", ".join(FORMATS)
@@ -179,11 +184,25 @@ class SourceOptions:
         except BadMapping as error:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
-        return SourceRequest(self.source, rules, (), experts, top_k, pipeline_parallel=stages)
+        kept = rules_of(_confirmed(path)) if self.remembered else ()
+        return SourceRequest(self.source, rules, kept, experts, top_k, pipeline_parallel=stages)
+
+    def note(self, path: Path) -> Sequence[str]:
+        """Which keys were confirmed on the screen, if others than those of ``--map``."""
+        maps = _confirmed(path)
+        said = "keys were confirmed on the screen for this path; --remembered uses them:"
+        options = " ".join(f"--map {shlex.quote(one)}" for one in maps)
+        return () if set(maps) <= set(self.map_) else (f"{said} {options}",)
 
     def search(self, path: Path) -> Search:
         """What to search at ``path``, with your own config file."""
-        return Search(path, self.request(read_config()))
+        return Search(path, self.request(read_config(), path))
+
+
+def _confirmed(path: Path) -> Sequence[str]:
+    from microscope_tui.app import load_view  # which a run log does not need
+
+    return load_view(path).maps
 
 
 @Parameter(name="*")

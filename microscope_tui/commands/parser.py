@@ -92,7 +92,7 @@ def watch(
     limit = bytes_option("--memory", memory, "128MB", DEFAULT_MEMORY)
     kept = bytes_option("--spool", spool, "500MB, or 0 for none", MOST_BYTES, least=0)
     user = read_config(config).with_options(color=color, theme=theme, glyphs=glyphs, bell=bell)
-    source, cost = reading.request(user), placed.request()
+    source, cost = reading.request(user, path), placed.request()
     from microscope_tui.commands.watch import watch_with
 
     return watch_with(path, user, memory=limit, spool=kept, source=source, cost=cost)

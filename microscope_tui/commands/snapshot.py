@@ -100,7 +100,9 @@ def snapshot(
     """
     picture.refuse_invalid()
     user = read_config().with_options(theme=picture.theme)
-    search = Search(path, reading.request(user))
+    search = Search(path, reading.request(user, path))
+    for note in reading.note(path):
+        say(note)
     wanted = PictureRequest(
         screen=screen,
         step=step,

@@ -81,6 +81,7 @@ class Reason(StrEnum):
     IN_TURN = "over history"
     OUT_OF_RANGE = "range"
     UNCHANGED = "unchanged"
+    RESTS = "rests"
 
 
 Fact = float | str | tuple[int, ...]

@@ -105,8 +105,10 @@ class Probe:
             loss: Next-token cross-entropy of this rank in nats; the log holds the mean over ranks.
             losses: Other loss terms, unweighted, by name.
             step: Its number, if it is not the next one.
-            scalars: Other numbers for the line, for example ``learning_rate`` or ``grad_norm``.
+            scalars: Other numbers for the line, for example ``learning_rate`` (or ``lr``).
         """
+        if "lr" in scalars:
+            scalars.setdefault("learning_rate", scalars.pop("lr"))
         self._step = self._step + 1 if step is None else int(step)
         due, self.hooks.on = self.hooks.on, False
         if due:

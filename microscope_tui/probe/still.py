@@ -51,9 +51,8 @@ class Part(NamedTuple):
 
     @property
     def group(self) -> Group:
-        """Tensors of one kind in one layer are sampled together, and all others."""
-        first = self.keys[0]
-        return (first.place, first.path) if first.part else (0, "")
+        """Tensors of one kind in one layer are sampled together."""
+        return self.keys[0].place, self.keys[0].path
 
 
 def is_due(step: int) -> bool:
@@ -65,7 +64,7 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
     """Routers and their experts, and the smallest of the other weights."""
     layers = {_layer(plain_path(site.path)): place for place, site in enumerate(sites)}
     parts: list[Part] = []
-    others: defaultdict[int, list[tuple[int, Part]]] = defaultdict(list)
+    others: defaultdict[Owner, list[tuple[int, Part]]] = defaultdict(list)
     after = 0
     for weight in weights_of(model, sites):
         place = layers.get(inside(weight.path, layers), -1)
@@ -75,9 +74,10 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
         if keys := _keys(weight, sites):
             parts.append(Part(weight.module, weight.name, keys))
         else:
-            at = place if place >= 0 else after
-            part = Part(weight.module, weight.name, [Owner(at)])
-            others[at].append((weight.tensor.numel(), part))
+            at = Owner(after)
+            if place >= 0:
+                at = Owner(place, path="beside" if weight.tensor.dim() > 1 else "")  # not a norm
+            others[at].append((weight.tensor.numel(), Part(weight.module, weight.name, [at])))
     for some in others.values():
         some.sort(key=lambda pair: pair[0])
         parts += [part for _, part in some[:_OTHERS]]
@@ -161,8 +161,9 @@ class Looks:
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
         self._moves: Any = None
-        self.size = self._width = 0
-        """Numbers that a look adds to the sum of the step: of this step, and of a look."""
+        self.size = self._width = self._end = 0
+        """Numbers that a look adds to the sum of the step: of this step, and of a look; the last
+        place of a trained weight without a router."""
         self._logged = self._rated = self._empty = 0
         """Logged steps, those since the samples with a rate that is not zero, and empty looks."""
 
@@ -195,6 +196,7 @@ class Looks:
         self._parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
         keys = dict.fromkeys(key for part in self._parts for key in part.keys)
         self._numbers = {key: number for number, key in enumerate(keys)}
+        self._end = max((key.place for key in keys if not key.part), default=0)
         zero = any(hasattr(part.weight, "ds_id") for part in self._parts)
         marks = self._ranks.all_gather(0 if zero else zlib.crc32(repr([*keys]).encode()))
         if keys and not zero and len(set(marks)) == 1:
@@ -273,17 +275,22 @@ class Looks:
         if not updated or not any(n > 0 for n in moving.values()):
             return {}
         own = by_place(moving)
-        last = max((k.place for k, n in moving.items() if n > 0 and k.part != "router"), default=0)
+        last = _last(moving)
         found: list[Judged] = []
         for row in rows:
             tokens = numbers[row.place * E : (row.place + 1) * E]
-            has_labels = not math.isnan(tokens[0])
+            is_passed = row.place < last
+            # Labels may have no weight in the loss: then it reaches nothing behind the experts.
+            has_loss = is_passed or row.place >= self._end
+            has_labels = has_loss and not math.isnan(tokens[0])
             if not has_labels:
                 tokens = _chosen(row.place, rows, counts)
-            is_passed = row.place < last
             found.append(judge_row(own[row.place], tokens, has_labels, is_passed, same))
         lists = zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
-        return {name: one for name, one in lists if any(v is not None for v in one)}
+        summaries = {name: one for name, one in lists if any(v is not None for v in one)}
+        if same and any(changed.values()):
+            summaries["layer_changed"] = self._around(rows, changed)
+        return summaries
 
     def _warn_if_cleared(self, moving: Mapping[Owner, float]) -> None:
         """Warn if none of the first looks has seen a gradient."""
@@ -302,7 +309,14 @@ class Looks:
             return None
         rated, self._rated = self._rated, 0
         large = {group for group, sample in self._samples.items() if len(sample) >= SAMPLE}
-        return {g for g in large if not changed[g]} if rated >= EVERY // 2 else None
+        has_rate = rated >= EVERY // 2 or any(changed.values())
+        return {g for g in large if not changed[g]} if has_rate else None
+
+    def _around(self, rows: Sequence[Row], changed: Mapping[Group, float]) -> Values:
+        """1 for every router that has changed, or a matrix beside it."""
+        around = [key for key in self._numbers if key.path and key.part != "experts"]
+        moved = {key.place for key in around if changed[key.place, key.path] > 0}
+        return [int(row.place in moved) for row in rows]
 
 
 def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool]]:
@@ -312,6 +326,11 @@ def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool
         if key.part and not math.isnan(n):
             found[key.place][key] = n > 0
     return found
+
+
+def _last(moving: Mapping[Owner, float]) -> int:
+    """The last place of a weight with a gradient, other than of a router."""
+    return max((k.place for k, n in moving.items() if n > 0 and k.part != "router"), default=0)
 
 
 def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) -> list[int]:

@@ -6,7 +6,8 @@ schema of ``docs/check-json.md``; keys are only added.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -19,6 +20,7 @@ from microscope_tui.diagnosis import (
     Episode,
     Facts,
     Finding,
+    NoVerdict,
     Severity,
     group,
     is_one_step,
@@ -27,7 +29,7 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.lines import listed, model_cost
 from microscope_tui.placement import OF_HEADER, Cost, CostRequest, cost_of
-from microscope_tui.runlog import RunFile, RunRecord, plural, safe_text
+from microscope_tui.runlog import RunFile, RunRecord, glance, plural, safe_text
 from microscope_tui.watch import RunState, RunWatch, evidence, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
@@ -61,6 +63,8 @@ class CheckRequest(msgspec.Struct, frozen=True):
     remarks: tuple[str, ...] = ()
     """Remarks to print with the verdict: a baseline, limits of a config file."""
     cost: CostRequest = OF_HEADER
+    source_notes: Callable[[], Sequence[str]] = tuple
+    """The same on a run of another tool."""
 
     def counts(self, episode: Episode) -> bool:
         """Whether the exit code depends on the episode."""
@@ -106,7 +110,10 @@ def judge(
         findings = findings_with_advice(
             diagnosis, [e for e in diagnosis.episodes if request.counts(e)]
         )
-    code = NO_VERDICT if no_verdict.why else exit_code([f for f, _ in findings], request.fail_on)
+    code = exit_code([f for f, _ in findings], request.fail_on)
+    if code != CRITICAL and not no_verdict.why:
+        no_verdict = NoVerdict(_read_to(watch))
+    code = NO_VERDICT if no_verdict.why else code
     return Judgement(
         run=file.name,
         path=safe_text(file.path, 1000),
@@ -120,6 +127,21 @@ def judge(
         notes=[*_notes_on_the_log(watch), *_notes_on_the_request(request, watch)],
         cost=cost_of(watch, None, request.cost),
     )
+
+
+def no_run(path: Path, problem: str) -> Judgement:
+    """On a path without a run that can be read."""
+    where = safe_text(path, 1000)
+    return Judgement(path.name, where, RunState.ERROR, 0, None, NO_VERDICT, (), problem, None, ())
+
+
+def _read_to(watch: RunWatch) -> str | None:
+    """How far a log was read, if not to its end."""
+    if watch.complete or watch.latest is None:
+        return None
+    last = glance(watch.path).last
+    rest = f" of {last.step:,}" if last is not None else ""
+    return f"read to step {watch.latest.record.step:,}{rest}"
 
 
 def findings_with_advice(
@@ -148,6 +170,13 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
     return max(judgements, key=rank).exit_code if judgements else NO_VERDICT
 
 
+def counts_text(judgements: Sequence[Judgement]) -> str:
+    """How many runs have which verdict."""
+    codes = [one.exit_code for one in judgements]
+    counts = [f"{codes.count(code):,} {word}" for code, word in _WORDS.items() if code in codes]
+    return f"{plural(len(codes), 'run')}: {', '.join(counts)}"
+
+
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
     if watch.judged_again:
         yield f"{watch.judged_again} while it judged the run, which was judged again"
@@ -160,7 +189,7 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         yield f"step {step:,} written {times} times: only the first counts; log one line per step"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
-    if not state.live and state not in (RunState.FINISHED, RunState.WAITING):
+    if not state.live and state not in (RunState.FINISHED, RunState.WAITING, RunState.NO_DATA):
         yield f"the run is {state}: the verdict covers its routers up to step {last:,} only"
     if watch.scan.end is not None and (watch.scan.end.step or 0) > last:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
@@ -208,6 +237,8 @@ def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[st
         judged = f"judged as {diagnosis.run.profile}, the header has {header}"
         yield f"{judged}; --profile chooses another"
     yield from request.remarks
+    if watch.file.foreign:
+        yield from request.source_notes()
     if not request.since_step:
         return
     last = watch.latest.record.step if watch.latest else 0

@@ -175,6 +175,8 @@ class RouterSummary(msgspec.Struct, gc=False):
     """Trained tensors that should have a gradient in this step; the next two are of these."""
     still_tensors: Annotated[Values | None, COUNT] = None
     unchanged_tensors: Annotated[Values | None, COUNT] = None
+    layer_changed: Annotated[Values | None, COUNT] = None
+    """Whether the router or its attention did change."""
 
 
 class StepRecord(msgspec.Struct, gc=False):

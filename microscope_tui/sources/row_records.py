@@ -157,7 +157,7 @@ class RowRecords(RecordReader):
                 yield from self._rest()
             else:
                 self.exhausted = False  # more rows may follow for the last step
-        if ended and not self._ended and self._run.is_started:
+        if ended and not self._ended and (self._run.is_started or self.missing):
             self._ended = True
             yield {"kind": "event", "event": "end", "reason": ended}
 

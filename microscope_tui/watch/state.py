@@ -14,6 +14,8 @@ CRASHED_S = 600.0
 
 class RunState(StrEnum):
     WAITING = "waiting"
+    NO_DATA = "no router data"
+    """Of another tool, over, and no key is known as a router's."""
     LIVE = "live"
     SLOW = "slow"
     STALE = "stale"
@@ -34,7 +36,7 @@ class RunState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        return self in _ENDED
+        return self in _ENDED or self is RunState.NO_DATA
 
 
 _ENDED = frozenset(
@@ -75,6 +77,8 @@ def state_of(
     """
     if deleted:
         return RunState.DELETED
+    if not (has_steps or logs_its_end) and (end is not None or (age_s or 0.0) > CRASHED_S):
+        return RunState.NO_DATA
     if end is not None:
         own = {"finished": RunState.FINISHED, "failed": RunState.FAILED}
         return own.get(end.reason, RunState.STOPPED)

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.commands.conftest import QUICKLY, Following
+from tests.forked import ForkServer
+
 END = {"kind": "event", "event": "end", "step": 450}
 
 
@@ -124,6 +127,35 @@ def test_an_interrupted_follow_and_a_removed_log_end_with_the_verdict_so_far(
     code, out, _ = following.end()
     assert code == 2
     assert note in out
+
+
+SLOWLY = """
+import sys
+from microscope_tui.watch import RunWatch
+advance = RunWatch.advance
+def slowly(watch):
+    time.sleep(0.02)
+    if watch.progress > 0.5:
+        print("half of it", file=sys.stderr, flush=True)
+    return advance(watch, 1 << 13)
+RunWatch.advance = slowly
+main()"""
+
+
+@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_it_catches_up_there_is_no_verdict(
+    viewer_server: ForkServer, scenario: Any, what: signal.Signals
+) -> None:
+    log = scenario("healthy", routers=3, steps=700)
+    words = "check", str(log), "--follow", "--json"
+    following = Following(viewer_server.start("-c", QUICKLY.replace("main()", SLOWLY), *words))
+    following.wait_for("half of it")
+    following.program.send_signal(what)
+    code, out, _ = following.end()
+    (run,) = json.loads(out)["runs"]
+    assert (code, run["exit_code"], run["judged"]) == (3, 3, False)
+    assert run["problem"] == f"read to step {run['last_step']} of 700"
+    assert 300 < run["last_step"] < 700
 
 
 def test_interrupted_before_the_first_run_there_is_no_verdict(follow: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from microscope_tui.app import SavedView, save_view
 from tests.conftest import Call
 from tests.sources import wandb_bytes as wb
 
@@ -86,6 +87,41 @@ def test_the_command_that_is_printed_for_unknown_keys_shows_the_run(
     assert "1 of 4 experts (2)" in out, out
     code, out, _ = call("check", *command[1:], "--map", r"entropy=entorpy (?P<layer>\d+)")
     assert "matches no key; the nearest are load N/N" in out
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_run_without_known_keys_waits_only_while_it_is_live(
+    call: Call, tmp_path: Path, is_over: bool
+) -> None:
+    path = tmp_path / "run-a.wandb"
+    rows = [wb.history({"mix/1": 10 + step}, step) for step in range(9)]
+    path.write_bytes(wb.log([*rows, wb.exit_record(0)] if is_over else rows))
+    state = "no router data" if is_over else "waiting"
+    assert f"NO VERDICT at step 0 ({state})" in call("check", path)[1]
+    os.utime(path, (1e9, 1e9))
+    assert "NO VERDICT at step 0 (no router data)" in call("check", path)[1]
+    if is_over:
+        assert call("check", path, "--follow")[0] == 3
+
+
+def test_keys_that_were_confirmed_on_the_screen_are_named_and_used_if_asked_for(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    table = tmp_path / "run.csv"
+    table.write_text("step,load_0_0,load_0_1\n" + "".join(f"{n},3,5\n" for n in range(1, 301)))
+    rule = r"tokens_per_expert=load_(?P<layer>\d+)_(?P<expert>\d+)"
+    before = call("check", table, "--top-k", "1")
+    save_view(table, SavedView(maps=(rule,)))
+    note = f"confirmed on the screen for this path; --remembered uses them: --map '{rule}'"
+    code, out, _ = call("check", table, "--top-k", "1")
+    assert (code, out.replace(f"  note: keys were {note}\n", "")) == (before[0], before[1])
+    assert note in out
+    assert note in call("snapshot", table)[2]
+    given, remembered = call("check", table, "--map", rule), call("check", table, "--remembered")
+    assert given[1] + f"  note: keys were {note}\n" == remembered[1]
+    assert "at step 300" in given[1]
+    assert call("snapshot", table, "--remembered")[0] == 0
 
 
 @pytest.mark.parametrize("confirmed", [False, True])

@@ -13,7 +13,9 @@ AT = (1, 2, 3, 101, 201, 301)
 """The steps in which the probe looks."""
 
 
-def looked(last: int, still: Any, same: Any = 0, of_all: Any = 12, at: Any = AT) -> list[Record]:
+def looked(
+    last: int, still: Any, same: Any = 0, of_all: Any = 12, at: Any = AT, layer: Any = None
+) -> list[Record]:
     """Steps of which those in ``at`` were looked at; ``still(step)`` is of the layer L2."""
 
     def router(n: int) -> dict[str, Any]:
@@ -21,7 +23,9 @@ def looked(last: int, still: Any, same: Any = 0, of_all: Any = 12, at: Any = AT)
             return dict.fromkeys(("looked_tensors", "still_tensors"), [None] * 3) if n % 2 else {}
         here = still(n) if callable(still) else still
         found = {"looked_tensors": [12, of_all, 12], "still_tensors": [0, here, 0]}
-        return found | {"unchanged_tensors": [0, same, None]}
+        unchanged, changed = (one(n) if callable(one) else one for one in (same, layer))
+        more = {} if layer is None else {"layer_changed": [1, int(changed), None]}
+        return found | {"unchanged_tensors": [0, unchanged, None]} | more
 
     return steps(1, last, router=router)
 
@@ -109,6 +113,43 @@ def test_unchanged_weights_are_found_at_once(dtype: str, severity: Any, why: str
     assert fix in advice.next
     assert found([*records[:200], *looked(201, 0)[200:]]) == [(WARN, 1, 101, 201)]
     assert found(looked(101, 12, same=12), config={"dtype": dtype}) == [(CRITICAL, 1, 3, None)]
+
+
+@pytest.mark.parametrize(
+    ("last", "same", "layer", "of_all", "expected"),
+    [
+        (210, 11, 1, 12, [(CRITICAL, 1, 101, None)]),
+        (150, 11, 1, 12, [(WARN, 1, 101, None)]),  # one comparison
+        (320, lambda n: 11 * (n != 201), 1, 12, [(WARN, 1, 101, None)]),  # they changed between
+        (320, 11, lambda n: n != 201, 12, [(WARN, 1, 101, None)]),  # the layer rested between
+        (320, 10, 1, 12, [(WARN, 1, 101, None)]),
+        (320, 1, 1, 1, [(WARN, 1, 101, None)]),  # the router alone
+        (320, 12, 0, 12, [(INFO, 1, 101, None)]),
+    ],
+)
+def test_experts_that_stay_twice_while_their_layer_changes_are_critical_and_a_resting_layer_is_not(
+    last: int, same: Any, layer: Any, of_all: int, expected: Any
+) -> None:
+    records = looked(last, 0, same, of_all, at=AT[3:], layer=layer)
+    assert found(records) == expected
+
+
+def test_rounding_is_not_the_cause_in_bf16_where_the_layer_changed() -> None:
+    records = [header(config={"dtype": "bf16"}), *looked(210, 0, 11, at=AT[3:], layer=1)]
+    ((finding, advice),) = report(judge(records))
+    assert finding.severity is WARN
+    assert "the optimizer holds these weights" in advice.next
+
+
+def test_a_resting_layer_is_no_part_of_the_finding_of_another_one() -> None:
+    records = looked(210, 0, 12, at=AT[3:], layer=0)
+    for record in records:
+        if "unchanged_tensors" in record["router"]:
+            record["router"]["unchanged_tensors"][0] = 11
+    critical, resting = report(judge([header(), *records]))
+    assert critical[1].verdict == "Weights do not train in L1 since step 1"
+    assert resting[0].layers == ("L2",)
+    assert "if the layer rests on purpose (LISA, gradual unfreezing)" in resting[1].next
 
 
 def test_the_layers_are_named_and_come_before_what_follows_from_them() -> None:

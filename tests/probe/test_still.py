@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from microscope_tui.diagnosis import Severity
 from microscope_tui.probe import MicroscopeCallback, attach, still
+from tests.conftest import open_log
 from tests.probe.layers import EXPERTS, ROUTERS, Model, records
 from tests.probe.real_text import TEXT, small_mixtral, tokenizer
 
@@ -207,6 +209,10 @@ HEALTHY = {
         Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.logits.sum(), labels=False),
         None,
     ),
+    "only aux, labels": (
+        Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.loss),
+        None,
+    ),
 }
 
 
@@ -277,9 +283,9 @@ def test_the_gradients_of_trainers_are_read_before_they_are_cleared(
     assert found[2:] == [[(2, still)] * 2] * 3
 
 
-@pytest.mark.parametrize(("rate", "unchanged"), [(1e-3, 0), (1e-12, STACKS), (None, None)])
-def test_weights_that_stay_the_same_for_a_hundred_steps_are_counted_if_the_rate_is_known(
-    rate: float | None, unchanged: int | None, tmp_path: Path
+@pytest.mark.parametrize(("rate", "unchanged"), [(1e-3, 0), (1e-12, STACKS), (None, 0)])
+def test_weights_that_stay_the_same_for_a_hundred_steps_are_counted_if_a_rate_is_known(
+    rate: float | None, unchanged: int, tmp_path: Path
 ) -> None:
     model = small_mixtral().bfloat16().train()
     model.model.layers[1].mlp.experts.requires_grad_(False)
@@ -293,6 +299,43 @@ def test_weights_that_stay_the_same_for_a_hundred_steps_are_counted_if_the_rate_
             optimizer.zero_grad()
     line = records(tmp_path)[-1]["router"]
     assert (line.get("unchanged_tensors") or [None])[0] == unchanged
+
+
+@pytest.mark.parametrize(
+    ("left_out", "expected"),
+    [
+        ("layers.0.mlp.experts", [(Severity.CRITICAL, "L0", 10)]),
+        ("layers.0.", [(Severity.INFO, "L0", 10)]),  # a layer that rests
+        ("nothing", []),
+    ],
+)
+def test_experts_that_the_optimizer_lacks_are_found_without_a_learning_rate(
+    left_out: str, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(still, "EVERY", 10)
+    model = small_mixtral().train()
+    held = [weight for name, weight in model.named_parameters() if left_out not in name]
+    optimizer = torch.optim.AdamW(held, lr=1e-3)
+    with attach(model, tmp_path) as probe:
+        for _ in range(20):
+            ids = torch.randint(3, 49, (8, 64))
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            probe.step(loss=loss)
+            model.zero_grad()
+    episodes = open_log(tmp_path / "metrics.jsonl").diagnosis.episodes
+    found = [(e.severity, e.router.name, e.alarm) for e in episodes if e.rule == "STILL"]
+    assert found == expected
+
+
+def test_lr_is_logged_as_the_learning_rate(tmp_path: Path) -> None:
+    model = small_mixtral().train()
+    with attach(model, tmp_path) as probe:
+        model(input_ids=torch.arange(512).view(8, 64))
+        probe.step(lr=1e-3)
+    (line,) = records(tmp_path)
+    assert (line["learning_rate"], "lr" in line) == (1e-3, False)
 
 
 @pytest.mark.parametrize("holder", ["main_grad", "ds_id"])

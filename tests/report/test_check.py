@@ -101,6 +101,20 @@ def test_a_folder_means_its_newest_run_and_all_means_the_worst(
     assert (code, err) == (2, "")
     assert "healthy-0" in out
     assert "collapse-0" in out
+    assert out.endswith("\n2 runs: 1 healthy, 1 CRITICAL\n")
+
+
+@pytest.mark.parametrize("how", [[], ["--all"], ["--follow"]])
+def test_what_cannot_be_read_is_an_object_with_the_problem(
+    call: Call, tmp_path: Path, how: list[str]
+) -> None:
+    path = tmp_path / "no" / "such"
+    code, out, err = call("check", path, "--json", *how)
+    (run,) = json.loads(out)["runs"]
+    assert (code, run["exit_code"], run["judged"], run["path"]) == (3, 3, False, str(path))
+    assert err == f"moe-microscope: {run['problem']}\n"
+    assert "no such file or folder" in err
+    assert (len(out.splitlines()) == 1) == (how == ["--follow"])
 
 
 def test_a_terminal_without_utf_8_gets_ascii(scenario: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 from microscope_tui.diagnosis import Criteria
 from microscope_tui.report import CheckRequest, Judgement, judge, verdict_json, verdict_text
 from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch
 from tests.conftest import header, step
 
 COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]
@@ -53,6 +54,19 @@ def test_an_active_finding_counts_whenever_it_began_unless_only_new_ones_do(
     assert (later.exit_code, later.findings) == (0, [])
     assert f"only findings that began at step {onset + 1:,} or later" in later.notes
     assert f"an older finding is still active: COLLAPSE in L2 since step {onset:,}" in later.notes
+
+
+def test_a_log_that_was_not_read_to_its_end_has_no_verdict_but_a_critical_one(
+    one_collapse: Any,
+) -> None:
+    codes = []
+    for sick in (range(0), range(150, 401)):
+        path = one_collapse(sick)
+        watch = RunWatch(RunFile("run", path, 0.0))
+        while not watch.latest or watch.latest.record.step < 300:
+            watch.advance(1 << 14)
+        codes.append(judge(watch.file, watch=watch).exit_code)
+    assert codes == [3, 2]
 
 
 def test_an_older_finding_that_is_over_is_not_named(one_collapse: Any) -> None:

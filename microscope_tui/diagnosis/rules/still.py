@@ -3,7 +3,7 @@
 from microscope_tui.diagnosis.context import RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, number
-from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.signals import NAN, StepView
 from microscope_tui.runlog import RunRecord
 
 _APART = 100
@@ -32,8 +32,8 @@ class Still(Rule[StillLimits, Nothing]):
     )
     formula = (
         "router.still_tensors above 0 in three looked-at steps in a row (critical: all of "
-        "looked_tensors but at most one), or unchanged_tensors above 0 once (information where "
-        "the dtype is bf16)"
+        "looked_tensors but at most one), or unchanged_tensors above 0 once (critical: as many, "
+        "twice, where layer_changed is 1; information where it is 0, or the dtype is bf16)"
     )
     trains_only = True
     in_warm_up = True
@@ -48,12 +48,16 @@ class Still(Rule[StillLimits, Nothing]):
         looked, still = view.signal("looked_tensors"), view.signal("still_tensors")
         if looked is None or still is None:
             return None
-        same = view.signal("unchanged_tensors")
-        unchanged = same.values if same is not None else [0.0] * len(still.values)
-        rows = enumerate(zip(looked.values, still.values, unchanged, strict=True))
-        return {index: self._judge(view.step, *row) for index, row in rows}
+        columns = [looked.values, still.values]
+        for name in ("unchanged_tensors", "layer_changed"):
+            found = view.signal(name)
+            columns.append(found.values if found is not None else [NAN] * len(still.values))
+        rows = enumerate(zip(*columns, strict=True))
+        return {index: self._judge(index, view.step, *row) for index, row in rows}
 
-    def _judge(self, step: int, looked: float, still: float, same: float) -> Reading | None:
+    def _judge(
+        self, index: int, step: int, looked: float, still: float, same: float, layer: float
+    ) -> Reading | None:
         if not 0 <= still <= looked or not looked:
             return None
         facts: dict[str, Fact] = {"looked": looked, "looks": self.limits.looks}
@@ -63,13 +67,21 @@ class Still(Rule[StillLimits, Nothing]):
             return Reading(severity, value=still, facts=facts)
         if not 0 < same <= looked:
             return Reading(None, clear=True)
+        rounds = self.context.run.dtype in _ROUNDS
+        severity = Severity.INFO if layer == 0 or (rounds and layer != 1) else Severity.WARN
+        if layer == 1 and not rounds and same >= max(2, looked - 1) and self._warned(index):
+            severity = Severity.CRITICAL
         return Reading(
-            Severity.INFO if self.context.run.dtype in _ROUNDS else Severity.WARN,
+            severity,
             value=same,
             certain=True,
-            facts=facts | {"cause": Reason.UNCHANGED},
+            facts=facts | {"cause": Reason.RESTS if layer == 0 else Reason.UNCHANGED},
             since=max(1, step - _APART),
         )
+
+    def _warned(self, index: int) -> bool:
+        track = self.tracks.get(index)
+        return track is not None and any(n > Severity.INFO for _, n in track.recent[-1:])
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -84,12 +96,15 @@ class Still(Rule[StillLimits, Nothing]):
                 "it may ignore adapters), and that nothing detaches the output of the layer",
             )
         why = f"{tensors} are what they were {_APART} logged steps before"
-        if run.dtype in _ROUNDS:
+        held = "check that the optimizer holds these weights, and at which rate"
+        if worst.reason == Reason.RESTS:
+            return (
+                f"{why}, and so are the router and attention of the layer",
+                f"nothing if the layer rests on purpose (LISA, gradual unfreezing); else {held}",
+            )
+        if worst.severity is Severity.INFO:
             return (
                 f"{why}: updates are lost in rounding",
                 "keep the weights, or the optimizer's copy of them, in fp32",
             )
-        return (
-            f"{why}, although the learning rate is not zero",
-            "check that the optimizer holds these weights, and at which rate",
-        )
+        return f"{why}, although the learning rate is not zero", held
