@@ -115,7 +115,8 @@ def diverged(shape: Shape, rng: random.Random) -> Run:
     if rng.random() < 0.5:
         gone["router"] = dict.fromkeys(("entropy", "max_logit"), [math.nan] * shape.routers)
     found = Expected(rule="DIVERGED", onset=onset, severity="crit")
-    run = run_of(shape, rng, course, found, says=rf"diverged at (step )?{onset:,}.*nan")
+    says, allowed = rf"diverged at {onset:,}.*nan", {"GRADSPIKE": "crit"}
+    run = run_of(shape, rng, course, found, says=says, allowed=allowed)
     return _changed(run, lambda step: gone if step >= onset else {})
 
 

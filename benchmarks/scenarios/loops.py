@@ -102,7 +102,8 @@ def wrong_sign(
     wrong = tuple(sorted(rng.sample(range(shape.routers), number)))
     loop = Loop(shape, rng, rng.uniform(0.5, 0.8), wrong=sorted({*wrong} ^ {*flip}))
     named = "" if everywhere else "".join(rf"(?=.*\bl{router + 1}\b)" for router in wrong)
-    return loop.run(LINT, cause="sign", says=named, never="raise")
+    found = replace(LINT, routers=wrong)
+    return loop.run(found, cause="sign", says=named, never="raise")
 
 
 def still(
@@ -116,8 +117,9 @@ def still(
     rows = [[rng.gauss(0, 1) for _ in row] for row in loop.scores]
     logs = [scaled_to(row, shape, target) for row in rows]
     loop.data = lambda r, e, step: math.exp(logs[r][e] * min(1.0, max(0, step - onset) / 100))
-    says = "did not change.*" + ("bf16" if at else "call")
-    return loop.run(replace(LINT, onset=max(1, onset)), says=says, never="raise")
+    found = replace(LINT, routers=tuple(range(shape.routers)), onset=max(1, onset))
+    says = "bias does not move.*call" + (".*bf16" if at else "")
+    return loop.run(found, says=says, never="raise")
 
 
 def sources(
@@ -140,7 +142,7 @@ def sources(
 
 def overshoots(shape: Shape, rng: random.Random) -> Run:
     """The bias swings by itself: its rate is too high, and it may be averaged over some steps."""
-    loop = Loop(shape, rng, rate=rng.uniform(0.04, 0.08), late=rng.randint(1, 4))
+    loop = Loop(shape, rng, rate=rng.uniform(0.05, 0.08), late=rng.randint(1, 4))
     loop.logged = rng.random() < 0.5
     found = replace(LINT, rule="OSCILLATION", routers=tuple(range(shape.routers)))
     return loop.run(found, cause="too high")

@@ -225,6 +225,12 @@ def pooled_aux_fits(shape: Shape) -> bool:
     return shape.routers >= 4 and sick * shape.top_k >= 0.8 * shape.num_experts >= 1.6 * shape.top_k
 
 
+def pooled_aux_cancels(shape: Shape) -> bool:
+    """They cover every expert equally often: the sum is even."""
+    sick = round(_POOLED_SICK * shape.routers)
+    return pooled_aux_fits(shape) and sick * shape.top_k % shape.num_experts == 0
+
+
 def pooled_aux_loss(shape: Shape, rng: random.Random) -> Run:
     """Routers collapse on different experts each, and the loss of their sum sees nothing."""
     sick = some_routers(shape, _POOLED_SICK, rng)

@@ -28,7 +28,7 @@ def _raised(text: str) -> dict[str, Any]:
 
 FOLLOWED: dict[str, Callable[[str], dict[str, Any]]] = {
     "sign-of-some": _flipped,
-    "bias-never-moves": lambda text: {"called": "call it" in text},
+    "bias-never-moves": lambda text: {"called": "call the bias update" in text},
     "tiny-rate": _raised,
 }
 """Kind → what its twin changes after the first line of the report."""

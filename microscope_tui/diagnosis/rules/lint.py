@@ -484,6 +484,7 @@ class Lint(Rule[LintLimits, Memory]):
             why, remedy = _LOST_AGAIN
         elif number(worst, "moved"):
             why += ", or it is held in bf16, where {rate:g} is lost"
+            remedy += ", and hold the bias in fp32, not in bf16"
         known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before", "steps")}
         known["first"] = known["at"] - number(worst, "ago")
         known["in"] = place(worst, run)

@@ -80,6 +80,9 @@ class Logits(Rule[LogitLimits, Memory]):
     announced_by = "GRADSPIKE"
     rolls_back_in = ("pretrain", "finetune")
 
+    def set_up(self) -> None:
+        self.large = [2.0 * math.log(r.num_experts or 1) ** 2 for r in self.routers]
+
     def restart(self, step: int) -> None:
         self.memory.past.forget_from(step)
         self.memory.first.forget_from(step)
@@ -96,6 +99,7 @@ class Logits(Rule[LogitLimits, Memory]):
             if len(self.memory.first.rows) < _FIRST:
                 self.memory.first.add(view.step, [*z_loss.values, NAN if norm is None else norm])
             self._compare(view, z_loss, found)
+            self._add_grown(z_loss, found)
             self.memory.past.add(view.step, z_loss.values)
             if self.memory.past.seen % _REFRESH == 0:
                 self._refresh(z_loss)
@@ -130,10 +134,10 @@ class Logits(Rule[LogitLimits, Memory]):
             severity = graded(ratio, limits.warn, limits.critical)
             facts: dict[str, Fact] = {"z": value, "usual": usual}
             if early := index not in memory.settled:  # as long as it lasts
-                sign = self._early_sign(view, index, value, ratio)
-                if sign is None:
+                sign = self._early_sign(view, index, ratio)
+                if not sign:
                     continue
-                severity = Severity.CRITICAL if sign else Severity.WARN
+                severity = Severity.CRITICAL
                 facts["sign"] = sign
             found[index] = Reading(
                 severity=severity if value >= limits.least else None,
@@ -149,16 +153,28 @@ class Logits(Rule[LogitLimits, Memory]):
         usual, evens = self.memory.first.usual, [math.log(r.num_experts or 1) for r in self.routers]
         return [max(usual(i, _FIRST), self.limits.least, even**2) for i, even in enumerate(evens)]
 
-    def _early_sign(self, view: StepView, index: int, value: float, ratio: float) -> str | None:
-        """Beside what it is a divergence; empty where its growth alone is a warning."""
+    def _add_grown(self, z_loss: Signal, found: Found) -> None:
+        """Growth since the first lines that is a warning by itself, however slow it was."""
+        if z_loss.high <= min(self.large, default=math.inf):
+            return
+        for index, (value, large) in enumerate(zip(z_loss.values, self.large, strict=True)):
+            first = max(self.limits.least, self.memory.first.usual(index, _FIRST))
+            known = found.get(index)
+            if value > max(self.limits.grown * first, large) and not (known and known.severity):
+                found[index] = Reading(
+                    severity=Severity.WARN,
+                    value=value / first,
+                    limit=self.limits.grown,
+                    settled=True,
+                    facts={"z": value, "usual": first, "sign": ""},
+                )
+
+    def _early_sign(self, view: StepView, index: int, ratio: float) -> str:
+        """Beside what it is a divergence in the warm-up; empty if nothing is."""
         limits, young = self.limits, view.step <= self.context.warm_up
         known = self.tracks if young else index in self.tracks  # one layer is rarely alone
         over = limits.warn if known else limits.critical if young else math.inf
-        if ratio > over and (sign := self._sign(view, index)):
-            return sign
-        even = math.log(self.routers[index].num_experts or 1) ** 2
-        first = max(limits.least, self.memory.first.usual(index, _FIRST))
-        return "" if value > max(limits.grown * first, 2 * even) else None
+        return self._sign(view, index) if ratio > over else ""
 
     def _sign(self, view: StepView, index: int) -> str:
         """What makes logits that grew in the warm-up a divergence: healthy ones grow too."""

@@ -43,8 +43,8 @@ _TEXTS = {
     ),
     Reason.MULTIPLE: (
         "counts sum to {total:,.0f}, {times} tokens × k ({expected:,.0f})",
-        "count all k choices of the first forward pass only (activation checkpointing runs it "
-        "again), and make tokens cover the same ranks and micro-batches as the counts",
+        "count all top_k choices, of the first forward pass only (activation checkpointing "
+        "recomputes it), and make tokens cover the same ranks (world size) and micro-batches",
     ),
     Reason.SUM: (
         "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}",
