@@ -124,7 +124,10 @@ class Diagnosis(_State):
             self.too_few = too_few(view, self.ledger.context)
         self._unmeasured = frozenset()
         view.sick = [
-            e.router_index for name in ("COLLAPSE", "DEAD") for e in self.ledger.running_of(name)
+            e.router_index
+            for name in ("COLLAPSE", "DEAD")
+            for e in self.ledger.running_of(name)
+            if e.now is None or not e.now.inside
         ]
         for rule, read, plain in self._in_turn:
             if not plain:

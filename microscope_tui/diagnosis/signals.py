@@ -296,6 +296,8 @@ class Suspect(msgspec.Struct):
     summed: SummedCounts | None = None
     calm: int = 0
     """Lines since the last bad one."""
+    since: int | None = None
+    """First step of the evidence."""
 
     def add(self, counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
         """Sum one more step; the first counts decide about the window: see ``window_steps``."""

@@ -24,7 +24,6 @@ from microscope_tui.lines.heat import (
     is_mean,
     order_of,
 )
-from microscope_tui.lines.pattern import matches
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     WORD_OF_SEVERITY,
@@ -418,6 +417,8 @@ def matching(view: RunView, pattern: str) -> Sequence[int]:
     """Indices of the layers whose name or alert matches."""
     if not pattern:
         return range(len(view.layers))
+    from microscope_tui.lines.pattern import matches
+
     troubles: dict[int, list[str]] = {}  # names and severities, as the alerts screen has them
     for finding, _ in view.findings:
         for episode in finding.episodes:

@@ -113,9 +113,9 @@ step 950 {SAVED}."""),
 token entropy is 99.0% of its maximum and its share of the gradient norm is 1e-09: it learns
 nothing. Check that the router is not frozen and that the balancing is not too strong."""),
     ("METER", 1.0, 0.0, {"cause": "multiple", "total": 8192.0, "expected": 4096.0}, """
-counts sum to 8,192, 2 times tokens × k (4,096). Count all k choices of the first forward pass only
-(activation checkpointing runs it again), and make tokens cover the same ranks and micro-batches as
-the counts."""),
+counts sum to 8,192, 2 times tokens × k (4,096). Count all top_k choices, of the first forward pass
+only (activation checkpointing recomputes it), and make tokens cover the same ranks (world size) and
+micro-batches."""),
     ("LINT", 0.0, 0.0, {"cause": "no balancing"}, """
 the header names no load balancing: no bias update, no auxiliary loss. Switch on load balancing:
 bias updates, or an auxiliary loss per layer."""),

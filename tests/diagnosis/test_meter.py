@@ -155,7 +155,7 @@ def test_an_exact_part_of_the_sum_names_choices_and_ranks(part: int, words: str)
 
     ((_, advice),) = report(judge([header(), *steps(1, 60, sick)]))
     assert words in advice.why
-    assert ("all k choices of the first forward pass" in advice.next) == (part != 3)
+    assert ("all top_k choices, of the first forward pass" in advice.next) == (part != 3)
 
 
 def test_a_rank_without_counts_is_named_beside_a_wrong_sum() -> None:

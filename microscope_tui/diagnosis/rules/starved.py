@@ -108,7 +108,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             share = shares[index]
             # An expert near a tenth of its share starves in every other step.
             high = share > limits.share / 2
-            if share != share:
+            if share != share or index in view.sick:
                 found[index] = None
             elif suspect := watched(memory.suspects, index, high, limits.window, Suspect):
                 found[index] = self._look_closer(view, index, share, suspect)
@@ -122,6 +122,10 @@ class Starved(Rule[StarvedLimits, Memory]):
         memory.in_turn = {i: one for i, one in memory.in_turn.items() if i in self.tracks}
         for index in self.tracks.keys() & {*view.sick, *memory.in_turn}:
             self.tracks[index].leave = self.window
+        for index in view.sick:  # what it starves in these steps is the other's
+            memory.suspects.pop(index, None)
+            if index in self.tracks:
+                self.tracks[index].forget_from(0)
 
     def _in_turn(self, shares: list[float]) -> Found:
         """Those that starve in this step, too; the others may be over."""
@@ -199,6 +203,10 @@ class Starved(Rule[StarvedLimits, Memory]):
         context = self.context
         compared = context.relative and not (context.one_step and context.baseline is None)
         over = self._beyond_doubt(index, share, suspect.summed) > limit
+        if not over:
+            suspect.since = None
+        elif suspect.since is None:
+            suspect.since = max(1, view.step - (len(suspect.summed or (1,)) - 1) * self.spacing)
         return Reading(
             severity=Severity.WARN if over else None,
             clear=share <= limit / 1.3,
@@ -206,6 +214,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             limit=limit,
             facts={"reference": limit - limits.over_reference} if compared else {},
             confidence=confidence,
+            since=suspect.since,
         )
 
     def _beyond_doubt(self, index: int, share: float, summed: SummedCounts | None) -> float:
