@@ -68,6 +68,7 @@ def test_the_remedy_is_the_right_one_and_a_healthy_run_gets_none(name: str) -> N
     run = judge(Case(name, "8/2", 0), shape=shape)
     found = outcomes(run.truth, run.episodes, shape.steps, shape.routers)
     assert [outcome.missing for outcome in found] == [""] * len(found)
+    assert all(outcome.dated for outcome in found)
     assert false_alarms(run.truth, run.episodes) == []
     assert run.named_first is not False, report(run.diagnosis)[:1]
 
