@@ -228,7 +228,11 @@ def pooled_aux_fits(shape: Shape) -> bool:
 def pooled_aux_cancels(shape: Shape) -> bool:
     """They cover every expert equally often: the sum is even."""
     sick = round(_POOLED_SICK * shape.routers)
-    return pooled_aux_fits(shape) and sick * shape.top_k % shape.num_experts == 0
+    return (
+        shape.num_experts >= 8
+        and pooled_aux_fits(shape)
+        and sick * shape.top_k % shape.num_experts == 0
+    )
 
 
 def pooled_aux_loss(shape: Shape, rng: random.Random) -> Run:

@@ -362,6 +362,7 @@ class Diagnosis(_State):
         for other in self.episodes:
             lasted = (other.recovered_at or self.last_step) >= episode.onset
             explains = other.severity > Severity.INFO and other.reason in EXPLAINING
+            explains = explains and other.router_index in (WHOLE_RUN, episode.router_index)
             if (explains and lasted) or (other.rule == episode.rule and other.onset in resumed):
                 return False
         return True

@@ -32,7 +32,9 @@ class ErodingLimits(RuleLimits, frozen=True):
     without the busiest expert, which may be a hot one, and ``noise`` times its own scatter."""
     noise: float = 4.0
     level: float = 0.7
-    """… and be below this: experts that specialise from an equal start settle at 0.75 and above."""
+    """… and be below this: experts that specialise from an equal start settle at 0.75 and above …"""
+    few_level: float = 0.6
+    """… or, with fewer than eight of them, at 0.67."""
     steady: float = 0.5
     """Largest share of the fall in any sixth of the window: a sudden step is not erosion."""
     persistence: int = 3
@@ -111,8 +113,9 @@ class Eroding(Rule[ErodingLimits, Memory]):
                 found[index] = None
             # Nothing has fallen by enough, in the short or the long window: the usual case.
             elif max(then[index], first[index]) * (1.0 - self.limits.fall) >= value:
-                level = self.limits.level * self._ceiling(view, index)
                 router = self.routers[index]
+                level = self.limits.level if router.num_experts >= 8 else self.limits.few_level
+                level *= self._ceiling(view, index)
                 effective, load = (s.values[index] if s else None for s in signals)
                 rest = measures.without_busiest(effective, load, router.num_experts, router.top_k)
                 found[index] = self._judge([row[index] for row in blocks], level, rest)

@@ -219,7 +219,9 @@ class Starved(Rule[StarvedLimits, Memory]):
 
     def _beyond_doubt(self, index: int, share: float, summed: SummedCounts | None) -> float:
         """The share without experts that are only close to a tenth, where they could mislead."""
-        if not self.context.relative:
+        # Of few experts a single one is beyond the limit.
+        alone = round(share * self.sizes[index]) == 1 > self.sizes[index] * self.limits.share
+        if not (self.context.relative or alone):
             return share
         if summed is not None and len(summed) >= min(summed.window, self.least):
             return measures.starved_experts(summed.totals, self.limits.enter) / len(summed.totals)
