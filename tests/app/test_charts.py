@@ -194,9 +194,7 @@ def test_a_chart_draws_a_step_in_the_column_that_the_ribbon_has_for_it(
 
 
 @pytest.mark.parametrize("name", ["layer", "expert", "course"])
-async def test_the_cursor_of_the_ribbon_is_below_that_of_the_charts(
-    collapsed: Path, name: str
-) -> None:
+async def test_the_cursor_of_the_ribbon_is_below_that_of_charts(collapsed: Path, name: str) -> None:
     async with open_app(collapsed) as app:
         await app.go(name)
         for size, step in zip(SIZES, (1, 137, 272, 449, 137), strict=True):

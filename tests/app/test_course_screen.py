@@ -27,9 +27,7 @@ async def choose(app: AppPilot, name: str) -> None:
     await app.press("slash", *name, "enter", "down", "enter")
 
 
-async def test_the_loss_is_first_then_what_findings_are_about_each_with_its_value(
-    diverging: Path,
-) -> None:
+async def test_the_loss_is_first_then_what_findings_are_about_with_values(diverging: Path) -> None:
     async with open_app(diverging, "6", size=(120, 40)) as app:
         names = listed(app)
         assert names[:2] == ["overview", "loss"]
@@ -62,9 +60,7 @@ async def test_enter_draws_a_number_and_v_a_second_one_until_v_again(diverging: 
         assert len(app.charts()) == 5
 
 
-async def test_a_narrow_overview_has_the_whole_width_until_a_number_is_wanted(
-    diverging: Path,
-) -> None:
+async def test_a_narrow_overview_takes_all_width_until_a_number_is_wanted(diverging: Path) -> None:
     async with open_app(diverging, "6", size=(80, 24)) as app:
         assert app.screen.query_one("#chart-loss").size.width == 79
         await app.press("down", "enter")

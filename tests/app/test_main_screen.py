@@ -86,9 +86,7 @@ async def test_v_shows_load_bias_overflow_and_ranks(scenario: Scenario) -> None:
         assert app.session.look.measure is Measure.LOAD
 
 
-async def test_a_layer_whose_load_swings_shows_its_own_step_and_is_marked(
-    scenario: Scenario,
-) -> None:
+async def test_a_layer_whose_load_swings_shows_its_step_and_is_marked(scenario: Scenario) -> None:
     async with open_app(scenario("bias-limit-cycle", routers=4, steps=600), size=(80, 24)) as app:
         assert heads(app) == "load, mean of 8 steps, ' this step"
         rows = [line for line in app.text("label").split("\n") if " L" in line]

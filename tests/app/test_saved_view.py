@@ -78,9 +78,7 @@ def test_other_paths_to_a_folder_have_its_view(logs: Path, monkeypatch: pytest.M
         assert kept(path) == CHOSEN
 
 
-def test_nothing_is_written_unless_something_has_changed(
-    logs: Path, views: Path, saved: Path
-) -> None:
+def test_nothing_is_written_unless_something_changed(logs: Path, views: Path, saved: Path) -> None:
     before = saved.stat().st_ino
     assert save_view(logs, replace(CHOSEN)) is None
     assert saved.stat().st_ino == before  # a write would have put a new file there
@@ -129,9 +127,7 @@ def test_any_values_in_the_file_give_a_view_with_short_texts(
     assert max(map(len, (view.filter, view.layer, *view.seen))) <= 200
 
 
-def test_files_of_another_folder_or_version_and_huge_ones_are_not_used(
-    logs: Path, saved: Path
-) -> None:
+def test_other_folders_versions_and_huge_files_are_not_used(logs: Path, saved: Path) -> None:
     mine = json.loads(saved.read_text())
     for change, more in (({"logs": "/elsewhere"}, 0), ({"version": 2}, 0), ({}, 1 << 20)):
         saved.write_text(json.dumps(mine | change) + " " * more)

@@ -177,9 +177,7 @@ async def test_a_playback_runs_from_the_start_to_the_live_run_and_stops(collapse
         assert time.speed == 0
 
 
-async def test_the_window_is_zoomed_and_its_axis_counts_steps_run_time_or_the_clock(
-    collapsed: Path,
-) -> None:
+async def test_a_window_zooms_and_its_axis_counts_steps_run_time_or_clock(collapsed: Path) -> None:
     async with open_app(collapsed, "+", "+", size=(120, 40)) as app:
         assert app.session.time.window == (339, 450)
         assert "339" in app.text("ribbon")

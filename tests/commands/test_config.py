@@ -35,9 +35,7 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_other_limits_change_the_verdict_and_are_reported(
-    call: Call, overflow: Path, config: Any
-) -> None:
+def test_limits_change_the_verdict_and_are_noted(call: Call, overflow: Path, config: Any) -> None:
     assert call("check", overflow)[0] == 1
     path = config("[rules.drops]\nwarn = 0.1\n")
     code, out, _ = call("check", overflow, "--config", path)

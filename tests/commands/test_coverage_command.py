@@ -62,9 +62,7 @@ def test_sequences_of_a_probe_are_its_windows(call: Call, log: Path) -> None:
     assert "sequences of 250" in call("coverage", log)[1], "the header comes first"
 
 
-def test_a_run_or_a_range_without_counts_has_no_coverage(
-    call: Call, log: Path, write_log: Any
-) -> None:
+def test_without_counts_there_is_no_coverage(call: Call, log: Path, write_log: Any) -> None:
     code, out, err = call("coverage", log, "--steps", "10:")
     assert (code, out) == (3, "")
     assert "no counts in --steps" in err

@@ -52,9 +52,7 @@ def test_an_alert_is_printed_while_the_run_continues_and_the_end_event_ends_it(
     assert report.startswith("  CRIT cause: bias update too slow; explains COLLAPSE in L3")
 
 
-def test_every_line_of_json_is_an_object_and_the_last_one_is_the_report(
-    follow: Any, collapse: Written
-) -> None:
+def test_lines_of_json_are_objects_the_last_one_the_report(follow: Any, collapse: Written) -> None:
     collapse.write()
     code, out, _ = follow(collapse.path.parent, "--json").end()
     *alerts, report = map(json.loads, out.splitlines())

@@ -227,9 +227,7 @@ def test_a_router_that_disagrees_with_all_others_needs_a_second_full_trial() -> 
 
 
 @pytest.mark.parametrize(("named", "even"), [(False, False), (True, False), (True, True)])
-def test_a_second_trial_or_a_resume_with_the_right_sign_clears_a_router(
-    named: bool, even: bool
-) -> None:
+def test_a_trial_or_a_resume_with_the_right_sign_clears_a_router(named: bool, even: bool) -> None:
     sign, memory = Lint(Context(HEADER)).sign, SignMemory()
     routers = Routers(0.001, signs=(-1, 1, 1))
     while not (memory.wrong if named else memory.doubted):

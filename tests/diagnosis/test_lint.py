@@ -84,9 +84,7 @@ def test_a_setting_is_reported_at_the_first_step(
 
 
 @pytest.mark.parametrize(("tokens", "found"), [(4, []), (3, ["few tokens"])])
-def test_an_expert_that_can_expect_less_than_one_token_is_noted(
-    tokens: int, found: list[str]
-) -> None:
+def test_an_expert_that_expects_less_than_one_token_is_noted(tokens: int, found: list[str]) -> None:
     records = steps(1, 3)
     for record in records:
         record["tokens"] = tokens

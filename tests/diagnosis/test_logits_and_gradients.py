@@ -27,9 +27,7 @@ def test_large_logits_hide_no_explosion_of_the_z_loss(dtype: str, logit: float) 
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bf16", [(70.0, 1.0)]), ("fp32", [])])
-def test_logits_beyond_the_range_of_bf16_are_reported_in_bf16_only(
-    dtype: str, expected: list[Any]
-) -> None:
+def test_logits_beyond_bf16_are_reported_in_bf16_only(dtype: str, expected: list[Any]) -> None:
     found = logits(dtype, lambda n: 4.0, lambda n: 70.0 if n >= 300 else 20.0)
     assert [(episode.facts["logit"], episode.limit) for episode in found] == expected
 
@@ -95,9 +93,7 @@ def logits_of(records: list[Record]) -> list[Episode]:
 
 
 @pytest.mark.parametrize(("least", "alarm"), [(999.0, 28), (18.0, 29)], ids=["all", "some"])
-def test_an_explosion_inside_the_warm_up_explains_the_collapse_of_all_layers(
-    least: float, alarm: int
-) -> None:
+def test_an_explosion_in_the_warm_up_explains_a_collapse_of_all(least: float, alarm: int) -> None:
     records = warming_up(exploding, falls=12, certain=28)
     for record in records[1:]:
         record["router"]["z_loss"][2] = min(least, record["router"]["z_loss"][2])
@@ -147,9 +143,7 @@ def test_the_growth_of_logits_alone_is_no_divergence(records: list[Record]) -> N
 
 
 @pytest.mark.parametrize(("most", "warns"), [(31.0, True), (30.0, False)])
-def test_a_z_loss_that_grew_thirty_fold_in_one_layer_is_a_warning_of_its_own(
-    most: float, warns: bool
-) -> None:
+def test_a_z_loss_30_fold_in_one_layer_is_a_warning_of_its_own(most: float, warns: bool) -> None:
     grows = lambda n: {"z_loss": [1.5, 1.5 * min(most, max(1.0, 1.2 ** (n - 9))), 1.5]}  # noqa: E731
     found = report(judge([header(), *steps(1, 200, router=grows)]))
     assert [(f.layers, f.severity) for f, _ in found] == [(("L2",), Severity.WARN)] * warns

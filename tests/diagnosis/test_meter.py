@@ -88,9 +88,7 @@ def test_pairs_that_chose_no_real_expert_are_counted_as_unrouted() -> None:
     [("exact", True), ("shares", True), ("none", True), ("top1", False), ("local_rank", False)],
 )
 @pytest.mark.parametrize("summaries", ["all", "effective experts alone"])
-def test_what_is_impossible_depends_on_what_the_counts_are(
-    counts: str, fault: bool, summaries: str
-) -> None:
+def test_what_is_impossible_depends_on_the_counts(counts: str, fault: bool, summaries: str) -> None:
     first_choices = [1790, 130, 40, 30, 20, 18, 10, 10]  # 1.8 of 8 effective, none above tokens
     records = [header(source={"counts": counts})]
     records += [step(n, [first_choices] * 3, 2048) for n in range(1, 160)]

@@ -44,9 +44,7 @@ def by_definition(first: list[int], second: list[int]) -> float:
 
 
 @given(LOADS)
-def test_the_rank_correlation_is_spearmans_with_mean_ranks_for_ties(
-    pairs: list[tuple[int, int]],
-) -> None:
+def test_ranks_correlate_by_spearman_with_mean_ranks_for_ties(pairs: list[tuple[int, int]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     found = rank_correlation([math.exp(a) for a in first], [float(b) for b in second])
     assert found == pytest.approx(by_definition(first, second), nan_ok=True)

@@ -191,9 +191,7 @@ def test_a_damaged_config_is_refused(
     assert message in refused(folder)
 
 
-def test_a_source_that_is_not_a_folder_is_refused(
-    folder: Path, tmp_path: Path, refused: Refused
-) -> None:
+def test_a_source_must_be_a_folder(folder: Path, tmp_path: Path, refused: Refused) -> None:
     assert "config.json is not a folder" in refused(folder / "config.json")
     assert "elsewhere is not a folder" in refused(tmp_path / "elsewhere")
 

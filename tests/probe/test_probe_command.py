@@ -402,9 +402,7 @@ def test_the_default_folder_names_model_and_time(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_layers_that_predict_further_tokens_are_left_out(
-    words: Path, tmp_path: Path, out: Path
-) -> None:
+def test_layers_of_further_tokens_are_left_out(words: Path, tmp_path: Path, out: Path) -> None:
     assert probe(own(tmp_path / "model", num_nextn_predict_layers=1), words, output=out) == 0
     assert not any("incomplete" in line for line in records(out))
     with Routing(out / "routing.bin") as routing:

@@ -64,9 +64,7 @@ def test_what_is_recorded_is_what_is_read(tmp_path: Path) -> None:
     assert (end.event, end.reason) == ("end", "finished")
 
 
-def test_counts_are_last_in_a_line_and_their_summaries_those_of_the_measures(
-    tmp_path: Path,
-) -> None:
+def test_counts_are_last_in_a_line_and_summaries_those_of_the_measures(tmp_path: Path) -> None:
     line = logged(tmp_path, learning_rate=0.1, router={"margin": [0.1, 0.2]})
     assert list(line)[-2:] == ["expert_bias", "tokens_per_expert"]
     router = line["router"]

@@ -262,9 +262,7 @@ def test_what_gets_no_gradient_is_still_at_the_first_three_looks(name: str, tmp_
 
 
 @pytest.mark.parametrize("still", [0, 2])
-def test_the_gradients_of_trainers_are_read_before_they_are_cleared(
-    still: int, tmp_path: Path
-) -> None:
+def test_gradients_of_trainers_are_read_before_they_are_cleared(still: int, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

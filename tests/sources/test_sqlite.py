@@ -88,9 +88,7 @@ def test_a_transaction_that_died_is_refused_with_what_to_do(path: Path) -> None:
     assert files(path) == before
 
 
-def test_the_database_is_not_copied_again_for_every_commit(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_not_every_commit_copies_the_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
     copy = shutil.copyfileobj
     monkeypatch.setattr(

@@ -61,9 +61,7 @@ def expected(ranks: int = RANKS) -> dict[int, dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize("endings", [[""], ["_raw"], ["", "_raw"]], ids=["counts", "ids", "both"])
-def test_counts_are_summed_over_ranks_iteration_by_iteration(
-    endings: list[str], tmp_path: Path
-) -> None:
+def test_counts_of_an_iteration_are_summed_over_ranks(endings: list[str], tmp_path: Path) -> None:
     for ending in endings:
         write(tmp_path, ending=ending)
     records = read(tmp_path)

@@ -54,9 +54,7 @@ def corpora(draw: Callable[..., Any]) -> tuple[Tokens, dict[str, int]]:
 
 
 @given(corpora())
-def test_an_epoch_takes_every_window_once_and_no_token_twice(
-    corpus: tuple[Tokens, dict[str, int]],
-) -> None:
+def test_an_epoch_takes_every_window_and_token_once(corpus: tuple[Tokens, dict[str, int]]) -> None:
     tokens, shape = corpus
     length = shape["seq_len"]
     windows = len(tokens) // length

@@ -125,9 +125,7 @@ def test_without_loss_less_balancing_the_bias_stays_zero(
         assert all(0.9 < value < 4 for value in record["losses"].values())
 
 
-def test_routers_without_a_bias_are_not_given_one(
-    train: Train, tmp_path: Path, capsys: Capsys
-) -> None:
+def test_routers_without_bias_are_given_none(train: Train, tmp_path: Path, capsys: Capsys) -> None:
     """As in DeepSeek-V2: what it would learn could not be exported."""
     softmax = ("--model.topk_method=greedy", "--model.scoring_func=softmax", "--steps=2")
     assert train("--run=r", *softmax) == 64

@@ -104,9 +104,7 @@ def test_a_run_that_fell_silent_since_its_last_reading_is_kept_as_over(
     assert [finding.rule for finding in cards(fleet)["run"].findings] == ["COLLAPSE"]
 
 
-def test_a_list_of_many_runs_reads_only_the_ends_of_their_logs(
-    tmp_path: Path, reads: list[int]
-) -> None:
+def test_a_list_of_many_runs_reads_only_the_ends_of_logs(tmp_path: Path, reads: list[int]) -> None:
     path = write(tmp_path, "long", 3600, steps=3_000)
     seen = glance(path)
     assert seen.last.step == 3_000
@@ -142,9 +140,7 @@ def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: 
     assert (card.state, card.findings) == ("finished", [])
 
 
-def test_a_huge_log_does_not_starve_the_live_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_huge_log_starves_no_live_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.watch.run_watch.HOLD_S", 0.001)  # it is never huge for long
     huge = write(tmp_path, "huge", finished=False, steps=30_000)
     live = write(tmp_path, "live", finished=False)

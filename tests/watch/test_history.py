@@ -121,9 +121,7 @@ def test_a_chart_drawn_meanwhile_changes_no_later_one(
 
 
 @given(VALUES, st.sampled_from([1, 2, 4, 8]))
-def test_a_row_is_the_mean_of_what_was_measured_in_it(
-    values: list[float | None], stride: int
-) -> None:
+def test_a_row_is_the_mean_of_what_it_measured(values: list[float | None], stride: int) -> None:
     made = history(values, 512, stride, commit_every=stride)
     rows = made.columns("x", 0, len(made))
     for row, first in zip(rows, range(0, len(values), stride), strict=True):

@@ -95,9 +95,7 @@ def test_a_slow_step_is_told_in_minutes() -> None:  # of a writer that logs no e
     assert found.remark == "usually 5 min"
 
 
-def test_in_a_narrow_window_the_remark_goes_first(
-    paced: Paced, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_a_narrow_window_remarks_go_first(paced: Paced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.watch.run_watch.age_of", lambda *_: 250.0)
     view = replace(view_of(paced(EVEN)), name="a-long-name-of-a-run")
     for columns in (40, 60, 80, 120):

@@ -54,9 +54,7 @@ def test_of_a_step_that_is_written_twice_the_first_one_is_judged(balanced: Any) 
     assert len(saved) == 1
 
 
-def test_a_pinned_moment_stays_while_the_run_goes_on(
-    write_log: Callable[..., Path], balanced: Any
-) -> None:
+def test_a_pinned_moment_stays_in_a_live_run(write_log: Callable[..., Path], balanced: Any) -> None:
     path = write_log([header(), step(1, [balanced()] * 3, 2048, loss=5.0)])
     watch = open_log(path)
     moment = pin(watch)
