@@ -130,9 +130,7 @@ def test_onsets_carry_their_rules_beside_their_lines_as_far_as_there_is_room() -
     marks = [TimeMark(at, ONSET, "crit", rule) for at, rule in rules.items()]
     time = TimeScale(Window(1, 100), None, marks)
     one = chart([0.0] * 100, top=1.0)
-    lines = [
-        plain(line) for line in figure(one, time, (60, 9), Glyphs.BRAILLE, step=1, focused=True)
-    ]
+    lines = [*map(plain, figure(one, time, (60, 9), Glyphs.BRAILLE, step=1, focused=True))]
     assert "┊GRADSPIKE" in lines[1]
     assert "┊LOGITS" in lines[2]
     assert "COLLAPSE┊" in lines[1]

@@ -9,6 +9,7 @@ import pytest
 from microscope_tui.lines import label_of
 from microscope_tui.watch import Reading
 from tests.app.pilot import AppPilot, open_app
+from tests.conftest import header, step
 
 
 @pytest.fixture
@@ -71,10 +72,10 @@ async def test_a_narrow_overview_takes_all_width_until_a_number_is_wanted(diverg
 
 
 async def test_another_number_is_read_in_the_background_and_leaving_stops_it(
-    write_log: Any, make_header: Any, make_step: Any, monkeypatch: pytest.MonkeyPatch
+    write_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = [make_step(n, [[4] * 8] * 3, 16, reward=n / 4) for n in range(1, 60)]
-    path, real, stopped = write_log([make_header(), *steps]), Reading.read_on, threading.Event()
+    steps = [step(n, [[4] * 8] * 3, 16, reward=n / 4) for n in range(1, 60)]
+    path, real, stopped = write_log([header(), *steps]), Reading.read_on, threading.Event()
 
     def slow(self: Reading, cancelled: Any) -> None:
         while not cancelled():

@@ -11,6 +11,7 @@ from microscope_tui.app import LayerScreen, MainScreen, PictureRequest, Rows, Ti
 from microscope_tui.lines import Measure, Order, Palette
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, open_app, running
+from tests.conftest import header, step
 
 Scenario = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("quick_reader")
@@ -179,12 +180,10 @@ async def test_a_paused_step_shows_the_cells_of_a_picture_of_that_step(scenario:
     assert "mean of" not in picture.text
 
 
-async def test_a_cross_means_that_no_token_came_in_the_whole_mean(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
+async def test_a_cross_means_that_no_token_came_in_the_whole_mean(write_log: Any) -> None:
     often, rarely = [0, 700, 500, 500, 500, 500, 700, 696], [3, 697, 500, 500, 500, 500, 700, 696]
     rows = [[often] * 3 if n % 8 else [often, rarely, often] for n in range(1, 41)]
-    log = write_log([make_header(), *(make_step(n, row, 2048) for n, row in enumerate(rows, 1))])
+    log = write_log([header(), *(step(n, row, 2048) for n, row in enumerate(rows, 1))])
     async with open_app(log.parent, size=(120, 40)) as app:
         assert "mean of 8 steps" in heads(app)
         crossed = ["×" in line for line in app.text("load").splitlines()]

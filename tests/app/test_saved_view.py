@@ -24,9 +24,7 @@ CHOSEN = SavedView(
     seen=("COLLAPSE L4 150", "DEAD L2 90"),
 )
 ANYTHING = st.none() | st.text() | st.floats() | st.integers() | st.lists(st.text() | st.none())
-in_one_folder = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+in_one_folder = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)

@@ -110,9 +110,7 @@ def test_an_invalid_file_is_a_usage_error_with_its_place(
     assert printed.out == ""
 
 
-def test_names_in_the_file_cannot_drive_the_terminal(
-    config: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_in_the_file_cannot_drive_the_terminal(config: Any, capsys: Any) -> None:
     for text in ('["\\u001b[2J"]\n', '[view]\n"\\u001b[2J" = 1\n', '[view]\nglyphs = "\\u001b"\n'):
         with pytest.raises(SystemExit):
             read_config(config(text))

@@ -17,8 +17,7 @@ MODEL = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
 def log(write_log: Any) -> Path:
     rows = [[[400, 90, 10, 0]], [[380, 110, 10, 0]]]
     steps = [step(n, counts, 500) for n, counts in enumerate(rows, 1)]
-    path: Path = write_log([header(model=MODEL, profile="eval", run="calib"), *steps])
-    return path
+    return write_log([header(model=MODEL, profile="eval", run="calib"), *steps])
 
 
 def test_the_exit_code_says_whether_all_experts_have_enough(call: Call, log: Path) -> None:

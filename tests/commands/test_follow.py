@@ -91,9 +91,7 @@ def test_a_log_that_is_not_there_yet_is_waited_for(
 
 def test_a_path_that_cannot_become_a_run_is_not_waited_for(follow: Any, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("just a text\n")
-    (tmp_path / "new.jsonl").write_text(
-        '{"kind":"run","format_version":7,"model":{"layers":[1]}}\n'
-    )
+    (tmp_path / "new.jsonl").write_text('{"kind":"run","format_version":7,"model":{"layers":[]}}\n')
     for path, why in (
         (tmp_path / "no" / "such", "no such file or folder"),
         (tmp_path / "text", "is not a run log"),

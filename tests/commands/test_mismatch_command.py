@@ -112,9 +112,7 @@ def test_a_refusal_says_the_first_difference(call: Call, tmp_path: Path, ids: Id
         assert why in err
 
 
-def test_the_screen_is_printed_against_another_run(
-    call: Call, tmp_path: Path, ids: Ids, flipped: Ids
-) -> None:
+def test_the_screen_compares_two_runs(call: Call, tmp_path: Path, ids: Ids, flipped: Ids) -> None:
     model = {"layers": [1, 2, 3, 4], "layer_names": ["L1", "L2", "L3", "L4"]}
     a, b = write(tmp_path / "a", ids), write(tmp_path / "b", flipped)
     for folder in (a, b):

@@ -19,8 +19,7 @@ def log_of(write_log: Any, shares: np.ndarray, name: str = "run", **more: Any) -
     for number in range(1, 65):
         counts = rng.poisson(1_000 * shares / shares.sum(), (2, 8)).tolist()
         steps.append(step(number, counts, 1_000))
-    path: Path = write_log([header(model=MODEL, run=name, **more), *steps], name)
-    return path
+    return write_log([header(model=MODEL, run=name, **more), *steps], name)
 
 
 @pytest.fixture

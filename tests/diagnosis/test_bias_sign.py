@@ -184,9 +184,7 @@ def test_after_it_was_corrected_and_resumed_it_ends() -> None:
         ({"method": "bias"}, "eval", False),
     ],
 )
-def test_a_bias_that_no_update_moves_is_not_tested(
-    balance: dict[str, Any], profile: str, moves: bool
-) -> None:
+def test_a_fixed_bias_is_not_tested(balance: dict[str, Any], profile: str, moves: bool) -> None:
     run = RunRecord("r", ROUTER, balance=balance, profile=profile)
     assert Lint(Context(run)).bias_moves == moves
 

@@ -20,9 +20,7 @@ def logits(dtype: str, z_loss: Callable[[int], float], max_logit: Callable[[int]
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("logit", [55.0, 280.0])
 def test_large_logits_hide_no_explosion_of_the_z_loss(dtype: str, logit: float) -> None:
-    (found,) = logits(
-        dtype, lambda n: 80.0 if n >= 300 else 4.0, lambda n: logit if n >= 300 else 20
-    )
+    (found,) = logits(dtype, lambda n: 80 if n >= 300 else 4, lambda n: logit if n >= 300 else 20)
     assert (found.severity, found.value, found.onset) == (Severity.CRITICAL, 20.0, 300)
 
 

@@ -132,9 +132,8 @@ def test_only_where_experts_choose_do_their_equal_counts_replace_tokens_times_k(
 ) -> None:
     records = [step(n, [row] * 3, 2048) for n in range(1, 60)]
     found = loud(judge([header(balance={"method": method}), *records]))
-    assert {(e.severity, e.facts["cause"]) for e in found} == (
-        {(Severity.ERROR, fault)} if fault else set()
-    )
+    expected = {(Severity.ERROR, fault)} if fault else set()
+    assert {(e.severity, e.facts["cause"]) for e in found} == expected
 
 
 @pytest.mark.parametrize(

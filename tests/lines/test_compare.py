@@ -70,8 +70,7 @@ def make_log(write_log: Any, balanced: Any) -> Any:
         for n in range(1, steps + 1):
             rows = [sick if layer == "L2" and n >= sick_from else balanced() for layer in names]
             records.append(step(n, rows, 2048, loss=8.0 - n / 10, learning_rate=1e-3))
-        path: Path = write_log(records, name=name)
-        return path
+        return write_log(records, name=name)
 
     return make
 

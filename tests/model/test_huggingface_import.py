@@ -147,9 +147,7 @@ def add_their_prediction(theirs: DeepseekV3ForCausalLM, folder: Path, copied: bo
 
 
 @pytest.mark.parametrize(("tied", "copied"), [(True, True), (False, True), (False, False)])
-def test_multi_token_prediction_is_kept(
-    tied: bool, copied: bool, tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_mtp_layers_are_kept(tied: bool, copied: bool, tmp_path: Path, ids_BS: Tensor) -> None:
     """With copies of the embedding and the head that belong to it, and without."""
     folder = tmp_path / "theirs"
     theirs = their_model(rope_parameters=YARN, tie_word_embeddings=tied)

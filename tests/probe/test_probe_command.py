@@ -68,9 +68,7 @@ def refused(model: object, *texts: object, why: str, code: int = 64, **how: Any)
     assert re.search(why, errors.getvalue().splitlines()[-1]), errors.getvalue()
 
 
-def test_bad_texts_are_refused_in_one_line(
-    model: Path, words: Path, tmp_path: Path, out: Path
-) -> None:
+def test_bad_texts_end_in_one_line(model: Path, words: Path, tmp_path: Path, out: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary").write_bytes(b"abc\0def")
     (tmp_path / "latin").write_bytes("é".encode("latin-1"))

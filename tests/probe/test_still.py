@@ -201,18 +201,12 @@ HEALTHY = {
     "LOMO": (Setup(in_backward=clear_as_lomo), None),
     "frozen later": (Setup(changed(frozen_later)), 1),
     "every second": (Setup(every=2), STACKS + 1),
-    "equal rewards": (
-        Setup(own_loss=lambda output, ids: 0 * output.logits.sum()),
-        None,
-    ),
+    "equal rewards": (Setup(own_loss=lambda output, ids: 0 * output.logits.sum()), None),
     "only aux": (
         Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.logits.sum(), labels=False),
         None,
     ),
-    "only aux, labels": (
-        Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.loss),
-        None,
-    ),
+    "only aux, labels": (Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.loss), None),
 }
 
 

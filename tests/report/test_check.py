@@ -103,9 +103,7 @@ def test_a_folder_means_its_newest_run_and_all_means_the_worst(
 
 
 @pytest.mark.parametrize("how", [[], ["--all"], ["--follow"]])
-def test_what_cannot_be_read_is_an_object_with_the_problem(
-    call: Call, tmp_path: Path, how: list[str]
-) -> None:
+def test_what_cannot_be_read_is_an_object(call: Call, tmp_path: Path, how: list[str]) -> None:
     path = tmp_path / "no" / "such"
     code, out, err = call("check", path, "--json", *how)
     (run,) = json.loads(out)["runs"]

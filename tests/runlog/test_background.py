@@ -203,9 +203,7 @@ def test_closing_gives_up_on_steps_and_says_how_many_but_still_says_how_the_run_
     assert lost(path) == 2
 
 
-def test_a_closed_log_takes_nothing_and_says_so_once(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_closed_log_takes_nothing_and_says_so_once(path: Path, caplog: Any) -> None:
     log = BackgroundLog(RunLogWriter(path))
     log.close()
     log.close()

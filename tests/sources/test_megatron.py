@@ -151,9 +151,7 @@ def test_the_layers_of_pipeline_stages_are_numbered_through(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("ranks", "stages"), [([0, 1, 2], 2), ([0, 2], 2)])
-def test_ranks_that_do_not_fit_the_layout_are_refused(
-    tmp_path: Path, ranks: list[int], stages: int
-) -> None:
+def test_misfit_ranks_are_refused(tmp_path: Path, ranks: list[int], stages: int) -> None:
     for rank in ranks:
         trace(tmp_path, rank, chosen(rank))
     with pytest.raises(Unreadable, match=f"do not make {stages} pipeline stages"):
@@ -188,9 +186,7 @@ def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_heade
         read(tmp_path, experts=6)
 
 
-def test_steps_are_followed_as_the_ranks_finish_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_follow_as_ranks_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(megatron, "COMPLETE_AFTER_S", 0.0)
     batches = [chosen(seed) for seed in range(2)]
     paths = [tmp_path / f"router_trace_rank{rank}.jsonl" for rank in range(2)]

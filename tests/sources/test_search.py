@@ -18,6 +18,7 @@ from microscope_tui.sources import (
     reader,
     split_run,
 )
+from tests.conftest import header, step
 from tests.sources import event_bytes, gguf_bytes, sound
 
 WANDB, IMATRIX = sound.GOLDEN / "wandb", sound.GOLDEN / "imatrix.gguf"
@@ -30,9 +31,9 @@ def kinds(root: Path, **asked: Any) -> list[str]:
 
 
 @pytest.fixture
-def mixed(tmp_path: Path, write_log: Any, make_header: Any, make_step: Any) -> Path:
+def mixed(tmp_path: Path, write_log: Any) -> Path:
     """A folder with several kinds of runs in it."""
-    write_log([make_header(), make_step(1, [[512] * 8] * 3, 2048)], "logs/mine")
+    write_log([header(), step(1, [[512] * 8] * 3, 2048)], "logs/mine")
     for name in ("wandb/run-1/run-a.wandb", "calibration/imatrix.gguf", "other/notes.gguf"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)

@@ -210,9 +210,7 @@ PASS = {"forward_pass_id": 0, "rank": 0, "global_physical_count": MAP}
         ({"records": [{}], "last_physical_to_logical_map": MAP + 8}, "more experts than slots"),
     ],
 )
-def test_foreign_content_is_refused_with_a_reason(
-    content: object, why: str, tmp_path: Path
-) -> None:
+def test_foreign_content_is_refused(content: object, why: str, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save(content, path)
     settle(path)

@@ -157,9 +157,7 @@ def test_too_many_bytes_to_copy_are_refused_with_what_to_do(
         ("CREATE VIRTUAL TABLE metrics USING fts5(id, step)",),
     ],
 )
-def test_views_and_virtual_tables_are_refused_by_name(
-    path: Path, statements: tuple[str, ...]
-) -> None:
+def test_views_and_virtual_tables_are_refused(path: Path, statements: tuple[str, ...]) -> None:
     with pytest.raises(Unreadable, match=r"moe.db: metrics is a view or a virtual table"):
         Database(made(path, *statements)).read(lambda tables: tables.columns("metrics"))
 

@@ -113,9 +113,7 @@ def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
         ("rank0.safetensors", save({"1_1": torch.tensor([-1])}), "no counts"),
     ],
 )
-def test_foreign_content_is_refused_with_a_reason(
-    name: str, content: bytes, why: str, tmp_path: Path
-) -> None:
+def test_foreign_content_is_refused(name: str, content: bytes, why: str, tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / name).write_bytes(content)
     settle(tmp_path)

@@ -164,9 +164,7 @@ def lying_item() -> bytes:
         (None, r"damaged at byte \d+ \(its checksum is"),
     ],
 )
-def test_damage_is_reported_after_everything_before_it(
-    tmp_path: Path, record: bytes | None, why: str
-) -> None:
+def test_damage_is_reported_last(tmp_path: Path, record: bytes | None, why: str) -> None:
     history = [wb.history({"loss": float(n)}, n) for n in range(3)]
     log = bytearray(wb.log([*history[:2], record] if record else history))
     if record is None:

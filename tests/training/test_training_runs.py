@@ -111,9 +111,7 @@ def test_same_seed_gives_the_same_losses_and_biases_and_another_does_not(
 
 
 @pytest.mark.parametrize("balance", ["aux", "none"])
-def test_without_loss_less_balancing_the_bias_stays_zero(
-    balance: str, train: Train, read_log: ReadLog
-) -> None:
+def test_other_balancing_has_no_bias(balance: str, train: Train, read_log: ReadLog) -> None:
     assert train("--run=r", "--steps=2", f"--balance={balance}") == 0
     head, *rest = read_log("r")
     assert head["balance"]["method"] == balance

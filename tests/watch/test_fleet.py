@@ -129,17 +129,6 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
     assert looked == [changed]
 
 
-def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: Path) -> None:
-    path = write(tmp_path, "run", finished=False)
-    fleet = fleet_of(tmp_path)
-    assert cards(fleet)["run"].findings == []
-    with path.open("ab") as file:
-        file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
-    read_all(fleet)
-    card = cards(fleet)["run"]
-    assert (card.state, card.findings) == ("finished", [])
-
-
 def test_a_huge_log_starves_no_live_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.watch.run_watch.HOLD_S", 0.001)  # it is never huge for long
     huge = write(tmp_path, "huge", finished=False, steps=30_000)

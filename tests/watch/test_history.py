@@ -10,9 +10,7 @@ from hypothesis import given, settings, strategies as st
 from microscope_tui.watch import MAX_ROWS, MIN_ROWS, Column, History, rows_within
 from microscope_tui.watch.history import COARSE, Level, Series
 
-VALUES = st.lists(
-    st.one_of(st.floats(-1e6, 1e6, width=32), st.just(math.nan), st.none()), max_size=300
-)
+VALUES = st.lists(st.floats(-1e6, 1e6, width=32) | st.just(math.nan) | st.none(), max_size=300)
 
 
 def history(

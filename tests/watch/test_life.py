@@ -20,9 +20,7 @@ def paced(write_log: Any, balanced: Any) -> Paced:
     """``paced(times, events, planned)``: a log of steps and events at these times."""
 
     def make(times: list[float], events: Sequence[float] = (), planned: int = 99) -> RunWatch:
-        steps = [
-            step(n, [balanced()] * 3, 2048, time=time) for n, time in enumerate(times, start=1)
-        ]
+        steps = [step(n, [balanced()] * 3, 2048, time=time) for n, time in enumerate(times, 1)]
         evaluations = [{"kind": "event", "event": "eval", "time": time} for time in events]
         records = sorted([*steps, *evaluations], key=lambda record: record["time"])
         return open_log(write_log([header(planned_steps=planned), *records]))

