@@ -183,7 +183,7 @@ async def card(
     """The card of the busiest expert of the first sick layer."""
     async with open_app(path, "a", "2", "enter", size=size) as app:
         if sampled:
-            await app.until(lambda: len(series(app)), "the samples")
+            await app.until(lambda: len(series(app).steps), "the samples")
             await app.redraw()
         yield app
 
