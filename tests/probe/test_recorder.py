@@ -132,11 +132,9 @@ def test_numbers_of_numpy_are_written_like_pythons(kind: str, tmp_path: Path) ->
     )
     numbers: dict[str, Any] = {"step": np.int64(1), "loss": np.float32(2.0), "tokens": np.int64(8)}
     numbers |= {"memory_bytes": np.int64(17_179_869_185), "losses": {"aux": np.float32(1.5)}}
-    rows = {"entropy": np.array([0.5, 0.25], dtype=np.float32)}
-    biases = np.array(bias, dtype=np.float32)
-    record(
-        recorder, **numbers, tokens_per_expert=ARRAYS[kind](COUNTS), expert_bias=biases, router=rows
-    )
+    numbers["router"] = {"entropy": np.array([0.5, 0.25], dtype=np.float32)}
+    numbers["expert_bias"] = np.array(bias, dtype=np.float32)
+    record(recorder, **numbers, tokens_per_expert=ARRAYS[kind](COUNTS))
     recorder.record_event(step=np.int64(1), event="eval", values={"loss": np.float64(2.5)})
     recorder.close(step=1, reason="finished")
     head, step, event, _ = written(tmp_path)

@@ -143,9 +143,8 @@ def test_targets_of_the_whole_step_are_counted_without_the_other_ranks(
         steps.append(source.draw())
     for ahead in range(1, shape["ahead"] + 2):
         batches = [batch for step in steps for batch in step.micro_batches]
-        real = sum(
-            int((batch.targets(ahead, shape["seq_len"]) != IGNORED).sum()) for batch in batches
-        )
+        targets = [batch.targets(ahead, shape["seq_len"]) for batch in batches]
+        real = sum(int((each != IGNORED).sum()) for each in targets)
         assert {step.num_targets[ahead - 1] for step in steps} == {real}
         assert all(len(step.num_targets) == shape["ahead"] + 1 for step in steps)
 

@@ -121,7 +121,7 @@ def test_every_token_is_in_one_part_or_there_is_too_little(
     documents = documents_of(*("ab"[i % 2] * length for i, length in enumerate(lengths)))
     total, least = sum(lengths), 10 * (seq_len + 1 + ahead)
     if total < least:
-        said = f"--data has only {total} tokens, .* --seq-len {seq_len}: use at least {least}"
+        said = f"--data has only {total} tokens, .* --seq-len {seq_len}: use at least {least} t"
         with pytest.raises(UsageError, match=said):
             Corpus.build(documents, CharTokenizer("ab"), seq_len, ahead)
         return

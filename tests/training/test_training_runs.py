@@ -50,9 +50,8 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     for record in steps(rest):
         assert record["tokens"] == 4 * 32 * 2
         assert [sum(row) for row in record["tokens_per_expert"]] == [record["tokens"] * 2] * 2
-        for entropy, mean in zip(
-            record["router"]["entropy"], record["router"]["mean_entropy"], strict=True
-        ):
+        both = (record["router"][name] for name in ("entropy", "mean_entropy"))
+        for entropy, mean in zip(*both, strict=True):
             assert 0 < entropy <= mean + 1e-4 <= math.log(8) + 2e-4
     events = {(r["event"], r["step"]) for r in rest if r["kind"] == "event"}
     assert events >= {("eval", 4), ("eval", 6), ("checkpoint", 2), ("checkpoint", 6)}

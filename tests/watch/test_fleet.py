@@ -119,9 +119,7 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
         write(tmp_path, f"run{at}", 3600)
     fleet = fleet_of(tmp_path)
     looked: list[Path] = []
-    monkeypatch.setattr(
-        discover_module, "glance", lambda path: (looked.append(path), glance(path))[1]
-    )
+    monkeypatch.setattr(discover_module, "glance", lambda p: (looked.append(p), glance(p))[1])
     read_all(fleet)
     assert looked == []
     changed = write(tmp_path, "run3", 1800, steps=25)

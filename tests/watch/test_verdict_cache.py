@@ -17,9 +17,8 @@ from tests.watch.test_finished_runs import judge_all, verdict_of
 from tests.watch.test_fleet import cards, read_all, write
 
 LOG = Stamp(1, 2, 3_000, 4_000_000_000, "0123abcd")
-VERDICT = Verdict(
-    (Trouble("COLLAPSE", Severity.CRITICAL, ("L3", "L4"), 222, True),), None, "", 600, 1000
-)
+TROUBLE = Trouble("COLLAPSE", Severity.CRITICAL, ("L3", "L4"), 222, True)
+VERDICT = Verdict((TROUBLE,), None, "", 600, 1000)
 in_one_folder = settings(max_examples=80, suppress_health_check=list(HealthCheck))
 
 
@@ -101,10 +100,8 @@ def test_a_strangers_entry_is_a_verdict_that_can_be_shown_or_none(
 def test_an_entry_with_a_text_that_a_terminal_could_obey_is_ignored(tmp_path: Path) -> None:
     hostile = "\x1b]52;c;aGk=\x07\x9b2J\u202e"
     cache = VerdictCache(ANYTHING, tmp_path)
-    cache.keep(
-        LOG,
-        Verdict((Trouble(hostile, Severity.WARN, (hostile,), 1, True),), hostile, hostile, 1, None),
-    )
+    trouble = Trouble(hostile, Severity.WARN, (hostile,), 1, True)
+    cache.keep(LOG, Verdict((trouble,), hostile, hostile, 1, None))
     assert cache.load(LOG) is None
 
 
@@ -152,3 +149,9 @@ def test_the_next_sitting_reads_no_log_again(tmp_path: Path) -> None:
     read_all(again)
     assert not again.judge_finished()
     assert all(verdict_of(card).startswith("C COLLAPSE L4") for card in again.cards())
+
+
+def test_without_the_wish_to_keep_nothing_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "logs", "run", 3600, steps=150)
+    judge_all(Fleet(tmp_path / "logs", kept=VerdictCache(ANYTHING, tmp_path / "v", keeps=False)))
+    assert entries(tmp_path / "v") == []
