@@ -123,16 +123,6 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 
 @pytest.fixture
-def make_header() -> Callable[..., dict[str, Any]]:
-    return header
-
-
-@pytest.fixture
-def make_step() -> Callable[..., dict[str, Any]]:
-    return step
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The log that a test writes or follows."""
     return tmp_path / "metrics.jsonl"

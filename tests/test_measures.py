@@ -82,9 +82,7 @@ def test_the_quadrant_asks_for_the_load_first_and_then_for_confidence(
 @pytest.mark.parametrize(
     ("experts", "top_k"), [(8, 2), (32, 2), (64, 2), (128, 2), (256, 2), (64, 4), (64, 8)]
 )
-def test_an_expert_that_every_token_chooses_is_left_out_of_the_balance(
-    experts: int, top_k: int
-) -> None:
+def test_an_expert_of_every_token_is_left_out_of_the_balance(experts: int, top_k: int) -> None:
     others = (top_k - 1) * 1000
     counts = [others] * experts
     counts[5] = 1000 * (experts - 1)  # all tokens; the other choices are exactly even
@@ -121,9 +119,7 @@ def routed(draw: st.DrawFn, most_choices: int = 7) -> tuple[list[int], int]:
 
 
 @given(routed())
-def test_leaving_an_expert_out_never_makes_a_router_look_more_collapsed(
-    case: tuple[list[int], int],
-) -> None:
+def test_leaving_an_expert_out_never_looks_more_collapsed(case: tuple[list[int], int]) -> None:
     counts, top_k = case
     plain = measures.collapse_index(measures.effective_experts(counts), len(counts), top_k)
     index = measures.balance(counts, top_k).collapse_index

@@ -23,9 +23,7 @@ def chosen_in(app: AppPilot) -> str:
     return line
 
 
-async def test_the_list_shows_active_alerts_first_and_details_of_the_chosen_one(
-    troubled: Path,
-) -> None:
+async def test_the_list_shows_active_alerts_first_and_details_of_the_chosen(troubled: Path) -> None:
     async with open_app(troubled, "3", size=SMALL) as app:
         assert "1 active   1 recovered" in app.text("alerts-title")
         assert "L3" in chosen_in(app)  # the active one is the first
@@ -46,9 +44,7 @@ async def test_the_list_shows_active_alerts_first_and_details_of_the_chosen_one(
         assert "evidence" in app.text("alert-detail")
 
 
-async def test_enter_goes_to_the_onset_in_the_worst_layer_on_the_main_screen(
-    troubled: Path,
-) -> None:
+async def test_enter_shows_the_onset_in_the_worst_layer_on_the_main_screen(troubled: Path) -> None:
     async with open_app(troubled, "3", "down", "enter", size=SMALL) as app:
         await app.opens(MainScreen)
         assert app.session.time.shown_step == 100

@@ -11,6 +11,7 @@ import pytest
 from microscope_tui.app import ExpertScreen, LayerScreen
 from microscope_tui.app.screens import chart_screens
 from tests.app.pilot import AppPilot, compressed, open_app
+from tests.conftest import header, step
 
 COURSE = ["loss", "balance", "max-load", "grad_norm", "learning_rate"]
 
@@ -91,23 +92,19 @@ async def test_the_charts_follow_the_shown_step_and_the_window(
 
 
 @pytest.mark.parametrize("what", ["no counts", "NaN", "one step", "no summaries"])
-async def test_a_poor_log_is_shown_as_far_as_it_can(
-    what: str, write_log: Any, make_header: Any, make_step: Any
-) -> None:
-    steps = [make_step(n, [[4] * 8] * 3, 16) for n in range(1, 2 if what == "one step" else 40)]
+async def test_a_poor_log_is_shown_as_far_as_it_can(what: str, write_log: Any) -> None:
+    steps = [step(n, [[4] * 8] * 3, 16) for n in range(1, 2 if what == "one step" else 40)]
     for one in steps:
         if what == "NaN":
             one["loss"] = "NaN"
-            one["router"] = {
-                name: ["NaN"] * 3 for name in ("entropy", "effective_experts", "max_load")
-            }
+            one["router"] = dict.fromkeys(("entropy", "effective_experts", "max_load"), ["NaN"] * 3)
             one["expert_bias"] = [["NaN"] * 8] * 3
         if what == "no counts":
             del one["tokens_per_expert"]
         if what == "no summaries":
             del one["tokens_per_expert"]
             one["router"] = {}
-    async with open_app(write_log([make_header(), *steps]), "2") as app:
+    async with open_app(write_log([header(), *steps]), "2") as app:
         await app.press("right", "tab", "z", "e", "z", "enter", "right", "escape")
         await app.press("6", "tab", "z", "z", "2")
         if what in ("no counts", "no summaries"):
@@ -119,12 +116,12 @@ async def test_a_poor_log_is_shown_as_far_as_it_can(
 
 @pytest.mark.usefixtures("quick_reader")
 async def test_a_run_that_is_replaced_while_open_is_shown_instead(
-    own_collapsed: Path, write_log: Any, make_header: Any, make_step: Any
+    own_collapsed: Path, write_log: Any
 ) -> None:
     async with open_app(own_collapsed, "a", "enter", "end", *["right"] * 9) as app:
         model = {"layers": [1], "layer_names": ["only"], "num_experts": 4}
-        steps = [make_step(n, [[8] * 4], 16) for n in range(1, 20)]
-        other = write_log([make_header(model=model, planned_steps=None), *steps], name="other")
+        steps = [step(n, [[8] * 4], 16) for n in range(1, 20)]
+        other = write_log([header(model=model, planned_steps=None), *steps], name="other")
         other.replace(own_collapsed / "metrics.jsonl")
         await app.sees("only", "layer-title")
         await app.press("right", "left", "enter")
@@ -169,10 +166,10 @@ async def test_all_charts_share_one_axis_and_one_focus(collapsed: Path) -> None:
     ],
 )
 async def test_a_log_without_router_summaries_has_only_its_loss(
-    count: int, values: dict[str, Any], shown: str, write_log: Any, make_header: Any
+    count: int, values: dict[str, Any], shown: str, write_log: Any
 ) -> None:
     steps = [{"kind": "step", "step": n} | values for n in range(1, count + 1)]
-    async with open_app(write_log([make_header(), *steps]), "6", size=(80, 24)) as app:
+    async with open_app(write_log([header(), *steps]), "6", size=(80, 24)) as app:
         assert app.charts() == ["loss"]
         assert shown in app.text("chart-loss")
         await app.press("tab", "z", "e", "z", "a", "o", "[")
@@ -186,7 +183,7 @@ async def card(
     """The card of the busiest expert of the first sick layer."""
     async with open_app(path, "a", "2", "enter", size=size) as app:
         if sampled:
-            await app.until(lambda: len(series(app)), "the samples")
+            await app.until(lambda: len(series(app).steps), "the samples")
             await app.redraw()
         yield app
 
@@ -253,9 +250,7 @@ async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Pa
         assert "hot" in app.text("facts")
 
 
-async def test_a_log_that_disappears_shows_the_reason(
-    collapsed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lost_log_shows_why(collapsed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError(2, "No such file or directory")
 

@@ -130,9 +130,7 @@ def test_onsets_carry_their_rules_beside_their_lines_as_far_as_there_is_room() -
     marks = [TimeMark(at, ONSET, "crit", rule) for at, rule in rules.items()]
     time = TimeScale(Window(1, 100), None, marks)
     one = chart([0.0] * 100, top=1.0)
-    lines = [
-        plain(line) for line in figure(one, time, (60, 9), Glyphs.BRAILLE, step=1, focused=True)
-    ]
+    lines = [*map(plain, figure(one, time, (60, 9), Glyphs.BRAILLE, step=1, focused=True))]
     assert "┊GRADSPIKE" in lines[1]
     assert "┊LOGITS" in lines[2]
     assert "COLLAPSE┊" in lines[1]
@@ -194,9 +192,7 @@ def test_a_chart_draws_a_step_in_the_column_that_the_ribbon_has_for_it(
 
 
 @pytest.mark.parametrize("name", ["layer", "expert", "course"])
-async def test_the_cursor_of_the_ribbon_is_below_that_of_the_charts(
-    collapsed: Path, name: str
-) -> None:
+async def test_the_cursor_of_the_ribbon_is_below_that_of_charts(collapsed: Path, name: str) -> None:
     async with open_app(collapsed) as app:
         await app.go(name)
         for size, step in zip(SIZES, (1, 137, 272, 449, 137), strict=True):

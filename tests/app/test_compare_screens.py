@@ -39,9 +39,7 @@ async def pinned(root: Path) -> AsyncIterator[AppPilot]:
         yield app
 
 
-async def test_without_a_reference_a_step_well_before_the_worst_alert_is_taken(
-    make_run: Make,
-) -> None:
+async def test_without_a_reference_a_step_before_the_worst_alert_is_taken(make_run: Make) -> None:
     async with open_app(make_run(steps=STEPS, sick=SICK), "5") as app:
         assert "before COLLAPSE began" in app.text("moments")
         assert moment(app, "A") == ["run", "70"]
@@ -103,9 +101,7 @@ async def test_a_layer_is_chosen_opened_and_filtered(make_run: Make) -> None:
         assert "L2" in app.text("layer-title")
 
 
-async def test_a_pinned_run_follows_to_the_same_step_until_b_or_its_end(
-    make_run: Make, tmp_path: Path
-) -> None:
+async def test_a_pinned_run_follows_until_b_or_its_end(make_run: Make, tmp_path: Path) -> None:
     make_run("new", STEPS, 5000, sick=SICK)
     old = make_run("old", STEPS, 6000)
     async with pinned(tmp_path) as app:

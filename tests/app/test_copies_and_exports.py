@@ -63,9 +63,7 @@ def test_a_verdict_is_what_why_and_what_next_in_the_words_of_the_screen(view: Ru
         ({"error": "permission denied"}, "permission denied"),
     ],
 )
-def test_a_run_without_a_finding_is_one_line(
-    view: RunView, change: dict[str, Any], text: str
-) -> None:
+def test_without_a_finding_it_is_one_line(view: RunView, change: dict[str, Any], text: str) -> None:
     found = verdict_text(replace(view, **change))
     assert found.startswith(f"collapse step 450 (finished): {text}")
     assert "\n" not in found
@@ -87,9 +85,7 @@ def test_a_healthy_row_has_no_alert_as_far_as_that_is_known(view: RunView) -> No
     assert row_text(layer, early).endswith(", no alert up to step 220")
 
 
-def test_a_row_leaves_out_what_was_not_measured_and_shows_drops_as_the_screen_does(
-    view: RunView,
-) -> None:
+def test_a_row_leaves_out_what_is_not_measured_and_shows_drops_as_screens_do(view: RunView) -> None:
     nothing: dict[str, Any] = dict.fromkeys(("balance", "entropy", "max_load", "drop_rate"))
     layer = view.layers[0]
     assert row_text(replace(layer, **nothing), replace(view, record=None)) == (

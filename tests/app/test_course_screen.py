@@ -9,6 +9,7 @@ import pytest
 from microscope_tui.lines import label_of
 from microscope_tui.watch import Reading
 from tests.app.pilot import AppPilot, open_app
+from tests.conftest import header, step
 
 
 @pytest.fixture
@@ -27,9 +28,7 @@ async def choose(app: AppPilot, name: str) -> None:
     await app.press("slash", *name, "enter", "down", "enter")
 
 
-async def test_the_loss_is_first_then_what_findings_are_about_each_with_its_value(
-    diverging: Path,
-) -> None:
+async def test_the_loss_is_first_then_what_findings_are_about_with_values(diverging: Path) -> None:
     async with open_app(diverging, "6", size=(120, 40)) as app:
         names = listed(app)
         assert names[:2] == ["overview", "loss"]
@@ -62,9 +61,7 @@ async def test_enter_draws_a_number_and_v_a_second_one_until_v_again(diverging: 
         assert len(app.charts()) == 5
 
 
-async def test_a_narrow_overview_has_the_whole_width_until_a_number_is_wanted(
-    diverging: Path,
-) -> None:
+async def test_a_narrow_overview_takes_all_width_until_a_number_is_wanted(diverging: Path) -> None:
     async with open_app(diverging, "6", size=(80, 24)) as app:
         assert app.screen.query_one("#chart-loss").size.width == 79
         await app.press("down", "enter")
@@ -75,10 +72,10 @@ async def test_a_narrow_overview_has_the_whole_width_until_a_number_is_wanted(
 
 
 async def test_another_number_is_read_in_the_background_and_leaving_stops_it(
-    write_log: Any, make_header: Any, make_step: Any, monkeypatch: pytest.MonkeyPatch
+    write_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = [make_step(n, [[4] * 8] * 3, 16, reward=n / 4) for n in range(1, 60)]
-    path, real, stopped = write_log([make_header(), *steps]), Reading.read_on, threading.Event()
+    steps = [step(n, [[4] * 8] * 3, 16, reward=n / 4) for n in range(1, 60)]
+    path, real, stopped = write_log([header(), *steps]), Reading.read_on, threading.Event()
 
     def slow(self: Reading, cancelled: Any) -> None:
         while not cancelled():

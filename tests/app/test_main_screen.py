@@ -11,6 +11,7 @@ from microscope_tui.app import LayerScreen, MainScreen, PictureRequest, Rows, Ti
 from microscope_tui.lines import Measure, Order, Palette
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, open_app, running
+from tests.conftest import header, step
 
 Scenario = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("quick_reader")
@@ -86,9 +87,7 @@ async def test_v_shows_load_bias_overflow_and_ranks(scenario: Scenario) -> None:
         assert app.session.look.measure is Measure.LOAD
 
 
-async def test_a_layer_whose_load_swings_shows_its_own_step_and_is_marked(
-    scenario: Scenario,
-) -> None:
+async def test_a_layer_whose_load_swings_shows_its_step_and_is_marked(scenario: Scenario) -> None:
     async with open_app(scenario("bias-limit-cycle", routers=4, steps=600), size=(80, 24)) as app:
         assert heads(app) == "load, mean of 8 steps, ' this step"
         rows = [line for line in app.text("label").split("\n") if " L" in line]
@@ -181,12 +180,10 @@ async def test_a_paused_step_shows_the_cells_of_a_picture_of_that_step(scenario:
     assert "mean of" not in picture.text
 
 
-async def test_a_cross_means_that_no_token_came_in_the_whole_mean(
-    write_log: Any, make_header: Any, make_step: Any
-) -> None:
+async def test_a_cross_means_that_no_token_came_in_the_whole_mean(write_log: Any) -> None:
     often, rarely = [0, 700, 500, 500, 500, 500, 700, 696], [3, 697, 500, 500, 500, 500, 700, 696]
     rows = [[often] * 3 if n % 8 else [often, rarely, often] for n in range(1, 41)]
-    log = write_log([make_header(), *(make_step(n, row, 2048) for n, row in enumerate(rows, 1))])
+    log = write_log([header(), *(step(n, row, 2048) for n, row in enumerate(rows, 1))])
     async with open_app(log.parent, size=(120, 40)) as app:
         assert "mean of 8 steps" in heads(app)
         crossed = ["×" in line for line in app.text("load").splitlines()]

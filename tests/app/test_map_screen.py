@@ -8,9 +8,7 @@ from microscope_tui.watch import Fleet
 from tests.app.pilot import open_app
 
 
-async def test_the_cursor_finds_the_layer_and_the_step_and_enter_opens_them(
-    collapsed: Path,
-) -> None:
+async def test_the_cursor_finds_layer_and_step_and_enter_opens_them(collapsed: Path) -> None:
     async with open_app(collapsed, "t") as app:
         assert "lowest balance c" in app.text("map-title")
         await app.press("a", "o")  # the sick layer, at the onset

@@ -93,9 +93,7 @@ def at(text: str) -> float:
         ("-30min", "2026-11-23 08:00", "2026-11-24 01:00", "2026-11-24 00:30"),
     ],
 )
-def test_a_time_is_the_latest_one_that_the_run_has(
-    typed: str, first: str, newest: str, found: str
-) -> None:
+def test_a_time_is_the_latest_of_the_run(typed: str, first: str, newest: str, found: str) -> None:
     when = place(typed)
     assert not isinstance(when, int)
     steps = range(1, 1 + round(at(newest) - at(first)) + 1)  # one a second
@@ -121,9 +119,7 @@ def test_invalid_times_are_reported(newest_s: float | None) -> None:
 
 
 @given(st.lists(st.one_of(st.just(math.nan), st.floats(0, 1e9)), max_size=80), st.integers(0, 400))
-def test_missing_and_disordered_times_end_at_a_step_of_the_run(
-    times: list[float], hours: int
-) -> None:
+def test_missing_or_disordered_times_end_at_a_step_of_a_run(times: list[float], hours: int) -> None:
     times = [5e8, *times]
     steps = range(3, 3 + len(times))
     found = step_at(timedelta(hours=hours), steps, times, 5e8)

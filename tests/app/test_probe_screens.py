@@ -104,9 +104,7 @@ async def test_e_moves_from_token_to_token_of_the_expert_at_the_cursor(probed: P
         assert "no expert 99: there are 0 to 15" in app.text("keys")
 
 
-async def test_a_place_is_typed_and_a_text_is_found_forwards_backwards_and_around(
-    probed: Path,
-) -> None:
+async def test_places_are_typed_and_texts_found_forwards_backwards_and_around(probed: Path) -> None:
     async with open_app(probed, "7", size=(80, 24)) as app:
         anatomy, routing = app.session.anatomy, routing_of(app)
         for typed, token in {":1,000": 1000, ":+10": 1010, ":-20": 990, ":0": 0}.items():

@@ -27,9 +27,7 @@ def test_everything_after_the_changed_width_is_the_same(
 
 
 @given(LINES, st.integers(0, 30), st.integers(0, 30))
-def test_a_cut_line_has_the_cells_in_between_and_their_roles(
-    line: list[Span], start: int, end: int
-) -> None:
+def test_a_cut_line_has_the_cells_and_roles_between(line: list[Span], start: int, end: int) -> None:
     cells = [(char, role) for text, role in line for char in text]
     found = [(char, role) for text, role in cut(line, start, end) for char in text]
     assert found == cells[start:end]

@@ -77,9 +77,7 @@ async def test_every_run_is_listed_newest_first_with_its_state_and_grows_older(
         assert "0 live" in app.text("runs")
 
 
-async def test_a_live_run_beside_the_open_one_gets_its_verdict(
-    make_run: Make, tmp_path: Path
-) -> None:
+async def test_a_live_run_beside_the_open_one_is_judged(make_run: Make, tmp_path: Path) -> None:
     make_run("sick", range(1, 201), 2, sick={1: range(120, 999)})
     make_run("well", range(1, 201), 1)
     make_run("over", age=9_000, end="collapse")
@@ -196,9 +194,7 @@ async def test_every_width_shows_state_age_and_verdict(
                 assert not set("▶●…") & set(text)
 
 
-async def test_a_run_without_a_step_offers_the_list_and_its_filter(
-    make_run: Make, tmp_path: Path
-) -> None:
+async def test_without_steps_the_list_and_its_filter_work(make_run: Make, tmp_path: Path) -> None:
     make_run("trained", age=9_000, end="finished")
     with make_run("begun", (), 1).open("a") as log:
         log.write("Epoch 1\n")
@@ -259,9 +255,7 @@ async def test_space_selects_and_solo_lists_the_selected_runs_also_after_one_was
         assert "selected" not in app.text("runs").split("\n")[0]
 
 
-async def test_p_pins_the_run_under_the_cursor_and_releases_it_again(
-    make_run: Make, tmp_path: Path
-) -> None:
+async def test_p_pins_and_releases_the_run_under_the_cursor(make_run: Make, tmp_path: Path) -> None:
     make_run("run-0", age=5_000, end="finished")
     make_run("run-1", age=5_001, end="finished")
     make_run("begun", (), 6_000)

@@ -24,9 +24,7 @@ CHOSEN = SavedView(
     seen=("COLLAPSE L4 150", "DEAD L2 90"),
 )
 ANYTHING = st.none() | st.text() | st.floats() | st.integers() | st.lists(st.text() | st.none())
-in_one_folder = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+in_one_folder = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +76,7 @@ def test_other_paths_to_a_folder_have_its_view(logs: Path, monkeypatch: pytest.M
         assert kept(path) == CHOSEN
 
 
-def test_nothing_is_written_unless_something_has_changed(
-    logs: Path, views: Path, saved: Path
-) -> None:
+def test_nothing_is_written_unless_something_changed(logs: Path, views: Path, saved: Path) -> None:
     before = saved.stat().st_ino
     assert save_view(logs, replace(CHOSEN)) is None
     assert saved.stat().st_ino == before  # a write would have put a new file there
@@ -129,9 +125,7 @@ def test_any_values_in_the_file_give_a_view_with_short_texts(
     assert max(map(len, (view.filter, view.layer, *view.seen))) <= 200
 
 
-def test_files_of_another_folder_or_version_and_huge_ones_are_not_used(
-    logs: Path, saved: Path
-) -> None:
+def test_other_folders_versions_and_huge_files_are_not_used(logs: Path, saved: Path) -> None:
     mine = json.loads(saved.read_text())
     for change, more in (({"logs": "/elsewhere"}, 0), ({"version": 2}, 0), ({}, 1 << 20)):
         saved.write_text(json.dumps(mine | change) + " " * more)

@@ -60,9 +60,7 @@ def test_nothing_is_sent_while_nothing_changes(terminal: Start, own_collapsed: P
     assert left_clean(screen)
 
 
-def test_a_dumb_terminal_is_refused_with_what_to_use_instead(
-    terminal: Start, collapsed: Path
-) -> None:
+def test_a_dumb_terminal_is_refused_with_what_to_use(terminal: Start, collapsed: Path) -> None:
     screen = terminal(collapsed, TERM="dumb")
     assert screen.exit_code() == 64
     assert b"use `snapshot` or `check`" in screen.output
@@ -155,9 +153,7 @@ def test_poor_terminals_show_the_same_facts(
     assert screen.exit_code() == 0
 
 
-def test_a_live_run_whose_experts_differ_costs_little_over_ssh(
-    terminal: Start, tmp_path: Path
-) -> None:
+def test_a_live_uneven_run_costs_little_over_ssh(terminal: Start, tmp_path: Path) -> None:
     """Bytes of any four seconds, after those in which the screen opens."""
     log = tmp_path / "live" / "metrics.jsonl"
     options = "--rate 1 --cv 0.075 --spread 0.35 --history 40 --routers 30 --experts 128"

@@ -38,8 +38,6 @@ def step_in(header: str) -> int:
         ("100", 100, None),
         ("9" * 15, 100, "step 999,999,999,999,999 is not in the log: showing the newest, 100"),
         ("25%", 25, None),
-        ("-30", 70, None),
-        ("end", 100, None),
         ("-0min", 100, None),
         ("abc", 100, "abc is not a place: try 12k, 50%, -100, 14:30, -2h or end"),
     ],
@@ -177,9 +175,7 @@ async def test_a_playback_runs_from_the_start_to_the_live_run_and_stops(collapse
         assert time.speed == 0
 
 
-async def test_the_window_is_zoomed_and_its_axis_counts_steps_run_time_or_the_clock(
-    collapsed: Path,
-) -> None:
+async def test_a_window_zooms_and_its_axis_counts_steps_run_time_or_clock(collapsed: Path) -> None:
     async with open_app(collapsed, "+", "+", size=(120, 40)) as app:
         assert app.session.time.window == (339, 450)
         assert "339" in app.text("ribbon")
@@ -198,9 +194,8 @@ async def test_the_window_is_zoomed_and_its_axis_counts_steps_run_time_or_the_cl
 
 def a_run_of(newest: int) -> Any:
     """As much of a followed run as the cursor asks for."""
-    return SimpleNamespace(
-        generation=0, latest=SimpleNamespace(record=SimpleNamespace(step=newest))
-    )
+    latest = SimpleNamespace(record=SimpleNamespace(step=newest))
+    return SimpleNamespace(generation=0, latest=latest)
 
 
 @given(

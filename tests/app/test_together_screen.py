@@ -19,7 +19,7 @@ from microscope_tui.lines import (
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunCourse
 from tests.app.pilot import open_app
-from tests.conftest import header
+from tests.conftest import header, step
 
 Make = Callable[..., Path]
 
@@ -66,10 +66,10 @@ def test_lines_are_where_the_run_was_at_that_step_time_or_number_of_tokens(make_
         assert chart.curves[1].values[-1] == pytest.approx(8.0 - 40 / 100)
 
 
-def test_tokens_add_up_however_sparsely_steps_are_logged(write_log: Any, make_step: Any) -> None:
+def test_tokens_add_up_however_sparsely_steps_are_logged(write_log: Any) -> None:
     """100 steps of 400 tokens, each logged, then every tenth of 4,000."""
-    steps = [make_step(n, [[50] * 8] * 3, 400, loss=2.0) for n in range(1, 101)]
-    steps += [make_step(n, [[50] * 8] * 3, 4000, loss=2.0) for n in range(110, 1001, 10)]
+    steps = [step(n, [[50] * 8] * 3, 400, loss=2.0) for n in range(1, 101)]
+    steps += [step(n, [[50] * 8] * 3, 4000, loss=2.0) for n in range(110, 1001, 10)]
     course = read(write_log([header(), *steps]))
     chart, _ = together_chart([course], "loss", Across.TOKENS, 200)
     assert chart.curves[0].steps[-1] == pytest.approx(100 * 400 + 900 * 4000, rel=0.01)

@@ -67,9 +67,8 @@ def test_help_has_one_entry_per_binding_and_every_binding_has_an_action(name: st
         owner = Microscope if action.startswith("app.") else screen
         assert hasattr(owner, f"action_{action.removeprefix('app.')}"), binding
     lines = help_lines(bindings, Glyphs.BRAILLE, width=60)
-    named = [
-        line[0].text for line in lines if line and line[0].role == "accent" and line[0].text.strip()
-    ]
+    firsts = (line[0] for line in lines if line)
+    named = [first.text for first in firsts if first.role == "accent" and first.text.strip()]
     assert len(named) == len(bindings)
     assert all(keys.endswith(" ") for keys in named)  # apart from what they do
     texts = [plain(line).strip() for line in lines]

@@ -75,9 +75,7 @@ def test_a_demo_leaves_nothing_behind_unless_asked(microscope: Any, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_live_demo_without_a_terminal_writes_the_whole_run_and_prints_it(
-    call: Call, tmp_path: Path
-) -> None:
+def test_a_live_demo_without_a_terminal_writes_and_prints_all(call: Call, tmp_path: Path) -> None:
     code, out, err = call("demo", "--live", "-o", tmp_path)
     assert code == 0, err
     assert "writing it at once" in err
@@ -118,9 +116,7 @@ def test_doctor_in_a_pipe_prints_plain_ascii_even_in_the_c_locale() -> None:
     assert "LANG=C.UTF-8" in text
 
 
-def test_doctor_in_a_terminal_prints_size_layout_and_colours_without_an_escape(
-    shell: Any,
-) -> None:
+def test_doctor_in_a_terminal_prints_size_layout_and_colours_without_an_escape(shell: Any) -> None:
     screen = shell("(TERM=dumb $MICROSCOPE doctor; $MICROSCOPE doctor) | cat -v", rows=60)
     assert screen.exit_code() == 0
     assert "^[" not in screen.text

@@ -64,9 +64,7 @@ def test_a_baseline_of_another_model_is_a_usage_error_with_both_shapes(
         assert "the run has 3 routers of 8 experts, top-2" in err
 
 
-def test_a_baseline_that_cannot_serve_is_a_usage_error(
-    call: Call, write_log: Any, tmp_path: Path
-) -> None:
+def test_a_useless_baseline_is_a_usage_error(call: Call, write_log: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("just a text\n")
     headless = write_log([header()], name="headless")

@@ -35,9 +35,7 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_other_limits_change_the_verdict_and_are_reported(
-    call: Call, overflow: Path, config: Any
-) -> None:
+def test_limits_change_the_verdict_and_are_noted(call: Call, overflow: Path, config: Any) -> None:
     assert call("check", overflow)[0] == 1
     path = config("[rules.drops]\nwarn = 0.1\n")
     code, out, _ = call("check", overflow, "--config", path)
@@ -112,9 +110,7 @@ def test_an_invalid_file_is_a_usage_error_with_its_place(
     assert printed.out == ""
 
 
-def test_names_in_the_file_cannot_drive_the_terminal(
-    config: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_in_the_file_cannot_drive_the_terminal(config: Any, capsys: Any) -> None:
     for text in ('["\\u001b[2J"]\n', '[view]\n"\\u001b[2J" = 1\n', '[view]\nglyphs = "\\u001b"\n'):
         with pytest.raises(SystemExit):
             read_config(config(text))

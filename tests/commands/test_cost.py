@@ -18,8 +18,7 @@ UNEVEN, FAIR = [300, 100, 100, 100, 50, 50, 50, 50], [100] * 8
 def run(write_log: Any) -> Path:
     """Three layers; on 4 ranks the first one waits for half of the time."""
     head = header(expert_parallel_size=4)
-    path: Path = write_log([head, *(step(n, [UNEVEN, FAIR, FAIR], 400) for n in range(1, 31))])
-    return path
+    return write_log([head, *(step(n, [UNEVEN, FAIR, FAIR], 400) for n in range(1, 31))])
 
 
 def test_check_reports_the_cost_and_its_exit_code_stays(call: Call, run: Path) -> None:

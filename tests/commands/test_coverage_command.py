@@ -17,8 +17,7 @@ MODEL = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
 def log(write_log: Any) -> Path:
     rows = [[[400, 90, 10, 0]], [[380, 110, 10, 0]]]
     steps = [step(n, counts, 500) for n, counts in enumerate(rows, 1)]
-    path: Path = write_log([header(model=MODEL, profile="eval", run="calib"), *steps])
-    return path
+    return write_log([header(model=MODEL, profile="eval", run="calib"), *steps])
 
 
 def test_the_exit_code_says_whether_all_experts_have_enough(call: Call, log: Path) -> None:
@@ -62,9 +61,7 @@ def test_sequences_of_a_probe_are_its_windows(call: Call, log: Path) -> None:
     assert "sequences of 250" in call("coverage", log)[1], "the header comes first"
 
 
-def test_a_run_or_a_range_without_counts_has_no_coverage(
-    call: Call, log: Path, write_log: Any
-) -> None:
+def test_without_counts_there_is_no_coverage(call: Call, log: Path, write_log: Any) -> None:
     code, out, err = call("coverage", log, "--steps", "10:")
     assert (code, out) == (3, "")
     assert "no counts in --steps" in err

@@ -94,9 +94,7 @@ def test_a_run_that_had_stopped_is_waited_for_with_one_message(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_that_resumes_is_over_at_its_next_end_whatever_that_is(
-    log: Path, a_step: Any
-) -> None:
+def test_a_run_that_resumes_is_over_at_its_next_end_whatever_it_is(log: Path, a_step: Any) -> None:
     run = Followed(log)
     run.append(end("signal"))
     assert not run.is_over()

@@ -22,8 +22,7 @@ def log(write_log: Any) -> Path:
     first = [step(n, ROWS, 1000, expert_bias=[[0.5, 0, 0, 0], []]) for n in (1, 2)]
     again = header(model=model, resumed_at_step=2)
     second = [step(n, ROWS[::-1], 1000, loss=float("nan")) for n in (2, 3)]
-    path: Path = write_log([header(model=model), *first, again, *second])
-    return path
+    return write_log([header(model=model), *first, again, *second])
 
 
 def table(text: str) -> list[dict[str, str]]:

@@ -52,9 +52,7 @@ def test_an_alert_is_printed_while_the_run_continues_and_the_end_event_ends_it(
     assert report.startswith("  CRIT cause: bias update too slow; explains COLLAPSE in L3")
 
 
-def test_every_line_of_json_is_an_object_and_the_last_one_is_the_report(
-    follow: Any, collapse: Written
-) -> None:
+def test_lines_of_json_are_objects_the_last_one_the_report(follow: Any, collapse: Written) -> None:
     collapse.write()
     code, out, _ = follow(collapse.path.parent, "--json").end()
     *alerts, report = map(json.loads, out.splitlines())
@@ -93,9 +91,7 @@ def test_a_log_that_is_not_there_yet_is_waited_for(
 
 def test_a_path_that_cannot_become_a_run_is_not_waited_for(follow: Any, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("just a text\n")
-    (tmp_path / "new.jsonl").write_text(
-        '{"kind":"run","format_version":7,"model":{"layers":[1]}}\n'
-    )
+    (tmp_path / "new.jsonl").write_text('{"kind":"run","format_version":7,"model":{"layers":[]}}\n')
     for path, why in (
         (tmp_path / "no" / "such", "no such file or folder"),
         (tmp_path / "text", "is not a run log"),

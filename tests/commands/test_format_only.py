@@ -51,9 +51,7 @@ def test_a_folder_means_its_newest_log_and_all_means_every_log_and_the_worst_cod
     assert [report["exit_code"] for report in every] == [0, 3]
 
 
-def test_a_pipe_is_checked_under_the_name_of_the_standard_input(
-    microscope: Any, broken: Path
-) -> None:
+def test_a_pipe_is_checked_as_the_standard_input(microscope: Any, broken: Path) -> None:
     done = microscope("check", "--format-only", "-", given=broken.read_bytes())
     assert done.returncode == 3
     assert "standard input:4: error: tokens_per_expert[0] sums to 8192" in done.stdout

@@ -84,9 +84,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 @pytest.mark.parametrize("tmux", [bool(shutil.which("tmux")), False])
-def test_q_stops_the_trainer_and_gives_the_terminal_back(
-    tmux: bool, house: House, shell: Any
-) -> None:
+def test_q_stops_the_trainer_and_returns_the_terminal(tmux: bool, house: House, shell: Any) -> None:
     if tmux:
         (house.folder / "bin/tmux").unlink()
     modes = [house.folder / name for name in ("before", "after")]
@@ -111,9 +109,7 @@ def test_a_terminal_that_is_closed_takes_everything_with_it(house: House, shell:
     assert house.written("end") in ("SIGHUP", "SIGTERM"), "either way there is a checkpoint"
 
 
-def test_ctrl_c_before_the_first_step_leaves_one_line_and_no_folder(
-    house: House, shell: Any
-) -> None:
+def test_ctrl_c_before_the_first_step_leaves_a_line_and_no_folder(house: House, shell: Any) -> None:
     screen = shell(house.command(STUB="slow"))
     screen.wait_for("the verdict appears by step")
     screen.press("\x03")

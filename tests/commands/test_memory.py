@@ -9,9 +9,7 @@ from benchmarks.bulk import write_bulk
 
 
 @pytest.mark.parametrize("piped", [False, True])
-def test_a_history_made_coarser_by_the_bound_is_noted(
-    microscope: Any, tmp_path: Path, piped: bool
-) -> None:
+def test_a_history_made_coarser_is_noted(microscope: Any, tmp_path: Path, piped: bool) -> None:
     log = tmp_path / "metrics.jsonl"
     write_bulk(log, routers=48, num_experts=4, top_k=1, tokens=64, steps=600)
     where, given = ("-", log.read_bytes()) if piped else (log, b"")

@@ -43,9 +43,7 @@ def flipped(ids: Ids) -> Ids:
     return other
 
 
-def test_planted_flips_are_in_text_and_json(
-    call: Call, tmp_path: Path, ids: Ids, flipped: Ids
-) -> None:
+def test_flips_are_in_text_and_json(call: Call, tmp_path: Path, ids: Ids, flipped: Ids) -> None:
     a, b = write(tmp_path / "a", ids), write(tmp_path / "b", flipped, dtype="bf16")
     code, out, err = call("mismatch", a, b / "routing.bin")
     assert (code, err) == (0, "")
@@ -99,9 +97,7 @@ def test_swaps_of_two_engines_go_from_the_first_to_the_second(
     assert {swap["to"] for swap in json.loads(out)["layers"][1]["swaps"]} == {15}
 
 
-def test_what_cannot_be_compared_says_the_first_difference(
-    call: Call, tmp_path: Path, ids: Ids
-) -> None:
+def test_a_refusal_says_the_first_difference(call: Call, tmp_path: Path, ids: Ids) -> None:
     a, b = write(tmp_path / "a", ids), write(tmp_path / "b", ids, first=3)
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n')
     for path, why in (
@@ -116,9 +112,7 @@ def test_what_cannot_be_compared_says_the_first_difference(
         assert why in err
 
 
-def test_the_screen_is_printed_against_another_run(
-    call: Call, tmp_path: Path, ids: Ids, flipped: Ids
-) -> None:
+def test_the_screen_compares_two_runs(call: Call, tmp_path: Path, ids: Ids, flipped: Ids) -> None:
     model = {"layers": [1, 2, 3, 4], "layer_names": ["L1", "L2", "L3", "L4"]}
     a, b = write(tmp_path / "a", ids), write(tmp_path / "b", flipped)
     for folder in (a, b):

@@ -54,10 +54,8 @@ def test_what_opens_or_grows_worse_is_sent_from_a_warning_on(
     event: Any, severity: Severity, sent: bool
 ) -> None:
     about: Any = {"onset": 1, "alarm": 1, "last": 1, "value": 0.1, "limit": 0.05}
-    router = RouterInfo("L1", 1, 8, 2)
-    (finding,) = group(
-        [Episode(rule="DROPS", router_index=0, router=router, severity=severity, **about)]
-    )
+    about |= {"router": RouterInfo("L1", 1, 8, 2), "severity": severity}
+    (finding,) = group([Episode(rule="DROPS", router_index=0, **about)])
     alert = News(event, 9, finding, Advice("verdict", "why", "next", "short"))
     notifier = mock.Mock()
     check = import_module("microscope_tui.commands.check")
@@ -65,9 +63,7 @@ def test_what_opens_or_grows_worse_is_sent_from_a_warning_on(
     assert notifier.send.called == sent
 
 
-def test_a_hostile_log_runs_nothing(
-    follow: Any, write_log: Any, balanced: Any, tmp_path: Path
-) -> None:
+def test_logs_run_no_command(follow: Any, write_log: Any, balanced: Any, tmp_path: Path) -> None:
     hostile = "$(touch pwned)`touch pwned`;touch pwned"
     first = header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
     rows = [balanced(), [2048, 2048, 0, 0, 0, 0, 0, 0], balanced()]
@@ -86,9 +82,7 @@ def test_a_hostile_log_runs_nothing(
     ("command", "why"),
     [("/no/such/command", "exited with 127"), ("kill -9 $$", "was killed by signal 9")],
 )
-def test_every_problem_is_reported_once(
-    capfd: pytest.CaptureFixture[str], command: str, why: str
-) -> None:
+def test_every_problem_is_reported_once(capfd: Any, command: str, why: str) -> None:
     sent(command, {"a": 1}, {"a": 2})
     assert capfd.readouterr().err.count(why) == 1
 

@@ -16,9 +16,7 @@ def collapsed(scenario: Any) -> Path:
 
 
 @pytest.mark.parametrize(("name", "code"), [("healthy", 0), ("collapse", 2)])
-def test_check_judges_a_pipe_like_the_file(
-    microscope: Any, scenario: Any, name: str, code: int
-) -> None:
+def test_pipes_are_judged_like_files(microscope: Any, scenario: Any, name: str, code: int) -> None:
     log = scenario(name, routers=3, steps=450) / "metrics.jsonl"
     done = microscope("check", "-", given=log.read_bytes())
     assert (done.returncode, done.stderr) == (code, "")
@@ -39,9 +37,7 @@ def test_a_snapshot_of_a_pipe_is_the_one_of_the_file(microscope: Any, collapsed:
     assert piped.stdout.startswith(" collapse-0 ")
 
 
-def test_without_a_terminal_the_viewer_prints_a_snapshot_at_the_end(
-    microscope: Any, collapsed: Path
-) -> None:
+def test_without_a_terminal_the_end_is_a_snapshot(microscope: Any, collapsed: Path) -> None:
     done = microscope("-", given=collapsed.read_bytes())
     assert done.returncode == 0
     assert "Router collapse in L3" in done.stdout
@@ -74,23 +70,17 @@ def test_a_torn_last_line_costs_one_line_and_is_reported(microscope: Any, collap
     done = microscope("check", "-", given=collapsed.read_bytes()[:-300])
     assert done.returncode == 2
     line = collapsed.read_bytes()[:-300].count(b"\n") + 1
-    assert (
-        f"1 unreadable part skipped: line {line}: not JSON; repair: `moe-microscope" in done.stdout
-    )
+    assert f"1 unreadable part skipped: line {line}: not JSON; repair: `moe" in done.stdout
 
 
-def test_a_pipe_that_continues_is_followed_and_its_end_is_shown(
-    shell: Any, collapsed: Path
-) -> None:
+def test_a_pipe_that_continues_is_followed_and_its_end_shown(shell: Any, collapsed: Path) -> None:
     lines = collapsed.read_bytes().split(b"\n")
     first, rest = collapsed.with_name("first"), collapsed.with_name("rest")
     first.write_bytes(b"\n".join(lines[:100]) + b"\n")
     rest.write_bytes(b"\n".join(lines[100:200]) + b"\n")
     gate = collapsed.with_name("gate")
     os.mkfifo(gate)  # its reader waits for us
-    screen = shell(
-        f"(cat {first}; cat {gate}) | $MICROSCOPE - --spool 0 & cat {rest} > {gate}; wait"
-    )
+    screen = shell(f"(cat {first}; cat {gate}) | $MICROSCOPE - --spool 0 & cat {rest} >{gate};wait")
     screen.wait_for("pipe ended")
     assert "step 19" in screen.text
     screen.press("[")
@@ -139,9 +129,7 @@ def test_a_writer_that_ignores_the_signal_lives_on_and_is_named(
     assert not wrote.exists()
 
 
-def test_a_spool_that_is_full_says_from_which_step_time_travel_works(
-    shell: Any, collapsed: Path
-) -> None:
+def test_a_full_spool_says_from_which_step_time_travel_works(shell: Any, collapsed: Path) -> None:
     lines = collapsed.read_bytes().split(b"\n")
     padded = collapsed.with_name("padded")  # ten kilobytes a step, in a key that no reader has
     padding = b',"padding":"' + b"x" * 10_000 + b'"}'

@@ -19,8 +19,7 @@ def log_of(write_log: Any, shares: np.ndarray, name: str = "run", **more: Any) -
     for number in range(1, 65):
         counts = rng.poisson(1_000 * shares / shares.sum(), (2, 8)).tolist()
         steps.append(step(number, counts, 1_000))
-    path: Path = write_log([header(model=MODEL, run=name, **more), *steps], name)
-    return path
+    return write_log([header(model=MODEL, run=name, **more), *steps], name)
 
 
 @pytest.fixture
@@ -64,9 +63,7 @@ def test_a_written_placement_is_scored_like_the_one_that_was_found(
     assert again["chosen"] == first["chosen"] | {"name": "file"}
 
 
-def test_a_placement_is_written_although_it_does_not_pay(
-    call: Call, tmp_path: Path, write_log: Any
-) -> None:
+def test_a_placement_without_a_gain_is_written(call: Call, tmp_path: Path, write_log: Any) -> None:
     even, file = log_of(write_log, np.ones(8)), tmp_path / "map.json"
     code, _, err = call("placement", even, "--ranks", "4", "--write", "vllm-map", file)
     said = ", of layers at depth 1, 2; give it to eplb_config.initial_expert_map_path"
@@ -136,9 +133,7 @@ def test_what_cannot_be_placed_is_a_usage_error_in_one_line(
     assert not (tmp_path / "x.json").exists()
 
 
-def test_a_run_without_counts_has_nothing_to_place(
-    call: Call, write_log: Any, tmp_path: Path
-) -> None:
+def test_without_counts_nothing_can_be_placed(call: Call, write_log: Any, tmp_path: Path) -> None:
     bare = write_log([header(model=MODEL), {"kind": "step", "step": 1}], "bare")
     for path in (bare, tmp_path / "nothing"):
         code, out, err = call("placement", path, "--ranks", "4")

@@ -69,9 +69,8 @@ def test_what_does_not_exist_is_refused(probed: Path, call: Call, form: str) -> 
         ("--token", -1, "no token -1"),
         ("--layer", "L99", "no layer 'L99': there are L1, L2"),
     ]
-    for option, value, why in (
-        refused if form == "json" else [*refused, ("--expert", 16, "no expert 16")]
-    ):
+    refused += [("--expert", 16, "no expert 16")] if form == "text" else []
+    for option, value, why in refused:
         arguments = ("--screen", "tokens", "--format", form, option, value)
         code, out, err = call("snapshot", probed, *arguments)
         assert (code, out) == (3, "")

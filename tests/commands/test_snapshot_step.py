@@ -23,9 +23,7 @@ def shown(text: str) -> int:
 
 
 @pytest.mark.parametrize("step", [1, 77, 299, 300])
-def test_the_requested_step_is_shown_without_a_remark(
-    call: Call, collapsed: Path, step: int
-) -> None:
+def test_the_requested_step_is_shown_without_remark(call: Call, collapsed: Path, step: int) -> None:
     code, out, err = call("snapshot", collapsed, "--step", step)
     assert (code, err) == (0, "")
     assert shown(out) == step

@@ -66,9 +66,7 @@ def test_a_table_without_known_keys_says_how_to_add_them(call: Call, tmp_path: P
         assert "--map QUANTITY=REGEX names the keys to use" in err
 
 
-def test_the_command_that_is_printed_for_unknown_keys_shows_the_run(
-    call: Call, tmp_path: Path
-) -> None:
+def test_the_command_printed_for_unknown_keys_shows_the_run(call: Call, tmp_path: Path) -> None:
     table = tmp_path / "run.csv"
     chance = random.Random(1)
     pairs = [(step, chance.randrange(100)) for step in range(1, 301)]

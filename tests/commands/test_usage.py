@@ -119,9 +119,7 @@ def bad_inputs(folder: Path) -> Sequence[tuple[str, Path]]:
 
 
 @pytest.mark.parametrize("command", ["check", "snapshot", "export", "coverage", ""])
-def test_bad_input_exits_with_three_and_says_what_it_is(
-    call: Call, tmp_path: Path, command: str
-) -> None:
+def test_bad_input_exits_with_3_and_is_named(call: Call, tmp_path: Path, command: str) -> None:
     for why, path in bad_inputs(tmp_path):
         if command != "check" and why == "no steps in the log":
             continue  # a run that has not begun can be looked at

@@ -184,9 +184,7 @@ def test_after_it_was_corrected_and_resumed_it_ends() -> None:
         ({"method": "bias"}, "eval", False),
     ],
 )
-def test_a_bias_that_no_update_moves_is_not_tested(
-    balance: dict[str, Any], profile: str, moves: bool
-) -> None:
+def test_a_fixed_bias_is_not_tested(balance: dict[str, Any], profile: str, moves: bool) -> None:
     run = RunRecord("r", ROUTER, balance=balance, profile=profile)
     assert Lint(Context(run)).bias_moves == moves
 
@@ -227,9 +225,7 @@ def test_a_router_that_disagrees_with_all_others_needs_a_second_full_trial() -> 
 
 
 @pytest.mark.parametrize(("named", "even"), [(False, False), (True, False), (True, True)])
-def test_a_second_trial_or_a_resume_with_the_right_sign_clears_a_router(
-    named: bool, even: bool
-) -> None:
+def test_a_trial_or_a_resume_with_the_right_sign_clears_a_router(named: bool, even: bool) -> None:
     sign, memory = Lint(Context(HEADER)).sign, SignMemory()
     routers = Routers(0.001, signs=(-1, 1, 1))
     while not (memory.wrong if named else memory.doubted):

@@ -96,9 +96,7 @@ def test_without_counts_the_verdict_names_its_evidence() -> None:
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (32, 2), (256, 2), (64, 8)])
-def test_an_expert_that_every_token_chooses_is_a_hot_expert_and_no_collapse(
-    experts: int, top_k: int
-) -> None:
+def test_an_expert_that_every_token_chooses_is_hot_no_collapse(experts: int, top_k: int) -> None:
     diagnosis = judge(one_router(lambda n: hot(experts, top_k, n), experts, top_k, range(1, 160)))
     assert overall(diagnosis.findings()) is Severity.INFO
     found = of(diagnosis, "HOT_EXPERT")
@@ -113,9 +111,7 @@ def test_a_hot_expert_is_recognised_from_the_summaries_alone() -> None:
     assert "cannot be distinguished from a collapse" in why(diagnosis)
 
 
-def test_the_screen_has_the_balance_of_all_experts_and_the_one_that_is_judged(
-    write_log: Any,
-) -> None:
+def test_the_screen_has_the_balance_of_all_experts_and_the_judged_one(write_log: Any) -> None:
     view = view_of(open_log(write_log(one_router(lambda n: hot(32, 2, n), 32, 2, range(1, 121)))))
     (layer,) = view.layers
     assert layer.without == (5,)
@@ -139,9 +135,7 @@ def test_of_a_collapse_beside_a_hot_expert_the_rest_is_judged() -> None:
     ("experts", "alive", "top_k"),
     [(8, 2, 2), (8, 3, 2), (8, 4, 2), (8, 5, 2), (8, 6, 2), (64, 20, 8), (64, 32, 8), (64, 44, 8)],
 )
-def test_more_dead_experts_never_make_the_verdict_milder(
-    experts: int, alive: int, top_k: int
-) -> None:
+def test_more_dead_experts_never_soften_the_verdict(experts: int, alive: int, top_k: int) -> None:
     def counts(n: int) -> list[int]:
         return only_on(experts, experts if n < 120 else alive, n, top_k)
 

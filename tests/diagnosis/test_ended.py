@@ -56,9 +56,7 @@ def rules(judgement: Judgement) -> dict[str, str]:
     return {finding.rule: finding.severity.label for finding, _ in judgement.findings}
 
 
-def test_a_finished_probe_with_a_collapsed_router_is_critical_a_live_one_gathers_evidence(
-    judged: Any,
-) -> None:
+def test_a_finished_collapsed_probe_is_critical_a_live_one_gathers_evidence(judged: Any) -> None:
     live = judged(evaluation(of_four(700)))
     assert (live.exit_code, rules(live)) == (HEALTHY, {})
     assert "L2 at .00 for 7 steps, gathering evidence" in live.notes
@@ -95,9 +93,7 @@ def test_an_expert_without_tokens_is_dead_in_a_sum_of_three_times_the_evidence(
     assert judgement.exit_code == bool(found)
 
 
-def test_starved_experts_are_information_on_this_text_and_a_warning_against_a_baseline(
-    judged: Any,
-) -> None:
+def test_starved_experts_are_information_and_against_a_baseline_a_warning(judged: Any) -> None:
     known = RouterBaseline((0.0,) * 2, (frozenset(),) * 2, (None,) * 2, (None,) * 2)
     rows = [[*fair(n, 100, 24), *[1] * 8] for n in range(9)]
     judgement = judged(evaluation(rows, END))
@@ -185,9 +181,7 @@ def test_a_swing_that_ends_in_a_low_is_no_collapse() -> None:
     assert found == {"OSCILLATION", "STARVED"}
 
 
-def test_a_layer_that_collapsed_at_a_resume_is_not_healthy_though_the_warm_up_is_excused(
-    judged: Any,
-) -> None:
+def test_a_layer_that_collapsed_at_a_resume_is_not_excused_by_the_warm_up(judged: Any) -> None:
     again = [header(resumed_at_step=301), *steps(301, 340, collapse_at(301))]
     judgement = judged([header(), *steps(1, 300), *again[:30], END])
     assert (judgement.exit_code, rules(judgement)) == (WARNING, {"COLLAPSE": "warn"})

@@ -166,9 +166,7 @@ def test_an_unlearned_router_has_no_gradient_and_prefers_no_expert(
 
 
 @pytest.mark.parametrize(("planned", "alarm"), [(500, 590), (2000, 690)])
-def test_a_router_has_500_steps_or_three_tenths_of_the_plan_to_learn(
-    planned: int, alarm: int
-) -> None:
+def test_a_router_has_500_steps_or_30_percent_of_a_plan_to_learn(planned: int, alarm: int) -> None:
     courses = {"entropy": between(1, 999, 0.99 * LN_8, 0.5)}
     (episode,) = found("UNIFORM", courses, 700, planned_steps=planned)
     assert (episode.onset, episode.alarm) == (1, alarm)
@@ -207,9 +205,7 @@ def test_a_runaway_bias_is_fast_and_without_effect(
         (0.95, 0.63, True),
     ],
 )
-def test_a_slide_is_reported_once_it_is_deep_and_low(
-    start: float, end: float, reported: bool
-) -> None:
+def test_a_slide_that_is_deep_and_low_is_reported(start: float, end: float, reported: bool) -> None:
     courses = {"effective_experts": lambda n: 2 + 6 * max(end, start - 0.0025 * max(0, n - 200))}
     assert bool(found("ERODING", courses, 400)) == reported
 
@@ -254,9 +250,7 @@ def test_a_fine_tuning_is_compared_with_its_first_steps(
 @pytest.mark.parametrize(
     ("again", "expected"), [(330, [(200, 0, None)]), (331, [(200, 0, 230), (331, 1, None)])]
 )
-def test_trouble_that_returns_within_100_steps_had_not_recovered(
-    again: int, expected: list[Any]
-) -> None:
+def test_what_returns_within_100_steps_had_not_recovered(again: int, expected: list[Any]) -> None:
     courses = {"drop_rate": lambda n: 0.1 if 200 <= n < 230 or n >= again else 0.0}
     episodes = found("DROPS", courses, 400)
     assert [(e.onset, e.recurrence, e.recovered_at) for e in episodes] == expected

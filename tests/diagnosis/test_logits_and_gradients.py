@@ -20,16 +20,12 @@ def logits(dtype: str, z_loss: Callable[[int], float], max_logit: Callable[[int]
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("logit", [55.0, 280.0])
 def test_large_logits_hide_no_explosion_of_the_z_loss(dtype: str, logit: float) -> None:
-    (found,) = logits(
-        dtype, lambda n: 80.0 if n >= 300 else 4.0, lambda n: logit if n >= 300 else 20
-    )
+    (found,) = logits(dtype, lambda n: 80 if n >= 300 else 4, lambda n: logit if n >= 300 else 20)
     assert (found.severity, found.value, found.onset) == (Severity.CRITICAL, 20.0, 300)
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bf16", [(70.0, 1.0)]), ("fp32", [])])
-def test_logits_beyond_the_range_of_bf16_are_reported_in_bf16_only(
-    dtype: str, expected: list[Any]
-) -> None:
+def test_logits_beyond_bf16_are_reported_in_bf16_only(dtype: str, expected: list[Any]) -> None:
     found = logits(dtype, lambda n: 4.0, lambda n: 70.0 if n >= 300 else 20.0)
     assert [(episode.facts["logit"], episode.limit) for episode in found] == expected
 
@@ -95,9 +91,7 @@ def logits_of(records: list[Record]) -> list[Episode]:
 
 
 @pytest.mark.parametrize(("least", "alarm"), [(999.0, 28), (18.0, 29)], ids=["all", "some"])
-def test_an_explosion_inside_the_warm_up_explains_the_collapse_of_all_layers(
-    least: float, alarm: int
-) -> None:
+def test_an_explosion_in_the_warm_up_explains_a_collapse_of_all(least: float, alarm: int) -> None:
     records = warming_up(exploding, falls=12, certain=28)
     for record in records[1:]:
         record["router"]["z_loss"][2] = min(least, record["router"]["z_loss"][2])

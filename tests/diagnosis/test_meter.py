@@ -88,9 +88,7 @@ def test_pairs_that_chose_no_real_expert_are_counted_as_unrouted() -> None:
     [("exact", True), ("shares", True), ("none", True), ("top1", False), ("local_rank", False)],
 )
 @pytest.mark.parametrize("summaries", ["all", "effective experts alone"])
-def test_what_is_impossible_depends_on_what_the_counts_are(
-    counts: str, fault: bool, summaries: str
-) -> None:
+def test_what_is_impossible_depends_on_the_counts(counts: str, fault: bool, summaries: str) -> None:
     first_choices = [1790, 130, 40, 30, 20, 18, 10, 10]  # 1.8 of 8 effective, none above tokens
     records = [header(source={"counts": counts})]
     records += [step(n, [first_choices] * 3, 2048) for n in range(1, 160)]
@@ -134,9 +132,8 @@ def test_only_where_experts_choose_do_their_equal_counts_replace_tokens_times_k(
 ) -> None:
     records = [step(n, [row] * 3, 2048) for n in range(1, 60)]
     found = loud(judge([header(balance={"method": method}), *records]))
-    assert {(e.severity, e.facts["cause"]) for e in found} == (
-        {(Severity.ERROR, fault)} if fault else set()
-    )
+    expected = {(Severity.ERROR, fault)} if fault else set()
+    assert {(e.severity, e.facts["cause"]) for e in found} == expected
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,7 @@ def test_the_recorder_writes_the_share_and_the_format_check_reads_it(tmp_path: P
     for step in range(1, 61):
         counts = [[100 + step % 7, 100 - step % 7, 104, 96]]
         router = {"disagreement": [0.25]}
-        recorder.record_step(
-            step=step, loss=2.0, tokens=400, tokens_per_expert=counts, router=router
-        )
+        recorder.record_step(step=step, loss=2, tokens=400, tokens_per_expert=counts, router=router)
     assert [alert.rule for alert in recorder.alerts()] == ["MISMATCH"]
     recorder.close(step=60, reason="finished")
     log = tmp_path / "metrics.jsonl"

@@ -26,9 +26,7 @@ def loads(first: int, last: int, load: float) -> list[Record]:
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.integers(-1, 9))
-def test_there_is_a_collapse_index_only_where_k_is_known_and_below_e(
-    row: list[int], top_k: int
-) -> None:
+def test_a_collapse_index_needs_a_known_k_below_e(row: list[int], top_k: int) -> None:
     index = measures.balance(row, top_k).collapse_index
     assert (index is not None) == (any(row) and 0 < top_k < len(row))
 

@@ -73,9 +73,7 @@ def test_a_slide_within_its_noise_is_not_eroding(noise: float, rules: set[str]) 
 
 
 @pytest.mark.parametrize(("load", "alarm"), [(768, None), (769, 101)])
-def test_a_rank_is_overloaded_beyond_one_and_a_half_times_the_mean(
-    load: int, alarm: int | None
-) -> None:
+def test_a_rank_is_overloaded_beyond_1_5_times_the_mean(load: int, alarm: int | None) -> None:
     others = (4096 - 2 * load) // 6
     row = [load, load, *[others] * 5, 4096 - 2 * load - 5 * others]
     found = loud(judge([header(expert_parallel_size=4), *steps(1, 160, about(row))]))

@@ -202,9 +202,7 @@ def test_whatever_a_restart_leaves_open_ends_once_all_is_well(seed: int, at: int
     diagnosis = restore(save(whole(seed)), whole(seed).run)
     rng = random.Random(seed)
     for step in range(at, at + 450):
-        rows = [
-            draw_counts([1.0 + 0.05 * rng.random() for _ in range(E)], T, K, rng) for _ in range(3)
-        ]
+        rows = [draw_counts(weights("well", 0, rng), T, K, rng) for _ in range(3)]
         observe(diagnosis, step, rows, {"router": {"z_loss": [4.0] * 3}})
     assert [e for e in diagnosis.episodes if e.active] == []
 

@@ -126,9 +126,7 @@ def test_checkpoints_of_superseded_steps_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize(("method", "active"), [("none", True), ("bias", False)])
-def test_a_setting_corrected_by_a_superseded_resume_depends_on_the_next_one(
-    method: str, active: bool
-) -> None:
+def test_a_setting_of_a_superseded_resume_depends_on_the_next(method: str, active: bool) -> None:
     bad, good = header(balance={"method": "none"}), header(resumed_at_step=150)
     again = header(balance={"method": method}, resumed_at_step=140)
     records = [bad, *steps(1, 160), good, *steps(150, 170), again, *steps(140, 150)]

@@ -63,9 +63,7 @@ def test_a_start_excuses_nothing_that_a_setting_explains() -> None:
     ("uneven", "warned"),
     [((1,), []), ((0, 1), []), ((1, 1), [1201]), ((1, 0, 1), [1801])],
 )
-def test_after_a_resume_only_the_first_time_is_excused(
-    uneven: tuple[int, ...], warned: list[int]
-) -> None:
+def test_resumes_excuse_only_the_first_time(uneven: tuple[int, ...], warned: list[int]) -> None:
     records = [header(), *steps(1, 600)]
     for turn, times in enumerate(uneven, start=1):
         at = 600 * turn

@@ -92,9 +92,7 @@ def test_tokens_that_alternate_are_not_a_swing_of_the_load(rhythm: tuple[int, ..
 
 @settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from([(4, 1), (8, 2), (64, 8)]), st.floats(0.0, 0.98))
-def test_loads_that_wander_are_not_a_swing(
-    seed: int, shape: tuple[int, int], memory: float
-) -> None:
+def test_loads_that_wander_are_no_swing(seed: int, shape: tuple[int, int], memory: float) -> None:
     rng, (experts, top_k) = random.Random(seed), shape
     logs = [rng.gauss(0, 0.5) for _ in range(experts)]
     rows = []
@@ -189,9 +187,7 @@ def told(diagnosis: Diagnosis) -> tuple[Severity, str, str]:
     ("rate", "every", "logs"),
     [(0.1, 1, "nothing"), (0.3, 1, "routed with"), (0.03, 4, "routed with"), (0.03, 4, "after")],
 )
-def test_a_bias_that_overshoots_is_the_cause_of_its_swing(
-    rate: float, every: int, logs: str
-) -> None:
+def test_a_bias_that_overshoots_causes_its_swing(rate: float, every: int, logs: str) -> None:
     severity, cause, remedy = told(trained(rate, every=every, logs=logs))
     assert (severity, cause) == (Severity.WARN, "bias_update_rate too high")
     assert remedy.startswith(f"Lower bias_update_rate from {rate:g} to 0.0")

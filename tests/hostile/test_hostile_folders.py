@@ -99,9 +99,7 @@ def test_names_of_runs_are_text_and_nothing_else(microscope: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", [*NAMES[2:6], *FIELDS], ids=repr)
-def test_a_name_that_is_given_comes_back_harmless(
-    microscope: Any, tmp_path: Path, name: str | bytes
-) -> None:
+def test_given_names_come_back_harmless(microscope: Any, tmp_path: Path, name: str | bytes) -> None:
     put(tmp_path, name)
     path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
     for arguments in (["snapshot"], ["check"], ["check", "--format-only"]):

@@ -93,9 +93,7 @@ def test_a_torn_line_of_100_mb_ends_every_command_soon(path: Path, command: list
     ],
     ids=["alone", "unknown", "router", "counts", "event", "run"],
 )
-def test_deep_nesting_costs_its_line_at_most(
-    path: Path, line: tuple[bytes, ...], depth: int
-) -> None:
+def test_nesting_costs_its_line_at_most(path: Path, line: tuple[bytes, ...], depth: int) -> None:
     start, opening, closing, end = line if len(line) == 4 else (b"", *line, b"")
     inside = b"1" if b"{" in opening or not start else b""
     nested = start + opening * depth + inside + closing * depth + end

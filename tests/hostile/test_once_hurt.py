@@ -46,9 +46,7 @@ def test_a_row_of_counts_that_cannot_be_decoded_is_no_row(row: bytes) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"\xff", b'"\xe9"}', b"\xed\xa0\x80}", b'{"a":"\xff"}'])
-def test_a_torn_end_of_strange_bytes_in_a_file_at_rest_does_not_end_the_reader(
-    path: Path, rest: bytes
-) -> None:
+def test_a_torn_end_in_a_file_at_rest_does_not_end_the_reader(path: Path, rest: bytes) -> None:
     path.write_bytes(HEADER + STEP % 1 + rest)
     os.utime(path, (1e9, 1e9))
     watch = open_log(path)
@@ -56,9 +54,7 @@ def test_a_torn_end_of_strange_bytes_in_a_file_at_rest_does_not_end_the_reader(
 
 
 @pytest.mark.parametrize("value", [b'"Infinity"', b'"NaN"', b"-3.7", b"1e999"])
-def test_a_step_time_that_is_none_does_not_keep_a_run_alive_for_ever(
-    path: Path, value: bytes
-) -> None:
+def test_a_step_time_that_is_none_keeps_no_run_alive_for_ever(path: Path, value: bytes) -> None:
     path.write_bytes(HEADER + b'{"kind":"step","step":1,"step_time_s":' + value + b"}\n")
     assert glance(path).step_time_s is None
 

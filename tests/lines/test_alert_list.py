@@ -47,9 +47,7 @@ def test_alerts_that_begin_after_the_shown_step_are_later(troubled: RunWatch) ->
     assert [e.state for e in early] == ["later", "later"]
 
 
-def test_the_evidence_of_a_layer_is_its_own_not_that_of_the_worst(
-    write_log: Any, balanced: Any
-) -> None:
+def test_the_evidence_of_a_layer_is_its_own_not_of_the_worst(write_log: Any, balanced: Any) -> None:
     mild, worst = [1650, 1650, 150, 150, 150, 150, 100, 96], [2048, 2048, 0, 0, 0, 0, 0, 0]
     rows = {n: [mild, worst, balanced()] if n > 150 else [balanced()] * 3 for n in range(1, 301)}
     steps = [step(n, row, 2048) for n, row in rows.items()]
@@ -76,9 +74,7 @@ def test_a_filter_finds_rules_layers_and_words_of_severity(
     assert [layer for entry in found for layer in entry.finding.layers] == layers
 
 
-def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_ribbon(
-    troubled: RunWatch,
-) -> None:
+def test_the_track_shows_when_and_how_bad_in_the_columns_of_the_ribbon(troubled: RunWatch) -> None:
     view = view_of(troubled)
     active, over = entries(view)
     assert {29, *marked(active, view)} == {*range(29, 40)}

@@ -34,9 +34,7 @@ def curve(*values: float) -> Curve:
 
 @example([5e-324], 0.6)
 @given(VALUES, st.sampled_from([0.0, 0.6, 0.9]))
-def test_smoothing_keeps_gaps_and_stays_between_lowest_and_highest(
-    values: list[float], weight: float
-) -> None:
+def test_smoothing_keeps_gaps_and_adds_no_extreme(values: list[float], weight: float) -> None:
     out = smoothed(values, weight)
     assert [v == v for v in out] == [v == v for v in values]
     known = [v for v in values if v == v]
@@ -221,9 +219,7 @@ def test_one_expert_that_dwarfs_the_rest_makes_the_axis_logarithmic(width: int) 
 
 
 @given(st.integers(4, 90), st.sampled_from([0.0, 0.6]), st.booleans())
-def test_a_title_leaves_notes_out_rather_than_cutting_them(
-    width: int, smoothing: float, focused: bool
-) -> None:
+def test_a_title_omits_notes_and_cuts_none(width: int, smoothing: float, focused: bool) -> None:
     chart = Chart("balance c", [curve(0.5)], now=0.84, note="1 is even")
     line = chart.title(12410, smoothing, width, focused=focused)
     assert line_width(line) == width

@@ -44,9 +44,7 @@ def by_definition(first: list[int], second: list[int]) -> float:
 
 
 @given(LOADS)
-def test_the_rank_correlation_is_spearmans_with_mean_ranks_for_ties(
-    pairs: list[tuple[int, int]],
-) -> None:
+def test_ranks_correlate_by_spearman_with_mean_ranks_for_ties(pairs: list[tuple[int, int]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     found = rank_correlation([math.exp(a) for a in first], [float(b) for b in second])
     assert found == pytest.approx(by_definition(first, second), nan_ok=True)
@@ -72,8 +70,7 @@ def make_log(write_log: Any, balanced: Any) -> Any:
         for n in range(1, steps + 1):
             rows = [sick if layer == "L2" and n >= sick_from else balanced() for layer in names]
             records.append(step(n, rows, 2048, loss=8.0 - n / 10, learning_rate=1e-3))
-        path: Path = write_log(records, name=name)
-        return path
+        return write_log(records, name=name)
 
     return make
 

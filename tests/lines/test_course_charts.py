@@ -38,9 +38,7 @@ def test_a_loss_that_keeps_falling_does_not_show_the_collapse(make_run: Any) -> 
     assert "the loss does not show it: 3." in answer
 
 
-def test_a_loss_that_rises_later_is_reported_with_the_distance_a_single_spike_is_not(
-    make_run: Any,
-) -> None:
+def test_a_loss_that_rises_later_is_reported_with_distance_a_spike_is_not(make_run: Any) -> None:
     answer = answered(view_of(make_run(lambda n: 3.0 if n < 250 else 5.0), 400))
     assert "the loss rose" in answer
     assert "steps later: 3.00 before, 5.00 now" in answer

@@ -79,9 +79,7 @@ def test_merging_columns_keeps_both_ends_of_the_scale(values: list[float], count
         *((0.3, -7, "-"), (2.0, 4, "+"), (4.0, 8, "#"), (1e9, 16, "#"), (1e-9, -16, "-")),
     ],
 )
-def test_loads_become_levels_with_a_calm_band(
-    load: float | None, level: int | None, glyph: str
-) -> None:
+def test_load_levels_have_a_calm_band(load: float | None, level: int | None, glyph: str) -> None:
     assert load_level(load) == level
     assert load_glyph(level) == glyph
 
@@ -174,9 +172,7 @@ def test_advice_is_cut_between_words(synthetic: Synthetic, lines: int) -> None:
         assert cut or advice == whole
 
 
-def test_the_lowest_balance_is_of_the_lowest_layer_not_of_one_that_has_a_note(
-    synthetic: Synthetic,
-) -> None:
+def test_the_lowest_balance_is_of_the_lowest_layer_not_of_a_noted_one(synthetic: Synthetic) -> None:
     view = view_of(synthetic("hot-expert"))
     balances = {layer.router.name: layer.judged_balance or 0.0 for layer in view.layers}
     lowest = min(balances, key=balances.__getitem__)
@@ -199,9 +195,7 @@ def test_a_verdict_is_not_cut_while_rows_are_free(
     assert [word for word in f"{advice.why} {advice.next}".split() if word not in said] == []
 
 
-def test_the_lines_of_a_verdict_are_those_of_the_alert_that_is_not_seen(
-    synthetic: Synthetic,
-) -> None:
+def test_the_lines_of_a_verdict_are_those_of_the_unseen_alert(synthetic: Synthetic) -> None:
     view = view_of(synthetic("divergence", routers=3, steps=400))
     keys = [key_of(view.name, finding) for finding, _ in view.alerts]
     heights = {tuple(frame.verdict_heights(view, 60, keys[:n])) for n in range(len(keys))}
@@ -222,9 +216,7 @@ def test_the_loss_takes_the_lines_that_no_layer_can_use(synthetic: Synthetic) ->
     assert fit(view, 120, 30).loss_rows == 0
 
 
-def test_the_entropy_is_drawn_between_the_ends_of_the_run_and_noise_is_flat(
-    synthetic: Synthetic,
-) -> None:
+def test_entropy_is_drawn_between_the_ends_of_a_run_and_noise_is_flat(synthetic: Synthetic) -> None:
     view = view_of(synthetic("healthy", routers=1, steps=20), columns=20)
     layer, layout = view.layers[0], fit(view, 120, 24)
     assert view.entropy_ends == pytest.approx(

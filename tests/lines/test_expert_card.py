@@ -1,6 +1,7 @@
 """The card of one expert: what its lines claim, and that they always fit."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,16 +65,13 @@ def test_without_a_finding_it_is_dead_since_the_step_after_its_last_token(write_
     watch = open_log(write_log([header(), *steps]))
     view = view_of(watch)
     series = LoadSeries(samples(watch, 0, 20))
-    assert "dead since step 13" in plain(expert_card.facts(view, view.layers[0], 7, series, 80)[0])
+    facts = partial(expert_card.facts, view, view.layers[0])
+    assert "dead since step 13" in plain(facts(7, series, 80)[0])
     sparse = LoadSeries(samples(watch, 0, 5))
-    assert "dead since about step" in plain(
-        expert_card.facts(view, view.layers[0], 7, sparse, 80)[0]
-    )
+    assert "dead since about step" in plain(facts(7, sparse, 80)[0])
     always = LoadSeries([Sample(n, gone, None) for n in range(5, 9)])
-    assert "dead since step 5 or before" in plain(
-        expert_card.facts(view, view.layers[0], 7, always, 80)[0]
-    )
-    assert "since" not in plain(expert_card.facts(view, view.layers[0], 6, series, 80)[0])
+    assert "dead since step 5 or before" in plain(facts(7, always, 80)[0])
+    assert "since" not in plain(facts(6, series, 80)[0])
 
 
 def test_the_charts_of_an_expert_hold_its_exact_loads_places_and_biases(dead: RunWatch) -> None:

@@ -76,9 +76,7 @@ def collapsed(request: pytest.FixtureRequest, synthetic: Synthetic) -> RunWatch:
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120, 200])
-def test_every_hot_expert_that_a_collapse_names_is_in_a_hot_cell(
-    collapsed: RunWatch, columns: int
-) -> None:
+def test_every_hot_expert_of_a_collapse_is_in_a_hot_cell(collapsed: RunWatch, columns: int) -> None:
     """On the main, the compare and the layer screen, in all colours."""
     view = view_of(collapsed)
     finding = next(finding for finding, _ in view.alerts if finding.rule == "COLLAPSE")

@@ -74,7 +74,5 @@ def test_ageing_is_drawn_on_a_log_axis_with_the_steps_to_a_refit() -> None:
     at = {text: place for place, text in time.labels.items()}
     assert at["100"] - at["10"] == at["10"] - at["1"] == 1000
     assert [gain for _, gain in chart.points] == [aged.won for aged in found.ageing]
-    assert [10 ** (mark.step / 1000) for mark in time.marks] == pytest.approx(
-        [found.interval], 0.01
-    )
+    assert [10 ** (m.step / 1000) for m in time.marks] == pytest.approx([found.interval], 0.01)
     assert not ageing_chart(placed(every=5000))[0].measured

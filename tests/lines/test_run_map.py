@@ -95,9 +95,7 @@ def test_cells_are_equal_stretches_of_time_as_those_of_the_ribbon(
         assert column + 1 == len(axis) or middle < axis[column + 1]
 
 
-def test_61_layers_take_31_lines_of_half_blocks_and_one_line_each_without_them(
-    synthetic: Synthetic,
-) -> None:
+def test_61_layers_take_31_lines_of_half_blocks_and_61_without(synthetic: Synthetic) -> None:
     view = view_of(synthetic("healthy", routers=2, steps=20))
     halved = fit_map(view, 120, 31, 61, halves=True)
     assert (halved.per_line, halved.visible) == (2, 31)

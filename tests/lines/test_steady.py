@@ -105,9 +105,7 @@ def test_a_key_is_forgotten_after_more_than_a_thousand_others() -> None:
 
 
 @given(st.floats(0.02, 0.16), st.lists(st.floats(-2.9, 2.9), min_size=1, max_size=60), OCTAVES)
-def test_noise_that_was_measured_moves_no_cell(
-    noise: float, deviations: list[float], octaves: float
-) -> None:
+def test_known_noise_moves_no_cell(noise: float, deviations: list[float], octaves: float) -> None:
     """Up to three standard deviations, wherever the mean lies: also on an edge."""
     steady = SteadyLevels()
     first = steady.levels("L1", [2.0**octaves], noise=noise)

@@ -28,9 +28,7 @@ def test_one_expert_alone_is_lit_brightest_where_it_weighs_most() -> None:
 
 
 @given(st.lists(st.integers(0, 511), max_size=12, unique=True))
-def test_the_experts_of_a_token_have_different_colours_that_stay_with_them(
-    experts: list[int],
-) -> None:
+def test_experts_of_a_token_have_different_colours_that_stay_with_them(experts: list[int]) -> None:
     found = colours(experts)
     assert list(found) == experts[: len(LETTERS)]
     assert len(set(found.values())) == len(found)
@@ -59,9 +57,7 @@ def test_without_tables_the_busiest_are_counted(routing: Routing) -> None:
     assert max(set(firsts), key=firsts.count) == next(iter(busiest(bare, 2)))
 
 
-def test_what_was_not_measured_is_unknown(
-    routing: Routing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_measured_is_unknown(routing: Routing, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = Choice((), (), float("nan"), float("nan"))
     infinite = Choice((1, 2), (float("inf"), float("nan")), -1.0, 0.0)
 

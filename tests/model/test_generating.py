@@ -29,9 +29,7 @@ def test_same_seed_same_text_and_the_global_generator_is_left_alone(ids_BS: Tens
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
-def test_cached_tokens_equal_those_of_full_forward_passes(
-    temperature: float, ids_BS: Tensor
-) -> None:
+def test_cached_tokens_equal_those_of_full_passes(temperature: float, ids_BS: Tensor) -> None:
     model = make_model().eval()
     ids = ids_BS[0].tolist()
     generator = torch.Generator().manual_seed(3)

@@ -30,9 +30,7 @@ from tests.model.published import (
 
 
 @pytest.mark.parametrize("storage", ["bf16", "fp16", "shards", "head twice"])
-def test_weights_are_read_exactly_in_every_storage(
-    storage: str, tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_weights_are_exact_in_every_storage(storage: str, tmp_path: Path, ids_BS: Tensor) -> None:
     """Some writers store a tied head."""
     folder = tmp_path / "theirs"
     theirs = their_model(tie_word_embeddings=storage == "head twice")
@@ -50,9 +48,7 @@ def test_weights_are_read_exactly_in_every_storage(
     assert_same(our_logits(model, ids_BS), expected)
 
 
-def test_additional_fields_of_a_published_config_are_ignored(
-    tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_more_fields_of_a_published_config_are_ignored(tmp_path: Path, ids_BS: Tensor) -> None:
     folder = tmp_path / "theirs"
     their_model(rope_parameters=YARN).save_pretrained(folder)
     expected = their_logits(folder, ids_BS)
@@ -103,9 +99,7 @@ def test_a_rule_that_is_left_out_is_that_of_transformers(model_type: str, tmp_pa
     assert read_config(folder / "config.json").config.num_nextn_predict_layers == 2
 
 
-def test_glm_need_not_list_its_dense_layers_and_may_count_them(
-    tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_glm_need_not_list_dense_layers_and_may_count_them(tmp_path: Path, ids_BS: Tensor) -> None:
     of_type("glm4_moe_lite").save_pretrained(tmp_path / "theirs")
     expected = their_logits(tmp_path / "theirs", ids_BS)
     for more in ({}, {"first_k_dense_replace": 1}):
@@ -153,9 +147,7 @@ def add_their_prediction(theirs: DeepseekV3ForCausalLM, folder: Path, copied: bo
 
 
 @pytest.mark.parametrize(("tied", "copied"), [(True, True), (False, True), (False, False)])
-def test_multi_token_prediction_is_kept(
-    tied: bool, copied: bool, tmp_path: Path, ids_BS: Tensor
-) -> None:
+def test_mtp_layers_are_kept(tied: bool, copied: bool, tmp_path: Path, ids_BS: Tensor) -> None:
     """With copies of the embedding and the head that belong to it, and without."""
     folder = tmp_path / "theirs"
     theirs = their_model(rope_parameters=YARN, tie_word_embeddings=tied)

@@ -135,9 +135,7 @@ def test_an_export_has_the_class_and_all_fields_of_the_import(
     assert (case.ours / WEIGHTS).read_bytes() == (tmp_path / "ours again" / WEIGHTS).read_bytes()
 
 
-def test_a_bias_that_has_no_place_is_not_lost_in_silence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bias_that_has_no_place_is_not_lost_in_silence(tmp_path: Path, capsys: Any) -> None:
     of_type("deepseek_v2").save_pretrained(tmp_path / "theirs")
     assert command("import", tmp_path / "theirs", tmp_path / "ours") == 0
     path = tmp_path / "ours" / "checkpoint.json"

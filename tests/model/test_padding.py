@@ -57,9 +57,7 @@ def test_a_position_is_valid_only_if_the_tokens_ahead_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_padded_batch_is_recomputed_and_rounded_as_any_other(
-    dtype: torch.dtype, ids_BS: Tensor
-) -> None:
+def test_a_padded_batch_is_recomputed_and_rounded_alike(dtype: torch.dtype, ids_BS: Tensor) -> None:
     valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
     valid_BS[1, :9] = False
     exact = make_model().train()

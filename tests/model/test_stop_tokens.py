@@ -61,9 +61,7 @@ def test_the_lists_of_both_files_travel_through_import_and_export(
     assert (ends if isinstance(ends, list) else [ends]) == (expected or [None])
 
 
-def test_transformers_and_the_command_stop_at_the_same_token(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_transformers_and_the_command_stop_at_the_same_token(tmp_path: Path, capsys: Any) -> None:
     """At the second of two that are named, well before the limit."""
     source = published(tmp_path / "theirs", {}, {"eos_token_id": None})
     prompt_S = torch.arange(3)

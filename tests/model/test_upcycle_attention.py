@@ -63,9 +63,7 @@ def largest_difference(llama: Any, **shape: int | None) -> float:
         pytest.param("llama", {"rope_parameters": LLAMA3}, {}, id="positions of Llama 3"),
     ],
 )
-def test_one_key_value_head_is_exact(
-    kind: str, fields: dict[str, Any], shape: dict[str, int]
-) -> None:
+def test_one_kv_head_is_exact(kind: str, fields: dict[str, Any], shape: dict[str, int]) -> None:
     llama = random_llama(kind=kind, num_key_value_heads=1, **fields)
     assert largest_difference(llama, **EXACT, **shape) < TOLERANCE
 
@@ -196,9 +194,7 @@ def our_scores(ours: MultiHeadLatentAttention, x_BSD: Tensor) -> Tensor:
         pytest.param(2, {"qk_rope_head_dim": 10}, id="both, and a pair with one mix"),
     ],
 )
-def test_scores_are_right_at_the_distance_where_heads_look(
-    groups: int, shape: dict[str, int]
-) -> None:
+def test_scores_are_right_at_distances_where_heads_look(groups: int, shape: dict[str, int]) -> None:
     """Heads that always look three tokens back lose nothing there, for any approximation."""
     llama = random_llama(num_key_value_heads=groups)
     seen, layer = observe(llama, IDS_BS)[1], llama.model.layers[1]

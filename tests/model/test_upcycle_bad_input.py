@@ -147,9 +147,7 @@ def test_a_text_that_cannot_be_used_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_existing_files_are_never_touched(
-    plain: Path, text: Path, tmp_path: Path, refused: Any
-) -> None:
+def test_existing_files_are_kept(plain: Path, text: Path, tmp_path: Path, refused: Any) -> None:
     (tmp_path / "new").write_text("mine")
     assert "exists: choose another name" in refused(plain, text)
     assert (tmp_path / "new").read_text() == "mine"

@@ -71,9 +71,7 @@ def test_the_most_useful_neurons_are_shared(make_case: MakeCase) -> None:
 
 
 @pytest.mark.parametrize("size", [0.05, 0.0])
-def test_noise_has_the_stated_size_and_leaves_the_shared_expert_alone(
-    size: float, make_case: MakeCase
-) -> None:
+def test_noise_has_its_size_and_spares_the_shared_expert(size: float, make_case: MakeCase) -> None:
     _, moe = make_case(80)
     before = {name: tensor.clone() for name, tensor in moe.state_dict().items()}
     break_symmetry(moe, size, torch.Generator().manual_seed(6))

@@ -161,9 +161,7 @@ def test_a_capacity_changes_the_drop_rate_and_not_the_counts(
         assert rate == pytest.approx(dropped / ids_TK.numel(), rel=1e-4)
 
 
-def test_a_random_choice_is_read_from_the_map_and_has_no_entropy(
-    built: Any, tmp_path: Path
-) -> None:
+def test_a_random_choice_is_read_from_the_map_without_entropy(built: Any, tmp_path: Path) -> None:
     line, _, outputs = step(built(moe_router_force_load_balancing=True), tmp_path)
     for row, (_, map_TE) in enumerate(outputs):
         assert line["tokens_per_expert"][row] == map_TE.sum(0).tolist()

@@ -52,9 +52,7 @@ def layers(model: Any) -> list[Any]:
         {"score_func": "sigmoid", "num_expert_groups": 4, "num_limited_groups": 2},
     ],
 )
-def test_counts_are_those_of_the_counters_that_move_its_bias(
-    router: dict[str, Any], tmp_path: Path
-) -> None:
+def test_counts_are_those_that_move_its_bias(router: dict[str, Any], tmp_path: Path) -> None:
     model = build(**router)
     seen: list[Tensor] = []
     for moe in layers(model):

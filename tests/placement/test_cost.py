@@ -157,9 +157,7 @@ def test_rows_that_cannot_be_counts_are_left_out(write_log: Any) -> None:
     assert "they do not divide by 3 nodes" in model_cost(nodes)
 
 
-def test_steps_are_kept_undecoded_although_their_summaries_had_to_be_computed(
-    write_log: Any,
-) -> None:
+def test_steps_are_kept_undecoded_although_their_summaries_are_computed(write_log: Any) -> None:
     rows = [{"kind": "step", "step": n, "tokens_per_expert": COUNTS[0].tolist()} for n in (1, 2)]
     kept = open_log(write_log([header(), *rows])).shown.counted
     assert [entry._matrices for entry in kept] == [None, None]

@@ -28,9 +28,7 @@ def test_steps_that_a_restart_supersedes_are_left_out(write_log: Any) -> None:
     assert [column.tolist() for column in found.layers[0].columns(range(1, 2))] == [[5], [5]]
 
 
-def test_steps_and_layers_without_counts_are_skipped_and_a_missing_row_is_zero(
-    write_log: Any,
-) -> None:
+def test_steps_and_layers_without_counts_are_skipped_and_a_missing_row_is_0(write_log: Any) -> None:
     records = [{"kind": "step", "step": 1}, step(2, [[1, 9], []], 10), step(4, [[], []], 10)]
     found = read(write_log, header(model=MODEL), *records)
     assert [layer.router.name for layer in found.layers] == ["a"]

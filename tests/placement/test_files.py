@@ -42,9 +42,7 @@ def read(folder: Path, text: str | bytes, layers: Sequence[int] = LAYERS, **othe
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_text_is_exactly_what_the_engine_reads_and_is_read_back(
-    form: str, tmp_path: Path
-) -> None:
+def test_the_text_is_what_the_engine_reads_and_is_read_back(form: str, tmp_path: Path) -> None:
     text = write_form(form, PLACEMENTS, LAYERS, hidden_layers=HIDDEN)
     assert text == TEXTS[form]
     assert read(tmp_path, text, hidden_layers=HIDDEN) == PLACEMENTS

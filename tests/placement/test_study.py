@@ -66,9 +66,7 @@ def test_the_curve_of_ageing_shows_how_long_planted_loads_stay() -> None:
 
 
 @pytest.mark.parametrize(("first", "last"), [(1.0, 0.15), (0.3, 1.0)])
-def test_loads_that_get_more_or_less_uneven_do_not_age_a_placement(
-    first: float, last: float
-) -> None:
+def test_loads_that_get_more_or_less_even_do_not_age_a_placement(first: float, last: float) -> None:
     skew = np.linspace(first, last, 2_000)[:, None, None]
     shares = skew * popularity(rng := np.random.default_rng(9), 2, 32) + (1 - skew) / 32
     found = study(counts_of(rng.poisson(20_000 * shares).astype(float)), FOUR)

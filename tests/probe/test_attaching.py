@@ -71,9 +71,7 @@ def test_eval_mode_counts_passes_in_evaluation(context: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_model_that_is_checkpointed_as_a_whole_counts_once(
-    reentrant: bool, tmp_path: Path
-) -> None:
+def test_a_model_checkpointed_as_a_whole_counts_once(reentrant: bool, tmp_path: Path) -> None:
     model, weights = Model(), torch.zeros(1, requires_grad=True)
 
     def run(ids: Tensor, weights: Tensor) -> Tensor:

@@ -40,9 +40,7 @@ def test_counts_equal_an_independent_recomputation(family: str, way: str, tmp_pa
 
 
 @pytest.mark.parametrize("family", ODD)
-def test_families_with_a_reader_of_their_own_are_counted_and_described(
-    family: str, tmp_path: Path
-) -> None:
+def test_families_with_own_readers_are_counted_and_described(family: str, tmp_path: Path) -> None:
     changes = {"num_experts_per_tok": 2} if family == "llama4" else {}
     outcome = attempt(family, WAYS["left"], tmp_path, **changes)
     assert outcome.problems() == []

@@ -42,9 +42,7 @@ def test_a_skipped_layer_of_zaya_is_unrouted_and_no_pair_of_expert_0(tmp_path: P
     assert sum(line["tokens_per_expert"][1]) == 0
 
 
-def test_identity_experts_of_longcat_are_unrouted_and_their_norms_cannot_be_measured(
-    tmp_path: Path,
-) -> None:
+def test_identity_experts_of_longcat_are_unrouted_and_have_no_norms(tmp_path: Path) -> None:
     line = attempt("longcat_flash", WAYS["left"], tmp_path).line
     elsewhere = line["router"]["unrouted"]
     assert 0 < sum(elsewhere) < 2 * len(elsewhere) * line["tokens"]
@@ -85,9 +83,7 @@ def test_labels_alone_tell_which_decoder_tokens_are_real(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("images", [True, False])
-def test_text_and_vision_experts_of_ernie_see_their_own_tokens(
-    images: bool, tmp_path: Path
-) -> None:
+def test_text_and_image_experts_of_ernie_see_their_own_tokens(images: bool, tmp_path: Path) -> None:
     model = build("ernie4_5_vl_moe")
     inputs, real = batch("ernie4_5_vl_moe", model, "left", 0)
     types_BS = torch.zeros_like(inputs["input_ids"])
@@ -146,9 +142,7 @@ def test_rejected_groups_that_win_in_axk2_are_counted(tmp_path: Path) -> None:
     ("family", "kind"),
     [("mixtral", "softmax"), ("deepseek_v3", "sigmoid"), ("deepseek_v4", "sqrtsoftplus")],
 )
-def test_entropy_follows_the_score_function_of_the_family(
-    family: str, kind: str, tmp_path: Path
-) -> None:
+def test_entropy_follows_the_score_function(family: str, kind: str, tmp_path: Path) -> None:
     model = build(family)
     inputs, real = batch(family, model, "left", 0)
     line, calls = logged(model, ("TopKRouter", "TopkRouter"), inputs, tmp_path)
@@ -169,9 +163,7 @@ def test_entropy_follows_the_score_function_of_the_family(
 
 
 @pytest.mark.parametrize("capacity", [1, 2])
-def test_switch_counts_the_demand_and_reports_what_the_capacity_dropped(
-    capacity: int, tmp_path: Path
-) -> None:
+def test_switch_counts_demand_and_reports_what_it_dropped(capacity: int, tmp_path: Path) -> None:
     model = build("switch_transformers", expert_capacity=capacity)
     inputs, _ = batch("switch_transformers", model, "right", 0)
     line, calls = logged(model, "SwitchTransformersTop1Router", inputs, tmp_path)

@@ -47,9 +47,7 @@ def step(model: Any, folder: Path, **given: Any) -> tuple[dict[str, Any], dict[s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_auxiliary_loss_is_applied_exactly_if_its_weight_moves_the_loss(
-    family: str, tmp_path: Path
-) -> None:
+def test_an_aux_loss_is_applied_exactly_if_its_weight_moves_it(family: str, tmp_path: Path) -> None:
     model: Any = build(family)
     for configured, given in ((False, {}), (True, {}), (False, {"output_router_logits": True})):
         for config in (model.config, model.config.get_text_config()):
@@ -117,9 +115,7 @@ class TopKRouter(nn.Module):
         ("quantile_balancing", False, {"method": "bias", "update": "quantile"}),
     ],
 )
-def test_megatron_is_balanced_as_its_options_say(
-    kind: str, bias: bool, expected: dict[str, Any]
-) -> None:
+def test_megatron_balances_by_its_options(kind: str, bias: bool, expected: dict[str, Any]) -> None:
     (site,) = find_sites(nn.Sequential(TopKRouter(kind, bias)), None)
     assert site.balance == site.balance | expected
     assert site.balance["names"]["aux_weight"] == "--moe-aux-loss-coeff"

@@ -68,9 +68,7 @@ def refused(model: object, *texts: object, why: str, code: int = 64, **how: Any)
     assert re.search(why, errors.getvalue().splitlines()[-1]), errors.getvalue()
 
 
-def test_bad_texts_are_refused_in_one_line(
-    model: Path, words: Path, tmp_path: Path, out: Path
-) -> None:
+def test_bad_texts_end_in_one_line(model: Path, words: Path, tmp_path: Path, out: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary").write_bytes(b"abc\0def")
     (tmp_path / "latin").write_bytes("é".encode("latin-1"))
@@ -402,9 +400,7 @@ def test_the_default_folder_names_model_and_time(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_layers_that_predict_further_tokens_are_left_out(
-    words: Path, tmp_path: Path, out: Path
-) -> None:
+def test_layers_of_further_tokens_are_left_out(words: Path, tmp_path: Path, out: Path) -> None:
     assert probe(own(tmp_path / "model", num_nextn_predict_layers=1), words, output=out) == 0
     assert not any("incomplete" in line for line in records(out))
     with Routing(out / "routing.bin") as routing:

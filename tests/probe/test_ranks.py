@@ -164,9 +164,7 @@ def test_gradients_of_other_ranks_count(kind: str, trained: Trained) -> None:
         assert all(one[1] == 0 for one in row) if "in backward" in kind else row == [found] * 2
 
 
-def test_training_continues_if_the_probe_of_one_rank_fails_and_lines_are_incomplete(
-    trained: Trained,
-) -> None:
+def test_training_continues_if_a_probe_fails_and_lines_are_incomplete(trained: Trained) -> None:
     assert trained.errors[1].count("made to fail") == 1  # one warning, not one per step
     _, *rest = lines = records(trained.folder / "broken")
     assert [line["step"] for line in lines] == [1, 2, 3]

@@ -64,9 +64,7 @@ def test_what_is_recorded_is_what_is_read(tmp_path: Path) -> None:
     assert (end.event, end.reason) == ("end", "finished")
 
 
-def test_counts_are_last_in_a_line_and_their_summaries_those_of_the_measures(
-    tmp_path: Path,
-) -> None:
+def test_counts_are_last_in_a_line_and_summaries_those_of_the_measures(tmp_path: Path) -> None:
     line = logged(tmp_path, learning_rate=0.1, router={"margin": [0.1, 0.2]})
     assert list(line)[-2:] == ["expert_bias", "tokens_per_expert"]
     router = line["router"]
@@ -134,11 +132,9 @@ def test_numbers_of_numpy_are_written_like_pythons(kind: str, tmp_path: Path) ->
     )
     numbers: dict[str, Any] = {"step": np.int64(1), "loss": np.float32(2.0), "tokens": np.int64(8)}
     numbers |= {"memory_bytes": np.int64(17_179_869_185), "losses": {"aux": np.float32(1.5)}}
-    rows = {"entropy": np.array([0.5, 0.25], dtype=np.float32)}
-    biases = np.array(bias, dtype=np.float32)
-    record(
-        recorder, **numbers, tokens_per_expert=ARRAYS[kind](COUNTS), expert_bias=biases, router=rows
-    )
+    numbers["router"] = {"entropy": np.array([0.5, 0.25], dtype=np.float32)}
+    numbers["expert_bias"] = np.array(bias, dtype=np.float32)
+    record(recorder, **numbers, tokens_per_expert=ARRAYS[kind](COUNTS))
     recorder.record_event(step=np.int64(1), event="eval", values={"loss": np.float64(2.5)})
     recorder.close(step=1, reason="finished")
     head, step, event, _ = written(tmp_path)

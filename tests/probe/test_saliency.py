@@ -66,9 +66,7 @@ def brute_force(model: Any, micro_batches: list[dict[str, Tensor]]) -> list[tupl
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_saliency_is_what_single_experts_give_for_single_tokens(
-    family: str, tmp_path: Path
-) -> None:
+def test_saliency_is_what_single_experts_give_to_single_tokens(family: str, tmp_path: Path) -> None:
     model = build(family)
     exact = in_fp64(model)
     micro_batches = [batch(family, model, padding, 0)[0] for padding in ("left", "right")]

@@ -201,18 +201,12 @@ HEALTHY = {
     "LOMO": (Setup(in_backward=clear_as_lomo), None),
     "frozen later": (Setup(changed(frozen_later)), 1),
     "every second": (Setup(every=2), STACKS + 1),
-    "equal rewards": (
-        Setup(own_loss=lambda output, ids: 0 * output.logits.sum()),
-        None,
-    ),
+    "equal rewards": (Setup(own_loss=lambda output, ids: 0 * output.logits.sum()), None),
     "only aux": (
         Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.logits.sum(), labels=False),
         None,
     ),
-    "only aux, labels": (
-        Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.loss),
-        None,
-    ),
+    "only aux, labels": (Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.loss), None),
 }
 
 
@@ -262,9 +256,7 @@ def test_what_gets_no_gradient_is_still_at_the_first_three_looks(name: str, tmp_
 
 
 @pytest.mark.parametrize("still", [0, 2])
-def test_the_gradients_of_trainers_are_read_before_they_are_cleared(
-    still: int, tmp_path: Path
-) -> None:
+def test_gradients_of_trainers_are_read_before_they_are_cleared(still: int, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

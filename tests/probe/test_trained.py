@@ -106,9 +106,7 @@ def test_weights_of_which_a_rank_holds_only_a_part_count_as_a_whole() -> None:
     assert after == whole | {"experts": [4, 8], "expert_weights": pytest.approx(1 / 3)}
 
 
-def test_attach_logs_one_block_and_what_cannot_be_read_is_unknown(
-    tmp_path: Path, caplog: Any
-) -> None:
+def test_attach_logs_one_block_and_the_unreadable_is_unknown(tmp_path: Path, caplog: Any) -> None:
     model = Model()
     model.layers[1].gate.weight.requires_grad_(False)
     for block in model.layers[1:]:
@@ -146,9 +144,7 @@ def test_adapters_that_miss_all_experts_because_of_a_wrong_name_are_found_at_att
         (WRONG_NAMES | {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}, []),
     ],
 )  # fmt: skip
-def test_only_names_that_match_nothing_are_missing(
-    options: dict[str, Any], missing: list[str]
-) -> None:
+def test_only_names_without_match_are_missing(options: dict[str, Any], missing: list[str]) -> None:
     assert of(lora("gpt_oss", **options).get_base_model()).get("missing_targets", []) == missing
 
 

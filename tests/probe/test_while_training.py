@@ -50,9 +50,7 @@ def train(model: nn.Module, probe: Any, steps: int = 1) -> None:
         assert not torch.equal(before, next(model.parameters()).detach())
 
 
-def test_the_loop_of_accelerate_with_accumulation_is_counted_per_optimizer_step(
-    tmp_path: Path,
-) -> None:
+def test_an_accelerate_loop_with_accumulation_is_counted_per_optimizer_step(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = small_mixtral()
     model, optimizer, loader = accelerator.prepare(
@@ -201,9 +199,7 @@ def test_a_pass_that_ends_with_an_exception_costs_no_later_one(
     assert "incomplete" not in second
 
 
-def test_an_exception_inside_the_with_is_passed_on_and_ends_the_run_as_failed(
-    tmp_path: Path,
-) -> None:
+def test_an_exception_in_the_with_is_passed_on_and_ends_the_run_as_failed(tmp_path: Path) -> None:
     model = Model()
 
     def fail() -> None:

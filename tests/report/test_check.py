@@ -43,9 +43,7 @@ def test_a_collapse_exits_with_two_and_says_what_why_and_next(call: Call, scenar
     assert finding["grades"][-1]["severity"] == "crit"
 
 
-def test_in_the_warm_up_there_is_no_verdict_and_nothing_is_called_healthy(
-    call: Call, scenario: Any
-) -> None:
+def test_the_warm_up_has_no_verdict_and_is_not_called_healthy(call: Call, scenario: Any) -> None:
     folder = scenario("healthy", routers=3, steps=60)
     problem = "not judged yet (warm-up until step 100)"
     for options in ([], ["--fail-on", "crit"], ["--profile", "finetune"]):
@@ -105,9 +103,7 @@ def test_a_folder_means_its_newest_run_and_all_means_the_worst(
 
 
 @pytest.mark.parametrize("how", [[], ["--all"], ["--follow"]])
-def test_what_cannot_be_read_is_an_object_with_the_problem(
-    call: Call, tmp_path: Path, how: list[str]
-) -> None:
+def test_what_cannot_be_read_is_an_object(call: Call, tmp_path: Path, how: list[str]) -> None:
     path = tmp_path / "no" / "such"
     code, out, err = call("check", path, "--json", *how)
     (run,) = json.loads(out)["runs"]
@@ -130,9 +126,7 @@ def test_a_terminal_without_utf_8_gets_ascii(scenario: Any) -> None:
     assert done.stdout.isascii()
 
 
-def test_the_report_names_what_could_not_be_judged(
-    call: Call, write_log: Any, balanced: Any
-) -> None:
+def test_the_report_names_what_was_not_judged(call: Call, write_log: Any, balanced: Any) -> None:
     steps = [step(n, [balanced()] * 3, 2048) for n in range(1, 33)]
     lost = {"kind": "event", "event": "lost_records", "values": {"count": 7}, "step": 33}
     end = {"kind": "event", "event": "end", "reason": "failed", "step": 100}

@@ -25,9 +25,7 @@ ONE_LAYER = MODEL | {"layers": [1], "layer_names": ["L1"]}
 
 
 @pytest.mark.parametrize("wanted", [2, 10, 1000])
-def test_the_further_tokens_lie_within_their_interval_in_95_of_100_calibrations(
-    wanted: int,
-) -> None:
+def test_further_tokens_lie_within_their_interval_in_95_of_100_calibrations(wanted: int) -> None:
     assert covered(4000, wanted, seed=1) >= 0.945  # 0.95 less 1.5 standard errors
 
 

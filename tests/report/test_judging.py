@@ -39,9 +39,7 @@ def collapses(judgement: Judgement) -> Sequence[int]:
     return [finding.onset for finding, _ in judgement.findings if finding.rule == "COLLAPSE"]
 
 
-def test_an_active_finding_counts_whenever_it_began_unless_only_new_ones_do(
-    one_collapse: Any,
-) -> None:
+def test_an_active_finding_counts_whenever_it_began_unless_only_new_do(one_collapse: Any) -> None:
     path = one_collapse(range(150, 401))
     (onset,) = collapses(judged(path))
     assert judged(path, since_step=onset, new_only=True).exit_code == 2
@@ -56,9 +54,7 @@ def test_an_active_finding_counts_whenever_it_began_unless_only_new_ones_do(
     assert f"an older finding is still active: COLLAPSE in L2 since step {onset:,}" in later.notes
 
 
-def test_a_log_that_was_not_read_to_its_end_has_no_verdict_but_a_critical_one(
-    one_collapse: Any,
-) -> None:
+def test_a_log_not_read_to_its_end_has_no_verdict_but_a_critical_one(one_collapse: Any) -> None:
     codes = []
     for sick in (range(0), range(150, 401)):
         path = one_collapse(sick)
@@ -120,9 +116,7 @@ def test_a_log_without_a_measured_load_is_not_judged_even_with_a_finding_of_the_
     assert "the log has no router loads" in str(judgement.problem)
 
 
-def test_counts_that_were_doubled_for_a_while_leave_a_warning(
-    write_log: Any, balanced: Any
-) -> None:
+def test_counts_doubled_for_a_while_leave_a_warning(write_log: Any, balanced: Any) -> None:
     doubled = [[2 * count for count in balanced()] for _ in range(3)]
     rows = [doubled] * 20 + [[balanced()] * 3 for _ in range(280)]
     steps = [step(n, row, 2048) for n, row in enumerate(rows, 1)]

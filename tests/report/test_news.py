@@ -92,9 +92,7 @@ def test_what_began_before_the_range_is_not_news() -> None:
         ({"recovered_at": 200}, "step 500: recovered: WARN DROPS: Dropped tokens in L0 from", 1),
     ],
 )
-def test_an_alert_is_a_block_and_a_recovery_a_line(
-    change: dict[str, Any], first_line: str, lines: int
-) -> None:
+def test_an_alert_is_a_block_or_a_line(change: dict[str, Any], first_line: str, lines: int) -> None:
     alerts, judged = Alerts(CheckRequest()), Judged()
     if change:
         judged.episodes = [episode(0)]

@@ -105,9 +105,7 @@ def test_any_accidents_in_any_order_leave_the_lines_of_the_file(
     st.lists(st.tuples(st.sampled_from(ACCIDENTS), st.integers(0, 700)), max_size=20),
     st.sampled_from([7, 1000]),
 )
-def test_a_file_without_lines_ends_with_its_bytes(
-    accidents: list[tuple[str, int]], max_bytes: int
-) -> None:
+def test_without_lines_a_file_ends(accidents: list[tuple[str, int]], max_bytes: int) -> None:
     with TemporaryDirectory() as folder:
         writer = Writer(Path(folder) / "metrics.bin")
         tail, got = Tail(writer.path, max_line_bytes=None), b""

@@ -83,9 +83,7 @@ def test_steps_that_find_no_room_are_dropped_and_counted_where_they_are_missing(
     assert lost(path) == 6
 
 
-def test_a_queue_full_of_steps_still_takes_run_records_and_events(
-    slow: SlowLog, path: Path
-) -> None:
+def test_a_queue_full_of_steps_takes_run_records_and_events(slow: SlowLog, path: Path) -> None:
     log = hang(slow, 5, max_records=3)
     log.write({"kind": "run"})
     log.write(END)
@@ -95,9 +93,7 @@ def test_a_queue_full_of_steps_still_takes_run_records_and_events(
     assert lost(path) == 3
 
 
-def test_the_reserve_is_bounded_too(
-    slow: SlowLog, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reserve_is_bounded(slow: SlowLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.runlog.writer.RESERVE_RECORDS", 2)
     log = hang(slow, max_records=1)
     for _ in range(5):
@@ -207,9 +203,7 @@ def test_closing_gives_up_on_steps_and_says_how_many_but_still_says_how_the_run_
     assert lost(path) == 2
 
 
-def test_a_closed_log_takes_nothing_and_says_so_once(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_closed_log_takes_nothing_and_says_so_once(path: Path, caplog: Any) -> None:
     log = BackgroundLog(RunLogWriter(path))
     log.close()
     log.close()

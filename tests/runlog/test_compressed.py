@@ -16,9 +16,7 @@ from hypothesis import given, settings, strategies as st
 from microscope_tui.runlog import CompressedLog, LineSplitter, Source
 from tests.runlog.followed import Reader
 
-LINES = [
-    b'{"kind":"step","step":%d,"counts":[%d,%d]}' % (n, n * 7919 % 1009, n) for n in range(400)
-]
+LINES = [b'{"kind":"step","step":%d,"count":[%d,%d]}' % (n, n * 7919 % 1009, n) for n in range(400)]
 LOG = b"\n".join(LINES) + b"\n"
 Pack = Callable[[bytes], bytes]
 

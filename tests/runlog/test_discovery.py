@@ -88,9 +88,7 @@ def test_a_run_file_knows_its_size_and_inode_and_works_without_them(tmp_path: Pa
 
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress], ids=["plain", "packed"])
-def test_a_header_longer_than_the_probe_is_read_whole(
-    tmp_path: Path, pack: Callable[[bytes], bytes]
-) -> None:
+def test_a_long_header_is_read_whole(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     line = json.dumps({"kind": "step", "step": 1, "config": "x" * 300_000}).encode() + b"\n"
     path = tmp_path / ("metrics.jsonl" if pack(b"") == b"" else "metrics.jsonl.gz")
     path.write_bytes(pack(line))
@@ -165,9 +163,7 @@ def test_a_replaced_file_is_looked_at_again(tmp_path: Path, probed: Probed) -> N
     assert probed.since_last() == ["a"] * 3
 
 
-def test_a_log_that_could_not_be_read_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_log_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a" / "metrics.jsonl")
     known = KnownLogs()
     with monkeypatch.context() as locked:

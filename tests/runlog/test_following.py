@@ -79,9 +79,7 @@ def test_a_last_record_at_rest_is_shown_if_it_is_whole(path: Path, last: bytes) 
     assert Reader(Tail(path)).look_until_exhausted() == shown
 
 
-def test_a_clock_ahead_of_ours_hides_no_last_record(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_ahead_hides_no_last_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(RECORD)
     age(path, -3600)
     reader = Reader(Tail(path))
@@ -163,9 +161,7 @@ def test_lost_permission_is_an_error_and_its_return_loses_nothing(locked: Path) 
     assert reader.restarts == 0
 
 
-def test_a_read_error_is_said_and_its_end_loses_nothing(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_errors_are_said_and_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"one\n")
     reader = Reader(Tail(path))
     reader.look()

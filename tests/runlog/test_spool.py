@@ -96,9 +96,7 @@ def test_what_was_kept_before_the_disk_was_full_stays() -> None:
     assert done.stdout == "800 File too large 800\n", done.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError):
         Spool()

@@ -266,9 +266,7 @@ def test_a_log_as_a_whole(claim: str, log: list[Any], found: list[tuple[int, str
         ("local_rank", [[24, 24, 24, 24], [0, 0, 0, 0]], ["sum of a rank"]),
     ],
 )
-def test_each_source_of_counts_has_its_own_sum(
-    counts: str, rows: list[list[int]], found: list[str]
-) -> None:
+def test_each_source_has_its_own_sum(counts: str, rows: list[list[int]], found: list[str]) -> None:
     record = step(1) | {"router": {}, "tokens_per_expert": rows}
     log = [header(source={"counts": counts}), record]
     assert [problem.code for problem in problems(log)] == found

@@ -23,8 +23,6 @@ def test_a_row_sums_to_tokens_times_k_with_no_expert_above_tokens_and_shares_to_
 
 
 @given(st.integers(0, 1000), st.integers(1, 500))
-def test_an_expert_of_weight_zero_gets_nothing_while_there_are_others(
-    seed: int, tokens: int
-) -> None:
+def test_an_expert_of_weight_0_gets_nothing_while_there_are_others(seed: int, tokens: int) -> None:
     counts = draw_counts([1.0, 0.0, 0.1, 2.0, 0.0], tokens, 2, random.Random(seed))
     assert (counts[1], counts[4]) == (0, 0)

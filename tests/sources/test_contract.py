@@ -64,9 +64,7 @@ def test_a_run_is_found_by_the_name_of_its_file_and_has_the_counts_that_were_wri
     assert model_of(records)["layers"] == [0, 1]
 
 
-def test_a_file_under_any_name_is_recognised_by_its_format_alone(
-    tmp_path: Path, sound: Sound
-) -> None:
+def test_a_file_of_any_name_is_recognised_by_its_format_alone(tmp_path: Path, sound: Sound) -> None:
     path = at_rest(tmp_path / "copy", sound.content(RUN))
     claimed = [name for name, form in FORMATS.items() if form.reader.recognises(path)]
     assert claimed == [sound.form]
@@ -118,9 +116,7 @@ def test_small_reads_give_the_same_records(tmp_path: Path, sound: Sound) -> None
     assert drained(opened(found(tmp_path)), 1) == drained(opened(found(tmp_path)))
 
 
-def test_another_run_in_the_file_restarts_and_a_deleted_file_is_reported(
-    tmp_path: Path, sound: Sound
-) -> None:
+def test_another_run_restarts_and_a_deleted_file_is_reported(tmp_path: Path, sound: Sound) -> None:
     path = at_rest(tmp_path / sound.file, sound.content(RUN))
     reader = opened(found(tmp_path))
     drained(reader)

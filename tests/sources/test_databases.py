@@ -115,9 +115,7 @@ def test_rows_without_a_step_or_numbers_are_counted_and_skipped(path: Path) -> N
     assert reader.defects.first[0].startswith("line 1: without a step from 0")
 
 
-def test_a_database_without_a_router_is_recognised_by_a_mapping_only(
-    path: Path, mlflow: Path
-) -> None:
+def test_a_database_without_a_router_is_known_by_a_mapping_only(path: Path, mlflow: Path) -> None:
     own = rules_of(["max_load=loss"])
     made(mlflow, "DELETE FROM latest_metrics WHERE key LIKE 'moe%'")
     assert not MlflowReader.recognises(mlflow)
@@ -136,9 +134,7 @@ def test_only_the_parameters_that_are_needed_are_read(mlflow: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "reason"), [("FINISHED", "finished"), ("FAILED", "failed"), ("KILLED", "stopped")]
 )
-def test_the_end_of_a_run_is_reported_with_its_last_rows(
-    mlflow: Path, status: str, reason: str
-) -> None:
+def test_the_end_of_a_run_comes_with_its_last_rows(mlflow: Path, status: str, reason: str) -> None:
     made(mlflow, ["UPDATE runs SET status = ?", [status]])
     reader = MlflowReader(mlflow, Keys(), TRIED)
     assert reader.read(1).ended == ""

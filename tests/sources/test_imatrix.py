@@ -40,9 +40,7 @@ def matrix(folder: Path, rows: dict[str, list[float]], *sizes: int, **more: int)
     return settle(path)
 
 
-def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_per_layer(
-    tmp_path: Path,
-) -> None:
+def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_a_layer(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(GOLDEN.read_bytes())
     settle(path)
@@ -65,9 +63,7 @@ def test_a_last_layer_that_saw_fewer_tokens_has_a_number_of_its_own(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("chunks", "size"), [(0, 0), (1, 7), (1, 1000)])
-def test_k_is_unknown_where_the_tokens_do_not_give_it(
-    tmp_path: Path, chunks: int, size: int
-) -> None:
+def test_k_is_unknown_where_tokens_do_not_give_it(tmp_path: Path, chunks: int, size: int) -> None:
     path = matrix(tmp_path, {COUNTS.format(0, "gate"): [4.0, 6.0, 10.0]}, chunks, size)
     assert model_of(read(path)).get("top_k") is None
     assert "tokens" not in read(path)[-1]
@@ -147,9 +143,7 @@ def test_tensors_begin_at_the_alignment_that_the_file_names(tmp_path: Path) -> N
         (file_of(value("general.alignment", 4, b"\0" * 4)), "general.alignment is 0"),
     ],
 )
-def test_what_the_format_does_not_allow_is_refused(
-    content: bytes, why: str, tmp_path: Path
-) -> None:
+def test_what_the_format_forbids_is_refused(content: bytes, why: str, tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match=why) as refused:
         gguf_of(tmp_path / "x.gguf", content)
     assert str(refused.value).isprintable()

@@ -129,9 +129,7 @@ def test_blocks_of_multi_token_prediction_are_routers_of_their_own(tmp_path: Pat
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_stages_with_different_layers_are_refused_without_the_layout(
-    step: int, tmp_path: Path
-) -> None:
+def test_stages_with_other_layers_are_refused_without_the_layout(step: int, tmp_path: Path) -> None:
     trace(tmp_path, 0, FIRST)
     trace(tmp_path, 1, {at: ids for at, ids in SECOND.items() if at != (step, 0)})
     why = rf"ranks 0 and 1 .* in step {step} \(L0, L1, L2; L1, L2\): layers .* give"
@@ -153,9 +151,7 @@ def test_the_layers_of_pipeline_stages_are_numbered_through(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("ranks", "stages"), [([0, 1, 2], 2), ([0, 2], 2)])
-def test_ranks_that_do_not_fit_the_layout_are_refused(
-    tmp_path: Path, ranks: list[int], stages: int
-) -> None:
+def test_misfit_ranks_are_refused(tmp_path: Path, ranks: list[int], stages: int) -> None:
     for rank in ranks:
         trace(tmp_path, rank, chosen(rank))
     with pytest.raises(Unreadable, match=f"do not make {stages} pipeline stages"):
@@ -190,9 +186,7 @@ def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_heade
         read(tmp_path, experts=6)
 
 
-def test_steps_are_followed_as_the_ranks_finish_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_follow_as_ranks_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(megatron, "COMPLETE_AFTER_S", 0.0)
     batches = [chosen(seed) for seed in range(2)]
     paths = [tmp_path / f"router_trace_rank{rank}.jsonl" for rank in range(2)]
@@ -212,9 +206,7 @@ def test_steps_are_followed_as_the_ranks_finish_them(
     assert (reader.offset, reader.exhausted) == (reader.size, True)
 
 
-def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
-    tmp_path: Path,
-) -> None:
+def test_a_rank_far_behind_is_given_up_and_restarts_reading_when_it_writes(tmp_path: Path) -> None:
     batches = [chosen(seed) for seed in range(2)]
     trace(tmp_path, 0, batches[0])
     trace(tmp_path, 1)
@@ -251,9 +243,7 @@ GOOD = line(0, 3, 1, [[1, 2], [3, 4]])
         ('{"step": 1}\n', "not a line"),
     ],
 )
-def test_a_damaged_line_is_refused_after_the_steps_before_it(
-    bad: str, why: str, tmp_path: Path
-) -> None:
+def test_damage_is_refused_after_the_steps_before_it(bad: str, why: str, tmp_path: Path) -> None:
     ids = chosen(0)
     path = trace(tmp_path, 0, ids, more=bad)
     reader = reader_of(path)

@@ -16,9 +16,7 @@ CODE, ROW = re.findall(r"```python\n(.*?)```", TEXT.partition("CSV in 30 lines")
 (CSV,) = (sound for sound in SOUND if sound.form == "csv")
 
 
-def test_a_table_is_found_read_and_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_is_found_and_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("microscope_tui.sources.table")
     exec(CODE, module.__dict__)
     form = eval(ROW, {"Format": catalogue.Format})

@@ -64,9 +64,7 @@ def test_a_layout_of_public_code_is_recognised(layout: Layout, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("layout", OTHERS, ids=lambda layout: layout.name)
-def test_other_shares_and_other_indices_are_not_used_by_themselves(
-    layout: Layout, tmp_path: Path
-) -> None:
+def test_other_shares_or_indices_are_not_used_by_themselves(layout: Layout, tmp_path: Path) -> None:
     assert_not_used_by_itself(write(tmp_path, layout))
 
 
@@ -138,9 +136,7 @@ def test_another_log_under_the_same_name_is_looked_at_again(tmp_path: Path) -> N
             assert "unconfirmed" not in records[0]["source"]
 
 
-def test_keys_that_were_confirmed_for_one_run_leave_the_others_of_the_folder_alone(
-    tmp_path: Path,
-) -> None:
+def test_keys_confirmed_for_one_run_leave_the_others_of_the_folder_alone(tmp_path: Path) -> None:
     one = _logged(tmp_path / "log.jsonl", *_matrix("load {l} {e}", 2, 4))
     (reader,) = readers(one)
     assert not drained(reader)

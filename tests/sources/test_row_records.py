@@ -92,9 +92,7 @@ def test_layers_are_in_the_order_of_their_numbers_not_of_their_names() -> None:
         {"moe.num-experts": {"value": 4, "desc": None}, "args/top_k": 2},
     ],
 )
-def test_experts_and_choices_come_from_the_user_else_from_the_configuration(
-    config: dict[str, object],
-) -> None:
+def test_experts_and_choices_come_from_the_user_else_the_config(config: dict[str, object]) -> None:
     logged: list[Logged] = [(1, {"moe_maxvio_batch/L-1": 0.5})]
     for request, expected in (({}, (4, 2)), ({"num_experts": 8, "top_k": 1}, (8, 1))):
         model = records(Logger(logged, config), **request)[0]["model"]

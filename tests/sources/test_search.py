@@ -18,6 +18,7 @@ from microscope_tui.sources import (
     reader,
     split_run,
 )
+from tests.conftest import header, step
 from tests.sources import event_bytes, gguf_bytes, sound
 
 WANDB, IMATRIX = sound.GOLDEN / "wandb", sound.GOLDEN / "imatrix.gguf"
@@ -30,9 +31,9 @@ def kinds(root: Path, **asked: Any) -> list[str]:
 
 
 @pytest.fixture
-def mixed(tmp_path: Path, write_log: Any, make_header: Any, make_step: Any) -> Path:
+def mixed(tmp_path: Path, write_log: Any) -> Path:
     """A folder with several kinds of runs in it."""
-    write_log([make_header(), make_step(1, [[512] * 8] * 3, 2048)], "logs/mine")
+    write_log([header(), step(1, [[512] * 8] * 3, 2048)], "logs/mine")
     for name in ("wandb/run-1/run-a.wandb", "calibration/imatrix.gguf", "other/notes.gguf"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
@@ -46,9 +47,7 @@ def test_a_folder_with_a_run_log_is_that_run(mixed: Path) -> None:
     assert kinds(mixed / "logs", source="wandb") == ["wandb"]
 
 
-def test_a_folder_lists_the_runs_of_every_writer_and_follows_no_link_unless_it_is_named(
-    mixed: Path,
-) -> None:
+def test_a_folder_lists_the_runs_of_every_writer_and_follows_only_named_links(mixed: Path) -> None:
     link = mixed / "latest-run"
     link.symlink_to(mixed / "wandb" / "run-1")
     assert kinds(mixed) == ["imatrix", "run log", "wandb"]
@@ -115,9 +114,7 @@ def test_the_refusal_of_an_mlflow_folder_names_the_way_out(tmp_path: Path) -> No
         ("model.gguf", []),
     ],
 )
-def test_files_in_a_folder_are_opened_by_the_names_that_writers_use(
-    name: str, formats: list[str]
-) -> None:
+def test_files_in_a_folder_are_opened_by_names_of_writers(name: str, formats: list[str]) -> None:
     path = Path("runs", name)
     assert [form.name for form in FORMATS.values() if form.place_of(path)] == formats
     assert bool(catalogue._file_names().fullmatch(name)) == bool(formats)

@@ -65,9 +65,7 @@ def expected(values: torch.Tensor, first: int) -> dict[int, dict[str, list[int]]
 
 
 @pytest.mark.parametrize("more", [{}, {"average_utilization_rate_over_window": None}])
-def test_stat_counts_are_those_of_the_layers_that_have_routers(
-    more: dict[str, Any], tmp_path: Path
-) -> None:
+def test_stat_counts_are_those_of_layers_with_routers(more: dict[str, Any], tmp_path: Path) -> None:
     values = counts(20)
     records = read(stat(tmp_path, values, **more))
     assert counts_of(records) == expected(values, 1)
@@ -78,9 +76,7 @@ def test_stat_counts_are_those_of_the_layers_that_have_routers(
     assert (header["model"]["layers"], header["model"]["num_experts"]) == ([1, 2, 3], LOGICAL)
 
 
-def test_unused_passes_of_the_circular_buffer_are_dropped_and_the_order_is_not_promised(
-    tmp_path: Path,
-) -> None:
+def test_unused_passes_of_the_buffer_are_dropped_and_no_order_is_promised(tmp_path: Path) -> None:
     values = counts(30)
     values[[2, 3, 29]] = 0
     records = read(stat(tmp_path, values))
@@ -88,9 +84,7 @@ def test_unused_passes_of_the_circular_buffer_are_dropped_and_the_order_is_not_p
     assert "order of the passes is not guaranteed" in header_of(records)["source"]["note"]
 
 
-def test_physical_counts_are_summed_over_ranks_and_mapped_to_logical_experts(
-    tmp_path: Path,
-) -> None:
+def test_physical_counts_are_summed_over_ranks_and_mapped_to_logical_ones(tmp_path: Path) -> None:
     ranks = [counts(12, PHYSICAL, rank) for rank in range(RANKS)]
     for rank, values in enumerate(ranks):
         detail(tmp_path, rank, values, 1700000000.5 - rank, first=7)
@@ -216,9 +210,7 @@ PASS = {"forward_pass_id": 0, "rank": 0, "global_physical_count": MAP}
         ({"records": [{}], "last_physical_to_logical_map": MAP + 8}, "more experts than slots"),
     ],
 )
-def test_foreign_content_is_refused_with_a_reason(
-    content: object, why: str, tmp_path: Path
-) -> None:
+def test_foreign_content_is_refused(content: object, why: str, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save(content, path)
     settle(path)
@@ -234,9 +226,7 @@ def test_dumps_of_two_modes_in_one_folder_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_more_files_than_any_server_writes_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dumps, "MOST_FILES", 1)
     stat(tmp_path, counts(1), 1.5)
     stat(tmp_path, counts(1), 2.5)

@@ -88,9 +88,7 @@ def test_a_transaction_that_died_is_refused_with_what_to_do(path: Path) -> None:
     assert files(path) == before
 
 
-def test_the_database_is_not_copied_again_for_every_commit(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_not_every_commit_copies_the_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
     copy = shutil.copyfileobj
     monkeypatch.setattr(
@@ -159,9 +157,7 @@ def test_too_many_bytes_to_copy_are_refused_with_what_to_do(
         ("CREATE VIRTUAL TABLE metrics USING fts5(id, step)",),
     ],
 )
-def test_views_and_virtual_tables_are_refused_by_name(
-    path: Path, statements: tuple[str, ...]
-) -> None:
+def test_views_and_virtual_tables_are_refused(path: Path, statements: tuple[str, ...]) -> None:
     with pytest.raises(Unreadable, match=r"moe.db: metrics is a view or a virtual table"):
         Database(made(path, *statements)).read(lambda tables: tables.columns("metrics"))
 

@@ -126,9 +126,7 @@ def test_numbers_and_tensors_with_one_number_are_read(
 @given(
     st.floats(0, 2e9), st.integers(0, 2**40), st.text("ab/_ é", max_size=200), st.floats(width=32)
 )
-def test_the_fast_way_reads_what_the_slow_way_reads(
-    wall: float, step: int, tag: str, number: float
-) -> None:
+def test_fast_and_slow_ways_read_the_same(wall: float, step: int, tag: str, number: float) -> None:
     keys = Keys()
     keys[tag] = Target("loss")
     event = eb.event(step, wall, eb.value(tag, number))

@@ -61,9 +61,7 @@ def expected(ranks: int = RANKS) -> dict[int, dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize("endings", [[""], ["_raw"], ["", "_raw"]], ids=["counts", "ids", "both"])
-def test_counts_are_summed_over_ranks_iteration_by_iteration(
-    endings: list[str], tmp_path: Path
-) -> None:
+def test_counts_of_an_iteration_are_summed_over_ranks(endings: list[str], tmp_path: Path) -> None:
     for ending in endings:
         write(tmp_path, ending=ending)
     records = read(tmp_path)
@@ -115,9 +113,7 @@ def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
         ("rank0.safetensors", save({"1_1": torch.tensor([-1])}), "no counts"),
     ],
 )
-def test_foreign_content_is_refused_with_a_reason(
-    name: str, content: bytes, why: str, tmp_path: Path
-) -> None:
+def test_foreign_content_is_refused(name: str, content: bytes, why: str, tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / name).write_bytes(content)
     settle(tmp_path)

@@ -62,9 +62,7 @@ def test_a_tensor_of_integers_and_any_shape_reads_as_torch_saved_it(
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.half, torch.bfloat16, torch.float64], ids=str)
-def test_a_tensor_of_other_numbers_is_not_one_of_integers(
-    dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_other_numbers_are_not_taken_for_integers(dtype: torch.dtype, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(saved([torch.ones(3).to(dtype), torch.ones(3).int()]))
     with opened(tmp_path / "a.pt") as data:
         assert [tensor.is_integer for tensor in torch_file.load(data)] == [False, True]
@@ -104,9 +102,7 @@ class Malicious:
         return os.system, (self.command,)
 
 
-def test_a_pickle_that_would_execute_code_is_refused_by_name_and_not_executed(
-    tmp_path: Path,
-) -> None:
+def test_a_pickle_that_would_run_code_is_refused_by_name_and_not_executed(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     content = saved({"records": Malicious(f"touch {mark}")})
     with pytest.raises(Unreadable, match=r"names \w+\.system, .* nothing was executed") as refused:
@@ -123,9 +119,7 @@ def test_a_pickle_that_would_execute_code_is_refused_by_name_and_not_executed(
     [torch.nn.Linear(1, 1), {1, 2}, Path("x"), torch.complex(torch.ones(1), torch.ones(1)), b"x"],
     ids=["module", "set", "path", "complex", "bytes"],
 )
-def test_anything_but_tensors_and_plain_containers_is_refused(
-    value: object, tmp_path: Path
-) -> None:
+def test_all_but_tensors_and_plain_containers_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="neither a tensor nor a plain container"):
         read(tmp_path / "a.pt", saved(value))
 

@@ -91,9 +91,7 @@ def test_a_second_server_is_refused_after_the_steps_of_the_first(tmp_path: Path)
         (b"[" * 100_000, "Expected `object`"),
     ],
 )
-def test_a_line_that_does_not_fit_is_skipped_and_counted(
-    line: bytes, why: str, tmp_path: Path
-) -> None:
+def test_a_bad_line_is_skipped_and_counted(line: bytes, why: str, tmp_path: Path) -> None:
     path = written(tmp_path, META, loads(1, RUN[0]))
     path.write_bytes(path.read_bytes() + line + b"\n\n" + lines([loads(3, RUN[1])]))
     reader = opened(settle(path))

@@ -40,9 +40,7 @@ def test_the_file_of_wandb_has_the_name_and_the_configuration_of_the_run() -> No
     assert (reader.name, reader.config["model"]) == ("golden", CONFIG["model"])
 
 
-def test_only_what_may_hold_the_number_of_experts_is_kept_of_a_configuration(
-    tmp_path: Path,
-) -> None:
+def test_only_what_may_hold_the_number_of_experts_is_kept_of_a_config(tmp_path: Path) -> None:
     reader = reader_of(
         tmp_path,
         wb.run(api_key="secret", model={"num_experts": 8}),
@@ -166,9 +164,7 @@ def lying_item() -> bytes:
         (None, r"damaged at byte \d+ \(its checksum is"),
     ],
 )
-def test_damage_is_reported_after_everything_before_it(
-    tmp_path: Path, record: bytes | None, why: str
-) -> None:
+def test_damage_is_reported_last(tmp_path: Path, record: bytes | None, why: str) -> None:
     history = [wb.history({"loss": float(n)}, n) for n in range(3)]
     log = bytearray(wb.log([*history[:2], record] if record else history))
     if record is None:
@@ -209,9 +205,7 @@ def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
     assert [row.step for row in all_rows(reader)] == list(range(200))
 
 
-def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers_and_its_last_ones(
-    tmp_path: Path,
-) -> None:
+def test_a_sample_of_rarely_logged_routers_has_routers_and_its_last_ones(tmp_path: Path) -> None:
     others = {f"train/other_{i}": 0.5 for i in range(50)}
     records = [
         wb.history({**others, "loss": 1.0} | ({} if step % 25 else {"moe_entropy/L-0": 0.5}), step)
@@ -231,9 +225,7 @@ def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers_and_its_la
     st.integers(2000, 50_000),
 )
 @settings(max_examples=60)
-def test_records_of_any_length_come_back_whatever_the_cuts(
-    lengths: list[int], edge: int, cut: int
-) -> None:
+def test_records_of_any_length_survive_any_cut(lengths: list[int], edge: int, cut: int) -> None:
     lengths.append(max(0, BLOCK_BYTES - 7 - 7 + edge - sum(lengths) % BLOCK_BYTES))
     records = [bytes([i]) * length for i, length in enumerate([*lengths, 100])]
     data = wb.log(records)
@@ -247,9 +239,7 @@ def test_records_of_any_length_come_back_whatever_the_cuts(
 
 @given(st.lists(st.integers(0, 2 * BLOCK_BYTES), min_size=1, max_size=8), st.integers(1, 8))
 @settings(max_examples=60)
-def test_reading_from_a_block_gives_the_records_that_begin_after_it(
-    lengths: list[int], block: int
-) -> None:
+def test_reading_from_a_block_gives_the_records_after_it(lengths: list[int], block: int) -> None:
     records = [bytes([i]) * length for i, length in enumerate(lengths)]
     data = wb.log(records)
     splitter = RecordSplitter(lambda _: True, block * BLOCK_BYTES)

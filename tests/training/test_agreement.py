@@ -24,9 +24,7 @@ def test_every_option_is_compared_but_where_the_others_came_from_and_the_device(
     assert option_facts(Options(model=model))["--model.hidden_size"] == "32"
 
 
-def test_one_folder_in_two_spellings_is_one_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_spellings_of_a_folder_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spellings = [Path("ck"), Path("./a/../ck"), tmp_path / "ck"]
     found = {option_facts(Options(checkpoint_dir=path))["--checkpoint-dir"] for path in spellings}
@@ -61,9 +59,7 @@ def test_start_facts_differ_where_text_tokenizer_or_dtype_differ(
     assert {name.split()[1] for name in one if one[name] != other[name]} == differ
 
 
-def test_two_checkpoints_of_one_step_have_different_facts(
-    train: Callable[..., int], tmp_path: Path
-) -> None:
+def test_checkpoints_of_one_step_differ_in_facts(train: Callable[..., int], tmp_path: Path) -> None:
     found = []
     for run, seed in (("one", 0), ("other", 1)):
         assert train(f"--run={run}", "--steps=1", f"--seed={seed}") == 0

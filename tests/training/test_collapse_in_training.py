@@ -55,9 +55,7 @@ def test_stop_saves_writes_the_verdict_and_exits_with_3(stopped: Trained) -> Non
     assert check(stopped.folder / "logs" / "r") == 2, "check sees what the trainer saw"
 
 
-def test_a_forced_collapse_sends_every_token_to_k_experts_from_that_step_on(
-    stopped: Trained,
-) -> None:
+def test_a_forced_collapse_sends_every_token_to_k_experts_from_that_step(stopped: Trained) -> None:
     for record in steps(stopped.log):
         healthy, forced = record["tokens_per_expert"]
         assert sum(count > 0 for count in healthy) > 2
@@ -70,9 +68,7 @@ def test_a_forced_collapse_sends_every_token_to_k_experts_from_that_step_on(
 
 
 @pytest.mark.parametrize("method", ["bias", "aux", "none"])
-def test_the_checkpoint_shows_the_collapse_that_was_forced(
-    trained: GetTrained, method: str
-) -> None:
+def test_the_checkpoint_shows_the_forced_collapse(trained: GetTrained, method: str) -> None:
     run = trained(*COLLAPSE, f"--balance={method}", after=SHORT)
     model = read_checkpoint(run.checkpoints / "latest").load_model().eval()
     healthy, forced = model(torch.arange(24).view(2, 12)).routings
@@ -113,9 +109,7 @@ def test_a_run_stopped_on_a_collapse_resumes_only_with_on_collapse_log(
     assert not (stopped.checkpoints / "collapse").exists()
 
 
-def test_checkpoint_keeps_the_state_of_that_moment_and_training_continues(
-    trained: GetTrained,
-) -> None:
+def test_a_checkpoint_keeps_that_moment_and_training_continues(trained: GetTrained) -> None:
     """Counts of every tenth step are enough for the trainer and for ``check``."""
     whole = trained(*COLLAPSE, "--on-collapse=stop", after=SHORT)
     few = trained(*COLLAPSE, "--on-collapse=checkpoint", "--counts-every=10", after=SHORT)

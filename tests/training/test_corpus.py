@@ -76,9 +76,7 @@ def test_documents_decode_back_exactly(given_texts: list[str]) -> None:
         assert [tokenizer.decode(ids) for ids in found] == given_texts
 
 
-def test_long_documents_of_characters_are_the_same_in_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_long_texts_of_characters_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = documents_of("abcabca", "b", "abc")
     whole = encode_documents(documents, CharTokenizer("abc"))
     monkeypatch.setattr(corpus_module, "_PIECE", 3)
@@ -123,9 +121,7 @@ def test_every_token_is_in_one_part_or_there_is_too_little(
     documents = documents_of(*("ab"[i % 2] * length for i, length in enumerate(lengths)))
     total, least = sum(lengths), 10 * (seq_len + 1 + ahead)
     if total < least:
-        said = (
-            f"--data has only {total} tokens, .* --seq-len {seq_len}: use at least {least} tokens"
-        )
+        said = f"--data has only {total} tokens, .* --seq-len {seq_len}: use at least {least} t"
         with pytest.raises(UsageError, match=said):
             Corpus.build(documents, CharTokenizer("ab"), seq_len, ahead)
         return
@@ -164,9 +160,7 @@ def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     return documents_of("1 2 3 " * 40, "4 " * 40)
 
 
-def test_a_long_text_is_encoded_once_and_another_one_anew(
-    long: list[Document], tmp_path: Path
-) -> None:
+def test_a_long_text_is_encoded_once_and_another_anew(long: list[Document], tmp_path: Path) -> None:
     first = Corpus.build(long, Words(), 4, 0)
     (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert file.parent == tmp_path / "moe-microscope" / "tokens"

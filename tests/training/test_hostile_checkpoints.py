@@ -284,9 +284,7 @@ def test_a_whole_number_is_read_as_a_float_where_one_is_meant(small: tuple[Path,
 
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
 @settings(max_examples=100)
-def test_a_flipped_bit_is_noticed_or_changes_nothing(
-    small: tuple[Path, str], place: int, bit: int
-) -> None:
+def test_a_flipped_bit_is_seen_or_harmless(small: tuple[Path, str], place: int, bit: int) -> None:
     folder, text = small
     content = bytearray(text.encode())
     content[place % len(content)] ^= 1 << bit

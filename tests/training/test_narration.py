@@ -202,9 +202,7 @@ def drawn(width: int, monkeypatch: pytest.MonkeyPatch) -> str:
     return stream.getvalue()
 
 
-def test_an_entropy_is_never_shown_without_the_layer_it_is_of(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_entropy_is_never_shown_without_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
     for width in range(60, 130):
         with monkeypatch.context() as patch:

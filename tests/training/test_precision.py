@@ -23,9 +23,7 @@ def test_recomputing_layers_changes_nothing(dtype: str, trained: GetTrained) -> 
     assert from_step(kept, 0) == from_step(again, 0)
 
 
-def test_accumulating_recomputed_layers_in_fp16_changes_only_the_rounding(
-    trained: GetTrained,
-) -> None:
+def test_accumulating_recomputed_layers_in_fp16_changes_only_rounding(trained: GetTrained) -> None:
     common = ("--dtype=fp16", "--steps=4", "--mtp", "--eval-every=2", "--activation-checkpointing")
     whole, parts = (
         steps(trained(*common, f"--batch-size={size}", f"--grad-accum={passes}").log)

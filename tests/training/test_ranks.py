@@ -105,9 +105,7 @@ def test_a_rank_that_is_not_a_number_is_a_usage_error(alone: pytest.MonkeyPatch)
         pass
 
 
-def test_a_rank_that_waits_for_the_others_in_vain_reports_the_address(
-    alone: pytest.MonkeyPatch,
-) -> None:
+def test_a_rank_that_waits_in_vain_for_others_names_the_address(alone: pytest.MonkeyPatch) -> None:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in {**place, "RANK": "1", "WORLD_SIZE": "2"}.items():
         alone.setenv(name, value)

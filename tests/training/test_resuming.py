@@ -144,9 +144,7 @@ def test_another_balance_method_does_not_inherit_what_the_former_one_needed(
     assert head["resumed_at_step"] == 3
 
 
-def test_a_switch_can_be_switched_off_when_a_run_is_resumed(
-    train: Train, read_log: ReadLog
-) -> None:
+def test_a_switch_can_be_turned_off_when_a_run_is_resumed(train: Train, read_log: ReadLog) -> None:
     assert train("--run=r", "--steps=1", "--activation-checkpointing") == 0
     assert train("--run=r", "--resume=auto", "--steps=2") == 0
     assert train("--run=r", "--resume=auto", "--steps=3", "--no-activation-checkpointing") == 0

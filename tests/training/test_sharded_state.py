@@ -64,9 +64,7 @@ def test_one_process_without_any_group_reads_the_shards_of_two_bit_for_bit(
 
 
 @pytest.mark.parametrize("harm", ["first shard gone", "cut short", "no header", "empty folder"])
-def test_a_damaged_shard_is_an_error_and_never_a_gap(
-    shards: Path, tmp_path: Path, harm: str
-) -> None:
+def test_a_damaged_shard_is_an_error_never_a_gap(shards: Path, tmp_path: Path, harm: str) -> None:
     folder = Path(shutil.copytree(shards, tmp_path / "shards"))
     first, second = sorted(folder.glob("shard*"))
     if harm in ("first shard gone", "empty folder"):

@@ -60,10 +60,7 @@ def test_kill_9_leaves_a_loadable_checkpoint_and_whole_lines(
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_saves_ends_the_log_and_exits_75(
-    number: signal.Signals,
-    start: Callable[..., Program],
-    read_log: ReadLog,
-    tmp_path: Path,
+    number: signal.Signals, start: Callable[..., Program], read_log: ReadLog, tmp_path: Path
 ) -> None:
     process = start(*RARELY)
     log = tmp_path / "logs" / "r" / "metrics.jsonl"

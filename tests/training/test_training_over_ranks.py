@@ -111,9 +111,7 @@ def runs(
 
 
 @pytest.mark.parametrize("kind", ["accumulated", *KINDS])
-def test_a_step_is_the_same_over_ranks_and_micro_batches(
-    runs: Callable[[str], Any], kind: str
-) -> None:
+def test_ranks_and_micro_batches_make_the_same_step(runs: Callable[[str], Any], kind: str) -> None:
     """Losses to 1e-5, counts and biases to the bit: the log has those of all ranks together."""
     one, other = runs("one").log, runs(kind).log
     if kind in KINDS:

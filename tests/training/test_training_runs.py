@@ -50,9 +50,8 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     for record in steps(rest):
         assert record["tokens"] == 4 * 32 * 2
         assert [sum(row) for row in record["tokens_per_expert"]] == [record["tokens"] * 2] * 2
-        for entropy, mean in zip(
-            record["router"]["entropy"], record["router"]["mean_entropy"], strict=True
-        ):
+        both = (record["router"][name] for name in ("entropy", "mean_entropy"))
+        for entropy, mean in zip(*both, strict=True):
             assert 0 < entropy <= mean + 1e-4 <= math.log(8) + 2e-4
     events = {(r["event"], r["step"]) for r in rest if r["kind"] == "event"}
     assert events >= {("eval", 4), ("eval", 6), ("checkpoint", 2), ("checkpoint", 6)}
@@ -111,9 +110,7 @@ def test_same_seed_gives_the_same_losses_and_biases_and_another_does_not(
 
 
 @pytest.mark.parametrize("balance", ["aux", "none"])
-def test_without_loss_less_balancing_the_bias_stays_zero(
-    balance: str, train: Train, read_log: ReadLog
-) -> None:
+def test_other_balancing_has_no_bias(balance: str, train: Train, read_log: ReadLog) -> None:
     assert train("--run=r", "--steps=2", f"--balance={balance}") == 0
     head, *rest = read_log("r")
     assert head["balance"]["method"] == balance
@@ -125,9 +122,7 @@ def test_without_loss_less_balancing_the_bias_stays_zero(
         assert all(0.9 < value < 4 for value in record["losses"].values())
 
 
-def test_routers_without_a_bias_are_not_given_one(
-    train: Train, tmp_path: Path, capsys: Capsys
-) -> None:
+def test_routers_without_bias_are_given_none(train: Train, tmp_path: Path, capsys: Capsys) -> None:
     """As in DeepSeek-V2: what it would learn could not be exported."""
     softmax = ("--model.topk_method=greedy", "--model.scoring_func=softmax", "--steps=2")
     assert train("--run=r", *softmax) == 64

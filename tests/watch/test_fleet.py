@@ -104,9 +104,7 @@ def test_a_run_that_fell_silent_since_its_last_reading_is_kept_as_over(
     assert [finding.rule for finding in cards(fleet)["run"].findings] == ["COLLAPSE"]
 
 
-def test_a_list_of_many_runs_reads_only_the_ends_of_their_logs(
-    tmp_path: Path, reads: list[int]
-) -> None:
+def test_a_list_of_many_runs_reads_only_the_ends_of_logs(tmp_path: Path, reads: list[int]) -> None:
     path = write(tmp_path, "long", 3600, steps=3_000)
     seen = glance(path)
     assert seen.last.step == 3_000
@@ -121,9 +119,7 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
         write(tmp_path, f"run{at}", 3600)
     fleet = fleet_of(tmp_path)
     looked: list[Path] = []
-    monkeypatch.setattr(
-        discover_module, "glance", lambda path: (looked.append(path), glance(path))[1]
-    )
+    monkeypatch.setattr(discover_module, "glance", lambda p: (looked.append(p), glance(p))[1])
     read_all(fleet)
     assert looked == []
     changed = write(tmp_path, "run3", 1800, steps=25)
@@ -131,20 +127,7 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
     assert looked == [changed]
 
 
-def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: Path) -> None:
-    path = write(tmp_path, "run", finished=False)
-    fleet = fleet_of(tmp_path)
-    assert cards(fleet)["run"].findings == []
-    with path.open("ab") as file:
-        file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
-    read_all(fleet)
-    card = cards(fleet)["run"]
-    assert (card.state, card.findings) == ("finished", [])
-
-
-def test_a_huge_log_does_not_starve_the_live_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_huge_log_starves_no_live_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.watch.run_watch.HOLD_S", 0.001)  # it is never huge for long
     huge = write(tmp_path, "huge", finished=False, steps=30_000)
     live = write(tmp_path, "live", finished=False)

@@ -10,9 +10,7 @@ from hypothesis import given, settings, strategies as st
 from microscope_tui.watch import MAX_ROWS, MIN_ROWS, Column, History, rows_within
 from microscope_tui.watch.history import COARSE, Level, Series
 
-VALUES = st.lists(
-    st.one_of(st.floats(-1e6, 1e6, width=32), st.just(math.nan), st.none()), max_size=300
-)
+VALUES = st.lists(st.floats(-1e6, 1e6, width=32) | st.just(math.nan) | st.none(), max_size=300)
 
 
 def history(
@@ -121,9 +119,7 @@ def test_a_chart_drawn_meanwhile_changes_no_later_one(
 
 
 @given(VALUES, st.sampled_from([1, 2, 4, 8]))
-def test_a_row_is_the_mean_of_what_was_measured_in_it(
-    values: list[float | None], stride: int
-) -> None:
+def test_a_row_is_the_mean_of_what_it_measured(values: list[float | None], stride: int) -> None:
     made = history(values, 512, stride, commit_every=stride)
     rows = made.columns("x", 0, len(made))
     for row, first in zip(rows, range(0, len(values), stride), strict=True):

@@ -20,9 +20,7 @@ def paced(write_log: Any, balanced: Any) -> Paced:
     """``paced(times, events, planned)``: a log of steps and events at these times."""
 
     def make(times: list[float], events: Sequence[float] = (), planned: int = 99) -> RunWatch:
-        steps = [
-            step(n, [balanced()] * 3, 2048, time=time) for n, time in enumerate(times, start=1)
-        ]
+        steps = [step(n, [balanced()] * 3, 2048, time=time) for n, time in enumerate(times, 1)]
         evaluations = [{"kind": "event", "event": "eval", "time": time} for time in events]
         records = sorted([*steps, *evaluations], key=lambda record: record["time"])
         return open_log(write_log([header(planned_steps=planned), *records]))
@@ -95,9 +93,7 @@ def test_a_slow_step_is_told_in_minutes() -> None:  # of a writer that logs no e
     assert found.remark == "usually 5 min"
 
 
-def test_in_a_narrow_window_the_remark_goes_first(
-    paced: Paced, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_a_narrow_window_remarks_go_first(paced: Paced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.watch.run_watch.age_of", lambda *_: 250.0)
     view = replace(view_of(paced(EVEN)), name="a-long-name-of-a-run")
     for columns in (40, 60, 80, 120):

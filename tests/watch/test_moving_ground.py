@@ -36,9 +36,7 @@ def test_a_past_step_in_the_sick_stretch_is_shown_sick_though_the_run_recovered(
     assert view_of(watch, at=pin_at(watch, 150)).findings == []
 
 
-def test_a_verdict_of_the_past_quotes_the_numbers_of_its_own_time(
-    scenario: Callable[..., Path],
-) -> None:
+def test_a_past_verdict_quotes_the_numbers_of_its_own_time(scenario: Callable[..., Path]) -> None:
     watch = open_log(scenario("slow-collapse", routers=5, steps=1500) / "metrics.jsonl")
     now = view_of(watch)
     grades = next(f.worst.grades for f, _ in now.alerts if f.rule == "COLLAPSE")

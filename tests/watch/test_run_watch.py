@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Criteria, save
 from microscope_tui.report import judge
-from microscope_tui.watch import Judge, RunState, pin, run_watch, view_of
+from microscope_tui.watch import RunState, pin, run_watch, view_of
 from tests.conftest import header, open_log, step
 
 
@@ -41,22 +40,7 @@ def test_the_last_logged_counts_are_shown_where_counts_are_logged_rarely(
     assert view.layers[0].load is not None
 
 
-def test_of_a_step_that_is_written_twice_the_first_one_is_judged(balanced: Any) -> None:
-    rows = [balanced(), balanced(), balanced()]
-    steps = [step(number, rows, 2048) for number in range(1, 130)]
-    again = step(60, [[2048, 2048, 0, 0, 0, 0, 0, 0]] * 3, 2048)
-    saved = set()
-    for records in ([header(), *steps], [header(), *steps[:60], again, *steps[60:]]):
-        judging = Judge("run", Criteria())
-        judging.feed(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-        assert judging.diagnosis is not None
-        saved.add(save(judging.diagnosis))
-    assert len(saved) == 1
-
-
-def test_a_pinned_moment_stays_while_the_run_goes_on(
-    write_log: Callable[..., Path], balanced: Any
-) -> None:
+def test_a_pinned_moment_stays_in_a_live_run(write_log: Callable[..., Path], balanced: Any) -> None:
     path = write_log([header(), step(1, [balanced()] * 3, 2048, loss=5.0)])
     watch = open_log(path)
     moment = pin(watch)

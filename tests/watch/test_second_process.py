@@ -146,9 +146,7 @@ def _is_there(pid: int) -> bool:
     return False
 
 
-def test_there_is_no_second_process_on_one_core(
-    logs: Logs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_is_no_other_process_on_one_core(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     watch = watch_of(logs["log"], second_from=1)
     watch.advance()

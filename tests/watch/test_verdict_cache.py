@@ -17,12 +17,9 @@ from tests.watch.test_finished_runs import judge_all, verdict_of
 from tests.watch.test_fleet import cards, read_all, write
 
 LOG = Stamp(1, 2, 3_000, 4_000_000_000, "0123abcd")
-VERDICT = Verdict(
-    (Trouble("COLLAPSE", Severity.CRITICAL, ("L3", "L4"), 222, True),), None, "", 600, 1000
-)
-in_one_folder = settings(
-    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+TROUBLE = Trouble("COLLAPSE", Severity.CRITICAL, ("L3", "L4"), 222, True)
+VERDICT = Verdict((TROUBLE,), None, "", 600, 1000)
+in_one_folder = settings(max_examples=80, suppress_health_check=list(HealthCheck))
 
 
 def entries(folder: Path) -> list[Path]:
@@ -103,10 +100,8 @@ def test_a_strangers_entry_is_a_verdict_that_can_be_shown_or_none(
 def test_an_entry_with_a_text_that_a_terminal_could_obey_is_ignored(tmp_path: Path) -> None:
     hostile = "\x1b]52;c;aGk=\x07\x9b2J\u202e"
     cache = VerdictCache(ANYTHING, tmp_path)
-    cache.keep(
-        LOG,
-        Verdict((Trouble(hostile, Severity.WARN, (hostile,), 1, True),), hostile, hostile, 1, None),
-    )
+    trouble = Trouble(hostile, Severity.WARN, (hostile,), 1, True)
+    cache.keep(LOG, Verdict((trouble,), hostile, hostile, 1, None))
     assert cache.load(LOG) is None
 
 
