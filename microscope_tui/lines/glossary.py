@@ -40,7 +40,8 @@ live, slow: the log grows as usual; grows more slowly than usual
 stalled, crashed?: silent for a minute; for ten minutes; if the run had long pauses, for longer
 usually, no end record: time between two steps; silent at its last planned step
 finished, stopped, failed: how the run ended, by its own last record
-waiting, deleted: no step yet; the log was removed, what was read stays
+waiting, no router data: no step yet; finished, and no known key in it
+deleted: the log was removed, what was read stays
 # alerts
 CRITICAL, WARNING, NOTE, METER: C act now, W look into it, I information, M the measurement is at
   fault
