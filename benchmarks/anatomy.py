@@ -126,21 +126,18 @@ def show(routing: Routing) -> None:
 
 
 def rows_of(routing: Routing, layer: int) -> Sequence[ExpertRow]:
-    """The experts of a layer."""
     experts = routing.shape.num_experts
     return slice_table(routing.tables, layer, len(routing.slices), experts).rows
 
 
 def strongest(routing: Routing, number: int) -> tuple[float, int, ExpertRow]:
     """Where the slice is preferred most: log2 ratio, layer and expert."""
-    return max(
-        (
-            (row.cells[number].ratio if row.cells[number].beyond else 0.0, layer, row)
-            for layer in range(len(routing.shape.layers))
-            for row in rows_of(routing, layer)
-        ),
-        key=lambda one: one[0],
-    )
+    every = [
+        (row.cells[number].ratio if row.cells[number].beyond else 0.0, layer, row)
+        for layer in range(len(routing.shape.layers))
+        for row in rows_of(routing, layer)
+    ]
+    return max(every, key=lambda one: one[0])
 
 
 def draw(probe: Path, folder: Path) -> None:

@@ -92,11 +92,15 @@ def wait_for_main(terminal: Terminal) -> float:
     return terminal.wait_until(lambda text: "step 40" in text and "L1" in text)
 
 
-def jump(terminal: Terminal, token: int) -> float:
-    """Milliseconds from the Enter of a jump to the token."""
-    terminal.press(f":{token}")
-    terminal.wait_until(lambda text: f"go to token {token}" in text)
+def enter(terminal: Terminal, typed: str, prompt: str, token: int) -> float:
+    """Milliseconds from the Enter after ``typed`` to the token that it leads to."""
+    terminal.press(typed)
+    terminal.wait_until(lambda text: prompt in text)
     return terminal.react("\r", lambda text: f"token {token:,} of" in text)
+
+
+def jump(terminal: Terminal, token: int) -> float:
+    return enter(terminal, f":{token}", f"go to token {token}", token)
 
 
 def react(terminal: Terminal, key: str, part: str) -> float:
@@ -110,19 +114,14 @@ def rare(terminal: Terminal, tokens: int) -> list[float]:
     taken = []
     for _ in range(5):
         jump(terminal, 0)
-        terminal.press(f":e{RARE}")
-        terminal.wait_until(lambda text: f"go to token e{RARE}" in text)
-        wanted = f"token {tokens - 10:,} of"
-        taken.append(terminal.react("\r", lambda text, wanted=wanted: wanted in text))
+        taken.append(enter(terminal, f":e{RARE}", f"go to token e{RARE}", tokens - 10))
     return taken
 
 
 def find(terminal: Terminal, tokens: int) -> float:
     """From the first token to the only place of a text."""
     jump(terminal, 0)
-    terminal.press("/needle")
-    terminal.wait_until(lambda text: "find needle" in text)
-    return terminal.react("\r", lambda text: f"token {tokens - 20:,} of" in text)
+    return enter(terminal, "/needle", "find needle", tokens - 20)
 
 
 def title(text: str) -> str:
@@ -132,11 +131,8 @@ def title(text: str) -> str:
 
 def write_probe(run: Path, tokens: int, layers: int) -> int:
     """A finished run with a ``routing.bin`` of random choices; returns its size in bytes."""
-    write_run(
-        run,
-        "healthy",
-        shape=RunShape(routers=layers, num_experts=EXPERTS, top_k=TOP_K, steps=40),
-    )
+    size = RunShape(routers=layers, num_experts=EXPERTS, top_k=TOP_K, steps=40)
+    write_run(run, "healthy", shape=size)
     names = tuple(f"L{n}" for n in range(1, layers + 1))
     shape = Shape(tuple(range(1, layers + 1)), names, EXPERTS, TOP_K, tokens)
     path = run / FILE_NAME

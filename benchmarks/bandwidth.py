@@ -8,13 +8,11 @@ spread of their mean loads), and every load trembles from step to step. The wind
 reached over SSH. Only bytes are counted, so other work on the machine does not change the numbers.
 """
 
-import argparse
 import fcntl
 import random
 import re
 import statistics
 import struct
-import sys
 import tempfile
 import termios
 import time
@@ -23,30 +21,22 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
 
-from benchmarks.big_log import MOVES, press
+from benchmarks.big_log import COLUMNS, MOVES, ROWS, press
+from benchmarks.following import SETTLING_S, STEP_SHOWN, sent_a_second, share, watch
 from benchmarks.live_writer import writing
+from benchmarks.machine import options_of
 from benchmarks.open_log import history_is_shown
-from benchmarks.terminal import Terminal
+from benchmarks.terminal import Terminal, microscope
 from microscope_tui.runlog import LOG_NAME
 
-COLUMNS, ROWS = 140, 50
-COLOURS_256 = {"TERM": "xterm-256color", "COLORTERM": ""}
-TRUECOLOR = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-SETTLING_S = 10.0
-_STEP = r"step ([\d,]+)"
+COLOURS: dict[str, Mapping[str, str]] = {
+    "truecolor": {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
+    "256": {"TERM": "xterm-256color", "COLORTERM": ""},
+    "16": {"TERM": "xterm", "COLORTERM": ""},
+}
 _HELD = r"([\d,]+) PAUSED"
 _AT_REST_S = 1.0  # twice the pace of the screen: what is painted by then is all there is
 _SIZES = ((20, 5), (39, 9), (40, 10), (60, 20), (80, 24), (100, 30), (140, 50), (200, 60))
-
-
-@dataclass(frozen=True, slots=True)
-class Following:
-    """What it costs to follow a run, a second."""
-
-    sent: float
-    """Bytes to the terminal."""
-    cpu: float
-    """Share of one core."""
 
 
 class Sitting(Terminal):
@@ -57,18 +47,13 @@ class Sitting(Terminal):
         log: Path,
         columns: int = COLUMNS,
         rows: int = ROWS,
-        environment: Mapping[str, str] = TRUECOLOR,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        command = [sys.executable, "-m", "microscope_tui.cli", str(log)]
-        super().__init__(command, columns=columns, rows=rows, environment=environment)
+        super().__init__(microscope(log), columns=columns, rows=rows, environment=environment)
 
     def wait_until_at_rest(self, timeout: float = 120.0) -> None:
-        """Until there is a step on the screen and nothing has been sent for a while.
-
-        Raises:
-            TimeoutError: it never came to rest.
-        """
-        self.wait_until(lambda text: bool(re.search(_STEP, text)), timeout)
+        """Until there is a step on the screen and nothing has been sent for a while."""
+        self.wait_until(lambda text: bool(re.search(STEP_SHOWN, text)), timeout)
         until = time.monotonic() + timeout
         sent = -1
         while sent != self.sent:
@@ -89,24 +74,22 @@ def opening(log: Path, steps: int) -> float:
         return sitting.wait_until(lambda text: history_is_shown(text, steps))
 
 
-def following(log: Path, cv: float, colours: Mapping[str, str], seconds: float) -> Following:
-    """Follow a training of one record a second whose loads have this coefficient of variation.
+def following(
+    log: Path, cv: float, colours: Mapping[str, str], seconds: float
+) -> tuple[float, float]:
+    """Bytes a second and the share of a core for a training of one record a second.
 
-    The log is made for it, and must not exist.
-
-    Raises:
-        RuntimeError: the screen did not follow, so there is nothing to measure.
+    The loads have this coefficient of variation. The log is made for it, and must not exist.
     """
     training = writing(log, "--rate", 1, "--history", 200, "--cv", cv)
     with training, Sitting(log.parent, environment=colours) as sitting:
-        sitting.wait_until(lambda text: bool(re.search(_STEP, text)))
+        sitting.wait_until(lambda text: bool(re.search(STEP_SHOWN, text)))
         sitting.read(SETTLING_S)
-        before, at, sent, step = sitting.usage(), sitting.age, sitting.sent, shown_step(sitting)
-        sitting.read(seconds)
-        after, lasted = sitting.usage(), sitting.age - at
-        if not sitting.open or shown_step(sitting) - step < 0.8 * seconds:
+        step = shown_step(sitting)
+        first, *_, last = watch(sitting, None, seconds)
+        if shown_step(sitting) - step < 0.8 * seconds:
             raise RuntimeError(f"it does not follow the run:\n{sitting.text}")
-        return Following((sitting.sent - sent) / lasted, (after.cpu_s - before.cpu_s) / lasted)
+    return sent_a_second(first, last), share(first, last)
 
 
 def silence(log: Path, seconds: float) -> int:
@@ -150,16 +133,13 @@ def resize_storm(log: Path, resizes: int) -> list[str]:
         if not sitting.open:
             return expected
         sitting.wait_until_at_rest()
-        return [
-            wanted
-            for wanted, seen in zip(expected, sitting.text.split("\n"), strict=True)
-            if wanted != seen
-        ]
+        pairs = zip(expected, sitting.text.split("\n"), strict=True)
+        return [wanted for wanted, seen in pairs if wanted != seen]
 
 
 def shown_step(sitting: Sitting) -> int:
     """The step on the screen, 0 before there is one."""
-    found = re.search(_STEP, sitting.text)
+    found = re.search(STEP_SHOWN, sitting.text)
     return int(found[1].replace(",", "")) if found else 0
 
 
@@ -170,11 +150,6 @@ def _held(text: str) -> str | None:
 
 WINDOW_S, OPENING_S = 10.0, 10.0
 _LOOK_S = 0.05
-COLOURS: dict[str, Mapping[str, str]] = {
-    "truecolor": {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
-    "256": {"TERM": "xterm-256color", "COLORTERM": ""},
-    "16": {"TERM": "xterm", "COLORTERM": ""},
-}
 OVER_SSH = {"SSH_CONNECTION": "192.0.2.1 22 192.0.2.2 22", "TMUX": "", "STY": ""}
 
 
@@ -193,14 +168,7 @@ class Sent:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--spread", type=float, default=0.35)
-    parser.add_argument("--cv", type=float, default=0.075)
-    parser.add_argument("--colours", nargs="+", choices=COLOURS, default=list(COLOURS))
-    options = parser.parse_args()
+    options = options_of(__doc__, seconds=60.0, spread=0.35, cv=0.075, colours=tuple(COLOURS))
     print("| colours | first 10 s | most in 10 s | median of 10 s | refreshed every |")
     print("|---|---|---|---|---|")
     for name in options.colours:
@@ -216,11 +184,7 @@ def main() -> None:
 
 
 def followed(
-    log: Path,
-    cv: float,
-    spread: float,
-    colours: Mapping[str, str],
-    seconds: float,
+    log: Path, cv: float, spread: float, colours: Mapping[str, str], seconds: float
 ) -> Sent:
     """Follow a run that is written to ``log`` meanwhile; the log must not exist."""
     loads = ("--cv", cv, "--spread", spread)

@@ -10,6 +10,7 @@ step N" to the heatmap of that step. The file is read once before, to be cached.
 
 import argparse
 import random
+from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 
@@ -22,6 +23,8 @@ COLUMNS, ROWS = 140, 50
 MOVES = 20 * "j" + 20 * "k"  # down the layers and up again, so that every key moves something
 KEYS, JUMPS = 60, 40
 SCANNING, JUDGING = "scanning the log", "diagnosis at step"
+Measured = defaultdict[str, list[float]]
+"""Values by name, in the order in which they were first measured."""
 
 
 def main() -> None:
@@ -35,19 +38,12 @@ def main() -> None:
     print(f"{options.log}: {size / 1e9:.2f} GB, {options.steps:,} steps")
     opened = [open_once(options.log, options.steps) for _ in range(options.runs)]
     say("whole history shown, s", opened)
-    measured = Measured()
+    measured: Measured = defaultdict(list)
     for passes in (undisturbed, under_keys):
         with Terminal(microscope(options.log), columns=COLUMNS, rows=ROWS) as terminal:
             passes(terminal, options, size, measured)
     for name, values in measured.items():
         say(name, values)
-
-
-class Measured(dict[str, list[float]]):
-    """Values by name, in the order in which they were first measured."""
-
-    def add(self, name: str, value: float) -> None:
-        self.setdefault(name, []).append(value)
 
 
 def undisturbed(
@@ -56,16 +52,16 @@ def undisturbed(
     """Open and only look: the speed of the passes without key presses."""
     shown = terminal.wait_until(lambda text: SCANNING in text)
     scanned = terminal.wait_until(lambda text: SCANNING not in text)
-    measured.add("scan, MB/s", size / 1e6 / (scanned - shown))
-    measured.add("peak memory after the scan, MB", terminal.usage().peak_mb)
+    measured["scan, MB/s"].append(size / 1e6 / (scanned - shown))
+    measured["peak memory after the scan, MB"].append(terminal.usage().peak_mb)
     if options.wait_for_diagnosis:
         terminal.wait_until(lambda text: JUDGING in text)
         judged = terminal.wait_until(lambda text: "diagnosis at" not in text, 1200)
-        measured.add("diagnosis, from the start, s", judged)
-        measured.add("diagnosis, MB/s", size / 1e6 / (judged - scanned))
+        measured["diagnosis, from the start, s"].append(judged)
+        measured["diagnosis, MB/s"].append(size / 1e6 / (judged - scanned))
     cost = terminal.usage()
-    measured.add("CPU, s", cost.cpu_s)
-    measured.add("peak memory at the end, MB", cost.peak_mb)
+    measured["CPU, s"].append(cost.cpu_s)
+    measured["peak memory at the end, MB"].append(cost.peak_mb)
 
 
 def under_keys(
@@ -75,12 +71,12 @@ def under_keys(
     terminal.wait_until(lambda text: SCANNING in text)
     moves = cycle(MOVES)
     while SCANNING in terminal.text:
-        measured.add("key to paint, scanning, ms", press(terminal, next(moves)))
+        measured["key to paint, scanning, ms"].append(press(terminal, next(moves)))
     for _ in range(KEYS):
-        measured.add("key to paint, judging, ms", press(terminal, next(moves)))
+        measured["key to paint, judging, ms"].append(press(terminal, next(moves)))
     jumps = random.Random(0)
     for _ in range(JUMPS):
-        measured.add("jump to a step, ms", jump(terminal, jumps.randrange(1, options.steps)))
+        measured["jump to a step, ms"].append(jump(terminal, jumps.randrange(1, options.steps)))
 
 
 def press(terminal: Terminal, key: str) -> float:

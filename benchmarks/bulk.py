@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +123,14 @@ class BulkTruth:
 
 
 def write_bulk(path: Path, **options: Any) -> BulkTruth:
-    """Append a whole run, a :class:`BulkPlan` of these options, to ``path``; return its truth.
-
-    Raises:
-        ValueError: options that fit no run.
-        OSError: the file cannot be written.
-    """
+    """Append a whole run, a :class:`BulkPlan` of these options, to ``path``; return its truth."""
     plan = BulkPlan(**options)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = 0
     with path.open("ab", buffering=0) as file:
-        batch: list[bytes] = []
-        for line in _lines(plan):
-            batch.append(line)
-            if len(batch) == _LINES_PER_WRITE:
-                size += file.write(b"".join(batch))
-                batch.clear()
-        size += file.write(b"".join(batch))
+        every = _lines(plan)
+        while batch := b"".join(islice(every, _LINES_PER_WRITE)):
+            size += file.write(batch)
     return _truth(plan, size)
 
 
@@ -170,21 +162,17 @@ def _lines(plan: BulkPlan) -> Iterator[bytes]:
             now += plan.step_time_s
             yield _step_line(plan, step, now, plan.loss(attempt, step), blocks, rng)
             if step % CHECKPOINT_EVERY == 0:
-                yield encode_record(
-                    {"kind": "event", "step": step, "time": now, "event": "checkpoint"}
-                )
+                yield encode_record(_event("checkpoint", step, now))
     if plan.finished:
-        end = {"kind": "event", "step": plan.steps, "time": now, "event": "end"}
-        yield encode_record(end | {"reason": "finished"})
+        yield encode_record(_event("end", plan.steps, now) | {"reason": "finished"})
+
+
+def _event(name: str, step: int, now: float) -> dict[str, object]:
+    return {"kind": "event", "step": step, "time": now, "event": name}
 
 
 def _step_line(
-    plan: BulkPlan,
-    step: int,
-    now: float,
-    loss: float,
-    blocks: list["_Block"],
-    rng: random.Random,
+    plan: BulkPlan, step: int, now: float, loss: float, blocks: list["_Block"], rng: random.Random
 ) -> bytes:
     rate = 1e-3 * min(1.0, step / 100) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
     spoken = f'"{_named(loss)}"' if not math.isfinite(loss) else repr(loss)

@@ -71,8 +71,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> int:
-    """Measure and print a Markdown table."""
+def main() -> None:
     arguments = options_of(__doc__, tokens=40, rounds=3)
     torch.manual_seed(0)
     config = ModelConfig.preset("shakespeare", vocab_size=256, max_position_embeddings=CACHED + 64)
@@ -99,7 +98,6 @@ def main() -> int:
     reference = logits["transformers, eager"]
     report(config, times, reading, {n: (v - reference).abs().max() for n, v in logits.items()})
     half_prefill(model, prompt, arguments.rounds)
-    return 0
 
 
 def report(config: ModelConfig, times: dict, reading: dict, difference: dict) -> None:
@@ -140,4 +138,4 @@ def half_prefill(model: LanguageModel, prompt: list[int], rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -59,16 +59,11 @@ def main() -> None:
 
 
 def window(place: Path) -> Terminal:
-    """The microscope in a pseudo-terminal of 140 × 50 with 256 colours."""
     return Terminal(microscope(place), columns=COLUMNS, rows=ROWS, environment=COLOURS_256)
 
 
 def watch(terminal: Terminal, log: Path | None, seconds: float) -> Iterator[Sample]:
-    """A sample a second, the first one at once.
-
-    Raises:
-        RuntimeError: the program ended.
-    """
+    """A sample a second, the first one at once."""
     started = terminal.age
     while True:
         cost = terminal.usage()
@@ -91,7 +86,6 @@ def last_step(log: Path) -> int:
 
 
 def report(samples: Sequence[Sample]) -> None:
-    """The table."""
     first, last = samples[0], samples[-1]
     minutes = [first, *(after for before, after in pairwise(samples) if new_minute(before, after))]
     if last.at - minutes[-1].at > 10:  # the rest of a minute, if it is given
@@ -105,7 +99,7 @@ def report(samples: Sequence[Sample]) -> None:
         "memory, MB": f"{first.memory_mb:.1f} at first, {last.memory_mb:.1f} at the end, "
         f"{max(memory):.1f} at most",
         "memory by the minute": " ".join(f"{sample.memory_mb:.1f}" for sample in minutes),
-        "sent, bytes/s": f"{(last.sent - first.sent) / (last.at - first.at):,.0f}",
+        "sent, bytes/s": f"{sent_a_second(first, last):,.0f}",
         "steps behind": f"{statistics.median(behind):.0f} median, {max(behind)} at most"
         if behind
         else "no step on the screen",
@@ -117,6 +111,11 @@ def report(samples: Sequence[Sample]) -> None:
 def new_minute(before: Sample, sample: Sample) -> bool:
     """True for the first sample of a minute."""
     return int(before.at // 60) != int(sample.at // 60)
+
+
+def sent_a_second(first: Sample, last: Sample) -> float:
+    """Bytes to the terminal."""
+    return (last.sent - first.sent) / (last.at - first.at)
 
 
 def share(first: Sample, last: Sample) -> float:

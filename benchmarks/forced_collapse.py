@@ -55,11 +55,8 @@ def row(name: str, folder: Path, arguments: list[str]) -> str:
     lowest = min(collapse_index(e, model["num_experts"], model["top_k"]) or 0.0 for e in effective)
     losses = [r["values"]["loss"] for r in records if r.get("event") == "eval"]
     speeds = sorted(step["tokens_per_s"] for step in steps)
-    check = subprocess.run(
-        [sys.executable, "-m", "microscope_tui.cli", "check", str(logs / run), "--json"],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "microscope_tui.cli", "check", str(logs / run), "--json"]
+    check = subprocess.run(command, capture_output=True, text=True)
     return (
         f"{name:<12} {len(steps):>6} {minutes:>5.1f} {speeds[len(speeds) // 2]:>7,.0f} "
         f"{losses[0]:>7.3f} → {losses[-1]:.3f} {lowest:>9.2f} {check.returncode:>6}  "
@@ -71,10 +68,8 @@ def finding(report: dict[str, Any]) -> str:
     """The findings of the only run of a report, in short."""
     found = []
     for f in report["runs"][0]["findings"]:
-        where = ", ".join(f["layers"])
-        found.append(
-            f"{f['severity']} {f['rule']} in {where}, onset {f['onset']}, alarm {f['alarm']}"
-        )
+        where, dated = ", ".join(f["layers"]), f"onset {f['onset']}, alarm {f['alarm']}"
+        found.append(f"{f['severity']} {f['rule']} in {where}, {dated}")
     return "; ".join(found) or "none"
 
 

@@ -14,8 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -56,12 +55,12 @@ def main() -> None:
 def run(first: int, cases: int, jobs: int, keep: Path) -> list[Failure]:
     """All cases, in blocks, with progress."""
     failures: list[Failure] = []
-    spawn = multiprocessing.get_context("spawn")
+    spawn, end = multiprocessing.get_context("spawn"), first + cases
     started = said = time.monotonic()
     done = 0
     with ProcessPoolExecutor(jobs, spawn) as pool:
-        blocks = iter(range(first, first + cases, BLOCK))
-        waiting = set(start(pool, blocks, first + cases, 2 * jobs))
+        starts = range(first, end, BLOCK)
+        waiting = {pool.submit(run_block, at, min(at + BLOCK, end)) for at in starts}
         while waiting:
             finished, waiting = wait(waiting, BLOCK_TIMEOUT_S, "FIRST_COMPLETED")
             if not finished:
@@ -72,20 +71,11 @@ def run(first: int, cases: int, jobs: int, keep: Path) -> list[Failure]:
                 for failure in failed:
                     report(failure, keep)
                 failures += failed
-            waiting |= set(start(pool, blocks, first + cases, len(finished)))
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 rate = done / (said - started)
                 print(f"at {first + done}: {done:,} done, {rate:.0f}/s, {len(failures)} hurt")
     return failures
-
-
-def start(
-    pool: ProcessPoolExecutor, blocks: Iterator[int], end: int, count: int
-) -> Iterator[Future[tuple[int, list[Failure]]]]:
-    """Hand the next blocks out."""
-    for _, at in zip(range(count), blocks, strict=False):
-        yield pool.submit(run_block, at, min(at + BLOCK, end))
 
 
 def run_block(first: int, end: int) -> tuple[int, list[Failure]]:

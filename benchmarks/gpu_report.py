@@ -90,25 +90,17 @@ def compared(one, other, most_loss: float, most_gradient: float) -> Result:
     return abs(loss - expected) <= most_loss and worst <= most_gradient, numbers
 
 
-def parity_fp32(place: Place) -> Result:
+def parity(place: Place, dtype: torch.dtype, *most: float) -> Result:
+    """Against fp32 on a CPU: in bf16 near-tied tokens may take another expert."""
     reference = losses_and_gradients(torch.device("cpu"), torch.float32)
-    return compared(losses_and_gradients(place.device, torch.float32), reference, 1e-4, 1e-3)
-
-
-def parity_bf16(place: Place) -> Result:
-    """Against fp32 on a CPU: near-tied tokens may take another expert."""
-    reference = losses_and_gradients(torch.device("cpu"), torch.float32)
-    return compared(losses_and_gradients(place.device, torch.bfloat16), reference, 0.05, 0.3)
+    return compared(losses_and_gradients(place.device, dtype), reference, *most)
 
 
 def grouped_against_in_turn(place: Place) -> Result:
     """Milliseconds of a pass of the experts, forward and backward, each way; and the same sums."""
     width, tokens, count = (1024, 16384, 64) if place.large else (64, 256, 8)
-    config = ModelConfig(**{
-        **SHAPE, "hidden_size": width, "moe_intermediate_size": width // 2,
-        "n_routed_experts": count,
-    })  # fmt: skip
-    layer = Experts(config).to(place.device, torch.bfloat16)
+    sizes = {"hidden_size": width, "moe_intermediate_size": width // 2, "n_routed_experts": count}
+    layer = Experts(ModelConfig(**SHAPE | sizes)).to(place.device, torch.bfloat16)
     x_TD = torch.randn(tokens, width, device=place.device, dtype=torch.bfloat16)
     ids_TK = torch.rand(tokens, count, device=place.device).topk(2).indices
     weights_TK = torch.rand(tokens, 2, device=place.device)
@@ -226,8 +218,8 @@ def throughput(place: Place) -> Result:
 
 
 CHECKS = {
-    "parity fp32": parity_fp32,
-    "parity bf16": parity_bf16,
+    "parity fp32": lambda place: parity(place, torch.float32, 1e-4, 1e-3),
+    "parity bf16": lambda place: parity(place, torch.bfloat16, 0.05, 0.3),
     "grouped products": grouped_against_in_turn,
     "compile": compiled,
     "resume bit for bit": resumed_bit_for_bit,

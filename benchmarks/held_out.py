@@ -23,7 +23,6 @@ from microscope_tui.placement import Counts, Layer, Request, study
 from microscope_tui.runlog import RouterInfo, RunRecord, encode_record
 
 LAYERS, EXPERTS, STEPS, PAIRS = 8, 64, 400, 16_384
-REQUEST = Request(ranks=8, replicas=8)
 
 
 def log_shares(rng: np.random.Generator, steps: int, half_life: float, spread: float) -> np.ndarray:
@@ -82,11 +81,8 @@ def promises(runs: int) -> None:
             found.append((not made.reason, made.gain.mean, truth.gain.mean))
         pays, promised, true = np.array(found, float).T
         off = np.abs(promised - true).max()
-        print(
-            f"| {name} | {pays.mean():.0%} | {promised.mean():+.3f} | {true.mean():+.3f} "
-            f"| {off:.3f} |",
-            flush=True,
-        )
+        gains = f"{promised.mean():+.3f} | {true.mean():+.3f} | {off:.3f}"
+        print(f"| {name} | {pays.mean():.0%} | {gains} |", flush=True)
 
 
 def large(layers: int, experts: int, steps: int) -> None:
@@ -115,7 +111,6 @@ def large(layers: int, experts: int, steps: int) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
     options = options_of(__doc__, runs=100, layers=61, experts=256, steps=1000)
     print(machine())
     promises(options.runs)

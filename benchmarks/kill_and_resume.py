@@ -89,13 +89,8 @@ def start(folder: Path, flags: list[str]) -> subprocess.Popen[str]:
     places = ["--log-dir=logs", "--checkpoint-dir=checkpoints"]
     command = [sys.executable, str(ROOT / "train.py"), "--run=r", "--resume=auto", *places, *flags]
     folder.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        command,
-        cwd=folder,  # so that the paths in both logs are the same
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, **pipes)  # both logs have the same paths
 
 
 def run_to_the_end(folder: Path, flags: list[str]) -> None:
@@ -119,12 +114,8 @@ def rows_from_the_resume(folder: Path) -> tuple[int, list[dict[str, Any]]]:
     every = records(folder)
     head = max(place for place, record in enumerate(every) if record["kind"] == "run")
     rows = [
-        {
-            key: value
-            for key, value in record.items()
-            if key not in ("time", "tokens_per_s") and not key.endswith(("_s", "_bytes"))
-        }
-        for record in every[head + 1 :]
+        {k: v for k, v in row.items() if k != "time" and not k.endswith(("_s", "_bytes"))}
+        for row in every[head + 1 :]
     ]
     return min(row["step"] for row in rows), rows
 

@@ -28,11 +28,7 @@ PLANNED_STEPS, TOKENS = 1_000_000, 16384
 
 @contextmanager
 def writing(*arguments: object) -> Iterator[None]:
-    """Run this module in a process of its own, beside what is measured; end it afterwards.
-
-    Raises:
-        RuntimeError: it did not start, or ended early.
-    """
+    """Run this module in a process of its own, beside what is measured; end it afterwards."""
     command = [sys.executable, "-m", "benchmarks.live_writer", *map(str, arguments)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
@@ -70,25 +66,15 @@ def main() -> None:
 
 def lines_of(options: argparse.Namespace, seed: int, run: str) -> Iterator[bytes]:
     """The run record, and then a step a line."""
-    bulk = bulk_lines(
-        routers=options.routers,
-        num_experts=options.experts,
-        top_k=options.top_k,
-        tokens=TOKENS,
-        steps=PLANNED_STEPS,
-        seed=seed,
-        started=time.time() - options.history / options.rate,
-        step_time_s=1.0 / options.rate,
-        run=run,
-    )
+    size = {"routers": options.routers, "num_experts": options.experts, "top_k": options.top_k}
+    size["tokens"] = TOKENS
+    pace = {"step_time_s": 1.0 / options.rate, "steps": PLANNED_STEPS, "seed": seed, "run": run}
+    bulk = bulk_lines(**size, **pace, started=time.time() - options.history / options.rate)
     if options.cv is None:
         yield from (line for line in bulk if not line.startswith(b'{"kind":"event"'))
         return
     yield next(bulk)
-    shape = Shape(
-        routers=options.routers, num_experts=options.experts, top_k=options.top_k, tokens=TOKENS
-    )
-    yield from noisy(shape, options.cv, options.spread, 1.0 / options.rate)
+    yield from noisy(Shape(**size), options.cv, options.spread, 1.0 / options.rate)
 
 
 def noisy(shape: Shape, cv: float, spread: float, step_time_s: float) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.bulk import write_bulk
-from benchmarks.following import STEP_SHOWN, share, watch, window
+from benchmarks.following import STEP_SHOWN, sent_a_second, share, watch, window
 from benchmarks.live_writer import writing
 from benchmarks.machine import machine, options_of
 
@@ -63,16 +63,14 @@ def make_runs(folder: Path, runs: int, live: int, steps: int) -> list[Path]:
 
 
 def measure(folder: Path) -> None:
-    """Open the folder once and print the table."""
     with window(folder) as terminal:
         shown = terminal.wait_until(lambda text: bool(re.search(STEP_SHOWN, text)))
         print(f"{'first screen, s':>24}: {shown:.2f}")
         terminal.read(0.5)
         pressed = terminal.age
         terminal.press("4")
-        listed = terminal.wait_until(
-            lambda text: len(set(re.findall(r"\brun-\d{4}\b", text))) >= LISTED
-        )
+        runs = re.compile(r"\brun-\d{4}\b")
+        listed = terminal.wait_until(lambda text: len(set(runs.findall(text))) >= LISTED)
         print(f"{'runs listed, s':>24}: {listed - pressed:.2f} after the key")
         samples = list(watch(terminal, None, WATCH_S))
         peak = terminal.usage().peak_mb
@@ -84,7 +82,7 @@ def measure(folder: Path) -> None:
         f"{'memory, MB':>24}: {first.memory_mb:.1f} at first, {last.memory_mb:.1f} at the end, "
         f"{peak:.1f} peak"
     )
-    print(f"{'sent, bytes/s':>24}: {(last.sent - first.sent) / (last.at - first.at):,.0f}")
+    print(f"{'sent, bytes/s':>24}: {sent_a_second(first, last):,.0f}")
 
 
 if __name__ == "__main__":

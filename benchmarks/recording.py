@@ -31,19 +31,6 @@ PAUSE_S = 0.02
 """Between steps of the recorder alone: a training computes then, and the writing thread writes."""
 
 
-def recorder(folder: Path, routers: int, experts: int, top_k: int, **changes: Any) -> RunRecorder:
-    """A recorder of a model of this size."""
-    layers = list(range(1, routers + 1))
-    return RunRecorder(
-        folder,
-        run="recording",
-        planned_steps=100_000,
-        model={"layers": layers, "num_experts": experts, "top_k": top_k},
-        balance={"method": "bias", "bias_update_rate": 0.001},
-        **changes,
-    )
-
-
 def healthy_steps(routers: int, experts: int, top_k: int, number: int) -> list[dict[str, Any]]:
     """Records as a trainer hands them over, of an even load and its noise."""
     rng = random.Random(0)
@@ -65,8 +52,11 @@ def healthy_steps(routers: int, experts: int, top_k: int, number: int) -> list[d
 
 def alone(folder: Path, size: tuple[int, int, int], steps: int, **changes: Any) -> list[float]:
     """Milliseconds a step: median, 95th percentile, and processor time of all threads."""
-    records = healthy_steps(*size, steps)
-    log = recorder(folder, *size, **changes)
+    records, (routers, experts, top_k) = healthy_steps(*size, steps), size
+    model = {"layers": list(range(1, routers + 1)), "num_experts": experts, "top_k": top_k}
+    balance = {"method": "bias", "bias_update_rate": 0.001}
+    known = {"run": "recording", "planned_steps": 100_000, "model": model, "balance": balance}
+    log = RunRecorder(folder, **known, **changes)
     times = []
     processor = time.process_time()
     for record in records:
@@ -81,8 +71,7 @@ def alone(folder: Path, size: tuple[int, int, int], steps: int, **changes: Any) 
     return [1e3 * statistics.median(times), 1e3 * usual[-1], 1e3 * processor / steps]
 
 
-def main() -> int:
-    """Measure and print a Markdown table."""
+def main() -> None:
     asked = options_of(__doc__, steps=400)
     print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     heads = "training thread, median | 95 % below | without the judge | all threads, processor"
@@ -97,8 +86,7 @@ def main() -> int:
                 f"{plain[0]:.3f} ms | {judged[2]:.3f} ms |",
                 flush=True,
             )
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -10,6 +10,7 @@ paint, and 50 changes of the window's size; and what a run whose experts differ 
 minutes instead of fourteen: less of everything, and calm loads only.
 """
 
+import math
 import os
 import statistics
 import sys
@@ -19,15 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import bandwidth
-from benchmarks.bandwidth import (
-    COLOURS_256,
-    TRUECOLOR,
-    following,
-    keys,
-    opening,
-    resize_storm,
-    silence,
-)
+from benchmarks.bandwidth import COLOURS, following, keys, opening, resize_storm, silence
 from benchmarks.bulk import write_bulk
 from benchmarks.machine import machine, options_of
 from microscope_tui.runlog import LOG_NAME
@@ -93,10 +86,8 @@ def results(folder: Path, plan: Plan) -> Iterator[Result]:
     moves, steps = keys(log, plan.presses)
     yield answered("key to paint, another layer", moves, MOST_MOVE_MS)
     yield answered("key to paint, `[` the step before", steps, MOST_STEP_MS)
-    wrong = resize_storm(log, plan.resizes)
-    yield Result(
-        f"lines wrong after {plan.resizes} changes of size", f"{len(wrong)}", "0", not wrong
-    )
+    wrong, said = resize_storm(log, plan.resizes), f"{plan.resizes} changes of size"
+    yield Result(f"lines wrong after {said}", f"{len(wrong)}", "0", not wrong)
 
 
 def opened(run: Path, plan: Plan) -> Result:
@@ -113,29 +104,25 @@ def opened(run: Path, plan: Plan) -> Result:
 def followed(folder: Path, plan: Plan) -> Iterator[Result]:
     """What it costs to follow, in few and in many colours, calm and noisy."""
     for cv in plan.noises:
-        for colours, palette in ((COLOURS_256, "256 colours"), (TRUECOLOR, "truecolor")):
+        for name, palette in (("256", "256 colours"), ("truecolor", "truecolor")):
             log = folder / f"{cv:g}-{palette[:3]}" / LOG_NAME
-            cost = following(log, cv, colours, plan.seconds)
+            sent, cpu = following(log, cv, COLOURS[name], plan.seconds)
             said = f"1 record/s, CV {cv:g}, {palette}"
-            sent = f"{cost.sent / 1000:.1f} kB/s"
-            if cv == CALM:
-                limit = f"≤ {MOST_SENT / 1000:.0f} kB/s"
-                yield Result(f"sent, {said}", sent, limit, cost.sent <= MOST_SENT)
-            else:
-                yield Result(f"sent, {said}", sent)
-            share = f"{cost.cpu:.2%}"
-            yield Result(f"CPU, {said}", share, f"≤ {MOST_CPU:.0%}", cost.cpu <= MOST_CPU)
-    for name, colours in bandwidth.COLOURS.items():
+            yield rate(f"sent, {said}", sent, MOST_SENT if cv == CALM else math.inf)
+            yield Result(f"CPU, {said}", f"{cpu:.2%}", f"≤ {MOST_CPU:.0%}", cpu <= MOST_CPU)
+    for name, colours in COLOURS.items():
         log = folder / f"uneven-{name}" / LOG_NAME
-        sent_ = bandwidth.followed(log, UNEVEN_CV, UNEVEN_SPREAD, colours, 2 * plan.seconds)
-        said = f"experts that differ, over SSH, {name}"
-        met = sent_.most <= MOST_SENT
-        limit = f"≤ {MOST_SENT / 1000:.0f} kB/s"
-        yield Result(f"most sent in 10 s, {said}", f"{sent_.most / 1000:.1f} kB/s", limit, met)
-        slowest = sent_.refreshes[1]
-        yield Result(
-            f"longest without a refresh, {said}", f"{slowest:.1f} s", "≤ 4 s", slowest <= 4
-        )
+        found = bandwidth.followed(log, UNEVEN_CV, UNEVEN_SPREAD, colours, 2 * plan.seconds)
+        said, slowest = f"experts that differ, over SSH, {name}", found.refreshes[1]
+        yield rate(f"most sent in 10 s, {said}", found.most, MOST_SENT)
+        silent = f"longest without a refresh, {said}"
+        yield Result(silent, f"{slowest:.1f} s", "≤ 4 s", slowest <= 4)
+
+
+def rate(name: str, sent: float, most: float) -> Result:
+    """Bytes a second, as kilobytes."""
+    limit = f"≤ {most / 1000:.0f} kB/s" if math.isfinite(most) else ""
+    return Result(name, f"{sent / 1000:.1f} kB/s", limit, sent <= most)
 
 
 def finished_log(folder: Path) -> Path:

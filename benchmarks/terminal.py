@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import pyte
 
@@ -68,12 +67,7 @@ class Terminal:
     def __enter__(self) -> "Terminal":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the program politely, then not, and reap it."""
         family = tree(self.pid)
         for signal_ in (signal.SIGTERM, signal.SIGKILL):
@@ -98,12 +92,10 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """The text on the screen."""
         return "\n".join(self._screen.display)
 
     @property
     def age(self) -> float:
-        """Seconds since the program was started."""
         return time.monotonic() - self.started
 
     def read(self, seconds: float) -> None:
@@ -116,11 +108,7 @@ class Terminal:
                 self._take()
 
     def wait_until(self, condition: Callable[[str], bool], timeout: float = 120.0) -> float:
-        """Seconds from the start of the program until ``condition`` holds for the screen.
-
-        Raises:
-            TimeoutError: it never did; the message holds the screen.
-        """
+        """Seconds from the start of the program until ``condition`` holds for the screen."""
         until = time.monotonic() + timeout
         while not condition(self.text):
             while not select.select([self._file], [], [], 0.1)[0]:
@@ -133,16 +121,12 @@ class Terminal:
         return self.age
 
     def press(self, keys: str) -> None:
-        """Type."""
         os.write(self._file, keys.encode())
 
     def react(self, keys: str, seen: Callable[[str], bool]) -> float:
         """Milliseconds from typing ``keys`` until the bytes that make ``seen`` true have arrived.
 
         What arrives is stamped first and drawn afterwards: our screen is slower than the program.
-
-        Raises:
-            TimeoutError: ``seen`` never became true; the message holds the screen.
         """
         arrived: list[tuple[float, bytes]] = []
         found: float | None = None

@@ -81,8 +81,7 @@ def theirs(model: LanguageModel, experts: str) -> Callable[[], None]:
     return step_of(twin, lambda ids: twin(ids, use_cache=False).logits, half=False)
 
 
-def main() -> int:
-    """Measure and print a Markdown table."""
+def main() -> None:
     arguments = options_of(__doc__, rounds=12, compiled=False)
     torch.manual_seed(0)
     model = LanguageModel(CONFIG)
@@ -118,8 +117,7 @@ def main() -> int:
             f"| {name} | {median * 1e3:.0f} ms | {BATCH * LENGTH / median:,.0f} | {ratio:.2f} | "
             f"{share:.0%} |"
         )
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -50,7 +50,11 @@ _SIZES: list[tuple[float, str]] = [
 ]  # fmt: skip
 SIZES: dict[str, Any] = {name: size for size, names in _SIZES for name in names.split()}
 
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+def _rope(*sections: int) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [*sections]}
+
+
 OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 3}},
@@ -58,27 +62,20 @@ OWN: dict[str, dict[str, Any]] = {
     "doge": {"is_moe": True, "num_experts": 16},
     "gemma4": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2},
     "muse_spark": {
-        "audio_config": {"out_hidden_size": 32},
-        "vision_config": {"out_hidden_size": 32},
+        "audio_config": {"out_hidden_size": 32}, "vision_config": {"out_hidden_size": 32},
     },
     "dots1": {"n_shared_experts": 1},
-    "ernie4_5_vl_moe": {
-        "text_config": {
-            "moe_intermediate_size": [24, 24],
-            "head_dim": 16,
-            "rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]},
-        }
-    },
-    "glm4v_moe": {
-        "text_config": {"head_dim": 32, "rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}
-    },
+    "ernie4_5_vl_moe": {"text_config": {
+        "moe_intermediate_size": [24, 24], "head_dim": 16, "rope_parameters": _rope(3, 3, 2),
+    }},
+    "glm4v_moe": {"text_config": {"head_dim": 32, "rope_parameters": _rope(2, 3, 3)}},
     "inkling2_loop": {
         "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1,
         "loop_layer_index_end": 3, "loop_num_passes": 2,
     },
     "glm5_next": {"text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
-    "hy_v4_vl": {"text_config": {"rope_parameters": _ROPE | {"mrope_section": [2, 1, 1]}}},
+    "hy_v4_vl": {"text_config": {"rope_parameters": _rope(2, 1, 1)}},
     "lfm2_moe": {"layer_types": ["full_attention"] * LAYERS},
     "mistral4": {"num_key_value_heads": 4, "head_dim": 16},
     "nemotron_h": {
@@ -94,10 +91,7 @@ OWN: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 CLASSES: dict[str, tuple[str, str]] = {
-    "qwen3_omni_moe": (
-        "qwen3_omni_moe_thinker",
-        "Qwen3OmniMoeThinkerForConditionalGeneration",
-    ),
+    "qwen3_omni_moe": ("qwen3_omni_moe_thinker", "Qwen3OmniMoeThinkerForConditionalGeneration"),
     "dots3_note": ("dots3_note_text", "Dots3NoteForCausalLM"),
 }
 """Model type of the configuration and model class, where the automatic ones do not fit."""

@@ -36,15 +36,9 @@ def main() -> None:
     (documents,), code = load_documents(PYTHON_DOCS), sources()
     prose = documents.text
     tokenizer = CharTokenizer("".join(sorted(set(prose + code))))
-    batches = [
-        TrainingBatches(
-            Tokens(tokenizer.encode(text), torch.tensor([0])),
-            batch_size=BATCH,
-            seq_len=SEQUENCE,
-            seed=options.seed,
-        )
-        for text in (prose, code)
-    ]
+    texts = [Tokens(tokenizer.encode(text), torch.tensor([0])) for text in (prose, code)]
+    size = {"batch_size": BATCH, "seq_len": SEQUENCE, "seed": options.seed}
+    batches = [TrainingBatches(text, **size) for text in texts]
     torch.manual_seed(options.seed)
     model = build(options, len(tokenizer)).train()
     train(model, batches, options)

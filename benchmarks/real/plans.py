@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,25 +73,20 @@ ONE = "one expert a token, its weight divided by itself: LINT"
 LARGE_RATE = "learning rate x 100: whatever comes of it, perhaps a divergence"
 SWITCH = "Qwen3 MoE (16 experts, top 4), prose, then code from the middle on: nothing"
 
+PER_LAYER = "Mixtral with an auxiliary loss for each layer: nothing"
+WITHOUT = "Mixtral without its auxiliary loss, high learning rate: as unbalanced"
+SWITCH_POOLED = "the same with its own auxiliary loss at 0.02: by its counts"
 CURED = "the remedy that the report of another run prints: its cause is gone"
 AUX = "--aux-weight 0.1 --lr 5e-3"
 SOFTMAX = "--lr 5e-3 --model.scoring_func softmax --bias-update-rate"
 
 PLANS = [
     Plan("balanced-bias", "bias updates as the preset has them: nothing"),
-    _hf(
-        "hf-balanced",
-        "Mixtral with an auxiliary loss for each layer: nothing",
-        "--aux-weight 0.1 --per-layer",
-    ),
+    _hf("hf-balanced", PER_LAYER, "--aux-weight 0.1 --per-layer"),
     _hf("hf-pooled-0.02", POOLED, "--aux-weight 0.02"),
     _hf("hf-pooled-0.5", "the same, 25 times as strong: by its counts", "--aux-weight 0.5"),
     Plan("unbalanced", UNBALANCED, "--balance none --lr 5e-3"),
-    _hf(
-        "hf-unbalanced",
-        "Mixtral without its auxiliary loss, high learning rate: as unbalanced",
-        "--aux-weight 0 --lr 5e-3",
-    ),
+    _hf("hf-unbalanced", WITHOUT, "--aux-weight 0 --lr 5e-3"),
     Plan("bias-1e-4", "a bias that hardly moves", "--bias-update-rate 1e-4"),
     Plan("bias-1e-3", "a bias that moves slowly", "--bias-update-rate 1e-3"),
     Plan("bias-5e-2", "a bias that moves in big steps", "--bias-update-rate 5e-2", cures="bias-1"),
@@ -109,11 +105,7 @@ PLANS = [
     _hf("hf-aux-per-layer", CURED, f"{AUX} --per-layer", "hf-aux-on"),
     _hf("hf-unbalanced-4e-3", CURED, "--aux-weight 0 --lr 4e-3", "hf-unbalanced-4e-2"),
     _hf("data-switch", SWITCH, f"{QWEN3} --aux-weight 0.1 --per-layer"),
-    _hf(
-        "data-switch-pooled",
-        "the same with its own auxiliary loss at 0.02: by its counts",
-        f"{QWEN3} --aux-weight 0.02",
-    ),
+    _hf("data-switch-pooled", SWITCH_POOLED, f"{QWEN3} --aux-weight 0.02"),
 ]
 
 
@@ -139,21 +131,11 @@ def train(plan: Plan, where: Where, threads: int) -> str:
     log = log_of(plan, where)
     shutil.rmtree(log.parent, ignore_errors=True)
     shutil.rmtree(where.scratch / plan.name, ignore_errors=True)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = {"OMP_NUM_THREADS": f"{threads}", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}"}
+    output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    place: dict[str, Any] = {"cwd": ROOT, "env": os.environ | environment}
     started = time.monotonic()
-    done = subprocess.run(
-        plan.command(where),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
+    done = subprocess.run(plan.command(where), **place, **output, timeout=TIMEOUT_S)
     seconds = time.monotonic() - started
     if log.parent.is_dir():
         (log.parent / "output.txt").write_text(done.stdout)

@@ -17,7 +17,7 @@ from benchmarks.scenarios.lookalikes import (
     narrow_and_steady,
     run_of as _run,
 )
-from benchmarks.scenarios.variants import forced_balance
+from benchmarks.scenarios.variants import forced_balance, wave
 from microscope_tui.scenarios import several_choices
 from microscope_tui.scenarios.collapsing import growing
 from microscope_tui.scenarios.control import LINT, ranks_of
@@ -29,7 +29,6 @@ Edit = Callable[[Iterator[Record]], Iterator[Record]]
 Logs = list[float]
 _COLLAPSE = Expected(rule="COLLAPSE")
 _UNBALANCED: Record = {"balance": {"method": "none"}}
-_EARLY = 23
 
 
 def before(at: int, **event: object) -> Edit:
@@ -85,10 +84,10 @@ def too_fast(shape: Shape, rng: random.Random) -> Run:
     course, found = fall(shape, rng, onset, 30, 1 / shape.routers)
     others = tuple(r for r in range(shape.routers) if r not in found.routers)[-4:]
     phases = [2 * math.pi * rng.randrange(period) / period for _ in range(shape.num_experts)]
+    swung = wave(period, 0.9, phases)
 
     def factor(router: int, expert: int, step: int) -> float:
-        turn = 2 * math.pi * step / period + phases[expert]
-        return math.exp(0.9 * math.cos(turn)) if step >= onset and router in others else 1.0
+        return swung(router, expert, step) if step >= onset and router in others else 1.0
 
     course = replace(course, popularity=modulated(course.popularity, factor), bias_update_rate=0.03)
     swing = Expected(rule="OSCILLATION", routers=others, onset=onset, tolerance=130)
@@ -225,9 +224,11 @@ def stale_rows(shape: Shape, rng: random.Random) -> Run:
 def wrong_sums(shape: Shape, rng: random.Random) -> Run:
     """Some tokens are lost in one line of three to seven."""
     lost, every = rng.randint(1, 5), rng.randint(3, 7)
-    return _logged(
-        shape, rng, lambda r, step, row: [max(0, row[0] - lost * (step % every == 0)), *row[1:]]
-    )
+
+    def change(r: int, step: int, row: Logs) -> Logs:
+        return [max(0, row[0] - lost * (step % every == 0)), *row[1:]]
+
+    return _logged(shape, rng, change)
 
 
 def same_batch(shape: Shape, rng: random.Random) -> Run:

@@ -105,12 +105,11 @@ def warm_up(shape: Shape, rng: random.Random) -> Run:
     shape = replace(shape, capacity_factor=1.5)
     hot = hot_experts(shape, tuple(range(shape.routers)), rng)
     pace = 40 * rng.uniform(0.9, 1.1)
-    popularity = pulled(
-        constant(shape, 0.12, rng),
-        hot,
-        lambda step: 3 * math.exp(-step / pace) if step < 400 else 0.0,
-    )
-    return run_of(shape, rng, Course(popularity=popularity))
+
+    def pull(step: int) -> float:
+        return 3 * math.exp(-step / pace) if step < 400 else 0.0
+
+    return run_of(shape, rng, Course(popularity=pulled(constant(shape, 0.12, rng), hot, pull)))
 
 
 def small_batch(shape: Shape, rng: random.Random) -> Run:
@@ -133,11 +132,12 @@ def domain_bursts(shape: Shape, rng: random.Random) -> Run:
 def narrow_finetune(shape: Shape, rng: random.Random) -> Run:
     """A good model on narrow data: uneven from the first step on."""
     level = rng.uniform(0.3, 0.5)
-    course = Course(
-        popularity=constant(shape, 0.875, rng),
-        concentration=lambda step: 120.0,
-        token_entropy=lambda router, step: level,
-    )
+    popularity = constant(shape, 0.875, rng)
+    return _tuned(shape, rng, popularity, token_entropy=lambda router, step: level)
+
+
+def _tuned(shape: Shape, rng: random.Random, popularity: Popularity, **changes: Any) -> Run:
+    course = Course(popularity=popularity, concentration=lambda step: 120.0, **changes)
     return run_of(shape, rng, course, header={"profile": "finetune"})
 
 
@@ -149,11 +149,7 @@ def even_but_one(shape: Shape, rng: random.Random) -> Run:
 def upcycled(shape: Shape, rng: random.Random) -> Run:
     """Experts that begin as copies: even load and uniform tokens until they have parted."""
     begin = around(0.2 * shape.steps, rng)
-    parting = 0.3 * shape.steps
-
-    def progress(step: int) -> float:
-        return min(1.0, max(0.0, (step - begin) / parting))
-
+    progress = growing(begin, 0.3 * shape.steps, limit=1.0)
     course = Course(
         popularity=blended(uneven(shape, 0.02, rng), uneven(shape, 0.3, rng), progress),
         token_entropy=lambda router, step: 0.997 - 0.3 * progress(step),
@@ -205,12 +201,11 @@ def ragged(shape: Shape, rng: random.Random) -> Run:
     def muted(step: Step) -> Step:
         if step.step not in silence:
             return step
-        rows = list(step.tokens_per_expert)
-        rows[silent] = None
-        router = {name: list(values) for name, values in step.router.items()}
-        for values in router.values():
-            values[silent] = None
-        return replace(step, tokens_per_expert=rows, router=router)
+        router = {name: without(values) for name, values in step.router.items()}
+        return replace(step, tokens_per_expert=without(step.tokens_per_expert), router=router)
+
+    def without(values: list[Any]) -> list[Any]:
+        return [*values[:silent], None, *values[silent + 1 :]]
 
     edit = _ragged(random.Random(rng.random()), range(gap, gap + 20))
     muted_steps = map(muted, steps(shape, rng, course))
@@ -243,12 +238,7 @@ def narrow_and_steady(shape: Shape, rng: random.Random, **changes: Any) -> Run:
     """A fine-tuning on data so narrow that a layer is as uneven as an early collapse, for good."""
     sick = some_routers(shape, 0.3, rng)
     weights = [[math.exp(log) for log in row] for row in narrow(shape, sick, rng)]
-    course = Course(
-        popularity=lambda router, step: weights[router],
-        concentration=lambda step: 120.0,
-        **changes,
-    )
-    return run_of(shape, rng, course, header={"profile": "finetune"})
+    return _tuned(shape, rng, lambda router, step: weights[router], **changes)
 
 
 def parting(shape: Shape, rng: random.Random) -> Run:
@@ -257,13 +247,8 @@ def parting(shape: Shape, rng: random.Random) -> Run:
     target = rng.uniform(0.75, 0.8)
     drawn = [[rng.uniform(-1, 1) for _ in range(shape.num_experts)] for _ in range(shape.routers)]
     apart = [scaled_to(row, shape, target) for row in drawn]
-    course = Course(
-        popularity=blended(
-            uneven(shape, 0.02, rng),
-            apart,
-            lambda step: min(1.0, max(0.0, (step - begin) / last)),
-        )
-    )
+    popularity = blended(uneven(shape, 0.02, rng), apart, growing(begin, last, limit=1.0))
+    course = Course(popularity=popularity)
     return run_of(shape, rng, course, allowed={"STARVED": "warn"})  # one may be below a tenth
 
 
@@ -279,11 +264,8 @@ def data_in_blocks(shape: Shape, rng: random.Random) -> Run:
     def factor(router: int, expert: int, step: int) -> float:
         return _NOTHING if quarters[router][expert] == kind_at[step - 1] else 1.0
 
-    course = Course(
-        popularity=modulated(constant(shape, 0.3, rng), factor),
-        concentration=lambda step: 120.0,
-    )
-    return run_of(shape, rng, course)
+    popularity = modulated(constant(shape, 0.3, rng), factor)
+    return run_of(shape, rng, Course(popularity=popularity, concentration=lambda step: 120.0))
 
 
 def alternating_tokens(shape: Shape, rng: random.Random) -> Run:
@@ -313,7 +295,7 @@ def fine_grained(shape: Shape, rng: random.Random) -> Run:
             load = min(most, rng.uniform(5, 10) / (1 + place / 2))
             row[expert] = math.log(load * (shape.num_experts - 1) / (shape.num_experts - load))
     course = Course(
-        popularity=blended(even, parted, lambda step: min(1.0, max(0.0, (step - begin) / length))),
+        popularity=blended(even, parted, growing(begin, length, limit=1.0)),
         concentration=lambda step: 120.0,
     )
     return run_of(shape, rng, course)

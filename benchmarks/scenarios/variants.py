@@ -137,10 +137,7 @@ def padding(shape: Shape, rng: random.Random) -> Run:
     pads = round(1.5 * shape.tokens)
 
     def meter(router: int, step: int, counts: list[int]) -> list[int]:
-        padded = list(counts)
-        for expert in taken[router]:
-            padded[expert] += pads
-        return padded
+        return [n + pads * (expert in taken[router]) for expert, n in enumerate(counts)]
 
     return measured(shape, rng, meter, "error")
 
@@ -185,10 +182,8 @@ def impossible_counts(shape: Shape, rng: random.Random) -> Run:
     def meter(router: int, step: int, counts: list[int]) -> list[int]:
         if router not in hot or step < onset:
             return counts
-        others = sum(counts) - counts[hot[router]]
-        scale = (1 - share) / max(1, others)
-        wanted = [scale * n for n in counts]
-        wanted[hot[router]] = share
+        scale = (1 - share) / max(1, sum(counts) - counts[hot[router]])
+        wanted = [share if e == hot[router] else scale * n for e, n in enumerate(counts)]
         return whole(wanted, sum(counts))
 
     course = Course(popularity=settled(shape, rng), meter=meter)
@@ -263,25 +258,18 @@ def dead_groups(shape: Shape, rng: random.Random) -> Run:
     (sick,) = some_routers(shape, 1 / shape.routers, rng)
     onset = around(0.2 * shape.steps, rng)
     dying = tuple(sorted(rng.sample(range(shape.num_experts), math.ceil(0.55 * shape.num_experts))))
-    popularity = pulled(
-        settled(shape, rng), {sick: dying}, lambda step: -30.0 if step >= onset else 0.0
-    )
-    found = Expected(
-        rule="DEAD", routers=(sick,), onset=onset, severity="crit", experts=dying, tolerance=60
-    )
+    popularity = pulled(settled(shape, rng), {sick: dying}, lambda step: -30.0 * (step >= onset))
     course = Course(popularity=popularity, unheeded=lambda r, step: r == sick and step >= onset)
-    return run_of(shape, rng, course, found)
+    found = Expected(rule="DEAD", severity="crit", experts=dying, tolerance=60)
+    return run_of(shape, rng, course, replace(found, routers=(sick,), onset=onset))
 
 
 def finetune_collapse(shape: Shape, rng: random.Random) -> Run:
     """A fine-tuning on narrow data whose layer falls onto k experts all the same."""
     sick, onset = some_routers(shape, 1 / shape.routers, rng), around(0.4 * shape.steps, rng)
     weights = [[math.exp(log) for log in row] for row in narrow(shape, sick, rng)]
-    popularity = pulled(
-        lambda router, step: weights[router],
-        hot_experts(shape, sick, rng),
-        growing(onset, 6, limit=25),
-    )
+    hot = hot_experts(shape, sick, rng)
+    popularity = pulled(lambda router, step: weights[router], hot, growing(onset, 6, limit=25))
     # Uneven before, it is "collapsed" from the start by the limit of a pretraining.
     found = Expected(rule="COLLAPSE", routers=sick, onset=onset, severity="crit", tolerance=100)
     course = collapsing(popularity, sick, onset, confident=True)
@@ -327,22 +315,23 @@ def odd_period(shape: Shape, rng: random.Random) -> Run:
     """The load swings smoothly with a period of three steps, five, or two and a half."""
     period, swing = rng.choice(_ODD_PERIODS), rng.uniform(0.8, 1.3)
     phases = [2 * math.pi * rng.randrange(3) / 3 for _ in range(shape.num_experts)]
+    return _swinging(shape, rng, wave(period, swing, phases), sigma=0.3)
+
+
+def wave(period: float, swing: float, phases: Sequence[float]) -> Weight:
+    """Every expert swings by the same log-weight, with a phase of its own."""
 
     def factor(router: int, expert: int, step: int) -> float:
         return math.exp(swing * math.cos(2 * math.pi * step / period + phases[expert]))
 
-    return _swinging(shape, rng, factor, sigma=0.3)
+    return factor
 
 
 def slow_swing(shape: Shape, rng: random.Random) -> Run:
     """A swing with a period of 40 to 80 steps, too long to distinguish from blocks of data."""
     period, swing = rng.uniform(40, 80), rng.uniform(0.6, 1.0)
     phases = [rng.uniform(0, 2 * math.pi) for _ in range(shape.num_experts)]
-
-    def factor(router: int, expert: int, step: int) -> float:
-        return math.exp(swing * math.cos(2 * math.pi * step / period + phases[expert]))
-
-    run = _swinging(shape, rng, factor, sigma=0.2)
+    run = _swinging(shape, rng, wave(period, swing, phases), sigma=0.2)
     allowed = {"OSCILLATION": "warn", "BIAS_RUNAWAY": "warn"}  # correct if it is detected
     return replace(run, truth=Truth(allowed=allowed, hard_negative=True))
 

@@ -81,11 +81,7 @@ class Judged:
 
 
 def judge(case: Case, scenario: Scenario | None = None, shape: Shape | None = None) -> Judged:
-    """Write the run, read it back, judge it; or a twin of it, with another scenario or shape.
-
-    Raises:
-        ValueError: the scenario fits no such shape.
-    """
+    """Write the run, read it back, judge it; or a twin of it, with another scenario or shape."""
     shape = shape or drawn(case)
     if shape is None:
         raise ValueError(f"scenario {case.scenario} does not fit {case.shape}")
@@ -139,8 +135,6 @@ def in_time(fall: Fall | None, episodes: Iterable[Episode]) -> bool | None:
 
 CHUNK = 1 << 20
 REPEATS = 3
-
-
 _LARGE = Shape(routers=58, num_experts=256, top_k=8, tokens=131_072, steps=3_000)
 LOADS: tuple[tuple[Shape, tuple[float, ...]], ...] = (
     (Shape(routers=10, num_experts=8, top_k=2, tokens=4096, steps=5_000), ()),
@@ -151,7 +145,7 @@ LOADS: tuple[tuple[Shape, tuple[float, ...]], ...] = (
 experts, starved, with a stray token, or dead, in every step."""
 
 
-def show_throughput(repeats: int = REPEATS) -> None:
+def show_throughput() -> None:
     """Print records per second and peak memory; each figure is from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         for load, tail in LOADS:
@@ -161,7 +155,7 @@ def show_throughput(repeats: int = REPEATS) -> None:
             sizes["tail"] = tail
             write_bulk(log, **sizes)
             write_bulk(twice, **{**sizes, "steps": 2 * load.steps})
-            measured = [_apart(log) for _ in range(repeats)]
+            measured = [_apart(log) for _ in range(REPEATS)]
             rates = sorted(load.steps / seconds for seconds, _ in measured)
             _, doubled = _apart(twice)
             peak = max(peak for _, peak in measured)
@@ -169,7 +163,7 @@ def show_throughput(repeats: int = REPEATS) -> None:
                 f"{load.routers} layers x {load.num_experts} experts, {load.steps:,} steps"
                 f"{' with a long tail' if tail else ''}, "
                 f"{log.stat().st_size / 1e6:.0f} MB: best {rates[-1]:,.0f} records/s "
-                f"({rates[0]:,.0f} to {rates[-1]:,.0f}, {repeats} runs), "
+                f"({rates[0]:,.0f} to {rates[-1]:,.0f}, {REPEATS} runs), "
                 f"{rates[-1] * log.stat().st_size / load.steps / 1e6:,.0f} MB/s"
             )
             print(f"  peak memory {peak:.1f} MB, {doubled - peak:+.1f} MB with twice the steps")

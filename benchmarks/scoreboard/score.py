@@ -43,7 +43,7 @@ class Outcome(msgspec.Struct, kw_only=True):
         return not self.missing
 
 
-class FalseAlarm(msgspec.Struct, kw_only=True):
+class FalseAlarm(msgspec.Struct):
     """An episode that nothing true explains."""
 
     rule: str
@@ -69,13 +69,7 @@ def outcomes(truth: Truth, episodes: Sequence[Episode], steps: int, routers: int
 def false_alarms(truth: Truth, episodes: Iterable[Episode]) -> list[FalseAlarm]:
     """Warnings and worse that are wrong."""
     return [
-        FalseAlarm(
-            rule=e.rule,
-            severity=e.severity.label,
-            router=e.router_index,
-            onset=e.onset,
-            alarm=e.alarm,
-        )
+        FalseAlarm(e.rule, e.severity.label, e.router_index, e.onset, e.alarm)
         for e in episodes
         if e.severity >= Severity.WARN
         and not any(e.rule == x.rule and _explains(x, e) for x in truth.expected)
