@@ -195,7 +195,8 @@ def _remedy(finding: Finding, cause: Cause, known: Known, collapsed: bool) -> st
         return f"see the alert it led to, {RULES[then or 'COLLAPSE'].subject.lower()}"
     if finding.active:
         return _with_way_back(cause, known)
-    once = "Nothing now; if it returns: " if finding.severity > Severity.INFO else ""
+    wants = RULES[finding.rule].wants_balance  # it was trouble of a start
+    once = "Nothing now; if it returns: " if wants or finding.severity > Severity.INFO else ""
     return f"{once}{cause.remedy}"
 
 

@@ -44,6 +44,11 @@ class Trial(msgspec.Struct):
     lately: float = 0.0
     """Relative variance of the load, at the beginning and now."""
 
+    @property
+    def agreement(self) -> list[float]:
+        """The share of the load that agrees, at the end with less of it and at the other."""
+        return sorted(map(truediv, self.agreed, [max(1.0, total) for total in self.total]))
+
     def add(self, bias: list[float], counts: Sequence[int]) -> None:
         """Compare the change of the bias since the last line with the load at both of its ends."""
         load = _centred(counts)
@@ -77,6 +82,12 @@ class SignMemory(msgspec.Struct):
     def resumed(self, step: int) -> "SignMemory":
         """The memory of a run that resumes at ``step``: new trials decide about the sign."""
         return SignMemory(wrong={r: at for r, at in self.wrong.items() if at < step})
+
+    def suspects(self, agreement: float) -> list[int]:
+        """Routers whose trial agrees so far, or is to be repeated."""
+        tried = {r: one.agreement for r, one in self.trials.items() if one.changes >= _FIRST}
+        agree = [r for r, (low, high) in tried.items() if low >= _WEAK and high >= agreement]
+        return sorted({*agree, *self.doubted})
 
     def conclude(self, router: int, outcome: int, step: int, several: bool) -> None:
         """The trial of a router is over."""
@@ -145,7 +156,7 @@ class BiasSign(msgspec.Struct, frozen=True):
     def _outcome(self, trial: Trial, c: float, second: bool) -> int | None:
         """``None`` while the trial is running."""
         changes = trial.changes
-        low, high = sorted(map(truediv, trial.agreed, [max(1.0, t) for t in trial.total]))
+        low, high = trial.agreement
         if changes >= _RIGHT_AFTER and low < -_WEAK:
             return _RIGHT
         most = 2.5 * self.changes

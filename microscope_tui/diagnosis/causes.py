@@ -9,6 +9,7 @@ while a run is judged at which steps its data changed.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from statistics import median_low
 
 import msgspec
@@ -21,6 +22,7 @@ from microscope_tui.diagnosis.rules.base import (
     MOST_SWING,
     calm_down,
     ids_of,
+    listed,
     number,
     place,
     ranks_of,
@@ -67,6 +69,10 @@ _SLOW = {"bias": "bias update too slow", "aux": "auxiliary loss too weak"}
 _LOADED = (
     "compare what was loaded with what was saved: router weights, selection bias, optimizer state "
     "and the position in the data"
+)
+_SIGN = (
+    "first check the sign of the bias update in {}, where the bias of busy experts rises so far; "
+    "do not raise the rate before"
 )
 _DATA = "compare the load on the data before and after this step"
 _BATCHES = (
@@ -138,6 +144,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     """Steps at which the loss jumped or the writer logged an event of its own, in words."""
     swing: float = 0.0
     """The largest swing of the load of any router."""
+    doubted: Sequence[int] = ()
+    """Routers whose bias update may have the wrong sign."""
     newest: int = 0
 
     def remedy_of(self, episode: Episode) -> str:
@@ -185,7 +193,7 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
     certain = (_forced, _ranks, proven, _divergences, settings, _swings, _moments)
-    for find in (*certain, _at_once, _born, _weak, _drops):
+    for find in (*certain, _at_once, _born, _overflow, _weak, _drops):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -355,7 +363,9 @@ def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
     """A restart at the onset, or a change of the data in several layers at once."""
-    moments = [(at, f"restart at step {at:,}", _LOADED, 1) for at in known.resumes]
+    # Where restarts follow each other closely, one is beside any onset.
+    rare = [b for a, b in pairwise((-3 * _AFTER, *known.resumes)) if b - a > 2 * _AFTER]
+    moments = [(at, f"restart at step {at:,}", _LOADED, 1) for at in rare]
     moments += [(at, f"change at step {at:,}: {what}", _DATA, 2) for at, what in known.changes]
     for at, title, remedy, least in moments:
         members = [e for e in left if _is_uneven(e, known) and at <= e.onset <= at + _AFTER]
@@ -372,7 +382,7 @@ def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
     even = [e for e in even if RULES[e.rule].wants_balance and e.severity > Severity.INFO]
     for first in even:
         core = [e for e in even if abs(e.onset - first.onset) <= _WINDOW]
-        proofs = [e for e in core if number(e, "at_once")]
+        proofs = [e for e in core if number(e, "at_once") and e.rule != "BIAS_RUNAWAY"]
         layers, onset = len({e.router_index for e in core}), min(e.onset for e in core)
         if min(layers, len(proofs)) > 1:
             all_of = len(known.run.routers)
@@ -388,6 +398,14 @@ def _born(left: list[Episode], known: Known) -> Iterator[_Found]:
         yield Cause("router rows that never won a token", goes_back=False), _beside(left, born)
 
 
+def _overflow(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """One expert drops tokens that no usual capacity takes, in a layer that has not collapsed."""
+    fallen = {e.router_index for e in _of("COLLAPSE", left) if e.severity > Severity.INFO}
+    core = [e for e in _of("DROPS", left) if "since" in e.facts and e.router_index not in fallen]
+    if core:
+        yield Cause("one expert overflows", goes_back=False), _beside(left, core)
+
+
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
     core = [e for e in core if e.reason != Reason.IN_TURN]  # no strength evens out turns
@@ -399,13 +417,16 @@ def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
     if any(e.severity > Severity.INFO for e in core):
         worst = min(core, key=lambda e: (not e.active, -e.severity, RULES[e.rule].cause_rank))
         stalled = (e for e in core if e.active and number(e, "stalled"))
-        yield Cause(title, remedy=known.remedy_of(next(stalled, worst))), _beside(left, core)
+        remedy = known.remedy_of(next(stalled, worst))
+        if doubted := [e.router for e in core if e.router_index in known.doubted and e.router]:
+            title += ", or its sign is wrong"
+            remedy = _SIGN.format(listed(sorted({router.name for router in doubted})))
+        yield Cause(title, remedy=remedy), _beside(left, core)
 
 
 def _drops(left: list[Episode], known: Known) -> Iterator[_Found]:
     if drops := _of("DROPS", left):
-        alone = all("since" in e.facts for e in drops)
-        yield Cause("one expert overflows" if alone else "capacity too small"), drops
+        yield Cause("capacity too small"), drops
 
 
 def _last_before(steps: Sequence[int], onset: int) -> int | None:

@@ -303,6 +303,7 @@ class Diagnosis(_State):
                 (at, what) for at, what in self.changes.found if at > self.ledger.context.warm_up
             ],
             swing=max((rule.swing() for rule in self.rules.values()), default=0.0),
+            doubted=[router for rule in self.rules.values() for router in rule.doubted()],
             newest=self.last_step,
         )
 

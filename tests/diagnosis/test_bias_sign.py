@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Context, Lint, Severity, SignMemory, StepView, report
+from microscope_tui.diagnosis import (
+    Context,
+    Lint,
+    Severity,
+    SignMemory,
+    StepView,
+    report,
+    restore,
+    save,
+)
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step as line_of
@@ -224,6 +233,12 @@ def test_a_router_that_disagrees_with_all_others_needs_a_second_full_trial() -> 
     assert 100 <= (one or 0) - (two or 0) < 180
 
 
+def test_while_a_trial_agrees_no_rate_is_raised() -> None:
+    (_, advice), *_ = report(judge(log_of(Routers(0.001, signs=(-1, 1, 1)), 150)))
+    assert advice.cause.endswith(", or its sign is wrong")
+    assert advice.next.startswith("First check the sign of the bias update in L1, where the bias")
+
+
 @pytest.mark.parametrize(("named", "even"), [(False, False), (True, False), (True, True)])
 def test_a_trial_or_a_resume_with_the_right_sign_clears_a_router(named: bool, even: bool) -> None:
     sign, memory = Lint(Context(HEADER)).sign, SignMemory()
@@ -288,7 +303,8 @@ def test_a_bias_that_moved_and_stands_may_be_held_in_bf16() -> None:
     judged = judge(records + log_of(routers, 250)[1:])
     assert not loud(judged), "an even load"
     ((_, advice),) = report(judged)
-    assert advice.why.endswith("or overwritten, or it is held in bf16, where 0.001 is lost.")
+    assert "or overwritten, or it is held in bf16, where 0.001 is lost, or" in advice.why
+    assert save(restore(save(judged), judged.run)) == save(judged)
 
 
 def test_where_the_load_does_not_follow_the_bias_ten_times_the_rate_is_what_helps() -> None:

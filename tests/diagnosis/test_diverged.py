@@ -29,7 +29,7 @@ def test_a_run_whose_loss_and_gradient_are_lost_has_diverged(value: str, words: 
 
 @pytest.mark.parametrize(("last", "severity"), [(507, Severity.INFO), (508, Severity.CRITICAL)])
 def test_the_ninth_line_in_a_row_decides(last: int, severity: Severity) -> None:
-    lost = lambda n: 500 <= n <= last or n == 510  # noqa: E731
+    lost = lambda n: 500 <= n <= last or n == last + 2  # noqa: E731
     found = of(losing(530, lost), "DIVERGED")
     assert (found.severity, found.onset) == (severity, 500)
 
@@ -45,6 +45,12 @@ def test_a_loss_that_was_never_finite_is_not_measured_unless_more_is_lost(
     finding, advice = report(diagnosis)[0]
     assert overall([finding]) == (Severity.CRITICAL if alarms else Severity.INFO)
     assert ("the loss is not measured" in advice.why) != alarms
+
+
+def test_a_loss_that_is_logged_every_twentieth_line_is_not_lost() -> None:
+    diagnosis = losing(400, lambda n: n % 20 > 0)
+    assert not loud(diagnosis)
+    assert report(diagnosis)[0][1].next == "Log the loss in every line, or in none."
 
 
 def test_routers_that_compute_nan_are_a_consequence_and_their_sums_are_still_checked() -> None:

@@ -114,18 +114,22 @@ def test_the_fullest_expert_and_the_busiest_rank_are_named() -> None:
     assert advised(diagnosis, "OVERLOAD").why.startswith("rank 2 (experts 4 to 5) of 4 ")
 
 
+HELD = "expert 3 has held the overflow since step 100: look at its tokens (padding"
+
+
 @pytest.mark.parametrize(
-    ("busiest", "since"),
+    ("busiest", "starved", "since"),
     [
-        (lambda n: 3, "expert 3 has held the overflow since step 100: look at its tokens (padding"),
-        (lambda n: n // 8 % 8, ""),  # another one every eight steps
+        (lambda n: 3, 300, HELD),
+        (lambda n: 3, 10, HELD),  # not the balancing, although another one starves
+        (lambda n: n // 8 % 8, 300, ""),  # another one every eight steps
     ],
 )
 def test_one_expert_that_overflows_alone_is_named_instead_of_a_larger_capacity(
-    busiest: Counts, since: str
+    busiest: Counts, starved: int, since: str
 ) -> None:
     def sick(n: int) -> list[int]:
-        row = [300 + (n + e) % 7 for e in range(8)]
+        row = [(starved if e == 6 else 350) + (n + e) % 7 for e in range(8)]
         row[busiest(n)] += 4096 - sum(row)
         return row if n >= 100 else even(n)
 

@@ -264,6 +264,10 @@ class Rule(ABC, Generic[L, M]):
         """The largest swing of a router's load that it knows, as a share of the fair load."""
         return 0.0
 
+    def doubted(self) -> Sequence[int]:
+        """Routers whose bias update may have the wrong sign."""
+        return ()
+
     def suffices(self, view: StepView, index: int, evidence: float) -> bool:
         """Whether a single moment has enough assignments; persistence decides everywhere else."""
         if not self.context.one_step:

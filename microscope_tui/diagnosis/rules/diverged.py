@@ -10,6 +10,8 @@ from microscope_tui.diagnosis.rules.base import BACK, Rule
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
 
+_NOT_MEASURED = "not measured"
+
 
 class DivergedLimits(RuleLimits, frozen=True):
     """Trainers that skip bad steps log a few in a row."""
@@ -19,7 +21,11 @@ class DivergedLimits(RuleLimits, frozen=True):
 
 class Memory(msgspec.Struct):
     finite: int = 0
-    """Lines with a finite loss."""
+    """Lines in a row with a finite loss …"""
+    measured: bool = False
+    """… and whether they were ever enough."""
+    lost: int = 0
+    """Lines in a row with another one."""
 
 
 class Diverged(Rule[DivergedLimits, Memory]):
@@ -45,23 +51,29 @@ class Diverged(Rule[DivergedLimits, Memory]):
         """That the loss was finite stays known."""
 
     def read(self, view: StepView) -> Readings | None:
-        loss, norm = view.record.loss, view.record.grad_norm
+        loss, norm, memory = view.record.loss, view.record.grad_norm, self.memory
         if loss is None:
             return None
         if math.isfinite(loss):
-            self.memory.finite += 1
+            memory.finite += 1
+            memory.measured = memory.measured or memory.finite >= self.limits.lines
+            memory.lost = 0
             return {}
+        memory.finite = 0
+        memory.lost += 1
         found, severity = "NaN" if loss != loss else "infinite", Severity.INFO
-        track = self.tracks.get(WHOLE_RUN)
-        if track is not None and track.over + 1 >= self.needed:
+        if memory.lost >= self.limits.lines:
             more = view.not_finite_routers() or not math.isfinite(norm or 0.0)
-            if more or self.memory.finite >= self.needed:
+            if more or memory.measured:
                 severity = Severity.CRITICAL
             else:
-                found = "not measured: it was never finite"
+                found = f"{_NOT_MEASURED}: never finite in {self.limits.lines} lines in a row"
         return {WHOLE_RUN: Reading(severity, certain=True, facts={"loss": found})}
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        loss = str(worst.facts.get("loss"))
         remedy = f"{BACK}, lower the learning rate, and look at the batch of that step"
-        return f"the loss is {worst.facts.get('loss')}", remedy
+        if loss.startswith(_NOT_MEASURED):
+            remedy = "log the loss in every line, or in none"
+        return f"the loss is {loss}", remedy

@@ -32,7 +32,7 @@ class ErodingLimits(RuleLimits, frozen=True):
     without the busiest expert, which may be a hot one, and ``noise`` times its own scatter."""
     noise: float = 4.0
     level: float = 0.7
-    """… and be below this: experts that specialise from an equal start settle at 0.75 and above …"""
+    """… and be below this: experts that specialise from an equal start settle at 0.75 and more …"""
     few_level: float = 0.6
     """… or, with fewer than eight of them, at 0.67."""
     steady: float = 0.5

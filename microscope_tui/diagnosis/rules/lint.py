@@ -307,6 +307,9 @@ class Lint(Rule[LintLimits, Memory]):
             r for r, b in biases.items() if b.until > b.since or not b.moved
         )
 
+    def doubted(self) -> Sequence[int]:
+        return self.memory.sign.suspects(self.sign.agreement) if self.bias_moves else ()
+
     def held_causes(self, view: StepView) -> Sequence[_Held] | None:
         memory = self.memory
         self._see_gradients(view)
@@ -361,7 +364,7 @@ class Lint(Rule[LintLimits, Memory]):
             warns = bias.uneven >= self.lines(self.limits.sign_changes)
             severity = Severity.WARN if warns else Severity.INFO
             facts: Facts = {"cause": Reason.BIAS_STANDS, "routers": found}
-            facts = {**facts, "steps": bias.until - bias.since, "moved": bias.moved}
+            facts = {**facts, "steps": bias.until - bias.since, "moved": float(bias.moved)}
             yield router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
@@ -483,7 +486,7 @@ class Lint(Rule[LintLimits, Memory]):
         elif number(worst, "ago"):
             why, remedy = _LOST_AGAIN
         elif number(worst, "moved"):
-            why += ", or it is held in bf16, where {rate:g} is lost"
+            why += ", or it is held in bf16, where {rate:g} is lost, or the rate is 0 by now"
             remedy += ", and hold the bias in fp32, not in bf16"
         known: dict[str, Any] = {name: number(worst, name) for name in ("at", "before", "steps")}
         known["first"] = known["at"] - number(worst, "ago")
