@@ -364,7 +364,8 @@ class Lint(Rule[LintLimits, Memory]):
             warns = bias.uneven >= self.lines(self.limits.sign_changes)
             severity = Severity.WARN if warns else Severity.INFO
             facts: Facts = {"cause": Reason.BIAS_STANDS, "routers": found}
-            facts = {**facts, "steps": bias.until - bias.since, "moved": float(bias.moved)}
+            steps = float(bias.until - bias.since)
+            facts = {**facts, "steps": steps, "moved": float(bias.moved)}
             yield router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
