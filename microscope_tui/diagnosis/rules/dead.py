@@ -81,11 +81,11 @@ class Silent(msgspec.Struct):
     share: float
     """What it can expect, of the fair count."""
     died: int
-    """Its first such line, maybe in the block before."""
+    """First line without tokens, maybe in the block before."""
     windows: int = 0
     strays: int = 0
     fair: float = 0.0
-    """All tokens, and expected ones, since then; the next two are those of the window."""
+    """Tokens and expected ones since then; the next two are those of the window."""
     tokens: int = 0
     expected: float = 0.0
 
@@ -100,7 +100,7 @@ class Memory(msgspec.Struct):
     due: int = 0
     """Lines until the next of them."""
     lines: list[tuple[int, Sequence[float]]] = []
-    """Starved experts by router: the last lines in a row with any, in this block or before."""
+    """Starved experts by router in the last lines with any, since the block before."""
     steps: int = 0
     first: int = 0
     rows: dict[int, int] = {}
@@ -111,7 +111,7 @@ class Memory(msgspec.Struct):
     """Router → step until which its starved experts are not looked at again."""
     dead: dict[int, dict[int, Silent]] = {}
     back: dict[int, tuple[int, int]] = {}
-    """Router → a dead expert that got tokens again, and the first step of that block."""
+    """Router → a dead expert that starves no more, and the first step of that block."""
 
 
 class Dead(Rule[DeadLimits, Memory]):
@@ -169,14 +169,13 @@ class Dead(Rule[DeadLimits, Memory]):
         expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
         memory.steps += 1
         memory.first = memory.first or view.step
+        memory.lines.append((view.step, starved.values))
         if starved.known and starved.high <= 0:
             memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows = {}
             memory.totals = {}
             memory.lines = []
-        else:
-            memory.lines.append((view.step, starved.values))
-        if len(memory.alive) < len(self.routers):
+        elif len(memory.alive) < len(self.routers):
             self._add(view, starved, dead, limits.few * limits.min_window * expected)
         if self.by_own_share:
             self._add_to_past(view, expected)
@@ -274,7 +273,7 @@ class Dead(Rule[DeadLimits, Memory]):
         memory, now = self.memory, dict[int, Silent]()
         before = memory.dead.get(index, {})
         most = max(1.0, self.limits.back * fair)
-        gone = sum(n < most for n in totals)  # in the lines before it were as many
+        gone = sum(n < most for n in totals)
         lines = takewhile(lambda line: line[1][index] >= gone, reversed(memory.lines))
         died = min([memory.first, *(step for step, _ in lines)])
         for expert in self._new(
@@ -289,26 +288,23 @@ class Dead(Rule[DeadLimits, Memory]):
             one.expected += fair * one.share
             if self._goes_on(one, step):
                 now[expert] = one
-            elif tokens > 1 and self._lasts(one, memory.first):
+            elif tokens > 1 + one.share * fair / 10 and self._lasts(one, memory.first):
                 memory.back[index] = expert, memory.first
-        if memory.back.get(index, (-1,))[0] in now:
-            del memory.back[index]
         return now
 
     def _of_old(self, index: int, step: int, totals: list[int], old: dict[int, Silent]) -> Reading:
         memory, limits, experts = self.memory, self.limits, len(totals)
-        since = [one.since for one in old.values()]
-        died = tuple(one.died for one in old.values())
-        strays, back = sum(one.strays for one in old.values()), memory.back.get(index, (0, 0))
+        since = tuple(one.died for one in old.values())
+        strays = sum(one.strays for one in old.values())
         gone = sum(step - at >= limits.critical_steps for at in since)
         critical = gone > limits.critical_share * experts and not self.context.relative
         facts: dict[str, Fact] = {
             "experts": tuple(old),
-            "since": died,
-            "steps": step - (min(since) if strays else max(died)) + 1,
+            "since": since,
+            "steps": step - (min(since) if strays else max(since)) + 1,
             "strays": strays,
             "expected": sum(one.fair for one in old.values()),
-            "back": back if 0 < back[1] < memory.first else (),
+            "back": memory.back.get(index, ()),
             "ranks": ranks_of(tuple(old), experts, self.context.run),
         }
         if max(since) <= memory.started:
@@ -319,7 +315,7 @@ class Dead(Rule[DeadLimits, Memory]):
             severity=Severity.CRITICAL if critical else self._graded(len(old), experts),
             value=float(len(old)),
             facts=facts,
-            since=min(died),
+            since=min(since),
         )
 
     def _goes_on(self, one: Silent, step: int) -> bool:
@@ -387,8 +383,7 @@ class Dead(Rule[DeadLimits, Memory]):
         steps = number(worst, "steps") or worst.last - worst.onset + 1
         strays = number(worst, "strays")
         few = f"only {strays:,.0f} of {number(worst, 'expected'):,.0f} expected tokens in"
-        received = few if strays else "no tokens for at least"
-        why = f"{dead} received {received} {steps:,.0f} steps"
+        why = f"{dead} received {few if strays else 'no tokens for at least'} {steps:,.0f} steps"
         if back := ids_of(worst, "back"):
             why += f"; expert {back[0]} came back by itself at step {back[1]:,}: look at the data"
         if run.profile != "pretrain":

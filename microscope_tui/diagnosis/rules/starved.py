@@ -69,7 +69,8 @@ class Starved(Rule[StarvedLimits, Memory]):
     formula = (
         "experts below 0.1 of the mean count in the summed window > 10 % of all, for 50 steps; in "
         "a fine-tuning or an evaluation 10 points above the reference, and only experts below 0.05 "
-        "start an episode; in a pretraining also 30 % in the mean over 500 steps, in turn"
+        "start an episode; in a pretraining also the same 10 % in the sum, or 30 % in turn in the "
+        "mean, of 500 steps"
     )
     muted_by = ("COLLAPSE", "DEAD", "OSCILLATION")  # a swing starves in turn
     ends_below = 1 / 1.3
@@ -180,9 +181,10 @@ class Starved(Rule[StarvedLimits, Memory]):
             lines = max(memory.lines - memory.left_out.get(index, 0), 2 * limits.window)
             track, share, limit = self.tracks.get(index), total / lines, limits.in_turn
             even = (lines - many) * sum(sums) // max(1, many * len(sums))  # in the other lines
-            summed = SummedCounts(1, [[]], [count + even for count in sums])
-            same = measures.starved_experts(summed.totals) / self.sizes[index]
-            if (same := self._beyond_doubt(index, same, summed)) > limits.share:
+            sums = [count + even for count in sums]
+            same = measures.starved_experts(sums) / self.sizes[index]
+            same = self._beyond_doubt(index, same, SummedCounts(1, [sums], sums))
+            if same > limits.share:
                 share, limit = same, limits.share
             # Not while the same experts starve for long: then the window has the numbers.
             if share >= limit and (index in before or not (track and track.severity)):
