@@ -22,12 +22,14 @@ def drawn(mean: float, rng: random.Random) -> int:
     return max(0, round(rng.gauss(mean, (2 * mean) ** 0.5))) if mean > 1 else rng.random() < mean
 
 
-def run(weights: Weights, last: int, fair: int, layers: int = 1, **head: Any) -> Diagnosis:
+def run(
+    weights: Weights, last: int, fair: int, layers: int = 1, every: int = 1, **head: Any
+) -> Diagnosis:
     experts = len(weights(1))
     routers = tuple(RouterInfo(f"L{n}", n, experts, 2) for n in range(layers))
     no_sums = Criteria(frozenset({"METER"}))  # of independent counts
     judged = Diagnosis(RunRecord(run="r", routers=routers, **head), no_sums)
-    for n in range(1, last + 1):
+    for n in range(1, last + 1, every):
         rng = random.Random(n)
         rows = [[int(drawn(w * fair, rng)) for w in weights(n)] for _ in routers]
         rows[1:2] = [[fair] * experts] if layers == 3 else rows[1:2]
@@ -67,8 +69,8 @@ def test_one_stray_token_neither_hides_nor_ends_dead_experts_and_none_came_back(
         return [*row[:2], row[2] - 1, 1, *row[4:]] if n > 150 and n % 60 == 0 else row
 
     ((finding, advice),) = report(judge([header(), *steps(1, 500, sick)]))
-    assert (finding.onset, finding.active) == (153, True)
-    assert "received only 6 tokens in at least 34" in advice.why
+    assert (finding.onset, finding.active) == (151, True)
+    assert "received only 6 of 176,128 expected tokens in 346 steps" in advice.why
     assert "by itself" not in advice.why
 
 
@@ -139,3 +141,40 @@ def test_what_starves_in_turn_is_dated_to_its_first_step_and_ends_after_50_clean
 
     found = of(judge([header(), *steps(1, 731, sick)]), "STARVED")
     assert (found.onset, found.recovered_at) == (151, 680)
+
+
+@pytest.mark.parametrize(("every", "onset"), [(1, 205), (10, 211)])
+@pytest.mark.parametrize("left", [0, 0.0002])
+def test_dead_experts_are_dated_to_their_first_line_not_block(
+    every: int, onset: int, left: float
+) -> None:
+    found = of(run(silent(32, (3, 9), 205, left), 700, 500, every=every), "DEAD")
+    assert found.onset == onset
+    # With chance zeros before it, not before the block in which they died.
+    found = of(run(silent(32, (3, 9), 205, left), 1200, 4, every=every), "DEAD")
+    assert onset - 14 * every <= found.onset <= onset
+
+
+def test_stray_tokens_are_of_as_many_steps_as_the_sentence_says() -> None:
+    late = lambda n: [0.001 * (n < 400) + 0.0002, 0.0002, *[1.0] * 30]  # noqa: E731
+    found = of(run(lambda n: late(n) if n > 160 else [1.0] * 32, 700, 500), "DEAD")
+    facts = found.facts
+    assert found.worst_at - found.onset + 1 == facts["steps"]
+
+
+@pytest.mark.parametrize(("alive", "warns"), [(4, True), (10, False)])
+def test_the_same_experts_starve_if_they_get_little_of_500_steps(alive: int, warns: bool) -> None:
+    on_and_off = lambda n: [float(n % 60 < alive or n < 90)] * 16 + [1.0] * 48  # noqa: E731
+    judged = run(on_and_off, 640, 200)
+    assert [(e.rule, e.active) for e in loud(judged)] == [("STARVED", True)] * warns
+
+
+@pytest.mark.parametrize(("share", "back"), [(0.02, ()), (1.0, (3, 401))])
+def test_a_dead_expert_comes_back_with_a_tenth_of_its_share(
+    share: float, back: tuple[int, ...]
+) -> None:
+    gone = silent(32, (3, 9), 150)
+    blip = lambda n: [*gone(n)[:3], share, *gone(n)[4:]] if n in range(401, 409) else gone(n)  # noqa: E731
+    now = of(run(blip, 440, 500), "DEAD").now
+    assert now is not None
+    assert now.facts["back"] == back

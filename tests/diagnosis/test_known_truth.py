@@ -23,7 +23,7 @@ DELAYS = {
     **{"from-top1": (38,), "bias-bang-bang": (284,), "forced-balance": (2,), "padding": (2,)},
     **{"nan": (8,), "lint-top1-normalised": (0, 589), "lint-aux-not-applied": (0, 122)},
     **{"lint-pooled-aux": (59, 61), "bias-wrong-sign": (51,), "lint-gpt-oss-aux": (0,)},
-    **{"dead-groups": (209,), "finetune-collapse": (80,), "long-plan": (37,), "sparse-log": (350,)},
+    **{"dead-groups": (201,), "finetune-collapse": (80,), "long-plan": (37,), "sparse-log": (350,)},
     **{"rotation": (272,), "bias-odd-period": (267,), "impossible-counts": (2,)},
     **{"cause-unbalanced": (0, 188), "cause-too-slow": (224, 499), "cause-too-fast": (98, 100)},
     **{"cause-bias-lost": (0, 100), "cause-wrong-sums": (15,), "cause-frozen": (59,)},

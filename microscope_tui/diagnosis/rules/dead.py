@@ -1,6 +1,8 @@
 """DEAD: the same experts receive almost no tokens for 100 steps in which they should have."""
 
 import math
+from collections.abc import Sequence
+from itertools import takewhile
 from operator import add
 
 import msgspec
@@ -29,7 +31,7 @@ from microscope_tui.diagnosis.rules.base import (
     stronger_balance,
 )
 from microscope_tui.diagnosis.signals import Signal, StepView, expected, window_steps
-from microscope_tui.runlog import RunRecord, plural
+from microscope_tui.runlog import RunRecord
 
 
 class DeadLimits(RuleLimits, frozen=True):
@@ -78,9 +80,12 @@ class Silent(msgspec.Struct):
     """… and of the window that grows."""
     share: float
     """What it can expect, of the fair count."""
+    died: int
+    """First line without tokens, maybe in the block before."""
     windows: int = 0
     strays: int = 0
-    """All tokens since then; the next two are those of the window."""
+    fair: float = 0.0
+    """Tokens and expected ones since then; the next two are those of the window."""
     tokens: int = 0
     expected: float = 0.0
 
@@ -94,6 +99,8 @@ class Memory(msgspec.Struct):
     """Counts of some lines: what an expert can expect."""
     due: int = 0
     """Lines until the next of them."""
+    lines: list[tuple[int, Sequence[float]]] = []
+    """Starved experts by router in the last lines with any, since the block before."""
     steps: int = 0
     first: int = 0
     rows: dict[int, int] = {}
@@ -104,7 +111,7 @@ class Memory(msgspec.Struct):
     """Router → step until which its starved experts are not looked at again."""
     dead: dict[int, dict[int, Silent]] = {}
     back: dict[int, tuple[int, int]] = {}
-    """Router → a dead expert that got tokens again, and the first step of that block."""
+    """Router → a dead expert that starves no more, and the first step of that block."""
 
 
 class Dead(Rule[DeadLimits, Memory]):
@@ -146,7 +153,7 @@ class Dead(Rule[DeadLimits, Memory]):
         most = self.limits.windows - 1  # one that comes back here does not come back by itself
         for index, dead in before.dead.items():
             memory.dead[index] = {
-                e: Silent(one.since, step, one.share, min(one.windows, most), one.strays)
+                e: replace(one, first=step, windows=min(one.windows, most), tokens=0, expected=0.0)
                 for e, one in dead.items()
                 if one.since < step
             }
@@ -162,10 +169,12 @@ class Dead(Rule[DeadLimits, Memory]):
         expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
         memory.steps += 1
         memory.first = memory.first or view.step
+        memory.lines.append((view.step, starved.values))
         if starved.known and starved.high <= 0:
             memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows = {}
             memory.totals = {}
+            memory.lines = []
         elif len(memory.alive) < len(self.routers):
             self._add(view, starved, dead, limits.few * limits.min_window * expected)
         if self.by_own_share:
@@ -238,6 +247,7 @@ class Dead(Rule[DeadLimits, Memory]):
             else:
                 found[index] = self._judge(index, step, totals, expected * memory.rows[index])
         memory.started = memory.started or step
+        memory.lines = [line for line in memory.lines if line[0] >= memory.first]
         memory.steps = memory.first = 0
         memory.rows = {}
         memory.totals = {}
@@ -263,31 +273,37 @@ class Dead(Rule[DeadLimits, Memory]):
         memory, now = self.memory, dict[int, Silent]()
         before = memory.dead.get(index, {})
         most = max(1.0, self.limits.back * fair)
+        gone = sum(n < most for n in totals)
+        lines = takewhile(lambda line: line[1][index] >= gone, reversed(memory.lines))
+        died = min([memory.first, *(step for step, _ in lines)])
         for expert in self._new(
             index, [e for e, n in enumerate(totals) if n < most or e in before]
         ):
             one, tokens = before.get(expert), totals[expert]
             if one is None or (one.tokens and not one.windows and not tokens):
-                one = Silent(memory.first, memory.first, self._share(index, expert))
+                one = Silent(memory.first, memory.first, self._share(index, expert), died)
             one.tokens += tokens
             one.strays += tokens
+            one.fair += fair * one.share
             one.expected += fair * one.share
             if self._goes_on(one, step):
                 now[expert] = one
-            elif tokens > 1 and self._lasts(one, memory.first):
+            elif tokens > 1 + one.share * fair / 10 and self._lasts(one, memory.first):
                 memory.back[index] = expert, memory.first
         return now
 
     def _of_old(self, index: int, step: int, totals: list[int], old: dict[int, Silent]) -> Reading:
         memory, limits, experts = self.memory, self.limits, len(totals)
-        since = [one.since for one in old.values()]
+        since = tuple(one.died for one in old.values())
+        strays = sum(one.strays for one in old.values())
         gone = sum(step - at >= limits.critical_steps for at in since)
         critical = gone > limits.critical_share * experts and not self.context.relative
         facts: dict[str, Fact] = {
             "experts": tuple(old),
-            "since": tuple(since),
-            "steps": step - max(since) + 1,
-            "strays": sum(one.strays for one in old.values()),
+            "since": since,
+            "steps": step - (min(since) if strays else max(since)) + 1,
+            "strays": strays,
+            "expected": sum(one.fair for one in old.values()),
             "back": memory.back.get(index, ()),
             "ranks": ranks_of(tuple(old), experts, self.context.run),
         }
@@ -366,8 +382,8 @@ class Dead(Rule[DeadLimits, Memory]):
             return why, f"count other data too; {keep}"
         steps = number(worst, "steps") or worst.last - worst.onset + 1
         strays = number(worst, "strays")
-        received = f"only {plural(int(strays), 'token')} in" if strays else "no tokens for"
-        why = f"{dead} received {received} at least {steps:,.0f} steps"
+        few = f"only {strays:,.0f} of {number(worst, 'expected'):,.0f} expected tokens in"
+        why = f"{dead} received {few if strays else 'no tokens for at least'} {steps:,.0f} steps"
         if back := ids_of(worst, "back"):
             why += f"; expert {back[0]} came back by itself at step {back[1]:,}: look at the data"
         if run.profile != "pretrain":

@@ -1,7 +1,7 @@
 """STARVED: a long tail of experts receives very few tokens."""
 
 import math
-from operator import truediv
+from operator import add, truediv
 
 import msgspec
 
@@ -11,6 +11,7 @@ from microscope_tui.diagnosis.episodes import (
     EXACT,
     PER_STEP,
     Episode,
+    Facts,
     Found,
     Reading,
     Readings,
@@ -47,10 +48,11 @@ class Memory(msgspec.Struct):
     suspects: dict[int, Suspect] = {}
     first: list[list[float]] = []
     first_steps: list[int] = []
-    in_turn: dict[int, tuple[float, int, int]] = {}
-    """Router → its mean share in the last long block, since when, and when this was seen."""
-    sums: dict[int, tuple[float, int]] = {}
-    """Router → the sum of its shares in this block, and the first step with starved experts."""
+    in_turn: dict[int, tuple[float, float, int, int]] = {}
+    """Router → its share in the last long block, the limit, since when, and when this was seen."""
+    sums: dict[int, tuple[float, int, int, list[int]]] = {}
+    """Router → the sum of its shares in this block, the first step with starved experts, and the
+    number of steps with many, and their counts."""
     left_out: dict[int, int] = {}
     """Router → lines of this block up to the end of a COLLAPSE or DEAD."""
     began: int = 0
@@ -67,7 +69,8 @@ class Starved(Rule[StarvedLimits, Memory]):
     formula = (
         "experts below 0.1 of the mean count in the summed window > 10 % of all, for 50 steps; in "
         "a fine-tuning or an evaluation 10 points above the reference, and only experts below 0.05 "
-        "start an episode; in a pretraining also 30 % in the mean over 500 steps, in turn"
+        "start an episode; in a pretraining also the same 10 % in the sum, or 30 % in turn in the "
+        "mean, of 500 steps"
     )
     muted_by = ("COLLAPSE", "DEAD", "OSCILLATION")  # a swing starves in turn
     ends_below = 1 / 1.3
@@ -87,7 +90,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         before = self.memory
         kept = sum(at < step for at in before.first_steps)
         self.memory = Memory(first=before.first[:kept], first_steps=before.first_steps[:kept])
-        self.memory.in_turn = {i: one for i, one in before.in_turn.items() if one[2] < step}
+        self.memory.in_turn = {i: one for i, one in before.in_turn.items() if one[3] < step}
 
     def read(self, view: StepView) -> Readings | None:
         starved, memory = view.signal("starved_experts"), self.memory
@@ -130,16 +133,17 @@ class Starved(Rule[StarvedLimits, Memory]):
     def _in_turn(self, shares: list[float]) -> Found:
         """Those that starve in this step, too; the others may be over."""
         limits = self.limits
+        in_turn: Facts = {"cause": Reason.IN_TURN, "steps": limits.in_turn_steps}
         return {
             index: Reading(
                 severity=Severity.WARN,
                 certain=True,  # it has lasted long enough
                 value=share,
-                limit=limits.in_turn,
-                facts={"cause": Reason.IN_TURN, "steps": limits.in_turn_steps},
+                limit=limit,
+                facts=in_turn if limit == limits.in_turn else {},
                 since=since,
             )
-            for index, (share, since, _) in self.memory.in_turn.items()
+            for index, (share, limit, since, _) in self.memory.in_turn.items()
             if shares and not shares[index] <= limits.share / 1.3
         }
 
@@ -161,8 +165,11 @@ class Starved(Rule[StarvedLimits, Memory]):
                 pairs = (view.tokens_of(index) or 0.0) * self.routers[index].top_k
                 pairs /= self.sizes[index]
                 by_chance = math.exp(-pairs / 4)  # overdispersion, as in DEAD
-                total, first = memory.sums.get(index, (0.0, view.step))
-                memory.sums[index] = total + max(0.0, share - by_chance), first
+                total, first, many, sums = memory.sums.get(index, (0.0, view.step, 0, []))
+                total += max(0.0, share - by_chance)
+                if share > limits.share / 2 and (counts := view.full_counts(index)):
+                    many, sums = many + 1, list(map(add, sums or [0] * len(counts), counts))
+                memory.sums[index] = total, first, many, sums
         if view.step - memory.began >= limits.in_turn_steps and memory.lines >= 2 * limits.window:
             self._end_block(view)
 
@@ -170,13 +177,19 @@ class Starved(Rule[StarvedLimits, Memory]):
         memory, limits = self.memory, self.limits
         before = memory.in_turn
         memory.in_turn = {}
-        for index, (total, first) in memory.sums.items():
-            lines = memory.lines - memory.left_out.get(index, 0)
-            track, mean = self.tracks.get(index), total / max(lines, 2 * limits.window)
+        for index, (total, first, many, sums) in memory.sums.items():
+            lines = max(memory.lines - memory.left_out.get(index, 0), 2 * limits.window)
+            track, share, limit = self.tracks.get(index), total / lines, limits.in_turn
+            even = (lines - many) * sum(sums) // max(1, many * len(sums))  # in the other lines
+            sums = [count + even for count in sums]
+            same = measures.starved_experts(sums) / self.sizes[index]
+            same = self._beyond_doubt(index, same, SummedCounts(1, [sums], sums))
+            if same > limits.share:
+                share, limit = same, limits.share
             # Not while the same experts starve for long: then the window has the numbers.
-            if mean >= limits.in_turn and (index in before or not (track and track.severity)):
-                known = before.get(index, (mean, first, view.step))
-                memory.in_turn[index] = mean, *known[1:]
+            if share >= limit and (index in before or not (track and track.severity)):
+                known = before.get(index, (share, limit, first, view.step))
+                memory.in_turn[index] = share, limit, *known[2:]
         memory.sums = {}
         memory.left_out = {}
         memory.began = memory.lines = 0
