@@ -57,7 +57,9 @@ class OscillationLimits(RuleLimits, frozen=True):
     gain: float = 50.0
     """… the load swings by no more than this for each unit (true loops 3 to 41; the data 275), …"""
     follows: float = 0.6
-    """… and follows it (true loops correlate by 0.72 or more; data of period 6 to 24 by 0.2)."""
+    """… and follows it (true loops correlate by 0.72 or more; data of period 6 to 24 by 0.2), …"""
+    large: float = 10.0
+    """… or by no more than this: the bias moves far enough (drawn swings 1.5 to 9)."""
     usual_c: float = 0.75
     """Alternating data is harmless where the median step is as even as this."""
 
@@ -244,8 +246,10 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         if logged:
             rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
             follows = following(rows, biases) >= limits.follows
-            least = memory.swings[index] / limits.gain if follows else math.inf
-            by_bias.facts["moves"] = rate if rate > 2 * said else 0.0
+            least = memory.swings[index] / (limits.gain if follows else limits.large)
+            by_bias = msgspec.structs.replace(
+                by_bias, facts={"period": period, "moves": rate * (rate > 2 * said)}
+            )
         moves = rate * period / 2
         again = index in memory.biases and balance.get("method") not in ("aux", "none")
         if moves >= least or not again:
@@ -332,7 +336,7 @@ def following(rows: Sequence[Sequence[int]], biases: Sequence[Sequence[float]]) 
     later, same = sum(map(mul, bias[size:], load)), sum(map(mul, bias, load))
     earlier = sum(map(mul, bias, load[size:]))
     # After the bias that routed it, the load turns it: there the correlation falls most.
-    routed = earlier if earlier - same > 0.8 * (same - later) else same
+    routed: float = earlier if earlier - same > 0.8 * (same - later) else same
     return routed / (math.hypot(*load) * math.hypot(*bias) or 1.0)
 
 
