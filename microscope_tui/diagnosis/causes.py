@@ -193,7 +193,7 @@ def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
         known = replace(known, swing=max(known.swing, _SWINGS))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
     certain = (_forced, _ranks, proven, _divergences, settings, _swings, _moments)
-    for find in (*certain, _at_once, _born, _overflow, _weak, _drops):
+    for find in (*certain, _at_once, _born, _overflow, _alternating, _weak, _drops):
         for cause, members in find(left, known):
             found.append(_complete(cause, group(members), slides, known))
             left = _without(left, members)
@@ -350,15 +350,14 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
     swings = [e for e in _of("OSCILLATION", left) if e.active]
-    of_data = [e for e in swings if e.reason == Reason.ALTERNATING]
-    by_bias = _without(swings, of_data)
+    by_bias = [e for e in swings if e.reason != Reason.ALTERNATING]
     if by_bias and known.run.balance.get("method") == "bias":
-        remedy = known.remedy_of(by_bias[0])
+        first = max(by_bias, key=lambda e: number(e, "moves"))
         title = f"{setting(known.run, 'bias_update_rate')} too high"
+        if number(first, "moves"):
+            title = f"bias too fast in {known.run.routers[first.router_index].name}"
+        remedy = known.remedy_of(first)
         yield Cause(title, remedy=remedy, goes_back=False), _beside(left, swings)
-    elif of_data:
-        period = f"{number(of_data[0], 'period'):.0f}"
-        yield Cause(f"data or micro-batches alternate with period {period}"), of_data
 
 
 def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
@@ -404,6 +403,15 @@ def _overflow(left: list[Episode], known: Known) -> Iterator[_Found]:
     core = [e for e in _of("DROPS", left) if "since" in e.facts and e.router_index not in fallen]
     if core:
         yield Cause("one expert overflows", goes_back=False), _beside(left, core)
+
+
+def _alternating(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Data that alternates, and what is uneven beside it, but for what is critical."""
+    swings = [e for e in _of("OSCILLATION", left) if e.active and e.reason == Reason.ALTERNATING]
+    if swings:
+        title = f"data or micro-batches alternate with period {number(swings[0], 'period'):.0f}"
+        beside = [e for e in _beside(left, swings) if e.severity < Severity.CRITICAL]
+        yield Cause(title, remedy=known.remedy_of(swings[0]), goes_back=False), beside
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:

@@ -24,6 +24,8 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts, jittered
+from tests.conftest import header
+from tests.diagnosis.conftest import judge, steps
 
 STEPS = 64
 
@@ -148,14 +150,20 @@ def test_a_load_that_does_not_swing_leaves_all_the_room(
 
 @functools.cache
 def trained(
-    rate: float, sources: int = 1, *, pull: float = 0.1, every: int = 1, logs: str = "routed with"
+    rate: float,
+    sources: int = 1,
+    *,
+    pull: float = 0.1,
+    every: int = 1,
+    logs: str = "routed with",
+    said: float | None = None,
 ) -> Diagnosis:
     """A router of 16 experts that chooses by score + bias, and the sign update of its bias.
 
     Each source of the data, one step after the other, has its own favourites: ``pull``.
     """
     rng, routers = random.Random(sources), (RouterInfo("L1", 1, 16, 2),)
-    balance = {"method": "bias", "bias_update_rate": rate, "update": "sign"}
+    balance = {"method": "bias", "bias_update_rate": said or rate, "update": "sign"}
     diagnosis = Diagnosis(RunRecord("r", routers, balance=balance, planned_steps=400))
     tastes = [[rng.gauss(0.5, pull) for _ in range(16)] for _ in range(sources)]
     bias, seen = [0.0] * 16, [0] * 16
@@ -195,9 +203,12 @@ def test_a_bias_that_overshoots_causes_its_swing(rate: float, every: int, logs: 
 
 @pytest.mark.parametrize(
     ("sources", "rate", "logs"),
-    [(2, 0.001, "routed with"), (3, 0.001, "after"), (7, 0, "after"), (12, 0.001, "routed with")],
+    [
+        *((2, 0.001, "routed with"), (3, 0.001, "after"), (7, 0, "after")),
+        *((12, 0.001, "routed with"), (12, 0.01, "routed with"), (7, 0.01, "after")),
+    ],
 )
-def test_a_logged_bias_that_hardly_moves_is_not_blamed_for_alternating_data(
+def test_a_logged_bias_that_the_load_does_not_follow_is_not_blamed_for_alternating_data(
     sources: int, rate: float, logs: str
 ) -> None:
     severity, cause, remedy = told(trained(rate, sources, logs=logs))
@@ -219,3 +230,21 @@ def test_where_the_bias_is_not_logged_an_uneven_swing_has_both_readings(
 def test_alternating_data_leaves_all_the_room_to_raise_a_rate() -> None:
     assert trained(0.001, 2).known.swing == 0.0
     assert trained(0.3).known.swing > 0.3
+
+
+def test_a_bias_that_moves_faster_than_the_header_says_is_named_and_no_rate_is_lowered() -> None:
+    _, cause, remedy = told(trained(0.1, said=0.002))
+    assert cause == "bias too fast in L1"
+    assert remedy == "Find what moves the bias by 0.1 a step, not as the header says."
+
+
+def test_what_starves_beside_alternating_data_is_not_blamed_on_the_rate() -> None:
+    advice = {f.rule: a for f, a in report(trained(0.001, 3, pull=0.3))}
+    assert {a.cause for a in advice.values()} == {"data or micro-batches alternate with period 3"}
+    assert "raise" not in advice["DEAD"].next
+
+
+def test_counts_that_do_not_fit_are_counts_of_consecutive_steps_all_the_same() -> None:
+    diagnosis = judge([header(), *(record | {"tokens": 1024} for record in steps(1, 120))])
+    assert {e.rule for e in diagnosis.episodes} == {"METER"}
+    assert "OSCILLATION" not in diagnosis.blind_spots()

@@ -1,14 +1,13 @@
 """OSCILLATION: the load swings with a period, driven by a bias that overshoots.
 
-Per expert the sign of its deviation is one bit a step. A shift and a count of bits correlate an
-expert with itself some steps later, so that a check of 64 steps of 256 experts takes a few
-milliseconds. Loads are shares: a step with more tokens is not a swing.
+Per expert the sign of its deviation is one bit a step: a shift and a count of bits correlate it
+with itself some steps later. Loads are shares: a step with more tokens is not a swing.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise, starmap
-from operator import itemgetter, mul
+from operator import itemgetter, mul, sub
 from statistics import fmean, median, pvariance
 
 import msgspec
@@ -22,7 +21,7 @@ from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
 
 _NOTICE = 8  # steps before a check in which an uneven router is noticed
-_IN_A_ROW = 4  # so many steps in a row with counts show that every step has them
+_IN_A_ROW = 4  # steps in a row with counts; METER may leave them out
 _BEYOND = 3  # lags after the longest period at which a slower swing agrees even better
 _TWICE = 0.75
 """Share of the steps up to which twice the period is tested; beyond, too few pairs remain."""
@@ -56,7 +55,11 @@ class OscillationLimits(RuleLimits, frozen=True):
     """A bias that can move so far in half a period is the cause (a true loop: 1.2; alternating data
     at a rate of 0.001: 0.0035). One that is logged is, where in it …"""
     gain: float = 50.0
-    """… the load swings by no more than this for each unit (true loops 3 to 41; the data 275)."""
+    """… the load swings by no more than this for each unit (true loops 3 to 41; the data 275), …"""
+    follows: float = 0.6
+    """… and follows it (true loops correlate by 0.72 or more; data of period 6 to 24 by 0.2), …"""
+    large: float = 10.0
+    """… or by no more than this: the bias moves far enough (drawn swings 1.5 to 9)."""
     usual_c: float = 0.75
     """Alternating data is harmless where the median step is as even as this."""
 
@@ -75,15 +78,13 @@ class Memory(msgspec.Struct):
     uneven: set[int] = set()
     """Routers that were recently uneven: at its turning point a swing looks even."""
     pause: int = 0
-    """Length of the next wait."""
     counted: int = -2
-    """Latest step with counts."""
     in_a_row: int = 0
     """Longest run of consecutive steps with counts: a swing needs several."""
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=8, size=160))
     """Effective experts, to date a swing: checks are rare."""
     swings: dict[int, float] = {}
-    """Router → the amplitude of its swing in the latest check; 0 for another course."""
+    """Router → the amplitude of its swing in the latest check."""
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
@@ -112,7 +113,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
     def read(self, view: StepView) -> Readings | None:
         memory = self.memory
-        if memory.in_a_row < _IN_A_ROW and view.has_counts:
+        if memory.in_a_row < _IN_A_ROW and any([view.has_counts, *map(max, view.sums.values())]):
             memory.in_a_row = memory.in_a_row + 1 if view.step == memory.counted + 1 else 1
             memory.counted = view.step
         if (effective := view.signal("effective_experts")) is not None:
@@ -140,7 +141,6 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return None
 
     def _begin(self, step: int) -> bool:
-        """Whether there is a router to check from this step on."""
         memory = self.memory
         suspects = self.tracks.keys() | memory.uneven
         memory.uneven = set()
@@ -192,7 +192,6 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return found
 
     def _began(self, index: int) -> int:
-        """The step at which the load became as uneven as now, if there is one."""
         past, first = self.memory.past, self.memory.first
         at = _change([row[index] for row in past.rows])
         return first if at is None else min(first, past.steps[at])
@@ -241,12 +240,17 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             facts={"period": period},
             since=self.track(index).dated or self._began(index),
         )
-        biases, rate = memory.biases.get(index, []), balance.get("bias_update_rate")
+        biases, said = memory.biases.get(index, []), balance.get("bias_update_rate")
+        rate = said = said if isinstance(said, int | float) else math.inf
         least, logged = limits.least_move, len(biases) == len(rows)
         if logged:
             rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
-            least = memory.swings[index] / limits.gain
-        moves = rate * period / 2 if isinstance(rate, int | float) else math.inf
+            follows = following(rows, biases) >= limits.follows
+            least = memory.swings[index] / (limits.gain if follows else limits.large)
+            by_bias = msgspec.structs.replace(
+                by_bias, facts={"period": period, "moves": rate * (rate > 2 * said)}
+            )
+        moves = rate * period / 2
         again = index in memory.biases and balance.get("method") not in ("aux", "none")
         if moves >= least or not again:
             return by_bias
@@ -272,6 +276,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 why += ", or the update of the bias overshoots"
                 remedy += "; else average the load over more steps before each update"
             return why, remedy
+        if moves := number(worst, "moves"):
+            return why, f"find what moves the bias by {moves:.2g} a step, not as the header says"
         # The swing of a sign update is proportional to its rate: aim at half of the limit.
         factor = 0.15 / max(0.3, number(worst, "swing"))
         weaker = turned(run, factor, "lower", "weaken the load balancing")
@@ -290,7 +296,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
 
 def _change(values: Sequence[float]) -> int | None:
-    """Index at which the mean drops most clearly, if it does; least squares."""
+    """Index at which the mean drops most clearly; least squares."""
 
     def explained(at: int) -> float:
         fall = fmean(values[:at]) - fmean(values[at:])
@@ -323,6 +329,24 @@ def most_beyond(rows: Sequence[Sequence[int]], totals: Sequence[int], variance: 
     return sum([steps * h * h - (1.0 - 1e-12) * total * total > most for h, total in pairs])
 
 
+def following(rows: Sequence[Sequence[int]], biases: Sequence[Sequence[float]]) -> float:
+    """Correlation of the load with the bias that routed it: of its line or the one before."""
+    size, bias = len(rows[0]), _flat(biases)
+    load = _flat([[n / sum(row) for n in row] for row in rows])
+    later, same = sum(map(mul, bias[size:], load)), sum(map(mul, bias, load))
+    earlier = sum(map(mul, bias, load[size:]))
+    # After the bias that routed it, the load turns it: there the correlation falls most.
+    routed: float = earlier if earlier - same > 0.8 * (same - later) else same
+    return routed / (math.hypot(*load) * math.hypot(*bias) or 1.0)
+
+
+def _flat(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Deviations from the means of column and row."""
+    means = list(map(fmean, zip(*rows, strict=True)))
+    wide = [list(map(sub, row, means)) for row in rows]
+    return [value - mean for row in wide for mean in (fmean(row),) for value in row]
+
+
 def signs(loads: Sequence[float]) -> int:
     """A bit for each step in which the load is above its mean."""
     mean = sum(loads) / len(loads)
@@ -345,9 +369,8 @@ def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
 def recurring(masks: Sequence[int], steps: int, limit: float) -> int:
     """Period after which a pattern of any form repeats; 0 for none.
 
-    Of three groups that take turns each is up in a third of the steps: what counts is how much
-    more often the bits meet than by chance, and that they met less often in between. A block of
-    data that lasts meets itself less and less often and does not come back.
+    The bits meet more often than by chance, and less often in between: a block of data that lasts
+    meets itself less and less often and does not come back.
     """
     shares = [mask.bit_count() / steps for mask in masks]
     variance = sum(p * (1.0 - p) for p in shares)
@@ -371,9 +394,7 @@ def recurring(masks: Sequence[int], steps: int, limit: float) -> int:
 
 
 def _shortest(swings: dict[int, float], values: Sequence[float], longest: int) -> int:
-    """The shortest of the clear ones: twice the period agrees as well. None where the values still
-    rise after the longest: noise would decide whether such a slower swing is found.
-    """
+    """The shortest of the clear ones; none where the values still rise after the longest."""
     clear = max(swings.values(), default=0.0) - 0.05
     found = min((period for period, value in swings.items() if value >= clear), default=0)
     slower = found >= longest - _BEYOND and max(values[longest + 1 :][:_BEYOND]) > values[found]
