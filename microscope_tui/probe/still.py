@@ -83,7 +83,7 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
     for some in others.values():
         some.sort(key=lambda pair: pair[0])
         parts += [part for _, part in some[:_OTHERS]]
-    return parts
+    return sorted(parts, key=lambda part: part.group)
 
 
 def _layer(path: str) -> str:
@@ -163,7 +163,6 @@ class Looks:
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
         self._ends: dict[Group, list[int]] = {}
-        """Of the pieces of every part in the sample of its group, after a zero."""
         self._moves: Any = None
         self.size = self._width = self._end = 0
         """Numbers that a look adds to the sum of the step: of this step, and of a look; the last
@@ -198,7 +197,6 @@ class Looks:
     def _agree(self) -> None:
         """Plan what is looked at; nothing where ranks differ."""
         self._parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
-        self._parts.sort(key=lambda part: part.group)  # as their samples
         keys = dict.fromkeys(key for part in self._parts for key in part.keys)
         self._numbers = {key: number for number, key in enumerate(keys)}
         self._end = max((key.place for key in keys if not key.part), default=0)
@@ -262,7 +260,7 @@ class Looks:
         for group, new in self._samples.items():
             differs = self._kept[group].to(new.device) != new
             changed_P = nn.functional.pad(differs.cumsum(0), (1, 0))[self._ends[group]].diff()
-            if _least(new) == SAMPLE:
+            if new.element_size() < 4:  # rounding may lose the updates of a part
                 changed_P = changed_P.sum().expand(len(changed_P))
             changed.append(changed_P.to(tokens_SE))
         if self._logged % EVERY == 0:
@@ -277,10 +275,7 @@ class Looks:
             return {}
         E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]
         moving = dict(zip(self._numbers, rest, strict=False))
-        changed = dict.fromkeys(self._numbers, 0.0)
-        for part, n in zip(self._parts, rest[len(moving) :], strict=True):
-            for key in part.keys:
-                changed[key] += n
+        changed = _by_key(self._parts, rest[len(moving) :])
         self._warn_if_cleared(moving)
         same = self._unchanged(changed)
         updated = same is not None or any(changed.values())
@@ -298,12 +293,11 @@ class Looks:
             if not has_labels:
                 tokens = _chosen(row.place, rows, counts)
             found.append(judge_row(own[row.place], tokens, has_labels, is_passed, same))
-        lists: dict[str, Values] = dict(
-            zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
-        )
+        lists = zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
+        summaries = {name: one for name, one in lists if any(v is not None for v in one)}
         if same and any(changed.values()):
-            lists["layer_changed"] = _around(rows, changed)
-        return {name: one for name, one in lists.items() if any(v is not None for v in one)}
+            summaries["layer_changed"] = _around(rows, changed)
+        return summaries
 
     def _warn_if_cleared(self, moving: Mapping[Owner, float]) -> None:
         """Warn if none of the first looks has seen a gradient."""
@@ -323,24 +317,30 @@ class Looks:
         rated, self._rated = self._rated, 0
         if rated < EVERY // 2 and not any(changed.values()):
             return None
-        enough = {
-            group
-            for group, sample in self._samples.items()
-            if len(sample) >= min(SAMPLE, _least(sample) * len(self._ends[group]))
-        }
         same = {key for key, n in changed.items() if key.part and not n}
-        places = {key.place for key in same if (key.place, key.path) in enough}
+        places = {key.place for key in same if self._is_enough((key.place, key.path))}
         return {key for key in same if key.place in places}
+
+    def _is_enough(self, group: Group) -> bool:
+        sample = self._samples[group]
+        few = _EXACT * len(self._ends[group])
+        return len(sample) >= (SAMPLE if sample.element_size() < 4 else min(SAMPLE, few))
+
+
+def _by_key(parts: Sequence[Part], numbers: Sequence[float]) -> dict[Owner, float]:
+    found: defaultdict[Owner, float] = defaultdict(float)
+    for part, n in zip(parts, numbers, strict=True):
+        for key in part.keys:
+            found[key] += n
+    return found
 
 
 def _around(rows: Sequence[Row], changed: Mapping[Owner, float]) -> Values:
     """1 for a router that changed, or a matrix beside it; 0 where all of the layer rests."""
     busy = {key.place for key, n in changed.items() if key.part == "experts" and n > 0}
-    moved: dict[int, int] = {}
-    for key, n in changed.items():
-        if key.path and key.part != "experts" and (n > 0 or key.place not in busy):
-            moved[key.place] = moved.get(key.place, 0) | (n > 0)
-    return [moved.get(row.place) for row in rows]
+    around = [(k.place, n) for k, n in changed.items() if k.path and k.part != "experts"]
+    found = dict(sorted((place, int(n > 0)) for place, n in around if n > 0 or place not in busy))
+    return [found.get(row.place) for row in rows]
 
 
 def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool]]:
@@ -393,15 +393,10 @@ def _largest(grads: Sequence[Tensor], is_stack: bool) -> list[Tensor]:
     return [norm[None] for norm in torch._foreach_norm(list(grads), torch.inf)]
 
 
-def _least(sample: Tensor) -> int:
-    """Elements that show something: rounding may lose updates in two bytes, not in four."""
-    return _EXACT if sample.element_size() >= 4 else SAMPLE
-
-
 def _sample_of(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """At least ``SAMPLE`` elements if there are as many, and where each weight begins and ends; an
     odd distance meets all columns."""
     share = 2 * SAMPLE // len(weights) + 1
     pieces = [one.flatten()[:: max(1, one.numel() // share) | 1] for one in weights]
-    sample = torch.cat([one.to(pieces[0].device) for one in pieces]).clone()
-    return sample, [0, *itertools.accumulate(map(len, pieces))]
+    sample = torch.cat([one.to(pieces[0].device) for one in pieces])
+    return sample.clone(), [0, *itertools.accumulate(map(len, pieces))]

@@ -54,7 +54,7 @@ class Still(Rule[StillLimits, Nothing]):
             found = view.signal(name)
             columns.append(found.values if found is not None else [NAN] * len(still.values))
         if all(layer == 0 and self._before(at) for at, layer in enumerate(columns[-1])):
-            columns[-1] = [NAN] * len(still.values)  # all layers never rest on purpose, twice
+            columns[-1] = [NAN] * len(still.values)  # not on purpose
         rows = enumerate(zip(*columns, strict=True))
         return {index: self._judge(index, view.step, *row) for index, row in rows}
 
@@ -84,7 +84,6 @@ class Still(Rule[StillLimits, Nothing]):
         )
 
     def _before(self, index: int) -> int:
-        """The severity at the look before; 0 without a finding."""
         track = self.tracks.get(index)
         return track.recent[-1][1] if track is not None and track.recent else 0
 
