@@ -7,6 +7,7 @@ gradient.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
@@ -27,8 +28,9 @@ from microscope_tui.probe.weights import Owner, Weight, inside, plain_path, weig
 _logger = logging.getLogger(__name__)
 FIRST, EVERY = range(3, 6), 100
 """Logged steps with a look: the first ones that may follow an update, then every hundredth."""
-ENOUGH_TOKENS, SAMPLE, _OTHERS = 50, 4096, 16
-"""Tokens with loss of an expert; elements of a sample; other weights read in or after a layer."""
+ENOUGH_TOKENS, SAMPLE, _OTHERS, _EXACT = 50, 4096, 16, 32
+"""Tokens with loss of an expert; elements of a sample; other weights read in or after a layer;
+elements of a part of a sample in fp32."""
 _HOLDERS = "main_grad", "_hp_mapping"
 """Attributes of a parameter whose gradient Megatron or DeepSpeed may keep."""
 Group = tuple[int, str]
@@ -81,7 +83,7 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
     for some in others.values():
         some.sort(key=lambda pair: pair[0])
         parts += [part for _, part in some[:_OTHERS]]
-    return parts
+    return sorted(parts, key=lambda part: part.group)
 
 
 def _layer(path: str) -> str:
@@ -121,7 +123,7 @@ def judge_row(
     tokens: Sequence[float],
     has_labels: bool,
     is_passed: bool,
-    same: Collection[Group] | None,
+    same: Collection[Owner] | None,
 ) -> Judged:
     """Judge one router and its experts.
 
@@ -129,7 +131,7 @@ def judge_row(
         own: Whether each tensor has a gradient.
         tokens: Of every expert those with a loss, or all if ``has_labels`` is false.
         is_passed: A weight behind this layer has a gradient.
-        same: Groups that have not changed; ``None``: not compared.
+        same: Tensors that have not changed; ``None``: not compared.
     """
     enough = [n >= ENOUGH_TOKENS for n in tokens]
     looked = [key for key in own if (any(enough) if key.expert is None else enough[key.expert])]
@@ -143,7 +145,7 @@ def judge_row(
         some = any(moves for key, moves in own.items() if key.part != "router")
         if some or not is_passed:
             return Judged()
-    unchanged = None if same is None else sum((key.place, key.path) in same for key in looked)
+    unchanged = None if same is None else sum(key in same for key in looked)
     return Judged(len(looked), still, unchanged)
 
 
@@ -160,6 +162,7 @@ class Looks:
         self._samples: dict[Group, Tensor] = {}
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
+        self._ends: dict[Group, list[int]] = {}
         self._moves: Any = None
         self.size = self._width = self._end = 0
         """Numbers that a look adds to the sum of the step: of this step, and of a look; the last
@@ -200,8 +203,7 @@ class Looks:
         zero = any(hasattr(part.weight, "ds_id") for part in self._parts)
         marks = self._ranks.all_gather(0 if zero else zlib.crc32(repr([*keys]).encode()))
         if keys and not zero and len(set(marks)) == 1:
-            groups = {part.group for part in self._parts}
-            self._width = len(self._hooks.sites) * self._E + len(keys) + len(groups)
+            self._width = len(self._hooks.sites) * self._E + len(keys) + len(self._parts)
         if zero and self._ranks.rank == 0:
             _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
 
@@ -213,10 +215,10 @@ class Looks:
     def _sample(self) -> None:
         weights: defaultdict[Group, list[Tensor]] = defaultdict(list)
         for part in self._parts:
-            some = weights[part.group]
-            if (held := part.module._parameters.get(part.name)) is not None:
-                some.append(_local(held))  # also while it is frozen: the sizes stay
-        self._samples = {group: _sample_of(some) for group, some in weights.items()}
+            held = part.module._parameters.get(part.name)  # also while it is frozen: sizes stay
+            weights[part.group].append(torch.zeros(0) if held is None else _local(held))
+        for group, some in weights.items():
+            self._samples[group], self._ends[group] = _sample_of(some)
         self._kept = self._kept or self._samples
 
     def _read(self) -> Tensor:
@@ -242,7 +244,7 @@ class Looks:
 
     def vector(self, counts: bool, device: torch.device) -> Tensor:
         """What this rank adds, always ``size``: the tokens with loss of every expert if its tokens
-        count, what ``_read`` returns, how many sampled elements of every group changed."""
+        count, what ``_read`` returns, how many sampled elements of every part changed."""
         found = None if self._moves is None else self.attempt(self._vector, counts, device)
         unknown = torch.full((self.size,), math.nan, dtype=torch.float64, device=device)
         return found if found is not None and found.shape == unknown.shape else unknown
@@ -254,11 +256,16 @@ class Looks:
             for at, (place, _) in enumerate(tally.keys):
                 with_loss_E = tally.with_loss_LE2[at, : tally.num_experts]
                 tokens_SE[place, : tally.num_experts] += with_loss_E.to(device)
-        pairs = [(self._kept[group].to(new.device), new) for group, new in self._samples.items()]
-        changed = torch.stack([(old != new).sum().to(tokens_SE) for old, new in pairs])
+        changed: list[Tensor] = []
+        for group, new in self._samples.items():
+            differs = self._kept[group].to(new.device) != new
+            changed_P = nn.functional.pad(differs.cumsum(0), (1, 0))[self._ends[group]].diff()
+            if new.element_size() < 4:  # rounding may lose the updates of a part
+                changed_P = changed_P.sum().expand(len(changed_P))
+            changed.append(changed_P.to(tokens_SE))
         if self._logged % EVERY == 0:
             self._kept = self._samples
-        return torch.cat([tokens_SE.flatten(), self._moves.to(device), changed])
+        return torch.cat([tokens_SE.flatten(), self._moves.to(device), *changed])
 
     def conclude(
         self, numbers: Sequence[float], rows: Sequence[Row], counts: Sequence[Sequence[int]]
@@ -268,7 +275,7 @@ class Looks:
             return {}
         E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]
         moving = dict(zip(self._numbers, rest, strict=False))
-        changed = dict(zip(self._samples, rest[len(moving) :], strict=True))
+        changed = _by_key(self._parts, rest[len(moving) :])
         self._warn_if_cleared(moving)
         same = self._unchanged(changed)
         updated = same is not None or any(changed.values())
@@ -289,7 +296,7 @@ class Looks:
         lists = zip(Judged._fields, map(list, zip(*found, strict=True)), strict=True)
         summaries = {name: one for name, one in lists if any(v is not None for v in one)}
         if same and any(changed.values()):
-            summaries["layer_changed"] = self._around(rows, changed)
+            summaries["layer_changed"] = _around(rows, changed)
         return summaries
 
     def _warn_if_cleared(self, moving: Mapping[Owner, float]) -> None:
@@ -302,21 +309,38 @@ class Looks:
                 "before probe.step, call it earlier"
             )
 
-    def _unchanged(self, changed: Mapping[Group, float]) -> set[Group] | None:
-        """Groups of which no sampled element has changed; ``None``: not compared. A small sample
-        shows nothing."""
+    def _unchanged(self, changed: Mapping[Owner, float]) -> set[Owner] | None:
+        """Tensors of which no sampled element has changed; ``None``: not compared. Small samples
+        show nothing, unless others of the layer do."""
         if self._logged % EVERY:
             return None
         rated, self._rated = self._rated, 0
-        large = {group for group, sample in self._samples.items() if len(sample) >= SAMPLE}
-        has_rate = rated >= EVERY // 2 or any(changed.values())
-        return {g for g in large if not changed[g]} if has_rate else None
+        if rated < EVERY // 2 and not any(changed.values()):
+            return None
+        same = {key for key, n in changed.items() if key.part and not n}
+        places = {key.place for key in same if self._is_enough((key.place, key.path))}
+        return {key for key in same if key.place in places}
 
-    def _around(self, rows: Sequence[Row], changed: Mapping[Group, float]) -> Values:
-        """1 for every router that has changed, or a matrix beside it."""
-        around = [key for key in self._numbers if key.path and key.part != "experts"]
-        moved = {key.place for key in around if changed[key.place, key.path] > 0}
-        return [int(row.place in moved) for row in rows]
+    def _is_enough(self, group: Group) -> bool:
+        sample = self._samples[group]
+        few = _EXACT * len(self._ends[group])
+        return len(sample) >= (SAMPLE if sample.element_size() < 4 else min(SAMPLE, few))
+
+
+def _by_key(parts: Sequence[Part], numbers: Sequence[float]) -> dict[Owner, float]:
+    found: defaultdict[Owner, float] = defaultdict(float)
+    for part, n in zip(parts, numbers, strict=True):
+        for key in part.keys:
+            found[key] += n
+    return found
+
+
+def _around(rows: Sequence[Row], changed: Mapping[Owner, float]) -> Values:
+    """1 for a router that changed, or a matrix beside it; 0 where all of the layer rests."""
+    busy = {key.place for key, n in changed.items() if key.part == "experts" and n > 0}
+    around = [(k.place, n) for k, n in changed.items() if k.path and k.part != "experts"]
+    found = dict(sorted((place, int(n > 0)) for place, n in around if n > 0 or place not in busy))
+    return [found.get(row.place) for row in rows]
 
 
 def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool]]:
@@ -369,8 +393,10 @@ def _largest(grads: Sequence[Tensor], is_stack: bool) -> list[Tensor]:
     return [norm[None] for norm in torch._foreach_norm(list(grads), torch.inf)]
 
 
-def _sample_of(weights: Sequence[Tensor]) -> Tensor:
-    """At least ``SAMPLE`` elements if there are as many; an odd distance meets all columns."""
-    share = 2 * SAMPLE // max(1, len(weights)) + 1
+def _sample_of(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """At least ``SAMPLE`` elements if there are as many, and where each weight begins and ends; an
+    odd distance meets all columns."""
+    share = 2 * SAMPLE // len(weights) + 1
     pieces = [one.flatten()[:: max(1, one.numel() // share) | 1] for one in weights]
-    return torch.cat([one.to(pieces[0].device) for one in pieces] or [torch.zeros(0)]).clone()
+    sample = torch.cat([one.to(pieces[0].device) for one in pieces])
+    return sample.clone(), [0, *itertools.accumulate(map(len, pieces))]

@@ -33,7 +33,8 @@ class Still(Rule[StillLimits, Nothing]):
     formula = (
         "router.still_tensors above 0 in three looked-at steps in a row (critical: all of "
         "looked_tensors but at most one), or unchanged_tensors above 0 once (critical: as many, "
-        "twice, where layer_changed is 1; information where it is 0, or the dtype is bf16)"
+        "twice, where layer_changed is 1; information where it is 0, unless in all layers twice, "
+        "or the dtype is bf16)"
     )
     trains_only = True
     in_warm_up = True
@@ -52,6 +53,8 @@ class Still(Rule[StillLimits, Nothing]):
         for name in ("unchanged_tensors", "layer_changed"):
             found = view.signal(name)
             columns.append(found.values if found is not None else [NAN] * len(still.values))
+        if all(layer == 0 and self._before(at) for at, layer in enumerate(columns[-1])):
+            columns[-1] = [NAN] * len(still.values)  # not on purpose
         rows = enumerate(zip(*columns, strict=True))
         return {index: self._judge(index, view.step, *row) for index, row in rows}
 
@@ -69,7 +72,8 @@ class Still(Rule[StillLimits, Nothing]):
             return Reading(None, clear=True)
         rounds = self.context.run.dtype in _ROUNDS
         severity = Severity.INFO if layer == 0 or (rounds and layer != 1) else Severity.WARN
-        if layer == 1 and not rounds and same >= max(2, looked - 1) and self._warned(index):
+        again = self._before(index) > Severity.INFO
+        if layer == 1 and not rounds and same >= max(2, looked - 1) and again:
             severity = Severity.CRITICAL
         return Reading(
             severity,
@@ -79,9 +83,9 @@ class Still(Rule[StillLimits, Nothing]):
             since=max(1, step - _APART),
         )
 
-    def _warned(self, index: int) -> bool:
+    def _before(self, index: int) -> int:
         track = self.tracks.get(index)
-        return track is not None and any(n > Severity.INFO for _, n in track.recent[-1:])
+        return track.recent[-1][1] if track is not None and track.recent else 0
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
