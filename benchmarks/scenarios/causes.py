@@ -89,9 +89,9 @@ def too_fast(shape: Shape, rng: random.Random) -> Run:
     def factor(router: int, expert: int, step: int) -> float:
         return swung(router, expert, step) if step >= onset and router in others else 1.0
 
-    course = replace(course, popularity=modulated(course.popularity, factor), bias_update_rate=0.03)
+    course = replace(course, popularity=modulated(course.popularity, factor), bias_update_rate=0.3)
     swing = Expected(rule="OSCILLATION", routers=others, onset=onset, tolerance=130)
-    header = {"balance": {"method": "bias", "bias_update_rate": 0.03}}
+    header = {"balance": {"method": "bias", "bias_update_rate": 0.3}}
     return _run(shape, rng, course, found, swing, cause="too high", header=header)
 
 

@@ -169,7 +169,7 @@ class Dead(Rule[DeadLimits, Memory]):
         expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
         memory.steps += 1
         memory.first = memory.first or view.step
-        memory.lines.append((view.step, starved.values))
+        memory.lines.append((view.step, list(map(float, starved.values))))
         if starved.known and starved.high <= 0:
             memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows = {}
