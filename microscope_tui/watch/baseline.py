@@ -32,11 +32,8 @@ class BadBaseline(ValueError):
 
 
 class AgainstBaseline(Criteria, frozen=True):
-    """Criteria with a baseline: training on from another model is a fine-tuning.
-
-    A header without a profile means ``pretrain``, but a baseline is named to see what changed.
-    ``finetune`` and ``eval`` are kept.
-    """
+    """Criteria with a baseline: training on from another model is a fine-tuning, also where the
+    header has no profile, which means ``pretrain``."""
 
     def context(self, run: RunRecord) -> Context:
         found = Criteria.context(self, run)
@@ -54,7 +51,7 @@ class Baseline(msgspec.Struct, frozen=True):
     reference: RouterBaseline
 
     def mismatch(self, run: RunRecord) -> str | None:
-        """How the routers of ``run`` differ from these, in words; ``None`` if they match."""
+        """How the routers of ``run`` differ from these, in words."""
         mine, theirs = _shape(self.routers), _shape(run.routers)
         return None if mine == theirs else f"the baseline has {mine}, the run has {theirs}"
 

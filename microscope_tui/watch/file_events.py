@@ -61,7 +61,7 @@ class FileEvents:
             self._poll(f"no events: {error!r}")
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a change since the last wait; false when none was announced in time."""
+        """Whether a change is announced in time, since the last wait."""
         changed = self._changed.wait(timeout_s)
         self._changed.clear()
         return changed
@@ -74,7 +74,7 @@ class FileEvents:
             self._poll("events did not arrive")
 
     def stop(self) -> None:
-        """Stop watching and wake the waiting thread. A second call does nothing."""
+        """Stop watching and wake the waiting thread."""
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.stop()
@@ -135,16 +135,13 @@ class FileEvents:
         if self._only is not None:
             ours = self._only in names
         else:
-            ours = event.is_directory or any(_is_log(name) for name in names)
+            logs = (".jsonl", *ARCHIVE_SUFFIXES)
+            ours = event.is_directory or any(name.endswith(logs) for name in names)
         if ours:
             if time.monotonic() - self._found_at < _LATE_S:
                 self._unannounced = max(0, self._unannounced - 1)
                 self._found_at = -_LATE_S
             self._changed.set()
-
-
-def _is_log(name: str) -> bool:
-    return name.endswith((".jsonl", *ARCHIVE_SUFFIXES))
 
 
 def _more_folders_than(root: Path, limit: int) -> bool:

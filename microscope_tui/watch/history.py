@@ -31,8 +31,6 @@ class Column(msgspec.Struct, frozen=True):
     high: float
 
 
-EMPTY = Column(NAN, NAN, NAN)
-
 Cells: TypeAlias = "array[float]"
 _Pairs: TypeAlias = Iterable[tuple[float, ...]]
 
@@ -69,14 +67,12 @@ class Level:
     def column(self) -> Column:
         """All rows in one; gaps are left out."""
         low, mean, high = self.low, self.mean, self.high
-        if not low:
-            return EMPTY
         total = sum(mean)
-        if math.isfinite(total):
+        if low and math.isfinite(total):
             return Column(min(low), total / len(mean), max(high))
         measured = [i for i, value in enumerate(low) if value == value]
         if not measured:
-            return EMPTY
+            return Column(NAN, NAN, NAN)
         return Column(
             min(low[i] for i in measured),
             sum(mean[i] for i in measured) / len(measured),
@@ -84,7 +80,7 @@ class Level:
         )
 
     def grouped(self, size: int) -> "Level":
-        """Every ``size`` rows in one; the last one may cover fewer."""
+        """Every ``size`` rows in one, the rest in one more."""
         sound = math.isfinite(sum(self.mean))  # no gap anywhere
         if not sound and not any(value == value for value in self.low):
             return _level(*[[NAN] * -(-len(self) // size)] * 3)
@@ -134,7 +130,7 @@ class Series:
         self.coarse = _level((), (), ())
 
     def fold(self, values: Sequence[float | None], before: int) -> None:
-        """Merge ``values`` into the last row, which holds ``before`` steps already."""
+        """Merge ``values`` into the last row, of ``before`` steps."""
         new = _steps(values).column()
         last = self.fine
         if new.low != new.low:
@@ -148,7 +144,7 @@ class Series:
         last.mean[-1] += (new.mean - last.mean[-1]) * len(values) / (before + len(values))
 
     def extend(self, values: Sequence[float | None], stride: int) -> None:
-        """Add a row for every ``stride`` values; the last row may cover fewer."""
+        """Add a row for every ``stride`` values, and for the rest."""
         steps = _steps(values)
         self.fine.extend(steps if stride == 1 else steps.grouped(stride))
 
@@ -173,11 +169,7 @@ class Series:
         made.coarse.truncate(len(self.coarse) // 2)  # an odd last one covers half of its new rows
         return made
 
-    def columns(self, cuts: Sequence[int]) -> list[Column]:
-        """One column between each two neighbours of ``cuts`` (increasing row numbers)."""
-        return [self._column(a, b) for a, b in itertools.pairwise(cuts)]
-
-    def _column(self, first: int, last: int) -> Column:
+    def column(self, first: int, last: int) -> Column:
         """Fine rows ``first`` to ``last``, through the coarse ones where they fit."""
         a = -(-first // COARSE)
         b = min(last // COARSE, len(self.coarse))
@@ -270,9 +262,7 @@ class History:
     def add(
         self, step: int, values: Mapping[str, Values], offset: int = 0, time: float | None = None
     ) -> None:
-        """Add one step.
-
-        A series that is not of ``widths`` begins at its first value; there may be ``MOST_LATER``.
+        """Add one step; a series that is not of ``widths`` begins at its first value.
 
         Raises:
             ValueError: ``step`` is not after the last one; call ``restart`` first.
@@ -317,9 +307,9 @@ class History:
         return True
 
     def restart(self, step: int) -> Row | None:
-        """Drop everything from ``step`` on and remember that the run restarted there.
+        """Drop everything from ``step`` on: the run restarted there.
 
-        Returns the row that covered steps on both sides: it is dropped whole, and its steps
+        Returns the row that covered steps on both sides, if any: it is dropped whole, and its steps
         before ``step`` are to be read again from the file and added.
         """
         self.commit()
@@ -359,7 +349,7 @@ class History:
         return other
 
     def index_of(self, step: int) -> int:
-        """Index of the row with ``step``, or of the last one before it; at least 0."""
+        """The row with ``step``, or the last one before it; at least 0."""
         return max(0, bisect_right(self.steps, step) - 1)
 
     def row(self, at: int) -> Row:
@@ -380,18 +370,14 @@ class History:
     def columns(
         self, name: str, index: int, count: int, window: "Window | None" = None
     ) -> list[Column]:
-        """The series in at most ``count`` columns of equal numbers of rows.
-
-        Args:
-            name: the series; ``index`` the router in it.
-            window: the steps shown; the whole history by default.
-        """
+        """The series of a router in at most ``count`` columns of equal numbers of rows."""
         curve = self._curves[name][index]
         curve.keep_coarse(self._complete)
-        return curve.columns(self._cuts(count, self.rows(window)))
+        cuts = self._cuts(count, self.rows(window))
+        return [curve.column(first, last) for first, last in itertools.pairwise(cuts)]
 
     def axis(self, count: int, window: "Window | None" = None) -> list[int]:
-        """The first step of every column that ``columns`` gives."""
+        """The first step of each of these columns."""
         return [self.steps[cut] for cut in self._cuts(count, self.rows(window))[:-1]]
 
     def rows(self, window: "Window | None" = None) -> range:
@@ -410,7 +396,7 @@ class History:
         return cuts
 
     def value(self, name: str, index: int, row: int = -1) -> float:
-        """The mean of one row, the last by default; NaN while there is none."""
+        """The mean of one row; NaN while there is none."""
         return self._curves[name][index].fine.mean[row] if self.steps else NAN
 
     @property

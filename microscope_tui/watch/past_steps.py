@@ -55,18 +55,15 @@ class Pin(msgspec.Struct, frozen=True):
 
 def pin(watch: RunWatch) -> Pin | None:
     with watch.lock:
-        if watch.latest is None:
+        if (latest := watch.latest) is None:
             return None
-        return Pin(
-            watch.latest.record.step, watch.latest, watch.shown.with_counts, watch.generation
-        )
+        return Pin(latest.record.step, latest, watch.shown.with_counts, watch.generation)
 
 
 def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
     """The first and the last step that can be read again; ``None`` if there are none.
 
-    Less than the whole history where a pipe is spooled: the oldest steps gave way to newer ones, or
-    there was no room for the newest. A row that is kept in part counts as lost.
+    A spooled pipe has lost its oldest steps, or its newest; a row kept in part counts as lost.
     """
     with watch.lock:
         history, (start, end) = watch.history, watch.source.kept()
@@ -85,10 +82,7 @@ def pin_at(watch: RunWatch, step: int) -> Pin | None:
     """The last logged step at or before ``step``, or the nearest one that can be read again.
 
     ``None`` where it cannot be found now: the log is not a plain file, is still being read and has
-    restarts in it, or changed under us.
-
-    Raises:
-        OSError: the file cannot be read.
+    restarts in it, or changed under us. ``OSError``: the file cannot be read.
     """
     with watch.lock:
         latest, history, generation = watch.latest, watch.history, watch.generation
@@ -169,11 +163,8 @@ def samples(
 ) -> list[Sample]:
     """At most ``count`` steps with counts of one router, oldest first, evenly spread.
 
-    Steps that a restart has superseded are never among them. Empty where nothing was counted, the
-    log cannot be sought, it was replaced meanwhile, or the work was ``cancelled``.
-
-    Raises:
-        OSError: the file cannot be read.
+    None that a restart superseded. Empty where nothing was counted, the log cannot be sought, it
+    was replaced meanwhile, or the work was ``cancelled``. ``OSError``: the file cannot be read.
     """
     with watch.lock:
         run, generation, counted = watch.run, watch.generation, watch.shown.with_counts

@@ -54,11 +54,9 @@ def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Refe
 
 
 def reference_in(watch: RunWatch, step: int) -> Reference:
-    """Reference of another run at or before ``step``. Reads from the disk.
+    """Reference of another run at or before ``step``, from the disk; an ``OSError`` if that fails.
 
-    Raises:
-        NothingToCompare: it has no such step, or none that can be read now.
-        OSError: its log cannot be read.
+    ``NothingToCompare``: it has no such step, or none that can be read now.
     """
     name = watch.file.name
     if watch.latest is None:

@@ -54,11 +54,10 @@ class RunWatch:
         """Watch ``file``, or another source of its bytes.
 
         Args:
-            criteria: by what the run is judged.
             memory_bytes: bound of the history.
             patient: no screen shows it, so that more can be taken in at a time.
             second_from: bytes of a log from which it is judged in a second process until that has
-                caught up; by default none. ``close`` the watch then.
+                caught up. ``close`` the watch then.
         """
         self.file = file
         self.lock = threading.RLock()
@@ -82,7 +81,7 @@ class RunWatch:
         self._reader = RunReader(self.file.name)
         self._judge = Judge(self.file.name, self._criteria)
         self.scan = Scan(self._reread, self.memory_bytes)
-        """State of all records read so far; the properties below may show a sample instead."""
+        """Of all records read so far; the properties below may show a sample instead."""
         self._overview: Scan | None = None
         self._monotonic = True
         self._scanning: Iterator[Entry] = iter(())
@@ -115,7 +114,6 @@ class RunWatch:
 
     @property
     def history(self) -> History | None:
-        """The history to show: sampled until the whole file has been read."""
         return self.shown.history
 
     @property
@@ -133,7 +131,7 @@ class RunWatch:
 
     @property
     def can_seek(self) -> bool:
-        """Whether earlier steps can be read again: see ``moment.pin_at``."""
+        """Whether earlier steps can be read again."""
         return self.source.seekable and (self._overview is None or self._monotonic)
 
     @property
@@ -156,7 +154,7 @@ class RunWatch:
         return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
 
     def open_overview(self) -> None:
-        """Sample the whole history of a long log, for a first frame before the full scan."""
+        """Sample the history of a long log, for a first frame before the full scan."""
         self._start_second()
         try:
             found = preview(self.source, self.file, self.memory_bytes, _OVERVIEW_FROM_BYTES)
@@ -171,10 +169,9 @@ class RunWatch:
                     self.version += 1
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
-        """Read more records for a few milliseconds; true if anything changed.
+        """Read on for a few milliseconds; true if anything changed. No log makes it raise.
 
-        A run that has ended, or has fallen silent meanwhile, is judged as over. Never raises
-        because of the log.
+        A run that has ended, or has fallen silent meanwhile, is judged as over.
         """
         moved = self._read_on(max_bytes)
         self.conclude_if_over()
@@ -183,7 +180,7 @@ class RunWatch:
     def conclude_if_over(self) -> None:
         """Judge a run that ended or is silent for good by its sums; take that back if it continues.
 
-        ``advance`` calls it. Call it before you read a verdict long after the last ``advance``.
+        Call it before you read a verdict long after the last ``advance``, which does it too.
         """
         with self.lock:
             diagnosis = self._judge.diagnosis
@@ -268,15 +265,13 @@ class RunWatch:
             if not chunk.data:
                 return
             if not self.foreign:
-                self._expect(chunk.data)
+                if not self._begun and self._is_file:
+                    lines = max(1, chunk.data.count(b"\n"))
+                    self.scan.expected_steps = self.source.size * lines // len(chunk.data)
+                self._begun = True
                 self._scanning = self._reader.feed(chunk.data)
         if self._second is not None and not self._is_file:
             self._second.judge_lines(chunk.data)
-
-    def _expect(self, data: bytes) -> None:
-        if not self._begun and self._is_file:
-            self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
-        self._begun = True
 
     def _scan_on(self) -> bool:
         """Add records of the chunk for at most ``HOLD_S``; true if there may be more."""
@@ -336,10 +331,7 @@ class RunWatch:
                     self._second.judge_file(self.source.path, start + lines)
 
     def _listen(self, timeout_s: float = 0.0, *, at_end: bool = False) -> None:
-        """Exchange with the second process; take over from it once it has caught up.
-
-        ``at_end``: nothing is left to read now.
-        """
+        """Exchange with the second process; ``at_end``: nothing is left to read now."""
         if (second := self._second) is None:
             return
         try:

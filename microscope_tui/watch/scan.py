@@ -54,10 +54,8 @@ DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
 def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> History:
-    """An empty history for the routers of ``run`` that stays within ``memory_bytes``.
-
-    ``expected_steps``: where so many are known to come, rows begin wide enough for them.
-    """
+    """An empty history that stays within ``memory_bytes``, its rows as wide as
+    ``expected_steps`` need."""
     routers = len(run.routers)
     capacity = rows_within(memory_bytes, len(PER_RUN) + len(PER_ROUTER) * routers + MOST_LATER)
     stride = 1
@@ -72,7 +70,7 @@ RowOf = Callable[[StepEntry], _Curves]
 
 
 def row_maker(routers: int) -> RowOf:
-    """A function from a step to the values that the history keeps for so many routers."""
+    """From a step to the values that the history keeps for so many routers."""
     nothing = (None,) * routers
 
     def row_of(entry: StepEntry) -> _Curves:
@@ -117,9 +115,7 @@ def balance_now(
 ) -> BalanceNow:
     """The balance of a router in one step.
 
-    Args:
-        counts: of the same step, where they are at hand.
-        lately: whether an expert was left out in one of the last steps; see ``left_out_lately``.
+    ``counts``: of the same step, if at hand; ``lately``: see ``left_out_lately``.
     """
     experts, top_k = router.num_experts, router.top_k
     load = value_at(summary.max_load, index)
@@ -188,7 +184,6 @@ class Scan:
     def __init__(self, reread: Reread, memory_bytes: int) -> None:
         self.run: RunRecord | None = None
         self.latest: StepEntry | None = None
-        self.with_counts: StepEntry | None = None
         self.recent: deque[StepEntry] = deque(maxlen=MEAN_OF)
         self.counted: deque[StepEntry] = deque(maxlen=KEPT)
         """Copies of more of them, of which nothing is decoded: that takes seven times the bytes."""
@@ -210,7 +205,7 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Add one record; of the same step several times in a row the first one counts."""
+        """Add one record; of a repeated step the first one counts."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -218,6 +213,10 @@ class Scan:
                 self._take_run(entry)
             case EventRecord():
                 self._take_event(entry)
+
+    @property
+    def with_counts(self) -> StepEntry | None:
+        return self.recent[-1] if self.recent else None
 
     def commit(self) -> bool:
         return self.history is not None and self.history.commit()
@@ -235,7 +234,7 @@ class Scan:
         before, self.run = self.run, run
         self.end = self._written = None
         if before is not None and before.routers != run.routers:
-            self.latest = self.with_counts = None  # another model from here on
+            self.latest = None  # another model from here on
             self._course = Course()
             self.recent.clear()
             self.counted.clear()
@@ -275,7 +274,6 @@ class Scan:
         if entry.has_counts:
             self.recent.append(entry)
             self.counted.append(copy(entry))
-        self.with_counts = self.recent[-1] if self.recent else None
         history.add(step, self._row_of(entry), entry.offset, entry.record.time)
 
     def _restart(self, step: int, run: RunRecord) -> None:
@@ -311,11 +309,7 @@ class Scan:
 def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[tuple[int, int]]:
     """Step and offset of the steps of ``row`` below ``limit`` that are not superseded.
 
-    Args:
-        end: where the row ends in the file if it is the last one.
-
-    Raises:
-        OSError: the file cannot be read.
+    ``end``: where the row ends if it is the last one. ``OSError``: the file cannot be read.
     """
     limit = min(limit, row.after)
     end = end if row.end is None else row.end
@@ -347,10 +341,9 @@ def preview(
     if found is None:
         return None
     run = found.run
-    samples = [e for e in found.samples if run and e.routers == len(run.routers)]
-    if run is None or not samples:
+    if run is None or not (samples := [e for e in found.samples if e.routers == len(run.routers)]):
         return None
-    picture = Scan(_never, memory_bytes)
+    picture = Scan(lambda *_: (), memory_bytes)  # steps of samples only increase: none is cut
     picture.take(run)
     for entry in samples:
         picture.take(entry)
@@ -367,8 +360,3 @@ def _samples(source: Source, file: RunFile, least_bytes: int) -> Overview | None
         return sample(source.path, file.name, _SAMPLES)
     lines = source.sampled(_SAMPLES) if file.size >= least_bytes else b""
     return sample_of(lines, file.name) if lines else None
-
-
-def _never(row: Row, run: RunRecord, limit: int) -> Iterable[StepEntry]:
-    """Steps of samples only increase: a restart never cuts a row."""
-    raise AssertionError(f"a sampled history restarted at {row.step}")

@@ -49,8 +49,8 @@ def age_of(
 ) -> float | None:
     """Seconds since the last change, never below zero.
 
-    File servers have their own clocks: a file is never reported older than the time since we saw it
-    change (``changed_at``, by the monotonic clock).
+    File servers have their own clocks: no file is older than the time since we saw it change
+    (``changed_at``, by the monotonic clock).
     """
     if modified is None:
         return None

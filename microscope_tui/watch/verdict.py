@@ -76,26 +76,22 @@ def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
     if watch.error:
         return NoVerdict(watch.error)
     if watch.diagnosis is None or watch.latest is None:
-        return NoVerdict(_why_empty(watch))
+        first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
+        none = "no steps in the log yet"
+        if watch.file.foreign:
+            none = watch.source.missing or "no reading of a router in it yet: --map adds keys"
+        return NoVerdict(f"{none}{first}")
     return no_verdict(watch.diagnosis, lambda: _why_not_measured(watch), step)
 
 
 def evidence(watch: RunWatch) -> str:
-    """``L3 at .00 for 36 steps, gathering evidence``; empty where no evidence is building up."""
+    """``L3 at .00 for 36 steps, gathering evidence``; often empty."""
     if watch.diagnosis is None or watch.latest is None or watch.run is None:
         return ""
     summary = watch.latest.record.router
     routers = enumerate(watch.run.routers)
     balance = [balance_now(summary, index, router).judged for index, router in routers]
     return gathering(pending(watch.diagnosis), balance)
-
-
-def _why_empty(watch: RunWatch) -> str:
-    first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
-    if not watch.file.foreign:
-        return f"no steps in the log yet{first}"
-    none = "no reading of a router in it yet: --map adds keys"
-    return f"{watch.source.missing or none}{first}"
 
 
 def _why_not_measured(watch: RunWatch) -> str:
@@ -143,14 +139,12 @@ class VerdictCache:
     """
 
     def __init__(self, criteria: Criteria, folder: Path | None = None, *, keeps: bool = True):
-        """``keeps``: new verdicts are written; ``folder``: by default one in the state folder."""
         self._folder = folder or state_folder() / "verdicts"
         self._keeps = keeps
         ignored = ",".join(sorted(criteria.ignore))
         self._criteria = repr((criteria.profile, ignored, criteria.limits, criteria.baseline))
 
     def load(self, identity: Stamp) -> Verdict | None:
-        """The verdict on a log in this state; ``None`` if there is no valid one."""
         key = self._key(identity)
         try:
             data = read_small(self._folder / f"{key}.json", _MOST_BYTES)

@@ -40,7 +40,9 @@ class Mark(msgspec.Struct):
 
 
 def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
-    marks = [Mark() for _ in range(count)]
+    newest = watch.latest.record.step if watch.latest else 0
+    episodes = watch.diagnosis.episodes if watch.diagnosis else ()
+    marks = list(map(Mark, worst_of_columns(episodes, window, count, newest)))
     for step in watch.history.restarts if watch.history else ():
         if (at := column_of(step, window, count)) is not None:
             marks[at].restart = True
@@ -48,17 +50,11 @@ def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark
         at = None if event.step is None else column_of(event.step, window, count)
         if at is not None:
             marks[at].evaluation = True
-    newest = watch.latest.record.step if watch.latest else 0
-    episodes = watch.diagnosis.episodes if watch.diagnosis else ()
-    for mark, severity in zip(
-        marks, worst_of_columns(episodes, window, count, newest), strict=True
-    ):
-        mark.severity = severity
     return marks
 
 
 def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
-    """The column that holds ``step``; ``None`` outside of the window."""
+    """The column of ``step``; ``None`` outside of the window."""
     first, last = window
     if not first <= step <= last:
         return None
@@ -129,21 +125,21 @@ class RunView(msgspec.Struct, frozen=True):
     times: Sequence[float | None]
     """Times of these steps, Unix seconds."""
     entropy_ends: tuple[float, float] | None
-    """The lowest and the highest entropy of the whole run, where curves are drawn."""
+    """The lowest and the highest of the whole run, where curves are drawn."""
     loss_history: Sequence[Column]
     ribbon: Sequence[Mark]
     restarts: Sequence[int]
     evaluations: Sequence[tuple[int, float | None]]
     """Steps in the window after which the model was evaluated, with its validation loss."""
     progress: float
-    """Share of the log that has been read; below 1 the history is a sample."""
+    """Share of the log that was read; below 1 the history is a sample."""
     judged: float
-    """Share of the log that the diagnosis has seen."""
+    """The same of the diagnosis."""
     judged_step: int
     judged_again: str
     """Why the diagnosis had to start again, in words; usually empty."""
     no_verdict: str | None
-    """Why the run is not judged at the shown step, in words; ``None`` if it is."""
+    """Why the run is not judged at the shown step, in words."""
     pending: Sequence[Pending]
     """Evidence that is building up now; none at an earlier step, which has findings."""
     memory_limit: int | None
@@ -154,12 +150,10 @@ class RunView(msgspec.Struct, frozen=True):
 
     @property
     def step(self) -> int:
-        """The shown step, 0 before the first."""
         return self.record.step if self.record else 0
 
     @property
     def worst(self) -> tuple[Finding, Advice] | None:
-        """The top finding: the worst active one above a note."""
         return self.alerts[0] if self.alerts else None
 
     @property
@@ -181,12 +175,12 @@ def view_of(
     only: Container[int] | None = None,
     window: Window | None = None,
 ) -> RunView:
-    """Build the view of ``watch``, with so many columns of the curves and of the ribbon.
+    """The view of ``watch``, with so many columns of the curves and of the ribbon.
 
     Args:
         at: a pinned moment; the newest step by default.
-        only: the layers whose history is drawn up (the visible ones); all by default.
-        window: the stretch of the run that curves and ribbon cover; all of it by default.
+        only: the layers whose curves are drawn (the visible ones).
+        window: what curves and ribbon cover.
     """
     with watch.lock:
         at = at if at is not None and _is_there(watch, at) else None
@@ -354,10 +348,7 @@ _OCTAVES = 1 / math.log(2)
 
 
 class Recent(msgspec.Struct, frozen=True):
-    """The last steps of a run: a single step of a balanced router is half noise, their mean is not.
-
-    Empty to show a single step.
-    """
+    """The last steps of a run, if any: a single step of a balanced router is half noise."""
 
     entries: Sequence[StepEntry] = ()
 
@@ -366,10 +357,7 @@ class Recent(msgspec.Struct, frozen=True):
         return len(self.entries)
 
     def of(self, layer: LayerView) -> tuple[LayerView, float]:
-        """``layer`` with its mean load, and the noise of that mean in octaves.
-
-        Unchanged without a mean. Steps that lack the counts of the router are left out.
-        """
+        """``layer`` with its mean load, if there is one, and the noise of that mean in octaves."""
         if self.steps < 2 or layer.load is None:
             return layer, 0.0
         every = (entry.matrices().tokens_per_expert[layer.index] for entry in self.entries)
