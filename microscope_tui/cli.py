@@ -1,7 +1,7 @@
 """The command line. Standard output is for data, standard error for messages.
 
 Exit codes are an API: 0 to 3 are verdicts of ``check``, 64 is a usage error. The plain call, which
-opens the screens, needs no parser and so does not wait for one.
+opens the screens, does not wait for a parser.
 """
 
 import gc
@@ -26,11 +26,10 @@ COMMANDS = {
     "keys": ("about:keys", "List the keys of every screen: id, keys, what they do."),
     "doctor": ("about:doctor", "Report what this terminal can show, and why."),
 }
-"""Name of each command → its location and a one-line description."""
+"""Name → location and description."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
     gc.disable()  # what is made during a start stays: searching it for garbage takes 10 ms
     given = sys.argv[1:] if arguments is None else arguments
     try:
@@ -77,7 +76,7 @@ def _is_path(token: str) -> bool:
 
 
 def _refuse_misspelled(word: str) -> None:
-    """Exit with a usage error if ``word`` is close to a command, and not a file or a folder."""
+    """Exit if ``word`` is close to a command, and no file or folder."""
     if not _is_path(word) or "/" in word or os.path.exists(word):
         return
     from difflib import get_close_matches

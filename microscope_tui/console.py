@@ -1,4 +1,4 @@
-"""Shared by the commands: finding runs, reading them with progress, output and errors."""
+"""Shared by the commands: finding runs, reading them, output and errors."""
 
 import json
 import math
@@ -29,10 +29,10 @@ from microscope_tui.watch import DEFAULT_MEMORY, LONG_BYTES, RunWatch
 
 USAGE = 64
 PIPE = Path("-")
-"""The path that means standard input."""
+"""Standard input."""
 PIPE_NAME = "standard input"
 DEFAULT_PATH = Path("logs")
-"""Where the trainer writes its runs; the default path of every command."""
+"""Where the trainer writes its runs."""
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
 _MOST_LOOKED_AT = 8
@@ -41,7 +41,7 @@ _LONGEST_NAME = 100
 
 
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
-    """The runs that ``search`` finds; ``NoRuns``: its path or the runs are missing."""
+    """``NoRuns``: the path or the runs are missing."""
     path, _ = split_run(search.root)
     if not path.exists() and not (may_be_empty and path == DEFAULT_PATH):
         raise NoRuns(f"{path}: no such file or folder; start a run, or name another path")
@@ -63,19 +63,18 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
 
 
 def newest_file(search: Search) -> RunFile:
-    """The newest run, for a command that reads it again; exits without one, and for a pipe."""
+    """The newest run, for a command that reads it again: no pipe."""
     if search.root == PIPE:
         fail("a pipe is read once: save it to a file first", USAGE)
     return runs_at(search)[0]
 
 
 def fail_to_read(run: RunFile, error: Exception) -> NoReturn:
-    """Exit because a run cannot be read."""
     fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
 
 
 def _with_readings_first(runs: list[RunFile]) -> list[RunFile]:
-    """The same, from the newest run on in which a reading of a router is known."""
+    """From the newest run on in which a reading of a router is known."""
     for at, run in enumerate(runs[:_MOST_LOOKED_AT]):
         watch = RunWatch(run)
         while run.foreign and watch.run is None and watch.unread:
@@ -92,13 +91,13 @@ def fail_if_unreadable(run: RunFile) -> None:
     try:
         next(RunReader(run.name).feed(run.open().read(_FIRST_BYTES).data), None)
     except UnknownFormat as error:
-        fail(f"{run.path}: {error}", NO_VERDICT)
+        fail_to_read(run, error)
     except OSError as error:
         fail(f"{run.path}: cannot be read: {error.strerror or error}", NO_VERDICT)
 
 
 def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:
-    """The newest run that is found, or the pipe, read to its end; exits if nothing came."""
+    """The newest run, or the pipe, read to its end; exits if nothing came."""
     piped_in = search.root == PIPE
     watch = read_pipe(criteria, memory) if piped_in else read(runs_at(search)[0], criteria, memory)
     if watch.error:
@@ -112,7 +111,7 @@ def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> 
 
 
 def read(run: RunFile, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:
-    """Read a whole run; a long read shows progress on a terminal."""
+    """Read a whole run, a long one with progress."""
     watch = RunWatch(run, criteria, patient=True, memory_bytes=memory, second_from=LONG_BYTES)
     shown = time.monotonic() if run.size >= _PROGRESS_FROM_BYTES else math.inf
     with closing(watch):
@@ -128,7 +127,6 @@ def read(run: RunFile, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunW
 
 
 def read_pipe(criteria: Criteria, memory: int = DEFAULT_MEMORY, descriptor: int = 0) -> RunWatch:
-    """Read the standard input to its end."""
     watch = piped(descriptor, criteria, memory)
     assert isinstance(watch.source, PipedLog)
     while not watch.source.ended and watch.error is None:
@@ -154,7 +152,7 @@ def file_name(name: str) -> str:
 
 
 def show_progress(text: str) -> None:
-    """One line on a terminal that is written over, or removed if empty; nothing elsewhere."""
+    """One line on a terminal that is written over, or removed if empty."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}\r")  # what others print begins in the first column too
         sys.stderr.flush()
@@ -169,7 +167,7 @@ def to_file(output: Path) -> TextIO:
 
 
 def print_data(text: str) -> None:
-    """Print to standard output. A closed pipe (``| head``) does not change the exit code."""
+    """A closed pipe (``| head``) does not change the exit code."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
@@ -179,7 +177,6 @@ def print_data(text: str) -> None:
 
 
 def print_json(document: object, indent: int | None = 2) -> None:
-    """Print data as JSON; without ``indent`` as one line."""
     print_data(json.dumps(document, indent=indent, ensure_ascii=False))
 
 
@@ -189,12 +186,11 @@ def print_record(document: Mapping[str, Any]) -> None:
 
 
 def say(message: str) -> None:
-    """Print one line to standard error, in place of the progress."""
+    """Print to standard error, in place of the progress."""
     show_progress("")
     sys.stderr.write(f"moe-microscope: {safe_text(message, 8000)}\n")
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print the error and exit."""
     say(message)
     sys.exit(code)

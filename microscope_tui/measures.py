@@ -17,14 +17,14 @@ from operator import mul
 import msgspec
 
 ALWAYS_CHOSEN = 0.95
-"""An expert that this share of the tokens chooses acts as a shared expert, see ``balance``."""
+"""An expert that this share of the tokens chooses acts as a shared one."""
 EVEN_ENOUGH = 0.45
 """Only beside experts with at least this c is the busiest one excused: COLLAPSE ends above it."""
 SLACK = 0.1
-"""On screens the limits are this much looser for an expert that was left out a moment ago: else its
-noise would flip what they show. No rule uses it."""
+"""Looser on screens for an expert that was left out a moment ago: else its noise would flip them.
+"""
 STARVED_SHARE = 0.1
-"""An expert with less than this multiple of the mean count is starved (in the step or window)."""
+"""Below this multiple of the mean count an expert is starved."""
 
 
 def load(tokens_per_expert: Sequence[int]) -> list[float] | None:
@@ -65,15 +65,12 @@ _ROUNDING = 1e-3  # of counts that are scaled shares
 
 
 class Balance(msgspec.Struct, frozen=True):
-    """How even a router is, without the experts that it excuses."""
-
     collapse_index: float | None
     effective: float | None
-    """Effective experts among the judged ones."""
+    """Among the judged ones."""
     num_experts: int
-    """Number of judged experts."""
+    """Judged ones."""
     without: tuple[int, ...] = ()
-    """Experts that are left out."""
 
 
 def balance(tokens_per_expert: Sequence[int], top_k: int, slack: float = 0.0) -> Balance:
@@ -107,7 +104,7 @@ def balance(tokens_per_expert: Sequence[int], top_k: int, slack: float = 0.0) ->
 def may_excuse(
     plain: float | None, max_load: float | None, num_experts: int, top_k: int, slack: float = 0.0
 ) -> bool:
-    """Whether ``balance`` may leave out the busiest expert, from c of all experts and its load.
+    """Whether ``balance`` may leave out the busiest expert, from c of all and its load.
 
     More than all tokens choose no expert: then these are not the counts of k choices.
     """
@@ -125,10 +122,10 @@ def balance_of_summary(
     top_k: int,
     slack: float = 0.0,
 ) -> float | None:
-    """The collapse index as ``balance`` gives it, from two summaries of a step.
+    """c as ``balance`` gives it, from two summaries of a step.
 
-    They suffice to leave out one expert, but not to know which; where more may be (k ≥ 8), each
-    has so small a share that c hardly differs.
+    They suffice to leave out one expert, but not to know which; where more may be (k ≥ 8), each has
+    so small a share that c hardly differs.
     """
     plain = collapse_index(effective, num_experts, top_k)
     if not may_excuse(plain, max_load, num_experts, top_k, slack):
@@ -140,7 +137,7 @@ def balance_of_summary(
 def without_busiest(
     effective: float | None, max_load: float | None, num_experts: int, top_k: int
 ) -> float | None:
-    """The collapse index of all experts but the busiest one, each token choosing one less.
+    """c of all experts but the busiest one, each token choosing one less.
 
     With s its share of all pairs, ``H = h(s) + (1 − s) H_rest``; h is the entropy of (s, 1 − s).
     """
@@ -161,12 +158,11 @@ def max_load(tokens_per_expert: Sequence[int]) -> float | None:
 
 
 def dead_experts(tokens_per_expert: Sequence[int]) -> int:
-    """Number of experts without tokens."""
     return tokens_per_expert.count(0)
 
 
 def starved_experts(tokens_per_expert: Sequence[int], share: float = STARVED_SHARE) -> int:
-    """Number of experts below this share of the mean count (dead ones included)."""
+    """Experts below this share of the mean count, dead ones included."""
     limit = share * sum(tokens_per_expert) / max(1, len(tokens_per_expert))
     return len([count for count in tokens_per_expert if count < limit])
 
@@ -177,11 +173,11 @@ DERIVED: dict[str, Callable[[Sequence[int]], float | None]] = {
     "dead_experts": dead_experts,
     "starved_experts": starved_experts,
 }
-"""What the format's ``router`` object derives from the counts of a router."""
+"""What the format derives from the counts of a router."""
 
 
 def summarise(tokens_per_expert: Sequence[Sequence[int]]) -> dict[str, list[float | None]]:
-    """The summaries that follow from counts, one entry per router."""
+    """One entry per router."""
     return {name: list(map(derive, tokens_per_expert)) for name, derive in DERIVED.items()}
 
 
@@ -201,13 +197,11 @@ LIFT_CONFIDENT, LIFT_UNSURE = 2.0, 1.3
 def quadrant(
     collapse_index: float | None, mutual_information: float | None, selected_lift: float | None
 ) -> str | None:
-    """Balance and confidence of a router in one word; ``None`` where either is unknown.
+    """Balance and confidence of a router in one word, if both are known.
 
-    Args:
-        collapse_index: c; below 0.35 the router is ``collapsed``, however sure of itself.
-        mutual_information: relative, of the two entropies. What one token's choice reveals.
-        selected_lift: mass on the chosen k ÷ (k ÷ E). Sigmoid scores over many experts keep
-            nearly all of the entropy however sure the router is; their lift does not.
+    ``collapse_index``: below 0.35 the router is ``collapsed``, however sure of itself.
+    ``selected_lift``: mass on the chosen k ÷ (k ÷ E). Sigmoid scores over many experts keep nearly
+    all of the entropy however sure the router is; their lift does not.
     """
     if collapse_index is None:
         return None
@@ -224,9 +218,9 @@ def quadrant(
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's: 1 where both order the experts alike, −1 where they order them oppositely.
+    """Spearman's: 1 where both order the experts alike, −1 oppositely.
 
-    Equal loads share their mean rank; NaN where one of the two is constant or not finite.
+    Equal loads share their mean rank; NaN where one is constant or not finite.
     """
     from statistics import StatisticsError, correlation
 
@@ -245,7 +239,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def mean_of(values: Sequence[float | None] | None) -> float | None:
-    """The mean of the finite ones; ``None`` if there are none."""
+    """Of the finite ones, if any."""
     if not values:
         return None
     if None not in values and math.isfinite(total := sum(values)):  # type: ignore[arg-type]

@@ -24,7 +24,6 @@ from microscope_tui.scenarios import SCENARIOS, write_run, writing
 from microscope_tui.sources import FORMATS
 
 _ANSWER_S = 2.0
-_ANSWER_SHOWN = 200
 
 
 def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None = None) -> int:
@@ -97,7 +96,7 @@ def doctor() -> int:
 
 
 def tmux_says() -> str:
-    """The features of the terminal outside; empty where tmux fails or hangs."""
+    """The features of the terminal outside, if tmux answers."""
     command = ["tmux", "display-message", "-p", "#{client_termfeatures}"]
     try:
         done = subprocess.run(
@@ -105,7 +104,7 @@ def tmux_says() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return safe_text(done.stdout.decode("utf-8", "replace").strip(), _ANSWER_SHOWN)
+    return safe_text(done.stdout.decode("utf-8", "replace").strip(), 200)
 
 
 def demo(

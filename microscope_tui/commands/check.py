@@ -1,8 +1,8 @@
 """``moe-microscope check``: a verdict for Slurm, CI and cron, as text or JSON and as exit code.
 
 ``--follow`` is one loop: it polls the log twice a second, prints what is new, and passes it to the
-user's command. It ends with the run: at once, or at the deadline until which a stopped run may
-resume. Ctrl-C and SIGTERM (of batch systems) stop it between two polls, with the verdict so far.
+user's command. It ends with the run, or at the deadline until which a stopped run may resume.
+Ctrl-C and SIGTERM (of batch systems) stop it between two polls, with the verdict so far.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ from microscope_tui.watch import (
 POLL_S = 0.5
 _BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up
 _GONE_S = 5.0
-"""A log that is being replaced is missing for a short time."""
+"""A log that is replaced is missing for a short time."""
 _HEAD_BYTES = 1 << 16
 _FINAL_REASONS = ("finished", "failed", "collapse")
 
@@ -161,7 +161,7 @@ def _baseline(path: Path, source: SourceRequest) -> Baseline:
 
 
 def _compare(watch: RunWatch, baseline: Baseline | None) -> None:
-    """Exit with a usage error if the run and the baseline have different routers."""
+    """Exit if the run and the baseline have different routers."""
     if baseline is None or watch.run is None:
         return
     if (mismatch := baseline.mismatch(watch.run)) is not None:
@@ -192,7 +192,7 @@ def _check_format(path: Path, options: CheckOptions) -> int:
 def _follow(
     search: Search, request: CheckRequest, options: CheckOptions, baseline: Baseline | None
 ) -> int:
-    """Follow the newest run to its end; the exit code of its verdict."""
+    """Follow the newest run to its end."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
     stop = Event()
 
@@ -226,7 +226,7 @@ def _follow(
 
 
 def _read_on(watch: RunWatch, stop: Event) -> bool:
-    """Read and judge everything new; true if there was anything."""
+    """Read and judge what is new; true if there was anything."""
     before, moved = watch.error, watch.advance()
     while watch.unread and not stop.is_set():
         watch.advance()
@@ -255,9 +255,8 @@ class Ending:
     def __init__(
         self, watch: RunWatch, wait_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``wait_s``: how long to wait for a run without new records."""
         self.remark = ""
-        """Of the report, after waiting without a result."""
+        """Of the report."""
         self._watch = watch
         self._wait_s = wait_s
         self._clock = clock
@@ -308,14 +307,12 @@ class Ending:
 
 
 class Notifier:
-    """``--notify-command``: runs the user's command for every alert.
+    """``--notify-command``: runs the user's command for every alert, a line of JSON on its input.
 
-    Nothing from a log is ever part of the command. The finding is one line of JSON on its standard
-    input. A failure never stops ``--follow``.
+    Nothing from a log is ever part of the command, and no failure stops ``--follow``.
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
-        """At most ``at_once`` run at a time, and none longer than the timeout."""
         self._command = command
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(at_once)
@@ -328,7 +325,7 @@ class Notifier:
         self._pending.append(self._pool.submit(self._run, line))
 
     def finish(self, within_s: float = 60.0) -> None:
-        """Wait for running and queued commands, up to a timeout."""
+        """Wait for commands, up to a timeout."""
         try:
             if left := wait(self._pending, within_s).not_done:
                 self._say(f"{len(left)} alerts not delivered within {within_s:.0f} s; dropped")
@@ -370,14 +367,14 @@ class Notifier:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the command and its children, which are in their own session."""
+    """Kill the command and its children, in their own session."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(1.0)
 
 
 def _to_follow(search: Search, request: CheckRequest, stop: Event) -> RunWatch:
-    """The run to follow: the pipe, or the newest one as soon as it exists."""
+    """The pipe, or the newest run as soon as it exists."""
     path = search.root
     if path == PIPE:
         return piped(0, request.criteria)
@@ -395,7 +392,7 @@ def _to_follow(search: Search, request: CheckRequest, stop: Event) -> RunWatch:
 
 
 def _newest(search: Search) -> RunFile | None:
-    """The newest run, or ``None`` while waiting makes sense; else exits."""
+    """The newest run; ``None`` while waiting makes sense."""
     path, _ = split_run(search.root)
     if not path.exists():
         if not path.parent.is_dir():

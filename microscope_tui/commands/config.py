@@ -1,7 +1,6 @@
 """The config file: the tables ``[rules.NAME]``, ``[keys]``, ``[view]`` and ``[import.map]``.
 
-All commands read the same file, and ``check`` reports what it changed. Unknown names are errors: a
-typo must not be ignored.
+``check`` reports what it changed. Unknown names are errors: a typo must not be ignored.
 """
 
 import tomllib
@@ -37,53 +36,51 @@ _CHOICES = {
 
 
 class _BadConfig(ValueError):
-    """The file is invalid; the message says where and what to write."""
+    """The message says where and what to write."""
 
 
 class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The ``[view]`` table: how the screens look and behave."""
+    """The ``[view]`` table."""
 
     palette: Palette = Palette.DIVERGING
     glyphs: GlyphChoice = "auto"
     color: Color = "auto"
     theme: Theme = "dark"
     bell: bool = False
-    """Ring the terminal's bell for a critical alert."""
+    """At a critical alert."""
     remember: bool = True
-    """Save the view settings of each folder."""
+    """Save the view of each folder."""
 
 
 class UserConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a config file."""
+    """A config file."""
 
     path: Path
     limits: Limits = DEFAULTS
     changes: tuple[str, ...] = ()
-    """The changed limits, in words, to report with a verdict."""
+    """In words, to report with a verdict."""
     keys: Mapping[str, object] = msgspec.field(default_factory=dict)
-    """The ``[keys]`` table, unchecked; see ``keymap_from``."""
+    """``[keys]``, unchecked; see ``keymap_from``."""
     view: ViewConfig = ViewConfig()
     rules: tuple[Rule, ...] = ()
-    """The ``[import.map]`` table: which keys of other tools are which quantity."""
+    """``[import.map]``."""
 
     @property
     def criteria(self) -> Criteria:
-        """The criteria that the screens judge by."""
         return Criteria(limits=self.limits)
 
     def with_options(self, **given: object) -> "UserConfig":
-        """The same with view settings of the command line, which win; empty ones do not count."""
+        """With view settings of the command line, which win; empty ones do not count."""
         view: dict[str, Any] = {name: value for name, value in given.items() if value}
         return replace(self, view=replace(self.view, **view))
 
 
 def default_config() -> Path:
-    """Default path of the config file."""
     return user_config_path("moe-microscope", appauthor=False) / "config.toml"
 
 
 def read_config(config: Path | None = None) -> UserConfig:
-    """Read ``config``, or the default file if it exists; an invalid file is a usage error."""
+    """``config``, or the default file if it exists; an invalid file is a usage error."""
     path = config or default_config()
     try:
         return _config_of(path, tomllib.loads(path.read_text(encoding="utf-8")))
@@ -104,7 +101,7 @@ def read_config(config: Path | None = None) -> UserConfig:
 def keymap_from(config: UserConfig) -> Mapping[str, str]:
     """The ``[keys]`` table, checked; invalid keys are a usage error.
 
-    It imports Textual, which reads its settings from the environment: call it when the UI opens.
+    It imports Textual, which reads the environment: call it when the UI opens.
     """
     if not config.keys:
         return {}
@@ -156,7 +153,7 @@ def _table(table: object, name: str, below: str) -> dict[str, object]:
 
 
 def _key_rules(table: Mapping[str, object]) -> tuple[Rule, ...]:
-    """The pairs of ``[import.map]``: a quantity, and one pattern or a list of them."""
+    """``[import.map]``: a quantity, and one pattern or a list of them."""
     for name in table:
         if name != "map":
             raise _BadConfig(f"[import] {safe_text(name, 40)}: no such key; there is [import.map]")

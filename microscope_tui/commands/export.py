@@ -130,7 +130,6 @@ def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE
 
 
 def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
-    """A folder for every run."""
     folders: dict[Path, RunFile] = {}
     for run in runs:
         name = file_name(run.name)
@@ -140,7 +139,7 @@ def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
 
 
 def _write_log(run: RunFile, folder: Path) -> bool:
-    """Write one run; false if it holds nothing."""
+    """False if it holds nothing."""
     log = folder / LOG_NAME
     lines = 0
     try:

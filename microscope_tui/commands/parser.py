@@ -1,6 +1,6 @@
 """The command line: every command with its options, parsed by cyclopts.
 
-A command is imported when it is called, not before: ``check`` does not wait for the screens.
+A command is imported when it is called: ``check`` does not wait for the screens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ moe-microscope placement logs/first --ranks 4 --replicas 4
 moe-microscope placement dump/ --ranks 16 --write sglang map.json
 moe-microscope mismatch logs/probe-a logs/probe-b --max-share 0.1
 """
-"""Printed on the page of their command, the others on the first."""
+"""On the page of their command, or the first one."""
 
 
 def watch(

@@ -100,7 +100,7 @@ class PlacementOptions:
     as_json: AsJson = False
 
     def request(self) -> Request:
-        """What to study; exits if a number is out of range."""
+        """What to study."""
         refuse_below(1, ranks=self.ranks, nodes=self.nodes, groups=self.groups)
         refuse_below(1, hidden_layers=self.hidden_layers)
         refuse_below(0, replicas=self.replicas)

@@ -143,7 +143,6 @@ def _run(
 
 
 def _default_folder(name: str) -> Path:
-    """``logs/probe-MODEL-DATE``."""
     folder = DEFAULT_PATH / f"probe-{file_name(name)}-{time.strftime('%Y-%m-%d-%H%M%S')}"
     if folder.exists():
         fail(f"{folder}: exists already; name another folder with -o", USAGE)
@@ -151,15 +150,13 @@ def _default_folder(name: str) -> Path:
 
 
 class _Messages(logging.Handler):
-    """Prints alerts and warnings of the probe, on lines of their own."""
+    """Prints warnings of the probe on lines of their own."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
 
 
 class _Progress:
-    """How far it is, and how long it still takes."""
-
     def __init__(self) -> None:
         self._began = self._shown = time.monotonic()
 

@@ -84,7 +84,7 @@ def coverage(
 
 
 def _window_length(run: RunFile) -> int | None:
-    """Mean tokens of a window, if the run is a probe."""
+    """Mean tokens of a window of a probe."""
     try:
         with Routing(run.path.with_name(FILE_NAME)) as routing:
             if not routing.tokens:
@@ -141,7 +141,7 @@ def mismatch(
 def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing], list[bool], bool]:
     """Both sides, which of them are an engine's output, and whether both have token ids.
 
-    An engine's output is read with the model's shape that the other side has.
+    An engine's output is read with the shape of the other side.
     """
     paths = [path / FILE_NAME if path.is_dir() else path for path in places]
     engine = [path.suffix in SUFFIXES for path in paths]

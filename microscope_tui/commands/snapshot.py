@@ -117,16 +117,12 @@ def snapshot(
         text = _as_json(search, user, wanted)
     else:
         text = _drawn(search, user, wanted, picture)
-    return _write(text, picture.output)
-
-
-def _write(text: str, output: Path | None) -> int:
-    if output is None or output == PIPE:
+    if picture.output in (None, PIPE):
         print_data(text)
     else:
-        with to_file(output) as file:
+        with to_file(picture.output) as file:
             file.write(text + "\n")
-        say(f"written: {output}")
+        say(f"written: {picture.output}")
     return 0
 
 
@@ -201,7 +197,7 @@ def _mismatch(run: RunFile, against: RunFile | None) -> str:
 def _drawn(
     search: Search, user: UserConfig, wanted: PictureRequest, options: PictureOptions
 ) -> str:
-    """The screen as the application draws it; the main screen as text needs none."""
+    """As the application draws it; the main screen as text needs none."""
     columns, rows = _size(options.size) or (wanted.columns, wanted.rows)
     glyphs = glyphs_for(options.alphabet, sys.stdout)
     svg = options.format == "svg"
@@ -237,7 +233,7 @@ def _fleet(search: Search, user: UserConfig) -> Fleet:
 
 
 def _cards(fleet: Fleet) -> Sequence[RunCard]:
-    """All runs; live ones are judged, finished ones as far as time allows."""
+    """Live runs are judged, finished ones as far as time allows."""
     for _ in range(2):  # it follows the live ones once all are found
         fleet.search(now=True)
         while fleet.turn():
@@ -249,7 +245,7 @@ def _cards(fleet: Fleet) -> Sequence[RunCard]:
 
 
 def print_snapshot(search: Search, user: UserConfig, memory: int, cost: CostRequest) -> int:
-    """Print the main screen of the newest run, all layers, where there is no terminal."""
+    """Print the main screen where there is no terminal."""
     if search.root == PIPE:
         say("no terminal here: printing a snapshot at the end of the input instead")
     watched = newest(search, user.criteria, memory)
@@ -261,7 +257,7 @@ def print_snapshot(search: Search, user: UserConfig, memory: int, cost: CostRequ
 
 
 def _moment(watched: RunWatch, step: int | None) -> Pin | None:
-    """The step to show, with a note on standard error if it differs from the request."""
+    """The step to show, with a note if it is not the one requested."""
     if step is None:
         return None
     if step < 1:

@@ -1,7 +1,7 @@
 """``moe-microscope [PATH]``: opens the screens, or prints a snapshot without a terminal.
 
-Textual is imported late, so that ``check`` starts quickly on a login node; and what only other
-commands need is not imported, so that the first frame comes soon.
+Textual is imported late, and what only other commands need is not, so that the first frame comes
+soon.
 """
 
 import os
@@ -34,10 +34,7 @@ def watch_with(
     source: SourceRequest | None = None,
     cost: CostRequest = OF_HEADER,
 ) -> int:
-    """Open the screens on ``path``, a pipe for ``-``.
-
-    ``memory`` are the bytes that the history may take, ``spool`` those of a pipe kept on disk.
-    """
+    """Open the screens on ``path``, a pipe for ``-``; ``memory``, ``spool``: bytes to use."""
     search = Search(path, source or SourceRequest(rules=user.rules))
     if not (sys.stderr.isatty() and (path == PIPE or sys.stdin.isatty())):
         from microscope_tui.commands.snapshot import print_snapshot
@@ -72,9 +69,9 @@ def _watch_pipe(user: UserConfig, memory: int, spool: int, cost: CostRequest) ->
 def _dismiss_writers(descriptor: int) -> list[str]:
     """Stop the programs of our pipeline that write to our pipe; the names of those that stay.
 
-    A shell takes its terminal back only when all of them have ended, and ``tail -F`` may wait hours
-    for its next line. So each gets SIGPIPE now, as it would at its next write, unless it ignores
-    the signal (``ssh``, a trainer in Python). Without ``/proc`` nothing is done.
+    A shell takes its terminal back only when all have ended, and ``tail -F`` may wait hours for its
+    next line. So each gets SIGPIPE now, as it would at its next write, unless it ignores the signal
+    (``ssh``, a trainer in Python). Without ``/proc`` nothing is done.
     """
     staying: list[str] = []
     with suppress(OSError):
@@ -102,14 +99,12 @@ def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
     _prepare_terminal(view.color)
     from microscope_tui.app import Preferences, begin
 
-    interval_s = _REMOTE_S if is_remote(os.environ) else _LOCAL_S
-    own_keys = keymap_from(user)
     preferences = Preferences(
         palette=view.palette,
-        interval_s=interval_s,
+        interval_s=_REMOTE_S if is_remote(os.environ) else _LOCAL_S,
         bell=view.bell,
         remember=view.remember,
-        keymap=own_keys,
+        keymap=keymap_from(user),
         cost=cost,
         theme=view.theme,
     )
@@ -127,7 +122,7 @@ def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
 
 
 def _prepare_terminal(color: str) -> None:
-    """Set what Textual reads at import; the user's own settings win."""
+    """Set what Textual reads; the user's own settings win."""
     if os.environ.get("TERM", "dumb") == "dumb":
         fail("TERM=dumb cannot show the microscope: use `snapshot` or `check`, or set TERM", USAGE)
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")

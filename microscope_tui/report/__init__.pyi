@@ -34,11 +34,7 @@ from .doctor import (
     layout_of as layout_of,
     recommended as recommended,
 )
-from .explain import (
-    as_list as as_list,
-    explained as explained,
-    rule_text as rule_text,
-)
+from .explain import as_list as as_list, explained as explained, rule_text as rule_text
 from .export import (
     EXPERT_COLUMNS as EXPERT_COLUMNS,
     ROUTER_COLUMNS as ROUTER_COLUMNS,

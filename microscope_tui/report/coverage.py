@@ -1,13 +1,12 @@
 """How many real tokens every expert has seen, in a probe, a run or an importance matrix.
 
-A training run changes its routers, so its last counted steps describe it; an evaluation does not,
-and all of it counts.
+A training run changes its routers, so its last counted steps describe it.
 
 How many more tokens an expert needs comes with a 95 % interval: its n hits in T tokens measure the
 share T / (T + M) of N − 1 hits that are spread over the T + M tokens that it takes to reach N (see
-docs/coverage-and-mismatch.md). The interval of that proportion is the score interval of Wilson
-(1927) with continuity correction (Newcombe 1998, Stat. Med. 17:857-872, method 4). Without a hit
-there is only a lower limit: the rule of three.
+docs/coverage-and-mismatch.md). It is the score interval of Wilson (1927) with continuity correction
+(Newcombe 1998, Stat. Med. 17:857-872, method 4). Without a hit there is only a lower limit: the
+rule of three.
 """
 
 import math
@@ -24,7 +23,7 @@ from microscope_tui.report.export import surviving_steps
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values, plural
 
 LAST_STEPS = 200
-"""Counted steps at the end of a training run that describe it."""
+"""Counted steps that describe a training run."""
 _SHARES = 1_000_000
 _LIMITS = {
     "top1": "only first choices are known: the real counts are higher",
@@ -34,7 +33,7 @@ _LIMITS = {
 _Z = 1.959963984540054
 _Z2 = _Z * _Z
 _NEVER_SEEN = 0.05
-"""Chance of no hit at the limit: with ln 20 ≈ 3 in the exponent, the rule of three."""
+"""Chance of no hit at the limit: ln 20 ≈ 3 gives the rule of three."""
 _WIDTH = 79
 _MOST_ROWS = 20
 _CAUTION = (
@@ -49,15 +48,15 @@ _INTERVAL = (
 
 class Need(msgspec.Struct, frozen=True):
     tokens: float | None
-    """Estimate from the measured share; ``None`` without a hit."""
+    """Estimate; ``None`` without a hit."""
     low: float
-    """Lower end of the interval; without a hit, a one-sided limit of 95 %."""
+    """Without a hit, a one-sided limit of 95 %."""
     high: float | None
-    """Upper end; ``None`` without a hit: it may never be reached."""
+    """``None`` without a hit: it may never be reached."""
 
 
 def further(hits: int, tokens: int, wanted: int) -> Need | None:
-    """What is needed after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached."""
+    """What is needed after ``hits`` in ``tokens`` tokens, if anything."""
     missing = wanted - hits
     if missing <= 0:
         return None
@@ -70,7 +69,7 @@ def further(hits: int, tokens: int, wanted: int) -> Need | None:
 
 
 def score_interval(hits: int, of: int) -> tuple[float, float]:
-    """95 % interval of a proportion of 1 or more: Wilson's score with continuity correction."""
+    """Wilson's score interval of a proportion of 1 or more, with continuity correction."""
     share = hits / of
     scale = 2 * (of + _Z2)
     middle = 2 * hits + _Z2
@@ -93,7 +92,7 @@ class ExpertCoverage(msgspec.Struct, frozen=True):
     mean_output_norm: float | None
     saliency: float | None
     more_tokens: float | None
-    """What is missing, as in ``Need``; 0 if it has enough."""
+    """As in ``Need``; 0 if it has enough."""
     more_tokens_low: float
     more_tokens_high: float | None
     more_sequences: float | None
@@ -108,7 +107,7 @@ class LayerCoverage(msgspec.Struct, frozen=True):
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """The coverage of a run; its JSON has the same keys."""
+    """Its JSON has the same keys."""
 
     run: str
     min_tokens: int
@@ -133,12 +132,12 @@ class _Sums:
         self.counts = [0] * router.num_experts
         self.tokens = 0.0
         self.means = [(zeros[:], zeros[:]) for _ in range(2)]
-        """Mean weight, then mean output norm: per expert the sum over pairs, and the pairs."""
+        """Weight, then output norm: per expert the sum over pairs, and the pairs."""
 
     def add(
         self, counts: str, row: Sequence[int], tokens: float | None, means: Sequence[Values | None]
     ) -> None:
-        """Add a step; ``counts`` is the kind of counts by the header."""
+        """Add a step; ``counts``: their kind."""
         top_k = self.router.top_k
         spent = float(tokens or 0)  # 0: unknown
         if counts == "shares":
@@ -166,7 +165,7 @@ def coverage_of(
 ) -> Coverage:
     """Count the tokens of every expert from step ``first`` to step ``last``.
 
-    Without either, a training run is covered by its last ``LAST_STEPS`` counted steps.
+    By default in the last ``LAST_STEPS`` counted steps of a training run, and in all of another.
     ``length_of`` gives the length of a sequence where the header has none.
     """
     whole_run = first is last is None

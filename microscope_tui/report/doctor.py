@@ -1,8 +1,7 @@
 """``moe-microscope doctor``: what the terminal can show, why, and what would improve it.
 
-The rules for colours are those of Rich and Textual; a test compares them. They are repeated here
-because neither reports its reasons, and because tmux and GNU screen show 256 colours even if TERM
-promises 16, so the screens use them.
+The rules for colours are those of Rich and Textual, which do not report reasons; a test compares
+them. tmux and GNU screen show 256 colours even if TERM promises 16, so the screens use them.
 """
 
 import re
@@ -24,10 +23,9 @@ _WIDTH = 74
 
 class Colours(msgspec.Struct, frozen=True):
     system: str | None
-    """``truecolor``, ``256`` or ``16``; ``None`` if the screens cannot open."""
+    """``truecolor``, ``256``, ``16``; ``None``: the screens cannot open."""
     reason: str
     remedy: str = ""
-    """What to do if the screens cannot open."""
 
 
 class Terminal(msgspec.Struct, frozen=True):
@@ -35,30 +33,27 @@ class Terminal(msgspec.Struct, frozen=True):
     encoding: str
     glyphs: Glyphs
     size: tuple[int, int] | None
-    """Columns and rows; ``None`` without a terminal."""
+    """Columns and rows."""
     used: tuple[int, int] | None
-    """The size that Textual uses: COLUMNS and LINES come first where they are set."""
+    """What Textual uses: COLUMNS and LINES come first."""
     tmux: str = ""
-    """In tmux: the features of the terminal outside, as tmux reports them."""
+    """The features of the terminal outside, as tmux reports them."""
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
-    """Whether in tmux or GNU screen, here or on the machine that the SSH session came from."""
+    """Whether in tmux or GNU screen, here or where the SSH session came from."""
     term = environment.get("TERM", "").strip().lower()
     inside = environment.get("TMUX") or environment.get("STY")
     return bool(inside) or term.split("-")[0].split(".")[0] in _IN_MULTIPLEXER
 
 
 def is_remote(environment: Mapping[str, str]) -> bool:
-    """Whether bandwidth may be scarce: over SSH, or in tmux or screen.
-
-    Both outlive connections: their environment does not show where they are attached now.
-    """
+    """Whether bandwidth may be scarce: over SSH, or in tmux or screen, which outlive it."""
     return bool(environment.get("SSH_CONNECTION")) or in_multiplexer(environment)
 
 
 def colours_of(environment: Mapping[str, str]) -> Colours:
-    """How many colours the screens use, by TERM, COLORTERM and TEXTUAL_COLOR_SYSTEM."""
+    """By TERM, COLORTERM and TEXTUAL_COLOR_SYSTEM."""
     forced = environment.get("TEXTUAL_COLOR_SYSTEM", "auto")
     term = environment.get("TERM", "").strip().lower()
     shown = safe_text(term, _SHOWN)

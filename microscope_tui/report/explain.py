@@ -1,4 +1,4 @@
-"""Explains a rule: its meaning, when it fires, its limits and their sources, and what mutes it."""
+"""Explains a rule: meaning, formula, limits and their sources, and what mutes it."""
 
 import textwrap
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ def _silenced_by(name: str) -> list[str]:
 
 
 def _typical_remedy(name: str) -> str | None:
-    """What the rule advises in a small run that balances by bias."""
+    """What it advises in a small run that balances by bias."""
     if RULES[name].remedy_by_cause:
         return None
     router = RouterInfo("L1", 1, 64, 8)

@@ -1,8 +1,7 @@
 """Runs as data: tidy tables for pandas or a spreadsheet, and one JSON object with all of a view.
 
-What was not measured is an empty cell, or null. A number that is not finite was measured, and is
-written by its name. Steps that a restart superseded are left out, so a run is read twice: first
-the step numbers, then the rows.
+What was not measured is an empty cell, or null; a number that is not finite is written by its name.
+Steps that a restart superseded are left out, so a run is read twice.
 """
 
 import csv
@@ -32,8 +31,6 @@ from microscope_tui.runlog import (
 )
 from microscope_tui.watch import LayerView, RunCard, RunView, Trouble, balance_now
 
-VIEW_SCHEMA = 2
-RUNS_SCHEMA = 1
 _PLACE = ("run", "step", "router", "layer", "depth")
 _STEP = ("time", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "step_time_s")
 _SUMMARIES = RouterSummary.__struct_fields__
@@ -67,11 +64,10 @@ def view_csv(view: RunView) -> str:
 def view_json(view: RunView, cost: Cost | None = None) -> str:
     """The whole view as one line of JSON, findings with the keys of ``docs/check-json.md``.
 
-    The diagnosis has seen the log up to ``judged_step``; ``tokens_per_expert``, ``load`` and
-    ``expert_bias`` are of ``counts_step``.
+    ``tokens_per_expert``, ``load`` and ``expert_bias`` are of ``counts_step``.
     """
     document: dict[str, Any] = {
-        "schema_version": VIEW_SCHEMA,
+        "schema_version": 2,
         "run": view.name,
         **_values(view, "step", "counts_step", "state"),
         "judged": view.no_verdict is None,
@@ -87,8 +83,8 @@ def view_json(view: RunView, cost: Cost | None = None) -> str:
 def runs_json(cards: Sequence[RunCard]) -> str:
     """The list of runs as one line of JSON.
 
-    ``findings`` are the active ones, and null for a run that has not been judged; ``judged``
-    is false without a verdict, and ``no_verdict`` is the reason if it is known.
+    ``findings`` are the active ones, null for a run that is not judged; ``judged`` is false without
+    a verdict, and ``no_verdict`` the reason, if known.
     """
     runs = [
         {
@@ -104,7 +100,7 @@ def runs_json(cards: Sequence[RunCard]) -> str:
         }
         for card in cards
     ]
-    return encode_record({"schema_version": RUNS_SCHEMA, "runs": runs}).decode()
+    return encode_record({"schema_version": 1, "runs": runs}).decode()
 
 
 def _in_short(findings: Iterable[Trouble]) -> list[dict[str, Any]]:
@@ -119,7 +115,7 @@ def _values(thing: object, *names: str) -> dict[str, Any]:
 
 
 def effective_experts(layer: LayerView, view: RunView) -> float | None:
-    """Number of equally used experts that would be as uneven as the load of ``layer``."""
+    """How many equally used experts would be as uneven as ``layer``."""
     return value_at(view.record.router.effective_experts, layer.index) if view.record else None
 
 
@@ -143,7 +139,7 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
 
 
 def _scalars(record: StepRecord | None) -> dict[str, Any]:
-    """Values of the whole run; all null before the first step."""
+    """All null before the first step."""
     names = [name for name in StepRecord.__struct_fields__ if name not in ("step", "router")]
     values = _values(record, *names) if record else dict.fromkeys(names)
     if values["losses"]:
@@ -158,7 +154,7 @@ def write_csv(columns: Sequence[str], rows: Iterable[Row], file: TextIO) -> None
 
 
 def _cell(value: Cell) -> Cell:
-    """Escape names that a spreadsheet would run as formulas; numbers stay numbers."""
+    """Escape names that a spreadsheet would run as formulas."""
     if isinstance(value, str):
         # A full-width = is a formula as well.
         first = unicodedata.normalize("NFKC", value.lstrip()[:1])
@@ -169,13 +165,13 @@ def _cell(value: Cell) -> Cell:
 
 
 def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
-    """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``."""
+    """In the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``."""
     for run, entry in surviving_steps(file):
         yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
 
 
 def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
-    """The steps that no restart superseded, each with the header it was written under."""
+    """The steps that no restart superseded, each with its header."""
     kept = iter(_surviving(file))
     run: RunRecord | None = None
     for entry in entries_of(file):

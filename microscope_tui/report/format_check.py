@@ -1,7 +1,7 @@
 """``moe-microscope check --format-only``: validates a file against the run log format.
 
-One line per problem, in the format of compiler errors, so that an editor can jump to it. The file
-is read as a stream; only the longest line is kept.
+One line per problem, as of a compiler, so that an editor can jump to it. The file is read as a
+stream.
 """
 
 import os
@@ -38,18 +38,18 @@ class FormatReport(msgspec.Struct, frozen=True):
     path: str
     lines: int
     records: Mapping[str, int]
-    """Number of records by kind: ``run``, ``step``, ``event`` and ``other`` (unknown kinds)."""
+    """By kind: ``run``, ``step``, ``event`` and ``other``."""
     problems: Sequence[Problem]
 
     def count(self, severity: str) -> int:
-        """Number of problems, including those that are only summed up."""
+        """With those that are only summed up."""
         return sum(p.count for p in self.problems if p.severity == severity)
 
 
 def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
     """Check a log, compressed or not, or the folder of one run, or ``descriptor`` by this name.
 
-    What cannot be read is a report with that one problem, never an exception.
+    What cannot be read is a problem, never an exception.
     """
     if path.is_dir():
         path = path / LOG_NAME
@@ -67,7 +67,7 @@ def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
 
 
 def exit_code(report: FormatReport) -> int:
-    """0 where nothing breaks the format (hints are allowed), 3 for errors or no records at all."""
+    """0 where nothing breaks the format, 3 for errors or no records at all."""
     known = sum(number for kind, number in report.records.items() if kind != "other")
     return HEALTHY if known and not report.count("error") else NO_VERDICT
 

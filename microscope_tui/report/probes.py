@@ -1,7 +1,7 @@
 """Probes as data: the tokens from the cursor on, the slices of a layer, and two probes compared.
 
-``schema_version`` is 1: keys may be added. What was not measured is null. Text is made safe to
-print; the bytes of a token that is not text on its own are ``�`` there.
+``schema_version`` is 1: keys may be added. What was not measured is null. The bytes of a token that
+is not text on its own are ``�``.
 """
 
 from pathlib import Path

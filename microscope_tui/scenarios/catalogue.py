@@ -12,12 +12,10 @@ _STEADY = 100  # tokens per expert and step at which no expert of a skewed rank 
 
 
 def any_shape(shape: Shape) -> bool:
-    """Enough experts for a choice."""
     return shape.num_experts >= 2 * shape.top_k
 
 
 def several_choices(shape: Shape) -> bool:
-    """Tokens choose more than one expert."""
     return any_shape(shape) and shape.top_k > 1
 
 
@@ -41,9 +39,8 @@ class Scenario:
     name: str
     build: Callable[[Shape, random.Random], Run]
     fits: Callable[[Shape], bool] = any_shape
-    """Whether the scenario supports the shape."""
     steps: int = 1500
-    """Default number of steps."""
+    """By default."""
 
 
 _ALL = (

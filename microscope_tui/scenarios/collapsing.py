@@ -39,7 +39,7 @@ BESIDE_COLLAPSE = {
     "DROPS": "crit",
     "BIAS_RUNAWAY": "warn",
 }
-"""Correct for every collapsed router: its other experts get nothing, and no bias revives them."""
+"""Its other experts get nothing, and no bias revives them."""
 
 
 def growing(onset: int, every: float, limit: float = 20.0) -> ByStep:
@@ -50,13 +50,12 @@ def growing(onset: int, every: float, limit: float = 20.0) -> ByStep:
 def collapsing(
     popularity: Popularity, sick: Sequence[int], onset: int, *, confident: bool
 ) -> Course:
-    """A course with routers that fall from ``onset`` on; their bias has no effect.
+    """A course with routers that fall from ``onset`` on, confident ones certain of every token."""
 
-    Confident routers are certain of every token; the others keep most of their entropy.
-    """
+    share_of = growing(onset, 100, limit=1.0)
 
     def fallen(router: int, step: int) -> float:
-        return min(1.0, max(0.0, (step - onset) / 100)) if router in sick else 0.0
+        return share_of(step) if router in sick else 0.0
 
     def token_entropy(router: int, step: int) -> float:
         share = fallen(router, step)
@@ -143,16 +142,12 @@ def divergence(shape: Shape, rng: random.Random) -> Run:
     learned = falling_loss(shape)
     popularity = pulled(settled(shape, rng), hot_experts(shape, sick, rng), growing(load, 20))
 
-    def z_scale(router: int, step: int) -> float:
-        if step < logits or router not in sick:
-            return 1.0
-        return math.exp(min(5.0, (step - logits) / 60))
-
+    gradient, logit, worse = growing(onset, 25, 9), growing(logits, 60, 5), growing(load, 60, 4)
     course = replace(
         collapsing(popularity, sick, load, confident=True),
-        grad_scale=lambda step: math.exp(min(9.0, max(0.0, (step - onset) / 25))),
-        z_scale=z_scale,
-        loss=lambda step: learned(step) + min(4.0, max(0.0, (step - load) / 60)),
+        grad_scale=lambda step: math.exp(gradient(step)),
+        z_scale=lambda router, step: math.exp(logit(step)) if router in sick else 1.0,
+        loss=lambda step: learned(step) + worse(step),
     )
     found = (
         Expected(rule="GRADSPIKE", onset=onset, tolerance=75),
@@ -163,7 +158,7 @@ def divergence(shape: Shape, rng: random.Random) -> Run:
 
 
 def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: ByStep) -> Popularity:
-    """``base`` where the chosen experts of some routers have ``level(step)`` of the mean share."""
+    """``base`` where some experts have ``level(step)`` of the mean share."""
 
     def popularity(router: int, step: int) -> Sequence[float]:
         weights = base(router, step)
@@ -196,7 +191,7 @@ def starving(shape: Shape, rng: random.Random) -> Run:
 
 
 def thin(shape: Shape, rng: random.Random, level: ByStep) -> Run:
-    """A fine-tuning of one router with experts of this level; its truth holds the router."""
+    """A fine-tuning of one router with experts of this level."""
     (sick,) = some_routers(shape, 1 / shape.routers, rng)
     number = max(1, math.ceil(shape.num_experts / 8))
     few = {sick: rng.sample(range(shape.num_experts), number)}

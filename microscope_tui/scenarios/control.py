@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from microscope_tui.scenarios.collapsing import growing
 from microscope_tui.scenarios.course import Course, Meter, run_along
 from microscope_tui.scenarios.healthy import settled
 from microscope_tui.scenarios.popularity import blended, pulled, scaled_to, settling, uneven
@@ -13,7 +14,7 @@ from microscope_tui.scenarios.run import Expected, Record, Run, Shape, around, s
 TOO_FAST = 0.05
 _FOUR_RANKS = (1.68, 0.95, 0.75, 0.62)
 _EIGHT_RANKS = (1.7, 1.1, 1.0, 0.95, 0.9, 0.85, 0.78, 0.72)
-"""Load of every rank; one carries far more than its share, with no conspicuous expert."""
+"""Of every rank; one carries far more than its share, with no conspicuous expert."""
 LINT = Expected(rule="LINT")
 
 
@@ -64,7 +65,7 @@ def bias_runaway(shape: Shape, rng: random.Random) -> Run:
         most = sorted(drawn)[-min(2, shape.top_k)]  # one alone would be a hot expert
         skewed[router] = scaled_to([min(most, log) for log in drawn], shape, target)
     course = Course(
-        popularity=blended(even, skewed, lambda step: min(1.0, max(0.0, (step - onset) / 80))),
+        popularity=blended(even, skewed, growing(onset, 80, limit=1)),
         unheeded=lambda router, step: step >= onset and router in sick,
     )
     found = Expected(rule="BIAS_RUNAWAY", routers=sick, onset=onset, tolerance=200)
@@ -116,7 +117,7 @@ def dead_gradient(shape: Shape, rng: random.Random) -> Run:
 
 
 def ranks_of(shape: Shape) -> tuple[float, ...]:
-    """The loads of the ranks of a skewed run; none where the experts fill no ranks."""
+    """The loads of the ranks of a skewed run, if the experts fill any."""
     if shape.num_experts >= 32 and shape.num_experts % 8 == 0:
         return _EIGHT_RANKS
     return _FOUR_RANKS if shape.num_experts >= 8 and shape.num_experts % 4 == 0 else ()

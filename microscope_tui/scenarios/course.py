@@ -48,7 +48,7 @@ class Course:
 
     popularity: Popularity
     concentration: ByStep = lambda step: 300.0
-    """How steady popularity is from step to step: its jitter has variance 1 ÷ this."""
+    """Of popularity: its jitter has variance 1 ÷ this."""
     token_entropy: ByRouter = sharpening
     """Token entropy ÷ entropy of the mean probability."""
     softness: ByRouter = lambda router, step: 0.1
@@ -62,14 +62,13 @@ class Course:
     bias_update_rate: float | None = BIAS_UPDATE_RATE
     """``None``: no balancing bias."""
     unheeded: Callable[[int, int], bool] = lambda router, step: False
-    """The bias of this router has no effect on the load."""
+    """Whether its bias has no effect on the load."""
     meter: Meter | None = None
 
 
 def steps(
     shape: Shape, rng: random.Random, course: Course, first: int = 1, last: int | None = None
 ) -> Iterator[Step]:
-    """The steps of a course, from ``first`` to ``last``."""
     loss = course.loss or falling_loss(shape)
     rate = course.learning_rate or cosine_rate(shape)
     biases = _Biases(shape, course, rng)
@@ -99,14 +98,14 @@ def steps(
 def run_along(
     course: Course, shape: Shape, rng: random.Random, *found: Expected, **truth: Any
 ) -> Run:
-    """The run of a course, with these faults; see ``Truth`` for the rest."""
+    """The run of a course with these faults."""
     header = truth.pop("header", {})
     known = Truth(expected=found, **truth)
     return Run(shape=shape, truth=known, header=header, steps=steps(shape, rng, course))
 
 
 class _Biases:
-    """The balancing biases, counted in updates; each update is one up or one down."""
+    """The balancing biases, counted in updates."""
 
     def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
         self._rng, self._unheeded = rng, course.unheeded
@@ -118,7 +117,7 @@ class _Biases:
         self._goals = [[round(rng.gauss(0, spread)) for _ in row] for row in self._rows]
 
     def values(self) -> list[list[float]]:
-        """Of every router; empty rows without balancing by a bias."""
+        """Empty rows without balancing by a bias."""
         per_unit = self._per_unit
         if per_unit is None:
             return [[] for _ in self._rows]
@@ -141,7 +140,7 @@ class _Biases:
 
 
 class _Signals:
-    """Summaries that a trainer logs besides the counts."""
+    """What a trainer logs besides the counts."""
 
     def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
         self._shape, self._course, self._rng = shape, course, rng

@@ -1,9 +1,8 @@
 """Popularity of every expert with every router, and the counts that are drawn from it.
 
-A popularity is a noise-free function of router and step; it returns unnormalised weights, which
-must not be changed. An expert's chance to be chosen is proportional to its weight, capped at 1 (a
-token chooses an expert at most once). Its count is binomial around that, and every row sums to
-tokens × k, as it would be logged.
+A popularity is a noise-free function of router and step; its unnormalised weights must not be
+changed. An expert's chance to be chosen is proportional to its weight, capped at 1. Its count is
+binomial around that, and every row sums to tokens × k, as it would be logged.
 """
 
 import math
@@ -17,10 +16,9 @@ from microscope_tui import measures
 from microscope_tui.scenarios.run import Shape
 
 Popularity = Callable[[int, int], Sequence[float]]
-"""``popularity(router, step)``: unnormalised weight of every expert."""
+"""``popularity(router, step)``: weights of all experts."""
 
 COLLAPSED_BELOW = 0.35
-"""The collapse index below which a router is called collapsed."""
 _LEAST_HEALTHY = 0.55
 _SETTLED_AFTER = 300
 _PARTS = 10**6
@@ -29,14 +27,14 @@ _FEW = 0.5  # below this mean, noise around it and a cut at 0 would invent token
 
 
 def collapse_index(weights: Sequence[float], shape: Shape) -> float:
-    """The collapse index of the counts to be expected, without noise."""
+    """Of the counts to be expected, without noise."""
     counts = [round(share * _PARTS) for share in inclusion_shares(weights, shape.top_k)]
     effective = measures.effective_experts(counts)
     return measures.collapse_index(effective, shape.num_experts, shape.top_k) or 0.0
 
 
 def scaled_to(logs: Sequence[float], shape: Shape, target: float) -> list[float]:
-    """The logarithms of weights, scaled so that the collapse index is ``target``."""
+    """Logarithms of weights, scaled so that the collapse index is ``target``."""
     low, high = 0.0, 8.0
     for _ in range(24):
         middle = (low + high) / 2
@@ -65,7 +63,7 @@ def constant(shape: Shape, sigma: float, rng: random.Random) -> Popularity:
 
 
 def settling(shape: Shape, sigma: float, rng: random.Random) -> Popularity:
-    """Popularity that starts spread out and is evened out by the balancing, down to ``sigma``."""
+    """Spread out at first, then evened out down to ``sigma``."""
     logs = uneven(shape, sigma, rng)
     skill = [[rng.gauss(0, 1) for _ in range(shape.num_experts)] for _ in range(shape.routers)]
     settled = [[math.exp(log) for log in row] for row in logs]
@@ -85,7 +83,7 @@ def blended(
     after: Sequence[Sequence[float]],
     progress: Callable[[int], float],
 ) -> Popularity:
-    """From one set of logarithms to another, as ``progress(step)`` goes from 0 to 1."""
+    """From one set of logarithms to another, with ``progress(step)``."""
     ends = [[[math.exp(log) for log in row] for row in rows] for rows in (before, after)]
 
     def popularity(router: int, step: int) -> Sequence[float]:
@@ -101,7 +99,7 @@ def blended(
 def pulled(
     base: Popularity, hot: Mapping[int, Sequence[int]], pull: Callable[[int], float]
 ) -> Popularity:
-    """``base`` with ``pull(step)`` added to the logarithm of the hot experts of some routers."""
+    """``base`` with ``pull(step)`` added to the logarithms of hot experts."""
 
     def popularity(router: int, step: int) -> Sequence[float]:
         weights = base(router, step)
@@ -120,7 +118,6 @@ def pulled(
 def first_collapsed(
     popularity: Popularity, routers: Sequence[int], shape: Shape, start: int
 ) -> int:
-    """The first step from ``start`` on with a collapsed router."""
     for step in range(start, shape.steps):
         if any(collapse_index(popularity(r, step), shape) < COLLAPSED_BELOW for r in routers):
             return step
@@ -128,7 +125,7 @@ def first_collapsed(
 
 
 def draw_counts(weights: Sequence[float], tokens: int, top_k: int, rng: random.Random) -> list[int]:
-    """Counts of one router for one step; they sum to ``tokens × top_k``, none above ``tokens``."""
+    """They sum to ``tokens × top_k``, none above ``tokens``."""
     total = math.fsum(weights)
     deviates = _stretch(_normal_deviates(), len(weights), rng)
     if total > 1e-200 and max(weights) * top_k < 0.99 * total:
@@ -157,7 +154,7 @@ def draw_counts(weights: Sequence[float], tokens: int, top_k: int, rng: random.R
 
 
 def jittered(weights: Sequence[float], concentration: float, rng: random.Random) -> list[float]:
-    """The weights times random factors of mean 1 and variance 1 ÷ ``concentration``."""
+    """Times random factors of mean 1 and variance 1 ÷ ``concentration``."""
     deviates = _stretch(_gamma_deviates(concentration), len(weights), rng)
     return list(map(mul, weights, deviates))
 
@@ -176,7 +173,7 @@ def whole(numbers: Sequence[float], total: int) -> list[int]:
 
 
 def inclusion_shares(weights: Sequence[float], top_k: int) -> list[float]:
-    """Probability that a token chooses each expert: sums to k, each at most 1."""
+    """Probability that a token chooses each expert: sums to k."""
     free = set(range(len(weights)))
     shares = [0.0] * len(weights)
     left = float(top_k)
@@ -201,7 +198,7 @@ def _noisy(mean: float, tokens: int, deviate: float) -> float:
 
 
 def _repair(counts: list[int], shares: list[float], tokens: int, top_k: int) -> None:
-    """Move counts above ``tokens`` to experts that have room, popular ones first."""
+    """Move counts above ``tokens`` to experts with room, popular ones first."""
     counts[:] = [min(tokens, count) for count in counts]
     missing = tokens * top_k - sum(counts)
     order = sorted((e for e, share in enumerate(shares) if share > 0), key=lambda e: -shares[e])

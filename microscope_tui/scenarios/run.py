@@ -11,8 +11,6 @@ Values = list[float | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The size of a synthetic run."""
-
     routers: int = 10
     num_experts: int = 8
     top_k: int = 2
@@ -28,7 +26,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """The data of one step, including the summaries of ``router``."""
+    """With the summaries of ``router``."""
 
     step: int
     loss: float
@@ -43,21 +41,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """One fault of the run."""
-
     rule: str
     routers: tuple[int, ...] = ()
-    """Router indices; empty for the whole run."""
+    """Empty for the whole run."""
     onset: int = 1
-    """Step at which the fault begins."""
     until: int | None = None
-    """Step at which it ends, if it does."""
     severity: str = "warn"
-    """At least this: info, warn, crit, error."""
+    """At least: info, warn, crit, error."""
     experts: tuple[int, ...] = ()
-    """Exact ids, where they are known; the same in every router of ``routers``."""
+    """Exact ids, if known; the same in every router."""
     tolerance: int = 25
-    """Steps that a dated onset may be off."""
+    """In steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,28 +60,25 @@ class Truth:
 
     expected: tuple[Expected, ...] = ()
     allowed: Mapping[str, str] = field(default_factory=dict)
-    """Rule → highest severity that is not a false alarm; info never is."""
+    """Rule → highest severity; info is never a false alarm."""
     profile: str = "pretrain"
     hard_negative: bool = False
     """Looks faulty but is healthy."""
     cause: str = ""
-    """What the first line of a correct report names, in lower case; empty where none is known."""
+    """What the first line of a correct report names, if anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a scenario builds."""
-
     shape: Shape
-    """The requested shape, or the scenario's variant of it."""
+    """A variant of the requested shape, if the scenario has one."""
     truth: Truth
     steps: Iterator[Step]
     header: Record = field(default_factory=dict)
     """Changes of the run record; ``model`` and ``source`` are merged, other keys replaced."""
     edit: Callable[[Iterator[Record]], Iterator[Record]] | None = None
-    """Transforms the records before they are written."""
     torn: bool = False
-    """The log ends in the middle of its last step."""
+    """It ends in the middle of its last step."""
 
 
 def around(step: float, rng: random.Random) -> int:
@@ -104,6 +95,6 @@ def some_routers(shape: Shape, share: float, rng: random.Random) -> tuple[int, .
 def hot_experts(
     shape: Shape, routers: tuple[int, ...], rng: random.Random
 ) -> dict[int, tuple[int, ...]]:
-    """k experts for each of the routers, drawn for each separately."""
+    """k experts for each, drawn separately."""
     ids = range(shape.num_experts)
     return {router: tuple(sorted(rng.sample(ids, shape.top_k))) for router in routers}

@@ -27,11 +27,10 @@ def write_run(
     seed: int = 0,
     wait: Callable[[], bool] | None = None,
 ) -> Truth:
-    """Write ``folder/metrics.jsonl`` and return the findings of a correct diagnosis.
+    """Write ``folder/metrics.jsonl``; the findings of a correct diagnosis.
 
-    Args:
-        shape: by default a small model; ``ValueError`` if the scenario does not fit it.
-        wait: called after every step; false ends the run early (for live demos).
+    ``shape``: by default a small model; ``ValueError`` if it does not fit. ``wait`` is called after
+    every step; false ends the run.
     """
     run = _built(_known(scenario), shape, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +41,7 @@ def write_run(
 
 
 def lines(scenario: str | Scenario, shape: Shape, seed: int) -> tuple[Truth, Iterator[bytes]]:
-    """The run of ``write_run`` as encoded lines; with its timestamps, the same for each seed."""
+    """The same as lines, with its own times: the same for each seed."""
     found = _known(scenario)
     run = _built(found, shape, seed)
     return run.truth, _encoded(run, found.name, count(_STARTED).__next__, None)
@@ -50,7 +49,7 @@ def lines(scenario: str | Scenario, shape: Shape, seed: int) -> tuple[Truth, Ite
 
 @contextmanager
 def writing(folder: Path, scenario: str, seed: int) -> Iterator[None]:
-    """Write the run in the background while the body runs; it ends as stopped with the body."""
+    """Write it in the background; it ends as stopped with the body."""
     stop = threading.Event()
 
     def wait() -> bool:

@@ -1,7 +1,7 @@
 """A baseline: the state of another run's routers, to judge a run against.
 
-A fine-tuning on narrow data starves experts that the original model starved too. What matters is
-the change, so the last steps of the other run are summed up as a ``RouterBaseline``.
+A fine-tuning on narrow data starves experts that the original model starved too; what matters is
+the change.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ MOST_STEPS = 200
 
 
 class BadBaseline(ValueError):
-    """The run cannot be a baseline; the message says why and what to do."""
+    """The message says why, and what to do."""
 
 
 class AgainstBaseline(Criteria, frozen=True):
@@ -57,11 +57,7 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 def read_baseline(file: RunFile) -> Baseline:
-    """Sum up the last steps of ``file`` that have counts.
-
-    Raises:
-        BadBaseline: it cannot be read, or holds no step with counts.
-    """
+    """Sum up the last steps of ``file`` that have counts; ``BadBaseline``: there are none."""
     try:
         run, steps = _last_steps(file)
     except UnknownFormat as error:
@@ -108,7 +104,7 @@ def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Rou
 def _state(
     views: Sequence[StepView], index: int, router: RouterInfo
 ) -> tuple[float | None, frozenset[int] | None, float | None, float | None]:
-    """Starved share, dead experts, MaxVio and collapse index of one router; ``None`` if unknown."""
+    """Starved share, dead experts, MaxVio and collapse index of one router, where known."""
     rows = [row for view in views if (row := view.full_counts(index)) is not None and any(row)]
     if not rows:
         return None, None, None, None

@@ -1,8 +1,7 @@
 """File system events as a hint to read now; polling remains the ground truth.
 
 The mode is ``polling`` where events cannot be had (a kernel limits watches) or do not arrive
-although files grow (network and shared file systems do not report changes by other machines);
-``reason`` is why, in words for the screen.
+although files grow (network and shared file systems).
 """
 
 import errno
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver
 
 _MAX_FOLDERS = 8192
-"""Limit of watched folders: more would take seconds, and the user's editor needs watches too."""
+"""More would take seconds, and the user's editor needs watches too."""
 _LATE_S = 1.0
 _REASONS = {
     errno.ENOSPC: "inotify watch limit reached",
@@ -35,9 +34,9 @@ class FileEvents:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.mode = "polling"
-        """``events`` or ``polling``; may become ``polling`` at any time."""
+        """``events`` or ``polling``."""
         self.reason = "not started"
-        """Why ``polling``; empty in the mode ``events``."""
+        """Why ``polling``, for the screen."""
         self._observer: BaseObserver | None = None
         self._changed = threading.Event()
         self._only: str | None = None  # name of the single file that is watched
@@ -45,7 +44,7 @@ class FileEvents:
         self._found_at = -_LATE_S
 
     def start(self) -> None:
-        """Start watching; without events, ``reason`` is why. Never raises.
+        """Start watching, or poll; never raises.
 
         A thousand folders take some hundredths of a second: not for the thread of a screen.
         """
@@ -67,7 +66,7 @@ class FileEvents:
         return changed
 
     def poll_found_change(self) -> None:
-        """A log grew without an event. After the second time, fall back to polling."""
+        """A log grew without an event: after the second time, fall back to polling."""
         self._unannounced += 1
         self._found_at = time.monotonic()
         if self._unannounced >= 2 and self.mode == "events":

@@ -2,10 +2,9 @@
 
 A row covers ``stride`` steps and keeps the lowest and the highest value of them, so a spike
 survives any number of mergings. When the rows reach their capacity, neighbours merge in pairs
-(``halved``) and every row covers twice as many steps from then on. A new row begins at a restart,
-and each knows where in the file its first record is, so that any step can be found again. Every 16
-rows have one coarse row, made when a chart first asks for the curve: a chart of a hundred columns
-walks over thousands of rows once.
+(``halved``) and every row covers twice as many steps. A new row begins at a restart, and each knows
+where in the file its first record is. Every 16 rows have one coarse row, made when a chart first
+asks for the curve: a chart of a hundred columns walks over thousands of rows once.
 """
 
 import itertools
@@ -19,7 +18,6 @@ import msgspec
 
 NAN = math.nan
 COARSE = 16
-"""Rows of the fine level that one coarse row covers."""
 BYTES_PER_ROW = 3 * 4 * (1 + 1 / COARSE)
 
 
@@ -194,7 +192,7 @@ def _mixed(one: Column, other: Column, share: float) -> Column:
 
 
 MOST_LATER = 64
-"""Series that may begin later than the history: with a value for every row they take 6.7 MB."""
+"""Series that may begin later than the history: full, they take 6.7 MB."""
 MAX_ROWS = 8192
 MIN_ROWS = 256
 _NEVER = 2**63
@@ -204,20 +202,17 @@ Values = Sequence[float | None]
 
 
 class Row(msgspec.Struct, frozen=True):
-    """Start of one row: step number and byte offset of the first record."""
-
     step: int
     offset: int
     time: float = NAN
     after: int = _NEVER
     end: int | None = None
-    """Where the next row begins; ``None`` for the last."""
     restart: int | None = None
-    """Step at which the run restarted: later steps in the file may be superseded."""
+    """Later steps in the file may be superseded."""
 
 
 def rows_within(memory_bytes: int, curves: int) -> int:
-    """Number of rows of that many curves that fit in ``memory_bytes``, within bounds."""
+    """How many rows of so many curves fit in ``memory_bytes``, within bounds."""
     rows = int(memory_bytes / (BYTES_PER_ROW * max(1, curves) + 24))
     return max(MIN_ROWS, min(MAX_ROWS, rows)) // (2 * COARSE) * (2 * COARSE)
 
@@ -225,8 +220,8 @@ def rows_within(memory_bytes: int, curves: int) -> int:
 class History:
     """Named series over one axis of steps.
 
-    ``add`` is cheap and invisible until ``commit``: readers see only what was committed, so one
-    thread may add while another, under a lock that ``commit`` is called in too, draws.
+    ``add`` is cheap and invisible until ``commit``: one thread may add while another draws, under a
+    lock that ``commit`` is called in too.
     """
 
     def __init__(
@@ -235,16 +230,16 @@ class History:
         """``widths``: values per step of each series; ``stride``: steps a row, to begin with."""
         self.steps = array("q")
         self.offsets = array("q")
-        """Byte offset of the first record of each row."""
+        """Of the first record of each row."""
         self.times = array("d")
-        """Unix time of the first record of each row; NaN where it has none."""
+        """The same; Unix seconds, NaN where it has none."""
         self.last_step = 0
         self.restarts: list[int] = []
         self.capacity = capacity
         self.stride = stride
         self._curves = {name: [Series(stride) for _ in range(n)] for name, n in widths.items()}
         self.later: list[str] = []
-        """Names of the series that began later, of one value a step each."""
+        """Series that began later, of one value a step."""
         self._pending: list[Mapping[str, Values]] = []
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row
@@ -256,16 +251,14 @@ class History:
 
     @property
     def full(self) -> bool:
-        """Whether the number of rows has reached the capacity: call ``halved``."""
         return len(self.steps) >= self.capacity
 
     def add(
         self, step: int, values: Mapping[str, Values], offset: int = 0, time: float | None = None
     ) -> None:
-        """Add one step; a series that is not of ``widths`` begins at its first value.
+        """Add one step; a ``ValueError`` if it is not after the last.
 
-        Raises:
-            ValueError: ``step`` is not after the last one; call ``restart`` first.
+        A series that is not of ``widths`` begins at its first value.
         """
         if step <= self.last_step and (self.steps or self._pending):
             raise ValueError(f"step {step} after step {self.last_step}: restart the history first")
@@ -334,7 +327,7 @@ class History:
         self._in_row = self.stride
 
     def halved(self) -> "History":
-        """A copy with half of the rows; this one stays as it is, so readers never wait."""
+        """A copy with half of the rows: readers never wait."""
         other = History({}, self.capacity, self.stride * 2)
         other._curves = {
             name: [curve.paired(self._complete) for curve in curves]
@@ -363,7 +356,6 @@ class History:
         return Row(first, self.offsets[at], self.times[at], after, end, restart)
 
     def time_of(self, step: int) -> float | None:
-        """Time of the row with ``step``, Unix seconds; ``None`` if not logged."""
         time = self.times[self.index_of(step)] if self.times else NAN
         return time if time == time else None
 
@@ -377,7 +369,6 @@ class History:
         return [curve.column(first, last) for first, last in itertools.pairwise(cuts)]
 
     def axis(self, count: int, window: "Window | None" = None) -> list[int]:
-        """The first step of each of these columns."""
         return [self.steps[cut] for cut in self._cuts(count, self.rows(window))[:-1]]
 
     def rows(self, window: "Window | None" = None) -> range:
@@ -396,7 +387,7 @@ class History:
         return cuts
 
     def value(self, name: str, index: int, row: int = -1) -> float:
-        """The mean of one row; NaN while there is none."""
+        """The mean of one row; NaN: there is none."""
         return self._curves[name][index].fine.mean[row] if self.steps else NAN
 
     @property
@@ -435,7 +426,7 @@ class Curves:
         return [self._history.time_of(step) for step in steps] if self._history else ()
 
     def share_of(self, step: int) -> float | None:
-        """Position of a step in the columns, 0 … 1."""
+        """Its position in the columns, 0 … 1."""
         if self._history is None:
             return None
         rows = self._history.rows(self._window)

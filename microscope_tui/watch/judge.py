@@ -1,10 +1,10 @@
 """The diagnosis of one log: along with the scan, or in a second process.
 
-``SecondProcess`` has a ``Judge`` in another interpreter, so that a long log is read and judged at
-the same time, on two cores, and no key waits for a rule. It is sent lines, or ranges of a file to
-read by itself, and answers with its judge, which is complete after every answer: at the end the
-first process continues with it. Pickles pass between these two processes only. It is started by
-``exec``: a fork would copy threads and locks, and ``__main__`` is never imported again.
+``SecondProcess`` has a ``Judge`` in another interpreter, so that a long log is read and judged on
+two cores, and no key waits for a rule. It is sent lines, or ranges of a file to read by itself, and
+answers with its judge, with which the first process continues at the end. Pickles pass between
+these two processes only. It is started by ``exec``: a fork would copy threads and locks, and
+``__main__`` is never imported again.
 """
 
 import fcntl
@@ -41,9 +41,8 @@ class Judge:
     def __init__(self, name: str, criteria: Criteria) -> None:
         self.diagnosis: Diagnosis | None = None
         self.offset = 0
-        """Bytes of the log that it was fed with."""
+        """Bytes of the log so far."""
         self.defects = Defects()
-        """Records in them that it could not process."""
         self._is_foreign = False  # a record of another format version: nothing behind it counts
         self._reader = RunReader(name)
         self._criteria = criteria
@@ -82,15 +81,14 @@ class Judge:
 
 
 def _is_correction(run: RunRecord, diagnosis: Diagnosis) -> bool:
-    """The last step is written again behind the same header, its time included: the rest of the
-    step came late."""
+    """The last step again, behind the same header, its time included: the rest of it came late."""
     again = replace(run, resumed_at_step=None, profile=diagnosis.run.profile)
     is_last = run.resumed_at_step == diagnosis.last_step
     return is_last and again == replace(diagnosis.run, resumed_at_step=None)
 
 
 def guarded(take: Callable[[Entry], None], entry: Entry, defects: Defects, line: int) -> None:
-    """Count a record that cannot be processed: monitoring never stops because of its data."""
+    """Count a record that cannot be processed: monitoring never stops because of data."""
     try:
         take(entry)
     except (ArithmeticError, LookupError, ValueError, TypeError) as error:
@@ -109,16 +107,16 @@ _PROGRAM = (
 
 
 class Ended(Exception):
-    """The second process is gone; the message says which one and why."""
+    """The message says which process, and why."""
 
 
 class SecondProcess:
     """A ``Judge`` in a process of its own. It ends with this one, however this one ends."""
 
     def __init__(self, judge: Judge) -> None:
-        """Start it with the state of ``judge``; an ``OSError`` if it cannot be started."""
+        """An ``OSError`` if it cannot be started."""
         self.sent = judge.offset
-        """Bytes of the log that it has been given."""
+        """Bytes of the log."""
         self.waiting = bytearray()
         """What it has not taken yet."""
         self._answer = bytearray()
@@ -143,13 +141,13 @@ class SecondProcess:
         self._send(lines)
 
     def ask(self) -> None:
-        """Let it answer after the lines that it has been given."""
+        """Let it answer after these lines."""
         if self._asked != self.sent:
             self._asked = self.sent
             self._send(b"")
 
     def judge_file(self, path: Path, end: int) -> None:
-        """Let it read and judge the file up to ``end``, which is the end of a line."""
+        """``end``: the end of a line."""
         self.sent = end
         self._send((path, end))
 
@@ -199,10 +197,8 @@ def second_process_helps() -> bool:
 
 
 def judge_for_parent() -> None:
-    """The second process: judge what comes on standard input, answer on standard output.
-
-    It ends when the first one does: its input ends, or its answer cannot be written.
-    """
+    """The second process: judge what comes on standard input, answer on standard output, until
+    either ends."""
     requests = sys.stdin.buffer
     answered = time.monotonic()
 

@@ -1,8 +1,8 @@
 """Earlier steps, read again from the file: a pinned step, and the experts of a router over time.
 
-The history in memory has routers, not experts. But each of its rows has the file offset of its
-first record, so evenly spaced rows give evenly spaced samples for the price of their lines. Numbers
-that it does not keep take a pass over the whole file.
+The history in memory has no experts, but the file offset of the first record of each row: evenly
+spaced rows give samples for the price of their lines. Numbers that it does not keep take a pass
+over the whole file.
 """
 
 import os
@@ -40,13 +40,13 @@ _NEAR_BYTES = 4 << 20
 
 
 class Pin(msgspec.Struct, frozen=True):
-    """A pinned step, with the entries that were current then."""
+    """A step, with the entries that were current then."""
 
     step: int
     latest: StepEntry
     with_counts: StepEntry | None
     generation: int
-    """Generation of the log; a replaced log has another one."""
+    """A replaced log has another one."""
 
     @property
     def counts_step(self) -> int | None:
@@ -251,7 +251,7 @@ class Reading(Scan):
         super().__init__(lambda *_: (), _READING_BYTES)
         self.lock = threading.Lock()
         self.ended = False
-        """Whether it has reached the end of the log once."""
+        """Whether it has been at the end of the log."""
         self._watch = watch
         self._generation = watch.generation
         self._names = names
@@ -280,7 +280,6 @@ class Reading(Scan):
 
     @property
     def progress(self) -> float:
-        """Share of the log that was read, 0 … 1."""
         source = self._watch.source
         first, last = source.kept()
         size = last if source.translates else min(last, source.size)

@@ -20,18 +20,18 @@ T = TypeVar("T")
 
 
 class NothingToCompare(ValueError):
-    """The reference cannot be compared with; the message says why."""
+    """The message says why."""
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """The loads at the reference step, one list per router in forward order."""
+    """The loads at a step, one list per router in forward order."""
 
     run: str
     record: StepRecord
     loads: Sequence[Sequence[float] | None]
     """``None`` for a router without counts."""
     routers: Sequence[RouterInfo | None] = ()
-    """The router of each list; ``None`` if missing. Empty: those of the open run."""
+    """Of each list; ``None`` if missing. Empty: those of the open run."""
 
     @property
     def step(self) -> int:
@@ -70,10 +70,8 @@ def reference_in(watch: RunWatch, step: int) -> Reference:
 
 
 def aligned(reference: Reference, run: RunRecord) -> Reference:
-    """``reference`` with its routers in the order of ``run``, by their names; others behind them.
-
-    A name that occurs twice is matched in forward order.
-    """
+    """``reference`` with its routers in the order of ``run``, by name and in forward order, others
+    last."""
     theirs = reference.routers
     order = _order([None if r is None else r.name for r in theirs], [r.name for r in run.routers])
     if not theirs or order == [*range(len(theirs))]:
@@ -93,7 +91,7 @@ def aligned(reference: Reference, run: RunRecord) -> Reference:
 
 
 def _order(theirs: Sequence[str | None], names: Sequence[str]) -> list[int | None]:
-    """Where each of ``names`` is, ``None`` if nowhere, and then where the others are."""
+    """Where each of ``names`` is, if anywhere, and then where the others are."""
     places: dict[str, list[int]] = {}
     for at, name in enumerate(theirs):
         if name is not None:
@@ -114,7 +112,6 @@ class PinnedRun:
         self._lock = threading.Lock()
 
     def at(self, step: int) -> Reference:
-        """Its reference at or before ``step``; see ``reference_in``."""
         with self._lock:
             return reference_in(self._watch(), step)
 

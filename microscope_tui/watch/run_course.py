@@ -20,9 +20,8 @@ class RunCourse(Scan):
         self.file = file
         self.lock = threading.Lock()
         self.replaced = False
-        """Whether the log was replaced: begin again."""
+        """Begin again: it is another log."""
         self.error = ""
-        """Why the log cannot be read, in words."""
         self._source: Source | None = None
         self._reader = RunReader(file.name)
 
@@ -31,13 +30,11 @@ class RunCourse(Scan):
 
     @property
     def progress(self) -> float:
-        """Share of the log that was read, 0 … 1."""
         source = self._source
         return 0.0 if source is None else min(1.0, source.offset / max(1, source.size))
 
     @property
     def newest(self) -> dict[str, float | None]:
-        """The numbers of the newest step."""
         return _means_of(self.latest) if self.latest is not None else {}
 
     def read_on(self, cancelled: Callable[[], bool]) -> None:

@@ -33,7 +33,7 @@ _SERIES = {
 class RunMap(msgspec.Struct, frozen=True):
     axis: Sequence[int]
     rows: Sequence[Sequence[float]]
-    """For every layer one value per column; NaN where none was logged."""
+    """Of every layer; NaN where none was logged."""
 
     @property
     def measured(self) -> bool:
@@ -59,7 +59,6 @@ def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -
 def worst_of_layers(
     watch: RunWatch, quantity: Quantity, columns: int, window: Window
 ) -> list[Column]:
-    """The worst value of any layer in every column; NaN where none was logged."""
     rows = run_map(watch, quantity, columns, window).rows
     worst = min if quantity.low_is_bad else max
     known = ([x for x in values if x == x] for values in zip(*rows, strict=True))

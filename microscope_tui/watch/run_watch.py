@@ -28,11 +28,11 @@ from microscope_tui.watch.state import CRASHED_S, Life, RunState, age_of, life_o
 
 SLICE_BYTES = 1 << 20
 HOLD_S = 0.008
-"""Maximum time that the lock is held while records are added."""
+"""Most time for which the lock is held."""
 _PATIENT_S = 0.5  # the same where no screen waits for the lock
 _OVERVIEW_FROM_BYTES = 1 << 20
 SECOND_BYTES = 4 << 20
-"""Size of a log from which a second process is worth its start."""
+"""From here on a second process is worth its start."""
 LONG_BYTES = 64 << 20
 """The same without a screen, whose start it overlaps."""
 _MOST_WAITING = 4 << 20  # bytes that the second process has not taken yet
@@ -62,14 +62,14 @@ class RunWatch:
         self.file = file
         self.lock = threading.RLock()
         self.error: str | None = None
-        """Why the log cannot be read, in words; everything read before stays."""
+        """Why the log cannot be read; what was read before stays."""
         self.memory_bytes = memory_bytes
         self._criteria = criteria
         self._patient = patient
         self._second_from = second_from if source is None else None
         self._second: SecondProcess | None = None
         self.judged_again = ""
-        """Why a second process could not judge the log to its end, if one could not."""
+        """Why a second process did not judge the log to its end."""
         self.source: Source = source or file.open()
         self._start()
 
@@ -77,7 +77,7 @@ class RunWatch:
         self.close()
         self.error = None
         self.foreign = False
-        """Unsupported format version: nothing more is read from this file."""
+        """Of another format version: nothing more is read."""
         self._reader = RunReader(self.file.name)
         self._judge = Judge(self.file.name, self._criteria)
         self.scan = Scan(self._reread, self.memory_bytes)
@@ -88,11 +88,10 @@ class RunWatch:
         self._scan_pending = False
         self._begun = False
         self.complete = False
-        """Whether the whole file has been read once."""
         self.generation = getattr(self, "generation", -1) + 1
-        """Incremented when the log is replaced: earlier pins are invalid."""
+        """Changes when the log is replaced: earlier pins are invalid."""
         self.version = getattr(self, "version", -1) + 1
-        """Incremented when steps or the history change."""
+        """Changes with steps and history."""
 
     @property
     def path(self) -> Path:
@@ -122,7 +121,7 @@ class RunWatch:
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """The judgement so far; of a run that is over see ``conclude_if_over``."""
+        """So far; of a run that is over see ``conclude_if_over``."""
         return self._judge.diagnosis
 
     @property
@@ -131,17 +130,14 @@ class RunWatch:
 
     @property
     def can_seek(self) -> bool:
-        """Whether earlier steps can be read again."""
         return self.source.seekable and (self._overview is None or self._monotonic)
 
     @property
     def progress(self) -> float:
-        """Share of the file that has been scanned, 0 … 1."""
         return min(1.0, self.source.offset / max(1, self.source.size))
 
     @property
     def judged(self) -> float:
-        """Share of the file that the diagnosis has seen, 0 … 1."""
         if (second := self._second) is None:
             return 1.0 if self.complete else self.progress
         if self._is_file:
@@ -154,7 +150,7 @@ class RunWatch:
         return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
 
     def open_overview(self) -> None:
-        """Sample the history of a long log, for a first frame before the full scan."""
+        """Sample a long log, for a first frame before the full scan."""
         self._start_second()
         try:
             found = preview(self.source, self.file, self.memory_bytes, _OVERVIEW_FROM_BYTES)
@@ -191,7 +187,7 @@ class RunWatch:
             diagnosis.conclude(state.ended or silent)
 
     def _read_on(self, max_bytes: int) -> bool:
-        """Scan what was read before, else read; true if anything changed."""
+        """Scan what was read before, else read."""
         self._start_second()
         self.scan.make_room(self.lock)
         if self._scan_on():
@@ -229,13 +225,13 @@ class RunWatch:
             self.advance()
 
     def close(self) -> None:
-        """End the second process, if there is one. What was read stays."""
+        """End the second process; what was read stays."""
         if self._second is not None:
             self._second.close()
             self._second = None
 
     def state(self, now: float | None = None) -> tuple[RunState, float | None]:
-        """The state of the run in one word, and seconds since its last change."""
+        """In one word, and seconds since the last change."""
         with self.lock:
             age = age_of(self.source.modified, now, self.source.changed_at)
             word = state_of(
@@ -256,7 +252,7 @@ class RunWatch:
             return life_of(*self.state(), *pauses, step, planned)
 
     def _begin(self, chunk: Chunk) -> None:
-        """Prepare the scan of a chunk; start again if it is of another file."""
+        """Prepare to scan a chunk; start again if it is of another file."""
         with self.lock:
             if chunk.restarted:
                 self._start()
@@ -274,7 +270,7 @@ class RunWatch:
             self._second.judge_lines(chunk.data)
 
     def _scan_on(self) -> bool:
-        """Add records of the chunk for at most ``HOLD_S``; true if there may be more."""
+        """Add records for at most ``HOLD_S``; true if there may be more."""
         until = time.monotonic() + (_PATIENT_S if self._patient else HOLD_S)
         more = False
         with self.lock:
@@ -299,7 +295,7 @@ class RunWatch:
             self.file = RunFile(entry.run, self.path, 0.0)  # a pipe has no folder for a name
 
     def _finish_scan(self) -> bool:
-        """True when the whole file has been read for the first time."""
+        """True when all was read for the first time."""
         if self.complete or self._scan_pending or not self.source.exhausted:
             return False
         if self.source.deleted and self.source.offset < self.source.size:
@@ -313,11 +309,11 @@ class RunWatch:
 
     @property
     def _is_file(self) -> bool:
-        """Whether the source is a file that anyone can read; else it makes the lines."""
+        """A file that anyone can read; else the source makes the lines."""
         return self.source.kept() == EVERYTHING
 
     def _start_second(self) -> None:
-        """Start the second process if the log is long and there is a core for it."""
+        """Start it if the log is long and there is a core for it."""
         if self._begun or self._second is not None or self._second_from is None:
             return
         if self.file.size < self._second_from or not second_process_helps():
@@ -348,7 +344,7 @@ class RunWatch:
         self._keep_busy(second, at_end)
 
     def _keep_busy(self, second: SecondProcess, at_end: bool) -> None:
-        """Give it what the scan has read beyond it; take over once it is level with the scan."""
+        """Give it what the scan has read beyond it, or take over from it."""
         ahead = self.source.offset - second.sent if self._is_file else 0
         if self._judge.offset < second.sent:
             if at_end and not self._is_file:
@@ -386,7 +382,7 @@ class RunWatch:
                 )
 
     def _fail(self, error: OSError) -> bool:
-        """Record why the log cannot be read; true if the reason is new."""
+        """True if the reason is new."""
         is_new = self.error is None
         self.error = f"cannot be read: {error.strerror or error}"
         return is_new

@@ -1,8 +1,7 @@
-"""The scan: collects every record of a log in order.
+"""The scan: header, latest step, history and events of a log.
 
-Header, latest step, history and events. It decodes no matrix and judges nothing, so it takes
-little of the time that the judgement takes. A preview of a long log is a scan of a few hundred
-evenly spread steps.
+It decodes no matrix and judges nothing, so it takes little time. A preview of a long log is a scan
+of a few hundred evenly spread steps.
 """
 
 import math
@@ -35,21 +34,13 @@ from microscope_tui.runlog import (
     step_at,
     surviving_steps,
 )
-from microscope_tui.watch.history import (
-    MOST_LATER,
-    NAN,
-    Column,
-    History,
-    Row,
-    Window,
-    rows_within,
-)
+from microscope_tui.watch.history import MOST_LATER, NAN, Column, History, Row, Window, rows_within
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
 _SOMETIMES = ("tokens_per_s", "step_time_s", "memory_bytes")
 _MEANS = ("z_loss", "max_logit", "margin", "grad_norm", "disagreement")
-"""Of which the history keeps the mean over the routers, as ``router.z_loss``."""
+"""Kept as the mean over the routers, ``router.z_loss``."""
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
@@ -86,7 +77,7 @@ def row_maker(routers: int) -> RowOf:
 
 
 def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
-    """What only some logs have: the other losses, speed, memory, and means over the routers."""
+    """What only some logs have."""
     found = {name: getattr(record, name) for name in _SOMETIMES}
     found |= {number_name(f"losses.{name}"): x for name, x in (record.losses or {}).items()}
     found |= {f"router.{name}": measures.mean_of(getattr(record.router, name)) for name in _MEANS}
@@ -94,12 +85,12 @@ def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
 
 
 class BalanceNow(NamedTuple):
-    """The collapse index of a router in one step, of all experts and as it is judged."""
+    """The collapse index of a router, of all experts and as it is judged."""
 
     balance: float | None
     judged: float | None
     without: tuple[int, ...] | None
-    """The experts that the judged one leaves out; ``None``: only counts would show which."""
+    """The experts that this leaves out; ``None``: only counts would show which."""
 
 
 LATELY = 32
@@ -132,7 +123,7 @@ def balance_now(
 
 
 def left_out_lately(history: History, index: int, router: RouterInfo, step: int) -> bool:
-    """Whether the router's judged balance left out an expert in the steps up to ``step``."""
+    """Whether the judged balance left out an expert in the steps up to ``step``."""
     window = Window(step - LATELY + 1, step)
     names = ("effective_experts", "max_load")
     few, loads = (history.columns(name, index, 1, window) for name in names)
@@ -141,7 +132,7 @@ def left_out_lately(history: History, index: int, router: RouterInfo, step: int)
 
 
 def balance(columns: Sequence[Column], router: RouterInfo) -> list[Column]:
-    """Curves of effective experts as curves of the collapse index c of all experts."""
+    """Curves of effective experts as curves of c."""
     experts, top_k = router.num_experts, router.top_k
 
     def index(effective: float) -> float:
@@ -154,10 +145,7 @@ def balance(columns: Sequence[Column], router: RouterInfo) -> list[Column]:
 def judged_lows(
     effective: Sequence[Column], loads: Sequence[Column], steps: Sequence[int], router: RouterInfo
 ) -> list[float]:
-    """The lowest collapse index of each column as it is judged; NaN where nothing was measured.
-
-    ``steps``: the first of each column.
-    """
+    """The lowest c of each column as it is judged, or NaN; ``steps``: the first of each."""
     experts, top_k = router.num_experts, router.top_k
     busy = (measures.ALWAYS_CHOSEN - measures.SLACK) * experts / max(1, top_k)
     found, left_out = [], -math.inf
@@ -175,29 +163,29 @@ def judged_lows(
 MEAN_OF, KEPT = 8, 32
 """Steps with counts that are kept decoded, for a mean, and as lines, for the cost on ranks."""
 Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
-"""The steps of a row below a limit, from the file; empty if the log cannot be read again."""
+"""The steps of a row below a limit, if the log can be read again."""
 
 
 class Scan:
-    """State of all records so far; ``reread`` is called when a restart cuts a row of history."""
+    """``reread`` is called when a restart cuts a row of history."""
 
     def __init__(self, reread: Reread, memory_bytes: int) -> None:
         self.run: RunRecord | None = None
         self.latest: StepEntry | None = None
         self.recent: deque[StepEntry] = deque(maxlen=MEAN_OF)
         self.counted: deque[StepEntry] = deque(maxlen=KEPT)
-        """Copies of more of them, of which nothing is decoded: that takes seven times the bytes."""
+        """More of them, not decoded: that takes seven times the bytes."""
         self.end: EventRecord | None = None
         self.lost_records = 0
         self.evaluations: deque[EventRecord] = deque(maxlen=1000)
         self.history: History | None = None
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
-        """Seconds between the last steps."""
+        """In seconds."""
         self.longest_pause = 0.0
-        """Most seconds between two steps or events, except at a restart."""
+        """In seconds, except at a restart."""
         self.repeated: tuple[int, int] | None = None
-        """The first step with several lines, and how many."""
+        """The first repeated step, and how often."""
         self._written: float | None = None
         self._course = Course()
         self._row_of = row_maker(0)
@@ -245,7 +233,6 @@ class Scan:
             self._restart(cut, before)
 
     def _begun(self, run: RunRecord) -> tuple[History, RowOf]:
-        """An empty history, and what it keeps of a step."""
         empty = new_history(run, self._memory_bytes, self.expected_steps)
         return empty, row_maker(len(run.routers))
 
@@ -318,7 +305,7 @@ def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[
 
 
 def steps_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> Iterator[StepEntry]:
-    """The same steps, one at a time in memory; ``OSError`` as well."""
+    """The same, one at a time in memory."""
     for _, offset in find_in(path, run, row, limit, end):
         entry = step_at(path, run, offset)
         if entry is not None:
@@ -331,11 +318,9 @@ _SAMPLES = 240
 def preview(
     source: Source, file: RunFile, memory_bytes: int, least_bytes: int
 ) -> tuple[Scan, bool] | None:
-    """The preview, and whether earlier steps can be sought in it; ``None`` if there is none.
+    """The preview, if there is one, and whether earlier steps can be sought in it.
 
-    Raises:
-        OSError: the file cannot be read.
-        UnknownFormat: the log has another format version.
+    Raises ``OSError``, and ``UnknownFormat`` for another format version.
     """
     found = _samples(source, file, least_bytes)
     if found is None:
@@ -353,7 +338,6 @@ def preview(
 
 
 def _samples(source: Source, file: RunFile, least_bytes: int) -> Overview | None:
-    """Steps of the whole run, if it has at least ``least_bytes``."""
     if source.seekable and source.kept() == EVERYTHING:
         if source.path.stat().st_size < least_bytes:
             return None

@@ -25,7 +25,7 @@ class RunState(StrEnum):
     CRASHED = "crashed?"
     DELETED = "deleted"
     ARCHIVED = "archived"
-    """A compressed log: its end is known only after decompressing all of it."""
+    """Compressed: its end is known only after unpacking it."""
     ERROR = "error"
     UNKNOWN = ""
     """Not read yet."""
@@ -93,7 +93,7 @@ def state_of(
 
 
 class Life(NamedTuple):
-    """The state of a run in the words of screens, which wait longer if it had long pauses."""
+    """In the words of screens, which wait longer if it had long pauses."""
 
     state: RunState
     word: str
@@ -108,7 +108,7 @@ def life_of(
     step: int,
     planned: int | None,
 ) -> Life:
-    """``state``, which counts from twice the longest pause on; that of a run at ``step``."""
+    """``state``, counted from twice the longest pause on."""
     usual = _usual(step_times_s)
     if age_s is not None and state in (RunState.STALE, RunState.CRASHED):
         if age_s <= max(STALE_S, 10 * usual, 2 * longest_s):

@@ -1,7 +1,8 @@
-"""The user's state folder: small files for the next session, which may be lost any time.
+"""The user's state folder, ``~/.local/state/moe-microscope`` on Linux: small files for the next
+session.
 
-On Linux ``~/.local/state/moe-microscope``. Files are written atomically, readable by their owner
-only; their content is as untrusted as a log.
+They may be lost any time, are written atomically, readable by their owner only, and as untrusted as
+a log.
 """
 
 import os
@@ -20,12 +21,7 @@ def state_folder() -> Path:
 
 
 def read_small(path: Path, most_bytes: int) -> bytes:
-    """The content of ``path``.
-
-    Raises:
-        OSError: it cannot be read, or is not a regular file.
-        ValueError: it is larger than ``most_bytes``.
-    """
+    """An ``OSError`` if it is no readable regular file, a ``ValueError`` above ``most_bytes``."""
     with os.fdopen(open_regular_file(path), "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -34,13 +30,9 @@ def read_small(path: Path, most_bytes: int) -> bytes:
 
 
 def write_whole(path: Path, data: bytes, modified_ns: int | None = None) -> None:
-    """Write ``path`` atomically, creating its folder if needed.
+    """Write ``path`` atomically; an ``OSError`` keeps the previous file.
 
-    Args:
-        modified_ns: the time of change that it gets, by default now.
-
-    Raises:
-        OSError: it cannot be written; the previous file is kept.
+    ``modified_ns``: the time of change that it gets.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
@@ -57,13 +49,9 @@ def write_whole(path: Path, data: bytes, modified_ns: int | None = None) -> None
 
 
 def remove_oldest(folder: Path, ours: re.Pattern[str], most: int, kept: str = "") -> None:
-    """Keep the newest ``most`` of our files in ``folder``, delete the others.
+    """Keep the newest ``most`` of our files and ``kept``; ``ours``: their names.
 
     What cannot be removed is tried again the next time.
-
-    Args:
-        ours: what the names of our files are like.
-        kept: a file that stays, however old it is.
     """
     with suppress(OSError):
         with os.scandir(folder) as entries:

@@ -1,7 +1,6 @@
 """The verdict on a run: its findings, why there is none, and evidence that is building up.
 
-Shared by ``check``, the screens and the list of runs, so that they agree. Verdicts on finished runs
-are cached in the state folder: to judge 300 runs of 300 steps again takes ten seconds.
+Verdicts on finished runs are cached: to judge 300 runs of 300 steps again takes ten seconds.
 """
 
 import hashlib
@@ -32,24 +31,21 @@ _Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """A finding of at least a warning, as shown in the list of runs."""
+    """A warning, or worse."""
 
     rule: str
     severity: Severity
     layers: tuple[str, ...]
     onset: _Step
     active: bool
-    """Not recovered at the last step."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """A short verdict that can be cached for a finished run."""
-
     troubles: tuple[Trouble, ...]
     """Active before recovered, worst first."""
     no_verdict: str | None
     evidence: str
-    """Evidence that may become an alert, in words; usually empty."""
+    """In words; usually empty."""
     last_step: _Step
     planned_steps: _Step | None
     """Of the newest run record."""
@@ -72,7 +68,7 @@ def verdict_on(watch: RunWatch) -> Verdict:
 
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
-    """Why there is no verdict on the run, now or as it was at ``step``."""
+    """Why there is none, now or as it was at ``step``."""
     if watch.error:
         return NoVerdict(watch.error)
     if watch.diagnosis is None or watch.latest is None:
@@ -108,7 +104,7 @@ def _why_not_measured(watch: RunWatch) -> str:
 
 
 def _measured(watch: RunWatch) -> bool:
-    """Whether any router has a balance, in the last step or in the history."""
+    """Whether any router has had a balance."""
     if watch.history is None or watch.run is None or watch.latest is None:
         return False
     indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k > 0]
@@ -125,17 +121,11 @@ _MOST_CELLS = 500
 _OUR_FILE = re.compile(r"[0-9a-f]{32}\.json|\.[0-9a-f]{32}-\w+\.tmp")
 
 
-class _Entry(msgspec.Struct):
-    key: str
-    verdict: Verdict
-
-
 class VerdictCache:
     """The cached verdicts for one set of criteria.
 
-    One small file per verdict, named after everything it depends on: the state of the log, the
-    product and the criteria. If any of them changes, or the file is damaged, the run is judged
-    again; a disk that cannot be written disables the cache.
+    One small file per verdict, named after all that it depends on: the log, the product, the
+    criteria. A disk that cannot be written disables the cache.
     """
 
     def __init__(self, criteria: Criteria, folder: Path | None = None, *, keeps: bool = True):
@@ -145,36 +135,34 @@ class VerdictCache:
         self._criteria = repr((criteria.profile, ignored, criteria.limits, criteria.baseline))
 
     def load(self, identity: Stamp) -> Verdict | None:
-        key = self._key(identity)
         try:
-            data = read_small(self._folder / f"{key}.json", _MOST_BYTES)
-            entry = msgspec.json.decode(data, type=_Entry)
+            data = read_small(self._file(identity), _MOST_BYTES)
+            verdict = msgspec.json.decode(data, type=Verdict)
         except (OSError, ValueError, RecursionError):
             return None  # there is none, or it is damaged: the run is judged again
-        return entry.verdict if entry.key == key and _is_safe(entry.verdict) else None
+        return verdict if _is_safe(verdict) else None
 
     def keep(self, identity: Stamp, verdict: Verdict) -> None:
-        """Store a verdict; only those on the newest logs are kept."""
+        """Only those on the newest logs are kept."""
         if not self._keeps:
             return
-        key = self._key(identity)
-        data = msgspec.json.encode(_Entry(key, verdict))
+        data = msgspec.json.encode(verdict)
         if len(data) > _MOST_BYTES:
             return
         try:
-            write_whole(self._folder / f"{key}.json", data, identity.modified_ns)
+            write_whole(self._file(identity), data, identity.modified_ns)
         except OSError:
             self._keeps = False  # a full or read-only disk only disables the cache
             return
         remove_oldest(self._folder, _OUR_FILE, MOST_KEPT)
 
-    def _key(self, identity: Stamp) -> str:
+    def _file(self, identity: Stamp) -> Path:
         depends_on = repr((_product(), self._criteria, tuple(identity)))
-        return hashlib.sha256(depends_on.encode()).hexdigest()[:32]
+        return self._folder / f"{hashlib.sha256(depends_on.encode()).hexdigest()[:32]}.json"
 
 
 def _is_safe(verdict: Verdict) -> bool:
-    """Whether all texts can be shown as they are: the file is untrusted."""
+    """The file is untrusted."""
     names = [name for trouble in verdict.troubles for name in (trouble.rule, *trouble.layers)]
     texts = [*names, verdict.no_verdict or "", verdict.evidence]
     return all(safe_text(text, _MOST_CELLS) == text for text in texts)

@@ -1,8 +1,8 @@
 """``RunView``: everything needed to draw one frame of a run, immutable.
 
-Screens, snapshots and the JSON report use the same view, so they always agree. The time ribbon has
-the worst severity of each of its columns, never the mean: ten critical steps in a hundred thousand
-must be visible.
+Screens, snapshots and the JSON report use the same, so they always agree. The time ribbon has the
+worst severity of each of its columns, never the mean: ten critical steps in a hundred thousand must
+be visible.
 """
 
 import math
@@ -81,18 +81,17 @@ class LayerView(msgspec.Struct, frozen=True):
     router: RouterInfo
     counts: Sequence[int] | None
     load: Sequence[float] | None
-    """Multiples of the fair share, one per expert."""
+    """Multiples of the fair share."""
     bias: Sequence[float] | None
     balance: float | None
     """The collapse index c of all experts."""
     judged_balance: float | None
-    """The same as it is judged: without an expert that (nearly) every token chooses."""
+    """The same without an expert that (nearly) every token chooses."""
     without: tuple[int, ...] | None
-    """The experts that it leaves out; ``None``: there is one, but only counts would show which."""
+    """The experts that this leaves out; ``None``: only counts would show which."""
     entropy: float | None
     mean_entropy: float | None
     drop_rate: float | None
-    """``None`` if nothing can be dropped or nothing was measured."""
     max_load: float | None
     severity: Severity | None
     quadrant: str | None
@@ -109,41 +108,39 @@ class RunView(msgspec.Struct, frozen=True):
     run: RunRecord | None
     state: RunState
     life: Life
-    """The same in the words of the screens."""
     age_s: float | None
     record: StepRecord | None
     counts_step: int | None
-    """The step whose counts are shown: the shown one, or the last that logged them."""
+    """The shown step, or the last that logged counts."""
     layers: Sequence[LayerView]
     findings: Sequence[tuple[Finding, Advice]]
     window: Window
-    """The steps that the curves and the ribbon cover."""
     newest_step: int
     cursor: float | None
-    """Position of the shown step in the curves, 0 … 1; ``None`` while following."""
+    """Position in the curves, 0 … 1; ``None`` while following."""
     axis: Sequence[int]
     times: Sequence[float | None]
-    """Times of these steps, Unix seconds."""
+    """Unix seconds."""
     entropy_ends: tuple[float, float] | None
-    """The lowest and the highest of the whole run, where curves are drawn."""
+    """Of the whole run, where curves are drawn."""
     loss_history: Sequence[Column]
     ribbon: Sequence[Mark]
     restarts: Sequence[int]
     evaluations: Sequence[tuple[int, float | None]]
-    """Steps in the window after which the model was evaluated, with its validation loss."""
+    """Steps in the window, and their validation losses."""
     progress: float
     """Share of the log that was read; below 1 the history is a sample."""
     judged: float
     """The same of the diagnosis."""
     judged_step: int
     judged_again: str
-    """Why the diagnosis had to start again, in words; usually empty."""
+    """In words; usually empty."""
     no_verdict: str | None
-    """Why the run is not judged at the shown step, in words."""
+    """In words, of the shown step."""
     pending: Sequence[Pending]
-    """Evidence that is building up now; none at an earlier step, which has findings."""
+    """None at an earlier step, which has findings."""
     memory_limit: int | None
-    """Memory limit in bytes, if it makes the history coarser."""
+    """In bytes, if it makes the history coarser."""
     defects: int
     first_defects: Sequence[str]
     error: str | None
@@ -158,12 +155,11 @@ class RunView(msgspec.Struct, frozen=True):
 
     @property
     def alerts(self) -> Sequence[tuple[Finding, Advice]]:
-        """Active findings that need action, worst first."""
+        """Those that need action, worst first."""
         return [p for p in self.findings if p[0].active and p[0].severity > Severity.INFO]
 
     @property
     def notes(self) -> Sequence[tuple[Finding, Advice]]:
-        """Active findings that are for information only."""
         return [p for p in self.findings if p[0].active and p[0].severity is Severity.INFO]
 
 
@@ -237,7 +233,7 @@ def _entropy_ends(watch: RunWatch, columns: int) -> tuple[float, float] | None:
 
 
 def _is_there(watch: RunWatch, at: Pin) -> bool:
-    """Whether the pinned step is of this log: it may have been replaced."""
+    """The log may have been replaced."""
     routers = len(watch.run.routers) if watch.run else 0
     return at.generation == watch.generation and at.latest.routers == routers
 
@@ -250,7 +246,7 @@ def _evaluations(watch: RunWatch, window: Window) -> tuple[tuple[int, float | No
 def findings_of(
     watch: RunWatch, until: int | None, layer: int | None = None
 ) -> list[tuple[Finding, Advice]]:
-    """What is found up to a step; of one layer, with its own numbers. The caller has the lock."""
+    """Up to a step; of one layer, with its own numbers. The caller has the lock."""
     diagnosis = watch.diagnosis
     if diagnosis is None:
         return []
@@ -357,7 +353,7 @@ class Recent(msgspec.Struct, frozen=True):
         return len(self.entries)
 
     def of(self, layer: LayerView) -> tuple[LayerView, float]:
-        """``layer`` with its mean load, if there is one, and the noise of that mean in octaves."""
+        """``layer`` with its mean load, if there is one, and its noise in octaves."""
         if self.steps < 2 or layer.load is None:
             return layer, 0.0
         every = (entry.matrices().tokens_per_expert[layer.index] for entry in self.entries)
@@ -368,7 +364,6 @@ class Recent(msgspec.Struct, frozen=True):
 
 
 def recent_of(watch: RunWatch) -> Recent:
-    """The last ``MEAN_OF`` steps up to the one whose counts are shown, without gaps."""
     with watch.lock:
         entries = tuple(watch.shown.recent)
     return Recent([e for e in entries if entries[-1].record.step - MEAN_OF < e.record.step])

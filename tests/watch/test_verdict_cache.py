@@ -89,7 +89,7 @@ def test_a_strangers_entry_is_a_verdict_that_can_be_shown_or_none(
     cache.keep(LOG, VERDICT)
     (entry,) = entries(tmp_path / "v")
     stored = json.loads(entry.read_bytes())
-    stored["verdict"][field] = value
+    stored[field] = value
     entry.write_text(json.dumps(stored))
     found = cache.load(LOG)
     assert found is None or isinstance(found, Verdict)
