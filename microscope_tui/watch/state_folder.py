@@ -21,7 +21,7 @@ def state_folder() -> Path:
 
 
 def read_small(path: Path, most_bytes: int) -> bytes:
-    """An ``OSError`` if it is no readable regular file, a ``ValueError`` above ``most_bytes``."""
+    """``OSError``: not a readable regular file; ``ValueError``: above ``most_bytes``."""
     with os.fdopen(open_regular_file(path), "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
