@@ -171,7 +171,7 @@ def one_hog(shape: Shape, rng: random.Random) -> Run:
 
 def pooled_in_counts(shape: Shape, rng: random.Random) -> Run:
     """Layers uneven in different ways and an even sum, where the auxiliary loss is not logged."""
-    return _changed(pooled_aux_loss(shape, rng), lambda step: {"losses": {}})
+    return _changed(pooled_aux_loss(shape, rng, even=True), lambda step: {"losses": {}})
 
 
 def z_loss(shape: Shape, rng: random.Random, grown: float, within: float, rule: str = "") -> Run:

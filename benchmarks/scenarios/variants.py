@@ -221,18 +221,15 @@ def pooled_aux_fits(shape: Shape) -> bool:
 
 
 def pooled_aux_cancels(shape: Shape) -> bool:
-    """They cover every expert equally often: the sum is even."""
-    sick = round(_POOLED_SICK * shape.routers)
-    return (
-        shape.num_experts >= 8
-        and pooled_aux_fits(shape)
-        and sick * shape.top_k % shape.num_experts == 0
-    )
+    """There are enough routers to cover every expert equally often: then the sum is even."""
+    return shape.num_experts >= 8 and shape.routers >= shape.num_experts / shape.top_k >= 1.6
 
 
-def pooled_aux_loss(shape: Shape, rng: random.Random) -> Run:
+def pooled_aux_loss(shape: Shape, rng: random.Random, even: bool = False) -> Run:
     """Routers collapse on different experts each, and the loss of their sum sees nothing."""
-    sick = some_routers(shape, _POOLED_SICK, rng)
+    each = shape.num_experts // shape.top_k
+    share = shape.routers // each * each / shape.routers if even else _POOLED_SICK
+    sick = some_routers(shape, share, rng)
     onset = around(0.2 * shape.steps, rng)
     ids = rng.sample(range(shape.num_experts), shape.num_experts)
     hot = {

@@ -277,7 +277,10 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 remedy += "; else average the load over more steps before each update"
             return why, remedy
         if moves := number(worst, "moves"):
-            return why, f"find what moves the bias by {moves:.2g} a step, not as the header says"
+            return (
+                why,
+                f"find what moves the bias by {moves:.2g} a step, the header has another rate",
+            )
         # The swing of a sign update is proportional to its rate: aim at half of the limit.
         factor = 0.15 / max(0.3, number(worst, "swing"))
         weaker = turned(run, factor, "lower", "weaken the load balancing")
