@@ -78,8 +78,6 @@ class CollapseLimits(RuleLimits, frozen=True):
 
 
 class Falling(Suspect):
-    low_since: int | None = None
-    """Start of the steps with low c."""
     urgent: list[int] = msgspec.field(default_factory=list)
     """The last steps: 1 where c was too low for a warm-up."""
 
@@ -173,9 +171,9 @@ class Collapse(Rule[CollapseLimits, Memory]):
     def _look_closer(self, view: StepView, index: int, value: float, suspect: Falling) -> Reading:
         limits, reference = self.limits, self._reference(index)
         if self._is_clear(value, reference) or self._is_usual(value, reference):
-            suspect.low_since = None
-        elif suspect.low_since is None and self._grade(value, reference)[0] is not None:
-            suspect.low_since = view.step
+            suspect.since = None
+        elif suspect.since is None and self._grade(value, reference)[0] is not None:
+            suspect.since = view.step
         effective = value_at(view.record.router.effective_experts, index)
         facts: dict[str, Fact] = {"effective": effective or 0.0}
         enough = True
@@ -183,10 +181,10 @@ class Collapse(Rule[CollapseLimits, Memory]):
         if counts is not None:
             value, enough = self._sum(counts, suspect, self.routers[index].top_k, facts)
         facts |= self._circumstances(view, index, reference)
-        low_for = view.step - (suspect.low_since or view.step)
+        low_for = view.step - (suspect.since or view.step)
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:
-            suspect.low_since = None  # low step by step and even in the sum: a swing
+            suspect.since = None  # low step by step and even in the sum: a swing
         # A sum still contains the past: alone it is not evidence about this step.
         judged = enough and not suspect.calm and self.suffices(view, index, limits.evidence)
         severity, limit = self._grade(value, reference)
@@ -199,7 +197,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
             settled=index in self.memory.settled,
             facts=facts,
             confidence=PER_STEP if counts is None else EXACT,
-            since=suspect.low_since,
+            since=suspect.since,
         )
 
     def _circumstances(

@@ -65,7 +65,7 @@ class DeadLimits(RuleLimits, frozen=True):
     relations = "min_window <= max_window, warn_steps <= critical_steps, critical_share <= 1"
 
 
-_EVEN = 0.9
+EVEN = 0.9
 """c of the living experts with which balancing did not fail."""
 _REST = 32
 """Steps between two looks at starved experts that proved alive."""
@@ -400,7 +400,7 @@ class Dead(Rule[DeadLimits, Memory]):
 def few_from_start(episode: Episode) -> bool:
     """Whether a few experts never received tokens, beside even ones."""
     few = episode.value <= DeadLimits().critical_share * size_of(episode)
-    return few and number(episode, "rest") >= _EVEN
+    return few and number(episode, "rest") >= EVEN
 
 
 def _which(worst: Episode) -> str:

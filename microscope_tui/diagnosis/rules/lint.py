@@ -197,12 +197,15 @@ class Memory(msgspec.Struct):
     """Step of the restart at which the bias was lost."""
     first_lost: int | None = None
     biases: dict[int, Bias] = {}
-    standing: tuple[int, ...] = ()
-    """Routers whose bias did not move from look to look, or from the start."""
     held: dict[int, list[float]] = {}
     """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
     moving: bool = False
     counted: int = 0
+
+    @property
+    def standing(self) -> list[int]:
+        """Routers whose bias did not move from look to look, or from the start."""
+        return [r for r, b in self.biases.items() if b.until > b.since or not b.moved]
 
 
 class Lint(Rule[LintLimits, Memory]):
@@ -285,8 +288,8 @@ class Lint(Rule[LintLimits, Memory]):
         elif at is not None and span <= _LOST * usual > 0:
             memory.lost = at
             memory.first_lost = memory.first_lost or at
-            facts: Facts = {"cause": Reason.BIAS_LOST, "at": at, "before": usual}
-            facts = {**facts, "ago": at - memory.first_lost}
+            ago = at - memory.first_lost
+            facts: Facts = {"cause": Reason.BIAS_LOST, "at": at, "before": usual, "ago": ago}
             return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=at))]
         else:
             memory.spans.add(view.step, [span])
@@ -303,9 +306,6 @@ class Lint(Rule[LintLimits, Memory]):
                 last.until = step
             else:
                 biases[index] = Bias(hash(tuple(row)), step, step, max(row) > min(row))
-        self.memory.standing = tuple(
-            r for r, b in biases.items() if b.until > b.since or not b.moved
-        )
 
     def doubted(self) -> Sequence[int]:
         return self.memory.sign.suspects(self.sign.agreement) if self.bias_moves else ()
@@ -341,7 +341,7 @@ class Lint(Rule[LintLimits, Memory]):
             routers = tuple(sorted(memory.sign.wrong))
             facts: Facts = {"cause": Reason.WRONG_SIGN, "routers": routers}
             yield from ((router, Reading(Severity.WARN, facts=facts)) for router in routers)
-        if self.bias_moves and self.has_rate and memory.standing:
+        if self.bias_moves and self.has_rate:
             yield from self._standing(view)
         if memory.lost is not None:
             yield self._of_run(Reason.BIAS_LOST)
@@ -351,14 +351,15 @@ class Lint(Rule[LintLimits, Memory]):
     def _standing(self, view: StepView) -> Iterator[_Held]:
         """A bias that moves to and fro can be the same at two looks: the next lines decide."""
         memory, index = self.memory, view.collapse_index
-        for router in memory.standing:
+        standing = memory.standing
+        for router in standing:
             bias = memory.biases[router]
             uneven = index is not None and index.values[router] < self.limits.sign_uneven
             bias.uneven = bias.uneven + 1 if uneven else 0
             if 0 <= bias.same < _EARLY and (row := view.biases(router)):
                 bias.same = bias.same + 1 if hash(tuple(row)) == bias.mark else -1
                 bias.until = view.step
-        found = tuple(r for r in memory.standing if memory.biases[r].same >= _EARLY)
+        found = tuple(r for r in standing if memory.biases[r].same >= _EARLY)
         for router in found:
             bias = memory.biases[router]
             warns = bias.uneven >= self.lines(self.limits.sign_changes)

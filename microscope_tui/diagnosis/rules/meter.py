@@ -343,9 +343,9 @@ class Meter(Rule[MeterLimits, Memory]):
 
     def _not_finite(self, view: StepView) -> dict[int, str]:
         """NaN, even where a writer omits it: no entropy, and all counts on the first k experts."""
-        if self.context.trains and not math.isfinite(view.record.loss or 0.0):
-            return {}  # see DIVERGED
-        if found := view.non_finite():
+        if not math.isfinite(view.record.loss or 0.0):
+            return {} if self.context.trains else {WHOLE_RUN: "loss"}  # see DIVERGED
+        if found := view.not_finite():
             return found
         if view.record.router.entropy is not None:
             self.memory.had_entropy = True

@@ -14,8 +14,16 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
-from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
+from microscope_tui.diagnosis.episodes import (
+    Episode,
+    Fact,
+    Found,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+)
+from microscope_tui.diagnosis.rules.base import KNOBS, LEAST_SWING, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
@@ -226,20 +234,14 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         even, experts = measures.effective_experts(summed) or 0.0, len(summed)
         c = measures.collapse_index(even, experts, self.routers[index].top_k) or 0.0
         chance = math.exp(-self.limits.overdispersion * experts * len(rows) / (2 * sum(summed)))
-        usual = median(measures.effective_experts(row) or 0.0 for row in rows)
         sound = c >= self.context.limits.of(CollapseLimits).warn  # below it COLLAPSE reports
-        return sound and usual < self.limits.usual_step * chance * even
+        return sound and _usual(rows) < self.limits.usual_step * chance * even
 
     def _reading(self, index: int, rows: list[list[int]], period: int, share: float) -> Reading:
         """The data causes a swing that the bias cannot; it may be harmless."""
         limits, memory, balance = self.limits, self.memory, self.context.run.balance
-        by_bias = Reading(
-            severity=Severity.WARN,
-            value=share,
-            limit=limits.experts_share,
-            facts={"period": period},
-            since=self.track(index).dated or self._began(index),
-        )
+        severity = Severity.WARN
+        facts: dict[str, Fact] = {"period": period}
         biases, said = memory.biases.get(index, []), balance.get("bias_update_rate")
         rate = said = said if isinstance(said, int | float) else math.inf
         least, logged = limits.least_move, len(biases) == len(rows)
@@ -247,20 +249,22 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
             follows = following(rows, biases) >= limits.follows
             least = memory.swings[index] / (limits.gain if follows else limits.large)
-            by_bias = msgspec.structs.replace(
-                by_bias, facts={"period": period, "moves": rate * (rate > 2 * said)}
-            )
+            facts["moves"] = rate if rate > 2 * said else 0.0
         moves = rate * period / 2
         again = index in memory.biases and balance.get("method") not in ("aux", "none")
-        if moves >= least or not again:
-            return by_bias
-        memory.swings[index] = 0.0
-        router = self.routers[index]
-        usual = median(measures.effective_experts(row) or 0.0 for row in rows)
-        c = measures.collapse_index(usual, router.num_experts, router.top_k) or 0.0
-        facts = {"period": period, "cause": Reason.ALTERNATING, "moves": moves}
-        severity = Severity.INFO if logged or c >= limits.usual_c else Severity.WARN
-        return msgspec.structs.replace(by_bias, severity=severity, facts=facts)
+        if moves < least and again:
+            memory.swings[index] = 0.0
+            facts = {"period": period, "cause": Reason.ALTERNATING, "moves": moves}
+            c = measures.collapse_index(_usual(rows), len(rows[0]), self.routers[index].top_k)
+            if logged or (c or 0.0) >= limits.usual_c:
+                severity = Severity.INFO
+        return Reading(
+            severity=severity,
+            value=share,
+            limit=limits.experts_share,
+            facts=facts,
+            since=self.track(index).dated or self._began(index),
+        )
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -272,14 +276,14 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             why += f", in half of which the bias moves by at most {number(worst, 'moves'):.2g}: "
             why += "data or micro-batches alternate"
             remedy = "check whether they do, and mix the kinds of data within each batch"
-            if worst.severity > Severity.INFO:
+            if worst.warns:
                 why += ", or the update of the bias overshoots"
                 remedy += "; else average the load over more steps before each update"
             return why, remedy
         if moves := number(worst, "moves"):
             return why, f"find what moves the bias by {moves:.2g} a step, not as the header says"
         # The swing of a sign update is proportional to its rate: aim at half of the limit.
-        factor = 0.15 / max(0.3, number(worst, "swing"))
+        factor = LEAST_SWING / 2 / max(LEAST_SWING, number(worst, "swing"))
         weaker = turned(run, factor, "lower", "weaken the load balancing")
         method = run.balance.get("method")
         remedy = f"{weaker}, or average the load over more steps before each update"
@@ -293,6 +297,11 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         elif method not in KNOBS:
             remedy = f"if these layers are balanced, {remedy}; if not, check the data"
         return why, remedy
+
+
+def _usual(rows: Sequence[Sequence[int]]) -> float:
+    """The effective experts of the median step."""
+    return median(measures.effective_experts(row) or 0.0 for row in rows)
 
 
 def _change(values: Sequence[float]) -> int | None:

@@ -238,7 +238,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             return share
         if summed is not None and len(summed) >= min(summed.window, self.least):
             return measures.starved_experts(summed.totals, self.limits.enter) / len(summed.totals)
-        return share - 1.0 / max(1, self.routers[index].num_experts)  # which are close is unknown
+        return share - 1.0 / self.sizes[index]  # which are close is unknown
 
     def _limit(self, index: int) -> float:
         if not self.context.relative:
