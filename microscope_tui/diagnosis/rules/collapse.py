@@ -83,10 +83,8 @@ class Falling(Suspect):
 
 
 class Memory(msgspec.Struct):
-    """The suspects, and which routers were even before."""
-
     first: FirstValues
-    """c of the first steps: the reference of a fine-tuning without a baseline."""
+    """c: the reference of a fine-tuning without a baseline."""
     suspects: dict[int, Falling] = {}
     uneven_at: list[int] = []
     """Last step at which each router was not even."""
@@ -158,7 +156,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return found
 
     def _settle(self, step: int, signal: Signal, low: Sequence[int]) -> None:
-        """Routers that stop being even after a long time."""
+        """Note who stops being even after a long time."""
         memory, limits = self.memory, self.limits
         before = memory.seen_at
         memory.seen_at = step
@@ -216,7 +214,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return facts
 
     def _reference(self, index: int) -> float | None:
-        """The reference c of this router, where the change counts."""
+        """c of the past, where the change counts."""
         context = self.context
         known = context.baseline.collapse_index[index] if context.baseline is not None else None
         if known is not None and context.relative:
@@ -244,7 +242,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return value >= back and value > _MARGIN * limits.critical
 
     def _is_usual(self, value: float, reference: float | None) -> bool:
-        """Whether c has been this low all along: nothing began here."""
+        """Whether c has been this low all along."""
         if reference is None or self._grade(value, reference)[0] is not None:
             return False
         return value >= (1.0 - self.limits.relative_fall / _MARGIN) * reference

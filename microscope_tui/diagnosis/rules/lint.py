@@ -164,7 +164,7 @@ _Held = tuple[int, Reading]
 
 
 class Bias(msgspec.Struct):
-    """The bias of one router, the same from one line to another."""
+    """Of one router, the same from one line to another."""
 
     mark: int
     since: int
@@ -187,10 +187,10 @@ class Memory(msgspec.Struct):
     """Steps in a row; it stops where they are enough."""
     sign: SignMemory = msgspec.field(default_factory=SignMemory)
     still: int = 0
-    """Lines without a gradient of any router, from the first; −1 once there was one."""
+    """First lines without any gradient; −1 once there was one."""
     lines: int = 0
     spans: Trail = msgspec.field(default_factory=lambda: Trail(size=40))
-    """Largest minus smallest bias, the mean of all routers: every hundred lines."""
+    """Largest minus smallest bias, the mean of all routers."""
     resumed: int | None = None
     """Step of a restart after which no bias was seen yet."""
     lost: int | None = None
@@ -269,7 +269,7 @@ class Lint(Rule[LintLimits, Memory]):
         memory.sign = SignMemory(wrong=memory.sign.wrong)
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
-        """The bias is zero since a restart: an event, since the text needs what it was before."""
+        """A bias that was lost: an event, since the text needs what it was before."""
         memory, at = self.memory, self.memory.resumed
         memory.lines += 1
         due = memory.lines % _LOOKS == 20 or (at is not None and view.step < at + _LOOKS)
@@ -370,11 +370,7 @@ class Lint(Rule[LintLimits, Memory]):
             yield router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
-        """Whether the loss is near its floor k while a layer by itself is far from even.
-
-        Transformers adds up the counts and probabilities of all layers before it multiplies them:
-        layers that are uneven in different ways cancel out.
-        """
+        """Whether the loss is near its floor k while a layer by itself is far from even."""
         losses, effective = view.record.losses or {}, view.signal("effective_experts")
         loss = next((losses[name] for name in _AUX if name in losses), None)
         if effective is None or view.step <= self.context.warm_up:
@@ -388,7 +384,7 @@ class Lint(Rule[LintLimits, Memory]):
         return uneven and ((at_floor and pools) or (due and self._cancels_out(view)))
 
     def _cancels_out(self, view: StepView) -> bool:
-        """Whether the sum of all layers is far more even than independent layers make it."""
+        """The sum of all layers is far more even than independent layers make it."""
         rows = [view.full_counts(index) or [] for index in range(len(self.routers))]
         if not all(map(any, rows)) or len(set(map(len, rows))) > 1:
             return False
@@ -398,7 +394,7 @@ class Lint(Rule[LintLimits, Memory]):
         return len(total) >= 8 and squares[0] - 1.0 < self.limits.cancelled * by_chance
 
     def _see_gradients(self, view: StepView) -> None:
-        """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""
+        """In a fine-tuning, routers without any gradient from the first line are frozen."""
         memory, run = self.memory, self.context.run
         tuned = run.profile == "finetune" and "routers" not in run.training
         gradients = view.signal("grad_norm") if tuned and memory.still >= 0 else None
@@ -409,7 +405,7 @@ class Lint(Rule[LintLimits, Memory]):
         memory.still = still
 
     def _see_bias(self, view: StepView) -> None:
-        """Whether it moves while every router is frozen; the first lines since a start decide."""
+        """Whether it moves with frozen routers; the first lines since a start decide."""
         memory = self.memory
         if self.frozen < len(self.routers) or not view.has_counts:
             return
@@ -502,5 +498,5 @@ class Lint(Rule[LintLimits, Memory]):
 
 
 def _is_ignored(balance: Mapping[str, Any]) -> bool:
-    """Whether the trainer has an auxiliary weight that the model does not use."""
+    """The trainer has an auxiliary weight that the model does not use."""
     return (balance.get(_OF_TRAINER) or 0) > 0

@@ -96,7 +96,7 @@ class Memory(msgspec.Struct):
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
-    """Checks the counts of some consecutive steps from time to time."""
+    """Checks some consecutive steps from time to time."""
 
     name = "OSCILLATION"
     subject = "Oscillating load"
@@ -170,7 +170,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         memory.wait = memory.pause = min(limits.most, max(limits.every, 2 * memory.pause))
 
     def _suspects(self, view: StepView) -> set[int]:
-        """Routers uneven enough in this step for such a swing; for half of it before any look."""
+        """Uneven enough in this step for such a swing; for half of it before any look."""
         loads, effective = view.signal("max_load"), view.signal("effective_experts")
         if loads is None or effective is None or view.step <= self.context.warm_up:
             return set()
@@ -205,7 +205,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return first if at is None else min(first, past.steps[at])
 
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
-        """Period of the common swing, or 0, the share of experts in it, and √2 σ of their load."""
+        """Period or 0, the share of experts that swing, and √2 σ of their load."""
         limits, steps, experts = self.limits, len(rows), len(rows[0])
         least = int(limits.experts_share * experts) + 1
         totals = list(map(sum, rows))
@@ -229,7 +229,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return period, share if period else 0.0, math.sqrt(2.0 * variance) if returns else 0.0
 
     def _even_in_the_sum_alone(self, index: int, rows: list[list[int]]) -> bool:
-        """Most single steps are more uneven than the sum of all, and than chance makes them."""
+        """Most steps are more uneven than the sum of all, and than chance makes them."""
         summed = [sum(column) for column in zip(*rows, strict=True)]
         even, experts = measures.effective_experts(summed) or 0.0, len(summed)
         c = measures.collapse_index(even, experts, self.routers[index].top_k) or 0.0
@@ -317,7 +317,7 @@ def _change(values: Sequence[float]) -> int | None:
 
 
 def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, list[float]]]:
-    """The variance of every expert's load, as a share of the fair one, and the load itself."""
+    """The variance of every expert's load, and the load, as a share of the fair one."""
     steps, experts = len(rows), len(rows[0])
     scales = [experts / total if (total := sum(row)) else 0.0 for row in rows]
     found = []
@@ -363,7 +363,7 @@ def signs(loads: Sequence[float]) -> int:
 
 
 def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
-    """Period after which the bits agree while they disagree after half of it; 0 for none."""
+    """Period after which the bits agree, but not after half of it; 0 for none."""
     lags = range(1, min(steps, steps // 2 + _BEYOND + 1))
     agreement = [0.0, *(_agreement(masks, steps, lag) for lag in lags)]
     swings = {
@@ -403,7 +403,7 @@ def recurring(masks: Sequence[int], steps: int, limit: float) -> int:
 
 
 def _shortest(swings: dict[int, float], values: Sequence[float], longest: int) -> int:
-    """The shortest of the clear ones; none where the values still rise after the longest."""
+    """Of the clear ones; none where the values still rise after the longest."""
     clear = max(swings.values(), default=0.0) - 0.05
     found = min((period for period, value in swings.items() if value >= clear), default=0)
     slower = found >= longest - _BEYOND and max(values[longest + 1 :][:_BEYOND]) > values[found]
@@ -411,7 +411,7 @@ def _shortest(swings: dict[int, float], values: Sequence[float], longest: int) -
 
 
 def _agreement(masks: Sequence[int], steps: int, lag: int) -> float:
-    """Mean correlation of signs with themselves ``lag`` steps later: −1 … 1."""
+    """Mean correlation with themselves ``lag`` steps later: −1 … 1."""
     pairs = steps - lag
     keep = (1 << pairs) - 1
     differing = sum(((mask ^ (mask >> lag)) & keep).bit_count() for mask in masks)

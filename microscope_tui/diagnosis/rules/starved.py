@@ -231,7 +231,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         )
 
     def _beyond_doubt(self, index: int, share: float, summed: SummedCounts | None) -> float:
-        """The share without experts that are only close to a tenth, where they could mislead."""
+        """Without experts that are only close to a tenth, where they could mislead."""
         # Of few experts a single one is beyond the limit.
         alone = round(share * self.sizes[index]) == 1 > self.sizes[index] * self.limits.share
         if not (self.context.relative or alone):
