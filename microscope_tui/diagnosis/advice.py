@@ -1,8 +1,7 @@
 """Verdict / Why / Next: the texts shown on screen, by ``check`` and in a trainer's console.
 
-Verdict is what and since when, Why is the numbers, Next is the advice for this run: it reads the
-run's header and names the user's own settings. The advice is never to prune an expert because it is
-cold. Findings with one cause (see ``causes``) share its remedy and the step to go back to.
+Next names the settings of this run. It is never to prune an expert because it is cold. Findings
+with one cause (see ``causes``) share its remedy and the step to go back to.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ _CHANGED = 0.5
 
 
 class Advice(msgspec.Struct, frozen=True):
-    """The three lines of a finding, and its one line for narrow screens."""
+    """Three lines, and one for narrow screens."""
 
     verdict: str
     why: str
@@ -53,10 +52,10 @@ def report(
     episodes: Sequence[Episode] | None = None,
     shown: Callable[[Episode], bool] = lambda episode: True,
 ) -> list[tuple[Finding, Advice]]:
-    """The findings of a run with their texts: the causes worst first, and each with its findings.
+    """The findings of a run by cause, the worst first, with their texts.
 
     Args:
-        diagnosis: of the run; it knows the checkpoints, restarts and changes of the data.
+        diagnosis: of the run.
         episodes: as they were at a step of the past; by default all.
         shown: episodes to report; the others only help to find the cause.
     """
@@ -70,7 +69,7 @@ def report(
 
 
 def advise(finding: Finding, cause: Cause, known: Known) -> Advice:
-    """What ``finding``, one of those of ``cause``, means for the run."""
+    """The texts of ``finding``, one of those of ``cause``."""
     worst = finding.worst
     rule = RULES[finding.rule]
     first = finding is cause.findings[0]
@@ -145,7 +144,7 @@ def _how_it_ended(finding: Finding) -> str:
 
 
 def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
-    """The numbers as sentences, and a short form; worst and current values if they differ."""
+    """Sentences and a short form; worst and current values if they differ."""
     worst = finding.worst
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
     text, _ = RULES[finding.rule].words(worst, run)
@@ -179,7 +178,7 @@ def _present(worst: Episode, now: Present, run: RunRecord) -> str:
 
 
 def _has_changed(worst: Episode) -> bool:
-    """Whether an open episode differs from its worst by more than noise."""
+    """By more than noise from its worst."""
     now = worst.now
     if now is None or not worst.active or worst.severity is Severity.INFO:
         return False
@@ -212,13 +211,13 @@ def _with_way_back(cause: Cause, known: Known) -> str:
 
 
 def _leaves_damage(cause: Cause, profile: str) -> bool:
-    """Whether an active finding leaves damage that only an earlier checkpoint undoes."""
+    """Damage that only an earlier checkpoint undoes."""
     active = (RULES[f.rule] for f in cause.findings if f.active)
     return cause.sign is not None or any(profile in rule.rolls_back_in for rule in active)
 
 
 def _first(text: str) -> str:
-    """The first statement of ``text``, for a narrow line."""
+    """The first statement of ``text``."""
     return text.split("; ")[0].split(". ")[0].split(" (")[0].rstrip(".")
 
 

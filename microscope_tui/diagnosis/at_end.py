@@ -29,9 +29,8 @@ _PARTS = 3
 
 
 def judge_sums(run: RunRecord, criteria: Criteria, sums: Sums) -> tuple[list[Episode], str]:
-    """The alarms if these sums were a single step; of a training only warnings of a collapse.
-
-    And why the sums of an evaluation do not suffice for a verdict; empty if they do.
+    """The alarms if these sums were a single step, of a training only warnings of a collapse; and
+    why the sums of an evaluation do not suffice.
     """
     trains = run.profile != "eval"
     context, view = _moment(run, criteria, sums)
@@ -69,8 +68,7 @@ def too_few(view: StepView, context: Context, when: str = f" {WHEN}") -> str:
 
 
 def _moment(run: RunRecord, criteria: Criteria, sums: Sums) -> tuple[Context, StepView]:
-    """The sums as a step of an evaluation; routers without one keep their last summaries only if
-    no router has one."""
+    """As a step of an evaluation; the last summaries remain only if no router has a sum."""
     limits: list[RuleLimits]
     if run.profile == "eval":
         own = [criteria.limits.of(RULES[name].limits_type) for name in _JUDGED]
@@ -88,7 +86,7 @@ def _moment(run: RunRecord, criteria: Criteria, sums: Sums) -> tuple[Context, St
 
 
 def _alarms(context: Context, view: StepView, names: Sequence[str]) -> list[Episode]:
-    """What these rules report of a moment, where no earlier one mutes them."""
+    """Where no earlier rule mutes them."""
     ledger = Ledger(context)
     ledger.see(view)
     for name in names:
@@ -104,7 +102,6 @@ def _alarms(context: Context, view: StepView, names: Sequence[str]) -> list[Epis
 
 
 def _call_summed(episode: Episode, context: Context) -> None:
-    """Say that its numbers are those of a whole evaluation."""
     words = ", summed over all steps"
     if episode.rule == "STARVED" and context.baseline is None:  # a long tail is normal on one text
         words += " on this text"

@@ -27,7 +27,7 @@ _RIGHT, _UNDECIDED, _WRONG = -1, 0, 1
 
 
 class Trial(msgspec.Struct):
-    """One router whose bias is compared with its load."""
+    """Of one router."""
 
     first: list[float]
     """Bias at the start of the trial."""
@@ -46,11 +46,10 @@ class Trial(msgspec.Struct):
 
     @property
     def agreement(self) -> list[float]:
-        """The share of the load that agrees, at the end with less of it and at the other."""
+        """The share of the load that agrees, at the end with less of it first."""
         return sorted(map(truediv, self.agreed, [max(1.0, total) for total in self.total]))
 
     def add(self, bias: list[float], counts: Sequence[int]) -> None:
-        """Compare the change of the bias since the last line with the load at both of its ends."""
         load = _centred(counts)
         change = _centred([b - a for a, b in zip(self.bias, bias, strict=True)])
         moved = sum(map(abs, change))
@@ -80,17 +79,16 @@ class SignMemory(msgspec.Struct):
     """Router → step from which its sign counts as wrong."""
 
     def resumed(self, step: int) -> "SignMemory":
-        """The memory of a run that resumes at ``step``: new trials decide about the sign."""
+        """New trials decide about the sign."""
         return SignMemory(wrong={r: at for r, at in self.wrong.items() if at < step})
 
     def suspects(self, agreement: float) -> list[int]:
-        """Routers whose trial agrees so far, or is to be repeated."""
+        """Those whose trial agrees so far, or is to be repeated."""
         tried = {r: one.agreement for r, one in self.trials.items() if one.changes >= _FIRST}
         agree = [r for r, (low, high) in tried.items() if low >= _WEAK and high >= agreement]
         return sorted({*agree, *self.doubted})
 
     def conclude(self, router: int, outcome: int, step: int, several: bool) -> None:
-        """The trial of a router is over."""
         self.outcomes[router] = outcome + (outcome == _WRONG and router in self.doubted)
         del self.trials[router]
         found = [r for r, trials in self.outcomes.items() if trials >= _WRONG]
@@ -128,7 +126,7 @@ class BiasSign(msgspec.Struct, frozen=True):
         memory.blind = 0 if seen else memory.blind + 1
 
     def _untried(self, index: Signal, memory: SignMemory) -> list[int]:
-        """Routers to try that are uneven, or whose sign was wrong: the most uneven first."""
+        """Uneven ones, or those whose sign was wrong: the most uneven first."""
         if index.low >= self.uneven and not memory.wrong:
             return []
         c, wrong = index.values, memory.wrong
@@ -138,7 +136,7 @@ class BiasSign(msgspec.Struct, frozen=True):
         return sorted(low, key=c.__getitem__)
 
     def _look(self, view: StepView, router: int, c: float, memory: SignMemory) -> bool:
-        """Add one line of a router on trial; false if it has no bias or no counts."""
+        """False if the line has no bias or no counts of it."""
         counts, bias = view.full_counts(router), view.biases(router)
         if counts is None or bias is None or len(bias) != len(counts):
             return False
@@ -174,6 +172,6 @@ class BiasSign(msgspec.Struct, frozen=True):
 
 
 def _centred(values: Sequence[float]) -> list[float]:
-    """Minus their mean: only differences between biases matter."""
+    """Only differences between biases matter."""
     mean = sum(values) / len(values)
     return [value - mean for value in values]

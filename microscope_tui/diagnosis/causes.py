@@ -1,10 +1,8 @@
 """Cause first: one pass over all episodes of a run finds what explains them, and the one remedy.
 
-A proof comes before a suspicion: a forced collapse, a rank that stopped, a bias with the wrong sign
-or lost at a resume, a divergence. Then settings that cannot work, swings, a restart or a change of
-the data at the onset, layers that change at once; balancing that is too weak comes last. Each
-episode has one cause, so that no report turns one setting in two directions. ``Changes`` notes
-while a run is judged at which steps its data changed.
+A proof comes before a suspicion: see the order in ``causes``. Each episode has one cause, so that
+no report turns one setting in two directions. ``Changes`` notes while a run is judged at which
+steps its data changed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reaso
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import (
+    LEAST_SWING,
     MOST_SWING,
     calm_down,
     ids_of,
@@ -28,7 +27,7 @@ from microscope_tui.diagnosis.rules.base import (
     ranks_of,
     setting,
 )
-from microscope_tui.diagnosis.rules.dead import few_from_start
+from microscope_tui.diagnosis.rules.dead import EVEN, few_from_start
 from microscope_tui.runlog import RunRecord
 
 _GAP = 50
@@ -36,16 +35,14 @@ _GAP = 50
 dated onset may also precede the first sign of a divergence by this much."""
 _REACH = 500
 """A sign of a divergence that lasts longer than this does not explain later onsets."""
-_SWINGS = 0.3
-"""The least swing that OSCILLATION reports."""
 _AFTER = 50
 """Steps after a restart or a change of the data within which an onset belongs to it."""
 _WINDOW = 16
 """Steps by which onsets of one moment differ: windows date them."""
-_EVEN = 0.9
-"""c of the others at which balancing did not fail."""
-_UNEVEN = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
-"""Rules that fire where the load of a router is uneven, for whichever reason."""
+_UNEVEN_IF_NARROW = ("COLLAPSE", "ERODING", "BIAS_RUNAWAY", "OVERLOAD", "DROPS")
+_UNEVEN = (*_UNEVEN_IF_NARROW, "DEAD", "STARVED")
+"""Rules that fire where the load of a router is uneven, for whichever reason; on narrow data
+some experts always rest."""
 _PROVEN = {
     Reason.WRONG_SIGN: "bias update with the wrong sign",
     Reason.BIAS_LOST: "selection bias lost at the restart",
@@ -97,14 +94,14 @@ _USUAL = ("eval", "checkpoint", "alert", "lint", "lost_records", "end")
 
 
 class Changes(msgspec.Struct):
-    """Jumps of the loss and the writer's own events, with their steps, in words."""
+    """Jumps of the loss and the writer's own events."""
 
     steps: list[int] = []
     losses: list[float] = []
     found: list[tuple[int, str]] = []
 
     def add(self, step: int, loss: float) -> None:
-        """Add one line; every eighth one ends a level."""
+        """Every eighth line ends a level."""
         self.steps.append(step)
         self.losses.append(loss)
         if len(self.losses) < 3 * _LEVEL:
@@ -141,7 +138,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     resumes: Sequence[int] = ()
     """First steps after restarts."""
     changes: Sequence[tuple[int, str]] = ()
-    """Steps at which the loss jumped or the writer logged an event of its own, in words."""
+    """See ``Changes``."""
     swing: float = 0.0
     """The largest swing of the load of any router."""
     doubted: Sequence[int] = ()
@@ -149,7 +146,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     newest: int = 0
 
     def remedy_of(self, episode: Episode) -> str:
-        """What the rule of the episode advises; the swing limits how far a setting is raised."""
+        """What its rule advises; the swing limits how far a setting is raised."""
         known = replace(episode, facts=episode.facts | {"swing": self.swing})
         return RULES[episode.rule].words(known, self.run)[1]
 
@@ -172,7 +169,7 @@ class Cause(msgspec.Struct, frozen=True):
 
     @property
     def explained(self) -> tuple[Finding, ...]:
-        """The findings without the one that is the cause itself, and without early signs."""
+        """Without the finding that is the cause itself, and without early signs."""
         found = [f for f in self.findings if not RULES[f.rule].judges_settings]
         grave = [f for f in found if f.severity > Severity.INFO and not f.worst.led_to]
         return tuple(grave or found)
@@ -182,15 +179,15 @@ _Found = tuple[Cause, list[Episode]]
 
 
 def causes(episodes: Iterable[Episode], known: Known) -> list[Cause]:
-    """Assign every episode to one cause: active before recovered, worst first."""
+    """Active before recovered, worst first."""
     left = list(episodes)
     found = list[Cause]()
     slides = dict[int, list[Episode]]()
     for episode in sorted(left, key=lambda e: -e.onset):
-        if _starves(episode) and episode.severity >= Severity.WARN:
+        if _starves(episode) and episode.warns:
             slides.setdefault(episode.router_index, []).append(episode)
     if any(e.reason != Reason.ALTERNATING for e in _of("OSCILLATION", left)):
-        known = replace(known, swing=max(known.swing, _SWINGS))
+        known = replace(known, swing=max(known.swing, LEAST_SWING))
     proven, settings = partial(_by_lint, _PROVEN), partial(_by_lint, _SETTINGS)
     certain = (_forced, _ranks, proven, _divergences, settings, _swings, _moments)
     for find in (*certain, _at_once, _born, _overflow, _alternating, _weak, _drops):
@@ -231,7 +228,7 @@ def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) ->
     for reason, title in titles.items():
         proofs = [e for e in lint if e.reason == reason]
         explained = _explained_by(proofs, left, known) if proofs else []
-        if all(e.severity <= Severity.INFO for e in explained):
+        if not any(e.warns for e in explained):
             continue
         frozen = reason == Reason.ROUTER_FROZEN
         remedy = _FROZEN if frozen else known.remedy_of(proofs[0])
@@ -242,8 +239,8 @@ def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) ->
 
 
 def _explained_by(proofs: list[Episode], left: list[Episode], known: Known) -> list[Episode]:
-    """Uneven loads, or what else a setting brings; nothing where it is not the cause."""
-    uneven = _beside(left, [e for e in left if _is_uneven(e, known)])
+    """Uneven loads, or what else a setting brings."""
+    uneven = _beside(left, _uneven(left, known))
     uniform = _of("UNIFORM", left)
     match proofs[0].reason:
         case Reason.AUX_TOO_STRONG:
@@ -269,10 +266,15 @@ def _of(rule: str, episodes: Iterable[Episode]) -> list[Episode]:
     return [episode for episode in episodes if episode.rule == rule]
 
 
-def _is_uneven(episode: Episode, known: Known) -> bool:
-    of_rank = episode.rule == "OVERLOAD" and episode.reason == Reason.OF_RANK
-    narrow = episode.rule in ("DEAD", "STARVED") and known.run.profile != "pretrain"
-    return known.run.profile != "eval" and episode.rule in _UNEVEN and not of_rank and not narrow
+def _uneven(episodes: Iterable[Episode], known: Known) -> list[Episode]:
+    if known.run.profile == "eval":
+        return []
+    rules = _UNEVEN if known.run.profile == "pretrain" else _UNEVEN_IF_NARROW
+    return [e for e in episodes if e.rule in rules and e.reason != Reason.OF_RANK]
+
+
+def _unbalanced(episodes: Iterable[Episode], known: Known) -> list[Episode]:
+    return [e for e in _uneven(episodes, known) if RULES[e.rule].wants_balance]
 
 
 def _all_frozen(run: RunRecord) -> bool:
@@ -287,8 +289,8 @@ def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
     if "force_collapse" not in known.run.balance:
         return
     layer, step = map(int, known.run.balance["force_collapse"].split("@"))
-    here = [e for e in left if e.router and e.router.depth == layer and _is_uneven(e, known)]
-    core = [e for e in here if e.onset >= step - 10 and e.severity > Severity.INFO]
+    here = [e for e in _uneven(left, known) if e.router and e.router.depth == layer]
+    core = [e for e in here if e.onset >= step - 10 and e.warns]
     if core:
         name = setting(known.run, "force_collapse")
         title, remedy = f"forced with {name} {layer}@{step}", f"train a new run without {name}"
@@ -344,7 +346,7 @@ def _divergences(left: list[Episode], known: Known) -> Iterator[_Found]:
         elif [e.severity for e in members] == [Severity.WARN] and sign.reason is None:
             remedy = f"nothing while loss and grad_norm stay flat; if they rise, {remedy}"
             cause = Cause(remedy=remedy, goes_back=False)
-        core = [e for e in members if e.severity > Severity.INFO]
+        core = [e for e in members if e.warns]
         yield cause, _beside([e for e in left if e.onset >= sign.onset - _GAP], core)
 
 
@@ -367,8 +369,8 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
     moments = [(at, f"restart at step {at:,}", _LOADED, 1) for at in rare]
     moments += [(at, f"change at step {at:,}: {what}", _DATA, 2) for at, what in known.changes]
     for at, title, remedy, least in moments:
-        members = [e for e in left if _is_uneven(e, known) and at <= e.onset <= at + _AFTER]
-        serious = [e for e in members if e.severity > Severity.INFO]
+        members = [e for e in _uneven(left, known) if at <= e.onset <= at + _AFTER]
+        serious = [e for e in members if e.warns]
         if serious and len({e.router_index for e in serious}) >= min(least, len(known.run.routers)):
             otherwise = known.remedy_of(serious[0])
             yield Cause(title, remedy=f"{remedy}; if that is right, {otherwise}"), members
@@ -376,9 +378,9 @@ def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """Experts of several layers stop in one step, and the others stay even: not the balancing."""
-    even = [e for e in left if _is_uneven(e, known) and not 0 < number(e, "at_once") < _EVEN]
-    even = [e for e in even if RULES[e.rule].wants_balance and e.severity > Severity.INFO]
+    """Experts of several layers stop in one step, and the others stay even."""
+    unbalanced = [e for e in _unbalanced(left, known) if e.warns]
+    even = [e for e in unbalanced if not 0 < number(e, "at_once") < EVEN]
     for first in even:
         core = [e for e in even if abs(e.onset - first.onset) <= _WINDOW]
         proofs = [e for e in core if number(e, "at_once") and e.rule != "BIAS_RUNAWAY"]
@@ -392,14 +394,13 @@ def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _born(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """A few experts that never received a token, beside even ones."""
-    if born := [e for e in left if _is_uneven(e, known) and few_from_start(e)]:
+    if born := list(filter(few_from_start, _uneven(left, known))):
         yield Cause("router rows that never won a token", goes_back=False), _beside(left, born)
 
 
 def _overflow(left: list[Episode], known: Known) -> Iterator[_Found]:
     """One expert drops tokens that no usual capacity takes, in a layer that has not collapsed."""
-    fallen = {e.router_index for e in _of("COLLAPSE", left) if e.severity > Severity.INFO}
+    fallen = {e.router_index for e in _of("COLLAPSE", left) if e.warns}
     core = [e for e in _of("DROPS", left) if "since" in e.facts and e.router_index not in fallen]
     if core:
         yield Cause("one expert overflows", goes_back=False), _beside(left, core)
@@ -415,14 +416,14 @@ def _alternating(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _weak(left: list[Episode], known: Known) -> Iterator[_Found]:
-    core = [e for e in left if _is_uneven(e, known) and RULES[e.rule].wants_balance]
-    core = [e for e in core if e.reason != Reason.IN_TURN]  # no strength evens out turns
+    # No strength evens out turns.
+    core = [e for e in _unbalanced(left, known) if e.reason != Reason.IN_TURN]
     method = str(known.run.balance.get("method"))
     title = _SLOW.get(method, "load balancing too weak")
     if method == "bias" and known.swing > MOST_SWING:
         rate = setting(known.run, "bias_update_rate")
         title = f"{rate} too high for some layers, too low for others"
-    if any(e.severity > Severity.INFO for e in core):
+    if any(e.warns for e in core):
         worst = min(core, key=lambda e: (not e.active, -e.severity, RULES[e.rule].cause_rank))
         stalled = (e for e in core if e.active and number(e, "stalled"))
         remedy = known.remedy_of(next(stalled, worst))
@@ -442,9 +443,9 @@ def _last_before(steps: Sequence[int], onset: int) -> int | None:
 
 
 def _chain_onset(episode: Episode, slides: Iterable[Episode]) -> int:
-    """The onset of the first episode of this router that led to this one without a gap.
+    """Of the first episode that led to this one without a gap.
 
-    ``slides``: the starving episodes of the router, the latest onset first.
+    ``slides``: those of the router that starve, the latest onset first.
     """
     onset = episode.onset
     for earlier in slides if _starves(episode) else ():
@@ -458,7 +459,7 @@ def _starves(episode: Episode) -> bool:
 
 
 def overlaps(trouble: Episode, episodes: Iterable[Episode]) -> bool:
-    """Whether it is in the same router at the same time as one of the others."""
+    """Whether one of the others is in the same router at the same time."""
     return any(
         trouble.router_index == e.router_index
         and trouble.onset <= e.last
@@ -468,8 +469,8 @@ def overlaps(trouble: Episode, episodes: Iterable[Episode]) -> bool:
 
 
 def _clusters(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
-    """The divergences of a run: their signs and what followed them, earliest onset first."""
-    serious = sorted((e for e in episodes if e.severity >= Severity.WARN), key=lambda e: e.onset)
+    """The signs of each divergence and what followed them, earliest onset first."""
+    serious = sorted((e for e in episodes if e.warns), key=lambda e: e.onset)
     clusters: list[list[Episode]] = []
     for sign in (e for e in serious if RULES[e.rule].family == "divergence"):
         if clusters and sign.onset <= max(map(_end, clusters[-1])):

@@ -1,7 +1,4 @@
-"""What rules use besides the steps of a run: its header, the criteria, limits and the reference.
-
-The limits of a rule are in its file. The config file may change them (``[rules.NAME]``).
-"""
+"""What rules use besides the steps of a run: its header, the criteria, limits and the reference."""
 
 from functools import cached_property
 from typing import ClassVar, TypeVar
@@ -49,7 +46,7 @@ L = TypeVar("L", bound=RuleLimits)
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The limits of all rules: their defaults, except for the changed ones."""
+    """Of all rules; ``[rules.NAME]`` in the config file changes them."""
 
     changed: tuple[RuleLimits, ...] = ()
 
@@ -61,7 +58,7 @@ DEFAULTS = Limits()
 
 
 class RouterBaseline(msgspec.Struct, frozen=True):
-    """Earlier state of each router (``None``: unknown): of its own start, or of another run."""
+    """Earlier state of each router; ``None``: unknown."""
 
     starved_share: tuple[float | None, ...]
     dead: tuple[frozenset[int] | None, ...]
@@ -85,7 +82,7 @@ class Context(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def relative(self) -> bool:
-        """Narrow data is expected: what matters is the change against a reference."""
+        """Narrow data is expected: the change against a reference counts."""
         return self.run.profile != "pretrain"
 
     @cached_property
@@ -99,7 +96,7 @@ class Context(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def confidence(self) -> str:
-        """The kind and reliability of the counts, in words."""
+        """Of the counts, in words."""
         words = {
             "top1": "top-1 counts, which look more uneven than all k choices",
             "shares": "shares, not counts",
@@ -110,7 +107,7 @@ class Context(msgspec.Struct, frozen=True, dict=True):
 
 
 class Criteria(msgspec.Struct, frozen=True):
-    """The criteria of a judgement, shared by everything that judges the run."""
+    """Shared by everything that judges the run."""
 
     ignore: frozenset[str] = frozenset()
     """Names of ignored rules; they mute nothing either."""
@@ -120,7 +117,7 @@ class Criteria(msgspec.Struct, frozen=True):
     baseline: RouterBaseline | None = None
 
     def context(self, run: RunRecord) -> Context:
-        """The context of ``run``. A baseline of another model is left out."""
+        """Without the baseline of another model."""
         profile = self.profile or (run.profile if run.profile in PROFILES else "pretrain")
         fits = self.baseline is not None and len(self.baseline.dead) == len(run.routers)
         judged = replace(run, profile=profile)
@@ -131,8 +128,5 @@ ANYTHING = Criteria()
 
 
 def is_one_step(run: RunRecord) -> bool:
-    """Whether ``run`` is a single moment: an evaluation of one step, such as one dump of counts.
-
-    Nothing can persist in it: its evidence is λ, below the limits of the rules nothing is judged.
-    """
+    """Such as one dump of counts. Nothing can persist in it: its evidence is λ."""
     return run.profile == "eval" and run.planned_steps == 1

@@ -1,7 +1,6 @@
 """The rule engine: records in, episodes out, in bounded memory.
 
-It runs over long histories in the background, beside a live run, and inside ``check``. It uses the
-per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
+The count matrices of a step are decoded only if a rule is suspicious.
 
 A run without findings is healthy only once it is judged: see ``no_verdict`` and ``pending``.
 ``save`` is for a resumed training: after a restore, the same records give the same episodes as one
@@ -54,11 +53,11 @@ _LAST_STEPS = 10
 
 @dataclass(kw_only=True, eq=False)
 class _State:
-    """What is saved of a judgement, besides its episodes and what its rules remember."""
+    """What is saved besides episodes and what rules remember."""
 
     last_step: int = 0
     gaps: list[int] = field(default_factory=list)
-    """Gaps between the last lines; the smallest is the spacing of the log."""
+    """Between the last lines; the smallest is the spacing of the log."""
     restarted: bool = False
     """No step was seen since the restart."""
     warm_until: int = 0
@@ -69,9 +68,9 @@ class _State:
     """First steps after a restart of the training."""
     changes: Changes = field(default_factory=Changes)
     seen: list[str] = field(default_factory=list)
-    """The numbers that the log has: see ``signals.see``."""
+    """See ``signals.see``."""
     too_few: str = ""
-    """Why a single moment cannot be judged; empty if it can, and for any other run."""
+    """Why a single moment cannot be judged."""
     totals: dict[int, list[int]] = field(default_factory=dict)
     """Counts by router, summed over an evaluation."""
 
@@ -83,7 +82,6 @@ class Diagnosis(_State):
         super().__init__()
         self._criteria = criteria
         self.rules: dict[str, AnyRule] = {}
-        self._spacing = 0
         self.ledger = Ledger(self._judge_by(run))
         self.warm_until = self.ledger.context.warm_up
         self.over = False
@@ -95,7 +93,7 @@ class Diagnosis(_State):
 
     @property
     def episodes(self) -> list[Episode]:
-        """All episodes so far, in the order of their alarms."""
+        """In the order of their alarms."""
         return self.ledger.episodes + self._at_end
 
     def observe(
@@ -104,8 +102,8 @@ class Diagnosis(_State):
         """Judge one step.
 
         Args:
-            record: the step; a step at or below an earlier one is a restart (see ``restart``).
-            counts: decodes the counts of one router of this step; called only if a rule needs them.
+            record: one at or below an earlier step is a restart (see ``restart``).
+            counts: decodes the counts of one router; called only if a rule needs them.
             biases: the same for the selection bias.
         """
         self.conclude(over=False)
@@ -140,11 +138,9 @@ class Diagnosis(_State):
 
     def _go_to(self, step: int) -> None:
         if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
-            gap = step - self.last_step
-            self.gaps.append(gap)
+            self.gaps.append(step - self.last_step)
             del self.gaps[:-_GAPS]
-            if gap != self._spacing:  # else it stays the smallest
-                self.adapt()
+            self.adapt()
         self.last_step = step
         self.restarted = False
         if self.judged_since is None and step > self.warm_until:
@@ -157,7 +153,7 @@ class Diagnosis(_State):
                 self.totals[index] = list(map(add, total, row))
 
     def conclude(self, over: bool = True) -> None:
-        """Judge the sums of a run that is over as the dump of one moment, until the next step."""
+        """Judge the sums of a run that is over as one moment, until the next step."""
         if over == self.over or self.ledger.context.one_step:
             return
         self.over = over
@@ -171,7 +167,7 @@ class Diagnosis(_State):
         self._at_end = [e for e in found if not self.ledger.running(e.rule, e.router_index)]
 
     def _sums(self) -> Sums:
-        """Of an evaluation all counts; of a training those of the last steps, where c is low."""
+        """Of an evaluation all; of a training those of the last steps, where c is low."""
         if not self.ledger.context.trains:
             first = min(self.ledger.past.steps, default=self.last_step)
             return Sums(self._record, dict.fromkeys(self.totals, first), self.totals)
@@ -182,21 +178,21 @@ class Diagnosis(_State):
         swings = {episode.router_index for episode in self.ledger.running_of("OSCILLATION")}
         least = self.last_step - _LAST_STEPS + 1
         for index, held in collapse.memory.suspects.items():
-            low = held.low_since and held.low_since <= least
+            low = held.since and held.since <= least
             if low and index not in self._unmeasured | swings:
                 rows = held.summed.rows[-collapse.lines(_LAST_STEPS) :] if held.summed else []
-                sums.since[index] = held.low_since
+                sums.since[index] = held.since
                 sums.counts[index] = [sum(column) for column in zip(*rows, strict=True)]
         return sums
 
     def adapt(self) -> None:
         """Persistence counts steps: a sparse log needs fewer lines."""
-        self._spacing = min(self.gaps, default=1)
+        spacing = min(self.gaps, default=1)
         for rule in self.rules.values():
-            rule.space(self._spacing)
+            rule.space(spacing)
 
     def _is_muted(self, rule: AnyRule, index: int, severity: int = Severity.INFO) -> bool:
-        """Whether a rule is muted in a router, where it has nothing worse to report."""
+        """Whether a rule has nothing worse to report than those that mute it."""
         muted = any(self._mutes(name, index, severity) for name in rule.muted_by)
         return muted or index in self._unmeasured
 
@@ -212,7 +208,7 @@ class Diagnosis(_State):
         return reported >= severity or evidence >= severity
 
     def observe_event(self, event: EventRecord) -> None:
-        """Remember checkpoints: the advice names one to roll back to."""
+        """Of checkpoints the advice names one."""
         step = event.step
         if event.event == "checkpoint" and step is not None and step not in self.checkpoints[-1:]:
             self.checkpoints.append(step)
@@ -266,11 +262,10 @@ class Diagnosis(_State):
         self.ledger.end_others(self.rules, self.last_step + 1)
 
     def _judge_by(self, run: RunRecord) -> Context:
-        """Choose the rules for a header; those in use keep their memory."""
+        """Rules in use keep their memory."""
         context = self._criteria.context(run)
         self.run = context.run
         self._routers = Routers(context.run.routers)
-        self._spacing = 0  # not known to new rules
         for rule in self.rules.values():
             rule.change(context)
         names = [
@@ -308,7 +303,7 @@ class Diagnosis(_State):
         )
 
     def findings(self) -> list[Finding]:
-        """All episodes grouped by cause and rule: active before recovered, worst first."""
+        """Grouped by cause and rule: active before recovered, worst first."""
         return [f for cause in causes(self.episodes, self.known) for f in cause.findings]
 
     def _report(self, rule: AnyRule, view: StepView) -> None:
@@ -354,7 +349,7 @@ class Diagnosis(_State):
             self.ledger.open(rule.name, index, step, reading, severity, track)
 
     def _has_settled(self, episode: Episode) -> bool:
-        """Whether it was trouble of a start; of those at resumes only the first one of its rule."""
+        """Whether it was trouble of a start; at resumes only the first one of its rule."""
         start = max((at for at in self.resumes if at <= episode.onset), default=1)
         ended = episode.recovered_at
         if ended is None or ended > start + _START_STEPS or not self.ledger.context.trains:
@@ -362,7 +357,7 @@ class Diagnosis(_State):
         resumed = range(min(self.resumes, default=start), start)
         for other in self.episodes:
             lasted = (other.recovered_at or self.last_step) >= episode.onset
-            explains = other.severity > Severity.INFO and other.reason in EXPLAINING
+            explains = other.warns and other.reason in EXPLAINING
             explains = explains and other.router_index in (WHOLE_RUN, episode.router_index)
             if (explains and lasted) or (other.rule == episode.rule and other.onset in resumed):
                 return False
@@ -391,7 +386,6 @@ class Pending(msgspec.Struct, frozen=True):
     """``None`` for the whole run."""
     since: int
     steps: int
-    """Number of steps with evidence, first and last included."""
 
 
 def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
@@ -402,7 +396,7 @@ def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
     """
     step = diagnosis.last_step if step is None else step
     since = diagnosis.judged_since
-    found = (e.severity >= Severity.WARN and e.onset <= step for e in diagnosis.episodes)
+    found = (e.warns and e.onset <= step for e in diagnosis.episodes)
     if (since is not None and since <= step) or any(found):
         return None
     return diagnosis.warm_until if since is None else diagnosis.ledger.context.warm_up
@@ -412,20 +406,19 @@ class NoVerdict(NamedTuple):
     why: str | None = None
     """In words; ``None``: there is one."""
     until: int | None = None
-    """The step until which it is not judged, if that is the only reason."""
+    """The step until which it is not judged, if that is why."""
 
 
 def no_verdict(
     diagnosis: Diagnosis, unmeasured: Callable[[], str], step: int | None = None
 ) -> NoVerdict:
-    """The reason that ``check``, the screens and the trainer give; a finding of at least a warning
-    is a verdict, if it is of more than a setting.
+    """A finding of at least a warning is a verdict, if it is of more than a setting.
 
     Args:
-        unmeasured: why no router has a balance; empty if one has. Called if it matters.
+        unmeasured: why no router has a balance; empty if one has.
         step: as of this step of the past.
     """
-    serious = {e.rule for e in diagnosis.episodes if e.severity >= Severity.WARN}
+    serious = {e.rule for e in diagnosis.episodes if e.warns}
     only_settings = all(RULES[rule].judges_settings for rule in serious)
     if only_settings and (reason := unmeasured() or diagnosis.too_few):
         return NoVerdict(reason)
@@ -437,9 +430,7 @@ def no_verdict(
 
 def pending(diagnosis: Diagnosis) -> list[Pending]:
     """Evidence that builds up in routers without an alert: causes before effects, oldest first."""
-    alerted = {
-        e.router_index for e in diagnosis.episodes if e.active and e.severity >= Severity.WARN
-    }
+    alerted = {e.router_index for e in diagnosis.episodes if e.active and e.warns}
     found: dict[int, Pending] = {}
     if diagnosis.over and not diagnosis.ledger.context.trains:
         return []  # it is judged by its sums
@@ -474,7 +465,7 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
 
 
 class BadState(ValueError):
-    """The bytes are not a saved state of this run; the message says why."""
+    """Not a saved state of this run; the message says why."""
 
 
 @dataclass(kw_only=True)
@@ -503,7 +494,7 @@ def save(diagnosis: Diagnosis) -> bytes:
 
 
 def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagnosis:
-    """The judgement that ``save`` wrote, to continue with the next record of ``run``.
+    """What ``save`` wrote, to continue with the next record of ``run``.
 
     Raises:
         BadState: damaged, of another version, or of a model with other routers.

@@ -1,8 +1,4 @@
-"""Readings and episodes: what a rule reads in one step, and the alarms that result.
-
-A ``Reading`` is one evaluation of one rule on one router, before persistence. An ``Episode`` starts
-at a step, in a router, and may end. A ``Finding`` is the same trouble in one or more routers.
-"""
+"""What a rule reads in one step (``Reading``), and what it reports (``Episode``, ``Finding``)."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum, StrEnum
@@ -89,10 +85,10 @@ Facts = Mapping[str, Fact]
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """One evaluation of one rule on one router."""
+    """One evaluation of one rule on one router, before persistence."""
 
     severity: Severity | None
-    """Severity of this evaluation alone; ``None`` inside the limits."""
+    """Of this evaluation alone; ``None`` inside the limits."""
     clear: bool = False
     """Inside the limits by the margin that recovery needs."""
     value: float = 0.0
@@ -100,20 +96,20 @@ class Reading(msgspec.Struct, frozen=True):
     held: bool = False
     """Too young for an alarm: it mutes other rules, but neither opens nor extends an episode."""
     certain: bool = False
-    """Strong evidence: needs no persistence and ignores the warm-up."""
+    """Needs no persistence and ignores the warm-up."""
     settled: bool = False
     """The router was healthy before: ignores the warm-up, but needs persistence."""
     facts: Facts = {}
     """The numbers for the text."""
     confidence: str = EXACT
     since: int | None = None
-    """First step of the trouble, if the rule can date it better than the persistence."""
+    """First step, if the rule can date it better than the persistence."""
     until: int | None = None
-    """Step at which it is over, for trouble that is reported afterwards."""
+    """Step at which it is over, if it is reported afterwards."""
 
 
 Readings = Mapping[int, Reading | None]
-"""By router index. A missing router is clear; ``None``: no evaluation at this step."""
+"""A missing router is clear; ``None``: no evaluation at this step."""
 Found = dict[int, Reading | None]
 """The same, while a rule collects them."""
 
@@ -150,7 +146,7 @@ class Present(msgspec.Struct, frozen=True):
 
 
 class Episode(msgspec.Struct, kw_only=True):
-    """One alarm of one rule in one router, or in the run as a whole."""
+    """One alarm of one rule in one router, or in the whole run."""
 
     rule: str
     router_index: int = WHOLE_RUN
@@ -161,9 +157,9 @@ class Episode(msgspec.Struct, kw_only=True):
     onset: int
     """First step of the evidence, not the step of the alarm."""
     alarm: int
-    """Step at which the evidence was enough for an alarm."""
+    """Step at which it was enough."""
     last: int
-    """Latest step with evidence."""
+    """Latest step of it."""
     value: float
     """The worst value so far; limit, facts and confidence are of the same reading."""
     limit: float
@@ -175,22 +171,26 @@ class Episode(msgspec.Struct, kw_only=True):
     """The latest evaluation; ``None`` if nothing updates the episode, or it has recovered."""
     recovered_at: int | None = None
     led_to: str = ""
-    """The rule whose critical episode ended this one, if it did not recover."""
+    """The rule whose critical episode ended this one."""
     recurrence: int = 0
     """Number of earlier episodes of this rule in this router."""
     grades: list[Grade] = msgspec.field(default_factory=list)
-    """Severity over time: the alarm, and every step at which it rose."""
+    """The alarm, and every step at which the severity rose."""
 
     @property
     def active(self) -> bool:
         return self.recovered_at is None
 
     @property
+    def warns(self) -> bool:
+        return self.severity >= Severity.WARN
+
+    @property
     def reason(self) -> Fact | None:
         return self.facts.get("cause")
 
     def course(self) -> list[tuple[int, Severity, float]]:
-        """First step, severity and value of each grade; the first one starts at the onset."""
+        """First step (of the first one the onset), severity and value of each grade."""
         first = self.grades[0] if self.grades else self
         later = [(grade.step, grade.severity, grade.value) for grade in self.grades[1:]]
         return [(self.onset, first.severity, first.value), *later]
@@ -239,7 +239,7 @@ class Episode(msgspec.Struct, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """The same trouble in one or more routers, as reported. Worst router first."""
+    """The same trouble in one or more routers, the worst first."""
 
     episodes: tuple[Episode, ...]
 
@@ -270,7 +270,7 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the routers, in forward order; empty for the whole run."""
+        """In forward order; empty for the whole run."""
         ordered = sorted(self.episodes, key=lambda episode: episode.router_index)
         return tuple(dict.fromkeys(e.router.name for e in ordered if e.router is not None))
 
@@ -288,7 +288,7 @@ def overall(findings: Iterable[Finding]) -> Severity:
         return Severity.CRITICAL
     if broken:
         return Severity.ERROR
-    return Severity.WARN if any(e.severity >= Severity.WARN for e in episodes) else Severity.INFO
+    return Severity.WARN if any(e.warns for e in episodes) else Severity.INFO
 
 
 def key_of(run: str, finding: Finding) -> str:

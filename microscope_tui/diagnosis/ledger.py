@@ -38,7 +38,7 @@ class Ledger:
         self._view: StepView | None = None
 
     def see(self, view: StepView) -> None:
-        """Add the current step, before its evaluations."""
+        """Before the evaluations of the step."""
         self._view = view
         if (effective := view.signal("effective_experts")) is not None:
             self.past.add(view.step, effective.values)
@@ -47,7 +47,7 @@ class Ledger:
         return self._running.get((rule, index))
 
     def running_of(self, rule: str) -> list[Episode]:
-        """The open episodes of a rule that evaluations update."""
+        """The open episodes that evaluations update."""
         return [episode for (name, _), episode in self._running.items() if name == rule]
 
     def open(
@@ -87,7 +87,7 @@ class Ledger:
     def _onset(
         self, rule: str, index: int, step: int, reading: Reading, track: Track | None
     ) -> int:
-        """The first step of the evidence, or the onset of a warning that it confirms."""
+        """Also that of a warning that it confirms."""
         dates = [step, reading.since, track.since if track is not None else None]
         dates += [warning.onset for warning in self._warnings_of(rule, index)]
         return min(at for at in dates if at is not None)
@@ -149,7 +149,7 @@ class Ledger:
             del self._running[episode.rule, episode.router_index]
 
     def set_causes(self, rule: str, step: int, causes: Iterable[tuple[int, Reading]]) -> None:
-        """Open an episode for each new cause; end those whose cause is gone."""
+        """An episode for each cause that holds."""
         held = {(e.router_index, e.reason): e for e in self.episodes if e.rule == rule and e.active}
         for index, reading in causes:
             episode = held.pop((index, reading.facts["cause"]), None)
@@ -180,7 +180,7 @@ class Ledger:
         return [episode for episode in lasting if not RULES[episode.rule].judges_settings]
 
     def resume(self) -> None:
-        """Recompute which episodes evaluations update and end."""
+        """Find those that evaluations update and end."""
         still = [e for e in self.episodes if e.active and not RULES[e.rule].judges_settings]
         self._running = {(e.rule, e.router_index): e for e in still}
 
@@ -198,7 +198,7 @@ class Ledger:
                 self._end(warning, step)
 
     def _warnings_of(self, rule: str, index: int) -> list[Episode]:
-        """The open episodes of the rules that warn of this one."""
+        """Open ones, of the rules that warn of this one."""
         warning = (self.running(name, index) for name, r in RULES.items() if rule in r.ends_in)
         return [episode for episode in warning if episode is not None]
 
@@ -225,7 +225,7 @@ class Ledger:
         episode.confidence = self._words(reading)
 
     def _take_present(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
-        """The current reading, the worst or not; nothing without a number."""
+        """Nothing without a number."""
         inside = reading.clear and (reading.severity is None or reading.held)
         if reading.severity is None and not inside and not reading.facts:
             episode.now = None
@@ -260,10 +260,8 @@ class Ledger:
 
 
 def _worse(reading: Reading, episode: Episode) -> bool:
-    """Low is bad for an index with a lower limit, high is bad for a rate or a number.
-
-    Two causes of one rule are measured in different units: there the graver one, and then how far
-    it is beyond its limit.
+    """Two causes of one rule are measured in different units: there the graver one, and then how
+    far it is beyond its limit.
     """
     if reading.facts.get("cause") != episode.reason:
         new, old = (one.value / (one.limit if one.limit > 0 else 1.0) for one in (reading, episode))
@@ -279,9 +277,8 @@ def _plain(facts: Facts) -> dict[str, Fact]:
 
 
 def group(episodes: Iterable[Episode]) -> list[Finding]:
-    """The active episodes of a rule are one finding; those that are over, if they began together.
-
-    Worst first.
+    """Worst first. The active episodes of a rule are one finding; those that are over, if they
+    began together.
     """
     groups: list[list[Episode]] = []
     for episode in sorted(episodes, key=_order):

@@ -36,7 +36,7 @@ class Repeats(msgspec.Struct):
         self, rows: Mapping[int, list[int]], tokens: Mapping[int, float], loss: float | None,
         *, fixed: bool
     ) -> dict[int, Facts]:  # fmt: skip
-        """Add the rows of one line; returns what repeats. ``fixed``: no parameter can change."""
+        """What repeats in the rows of one line. ``fixed``: no parameter can change."""
         hashes = {index: hash(tuple(row)) for index, row in rows.items()}
         fresh = {index for index, row in hashes.items() if self.rows.get(index) != row}
         self.same = {i: 1 if i in fresh else self.same.get(i, 0) + 1 for i in rows}
@@ -60,7 +60,7 @@ class Repeats(msgspec.Struct):
         return found
 
     def _is_same_loss(self, loss: float | None) -> bool:
-        """Whether the loss is that of the line before, but for rounding."""
+        """As in the line before, but for rounding."""
         before = self.loss
         self.loss = loss
         if loss is None or before is None:
@@ -68,7 +68,7 @@ class Repeats(msgspec.Struct):
         return abs(loss - before) <= _STILL * (0.5 + abs(loss))
 
     def _repeated(self, is_rare: Callable[[int], bool], fixed: bool) -> dict[int, Facts]:
-        """Rows that are those of the lines before; one batch where all are and nothing learns."""
+        """One batch where all rows are those of the lines before and nothing learns."""
         one_batch = fixed and all(lines >= _LINES for lines in self.same.values())
         cause = Reason.ONE_BATCH if one_batch else Reason.REPEATED
         return {

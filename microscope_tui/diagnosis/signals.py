@@ -1,4 +1,4 @@
-"""What rules read: one step, its readings as clean lists, its matrices on demand; past steps.
+"""What rules read: one step and its matrices on demand; past steps.
 
 Most steps of most routers are healthy. A ``Signal`` lets a rule see that with one comparison for
 all routers, so that a healthy run costs almost nothing however many layers it has.
@@ -13,7 +13,6 @@ from typing import TypeVar
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.episodes import WHOLE_RUN
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
 
 CountSource = Callable[[int], list[int] | None]
@@ -41,12 +40,12 @@ _UNKNOWN = {
 
 
 def value_at(values: Values | None, index: int) -> float | None:
-    """The entry of router ``index``; ``None`` where the list is absent or too short."""
+    """``None`` where the list is absent or too short."""
     return values[index] if values is not None and index < len(values) else None
 
 
 class Routers(tuple[RouterInfo, ...]):
-    """The routers of a run, with what every step needs of all of them."""
+    """With what every step needs of all of them."""
 
     def __init__(self, routers: Sequence[RouterInfo]) -> None:
         self.top_k = [r.top_k for r in routers]
@@ -67,7 +66,7 @@ class Routers(tuple[RouterInfo, ...]):
 
 
 class Signal(msgspec.Struct, gc=False):
-    """One reading of every router at one step; NaN where one is missing or not finite."""
+    """One number of every router; NaN where one is missing or not finite."""
 
     values: Sequence[float]
     known: bool
@@ -87,7 +86,7 @@ class Signal(msgspec.Struct, gc=False):
 
     @property
     def high(self) -> float:
-        """The largest value, without NaN; −∞ without values."""
+        """Without NaN; −∞ without values."""
         if self._high is None:
             known = self.values if self.known else _finite(self.values)
             self._high = max(known, default=-math.inf)
@@ -95,7 +94,7 @@ class Signal(msgspec.Struct, gc=False):
 
     @property
     def low(self) -> float:
-        """The smallest value, without NaN; ∞ without values."""
+        """Without NaN; ∞ without values."""
         if self._low is None:
             known = self.values if self.known else _finite(self.values)
             self._low = min(known, default=math.inf)
@@ -116,7 +115,7 @@ class _Signals(dict[str, Signal | None]):
 
 
 class StepView:
-    """One step as seen by the rules. ``counts`` costs a decode; the summaries are free."""
+    """One step. ``counts`` costs a decode; the summaries are free."""
 
     def __init__(
         self,
@@ -176,7 +175,7 @@ class StepView:
         return self._plain
 
     def tokens_of(self, router_index: int) -> float | None:
-        """Tokens of this router: its own number if logged, else that of the step."""
+        """Its own number if logged, else that of the step."""
         own = self.signal("tokens")
         if own is None:
             return self.tokens
@@ -185,11 +184,11 @@ class StepView:
 
     @property
     def has_counts(self) -> bool:
-        """Whether the line has counts: one of the first three routers has a row."""
+        """Whether one of the first three routers has a row."""
         return any(self.counts(index) for index in range(min(3, len(self._routers))))
 
     def counts(self, router_index: int) -> list[int] | None:
-        """Selected pairs per expert of this step, where the line holds them."""
+        """Selected pairs per expert, where the line holds them."""
         if router_index not in self._counts:
             row = self._count_source(router_index)
             least, total = self.sums[router_index] = (min(row), sum(row)) if row else (-1, 0)
@@ -202,7 +201,7 @@ class StepView:
         return row if row and len(row) == self._routers[router_index].num_experts else None
 
     def leave_out(self, router_index: int) -> None:
-        """The counts of a router are wrong: they, and what follows from them, become unknown."""
+        """The counts of a router, and what follows from them, become unknown."""
         self._counts[router_index] = None
         self._plain = None
         for name in _OF_COUNTS:
@@ -212,31 +211,25 @@ class StepView:
                 self._signals[name] = Signal.of(values)
 
     def biases(self, router_index: int) -> list[float] | None:
-        """The selection bias of every expert at this step, where the line holds it."""
+        """The selection bias, where the line holds it."""
         row = self._bias_source(router_index) if self._bias_source is not None else None
         return row if row and all(map(math.isfinite, row)) else None
 
-    def non_finite(self) -> dict[int, str]:
-        """Router, or the whole run, → name of a reading that is NaN or infinite."""
-        if not math.isfinite(self.record.loss or 0.0):
-            return {WHOLE_RUN: "loss"}
-        return self.not_finite_routers()
-
-    def not_finite_routers(self) -> dict[int, str]:
-        record = self.record
+    def not_finite(self) -> dict[int, str]:
+        """Router → name of a reading that is NaN or infinite."""
         found: dict[int, str] = {}
         for name in ("entropy", "mean_entropy", "z_loss", "max_logit"):
             signal = self.signal(name)
             if signal is None or signal.known:
                 continue
-            for index, value in enumerate(getattr(record.router, name)):
+            for index, value in enumerate(getattr(self.record.router, name)):
                 if value is not None and not math.isfinite(value):
                     found.setdefault(index, f"router {name.replace('_', ' ')}")
         return found
 
 
 def expected(view: StepView, index: int, run: RunRecord) -> float | None:
-    """Assignments per expert (λ) of a router in this step; ``None`` if unknown, as for shares."""
+    """Assignments per expert (λ) in this step; ``None`` if unknown, as for shares."""
     router = run.routers[index]
     counts = view.full_counts(index) if run.counts != "shares" else None
     if counts is not None:
@@ -264,7 +257,7 @@ def unknown(run: RunRecord, name: str) -> bool:
 
 
 def why_blind(needs: Sequence[str], seen: Sequence[str], run: RunRecord) -> str | None:
-    """Which of the needed numbers are missing, in words; ``None`` if none is."""
+    """Which of the needed numbers are missing, in words."""
     lacks = [_NEEDED[name] for name in needs if name in _NEEDED and name not in seen]
     if lacks:  # before what the header lacks
         return f"it needs {' and '.join(lacks)}"
@@ -273,7 +266,7 @@ def why_blind(needs: Sequence[str], seen: Sequence[str], run: RunRecord) -> str 
 
 
 class SummedCounts(msgspec.Struct):
-    """Counts of one router summed over the last ``window`` steps with counts."""
+    """Of one router over the last ``window`` steps with counts."""
 
     window: int
     rows: list[list[int]] = []
@@ -291,7 +284,7 @@ class SummedCounts(msgspec.Struct):
 
 
 class Suspect(msgspec.Struct):
-    """A router that a rule watches closely: its counts are summed."""
+    """A router whose counts are summed."""
 
     summed: SummedCounts | None = None
     calm: int = 0
@@ -300,7 +293,7 @@ class Suspect(msgspec.Struct):
     """First step of the evidence."""
 
     def add(self, counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
-        """Sum one more step; the first counts decide about the window: see ``window_steps``."""
+        """The first counts decide about the window: see ``window_steps``."""
         if self.summed is None:
             fair = sum(counts) / len(counts)
             self.summed = SummedCounts(window_steps(fair, evidence, least, most))
@@ -356,16 +349,15 @@ class Trail(msgspec.Struct):
             del self.steps[-1], self.rows[-1]
 
     def column(self, router: int, first: int = 0, last: int | None = None) -> Sequence[float]:
-        """The kept finite values of one router, oldest first."""
+        """Finite values, oldest first."""
         return _finite([row[router] for row in self.rows[first:last]])
 
     def before(self, step: int, router: int) -> Sequence[float]:
-        """The kept values of one router from before ``step``, oldest first."""
         return self.column(router, 0, bisect_left(self.steps, step))
 
 
 class FirstValues(Trail):
-    """Values of all routers in the first ``size`` lines: the initial state, kept in a resume."""
+    """Of the first ``size`` lines: the initial state, kept in a resume."""
 
     medians: list[float] = []
     """The median of every router, once there is no more room."""
@@ -378,7 +370,7 @@ class FirstValues(Trail):
             self.medians = [median(self.column(router)) for router in range(len(values))]
 
     def usual(self, router: int, lines: int) -> float:
-        """The median of one router in the first ``lines``; NaN before the first value."""
+        """The median of the first ``lines``; NaN before the first value."""
         return median(self.column(router, 0, lines))
 
 
@@ -388,7 +380,7 @@ def _finite(values: Sequence[float]) -> Sequence[float]:
 
 
 def window_steps(expected: float, evidence: float, least: int, most: int) -> int:
-    """Number of steps that give an expert ``evidence`` expected assignments, within two bounds."""
+    """Steps that give an expert ``evidence`` expected assignments, within two bounds."""
     needed = math.ceil(evidence / expected) if expected > 0 else most
     return min(most, max(least, needed))
 

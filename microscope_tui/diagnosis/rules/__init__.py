@@ -27,8 +27,8 @@ class BadLimit(ValueError):
 def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
     """The limits of all rules, some of them changed: ``{"COLLAPSE": {"warn": 0.3}}``.
 
-    Each value is checked by itself, and then against the others: values that would switch a rule
-    off silently, or keep it from ending, are refused with ``BadLimit``.
+    Raises:
+        BadLimit: values that would switch a rule off silently, or keep it from ending.
     """
     changed: dict[str, Any] = {}
     for name, values in rules.items():

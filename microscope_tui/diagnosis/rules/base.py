@@ -26,8 +26,8 @@ BACK = "go back to an earlier checkpoint"
 _BRIDGED_IN = 100
 """As many updates bridge the margin of the scores: one expert falls while another rises, so they
 swap places in half as many."""
-_ROOM = 0.3
-"""A swing of this amplitude, of the fair share, is the limit of OSCILLATION …"""
+LEAST_SWING = 0.3
+"""That OSCILLATION reports: the amplitude, of the fair share …"""
 MOST_SWING = 0.2
 """… and above this one no setting is raised: there is room for less than half as much again."""
 _SEVERITY = itemgetter(1)
@@ -45,9 +45,8 @@ class Nothing(msgspec.Struct):
 class Track(msgspec.Struct):
     """The evidence of one rule on one router: hysteresis. A healthy router has none.
 
-    A single bad step is noise. An alarm starts when enough (usually 90 %) of the last evaluations
-    were over the limit, is dated back to the first of them, and ends after a number of evaluations
-    in a row well inside it.
+    An alarm starts when enough (usually 90 %) of the last evaluations were over the limit, is dated
+    back to the first of them, and ends after some in a row well inside it.
     """
 
     window: int
@@ -61,12 +60,12 @@ class Track(msgspec.Struct):
     clear: int = 0
     clear_since: int | None = None
     since: int | None = None
-    """First step of the evidence that builds up; ``None`` while most evaluations are inside."""
+    """First step of the evidence; ``None`` while most evaluations are inside."""
     dated: int | None = None
     """The onset given by the rule at the last evaluation."""
 
     def observe(self, step: int, severity: Severity | None, clear: bool) -> None:
-        """Add one evaluation; ``clear`` means inside the limit by its margin."""
+        """``clear``: inside the limit by its margin."""
         recent, over, window = self.recent, self.over + (severity is not None), self.window
         while len(recent) >= window:
             over -= recent.pop(0)[1] > 0
@@ -85,7 +84,7 @@ class Track(msgspec.Struct):
 
     @property
     def began(self) -> int | None:
-        """First step of the evidence, or the onset given by the rule if earlier."""
+        """``since``, or the onset given by the rule if earlier."""
         return self.since and min(self.since, self.dated or self.since)
 
     @property
@@ -104,11 +103,11 @@ class Track(msgspec.Struct):
 
     @property
     def cleared_at(self) -> int | None:
-        """First of ``leave`` clear evaluations in a row, once there are as many."""
+        """First of ``leave`` clear evaluations in a row."""
         return self.clear_since if self.clear >= self.leave else None
 
     def forget_from(self, step: int) -> None:
-        """Forget the evidence from ``step`` on: the run resumes there."""
+        """The run resumes at ``step``."""
         self.recent = [(at, severity) for at, severity in self.recent if at < step]
         self.over = sum(severity > 0 for _, severity in self.recent)
         self.clear = 0
@@ -186,7 +185,6 @@ class Rule(ABC, Generic[L, M]):
     """The text compares the effective experts with their usual value before the onset."""
 
     def __init_subclass__(cls) -> None:
-        """Find the two types in ``Rule[limits, memory]``."""
         cls.limits_type, cls.memory_type = get_args(cls.__dict__["__orig_bases__"][0])
 
     def __init__(self, context: Context) -> None:
@@ -213,20 +211,20 @@ class Rule(ABC, Generic[L, M]):
         self.set_up()
 
     def _persist(self) -> None:
-        """Require 90 % of the lines of the limit ``persistence``, and ``ends_after`` to end."""
+        """90 % of the lines of the limit ``persistence``, and ``ends_after`` to end."""
         if steps := getattr(self.limits, "persistence", 0):
             self.window = self.lines(steps)
             self.leave = self.lines(2 * steps if self.ends_after is None else self.ends_after)
             self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
 
     def lines(self, steps: int) -> int:
-        """Number of lines that cover this many steps; at least five where possible."""
+        """Lines that cover this many steps; at least five where possible."""
         if self.context.one_step:
             return 1
         return min(steps, max(LEAST_LINES, math.ceil(steps / self.spacing)))
 
     def space(self, spacing: int) -> None:
-        """Set the number of steps between lines of the log: a sparse one needs fewer of them."""
+        """A sparse log needs fewer lines."""
         if self.spacing == spacing:
             return
         self.spacing = spacing
@@ -235,7 +233,6 @@ class Rule(ABC, Generic[L, M]):
             track.window, track.needed, track.leave = self.window, self.needed, self.leave
 
     def track(self, index: int) -> Track:
-        """The evidence on one router, a new one where there is none."""
         if index not in self.tracks:
             self.tracks[index] = Track(self.window, self.needed, self.leave)
         return self.tracks[index]
@@ -257,11 +254,11 @@ class Rule(ABC, Generic[L, M]):
         self.start()
 
     def blind_to(self) -> str | None:
-        """Another reason why it cannot be evaluated on this log; ``None`` if there is none."""
+        """Another reason why it cannot be evaluated on this log."""
         return None
 
     def swing(self) -> float:
-        """The largest swing of a router's load that it knows, as a share of the fair load."""
+        """The largest known one of a router's load, as a share of the fair load."""
         return 0.0
 
     def doubted(self) -> Sequence[int]:
@@ -269,7 +266,7 @@ class Rule(ABC, Generic[L, M]):
         return ()
 
     def suffices(self, view: StepView, index: int, evidence: float) -> bool:
-        """Whether a single moment has enough assignments; persistence decides everywhere else."""
+        """Whether a single moment does; persistence decides everywhere else."""
         if not self.context.one_step:
             return True
         return (expected(view, index, self.context.run) or 0.0) >= evidence
@@ -281,7 +278,7 @@ class Rule(ABC, Generic[L, M]):
 
 
 def number(episode: Episode, name: str) -> float:
-    """A fact of an episode; 0 where there is none."""
+    """A fact; 0 where there is none."""
     value = episode.facts.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
 
@@ -292,7 +289,7 @@ def experts_of(episode: Episode) -> str:
 
 
 def ranks_of(experts: Sequence[int], size: int, run: RunRecord) -> tuple[int, ...]:
-    """The ranks of which these experts are all; none where they fill no whole ones."""
+    """Those of which these experts are all; none where they fill no whole ones."""
     ranks = run.expert_parallel_size
     each = size // ranks if ranks > 1 and size % ranks == 0 else 0
     found = sorted({expert // each for expert in experts}) if each > 1 else []
@@ -327,7 +324,7 @@ def stronger_balance(run: RunRecord, episode: Episode) -> str:
     times where the load did not follow the bias.
     """
     value, swing = run.balance.get("bias_update_rate"), number(episode, "swing")
-    room = _ROOM / swing if swing > 0 else math.inf
+    room = LEAST_SWING / swing if swing > 0 else math.inf
     knob = KNOBS.get(str(run.balance.get("method")))
     update = run.balance.get("update")
     if knob is not None and swing > MOST_SWING:
@@ -403,7 +400,7 @@ def _faster(run: RunRecord, rate: float, room: float, episode: Episode) -> str:
 
 
 def turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
-    """Which setting to raise or lower (``verb``), and its values; ``otherwise`` without one."""
+    """Which setting to raise or lower (``verb``); ``otherwise`` without one."""
     method = run.balance.get("method")
     knob = KNOBS.get(str(method))
     if knob is None:

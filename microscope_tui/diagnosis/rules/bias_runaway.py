@@ -41,8 +41,6 @@ class Memory(msgspec.Struct):
 
 
 class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
-    """An effective bias stops."""
-
     name = "BIAS_RUNAWAY"
     subject = "Runaway bias"
     means = (

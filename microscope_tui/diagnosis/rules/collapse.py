@@ -78,17 +78,13 @@ class CollapseLimits(RuleLimits, frozen=True):
 
 
 class Falling(Suspect):
-    low_since: int | None = None
-    """Start of the steps with low c."""
     urgent: list[int] = msgspec.field(default_factory=list)
     """The last steps: 1 where c was too low for a warm-up."""
 
 
 class Memory(msgspec.Struct):
-    """The suspects, and which routers were even before."""
-
     first: FirstValues
-    """c of the first steps: the reference of a fine-tuning without a baseline."""
+    """c: the reference of a fine-tuning without a baseline."""
     suspects: dict[int, Falling] = {}
     uneven_at: list[int] = []
     """Last step at which each router was not even."""
@@ -160,7 +156,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return found
 
     def _settle(self, step: int, signal: Signal, low: Sequence[int]) -> None:
-        """Routers that stop being even after a long time."""
+        """Note who stops being even after a long time."""
         memory, limits = self.memory, self.limits
         before = memory.seen_at
         memory.seen_at = step
@@ -173,9 +169,9 @@ class Collapse(Rule[CollapseLimits, Memory]):
     def _look_closer(self, view: StepView, index: int, value: float, suspect: Falling) -> Reading:
         limits, reference = self.limits, self._reference(index)
         if self._is_clear(value, reference) or self._is_usual(value, reference):
-            suspect.low_since = None
-        elif suspect.low_since is None and self._grade(value, reference)[0] is not None:
-            suspect.low_since = view.step
+            suspect.since = None
+        elif suspect.since is None and self._grade(value, reference)[0] is not None:
+            suspect.since = view.step
         effective = value_at(view.record.router.effective_experts, index)
         facts: dict[str, Fact] = {"effective": effective or 0.0}
         enough = True
@@ -183,10 +179,10 @@ class Collapse(Rule[CollapseLimits, Memory]):
         if counts is not None:
             value, enough = self._sum(counts, suspect, self.routers[index].top_k, facts)
         facts |= self._circumstances(view, index, reference)
-        low_for = view.step - (suspect.low_since or view.step)
+        low_for = view.step - (suspect.since or view.step)
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:
-            suspect.low_since = None  # low step by step and even in the sum: a swing
+            suspect.since = None  # low step by step and even in the sum: a swing
         # A sum still contains the past: alone it is not evidence about this step.
         judged = enough and not suspect.calm and self.suffices(view, index, limits.evidence)
         severity, limit = self._grade(value, reference)
@@ -199,7 +195,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
             settled=index in self.memory.settled,
             facts=facts,
             confidence=PER_STEP if counts is None else EXACT,
-            since=suspect.low_since,
+            since=suspect.since,
         )
 
     def _circumstances(
@@ -218,7 +214,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return facts
 
     def _reference(self, index: int) -> float | None:
-        """The reference c of this router, where the change counts."""
+        """c of the past, where the change counts."""
         context = self.context
         known = context.baseline.collapse_index[index] if context.baseline is not None else None
         if known is not None and context.relative:
@@ -246,7 +242,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return value >= back and value > _MARGIN * limits.critical
 
     def _is_usual(self, value: float, reference: float | None) -> bool:
-        """Whether c has been this low all along: nothing began here."""
+        """Whether c has been this low all along."""
         if reference is None or self._grade(value, reference)[0] is not None:
             return False
         return value >= (1.0 - self.limits.relative_fall / _MARGIN) * reference

@@ -65,7 +65,7 @@ class DeadLimits(RuleLimits, frozen=True):
     relations = "min_window <= max_window, warn_steps <= critical_steps, critical_share <= 1"
 
 
-_EVEN = 0.9
+EVEN = 0.9
 """c of the living experts with which balancing did not fail."""
 _REST = 32
 """Steps between two looks at starved experts that proved alive."""
@@ -201,7 +201,7 @@ class Dead(Rule[DeadLimits, Memory]):
         return found
 
     def _add(self, view: StepView, starved: Signal, dead: Signal, most: float) -> None:
-        """Add one line; with more than ``most`` tokens an expert is alive in this block."""
+        """With more than ``most`` tokens an expert is alive in this block."""
         memory = self.memory
         for index, value in enumerate(starved.values):
             if index in memory.alive:
@@ -269,7 +269,7 @@ class Dead(Rule[DeadLimits, Memory]):
         return Reading(severity, clear=True, held=True, since=first)
 
     def _follow(self, index: int, step: int, totals: list[int], fair: float) -> dict[int, Silent]:
-        """The experts that may be dead, with a block of ``fair`` expected tokens added."""
+        """The experts that may be dead after a block of ``fair`` expected tokens."""
         memory, now = self.memory, dict[int, Silent]()
         before = memory.dead.get(index, {})
         most = max(1.0, self.limits.back * fair)
@@ -319,7 +319,7 @@ class Dead(Rule[DeadLimits, Memory]):
         )
 
     def _goes_on(self, one: Silent, step: int) -> bool:
-        """End its window, unless that grows; whether the expert may still be dead."""
+        """Whether it may still be dead; ends its window, unless that grows."""
         limits = self.limits
         if one.tokens >= max(1.0, limits.back * one.expected):
             return False
@@ -362,7 +362,7 @@ class Dead(Rule[DeadLimits, Memory]):
         return found
 
     def _new(self, index: int, dead: list[int]) -> list[int]:
-        """Without the experts that were dead before the training on this data."""
+        """Without those that were dead before the training on this data."""
         context, memory = self.context, self.memory
         if not context.relative:
             return dead
@@ -400,11 +400,11 @@ class Dead(Rule[DeadLimits, Memory]):
 def few_from_start(episode: Episode) -> bool:
     """Whether a few experts never received tokens, beside even ones."""
     few = episode.value <= DeadLimits().critical_share * size_of(episode)
-    return few and number(episode, "rest") >= _EVEN
+    return few and number(episode, "rest") >= EVEN
 
 
 def _which(worst: Episode) -> str:
-    """``3, 17 and 4 more``, or ``160–191, rank 5``: a block of neighbours, and whose it is."""
+    """``3, 17 and 4 more``, or of neighbours ``160–191, rank 5``."""
     experts, ranks = ids_of(worst, "experts"), ids_of(worst, "ranks")
     shown = experts_of(worst)
     if len(experts) > 3 and experts[-1] - experts[0] < len(experts):
@@ -413,7 +413,7 @@ def _which(worst: Episode) -> str:
 
 
 def _since(worst: Episode) -> str:
-    """When they died, unless all at the onset, and how fast they follow each other."""
+    """Unless all died at the onset, when and how fast."""
     since = sorted(ids_of(worst, "since"))
     if not since or since[0] == since[-1] == worst.onset:
         return ""

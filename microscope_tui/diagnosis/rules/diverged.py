@@ -63,7 +63,7 @@ class Diverged(Rule[DivergedLimits, Memory]):
         memory.lost += 1
         found, severity = "NaN" if loss != loss else "infinite", Severity.INFO
         if memory.lost >= self.limits.lines:
-            more = view.not_finite_routers() or not math.isfinite(norm or 0.0)
+            more = view.not_finite() or not math.isfinite(norm or 0.0)
             if more or memory.measured:
                 severity = Severity.CRITICAL
             else:

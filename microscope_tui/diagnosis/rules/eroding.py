@@ -52,8 +52,6 @@ class Memory(msgspec.Struct):
 
 
 class Eroding(Rule[ErodingLimits, Memory]):
-    """A trend: Mann–Kendall tests whether c falls, Theil–Sen estimates how fast."""
-
     name = "ERODING"
     subject = "Eroding balance"
     means = "The load of a layer becomes steadily more uneven. Acting early is cheap."
@@ -164,7 +162,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
         return Reading(severity=None, clear=clear)
 
     def _points(self, series: list[float], length: int) -> tuple[list[int], list[float]]:
-        """The last finite points, and the first steps of their blocks."""
+        """First steps and values of the last finite blocks."""
         last = zip(self.memory.steps[-length:], series[-length:], strict=True)
         points = [(step, value) for step, value in last if value == value]
         return [step for step, _ in points], [value for _, value in points]
@@ -182,7 +180,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
 
 
 def _trend(steps: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
-    """Theil–Sen slope per step, however many are logged, and the z of the Mann–Kendall test."""
+    """Theil–Sen slope per step, and the z of the Mann–Kendall test."""
     n = len(values)
     if n < 3:
         return 0.0, 0.0

@@ -44,13 +44,11 @@ class GradientLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """Gradient norms of the past, every other step, and their median."""
-
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=2, size=110))
     reference: float = 0.0
     raised_since: int | None = None
     lately: list[int] = []
-    """For each of the last steps: the step number if its norm was NaN or infinite, else 0."""
+    """Of the last steps: the step if its norm was NaN or infinite, else 0."""
 
 
 class GradSpike(Rule[GradientLimits, Memory]):
@@ -113,7 +111,7 @@ class GradSpike(Rule[GradientLimits, Memory]):
         return Severity.INFO if sharp and few else Severity.WARN
 
     def _not_finite(self, warm: bool) -> Reading:
-        """Single overflows are normal in fp16, where the loss scale is found by trial."""
+        """Single ones are normal in fp16, where the loss scale is found by trial."""
         limits, steps = self.limits, [step for step in self.memory.lately if step]
         often = len(steps) >= limits.not_finite
         dtype = self.context.run.dtype

@@ -164,7 +164,7 @@ _Held = tuple[int, Reading]
 
 
 class Bias(msgspec.Struct):
-    """The bias of one router, the same from one line to another."""
+    """Of one router, the same from one line to another."""
 
     mark: int
     since: int
@@ -187,22 +187,25 @@ class Memory(msgspec.Struct):
     """Steps in a row; it stops where they are enough."""
     sign: SignMemory = msgspec.field(default_factory=SignMemory)
     still: int = 0
-    """Lines without a gradient of any router, from the first; −1 once there was one."""
+    """First lines without any gradient; −1 once there was one."""
     lines: int = 0
     spans: Trail = msgspec.field(default_factory=lambda: Trail(size=40))
-    """Largest minus smallest bias, the mean of all routers: every hundred lines."""
+    """Largest minus smallest bias, the mean of all routers."""
     resumed: int | None = None
     """Step of a restart after which no bias was seen yet."""
     lost: int | None = None
     """Step of the restart at which the bias was lost."""
     first_lost: int | None = None
     biases: dict[int, Bias] = {}
-    standing: tuple[int, ...] = ()
-    """Routers whose bias did not move from look to look, or from the start."""
     held: dict[int, list[float]] = {}
     """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
     moving: bool = False
     counted: int = 0
+
+    @property
+    def standing(self) -> list[int]:
+        """Routers whose bias did not move from look to look, or from the start."""
+        return [r for r, b in self.biases.items() if b.until > b.since or not b.moved]
 
 
 class Lint(Rule[LintLimits, Memory]):
@@ -266,7 +269,7 @@ class Lint(Rule[LintLimits, Memory]):
         memory.sign = SignMemory(wrong=memory.sign.wrong)
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
-        """The bias is zero since a restart: an event, since the text needs what it was before."""
+        """A bias that was lost: an event, since the text needs what it was before."""
         memory, at = self.memory, self.memory.resumed
         memory.lines += 1
         due = memory.lines % _LOOKS == 20 or (at is not None and view.step < at + _LOOKS)
@@ -285,8 +288,8 @@ class Lint(Rule[LintLimits, Memory]):
         elif at is not None and span <= _LOST * usual > 0:
             memory.lost = at
             memory.first_lost = memory.first_lost or at
-            facts: Facts = {"cause": Reason.BIAS_LOST, "at": at, "before": usual}
-            facts = {**facts, "ago": at - memory.first_lost}
+            ago = at - memory.first_lost
+            facts: Facts = {"cause": Reason.BIAS_LOST, "at": at, "before": usual, "ago": ago}
             return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=at))]
         else:
             memory.spans.add(view.step, [span])
@@ -303,9 +306,6 @@ class Lint(Rule[LintLimits, Memory]):
                 last.until = step
             else:
                 biases[index] = Bias(hash(tuple(row)), step, step, max(row) > min(row))
-        self.memory.standing = tuple(
-            r for r, b in biases.items() if b.until > b.since or not b.moved
-        )
 
     def doubted(self) -> Sequence[int]:
         return self.memory.sign.suspects(self.sign.agreement) if self.bias_moves else ()
@@ -341,7 +341,7 @@ class Lint(Rule[LintLimits, Memory]):
             routers = tuple(sorted(memory.sign.wrong))
             facts: Facts = {"cause": Reason.WRONG_SIGN, "routers": routers}
             yield from ((router, Reading(Severity.WARN, facts=facts)) for router in routers)
-        if self.bias_moves and self.has_rate and memory.standing:
+        if self.bias_moves and self.has_rate:
             yield from self._standing(view)
         if memory.lost is not None:
             yield self._of_run(Reason.BIAS_LOST)
@@ -351,14 +351,15 @@ class Lint(Rule[LintLimits, Memory]):
     def _standing(self, view: StepView) -> Iterator[_Held]:
         """A bias that moves to and fro can be the same at two looks: the next lines decide."""
         memory, index = self.memory, view.collapse_index
-        for router in memory.standing:
+        standing = memory.standing
+        for router in standing:
             bias = memory.biases[router]
             uneven = index is not None and index.values[router] < self.limits.sign_uneven
             bias.uneven = bias.uneven + 1 if uneven else 0
             if 0 <= bias.same < _EARLY and (row := view.biases(router)):
                 bias.same = bias.same + 1 if hash(tuple(row)) == bias.mark else -1
                 bias.until = view.step
-        found = tuple(r for r in memory.standing if memory.biases[r].same >= _EARLY)
+        found = tuple(r for r in standing if memory.biases[r].same >= _EARLY)
         for router in found:
             bias = memory.biases[router]
             warns = bias.uneven >= self.lines(self.limits.sign_changes)
@@ -369,11 +370,7 @@ class Lint(Rule[LintLimits, Memory]):
             yield router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
-        """Whether the loss is near its floor k while a layer by itself is far from even.
-
-        Transformers adds up the counts and probabilities of all layers before it multiplies them:
-        layers that are uneven in different ways cancel out.
-        """
+        """Whether the loss is near its floor k while a layer by itself is far from even."""
         losses, effective = view.record.losses or {}, view.signal("effective_experts")
         loss = next((losses[name] for name in _AUX if name in losses), None)
         if effective is None or view.step <= self.context.warm_up:
@@ -387,7 +384,7 @@ class Lint(Rule[LintLimits, Memory]):
         return uneven and ((at_floor and pools) or (due and self._cancels_out(view)))
 
     def _cancels_out(self, view: StepView) -> bool:
-        """Whether the sum of all layers is far more even than independent layers make it."""
+        """The sum of all layers is far more even than independent layers make it."""
         rows = [view.full_counts(index) or [] for index in range(len(self.routers))]
         if not all(map(any, rows)) or len(set(map(len, rows))) > 1:
             return False
@@ -397,7 +394,7 @@ class Lint(Rule[LintLimits, Memory]):
         return len(total) >= 8 and squares[0] - 1.0 < self.limits.cancelled * by_chance
 
     def _see_gradients(self, view: StepView) -> None:
-        """In a fine-tuning, routers whose gradient is exactly 0 from the first line are frozen."""
+        """In a fine-tuning, routers without any gradient from the first line are frozen."""
         memory, run = self.memory, self.context.run
         tuned = run.profile == "finetune" and "routers" not in run.training
         gradients = view.signal("grad_norm") if tuned and memory.still >= 0 else None
@@ -408,7 +405,7 @@ class Lint(Rule[LintLimits, Memory]):
         memory.still = still
 
     def _see_bias(self, view: StepView) -> None:
-        """Whether it moves while every router is frozen; the first lines since a start decide."""
+        """Whether it moves with frozen routers; the first lines since a start decide."""
         memory = self.memory
         if self.frozen < len(self.routers) or not view.has_counts:
             return
@@ -501,5 +498,5 @@ class Lint(Rule[LintLimits, Memory]):
 
 
 def _is_ignored(balance: Mapping[str, Any]) -> bool:
-    """Whether the trainer has an auxiliary weight that the model does not use."""
+    """The trainer has an auxiliary weight that the model does not use."""
     return (balance.get(_OF_TRAINER) or 0) > 0

@@ -48,8 +48,6 @@ class LogitLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """z-loss of the past, and its median per router."""
-
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=4, size=55))
     reference: list[float] = []
     raised_since: dict[int, int] = {}
@@ -154,7 +152,7 @@ class Logits(Rule[LogitLimits, Memory]):
         return [max(usual(i, _FIRST), self.limits.least, even**2) for i, even in enumerate(evens)]
 
     def _add_grown(self, z_loss: Signal, found: Found) -> None:
-        """Growth since the first lines that is a warning by itself, however slow it was."""
+        """Growth that is a warning by itself, however slow it was."""
         if z_loss.high <= min(self.large, default=math.inf):
             return
         for index, (value, large) in enumerate(zip(z_loss.values, self.large, strict=True)):
@@ -177,7 +175,7 @@ class Logits(Rule[LogitLimits, Memory]):
         return self._sign(view, index) if ratio > over else ""
 
     def _sign(self, view: StepView, index: int) -> str:
-        """What makes logits that grew in the warm-up a divergence: healthy ones grow too."""
+        """Healthy logits grow in the warm-up, too."""
         c, entropy, norm = view.collapse_index, view.signal("entropy"), view.record.grad_norm
         limits, most = self.context.limits, math.log(self.routers[index].num_experts or 1)
         usual = self.memory.first.usual(len(self.routers), _FIRST)

@@ -98,7 +98,6 @@ _TEXTS = {
         "turn off the forced-balance debug flag",
     ),
 }
-"""Cause → the numbers, and what to do."""
 
 
 class MeterLimits(RuleLimits, frozen=True):
@@ -212,7 +211,7 @@ class Meter(Rule[MeterLimits, Memory]):
         return found
 
     def _due(self, view: StepView) -> bool:
-        """Whether the counts of this line are checked: some in a row, then none for a while."""
+        """Whether to check the counts: some lines in a row, then none for a while."""
         memory, limits = self.memory, self.limits
         if memory.wait > 0:
             memory.wait -= 1
@@ -228,12 +227,11 @@ class Meter(Rule[MeterLimits, Memory]):
         return True
 
     def _turn(self, step: int) -> int:
-        """The router whose sum is checked in any case: one a line, in an order without a period,
-        which wrong lines may have."""
+        """The router whose sum is checked: in an order without a period, as wrong lines have."""
         return (step * _MIXED >> 16) % (len(self.routers) or 1)
 
     def _settle(self, view: StepView, index: int, impossible: Reading | None, found: Found) -> None:
-        """Decide what is wrong with a router: its sum, else its counts, else its summaries."""
+        """What is wrong: its sum, else its counts, else its summaries."""
         own = self._add_sum(view, index)
         if own is None or own.severity is None:
             own = self._fault_in(view, index) or impossible or own
@@ -280,7 +278,7 @@ class Meter(Rule[MeterLimits, Memory]):
         return {"cause": cause, "total": total, "expected": round(expected), "lacks": lacks}
 
     def _add_sum(self, view: StepView, index: int) -> Reading | None:
-        """Judge the sum of one router. A wrong line is left out of everything else."""
+        """A line with a wrong sum is left out of everything else."""
         facts, known = self._sum(view, index), self.memory.sums
         if facts is None or not (facts or index in known):
             return None
@@ -324,8 +322,7 @@ class Meter(Rule[MeterLimits, Memory]):
         return _fault(cause=Reason.SUMMARY, total=value, expected=known)
 
     def _repeating(self, view: StepView, found: Found) -> None:
-        """Look for rows that repeat. What looks like a collapse or a dead expert may repeat, and
-        other rules report it."""
+        """What looks like a collapse or a dead expert may repeat: other rules report it."""
         balance, record = view.collapse_index, view.record
         rows, tokens = dict[int, list[int]](), dict[int, float]()
         for index, router in enumerate(self.routers):
@@ -343,9 +340,9 @@ class Meter(Rule[MeterLimits, Memory]):
 
     def _not_finite(self, view: StepView) -> dict[int, str]:
         """NaN, even where a writer omits it: no entropy, and all counts on the first k experts."""
-        if self.context.trains and not math.isfinite(view.record.loss or 0.0):
-            return {}  # see DIVERGED
-        if found := view.non_finite():
+        if not math.isfinite(view.record.loss or 0.0):
+            return {} if self.context.trains else {WHOLE_RUN: "loss"}  # see DIVERGED
+        if found := view.not_finite():
             return found
         if view.record.router.entropy is not None:
             self.memory.had_entropy = True
@@ -387,7 +384,7 @@ def _unrouted(view: StepView, index: int) -> int:
 
 
 def _luck(counts: list[int]) -> float:
-    """Probability that Poisson counts of this mean are all one of its two neighbours."""
+    """That Poisson counts of this mean are all one of its two neighbours."""
     expected = sum(counts) / len(counts)
     if expected <= 1:
         return 1.0

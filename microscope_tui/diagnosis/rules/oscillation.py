@@ -14,8 +14,16 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
-from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, turned
+from microscope_tui.diagnosis.episodes import (
+    Episode,
+    Fact,
+    Found,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+)
+from microscope_tui.diagnosis.rules.base import KNOBS, LEAST_SWING, Rule, number, turned
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord
@@ -88,7 +96,7 @@ class Memory(msgspec.Struct):
 
 
 class Oscillation(Rule[OscillationLimits, Memory]):
-    """Checks the counts of some consecutive steps from time to time."""
+    """Checks some consecutive steps from time to time."""
 
     name = "OSCILLATION"
     subject = "Oscillating load"
@@ -162,7 +170,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         memory.wait = memory.pause = min(limits.most, max(limits.every, 2 * memory.pause))
 
     def _suspects(self, view: StepView) -> set[int]:
-        """Routers uneven enough in this step for such a swing; for half of it before any look."""
+        """Uneven enough in this step for such a swing; for half of it before any look."""
         loads, effective = view.signal("max_load"), view.signal("effective_experts")
         if loads is None or effective is None or view.step <= self.context.warm_up:
             return set()
@@ -197,7 +205,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return first if at is None else min(first, past.steps[at])
 
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float, float]:
-        """Period of the common swing, or 0, the share of experts in it, and √2 σ of their load."""
+        """Period or 0, the share of experts that swing, and √2 σ of their load."""
         limits, steps, experts = self.limits, len(rows), len(rows[0])
         least = int(limits.experts_share * experts) + 1
         totals = list(map(sum, rows))
@@ -221,25 +229,19 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return period, share if period else 0.0, math.sqrt(2.0 * variance) if returns else 0.0
 
     def _even_in_the_sum_alone(self, index: int, rows: list[list[int]]) -> bool:
-        """Most single steps are more uneven than the sum of all, and than chance makes them."""
+        """Most steps are more uneven than the sum of all, and than chance makes them."""
         summed = [sum(column) for column in zip(*rows, strict=True)]
         even, experts = measures.effective_experts(summed) or 0.0, len(summed)
         c = measures.collapse_index(even, experts, self.routers[index].top_k) or 0.0
         chance = math.exp(-self.limits.overdispersion * experts * len(rows) / (2 * sum(summed)))
-        usual = median(measures.effective_experts(row) or 0.0 for row in rows)
         sound = c >= self.context.limits.of(CollapseLimits).warn  # below it COLLAPSE reports
-        return sound and usual < self.limits.usual_step * chance * even
+        return sound and _usual(rows) < self.limits.usual_step * chance * even
 
     def _reading(self, index: int, rows: list[list[int]], period: int, share: float) -> Reading:
         """The data causes a swing that the bias cannot; it may be harmless."""
         limits, memory, balance = self.limits, self.memory, self.context.run.balance
-        by_bias = Reading(
-            severity=Severity.WARN,
-            value=share,
-            limit=limits.experts_share,
-            facts={"period": period},
-            since=self.track(index).dated or self._began(index),
-        )
+        severity = Severity.WARN
+        facts: dict[str, Fact] = {"period": period}
         biases, said = memory.biases.get(index, []), balance.get("bias_update_rate")
         rate = said = said if isinstance(said, int | float) else math.inf
         least, logged = limits.least_move, len(biases) == len(rows)
@@ -247,20 +249,22 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
             follows = following(rows, biases) >= limits.follows
             least = memory.swings[index] / (limits.gain if follows else limits.large)
-            by_bias = msgspec.structs.replace(
-                by_bias, facts={"period": period, "moves": rate * (rate > 2 * said)}
-            )
+            facts["moves"] = rate if rate > 2 * said else 0.0
         moves = rate * period / 2
         again = index in memory.biases and balance.get("method") not in ("aux", "none")
-        if moves >= least or not again:
-            return by_bias
-        memory.swings[index] = 0.0
-        router = self.routers[index]
-        usual = median(measures.effective_experts(row) or 0.0 for row in rows)
-        c = measures.collapse_index(usual, router.num_experts, router.top_k) or 0.0
-        facts = {"period": period, "cause": Reason.ALTERNATING, "moves": moves}
-        severity = Severity.INFO if logged or c >= limits.usual_c else Severity.WARN
-        return msgspec.structs.replace(by_bias, severity=severity, facts=facts)
+        if moves < least and again:
+            memory.swings[index] = 0.0
+            facts = {"period": period, "cause": Reason.ALTERNATING, "moves": moves}
+            c = measures.collapse_index(_usual(rows), len(rows[0]), self.routers[index].top_k)
+            if logged or (c or 0.0) >= limits.usual_c:
+                severity = Severity.INFO
+        return Reading(
+            severity=severity,
+            value=share,
+            limit=limits.experts_share,
+            facts=facts,
+            since=self.track(index).dated or self._began(index),
+        )
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -272,7 +276,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             why += f", in half of which the bias moves by at most {number(worst, 'moves'):.2g}: "
             why += "data or micro-batches alternate"
             remedy = "check whether they do, and mix the kinds of data within each batch"
-            if worst.severity > Severity.INFO:
+            if worst.warns:
                 why += ", or the update of the bias overshoots"
                 remedy += "; else average the load over more steps before each update"
             return why, remedy
@@ -282,7 +286,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 f"find what moves the bias by {moves:.2g} a step, the header has another rate",
             )
         # The swing of a sign update is proportional to its rate: aim at half of the limit.
-        factor = 0.15 / max(0.3, number(worst, "swing"))
+        factor = LEAST_SWING / 2 / max(LEAST_SWING, number(worst, "swing"))
         weaker = turned(run, factor, "lower", "weaken the load balancing")
         method = run.balance.get("method")
         remedy = f"{weaker}, or average the load over more steps before each update"
@@ -298,6 +302,11 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return why, remedy
 
 
+def _usual(rows: Sequence[Sequence[int]]) -> float:
+    """The effective experts of the median step."""
+    return median(measures.effective_experts(row) or 0.0 for row in rows)
+
+
 def _change(values: Sequence[float]) -> int | None:
     """Index at which the mean drops most clearly; least squares."""
 
@@ -311,7 +320,7 @@ def _change(values: Sequence[float]) -> int | None:
 
 
 def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, list[float]]]:
-    """The variance of every expert's load, as a share of the fair one, and the load itself."""
+    """The variance of every expert's load, and the load, as a share of the fair one."""
     steps, experts = len(rows), len(rows[0])
     scales = [experts / total if (total := sum(row)) else 0.0 for row in rows]
     found = []
@@ -357,7 +366,7 @@ def signs(loads: Sequence[float]) -> int:
 
 
 def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
-    """Period after which the bits agree while they disagree after half of it; 0 for none."""
+    """Period after which the bits agree, but not after half of it; 0 for none."""
     lags = range(1, min(steps, steps // 2 + _BEYOND + 1))
     agreement = [0.0, *(_agreement(masks, steps, lag) for lag in lags)]
     swings = {
@@ -397,7 +406,7 @@ def recurring(masks: Sequence[int], steps: int, limit: float) -> int:
 
 
 def _shortest(swings: dict[int, float], values: Sequence[float], longest: int) -> int:
-    """The shortest of the clear ones; none where the values still rise after the longest."""
+    """Of the clear ones; none where the values still rise after the longest."""
     clear = max(swings.values(), default=0.0) - 0.05
     found = min((period for period, value in swings.items() if value >= clear), default=0)
     slower = found >= longest - _BEYOND and max(values[longest + 1 :][:_BEYOND]) > values[found]
@@ -405,7 +414,7 @@ def _shortest(swings: dict[int, float], values: Sequence[float], longest: int) -
 
 
 def _agreement(masks: Sequence[int], steps: int, lag: int) -> float:
-    """Mean correlation of signs with themselves ``lag`` steps later: −1 … 1."""
+    """Mean correlation with themselves ``lag`` steps later: −1 … 1."""
     pairs = steps - lag
     keep = (1 << pairs) - 1
     differing = sum(((mask ^ (mask >> lag)) & keep).bit_count() for mask in masks)

@@ -44,8 +44,6 @@ class Memory(msgspec.Struct):
 
 
 class Overload(Rule[OverloadLimits, Memory]):
-    """Costs speed and memory where a capacity or ranks make experts wait for each other."""
-
     name = "OVERLOAD"
     subject = "Overload"
     means = (
@@ -141,7 +139,7 @@ class Overload(Rule[OverloadLimits, Memory]):
                 )
 
     def _noise(self, index: int, tokens: float | None, unknown: float) -> float:
-        """The 99th percentile of the MaxVio of an even router; ``unknown`` without tokens."""
+        """The 99th percentile of the MaxVio of an even router."""
         router = self.routers[index]
         choices, experts = (tokens or 0.0) * router.top_k, router.num_experts
         return (

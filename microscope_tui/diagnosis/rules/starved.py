@@ -231,14 +231,14 @@ class Starved(Rule[StarvedLimits, Memory]):
         )
 
     def _beyond_doubt(self, index: int, share: float, summed: SummedCounts | None) -> float:
-        """The share without experts that are only close to a tenth, where they could mislead."""
+        """Without experts that are only close to a tenth, where they could mislead."""
         # Of few experts a single one is beyond the limit.
         alone = round(share * self.sizes[index]) == 1 > self.sizes[index] * self.limits.share
         if not (self.context.relative or alone):
             return share
         if summed is not None and len(summed) >= min(summed.window, self.least):
             return measures.starved_experts(summed.totals, self.limits.enter) / len(summed.totals)
-        return share - 1.0 / max(1, self.routers[index].num_experts)  # which are close is unknown
+        return share - 1.0 / self.sizes[index]  # which are close is unknown
 
     def _limit(self, index: int) -> float:
         if not self.context.relative:
