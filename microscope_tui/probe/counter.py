@@ -81,7 +81,7 @@ class Call(NamedTuple):
         )
 
     def shape(self) -> Any:
-        """What calls that are stacked have in common."""
+        """The same for calls that can be stacked."""
         shapes = [None if part is None else part.shape for part in self[4:]]
         return self[1:4], self.ids_TK.device, *shapes
 
@@ -129,16 +129,13 @@ class Calls:
         return size * len(self._waiting) > _WAITING_BYTES
 
     def clear(self) -> None:
-        """Forget everything."""
         self._waiting: list[Call] = []
         self._tallies: dict[Any, Tally] = {}
 
     def add(self, call: Call) -> None:
-        """Keep a call until ``count``."""
         self._waiting.append(call)
 
     def count(self) -> list[Counted]:
-        """Count the calls that wait."""
         groups: dict[Any, list[Call]] = {}
         for call in self._waiting:
             groups.setdefault(call.shape(), []).append(call)
@@ -304,7 +301,7 @@ class RoutingCounter:
         return self._layout.table(self._vector)[:, : self._rows[0].num_experts].long()
 
     def read(self) -> StepSums:
-        """All numbers of the step in one copy to the host, after ``all_reduce``."""
+        """One copy to the host, after ``all_reduce``."""
         biases = [router.expert_bias for router in self._routers]
         return self._layout.read(self._vector, self._ranks, biases)
 

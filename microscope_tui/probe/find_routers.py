@@ -112,7 +112,6 @@ def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
 
 
 def takes_ids(module: nn.Module) -> bool:
-    """The module is called with hidden states, expert ids and their weights."""
     names = argument_names(module)[:3]
     return len(names) == 3 and names[1] in _IDS and names[2] in _WEIGHTS
 
@@ -160,7 +159,6 @@ def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int
 
 
 def _nothing_found(model: nn.Module) -> str:
-    """List the modules, so that the path for an adapter is easy to find."""
     kinds: dict[str, str] = {}
     for path, module in model.named_modules():
         kinds.setdefault(type(module).__name__, path)
@@ -322,7 +320,7 @@ def _with_configs(*modules: nn.Module | None) -> list[Any]:
 
 
 def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
-    """Where the logits of a site are, from the outputs that the model declares as recordable."""
+    """From the outputs that the model declares as recordable."""
     router = site.router
     if router is None:
         return None
@@ -351,7 +349,6 @@ def _score_kind(router: nn.Module, block: nn.Module | None, config: Any) -> str 
 
 
 def text_config(model: Any) -> Any:
-    """The configuration of the language model; ``None`` without any."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 

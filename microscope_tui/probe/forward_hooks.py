@@ -28,7 +28,6 @@ _logger = logging.getLogger(__name__)
 
 
 def _no_hook() -> Any:
-    """What a hook becomes in a copy of the model."""
     return lambda *args, **kwargs: None
 
 
@@ -82,7 +81,6 @@ class ForwardHooks:
         self._install()
 
     def reset(self, on: bool) -> None:
-        """Count the next step if ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.calls.clear()
@@ -90,7 +88,6 @@ class ForwardHooks:
             self.losses.reset()
 
     def detach(self) -> None:
-        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -47,7 +47,7 @@ class AuxLoss(NamedTuple):
 def describe(
     model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int, aux: AuxLoss
 ) -> dict[str, Any]:
-    """Arguments of ``RunRecorder`` that follow from the model."""
+    """Arguments of ``RunRecorder``."""
     config, training = text_config(model), trained(model, sites)
     routers = training.get("routers", (0, 0))
     normalises = _named(config, *_NORM_TOP_K)[1]
@@ -169,7 +169,6 @@ def _home(model: nn.Module) -> Any:
 
 
 def _named(config: Any, *names: str) -> tuple[str, Any]:
-    """The first of these settings that the configuration has, and its value."""
     for name in names:
         value = reduce(lambda one, part: getattr(one, part, None), name.split("."), config)
         if value is not None:
@@ -178,7 +177,7 @@ def _named(config: Any, *names: str) -> tuple[str, Any]:
 
 
 def dtype_name(model: nn.Module) -> str:
-    """``fp32``, ``bf16`` …: that of the first weights."""
+    """Of the first weights."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return names.get(kind, str(kind))

@@ -80,8 +80,6 @@ class _Saved(msgspec.Struct):
 
 
 class RunJudge:
-    """Judges one run while it is written."""
-
     def __init__(self, header: bytes, state: bytes | None = None) -> None:
         """Judge from the first step on, or continue from the ``state`` that ``save`` returned.
 
@@ -124,7 +122,7 @@ class RunJudge:
         return alerts
 
     def observe_event(self, event: EventRecord) -> None:
-        """Remember checkpoints: the advice names one to go back to."""
+        """Advice names a checkpoint to go back to."""
         self._diagnosis.observe_event(event)
 
     def save(self) -> bytes:

@@ -31,13 +31,11 @@ class StepLosses:
         self.reset()
 
     def reset(self) -> None:
-        """Start a new step."""
         self._sums: list[Tensor] = []
         self._auxes: list[Tensor] = []
         self._divided = False
 
     def add(self, output: Any, divided: bool) -> None:
-        """Take the losses of one output, if it has any."""
         loss, aux = _part(output, "loss"), _part(output, "aux_loss")
         if loss is None:
             return

@@ -42,12 +42,10 @@ class ProbedModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of its weights."""
         return next(self.model.parameters()).device
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of ``--device``; ``auto`` is a GPU if there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotProbe("--device cuda: torch finds no usable GPU; choose --device cpu")
     if name == "auto":
@@ -59,7 +57,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU or the machine is out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
@@ -233,7 +230,6 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
 
 
 def _class(config: Any) -> Any:
-    """The class of transformers that the folder names, else the automatic one."""
     import transformers
 
     for name in config.architectures or ():
@@ -284,7 +280,7 @@ def _writer(model: Any) -> Any:
 
 
 def _silence() -> None:
-    """Without messages and progress bars of transformers: what matters is checked here."""
+    """What matters of the messages is checked here."""
     from transformers.utils import logging as loud
 
     logging: Any = loud  # untyped

@@ -89,8 +89,6 @@ def run_probe(
 
 
 class _Run:
-    """A running probe."""
-
     def __init__(
         self, probed: ProbedModel, folder: Path, slices: list[str], whole: int, progress: Progress
     ) -> None:
@@ -199,21 +197,19 @@ def next_token_loss(
 
 
 class Interrupt:
-    """A signal raises ``KeyboardInterrupt``, but not inside ``shielded``."""
+    """A signal raises ``KeyboardInterrupt``; inside ``shielded``, at its end."""
 
     def __init__(self) -> None:
         self._shielded = self.waiting = False
         """``waiting``: a signal came inside ``shielded``."""
 
     def request(self, number: int) -> None:
-        """What a signal calls."""
         self.waiting = self._shielded
         if not self.waiting:
             raise KeyboardInterrupt
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """A signal inside is raised at the end."""
         self._shielded = True
         try:
             yield

@@ -33,7 +33,6 @@ class Ranks:
         """Ranks that count."""
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over all ranks."""
         if self.size > 1:
             values = values.to(self._device).contiguous()
             dist.all_reduce(values)

@@ -142,7 +142,6 @@ def argument_names(module: nn.Module) -> list[str]:
 
 
 def is_size(value: Any) -> bool:
-    """Whether ``value`` is a positive integer."""
     return isinstance(value, int) and value >= 1
 
 

@@ -86,7 +86,7 @@ class StepSums:
 
 
 def rows_of(sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> list[Row]:
-    """The rows of ``sites``; one for every pass."""
+    """One for every pass."""
     rows: list[Row] = []
     for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
         kind = site.scores.kind if site.scores else None
@@ -248,5 +248,4 @@ def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequenc
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first eight of them."""
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"

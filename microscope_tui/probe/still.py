@@ -58,7 +58,6 @@ class Part(NamedTuple):
 
 
 def is_due(step: int) -> bool:
-    """Whether the logged step of this number has a look."""
     return step in FIRST or step % EVERY == 0
 
 
@@ -208,7 +207,6 @@ class Looks:
             _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
 
     def read(self) -> None:
-        """Read the gradients, before they are cleared."""
         if self.size and self._moves is None:
             self._moves = self.attempt(self._read)
 
@@ -358,13 +356,12 @@ def _last(moving: Mapping[Owner, float]) -> int:
 
 
 def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens of every expert of a router, in all passes through it."""
+    """Tokens of every expert of a router, over its passes."""
     passes = [n for n, row in zip(counts, rows, strict=True) if row.place == place]
     return [sum(column) for column in zip(*passes, strict=True)]
 
 
 def _local(tensor: Any) -> Tensor:
-    """This rank's part of a DTensor."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local.detach()
 

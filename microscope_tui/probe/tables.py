@@ -79,8 +79,6 @@ def noise_level(ratios: Array) -> float:
 
 
 class Vocabulary:
-    """The tokens of a text by their identity."""
-
     def __init__(self, token_ids_T: Array) -> None:
         self.ids_V, inverse_T, self.counts_V = np.unique(
             token_ids_T, return_inverse=True, return_counts=True

@@ -193,7 +193,6 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
 
 
 def _listed(characters: Counter[str]) -> str:
-    """Number of characters, and the most frequent ones."""
     shown = "".join(one for one, _ in characters.most_common(_SHOWN))
     return f"{characters.total():,} characters {shown!r}"
 
@@ -201,7 +200,7 @@ def _listed(characters: Counter[str]) -> str:
 def _encode(
     path: Path, pieces: Pieces, most: int, unknown: Counter[str]
 ) -> tuple[list[int], list[bytes]]:
-    """The first ``most`` tokens of a file; only the bytes that they need are read."""
+    """The first ``most`` tokens of a file."""
     ids: list[int] = []
     texts: list[bytes] = []
     for text in _read_text(path, min(_PIECE_BYTES, max(1 << 12, most * 8))):
@@ -248,7 +247,6 @@ def continued(
 
 
 def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
-    """Consecutive windows, ``size`` at a time."""
     for start in range(0, len(windows), size):
         yield list(windows[start : start + size])
 
@@ -264,7 +262,7 @@ def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tens
 
 
 class CharacterPieces:
-    """One token per character of a vocabulary."""
+    """One token per character of a vocabulary; methods as in ``TokenizerPieces``."""
 
     prefix: Sequence[int] = ()
 
@@ -287,8 +285,6 @@ class CharacterPieces:
 
 
 class TokenizerPieces:
-    """A ``tokenizers.Tokenizer``."""
-
     prefix: Sequence[int] = ()
     """Ids that the model expects before every text, for example a start token."""
 
@@ -367,7 +363,6 @@ class TokenizerPieces:
 
 
 Pieces = CharacterPieces | TokenizerPieces
-"""A tokenizer as the probe uses it."""
 
 
 @cache

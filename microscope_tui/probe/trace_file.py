@@ -53,7 +53,7 @@ class TraceFile:
         self._windows = 0
 
     def add(self, batch: Sequence[Window], traced: Mapping[Key, Traced]) -> None:
-        """Write one batch; ``ValueError`` if a router did not see every token of it."""
+        """``ValueError``: a router did not see every token of the batch."""
         count = sum(len(window.ids) for window in batch)
         for key, name in zip(self._keys, self.writer.shape.layer_names, strict=True):
             seen = len(traced[key].ids_TK) if key in traced else 0

@@ -38,7 +38,6 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def trained_lines(training: Mapping[str, Any]) -> list[str]:
-    """The object as text."""
     known = {p: training.get(p) for p in ("routers", "experts", "attention", "embeddings")}
     said = [f"{p} {'{} of {}'.format(*n) if n else 'unknown'}" for p, n in known.items()]
     if "experts" in training:
@@ -91,7 +90,6 @@ def _others(parts: Mapping[str, Sequence[Weight]], changed: Collection[str]) -> 
 
 
 def _adapters(parts: Mapping[str, Sequence[Weight]]) -> dict[str, int]:
-    """Trained adapters of each part."""
     pairs = [(part, w) for part, own in parts.items() for w in own if w.tensor.requires_grad]
     count = Counter(dict((w.adapter, part) for part, w in pairs if w.adapter).values())
     named = {name: count[name] for name in ("experts", "attention", "router")}
@@ -99,7 +97,6 @@ def _adapters(parts: Mapping[str, Sequence[Weight]]) -> dict[str, int]:
 
 
 def _missing(model: nn.Module, configs: Iterable[Any], adapted: Collection[str]) -> list[str]:
-    """Names for PEFT that match nothing."""
     modules = [plain_path(name) for name, _ in model.named_modules()]
     parameters = [plain_path(name) for name, _ in model.named_parameters()]
     missing = set[str]()

@@ -52,7 +52,7 @@ _SHORT = 2048  # bytes of a matrix that is decoded in less time than its rows ar
 
 
 def decode_line(line: bytes) -> Record | None:
-    """Decode one complete line; ``None`` for an empty one, and a record of an unknown kind.
+    """``None`` for an empty line, and a record of an unknown kind.
 
     Raises:
         BadLine: the line holds no usable record.
@@ -106,7 +106,7 @@ def _without_matrices(line: bytes) -> bytes:
 
 
 def decode_matrices(line: bytes, routers: int) -> Matrices:
-    """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
+    """Rows that are not lists of counts become ``None``."""
     fields = object_of(line)
     rows = _rows_of(fields.get("tokens_per_expert"), routers)
     counts = [counts_of(row) for row in rows]
@@ -395,12 +395,11 @@ def _integer(value: Any) -> int | None:
 
 
 def _values_of(value: Any) -> Values | None:
-    """A list of numbers, each of which may be no value."""
     return [_number(item) for item in value] if isinstance(value, list) else None
 
 
 def _finite_of(row: Any) -> Values | None:
-    """A row of numbers, ``None`` for one that is not finite; ``None`` if there is no row."""
+    """``None`` for what is not finite; ``None`` if there is no row."""
     values = _values_of(row) or ()
     return [v if v is not None and math.isfinite(v) else None for v in values] or None
 
@@ -411,7 +410,7 @@ def _rows_of(value: Any, routers: int) -> list[Any]:
 
 
 def counts_of(row: Any) -> list[int] | None:
-    """A row of counts; ``None`` if one of them is none."""
+    """``None`` if one of them is no count."""
     if not isinstance(row, list) or not row:
         return None
     if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
@@ -428,7 +427,6 @@ def pair_of(value: Any) -> list[int] | None:
 
 
 def _floats_of(row: Any) -> list[float] | None:
-    """A row of numbers; ``None`` if one of them is none."""
     if isinstance(row, list) and set(map(type, row)) == {float}:
         return row
     values = _values_of(row) or []

@@ -43,7 +43,7 @@ class NoRuns(ValueError):
 
 
 class RunFile(msgspec.Struct, frozen=True):
-    """One run on disk, as it was when it was found."""
+    """One run on disk, when it was found."""
 
     name: str
     path: Path

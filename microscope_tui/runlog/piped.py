@@ -50,7 +50,7 @@ class Spool:
         os.close(os.open(self.path, os.O_RDONLY))  # a system without /dev/fd has no spool
 
     def keep(self, piece: bytes) -> None:
-        """Append data. A full disk is not an error: see ``problem``."""
+        """A full disk is not an error: see ``problem``."""
         if self.problem is not None:
             return
         try:

@@ -277,7 +277,6 @@ class Problems:
         ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
-        """Add the problem of class ``code`` that ``value`` is not ``expected``."""
         self.say("expected", code, key=key, value=value, expected=expected)
 
     def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:

@@ -87,7 +87,6 @@ class StepEntry:
         return len(self._line) + 1
 
     def matrices(self) -> Matrices:
-        """Counts and biases; decoded once."""
         if self._matrices is None:
             try:
                 self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)
@@ -97,7 +96,7 @@ class StepEntry:
         return self._matrices
 
     def counts(self, router_index: int) -> list[int] | None:
-        """Counts of one router, without decoding the others."""
+        """Without decoding those of the other routers."""
         if self._matrices is None:
             row = self._row(router_index)
             if row is not None:
@@ -105,15 +104,14 @@ class StepEntry:
         return self.matrices().tokens_per_expert[router_index] if self.has_counts else None
 
     def biases(self, router_index: int) -> list[float] | None:
-        """Selection bias of one router; decodes all matrices of the step."""
+        """Decodes all matrices of the step."""
         return self.matrices().expert_bias[router_index]
 
     def means(self) -> tuple[Rows, Rows]:
-        """Mean weight and mean output norm of every expert, a row per router."""
+        """See ``decode_means``."""
         return decode_means(self._line.strip(b"\0 "), self.routers)
 
     def numbers(self) -> dict[str, float | Values]:
-        """All numbers of the line but its matrices, by name; decoded once."""
         if self._numbers is None:
             self._numbers = numbers_of(self._line)
         return self._numbers

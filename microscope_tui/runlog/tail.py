@@ -45,7 +45,6 @@ class Defects(msgspec.Struct):
             self.first.append(f"line {line_number:,}: {reason}")
 
     def merge(self, other: "Defects") -> None:
-        """Count the defects that were found elsewhere, too."""
         self.count += other.count
         self.first = [*self.first, *other.first][:3]
 
@@ -105,8 +104,6 @@ class LineSplitter:
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Result of one read."""
-
     data: bytes
     restarted: bool = False
     """The file was truncated or replaced: everything read before is gone."""
@@ -192,7 +189,6 @@ class Tail(Source):
         self._reset()
 
     def _reset(self) -> None:
-        """Read from the beginning again."""
         self.offset = 0
         self.defects = Defects()
         self._restarted = True
@@ -241,7 +237,7 @@ class Tail(Source):
             return os.pread(file, length, offset)
 
     def _look(self, file: int) -> None:
-        """Update the state of the file; start again if it is a different one."""
+        """Start again if it is a different file."""
         status = os.fstat(file)
         stamp, before = stamp_of(status), self._stamp
         if self.offset > 0 and (
@@ -321,7 +317,7 @@ class Tail(Source):
         return length
 
     def _at_rest(self) -> bool:
-        """Whether the file is at rest, by the file system's clock or by our own."""
+        """By the file system's clock or by our own."""
         age = time.time() - (self.modified or 0.0)
         return max(age, time.monotonic() - self._stamp_since) >= QUIET_S
 
@@ -344,7 +340,6 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp of a file that was looked at and not read."""
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -380,7 +375,6 @@ def open_regular_file(path: Path) -> int:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """``open_regular_file``, closed at the end."""
     file = open_regular_file(path)
     try:
         yield file

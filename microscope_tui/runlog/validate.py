@@ -94,7 +94,6 @@ class LogValidator(Problems):
         self._measured = False
 
     def check(self, line_number: int, line: bytes) -> None:
-        """Check the next line."""
         self.line = line_number
         if (record := self.strict_object(line)) is not None:
             self._record(record)
@@ -157,7 +156,7 @@ class LogValidator(Problems):
             self.unexpected(key, key, missing, "a list of names")
 
     def _model(self, model: Any, source: dict[str, Any]) -> _Promise:
-        """Check the model of a run record; what it declares."""
+        """What the model of a run record declares."""
         counts = source.get("counts") or "exact"
         if not isinstance(model, dict):
             self.routers = None
@@ -244,7 +243,7 @@ class LogValidator(Problems):
                 self.say("reason", value=said["reason"], known=", ".join(form.END_REASONS))
 
     def _contents(self, record: dict[str, Any]) -> None:
-        """Check everything of a step but its place in the run."""
+        """All of a step but its place in the run."""
         keys = list(record)
         present = [key for key in form.MATRICES if key in record]
         if keys[0] != "kind" or keys[len(keys) - len(present) :] != present:
@@ -263,7 +262,6 @@ class LogValidator(Problems):
         self._measured |= counts is not None or "effective_experts" in summaries
 
     def _measurements(self, name: str, key: str, row: list[Any]) -> None:
-        """Check a row of biases or means."""
         for expert, value in enumerate(row):
             place = f"{key}[{expert}]"
             if value is None and name == "expert_bias":
@@ -337,7 +335,6 @@ class LogValidator(Problems):
                 self._compare(summaries, index, row)
 
     def _not_counts(self, key: str, row: list[Any]) -> None:
-        """Name what is not a count in a row."""
         if form.holds_fractions(row):
             self.say("fractions", key=key, why=form.FRACTIONS)
             return
@@ -380,7 +377,6 @@ class LogValidator(Problems):
             self.say("above tokens", key=f"{key}[{expert}]", count=row[expert], tokens=int(tokens))
 
     def _compare(self, summaries: Summaries, index: int, row: list[int]) -> None:
-        """Summaries that contradict the counts of the same line."""
         for name, formula in _FORMULAS.items():
             value = _at(summaries.get(name, ()), index)
             expected = measures.DERIVED[name](row)

@@ -107,7 +107,7 @@ class RunLogWriter:
         return written
 
     def sync(self) -> bool:
-        """Sync to disk; a failure is a warning, not an error."""
+        """A failure is a warning, not an error."""
         if self._file is None or self.is_forked:
             return False
         try:
@@ -249,7 +249,7 @@ def without_matrices(record: Record, matrices: bool) -> Record:
 
 
 class BackgroundLog:
-    """Encodes and writes records on a daemon thread; see the module."""
+    """Writes on a daemon thread; see the module."""
 
     def __init__(
         self,
