@@ -179,9 +179,7 @@ def _switch(path: str, module: Any, parent: nn.Module) -> Site:
         kept_TK = kept_BSE.sum(dim=-1).reshape(-1, 1) > 0
         return Choice(ids_TK, logits_TE=logits_BSE.flatten(0, -2), kept_TK=kept_TK)
 
-    made = site_at_router(path, module, parent, read, module.num_experts, 1, "softmax")
-    made.drops = True
-    return made
+    return site_at_router(path, module, parent, read, module.num_experts, 1, "softmax", drops=True)
 
 
 def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind: str) -> Site:
@@ -210,9 +208,7 @@ def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
         ids_TK = logits_TE.topk(2, dim=-1).indices
         return Choice(ids_TK, logits_TE=logits_TE, kept_TK=weights_TE.gather(1, ids_TK) > 0)
 
-    made = site_at_router(path, module, parent, read, module.num_experts, 2, "softmax")
-    made.drops = True
-    return made
+    return site_at_router(path, module, parent, read, module.num_experts, 2, "softmax", drops=True)
 
 
 def _doge(path: str, module: Any, parent: nn.Module) -> Site:

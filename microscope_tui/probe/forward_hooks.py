@@ -1,8 +1,7 @@
 """The hooks of the probe, and the sums that they fill while a model runs forward.
 
-A pass counts if the model is in training mode with gradients enabled when its forward begins.
-Routers that run outside such a pass (activation checkpointing runs them again in the backward pass;
-a reference model runs without gradients) are not counted.
+A pass counts if the model is in training mode with gradients enabled when its forward begins, not
+what activation checkpointing runs again in the backward pass, nor a reference model.
 
 A hook never waits for the device and never raises: after the first failure nothing is counted any
 more, with one warning.
@@ -50,7 +49,7 @@ class ForwardHooks:
     def __init__(
         self, model: nn.Module, sites: list[Site], mode: str, saliency: bool, together: bool
     ) -> None:
-        """``together``: with other processes, which may share a sequence."""
+        """``together``: other processes may share a sequence."""
         self.sites, self.problem = sites, ""
         self.on = False
         """Whether the current step is counted."""
@@ -173,8 +172,7 @@ class ForwardHooks:
                 self.losses.add(output, batch.divides_loss)
 
     def _check_rows(self, batch: Batch, output: Any) -> None:
-        """Fail if a router saw only some of the tokens (of a sequence that is split over ranks):
-        it is not known which."""
+        """Fail if a router saw only some of the tokens, of a sequence that is split over ranks."""
         for place, rows in self._rows.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
@@ -247,7 +245,7 @@ class ForwardHooks:
         return before // of_batch, slice(start, start + rows)
 
     def _measure_norms(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
-        """The norm of what every chosen expert returns, before it is weighted."""
+        """Of what every chosen expert returns, before it is weighted."""
         found = self._counted.pop(place, None)
         if found is None:
             return
@@ -274,7 +272,7 @@ def _in_backward() -> bool:
 
 
 def _reentrant_checkpoint() -> bool:
-    """The whole model is under reentrant checkpointing, which runs it without gradients first."""
+    """Of the whole model, which it runs without gradients first."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "backward" and frame.f_code.co_filename.endswith(

@@ -31,8 +31,6 @@ _MOST_COUNTS = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was written: all tokens, if the reason is ``finished``."""
-
     tokens: int
     reason: str
     """``finished``, ``signal`` or ``failed``."""
@@ -103,7 +101,7 @@ class _Run:
         return 0 if self._trace_file is None else self._trace_file.tokens
 
     def trace(self, probe: Probe, parts: Iterator[list[Window]]) -> Outcome:
-        """Run the model over all batches; never raises."""
+        """Never raises."""
         probe.hooks.tracer = self._tracer
         number, size, longest = 0, 0, 0
         try:

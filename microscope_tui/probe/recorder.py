@@ -1,9 +1,8 @@
 """``RunRecorder`` turns the numbers of a step into one line of the run log.
 
-All values that follow from the counts are computed here, once, so that every writer of logs agrees
-with every reader. The training thread checks, copies, summarises and judges a step (``judge.py``),
-so that its alerts do not depend on the disk; another thread encodes the matrices and writes
-(``runlog/writer.py``).
+What follows from the counts is computed here, so that every writer of logs agrees with every
+reader. The training thread checks, copies, summarises and judges a step (``judge.py``), so that
+alerts do not depend on the disk; the thread of ``runlog/writer.py`` encodes matrices and writes.
 """
 
 from __future__ import annotations
@@ -172,7 +171,6 @@ class RunRecorder:
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
-        """Write an event: ``eval``, ``checkpoint`` …"""
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
         record = plain(head | fields)
         self._log.write(record)
@@ -276,7 +274,7 @@ class RunRecorder:
         ]
 
     def _counts(self, rows: Any) -> list[array[int] | None]:
-        """A compact copy; sums of whole numbers are often floats."""
+        """Compact; sums of whole numbers are often floats."""
         made: list[array[int] | None] = []
         for row, depth in zip(self._matrix("tokens_per_expert", rows), self._depths, strict=True):
             counts = None if row is None else counts_of(row) or counts_of(plain(row))
@@ -330,7 +328,6 @@ class TrainingLog:
         self._try(lambda log: log.record_event(step=step, event=event, values=values), None)
 
     def alerts(self) -> list[Alert]:
-        """See ``RunRecorder``."""
         return self._try(RunRecorder.alerts, [])
 
     def judgement(self) -> bytes | None:
@@ -343,7 +340,6 @@ class TrainingLog:
         return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
-        """See ``RunJudge``."""
         found = self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None)
         return found or ""
 
@@ -351,7 +347,6 @@ class TrainingLog:
         return self._try(RunRecorder.verdict, "")
 
     def sync(self) -> bool:
-        """Force what is written to disk; ``False`` if that failed."""
         return self._recorder is None or self._try(RunRecorder.sync, False)
 
     def end(self, step: int, reason: str) -> None:
@@ -372,7 +367,7 @@ class TrainingLog:
 
 
 def _listed(values: Any) -> list[Any]:
-    """The rows of an array, or the values of a row, as a list; a single value as a list of one."""
+    """An array or its row as a list; a single value as a list of one."""
     values = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(values, Iterable):
         return list(values)

@@ -117,9 +117,10 @@ def site_at_router(
     experts: int,
     top_k: int,
     kind: str | None,
+    **more: Any,
 ) -> Site:
     """A site whose router is watched: ``read`` takes the choice from its output; see ``Scores``."""
-    made = Site(path, module, read, False, int(experts), int(top_k))
+    made = Site(path, module, read, False, int(experts), int(top_k), **more)
     made.scores, made.router, made.block = Scores(module, None, kind), module, parent
     return made
 

@@ -180,7 +180,7 @@ class Layout:
 def summaries(
     sums: StepSums, rows: Sequence[Row], grad_squares: Sequence[float]
 ) -> dict[str, Values]:
-    """The ``router`` object of a line: the lists that have at least one value."""
+    """The ``router`` object of a line, without lists that have no value."""
     found: dict[str, Values] = {**sums.router}
     found["grad_norm"] = [None if math.isnan(one) else math.sqrt(one) for one in grad_squares]
     if any(row.drops for row in rows):
@@ -202,7 +202,6 @@ def step_record(
     losses: Mapping[str, Any] | None,
     scalars: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The arguments of ``RunRecorder.record_step``."""
     extra = dict(zip(EXTRA, sums.extra, strict=False))
     unseen = [not n for n in sums.tokens]
     if any(unseen) and not all(unseen):
@@ -230,7 +229,7 @@ def _mean(total: float, number: float) -> float | None:
 
 
 def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[float | None]]:
-    """Means over the pairs of every expert; ``[]`` for a router without measurements."""
+    """``[]`` for a router without measurements."""
     return [
         [_mean(total, n) for total, n in zip(row, pairs, strict=True)] if any(row) else []
         for row, pairs in zip(sums, counts, strict=True)
@@ -238,7 +237,7 @@ def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[flo
 
 
 def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequence[bool]) -> str:
-    """Why the line does not hold all of the step; empty if it does."""
+    """Empty if the line holds all of the step."""
     if (failed := round(extra["failed"])) > 0:
         return f"{failed} ranks did not count"
     if not extra["passes"]:

@@ -62,7 +62,7 @@ def is_due(step: int) -> bool:
 
 
 def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
-    """Routers and their experts, and the smallest of the other weights."""
+    """Of the weights beside routers and experts only the smallest."""
     layers = {_layer(plain_path(site.path)): place for place, site in enumerate(sites)}
     parts: list[Part] = []
     others: defaultdict[Owner, list[tuple[int, Part]]] = defaultdict(list)
@@ -86,7 +86,7 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
 
 
 def _layer(path: str) -> str:
-    """The path up to its last number; the whole path without one."""
+    """The path up to its last number."""
     numbered = re.match(r"(.*\.)?\d+(?=\.)", path)
     return numbered[0] if numbered else path
 
@@ -241,8 +241,8 @@ class Looks:
         return found_N
 
     def vector(self, counts: bool, device: torch.device) -> Tensor:
-        """What this rank adds, always ``size``: the tokens with loss of every expert if its tokens
-        count, what ``_read`` returns, how many sampled elements of every part changed."""
+        """What this rank adds, always ``size``: tokens with loss of every expert, what ``_read``
+        returns, how many sampled elements of every part changed."""
         found = None if self._moves is None else self.attempt(self._vector, counts, device)
         unknown = torch.full((self.size,), math.nan, dtype=torch.float64, device=device)
         return found if found is not None and found.shape == unknown.shape else unknown
@@ -268,7 +268,7 @@ class Looks:
     def conclude(
         self, numbers: Sequence[float], rows: Sequence[Row], counts: Sequence[Sequence[int]]
     ) -> dict[str, Values]:
-        """The summaries of the look, from the sum of all vectors and the pairs of every row."""
+        """``numbers``: the sum of all vectors; ``counts``: pairs of every row."""
         if not self.size:
             return {}
         E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]
@@ -367,7 +367,6 @@ def _local(tensor: Any) -> Tensor:
 
 
 def _first_row(grad: Any) -> int:
-    """Of this rank's part of a DTensor."""
     if not hasattr(grad, "device_mesh"):
         return 0
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as place_of

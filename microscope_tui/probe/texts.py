@@ -78,7 +78,7 @@ def _split(text: str) -> tuple[str, Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Regular files below ``folder``, sorted; without links and hidden files."""
+    """Sorted; without links and hidden files."""
     found: list[Path] = []
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -95,7 +95,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
-    """The text of ``path`` in pieces; each ends with a line if it holds one."""
+    """Pieces, each of which ends with a line if it holds one."""
     decode, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
     try:
         with os.fdopen(open_regular_file(path), "rb") as file:
@@ -126,15 +126,13 @@ class Window:
     texts: list[bytes]
     """Bytes of each token; empty for tokens that the tokenizer puts before a text."""
     slices: list[int]
-    """Number of the slice of each token."""
+    """Of each token."""
     begins: bool = True
     """A text begins here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All windows of a probe, and notes about them for the user."""
-
     windows: list[Window]
     notes: list[str]
 
@@ -271,11 +269,9 @@ class CharacterPieces:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
-        """See ``TokenizerPieces``."""
         return self._tokenizer.encode(text).tolist(), [one.encode() for one in text]
 
     def of_id(self, token: int) -> bytes:
-        """See ``TokenizerPieces``."""
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
 
@@ -337,7 +333,7 @@ class TokenizerPieces:
     def _by_offsets(
         self, text: str, data: bytes, ids: list[int], offsets: list[tuple[int, int]]
     ) -> list[bytes]:
-        """The part of the text from the end of the token before to the end of this one."""
+        """Of each token the text from the end of the one before to its own."""
         at_byte = list(accumulate((len(one.encode()) for one in text), initial=0))
         pieces: list[bytes] = []
         at = 0
@@ -354,7 +350,7 @@ class TokenizerPieces:
         return pieces
 
     def _shared(self, data: bytes, ids: list[int]) -> list[bytes]:
-        """``data`` divided among tokens by their own bytes; if these differ, the first has all."""
+        """Divided by the tokens' own bytes; if these differ, the first has all."""
         if len(ids) > 1:
             first, *rest = map(self.of_id, ids)
             if data.endswith(first + b"".join(rest)):

@@ -52,7 +52,7 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
 
 
 def _by_part(model: nn.Module, weights: Iterable[Weight]) -> Mapping[str, list[Weight]]:
-    """The weights by what they are part of; empty for any other part."""
+    """By what they are part of; empty for any other part."""
     tables = {plain_path(n) for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     parts: defaultdict[str, list[Weight]] = defaultdict(list)
     for weight in weights:

@@ -98,7 +98,7 @@ def _owners(model: nn.Module, sites: Sequence[Site]) -> dict[str, Owner]:
 
 
 def _experts_in(block: nn.Module, num_experts: int) -> list[str]:
-    """Weights of experts by their names, else all that have a row for each expert."""
+    """By their names, else all weights that have a row for each expert."""
     own = [(n, shape_of(p)) for n, p in block.named_parameters() if "shared" not in n]
     return [n for n, _ in own if "expert" in n] or [
         n for n, shape in own if shape[:1] == (num_experts,) and len(shape) > 1

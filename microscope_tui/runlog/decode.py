@@ -1,9 +1,8 @@
 """One line of a run log becomes one record; its matrices are decoded when they are needed.
 
-Two paths. The fast one decodes a step with a typed struct that does not declare the matrices, so
-that msgspec skips them at disk speed. Whatever it refuses (bare ``NaN``, a string for a number,
-deep nesting, a key of the wrong type) goes through the careful one, field by field: a bad key
-costs that key, never the record, and never the reader.
+The fast path decodes a step with a typed struct that does not declare the matrices, so that msgspec
+skips them at disk speed. Whatever it refuses (bare ``NaN``, a string for a number, deep nesting, a
+key of the wrong type) is decoded field by field: a bad key costs that key, never the record.
 """
 
 import json
@@ -85,8 +84,8 @@ def decode_line(line: bytes) -> Record | None:
 def _without_matrices(line: bytes) -> bytes:
     """The line up to its matrices, if only those four are at its end; else the line.
 
-    A few searches for single bytes, from the end on, decide at many GB/s, without parsing a number:
-    the quotes of their keys must be the only ones there, without a hole of NULs.
+    Searches for single bytes, from the end on, decide at many GB/s: the quotes of their keys must
+    be the only ones there, without a hole of NULs.
     """
     cut = len(line)
     left = _MATRIX_KEYS
@@ -174,7 +173,6 @@ def row_starts(line: bytes, routers: int) -> list[int]:
     """Offsets of the opening brackets of the rows of counts; empty for an unusual line.
 
     A rule that suspects one of 58 routers step after step would otherwise decode all of them.
-    Only a matrix in the writers' usual form is cut up like this.
     """
     behind = line.rfind(b'"') + 2  # the last quote is usually that of the key, and fast to find
     if not line.endswith(_COUNTS_KEY, 0, behind):
@@ -201,7 +199,7 @@ def row_starts(line: bytes, routers: int) -> list[int]:
 
 
 def decode_row(line: bytes, start: int) -> list[int] | None:
-    """The counts of the row at ``start``; ``None`` if they are not certain."""
+    """``None`` if the counts are not certain."""
     row = line[start : line.find(b"]", start) + 1]
     if b"{" in row:
         return None
@@ -215,7 +213,7 @@ def decode_row(line: bytes, start: int) -> list[int] | None:
 
 
 def infer_run(line: bytes, name: str) -> RunRecord | None:
-    """A default header from the first step of a log without one; ``None`` without counts."""
+    """A header from the first step of a log without one; ``None`` without counts."""
     fields = object_of(line)
     rows = fields.get("tokens_per_expert")
     if not isinstance(rows, list) or not 0 < len(rows) <= form.MAX_ROUTERS:
@@ -230,7 +228,7 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
 
 
 def object_of(line: bytes) -> dict[str, Any]:
-    """The line as a dict: msgspec first, the standard library for what msgspec refuses."""
+    """msgspec first, the standard library for what it refuses."""
     if len(line) > _MAX_OBJECT_BYTES:
         raise BadLine(f"{len(line) >> 20:,} MB in one line, more than any record needs")
     try:
@@ -375,7 +373,7 @@ def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
 
 
 def _number(value: Any) -> float | None:
-    """A JSON number or a non-finite name as float; anything else counts as missing."""
+    """Of a JSON number or a non-finite name; anything else counts as missing."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):

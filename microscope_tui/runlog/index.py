@@ -1,4 +1,4 @@
-"""The file is its own index: steps grow with the byte offset, so nothing is indexed up front.
+"""The file is its own index: steps grow with the byte offset.
 
 All but ``glance`` raise ``OSError`` for a file that cannot be read.
 
@@ -80,7 +80,7 @@ def glance(path: Path) -> Glance:
 
 
 def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
-    """The last two steps that hold, an end event if nothing follows it, and a late header."""
+    """The last two steps that hold, an end if nothing follows it, and a late header."""
     want = _END_BYTES
     while True:
         start = max(0, size - want)
@@ -120,7 +120,7 @@ def _record(line: bytes) -> Record | None:
 
 
 class Overview(msgspec.Struct):
-    """Steps spread evenly over the bytes of a log, in increasing order."""
+    """Steps spread evenly over a log, in increasing order."""
 
     run: RunRecord | None = None
     samples: list[StepEntry] = msgspec.field(default_factory=list)
@@ -133,7 +133,7 @@ class Overview(msgspec.Struct):
     """The event that ended the run, if it is the last record."""
 
     def take(self, lines: bytes, offset: int, name: str) -> None:
-        """Add the steps of whole lines, each once; removes steps that they supersede."""
+        """Add the steps of whole lines; removes steps that they supersede."""
         reader = RunReader(name, self.run, offset)
         for entry in reader.feed(lines):
             if isinstance(entry, StepEntry):
@@ -184,7 +184,7 @@ def sample(path: Path, name: str, count: int) -> Overview:
 
 
 def sample_of(lines: bytes, name: str) -> Overview:
-    """The same of lines that a source sampled; their places in the log are unknown."""
+    """Of lines that a source sampled; their places in the log are unknown."""
     overview = Overview()
     overview.take(lines, 0, name)
     overview.monotonic = False

@@ -40,9 +40,8 @@ class Spool:
         self.path = Path(f"/dev/fd/{self._file}")
         """A path that can be opened while this object lives."""
         self.start = 0
-        """Offset of the first kept byte."""
         self.end = 0
-        """Offset after the last kept byte."""
+        """``start`` … ``end``: the offsets that are kept."""
         self.problem: str | None = None
         """Why nothing more is stored; earlier data stays."""
         self.limit = limit
@@ -64,7 +63,7 @@ class Spool:
             self.problem = error.strerror or str(error)
 
     def clear(self) -> None:
-        """Forget everything: the next byte has offset 0."""
+        """The next byte has offset 0."""
         os.ftruncate(self._file, 0)
         self.start = self.end = 0
 

@@ -59,9 +59,8 @@ class StepEntry:
     def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
         self.offset = offset
-        """Offset of the line in the log."""
         self.routers = routers
-        """Number of routers that the run had at this step."""
+        """How many the run had at this step."""
         self._line = line
         self._matrices: Matrices | None = None
         self._numbers: dict[str, float | Values] | None = None
@@ -73,7 +72,7 @@ class StepEntry:
 
     @property
     def has_counts(self) -> bool:
-        """Whether the line seems to have counts (cheap: nothing is decoded)."""
+        """Whether the line seems to have counts; nothing is decoded."""
         line, at = self._line, self._line.rfind(_COUNTS_KEY)
         while at >= 0:
             if _ROWS.match(line, at + len(_COUNTS_KEY)):
@@ -83,7 +82,7 @@ class StepEntry:
 
     @property
     def length(self) -> int:
-        """Bytes of the line with its newline."""
+        """With its newline."""
         return len(self._line) + 1
 
     def matrices(self) -> Matrices:

@@ -88,7 +88,7 @@ class LineSplitter:
         self._fed += len(chunk)
 
     def report(self, defects: Defects) -> None:
-        """Count the lines that were skipped since the last call."""
+        """Count the lines that were skipped."""
         for number in self.overlong:
             defects.add(number, f"longer than {self._max >> 20} MB, skipped")
         self.overlong = []
@@ -112,8 +112,6 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """How far something was read, and its last change."""
-
     def __init__(self) -> None:
         self.offset = 0
         """All before it was handed out; in the same bytes as ``size``."""
@@ -254,7 +252,7 @@ class Tail(Source):
         self.size, self.modified = status.st_size, status.st_mtime
 
     def _is_the_same(self, file: int) -> bool:
-        """Whether what was returned is still there (in a truncated file it is not)."""
+        """Whether what was returned is still there."""
         before = self.offset - len(self._tail)
         tail = os.pread(file, len(self._tail) + 1, before)
         if os.pread(file, len(self._head), 0) != self._head or not tail.startswith(self._tail):
@@ -344,13 +342,11 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def identity_of(file: int) -> Stamp:
-    """The present state of an open file, with its first bytes."""
     head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
     return stamp_of(os.fstat(file))._replace(head=head)
 
 
 def read_at(path: Path, start: int, size: int) -> bytes:
-    """Bytes of a regular file; fewer at its end."""
     with opened(path) as file:
         return os.pread(file, size, start)
 

@@ -1,11 +1,10 @@
 """Validates a log against the format; strict where the reader is tolerant.
 
-The reader saves what it can, which is right for monitoring and wrong while a writer is being
-developed. The validator reports line by line what breaks the format (``error``) and what is valid
-but probably not intended (``hint``): first every field, in one walk over the tables of
-``records``, then the parts of a step against each other. A trainer that counts twice, counts after
-the drop or computes a summary from another step writes valid JSON. Such mistakes are found because
-a row of counts has to sum to tokens × k and because summaries can be recomputed from counts.
+The validator reports line by line what breaks the format (``error``) and what is valid but probably
+not intended (``hint``): first every field, in one walk over the tables of ``records``, then the
+parts of a step against each other. A trainer that counts twice, counts after the drop or computes a
+summary from another step writes valid JSON: a row of counts has to sum to tokens × k, and summaries
+can be recomputed from counts.
 """
 
 import math
@@ -80,8 +79,6 @@ class _Promise(NamedTuple):
 
 
 class LogValidator(Problems):
-    """Checks one line after the other, with the state that later lines are checked against."""
-
     def __init__(self) -> None:
         super().__init__()
         self.records: Counter[str] = Counter()
@@ -300,7 +297,7 @@ class LogValidator(Problems):
         self.say("router", code, name=name, index=index, number=number, limit=limit)
 
     def _rows(self, name: str, value: Any) -> Iterator[tuple[int, str, list[Any]]]:
-        """Index, name and entries of every row of a matrix that has the right width."""
+        """Index, name and entries of every row that has the right width."""
         what, otherwise = _ROWS[name]
         if value == [] and name == "expert_bias":
             return  # no router has one
@@ -319,7 +316,7 @@ class LogValidator(Problems):
                 yield index, key, row
 
     def _counts(self, value: Any, tokens: int | None, summaries: Summaries) -> None:
-        """Check ``tokens_per_expert``, and the summaries of the same rows against it."""
+        """Also checks the summaries of the same rows."""
         counts = self._promise.counts
         own, unrouted = (summaries.get(name, ()) for name in ("tokens", "unrouted"))
         if isinstance(value, list) and tokens is None and not own and counts != "shares":

@@ -3,9 +3,8 @@
 A line is written with one ``write``, so that a reader sees it torn only while it is being written
 or after a crash. Failures and their effects:
 
-- **A write fails** (disk full, I/O error, read-only, file or folder gone): one warning, and the log
-  is reopened at most once a second until it can be written. Steps in between are counted, not
-  tried; a ``lost_records`` event in the gap gives their number.
+- **A write fails**: one warning, and the log is reopened at most once a second until it can be
+  written. Steps in between are counted, not tried; a ``lost_records`` event gives their number.
 - **Half a line was written**: it is cut off again. If that fails too, the next line starts with a
   newline, so that a torn line costs only itself.
 - **The file is deleted, rotated, replaced or emptied**: the log continues in the file that has its
@@ -82,7 +81,7 @@ class RunLogWriter:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a child of the process that opened the log: it writes nothing."""
+        """A child of the process that opened the log writes nothing."""
         return os.getpid() != self._owner
 
     def write(self, record: Mapping[str, Any]) -> bool:
@@ -160,7 +159,7 @@ class RunLogWriter:
         self._head_is_due = False
 
     def _size_of_open_log(self) -> int:
-        """Size of the file at the log's path, opening it if needed."""
+        """Opens the file at the log's path if needed."""
         if self._file is not None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 status = os.stat(self.path)
@@ -214,7 +213,7 @@ def rounded(value: float | None, digits: int) -> float | None:
 
 
 def _named_non_finite(value: Any) -> Any:
-    """``value`` with NaN and the infinities replaced by their names (msgspec writes null)."""
+    """NaN and the infinities become their names (msgspec writes null)."""
     if isinstance(value, float):
         if math.isfinite(value):
             return value
@@ -259,10 +258,10 @@ class BackgroundLog:
         max_records: int = MAX_RECORDS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Start the thread that writes to ``log``, which is closed here too.
+        """Start the thread that writes to ``log`` and closes it.
 
-        ``finish`` is called on that thread with a record and whether its matrices are wanted, and
-        returns the record to be written: a place for work that the training can do without.
+        On that thread ``finish`` gets a record and whether its matrices are wanted, and returns
+        what is written: a place for work that the training can do without.
         """
         self._log = log
         self._finish = finish
