@@ -102,8 +102,7 @@ def _known(model: nn.Module) -> list[Site]:
 
 
 def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
-    """The site at ``module`` if its class, or a class that it is derived from (by users or by
-    FSDP2), has a reader of its own."""
+    """If its class, or one that it is derived from (by users or FSDP2), has its own reader."""
     for kind in type(module).__mro__:
         make = _OWN.get((kind.__module__.partition(".")[0], kind.__name__))
         if make is not None:

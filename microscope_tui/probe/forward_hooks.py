@@ -1,4 +1,4 @@
-"""The hooks of the probe, and the sums that they fill while a model runs forward.
+"""The hooks of the probe, which count while a model runs forward.
 
 A pass counts if the model is in training mode with gradients enabled when its forward begins, not
 what activation checkpointing runs again in the backward pass, nor a reference model.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -273,14 +274,8 @@ def _in_backward() -> bool:
 
 def _reentrant_checkpoint() -> bool:
     """Of the whole model, which it runs without gradients first."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "backward" and frame.f_code.co_filename.endswith(
-            "checkpoint.py"
-        ):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    codes = (frame.f_code for frame, _ in traceback.walk_stack(sys._getframe()))
+    return any(c.co_name == "backward" and c.co_filename.endswith("checkpoint.py") for c in codes)
 
 
 class Batch:
@@ -294,7 +289,7 @@ class Batch:
         self._loss: Tensor | None = None
 
     def rows(self, stack: str) -> int | None:
-        """Tokens that a router of the stack sees, padding included; ``None`` if unknown."""
+        """Tokens of the stack, padding included; ``None`` if unknown."""
         shape = self._shape(stack)
         return None if shape is None else shape[0] * shape[1]
 
@@ -361,7 +356,7 @@ class Batch:
 
 
 def _from_mask(mask: Any, length: int | None) -> Tensor | None:
-    """Real tokens ``[B, S]`` of a mask in any form that transformers takes."""
+    """Real tokens ``[B, S]``, of a mask in any form that transformers takes."""
     if isinstance(mask, Mapping):  # one per kind of attention; all agree on the padding
         mask = next((m for m in mask.values() if isinstance(m, Tensor)), None)
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):

@@ -69,7 +69,7 @@ class Alert:
     def as_values(self) -> dict[str, Any]:
         """The ``values`` of its event in the log; readers derive ``why`` and ``next``."""
         names = ("rule", "severity", "layers", "onset", "verdict")
-        return {name: getattr(self, name) for name in names} | {"layers": list(self.layers)}
+        return {name: getattr(self, name) for name in names}
 
 
 class _Saved(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""The model that is probed, of any library: how to run it and how to read its tokens."""
+"""The model that is probed: how to run it and how to read its tokens."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ class ProbedModel:
     model: nn.Module
     pieces: Pieces
     context: int | None
-    """Tokens that it reads at most; None if its configuration has no such field."""
+    """Tokens that it reads at most, if known."""
     forward: Callable[[Tensor, Tensor | None], Tensor | None]
-    """``forward(ids_BS, real_BS)`` runs the whole model; next-token logits ``[B, S, V]``, None if
-    it has none."""
+    """``forward(ids_BS, real_BS)``: next-token logits ``[B, S, V]``, None if it has none."""
     write: Callable[[list[int], int], list[int]]
     """``write(ids, most)`` continues ids by at most ``most`` ≥ 1 tokens, with a fixed seed."""
 

@@ -36,7 +36,7 @@ _OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the log: a router, and which pass through it if there are several."""
+    """A router in the log, and which pass through it if there are several."""
 
     place: int
     number: int
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(slots=True)
 class StepSums:
-    """What all ranks saw in a step, as plain numbers; a list entry per row."""
+    """What all ranks saw in a step; a list entry per row."""
 
     extra: list[float]
     """The further numbers, see ``EXTRA``."""
@@ -113,7 +113,7 @@ class Layout:
 
     @classmethod
     def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
-        """The layout that all ranks share, from the calls and their k in the first step of each."""
+        """From the calls, and their k, in the first step of all ranks."""
         passes, top_k = [0] * len(sites), [site.top_k for site in sites]
         for (place, number), k in seen.items():
             passes[place] = max(passes[place], number + 1)
@@ -148,8 +148,7 @@ class Layout:
         return vector[: len(self.rows) * self._width].view(-1, self._width)
 
     def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
-        """The numbers of a vector that is summed over ranks, and the selection bias of every row,
-        in one copy to the host."""
+        """The numbers of a sum over ranks and the biases, in one copy to the host."""
         E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
         summed_LN = table_LN.to(self._dtype)

@@ -226,8 +226,7 @@ def continued(
 ) -> Iterator[Window]:
     """The beginning of each text as a prompt, and what the model writes after it: ``most`` tokens.
 
-    Text written after slice ``n`` is slice ``n + num_slices``. A prompt is cut to half of the
-    ``length`` of a window.
+    Text written after slice ``n`` is slice ``n + num_slices``. A prompt is half a window at most.
     """
     for window in windows:
         if not window.begins:
@@ -250,7 +249,7 @@ def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
 
 
 def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids ``[B, S]``, padded on the right, and which are real; None if all are."""
+    """Ids, padded on the right, and which are real; None if all are."""
     longest = max(len(window.ids) for window in batch)
     ids_BS = torch.tensor([one.ids + [one.ids[0]] * (longest - len(one.ids)) for one in batch])
     if all(len(window.ids) == longest for window in batch):
@@ -289,7 +288,8 @@ class TokenizerPieces:
         parts = (tokenizer.decoder, tokenizer.pre_tokenizer)
         states = b"".join(part.__getstate__() for part in parts if part is not None)
         self._byte_level = b'"ByteLevel"' in states
-        self._known: dict[int, bytes] = {}
+        self.of_id = cache(self._bytes)
+        """The bytes of a token in a text that a model writes."""
         whole = tokenizer.encode("a")
         if 1 in whole.special_tokens_mask and 0 in whole.special_tokens_mask:
             self.prefix = whole.ids[: whole.special_tokens_mask.index(0)]
@@ -313,12 +313,6 @@ class TokenizerPieces:
             if joined == data:
                 return found.ids, pieces
         return found.ids, self._by_offsets(text, data, found.ids, found.offsets)
-
-    def of_id(self, token: int) -> bytes:
-        """The bytes of a token in a text that a model writes."""
-        if token not in self._known:
-            self._known[token] = self._bytes(token)
-        return self._known[token]
 
     def _bytes(self, token: int) -> bytes:
         name = self._tokenizer.id_to_token(token)

@@ -115,10 +115,7 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
 
 
 def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
-    """Mean weight and mean output norm of every expert, a row per router.
-
-    ``None`` where a row is absent; a value that is not a finite number is ``None`` too.
-    """
+    """Mean weight and mean output norm of every expert; a row per router, ``None`` if absent."""
     try:
         fields = object_of(line)
     except BadLine:  # the typed decoder of the step skipped what the full one rejects
@@ -158,7 +155,7 @@ def _leaves(fields: dict[str, Any], outer: str) -> Iterator[tuple[str, float | V
 
 
 def short_rows(line: bytes, routers: int) -> Sequence[list[int]]:
-    """All rows of counts where they are short and at the end of the line; else none."""
+    """All rows of counts if they are short and at the end of the line; else none."""
     at = line.rfind(b'"') + 2  # fast to find
     if not line.endswith(_COUNTS_KEY, 0, at) or len(line) > at + _SHORT:
         return ()

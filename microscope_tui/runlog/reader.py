@@ -1,8 +1,7 @@
 """From the bytes of one log to its records, in order, with what was wrong counted.
 
-``RunReader`` is the pure part (bytes in, entries out). It knows the header, so it drops summaries
-of the wrong length; a log without a header gets one from its counts. ``Course`` decides which steps
-a restart supersedes.
+``RunReader`` knows the header, so it drops summaries of the wrong length; a log without a header
+gets one from its counts. ``Course`` decides which steps a restart supersedes.
 """
 
 import re
@@ -204,8 +203,7 @@ class Course:
     """Which steps hold, record by record.
 
     A run record with ``resumed_at_step`` supersedes the steps from there on, and so does a step
-    that is not after the last one: a run record without it changes nothing. Of a step that is
-    written twice in a row the first one holds.
+    that is not after the last one. Of a step that is written twice in a row the first one holds.
     Another model has a course of its own.
     """
 

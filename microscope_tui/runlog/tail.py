@@ -2,8 +2,7 @@
 
 ``Tail`` remembers how far it read and what the bytes before that looked like, so it notices when
 the file under the name was truncated, rewritten, replaced or removed. ``LineSplitter`` is the pure
-half: whatever the cuts in the byte stream, the same lines come out. ``Source`` is what every
-origin of a log offers, ``Stamp`` the state of a file while it is unchanged.
+half: whatever the cuts in the byte stream, the same lines come out.
 """
 
 import errno
@@ -150,9 +149,9 @@ class Source(Progress, ABC):
         self.changed_at: float | None = None
         """When we last saw it change, by the monotonic clock; ``None`` before the first time."""
         self.seekable = seekable
-        """Whether ``path`` can be read at any offset in ``kept``."""
+        """``path`` can be read at any offset in ``kept``."""
         self.translates = False
-        """Whether it makes lines of another format, so that its own ``defects`` count."""
+        """It makes lines of another format, so that its own ``defects`` count."""
 
     def sampled(self, count: int) -> bytes:
         """Lines of about ``count`` steps of the whole run, without reading all of it.
@@ -201,10 +200,7 @@ class Tail(Source):
         return EVERYTHING
 
     def read_lines(self, max_bytes: int = 1 << 20) -> Chunk:
-        """The next complete lines; those above the limit are left out and count as defects.
-
-        Use either this or ``read``.
-        """
+        """The next lines; those above the limit count as defects. Use either this or ``read``."""
         chunk = self.read(max_bytes)
         lines = list(self._splitter.feed(chunk.data))
         self._splitter.report(self.defects)
@@ -229,7 +225,7 @@ class Tail(Source):
             return Chunk(b"")
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Bytes at any place, and the present ``size``; nothing counts as read."""
+        """Also updates ``size``; nothing counts as read."""
         with opened(self.path) as file:
             self.size = os.fstat(file).st_size
             return os.pread(file, length, offset)
@@ -301,10 +297,7 @@ class Tail(Source):
         return whole
 
     def _line_length(self, file: int, length: int, max_line_bytes: int) -> int:
-        """Bytes of the line at ``offset``, of which ``length`` are known to hold no newline.
-
-        The scan keeps nothing: a long line costs memory only once it is whole.
-        """
+        """Bytes of the line at ``offset``, of which ``length`` are known to hold no newline."""
         while length <= max_line_bytes:
             piece = os.pread(file, _SCAN_BYTES, self.offset + length)
             if not piece:
@@ -321,8 +314,7 @@ class Tail(Source):
 
     def _move_on(self, data: bytes) -> None:
         self.offset += len(data)
-        if len(self._head) < _FINGERPRINT_BYTES:
-            self._head = (self._head + data[:_FINGERPRINT_BYTES])[:_FINGERPRINT_BYTES]
+        self._head = (self._head + data[:_FINGERPRINT_BYTES])[:_FINGERPRINT_BYTES]
         self._tail = (self._tail + data[-_FINGERPRINT_BYTES:])[-_FINGERPRINT_BYTES:]
 
 

@@ -59,8 +59,7 @@ _FORMULAS = {
 }
 """What follows from the counts of the same line, in words."""
 _ROWS = {
-    "mean_weight": ("means", "write [] where not measured"),
-    "mean_output_norm": ("means", "write [] where not measured"),
+    **dict.fromkeys(form.MATRICES[:2], ("means", "write [] where not measured")),
     "expert_bias": ("biases", "write [] for a router without one"),
     "tokens_per_expert": ("counts, or null where there are none", "write null where not counted"),
 }
@@ -250,7 +249,7 @@ class LogValidator(Problems):
         summaries = {name: values for name, values in router if values is not None}
         self._compare_limits(summaries)
         self._compare_parts(summaries)
-        for name in ("mean_weight", "mean_output_norm", "expert_bias"):
+        for name in form.MATRICES[:3]:
             for _, key, row in self._rows(name, record.get(name)):
                 if not set(map(type, row)) <= {int, float}:  # at C speed: most of a line
                     self._measurements(name, key, row)

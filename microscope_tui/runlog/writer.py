@@ -14,10 +14,10 @@ or after a crash. Failures and their effects:
 - **After a fork** the log belongs to the process that opened it; the child writes nothing.
 
 ``BackgroundLog`` writes on a thread of its own, from a queue that is bounded in records and bytes.
-When the disk is too slow, the least important data is dropped first: while more than half of the
-queue is used, steps lose their matrices; when it is full, new steps are dropped and counted. Run
-records and events have a reserve of their own. At exit the program waits a few seconds for the
-queue. Neither a KeyboardInterrupt nor a signal handler that logs can leave a lock held.
+When the disk is too slow, steps lose their matrices while more than half of the queue is used, and
+when it is full, new steps are dropped and counted. Run records and events have a reserve of their
+own. At exit the program waits a few seconds for the queue. Neither a KeyboardInterrupt nor a signal
+handler that logs can leave a lock held.
 """
 
 import atexit
@@ -42,7 +42,7 @@ from microscope_tui.runlog.records import MATRICES
 _logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-"""Seconds after a failed write before the next attempt; steps in between count as lost."""
+"""After a failed write before the next attempt; steps in between count as lost."""
 QUIET_S = 60.0
 """Seconds between warnings about a disk that keeps failing."""
 
@@ -50,12 +50,12 @@ Record = Mapping[str, Any]
 MEANS = MATRICES[:2]
 
 MAX_RECORDS = 4096
-"""Maximum number of queued steps: minutes of a hanging disk for a small model, in 27 MB."""
+"""Of queued steps: minutes of a hanging disk for a small model, in 27 MB."""
 MAX_BYTES = 64 * 2**20
-"""Maximum bytes of queued steps: 250 steps of 58 routers of 256 experts (0.27 MB each)."""
+"""Of queued steps: 250 with 58 routers of 256 experts (0.27 MB each)."""
 RESERVE_RECORDS = 256
 RESERVE_BYTES = 4 * 2**20
-"""Additional bytes for run records and events, so that a queue full of steps still accepts them."""
+"""For run records and events, so that a queue full of steps still accepts them."""
 
 SYNC_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
@@ -368,7 +368,7 @@ class BackgroundLog:
 
 
 def estimated_bytes(value: Any) -> int:
-    """Approximate memory of a value, without visiting every number of a matrix."""
+    """Of memory, without visiting every number of a matrix."""
     if isinstance(value, Mapping):
         return 64 + sum(100 + estimated_bytes(item) for item in value.values())
     if not isinstance(value, list | tuple):
