@@ -37,7 +37,7 @@ _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights"
 
 
 def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
-    """All routers of ``model`` in forward order, or those of ``routers``: adapters by module path.
+    """All routers in forward order, or those of ``routers``: adapters by module path.
 
     Raises:
         ValueError: no router is found, or a path of ``routers`` is not in the model.
@@ -150,7 +150,7 @@ def _router_ids(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice
 
 
 def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int | None:
-    """Experts that a token may choose: of the router where the module holds only some of them."""
+    """Of the router where the module holds only some of them."""
     names = ("num_routed_experts", "num_experts", "n_routed_experts", "num_local_experts")
     value: int | None = setting((router, module) if split else (module, router), names, is_size)
     first = next(module.parameters(recurse=False), None)
@@ -349,7 +349,7 @@ def text_config(model: Any) -> Any:
 
 
 def _family(module: nn.Module) -> str:
-    """The folder of transformers that a class comes from; empty for one from elsewhere."""
+    """The folder of transformers that a class comes from, if any."""
     parts = type(module).__module__.split(".")
     return parts[2] if parts[:2] == ["transformers", "models"] else ""
 

@@ -131,7 +131,7 @@ class RunJudge:
         return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
 
     def collapsed(self) -> tuple[str, ...]:
-        """Names of the routers that are collapsed now, critically, and of a run that diverged."""
+        """Names of the routers that are collapsed now, critically; ``DIVERGED`` for the run."""
         return tuple(
             e.router.name if e.router is not None else e.rule
             for e in self._diagnosis.episodes
@@ -208,7 +208,7 @@ def _settings(run: RunRecord) -> RunRecord:
 
 
 def _resumed(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
-    """The judgement of ``state``, and since when it judges, to go on under the header ``run``."""
+    """The judgement of ``state``, and since when it judges, under the header ``run``."""
     try:
         kept = msgspec.msgpack.decode(state, type=_Saved)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -78,7 +78,7 @@ class Probe:
         self._next()
 
     def check_settings(self, warn: bool) -> None:
-        """Log what is trained, on rank 0, and ``warn`` about wrong settings of the model."""
+        """On rank 0, log what is trained, and ``warn`` about wrong settings."""
         if self.ranks.rank:
             return
         try:
@@ -127,7 +127,7 @@ class Probe:
             self._log.event(self._step if step is None else step, event, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint, with which a resumed run is judged as if never stopped."""
+        """For a checkpoint: a resumed run is judged as if never stopped."""
         judgement = self._judgement if self._log is None else self._log.judgement()
         if self._log is not None:
             self._log.sync()
@@ -166,7 +166,7 @@ class Probe:
         self._looks.begin(self.hooks.on)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
-        """Write one line. The sums over ranks are made even if everything else fails."""
+        """The sums over ranks are made even if everything else fails."""
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
         looks.count(scalars.get("learning_rate"))
         if self.layout is None:

@@ -145,7 +145,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _without_kernels(value: Any) -> Any:
-    """Without names of attention or expert kernels, which transformers may download and run."""
+    """Without attention or expert kernels, which transformers may download and run."""
     if isinstance(value, dict):
         if set(value) == {"__float__"}:  # how transformers writes what JSON lacks
             return float(value["__float__"])
@@ -195,7 +195,9 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    _silence()
+    loud: Any = transformers.utils.logging  # what matters of its messages is checked here
+    loud.set_verbosity_error()
+    loud.disable_progress_bar()
     try:
         config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
         model, report = _class(config).from_pretrained(
@@ -276,15 +278,6 @@ def _writer(model: Any) -> Any:
         return written[len(ids) :]
 
     return write
-
-
-def _silence() -> None:
-    """What matters of the messages is checked here."""
-    from transformers.utils import logging as loud
-
-    logging: Any = loud  # untyped
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _NO_TEXT = ("vis", "aud")
 
 
 class Choice(NamedTuple):
-    """What one call of a router chose for T tokens."""
+    """Of one call of a router for T tokens."""
 
     ids_TK: Tensor
     """Expert ids; any other id (−1, a skip slot, an identity expert) counts as unrouted."""
@@ -49,7 +49,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How to read the logits of a router: its module, its output, and what the numbers are."""
+    """How to read the logits of a router."""
 
     module: nn.Module
     index: int | None
@@ -64,7 +64,7 @@ class Site:
     """One router of the model."""
 
     path: str
-    """Path in the model of the watched module."""
+    """Of the watched module in the model."""
     module: nn.Module
     read: Callable[[nn.Module, tuple[Any, ...], Any], Choice]
     """``read(module, args, output)`` returns the choice of one call; ``output`` is ``None`` if it

@@ -1,8 +1,7 @@
 """Looks at gradients: which experts and routers should have got one in a step, and did not.
 
-A look reads which gradients are exactly zero; it adds to the sum of the step over ranks, and rank 0
-concludes. Nothing is concluded before an update has changed a parameter, or where no weight has a
-gradient.
+A look adds to the sum of the step over ranks which gradients are exactly zero, and rank 0
+concludes: nothing before an update has changed a parameter, or where no weight has a gradient.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Group = tuple[int, str]
 
 class Part(NamedTuple):
     """A parameter, by its module as wrappers replace it, and the tensors in it: one for each expert
-    in a stack; the matrices of an adapter are the same one."""
+    in a stack. Matrices of an adapter share one."""
 
     module: nn.Module
     name: str
@@ -92,7 +91,7 @@ def _layer(path: str) -> str:
 
 
 def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
-    """The tensors in a weight of a router or of experts; none in any other weight."""
+    """The tensors in a weight of a router or of experts."""
     own, shape = weight.owner, weight.tensor.shape
     if weight.adapter:
         own = own._replace(path=f"{own.path} (adapter)")
@@ -177,7 +176,7 @@ class Looks:
             self.attempt(self._sample)
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What ``call`` returns; ``None`` from the first failure on. The counting continues."""
+        """``None`` from the first failure on. The counting continues."""
         try:
             with torch.no_grad():
                 return None if self._failed else call(*args)
@@ -351,7 +350,7 @@ def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool
 
 
 def _last(moving: Mapping[Owner, float]) -> int:
-    """The last place of a weight with a gradient, other than of a router."""
+    """Of a weight with a gradient, other than of a router."""
     return max((k.place for k, n in moving.items() if n > 0 and k.part != "router"), default=0)
 
 

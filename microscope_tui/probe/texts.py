@@ -1,5 +1,4 @@
-"""The texts of a probe: files and folders in named slices, their tokens, and the windows that the
-model reads at once.
+"""The texts of a probe: files in named slices, their tokens, and the windows that the model reads.
 
 Files in a folder are skipped if they are links, hidden, or not UTF-8 text. Windows stay in the
 order of the text, so that an interrupted probe holds its beginning.

@@ -85,7 +85,7 @@ class TraceFile:
             return {name: row.astype(self._types[name]).tobytes() for name, row in arrays.items()}
 
     def tables(self, progress: Callable[[int, int], None]) -> Tables:
-        """Compute all tables; ``progress`` is called with finished layers and all layers."""
+        """``progress`` is called with finished layers and all layers."""
         shape = self.writer.shape
         E, L, S = shape.num_experts, len(shape.layers), len(self._slices)
         vocabulary = tables.Vocabulary(self._read("token_ids", 0))

@@ -64,7 +64,7 @@ def _by_part(model: nn.Module, weights: Iterable[Weight]) -> Mapping[str, list[W
 
 
 def _routers(weights: Sequence[Weight], sites: Sequence[Site]) -> dict[str, Any]:
-    """Trained routers of all, which may share weights; nothing if those of one are unknown."""
+    """Trained routers, which may share weights, of all; nothing if those of one are unknown."""
     changed = {w.owner.place for w in weights if w.tensor.requires_grad}
     trains: dict[int, bool] = {}
     for place, site in enumerate(sites):
@@ -77,7 +77,7 @@ def _routers(weights: Sequence[Weight], sites: Sequence[Site]) -> dict[str, Any]
 
 
 def _others(parts: Mapping[str, Sequence[Weight]], changed: Collection[str]) -> dict[str, Any]:
-    """Trained weights of all in every other part, and which share of the experts' numbers."""
+    """Trained weights of all in every other part, and the share of the experts' numbers."""
     found: dict[str, Any] = {}
     for part in ("experts", "attention", "embeddings"):
         own = [bool(inside(w.path, changed)) for w in parts[part] if not w.adapter]

@@ -22,7 +22,7 @@ _WRAPPERS = re.compile(
 
 
 class Owner(NamedTuple):
-    """To which router, or to whose experts, a module or a weight belongs."""
+    """To which router, or to whose experts, a weight belongs."""
 
     place: int = -1
     """Of the router in the model."""
@@ -112,7 +112,7 @@ def shape_of(parameter: Any) -> tuple[int, ...]:
 
 
 def inside(path: str, places: Collection[str]) -> str:
-    """The path, or the innermost module above it, that is in ``places``; empty without one."""
+    """The path, or else the innermost module above it, that is in ``places``."""
     return next((one for one in _up(path) if one in places), "")
 
 
@@ -122,7 +122,6 @@ def plain_path(path: str) -> str:
 
 
 def _up(path: str) -> Iterator[str]:
-    """The path and those of the modules above it, without the model."""
     while path:
         yield path
         path = path.rpartition(".")[0]

@@ -203,7 +203,7 @@ def _head(path: Path) -> bytes:
 def _log_files(
     folder: Path | str, depth: int, known: KnownLogs | None = None
 ) -> Iterator[os.DirEntry[str]]:
-    """Regular files only, links not followed: avoids pipes, devices and loops of links.
+    """Regular files only, links not followed.
 
     An archive next to the log it was packed from is the same run: only the plain file is read.
     ``known`` collects the files with other names that were asked for.
