@@ -405,7 +405,7 @@ def _rows_of(value: Any, routers: int) -> list[Any]:
 
 
 def counts_of(row: Any) -> list[int] | None:
-    """``None`` if one of them is no count."""
+    """``None`` if one of them is not a count."""
     if not isinstance(row, list) or not row:
         return None
     if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
