@@ -1,10 +1,10 @@
 """Counts what routers chose in one optimizer step, on their device until the line is written.
 
-``train.py`` passes the routings of its model to a ``RoutingCounter``; for every other model the
-hooks of ``forward_hooks.py`` pass on each call of a router as a ``Call``. Counting takes thirty
-small operations, whose launch costs more than their arithmetic: calls of the same shape are stacked
-and launched once for all layers. Nothing here waits for the device. Ids that are not experts share
-one more slot, so that none is out of range.
+``train.py`` passes the routings of its model to a ``RoutingCounter``; the hooks of
+``forward_hooks.py`` pass on each call of a router of another model as a ``Call``. Counting takes
+thirty small operations, whose launch costs more than their arithmetic: calls of the same shape are
+stacked and launched once. Nothing here waits for the device. Ids that are not experts share one
+more slot, so that none is out of range.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Call(NamedTuple):
         logits_TE: Tensor | None,
         loss_T: Tensor | None = None,
     ) -> Call:
-        """Copies of what a hook saw, because the model may change its tensors later."""
+        """Copies, because the model may change its tensors later."""
         ids_TK = choice.ids_TK.detach().reshape(-1, choice.ids_TK.shape[-1]).long().clone()
         kind = None if site.scores is None else site.scores.kind
         if kind is None or (logits_TE is not None and len(logits_TE) != len(ids_TK)):
@@ -81,7 +81,7 @@ class Call(NamedTuple):
         )
 
     def shape(self) -> Any:
-        """What calls that are stacked have in common."""
+        """The same for calls that can be stacked."""
         shapes = [None if part is None else part.shape for part in self[4:]]
         return self[1:4], self.ids_TK.device, *shapes
 
@@ -106,39 +106,35 @@ class Calls:
 
     @property
     def tallies(self) -> list[Tally]:
-        """What has been counted since ``clear``; a router may be in several."""
+        """Since ``clear``; a router may be in several."""
         return list(self._tallies.values())
 
     @property
     def seen(self) -> dict[Key, int]:
-        """The routers and passes that were counted, and k of each."""
+        """k of the routers and passes that were counted."""
         return {key: tally.top_k for tally in self.tallies for key in tally.keys}
 
     def parts(self, width: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
-        """What is summed over ranks, and the largest logit, of each router and pass; see
-        ``Tally.flat``."""
+        """``Tally.flat`` and the largest logit of each router and pass."""
         for tally in self.tallies:
             yield from zip(tally.keys, tally.flat(width), tally.max_logit_L, strict=True)
 
     @property
     def many_wait(self) -> bool:
-        """Whether to ``count`` before the pass ends: judged by the last call."""
+        """Whether to ``count`` before the pass ends, by the last call."""
         tensors = self._waiting[-1].ids_TK, self._waiting[-1].logits_TE
         # Not ``nbytes``: compiled for any number of tokens, tensors do not have it.
         size = sum(one.numel() * one.element_size() for one in tensors if one is not None)
         return size * len(self._waiting) > _WAITING_BYTES
 
     def clear(self) -> None:
-        """Forget everything."""
         self._waiting: list[Call] = []
         self._tallies: dict[Any, Tally] = {}
 
     def add(self, call: Call) -> None:
-        """Keep a call until ``count``."""
         self._waiting.append(call)
 
     def count(self) -> list[Counted]:
-        """Count the calls that wait."""
         groups: dict[Any, list[Call]] = {}
         for call in self._waiting:
             groups.setdefault(call.shape(), []).append(call)
@@ -257,7 +253,7 @@ class Tally:
 
 
 class RoutingCounter:
-    """Counts one optimizer step of a trainer that has its model's routings: ``train.py``."""
+    """Counts one optimizer step of ``train.py``."""
 
     def __init__(self, routers: Sequence[Any]) -> None:
         """``routers``: those of ``moe_model`` that train, in forward order."""
@@ -288,10 +284,7 @@ class RoutingCounter:
 
     @torch.no_grad()
     def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
-        """Sum the step and ``extra``, fp64, over all ``Ranks`` at once; returns ``extra``.
-
-        Every rank counts the same routers on other tokens.
-        """
+        """Sum the step and ``extra``, fp64, over all ``Ranks`` at once; returns ``extra``."""
         parts = self._calls.parts(self._rows[0].num_experts)
         self._vector = self._layout.vector(parts, extra, ranks.rank, ranks.size)
         self._ranks = ranks.size
@@ -304,7 +297,7 @@ class RoutingCounter:
         return self._layout.table(self._vector)[:, : self._rows[0].num_experts].long()
 
     def read(self) -> StepSums:
-        """All numbers of the step in one copy to the host, after ``all_reduce``."""
+        """One copy to the host, after ``all_reduce``."""
         biases = [router.expert_bias for router in self._routers]
         return self._layout.read(self._vector, self._ranks, biases)
 
@@ -341,13 +334,13 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Stack the tensors; calls of one shape all have one, or none has."""
+    """Calls of one shape all have a tensor, or none has."""
     there = [part for part in parts if part is not None]
     return torch.stack(there) if there else None
 
 
 class Traced(NamedTuple):
-    """The choices of one router for T real tokens, on the device of the router."""
+    """The choices of one router for T real tokens."""
 
     ids_TK: Tensor
     """Chosen experts, int64, the largest weight first; −1 is a slot that chose no real expert."""

@@ -37,7 +37,7 @@ _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights"
 
 
 def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
-    """All routers of ``model`` in forward order, or those of ``routers``: adapters by module path.
+    """All routers in forward order, or those of ``routers``: adapters by module path.
 
     Raises:
         ValueError: no router is found, or a path of ``routers`` is not in the model.
@@ -102,8 +102,7 @@ def _known(model: nn.Module) -> list[Site]:
 
 
 def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
-    """The site at ``module`` if its class, or a class that it is derived from (by users or by
-    FSDP2), has a reader of its own."""
+    """If its class, or one that it is derived from (by users or FSDP2), has its own reader."""
     for kind in type(module).__mro__:
         make = _OWN.get((kind.__module__.partition(".")[0], kind.__name__))
         if make is not None:
@@ -112,7 +111,6 @@ def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
 
 
 def takes_ids(module: nn.Module) -> bool:
-    """The module is called with hidden states, expert ids and their weights."""
     names = argument_names(module)[:3]
     return len(names) == 3 and names[1] in _IDS and names[2] in _WEIGHTS
 
@@ -152,7 +150,7 @@ def _router_ids(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice
 
 
 def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int | None:
-    """Experts that a token may choose: of the router where the module holds only some of them."""
+    """Of the router where the module holds only some of them."""
     names = ("num_routed_experts", "num_experts", "n_routed_experts", "num_local_experts")
     value: int | None = setting((router, module) if split else (module, router), names, is_size)
     first = next(module.parameters(recurse=False), None)
@@ -160,7 +158,6 @@ def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int
 
 
 def _nothing_found(model: nn.Module) -> str:
-    """List the modules, so that the path for an adapter is easy to find."""
     kinds: dict[str, str] = {}
     for path, module in model.named_modules():
         kinds.setdefault(type(module).__name__, path)
@@ -181,9 +178,7 @@ def _switch(path: str, module: Any, parent: nn.Module) -> Site:
         kept_TK = kept_BSE.sum(dim=-1).reshape(-1, 1) > 0
         return Choice(ids_TK, logits_TE=logits_BSE.flatten(0, -2), kept_TK=kept_TK)
 
-    made = site_at_router(path, module, parent, read, module.num_experts, 1, "softmax")
-    made.drops = True
-    return made
+    return site_at_router(path, module, parent, read, module.num_experts, 1, "softmax", drops=True)
 
 
 def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind: str) -> Site:
@@ -212,9 +207,7 @@ def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
         ids_TK = logits_TE.topk(2, dim=-1).indices
         return Choice(ids_TK, logits_TE=logits_TE, kept_TK=weights_TE.gather(1, ids_TK) > 0)
 
-    made = site_at_router(path, module, parent, read, module.num_experts, 2, "softmax")
-    made.drops = True
-    return made
+    return site_at_router(path, module, parent, read, module.num_experts, 2, "softmax", drops=True)
 
 
 def _doge(path: str, module: Any, parent: nn.Module) -> Site:
@@ -322,7 +315,7 @@ def _with_configs(*modules: nn.Module | None) -> list[Any]:
 
 
 def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
-    """Where the logits of a site are, from the outputs that the model declares as recordable."""
+    """From the outputs that the model declares as recordable."""
     router = site.router
     if router is None:
         return None
@@ -351,13 +344,12 @@ def _score_kind(router: nn.Module, block: nn.Module | None, config: Any) -> str 
 
 
 def text_config(model: Any) -> Any:
-    """The configuration of the language model; ``None`` without any."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _family(module: nn.Module) -> str:
-    """The folder of transformers that a class comes from; empty for one from elsewhere."""
+    """The folder of transformers that a class comes from, if any."""
     parts = type(module).__module__.split(".")
     return parts[2] if parts[:2] == ["transformers", "models"] else ""
 

@@ -1,8 +1,7 @@
-"""The hooks of the probe, and the sums that they fill while a model runs forward.
+"""The hooks of the probe, which count while a model runs forward.
 
-A pass counts if the model is in training mode with gradients enabled when its forward begins.
-Routers that run outside such a pass (activation checkpointing runs them again in the backward pass;
-a reference model runs without gradients) are not counted.
+A pass counts if the model is in training mode with gradients enabled when its forward begins, not
+what activation checkpointing runs again in the backward pass, nor a reference model.
 
 A hook never waits for the device and never raises: after the first failure nothing is counted any
 more, with one warning.
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,7 +28,6 @@ _logger = logging.getLogger(__name__)
 
 
 def _no_hook() -> Any:
-    """What a hook becomes in a copy of the model."""
     return lambda *args, **kwargs: None
 
 
@@ -51,7 +50,7 @@ class ForwardHooks:
     def __init__(
         self, model: nn.Module, sites: list[Site], mode: str, saliency: bool, together: bool
     ) -> None:
-        """``together``: with other processes, which may share a sequence."""
+        """``together``: other processes may share a sequence."""
         self.sites, self.problem = sites, ""
         self.on = False
         """Whether the current step is counted."""
@@ -82,7 +81,6 @@ class ForwardHooks:
         self._install()
 
     def reset(self, on: bool) -> None:
-        """Count the next step if ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.calls.clear()
@@ -90,7 +88,6 @@ class ForwardHooks:
             self.losses.reset()
 
     def detach(self) -> None:
-        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -176,8 +173,7 @@ class ForwardHooks:
                 self.losses.add(output, batch.divides_loss)
 
     def _check_rows(self, batch: Batch, output: Any) -> None:
-        """Fail if a router saw only some of the tokens (of a sequence that is split over ranks):
-        it is not known which."""
+        """Fail if a router saw only some of the tokens, of a sequence that is split over ranks."""
         for place, rows in self._rows.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
@@ -250,7 +246,7 @@ class ForwardHooks:
         return before // of_batch, slice(start, start + rows)
 
     def _measure_norms(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
-        """The norm of what every chosen expert returns, before it is weighted."""
+        """Of what every chosen expert returns, before it is weighted."""
         found = self._counted.pop(place, None)
         if found is None:
             return
@@ -277,15 +273,9 @@ def _in_backward() -> bool:
 
 
 def _reentrant_checkpoint() -> bool:
-    """The whole model is under reentrant checkpointing, which runs it without gradients first."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "backward" and frame.f_code.co_filename.endswith(
-            "checkpoint.py"
-        ):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    """Of the whole model, which it runs without gradients first."""
+    codes = (frame.f_code for frame, _ in traceback.walk_stack(sys._getframe()))
+    return any(c.co_name == "backward" and c.co_filename.endswith("checkpoint.py") for c in codes)
 
 
 class Batch:
@@ -299,7 +289,7 @@ class Batch:
         self._loss: Tensor | None = None
 
     def rows(self, stack: str) -> int | None:
-        """Tokens that a router of the stack sees, padding included; ``None`` if unknown."""
+        """Tokens of the stack, padding included; ``None`` if unknown."""
         shape = self._shape(stack)
         return None if shape is None else shape[0] * shape[1]
 
@@ -366,7 +356,7 @@ class Batch:
 
 
 def _from_mask(mask: Any, length: int | None) -> Tensor | None:
-    """Real tokens ``[B, S]`` of a mask in any form that transformers takes."""
+    """Real tokens ``[B, S]``, of a mask in any form that transformers takes."""
     if isinstance(mask, Mapping):  # one per kind of attention; all agree on the padding
         mask = next((m for m in mask.values() if isinstance(m, Tensor)), None)
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):

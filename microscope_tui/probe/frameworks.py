@@ -25,13 +25,11 @@ def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
         )
 
     config = module.config
-    made = site_at_router(
+    return site_at_router(
         path, module, parent, read, config.n_routed_experts, config.num_experts_per_tok,
-        config.scoring_func,
+        config.scoring_func, plain_choice=config.n_group == 1,
+        drops=config.capacity_factor is not None,
     )  # fmt: skip
-    made.plain_choice = config.n_group == 1
-    made.drops = config.capacity_factor is not None
-    return made
 
 
 def megatron(path: str, module: Any, parent: nn.Module) -> Site:
@@ -62,12 +60,11 @@ def megatron(path: str, module: Any, parent: nn.Module) -> Site:
         kept_TK = map_TE.gather(1, ids_TK) if drops else None
         return Choice(ids_TK, None, logits_TE, kept_TK, real_T)
 
-    known = kind if kind in SCORE_KINDS else None
-    made = site_at_router(path, module, parent, read, E, top_k, known)
-    made.drops = drops
-    made.plain_choice = not config.moe_router_num_groups and balancing != "sinkhorn"
-    made.balance = _megatron_balance(config)
-    return made
+    return site_at_router(
+        path, module, parent, read, E, top_k, kind if kind in SCORE_KINDS else None, drops=drops,
+        plain_choice=not config.moe_router_num_groups and balancing != "sinkhorn",
+        balance=_megatron_balance(config),
+    )  # fmt: skip
 
 
 def _megatron_balance(config: Any) -> dict[str, Any]:
@@ -96,7 +93,7 @@ _MEGATRON_CHANGES = (
 
 
 def _before_drop(module: Any, logits_TE: Tensor | None) -> Tensor:
-    """What a router of Megatron chooses by its logits, computed by its own code."""
+    """What the router's own code chooses by its logits."""
     home = next(c for c in type(module).__mro__ if c.__name__ == "TopKRouter").__module__
     chosen = sys.modules[home].topk_routing_with_score_function(
         logits_TE,
@@ -162,10 +159,10 @@ def deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
             real_T=None if used is None else used.reshape(-1).bool(),
         )
 
-    experts = module.wg.weight.shape[0]
-    made = site_at_router(path, module, parent, read, experts, top_k, "softmax")
-    made.plain_choice, made.drops = not samples, drops
-    return made
+    return site_at_router(
+        path, module, parent, read, module.wg.weight.shape[0], top_k, "softmax",
+        plain_choice=not samples, drops=drops,
+    )  # fmt: skip
 
 
 def _routes(output: Any, top_k: int) -> Tensor:

@@ -47,7 +47,7 @@ class AuxLoss(NamedTuple):
 def describe(
     model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int, aux: AuxLoss
 ) -> dict[str, Any]:
-    """Arguments of ``RunRecorder`` that follow from the model."""
+    """Arguments of ``RunRecorder``."""
     config, training = text_config(model), trained(model, sites)
     routers = training.get("routers", (0, 0))
     normalises = _named(config, *_NORM_TOP_K)[1]
@@ -98,10 +98,7 @@ def _balance(
     weight = _named(config, *_AUX_WEIGHT)[1]
     # Transformers applies the value that the model was built with.
     weight = given if weight is None else getattr(model, "router_aux_loss_coef", weight)
-    if home is None:
-        balance = _of_other_code(weight, adds, has_bias)
-    else:
-        balance = _of_transformers(weight, adds, has_bias, home, len(sites))
+    balance = _method(weight, adds, has_bias, home, len(sites))
     # A Trainer has switched it off with 0, and before its first pass it is not decided.
     if given == 0 or not aux.decided:
         balance.pop(_LOGITS, None)
@@ -124,17 +121,13 @@ def _adds_loss(home: Any, config: Any, aux: AuxLoss) -> bool | None:
     return found if aux.asked is None else aux.asked
 
 
-def _of_other_code(weight: Any, adds: bool | None, has_bias: bool) -> dict[str, Any]:
-    """Without a coefficient nothing is known of other losses."""
-    if weight is not None:
-        return _term(weight, adds)
-    return {"method": "bias"} if has_bias else {}
-
-
-def _of_transformers(
+def _method(
     weight: Any, adds: bool | None, has_bias: bool, home: Any, routers: int
 ) -> dict[str, Any]:
-    """It never updates a bias, and its auxiliary loss is over all layers together."""
+    """Transformers never updates a bias, and its auxiliary loss is over all layers together."""
+    if home is None:  # without a coefficient nothing is known of other losses
+        bias = {"method": "bias"} if has_bias else {}
+        return bias if weight is None else _term(weight, adds)
     can_add = adds or hasattr(home, "load_balancing_loss_func")
     term = _term(weight, adds) if weight is not None and can_add else {}
     if term and adds:  # then a bias is not what balances
@@ -169,7 +162,6 @@ def _home(model: nn.Module) -> Any:
 
 
 def _named(config: Any, *names: str) -> tuple[str, Any]:
-    """The first of these settings that the configuration has, and its value."""
     for name in names:
         value = reduce(lambda one, part: getattr(one, part, None), name.split("."), config)
         if value is not None:
@@ -178,21 +170,21 @@ def _named(config: Any, *names: str) -> tuple[str, Any]:
 
 
 def dtype_name(model: nn.Module) -> str:
-    """``fp32``, ``bf16`` …: that of the first weights."""
+    """Of the first weights."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return names.get(kind, str(kind))
 
 
 def setting_of(alert: Alert) -> str:
-    """The setting that an alert of LINT is about: its verdict without the step."""
+    """What an alert of LINT is about: its verdict without the step."""
     return alert.verdict.partition(" since ")[0]
 
 
 def check_settings(
     model: nn.Module, sites: Sequence[Site], mode: str, trainer_args: Any = None
 ) -> tuple[str, list[Alert]]:
-    """What is trained and balanced, as text, and the alerts of LINT."""
+    """What is trained and balanced, in words, and the alerts of LINT."""
     # If k is not known yet, LINT must not conclude anything from it.
     top_k = [site.top_k or site.num_experts for site in sites]
     rows = rows_of(sites, [1] * len(sites), top_k)

@@ -69,7 +69,7 @@ class Alert:
     def as_values(self) -> dict[str, Any]:
         """The ``values`` of its event in the log; readers derive ``why`` and ``next``."""
         names = ("rule", "severity", "layers", "onset", "verdict")
-        return {name: getattr(self, name) for name in names} | {"layers": list(self.layers)}
+        return {name: getattr(self, name) for name in names}
 
 
 class _Saved(msgspec.Struct):
@@ -80,8 +80,6 @@ class _Saved(msgspec.Struct):
 
 
 class RunJudge:
-    """Judges one run while it is written."""
-
     def __init__(self, header: bytes, state: bytes | None = None) -> None:
         """Judge from the first step on, or continue from the ``state`` that ``save`` returned.
 
@@ -124,7 +122,7 @@ class RunJudge:
         return alerts
 
     def observe_event(self, event: EventRecord) -> None:
-        """Remember checkpoints: the advice names one to go back to."""
+        """Advice names a checkpoint to go back to."""
         self._diagnosis.observe_event(event)
 
     def save(self) -> bytes:
@@ -133,7 +131,7 @@ class RunJudge:
         return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
 
     def collapsed(self) -> tuple[str, ...]:
-        """Names of the routers that are collapsed now, critically, and of a run that diverged."""
+        """Names of the routers that are collapsed now, critically; ``DIVERGED`` for the run."""
         return tuple(
             e.router.name if e.router is not None else e.rule
             for e in self._diagnosis.episodes
@@ -210,7 +208,7 @@ def _settings(run: RunRecord) -> RunRecord:
 
 
 def _resumed(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
-    """The judgement of ``state``, and since when it judges, to go on under the header ``run``."""
+    """The judgement of ``state``, and since when it judges, under the header ``run``."""
     try:
         kept = msgspec.msgpack.decode(state, type=_Saved)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -18,7 +18,7 @@ from microscope_tui.probe.sites import Site, setting
 
 
 class StepLosses:
-    """Sums over the micro-batches of a step; on the device until the line is written."""
+    """Sums over micro-batches; on the device until the line is written."""
 
     def __init__(self, model: nn.Module, counting_ranks: int, across_ranks: bool) -> None:
         """``across_ranks``: where the model divides by the tokens of a step, by those of all ranks,
@@ -31,13 +31,11 @@ class StepLosses:
         self.reset()
 
     def reset(self) -> None:
-        """Start a new step."""
         self._sums: list[Tensor] = []
         self._auxes: list[Tensor] = []
         self._divided = False
 
     def add(self, output: Any, divided: bool) -> None:
-        """Take the losses of one output, if it has any."""
         loss, aux = _part(output, "loss"), _part(output, "aux_loss")
         if loss is None:
             return

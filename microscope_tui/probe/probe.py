@@ -78,7 +78,7 @@ class Probe:
         self._next()
 
     def check_settings(self, warn: bool) -> None:
-        """Log what is trained, on rank 0, and ``warn`` about wrong settings of the model."""
+        """On rank 0, log what is trained, and ``warn`` about wrong settings."""
         if self.ranks.rank:
             return
         try:
@@ -116,7 +116,7 @@ class Probe:
         self._next()
 
     def read_gradients(self) -> None:
-        """Read the gradients now, for a trainer that clears them before it calls ``step``."""
+        """For a trainer that clears the gradients before it calls ``step``."""
         if self.hooks.on:
             self._looks.read()
             self._squares = self.hooks.attempt(grad_squares, self.sites, self.ranks)
@@ -127,7 +127,7 @@ class Probe:
             self._log.event(self._step if step is None else step, event, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint, with which a resumed run is judged as if never stopped."""
+        """For a checkpoint: a resumed run is judged as if never stopped."""
         judgement = self._judgement if self._log is None else self._log.judgement()
         if self._log is not None:
             self._log.sync()
@@ -142,7 +142,7 @@ class Probe:
     def detach(self, reason: str = "finished") -> None:
         """Remove the hooks, which leaves the model as it was, and close the log.
 
-        The ``reason`` is ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
+        ``reason``: see ``RunRecorder.close``.
         """
         self.hooks.detach()
         claimed.discard(self._folder)
@@ -166,7 +166,7 @@ class Probe:
         self._looks.begin(self.hooks.on)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
-        """Write one line. The sums over ranks are made even if everything else fails."""
+        """The sums over ranks are made even if everything else fails."""
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
         looks.count(scalars.get("learning_rate"))
         if self.layout is None:
@@ -221,7 +221,6 @@ class Probe:
         return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
 
     def _cost(self, sums: StepSums) -> dict[str, float | None]:
-        """Speed, time and memory of a step, as the run log names them."""
         now = time.perf_counter()
         seconds, self._tick = (now - self._tick) / self._every, now
         return {
@@ -246,9 +245,8 @@ class Probe:
             self.stops = True
 
     def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
-        """Warn about what the step lacks, once each; a failure was reported when it happened."""
         failed, passes = sums.extra[:2]
-        if failed:
+        if failed:  # reported when it happened
             return
         pairs = zip(sums.tokens, rows, strict=True)
         lacking = [row.name for tokens, row in pairs if not tokens and not row.optional]
@@ -304,13 +302,12 @@ class Probe:
 
 
 def _report(alert: Alert, when: str) -> None:
-    """Log an alert: a note as information, all others as warnings."""
     level = logging.INFO if alert.severity == "info" else logging.WARNING
     _logger.log(level, "%s: %s: %s %s", when, alert, alert.why, alert.next)
 
 
 def _memory_bytes() -> int:
-    """Peak memory of the device, else of the process; does not wait for the device."""
+    """Peak memory of the device, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

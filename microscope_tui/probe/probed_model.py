@@ -1,4 +1,4 @@
-"""The model that is probed, of any library: how to run it and how to read its tokens."""
+"""The model that is probed: how to run it and how to read its tokens."""
 
 from __future__ import annotations
 
@@ -33,21 +33,18 @@ class ProbedModel:
     model: nn.Module
     pieces: Pieces
     context: int | None
-    """Tokens that it reads at most; None if its configuration has no such field."""
+    """Tokens that it reads at most, if known."""
     forward: Callable[[Tensor, Tensor | None], Tensor | None]
-    """``forward(ids_BS, real_BS)`` runs the whole model; next-token logits ``[B, S, V]``, None if
-    it has none."""
+    """``forward(ids_BS, real_BS)``: next-token logits ``[B, S, V]``, None if it has none."""
     write: Callable[[list[int], int], list[int]]
     """``write(ids, most)`` continues ids by at most ``most`` ≥ 1 tokens, with a fixed seed."""
 
     @property
     def device(self) -> torch.device:
-        """The device of its weights."""
         return next(self.model.parameters()).device
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of ``--device``; ``auto`` is a GPU if there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotProbe("--device cuda: torch finds no usable GPU; choose --device cpu")
     if name == "auto":
@@ -59,7 +56,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU or the machine is out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
@@ -149,7 +145,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _without_kernels(value: Any) -> Any:
-    """Without names of attention or expert kernels, which transformers may download and run."""
+    """Without attention or expert kernels, which transformers may download and run."""
     if isinstance(value, dict):
         if set(value) == {"__float__"}:  # how transformers writes what JSON lacks
             return float(value["__float__"])
@@ -199,7 +195,9 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    _silence()
+    loud: Any = transformers.utils.logging  # what matters of its messages is checked here
+    loud.set_verbosity_error()
+    loud.disable_progress_bar()
     try:
         config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
         model, report = _class(config).from_pretrained(
@@ -233,7 +231,6 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
 
 
 def _class(config: Any) -> Any:
-    """The class of transformers that the folder names, else the automatic one."""
     import transformers
 
     for name in config.architectures or ():
@@ -281,15 +278,6 @@ def _writer(model: Any) -> Any:
         return written[len(ids) :]
 
     return write
-
-
-def _silence() -> None:
-    """Without messages and progress bars of transformers: what matters is checked here."""
-    from transformers.utils import logging as loud
-
-    logging: Any = loud  # untyped
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -31,8 +31,6 @@ _MOST_COUNTS = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was written: all tokens, if the reason is ``finished``."""
-
     tokens: int
     reason: str
     """``finished``, ``signal`` or ``failed``."""
@@ -89,8 +87,6 @@ def run_probe(
 
 
 class _Run:
-    """A running probe."""
-
     def __init__(
         self, probed: ProbedModel, folder: Path, slices: list[str], whole: int, progress: Progress
     ) -> None:
@@ -105,7 +101,7 @@ class _Run:
         return 0 if self._trace_file is None else self._trace_file.tokens
 
     def trace(self, probe: Probe, parts: Iterator[list[Window]]) -> Outcome:
-        """Run the model over all batches; never raises."""
+        """Never raises."""
         probe.hooks.tracer = self._tracer
         number, size, longest = 0, 0, 0
         try:
@@ -199,21 +195,19 @@ def next_token_loss(
 
 
 class Interrupt:
-    """A signal raises ``KeyboardInterrupt``, but not inside ``shielded``."""
+    """A signal raises ``KeyboardInterrupt``; inside ``shielded``, at its end."""
 
     def __init__(self) -> None:
         self._shielded = self.waiting = False
         """``waiting``: a signal came inside ``shielded``."""
 
     def request(self, number: int) -> None:
-        """What a signal calls."""
         self.waiting = self._shielded
         if not self.waiting:
             raise KeyboardInterrupt
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """A signal inside is raised at the end."""
         self._shielded = True
         try:
             yield

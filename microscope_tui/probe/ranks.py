@@ -25,7 +25,7 @@ class Ranks:
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
         self.counts = not _is_sibling(model)
-        """Whether the tokens of this rank count: not if a rank before it sees the same ones."""
+        """Whether its tokens count: not if a rank before it sees the same ones."""
         self._device = torch.device("cpu")
         if together and "nccl" in str(dist.get_backend()):
             self._device = torch.device("cuda", torch.cuda.current_device())
@@ -33,14 +33,13 @@ class Ranks:
         """Ranks that count."""
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over all ranks."""
         if self.size > 1:
             values = values.to(self._device).contiguous()
             dist.all_reduce(values)
         return values
 
     def all_gather(self, own: _T) -> list[_T]:
-        """``own`` of every rank, in the order of ranks; every rank must call it."""
+        """``own`` of every rank; every rank must call it."""
         everyone = [own] * self.size
         if self.size > 1:
             dist.all_gather_object(everyone, own)
@@ -48,7 +47,7 @@ class Ranks:
 
 
 def _is_sibling(model: nn.Module) -> bool:
-    """Another rank sees the same tokens as this one and counts them."""
+    """Another rank counts the same tokens."""
     for parameter in model.parameters():
         mesh = getattr(parameter, "device_mesh", None)
         for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):

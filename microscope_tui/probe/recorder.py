@@ -1,9 +1,8 @@
 """``RunRecorder`` turns the numbers of a step into one line of the run log.
 
-All values that follow from the counts are computed here, once, so that every writer of logs agrees
-with every reader. The training thread checks, copies, summarises and judges a step (``judge.py``),
-so that its alerts do not depend on the disk; another thread encodes the matrices and writes
-(``runlog/writer.py``).
+What follows from the counts is computed here, so that every writer of logs agrees with every
+reader. The training thread checks, copies, summarises and judges a step (``judge.py``), so that
+alerts do not depend on the disk; the thread of ``runlog/writer.py`` encodes matrices and writes.
 """
 
 from __future__ import annotations
@@ -172,7 +171,6 @@ class RunRecorder:
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
-        """Write an event: ``eval``, ``checkpoint`` …"""
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
         record = plain(head | fields)
         self._log.write(record)
@@ -264,21 +262,19 @@ class RunRecorder:
         return None
 
     def _router_object(self, readings: Mapping[str, Any], counts: _Counts) -> dict[str, Any]:
-        """The readings of the trainer, and what follows from the counts."""
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
         for name, derive in measures.DERIVED.items():
             read[name] = [None if row is None else derive(row) for row in counts]
         return {name: [rounded(one, 5) for one in row] for name, row in read.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
-        """The collapse index of every router; ``None`` for one that was not counted."""
         return [
             None if row is None else measures.balance(row, k).collapse_index
             for row, k in zip(counts, self._top_k, strict=True)
         ]
 
     def _counts(self, rows: Any) -> list[array[int] | None]:
-        """A compact copy; sums of whole numbers are often floats."""
+        """Compact; sums of whole numbers are often floats."""
         made: list[array[int] | None] = []
         for row, depth in zip(self._matrix("tokens_per_expert", rows), self._depths, strict=True):
             counts = None if row is None else counts_of(row) or counts_of(plain(row))
@@ -304,7 +300,6 @@ class RunRecorder:
         return made
 
     def _rows(self, name: str, values: Any) -> list[Any]:
-        """``values`` as a list with an entry per router."""
         rows = _listed(values)
         if len(rows) != len(self._depths):
             raise ValueError(
@@ -317,8 +312,8 @@ class RunRecorder:
 class TrainingLog:
     """The log of a training loop: a recorder whose exceptions never end the run.
 
-    ``say`` gets a warning of the first one, and the next call is tried as usual. A process that
-    does not write the log has no recorder: the same calls do nothing.
+    Methods as in ``RunRecorder`` and ``RunJudge``. ``say`` gets a warning of the first one, and the
+    next call is tried as usual. Without a recorder, on ranks that do not write, calls do nothing.
     """
 
     def __init__(
@@ -327,44 +322,34 @@ class TrainingLog:
         self._recorder, self._say, self._warned = recorder, say, False
 
     def step(self, record: Mapping[str, Any]) -> list[float | None] | None:
-        """See ``RunRecorder.record_step``; ``None`` if it failed."""
         return self._try(lambda log: log.record_step(**record), None)
 
     def event(self, step: int, event: str, values: Mapping[str, Any]) -> None:
-        """Write an event."""
         self._try(lambda log: log.record_event(step=step, event=event, values=values), None)
 
     def alerts(self) -> list[Alert]:
-        """See ``RunRecorder``."""
         return self._try(RunRecorder.alerts, [])
 
     def judgement(self) -> bytes | None:
-        """See ``RunRecorder``."""
         return self._try(RunRecorder.judgement, None)
 
     def collapsed(self) -> tuple[str, ...]:
-        """See ``RunJudge``."""
         return self._try(lambda log: log.with_judge(RunJudge.collapsed), None) or ()
 
     def collapse_onset(self) -> int | None:
-        """See ``RunJudge``."""
         return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
-        """See ``RunJudge``."""
         found = self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None)
         return found or ""
 
     def verdict(self) -> str:
-        """The verdict of ``RunRecorder``; empty if there is none."""
         return self._try(RunRecorder.verdict, "")
 
     def sync(self) -> bool:
-        """Force what is written to disk; ``False`` if that failed."""
         return self._recorder is None or self._try(RunRecorder.sync, False)
 
     def end(self, step: int, reason: str) -> None:
-        """Write how the run ended, and close."""
         self._try(lambda log: log.close(step=step, reason=reason), None)
 
     def _try(self, call: Callable[[RunRecorder], _Answer], otherwise: _Answer) -> _Answer:
@@ -382,7 +367,7 @@ class TrainingLog:
 
 
 def _listed(values: Any) -> list[Any]:
-    """The rows of an array, or the values of a row, as a list; a single value as a list of one."""
+    """An array or its row as a list; a single value as a list of one."""
     values = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(values, Iterable):
         return list(values)
@@ -390,7 +375,7 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
-    """The line of a record, made on the writing thread; with the matrices if there is time."""
+    """The line of a record, made on the writing thread."""
     if not matrices or "tokens_per_expert" not in record:
         return without_matrices(record, False)
     biases = [_encoded_biases(row) for row in record["expert_bias"]]

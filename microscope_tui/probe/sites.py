@@ -33,7 +33,7 @@ _NO_TEXT = ("vis", "aud")
 
 
 class Choice(NamedTuple):
-    """What one call of a router chose for T tokens."""
+    """Of one call of a router for T tokens."""
 
     ids_TK: Tensor
     """Expert ids; any other id (−1, a skip slot, an identity expert) counts as unrouted."""
@@ -49,7 +49,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How to read the logits of a router: its module, its output, and what the numbers are."""
+    """How to read the logits of a router."""
 
     module: nn.Module
     index: int | None
@@ -64,7 +64,7 @@ class Site:
     """One router of the model."""
 
     path: str
-    """Path in the model of the watched module."""
+    """Of the watched module in the model."""
     module: nn.Module
     read: Callable[[nn.Module, tuple[Any, ...], Any], Choice]
     """``read(module, args, output)`` returns the choice of one call; ``output`` is ``None`` if it
@@ -117,9 +117,10 @@ def site_at_router(
     experts: int,
     top_k: int,
     kind: str | None,
+    **more: Any,
 ) -> Site:
     """A site whose router is watched: ``read`` takes the choice from its output; see ``Scores``."""
-    made = Site(path, module, read, False, int(experts), int(top_k))
+    made = Site(path, module, read, False, int(experts), int(top_k), **more)
     made.scores, made.router, made.block = Scores(module, None, kind), module, parent
     return made
 
@@ -142,7 +143,6 @@ def argument_names(module: nn.Module) -> list[str]:
 
 
 def is_size(value: Any) -> bool:
-    """Whether ``value`` is a positive integer."""
     return isinstance(value, int) and value >= 1
 
 

@@ -36,7 +36,7 @@ _OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the log: a router, and which pass through it if there are several."""
+    """A router in the log, and which pass through it if there are several."""
 
     place: int
     number: int
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(slots=True)
 class StepSums:
-    """What all ranks saw in a step, as plain numbers; a list entry per row."""
+    """What all ranks saw in a step; a list entry per row."""
 
     extra: list[float]
     """The further numbers, see ``EXTRA``."""
@@ -86,7 +86,7 @@ class StepSums:
 
 
 def rows_of(sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> list[Row]:
-    """The rows of ``sites``; one for every pass."""
+    """One for every pass."""
     rows: list[Row] = []
     for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
         kind = site.scores.kind if site.scores else None
@@ -113,7 +113,7 @@ class Layout:
 
     @classmethod
     def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
-        """The layout that all ranks share, from the calls and their k in the first step of each."""
+        """From the calls, and their k, in the first step of all ranks."""
         passes, top_k = [0] * len(sites), [site.top_k for site in sites]
         for (place, number), k in seen.items():
             passes[place] = max(passes[place], number + 1)
@@ -148,8 +148,7 @@ class Layout:
         return vector[: len(self.rows) * self._width].view(-1, self._width)
 
     def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
-        """The numbers of a vector that is summed over ranks, and the selection bias of every row,
-        in one copy to the host."""
+        """The numbers of a sum over ranks and the biases, in one copy to the host."""
         E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
         summed_LN = table_LN.to(self._dtype)
@@ -180,7 +179,7 @@ class Layout:
 def summaries(
     sums: StepSums, rows: Sequence[Row], grad_squares: Sequence[float]
 ) -> dict[str, Values]:
-    """The ``router`` object of a line: the lists that have at least one value."""
+    """The ``router`` object of a line, without lists that have no value."""
     found: dict[str, Values] = {**sums.router}
     found["grad_norm"] = [None if math.isnan(one) else math.sqrt(one) for one in grad_squares]
     if any(row.drops for row in rows):
@@ -202,7 +201,6 @@ def step_record(
     losses: Mapping[str, Any] | None,
     scalars: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The arguments of ``RunRecorder.record_step``."""
     extra = dict(zip(EXTRA, sums.extra, strict=False))
     unseen = [not n for n in sums.tokens]
     if any(unseen) and not all(unseen):
@@ -230,7 +228,7 @@ def _mean(total: float, number: float) -> float | None:
 
 
 def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[float | None]]:
-    """Means over the pairs of every expert; ``[]`` for a router without measurements."""
+    """``[]`` for a router without measurements."""
     return [
         [_mean(total, n) for total, n in zip(row, pairs, strict=True)] if any(row) else []
         for row, pairs in zip(sums, counts, strict=True)
@@ -238,7 +236,7 @@ def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[flo
 
 
 def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequence[bool]) -> str:
-    """Why the line does not hold all of the step; empty if it does."""
+    """Empty if the line holds all of the step."""
     if (failed := round(extra["failed"])) > 0:
         return f"{failed} ranks did not count"
     if not extra["passes"]:
@@ -248,5 +246,4 @@ def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequenc
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first eight of them."""
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"

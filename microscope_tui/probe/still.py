@@ -1,8 +1,7 @@
 """Looks at gradients: which experts and routers should have got one in a step, and did not.
 
-A look reads which gradients are exactly zero; it adds to the sum of the step over ranks, and rank 0
-concludes. Nothing is concluded before an update has changed a parameter, or where no weight has a
-gradient.
+A look adds to the sum of the step over ranks which gradients are exactly zero, and rank 0
+concludes: nothing before an update has changed a parameter, or where no weight has a gradient.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Group = tuple[int, str]
 
 class Part(NamedTuple):
     """A parameter, by its module as wrappers replace it, and the tensors in it: one for each expert
-    in a stack; the matrices of an adapter are the same one."""
+    in a stack. Matrices of an adapter share one."""
 
     module: nn.Module
     name: str
@@ -58,12 +57,11 @@ class Part(NamedTuple):
 
 
 def is_due(step: int) -> bool:
-    """Whether the logged step of this number has a look."""
     return step in FIRST or step % EVERY == 0
 
 
 def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
-    """Routers and their experts, and the smallest of the other weights."""
+    """Of the weights beside routers and experts only the smallest."""
     layers = {_layer(plain_path(site.path)): place for place, site in enumerate(sites)}
     parts: list[Part] = []
     others: defaultdict[Owner, list[tuple[int, Part]]] = defaultdict(list)
@@ -87,13 +85,13 @@ def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
 
 
 def _layer(path: str) -> str:
-    """The path up to its last number; the whole path without one."""
+    """The path up to its last number."""
     numbered = re.match(r"(.*\.)?\d+(?=\.)", path)
     return numbered[0] if numbered else path
 
 
 def _keys(weight: Weight, sites: Sequence[Site]) -> list[Owner]:
-    """The tensors in a weight of a router or of experts; none in any other weight."""
+    """The tensors in a weight of a router or of experts."""
     own, shape = weight.owner, weight.tensor.shape
     if weight.adapter:
         own = own._replace(path=f"{own.path} (adapter)")
@@ -178,7 +176,7 @@ class Looks:
             self.attempt(self._sample)
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What ``call`` returns; ``None`` from the first failure on. The counting continues."""
+        """``None`` from the first failure on. The counting continues."""
         try:
             with torch.no_grad():
                 return None if self._failed else call(*args)
@@ -208,7 +206,6 @@ class Looks:
             _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
 
     def read(self) -> None:
-        """Read the gradients, before they are cleared."""
         if self.size and self._moves is None:
             self._moves = self.attempt(self._read)
 
@@ -243,8 +240,8 @@ class Looks:
         return found_N
 
     def vector(self, counts: bool, device: torch.device) -> Tensor:
-        """What this rank adds, always ``size``: the tokens with loss of every expert if its tokens
-        count, what ``_read`` returns, how many sampled elements of every part changed."""
+        """What this rank adds, always ``size``: tokens with loss of every expert, what ``_read``
+        returns, how many sampled elements of every part changed."""
         found = None if self._moves is None else self.attempt(self._vector, counts, device)
         unknown = torch.full((self.size,), math.nan, dtype=torch.float64, device=device)
         return found if found is not None and found.shape == unknown.shape else unknown
@@ -270,7 +267,7 @@ class Looks:
     def conclude(
         self, numbers: Sequence[float], rows: Sequence[Row], counts: Sequence[Sequence[int]]
     ) -> dict[str, Values]:
-        """The summaries of the look, from the sum of all vectors and the pairs of every row."""
+        """``numbers``: the sum of all vectors; ``counts``: pairs of every row."""
         if not self.size:
             return {}
         E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]
@@ -353,24 +350,22 @@ def by_place(moving: Mapping[Owner, float]) -> defaultdict[int, dict[Owner, bool
 
 
 def _last(moving: Mapping[Owner, float]) -> int:
-    """The last place of a weight with a gradient, other than of a router."""
+    """Of a weight with a gradient, other than of a router."""
     return max((k.place for k, n in moving.items() if n > 0 and k.part != "router"), default=0)
 
 
 def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens of every expert of a router, in all passes through it."""
+    """Tokens of every expert of a router, over its passes."""
     passes = [n for n, row in zip(counts, rows, strict=True) if row.place == place]
     return [sum(column) for column in zip(*passes, strict=True)]
 
 
 def _local(tensor: Any) -> Tensor:
-    """This rank's part of a DTensor."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local.detach()
 
 
 def _first_row(grad: Any) -> int:
-    """Of this rank's part of a DTensor."""
     if not hasattr(grad, "device_mesh"):
         return 0
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as place_of

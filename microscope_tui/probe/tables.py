@@ -1,7 +1,6 @@
 """The tables of a probe over all its tokens: counts, noise, token identity, telling tokens.
 
-Pure functions of one layer at a time; memory is bounded by the tokens of one layer and by
-``MOST_CELLS``. Shuffling uses a fixed seed, so that a probe is reproducible.
+Memory is bounded by the tokens of one layer and by ``MOST_CELLS``. Shuffling uses a fixed seed.
 
 Shapes: T tokens, K choices of a token (a value that is not an expert is an empty slot), E experts,
 S slices, V different tokens, P shuffled pieces of text.
@@ -74,13 +73,11 @@ def shuffled_ratios(
 
 
 def noise_level(ratios: Array) -> float:
-    """The 99 % point of ``shuffled_ratios``; 0 without any."""
+    """The 99 % point of ``shuffled_ratios``."""
     return float(np.quantile(ratios, 0.99)) if len(ratios) else 0.0
 
 
 class Vocabulary:
-    """The tokens of a text by their identity."""
-
     def __init__(self, token_ids_T: Array) -> None:
         self.ids_V, inverse_T, self.counts_V = np.unique(
             token_ids_T, return_inverse=True, return_counts=True
@@ -89,9 +86,8 @@ class Vocabulary:
         self.tokens = len(token_ids_T)
 
     def chunks(self, ids_TK: Array, num_experts: int) -> Iterator[tuple[int, Array]]:
-        """First token of each chunk of the vocabulary, and how many of each token's occurrences
-        chose each expert, int64 ``[V', E]``. ``ids_TK``: ``distinct``, in the order of ``order_T``.
-        """
+        """First token of each chunk of the vocabulary, and how often each token chose each expert,
+        int64 ``[V', E]``. ``ids_TK``: ``distinct``, in the order of ``order_T``."""
         E = num_experts
         rows = max(1, MOST_CELLS // (E + 1))
         ends_V = np.cumsum(self.counts_V)

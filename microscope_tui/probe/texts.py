@@ -1,5 +1,4 @@
-"""The texts of a probe: files and folders in named slices, their tokens, and the windows that the
-model reads at once.
+"""The texts of a probe: files in named slices, their tokens, and the windows that the model reads.
 
 Files in a folder are skipped if they are links, hidden, or not UTF-8 text. Windows stay in the
 order of the text, so that an interrupted probe holds its beginning.
@@ -78,7 +77,7 @@ def _split(text: str) -> tuple[str, Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Regular files below ``folder``, sorted; without links and hidden files."""
+    """Sorted; without links and hidden files."""
     found: list[Path] = []
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -95,7 +94,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
-    """The text of ``path`` in pieces; each ends with a line if it holds one."""
+    """Pieces, each of which ends with a line if it holds one."""
     decode, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
     try:
         with os.fdopen(open_regular_file(path), "rb") as file:
@@ -126,15 +125,13 @@ class Window:
     texts: list[bytes]
     """Bytes of each token; empty for tokens that the tokenizer puts before a text."""
     slices: list[int]
-    """Number of the slice of each token."""
+    """Of each token."""
     begins: bool = True
     """A text begins here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All windows of a probe, and notes about them for the user."""
-
     windows: list[Window]
     notes: list[str]
 
@@ -193,7 +190,6 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
 
 
 def _listed(characters: Counter[str]) -> str:
-    """Number of characters, and the most frequent ones."""
     shown = "".join(one for one, _ in characters.most_common(_SHOWN))
     return f"{characters.total():,} characters {shown!r}"
 
@@ -201,7 +197,7 @@ def _listed(characters: Counter[str]) -> str:
 def _encode(
     path: Path, pieces: Pieces, most: int, unknown: Counter[str]
 ) -> tuple[list[int], list[bytes]]:
-    """The first ``most`` tokens of a file; only the bytes that they need are read."""
+    """The first ``most`` tokens of a file."""
     ids: list[int] = []
     texts: list[bytes] = []
     for text in _read_text(path, min(_PIECE_BYTES, max(1 << 12, most * 8))):
@@ -229,8 +225,7 @@ def continued(
 ) -> Iterator[Window]:
     """The beginning of each text as a prompt, and what the model writes after it: ``most`` tokens.
 
-    Text written after slice ``n`` is slice ``n + num_slices``. A prompt is cut to half of the
-    ``length`` of a window.
+    Text written after slice ``n`` is slice ``n + num_slices``. A prompt is half a window at most.
     """
     for window in windows:
         if not window.begins:
@@ -248,13 +243,12 @@ def continued(
 
 
 def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
-    """Consecutive windows, ``size`` at a time."""
     for start in range(0, len(windows), size):
         yield list(windows[start : start + size])
 
 
 def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids ``[B, S]``, padded on the right, and which are real; None if all are."""
+    """Ids, padded on the right, and which are real; None if all are."""
     longest = max(len(window.ids) for window in batch)
     ids_BS = torch.tensor([one.ids + [one.ids[0]] * (longest - len(one.ids)) for one in batch])
     if all(len(window.ids) == longest for window in batch):
@@ -264,7 +258,7 @@ def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tens
 
 
 class CharacterPieces:
-    """One token per character of a vocabulary."""
+    """One token per character of a vocabulary; methods as in ``TokenizerPieces``."""
 
     prefix: Sequence[int] = ()
 
@@ -273,11 +267,9 @@ class CharacterPieces:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
-        """See ``TokenizerPieces``."""
         return self._tokenizer.encode(text).tolist(), [one.encode() for one in text]
 
     def of_id(self, token: int) -> bytes:
-        """See ``TokenizerPieces``."""
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
 
@@ -287,8 +279,6 @@ class CharacterPieces:
 
 
 class TokenizerPieces:
-    """A ``tokenizers.Tokenizer``."""
-
     prefix: Sequence[int] = ()
     """Ids that the model expects before every text, for example a start token."""
 
@@ -297,7 +287,8 @@ class TokenizerPieces:
         parts = (tokenizer.decoder, tokenizer.pre_tokenizer)
         states = b"".join(part.__getstate__() for part in parts if part is not None)
         self._byte_level = b'"ByteLevel"' in states
-        self._known: dict[int, bytes] = {}
+        self.of_id = cache(self._bytes)
+        """The bytes of a token in a text that a model writes."""
         whole = tokenizer.encode("a")
         if 1 in whole.special_tokens_mask and 0 in whole.special_tokens_mask:
             self.prefix = whole.ids[: whole.special_tokens_mask.index(0)]
@@ -322,12 +313,6 @@ class TokenizerPieces:
                 return found.ids, pieces
         return found.ids, self._by_offsets(text, data, found.ids, found.offsets)
 
-    def of_id(self, token: int) -> bytes:
-        """The bytes of a token in a text that a model writes."""
-        if token not in self._known:
-            self._known[token] = self._bytes(token)
-        return self._known[token]
-
     def _bytes(self, token: int) -> bytes:
         name = self._tokenizer.id_to_token(token)
         if name is None:
@@ -341,7 +326,7 @@ class TokenizerPieces:
     def _by_offsets(
         self, text: str, data: bytes, ids: list[int], offsets: list[tuple[int, int]]
     ) -> list[bytes]:
-        """The part of the text from the end of the token before to the end of this one."""
+        """Of each token the text from the end of the one before to its own."""
         at_byte = list(accumulate((len(one.encode()) for one in text), initial=0))
         pieces: list[bytes] = []
         at = 0
@@ -358,7 +343,7 @@ class TokenizerPieces:
         return pieces
 
     def _shared(self, data: bytes, ids: list[int]) -> list[bytes]:
-        """``data`` divided among tokens by their own bytes; if these differ, the first has all."""
+        """Divided by the tokens' own bytes; if these differ, the first has all."""
         if len(ids) > 1:
             first, *rest = map(self.of_id, ids)
             if data.endswith(first + b"".join(rest)):
@@ -367,7 +352,6 @@ class TokenizerPieces:
 
 
 Pieces = CharacterPieces | TokenizerPieces
-"""A tokenizer as the probe uses it."""
 
 
 @cache

@@ -53,7 +53,7 @@ class TraceFile:
         self._windows = 0
 
     def add(self, batch: Sequence[Window], traced: Mapping[Key, Traced]) -> None:
-        """Write one batch; ``ValueError`` if a router did not see every token of it."""
+        """``ValueError``: a router did not see every token of the batch."""
         count = sum(len(window.ids) for window in batch)
         for key, name in zip(self._keys, self.writer.shape.layer_names, strict=True):
             seen = len(traced[key].ids_TK) if key in traced else 0
@@ -85,7 +85,7 @@ class TraceFile:
             return {name: row.astype(self._types[name]).tobytes() for name, row in arrays.items()}
 
     def tables(self, progress: Callable[[int, int], None]) -> Tables:
-        """Compute all tables; ``progress`` is called with finished layers and all layers."""
+        """``progress`` is called with finished layers and all layers."""
         shape = self.writer.shape
         E, L, S = shape.num_experts, len(shape.layers), len(self._slices)
         vocabulary = tables.Vocabulary(self._read("token_ids", 0))

@@ -38,7 +38,6 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def trained_lines(training: Mapping[str, Any]) -> list[str]:
-    """The object as text."""
     known = {p: training.get(p) for p in ("routers", "experts", "attention", "embeddings")}
     said = [f"{p} {'{} of {}'.format(*n) if n else 'unknown'}" for p, n in known.items()]
     if "experts" in training:
@@ -53,7 +52,7 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
 
 
 def _by_part(model: nn.Module, weights: Iterable[Weight]) -> Mapping[str, list[Weight]]:
-    """The weights by what they are part of; empty for any other part."""
+    """By what they are part of; empty for any other part."""
     tables = {plain_path(n) for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     parts: defaultdict[str, list[Weight]] = defaultdict(list)
     for weight in weights:
@@ -65,7 +64,7 @@ def _by_part(model: nn.Module, weights: Iterable[Weight]) -> Mapping[str, list[W
 
 
 def _routers(weights: Sequence[Weight], sites: Sequence[Site]) -> dict[str, Any]:
-    """Trained routers of all, which may share weights; nothing if those of one are unknown."""
+    """Trained routers, which may share weights, of all; nothing if those of one are unknown."""
     changed = {w.owner.place for w in weights if w.tensor.requires_grad}
     trains: dict[int, bool] = {}
     for place, site in enumerate(sites):
@@ -78,7 +77,7 @@ def _routers(weights: Sequence[Weight], sites: Sequence[Site]) -> dict[str, Any]
 
 
 def _others(parts: Mapping[str, Sequence[Weight]], changed: Collection[str]) -> dict[str, Any]:
-    """Trained weights of all in every other part, and which share of the experts' numbers."""
+    """Trained weights of all in every other part, and the share of the experts' numbers."""
     found: dict[str, Any] = {}
     for part in ("experts", "attention", "embeddings"):
         own = [bool(inside(w.path, changed)) for w in parts[part] if not w.adapter]
@@ -91,7 +90,6 @@ def _others(parts: Mapping[str, Sequence[Weight]], changed: Collection[str]) -> 
 
 
 def _adapters(parts: Mapping[str, Sequence[Weight]]) -> dict[str, int]:
-    """Trained adapters of each part."""
     pairs = [(part, w) for part, own in parts.items() for w in own if w.tensor.requires_grad]
     count = Counter(dict((w.adapter, part) for part, w in pairs if w.adapter).values())
     named = {name: count[name] for name in ("experts", "attention", "router")}
@@ -99,7 +97,6 @@ def _adapters(parts: Mapping[str, Sequence[Weight]]) -> dict[str, int]:
 
 
 def _missing(model: nn.Module, configs: Iterable[Any], adapted: Collection[str]) -> list[str]:
-    """Names for PEFT that match nothing."""
     modules = [plain_path(name) for name, _ in model.named_modules()]
     parameters = [plain_path(name) for name, _ in model.named_parameters()]
     missing = set[str]()

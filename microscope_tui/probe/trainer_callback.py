@@ -76,7 +76,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self.probe: Probe | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Attach to the model; a Trainer that resumes has set its step already."""
+        """A Trainer that resumes has set its step already."""
         if self.probe is not None:
             self.probe.detach("stopped")
         kept = (state.stateful_callbacks or {}).get(type(self).__name__)
@@ -111,7 +111,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Read the gradients: at the end of the step they are cleared."""
+        """At the end of the step the gradients are cleared."""
         if self.probe is not None:
             self.probe.read_gradients()
         optimizer = kw.get("optimizer")
@@ -185,7 +185,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self._on_alert(alert)
 
     def _send(self, alert: Alert) -> None:
-        """Send the alert to the services that have a run in this process; none is imported."""
+        """To the services that have a run in this process; none is imported."""
         for name in {"wandb", "trackio"} & sys.modules.keys():
             service: Any = sys.modules[name]
             try:
@@ -215,7 +215,6 @@ def _mark(weights: Sequence[Tensor]) -> float | None:
 
 
 def _differing(sites: Sequence[Site], kept: Sequence[float | None]) -> list[str]:
-    """Names of the routers whose weights, or those of their experts, differ from ``kept``."""
     if len(kept) != len(sites):
         return []
     return [

@@ -22,7 +22,7 @@ _WRAPPERS = re.compile(
 
 
 class Owner(NamedTuple):
-    """To which router, or to whose experts, a module or a weight belongs."""
+    """To which router, or to whose experts, a weight belongs."""
 
     place: int = -1
     """Of the router in the model."""
@@ -98,7 +98,7 @@ def _owners(model: nn.Module, sites: Sequence[Site]) -> dict[str, Owner]:
 
 
 def _experts_in(block: nn.Module, num_experts: int) -> list[str]:
-    """Weights of experts by their names, else all that have a row for each expert."""
+    """By their names, else all weights that have a row for each expert."""
     own = [(n, shape_of(p)) for n, p in block.named_parameters() if "shared" not in n]
     return [n for n, _ in own if "expert" in n] or [
         n for n, shape in own if shape[:1] == (num_experts,) and len(shape) > 1
@@ -112,7 +112,7 @@ def shape_of(parameter: Any) -> tuple[int, ...]:
 
 
 def inside(path: str, places: Collection[str]) -> str:
-    """The path, or the innermost module above it, that is in ``places``; empty without one."""
+    """The path, or else the innermost module above it, that is in ``places``."""
     return next((one for one in _up(path) if one in places), "")
 
 
@@ -122,7 +122,6 @@ def plain_path(path: str) -> str:
 
 
 def _up(path: str) -> Iterator[str]:
-    """The path and those of the modules above it, without the model."""
     while path:
         yield path
         path = path.rpartition(".")[0]

@@ -1,8 +1,7 @@
 """A gzip or zstd log, read as a stream.
 
 One read unpacks at most what it returns: a small archive that unpacks to a large log costs time,
-not memory. Of a truncated or damaged archive, what comes before is shown. An archive that changes
-is read again from its start.
+not memory. Of a damaged archive, what comes before is shown. One that changes is read again.
 """
 
 import os
@@ -92,7 +91,7 @@ class CompressedLog(Tail):
 
 
 class _Gzip:
-    """``zlib``'s decoder behind the interface of the one for zstd."""
+    """``zlib``'s decoder, used like the one for zstd."""
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(wbits=31)
@@ -109,7 +108,7 @@ class _Gzip:
 
 
 def _new_decoder(path: Path) -> tuple[Any, type[Exception]]:
-    """A decoder, and what it raises for damage; the library for zstd is loaded only when needed."""
+    """A decoder, and what it raises for damage."""
     if path.suffix != ".zst":
         return _Gzip(), zlib.error
     try:

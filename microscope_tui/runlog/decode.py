@@ -1,9 +1,8 @@
 """One line of a run log becomes one record; its matrices are decoded when they are needed.
 
-Two paths. The fast one decodes a step with a typed struct that does not declare the matrices, so
-that msgspec skips them at disk speed. Whatever it refuses (bare ``NaN``, a string for a number,
-deep nesting, a key of the wrong type) goes through the careful one, field by field: a bad key
-costs that key, never the record, and never the reader.
+The fast path decodes a step with a typed struct that does not declare the matrices, so that msgspec
+skips them at disk speed. Whatever it refuses (bare ``NaN``, a string for a number, deep nesting, a
+key of the wrong type) is decoded field by field: a bad key costs that key, never the record.
 """
 
 import json
@@ -52,7 +51,7 @@ _SHORT = 2048  # bytes of a matrix that is decoded in less time than its rows ar
 
 
 def decode_line(line: bytes) -> Record | None:
-    """Decode one complete line; ``None`` for an empty one, and a record of an unknown kind.
+    """``None`` for an empty line, and a record of an unknown kind.
 
     Raises:
         BadLine: the line holds no usable record.
@@ -85,8 +84,8 @@ def decode_line(line: bytes) -> Record | None:
 def _without_matrices(line: bytes) -> bytes:
     """The line up to its matrices, if only those four are at its end; else the line.
 
-    A few searches for single bytes, from the end on, decide at many GB/s, without parsing a number:
-    the quotes of their keys must be the only ones there, without a hole of NULs.
+    Searches for single bytes, from the end on, decide at many GB/s: the quotes of their keys must
+    be the only ones there, without a hole of NULs.
     """
     cut = len(line)
     left = _MATRIX_KEYS
@@ -106,7 +105,7 @@ def _without_matrices(line: bytes) -> bytes:
 
 
 def decode_matrices(line: bytes, routers: int) -> Matrices:
-    """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
+    """Rows that are not lists of counts become ``None``."""
     fields = object_of(line)
     rows = _rows_of(fields.get("tokens_per_expert"), routers)
     counts = [counts_of(row) for row in rows]
@@ -116,10 +115,7 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
 
 
 def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
-    """Mean weight and mean output norm of every expert, a row per router.
-
-    ``None`` where a row is absent; a value that is not a finite number is ``None`` too.
-    """
+    """Mean weight and mean output norm of every expert; a row per router, ``None`` if absent."""
     try:
         fields = object_of(line)
     except BadLine:  # the typed decoder of the step skipped what the full one rejects
@@ -159,7 +155,7 @@ def _leaves(fields: dict[str, Any], outer: str) -> Iterator[tuple[str, float | V
 
 
 def short_rows(line: bytes, routers: int) -> Sequence[list[int]]:
-    """All rows of counts where they are short and at the end of the line; else none."""
+    """All rows of counts if they are short and at the end of the line; else none."""
     at = line.rfind(b'"') + 2  # fast to find
     if not line.endswith(_COUNTS_KEY, 0, at) or len(line) > at + _SHORT:
         return ()
@@ -174,7 +170,6 @@ def row_starts(line: bytes, routers: int) -> list[int]:
     """Offsets of the opening brackets of the rows of counts; empty for an unusual line.
 
     A rule that suspects one of 58 routers step after step would otherwise decode all of them.
-    Only a matrix in the writers' usual form is cut up like this.
     """
     behind = line.rfind(b'"') + 2  # the last quote is usually that of the key, and fast to find
     if not line.endswith(_COUNTS_KEY, 0, behind):
@@ -201,7 +196,7 @@ def row_starts(line: bytes, routers: int) -> list[int]:
 
 
 def decode_row(line: bytes, start: int) -> list[int] | None:
-    """The counts of the row at ``start``; ``None`` if they are not certain."""
+    """``None`` if the counts are not certain."""
     row = line[start : line.find(b"]", start) + 1]
     if b"{" in row:
         return None
@@ -215,7 +210,7 @@ def decode_row(line: bytes, start: int) -> list[int] | None:
 
 
 def infer_run(line: bytes, name: str) -> RunRecord | None:
-    """A default header from the first step of a log without one; ``None`` without counts."""
+    """A header from the first step of a log without one; ``None`` without counts."""
     fields = object_of(line)
     rows = fields.get("tokens_per_expert")
     if not isinstance(rows, list) or not 0 < len(rows) <= form.MAX_ROUTERS:
@@ -230,7 +225,7 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
 
 
 def object_of(line: bytes) -> dict[str, Any]:
-    """The line as a dict: msgspec first, the standard library for what msgspec refuses."""
+    """msgspec first, the standard library for what it refuses."""
     if len(line) > _MAX_OBJECT_BYTES:
         raise BadLine(f"{len(line) >> 20:,} MB in one line, more than any record needs")
     try:
@@ -375,7 +370,7 @@ def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
 
 
 def _number(value: Any) -> float | None:
-    """A JSON number or a non-finite name as float; anything else counts as missing."""
+    """Of a JSON number or a non-finite name; anything else counts as missing."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
@@ -395,12 +390,11 @@ def _integer(value: Any) -> int | None:
 
 
 def _values_of(value: Any) -> Values | None:
-    """A list of numbers, each of which may be no value."""
     return [_number(item) for item in value] if isinstance(value, list) else None
 
 
 def _finite_of(row: Any) -> Values | None:
-    """A row of numbers, ``None`` for one that is not finite; ``None`` if there is no row."""
+    """``None`` for what is not finite; ``None`` if there is no row."""
     values = _values_of(row) or ()
     return [v if v is not None and math.isfinite(v) else None for v in values] or None
 
@@ -411,7 +405,7 @@ def _rows_of(value: Any, routers: int) -> list[Any]:
 
 
 def counts_of(row: Any) -> list[int] | None:
-    """A row of counts; ``None`` if one of them is none."""
+    """``None`` if one of them is not a count."""
     if not isinstance(row, list) or not row:
         return None
     if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
@@ -428,7 +422,6 @@ def pair_of(value: Any) -> list[int] | None:
 
 
 def _floats_of(row: Any) -> list[float] | None:
-    """A row of numbers; ``None`` if one of them is none."""
     if isinstance(row, list) and set(map(type, row)) == {float}:
         return row
     values = _values_of(row) or []

@@ -43,7 +43,7 @@ class NoRuns(ValueError):
 
 
 class RunFile(msgspec.Struct, frozen=True):
-    """One run on disk, as it was when it was found."""
+    """One run on disk, when it was found."""
 
     name: str
     path: Path
@@ -51,7 +51,6 @@ class RunFile(msgspec.Struct, frozen=True):
     modified: float
     size: int = 0
     inode: tuple[int, int] = (0, 0)
-    """Device and inode."""
     foreign: ClassVar[bool] = False
     """Whether another tool wrote it: it is not a run log; see ``microscope_tui.sources``."""
 
@@ -69,7 +68,6 @@ class RunFile(msgspec.Struct, frozen=True):
         return glance(self.path)
 
     def identity(self) -> Stamp:
-        """The present state of the file."""
         with opened(self.path) as file:
             return identity_of(file)
 
@@ -109,7 +107,7 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
 
 
 def find_logs(root: Path) -> list[Path]:
-    """Every file below ``root`` that is named like a log, newest first; ``root`` if it is one."""
+    """Every file that is named like a log, newest first; ``root`` if it is a file."""
     if not root.is_dir():
         return [root]
     found = [(entry.stat().st_mtime, entry.path) for entry in _log_files(root, MAX_DEPTH)]
@@ -191,7 +189,7 @@ def _run_file(path: Path, root: Path, status: os.stat_result) -> RunFile:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of ``path``: more only if its first line is longer."""
+    """The first bytes; more only if the first line is longer."""
     if path.suffix not in ARCHIVE_SUFFIXES:
         with opened(path) as file:
             return read_lines_at(file, 0, _PROBE_BYTES, _MAX_PROBE_BYTES)
@@ -205,7 +203,7 @@ def _head(path: Path) -> bytes:
 def _log_files(
     folder: Path | str, depth: int, known: KnownLogs | None = None
 ) -> Iterator[os.DirEntry[str]]:
-    """Regular files only, links not followed: avoids pipes, devices and loops of links.
+    """Regular files only, links not followed.
 
     An archive next to the log it was packed from is the same run: only the plain file is read.
     ``known`` collects the files with other names that were asked for.

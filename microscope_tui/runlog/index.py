@@ -1,11 +1,10 @@
-"""The file is its own index: steps grow with the byte offset, so nothing is indexed up front.
+"""The file is its own index: steps grow with the byte offset.
 
 All but ``glance`` raise ``OSError`` for a file that cannot be read.
 
-**Head and last** (``glance``): two short reads give a run's name, plan, last step and end, so that
-a list of a thousand runs does not read a thousand logs. **All over** (``sample``): a first picture
-of a history costs as many small reads as the screen has columns, whatever the size of the file:
-seek, skip to the next newline, decode that record without its matrices. **Between** two known lines
+Two short reads give a run's name, plan, last step and end (``glance``), so that a list of a
+thousand runs does not read a thousand logs. A first picture of a history (``sample``) costs as many
+small reads as the screen has columns, whatever the size of the file. Between two known lines
 ``read_steps`` reads on, ``surviving_steps`` reads a stretch with restarts in it, and ``find_step``
 halves a stretch until a single read covers what is left.
 """
@@ -55,9 +54,9 @@ class Glance(msgspec.Struct, frozen=True):
 
 
 def glance(path: Path) -> Glance:
-    """Read both ends of the log at ``path``; never raises because of its content.
+    """Read both ends of a log; never raises because of its content.
 
-    The run record of a resumed run may be in the middle of the log: then the plan is the first one.
+    The header of a resumed run may be in the middle: then the plan is the first one.
     """
     try:
         with opened(path) as file:
@@ -80,7 +79,7 @@ def glance(path: Path) -> Glance:
 
 
 def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
-    """The last two steps that hold, an end event if nothing follows it, and a late header."""
+    """The last two steps that hold, an end if nothing follows it, and a late header."""
     want = _END_BYTES
     while True:
         start = max(0, size - want)
@@ -94,7 +93,7 @@ def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, R
 def _end_of(
     records: Iterable[Record | None],
 ) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
-    """The steps behind the last header, or before it if there are none yet; end; that header."""
+    """As ``_last``: steps behind the last header, or before it if there are none yet."""
     steps, before = list[StepRecord](), list[StepRecord]()
     end: EventRecord | None = None
     late: RunRecord | None = None
@@ -120,7 +119,7 @@ def _record(line: bytes) -> Record | None:
 
 
 class Overview(msgspec.Struct):
-    """Steps spread evenly over the bytes of a log, in increasing order."""
+    """Steps spread evenly over a log, in increasing order."""
 
     run: RunRecord | None = None
     samples: list[StepEntry] = msgspec.field(default_factory=list)
@@ -133,7 +132,7 @@ class Overview(msgspec.Struct):
     """The event that ended the run, if it is the last record."""
 
     def take(self, lines: bytes, offset: int, name: str) -> None:
-        """Add the steps of whole lines, each once; removes steps that they supersede."""
+        """Add the steps of whole lines; removes steps that they supersede."""
         reader = RunReader(name, self.run, offset)
         for entry in reader.feed(lines):
             if isinstance(entry, StepEntry):
@@ -184,7 +183,7 @@ def sample(path: Path, name: str, count: int) -> Overview:
 
 
 def sample_of(lines: bytes, name: str) -> Overview:
-    """The same of lines that a source sampled; their places in the log are unknown."""
+    """Of lines that a source sampled; their places in the log are unknown."""
     overview = Overview()
     overview.take(lines, 0, name)
     overview.monotonic = False
@@ -228,7 +227,6 @@ def surviving_steps(
 
 
 def step_at(path: Path, run: RunRecord, offset: int) -> StepEntry | None:
-    """The step whose line begins at ``offset``."""
     entry = next(read_steps(path, run, offset), None)
     return entry if entry is not None and entry.offset == offset else None
 
@@ -273,7 +271,7 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
 
 
 def _step_after(file: int, start: int, end: int) -> tuple[int, int] | None:
-    """Offset and number of the first step whose line begins after ``start`` and before ``end``."""
+    """Offset and number of the first step that begins between ``start`` and ``end``."""
     while (found := line_after(file, start, end)) is not None:
         at, line = found
         with suppress(BadLine, UnknownFormat):
@@ -284,10 +282,7 @@ def _step_after(file: int, start: int, end: int) -> tuple[int, int] | None:
 
 
 def line_after(file: int, start: int, end: int, guess: int = 1 << 16) -> tuple[int, bytes] | None:
-    """Offset and bytes, newline included, of the first whole line that begins after ``start``.
-
-    ``None`` where it would begin at ``end`` or later.
-    """
+    """Offset and bytes of the first whole line that begins after ``start`` and before ``end``."""
     data = read_lines_at(file, start, 2 * guess, _LONGEST_LINE, 2)
     begin = data.find(b"\n") + 1
     stop = data.find(b"\n", begin) + 1 if begin else 0

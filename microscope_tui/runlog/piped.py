@@ -1,8 +1,8 @@
 """A log that arrives through a pipe: ``ssh host tail -n +1 -F … | moe-microscope -``.
 
-A thread does the waiting, ``read`` only takes what has arrived. The room for what waits is
-bounded: when it is full the thread stops reading, and the writer at the other end waits. With a
-spool everything is kept on disk first, so that steps that were shown can be read again.
+A thread does the waiting, ``read`` only takes what has arrived. When too much waits the thread
+stops reading, and the writer at the other end waits. With a spool everything is kept on disk first,
+so that steps that were shown can be read again.
 """
 
 import os
@@ -26,10 +26,9 @@ _COPY_BYTES = 1 << 20
 class Spool:
     """Keeps the newest bytes of a stream; never uses more than ``limit`` of disk space.
 
-    The file has no name from the start (``O_TMPFILE``) or loses it before the first byte is
-    written, and only its owner may open it: nothing is left however the program ends. Every byte
-    keeps its offset in the stream. When the file is full, the newer half is copied to a fresh file
-    at the same offsets, with a hole in front of it, and the older half is dropped.
+    The file has no name when the first byte is written, and only its owner may open it: nothing is
+    left however the program ends. Every byte keeps its offset in the stream. When the file is full,
+    the newer half is copied to a fresh file at the same offsets, with a hole in front of it.
     """
 
     def __init__(self, limit: int = MOST_BYTES) -> None:
@@ -40,9 +39,8 @@ class Spool:
         self.path = Path(f"/dev/fd/{self._file}")
         """A path that can be opened while this object lives."""
         self.start = 0
-        """Offset of the first kept byte."""
         self.end = 0
-        """Offset after the last kept byte."""
+        """``start`` … ``end``: the offsets that are kept."""
         self.problem: str | None = None
         """Why nothing more is stored; earlier data stays."""
         self.limit = limit
@@ -50,7 +48,7 @@ class Spool:
         os.close(os.open(self.path, os.O_RDONLY))  # a system without /dev/fd has no spool
 
     def keep(self, piece: bytes) -> None:
-        """Append data. A full disk is not an error: see ``problem``."""
+        """A full disk is not an error: see ``problem``."""
         if self.problem is not None:
             return
         try:
@@ -64,7 +62,7 @@ class Spool:
             self.problem = error.strerror or str(error)
 
     def clear(self) -> None:
-        """Forget everything: the next byte has offset 0."""
+        """The next byte has offset 0."""
         os.ftruncate(self._file, 0)
         self.start = self.end = 0
 
@@ -91,7 +89,7 @@ def _write_at(file: int, data: bytes, offset: int) -> None:
 
 
 class SpooledLog(Source):
-    """A log that cannot be read again at its origin, only in its spool."""
+    """It cannot be read again at its origin, only in its spool."""
 
     def __init__(self, name: Path, spool: Spool | None) -> None:
         """``name``: shown in place of a path."""
@@ -114,7 +112,7 @@ class PipedLog(SpooledLog):
     ) -> None:
         super().__init__(Path(name), spool)
         self.ended = False
-        """Whether the writer closed its end and everything was returned."""
+        """The writer closed its end and everything was returned."""
         self._descriptor = descriptor
         self._capacity = capacity
         self._changed = threading.Condition()

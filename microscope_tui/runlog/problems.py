@@ -1,9 +1,9 @@
 """The problems of a log: how they are counted, and which a line and a single value can have.
 
-A writer with one mistake makes it on every line. So the first twenty problems of each class are
-reported in full, and the rest as one line with their number: the report stays short. The reader
-tolerates bare ``NaN``, holes of NUL bytes and broken UTF-8; here each is reported, and what can be
-read after it is returned, so that one mistake does not hide others.
+A writer with one mistake makes it on every line: the first twenty problems of each class are
+reported in full, and the rest as one line with their number. The reader tolerates bare ``NaN``,
+holes of NUL bytes and broken UTF-8; here each is reported, and what can be read after it is
+returned, so that one mistake does not hide others.
 """
 
 import difflib
@@ -149,10 +149,7 @@ class Problems:
         self._last: dict[str, Problem] = {}
 
     def say(self, what: str, code: str = "", /, **values: Any) -> None:
-        """Add the problem ``what`` of ``_WORDS``; ``code``: its class, if these words have several.
-
-        ``value`` is shown as one from a log.
-        """
+        """``what``: of ``_WORDS``; ``code``: the class, if these words have several."""
         if "value" in values:
             values["value"] = shown(values["value"])
         severity, words = _SAYINGS[what]
@@ -171,7 +168,7 @@ class Problems:
             yield replace(last, reason=reason, count=more)
 
     def strict_object(self, line: bytes) -> dict[str, Any] | None:
-        """The object of the line; ``None`` if there is none, which is reported."""
+        """The object of the line; ``None``, reported, if there is none."""
         if not line.strip():
             self.say("empty")
             return None
@@ -277,11 +274,9 @@ class Problems:
         ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
-        """Add the problem of class ``code`` that ``value`` is not ``expected``."""
         self.say("expected", code, key=key, value=value, expected=expected)
 
     def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:
-        """The finite number at ``key``."""
         if rule.fits(value):
             return value
         if type(value) is float and not math.isfinite(value):
@@ -297,7 +292,7 @@ class Problems:
         return self.unexpected(f"range {code}", key, value, expected)
 
     def per_router(self, key: str, value: Any) -> list[Any] | None:
-        """The list at ``key`` with one entry per router; ``None`` where there is none."""
+        """The list at ``key``; ``None`` unless it has one entry per router."""
         if value is None:
             return None
         if not isinstance(value, list):

@@ -1,8 +1,7 @@
 """From the bytes of one log to its records, in order, with what was wrong counted.
 
-``RunReader`` is the pure part (bytes in, entries out). It knows the header, so it drops summaries
-of the wrong length; a log without a header gets one from its counts. ``Course`` decides which steps
-a restart supersedes.
+``RunReader`` knows the header, so it drops summaries of the wrong length; a log without a header
+gets one from its counts. ``Course`` decides which steps a restart supersedes.
 """
 
 import re
@@ -59,9 +58,8 @@ class StepEntry:
     def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
         self.offset = offset
-        """Offset of the line in the log."""
         self.routers = routers
-        """Number of routers that the run had at this step."""
+        """How many the run had at this step."""
         self._line = line
         self._matrices: Matrices | None = None
         self._numbers: dict[str, float | Values] | None = None
@@ -73,7 +71,7 @@ class StepEntry:
 
     @property
     def has_counts(self) -> bool:
-        """Whether the line seems to have counts (cheap: nothing is decoded)."""
+        """Whether the line seems to have counts; nothing is decoded."""
         line, at = self._line, self._line.rfind(_COUNTS_KEY)
         while at >= 0:
             if _ROWS.match(line, at + len(_COUNTS_KEY)):
@@ -83,11 +81,10 @@ class StepEntry:
 
     @property
     def length(self) -> int:
-        """Bytes of the line with its newline."""
+        """With its newline."""
         return len(self._line) + 1
 
     def matrices(self) -> Matrices:
-        """Counts and biases; decoded once."""
         if self._matrices is None:
             try:
                 self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)
@@ -97,7 +94,7 @@ class StepEntry:
         return self._matrices
 
     def counts(self, router_index: int) -> list[int] | None:
-        """Counts of one router, without decoding the others."""
+        """Without decoding those of the other routers."""
         if self._matrices is None:
             row = self._row(router_index)
             if row is not None:
@@ -105,15 +102,14 @@ class StepEntry:
         return self.matrices().tokens_per_expert[router_index] if self.has_counts else None
 
     def biases(self, router_index: int) -> list[float] | None:
-        """Selection bias of one router; decodes all matrices of the step."""
+        """Decodes all matrices of the step."""
         return self.matrices().expert_bias[router_index]
 
     def means(self) -> tuple[Rows, Rows]:
-        """Mean weight and mean output norm of every expert, a row per router."""
+        """See ``decode_means``."""
         return decode_means(self._line.strip(b"\0 "), self.routers)
 
     def numbers(self) -> dict[str, float | Values]:
-        """All numbers of the line but its matrices, by name; decoded once."""
         if self._numbers is None:
             self._numbers = numbers_of(self._line)
         return self._numbers
@@ -207,8 +203,7 @@ class Course:
     """Which steps hold, record by record.
 
     A run record with ``resumed_at_step`` supersedes the steps from there on, and so does a step
-    that is not after the last one: a run record without it changes nothing. Of a step that is
-    written twice in a row the first one holds.
+    that is not after the last one. Of a step that is written twice in a row the first one holds.
     Another model has a course of its own.
     """
 

@@ -203,10 +203,7 @@ def numbers_of(record: type[StepRecord] | type[RouterSummary]) -> dict[str, Numb
 
 
 def seconds_between(before: StepRecord | None, after: StepRecord) -> float | None:
-    """How long a record takes to come: the longer of the step's own time and of their distance.
-
-    Where not every step is logged the distance is the longer one; ``None`` if neither is known.
-    """
+    """The step's own time or, if longer, their distance, where not every step is logged."""
     times = [after.step_time_s]
     if before is not None and before.time is not None and after.time is not None:
         times.append(after.time - before.time)
@@ -215,7 +212,7 @@ def seconds_between(before: StepRecord | None, after: StepRecord) -> float | Non
 
 
 class Matrices(msgspec.Struct, frozen=True):
-    """The matrices of one step: one row per router, ``None`` where a row is absent or unusable."""
+    """One row per router, ``None`` where it is absent or unusable."""
 
     tokens_per_expert: list[list[int] | None]
     expert_bias: list[list[float] | None]
@@ -223,8 +220,6 @@ class Matrices(msgspec.Struct, frozen=True):
 
 
 class RouterInfo(msgspec.Struct, frozen=True):
-    """One router of the model: its shown name, true depth, experts and choices per token."""
-
     name: str
     depth: int
     num_experts: int
@@ -244,11 +239,10 @@ class RunRecord(msgspec.Struct, frozen=True):
     profile: str = "pretrain"
     model_name: str = ""
     dtype: str = ""
-    """Data type of the computation, if configured: ``bf16``, ``fp32`` …"""
+    """Of the computation: ``bf16``, ``fp32`` …"""
     sequence_length: int | None = None
-    """Tokens of a sequence, if configured."""
     hidden_layers: int | None = None
-    """Layers of the model, dense ones included, if known."""
+    """Dense ones included."""
     capacity_factor: float | None = None
     score_function: str = ""
     norm_top_k: bool | None = None
@@ -289,7 +283,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def one_or_each(values: Sequence[T]) -> T | list[T]:
-    """A setting of the routers for a header: one value where they share it, else one each."""
+    """A setting of the routers: one value where they share it, else one each."""
     return values[0] if len(set(values)) == 1 else list(values)
 
 

@@ -11,7 +11,7 @@ from types import FrameType
 def on_stop_signals(act: Callable[[int], None]) -> Iterator[None]:
     """Both call ``act`` with their number; ignored signals stay ignored, as nohup requires.
 
-    Only the main thread can handle signals: in another one nothing changes.
+    Outside of the main thread nothing changes.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -2,8 +2,7 @@
 
 ``Tail`` remembers how far it read and what the bytes before that looked like, so it notices when
 the file under the name was truncated, rewritten, replaced or removed. ``LineSplitter`` is the pure
-half: whatever the cuts in the byte stream, the same lines come out. ``Source`` is what every
-origin of a log offers, ``Stamp`` the state of a file while it is unchanged.
+half: whatever the cuts in the byte stream, the same lines come out.
 """
 
 import errno
@@ -45,7 +44,6 @@ class Defects(msgspec.Struct):
             self.first.append(f"line {line_number:,}: {reason}")
 
     def merge(self, other: "Defects") -> None:
-        """Count the defects that were found elsewhere, too."""
         self.count += other.count
         self.first = [*self.first, *other.first][:3]
 
@@ -89,7 +87,7 @@ class LineSplitter:
         self._fed += len(chunk)
 
     def report(self, defects: Defects) -> None:
-        """Count the lines that were skipped since the last call."""
+        """Count the lines that were skipped."""
         for number in self.overlong:
             defects.add(number, f"longer than {self._max >> 20} MB, skipped")
         self.overlong = []
@@ -105,8 +103,6 @@ class LineSplitter:
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Result of one read."""
-
     data: bytes
     restarted: bool = False
     """The file was truncated or replaced: everything read before is gone."""
@@ -115,8 +111,6 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """How far something was read, and its last change."""
-
     def __init__(self) -> None:
         self.offset = 0
         """All before it was handed out; in the same bytes as ``size``."""
@@ -155,9 +149,9 @@ class Source(Progress, ABC):
         self.changed_at: float | None = None
         """When we last saw it change, by the monotonic clock; ``None`` before the first time."""
         self.seekable = seekable
-        """Whether ``path`` can be read at any offset in ``kept``."""
+        """``path`` can be read at any offset in ``kept``."""
         self.translates = False
-        """Whether it makes lines of another format, so that its own ``defects`` count."""
+        """It makes lines of another format, so that its own ``defects`` count."""
 
     def sampled(self, count: int) -> bytes:
         """Lines of about ``count`` steps of the whole run, without reading all of it.
@@ -192,7 +186,6 @@ class Tail(Source):
         self._reset()
 
     def _reset(self) -> None:
-        """Read from the beginning again."""
         self.offset = 0
         self.defects = Defects()
         self._restarted = True
@@ -207,10 +200,7 @@ class Tail(Source):
         return EVERYTHING
 
     def read_lines(self, max_bytes: int = 1 << 20) -> Chunk:
-        """The next complete lines; those above the limit are left out and count as defects.
-
-        Use either this or ``read``.
-        """
+        """The next lines; those above the limit count as defects. Use either this or ``read``."""
         chunk = self.read(max_bytes)
         lines = list(self._splitter.feed(chunk.data))
         self._splitter.report(self.defects)
@@ -235,13 +225,13 @@ class Tail(Source):
             return Chunk(b"")
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Bytes at any place, and the present ``size``; nothing counts as read."""
+        """Also updates ``size``; nothing counts as read."""
         with opened(self.path) as file:
             self.size = os.fstat(file).st_size
             return os.pread(file, length, offset)
 
     def _look(self, file: int) -> None:
-        """Update the state of the file; start again if it is a different one."""
+        """Start again if it is a different file."""
         status = os.fstat(file)
         stamp, before = stamp_of(status), self._stamp
         if self.offset > 0 and (
@@ -258,7 +248,7 @@ class Tail(Source):
         self.size, self.modified = status.st_size, status.st_mtime
 
     def _is_the_same(self, file: int) -> bool:
-        """Whether what was returned is still there (in a truncated file it is not)."""
+        """Whether what was returned is still there."""
         before = self.offset - len(self._tail)
         tail = os.pread(file, len(self._tail) + 1, before)
         if os.pread(file, len(self._head), 0) != self._head or not tail.startswith(self._tail):
@@ -307,10 +297,7 @@ class Tail(Source):
         return whole
 
     def _line_length(self, file: int, length: int, max_line_bytes: int) -> int:
-        """Bytes of the line at ``offset``, of which ``length`` are known to hold no newline.
-
-        The scan keeps nothing: a long line costs memory only once it is whole.
-        """
+        """Bytes of the line at ``offset``, of which ``length`` are known to hold no newline."""
         while length <= max_line_bytes:
             piece = os.pread(file, _SCAN_BYTES, self.offset + length)
             if not piece:
@@ -321,14 +308,13 @@ class Tail(Source):
         return length
 
     def _at_rest(self) -> bool:
-        """Whether the file is at rest, by the file system's clock or by our own."""
+        """By the file system's clock or by our own."""
         age = time.time() - (self.modified or 0.0)
         return max(age, time.monotonic() - self._stamp_since) >= QUIET_S
 
     def _move_on(self, data: bytes) -> None:
         self.offset += len(data)
-        if len(self._head) < _FINGERPRINT_BYTES:
-            self._head = (self._head + data[:_FINGERPRINT_BYTES])[:_FINGERPRINT_BYTES]
+        self._head = (self._head + data[:_FINGERPRINT_BYTES])[:_FINGERPRINT_BYTES]
         self._tail = (self._tail + data[-_FINGERPRINT_BYTES:])[-_FINGERPRINT_BYTES:]
 
 
@@ -344,18 +330,15 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp of a file that was looked at and not read."""
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def identity_of(file: int) -> Stamp:
-    """The present state of an open file, with its first bytes."""
     head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
     return stamp_of(os.fstat(file))._replace(head=head)
 
 
 def read_at(path: Path, start: int, size: int) -> bytes:
-    """Bytes of a regular file; fewer at its end."""
     with opened(path) as file:
         return os.pread(file, size, start)
 
@@ -380,7 +363,6 @@ def open_regular_file(path: Path) -> int:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """``open_regular_file``, closed at the end."""
     file = open_regular_file(path)
     try:
         yield file

@@ -1,11 +1,10 @@
 """Validates a log against the format; strict where the reader is tolerant.
 
-The reader saves what it can, which is right for monitoring and wrong while a writer is being
-developed. The validator reports line by line what breaks the format (``error``) and what is valid
-but probably not intended (``hint``): first every field, in one walk over the tables of
-``records``, then the parts of a step against each other. A trainer that counts twice, counts after
-the drop or computes a summary from another step writes valid JSON. Such mistakes are found because
-a row of counts has to sum to tokens × k and because summaries can be recomputed from counts.
+The validator reports line by line what breaks the format (``error``) and what is valid but probably
+not intended (``hint``): first every field, in one walk over the tables of ``records``, then the
+parts of a step against each other. A trainer that counts twice, counts after the drop or computes a
+summary from another step writes valid JSON: a row of counts has to sum to tokens × k, and summaries
+can be recomputed from counts.
 """
 
 import math
@@ -60,8 +59,7 @@ _FORMULAS = {
 }
 """What follows from the counts of the same line, in words."""
 _ROWS = {
-    "mean_weight": ("means", "write [] where not measured"),
-    "mean_output_norm": ("means", "write [] where not measured"),
+    **dict.fromkeys(form.MATRICES[:2], ("means", "write [] where not measured")),
     "expert_bias": ("biases", "write [] for a router without one"),
     "tokens_per_expert": ("counts, or null where there are none", "write null where not counted"),
 }
@@ -80,8 +78,6 @@ class _Promise(NamedTuple):
 
 
 class LogValidator(Problems):
-    """Checks one line after the other, with the state that later lines are checked against."""
-
     def __init__(self) -> None:
         super().__init__()
         self.records: Counter[str] = Counter()
@@ -94,7 +90,6 @@ class LogValidator(Problems):
         self._measured = False
 
     def check(self, line_number: int, line: bytes) -> None:
-        """Check the next line."""
         self.line = line_number
         if (record := self.strict_object(line)) is not None:
             self._record(record)
@@ -157,7 +152,7 @@ class LogValidator(Problems):
             self.unexpected(key, key, missing, "a list of names")
 
     def _model(self, model: Any, source: dict[str, Any]) -> _Promise:
-        """Check the model of a run record; what it declares."""
+        """What the model of a run record declares."""
         counts = source.get("counts") or "exact"
         if not isinstance(model, dict):
             self.routers = None
@@ -244,7 +239,7 @@ class LogValidator(Problems):
                 self.say("reason", value=said["reason"], known=", ".join(form.END_REASONS))
 
     def _contents(self, record: dict[str, Any]) -> None:
-        """Check everything of a step but its place in the run."""
+        """All of a step but its place in the run."""
         keys = list(record)
         present = [key for key in form.MATRICES if key in record]
         if keys[0] != "kind" or keys[len(keys) - len(present) :] != present:
@@ -254,7 +249,7 @@ class LogValidator(Problems):
         summaries = {name: values for name, values in router if values is not None}
         self._compare_limits(summaries)
         self._compare_parts(summaries)
-        for name in ("mean_weight", "mean_output_norm", "expert_bias"):
+        for name in form.MATRICES[:3]:
             for _, key, row in self._rows(name, record.get(name)):
                 if not set(map(type, row)) <= {int, float}:  # at C speed: most of a line
                     self._measurements(name, key, row)
@@ -263,7 +258,6 @@ class LogValidator(Problems):
         self._measured |= counts is not None or "effective_experts" in summaries
 
     def _measurements(self, name: str, key: str, row: list[Any]) -> None:
-        """Check a row of biases or means."""
         for expert, value in enumerate(row):
             place = f"{key}[{expert}]"
             if value is None and name == "expert_bias":
@@ -302,7 +296,7 @@ class LogValidator(Problems):
         self.say("router", code, name=name, index=index, number=number, limit=limit)
 
     def _rows(self, name: str, value: Any) -> Iterator[tuple[int, str, list[Any]]]:
-        """Index, name and entries of every row of a matrix that has the right width."""
+        """Index, name and entries of every row that has the right width."""
         what, otherwise = _ROWS[name]
         if value == [] and name == "expert_bias":
             return  # no router has one
@@ -321,7 +315,7 @@ class LogValidator(Problems):
                 yield index, key, row
 
     def _counts(self, value: Any, tokens: int | None, summaries: Summaries) -> None:
-        """Check ``tokens_per_expert``, and the summaries of the same rows against it."""
+        """Also checks the summaries of the same rows."""
         counts = self._promise.counts
         own, unrouted = (summaries.get(name, ()) for name in ("tokens", "unrouted"))
         if isinstance(value, list) and tokens is None and not own and counts != "shares":
@@ -337,7 +331,6 @@ class LogValidator(Problems):
                 self._compare(summaries, index, row)
 
     def _not_counts(self, key: str, row: list[Any]) -> None:
-        """Name what is not a count in a row."""
         if form.holds_fractions(row):
             self.say("fractions", key=key, why=form.FRACTIONS)
             return
@@ -380,7 +373,6 @@ class LogValidator(Problems):
             self.say("above tokens", key=f"{key}[{expert}]", count=row[expert], tokens=int(tokens))
 
     def _compare(self, summaries: Summaries, index: int, row: list[int]) -> None:
-        """Summaries that contradict the counts of the same line."""
         for name, formula in _FORMULAS.items():
             value = _at(summaries.get(name, ()), index)
             expected = measures.DERIVED[name](row)

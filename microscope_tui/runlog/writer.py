@@ -3,9 +3,8 @@
 A line is written with one ``write``, so that a reader sees it torn only while it is being written
 or after a crash. Failures and their effects:
 
-- **A write fails** (disk full, I/O error, read-only, file or folder gone): one warning, and the log
-  is reopened at most once a second until it can be written. Steps in between are counted, not
-  tried; a ``lost_records`` event in the gap gives their number.
+- **A write fails**: one warning, and the log is reopened at most once a second until it can be
+  written. Steps in between are counted, not tried; a ``lost_records`` event gives their number.
 - **Half a line was written**: it is cut off again. If that fails too, the next line starts with a
   newline, so that a torn line costs only itself.
 - **The file is deleted, rotated, replaced or emptied**: the log continues in the file that has its
@@ -15,10 +14,10 @@ or after a crash. Failures and their effects:
 - **After a fork** the log belongs to the process that opened it; the child writes nothing.
 
 ``BackgroundLog`` writes on a thread of its own, from a queue that is bounded in records and bytes.
-When the disk is too slow, the least important data is dropped first: while more than half of the
-queue is used, steps lose their matrices; when it is full, new steps are dropped and counted. Run
-records and events have a reserve of their own. At exit the program waits a few seconds for the
-queue. Neither a KeyboardInterrupt nor a signal handler that logs can leave a lock held.
+When the disk is too slow, steps lose their matrices while more than half of the queue is used, and
+when it is full, new steps are dropped and counted. Run records and events have a reserve of their
+own. At exit the program waits a few seconds for the queue. Neither a KeyboardInterrupt nor a signal
+handler that logs can leave a lock held.
 """
 
 import atexit
@@ -43,7 +42,7 @@ from microscope_tui.runlog.records import MATRICES
 _logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-"""Seconds after a failed write before the next attempt; steps in between count as lost."""
+"""After a failed write before the next attempt; steps in between count as lost."""
 QUIET_S = 60.0
 """Seconds between warnings about a disk that keeps failing."""
 
@@ -51,12 +50,12 @@ Record = Mapping[str, Any]
 MEANS = MATRICES[:2]
 
 MAX_RECORDS = 4096
-"""Maximum number of queued steps: minutes of a hanging disk for a small model, in 27 MB."""
+"""Of queued steps: minutes of a hanging disk for a small model, in 27 MB."""
 MAX_BYTES = 64 * 2**20
-"""Maximum bytes of queued steps: 250 steps of 58 routers of 256 experts (0.27 MB each)."""
+"""Of queued steps: 250 with 58 routers of 256 experts (0.27 MB each)."""
 RESERVE_RECORDS = 256
 RESERVE_BYTES = 4 * 2**20
-"""Additional bytes for run records and events, so that a queue full of steps still accepts them."""
+"""For run records and events, so that a queue full of steps still accepts them."""
 
 SYNC_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
@@ -82,7 +81,7 @@ class RunLogWriter:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a child of the process that opened the log: it writes nothing."""
+        """A child of the process that opened the log writes nothing."""
         return os.getpid() != self._owner
 
     def write(self, record: Mapping[str, Any]) -> bool:
@@ -107,7 +106,7 @@ class RunLogWriter:
         return written
 
     def sync(self) -> bool:
-        """Sync to disk; a failure is a warning, not an error."""
+        """A failure is a warning, not an error."""
         if self._file is None or self.is_forked:
             return False
         try:
@@ -160,7 +159,7 @@ class RunLogWriter:
         self._head_is_due = False
 
     def _size_of_open_log(self) -> int:
-        """Size of the file at the log's path, opening it if needed."""
+        """Opens the file at the log's path if needed."""
         if self._file is not None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 status = os.stat(self.path)
@@ -214,7 +213,7 @@ def rounded(value: float | None, digits: int) -> float | None:
 
 
 def _named_non_finite(value: Any) -> Any:
-    """``value`` with NaN and the infinities replaced by their names (msgspec writes null)."""
+    """NaN and the infinities become their names (msgspec writes null)."""
     if isinstance(value, float):
         if math.isfinite(value):
             return value
@@ -249,7 +248,7 @@ def without_matrices(record: Record, matrices: bool) -> Record:
 
 
 class BackgroundLog:
-    """Encodes and writes records on a daemon thread; see the module."""
+    """Writes on a daemon thread; see the module."""
 
     def __init__(
         self,
@@ -259,10 +258,10 @@ class BackgroundLog:
         max_records: int = MAX_RECORDS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Start the thread that writes to ``log``, which is closed here too.
+        """Start the thread that writes to ``log`` and closes it.
 
-        ``finish`` is called on that thread with a record and whether its matrices are wanted, and
-        returns the record to be written: a place for work that the training can do without.
+        On that thread ``finish`` gets a record and whether its matrices are wanted, and returns
+        what is written: a place for work that the training can do without.
         """
         self._log = log
         self._finish = finish
@@ -369,7 +368,7 @@ class BackgroundLog:
 
 
 def estimated_bytes(value: Any) -> int:
-    """Approximate memory of a value, without visiting every number of a matrix."""
+    """Of memory, without visiting every number of a matrix."""
     if isinstance(value, Mapping):
         return 64 + sum(100 + estimated_bytes(item) for item in value.values())
     if not isinstance(value, list | tuple):
