@@ -143,7 +143,7 @@ def sources(
 
 def overshoots(shape: Shape, rng: random.Random) -> Run:
     """The bias swings by itself: its rate is too high, and it may be averaged over some steps."""
-    loop = Loop(shape, rng, rate=rng.uniform(0.05, 0.08), late=rng.randint(1, 4))
+    loop = Loop(shape, rng, rate=rng.uniform(0.1, 0.2), late=rng.randint(1, 4))
     loop.logged = rng.random() < 0.5
     found = replace(LINT, rule="OSCILLATION", routers=tuple(range(shape.routers)))
     return loop.run(found, cause="too high")

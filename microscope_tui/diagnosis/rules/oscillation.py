@@ -65,9 +65,7 @@ class OscillationLimits(RuleLimits, frozen=True):
     gain: float = 50.0
     """… the load swings by no more than this for each unit (true loops 3 to 41; the data 275), …"""
     follows: float = 0.6
-    """… and follows it (true loops correlate by 0.72 or more; data of period 6 to 24 by 0.2), …"""
-    large: float = 10.0
-    """… or by no more than this: the bias moves far enough (drawn swings 1.5 to 9)."""
+    """… and follows it (true loops correlate by 0.72 or more; data of period 6 to 24 by 0.2)."""
     usual_c: float = 0.75
     """Alternating data is harmless where the median step is as even as this."""
 
@@ -247,8 +245,8 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         least, logged = limits.least_move, len(biases) == len(rows)
         if logged:
             rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
-            follows = following(rows, biases) >= limits.follows
-            least = memory.swings[index] / (limits.gain if follows else limits.large)
+            if following(rows, biases) >= limits.follows:
+                least = min(least, memory.swings[index] / limits.gain)
             facts["moves"] = rate if rate > 2 * said else 0.0
         moves = rate * period / 2
         again = index in memory.biases and balance.get("method") not in ("aux", "none")
