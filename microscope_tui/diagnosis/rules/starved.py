@@ -238,6 +238,8 @@ class Starved(Rule[StarvedLimits, Memory]):
             return share
         if summed is not None and len(summed) >= min(summed.window, self.least):
             return measures.starved_experts(summed.totals, self.limits.enter) / len(summed.totals)
+        if not self.context.relative:
+            return share
         return share - 1.0 / self.sizes[index]  # which are close is unknown
 
     def _limit(self, index: int) -> float:
