@@ -105,6 +105,8 @@ class Session:
         self.written: list[Path] = []
         self.maps: tuple[str, ...] = ()
         """Confirmed keys of other tools, as given with ``--map``."""
+        self.top_k = 0
+        """Experts per token of runs that do not contain it; 0: not given."""
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0
@@ -149,21 +151,39 @@ class Session:
             self._looked = wanted, await asyncio.to_thread(os.path.isfile, there)
         return self._looked[1]
 
-    def confirm_keys(self) -> str:
-        """Read unknown keys as proposed, or forget them; returns what was done."""
-        watch, request = self.watch, self.fleet.request
+    @property
+    def _proposed(self) -> SourceRequest | None:
+        """How unknown keys of the open run can be read."""
+        return getattr(self.watch.source, "proposed", None) if self.watch is not None else None
+
+    @property
+    def lacks_top_k(self) -> bool:
+        """Whether k of the open run has to be given: its source or the proposal has none."""
+        if self._proposed is not None:
+            return not self._proposed.top_k
+        watch, run = self.watch, self.run
+        if watch is None or run is None or self.maps or self.top_k:
+            return False
+        by_keys = isinstance(watch.file, ForeignRun) and watch.file.form.by_keys
+        return by_keys and not all(router.top_k for router in run.routers)
+
+    def confirm_keys(self, top_k: int = 0) -> str:
+        """Read unknown keys as proposed, with this k, or forget both; returns what was done."""
+        watch, request, proposed = self.watch, self.fleet.request, self._proposed
         if watch is None or not isinstance(watch.file, ForeignRun):
             return "this is a run log: confirm keys with --map when you import it"
-        proposed: SourceRequest | None = getattr(watch.source, "proposed", None)
-        if proposed is None and not self.maps:
+        if proposed is None and not (self.maps or self.top_k or top_k):
             return "nothing is proposed for the keys of this run: --map names them"
         rules = proposed.confirmed if proposed is not None else ()
         self.maps = tuple(rule.written for rule in rules)
-        self.reader.choose(watch.file, replace(request, confirmed=rules))
-        if not self.maps:
+        self.top_k = top_k or (request.top_k if proposed is not None else None) or 0
+        k = self.top_k or None
+        self.reader.choose(watch.file, replace(request, confirmed=rules, confirmed_top_k=k))
+        given = [*([f"k = {k}"] if k else []), *map(shlex.quote, self.maps)]
+        if not given:
             return "the confirmed keys are forgotten; m confirms them again"
         kept = "; remembered for this folder" if self.preferences.remember else ""
-        return f"confirmed: {shlex.join(self.maps)}{kept}; m forgets it"
+        return f"confirmed: {', '.join(given)}{kept}; m forgets it"
 
     def close(self) -> None:
         if "anatomy" in vars(self):

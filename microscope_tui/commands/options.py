@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -18,6 +18,9 @@ from microscope_tui.diagnosis import RULES
 from microscope_tui.placement import CostRequest
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import FORMATS, BadMapping, Search, SourceRequest, rules_of
+
+if TYPE_CHECKING:
+    from microscope_tui.app import SavedView
 
 _STEPS = re.compile(r"(\d{0,18}):(\d{0,18})")
 WAIT_S = 600
@@ -162,7 +165,7 @@ class SourceOptions:
     pipeline_parallel
         Pipeline stages of a Megatron run: each numbers its own layers from 0.
     remembered
-        Use the keys confirmed on the screen for this path.
+        Use the keys and the experts per token confirmed on the screen for this path.
     """
 
     source: str = ""
@@ -184,25 +187,31 @@ class SourceOptions:
         except BadMapping as error:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
-        kept = rules_of(_confirmed(path)) if self.remembered else ()
-        return SourceRequest(self.source, rules, kept, experts, top_k, pipeline_parallel=stages)
+        request = SourceRequest(
+            self.source, rules, num_experts=experts, top_k=top_k, pipeline_parallel=stages
+        )
+        return _kept(path).applied(request) if self.remembered else request
 
     def note(self, path: Path) -> Sequence[str]:
-        """Which keys were confirmed on the screen, if others than those of ``--map``."""
-        maps = _confirmed(path)
-        said = "keys were confirmed on the screen for this path; --remembered uses them:"
-        options = " ".join(f"--map {shlex.quote(one)}" for one in maps)
-        return () if set(maps) <= set(self.map_) else (f"{said} {options}",)
+        """What was confirmed on the screen, if it differs from ``--map`` and ``--top-k``."""
+        notes = []
+        kept = _kept(path)
+        if not set(kept.maps) <= set(self.map_):
+            said = "keys were confirmed on the screen for this path; --remembered uses them:"
+            notes.append(" ".join([said, *(f"--map {shlex.quote(one)}" for one in kept.maps)]))
+        if (k := kept.top_k) and self.top_k is None and not self.remembered:
+            notes.append(f"k = {k} is remembered for the screen: pass --top-k {k} or --remembered")
+        return notes
 
     def search(self, path: Path) -> Search:
         """What to search at ``path``, with your own config file."""
         return Search(path, self.request(read_config(), path))
 
 
-def _confirmed(path: Path) -> Sequence[str]:
+def _kept(path: Path) -> "SavedView":
     from microscope_tui.app import load_view  # which a run log does not need
 
-    return load_view(path).maps
+    return load_view(path)
 
 
 @Parameter(name="*")

@@ -38,6 +38,7 @@ _WORDS = {HEALTHY: "healthy", WARNING: "WARNING", CRITICAL: "CRITICAL", NO_VERDI
 SCHEMA_VERSION = 2
 _KEYS = ("run", "path", "state", "judged", "last_step", "profile", "exit_code", "problem", "notes")
 _MOST_NAMED = 3
+_QUIET_STATES = (RunState.FINISHED, RunState.WAITING, RunState.NO_DATA, RunState.ERROR)
 Event = Literal["opened", "worse", "recovered"]
 _Key = tuple[str, int, int, int]
 _Known = dict[_Key, tuple[Severity, bool]]
@@ -189,7 +190,7 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         yield f"step {step:,} written {times} times: only the first counts; log one line per step"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
-    if not state.live and state not in (RunState.FINISHED, RunState.WAITING, RunState.NO_DATA):
+    if not state.live and state not in _QUIET_STATES:
         yield f"the run is {state}: the verdict covers its routers up to step {last:,} only"
     if watch.scan.end is not None and (watch.scan.end.step or 0) > last:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"

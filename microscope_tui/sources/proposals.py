@@ -107,8 +107,10 @@ class Proposal(msgspec.Struct, frozen=True):
     certain: bool
     """Whether it may be used without asking."""
 
-    def applied(self, request: SourceRequest) -> SourceRequest:
-        return replace(request, confirmed=(*rules_of(self.maps), *request.confirmed))
+    def applied(self, request: SourceRequest, top_k: int | None = None) -> SourceRequest:
+        """``request`` with its maps, and with k where that is known."""
+        confirmed = (*rules_of(self.maps), *request.confirmed)
+        return replace(request, confirmed=confirmed, top_k=top_k or request.top_k)
 
     @property
     def options(self) -> list[str]:

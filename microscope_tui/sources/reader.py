@@ -37,6 +37,8 @@ class SourceRequest(msgspec.Struct, frozen=True):
     """Which key is which quantity, before the known ones."""
     confirmed: tuple[Rule, ...] = ()
     """The same after the known ones: proposals that were accepted for a folder of runs."""
+    confirmed_top_k: int | None = None
+    """Experts per token of runs that do not contain it, as given on the screen."""
     num_experts: int | None = None
     top_k: int | None = None
     profile: str = ""
@@ -74,6 +76,11 @@ class Reader(Progress):
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         """Whether a file of this format begins like this."""
         return False
+
+    @classmethod
+    def why_not(cls, path: Path) -> str:
+        """Why a file with a name of this format cannot be read, if that is clear."""
+        return ""
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> Sequence[str]:

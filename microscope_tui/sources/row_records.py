@@ -58,6 +58,7 @@ class RunRecords:
                 continue
             grew = self._layout.grow(row)
             if is_again:
+                self._layout.learn_top_k(row)  # the tokens may be in its rest
                 yield self._header(self._layout) | {"resumed_at_step": row.step}
             elif grew:
                 yield self._header(self._layout)
@@ -192,9 +193,9 @@ class RowRecords(RecordReader):
         layout = self._tried(proposal, found) if proposal is not None else None
         if layout is None:
             proposal = None
-        self.proposed = proposal.applied(request) if proposal is not None else None
+        top_k = layout.top_k if layout is not None else None
+        self.proposed = proposal.applied(request, top_k) if proposal is not None else None
         if found.values:
-            top_k = layout.top_k if layout is not None else None
             writer = self._facts["writer"]
             self.missing = proposals.described(found, proposal, source, writer, request, top_k)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:

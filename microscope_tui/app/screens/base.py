@@ -44,11 +44,16 @@ AIRY_FROM_ROWS = 30
 """Rows from which there are blank lines between the parts."""
 _WAITING_S = 0.25
 _SOON_S = 0.05  # the end of reading and judging is shown at once
-Kind = Literal["", "place", "filter", "copy", "token", "find"]
+Kind = Literal["", "place", "filter", "copy", "token", "find", "top_k"]
 
 COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
 _MOST_CHARACTERS = 100
-_LABELS: Mapping[Kind, str] = {"place": "go to step", "token": "go to token"}
+_LABELS: Mapping[Kind, str] = {
+    "place": "go to step",
+    "token": "go to token",
+    "top_k": "experts per token?",
+}
+_ANSWERS: Mapping[Kind, tuple[str, str]] = {"filter": ("keep", "all"), "top_k": ("keep", "cancel")}
 Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs quotes
 
 
@@ -84,7 +89,7 @@ class Prompt:
         typed: Line = [label, Span(self.typed, "title"), cursor]
         if problem:
             return [*typed, Span(f"   {problem}", "warn")]
-        does, leaves = ("keep", "all") if self.kind == "filter" else ("go", "stay")
+        does, leaves = _ANSWERS.get(self.kind, ("go", "stay"))
         keys = [("enter", f" {does}   "), ("esc", f" {leaves}")]
         return [*typed, Span(f"   {hint}   ", "dim"), *said(keys)]
 
@@ -253,17 +258,19 @@ class BaseScreen(Screen[None]):
         glyphs = self.session.glyphs
         width = self.room.width
         time = self.session.time
-        if self.prompt.kind:
-            hint, problem = self.prompt_hint()
-            line = self.prompt.line(hint, problem, glyphs)
-        elif self.message_shown:
-            line = [Span(f" {self.message_shown}", self._role)]
-        elif time.speed:
+        line = self.asked_or_said()
+        if not line and time.speed:
             line = playback_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
-        else:
+        elif not line:
             paused, probed = not time.following, self.leads_to_probe
             line = last_line(self.bindings_shown, glyphs, width, paused=paused, probed=probed)
         self.show("keys", [pad(line, width)])
+
+    def asked_or_said(self) -> Line:
+        """The prompt, or the message, in place of the keys."""
+        if self.prompt.kind:
+            return self.prompt.line(*self.prompt_hint(), self.session.glyphs)
+        return [Span(f" {self.message_shown}", self._role)] if self.message_shown else []
 
     def show_message(self, text: str | None, role: str = "warn") -> None:
         self.message_shown, self._role = safe_text(text or "", 300), role
@@ -349,7 +356,7 @@ class BaseScreen(Screen[None]):
             self.copy(COPY_CHOICES[entered])
         elif kind == "place" and entered:
             await self.from_disk(self.session.time.go, entered)
-        elif entered:
+        elif entered or (kind == "top_k" and entered is not None):
             await self.answered(kind, entered)
 
     def prompt_hint(self) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ from textual.widget import Widget
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.rows import Tiles
-from microscope_tui.app.screens.base import Part
+from microscope_tui.app.screens.base import Kind, Part
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.app.session import Session
 from microscope_tui.lines import (
@@ -38,6 +38,7 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.runlog import plural, safe_text
+from microscope_tui.sources import MAX_EXPERTS
 from microscope_tui.watch import RunView, pin
 
 
@@ -67,7 +68,7 @@ class MainScreen(RunScreen):
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
         *keys.FILTER,
         *keys.OUT,
-        key("main.keys", "m", "confirm_keys", "use the proposed keys of another tool's run"),
+        key("main.keys", "m", "ask('top_k')", "use the proposed keys of another tool's run"),
         key("main.clear", "escape", "clear", "clear the filter and the cursor"),
         *keys.EVERYWHERE,
     ]
@@ -95,7 +96,7 @@ class MainScreen(RunScreen):
         self.set_class(waits, "waiting")
         if waits:
             self.flag(legend=False, noted=False)
-            self.show("waiting", _waiting_lines(session, columns, rows))
+            self.draw_last_line()
         if waits or probe is None:
             return
         self.leads_to_probe = await session.has_probe()
@@ -243,9 +244,33 @@ class MainScreen(RunScreen):
             self.show_message("comparing with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
-    async def action_confirm_keys(self) -> None:
-        self.show_message(self.session.confirm_keys(), "accent")
+    async def action_ask(self, kind: Kind) -> None:
+        if kind != "top_k":
+            await super().action_ask(kind)
+        elif self.session.lacks_top_k:
+            self.prompt.kind, self.prompt.typed = kind, ""
+            self.draw_last_line()
+        else:
+            await self.answered(kind, "")
+
+    async def answered(self, kind: Kind, text: str) -> None:
+        if text and not (text.isdecimal() and 0 < int(text) <= MAX_EXPERTS):
+            self.show_message(f"experts per token: {text} is not a number from 1; m asks again")
+            return
+        self.show_message(self.session.confirm_keys(int(text or 0)), "accent")
         await self.redraw()
+
+    def prompt_hint(self) -> tuple[str, str | None]:
+        if self.prompt.kind == "top_k":
+            return "empty if unknown", None
+        return super().prompt_hint()
+
+    def draw_last_line(self) -> None:
+        super().draw_last_line()
+        if self.has_class("waiting"):
+            columns, rows = self.room
+            lines = _waiting_lines(self.session, columns, rows, self.asked_or_said())
+            self.show("waiting", lines)
 
     async def action_clear(self) -> None:
         self.session.filter = ""
@@ -253,11 +278,12 @@ class MainScreen(RunScreen):
         await self.redraw()
 
 
-def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:
+def _waiting_lines(session: Session, columns: int, rows: int, said: Line) -> list[Line]:
+    """``said``: in place of the keys, if there is any."""
     text: list[Line] = [[Span("MoE Microscope", "brand")], [], *_message(session, columns), []]
     more = len(session.fleet.runs) > 1
     runs: Line = [Span("r", "accent"), dim(" all runs   ")] if more else []
-    text.append([*runs, Span("q", "accent"), dim(" quit")])
+    text.append(said or [*runs, Span("q", "accent"), dim(" quit")])
     lines: list[Line] = [[] for _ in range(max(0, (rows - len(text)) // 2))]
     lines += [[Span(" " * max(0, (columns - line_width(line)) // 2)), *line] for line in text]
     return [pad(line, columns) for line in lines[:rows]]
