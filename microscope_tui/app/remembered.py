@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from microscope_tui.app.session import DEFAULT, Preferences, Session
 from microscope_tui.lines import Axis, Glyphs, Look, Measure, Order, Palette
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources import MAX_EXPERTS, BadMapping, SourceRequest, rules_of
+from microscope_tui.sources import BadMapping, SourceRequest, rules_of
 from microscope_tui.watch import Fleet
 from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 
@@ -45,13 +45,12 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of acknowledged alerts, newest last."""
     maps: tuple[Annotated[str, Meta(max_length=_MOST_BYTES >> 8)], ...] = ()
     """Confirmed keys of other tools, as given with ``--map``."""
-    top_k: Annotated[int, Meta(ge=0, le=MAX_EXPERTS)] = 0
-    """Experts per token of runs that do not contain it; 0: not given."""
+    top_k: Annotated[int, Meta(ge=1, lt=100_000)] | None = None
+    """The k of runs that do not contain it."""
 
     def applied(self, request: SourceRequest) -> SourceRequest:
         """``request`` with the confirmed keys and k; raises ``BadMapping``."""
-        k = self.top_k or None
-        return replace(request, confirmed=rules_of(self.maps), confirmed_top_k=k)
+        return replace(request, confirmed=rules_of(self.maps), confirmed_top_k=self.top_k)
 
 
 def begin(

@@ -5,22 +5,20 @@ cyclopts makes options and help of the fields and docstrings.
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from microscope_tui import app
 from microscope_tui.commands.config import GlyphChoice, Theme, UserConfig, read_config
 from microscope_tui.console import PIPE, USAGE, fail
 from microscope_tui.diagnosis import RULES
 from microscope_tui.placement import CostRequest
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import FORMATS, BadMapping, Search, SourceRequest, rules_of
-
-if TYPE_CHECKING:
-    from microscope_tui.app import SavedView
 
 _STEPS = re.compile(r"(\d{0,18}):(\d{0,18})")
 WAIT_S = 600
@@ -187,31 +185,22 @@ class SourceOptions:
         except BadMapping as error:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
-        request = SourceRequest(
-            self.source, rules, num_experts=experts, top_k=top_k, pipeline_parallel=stages
-        )
-        return _kept(path).applied(request) if self.remembered else request
+        request = SourceRequest(self.source, rules, (), experts, top_k, pipeline_parallel=stages)
+        return app.load_view(path).applied(request) if self.remembered else request
 
-    def note(self, path: Path) -> Sequence[str]:
+    def note(self, path: Path) -> Iterator[str]:
         """What was confirmed on the screen, if it differs from ``--map`` and ``--top-k``."""
-        notes = []
-        kept = _kept(path)
+        kept = app.load_view(path)
         if not set(kept.maps) <= set(self.map_):
+            options = " ".join(f"--map {shlex.quote(one)}" for one in kept.maps)
             said = "keys were confirmed on the screen for this path; --remembered uses them:"
-            notes.append(" ".join([said, *(f"--map {shlex.quote(one)}" for one in kept.maps)]))
-        if (k := kept.top_k) and self.top_k is None and not self.remembered:
-            notes.append(f"k = {k} is remembered for the screen: pass --top-k {k} or --remembered")
-        return notes
+            yield f"{said} {options}"
+        if (k := kept.top_k) and not (self.top_k or self.remembered):
+            yield f"k = {k} is remembered for the screen: pass --top-k {k} or --remembered"
 
     def search(self, path: Path) -> Search:
         """What to search at ``path``, with your own config file."""
         return Search(path, self.request(read_config(), path))
-
-
-def _kept(path: Path) -> "SavedView":
-    from microscope_tui.app import load_view  # which a run log does not need
-
-    return load_view(path)
 
 
 @Parameter(name="*")

@@ -9,7 +9,6 @@ from .databases import MlflowReader as MlflowReader, TrackioReader as TrackioRea
 from .dumps import SETTLED_S as SETTLED_S, opened as opened
 from .imatrix import GgufHeader as GgufHeader, ImatrixReader as ImatrixReader
 from .keys import (
-    MAX_EXPERTS as MAX_EXPERTS,
     BadMapping as BadMapping,
     Keys as Keys,
     Rule as Rule,

@@ -45,8 +45,6 @@ class _Seen(NamedTuple):
     runs: list[RunFile]
     known: bool
     """Whether they have readings of routers, or may get some."""
-    refused: str
-    """Why the file has no run; see ``_why_no_table``."""
 
 
 class Format(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,11 +64,6 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         module, name = self.where.split(".")
         found = getattr(import_module(f"microscope_tui.sources.{module}"), name)
         return found  # type: ignore[no-any-return]
-
-    @property
-    def by_keys(self) -> bool:
-        """Whether the numbers of a run are found by their keys."""
-        return issubclass(self.reader, RowReader)
 
     def place_of(self, file: Path) -> Path | None:
         """Where the run of a file in a folder is: the file or its folder, or ``None``."""
@@ -264,8 +257,6 @@ class Search:
             raise NoRuns(f"{path}: {error.strerror or error}") from error
         if found or not path.is_file():
             return found or find_runs(path)  # raises with the reason
-        if reason := _why_no_table(path):
-            raise NoRuns(f"{path}: {reason}")
         raise NoRuns(
             f"{path}: is not a run log ({why_not_a_run(path)}), and no file of a known format "
             f"({', '.join(FORMATS)}); `moe-microscope sources` lists the formats, --source "
@@ -287,7 +278,6 @@ class Search:
         chosen = [one for one in found if one.known and one.runs] or ([] if logs else found)
         runs = {run.path: run for one in chosen for run in one.runs}
         if not logs and not runs:
-            self._known.unreadable += filter(None, (one.refused for one in found))
             self._refuse_mlflow_folders(path)
         # Those of one file were changed at the same time: their order stays.
         return sorted([*logs, *runs.values()], key=lambda run: -run.modified)
@@ -308,9 +298,8 @@ class Search:
             if before is not None and before.state == state:
                 self._seen[file] = before
             else:
-                runs, known = self._found(file, lambda form: form.place_of(file))
-                reason = "" if runs else _why_no_table(file)
-                self._seen[file] = _Seen(state, runs, known, reason and f"{file}: {reason}")
+                found = self._found(file, lambda form: form.place_of(file))
+                self._seen[file] = _Seen(state, *found)
         except OSError:
             return  # deleted since the listing, or not readable: tried again next time
 
@@ -322,7 +311,8 @@ class Search:
         for rules in (self.request.rules, _ANY):
             for form in [FORMATS[named]] if named else FORMATS.values():
                 place = place_of(form)
-                if place is not None and (named or form.reader.recognises(place, rules)):
+                of_name = named or (rules is _ANY and file.suffix[1:].lower() == form.name == "csv")
+                if place is not None and (of_name or form.reader.recognises(place, rules)):
                     return self._runs_of(form, place, rules), rules is not _ANY
         return [], False
 
@@ -344,12 +334,6 @@ class Search:
             )
             for run in reversed(form.reader.runs(path, rules))  # the newest first
         ]
-
-
-def _why_no_table(file: Path) -> str:
-    """Why a table is not read, if ``file`` is named like one."""
-    is_table = file.suffix.lower() in (".csv", ".tsv")
-    return FORMATS["csv"].reader.why_not(file) if is_table else ""
 
 
 def split_run(path: Path) -> tuple[Path, str]:

@@ -107,10 +107,8 @@ class Proposal(msgspec.Struct, frozen=True):
     certain: bool
     """Whether it may be used without asking."""
 
-    def applied(self, request: SourceRequest, top_k: int | None = None) -> SourceRequest:
-        """``request`` with its maps, and with k where that is known."""
-        confirmed = (*rules_of(self.maps), *request.confirmed)
-        return replace(request, confirmed=confirmed, top_k=top_k or request.top_k)
+    def applied(self, request: SourceRequest) -> SourceRequest:
+        return replace(request, confirmed=(*rules_of(self.maps), *request.confirmed))
 
     @property
     def options(self) -> list[str]:
@@ -343,7 +341,6 @@ def described(
     source: RowReader,
     name: str,
     asked: SourceRequest,
-    top_k: int | None,
 ) -> str:
     """What a run of the format ``name`` holds instead of readings of routers, and what to do."""
     path = f"{source.path}#{source.run}" if source.run else str(source.path)
@@ -359,8 +356,8 @@ def described(
         some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])}{more})"
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
     words = ["moe-microscope", path, *proposal.options]
-    words += ["--top-k", str(top_k)] if top_k else []
-    needs = "" if top_k else "; c needs --top-k, the experts per token"
+    words += ["--top-k", str(asked.top_k)] if asked.top_k else []
+    needs = "" if asked.top_k else "; c needs --top-k, the experts per token"
     text += f". Looks like: {proposal.shape} ({proposal.holds}{needs})"
     return safe_text(text, 600) + safe_text(f". Show it with: {shlex.join(words)}", 8000)
 

@@ -37,13 +37,13 @@ class SourceRequest(msgspec.Struct, frozen=True):
     """Which key is which quantity, before the known ones."""
     confirmed: tuple[Rule, ...] = ()
     """The same after the known ones: proposals that were accepted for a folder of runs."""
-    confirmed_top_k: int | None = None
-    """Experts per token of runs that do not contain it, as given on the screen."""
     num_experts: int | None = None
     top_k: int | None = None
     profile: str = ""
     pipeline_parallel: int = 1
     """Pipeline stages of a Megatron run."""
+    confirmed_top_k: int | None = None
+    """Experts per token where the source has none, as given on the screen."""
 
 
 DEFAULT = SourceRequest()
@@ -76,11 +76,6 @@ class Reader(Progress):
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         """Whether a file of this format begins like this."""
         return False
-
-    @classmethod
-    def why_not(cls, path: Path) -> str:
-        """Why a file with a name of this format cannot be read, if that is clear."""
-        return ""
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> Sequence[str]:

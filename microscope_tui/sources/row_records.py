@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+from msgspec.structs import replace
+
 from microscope_tui.sources import proposals
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.proposals import Proposal, Survey
@@ -193,11 +195,11 @@ class RowRecords(RecordReader):
         layout = self._tried(proposal, found) if proposal is not None else None
         if layout is None:
             proposal = None
-        top_k = layout.top_k if layout is not None else None
-        self.proposed = proposal.applied(request, top_k) if proposal is not None else None
+        asked = replace(request, top_k=layout.top_k if layout is not None else None)
+        self.proposed = proposal.applied(asked) if proposal is not None else None
         if found.values:
             writer = self._facts["writer"]
-            self.missing = proposals.described(found, proposal, source, writer, request, top_k)
+            self.missing = proposals.described(found, proposal, source, writer, asked)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:
             return False
         keys = Keys(request.rules, self.proposed.confirmed)

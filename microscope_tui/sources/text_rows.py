@@ -7,11 +7,11 @@ that begins with many of them is refused.
 import csv
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from microscope_tui.runlog import BadLine, LineSplitter, Tail, read_at, safe_text
+from microscope_tui.runlog import BadLine, LineSplitter, Tail, safe_text
 from microscope_tui.sources.keys import (
     MAX_ROW_BYTES,
     STEP_NAMES,
@@ -122,8 +122,7 @@ class JsonlReader(LineRows):
         torn = lines.pop() if len(head) >= HEAD_BYTES else b""
         if not lines:  # the first row is longer: its keys must do
             names = {key.decode("utf-8", "replace") for key in _KEY.findall(torn)}
-            in_lists = {f"{name}/0/0": 1.0 for name in names}
-            return _has_routers(dict.fromkeys(names, 1.0) | in_lists, keys)
+            return _has_routers({n + end: 1.0 for n in names for end in ("", "/0/0")}, keys)
         rows = [fields for line in lines if (fields := decode_object(line)) is not None]
         if any(fields.get("kind") in _KINDS for fields in rows):
             return False
@@ -143,7 +142,7 @@ class JsonlReader(LineRows):
         return Row(step, time, list(matched(fields, self.keys)))
 
 
-def _has_routers(fields: Mapping[str, object], keys: Keys) -> bool:
+def _has_routers(fields: dict[str, object], keys: Keys) -> bool:
     has_step = as_step(first_of(fields, STEP_NAMES)) is not None
     return has_step and any(target.of_router for target, _ in matched(fields, keys))
 
@@ -178,18 +177,6 @@ class CsvReader(LineRows):
         except BadLine:
             return False
         return keys.has_routers
-
-    @classmethod
-    def why_not(cls, path: Path) -> str:
-        line, ended, _ = (
-            read_at(path, 0, HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK).partition(b"\n")
-        )
-        try:
-            if ended:
-                _Columns(line, Keys())
-        except BadLine as error:
-            return str(error)
-        return ""
 
     def _begin(self) -> None:
         super()._begin()
@@ -249,8 +236,7 @@ class _Columns:
         self.key, self.value = self._find(_KEY_NAMES), self._find(("value",))
         self.long = self.key >= 0 and self.value >= 0
         if self.step < 0:
-            there = safe_text(", ".join(self.names[:8]), 200)
-            wanted = ", ".join(STEP_NAMES)
+            wanted, there = ", ".join(STEP_NAMES), safe_text(", ".join(self.names[:8]), 99)
             raise BadLine(f"no column for the step: one of {wanted}; there are {there}")
         others = enumerate(self.names) if not self.long else ()
         places = [(at, keys[name]) for at, name in others if at not in (self.step, self.time)]
@@ -260,17 +246,17 @@ class _Columns:
         return next((self._spelt.index(name) for name in names if name in self._spelt), -1)
 
 
-def _keys_of(columns: Sequence[str]) -> list[str]:
-    """The names of the columns; in W&B's export ``RUN - KEY``, ``RUN - KEY__MIN``, ``…__MAX``."""
-    every = set(columns)
-    exported = {name for name in columns if {f"{name}__MIN", f"{name}__MAX"} <= every}
-    runs = {name.rpartition(" - ")[0] for name in exported}
+def _keys_of(columns: list[str]) -> list[str]:
+    """The names of columns; W&B exports ``RUN - KEY``, ``RUN - KEY__MIN``, ``RUN - KEY__MAX``."""
+    if not any(name.endswith("__MIN") for name in columns):
+        return columns
+    parts = [name.rpartition(" - ") for name in columns]
+    runs = sorted({run for run, _, _ in parts if run})
     if len(runs) > 1:
-        some = safe_text(", ".join(sorted(runs)[:4]), 200)
-        raise BadLine(f"the columns are of {len(runs)} runs ({some}): export one")
-    without = {f"{name}{end}" for name in exported for end in ("__MIN", "__MAX")}
-    keys = {name: name.rpartition(" - ")[2] for name in exported} | dict.fromkeys(without, "")
-    return [keys.get(name, name) for name in columns]
+        raise BadLine(
+            f"columns of {len(runs)} runs: {safe_text(', '.join(runs[:4]), 200)}; keep one"
+        )
+    return ["" if key.endswith(("__MIN", "__MAX")) else key for _, _, key in parts]
 
 
 def _fields(text: str, separator: str) -> list[str]:

@@ -100,6 +100,17 @@ def test_experts_and_choices_come_from_the_user_else_the_config(config: dict[str
 
 
 @pytest.mark.parametrize(
+    ("config", "tokens", "k"), [({}, 5.0, 3), ({}, 4.0, 2), ({"top_k": 1}, 5.0, 1)]
+)
+def test_the_k_of_the_screen_is_used_where_the_source_has_none(
+    config: dict[str, object], tokens: float, k: int
+) -> None:
+    counts = {f"router/tokens_per_expert/0/{e}": 2.0 for e in range(4)}
+    logger = Logger([(1, counts | {"tokens_per_step": tokens})], config)
+    assert records(logger, confirmed_top_k=3)[0]["model"]["top_k"] == k
+
+
+@pytest.mark.parametrize(
     ("logged", "layers", "max_load"),
     [
         ({"moe/max_vio/layer_0": 0.5, "moe/max_vio/layer_1": 2.0}, ["L0", "L1"], [1.5, 3.0]),
@@ -278,6 +289,15 @@ def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     (after,) = run.log((4, {"loss": 1.5, **UNEVEN}))
     assert after == again | {"step": 4, "time": 4.0}
     assert list(counts_of([*before, header, again, after])) == [1, 2, 3, 4]  # without a defect
+
+
+def test_k_of_the_late_rest_of_a_step_is_that_of_a_later_start() -> None:
+    counts = {f"router/tokens_per_expert/0/{e}": 2.0 for e in range(4)}
+    run = Live()
+    live = [*run.log((1, counts)), *run.log((1, {"tokens_per_step": 4.0})), *run.log((2, counts))]
+    later = records(Logger([(1, counts | {"tokens_per_step": 4.0}), (2, counts)]))
+    assert [one["model"]["top_k"] for one in of_kind(live, "run")] == [None, 2]
+    assert later[0]["model"]["top_k"] == 2
 
 
 @pytest.mark.parametrize("step", [0, 1])

@@ -44,16 +44,11 @@ AIRY_FROM_ROWS = 30
 """Rows from which there are blank lines between the parts."""
 _WAITING_S = 0.25
 _SOON_S = 0.05  # the end of reading and judging is shown at once
-Kind = Literal["", "place", "filter", "copy", "token", "find", "top_k"]
+Kind = Literal["", "place", "filter", "copy", "token", "find", "experts per token"]
 
 COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
 _MOST_CHARACTERS = 100
-_LABELS: Mapping[Kind, str] = {
-    "place": "go to step",
-    "token": "go to token",
-    "top_k": "experts per token?",
-}
-_ANSWERS: Mapping[Kind, tuple[str, str]] = {"filter": ("keep", "all"), "top_k": ("keep", "cancel")}
+_LABELS: Mapping[Kind, str] = {"place": "go to step", "token": "go to token"}
 Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs quotes
 
 
@@ -89,7 +84,7 @@ class Prompt:
         typed: Line = [label, Span(self.typed, "title"), cursor]
         if problem:
             return [*typed, Span(f"   {problem}", "warn")]
-        does, leaves = _ANSWERS.get(self.kind, ("go", "stay"))
+        does, leaves = ("keep", "all") if self.kind == "filter" else ("go", "stay")
         keys = [("enter", f" {does}   "), ("esc", f" {leaves}")]
         return [*typed, Span(f"   {hint}   ", "dim"), *said(keys)]
 
@@ -320,7 +315,7 @@ class BaseScreen(Screen[None]):
     # The prompt receives keys before any binding does.
 
     async def action_ask(self, kind: Kind) -> None:
-        if self.session.has_run:
+        if self.session.has_run or kind == "experts per token":
             self.prompt.kind = kind
             self.prompt.typed = self.pattern if kind == "filter" else ""
             self.draw_last_line()
@@ -356,7 +351,7 @@ class BaseScreen(Screen[None]):
             self.copy(COPY_CHOICES[entered])
         elif kind == "place" and entered:
             await self.from_disk(self.session.time.go, entered)
-        elif entered or (kind == "top_k" and entered is not None):
+        elif entered:
             await self.answered(kind, entered)
 
     def prompt_hint(self) -> tuple[str, str | None]:
@@ -365,6 +360,8 @@ class BaseScreen(Screen[None]):
             return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
         if self.prompt.kind == "filter":
             return "text, !text, L1*", None
+        if self.prompt.kind == "experts per token":
+            return "for balance c; 0: unknown", None
         return "", None
 
     async def answered(self, kind: Kind, text: str) -> None:

@@ -38,7 +38,6 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.runlog import plural, safe_text
-from microscope_tui.sources import MAX_EXPERTS
 from microscope_tui.watch import RunView, pin
 
 
@@ -68,7 +67,12 @@ class MainScreen(RunScreen):
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
         *keys.FILTER,
         *keys.OUT,
-        key("main.keys", "m", "ask('top_k')", "use the proposed keys of another tool's run"),
+        key(
+            "main.keys",
+            "m",
+            "ask('experts per token')",
+            "use the proposed keys of another tool's run",
+        ),
         key("main.clear", "escape", "clear", "clear the filter and the cursor"),
         *keys.EVERYWHERE,
     ]
@@ -245,31 +249,22 @@ class MainScreen(RunScreen):
         await self.redraw()
 
     async def action_ask(self, kind: Kind) -> None:
-        if kind != "top_k":
+        if kind != "experts per token" or self.session.lacks_top_k:
             await super().action_ask(kind)
-        elif self.session.lacks_top_k:
-            self.prompt.kind, self.prompt.typed = kind, ""
-            self.draw_last_line()
         else:
-            await self.answered(kind, "")
+            await self.answered(kind, "0")
 
     async def answered(self, kind: Kind, text: str) -> None:
-        if text and not (text.isdecimal() and 0 < int(text) <= MAX_EXPERTS):
-            self.show_message(f"experts per token: {text} is not a number from 1; m asks again")
+        if not text.isdecimal() or len(text) > 5:
+            self.show_message(f"{text}: not a number of {kind}; m asks again")
             return
-        self.show_message(self.session.confirm_keys(int(text or 0)), "accent")
+        self.show_message(self.session.confirm_keys(int(text)), "accent")
         await self.redraw()
-
-    def prompt_hint(self) -> tuple[str, str | None]:
-        if self.prompt.kind == "top_k":
-            return "empty if unknown", None
-        return super().prompt_hint()
 
     def draw_last_line(self) -> None:
         super().draw_last_line()
         if self.has_class("waiting"):
-            columns, rows = self.room
-            lines = _waiting_lines(self.session, columns, rows, self.asked_or_said())
+            lines = _waiting_lines(self.session, *self.room, self.asked_or_said())
             self.show("waiting", lines)
 
     async def action_clear(self) -> None:
@@ -279,7 +274,6 @@ class MainScreen(RunScreen):
 
 
 def _waiting_lines(session: Session, columns: int, rows: int, said: Line) -> list[Line]:
-    """``said``: in place of the keys, if there is any."""
     text: list[Line] = [[Span("MoE Microscope", "brand")], [], *_message(session, columns), []]
     more = len(session.fleet.runs) > 1
     runs: Line = [Span("r", "accent"), dim(" all runs   ")] if more else []
