@@ -311,8 +311,8 @@ class Search:
         for rules in (self.request.rules, _ANY):
             for form in [FORMATS[named]] if named else FORMATS.values():
                 place = place_of(form)
-                of_name = named or (rules is _ANY and file.suffix[1:].lower() == form.name == "csv")
-                if place is not None and (of_name or form.reader.recognises(place, rules)):
+                told = named or (rules is _ANY and file.suffix == ".csv" and form.name == "csv")
+                if place is not None and (told or form.reader.recognises(place, rules)):
                     return self._runs_of(form, place, rules), rules is not _ANY
         return [], False
 

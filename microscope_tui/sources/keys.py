@@ -164,7 +164,7 @@ def known_rules() -> Sequence[Rule]:
         ),
         _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/(?:layer[/_-]?)?{_L}/load_entropy"),
         _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/load_entropy[/_](?:layer[/_-]?)?{_L}"),
-        _known("tokens_per_expert", rf"tokens_per_expert/{_L}/{_E}"),  # a list, as in a run log
+        _known("tokens_per_expert", rf"tokens_per_expert/{_L}/{_E}"),
         # the usual names of the whole step
         _known("loss", r"(?:loss|lm[_ ]loss|CE loss)"),
         _known("learning_rate", r"(?:lr|learning[_ ]rate|optim/lr)"),

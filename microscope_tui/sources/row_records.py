@@ -193,9 +193,11 @@ class RowRecords(RecordReader):
         source, request = self._source, self._request
         proposal = proposals.propose(found)
         layout = self._tried(proposal, found) if proposal is not None else None
+        asked = request
         if layout is None:
             proposal = None
-        asked = replace(request, top_k=layout.top_k if layout is not None else None)
+        else:
+            asked = replace(request, top_k=layout.top_k or request.confirmed_top_k)
         self.proposed = proposal.applied(asked) if proposal is not None else None
         if found.values:
             writer = self._facts["writer"]

@@ -42,7 +42,7 @@ class Layout:
         config = source.config
         self._num_experts = request.num_experts or config_number(config, NUM_EXPERTS) or 0
         chosen = request.top_k or config_number(config, TOP_K)
-        self._known_k = 1 if source.counts == "top1" else chosen
+        self.top_k = 1 if source.counts == "top1" else chosen
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
@@ -71,10 +71,6 @@ class Layout:
         self._arrange()
         return (self._experts, set(self._rows)) != before
 
-    @property
-    def top_k(self) -> int | None:
-        return self._known_k or self._request.confirmed_top_k
-
     def learn_top_k(self, row: Row) -> None:
         """Where k is unknown, take it from the sums: counts ÷ tokens, or shares of tokens."""
         _, matrices, numbers = self._numbers(row)
@@ -82,7 +78,7 @@ class Layout:
         rows = matrices.get("tokens_per_expert" if exact else "share", ())
         known = [row for row in rows if row is not None]
         tokens = numbers.get("tokens", 0.0) if exact else 1.0
-        if self._known_k is not None or not known or not 0 < tokens < math.inf:
+        if self.top_k is not None or not known or not 0 < tokens < math.inf:
             return
         sums = [sum(row) / tokens for row in known]
         k, experts = sums[0], min(map(len, known))
@@ -91,7 +87,7 @@ class Layout:
         else:  # shares that sum to 1 are shares of all choices
             is_possible = 1.5 < k < experts and max(map(max, known)) <= 1.0
         if is_possible and all(abs(one - round(k)) <= 0.01 for one in sums):
-            self._known_k = round(k)
+            self.top_k = round(k)
 
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
@@ -135,7 +131,7 @@ class Layout:
         return run_record(
             depths=[layer or 0 for layer in layers],
             experts=[max(self._num_experts, self._experts[layer]) for layer in layers],
-            top_k=self.top_k,
+            top_k=self.top_k or self._request.confirmed_top_k,
             names=["all layers"] if layers == [None] else names,
             counts=counts or "none",
             profile=self._request.profile or "pretrain",

@@ -150,9 +150,9 @@ def _has_routers(fields: dict[str, object], keys: Keys) -> bool:
 class CsvReader(LineRows):
     """CSV: a wide table (``step,key1,key2,…``) or a long one (``step,key,value``).
 
-    The first line names the columns, those of the step and the time in any case. Separators are
-    ``,``, ``;`` or a tab. A row is one line: quoted line breaks are not read. The last row counts
-    once its line break is written, because a number that is cut off is a number too.
+    The first line names the columns. Separators are ``,``, ``;`` or a tab. A row is one line:
+    quoted line breaks are not read. The last row counts once its line break is written, because a
+    number that is cut off is a number too.
     """
 
     kind = "row of a table with a step"
@@ -231,19 +231,18 @@ class _Columns:
         text = line.decode("utf-8", "replace")
         self.separator = max(",;\t", key=text.count)
         self.names = _keys_of([name.strip() for name in _fields(text, self.separator)])
-        self._spelt = [name.lower().replace(" ", "_") for name in self.names]
         self.step, self.time = self._find(STEP_NAMES), self._find(TIME_NAMES)
         self.key, self.value = self._find(_KEY_NAMES), self._find(("value",))
         self.long = self.key >= 0 and self.value >= 0
         if self.step < 0:
-            wanted, there = ", ".join(STEP_NAMES), safe_text(", ".join(self.names[:8]), 99)
-            raise BadLine(f"no column for the step: one of {wanted}; there are {there}")
+            raise BadLine(f"no column for the step: one of {', '.join(STEP_NAMES)}")
         others = enumerate(self.names) if not self.long else ()
         places = [(at, keys[name]) for at, name in others if at not in (self.step, self.time)]
         self.targets = [(at, target) for at, target in places if target is not None]
 
     def _find(self, names: tuple[str, ...]) -> int:
-        return next((self._spelt.index(name) for name in names if name in self._spelt), -1)
+        spelt = [name.lower().replace(" ", "_") for name in self.names]
+        return next((spelt.index(name) for name in names if name in spelt), -1)
 
 
 def _keys_of(columns: list[str]) -> list[str]:
@@ -253,9 +252,7 @@ def _keys_of(columns: list[str]) -> list[str]:
     parts = [name.rpartition(" - ") for name in columns]
     runs = sorted({run for run, _, _ in parts if run})
     if len(runs) > 1:
-        raise BadLine(
-            f"columns of {len(runs)} runs: {safe_text(', '.join(runs[:4]), 200)}; keep one"
-        )
+        raise BadLine(f"columns of several runs: {safe_text(', '.join(runs), 99)}; keep one")
     return ["" if key.endswith(("__MIN", "__MAX")) else key for _, _, key in parts]
 
 

@@ -228,7 +228,7 @@ def test_without_a_router_reading_only_a_mapping_makes_it_a_source(
 
 
 def test_a_table_without_a_column_for_the_step_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Unreadable, match=r"no column for the step: one of step, _step.* are a, b;"):
+    with pytest.raises(Unreadable, match="no column for the step: one of step, _step"):
         read(tmp_path, "a,b\n1,2\n")
 
 
@@ -251,7 +251,7 @@ def exported(*runs: str) -> str:
 def test_an_export_of_a_chart_of_wandb_is_read_if_it_holds_one_run(tmp_path: Path) -> None:
     path = table(tmp_path, exported("sunny - sea-1"))
     assert counts_of(translated(CsvReader(path, Keys()))) == CSV.steps(RUN)
-    with pytest.raises(Unreadable, match="columns of 2 runs: a, b; keep one"):
+    with pytest.raises(Unreadable, match="columns of several runs: a, b; keep one"):
         read(tmp_path, exported("a", "b"))
 
 

@@ -67,12 +67,7 @@ class MainScreen(RunScreen):
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
         *keys.FILTER,
         *keys.OUT,
-        key(
-            "main.keys",
-            "m",
-            "ask('experts per token')",
-            "use the proposed keys of another tool's run",
-        ),
+        key("main.keys", "m", "ask('k')", "use the proposed keys of another tool's run"),
         key("main.clear", "escape", "clear", "clear the filter and the cursor"),
         *keys.EVERYWHERE,
     ]
@@ -248,24 +243,14 @@ class MainScreen(RunScreen):
             self.show_message("comparing with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
-    async def action_ask(self, kind: Kind) -> None:
-        if kind != "experts per token" or self.session.lacks_top_k:
-            await super().action_ask(kind)
-        else:
-            await self.answered(kind, "0")
-
     async def answered(self, kind: Kind, text: str) -> None:
-        if not text.isdecimal() or len(text) > 5:
-            self.show_message(f"{text}: not a number of {kind}; m asks again")
-            return
-        self.show_message(self.session.confirm_keys(int(text)), "accent")
+        self.show_message(self.session.confirm_keys(int(text[:5])), "accent")
         await self.redraw()
 
     def draw_last_line(self) -> None:
         super().draw_last_line()
         if self.has_class("waiting"):
-            lines = _waiting_lines(self.session, *self.room, self.asked_or_said())
-            self.show("waiting", lines)
+            self.show("waiting", _waiting_lines(self.session, *self.room, self.said))
 
     async def action_clear(self) -> None:
         self.session.filter = ""
