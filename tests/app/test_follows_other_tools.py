@@ -138,8 +138,7 @@ async def test_m_asks_for_k_where_only_that_is_unknown(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     async with running(planted(tmp_path, "router/tokens_per_expert/{}/{}"), (120, 30)) as app:
-        await app.until(lambda: worst(app) == "STARVED")
-        assert "without top_k a collapse looks the same" in app.text("verdict")
+        await app.sees("without top_k a collapse looks the same", "verdict")
         await app.press("m", "2", "enter")
         await app.until(lambda: worst(app) == "COLLAPSE")
         await app.press("m")

@@ -90,6 +90,7 @@ class MainScreen(RunScreen):
     async def redraw(self) -> None:
         columns, rows = self.room
         session = self.session
+        watch = session.watch
         probe = session.view(1, 1, (0,))  # of one layer, what was logged at all
         waits = not session.has_run and (self._drawn is None or session.is_blank)
         self.set_class(waits, "waiting")
@@ -117,32 +118,31 @@ class MainScreen(RunScreen):
             part = self.query_one(f"#{name}")
             part.display, part.styles.width = width > 0, width
         self.query_one("#table").styles.height = layout.table_rows
-        watch = session.watch
         chosen = session.expert is not None and session.selected
         content = (  # everything that the table depends on
-            watch and (watch.path, watch.generation, watch.version),
+            watch and (watch, watch.generation, watch.version),
             (session.time.pin, session.time.window, session.reference, session.look),
             (layout, tuple(self._visible()), session.steady, chosen, session.expert),
             tuple(layer.severity for layer in probe.layers),
         )
-        if self._drawn is not None and content == self._drawn_content:
-            self._draw_around(self._view(layout, ()), layout)  # the table is unchanged
-            self._draw_labels(self._drawn, layout)
-            return
-        view = self._view(layout, self._visible())
+        same = self._drawn if content == self._drawn_content else None
+        view = self._view(layout, () if same is not None else self._visible())
+        if view is None or session.watch is not watch:
+            return  # another run was opened meanwhile
         self._draw_around(view, layout)
+        if same is not None:  # the table is unchanged
+            self._draw_labels(same, layout)
+            return
         self._draw_table(view, layout)
         self._drawn, self._drawn_content = view, content
 
     def _visible(self) -> Sequence[int]:
         return self.layers_shown[self.first : self.first + self.list_rows]
 
-    def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
+    def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView | None:
         widest = layout.columns if layout.loss_rows else layout.spark
         points = max(24, widest * self.session.glyphs.points)
-        view = self.session.view(points, self.ribbon_columns(), visible)
-        assert view is not None  # runs are never closed
-        return view
+        return self.session.view(points, self.ribbon_columns(), visible)
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         session, palette = self.session, self.session.look.palette
