@@ -133,10 +133,7 @@ async def test_m_asks_for_k_once_and_the_verdict_is_the_same_at_the_next_start(
         await app.sees("Looks like: load N/M (N the layer", "waiting")
 
 
-async def test_m_asks_for_k_where_only_that_is_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+async def test_m_asks_for_k_where_only_that_is_unknown(tmp_path: Path) -> None:
     async with running(planted(tmp_path, "router/tokens_per_expert/{}/{}"), (120, 30)) as app:
         await app.sees("without top_k a collapse looks the same", "verdict")
         await app.press("m", "2", "enter")

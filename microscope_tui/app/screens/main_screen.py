@@ -38,7 +38,7 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.runlog import plural, safe_text
-from microscope_tui.watch import RunView, pin
+from microscope_tui.watch import RunView, RunWatch, pin
 
 
 class MainScreen(RunScreen):
@@ -126,9 +126,9 @@ class MainScreen(RunScreen):
             tuple(layer.severity for layer in probe.layers),
         )
         same = self._drawn if content == self._drawn_content else None
-        view = self._view(layout, () if same is not None else self._visible())
-        if view is None or session.watch is not watch:
-            return  # another run was opened meanwhile
+        view = self._view(watch, layout, self._visible() if same is None else ())
+        if view is None:
+            return
         self._draw_around(view, layout)
         if same is not None:  # the table is unchanged
             self._draw_labels(same, layout)
@@ -139,10 +139,14 @@ class MainScreen(RunScreen):
     def _visible(self) -> Sequence[int]:
         return self.layers_shown[self.first : self.first + self.list_rows]
 
-    def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView | None:
+    def _view(
+        self, watch: RunWatch | None, layout: TableLayout, visible: Sequence[int]
+    ) -> RunView | None:
+        """``None`` if another run than that of ``watch`` was opened meanwhile."""
         widest = layout.columns if layout.loss_rows else layout.spark
         points = max(24, widest * self.session.glyphs.points)
-        return self.session.view(points, self.ribbon_columns(), visible)
+        view = self.session.view(points, self.ribbon_columns(), visible)
+        return view if self.session.watch is watch else None
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         session, palette = self.session, self.session.look.palette
