@@ -55,6 +55,7 @@ STEP_NAMES = (
     "train/global_step",
     "trainer/global_step",
     "iteration",
+    "iter",
 )
 TIME_NAMES = ("time", "timestamp", "_timestamp", "wall_time")
 NUM_EXPERTS = (
@@ -163,6 +164,7 @@ def known_rules() -> Sequence[Rule]:
         ),
         _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/(?:layer[/_-]?)?{_L}/load_entropy"),
         _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/load_entropy[/_](?:layer[/_-]?)?{_L}"),
+        _known("tokens_per_expert", rf"tokens_per_expert/{_L}/{_E}"),
         # the usual names of the whole step
         _known("loss", r"(?:loss|lm[_ ]loss|CE loss)"),
         _known("learning_rate", r"(?:lr|learning[_ ]rate|optim/lr)"),

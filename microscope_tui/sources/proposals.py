@@ -341,7 +341,6 @@ def described(
     source: RowReader,
     name: str,
     asked: SourceRequest,
-    top_k: int | None,
 ) -> str:
     """What a run of the format ``name`` holds instead of readings of routers, and what to do."""
     path = f"{source.path}#{source.run}" if source.run else str(source.path)
@@ -357,8 +356,8 @@ def described(
         some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])}{more})"
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
     words = ["moe-microscope", path, *proposal.options]
-    words += ["--top-k", str(top_k)] if top_k else []
-    needs = "" if top_k else "; c needs --top-k, the experts per token"
+    words += ["--top-k", str(asked.top_k)] if asked.top_k else []
+    needs = "" if asked.top_k else "; c needs --top-k, the experts per token"
     text += f". Looks like: {proposal.shape} ({proposal.holds}{needs})"
     return safe_text(text, 600) + safe_text(f". Show it with: {shlex.join(words)}", 8000)
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+from msgspec.structs import replace
+
 from microscope_tui.sources import proposals
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.proposals import Proposal, Survey
@@ -58,6 +60,7 @@ class RunRecords:
                 continue
             grew = self._layout.grow(row)
             if is_again:
+                self._layout.learn_top_k(row)  # the tokens may be in its rest
                 yield self._header(self._layout) | {"resumed_at_step": row.step}
             elif grew:
                 yield self._header(self._layout)
@@ -190,13 +193,15 @@ class RowRecords(RecordReader):
         source, request = self._source, self._request
         proposal = proposals.propose(found)
         layout = self._tried(proposal, found) if proposal is not None else None
+        asked = request
         if layout is None:
             proposal = None
-        self.proposed = proposal.applied(request) if proposal is not None else None
+        else:
+            asked = replace(request, top_k=layout.top_k or request.confirmed_top_k)
+        self.proposed = proposal.applied(asked) if proposal is not None else None
         if found.values:
-            top_k = layout.top_k if layout is not None else None
             writer = self._facts["writer"]
-            self.missing = proposals.described(found, proposal, source, writer, request, top_k)
+            self.missing = proposals.described(found, proposal, source, writer, asked)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:
             return False
         keys = Keys(request.rules, self.proposed.confirmed)

@@ -131,7 +131,7 @@ class Layout:
         return run_record(
             depths=[layer or 0 for layer in layers],
             experts=[max(self._num_experts, self._experts[layer]) for layer in layers],
-            top_k=self.top_k,
+            top_k=self.top_k or self._request.confirmed_top_k,
             names=["all layers"] if layers == [None] else names,
             counts=counts or "none",
             profile=self._request.profile or "pretrain",

@@ -27,6 +27,7 @@ from microscope_tui.sources import (
 from tests.sources.reading import counts_of
 
 Logged = tuple[int, Mapping[str, float]]
+COUNTS = {f"router/tokens_per_expert/0/{expert}": 2.0 for expert in range(4)}
 
 
 class Logger(RowReader):
@@ -97,6 +98,12 @@ def test_experts_and_choices_come_from_the_user_else_the_config(config: dict[str
     for request, expected in (({}, (4, 2)), ({"num_experts": 8, "top_k": 1}, (8, 1))):
         model = records(Logger(logged, config), **request)[0]["model"]
         assert (model["num_experts"], model["top_k"]) == expected
+
+
+def test_the_k_of_the_screen_is_used_where_the_source_has_none() -> None:
+    for config, tokens, k in (({}, 5.0, 3), ({}, 4.0, 2), ({"top_k": 1}, 5.0, 1)):
+        logger = Logger([(1, COUNTS | {"tokens_per_step": tokens})], config)
+        assert records(logger, confirmed_top_k=3)[0]["model"]["top_k"] == k
 
 
 @pytest.mark.parametrize(
@@ -278,6 +285,14 @@ def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     (after,) = run.log((4, {"loss": 1.5, **UNEVEN}))
     assert after == again | {"step": 4, "time": 4.0}
     assert list(counts_of([*before, header, again, after])) == [1, 2, 3, 4]  # without a defect
+
+
+def test_k_of_the_late_rest_of_a_step_is_that_of_a_later_start() -> None:
+    run, rest = Live(), {"tokens_per_step": 4.0}
+    live = [*run.log((1, COUNTS)), *run.log((1, rest)), *run.log((2, COUNTS))]
+    later = records(Logger([(1, COUNTS | rest), (2, COUNTS)]))
+    assert [one["model"]["top_k"] for one in of_kind(live, "run")] == [None, 2]
+    assert later[0]["model"]["top_k"] == 2
 
 
 @pytest.mark.parametrize("step", [0, 1])
