@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from microscope_tui import measures
 from microscope_tui.sources import JsonlReader, Keys, RowRecords, SourceRequest, rules_of
@@ -78,6 +78,8 @@ def test_a_collapsed_layer_is_not_taken_for_a_dense_one(tmp_path: Path) -> None:
     records, _ = read(tmp_path, rows, top_k=K, num_experts=E)
     assert records[-1]["router"]["effective_experts"][0] < 1.4 * K
     assert records[-1]["router"]["dead_experts"] == [1, 0]  # at least
+    records, _ = read(tmp_path, [vio([[6, 2, 2, 2], [3, 3, 3, 3]])] * 3)  # none without tokens
+    assert names(records) == ["L0", "L1"]
     records, missing = read(tmp_path, [vio([DENSE, DENSE])] * 3)  # some layer must have a router
     assert (names(records), missing) == (["L0", "L1"], "no balance c: give --num-experts")
 
@@ -89,6 +91,7 @@ def test_a_layer_whose_load_changes_is_shown_after_all(tmp_path: Path) -> None:
     assert "dense" not in missing
 
 
+@example([8] * 4 + [0] * 28 + [1] * 32)  # the bounds are far apart: no value
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=64).filter(any))
 def test_the_effective_experts_are_at_most_what_avg_vio_gives(counts: list[int]) -> None:
     from microscope_tui.sources.run_layout import _effective
