@@ -11,6 +11,7 @@ Nested objects and lists are flattened: ``{"moe": {"load": [1, 2]}}`` holds ``mo
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -32,6 +33,16 @@ ROUTER_QUANTITIES = tuple(
 MATRIX_QUANTITIES = ("tokens_per_expert", "expert_bias", "share")
 LOAD_ENTROPY = "load_entropy"
 """Entropy of the loads in nats: its exponential is the number of effective experts."""
+SUMMARY_OF = {
+    LOAD_ENTROPY: "effective_experts",
+    "max_vio": "max_load",
+    "avg_vio": "effective_experts",
+    "min_vio": "dead_experts",
+    "cold_frac": "starved_experts",
+}
+"""What is computed from another quantity: see ``run_layout``."""
+LOSSES = ("mismatch_kl", "logprob_diff")
+"""How far the log-probabilities of trainer and engine differ, in nats; ``losses`` of the log."""
 MAX_KEY_CHARACTERS = 512
 """Longer keys match nothing."""
 MAX_KEYS = 1 << 20
@@ -74,6 +85,8 @@ TOP_K = (
     "moe_top_k",
     "moe_topk",
 )
+_VIO = ("max_vio", "min_vio", "avg_vio")
+_ROLE = re.compile(r"(?:^|/)(actor|critic|ref|reward|rollout|teacher)/")
 _MOST_DEPTH = 6
 _MOST_VALUES = 20_000
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -89,8 +102,8 @@ class Target(NamedTuple):
     layer: int | None = None
     """Number of the layer in the key; ``None`` for the whole step, or all layers together."""
     expert: int | None = None
-    plus: float = 0.0
-    """Added to the value: MaxVio is ``max_load`` − 1."""
+    role: str = ""
+    """Of the model in reinforcement learning: ``actor``, ``rollout``."""
 
     @property
     def of_router(self) -> bool:
@@ -98,10 +111,13 @@ class Target(NamedTuple):
         return self.layer is not None or self.quantity not in STEP_QUANTITIES
 
     @property
+    def has_role(self) -> bool:
+        return self.of_router and self.quantity not in LOSSES
+
+    @property
     def final(self) -> "Target":
         """The same as a quantity of the run log."""
-        name = "effective_experts" if self.quantity == LOAD_ENTROPY else self.quantity
-        return Target(name, *self[1:3]) if self.plus or name != self.quantity else self
+        return Target(SUMMARY_OF.get(self.quantity, self.quantity), self.layer, self.expert)
 
 
 class BadMapping(ValueError):
@@ -113,7 +129,6 @@ class Rule(msgspec.Struct, frozen=True):
 
     quantity: str
     pattern: re.Pattern[str]
-    plus: float = 0.0
     of_gates: bool = False
     """AutoModel's: the layer is a place in the sorted names of the gates (10 before 2), and experts
     may be missing; the loads of a whole row have the mean 1."""
@@ -123,8 +138,8 @@ class Rule(msgspec.Struct, frozen=True):
         return f"{self.quantity}={self.pattern.pattern}"
 
 
-def _known(quantity: str, pattern: str, plus: float = 0.0, *, of_gates: bool = False) -> Rule:
-    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), plus, of_gates)
+def _known(quantity: str, pattern: str, *, of_gates: bool = False) -> Rule:
+    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), of_gates)
 
 
 _L, _E = r"(?P<layer>\d{1,5})", r"(?P<expert>\d{1,6})"
@@ -138,7 +153,7 @@ def known_rules() -> Sequence[Rule]:
         _known("share", rf"moe_ep_usage/L-{_L}_EP-{_E}"),
         _known("expert_bias", rf"moe_bias/L-{_L}_EP-{_E}"),
         _known("entropy", rf"moe_entropy/L-{_L}"),
-        _known("max_load", rf"moe_maxvio_batch/L-{_L}", 1.0),
+        _known("max_vio", rf"moe_maxvio_batch/L-{_L}"),
         # ltp-megatron-lm
         _known("tokens_per_expert", rf"moe-expert/\w*tokens_per_expert_layer{_L}_expert{_E}"),
         # AutoModel: load ÷ mean load
@@ -146,11 +161,17 @@ def known_rules() -> Sequence[Rule]:
         # the older microscope
         _known("share", rf"layer_{_L}_load/{_E}"),
         # VeOmni, verl
-        _known("max_load", rf"(?:rollout/)?moe/max_vio/layer_{_L}", 1.0),
-        _known("max_load", r"(?:rollout/)?moe/max_vio(?:/max)?", 1.0),
+        *(_known(x, rf"(?:rollout/)?moe/{x}/layer_{_L}") for x in _VIO),
+        _known("max_vio", r"(?:rollout/)?moe/max_vio(?:/max)?"),
         # prime-rl
-        _known("max_load", r"max_vio/max", 1.0),
+        _known("max_vio", r"max_vio/max"),
         _known("max_load", r"expert_load/max_mean/max"),
+        _known("cold_frac", r"expert_load/cold_frac/max"),
+        _known("selected_mass", r"routing_confidence/mean"),
+        _known("mismatch_kl", r"mismatch_kl/(?:all/)?mean"),
+        # slime, miles
+        _known("logprob_diff", r"train_rollout_logprob_abs_diff"),
+        _known("disagreement", r"r3_mismatch_fraction"),
         # OLMo-core: max ÷ mean; tensorboardX turns spaces into underscores
         _known("max_load", rf"block[ _]{_L}/load[ _]imbalance"),
         _known("z_loss", rf"block[ _]{_L}/router[ _]Z[ _]loss[ _]unscaled"),
@@ -182,7 +203,8 @@ def rules_of(pairs: Iterable[str]) -> tuple[Rule, ...]:
 def _rule_of(pair: str) -> Rule:
     quantity, equals, pattern = pair.partition("=")
     quantity = quantity.strip()
-    known = sorted({*STEP_QUANTITIES, *ROUTER_QUANTITIES, *MATRIX_QUANTITIES, LOAD_ENTROPY})
+    readings = {*STEP_QUANTITIES, *ROUTER_QUANTITIES, *MATRIX_QUANTITIES}
+    known = sorted(readings.union(LOSSES, SUMMARY_OF))
     if not equals or not pattern:
         raise BadMapping(f"{pair!r}: write QUANTITY=REGEX")
     if quantity not in known:
@@ -212,7 +234,9 @@ class Keys(dict[str, Target | None]):
         super().__init__()
         self._rules = (*own, *known_rules(), *confirmed)
         self._own = len(own)
+        self._unconfirmed = len(self._rules) - len(confirmed)
         self._key_of: dict[Target, str] = {}  # what the user's rules matched
+        self._chosen: str | None = None  # the role of the first of these
         self.doubled: tuple[str, str] | None = None
         """Two keys that the user's rules take for the same number."""
         self.unmatched = list(own)
@@ -238,13 +262,31 @@ class Keys(dict[str, Target | None]):
             if (layer or 0) >= MAX_LAYERS or (expert or 0) >= MAX_EXPERTS:
                 return None
             self.of_gates |= rule.of_gates
-            target = Target(rule.quantity, layer, expert, rule.plus)
+            target = Target(rule.quantity, layer, expert)
+            role = _ROLE.search(key) if place < self._unconfirmed else None
+            if role is not None and target.has_role:
+                target = target._replace(role=role[1])
             if place < self._own:
-                self.unmatched = [one for one in self.unmatched if one is not rule]
-                if (other := self._key_of.setdefault(target, key)) != key:
-                    self.doubled = self.doubled or (other, key)
+                self._found(rule, target, key)
+            elif role is not None and not target.role and role[1] != "actor":
+                return None  # the loss of another model
             return target
         return None
+
+    def _found(self, rule: Rule, target: Target, key: str) -> None:
+        """A rule of the user matches a key."""
+        self.unmatched = [one for one in self.unmatched if one is not rule]
+        if target.has_role and self._chosen is None:
+            self._chosen = target.role
+        if (other := self._key_of.setdefault(target.final, key)) != key:
+            self.doubled = self.doubled or (other, key)
+
+    def roles(self) -> list[str]:
+        """Those with readings of routers: first the one to read, that of the user's rules or else
+        the one with most routers."""
+        routers = {(one.role, one.layer) for one in self.values() if one and one.has_role}
+        counted = Counter(role for role, _ in routers)
+        return sorted(counted, key=lambda role: (role != self._chosen, -counted[role], role))
 
     @property
     def has_routers(self) -> bool:

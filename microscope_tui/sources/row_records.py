@@ -49,6 +49,10 @@ class RunRecords:
         return self._layout is not None
 
     @property
+    def remarks(self) -> Sequence[str]:
+        return self._layout.remarks if self._layout is not None else ()
+
+    @property
     def is_waiting(self) -> bool:
         """Whether steps wait for the header."""
         return bool(self._waiting)
@@ -114,7 +118,7 @@ class RowRecords(RecordReader):
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
-        self._checked = 0  # keys at the last look for rules that match none
+        self._checked: object = None  # the state at the last look for rules that match no key
         self.missing = ""
 
     def wait_s(self) -> float:
@@ -169,9 +173,10 @@ class RowRecords(RecordReader):
 
     def _check_rules(self) -> None:
         keys = self._source.keys
-        if self._run.is_started and self.exhausted and len(keys) != self._checked:
-            self._checked = len(keys)
-            self.missing = proposals.unmatched(keys)
+        state = len(keys), self._run.remarks
+        if self._run.is_started and self.exhausted and state != self._checked:
+            self._checked = state
+            self.missing = "; ".join(filter(None, [proposals.unmatched(keys), *self._run.remarks]))
 
     def _learn_keys(self) -> bool:
         """Look at keys of which none is known as a router; true to read again with a proposal."""

@@ -123,7 +123,7 @@ class JsonlReader(LineRows):
         if not lines:  # the first row is longer: its keys must do
             names = {key.decode("utf-8", "replace") for key in _KEY.findall(torn)}
             return _has_routers({n + end: 1.0 for n in names for end in ("", "/0/0")}, keys)
-        rows = [fields for line in lines if (fields := decode_object(line)) is not None]
+        rows = [_flat(fields) for line in lines if (fields := decode_object(line)) is not None]
         if any(fields.get("kind") in _KINDS for fields in rows):
             return False
         return any(_has_routers(fields, keys) for fields in rows)
@@ -135,11 +135,22 @@ class JsonlReader(LineRows):
         fields = decode_object(stripped)
         if fields is None:
             raise BadLine("not a JSON object")
+        fields = _flat(fields)
         step = as_step(first_of(fields, STEP_NAMES))
         if step is None:
             raise BadLine("without a step from 0")
         time = as_time(first_of(fields, TIME_NAMES))
         return Row(step, time, list(matched(fields, self.keys)))
+
+
+def _flat(fields: dict[str, object]) -> dict[str, object]:
+    """verl's numbers are in ``data``, those of an event of miles in ``metrics``."""
+    data, metrics = fields.get("data"), fields.get("metrics")
+    if isinstance(data, dict) and fields.keys() == {"step", "data"}:
+        return data | {"step": fields["step"]}
+    if isinstance(metrics, dict) and fields.get("type") == "metric":
+        return metrics | {"step": fields.get("rollout_id"), "time": fields.get("timestamp")}
+    return fields
 
 
 def _has_routers(fields: dict[str, object], keys: Keys) -> bool:

@@ -130,11 +130,11 @@ def test_max_violation_becomes_the_load_of_its_router(
     ("key", "target"),
     [
         ("moe_ep_usage/L-3_EP-7", ("share", 3, 7)),  # EP is an expert here, not a rank
-        ("moe_maxvio_batch/L-3", ("max_load", 3, None, 1.0)),
+        ("moe_maxvio_batch/L-3", ("max_vio", 3, None)),
         ("moe-expert/sinkhorn_tokens_per_expert_layer3_expert7", ("tokens_per_expert", 3, 7)),
         ("moe_expert_utilization/layer_3_expert_7", ("share", 3, 7)),
-        ("rollout/moe/max_vio/max", ("max_load", None, None, 1.0)),
-        ("max_vio/max", ("max_load", None, None, 1.0)),
+        ("rollout/moe/max_vio/max", ("max_vio", None, None, "rollout")),
+        ("max_vio/max", ("max_vio", None, None)),
         ("max_vio", None),  # older prime-rl: without the k busiest experts, another quantity
         ("expert_load/max_mean/max", ("max_load", None, None)),
         ("train/block 03/load imbalance", ("max_load", 3, None)),
@@ -238,7 +238,7 @@ def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("microscope_tui.sources.keys.MAX_REMEMBERED_CHARACTERS", 1000)
     keys = Keys()
     for number in range(100):
-        assert keys[f"moe_entropy/L-{number}"] == ("entropy", number, None, 0.0)
+        assert keys[f"moe_entropy/L-{number}"] == ("entropy", number, None, "")
     assert sum(map(len, keys)) < 1000
 
 

@@ -55,7 +55,7 @@ def test_nested_objects_and_lists_are_joined_with_slashes(tmp_path: Path) -> Non
     row = {"step": 1, "moe": {"max_vio": {"layer_3": 0.5}, "load": [[1, 2], [3, 4]]}}
     own = rules_of([r"tokens_per_expert=moe/load/(?P<layer>\d+)/(?P<expert>\d+)"])
     assert values(all_rows(JsonlReader(written(tmp_path, row), Keys(own)))) == [
-        (1, "max_load", 3, None, 0.5),
+        (1, "max_vio", 3, None, 0.5),
         *((1, "tokens_per_expert", at // 2, at % 2, at + 1.0) for at in range(4)),
     ]
 
