@@ -147,7 +147,13 @@ class DatabaseReader(RowReader):
         if version == self._seen:
             self.exhausted = True
             return Rows()
-        found = database.read(lambda tables: self._after(tables, max_bytes))
+        refused = dict(self.keys.refused)  # a read may be repeated
+
+        def after(tables: Tables) -> _Found:
+            self.keys.refused = dict(refused)
+            return self._after(tables, max_bytes)
+
+        found = database.read(after)
         restarted = replaced or found.restarted
         if restarted:
             self._begin()

@@ -7,17 +7,27 @@ E - 1. If an expert at an end has no tokens, the same call has bins that hold tw
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from microscope_tui.sources.keys import MAX_EXPERTS
-
+_MOST_BINS = 65_536
 _OFF = 1e-6  # edges as 32-bit floats
 _FEW = 8
 """A histogram of the loads of 512 experts in 64 bins holds 8 values per bin."""
 
 
+_COLUMN = re.compile(r"(?:moe[ _]?)?(layer|expert)s?(?:[ _]?(?:id|idx|index))?", re.IGNORECASE)
+
+
 class NotChoices(ValueError):
     """The bins are not one expert each; the message is the reason."""
+
+
+def kind_of(value: Mapping[str, object]) -> str:
+    """``histogram`` or ``table``, as W&B and Trackio write them, or nothing."""
+    kind = str(value.get("_type", "")).removeprefix("trackio.").removesuffix("-file")
+    return kind if kind in ("histogram", "table") else ""
 
 
 def choices(
@@ -34,9 +44,11 @@ def choices(
         NotChoices: the edges do not prove that each bin is one expert.
     """
     bins = len(counts)
-    if not 0 < bins <= MAX_EXPERTS or len(edges) != bins + 1:
+    if not 0 < bins <= _MOST_BINS or len(edges) != bins + 1:
         raise NotChoices(f"{len(edges):,} edges for {bins:,} bins: log a list")
-    if not all(abs(edge) <= MAX_EXPERTS for edge in edges):
+    if not set(map(type, (*edges, *counts))) <= {int, float}:
+        raise NotChoices(f"histogram of {bins:,} bins with other than numbers: log a list")
+    if not all(abs(edge) <= _MOST_BINS for edge in edges):
         raise _of_values(bins)
     if not all(count >= 0 and count < 2**53 and count == int(count) for count in counts):
         raise NotChoices(f"histogram of {bins:,} bins without whole counts: log a list")
@@ -87,3 +99,27 @@ def _are_apart(edges: Sequence[float], width: float) -> bool:
 def _hold(edges: Sequence[float], first: int) -> bool:
     """Whether the bins that begin at these edges hold ``first``, and the numbers after it."""
     return all(math.ceil(edge) == expert for expert, edge in enumerate(edges, first))
+
+
+def cells(table: Mapping[str, Any]) -> dict[str, object]:
+    """The numbers of a table with columns for layer and expert, by ``column/layer_3/expert_7``.
+
+    W&B writes ``columns`` and ``data``, Trackio a list of rows by column.
+    """
+    rows = table.get("_value")
+    columns, data = table.get("columns"), table.get("data")
+    if isinstance(columns, list) and isinstance(data, list):
+        names = list(map(str, columns))
+        rows = [dict(zip(names, row, strict=False)) for row in data if isinstance(row, list)]
+    found: dict[str, object] = {}
+    for row in rows if isinstance(rows, list) else ():
+        place: dict[str, object] = {}
+        for name, value in row.items() if isinstance(row, dict) else ():
+            if match := _COLUMN.fullmatch(name):
+                place[match[1].lower()] = value
+        if len(place) == 2:
+            after = f"layer_{place['layer']}/expert_{place['expert']}"
+            found |= {f"{name}/{after}": row[name] for name in row if not _COLUMN.fullmatch(name)}
+    if not found:
+        raise NotChoices("table without columns for layer, expert and a value: log a list")
+    return found

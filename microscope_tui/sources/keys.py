@@ -5,7 +5,8 @@ writers then. The patterns are whole-key regular expressions with the named grou
 for matrices, ``expert``. A prefix that a logger puts in front (``train/``) does not matter.
 
 Nested objects and lists are flattened: ``{"moe": {"load": [1, 2]}}`` holds ``moe/load/0`` and
-``moe/load/1``. Only values whose key has a target are turned into numbers.
+``moe/load/1``; so are histograms of the chosen experts, and tables. Only values whose key has a
+target are turned into numbers.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from microscope_tui.runlog import RouterSummary, StepRecord
+from microscope_tui.sources.histograms import NotChoices, cells, choices, kind_of
 
 STEP_QUANTITIES = tuple(
     name
@@ -47,6 +49,7 @@ MAX_DEPTH = 8
 """Deeper objects are skipped: no logger nests its numbers further."""
 MAX_OUTER_CHARACTERS = 128
 """Longest name of an object with numbers: it is copied into the key of each."""
+_MOST_OBJECTS = 1 << 16
 MAX_STEP = 2**62
 STEP_NAMES = (
     "step",
@@ -218,6 +221,13 @@ class Keys(dict[str, Target | None]):
         self._characters = 0
         self.of_gates = False
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
+        self.objects: dict[str, str] = {}
+        """Kind of each key that had a list, a histogram or a table."""
+        self.counted: set[str] = set()
+        """Histograms and tables that gave numbers: an expert that is missing in a histogram has no
+        tokens."""
+        self.refused: dict[str, tuple[str, int]] = {}
+        """Why an object was left out, and how often."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
@@ -243,6 +253,58 @@ class Keys(dict[str, Target | None]):
                     self.doubled = self.doubled or (other, key)
             return target
         return None
+
+    def inside(self, name: str, value: object) -> Mapping[str, object]:
+        """What a list, an object, a histogram or a table holds, by the rest of its keys."""
+        if isinstance(value, list):
+            if value and as_number(value[0]) is not None:
+                self._see(name, "list")
+            return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
+        if not isinstance(value, dict) or not kind_of(value):
+            return value if isinstance(value, dict) else {}
+        if kind_of(value) == "histogram":
+            return self.histogram(name, value.get("bins"), value.get("values"))
+        self._see(name, "table")
+        try:
+            found = cells(value)
+            self.counted |= {name for cell in found if self[f"{name}/{cell}"] is not None}
+            return found
+        except NotChoices as why:
+            self.refuse(name, str(why))
+            return {}
+
+    def histogram(
+        self, name: str, edges: object, counts: object, largest: float | None = None
+    ) -> dict[str, object]:
+        """The counts of a histogram by the number of the expert; see ``choices``."""
+        self._see(name, "histogram")
+        if self[f"{name}/0"] is None:
+            return {}
+        try:
+            if not isinstance(edges, list) or not isinstance(counts, list):
+                raise NotChoices("histogram without bins: log a list")
+            found = choices(edges, counts, largest)
+        except NotChoices as why:
+            self.refuse(name, str(why))
+            return {}
+        if len(self.counted) < _MOST_OBJECTS:
+            self.counted.add(name)
+        first = len(found) - len(counts)  # those before it are no numbers of the row: there may
+        return {str(expert): found[expert] for expert in range(first, len(found))}  # be many
+
+    def _see(self, name: str, kind: str) -> None:
+        if len(self.objects) < _MOST_OBJECTS:
+            self.objects.setdefault(name, kind)
+
+    def refuse(self, name: str, why: str) -> None:
+        """Count an object that is left out."""
+        _, times = self.refused.get(name, ("", 0))
+        if times or len(self.refused) < _MOST_OBJECTS:
+            self.refused[name] = why, times + 1
+
+    def uses(self, name: str) -> bool:
+        """Whether an object is a reading, or was refused as one."""
+        return name in self.counted or name in self.refused or self.get(f"{name}/0") is not None
 
     @property
     def has_routers(self) -> bool:
@@ -298,10 +360,8 @@ def matched(
     if depth == MAX_DEPTH or _CONTAINERS.isdisjoint(map(type, values)):
         return
     for name, value in fields.items():
-        if isinstance(value, list):
-            value = dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
-        if isinstance(value, dict) and len(name) <= MAX_OUTER_CHARACTERS:
-            inner = {f"{name}/{key}": item for key, item in value.items()}
+        if isinstance(value, list | dict) and len(name) <= MAX_OUTER_CHARACTERS:
+            inner = {f"{name}/{key}": item for key, item in keys.inside(name, value).items()}
             yield from matched(inner, keys, depth + 1)
 
 

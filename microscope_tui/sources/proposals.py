@@ -10,6 +10,7 @@ import difflib
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
@@ -47,6 +48,7 @@ _WRITERS = {
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
 _LETTERS = {"layer": "N", "expert": "M"}
 _MOST_DIGITS = 9
+_MOST_REASONS = 3  # that are named
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
 _WORDS = {
@@ -93,6 +95,22 @@ class Survey(msgspec.Struct):
     steps: set[int] = msgspec.field(default_factory=set)
     whole: bool = False
     """Whether that is all of the run."""
+    keys: Keys = msgspec.field(default_factory=Keys)
+    """What its lists, histograms and tables are."""
+
+    @property
+    def kinds(self) -> str:
+        """How many keys there are of each kind."""
+        objects = self.keys.objects
+        if not objects:
+            return plural(len(self.values), "key")
+        outer = ((key.rpartition("/")[0], key.rsplit("/", 3)[0]) for key in self.values)
+        numbers = sum(objects.keys().isdisjoint(names) for names in outer)
+        return by_kind(Counter({"number": numbers}) + Counter(objects.values()))
+
+
+def by_kind(kinds: Mapping[str, int]) -> str:
+    return ", ".join(plural(count, kind) for kind, count in kinds.items())
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -196,7 +214,28 @@ def survey(source: RowReader) -> Survey:
                 for target, value in row.values:
                     found.values.setdefault(target.quantity, {})[row.step] = value
             found.whole = reader.exhausted
+    found.keys = reader.keys
+    _fill_up(found)
     return found
+
+
+def _fill_up(found: Survey) -> None:
+    """Add the experts that a histogram lacks in a step: they have no tokens."""
+    steps: dict[str, set[int]] = {}
+    most: dict[str, int] = {}  # experts, by what the names of layers have in common
+    for key, series in found.values.items():
+        name, _, expert = key.rpartition("/")
+        if name in found.keys.counted and expert.isdecimal():
+            steps.setdefault(name, set()).update(series)
+            shape = _DIGITS.sub("N", name)
+            most[shape] = max(most.get(shape, 0), int(expert) + 1)
+    sizes = {name: most[_DIGITS.sub("N", name)] for name in steps}
+    if sum(sizes[name] * len(steps[name]) for name in steps) > _MOST_NUMBERS:
+        return
+    for name, size in sizes.items():
+        for place in range(size):
+            series = found.values.setdefault(f"{name}/{place}", {})
+            series.update(dict.fromkeys(steps[name].difference(series), 0.0))
 
 
 def propose(found: Survey) -> Proposal | None:
@@ -350,11 +389,13 @@ def described(
     where = "" if found.whole else f" in its first {SURVEYED_BYTES >> 20} MB"
     steps = f"{plural(count, 'step')}{where}"
     none = _no_match(asked.rules[0], found.values) if asked.rules else "none known as a router"
-    keys = len(found.values)
-    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {plural(keys, 'key')}, {none}"
+    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {found.kinds}, {none}"
     if proposal is None:
-        more = " …" if keys > 4 else ""
-        some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])}{more})"
+        more = " …" if len(found.values) > 4 else ""
+        some = f" ({', '.join(list(found.values)[:4])}{more})"
+        if asked.rules or not found.values:
+            some = ""
+        some += "".join(f"; {why}" for why in refusals(found.keys))
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
     words = ["moe-microscope", path, *proposal.options]
     words += ["--top-k", str(top_k)] if top_k else []
@@ -364,13 +405,30 @@ def described(
 
 
 def unmatched(keys: Keys) -> str:
-    """What is wrong with the rules of the user: one matches no key, or two keys are one number."""
+    """What is wrong with the rules of the user, and which objects are not used or left out."""
     found = [_no_match(rule, keys) for rule in keys.unmatched[:2]]
     if keys.doubled:
         found.append(
             f"--map takes {' and '.join(keys.doubled)} for the same number: map one of them"
         )
+    unused = Counter(kind for name, kind in keys.objects.items() if not keys.uses(name))
+    found += [f"not used: {by_kind(unused)}"] if unused else []
+    found += refusals(keys)
     return safe_text("; ".join(found), 600)
+
+
+def refusals(keys: Keys) -> list[str]:
+    """Why histograms and tables are left out: one of the keys that have the reason in common."""
+    names: dict[str, list[str]] = {}
+    for name, (why, _) in keys.refused.items():
+        names.setdefault(why, []).append(name)
+    found = []
+    for why, [name, *others] in [*names.items()][:_MOST_REASONS]:
+        more = f" and {len(others)} more" if others else ""
+        times = keys.refused[name][1]
+        left_out = f" ({plural(times, 'step')} left out)" if name in keys.counted else ""
+        found.append(f"{name}{more}: {why}{left_out}")
+    return found
 
 
 def _no_match(rule: Rule, keys: Iterable[str]) -> str:

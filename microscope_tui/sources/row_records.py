@@ -111,7 +111,7 @@ class RowRecords(RecordReader):
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
-        self._checked = 0  # keys at the last look for rules that match none
+        self._checked: object = None  # keys at the last look for what is not used
         self.missing = ""
 
     def wait_s(self) -> float:
@@ -146,7 +146,9 @@ class RowRecords(RecordReader):
     def sample(self, count: int) -> Sequence[Record]:
         steps = StepRows()
         run = RunRecords(self._source, self._request, **self._facts)
+        refused = dict(self._source.keys.refused)
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
+        self._source.keys.refused = refused  # reading all of it counts them
         complete = chain(steps.complete(rows, is_started=False), steps.close())
         return [*run.of(complete), *run.start()]
 
@@ -166,8 +168,10 @@ class RowRecords(RecordReader):
 
     def _check_rules(self) -> None:
         keys = self._source.keys
-        if self._run.is_started and self.exhausted and len(keys) != self._checked:
-            self._checked = len(keys)
+        state = len(keys), len(keys.objects), sum(times for _, times in keys.refused.values())
+        looks = self.exhausted and (self._run.is_started or keys.has_routers)
+        if looks and state != self._checked:
+            self._checked = state
             self.missing = proposals.unmatched(keys)
 
     def _learn_keys(self) -> bool:
@@ -193,7 +197,7 @@ class RowRecords(RecordReader):
         if layout is None:
             proposal = None
         self.proposed = proposal.applied(request) if proposal is not None else None
-        if found.values:
+        if found.values or found.keys.objects:
             top_k = layout.top_k if layout is not None else None
             writer = self._facts["writer"]
             self.missing = proposals.described(found, proposal, source, writer, request, top_k)

@@ -91,6 +91,7 @@ class Layout:
 
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
+        self._fill_up()
         layers = self._layers
         self._wanted: list[Target] = []
         self._planned: list[Target] | None = None
@@ -98,12 +99,31 @@ class Layout:
         self._rows = {
             name: [self._part(self._row_of(name, layer)) for layer in layers] for name in matrices
         }
+        self._filled = [
+            at
+            for name, rows in self._rows.items()
+            for layer, at in zip(layers, rows, strict=True)
+            if (name, layer) in self._cut
+        ]
         self._columns = {
             name: self._part(Target(name, layer) for layer in layers)
             for name in ROUTER_QUANTITIES
             if name not in STEP_QUANTITIES or layers != [None]
         }
         self._steps = {name: self._part([Target(name)]).start for name in STEP_QUANTITIES}
+
+    def _fill_up(self) -> None:
+        """Histograms end where an expert has tokens: other layers and steps have all experts."""
+        keys = self._source.keys
+        targets = [keys.get(f"{name}/0") for name in keys.counted]
+        self._cut = {
+            target[:2] for target in targets if target is not None and target[:2] in self._seen
+        }
+        most = max(self._num_experts, *self._experts.values(), 0)
+        if most * len(self._cut) > MAX_NUMBERS:
+            self._cut = set()
+        for _, layer in self._cut:
+            self._experts[layer] = most
 
     def _part(self, targets: Iterable[Target]) -> slice:
         """The place of these numbers among all that make a record."""
@@ -113,7 +133,7 @@ class Layout:
 
     def _row_of(self, quantity: str, layer: int | None) -> list[Target]:
         size = max(self._num_experts, self._experts[layer])
-        is_whole = self._seen[quantity, layer] >= size
+        is_whole = self._seen[quantity, layer] >= size or (quantity, layer) in self._cut
         return [Target(quantity, layer, expert) for expert in range(size)] if is_whole else []
 
     @property
@@ -169,7 +189,7 @@ class Layout:
         """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
         if self._planned != row.targets:
             self._plan(row.targets)
-        values: list[Any] = [*row.numbers, None]
+        values: list[Any] = [*row.numbers, 0.0, None]
         for at, target in self._changed:
             values[at] = _final(target, values[at])
         found = list(self._ordered(values))
@@ -190,9 +210,12 @@ class Layout:
         if self._changed:
             place = {self._shifted.get(target, target): at for target, at in place.items()}
         order = list(map(place.get, self._wanted, repeat(-1)))
+        for at in self._filled:
+            if max(order[at]) >= 0:
+                order[at] = [-2 if found < 0 else found for found in order[at]]  # no tokens
         self._parts = {n: at for n, at in self._columns.items() if max(order[at], default=-1) >= 0}
         self._matrices = {
-            name: [at if min(order[at], default=-1) >= 0 else None for at in rows]
+            name: [None if -1 in (order[at] or [-1]) else at for at in rows]
             for name, rows in self._rows.items()
         }
         self._singles = {name: at for name, at in self._steps.items() if order[at] >= 0}
