@@ -1,5 +1,6 @@
 """Histograms are counts only by their edges: numpy makes them as W&B and TensorBoard do."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ def read(chosen: np.ndarray, bins: int | np.ndarray) -> list[int]:
     return choices(edges.tolist(), counts.tolist())
 
 
-def refused(edges: Sequence[float], counts: Sequence[float], largest: float | None = None) -> str:
+def refused(edges: Sequence[float], counts: Sequence[float], largest: float = math.inf) -> str:
     with pytest.raises(NotChoices) as found:
         choices(edges, counts, largest)
     return str(found.value)
