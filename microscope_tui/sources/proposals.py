@@ -399,17 +399,17 @@ def unmatched(keys: Keys) -> str:
         found.append(
             f"--map takes {' and '.join(keys.doubled)} for the same number: map one of them"
         )
-    objects = {name: kind for name, kind in keys.objects.items() if keys.get(f"{name}/0") is None}
-    unused = objects.keys() - keys.counted.keys() - keys.refused.keys()
-    if unused:
-        found.append(f"not used: {_by_kind(Counter(objects[name] for name in unused))}")
+    known = keys.counted.keys() | keys.refused.keys()
+    others = [name for name in keys.objects if name not in known and not keys.get(f"{name}/0")]
+    if others:
+        found.append(f"not used: {_by_kind(Counter(map(keys.objects.__getitem__, others)))}")
     return safe_text("; ".join([*found, *_refusals(keys)]), 600)
 
 
 def _refusals(keys: Keys) -> list[str]:
     """Why histograms and tables are left out, with one of the keys for each reason."""
     names: dict[str, list[str]] = {}
-    for name in sorted(keys.refused, key=lambda name: not _OF_ROUTERS.search(name)):
+    for name in sorted(keys.refused, key=lambda name: (not _OF_ROUTERS.search(name), name)):
         names.setdefault(keys.refused[name][0], []).append(name)
     found = []
     for why, [name, *others] in [*names.items()][:_MOST_REASONS]:
