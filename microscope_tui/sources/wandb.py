@@ -57,7 +57,7 @@ MAX_NUMBER_BYTES = 64
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
 MAX_TABLE_BYTES = 2 << 20
-"""Of a table, which is a file: 100 layers of 512 experts are 1 MB."""
+"""Of the tables of a step, which are files: 100 layers of 512 experts are 1 MB."""
 MAX_SAMPLED_BYTES = 20 << 20
 """What ``sample`` reads at most: half a second if all of it is numbers that match."""
 _MOST_BLOCKS = (8 << 20) // BLOCK_BYTES  # for one place: three records of 40,000 numbers
@@ -80,7 +80,6 @@ _FLOATS = msgspec.json.Decoder(list[float])
 _ITEM_TAG, _SHORT = 0x0A, 128
 _VALUE_TAG = b"\x82\x01"
 _PADDING = bytes(262)  # behind a record: the place of a value may seem to be behind its end
-_TABLES_AT_ONCE = 32  # that one read opens
 _OF_THE_ROW = ("_step", "_timestamp")
 _OBJECTS = (b'"histogram"', b'"table-file"')
 _Inside = Callable[[Mapping[str, Mapping[str, bytes]]], Iterable[tuple[Target, float]]]
@@ -110,7 +109,8 @@ class WandbReader(RowReader):
         self._heads = PrefixTargets(self._what)
         self._history = HistoryRows(self._heads, self._inside)
         self._records = deque[bytes]()  # of which the rows are still to be made
-        self._tables = 0  # that this read opened
+        self._tables = 0  # bytes of those that this read opened
+        self._left = 0  # … that this step may still open
         self._damage: Unreadable | None = None
         self._config: dict[str, object] = {}
         self._config_bytes = 0
@@ -126,6 +126,7 @@ class WandbReader(RowReader):
     def _inside(self, found: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[Target, float]]:
         """The numbers of histograms and tables, by name and part, and of lists, which have one."""
         fields: dict[str, object] = {}
+        self._left = MAX_TABLE_BYTES
         for name, texts in found.items():
             if "" in texts and not (self.keys[f"{name}/0"] or self.keys[f"{name}/0/0"]):
                 self.keys.sees(name, "list")
@@ -141,18 +142,20 @@ class WandbReader(RowReader):
         keys = self.keys
         if name in keys.objects and name not in keys.counted and name not in keys.refused:
             return {}  # not used
-        self._tables += 1
         files = self.path.parent / "files"
         try:
             file = (files / path).resolve()
             if file.is_relative_to(files.resolve()):
-                table = decode_json(read_at(file, 0, MAX_TABLE_BYTES))
+                data = read_at(file, 0, self._left)
+                self._tables += len(data)
+                self._left -= len(data)
+                table = decode_json(data)
                 if isinstance(table, dict):
                     return table | {"_type": "table"}
         except (OSError, ValueError):
             pass
         if keys.sees(name, "table"):
-            keys.refuse(name, f"no table of at most 2 MB in {files}: copy that folder too")
+            keys.refuse(name, f"no table, or over 2 MB in a step, in {files}: copy that folder too")
         return {}
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
@@ -221,7 +224,7 @@ class WandbReader(RowReader):
                 return
 
     def _rows(self) -> Iterator[Row]:
-        while self._records and self._tables < _TABLES_AT_ONCE:
+        while self._records and self._tables < MAX_TABLE_BYTES:
             try:
                 row = self._take(self._records.popleft(), self._history)
             except BadMessage as why:
