@@ -18,6 +18,7 @@ from microscope_tui.sources import (
     SourceRequest,
     WandbReader,
     choices,
+    rules_of,
 )
 from tests.sources import wandb_bytes as wb
 from tests.sources.reading import Steps, all_rows, counts_of, drained, settle
@@ -262,3 +263,19 @@ def test_a_bin_far_above_zero_does_not_fill_the_memory(tmp_path: Path) -> None:
     row = {KEY.format(n): histogram([80], first=60_000) for n in range(500)}
     (found,) = all_rows(jsonl(tmp_path, [row]))
     assert len(found.targets) == 500
+
+
+def test_tables_and_histograms_are_followed_as_the_file_grows(tmp_path: Path) -> None:
+    rows = [{"moe/routing": table(step), KEY.format(7): cut(step[0])} for step in COUNTS]
+    whole = wandb(tmp_path, rows).path.read_bytes()
+    for size in range(len(whole) // 2, len(whole) + 1, 50):
+        (tmp_path / "run.wandb").write_bytes(whole[:size])
+        if size == len(whole) // 2:
+            rule = rules_of(
+                [r"share=moe/routing/tokens/layer_(?P<layer>\d+)/expert_(?P<expert>\d+)"]
+            )
+            reader, found = WandbReader(tmp_path / "run.wandb", Keys(rule)), []
+        found += all_rows(reader)
+    (tmp_path / "run.wandb").write_bytes(whole)
+    found += all_rows(reader)
+    assert [(row.step, len(row.targets)) for row in found] == [(step, 46) for step in (1, 2, 3, 4)]
