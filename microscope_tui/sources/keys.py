@@ -5,7 +5,8 @@ writers then. The patterns are whole-key regular expressions with the named grou
 for matrices, ``expert``. A prefix that a logger puts in front (``train/``) does not matter.
 
 Nested objects and lists are flattened: ``{"moe": {"load": [1, 2]}}`` holds ``moe/load/0`` and
-``moe/load/1``. Only values whose key has a target are turned into numbers.
+``moe/load/1``; so are histograms of the chosen experts, and tables. Only values whose key has a
+target are turned into numbers.
 """
 
 import json
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -58,6 +59,7 @@ MAX_DEPTH = 8
 """Deeper objects are skipped: no logger nests its numbers further."""
 MAX_OUTER_CHARACTERS = 128
 """Longest name of an object with numbers: it is copied into the key of each."""
+_MOST_OBJECTS = 1 << 16
 MAX_STEP = 2**62
 STEP_NAMES = (
     "step",
@@ -244,6 +246,12 @@ class Keys(dict[str, Target | None]):
         self._characters = 0
         self.of_gates = False
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
+        self.objects: dict[str, str] = {}
+        """Kind of each key that had a list, a histogram or a table."""
+        self.counted: dict[str, int] = {}
+        """Those histograms and tables that gave numbers, and the experts of a histogram."""
+        self.refused: dict[str, tuple[str, int]] = {}
+        """Why one of them was left out, and how often."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
@@ -287,6 +295,50 @@ class Keys(dict[str, Target | None]):
         routers = {(one.role, one.layer) for one in self.values() if one and one.has_role}
         counted = Counter(role for role, _ in routers)
         return sorted(counted, key=lambda role: (role != self._chosen, -counted[role], role))
+
+    def inside(self, name: str, value: list[object] | dict[str, Any]) -> Mapping[str, object]:
+        """What a list, an object, a histogram or a table holds, by the rest of its keys."""
+        if isinstance(value, list):
+            self.sees(name, "list")
+            return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
+        kind = str(value.get("_type", "")).removeprefix("trackio.")
+        if kind == "histogram":
+            return self.histogram(name, value.get("bins"), value.get("values"))
+        if kind != "table" or not self.sees(name, kind):
+            return value
+        from microscope_tui.sources.histograms import cells
+
+        found = cells(value)
+        if not found:
+            self.refuse(name, "table without columns for layer, expert and a value: log a list")
+        if any(self[f"{name}/{cell}"] is not None for cell in found):
+            self.counted[name] = 0
+        return found
+
+    def sees(self, name: str, kind: str) -> bool:
+        """Remember what an object is; false if there are too many."""
+        if len(self.objects) < _MOST_OBJECTS:
+            self.objects.setdefault(name, kind)
+        return name in self.objects
+
+    def histogram(self, name: str, *parts: Any) -> dict[str, object]:
+        """The counts of a histogram by the number of the expert; ``parts`` as for ``choices``."""
+        if not self.sees(name, "histogram") or self[f"{name}/0"] is None:
+            return {}
+        from microscope_tui.sources.histograms import NotChoices, choices
+
+        try:
+            found = choices(*parts)
+        except NotChoices as why:
+            self.refuse(name, str(why))
+            return {}
+        self.counted[name] = max(len(found), self.counted.get(name, 0))
+        first = len(found) - len(parts[1])  # the zeros before it may be many: the layout adds them
+        return {str(expert): found[expert] for expert in range(first, len(found))}
+
+    def refuse(self, name: str, why: str) -> None:
+        """Count an object that is left out."""
+        self.refused[name] = why, self.refused.get(name, ("", 0))[1] + 1
 
     @property
     def has_routers(self) -> bool:
@@ -342,10 +394,8 @@ def matched(
     if depth == MAX_DEPTH or _CONTAINERS.isdisjoint(map(type, values)):
         return
     for name, value in fields.items():
-        if isinstance(value, list):
-            value = dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
-        if isinstance(value, dict) and len(name) <= MAX_OUTER_CHARACTERS:
-            inner = {f"{name}/{key}": item for key, item in value.items()}
+        if isinstance(value, list | dict) and len(name) <= MAX_OUTER_CHARACTERS:
+            inner = {f"{name}/{key}": item for key, item in keys.inside(name, value).items()}
             yield from matched(inner, keys, depth + 1)
 
 

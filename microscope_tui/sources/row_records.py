@@ -118,7 +118,7 @@ class RowRecords(RecordReader):
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
-        self._checked: object = None  # the state at the last look for rules that match no key
+        self._checked: object = None  # the state at the last look for what is not used
         self.missing = ""
 
     def wait_s(self) -> float:
@@ -153,7 +153,9 @@ class RowRecords(RecordReader):
     def sample(self, count: int) -> Sequence[Record]:
         steps = StepRows()
         run = RunRecords(self._source, self._request, **self._facts)
+        refused = dict(self._source.keys.refused)
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
+        self._source.keys.refused = refused  # reading all of it counts them
         complete = chain(steps.complete(rows, is_started=False), steps.close())
         return [*run.of(complete), *run.start()]
 
@@ -173,8 +175,10 @@ class RowRecords(RecordReader):
 
     def _check_rules(self) -> None:
         keys = self._source.keys
-        state = len(keys), self._run.remarks
-        if self._run.is_started and self.exhausted and state != self._checked:
+        refused = sum(times for _, times in keys.refused.values())
+        state = len(keys), len(keys.objects), refused, self._run.remarks
+        looks = self.exhausted and (self._run.is_started or keys.has_routers)
+        if looks and state != self._checked:
             self._checked = state
             self.missing = "; ".join(filter(None, [proposals.unmatched(keys), *self._run.remarks]))
 
@@ -204,7 +208,7 @@ class RowRecords(RecordReader):
         else:
             asked = replace(request, top_k=layout.top_k or request.confirmed_top_k)
         self.proposed = proposal.applied(asked) if proposal is not None else None
-        if found.values:
+        if found.values or found.keys.objects:
             writer = self._facts["writer"]
             self.missing = proposals.described(found, proposal, source, writer, asked)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:

@@ -62,6 +62,8 @@ class Layout:
         self._dense: set[int | None] = set()
         self.remarks: list[str] = []
         """What of the log is left out, and what to do."""
+        self._cut: set[tuple[str, int | None]] = set()
+        """Rows of histograms: they end where an expert has tokens."""
         self._arrange()
 
     def grow(self, row: Row) -> bool:
@@ -152,6 +154,12 @@ class Layout:
 
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
+        counted = map(self._source.keys.get, (f"{name}/0" for name in self._source.keys.counted))
+        self._cut = {target[:2] for target in counted if target} & self._seen.keys()
+        most = max(self._num_experts, *self._experts.values(), 0)
+        if most * len(self._cut) > MAX_NUMBERS:
+            self._cut = set()
+        self._experts |= {layer: most for _, layer in self._cut}
         layers = self._layers
         self._wanted: list[Target] = []
         self._planned: list[Target] | None = None
@@ -175,7 +183,7 @@ class Layout:
 
     def _row_of(self, quantity: str, layer: int | None) -> list[Target]:
         size = max(self._experts_in_all, self._experts[layer])
-        is_whole = self._seen[quantity, layer] >= size
+        is_whole = self._seen[quantity, layer] >= size or (quantity, layer) in self._cut
         return [Target(quantity, layer, expert) for expert in range(size)] if is_whole else []
 
     @property
@@ -234,6 +242,7 @@ class Layout:
     def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
         """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
         if self._planned != row.targets:
+            row = self._filled_up(row) if self._cut else row
             self._plan(row.targets)
         values: list[Any] = [*row.numbers, None]
         for at, target, beside in self._changed:
@@ -248,6 +257,14 @@ class Layout:
             },
             {name: found[at] for name, at in self._singles.items()},
         )
+
+    def _filled_up(self, row: Row) -> Row:
+        """Experts that the histogram of a step lacks have no tokens."""
+        found = dict(row.values)
+        for quantity, layer in self._cut.intersection(target[:2] for target in row.targets):
+            for expert in range(self._experts[layer]):
+                found.setdefault(Target(quantity, layer, expert), 0.0)
+        return Row(row.step, row.time, found.items())
 
     def _plan(self, targets: list[Target]) -> None:
         """Of two readings of the same quantity the later one counts."""
