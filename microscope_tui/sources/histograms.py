@@ -37,8 +37,9 @@ def choices(
 
     Args:
         edges: of the bins, one more than there are ``counts``.
-        largest: the largest value, if the writer has it. The last bin includes its right edge: if
-            that is a whole number, only the largest value shows whether the bin holds one expert.
+        largest: the largest value, if the writer has it, which is in the last bin. That includes
+            its right edge: if it is a whole number, only the largest value shows whether the bin
+            holds one expert.
 
     Raises:
         NotChoices: the edges do not prove that each bin is one expert.
@@ -63,6 +64,12 @@ def choices(
         raise NotChoices(
             f"histogram of {bins:,} bins from {low:.0f} to {high:.0f}, "
             "not one for each expert: log a list"
+        )
+    last = math.ceil(edges[-2])
+    if largest is not None and last != largest // 1:
+        raise NotChoices(
+            f"histogram of {bins:,} bins, the last of expert {last}, but the largest value is "
+            f"{largest:g}: log a list"
         )
     return [0] * math.ceil(edges[0]) + [int(count) for count in counts]
 

@@ -7,16 +7,25 @@ files that follow each other are read one after the other, files that were writt
 side. Subfolders are other runs: ``SummaryWriter.add_scalars`` makes one for each of its numbers.
 """
 
+import math
 import re
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.keys import Keys, Rule, Target, decode_object
+from microscope_tui.sources.keys import (
+    MAX_DEPTH,
+    MAX_EXPERTS,
+    Keys,
+    Rule,
+    Target,
+    decode_object,
+    matched,
+)
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     SLOW,
@@ -26,7 +35,9 @@ from microscope_tui.sources.protobuf import (
     as_bytes,
     as_number,
     fields,
+    fixed_numbers,
     varint,
+    whole_numbers,
 )
 from microscope_tui.sources.reader import (
     Pairs,
@@ -60,9 +71,18 @@ _POLYNOMIAL = 0x82F63B78
 _MASK_DELTA = 0xA282EAD8
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY = 1, 2, 3, 5  # of Event
 _VALUE = 1  # of Summary
-_TAG, _SIMPLE_VALUE, _TENSOR = 1, 2, 8  # of Summary.Value
-_DTYPE, _CONTENT, _FLOATS, _STRINGS = 1, 4, 5, 8  # of TensorProto
-_DT_FLOAT = 1
+_TAG, _SIMPLE_VALUE, _HISTOGRAM, _TENSOR, _METADATA = 1, 2, 5, 8, 9  # of Summary.Value
+_LEAST, _LARGEST, _LIMITS, _BUCKETS = 1, 2, 6, 7  # of HistogramProto
+_OF_HISTOGRAMS = b"\x0a\x0ahistograms"  # plugin_name of SummaryMetadata
+_DTYPE, _SHAPE, _CONTENT, _STRINGS = 1, 2, 4, 8  # of TensorProto
+_DIMENSION, _SIZE = 2, 1  # of TensorShapeProto
+_LETTERS = {1: "f", 2: "d", 3: "i", 4: "B", 5: "h", 6: "b", 9: "q", 19: "e"}
+"""In ``struct``, of each DataType that is read."""
+_FLOAT32, _FLOAT64, _BFLOAT16, _HALF = 1, 2, 14, 19
+_VALUES_OF = {1: 5, 2: 6, 3: 7, 4: 7, 5: 7, 6: 7, 9: 10, _BFLOAT16: 13, _HALF: 13}
+"""The field with the numbers of a DataType where they are not in ``_CONTENT``."""
+_FLOATS = _VALUES_OF[_FLOAT32]
+_MOST_SHAPE_BYTES = 128
 _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
@@ -455,27 +475,52 @@ class EventRows:
                 step = as_number(value)
             elif number == _SUMMARY:
                 for inner, part in fields(as_bytes(value)):
-                    if inner == _VALUE and (found := self._value(as_bytes(part))) is not None:
-                        values.append(found)
+                    if inner == _VALUE:
+                        values += self._value(as_bytes(part))
         return _row_of(step, wall, values)
 
-    def _value(self, message: bytes) -> tuple[Target, float] | None:
-        tag, number_read, tensor = "", None, b""
-        for number, value in fields(message):
-            if number == _TAG:
-                tag = as_bytes(value).decode("utf-8", "replace")
-            elif number == _SIMPLE_VALUE and len(as_bytes(value)) == 4:
-                number_read = _FLOAT.unpack(as_bytes(value))[0]
-            elif number == _TENSOR:
-                tensor = as_bytes(value)
+    def _value(self, message: bytes) -> Pairs:
+        """The numbers of a value that have a target."""
+        found = dict(fields(message))
+        tag = as_bytes(found.get(_TAG, b"")).decode("utf-8", "replace")
+        if _HISTOGRAM in found:
+            return self._counts(tag, lambda: _of_proto(as_bytes(found[_HISTOGRAM])))
+        number, tensor = found.get(_SIMPLE_VALUE, b""), as_bytes(found.get(_TENSOR, b""))
         if tag in CONFIG_TAGS and tensor:
             self._take_config(tensor)
         target = self._keys[tag]
-        if target is None:
-            return None
-        if number_read is None and tensor:
-            number_read = _scalar(tensor)
-        return None if number_read is None else (target, number_read)
+        if not number and target is not None:
+            number = _scalar(tensor)
+        if len(as_bytes(number)) == _FLOAT.size:
+            return [] if target is None else [(target, *fixed_numbers(number, "f"))]
+        if _OF_HISTOGRAMS in as_bytes(found.get(_METADATA, b"")):
+            return self._counts(tag, lambda: _of_plugin(_Tensor(tensor)))
+        return self._list(tag, _Tensor(tensor)) if tensor else []
+
+    def _counts(self, tag: str, read: Callable[[], "_Histogram"]) -> Pairs:
+        """Those of a histogram, if its edges prove that they are of experts."""
+        keys = self._keys
+        is_wanted = keys[f"{tag}/0"] is not None
+        edges, counts, largest = read() if is_wanted else ([], [], 0.0)
+        found = keys.histogram(tag, edges, counts, largest)
+        if not found and tag in keys.refused:
+            why, times = keys.refused[tag]
+            keys.refused[tag] = why.replace("log a list", "log the counts with add_tensor"), times
+        return matched({f"{tag}/{expert}": count for expert, count in found.items()}, keys)
+
+    def _list(self, tag: str, tensor: "_Tensor") -> Pairs:
+        """The numbers of a tensor, as those of lists in JSON."""
+        shape, keys = tensor.shape, self._keys
+        if not shape or not 0 < tensor.size <= MAX_EXPERTS or len(shape) > MAX_DEPTH:
+            return []
+        last_row = "/".join(map(str, [tag, *(size - 1 for size in shape[:-1])]))
+        if keys[f"{last_row}/0"] is None:
+            keys.inside(tag, [0.0])  # counts it as a list
+            return []
+        values: list[Any] = tensor.numbers()
+        for size in shape[:0:-1]:
+            values = [values[at : at + size] for at in range(0, len(values), size)]
+        return matched({tag: values}, keys)
 
     def _take_config(self, tensor: bytes) -> None:
         text = next((as_bytes(v) for n, v in fields(tensor) if n == _STRINGS), b"")
@@ -483,11 +528,86 @@ class EventRows:
             self.config.update(decode_object(text) or {})
 
 
-def _scalar(tensor: bytes) -> float | None:
+def _scalar(tensor: bytes) -> bytes:
     """The number in a ``TensorProto`` that holds exactly one float, as TensorFlow writes it."""
     found = dict(fields(tensor))
     data = found.get(_CONTENT) or found.get(_FLOATS)
-    if found.get(_DTYPE) != _DT_FLOAT or not isinstance(data, bytes) or len(data) != _FLOAT.size:
-        return None
-    number: float = _FLOAT.unpack(data)[0]
-    return number
+    return data if found.get(_DTYPE) == _FLOAT32 and isinstance(data, bytes) else b""
+
+
+_Histogram = tuple[list[float], list[float], float]
+"""Edges, counts, and the largest value, which is in the last bin."""
+
+
+class _Tensor:
+    """A ``TensorProto``."""
+
+    def __init__(self, message: bytes) -> None:
+        self._parts = _parts(message)
+        shape = as_bytes(self._parts.get(_SHAPE, [b""])[-1])
+        dimensions = _parts(shape).get(_DIMENSION, []) if len(shape) <= _MOST_SHAPE_BYTES else []
+        self.shape = [as_number(dict(fields(as_bytes(one))).get(_SIZE, 0)) for one in dimensions]
+        self.size = math.prod(self.shape)
+
+    def numbers(self) -> list[float]:
+        """All of them; none if they are of another kind, or not as many as the shape has."""
+        if not self.size <= MAX_EXPERTS:
+            return []
+        kind = as_number(self._parts.get(_DTYPE, [0])[-1])
+        content = as_bytes(self._parts.get(_CONTENT, [b""])[-1])
+        values = self._parts.get(_VALUES_OF.get(kind, 0), [])
+        found: list[float] = []
+        if content:
+            found += fixed_numbers(content, _LETTERS[kind]) if kind in _LETTERS else ()
+        elif kind in (_FLOAT32, _FLOAT64):
+            found += chain.from_iterable(fixed_numbers(one, _LETTERS[kind]) for one in values)
+        else:
+            found += chain.from_iterable(map(whole_numbers, values))
+        if kind in (_BFLOAT16, _HALF) and not content:
+            found = [_of_half(bits, kind) for bits in found]
+        found += found[-1:] * (self.size - len(found))  # TensorFlow writes equal last numbers once
+        return found if len(found) == self.size else []
+
+
+def _of_half(bits: int, kind: int) -> float:
+    """TensorFlow writes the 16 bits of a half, torch the 32 bits of the same float."""
+    if 0 <= bits < 1 << 16:
+        if kind == _HALF:
+            return fixed_numbers(struct.pack("<H", bits), "e")[0]
+        bits <<= 16
+    return fixed_numbers(struct.pack("<I", bits & 0xFFFFFFFF), "f")[0]
+
+
+def _parts(message: bytes) -> dict[int, list[int | bytes]]:
+    """The values of a message by the number of the field."""
+    parts: dict[int, list[int | bytes]] = {}
+    for number, value in fields(message):
+        parts.setdefault(number, []).append(value)
+    return parts
+
+
+def _of_proto(message: bytes) -> _Histogram:
+    """Of a ``HistogramProto``: right edges, and below the first nothing or a bin from ``min``."""
+    parts = _parts(message)
+    least, largest, edges, counts = (
+        [x for part in parts.get(number, []) for x in fixed_numbers(part, "d")]
+        for number in (_LEAST, _LARGEST, _LIMITS, _BUCKETS)
+    )
+    if counts[:1] == [0.0]:
+        del counts[0]
+    else:
+        edges[:0] = least[-1:]
+    while counts and not counts[-1]:
+        counts.pop()
+        del edges[-1:]
+    return edges, counts, sum(largest[-1:])
+
+
+def _of_plugin(tensor: _Tensor) -> _Histogram:
+    """Of a tensor of left edge, right edge and count; there are values on both ends."""
+    numbers = tensor.numbers() if tensor.shape[1:] == [3] else []
+    lefts, rights, counts = numbers[::3], numbers[1::3], numbers[2::3]
+    edges = [*lefts, *rights[-1:]]
+    if edges[1:] != rights:  # gaps
+        edges = []
+    return edges, counts, sum(rights[-1:]) // 1
