@@ -28,6 +28,8 @@ class BadMessage(ValueError):
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
     """The unsigned number at ``at``, and the offset behind it, or ``BadMessage``."""
+    if at < len(data) and data[at] < 128:
+        return data[at], at + 1
     value = shift = 0
     for end, byte in enumerate(data[at : at + _MAX_VARINT_BYTES], at + 1):
         value |= (byte & 127) << shift

@@ -501,6 +501,8 @@ class EventRows:
         """Those of a histogram, if its edges prove that they are of experts."""
         keys = self._keys
         is_wanted = keys[f"{tag}/0"] is not None
+        if not is_wanted and tag in keys.objects:
+            return []
         edges, counts, largest = read() if is_wanted else ([], [], 0.0)
         found = keys.histogram(tag, edges, counts, largest)
         if not found and tag in keys.refused:
