@@ -258,13 +258,13 @@ class Keys(dict[str, Target | None]):
         """What a list, an object, a histogram or a table holds, by the rest of its keys."""
         if isinstance(value, list):
             if value and as_number(value[0]) is not None:
-                self._see(name, "list")
+                self.see(name, "list")
             return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
         if not isinstance(value, dict) or not kind_of(value):
             return value if isinstance(value, dict) else {}
         if kind_of(value) == "histogram":
             return self.histogram(name, value.get("bins"), value.get("values"))
-        self._see(name, "table")
+        self.see(name, "table")
         try:
             found = cells(value)
             self.counted |= {name for cell in found if self[f"{name}/{cell}"] is not None}
@@ -277,7 +277,7 @@ class Keys(dict[str, Target | None]):
         self, name: str, edges: object, counts: object, largest: float | None = None
     ) -> dict[str, object]:
         """The counts of a histogram by the number of the expert; see ``choices``."""
-        self._see(name, "histogram")
+        self.see(name, "histogram")
         if self[f"{name}/0"] is None:
             return {}
         try:
@@ -292,7 +292,8 @@ class Keys(dict[str, Target | None]):
         first = len(found) - len(counts)  # those before it are no numbers of the row: there may
         return {str(expert): found[expert] for expert in range(first, len(found))}  # be many
 
-    def _see(self, name: str, kind: str) -> None:
+    def see(self, name: str, kind: str) -> None:
+        """Remember that a key had an object of this kind."""
         if len(self.objects) < _MOST_OBJECTS:
             self.objects.setdefault(name, kind)
 

@@ -104,7 +104,10 @@ class Survey(msgspec.Struct):
         objects = self.keys.objects
         if not objects:
             return plural(len(self.values), "key")
-        outer = ((key.rpartition("/")[0], key.rsplit("/", 3)[0]) for key in self.values)
+        outer = (
+            (key.rpartition("/")[0], key.rpartition(".")[0], key.rsplit("/", 3)[0])
+            for key in self.values
+        )
         numbers = sum(objects.keys().isdisjoint(names) for names in outer)
         return by_kind(Counter({"number": numbers}) + Counter(objects.values()))
 
@@ -420,8 +423,8 @@ def unmatched(keys: Keys) -> str:
 def refusals(keys: Keys) -> list[str]:
     """Why histograms and tables are left out: one of the keys that have the reason in common."""
     names: dict[str, list[str]] = {}
-    for name, (why, _) in keys.refused.items():
-        names.setdefault(why, []).append(name)
+    for name in sorted(keys.refused, key=lambda name: not _OF_ROUTERS.search(name)):
+        names.setdefault(keys.refused[name][0], []).append(name)
     found = []
     for why, [name, *others] in [*names.items()][:_MOST_REASONS]:
         more = f" and {len(others)} more" if others else ""
