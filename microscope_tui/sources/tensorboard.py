@@ -81,8 +81,8 @@ _LETTERS = {1: "f", 2: "d", 3: "i", 4: "B", 5: "h", 6: "b", 9: "q", 19: "e"}
 _FLOAT32, _FLOAT64, _BFLOAT16, _HALF = 1, 2, 14, 19
 _VALUES_OF = {1: 5, 2: 6, 3: 7, 4: 7, 5: 7, 6: 7, 9: 10, _BFLOAT16: 13, _HALF: 13}
 """The field with the numbers of a DataType where they are not in ``_CONTENT``."""
-_FLOATS = _VALUES_OF[_FLOAT32]
 _MOST_SHAPE_BYTES = 128
+_MOST_BYTES = 2 << 20  # of a histogram or a tensor: no more than MAX_EXPERTS numbers are read
 _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
@@ -485,26 +485,27 @@ class EventRows:
         tag = as_bytes(found.get(_TAG, b"")).decode("utf-8", "replace")
         if _HISTOGRAM in found:
             return self._counts(tag, lambda: _of_proto(as_bytes(found[_HISTOGRAM])))
-        number, tensor = found.get(_SIMPLE_VALUE, b""), as_bytes(found.get(_TENSOR, b""))
+        number, tensor = found.get(_SIMPLE_VALUE), as_bytes(found.get(_TENSOR, b""))
         if tag in CONFIG_TAGS and tensor:
             self._take_config(tensor)
-        target = self._keys[tag]
-        if not number and target is not None:
-            number = _scalar(tensor)
-        if len(as_bytes(number)) == _FLOAT.size:
-            return [] if target is None else [(target, *fixed_numbers(number, "f"))]
+        if number is not None:
+            return self._single(tag, fixed_numbers(number, "f"))
         if _OF_HISTOGRAMS in as_bytes(found.get(_METADATA, b"")):
             return self._counts(tag, lambda: _of_plugin(_Tensor(tensor)))
-        return self._list(tag, _Tensor(tensor)) if tensor else []
+        read = _Tensor(tensor)
+        return self._single(tag, read.numbers()) if read.size == 1 else self._list(tag, read)
+
+    def _single(self, tag: str, numbers: Sequence[float]) -> Pairs:
+        target = self._keys[tag]
+        return [(target, numbers[0])] if target is not None and len(numbers) == 1 else []
 
     def _counts(self, tag: str, read: Callable[[], "_Histogram"]) -> Pairs:
         """Those of a histogram, if its edges prove that they are of experts."""
         keys = self._keys
-        is_wanted = keys[f"{tag}/0"] is not None
-        if not is_wanted and tag in keys.objects:
+        if keys[f"{tag}/0"] is None:
+            keys.see(tag, "histogram")
             return []
-        edges, counts, largest = read() if is_wanted else ([], [], 0.0)
-        found = keys.histogram(tag, edges, counts, largest)
+        found = keys.histogram(tag, *read())
         if not found and tag in keys.refused:
             why, times = keys.refused[tag]
             keys.refused[tag] = why.replace("log a list", "log the counts with add_tensor"), times
@@ -513,11 +514,11 @@ class EventRows:
     def _list(self, tag: str, tensor: "_Tensor") -> Pairs:
         """The numbers of a tensor, as those of lists in JSON."""
         shape, keys = tensor.shape, self._keys
-        if not shape or not 0 < tensor.size <= MAX_EXPERTS or len(shape) > MAX_DEPTH:
+        if len(shape) > MAX_DEPTH or tensor.kind not in _VALUES_OF:
             return []
         last_row = "/".join(map(str, [tag, *(size - 1 for size in shape[:-1])]))
         if keys[f"{last_row}/0"] is None:
-            keys.inside(tag, [0.0])  # counts it as a list
+            keys.see(tag, "list")
             return []
         values: list[Any] = tensor.numbers()
         for size in shape[:0:-1]:
@@ -530,13 +531,6 @@ class EventRows:
             self.config.update(decode_object(text) or {})
 
 
-def _scalar(tensor: bytes) -> bytes:
-    """The number in a ``TensorProto`` that holds exactly one float, as TensorFlow writes it."""
-    found = dict(fields(tensor))
-    data = found.get(_CONTENT) or found.get(_FLOATS)
-    return data if found.get(_DTYPE) == _FLOAT32 and isinstance(data, bytes) else b""
-
-
 _Histogram = tuple[list[float], list[float], float]
 """Edges, counts, and the largest value, which is in the last bin."""
 
@@ -547,26 +541,29 @@ class _Tensor:
     def __init__(self, message: bytes) -> None:
         self._parts = _parts(message)
         shape = as_bytes(self._parts.get(_SHAPE, [b""])[-1])
-        dimensions = _parts(shape).get(_DIMENSION, []) if len(shape) <= _MOST_SHAPE_BYTES else []
+        is_short = len(shape) <= _MOST_SHAPE_BYTES
+        dimensions = _parts(shape).get(_DIMENSION, []) if is_short else [b""]
         self.shape = [as_number(dict(fields(as_bytes(one))).get(_SIZE, 0)) for one in dimensions]
         self.size = math.prod(self.shape)
+        self.kind = as_number(self._parts.get(_DTYPE, [0])[-1])
 
     def numbers(self) -> list[float]:
         """All of them; none if they are of another kind, or not as many as the shape has."""
-        if not self.size <= MAX_EXPERTS:
-            return []
-        kind = as_number(self._parts.get(_DTYPE, [0])[-1])
+        kind = self.kind
         content = as_bytes(self._parts.get(_CONTENT, [b""])[-1])
         values = self._parts.get(_VALUES_OF.get(kind, 0), [])
+        if not 0 < self.size <= MAX_EXPERTS:
+            return []
         found: list[float] = []
         if content:
             found += fixed_numbers(content, _LETTERS[kind]) if kind in _LETTERS else ()
         elif kind in (_FLOAT32, _FLOAT64):
             found += chain.from_iterable(fixed_numbers(one, _LETTERS[kind]) for one in values)
+        elif kind in (_BFLOAT16, _HALF):
+            bits = chain.from_iterable(map(whole_numbers, values))
+            found += [_of_half(one, kind) for one in bits]
         else:
-            found += chain.from_iterable(map(whole_numbers, values))
-        if kind in (_BFLOAT16, _HALF) and not content:
-            found = [_of_half(bits, kind) for bits in found]
+            found += map(float, chain.from_iterable(map(whole_numbers, values)))
         found += found[-1:] * (self.size - len(found))  # TensorFlow writes equal last numbers once
         return found if len(found) == self.size else []
 
@@ -581,9 +578,9 @@ def _of_half(bits: int, kind: int) -> float:
 
 
 def _parts(message: bytes) -> dict[int, list[int | bytes]]:
-    """The values of a message by the number of the field."""
+    """The values of a message by the number of the field; none of one that is too long."""
     parts: dict[int, list[int | bytes]] = {}
-    for number, value in fields(message):
+    for number, value in fields(message) if len(message) <= _MOST_BYTES else ():
         parts.setdefault(number, []).append(value)
     return parts
 

@@ -3,9 +3,11 @@
 import math
 import os
 import struct
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
@@ -21,9 +23,9 @@ from microscope_tui.sources import (
 )
 from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter, StepLayout
 from tests.sources import event_bytes as eb
-from tests.sources.reading import all_rows
+from tests.sources.reading import all_rows, counts_of, translated
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, numbers_of
-from tests.sources.wandb_bytes import part
+from tests.sources.wandb_bytes import part, varint
 
 NAME = "events.out.tfevents.{}.host.1.0"
 
@@ -108,9 +110,9 @@ HALF, TWO = struct.pack("<f", 1.5), struct.pack("<2f", 1.5, 2.5)
         ([tensor(1, part(2, b""), part(4, HALF))], [1.5]),
         ([tensor(1, part(5, HALF))], [1.5]),
         ([tensor(1, eb.fixed(5, 1.5, "<f"))], [1.5]),
-        ([tensor(2, eb.fixed(6, 0.1, "<d"))], []),
+        ([tensor(2, eb.fixed(6, 0.1, "<d"))], [0.1]),
         ([tensor(1, part(4, TWO))], []),
-        ([tensor(3, part(7, 4))], []),
+        ([tensor(3, part(7, 4))], [4.0]),
         ([tensor(7, part(8, b"text"))], []),
         ([eb.tensor_value("loss", part(4, HALF))], []),
     ],
@@ -244,3 +246,180 @@ def test_a_record_is_found_from_any_place(before: bytes, length: int) -> None:
     at = find_record(before + record)
     assert at is not None
     assert at <= len(before)
+
+
+LOADS = "router/tokens_per_expert/{}"
+given_edges = pytest.mark.parametrize("first", [0.0, -0.5])
+
+
+def ids_of(experts: int, step: int, dead: int) -> np.ndarray:
+    """Choices of a step; ``dead`` experts at both ends have none, and then one in the middle."""
+    ids = np.random.default_rng(step).integers(dead, experts - dead, 60 * experts)
+    return ids[ids != experts // 2] if dead else ids
+
+
+@given_edges
+@pytest.mark.parametrize("experts", [16, 64, 256])
+@pytest.mark.parametrize("dead", [0, 1, 3])
+def test_a_histogram_of_given_edges_is_the_counts_also_where_its_ends_are_cut(
+    tmp_path: Path, experts: int, dead: int, first: float
+) -> None:
+    """Another layer shows how many experts there are."""
+    events, expected = [], {}
+    for step in range(3):
+        rows = {f"L{at}": ids_of(experts, step, at * dead) for at in range(2)}
+        expected[step] = {at: np.bincount(x, minlength=experts).tolist() for at, x in rows.items()}
+        events += [
+            eb.event(step, 1e9, eb.histogram_of(LOADS.format(at[1]), x, edges))
+            for edges in [np.arange(experts + 1) + first]
+            for at, x in rows.items()
+        ]
+    records = translated(TensorBoardReader(written(tmp_path, *events), Keys()))
+    assert counts_of(records) == expected
+
+
+def read(folder: Path, *values: bytes) -> tuple[list[float], Keys]:
+    """The numbers of a step with ``values``, and what was found of their keys."""
+    keys = Keys()
+    rows = all_rows(TensorBoardReader(written(folder, eb.event(3, 1.0, *values)), keys))
+    return [number for row in rows for number in row.numbers], keys
+
+
+def test_no_shifted_histogram_is_ever_counts(tmp_path: Path) -> None:
+    """1,000 random ones: those that are taken are the counts."""
+    draw = np.random.default_rng(1)
+    taken = 0
+    for step in range(1000):
+        experts = int(draw.choice([16, 64, 256]))
+        ids = ids_of(experts, step, int(draw.choice([0, 0, 1, 2, experts // 3])))
+        width = int(draw.choice([experts, experts - 1, np.ptp(ids), np.ptp(ids) + 1, 64, 30]))
+        start = draw.choice([-0.5, 0.0, 1.0, ids.min()])
+        bins = width if draw.random() < 0.5 else np.arange(width + 1) + start
+        if not isinstance(bins, int) and not (bins[0] <= ids.min() and ids.max() <= bins[-1]):
+            continue
+        if draw.random() < 0.5:
+            value = eb.histogram_of(LOADS.format(1), ids, bins)
+        else:
+            counts, edges = np.histogram(ids, width)
+            value = eb.plugin_value(LOADS.format(1), edges.tolist(), counts.tolist())
+        numbers, keys = read(tmp_path, value)
+        if numbers:
+            assert numbers == np.bincount(ids)[-len(numbers) :].tolist()
+            assert sum(numbers) == len(ids)
+        assert bool(numbers) != bool(keys.refused)
+        taken += bool(numbers)
+    assert taken > 100
+
+
+MANY = [90.0] * 16
+OFTEN = "log the counts with add_tensor"
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (eb.histogram_of(LOADS.format(1), ids_of(16, 0, 2), 16), "16 bins from 2 to 13, not one"),
+        (eb.histogram_of(LOADS.format(1), ids_of(16, 0, 0), np.arange(16)), "largest value is 15"),
+        (eb.histogram_of(LOADS.format(1), np.bincount(ids_of(64, 0, 1)), 64), "bins of values"),
+        (eb.histogram_value(LOADS.format(1), range(17), MANY, 1, 16), "largest value is 16"),
+        (eb.histogram_value(LOADS.format(1), range(17), MANY, 0, math.nan), "value is nan"),
+        (eb.histogram_value(LOADS.format(1), range(9), MANY, 0, 15), "9 edges for 16 bins"),
+        (eb.histogram_value(LOADS.format(1), (), (), 0, 0), "0 edges for 0 bins"),
+        (eb.histogram_value(LOADS.format(1), range(1 << 17), [9.0] * (1 << 17), 0, 9), "0 edges"),
+        (eb.plugin_value(LOADS.format(1), range(17), MANY), "largest value is 16"),
+        (eb.plugin_value(LOADS.format(1), [7.0] * 17, MANY), "bins of values"),
+        (eb.plugin_value(LOADS.format(1), [], []), "0 edges for 0 bins"),
+    ],
+)
+def test_a_histogram_whose_edges_prove_no_counts_is_refused(
+    tmp_path: Path, value: bytes, why: str
+) -> None:
+    numbers, keys = read(tmp_path, value)
+    (reason, times) = keys.refused[LOADS.format(1)]
+    assert (numbers, times) == ([], 1)
+    assert why in reason
+    assert reason.endswith(OFTEN)
+
+
+@given_edges
+def test_a_histogram_of_the_newer_plugin_is_read(tmp_path: Path, first: float) -> None:
+    ids = ids_of(16, 0, 0)
+    counts, edges = np.histogram(ids, 16 if first == 0 else np.arange(17) + first)
+    numbers, _ = read(tmp_path, eb.plugin_value(LOADS.format(1), edges.tolist(), counts.tolist()))
+    assert numbers == np.bincount(ids).tolist()
+
+
+def packed(field: int, layout: str, *numbers: float) -> bytes:
+    return part(field, struct.pack(f"<{len(numbers)}{layout}", *numbers))
+
+
+FOUR, TWICE = [3.0, 0.0, 200.0, 1.0], [3.0, 0.0, 0.0, 0.0]
+AS_FLOAT = [struct.unpack("<I", struct.pack("<f", x))[0] for x in FOUR]  # as torch writes halves
+AS_HALF = [struct.unpack("<H", struct.pack("<e", x))[0] for x in FOUR]
+
+
+def varints(field: int, numbers: Sequence[int]) -> bytes:
+    return part(field, b"".join(map(varint, numbers)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "numbers"),
+    [
+        (1, packed(5, "f", *FOUR), FOUR),
+        (1, b"".join(eb.fixed(5, x, "<f") for x in FOUR), FOUR),
+        (1, packed(4, "f", *FOUR), FOUR),
+        (2, packed(6, "d", *FOUR), FOUR),
+        (2, packed(4, "d", *FOUR), FOUR),
+        (3, varints(7, [3, 0, 200, 1]), FOUR),
+        (3, packed(4, "i", 3, 0, 200, 1), FOUR),
+        (9, varints(10, [3, 0, 200, 1]), FOUR),
+        (9, varints(10, [3, 0, -200, 1]), [3.0, 0.0, -200.0, 1.0]),
+        (9, packed(4, "q", 3, 0, 200, 1), FOUR),
+        (9, varints(10, [3, 0]), TWICE),  # TensorFlow leaves equal last numbers out
+        (9, b"".join(part(10, x) for x in (3, 0)), TWICE),
+        (14, varints(13, AS_FLOAT), FOUR),
+        (14, varints(13, [x >> 16 for x in AS_FLOAT]), FOUR),
+        (19, varints(13, AS_FLOAT), FOUR),
+        (19, varints(13, AS_HALF), FOUR),
+        (19, packed(4, "e", *FOUR), FOUR),
+        (7, part(8, b"text"), []),
+        (9, varints(10, [1] * 5), []),
+        (9, b"", []),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_a_tensor_of_any_kind_of_number_is_a_list(
+    tmp_path: Path, kind: int, values: bytes, numbers: list[float], shape: tuple[int, ...]
+) -> None:
+    tag = LOADS.format(1) if len(shape) == 1 else LOADS.format(1).removesuffix("/1")
+    found, keys = read(tmp_path, eb.tensor_value(tag, eb.tensor(kind, shape, values)))
+    assert found == numbers
+    places = [(1, at) for at in range(4)] if len(shape) == 1 else list(np.ndindex(2, 2))
+    expected = {Target("tokens_per_expert", *place) for place in places if numbers}
+    assert expected.issubset(keys.values())
+
+
+@pytest.mark.parametrize(
+    "shape", [(1 << 40,), (1 << 62, 0), (2**64 - 1, 3), (2,) * 20, (1,) * 60, (0,)]
+)
+def test_a_shape_without_end_costs_no_memory(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    one = eb.tensor(2, shape, packed(4, "d", 5.0))
+    plugin = part(9, part(1, part(1, b"histograms")))
+    values = [eb.tensor_value(LOADS.format(1), one), eb.tensor_value("router/max_load/1", one)]
+    assert read(tmp_path, *values, values[0] + plugin)[0] == []
+
+
+def test_histograms_and_lists_without_a_target_are_counted_and_not_decoded(tmp_path: Path) -> None:
+    weights = eb.histogram_of("weights", ids_of(16, 0, 0), 30)
+    matrix = eb.tensor_value("matrix", eb.tensor(9, (2, 2), varints(10, [1, 2, 3, 4])))
+    text = eb.tensor_value("text", eb.tensor(7, (1,), part(8, b"words")))
+    numbers, keys = read(tmp_path, weights, matrix, text)
+    assert (numbers, keys.refused) == ([], {})
+    assert keys.objects == {"weights": "histogram", "matrix": "list"}
+
+
+def test_the_bytes_of_histograms_are_not_remembered() -> None:
+    rows = EventRows(Keys())
+    for step in range(50):
+        rows.rows([eb.event(step, 1.0, eb.histogram_of("w", ids_of(16, step, 0), 16))])
+    assert len(rows._heads) == 0
