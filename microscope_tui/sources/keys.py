@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -223,11 +223,10 @@ class Keys(dict[str, Target | None]):
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
         self.objects: dict[str, str] = {}
         """Kind of each key that had a list, a histogram or a table."""
-        self.counted: set[str] = set()
-        """Histograms and tables that gave numbers: an expert that is missing in a histogram has no
-        tokens."""
+        self.counted: dict[str, int] = {}
+        """Those histograms and tables that gave numbers, and the experts of a histogram."""
         self.refused: dict[str, tuple[str, int]] = {}
-        """Why an object was left out, and how often."""
+        """Why one of them was left out, and how often."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
@@ -254,58 +253,45 @@ class Keys(dict[str, Target | None]):
             return target
         return None
 
-    def inside(self, name: str, value: object) -> Mapping[str, object]:
+    def inside(self, name: str, value: list[object] | dict[str, Any]) -> Mapping[str, object]:
         """What a list, an object, a histogram or a table holds, by the rest of its keys."""
         if isinstance(value, list):
-            if value and as_number(value[0]) is not None:
-                self.see(name, "list")
+            self.sees(name, "list")
             return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
-        if not isinstance(value, dict) or not kind_of(value):
-            return value if isinstance(value, dict) else {}
-        if kind_of(value) == "histogram":
+        kind = kind_of(value)
+        if kind == "histogram":
             return self.histogram(name, value.get("bins"), value.get("values"))
-        self.see(name, "table")
-        try:
-            found = cells(value)
-            self.counted |= {name for cell in found if self[f"{name}/{cell}"] is not None}
-            return found
-        except NotChoices as why:
-            self.refuse(name, str(why))
-            return {}
+        if kind != "table" or not self.sees(name, kind):
+            return value
+        found = cells(value)
+        if not found:
+            self.refuse(name, "table without columns for layer, expert and a value: log a list")
+        if any(self[f"{name}/{cell}"] is not None for cell in found):
+            self.counted[name] = 0
+        return found
 
-    def histogram(
-        self, name: str, edges: object, counts: object, largest: float | None = None
-    ) -> dict[str, object]:
-        """The counts of a histogram by the number of the expert; see ``choices``."""
-        self.see(name, "histogram")
-        if self[f"{name}/0"] is None:
-            return {}
-        try:
-            if not isinstance(edges, list) or not isinstance(counts, list):
-                raise NotChoices("histogram without bins: log a list")
-            found = choices(edges, counts, largest)
-        except NotChoices as why:
-            self.refuse(name, str(why))
-            return {}
-        if len(self.counted) < _MOST_OBJECTS:
-            self.counted.add(name)
-        first = len(found) - len(counts)  # those before it are no numbers of the row: there may
-        return {str(expert): found[expert] for expert in range(first, len(found))}  # be many
-
-    def see(self, name: str, kind: str) -> None:
-        """Remember that a key had an object of this kind."""
+    def sees(self, name: str, kind: str) -> bool:
+        """Remember what an object is; false if there are too many."""
         if len(self.objects) < _MOST_OBJECTS:
             self.objects.setdefault(name, kind)
+        return name in self.objects
+
+    def histogram(self, name: str, *parts: Any) -> dict[str, object]:
+        """The counts of a histogram by the number of the expert; ``parts`` as for ``choices``."""
+        if not self.sees(name, "histogram") or self[f"{name}/0"] is None:
+            return {}
+        try:
+            found = choices(*parts)
+        except NotChoices as why:
+            self.refuse(name, str(why))
+            return {}
+        self.counted[name] = max(len(found), self.counted.get(name, 0))
+        first = len(found) - len(parts[1])  # the zeros before it may be many: the layout adds them
+        return {str(expert): found[expert] for expert in range(first, len(found))}
 
     def refuse(self, name: str, why: str) -> None:
         """Count an object that is left out."""
-        _, times = self.refused.get(name, ("", 0))
-        if times or len(self.refused) < _MOST_OBJECTS:
-            self.refused[name] = why, times + 1
-
-    def uses(self, name: str) -> bool:
-        """Whether an object is a reading, or was refused as one."""
-        return name in self.counted or name in self.refused or self.get(f"{name}/0") is not None
+        self.refused[name] = why, self.refused.get(name, ("", 0))[1] + 1
 
     @property
     def has_routers(self) -> bool:

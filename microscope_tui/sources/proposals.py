@@ -47,8 +47,9 @@ _WRITERS = {
 }
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
 _LETTERS = {"layer": "N", "expert": "M"}
-_MOST_DIGITS = 9
+_PARTS_OF_OBJECTS = re.compile(r"(?:/[^/]*/layer_\d+/expert_\d+|/\d+|\.[^./]*)$")
 _MOST_REASONS = 3  # that are named
+_MOST_DIGITS = 9
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
 _WORDS = {
@@ -96,24 +97,16 @@ class Survey(msgspec.Struct):
     whole: bool = False
     """Whether that is all of the run."""
     keys: Keys = msgspec.field(default_factory=Keys)
-    """What its lists, histograms and tables are."""
 
     @property
     def kinds(self) -> str:
         """How many keys there are of each kind."""
         objects = self.keys.objects
+        outer = (_PARTS_OF_OBJECTS.sub("", key) for key in self.values)
+        numbers = sum(name not in objects for name in outer)
         if not objects:
-            return plural(len(self.values), "key")
-        outer = (
-            (key.rpartition("/")[0], key.rpartition(".")[0], key.rsplit("/", 3)[0])
-            for key in self.values
-        )
-        numbers = sum(objects.keys().isdisjoint(names) for names in outer)
-        return by_kind(Counter({"number": numbers}) + Counter(objects.values()))
-
-
-def by_kind(kinds: Mapping[str, int]) -> str:
-    return ", ".join(plural(count, kind) for kind, count in kinds.items())
+            return plural(numbers, "key")
+        return _by_kind(Counter(number=numbers) + Counter(objects.values()))
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -207,7 +200,7 @@ class _Matrix(msgspec.Struct, frozen=True):
 def survey(source: RowReader) -> Survey:
     """Read the beginning of ``source`` again, with all of its keys."""
     reader = source.again(_EveryKey())
-    found = Survey()
+    found = Survey(keys=reader.keys)
     numbers = 0
     with suppress(Unreadable, OSError):  # what comes before is used; reading the run reports it
         while not found.whole and reader.offset < SURVEYED_BYTES and numbers < _MOST_NUMBERS:
@@ -217,28 +210,22 @@ def survey(source: RowReader) -> Survey:
                 for target, value in row.values:
                     found.values.setdefault(target.quantity, {})[row.step] = value
             found.whole = reader.exhausted
-    found.keys = reader.keys
     _fill_up(found)
     return found
 
 
 def _fill_up(found: Survey) -> None:
     """Add the experts that a histogram lacks in a step: they have no tokens."""
-    steps: dict[str, set[int]] = {}
-    most: dict[str, int] = {}  # experts, by what the names of layers have in common
-    for key, series in found.values.items():
-        name, _, expert = key.rpartition("/")
-        if name in found.keys.counted and expert.isdecimal():
-            steps.setdefault(name, set()).update(series)
-            shape = _DIGITS.sub("N", name)
-            most[shape] = max(most.get(shape, 0), int(expert) + 1)
-    sizes = {name: most[_DIGITS.sub("N", name)] for name in steps}
-    if sum(sizes[name] * len(steps[name]) for name in steps) > _MOST_NUMBERS:
+    counted = found.keys.counted
+    shapes = {name: _DIGITS.sub("N", name) for name in counted}
+    most = {shapes[name]: counted[name] for name in sorted(counted, key=counted.__getitem__)}
+    if sum(map(most.__getitem__, shapes.values())) * len(found.steps) > _MOST_NUMBERS:
         return
-    for name, size in sizes.items():
-        for place in range(size):
-            series = found.values.setdefault(f"{name}/{place}", {})
-            series.update(dict.fromkeys(steps[name].difference(series), 0.0))
+    for name, shape in shapes.items():
+        row = [found.values.setdefault(f"{name}/{expert}", {}) for expert in range(most[shape])]
+        steps = set[int]().union(*row)
+        for series in row:
+            series.update(dict.fromkeys(steps.difference(series), 0.0))
 
 
 def propose(found: Survey) -> Proposal | None:
@@ -394,11 +381,9 @@ def described(
     none = _no_match(asked.rules[0], found.values) if asked.rules else "none known as a router"
     text = f"{_WRITERS.get(name, name)} {run}, {steps}, {found.kinds}, {none}"
     if proposal is None:
-        more = " …" if len(found.values) > 4 else ""
-        some = f" ({', '.join(list(found.values)[:4])}{more})"
-        if asked.rules or not found.values:
-            some = ""
-        some += "".join(f"; {why}" for why in refusals(found.keys))
+        names = ", ".join(list(found.values)[:4]) + (" …" if len(found.values) > 4 else "")
+        some = "" if asked.rules or not names else f" ({names})"
+        some = "; ".join([some, *_refusals(found.keys)])
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
     words = ["moe-microscope", path, *proposal.options]
     words += ["--top-k", str(top_k)] if top_k else []
@@ -408,30 +393,34 @@ def described(
 
 
 def unmatched(keys: Keys) -> str:
-    """What is wrong with the rules of the user, and which objects are not used or left out."""
+    """What is wrong with the rules of the user, and which histograms and tables are not used."""
     found = [_no_match(rule, keys) for rule in keys.unmatched[:2]]
     if keys.doubled:
         found.append(
             f"--map takes {' and '.join(keys.doubled)} for the same number: map one of them"
         )
-    unused = Counter(kind for name, kind in keys.objects.items() if not keys.uses(name))
-    found += [f"not used: {by_kind(unused)}"] if unused else []
-    found += refusals(keys)
-    return safe_text("; ".join(found), 600)
+    known = keys.counted.keys() | keys.refused.keys()
+    others = [name for name in keys.objects if name not in known and not keys.get(f"{name}/0")]
+    if others:
+        found.append(f"not used: {_by_kind(Counter(map(keys.objects.__getitem__, others)))}")
+    return safe_text("; ".join([*found, *_refusals(keys)]), 600)
 
 
-def refusals(keys: Keys) -> list[str]:
-    """Why histograms and tables are left out: one of the keys that have the reason in common."""
+def _refusals(keys: Keys) -> list[str]:
+    """Why histograms and tables are left out, with one of the keys for each reason."""
     names: dict[str, list[str]] = {}
-    for name in sorted(keys.refused, key=lambda name: not _OF_ROUTERS.search(name)):
+    for name in sorted(keys.refused, key=lambda name: (not _OF_ROUTERS.search(name), name)):
         names.setdefault(keys.refused[name][0], []).append(name)
     found = []
     for why, [name, *others] in [*names.items()][:_MOST_REASONS]:
         more = f" and {len(others)} more" if others else ""
-        times = keys.refused[name][1]
-        left_out = f" ({plural(times, 'step')} left out)" if name in keys.counted else ""
-        found.append(f"{name}{more}: {why}{left_out}")
+        steps = f" ({plural(keys.refused[name][1], 'step')} left out)"
+        found.append(f"{name}{more}: {why}{steps if name in keys.counted else ''}")
     return found
+
+
+def _by_kind(kinds: Mapping[str, int]) -> str:
+    return ", ".join(plural(count, kind) for kind, count in kinds.items())
 
 
 def _no_match(rule: Rule, keys: Iterable[str]) -> str:

@@ -47,6 +47,8 @@ class Layout:
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
         self._shifted: dict[Target, Target] = {}
+        self._cut: set[tuple[str, int | None]] = set()
+        """Rows of histograms: they end where an expert has tokens."""
         self._arrange()
 
     def grow(self, row: Row) -> bool:
@@ -91,7 +93,11 @@ class Layout:
 
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
-        self._fill_up()
+        counted = map(self._source.keys.get, (f"{name}/0" for name in self._source.keys.counted))
+        self._cut = {target[:2] for target in counted if target} & self._seen.keys()
+        most = max(self._num_experts, *self._experts.values(), 0)
+        if most * len(self._cut) <= MAX_NUMBERS:
+            self._experts |= {layer: most for _, layer in self._cut}
         layers = self._layers
         self._wanted: list[Target] = []
         self._planned: list[Target] | None = None
@@ -99,31 +105,12 @@ class Layout:
         self._rows = {
             name: [self._part(self._row_of(name, layer)) for layer in layers] for name in matrices
         }
-        self._filled = [
-            at
-            for name, rows in self._rows.items()
-            for layer, at in zip(layers, rows, strict=True)
-            if (name, layer) in self._cut
-        ]
         self._columns = {
             name: self._part(Target(name, layer) for layer in layers)
             for name in ROUTER_QUANTITIES
             if name not in STEP_QUANTITIES or layers != [None]
         }
         self._steps = {name: self._part([Target(name)]).start for name in STEP_QUANTITIES}
-
-    def _fill_up(self) -> None:
-        """Histograms end where an expert has tokens: other layers and steps have all experts."""
-        keys = self._source.keys
-        targets = [keys.get(f"{name}/0") for name in keys.counted]
-        self._cut = {
-            target[:2] for target in targets if target is not None and target[:2] in self._seen
-        }
-        most = max(self._num_experts, *self._experts.values(), 0)
-        if most * len(self._cut) > MAX_NUMBERS:
-            self._cut = set()
-        for _, layer in self._cut:
-            self._experts[layer] = most
 
     def _part(self, targets: Iterable[Target]) -> slice:
         """The place of these numbers among all that make a record."""
@@ -187,9 +174,10 @@ class Layout:
 
     def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
         """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
+        row = self._filled_up(row)
         if self._planned != row.targets:
             self._plan(row.targets)
-        values: list[Any] = [*row.numbers, 0.0, None]
+        values: list[Any] = [*row.numbers, None]
         for at, target in self._changed:
             values[at] = _final(target, values[at])
         found = list(self._ordered(values))
@@ -202,6 +190,19 @@ class Layout:
             {name: found[at] for name, at in self._singles.items()},
         )
 
+    def _filled_up(self, row: Row) -> Row:
+        """Experts that the histogram of a step lacks have no tokens."""
+        cut = self._cut.intersection(target[:2] for target in row.targets) if self._cut else ()
+        zeros = [
+            Target(*of_row, expert) for of_row in cut for expert in range(self._experts[of_row[1]])
+        ]
+        lacking = set(zeros).difference(row.targets)
+        return (
+            Row(row.step, row.time, [*row.values, *[(one, 0.0) for one in zeros if one in lacking]])
+            if lacking
+            else row
+        )
+
     def _plan(self, targets: list[Target]) -> None:
         """Of two readings of the same quantity the later one counts."""
         self._planned = targets
@@ -210,12 +211,9 @@ class Layout:
         if self._changed:
             place = {self._shifted.get(target, target): at for target, at in place.items()}
         order = list(map(place.get, self._wanted, repeat(-1)))
-        for at in self._filled:
-            if max(order[at]) >= 0:
-                order[at] = [-2 if found < 0 else found for found in order[at]]  # no tokens
         self._parts = {n: at for n, at in self._columns.items() if max(order[at], default=-1) >= 0}
         self._matrices = {
-            name: [None if -1 in (order[at] or [-1]) else at for at in rows]
+            name: [at if min(order[at], default=-1) >= 0 else None for at in rows]
             for name, rows in self._rows.items()
         }
         self._singles = {name: at for name, at in self._steps.items() if order[at] >= 0}

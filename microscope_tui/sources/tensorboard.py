@@ -503,7 +503,7 @@ class EventRows:
         """Those of a histogram, if its edges prove that they are of experts."""
         keys = self._keys
         if keys[f"{tag}/0"] is None:
-            keys.see(tag, "histogram")
+            keys.sees(tag, "histogram")
             return []
         found = keys.histogram(tag, *read())
         if not found and tag in keys.refused:
@@ -518,7 +518,7 @@ class EventRows:
             return []
         last_row = "/".join(map(str, [tag, *(size - 1 for size in shape[:-1])]))
         if keys[f"{last_row}/0"] is None:
-            keys.see(tag, "list")
+            keys.sees(tag, "list")
             return []
         values: list[Any] = tensor.numbers()
         for size in shape[:0:-1]:

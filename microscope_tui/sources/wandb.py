@@ -26,7 +26,6 @@ from microscope_tui.sources.keys import (
     Rule,
     Target,
     decode_json,
-    decode_object,
     matched,
 )
 from microscope_tui.sources.protobuf import (
@@ -84,8 +83,7 @@ _PADDING = bytes(262)  # behind a record: the place of a value may seem to be be
 _TABLES_AT_ONCE = 32  # that one read opens
 _OF_THE_ROW = ("_step", "_timestamp")
 _OBJECTS = (b'"histogram"', b'"table-file"')
-_PARTS = ("bins", "values", "path")
-Inside = Callable[[str, Mapping[str, bytes]], Iterable[tuple[Target, float]]]
+_Inside = Callable[[Mapping[str, Mapping[str, bytes]]], Iterable[tuple[Target, float]]]
 _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").encode())
 
 
@@ -125,54 +123,52 @@ class WandbReader(RowReader):
         name = _name_of(head)
         return name if name in _OF_THE_ROW else self.keys[name]
 
-    def _inside(self, name: str, texts: Mapping[str, bytes]) -> Iterator[tuple[Target, float]]:
-        """The numbers of a histogram or table, by its parts, or of a list, which has one."""
-        keys = self.keys
-        if "" in texts and keys[f"{name}/0"] is None and keys[f"{name}/0/0"] is None:
-            keys.see(name, "list")
-            return
-        with suppress(ValueError):
-            value = {part: decode_json(text) for part, text in texts.items()}
-            if "path" in value:
-                value = self._table(name, str(value["path"]))
-            yield from matched({name: value.get("", value)}, self.keys)
+    def _inside(self, found: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[Target, float]]:
+        """The numbers of histograms and tables, by name and part, and of lists, which have one."""
+        fields: dict[str, object] = {}
+        for name, texts in found.items():
+            if "" in texts and not (self.keys[f"{name}/0"] or self.keys[f"{name}/0/0"]):
+                self.keys.sees(name, "list")
+                continue
+            with suppress(ValueError):
+                value = {part: decode_json(text) for part, text in texts.items()}
+                value = self._table(name, str(value["path"])) if "path" in value else value
+                fields[name] = value.get("", value)
+        return matched(fields, self.keys)
 
     def _table(self, name: str, path: str) -> dict[str, object]:
         """A table is a file below ``files``, beside the file of the run."""
-        if self.keys.objects.get(name) and name not in self.keys.counted:
-            return {}  # looked at, and not used
+        keys = self.keys
+        if name in keys.objects and name not in keys.counted and name not in keys.refused:
+            return {}  # not used
         self._tables += 1
         files = self.path.parent / "files"
         try:
             file = (files / path).resolve()
-            if not file.is_relative_to(files.resolve()):
-                raise OSError
-            data = read_at(file, 0, MAX_TABLE_BYTES + 1)
+            if file.is_relative_to(files.resolve()):
+                table = decode_json(read_at(file, 0, MAX_TABLE_BYTES))
+                if isinstance(table, dict):
+                    return table | {"_type": "table"}
         except (OSError, ValueError):
-            self.keys.refuse(name, f"its tables are missing in {files}: copy that folder too")
-            return {}
-        if len(data) > MAX_TABLE_BYTES:
-            self.keys.refuse(name, f"table of more than {MAX_TABLE_BYTES >> 20} MB: log a list")
-            return {}
-        return {"_type": "table", **(decode_object(data) or {})}
+            pass
+        if keys.sees(name, "table"):
+            keys.refuse(name, f"no table of at most 2 MB in {files}: copy that folder too")
+        return {}
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        restarted = False
-        if not self._records:
-            chunk = self._file.read(max_bytes)
-            restarted = chunk.restarted
-            if restarted:
-                self._start()
-            self._records.extend(self._splitter.feed(chunk.data))
+        chunk = self._file.read(0 if self._records else max_bytes)
+        if chunk.restarted:
+            self._start()
+        self._records.extend(self._splitter.feed(chunk.data))
         self._tables = 0
-        rows = list(self._rows()) if self._damage is None else []
+        rows = list(self._rows())
         self.report(self._file)
-        self.exhausted = self._file.exhausted and not self._records
+        self.exhausted = self.exhausted and not self._records
         if not self._records:
             self._damage = self._damage or self._splitter.damage
-        if self._damage is not None and not rows and not restarted:
+        if self._damage is not None and not rows and not chunk.restarted:
             raise self._damage
-        return Rows(rows, restarted, self._ended if self.exhausted else "")
+        return Rows(rows, chunk.restarted, self._ended if self.exhausted else "")
 
     def sample(self, count: int) -> list[Row]:
         """Rows from about ``count`` places of the file, in its order.
@@ -403,11 +399,9 @@ class HistoryRows:
     numbers are decoded together. All other layouts are decoded field by field.
     """
 
-    def __init__(self, heads: PrefixTargets, inside: Inside) -> None:
-        """``heads``: what an item is, by the bytes before its value, or by its name.
-
-        ``inside`` gives the numbers of a list, histogram or table, by its name and its parts.
-        """
+    def __init__(self, heads: PrefixTargets, inside: _Inside) -> None:
+        """``heads``: what an item is, by the bytes before its value, or by its name; ``inside``:
+        the numbers of objects."""
         self._heads = heads
         self._inside = inside
         self._objects: dict[str, dict[str, bytes]] = {}  # of the last record: parts and their heads
@@ -468,9 +462,12 @@ class HistoryRows:
             pairs = zip(self._known, map(json_number, texts), strict=True)
             others = [(what, number) for what, number in pairs if number is not None]
             row.add(Row(0, None, [(x, number) for x, number in others if isinstance(x, Target)]))
-        for name, parts in self._objects.items():
-            of_parts = {part: found[head] for part, head in parts.items()}
-            row = Row(0, None, [*row.values, *self._inside(name, of_parts)])
+        if self._objects:
+            objects = {
+                name: {part: found[head] for part, head in parts.items()}
+                for name, parts in self._objects.items()
+            }
+            row = Row(0, None, [*row.values, *self._inside(objects)])
         return row, {what: number for what, number in others if abs(number) < MAX_STEP}
 
     def _learn(self, found: dict[bytes, bytes]) -> None:
@@ -490,12 +487,13 @@ def _objects(found: Mapping[bytes, bytes]) -> dict[str, dict[str, bytes]]:
     """Lists, histograms and tables by name: the heads of their parts."""
     texts = {_name_of(head): head for head, text in found.items() if text[:1] in (b"[", b'"')}
     objects: dict[str, dict[str, bytes]] = {}
-    for name in [name for name, head in texts.items() if found[head] in _OBJECTS]:
-        name = name.removesuffix("._type")
-        parts = {part: texts.pop(f"{name}.{part}", b"") for part in ("_type", *_PARTS)}
-        objects[name] = {part: head for part, head in parts.items() if head}
-    lists = {name: {"": head} for name, head in texts.items() if found[head][:1] == b"["}
-    return objects | lists
+    for name, head in texts.items():
+        outer, _, part = name.rpartition(".")
+        if found[texts.get(f"{outer}._type", head)] in _OBJECTS:
+            objects.setdefault(outer, {})[part] = head
+        elif found[head][:1] == b"[":
+            objects[name] = {"": head}
+    return objects
 
 
 def _name_of(head: bytes) -> str:

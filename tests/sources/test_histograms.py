@@ -1,12 +1,26 @@
 """Histograms are counts only by their edges: numpy makes them as W&B and TensorBoard do."""
 
+import json
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from microscope_tui.sources import NotChoices, choices
+from microscope_tui.sources import (
+    JsonlReader,
+    Keys,
+    NotChoices,
+    RowRecords,
+    SourceRequest,
+    WandbReader,
+    choices,
+)
+from tests.sources import wandb_bytes as wb
+from tests.sources.reading import Steps, all_rows, counts_of, drained, settle
 
 EXPERTS = (16, 64, 256)
 every_size = pytest.mark.parametrize("experts", EXPERTS)
@@ -24,7 +38,7 @@ def read(chosen: np.ndarray, bins: int | np.ndarray) -> list[int]:
     return choices(edges.tolist(), counts.tolist())
 
 
-def refused(edges: Sequence[float], counts: Sequence[float], largest: float | None = None) -> str:
+def refused(edges: Sequence[float], counts: Sequence[float], largest: float = math.inf) -> str:
     with pytest.raises(NotChoices) as found:
         choices(edges, counts, largest)
     return str(found.value)
@@ -122,3 +136,129 @@ def test_what_is_no_histogram_of_experts_is_refused(
     edges: list[float], counts: list[float]
 ) -> None:
     assert refused(edges, counts).endswith("log a list")
+
+
+USED = [[*range(40 + step, 54), *range(40, 40 + step)] for step in range(4)]
+COUNTS = [[[0, *row, 0], [0, 0, *reversed(row)]] for row in USED]
+"""Four steps of two layers of 16 experts, with dead ones at the ends."""
+TRUTH: Steps = {s: {f"L{n}": row for n, row in enumerate(rows)} for s, rows in enumerate(COUNTS, 1)}
+KEY = "router/tokens_per_expert/{}"
+
+
+def histogram(counts: Sequence[int], first: int = 0) -> dict[str, Any]:
+    edges = [first + place - 0.5 for place in range(len(counts) + 1)]
+    return {"_type": "histogram", "bins": edges, "values": list(counts)}
+
+
+def cut(counts: Sequence[int]) -> dict[str, Any]:
+    first = next(place for place, count in enumerate(counts) if count)
+    return histogram(np.trim_zeros(counts), first)
+
+
+def table(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    cells = [[layer, e, n] for layer, row in enumerate(rows) for e, n in enumerate(row)]
+    return {"columns": ["Layer", "expert_id", "tokens"], "data": cells}
+
+
+def jsonl(folder: Path, rows: Sequence[Mapping[str, Any]]) -> JsonlReader:
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s, **row}) + "\n" for s, row in enumerate(rows, 1)))
+    return JsonlReader(settle(path), Keys())
+
+
+def wandb(folder: Path, rows: Sequence[Mapping[str, Any]]) -> WandbReader:
+    """As wandb writes: the parts of a histogram are nested keys, a table is a file."""
+    records = []
+    for step, row in enumerate(rows, 1):
+        items: list[tuple[Sequence[str], Any]] = []
+        for key, value in row.items():
+            if isinstance(value, dict) and "data" in value:
+                file = folder / "files" / f"{step}.json"
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(json.dumps(value))
+                value = {"_type": "table-file", "path": file.name, "nrows": 32}
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            items += [([key, part] if part else [key], inner) for part, inner in parts]
+        records.append(wb.history(random.Random(step).sample(items, len(items)), step))
+    path = folder / "run.wandb"
+    path.write_bytes(wb.log(records))
+    return WandbReader(settle(path), Keys())
+
+
+def opened(reader: Any, **request: Any) -> RowRecords:
+    return RowRecords(reader, "run", "wandb", SourceRequest(**request))
+
+
+@pytest.mark.parametrize("write", [jsonl, wandb])
+@pytest.mark.parametrize("form", [list, histogram, cut])
+def test_lists_and_histograms_are_the_counts_of_their_layers(
+    write: Any, form: Any, tmp_path: Path
+) -> None:
+    """Where TensorBoard cuts the upper end, the other layer has all experts."""
+    rows = [{KEY.format(n): form(row) for n, row in enumerate(rows)} for rows in COUNTS]
+    others = {"x": [1, 2], "y": histogram([3]), "z": 0.5}
+    reader = opened(write(tmp_path, [row | others for row in rows]))
+    assert counts_of(drained(reader)) == TRUTH
+    assert reader.missing == "not used: 1 list, 1 histogram"
+
+
+@pytest.mark.parametrize("write", [jsonl, wandb])
+def test_unknown_histograms_and_tables_are_proposed_and_used(write: Any, tmp_path: Path) -> None:
+    for name, rows in {
+        "histograms": [{f"moe/L{n}/load": cut(row) for n, row in enumerate(r)} for r in COUNTS],
+        "table": [{"moe/routing": table(rows) | {"_type": "table"}} for rows in COUNTS],
+    }.items():
+        (folder := tmp_path / name).mkdir()
+        assert counts_of(drained(opened(write(folder, rows)))) == TRUTH
+
+
+def test_steps_whose_edges_fail_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{KEY.format(n): histogram(row) for n, row in enumerate(r)} for r in COUNTS]
+    rows[1][KEY.format(1)] = histogram([8.5] * 16)
+    reader = opened(jsonl(tmp_path, rows))
+    truth = TRUTH | {2: TRUTH[2] | {"L1": None}}
+    assert counts_of([*reader.sample(9), *drained(reader)][-5:]) == truth
+    why = "histogram without whole counts: log a list (1 step left out)"
+    assert reader.missing == f"{KEY.format(1)}: {why}"
+
+
+def test_an_expert_above_those_of_all_histograms_is_known_from_the_configuration(
+    tmp_path: Path,
+) -> None:
+    rows = [{KEY.format(0): cut(rows[0])} for rows in COUNTS]
+    assert (
+        counts_of(drained(opened(jsonl(tmp_path, rows), num_experts=16)))[1]["L0"] == COUNTS[0][0]
+    )
+
+
+def test_what_is_refused_is_named_and_all_kinds_are_counted(tmp_path: Path) -> None:
+    """W&B replaces an array of more than 32 numbers by a histogram of its values."""
+    values, edges = np.histogram(np.random.default_rng(1).random(64), 32)
+    frac = {"_type": "histogram", "bins": edges.tolist(), "values": values.tolist()}
+    row = {f"router/{n}/frac": frac for n in range(4)} | {f"n{n}": n for n in range(36)}
+    reader = opened(wandb(tmp_path, [row | {"t": table([[1]]) | {"columns": []}}] * 3))
+    assert drained(reader) == []
+    assert "3 steps, 36 numbers, 4 histograms, 1 table, none known" in reader.missing
+    why = "histogram of 32 bins of values, not counts: log a list"
+    assert f"router/0/frac and 3 more: {why}; t: table without" in reader.missing
+    (known := tmp_path / "known").mkdir()
+    reader = opened(wandb(known, [{KEY.format(0): frac}] * 3))
+    assert drained(reader) == []
+    assert reader.missing == f"{KEY.format(0)}: {why}"
+
+
+@pytest.mark.parametrize("path", ["gone.json", "../secret.json", "/etc/hostname", "link.json", ""])
+def test_a_table_that_is_missing_or_elsewhere_is_named_once(path: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text(json.dumps(table(COUNTS[0])))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "link.json").symlink_to(tmp_path / "secret.json")
+    file = {"_type": "table-file", "path": path}
+    reader = opened(wandb(tmp_path, [{"moe/a": file, "moe/b": file, "z": 1.0}] * 3))
+    assert drained(reader) == []
+    assert reader.missing.count(f"in {tmp_path}/files: copy that folder too") == 1
+
+
+def test_a_bin_far_above_zero_does_not_fill_the_memory(tmp_path: Path) -> None:
+    row = {KEY.format(n): histogram([80], first=60_000) for n in range(500)}
+    (found,) = all_rows(jsonl(tmp_path, [row]))
+    assert len(found.targets) == 500
