@@ -38,13 +38,13 @@ def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     bins, total = len(counts), sum(counts)
     low, high = edges[0], edges[-1]
     first = math.ceil(low)
-    holds = [math.ceil(edge) for edge in edges[:-1]] == [*range(first, first + bins)]
+    experts = [*range(first, first + bins)]
+    holds = list(map(math.ceil, edges[:-1])) == experts and largest in (math.inf, experts[-1])
     # Edges that span the values begin and end at whole numbers.
     given = holds and abs(high - low - bins) < 1e-6 and (high % 1 != 0 or largest < high)
     spans = holds and low == 0 and high in (bins - 1, bins)
     few = total == bins or (not given and total <= _FEW * bins)
-    fits = largest in (math.inf, first + bins - 1)
-    if first >= 0 and (given or spans) and fits and not few:
+    if first >= 0 and (given or spans) and not few:
         return [0] * first + [int(count) for count in counts]
     why = f"from {low:g} to {high:g}, not one for each expert"
     if few or [low, high] != [round(low), round(high)] or high - low <= 1:

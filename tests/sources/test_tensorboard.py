@@ -319,13 +319,25 @@ OFTEN = "log the counts with add_tensor"
     ("value", "why"),
     [
         (eb.histogram_of(LOADS.format(1), ids_of(16, 0, 2), 16), "16 bins from 2 to 13, not one"),
-        (eb.histogram_of(LOADS.format(1), ids_of(16, 0, 0), np.arange(16)), "15 bins from 0 to 15, not one"),
+        (
+            eb.histogram_of(LOADS.format(1), ids_of(16, 0, 0), np.arange(16)),
+            "15 bins from 0 to 15, not one",
+        ),
         (eb.histogram_of(LOADS.format(1), np.bincount(ids_of(64, 0, 1)), 64), "bins of values"),
-        (eb.histogram_value(LOADS.format(1), range(17), MANY, 1, 16), "16 bins from 0 to 16, not one"),
-        (eb.histogram_value(LOADS.format(1), range(17), MANY, 0, math.nan), "16 bins from 0 to 16, not one"),
+        (
+            eb.histogram_value(LOADS.format(1), range(17), MANY, 1, 16),
+            "16 bins from 0 to 16, not one",
+        ),
+        (
+            eb.histogram_value(LOADS.format(1), range(17), MANY, 0, math.nan),
+            "16 bins from 0 to 16, not one",
+        ),
         (eb.histogram_value(LOADS.format(1), range(9), MANY, 0, 15), "without an edge"),
         (eb.histogram_value(LOADS.format(1), (), (), 0, 0), "without an edge"),
-        (eb.histogram_value(LOADS.format(1), range(1 << 17), [9.0] * (1 << 17), 0, 9), "without an edge"),
+        (
+            eb.histogram_value(LOADS.format(1), range(1 << 17), [9.0] * (1 << 17), 0, 9),
+            "without an edge",
+        ),
         (eb.plugin_value(LOADS.format(1), range(17), MANY), "16 bins from 0 to 16, not one"),
         (eb.plugin_value(LOADS.format(1), [7.0] * 17, MANY), "bins of values"),
         (eb.plugin_value(LOADS.format(1), [], []), "without an edge"),
