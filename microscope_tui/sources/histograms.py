@@ -19,12 +19,6 @@ class NotChoices(ValueError):
     """The bins are not one expert each; the message is the reason."""
 
 
-def kind_of(value: dict[str, object]) -> str:
-    """``histogram`` or ``table``, as W&B and Trackio write them, or nothing."""
-    kind = str(value.get("_type", "")).removeprefix("trackio.").removesuffix("-file")
-    return kind if kind in ("histogram", "table") else ""
-
-
 def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     """How many tokens chose expert 0, 1, …, from the lists of a histogram of one step.
 
@@ -43,7 +37,7 @@ def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     # Edges that span the values begin and end at whole numbers.
     given = holds and abs(high - low - bins) < 1e-6 and (high % 1 != 0 or largest < high)
     spans = holds and low == 0 and high in (bins - 1, bins)
-    few = total == bins or (not given and total <= _FEW * bins)
+    few = total <= bins * (1 if given else _FEW)
     if first >= 0 and (given or spans) and not few:
         return [0] * first + [int(count) for count in counts]
     why = f"from {low:g} to {high:g}, not one for each expert"

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from microscope_tui.runlog import RouterSummary, StepRecord
-from microscope_tui.sources.histograms import NotChoices, cells, choices, kind_of
 
 STEP_QUANTITIES = tuple(
     name
@@ -258,11 +257,13 @@ class Keys(dict[str, Target | None]):
         if isinstance(value, list):
             self.sees(name, "list")
             return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
-        kind = kind_of(value)
+        kind = str(value.get("_type", "")).removeprefix("trackio.")
         if kind == "histogram":
             return self.histogram(name, value.get("bins"), value.get("values"))
         if kind != "table" or not self.sees(name, kind):
             return value
+        from microscope_tui.sources.histograms import cells
+
         found = cells(value)
         if not found:
             self.refuse(name, "table without columns for layer, expert and a value: log a list")
@@ -280,6 +281,8 @@ class Keys(dict[str, Target | None]):
         """The counts of a histogram by the number of the expert; ``parts`` as for ``choices``."""
         if not self.sees(name, "histogram") or self[f"{name}/0"] is None:
             return {}
+        from microscope_tui.sources.histograms import NotChoices, choices
+
         try:
             found = choices(*parts)
         except NotChoices as why:
