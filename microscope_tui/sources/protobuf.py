@@ -102,17 +102,10 @@ def whole_numbers(value: int | bytes) -> list[int]:
     if isinstance(value, int):
         return [signed(value)]
     found: list[int] = []
-    number = shift = 0
-    for byte in value:
-        number |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            found.append(signed(number))
-            number = shift = 0
-        elif shift == 7 * _MAX_VARINT_BYTES:
-            break
-    if shift:
-        raise BadMessage("a number has no end")
+    at = 0
+    while at < len(value):
+        number, at = varint(value, at)
+        found.append(signed(number))
     return found
 
 

@@ -12,7 +12,7 @@ import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, compress
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,10 @@ _LEAST, _LARGEST, _LIMITS, _BUCKETS = 1, 2, 6, 7  # of HistogramProto
 _OF_HISTOGRAMS = b"\x0a\x0ahistograms"  # plugin_name of SummaryMetadata
 _DTYPE, _SHAPE, _CONTENT, _STRINGS = 1, 2, 4, 8  # of TensorProto
 _DIMENSION, _SIZE = 2, 1  # of TensorShapeProto
-_LETTERS = {1: "f", 2: "d", 3: "i", 4: "B", 5: "h", 6: "b", 9: "q", 19: "e"}
-"""In ``struct``, of each DataType that is read."""
-_FLOAT32, _FLOAT64, _BFLOAT16, _HALF = 1, 2, 14, 19
-_VALUES_OF = {1: 5, 2: 6, 3: 7, 4: 7, 5: 7, 6: 7, 9: 10, _BFLOAT16: 13, _HALF: 13}
-"""The field with the numbers of a DataType where they are not in ``_CONTENT``."""
-_MOST_SHAPE_BYTES = 128
-_MOST_BYTES = 2 << 20  # of a histogram or a tensor: no more than MAX_EXPERTS numbers are read
+_LETTERS = {1: "f", 2: "d", 3: "i", 9: "q", 19: "e"}  # of a DataType in struct
+_PLACES = {1: 5, 2: 6, 3: 7, 9: 10, 14: 13, 19: 13}  # its field, if the numbers are not bytes
+_HALVES = 13
+_MOST_BYTES = 2 << 20  # of a histogram or a tensor that is read
 _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
@@ -466,18 +463,13 @@ class EventRows:
         return self._keys[name.decode("utf-8", "replace")]
 
     def _slow(self, event: bytes) -> Row:
-        step, wall = 0, -1.0
+        found = dict(fields(event))
+        wall = fixed_numbers(found.get(_WALL_TIME, b""), "d")
         values: list[tuple[Target, float]] = []
-        for number, value in fields(event):
-            if number == _WALL_TIME and len(as_bytes(value)) == 8:
-                wall = _DOUBLE.unpack(as_bytes(value))[0]
-            elif number == _STEP:
-                step = as_number(value)
-            elif number == _SUMMARY:
-                for inner, part in fields(as_bytes(value)):
-                    if inner == _VALUE:
-                        values += self._value(as_bytes(part))
-        return _row_of(step, wall, values)
+        for number, value in fields(as_bytes(found.get(_SUMMARY, b""))):
+            if number == _VALUE:
+                values += self._value(as_bytes(value))
+        return _row_of(as_number(found.get(_STEP, 0)), wall[0] if wall else -1.0, values)
 
     def _value(self, message: bytes) -> Pairs:
         """The numbers of a value that have a target."""
@@ -489,17 +481,13 @@ class EventRows:
         if tag in CONFIG_TAGS and tensor:
             self._take_config(tensor)
         if number is not None:
-            return self._single(tag, fixed_numbers(number, "f"))
+            return self._numbers(tag, [], fixed_numbers(number, "f"))
+        shape, numbers = _tensor(tensor)
         if _OF_HISTOGRAMS in as_bytes(found.get(_METADATA, b"")):
-            return self._counts(tag, lambda: _of_plugin(_Tensor(tensor)))
-        read = _Tensor(tensor)
-        return self._single(tag, read.numbers()) if read.size == 1 else self._list(tag, read)
+            return self._counts(tag, lambda: _of_plugin(numbers))
+        return self._numbers(tag, shape, numbers)
 
-    def _single(self, tag: str, numbers: Sequence[float]) -> Pairs:
-        target = self._keys[tag]
-        return [(target, numbers[0])] if target is not None and len(numbers) == 1 else []
-
-    def _counts(self, tag: str, read: Callable[[], "_Histogram"]) -> Pairs:
+    def _counts(self, tag: str, read: Callable[[], tuple[object, ...]]) -> Pairs:
         """Those of a histogram, if its edges prove that they are of experts."""
         keys = self._keys
         if keys[f"{tag}/0"] is None:
@@ -511,16 +499,16 @@ class EventRows:
             keys.refused[tag] = why.replace("log a list", "log the counts with add_tensor"), times
         return matched({f"{tag}/{expert}": count for expert, count in found.items()}, keys)
 
-    def _list(self, tag: str, tensor: "_Tensor") -> Pairs:
-        """The numbers of a tensor, as those of lists in JSON."""
-        shape, keys = tensor.shape, self._keys
-        if len(shape) > MAX_DEPTH or tensor.kind not in _VALUES_OF:
-            return []
-        last_row = "/".join(map(str, [tag, *(size - 1 for size in shape[:-1])]))
-        if keys[f"{last_row}/0"] is None:
+    def _numbers(self, tag: str, shape: Sequence[int], numbers: Sequence[float]) -> Pairs:
+        """One number, or those of a tensor as of lists in JSON."""
+        keys = self._keys
+        if len(numbers) < 2:
+            target = keys[tag]
+            return [] if target is None else [(target, number) for number in numbers]
+        if keys[tag + "/0" * len(shape)] is None:
             keys.sees(tag, "list")
             return []
-        values: list[Any] = tensor.numbers()
+        values: Sequence[Any] = numbers
         for size in shape[:0:-1]:
             values = [values[at : at + size] for at in range(0, len(values), size)]
         return matched({tag: values}, keys)
@@ -531,50 +519,29 @@ class EventRows:
             self.config.update(decode_object(text) or {})
 
 
-_Histogram = tuple[list[float], list[float], float]
-"""Edges, counts, and the largest value, which is in the last bin."""
+def _tensor(message: bytes) -> tuple[list[int], list[float]]:
+    """Shape and numbers of a ``TensorProto``; none if they are of another kind, or too many."""
+    parts = _parts(message)
+    dimensions = _parts(as_bytes(parts.get(_SHAPE, [b""])[-1])).get(_DIMENSION, [])
+    shape = [as_number(dict(fields(as_bytes(one))).get(_SIZE, 0)) for one in dimensions]
+    kind = as_number(parts.get(_DTYPE, [0])[-1])
+    letter, place = _LETTERS.get(kind, ""), _PLACES.get(kind, 0)
+    content, values = parts.get(_CONTENT), parts.get(place, [])
+    if letter and (content or letter in "fd"):
+        found = [x for value in content or values for x in fixed_numbers(value, letter)]
+    else:
+        found = [float(x) for value in values for x in whole_numbers(value)]
+        if place == _HALVES:
+            found = [_of_half(int(x)) if x else x for x in found]
+    size = math.prod(shape[:MAX_DEPTH])
+    if len(shape) > MAX_DEPTH or not len(found) <= size <= MAX_EXPERTS:
+        return shape, []
+    return shape, found + found[-1:] * (size - len(found))  # TensorFlow leaves equal ones out
 
 
-class _Tensor:
-    """A ``TensorProto``."""
-
-    def __init__(self, message: bytes) -> None:
-        self._parts = _parts(message)
-        shape = as_bytes(self._parts.get(_SHAPE, [b""])[-1])
-        is_short = len(shape) <= _MOST_SHAPE_BYTES
-        dimensions = _parts(shape).get(_DIMENSION, []) if is_short else [b""]
-        self.shape = [as_number(dict(fields(as_bytes(one))).get(_SIZE, 0)) for one in dimensions]
-        self.size = math.prod(self.shape)
-        self.kind = as_number(self._parts.get(_DTYPE, [0])[-1])
-
-    def numbers(self) -> list[float]:
-        """All of them; none if they are of another kind, or not as many as the shape has."""
-        kind = self.kind
-        content = as_bytes(self._parts.get(_CONTENT, [b""])[-1])
-        values = self._parts.get(_VALUES_OF.get(kind, 0), [])
-        if not 0 < self.size <= MAX_EXPERTS:
-            return []
-        found: list[float] = []
-        if content:
-            found += fixed_numbers(content, _LETTERS[kind]) if kind in _LETTERS else ()
-        elif kind in (_FLOAT32, _FLOAT64):
-            found += chain.from_iterable(fixed_numbers(one, _LETTERS[kind]) for one in values)
-        elif kind in (_BFLOAT16, _HALF):
-            bits = chain.from_iterable(map(whole_numbers, values))
-            found += [_of_half(one, kind) for one in bits]
-        else:
-            found += map(float, chain.from_iterable(map(whole_numbers, values)))
-        found += found[-1:] * (self.size - len(found))  # TensorFlow writes equal last numbers once
-        return found if len(found) == self.size else []
-
-
-def _of_half(bits: int, kind: int) -> float:
-    """TensorFlow writes the 16 bits of a half, torch the 32 bits of the same float."""
-    if 0 <= bits < 1 << 16:
-        if kind == _HALF:
-            return fixed_numbers(struct.pack("<H", bits), "e")[0]
-        bits <<= 16
-    return fixed_numbers(struct.pack("<I", bits & 0xFFFFFFFF), "f")[0]
+def _of_half(bits: int) -> float:
+    """torch writes the bits of a 32-bit float; those of a half, as TensorFlow, are not read."""
+    return fixed_numbers(struct.pack("<I", bits & 0xFFFFFFFF), "f")[0] if bits >> 16 else math.nan
 
 
 def _parts(message: bytes) -> dict[int, list[int | bytes]]:
@@ -585,8 +552,8 @@ def _parts(message: bytes) -> dict[int, list[int | bytes]]:
     return parts
 
 
-def _of_proto(message: bytes) -> _Histogram:
-    """Of a ``HistogramProto``: right edges, and below the first nothing or a bin from ``min``."""
+def _of_proto(message: bytes) -> tuple[list[float], list[float], float]:
+    """Edges, counts and largest value; an empty bin below the first edge, or one from ``min``."""
     parts = _parts(message)
     least, largest, edges, counts = (
         [x for part in parts.get(number, []) for x in fixed_numbers(part, "d")]
@@ -596,17 +563,10 @@ def _of_proto(message: bytes) -> _Histogram:
         del counts[0]
     else:
         edges[:0] = least[-1:]
-    while counts and not counts[-1]:
-        counts.pop()
-        del edges[-1:]
     return edges, counts, sum(largest[-1:])
 
 
-def _of_plugin(tensor: _Tensor) -> _Histogram:
-    """Of a tensor of left edge, right edge and count; there are values on both ends."""
-    numbers = tensor.numbers() if tensor.shape[1:] == [3] else []
-    lefts, rights, counts = numbers[::3], numbers[1::3], numbers[2::3]
-    edges = [*lefts, *rights[-1:]]
-    if edges[1:] != rights:  # gaps
-        edges = []
-    return edges, counts, sum(rights[-1:]) // 1
+def _of_plugin(numbers: Sequence[float]) -> tuple[list[float], list[float], float]:
+    """The same of left edge, right edge and count of each bin; there are values on both ends."""
+    last = numbers[-2:-1]
+    return [*numbers[::3], *last], [*numbers[2::3]], sum(last) // 1

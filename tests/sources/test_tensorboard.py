@@ -367,7 +367,6 @@ def packed(field: int, layout: str, *numbers: float) -> bytes:
 
 FOUR, TWICE = [3.0, 0.0, 200.0, 1.0], [3.0, 0.0, 0.0, 0.0]
 AS_FLOAT = [struct.unpack("<I", struct.pack("<f", x))[0] for x in FOUR]  # as torch writes halves
-AS_HALF = [struct.unpack("<H", struct.pack("<e", x))[0] for x in FOUR]
 
 
 def varints(field: int, numbers: Sequence[int]) -> bytes:
@@ -390,9 +389,7 @@ def varints(field: int, numbers: Sequence[int]) -> bytes:
         (9, varints(10, [3, 0]), TWICE),  # TensorFlow leaves equal last numbers out
         (9, b"".join(part(10, x) for x in (3, 0)), TWICE),
         (14, varints(13, AS_FLOAT), FOUR),
-        (14, varints(13, [x >> 16 for x in AS_FLOAT]), FOUR),
         (19, varints(13, AS_FLOAT), FOUR),
-        (19, varints(13, AS_HALF), FOUR),
         (19, packed(4, "e", *FOUR), FOUR),
         (7, part(8, b"text"), []),
         (9, varints(10, [1] * 5), []),
