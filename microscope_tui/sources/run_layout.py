@@ -96,8 +96,9 @@ class Layout:
         counted = map(self._source.keys.get, (f"{name}/0" for name in self._source.keys.counted))
         self._cut = {target[:2] for target in counted if target} & self._seen.keys()
         most = max(self._num_experts, *self._experts.values(), 0)
-        if most * len(self._cut) <= MAX_NUMBERS:
-            self._experts |= {layer: most for _, layer in self._cut}
+        if most * len(self._cut) > MAX_NUMBERS:
+            self._cut = set()
+        self._experts |= {layer: most for _, layer in self._cut}
         layers = self._layers
         self._wanted: list[Target] = []
         self._planned: list[Target] | None = None
@@ -174,8 +175,8 @@ class Layout:
 
     def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
         """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
-        row = self._filled_up(row)
         if self._planned != row.targets:
+            row = self._filled_up(row) if self._cut else row
             self._plan(row.targets)
         values: list[Any] = [*row.numbers, None]
         for at, target in self._changed:
@@ -192,16 +193,11 @@ class Layout:
 
     def _filled_up(self, row: Row) -> Row:
         """Experts that the histogram of a step lacks have no tokens."""
-        cut = self._cut.intersection(target[:2] for target in row.targets) if self._cut else ()
-        zeros = [
-            Target(*of_row, expert) for of_row in cut for expert in range(self._experts[of_row[1]])
-        ]
-        lacking = set(zeros).difference(row.targets)
-        return (
-            Row(row.step, row.time, [*row.values, *[(one, 0.0) for one in zeros if one in lacking]])
-            if lacking
-            else row
-        )
+        found = dict(row.values)
+        for quantity, layer in self._cut.intersection(target[:2] for target in row.targets):
+            for expert in range(self._experts[layer]):
+                found.setdefault(Target(quantity, layer, expert), 0.0)
+        return Row(row.step, row.time, found.items())
 
     def _plan(self, targets: list[Target]) -> None:
         """Of two readings of the same quantity the later one counts."""
