@@ -90,11 +90,9 @@ def as_number(value: int | bytes) -> int:
 
 def fixed_numbers(value: int | bytes, kind: str) -> tuple[float, ...]:
     """The numbers of a fixed size in a field, packed or one; ``kind``: as in ``struct``."""
-    data = as_bytes(value)
-    count, rest = divmod(len(data), struct.calcsize(f"<{kind}"))
-    if rest:
-        raise BadMessage(f"{len(data)} bytes are no whole numbers")
-    return struct.unpack(f"<{count}{kind}", data)
+    data, size = as_bytes(value), struct.calcsize(f"<{kind}")
+    count = len(data) // size
+    return struct.unpack_from(f"<{count}{kind}", data)
 
 
 def whole_numbers(value: int | bytes) -> list[int]:

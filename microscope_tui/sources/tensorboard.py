@@ -17,15 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.keys import (
-    MAX_DEPTH,
-    MAX_EXPERTS,
-    Keys,
-    Rule,
-    Target,
-    decode_object,
-    matched,
-)
+from microscope_tui.sources.keys import MAX_EXPERTS, Keys, Rule, Target, decode_object, matched
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     SLOW,
@@ -523,7 +515,7 @@ def _tensor(message: bytes) -> tuple[list[int], list[float]]:
     """Shape and numbers of a ``TensorProto``; none if they are of another kind, or too many."""
     parts = _parts(message)
     dimensions = _parts(as_bytes(parts.get(_SHAPE, [b""])[-1])).get(_DIMENSION, [])
-    shape = [as_number(dict(fields(as_bytes(one))).get(_SIZE, 0)) for one in dimensions]
+    shape = [as_number(dict(fields(as_bytes(one))).get(_SIZE, 0)) for one in dimensions[:5]]
     kind = as_number(parts.get(_DTYPE, [0])[-1])
     letter, place = _LETTERS.get(kind, ""), _PLACES.get(kind, 0)
     content, values = parts.get(_CONTENT), parts.get(place, [])
@@ -533,8 +525,8 @@ def _tensor(message: bytes) -> tuple[list[int], list[float]]:
         found = [float(x) for value in values for x in whole_numbers(value)]
         if place == _HALVES:
             found = [_of_half(int(x)) if x else x for x in found]
-    size = math.prod(shape[:MAX_DEPTH])
-    if len(shape) > MAX_DEPTH or not len(found) <= size <= MAX_EXPERTS:
+    size = math.prod(shape)
+    if not len(found) <= size <= MAX_EXPERTS or len(shape) > 4:
         return shape, []
     return shape, found + found[-1:] * (size - len(found))  # TensorFlow leaves equal ones out
 
