@@ -22,7 +22,8 @@ class NotChoices(ValueError):
 def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     """How many tokens chose expert 0, 1, …, from the lists of a histogram of one step.
 
-    ``largest`` is the largest value, if the writer has it: the last bin includes its right edge.
+    ``largest`` is the largest value, if the writer has it. It is in the last bin, which includes
+    its right edge.
 
     Raises:
         NotChoices: the edges do not prove that each bin is one expert.
@@ -31,7 +32,8 @@ def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     bins, total = len(counts), sum(counts)
     low, high = edges[0], edges[-1]
     first = math.ceil(low)
-    holds = [math.ceil(edge) for edge in edges[:-1]] == [*range(first, first + bins)]
+    experts = [*range(first, first + bins)]
+    holds = list(map(math.ceil, edges[:-1])) == experts and largest in (math.inf, experts[-1])
     # Edges that span the values begin and end at whole numbers.
     given = holds and abs(high - low - bins) < 1e-6 and (high % 1 != 0 or largest < high)
     spans = holds and low == 0 and high in (bins - 1, bins)
