@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from microscope_tui.app.session import DEFAULT, Preferences, Session
 from microscope_tui.lines import Axis, Glyphs, Look, Measure, Order, Palette
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources import BadMapping, rules_of
+from microscope_tui.sources import BadMapping, SourceRequest, rules_of
 from microscope_tui.watch import Fleet
 from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 
@@ -45,6 +45,12 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of acknowledged alerts, newest last."""
     maps: tuple[Annotated[str, Meta(max_length=_MOST_BYTES >> 8)], ...] = ()
     """Confirmed keys of other tools, as given with ``--map``."""
+    top_k: Annotated[int, Meta(ge=1, lt=100_000)] | None = None
+    """The k of runs that do not contain it."""
+
+    def applied(self, request: SourceRequest) -> SourceRequest:
+        """``request`` with the confirmed keys and k; raises ``BadMapping``."""
+        return replace(request, confirmed=rules_of(self.maps), confirmed_top_k=self.top_k)
 
 
 def begin(
@@ -66,9 +72,9 @@ def recall(session: Session) -> None:
     session.filter = safe_text(kept.filter, _MOST_CHARS)
     session.seen = dict.fromkeys(kept.seen)
     session.wanted_layer = kept.layer
-    session.maps, request = kept.maps, session.fleet.request
+    session.maps, session.top_k = kept.maps, kept.top_k
     with suppress(BadMapping):  # of a newer version
-        session.fleet.read_as(replace(request, confirmed=rules_of(kept.maps)))
+        session.fleet.read_as(kept.applied(session.fleet.request))
 
 
 def remember(session: Session) -> str | None:
@@ -85,6 +91,7 @@ def remember(session: Session) -> str | None:
         smoothing=session.smoothing,
         seen=tuple(session.seen),
         maps=session.maps,
+        top_k=session.top_k,
     )
     return save_view(session.fleet.root, kept)
 

@@ -18,7 +18,7 @@ from microscope_tui.lines import Axis, Glyphs, Look, Palette, SteadyLevels, shad
 from microscope_tui.placement import OF_HEADER, CostRequest
 from microscope_tui.routing import FILE_NAME
 from microscope_tui.runlog import PipedLog, RunFile, RunRecord, StepEntry, safe_text
-from microscope_tui.sources import ForeignRun, SourceRequest
+from microscope_tui.sources import SourceRequest
 from microscope_tui.watch import (
     Fleet,
     NothingToCompare,
@@ -105,6 +105,8 @@ class Session:
         self.written: list[Path] = []
         self.maps: tuple[str, ...] = ()
         """Confirmed keys of other tools, as given with ``--map``."""
+        self.top_k: int | None = None
+        """The k of runs that do not contain it."""
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0
@@ -149,21 +151,33 @@ class Session:
             self._looked = wanted, await asyncio.to_thread(os.path.isfile, there)
         return self._looked[1]
 
-    def confirm_keys(self) -> str:
-        """Read unknown keys as proposed, or forget them; returns what was done."""
-        watch, request = self.watch, self.fleet.request
-        if watch is None or not isinstance(watch.file, ForeignRun):
-            return "this is a run log: confirm keys with --map when you import it"
-        proposed: SourceRequest | None = getattr(watch.source, "proposed", None)
-        if proposed is None and not self.maps:
-            return "nothing is proposed for the keys of this run: --map names them"
+    @property
+    def _proposed(self) -> SourceRequest | None:
+        """How unknown keys of the open run can be read."""
+        return getattr(self.watch.source, "proposed", None) if self.watch is not None else None
+
+    @property
+    def lacks_top_k(self) -> bool:
+        """Whether nothing has k for the open run, or for the proposal."""
+        if self._proposed is not None:
+            return not self._proposed.top_k
+        known = self.run is None or all(router.top_k for router in self.run.routers)
+        foreign = self.watch is not None and self.watch.file.foreign
+        return foreign and not (known or self.maps or self.top_k)
+
+    def confirm_keys(self, top_k: int = 0) -> str:
+        """Read unknown keys as proposed, with this k, or forget both; returns what was done."""
+        watch, request, proposed = self.watch, self.fleet.request, self._proposed
         rules = proposed.confirmed if proposed is not None else ()
-        self.maps = tuple(rule.written for rule in rules)
-        self.reader.choose(watch.file, replace(request, confirmed=rules))
-        if not self.maps:
+        given = top_k or (request.top_k if rules else None)
+        if watch is None or not (rules or given or self.maps or self.top_k):
+            return "nothing is proposed for the keys of this run: --map names them"
+        self.maps, self.top_k = tuple(rule.written for rule in rules), given
+        self.reader.choose(watch.file, replace(request, confirmed=rules, confirmed_top_k=given))
+        if not (rules or given):
             return "the confirmed keys are forgotten; m confirms them again"
         kept = "; remembered for this folder" if self.preferences.remember else ""
-        return f"confirmed: {shlex.join(self.maps)}{kept}; m forgets it"
+        return f"confirmed: k = {given or '?'} {shlex.join(self.maps)}{kept}; m forgets it"
 
     def close(self) -> None:
         if "anatomy" in vars(self):

@@ -5,13 +5,14 @@ cyclopts makes options and help of the fields and docstrings.
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from microscope_tui import app
 from microscope_tui.commands.config import GlyphChoice, Theme, UserConfig, read_config
 from microscope_tui.console import PIPE, USAGE, fail
 from microscope_tui.diagnosis import RULES
@@ -162,7 +163,7 @@ class SourceOptions:
     pipeline_parallel
         Pipeline stages of a Megatron run: each numbers its own layers from 0.
     remembered
-        Use the keys confirmed on the screen for this path.
+        Use the keys and the experts per token confirmed on the screen for this path.
     """
 
     source: str = ""
@@ -184,25 +185,22 @@ class SourceOptions:
         except BadMapping as error:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
-        kept = rules_of(_confirmed(path)) if self.remembered else ()
-        return SourceRequest(self.source, rules, kept, experts, top_k, pipeline_parallel=stages)
+        request = SourceRequest(self.source, rules, (), experts, top_k, pipeline_parallel=stages)
+        return app.load_view(path).applied(request) if self.remembered else request
 
-    def note(self, path: Path) -> Sequence[str]:
-        """Which keys were confirmed on the screen, if others than those of ``--map``."""
-        maps = _confirmed(path)
-        said = "keys were confirmed on the screen for this path; --remembered uses them:"
-        options = " ".join(f"--map {shlex.quote(one)}" for one in maps)
-        return () if set(maps) <= set(self.map_) else (f"{said} {options}",)
+    def note(self, path: Path) -> Iterator[str]:
+        """What was confirmed on the screen, if it differs from ``--map`` and ``--top-k``."""
+        kept = app.load_view(path)
+        if not set(kept.maps) <= set(self.map_):
+            options = " ".join(f"--map {shlex.quote(one)}" for one in kept.maps)
+            said = "keys were confirmed on the screen for this path; --remembered uses them:"
+            yield f"{said} {options}"
+        if (k := kept.top_k) and not (self.top_k or self.remembered):
+            yield f"k = {k} is remembered for the screen: pass --top-k {k} or --remembered"
 
     def search(self, path: Path) -> Search:
         """What to search at ``path``, with your own config file."""
         return Search(path, self.request(read_config(), path))
-
-
-def _confirmed(path: Path) -> Sequence[str]:
-    from microscope_tui.app import load_view  # which a run log does not need
-
-    return load_view(path).maps
 
 
 @Parameter(name="*")

@@ -6,7 +6,7 @@ schema of ``docs/check-json.md``; keys are only added.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +63,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     remarks: tuple[str, ...] = ()
     """Remarks to print with the verdict: a baseline, limits of a config file."""
     cost: CostRequest = OF_HEADER
-    source_notes: Callable[[], Sequence[str]] = tuple
+    source_notes: Callable[[], Iterable[str]] = tuple
     """The same on a run of another tool."""
 
     def counts(self, episode: Episode) -> bool:
@@ -189,7 +189,8 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         yield f"step {step:,} written {times} times: only the first counts; log one line per step"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
-    if not state.live and state not in (RunState.FINISHED, RunState.WAITING, RunState.NO_DATA):
+    over = not state.live and state not in (RunState.FINISHED, RunState.WAITING)
+    if watch.latest and over:
         yield f"the run is {state}: the verdict covers its routers up to step {last:,} only"
     if watch.scan.end is not None and (watch.scan.end.step or 0) > last:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"

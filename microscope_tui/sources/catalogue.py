@@ -131,7 +131,7 @@ _FORMATS = (
     Format(
         name="csv",
         where="text_rows.CsvReader",
-        files=r"(?:metrics|progress|log|history|training)\.[ct]sv",
+        files=r"(?:metrics|progress|log|history|training|wandb_export_.+)\.[ct]sv",
         reads="CSV with a column step: wide, or step,key,value",
     ),
     Format(
@@ -311,7 +311,8 @@ class Search:
         for rules in (self.request.rules, _ANY):
             for form in [FORMATS[named]] if named else FORMATS.values():
                 place = place_of(form)
-                if place is not None and (named or form.reader.recognises(place, rules)):
+                told = named or (rules is _ANY and file.suffix == ".csv" and form.name == "csv")
+                if place is not None and (told or form.reader.recognises(place, rules)):
                     return self._runs_of(form, place, rules), rules is not _ANY
         return [], False
 

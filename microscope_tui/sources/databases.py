@@ -147,6 +147,7 @@ class DatabaseReader(RowReader):
         if version == self._seen:
             self.exhausted = True
             return Rows()
+        self._refused = dict(self.keys.refused)
         found = database.read(lambda tables: self._after(tables, max_bytes))
         restarted = replaced or found.restarted
         if restarted:
@@ -206,6 +207,7 @@ class DatabaseReader(RowReader):
         found = _Found(last=self._last, anchor=self._anchor)
         if self._anchor is not None and self._anchor_of(tables, run, self._last) != self._anchor:
             found = _Found(restarted=True)
+        self.keys.refused = dict(self._refused)
         left = max_bytes
         values: tuple[object, ...]
         for number, *rest in tables.rows(

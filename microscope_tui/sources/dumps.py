@@ -333,7 +333,7 @@ class ExactCounts:
         return run_record(
             depths=depths,
             experts=[self._experts] * len(depths),
-            top_k=self._top_k,
+            top_k=self._top_k or self._request.confirmed_top_k,
             names=[router.name() for router in self._order],
             planned_steps=1 if self._is_moment else None,
             **self._header_facts,

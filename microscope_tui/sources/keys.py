@@ -5,17 +5,19 @@ writers then. The patterns are whole-key regular expressions with the named grou
 for matrices, ``expert``. A prefix that a logger puts in front (``train/``) does not matter.
 
 Nested objects and lists are flattened: ``{"moe": {"load": [1, 2]}}`` holds ``moe/load/0`` and
-``moe/load/1``. Only values whose key has a target are turned into numbers.
+``moe/load/1``; so are histograms of the chosen experts, and tables. Only values whose key has a
+target are turned into numbers.
 """
 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +34,16 @@ ROUTER_QUANTITIES = tuple(
 MATRIX_QUANTITIES = ("tokens_per_expert", "expert_bias", "share")
 LOAD_ENTROPY = "load_entropy"
 """Entropy of the loads in nats: its exponential is the number of effective experts."""
+SUMMARY_OF = {
+    LOAD_ENTROPY: "effective_experts",
+    "max_vio": "max_load",
+    "avg_vio": "effective_experts",
+    "min_vio": "dead_experts",
+    "cold_frac": "starved_experts",
+}
+"""What is computed from another quantity: see ``run_layout``."""
+LOSSES = ("mismatch_kl", "logprob_diff")
+"""How far the log-probabilities of trainer and engine differ, in nats; ``losses`` of the log."""
 MAX_KEY_CHARACTERS = 512
 """Longer keys match nothing."""
 MAX_KEYS = 1 << 20
@@ -47,6 +59,7 @@ MAX_DEPTH = 8
 """Deeper objects are skipped: no logger nests its numbers further."""
 MAX_OUTER_CHARACTERS = 128
 """Longest name of an object with numbers: it is copied into the key of each."""
+_MOST_OBJECTS = 1 << 16
 MAX_STEP = 2**62
 STEP_NAMES = (
     "step",
@@ -55,6 +68,7 @@ STEP_NAMES = (
     "train/global_step",
     "trainer/global_step",
     "iteration",
+    "iter",
 )
 TIME_NAMES = ("time", "timestamp", "_timestamp", "wall_time")
 NUM_EXPERTS = (
@@ -73,6 +87,8 @@ TOP_K = (
     "moe_top_k",
     "moe_topk",
 )
+_VIO = ("max_vio", "min_vio", "avg_vio")
+_ROLE = re.compile(r"(?:^|/)(actor|critic|ref|reward|rollout|teacher)/")
 _MOST_DEPTH = 6
 _MOST_VALUES = 20_000
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -88,8 +104,8 @@ class Target(NamedTuple):
     layer: int | None = None
     """Number of the layer in the key; ``None`` for the whole step, or all layers together."""
     expert: int | None = None
-    plus: float = 0.0
-    """Added to the value: MaxVio is ``max_load`` − 1."""
+    role: str = ""
+    """Of the model in reinforcement learning: ``actor``, ``rollout``."""
 
     @property
     def of_router(self) -> bool:
@@ -97,10 +113,13 @@ class Target(NamedTuple):
         return self.layer is not None or self.quantity not in STEP_QUANTITIES
 
     @property
+    def has_role(self) -> bool:
+        return self.of_router and self.quantity not in LOSSES
+
+    @property
     def final(self) -> "Target":
         """The same as a quantity of the run log."""
-        name = "effective_experts" if self.quantity == LOAD_ENTROPY else self.quantity
-        return Target(name, *self[1:3]) if self.plus or name != self.quantity else self
+        return Target(SUMMARY_OF.get(self.quantity, self.quantity), self.layer, self.expert)
 
 
 class BadMapping(ValueError):
@@ -112,7 +131,6 @@ class Rule(msgspec.Struct, frozen=True):
 
     quantity: str
     pattern: re.Pattern[str]
-    plus: float = 0.0
     of_gates: bool = False
     """AutoModel's: the layer is a place in the sorted names of the gates (10 before 2), and experts
     may be missing; the loads of a whole row have the mean 1."""
@@ -122,8 +140,8 @@ class Rule(msgspec.Struct, frozen=True):
         return f"{self.quantity}={self.pattern.pattern}"
 
 
-def _known(quantity: str, pattern: str, plus: float = 0.0, *, of_gates: bool = False) -> Rule:
-    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), plus, of_gates)
+def _known(quantity: str, pattern: str, *, of_gates: bool = False) -> Rule:
+    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), of_gates)
 
 
 _L, _E = r"(?P<layer>\d{1,5})", r"(?P<expert>\d{1,6})"
@@ -137,7 +155,7 @@ def known_rules() -> Sequence[Rule]:
         _known("share", rf"moe_ep_usage/L-{_L}_EP-{_E}"),
         _known("expert_bias", rf"moe_bias/L-{_L}_EP-{_E}"),
         _known("entropy", rf"moe_entropy/L-{_L}"),
-        _known("max_load", rf"moe_maxvio_batch/L-{_L}", 1.0),
+        _known("max_vio", rf"moe_maxvio_batch/L-{_L}"),
         # ltp-megatron-lm
         _known("tokens_per_expert", rf"moe-expert/\w*tokens_per_expert_layer{_L}_expert{_E}"),
         # AutoModel: load ÷ mean load
@@ -145,11 +163,17 @@ def known_rules() -> Sequence[Rule]:
         # the older microscope
         _known("share", rf"layer_{_L}_load/{_E}"),
         # VeOmni, verl
-        _known("max_load", rf"(?:rollout/)?moe/max_vio/layer_{_L}", 1.0),
-        _known("max_load", r"(?:rollout/)?moe/max_vio(?:/max)?", 1.0),
+        *(_known(x, rf"(?:rollout/)?moe/{x}/layer_{_L}") for x in _VIO),
+        _known("max_vio", r"(?:rollout/)?moe/max_vio(?:/max)?"),
         # prime-rl
-        _known("max_load", r"max_vio/max", 1.0),
+        _known("max_vio", r"max_vio/max"),
         _known("max_load", r"expert_load/max_mean/max"),
+        _known("cold_frac", r"expert_load/cold_frac/max"),
+        _known("selected_mass", r"routing_confidence/mean"),
+        _known("mismatch_kl", r"mismatch_kl/(?:all/)?mean"),
+        # slime, miles
+        _known("logprob_diff", r"train_rollout_logprob_abs_diff"),
+        _known("disagreement", r"r3_mismatch_fraction"),
         # OLMo-core: max ÷ mean; tensorboardX turns spaces into underscores
         _known("max_load", rf"block[ _]{_L}/load[ _]imbalance"),
         _known("z_loss", rf"block[ _]{_L}/router[ _]Z[ _]loss[ _]unscaled"),
@@ -163,6 +187,7 @@ def known_rules() -> Sequence[Rule]:
         ),
         _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/(?:layer[/_-]?)?{_L}/load_entropy"),
         _known(LOAD_ENTROPY, rf"(?:moe|router|experts?)/load_entropy[/_](?:layer[/_-]?)?{_L}"),
+        _known("tokens_per_expert", rf"tokens_per_expert/{_L}/{_E}"),
         # the usual names of the whole step
         _known("loss", r"(?:loss|lm[_ ]loss|CE loss)"),
         _known("learning_rate", r"(?:lr|learning[_ ]rate|optim/lr)"),
@@ -180,7 +205,8 @@ def rules_of(pairs: Iterable[str]) -> tuple[Rule, ...]:
 def _rule_of(pair: str) -> Rule:
     quantity, equals, pattern = pair.partition("=")
     quantity = quantity.strip()
-    known = sorted({*STEP_QUANTITIES, *ROUTER_QUANTITIES, *MATRIX_QUANTITIES, LOAD_ENTROPY})
+    readings = {*STEP_QUANTITIES, *ROUTER_QUANTITIES, *MATRIX_QUANTITIES}
+    known = sorted(readings.union(LOSSES, SUMMARY_OF))
     if not equals or not pattern:
         raise BadMapping(f"{pair!r}: write QUANTITY=REGEX")
     if quantity not in known:
@@ -210,7 +236,9 @@ class Keys(dict[str, Target | None]):
         super().__init__()
         self._rules = (*own, *known_rules(), *confirmed)
         self._own = len(own)
+        self._unconfirmed = len(self._rules) - len(confirmed)
         self._key_of: dict[Target, str] = {}  # what the user's rules matched
+        self._chosen: str | None = None  # the role of the first of these
         self.doubled: tuple[str, str] | None = None
         """Two keys that the user's rules take for the same number."""
         self.unmatched = list(own)
@@ -218,6 +246,12 @@ class Keys(dict[str, Target | None]):
         self._characters = 0
         self.of_gates = False
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
+        self.objects: dict[str, str] = {}
+        """Kind of each key that had a list, a histogram or a table."""
+        self.counted: dict[str, int] = {}
+        """Those histograms and tables that gave numbers, and the experts of a histogram."""
+        self.refused: dict[str, tuple[str, int]] = {}
+        """Why one of them was left out, and how often."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
@@ -236,13 +270,75 @@ class Keys(dict[str, Target | None]):
             if (layer or 0) >= MAX_LAYERS or (expert or 0) >= MAX_EXPERTS:
                 return None
             self.of_gates |= rule.of_gates
-            target = Target(rule.quantity, layer, expert, rule.plus)
+            target = Target(rule.quantity, layer, expert)
+            role = _ROLE.search(key) if place < self._unconfirmed else None
+            if role is not None and target.has_role:
+                target = target._replace(role=role[1])
             if place < self._own:
-                self.unmatched = [one for one in self.unmatched if one is not rule]
-                if (other := self._key_of.setdefault(target, key)) != key:
-                    self.doubled = self.doubled or (other, key)
+                self._found(rule, target, key)
+            elif role is not None and not target.role and role[1] != "actor":
+                return None  # the loss of another model
             return target
         return None
+
+    def _found(self, rule: Rule, target: Target, key: str) -> None:
+        """A rule of the user matches a key."""
+        self.unmatched = [one for one in self.unmatched if one is not rule]
+        if target.has_role and self._chosen is None:
+            self._chosen = target.role
+        if (other := self._key_of.setdefault(target.final, key)) != key:
+            self.doubled = self.doubled or (other, key)
+
+    def roles(self) -> list[str]:
+        """Those with readings of routers: first the one to read, that of the user's rules or else
+        the one with most routers."""
+        routers = {(one.role, one.layer) for one in self.values() if one and one.has_role}
+        counted = Counter(role for role, _ in routers)
+        return sorted(counted, key=lambda role: (role != self._chosen, -counted[role], role))
+
+    def inside(self, name: str, value: list[object] | dict[str, Any]) -> Mapping[str, object]:
+        """What a list, an object, a histogram or a table holds, by the rest of its keys."""
+        if isinstance(value, list):
+            self.sees(name, "list")
+            return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
+        kind = str(value.get("_type", "")).removeprefix("trackio.")
+        if kind == "histogram":
+            return self.histogram(name, value.get("bins"), value.get("values"))
+        if kind != "table" or not self.sees(name, kind):
+            return value
+        from microscope_tui.sources.histograms import cells
+
+        found = cells(value)
+        if not found:
+            self.refuse(name, "table without columns for layer, expert and a value: log a list")
+        if any(self[f"{name}/{cell}"] is not None for cell in found):
+            self.counted[name] = 0
+        return found
+
+    def sees(self, name: str, kind: str) -> bool:
+        """Remember what an object is; false if there are too many."""
+        if len(self.objects) < _MOST_OBJECTS:
+            self.objects.setdefault(name, kind)
+        return name in self.objects
+
+    def histogram(self, name: str, *parts: Any) -> dict[str, object]:
+        """The counts of a histogram by the number of the expert; ``parts`` as for ``choices``."""
+        if not self.sees(name, "histogram") or self[f"{name}/0"] is None:
+            return {}
+        from microscope_tui.sources.histograms import NotChoices, choices
+
+        try:
+            found = choices(*parts)
+        except NotChoices as why:
+            self.refuse(name, str(why))
+            return {}
+        self.counted[name] = max(len(found), self.counted.get(name, 0))
+        first = len(found) - len(parts[1])  # the zeros before it may be many: the layout adds them
+        return {str(expert): found[expert] for expert in range(first, len(found))}
+
+    def refuse(self, name: str, why: str) -> None:
+        """Count an object that is left out."""
+        self.refused[name] = why, self.refused.get(name, ("", 0))[1] + 1
 
     @property
     def has_routers(self) -> bool:
@@ -298,10 +394,8 @@ def matched(
     if depth == MAX_DEPTH or _CONTAINERS.isdisjoint(map(type, values)):
         return
     for name, value in fields.items():
-        if isinstance(value, list):
-            value = dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
-        if isinstance(value, dict) and len(name) <= MAX_OUTER_CHARACTERS:
-            inner = {f"{name}/{key}": item for key, item in value.items()}
+        if isinstance(value, list | dict) and len(name) <= MAX_OUTER_CHARACTERS:
+            inner = {f"{name}/{key}": item for key, item in keys.inside(name, value).items()}
             yield from matched(inner, keys, depth + 1)
 
 

@@ -10,6 +10,7 @@ import difflib
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
@@ -46,6 +47,8 @@ _WRITERS = {
 }
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
 _LETTERS = {"layer": "N", "expert": "M"}
+_PARTS_OF_OBJECTS = re.compile(r"(?:/[^/]*/layer_\d+/expert_\d+|/\d+|\.[^./]*)$")
+_MOST_REASONS = 3  # that are named
 _MOST_DIGITS = 9
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
@@ -93,6 +96,17 @@ class Survey(msgspec.Struct):
     steps: set[int] = msgspec.field(default_factory=set)
     whole: bool = False
     """Whether that is all of the run."""
+    keys: Keys = msgspec.field(default_factory=Keys)
+
+    @property
+    def kinds(self) -> str:
+        """How many keys there are of each kind."""
+        objects = self.keys.objects
+        outer = (_PARTS_OF_OBJECTS.sub("", key) for key in self.values)
+        numbers = sum(name not in objects for name in outer)
+        if not objects:
+            return plural(numbers, "key")
+        return _by_kind(Counter(number=numbers) + Counter(objects.values()))
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -186,7 +200,7 @@ class _Matrix(msgspec.Struct, frozen=True):
 def survey(source: RowReader) -> Survey:
     """Read the beginning of ``source`` again, with all of its keys."""
     reader = source.again(_EveryKey())
-    found = Survey()
+    found = Survey(keys=reader.keys)
     numbers = 0
     with suppress(Unreadable, OSError):  # what comes before is used; reading the run reports it
         while not found.whole and reader.offset < SURVEYED_BYTES and numbers < _MOST_NUMBERS:
@@ -196,7 +210,22 @@ def survey(source: RowReader) -> Survey:
                 for target, value in row.values:
                     found.values.setdefault(target.quantity, {})[row.step] = value
             found.whole = reader.exhausted
+    _fill_up(found)
     return found
+
+
+def _fill_up(found: Survey) -> None:
+    """Add the experts that a histogram lacks in a step: they have no tokens."""
+    counted = found.keys.counted
+    shapes = {name: _DIGITS.sub("N", name) for name in counted}
+    most = {shapes[name]: counted[name] for name in sorted(counted, key=counted.__getitem__)}
+    if sum(map(most.__getitem__, shapes.values())) * len(found.steps) > _MOST_NUMBERS:
+        return
+    for name, shape in shapes.items():
+        row = [found.values.setdefault(f"{name}/{expert}", {}) for expert in range(most[shape])]
+        steps = set[int]().union(*row)
+        for series in row:
+            series.update(dict.fromkeys(steps.difference(series), 0.0))
 
 
 def propose(found: Survey) -> Proposal | None:
@@ -341,7 +370,6 @@ def described(
     source: RowReader,
     name: str,
     asked: SourceRequest,
-    top_k: int | None,
 ) -> str:
     """What a run of the format ``name`` holds instead of readings of routers, and what to do."""
     path = f"{source.path}#{source.run}" if source.run else str(source.path)
@@ -350,27 +378,48 @@ def described(
     where = "" if found.whole else f" in its first {SURVEYED_BYTES >> 20} MB"
     steps = f"{plural(count, 'step')}{where}"
     none = _no_match(asked.rules[0], found.values) if asked.rules else "none known as a router"
-    keys = len(found.values)
-    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {plural(keys, 'key')}, {none}"
+    text = f"{_WRITERS.get(name, name)} {run}, {steps}, {found.kinds}, {none}"
     if proposal is None:
-        more = " …" if keys > 4 else ""
-        some = "" if asked.rules else f" ({', '.join(list(found.values)[:4])}{more})"
+        names = ", ".join(list(found.values)[:4]) + (" …" if len(found.values) > 4 else "")
+        some = "" if asked.rules or not names else f" ({names})"
+        some = "; ".join([some, *_refusals(found.keys)])
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
     words = ["moe-microscope", path, *proposal.options]
-    words += ["--top-k", str(top_k)] if top_k else []
-    needs = "" if top_k else "; c needs --top-k, the experts per token"
+    words += ["--top-k", str(asked.top_k)] if asked.top_k else []
+    needs = "" if asked.top_k else "; c needs --top-k, the experts per token"
     text += f". Looks like: {proposal.shape} ({proposal.holds}{needs})"
     return safe_text(text, 600) + safe_text(f". Show it with: {shlex.join(words)}", 8000)
 
 
 def unmatched(keys: Keys) -> str:
-    """What is wrong with the rules of the user: one matches no key, or two keys are one number."""
+    """What is wrong with the rules of the user, and which histograms and tables are not used."""
     found = [_no_match(rule, keys) for rule in keys.unmatched[:2]]
     if keys.doubled:
         found.append(
             f"--map takes {' and '.join(keys.doubled)} for the same number: map one of them"
         )
-    return safe_text("; ".join(found), 600)
+    known = keys.counted.keys() | keys.refused.keys()
+    others = [name for name in keys.objects if name not in known and not keys.get(f"{name}/0")]
+    if others:
+        found.append(f"not used: {_by_kind(Counter(map(keys.objects.__getitem__, others)))}")
+    return safe_text("; ".join([*found, *_refusals(keys)]), 600)
+
+
+def _refusals(keys: Keys) -> list[str]:
+    """Why histograms and tables are left out, with one of the keys for each reason."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(keys.refused, key=lambda name: (not _OF_ROUTERS.search(name), name)):
+        names.setdefault(keys.refused[name][0], []).append(name)
+    found = []
+    for why, [name, *others] in [*names.items()][:_MOST_REASONS]:
+        more = f" and {len(others)} more" if others else ""
+        steps = f" ({plural(keys.refused[name][1], 'step')} left out)"
+        found.append(f"{name}{more}: {why}{steps if name in keys.counted else ''}")
+    return found
+
+
+def _by_kind(kinds: Mapping[str, int]) -> str:
+    return ", ".join(plural(count, kind) for kind, count in kinds.items())
 
 
 def _no_match(rule: Rule, keys: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ Only one level is decoded at a time, so that no nesting can exhaust the stack:
 https://protobuf.dev/programming-guides/encoding/
 """
 
+import struct
 from collections.abc import Callable, Iterator
 
 from microscope_tui.sources.keys import Target
@@ -13,6 +14,7 @@ MAX_HEADS = 1 << 18
 """Keys that are recognised by their bytes: 512 experts in 128 layers, four times. Further ones are
 looked up each time."""
 _MAX_HEAD_BYTES = 600  # a key of 512 characters, and what is around it
+_MAX_SLOW_BYTES = 128  # longer ones are histograms: others in every step
 SLOW = "slow"
 Head = Target | str | None
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -26,6 +28,8 @@ class BadMessage(ValueError):
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
     """The unsigned number at ``at``, and the offset behind it, or ``BadMessage``."""
+    if at < len(data) and data[at] < 128:
+        return data[at], at + 1
     value = shift = 0
     for end, byte in enumerate(data[at : at + _MAX_VARINT_BYTES], at + 1):
         value |= (byte & 127) << shift
@@ -84,6 +88,25 @@ def as_number(value: int | bytes) -> int:
     return value
 
 
+def fixed_numbers(value: int | bytes, kind: str) -> tuple[float, ...]:
+    """The numbers of a fixed size in a field, packed or one; ``kind``: as in ``struct``."""
+    data, size = as_bytes(value), struct.calcsize(f"<{kind}")
+    count = len(data) // size
+    return struct.unpack_from(f"<{count}{kind}", data)
+
+
+def whole_numbers(value: int | bytes) -> list[int]:
+    """The signed varints in a field, packed or one."""
+    if isinstance(value, int):
+        return [signed(value)]
+    found: list[int] = []
+    at = 0
+    while at < len(value):
+        number, at = varint(value, at)
+        found.append(signed(number))
+    return found
+
+
 class PrefixTargets(dict[bytes, Head]):
     """What a message is, by all of its bytes but the number, which are the same in every step.
 
@@ -96,6 +119,7 @@ class PrefixTargets(dict[bytes, Head]):
 
     def __missing__(self, head: bytes) -> Head:
         found = self._find(head)
-        if len(self) < MAX_HEADS and len(head) <= _MAX_HEAD_BYTES:
+        most = _MAX_SLOW_BYTES if found is SLOW else _MAX_HEAD_BYTES
+        if len(self) < MAX_HEADS and len(head) <= most:
             self[head] = found
         return found

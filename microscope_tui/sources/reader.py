@@ -42,6 +42,8 @@ class SourceRequest(msgspec.Struct, frozen=True):
     profile: str = ""
     pipeline_parallel: int = 1
     """Pipeline stages of a Megatron run."""
+    confirmed_top_k: int | None = None
+    """Experts per token where the source has none, as given on the screen."""
 
 
 DEFAULT = SourceRequest()

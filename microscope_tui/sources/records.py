@@ -74,7 +74,7 @@ def step_record(
     *,
     expert_bias: Sequence[Sequence[float] | None] | None = None,
     router: Mapping[str, Values] | None = None,
-    **numbers: float | None,
+    **numbers: float | Mapping[str, float] | None,
 ) -> Record:
     """The record of one step.
 
@@ -82,7 +82,7 @@ def step_record(
         tokens_per_expert: a row of counts per router, ``None`` where one is unknown.
         expert_bias: the selection bias, in the same order.
         router: summaries that the source has; those that follow from the counts are derived.
-        numbers: ``time``, ``loss``, ``tokens`` … as in the run log.
+        numbers: ``time``, ``loss``, ``losses`` … as in the run log.
     """
     summaries = dict(router or {})
     rows = tokens_per_expert or ()

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+from msgspec.structs import replace
+
 from microscope_tui.sources import proposals
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.proposals import Proposal, Survey
@@ -47,6 +49,10 @@ class RunRecords:
         return self._layout is not None
 
     @property
+    def remarks(self) -> Sequence[str]:
+        return self._layout.remarks if self._layout is not None else ()
+
+    @property
     def is_waiting(self) -> bool:
         """Whether steps wait for the header."""
         return bool(self._waiting)
@@ -58,6 +64,7 @@ class RunRecords:
                 continue
             grew = self._layout.grow(row)
             if is_again:
+                self._layout.learn_top_k(row)  # the tokens may be in its rest
                 yield self._header(self._layout) | {"resumed_at_step": row.step}
             elif grew:
                 yield self._header(self._layout)
@@ -111,7 +118,7 @@ class RowRecords(RecordReader):
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
-        self._checked = 0  # keys at the last look for rules that match none
+        self._checked: object = None  # the state at the last look for what is not used
         self.missing = ""
 
     def wait_s(self) -> float:
@@ -146,7 +153,9 @@ class RowRecords(RecordReader):
     def sample(self, count: int) -> Sequence[Record]:
         steps = StepRows()
         run = RunRecords(self._source, self._request, **self._facts)
+        refused = dict(self._source.keys.refused)
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
+        self._source.keys.refused = refused  # reading all of it counts them
         complete = chain(steps.complete(rows, is_started=False), steps.close())
         return [*run.of(complete), *run.start()]
 
@@ -166,9 +175,12 @@ class RowRecords(RecordReader):
 
     def _check_rules(self) -> None:
         keys = self._source.keys
-        if self._run.is_started and self.exhausted and len(keys) != self._checked:
-            self._checked = len(keys)
-            self.missing = proposals.unmatched(keys)
+        refused = sum(times for _, times in keys.refused.values())
+        state = len(keys), len(keys.objects), refused, self._run.remarks
+        looks = self.exhausted and (self._run.is_started or keys.has_routers)
+        if looks and state != self._checked:
+            self._checked = state
+            self.missing = "; ".join(filter(None, [proposals.unmatched(keys), *self._run.remarks]))
 
     def _learn_keys(self) -> bool:
         """Look at keys of which none is known as a router; true to read again with a proposal."""
@@ -190,13 +202,15 @@ class RowRecords(RecordReader):
         source, request = self._source, self._request
         proposal = proposals.propose(found)
         layout = self._tried(proposal, found) if proposal is not None else None
+        asked = request
         if layout is None:
             proposal = None
-        self.proposed = proposal.applied(request) if proposal is not None else None
-        if found.values:
-            top_k = layout.top_k if layout is not None else None
+        else:
+            asked = replace(request, top_k=layout.top_k or request.confirmed_top_k)
+        self.proposed = proposal.applied(asked) if proposal is not None else None
+        if found.values or found.keys.objects:
             writer = self._facts["writer"]
-            self.missing = proposals.described(found, proposal, source, writer, request, top_k)
+            self.missing = proposals.described(found, proposal, source, writer, asked)
         if proposal is None or self.proposed is None or not proposal.certain or request.rules:
             return False
         keys = Keys(request.rules, self.proposed.confirmed)

@@ -3,6 +3,9 @@
 The routers are those of the steps that were seen so far. If a layer or an expert appears later the
 layout grows, and a new run record follows, so that no number ends up in the wrong row. Most steps
 have the same targets in the same order: it is planned once what goes where.
+
+verl logs MaxVio of all hidden layers. A dense one has E − 1 in every step, as if all tokens chose
+one expert: it is left out.
 """
 
 import math
@@ -15,6 +18,8 @@ from typing import Any
 from microscope_tui.runlog import Values
 from microscope_tui.sources.keys import (
     LOAD_ENTROPY,
+    LOSSES,
+    MAX_EXPERTS,
     NUM_EXPERTS,
     ROUTER_QUANTITIES,
     STEP_QUANTITIES,
@@ -30,6 +35,8 @@ MAX_NUMBERS = 1 << 20
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
 _MOST_NATS = 700.0  # more overflow
+_CLOSE = 1.5
+"""Bounds of the effective experts with a larger ratio give no value."""
 _Matrix = Sequence[Sequence[float] | None]
 
 
@@ -43,22 +50,39 @@ class Layout:
         self._num_experts = request.num_experts or config_number(config, NUM_EXPERTS) or 0
         chosen = request.top_k or config_number(config, TOP_K)
         self.top_k = 1 if source.counts == "top1" else chosen
+        self._experts_in_all = self._num_experts  # also known from dense layers
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._known: set[Target] = set()
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
         self._shifted: dict[Target, Target] = {}
+        self._role = (source.keys.roles() or [""])[0]
+        self._has_vio = any(one and one.quantity == "min_vio" for one in source.keys.values())
+        self._highest: dict[int | None, float] = {}  # load of an expert
+        self._whole: dict[int | None, float] = {}  # where one has all tokens in every step; else 0
+        self._dense: set[int | None] = set()
+        self.remarks: list[str] = []
+        """What of the log is left out, and what to do."""
+        self._cut: set[tuple[str, int | None]] = set()
+        """Rows of histograms: they end where an expert has tokens."""
         self._arrange()
 
     def grow(self, row: Row) -> bool:
         """Add the layers and experts of one step; true if there are new ones."""
-        if self._planned == row.targets or self._known.issuperset(row.targets):
+        dense = self._find_dense(row) if self._has_vio else self._dense
+        is_known = self._planned == row.targets or self._known.issuperset(row.targets)
+        if is_known and dense == self._dense:
             return False
-        before = dict(self._experts), set(self._rows)
+        before = dict(self._experts), set(self._rows), self._dense
+        self._dense = dense
+        inferred = int(max(self._whole.values())) if dense and (self.top_k or 1) > 1 else 0
+        self._experts_in_all = self._num_experts or inferred
         for target in set(row.targets) - self._known:
             if len(self._known) >= MAX_NUMBERS:
                 break
             self._known.add(target)
-            quantity, layer, expert, _ = target
+            quantity, layer, expert, *_ = target
+            if not self._is_read(target):
+                continue
             if target != target.final:
                 self._shifted[target] = target.final
             if target.of_router:
@@ -69,7 +93,46 @@ class Layout:
         if len(self._experts) > 1:
             self._experts.pop(None, None)  # a number for all layers, where each has its own
         self._arrange()
-        return (self._experts, set(self._rows)) != before
+        return (self._experts, set(self._rows), self._dense) != before
+
+    def _is_read(self, target: Target) -> bool:
+        return target.role == self._role or not target.has_role
+
+    def _find_dense(self, row: Row) -> set[int | None]:
+        """Layers with MaxVio E − 1 in all steps, if the others agree: with k choices of a token no
+        expert has a load above E ÷ k."""
+        cells = dict(row.values)
+        for target, least in row.values:
+            if target.quantity != "min_vio" or not self._is_read(target):
+                continue
+            load = 1.0 + cells.get(target._replace(quantity="max_vio"), math.inf)
+            is_one = least == -1.0 and load.is_integer() and load <= MAX_EXPERTS
+            whole = load if is_one else 0.0
+            if self._whole.setdefault(target.layer, whole) != whole:
+                self._whole[target.layer] = 0.0
+            self._highest[target.layer] = max(load, self._highest.get(target.layer, 0.0))
+        experts = self._num_experts or max(self._whole.values(), default=0.0)
+        dense = {layer for layer, whole in self._whole.items() if 1 < whole == experts}
+        others = [load for layer, load in self._highest.items() if layer not in dense]
+        agree = bool(others) and max(others) <= experts / (self.top_k or 1)
+        return dense if agree else set()
+
+    def _remark(self) -> list[str]:
+        found = []
+        if self._dense:
+            unsure = {None: ": give --top-k", 1: ": with k = 1 both look the same"}.get(self.top_k)
+            kind = "dense or wholly collapsed" if unsure else "dense"
+            names = ", ".join(sorted(f"L{layer}" for layer in self._dense))
+            vio = max(self._whole.values()) - 1
+            found.append(f"{kind}, left out: {names} (MaxVio {vio:g} in every step){unsure or ''}")
+        elif self._has_vio and not self._experts_in_all:
+            found.append("no balance c: give --num-experts")
+        roles = self._source.keys.roles()
+        others = ", ".join(role or "no role" for role in roles if role != self._role)
+        if others:
+            read = self._role or "no role"
+            found.append(f"routers of {read} are shown, not of {others}: --map chooses")
+        return found
 
     def learn_top_k(self, row: Row) -> None:
         """Where k is unknown, take it from the sums: counts ÷ tokens, or shares of tokens."""
@@ -91,6 +154,12 @@ class Layout:
 
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
+        counted = map(self._source.keys.get, (f"{name}/0" for name in self._source.keys.counted))
+        self._cut = {target[:2] for target in counted if target} & self._seen.keys()
+        most = max(self._num_experts, *self._experts.values(), 0)
+        if most * len(self._cut) > MAX_NUMBERS:
+            self._cut = set()
+        self._experts |= {layer: most for _, layer in self._cut}
         layers = self._layers
         self._wanted: list[Target] = []
         self._planned: list[Target] | None = None
@@ -103,7 +172,8 @@ class Layout:
             for name in ROUTER_QUANTITIES
             if name not in STEP_QUANTITIES or layers != [None]
         }
-        self._steps = {name: self._part([Target(name)]).start for name in STEP_QUANTITIES}
+        names = (*STEP_QUANTITIES, *LOSSES)
+        self._steps = {name: self._part([Target(name)]).start for name in names}
 
     def _part(self, targets: Iterable[Target]) -> slice:
         """The place of these numbers among all that make a record."""
@@ -112,16 +182,18 @@ class Layout:
         return slice(start, len(self._wanted))
 
     def _row_of(self, quantity: str, layer: int | None) -> list[Target]:
-        size = max(self._num_experts, self._experts[layer])
-        is_whole = self._seen[quantity, layer] >= size
+        size = max(self._experts_in_all, self._experts[layer])
+        is_whole = self._seen[quantity, layer] >= size or (quantity, layer) in self._cut
         return [Target(quantity, layer, expert) for expert in range(size)] if is_whole else []
 
     @property
     def _layers(self) -> list[int | None]:
-        return sorted(self._experts, key=lambda layer: -1 if layer is None else layer)
+        layers = self._experts.keys() - self._dense
+        return sorted(layers, key=lambda layer: -1 if layer is None else layer)
 
     def header(self, **facts: Any) -> Record:
         """The run record; ``facts``: what is not in the rows, as in ``run_record``."""
+        self.remarks = self._remark()
         layers, gates = self._layers, self._source.keys.of_gates
         names = [f"{'gate ' if gates else 'L'}{layer}" for layer in layers]
         counts = self._source.counts
@@ -130,8 +202,8 @@ class Layout:
                 counts = counts or kind
         return run_record(
             depths=[layer or 0 for layer in layers],
-            experts=[max(self._num_experts, self._experts[layer]) for layer in layers],
-            top_k=self.top_k,
+            experts=[max(self._experts_in_all, self._experts[layer]) for layer in layers],
+            top_k=self.top_k or self._request.confirmed_top_k,
             names=["all layers"] if layers == [None] else names,
             counts=counts or "none",
             profile=self._request.profile or "pretrain",
@@ -145,12 +217,14 @@ class Layout:
         tokens = numbers.get("tokens")
         if tokens is not None and tokens.is_integer():
             numbers["tokens"] = int(tokens)
+        losses = {name: numbers.pop(name) for name in LOSSES if name in numbers}
         return step_record(
             row.step,
             self._counts(matrices),
             expert_bias=bias if any(one is not None for one in bias) else None,
             router=router,
             time=row.time,
+            losses=losses or None,
             **numbers,
         )
 
@@ -168,10 +242,12 @@ class Layout:
     def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
         """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
         if self._planned != row.targets:
+            row = self._filled_up(row) if self._cut else row
             self._plan(row.targets)
         values: list[Any] = [*row.numbers, None]
-        for at, target in self._changed:
-            values[at] = _final(target, values[at])
+        for at, target, beside in self._changed:
+            load = 1.0 + row.numbers[beside] if beside >= 0 else math.nan
+            values[at] = _final(target, row.numbers[at], load, self._experts_in_all)
         found = list(self._ordered(values))
         return (
             {name: found[part] for name, part in self._parts.items()},
@@ -182,11 +258,23 @@ class Layout:
             {name: found[at] for name, at in self._singles.items()},
         )
 
+    def _filled_up(self, row: Row) -> Row:
+        """Experts that the histogram of a step lacks have no tokens."""
+        found = dict(row.values)
+        for quantity, layer in self._cut.intersection(target[:2] for target in row.targets):
+            for expert in range(self._experts[layer]):
+                found.setdefault(Target(quantity, layer, expert), 0.0)
+        return Row(row.step, row.time, found.items())
+
     def _plan(self, targets: list[Target]) -> None:
         """Of two readings of the same quantity the later one counts."""
         self._planned = targets
-        place = {target: at for at, target in enumerate(targets)}
-        self._changed = [(place[one], one) for one in self._shifted if one in place]
+        place = {target: at for at, target in enumerate(targets) if self._is_read(target)}
+        self._changed = [
+            (place[one], one, place.get(one._replace(quantity="max_vio"), -1))
+            for one in self._shifted
+            if one in place
+        ]
         if self._changed:
             place = {self._shifted.get(target, target): at for target, at in place.items()}
         order = list(map(place.get, self._wanted, repeat(-1)))
@@ -199,10 +287,28 @@ class Layout:
         self._ordered = itemgetter(*order, -1, -1)
 
 
-def _final(target: Target, value: float) -> float:
+def _final(target: Target, value: float, load: float, experts: int) -> float | None:
+    """``load``: the highest of the layer; ``experts``: 0 if unknown."""
     if target.quantity == LOAD_ENTROPY:
         return math.exp(min(value, _MOST_NATS))
-    return value + target.plus
+    if target.quantity == "min_vio":
+        return int(value <= -1.0)  # at least one
+    if target.quantity == "cold_frac":
+        return round(value * experts) if experts and 0 <= value <= 1 else None
+    if target.quantity == "avg_vio":
+        return _effective(value / 2, load, experts)
+    return value + 1.0 if target.quantity == "max_vio" else value
+
+
+def _effective(moved: float, load: float, experts: int) -> float | None:
+    """The upper bound for a total variation of ``moved``, unless the lower one is far below: all
+    that moved went to experts with the highest load."""
+    if not (0 <= moved < 1 and 1 < load <= experts):
+        return None
+    least = math.exp(-moved * load * math.log(load) / (load - 1))
+    vajda = (1 - moved) / (1 + moved) * math.exp(2 * moved / (1 + moved))
+    most = min(math.exp(-2 * moved**2), vajda)
+    return experts * most if most <= _CLOSE * least else None
 
 
 def _integers(row: Sequence[float] | None) -> list[int] | None:

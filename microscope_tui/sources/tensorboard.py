@@ -7,16 +7,17 @@ files that follow each other are read one after the other, files that were writt
 side. Subfolders are other runs: ``SummaryWriter.add_scalars`` makes one for each of its numbers.
 """
 
+import math
 import re
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.keys import Keys, Rule, Target, decode_object
+from microscope_tui.sources.keys import MAX_EXPERTS, Keys, Rule, Target, decode_object, matched
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     SLOW,
@@ -26,7 +27,9 @@ from microscope_tui.sources.protobuf import (
     as_bytes,
     as_number,
     fields,
+    fixed_numbers,
     varint,
+    whole_numbers,
 )
 from microscope_tui.sources.reader import (
     Pairs,
@@ -60,9 +63,15 @@ _POLYNOMIAL = 0x82F63B78
 _MASK_DELTA = 0xA282EAD8
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY = 1, 2, 3, 5  # of Event
 _VALUE = 1  # of Summary
-_TAG, _SIMPLE_VALUE, _TENSOR = 1, 2, 8  # of Summary.Value
-_DTYPE, _CONTENT, _FLOATS, _STRINGS = 1, 4, 5, 8  # of TensorProto
-_DT_FLOAT = 1
+_TAG, _SIMPLE_VALUE, _HISTOGRAM, _TENSOR, _METADATA = 1, 2, 5, 8, 9  # of Summary.Value
+_LEAST, _LARGEST, _LIMITS, _BUCKETS = 1, 2, 6, 7  # of HistogramProto
+_OF_HISTOGRAMS = b"\x0a\x0ahistograms"  # plugin_name of SummaryMetadata
+_DTYPE, _SHAPE, _CONTENT, _STRINGS = 1, 2, 4, 8  # of TensorProto
+_DIMENSION, _SIZE = 2, 1  # of TensorShapeProto
+_LETTERS = {1: "f", 2: "d", 3: "i", 9: "q", 19: "e"}  # of a DataType in struct
+_PLACES = {1: 5, 2: 6, 3: 7, 9: 10, 14: 13, 19: 13}  # its field, if the numbers are not bytes
+_HALVES = 13
+_MOST_BYTES = 2 << 20  # of a histogram or a tensor that is read
 _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
@@ -446,36 +455,55 @@ class EventRows:
         return self._keys[name.decode("utf-8", "replace")]
 
     def _slow(self, event: bytes) -> Row:
-        step, wall = 0, -1.0
+        found = dict(fields(event))
+        wall = fixed_numbers(found.get(_WALL_TIME, b""), "d")
         values: list[tuple[Target, float]] = []
-        for number, value in fields(event):
-            if number == _WALL_TIME and len(as_bytes(value)) == 8:
-                wall = _DOUBLE.unpack(as_bytes(value))[0]
-            elif number == _STEP:
-                step = as_number(value)
-            elif number == _SUMMARY:
-                for inner, part in fields(as_bytes(value)):
-                    if inner == _VALUE and (found := self._value(as_bytes(part))) is not None:
-                        values.append(found)
-        return _row_of(step, wall, values)
+        for number, value in fields(as_bytes(found.get(_SUMMARY, b""))):
+            if number == _VALUE:
+                values += self._value(as_bytes(value))
+        return _row_of(as_number(found.get(_STEP, 0)), wall[0] if wall else -1.0, values)
 
-    def _value(self, message: bytes) -> tuple[Target, float] | None:
-        tag, number_read, tensor = "", None, b""
-        for number, value in fields(message):
-            if number == _TAG:
-                tag = as_bytes(value).decode("utf-8", "replace")
-            elif number == _SIMPLE_VALUE and len(as_bytes(value)) == 4:
-                number_read = _FLOAT.unpack(as_bytes(value))[0]
-            elif number == _TENSOR:
-                tensor = as_bytes(value)
+    def _value(self, message: bytes) -> Pairs:
+        """The numbers of a value that have a target."""
+        found = dict(fields(message))
+        tag = as_bytes(found.get(_TAG, b"")).decode("utf-8", "replace")
+        if _HISTOGRAM in found:
+            return self._counts(tag, lambda: _of_proto(as_bytes(found[_HISTOGRAM])))
+        number, tensor = found.get(_SIMPLE_VALUE), as_bytes(found.get(_TENSOR, b""))
         if tag in CONFIG_TAGS and tensor:
             self._take_config(tensor)
-        target = self._keys[tag]
-        if target is None:
-            return None
-        if number_read is None and tensor:
-            number_read = _scalar(tensor)
-        return None if number_read is None else (target, number_read)
+        if number is not None:
+            return self._numbers(tag, [], fixed_numbers(number, "f"))
+        shape, numbers = _tensor(tensor)
+        if _OF_HISTOGRAMS in as_bytes(found.get(_METADATA, b"")):
+            return self._counts(tag, lambda: _of_plugin(numbers))
+        return self._numbers(tag, shape, numbers)
+
+    def _counts(self, tag: str, read: Callable[[], tuple[object, ...]]) -> Pairs:
+        """Those of a histogram, if its edges prove that they are of experts."""
+        keys = self._keys
+        if keys[f"{tag}/0"] is None:
+            keys.sees(tag, "histogram")
+            return []
+        found = keys.histogram(tag, *read())
+        if not found and tag in keys.refused:
+            why, times = keys.refused[tag]
+            keys.refused[tag] = why.replace("log a list", "log the counts with add_tensor"), times
+        return matched({f"{tag}/{expert}": count for expert, count in found.items()}, keys)
+
+    def _numbers(self, tag: str, shape: Sequence[int], numbers: Sequence[float]) -> Pairs:
+        """One number, or those of a tensor as of lists in JSON."""
+        keys = self._keys
+        if len(numbers) < 2:
+            target = keys[tag]
+            return [] if target is None else [(target, number) for number in numbers]
+        if keys[tag + "/0" * len(shape)] is None:
+            keys.sees(tag, "list")
+            return []
+        values: Sequence[Any] = numbers
+        for size in shape[:0:-1]:
+            values = [values[at : at + size] for at in range(0, len(values), size)]
+        return matched({tag: values}, keys)
 
     def _take_config(self, tensor: bytes) -> None:
         text = next((as_bytes(v) for n, v in fields(tensor) if n == _STRINGS), b"")
@@ -483,11 +511,54 @@ class EventRows:
             self.config.update(decode_object(text) or {})
 
 
-def _scalar(tensor: bytes) -> float | None:
-    """The number in a ``TensorProto`` that holds exactly one float, as TensorFlow writes it."""
-    found = dict(fields(tensor))
-    data = found.get(_CONTENT) or found.get(_FLOATS)
-    if found.get(_DTYPE) != _DT_FLOAT or not isinstance(data, bytes) or len(data) != _FLOAT.size:
-        return None
-    number: float = _FLOAT.unpack(data)[0]
-    return number
+def _tensor(message: bytes) -> tuple[list[int], list[float]]:
+    """Shape and numbers of a ``TensorProto``; none if they are of another kind, or too many."""
+    parts = _parts(message)
+    dimensions = _parts(as_bytes(parts.get(_SHAPE, [b""])[-1])).get(_DIMENSION, [])
+    shape = [as_number(dict(fields(as_bytes(one))).get(_SIZE, 0)) for one in dimensions[:5]]
+    kind = as_number(parts.get(_DTYPE, [0])[-1])
+    letter, place = _LETTERS.get(kind, ""), _PLACES.get(kind, 0)
+    content, values = parts.get(_CONTENT), parts.get(place, [])
+    if letter and (content or letter in "fd"):
+        found = [x for value in content or values for x in fixed_numbers(value, letter)]
+    else:
+        found = [float(x) for value in values for x in whole_numbers(value)]
+        if place == _HALVES:
+            found = [_of_half(int(x)) if x else x for x in found]
+    size = math.prod(shape)
+    if not len(found) <= size <= MAX_EXPERTS or len(shape) > 4:
+        return shape, []
+    return shape, found + found[-1:] * (size - len(found))  # TensorFlow leaves equal ones out
+
+
+def _of_half(bits: int) -> float:
+    """torch writes the bits of a 32-bit float; those of a half, as TensorFlow, are not read."""
+    return fixed_numbers(struct.pack("<I", bits & 0xFFFFFFFF), "f")[0] if bits >> 16 else math.nan
+
+
+def _parts(message: bytes) -> dict[int, list[int | bytes]]:
+    """The values of a message by the number of the field; none of one that is too long."""
+    parts: dict[int, list[int | bytes]] = {}
+    for number, value in fields(message) if len(message) <= _MOST_BYTES else ():
+        parts.setdefault(number, []).append(value)
+    return parts
+
+
+def _of_proto(message: bytes) -> tuple[list[float], list[float], float]:
+    """Edges, counts and largest value; an empty bin below the first edge, or one from ``min``."""
+    parts = _parts(message)
+    least, largest, edges, counts = (
+        [x for part in parts.get(number, []) for x in fixed_numbers(part, "d")]
+        for number in (_LEAST, _LARGEST, _LIMITS, _BUCKETS)
+    )
+    if counts[:1] == [0.0]:
+        del counts[0]
+    else:
+        edges[:0] = least[-1:]
+    return edges, counts, sum(largest[-1:])
+
+
+def _of_plugin(numbers: Sequence[float]) -> tuple[list[float], list[float], float]:
+    """The same of left edge, right edge and count of each bin; there are values on both ends."""
+    last = numbers[-2:-1]
+    return [*numbers[::3], *last], [*numbers[2::3]], sum(last) // 1

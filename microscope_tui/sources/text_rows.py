@@ -122,8 +122,8 @@ class JsonlReader(LineRows):
         torn = lines.pop() if len(head) >= HEAD_BYTES else b""
         if not lines:  # the first row is longer: its keys must do
             names = {key.decode("utf-8", "replace") for key in _KEY.findall(torn)}
-            return _has_routers(dict.fromkeys(names, 1.0), keys)
-        rows = [fields for line in lines if (fields := decode_object(line)) is not None]
+            return _has_routers({n + end: 1.0 for n in names for end in ("", "/0/0")}, keys)
+        rows = [_flat(fields) for line in lines if (fields := decode_object(line)) is not None]
         if any(fields.get("kind") in _KINDS for fields in rows):
             return False
         return any(_has_routers(fields, keys) for fields in rows)
@@ -135,11 +135,22 @@ class JsonlReader(LineRows):
         fields = decode_object(stripped)
         if fields is None:
             raise BadLine("not a JSON object")
+        fields = _flat(fields)
         step = as_step(first_of(fields, STEP_NAMES))
         if step is None:
             raise BadLine("without a step from 0")
         time = as_time(first_of(fields, TIME_NAMES))
         return Row(step, time, list(matched(fields, self.keys)))
+
+
+def _flat(fields: dict[str, object]) -> dict[str, object]:
+    """verl's numbers are in ``data``, those of an event of miles in ``metrics``."""
+    data, metrics = fields.get("data"), fields.get("metrics")
+    if isinstance(data, dict) and fields.keys() == {"step", "data"}:
+        return data | {"step": fields["step"]}
+    if isinstance(metrics, dict) and fields.get("type") == "metric":
+        return metrics | {"step": fields.get("rollout_id"), "time": fields.get("timestamp")}
+    return fields
 
 
 def _has_routers(fields: dict[str, object], keys: Keys) -> bool:
@@ -230,18 +241,30 @@ class _Columns:
         """Raises ``BadLine`` if the line does not name a column for the step."""
         text = line.decode("utf-8", "replace")
         self.separator = max(",;\t", key=text.count)
-        self.names = [name.strip() for name in _fields(text, self.separator)]
+        self.names = _keys_of([name.strip() for name in _fields(text, self.separator)])
         self.step, self.time = self._find(STEP_NAMES), self._find(TIME_NAMES)
         self.key, self.value = self._find(_KEY_NAMES), self._find(("value",))
         self.long = self.key >= 0 and self.value >= 0
         if self.step < 0:
-            raise BadLine(f"no column for the step (one of {', '.join(STEP_NAMES)})")
+            raise BadLine(f"no column for the step: one of {', '.join(STEP_NAMES)}")
         others = enumerate(self.names) if not self.long else ()
         places = [(at, keys[name]) for at, name in others if at not in (self.step, self.time)]
         self.targets = [(at, target) for at, target in places if target is not None]
 
     def _find(self, names: tuple[str, ...]) -> int:
-        return next((self.names.index(name) for name in names if name in self.names), -1)
+        spelt = [name.lower().replace(" ", "_") for name in self.names]
+        return next((spelt.index(name) for name in names if name in spelt), -1)
+
+
+def _keys_of(columns: list[str]) -> list[str]:
+    """The names of columns; W&B exports ``RUN - KEY``, ``RUN - KEY__MIN``, ``RUN - KEY__MAX``."""
+    if not any(name.endswith("__MIN") for name in columns):
+        return columns
+    parts = [name.rpartition(" - ") for name in columns]
+    runs = sorted({run for run, _, _ in parts if run})
+    if len(runs) > 1:
+        raise BadLine(f"columns of several runs: {safe_text(', '.join(runs), 99)}; keep one")
+    return ["" if key.endswith(("__MIN", "__MAX")) else key for _, _, key in parts]
 
 
 def _fields(text: str, separator: str) -> list[str]:

@@ -10,15 +10,24 @@ collected.
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.keys import NUM_EXPERTS, TOP_K, Keys, Rule, Target, decode_json
+from microscope_tui.runlog import Tail, read_at, safe_text
+from microscope_tui.sources.keys import (
+    NUM_EXPERTS,
+    TOP_K,
+    Keys,
+    Rule,
+    Target,
+    decode_json,
+    matched,
+)
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     BadMessage,
@@ -47,6 +56,8 @@ MAX_NUMBER_BYTES = 64
 """Longer JSON texts are not numbers: the longest float has 24 characters."""
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
+MAX_TABLE_BYTES = 2 << 20
+"""Of the tables of a step, which are files: 100 layers of 512 experts are 1 MB."""
 MAX_SAMPLED_BYTES = 20 << 20
 """What ``sample`` reads at most: half a second if all of it is numbers that match."""
 _MOST_BLOCKS = (8 << 20) // BLOCK_BYTES  # for one place: three records of 40,000 numbers
@@ -70,6 +81,8 @@ _ITEM_TAG, _SHORT = 0x0A, 128
 _VALUE_TAG = b"\x82\x01"
 _PADDING = bytes(262)  # behind a record: the place of a value may seem to be behind its end
 _OF_THE_ROW = ("_step", "_timestamp")
+_OBJECTS = (b'"histogram"', b'"table-file"')
+_Inside = Callable[[Mapping[str, Mapping[str, bytes]]], Iterable[tuple[Target, float]]]
 _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").encode())
 
 
@@ -94,7 +107,10 @@ class WandbReader(RowReader):
     def _start(self) -> None:
         self._splitter = RecordSplitter(_is_wanted)
         self._heads = PrefixTargets(self._what)
-        self._history = HistoryRows(self._heads)
+        self._history = HistoryRows(self._heads, self._inside)
+        self._records = deque[bytes]()  # of which the rows are still to be made
+        self._tables = 0  # bytes of those that this read opened
+        self._left = 0  # … that this step may still open
         self._damage: Unreadable | None = None
         self._config: dict[str, object] = {}
         self._config_bytes = 0
@@ -103,19 +119,56 @@ class WandbReader(RowReader):
         self.labels: dict[str, str] = {}
 
     def _what(self, head: bytes) -> Head:
-        """What an item is, by the bytes before its value: its key with tag and length, or alone."""
-        if head[:1] in (b"\x0a", b"\x12") and head.endswith(_VALUE_TAG):
-            head = head[2:-2]
-        name = head.decode("utf-8", "replace")
+        """What an item is, by the bytes before its value."""
+        name = _name_of(head)
         return name if name in _OF_THE_ROW else self.keys[name]
 
+    def _inside(self, found: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[Target, float]]:
+        """The numbers of histograms and tables, by name and part, and of lists, which have one."""
+        fields: dict[str, object] = {}
+        self._left = MAX_TABLE_BYTES
+        for name, texts in found.items():
+            if "" in texts and not (self.keys[f"{name}/0"] or self.keys[f"{name}/0/0"]):
+                self.keys.sees(name, "list")
+                continue
+            with suppress(ValueError):
+                value = {part: decode_json(text) for part, text in texts.items()}
+                value = self._table(name, str(value["path"])) if "path" in value else value
+                fields[name] = value.get("", value)
+        return matched(fields, self.keys)
+
+    def _table(self, name: str, path: str) -> dict[str, object]:
+        """A table is a file below ``files``, beside the file of the run."""
+        keys = self.keys
+        if name in keys.objects and name not in keys.counted and name not in keys.refused:
+            return {}  # not used
+        files = self.path.parent / "files"
+        try:
+            file = (files / path).resolve()
+            if file.is_relative_to(files.resolve()):
+                data = read_at(file, 0, self._left)
+                self._tables += len(data)
+                self._left -= len(data)
+                table = decode_json(data)
+                if isinstance(table, dict):
+                    return table | {"_type": "table"}
+        except (OSError, ValueError):
+            pass
+        if keys.sees(name, "table"):
+            keys.refuse(name, f"no table, or over 2 MB in a step, in {files}: copy that folder too")
+        return {}
+
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        chunk = self._file.read(max_bytes)
+        chunk = self._file.read(0 if self._records else max_bytes)
         if chunk.restarted:
             self._start()
+        self._records.extend(self._splitter.feed(chunk.data))
+        self._tables = 0
+        rows = list(self._rows())
         self.report(self._file)
-        rows = list(self._rows(self._splitter.feed(chunk.data))) if self._damage is None else []
-        self._damage = self._damage or self._splitter.damage
+        self.exhausted = self.exhausted and not self._records
+        if not self._records:
+            self._damage = self._damage or self._splitter.damage
         if self._damage is not None and not rows and not chunk.restarted:
             raise self._damage
         return Rows(rows, chunk.restarted, self._ended if self.exhausted else "")
@@ -158,7 +211,7 @@ class WandbReader(RowReader):
         """The rows of at most ``most`` blocks, each with the block where it ended."""
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
         # Of its own: a row without a step follows no other.
-        history = HistoryRows(self._heads)
+        history = HistoryRows(self._heads, self._inside)
         for block in range(start, start + most):
             data = self._file.pread(BLOCK_BYTES, block * BLOCK_BYTES)
             for record in splitter.feed(data):
@@ -170,11 +223,12 @@ class WandbReader(RowReader):
             if splitter.damage is not None or len(data) < BLOCK_BYTES:
                 return
 
-    def _rows(self, records: list[bytes]) -> Iterator[Row]:
-        for record in records:
+    def _rows(self) -> Iterator[Row]:
+        while self._records and self._tables < MAX_TABLE_BYTES:
             try:
-                row = self._take(record, self._history)
+                row = self._take(self._records.popleft(), self._history)
             except BadMessage as why:
+                self._records.clear()
                 self._damage = Unreadable(
                     f"a record of the .wandb file cannot be decoded ({why}) shortly before byte "
                     f"{self._file.offset:,}: copy the file again. What comes before is shown"
@@ -348,9 +402,12 @@ class HistoryRows:
     numbers are decoded together. All other layouts are decoded field by field.
     """
 
-    def __init__(self, heads: PrefixTargets) -> None:
-        """``heads``: what an item is, by the bytes before its value, or by its name."""
+    def __init__(self, heads: PrefixTargets, inside: _Inside) -> None:
+        """``heads``: what an item is, by the bytes before its value, or by its name; ``inside``:
+        the numbers of objects."""
         self._heads = heads
+        self._inside = inside
+        self._objects: dict[str, dict[str, bytes]] = {}  # of the last record: parts and their heads
         self._last_step = -1
         self._known: list[Head] = []  # of the last record: its targets, and what the row needs
         self._targets: list[Target] = []
@@ -408,6 +465,12 @@ class HistoryRows:
             pairs = zip(self._known, map(json_number, texts), strict=True)
             others = [(what, number) for what, number in pairs if number is not None]
             row.add(Row(0, None, [(x, number) for x, number in others if isinstance(x, Target)]))
+        if self._objects:
+            objects = {
+                name: {part: found[head] for part, head in parts.items()}
+                for name, parts in self._objects.items()
+            }
+            row = Row(0, None, [*row.values, *self._inside(objects)])
         return row, {what: number for what, number in others if abs(number) < MAX_STEP}
 
     def _learn(self, found: dict[bytes, bytes]) -> None:
@@ -420,6 +483,27 @@ class HistoryRows:
         is_once = len({target.final for target in self._targets}) == len(targets)
         self._count = len(found) if is_once else 0
         self._ordered = itemgetter(*(known | heads), *[*heads][:1])
+        self._objects = _objects(found)
+
+
+def _objects(found: Mapping[bytes, bytes]) -> dict[str, dict[str, bytes]]:
+    """Lists, histograms and tables by name: the heads of their parts."""
+    texts = {_name_of(head): head for head, text in found.items() if text[:1] in (b"[", b'"')}
+    objects: dict[str, dict[str, bytes]] = {}
+    for name, head in texts.items():
+        outer, _, part = name.rpartition(".")
+        if found[texts.get(f"{outer}._type", head)] in _OBJECTS:
+            objects.setdefault(outer, {})[part] = head
+        elif found[head][:1] == b"[":
+            objects[name] = {"": head}
+    return objects
+
+
+def _name_of(head: bytes) -> str:
+    """The key of an item, from the bytes before its value: with tag and length, or alone."""
+    if head[:1] in (b"\x0a", b"\x12") and head.endswith(_VALUE_TAG):
+        head = head[2:-2]
+    return head.decode("utf-8", "replace")
 
 
 def _named_value(item: bytes) -> tuple[str, bytes]:

@@ -242,6 +242,8 @@ class RunWatch:
                 step_times_s=list(self.scan.intervals),
                 logs_its_end=not self.file.foreign,
             )
+            if self.error is not None and word is RunState.WAITING:
+                word = RunState.ERROR
             return word, age
 
     def life(self) -> Life:

@@ -98,23 +98,45 @@ def shown(app: AppPilot) -> int:
     return step_in(app.text("header"))
 
 
-async def test_m_shows_unknown_keys_as_proposed_and_the_folder_remembers_it(
+def planted(folder: Path, key: str) -> Path:
+    """A table of counts whose L4 collapses to two of eight experts at step 31."""
+    table = folder / "logs" / "metrics.csv"
+    table.parent.mkdir()
+    cells = [key.format(layer, expert) for layer in (3, 4) for expert in range(8)]
+    even, dead = [99, 101, 100, 100] * 2, [400, 400, *[0] * 6]
+    rows = [("step", *cells), *((s, *even, *(even if s < 31 else dead)) for s in range(1, 401))]
+    table.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    return table.parent
+
+
+def worst(app: AppPilot) -> str:
+    found = app.watch.diagnosis.findings() if app.watch.diagnosis is not None else []
+    return found[0].rule if found else ""
+
+
+async def test_m_asks_for_k_once_and_the_verdict_is_the_same_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    table = tmp_path / "logs" / "metrics.csv"
-    table.parent.mkdir()
-    cells = [f"load {layer}/{expert}" for layer in (3, 4) for expert in range(4)]
-    rows = [("step", *cells), *((s, *[0.2, 0.3, 0.1, 0.4] * 2) for s in range(1, 41))]
-    table.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
-    remember = Preferences(remember=True)
-    async with running(table.parent, (120, 30), preferences=remember) as app:
+    logs, remember = planted(tmp_path, "load {}/{}"), Preferences(remember=True)
+    async with running(logs, (120, 30), preferences=remember) as app:
         await app.sees("Looks like: load N/M (N the layer", "waiting")
-        assert "--map 'share=load\\ (?P<layer>" in app.text("waiting")
-        await app.press("m")
-        await app.until(lambda: app.session.run is not None and app.newest_step == 40)
+        assert "--map 'tokens_per_expert=load\\ (?P<layer>" in app.text("waiting")
+        await app.press("m", "x")
+        await app.sees("experts per token?", "waiting")
+        await app.press("2", "enter")
+        await app.until(lambda: worst(app) == "COLLAPSE")
         assert [router.name for router in app.session.run.routers] == ["L3", "L4"]
-    async with running(table.parent, (120, 30), preferences=remember) as app:
-        await app.until(lambda: app.session.run is not None and app.newest_step == 40)
+    async with running(logs, (120, 30), preferences=remember) as app:
+        await app.until(lambda: worst(app) == "COLLAPSE")
         await app.press("m")
         await app.sees("Looks like: load N/M (N the layer", "waiting")
+
+
+async def test_m_asks_for_k_where_only_that_is_unknown(tmp_path: Path) -> None:
+    async with running(planted(tmp_path, "router/tokens_per_expert/{}/{}"), (120, 30)) as app:
+        await app.sees("without top_k a collapse looks the same", "verdict")
+        await app.press("m", "2", "enter")
+        await app.until(lambda: worst(app) == "COLLAPSE")
+        await app.press("m")
+        await app.until(lambda: worst(app) == "STARVED")

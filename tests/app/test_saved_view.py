@@ -22,6 +22,7 @@ CHOSEN = SavedView(
     axis=Axis.CLOCK,
     smoothing=0.9,
     seen=("COLLAPSE L4 150", "DEAD L2 90"),
+    top_k=2,
 )
 ANYTHING = st.none() | st.text() | st.floats() | st.integers() | st.lists(st.text() | st.none())
 in_one_folder = settings(max_examples=60, suppress_health_check=list(HealthCheck))

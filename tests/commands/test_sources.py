@@ -110,15 +110,18 @@ def test_keys_that_were_confirmed_on_the_screen_are_named_and_used_if_asked_for(
     table.write_text("step,load_0_0,load_0_1\n" + "".join(f"{n},3,5\n" for n in range(1, 301)))
     rule = r"tokens_per_expert=load_(?P<layer>\d+)_(?P<expert>\d+)"
     before = call("check", table, "--top-k", "1")
-    save_view(table, SavedView(maps=(rule,)))
+    save_view(table, SavedView(maps=(rule,), top_k=1))
     note = f"confirmed on the screen for this path; --remembered uses them: --map '{rule}'"
     code, out, _ = call("check", table, "--top-k", "1")
     assert (code, out.replace(f"  note: keys were {note}\n", "")) == (before[0], before[1])
     assert note in out
     assert note in call("snapshot", table)[2]
-    given, remembered = call("check", table, "--map", rule), call("check", table, "--remembered")
+    given = call("check", table, "--map", rule, "--top-k", "1")
+    remembered = call("check", table, "--remembered")
     assert given[1] + f"  note: keys were {note}\n" == remembered[1]
     assert "at step 300" in given[1]
+    k = "k = 1 is remembered for the screen: pass --top-k 1 or --remembered"
+    assert k in call("check", table, "--map", rule)[1]
     assert call("snapshot", table, "--remembered")[0] == 0
 
 

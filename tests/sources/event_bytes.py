@@ -1,6 +1,10 @@
 """Writes event files as ``torch.utils.tensorboard`` and TensorFlow do, for tests."""
 
 import struct
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
 
 from microscope_tui.sources import masked_crc32c
 from tests.sources.wandb_bytes import part, varint
@@ -26,6 +30,41 @@ def value(tag: str, number: float) -> bytes:
 def tensor_value(tag: str, tensor: bytes) -> bytes:
     """``Summary.Value`` with a tensor."""
     return part(1, tag.encode()) + part(8, tensor)
+
+
+def histogram_value(
+    tag: str, edges: Sequence[float], counts: Sequence[float], least: float, largest: float
+) -> bytes:
+    """``Summary.Value`` with a ``HistogramProto``; as torch, with an empty bin below the first."""
+    ends = fixed(1, least, "<d") + fixed(2, largest, "<d")
+    limits, buckets = (
+        part(at, struct.pack(f"<{len(numbers)}d", *numbers))
+        for at, numbers in ((6, edges), (7, [0.0, *counts]))
+    )
+    return part(1, tag.encode()) + part(5, ends + limits + buckets)
+
+
+def histogram_of(tag: str, ids: np.ndarray, bins: int | np.ndarray) -> bytes:
+    """The same, as ``add_histogram(tag, ids, bins=bins)`` makes it: empty ends are cut."""
+    counts, edges = np.histogram(ids, bins)
+    used = np.flatnonzero(counts)
+    first, end = int(used[0]), int(used[-1]) + 1
+    kept = edges[first : end + 1], counts[first:end]
+    return histogram_value(tag, *(one.tolist() for one in kept), ids.min(), ids.max())
+
+
+def tensor(kind: int, shape: Sequence[int], values: bytes) -> bytes:
+    """``TensorProto``; ``values``: the field with its numbers."""
+    sizes = b"".join(part(2, part(1, size)) for size in shape)
+    return part(1, kind) + part(2, sizes) + values
+
+
+def plugin_value(tag: str, edges: Sequence[float], counts: Sequence[float]) -> bytes:
+    """``Summary.Value`` of ``tf.summary.histogram``: left edge, right edge, count."""
+    rows = list(chain.from_iterable(zip(edges, edges[1:], counts, strict=False)))
+    packed = struct.pack(f"<{len(rows)}d", *rows)
+    plugin = part(9, part(1, part(1, b"histograms")))
+    return tensor_value(tag, tensor(2, (len(counts), 3), part(4, packed))) + plugin
 
 
 def event(step: int, wall: float, *values: bytes) -> bytes:

@@ -27,6 +27,7 @@ from microscope_tui.sources import (
 from tests.sources.reading import counts_of
 
 Logged = tuple[int, Mapping[str, float]]
+COUNTS = {f"router/tokens_per_expert/0/{expert}": 2.0 for expert in range(4)}
 
 
 class Logger(RowReader):
@@ -99,6 +100,12 @@ def test_experts_and_choices_come_from_the_user_else_the_config(config: dict[str
         assert (model["num_experts"], model["top_k"]) == expected
 
 
+def test_the_k_of_the_screen_is_used_where_the_source_has_none() -> None:
+    for config, tokens, k in (({}, 5.0, 3), ({}, 4.0, 2), ({"top_k": 1}, 5.0, 1)):
+        logger = Logger([(1, COUNTS | {"tokens_per_step": tokens})], config)
+        assert records(logger, confirmed_top_k=3)[0]["model"]["top_k"] == k
+
+
 @pytest.mark.parametrize(
     ("logged", "layers", "max_load"),
     [
@@ -123,11 +130,11 @@ def test_max_violation_becomes_the_load_of_its_router(
     ("key", "target"),
     [
         ("moe_ep_usage/L-3_EP-7", ("share", 3, 7)),  # EP is an expert here, not a rank
-        ("moe_maxvio_batch/L-3", ("max_load", 3, None, 1.0)),
+        ("moe_maxvio_batch/L-3", ("max_vio", 3, None)),
         ("moe-expert/sinkhorn_tokens_per_expert_layer3_expert7", ("tokens_per_expert", 3, 7)),
         ("moe_expert_utilization/layer_3_expert_7", ("share", 3, 7)),
-        ("rollout/moe/max_vio/max", ("max_load", None, None, 1.0)),
-        ("max_vio/max", ("max_load", None, None, 1.0)),
+        ("rollout/moe/max_vio/max", ("max_vio", None, None, "rollout")),
+        ("max_vio/max", ("max_vio", None, None)),
         ("max_vio", None),  # older prime-rl: without the k busiest experts, another quantity
         ("expert_load/max_mean/max", ("max_load", None, None)),
         ("train/block 03/load imbalance", ("max_load", 3, None)),
@@ -231,7 +238,7 @@ def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("microscope_tui.sources.keys.MAX_REMEMBERED_CHARACTERS", 1000)
     keys = Keys()
     for number in range(100):
-        assert keys[f"moe_entropy/L-{number}"] == ("entropy", number, None, 0.0)
+        assert keys[f"moe_entropy/L-{number}"] == ("entropy", number, None, "")
     assert sum(map(len, keys)) < 1000
 
 
@@ -278,6 +285,14 @@ def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     (after,) = run.log((4, {"loss": 1.5, **UNEVEN}))
     assert after == again | {"step": 4, "time": 4.0}
     assert list(counts_of([*before, header, again, after])) == [1, 2, 3, 4]  # without a defect
+
+
+def test_k_of_the_late_rest_of_a_step_is_that_of_a_later_start() -> None:
+    run, rest = Live(), {"tokens_per_step": 4.0}
+    live = [*run.log((1, COUNTS)), *run.log((1, rest)), *run.log((2, COUNTS))]
+    later = records(Logger([(1, COUNTS | rest), (2, COUNTS)]))
+    assert [one["model"]["top_k"] for one in of_kind(live, "run")] == [None, 2]
+    assert later[0]["model"]["top_k"] == 2
 
 
 @pytest.mark.parametrize("step", [0, 1])

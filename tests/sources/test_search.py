@@ -18,6 +18,7 @@ from microscope_tui.sources import (
     reader,
     split_run,
 )
+from microscope_tui.watch import RunState, RunWatch
 from tests.conftest import header, step
 from tests.sources import event_bytes, gguf_bytes, sound
 
@@ -52,6 +53,15 @@ def test_a_folder_lists_the_runs_of_every_writer_and_follows_only_named_links(mi
     link.symlink_to(mixed / "wandb" / "run-1")
     assert kinds(mixed) == ["imatrix", "run log", "wandb"]
     assert kinds(link) == ["wandb"]
+
+
+def test_a_table_that_cannot_be_read_is_a_run_whose_error_is_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,a\n1,2\n")
+    for path in (tmp_path, tmp_path / "metrics.csv"):
+        watch = RunWatch(*Search(path).runs())
+        watch.read_all()
+        assert "no column for the step: one of step" in str(watch.error)
+        assert watch.state()[0] is RunState.ERROR
 
 
 def test_a_file_of_no_known_kind_lists_what_was_tried(tmp_path: Path) -> None:

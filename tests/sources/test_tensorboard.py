@@ -3,9 +3,11 @@
 import math
 import os
 import struct
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
@@ -21,9 +23,9 @@ from microscope_tui.sources import (
 )
 from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter, StepLayout
 from tests.sources import event_bytes as eb
-from tests.sources.reading import all_rows
+from tests.sources.reading import all_rows, counts_of, translated
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, numbers_of
-from tests.sources.wandb_bytes import part
+from tests.sources.wandb_bytes import part, varint
 
 NAME = "events.out.tfevents.{}.host.1.0"
 
@@ -108,9 +110,9 @@ HALF, TWO = struct.pack("<f", 1.5), struct.pack("<2f", 1.5, 2.5)
         ([tensor(1, part(2, b""), part(4, HALF))], [1.5]),
         ([tensor(1, part(5, HALF))], [1.5]),
         ([tensor(1, eb.fixed(5, 1.5, "<f"))], [1.5]),
-        ([tensor(2, eb.fixed(6, 0.1, "<d"))], []),
+        ([tensor(2, eb.fixed(6, 0.1, "<d"))], [0.1]),
         ([tensor(1, part(4, TWO))], []),
-        ([tensor(3, part(7, 4))], []),
+        ([tensor(3, part(7, 4))], [4.0]),
         ([tensor(7, part(8, b"text"))], []),
         ([eb.tensor_value("loss", part(4, HALF))], []),
     ],
@@ -244,3 +246,143 @@ def test_a_record_is_found_from_any_place(before: bytes, length: int) -> None:
     at = find_record(before + record)
     assert at is not None
     assert at <= len(before)
+
+
+LOADS = "router/tokens_per_expert/{}"
+LOAD = LOADS.format(1)
+
+
+def ids_of(experts: int, step: int, dead: int) -> np.ndarray:
+    """Choices of a step; ``dead`` experts at both ends have none, and then one in the middle."""
+    ids = np.random.default_rng(step).integers(dead, experts - dead, 60 * experts)
+    return ids[ids != experts // 2] if dead else ids
+
+
+@pytest.mark.parametrize("first", [0.0, -0.5])
+@pytest.mark.parametrize("experts", [16, 64, 256])
+@pytest.mark.parametrize("dead", [0, 1, 3])
+def test_a_histogram_of_given_edges_is_the_counts_also_where_its_ends_are_cut(
+    tmp_path: Path, experts: int, dead: int, first: float
+) -> None:
+    """Another layer shows how many experts there are."""
+    edges = np.arange(experts + 1) + first
+    ids = {step: [ids_of(experts, step, at * dead) for at in range(2)] for step in range(3)}
+    events = [
+        eb.event(step, 1e9, eb.histogram_of(LOADS.format(at), row, edges))
+        for step, rows in ids.items()
+        for at, row in enumerate(rows)
+    ]
+    records = translated(TensorBoardReader(written(tmp_path, *events), Keys()))
+    assert counts_of(records) == {
+        step: {f"L{at}": np.bincount(x, minlength=experts).tolist() for at, x in enumerate(rows)}
+        for step, rows in ids.items()
+    }
+
+
+def read(folder: Path, *values: bytes) -> tuple[list[float], Keys]:
+    """The numbers of a step with ``values``, and what was found of their keys."""
+    keys = Keys()
+    rows = all_rows(TensorBoardReader(written(folder, eb.event(3, 1.0, *values)), keys))
+    return [number for row in rows for number in row.numbers], keys
+
+
+def test_no_shifted_histogram_is_ever_counts(tmp_path: Path) -> None:
+    """1,000 random ones, half of them of the newer plugin."""
+    draw = np.random.default_rng(1)
+    taken = 0
+    for step in range(1000):
+        experts = int(draw.choice([16, 64, 256]))
+        ids = ids_of(experts, step, int(draw.choice([0, 0, 1, 2, experts // 3])))
+        bins = int(draw.choice([experts, experts - 1, np.ptp(ids), np.ptp(ids) + 1, 64]))
+        given = np.arange(ids.max() + draw.choice([1, 2])) + draw.choice([-0.5, 0.0, 1.0])
+        if step % 2:
+            counts, edges = np.histogram(ids, bins)
+            value = eb.plugin_value(LOAD, edges.tolist(), counts.tolist())
+        else:
+            value = eb.histogram_of(LOAD, ids[ids >= given[0]], given if step % 4 else bins)
+        numbers, keys = read(tmp_path, value)
+        assert bool(numbers) != bool(keys.refused)
+        assert not numbers or numbers == np.bincount(ids)[-len(numbers) :].tolist()
+        taken += sum(numbers) == len(ids)
+    assert taken > 100
+
+
+WHOLE, MANY = range(17), [90.0] * 16
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (eb.histogram_of(LOAD, ids_of(16, 0, 2), 16), "16 bins from 2 to 13, not one"),
+        (eb.histogram_of(LOAD, ids_of(16, 0, 0), np.arange(16)), "15 bins from 0 to 15, not one"),
+        (eb.histogram_of(LOAD, np.bincount(ids_of(64, 0, 1)), 64), "bins of values"),
+        (eb.histogram_value(LOAD, WHOLE, MANY, 0, math.nan), "16 bins from 0 to 16, not one"),
+        (eb.histogram_value(LOAD, range(9), MANY, 0, 15), "without an edge"),
+        (eb.histogram_value(LOAD, range(1 << 17), [9.0] * (1 << 17), 0, 9), "without an edge"),
+        (eb.plugin_value(LOAD, WHOLE, MANY), "16 bins from 0 to 16, not one"),
+        (eb.plugin_value(LOAD, [], []), "without an edge"),
+    ],
+)
+def test_a_histogram_whose_edges_prove_no_counts_is_refused(
+    tmp_path: Path, value: bytes, why: str
+) -> None:
+    numbers, keys = read(tmp_path, value)
+    reason, times = keys.refused[LOAD]
+    assert (numbers, times) == ([], 1)
+    assert why in reason
+    assert reason.endswith("log the counts with add_tensor")
+
+
+def packed(field: int, layout: str, *numbers: float) -> bytes:
+    return part(field, struct.pack(f"<{len(numbers)}{layout}", *numbers))
+
+
+FOUR = (3, 0, 200, 1)
+BITS = b"".join(varint(struct.unpack("<I", struct.pack("<f", x))[0]) for x in FOUR)  # as torch
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "numbers"),
+    [
+        (1, packed(5, "f", *FOUR), FOUR),
+        (1, b"".join(eb.fixed(5, x, "<f") for x in FOUR), FOUR),
+        (2, packed(4, "d", *FOUR), FOUR),
+        (3, part(7, b"".join(map(varint, FOUR))), FOUR),
+        (9, packed(4, "q", 3, 0, -200, 1), (3, 0, -200, 1)),
+        (9, part(10, b"".join(map(varint, (3, 0, -200, 1)))), (3, 0, -200, 1)),
+        (9, part(10, 3) + part(10, 0), (3, 0, 0, 0)),  # TensorFlow leaves equal last numbers out
+        (14, part(13, BITS), FOUR),
+        (19, packed(4, "e", *FOUR), FOUR),
+        (7, part(8, b"text"), ()),
+        (9, packed(4, "q", *FOUR, 1), ()),
+        (9, b"", ()),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_a_tensor_of_any_kind_of_number_is_a_list(
+    tmp_path: Path, kind: int, values: bytes, numbers: Sequence[int], shape: tuple[int, ...]
+) -> None:
+    tag = "router/tokens_per_expert" + "/1" * (len(shape) == 1)
+    found, keys = read(tmp_path, eb.tensor_value(tag, eb.tensor(kind, shape, values)))
+    assert found == [*numbers]
+    places = [(1, at) for at in range(4)] if len(shape) == 1 else list(np.ndindex(2, 2))
+    expected = {Target("tokens_per_expert", *place) for place in places if numbers}
+    assert expected.issubset(keys.values())
+
+
+@pytest.mark.parametrize("shape", [(1 << 40,), (1 << 62, 0), (2**64 - 1, 3), (2,) * 99_999, (0,)])
+def test_a_shape_without_end_costs_no_memory(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    value = eb.tensor_value(LOAD, eb.tensor(2, shape, packed(4, "d", 5.0, 6.0)))
+    assert read(tmp_path, value)[0] == []
+
+
+def test_histograms_and_lists_without_a_target_are_counted_and_not_remembered() -> None:
+    keys = Keys()
+    rows = EventRows(keys)
+    matrix = eb.tensor_value("matrix", eb.tensor(9, (2, 2), packed(4, "q", *FOUR)))
+    text = eb.tensor_value("text", eb.tensor(7, (1,), part(8, b"words")))
+    for step in range(9):
+        weights = eb.histogram_of("weights", ids_of(16, step, 0), 16)
+        assert not any(rows.rows([eb.event(step, 1.0, one) for one in (weights, matrix, text)]))
+    assert (keys.refused, keys.objects) == ({}, {"weights": "histogram", "matrix": "list"})
+    assert len(rows._heads) == 2

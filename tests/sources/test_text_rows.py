@@ -55,7 +55,7 @@ def test_nested_objects_and_lists_are_joined_with_slashes(tmp_path: Path) -> Non
     row = {"step": 1, "moe": {"max_vio": {"layer_3": 0.5}, "load": [[1, 2], [3, 4]]}}
     own = rules_of([r"tokens_per_expert=moe/load/(?P<layer>\d+)/(?P<expert>\d+)"])
     assert values(all_rows(JsonlReader(written(tmp_path, row), Keys(own)))) == [
-        (1, "max_load", 3, None, 0.5),
+        (1, "max_vio", 3, None, 0.5),
         *((1, "tokens_per_expert", at // 2, at % 2, at + 1.0) for at in range(4)),
     ]
 
@@ -228,5 +228,37 @@ def test_without_a_router_reading_only_a_mapping_makes_it_a_source(
 
 
 def test_a_table_without_a_column_for_the_step_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Unreadable, match=r"no column for the step \(one of step"):
+    with pytest.raises(Unreadable, match="no column for the step: one of step, _step"):
         read(tmp_path, "a,b\n1,2\n")
+
+
+def test_the_names_of_step_and_time_are_found_in_any_case(tmp_path: Path) -> None:
+    own = Keys(rules_of(["max_load=x"]))
+    for step, time in (("Step", "Wall time"), ("ITER", "Timestamp"), ("Global_Step", "TIME")):
+        (row,) = all_rows(CsvReader(table(tmp_path, f"{time},{step},x\n12.5,1,2\n"), own))
+        assert (row.step, row.time, row.numbers) == (1, 12.5, [2.0])
+
+
+def exported(*runs: str) -> str:
+    """``WIDE`` as W&B exports it from a chart."""
+    head, *rows = [line.split(",") for line in WIDE.splitlines()]
+    ends = ("", "__MIN", "__MAX")
+    names = [f"{run} - {key}{end}" for run in runs for key in head[1:] for end in ends]
+    lines = [["Step", *names], *([step, *[x for x in row for _ in ends]] for step, *row in rows)]
+    return "".join(",".join(f'"{cell}"' for cell in line) + "\n" for line in lines)
+
+
+def test_an_export_of_a_chart_of_wandb_is_read_if_it_holds_one_run(tmp_path: Path) -> None:
+    path = table(tmp_path, exported("sunny - sea-1"))
+    assert counts_of(translated(CsvReader(path, Keys()))) == CSV.steps(RUN)
+    with pytest.raises(Unreadable, match="columns of several runs: a, b; keep one"):
+        read(tmp_path, exported("a", "b"))
+
+
+@pytest.mark.parametrize("experts", [2, 40_000])
+def test_rows_of_counts_as_the_run_log_has_them_are_known(tmp_path: Path, experts: int) -> None:
+    counts = [[1, 2] * (experts // 2), [3, 4] * (experts // 2)]
+    path = written(tmp_path, *({"step": s, "tokens_per_expert": counts} for s in (1, 2)))
+    assert JsonlReader.recognises(path)
+    found = counts_of(translated(JsonlReader(path, Keys())))
+    assert found[1] == {"L0": counts[0], "L1": counts[1]}

@@ -34,7 +34,7 @@ def expected() -> Numbers:
         for layer in (1, 2):
             for e in range(4):
                 found["share", layer, e] = repr(row[f"moe_ep_usage/L-{layer}_EP-{e}"])
-        found["max_load", 1, None] = repr(row["moe/max_vio/layer_1"])
+        found["max_vio", 1, None] = repr(row["moe/max_vio/layer_1"])
         found["max_load", 2, None] = repr(1.5)
         found["loss", None, None] = repr(row["loss"])
     return numbers

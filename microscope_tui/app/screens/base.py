@@ -44,7 +44,7 @@ AIRY_FROM_ROWS = 30
 """Rows from which there are blank lines between the parts."""
 _WAITING_S = 0.25
 _SOON_S = 0.05  # the end of reading and judging is shown at once
-Kind = Literal["", "place", "filter", "copy", "token", "find"]
+Kind = Literal["", "place", "filter", "copy", "token", "find", "k"]
 
 COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
 _MOST_CHARACTERS = 100
@@ -70,6 +70,8 @@ class Prompt:
         elif key in ("enter", "escape"):
             self.kind = ""
             return self.typed if key == "enter" else None
+        elif self.kind == "k" and not key.isdecimal():
+            return None
         elif character is not None and character.isprintable():
             self.typed = (self.typed + character)[:_MOST_CHARACTERS]
         return None
@@ -264,6 +266,7 @@ class BaseScreen(Screen[None]):
             paused, probed = not time.following, self.leads_to_probe
             line = last_line(self.bindings_shown, glyphs, width, paused=paused, probed=probed)
         self.show("keys", [pad(line, width)])
+        self.said = line if self.prompt.kind or self.message_shown else []
 
     def show_message(self, text: str | None, role: str = "warn") -> None:
         self.message_shown, self._role = safe_text(text or "", 300), role
@@ -313,7 +316,9 @@ class BaseScreen(Screen[None]):
     # The prompt receives keys before any binding does.
 
     async def action_ask(self, kind: Kind) -> None:
-        if self.session.has_run:
+        if kind == "k" and not self.session.lacks_top_k:
+            await self.answered(kind, "0")
+        elif self.session.has_run or kind == "k":
             self.prompt.kind = kind
             self.prompt.typed = self.pattern if kind == "filter" else ""
             self.draw_last_line()
@@ -358,6 +363,8 @@ class BaseScreen(Screen[None]):
             return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
         if self.prompt.kind == "filter":
             return "text, !text, L1*", None
+        if self.prompt.kind == "k":
+            return "experts per token? 0: unknown", None
         return "", None
 
     async def answered(self, kind: Kind, text: str) -> None:

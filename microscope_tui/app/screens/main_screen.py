@@ -12,7 +12,7 @@ from textual.widget import Widget
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key
 from microscope_tui.app.rows import Tiles
-from microscope_tui.app.screens.base import Part
+from microscope_tui.app.screens.base import Kind, Part
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.app.session import Session
 from microscope_tui.lines import (
@@ -38,7 +38,7 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.runlog import plural, safe_text
-from microscope_tui.watch import RunView, pin
+from microscope_tui.watch import RunView, RunWatch, pin
 
 
 class MainScreen(RunScreen):
@@ -67,7 +67,7 @@ class MainScreen(RunScreen):
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
         *keys.FILTER,
         *keys.OUT,
-        key("main.keys", "m", "confirm_keys", "use the proposed keys of another tool's run"),
+        key("main.keys", "m", "ask('k')", "use the proposed keys of another tool's run"),
         key("main.clear", "escape", "clear", "clear the filter and the cursor"),
         *keys.EVERYWHERE,
     ]
@@ -90,12 +90,13 @@ class MainScreen(RunScreen):
     async def redraw(self) -> None:
         columns, rows = self.room
         session = self.session
+        watch = session.watch
         probe = session.view(1, 1, (0,))  # of one layer, what was logged at all
         waits = not session.has_run and (self._drawn is None or session.is_blank)
         self.set_class(waits, "waiting")
         if waits:
             self.flag(legend=False, noted=False)
-            self.show("waiting", _waiting_lines(session, columns, rows))
+            self.draw_last_line()
         if waits or probe is None:
             return
         self.leads_to_probe = await session.has_probe()
@@ -117,32 +118,35 @@ class MainScreen(RunScreen):
             part = self.query_one(f"#{name}")
             part.display, part.styles.width = width > 0, width
         self.query_one("#table").styles.height = layout.table_rows
-        watch = session.watch
         chosen = session.expert is not None and session.selected
         content = (  # everything that the table depends on
-            watch and (watch.path, watch.generation, watch.version),
+            watch and (watch, watch.generation, watch.version),
             (session.time.pin, session.time.window, session.reference, session.look),
             (layout, tuple(self._visible()), session.steady, chosen, session.expert),
             tuple(layer.severity for layer in probe.layers),
         )
-        if self._drawn is not None and content == self._drawn_content:
-            self._draw_around(self._view(layout, ()), layout)  # the table is unchanged
-            self._draw_labels(self._drawn, layout)
+        same = self._drawn if content == self._drawn_content else None
+        view = self._view(watch, layout, self._visible() if same is None else ())
+        if view is None:
             return
-        view = self._view(layout, self._visible())
         self._draw_around(view, layout)
+        if same is not None:  # the table is unchanged
+            self._draw_labels(same, layout)
+            return
         self._draw_table(view, layout)
         self._drawn, self._drawn_content = view, content
 
     def _visible(self) -> Sequence[int]:
         return self.layers_shown[self.first : self.first + self.list_rows]
 
-    def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
+    def _view(
+        self, watch: RunWatch | None, layout: TableLayout, visible: Sequence[int]
+    ) -> RunView | None:
+        """``None`` if another run than that of ``watch`` was opened meanwhile."""
         widest = layout.columns if layout.loss_rows else layout.spark
         points = max(24, widest * self.session.glyphs.points)
         view = self.session.view(points, self.ribbon_columns(), visible)
-        assert view is not None  # runs are never closed
-        return view
+        return view if self.session.watch is watch else None
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         session, palette = self.session, self.session.look.palette
@@ -243,9 +247,14 @@ class MainScreen(RunScreen):
             self.show_message("comparing with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
-    async def action_confirm_keys(self) -> None:
-        self.show_message(self.session.confirm_keys(), "accent")
+    async def answered(self, kind: Kind, text: str) -> None:
+        self.show_message(self.session.confirm_keys(int(text[:5])), "accent")
         await self.redraw()
+
+    def draw_last_line(self) -> None:
+        super().draw_last_line()
+        if self.has_class("waiting"):
+            self.show("waiting", _waiting_lines(self.session, *self.room, self.said))
 
     async def action_clear(self) -> None:
         self.session.filter = ""
@@ -253,11 +262,11 @@ class MainScreen(RunScreen):
         await self.redraw()
 
 
-def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:
+def _waiting_lines(session: Session, columns: int, rows: int, said: Line) -> list[Line]:
     text: list[Line] = [[Span("MoE Microscope", "brand")], [], *_message(session, columns), []]
     more = len(session.fleet.runs) > 1
     runs: Line = [Span("r", "accent"), dim(" all runs   ")] if more else []
-    text.append([*runs, Span("q", "accent"), dim(" quit")])
+    text.append(said or [*runs, Span("q", "accent"), dim(" quit")])
     lines: list[Line] = [[] for _ in range(max(0, (rows - len(text)) // 2))]
     lines += [[Span(" " * max(0, (columns - line_width(line)) // 2)), *line] for line in text]
     return [pad(line, columns) for line in lines[:rows]]

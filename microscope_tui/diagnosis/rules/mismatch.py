@@ -1,18 +1,19 @@
 """MISMATCH: the trainer and the engine that generates its data route differently."""
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, FirstValues, StepView
 from microscope_tui.runlog import RunRecord
 
 _CLEAR = 0.75
+_WORDS = {"mismatch_kl": "KL divergence", "logprob_diff": "mean difference"}
 
 
 class MismatchLimits(RuleLimits, frozen=True):
     """R3 (arXiv 2510.11370): trainer and rollout engine chose differently in about 10 % of the
     routers of a forward pass, and for 94 % of the tokens in some layer. Three of three runs
-    collapsed, none with routing replay.
+    collapsed, none with routing replay. slime's own tests fail at a ``logprob_diff`` of 0.1.
     """
 
     warn: float = 0.10
@@ -20,6 +21,9 @@ class MismatchLimits(RuleLimits, frozen=True):
     """Or this many times the median of its first logged steps …"""
     least: float = 0.02
     """… and at least this share: rounding alone changes the closest choices."""
+    mismatch_kl: float = 0.01
+    logprob_diff: float = 0.1
+    """Of the log-probabilities, in nats a token."""
     reference_steps: int = 50
     persistence: int = 10
 
@@ -35,7 +39,8 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
     )
     formula = (
         "router.disagreement above 0.1, or above 2 × the median of its first 50 logged steps and "
-        "above 0.02, in 90 % of 10 steps"
+        "above 0.02, in 90 % of 10 steps; losses.mismatch_kl above 0.01, or losses.logprob_diff "
+        "above 0.1"
     )
     trains_only = True
     in_warm_up = True
@@ -50,11 +55,17 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
         """What is usual stays usual."""
 
     def read(self, view: StepView) -> Readings | None:
-        shares = view.signal("disagreement")
-        if shares is None:
-            return None
-        self.memory.add(view.step, [v if 0.0 <= v <= 1.0 else NAN for v in shares.values])
-        return {index: self._judge(index, share) for index, share in enumerate(shares.values)}
+        found: Found = {}
+        losses = view.record.losses or {}
+        for name in _WORDS.keys() & losses.keys():
+            value, limit = losses[name] or 0.0, getattr(self.limits, name)
+            severity = Severity.WARN if value > limit else None
+            clear = value < _CLEAR * limit
+            found[WHOLE_RUN] = Reading(severity, clear, value, limit, facts={"of": name})
+        if (shares := view.signal("disagreement")) is not None:
+            self.memory.add(view.step, [v if 0.0 <= v <= 1.0 else NAN for v in shares.values])
+            found |= {index: self._judge(index, share) for index, share in enumerate(shares.values)}
+        return found or None
 
     def _judge(self, index: int, share: float) -> Reading | None:
         if not 0.0 <= share <= 1.0:
@@ -77,9 +88,17 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         usually = f", usually {number(worst, 'usual'):.1%}" if "usual" in worst.facts else ""
-        return (
+        why = (
             f"up to {worst.value:.1%} of the choices differ between trainer and engine "
-            f"(limit {worst.limit:.1%}{usually})",
+            f"(limit {worst.limit:.1%}{usually})"
+        )
+        if of := worst.facts.get("of"):
+            why = (
+                f"the log-probabilities of trainer and engine differ: {_WORDS[str(of)]} "
+                f"{worst.value:.3g} nats a token (limit {worst.limit:g})"
+            )
+        return (
+            why,
             "enable routing replay, so that the trainer uses the experts that the engine chose; "
             "else run the router of both in fp32, and compare two probes with "
             "`moe-microscope mismatch` to see which layers differ",

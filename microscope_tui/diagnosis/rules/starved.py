@@ -270,6 +270,8 @@ class Starved(Rule[StarvedLimits, Memory]):
         )
         if "reference" in worst.facts:
             why += f" ({number(worst, 'reference'):.0%} in the reference)"
+        if not all(router.top_k for router in run.routers):
+            why += "; without top_k a collapse looks the same: use --top-k"
         if is_one_step(run):
             return why, "count mixed data: on narrow data a long tail is normal"
         narrower = "check whether the data became narrower"

@@ -1,0 +1,158 @@
+"""Keys of reinforcement learning, in lines as the frameworks write them.
+
+volcengine/verl: verl/trainer/ppo/metric_utils.py (MaxVio of all hidden layers),
+verl/utils/tracking.py (the file logger) · PrimeIntellect-ai/prime-rl: trainer/moe_runtime.py,
+trainer/rl/train.py, utils/monitor/file.py · THUDM/slime: slime/backends/megatron_utils/model.py ·
+radixark/miles: miles/utils/audit_utils/event_logger/{models,logger}.py
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, strategies as st
+
+from microscope_tui import measures
+from microscope_tui.sources import JsonlReader, Keys, RowRecords, SourceRequest, rules_of
+from tests.diagnosis.conftest import judge
+from tests.sources.reading import drained, header_of, settle, translated
+
+E, K = 64, 8
+DENSE = [800] + [0] * 63
+"""vLLM returns zeros for a layer without a router: expert 0, k times a token."""
+COLLAPSED = [100] * 8 + [0] * 56
+EVEN = [[9 + (expert * step) % 7 for expert in range(E)] for step in range(1, 5)]
+
+
+def vio(layers: Sequence[Sequence[int]], prefix: str = "rollout/moe") -> dict[str, float]:
+    row = {}
+    for i, counts in enumerate(layers):
+        off = [count / sum(counts) * len(counts) - 1 for count in counts]
+        row[f"{prefix}/max_vio/layer_{i}"] = max(off)
+        row[f"{prefix}/min_vio/layer_{i}"] = min(off)
+        row[f"{prefix}/avg_vio/layer_{i}"] = sum(map(abs, off)) / len(off)
+    return row
+
+
+def read(
+    folder: Path, rows: Sequence[dict[str, Any]], maps: Sequence[str] = (), **asked: int
+) -> tuple[list[dict[str, Any]], str]:
+    """The records of verl's file, and what is said about it."""
+    path = folder / "run.jsonl"
+    lines = [{"step": step, "data": row} for step, row in enumerate(rows, start=1)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert JsonlReader.recognises(settle(path))
+    rules = rules_of(maps)
+    request = SourceRequest(rules=rules, **asked)
+    reader = RowRecords(JsonlReader(path, Keys(rules)), "run", "test", request)
+    return drained(reader), reader.missing
+
+
+def names(records: Sequence[dict[str, Any]]) -> Any:
+    return header_of(records)["model"]["layer_names"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"top_k": K}, "dense, left out: L0 (MaxVio 63 in every step)"),
+        ({"top_k": K, "num_experts": E}, "dense, left out: L0 (MaxVio 63 in every step)"),
+        ({}, "dense or wholly collapsed, left out: L0 (MaxVio 63 in every step): give --top-k"),
+        ({"top_k": 1}, "L0 (MaxVio 63 in every step): with k = 1 both look the same"),
+    ],
+)
+def test_a_dense_layer_is_left_out_and_named(
+    tmp_path: Path, asked: dict[str, int], said: str
+) -> None:
+    records, missing = read(tmp_path, [vio([DENSE, COLLAPSED, even]) for even in EVEN], **asked)
+    assert names(records) == ["L1", "L2"]
+    assert said in missing
+
+
+def test_a_collapsed_layer_is_not_taken_for_a_dense_one(tmp_path: Path) -> None:
+    rows = [vio([COLLAPSED, even]) for even in EVEN]
+    records, missing = read(tmp_path, rows, top_k=K)  # 8 experts would have loads of at most 1
+    assert (names(records), missing) == (["L0", "L1"], "no balance c: give --num-experts")
+    records, _ = read(tmp_path, rows, top_k=K, num_experts=E)
+    assert records[-1]["router"]["effective_experts"][0] < 1.4 * K
+    assert records[-1]["router"]["dead_experts"] == [1, 0]  # at least
+    records, _ = read(tmp_path, [vio([[6, 2, 2, 2], [3, 3, 3, 3]])] * 3)  # none without tokens
+    assert names(records) == ["L0", "L1"]
+    records, missing = read(tmp_path, [vio([DENSE, DENSE])] * 3)  # some layer must have a router
+    assert (names(records), missing) == (["L0", "L1"], "no balance c: give --num-experts")
+
+
+def test_a_layer_whose_load_changes_is_shown_after_all(tmp_path: Path) -> None:
+    rows = [vio([DENSE, EVEN[0]]), vio([DENSE, EVEN[1]]), vio([EVEN[2], EVEN[3]])]
+    records, missing = read(tmp_path, [*rows, *rows], top_k=K)
+    assert names(records) == ["L0", "L1"]
+    assert "dense" not in missing
+
+
+@example([8] * 4 + [0] * 28 + [1] * 32)  # the bounds are far apart: no value
+@given(st.lists(st.integers(0, 500), min_size=2, max_size=64).filter(any))
+def test_the_effective_experts_are_at_most_what_avg_vio_gives(counts: list[int]) -> None:
+    from microscope_tui.sources.run_layout import _effective
+
+    load, true = measures.max_load(counts), measures.effective_experts(counts)
+    assert load is not None
+    assert true is not None
+    moved = sum(abs(len(counts) * count / sum(counts) - 1) for count in counts) / len(counts) / 2
+    found = _effective(moved, load, len(counts))
+    assert found is None or true <= found * (1 + 1e-9) <= 1.5 * true * (1 + 1e-6)
+
+
+def test_roles_are_never_mixed_and_a_map_chooses_one(tmp_path: Path) -> None:
+    rows = [vio([even] * 3) | vio([COLLAPSED] * 2, "actor/moe") for even in EVEN]
+    rows = [row | {"actor/grad_norm": 0.5, "critic/grad_norm": 9.0} for row in rows]
+    records, missing = read(tmp_path, rows)
+    assert names(records) == ["L0", "L1", "L2"]
+    assert max(records[-1]["router"]["max_load"]) < 2
+    assert records[-1]["grad_norm"] == 0.5
+    assert "routers of rollout are shown, not of actor: --map chooses" in missing
+    own = r"max_vio=actor/moe/max_vio/layer_(?P<layer>\d+)"
+    records, missing = read(tmp_path, rows, [own], top_k=K)
+    assert records[-1]["router"]["max_load"] == [8.0, 8.0]
+    assert "routers of actor are shown, not of rollout" in missing
+
+
+def test_prime_rl_has_the_worst_layer_and_the_divergence_of_its_engine(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": n, "time": 1e9 + n, "mismatch_kl/all/mean": 0.05, "kl_ent_ratio/mean": 0.2}
+        | {"routing_confidence/mean": 0.4, "max_vio/max": 0.5}
+        | {"expert_load/max_mean/max": 2.0, "expert_load/cold_frac/max": 0.25}
+        for n in range(1, 41)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = translated(JsonlReader(path, Keys()), num_experts=16, top_k=2)
+    assert records[-1]["router"] == {
+        "max_load": [2.0],  # MaxVio leaves out the k busiest experts
+        "starved_experts": [4],
+        "selected_mass": [0.4],
+    }
+    assert [one.rule for one in judge(records).episodes if one.severity > 0] == ["MISMATCH"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rules"),
+    [
+        ("train/train_rollout_logprob_abs_diff", 0.02, []),
+        ("train/train_rollout_logprob_abs_diff", 0.3, ["MISMATCH"]),
+        ("ci/r3_mismatch_fraction", 0.2, ["MISMATCH"]),
+    ],
+)
+def test_events_of_miles_and_keys_of_slime_show_a_mismatch(
+    tmp_path: Path, key: str, value: float, rules: list[str]
+) -> None:
+    path = tmp_path / "events.jsonl"
+    event = {"timestamp": "2026-11-01T10:00:00Z", "source": {"component": "trainer"}}
+    events = [
+        event | {"type": "metric", "rollout_id": n, "attempt": 0, "metrics": {key: value}}
+        for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert JsonlReader.recognises(path)
+    assert [one.rule for one in judge(translated(JsonlReader(path, Keys()))).episodes] == rules
