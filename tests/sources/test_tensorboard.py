@@ -249,8 +249,7 @@ def test_a_record_is_found_from_any_place(before: bytes, length: int) -> None:
     assert at <= len(before)
 
 
-LOADS = "router/tokens_per_expert/{}"
-LOAD = LOADS.format(1)
+LOAD = "router/tokens_per_expert/1"
 
 
 @pytest.mark.parametrize(
@@ -263,14 +262,10 @@ LOAD = LOADS.format(1)
 def test_a_histogram_of_chosen_experts_is_the_counts_also_where_its_ends_are_cut(
     tmp_path: Path, histogram: Any, bins: int | np.ndarray, dead: int
 ) -> None:
-    """Another layer shows how many experts there are."""
+    """Also under unknown keys; another layer shows how many experts there are."""
     ids, counts = chosen(64, dead)
-    events = [
-        eb.event(s, 1.0, histogram(LOADS.format(at), row, bins))
-        for s, rows in enumerate(ids, 1)
-        for at, row in enumerate(rows)
-    ]
-    path = written(tmp_path, *events)
+    steps = [[histogram(f"moe/L{n}/load", x, bins) for n, x in enumerate(rows)] for rows in ids]
+    path = written(tmp_path, *(eb.event(n, 1.0, *values) for n, values in enumerate(steps, 1)))
     assert counts_of(translated(TensorBoardReader(path, Keys()))) == counts
 
 
