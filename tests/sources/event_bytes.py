@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -44,13 +43,15 @@ def histogram_value(
     return part(1, tag.encode()) + part(5, ends + limits + buckets)
 
 
-def histogram_of(tag: str, ids: np.ndarray, bins: int | np.ndarray) -> bytes:
-    """The same, as ``add_histogram(tag, ids, bins=bins)`` makes it: empty ends are cut."""
+def cut(ids: np.ndarray, bins: int | np.ndarray) -> tuple[list[float], list[int]]:
+    """Edges and counts as ``add_histogram(tag, ids, bins=bins)`` has them: without empty ends."""
     counts, edges = np.histogram(ids, bins)
     used = np.flatnonzero(counts)
-    first, end = int(used[0]), int(used[-1]) + 1
-    kept = edges[first : end + 1], counts[first:end]
-    return histogram_value(tag, *(one.tolist() for one in kept), ids.min(), ids.max())
+    return edges[used[0] : used[-1] + 2].tolist(), counts[used[0] : used[-1] + 1].tolist()
+
+
+def histogram_of(tag: str, ids: np.ndarray, bins: int | np.ndarray) -> bytes:
+    return histogram_value(tag, *cut(ids, bins), ids.min(), ids.max())
 
 
 def tensor(kind: int, shape: Sequence[int], values: bytes) -> bytes:
@@ -61,10 +62,14 @@ def tensor(kind: int, shape: Sequence[int], values: bytes) -> bytes:
 
 def plugin_value(tag: str, edges: Sequence[float], counts: Sequence[float]) -> bytes:
     """``Summary.Value`` of ``tf.summary.histogram``: left edge, right edge, count."""
-    rows = list(chain.from_iterable(zip(edges, edges[1:], counts, strict=False)))
-    packed = struct.pack(f"<{len(rows)}d", *rows)
+    rows = zip(edges, edges[1:], counts, strict=False)
+    packed = b"".join(struct.pack("<3d", *row) for row in rows)
     plugin = part(9, part(1, part(1, b"histograms")))
     return tensor_value(tag, tensor(2, (len(counts), 3), part(4, packed))) + plugin
+
+
+def plugin_of(tag: str, ids: np.ndarray, bins: int) -> bytes:
+    return plugin_value(tag, *cut(ids, bins))
 
 
 def event(step: int, wall: float, *values: bytes) -> bytes:

@@ -7,7 +7,7 @@ radixark/miles: miles/utils/audit_utils/event_logger/{models,logger}.py
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,18 @@ def vio(layers: Sequence[Sequence[int]], prefix: str = "rollout/moe") -> dict[st
     return row
 
 
-def read(
-    folder: Path, rows: Sequence[dict[str, Any]], maps: Sequence[str] = (), **asked: int
-) -> tuple[list[dict[str, Any]], str]:
-    """The records of verl's file, and what is said about it."""
+def written(folder: Path, lines: Iterable[dict[str, Any]]) -> Path:
     path = folder / "run.jsonl"
-    lines = [{"step": step, "data": row} for step, row in enumerate(rows, start=1)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert JsonlReader.recognises(settle(path))
+    return path
+
+
+def read(
+    folder: Path, rows: Sequence[dict[str, Any]], *maps: str, **asked: int
+) -> tuple[list[dict[str, Any]], str]:
+    """The records of verl's file, and what is said about it."""
+    path = written(folder, ({"step": step, "data": row} for step, row in enumerate(rows, start=1)))
     rules = rules_of(maps)
     request = SourceRequest(rules=rules, **asked)
     reader = RowRecords(JsonlReader(path, Keys(rules)), "run", "test", request)
@@ -54,39 +58,39 @@ def names(records: Sequence[dict[str, Any]]) -> Any:
     return header_of(records)["model"]["layer_names"]
 
 
+DENSE_FIRST = [DENSE, COLLAPSED, EVEN[0]]
+L0, UNKNOWN_E = "L0 (MaxVio 63 in every step)", "no balance c: give --num-experts"
+
+
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("layers", "asked", "said"),
     [
-        ({"top_k": K}, "dense, left out: L0 (MaxVio 63 in every step)"),
-        ({"top_k": K, "num_experts": E}, "dense, left out: L0 (MaxVio 63 in every step)"),
-        ({}, "dense or wholly collapsed, left out: L0 (MaxVio 63 in every step): give --top-k"),
-        ({"top_k": 1}, "L0 (MaxVio 63 in every step): with k = 1 both look the same"),
+        (DENSE_FIRST, {"top_k": K}, f"dense, left out: {L0}"),
+        (DENSE_FIRST, {"top_k": K, "num_experts": E}, f"dense, left out: {L0}"),
+        (DENSE_FIRST, {}, f"dense or wholly collapsed, left out: {L0}: give --top-k"),
+        (DENSE_FIRST, {"top_k": 1}, f"{L0}: with k = 1 both look the same"),
+        (DENSE_FIRST[1:], {"top_k": K}, UNKNOWN_E),  # 8 experts would have loads of at most 1
+        ([[6, 2, 2, 2], [3, 3, 3, 3]], {}, UNKNOWN_E),  # none without tokens
+        ([DENSE, DENSE], {}, UNKNOWN_E),  # some layer must have a router
     ],
 )
-def test_a_dense_layer_is_left_out_and_named(
-    tmp_path: Path, asked: dict[str, int], said: str
+def test_a_dense_layer_is_left_out_and_named_but_not_a_collapsed_one(
+    tmp_path: Path, layers: list[list[int]], asked: dict[str, int], said: str
 ) -> None:
-    records, missing = read(tmp_path, [vio([DENSE, COLLAPSED, even]) for even in EVEN], **asked)
-    assert names(records) == ["L1", "L2"]
-    assert said in missing
+    records, missing = read(tmp_path, [vio(layers)] * 4, **asked)
+    assert names(records) == (["L1", "L2"] if L0 in said else ["L0", "L1"])
+    assert said == missing or (L0 in said and said in missing)
 
 
-def test_a_collapsed_layer_is_not_taken_for_a_dense_one(tmp_path: Path) -> None:
-    rows = [vio([COLLAPSED, even]) for even in EVEN]
-    records, missing = read(tmp_path, rows, top_k=K)  # 8 experts would have loads of at most 1
-    assert (names(records), missing) == (["L0", "L1"], "no balance c: give --num-experts")
-    records, _ = read(tmp_path, rows, top_k=K, num_experts=E)
+def test_max_min_and_avg_vio_give_effective_and_dead_experts(tmp_path: Path) -> None:
+    records, _ = read(tmp_path, [vio(DENSE_FIRST[1:])] * 4, top_k=K, num_experts=E)
     assert records[-1]["router"]["effective_experts"][0] < 1.4 * K
     assert records[-1]["router"]["dead_experts"] == [1, 0]  # at least
-    records, _ = read(tmp_path, [vio([[6, 2, 2, 2], [3, 3, 3, 3]])] * 3)  # none without tokens
-    assert names(records) == ["L0", "L1"]
-    records, missing = read(tmp_path, [vio([DENSE, DENSE])] * 3)  # some layer must have a router
-    assert (names(records), missing) == (["L0", "L1"], "no balance c: give --num-experts")
 
 
 def test_a_layer_whose_load_changes_is_shown_after_all(tmp_path: Path) -> None:
-    rows = [vio([DENSE, EVEN[0]]), vio([DENSE, EVEN[1]]), vio([EVEN[2], EVEN[3]])]
-    records, missing = read(tmp_path, [*rows, *rows], top_k=K)
+    rows = [vio([DENSE, EVEN[0]]), vio([DENSE, EVEN[1]]), vio([EVEN[2], EVEN[3]])] * 2
+    records, missing = read(tmp_path, rows, top_k=K)
     assert names(records) == ["L0", "L1"]
     assert "dense" not in missing
 
@@ -113,20 +117,15 @@ def test_roles_are_never_mixed_and_a_map_chooses_one(tmp_path: Path) -> None:
     assert records[-1]["grad_norm"] == 0.5
     assert "routers of rollout are shown, not of actor: --map chooses" in missing
     own = r"max_vio=actor/moe/max_vio/layer_(?P<layer>\d+)"
-    records, missing = read(tmp_path, rows, [own], top_k=K)
+    records, missing = read(tmp_path, rows, own, top_k=K)
     assert records[-1]["router"]["max_load"] == [8.0, 8.0]
     assert "routers of actor are shown, not of rollout" in missing
 
 
 def test_prime_rl_has_the_worst_layer_and_the_divergence_of_its_engine(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    rows = [
-        {"step": n, "time": 1e9 + n, "mismatch_kl/all/mean": 0.05, "kl_ent_ratio/mean": 0.2}
-        | {"routing_confidence/mean": 0.4, "max_vio/max": 0.5}
-        | {"expert_load/max_mean/max": 2.0, "expert_load/cold_frac/max": 0.25}
-        for n in range(1, 41)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {"mismatch_kl/all/mean": 0.05, "kl_ent_ratio/mean": 0.2, "routing_confidence/mean": 0.4}
+    row |= {"max_vio/max": 0.5, "expert_load/max_mean/max": 2.0, "expert_load/cold_frac/max": 0.25}
+    path = written(tmp_path, ({"step": n, "time": 1e9 + n} | row for n in range(1, 41)))
     records = translated(JsonlReader(path, Keys()), num_experts=16, top_k=2)
     assert records[-1]["router"] == {
         "max_load": [2.0],  # MaxVio leaves out the k busiest experts
@@ -147,12 +146,7 @@ def test_prime_rl_has_the_worst_layer_and_the_divergence_of_its_engine(tmp_path:
 def test_events_of_miles_and_keys_of_slime_show_a_mismatch(
     tmp_path: Path, key: str, value: float, rules: list[str]
 ) -> None:
-    path = tmp_path / "events.jsonl"
-    event = {"timestamp": "2026-11-01T10:00:00Z", "source": {"component": "trainer"}}
-    events = [
-        event | {"type": "metric", "rollout_id": n, "attempt": 0, "metrics": {key: value}}
-        for n in range(40)
-    ]
-    path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    assert JsonlReader.recognises(path)
+    event = {"timestamp": "2026-11-01T10:00:00Z", "source": {"component": "trainer"}, "attempt": 0}
+    event |= {"type": "metric", "metrics": {key: value}}
+    path = written(tmp_path, (event | {"rollout_id": n} for n in range(40)))
     assert [one.rule for one in judge(translated(JsonlReader(path, Keys()))).episodes] == rules

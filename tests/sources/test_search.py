@@ -60,7 +60,7 @@ def test_a_table_that_cannot_be_read_is_a_run_whose_error_is_the_reason(tmp_path
     for path in (tmp_path, tmp_path / "metrics.csv"):
         watch = RunWatch(*Search(path).runs())
         watch.read_all()
-        assert "no column for the step: one of step" in str(watch.error)
+        assert "no column for the step: one of step, _step" in str(watch.error)
         assert watch.state()[0] is RunState.ERROR
 
 

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from microscope_tui.sources import (
 from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter, StepLayout
 from tests.sources import event_bytes as eb
 from tests.sources.reading import all_rows, counts_of, translated
-from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, numbers_of
+from tests.sources.truth import CONFIG, GOLDEN, STEPS, chosen, expected, ids_of, numbers_of
 from tests.sources.wandb_bytes import part, varint
 
 NAME = "events.out.tfevents.{}.host.1.0"
@@ -248,35 +249,24 @@ def test_a_record_is_found_from_any_place(before: bytes, length: int) -> None:
     assert at <= len(before)
 
 
-LOADS = "router/tokens_per_expert/{}"
-LOAD = LOADS.format(1)
+LOAD = "router/tokens_per_expert/1"
 
 
-def ids_of(experts: int, step: int, dead: int) -> np.ndarray:
-    """Choices of a step; ``dead`` experts at both ends have none, and then one in the middle."""
-    ids = np.random.default_rng(step).integers(dead, experts - dead, 60 * experts)
-    return ids[ids != experts // 2] if dead else ids
-
-
-@pytest.mark.parametrize("first", [0.0, -0.5])
-@pytest.mark.parametrize("experts", [16, 64, 256])
-@pytest.mark.parametrize("dead", [0, 1, 3])
-def test_a_histogram_of_given_edges_is_the_counts_also_where_its_ends_are_cut(
-    tmp_path: Path, experts: int, dead: int, first: float
+@pytest.mark.parametrize(
+    ("histogram", "bins", "dead"),
+    [
+        *((eb.histogram_of, np.arange(65) - offset, 3) for offset in (0, 0.5)),
+        (eb.plugin_of, 64, 0),
+    ],
+)
+def test_a_histogram_of_chosen_experts_is_the_counts_also_where_its_ends_are_cut(
+    tmp_path: Path, histogram: Any, bins: int | np.ndarray, dead: int
 ) -> None:
-    """Another layer shows how many experts there are."""
-    edges = np.arange(experts + 1) + first
-    ids = {step: [ids_of(experts, step, at * dead) for at in range(2)] for step in range(3)}
-    events = [
-        eb.event(step, 1e9, eb.histogram_of(LOADS.format(at), row, edges))
-        for step, rows in ids.items()
-        for at, row in enumerate(rows)
-    ]
-    records = translated(TensorBoardReader(written(tmp_path, *events), Keys()))
-    assert counts_of(records) == {
-        step: {f"L{at}": np.bincount(x, minlength=experts).tolist() for at, x in enumerate(rows)}
-        for step, rows in ids.items()
-    }
+    """Also under unknown keys; another layer shows how many experts there are."""
+    ids, counts = chosen(64, dead)
+    steps = [[histogram(f"moe/L{n}/load", x, bins) for n, x in enumerate(rows)] for rows in ids]
+    path = written(tmp_path, *(eb.event(n, 1.0, *values) for n, values in enumerate(steps, 1)))
+    assert counts_of(translated(TensorBoardReader(path, Keys()))) == counts
 
 
 def read(folder: Path, *values: bytes) -> tuple[list[float], Keys]:
@@ -286,36 +276,15 @@ def read(folder: Path, *values: bytes) -> tuple[list[float], Keys]:
     return [number for row in rows for number in row.numbers], keys
 
 
-def test_no_shifted_histogram_is_ever_counts(tmp_path: Path) -> None:
-    """1,000 random ones, half of them of the newer plugin."""
-    draw = np.random.default_rng(1)
-    taken = 0
-    for step in range(1000):
-        experts = int(draw.choice([16, 64, 256]))
-        ids = ids_of(experts, step, int(draw.choice([0, 0, 1, 2, experts // 3])))
-        bins = int(draw.choice([experts, experts - 1, np.ptp(ids), np.ptp(ids) + 1, 64]))
-        given = np.arange(ids.max() + draw.choice([1, 2])) + draw.choice([-0.5, 0.0, 1.0])
-        if step % 2:
-            counts, edges = np.histogram(ids, bins)
-            value = eb.plugin_value(LOAD, edges.tolist(), counts.tolist())
-        else:
-            value = eb.histogram_of(LOAD, ids[ids >= given[0]], given if step % 4 else bins)
-        numbers, keys = read(tmp_path, value)
-        assert bool(numbers) != bool(keys.refused)
-        assert not numbers or numbers == np.bincount(ids)[-len(numbers) :].tolist()
-        taken += sum(numbers) == len(ids)
-    assert taken > 100
-
-
 WHOLE, MANY = range(17), [90.0] * 16
 
 
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (eb.histogram_of(LOAD, ids_of(16, 0, 2), 16), "16 bins from 2 to 13, not one"),
-        (eb.histogram_of(LOAD, ids_of(16, 0, 0), np.arange(16)), "15 bins from 0 to 15, not one"),
-        (eb.histogram_of(LOAD, np.bincount(ids_of(64, 0, 1)), 64), "bins of values"),
+        (eb.histogram_of(LOAD, ids_of(16, 2), 16), "16 bins from 2 to 13, not one"),
+        (eb.histogram_of(LOAD, ids_of(16), np.arange(16)), "15 bins from 0 to 15, not one"),
+        (eb.histogram_of(LOAD, np.bincount(ids_of(64, 1)), 64), "bins of values"),
         (eb.histogram_value(LOAD, WHOLE, MANY, 0, math.nan), "16 bins from 0 to 16, not one"),
         (eb.histogram_value(LOAD, range(9), MANY, 0, 15), "without an edge"),
         (eb.histogram_value(LOAD, range(1 << 17), [9.0] * (1 << 17), 0, 9), "without an edge"),
@@ -337,7 +306,7 @@ def packed(field: int, layout: str, *numbers: float) -> bytes:
     return part(field, struct.pack(f"<{len(numbers)}{layout}", *numbers))
 
 
-FOUR = (3, 0, 200, 1)
+FOUR, SIGNED = (3, 0, 200, 1), (3, 0, -200, 1)
 BITS = b"".join(varint(struct.unpack("<I", struct.pack("<f", x))[0]) for x in FOUR)  # as torch
 
 
@@ -348,8 +317,8 @@ BITS = b"".join(varint(struct.unpack("<I", struct.pack("<f", x))[0]) for x in FO
         (1, b"".join(eb.fixed(5, x, "<f") for x in FOUR), FOUR),
         (2, packed(4, "d", *FOUR), FOUR),
         (3, part(7, b"".join(map(varint, FOUR))), FOUR),
-        (9, packed(4, "q", 3, 0, -200, 1), (3, 0, -200, 1)),
-        (9, part(10, b"".join(map(varint, (3, 0, -200, 1)))), (3, 0, -200, 1)),
+        (9, packed(4, "q", *SIGNED), SIGNED),
+        (9, part(10, b"".join(map(varint, SIGNED))), SIGNED),
         (9, part(10, 3) + part(10, 0), (3, 0, 0, 0)),  # TensorFlow leaves equal last numbers out
         (14, part(13, BITS), FOUR),
         (19, packed(4, "e", *FOUR), FOUR),
@@ -382,7 +351,7 @@ def test_histograms_and_lists_without_a_target_are_counted_and_not_remembered() 
     matrix = eb.tensor_value("matrix", eb.tensor(9, (2, 2), packed(4, "q", *FOUR)))
     text = eb.tensor_value("text", eb.tensor(7, (1,), part(8, b"words")))
     for step in range(9):
-        weights = eb.histogram_of("weights", ids_of(16, step, 0), 16)
+        weights = eb.histogram_of("weights", ids_of(16, 0, step), 16)
         assert not any(rows.rows([eb.event(step, 1.0, one) for one in (weights, matrix, text)]))
     assert (keys.refused, keys.objects) == ({}, {"weights": "histogram", "matrix": "list"})
     assert len(rows._heads) == 2

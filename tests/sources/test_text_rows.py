@@ -170,9 +170,12 @@ def test_wide_and_long_tables_give_the_counts_that_were_written(tmp_path: Path, 
     assert counts_of(translated(CsvReader(path, Keys()))) == CSV.steps(RUN)
 
 
-def test_the_time_is_read_and_is_not_a_number_of_a_router(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", ["time,step", "Wall time,Step", "Timestamp,ITER", "TIME,Global_Step"]
+)
+def test_step_and_time_are_found_in_any_case_and_are_no_numbers(tmp_path: Path, names: str) -> None:
     own = Keys(rules_of(["max_load=.*"]))
-    (row,) = all_rows(CsvReader(table(tmp_path, "time,step,x\n12.5,1,2\n"), own))
+    (row,) = all_rows(CsvReader(table(tmp_path, f"{names},x\n12.5,1,2\n"), own))
     assert (row.time, values([row])) == (12.5, [(1, "max_load", None, None, 2.0)])
 
 
@@ -225,18 +228,6 @@ def test_without_a_router_reading_only_a_mapping_makes_it_a_source(
     assert not reader.recognises(path)
     assert reader.recognises(path, rules_of([r"max_load=my(?P<layer>\d+)"]))
     assert not reader.recognises(path, rules_of(["loss=my3"]))
-
-
-def test_a_table_without_a_column_for_the_step_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Unreadable, match="no column for the step: one of step, _step"):
-        read(tmp_path, "a,b\n1,2\n")
-
-
-def test_the_names_of_step_and_time_are_found_in_any_case(tmp_path: Path) -> None:
-    own = Keys(rules_of(["max_load=x"]))
-    for step, time in (("Step", "Wall time"), ("ITER", "Timestamp"), ("Global_Step", "TIME")):
-        (row,) = all_rows(CsvReader(table(tmp_path, f"{time},{step},x\n12.5,1,2\n"), own))
-        assert (row.step, row.time, row.numbers) == (1, 12.5, [2.0])
 
 
 def exported(*runs: str) -> str:

@@ -7,7 +7,10 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from microscope_tui.sources import Row
+from tests.sources.reading import Steps
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = (10, 20, 30, 40)
@@ -47,3 +50,18 @@ def numbers_of(rows: Iterable[Row]) -> Numbers:
         of_step = numbers.setdefault(row.step, {})
         of_step.update({target[:3]: repr(value) for target, value in row.values})
     return numbers
+
+
+def ids_of(experts: int, dead: int = 0, seed: int = 0) -> np.ndarray:
+    """Experts that tokens chose: none of ``dead`` ones at both ends and, then, of one inside."""
+    ids = np.random.default_rng(seed).integers(dead, experts - dead, 40 * experts)
+    return np.where(ids == experts // 2, experts // 2 + 1, ids) if dead else ids
+
+
+def chosen(experts: int, dead: int) -> tuple[list[list[np.ndarray]], Steps]:
+    """Those of four steps of two layers, the second with dead ones; and their counts."""
+    ids = [[ids_of(experts, at * dead, step) for at in range(2)] for step in range(1, 5)]
+    counts = [[np.bincount(row, minlength=experts).tolist() for row in rows] for rows in ids]
+    return ids, {
+        step: dict(zip(("L0", "L1"), row, strict=True)) for step, row in enumerate(counts, 1)
+    }
