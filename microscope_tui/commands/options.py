@@ -163,7 +163,7 @@ class SourceOptions:
     pipeline_parallel
         Pipeline stages of a Megatron run: each numbers its own layers from 0.
     remembered
-        Use the keys and the experts per token confirmed on the screen for this path.
+        Use the keys and top-k confirmed on the screen.
     """
 
     source: str = ""

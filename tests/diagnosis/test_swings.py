@@ -205,7 +205,7 @@ def test_a_bias_that_overshoots_causes_its_swing(rate: float, every: int, logs: 
     ("sources", "rate", "logs"),
     [
         *((2, 0.001, "routed with"), (3, 0.001, "after"), (7, 0, "after")),
-        *((12, 0.001, "routed with"), (12, 0.01, "routed with"), (7, 0.01, "after")),
+        *((12, 0.001, "routed with"), (7, 0.01, "after")),
     ],
 )
 def test_a_logged_bias_that_the_load_does_not_follow_is_not_blamed_for_alternating_data(

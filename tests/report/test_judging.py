@@ -147,7 +147,7 @@ def test_the_advice_is_for_the_profile_that_was_judged_by(write_log: Any) -> Non
         found = judged(path, criteria=Criteria(profile=profile)).findings
         return next(advice.next for finding, advice in found if finding.rule == "DEAD")
 
-    assert "bias_update_rate" in next_of("pretrain")
+    assert "at the batches" in next_of("pretrain")
     assert "do not remove the experts" in next_of("finetune")
 
 
