@@ -232,14 +232,10 @@ class Starved(Rule[StarvedLimits, Memory]):
 
     def _beyond_doubt(self, index: int, share: float, summed: SummedCounts | None) -> float:
         """Without experts that are only close to a tenth, where they could mislead."""
-        # Of few experts a single one is beyond the limit.
-        alone = round(share * self.sizes[index]) == 1 > self.sizes[index] * self.limits.share
-        if not (self.context.relative or alone):
+        if not self.context.relative:
             return share
         if summed is not None and len(summed) >= min(summed.window, self.least):
             return measures.starved_experts(summed.totals, self.limits.enter) / len(summed.totals)
-        if not self.context.relative:
-            return share
         return share - 1.0 / self.sizes[index]  # which are close is unknown
 
     def _limit(self, index: int) -> float:
