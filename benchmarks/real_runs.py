@@ -100,7 +100,8 @@ def show(result: Comparison | str) -> None:
             print(f"  {title:<12}{line}")
             title = ""
     print(
-        f"  {'agreement':<12}{'yes' if result.agrees else 'NO'}; {result.notes} notes", flush=True
+        f"  {'agreement':<12}{'yes' if result.agrees else 'NO'}; {len(result.notes)} notes",
+        flush=True,
     )
 
 

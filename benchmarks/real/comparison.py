@@ -22,6 +22,9 @@ from microscope_tui.watch import RunWatch
 TOLERANCE_STEPS = 40
 """An alarm may come so much before or after the stretch it is about: windows begin differently."""
 
+START_STEPS = 300
+"""A warning that healed by then is information."""
+
 UNEXPLAINED_STEPS = 75
 """What comes with a collapse need not be reported until it has outlasted it for so long."""
 
@@ -34,8 +37,8 @@ class Comparison:
     truth: dict[str, dict[Zone, Stretches]]
     episodes: list[Episode]
     """At the severity of a warning or above."""
-    notes: int
-    """Episodes below that."""
+    notes: list[Episode]
+    """Below that."""
     causes: dict[str, str] = field(default_factory=dict)
     """What explains the findings that are active at the end → its remedy; worst first."""
     missed: list[str] = field(default_factory=list)
@@ -62,7 +65,7 @@ def compare(path: Path) -> Comparison:
     everything = watch.diagnosis.episodes if watch.diagnosis is not None else []
     episodes = [episode for episode in everything if episode.severity >= Severity.WARN]
     truth = {name: {zone: rule(log, zone) for zone in Zone} for name, rule in RULES.items()}
-    found = Comparison(log, truth, episodes, len(everything) - len(episodes))
+    found = Comparison(log, truth, episodes, [e for e in everything if e not in episodes])
     for finding, advice in report(watch.diagnosis) if watch.diagnosis is not None else ():
         if finding.active and finding.severity >= Severity.WARN:
             found.causes.setdefault(advice.cause, advice.next)
@@ -90,7 +93,7 @@ def _missed(found: Comparison) -> Iterator[str]:
             for stretch in _merged(stretches):
                 if rule != "METER" and any(b.onset <= stretch.known for b in broken):
                     continue
-                said = _episodes(found, (rule,), layer)
+                said = _episodes(found, (rule,), layer) + _healed(found, rule, layer)
                 causes = _episodes(found, COMES_WITH.get(rule, ()), layer)
                 if not any(_meet(e, stretch) for e in said) and not _explained(causes, stretch):
                     yield f"{rule} {layer} {written(stretch)}"
@@ -100,6 +103,12 @@ def _episodes(found: Comparison, rules: tuple[str, ...], layer: str) -> list[Epi
     if "METER" in rules:  # a fault of the measurement is the run's or a layer's, as one sees it
         return [e for e in found.episodes if e.rule == "METER"]
     return [e for e in found.episodes if e.rule in rules and place(e) == layer]
+
+
+def _healed(found: Comparison, rule: str, layer: str) -> list[Episode]:
+    """What was a warning of the start until it healed."""
+    ended = [e for e in found.notes if (e.recovered_at or math.inf) <= START_STEPS]
+    return [e for e in ended if e.rule == rule and place(e) == layer]
 
 
 def _meet(episode: Episode, stretch: Stretch) -> bool:

@@ -44,12 +44,14 @@ RUNAWAY = {  # R², share of the fastest rate, c below, rise of c below
 
 
 def gradient_spike(log: ArrayLog, zone: Zone) -> Stretches:
-    """Gradient norm above 10 × its trailing median for 10 steps, or above 50 × once."""
+    """Gradient norm above 10 × its trailing median for 10 steps; above 50 × once it is possible: it
+    is more than information if a divergence follows."""
     norm_S = log.scalar("grad_norm")
     ratio_S = norm_S / trailing_median(norm_S)
     steps, judged_S = log.steps, log.judged_S
     stretches = lasting(steps, ratio_S > zone.above(10), zone.steps(10), zone.share, judged_S)
-    stretches += lasting(steps, ratio_S > zone.above(50), 1)
+    if zone is Zone.POSSIBLE:
+        stretches += lasting(steps, ratio_S > zone.above(50), 1)
     return {WHOLE_RUN: stretches} if stretches else {}
 
 
@@ -144,7 +146,8 @@ def collapse(log: ArrayLog, zone: Zone, limit: float = 0.35) -> Stretches:
 
 
 def dead(log: ArrayLog, zone: Zone) -> Stretches:
-    """The same expert at zero for 100 steps and three windows of 8 steps, 56 expected tokens."""
+    """The same expert at zero for 100 steps and three windows of 8 steps, 56 expected tokens; or
+    below 1/1,000 of the fair share in every 66 steps, if that is a token."""
     fair = log.tokens.mean() * log.top_k / log.num_experts
     window = max(8, math.ceil(56 / fair))
     # Windows lie on a raster: only four in a row contain three for sure.
@@ -153,10 +156,14 @@ def dead(log: ArrayLog, zone: Zone) -> Stretches:
         Zone.NOMINAL: max(3 * window, 100),
         Zone.POSSIBLE: max(3 * window - 1, 100),
     }
+    low_SLE = summed(log.counts_SLE, 66) < max(1.0, zone.below(0.001) * 66 * fair)
     found: Stretches = {}
     for index, name in enumerate(log.names):
-        for zero_S in (log.counts_SLE[:, index] == 0).T:
-            if stretches := lasting(log.steps, zero_S, needed[zone], 1.0, log.judged_S):
+        for counts_S, low_S in zip(log.counts_SLE[:, index].T, low_SLE[:, index].T, strict=True):
+            stretches = lasting(log.steps, counts_S == 0, needed[zone], 1.0, log.judged_S)
+            # A sum is low from the 66th step on.
+            stretches += lasting(log.steps, low_S, max(1, needed[zone] - 66), 1.0, log.judged_S)
+            if stretches:
                 found.setdefault(name, []).extend(stretches)
     return found
 
@@ -234,7 +241,7 @@ def _correlation(a_SE: np.ndarray, b_SE: np.ndarray) -> float:
 
 
 def meter(log: ArrayLog, zone: Zone) -> Stretches:
-    """Counts ≠ tokens × k, above the tokens or all equal, or a loss that is not finite: 3 steps."""
+    """Counts ≠ tokens × k, above the tokens or all equal: 3 steps."""
     expected_S = log.tokens * log.top_k
     found: Stretches = {}
     for index, name in enumerate(log.names):
@@ -243,10 +250,13 @@ def meter(log: ArrayLog, zone: Zone) -> Stretches:
         equal_S = (np.ptp(counts_SE, axis=-1) <= 1) & (expected_S >= 50 * log.num_experts)
         if stretches := lasting(log.steps, wrong_S | equal_S, zone.steps(3)):
             found[name] = stretches
-    broken_S = ~np.isfinite(log.scalar("loss"))
-    if stretches := lasting(log.steps, broken_S, zone.steps(3)):
-        found[WHOLE_RUN] = stretches
     return found
+
+
+def diverged(log: ArrayLog, zone: Zone) -> Stretches:
+    """A loss that is not finite, nine steps in a row."""
+    stretches = lasting(log.steps, ~np.isfinite(log.scalar("loss")), zone.steps(9))
+    return {WHOLE_RUN: stretches} if stretches else {}
 
 
 def _by_layer(log: ArrayLog, over_SL: np.ndarray, needed: int, zone: Zone) -> Stretches:
@@ -264,6 +274,7 @@ def _named(log: ArrayLog, over_NL: np.ndarray, steps_N: np.ndarray, *lasts: Any)
 
 RULES: dict[str, Callable[[ArrayLog, Zone], Stretches]] = {
     "METER": meter,
+    "DIVERGED": diverged,
     "COLLAPSE": collapse,
     "DEAD": dead,
     "STARVED": starved,

@@ -245,7 +245,7 @@ def _cards(fleet: Fleet) -> Sequence[RunCard]:
 
 
 def print_snapshot(search: Search, user: UserConfig, memory: int, cost: CostRequest) -> int:
-    """Print the main screen where there is no terminal."""
+    """Print the main screen to an output that is not a terminal."""
     if search.root == PIPE:
         say("no terminal here: printing a snapshot at the end of the input instead")
     watched = newest(search, user.criteria, memory)

@@ -388,7 +388,8 @@ def _at_once(left: list[Episode], known: Known) -> Iterator[_Found]:
         if min(layers, len(proofs)) > 1:
             all_of = len(known.run.routers)
             which = "all" if layers == all_of else f"{layers} of {all_of}"
-            title = f"{which} layers at step {onset:,}, no restart: data or code changed there"
+            restart = "" if _last_before(known.resumes, onset) is not None else ", no restart"
+            title = f"{which} layers at step {onset:,}{restart}: data or code changed there"
             yield Cause(title, remedy=_BATCHES, goes_back=False), _beside(left, core)
             return
 

@@ -123,7 +123,7 @@ def facts(
 def expert_charts(
     layer: LayerView, expert: int, series: LoadSeries, nothing: str
 ) -> Mapping[str, Chart]:
-    """``nothing``: why there are no samples."""
+    """``nothing``: the text of a chart without samples."""
     experts, steps = layer.router.num_experts, series.steps
     load = layer.load if layer.load and expert < len(layer.load) else None
     bias = layer.bias if layer.bias and expert < len(layer.bias) else None

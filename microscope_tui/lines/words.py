@@ -154,7 +154,7 @@ def no_counts(view: RunView) -> str:
 
 
 def no_balance(layer: LayerView) -> tuple[str, str]:
-    """Why there is no collapse index, in a word or two and in a sentence."""
+    """Why c is unknown, in a word or two and in a sentence."""
     router = layer.router
     if not router.num_experts:
         return "E unknown", "unknown E: use --num-experts"

@@ -394,7 +394,7 @@ def _values_of(value: Any) -> Values | None:
 
 
 def _finite_of(row: Any) -> Values | None:
-    """``None`` for what is not finite; ``None`` if there is no row."""
+    """Values that are not finite become ``None``, and so does an empty row."""
     values = _values_of(row) or ()
     return [v if v is not None and math.isfinite(v) else None for v in values] or None
 

@@ -118,7 +118,7 @@ class RowRecords(RecordReader):
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
-        self._checked: object = None  # the state at the last look for what is not used
+        self._checked: object = None  # the state at the last look for unused keys
         self.missing = ""
 
     def wait_s(self) -> float:

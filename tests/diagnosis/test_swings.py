@@ -235,7 +235,7 @@ def test_alternating_data_leaves_all_the_room_to_raise_a_rate() -> None:
 def test_a_bias_that_moves_faster_than_the_header_says_is_named_and_no_rate_is_lowered() -> None:
     _, cause, remedy = told(trained(0.1, said=0.002))
     assert cause == "bias too fast in L1"
-    assert remedy == "Find what moves the bias by 0.1 a step, the header has another rate."
+    assert remedy == "Find what moves the bias by 0.1 a step: the header has another rate."
 
 
 def test_what_starves_beside_alternating_data_is_not_blamed_on_the_rate() -> None:

@@ -41,7 +41,7 @@ def bins_of(ids: np.ndarray, bins: int | np.ndarray) -> tuple[list[float], list[
 def test_given_edges_hold_every_expert_also_with_dead_ones_at_both_ends(
     experts: int, dead: int, offset: float
 ) -> None:
-    """TensorBoard cuts empty ends; the largest value shows that the last edge is no value."""
+    """TensorBoard cuts empty ends; the largest value shows that the last edge is not a value."""
     ids, edges = ids_of(experts, dead), np.arange(experts + 1) - offset
     assert choices(*bins_of(ids, edges)) == np.bincount(ids, minlength=experts).tolist()
     assert choices(*eb.cut(ids, edges), float(ids.max())) == np.bincount(ids).tolist()

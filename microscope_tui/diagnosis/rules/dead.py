@@ -111,7 +111,7 @@ class Memory(msgspec.Struct):
     """Router → step until which its starved experts are not looked at again."""
     dead: dict[int, dict[int, Silent]] = {}
     back: dict[int, tuple[int, int]] = {}
-    """Router → a dead expert that starves no more, and the first step of that block."""
+    """Router → a dead expert that no longer starves, and the first step of that block."""
 
 
 class Dead(Rule[DeadLimits, Memory]):
@@ -169,14 +169,15 @@ class Dead(Rule[DeadLimits, Memory]):
         expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
         memory.steps += 1
         memory.first = memory.first or view.step
-        memory.lines.append((view.step, list(map(float, starved.values))))
         if starved.known and starved.high <= 0:
             memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows = {}
             memory.totals = {}
             memory.lines = []
-        elif len(memory.alive) < len(self.routers):
-            self._add(view, starved, dead, limits.few * limits.min_window * expected)
+        else:
+            memory.lines.append((view.step, list(map(float, starved.values))))
+            if len(memory.alive) < len(self.routers):
+                self._add(view, starved, dead, limits.few * limits.min_window * expected)
         if self.by_own_share:
             self._add_to_past(view, expected)
         if memory.steps < limits.min_window:
@@ -273,12 +274,10 @@ class Dead(Rule[DeadLimits, Memory]):
         memory, now = self.memory, dict[int, Silent]()
         before = memory.dead.get(index, {})
         most = max(1.0, self.limits.back * fair)
-        gone = sum(n < most for n in totals)
-        lines = takewhile(lambda line: line[1][index] >= gone, reversed(memory.lines))
+        few = [e for e, n in enumerate(totals) if n < most]
+        lines = takewhile(lambda line: line[1][index] >= len(few), reversed(memory.lines))
         died = min([memory.first, *(step for step, _ in lines)])
-        for expert in self._new(
-            index, [e for e, n in enumerate(totals) if n < most or e in before]
-        ):
+        for expert in self._new(index, sorted({*few, *before})):
             one, tokens = before.get(expert), totals[expert]
             if one is None or (one.tokens and not one.windows and not tokens):
                 one = Silent(memory.first, memory.first, self._share(index, expert), died)
@@ -286,7 +285,7 @@ class Dead(Rule[DeadLimits, Memory]):
             one.strays += tokens
             one.fair += fair * one.share
             one.expected += fair * one.share
-            if self._goes_on(one, step):
+            if self._may_be_dead(one, step):
                 now[expert] = one
             elif tokens > 1 + one.share * fair / 10 and self._lasts(one, memory.first):
                 memory.back[index] = expert, memory.first
@@ -318,8 +317,8 @@ class Dead(Rule[DeadLimits, Memory]):
             since=min(since),
         )
 
-    def _goes_on(self, one: Silent, step: int) -> bool:
-        """Whether it may still be dead; ends its window, unless that grows."""
+    def _may_be_dead(self, one: Silent, step: int) -> bool:
+        """End its window, unless that grows."""
         limits = self.limits
         if one.tokens >= max(1.0, limits.back * one.expected):
             return False

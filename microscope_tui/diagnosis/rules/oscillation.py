@@ -240,14 +240,14 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         limits, memory, balance = self.limits, self.memory, self.context.run.balance
         severity = Severity.WARN
         facts: dict[str, Fact] = {"period": period}
-        biases, said = memory.biases.get(index, []), balance.get("bias_update_rate")
-        rate = said = said if isinstance(said, int | float) else math.inf
+        biases, known = memory.biases.get(index, []), balance.get("bias_update_rate")
+        rate = configured = known if isinstance(known, int | float) else math.inf
         least, logged = limits.least_move, len(biases) == len(rows)
         if logged:
             rate = fmean(abs(b - a) for pair in pairwise(biases) for a, b in zip(*pair))  # noqa: B905
             if following(rows, biases) >= limits.follows:
                 least = min(least, memory.swings[index] / limits.gain)
-            facts["moves"] = rate if rate > 2 * said else 0.0
+            facts["moves"] = rate if rate > 2 * configured else 0.0
         moves = rate * period / 2
         again = index in memory.biases and balance.get("method") not in ("aux", "none")
         if moves < least and again:
@@ -281,7 +281,7 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         if moves := number(worst, "moves"):
             return (
                 why,
-                f"find what moves the bias by {moves:.2g} a step, the header has another rate",
+                f"find what moves the bias by {moves:.2g} a step: the header has another rate",
             )
         # The swing of a sign update is proportional to its rate: aim at half of the limit.
         factor = LEAST_SWING / 2 / max(LEAST_SWING, number(worst, "swing"))

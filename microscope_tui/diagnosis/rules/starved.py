@@ -183,7 +183,6 @@ class Starved(Rule[StarvedLimits, Memory]):
             even = (lines - many) * sum(sums) // max(1, many * len(sums))  # in the other lines
             sums = [count + even for count in sums]
             same = measures.starved_experts(sums) / self.sizes[index]
-            same = self._beyond_doubt(index, same, SummedCounts(1, [sums], sums))
             if same > limits.share:
                 share, limit = same, limits.share
             # Not while the same experts starve for long: then the window has the numbers.
