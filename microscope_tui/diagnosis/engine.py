@@ -138,9 +138,11 @@ class Diagnosis(_State):
 
     def _go_to(self, step: int) -> None:
         if self.last_step and not self.restarted:  # the gap at a restart is not the spacing
+            before = min(self.gaps, default=0)
             self.gaps.append(step - self.last_step)
             del self.gaps[:-_GAPS]
-            self.adapt()
+            if min(self.gaps) != before:
+                self.adapt()
         self.last_step = step
         self.restarted = False
         if self.judged_since is None and step > self.warm_until:
@@ -260,6 +262,7 @@ class Diagnosis(_State):
         self.ledger.context = context
         self.warm_until = max(self.warm_until, context.warm_up)
         self.ledger.end_others(self.rules, self.last_step + 1)
+        self.adapt()
 
     def _judge_by(self, run: RunRecord) -> Context:
         """Rules in use keep their memory."""

@@ -217,7 +217,7 @@ class Dead(Rule[DeadLimits, Memory]):
                 totals = counts if known is None else list(map(add, known, counts))
                 memory.rows[index] += 1
                 memory.totals[index] = totals
-                if min(totals) <= most or memory.dead.get(index):
+                if memory.dead.get(index) or min(totals) <= most:
                     continue
                 memory.rest[index] = view.step + _REST
             if value >= 0:

@@ -376,12 +376,14 @@ class Lint(Rule[LintLimits, Memory]):
         if effective is None or view.step <= self.context.warm_up:
             return False
         limits, floor = self.limits, self.routers[0].top_k
+        pools = self.context.run.balance.get(_OF_TRANSFORMERS) is not None
+        at_floor = pools and loss is not None and abs(loss - floor) <= limits.floor * floor
+        due = self.memory.pooled_for > 0 or self.memory.lines % limits.persistence == 0
+        if not (at_floor or due):
+            return False
         pairs = zip(effective.values, self.routers, strict=True)
         uneven = any(used < limits.uneven * router.num_experts for used, router in pairs)
-        at_floor = loss is not None and abs(loss - floor) <= limits.floor * floor
-        pools = self.context.run.balance.get(_OF_TRANSFORMERS) is not None
-        due = self.memory.pooled_for > 0 or self.memory.lines % limits.persistence == 0
-        return uneven and ((at_floor and pools) or (due and self._cancels_out(view)))
+        return uneven and (at_floor or self._cancels_out(view))
 
     def _cancels_out(self, view: StepView) -> bool:
         """The sum of all layers is far more even than independent layers make it."""
