@@ -24,6 +24,7 @@ def test_a_run_whose_loss_and_gradient_are_lost_has_diverged(value: str, words: 
     assert {e.rule for e in diagnosis.episodes} == {"DIVERGED", "GRADSPIKE"}
     assert (finding.rule, finding.onset, overall([finding])) == ("DIVERGED", 500, Severity.CRITICAL)
     assert advice.cause == f"diverged at 500: the loss is {words}"
+    assert advice.why == f"the loss is {words}, it was 2 before."
     assert advice.next.startswith("Go back to before step 500, lower the learning rate, and look")
 
 

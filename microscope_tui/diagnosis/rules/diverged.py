@@ -5,8 +5,15 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import BACK, Rule
+from microscope_tui.diagnosis.episodes import (
+    WHOLE_RUN,
+    Episode,
+    Fact,
+    Reading,
+    Readings,
+    Severity,
+)
+from microscope_tui.diagnosis.rules.base import BACK, Rule, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
 
@@ -26,6 +33,8 @@ class Memory(msgspec.Struct):
     """… and whether they were ever enough."""
     lost: int = 0
     """Lines in a row with another one."""
+    last: float | None = None
+    """The last finite loss."""
 
 
 class Diverged(Rule[DivergedLimits, Memory]):
@@ -58,6 +67,7 @@ class Diverged(Rule[DivergedLimits, Memory]):
             memory.finite += 1
             memory.measured = memory.measured or memory.finite >= self.limits.lines
             memory.lost = 0
+            memory.last = loss
             return {}
         memory.finite = 0
         memory.lost += 1
@@ -68,7 +78,10 @@ class Diverged(Rule[DivergedLimits, Memory]):
                 severity = Severity.CRITICAL
             else:
                 found = f"{_NOT_MEASURED}: never finite in {self.limits.lines} lines in a row"
-        return {WHOLE_RUN: Reading(severity, certain=True, facts={"loss": found})}
+        facts: dict[str, Fact] = {"loss": found}
+        if memory.last is not None:
+            facts["last"] = memory.last
+        return {WHOLE_RUN: Reading(severity, certain=True, facts=facts)}
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -76,4 +89,5 @@ class Diverged(Rule[DivergedLimits, Memory]):
         remedy = f"{BACK}, lower the learning rate, and look at the batch of that step"
         if loss.startswith(_NOT_MEASURED):
             remedy = "log the loss in every line, or in none"
-        return f"the loss is {loss}", remedy
+        before = f", it was {number(worst, 'last'):.3g} before" if "last" in worst.facts else ""
+        return f"the loss is {loss}{before}", remedy
