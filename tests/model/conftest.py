@@ -1,7 +1,5 @@
 """A model small enough that a test takes milliseconds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

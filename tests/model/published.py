@@ -1,7 +1,5 @@
 """Folders as Hugging Face publishes them, made small by transformers, and ways to spoil them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 What both compute is compared with transformers in ``test_parity.py`` and ``test_model_types.py``.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

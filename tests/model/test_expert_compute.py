@@ -1,7 +1,5 @@
 """The grouped product, one expert after the other and a naive sum are the same function."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

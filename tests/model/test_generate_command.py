@@ -1,7 +1,5 @@
 """``python -m moe_model.generate``: options that have the same effect or do not fit, and output."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

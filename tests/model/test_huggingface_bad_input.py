@@ -1,7 +1,5 @@
 """A folder that is damaged, contradicts itself or means harm is refused, and nothing is left."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

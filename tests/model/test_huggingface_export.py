@@ -3,8 +3,6 @@
 ``test_model_types.py`` has every model type; here are the writer and its command.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import time

@@ -1,7 +1,5 @@
 """Rotary tables and the scale of the softmax are those of transformers for every file."""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

@@ -1,7 +1,5 @@
 """Tokenizers travel both ways, and give the ids that transformers gives."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

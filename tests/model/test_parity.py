@@ -7,8 +7,6 @@ that its ``generate`` computes: they count the real tokens only. ``test_model_ty
 variants of the model, without padding.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

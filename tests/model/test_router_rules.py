@@ -1,7 +1,5 @@
 """What must hold for every router and every token, for any logits and biases."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

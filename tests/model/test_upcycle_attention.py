@@ -4,8 +4,6 @@ The oracle is transformers' Llama. Exact needs a latent as wide as the stream, a
 keys of all heads that are mixes of one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """A dense feed-forward and the experts made of it compute the same for every choice of experts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Runs of seconds: a few thousand parameters on a short text that the tests make themselves."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

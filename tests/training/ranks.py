@@ -5,8 +5,6 @@ ranks (``together``); one in which a rank is lost has a world of its own (``apar
 written to ``DIR/SIZE-RANK.json``, by the name of the claim.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

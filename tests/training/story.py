@@ -1,7 +1,5 @@
 """What two logs of the same run must have in common, and what may happen to a run."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What ranks compare before they train together: the options, and what the run starts from."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The order of the data, checked against windows and targets counted by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checkpoints: whole or not there, and a damaged one says so."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

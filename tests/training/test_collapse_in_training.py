@@ -1,7 +1,5 @@
 """The trainer notices its own collapse, follows ``--on-collapse`` and says how to go back."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from types import ModuleType

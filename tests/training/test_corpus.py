@@ -1,7 +1,5 @@
 """From documents to two parts of token ids; the oracle of the ids is the tokenizer itself."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Forks, and runs resumed from earlier steps: nothing is lost, nothing returns unasked."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ On a CPU a read costs nothing, on a GPU it empties the queue. Where there is no 
 as torch is asked for them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any

@@ -4,8 +4,6 @@ Whatever it holds, a run resumes from the checkpoint before it, or ends with one
 no loop without end, nothing that a terminal would obey.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

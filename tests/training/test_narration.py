@@ -4,8 +4,6 @@ A standard error that is full, closed or gone costs words and nothing else; text
 and names of files reach the terminal without what could steer it.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -3,8 +3,6 @@
 ``ranks.py`` beside this file holds what ranks must find, over gloo on this machine.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import socket

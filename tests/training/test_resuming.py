@@ -1,7 +1,5 @@
 """A resumed run is identical to one that never stopped."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whole runs of several processes: the same run as one process with the whole batch."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Sequence

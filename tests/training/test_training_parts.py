@@ -1,7 +1,5 @@
 """Options, data, schedule and console, each alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import random

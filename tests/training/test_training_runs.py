@@ -1,7 +1,5 @@
 """Whole runs: what they write, that they learn, and that they can be repeated."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """What a person can get wrong ends with code 64 and one line: what, the values, what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
