@@ -169,9 +169,7 @@ def test_every_meter_fault_has_its_own_words(cause: str, words: str) -> None:
          "only."),
     ],
 )  # fmt: skip
-def test_the_words_depend_on_the_run(
-    rule: str, changes: dict[str, Any], run: dict[str, Any], words: str
-) -> None:
+def test_the_words_depend_on_the_run(rule: str, changes: Any, run: Any, words: str) -> None:
     advice = alone(episode(rule, **changes), run=RunRecord("r", (), **run) if run else RUN)
     assert words.lower() in f"{advice.why} {advice.next}".lower()
 

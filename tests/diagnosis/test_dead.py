@@ -170,9 +170,7 @@ def test_the_same_experts_starve_if_they_get_little_of_500_steps(alive: int, war
 
 
 @pytest.mark.parametrize(("share", "back"), [(0.02, ()), (1.0, (3, 401))])
-def test_a_dead_expert_comes_back_with_a_tenth_of_its_share(
-    share: float, back: tuple[int, ...]
-) -> None:
+def test_a_dead_expert_comes_back_with_a_tenth_of_its_share(share: float, back: Any) -> None:
     gone = silent(32, (3, 9), 150)
     blip = lambda n: [*gone(n)[:3], share, *gone(n)[4:]] if n in range(401, 409) else gone(n)  # noqa: E731
     now = of(run(blip, 440, 500), "DEAD").now

@@ -73,9 +73,7 @@ def causes(records: list[Record]) -> list[Any]:
         ({"profile": "eval", "source": {"counts": "local_rank"}}, [("one rank", INFO)]),
     ],
 )
-def test_a_setting_is_reported_at_the_first_step(
-    changes: dict[str, Any], found: list[tuple[str, Severity]]
-) -> None:
+def test_a_setting_is_reported_at_the_first_step(changes: dict[str, Any], found: Any) -> None:
     records = [header(**changes), *steps(1, 3)]
     assert causes(records) == [(*cause, 1) for cause in found]
 

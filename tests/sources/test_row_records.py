@@ -260,9 +260,7 @@ class Live:
         return found
 
 
-def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(monkeypatch: Any) -> None:
     monkeypatch.setattr(step_rows, "COMPLETE_AFTER_S", 1e6)
     run = Live()
     run.logger._rows, run.logger.modified = [(1, EVEN)], time.time()
@@ -303,9 +301,7 @@ def test_the_late_rest_of_a_step_before_the_header_is_merged(step: int) -> None:
     assert (found["loss"], found["tokens_per_expert"]) == (2.0, [[500_000, 500_000]])
 
 
-def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(monkeypatch: Any) -> None:
     now = [1000.0]
     clock = SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0])
     monkeypatch.setattr(step_rows, "time", clock)

@@ -141,9 +141,7 @@ def test_fast_and_slow_ways_read_the_same(wall: float, step: int, tag: str, numb
     ]
 
 
-def test_steps_of_one_layout_are_read_like_single_events(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_of_one_layout_are_read_like_single_events(tmp_path: Path, monkeypatch: Any) -> None:
     whole: list[Row | None] = []
     alone = StepLayout.row
     monkeypatch.setattr(StepLayout, "row", lambda *of: whole.append(alone(*of)) or whole[-1])

@@ -50,9 +50,7 @@ def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offe
     assert named - offered(trainer) == {"--help", "--help-all", "--model.FIELD"}
 
 
-def test_every_flag_has_help(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
+def test_every_flag_has_help(trainer: ModuleType, monkeypatch: Any, capsys: Capsys) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     assert trainer.run_command(trainer.app, ["--help-all"]) == 0
     text = capsys.readouterr().out

@@ -178,11 +178,7 @@ def test_the_log_is_never_behind_its_checkpoint(
 
 
 def test_a_broken_recorder_costs_a_warning_and_not_the_run(
-    trainer: ModuleType,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capsys,
-    tmp_path: Path,
+    trainer: ModuleType, train: Train, monkeypatch: Any, capsys: Capsys, tmp_path: Path
 ) -> None:
     fail = mock.Mock(side_effect=RuntimeError("disk on fire"))
     monkeypatch.setattr(trainer.RunRecorder, "record_step", fail)
@@ -193,11 +189,7 @@ def test_a_broken_recorder_costs_a_warning_and_not_the_run(
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing_and_too_many_end_the_run(
-    trainer: ModuleType,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    read_log: ReadLog,
-    capsys: Capsys,
+    trainer: ModuleType, train: Train, monkeypatch: Any, read_log: ReadLog, capsys: Capsys
 ) -> None:
     real = trainer.gradient_squares
     monkeypatch.setattr(trainer, "gradient_squares", lambda *given: real(*given) * math.nan)

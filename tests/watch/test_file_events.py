@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -127,9 +128,7 @@ def test_a_folder_that_is_not_there_is_polled(tmp_path: Path) -> None:
     assert (events.mode, events.reason) == ("polling", "No such file or directory")
 
 
-def test_too_many_folders_are_polled(
-    log: Path, watching: Watching, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_folders_are_polled(log: Path, watching: Watching, monkeypatch: Any) -> None:
     monkeypatch.setattr(file_events, "_MAX_FOLDERS", 3)
     root = log.parents[1]
     (root / "second").mkdir()

@@ -112,9 +112,7 @@ def test_a_list_of_many_runs_reads_only_the_ends_of_logs(tmp_path: Path, reads: 
     assert sum(reads) < path.stat().st_size / 20
 
 
-def test_a_run_that_did_not_change_is_not_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_did_not_change_is_not_looked_at_again(tmp_path: Path, monkeypatch: Any) -> None:
     for at in range(5):
         write(tmp_path, f"run{at}", 3600)
     fleet = fleet_of(tmp_path)
