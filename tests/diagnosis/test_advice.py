@@ -63,8 +63,6 @@ def advice_of(*episodes: Episode, **known: Any) -> dict[str, Advice]:
     return {finding.rule: advice for finding, advice in explained(*episodes, **known)}
 
 
-# The words of every rule.
-
 CASES: list[tuple[str, float, float, dict[str, Any], str]] = [
     ("COLLAPSE", 0.02, 0.15, {"effective": 2.1, "usual": 7.9, "share": 0.97, "experts": (1, 5)},
      f"""
@@ -174,9 +172,6 @@ def test_the_words_depend_on_the_run(rule: str, changes: Any, run: Any, words: s
     assert words.lower() in f"{advice.why} {advice.next}".lower()
 
 
-# Which layers, since when, and what is over.
-
-
 def test_a_verdict_names_the_trouble_its_layer_and_its_onset() -> None:
     facts = {"effective": 8.7, "experts": tuple(range(8)), "share": 0.97}
     advice = alone(episode("COLLAPSE", 11960, facts=facts, recurrence=1))
@@ -231,9 +226,6 @@ def test_layers_are_a_shock_together_only_if_each_of_them_is(layers: Any, words:
         for index, (onset, end) in enumerate(layers)
     ]
     assert advice_of(*episodes)["COLLAPSE"].verdict.endswith(words)
-
-
-# The remedy fits the settings of this run.
 
 
 @pytest.mark.parametrize(
@@ -311,9 +303,6 @@ def test_a_bias_rate_is_advised_by_the_scale_of_the_scores(
     run = RunRecord("r", (), balance=BIAS, score_function=score_function)
     advice = alone(episode(rule, 900, facts=facts), run=run).next
     assert advice.startswith(f"Raise bias_update_rate from {words}")
-
-
-# One trouble may be part of another.
 
 
 def test_a_forced_collapse_explains_what_its_layer_shows_from_then_on() -> None:
@@ -486,9 +475,6 @@ def test_only_a_sign_update_is_made_faster() -> None:
     ):
         run = replace(RUN, balance=BIAS | {"update": update})
         assert alone(episode("COLLAPSE"), run=run).next.startswith(words)
-
-
-# One cause on top, the others are its symptoms.
 
 
 def setting(cause: str, severity: Severity = Severity.WARN) -> Episode:

@@ -26,8 +26,6 @@ SMALL = [
     "--model.v_head_dim=8", "--model.max_position_embeddings=32",
     "--batch-size=4", "--device=cpu", "--dtype=fp32",
 ]  # fmt: skip
-
-
 SHORT = ("--steps=4", "--save-every=2", "--eval-every=100")
 """A run with the checkpoints ``latest`` (step 4), which is ``best`` as well, and ``previous``."""
 

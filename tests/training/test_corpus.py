@@ -147,9 +147,6 @@ def test_the_digest_is_of_texts_and_boundaries_and_not_of_names() -> None:
     assert re.fullmatch("[0-9a-f]{64}", digests.pop())
 
 
-# ---- kept for the next start -----------------------------------------------------------------
-
-
 @pytest.fixture
 def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     """Documents that count as long, although they are not, and an empty cache."""

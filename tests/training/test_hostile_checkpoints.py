@@ -203,9 +203,6 @@ def test_progress_that_a_run_wrote_is_read_back() -> None:
     assert Progress.from_dict(fresh.to_dict(), 0).best_loss == fresh.best_loss
 
 
-# ---- any description ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A checkpoint of a small model, and its ``checkpoint.json``."""

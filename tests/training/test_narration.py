@@ -32,8 +32,6 @@ PROGRESS = Progress(
     step=4, loss=2.5, validation_loss=2.25, tokens_per_s=12345.6, collapse_index=[0.4, 0.8],
     entropy=[2.07, 2.0],
 )  # fmt: skip
-
-
 KINDS = pytest.mark.parametrize("kind", ["full", "closed file", "closed from the start"])
 
 
@@ -53,9 +51,6 @@ def mute(kind: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, closing(stream) if stream else nullcontext():
         patch.setattr(sys, "stderr", stream)
         yield
-
-
-# --- plain text ---------------------------------------------------------------------------------
 
 
 def test_what_a_terminal_could_obey_is_replaced_and_lines_are_kept_where_they_are_wanted() -> None:
@@ -96,9 +91,6 @@ def test_a_text_in_pieces_reads_as_in_one(first: str, second: str, multi_line: b
     assert shown(first) + shown(second) == shown(first + second)
 
 
-# --- a terminal that is not steered -------------------------------------------------------------
-
-
 def test_a_line_of_narration_is_one_line_and_plain(capsys: Capsys) -> None:
     say(f"{HOSTILE}\ntrain.py: finished\n")
     assert capsys.readouterr().err == f"{HARMLESS} d train.py: finished\n"
@@ -131,9 +123,6 @@ def test_a_run_on_hostile_text_under_hostile_names_leaves_the_terminal_alone(
     assert f"{REPLACEMENT}]0;owned{REPLACEMENT}" in text
     assert f"{REPLACEMENT}[31mlogs" in text
     assert all(char in "\n\t" or char.isprintable() for char in text)
-
-
-# --- a standard error that takes nothing --------------------------------------------------------
 
 
 @KINDS
@@ -179,9 +168,6 @@ def test_the_exit_code_on_a_full_disk_is_that_of_the_command(code: int) -> None:
             [sys.executable, "-c", program], env=environment, cwd=ROOT, stderr=full, timeout=60
         )
     assert done.returncode == code
-
-
-# --- the numbers beside the bar -----------------------------------------------------------------
 
 
 def drawn(width: int, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -49,9 +49,6 @@ def test_ranks_that_lose_one(ranks: Callable[..., Path], claim: str) -> None:
     check(ranks("apart"), claim, claim, APART[claim][0] - 1)
 
 
-# ---- one process -----------------------------------------------------------------------------
-
-
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No launcher has set anything."""
