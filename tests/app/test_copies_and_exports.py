@@ -158,9 +158,7 @@ async def test_a_view_is_written_here_and_never_over_another_one(
             assert "Router collapse" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-async def test_a_folder_that_cannot_be_written_is_reported(
-    collapsed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_folder_that_cannot_be_written_is_told(collapsed: Path, monkeypatch: Any) -> None:
     refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr("microscope_tui.app.out.write_new", refused)
     async with open_app(collapsed, "w", size=(120, 40)) as app:

@@ -246,9 +246,7 @@ def test_layers_are_a_shock_together_only_if_each_of_them_is(layers: Any, words:
          "raise z_loss_weight from 0.0001 to 0.001 and"),
     ],
 )  # fmt: skip
-def test_the_remedy_names_the_setting_that_this_run_has(
-    rule: str, balance: dict[str, Any], remedy: str
-) -> None:
+def test_the_remedy_names_the_setting_of_the_run(rule: str, balance: Any, remedy: str) -> None:
     words = alone(episode(rule), run=RunRecord("r", (), balance=balance)).next
     assert words.lower().startswith(remedy)
 
@@ -448,9 +446,7 @@ def test_a_rate_that_makes_the_load_swing_is_not_raised(rule: str) -> None:
 @pytest.mark.parametrize(
     ("swing", "rate"), [(0.0, 0.003), (0.1, 0.003), (0.15, 0.002), (0.2, 0.0015), (0.21, None)]
 )
-def test_a_rate_is_raised_only_as_far_as_the_largest_swing_leaves_room(
-    swing: float, rate: float | None
-) -> None:
+def test_a_rate_is_raised_as_far_as_swings_leave_room(swing: float, rate: float | None) -> None:
     words = alone(episode("COLLAPSE"), swing=swing).next
     assert words.startswith(f"Raise bias_update_rate from 0.001 to {rate} " if rate else "A higher")
 

@@ -145,9 +145,7 @@ def test_what_starves_in_turn_is_dated_to_its_first_step_and_ends_after_50_clean
 
 @pytest.mark.parametrize(("every", "onset"), [(1, 205), (10, 211)])
 @pytest.mark.parametrize("left", [0, 0.0002])
-def test_dead_experts_are_dated_to_their_first_line_not_block(
-    every: int, onset: int, left: float
-) -> None:
+def test_dead_experts_are_dated_to_a_line_not_a_block(every: int, onset: int, left: float) -> None:
     found = of(run(silent(32, (3, 9), 205, left), 700, 500, every=every), "DEAD")
     assert found.onset == onset
     # With chance zeros before it, not before the block in which they died.

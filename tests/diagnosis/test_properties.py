@@ -149,9 +149,7 @@ def test_a_crafted_layer_sways_no_verdict_of_another(lies: list[Any]) -> None:
     NUMBERS,
 )
 @example([(0, [None] * 3)], "entropy", [0] * 8, float("inf"))
-def test_no_record_breaks_the_engine(
-    steps: list[Any], name: str, counts: list[int], scalar: float | None
-) -> None:
+def test_no_record_breaks_the_engine(steps: Any, name: str, counts: Any, scalar: Any) -> None:
     diagnosis = Diagnosis(run_record(3, planned_steps=-5))
     for step, values in steps:
         record = StepRecord(

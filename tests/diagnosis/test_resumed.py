@@ -154,9 +154,7 @@ def starving(n: int) -> list[int]:
     ("rule", "sick", "fact"),
     [("DEAD", dying, ("experts", (3,))), ("STARVED", starving, ("reference", 0.0))],
 )
-def test_a_resume_does_not_make_damage_the_reference_of_a_fine_tuning(
-    rule: str, sick: Counts, fact: tuple[str, Any]
-) -> None:
+def test_a_resume_does_not_make_damage_the_reference(rule: str, sick: Counts, fact: Any) -> None:
     found = of(judge(resumed(450, 401, 600, sick, sick, profile="finetune")), rule)
     assert (found.active, found.facts[fact[0]]) == (True, fact[1])
 

@@ -45,9 +45,7 @@ def make_case() -> MakeCase:
     ],
 )
 @torch.no_grad()
-def test_experts_compute_what_the_dense_feed_forward_did(
-    make_case: MakeCase, width: int, fields: dict[str, Any]
-) -> None:
+def test_experts_compute_what_the_dense_one_did(make_case: Any, width: int, fields: Any) -> None:
     dense, moe = make_case(width, **fields)
     x_BSD = torch.randn(2, 30, 48, generator=torch.Generator().manual_seed(3))
     expected = dense(x_BSD)

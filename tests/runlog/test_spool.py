@@ -55,9 +55,7 @@ def test_the_limit_holds_on_the_disk_also_while_the_older_half_is_dropped(monkey
     assert limit // 3 < most <= limit + 2 * 65536
 
 
-def test_the_file_has_no_name_and_only_its_owner_may_open_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_has_no_name_and_only_its_owner_opens_it(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spool = Spool(9000)
     for _ in range(9):

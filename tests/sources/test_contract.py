@@ -130,9 +130,7 @@ def test_another_run_restarts_and_a_deleted_file_is_reported(tmp_path: Path, sou
     assert not reader.deleted
 
 
-def test_a_pipe_is_refused_without_waiting_and_a_link_in_a_folder_is_not_followed(
-    tmp_path: Path, sound: Sound
-) -> None:
+def test_a_pipe_is_refused_at_once_and_no_link_is_followed(tmp_path: Path, sound: Sound) -> None:
     form, path = FORMATS[sound.form], tmp_path / sound.file
     os.mkfifo(path)
     for refused in (path, tmp_path / "missing"):

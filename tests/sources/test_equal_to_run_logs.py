@@ -63,9 +63,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_the_real_writers_wrote_gives_the_records_of_a_run_log_with_its_numbers(
-    name: str, tmp_path: Path
-) -> None:
+def test_what_real_writers_wrote_is_a_run_log_with_its_numbers(name: str, tmp_path: Path) -> None:
     file, expected = FILES[name]
     path = GOLDEN / name
     content = path.read_bytes() if path.exists() else database(f"{name}.sql")

@@ -98,9 +98,7 @@ def _both(*logs: list[dict[str, float]]) -> list[dict[str, float]]:
     ],
 )
 @pytest.mark.parametrize("more", [{}, {"": 1.0}, {"tokens_per_step": 5e-324}, {"moe/x/0/9": 1e308}])
-def test_numbers_that_may_be_something_else_are_proposed_at_most(
-    tmp_path: Path, key: str, more: dict[str, float]
-) -> None:
+def test_ambiguous_numbers_are_proposed_at_most(tmp_path: Path, key: str, more: Any) -> None:
     key = key.replace("e15", "0" * 15)
     rows = _matrix(key, 32, 8, **more)
     if "capacity" in key:

@@ -35,9 +35,7 @@ def offered(trainer: ModuleType) -> set[str]:
     return {a.name for a in trainer.app.assemble_argument_collection() if not a.children}
 
 
-def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offered(
-    trainer: ModuleType,
-) -> None:
+def test_every_flag_in_the_documents_and_field_of_the_model_is_offered(trainer: ModuleType) -> None:
     """Flags after ``train.py`` on any page, and those in backticks on the trainer's own page."""
     pages = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
     commands = " ".join(re.findall(r"train\.py([^`#\n]*)", " \n".join(pages.values())))

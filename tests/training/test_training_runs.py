@@ -95,9 +95,7 @@ def test_bias_of_a_line_is_the_one_its_tokens_were_routed_with(trained: GetTrain
     assert log[-1]["expert_bias"] == log[-2]["expert_bias"], "the rate is zero at the end"
 
 
-def test_same_seed_gives_the_same_losses_and_biases_and_another_does_not(
-    train: Train, read_log: ReadLog
-) -> None:
+def test_same_seed_same_losses_and_biases_and_another_not(train: Train, read_log: ReadLog) -> None:
     """Evaluation at other steps must not change the run either."""
     for run, seed, every in (("a", 7, 2), ("b", 7, 3), ("c", 8, 3)):
         flags = (f"--run={run}", f"--seed={seed}", f"--eval-every={every}")
