@@ -20,6 +20,7 @@ from unittest import mock
 
 from msgspec.structs import replace
 
+from microscope_tui import runlog
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.lines import (
@@ -31,15 +32,6 @@ from microscope_tui.lines import (
     spelled,
 )
 from microscope_tui.report import CheckRequest, format_check, judge, verdict_json, verdict_text
-from microscope_tui.runlog import (
-    NoRuns,
-    RunFile,
-    RunReader,
-    StepEntry,
-    UnknownFormat,
-    find_runs,
-    glance,
-)
 from microscope_tui.watch import Fleet, RunWatch, pin, pin_at, run_watch, view_of
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import difference, hurts, outcome, plain
@@ -85,23 +77,23 @@ def same_entries_however_cut(log: bytes, rng: random.Random) -> None:
 
 
 def _entries(pieces: list[bytes]) -> object:
-    reader, found = RunReader("r"), list[object]()
+    reader, found = runlog.RunReader("r"), list[object]()
     try:
         for piece in pieces:
             for entry in reader.feed(piece):
-                if isinstance(entry, StepEntry):
+                if isinstance(entry, runlog.StepEntry):
                     found.append((entry.offset, entry.record.step))
                     one_row_is_as_good_as_all(entry)
                 else:
                     found.append(plain(entry))
-    except UnknownFormat as error:
+    except runlog.UnknownFormat as error:
         found.append(str(error))
     for reason in reader.defects.first:
         harmless(reason)
     return found, reader.defects.count, reader.defects.first
 
 
-def one_row_is_as_good_as_all(entry: StepEntry) -> None:
+def one_row_is_as_good_as_all(entry: runlog.StepEntry) -> None:
     """The counts of one router alone are those that it has among all of them."""
     alone = [entry.counts(router) for router in range(entry.routers)]
     if entry.has_counts and alone != entry.matrices().tokens_per_expert:
@@ -111,7 +103,7 @@ def one_row_is_as_good_as_all(entry: StepEntry) -> None:
 def follow(path: Path, rng: random.Random) -> RunWatch:
     """Read the log in slices; sometimes a sample comes first."""
     memory = rng.choice([1 << 12, 1 << 20, 1 << 27])
-    file = RunFile(PIPE_NAME, path, 0.0)
+    file = runlog.RunFile(PIPE_NAME, path, 0.0)
     watch = RunWatch(file, memory_bytes=memory, patient=rng.random() < 0.3)
     if rng.random() < 0.1:
         watch.open_overview()
@@ -225,13 +217,13 @@ def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
 
 def run_list(root: Path, path: Path) -> None:
     """The list of runs, and the summary of a run at a glance."""
-    seen = glance(path)
+    seen = runlog.glance(path)
     if seen.step_time_s is not None and not 0.0 <= seen.step_time_s < math.inf:
         raise Hurt(f"a step took {seen.step_time_s} s")
     fleet = Fleet(root)
     try:
-        find_runs(root)
-    except NoRuns as error:
+        runlog.find_runs(root)
+    except runlog.NoRuns as error:
         harmless(str(error).replace(str(root), ""))
     fleet.search(now=True)
     for file in fleet.runs[:1]:
