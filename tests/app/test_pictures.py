@@ -37,8 +37,6 @@ HOSTILE = "\x1b]52;c;aGFja2Vk\x07[red]w[gate]\u202e[@click=app.quit]x[/]" + "名
 
 
 class Case(NamedTuple):
-    """One picture."""
-
     screen: str
     size: tuple[int, int]
     colours: str

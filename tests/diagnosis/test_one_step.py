@@ -18,7 +18,6 @@ Rows = list[list[int]]
 
 
 def dump(rows: Rows, top_k: int | None = 2, tokens: int | None = None, **changes: Any) -> Any:
-    """The records of a dump with these counts."""
     depths = list(range(len(rows)))
     names = [f"L{depth}" for depth in depths]
     model = {"layers": depths, "layer_names": names, "num_experts": len(rows[0]), "top_k": top_k}

@@ -39,7 +39,6 @@ def _one_thread() -> None:
 
 
 def make_config(**fields: Any) -> ModelConfig:
-    """The config of the small model with some fields replaced."""
     return ModelConfig(**{**SMALL, **fields})
 
 

@@ -24,7 +24,6 @@ _SPECIAL = [*b"\0 \xff \x7f \x80 \x01 \n \x12 NaN 1e999".split(b" "), b"[" * 64]
 
 @cache
 def seeds_of(name: str) -> list[bytes]:
-    """The files of a format that are damaged."""
     paths = sorted(path for path in GOLDEN.glob(f"{name}*") if path.suffix != ".sql")
     golden = [path.read_bytes() for path in paths]
     return golden or [sound.content(RUN) for sound in SOUND if sound.form == name]

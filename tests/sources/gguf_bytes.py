@@ -27,7 +27,6 @@ def file_of(*values: bytes, tensors: Sequence[bytes] = (), version: int = 3) -> 
 def imatrix(
     rows: Mapping[str, Sequence[float]], chunks: int = 0, size: int = 0, datasets: int = 1
 ) -> bytes:
-    """An importance matrix with these tensors."""
     named = b"".join(text(f"/a/{n:03}") for n in range(datasets))
     values = (
         value("general.type", 8, text("imatrix")),

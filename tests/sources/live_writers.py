@@ -113,8 +113,6 @@ class Trackio(Live):
 
 
 class SGLang(Live):
-    """A dump per step."""
-
     def __init__(self, folder: Path) -> None:
         self.path = folder
         for step in range(1, FIRST + 1):

@@ -47,7 +47,6 @@ def history(
 
 
 def config(**values: object) -> bytes:
-    """A ``Record`` that updates the configuration."""
     return part(5, b"".join(part(1, item(key, value)) for key, value in values.items()))
 
 
@@ -59,7 +58,6 @@ def run(run_id: str = "abc123", display_name: str = "", **values: object) -> byt
 
 
 def exit_record(code: int) -> bytes:
-    """The ``Record`` at the end of a run."""
     return part(18, part(1, code) if code else b"")
 
 
@@ -70,12 +68,10 @@ def chunk(kind: int, data: bytes) -> bytes:
 
 
 def log(records: Iterable[bytes]) -> bytes:
-    """A file of these records."""
     return b"".join(pieces(records))
 
 
 def pieces(records: Iterable[bytes]) -> Iterator[bytes]:
-    """The same piece by piece."""
     yield FILE_HEADER
     at = len(FILE_HEADER)
     for record in records:

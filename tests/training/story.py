@@ -16,7 +16,6 @@ Capsys = pytest.CaptureFixture[str]
 
 
 def steps(log: Log) -> Log:
-    """The records of steps."""
     return [record for record in log if record["kind"] == "step"]
 
 
