@@ -1,7 +1,7 @@
 """What no record may do: sway another layer's verdict, hang the engine, depend on an order."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,9 +31,7 @@ def readings_of(step: int) -> dict[str, Any]:
     return {"grad_norm": spike, "router": {"z_loss": [4.0 if step < 200 else 50.0] * 3}}
 
 
-def judged(
-    history: Sequence[Rows], readings: Callable[[int], dict[str, Any]] = lambda step: {}
-) -> Diagnosis:
+def judged(history: Sequence[Rows], readings: Any = lambda step: {}) -> Diagnosis:
     diagnosis = Diagnosis(run_record(len(history[0])))
     for step, rows in enumerate(history, start=1):
         observe(diagnosis, step, rows, readings(step))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from unittest import mock
 
 from msgspec.structs import replace
@@ -23,14 +24,7 @@ from msgspec.structs import replace
 from microscope_tui import runlog
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.lines import (
-    Glyphs,
-    fit_list,
-    plain as text_of,
-    run_line,
-    snapshot_text,
-    spelled,
-)
+from microscope_tui.lines import Glyphs, fit_list, plain as shown, run_line, snapshot_text, spelled
 from microscope_tui.report import CheckRequest, format_check, judge, verdict_json, verdict_text
 from microscope_tui.watch import Fleet, RunWatch, pin, pin_at, run_watch, view_of
 from tests.hostile.logs import hostile_log
@@ -128,12 +122,7 @@ def look(watch: RunWatch, rng: random.Random) -> None:
         harmless(text)
 
 
-def draw(
-    watch: RunWatch,
-    rng: random.Random,
-    windows: list[tuple[int, int | None]],
-    alphabets: list[Glyphs],
-) -> None:
+def draw(watch: RunWatch, rng: random.Random, windows: Any, alphabets: list[Glyphs]) -> None:
     """The main screen as text, in these sizes and alphabets, now or at a step of the past."""
     for columns, rows in windows:
         for glyphs in alphabets:
@@ -234,9 +223,9 @@ def run_list(root: Path, path: Path) -> None:
     cards = fleet.cards()
     for columns in (20, 80, 160):
         layout = fit_list(cards, columns)
-        harmless(text_of(layout.heads()))
+        harmless(shown(layout.heads()))
         for card in cards:
-            harmless(text_of(run_line(card, layout, chosen=card.open)))
+            harmless(shown(run_line(card, layout, chosen=card.open)))
 
 
 def harmless(text: str) -> None:

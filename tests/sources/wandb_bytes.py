@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 BLOCK = 32 * 1024
 FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
@@ -34,11 +35,7 @@ def item(key: str | Sequence[str], value: object, *, old: bool = False) -> bytes
     return b"".join(part(1 if old else 2, name.encode()) for name in names) + part(16, text)
 
 
-def history(
-    values: Mapping[str, object] | Sequence[tuple[Sequence[str], object]],
-    step: int | None = None,
-    **options: bool,
-) -> bytes:
+def history(values: Any, step: int | None = None, **options: bool) -> bytes:
     """A ``Record`` with one row of history."""
     pairs = values.items() if isinstance(values, Mapping) else values
     items = b"".join(part(1, item(key, value, **options)) for key, value in pairs)

@@ -111,11 +111,7 @@ GetTrained = Callable[..., Trained]
 
 
 @pytest.fixture(scope="session")
-def trained(
-    trainer: ModuleType,
-    arguments_in: Callable[..., list[str]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> GetTrained:
+def trained(trainer: ModuleType, arguments_in: Any, tmp_path_factory: Any) -> GetTrained:
     """Train ``r`` with these options, once for all tests; ``after`` it was trained with others."""
 
     @cache

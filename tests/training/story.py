@@ -45,9 +45,7 @@ class KilledError(BaseException):
     """Ends a run of this process as SIGKILL would: nothing may catch it."""
 
 
-def before_step(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[], Any]
-) -> None:
+def before_step(trainer: ModuleType, monkeypatch: Any, step: int, happens: Any) -> None:
     """Let something happen to a run just before it makes ``step``."""
 
     def stepping(run: Any, at: int) -> Any:
