@@ -16,15 +16,7 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from microscope_tui.app import (
-    MOST_BYTES,
-    Preferences,
-    Rows,
-    Tiles,
-    row_text,
-    value_text,
-    verdict_text,
-)
+from microscope_tui.app import MOST_BYTES, Preferences, Rows, row_text, value_text, verdict_text
 from microscope_tui.app.out import _clean
 from microscope_tui.diagnosis import Advice
 from microscope_tui.lines import SteadyLevels
@@ -175,7 +167,7 @@ async def test_a_picture_from_a_session_of_16_colours_is_in_truecolor(
             await app.is_judged()
             app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
             await app.redraw()
-            cells = app.screen.query_one(Tiles).query(Rows)
+            cells = app.screen.query_one("Tiles").query(Rows)
             before = [list(part._strips) for part in cells]
             await app.press("S")
             await app.sees("written: ", "keys")

@@ -9,6 +9,7 @@ from tests.conftest import header
 from tests.diagnosis.conftest import COLLAPSED, about, even, judge, loud, of, steps, without_expert
 
 LOW = about([1900, 1400, 400, 120, 80, 76, 64, 56])  # c is .27
+BUSY = about([840, 830, 820, 810, 200, 200, 198, 198])
 OVER = {"router": lambda n: {"drop_rate": [0.1 if n <= 230 else 0.0] * 3}}
 
 
@@ -27,12 +28,7 @@ def settling(last: int, low: Any = LOW) -> Any:
         ("COLLAPSE", LOW, {}, Severity.WARN),
         ("DEAD", settling(220, lambda n: without_expert(even(n), 3)), {}, Severity.INFO),
         ("DROPS", even, OVER, Severity.INFO),
-        (
-            "OVERLOAD",
-            settling(200, about([840, 830, 820, 810, 200, 200, 198, 198])),
-            {},
-            Severity.WARN,
-        ),
+        ("OVERLOAD", settling(200, BUSY), {}, Severity.WARN),
     ],
 )
 def test_a_warning_of_four_rules_that_heals_within_300_steps_of_the_start_is_information(

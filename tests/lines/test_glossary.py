@@ -10,6 +10,7 @@ import pytest
 from microscope_tui import lines
 from microscope_tui.app import SCREENS
 from microscope_tui.diagnosis import Severity
+from microscope_tui.lines import frame, numbers, run_list, table
 from microscope_tui.watch import Fleet, RunView, RunWatch, state, view_of
 
 _PLAIN = """
@@ -46,7 +47,7 @@ def test_every_column_of_the_main_screen(view: RunView) -> None:
         layout = lines.fit(view, columns, 40)
         for run in (view.run, None):
             heat = lines.Heat(lines.Look(measure=measure, order=order), run)
-            heads = lines.plain(lines.table.column_heads(view, layout, heat))
+            heads = lines.plain(table.column_heads(view, layout, heat))
             assert not unexplained("main", heads), heads
 
 
@@ -57,7 +58,7 @@ def test_every_chart(view: RunView) -> None:
         titles = [c.name for c in lines.expert_charts(layer, 0, lines.LoadSeries(()), "").values()]
         assert not unexplained("expert", *titles)
     drawn = [lines.course_chart(view, name) for name in ("loss", "balance", "max-load")]
-    labels = [lines.label_of(name) for name in lines.numbers._LABELS]
+    labels = [lines.label_of(name) for name in numbers._LABELS]
     assert not unexplained("course", *(chart.name for chart in drawn), *labels)
 
 
@@ -66,20 +67,20 @@ def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
     assert not unexplained("alerts", lines.plain(lines.fit_alerts(entries, 100).heads()))
     details = [line for entry in entries for line in lines.unfolded(entry, 80, 40) if len(line) > 1]
     assert not unexplained("alerts", *(line[0].text for line in details))
-    layout = lines.run_list.fit_list(Fleet(tmp_path).cards(), 120)
+    layout = run_list.fit_list(Fleet(tmp_path).cards(), 120)
     assert not unexplained("runs", lines.plain(layout.heads()), "open pinned")
 
 
 def test_every_state_badge_and_condition() -> None:
     listed_only = {state.RunState.ARCHIVED, state.RunState.ERROR, state.RunState.UNKNOWN}
     ended = set(state.RunState) - listed_only
-    assert set(lines.frame.STATE_ROLES) <= ended
+    assert set(frame.STATE_ROLES) <= ended
     for screen in GLOSSARY:
         assert not unexplained(screen, *(ended - {state.RunState.STALE}), "stalled", "usually 2")
         assert not unexplained(screen, "no end record")
     of_runs = "archived error to be judged, not judged healthy solo selected"
     assert not unexplained("runs", of_runs)
-    assert not unexplained("main", *lines.frame._BADGES.values(), "healthy", "seen")
+    assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
     assert not unexplained("alerts", *lines.AlertState, *lines.WORD_OF_SEVERITY.values())
     assert not unexplained("alerts", *(severity.label for severity in Severity))
