@@ -40,17 +40,12 @@ def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     few = total <= bins * (1 if given else _FEW)
     if first >= 0 and (given or spans) and not few:
         return [0] * first + [int(count) for count in counts]
-    why = "of values, not counts: log a list" if few else _why(low, high, bins if holds else 0)
-    raise NotChoices(f"histogram of {bins:,} bins {why}")
-
-
-def _why(low: float, high: float, whole: int) -> str:
-    """``whole``: bins from one whole number to the next, else 0."""
-    if [low, high] != [round(low), round(high)] or high - low <= 1:
-        return "of values, not counts: log a list"
-    if high == whole:
-        return "whose last one may hold two experts: give --num-experts, or log a list"
-    return f"from {low:g} to {high:g}, not one for each expert: log a list"
+    why = f"from {low:g} to {high:g}, not one for each expert"
+    if few or [low, high] != [round(low), round(high)]:
+        why = "of values, not counts"
+    elif high == bins:
+        why += " unless --num-experts is given"
+    raise NotChoices(f"histogram of {bins:,} bins {why}: log a list")
 
 
 def _check_numbers(edges: Any, counts: Any) -> None:

@@ -233,7 +233,7 @@ def test_a_last_bin_that_could_hold_two_experts_needs_the_number_of_experts(
     assert source.recognises(source.path)
     reader = opened(source, **asked)
     found = counts_of(drained(reader))
-    why = "16 bins whose last one may hold two experts: give --num-experts, or log a list"
+    why = "16 bins from 0 to 16, not one for each expert unless --num-experts is given: log a list"
     assert (found, why in reader.missing) in (({}, True), (TRUTH, False))
 
 
