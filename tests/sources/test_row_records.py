@@ -94,6 +94,25 @@ def test_the_k_of_the_screen_is_used_where_the_source_has_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "tokens"),
+    [
+        ([[4, 4, 0, 0], [2, 2, 2, 2]], 4),
+        ([[5, 3, 0, 0]], None),  # a token chose an expert twice
+        ([[4, 4, 0, 0], [2, 2, 2, 0]], None),  # not all choices were counted
+        ([[3, 2, 2, 2]], None),
+    ],
+)
+def test_tokens_follow_from_counts_of_k_experts_per_token(
+    rows: list[list[int]], tokens: int | None
+) -> None:
+    cells = {
+        f"tokens_per_expert/{n}/{e}": x for n, row in enumerate(rows) for e, x in enumerate(row)
+    }
+    for asked in ("top_k", "confirmed_top_k"):
+        assert records(Logger([(1, cells)]), **{asked: 2})[-1].get("tokens") == tokens
+
+
+@pytest.mark.parametrize(
     ("logged", "layers", "max_load"),
     [
         ({"moe/max_vio/layer_0": 0.5, "moe/max_vio/layer_1": 2.0}, ["L0", "L1"], [1.5, 3.0]),
