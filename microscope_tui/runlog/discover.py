@@ -18,7 +18,7 @@ from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
 from microscope_tui.runlog.decode import decode_line
 from microscope_tui.runlog.index import Glance, glance
 from microscope_tui.runlog.reader import Entry, RunReader
-from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
+from microscope_tui.runlog.records import LOG_NAME, BadLine, RunRecord, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.tail import (
     LineSplitter,
@@ -51,6 +51,8 @@ class RunFile(msgspec.Struct, frozen=True):
     modified: float
     size: int = 0
     inode: tuple[int, int] = (0, 0)
+    part: tuple[str, str] = ("", "")
+    """Names of its run and of the part of it that the log is, if it is not the whole run."""
     foreign: ClassVar[bool] = False
     """Whether another tool wrote it: it is not a run log; see ``microscope_tui.sources``."""
 
@@ -137,27 +139,31 @@ def why_not_a_run(path: Path) -> str | None:
     A log of an unknown format version counts as a run: opening it reports the version.
     """
     try:
-        return _why_not_a_run(path)
+        return _probed(path)[0]
     except OSError as error:
         return str(error.strerror or error)
 
 
-def _why_not_a_run(path: Path) -> str | None:
-    head = _head(path)
+def _probed(path: Path) -> tuple[str | None, tuple[str, str]]:
+    """Why it is not a run, and ``RunFile.part``."""
+    head, whole = _head(path), ("", "")
     if not head:
-        return "it is empty"
+        return "it is empty", whole
     splitter = LineSplitter()
     lines = [line for _, line in splitter.feed(head)]
     reason = "no record in its first lines"
     for line in lines[:_PROBE_LINES] or [line for _, line in splitter.feed(b"\n")]:
         try:
-            if decode_line(line) is not None:
-                return None
+            record = decode_line(line)
+            if isinstance(record, RunRecord):
+                return None, (record.run, record.part)
+            if record is not None:
+                return None, whole
         except BadLine as error:
             reason = str(error)
         except UnknownFormat:
-            return None
-    return reason
+            return None, whole
+    return reason, whole
 
 
 def _single_run(path: Path) -> RunFile:
@@ -165,7 +171,7 @@ def _single_run(path: Path) -> RunFile:
         raise NoRuns(f"{path}: is not a regular file; pipe its content in and name `-` instead")
     if reason := why_not_a_run(path):
         raise NoRuns(f"{path}: is not a run log ({reason}); point at a folder of runs or a .jsonl")
-    return _run_file(path, path.parent, path.stat())
+    return _run_file(path, path.parent, path.stat(), _probed(path)[1])
 
 
 def _look(
@@ -179,13 +185,13 @@ def _look(
     if known is not None and state == before:
         return known
     grew = run is not None and state[:2] == run.inode and state.size >= run.size
-    is_one = grew or _why_not_a_run(path) is None
-    return state, _run_file(path, root, status) if is_one else None
+    why, part = (None, run.part) if run is not None and grew else _probed(path)
+    return state, _run_file(path, root, status, part) if why is None else None
 
 
-def _run_file(path: Path, root: Path, status: os.stat_result) -> RunFile:
+def _run_file(path: Path, root: Path, status: os.stat_result, part: tuple[str, str]) -> RunFile:
     inode = (status.st_dev, status.st_ino)
-    return RunFile(_run_name(path, root), path, status.st_mtime, status.st_size, inode)
+    return RunFile(_run_name(path, root), path, status.st_mtime, status.st_size, inode, part)
 
 
 def _head(path: Path) -> bytes:

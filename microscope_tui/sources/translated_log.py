@@ -43,5 +43,7 @@ class TranslatedLog(SpooledLog):
                 self.spool.clear()
             self.spool.keep(lines)
         self.report(reader)
-        self.defects, self.missing = reader.defects, reader.missing
+        self.defects = reader.defects
+        self.missing = reader.missing
+        self.parts = reader.parts
         return Chunk(lines, batch.restarted)

@@ -1,0 +1,253 @@
+"""One run of several logs: each actor of a training without a common group writes a part.
+
+A step is summed once every part has it; one that a part skipped is left out. The sum waits up to
+``LAG_S`` for a part, then continues without it until it has caught up. Of the events only the end
+is taken over, once every part has ended: alerts and evaluations belong to a part.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from microscope_tui import runlog
+from microscope_tui.runlog import EventRecord, RunFile, RunRecord, StepEntry, drop_from, safe_text
+from microscope_tui.sources.dumps import Late
+from microscope_tui.sources.part_sums import summed
+from microscope_tui.sources.reader import DEFAULT, Batch, Record, RecordReader
+from microscope_tui.sources.translated_log import TranslatedLog
+
+LAG_S = 60.0
+MOST_WAITING = 1 << 20
+"""Bytes of a part that wait for the others; then it is not read on."""
+_LOOK_S = 2.0
+
+
+class MergedRun(RunFile, frozen=True, kw_only=True):
+    foreign: ClassVar[bool] = True
+    parts: Sequence[RunFile]
+    grows: bool
+    """Whether more parts may appear below ``path``."""
+
+    def open(self) -> runlog.Source:
+        return TranslatedLog(PartsReader(self))
+
+    def glance(self) -> runlog.Glance:
+        return runlog.Glance(identity=self.identity())
+
+    def identity(self) -> runlog.Stamp:
+        return runlog.Stamp(0, 0, self.size, round(self.modified * 1e9), str(self.path))
+
+
+def merge(path: Path, parts: Sequence[RunFile], *, grows: bool = True) -> MergedRun:
+    """``parts`` as one run at ``path``."""
+    name, size = parts[0].part[0] or path.name, sum(part.size for part in parts)
+    newest = max(part.modified for part in parts)
+    return MergedRun(safe_text(name), path, newest, size, parts=parts, grows=grows)
+
+
+def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
+    """The logs, with the parts of a run as that run; not if ``root`` is a part itself."""
+    alone: list[RunFile] = []
+    groups: dict[Path, list[RunFile]] = {}
+    for log in logs:
+        depth = 1 if log.path.name.startswith(runlog.LOG_NAME) else 0
+        group = alone
+        if log.part[1] and len(log.path.relative_to(root).parts) > depth:
+            group = groups.setdefault(log.path.parents[depth], [])
+            group = group if all(log.part[0] == other.part[0] for other in group) else alone
+        group.append(log)
+    return [*alone, *(merge(folder, group) for folder, group in groups.items())]
+
+
+class Part:
+    def __init__(self, file: RunFile) -> None:
+        self.name = file.part[1] or safe_text(file.path)
+        self.source = file.open()
+        self.course = runlog.Course()
+        self.reader = runlog.RunReader(self.name)
+        self.layout: object = None
+        self.end: EventRecord | None = None
+        self.waiting: list[tuple[int, StepEntry]] = []
+        """Steps that are not summed yet."""
+        self.joined = False
+        """Whether its last step was summed: it should have the next one."""
+        self.behind = False
+        self.lacks = 0
+        self.why = ""
+        """Why it is not summed."""
+
+    @property
+    def next(self) -> int:
+        """The lowest step that waits."""
+        return self.waiting[0][0]
+
+    @property
+    def has_room(self) -> bool:
+        return sum(entry.length for _, entry in self.waiting) < MOST_WAITING
+
+    def read(self, max_bytes: int) -> bool:
+        """False if nothing is new; ``Late`` if the log was replaced."""
+        chunk = self.source.read(max_bytes)
+        if chunk.restarted:
+            raise Late
+        try:
+            for entry in self.reader.feed(chunk.data):
+                self._take(entry)
+        except runlog.UnknownFormat as error:
+            self.why = str(error)
+        return bool(chunk.data)
+
+    def _take(self, entry: runlog.Entry) -> None:
+        drop_from(self.waiting, self.course.take(entry))
+        if isinstance(entry, EventRecord):
+            self.end = entry if entry.event == "end" else self.end
+            return
+        self.end = None
+        if isinstance(entry, RunRecord):
+            before, self.layout = self.layout, (entry.routers, entry.counts, entry.profile)
+            self.why = "" if before in (None, self.layout) else "another model begins in its log"
+        elif not self.course.repeats:
+            self.waiting.append((entry.record.step, entry))
+
+    def remark(self, front: int) -> str:
+        """What the sum lacks of it."""
+        last = f"{self.course.last_step:,}"
+        if self.why:
+            return f"{self.name} is not summed: {self.why}"
+        if self.behind:
+            return f"{self.name} is behind at step {last}: the sum continues without it"
+        if self.lacks:
+            return f"{self.name} lacks {self.lacks:,} steps of the others: they are left out"
+        return f"{self.name} is at step {last}" if self.course.last_step < front else ""
+
+
+class PartsReader(RecordReader):
+    def __init__(self, run: MergedRun) -> None:
+        super().__init__(run.path, run.name, DEFAULT)
+        self._files = {file.path: file for file in run.parts}
+        self._wanted = run.parts[0].part[0] if run.grows else None
+        self._known = runlog.KnownLogs()
+        self._start()
+
+    def _start(self) -> None:
+        self._parts: list[Part] = []
+        for path in sorted(self._files):
+            part = Part(self._files[path])
+            if any(part.name == other.name for other in self._parts):
+                part.why = f"{safe_text(path)} is that part again"
+            self._parts.append(part)
+        self._layout: object = None
+        self._summed = -1  # the last step
+        self._begun = self._ended = False
+        self._blocked: float | None = None  # since when the sum waits
+        self._next_look = time.monotonic() + _LOOK_S
+
+    @property
+    def _fitting(self) -> list[Part]:
+        return [part for part in self._parts if not part.why]
+
+    def read(self, max_bytes: int = 1 << 20) -> Batch:
+        piece = max(1 << 16, max_bytes // len(self._parts))
+        try:
+            self._look()
+            moved = [part.read(piece) for part in self._fitting if part.has_room]
+        except Late:
+            self._start()
+            self.exhausted = False
+            return Batch((), True)
+        records = list(self._sums())
+        self.report(*(part.source for part in self._parts))
+        self.exhausted = not records and not any(moved)
+        front = max((part.course.last_step for part in self._fitting), default=0)
+        there = sum(part.course.last_step == front for part in self._fitting)
+        number = len(self._parts)
+        self.parts = f"{there} of {number} parts at step {front:,}" if there < number else ""
+        remarks = [part.remark(front) for part in self._parts]
+        self.missing = "; ".join(filter(None, [self.parts, *remarks]))
+        return Batch(records)
+
+    def _look(self) -> None:
+        """``Late`` if there is a new part: it may have steps that were summed without it."""
+        if self._wanted is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_S
+        before = len(self._files)
+        for file in runlog.find_runs(self.path, self._known):
+            if file.part[1] and file.part[0] == self._wanted:
+                self._files.setdefault(file.path, file)
+        if len(self._files) > before:
+            raise Late
+
+    def _sums(self) -> Iterator[Record]:
+        while active := self._active():
+            slow = [part for part in active if not part.waiting]
+            again = [part for part in active if part not in slow and part.next <= self._summed]
+            lost = slow or again
+            if again and not slow:
+                slow = [part for part in active if part not in again]  # they may follow
+            if not slow:
+                yield from self._next(active)
+            elif self._waited(slow):
+                for part in lost:
+                    part.behind = True
+                    part.joined = False
+            else:
+                return
+        reasons = [part.end.reason for part in self._fitting if part.end]
+        if reasons and not self._ended and len(reasons) == len(self._fitting):
+            self._ended = True
+            reason = min(reasons, key="finished".__eq__)
+            yield {"kind": "event", "step": self._summed, "event": "end", "reason": reason}
+
+    def _active(self) -> list[Part]:
+        """The parts that the next step needs."""
+        for part in self._fitting:
+            if part.behind:
+                drop = [one for one in part.waiting if one[0] <= self._summed]
+                part.waiting = part.waiting[len(drop) :]
+                part.behind = not part.waiting
+        present = [part for part in self._fitting if not part.behind]
+        return [part for part in present if part.waiting or not part.end]
+
+    def _waited(self, slow: Sequence[Part]) -> bool:
+        """Whether nothing more is expected from these parts."""
+        if any(part.has_room and not part.source.exhausted for part in slow):
+            return False
+        self._blocked = self._blocked or time.monotonic()
+        waited = time.monotonic() - self._blocked
+        sources = [part.source for part in self._parts]
+        if all(source.changed_at is None for source in sources):  # else only our clock counts
+            waited = max(waited, time.time() - max(source.modified or 0.0 for source in sources))
+        return waited >= LAG_S
+
+    def _next(self, active: Sequence[Part]) -> Iterator[Record]:
+        """The sum of the lowest step that waits; nothing if a part lacks it, or does not fit."""
+        self._layout = self._layout or Counter(part.layout for part in active).most_common(1)[0][0]
+        misfits = [part for part in active if part.layout != self._layout]
+        for part in misfits:
+            part.why = "its routers, top-k, counts or profile are others"
+        if misfits:
+            return
+        step = min(part.next for part in active)
+        resumed = step if step <= self._summed else None
+        lacking = [part for part in active if part.joined and part.next > step]
+        holders = [part for part in active if part.next == step]
+        entries = [part.waiting.pop(0)[1] for part in holders]
+        for part in holders:
+            part.joined = True
+        for part in lacking:
+            part.lacks += 1
+        self._summed = step
+        self._blocked = None
+        if resumed or not self._begun:
+            self._begun = True
+            own = {"run": self._name, "part": None, "resumed_at_step": resumed}
+            yield runlog.object_of(holders[0].reader.header) | own
+        if not lacking:
+            self._ended = False
+            behind = ", ".join(part.name for part in self._fitting if part.behind)
+            yield summed(step, entries) | (
+                {"incomplete": f"without {behind:.200}"} if behind else {}
+            )
