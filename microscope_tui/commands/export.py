@@ -134,7 +134,7 @@ def import_runs(
     found = [run for source in sources for run in runs_at(reading.search(source))]
     runs = [run for run in found if run.foreign]
     if merge:
-        runs = [merge_parts(src, found, grows=False)]
+        runs = [merge_parts(src, found)]
     if not runs:
         fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
     folders = _folders(runs, into)

@@ -16,11 +16,9 @@ from microscope_tui.sources.reader import Record
 from microscope_tui.sources.records import step_record
 
 _SUMMED = ("tokens", "tokens_per_s", "router.tokens", "router.unrouted")
-_LEAST = ("router.still_tensors", "router.unchanged_tensors")
-_LARGEST = (
-    *("learning_rate", "grad_norm", "step_time_s", "memory_bytes", "router.grad_norm"),
-    *("router.max_logit", "router.looked_tensors", "router.layer_changed"),
-)
+_LARGEST = ("learning_rate", "grad_norm", "step_time_s", "memory_bytes", "router.grad_norm")
+_LARGEST += ("router.max_logit", "router.layer_changed")
+_LEAST = ("router.looked_tensors", "router.still_tensors", "router.unchanged_tensors")
 _OWN = {"kind", "router", "losses", *(f"router.{name}" for name in measures.DERIVED)}
 _MOST_TOKENS = 2.0**53
 _Row = Sequence[float | None]
@@ -64,8 +62,7 @@ def summed(step: int, entries: Sequence[StepEntry]) -> Record:
 def _tokens(entry: StepEntry) -> _Row:
     """Of every router."""
     own = entry.record.router.tokens or [None] * entry.routers
-    known = (n if n is not None and 0 <= n < _MOST_TOKENS else entry.record.tokens for n in own)
-    return list(known)
+    return [entry.record.tokens if number is None else number for number in own]
 
 
 def _row(value: Any, size: int) -> _Row:

@@ -27,8 +27,6 @@ _LOOK_S = 2.0
 class MergedRun(RunFile, frozen=True, kw_only=True):
     foreign: ClassVar[bool] = True
     parts: Sequence[RunFile]
-    grows: bool
-    """Whether more parts may appear below ``path``."""
 
     def open(self) -> runlog.Source:
         return TranslatedLog(PartsReader(self))
@@ -40,11 +38,10 @@ class MergedRun(RunFile, frozen=True, kw_only=True):
         return runlog.Stamp(0, 0, self.size, round(self.modified * 1e9), str(self.path))
 
 
-def merge(path: Path, parts: Sequence[RunFile], *, grows: bool = True) -> MergedRun:
+def merge(path: Path, parts: Sequence[RunFile]) -> MergedRun:
     """``parts`` as one run at ``path``."""
-    name, size = parts[0].part[0] or path.name, sum(part.size for part in parts)
-    newest = max(part.modified for part in parts)
-    return MergedRun(safe_text(name), path, newest, size, parts=parts, grows=grows)
+    newest, size = max(part.modified for part in parts), sum(part.size for part in parts)
+    return MergedRun(safe_text(parts[0].part[0] or path.name), path, newest, size, parts=parts)
 
 
 def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
@@ -107,7 +104,10 @@ class Part:
         self.end = None
         if isinstance(entry, RunRecord):
             before, self.layout = self.layout, (entry.routers, entry.counts, entry.profile)
-            self.why = "" if before in (None, self.layout) else "another model begins in its log"
+            if before not in (None, self.layout):
+                self.why = "another model begins in its log"
+            if entry.inferred:
+                self.why = "it has no run record"
         elif not self.course.repeats:
             self.waiting.append((entry.record.step, entry))
 
@@ -127,7 +127,7 @@ class PartsReader(RecordReader):
     def __init__(self, run: MergedRun) -> None:
         super().__init__(run.path, run.name, DEFAULT)
         self._files = {file.path: file for file in run.parts}
-        self._wanted = run.parts[0].part[0] if run.grows else None
+        self._run = run.parts[0].part[0]
         self._known = runlog.KnownLogs()
         self._start()
 
@@ -170,12 +170,12 @@ class PartsReader(RecordReader):
 
     def _look(self) -> None:
         """``Late`` if there is a new part: it may have steps that were summed without it."""
-        if self._wanted is None or time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
         before = len(self._files)
         for file in runlog.find_runs(self.path, self._known):
-            if file.part[1] and file.part[0] == self._wanted:
+            if file.part[1] and file.part[0] == self._run:
                 self._files.setdefault(file.path, file)
         if len(self._files) > before:
             raise Late
@@ -183,9 +183,9 @@ class PartsReader(RecordReader):
     def _sums(self) -> Iterator[Record]:
         while active := self._active():
             slow = [part for part in active if not part.waiting]
-            again = [part for part in active if part not in slow and part.next <= self._summed]
+            again = [part for part in active if not slow and part.next <= self._summed]
             lost = slow or again
-            if again and not slow:
+            if again:
                 slow = [part for part in active if part not in again]  # they may follow
             if not slow:
                 yield from self._next(active)
@@ -195,6 +195,7 @@ class PartsReader(RecordReader):
                     part.joined = False
             else:
                 return
+        self._blocked = None
         reasons = [part.end.reason for part in self._fitting if part.end]
         if reasons and not self._ended and len(reasons) == len(self._fitting):
             self._ended = True
@@ -202,13 +203,15 @@ class PartsReader(RecordReader):
             yield {"kind": "event", "step": self._summed, "event": "end", "reason": reason}
 
     def _active(self) -> list[Part]:
-        """The parts that the next step needs."""
+        """The parts that the next step needs; none if no step waits."""
         for part in self._fitting:
             if part.behind:
                 drop = [one for one in part.waiting if one[0] <= self._summed]
                 part.waiting = part.waiting[len(drop) :]
                 part.behind = not part.waiting
         present = [part for part in self._fitting if not part.behind]
+        if not any(part.waiting for part in present):
+            return []
         return [part for part in present if part.waiting or not part.end]
 
     def _waited(self, slow: Sequence[Part]) -> bool:
@@ -244,7 +247,7 @@ class PartsReader(RecordReader):
         if resumed or not self._begun:
             self._begun = True
             own = {"run": self._name, "part": None, "resumed_at_step": resumed}
-            yield runlog.object_of(holders[0].reader.header) | own
+            yield runlog.object_of(holders[0].reader.header.strip(b" \t\r\n\0")) | own
         if not lacking:
             self._ended = False
             behind = ", ".join(part.name for part in self._fitting if part.behind)

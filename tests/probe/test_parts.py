@@ -63,7 +63,7 @@ def test_four_parts_are_one_log_of_the_same_tokens(
 
 def test_a_part_names_its_run_and_itself(tmp_path: Path) -> None:
     attach(Model(), tmp_path / "rl", part="a-1", routers={"layers.1.gate": ADAPTER}).detach()
-    with pytest.raises(ValueError, match="part is '../x': use up to 40"):
+    with pytest.raises(ValueError, match="use up to 40 letters"):
         attach(Model(), tmp_path, part="../x")
 
 
