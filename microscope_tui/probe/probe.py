@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import UNSET
 from torch import Tensor, nn
 
 from microscope_tui.probe.forward_hooks import ForwardHooks
@@ -292,7 +293,7 @@ class Probe:
         return RunRecorder(
             self._folder,
             run=(self._folder.parent if self._part else self._folder).name,
-            part=self._part,
+            part=self._part or UNSET,
             planned_steps=self._planned_steps,
             resumed_at_step=self._step if self._resumed else None,
             profile="eval" if self._mode == "eval" else profile(self._model),

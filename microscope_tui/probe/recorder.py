@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import BadState
@@ -56,7 +56,7 @@ class RunRecorder:
         *,
         model: Mapping[str, Any],
         run: str | None = None,
-        part: str | None = None,
+        part: str | UnsetType = UNSET,
         planned_steps: int | None = None,
         balance: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
@@ -75,7 +75,6 @@ class RunRecorder:
         Args:
             model: with ``layers``, ``num_experts`` and ``top_k`` (an integer, or a list with one
                 entry per router); like ``balance`` and ``training`` an object of the run record.
-            part: name of this part, if other processes log parts of the same run.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             judge: run the diagnosis while the run trains, see ``alerts``.
@@ -106,7 +105,7 @@ class RunRecorder:
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
             balance=balance or {}, versions=versions or {}, world_size=world_size,
             source={"writer": writer, "counts": "exact"}, expert_parallel_size=1,
-            training=training or UNSET, part=part or UNSET,
+            training=training or UNSET, part=part,
         ).to_json())  # fmt: skip
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped

@@ -64,6 +64,7 @@ class Part:
         self.source = file.open()
         self.course = runlog.Course()
         self.reader = runlog.RunReader(self.name)
+        self.header: Record = {}
         self.layout: object = None
         self.end: EventRecord | None = None
         self.waiting: list[tuple[int, StepEntry]] = []
@@ -106,8 +107,13 @@ class Part:
             before, self.layout = self.layout, (entry.routers, entry.counts, entry.profile)
             if before not in (None, self.layout):
                 self.why = "another model begins in its log"
-            if entry.inferred:
-                self.why = "it has no run record"
+            if entry.counts == "shares":
+                self.why = "shares have no sum"
+            try:
+                self.header = runlog.object_of(self.reader.header.strip(b" \t\r\n\0"))
+                runlog.encode_record(self.header)
+            except (ValueError, RecursionError):
+                self.why = "it has no run record that can be copied"
         elif not self.course.repeats:
             self.waiting.append((entry.record.step, entry))
 
@@ -182,19 +188,23 @@ class PartsReader(RecordReader):
 
     def _sums(self) -> Iterator[Record]:
         while active := self._active():
-            slow = [part for part in active if not part.waiting]
-            again = [part for part in active if not slow and part.next <= self._summed]
-            lost = slow or again
-            if again:
-                slow = [part for part in active if part not in again]  # they may follow
+            lost = [part for part in active if not part.waiting]
+            slow = lost
+            if not lost:
+                lost = [part for part in active if part.next <= self._summed]
+                slow = [part for part in active if lost and part not in lost]  # they may follow
             if not slow:
                 yield from self._next(active)
-            elif self._waited(slow):
-                for part in lost:
-                    part.behind = True
-                    part.joined = False
-            else:
+                continue
+            if not self._waited(slow):
                 return
+            for part in lost:
+                part.behind = True
+                part.joined = False
+        yield from self._end()
+
+    def _end(self) -> Iterator[Record]:
+        """The end of the run, once all parts have ended."""
         self._blocked = None
         reasons = [part.end.reason for part in self._fitting if part.end]
         if reasons and not self._ended and len(reasons) == len(self._fitting):
@@ -225,30 +235,36 @@ class PartsReader(RecordReader):
             waited = max(waited, time.time() - max(source.modified or 0.0 for source in sources))
         return waited >= LAG_S
 
-    def _next(self, active: Sequence[Part]) -> Iterator[Record]:
-        """The sum of the lowest step that waits; nothing if a part lacks it, or does not fit."""
+    def _refuse_misfits(self, active: Sequence[Part]) -> bool:
+        """True if there are any."""
         self._layout = self._layout or Counter(part.layout for part in active).most_common(1)[0][0]
         misfits = [part for part in active if part.layout != self._layout]
         for part in misfits:
             part.why = "its routers, top-k, counts or profile are others"
-        if misfits:
+        return bool(misfits)
+
+    def _next(self, active: Sequence[Part]) -> Iterator[Record]:
+        """The sum of the lowest step that waits; nothing if a part lacks it, or does not fit."""
+        if self._refuse_misfits(active):
             return
         step = min(part.next for part in active)
         resumed = step if step <= self._summed else None
-        lacking = [part for part in active if part.joined and part.next > step]
-        holders = [part for part in active if part.next == step]
-        entries = [part.waiting.pop(0)[1] for part in holders]
-        for part in holders:
-            part.joined = True
-        for part in lacking:
-            part.lacks += 1
+        entries: list[StepEntry] = []
+        is_whole = True
+        for part in active:
+            if part.next == step:
+                entries.append(part.waiting.pop(0)[1])
+                part.joined = True
+            elif part.joined:
+                part.lacks += 1
+                is_whole = False
         self._summed = step
         self._blocked = None
-        if resumed or not self._begun:
+        if resumed is not None or not self._begun:
             self._begun = True
             own = {"run": self._name, "part": None, "resumed_at_step": resumed}
-            yield runlog.object_of(holders[0].reader.header.strip(b" \t\r\n\0")) | own
-        if not lacking:
+            yield active[0].header | own
+        if is_whole:
             self._ended = False
             behind = ", ".join(part.name for part in self._fitting if part.behind)
             yield summed(step, entries) | (
