@@ -55,7 +55,7 @@ def _numbers(entries: Sequence[StepEntry]) -> dict[str, dict[str, Any]]:
         if name in _OWN:
             continue
         group, _, inner = name.partition(".")
-        if group not in found or not inner:
+        if group not in ("router", "losses") or not inner:
             group, inner = "", name
         weights = of_routers if group == "router" else of_step
         rows = [_row(line.get(name), len(weights[0])) for line in lines]
